@@ -38,7 +38,7 @@ def make(arguments: argparse.Namespace) -> None:
     import numpy as np
     import webdataset
 
-    ids, began = imagenet.ids(), time.perf_counter()
+    ids, began = imagenet.wordnet_ids(), time.perf_counter()
     each, more = divmod(arguments.pictures, len(ids))
     counts = {name: each + (index < more) for index, name in enumerate(ids)}
     root = arguments.folder / "folders" / "imagenet"
@@ -63,14 +63,14 @@ def inside(arguments: argparse.Namespace) -> None:
     from domainbed.lib import job_batches, preparation, step_meters, training
     from domainbed.scripts import train
 
-    from domainbed_carft.data import shards
+    from domainbed_carft.data import shard_reading
     from domainbed_carft.plugin import data_sets as data
 
     clock.seconds["importing"] = time.perf_counter() - clock.began
     clock.watch(data.ImageNet, "read", "listing and check")
-    clock.watch(shards, "_made", "of it, making the index")
+    clock.watch(shard_reading, "read_samples", "of it, making the index")
     clock.watch(preparation, "split_environments", "splits")
-    clock.watch(job_batches.JobBatches, "of_step", "waiting for the pictures of steps")
+    clock.watch(job_batches.JobBatches, "step_batches", "waiting for the pictures of steps")
     clock.watch(step_meters, "step", "steps")
     clock.watch(training.Run, "_evaluate", "evaluating what is held out")
     hparams = {

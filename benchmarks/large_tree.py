@@ -134,12 +134,12 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
     from domainbed_carft.data import verify
 
     clock.seconds["importing"], clock.calls["importing"] = time.perf_counter() - clock.began, 1
-    clock.watch(image_folders, "read", "listing by torchvision's ImageFolder")
-    clock.watch(verify, "examine", "our check of the data")
+    clock.watch(image_folders, "read_environment", "listing by torchvision's ImageFolder")
+    clock.watch(verify, "verify_folder", "our check of the data")
     clock.watch(preparation, "split_environments", "splits")
     clock.watch(backbone, "text_features", "text features of all prompts")
     clock.watch(training.Run, "__init__", "loaders and algorithm, text features included")
-    clock.watch(job_batches.JobBatches, "of_step", "waiting for the pictures of steps")
+    clock.watch(job_batches.JobBatches, "step_batches", "waiting for the pictures of steps")
     clock.watch(step_meters, "step", "steps")
     clock.watch(training.Run, "_evaluate", "evaluations")
     if only_start:
@@ -173,8 +173,8 @@ def inside_lists(arguments: argparse.Namespace) -> None:
     print(f"| {own():,} MiB in the first process before the pass (resident)")
     began = time.perf_counter()
     count = 0
-    requests = fast_data_loader.evaluation([len(part) for part in parts], 64, ())
-    for _, labels in fast_data_loader.batches(parts, requests, arguments.workers, Pictures()):
+    requests = fast_data_loader.evaluation_requests([len(part) for part in parts], 64, ())
+    for _, labels in fast_data_loader.load_batches(parts, requests, arguments.workers, Pictures()):
         count += len(labels)
     print(f"| {count:,} pictures' places in {time.perf_counter() - began:.1f} s")
     print(f"| {own():,} MiB in the first process at most (resident)")

@@ -33,7 +33,7 @@ OUT, IN = "out_of_domain", "in_domain"
 def selected(folder: Path) -> pd.DataFrame:
     """The chosen checkpoint of each run below ``folder``, with its ``method``."""
     runs, faults = records.read([folder])
-    for line in records.told(faults):
+    for line in records.describe_warnings(faults):
         print(line)
     by_variant: dict[str, list[records.Run]] = {}
     for run in runs:

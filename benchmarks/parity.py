@@ -141,7 +141,7 @@ def lay_out(root: Path, chosen: list[str], pictures: int) -> list[str]:
     """Link EmojiStyles' pictures as root/PACS, of each class so many evenly spaced; its classes."""
     from domainbed_carft.data import emoji
 
-    source = emoji.unpacked()
+    source = emoji.style_folders()
     classes = chosen or sorted(path.name for path in (source / "noto").iterdir())
     for environment, name in itertools.product(FOLDERS, classes):
         target = root / "PACS" / environment / name

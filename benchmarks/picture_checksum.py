@@ -25,7 +25,7 @@ import torch
 from domainbed.datasets import MultipleEnvironmentImageFolder
 from domainbed.lib.picture_batches import Pictures, Source
 
-from domainbed_carft.pictures import rng, store
+from domainbed_carft.pictures import rng, store, store_folder
 
 BATCH = 32
 CASES = {"training": 0, "test": 1}  # the environment of each
@@ -36,7 +36,7 @@ def measure(source: Source) -> float:
     count = len(source.folder.samples) // BATCH * BATCH
     started = time.process_time()
     for first in range(0, count, BATCH):
-        with rng.kept():
+        with rng.preserved_states():
             source.batch([(0, place, (0, place)) for place in range(first, first + BATCH)])
     return (time.process_time() - started) / count
 
@@ -45,7 +45,7 @@ def filled_sources(root: Path, folder: Path) -> list[Source]:
     """For each environment how to read its pictures from a store below ``folder``, full of them."""
     folder.mkdir()
     tempfile.tempdir = str(folder)
-    kept, line = store.open_store("1G")
+    kept, line = store_folder.open_store("1G")
     assert kept, line
     environments = MultipleEnvironmentImageFolder(str(root), [1], True, {})
     how = Pictures("fast", "numba", kept)

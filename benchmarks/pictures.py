@@ -104,15 +104,15 @@ def ours(root: str, store_folder: str) -> None:
     import torch
     from domainbed.datasets import MultipleEnvironmentImageFolder
 
-    from domainbed_carft.pictures import loading, plan, rng, store
+    from domainbed_carft.pictures import loading, plan, rng, store_folder
 
     tempfile.tempdir = store_folder
-    kept, line = store.open_store(str(BOUND), root)
+    kept, line = store_folder.open_store(str(BOUND), root)
     assert kept, line
     environments = MultipleEnvironmentImageFolder(root, [1], True, {})
     steps = itertools.count()
 
-    plans = [plan.plan(environment.transform) for environment in environments]
+    plans = [plan.plan_of(environment.transform) for environment in environments]
     has_numba = plan.has_numba
     memory = torch.empty(TEST_BATCH, 3, 224, 224)
 
@@ -125,7 +125,7 @@ def ours(root: str, store_folder: str) -> None:
             generator = torch.Generator().manual_seed(next(steps))
             order = torch.randint(len(samples), (len(samples),), generator=generator).tolist()
         for start in range(0, len(order) - size + 1, size):
-            with rng.kept():
+            with rng.preserved_states():
                 items = []
                 for place in order[start : start + size]:
                     # Plans draw from this generator alone.
@@ -133,7 +133,7 @@ def ours(root: str, store_folder: str) -> None:
                     items.append(loading.load(steps_plan, samples[place][0], kept))
             pictures, drawn = (torch.stack(part) for part in zip(*items))
             if stages == 2:
-                plan.second(steps_plan, pictures, drawn, memory if number else None)
+                plan.second_stage(steps_plan, pictures, drawn, memory if number else None)
         return len(order) // size * size
 
     cases = {}
@@ -149,7 +149,7 @@ def ours(root: str, store_folder: str) -> None:
             loading.load(plans[number], path, kept)
     tempfile.tempdir = str(Path(store_folder) / "small")
     Path(tempfile.tempdir).mkdir()
-    small, line = store.open_store(str(SMALL_BOUND), root)
+    small, line = store_folder.open_store(str(SMALL_BOUND), root)
     assert small, line
     for path, _ in environments[0].samples:
         loading.load(plans[0], path, small)
@@ -173,7 +173,7 @@ def first_batch() -> None:
     assert plan.has_numba()
     imported = time.process_time()
     drawn = torch.zeros(1, 10)
-    plan.second(given, torch.zeros(1, 224, 224, 3, dtype=torch.uint8), drawn)
+    plan.second_stage(given, torch.zeros(1, 224, 224, 3, dtype=torch.uint8), drawn)
     print(json.dumps([imported - start, time.process_time() - imported]))
 
 

@@ -57,7 +57,7 @@ def timed_job(report: str, *arguments: str) -> None:
     if own:
         from domainbed.lib.job_batches import JobBatches
 
-        JobBatches.of_step = timed("pictures, training", JobBatches.of_step)  # type: ignore[method-assign]
+        JobBatches.step_batches = timed("pictures, training", JobBatches.step_batches)  # type: ignore[method-assign]
     else:
         iterate = fast_data_loader.InfiniteDataLoader.__iter__
 

@@ -29,8 +29,8 @@ from synthetic_tree import photographs
 
 from domainbed_carft import launchers, machine
 from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.fork_server import SWITCH
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.jobs.warm import SWITCH
 
 UPSTREAM, COLD, FIRST, WARM = KINDS = ("upstream", "cold", "first of a launch", "warm")
 GOAL = 1 / 3

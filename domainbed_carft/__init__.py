@@ -1,11 +1,53 @@
 """CAR-FT, context-aware robust fine-tuning of CLIP, for DomainBed.
 
-Importing this package loads neither torch nor CLIP nor domainbed, since it happens at the
-start of every interpreter of the environment that it is installed in (see `plugin`).
+Importing this package loads neither torch nor CLIP nor domainbed, since it happens at the start of
+every interpreter of the environment that it is installed in (see `plugin`). The names in LAZY_NAMES
+load what they need when they are first used.
 """
 
-from domainbed_carft.plugin import register
+from domainbed_carft.plugin import register, unregister
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from domainbed_carft.results.collect import collect
+    from domainbed_carft.runs.api import Run, evaluate, export, load_run, soup, wise_ft
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "register"]
+# The functions of the Python API, and the modules that they come from.
+LAZY_NAMES = {
+    "Run": "domainbed_carft.runs.api",
+    "collect": "domainbed_carft.results.collect",
+    "evaluate": "domainbed_carft.runs.api",
+    "export": "domainbed_carft.runs.api",
+    "load_run": "domainbed_carft.runs.api",
+    "soup": "domainbed_carft.runs.api",
+    "wise_ft": "domainbed_carft.runs.api",
+}
+
+__all__ = [
+    "Run",
+    "__version__",
+    "collect",
+    "evaluate",
+    "export",
+    "load_run",
+    "register",
+    "soup",
+    "unregister",
+    "wise_ft",
+]
+
+
+def __getattr__(name: str) -> object:
+    """An attribute of LAZY_NAMES, whose module is imported now; AttributeError for any other."""
+    if name not in LAZY_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    import importlib
+
+    return getattr(importlib.import_module(LAZY_NAMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LAZY_NAMES})

@@ -10,21 +10,29 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-# By this variable a launcher tells a job how many cores are its share.
+# The variable by which a launcher tells a job how many cores are its share.
 CORES = "DOMAINBED_CORES"
 
-# By this one, how many processes it is to have, each with a GPU of its own.
+# The variable for the number of its processes, each with a GPU of its own.
 PROCESSES = "DOMAINBED_PROCESSES"
+
+# How a line of /proc/self/cgroup begins that names a group of version 2, below the root.
+_CGROUP_V2 = "0::/"
+# Options of glibc's mallopt, from malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
 
 
 def cores(root: Path = Path("/")) -> int:
     """The cores this process may use: those it is bound to, or fewer if a cgroup has a quota."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    counts = [len(affinity(0)) if affinity else os.cpu_count() or 1]
+    get_affinity = getattr(os, "sched_getaffinity", None)
+    counts = [len(get_affinity(0)) if get_affinity else os.cpu_count() or 1]
+
     for limit in _cgroup_limits("cpu.max", root):
         quota, period = limit.split()
         if quota != "max":
             counts.append(math.ceil(int(quota) / int(period)))
+
     return max(1, min(counts))
 
 
@@ -36,16 +44,19 @@ def memory(root: Path = Path("/")) -> int:
 
 
 def _cgroup_limits(name: str, root: Path) -> list[str]:
-    """What the file ``name`` says in the process's own group of version 2, and those around it."""
-    found = []
+    """The file ``name`` of the process's own cgroup (version 2), and of those around it."""
+    limits = []
     with contextlib.suppress(OSError):
-        listed = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-        for inside in (Path(line[len("0::/") :]) for line in listed if line.startswith("0::/")):
-            for group in (inside, *inside.parents):
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            if not line.startswith(_CGROUP_V2):
+                continue
+
+            own_group = Path(line.removeprefix(_CGROUP_V2))
+            for group in (own_group, *own_group.parents):
                 with contextlib.suppress(OSError):
-                    limit = root / "sys/fs/cgroup" / group / name
-                    found.append(limit.read_text(encoding="utf-8").strip())
-    return found
+                    path = root / "sys/fs/cgroup" / group / name
+                    limits.append(path.read_text(encoding="utf-8").strip())
+    return limits
 
 
 def share(cores: int, on_gpu: bool) -> tuple[int, int]:
@@ -60,23 +71,31 @@ def share(cores: int, on_gpu: bool) -> tuple[int, int]:
 
 
 def variables(
-    cores: int, on_gpu: bool, kept: Mapping[str, str], processes: int = 1
+    cores: int, on_gpu: bool, user_variables: Mapping[str, str], processes: int = 1
 ) -> dict[str, str]:
-    """What a launcher sets for a job on so many cores; what is ``kept`` stays as it is there."""
-    if processes < 2 and (told := kept.get(PROCESSES, "")).isdecimal():
-        processes = max(1, int(told))  # the user's, where there are no GPUs to give
-    threads = str(share(max(1, cores // processes), on_gpu)[0])
-    found = {CORES: str(cores)}
+    """The environment variables that a launcher sets for a job on so many cores.
+
+    ``user_variables``: those that are set already; what they say of threads is left to them.
+    """
+    user_processes = user_variables.get(PROCESSES, "")
+    if processes < 2 and user_processes.isdecimal():
+        processes = max(1, int(user_processes))  # where there are no GPUs to give
+
+    new_variables = {CORES: str(cores)}
     if processes > 1:
-        found[PROCESSES] = str(processes)
-    if "OMP_NUM_THREADS" not in kept:
+        new_variables[PROCESSES] = str(processes)
+
+    if "OMP_NUM_THREADS" not in user_variables:
         # OpenMP's is read by OpenBLAS and MKL too, but MKL's own wins, if it is set.
-        found |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        threads, _ = share(max(1, cores // processes), on_gpu)
+        new_variables["OMP_NUM_THREADS"] = str(threads)
+        new_variables["MKL_NUM_THREADS"] = str(threads)
+
     # By default OpenMP's threads spin while they wait for each other. As soon as anything else runs
     # they so keep a core from the one that they wait for: a job took four times as long.
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & kept.keys():
-        found["OMP_WAIT_POLICY"] = "PASSIVE"
-    return found
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & user_variables.keys():
+        new_variables["OMP_WAIT_POLICY"] = "PASSIVE"
+    return new_variables
 
 
 def keep_freed_memory() -> None:
@@ -86,22 +105,26 @@ def keep_freed_memory() -> None:
     again: a step on the processor, whose activations are such pieces, takes longer for it. The most
     that the process has in use at a time does not change.
     """
-    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no piece comes from the kernel on its own
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing goes back
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_MAX, 0)  # no piece comes from the kernel on its own
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # nothing goes back
 
 
 def gpus() -> list[str]:
     """The GPUs as CUDA_VISIBLE_DEVICES names them: those it lists, else those of nvidia-smi."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed is not None:
-        names = [name.strip() for name in listed.split(",")]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
         return [name for name in names if name and name != "-1"]
+
     try:
-        told = subprocess.run(
+        listing = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return []
+
     # Slices of a card, indented below it, are left to CUDA_VISIBLE_DEVICES.
-    return [str(index) for index in range(f"\n{told}".count("\nGPU "))]
+    n_gpus = sum(line.startswith("GPU ") for line in listing.split("\n"))
+    return [str(index) for index in range(n_gpus)]

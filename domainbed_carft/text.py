@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -44,80 +45,91 @@ _SYNONYMS = {
 }
 _STEPS_ADVICE = "set the number of steps: --steps of train, the key steps of a sweep"
 
+# What a cell of a table has where there is nothing to say.
+_NO_ENTRY = ("", "-", "?")
+
 # Below this ratio of difflib two names have hardly more in common than a few letters.
 _NEAR = 0.6
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     r"""``text`` from a file or a folder, safe to print: a newline becomes ``\n``, and so on."""
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
-def counted(count: int, one: str, many: str = "") -> str:
-    """The number and what it counts: 1 job, 3,840 jobs; ``many`` is ``one`` with an s, if ""."""
-    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+def quantity(count: int, singular: str, plural: str = "") -> str:
+    """The number and what it counts: 1 job, 3,840 jobs; the ``plural`` adds an s if it is ""."""
+    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
 
 
-def limited(lines: Sequence[str], most: int = 20) -> list[str]:
+def limited(lines: Sequence[str], limit: int = 20) -> list[str]:
     """The first lines, and how many more there are."""
-    more = len(lines) - most
-    return [*lines[:most], *([f"  ... and {more:,} more"] if more > 0 else [])]
+    excess = len(lines) - limit
+    if excess <= 0:
+        return list(lines)
+    return [*lines[:limit], f"  ... and {excess:,} more"]
 
 
-def shortened(value: object, most: int = 10) -> str:
+def shortened(value: object, limit: int = 10) -> str:
     """The value as Python writes it; of a longer list the first entries, and how many follow."""
-    if not isinstance(value, (list, tuple)) or len(value) <= most:
+    if not isinstance(value, (list, tuple)) or len(value) <= limit:
         return repr(value)
-    return f"[{', '.join(map(repr, value[:most]))} and {len(value) - most:,} more]"
+    return f"[{', '.join(map(repr, value[:limit]))} and {len(value) - limit:,} more]"
 
 
-def differences(before: object, now: object, most: int = 10) -> tuple[str, str]:
+def differences(before: object, now: object, limit: int = 10) -> tuple[str, str]:
     """Two values that differ, each `shortened`; of longer lists only the entries that differ."""
-    if isinstance(before, list) and isinstance(now, list) and max(len(before), len(now)) > most:
+    if isinstance(before, list) and isinstance(now, list) and max(len(before), len(now)) > limit:
         pairs = list(itertools.zip_longest(before, now, fillvalue=None))
         before = [old for old, new in pairs if old != new and old is not None]
         now = [new for old, new in pairs if old != new and new is not None]
-    return shortened(before, most), shortened(now, most)
+    return shortened(before, limit), shortened(now, limit)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A plain table, figures to the right; columns without any entry are left out."""
     from tabulate import tabulate
 
-    kept = [i for i in range(len(head)) if any(row[i] not in ("", "-", "?") for row in rows)]
-    body = [[shown(row[i]) for i in kept] for row in rows]
-    figures = [all(v[:1].isdigit() or v in ("", "-", "?") for v in column) for column in zip(*body)]
-    aligned = ["right" if is_figure else "left" for is_figure in figures]
+    columns = [
+        index for index in range(len(head)) if any(row[index] not in _NO_ENTRY for row in rows)
+    ]
+    body = [[printable(row[index]) for index in columns] for row in rows]
+    alignments = [
+        "right" if all(cell[:1].isdigit() or cell in _NO_ENTRY for cell in column) else "left"
+        for column in zip(*body)
+    ]
+
     # The head as a row: tabulate pads its own by two.
-    rows = [[head[i] for i in kept], *body]
-    lines = tabulate(rows, tablefmt="plain", colalign=aligned, disable_numparse=True)
+    rows = [[head[index] for index in columns], *body]
+    lines = tabulate(rows, tablefmt="plain", colalign=alignments, disable_numparse=True)
     return "\n".join(line.rstrip() for line in lines.splitlines())
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     """Say that no ``kind`` is called ``name``: the valid names that are near, then all."""
-    names = list(valid)
-    meant = "."
-    if close := near(name, names):
-        meant = f"; did you mean {' or '.join(close)}?"
+    valid_names = list(valid)
+    hint = "."
+    if close := near(name, valid_names):
+        hint = f"; did you mean {' or '.join(close)}?"
     elif _SYNONYMS.get(_plain(name)) == "steps":
-        meant = f"; {_STEPS_ADVICE}."
-    listed = ", ".join(repr(one) if "," in one else one for one in names)
-    return f"no {kind} is called {name!r}{meant} Valid: {listed or 'none'}"
+        hint = f"; {_STEPS_ADVICE}."
+
+    listing = ", ".join(repr(valid) if "," in valid else valid for valid in valid_names)
+    return f"no {kind} is called {name!r}{hint} Valid: {listing or 'none'}"
 
 
 def near(name: str, valid: Iterable[str], most: int = 3, cutoff: float = _NEAR) -> list[str]:
-    """The valid names that ``name`` may stand for: a synonym, else those spelt alike."""
-    names = list(valid)
+    """The valid names that ``name`` may stand for: a synonym, else at most ``most`` spelt alike."""
+    valid_names = list(valid)
     synonym = _SYNONYMS.get(_plain(name))
-    if synonym in names:
+    if synonym in valid_names:
         return [synonym]
     if synonym == "steps":  # nothing that is spelt like epochs is meant
         return []
 
-    folded = {candidate.casefold(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.casefold(), folded, n=most, cutoff=cutoff)
-    return [folded[one] for one in close]
+    names_by_folded = {candidate.casefold(): candidate for candidate in valid_names}
+    close = difflib.get_close_matches(name.casefold(), names_by_folded, n=most, cutoff=cutoff)
+    return [names_by_folded[folded] for folded in close]
 
 
 def _plain(name: str) -> str:
@@ -127,8 +139,12 @@ def _plain(name: str) -> str:
 
 def confirm(yes: bool) -> None:
     """Ask on a terminal, unless ``yes``; leave the program if the answer is no."""
-    asked = not yes and sys.stdin and sys.stdin.isatty()
-    if asked and not input("Continue? (y/n) ").strip().lower().startswith("y"):
+    is_terminal = sys.stdin is not None and sys.stdin.isatty()
+    if yes or not is_terminal:
+        return
+
+    answer = input("Continue? (y/n) ")
+    if not answer.strip().lower().startswith("y"):
         print("Nothing was done.")
         raise SystemExit(0)
 
@@ -138,9 +154,15 @@ LINE_SECONDS = 60.0
 
 
 def progress(
-    items: Iterable[Any] | None = None, *, description: str, unit: str, total: int | None = None,
-    done: int = 0, delay: float = 0, interval: float | None = None,
-) -> Any:  # fmt: skip
+    items: Iterable[Any] | None = None,
+    *,
+    description: str,
+    unit: str,
+    total: int | None = None,
+    done: int = 0,
+    delay: float = 0,
+    interval: float | None = None,
+) -> Any:
     """How far a task is, on standard error: a bar on a terminal, else a line now and then.
 
     Iterate over it to get the ``items``, or use it as a context manager with ``update(count)`` and
@@ -162,40 +184,48 @@ def progress(
         from tqdm import tqdm  # where there is no terminal, nobody waits for its import
 
         return tqdm(
-            items, description, total, unit=unit, initial=done, delay=delay, smoothing=0,
+            items,
+            description,
+            total,
+            unit=unit,
+            initial=done,
+            delay=delay,
+            smoothing=0,
             file=stream,
-        )  # fmt: skip
+        )
     return PlainProgress(
-        items=items, description=description, unit=unit, total=total, done=done,
+        items=items,
+        description=description,
+        unit=unit,
+        total=total,
+        done=done,
         always_prints_end=not delay,
         interval=LINE_SECONDS if interval is None else interval,
         stream=None if is_copied else stream,
-    )  # fmt: skip
+    )
 
 
+@dataclass(kw_only=True)
 class PlainProgress:
     """The lines of `progress`, with as much of tqdm's interface as is used; no ``stream``: none."""
 
-    def __init__(
-        self, *, items: Iterable[Any] | None, description: str, unit: str, total: int | None,
-        done: int, always_prints_end: bool, interval: float, stream: TextIO | None,
-    ) -> None:  # fmt: skip
-        self.n = done
-        self._items = items
-        self._description = description
-        self._units = unit + ("es" if unit.endswith(("s", "ch")) else "s")
-        self._unit = unit
-        self._total = total or 0
-        self._interval = interval
-        self._prints_end = always_prints_end
-        self._stream = stream
-        self._note = ""
+    items: Iterable[Any] | None
+    description: str
+    unit: str
+    total: int | None
+    done: int
+    always_prints_end: bool
+    interval: float
+    stream: TextIO | None
+    note: str = ""
+
+    def __post_init__(self) -> None:
         self._started = time.monotonic()
         self._last_line = self._started
 
     def __iter__(self) -> Iterator[Any]:
         with self:
-            for item in self._items or ():
+            for item in self.items or ():
                 yield item
                 self.update()
 
@@ -203,32 +233,37 @@ class PlainProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._prints_end:
+        if self.always_prints_end:
             self._print_line()
+
+    @property
+    def n(self) -> int:
+        """How many are done, as tqdm calls it."""
+        return self.done
 
     def update(self, count: int = 1) -> None:
         """Count what was done; print a line if the last one is old enough."""
-        self.n += count
-        if time.monotonic() - self._last_line >= self._interval:
+        self.done += count
+        if time.monotonic() - self._last_line >= self.interval:
             self._print_line()
-            self._prints_end = True
+            self.always_prints_end = True
 
     def set_postfix_str(self, note: str, refresh: bool = True) -> None:
         """What the next line also says."""
-        self._note = note
+        self.note = note
 
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
-        seconds = datetime.timedelta(seconds=int(self._last_line - self._started))
-        share = f" ({100 * self.n / self._total:.0f}%)" if self._total else ""
-        note = f", {self._note}" if self._note else ""
-        line = (
-            f"{self._description}: {self.n:,} of {counted(self._total, self._unit, self._units)}"
-            f"{share}{note}, after {seconds}"
-        )
+        if self.stream is None:
+            return
 
-        if self._stream is not None:
-            _print_line(line, self._stream)
+        total = self.total or 0
+        units = self.unit + ("es" if self.unit.endswith(("s", "ch")) else "s")
+        share = f" ({100 * self.done / total:.0f}%)" if total else ""
+        note = f", {self.note}" if self.note else ""
+        seconds = datetime.timedelta(seconds=int(self._last_line - self._started))
+        progress = f"{self.done:,} of {quantity(total, self.unit, units)}{share}{note}"
+        _print_line(f"{self.description}: {progress}, after {seconds}", self.stream)
 
 
 def log(line: str) -> None:
@@ -240,7 +275,7 @@ def log(line: str) -> None:
 def _print_line(line: str, stream: TextIO) -> None:
     # A reader that is gone, or a full disk, ends no task.
     with contextlib.suppress(OSError, ValueError):
-        stream.write(f"{shown(line)}\n")  # in one piece: threads print at the same time
+        stream.write(f"{printable(line)}\n")  # in one piece: threads print at the same time
         stream.flush()
 
 
@@ -256,3 +291,8 @@ def templates(autoescape: bool) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+
+
+# The names of before: to be replaced by `printable` and `quantity` in the other rooms.
+shown = printable
+counted = quantity

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from domainbed_carft.jobs import job, manifest
-from domainbed_carft.results import collection as collecting
+from domainbed_carft.results import collect as collecting
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -27,24 +27,32 @@ def benchmark(name):
     return module
 
 
-def write_job(folder, name="job", at=(0, 100, 200), done=True, seed=None, **given):
+def write_job(folder, name="job", at=(0, 100, 200), done=True, seed=None, **facts):
     """A job's folder with records ``at`` steps; ``given``: arguments of train, or record keys."""
-    extra = {key: given.pop(key) for key in TOP_LEVEL if key in given}
-    recorded = given.pop("recorded", {"lr": 0.1})
+    record_facts = {key: facts.pop(key) for key in TOP_LEVEL if key in facts}
+    recorded = facts.pop("recorded", {"lr": 0.1})
     args = {
         "dataset": "PACS", "algorithm": "ERM", "test_envs": [0], "trial_seed": 0,
         "hparams_seed": 0, "seed": 7, "holdout_fraction": 0.2, "uda_holdout_fraction": 0,
         "steps": None, "checkpoint_freq": None, "hparams": None, "task": "domain_generalization",
-        "output_dir": name, **given,
+        "output_dir": name, **facts,
     }  # fmt: skip
-    count = len(extra.get("environments", "ACPS"))
+    count = len(record_facts.get("environments", "ACPS"))
     draw = random.Random(f"{name} {seed}")
     lines = []
+
     for step in at:
-        record = {"step": step, "epoch": step / 10, "hparams": recorded, "args": args, **extra}
+        record = {
+            "step": step,
+            "epoch": step / 10,
+            "hparams": recorded,
+            "args": args,
+            **record_facts,
+        }
         for env in range(count):
             record |= {f"env{env}_{s}_acc": draw.randint(6, 20) / 20 for s in ("in", "out")}
         lines.append(json.dumps(record, sort_keys=True) + "\n")
+
     job = Path(folder) / name
     job.mkdir(parents=True)
     (job / "results.jsonl").write_text("".join(lines))
@@ -60,11 +68,12 @@ def change_records(job, change):
     path.write_text("".join(json.dumps(change(line)) + "\n" for line in lines))
 
 
-def write_sweep(folder, algorithms=("ERM", "Mixup"), trials=2, choices=2, pairs=False, **given):
+def write_sweep(folder, algorithms=("ERM", "Mixup"), trials=2, choices=2, pairs=False, **facts):
     """All jobs of PACS; their folders are called after what they are."""
-    recorded = given.pop("recorded", {})
+    recorded = facts.pop("recorded", {})
     targets = [[i] for i in range(4)]
     targets += [[i, j] for i in range(4) for j in range(i + 1, 4)] if pairs else []
+
     for algorithm in algorithms:
         for envs in targets:
             for trial in range(trials):
@@ -73,53 +82,60 @@ def write_sweep(folder, algorithms=("ERM", "Mixup"), trials=2, choices=2, pairs=
                     hparams = {"lr": 0.1 / (1 + choice), **recorded}
                     write_job(
                         folder, name, algorithm=algorithm, test_envs=envs, trial_seed=trial,
-                        hparams_seed=choice, recorded=hparams, **given,
+                        hparams_seed=choice, recorded=hparams, **facts,
                     )  # fmt: skip
 
 
 LABELS = {"PACS": "ACPS", "VLCS": "CLSV"}
 
 
-def launch(folder, algorithms=("ERM",), targets=range(4), run=lambda args: True, **given):
+def launch(folder, algorithms=("ERM",), targets=range(4), run=lambda args: True, **options):
     """What a launched sweep leaves: its manifest, and the records of the jobs that were run."""
-    facts = {name: given.pop(name) for name in ("selection", "compare_with") if name in given}
-    overrides = given.pop("hparams", ("",))
-    datasets = given.pop("datasets", ("PACS",))
+    facts = {name: options.pop(name) for name in ("selection", "compare_with") if name in options}
+    overrides = options.pop("hparams", ("",))
+    datasets = options.pop("datasets", ("PACS",))
     jobs = []
-    for place in itertools.product(datasets, algorithms, targets, range(2), overrides):
-        dataset, algorithm, target, trial, hparams = place
+
+    for combination in itertools.product(datasets, algorithms, targets, range(2), overrides):
+        dataset, algorithm, target, trial, hparams = combination
         args = {
             "dataset": dataset, "algorithm": algorithm, "trial_seed": trial, "hparams_seed": 0,
             "test_envs": target if isinstance(target, list) else [target], "task": "t",
             "holdout_fraction": 0.2, **({"hparams": hparams} if hparams else {}),
         }  # fmt: skip
-        one = job.Job(args, Path(folder) / job.identity(args))
-        jobs.append(one)
+        launched_job = job.Job(args, Path(folder) / job.identity(args))
+        jobs.append(launched_job)
         if run(args):
             recorded = {"hparams": hparams or None, "environments": list(LABELS[dataset])}
-            write_job(folder, one.folder.name, **{**args, **recorded, **given})
-    described = {name: manifest.Dataset(tuple(LABELS[name]), None, 5001, 300) for name in datasets}
-    sweep = manifest.Sweep(tuple(jobs), described, **facts)
+            write_job(folder, launched_job.folder.name, **{**args, **recorded, **options})
+
+    dataset_facts = {
+        name: manifest.Dataset(tuple(LABELS[name]), None, 5001, 300) for name in datasets
+    }
+    sweep = manifest.Sweep(tuple(jobs), dataset_facts, **facts)
     manifest.add(Path(folder), sweep)
 
 
 def tables(*folders, methods=None, ignored=()):
     """The tables by (setting, method, data set)."""
-    built = collect(*folders, methods=methods, ignored=ignored)
+    document = collect(*folders, methods=methods, ignored=ignored)
     return {
         (table["setting"], table["selection"], table["dataset"] or "Averages"): table
-        for table in built.sections["tables"]
+        for table in document.sections["tables"]
     }
 
 
-def collect(*folders, methods=None, ignored=(), **more):
-    """The page of ``carft collect``."""
-    collection = collecting.gather(folders, methods, ignored)
-    return collecting.build(collection, more.get("paired"), more.get("compare", False))
+def collect(*folders, methods=None, ignored=(), **options):
+    """The document of ``carft collect``."""
+    results = collecting.collect(
+        folders, methods=methods, ignored=ignored,
+        pair=options.get("paired"), compare_published=options.get("compare", False),
+    )  # fmt: skip
+    return results.document
 
 
 def cell(table, algorithm, column):
     """One entry of a table."""
     (row,) = (row for row in table["rows"] if row["algorithm"] == algorithm)
-    (found,) = (cell for cell in row["cells"] if cell["column"] == column)
-    return found
+    (entry,) = (cell for cell in row["cells"] if cell["column"] == column)
+    return entry

@@ -18,8 +18,8 @@ from installed import NOT_SOURCE, PIP_OPTIONS, pip
 # take ten times as long. Before torch is imported; sub-processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Started by nohup or in a script's background the tests inherit signals that are ignored, and would
-# hand that on to the processes that are to be stopped by them. A handler is not handed on.
+# Started by nohup or in the background of a script, the tests inherit that signals are ignored, and
+# so would the processes that they stop by them. A handler is not inherited.
 for _number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, lambda number, frame: None)
@@ -38,6 +38,7 @@ GROUPS = (
     ("test_checkouts", "test_packaging"),  # sdist and wheel
     ("test_resume",),  # alone, but long
     (  # pets
+        "test_python_api",
         "test_runs_data",
         "test_runs_evaluate",
         "test_runs_predict",
@@ -49,13 +50,13 @@ GROUPS = (
 )
 
 
-def _group(module: str) -> int:
-    """Its number; those of all other modules are the last."""
+def _group_number(module: str) -> int:
+    """The number of the module's group; modules in none have the number after the last."""
     return next((n for n, group in enumerate(GROUPS) if module in group), len(GROUPS))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: _group(item.path.stem))
+    items.sort(key=lambda item: _group_number(item.path.stem))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -66,24 +67,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
     class ByGroup(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            number = _group(Path(file).stem)
+            number = _group_number(Path(file).stem)
             return f"group {number}" if number < len(GROUPS) else file
 
     return ByGroup(config, log)
 
 
-TINY_SHAPE = dict(
-    embed_dim=128,
-    image_resolution=48,
-    vision_layers=2,
-    vision_width=64,
-    vision_patch_size=8,
-    context_length=77,
-    vocab_size=49408,
-    transformer_width=64,
-    transformer_heads=1,
-    transformer_layers=2,
-)
+# The arguments of a small ``clip.model.CLIP``.
+TINY_SHAPE = {
+    "embed_dim": 128,
+    "image_resolution": 48,
+    "vision_layers": 2,
+    "vision_width": 64,
+    "vision_patch_size": 8,
+    "context_length": 77,
+    "vocab_size": 49408,
+    "transformer_width": 64,
+    "transformer_heads": 1,
+    "transformer_layers": 2,
+}
 
 
 def random_clip(seed=0, **shape):
@@ -93,6 +95,7 @@ def random_clip(seed=0, **shape):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from clip.model import CLIP
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return CLIP(**shape).eval()
@@ -122,6 +125,7 @@ def sdist(source: Path) -> Path:
     code = "import sys, carft_backend; carft_backend.build_sdist(sys.argv[1])"
     folder = source.parent / "sdist"
     done = run_python("-c", code, str(folder), cwd=source, path=[source / "build_backend"])
+
     assert done.returncode == 0, done.stderr
     (archive,) = folder.iterdir()
     return archive
@@ -135,6 +139,7 @@ def wheel(sdist: Path) -> Path:
         # Older releases of 3.10 and 3.11 have no filters, 3.12 and 3.13 warn without one.
         archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
         archive.extractall(folder / "unpacked")
+
     (unpacked,) = (folder / "unpacked").iterdir()
     pip("wheel", *PIP_OPTIONS, "--wheel-dir", str(folder / "wheel"), str(unpacked))
     (built,) = (folder / "wheel").iterdir()
@@ -149,10 +154,14 @@ def trained(tmp_path_factory) -> Path:
     """
     folder = tmp_path_factory.mktemp("job") / "CARFT job"
     hparams = {"batch_size": 4, "warmup_steps": 0, "total_steps": 6, "lr": 0.003}
-    arguments = ["--algorithm", "CARFT", "--dataset", "EmojiStyles", "--test_envs", "0"]
-    arguments += ["--steps", "4", "--checkpoint_freq", "2", "--seed", "3", "--workers", "0"]
-    arguments += ["--uda_holdout_fraction", "0.25", "--hparams", json.dumps(hparams)]
-    done = warm.run("-m", "domainbed.scripts.train", *arguments, "--output_dir", folder)
+    arguments = (
+        "--algorithm CARFT --dataset EmojiStyles --test_envs 0 --steps 4 --checkpoint_freq 2 "
+        "--seed 3 --workers 0 --uda_holdout_fraction 0.25"
+    ).split()
+    arguments += ["--hparams", json.dumps(hparams), "--output_dir", str(folder)]
+
+    done = warm.run("-m", "domainbed.scripts.train", *arguments)
+
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -198,10 +207,10 @@ def sweep(tmp_path):
 
 
 @pytest.fixture
-def others():
-    """Starts processes of others that hold jobs or wait for them."""
-    from sweep_folders import Others
+def foreign_processes():
+    """Starts other processes, which hold jobs or wait for them; they end with the test."""
+    from sweep_folders import ForeignProcesses
 
-    made = Others()
-    yield made
-    made.kill()
+    processes = ForeignProcesses()
+    yield processes
+    processes.kill()

@@ -28,22 +28,31 @@ def grow(root, counts, content=b"x"):
     return root
 
 
-def judged(name, counts):
-    """The report on a tree of these counts, of which there is none."""
-    return verify.Report(name, Path(name), counts, **vars(comparison.compare(name, counts)))
+def report_on(name, counts):
+    """The report on a data set with these counts, without a folder."""
+    findings = comparison.compare(name, counts)
+    return verify.Report(
+        name=name,
+        root=Path(name),
+        counts=counts,
+        problems=findings.problems,
+        differences=findings.differences,
+        notes=findings.notes,
+        edition=findings.edition,
+    )
 
 
 def even(names, environments=("art", "photo"), pictures=1):
     return {environment: dict.fromkeys(names, pictures) for environment in environments}
 
 
-def smaller(monkeypatch, name):
-    """Expect but one picture a class of ``name``; returns its environments and classes."""
-    known = benchmarks.BENCHMARKS[name]
-    table = even(known.classes, [e.folder for e in known.environments])
+def expect_one_picture_a_class(monkeypatch, name):
+    """Change what is known of ``name`` to one picture a class; returns its folder and counts."""
+    benchmark = benchmarks.BENCHMARKS[name]
+    table = even(benchmark.classes, [e.folder for e in benchmark.environments])
     edition = benchmarks.Edition("of the test", {e: len(c) for e, c in table.items()}, table)
-    monkeypatch.setitem(benchmarks.BENCHMARKS, name, replace(known, editions=(edition,)))
-    return known.folder, table
+    monkeypatch.setitem(benchmarks.BENCHMARKS, name, replace(benchmark, editions=(edition,)))
+    return benchmark.folder, table
 
 
 def jpeg(mode="RGB", size=(64, 64)):
@@ -90,11 +99,13 @@ def tarred(path: Path, *members: tuple[str, bytes | str]) -> Path:
         for name, content in members:
             info = tarfile.TarInfo(name)
             if isinstance(content, str):
-                info.type, info.linkname = tarfile.SYMTYPE, content
+                info.type = tarfile.SYMTYPE
+                info.linkname = content
                 archive.addfile(info)
             else:
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
+
     return path
 
 

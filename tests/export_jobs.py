@@ -19,11 +19,15 @@ with warnings.catch_warnings():
 FAST = {"warmup_steps": 0, "total_steps": 4, "lr": 0.001}
 
 
-def debug(folder, algorithm, *more, **hparams):
+def debug(folder, algorithm, *further_arguments, **hparams):
     """The folder of a job on Debug28."""
     arguments = ["--algorithm", algorithm, "--dataset", "Debug28", "--output_dir", str(folder)]
     arguments += ["--hparams", json.dumps({**FAST, **hparams}), "--workers", "0", "--steps", "4"]
-    assert train.main([*arguments, "--checkpoint_freq", "3", "--test_envs", "2", *more]) == 0
+    assert (
+        train.main([*arguments, "--checkpoint_freq", "3", "--test_envs", "2", *further_arguments])
+        == 0
+    )
+
     return folder
 
 
@@ -31,7 +35,7 @@ def exported(job, folder):
     """An export by the command, in a folder."""
     weights = folder / "it's.pt"
     assert cli.main(["export", str(job), "--which", "last", "-o", str(weights)]) == 0
-    return export.Files.of(weights)
+    return export.ExportedFiles.named_after(weights)
 
 
 def blocks(markdown: str) -> list[str]:
@@ -41,8 +45,8 @@ def blocks(markdown: str) -> list[str]:
 def exact(files):
     """The export in clip and in open_clip, as the card says."""
     state = torch.load(files.weights, weights_only=True)
-    theirs = clip.model.build_model(dict(state)).float()
-    theirs.load_state_dict(state)
-    other = open_clip.CLIP(**json.loads(files.card.read_text())["open_clip_config"])
-    open_clip.load_checkpoint(other, str(files.weights))
-    return theirs.eval(), other.eval()
+    clip_model = clip.model.build_model(dict(state)).float()
+    clip_model.load_state_dict(state)
+    open_clip_model = open_clip.CLIP(**json.loads(files.card.read_text())["open_clip_config"])
+    open_clip.load_checkpoint(open_clip_model, str(files.weights))
+    return clip_model.eval(), open_clip_model.eval()

@@ -17,9 +17,9 @@ from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent
 
-OURS = ["CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot"]
+OUR_ALGORITHMS = ["CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot"]
 
-# What default_hparams("CARFT", ...) gives where both sides are the stand-ins below.
+# What default_hparams("CARFT", ...) returns if both sides are the stand-ins below.
 OUR_HPARAMS = {"lr": 5e-6, "kl_weight": 1.0, "class_balanced": False}
 
 HOST = {
@@ -110,12 +110,13 @@ ALGORITHMS = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
 def overlay(algorithm, dataset, random_seed):
     return {"lr": (5e-6, random_seed), "kl_weight": (1.0, 2.0)}
 """,
-    "method/arguments.py": """
+    "method/host_arguments.py": """
 ALLOWED = set()
 
 def allow(keys):
     ALLOWED.update(keys)
-
+""",
+    "method/host_process.py": """
 def hparams_to_add(algorithm, dataset, random_seed):
     return ""
 """,
@@ -125,13 +126,23 @@ from domainbed_carft.method.hparams import ALGORITHMS
 
 globals().update({name: type(name, (Algorithm,), {}) for name in ALGORITHMS})
 """,
-    "plugin/provided.py": """
-def made(name, environments):
-    return type(name, (), {"ENVIRONMENTS": environments})
+    "plugin/data_sets.py": """
+class EmojiStyles:
+    ENVIRONMENTS = ["a", "b", "c"]
 
-EmojiStyles, EmojiShift = made("EmojiStyles", ["a", "b", "c"]), made("EmojiShift", ["a"])
-EmojiUnseen = made("EmojiUnseen", ["a", "b"])
-ImageNet, TASKS = made("ImageNet", ["train"]), {"DTD": made("DTD", ["train"])}
+class EmojiUnseen:
+    ENVIRONMENTS = ["a", "b"]
+
+class EmojiShift:
+    ENVIRONMENTS = ["a"]
+
+class ImageNet:
+    ENVIRONMENTS = ["train"]
+
+class DTD:
+    ENVIRONMENTS = ["train"]
+
+TASKS = {"DTD": DTD}
 """,
     "clips/__init__.py": "",
     "clips/pictures.py": """
@@ -148,7 +159,7 @@ class Report:
     problems = differences = ()
     root = None
 
-def examine(name, folder):
+def verify_folder(name, folder):
     return Report()
 """,
     "launchers.py": 'LAUNCHERS = {"pool": print}\n',
@@ -164,21 +175,23 @@ def write_files(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
-def write_checkout(folder: Path, **changed: str) -> Path:
-    """Write a checkout of DomainBed, with some modules' text `changed`; its root is `folder`."""
-    files = {**HOST, **{f"{module}.py": text for module, text in changed.items()}}
-    write_files(folder / "domainbed", files)
+def write_checkout(folder: Path, **replaced_modules: str) -> Path:
+    """Write a checkout of DomainBed, some modules replaced; return its root, `folder`."""
+    replaced_files = {f"{module}.py": text for module, text in replaced_modules.items()}
+    write_files(folder / "domainbed", HOST | replaced_files)
     return folder
 
 
 def write_carft(folder: Path) -> Path:
     """Write a `domainbed_carft` without torch, its harness a checkout named so, into `folder`."""
     package = folder / "domainbed_carft"
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(REPO / "domainbed_carft" / "plugin", package / "plugin", ignore=ignored)
+    no_bytecode = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(REPO / "domainbed_carft" / "plugin", package / "plugin", ignore=no_bytecode)
+
     (package / "method").mkdir()
     for name in ("__init__.py", "errors.py", "text.py", "method/dataset_facts.py"):
         shutil.copy(REPO / "domainbed_carft" / name, package / name)
+
     write_files(package, CARFT)
     write_checkout(package / "harness")
     return folder
@@ -195,14 +208,27 @@ def run_python(
     cwd: Path,
     path: list[Path] | None = None,
     python: str | Path = sys.executable,
-    **environment: str,
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run an interpreter with `path` as PYTHONPATH and a clean environment beside it."""
-    ours = ("PYTHON", "DOMAINBED_CARFT")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    env |= {"PYTHONPATH": os.pathsep.join(map(str, path or [])), **environment}
-    command = [python, *arguments]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    """Run an interpreter with `path` as PYTHONPATH and these `variables`.
+
+    It inherits this process's variables, except those of Python and of our package.
+    """
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "DOMAINBED_CARFT"))
+    }
+    python_path = os.pathsep.join(map(str, path or []))
+
+    return subprocess.run(
+        [python, *arguments],
+        cwd=cwd,
+        env={**inherited, "PYTHONPATH": python_path, **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 class Site:
@@ -217,18 +243,22 @@ class Site:
         self.empty.mkdir()
 
     def run(
-        self, *arguments: str, cwd: Path | None = None, path: tuple[Path, ...] = (), **env: str
-    ):
-        """Run the interpreter in `cwd`, an empty folder unless given."""
+        self,
+        *arguments: str,
+        cwd: Path | None = None,
+        path: tuple[Path, ...] = (),
+        **variables: str,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the interpreter in `cwd`, by default an empty folder."""
         paths = [self.folder / "site", *path]
-        return run_python(*arguments, cwd=cwd or self.empty, path=paths, **env)
+        return run_python(*arguments, cwd=cwd or self.empty, path=paths, **variables)
 
     def train(self, name: str = "CARFT", **options: Any) -> Any:
         """Run the fake `train` of whichever domainbed is found; return what it reports."""
         return self.json("-m", "domainbed.scripts.train", name, **options)
 
     def json(self, *arguments: str, **options: Any) -> Any:
-        """Run, demand success without a word on stderr, and return what was printed."""
+        """Run, demand success and an empty stderr, and return the JSON that was printed."""
         done = self.run(*arguments, **options)
         assert (done.returncode, done.stderr) == (0, "")
         return json.loads(done.stdout)

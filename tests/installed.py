@@ -10,11 +10,21 @@ from pathlib import Path
 
 PIP_OPTIONS = ("--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir", "--quiet")
 
+# The file that adds this environment's packages to another one.
+BORROWED = "_borrowed.pth"
+
 # What a working tree holds that is not the project's source.
 NOT_SOURCE = shutil.ignore_patterns(
-    ".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build", "dist", "node_modules",
+    ".git",
+    ".venv",
+    ".*_cache",
+    "__pycache__",
+    "*.egg-info",
+    "build",
+    "dist",
+    "node_modules",
     "*_output",
-)  # fmt: skip
+)
 
 
 class Environment:
@@ -28,17 +38,21 @@ class Environment:
         command = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
         subprocess.run(command, check=True)
         self.python = folder / "bin" / "python"
-        (self.site_packages,) = folder.glob("lib/python3*/site-packages")
-        borrowed = self.site_packages / "_borrowed.pth"
-        # More than one where this environment borrows some itself.
-        borrowed.write_text("".join(f"{p}\n" for p in sys.path if p.endswith("site-packages")))
-        self.elsewhere = folder / "an empty folder"
-        self.elsewhere.mkdir()
 
-    def install(self, *what: str) -> None:
-        pip("install", *PIP_OPTIONS, "--ignore-installed", *what, python=self.python)
+        (self.site_packages,) = folder.glob("lib/python3*/site-packages")
+        # Several where this environment borrows packages itself.
+        borrowed = [path for path in sys.path if path.endswith("site-packages")]
+        (self.site_packages / BORROWED).write_text("".join(f"{path}\n" for path in borrowed))
+
+        self.empty = folder / "an empty folder"
+        self.empty.mkdir()
+
+    def install(self, *requirements: str) -> None:
+        """Install these with pip: the path of a wheel, or "--editable" and a folder."""
+        pip("install", *PIP_OPTIONS, "--ignore-installed", *requirements, python=self.python)
 
     def uninstall(self) -> None:
+        """Uninstall our package with pip."""
         pip("uninstall", "--yes", "--quiet", "domainbed-carft", python=self.python)
 
     def run(
@@ -46,10 +60,11 @@ class Environment:
     ) -> subprocess.CompletedProcess[str]:
         """Run its interpreter, which is also the shell's `python`, in `cwd` or an empty folder."""
         path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
+
         return subprocess.run(
             [self.python, *arguments],
-            cwd=cwd or self.elsewhere,
-            env={**clean_environment(), "PATH": path, **variables},
+            cwd=cwd or self.empty,
+            env={**clean_variables(), "PATH": path, **variables},
             capture_output=True,
             text=True,
             timeout=900,
@@ -57,15 +72,17 @@ class Environment:
 
     def files(self) -> set[str]:
         """The names in its site-packages that an installation put there."""
-        return {path.name for path in self.site_packages.iterdir()} - {"_borrowed.pth"}
+        return {path.name for path in self.site_packages.iterdir()} - {BORROWED}
 
 
-def clean_environment() -> dict[str, str]:
-    drop = ("PYTHON", "DOMAINBED_CARFT", "PIP_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(drop)}
+def clean_variables() -> dict[str, str]:
+    """This process's variables without those of Python, pip and our package."""
+    prefixes = ("PYTHON", "DOMAINBED_CARFT", "PIP_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
 
 
 def pip(*arguments: str, python: str | Path = sys.executable) -> None:
+    """Run pip for the interpreter `python`; AssertionError with its output if it fails."""
     command = [python, "-m", "pip", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+    done = subprocess.run(command, env=clean_variables(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

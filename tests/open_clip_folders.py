@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.runs import export
+from domainbed_carft.runs import model_card
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
 SIGLIP_LENGTH = 12
@@ -60,18 +60,19 @@ def write(folder: Path, kind: str, **changed) -> str:
     from safetensors.torch import save_file
 
     config = {**MODELS[kind], **changed}
-    own = {key: value for key, value in config.items() if key != "custom_text"}
+    model_config = {key: value for key, value in config.items() if key != "custom_text"}
     with torch.random.fork_rng():
         torch.manual_seed(3)
         cls = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
-        model = cls(**own)
+        model = cls(**model_config)
         for parameter in model.parameters():  # some start at 0
             parameter.data += 0.02 * torch.randn_like(parameter)
         model.logit_scale.data.fill_(3.0)
+
     folder.mkdir(parents=True)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    both = {"model_cfg": config, "preprocess_cfg": HOW.get(kind, {})}
-    (folder / "open_clip_config.json").write_text(json.dumps(both))
+    content = {"model_cfg": config, "preprocess_cfg": HOW.get(kind, {})}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
     if "hf_tokenizer_name" in config["text_cfg"]:
         write_tokenizer(folder)
     return f"open_clip:local-dir:{folder}"
@@ -83,10 +84,12 @@ def write_tokenizer(folder: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     numbers = {"<unk>": 0, "</s>": 1, **{word: n for n, word in enumerate(WORDS, 2)}}
-    own = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
-    own.pre_tokenizer = pre_tokenizers.Whitespace()
-    own.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=own, eos_token="</s>", pad_token="</s>")
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "$A </s>", special_tokens=[("</s>", 1)]
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>")
     fast.save_pretrained(folder)
 
 
@@ -97,6 +100,6 @@ def write_tiny(folder: Path) -> str:
     model = backbone.load("tiny").model
     folder.mkdir(parents=True)
     save_file(dict(model.state_dict()), folder / "open_clip_model.safetensors")
-    config = {"model_cfg": export.open_clip_config(model), "preprocess_cfg": {}}
+    config = {"model_cfg": model_card.open_clip_config(model), "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     return f"open_clip:local-dir:{folder}"

@@ -11,6 +11,7 @@ import collect_sweeps
 
 from domainbed_carft import cli
 from domainbed_carft.report import figures
+from domainbed_carft.report.canvas import Figure
 
 VOID = {"meta", "link", "img", "source", "br", "input", "wbr"}
 TABLE = "PACS; training-domain validation set"
@@ -24,16 +25,23 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.text = text
-        self.elements, self.headings, self.tables = [], [], {}
-        self._open, self._rows, self._words, self._caption = [], None, None, ""
+        self.elements = []
+        self.headings = []
+        self.tables = {}
+        self._open = []
+        self._rows = None
+        self._words = None
+        self._caption = ""
         self.feed(text)
         self.close()
+
         assert not self._open, f"left open: {self._open}"
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
         if tag not in VOID:
             self._open.append(tag)
+
         if tag == "table":
             self._rows = []
         elif tag == "tr":
@@ -43,6 +51,7 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self._open and self._open[-1] == tag, f"</{tag}> after {self._open}"
+
         self._open.pop()
         if tag == "caption":
             self._caption = " ".join(self._words.split())
@@ -64,10 +73,10 @@ class Page(HTMLParser):
 def leave_undrawn(patch):
     """Figures with their names and words, and nothing on them: drawing takes most of the time."""
 
-    def saved(canvas, title, name, alt):
-        return figures.Figure(title, name, alt, '<svg viewBox="0 0 288 200"></svg>', b"a picture")
+    def save_undrawn(canvas, title, name, alt):
+        return Figure(title, name, alt, '<svg viewBox="0 0 288 200"></svg>', b"a picture")
 
-    patch.setattr(figures, "_saved", saved)
+    patch.setattr(figures, "save_figure", save_undrawn)
 
 
 def report(sweep, output, *words):
@@ -99,7 +108,7 @@ def drift(draw):
     return {"loss_kl": draw.random(), "context_agreement": draw.random()}
 
 
-def write_ours(folder, algorithms=OURS, trials=2, dataset="PACS", **given):
+def write_ours(folder, algorithms=OURS, trials=2, dataset="PACS", **facts):
     """A sweep of our algorithms, whose records have what they measure of the drift."""
     draw = random.Random(0)
     for algorithm in algorithms:
@@ -109,7 +118,7 @@ def write_ours(folder, algorithms=OURS, trials=2, dataset="PACS", **given):
                     folder, f"{dataset}-{algorithm}-{target}-{trial}", algorithm=algorithm,
                     dataset=dataset, test_envs=[target], trial_seed=trial,
                     recorded={"clip_backbone": "ViT-B/16", "prompts_digest": "0123456789abcdef"},
-                    **given,
+                    **facts,
                 )  # fmt: skip
                 if algorithm in ("CARFT", "CLIPFineTune"):
                     collect_sweeps.change_records(job, lambda record: record | drift(draw))

@@ -27,13 +27,13 @@ def write_pictures(folder, count=10):
     return folder
 
 
-def train_job(output, pictures, algorithm, *more, test_envs=("0",), **changed):
+def train_job(output, pictures, algorithm, *further_arguments, test_envs=("0",), **changed):
     """Train three steps; the job's folder."""
     hparams = {"clip_backbone": "tiny", "batch_size": 4, "warmup_steps": 0, "total_steps": 5}
     hparams |= {"contexts": "emoji", "lr": 1e-3, **changed}
     arguments = ["--algorithm", algorithm, "--dataset", str(pictures), "--steps", "3"]
     arguments += ["--test_envs", *test_envs, "--workers", "0", "--hparams", json.dumps(hparams)]
-    assert train.main([*arguments, *more, "--output_dir", str(output)]) == 0
+    assert train.main([*arguments, *further_arguments, "--output_dir", str(output)]) == 0
     return output
 
 

@@ -24,8 +24,8 @@ QUEUE = """
 import sys
 from pathlib import Path
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.launchers import launches
-with launches.in_hand("pool", [Job({}, Path(sys.argv[1]))]):
+from domainbed_carft.launchers import launch_file
+with launch_file.announce("pool", [Job({}, Path(sys.argv[1]))]):
     print("ready", flush=True)
     sys.stdin.read()
 """
@@ -44,19 +44,19 @@ def declared(folder, **keys):
 
 def launched(folder, text=EIGHT):
     """What ``carft sweep launch`` notes of the sweep that ``text`` declares; its jobs."""
-    made = declaration_file.parse(text, "x.yaml")
-    jobs = made.jobs("D", Path(folder))
-    launch.note(made, Path(folder), jobs)
+    declaration = declaration_file.parse(text, "x.yaml")
+    jobs = declaration.jobs("D", Path(folder))
+    launch.write_manifest(declaration, Path(folder), jobs)
     return jobs
 
 
 def status(folder, job):
     """What ``carft sweep status`` knows of a job."""
-    (found,) = [one for one in states.of_output(folder)[1] if one.job.folder == job.folder]
-    return found
+    statuses = states.of_output(folder).statuses
+    return next(status for status in statuses if status.job.folder == job.folder)
 
 
-class Others:
+class ForeignProcesses:
     """Processes of others, as long as the test runs."""
 
     def __init__(self):

@@ -66,19 +66,19 @@ def statuses(folder):
     return [attempt.status for attempt in JobFolder(folder).attempts()]
 
 
-def wait_until(condition, seconds=240, what="it did not come to that", pause=0.05):
+def wait_until(condition, seconds=240, message="it did not come to that", pause=0.05):
     """Wait for a condition, and return what it gives."""
     end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, what
+    while not (value := condition()):
+        assert time.monotonic() < end, message
         time.sleep(pause)
-    return found
+    return value
 
 
 def most_at_once(folders):
     """How many of these jobs ran at the same time, at most."""
-    told = [(line["time"], line["event"]) for folder in folders for line in story(folder)]
-    changes = (1 if event == "start" else -1 for _, event in sorted(told))
+    timeline = [(line["time"], line["event"]) for folder in folders for line in story(folder)]
+    changes = (1 if event == "start" else -1 for _, event in sorted(timeline))
     return max(itertools.accumulate(changes))
 
 
@@ -109,10 +109,10 @@ def missing_slurm():
     if not shutil.which("sinfo"):
         return "there is no SLURM here (.ci/slurm installs one)"
     try:
-        asked = subprocess.run(
+        sinfo = subprocess.run(
             ["sinfo", "--noheader", "--format=%t"], capture_output=True, text=True, timeout=20
         )
     except subprocess.TimeoutExpired:
         return "SLURM does not answer"
-    ready = {"idle", "mix", "alloc", "comp"} & set(asked.stdout.split())
+    ready = {"idle", "mix", "alloc", "comp"} & set(sinfo.stdout.split())
     return "" if ready else "SLURM has no node for jobs (.ci/slurm starts one)"

@@ -52,9 +52,12 @@ def train(algorithm, steps):
     return [algorithm.update(minibatches(seed)) for seed in range(steps)]
 
 
-def same(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+def same_state(a, b):
+    a_state = a.state_dict()
+    b_state = b.state_dict()
+    return a_state.keys() == b_state.keys() and all(
+        torch.equal(a_state[key], b_state[key]) for key in a_state
+    )
 
 
 def dumped(algorithm):
@@ -86,6 +89,7 @@ def test_contract(name, random_tiny):
         assert all(type(v) is float and math.isfinite(v) for v in values.values())
         assert "loss" in values and ("loss_ce" in values or name == "FLYP")
     assert algorithm.predict(torch.randn(4, 3, 28, 28)).shape == (4, 3)
+
     algorithm.update(minibatches(), None)  # as DomainBed calls it
     algorithm.update(minibatches(), unlabeled=[torch.zeros(1)])  # as domain adaptation does
     with pytest.raises(CarftError, match=r"\['step', 'x'\]; expected update\(minibatches\)"):
@@ -96,8 +100,8 @@ def test_lambda_zero_is_plain_fine_tuning_to_the_last_bit(random_tiny):
     carft = make(random_tiny, "CARFT", kl_weight=0.0)
     plain = make(random_tiny, "CLIPFineTune")
     assert train(carft, 6) == train(plain, 6)
-    assert same(carft, plain)
-    assert not same(make(random_tiny), plain)
+    assert same_state(carft, plain)
+    assert not same_state(make(random_tiny), plain)
 
 
 def test_loss_is_cross_entropy_plus_weighted_kl_of_the_two_encoders(random_tiny):
@@ -113,6 +117,7 @@ def test_loss_is_cross_entropy_plus_weighted_kl_of_the_two_encoders(random_tiny)
         kl = (original_p * (original_p.log() - tuned_p.log())).sum(dim=1).mean()
         cross_entropy = torch.nn.functional.cross_entropy(algorithm.predict(x), y)
         agreement = (original_p.argmax(1) == tuned_p.argmax(1)).float().mean()
+
     values = algorithm.update(batches)
     assert values["loss_ce"] == pytest.approx(float(cross_entropy), rel=1e-5)
     assert values["loss_kl"] == pytest.approx(float(kl), rel=1e-3)
@@ -136,12 +141,12 @@ def test_start_equals_clips_own_zero_shot_classifier(random_tiny):
     picture = Image.fromarray(rng.integers(0, 256, size=(48, 48, 3), dtype=np.uint8))
     loaded = backbone.load(str(random_tiny))
     to_clip, to_domainbed = (
-        transforms.Compose([transforms.ToTensor(), transforms.Normalize(*how)])
-        for how in ((pictures.CLIP_MEAN, pictures.CLIP_STD), pictures.IMAGENET)
+        transforms.Compose([transforms.ToTensor(), transforms.Normalize(*normalisation)])
+        for normalisation in ((pictures.CLIP_MEAN, pictures.CLIP_STD), pictures.IMAGENET)
     )
     with torch.no_grad():
         tokens = [clip.tokenize([c.format(k) for k in CLASSES]) for c in CONTEXTS]
-        text = torch.stack([loaded.model.encode_text(one) for one in tokens])
+        text = torch.stack([loaded.model.encode_text(prompts) for prompts in tokens])
         text = text / text.norm(dim=-1, keepdim=True)
         head = text.mean(dim=0)
         head = head / head.norm(dim=-1, keepdim=True)
@@ -162,6 +167,7 @@ def test_pictures_are_resized_between_the_two_normalisations():
     small = transforms.functional.resize(
         raw, [48, 48], transforms.InterpolationMode.BICUBIC, antialias=True
     )
+
     torch.testing.assert_close(got, (small - clip_mean) / clip_std, rtol=1e-4, atol=1e-4)
 
 
@@ -177,6 +183,7 @@ def test_what_each_algorithm_trains(random_tiny):
         algorithm.train()
         train(algorithm, 4)
         after = algorithm.state_dict()
+
         assert {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])} == moves
         # One --hparams goes to all algorithms of a sweep: what is never trained stays zero-shot.
         probe = make(random_tiny, "CLIPLinearProbe")
@@ -190,12 +197,15 @@ def test_the_original_is_frozen_in_eval_mode_and_not_part_of_the_module(random_t
     algorithm.train()
     train(algorithm, 5)
     original = algorithm.terms.original.encoder
+
     assert all(torch.equal(before[k], v) for k, v in original.state_dict().items())
     assert not original.training and algorithm.encoder.training
-    ours = {id(p) for p in algorithm.parameters()}
-    assert not ours & {id(p) for p in original.parameters()}
+
+    parameters = {id(p) for p in algorithm.parameters()}
+    assert not parameters & {id(p) for p in original.parameters()}
+
     optimised = {id(p) for g in algorithm.optimizer.param_groups for p in g["params"]}
-    assert optimised == ours
+    assert optimised == parameters
     assert algorithm.to("meta") is algorithm  # moved along, though it is no part
     assert {p.device.type for p in original.parameters()} == {"meta"}
 
@@ -209,11 +219,14 @@ def test_a_saved_run_predicts_without_the_clip_it_started_from(name, tmp_path):
     algorithm.eval()
     weights.unlink()
     restored = reopened(algorithm, tmp_path).algorithm
+
     assert type(restored).__name__ == name and not restored.training
+
     x = torch.randn(5, 3, 28, 28)
     with torch.no_grad():
         torch.testing.assert_close(restored.predict(x), algorithm.predict(x))
         assert torch.equal(restored.context_weights, algorithm.context_weights)
+
     with pytest.raises(CarftError, match="can predict but not train"):
         restored.update(minibatches())
 
@@ -224,13 +237,15 @@ def test_a_saved_run_predicts_without_the_clip_it_started_from(name, tmp_path):
 def test_weight_decay_spares_biases_norms_and_embeddings(random_tiny, name, matrix):
     algorithm = make(random_tiny, name)
     names = {id(p): n for n, p in algorithm.named_parameters()}
-    decayed, spared = (
+    decayed, no_decay = (
         {names[id(p)] for p in group["params"]} for group in algorithm.optimizer.param_groups
     )
+
     assert [g["weight_decay"] for g in algorithm.optimizer.param_groups] == [0.1, 0.0]
     assert {matrix, "encoder.proj", "encoder.conv1.weight"} <= decayed
     assert all("bias" not in n and "ln_" not in n and "embedding" not in n for n in decayed)
-    assert {"encoder.class_embedding", "encoder.positional_embedding"} <= spared
+    assert {"encoder.class_embedding", "encoder.positional_embedding"} <= no_decay
+
     every = make(random_tiny, name, weight_decay_all=True).optimizer.param_groups
     assert [g["weight_decay"] for g in every] == [0.1]
 
@@ -238,14 +253,15 @@ def test_weight_decay_spares_biases_norms_and_embeddings(random_tiny, name, matr
 def test_warm_up_and_schedules(random_tiny):
     def rates(**overrides):
         algorithm = make(random_tiny, "CLIPLinearProbe", lr=1.0, total_steps=12, **overrides)
-        seen = []
+        learning_rates = []
         for seed in range(12):
-            seen.append(algorithm.optimizer.param_groups[0]["lr"])
+            learning_rates.append(algorithm.optimizer.param_groups[0]["lr"])
             algorithm.update(minibatches(seed))
-        return seen
+        return learning_rates
 
     warm = [1 / 3, 2 / 3]
     cosine = [0.5 * (1 + math.cos(math.pi * i / 10)) for i in range(10)]
+
     assert rates(warmup_steps=2) == pytest.approx(warm + cosine)
     assert rates(warmup_steps=2, lr_schedule="constant") == pytest.approx(warm + [1.0] * 10)
     assert rates(warmup_steps=0)[0] == 1.0
@@ -307,15 +323,19 @@ def test_openais_shapes_load_train_save_reload_and_predict(shape, tmp_path, monk
     monkeypatch.setitem(backbone.OPENAI_WEIGHTS, "RN50", ("RN50.pt", weights.sha256(path)))
     algorithm = make(path, lr=1e-5, original_precision="fp32")
     first, second = (algorithm.update(minibatches(seed, n=1, size=224)) for seed in range(2))
+
     assert first["loss_kl"] == 0.0 and first["context_agreement"] == 1.0
     assert second["loss_kl"] > 0.0 and all(math.isfinite(v) for v in second.values())
+
     algorithm.eval()
     needed = sum(
         p.nbytes for p in [*algorithm.encoder.state_dict().values(), algorithm.head.weight]
     )
     path.unlink()
     restored = reopened(algorithm, tmp_path).algorithm
+
     assert (tmp_path / "model.pkl").stat().st_size <= 1.05 * needed
+
     x = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         assert torch.equal(restored.predict(x), algorithm.predict(x))

@@ -16,11 +16,13 @@ def test_all_problems_come_at_once_with_the_valid_names():
     values = {**defaults(), "kl_wieght": 3.0, "lr": 0, "amp": "fp16", "head_init": None}
     values["clip_backbone"] = "nope"
     del values["grad_clip"]
+
     with pytest.raises(CarftError) as caught:
         host_arguments.check((3, 32, 32), values)
+
     message = str(caught.value)
     for part in (
-        "unknown hparam 'kl_wieght'; did you mean 'kl_weight'?",
+        "unknown hparam 'kl_wieght' (did you mean 'kl_weight'?)",
         "lr is 0, expected a number > 0",
         "amp is 'fp16', expected one of 'auto', 'off', 'bf16'",
         "head_init is None",
@@ -55,9 +57,10 @@ def test_invalid_values_are_named():
     wrong |= {"class_names": [""], "kl_weight": -1, "lr": float("inf"), "lp_lr": 10**400}
     with pytest.raises(CarftError) as caught:
         host_arguments.check((3, 32, 32), {**defaults(), **wrong})
-    assert all(
-        f"{name} is {value!r}, expected " in str(caught.value) for name, value in wrong.items()
-    )
+
+    message = str(caught.value)
+    for name, value in wrong.items():
+        assert f"{name} is {value!r:.150}" in message
     assert "Valid hparams" not in str(caught.value)  # no name is wrong
     with pytest.raises(CarftError, match="warmup_steps is 5001, expected less than total_steps"):
         host_arguments.check((3, 32, 32), {**defaults(), "warmup_steps": 5001})
@@ -72,36 +75,41 @@ def test_invalid_values_are_named():
 )
 def test_keys_that_a_fork_adds_pass_but_not_from_the_user(monkeypatch, argv):
     # DPLCLIP's and MIRO's own, as they reach an algorithm there
-    theirs = {"test_envs": [0], "clip_transform": False, "domain_name": [], "test_batchsize": 128}
-    values = {**defaults(), **theirs, "backbone": "ViT-L/14"}
+    values = defaults() | {"test_envs": [0], "clip_transform": False, "domain_name": []}
+    values |= {"test_batchsize": 128, "backbone": "ViT-L/14"}
     host_arguments.check((3, 32, 32), values)
     monkeypatch.setattr("sys.argv", ["train.py", *argv])
-    with pytest.raises(CarftError, match="'backbone'; did you mean 'clip_backbone'"):
+    with pytest.raises(CarftError, match="'backbone' .did you mean 'clip_backbone'"):
         host_arguments.check((3, 32, 32), values)
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("key", "message"),
     [
-        ("kl_wieght", "unknown hparam 'kl_wieght'; did you mean 'kl_weight'? Valid hparams: amp"),
-        ("learning_rate", "unknown hparam 'learning_rate'; did you mean 'lr'? Valid hparams: amp"),
-        ("Temperature", "unknown hparam 'Temperature'; did you mean 'context_scale'? Valid"),
+        ("kl_wieght", "unknown hparam 'kl_wieght' (did you mean 'kl_weight'?). Valid hparams: amp"),
+        (
+            "learning_rate",
+            "unknown hparam 'learning_rate' (did you mean 'lr'?). Valid",
+        ),
+        ("Temperature", "unknown hparam 'Temperature' (did you mean 'context_scale'?). Valid"),
         ("wings", "unknown hparam 'wings'. Valid hparams: amp"),
     ],
 )
-def test_an_unknown_name_of_the_users_has_one_guess_or_none(monkeypatch, given, told):
-    monkeypatch.setattr("sys.argv", ["train.py", "--hparams", f'{{"{given}": 3}}'])
+def test_an_unknown_name_of_the_users_has_one_guess_or_none(monkeypatch, key, message):
+    monkeypatch.setattr("sys.argv", ["train.py", "--hparams", f'{{"{key}": 3}}'])
     with pytest.raises(CarftError) as caught:
-        host_arguments.check((3, 32, 32), {**defaults(), given: 3})
-    assert str(caught.value).startswith(told)
+        host_arguments.check((3, 32, 32), {**defaults(), key: 3})
+    assert str(caught.value).startswith(message)
 
 
 def test_the_registrys_keys_pass_without_a_word(monkeypatch, capsys):
     monkeypatch.setattr(host_arguments, "_host_keys", {"data_augmentation"})
     monkeypatch.setattr("sys.argv", ["train.py", "--hparams", '{"resnet18": true}'])
     values = {**defaults(), "resnet18": True}
+
     with pytest.raises(CarftError, match="unknown hparam 'resnet18'"):
         host_arguments.check((3, 32, 32), values)
+
     host_arguments.allow(["resnet18"])
     host_arguments.check((3, 32, 32), values)
     assert capsys.readouterr().out == ""

@@ -47,12 +47,15 @@ def state() -> dict[str, torch.Tensor]:
 
 
 def test_archive_holds_the_held_out_concepts_and_nothing_else(split, archive, concepts):
-    held = [
+    held_out = [
         concepts.Concept(row["codepoints"], row["name"], row["subgroup"])
         for row in split
         if row["split"] == "held_out"
     ]
-    expected = {f"{d}/{c.cls}/{c.slug}.png" for d in DOMAINS for c in held}
+    expected = {
+        f"{domain}/{concept.cls}/{concept.slug}.png" for domain in DOMAINS for concept in held_out
+    }
+
     assert set(archive.namelist()) == expected | {"LICENSES.txt"}
     assert len(archive.namelist()) == len(expected) + 1
 
@@ -61,6 +64,7 @@ def test_no_base_name_is_on_both_sides(split, concepts):
     sides: dict[str, set[str]] = {"held_out": set(), "pretrain": set(), "unused": set()}
     for row in split:
         sides[row["split"]].add(concepts.base_name(row["name"], row["subgroup"]))
+
     assert sides["held_out"] and sides["pretrain"]
     assert not sides["held_out"] & sides["pretrain"]
     assert sides["unused"] & sides["pretrain"] == set()
@@ -74,6 +78,7 @@ def test_archive_does_not_depend_on_when_it_was_made(archive):
 def test_licences_travel_with_the_pictures(archive):
     text = archive.read("LICENSES.txt").decode()
     assert text == (ASSETS / "LICENSES.txt").read_text("utf-8")
+
     for domain in DOMAINS:
         assert f"\n{domain}/\n" in text
     for licence in ("Apache License, Version 2.0", "CC-BY 4.0", "CC BY-SA 4.0", "MIT License"):
@@ -85,9 +90,11 @@ def test_tiny_knows_every_word_of_its_contexts_and_classes(state, split):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import clip
+
     classes = sorted({row["class"] for row in split} - {""})
     lines = (ASSETS / "contexts" / "emoji.txt").read_text("ascii").splitlines()
     tokens = clip.tokenize([line.format(cls) for line in lines for cls in classes]).long()
-    known = state["token_embedding.weight"].abs().sum(dim=1) > 0
+
+    is_trained = state["token_embedding.weight"].abs().sum(dim=1) > 0
     # The padding after the end token is token 0, which no caption uses.
-    assert known[tokens[tokens > 0]].all()
+    assert is_trained[tokens[tokens > 0]].all()

@@ -51,21 +51,24 @@ def test_openais_archive_equals_a_state_dict(random_tiny, tmp_path, monkeypatch)
 def test_tiny_is_a_clip_that_openais_own_package_reads():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs, _ = clip.load(str(backbone.locate("tiny")[0]), device="cpu")
-    ours = backbone.load("tiny")
+        openai_model, _ = clip.load(str(backbone.locate("tiny")[0]), device="cpu")
+
+    loaded = backbone.load("tiny")
     picture = torch.rand(2, 3, 48, 48)
     with torch.no_grad():
-        a, b = (m.encode_image(picture) for m in (theirs, ours.model))
+        a, b = (m.encode_image(picture) for m in (openai_model, loaded.model))
+
     # theirs is rounded through half precision on loading
     assert torch.nn.functional.cosine_similarity(a, b).min() > 0.999
-    assert theirs.visual.input_resolution == 48
-    assert 10 < ours.logit_scale <= 100.001
+    assert openai_model.visual.input_resolution == 48
+    assert 10 < loaded.logit_scale <= 100.001
 
 
 def test_text_features_equal_clips_own_on_full_length_text(random_tiny):
     loaded = backbone.load(str(random_tiny))
     features = backbone.text_features(loaded, PROMPTS)
     assert features.shape == (2, 2, 128) and features.dtype == torch.float32
+
     with torch.no_grad():
         for m, row in enumerate(PROMPTS):
             expected = loaded.model.encode_text(clip.tokenize(row))
@@ -79,13 +82,16 @@ def test_text_is_encoded_once_for_the_same_weights_and_prompts(random_tiny, tmp_
     encoded = []
     real = backbone._encode
     monkeypatch.setattr(backbone, "_encode", lambda *a: encoded.append(a) or real(*a))
+
     assert torch.equal(backbone.text_features(loaded, PROMPTS), first) and not encoded
+
     backbone.text_features(loaded, [PROMPTS[0]])
     backbone.text_features(loaded, [[PROMPTS[0][0]], [PROMPTS[0][1]]])  # same words, other shape
     assert len(encoded) == 2
+
     torch.save(random_clip(seed=1, **TINY_SHAPE).state_dict(), tmp_path / "other.pt")
-    other = backbone.text_features(backbone.load(str(tmp_path / "other.pt")), PROMPTS)
-    assert len(encoded) == 3 and not torch.equal(other, first)
+    other_features = backbone.text_features(backbone.load(str(tmp_path / "other.pt")), PROMPTS)
+    assert len(encoded) == 3 and not torch.equal(other_features, first)
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(random_tiny, tmp_path, monkeypatch):
@@ -98,8 +104,9 @@ def test_a_cache_that_cannot_be_written_only_costs_time(random_tiny, tmp_path, m
 def test_published_names_and_sums_are_those_of_openais_package():
     from clip.clip import _MODELS
 
-    theirs = {name: (url.split("/")[-1], url.split("/")[-2]) for name, url in _MODELS.items()}
-    assert theirs == backbone.OPENAI_WEIGHTS
+    parts = {name: url.split("/") for name, url in _MODELS.items()}
+    openai_weights = {name: (part[-1], part[-2]) for name, part in parts.items()}
+    assert openai_weights == backbone.OPENAI_WEIGHTS
 
 
 def test_a_failed_download_says_what_to_put_where(tmp_path, monkeypatch):
@@ -108,8 +115,10 @@ def test_a_failed_download_says_what_to_put_where(tmp_path, monkeypatch):
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(clip, "load", offline)
+
     with pytest.raises(CarftError) as caught:
         backbone.load("ViT-B/16")
+
     message = str(caught.value)
     assert str(tmp_path / ".cache" / "clip" / "ViT-B-16.pt") in message
     assert backbone.OPENAI_WEIGHTS["ViT-B/16"][1] in message and "no network" in message
@@ -138,6 +147,7 @@ def test_files_that_are_no_clip_are_named(tmp_path, content, message):
         path.write_bytes(content)
     else:
         torch.save(content, path)
+
     with pytest.raises(CarftError, match=message) as caught:
         backbone.load(str(path))
     assert str(path) in str(caught.value)

@@ -20,50 +20,61 @@ TOTALS = {
     "OfficeHome": {"A": 2427, "C": 4365, "P": 4439, "R": 4357},
     "TerraIncognita": {"L100": 4741, "L38": 9736, "L43": 3970, "L46": 5883},
     "DomainNet": {
-        "clip": 48129, "info": 51605, "paint": 72266,
-        "quick": 172500, "real": 172947, "sketch": 69128,
+        "clip": 48129,
+        "info": 51605,
+        "paint": 72266,
+        "quick": 172500,
+        "real": 172947,
+        "sketch": 69128,
     },
-}  # fmt: skip
+}
 
 CLASSES = {"PACS": 7, "VLCS": 5, "OfficeHome": 65, "TerraIncognita": 10, "DomainNet": 345}
 
 
 @pytest.mark.parametrize("name", TOTALS)
-def test_what_the_harness_says_too_and_counts(name):
-    known, theirs = benchmarks.get(name), getattr(datasets, name)
-    assert known.folder == theirs.FOLDER
-    assert [e.label for e in known.environments] == theirs.ENVIRONMENTS
-    assert known.steps["DomainBed"] == theirs.N_STEPS
-    edition = known.editions[0]
-    assert {e.label: edition.counts[e.folder] for e in known.environments} == TOTALS[name]
+def test_the_benchmarks_agree_with_the_harness_and_published_totals(name):
+    benchmark = benchmarks.get(name)
+    dataset_class = getattr(datasets, name)
+    assert benchmark.folder == dataset_class.FOLDER
+    assert [e.label for e in benchmark.environments] == dataset_class.ENVIRONMENTS
+    assert benchmark.steps["DomainBed"] == dataset_class.N_STEPS
+
+    edition = benchmark.editions[0]
+    assert {e.label: edition.counts[e.folder] for e in benchmark.environments} == TOTALS[name]
     for environment, by_class in edition.by_class.items():
-        assert set(by_class) == set(known.classes)
+        assert set(by_class) == set(benchmark.classes)
         assert sum(by_class.values()) == edition.counts[environment]
 
 
 @pytest.mark.parametrize("name", benchmarks.BENCHMARKS)
-def test_positions_are_those_of_sorted_folders(name):
-    known = benchmarks.get(name)
-    folders = [e.folder for e in known.environments]
+def test_environments_and_classes_are_in_the_order_of_sorted_folders(name):
+    benchmark = benchmarks.get(name)
+    folders = [e.folder for e in benchmark.environments]
     assert folders == sorted(folders)
-    assert list(known.classes) == sorted(set(known.classes))
-    assert len(known.classes) == CLASSES.get(name, 10)
+    assert list(benchmark.classes) == sorted(set(benchmark.classes))
+    assert len(benchmark.classes) == CLASSES.get(name, 10)
 
 
-def test_emoji_styles_is_what_is_in_the_archive():
+def test_emoji_styles_has_the_pictures_of_the_archive():
     assets = files("domainbed_carft") / "assets"
     with zipfile.ZipFile(assets / emoji.ARCHIVE) as archive:
-        inside = [n.split("/") for n in archive.namelist() if n.endswith(".png")]
-    found = Counter((environment, name) for environment, name, _ in inside)
-    known = benchmarks.get("EmojiStyles")
-    assert [e.folder for e in known.environments] == data_sets.EmojiStyles.ENVIRONMENTS
-    table = known.editions[0].by_class
-    assert found == Counter({(e, c): n for e, classes in table.items() for c, n in classes.items()})
-    assert known.steps["DomainBed"] == data_sets.EmojiStyles.N_STEPS
+        paths = [n.split("/") for n in archive.namelist() if n.endswith(".png")]
+    counts = Counter((environment, name) for environment, name, _ in paths)
+    benchmark = benchmarks.get("EmojiStyles")
+    assert [e.folder for e in benchmark.environments] == data_sets.EmojiStyles.ENVIRONMENTS
+
+    table = benchmark.editions[0].by_class
+    assert counts == Counter(
+        {(e, c): n for e, classes in table.items() for c, n in classes.items()}
+    )
+    assert benchmark.steps["DomainBed"] == data_sets.EmojiStyles.N_STEPS
 
 
 def test_no_fact_changes_unnoticed():
     """Change the digest together with a fact, when its source says so."""
-    facts = {name: dataclasses.asdict(known) for name, known in benchmarks.BENCHMARKS.items()}
+    facts = {
+        name: dataclasses.asdict(benchmark) for name, benchmark in benchmarks.BENCHMARKS.items()
+    }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     assert digest == "37f87f3c562bb7615efde8573588bac23b6b863dd7fd62176225474b1e6c2f75"

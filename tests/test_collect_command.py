@@ -18,19 +18,22 @@ assert not {"torch", "matplotlib", "pandas", "jinja2", "domainbed", "clip"} & se
 
 def test_nothing_heavy_is_loaded(tmp_path):
     collect_sweeps.write_sweep(tmp_path)
-    more = ["--compare", "published", "--paired", "ERM", "Mixup", "--format", "latex"]
-    subprocess.run([sys.executable, "-c", LOADED, "collect", tmp_path, *more], check=True)
+    options = ["--compare", "published", "--paired", "ERM", "Mixup", "--format", "latex"]
+    subprocess.run([sys.executable, "-c", LOADED, "collect", tmp_path, *options], check=True)
 
 
-def test_what_was_wrong_is_told_beside_the_tables(tmp_path, capsys):
+def test_warnings_are_printed_beside_the_tables(tmp_path, capsys):
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
     for number in range(25):
         (tmp_path / f"none {number:02}").mkdir()
         (tmp_path / f"none {number:02}" / "results.jsonl").touch()
+
     path = tmp_path / "ERM-0-0-0" / "results.jsonl"
     with path.open("a") as file:
         file.write('{"args": {"data')
+
     assert cli.main(["collect", str(tmp_path), "--select", "oracle"]) == 0
+
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert f"cut line: {path}: line 4 is not a complete record; skipped" in lines
@@ -40,11 +43,13 @@ def test_what_was_wrong_is_told_beside_the_tables(tmp_path, capsys):
     assert "none" not in out
 
 
-def test_groups_and_their_notes_are_told(tmp_path, capsys):
+def test_groups_have_rows_and_notes_of_their_own(tmp_path, capsys):
     collect_sweeps.write_sweep(tmp_path / "a", ["ERM"], steps=1)
     collect_sweeps.write_sweep(tmp_path / "b", ["ERM"], steps=2)
     collect_sweeps.write_sweep(tmp_path / "c", ["CARFT"], steps=2, task="other")
+
     assert cli.main(["collect", str(tmp_path), "--format", "csv"]) == 0
+
     out, err = capsys.readouterr()
     assert "steps 2: Not all runs have the same task" in err
     assert out.startswith("setting,selection,") and "\nsteps 1,oracle,PACS,A,ERM," in out
@@ -55,9 +60,11 @@ def test_wrong_arguments_are_refused(tmp_path, capsys):
     folder = str(tmp_path)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["collect", folder, "--select", "oracle,iid"])
+
     assert "'oracle,iid'; expected one or more of training-domain," in capsys.readouterr().err
-    both = ["--format", "csv", "--compare", "published", "--paired", "ERM", "Mixup"]
-    assert cli.main(["collect", folder, *both]) == 1
+
+    options = ["--format", "csv", "--compare", "published", "--paired", "ERM", "Mixup"]
+    assert cli.main(["collect", folder, *options]) == 1
     assert "--format csv holds one table" in capsys.readouterr().err
     assert cli.main(["collect", str(tmp_path / "no")]) == 1
     assert "no such folder" in capsys.readouterr().err
@@ -76,7 +83,9 @@ def test_a_method_without_any_job_is_refused(tmp_path, capsys, command):
     collect_sweeps.write_sweep(tmp_path / "it", ["ERM"], choices=1)
     output = ["-o", str(tmp_path / "page")] if command == ["report"] else []
     words = [*command, str(tmp_path / "it"), *output, "--select", "in-domain"]
+
     assert cli.main(words) == 1
+
     out, err = capsys.readouterr()
     assert out == "" and "--select in-domain: no jobs for this method; expected one of" in err
 
@@ -84,10 +93,11 @@ def test_a_method_without_any_job_is_refused(tmp_path, capsys, command):
 def test_the_benchmark_finds_the_harnesss_values(tmp_path):
     """240 jobs, the fewest that it writes."""
     command = [sys.executable, "benchmarks/collect.py", str(tmp_path / "sweep")]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "--jobs", "1", "--rounds", "1"],
         cwd=collect_sweeps.REPO, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("240 jobs, 4,080 records, 7 MB")
-    assert "the harness's collect_results: 156 of 156 values equal as printed" in done.stdout
+
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert process.stdout.startswith("240 jobs, 4,080 records, 7 MB")
+    assert "the harness's collect_results: 156 of 156 values equal as printed" in process.stdout

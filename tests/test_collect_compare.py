@@ -16,10 +16,10 @@ from domainbed_carft.results import collection, paired, published
 
 def test_a_paired_difference_is_that_of_numpy(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["CARFT", "CLIPFineTune"], trials=3)
-    page = collect_sweeps.collect(
+    document = collect_sweeps.collect(
         tmp_path, methods=["training-domain"], paired=["CARFT", "CLIPFineTune"]
     )
-    (found,) = page.sections["paired"]
+    (entry,) = document.sections["paired"]
     checkpoints = frames.checkpoints(
         collection.gather([tmp_path]).groups[0].runs, "training-domain"
     )
@@ -27,12 +27,15 @@ def test_a_paired_difference_is_that_of_numpy(tmp_path):
         index=["target", "trial"], columns="algorithm", values="out_of_domain"
     )
     difference = (table["CARFT"] - table["CLIPFineTune"]).to_numpy()
-    assert found["mean_difference"] == pytest.approx(100 * difference.mean())
-    counts = (found["wins"], found["losses"], found["ties"])
+
+    assert entry["mean_difference"] == pytest.approx(100 * difference.mean())
+
+    counts = (entry["wins"], entry["losses"], entry["ties"])
     assert counts == tuple(int(x.sum()) for x in (difference > 0, difference < 0, difference == 0))
-    assert (found["pairs"], found["targets"]) == (12, 4)
-    assert found["low"] < found["mean_difference"] < found["high"]
-    grid = page.grids[-1]
+    assert (entry["pairs"], entry["targets"]) == (12, 4)
+    assert entry["low"] < entry["mean_difference"] < entry["high"]
+
+    grid = document.grids[-1]
     assert grid.rows[0][1] == f"{100 * difference.mean():+.2f}"
 
 
@@ -42,10 +45,13 @@ def test_the_interval_is_over_targets_not_over_pairs():
     targets = draw.normal(1, 2, size=24)
     once = paired.interval_of_mean(targets, np.ones(24, dtype=int))
     thrice = paired.interval_of_mean(3 * targets, np.full(24, 3))
+
     assert thrice == pytest.approx(once)
+
     # Of so many targets it is near the normal approximation.
     error = targets.std() / np.sqrt(len(targets))
     expected = targets.mean() - 1.96 * error, targets.mean() + 1.96 * error
+
     assert once == pytest.approx(expected, abs=0.15)
     assert paired.interval_of_mean(np.array([3.0]), np.array([2])) == (None, None)
 
@@ -54,84 +60,107 @@ def test_every_published_figure_has_a_source_and_its_average():
     figures = published.figures()
     assert len({(figure["method"], figure["dataset"]) for figure in figures}) == len(figures) > 200
     assert all(figure["source"] and figure["selection"] for figure in figures)
+
     for average in (figure for figure in figures if figure["dataset"] == published.AVERAGE):
-        own = [f for f in figures if f["method"] == average["method"] and f is not average]
-        assert len(own) == 5
+        averaged = [f for f in figures if f["method"] == average["method"] and f is not average]
+        assert len(averaged) == 5
         # Averages were published with one decimal, some of figures with more.
-        mean = np.mean([figure["accuracy"] for figure in own])
+        mean = np.mean([figure["accuracy"] for figure in averaged])
         assert average["accuracy"] == pytest.approx(mean, abs=0.11)
 
 
-def test_ours_beside_the_published(tmp_path):
-    given = {"recorded": {"clip_backbone": "ViT-B/16"}, "trials": 2, "choices": 1}
+def test_our_averages_are_compared_with_published_ones(tmp_path):
+    options = {"recorded": {"clip_backbone": "ViT-B/16"}, "trials": 2, "choices": 1}
     for dataset in ("PACS", "VLCS", "OfficeHome", "TerraIncognita"):
-        collect_sweeps.write_sweep(tmp_path / dataset, ["CARFT"], dataset=dataset, **given)
+        collect_sweeps.write_sweep(tmp_path / dataset, ["CARFT"], dataset=dataset, **options)
+
     for target, trial in itertools.product(range(6), range(2)):
         collect_sweeps.write_job(
             tmp_path / "DomainNet", f"{target}{trial}", dataset="DomainNet",
             algorithm="CARFT", test_envs=[target], trial_seed=trial, environments=list("abcdef"),
         )  # fmt: skip
-    page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
-    *entries, last = page.sections["published"]["comparisons"]
-    assert {e["dataset"]: e["published"] for e in entries}["PACS"] == 96.8 and len(entries) == 5
+
+    document = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
+    *entries, average = document.sections["published"]["comparisons"]
+    published_accuracies = {entry["dataset"]: entry["published"] for entry in entries}
+    assert len(entries) == 5
+    assert published_accuracies["PACS"] == 96.8
+
     table = collect_sweeps.tables(tmp_path)["", "oracle", "Averages"]
     for entry in entries:
         cell = collect_sweeps.cell(table, "CARFT", entry["dataset"])
         assert (entry["ours"], entry["standard_error"]) == (cell["mean"], cell["standard_error"])
         assert entry["difference"] == entry["ours"] - entry["published"]
-    assert (last["dataset"], last["published"], last["n"]) == ("average", 78.5, 2)
-    assert last["ours"] == pytest.approx(table["rows"][0]["average"])
-    assert "abstract" in last["source"]
+
+    assert (average["dataset"], average["published"], average["n"]) == ("average", 78.5, 2)
+    assert average["ours"] == pytest.approx(table["rows"][0]["average"])
+    assert "abstract" in average["source"]
+
     for target in range(6):  # the five have not the same trials any more
         shutil.rmtree(tmp_path / "DomainNet" / f"{target}1")
-    page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
-    entries = page.sections["published"]["comparisons"]
+    document = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
+    entries = document.sections["published"]["comparisons"]
+
     assert "average" not in [entry["dataset"] for entry in entries]
 
 
 def test_the_published_table_says_what_was_selected_on():
-    left_out = published.overview()
-    assert left_out.header[:4] == ["Method", "Selected on", "n", "PACS"]
-    rows = {row[0]: row[1:] for row in left_out.rows}
+    overview = published.overview()
+    assert overview.header[:4] == ["Method", "Selected on", "n", "PACS"]
+
+    rows = {row[0]: row[1:] for row in overview.rows}
     assert rows["CLIPood"][:3] == ["none; 20% of the target", "", "97.3 ± 0.1"]
     assert rows["MIRO"] == [
         "training-domain", "3", "95.6 ± 0.8", "82.2 ± 0.3", "82.5 ± 0.1", "54.3 ± 0.4",
         "54.0 ± 0.3", "73.7",
     ]  # fmt: skip
-    few = published.overview(["CAR-FT", "MIRO"])
-    assert [row[0] for row in few.rows] == ["MIRO", "CAR-FT"]
+
+    chosen = published.overview(["CAR-FT", "MIRO"])
+    assert [row[0] for row in chosen.rows] == ["MIRO", "CAR-FT"]
 
 
-def test_what_differs_from_the_published_method_is_said(tmp_path):
-    other = {"wise_alpha": 0.5, "average": "sma", "clip_backbone": "tiny", "head_init": "random"}
-    for algorithm, more in (
+def test_deviations_from_the_published_method_are_noted(tmp_path):
+    deviating = {
+        "wise_alpha": 0.5,
+        "average": "sma",
+        "clip_backbone": "tiny",
+        "head_init": "random",
+    }
+    for algorithm, hparams in (
         ("CLIPMIRO", {}), ("CLIPood", {"average": "beta"}), ("CARFT", {}),
-        ("CLIPFineTune", other), ("ERM", {}),
+        ("CLIPFineTune", deviating), ("ERM", {}),
     ):  # fmt: skip
-        recorded = {"clip_backbone": "ViT-B/16", "wise_alpha": 1.0, **more}
+        recorded = {"clip_backbone": "ViT-B/16", "wise_alpha": 1.0, **hparams}
         collect_sweeps.write_sweep(tmp_path, [algorithm], trials=1, choices=1, recorded=recorded)
+
     # The row is that of the data set's own runs.
     recorded = {"head_init": "zero-shot", "clip_backbone": "ViT-B/16"}
-    given = {"trials": 1, "choices": 1, "dataset": "VLCS", "recorded": recorded}
-    collect_sweeps.write_sweep(tmp_path / "VLCS", ["CLIPFineTune"], **given)
-    page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
-    entries = page.sections["published"]["comparisons"]
-    found = {(e["algorithm"], e["dataset"]): (e["method"], e["published"]) for e in entries}
-    assert found == {
+    options = {"trials": 1, "choices": 1, "dataset": "VLCS", "recorded": recorded}
+    collect_sweeps.write_sweep(tmp_path / "VLCS", ["CLIPFineTune"], **options)
+    document = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
+    entries = document.sections["published"]["comparisons"]
+    published_as = {
+        (entry["algorithm"], entry["dataset"]): (entry["method"], entry["published"])
+        for entry in entries
+    }
+
+    assert published_as == {
         ("CARFT", "PACS"): ("CAR-FT", 96.8), ("CLIPMIRO", "PACS"): ("MIRO", 95.6),
         ("CLIPood", "PACS"): ("CLIPood", 97.3),
         ("CLIPFineTune", "PACS"): ("ERM, random head", 83.4),
         ("CLIPFineTune", "VLCS"): ("ERM, zero-shot head", 83.0),
     }  # fmt: skip
-    beside = page.grids[-2]  # before the published table
-    assert [note for note in beside.notes if note.startswith("Not comparable")] == [
+
+    published_grid = document.grids[-2]  # before the published table
+    assert [note for note in published_grid.notes if note.startswith("Not comparable")] == [
         "Not comparable: CLIPFineTune has clip_backbone tiny, average sma, wise_alpha 0.5, unlike "
         "the published ERM, random head.",
         "Not comparable: CLIPMIRO has a head that starts zero-shot instead of random, unlike the "
         "published MIRO.",
     ]
-    assert any(note.endswith("khanrc/miro issues 6 and 19.") for note in beside.notes)
-    (row,) = (row for row in beside.rows if "ERM, random head" in row)
+    assert any(note.endswith("khanrc/miro issues 6 and 19.") for note in published_grid.notes)
+
+    (row,) = (row for row in published_grid.rows if "ERM, random head" in row)
     assert row[4] == "83.4 ± 0.5 (3)" and row[-1] == "training-domain"
 
 
@@ -146,9 +175,12 @@ def test_the_best_hyperparameters_are_ready_to_train_with(tmp_path, capsys):
         tmp_path, choices=3, pairs=True, recorded=recorded, hparams='{"data_edition": "new"}'
     )
     entries = top(capsys, tmp_path)
+
     assert len(entries) == 3 * 2 * 4 * 2
+
     keys = ["selection", "dataset", "algorithm", "test_env", "trial_seed"]
     assert len({tuple(entry[key] for key in keys) for entry in entries}) == len(entries)
+
     for entry in entries:
         flag, value = shlex.split(entry["argument"])
         expected = {**entry["hparams"]}
@@ -159,9 +191,11 @@ def test_the_best_hyperparameters_are_ready_to_train_with(tmp_path, capsys):
         assert len(entry["folders"]) == 1 + pairs
         place = f"{entry['test_env']}-{entry['trial_seed']}-{entry['hparams_seed']}"
         assert entry["folders"][0] == str(tmp_path / f"{entry['algorithm']}-{place}")
-    few = ["--algorithm", "Mixup", "--test_env", "2", "--select", "oracle"]
-    (first, second) = top(capsys, tmp_path, *few)
+
+    filters = ["--algorithm", "Mixup", "--test_env", "2", "--select", "oracle"]
+    (first, second) = top(capsys, tmp_path, *filters)
     assert (first["environment"], first["algorithm"], second["trial_seed"]) == ("P", "Mixup", 1)
+
     collect_sweeps.write_job(tmp_path / "all", test_envs=[])
     (entry,) = top(capsys, tmp_path / "all")
     assert (entry["selection"], entry["test_env"]) == ("in-domain", None)

@@ -9,7 +9,8 @@ import subprocess
 import collect_sweeps
 import pytest
 
-from domainbed_carft.results.document import FORMATS, Document, Grid, _in_latex
+from domainbed_carft.results.document import Document, Grid
+from domainbed_carft.results.formats import FORMATS, _escape_latex
 
 AWKWARD = 'a_b & 50% of $x^2 #1 {y} ~ \\z <i> | `*"[k]" -- --flag é 猫'
 
@@ -22,8 +23,8 @@ def document(tmp_path):
         tmp_path, ["An_Algorithm&more", "ERM"], dataset="./my_data", environments=labels
     )
     shutil.rmtree(tmp_path / "ERM-0-0-0")
-    page = collect_sweeps.collect(tmp_path, paired=["ERM", "An_Algorithm&more"], compare=True)
-    return page
+    result = collect_sweeps.collect(tmp_path, paired=["ERM", "An_Algorithm&more"], compare=True)
+    return result
 
 
 def test_text_is_aligned_and_explains_itself(document):
@@ -31,6 +32,7 @@ def test_text_is_aligned_and_explains_itself(document):
     lines = text.splitlines()
     start = lines.index("my_data; training-domain validation set")
     header, first, second, note = lines[start + 1 : start + 5]
+
     assert header.split()[:2] == ["Algorithm", "art"]
     assert header.index("art") == first.index(first.split("  ")[1].strip())
     assert re.match(r"ERM +\d+\.\d \+/- \d+\.\d \(2\) \[1\]  ", second)
@@ -42,15 +44,19 @@ def test_an_own_data_set_has_its_folders_name_and_keeps_its_path_in_data(tmp_pat
     for dataset in ("../own3", "/a/pets", "/b/pets", "./PACS", "PACS"):
         name = f"job {dataset}".replace("/", "_")
         collect_sweeps.write_job(tmp_path, name, dataset=dataset)
+
     document = collect_sweeps.collect(tmp_path)
     titles = {grid.title.partition(";")[0] for grid in document.grids}
     assert titles == {"own3", "/a/pets", "/b/pets", "./PACS", "PACS", "Averages"}
+
     averages = next(grid for grid in document.grids if grid.title.startswith("Averages"))
     assert "own3" in averages.header and "../own3" not in averages.header
 
     assert "../own3" in {entry["dataset"] for entry in document.sections["tables"]}
+
     rows = csv.DictReader(io.StringIO(FORMATS["csv"](document)))
     assert {row["dataset"] for row in rows} == {"../own3", "/a/pets", "/b/pets", "./PACS", "PACS"}
+
     for style in ("text", "markdown", "latex"):
         assert "../own3" not in FORMATS[style](document)
 
@@ -60,6 +66,7 @@ def test_markdown_has_tables_of_equal_rows(document):
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert r"An\_Algorithm\&more" in text and r"\[50%\_off\]" in text
     assert r"real \| world" in text
+
     bare = [row.replace(r"\|", "") for row in rows]
     table = bare[: next(i for i, row in enumerate(bare) if i > 1 and "---" in row) - 1]
     assert {row.count("|") for row in table} == {7}
@@ -70,12 +77,17 @@ def test_csv_of_the_tables_alone(tmp_path):
     methods = ["training-domain", "oracle", "leave-one-domain-out"]
     document = collect_sweeps.collect(tmp_path, methods=methods)
     entries = list(csv.DictReader(io.StringIO(FORMATS["csv"](document))))
+
     assert len(entries) == 3 * (4 + 1)
-    assert [e["environment"] for e in entries[:5]] == ["A", "C", "P", "S", "average"]
+    assert [entry["environment"] for entry in entries[:5]] == ["A", "C", "P", "S", "average"]
+
     table = document.sections["tables"][0]
     assert float(entries[1]["mean"]) == collect_sweeps.cell(table, "ERM", "C")["mean"]
-    lacking = [e for e in entries if e["selection"] == "leave-one-domain-out"]
-    assert all(e["mean"] == "" and e["n"] == "0" and e["missing"] for e in lacking)
+
+    incomplete = [entry for entry in entries if entry["selection"] == "leave-one-domain-out"]
+    assert all(
+        entry["mean"] == "" and entry["n"] == "0" and entry["missing"] for entry in incomplete
+    )
 
 
 LATEX = shutil.which("pdflatex") or shutil.which("tectonic")
@@ -85,22 +97,26 @@ LATEX = shutil.which("pdflatex") or shutil.which("tectonic")
 def test_latex_compiles(document, tmp_path):
     awkward = Grid(AWKWARD, [AWKWARD, "b"], [[AWKWARD, "12.3 ± 4.5 (3) [1]"]], [f"[1] {AWKWARD}"])
     long = Grid("Long", ["Name", "b"], [[f"row {i}", "12.3"] for i in range(100)], [])
-    whole = document._replace(grids=[*document.grids, awkward, long], caption=[AWKWARD])
-    path = tmp_path / "tables.tex"
-    path.write_text(FORMATS["latex"](whole), encoding="utf-8")
-    more = ["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in LATEX else []
-    done = subprocess.run(
-        [LATEX, *more, path.name], cwd=tmp_path, capture_output=True, text=True, errors="replace"
+    with_awkward_names = document._replace(
+        grids=[*document.grids, awkward, long], caption=[AWKWARD]
     )
-    assert done.returncode == 0, done.stdout[-3000:]
+    path = tmp_path / "tables.tex"
+    path.write_text(FORMATS["latex"](with_awkward_names), encoding="utf-8")
+    options = ["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in LATEX else []
+    process = subprocess.run(
+        [LATEX, *options, path.name], cwd=tmp_path, capture_output=True, text=True, errors="replace"
+    )
+
+    assert process.returncode == 0, process.stdout[-3000:]
     assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
-    assert "Overfull \\vbox" not in done.stdout  # a table that runs over the end of its page
+    assert "Overfull \\vbox" not in process.stdout  # a table that runs over the end of its page
     assert path.read_text(encoding="utf-8").count("Name") == 3
 
 
 def test_latex_escapes_what_it_would_read_as_a_command():
-    escaped = _in_latex(AWKWARD)
+    escaped = _escape_latex(AWKWARD)
     assert escaped.startswith(r"a\_b \& 50\% of \$x\textasciicircum{}2 \#1 \{y\} ")
     assert "{-}{-}flag é (U+732B)" in escaped
+
     text = FORMATS["latex"](Document([], [Grid("t", ["a"], [["x ± y"]], [])], {}, []))
     assert r"x $\pm$ y \\" in text

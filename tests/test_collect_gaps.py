@@ -18,15 +18,16 @@ def missing(folder, method, column="A", algorithm="ERM"):
     return collect_sweeps.cell(table, algorithm, column)["missing"]
 
 
-def lose(folder, *names):
+def remove_jobs(folder, *names):
     for name in names:
         shutil.rmtree(folder / name)
 
 
-def test_jobs_that_were_not_run(tmp_path):
+def test_cells_name_jobs_that_were_not_run(tmp_path):
     collect_sweeps.write_sweep(tmp_path, trials=3, choices=4, pairs=True)
-    lose(tmp_path, "ERM-0-1-0", "ERM-0-1-1", "ERM-0-1-3", "ERM-0-2-2", "ERM-0-2-2-1")
-    lose(tmp_path, *(f"ERM-1-2-{choice}" for choice in range(4)))
+    remove_jobs(tmp_path, "ERM-0-1-0", "ERM-0-1-1", "ERM-0-1-3", "ERM-0-2-2", "ERM-0-2-2-1")
+    remove_jobs(tmp_path, *(f"ERM-1-2-{choice}" for choice in range(4)))
+
     assert missing(tmp_path, "oracle") == [
         "no job --test_envs 0: trial 1 hparams_seed 0, 1, 3; trial 2 hparams_seed 2"
     ]
@@ -35,40 +36,45 @@ def test_jobs_that_were_not_run(tmp_path):
     assert missing(tmp_path, "leave-one-domain-out", "P") == [
         "no job --test_envs 0 2: trial 2 hparams_seed 1"
     ]
+
     averages = collect_sweeps.tables(tmp_path)["", "oracle", "Averages"]
     assert collect_sweeps.cell(averages, "ERM", "PACS")["missing"] == ["incomplete in PACS: A, C"]
     assert collect_sweeps.cell(averages, "Mixup", "PACS")["missing"] == []
+
     table = collect_sweeps.tables(tmp_path)["", "oracle", "PACS"]
     cell = collect_sweeps.cell(table, "ERM", "C")
     assert (cell["n"], list(cell["trials"])) == (2, ["0", "1"])
 
 
-def strict(capsys, folder, *more):
+def strict(capsys, folder, *options):
     """The exit status, and what is printed."""
-    status = cli.main(["collect", str(folder), "--strict", *more])
+    status = cli.main(["collect", str(folder), "--strict", *options])
     return status, *capsys.readouterr()
 
 
-def test_a_sweep_that_never_meant_to_leave_two_domains_out_is_whole(tmp_path, capsys):
+def test_a_sweep_without_pairs_of_targets_is_complete(tmp_path, capsys):
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
     status, out, err = strict(capsys, tmp_path)
     assert (status, err) == (0, "48 records of 16 jobs.\n")
     assert "leave-one-domain-out" not in out
+
     status, out, _ = strict(capsys, tmp_path, "--select", "oracle,leave-one-domain-out")
     assert status == 3
     assert "no job --test_envs 0 1: in every trial. no job --test_envs 1 2: in every" in out
+
     collect_sweeps.write_job(tmp_path, "pair", test_envs=[0, 1])
     status, _, err = strict(capsys, tmp_path)
     assert status == 3 and "incomplete: 5 of 15 cells (see" in err
 
 
-def test_runs_that_broke_off(tmp_path):
+def test_cells_name_runs_that_stopped_early(tmp_path):
     collect_sweeps.write_sweep(tmp_path, algorithms=["ERM"], trials=1, choices=1)
-    lose(tmp_path, "ERM-0-0-0", "ERM-1-0-0")
-    given = {"algorithm": "ERM", "recorded": {"lr": 0.1}}
-    collect_sweeps.write_job(tmp_path, "a", at=(0, 100), test_envs=[0], **given)
-    collect_sweeps.write_job(tmp_path, "b", at=(0, 200), test_envs=[1], **given)
+    remove_jobs(tmp_path, "ERM-0-0-0", "ERM-1-0-0")
+    facts = {"algorithm": "ERM", "recorded": {"lr": 0.1}}
+    collect_sweeps.write_job(tmp_path, "a", at=(0, 100), test_envs=[0], **facts)
+    collect_sweeps.write_job(tmp_path, "b", at=(0, 200), test_envs=[1], **facts)
     (tmp_path / "ERM-2-0-0" / "done").unlink()
+
     assert missing(tmp_path, "oracle", "A") == [
         "--test_envs 0 stopped at step 100 of 200: in every trial"
     ]
@@ -79,6 +85,7 @@ def test_runs_that_broke_off(tmp_path):
         "--test_envs 2 is not finished (no file 'done'): in every trial"
     ]
     assert missing(tmp_path, "oracle", "S") == []
+
     collect_sweeps.write_sweep(tmp_path / "all", ["ERM"], steps=301)
     assert missing(tmp_path / "all", "oracle") == [
         "--test_envs 0 stopped at step 200 of 300: in every trial"
@@ -86,7 +93,7 @@ def test_runs_that_broke_off(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["oracle", "training-domain", "in-domain"])
-def test_what_is_no_number_is_not_the_best(tmp_path, method):
+def test_an_accuracy_that_is_nan_is_never_the_best(tmp_path, method):
     targets = [] if method == "in-domain" else [0]
     for choice in range(2):
         collect_sweeps.write_job(tmp_path, f"{choice}", test_envs=targets, hparams_seed=choice)
@@ -94,9 +101,11 @@ def test_what_is_no_number_is_not_the_best(tmp_path, method):
     change_records(tmp_path / "1", lambda record: {**record, **nan})
     table = collect_sweeps.tables(tmp_path)["", method, "PACS"]
     cell = collect_sweeps.cell(table, "ERM", "A")
+
     assert cell["mean"] > 20 and cell["n"] == 1
-    (why,) = cell["missing"]
-    assert why.endswith(" has accuracies that are not numbers in [0, 1]: trial 0 hparams_seed 1")
+
+    (reason,) = cell["missing"]
+    assert reason.endswith(" has accuracies that are not numbers in [0, 1]: trial 0 hparams_seed 1")
 
 
 def harness_tables(folder, capsys):
@@ -110,6 +119,7 @@ def test_records_of_a_diverged_training_do_not_count(tmp_path, capsys, mark):
     for name in ("healthy", "sweep"):
         collect_sweeps.write_sweep(tmp_path / name, ["ERM"], trials=1, choices=2)
     job = tmp_path / "sweep" / "ERM-0-0-1"
+
     # Chance predictions that would win everywhere.
     best = {f"env{i}_{split}_acc": 1.0 for i in range(4) for split in ("in", "out")}
     change_records(job, lambda record: {**record, **(best if record["step"] > 0 else {})})
@@ -117,12 +127,15 @@ def test_records_of_a_diverged_training_do_not_count(tmp_path, capsys, mark):
     change_records(
         job, lambda record: {**record, **(mark if record["step"] > 0 else {"loss": 1.5})}
     )
+
     assert harness_tables(tmp_path / "sweep", capsys) == unmarked
 
     # What is left of the job is its record of step 0.
-    rest = tmp_path / "healthy" / "ERM-0-0-1" / "results.jsonl"
-    rest.write_text(rest.read_text().splitlines(keepends=True)[0])
-    why = "--test_envs 0 diverged, so it has no accuracies from step 100 on: trial 0 hparams_seed 1"
+    healthy_records = tmp_path / "healthy" / "ERM-0-0-1" / "results.jsonl"
+    healthy_records.write_text(healthy_records.read_text().splitlines(keepends=True)[0])
+    reason = (
+        "--test_envs 0 diverged, so it has no accuracies from step 100 on: trial 0 hparams_seed 1"
+    )
     for method in ("training-domain", "oracle"):  # the latter takes the last, which it has not
         cells = [
             collect_sweeps.cell(
@@ -130,11 +143,13 @@ def test_records_of_a_diverged_training_do_not_count(tmp_path, capsys, mark):
             )
             for name in ("healthy", "sweep")
         ]
-        assert cells[1]["mean"] == cells[0]["mean"] and cells[1]["missing"] == [why]
-        rest.unlink(missing_ok=True)
+        assert cells[1]["mean"] == cells[0]["mean"] and cells[1]["missing"] == [reason]
+        healthy_records.unlink(missing_ok=True)
+
     status, _, err = strict(capsys, tmp_path / "sweep", "--select", "oracle")
     assert status == 3
     assert f"diverged: {job}: the training diverged; 2 records from step 100 on without" in err
+
     # Copies of the job count once, though nan is not equal to nan.
     shutil.copytree(job, tmp_path / "sweep" / "copy")
     assert len(collecting.gather([tmp_path / "sweep"]).groups[0].runs) == 8
@@ -149,6 +164,7 @@ def test_a_record_after_the_update_that_broke_the_weights_does_not_count(tmp_pat
     change_records(job, lambda r: {**r, **({"diverged_at": step} if r["step"] >= step else {})})
     (run,) = records.read([tmp_path]).runs
     known = ~np.isnan(np.array(run.accuracies)).reshape(3, 8)
+
     assert known.all(axis=1).tolist() == known.any(axis=1).tolist()
     assert known.all(axis=1).tolist() == [at < first for at in (0, 100, 200)]
     assert run.diverged_at == first

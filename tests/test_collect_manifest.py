@@ -23,67 +23,77 @@ def strict(capsys, *words):
 
 
 @pytest.mark.parametrize(
-    ("lost", "row", "where"),
+    ("unrun", "row", "trials"),
     [({"trial_seed": 1}, "ERM", "trial 1"), ({"algorithm": "Mixup"}, "Mixup", "in every trial")],
 )
-def test_listed_jobs_without_a_record_are_missed(tmp_path, capsys, lost, row, where):
-    both = ["ERM", "Mixup"]
-    collect_sweeps.launch(tmp_path, both, run=lambda args: not lost.items() <= args.items())
+def test_listed_jobs_without_a_record_are_missed(tmp_path, capsys, unrun, row, trials):
+    algorithms = ["ERM", "Mixup"]
+    collect_sweeps.launch(tmp_path, algorithms, run=lambda args: not unrun.items() <= args.items())
     status, tables, err = strict(capsys, tmp_path)
+
     assert status == 3 and "cells (see notes)" in err
+
     cell = collect_sweeps.cell(tables["", "PACS"], row, "C")
-    assert cell["missing"] == [f"--test_envs 1 has no record: {where}"]
+    assert cell["missing"] == [f"--test_envs 1 has no record: {trials}"]
 
 
-def test_a_whole_sweep_over_some_environments_is_whole(tmp_path, capsys):
+def test_a_sweep_over_one_target_is_complete(tmp_path, capsys):
     collect_sweeps.launch(tmp_path, ["CARFT"], targets=[3])
     status, tables, err = strict(capsys, tmp_path)
     assert (status, err) == (0, "6 records of 2 jobs.\n")
+
     table = tables["", "PACS"]
-    cell, other = (collect_sweeps.cell(table, "CARFT", column) for column in "SA")
+    cell, undeclared = (collect_sweeps.cell(table, "CARFT", column) for column in "SA")
     assert table["rows"][0]["average"] == cell["mean"]
-    assert (other["mean"], other["missing"]) == (None, [])
+    assert (undeclared["mean"], undeclared["missing"]) == (None, [])
     assert tables["", "Averages"]["notes"] == ["CARFT on PACS: no job declared for A, C, P."]
+
     cli.main(["collect", str(tmp_path), "--select", "oracle"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CARFT  ")]
     assert rows[0].split()[1:4] == ["-", "-", "-"]
-    page = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
-    (one,) = page.sections["published"]["comparisons"]
-    assert (one["dataset"], one["complete"]) == ("PACS", False)
+
+    document = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
+    (comparison,) = document.sections["published"]["comparisons"]
+    assert (comparison["dataset"], comparison["complete"]) == ("PACS", False)
 
 
 def test_jobs_beyond_the_manifest_have_their_cells(tmp_path, capsys):
     collect_sweeps.launch(tmp_path, targets=[3])
-    given = {"environments": list("ACPS"), "task": "t"}
-    collect_sweeps.write_job(tmp_path, "more", test_envs=[0], trial_seed=5, **given)
-    collect_sweeps.write_job(tmp_path, "cut", test_envs=[1], at=(0, 100), **given)
+    facts = {"environments": list("ACPS"), "task": "t"}
+    collect_sweeps.write_job(tmp_path, "more", test_envs=[0], trial_seed=5, **facts)
+    collect_sweeps.write_job(tmp_path, "cut", test_envs=[1], at=(0, 100), **facts)
     status, tables, _ = strict(capsys, tmp_path)
     cells = [collect_sweeps.cell(tables["", "PACS"], "ERM", column) for column in "ACPS"]
+
     assert [(cell["n"], bool(cell["missing"])) for cell in cells] == [
         (1, False), (1, True), (0, False), (2, False)
     ]  # fmt: skip
     assert status == 3
 
 
-@pytest.mark.parametrize("nothing", [False, True])
-def test_each_variant_misses_its_own_jobs(tmp_path, capsys, nothing):
-    words = ('{"kl_weight": 1}', '{"kl_weight": 3}')
+@pytest.mark.parametrize("all_unrun", [False, True])
+def test_each_variant_misses_its_own_jobs(tmp_path, capsys, all_unrun):
+    overrides = ('{"kl_weight": 1}', '{"kl_weight": 3}')
     collect_sweeps.launch(
-        tmp_path, ["CARFT"], hparams=words, compare_with=("CLIPood", "MIRO"),
-        run=lambda args: "1" in args["hparams"] or not (nothing or args["trial_seed"] == 1),
+        tmp_path, ["CARFT"], hparams=overrides, compare_with=("CLIPood", "MIRO"),
+        run=lambda args: "1" in args["hparams"] or not (all_unrun or args["trial_seed"] == 1),
     )  # fmt: skip
     status, tables, _ = strict(capsys, tmp_path)
-    where = "in every trial" if nothing else "trial 1"
+    trials = "in every trial" if all_unrun else "trial 1"
+
     assert status == 3 and {
         setting: collect_sweeps.cell(table, "CARFT", "A")["missing"]
         for (setting, name), table in tables.items()
         if name == "PACS"
     } == {
         "hparam kl_weight 1": [],
-        "hparam kl_weight 3": [f"--test_envs 0 has no record: {where}"],
+        "hparam kl_weight 3": [f"--test_envs 0 has no record: {trials}"],
     }
-    page = collect_sweeps.collect(tmp_path, compare=True)  # the manifest names the published rows
-    figures = page.sections["published"]["figures"]
+
+    document = collect_sweeps.collect(
+        tmp_path, compare=True
+    )  # the manifest names the published rows
+    figures = document.sections["published"]["figures"]
     assert {row["method"] for row in figures} == {"CLIPood", "MIRO"}
 
 
@@ -94,6 +104,7 @@ def test_a_pilot_under_another_setting_misses_no_jobs_that_ran_as_listed(tmp_pat
             tmp_path, f"{target}", test_envs=[target], steps=201, task="t",
             environments=list("ACPS"),
         )  # fmt: skip
+
     status, tables, _ = strict(capsys, tmp_path)
     assert (status, len(tables)) == (0, 4)
 
@@ -104,26 +115,30 @@ def test_sweeps_over_different_algorithms_and_data_sets_lack_nothing_of_each_oth
     collect_sweeps.launch(tmp_path / "a", ["ERM"])
     collect_sweeps.launch(tmp_path / "b", ["Mixup"], datasets=["VLCS"])
     assert strict(capsys, tmp_path / "a", tmp_path / "b")[0] == 0
+
     for name in "ab":
         (tmp_path / name / "sweep.json").unlink()
     assert strict(capsys, tmp_path / "a", tmp_path / "b")[0] == 3
 
 
 def test_leave_one_domain_out_needs_the_pairs_of_listed_targets_only(tmp_path, capsys):
-    given = {"targets": [3, [0, 3], [1, 3], [2, 3]], "selection": ("leave-one-domain-out",)}
-    collect_sweeps.launch(tmp_path / "it", **given)
+    facts = {"targets": [3, [0, 3], [1, 3], [2, 3]], "selection": ("leave-one-domain-out",)}
+    collect_sweeps.launch(tmp_path / "it", **facts)
     assert strict(capsys, tmp_path / "it")[0] == 0
-    collect_sweeps.launch(tmp_path / "other", run=lambda args: args["test_envs"] != [0, 3], **given)
+
+    collect_sweeps.launch(tmp_path / "other", run=lambda args: args["test_envs"] != [0, 3], **facts)
     assert cli.main(["collect", str(tmp_path / "other"), "--strict"]) == 3
     assert "--test_envs 0 3 has no record: in every trial" in capsys.readouterr().out
 
 
 def test_the_methods_are_those_that_the_manifest_names(tmp_path):
-    for name, chosen in (("one", ("oracle",)), ("none", ())):
-        collect_sweeps.launch(tmp_path / name, [name], selection=chosen)
+    for name, methods in (("one", ("oracle",)), ("none", ())):
+        collect_sweeps.launch(tmp_path / name, [name], selection=methods)
     assert collecting.gather([tmp_path / "one"]).methods == ["oracle"]
-    both = collecting.gather([tmp_path / "one", tmp_path / "none"])
-    assert both.methods == ["training-domain", "oracle"]
+
+    merged = collecting.gather([tmp_path / "one", tmp_path / "none"])
+    assert merged.methods == ["training-domain", "oracle"]
+
     collect_sweeps.write_job(tmp_path / "one", "pair", test_envs=[0, 1])
     assert collecting.gather([tmp_path / "one"]).methods == ["leave-one-domain-out", "oracle"]
 

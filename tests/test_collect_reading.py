@@ -9,8 +9,8 @@ import collect_sweeps
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.jobs import records
-from domainbed_carft.results import document
+from domainbed_carft.jobs import record_lines, records
+from domainbed_carft.results import formats
 from domainbed_carft.results.document import Document, Grid
 
 NAMES = [f"env{env}_{split}_acc" for split in ("in", "out") for env in range(4)]
@@ -29,10 +29,12 @@ def test_cut_lines_and_repeated_steps(tmp_path):
     again = json.loads(lines[1]) | {"env0_in_acc": 0.125, "env1_in_acc": 1 + 2**-23}
     path.write_text("".join([*lines, "\n", lines[0][:70], "\n", json.dumps(again), "\n[1]\n"]))
     read = records.read([tmp_path])
-    assert [(fault.kind, fault.text) for fault in read.faults] == [
+
+    assert [(warning.kind, warning.text) for warning in read.warnings] == [
         ("cut line", "line 5 is not a complete record; skipped"),
         ("cut line", "line 7 is not a complete record; skipped"),
     ]
+
     (run,) = read.runs
     assert list(run.steps) == [0, 100, 200]
     assert list(run.accuracies[8:10]) == [0.125, 1 + 2**-23]  # rounding beyond 1 is no fault
@@ -41,26 +43,29 @@ def test_cut_lines_and_repeated_steps(tmp_path):
 def test_records_without_accuracies_are_named_as_that(tmp_path, capsys):
     path = collect_sweeps.write_job(tmp_path, "job") / "results.jsonl"
     records_of_job = [json.loads(line) for line in path.read_text().splitlines()]
-    bare = [
+    without_accuracies = [
         json.dumps({key: value for key, value in record.items() if not key.endswith("_acc")})
         for record in records_of_job
     ]
-    path.write_text("\n".join(bare) + "\n")
+    path.write_text("\n".join(without_accuracies) + "\n")
+
     assert records.read([tmp_path]) == (
-        [], [("no accuracies", str(path), records.NO_ACCURACIES)]
+        [], [("no accuracies", str(path), record_lines.NO_ACCURACIES)]
     )  # fmt: skip
     assert cli.main(["collect", str(tmp_path)]) == 1
-    told = capsys.readouterr().err
-    assert told.count("records without accuracies: this checkout's train does not evaluate") == 1
-    assert "cut line" not in told
+
+    error = capsys.readouterr().err
+    assert error.count("records without accuracies: this checkout's train does not evaluate") == 1
+    assert "cut line" not in error
 
     # Where others have some, theirs count, and a line that misses only a few is cut.
-    few = {key: value for key, value in records_of_job[2].items() if key != "env0_out_acc"}
-    whole = json.dumps(records_of_job[0])
-    path.write_text("\n".join([whole, bare[1], json.dumps(few)]) + "\n")
-    (run,), faults = records.read([tmp_path])
+    incomplete = {key: value for key, value in records_of_job[2].items() if key != "env0_out_acc"}
+    complete = json.dumps(records_of_job[0])
+    path.write_text("\n".join([complete, without_accuracies[1], json.dumps(incomplete)]) + "\n")
+    (run,), warnings = records.read([tmp_path])
+
     assert list(run.steps) == [0]
-    assert [fault.kind for fault in faults] == ["no accuracies", "cut line"]
+    assert [warning.kind for warning in warnings] == ["no accuracies", "cut line"]
     assert cli.main(["collect", str(tmp_path), "--strict"]) == 3
     assert "no accuracies (1)" in capsys.readouterr().err.splitlines()[-1]
 
@@ -75,34 +80,41 @@ def test_records_without_accuracies_are_named_as_that(tmp_path, capsys):
         {"hparams": "lr"}, {"hparams": {"a": json.loads("[" * 500 + "]" * 500)}},
     ],
 )  # fmt: skip
-def test_a_line_of_other_types_is_no_record(tmp_path, change):
+def test_a_line_with_wrong_types_is_no_record(tmp_path, change):
     path = collect_sweeps.write_job(tmp_path, "job") / "results.jsonl"
     line = json.loads(path.read_text().splitlines()[0])
     args = {**line["args"], **change.get("args", {})}
     with path.open("a") as file:
         file.write(json.dumps({**line, **change, "args": args}) + "\n")
-    (run,), (fault,) = records.read([tmp_path])
+    (run,), (warning,) = records.read([tmp_path])
+
     assert list(run.steps) == [0, 100, 200]
-    assert fault.text == "line 4 is not a complete record; skipped"
+    assert warning.text == "line 4 is not a complete record; skipped"
 
 
-def test_several_runs_in_one_folder_are_told_apart_and_whole(tmp_path):
+def test_several_runs_in_one_folder_are_separated(tmp_path):
     first = collect_sweeps.write_job(tmp_path, "a")
     second = collect_sweeps.write_job(tmp_path, "b", at=(0, 100), hparams='{"lr": 1}')
     path = first / "results.jsonl"
     with path.open("a") as file:
         file.write((second / "results.jsonl").read_text())
     runs = records.read([first]).runs
+
     assert [list(run.steps) for run in runs] == [[0, 100, 200], [0, 100]]
     assert runs[1].setting["hparam lr"] == "1"
-    assert [[r["step"] for r in records.of_run(run)] for run in runs] == [[0, 100, 200], [0, 100]]
+    assert [[record["step"] for record in records.run_records(run)] for run in runs] == [
+        [0, 100, 200],
+        [0, 100],
+    ]
+
     expected = [json.loads(line) for line in path.read_text().splitlines()]
-    assert records.whole(path) == (expected, [])
+    assert records.read_file(path) == (expected, [])
+
     with path.open("a") as file:
         file.write('{"step": 300, "ar')
-    assert records.last(first) == expected[-1]
-    assert records.arguments(first) == expected[0]["args"]
-    assert records.last(tmp_path) is None and records.arguments(tmp_path) is None
+    assert records.last_record(first) == expected[-1]
+    assert records.recorded_arguments(first) == expected[0]["args"]
+    assert records.last_record(tmp_path) is None and records.recorded_arguments(tmp_path) is None
 
 
 def test_folders_are_found_once_each_and_with_links(tmp_path):
@@ -115,9 +127,12 @@ def test_folders_are_found_once_each_and_with_links(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "done" / "one")
     (tmp_path / "strange" / "results.jsonl").mkdir(parents=True)
     read = records.read([tmp_path, tmp_path / "sweep"])
-    assert (len(read.runs), read.faults) == (9, [])
+
+    assert (len(read.runs), read.warnings) == (9, [])
+
     job = tmp_path / "sweep" / "kl_weight=1" / "CARFT-0-0-0"
     assert len(records.read([job, tmp_path]).runs) == 9
+
     collect_sweeps.write_job(tmp_path / "a" / "b" / "c", "deep")
     assert folders(records.read([tmp_path / "a", tmp_path / "a" / "b" / "c"])) == ["deep"]
 
@@ -127,7 +142,10 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
     collect_sweeps.write_job(tmp_path, "job")
     (tmp_path / "closed").mkdir(mode=0)
     read = records.read([tmp_path])
-    assert folders(read) == ["job"] and [fault.kind for fault in read.faults] == ["unreadable"]
+
+    assert folders(read) == ["job"] and [warning.kind for warning in read.warnings] == [
+        "unreadable"
+    ]
 
 
 def test_versions_are_those_that_train_printed(tmp_path):
@@ -136,12 +154,13 @@ def test_versions_are_those_that_train_printed(tmp_path):
     text = printed.format("2.4.1") + "step\n" + printed.format("2.5.0") + printed.format("2.5.0")
     (job / "out.txt").write_text(text)
     (run,) = records.read([tmp_path]).runs
+
     assert run.setting["version of PyTorch"] == "2.4.1, then 2.5.0"
     assert run.setting["version of NumPy"] == "2.1"
 
 
 @pytest.mark.parametrize("value", [None, math.nan, "0.5", True, 10**400, 63.5, -0.25, 1.001])
-def test_an_accuracy_that_is_none_counts_as_missing(tmp_path, value):
+def test_an_invalid_accuracy_counts_as_missing(tmp_path, value):
     job = collect_sweeps.write_job(tmp_path, "job")
     before = list(records.read([tmp_path]).runs[0].accuracies)
     path = job / "results.jsonl"
@@ -149,23 +168,26 @@ def test_an_accuracy_that_is_none_counts_as_missing(tmp_path, value):
     lines[1] = json.dumps(json.loads(lines[1]) | {"env2_out_acc": value})
     path.write_text("\n".join(lines))
     after = list(records.read([tmp_path]).runs[0].accuracies)
-    at = 8 + NAMES.index("env2_out_acc")
-    assert math.isnan(after[at])
-    assert after[:at] + after[at + 1 :] == before[:at] + before[at + 1 :]
+    index = 8 + NAMES.index("env2_out_acc")
+
+    assert math.isnan(after[index])
+    assert after[:index] + after[index + 1 :] == before[:index] + before[index + 1 :]
+
     lines[1] = json.dumps(json.loads(lines[1]) | {"env2_out_acc": 1 + 2**-23})  # by rounding
     path.write_text("\n".join(lines))
-    assert records.read([tmp_path]).runs[0].accuracies[at] == 1 + 2**-23
+    assert records.read([tmp_path]).runs[0].accuracies[index] == 1 + 2**-23
 
 
 @pytest.mark.parametrize("name", ["text", "markdown", "latex", "csv"])
 def test_control_characters_are_shown_and_break_nothing(name):
     def page(word):
         grid = Grid(word, ["a", word], [[word, word]], [word])
-        return document.FORMATS[name](Document([word], [grid], {}, [{"a": word}]))
+        return formats.FORMATS[name](Document([word], [grid], {}, [{"a": word}]))
 
     text = page(ODD)
     assert text.count("\n") == page("word").count("\n")
     assert not any(character in text for character in "\x1b\u2028\udcff")
+
     if name in ("text", "csv"):
         assert text.count(ESCAPED) == page("word").count("word")
 
@@ -173,6 +195,7 @@ def test_control_characters_are_shown_and_break_nothing(name):
 def test_a_name_is_no_formula_to_a_spreadsheet(tmp_path, capsys):
     collect_sweeps.write_job(tmp_path, "job", algorithm='=HYPERLINK("http://x")', dataset="-1+@")
     assert cli.main(["collect", str(tmp_path), "--format", "csv", "--select", "oracle"]) == 0
+
     row = capsys.readouterr().out.splitlines()[1]
     assert row.startswith(""",oracle,'-1+@,env0,"'=HYPERLINK(""http://x"")",""")
 
@@ -190,17 +213,21 @@ def test_top_has_null_for_what_is_no_number(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content", ["", '{"step": 0, "args"'])
-def test_a_folder_without_a_whole_record_is_told_and_strict_fails(tmp_path, capsys, content):
+def test_a_folder_without_a_complete_record_is_named_and_strict_fails(tmp_path, capsys, content):
     collect_sweeps.write_job(tmp_path, "lost")
     (tmp_path / "lost" / "results.jsonl").write_text(content)
     words = ["collect", str(tmp_path), "--strict", "--select", "oracle"]
+
     assert cli.main(words) == 1
+
     error = capsys.readouterr().err
     assert error.startswith("carft: no records in") and "no records: " in error
+
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
     assert cli.main(words) == 3
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "carft: --strict: no records (1)"
+
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert last_line == "carft: --strict: no records (1)"
     assert cli.main(["collect", str(tmp_path / "x"), str(tmp_path), str(tmp_path / "y")]) == 1
     assert f"no such folder: {tmp_path / 'x'}, {tmp_path / 'y'}; exp" in capsys.readouterr().err
 
@@ -215,6 +242,8 @@ def test_mutated_records_and_manifests_are_read_or_refused_in_words(tmp_path, ca
             if draw.random() < 0.6:
                 path.write_bytes(hostile.mutated(path.read_bytes(), draw))
         for words in (["collect"], ["collect", "--format", "csv"], ["top"], ["sweep", "status"]):
-            status, said = cli.main([*words, str(folder)]), capsys.readouterr()
-            assert status == 0 or (status == 1 and said.err.startswith("carft: "))
-            assert not set(hostile.ESCAPE[:1] + hostile.ESCAPE[-2:]) & set(said.out + said.err)
+            status, printed = cli.main([*words, str(folder)]), capsys.readouterr()
+            assert status == 0 or (status == 1 and printed.err.startswith("carft: "))
+            assert not set(hostile.ESCAPE[:1] + hostile.ESCAPE[-2:]) & set(
+                printed.out + printed.err
+            )

@@ -9,8 +9,8 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.results import collection as collecting
 
 
-def titles(folder, **given):
-    return sorted({setting for setting, *_ in collect_sweeps.tables(folder, **given)})
+def titles(folder, **options):
+    return sorted({setting for setting, *_ in collect_sweeps.tables(folder, **options)})
 
 
 SETTINGS = [
@@ -24,15 +24,16 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize(("one", "other", "expected"), SETTINGS)
-def test_runs_under_several_settings_have_tables_of_their_own(tmp_path, one, other, expected):
-    collect_sweeps.write_sweep(tmp_path / "one", ["CARFT"], **one)
-    collect_sweeps.write_sweep(tmp_path / "other", ["CARFT"], **other)
+@pytest.mark.parametrize(("first", "second", "expected"), SETTINGS)
+def test_runs_under_several_settings_have_tables_of_their_own(tmp_path, first, second, expected):
+    collect_sweeps.write_sweep(tmp_path / "one", ["CARFT"], **first)
+    collect_sweeps.write_sweep(tmp_path / "other", ["CARFT"], **second)
     assert titles(tmp_path) == expected
-    both = collect_sweeps.tables(tmp_path)
+
+    merged = collect_sweeps.tables(tmp_path)
     for folder in ("one", "other"):
         alone = collect_sweeps.tables(tmp_path / folder)["", "oracle", "PACS"]["rows"]
-        assert alone in [both[setting, "oracle", "PACS"]["rows"] for setting in expected]
+        assert alone in [merged[setting, "oracle", "PACS"]["rows"] for setting in expected]
 
 
 def test_versions_that_differ_split_and_can_be_ignored(tmp_path):
@@ -41,10 +42,12 @@ def test_versions_that_differ_split_and_can_be_ignored(tmp_path):
         trial = job.name.split("-")[2]
         text = f"Environment:\n\tPyTorch: 2.{trial}\n\tTorchvision: 0.{trial}\n"
         (job / "out.txt").write_text(text)
+
     assert titles(tmp_path) == [
         f"version of PyTorch 2.{trial}, version of Torchvision 0.{trial}" for trial in range(2)
     ]
     assert titles(tmp_path, ignored=["versions"]) == [""]
+
     caption = collect_sweeps.collect(tmp_path, ignored=["versions"]).caption
     assert (
         "Not all runs have the same version of PyTorch: "
@@ -56,7 +59,9 @@ def test_algorithms_with_a_setting_each_share_a_table_that_says_so(tmp_path):
     collect_sweeps.write_sweep(tmp_path / "a", ["CLIPZeroShot"], steps=1)
     collect_sweeps.write_sweep(tmp_path / "b", ["CARFT"], hparams='{"kl_weight": 3}')
     collect_sweeps.write_sweep(tmp_path / "c", ["CLIPFineTune"])
+
     assert titles(tmp_path) == [""]
+
     notes = collect_sweeps.collect(tmp_path).sections["notes"]
     assert notes == [
         "Not all runs have the same steps: 1: CLIPZeroShot on PACS; "
@@ -70,12 +75,15 @@ def test_a_job_run_twice_counts_once_or_is_refused(tmp_path):
     first = collect_sweeps.write_job(tmp_path, "a", seed=1)
     shutil.copytree(first, tmp_path / "copy")
     collection = collecting.gather([tmp_path])
+
     assert len(collection.groups[0].runs) == 1
-    assert [(fault.kind, fault.text) for fault in collection.faults] == [
+    assert [(warning.kind, warning.text) for warning in collection.warnings] == [
         ("passed over", f"same job as in {first}, which is used")
     ]
+
     collect_sweeps.write_job(tmp_path, "b", done=False)
     assert len(collecting.gather([tmp_path]).groups[0].runs) == 1
+
     (tmp_path / "b" / "done").touch()
     with pytest.raises(
         CarftError, match=r"(?s)1 job was run twice .*\n- PACS ERM, test .*: .*/a, .*/b"
@@ -94,12 +102,14 @@ def test_a_job_run_twice_counts_once_or_is_refused(tmp_path):
 )
 def test_other_environments_have_tables_of_their_own(tmp_path, algorithm, environments, expected):
     """Also those of another algorithm: a column has one name."""
-    given = {"dataset": "./mine"}
-    collect_sweeps.write_job(tmp_path, "a", algorithm="CARFT", environments=["a", "b"], **given)
+    facts = {"dataset": "./mine"}
+    collect_sweeps.write_job(tmp_path, "a", algorithm="CARFT", environments=["a", "b"], **facts)
     collect_sweeps.write_job(
-        tmp_path, "b", algorithm=algorithm, trial_seed=1, environments=environments, **given
+        tmp_path, "b", algorithm=algorithm, trial_seed=1, environments=environments, **facts
     )
+
     assert titles(tmp_path) == expected
+
     for (setting, *_), table in collect_sweeps.tables(tmp_path).items():
         if table["dataset"] and setting:
             assert setting == f"environments {', '.join(table['columns'])}"

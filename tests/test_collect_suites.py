@@ -5,7 +5,7 @@ import pytest
 import report_page
 from collect_sweeps import collect, write_job
 
-from domainbed_carft.report import building, writing
+from domainbed_carft.report import page
 from domainbed_carft.results import collection, suites
 from domainbed_carft.suites import catalogue, records
 
@@ -19,13 +19,14 @@ def write_run(folder, algorithm, trial, lines, dataset="ImageNet", suite="imagen
         folder, name, dataset=dataset, algorithm=algorithm, trial_seed=trial, test_envs=[],
         environments=["train"], recorded={"clip_backbone": "ViT-B/16"},
     )  # fmt: skip
+
     for alpha, accuracies, weights in lines:
         sets = {
             name: {"n": 8, "right": 4, "accuracy": value, "ece": 0.1, "complete": value > 0.1}
             for name, value in accuracies.items()
         }
-        whole = {name: value for name, value in accuracies.items() if value > 0.1}
-        means = catalogue.get(suite).means(whole)
+        complete_sets = {name: value for name, value in accuracies.items() if value > 0.1}
+        means = catalogue.get(suite).means(complete_sets)
         record = {"suite": suite, "weights": weights, "step": None, "wise_ft_alpha": alpha}
         records.append(job, {**record, "algorithm": algorithm, "sets": sets, **means})
     return job
@@ -34,20 +35,21 @@ def write_run(folder, algorithm, trial, lines, dataset="ImageNet", suite="imagen
 @pytest.fixture
 def sweep(tmp_path):
     draw = np.random.RandomState(0)
-    found = {}
+    accuracies_of = {}
     for trial in range(2):
         for algorithm in ("CARFT", "CLIPZeroShot"):
             lines = []
             for alpha in (None, *((0.0, 0.5, 1.0) if algorithm == "CARFT" else ())):
-                found[algorithm, alpha, trial] = accuracies = dict(
+                accuracies_of[algorithm, alpha, trial] = accuracies = dict(
                     zip(SETS, draw.uniform(0.2, 1, 6).tolist())
                 )
                 lines.append((alpha, accuracies, "model.pkl"))
             if algorithm == "CLIPZeroShot" and trial:
                 lines[0][1]["ObjectNet"] = 0.05  # not complete
             write_run(tmp_path / "sweep", algorithm, trial, lines)
+
     (tmp_path / "sweep" / "CARFT-0" / records.FILE).open("a").write('{"suite": "imag')
-    return tmp_path / "sweep", found
+    return tmp_path / "sweep", accuracies_of
 
 
 def shown(values):
@@ -56,60 +58,77 @@ def shown(values):
 
 
 def test_rows_are_means_over_trials(sweep):
-    folder, found = sweep
-    page = collect(folder, compare=True)
-    (grid,) = (one for one in page.grids if one.title == "Suite imagenet, trained on ImageNet")
+    folder, accuracies_of = sweep
+    document = collect(folder, compare=True)
+    grids = {grid.title: grid for grid in document.grids}
+    grid = grids["Suite imagenet, trained on ImageNet"]
+
     assert grid.header == [
         "Algorithm", "ImageNet, in distribution", *SETS[1:], "Mean of the shifts",
         "Mean without ObjectNet",
     ]  # fmt: skip
+
     rows = {row[0]: row[1:] for row in grid.rows}
     labels = ["CARFT", "CARFT, alpha 0", "CARFT, alpha 0.5", "CARFT, alpha 1", "CLIPZeroShot"]
     assert list(rows) == labels
+
     for label, key in (("CARFT", None), ("CARFT, alpha 0.5", 0.5)):
-        trials = [[100 * found["CARFT", key, t][name] for name in SETS] for t in range(2)]
+        trials = [[100 * accuracies_of["CARFT", key, t][name] for name in SETS] for t in range(2)]
         expected = [shown(column) for column in zip(*trials)]
         expected += [
             shown([np.mean(t[1:]) for t in trials]),
             shown([np.mean(t[1:5]) for t in trials]),
         ]
         assert rows[label] == expected
+
     # Of the second trial's copy a set is not complete: no mean of that trial needs it.
-    zero = [100 * found["CLIPZeroShot", None, t]["ObjectNet"] for t in range(2)]
-    assert rows["CLIPZeroShot"][5] == f"{shown(zero)}*"
+    zero_shot = [100 * accuracies_of["CLIPZeroShot", None, t]["ObjectNet"] for t in range(2)]
+    assert rows["CLIPZeroShot"][5] == f"{shown(zero_shot)}*"
     assert rows["CLIPZeroShot"][6].endswith(" ± 0.0 (1)")
-    entries = {(e["algorithm"], e["alpha"]): e for e in page.sections["suites"]}
+
+    entries = {(entry["algorithm"], entry["alpha"]): entry for entry in document.sections["suites"]}
     assert entries["CARFT", 0.5]["cells"]["mean"]["n"] == 2
     assert entries["CLIPZeroShot", None]["partial"] == ["ObjectNet"]
 
-    (beside,) = (one for one in page.grids if one.title.startswith("Suite imagenet, beside"))
-    ours, others = beside.rows[:2], {(row[0], row[1]): row[2:] for row in beside.rows[2:]}
-    assert [row[:2] for row in ours] == [
+    published_grid = grids["Suite imagenet, beside published figures"]
+    our_rows = published_grid.rows[:2]
+    published_rows = {(row[0], row[1]): row[2:] for row in published_grid.rows[2:]}
+    assert [row[:2] for row in our_rows] == [
         [f"{n}, ours", "ViT-B/16"] for n in (labels[0], labels[-1])
     ]
-    assert ours[0][2:] == rows["CARFT"]
+    assert our_rows[0][2:] == rows["CARFT"]
+
     values = [82.72, 72.76, 71.32, 48.49, 49.87, 54.83]  # FLYP by TRACER's table 1
     means = [np.mean(values[1:]), np.mean(values[1:5])]
-    assert others["FLYP (TRACER)", "ViT-B/16"] == [f"{v:.1f}" for v in (*values, *means)]
-    assert others["CaRot (TRACER)", "ViT-L/14"] == ["87.0", "", "", "", "", "", "74.1", ""]
-    told = [note for note in beside.notes if note.startswith("zero-shot CLIP: ObjectNet zero-shot")]
-    assert len(others) == 37 and len(told) == 1
+    assert published_rows["FLYP (TRACER)", "ViT-B/16"] == [f"{v:.1f}" for v in (*values, *means)]
+    assert published_rows["CaRot (TRACER)", "ViT-L/14"] == ["87.0", "", "", "", "", "", "74.1", ""]
+
+    source_notes = [
+        note
+        for note in published_grid.notes
+        if note.startswith("zero-shot CLIP: ObjectNet zero-shot")
+    ]
+    assert len(published_rows) == 37 and len(source_notes) == 1
 
 
-def test_a_tasks_own_test_set_is_shown_by_what_others_report(tmp_path):
+def test_a_tasks_test_set_has_the_mean_over_classes(tmp_path):
     for trial in range(2):
         job = write_run(tmp_path, "CARFT", trial, [], "DTD")
-        one = {"n": 8, "right": 4, "accuracy": 0.5, "mean_per_class": 0.25 + trial / 2, "ece": 0}
+        counts = {"n": 8, "right": 4, "accuracy": 0.5, "mean_per_class": 0.25 + trial / 2, "ece": 0}
         record = {"suite": "DTD", "weights": "model_best.pkl", "step": 3, "wise_ft_alpha": None}
         record |= {"algorithm": "CARFT", "mean": None, "mean_without_objectnet": None}
-        records.append(job, {**record, "sets": {"test": {**one, "complete": True}}})
-    page = collect(tmp_path, compare=True)
-    (grid,) = (one for one in page.grids if one.title == "Suite DTD")
+        records.append(job, {**record, "sets": {"test": {**counts, "complete": True}}})
+
+    document = collect(tmp_path, compare=True)
+    (grid,) = (grid for grid in document.grids if grid.title == "Suite DTD")
     assert (grid.header, grid.rows) == (
         ["Algorithm", "test"], [["CARFT, best", "50.0 ± 17.7 (2)"]]
     )  # fmt: skip
-    (beside,) = (one for one in page.grids if one.title == "Suite DTD, beside published figures")
-    assert ["zero-shot CLIP", "ViT-B/16", "45.0"] in beside.rows
+
+    (published_grid,) = (
+        grid for grid in document.grids if grid.title == "Suite DTD, beside published figures"
+    )
+    assert ["zero-shot CLIP", "ViT-B/16", "45.0"] in published_grid.rows
 
 
 def test_a_curve_is_of_one_file_of_weights(tmp_path):
@@ -121,18 +140,22 @@ def test_a_curve_is_of_one_file_of_weights(tmp_path):
     ]
     write_run(tmp_path, "CARFT", 0, lines)
     (group,) = collection.gather([tmp_path]).groups
+
     assert suites.points(suites.scores(group)) == [("CARFT", a, 50.0, 50.0) for a in (None, 0.0)]
 
 
 def test_the_report_has_the_table_and_the_picture(sweep, tmp_path):
     folder, _ = sweep
-    content = building.build([folder])
-    page = report_page.read(writing.write(tmp_path / "report", content).parent)
-    table = page.tables["Suite imagenet, trained on ImageNet"]
+    written = page.write_report([folder], tmp_path / "report")
+    report = report_page.read(written.index.parent)
+    table = report.tables["Suite imagenet, trained on ImageNet"]
+
     assert [row[0] for row in table[1:4]] == ["CARFT", "CARFT, alpha 0", "CARFT, alpha 0.5"]
-    assert (3, "In distribution against the shifts") in page.headings
-    (alt,) = (image["alt"] for image in page.all("img") if "WiSE-FT" in image["alt"])
+    assert (3, "In distribution against the shifts") in report.headings
+
+    (alt,) = (image["alt"] for image in report.all("img") if "WiSE-FT" in image["alt"])
     assert "for CARFT, CLIPZeroShot." in alt
+
     svg = (tmp_path / "report" / "figures" / "suite-imagenet.svg").read_text()
     assert "accuracy in distribution (%)" in svg and "mean accuracy of the shifts (%)" in svg
-    assert "Suite imagenet, beside published figures" in page.tables
+    assert "Suite imagenet, beside published figures" in report.tables

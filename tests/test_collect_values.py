@@ -12,16 +12,16 @@ from harness import synthetic_records
 
 from domainbed_carft.cli import results
 from domainbed_carft.jobs import records
-from domainbed_carft.results import document, selection
+from domainbed_carft.results import formats, selection
 
 GOLDEN = Path(__file__).parent / "golden" / "upstream"
 printed_tables = collect_sweeps.benchmark("printed_tables")
 
 
-def ours(folder):
+def our_tables(folder):
     methods = list(printed_tables.METHODS.values())
-    found = collect_sweeps.collect(folder, methods=methods).sections["tables"]
-    return printed_tables.of_json(found)
+    entries = collect_sweeps.collect(folder, methods=methods).sections["tables"]
+    return printed_tables.of_json(entries)
 
 
 @pytest.mark.parametrize("kind", synthetic_records.KINDS)
@@ -29,31 +29,34 @@ def test_tables_are_upstreams(tmp_path, kind):
     synthetic_records.write_sweep(tmp_path, kind)
     expected = printed_tables.read((GOLDEN / f"tables_{kind}.txt").read_text())
     assert len(expected) == 9
-    assert printed_tables.differences(ours(tmp_path), expected) == []
+    assert printed_tables.differences(our_tables(tmp_path), expected) == []
 
 
 @pytest.mark.parametrize("kind", synthetic_records.KINDS)
 def test_rankings_are_upstreams_to_the_last_bit(tmp_path, kind):
     synthetic_records.write_sweep(tmp_path, kind)
-    tests = {
-        (test.trial, test.dataset, test.algorithm, test.target): test
-        for test in selection.tests(records.read([tmp_path]).runs)
+    candidates = {
+        (of_target.trial, of_target.dataset, of_target.algorithm, of_target.target): of_target
+        for of_target in selection.candidates_by_target(records.read([tmp_path]).runs)
     }
     expected = json.loads((GOLDEN / f"selections_{kind}.json").read_text())
     by_title = {method.title: method for method in selection.METHODS.values()}
-    assert len(expected) == 3 * len(tests)
+
+    assert len(expected) == 3 * len(candidates)
+
     for entry in expected:
         keys = ("trial_seed", "dataset", "algorithm", "test_env")
-        ranked = selection.ranked(
-            tests[tuple(entry[key] for key in keys)], by_title[entry["method"]]
+        outcomes = selection.ranked_outcomes(
+            candidates[tuple(entry[key] for key in keys)], by_title[entry["method"]]
         )
-        assert [[o.choice, o.validation, o.accuracy] for o in ranked] == entry["ranking"]
+        ranking = [[outcome.choice, outcome.validation, outcome.accuracy] for outcome in outcomes]
+        assert ranking == entry["ranking"]
 
 
 def check_against_the_harness(folder, capsys):
     assert collect_results.main(["--input_dir", str(folder)]) == 0
-    theirs = printed_tables.read(capsys.readouterr().out)
-    assert theirs and printed_tables.differences(ours(folder), theirs) == []
+    harness_tables = printed_tables.read(capsys.readouterr().out)
+    assert harness_tables and printed_tables.differences(our_tables(folder), harness_tables) == []
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -76,6 +79,7 @@ def test_ten_environments_are_summed_in_numpys_order(tmp_path, capsys):
                 tmp_path, f"{envs}-{trial}", dataset="SVIRO", test_envs=envs, trial_seed=trial,
                 environments=labels, at=range(0, 500, 20),
             )  # fmt: skip
+
     check_against_the_harness(tmp_path, capsys)
 
 
@@ -83,21 +87,23 @@ def test_jobs_that_leave_nothing_out(tmp_path):
     """In each trial the choice with the highest mean over out-splits at the last step."""
     trials = []
     for trial in range(2):
-        reached = []
+        accuracies = []
         for choice in range(3):
             job = collect_sweeps.write_job(
                 tmp_path, f"{trial}-{choice}", test_envs=[], trial_seed=trial, hparams_seed=choice
             )
-            last = json.loads((job / "results.jsonl").read_text().splitlines()[-1])
-            reached.append([last[f"env{i}_out_acc"] for i in range(4)])
-        trials.append(max(reached, key=sum))
+            last_record = json.loads((job / "results.jsonl").read_text().splitlines()[-1])
+            accuracies.append([last_record[f"env{i}_out_acc"] for i in range(4)])
+        trials.append(max(accuracies, key=sum))
+
     (table,) = collect_sweeps.tables(tmp_path).values()
     cells = table["rows"][0]["cells"]
-    assert [c["mean"] for c in cells] == pytest.approx(100 * np.mean(trials, axis=0))
+    assert [cell["mean"] for cell in cells] == pytest.approx(100 * np.mean(trials, axis=0))
+
     errors = 100 * np.std(trials, axis=0) / 2**0.5
-    assert [c["standard_error"] for c in cells] == pytest.approx(errors)
+    assert [cell["standard_error"] for cell in cells] == pytest.approx(errors)
 
 
 def test_names_are_those_of_the_modules_that_know_them():
     assert tuple(selection.METHODS) == results.METHODS
-    assert tuple(document.FORMATS) == results.FORMATS
+    assert tuple(formats.FORMATS) == results.FORMATS

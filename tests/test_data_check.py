@@ -10,7 +10,7 @@ import sys
 import pytest
 from data_trees import even, grow, jpeg
 from fake_checkout import REPO
-from test_checkouts import write
+from test_checkouts import write_shape
 
 FAKES = REPO / "tests" / "harness" / "plugin"  # an algorithm that needs no weights
 CLIP = '{"batch_size": 2, "clip_backbone": "tiny"}'
@@ -34,7 +34,7 @@ def host(request, tmp_path):
     grow(root, even(["test", "train"], "abc", 5), jpeg(size=(8, 8)))
     if request.param == "harness":
         return tmp_path, root, ["--dataset", str(root)], "Still"
-    checkout = write("classic", tmp_path)
+    checkout = write_shape("classic", tmp_path)
     path = checkout / "domainbed" / "algorithms.py"
     erm = "class ERM(Algorithm):\n"
     path.write_text(path.read_text().replace(f"{erm}    pass\n", f"{erm}{STILL}"))
@@ -43,8 +43,8 @@ def host(request, tmp_path):
 
 def train(host, algorithm, hparams='{"batch_size": 2}'):
     folder, _, flags, _ = host
-    given = ["--algorithm", algorithm, "--steps", "1", "--test_envs", "0", "--hparams", hparams]
-    command = [sys.executable, "-m", "domainbed.scripts.train", *given, *flags]
+    arguments = ["--algorithm", algorithm, "--steps", "1", "--test_envs", "0", "--hparams", hparams]
+    command = [sys.executable, "-m", "domainbed.scripts.train", *arguments, *flags]
     path = "" if folder.name == "a user's checkout" else str(FAKES)
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command += ["--output_dir", str(folder / "job")]

@@ -6,10 +6,10 @@ import re
 
 import pytest
 import torch
-from data_trees import even, grow, jpeg, judged
+from data_trees import even, grow, jpeg, report_on
 from domainbed import datasets
 from domainbed.scripts import train
-from test_algorithms import CLASSES, CONTEXTS, make, minibatches, reopened, same, settings
+from test_algorithms import CLASSES, CONTEXTS, make, minibatches, reopened, same_state, settings
 
 from domainbed_carft.clips import pictures
 from domainbed_carft.data import benchmarks, verify
@@ -21,12 +21,12 @@ CLIPS = (pictures.CLIP_MEAN, pictures.CLIP_STD)
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-def build(weights, shown, **overrides):
+def build(weights, normalisations, **overrides):
     """CARFT in a job whose environments show these normalisations."""
     values = settings(weights, class_names="dataset:Mine", **overrides)
     environments = [
-        dataset_facts.Environment(f"env {i}", ["Alarm_Clock", "Bike", "TV"], each)
-        for i, each in enumerate(shown)
+        dataset_facts.Environment(f"env {i}", ["Alarm_Clock", "Bike", "TV"], normalisation)
+        for i, normalisation in enumerate(normalisations)
     ]
     dataset_facts.remember(values, "Mine", environments)
     return algorithms.CARFT((3, 28, 28), 3, 2, values)
@@ -41,15 +41,18 @@ def test_the_digest_of_the_words_enters_the_very_hparams(random_tiny):
         make(random_tiny, prompts_digest="0123456789abcdef")
 
 
-@pytest.mark.parametrize("shown", [IMAGENET, CLIPS, HALF, None])
-def test_the_encoder_sees_the_same_picture_however_it_was_normalised(random_tiny, shown, capsys):
+@pytest.mark.parametrize("normalisation", [IMAGENET, CLIPS, HALF, None])
+def test_the_encoder_sees_the_same_picture_however_it_was_normalised(
+    random_tiny, normalisation, capsys
+):
     raw = torch.rand(2, 3, 48, 48)
-    algorithm = build(random_tiny, [None, shown, None]).eval()
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in shown or IMAGENET)
+    algorithm = build(random_tiny, [None, normalisation, None]).eval()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in normalisation or IMAGENET)
     clip_mean, clip_std = (torch.tensor(v).view(3, 1, 1) for v in CLIPS)
-    seen = algorithm.input((raw - mean) / std)
-    torch.testing.assert_close(seen, (raw - clip_mean) / clip_std, rtol=1e-5, atol=1e-5)
-    assert f"std {list((shown or IMAGENET)[1])}" in capsys.readouterr().out
+    clip_input = algorithm.input((raw - mean) / std)
+
+    torch.testing.assert_close(clip_input, (raw - clip_mean) / clip_std, rtol=1e-5, atol=1e-5)
+    assert f"std {list((normalisation or IMAGENET)[1])}" in capsys.readouterr().out
 
 
 def test_environments_that_normalise_differently_are_refused(random_tiny):
@@ -78,18 +81,20 @@ def test_all_ways_to_call_update_and_predict_are_one(random_tiny):
             ways[3].update(x=xs, y=ys, step=seed),
         ]
         assert values.count(values[0]) == 4
-    assert all(same(ways[0], way) for way in ways[1:])
+
+    assert all(same_state(ways[0], way) for way in ways[1:])
+
     x = torch.randn(2, 3, 28, 28)
     assert torch.equal(ways[0](x), ways[0].predict(x))
 
 
 def pets(weights, counts, **overrides):
     """CARFT in a job on PACS that found ``counts`` (environment -> pictures a class)."""
-    known = benchmarks.get("PACS")
+    pacs = benchmarks.get("PACS")
     values = settings(weights, class_names="dataset:PACS", **overrides)
-    shown = [dataset_facts.Environment(name, known.classes) for name in counts]
-    found = {name: dict(zip(known.classes, number)) for name, number in counts.items()}
-    dataset_facts.remember(values, "PACS", shown, judged("PACS", found))
+    environments = [dataset_facts.Environment(name, pacs.classes) for name in counts]
+    found_counts = {name: dict(zip(pacs.classes, number)) for name, number in counts.items()}
+    dataset_facts.remember(values, "PACS", environments, report_on("PACS", found_counts))
     return algorithms.CARFT((3, 28, 28), 7, 3, values)
 
 
@@ -103,10 +108,12 @@ def test_the_verdict_on_the_data_is_recorded_and_may_be_demanded(random_tiny, ca
     algorithm = pets(random_tiny, counts)
     assert algorithm.hparams["data_edition"] == "verified: as published"
     assert "Data: verified: as published\n" in capsys.readouterr().out
+
     pets(random_tiny, counts, data_edition="verified: as published")
     counts["photo"][0] -= 1
-    found = pets(random_tiny, counts).hparams["data_edition"]
-    assert re.fullmatch("differs: [0-9a-f]{8}", found)
+    edition = pets(random_tiny, counts).hparams["data_edition"]
+
+    assert re.fullmatch("differs: [0-9a-f]{8}", edition)
     with pytest.raises(
         CarftError, match="is 'verified: as published', but this run has 'differs: "
     ):
@@ -120,13 +127,16 @@ def test_a_job_verifies_the_folders_themselves(random_tiny, tmp_path):
     values = settings(random_tiny, class_names=f"dataset:{tmp_path}")
     cls = datasets.get_dataset_class(str(tmp_path))
     dataset = cls(None, [0], values)
+
     with pytest.raises(CarftError, match=r" is broken: .*empty.*4\.png"):
         algorithms.CLIPZeroShot(dataset.input_shape, 2, 1, values)
+
     (tmp_path / "photo" / "dog" / "4.png").unlink()
     dataset = cls(None, [0], values)
     algorithm = algorithms.CLIPZeroShot(dataset.input_shape, 2, 1, values)
     content = json.dumps({e: {"cat": 4, "dog": 4} for e in ("art", "photo")}, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+
     assert algorithm.hparams["data_edition"] == f"consistent: {digest}"
     assert verify.verify(str(tmp_path)).data_edition == f"consistent: {digest}"
 
@@ -136,10 +146,10 @@ def test_a_job_reads_the_names_of_its_domains(random_tiny, tmp_path):
     for spec, names in (("domains", "oil pencil photo"), ("domains-without-target", "oil photo")):
         values = settings(random_tiny, class_names=f"dataset:{tmp_path}", contexts=spec)
         dataset = datasets.get_dataset_class(str(tmp_path))(None, [1], values)
-        found = algorithms.CARFT(dataset.input_shape, 2, 2, values).hparams
+        recorded = algorithms.CARFT(dataset.input_shape, 2, 2, values).hparams
         expected = [f"a {name} of a {{}}." for name in names.split()]
-        assert found["prompts_digest"] == prompts.digest(expected, ["cat", "dog"])
-        assert found["contexts"] == spec
+        assert recorded["prompts_digest"] == prompts.digest(expected, ["cat", "dog"])
+        assert recorded["contexts"] == spec
 
 
 def test_data_of_a_single_domain_trains(random_tiny, tmp_path):
@@ -148,7 +158,9 @@ def test_data_of_a_single_domain_trains(random_tiny, tmp_path):
     arguments = ["--algorithm", "CARFT", "--dataset", str(tmp_path), "--test_envs", "--steps", "2"]
     more = ["--workers", "0", "--hparams", json.dumps(hparams)]
     output = tmp_path.parent / "output"
+
     assert train.main([*arguments, *more, "--output_dir", str(output)]) == 0
+
     record = json.loads((output / "results.jsonl").read_text().splitlines()[-1])
     assert record["environments"] == ["only"]
     assert record["hparams"]["data_edition"].startswith("consistent: ")

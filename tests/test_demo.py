@@ -19,86 +19,106 @@ trials: 1
 steps: 2
 test_environments: [line, noto]
 """
+LINE = 1  # the numbers of these environments
+NOTO = 2
+
 SHIFT = SMALL.replace("EmojiStyles", "EmojiShift").partition("test_environments")[0]
 
 
-def selected(folder):
+def selected_accuracies(folder):
     """(algorithm, target) -> the accuracy in % that training-domain validation takes, by hand."""
-    found = {}
+    accuracies = {}
     for path in folder.glob("*/results.jsonl"):
         records = [json.loads(line) for line in path.read_text().splitlines()]
+        algorithm = records[0]["args"]["algorithm"]
         (target,) = records[0]["args"]["test_envs"]
-        kept = [environment for environment in range(4) if environment != target]
-        best = max(records, key=lambda record: sum(record[f"env{e}_out_acc"] for e in kept))
-        found[records[0]["args"]["algorithm"], target] = 100 * best[f"env{target}_in_acc"]
-    return found
+        validation_keys = [f"env{number}_out_acc" for number in range(4) if number != target]
+        best = max(records, key=lambda record: sum(record[key] for key in validation_keys))
+        accuracies[algorithm, target] = 100 * best[f"env{target}_in_acc"]
+    return accuracies
 
 
-def test_two_algorithms_two_targets_then_the_table_and_the_report(tmp_path, capsys):
+@pytest.fixture
+def declared(tmp_path):
+    """The file of the small sweep."""
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def test_two_algorithms_two_targets_then_the_table_and_the_report(tmp_path, declared, capsys):
     output = tmp_path / "it's a demo"
-    declared = tmp_path / "small.yaml"
-    declared.write_text(SMALL)
     demo.run(output, declared=declared)
-    said = capsys.readouterr()
-    expected = selected(output / "sweep")
-    assert len(expected) == len(list((output / "sweep").glob("*/model.pkl"))) == 4
+
+    printed = capsys.readouterr()
+    expected = selected_accuracies(output / "sweep")
+    assert len(expected) == 4
+    assert len(list((output / "sweep").glob("*/model.pkl"))) == 4
+    assert "4 of 4 jobs done" in printed.err
 
     table = (output / "results.txt").read_text()
-    assert table in said.out
-    section = table.split("training-domain validation set")[1]
+    assert table in printed.out
+    section = table.split("training-domain validation set")[1].split("Averages")[0]
     page = report_page.read(output / "report")
     _, *rows = page.tables["EmojiStyles; training-domain validation set"]
     assert [row[0] for row in rows] == ["CLIPZeroShot", "CARFT"]
     for name, *cells in rows:
-        values = [expected[name, target] for target in (1, 2)]  # line, noto
-        (row,) = re.findall(rf"^{name} .*$", section.split("Averages")[0], flags=re.MULTILINE)
+        values = [expected[name, LINE], expected[name, NOTO]]
         line, noto = (f"{value:.1f}" for value in values)
+        (row,) = re.findall(rf"^{name} .*$", section, flags=re.MULTILINE)
         assert row.split() == f"{name} X {line} +/- 0.0 {noto} +/- 0.0 X X".split()
         # Nobody declared jobs for the other two: the average is over what there is.
         mean = f"{sum(values) / 2:.1f}"
         assert cells == ["-", f"{line} ± 0.0 (1)", f"{noto} ± 0.0 (1)", "-", mean]
+
     assert (output / "report" / "figures" / "EmojiStyles-context_drift.png").exists()
-    for place in ("results.txt", "report/index.html"):
-        assert str(output / place) in said.out
-    assert "4 of 4 jobs done" in said.err
+    for file in ("results.txt", "report/index.html"):
+        assert str(output / file) in printed.out
 
     demo.run(output, declared=declared)  # with nothing left to do
     assert (output / "results.txt").read_text() == table
 
 
-def test_a_failing_sweep_is_told_with_what_to_do(tmp_path):
-    declared = tmp_path / "small.yaml"
-    small = SMALL.replace("CLIPZeroShot, ", "").replace("line, ", "")
-    declared.write_text(small + "hparams: {clip_backbone: /no/such.pt}\n")
+def test_a_failing_sweep_is_an_error_that_says_what_to_do(tmp_path, declared):
+    one_job = SMALL.replace("CLIPZeroShot, ", "").replace("line, ", "")
+    declared.write_text(one_job + "hparams: {clip_backbone: /no/such.pt}\n")
     message = r"(?s)1 job is not done.*no/such.pt.*carft sweep retry"
     with pytest.raises(CarftError, match=message):
         demo.run(tmp_path / "out", declared=declared)
 
 
-def test_the_demo_of_a_suite_shows_both_accuracies_and_the_curve(tmp_path, monkeypatch, capsys):
-    whole = catalogue.get("EmojiShift")
-    few = replace(whole, sets=(whole.sets[0], whole.sets[2]))  # for time
-    monkeypatch.setitem(catalogue.SUITES, "EmojiShift", lambda: few)
-    declared = tmp_path / "small.yaml"
+def test_the_demo_of_a_suite_shows_both_accuracies_and_the_curve(
+    tmp_path, declared, monkeypatch, capsys
+):
+    suite = catalogue.get("EmojiShift")
+    short_suite = replace(suite, sets=(suite.sets[0], suite.sets[2]))  # for time
+    monkeypatch.setitem(catalogue.SUITES, "EmojiShift", lambda: short_suite)
     declared.write_text(SHIFT)
-    demo.run_suite(tmp_path / "out", declared=declared)
-    said = capsys.readouterr().out
-    assert (tmp_path / "out" / "results.txt").read_text() in said
-    lines = {}
-    for folder in (tmp_path / "out" / "sweep").glob("*/"):
-        for one in records.read(folder):
-            lines[one["algorithm"], one["wise_ft_alpha"]] = one
-    assert len(lines) == 1 + 1 + 5
-    assert lines["CARFT", 1.0]["sets"] == lines["CARFT", None]["sets"]
-    assert (
-        lines["CARFT", 0.0]["sets"]["line"]["right"]
-        == (lines["CLIPZeroShot", None]["sets"]["line"]["right"])
-    )
-    for label, key in (("CARFT ", None), ("CARFT, alpha 0.5 ", 0.5)):
-        (row,) = (line for line in said.splitlines() if line.startswith(label))
-        one = lines["CARFT", key]
-        for share in (one["sets"]["noto"]["accuracy"], one["mean"]):
+    output = tmp_path / "out"
+
+    demo.run_suite(output, declared=declared)
+
+    printed = capsys.readouterr().out
+    assert (output / "results.txt").read_text() in printed
+    by_algorithm_and_alpha = {
+        (record["algorithm"], record["wise_ft_alpha"]): record
+        for folder in (output / "sweep").glob("*/")
+        for record in records.read(folder)
+    }
+    assert len(by_algorithm_and_alpha) == 1 + 1 + 5
+    run = by_algorithm_and_alpha["CARFT", None]
+    assert by_algorithm_and_alpha["CARFT", 1.0]["sets"] == run["sets"]
+    original = by_algorithm_and_alpha["CARFT", 0.0]
+    zero_shot = by_algorithm_and_alpha["CLIPZeroShot", None]
+    assert original["sets"]["line"]["right"] == zero_shot["sets"]["line"]["right"]
+
+    half_way = by_algorithm_and_alpha["CARFT", 0.5]
+    for label, record in (("CARFT ", run), ("CARFT, alpha 0.5 ", half_way)):
+        (row,) = (line for line in printed.splitlines() if line.startswith(label))
+        for share in (record["sets"]["noto"]["accuracy"], record["mean"]):
             assert f"{100 * share:.1f} +/- 0.0 (1)" in row
-    assert (tmp_path / "out" / "report" / "figures" / "suite-EmojiShift.png").exists()
-    assert (tmp_path / "out" / "suites" / "CARFT-0" / "wise-ft" / "wise_ft.json").exists()
-    demo.run_suite(tmp_path / "out", declared=declared)  # with nothing left to train
+
+    assert (output / "report" / "figures" / "suite-EmojiShift.png").exists()
+    assert (output / "suites" / "CARFT-0" / "wise-ft" / "wise_ft.json").exists()
+
+    demo.run_suite(output, declared=declared)  # with nothing left to train

@@ -9,7 +9,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from data_trees import files, smaller, zipped
+from data_trees import expect_one_picture_a_class, files, zipped
 
 from domainbed_carft import cli
 from domainbed_carft.data import benchmarks, download
@@ -24,21 +24,21 @@ class Server(ThreadingHTTPServer):
     content = b""
     break_after: int | None = None
     says_length = True
-    asked: list[str | None]
+    requested_ranges: list[str | None]
 
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self):
-        wanted = self.headers.get("Range")
-        self.server.asked.append(wanted)
-        start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
+        requested_range = self.headers.get("Range")
+        self.server.requested_ranges.append(requested_range)
+        start = int(requested_range.removeprefix("bytes=").split("-")[0]) if requested_range else 0
         body = self.server.content[start:]
-        self.send_response(206 if wanted else 200)
-        if wanted:
-            whole = len(self.server.content)
-            self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
+        self.send_response(206 if requested_range else 200)
+        if requested_range:
+            size = len(self.server.content)
+            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
         if self.server.says_length:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with Server(("127.0.0.1", 0), Handler) as serving:
-        serving.asked = []
+        serving.requested_ranges = []
         threading.Thread(target=serving.serve_forever, daemon=True).start()
         yield serving
         serving.shutdown()
@@ -61,16 +61,16 @@ def server():
 @pytest.fixture
 def pacs(server, tmp_path, monkeypatch):
     """PACS as the server has it: a picture a class and environment."""
-    _, table = smaller(monkeypatch, "PACS")
+    _, table = expect_one_picture_a_class(monkeypatch, "PACS")
     names = [f"kfold/{e}/{c}/1.jpg" for e, classes in table.items() for c in classes]
     # gdown writes half a megabyte at a time
     server.content = zipped(tmp_path / "on the server.zip", names, 3_000_000).read_bytes()
     url = f"http://127.0.0.1:{server.server_address[1]}/PACS.zip"
     sources = (benchmarks.Source(url, "PACS.zip"),)
-    here = dataclasses.replace(benchmarks.get("PACS"), sources=sources)
-    monkeypatch.setitem(benchmarks.BENCHMARKS, "PACS", here)
+    benchmark = dataclasses.replace(benchmarks.get("PACS"), sources=sources)
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "PACS", benchmark)
     monkeypatch.setenv("HOME", str(tmp_path))  # gdown keeps cookies
-    return here
+    return benchmark
 
 
 @pytest.fixture
@@ -87,10 +87,12 @@ def test_a_download_that_broke_off_goes_on_and_is_verified(server, pacs, tmp_pat
     with pytest.raises(CarftError, match=r"(?s)downloading .* failed .*save it as .*PACS\.zip"):
         download.download("PACS", tmp_path)
     assert not (tmp_path / "PACS").exists()
+
     server.break_after = None
     report = download.download("PACS", tmp_path)
-    last = server.asked[-1]
-    assert last is not None and 0 < int(last[len("bytes=") : -1]) <= len(server.content) // 2
+    last = server.requested_ranges[-1]
+    assert last is not None
+    assert 0 < int(last[len("bytes=") : -1]) <= len(server.content) // 2
     assert len([f for f in files(tmp_path / "PACS") if f.endswith(".jpg")]) == 28
     assert report.verdict == "verified" and not list(tmp_path.glob(".PACS*"))
     with pytest.raises(CarftError, match=r"PACS already exists"):
@@ -98,49 +100,56 @@ def test_a_download_that_broke_off_goes_on_and_is_verified(server, pacs, tmp_pat
 
 
 @needs_gdown
-def test_what_came_but_is_no_archive_is_not_kept_as_one(server, pacs, tmp_path):
-    whole, server.says_length = server.content, False
-    server.content, fault = whole[:-100], "is not a zip or tar archive, or is cut off"
-    with pytest.raises(CarftError) as told:
+def test_a_file_that_is_no_archive_is_renamed_and_fetched_again(server, pacs, tmp_path):
+    complete_archive = server.content
+    server.says_length = False
+    server.content = complete_archive[:-100]
+    fault = "is not a zip or tar archive, or is cut off"
+    with pytest.raises(CarftError) as raised:
         download.download("PACS", tmp_path)
+
     archive = tmp_path / ".PACS.download" / "archives" / "PACS.zip"
-    said = f"{archive}, from {pacs.sources[0].url}, {fault}; the file was renamed to PACS.zip.dam"
-    assert str(told.value).startswith(said) and f"save it as {archive}" in str(told.value)
-    server.content = whole
+    expected = (
+        f"{archive}, from {pacs.sources[0].url}, {fault}; the file was renamed to PACS.zip.dam"
+    )
+    assert str(raised.value).startswith(expected)
+    assert f"save it as {archive}" in str(raised.value)
+
+    server.content = complete_archive
     assert download.download("PACS", tmp_path).verdict == "verified"
 
 
-def test_what_is_not_as_known_is_taken_only_when_that_is_meant(
-    server, pacs, archives, tmp_path, capsys
-):
+def test_data_that_differs_is_installed_only_if_accepted(server, pacs, archives, tmp_path, capsys):
     names = [f"kfold/{e.folder}/{c}/1.jpg" for e in pacs.environments for c in pacs.classes]
     zipped(archives / "PACS.zip", [*names, "kfold/photo/dog/2.jpg"])
     arguments = ["data", "download", "PACS", "--data_dir", str(tmp_path)]
     assert cli.main(arguments) == 1
-    said = capsys.readouterr().err
-    assert "'photo' has 8 pictures, expected 7 as in the edition of the test (+1): 'dog'" in said
-    assert "To install the data anyway: --accept_different" in said
+
+    message = capsys.readouterr().err
+    assert "'photo' has 8 pictures, expected 7 as in the edition of the test (+1): 'dog'" in message
+    assert "To install the data anyway: --accept_different" in message
     assert not (tmp_path / "PACS").exists() and (archives / "PACS.zip").exists()
     assert cli.main([*arguments, "--accept_different"]) == 0
     assert "\ndiffers: 29 pictures" in capsys.readouterr().out
-    assert server.asked == [] and not archives.exists()
+    assert server.requested_ranges == [] and not archives.exists()
     assert (tmp_path / "PACS" / "photo" / "dog" / "2.jpg").exists()
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (["PACS/photo/dog/1.jpg"], "the archives lack 'kfold'.*Replace or delete them in"),
         (["kfold/photo/dog/1.jpg"], "not as expected: the environments are 'photo'.*data is in"),
     ],
 )
-def test_a_wrong_archive_does_not_take_its_place(server, pacs, archives, tmp_path, names, said):
+def test_data_of_a_wrong_archive_is_not_installed(server, pacs, archives, tmp_path, names, message):
     zipped(archives / "PACS.zip", names)
-    with pytest.raises(CarftError, match=said):
+    with pytest.raises(CarftError, match=message):
         download.download("PACS", tmp_path, None, True)
     assert (archives / "PACS.zip").exists() and not (tmp_path / "PACS").exists()
     (archives / "PACS.zip").write_bytes(server.content)  # put there by hand
-    assert download.download("PACS", tmp_path).verdict == "verified" and server.asked == []
+    assert download.download("PACS", tmp_path).verdict == "verified"
+    assert server.requested_ranges == []
 
 
 def test_leftovers_of_macos_are_not_unpacked(server, pacs, archives, tmp_path):
@@ -148,12 +157,13 @@ def test_leftovers_of_macos_are_not_unpacked(server, pacs, archives, tmp_path):
     leftovers = ["__MACOSX/kfold/._photo", "kfold/photo/__MACOSX/1.jpg", "kfold/photo/dog/._1.jpg"]
     zipped(archives / "PACS.zip", [*leftovers, *names])
     assert download.download("PACS", tmp_path).verdict == "verified"
-    assert len(files(tmp_path / "PACS")) == len(names) and server.asked == []
+    assert len(files(tmp_path / "PACS")) == len(names)
+    assert server.requested_ranges == []
 
 
 @pytest.mark.parametrize("name", ["PACS", "ImageNet-R", "EuroSAT", "Caltech101"])
 def test_a_download_that_fails_leaves_no_empty_folder(name, tmp_path, monkeypatch, capsys):
-    def no_network(*arguments, **more):
+    def no_network(*arguments, **options):
         raise OSError("no network")
 
     monkeypatch.setattr(download, "_fetch", no_network)
@@ -161,10 +171,12 @@ def test_a_download_that_fails_leaves_no_empty_folder(name, tmp_path, monkeypatc
         monkeypatch.setattr(
             f"torchvision.datasets.{module}.download_and_extract_archive", no_network
         )
+
     data = tmp_path / "data"
     assert cli.main(["data", "download", name, "--data_dir", str(data)]) == 1
     assert "no network" in capsys.readouterr().err
     assert not data.exists()
+
     data.mkdir()
     assert cli.main(["data", "download", name, "--data_dir", str(data)]) == 1
     assert data.exists() and not any(data.iterdir())

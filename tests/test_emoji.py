@@ -10,7 +10,7 @@ import torch
 
 from domainbed_carft import cli
 from domainbed_carft.clips import backbone, pictures
-from domainbed_carft.data import benchmarks, emoji, listing, verify
+from domainbed_carft.data import benchmarks, emoji, picture_files, verify
 from domainbed_carft.method import objective, prompts
 from domainbed_carft.plugin import data_sets
 
@@ -45,66 +45,77 @@ def test_other_hosts_get_the_size_they_have_networks_for():
     dataset = data_sets.EmojiStyles("not read")  # SWAD and MIRO transform by themselves
     picture, label = dataset[2][0]
     assert (picture.size, picture.mode, label) == ((64, 64), "RGB", 0)
-    assert dataset.input_shape == (3, 224, 224) and dataset.environments == dataset.ENVIRONMENTS
+    assert dataset.input_shape == (3, 224, 224)
+    assert dataset.environments == dataset.ENVIRONMENTS
     names = prompts.class_names({"class_names": "dataset:EmojiStyles"}, 10)
     assert names == sorted(prompts.BUILT_IN_CLASSES["EmojiStyles"])
 
 
-def test_jobs_that_start_at_once_all_find_the_whole_folder(tmp_path, monkeypatch):
+def test_jobs_that_start_at_once_share_one_complete_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
     with ThreadPoolExecutor(4) as pool:
-        folders = set(pool.map(lambda _: emoji.unpacked(), range(4)))
+        folders = set(pool.map(lambda _: emoji.style_folders(), range(4)))
     (folder,) = folders
     with zipfile.ZipFile(str(files("domainbed_carft") / "assets" / "emoji_styles.zip")) as archive:
         expected = {n for n in archive.namelist() if not n.endswith("/")}
-    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert found == expected
+    unpacked = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert unpacked == expected
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]  # no left-overs
 
 
-def test_the_shift_divides_the_things_of_one_style():
-    sides = [emoji.shift() / side / "noto" for side in ("train", "test")]
+def test_emoji_shift_divides_the_pictures_of_one_style():
+    sides = [emoji.shift_folders() / side / "noto" for side in ("train", "test")]
     trained, tested = ({f"{p.parent.name}/{p.name}" for p in at.glob("*/*")} for at in sides)
-    whole = {f"{p.parent.name}/{p.name}" for p in emoji.unpacked().glob("noto/*/*")}
-    assert trained | tested == whole and not trained & tested
-    assert {thing.split("/")[0] for thing in tested} == {thing.split("/")[0] for thing in whole}
+    styles = {f"{p.parent.name}/{p.name}" for p in emoji.style_folders().glob("noto/*/*")}
+    assert trained | tested == styles and not trained & tested
+    assert {path.split("/")[0] for path in tested} == {path.split("/")[0] for path in styles}
     dataset = data_sets.EmojiShift(None, (), dict(HPARAMS))
     assert len(dataset) == 1 and len(dataset[0]) == len(trained) > 2 * len(tested) - 10
     assert dataset.data_edition == "verified: of the package"
 
 
 def test_the_suite_scores_some_classes_and_unions(capsys):
-    asked = ["evaluate", "--suite", "EmojiShift", "--clip", "tiny", "--workers", "0", "--json"]
-    assert cli.main(asked) == 0
+    arguments = ["evaluate", "--suite", "EmojiShift", "--clip", "tiny", "--workers", "0", "--json"]
+    assert cli.main(arguments) == 0
+
     document = json.loads(capsys.readouterr().out)
     clip = backbone.load("tiny")
     classes = sorted(prompts.BUILT_IN_CLASSES["EmojiStyles"])
     words = prompts.prompts(prompts.contexts("emoji"), classes)
     weights = objective.zero_shot_weights(backbone.text_features(clip, words)).classes
-    people, made = {"face", "hand", "person"}, {"building", "clothing", "tool", "vehicle"}
-    union = {name: "people" for name in people} | {name: "made" for name in made}
+    people = {"face", "hand", "person"}
+    artefacts = {"building", "clothing", "tool", "vehicle"}
+    union = {name: "people" for name in people} | {name: "made" for name in artefacts}
     union |= {"animal": "living", "plant": "living", "food": "food"}
-    same = {name: name for name in classes}
-    some = {name: name for name in classes if name not in people}
+    all_classes = {name: name for name in classes}
+    without_people = {name: name for name in classes if name not in people}
     means = []
-    for style, known in {"noto": same, "fluent3d": same, "line": some, "twemoji": union}.items():
+    groups_by_style = {
+        "noto": all_classes,
+        "fluent3d": all_classes,
+        "line": without_people,
+        "twemoji": union,
+    }
+    for style, groups in groups_by_style.items():
         right = []
-        root = emoji.shift() / "test" if style == "noto" else emoji.unpacked()
+        root = emoji.shift_folders() / "test" if style == "noto" else emoji.style_folders()
         for path in sorted((root / style).glob("*/*")):
-            if path.parent.name in known:
-                x = pictures.transform("clip", 48, False)(listing.open_picture(path))
+            if path.parent.name in groups:
+                x = pictures.transform("clip", 48, False)(picture_files.open_picture(path))
                 with torch.no_grad():
-                    found = (clip.model.visual(x[None]) @ weights.T)[0].tolist()
-                best = max(known, key=lambda name: found[classes.index(name)])
-                right.append(known[best] == known[path.parent.name])
-        one = document["sets"][style]
-        assert one["complete"] and one["n"] == len(right), style
-        assert abs(one["right"] - sum(right)) <= 2, style  # resized by torch, not by Pillow
+                    logits = (clip.model.visual(x[None]) @ weights.T)[0].tolist()
+                best = max(groups, key=lambda name: logits[classes.index(name)])
+                right.append(groups[best] == groups[path.parent.name])
+
+        scores = document["sets"][style]
+        assert scores["complete"] and scores["n"] == len(right), style
+        assert abs(scores["right"] - sum(right)) <= 2, style  # resized by torch, not by Pillow
+
         means.append(sum(right) / len(right))
     assert document["mean"] == pytest.approx(sum(means[1:]) / 3, abs=0.02)
 
 
-def test_people_read_where_the_included_data_is_from():
+def test_reports_name_the_included_copy_and_records_keep_their_value():
     """The value in the records stays what it was."""
     report = verify.verify("EmojiStyles")
     assert report.data_edition == "verified: of the package"

@@ -244,8 +244,8 @@ def test_the_suite_of_shifts_keeps_its_mean_beside_those_of_the_groups():
     assert suite.means(accuracies)["mean_never_seen"] is None
     assert suite.means(accuracies)["mean"] == pytest.approx(0.6)
     assert [one.name for one in suite.sets[:4]] == ["noto", "fluent3d", "line", "twemoji"]
-    assert suite.usual == "noto"
-    assert list(suite.titles.values()) == [
+    assert suite.in_distribution == "noto"
+    assert list(suite.mean_titles.values()) == [
         "Mean of the shifts", "Mean, never seen", "Mean, family seen"
     ]  # fmt: skip
 
@@ -258,7 +258,7 @@ def test_the_suite_of_unseen_styles_finds_all_pictures(tmp_path):
     for one in suite.sets:
         found = one.find(tmp_path)
         assert not found.problems and len(found.samples) == emoji_styles.get(one.name).pictures
-    assert suite.titles.keys() == {"mean_never_seen", "mean_family_seen", "mean_seen"}
+    assert suite.mean_titles.keys() == {"mean_never_seen", "mean_family_seen", "mean_seen"}
 
 
 def test_a_record_keeps_the_means_of_the_groups_and_tables_show_them(tmp_path):

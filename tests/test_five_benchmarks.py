@@ -33,9 +33,9 @@ def train_two_steps(name, data, output, test_env):
 
 def plant(data, name, pictures):
     """A whole set below ``data``: environment -> class -> pictures."""
-    known = benchmarks.get(name)
-    counts = even(known.classes, [e.folder for e in known.environments], pictures)
-    grow(data / known.folder, counts, jpeg(size=(9, 12)))
+    benchmark = benchmarks.get(name)
+    counts = even(benchmark.classes, [e.folder for e in benchmark.environments], pictures)
+    grow(data / benchmark.folder, counts, jpeg(size=(9, 12)))
     return counts
 
 
@@ -57,31 +57,42 @@ def add_oddities(folder):
     ("name", "test_env"),
     [
         *[("PACS", 0), ("OfficeHome", 3), ("TerraIncognita", 1)],
-        *[pytest.param(*one, marks=pytest.mark.slow) for one in (("VLCS", 2), ("DomainNet", 4))],
+        *[
+            pytest.param(*values, marks=pytest.mark.slow)
+            for values in (("VLCS", 2), ("DomainNet", 4))
+        ],
     ],
 )
 def test_trained_and_tabulated(name, test_env, tmp_path, capsys):
-    known, data = benchmarks.get(name), tmp_path / f"{name}'s data {{}}"
-    counts = plant(data, name, max(1, 20 // len(known.classes)))
-    environment, label = known.environments[test_env].folder, known.classes[1]
-    counts[environment][label] += add_oddities(data / known.folder / environment / label)
+    benchmark = benchmarks.get(name)
+    data = tmp_path / f"{name}'s data {{}}"
+    counts = plant(data, name, max(1, 20 // len(benchmark.classes)))
+    environment = benchmark.environments[test_env].folder
+    label = benchmark.classes[1]
+    counts[environment][label] += add_oddities(data / benchmark.folder / environment / label)
     assert train_two_steps(name, data, tmp_path / "sweep" / "job", test_env) == 0
+
     lines = (tmp_path / "sweep" / "job" / "results.jsonl").read_text().splitlines()
     first, last = map(json.loads, lines)
     assert first["loss_kl"] == 0 and math.isfinite(last["loss"])
     assert last["data_edition"].startswith("differs: ")
-    words = prompts.digest(CONTEXTS, [prompts.clean(c) for c in known.classes])
-    assert last["hparams"]["prompts_digest"] == words
+
+    prompts_digest = prompts.digest(CONTEXTS, [prompts.clean(c) for c in benchmark.classes])
+    assert last["hparams"]["prompts_digest"] == prompts_digest
+
     # an accuracy over n pictures is a whole number of n-ths, and n tells which were read
     for index, classes in enumerate(counts.values()):
         held_out = int(sum(classes.values()) * 0.2)
         for split, n in (("in", sum(classes.values()) - held_out), ("out", held_out)):
             hits = last[f"env{index}_{split}_acc"] * n
             assert 0 <= hits <= n and abs(hits - round(hits)) < 1e-6, (index, split)
+
     capsys.readouterr()
     assert collect_results.main(["--input_dir", str(tmp_path / "sweep")]) == 0
+
     title = f"Dataset: {name}, model selection method: test-domain validation set"
     _, oracle = capsys.readouterr().out.split(title)
     header, row = (line.split() for line in oracle.splitlines()[1:3])
     assert header == ["Algorithm", *TOTALS[name], "Avg"]
-    assert row[0] == "CARFT" and row[1 + test_env] == f"{100 * last[f'env{test_env}_in_acc']:.1f}"
+    assert row[0] == "CARFT"
+    assert row[1 + test_env] == f"{100 * last[f'env{test_env}_in_acc']:.1f}"

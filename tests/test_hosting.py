@@ -21,7 +21,8 @@ SETTINGS = [
 def check_parts(algorithm):
     """The parts predict what the algorithm does, by the weights of its state dict."""
     algorithm.eval()
-    featurizer, classifier = algorithm.featurizer, algorithm.classifier
+    featurizer = algorithm.featurizer
+    classifier = algorithm.classifier
     with torch.no_grad():
         expected = algorithm.predict(PICTURES)
         features = featurizer(PICTURES)
@@ -29,8 +30,10 @@ def check_parts(algorithm):
 
     state = algorithm.state_dict()
     named = dict(featurizer.named_parameters())
+
     assert named.keys() == {f"encoder.{name}" for name, _ in algorithm.encoder.named_parameters()}
     assert all(torch.equal(parameter, state[name]) for name, parameter in named.items())
+
     heads = dict(classifier.named_parameters())
     assert heads.keys() == {"weight", "bias"}
     assert all(torch.equal(parameter, state[f"head.{name}"]) for name, parameter in heads.items())
@@ -49,15 +52,16 @@ def test_the_parts_predict_what_the_algorithm_does(random_tiny, tmp_path, name, 
     assert [*algorithm.state_dict()] == keys
     assert not any("featurizer" in key or "classifier" in key for key in keys)
     assert {id(p) for p in algorithm.parameters() if p.requires_grad} == trained
+
     check_parts(reopened(algorithm, tmp_path).algorithm)
 
 
 def test_the_parts_are_the_algorithms_own_where_the_trained_weights_predict(random_tiny):
     algorithm = make(random_tiny)
     trained = {id(parameter) for parameter in algorithm.parameters()}
-    whole = torch.nn.Sequential(algorithm.featurizer, algorithm.classifier)
-    assert {id(parameter) for parameter in whole.parameters()} <= trained
-    whole(PICTURES).sum().backward()
+    logits = torch.nn.Sequential(algorithm.featurizer, algorithm.classifier)
+    assert {id(parameter) for parameter in logits.parameters()} <= trained
+    logits(PICTURES).sum().backward()
     assert algorithm.encoder.proj.grad is not None and algorithm.head.weight.grad is not None
 
 
@@ -71,4 +75,5 @@ def test_reading_the_parts_leaves_training_as_it_is(random_tiny):
             algorithm.featurizer(PICTURES)
             [*algorithm.classifier.named_parameters()]
         measured.append([*first, *train(algorithm, 2)])
+
     assert measured[0] == measured[1]

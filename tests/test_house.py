@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 
 from domainbed_carft import plugin
-from domainbed_carft.plugin import hooked_modules as names
+from domainbed_carft.plugin import hooked_modules
 
 REPO = Path(__file__).parents[1]
 PACKAGE = "domainbed_carft"
+HARNESS = "third_party/domainbed"
 
 # Each may use all below it; rooms of one floor do not know each other.
 FLOORS = (
-    ("errors", "text", "machine"),
+    ("text", "machine"),
+    ("errors",),
     ("files",),
     ("data", "jobs", "clips"),
     ("suites",),
@@ -25,17 +27,24 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
+FLOOR_NUMBERS = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
 # What the harness may stand on; it reaches the algorithms only as any host does.
 GROUND = ("data", "jobs", "files", "text", "errors", "machine", "clips.pictures", "pictures")
+
+LONGEST_FILE = 300  # lines
+
+# Named in CONTRIBUTING, and no part of the source tree.
+FILES_OF_JOBS = {"sweep.json"}
 
 
 def sources(folder: str) -> dict[str, Path]:
     """Module name -> file, for all modules below a folder of the source tree."""
-    found = {}
+    modules = {}
     for path in sorted((REPO / folder).rglob("*.py")):
         parts = path.relative_to((REPO / folder).parent).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
 
 
 MODULES = sources(PACKAGE)
@@ -43,77 +52,114 @@ MODULES = sources(PACKAGE)
 
 def imports(path: Path) -> set[str]:
     """Full names in all import statements of a file; of a name in a module both."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path} has a relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
-    return found
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            names.add(str(node.module))
+    return names
 
 
-def ours(path: Path) -> set[str]:
+def imported_modules(path: Path) -> set[str]:
     """The modules of the package that a file imports; of a module and one in it the latter."""
-    found = imports(path) & MODULES.keys()
-    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
+    names = imports(path) & MODULES.keys()
+    return {name for name in names if not any(inner.startswith(f"{name}.") for inner in names)}
 
 
-def room(module: str) -> str:
+def room_of(module: str) -> str:
+    """The room that a module is in, "" for the package itself."""
     return [*module.split("."), ""][1]
 
 
+def goes_down(module: str, imported: str) -> bool:
+    """Whether the one may import the other: of its own room, or of one on a lower floor."""
+    room = room_of(module)
+    imported_room = room_of(imported)
+    if room == imported_room or "" in (room, imported_room):
+        return True
+    return FLOOR_NUMBERS[imported_room] < FLOOR_NUMBERS[room]
+
+
 def test_imports_go_down_only() -> None:
-    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    assert {room_of(module) for module in MODULES} == {"", *FLOOR_NUMBERS}
+
     wrong = [
-        f"{module} imports {other}"
+        f"{module} imports {imported}"
         for module, path in MODULES.items()
-        for other in ours(path)
-        if room(module) and room(other) not in ("", room(module))
-        and floor[room(other)] >= floor[room(module)]
-    ]  # fmt: skip
-    assert not wrong
-    assert {room(name) for name in MODULES} == {"", *floor}
-
-
-def test_no_circle_of_modules() -> None:
-    graph = {module: ours(path) - {module} for module, path in MODULES.items()}
-    while free := {module for module, others in graph.items() if not others & graph.keys()}:
-        graph = {module: others for module, others in graph.items() if module not in free}
-    assert not graph
-
-
-def test_what_every_interpreter_start_loads_is_small() -> None:
-    module = MODULES[f"{PACKAGE}.plugin"]
-    assert {name.split(".")[0] for name in imports(module)} <= {*sys.stdlib_module_names, PACKAGE}
-    at_top = ast.parse(module.read_text(encoding="utf-8")).body
-    assert not [node.module for node in at_top if isinstance(node, ast.ImportFrom)]
-    assert plugin.SWITCH == names.SWITCH
-
-
-def test_the_harness_stands_on_the_ground_only() -> None:
-    allowed = [f"{PACKAGE}.{name}" for name in GROUND]
-    wrong = [
-        f"{path.name} imports {name}"
-        for path in sources("third_party/domainbed").values()
-        for name in ours(path)
-        if name != PACKAGE and not any(f"{name}.".startswith(f"{one}.") for one in allowed)
+        for imported in imported_modules(path)
+        if not goes_down(module, imported)
     ]
     assert not wrong
 
 
-def test_only_the_method_and_the_plugin_know_a_domainbed() -> None:
-    """By name: others ask for it where they run it."""
-    at_top = {
-        module
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    graph = {module: imported_modules(path) - {module} for module, path in MODULES.items()}
+
+    while graph:
+        leaves = {module for module, imported in graph.items() if not imported & graph.keys()}
+        assert leaves, f"circular imports among {sorted(graph)}"
+        graph = {module: graph[module] for module in graph.keys() - leaves}
+
+
+def test_what_every_interpreter_start_loads_is_small() -> None:
+    module = MODULES[f"{PACKAGE}.plugin"]
+    top_packages = {name.split(".")[0] for name in imports(module)}
+    assert top_packages <= {*sys.stdlib_module_names, PACKAGE}
+
+    statements = ast.parse(module.read_text(encoding="utf-8")).body
+    assert not [node.module for node in statements if isinstance(node, ast.ImportFrom)]
+    assert plugin.SWITCH == hooked_modules.SWITCH
+
+
+def test_the_harness_stands_on_the_ground_only() -> None:
+    ground = [f"{PACKAGE}.{name}" for name in GROUND]
+    wrong = [
+        f"{path.name} imports {name}"
+        for path in sources(HARNESS).values()
+        for name in imported_modules(path)
+        if name != PACKAGE and not any(f"{name}.".startswith(f"{allowed}.") for allowed in ground)
+    ]
+    assert not wrong
+
+
+def test_only_the_method_and_the_runs_import_a_domainbed_by_name() -> None:
+    """At their top: others ask for it where they run it."""
+    rooms = {
+        room_of(module)
         for module, path in MODULES.items()
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if re.match(r"(from|import) domainbed\b", ast.unparse(node))
     }
-    assert {room(module) for module in at_top} <= {"method", "runs"}
+    assert rooms <= {"method", "runs"}
 
 
 def test_no_file_is_too_long_to_be_read_at_once() -> None:
-    everything = [*MODULES.values(), *sources("third_party/domainbed").values()]
-    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in everything}
-    assert not [f"{path.relative_to(REPO)}: {n} lines" for path, n in lines.items() if n > 300]
+    paths = [*MODULES.values(), *sources(HARNESS).values()]
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+    long = {path: length for path, length in lengths.items() if length > LONGEST_FILE}
+    assert not [f"{path.relative_to(REPO)}: {length} lines" for path, length in long.items()]
+
+
+def test_contributing_lists_every_room() -> None:
+    text = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = text.split("```")[1].partition("third_party")[0]
+
+    folders = re.findall(r"^  (\w+)/", tree, flags=re.MULTILINE)
+    (single_files,) = re.findall(r"^  (\w+(?:, \w+)+)$", tree, flags=re.MULTILINE)
+
+    assert {*folders, *single_files.split(", ")} == FLOOR_NUMBERS.keys() - {"__main__"}
+
+
+def test_the_files_in_the_tables_of_contributing_exist() -> None:
+    lines = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
+    tables = "\n".join(line for line in lines if line.startswith("|"))
+
+    named = set(re.findall(r"`([\w./-]+(?:/|\.py|\.json|\.md))`", tables)) - FILES_OF_JOBS
+    places = (REPO, REPO / PACKAGE, REPO / HARNESS)
+    missing = [name for name in named if not any((place / name).exists() for place in places)]
+
+    assert len(named) > 40
+    assert not missing

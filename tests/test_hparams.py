@@ -31,20 +31,23 @@ def test_values_are_plain_valid_and_survive_json(algorithm, dataset):
 
 
 def test_draws_depend_on_the_seed_stay_in_range_and_move_no_other():
-    drawn = [
+    draws = [
         {n: v for n, (_, v) in hparams.overlay("CARFT", "PACS", seed).items()} for seed in range(50)
     ]
-    assert len({d["lr"] for d in drawn}) == 50
-    assert all(1e-6 <= d["lr"] <= 10**-4.5 for d in drawn)
-    assert all(0.1 <= d["kl_weight"] <= 10 for d in drawn)
-    assert all(8 <= d["batch_size"] <= 45 for d in drawn)
+
+    assert len({d["lr"] for d in draws}) == 50
+    assert all(1e-6 <= d["lr"] <= 10**-4.5 for d in draws)
+    assert all(0.1 <= d["kl_weight"] <= 10 for d in draws)
+    assert all(8 <= d["batch_size"] <= 45 for d in draws)
+
     # the generator of one name is DomainBed's: RandomState(md5(str((seed, name))) mod 2^31)
     import hashlib
 
     import numpy as np
 
     seed = int(hashlib.md5(b"(7, 'lr')").hexdigest(), 16) % 2**31
-    assert drawn[7]["lr"] == 10 ** np.random.RandomState(seed).uniform(-6, -4.5)
+
+    assert draws[7]["lr"] == 10 ** np.random.RandomState(seed).uniform(-6, -4.5)
 
 
 def test_defaults_and_draws_on_our_harness_are_those_on_upstreams():
@@ -61,9 +64,9 @@ def test_defaults_and_draws_on_our_harness_are_those_on_upstreams():
 TINY = {"clip_backbone": "tiny"}
 
 
-def chosen(dataset, algorithm="CARFT", seeds=(0, 0), **given):
+def chosen(dataset, algorithm="CARFT", seeds=(0, 0), **overrides):
     """The hparams of a job on our harness."""
-    words = ["--algorithm", algorithm, "--dataset", dataset, "--hparams", json.dumps(given)]
+    words = ["--algorithm", algorithm, "--dataset", dataset, "--hparams", json.dumps(overrides)]
     words += ["--hparams_seed", str(seeds[0]), "--trial_seed", str(seeds[1])]
     return preparation.choose_hparams(train.build_parser().parse_args(words))
 
@@ -72,12 +75,14 @@ def chosen(dataset, algorithm="CARFT", seeds=(0, 0), **given):
 @pytest.mark.parametrize("algorithm", ["CARFT", "CLIPLinearProbe"])
 def test_tiny_has_its_own_rate_and_batch_on_any_data_and_nothing_else(dataset, algorithm):
     usual = chosen(dataset, algorithm)
-    found = chosen(dataset, algorithm, **TINY)
+    with_tiny = chosen(dataset, algorithm, **TINY)
     on_its_own = chosen("EmojiStyles", algorithm)
-    changed = {name for name in usual if usual[name] != found[name]}
+    changed = {name for name in usual if usual[name] != with_tiny[name]}
+
     assert changed == {"clip_backbone", "lr", "batch_size"}
-    assert all(found[name] == on_its_own[name] for name in ("lr", "batch_size"))
-    assert found["total_steps"] == 5001
+    assert all(with_tiny[name] == on_its_own[name] for name in ("lr", "batch_size"))
+    assert with_tiny["total_steps"] == 5001
+
     set_by_hand = chosen(dataset, algorithm, **TINY, lr=1e-5, batch_size=3)
     assert set_by_hand["lr"] == 1e-5 and set_by_hand["batch_size"] == 3
 
@@ -93,11 +98,11 @@ def test_a_resumed_run_keeps_the_rate_and_the_batch_with_which_it_began():
 
 def test_tiny_is_searched_in_its_own_range():
     for seed in range(1, 9):
-        found = chosen("./pets", seeds=(seed, 1), **TINY)
-        assert found["lr"] == chosen("EmojiStyles", seeds=(seed, 1))["lr"]
-        assert 10**-4.5 <= found["lr"] <= 1e-3
-        others = chosen("./pets", seeds=(seed, 1))
-        assert {n for n in found if found[n] != others[n]} == {"clip_backbone", "lr"}
+        with_tiny = chosen("./pets", seeds=(seed, 1), **TINY)
+        assert with_tiny["lr"] == chosen("EmojiStyles", seeds=(seed, 1))["lr"]
+        assert 10**-4.5 <= with_tiny["lr"] <= 1e-3
+        usual = chosen("./pets", seeds=(seed, 1))
+        assert {n for n in with_tiny if with_tiny[n] != usual[n]} == {"clip_backbone", "lr"}
 
 
 def test_another_clip_or_another_algorithm_implies_nothing():
@@ -112,11 +117,13 @@ def test_a_sweep_counts_tinys_batch_and_its_jobs_keep_their_identity(tmp_path, m
         folder = tmp_path / "pets" / domain / number
         folder.mkdir(parents=True)
         (folder / "x.png").touch()
+
     text = "name: x\ndatasets: [./pets]\nalgorithms: [CARFT]\ntrials: 1\nsteps: 10\n"
-    made = declaration_file.parse(text + "hparams: {clip_backbone: tiny}\n", "x.yaml")
-    job = made.jobs("D", tmp_path)[0]
+    declaration = declaration_file.parse(text + "hparams: {clip_backbone: tiny}\n", "x.yaml")
+    job = declaration.jobs("D", tmp_path)[0]
+
     assert job.args["hparams"] == '{"clip_backbone": "tiny"}'
-    assert costs.cost(job, made.facts["./pets"]).trained == 10 * 16 * 2
+    assert costs.job_cost(job, declaration.facts["./pets"]).trained == 10 * 16 * 2
 
 
 def test_a_checkout_says_once_which_hparams_to_add(tmp_path):
@@ -129,15 +136,17 @@ print(json.dumps([ask("CARFT", sys.argv[1])["lr"], ask("CARFT", sys.argv[1])["ba
     root = tmp_path / "checkout"
     shutil.copytree(Path(__file__).parent / "checkouts" / "classic", root)
 
-    def asked(dataset, **given):
-        words = ["-c", code, dataset, "--hparams", json.dumps(given)]
+    def default_values(dataset, **overrides):
+        words = ["-c", code, dataset, "--hparams", json.dumps(overrides)]
         done = run_python(*words, cwd=root)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout), done.stderr
 
-    values, told = asked("Pets", **TINY, kl_weight=3)
+    values, stderr = default_values("Pets", **TINY, kl_weight=3)
+
     assert values == [5e-6, 32]  # a function of its arguments alone
+
     added = {**TINY, "kl_weight": 3, "lr": 3e-4, "batch_size": 16}
-    assert told.count(f"Run with --hparams '{json.dumps(added)}'") == 1
-    for dataset, given in (("Pets", added), ("EmojiStyles", TINY), ("Pets", {})):
-        assert asked(dataset, **given)[1] == ""
+    assert stderr.count(f"Run with --hparams '{json.dumps(added)}'") == 1
+    for dataset, overrides in (("Pets", added), ("EmojiStyles", TINY), ("Pets", {})):
+        assert default_values(dataset, **overrides)[1] == ""

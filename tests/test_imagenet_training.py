@@ -19,17 +19,20 @@ from domainbed.scripts import train
 from PIL import Image
 
 from domainbed_carft import cli
-from domainbed_carft.data import shards, tasks
+from domainbed_carft.data import picture_files, shards
 from domainbed_carft.errors import CarftError, PassingError
-from domainbed_carft.method import algorithms, host_arguments, prompts
+from domainbed_carft.method import algorithms, job_facts, prompts
 from domainbed_carft.method.hparams import overlay
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures.image_lists import WINDOW, Passes
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.suites import imagenet
 
-LABELS = (lambda y: {"cls": y}, lambda y: {"id": imagenet.ids()[y].encode()},
-          lambda y: {"json": {"size": 3, "label": y}})  # fmt: skip
+LABELS = (
+    lambda label: {"cls": label},
+    lambda label: {"id": imagenet.ids()[label].encode()},
+    lambda label: {"json": {"size": 3, "label": label}},
+)
 PER_SHARD = 60
 
 
@@ -42,21 +45,26 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Two pictures of each class in folders, and the same in shards, in another order."""
-    data, random, written = tmp_path_factory.mktemp("data"), np.random.default_rng(0), []
+    data = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    written = []
     for label, name in enumerate(imagenet.ids()):
         folder = data / "folders" / "imagenet" / "train" / name
         folder.mkdir(parents=True)
         for number in (1040, 104):
             picture = Image.new("RGB", (8 + label % 5, 9), (label % 256, number % 256, label // 4))
-            picture.save(buffer := io.BytesIO(), "JPEG")
+            buffer = io.BytesIO()
+            picture.save(buffer, "JPEG")
             (folder / f"{name}_{number}.JPEG").write_bytes(buffer.getvalue())
             written.append((f"{name}_{number}", label, buffer.getvalue()))
+
     (data / "shards" / "imagenet").mkdir(parents=True)
     pattern = str(data / "shards" / "imagenet" / "train-%06d.tar")
     with webdataset.ShardWriter(pattern, maxcount=PER_SHARD, verbose=0) as writer:
         for place, number in enumerate(random.permutation(len(written))):
             key, label, content = written[number]
             writer.write({"__key__": key, "jpg": content, **LABELS[place % 3](label)})
+
     return data
 
 
@@ -66,73 +74,95 @@ def built(root, **values):
 
 
 def test_folders_and_shards_are_the_same_data_set(data, cache, monkeypatch):
-    folders, packed = built(data / "folders"), built(data / "shards")
-    (one,), (other,) = folders, packed
-    expected = [(p, y) for y, name in enumerate(imagenet.ids()) for p in sorted(
-        (data / "folders" / "imagenet" / "train" / name).iterdir())]  # fmt: skip
-    assert [one.samples[i] for i in range(len(one))] == [(str(p), y) for p, y in expected]
-    for place, (path, label) in enumerate(expected[::97]):
-        member, found = other.samples[97 * place]
-        assert found == label
+    folder_dataset = built(data / "folders")
+    shard_dataset = built(data / "shards")
+    (in_folders,) = folder_dataset
+    (in_shards,) = shard_dataset
+    train_folder = data / "folders" / "imagenet" / "train"
+    expected = [
+        (path, label)
+        for label, name in enumerate(imagenet.ids())
+        for path in sorted((train_folder / name).iterdir())
+    ]
+
+    assert list(in_folders.samples) == [(str(path), label) for path, label in expected]
+    for number, (path, label) in enumerate(expected[::97]):
+        member, shard_label = in_shards.samples[97 * number]
+        assert shard_label == label
         pixels = np.asarray(Image.open(path))
         assert np.array_equal(loading.decode(member), pixels)
-        assert np.array_equal(loading.by_pillow(member), pixels)
-    assert folders.data_edition == packed.data_edition and "differs" in folders.data_edition
-    # The index is kept, and made anew for other shards.
-    (kept,) = (cache / "shards").iterdir()
-    kept.write_bytes(b"no index")
-    assert np.array_equal(built(data / "shards")[0].targets, other.targets)
-    assert built(data / "shards")[0].samples[5] == other.samples[5]
-    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(kept))  # nothing can be written below it
-    assert built(data / "shards")[0].samples[5] == other.samples[5]
+        assert np.array_equal(loading.decode_with_pillow(member), pixels)
+    assert folder_dataset.data_edition == shard_dataset.data_edition
+    assert "differs" in folder_dataset.data_edition
+
+    # A damaged index is made anew.
+    (cache_file,) = (cache / "shards").iterdir()
+    cache_file.write_bytes(b"no index")
+    assert np.array_equal(built(data / "shards")[0].targets, in_shards.targets)
+    assert built(data / "shards")[0].samples[5] == in_shards.samples[5]
+
+    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(cache_file))  # nothing can be written below it
+    assert built(data / "shards")[0].samples[5] == in_shards.samples[5]
     with pytest.raises(PassingError, match=r"gone.png cannot be read: .*restore the file"):
-        tasks.Pictures([("gone.png", 0)], ["a"])[0]  # as any transform but the fast one's
+        picture_files.PictureDataset([("gone.png", 0)], ["a"])[0]
 
 
 def records(folder):
     for line in (folder / "results.jsonl").open():
-        found = json.loads(line)
+        record = json.loads(line)
         for key in ("data_dir", "output_dir", "workers", "steps"):
-            found["args"].pop(key)
-        yield {k: v for k, v in found.items() if k != "step_time"}
+            record["args"].pop(key)
+        yield {k: v for k, v in record.items() if k != "step_time"}
 
 
 def test_a_run_is_the_same_from_folders_and_shards(data, tmp_path, monkeypatch, capsys):
-    hparams = {"clip_backbone": "tiny", "contexts": ["a {}.", "a photo of a {}."], "lr": 1e-4,
-               "batch_size": 8, "sampling": "passes", "total_steps": 4}  # fmt: skip
+    hparams = {
+        "clip_backbone": "tiny",
+        "contexts": ["a {}.", "a photo of a {}."],
+        "lr": 1e-4,
+        "batch_size": 8,
+        "sampling": "passes",
+        "total_steps": 4,
+    }
     evaluated = []
-    whole = fast_data_loader.evaluation
-    noting = lambda sizes, *more: evaluated.append(sizes) or whole(sizes, *more)  # noqa: E731
-    monkeypatch.setattr(fast_data_loader, "evaluation", noting)
+    evaluation_requests = fast_data_loader.evaluation_requests
 
-    def run(where, name, steps=4):
+    def noting_requests(sizes, *arguments):
+        evaluated.append(sizes)
+        return evaluation_requests(sizes, *arguments)
+
+    monkeypatch.setattr(fast_data_loader, "evaluation_requests", noting_requests)
+
+    def run(folder, name, steps=4):
         flags = f"--dataset ImageNet --algorithm CARFT --test_envs --checkpoint_freq 2 --workers 0 \
             --steps {steps} --holdout_fraction 0.02 --picture_cache 0 --keep_weights last"
-        given = ["--data_dir", str(data / where), "--output_dir", str(tmp_path / name)]
-        assert train.main([*flags.split(), *given, "--hparams", json.dumps(hparams)]) == 0
+        paths = ["--data_dir", str(data / folder), "--output_dir", str(tmp_path / name)]
+        assert train.main([*flags.split(), *paths, "--hparams", json.dumps(hparams)]) == 0
         return [*records(tmp_path / name)]
 
-    found = run("folders", "a")
-    assert run("shards", "b") == found
+    expected = run("folders", "a")
+    assert run("shards", "b") == expected
+
     (split,) = splits.splits(saved.open_run(tmp_path / "b"))
     assert (split.name, len(split)) == ("env0_out", 40)
     assert {tuple(sizes) for sizes in evaluated} == {(0, 40)}  # of 2,000 the 2% that are held out
-    assert "env0_out_acc" in found[-1] and "env0_in_acc" not in found[-1]
-    assert found[-1]["protocol"] == "wise-ft" and "fast" in found[-1]["pictures"]
+    assert "env0_out_acc" in expected[-1] and "env0_in_acc" not in expected[-1]
+    assert expected[-1]["protocol"] == "wise-ft" and "fast" in expected[-1]["pictures"]
     assert f"CLIP classes: {', '.join(imagenet.class_names())}\n" in capsys.readouterr().out
     assert cli.main(["collect", str(tmp_path / "a")]) == 0
     assert "nothing left out, out-splits at the last step" in capsys.readouterr().out
 
 
-def test_each_pass_has_each_picture_once_and_any_batch_comes_alone():
+def test_a_pass_has_each_picture_once_and_a_batch_needs_no_earlier_one():
     shards_of = np.repeat(np.arange(40), 5)
     for passes in (Passes(200, 7), Passes(200, 7, shards_of)):
-        drawn = [passes.batch(number, 30) for number in range(20)]
-        flat = np.concatenate(drawn)
+        batches = [passes.batch(number, 30) for number in range(20)]
+        flat = np.concatenate(batches)
         assert all(Counter(flat[i * 200 : (i + 1) * 200]) == Counter(range(200)) for i in range(3))
         assert not np.array_equal(flat[:200], flat[200:400])
-        assert Passes(200, 7, passes._shards).batch(13, 30) == drawn[13]
-        assert Passes(200, 8, passes._shards).batch(13, 30) != drawn[13]
+        assert Passes(200, 7, passes._shards).batch(13, 30) == batches[13]
+        assert Passes(200, 8, passes._shards).batch(13, 30) != batches[13]
+
     # In shards: so many at a time, and their pictures mixed.
     windows = [set(shards_of[flat[i : i + 5 * WINDOW]]) for i in (0, 5 * WINDOW)]
     assert [len(window) for window in windows] == [WINDOW] * 2 and not windows[0] & windows[1]
@@ -142,22 +172,24 @@ def test_each_pass_has_each_picture_once_and_any_batch_comes_alone():
 
 def test_a_train_folder_that_may_not_be_read_is_named_in_one_line():
     with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        (place / "imagenet/train").mkdir(parents=True)
-        (place / "imagenet/train").chmod(0)
-        place.chmod(0o777)
-        given = f"--dataset ImageNet --algorithm CARFT --test_envs --data_dir {place}"
+        folder = Path(name)
+        (folder / "imagenet/train").mkdir(parents=True)
+        (folder / "imagenet/train").chmod(0)
+        folder.chmod(0o777)
+        flags = f"--dataset ImageNet --algorithm CARFT --test_envs --data_dir {folder}"
         hparams = json.dumps({"clip_backbone": "tiny", "batch_size": 2})
         with without_privileges():
-            words = [*given.split(), "--hparams", hparams, "--output_dir", str(place / "job")]
-            assert train.main(words) == 2
-        told = f"train: {place}/imagenet/train cannot be read as a folder (Permission denied); exp"
-        (line,) = (place / "job/err.txt").read_text().splitlines()
-        assert line.startswith(told)
+            arguments = [*flags.split(), "--hparams", hparams, "--output_dir", str(folder / "job")]
+            assert train.main(arguments) == 2
+        message = (
+            f"train: {folder}/imagenet/train cannot be read as a folder (Permission denied); exp"
+        )
+        (line,) = (folder / "job/err.txt").read_text().splitlines()
+        assert line.startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (
             lambda train: (train / "n01440764").rename(train / "tench"),
@@ -167,20 +199,20 @@ def test_a_train_folder_that_may_not_be_read_is_named_in_one_line():
         (lambda train: train.rename(f"{train}ing"), "ImageNet needs --data_dir, .*shards"),
     ],
 )
-def test_other_folders_are_refused(tmp_path, spoil, told):
+def test_folders_of_other_classes_are_refused(tmp_path, spoil, message):
     for name in imagenet.ids():
         (tmp_path / "imagenet" / "train" / name).mkdir(parents=True)
     with pytest.raises(CarftError, match="1,000 of 1,000 classes have no picture"):
         hparams = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
         datasets.get_dataset_class("ImageNet")(str(tmp_path), [], hparams)
-        host_arguments.checked_data(hparams)
+        job_facts.record_data_facts(hparams)
     spoil(tmp_path / "imagenet" / "train")
-    with pytest.raises(CarftError, match=told):
+    with pytest.raises(CarftError, match=message):
         built(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         ({"a.jpg": b"x", "a.cls": b"1000"}, "'a' has the label 1000.*a number from 0 on"),
         ({"n01440764_1.jpg": b"x", "n01440764_1.cls": b"449"}, "label 449, but .* the label 0"),
@@ -190,14 +222,14 @@ def test_other_folders_are_refused(tmp_path, spoil, told):
         ({}, "train-0.tar is not a shard of pictures with labels: "),
     ],
 )
-def test_other_shards_are_refused(tmp_path, files, told):
+def test_shards_without_pictures_and_labels_are_refused(tmp_path, files, message):
     path = tmp_path / "train-0.tar"
     with tarfile.open(path, "w" if files else "w:gz") as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    with pytest.raises(CarftError, match=told):
+    with pytest.raises(CarftError, match=message):
         shards.index([path], imagenet.ids())
 
 
@@ -205,18 +237,21 @@ def test_its_words_are_openais_and_its_recipe_one_that_each_algorithm_takes(monk
     values = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
     assert prompts.class_names(values, 1000) == [*imagenet.class_names()]
     assert values["total_steps"] == datasets.get_dataset_class("ImageNet").N_STEPS
-    told = algorithms.CARFT.hparam_problems("ImageNet", {"sampling": "epochs"})
-    assert told == [
+
+    problems = algorithms.CARFT.hparam_problems("ImageNet", {"sampling": "epochs"})
+    assert problems == [
         "sampling is 'epochs', expected one of 'with-replacement', 'passes', 'passes-by-shard'"
     ]
+
     values |= {"sampling": "passes", "protocol": "domainbed"}
-    host_arguments.checked_data(dict(values))
-    told = "sampling is 'passes', expected 'with-replacement'"
-    with pytest.raises(CarftError, match=told):
-        host_arguments.checked_data({**values, "class_balanced": True})
+    job_facts.record_data_facts(dict(values))
+    message = "sampling is 'passes', expected 'with-replacement'"
+    with pytest.raises(CarftError, match=message):
+        job_facts.record_data_facts({**values, "class_balanced": True})
+
     monkeypatch.delattr("domainbed.algorithms.Algorithm.indivisible")
-    with pytest.raises(CarftError, match=told):  # on another's DomainBed
-        host_arguments.checked_data(dict(values))
+    with pytest.raises(CarftError, match=message):  # on another's DomainBed
+        job_facts.record_data_facts(dict(values))
 
 
 # carft data verify and carft sweep launch
@@ -233,11 +268,13 @@ def copy(tmp_path):
 def test_both_sets_of_imagenet_are_verified(copy):
     done = carft("verify", "ImageNet", "--data_dir", copy)
     assert done.returncode == 1  # 1,000 pictures are no validation set
+
     _, _, *rows = done.stdout.splitlines()
     assert rows[0].split() == ["train", "1,000", "1,000"]
     assert rows[1].split() == ["val", "1,000", "1,000"]
     assert "difference: train: has 1,000 pictures, expected 1,281,167" in done.stdout
     assert "problem: val: 1,000 pictures, expected 50,000" in done.stdout
+
     shutil.rmtree(copy / "imagenet" / "val")
     done = carft("verify", "ImageNet", "--data_dir", copy, "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["verdict"] == "differs"
@@ -258,35 +295,50 @@ def test_a_folder_of_imagenets_classes_but_one_is_not_consistent(copy):
     for part in ("train", "val"):
         shutil.rmtree(copy / "imagenet" / part / "n01440764")
     done = carft("verify", copy / "imagenet")
-    assert "differs" in done.stdout and "missing 'n01440764', extra none" in done.stdout
+    assert "differs" in done.stdout
+    assert "missing 'n01440764', extra none" in done.stdout
     assert "carft data verify ImageNet --data_dir" in done.stdout
     done = carft("verify", copy / "imagenet" / "train")
-    assert done.returncode == 1 and "are ImageNet's classes, not environments" in done.stdout
+    assert done.returncode == 1
+    assert "are ImageNet's classes, not environments" in done.stdout
     assert "\n  ... and 949 more\n" in done.stdout and len(done.stdout.splitlines()) < 60
 
 
 def test_shards_are_verified(data):
     done = carft("verify", "ImageNet", "--data_dir", data / "shards")
-    assert done.returncode == 0 and "has 2,000 pictures, expected 1,281,167" in done.stdout
+    assert done.returncode == 0
+    assert "has 2,000 pictures, expected 1,281,167" in done.stdout
     assert "no validation set" in done.stdout
 
 
 def launched(data_dir, output, *flags):
-    return cli.main([
-        "sweep", "launch", "imagenet", "--data_dir", str(data_dir), "--output_dir", str(output),
-        "--yes", *flags,
-    ])  # fmt: skip
+    return cli.main(
+        [
+            "sweep",
+            "launch",
+            "imagenet",
+            "--data_dir",
+            str(data_dir),
+            "--output_dir",
+            str(output),
+            "--yes",
+            *flags,
+        ]
+    )
 
 
 def test_the_sweep_checks_the_training_set(copy, tmp_path, capsys):
     assert launched(copy, tmp_path / "out", "--dry-run") == 0
     assert "Data: ImageNet: differs: " in capsys.readouterr().out
+
     (copy / "imagenet" / "train" / "n01440764").rename(copy / "imagenet" / "train" / "tench")
     assert launched(copy, tmp_path / "out") == 1
-    told = capsys.readouterr().err
-    assert "missing 'n01440764', extra 'tench'" in told
-    assert f"carft data verify ImageNet --data_dir {copy}" in told
+
+    message = capsys.readouterr().err
+    assert "missing 'n01440764', extra 'tench'" in message
+    assert f"carft data verify ImageNet --data_dir {copy}" in message
     assert not (tmp_path / "out").exists()
+
     shutil.rmtree(copy / "imagenet" / "train")
     assert launched(copy, tmp_path / "out") == 1
     assert f"ImageNet is missing: expected its folder {copy}/imagenet/train" in (
@@ -294,35 +346,39 @@ def test_the_sweep_checks_the_training_set(copy, tmp_path, capsys):
     )
 
 
-def test_a_data_folder_that_does_not_exist_is_said_once(tmp_path, capsys):
-    gone = tmp_path / "gone"
-    told = f"--data_dir {gone} does not exist"
+def test_a_missing_data_folder_is_reported_once(tmp_path, capsys):
+    missing = tmp_path / "gone"
+    message = f"--data_dir {missing} does not exist"
     for name in ("ImageNet", "ImageNet-A", "DTD", "PACS"):
-        done = carft("verify", name, "--data_dir", gone)
-        assert done.returncode == 2 and done.stderr.count(told) == 1, name
+        done = carft("verify", name, "--data_dir", missing)
+        assert done.returncode == 2 and done.stderr.count(message) == 1, name
         assert len(done.stderr.splitlines()) == 1
+
     for sweep in ("imagenet", "tasks", "domainbed"):
-        given = ["sweep", "launch", sweep, "--data_dir", str(gone)]
-        assert cli.main([*given, "--output_dir", str(tmp_path / "out"), "--yes"]) == 1
-        assert capsys.readouterr().err.count(str(gone)) == 1
-        assert cli.main([*given, "--output_dir", str(tmp_path / "out"), "--dry-run"]) == 0
-        assert capsys.readouterr().out.count(str(gone)) == 1
+        arguments = ["sweep", "launch", sweep, "--data_dir", str(missing)]
+        assert cli.main([*arguments, "--output_dir", str(tmp_path / "out"), "--yes"]) == 1
+        assert capsys.readouterr().err.count(str(missing)) == 1
+        assert cli.main([*arguments, "--output_dir", str(tmp_path / "out"), "--dry-run"]) == 0
+        assert capsys.readouterr().out.count(str(missing)) == 1
+
     for suite in ("imagenet", "DTD"):
-        given = ["evaluate", "--clip", "tiny", "--suite", suite, "--data_dir", str(gone)]
-        assert cli.main(given) == 1
-        assert capsys.readouterr().err.count(str(gone)) == 1
+        arguments = ["evaluate", "--clip", "tiny", "--suite", suite, "--data_dir", str(missing)]
+        assert cli.main(arguments) == 1
+        assert capsys.readouterr().err.count(str(missing)) == 1
+
     for name in ("ImageNet", "DTD", "PACS"):
-        given = ["--algorithm", "CARFT", "--dataset", name, "--data_dir", str(gone)]
-        assert train.main([*given, "--test_envs", "--output_dir", str(tmp_path / "out")])
-        assert capsys.readouterr().err.count(told) == 1
+        arguments = ["--algorithm", "CARFT", "--dataset", name, "--data_dir", str(missing)]
+        assert train.main([*arguments, "--test_envs", "--output_dir", str(tmp_path / "out")])
+        assert capsys.readouterr().err.count(message) == 1
 
 
 def test_other_numbers_of_classes_are_refused_without_all_their_names():
-    with pytest.raises(CarftError, match="stands for 1000 class names .* and 995 more") as told:
+    with pytest.raises(CarftError, match="1,000 class names .* and 990 more") as raised:
         prompts.class_names({"class_names": "imagenet"}, 7)
-    assert len(str(told.value)) < 400
+    assert len(str(raised.value)) < 400
+
     names = [*imagenet.class_names()]
-    what, then, now = splits._differing_classes(names, [*names[:-1], "another"])
-    assert (what, then, now) == ("the class of label 999", names[-1], "another")
-    with pytest.raises(CarftError, match="only one of them has .* and 997 more") as told:
+    subject, trained, current = splits._differing_classes(names, [*names[:-1], "another"])
+    assert (subject, trained, current) == ("the class of label 999", names[-1], "another")
+    with pytest.raises(CarftError, match="only one of them has .* and 997 more") as raised:
         image_folders.require_same_classes(["a", "b"], [names[:2], [*imagenet.ids()]])

@@ -42,15 +42,20 @@ def test_the_child_of_a_killed_process_holds_the_lock_until_it_ends(folder):
     child = int(process.stdout.readline())
     with pytest.raises(Held, match=rf"process {process.pid}, since 20") as raised, folder.claim():
         pass
+
     assert str(folder.holder()) in str(raised.value)
+
     process.kill()
     process.wait()
     assert folder.is_held() and folder.holder().pid == process.pid
     assert folder.last_holder() is None
+
     os.kill(child, signal.SIGKILL)
     wait_until(lambda: not folder.is_held(), 5)
     stale = folder.last_holder()
+
     assert folder.holder() is None and stale.pid == process.pid
+
     with folder.claim():  # a stale lock is taken over
         assert folder.holder().pid == os.getpid()
 
@@ -74,16 +79,17 @@ print(won)
 """
     arguments = ("-c", code, folder.path, folder.path / "inside")
     processes = [warm.start(*arguments) for _ in range(4)]
-    said = [process.communicate() for process in processes]
-    assert all(process.returncode == 0 for process in processes), said
-    assert sum(int(won) for won, _ in said) > 20
+    outputs = [process.communicate() for process in processes]
+
+    assert all(process.returncode == 0 for process in processes), outputs
+    assert sum(int(won) for won, _ in outputs) > 20
 
 
-def test_a_launchers_lock_is_taken_over_and_told_through(folder):
+def test_a_launchers_lock_is_taken_over_and_publishes_progress(folder):
     with folder.claim() as launcher:
         since = folder.holder().since
         with folder.claim(inherited=launcher.descriptor) as lock:
-            lock.tell(step=3, steps=7)
+            lock.publish(step=3, steps=7)
             holder = folder.holder()
             assert (holder.step, holder.steps, holder.since) == (3, 7, since)
         assert folder.is_held()
@@ -110,18 +116,21 @@ def test_a_file_system_without_locks_is_named_with_what_to_do(folder, monkeypatc
     folder.lock_path.touch()
     with pytest.raises(CarftError, match=f"cannot be locked: .*{words}"):
         folder.is_held()
-    given = ["--algorithm", "ERM", "--dataset", "Debug28", "--output_dir", str(folder.path)]
-    assert train.main(given) == 2 and words in capsys.readouterr().err
+    arguments = ["--algorithm", "ERM", "--dataset", "Debug28", "--output_dir", str(folder.path)]
+
+    assert train.main(arguments) == 2 and words in capsys.readouterr().err
 
 
 def test_attempts_are_kept_and_cut_lines_passed_over(folder):
     assert folder.attempts() == []
+
     first = Attempt(1.0, 2.0, "host", None, 1, 'it\'s\na "word"')
     second = first._replace(slurm="1_2", status=-9)
     folder.add_attempt(first)
     with folder.attempts_path.open("a") as file:
         file.write('{"started": 1.0, "en')
     folder.add_attempt(second)
+
     assert folder.attempts() == [first, second]
     assert folder.attempts_path.read_text().count("\n") == 3
 
@@ -143,8 +152,11 @@ def test_three_failures_are_enough_and_stops_are_none(folder, statuses, hopeless
     for number, status in enumerate(statuses):
         folder.add_attempt(Attempt(1.0, 2.0, "host", None, status, f"words {number}"))
     failed = folder.failed()
+
     assert (failed is not None) is hopeless
+
     if failed:
         assert failed.status not in (73, 75, 130, -15, -10)
     (folder.path / "done").touch()
+
     assert folder.done and folder.failed() is None

@@ -29,11 +29,14 @@ def nothing_set(tmp_path, monkeypatch):
 def test_all_problems_are_told_at_once_with_what_would_be_right():
     with pytest.raises(CarftError) as raised:
         launchers.make("slurm", {"partitoin": "gpu", "array_cap": "many", "gpus": -1, "cpus": 2})
+
     message = str(raised.value)
+
     assert "no option of slurm is called 'partitoin'; did you mean partition?" in message
-    assert "array_cap is 'many', should be a valid integer" in message
-    assert "gpus is -1, should be greater than or equal to 0" in message
+    assert "array_cap is 'many', expected a whole number" in message
+    assert "gpus is -1, expected at least 0" in message
     assert "cpus is" not in message
+
     with pytest.raises(CarftError, match=r"'slrum'; did you mean slurm\? Valid: dummy, local, p"):
         launchers.make("slrum", {"partition": "gpu"})
     with pytest.raises(CarftError, match="no option of local is called 'jobs'"):
@@ -42,72 +45,84 @@ def test_all_problems_are_told_at_once_with_what_would_be_right():
         launchers.make("dummy", {"gpus": 2})
 
 
-def test_what_submitit_is_given():
+def test_options_become_parameters_of_submitit():
     """SLURM's spellings of a time are SLURM's to read."""
-    given = {"partition": "gpu", "time": "2-0", "gpus": "1", "cpus": 4, "memory_gb": "7.5"}
-    given["extra"] = ["constraint=a100|h100", "--mail-type=END", "exclusive"]
-    given = launchers.make("slurm", given).parameters(after="17")
-    assert given["gpus_per_node"] == 1 and given["mem"] == "7680MB" and given["partition"] == "gpu"
-    assert given["additional_parameters"] == {
+    slurm_options = {"partition": "gpu", "time": "2-0", "gpus": "1", "cpus": 4, "memory_gb": "7.5"}
+    slurm_options["extra"] = ["constraint=a100|h100", "--mail-type=END", "exclusive"]
+    parameters = launchers.make("slurm", slurm_options).parameters(after="17")
+
+    assert parameters["gpus_per_node"] == 1
+    assert parameters["mem"] == "7680MB"
+    assert parameters["partition"] == "gpu"
+    assert parameters["additional_parameters"] == {
         "requeue": True, "time": "2-0", "dependency": "afterany:17",
         "constraint": "a100|h100", "mail_type": "END", "exclusive": True,
     }  # fmt: skip
-    assert "account" not in given
+    assert "account" not in parameters
 
 
 @pytest.fixture
 def submitted(monkeypatch):
     """What is submitted by arrays in place of SLURM's, of which there is one."""
-    made = []
+    submitted_jobs = []
 
     def array(self, sweep, jobs, after):
         if after:
             raise RuntimeError("no more\nof yours")
-        made.extend(jobs)
+        submitted_jobs.extend(jobs)
         return [f"1_{number}" for number in range(len(jobs))]
 
     monkeypatch.setattr(Slurm, "problems", lambda self, sweeps: [])
     monkeypatch.setattr(slurm, "largest_array", lambda: None)
     monkeypatch.setattr(Slurm, "_submit_array", array)
-    return made
+    return submitted_jobs
 
 
 def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, submitted):
     for number in range(5):
         (tmp_path / f"job{number:02}").mkdir()
-    told = "refused: no more of yours. 3 of 5 jobs in .* are submitted; launch the rest later"
-    with pytest.raises(CarftError, match=told):
+    message = "refused: no more of yours. 3 of 5 jobs in .* are submitted; launch the rest later"
+    with pytest.raises(CarftError, match=message):
         run("slurm", commands(tmp_path, 5), array_size=3)
+
     # DomainBed's sweep would pass over jobs whose folders are there.
     assert sorted(path.name for path in tmp_path.glob("job*")) == ["job00", "job01", "job02"]
+
     (launched,) = tmp_path.glob("launches/*.json")
     assert json.loads(launched.read_text())["jobs"] == {f"job0{n}": f"1_{n}" for n in range(3)}
 
 
-def test_an_element_gives_way_to_who_has_its_job_five_times(
+def test_an_array_element_requeues_itself_while_its_job_is_held(
     tmp_path, others, submitted, monkeypatch
 ):
     """What SLURM would start, in a job that nobody started; what SLURM is told is kept."""
-    asked = []
-    monkeypatch.setattr(slurm, "_call", lambda *words: asked.append(words[-1]))
-    monkeypatch.setattr(slurm, "_OTHERS_SECONDS", 0.1)
+    requeued = []
+    monkeypatch.setattr(slurm, "_call", lambda *words: requeued.append(words[-1]))
+    monkeypatch.setattr(slurm, "_LOCK_PATIENCE", 0.1)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # they are the tests' own
     run("slurm", commands(tmp_path, 1), gpus=2)
     (element,) = submitted
+
     assert element.environment["DOMAINBED_PROCESSES"] == "2"
+
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     process = others.start(HOLD, tmp_path / "job00")
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_raised:
         element()
-    assert left.value.code == 75 and asked == ["12_3"]
+
+    assert exit_raised.value.code == 75 and requeued == ["12_3"]
+
     monkeypatch.setenv("SLURM_RESTART_COUNT", "5")  # as SLURM itself counts
     with pytest.raises(CarftError, match=rf"process {process.pid}"):
         element()
-    assert len(asked) == 1 and not JobFolder(tmp_path / "job00").attempts()  # no failure
+
+    assert len(requeued) == 1 and not JobFolder(tmp_path / "job00").attempts()  # no failure
+
     process.kill()
     process.wait()
     element()
+
     assert events(tmp_path / "job00") == ["start", "end"]
 
 
@@ -115,37 +130,43 @@ def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypat
     (tmp_path / "launchers.yaml").write_text("pool: {jobs: 3, jobs_per_gpu: 2}\nslurm:\n")
     assert launchers.make("pool").options == PoolOptions(jobs=3, jobs_per_gpu=2)
     assert capsys.readouterr().err == f"pool: options read from {tmp_path}/launchers.yaml\n"
+
     # A flag wins; one that is not set does not.
-    chosen = launchers.make("pool", {"jobs": "5", "jobs_per_gpu": None}).options
-    assert chosen == PoolOptions(jobs=5, jobs_per_gpu=2)
+    pool_options = launchers.make("pool", {"jobs": "5", "jobs_per_gpu": None}).options
+    assert pool_options == PoolOptions(jobs=5, jobs_per_gpu=2)
+
     capsys.readouterr()
-    other = tmp_path / "a cluster's.yaml"
-    other.write_text(
+    cluster_file = tmp_path / "a cluster's.yaml"
+    cluster_file.write_text(
         "slurm:\n  time: 1:30:00\n  partition:\n  setup: module load cuda\n"
         "  extra: {exclusive: true, nice: 5}\n"
     )
-    monkeypatch.setenv(options.VARIABLE, str(other))
+    monkeypatch.setenv(options.VARIABLE, str(cluster_file))
+
     assert launchers.make("slurm").options == SlurmOptions(
         time="1:30:00", setup=("module load cuda",), extra={"exclusive": True, "nice": "5"}
     )
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    "content, message",
     [
         ("pool: {job: 3}", "no option of pool is called 'job'; did you mean jobs?"),
         ("- pool", "expected names of launchers (dummy, local, pool, slurm), each with its"),
         ("pool: {", "this is not YAML"),
+        ("pool:\n  jobs: 1\n  jobs: 2\n", "launchers.yaml:3: the key 'jobs' appears twice"),
+        ("pool: {jobs: [1]}", "pool: jobs is [1], expected a whole number"),
         (None, "launchers.yaml cannot be read: [Errno 2] No such file"),
     ],
 )
-def test_a_wrong_file_is_told_in_one_line(tmp_path, monkeypatch, content, told, capsys):
+def test_a_wrong_file_is_refused_in_one_line(tmp_path, monkeypatch, content, message, capsys):
     monkeypatch.setenv(options.VARIABLE, "launchers.yaml")
     if content is not None:
         (tmp_path / "launchers.yaml").write_text(content)
     with pytest.raises(CarftError) as raised:
         launchers.make("pool")
-    assert told in str(raised.value) and "\n" not in str(raised.value)
+
+    assert message in str(raised.value) and "\n" not in str(raised.value)
     assert "launchers.yaml" in str(raised.value) + capsys.readouterr().err
 
 
@@ -153,12 +174,12 @@ def test_the_pool_is_as_wide_as_cores_and_gpus_allow(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(machine, "cores", lambda: 6)
 
-    def width(gpus, in_all=100, **given):
+    def width(gpus, jobs_in_all=100, **pool_options):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
-        return len(Pool(PoolOptions(**given)).slots(in_all))
+        return len(Pool(PoolOptions(**pool_options)).slots(jobs_in_all))
 
     assert width("") == 6
-    assert width("", in_all=2) == 2
+    assert width("", jobs_in_all=2) == 2
     assert width("0,1") == 2
     assert width("0,1", jobs=4) == 4
     assert width("0,1", jobs_per_gpu=3) == 6
@@ -174,18 +195,24 @@ def test_a_job_has_several_gpus_and_a_process_on_each(monkeypatch, name, count):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7,GPU-1,9")
     launcher = launchers.make(name, {"gpus": "2"})
     slots = launcher.slots(100)
+
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["3,5", "7,GPU-1"][:count]
+
     for slot in slots:
         assert (slot["DOMAINBED_PROCESSES"], slot["OMP_NUM_THREADS"]) == ("2", "1")
         assert slot["DOMAINBED_CORES"] == str(16 // count)
+
     assert "DOMAINBED_PROCESSES" not in launchers.make(name).slots(1)[0]
+
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("DOMAINBED_PROCESSES", "3")  # as is the way without GPUs
     assert launchers.make(name).slots(1)[0]["OMP_NUM_THREADS"] == "4"
+
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
-    told = f"{name}: gpus is 2, expected at most the 1 of this machine"
-    assert told in "".join(launchers.problems(launcher, []))
-    with pytest.raises(CarftError, match=told):
+    message = f"{name}: gpus is 2, expected at most the 1 of this machine"
+    assert message in "".join(launchers.problems(launcher, []))
+
+    with pytest.raises(CarftError, match=message):
         launcher([])
 
 
@@ -196,12 +223,16 @@ def test_quotas_of_cgroups(tmp_path):
     (tmp_path / "proc/self/cgroup").write_text("0::/a/b\n")
     (tmp_path / "sys/fs/cgroup/a/b").mkdir(parents=True)
     (tmp_path / "sys/fs/cgroup/a/b/cpu.max").write_text("max 100000\n")
+
     assert machine.cores(tmp_path) == all_cores
+
     (tmp_path / "sys/fs/cgroup/a/cpu.max").write_text("50000 100000\n")
     assert machine.cores(tmp_path) == 1
-    whole = machine.memory(tmp_path)
+
+    machine_memory = machine.memory(tmp_path)
     (tmp_path / "sys/fs/cgroup/a/b/memory.max").write_text("max\n")
-    assert machine.memory(tmp_path) == whole > 1 << 20
+    assert machine.memory(tmp_path) == machine_memory > 1 << 20
+
     (tmp_path / "sys/fs/cgroup/a/memory.max").write_text("1048576\n")
     assert machine.memory(tmp_path) == 1 << 20
 
@@ -209,27 +240,31 @@ def test_quotas_of_cgroups(tmp_path):
 def test_gpus_are_listed_by_the_variable_or_by_nvidia_smi(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-77,-1")
     assert machine.gpus() == ["2", "GPU-77"]
+
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.gpus() == []
-    told = "GPU 0: A (UUID: GPU-1)\n  MIG 1g Device 0: (UUID: x)\nGPU 1: A (UUID: GPU-2)"
+
+    listing = "GPU 0: A (UUID: GPU-1)\n  MIG 1g Device 0: (UUID: x)\nGPU 1: A (UUID: GPU-2)"
     tool = tmp_path / "nvidia-smi"
-    tool.write_text(f"#!/bin/sh\n[ $1 = -L ] && echo '{told}'\n")
+    tool.write_text(f"#!/bin/sh\n[ $1 = -L ] && echo '{listing}'\n")
     tool.chmod(0o755)
+
     assert machine.gpus() == ["0", "1"]
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's allocator")
 def test_a_process_keeps_the_memory_that_it_frees():
-    again = "[b'x' * (64 << 20) for _ in range(1)]; "
+    allocation = "[b'x' * (64 << 20) for _ in range(1)]; "
     code = (
         "import resource; from domainbed_carft import machine; {}"
         "told = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt; "
-        f"{again} before = told(); {5 * again} print(told() - before)"
+        f"{allocation} before = told(); {5 * allocation} print(told() - before)"
     )
     faults = [
-        int(subprocess.check_output([sys.executable, "-c", code.format(first)]))
-        for first in ("", "machine.keep_freed_memory(); ")
+        int(subprocess.check_output([sys.executable, "-c", code.format(preparation)]))
+        for preparation in ("", "machine.keep_freed_memory(); ")
     ]
+
     assert faults[0] > 5 * 64 << 8, faults  # each page of 4 KiB is asked for anew
     assert faults[1] < faults[0] / 100, faults

@@ -24,7 +24,7 @@ from sweep_jobs import (
 from domainbed_carft import launchers, machine
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.jobs.warm import SWITCH
+from domainbed_carft.jobs.fork_server import SWITCH
 
 HOSTILE = 'it\'s "one" $(touch pwned) `touch pwned`; #\n&& touch pwned'
 
@@ -34,15 +34,16 @@ def python(code, *arguments):
     return " ".join(["python", "-c", shlex.quote(code), *map(shlex.quote, arguments)])
 
 
-def environment(folder):
+def variables_of(folder):
     return story(folder)[0]["environment"]
 
 
-def test_the_registry_has_them(tmp_path, monkeypatch):
+def test_domainbeds_registry_has_the_launchers(tmp_path, monkeypatch):
     """DomainBed's own `local` and `dummy` stay its own."""
     monkeypatch.chdir(tmp_path)
     for name in ("multi_gpu", "pool", "slurm"):  # the first is upstream's own where it has one
         assert REGISTRY[name] is launchers.LAUNCHERS[name]
+
     assert REGISTRY["local"].__module__ == "domainbed.command_launchers"
     assert REGISTRY["pool"]([command(tmp_path / "job")]) == []
     assert (tmp_path / "job" / "done").exists()
@@ -57,6 +58,7 @@ def test_jobs_run_and_nothing_in_their_words_is_executed(name, tmp_path, monkeyp
     assert not list(tmp_path.rglob("pwned"))
     assert sorted(path.name for path in folder.iterdir()) == ["attempts.jsonl", "done", "story"]
     assert not list(folder.parent.glob("launches/*"))
+
     (attempt,) = JobFolder(folder).attempts()
     assert attempt.status == 0 and attempt.started < attempt.ended and attempt.slurm is None
 
@@ -69,8 +71,10 @@ def test_the_interpreter_and_the_commands_own_variables(tmp_path):
     )
     folder = tmp_path / "a=b"
     words = f"{python(code)} --output_dir {folder}"
+
     assert run("pool", [f"A='one two' B= {words}"]) == []
     assert (folder / "done").read_text() == f"{sys.executable}|one two|"
+
     with pytest.raises(CarftError, match=r"the command has no --output_dir: 'A=1 python x'"):
         run("local", ["A=1 python x"])
 
@@ -81,13 +85,16 @@ def test_a_job_that_fails_three_times_is_left_with_its_reason(name, tmp_path, ca
     words = "no \x1b]0;own flag"  # nothing for a terminal
     jobs = [command(bad, code="sys.exit(3)", words="no such picture"), command(good)]
     (final,) = run(name, [command(wrong, code="sys.exit(2)", words=words)])
+
     assert (final.status, final.attempts, final.last_words) == (2, 1, words)
     assert r"exit status 2: no \x1b]0;own flag" in capfd.readouterr().err
+
     (failed,) = run(name, jobs)
-    assert failed == launchers.Ending(bad, "failed", 3, 3, "no such picture")
+    assert failed == launchers.Outcome(bad, "failed", 3, 3, "no such picture")
     assert str(failed) == f"{bad}: failed 3 times, exit status 3: no such picture"
     assert str(failed) in capfd.readouterr().err
     assert statuses(bad) == [3, 3, 3] and JobFolder(good).done
+
     # A later launch tells it again, and tries it no more.
     assert run(name, jobs) == [failed]
     assert statuses(bad) == [3, 3, 3]
@@ -108,16 +115,19 @@ def test_the_pool_shares_out_its_cores(tmp_path, monkeypatch):
     run("pool", commands(tmp_path, 3, seconds=1), jobs=2)
     folders = [tmp_path / f"job{n:02}" for n in range(3)]
     names = ("OMP_NUM_THREADS", "DOMAINBED_CORES", "OMP_WAIT_POLICY")
-    told = [[environment(folder).get(name) for name in names] for folder in folders]
+    shares = [[variables_of(folder).get(name) for name in names] for folder in folders]
+
     # On three cores a job loads its pictures itself.
-    assert told == [["3", "3", "PASSIVE"]] * 3
+    assert shares == [["3", "3", "PASSIVE"]] * 3
     assert most_at_once(folders) == 2
+
     # A job alone has more; what the user has set stays.
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     monkeypatch.setenv("GOMP_SPINCOUNT", "9")
     run("pool", [command(tmp_path / "set")], jobs=2)
-    only = environment(tmp_path / "set")
-    assert [only.get(name) for name in names] == ["5", "7", None]
+    variables_alone = variables_of(tmp_path / "set")
+
+    assert [variables_alone.get(name) for name in names] == ["5", "7", None]
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
@@ -135,9 +145,13 @@ def test_each_gpu_has_its_jobs(tmp_path, monkeypatch):
     jobs = [f"WANDB_RUN_GROUP={number} {job}" for number, job in enumerate(jobs)]
     run("pool", jobs, jobs_per_gpu=2)
     folders = [tmp_path / f"job{n:02}" for n in range(4)]
-    told = [environment(folder) for folder in folders]
-    assert sorted(one["CUDA_VISIBLE_DEVICES"] for one in told) == ["3", "3", "GPU-5a", "GPU-5a"]
-    assert [one["WANDB_RUN_GROUP"] for one in told] == ["0", "1", "2", "3"]
+    variables = [variables_of(folder) for folder in folders]
+
+    gpus = sorted(job_variables["CUDA_VISIBLE_DEVICES"] for job_variables in variables)
+    groups = [job_variables["WANDB_RUN_GROUP"] for job_variables in variables]
+
+    assert gpus == ["3", "3", "GPU-5a", "GPU-5a"]
+    assert groups == ["0", "1", "2", "3"]
     assert all(map(is_warm, folders))
 
 
@@ -149,20 +163,25 @@ def test_a_stopped_launcher_lets_its_jobs_save(tmp_path, monkeypatch, number, st
     process = launch("pool", commands(tmp_path, 4, seconds=30), {"jobs": 2})
     running = [tmp_path / "job00", tmp_path / "job01"]
     wait_until(lambda: all(map(story, running)))
+
     assert [is_warm(folder) for folder in running] == [not cold] * 2
+
     (launched,) = tmp_path.glob("launches/*.json")
-    told = json.loads(launched.read_text())
-    assert told["launcher"] == "pool" and told["pid"] == process.pid
-    assert told["jobs"] == {f"job{n:02}": None for n in range(4)}
+    launch_content = json.loads(launched.read_text())
+    assert launch_content["launcher"] == "pool" and launch_content["pid"] == process.pid
+    assert launch_content["jobs"] == {f"job{n:02}": None for n in range(4)}
+
     process.send_signal(getattr(signal, number))
     err = process.communicate(timeout=30)[1]
     assert process.returncode == status or (number == "SIGINT" and process.returncode == 130)
     assert "waiting for the running jobs to save" in err
+
     for folder in running:
         assert events(folder) == ["start", "saved for SIGTERM"] and statuses(folder) == [75]
-        (ended,) = JobFolder(folder).attempts()
-        assert (ended.last_words == "stopped by Ctrl-C (SIGINT)") == (number == "SIGINT")
+        (attempt,) = JobFolder(folder).attempts()
+        assert (attempt.last_words == "stopped by Ctrl-C (SIGINT)") == (number == "SIGINT")
         assert not JobFolder(folder).lock_path.exists()
+
     assert not (tmp_path / "job02").exists() and not list(tmp_path.glob("launches/*"))
 
 
@@ -176,19 +195,23 @@ def test_jobs_of_a_killed_launcher_go_on_and_stay_locked(tmp_path, monkeypatch, 
     wait_until(lambda: all(story(folder.path) for folder in running))
     killed.kill()
     killed.communicate()
-    told = [story(folder.path)[0] for folder in running]
+    starts = [story(folder.path)[0] for folder in running]
     if not cold:
-        wait_until(lambda: stat(told[0]["imported_by"])[0] == "Z", 2)
+        wait_until(lambda: stat(starts[0]["imported_by"])[0] == "Z", 2)
+
     assert all(folder.holder().pid == killed.pid for folder in running)
+
     second = launch("pool", jobs, {"jobs": 2})
     out, err = second.communicate()
     assert json.loads(out) == ["held", "held"]
     assert err.count("is being run by") == 2 and f"process {killed.pid}" in err
     assert events(tmp_path / "job02") == ["start", "end"]
+
     wait_until(lambda: not any(folder.is_held() for folder in running), 10)
     assert all(folder.last_holder().pid == killed.pid for folder in running)
+
     if not cold:
-        wait_until(lambda: all(stat(one["parent"])[0] == "Z" for one in told), 2)
+        wait_until(lambda: all(stat(start["parent"])[0] == "Z" for start in starts), 2)
     # They have ended by themselves meanwhile; a third launch has nothing left to do.
     assert run("pool", jobs) == []
     assert [events(tmp_path / f"job0{n}") for n in range(3)] == [["start", "end"]] * 3
@@ -198,8 +221,9 @@ def test_three_launchers_at_once_run_each_job_once(tmp_path):
     """Whoever has a free slot takes the next job; nobody waits for what another one runs."""
     jobs = commands(tmp_path, 12, seconds=0.2)
     processes = [launch("pool", order, {"jobs": 2}) for order in (jobs, jobs, jobs[::-1])]
-    said = [process.communicate() for process in processes]
-    assert all(set(json.loads(out)) <= {"held"} for out, _ in said), said
+    outputs = [process.communicate() for process in processes]
+
+    assert all(set(json.loads(out)) <= {"held"} for out, _ in outputs), outputs
     assert [events(tmp_path / f"job{n:02}") for n in range(12)] == [["start", "end"]] * 12
     assert [statuses(tmp_path / f"job{n:02}") for n in range(12)] == [[0]] * 12
 
@@ -208,7 +232,8 @@ def test_a_job_that_another_process_trains_is_left_to_it(tmp_path, capfd):
     """Exit status 73: train found a lock that the launcher did not see, as over a network."""
     folder = JobFolder(tmp_path / "job")
     job = command(folder.path, code="sys.exit(73)", words="run by someone")
-    (left,) = run("local", [job])
-    assert (left.result, left.last_words) == ("held", "run by someone")
+    (outcome,) = run("local", [job])
+
+    assert (outcome.result, outcome.last_words) == ("held", "run by someone")
     assert statuses(folder.path) == [73] and "run by someone" in capfd.readouterr().err
     assert launchers.Registered("pool", True)([job]) == []  # no failure to DomainBed's sweep

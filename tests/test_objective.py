@@ -46,14 +46,14 @@ def data():
 def torch_kl(text, original, tuned, direction, scale):
     text, original, tuned = (torch.as_tensor(a).float() for a in (text, original, tuned))
     w_ctx = objective.zero_shot_weights(text).contexts
-    both = [objective.context_logits(f, w_ctx, scale) for f in (original, tuned)]
-    return float(objective.context_kl(*both, direction))
+    logits = [objective.context_logits(f, w_ctx, scale) for f in (original, tuned)]
+    return float(objective.context_kl(*logits, direction))
 
 
 def test_weights_equal_numpy(data):
     text = data[0]
-    ours = objective.zero_shot_weights(torch.as_tensor(text, dtype=torch.float32))
-    for got, expected in zip(ours, numpy_weights(text)):
+    weights = objective.zero_shot_weights(torch.as_tensor(text, dtype=torch.float32))
+    for got, expected in zip(weights, numpy_weights(text)):
         assert np.abs(got.numpy() - expected).max() < 1e-6
 
 
@@ -79,7 +79,8 @@ def test_gradient_equals_finite_differences_of_numpy(data, direction):
     step = 1e-5
     rng = np.random.default_rng(1)
     for n, d in zip(rng.integers(0, N, 20), rng.integers(0, D, 20)):
-        up, down = tuned.copy(), tuned.copy()
+        up = tuned.copy()
+        down = tuned.copy()
         up[n, d] += step
         down[n, d] -= step
         high, low = (numpy_kl(text, original, t, direction, 10.0) for t in (up, down))
@@ -102,6 +103,7 @@ def test_gradient_of_context_kl_through_context_logits(data):
     p = [softmax(10.0 * unit(v) @ w_ctx.T) for v in (original, tuned)]
     to_unit = 10.0 * (p[1] - p[0]) / N @ w_ctx
     expected = (to_unit - unit(f) * (to_unit * unit(f)).sum(axis=1, keepdims=True)) / length
+
     assert np.abs(features.grad.numpy() - expected).max() < 1e-6
 
 
@@ -112,9 +114,10 @@ def test_no_nan_at_scale_100_in_bf16_autocast(data):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = encoder(1e3 * tuned.float())
         assert features.dtype == torch.bfloat16
-        both = (-original, features)
-        contexts = [objective.context_logits(f, weights.contexts, SCALE) for f in both]
+        pair = (-original, features)
+        contexts = [objective.context_logits(f, weights.contexts, SCALE) for f in pair]
         kl = objective.context_kl(*contexts, objective.KL_DIRECTIONS[0])
+
     kl.backward()
     assert bool(torch.isfinite(kl))
     assert bool(torch.isfinite(encoder.weight.grad).all())
@@ -137,9 +140,11 @@ def test_clusters_are_the_centres_of_the_usual_contexts():
     usual = np.concatenate([c + 1e-3 * rng.normal(size=(10, D)) for c in centres])
     odd = 4 * rng.normal(size=(10, D))
     contexts = torch.tensor(np.concatenate([odd, usual]), dtype=torch.float32)
-    found = objective.clustered(contexts, 3)
-    nearest = torch.cdist(torch.tensor(centres, dtype=torch.float32), found).min(dim=1).values
-    assert found.shape == (3, D) and float(nearest.max()) < 5e-3  # and so no odd one is among them
+    clusters = objective.clustered(contexts, 3)
+    nearest = torch.cdist(torch.tensor(centres, dtype=torch.float32), clusters).min(dim=1).values
+
+    assert clusters.shape == (3, D)
+    assert float(nearest.max()) < 5e-3  # and so no odd one is among them
     with pytest.raises(CarftError, match="context_clusters is 31, expected at most 30"):
         objective.clustered(contexts, 31)
 
@@ -147,14 +152,16 @@ def test_clusters_are_the_centres_of_the_usual_contexts():
 def test_kl_without_the_own_class_is_that_over_the_other_captions():
     rng = np.random.default_rng(3)
     labels = torch.tensor([0, 1, 1, 2, 0, 2])
-    both = [torch.tensor(rng.normal(size=(6, 6))) for _ in range(2)]
-    masked = [objective.without_own_class(logits, labels, labels) for logits in both]
+    logit_pair = [torch.tensor(rng.normal(size=(6, 6))) for _ in range(2)]
+    masked = [objective.without_own_class(logits, labels, labels) for logits in logit_pair]
     got = objective.context_kl(*masked, objective.KL_DIRECTIONS[0])
     expected = []
     for n in range(6):
-        others = (labels != labels[n]).numpy()
-        p0, p1 = (softmax(logits[n].numpy()[others]) for logits in both)
+        other_classes = (labels != labels[n]).numpy()
+        p0, p1 = (softmax(logits[n].numpy()[other_classes]) for logits in logit_pair)
         expected.append((p0 * np.log(p0 / p1)).sum())
+
     assert float(got) == pytest.approx(np.mean(expected), rel=1e-6)
-    same = objective.without_own_class(both[0], torch.zeros(6), torch.zeros(6))
-    assert float(objective.context_kl(same, same + 1, objective.KL_DIRECTIONS[0])) == 0
+
+    all_masked = objective.without_own_class(logit_pair[0], torch.zeros(6), torch.zeros(6))
+    assert float(objective.context_kl(all_masked, all_masked + 1, objective.KL_DIRECTIONS[0])) == 0

@@ -19,9 +19,8 @@ from domainbed_carft import cli
 from domainbed_carft.clips import backbone, open_clip_models, pictures
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
-from domainbed_carft.method import hparams, optimizer
-from domainbed_carft.method import original as frozen
-from domainbed_carft.runs import predict, saved, soup, wise_ft
+from domainbed_carft.method import activations, hparams, optimizer
+from domainbed_carft.runs import interpolation, predict, saved, soup
 
 open_clip = pytest.importorskip("open_clip")
 pytest.importorskip("transformers")
@@ -57,15 +56,18 @@ def no_network(monkeypatch):
 
 
 def test_tiny_is_the_same_through_both_loaders(tmp_path, no_network):
-    ours = backbone.load("tiny")
-    theirs = backbone.load(open_clip_folders.write_tiny(tmp_path / "tiny"))
-    assert theirs.preprocessing == ours.preprocessing and theirs.dim == ours.dim
-    assert theirs.logit_scale == ours.logit_scale
+    openai = backbone.load("tiny")
+    converted = backbone.load(open_clip_folders.write_tiny(tmp_path / "tiny"))
+    assert converted.preprocessing == openai.preprocessing and converted.dim == openai.dim
+    assert converted.logit_scale == openai.logit_scale
+
     x = torch.randn(3, 3, 48, 48)
     with torch.no_grad():
-        features = [one.model.visual(x) for one in (ours, theirs)]
+        features = [model.model.visual(x) for model in (openai, converted)]
+
     torch.testing.assert_close(*features, rtol=1e-4, atol=1e-5)
-    texts = [backbone.text_features(one, PROMPTS) for one in (ours, theirs)]
+
+    texts = [backbone.text_features(model, PROMPTS) for model in (openai, converted)]
     torch.testing.assert_close(*texts, rtol=1e-4, atol=1e-5)
 
 
@@ -74,33 +76,38 @@ def test_a_model_says_what_it_is(kind, folders, no_network):
     loaded = backbone.load(folders[kind])
     folder = folders[kind].removeprefix("open_clip:local-dir:")
     assert loaded.digest == weights.sha256(f"{folder}/open_clip_model.safetensors")
+
     size = open_clip_folders.MODELS[kind]["vision_cfg"]["image_size"]
     assert backbone.preprocessing(folders[kind]) == loaded.preprocessing
-    how = (size, "bicubic", "squash", (0.5,) * 3, (0.5,) * 3) if kind == "siglip" else (size,)
-    assert loaded.preprocessing == pictures.Preprocessing(*how)
+
+    expected = (size, "bicubic", "squash", (0.5,) * 3, (0.5,) * 3) if kind == "siglip" else (size,)
+    assert loaded.preprocessing == pictures.Preprocessing(*expected)
+
     # As open_clip itself loads, tokenises and encodes.
-    theirs = open_clip.create_model(f"local-dir:{folder}").eval()
+    reference = open_clip.create_model(f"local-dir:{folder}").eval()
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")([p for row in PROMPTS for p in row])
     x = torch.randn(2, 3, size, size)
     with torch.no_grad():
-        torch.testing.assert_close(loaded.model.visual(x), theirs.encode_image(x))
-        found = backbone.text_features(loaded, PROMPTS).flatten(0, 1)
-        torch.testing.assert_close(found, theirs.encode_text(tokens), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(loaded.model.visual(x), reference.encode_image(x))
+        features = backbone.text_features(loaded, PROMPTS).flatten(0, 1)
+        torch.testing.assert_close(features, reference.encode_text(tokens), rtol=1e-5, atol=1e-6)
+
     assert tokens.shape[1] == (open_clip_folders.SIGLIP_LENGTH if kind == "siglip" else 77)
 
 
 def test_a_name_of_the_table_has_the_tags_preprocessing(folders, monkeypatch, no_network):
     """The weights come from where open_clip finds them; here they are narrow ones."""
     place = folders["quickgelu"].removeprefix("open_clip:local-dir:")
-    asked = []
+    downloads = []
     monkeypatch.setattr(open_clip, "get_model_config", lambda name: {
         **open_clip_folders.MODELS["quickgelu"]
     })  # fmt: skip
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda known: (
-        asked.append(known["hf_hub"]) or f"{place}/open_clip_model.safetensors"
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda pretrained: (
+        downloads.append(pretrained["hf_hub"]) or f"{place}/open_clip_model.safetensors"
     ))  # fmt: skip
     loaded = backbone.load("open_clip:ViT-H-14-378-quickgelu/dfn5b")
-    assert asked == ["apple/DFN5B-CLIP-ViT-H-14-378/"] and loaded.revision == ""
+
+    assert downloads == ["apple/DFN5B-CLIP-ViT-H-14-378/"] and loaded.revision == ""
     assert loaded.preprocessing == pictures.Preprocessing(64, "bicubic", "squash")
 
 
@@ -120,6 +127,7 @@ def test_a_repository_of_the_hub_is_read_from_its_cache(tmp_path):
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = warm.run("-c", code, env=environment)
     digest = weights.sha256(place / "open_clip_model.safetensors")
+
     assert done.stdout.split() == [revision, digest, "1", "77"]
     assert "of 'open_clip:hf-hub:else/model' could not be loaded" in done.stderr
 
@@ -137,7 +145,9 @@ def test_each_algorithm_trains_and_is_restored(kind, name, folders, tmp_path, no
             make(folders[kind], name)
         return
     algorithm = make(folders[kind], name)
+
     assert all(np.isfinite(one["loss"]) for one in train(algorithm, 2))
+
     run = reopened(algorithm, tmp_path)
     x = torch.cat([x for x, _ in minibatches(7)])
     with torch.no_grad():
@@ -145,37 +155,38 @@ def test_each_algorithm_trains_and_is_restored(kind, name, folders, tmp_path, no
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_places_are_in_the_order_of_the_tokens(kind, folders):
+def test_activations_have_the_pictures_in_front(kind, folders):
     encoder = backbone.load(folders[kind]).model.visual
     size = open_clip_folders.MODELS[kind]["vision_cfg"]["image_size"]
     x = torch.randn(3, 3, size, size)
-    for method in frozen.FIRST:
-        modules = frozen.places(encoder, method)
-        with torch.no_grad(), frozen.recorded(encoder, modules) as seen:
-            both = encoder(x), encoder(x[:2])
-        first, again = seen[:5], seen[5:]
-        assert len(again) == 5
-        for whole, part in zip(first, again):
-            assert whole.shape[0] == 3 and part.shape[0] == 2
-            torch.testing.assert_close(whole[:2], part, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(both[0][:2], both[1], rtol=1e-4, atol=1e-4)
+    for method in activations.FIRST_MODULES:
+        modules = activations.compared_modules(encoder, method)
+        with torch.no_grad(), activations.record_activations(encoder, modules) as outputs:
+            features = encoder(x), encoder(x[:2])
+
+        assert len(outputs) == 2 * 5
+        for of_three, of_two in zip(outputs[:5], outputs[5:]):
+            assert of_three.shape[0] == 3 and of_two.shape[0] == 2
+            torch.testing.assert_close(of_three[:2], of_two, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(features[0][:2], features[1], rtol=1e-4, atol=1e-4)
 
 
 def test_towers_without_blocks_are_refused():
     vision = {"timm_model_name": "test_convnext", "image_size": 160}
     encoder = open_clip_models.image_encoder({"model_cfg": {"embed_dim": 8, "vision_cfg": vision}})
     with pytest.raises(CarftError, match="ConvNeXt of timm has none"):
-        frozen.places(encoder, "ldifs")
+        activations.compared_modules(encoder, "ldifs")
 
 
 def test_timms_embeddings_are_not_decayed(folders):
     algorithm = make(folders["siglip"], "CLIPFineTune")
     groups = algorithm.optimizer.param_groups
-    spared = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
+    no_decay = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
     named = dict(algorithm.named_parameters())
-    found = [n for n in named if n.split(".")[-1] in optimizer.EMBEDDINGS]
-    assert {n.split(".")[-1] for n in found} == {"pos_embed", "latent", "cls_token"}
-    assert all(id(named[name]) in spared for name in found)
+    embeddings = [n for n in named if n.split(".")[-1] in optimizer.EMBEDDINGS]
+
+    assert {n.split(".")[-1] for n in embeddings} == {"pos_embed", "latent", "cls_token"}
+    assert all(id(named[name]) in no_decay for name in embeddings)
 
 
 # What is refused
@@ -184,9 +195,10 @@ def test_timms_embeddings_are_not_decayed(folders):
 def test_weights_under_another_activation_are_refused_with_the_right_spelling(no_network):
     refused = 0
     for name, tag in open_clip.list_pretrained():
-        known, model = open_clip.get_pretrained_cfg(name, tag), open_clip.get_model_config(name)
+        pretrained = open_clip.get_pretrained_cfg(name, tag)
+        model = open_clip.get_model_config(name)
         spelled = f"open_clip:{name}/{tag}"
-        if bool(known.get("quick_gelu")) and not model.get("quick_gelu"):
+        if bool(pretrained.get("quick_gelu")) and not model.get("quick_gelu"):
             refused += 1
             with pytest.raises(CarftError, match=f"use open_clip:{name}-quickgelu/{tag}"):
                 open_clip_models.check(spelled)
@@ -197,13 +209,16 @@ def test_weights_under_another_activation_are_refused_with_the_right_spelling(no
         elif "vision_cfg" in model:
             open_clip_models.check(spelled)
             backbone.preprocessing(spelled)
+
     assert refused > 20
+
     sizes = [backbone.preprocessing(f"open_clip:{name}") for name in (
         "ViT-L-14-336-quickgelu/openai", "ViT-B-16-SigLIP-384/webli",
         "ViT-H-14-378-quickgelu/dfn5b",
     )]  # fmt: skip
     expected = ["336 bicubic shortest", "384 bicubic squash", "378 bicubic squash"]
-    assert [one.asked for one in sizes] == expected
+
+    assert [one.hparam_value for one in sizes] == expected
 
 
 @pytest.mark.parametrize(
@@ -232,6 +247,7 @@ def test_prompts_that_would_be_cut_are_refused(folders):
     assert loaded.tokenize(["cat " * room, "dog"]).shape == (2, room + 1)
     with pytest.raises(CarftError, match="'cat .* is longer than the 12 tokens"):
         loaded.tokenize(["dog", "cat " * (room + 1)])
+
     loaded = backbone.load(folders["gelu"])
     loaded.tokenize(["cat " * 75])
     with pytest.raises(CarftError, match="is longer than the 77 tokens"):
@@ -239,39 +255,46 @@ def test_prompts_that_would_be_cut_are_refused(folders):
 
 
 def test_one_file_under_two_activations_is_not_mixed_up(folders, tmp_path):
-    other = open_clip_folders.write(tmp_path / "other", "quickgelu", quick_gelu=False)
-    one, two = (backbone.load(name) for name in (folders["quickgelu"], other))
-    assert one.digest == two.digest
-    features = [backbone.text_features(loaded, PROMPTS) for loaded in (one, two)]
+    plain_name = open_clip_folders.write(tmp_path / "other", "quickgelu", quick_gelu=False)
+    quick, plain = (backbone.load(name) for name in (folders["quickgelu"], plain_name))
+    assert quick.digest == plain.digest
+
+    features = [backbone.text_features(loaded, PROMPTS) for loaded in (quick, plain)]
     assert not torch.allclose(*features)
+
     run = make(folders["quickgelu"])
     opened = reopened(run, tmp_path)
     with pytest.raises(CarftError, match="not the configuration of the CLIP"):
-        saved.original_clip(opened, other)
+        saved.original_clip(opened, plain_name)
     with pytest.raises(CarftError, match="differ in the CLIP's architecture"):
-        soup.require_alike([opened, reopened(make(other), tmp_path / "other")])
+        soup.require_alike([opened, reopened(make(plain_name), tmp_path / "other")])
+
     train(run, 1)
     opened = reopened(run, tmp_path)
-    mixed = wise_ft.Interpolation(opened, torch.device("cpu"), folders["quickgelu"])
+    mixed = interpolation.Interpolation(opened, torch.device("cpu"), folders["quickgelu"])
     mixed.set(0.0)
-    x, zero_shot = torch.randn(4, 3, 28, 28), make(folders["quickgelu"], "CLIPZeroShot").eval()
+    zero_shot = make(folders["quickgelu"], "CLIPZeroShot").eval()
+    x = torch.randn(4, 3, 28, 28)
     with torch.no_grad():
         torch.testing.assert_close(mixed.algorithm.predict(x), zero_shot.predict(x))
 
 
 def test_a_state_dict_that_is_not_openais_says_what_is_assumed(tmp_path, random_tiny, capsys):
     make(random_tiny)
-    said = capsys.readouterr().out
-    assert "is none of OpenAI's files, so QuickGELU and attention heads 64" in said
-    assert "pictures are resized from 28 to 48 pixels" in said
+    stdout = capsys.readouterr().out
+    assert "is none of OpenAI's files, so QuickGELU and attention heads 64" in stdout
+    assert "pictures are resized from 28 to 48 pixels" in stdout
+
     backbone.load("tiny")
     assert not capsys.readouterr().out
+
     folder = tmp_path / "narrow"
     open_clip_folders.write(folder, "gelu")
     state = open_clip.load_checkpoint.__globals__["load_state_dict"](
         str(folder / "open_clip_model.safetensors")
     )
     torch.save(state, tmp_path / "narrow.pt")
+
     with pytest.raises(CarftError, match="is 80 wide, which is no number of heads of 64"):
         backbone.load(str(tmp_path / "narrow.pt"))
 
@@ -303,7 +326,7 @@ def changed(vision=(), **model):
 )
 def test_an_architecture_that_somebody_made_up(text, folders, tmp_path, no_network):
     algorithm = make(folders["gelu"], "CLIPZeroShot")
-    algorithm.keep_text("architecture", text)
+    algorithm.register_text("architecture", text)
     with pytest.raises(CarftError, match="does not hold the weights of a CLIPZeroShot"):
         reopened(algorithm, tmp_path)
 
@@ -312,9 +335,11 @@ def test_a_run_makes_nobody_ask_for_what_it_names(folders, tmp_path, no_network)
     algorithm = make(folders["gelu"], "CLIPZeroShot")
     algorithm.hparams["clip_backbone"] = "open_clip:hf-hub:nobody/asked"
     run = reopened(algorithm, tmp_path)
+
     with pytest.raises(CarftError, match="no hub is asked; give that CLIP with --original"):
         saved.original_clip(run)
     assert saved.original_clip(run, folders["gelu"]).digest == run.hparams["clip_digest"]
+
     algorithm.hparams["preprocessing"] = ""  # the data set would ask the CLIP
     with pytest.raises(CarftError, match="its model_hparams is"):
         reopened(algorithm, tmp_path)
@@ -333,50 +358,58 @@ def test_data_sets_deliver_what_the_model_wants_from_the_original_picture(tmp_pa
 
     def first(**values):
         values = {"data_augmentation": True, "data_edition": "", **values}
-        own = datasets.get_dataset_class(str(place))(None, [0], values)
-        assert own[0][0][0].shape == own.input_shape
-        return own, own[0][0][0]
+        dataset = datasets.get_dataset_class(str(place))(None, [0], values)
+        assert dataset[0][0][0].shape == dataset.input_shape
+        return dataset, dataset[0][0][0]
 
-    ours = {"preprocessing": "", "protocol": "domainbed"}
+    hparams = {"preprocessing": "", "protocol": "domainbed"}
     squeezed = pictures.transform("domainbed", 336, False)(Image.fromarray(noise))
-    dataset, x = first(**ours, clip_backbone="ViT-L/14@336px")
+    dataset, x = first(**hparams, clip_backbone="ViT-L/14@336px")
+
     assert dataset.protocol == "domainbed" and torch.equal(x, squeezed)
+
     siglip = "open_clip:ViT-B-16-SigLIP-384/webli"
     for name, size in (("tiny", 48), ("ViT-B/16", 224), ("RN50x4", 288), (siglip, 384)):
-        assert first(**ours, clip_backbone=name)[0].input_shape == (3, size, size)
+        assert first(**hparams, clip_backbone=name)[0].input_shape == (3, size, size)
+
     host, as_ever = first()  # not ours
-    assert torch.equal(first(**ours, clip_backbone="ViT-B/16")[1], as_ever)
+    assert torch.equal(first(**hparams, clip_backbone="ViT-B/16")[1], as_ever)
     assert host.input_shape == (3, 224, 224)
+
     # CLIP's own preprocessing crops, SigLIP's squashes.
-    ours["protocol"] = "clip"
+    hparams["protocol"] = "clip"
     cropped, squashed = (
-        first(**ours, clip_backbone=name)[1] for name in ("ViT-L/14@336px", siglip)
+        first(**hparams, clip_backbone=name)[1] for name in ("ViT-L/14@336px", siglip)
     )
-    for x, made in (
+    for x, expected in (
         (cropped, Image.fromarray(noise).resize((420, 336), Image.Resampling.BICUBIC)),
         (squashed, Image.fromarray(noise).resize((384, 384), Image.Resampling.BICUBIC)),
     ):
-        pixels = torch.from_numpy(np.array(made)).permute(2, 0, 1) / 255
-        left = (pixels.shape[2] - x.shape[2]) // 2
+        pixels = torch.from_numpy(np.array(expected)).permute(2, 0, 1) / 255
+        margin = (pixels.shape[2] - x.shape[2]) // 2
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (pictures.CLIP_MEAN, pictures.CLIP_STD))
         torch.testing.assert_close(
-            x * std + mean, pixels[:, :, left : left + x.shape[2]], rtol=0, atol=0.02
+            x * std + mean, pixels[:, :, margin : margin + x.shape[2]], rtol=0, atol=0.02
         )
 
 
 @pytest.mark.parametrize("kind", ["gelu", "siglip"])
 def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp_path):
     place = runs_jobs.write_pictures(tmp_path / "pets", 5)
-    wanted = {"clip_backbone": folders[kind], "protocol": "clip", "contexts": [
+    hparams = {"clip_backbone": folders[kind], "protocol": "clip", "contexts": [
         "a photo of a {}", "a sketch of a {}",
     ]}  # fmt: skip
-    folder = runs_jobs.train_job(tmp_path / "job", place, "CARFT", **wanted)
-    job, record = folder / "model.pkl", runs_jobs.records(folder)[-1]
+    folder = runs_jobs.train_job(tmp_path / "job", place, "CARFT", **hparams)
+    job = folder / "model.pkl"
+    record = runs_jobs.records(folder)[-1]
     size = open_clip_folders.MODELS[kind]["vision_cfg"]["image_size"]
     resize = "squash" if kind == "siglip" else "shortest"
+
     assert record["hparams"]["preprocessing"] == f"{size} bicubic {resize}"
+
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    export, measured = tmp_path / "export", tmp_path / "measured.json"
+    export = tmp_path / "export"
+    measured = tmp_path / "measured.json"
     exporting = ["export", str(job), "-o", str(export), "--original", folders[kind]]
     commands = [
         ["evaluate", str(job), "--json", "--workers", "0", "-o", str(measured)],
@@ -384,29 +417,37 @@ def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp
         exporting,
     ]
     done = warm.run("-c", UNREACHABLE, json.dumps(commands), env=environment)
+
     assert done.returncode == 0, done.stderr
-    found = {one["name"]: one["accuracy"] for one in json.loads(measured.read_text())["splits"]}
-    assert found == runs_jobs.accuracies(record)
+
+    splits = json.loads(measured.read_text())["splits"]
+    accuracies = {split["name"]: split["accuracy"] for split in splits}
+    assert accuracies == runs_jobs.accuracies(record)
     assert cli.main(exporting) == 1 and cli.main([*exporting, "--force"]) == 0
 
     run = saved.open_run(job)
-    theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{export}")
-    again = backbone.load(f"open_clip:local-dir:{export}")
+    exported, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{export}")
+    reloaded = backbone.load(f"open_clip:local-dir:{export}")
     picture = Image.open(place / "art" / "cat" / "0.png").convert("RGB")
     head = torch.load(export / "head.pt", weights_only=True)
     with torch.no_grad():
-        x = predict.transform_of(run)(picture)[None]
-        features = theirs.eval().encode_image(preprocess(picture)[None])
-        ours = run.algorithm.features(x)
-        torch.testing.assert_close(features, ours, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(again.model.visual(run.algorithm.input(x)), ours)
-        logits = head["logit_scale"] * normalize(ours, dim=-1) @ head["weight"].T + head["bias"]
+        x = predict.picture_transform(run)(picture)[None]
+        features = exported.eval().encode_image(preprocess(picture)[None])
+        run_features = run.algorithm.features(x)
+        torch.testing.assert_close(features, run_features, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(reloaded.model.visual(run.algorithm.input(x)), run_features)
+        logits = (
+            head["logit_scale"] * normalize(run_features, dim=-1) @ head["weight"].T + head["bias"]
+        )
         torch.testing.assert_close(logits, run.algorithm.predict(x), rtol=1e-4, atol=1e-4)
+
     tokens = open_clip.get_tokenizer(f"local-dir:{export}")(["a photo of a cat"])
     original = backbone.load(folders[kind])
     assert torch.equal(tokens, original.tokenize(["a photo of a cat"]))
-    both = (one.encode_text(tokens) for one in (theirs, original.model))
-    torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)
+
+    text_features = (model.encode_text(tokens) for model in (exported, original.model))
+    torch.testing.assert_close(*text_features, rtol=1e-4, atol=1e-5)
+
     card = json.loads((export / "card.json").read_text())
     assert card["format"] == "open_clip folder" and card["quick_gelu"] is False
     assert 'create_model("local-dir:.")' in (export / "README.md").read_text()
@@ -417,14 +458,18 @@ def test_flyps_text_encoder_is_exported(folders, tmp_path):
     folder = runs_jobs.train_job(tmp_path / "job", place, "FLYP", clip_backbone=folders["gelu"])
     job = folder / "model.pkl"
     export = tmp_path / "export"
+
     assert cli.main(["export", str(job), "-o", str(export), "--original", folders["gelu"]]) == 0
+
     trained = backbone.load(f"open_clip:local-dir:{export}")
     run = saved.open_run(job)
     words = [[t.replace("{}", name) for name in run.classes] for t in run.contexts]
     features = normalize(backbone.text_features(trained, words), dim=-1).mean(dim=0)
+
     torch.testing.assert_close(
         normalize(features, dim=-1), run.algorithm.head.weight.detach(), rtol=1e-4, atol=1e-5
     )
+
     before = backbone.text_features(backbone.load(folders["gelu"]), words)
     assert not torch.allclose(before, backbone.text_features(trained, words))
 
@@ -441,5 +486,6 @@ def test_full_shapes(name):
     rebuilt, how, dim = backbone.empty_image_encoder(state, json.dumps(config))
     with torch.no_grad():
         features = rebuilt.eval()(torch.zeros(1, 3, how.resolution, how.resolution))
+
     assert features.shape == (1, dim)
-    assert len(frozen.places(rebuilt, "ldifs")) == 5
+    assert len(activations.compared_modules(rebuilt, "ldifs")) == 5

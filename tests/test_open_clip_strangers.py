@@ -113,6 +113,7 @@ def outcomes(tmp_path_factory):
         names.append(open_clip_folders.write(folder, "siglip"))
         (folder / "evil.py").write_text(EVIL)
         case(folder)
+
     ran = place / "ran"
     environment = {**os.environ, "RAN": str(ran), "HF_HOME": str(place / "cache")}
     environment.pop("HF_HUB_OFFLINE", None)
@@ -124,7 +125,9 @@ def outcomes(tmp_path_factory):
         text=True,
         timeout=500,
     )
+
     assert done.returncode == 0, done.stderr
+
     found, asked, unread = json.loads(done.stdout.splitlines()[-1])
     pairs = dict(zip((case.__name__ for case in CASES), zip(found[::2], found[1::2])))
     return {"pairs": pairs, "asked": asked, "unread": unread, "ran": ran.exists(), "all": done}
@@ -178,8 +181,9 @@ def test_a_text_encoder_of_the_table_runs_no_code_either(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda question: pytest.fail("somebody is asked"))
     text_config = {"hf_model_name": str(tmp_path)}
     config = {"model_cfg": {**open_clip_folders.MODELS["gelu"], "text_cfg": text_config}}
+
     with pytest.raises(ValueError, match="custom code"):
-        open_clip_models._built(config)
+        open_clip_models._build(config)
 
 
 WORDS = "a photo sketch of the dog cat owl".split()
@@ -215,10 +219,13 @@ def test_tokens_are_those_of_open_clip_itself(name, tmp_path):
     expected = open_clip.tokenizer.HFTokenizer(str(tmp_path / "a"), context_length=9)(prompts)
     text_config = {"context_length": 9, "hf_tokenizer_name": "nobody/asked"}
     tokenizer = open_clip_tokenizers.from_folder(tmp_path / "a", text_config)
+
     assert torch.equal(tokenizer(prompts), expected)
+
     # As an export keeps it.
     tokenizer.save_pretrained(tmp_path / "b")
     again = open_clip_tokenizers.from_folder(tmp_path / "b", text_config)
+
     assert torch.equal(again(prompts), expected)
 
 
@@ -239,6 +246,7 @@ def test_the_tokenizer_of_a_repository_is_its_own(tmp_path, monkeypatch):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
     )
     local = backbone.load(f"{LOCAL}{place}").tokenize(["the dog"]).tolist()
+
     assert done.stdout.strip() == str(local), done.stderr
 
 
@@ -319,7 +327,9 @@ def measured(tmp_path_factory):
         text=True,
         timeout=500,
     )
+
     assert done.returncode == 0, done.stderr
+
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -337,12 +347,15 @@ def test_weights_without_safetensors_are_compared_too(tmp_path):
     (tmp_path / "model" / "open_clip_model.safetensors").unlink()
     nested = {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}
     torch.save(nested, tmp_path / "model" / "open_clip_pytorch_model.bin")
+
     with pytest.raises(CarftError, match=r"has the shape .*8192\] in the configuration"):
         backbone.load(name)
+
     change_json(
         tmp_path / "model" / "open_clip_config.json",
         model_cfg=open_clip_folders.MODELS["gelu"],
     )
+
     assert backbone.load(name).dim == 32
 
 

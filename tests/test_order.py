@@ -11,8 +11,8 @@ from sweep_folders import launched, record
 from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
 from domainbed_carft.method import hparams
-from domainbed_carft.report import building
-from domainbed_carft.results import tables
+from domainbed_carft.report import figures, page
+from domainbed_carft.results import order
 
 DECLARED = ["CARFT", "ERM", "CLIPood", "CLIPMIRO", "CLIPWiSEFT"]
 # Three declared orders in which nobody would sort them.
@@ -23,27 +23,28 @@ WITHOUT_A_MANIFEST = ["CARFT", "CLIPFineTune", "CLIPZeroShot", "FLYP", "ERM", "M
 
 def rows_of_collect(folder, capsys):
     assert cli.main(["collect", str(folder), "--format", "json"]) == 0
-    found = json.loads(capsys.readouterr().out)["tables"]
-    return [[row["algorithm"] for row in table["rows"]] for table in found]
+    tables = json.loads(capsys.readouterr().out)["tables"]
+    return [[row["algorithm"] for row in table["rows"]] for table in tables]
 
 
 def order_of_top(folder, capsys):
     assert cli.main(["top", str(folder), "--select", "oracle"]) == 0
-    return list(dict.fromkeys(e["algorithm"] for e in json.loads(capsys.readouterr().out)))
+    return list(dict.fromkeys(entry["algorithm"] for entry in json.loads(capsys.readouterr().out)))
 
 
-def looks_of_report(folder, monkeypatch):
+def orders_in_report(folder, monkeypatch):
     """The rows of the page's tables, and the algorithms of bars and curves in drawing order."""
-    bars, legends = [], []
+    bars = []
+    legends = []
     monkeypatch.setattr(
-        building.figures, "bars",
-        lambda table, looks, name: bars.append([row.algorithm for row in table.rows]) or [],
+        figures, "bars",
+        lambda table, styles, name: bars.append([row.algorithm for row in table.rows]) or [],
     )  # fmt: skip
     monkeypatch.setattr(
-        building.figures, "_legend",
-        lambda canvas, handles, **more: legends.append([*handles]),
+        figures, "add_legend",
+        lambda canvas, handles, **options: legends.append([*handles]),
     )  # fmt: skip
-    content = building.build([folder], count=0)
+    content = page.build(page.collect_for_page([folder]), n_examples=0)
     rows = [[row[0] for row in section["table"].rows] for section in content["sections"]]
     return [*rows, *bars, *legends]
 
@@ -54,9 +55,11 @@ def test_rows_come_in_the_declared_order(tmp_path, capsys, monkeypatch, declared
     collect_sweeps.launch(tmp_path, declared)
     for rows in rows_of_collect(tmp_path, capsys):
         assert rows == declared
+
     assert order_of_top(tmp_path, capsys) == declared
-    found = looks_of_report(tmp_path, monkeypatch)
-    assert len(found) > 3 and all(one == declared for one in found)
+
+    orders = orders_in_report(tmp_path, monkeypatch)
+    assert len(orders) > 3 and all(algorithms == declared for algorithms in orders)
 
 
 def test_without_a_manifest_carft_is_first_and_hosts_algorithms_are_last(
@@ -66,12 +69,15 @@ def test_without_a_manifest_carft_is_first_and_hosts_algorithms_are_last(
     collect_sweeps.write_sweep(tmp_path, MIXED, trials=1, choices=1)
     for rows in rows_of_collect(tmp_path, capsys):
         assert rows == WITHOUT_A_MANIFEST
+
     assert order_of_top(tmp_path, capsys) == WITHOUT_A_MANIFEST
-    assert all(one == WITHOUT_A_MANIFEST for one in looks_of_report(tmp_path, monkeypatch))
+    assert all(
+        algorithms == WITHOUT_A_MANIFEST for algorithms in orders_in_report(tmp_path, monkeypatch)
+    )
 
 
 def test_the_order_of_the_docs_is_one_list():
-    assert tables.OURS == hparams.ALGORITHMS
+    assert order.OUR_ALGORITHMS == hparams.ALGORITHMS
 
 
 SWEEP = "name: x\ndatasets: [PACS]\ntrials: 1\nsteps: 11\nalgorithms: "
@@ -82,7 +88,9 @@ def test_an_algorithm_that_is_added_to_the_file_has_its_place_there(tmp_path, ca
         jobs = launched(tmp_path, f"{SWEEP}[{', '.join(declared)}]\n")
     for job in jobs:
         record(job, 0)
+
     assert all(rows == declared for rows in rows_of_collect(tmp_path, capsys))
+
     launched(tmp_path, f"{SWEEP}[CLIPMIRO]\n")
     declared = manifest.read(Path(tmp_path)).declared_algorithms
     assert declared == ("CLIPMIRO", "CLIPood", "ERM", "CARFT")

@@ -11,7 +11,7 @@ import pytest
 
 from domainbed_carft import cli, files
 from domainbed_carft.errors import CarftError
-from domainbed_carft.report import building
+from domainbed_carft.report import page
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +34,15 @@ def test_a_full_disk_is_told_and_a_reader_that_has_enough_is_no_fault(sweep):
         done = collect(sweep, full)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("carft: the disk is full (")
+
     read, write = os.pipe()
     os.close(read)
     with open(write, "w") as closed:
         enough = collect(sweep, closed)
     assert enough.returncode == 0
-    for said in (done.stderr, enough.stderr):
-        assert "Traceback" not in said and "Exception" not in said
+
+    for stderr in (done.stderr, enough.stderr):
+        assert "Traceback" not in stderr and "Exception" not in stderr
 
 
 def test_letters_that_the_screen_lacks_are_escaped(sweep):
@@ -50,17 +52,18 @@ def test_letters_that_the_screen_lacks_are_escaped(sweep):
 
 @pytest.mark.parametrize("words", [["collect"], ["sweep", "status"], ["predict"], ["report"]])
 def test_an_error_shows_what_would_move_the_terminal(words, tmp_path, capsys):
-    more = {"predict": [str(tmp_path)], "report": ["-o", str(tmp_path)]}.get(words[0], [])
-    assert cli.main([*words, str(tmp_path / "no\x1b[31m\u202esuch"), *more]) == 1
-    said = capsys.readouterr()
-    assert r"no\x1b[31m\u202esuch" in said.err and not {"\x1b", "\u202e"} & set(said.err + said.out)
+    flags = {"predict": [str(tmp_path)], "report": ["-o", str(tmp_path)]}.get(words[0], [])
+    assert cli.main([*words, str(tmp_path / "no\x1b[31m\u202esuch"), *flags]) == 1
+    output = capsys.readouterr()
+    assert r"no\x1b[31m\u202esuch" in output.err
+    assert not {"\x1b", "\u202e"} & set(output.err + output.out)
 
 
 def test_ctrl_c_is_no_traceback(sweep, tmp_path, monkeypatch, capsys):
-    def interrupted(*_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(building, "build", interrupted)
+    monkeypatch.setattr(page, "build", interrupt)
     assert cli.main(["report", str(sweep), "-o", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "carft: interrupted\n"
 

@@ -24,6 +24,23 @@ from installed import Environment
 
 START_FILES = ("domainbed_carft.pth", "domainbed_carft.start")
 
+# One of each kind that a source distribution has to have.
+SOURCE_FILES = {
+    "pyproject.toml",
+    "setup.cfg",
+    "ruff.toml",
+    "Makefile",
+    "LICENSE",
+    "CITATION.cff",
+    "sweeps/demo.yaml",
+    "build_backend/carft_backend.py",
+    "third_party/domainbed/__init__.py",
+    "tests/test_packaging.py",
+    "benchmarks/hook_cost.py",
+}
+
+LARGEST_WHEEL = 25e6  # bytes
+
 pytestmark = pytest.mark.skipif(
     find_spec("pip") is None, reason="building and installing need pip in this environment"
 )
@@ -39,66 +56,88 @@ def check_harness(environment: Environment, expected: Path) -> None:
     done = environment.run("-c", "import domainbed; print(domainbed.__file__)")
     assert done.returncode == 0, done.stderr
     assert os.path.samefile(done.stdout.strip(), expected / "__init__.py")
+
     done = environment.run("-m", "domainbed.scripts.sweep", "launch", "--help")
     assert done.returncode == 0, done.stderr
     assert "--command_launcher" in done.stdout
 
 
 def check_uninstalled(environment: Environment) -> None:
-    """Nothing of ours is left, and an interpreter starts without a word."""
+    """Uninstalling leaves nothing of ours, and an interpreter starts silently."""
     environment.uninstall()
+
     assert environment.files() == set()
     assert not (environment.python.parent / "carft").exists()
+
     done = environment.run("-c", "import sys; print(*sys.meta_path)")
     assert (done.returncode, done.stderr) == (0, "")
     assert "domainbed_carft" not in done.stdout
 
 
-def test_the_source_distribution_is_enough(source: Path, sdist: Path) -> None:
+def test_the_source_distribution_has_all_files_that_are_needed(source: Path, sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = "pyproject.toml setup.cfg ruff.toml Makefile LICENSE CITATION.cff sweeps/demo.yaml "
-    wanted += "build_backend/carft_backend.py third_party/domainbed/__init__.py "
-    wanted += "tests/test_packaging.py benchmarks/hook_cost.py"
-    assert {*wanted.split()} <= names
+
+    assert names >= SOURCE_FILES
     assets = (source / "domainbed_carft" / "assets").rglob("*")
     files = {path.relative_to(source).as_posix() for path in assets if path.is_file()}
     assert files <= names
     assert not [name for name in names if "__pycache__" in name]
 
 
-def test_the_wheel(source: Path, wheel: Path) -> None:
-    assert wheel.name.endswith("-py3-none-any.whl")
-    assert wheel.stat().st_size < 25e6
+@pytest.fixture
+def wheel_contents(wheel: Path) -> dict[str, bytes]:
+    """Name -> content of each file in the wheel; no name is there twice."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        (record,) = (name for name in names if name.endswith(".dist-info/RECORD"))
-        rows = {row[0]: row[1:] for row in csv.reader(io.StringIO(archive.read(record).decode()))}
-        contents = {name: archive.read(name) for name in names}
-    tops = {name.partition("/")[0] for name in names}
-    assert tops == {"domainbed_carft", record.partition("/")[0], *START_FILES}
-    assert len(names) == len(set(names)) == len(rows)
-    for name, data in contents.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-        expected = ["", ""] if name == record else [f"sha256={digest}", str(len(data))]
-        assert rows[name] == expected, name
+        assert len(names) == len(set(names))
+        return {name: archive.read(name) for name in names}
+
+
+def test_the_wheel_lists_its_files_with_their_checksums(
+    wheel: Path, wheel_contents: dict[str, bytes]
+) -> None:
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert wheel.stat().st_size < LARGEST_WHEEL
+
+    (record,) = (name for name in wheel_contents if name.endswith(".dist-info/RECORD"))
+    top_names = {name.partition("/")[0] for name in wheel_contents}
+    assert top_names == {"domainbed_carft", record.partition("/")[0], *START_FILES}
+
+    rows = csv.reader(io.StringIO(wheel_contents[record].decode()))
+    listed = {name: (checksum, size) for name, checksum, size in rows}
+    assert listed.keys() == wheel_contents.keys()
+    assert listed.pop(record) == ("", "")
+    for name, row in listed.items():
+        content = wheel_contents[name]
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+        assert row == (f"sha256={digest}", str(len(content))), name
+
+
+def test_the_wheel_has_the_package_the_harness_and_the_sweeps(
+    source: Path, wheel_contents: dict[str, bytes]
+) -> None:
     for path in (source / "third_party" / "domainbed").rglob("*.py"):
         name = path.relative_to(source / "third_party").as_posix()
-        assert contents[f"domainbed_carft/harness/{name}"] == path.read_bytes()
+        assert wheel_contents[f"domainbed_carft/harness/{name}"] == path.read_bytes()
+
     for path in (source / "sweeps").glob("*.yaml"):
-        assert contents[f"domainbed_carft/sweeps/{path.name}"] == path.read_bytes()
-    assert "domainbed_carft/sweeps/demo.yaml" in contents
+        assert wheel_contents[f"domainbed_carft/sweeps/{path.name}"] == path.read_bytes()
+    assert "domainbed_carft/sweeps/demo.yaml" in wheel_contents
+
     for path in (source / "domainbed_carft").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
-            assert path.relative_to(source).as_posix() in contents
+            assert path.relative_to(source).as_posix() in wheel_contents
 
 
 def test_installing_and_uninstalling_the_wheel(environment: Environment, wheel: Path) -> None:
     environment.install(str(wheel))
+
     files = environment.files()
     assert {"domainbed_carft", *START_FILES} <= files
     assert "domainbed" not in files
     assert (environment.python.parent / "carft").is_file()
+
     package = environment.site_packages / "domainbed_carft"
     check_harness(environment, package / "harness" / "domainbed")
     check_uninstalled(environment)
@@ -106,32 +145,40 @@ def test_installing_and_uninstalling_the_wheel(environment: Environment, wheel: 
 
 def test_installing_and_uninstalling_in_place(environment: Environment, source: Path) -> None:
     environment.install("--editable", str(source))
+
     files = environment.files()
     assert set(START_FILES) < files
     assert not {"domainbed", "domainbed_carft"} & files
     assert (environment.python.parent / "carft").is_file()
+
     editable = [name for name in files if name.startswith("__editable__")]
     assert [name.endswith(".pth") for name in editable] == [True], "a plain path line, no finder"
     assert max(editable) < min(START_FILES), "the path must be there before the hook"
     check_harness(environment, source / "third_party" / "domainbed")
+
     source.rename(source.with_name("moved"))
     try:
         done = environment.run("-c", "pass")
         assert (done.returncode, done.stderr) == (0, ""), "a tree that moved away is no error"
     finally:
         source.with_name("moved").rename(source)
+
     check_uninstalled(environment)
 
 
-def test_one_version_of_each_tool_and_of_the_package() -> None:
+def test_the_linters_have_one_version() -> None:
     config = ConfigParser()
     config.read(REPO / "setup.cfg")
     lint = dict(re.findall(r"^([\w-]+)==(\S+)$", config["options.extras_require"]["lint"], re.M))
     assert {"ruff", "mypy"} <= lint.keys()
     hooks = (REPO / ".pre-commit-config.yaml").read_text()
     assert set(re.findall(r"ruff==([\d.]+)", hooks)) == {lint["ruff"]}
+
+
+def test_the_package_has_one_version_which_the_changelog_has() -> None:
     package = (REPO / "domainbed_carft" / "__init__.py").read_text()
     citation = (REPO / "CITATION.cff").read_text()
+
     (version,) = re.findall(r'^__version__ = "(.+)"$', package, re.M)
     assert re.findall(r"^version: (.+)$", citation, re.M) == [version]
     released = re.findall(r"^date-released: (.+)$", citation, re.M)

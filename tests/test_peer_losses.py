@@ -8,7 +8,7 @@ from conftest import random_clip
 from test_algorithms import make, train
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.method import averages, original, peer_losses, text_encoder
+from domainbed_carft.method import activations, averages, peer_losses, text_encoder
 
 N, K, D = 6, 4, 5
 SMALL_RESNET = dict(
@@ -23,135 +23,190 @@ def unit(values):
 
 
 @pytest.fixture
-def drawn():
-    draw = np.random.default_rng(0)
-    return lambda *shape: draw.normal(size=shape)
+def normal():
+    """Standard normal arrays of a shape, from one generator."""
+    generator = np.random.default_rng(0)
+    return lambda *shape: generator.normal(size=shape)
+
+
+def scalar(value):
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def tensors(*arrays):
     return [torch.tensor(array, dtype=torch.float64, requires_grad=True) for array in arrays]
 
 
-def by_differences(function, *arguments):
-    """Gradients of a scalar function by central differences in float64."""
+def check_gradients(function, *arguments):
+    """Gradients of a scalar function against central differences in float64."""
     assert torch.autograd.gradcheck(function, arguments, eps=1e-6, atol=1e-6)
 
 
-def test_the_margin_gives_wrong_classes_a_head_start(drawn):
+def test_the_margin_gives_wrong_classes_a_head_start(normal):
     """CLIPood: the softmax of s (f - lambda t_y) . t_k, which is ours up to a constant a row."""
-    f, t = unit(drawn(N, D)), unit(drawn(K, D))
-    labels, s, margin = np.arange(N) % K, 30.0, 0.3
-    theirs = s * np.stack([(f[n] - margin * t[labels[n]]) @ t.T for n in range(N)])
-    logits, classes = torch.tensor(s * f @ t.T), torch.tensor(t)
-    ours = peer_losses.margin_logits(
-        logits, torch.tensor(labels), classes, torch.tensor(s * margin)
-    )
-    np.testing.assert_allclose(ours.softmax(1), torch.tensor(theirs).softmax(1), rtol=1e-12)
-    same = peer_losses.margin_logits(logits, torch.tensor(labels), classes, torch.tensor(0.0))
-    assert torch.equal(same, logits)
-    fixed = torch.tensor(labels), classes, torch.tensor(s * margin, dtype=torch.float64)
-    by_differences(
-        lambda x: F.cross_entropy(peer_losses.margin_logits(x, *fixed), fixed[0]),
-        logits.clone().requires_grad_(),
-    )
+    features = unit(normal(N, D))
+    texts = unit(normal(K, D))
+    labels = np.arange(N) % K
+    scale = 30.0
+    margin = 0.3
+    rows = [(features[n] - margin * texts[labels[n]]) @ texts.T for n in range(N)]
+    expected = torch.tensor(scale * np.stack(rows))
+
+    logits = torch.tensor(scale * features @ texts.T)
+    label_tensor = torch.tensor(labels)
+    class_texts = torch.tensor(texts)
+    shift = scalar(scale * margin)
+    shifted = peer_losses.margin_logits(logits, label_tensor, class_texts, shift)
+
+    np.testing.assert_allclose(shifted.softmax(1), expected.softmax(1), rtol=1e-12)
+
+    unshifted = peer_losses.margin_logits(logits, label_tensor, class_texts, scalar(0.0))
+    assert torch.equal(unshifted, logits)
+
+    def loss(logits):
+        shifted = peer_losses.margin_logits(logits, label_tensor, class_texts, shift)
+        return F.cross_entropy(shifted, label_tensor)
+
+    check_gradients(loss, logits.clone().requires_grad_())
 
 
-def test_distances_of_weights_and_features(drawn):
-    a, b, c, d = drawn(3, 2), drawn(3, 2), drawn(7), drawn(7)
-    pairs = list(zip(tensors(a, c), tensors(b, d)))
-    expected = ((a - b) ** 2).sum() + ((c - d) ** 2).sum()
+def test_distances_of_weights(normal):
+    matrix, matrix_0 = normal(3, 2), normal(3, 2)
+    bias, bias_0 = normal(7), normal(7)
+    pairs = list(zip(tensors(matrix, bias), tensors(matrix_0, bias_0)))
+    expected = ((matrix - matrix_0) ** 2).sum() + ((bias - bias_0) ** 2).sum()
+
     assert peer_losses.weight_distance(pairs).item() == pytest.approx(expected, rel=1e-12)
-    by_differences(lambda x, y: peer_losses.weight_distance([(x, y)]), *pairs[0])
-    f, f0 = drawn(N, D), drawn(N, D)
+    check_gradients(lambda x, y: peer_losses.weight_distance([(x, y)]), *pairs[0])
+
+
+def test_distances_of_features(normal):
+    f, f0 = normal(N, D), normal(N, D)
     expected = np.mean(2 - 2 * (unit(f) * unit(f0)).sum(axis=1))
-    now, start = tensors(f, f0)
-    assert peer_losses.feature_distance(now, start).item() == pytest.approx(expected, rel=1e-12)
-    by_differences(lambda x: peer_losses.feature_distance(x, start.detach()), now)
-    assert peer_losses.feature_distance(now, now).item() == 0
+    features, features_0 = tensors(f, f0)
+    distance = peer_losses.feature_distance(features, features_0)
+
+    assert distance.item() == pytest.approx(expected, rel=1e-12)
+    check_gradients(lambda x: peer_losses.feature_distance(x, features_0.detach()), features)
+    assert peer_losses.feature_distance(features, features).item() == 0
 
 
 @pytest.mark.parametrize(("axis", "dim"), [("channel", 2), ("token", 1)])
-def test_ldifs(drawn, axis, dim):
-    found, first = ([drawn(N, 3, D), drawn(N, 3, D)] for _ in range(2))
-    scaled = [[a / np.linalg.norm(a, axis=dim, keepdims=True) for a in x] for x in (found, first)]
+def test_ldifs(normal, axis, dim):
+    tuned, original = ([normal(N, 3, D), normal(N, 3, D)] for _ in range(2))
+    scaled = [
+        [array / np.linalg.norm(array, axis=dim, keepdims=True) for array in arrays]
+        for arrays in (tuned, original)
+    ]
     expected = np.mean([(a - b) ** 2 for a, b in zip(*scaled)])
-    now, start = tensors(*found), tensors(*first)
-    assert peer_losses.ldifs(now, start, axis).item() == pytest.approx(expected, rel=1e-12)
-    fixed = [tensor.detach() for tensor in start]
-    by_differences(lambda *x: peer_losses.ldifs(x, fixed, axis), *now)
-    assert peer_losses.ldifs(now, now, axis).item() == 0
+    activations = tensors(*tuned)
+    activations_0 = [tensor.detach() for tensor in tensors(*original)]
+    distance = peer_losses.ldifs(activations, activations_0, axis)
+
+    assert distance.item() == pytest.approx(expected, rel=1e-12)
+    check_gradients(lambda *x: peer_losses.ldifs(x, activations_0, axis), *activations)
+    assert peer_losses.ldifs(activations, activations, axis).item() == 0
 
 
-def test_lipsum(drawn):
-    f, f0, u, s = drawn(N, D), drawn(N, D), drawn(9, D), 20.0
-    gaps = s * (unit(f) - unit(f0)) @ unit(u).T
+def test_lipsum(normal):
+    f, f0 = normal(N, D), normal(N, D)
+    u = normal(9, D)
+    gaps = 20.0 * (unit(f) - unit(f0)) @ unit(u).T
     expected = np.mean([sum(gaps[n] ** 2) / (2 * 9) for n in range(N)])
-    now, start, words = tensors(f, f0, u)
-    scale = torch.tensor(s, dtype=torch.float64)
-    assert peer_losses.lipsum(now, start, words, scale).item() == pytest.approx(expected, rel=1e-12)
-    fixed = start.detach(), words.detach(), scale
-    by_differences(lambda x: peer_losses.lipsum(x, *fixed), now)
-    assert peer_losses.lipsum(now, now, words, scale).item() == 0
+    features, features_0, texts = tensors(f, f0, u)
+    scale = scalar(20.0)
+    loss = peer_losses.lipsum(features, features_0, texts, scale)
+
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    check_gradients(
+        lambda x: peer_losses.lipsum(x, features_0.detach(), texts.detach(), scale), features
+    )
+    assert peer_losses.lipsum(features, features, texts, scale).item() == 0
 
 
-def test_miro(drawn):
-    found, first = ([drawn(N, 3, D), drawn(N, 2, D)] for _ in range(2))
-    raw = [drawn(D), drawn(D)]
+def test_miro(normal):
+    tuned, original = ([normal(N, 3, D), normal(N, 2, D)] for _ in range(2))
+    raw = [normal(D), normal(D)]
     variances = [np.log1p(np.exp(b)) + 1e-5 for b in raw]
     expected = sum(
-        np.mean((z - z0) ** 2 / v + np.log(v)) / 2 for z, z0, v in zip(found, first, variances)
+        np.mean((z - z0) ** 2 / v + np.log(v)) / 2 for z, z0, v in zip(tuned, original, variances)
     )
-    now, start, b = tensors(*found), tensors(*first), tensors(*raw)
-    assert peer_losses.variational(now, start, b).item() == pytest.approx(expected, rel=1e-12)
-    fixed = [tensor.detach() for tensor in start]
-    by_differences(lambda *x: peer_losses.variational(x[:2], fixed, x[2:]), *now, *b)
-    at_start = [peer_losses.raw_variance(0.1, D) for _ in range(2)]
-    assert F.softplus(at_start[0])[0].item() + 1e-5 == pytest.approx(0.1, rel=1e-6)
-    both = [tensor.float() for tensor in now]
-    value = peer_losses.variational(both, both, at_start).item()
-    assert value == pytest.approx(2 * np.log(0.1) / 2, rel=1e-5)  # nothing but the variances
+    activations = tensors(*tuned)
+    activations_0 = [tensor.detach() for tensor in tensors(*original)]
+    raw_variances = tensors(*raw)
+    loss = peer_losses.variational(activations, activations_0, raw_variances)
+
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    check_gradients(
+        lambda *x: peer_losses.variational(x[:2], activations_0, x[2:]),
+        *activations,
+        *raw_variances,
+    )
+
+
+def test_miros_loss_is_that_of_its_variances_at_the_start(normal):
+    initial = [peer_losses.raw_variance(0.1, D) for _ in range(2)]
+    assert F.softplus(initial[0])[0].item() + 1e-5 == pytest.approx(0.1, rel=1e-6)
+
+    activations = [torch.tensor(normal(N, 3, D), dtype=torch.float32) for _ in range(2)]
+    value = peer_losses.variational(activations, activations, initial).item()
+    assert value == pytest.approx(2 * np.log(0.1) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("targets", ["same-class", "diagonal"])
-def test_flyp(drawn, targets):
-    f, t, s, labels = unit(drawn(N, D)), unit(drawn(N, D)), 10.0, np.arange(N) // 2
-    logits = s * f @ t.T
+def test_flyp(normal, targets):
+    f, t = unit(normal(N, D)), unit(normal(N, D))
+    labels = np.arange(N) // 2
+    logits = 10.0 * f @ t.T
     losses = []
     for table in (logits, logits.T):
         logp = table - np.log(np.exp(table).sum(axis=1, keepdims=True))
         for n in range(N):
             partners = [n] if targets == "diagonal" else np.flatnonzero(labels == labels[n])
             losses.append(-np.mean(logp[n, partners]))
-    now, words = tensors(f, t)
-    scale = torch.tensor(s, dtype=torch.float64)
-    loss = peer_losses.contrastive(now, words, torch.tensor(labels), scale, targets)
+
+    features, texts = tensors(f, t)
+    scale = scalar(10.0)
+    label_tensor = torch.tensor(labels)
+    loss = peer_losses.contrastive(features, texts, label_tensor, scale, targets)
+
     assert loss.item() == pytest.approx(np.mean(losses), rel=1e-6)
-    of = torch.tensor(labels)
-    scale.requires_grad_()
-    by_differences(lambda x, y, z: peer_losses.contrastive(x, y, of, z, targets), now, words, scale)
+    check_gradients(
+        lambda x, y, z: peer_losses.contrastive(x, y, label_tensor, z, targets),
+        features,
+        texts,
+        scale.requires_grad_(),
+    )
 
 
-# Where they look
+# Where they compare activations
 
 
-def test_places_are_the_quarters_of_the_encoder_and_the_outputs_are_its_own(random_tiny):
+def test_activations_are_those_after_the_quarters_of_the_encoder(random_tiny):
     encoder = backbone.load(str(random_tiny)).model.visual
     blocks = encoder.transformer.resblocks
     depth = len(blocks)
     expected = [blocks[-(-depth * quarter // 4) - 1] for quarter in (1, 2, 3, 4)]
-    assert original.places(encoder, "miro") == [encoder.conv1, *expected]
-    modules = original.places(encoder, "ldifs")
+
+    assert activations.compared_modules(encoder, "miro") == [encoder.conv1, *expected]
+
+    modules = activations.compared_modules(encoder, "ldifs")
     assert modules == [encoder.ln_pre, *expected]
+
     x = torch.randn(2, 3, encoder.input_resolution, encoder.input_resolution)
-    with torch.no_grad(), original.recorded(encoder, modules) as seen:
+    with torch.no_grad(), activations.record_activations(encoder, modules) as outputs:
         features = encoder(x)
     tokens = encoder.positional_embedding.shape[0]
-    assert {tuple(one.shape[:2]) for one in seen} == {(2, tokens)}
+
+    assert {tuple(output.shape[:2]) for output in outputs} == {(2, tokens)}
+
     with torch.no_grad():
-        again = encoder.ln_post(seen[-1][:, 0]) @ encoder.proj  # the class token after all blocks
-        torch.testing.assert_close(again, features)
+        class_tokens = outputs[-1][:, 0]  # after all blocks
+        head_output = encoder.ln_post(class_tokens) @ encoder.proj
+        torch.testing.assert_close(head_output, features)
         encoder(x)
-    assert len(seen) == 5  # no hook is left behind
+
+    assert len(outputs) == 5  # no hook is left behind
 
 
 def test_miro_on_a_resnet_compares_the_end_of_the_stem_and_the_four_stages():
@@ -170,10 +225,11 @@ def test_miro_on_a_resnet_compares_the_end_of_the_stem_and_the_four_stages():
         hook.remove()
 
     with torch.no_grad():
-        _, activations = original.encode(encoder, pictures, False, ["miro"])
+        encoded = activations.encode(encoder, pictures, False, ["miro"])
     expected = [output.flatten(2).permute(0, 2, 1) for output in outputs]
-    assert len(activations["miro"]) == 5
-    assert all(map(torch.equal, activations["miro"], expected))
+
+    assert len(encoded.activations["miro"]) == 5
+    assert all(map(torch.equal, encoded.activations["miro"], expected))
 
 
 def test_miro_trains_on_a_resnet(tmp_path):
@@ -181,7 +237,9 @@ def test_miro_trains_on_a_resnet(tmp_path):
     torch.save(random_clip(**SMALL_RESNET).state_dict(), path)
     algorithm = make(path, "CLIPMIRO")
     channels = [variance.numel() for variance in algorithm.terms.miro_variances]
+
     assert channels == [16, 64, 128, 256, 512]  # of the stem's end, not of conv1's 8
+
     values = train(algorithm, 2)
     assert values[0]["loss_miro"] == pytest.approx(5 * np.log(0.1) / 2, rel=1e-4)
 
@@ -196,6 +254,7 @@ def test_the_text_encoder_by_itself_is_clips_also_of_short_texts(random_tiny):
     with torch.no_grad():
         torch.testing.assert_close(encoder(tokens), model.encode_text(tokens))
         torch.testing.assert_close(encoder(tokens[:, :9]), model.encode_text(tokens))
+
     torch.manual_seed(3)
     first, second = (text_encoder.RandomTexts(loaded)(5, 8) for _ in range(2))
     assert first.shape == (5, model.text_projection.shape[1]) and not torch.equal(first, second)
@@ -213,14 +272,18 @@ def running(kind, weights, **hparams):
     return average
 
 
-def test_running_averages_are_their_closed_forms(drawn):
-    weights, total = drawn(41), 40
+def test_running_averages_are_their_closed_forms(normal):
+    weights = normal(41)
+    total = 40
     assert running("sma", weights, average_start=11) == pytest.approx(weights[11:].mean())
     assert running("sma", weights, average_start=40) == weights[40]
+
     m = 0.9
     by_hand = m**total * weights[0]
     by_hand += sum((1 - m) * m ** (total - t) * weights[t] for t in range(1, total + 1))
+
     assert running("ema", weights, ema=m) == pytest.approx(by_hand)
+
     for b in (0.1, 0.5, 1.0):
         at = (np.arange(total + 1) + 0.5) / (total + 1)
         density = at ** (b - 1) * (1 - at) ** (b - 1)

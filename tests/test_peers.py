@@ -11,7 +11,7 @@ from test_algorithms import make, minibatches, reopened, train
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import algorithms, averages, hparams, objective, prompts
-from domainbed_carft.runs import export, wise_ft
+from domainbed_carft.runs import export, interpolation
 
 TERMS = {
     "CLIPL2SP": "sp", "CLIPFeatureDistillation": "fd", "LDIFS": "ldifs", "LipsumFT": "lipsum",
@@ -23,9 +23,9 @@ PICTURES = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(9))
 def logits(algorithm):
     algorithm.eval()
     with torch.no_grad():
-        found = algorithm.predict(PICTURES)
+        class_logits = algorithm.predict(PICTURES)
     algorithm.train()
-    return found
+    return class_logits
 
 
 # The head's scale
@@ -34,11 +34,13 @@ def logits(algorithm):
 def test_a_folded_head_starts_the_same_and_hardly_moves(random_tiny):
     folded, outside = (make(random_tiny, head_scale=scale) for scale in ("folded", "outside"))
     torch.testing.assert_close(logits(folded), logits(outside))
+
     starts = [a.head.weight.detach().clone() for a in (folded, outside)]
     moved = []
     for algorithm, start in zip((folded, outside), starts):
         train(algorithm, 3)
         moved.append(((algorithm.head.weight - start).norm() / start.norm()).item())
+
     scale = float(outside.logit_scale)
     assert moved[1] / moved[0] == pytest.approx(scale, rel=0.3)
     assert folded.head.bias.abs().sum() > 0 and outside.head.bias.abs().sum() == 0
@@ -46,8 +48,8 @@ def test_a_folded_head_starts_the_same_and_hardly_moves(random_tiny):
 
 @pytest.mark.parametrize("overrides", [{"algorithm": "CLIPLinearProbe"}, {"head_init": "random"}])
 def test_heads_that_have_to_move_stay_outside(random_tiny, overrides):
-    made = make(random_tiny, head_scale="folded", **overrides)
-    assert float(made.head_factor) == pytest.approx(float(made.logit_scale))
+    algorithm = make(random_tiny, head_scale="folded", **overrides)
+    assert float(algorithm.head_factor) == pytest.approx(float(algorithm.logit_scale))
 
 
 def test_a_folded_run_is_restored_interpolated_and_exported(random_tiny, tmp_path):
@@ -55,14 +57,19 @@ def test_a_folded_run_is_restored_interpolated_and_exported(random_tiny, tmp_pat
     start = logits(algorithm)
     train(algorithm, 2)
     run = reopened(algorithm, tmp_path)
+
     assert torch.equal(run.algorithm.predict(PICTURES), logits(algorithm))
+
     head = export._head(run)
     unit = torch.nn.functional.normalize(algorithm.features(PICTURES), dim=-1)
     by_head = head["logit_scale"] * unit @ head["weight"].T + head["bias"]
+
     torch.testing.assert_close(by_head, logits(algorithm))
-    mixed = wise_ft.Interpolation(run, torch.device("cpu"), str(random_tiny))
+
+    mixed = interpolation.Interpolation(run, torch.device("cpu"), str(random_tiny))
     mixed.set(0.0)
     torch.testing.assert_close(mixed.algorithm.predict(PICTURES), start)
+
     mixed.set(1.0)
     assert torch.equal(mixed.algorithm.predict(PICTURES), logits(algorithm))
 
@@ -71,15 +78,19 @@ def test_a_folded_run_is_restored_interpolated_and_exported(random_tiny, tmp_pat
 
 
 @pytest.mark.parametrize(("name", "term"), TERMS.items())
-def test_a_term_is_nothing_at_the_start_and_counts_as_weighed(random_tiny, name, term):
-    plain, ours = make(random_tiny, "CLIPFineTune"), make(random_tiny, name)
-    first, before = ours.update(minibatches(0)), plain.update(minibatches(0))
+def test_a_term_is_zero_at_the_start_and_then_weighted(random_tiny, name, term):
+    plain = make(random_tiny, "CLIPFineTune")
+    algorithm = make(random_tiny, name)
+    first = algorithm.update(minibatches(0))
+    before = plain.update(minibatches(0))
     assert first["loss_ce"] == pytest.approx(before["loss_ce"], rel=1e-6)
     if name != "CLIPMIRO":  # which has its variances' logarithms from the start
         assert first[f"loss_{term}"] == pytest.approx(0, abs=1e-9)
-    second = ours.update(minibatches(1))
+
+    second = algorithm.update(minibatches(1))
     assert second[f"loss_{term}"] != first[f"loss_{term}"]
-    weight = ours.hparams[f"{term}_weight"]
+
+    weight = algorithm.hparams[f"{term}_weight"]
     assert second["loss"] == pytest.approx(second["loss_ce"] + weight * second[f"loss_{term}"])
 
 
@@ -94,13 +105,13 @@ def test_carft_takes_any_term_beside_the_kl_and_others_take_none(random_tiny, te
 
 def test_decoupled_l2_sp_shrinks_the_displacement(random_tiny):
     """Against a step of plain AdamW, with the rate that this step has."""
-    ours = make(random_tiny, "CLIPL2SP", sp_form="decoupled", sp_weight=100.0)
+    algorithm = make(random_tiny, "CLIPL2SP", sp_form="decoupled", sp_weight=100.0)
     plain = make(random_tiny, "CLIPFineTune", weight_decay=0.0)
-    rate = ours.optimizer.param_groups[0]["lr"]
-    for algorithm in (ours, plain):
-        algorithm.update(minibatches(0))
-    start = ours.terms.original.encoder.state_dict()
-    for name, now in ours.encoder.state_dict().items():
+    rate = algorithm.optimizer.param_groups[0]["lr"]
+    for trained in (algorithm, plain):
+        trained.update(minibatches(0))
+    start = algorithm.terms.original.encoder.state_dict()
+    for name, now in algorithm.encoder.state_dict().items():
         expected = start[name] + (1 - rate * 100.0) * (
             plain.encoder.state_dict()[name] - start[name]
         )
@@ -111,17 +122,22 @@ def test_clipood_has_a_frozen_head_and_linear_probing_a_frozen_encoder(random_ti
     clipood = make(random_tiny, "CLIPood")
     head = clipood.head.weight.detach().clone()
     train(clipood, 2)
+
     assert torch.equal(clipood.head.weight, head)
+
     lpft = make(random_tiny, "CLIPLPFT", lp_steps=3)
     encoder = {n: p.detach().clone() for n, p in lpft.encoder.named_parameters()}
-    heads, rates = [lpft.head.weight.detach().clone()], []
+    heads = [lpft.head.weight.detach().clone()]
+    rates = []
     for seed in range(5):
         rates.append(lpft.optimizer.param_groups[0]["lr"])
         lpft.update(minibatches(seed))
         heads.append(lpft.head.weight.detach().clone())
         moved = any(not torch.equal(p, encoder[n]) for n, p in lpft.encoder.named_parameters())
         assert moved == (seed >= 3)
+
     assert all(not torch.equal(a, b) for a, b in itertools.pairwise(heads))
+
     rate = lpft.hparams["lr"]
     assert rates == pytest.approx([rate / 3] * 4 + [2 * rate / 3])  # the warm-up has just begun
 
@@ -132,23 +148,26 @@ def test_clipood_has_a_frozen_head_and_linear_probing_a_frozen_encoder(random_ti
 @pytest.mark.parametrize("kind", ["sma", "ema", "beta"])
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
 def test_what_predicts_and_is_saved_is_the_average_towards_the_original(random_tiny, kind, alpha):
-    given = {"average": kind, "average_start": 2, "ema": 0.7, "wise_alpha": alpha}
-    algorithm = make(random_tiny, **given)
+    overrides = {"average": kind, "average_start": 2, "ema": 0.7, "wise_alpha": alpha}
+    algorithm = make(random_tiny, **overrides)
     twin = make(random_tiny)
     expected = {n: p.detach().clone() for n, p in twin.named_parameters()}
     start = copy.deepcopy(expected)
     for step in range(1, 6):
-        for one in (algorithm, twin):
-            one.update(minibatches(step))
+        for trained in (algorithm, twin):
+            trained.update(minibatches(step))
         share = averages.share(step, algorithm.hparams)
         for name, parameter in twin.named_parameters():
             expected[name] += share * (parameter.detach() - expected[name])
-    for (name, ours), theirs in zip(algorithm.named_parameters(), twin.parameters()):
-        assert torch.equal(ours, theirs), name  # what is trained knows nothing of it
+
+    for (name, parameter), twin_parameter in zip(algorithm.named_parameters(), twin.parameters()):
+        assert torch.equal(parameter, twin_parameter), name  # what is trained knows nothing of it
+
     mixed = {n: (1 - alpha) * start[n] + alpha * expected[n] for n in expected}
     state = algorithm.state_dict()
     for name, tensor in mixed.items():
         torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-7)
+
     twin.load_state_dict(state)
     torch.testing.assert_close(logits(algorithm), logits(twin))
     assert not torch.equal(logits(algorithm), algorithm.eval()(PICTURES))
@@ -164,38 +183,48 @@ RESUMED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "more"), RESUMED)
-def test_a_resumed_run_is_the_same_to_the_bit(random_tiny, name, more):
-    whole, first = make(random_tiny, name, **more), make(random_tiny, name, **more)
-    places = algorithm_state.structure(first)
+@pytest.mark.parametrize(("name", "overrides"), RESUMED)
+def test_a_resumed_run_is_the_same_to_the_bit(random_tiny, name, overrides):
+    uninterrupted = make(random_tiny, name, **overrides)
     torch.manual_seed(4)
-    measured = train(whole, 6)
+    measured = train(uninterrupted, 6)
+
+    first = make(random_tiny, name, **overrides)
+    structure = algorithm_state.structure(first)
     torch.manual_seed(4)
     train(first, 3)
-    stored = copy.deepcopy(algorithm_state.capture(first, places))
+    stored = copy.deepcopy(algorithm_state.capture(first, structure))
     generator = torch.get_rng_state()
-    second = make(random_tiny, name, **more)
+    second = make(random_tiny, name, **overrides)
     algorithm_state.restore(second, stored)
     torch.set_rng_state(generator)
+
     assert [second.update(minibatches(seed)) for seed in (3, 4, 5)] == measured[3:]
-    a, b = whole.state_dict(), second.state_dict()
-    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    assert torch.equal(logits(whole), logits(second))
+
+    expected_state = uninterrupted.state_dict()
+    resumed_state = second.state_dict()
+    assert expected_state.keys() == resumed_state.keys()
+    assert all(torch.equal(expected_state[key], resumed_state[key]) for key in expected_state)
+    assert torch.equal(logits(uninterrupted), logits(second))
 
 
 def test_flyp_predicts_by_its_own_words_and_exports_them(random_tiny, tmp_path):
     algorithm = make(random_tiny, "FLYP")
     torch.testing.assert_close(logits(algorithm), logits(make(random_tiny, "CLIPZeroShot")))
+
     train(algorithm, 2)
     run = reopened(algorithm, tmp_path)
     export.export(run, tmp_path / "clip.pt", original=str(random_tiny))
     clip_model = backbone.load(str(tmp_path / "clip.pt"))
     texts = backbone.text_features(clip_model, prompts.prompts(run.contexts, run.classes))
     head = objective.zero_shot_weights(texts).classes
+
     torch.testing.assert_close(run.algorithm.head.weight.data, head, rtol=1e-4, atol=1e-6)
+
     x = algorithm.input(PICTURES)
     unit = torch.nn.functional.normalize(clip_model.model.visual(x), dim=-1)
     expected = clip_model.logit_scale * unit @ head.T
+
     torch.testing.assert_close(logits(algorithm), expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(head, make(random_tiny).head.weight, atol=1e-4)
 
@@ -211,7 +240,7 @@ def test_two_steps_in_bf16(random_tiny, name):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         ({"head_init": "random", "wise_alpha": 0.5}, "wise_alpha is 0.5, expected 1 with head_"),
         ({"head_init": "random", "margin": 0.3}, "margin is 0.3, expected 0 with head_init"),
@@ -228,8 +257,8 @@ def test_two_steps_in_bf16(random_tiny, name):
         ({"lipsum_length": 76}, "lipsum_length is 76, expected a whole number from 1 to 75"),
     ],
 )
-def test_what_makes_no_sense_together_is_refused(random_tiny, overrides, said):
-    with pytest.raises(CarftError, match=said):
+def test_what_makes_no_sense_together_is_refused(random_tiny, overrides, message):
+    with pytest.raises(CarftError, match=message):
         make(random_tiny, **overrides)
 
 
@@ -238,13 +267,14 @@ SINGLE = ["a photo of a {}."]
 
 @pytest.mark.parametrize("name", [name for name in hparams.ALGORITHMS if name != "CARFT"])
 def test_one_context_is_enough_without_the_kl(random_tiny, tmp_path, name):
-    made = make(random_tiny, name, contexts=SINGLE)
-    values = train(made, 2)
+    algorithm = make(random_tiny, name, contexts=SINGLE)
+    values = train(algorithm, 2)
     assert all({"loss_kl", "context_agreement"}.isdisjoint(step) for step in values)
-    run = reopened(made, tmp_path)
+
+    run = reopened(algorithm, tmp_path)
     assert run.contexts == SINGLE
-    assert torch.equal(logits(run.algorithm.train()), logits(made))
-    assert made.hparam_problems("PACS", {"contexts": SINGLE, "clip_backbone": "tiny"}) == []
+    assert torch.equal(logits(run.algorithm.train()), logits(algorithm))
+    assert algorithm.hparam_problems("PACS", {"contexts": SINGLE, "clip_backbone": "tiny"}) == []
 
 
 def test_one_context_is_enough_for_carft_without_its_kl(random_tiny):
@@ -253,17 +283,17 @@ def test_one_context_is_enough_for_carft_without_its_kl(random_tiny):
     assert "loss_ldifs" in values[1] and "loss_kl" not in values[1]
     overrides = {"contexts": SINGLE, "clip_backbone": "tiny"}
     (problem,) = algorithms.CARFT.hparam_problems("PACS", overrides)
-    assert "expected at least two, all different" in problem
+    assert "expected at least two, all different" in problem.sentence()
 
 
 def test_the_algorithms_with_the_kl_are_those_that_need_two_contexts():
     for name in hparams.ALGORITHMS:
-        weighed = getattr(algorithms, name).weighed or ()
-        assert hparams.has_kl(name, 1.0) == ("kl_weight" in weighed)
+        term_weights = getattr(algorithms, name).term_weights or ()
+        assert hparams.has_kl(name, 1.0) == ("kl_weight" in term_weights)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "warned"),
+    ("arguments", "is_warned"),
     [
         (["--steps", "5"], True),
         (["--steps", "20"], False),
@@ -272,14 +302,17 @@ def test_the_algorithms_with_the_kl_are_those_that_need_two_contexts():
     ],
 )
 def test_fewer_steps_than_the_beta_average_spans_are_warned_of(
-    random_tiny, monkeypatch, recwarn, arguments, warned
+    random_tiny, monkeypatch, recwarn, arguments, is_warned
 ):
     monkeypatch.setattr("sys.argv", ["train.py", *arguments])
     for name in ("CLIPood", "CARFT"):
         make(random_tiny, name)
-    told = [str(one.message) for one in recwarn if "average is 'beta'" in str(one.message)]
-    assert len(told) == warned
-    assert all("training ends after 5, " in one and "set total_steps to 5" in one for one in told)
+    warned = [str(warning.message) for warning in recwarn]
+    messages = [message for message in warned if "average is 'beta'" in message]
+
+    assert len(messages) == is_warned
+    assert all("training ends after 5, " in message for message in messages)
+    assert all("set total_steps to 5" in message for message in messages)
 
 
 def test_the_data_sets_own_steps_count_for_the_beta_average(random_tiny, monkeypatch):
@@ -291,32 +324,35 @@ def test_the_data_sets_own_steps_count_for_the_beta_average(random_tiny, monkeyp
 # The KL's siblings
 
 
-def test_fd_align_and_starft_count_their_own_kl(random_tiny):
+def test_fd_align_and_starft_have_their_own_kl(random_tiny):
     """Against the term computed by hand, from the weights after a step and the same draws."""
     pytest.importorskip("sklearn")
-    for over in ("clusters", "captions", "other-captions"):
-        hparams = {"kl_over": over, "context_clusters": 2, "kl_schedule": "linear"}
-        made = make(random_tiny, kl_weight=0.5, total_steps=4, **hparams)
-        train(made, 1)
+    for kl_over in ("clusters", "captions", "other-captions"):
+        hparams = {"kl_over": kl_over, "context_clusters": 2, "kl_schedule": "linear"}
+        algorithm = make(random_tiny, kl_weight=0.5, total_steps=4, **hparams)
+        train(algorithm, 1)
+
         batch = minibatches(7)
         x, y = (torch.cat(part) for part in zip(*batch))
         with torch.no_grad():
-            before = made.terms.original(made.input(x))[0], made.features(x)
+            feature_pair = algorithm.terms.original(algorithm.input(x))[0], algorithm.features(x)
         torch.manual_seed(3)
-        values = made.update(batch)
+        values = algorithm.update(batch)
         torch.manual_seed(3)
-        if over == "clusters":
-            rows = made.terms.text_rows
+        if kl_over == "clusters":
+            rows = algorithm.terms.text_rows
         else:
-            drawn = torch.randint(len(made.terms.text_rows), y.shape)
-            rows = torch.stack([made.terms.text_rows[m, k] for m, k in zip(drawn, y)])
-        unit = [torch.nn.functional.normalize(f, dim=-1).double() for f in before]
-        p0, p1 = (float(made.logit_scale) * f @ rows.double().T for f in unit)
+            contexts = torch.randint(len(algorithm.terms.text_rows), y.shape)
+            rows = torch.stack([algorithm.terms.text_rows[m, k] for m, k in zip(contexts, y)])
+
+        unit = [torch.nn.functional.normalize(f, dim=-1).double() for f in feature_pair]
+        p0, p1 = (float(algorithm.logit_scale) * f @ rows.double().T for f in unit)
         kl = []
         for n, label in enumerate(y):
-            kept = y != label if over == "other-captions" else slice(None)
-            a, b = (p[n][kept].log_softmax(dim=0) for p in (p0, p1))
+            compared = y != label if kl_over == "other-captions" else slice(None)
+            a, b = (p[n][compared].log_softmax(dim=0) for p in (p0, p1))
             kl.append((a.exp() * (a - b)).sum())
+
         assert values["loss_kl"] == pytest.approx(float(torch.stack(kl).mean()), rel=1e-3)
         total = values["loss_ce"] + 0.5 * (1 - 1 / 4) * values["loss_kl"]
         assert values["loss"] == pytest.approx(total, rel=1e-6)
@@ -332,30 +368,33 @@ def test_a_linear_probe_has_no_first_phase(random_tiny):
 
 
 def test_the_average_begins_after_the_first_phase(random_tiny):
-    made = make(random_tiny, average="sma", average_start=0, lp_steps=3)
-    train(made, 4)
-    trained = dict(made.named_parameters())
-    for name, tensor in made.predicting_weights().items():
+    algorithm = make(random_tiny, average="sma", average_start=0, lp_steps=3)
+    train(algorithm, 4)
+    trained = dict(algorithm.named_parameters())
+    for name, tensor in algorithm.predicting_weights().items():
         assert torch.equal(tensor, trained[name]), name  # of the one step there was
 
 
-def test_flyp_reads_its_words_anew_when_its_weights_have_changed(random_tiny):
-    made = make(random_tiny, "FLYP")
-    kept = copy.deepcopy(made.state_dict())
-    before = logits(made)
-    train(made, 2)
-    assert not torch.allclose(logits(made), before)
-    made.load_state_dict(kept)
-    torch.testing.assert_close(logits(made), before)
+def test_flyp_encodes_its_prompts_again_when_its_weights_have_changed(random_tiny):
+    algorithm = make(random_tiny, "FLYP")
+    start = copy.deepcopy(algorithm.state_dict())
+    before = logits(algorithm)
+    train(algorithm, 2)
+
+    assert not torch.allclose(logits(algorithm), before)
+
+    algorithm.load_state_dict(start)
+    torch.testing.assert_close(logits(algorithm), before)
 
 
 def test_wise_ft_of_a_run_that_interpolates_goes_on_from_there(random_tiny, tmp_path):
-    made = make(random_tiny, "CLIPWiSEFT")
-    train(made, 2)
-    run = reopened(made, tmp_path)
-    mixed = wise_ft.Interpolation(run, torch.device("cpu"), str(random_tiny))
+    algorithm = make(random_tiny, "CLIPWiSEFT")
+    train(algorithm, 2)
+    run = reopened(algorithm, tmp_path)
+    mixed = interpolation.Interpolation(run, torch.device("cpu"), str(random_tiny))
     mixed.set(0.5)
     quarter = {n: torch.lerp(s, p, 0.25) for (n, p), s in zip(
-        made.named_parameters(), make(random_tiny).parameters(), strict=True)}  # fmt: skip
+        algorithm.named_parameters(), make(random_tiny).parameters(), strict=True)}  # fmt: skip
+
     for name, tensor in quarter.items():
         torch.testing.assert_close(mixed.state()[name], tensor, rtol=1e-5, atol=1e-6)

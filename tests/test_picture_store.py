@@ -1,4 +1,4 @@
-"""What is kept of decoded pictures: by whom it is read, when it ends, where it may be."""
+"""The store of decoded pictures: what it returns, which processes share it, when it is off."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from PIL import Image
 from domainbed_carft import machine
 from domainbed_carft.clips.pictures import transform
 from domainbed_carft.errors import CarftError
-from domainbed_carft.pictures import handles, loading, store
-from domainbed_carft.pictures.handles import Verdict
-from domainbed_carft.pictures.plan import plan
-from domainbed_carft.pictures.store import open_store
+from domainbed_carft.pictures import handles, inspection, loading, store, store_folder
+from domainbed_carft.pictures.inspection import StoreState
+from domainbed_carft.pictures.plan import plan_of
+from domainbed_carft.pictures.store_folder import open_store
 
-TRAINING = plan(transform("domainbed", 32, augment=True))
-TEST = plan(transform("domainbed", 32, augment=False))
+TRAINING = plan_of(transform("domainbed", 32, augment=True))
+TEST = plan_of(transform("domainbed", 32, augment=False))
 BOUND = "32M"
 CONTEXT = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The temporary folder, where stores are; no SLURM."""
     folder = tmp_path / "temporary"
     folder.mkdir()
@@ -45,7 +45,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(folder: Path, count: int, side: int = 100) -> list[str]:
-    """Noise, so that no two are alike."""
+    """Write pictures of noise, of which no two are equal; returns their paths."""
     folder.mkdir(exist_ok=True)
     random = np.random.default_rng(len(folder.name))
     paths = [str(folder / f"{n}.jpg") for n in range(count)]
@@ -55,7 +55,7 @@ def write(folder: Path, count: int, side: int = 100) -> list[str]:
 
 
 def forked(function: Callable[[], Any]) -> Any:
-    """What the function returns in a process of its own."""
+    """The result of a function in a process of its own."""
     results = CONTEXT.Queue()
     process = CONTEXT.Process(target=lambda: results.put(function()))
     process.start()
@@ -66,45 +66,45 @@ def forked(function: Callable[[], Any]) -> Any:
 
 
 def opened(*arguments: Any) -> store.Store:
-    found, line = open_store(*arguments)
-    assert found is not None, line
-    return found
+    picture_store, line = open_store(*arguments)
+    assert picture_store is not None, line
+    return picture_store
 
 
-def loaded(steps: Any, paths: list[str], kept: store.Store | None) -> list[torch.Tensor]:
-    """Pictures, and what was drawn for them."""
+def loaded(plan: Any, paths: list[str], picture_store: store.Store | None) -> list[torch.Tensor]:
+    """The squares of pictures and the random choices for them, one after the other."""
     torch.manual_seed(0)
-    return [part.clone() for path in paths for part in loading.load(steps, path, kept)]
+    return [part.clone() for path in paths for part in loading.load(plan, path, picture_store)]
 
 
-def same(ones: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
-    return all(torch.equal(one, other) for one, other in zip(ones, others, strict=True))
+def all_equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("steps", [TRAINING, TEST])
 @pytest.mark.parametrize("side", [20, 200])  # smaller than LMDB's pages, and larger
-def test_kept_pictures_are_those_of_the_files(tmp_path, monkeypatch, steps, side):
+def test_stored_pictures_are_those_of_the_files(tmp_path, monkeypatch, steps, side):
     paths = write(tmp_path / "data", 5, side)
     expected = loaded(steps, paths, None)
-    kept = opened(BOUND)
-    assert same(loaded(steps, paths, kept), expected)
+    picture_store = opened(BOUND)
+    assert all_equal(loaded(steps, paths, picture_store), expected)
     monkeypatch.setattr(loading, "decode", None)
-    assert same(loaded(steps, paths, kept), expected)
-    assert same(loaded(steps, paths, pickle.loads(pickle.dumps(kept))), expected)
-    assert forked(lambda: same(loaded(steps, paths, kept), expected))
-    assert same(loaded(steps, paths, kept), expected)
+    assert all_equal(loaded(steps, paths, picture_store), expected)
+    assert all_equal(loaded(steps, paths, pickle.loads(pickle.dumps(picture_store))), expected)
+    assert forked(lambda: all_equal(loaded(steps, paths, picture_store), expected))
+    assert all_equal(loaded(steps, paths, picture_store), expected)
 
 
 def test_a_changed_file_is_decoded_anew(tmp_path):
-    (path, other) = write(tmp_path / "data", 2)
-    kept = opened(BOUND)
+    (path, other_path) = write(tmp_path / "data", 2)
+    picture_store = opened(BOUND)
     for steps in (TRAINING, TEST):
-        before = loaded(steps, [path], kept)
+        before = loaded(steps, [path], picture_store)
         times = os.stat(path)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
-        Path(path).write_bytes(Path(other).read_bytes())
-        assert not same(loaded(steps, [path], kept), before)
-        assert same(loaded(steps, [path], kept), loaded(steps, [other], None))
+        Path(path).write_bytes(Path(other_path).read_bytes())
+        assert not all_equal(loaded(steps, [path], picture_store), before)
+        assert all_equal(loaded(steps, [path], picture_store), loaded(steps, [other_path], None))
         write(tmp_path / "data", 2)
 
 
@@ -120,115 +120,141 @@ def test_two_processes_write_at_once(tmp_path):
     for writer in writers:
         writer.join(timeout=60)
         assert writer.exitcode == 0
-    kept = opened(BOUND)
-    size = kept.size()
-    assert same(loaded(TRAINING, paths, kept), expected) and kept.size() == size
+
+    picture_store = opened(BOUND)
+    size = picture_store.size()
+    assert all_equal(loaded(TRAINING, paths, picture_store), expected)
+    assert picture_store.size() == size
 
 
-def test_a_full_store_keeps_what_it_has(tmp_path):
+def test_a_full_store_stays_as_it_is(tmp_path):
     paths = write(tmp_path / "data", 30, 700)  # 1.5 MB each
-    kept = opened("16M")
+    picture_store = opened("16M")
     expected = loaded(TRAINING, paths, None)
-    assert same(loaded(TRAINING, paths, kept), expected)
-    assert same(loaded(TRAINING, paths, kept), expected)
-    (file,) = kept.folder.glob("data.mdb")
+    assert all_equal(loaded(TRAINING, paths, picture_store), expected)
+    assert all_equal(loaded(TRAINING, paths, picture_store), expected)
+    (file,) = picture_store.folder.glob("data.mdb")
     assert 12 << 20 < file.stat().st_size <= 16 << 20
-    keys = [store.key(path, f"whole {loading.MADE_BY}") for path in paths]
-    assert 8 <= sum(kept.get(key) is not None for key in keys) < 30
+    keys = [store.picture_key(path, f"whole {loading.DECODER_VERSIONS}") for path in paths]
+    assert 8 <= sum(picture_store.get(key) is not None for key in keys) < 30
 
 
-def test_a_full_disk_ends_only_the_keeping(tmp_path):
+def test_a_full_disk_ends_only_writing(tmp_path):
     paths = write(tmp_path / "data", 8, 300)
 
     def on_a_small_disk() -> bool:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        kept = opened(BOUND)
+        picture_store = opened(BOUND)
         resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))
-        first = loaded(TRAINING, paths, kept)
-        return same(first, loaded(TRAINING, paths, kept)) and kept.size() < 1 << 20
+        first = loaded(TRAINING, paths, picture_store)
+        return (
+            all_equal(first, loaded(TRAINING, paths, picture_store))
+            and picture_store.size() < 1 << 20
+        )
 
     assert forked(on_a_small_disk)
 
 
 def test_a_store_of_other_pictures_makes_room_once_nobody_uses_it(tmp_path):
-    others, ours = (write(tmp_path / name, 20, 700) for name in ("others", "ours"))
+    first_paths, second_paths = (write(tmp_path / name, 20, 700) for name in ("others", "ours"))
 
     def keeps(paths: list[str]) -> bool:
-        kept = opened("16M", str(Path(paths[0]).parent))
-        loaded(TRAINING, paths, kept)
-        return kept.get(store.key(paths[0], f"whole {loading.MADE_BY}")) is not None
+        picture_store = opened("16M", str(Path(paths[0]).parent))
+        loaded(TRAINING, paths, picture_store)
+        return (
+            picture_store.get(store.picture_key(paths[0], f"whole {loading.DECODER_VERSIONS}"))
+            is not None
+        )
 
-    assert forked(lambda: keeps(others))
-    kept_alive, ready = CONTEXT.Event(), CONTEXT.Event()
+    assert forked(lambda: keeps(first_paths))
+
+    is_over = CONTEXT.Event()
+    ready = CONTEXT.Event()
 
     def use() -> None:
         opened("16M", str(tmp_path / "others"))
         ready.set()
-        kept_alive.wait(60)
+        is_over.wait(60)
 
     user = CONTEXT.Process(target=use)
     user.start()
     assert ready.wait(60)
-    assert not forked(lambda: keeps(ours))
-    kept_alive.set()
+    assert not forked(lambda: keeps(second_paths))
+
+    is_over.set()
     user.join(60)
-    assert forked(lambda: keeps(others))  # half and more is of these pictures: it stays
-    assert forked(lambda: keeps(ours))
-    assert not forked(lambda: opened("16M", str(tmp_path / "ours")).get(
-        store.key(others[0], f"whole {loading.MADE_BY}")
-    ))  # fmt: skip
+    assert forked(lambda: keeps(first_paths))  # half and more is of these pictures: it stays
+    assert forked(lambda: keeps(second_paths))
+    assert not forked(
+        lambda: opened("16M", str(tmp_path / "ours")).get(
+            store.picture_key(first_paths[0], f"whole {loading.DECODER_VERSIONS}")
+        )
+    )
 
 
-def test_what_another_boot_left_is_not_believed(here):
-    found = forked(lambda: str(opened(BOUND).folder))
-    left = Path(found).rename(Path(found).parent / "pictures-2-another-boot")
-    (left / "data.mdb").write_bytes(b"half written")
-    assert forked(lambda: str(opened(BOUND).folder)) == found
-    assert not left.exists()
-    Path(found, "data.mdb").write_bytes(b"damaged" * 4096)
+def test_a_store_of_another_boot_is_deleted(temporary_folder):
+    folder = forked(lambda: str(opened(BOUND).folder))
+    earlier_folder = Path(folder).rename(Path(folder).parent / "pictures-2-another-boot")
+    (earlier_folder / "data.mdb").write_bytes(b"half written")
+    assert forked(lambda: str(opened(BOUND).folder)) == folder
+    assert not earlier_folder.exists()
+    Path(folder, "data.mdb").write_bytes(b"damaged" * 4096)
     assert forked(lambda: opened(BOUND).size()) < 1 << 20
 
 
-def test_it_is_this_users_alone(here):
-    kept = opened(BOUND)
-    for path in (kept.folder, kept.folder.parent, *kept.folder.iterdir()):
+def test_the_folder_is_private_or_refused(temporary_folder):
+    picture_store = opened(BOUND)
+    for path in (
+        picture_store.folder,
+        picture_store.folder.parent,
+        *picture_store.folder.iterdir(),
+    ):
         assert not path.stat().st_mode & 0o077
-    kept.folder.parent.chmod(0o755)
-    found, line = open_store(BOUND)
-    assert found is None
+
+    picture_store.folder.parent.chmod(0o755)
+    refused_store, line = open_store(BOUND)
+    assert refused_store is None
     assert "not a folder of this user alone" in line
-    kept.folder.parent.rename(here / "elsewhere")
-    (here / f"domainbed-carft-{os.geteuid()}").symlink_to(here / "elsewhere")
+
+    picture_store.folder.parent.rename(temporary_folder / "elsewhere")
+    (temporary_folder / f"domainbed-carft-{os.geteuid()}").symlink_to(
+        temporary_folder / "elsewhere"
+    )
     assert open_store(BOUND)[0] is None
 
 
-def test_when_it_is_off(here, monkeypatch):
-    def line(wanted: str | None) -> str:
-        found, told = open_store(wanted)
-        assert (found is None) == told.startswith("decoded pictures are not kept: ")
-        return told
+def test_the_log_line_says_the_size_or_why_there_is_no_store(temporary_folder, monkeypatch):
+    def line(requested_size: str | None) -> str:
+        picture_store, log_line = open_store(requested_size)
+        assert (picture_store is None) == log_line.startswith("decoded pictures are not kept: ")
+        return log_line
 
-    assert store._file_system(Path("/proc/self")) == "proc"
-    monkeypatch.setattr(store, "_file_system", {here: "nfs4"}.get)
+    assert store_folder._file_system(Path("/proc/self")) == "proc"
+
+    monkeypatch.setattr(store_folder, "_file_system", {temporary_folder: "nfs4"}.get)
     assert "is on a network (nfs4); only if --picture_cache asks" in line(None)
     assert line("0") == "decoded pictures are not kept: --picture_cache is 0"
     assert "at most 32M (as --picture_cache asks)" in line("32M")
-    monkeypatch.setattr(store, "_file_system", {here: "tmpfs"}.get)
+
+    monkeypatch.setattr(store_folder, "_file_system", {temporary_folder: "tmpfs"}.get)
     monkeypatch.setattr(machine, "memory", lambda: 100 << 20)
     assert "at most 25M (a quarter of the memory, at most 8G)" in line(None)
+
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert "under SLURM" in line(None)
     assert "at most 32M" in line("32M")
-    free = os.statvfs(here).f_bavail * os.statvfs(here).f_frsize
+
+    free = os.statvfs(temporary_folder).f_bavail * os.statvfs(temporary_folder).f_frsize
     assert "half of what is free there" in line(str(2 * free))
+
     for wrong in ("8X", "", "-1", "8 G B", "9" * 400, "\u0663G"):
         with pytest.raises(CarftError, match="expected a size such as 8G or 500M, or 0"):
             line(wrong)
-    assert [store.size(text) for text in ("1.5G", "2mb", "7")] == [3 << 29, 2 << 20, 7]
+    assert [store_folder.parse_size(text) for text in ("1.5G", "2mb", "7")] == [3 << 29, 2 << 20, 7]
 
 
 def keys_of(paths: list[str]) -> list[bytes]:
-    return [store.key(path, f"whole {loading.MADE_BY}") for path in paths]
+    return [store.picture_key(path, f"whole {loading.DECODER_VERSIONS}") for path in paths]
 
 
 def alter(file: Path, offset: int, content: bytes) -> None:
@@ -237,7 +263,7 @@ def alter(file: Path, offset: int, content: bytes) -> None:
         opened_file.write(content)
 
 
-def places_of_pictures(file: Path, paths: list[str]) -> list[int]:
+def offsets_of_pictures(file: Path, paths: list[str]) -> list[int]:
     """Where in the file of the store the pixels of each picture begin."""
     content = file.read_bytes()
     return [content.index(loading.decode(path).numpy().tobytes()) for path in paths]
@@ -245,13 +271,13 @@ def places_of_pictures(file: Path, paths: list[str]) -> list[int]:
 
 @pytest.mark.parametrize("side", [20, 200])  # smaller than LMDB's pages, and larger
 @pytest.mark.parametrize("damage", ["a pixel", "the shape", "the checksum", "two swapped"])
-def test_a_damaged_picture_is_decoded_and_kept_anew(tmp_path, monkeypatch, damage, side):
+def test_a_damaged_picture_is_decoded_and_stored_anew(tmp_path, monkeypatch, damage, side):
     paths = write(tmp_path / "data", 4, side)
     expected = loaded(TRAINING, paths, None)
-    kept = opened(BOUND)
-    forked(lambda: len(loaded(TRAINING, paths, kept)))
-    file = kept.folder / "data.mdb"
-    first, second = places_of_pictures(file, paths[:2])
+    picture_store = opened(BOUND)
+    forked(lambda: len(loaded(TRAINING, paths, picture_store)))
+    file = picture_store.folder / "data.mdb"
+    first, second = offsets_of_pictures(file, paths[:2])
     if damage == "two swapped":
         pixels = [loading.decode(path).numpy().tobytes() for path in paths[:2]]
         alter(file, first, pixels[1])
@@ -260,31 +286,32 @@ def test_a_damaged_picture_is_decoded_and_kept_anew(tmp_path, monkeypatch, damag
         offset = {"a pixel": first + 7, "the shape": first - 16, "the checksum": first - 24}[damage]
         alter(file, offset, bytes([file.read_bytes()[offset] ^ 0x40]))
 
-    assert forked(lambda: same(loaded(TRAINING, paths, kept), expected))
+    assert forked(lambda: all_equal(loaded(TRAINING, paths, picture_store), expected))
+
     monkeypatch.setattr(loading, "decode", None)
-    assert forked(lambda: same(loaded(TRAINING, paths, kept), expected))
+    assert forked(lambda: all_equal(loaded(TRAINING, paths, picture_store), expected))
 
 
 def test_any_flipped_bit_of_a_value_is_found(tmp_path):
     (path,) = write(tmp_path / "data", 1, 8)
     (key,) = keys_of([path])
-    value = store._packed(key, loading.decode(path))
-    for place in range(8 * len(value)):
+    value = store._pack(key, loading.decode(path))
+    for position in range(8 * len(value)):
         damaged = value.copy()
-        damaged[place // 8] ^= 1 << place % 8
-        assert store._unpacked(key, damaged) is None, place
+        damaged[position // 8] ^= 1 << position % 8
+        assert store._unpack(key, damaged) is None, position
     for length in range(len(value)):
-        assert store._unpacked(key, value[:length]) is None
-    assert store._unpacked(b"another", value) is None
-    assert np.array_equal(store._unpacked(key, value), loading.decode(path))
+        assert store._unpack(key, value[:length]) is None
+    assert store._unpack(b"another", value) is None
+    assert np.array_equal(store._unpack(key, value), loading.decode(path))
 
 
 @pytest.mark.parametrize("damage", ["cut short", "one page", "first bytes", "zeroed", "offsets"])
 def test_a_damaged_store_is_begun_anew_once_nobody_uses_it(tmp_path, damage):
     paths = write(tmp_path / "data", 20, 300)
     expected = loaded(TRAINING, paths, None)
-    kept = forked(lambda: (loaded(TRAINING, paths, opened(BOUND)), str(opened(BOUND).folder))[1])
-    file = Path(kept) / "data.mdb"
+    folder = forked(lambda: (loaded(TRAINING, paths, opened(BOUND)), str(opened(BOUND).folder))[1])
+    file = Path(folder) / "data.mdb"
     size = file.stat().st_size
     page = os.sysconf("SC_PAGE_SIZE")
     if damage == "cut short":
@@ -302,13 +329,14 @@ def test_a_damaged_store_is_begun_anew_once_nobody_uses_it(tmp_path, damage):
             alter(file, leaf + 16, b"\xf0\xff" * 8)
 
     def start() -> tuple[bool, str]:
-        found, line = open_store(BOUND)
-        return same(loaded(TRAINING, paths, found), expected), line
+        picture_store, line = open_store(BOUND)
+        return all_equal(loaded(TRAINING, paths, picture_store), expected), line
 
-    stop, ready = CONTEXT.Event(), CONTEXT.Event()
+    stop = CONTEXT.Event()
+    ready = CONTEXT.Event()
 
     def use() -> None:
-        with handles.registered(Path(kept).parent):
+        with handles.registered(Path(folder).parent):
             pass
         ready.set()
         stop.wait(60)
@@ -316,31 +344,34 @@ def test_a_damaged_store_is_begun_anew_once_nobody_uses_it(tmp_path, damage):
     user = CONTEXT.Process(target=use)
     user.start()
     assert ready.wait(60)
+
     is_right, line = forked(start)
-    assert is_right and f"not kept: {kept} is damaged and in use" in line
+    assert is_right and f"not kept: {folder} is damaged and in use" in line
     assert file.stat().st_size <= size
+
     stop.set()
     user.join(60)
     is_right, line = forked(start)
     assert is_right and "a damaged store was deleted" in line
+
     is_right, line = forked(start)
     assert is_right and "a damaged store" not in line
 
 
 def test_a_store_is_whole_after_any_number_of_puts(tmp_path):
     paths = write(tmp_path / "data", 30, 30) + write(tmp_path / "larger", 30, 150)
-    kept = opened(BOUND)
+    picture_store = opened(BOUND)
 
     def put_all() -> bool:
         for number, path in enumerate(np.random.default_rng(0).permutation(paths * 10)):
-            kept.put(store.key(str(path), str(number)), loading.decode(str(path)))
+            picture_store.put(store.picture_key(str(path), str(number)), loading.decode(str(path)))
         return True
 
     assert forked(put_all)
-    assert handles.inspect(kept.folder, kept.bound, b"") is Verdict.WHOLE
+    assert inspection.inspect(picture_store.folder, picture_store.bound, b"") is StoreState.WHOLE
 
 
-def stopped_while(kept: store.Store, function: str) -> multiprocessing.Process:
+def stopped_while(picture_store: store.Store, function: str) -> multiprocessing.Process:
     """A process that has stopped itself inside a transaction of this kind."""
 
     def stop() -> None:
@@ -353,11 +384,14 @@ def stopped_while(kept: store.Store, function: str) -> multiprocessing.Process:
                 yield transaction
 
         setattr(handles, function, stopping)
-        kept.get(b"any") if function == "reading" else kept.put(b"any", torch.ones(9, 9, 3).byte())
+        picture_store.get(b"any") if function == "reading" else picture_store.put(
+            b"any", torch.ones(9, 9, 3).byte()
+        )
 
     process = CONTEXT.Process(target=stop)
     process.start()
     assert process.pid
+
     while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
         time.sleep(0.01)
     return process
@@ -367,25 +401,26 @@ def stopped_while(kept: store.Store, function: str) -> multiprocessing.Process:
 def test_a_stopped_process_delays_others_by_seconds_and_no_reader(tmp_path, function):
     paths = write(tmp_path / "data", 20)
     expected = loaded(TRAINING, paths, None)
-    kept = opened(BOUND)
-    forked(lambda: len(loaded(TRAINING, paths[:10], kept)))
-    assert kept.get(keys_of(paths)[0]) is not None
-    stopped = stopped_while(kept, function)
+    picture_store = opened(BOUND)
+    forked(lambda: len(loaded(TRAINING, paths[:10], picture_store)))
+    assert picture_store.get(keys_of(paths)[0]) is not None
+
+    stopped = stopped_while(picture_store, function)
 
     def read_and_put() -> list[float]:
         times = [time.monotonic()]
-        assert same(loaded(TRAINING, paths[:10], kept), expected[:20])
+        assert all_equal(loaded(TRAINING, paths[:10], picture_store), expected[:20])
         times.append(time.monotonic())
         for _ in range(2):
-            assert same(loaded(TRAINING, paths, kept), expected)
+            assert all_equal(loaded(TRAINING, paths, picture_store), expected)
             times.append(time.monotonic())
         return np.diff(times).tolist()
 
     try:
-        reading_s, putting_s, again_s = read_and_put()  # has it open already
+        reading_s, putting_s, second_read_s = read_and_put()  # has it open already
         assert reading_s < 1.5
         assert putting_s < 2 * handles.PATIENCE_S + 1.5
-        assert again_s < 1.5
+        assert second_read_s < 1.5
         assert sum(forked(read_and_put)) < 2 * handles.PATIENCE_S + 3  # opens it now
         started = time.monotonic()
         line = forked(lambda: open_store(BOUND)[1])
@@ -394,11 +429,13 @@ def test_a_stopped_process_delays_others_by_seconds_and_no_reader(tmp_path, func
     finally:
         stopped.kill()
         stopped.join(60)
-    assert forked(lambda: same(loaded(TRAINING, paths, opened(BOUND)), expected))
+    assert forked(lambda: all_equal(loaded(TRAINING, paths, opened(BOUND)), expected))
     assert forked(lambda: None not in [opened(BOUND).get(key) for key in keys_of(paths)])
 
 
-def test_a_process_that_stops_while_it_begins_a_store_ends_only_the_keeping(here, monkeypatch):
+def test_a_process_that_stops_while_it_begins_a_store_blocks_no_other(
+    temporary_folder, monkeypatch
+):
     monkeypatch.setattr(handles, "START_PATIENCE_S", 0.5)
     parent = Path(forked(lambda: str(opened(BOUND).folder.parent)))
     descriptor = os.open(parent / "in-use", os.O_RDWR)
@@ -408,13 +445,13 @@ def test_a_process_that_stops_while_it_begins_a_store_ends_only_the_keeping(here
     assert "are kept in" in forked(lambda: open_store(BOUND)[1])
 
 
-def test_a_reader_goes_on_after_a_fork(tmp_path):
+def test_a_store_can_be_read_after_a_fork(tmp_path):
     paths = write(tmp_path / "data", 3)
-    kept = opened(BOUND)
-    loaded(TRAINING, paths, kept)
+    picture_store = opened(BOUND)
+    loaded(TRAINING, paths, picture_store)
     for _ in range(3):
-        assert forked(lambda: all(kept.get(key) is not None for key in keys_of(paths)))
-        assert all(kept.get(key) is not None for key in keys_of(paths))
+        assert forked(lambda: all(picture_store.get(key) is not None for key in keys_of(paths)))
+        assert all(picture_store.get(key) is not None for key in keys_of(paths))
 
 
 def test_a_changed_picture_of_equal_size_and_time_is_decoded_anew(tmp_path):
@@ -423,25 +460,28 @@ def test_a_changed_picture_of_equal_size_and_time_is_decoded_anew(tmp_path):
         edition.mkdir()
         Image.new("RGB", (40, 40), (level,) * 3).save(edition / "0.bmp")
         os.utime(edition / "0.bmp", ns=(10**18, 10**18))
-    kept = opened(BOUND)
+
+    picture_store = opened(BOUND)
     link = tmp_path / "data"
     link.symlink_to(editions[0])
 
     def level() -> int:
-        return int(loading.load(TEST, str(link / "0.bmp"), kept)[0][0, 0, 0])
+        return int(loading.load(TEST, str(link / "0.bmp"), picture_store)[0][0, 0, 0])
 
     assert level() == 200
+
     link.unlink()
     link.symlink_to(editions[1])
     assert level() == 10
+
     file = editions[1] / "0.bmp"
     file.write_bytes((editions[0] / "0.bmp").read_bytes())
     os.utime(file, ns=(10**18, 10**18))
     assert level() == 200
 
 
-def test_a_planted_link_is_not_walked_through(here, monkeypatch):
-    (here / f"domainbed-carft-{os.geteuid()}").symlink_to("/")
+def test_a_link_in_place_of_the_folder_is_not_followed(temporary_folder, monkeypatch):
+    (temporary_folder / f"domainbed-carft-{os.geteuid()}").symlink_to("/")
     monkeypatch.setattr(Path, "rglob", None)
-    found, line = open_store(BOUND)
-    assert found is None and "not a folder of this user alone" in line
+    picture_store, line = open_store(BOUND)
+    assert picture_store is None and "not a folder of this user alone" in line

@@ -9,6 +9,7 @@ import signal
 import struct
 import tracemalloc
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,13 +19,27 @@ from torchvision import io
 from torchvision import transforms as T
 
 from domainbed_carft.clips.pictures import IMAGENET_MEAN, IMAGENET_STD, transform
-from domainbed_carft.data import emoji, listing
-from domainbed_carft.pictures import loading, plan
+from domainbed_carft.data import emoji, picture_files
+from domainbed_carft.pictures import augmentation, loading, plan
 from domainbed_carft.pictures.loading import decode
 from domainbed_carft.pictures.plan import Plan
 
-PLAIN = ("plain.jpg", "progressive.jpg", "grey.jpg", "rgb inside.jpg", "turned.jpg", "long.jpg")
-OTHERS = ("inks.jpg", "cut off.jpg", "palette.png", "16 bit.png", "rgba.png", "named.jpg")
+DECODED_BY_TORCHVISION = (
+    "plain.jpg",
+    "progressive.jpg",
+    "grey.jpg",
+    "rgb inside.jpg",
+    "turned.jpg",
+    "long.jpg",
+)
+DECODED_BY_PILLOW = (
+    "inks.jpg",
+    "cut off.jpg",
+    "palette.png",
+    "16 bit.png",
+    "rgba.png",
+    "named.jpg",
+)
 PRESETS = [
     ("domainbed", ""),
     ("clip", "224 bicubic shortest"),
@@ -38,19 +53,22 @@ PRESETS = [
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One of our pictures in all modes, not square."""
     folder = tmp_path_factory.mktemp("in all modes")
-    emojis = sorted((emoji.unpacked() / "fluent3d" / "face").iterdir())
+    emojis = sorted((emoji.style_folders() / "fluent3d" / "face").iterdir())
     rgba = Image.open(emojis[0]).convert("RGBA").resize((301, 257))
     picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "teal"), rgba).convert("RGB")
     turned = Image.Exif()
     turned[0x0112] = 6
+
     picture.save(folder / "plain.jpg", quality=75)
     picture.save(folder / "progressive.jpg", progressive=True, subsampling=0)
     picture.convert("L").save(folder / "grey.jpg")
     Image.merge("RGB", picture.split()[::-1]).save(folder / "rgb inside.jpg", keep_rgb=True)
     picture.save(folder / "turned.jpg", exif=turned)
+
     content = (folder / "plain.jpg").read_bytes()
     (folder / "long.jpg").write_bytes(content + b"more")
     (folder / "cut off.jpg").write_bytes(content[: len(content) // 2])
+
     picture.convert("CMYK").save(folder / "inks.jpg")
     picture.convert("P").save(folder / "palette.png", transparency=3)
     Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(
@@ -66,15 +84,19 @@ def as_the_harness_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
 
 
-@pytest.mark.parametrize("name", [*PLAIN, *OTHERS])
+@pytest.mark.parametrize("name", [*DECODED_BY_TORCHVISION, *DECODED_BY_PILLOW])
 def test_decoded_as_by_pillow(folder, monkeypatch, name):
-    asked = []
-    by_pillow = loading.by_pillow
-    monkeypatch.setattr(loading, "by_pillow", lambda path: asked.append(path) or by_pillow(path))
+    decoded_by_pillow = []
+    decode_with_pillow = loading.decode_with_pillow
+    monkeypatch.setattr(
+        loading,
+        "decode_with_pillow",
+        lambda path: decoded_by_pillow.append(path) or decode_with_pillow(path),
+    )
     decoded = decode(str(folder / name))
-    assert np.array_equal(decoded.numpy(), np.array(listing.open_picture(folder / name)))
+    assert np.array_equal(decoded.numpy(), np.array(picture_files.open_picture(folder / name)))
     assert decoded.is_contiguous()
-    assert bool(asked) == (name in OTHERS)
+    assert bool(decoded_by_pillow) == (name in DECODED_BY_PILLOW)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8\xff\xe0 no picture"])
@@ -82,7 +104,7 @@ def test_what_pillow_refuses_is_refused_alike(tmp_path, content):
     path = tmp_path / "picture.jpg"
     path.write_bytes(content)
     with pytest.raises(Exception) as expected:
-        listing.open_picture(path)
+        picture_files.open_picture(path)
     with pytest.raises(expected.type, match=re.escape(str(expected.value))):
         decode(str(path))
     with pytest.raises(FileNotFoundError):
@@ -90,15 +112,25 @@ def test_what_pillow_refuses_is_refused_alike(tmp_path, content):
 
 
 def test_plans_of_our_transforms():
-    found = plan.plan(transform("domainbed", 224, augment=True))
-    assert found == Plan(
-        224, "crop", "bilinear", IMAGENET_MEAN, IMAGENET_STD, (0.7, 1.0), (3 / 4, 4 / 3), 0.5,
-        ((0.7, 1.3), (0.7, 1.3), (0.7, 1.3), (-0.3, 0.3)), 0.1,
-    )  # fmt: skip
-    assert found.draws
-    assert pickle.loads(pickle.dumps(found)) == found
-    found = plan.plan(transform("clip", 96, augment=False, preprocessing="96 bicubic shortest"))
-    assert found[:3] == (96, "shortest", "bicubic") and not found.draws
+    training_plan = plan.plan_of(transform("domainbed", 224, augment=True))
+    assert training_plan == Plan(
+        224,
+        "crop",
+        "bilinear",
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        (0.7, 1.0),
+        (3 / 4, 4 / 3),
+        0.5,
+        ((0.7, 1.3), (0.7, 1.3), (0.7, 1.3), (-0.3, 0.3)),
+        0.1,
+    )
+    assert training_plan.draws
+    assert pickle.loads(pickle.dumps(training_plan)) == training_plan
+
+    test_transform = transform("clip", 96, augment=False, preprocessing="96 bicubic shortest")
+    test_plan = plan.plan_of(test_transform)
+    assert test_plan[:3] == (96, "shortest", "bicubic") and not test_plan.draws
 
 
 def test_no_plan_of_other_transforms():
@@ -107,7 +139,7 @@ def test_no_plan_of_other_transforms():
 
     end = [T.ToTensor(), T.Normalize((0.5,) * 3, (0.5,) * 3)]
     square = T.Resize((8, 8))
-    assert plan.plan(T.Compose([square, *end]))
+    assert plan.plan_of(T.Compose([square, *end]))
     for steps in (
         [],
         end,
@@ -121,44 +153,67 @@ def test_no_plan_of_other_transforms():
         [square, *end, T.RandomErasing()],
         [square, T.ColorJitter(0.1), T.RandomHorizontalFlip(), *end],
     ):
-        assert plan.plan(T.Compose(steps)) is None
-    assert plan.plan(square) is None
-    assert plan.plan(None) is None
+        assert plan.plan_of(T.Compose(steps)) is None
+    assert plan.plan_of(square) is None
+    assert plan.plan_of(None) is None
 
 
-def apart(steps: Plan, made: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """In grey levels."""
-    return (made - expected).abs() * torch.tensor(steps.std).view(3, 1, 1) * 255
+def level_difference(
+    picture_plan: Plan, actual: torch.Tensor, expected: torch.Tensor
+) -> torch.Tensor:
+    """The difference of normalised pictures, in grey levels."""
+    return (actual - expected).abs() * torch.tensor(picture_plan.std).view(3, 1, 1) * 255
 
 
-def both(given, jitter: str, folder: Path) -> tuple[Plan, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The plan, what its first stage makes and draws of all pictures, and what Pillow makes."""
-    steps = plan.plan(given, jitter)
-    assert steps is not None
-    made, drawn, expected = [], [], []
+class Stages(NamedTuple):
+    """Two stages of all pictures, and what they are compared with."""
+
+    plan: Plan
+    squares: torch.Tensor  # (N, S, S, 3), of the first stage
+    choices: torch.Tensor  # (N, 10), of the first stage
+    expected: torch.Tensor  # (N, 3, S, S), by Pillow
+
+    def difference(self) -> torch.Tensor:
+        """Of the second stage's pictures, in grey levels."""
+        pictures = plan.second_stage(self.plan, self.squares, self.choices)
+        return level_difference(self.plan, pictures, self.expected)
+
+
+def first_stage_of_all(picture_transform, jitter: str, folder: Path) -> Stages:
+    """All pictures after the first stage, with two seeds; it draws as the transform does."""
+    picture_plan = plan.plan_of(picture_transform, jitter)
+    assert picture_plan is not None
+
+    squares = []
+    choices = []
+    expected = []
     for seed in range(2):
-        for name in (*PLAIN, *OTHERS):
+        for name in (*DECODED_BY_TORCHVISION, *DECODED_BY_PILLOW):
             torch.manual_seed(seed)
-            expected.append(given(listing.open_picture(folder / name)))
-            after = torch.get_rng_state()
+            expected.append(picture_transform(picture_files.open_picture(folder / name)))
+            state_after_transform = torch.get_rng_state()
+
             torch.manual_seed(seed)
-            pixels, row = plan.first(steps, decode(str(folder / name)))
-            assert torch.equal(torch.get_rng_state(), after)
-            made.append(pixels)
-            drawn.append(row)
-    return steps, torch.stack(made), torch.stack(drawn), torch.stack(expected)
+            square, square_choices = plan.first_stage(picture_plan, decode(str(folder / name)))
+            assert torch.equal(torch.get_rng_state(), state_after_transform)
+            squares.append(square)
+            choices.append(square_choices)
+
+    return Stages(picture_plan, torch.stack(squares), torch.stack(choices), torch.stack(expected))
 
 
 @pytest.mark.parametrize(("protocol", "preprocessing"), PRESETS)
 @pytest.mark.parametrize("augment", [False, True])
 def test_cropped_and_resized_as_by_pillow(folder, protocol, preprocessing, augment):
-    given = transform(protocol, 224, augment, preprocessing)
-    steps, made, drawn, expected = both(given, "pillow", folder)
-    assert (made.dtype, made.shape[1:]) == (torch.uint8, (224, 224, 3))
-    difference = apart(steps, plan.second(steps, made, drawn), expected)
-    if steps.ranges is None:
+    protocol_transform = transform(protocol, 224, augment, preprocessing)
+    stages = first_stage_of_all(protocol_transform, "pillow", folder)
+    assert (stages.squares.dtype, stages.squares.shape[1:]) == (torch.uint8, (224, 224, 3))
+
+    difference = stages.difference()
+
+    if stages.plan.jitter_ranges is None:
         # Both round between rows and columns; bicubic weights can double such a difference.
-        assert difference.max() <= (2.01 if steps.interpolation == "bicubic" else 1.01)
+        assert difference.max() <= (2.01 if stages.plan.interpolation == "bicubic" else 1.01)
         assert (difference > 1.01).float().mean() < 1e-5
         assert difference.mean() <= 0.01
     else:  # of one grey level the jitter makes more
@@ -171,23 +226,26 @@ def test_jittered_by_the_batch_as_by_pillow(folder, monkeypatch, by):
     if by == "numba" and not plan.has_numba():
         pytest.skip("needs numba, the extra 'fast'")
     monkeypatch.setattr(plan, "has_numba", lambda: by == "numba")
-    steps, made, drawn, expected = both(transform("domainbed", 224, True), "batch", folder)
-    before = made.clone()
-    difference = apart(steps, plan.second(steps, made, drawn), expected)
-    assert torch.equal(made, before)
+
+    stages = first_stage_of_all(transform("domainbed", 224, True), "batch", folder)
+    squares = stages.squares.clone()
+    difference = stages.difference()
+    assert torch.equal(stages.squares, squares)
     assert difference.mean() <= 0.1  # far below what is asked, 1.5: the arithmetic is Pillow's
     assert (difference <= 6).float().mean() >= 0.99
 
 
-def random_rows(count: int) -> torch.Tensor:
-    """What might be drawn for so many pictures, factors beyond the usual included."""
+def random_choices(count: int) -> torch.Tensor:
+    """Random choices (count, 10) as the first stage makes them, with larger factors than usual."""
     generator = torch.Generator().manual_seed(0)
-    rows = torch.rand(count, 10, generator=generator)
-    rows[:, [0, 9]] = (rows[:, [0, 9]] < 0.3).float()
-    rows[:, 1:5] = rows[:, 1:5].argsort(1).float()
-    rows[:, 5:8] *= 2
-    rows[:, 8] -= 0.5
-    return rows
+    choices = torch.rand(count, augmentation.N_COLUMNS, generator=generator)
+    for column in (augmentation.FLIP, augmentation.GREY):
+        choices[:, column] = (choices[:, column] < 0.3).float()
+    choices[:, augmentation.ORDER] = choices[:, augmentation.ORDER].argsort(1).float()
+    factors = choices[:, augmentation.FACTORS]  # a view
+    factors[:, : augmentation.HUE] *= 2
+    factors[:, augmentation.HUE] -= 0.5
+    return choices
 
 
 def test_the_compiled_stage_is_torchs(monkeypatch):
@@ -196,47 +254,60 @@ def test_the_compiled_stage_is_torchs(monkeypatch):
     generator = torch.Generator().manual_seed(1)
     noise = torch.randint(256, (24, 16, 16, 3), generator=generator, dtype=torch.uint8)
     noise[:4] = noise[:4, :, :, :1]  # greys have no hue
-    steps = Plan(16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, ranges=((0.0, 2.0),) * 4)
-    compiled = plan.second(steps, noise, random_rows(24), out := torch.empty(24, 3, 16, 16))
+    noise_plan = Plan(
+        16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, jitter_ranges=((0.0, 2.0),) * 4
+    )
+    out = torch.empty(24, 3, 16, 16)
+    compiled = plan.second_stage(noise_plan, noise, random_choices(24), out)
     assert compiled is out
+
     monkeypatch.setattr(plan, "has_numba", lambda: False)
-    difference = apart(steps, compiled, plan.second(steps, noise, random_rows(24)))
+    difference = level_difference(
+        noise_plan, compiled, plan.second_stage(noise_plan, noise, random_choices(24))
+    )
     assert (difference < 0.0255).float().mean() > 0.999
 
 
 def test_operations_that_are_not_asked_for_are_left_out():
     half = (0.5,) * 3
-    given = T.Compose(
+    transform_with_jitter = T.Compose(
         [T.Resize((16, 16)), T.ColorJitter(0, 0.5, 0, 0.2), T.ToTensor(), T.Normalize(half, half)]
     )
-    steps = plan.plan(given)
+    jitter_plan = plan.plan_of(transform_with_jitter)
     pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8)
     torch.manual_seed(0)
-    expected = given(Image.fromarray(pixels.numpy()))
+    expected = transform_with_jitter(Image.fromarray(pixels.numpy()))
     torch.manual_seed(0)
-    made, row = plan.first(steps, pixels)
-    difference = apart(steps, plan.second(steps, made[None], row[None]), expected)
+    square, choices = plan.first_stage(jitter_plan, pixels)
+    difference = level_difference(
+        jitter_plan, plan.second_stage(jitter_plan, square[None], choices[None]), expected
+    )
     assert difference.mean() < 0.1
 
 
 def test_another_models_normalisation():
-    steps = Plan(4, "squash", "bilinear", (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    data_plan = Plan(4, "squash", "bilinear", (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     pixels = torch.arange(48, dtype=torch.uint8).reshape(1, 4, 4, 3)
     expected = T.functional.normalize(
         pixels.permute(0, 3, 1, 2) / 255, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
     )
-    others = steps._replace(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    made = plan.second(others, pixels, torch.zeros(1, 10))
-    assert torch.allclose(made, expected, atol=1e-5)
+    model_plan = data_plan._replace(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    actual = plan.second_stage(model_plan, pixels, torch.zeros(1, 10))
+    assert torch.allclose(actual, expected, atol=1e-5)
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_as_on_the_processor():
     pictures = torch.randint(256, (24, 16, 16, 3), dtype=torch.uint8)
-    steps = Plan(16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, ranges=((0.0, 2.0),) * 4)
-    made = plan.second(steps, pictures.cuda(), random_rows(24))
-    assert made.is_cuda
-    difference = apart(steps, made.cpu(), plan.second(steps, pictures, random_rows(24)))
+    noise_plan = Plan(
+        16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, jitter_ranges=((0.0, 2.0),) * 4
+    )
+    on_gpu = plan.second_stage(noise_plan, pictures.cuda(), random_choices(24))
+    assert on_gpu.is_cuda
+
+    difference = level_difference(
+        noise_plan, on_gpu.cpu(), plan.second_stage(noise_plan, pictures, random_choices(24))
+    )
     assert (difference < 0.0255).float().mean() > 0.999
 
 
@@ -254,11 +325,11 @@ def resized_header(content: bytes, height: int, width: int) -> bytes:
     return content[:frame] + struct.pack(">HH", height, width) + content[frame + 4 :]
 
 
-@pytest.mark.parametrize("more", [b"", b"\xff\xff\xe1\x00\x04xx", b"\xff\xe1\x00\x04xx"])
-def test_a_jpeg_beyond_pillows_limit_is_not_decoded(folder, tmp_path, monkeypatch, more):
+@pytest.mark.parametrize("marker", [b"", b"\xff\xff\xe1\x00\x04xx", b"\xff\xe1\x00\x04xx"])
+def test_a_jpeg_beyond_pillows_limit_is_not_decoded(folder, tmp_path, monkeypatch, marker):
     path = tmp_path / "bomb.jpg"
     content = resized_header((folder / "grey.jpg").read_bytes(), 60_000, 60_000)
-    path.write_bytes(content[:2] + more + content[2:])
+    path.write_bytes(content[:2] + marker + content[2:])
     monkeypatch.setattr(io, "decode_jpeg", None)
     with pytest.raises(Image.DecompressionBombError, match="exceeds limit of"):
         decode(str(path))
@@ -266,23 +337,24 @@ def test_a_jpeg_beyond_pillows_limit_is_not_decoded(folder, tmp_path, monkeypatc
 
 def test_the_limit_is_pillows_own(folder, monkeypatch):
     picture = decode(str(folder / "plain.jpg"))
-    asked = []
-    monkeypatch.setattr(loading, "by_pillow", asked.append)
+    decoded_by_pillow = []
+    monkeypatch.setattr(loading, "decode_with_pillow", decoded_by_pillow.append)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", picture.shape[0] * picture.shape[1] - 1)
     decode(str(folder / "plain.jpg"))
-    assert asked == [str(folder / "plain.jpg")]
+    assert decoded_by_pillow == [str(folder / "plain.jpg")]
+
     for limit in (picture.shape[0] * picture.shape[1], None):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         assert decode(str(folder / "plain.jpg")).shape == picture.shape
-    assert len(asked) == 1
+    assert len(decoded_by_pillow) == 1
 
 
-@pytest.mark.parametrize("read", [decode, listing.open_picture])
+@pytest.mark.parametrize("read", [decode, picture_files.open_picture])
 @pytest.mark.parametrize("beginning", [b"\xff\xd8\xff", b"RIFF\xff\xff\xff\x7fWEBPVP8 ", b""])
 def test_a_file_of_any_size_takes_little_memory(tmp_path, read, beginning):
     path = tmp_path / "picture.webp"
     path.write_bytes(beginning)
-    os.truncate(path, 2 * listing.LARGEST_FILE)
+    os.truncate(path, 2 * picture_files.LARGEST_FILE)
     tracemalloc.start()
     try:
         with pytest.raises(OSError, match="2,147,483,648 bytes, expected at most 1,073,741,824"):
@@ -292,7 +364,7 @@ def test_a_file_of_any_size_takes_little_memory(tmp_path, read, beginning):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("read", [decode, listing.open_picture])
+@pytest.mark.parametrize("read", [decode, picture_files.open_picture])
 def test_no_pipe_is_waited_for(tmp_path, read):
     path = tmp_path / "picture.jpg"
     os.mkfifo(path)

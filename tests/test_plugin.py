@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_checkout import HOST, OUR_HPARAMS, OURS, Site, write_checkout
+from fake_checkout import HOST, OUR_ALGORITHMS, OUR_HPARAMS, Site, write_checkout
 
-from domainbed_carft.method import hparams
-from domainbed_carft.plugin import additions
+from domainbed_carft.plugin import registry_functions
 
 
 @pytest.fixture
@@ -23,8 +22,9 @@ def checkout(tmp_path: Path) -> Path:
     return write_checkout(tmp_path / "my checkout's root")
 
 
-def of(folder: Path) -> str:
-    return str(folder / "domainbed" / "algorithms.py")
+def algorithms_file(root: Path) -> str:
+    """The file of domainbed.algorithms in the checkout at `root`."""
+    return str(root / "domainbed" / "algorithms.py")
 
 
 # Which domainbed is used
@@ -32,9 +32,9 @@ def of(folder: Path) -> str:
 
 def test_a_checkout_in_the_current_folder_is_extended(site: Site, checkout: Path) -> None:
     assert site.train(cwd=checkout) == {
-        "file": of(checkout),
+        "file": algorithms_file(checkout),
         "class": "CARFT",
-        "algorithms": ["ERM", *OURS],
+        "algorithms": ["ERM", *OUR_ALGORITHMS],
         "datasets": ["Pets", "EmojiStyles", "EmojiUnseen"],
         "environments": {
             "Pets": 2,
@@ -49,18 +49,19 @@ def test_a_checkout_in_the_current_folder_is_extended(site: Site, checkout: Path
 
 
 @pytest.mark.parametrize("place", ["pythonpath", "wheel", "source tree"])
-def test_a_checkout_wins_over_the_harness_which_serves_else(
-    site: Site, checkout: Path, place: str
-) -> None:
+def test_a_checkout_wins_over_the_harness(site: Site, checkout: Path, place: str) -> None:
     if place == "pythonpath":
         (site.empty / "domainbed").mkdir()  # does not hide it
-        assert site.train(path=(checkout,))["file"] == of(checkout)
+        assert site.train(path=(checkout,))["file"] == algorithms_file(checkout)
         return
+
     harness = site.package / "harness"
     if place == "source tree":  # has the harness beside the package
         harness = harness.rename(site.folder / "site" / "third_party")
-    result = site.train()
-    assert (result["file"], result["algorithms"]) == (of(harness), ["ERM", *OURS])
+
+    report = site.train()
+    assert report["file"] == algorithms_file(harness)
+    assert report["algorithms"] == ["ERM", *OUR_ALGORITHMS]
 
 
 def test_a_finder_appended_after_ours_wins_over_the_harness(site: Site, checkout: Path) -> None:
@@ -75,12 +76,16 @@ sys.meta_path.append(Editable)
 import domainbed.algorithms
 print(json.dumps([domainbed.algorithms.__file__, domainbed.algorithms.ALGORITHMS]))
 """
-    assert site.json("-c", code, str(checkout)) == [of(checkout), ["ERM", *OURS]]
+    assert site.json("-c", code, str(checkout)) == [
+        algorithms_file(checkout),
+        ["ERM", *OUR_ALGORITHMS],
+    ]
 
 
-def test_a_bare_folder_is_named(site: Site) -> None:
+def test_a_folder_that_hides_domainbed_is_named(site: Site) -> None:
     bare = site.empty / "domainbed"
     (bare / "PACS").mkdir(parents=True)
+
     done = site.run("-m", "domainbed.scripts.train", "CARFT")
     assert done.returncode != 0
     assert f"Python took {bare} for the package 'domainbed'" in done.stderr
@@ -90,55 +95,72 @@ def test_a_bare_folder_is_named(site: Site) -> None:
 # The host stays what it was
 
 
-def test_other_algorithms_keep_their_hparams(site: Site, checkout: Path) -> None:
+def test_hparams_of_the_hosts_algorithms_stay_and_ours_lie_over_them(
+    site: Site, checkout: Path
+) -> None:
     code = """
 import json
-from domainbed import algorithms, hparams_registry as registry
-from domainbed_carft.method import arguments
-others = [registry.default_hparams("ERM", "Pets"), registry.random_hparams("ERM", "Pets", 14)]
-touched = sorted(arguments.ALLOWED)
-ours = registry.random_hparams("CARFT", "Pets", seed=14)
-print(json.dumps([others, touched, ours, sorted(arguments.ALLOWED)]))
+from domainbed import hparams_registry as registry
+from domainbed_carft.method import host_arguments
+
+print(json.dumps({
+    "ERM": registry.default_hparams("ERM", "Pets"),
+    "ERM drawn": registry.random_hparams("ERM", "Pets", 14),
+    "allowed before": sorted(host_arguments.ALLOWED),
+    "CARFT drawn": registry.random_hparams("CARFT", "Pets", seed=14),
+    "allowed after": sorted(host_arguments.ALLOWED),
+}))
 """
-    others, touched, ours, allowed = site.json("-c", code, cwd=checkout)
-    assert others == [{"lr": 0.001, "class_balanced": False}, {"lr": 2.0, "class_balanced": False}]
-    assert touched == []
-    assert ours == {"lr": 14, "kl_weight": 2.0, "class_balanced": False}
-    assert allowed == ["class_balanced", "lr"]
+    assert site.json("-c", code, cwd=checkout) == {
+        "ERM": {"lr": 0.001, "class_balanced": False},
+        "ERM drawn": {"lr": 2.0, "class_balanced": False},
+        "allowed before": [],
+        "CARFT drawn": {"lr": 14, "kl_weight": 2.0, "class_balanced": False},
+        "allowed after": ["class_balanced", "lr"],
+    }
 
 
-def test_class_names_reach_us_by_the_very_hparams_which_stay(site: Site, tmp_path: Path) -> None:
-    start = "augment, hparams):\n"
-    writes = start + "        hparams['class_names'] = ['by', 'host']\n"  # as DPLCLIP's do
-    text = HOST["datasets.py"].replace(start, writes)
-    fork = write_checkout(tmp_path / "fork", datasets=text)
+def test_class_names_are_handed_on_by_the_hparams_object_which_stays_as_it_was(
+    site: Site, tmp_path: Path
+) -> None:
+    signature = "augment, hparams):\n"
+    writing = signature + "        hparams['class_names'] = ['by', 'host']\n"  # as DPLCLIP does
+    fork = write_checkout(
+        tmp_path / "fork", datasets=HOST["datasets.py"].replace(signature, writing)
+    )
     data = site.folder / "data"
     for folder in ("art/cat", "art/dog", "photo/cat", "photo/dog"):
         (data / folder).mkdir(parents=True)
+
     code = """
 import json, sys
 from domainbed import datasets
 from domainbed_carft.method import dataset_facts
-def shown(hparams, name=None):
-    seen = dataset_facts.recall(hparams, name)
-    return [[e.name, e.classes, e.normalisation] for e in seen.environments]
+
+def recalled(hparams, name=None):
+    environments = dataset_facts.recall(hparams, name).environments
+    return [[e.name, e.classes, e.normalisation] for e in environments]
+
 hparams = {"class_names": "dataset:Pets"}
 datasets.Pets(sys.argv[1], [0], hparams)
-print(json.dumps([shown(hparams), shown(dict(hparams), "Pets"), hparams]))
+print(json.dumps([recalled(hparams), recalled(dict(hparams), "Pets"), hparams]))
 """
-    names = ["cat", "dog"]
-    normalised = [[0.5, 0.25, 0.0], [2.0, 1.0, 1.0]]
-    seen = [["art", names, normalised], ["photo", names, normalised]]
-    found = site.json("-c", code, str(data), cwd=fork)
-    assert found == [seen, [], {"class_names": "dataset:Pets"}]
+    by_object, by_name, hparams = site.json("-c", code, str(data), cwd=fork)
+
+    classes = ["cat", "dog"]
+    normalisation = [[0.5, 0.25, 0.0], [2.0, 1.0, 1.0]]
+    assert by_object == [["art", classes, normalisation], ["photo", classes, normalisation]]
+    assert by_name == []
+    assert hparams == {"class_names": "dataset:Pets"}
 
 
-@pytest.mark.parametrize("wanted", ["clip", "domainbed", None])
+@pytest.mark.parametrize("protocol", ["clip", "domainbed", None])
 def test_the_protocol_of_our_hparams_is_followed(
-    site: Site, checkout: Path, wanted: str | None
+    site: Site, checkout: Path, protocol: str | None
 ) -> None:
     for folder in ("art/cat", "photo/cat"):
         (site.folder / "data" / folder).mkdir(parents=True)
+
     code = """
 import json, sys
 from domainbed import datasets
@@ -148,18 +170,23 @@ pets = datasets.Pets(sys.argv[1], [0], hparams)
 transforms = [e.transform if isinstance(e.transform, list) else "host's" for e in pets.datasets]
 print(json.dumps([transforms, dataset_facts.recall(hparams).protocol]))
 """
-    hparams = json.dumps({"protocol": wanted} if wanted else {})
-    expected = [["host's"] * 2, "host"]
-    if wanted == "clip":
-        expected = [[["clip", 224, False], ["clip", 224, True]], "clip"]
-    assert site.json("-c", code, str(site.folder / "data"), hparams, cwd=checkout) == expected
+    hparams = json.dumps({"protocol": protocol} if protocol else {})
+    result = site.json("-c", code, str(site.folder / "data"), hparams, cwd=checkout)
+
+    if protocol == "clip":
+        assert result == [[["clip", 224, False], ["clip", 224, True]], "clip"]
+    else:
+        assert result == [["host's", "host's"], "host"]
 
 
 @pytest.mark.parametrize(
     "module", ["method/algorithms", "method/hparams", "plugin/data_sets", "method/dataset_facts"]
 )
-def test_our_failure_is_one_warning(site: Site, checkout: Path, module: str) -> None:
+def test_our_failure_is_one_warning_and_the_host_goes_on(
+    site: Site, checkout: Path, module: str
+) -> None:
     (site.package / f"{module}.py").write_text("raise RuntimeError('planted')\n")
+
     code = """
 import json, sys
 from domainbed import algorithms, datasets, hparams_registry
@@ -171,6 +198,7 @@ print(json.dumps([
 ]))
 """
     done = site.run("-W", "error", "-c", code, str(checkout.parent), cwd=checkout)
+
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[:2] == ["ERM", 0.001]
     assert done.stderr.count("domainbed-carft") == 2
@@ -181,48 +209,58 @@ print(json.dumps([
 def test_a_list_that_takes_no_name_leaves_the_host_as_it_was(site: Site, tmp_path: Path) -> None:
     text = HOST["algorithms.py"].replace('["ERM"]', '("ERM",)')
     fork = write_checkout(tmp_path / "fork", algorithms=text)
+
     code = "from domainbed import algorithms; print(hasattr(algorithms, 'CARFT'))"
     done = site.run("-c", code, cwd=fork)
-    assert done.stdout == "False\n" and "could not extend domainbed.algorithms" in done.stderr
+
+    assert done.stdout == "False\n"
+    assert "could not extend domainbed.algorithms" in done.stderr
 
 
-def test_the_hosts_own_failure_stays_its_own(site: Site, tmp_path: Path) -> None:
+def test_a_failure_of_the_host_is_shown_unchanged(site: Site, tmp_path: Path) -> None:
     broken = write_checkout(tmp_path / "broken", algorithms="import no_such_module\n")
+
     done = site.run("-c", "import domainbed.algorithms", cwd=broken)
+
     assert done.stderr.endswith("ModuleNotFoundError: No module named 'no_such_module'\n")
     assert "domainbed-carft" not in done.stderr
 
 
-def test_a_name_that_the_host_uses_itself_is_left_to_it(site: Site, tmp_path: Path) -> None:
-    text = HOST["algorithms.py"] + "\nclass CARFT(Algorithm):\n    theirs = True\n"
+def test_a_class_of_the_host_by_the_name_of_ours_stays(site: Site, tmp_path: Path) -> None:
+    text = HOST["algorithms.py"] + "\nclass CARFT(Algorithm):\n    is_of_host = True\n"
     fork = write_checkout(tmp_path / "fork", algorithms=text)
+
     code = """
 import json
 from domainbed import algorithms, hparams_registry
 print(json.dumps([
-    algorithms.CARFT.theirs,
+    algorithms.CARFT.is_of_host,
     algorithms.ALGORITHMS,
     hparams_registry.default_hparams("CARFT", "Pets")["lr"],
     hparams_registry.default_hparams("CLIPFineTune", "Pets")["lr"],
 ]))
 """
     done = site.run("-c", code, cwd=fork)
-    assert json.loads(done.stdout) == [True, ["ERM", *OURS[1:]], 0.001, 5e-6]
+
+    assert json.loads(done.stdout) == [True, ["ERM", *OUR_ALGORITHMS[1:]], 0.001, 5e-6]
     assert "domainbed.algorithms has its own CARFT, which stays in use" in done.stderr
     assert "unchanged" not in done.stderr  # all others were added
 
 
-def test_a_name_that_the_host_imports_for_itself_is_no_alarm(site: Site, tmp_path: Path) -> None:
-    """Torchvision's CIFAR100, say: a data set of that name is ours only where nobody else's is."""
+def test_what_the_host_imports_by_the_name_of_our_data_set_stays(
+    site: Site, tmp_path: Path
+) -> None:
+    """Torchvision's CIFAR100, say. A single warning comes, if a job is on that data set."""
     imported = "from json import JSONDecoder as DTD\n"
     fork = write_checkout(tmp_path / "fork", datasets=imported + HOST["datasets.py"])
     code = """
 import json, sys
 from domainbed import datasets, hparams_registry
-found = [hparams_registry.default_hparams("CARFT", name)["lr"] for name in sys.argv[1:]]
-print(json.dumps([datasets.DTD is json.JSONDecoder, hasattr(datasets, "EmojiStyles"), found]))
+rates = [hparams_registry.default_hparams("CARFT", name)["lr"] for name in sys.argv[1:]]
+print(json.dumps([datasets.DTD is json.JSONDecoder, hasattr(datasets, "EmojiStyles"), rates]))
 """
     assert site.json("-c", code, "Pets", cwd=fork) == [True, True, [5e-6]]
+
     done = site.run("-c", code, "Pets", "DTD", "DTD", cwd=fork)
     assert json.loads(done.stdout) == [True, True, [5e-6, 5e-6, 5e-6]]
     assert done.stderr.count("domainbed.datasets has its own DTD, which stays in use") == 1
@@ -239,13 +277,15 @@ print(json.dumps([
     algorithms.ALGORITHMS + datasets.DATASETS,
 ]))
 """
-    names = ["ERM", *OURS, "Pets", "EmojiStyles", "EmojiUnseen"]
-    # with what the host expects of its data sets behind ours
-    bases = ["EmojiStyles", "EmojiStyles", "MultipleDomainDataset", "object"]
-    assert site.json("-c", code, cwd=checkout) == [True, bases, names]
+    is_ours, bases, names = site.json("-c", code, cwd=checkout)
+
+    assert is_ours
+    # The host's base class is behind ours.
+    assert bases == ["EmojiStyles", "EmojiStyles", "MultipleDomainDataset", "object"]
+    assert names == ["ERM", *OUR_ALGORITHMS, "Pets", "EmojiStyles", "EmojiUnseen"]
 
 
-# The switch, registering by hand, values of a host
+# The switch, registering and unregistering
 
 
 def test_the_switch(site: Site, checkout: Path) -> None:
@@ -253,6 +293,7 @@ def test_the_switch(site: Site, checkout: Path) -> None:
     assert site.train("ERM", cwd=checkout, **off)["algorithms"] == ["ERM"]
     done = site.run("-c", "import domainbed", **off)
     assert "No module named 'domainbed'" in done.stderr
+
     for value in ("", "0", "false"):
         assert site.train(cwd=checkout, DOMAINBED_CARFT_DISABLE=value)["class"] == "CARFT"
 
@@ -264,9 +305,95 @@ def test_registering_by_hand_raises_what_the_hook_only_warns_of(site: Site, chec
     assert done.stderr.endswith("CarftError: domainbed.algorithms cannot be extended: planted\n")
 
 
+def test_unregistering_removes_our_names_and_hooks_until_we_register_again(
+    site: Site, checkout: Path
+) -> None:
+    code = """
+import json, sys
+import domainbed_carft
+from domainbed import algorithms, command_launchers, datasets, hparams_registry
+
+def is_extended():
+    return [
+        hasattr(algorithms, "CARFT"),
+        "CARFT" in algorithms.ALGORITHMS,
+        "kl_weight" in hparams_registry.default_hparams("CARFT", "Pets"),
+        hasattr(datasets, "EmojiStyles"),
+        "EmojiStyles" in datasets.DATASETS,
+        "EmojiStyles" in datasets.NUM_ENVIRONMENTS,
+        "pool" in command_launchers.REGISTRY,
+        any(type(finder).__module__ == "domainbed_carft.plugin" for finder in sys.meta_path),
+    ]
+
+states = [is_extended()]
+for change in (
+    domainbed_carft.unregister,
+    domainbed_carft.unregister,
+    domainbed_carft.register,
+    domainbed_carft.unregister,
+):
+    change()
+    states.append(is_extended())
+print(json.dumps(states))
+"""
+    extended = [True] * 8
+    bare = [False] * 8
+    assert site.json("-c", code, cwd=checkout) == [extended, bare, bare, extended, bare]
+
+
+def test_after_unregistering_imports_are_the_hosts_own(site: Site, checkout: Path) -> None:
+    code = """
+import sys
+import domainbed_carft
+domainbed_carft.unregister()
+from domainbed import algorithms
+print(hasattr(algorithms, "CARFT"), "domainbed_carft.plugin.additions" in sys.modules)
+"""
+    assert site.run("-c", code, cwd=checkout).stdout == "False False\n"
+    # There is no checkout in an empty folder, and our harness is not served any more.
+    assert "No module named 'domainbed'" in site.run("-c", code).stderr
+
+
+def test_a_module_that_is_executed_after_unregistering_stays_as_it_was(
+    site: Site, checkout: Path
+) -> None:
+    """Its loader was prepared for our additions before."""
+    code = """
+import importlib.util
+import domainbed, domainbed_carft
+spec = importlib.util.find_spec("domainbed.command_launchers")
+domainbed_carft.unregister()
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(*module.REGISTRY)
+"""
+    assert site.run("-c", code, cwd=checkout).stdout == "local\n"
+
+
+def test_unregistering_leaves_what_somebody_else_has_changed_since(
+    site: Site, checkout: Path
+) -> None:
+    code = """
+import domainbed_carft
+from domainbed import algorithms, command_launchers
+algorithms.CARFT = "theirs"
+algorithms.ALGORITHMS.remove("CLIPFineTune")
+command_launchers.REGISTRY["pool"] = "theirs"
+domainbed_carft.unregister()
+print(algorithms.CARFT, algorithms.ALGORITHMS, command_launchers.REGISTRY["pool"])
+"""
+    assert site.run("-c", code, cwd=checkout).stdout == "theirs ['ERM'] theirs\n"
+
+
 def test_numpy_values_of_a_hosts_registry_are_stored_as_pythons() -> None:
     """Upstream draws some by RandomState.choice; no restricted reader would read those back."""
-    theirs = {"resnet_dropout": np.float64(0.1), "count": np.int64(3), "name": "x"}
-    drawn = additions._overlaid(lambda algorithm, dataset, seed: theirs, hparams, 1)
-    found = drawn("CARFT", "PACS", 1)
-    assert [type(found[key]) for key in theirs] == [float, int, str]
+    host_hparams = {"resnet_dropout": np.float64(0.1), "count": np.int64(3), "name": "x"}
+    draw = registry_functions.extended_function(
+        lambda algorithm, dataset, seed: host_hparams,
+        draws=True,
+        host_names=registry_functions.HostNames(),
+    )
+
+    hparams = draw("CARFT", "PACS", 1)
+
+    assert [type(hparams[name]) for name in host_hparams] == [float, int, str]

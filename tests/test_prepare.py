@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from data_trees import files, write
 
-from domainbed_carft.data import archives, benchmarks, download
+from domainbed_carft.data import archives, benchmarks, preparation
 from domainbed_carft.errors import CarftError
 
 
@@ -24,8 +24,8 @@ def domain_net(unpacked: Path, *duplicates: str) -> list[str]:
 def test_domain_net_loses_its_duplicates_and_nothing_else(tmp_path, monkeypatch):
     twice = ["real/zebra/real_1.jpg", "sketch/zebra/sketch_0.jpg", "real/zebra/unheard.jpg"]
     names = domain_net(tmp_path / "unpacked", *twice, "")
-    monkeypatch.setattr(download, "DUPLICATES", 3)
-    download.prepare("DomainNet", tmp_path / "unpacked", tmp_path / "ready")
+    monkeypatch.setattr(preparation, "DUPLICATES", 3)
+    preparation.prepare("DomainNet", tmp_path / "unpacked", tmp_path / "ready")
     assert files(tmp_path / "ready") == sorted(set(names) - set(twice))
 
 
@@ -34,9 +34,9 @@ def test_domain_net_loses_its_duplicates_and_nothing_else(tmp_path, monkeypatch)
 )
 def test_a_list_of_duplicates_that_is_none(tmp_path, monkeypatch, line):
     domain_net(tmp_path / "unpacked", "real/zebra/real_1.jpg", *line)
-    monkeypatch.setattr(download, "DUPLICATES", 2)
+    monkeypatch.setattr(preparation, "DUPLICATES", 2)
     with pytest.raises(archives.BadFile, match=r"duplicates\.txt is damaged or another list, "):
-        download.prepare("DomainNet", tmp_path / "unpacked", tmp_path / "ready")
+        preparation.prepare("DomainNet", tmp_path / "unpacked", tmp_path / "ready")
     assert (tmp_path / "unpacked" / "outside.jpg").exists()
 
 
@@ -45,12 +45,12 @@ def terra(unpacked: Path) -> Path:
     categories = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}, {"id": 3, "name": "car"}]
     places = {"a": 38, "b": "100", "c": 38, "d": 7}
     images = [{"id": i, "location": at, "file_name": f"{i}.jpg"} for i, at in places.items()]
-    seen = [("a", 1), ("a", 1), ("a", 2), ("b", 2), ("c", 3), ("d", 1)]
-    annotations = [{"image_id": i, "category_id": c} for i, c in seen]
-    write(unpacked / download.TERRA_PICTURES, [image["file_name"] for image in images])
-    folder = unpacked / download.TERRA_ANNOTATIONS
+    annotated = [("a", 1), ("a", 1), ("a", 2), ("b", 2), ("c", 3), ("d", 1)]
+    annotations = [{"image_id": i, "category_id": c} for i, c in annotated]
+    write(unpacked / preparation.TERRA_PICTURES, [image["file_name"] for image in images])
+    folder = unpacked / preparation.TERRA_ANNOTATIONS
     folder.mkdir()
-    for number, name in enumerate(download.TERRA_FILES):
+    for number, name in enumerate(preparation.TERRA_FILES):
         content = {"images": images[number::5], "annotations": annotations[number::5]}
         (folder / name).write_text(json.dumps({**content, "categories": categories}))
     (folder / "._train_annotations.json").write_bytes(b"\x00\xff from a Mac")
@@ -58,30 +58,30 @@ def terra(unpacked: Path) -> Path:
 
 
 def test_terra_incognita_goes_by_its_annotations(tmp_path):
-    download.prepare("TerraIncognita", terra(tmp_path / "unpacked"), tmp_path / "ready")
+    preparation.prepare("TerraIncognita", terra(tmp_path / "unpacked"), tmp_path / "ready")
     # a dog and a cat on one picture are in both; cars and location 7 are no part of the benchmark
-    kept = ["location_100/cat/b.jpg", "location_38/cat/a.jpg", "location_38/dog/a.jpg"]
-    assert files(tmp_path / "ready") == kept
+    expected = ["location_100/cat/b.jpg", "location_38/cat/a.jpg", "location_38/dog/a.jpg"]
+    assert files(tmp_path / "ready") == expected
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 99_999, b'{"images": [{"id": []}]}'])
 def test_annotations_that_are_none(tmp_path, content):
     unpacked = terra(tmp_path / "unpacked")
-    file = unpacked / download.TERRA_ANNOTATIONS / download.TERRA_FILES[2]
+    file = unpacked / preparation.TERRA_ANNOTATIONS / preparation.TERRA_FILES[2]
     file.write_bytes(content)
     expected = rf"eccv_18_annotations\.tar\.gz is damaged: its {file.name} is not JSON with images"
     with pytest.raises(archives.BadFile, match=expected):
-        download.prepare("TerraIncognita", unpacked, tmp_path / "ready")
+        preparation.prepare("TerraIncognita", unpacked, tmp_path / "ready")
 
 
 @pytest.mark.parametrize("name", ["../../secret.jpg", "{}/secret.jpg"])
 def test_annotations_of_files_elsewhere_are_refused(tmp_path, name):
     write(tmp_path, ["secret.jpg"])
     unpacked = terra(tmp_path / "unpacked")
-    file = unpacked / download.TERRA_ANNOTATIONS / download.TERRA_FILES[0]
+    file = unpacked / preparation.TERRA_ANNOTATIONS / preparation.TERRA_FILES[0]
     content = json.loads(file.read_text())
     content["images"][0]["file_name"] = name.format(tmp_path)
     file.write_text(json.dumps(content))
     with pytest.raises(CarftError, match=r"names a picture .* outside the folder.*Do not use"):
-        download.prepare("TerraIncognita", unpacked, tmp_path / "ready")
+        preparation.prepare("TerraIncognita", unpacked, tmp_path / "ready")
     assert not (tmp_path / "ready").exists()

@@ -25,6 +25,7 @@ def count(numbers, **options):
 
 def test_a_pipe_gets_a_line_at_each_interval_and_a_last_one(capsys):
     assert count(range(3), interval=0) == [0, 1, 2]
+
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "counting: 1 of 3 batches (33%), after 0:00:00"
     assert lines[-1] == "counting: 3 of 3 batches (100%), after 0:00:00" and len(lines) == 4
@@ -36,6 +37,7 @@ def test_a_pipe_gets_a_line_at_each_interval_and_a_last_one(capsys):
 def test_a_short_task_with_a_delay_prints_nothing_into_a_pipe(capsys):
     count(range(3), delay=1)
     assert not capsys.readouterr().err
+
     count(range(3), delay=1, interval=0)
     assert capsys.readouterr().err.count("\n") == 4
 
@@ -56,6 +58,7 @@ def test_no_progress_goes_into_a_jobs_errors(tmp_path, monkeypatch, kind):
     with misc.tee_output(str(tmp_path)):
         count(range(3), interval=0)
         print("an error", file=sys.stderr)
+
     assert (tmp_path / "err.txt").read_text() == "an error\n"
     assert ("counting" in original.getvalue()) == (kind is Terminal)
 
@@ -67,6 +70,7 @@ def test_a_reader_that_is_gone_ends_no_task():
         items=range(3), description="counting", unit="batch", total=3, done=0,
         always_prints_end=True, interval=0, stream=closed,
     )  # fmt: skip
+
     assert list(progress) == [0, 1, 2]
 
 
@@ -86,9 +90,10 @@ def test_a_sweep_into_a_pipe_prints_lines(tmp_path, monkeypatch, capsys):
     jobs = launched(tmp_path / "out")
     with printing.bar([states.status(job, {}) for job in jobs], {}):
         pass
-    said = capsys.readouterr().err
-    assert "\r" not in said
-    assert said.splitlines()[-1].endswith(f"0 of {len(jobs)} jobs done, after 0:00:00")
+    printed = capsys.readouterr().err
+
+    assert "\r" not in printed
+    assert printed.splitlines()[-1].endswith(f"0 of {len(jobs)} jobs done, after 0:00:00")
 
 
 @pytest.mark.parametrize("name", ["local", "pool"])
@@ -97,7 +102,9 @@ def test_a_pools_log_says_which_jobs_start_and_end(name, tmp_path, capfd):
     code = "sys.exit(2)"
     run(name, [command(good), command(bad, code=code, words="no \x1b]0;own flag")])
     lines = capfd.readouterr().err.splitlines()
+
     assert f"{name}: started: {good}" in lines and f"{name}: started: {bad}" in lines
+
     (done,) = (line for line in lines if line.startswith(f"{name}: done: {good}; after 0:00:"))
     (failed,) = (line for line in lines if line.startswith(f"{name}: failed 1 time, exit status 2"))
     assert f"exit status 2: no \\x1b]0;own flag: {bad}; after 0:00:" in failed
@@ -111,4 +118,5 @@ def test_on_a_terminal_the_bar_stands_for_the_pools_log(tmp_path, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     run("pool", [command(tmp_path / "good")])
+
     assert not terminal.getvalue()

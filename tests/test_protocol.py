@@ -44,9 +44,9 @@ def test_in_training_only_one_changes_colours(picture):
     picture = picture.resize((80, 60))  # wider ones always give the same crop
     clips = pictures.CLIP_MEAN, pictures.CLIP_STD
     for name, (mean, std) in {"domainbed": pictures.IMAGENET, "clip": clips}.items():
-        seen = [undone(pictures.transform(name, 48, True)(picture), mean, std) for _ in range(40)]
-        assert len({x.sum().item() for x in seen}) == 40  # each draw is another crop
-        blue = max(x[2].abs().max().item() for x in seen)  # the picture has none
+        crops = [undone(pictures.transform(name, 48, True)(picture), mean, std) for _ in range(40)]
+        assert len({x.sum().item() for x in crops}) == 40  # each draw is another crop
+        blue = max(x[2].abs().max().item() for x in crops)  # the picture has none
         assert (blue > 0.02) == (name == "domainbed")
 
 
@@ -56,6 +56,7 @@ def test_wise_ft_crops_a_tenth_at_most_and_never_flips(picture):
         cropped = pictures.transform("wise-ft", 48, True)(ramp)
         red = undone(cropped, pictures.CLIP_MEAN, pictures.CLIP_STD)[0, 24]
         assert red[0] < 0.13 and red[-1] > 0.87 and (red.diff() > -0.01).all()
+
     still = [pictures.transform(name, 48, False)(picture) for name in ("wise-ft", "clip")]
     assert torch.equal(*still)
 
@@ -72,35 +73,39 @@ def test_emoji_styles_follows(random_tiny, capsys):
     values = settings(random_tiny, class_names="dataset:EmojiStyles", protocol="clip")
     dataset = data_sets.EmojiStyles("", [0], values)
     assert dataset[0].transform.transforms[-1].mean == pictures.CLIP_MEAN
+
     kinds = [type(step).__name__ for step in dataset[1].transform.transforms]
     assert "ColorJitter" not in kinds and "RandomHorizontalFlip" in kinds
+
     algorithm = algorithms.CLIPZeroShot(dataset.input_shape, 10, 3, values)
     x = dataset[0][0][0][None]
     assert torch.equal(algorithm.input(x), x)  # nothing to undo
-    said = capsys.readouterr().out
-    assert "CLIP protocol: clip (training: crop of 70" in said
+
+    stdout = capsys.readouterr().out
+    assert "CLIP protocol: clip (training: crop of 70" in stdout
 
 
 @pytest.mark.parametrize(
-    ("asked", "followed"),
+    ("requested", "followed"),
     [("clip", "domainbed"), ("domainbed", "clip"), ("clip", None), ("clip", "host")],
 )
-def test_pictures_that_do_not_follow_are_refused(random_tiny, asked, followed):
-    values = settings(random_tiny, class_names="dataset:Pets", protocol=asked)
+def test_pictures_that_do_not_follow_are_refused(random_tiny, requested, followed):
+    values = settings(random_tiny, class_names="dataset:Pets", protocol=requested)
     if followed:
-        shown = [dataset_facts.Environment("art", ["a", "b", "c"])]
-        dataset_facts.remember(values, "Pets", shown, None, followed)
+        environments = [dataset_facts.Environment("art", ["a", "b", "c"])]
+        dataset_facts.remember(values, "Pets", environments, None, followed)
     else:
         values["class_names"] = ["a", "b", "c"]
-    with pytest.raises(CarftError, match=f"protocol is '{asked}', but .*Leave protocol at"):
+
+    with pytest.raises(CarftError, match=f"protocol is '{requested}', but .*Leave protocol at"):
         algorithms.CARFT((3, 28, 28), 3, 2, values)
 
 
 def test_a_hosts_own_way_is_recorded_as_such(random_tiny, capsys):
-    for asked in ("domainbed", "host"):
-        values = settings(random_tiny, class_names="dataset:Pets", protocol=asked)
-        shown = [dataset_facts.Environment(name, ["a", "b", "c"]) for name in "xy"]
-        dataset_facts.remember(values, "Pets", shown, None, "host")
+    for requested in ("domainbed", "host"):
+        values = settings(random_tiny, class_names="dataset:Pets", protocol=requested)
+        environments = [dataset_facts.Environment(name, ["a", "b", "c"]) for name in "xy"]
+        dataset_facts.remember(values, "Pets", environments, None, "host")
         algorithms.CARFT((3, 28, 28), 3, 2, values)
         assert values["protocol"] == "host"
         assert "CLIP protocol: host (this DomainBed's own transforms" in capsys.readouterr().out

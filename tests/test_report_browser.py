@@ -20,7 +20,7 @@ OPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def made(incomplete):
+def index(incomplete):
     """The page of a sweep that lacks a job."""
     return incomplete / "new" / "report" / "index.html"
 
@@ -34,41 +34,45 @@ def browser():
 
 
 @contextmanager
-def opened(browser, path, width=1440, scheme="light"):
-    """A page whose ``said`` are messages, errors and requests but for itself and data."""
+def open_page(browser, path, width=1440, scheme="light"):
+    """A page whose ``messages`` are messages, errors and requests but for itself and data."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page.said = []
-    page.on("console", lambda message: page.said.append(message.text))
-    page.on("pageerror", lambda error: page.said.append(str(error)))
-    page.on("request", lambda request: page.said.append(request.url))
+    page.messages = []
+    page.on("console", lambda message: page.messages.append(message.text))
+    page.on("pageerror", lambda error: page.messages.append(str(error)))
+    page.on("request", lambda request: page.messages.append(request.url))
     page.goto(path.as_uri())
     page.wait_for_load_state("networkidle")
-    page.said = [s for s in page.said if not s.startswith("data:") and s != path.as_uri()]
+    page.messages = [
+        message
+        for message in page.messages
+        if not message.startswith("data:") and message != path.as_uri()
+    ]
     yield page
     page.close()
 
 
 @pytest.mark.parametrize("width, scheme", [(360, "light"), (1440, "dark")])
-def test_it_loads_whole_without_an_error_or_a_request_and_axe_finds_nothing(
-    browser, made, width, scheme
-):
-    with opened(browser, made, width, scheme) as page:
-        assert page.said == []
+def test_the_page_loads_without_errors_or_requests_and_is_accessible(browser, index, width, scheme):
+    with open_page(browser, index, width, scheme) as page:
+        assert page.messages == []
         assert page.evaluate("document.documentElement.scrollWidth") == width
+
         pictures = page.evaluate(
             "[...document.images].map(i => [i.complete, i.naturalWidth,"
             " i.getBoundingClientRect().width])"
         )
         assert len(pictures) == 12
-        for complete, natural, shown in pictures:
-            assert complete and natural > 200 and 200 < shown <= width
+        for complete, own_width, width_on_page in pictures:
+            assert complete and own_width > 200 and 200 < width_on_page <= width
+
         axe = pytest.importorskip(
             "axe_playwright_python.sync_playwright", reason="axe-playwright-python is missing"
         )
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        found = axe.Axe().run(page)
-        assert found.violations_count == 0, found.generate_report()
-        assert len(found.response["passes"]) > 20
+        results = axe.Axe().run(page)
+        assert results.violations_count == 0, results.generate_report()
+        assert len(results.response["passes"]) > 20
 
 
 def values(page):
@@ -79,23 +83,27 @@ def values(page):
     return [float(text.split()[0]) for text in texts]
 
 
-def test_keys_reach_everything_in_its_order_and_tables_sort(browser, made):
-    with opened(browser, made, 360) as page:
+def test_keys_reach_all_elements_and_sort_tables(browser, index):
+    with open_page(browser, index, 360) as page:
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
         assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
         page.keyboard.press("Enter")
         assert page.evaluate("document.activeElement.id") == "main"
+
         page.keyboard.press("Tab")
         page.keyboard.press("ArrowRight")  # a wide table scrolls in itself
         page.wait_for_function("document.activeElement.scrollLeft > 0")
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent") == "Algorithm"
+
         page.keyboard.press("Enter")
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         assert values(page) == sorted(values(page), reverse=True)
-        said = page.locator("[role=status]").text_content()
-        assert said == f"{TABLE}: sorted by A, descending"
+
+        status = page.locator("[role=status]").text_content()
+        assert status == f"{TABLE}: sorted by A, descending"
+
         page.keyboard.press("Space")
         assert values(page) == sorted(values(page))

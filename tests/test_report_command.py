@@ -20,7 +20,6 @@ from PIL import Image
 from report_page import TABLE, contents, page_of, report
 
 from domainbed_carft import cli
-from domainbed_carft.report import building
 from domainbed_carft.results import document
 
 
@@ -35,13 +34,13 @@ def sweep(incomplete):
 
 
 @pytest.fixture(scope="module")
-def made(incomplete):
+def report_folder(incomplete):
     return incomplete / "new" / "report"
 
 
 @pytest.fixture(scope="module")
-def page(made):
-    return report_page.read(made)
+def page(report_folder):
+    return report_page.read(report_folder)
 
 
 # The page
@@ -50,76 +49,88 @@ def page(made):
 def test_tables_are_the_collectors_and_say_what_is_missing(sweep, page):
     grids = {grid.title: grid for grid in collect_sweeps.collect(sweep).grids}
     assert TABLE in page.tables
+
     for title in page.tables.keys() & grids.keys():
         header, *rows = page.tables[title]
         assert header == grids[title].header and rows == [list(row) for row in grids[title].rows]
         assert all(html.escape(note, quote=False) in page.text for note in grids[title].notes)
+
     # The jobs with two environments left out were not run: no table of X.
     assert not [title for title in page.tables if "leave-one-domain-out" in title]
     assert "no job --test_envs 1: trial 1" in page.text and "are incomplete; the notes" in page.text
 
 
-def test_figures_are_files_and_on_the_page_with_their_words(made, page):
+def test_figures_are_files_and_on_the_page_with_their_words(report_folder, page):
     links = {a["href"] for a in page.all("a") if a["href"].startswith("figures/")}
-    files = {f"figures/{path.name}" for path in (made / "figures").iterdir()}
+    files = {f"figures/{path.name}" for path in (report_folder / "figures").iterdir()}
     assert links == files and len(files) == 2 * (1 + 5 + 5 + 1)
-    for path in (made / "figures").glob("*.png"):
+
+    for path in (report_folder / "figures").glob("*.png"):
         with Image.open(path) as picture:
-            small = picture.convert("RGB").resize((90, 90))
-            assert picture.width > 600 and len(small.getcolors(90 * 90)) > 20
+            thumbnail = picture.convert("RGB").resize((90, 90))
+            assert picture.width > 600 and len(thumbnail.getcolors(90 * 90)) > 20
+
     pictures = page.all("img")
     assert len(pictures) == len(files) / 2
+
     for picture in pictures:
         assert len(picture["alt"]) > 50
         assert picture["src"].startswith("data:image/svg+xml;base64,")
 
 
-def test_bars_have_the_means_of_the_table_and_the_best_are_marked(made, page):
-    drawn = (made / "figures" / "PACS-accuracy.svg").read_text(encoding="utf-8")
+def test_bars_have_the_means_of_the_table_and_the_best_are_marked(report_folder, page):
+    svg = (report_folder / "figures" / "PACS-accuracy.svg").read_text(encoding="utf-8")
     header, *rows = page.tables[TABLE]
     for algorithm, *cells in rows:
         for cell in cells:
-            assert f">{cell.split()[0]}</text>" in drawn
-        assert drawn.count(f">{algorithm}</text>") == 5  # four environments and the average
+            assert f">{cell.split()[0]}</text>" in svg
+        assert svg.count(f">{algorithm}</text>") == 5  # four environments and the average
+
     marked = re.findall(r'<td class="best">([^<]*)</td>', page.text.split("</table>")[0])
-    for place in range(1, len(header)):
-        values = [row[place] for row in rows if row[place] != document.NOTHING]
+    for column in range(1, len(header)):
+        values = [row[column] for row in rows if row[column] != document.NO_VALUE]
         assert max(values, key=lambda text: float(text.split()[0])) in marked
+
     assert len(marked) < len(rows) * (len(header) - 1)
     assert any(title.startswith("Published") or "published" in title for title in page.tables)
 
 
-def test_the_page_is_well_made_and_asks_nothing_from_elsewhere(made, page):
+def test_the_page_is_well_made_and_asks_nothing_from_elsewhere(report_folder, page):
     """Elements close in order (``Page``), and what screen readers go by is there."""
     values = [a.get(n, "#") for _, a in page.elements for n in ("src", "srcset", "href", "data")]
     assert all(value.startswith(("#", "data:", "figures/")) for value in values)
-    drawn = "".join(p.read_text(encoding="utf-8") for p in (made / "figures").glob("*.svg"))
-    assert "url(" not in page.text and "@import" not in page.text and "<script" not in drawn
-    assert not re.search(r'(?:href|src)="(?!#)', drawn)
+
+    svgs = "".join(p.read_text(encoding="utf-8") for p in (report_folder / "figures").glob("*.svg"))
+    assert "url(" not in page.text and "@import" not in page.text and "<script" not in svgs
+    assert not re.search(r'(?:href|src)="(?!#)', svgs)
     assert page.all("html")[0]["lang"] == "en"
+
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
+
     for _, attributes in page.elements:
         assert attributes.get("aria-labelledby", ids[0]) in ids
     for link in page.all("a"):
         assert not link["href"].startswith("#") or link["href"][1:] in ids
     levels = [level for level, _ in page.headings]
+
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     assert all("scope" in cell for cell in page.all("th"))
     assert len(page.all("caption")) == len(page.all("table"))
 
 
-def test_the_same_records_give_the_same_bytes(sweep, made, tmp_path):
+def test_the_same_records_give_the_same_bytes(sweep, report_folder, tmp_path):
     """Also in another process, elsewhere, with hashes salted otherwise."""
     words = ["-m", "domainbed_carft", "report", str(sweep), "-o", "again", "--no-examples"]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True,
         env={**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"Report: {Path('again') / 'index.html'}\n"
-    assert contents(tmp_path / "again") == contents(made)
+
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == f"Report: {Path('again') / 'index.html'}\n"
+    assert contents(tmp_path / "again") == contents(report_folder)
 
 
 def test_commands_and_digest_are_of_the_jobs(sweep, page):
@@ -131,14 +142,17 @@ def test_commands_and_digest_are_of_the_jobs(sweep, page):
         assert (python, m, module) == ("python", "-m", "domainbed.scripts.train")
         arguments = train.build_parser().parse_args([*words, "--data_dir", "D"])
         parsed[Path(arguments.output_dir).name] = vars(arguments)
+
     jobs = sorted(sweep.glob("*/results.jsonl"))
     assert len(parsed) == len(jobs)
+
     for path in jobs:
-        wanted = json.loads(path.read_text().splitlines()[0])["args"]
-        for name in set(wanted) - {"output_dir"}:
-            assert parsed[path.parent.name][name] == wanted[name], name
-    whole = b"".join(path.read_bytes() for path in jobs)
-    assert hashlib.sha256(whole).hexdigest() in page.text
+        recorded = json.loads(path.read_text().splitlines()[0])["args"]
+        for name in set(recorded) - {"output_dir"}:
+            assert parsed[path.parent.name][name] == recorded[name], name
+
+    content = b"".join(path.read_bytes() for path in jobs)
+    assert hashlib.sha256(content).hexdigest() in page.text
     assert ["clip_backbone on PACS", "ViT-B/16", str(len(jobs))] in page.tables[
         "Settings and versions"
     ]
@@ -148,32 +162,37 @@ def test_commands_and_digest_are_of_the_jobs(sweep, page):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_an_earlier_report_is_overwritten_and_what_it_had_more_removed(sweep, made, tmp_path):
+def test_an_earlier_report_is_overwritten_and_its_other_figures_are_removed(
+    sweep, report_folder, tmp_path
+):
     folder = tmp_path / "report"
     report_page.write_ours(tmp_path / "other", ["CARFT"], trials=1, dataset="VLCS")
     assert report(tmp_path / "other", folder) == 0
+
     (folder / "figures" / "mine.png").touch()
     assert report(sweep, folder) == 0
-    found = contents(folder)
-    assert found.pop("figures/mine.png") == b""  # not the report's to remove
-    assert found.keys() == contents(made).keys()
-    assert b"PACS" in found["index.html"] and b"VLCS; " not in found["index.html"]
+
+    files = contents(folder)
+    assert files.pop("figures/mine.png") == b""  # not the report's to remove
+    assert files.keys() == contents(report_folder).keys()
+    assert b"PACS" in files["index.html"] and b"VLCS; " not in files["index.html"]
 
 
-def test_a_place_that_no_report_can_have_is_told_first(sweep, tmp_path, monkeypatch, capsys):
+def test_an_unusable_output_folder_is_refused_first(sweep, tmp_path, monkeypatch, capsys):
     (tmp_path / "index.html").write_text("mine")
     assert report(sweep, tmp_path) == 1
     assert "has other files (index.html); expected a new or empty folder" in capsys.readouterr().err
     assert contents(tmp_path) == {"index.html": b"mine"}
-    monkeypatch.setattr(building, "build", None)  # which may take minutes
+
+    monkeypatch.setattr("domainbed_carft.report.page.build", None)  # which may take minutes
     for place in (tmp_path / "index.html" / "report", Path("/proc/report")):
         assert report(sweep, place) == 1
         assert f"{place} could not be written" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_full_disk_leaves_what_was_there(sweep, made, tmp_path, monkeypatch, capsys):
-    shutil.copytree(made, tmp_path / "earlier")
+def test_a_full_disk_leaves_what_was_there(sweep, report_folder, tmp_path, monkeypatch, capsys):
+    shutil.copytree(report_folder, tmp_path / "earlier")
 
     def full(path, content):
         raise OSError(28, "No space left on device")
@@ -183,7 +202,8 @@ def test_a_full_disk_leaves_what_was_there(sweep, made, tmp_path, monkeypatch, c
         for name in ("earlier", "new"):
             assert report(sweep, tmp_path / name) == 1
             assert "could not be written: No space left on device" in capsys.readouterr().err
-    assert contents(tmp_path / "earlier") == contents(made)
+
+    assert contents(tmp_path / "earlier") == contents(report_folder)
     assert not any((tmp_path / "new").iterdir())
     assert report(sweep, tmp_path / "new") == 0
 
@@ -197,16 +217,21 @@ def test_settings_and_data_sets_that_differ_have_sections_of_their_own(tmp_path)
         hparams = json.dumps({"kl_weight": weight})
         folder = tmp_path / "sweep" / f"kl {weight} {dataset}"
         report_page.write_ours(folder, ["CARFT"], trials=1, dataset=dataset, hparams=hparams)
+
     page = page_of(tmp_path / "sweep")
     titles = [text for level, text in page.headings if level == 2]
     kl_3 = ["VLCS; hparam kl_weight 3", "PACS; hparam kl_weight 3"]
+
     assert sorted(titles[:3]) == sorted(["PACS; hparam kl_weight 1", *kl_3])
+
     files = {path.name for path in (tmp_path / "report" / "figures").iterdir()}
     assert {"PACS-accuracy.svg", "PACS-accuracy-2.svg", "VLCS-accuracy.svg"} <= files
     assert ["hparam kl_weight", "3", "8"] in page.tables["Settings and versions"]
+
     (averages,) = (
         rows for title, rows in page.tables.items() if title.startswith("Averages; trai")
     )
+
     assert averages[0][1:] == ["VLCS", "PACS", "Avg"]
 
 
@@ -215,9 +240,11 @@ def test_an_own_data_set_has_its_folders_name_on_the_page(tmp_path):
     folder = tmp_path / "sweep"
     report_page.write_ours(folder, ["CARFT", "CLIPFineTune"], trials=1, dataset="data/own3")
     page = page_of(folder)
+
     assert page.headings[0] == (1, "own3: one domain left out")
     assert (2, "own3") in page.headings and "own3" in next(iter(page.tables))
     assert "contexts on own3" not in page.text and "clip_backbone on own3" in page.text
+
     without_commands = page.text.replace("--dataset data/own3", "")
     assert "data/own3" not in without_commands
 
@@ -227,6 +254,7 @@ def test_runs_that_left_nothing_out_have_a_report_too(tmp_path):
     collect_sweeps.write_job(tmp_path / "sweep", test_envs=[])
     page = page_of(tmp_path / "sweep")
     (title,) = (title for title in page.tables if "nothing left out" in title)
+
     assert page.tables[title][0] == ["Algorithm", "A", "C", "P", "S", "Avg"]
     assert page.headings[0] == (1, "PACS: nothing left out")
     assert "nothing is out-of-domain" in page.text and len(page.all("img")) == 2
@@ -235,6 +263,7 @@ def test_runs_that_left_nothing_out_have_a_report_too(tmp_path):
 @pytest.mark.usefixtures("undrawn")
 def test_another_method_is_followed_when_asked_for(sweep, tmp_path):
     assert report(sweep, tmp_path, "--select", "oracle") == 0
+
     page = report_page.read(tmp_path)
     assert next(iter(page.tables)) == "PACS; test-domain validation set (oracle)"
     assert report(sweep, tmp_path, "--select", "leave-one-domain-out") == 0
@@ -248,23 +277,27 @@ def test_names_from_records_are_text_and_move_no_terminal(tmp_path, capsys):
         collect_sweeps.write_job(
             tmp_path / "sweep", f"job{number}", dataset=name, algorithm=name, environments=names,
         )  # fmt: skip
+
     page = page_of(tmp_path / "sweep")
     cells = {cell for rows in page.tables.values() for row in rows for cell in row}
     assert {names[0], r"a\x1b[31mb\u202ec\ud800"} <= cells
     assert not any("onerror" in attributes for _, attributes in page.elements)
-    told = capsys.readouterr()
-    assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", page.text + told.out + told.err)
+
+    printed = capsys.readouterr()
+    assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", page.text + printed.out + printed.err)
 
 
-@pytest.mark.parametrize("other", ["ERM", "CARFT"])
-def test_what_cannot_be_compared_is_told_and_leaves_no_page(sweep, tmp_path, capsys, other):
-    assert report(sweep, tmp_path / "report", "--examples", "CARFT", other) == 1
+@pytest.mark.parametrize("second", ["ERM", "CARFT"])
+def test_a_pair_that_cannot_be_compared_is_refused_and_leaves_no_page(
+    sweep, tmp_path, capsys, second
+):
+    assert report(sweep, tmp_path / "report", "--examples", "CARFT", second) == 1
     assert "expected two different algorithms of CARFT, CLIP" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
 
 
 @pytest.mark.parametrize(
-    ("algorithms", "told"),
+    ("algorithms", "reason"),
     [
         (
             ["CLIPood", "CARFT", "CLIPMIRO"],
@@ -276,13 +309,14 @@ def test_what_cannot_be_compared_is_told_and_leaves_no_page(sweep, tmp_path, cap
     ],
 )
 def test_a_report_without_examples_says_why_and_how_to_get_them(
-    undrawn, tmp_path, capsys, algorithms, told
+    undrawn, tmp_path, capsys, algorithms, reason
 ):
     report_page.write_ours(tmp_path / "sweep", algorithms, trials=1)
     assert cli.main(["report", str(tmp_path / "sweep"), "-o", str(tmp_path / "report")]) == 0
-    assert f"No example pictures: {told}\n" in capsys.readouterr().err
+    assert f"No example pictures: {reason}\n" in capsys.readouterr().err
+
     page = report_page.read(tmp_path / "report")
-    assert f"<p>There are none: {told}</p>" in page.text
+    assert f"<p>There are none: {reason}</p>" in page.text
     assert (2, "Example pictures") in page.headings
 
 

@@ -40,12 +40,12 @@ def drawings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "Drawings"
     for environment, name in itertools.product(ENVIRONMENTS, CLASSES):
         (folder / environment / name).mkdir(parents=True)
-        for path in sorted((emoji.unpacked() / environment / name).iterdir())[:PICTURES]:
+        for path in sorted((emoji.style_folders() / environment / name).iterdir())[:PICTURES]:
             shutil.copy(path, folder / environment / name)
     return folder
 
 
-def trained(drawings, output, algorithm, target, **hparams):
+def train_job(drawings, output, algorithm, target, **hparams):
     words = [
         "--dataset", str(drawings), "--algorithm", algorithm, "--test_envs", str(target),
         "--steps", "7", "--checkpoint_freq", "3", "--workers", "0",
@@ -59,7 +59,7 @@ def sweep(drawings, tmp_path_factory):
     """A few steps, at a rate at which the two come to differ."""
     folder = tmp_path_factory.mktemp("real")
     for algorithm, target in JOBS:
-        trained(drawings, folder / f"{algorithm}-{target}", algorithm, target)
+        train_job(drawings, folder / f"{algorithm}-{target}", algorithm, target)
     return folder
 
 
@@ -67,9 +67,11 @@ def sweep(drawings, tmp_path_factory):
 def text(sweep, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     assert cli.main(["report", str(sweep), "-o", str(folder), "--n_examples", "3"]) == 0
+
     page = report_page.read(folder)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids)) and all(img.get("alt") for img in page.all("img"))
+
     return page.text
 
 
@@ -82,22 +84,27 @@ def file_of(sweep, algorithm, target):
     """The weights that training-domain validation selects, and their record."""
     folder = sweep / f"{algorithm}-{target}"
     records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    means = [np.mean([r[f"env{e}_out_acc"] for e in range(3) if e != target]) for r in records]
+    means = [
+        np.mean([record[f"env{env}_out_acc"] for env in range(3) if env != target])
+        for record in records
+    ]
     best = int(np.argmax(means))
     return folder / ("model.pkl" if best == len(records) - 1 else "model_best.pkl"), records[best]
 
 
-def judged(drawings, file, target):
+def classify(drawings, file, target):
     """(algorithm, pictures, labels, class logits) on the target's in-split, by hand."""
     algorithm = saved.open_run(file).algorithm
     tensors = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     transform = v2.Compose([v2.Resize((48, 48)), *tensors])
     pictures = ImageFolder(str(drawings / ENVIRONMENTS[target]), transform)
     count = int(len(pictures) * 0.2)
-    _, rest = misc.split_dataset(pictures, count, misc.seed_hash(0, target))
-    _, rest = misc.split_dataset(rest, 0, misc.seed_hash(0, target))  # no uda-split, but shuffled
-    x = torch.stack([rest[i][0] for i in range(len(rest))])
-    y = torch.tensor([rest[i][1] for i in range(len(rest))])
+    _, in_split = misc.split_dataset(pictures, count, misc.seed_hash(0, target))
+    _, in_split = misc.split_dataset(
+        in_split, 0, misc.seed_hash(0, target)
+    )  # no uda-split, but shuffled
+    x = torch.stack([in_split[i][0] for i in range(len(in_split))])
+    y = torch.tensor([in_split[i][1] for i in range(len(in_split))])
     with torch.no_grad():
         return algorithm, x, y, algorithm.predict(x)
 
@@ -107,37 +114,49 @@ def test_counts_are_those_of_the_weights_that_were_selected(drawings, sweep, tex
     right = {}
     for name in ("CARFT", "CLIPFineTune"):
         file, record = file_of(sweep, name, target)
-        _, _, y, logits = judged(drawings, file, target)
+        _, _, y, logits = classify(drawings, file, target)
         right[name] = logits.argmax(dim=1) == y
         recorded = 100 * record[f"env{target}_in_acc"]
         assert right[name].double().mean().item() * 100 == pytest.approx(recorded)
-        said = f"{name}: {file.name}, step {record['step']} (selected); "
-        said += f"accuracy {recorded:.1f}% now, {recorded:.1f}% recorded."
-        assert said in block(text, environment)
-    a, b = right.values()
+        remark = f"{name}: {file.name}, step {record['step']} (selected); "
+        remark += f"accuracy {recorded:.1f}% now, {recorded:.1f}% recorded."
+        assert remark in block(text, environment)
+
+    carft, tuned = right.values()
     sentence = (
-        f"Of {len(a)} pictures, both get {(a & b).sum()} right and {(~a & ~b).sum()} wrong; only "
-        f"CARFT gets {(a & ~b).sum()} right, only CLIPFineTune gets {(b & ~a).sum()} right."
+        f"Of {len(carft)} pictures, both get {(carft & tuned).sum()} right and "
+        f"{(~carft & ~tuned).sum()} wrong; only CARFT gets {(carft & ~tuned).sum()} right, only "
+        f"CLIPFineTune gets {(tuned & ~carft).sum()} right."
     )
+
     assert sentence in block(text, environment)
-    assert (a & ~b).any() and (b & ~a).any()  # or nothing is tested
+    assert (carft & ~tuned).any() and (tuned & ~carft).any()  # or nothing is tested
 
 
-def test_shown_are_the_first_that_one_gets_right_with_both_answers(drawings, sweep, text):
+def test_examples_are_the_first_pictures_that_only_one_gets_right(drawings, sweep, text):
     files = [file_of(sweep, name, 0)[0] for name in ("CARFT", "CLIPFineTune")]
-    (carft, x, y, logits), (tuned, _, _, others) = (judged(drawings, file, 0) for file in files)
+    (carft, x, y, logits), (tuned, _, _, tuned_logits) = (
+        classify(drawings, file, 0) for file in files
+    )
     original = saved.open_run(sweep / "CLIPZeroShot-0" / "model.pkl").algorithm
-    wanted = ((logits.argmax(1) == y) & (others.argmax(1) != y)).nonzero().flatten().tolist()
+    expected = (
+        ((logits.argmax(1) == y) & (tuned_logits.argmax(1) != y)).nonzero().flatten().tolist()
+    )
     part = block(text, "line").split("<h5>CLIPFineTune right")[0]
-    assert f"<h5>CARFT right, CLIPFineTune wrong: {min(3, len(wanted))} of {len(wanted)}" in part
+
+    assert (
+        f"<h5>CARFT right, CLIPFineTune wrong: {min(3, len(expected))} of {len(expected)}" in part
+    )
+
     articles = part.split("<article")[1:]
-    assert len(articles) == min(3, len(wanted))
-    for index, article in zip(wanted, articles):
+    assert len(articles) == min(3, len(expected))
+
+    for index, article in zip(expected, articles):
         truth = CLASSES[y[index]]
         assert f'aria-label="{truth}, picture {index}"' in article
         share = logits[index].softmax(0)[y[index]].item()
         assert f"✓ right</span>: {truth} {100 * share:.0f}%" in article
-        wrong = others[index].softmax(0)
+        wrong = tuned_logits[index].softmax(0)
         said = f"{CLASSES[wrong.argmax()]} {100 * wrong.max():.0f}%; {truth} "
         assert f"✗ wrong</span>: {said}{100 * wrong[y[index]]:.0f}%" in article
         with torch.no_grad():
@@ -146,20 +165,24 @@ def test_shown_are_the_first_that_one_gets_right_with_both_answers(drawings, swe
                 for model in (original, carft, tuned)
             ]
         check_contexts(article, spread)
-        for name, mine in (("CARFT", spread[1]), ("CLIPFineTune", spread[2])):
-            kl = (spread[0] * (spread[0] / mine).log()).sum().item()
-            told = re.search(rf"<dt>{name}</dt>.*?KL ([\d.]+) nats", article)
-            assert float(told[1]) == pytest.approx(kl, abs=6e-4)
+        for name, probabilities in (("CARFT", spread[1]), ("CLIPFineTune", spread[2])):
+            kl = (spread[0] * (spread[0] / probabilities).log()).sum().item()
+            printed_kl = re.search(rf"<dt>{name}</dt>.*?KL ([\d.]+) nats", article)
+            assert float(printed_kl[1]) == pytest.approx(kl, abs=6e-4)
         check_picture(article, x[index])
 
 
 def check_contexts(article, spread):
     rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', article)
-    shown = {template: re.findall(r"<td>(\d+)%", cells) for template, cells in rows}
+    printed = {template: re.findall(r"<td>(\d+)%", cells) for template, cells in rows}
     words = resources.files("domainbed_carft") / "assets" / "contexts" / "emoji.txt"
     templates = [line.strip() for line in words.read_text().splitlines() if line.strip()]
-    wanted = {i for one in spread for i in one.topk(3).indices.tolist()}
-    assert shown == {templates[i]: [f"{100 * one[i]:.0f}" for one in spread] for i in wanted}
+    expected = {i for probabilities in spread for i in probabilities.topk(3).indices.tolist()}
+
+    assert printed == {
+        templates[i]: [f"{100 * probabilities[i]:.0f}" for probabilities in spread]
+        for i in expected
+    }
 
 
 def check_picture(article, x):
@@ -169,14 +192,16 @@ def check_picture(article, x):
         pixels = np.asarray(picture.convert("RGB")) / 255
     shrunk = torch.nn.functional.interpolate(x[None], (48, 48), mode="bicubic", antialias=True)[0]
     expected = shrunk.numpy().transpose(1, 2, 0) * np.array(STD) + np.array(MEAN)
+
     assert pixels == pytest.approx(np.clip(expected, 0, 1), abs=1.5 / 255)
 
 
-def test_what_stands_in_the_way_is_said_in_its_place(text):
+def test_missing_weights_are_named_in_place_of_examples(text):
     assert "No trial has the weights of both CARFT and CLIPFineTune." in block(text, "twemoji")
     assert "nats" in block(text, "line")
-    said = block(text, "noto")  # no run there has the original encoder
-    assert "nats" not in said and "No KL is shown" in said
+
+    part = block(text, "noto")  # no run there has the original encoder
+    assert "nats" not in part and "No KL is shown" in part
 
 
 @pytest.fixture
@@ -194,7 +219,7 @@ def page_of(folder, *words):
     return (output / "index.html").read_text(encoding="utf-8")
 
 
-def recorded(**args):
+def with_arguments(**args):
     def damage(path):
         content = torch.load(path, weights_only=True)
         torch.save({**content, "args": {**content["args"], **args}}, path)
@@ -203,18 +228,20 @@ def recorded(**args):
 
 
 @pytest.mark.parametrize(
-    "damage, what",
+    "damage, reason",
     [
-        (recorded(holdout_fraction=1.0), "has no pictures in env1_in"),
-        (recorded(trial_seed=1), "does not belong to the records in its folder"),
+        (with_arguments(holdout_fraction=1.0), "has no pictures in env1_in"),
+        (with_arguments(trial_seed=1), "does not belong to the records in its folder"),
         (Path.unlink, "Run both without --skip_model_save"),
         (lambda path: path.write_bytes(b"no weights"), "CARFT/model"),
     ],
 )
-def test_weights_that_are_no_use_are_told_on_the_page(one_target, damage, what):
+def test_unusable_weights_are_named_on_the_page(one_target, damage, reason):
     for name in WEIGHTS.values():
         damage(one_target / "CARFT" / name)
     page = page_of(one_target)
-    assert what in block(page, "noto") and "figures/" in page
+
+    assert reason in block(page, "noto") and "figures/" in page
+
     without = page_of(one_target, "--no-examples")
     assert "they were switched off" in without and "left out</h4>" not in without

@@ -2,54 +2,60 @@
 
 from domainbed_carft.method import hparams
 from domainbed_carft.report import figures
-from domainbed_carft.report.looks import looks_of
-from domainbed_carft.results import tables
+from domainbed_carft.report.styles import styles_of
+from domainbed_carft.results import order
 from domainbed_carft.results.tables import Cell, Row, Table
 
 OTHERS = tuple("ABCDEFG")
-MANY = (*OTHERS, *tables.OURS)
+MANY = (*OTHERS, *order.OUR_ALGORITHMS)
 
 
 def test_twenty_algorithms_differ_in_more_than_colour():
-    assert set(tables.OURS) == set(hparams.ALGORITHMS)
-    looks = looks_of(MANY)
+    assert set(order.OUR_ALGORITHMS) == set(hparams.ALGORITHMS)
+
+    styles = styles_of(MANY)
     for signs in (
-        [(look.marker, look.hollow) for look in looks.values()],
-        [look.dash for look in looks.values()],
-        [looks[name].colour for name in tables.OURS],
+        [(style.marker, style.hollow) for style in styles.values()],
+        [style.dash for style in styles.values()],
+        [styles[name].colour for name in order.OUR_ALGORITHMS],
     ):
         assert len(set(signs)) == len(signs)
-    # Whatever is beside it, an algorithm keeps its look.
-    assert looks_of(["CLIPood"])["CLIPood"] == looks["CLIPood"]
+
+    # Whatever is beside it, an algorithm keeps its style.
+    assert styles_of(["CLIPood"])["CLIPood"] == styles["CLIPood"]
 
 
 def test_each_environments_bars_are_a_figure_if_there_are_many():
     names = lambda *words: "-".join(words)  # noqa: E731
     rows = [Row(name, [Cell(50.0, 1.0, 2)] * 2, 50.0) for name in MANY]
     table = Table("", "oracle", "PACS", ["A", "C"], rows, [])
-    looks = looks_of(MANY)
-    (few,) = figures.bars(table._replace(rows=rows[:6]), looks, names)
-    assert (few.title, few.name) == ("PACS", "PACS-accuracy")
-    many = figures.bars(table, looks, names)
-    assert [(one.title, one.name) for one in many] == [
+    styles = styles_of(MANY)
+    (single,) = figures.bars(table._replace(rows=rows[:6]), styles, names)
+
+    assert (single.title, single.name) == ("PACS", "PACS-accuracy")
+
+    many = figures.bars(table, styles, names)
+    assert [(figure.title, figure.name) for figure in many] == [
         (f"PACS, {label}", f"PACS-accuracy-{label}") for label in ("A", "C", "average")
     ]
-    for one in many:  # which a printed page has room for
-        height = float(one.svg.split('height="')[1].split("pt")[0]) / 72
-        assert height < 9 and one.svg.count(">FLYP</text>") == 1
+
+    for figure in many:  # which a printed page has room for
+        height = float(figure.svg.split('height="')[1].split("pt")[0]) / 72
+        assert height < 9 and figure.svg.count(">FLYP</text>") == 1
 
 
-def drawn(label="$x_1$ & <b>"):
+def draw_bars(label="$x_1$ & <b>"):
     rows = [Row(name, [Cell(50.0, 1.0, 2)], 50.0) for name in MANY[:4]]
     table = Table("", "oracle", "PACS", [label], rows, [])
-    (figure,) = figures.bars(table, looks_of(MANY), lambda *words: "name")
+    (figure,) = figures.bars(table, styles_of(MANY), lambda *words: "name")
     return figure
 
 
 def test_a_figure_is_the_same_each_time_and_its_names_are_text(recwarn):
-    first = drawn()
-    assert first == drawn()
+    first = draw_bars()
+    assert first == draw_bars()
     assert "> $x_1$ &amp; &lt;b&gt;</text>" in first.svg  # and no formula
-    for odd in ("漢字", "x" * 300, "\x1b\ud800\n"):
-        assert drawn(odd).png
+
+    for label in ("漢字", "x" * 300, "\x1b\ud800\n"):
+        assert draw_bars(label).png
     assert not list(recwarn)  # of letters that the font lacks, and of long names

@@ -28,7 +28,7 @@ def write_records(folder):
     return folder
 
 
-def recorded(folder):
+def records_by_checkpoint(folder):
     """(algorithm, targets, trial, choice, step) -> record, read plainly."""
     return {
         (*(str(record["args"][key]) for key in KEYS), record["step"]): record
@@ -50,31 +50,37 @@ def runs(sweep):
 
 def test_the_checkpoints_of_domainbeds_selection(sweep, runs):
     groups = reporting.get_grouped_records(reporting.load_records(str(sweep)))
-    theirs = {
-        (g["algorithm"], g["test_env"], g["trial_seed"]): IIDAccuracySelectionMethod.sweep_acc(
-            g["records"]
-        )
-        for g in groups
+    harness_accuracies = {
+        (
+            group["algorithm"],
+            group["test_env"],
+            group["trial_seed"],
+        ): IIDAccuracySelectionMethod.sweep_acc(group["records"])
+        for group in groups
     }
-    known = recorded(sweep)
+    records = records_by_checkpoint(sweep)
     checkpoints = frames.checkpoints(runs, "training-domain")
+
     assert len(checkpoints) == 2 * 3 * ENVIRONMENTS * len(STEPS)
+
     chosen = checkpoints[checkpoints["selected"]]
     assert len(chosen) == 2 * 3 * ENVIRONMENTS
+
     for row in chosen.itertuples():
-        assert row.out_of_domain == theirs[row.algorithm, row.target, row.trial]
+        assert row.out_of_domain == harness_accuracies[row.algorithm, row.target, row.trial]
     for row in checkpoints.itertuples():
-        place = (row.algorithm, f"[{row.target}]", str(row.trial))
-        choices = [known[(*place, str(choice), row.step)] for choice in range(2)]
+        key = (row.algorithm, f"[{row.target}]", str(row.trial))
+        choices = [records[(*key, str(choice), row.step)] for choice in range(2)]
         drift = [getattr(row, name) for name in frames.DRIFT]
-        shown = [row.out_of_domain, *(None if np.isnan(d) else d for d in drift)]
+        values = [row.out_of_domain, *(None if np.isnan(value) else value for value in drift)]
         names = (f"env{row.target}_in_acc", *frames.DRIFT)
-        training = [f"env{e}_out_acc" for e in range(ENVIRONMENTS) if e != row.target]
+        training = [f"env{env}_out_acc" for env in range(ENVIRONMENTS) if env != row.target]
         assert any(
-            [record.get(name) for name in names] == shown
+            [record.get(name) for name in names] == values
             and np.mean([record[name] for name in training]) == pytest.approx(row.in_domain)
             for record in choices
         )
+
     oracle = frames.checkpoints(runs, "oracle")
     assert set(oracle[oracle["selected"]]["step"]) == {STEPS[-1]}
     # Of the pairs there is but (0, 1), so that no target has all that this method needs.
@@ -85,11 +91,15 @@ def test_means_over_targets_then_over_trials(runs):
     checkpoints = frames.checkpoints(runs, "training-domain")
     means = frames.over_targets(checkpoints, ["out_of_domain", *frames.DRIFT])
     lines = dict(frames.over_trials(means, "out_of_domain"))
+
     assert list(lines) == ["CARFT", "CLIPFineTune"]
     assert list(dict(frames.over_trials(means, "loss_kl"))) == ["CARFT"]
+
     for step in STEPS:
         rows = checkpoints[(checkpoints["algorithm"] == "CARFT") & (checkpoints["step"] == step)]
-        trials = [rows[rows["trial"] == t]["out_of_domain"].to_numpy().mean() for t in range(3)]
+        trials = [
+            rows[rows["trial"] == trial]["out_of_domain"].to_numpy().mean() for trial in range(3)
+        ]
         line = lines["CARFT"].loc[step]
         expected = (np.mean(trials), np.std(trials) / 3**0.5)
         assert (line["mean"], line["error"]) == pytest.approx(expected)

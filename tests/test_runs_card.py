@@ -11,7 +11,7 @@ from domainbed.scripts import train
 from export_jobs import debug
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.runs import export, saved
+from domainbed_carft.runs import export, model_card, saved
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "export.md"
 
@@ -26,14 +26,16 @@ def test_the_card(files, trained):
     assert facts["original"] == {"name": "tiny", "sha256": backbone.TINY_SHA256}
     assert facts["quick_gelu"] is facts["open_clip_config"]["quick_gelu"] is True
     assert facts["precision"] == "fp32" and facts["open_clip_name"] is None
+
     record = json.loads((trained / "results.jsonl").read_text().splitlines()[-1])
-    told = facts["run"]
+    run_facts = facts["run"]
     for name in ("hparams", "data_edition", "step"):
-        assert told[name] == record[name]
-    assert told["test_environments"] == ["fluent3d"] and told["test_envs"] == [0]
-    assert told["accuracies"]["fluent3d"]["in"] == record["env0_in_acc"]
-    assert told["accuracies"]["twemoji"]["out"] == record["env3_out_acc"]
-    assert told["versions"]["PyTorch"] == facts["versions"]["torch"] == torch.__version__
+        assert run_facts[name] == record[name]
+    assert run_facts["test_environments"] == ["fluent3d"] and run_facts["test_envs"] == [0]
+    assert run_facts["accuracies"]["fluent3d"]["in"] == record["env0_in_acc"]
+    assert run_facts["accuracies"]["twemoji"]["out"] == record["env3_out_acc"]
+    assert run_facts["versions"]["PyTorch"] == facts["versions"]["torch"] == torch.__version__
+
     run = saved.open_run(trained)
     assert (facts["classes"], facts["contexts"]) == (run.classes, run.contexts)
 
@@ -43,18 +45,26 @@ def test_the_command_in_the_card_trains_the_same_again(tmp_path):
     files = export.export(saved.open_run(job), tmp_path / "out.pt")
     command = json.loads(files.card.read_text())["run"]["command"]
     assert f"\n{command}\n" in files.readme.read_text()
+
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "domainbed.scripts.train"]
-    again = tmp_path / "again"
-    assert train.main([*words[3:], "--output_dir", str(again), "--workers", "0"]) == 0
-    one, other = (torch.load(f / "model.pkl", weights_only=True) for f in (job, again))
-    assert all(torch.equal(v, other["model_dict"][k]) for k, v in one["model_dict"].items())
+
+    second_job = tmp_path / "again"
+    assert train.main([*words[3:], "--output_dir", str(second_job), "--workers", "0"]) == 0
+
+    first_weights, second_weights = (
+        torch.load(f / "model.pkl", weights_only=True) for f in (job, second_job)
+    )
+    assert all(
+        torch.equal(v, second_weights["model_dict"][k])
+        for k, v in first_weights["model_dict"].items()
+    )
 
 
 def test_an_own_data_set_is_called_by_its_folders_name(files):
     facts = json.loads(files.card.read_text(encoding="utf-8"))
     facts["run"]["dataset"] = "../somewhere/own3"
-    page = export.readme(facts, "x.json")
+    page = model_card.readme(facts, "x.json")
     assert page.startswith("# CARFT on own3\n") and "\nData: own3" in page
     assert "somewhere" not in page.replace(facts["run"]["command"], "")
 
@@ -62,7 +72,7 @@ def test_an_own_data_set_is_called_by_its_folders_name(files):
 def test_the_page_for_people_shows_names_as_they_are(files):
     facts = json.loads(files.card.read_text(encoding="utf-8"))
     facts["run"]["hparams"] = {"contexts": ["a|b", "<i>", "`c`", "d\ne"]}
-    page = export.readme(facts, "x.json")
+    page = model_card.readme(facts, "x.json")
     row = next(line for line in page.splitlines() if line.startswith("| contexts"))
     assert row == r'| contexts | \["a\|b", "\<i\>", "\`c\`", "d\\ne"\] |'
     assert "| fluent3d (left out) |" in page and "| twemoji |" in page
@@ -75,4 +85,4 @@ def test_the_documentation_has_all_keys_and_names(files):
     documented = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
     assert documented == [*head, *facts]
     for name in backbone.OPENAI_WEIGHTS:
-        assert f"`{export.open_clip_name(name)}`" in text
+        assert f"`{model_card.open_clip_name(name)}`" in text

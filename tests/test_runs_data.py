@@ -20,21 +20,23 @@ from torch.utils.data import DataLoader
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import dataset_facts
-from domainbed_carft.runs import saved
+from domainbed_carft.runs import same_data, saved
 from domainbed_carft.runs import splits as data
 
 
 def test_a_picture_does_not_depend_on_how_it_is_read(trained):
     split = data.splits(saved.open_run(trained))[1]
-    whole = torch.cat([x for x, _ in DataLoader(split.items, 100)])
+    pictures = torch.cat([x for x, _ in DataLoader(split.items, 100)])
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    assert torch.equal(split.items[200][0], whole[200])
+    assert torch.equal(split.items[200][0], pictures[200])
     assert random.getstate() == before[0] and np.random.get_state()[1].tolist() == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
+
     with_workers = torch.cat([x for x, _ in DataLoader(split.items, 7, num_workers=2)])
-    assert torch.equal(whole, with_workers)
+    assert torch.equal(pictures, with_workers)
+
     other_step = data.splits(saved.open_run(trained, "best"))[1]
-    assert not torch.equal(other_step.items[200][0], whole[200])
+    assert not torch.equal(other_step.items[200][0], pictures[200])
 
 
 def test_the_division_is_the_harnesss(trained):
@@ -45,24 +47,35 @@ def test_the_division_is_the_harnesss(trained):
     names = [f"env{i}_{part}" for part in ("in", "out") for i in range(4)]
     assert [split.name for split in all_of_them] == [*names, "env0_uda"]
     assert [s.is_target for s in all_of_them] == [True, False, False, False] * 2 + [True]
-    found = {split.name: split.items._items for split in all_of_them}
+
+    split_items = {split.name: split.items._items for split in all_of_them}
     for index, environment in enumerate(expected):
-        assert found[f"env{index}_in"].keys == environment.in_split.keys
-        assert found[f"env{index}_out"].keys == environment.out_split.keys
-    assert found["env0_uda"].keys == expected[0].uda_split.keys
+        assert split_items[f"env{index}_in"].keys == environment.in_split.keys
+        assert split_items[f"env{index}_out"].keys == environment.out_split.keys
+    assert split_items["env0_uda"].keys == expected[0].uda_split.keys
 
 
 def test_data_that_is_drawn_is_drawn_again(tmp_path):
     """Debug28 is noise, made after the seeds were set."""
     arguments = ["--algorithm", "CLIPZeroShot", "--dataset", "Debug28", "--workers", "0"]
-    more = ["--steps", "1", "--seed", "7", "--trial_seed", "2", "--output_dir", str(tmp_path)]
-    assert train.main([*arguments, *more]) == 0
+    further_arguments = [
+        "--steps",
+        "1",
+        "--seed",
+        "7",
+        "--trial_seed",
+        "2",
+        "--output_dir",
+        str(tmp_path),
+    ]
+    assert train.main([*arguments, *further_arguments]) == 0
+
     run = saved.open_run(tmp_path)
     preparation.seed_everything(7)
     expected = datasets.Debug28(None, [0], {})[1]
-    (_, other) = misc.split_dataset(expected, 3, misc.seed_hash(2, 1))
+    (_, in_split) = misc.split_dataset(expected, 3, misc.seed_hash(2, 1))
     split = data.splits(run)[1]
-    assert all(torch.equal(split.items[i][0], other[i][0]) for i in range(len(other)))
+    assert all(torch.equal(split.items[i][0], in_split[i][0]) for i in range(len(in_split)))
 
 
 def test_a_users_own_folder_with_two_targets(pets, tmp_path, capsys):
@@ -71,10 +84,11 @@ def test_a_users_own_folder_with_two_targets(pets, tmp_path, capsys):
         test_envs=("0", "2"),
     )  # fmt: skip
     run = saved.open_run(job)
-    found = {split.name: split for split in data.splits(run)}
+    splits = {split.name: split for split in data.splits(run)}
     assert run.classes == ["cat", "wild dog"]
-    assert found["env0_in"].environment == "art" and not found["env1_in"].is_target
-    assert [found[f"env{i}_uda"].environment for i in (0, 1)] == ["art", "sketch"]
+    assert splits["env0_in"].environment == "art" and not splits["env1_in"].is_target
+    assert [splits[f"env{i}_uda"].environment for i in (0, 1)] == ["art", "sketch"]
+
     recorded = runs_jobs.accuracies(runs_jobs.records(job)[-1])
     assert runs_jobs.by_split(evaluated(capsys, job, "--which", "last")) == recorded
 
@@ -87,12 +101,16 @@ def test_other_data_than_the_runs_is_refused(pets, tmp_path):
 
     with pytest.raises(CarftError, match="environments 4 then, 3 now"):
         data.splits(altered(test_envs=[0, 1]))
+
     with pytest.raises(CarftError, match="cannot be read from there and split as in training"):
         data.splits(altered(holdout_fraction="a fifth"))
+
     with pytest.raises(CarftError, match="cannot be read from there .*with --data_dir"):
         data.splits(altered(dataset=str(tmp_path / "gone")))
+
     with pytest.raises(CarftError, match="data set PACS .* /nowhere .*/nowhere does not exist"):
         data.splits(altered(dataset="PACS"), "/nowhere")
+
     run.algorithm.input.shift += 0.5
     with pytest.raises(CarftError, match=r"normalisation \[.*\] then, \["):
         data.splits(run)
@@ -109,10 +127,12 @@ def test_a_users_own_folder_is_found_where_it_is_now_and_refused_once_changed(pe
     run = saved.open_run(train_job(tmp_path / "job", tmp_path / "here", "CLIPLinearProbe"))
     before = [split.items._items.keys for split in data.splits(run)]
     root = (tmp_path / "here").rename(tmp_path / "there")
-    found = data.splits(run, str(root))
-    assert [split.items._items.keys for split in found] == before
+    moved_splits = data.splits(run, str(root))
+    assert [split.items._items.keys for split in moved_splits] == before
+
     with pytest.raises(CarftError, match="for your own data, the data folder itself"):
         data.splits(run)
+
     shutil.copytree(root, tmp_path / "here")  # as recorded; what is given still counts
     for folder in ("here", "there"):
         split = data.splits(run, str(tmp_path / folder))[0]
@@ -120,12 +140,15 @@ def test_a_users_own_folder_is_found_where_it_is_now_and_refused_once_changed(pe
         while hasattr(items, "indices"):
             items = items.dataset
         assert items.root.startswith(str(tmp_path / folder))
-    for where in (str(tmp_path / "gone"), "gone"):
-        with pytest.raises(CarftError, match=f"there is no folder {where}[.]"):
-            data.splits(run, where)
+
+    for missing_folder in (str(tmp_path / "gone"), "gone"):
+        with pytest.raises(CarftError, match=f"there is no folder {missing_folder}[.]"):
+            data.splits(run, missing_folder)
+
     (root / "art" / "cat" / "0.png").rename(root / "art" / "wild dog" / "from cat.png")
     with pytest.raises(CarftError, match="data_edition consistent: .* then, consistent: .* now"):
         data.splits(run, str(root))
+
     for environment in root.iterdir():
         (environment / "cat").rename(environment / "zebra")
     message = r"classes \['cat', 'wild dog'\] then, \['wild dog', 'zebra'\] now. Restore the data"
@@ -143,15 +166,15 @@ class OneEnvironment:
 def test_of_a_thousand_other_classes_only_those_that_differ_are_told():
     classes = [f"class {number}" for number in range(1000)]
     changed = [*classes[:700], "another", *classes[701:]]
-    seen = dataset_facts.Seen([dataset_facts.Environment("train", changed)])
+    facts = dataset_facts.DatasetFacts([dataset_facts.Environment("train", changed)])
     run = SimpleNamespace(
         path=Path("job"), args={"dataset": "ImageNet"}, classes=classes,
         content={"model_num_domains": 1},
         hparams={"class_names": "dataset:ImageNet", "data_edition": ""},
     )  # fmt: skip
-    told = r"classes \['class 700'\] then, \['another'\] now"
-    with pytest.raises(CarftError, match=told) as raised:
-        data._require_same_data(run, OneEnvironment(), [], seen)
+    message = r"classes \['class 700'\] then, \['another'\] now"
+    with pytest.raises(CarftError, match=message) as raised:
+        same_data.require_same_data(run, OneEnvironment(), [], facts)
     assert len(str(raised.value)) < 300
 
 
@@ -228,9 +251,11 @@ def test_a_checkout_that_draws_by_no_key(tmp_path):
         python(REGISTERED + FOREIGN_READ, str(tmp_path / "job"), str(tmp_path / "moved"))
     )
     assert read["file"].startswith(str(tmp_path)) and read["equal"]
+
     names = [[f"env{i}_{part}", e] for part in ("in", "out") for i, e in enumerate(ENVIRONMENTS)]
     assert [split[:2] for split in read["splits"]] == names
     assert [split[2] for split in read["splits"]] == [True, False, False] * 2
+
     for index in (1, 2):  # a target's is divided once more, by the share that has no labels
         keys = list(range(10))
         np.random.RandomState(misc.seed_hash(3, index)).shuffle(keys)

@@ -19,6 +19,7 @@ def test_the_last_record_to_the_digit_as_a_command(trained, tmp_path):
     command = ["-m", "domainbed_carft", "evaluate", trained, "--which", "last", "--json"]
     done = warm.run(*command, "--workers", "2", "-o", output, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
     document = json.loads(output.read_text())
     record = records(trained)[-1]
     assert by_split(document) == accuracies(record)
@@ -36,14 +37,16 @@ def test_the_selected_weights_are_taken_where_environments_were_left_out(trained
     record = next(r for r in records(trained) if r["step"] == saved.open_run(trained, "best").step)
     document = evaluated(capsys, trained)
     assert document["weights"] == "model_best.pkl" and by_split(document) == accuracies(record)
+
     carft("evaluate", trained)
-    said, *_ = capsys.readouterr().out.splitlines()
-    assert said.startswith("Weights: model_best.pkl of ") and "--which last" in said
+    first_line, *_ = capsys.readouterr().out.splitlines()
+    assert first_line.startswith("Weights: model_best.pkl of ") and "--which last" in first_line
 
     job = shutil.copytree(trained, tmp_path / "job")
     for name in ("results.jsonl", "model.pkl"):  # the weights themselves tell it, too
         (job / name).unlink()
         assert evaluated(capsys, job)["weights"] == "model_best.pkl"
+
     shutil.copy(trained / "model.pkl", job)
     (job / "model_best.pkl").unlink()
     assert evaluated(capsys, job)["weights"] == "model.pkl"
@@ -58,9 +61,10 @@ def test_the_last_weights_are_taken_where_nothing_was_left_out(trained, tmp_path
         torch.save(content, tmp_path / name)
     assert default_weights.choose_weights(tmp_path, None) == tmp_path / "model.pkl"
     assert default_weights.choose_weights(tmp_path, "best") == tmp_path / "model_best.pkl"
-    said = default_weights.describe_choice(tmp_path, None, tmp_path / "model.pkl")
+
+    sentence = default_weights.describe_choice(tmp_path, None, tmp_path / "model.pkl")
     assert (
-        said == f"Weights: model.pkl of {tmp_path}, of the last step "
+        sentence == f"Weights: model.pkl of {tmp_path}, of the last step "
         "(for model_best.pkl: --which best)"
     )
 
@@ -69,8 +73,9 @@ def test_all_figures_of_a_split(pets, capsys):
     """Calibration as Guo et al. 2017, equation 3, has it, one bin after another."""
     document = evaluated(capsys, pets / "CARFT", "--which", "last")
     assert document["classes"] == ["cat", "wild dog"]
+
     run = saved.open_run(pets / "CARFT")
-    for split, found in zip(splits.splits(run), document["splits"], strict=True):
+    for split, scores in zip(splits.splits(run), document["splits"], strict=True):
         with torch.no_grad():
             x, labels = next(iter(DataLoader(split.items, 64)))
             shares = run.algorithm.predict(x).double().softmax(1).numpy()
@@ -81,14 +86,14 @@ def test_all_figures_of_a_split(pets, capsys):
             if inside.any():
                 right = (predicted[inside] == labels[inside]).mean()
                 error += inside.mean() * abs(right - confidence[inside].mean())
-        assert found["ece"] == pytest.approx(error, abs=1e-9)
-        assert found["confusion"] == [
+        assert scores["ece"] == pytest.approx(error, abs=1e-9)
+        assert scores["confusion"] == [
             [int(((labels == true) & (predicted == guess)).sum()) for guess in (0, 1)]
             for true in (0, 1)
         ]
-        assert found["pictures"] == len(labels)
-        assert [one["class"] for one in found["by_class"]] == ["cat", "wild dog"]
-        assert found["by_class"][1]["accuracy"] == (predicted[labels == 1] == 1).mean()
+        assert scores["pictures"] == len(labels)
+        assert [row["class"] for row in scores["by_class"]] == ["cat", "wild dog"]
+        assert scores["by_class"][1]["accuracy"] == (predicted[labels == 1] == 1).mean()
 
 
 def test_text_for_people(pets, capsys):
@@ -125,6 +130,7 @@ def test_what_is_there_already_in_a_job_is_never_overwritten(pets, tmp_path, cap
         carft("evaluate", job, "--which", "last", "-o", job / name, status=1)
         assert "would overwrite a file of a job or sweep" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in job.iterdir()} == before
+
     carft("evaluate", job, "-o", job / "found.txt")
     alone = shutil.copy(job / "model.pkl", tmp_path)  # no job's, but what is read
     carft("evaluate", alone, "-o", alone, status=1)

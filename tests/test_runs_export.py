@@ -19,7 +19,7 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.clips import pictures as images
 from domainbed_carft.files.weights import sha256
 from domainbed_carft.plugin import data_sets
-from domainbed_carft.runs import export, predict, saved
+from domainbed_carft.runs import export, model_card, predict, saved
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -44,7 +44,7 @@ torch.save(head["logit_scale"] * features @ head["weight"].T + head["bias"], sys
 
 @pytest.mark.parametrize("library", ["clip", "open_clip"])
 def test_what_the_card_shows_gives_the_predictions_of_the_run(library, files, run, tmp_path):
-    for path in files:
+    for path in files.paths:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     dataset = data_sets.EmojiStyles(None, [0], {"clip_backbone": "tiny"})
     pictures = [path for path, _ in dataset[0].samples[::9]]  # of the environment left out
@@ -61,6 +61,7 @@ def test_what_the_card_shows_gives_the_predictions_of_the_run(library, files, ru
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == run.classes[int(expected[0].argmax())]
+
     logits = torch.load(tmp_path / "logits", weights_only=True)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-3)  # of logits up to 100
     assert len(expected) > 40 and len(set(expected.argmax(dim=1).tolist())) > 1
@@ -70,11 +71,11 @@ def test_both_libraries_have_the_very_weights(files, run):
     original = backbone.load("tiny").model.state_dict()
     tuned = run.algorithm.encoder.state_dict()
     for model in exact(files):
-        there = model.state_dict()
+        state = model.state_dict()
         for name, tensor in original.items():
             visual = name.startswith("visual.")
-            wanted = tuned[name.removeprefix("visual.")] if visual else tensor
-            assert torch.equal(there[name], wanted), name
+            expected = tuned[name.removeprefix("visual.")] if visual else tensor
+            assert torch.equal(state[name], expected), name
         assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert not torch.equal(original["visual.proj"], tuned["proj"])
 
@@ -87,13 +88,15 @@ def test_half_precision_is_as_openai_publishes_it(files, run, tmp_path):
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     assert {n: t.dtype for n, t in state.items() if n in dtypes} == dtypes
     assert half.weights.stat().st_size < 0.9 * files.weights.stat().st_size
+
     x = torch.randn(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    theirs, other = exact(half)
+    clip_model, open_clip_model = exact(half)
     loaded, preprocess = clip.load(str(half.weights), device="cpu")
     assert preprocess.transforms[0].size == 48
+
     with torch.no_grad():
-        assert torch.equal(theirs.encode_image(x), loaded.encode_image(x))
-        torch.testing.assert_close(other.encode_image(x), theirs.encode_image(x))
+        assert torch.equal(clip_model.encode_image(x), loaded.encode_image(x))
+        torch.testing.assert_close(open_clip_model.encode_image(x), clip_model.encode_image(x))
         # What is lost by the rounding, which the loaders do anyway.
         assert cosine_similarity(loaded.encode_image(x), run.algorithm.encoder(x)).min() > 0.9999
     assert json.loads(half.card.read_text())["precision"] == "fp16"
@@ -105,12 +108,13 @@ def test_the_other_algorithms(algorithm, tmp_path):
     files = export.export(run, tmp_path / "out.pt")
     state, head = (torch.load(file, weights_only=True) for file in (files.weights, files.head))
     original = backbone.load("tiny").model.state_dict()
-    same = all(torch.equal(state[name], tensor) for name, tensor in original.items())
-    assert state.keys() == original.keys() and same == (algorithm != "CLIPFineTune")
+    is_original = all(torch.equal(state[name], tensor) for name, tensor in original.items())
+    assert state.keys() == original.keys() and is_original == (algorithm != "CLIPFineTune")
+
     x = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(0))
-    theirs, _ = exact(files)
+    clip_model, _ = exact(files)
     with torch.no_grad():
-        features = normalize(theirs.encode_image(run.algorithm.input(x)), dim=-1)
+        features = normalize(clip_model.encode_image(run.algorithm.input(x)), dim=-1)
         logits = head["logit_scale"] * features @ head["weight"].T + head["bias"]
         torch.testing.assert_close(logits, run.algorithm.predict(x), rtol=0, atol=1e-4)
 
@@ -125,16 +129,17 @@ def test_a_resnet(tmp_path):
     x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     config = json.loads(files.card.read_text())["open_clip_config"]["vision_cfg"]
     assert config == {"image_size": 64, "layers": [1, 2, 1, 1], "width": 16, "patch_size": None}
-    theirs, other = exact(files)
+
+    clip_model, open_clip_model = exact(files)
     with torch.no_grad():
         features = run.algorithm.encoder(x)
-        assert torch.equal(theirs.encode_image(x), features)
-        torch.testing.assert_close(other.encode_image(x), features, rtol=1e-4, atol=1e-5)
+        assert torch.equal(clip_model.encode_image(x), features)
+        torch.testing.assert_close(open_clip_model.encode_image(x), features, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", backbone.OPENAI_WEIGHTS)
 def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(name):
-    config = open_clip.get_model_config(export.open_clip_name(name))
+    config = open_clip.get_model_config(model_card.open_clip_name(name))
     vision, text = config["vision_cfg"], config["text_cfg"]
     with torch.device("meta"):
         model = clip.model.CLIP(
@@ -143,7 +148,7 @@ def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(nam
             vision["width"], vision["patch_size"], text["context_length"], text["vocab_size"],
             text["width"], text["heads"], text["layers"],
         )  # fmt: skip
-    assert export.open_clip_config(model) == config
+    assert model_card.open_clip_config(model) == config
 
 
 def test_the_original_is_missing_moved_or_another(random_tiny, tmp_path, capsys):
@@ -155,11 +160,13 @@ def test_the_original_is_missing_moved_or_another(random_tiny, tmp_path, capsys)
     command = ["export", str(job), "-o", str(tmp_path / "out.pt")]
     assert cli.main(command) == 1
     assert "mine.pt'. Paths named in a run are not opened" in capsys.readouterr().err
+
     torch.save(random_clip(seed=1, **TINY_SHAPE).state_dict(), mine)
-    for other in (str(mine), "tiny"):
-        assert cli.main([*command, "--original", other]) == 1
-        said, digest = capsys.readouterr().err, sha256(tmp_path / "elsewhere.pt")
-        assert "is not the CLIP that" in said and f"expected {digest}" in said
+    for wrong_original in (str(mine), "tiny"):
+        assert cli.main([*command, "--original", wrong_original]) == 1
+        error = capsys.readouterr().err
+        digest = sha256(tmp_path / "elsewhere.pt")
+        assert "is not the CLIP that" in error and f"expected {digest}" in error
     assert not list(tmp_path.glob("out*"))
     assert cli.main([*command, "--original", str(tmp_path / "elsewhere.pt")]) == 0
 
@@ -168,17 +175,18 @@ def test_a_folder_is_for_runs_that_started_from_open_clip(trained, tmp_path, cap
     original = "open_clip:ViT-B-16/openai"
     command = ["export", str(trained), "-o", str(tmp_path / "FOLDER"), "--original", original]
     assert cli.main(command) == 1
-    said = capsys.readouterr().err
-    assert "expected a name that ends in .pt or .pth, since this run started from " in said
-    assert "which is no CLIP of open_clip; only runs that started from one" in said
+    error = capsys.readouterr().err
+    assert "expected a name that ends in .pt or .pth, since this run started from " in error
+    assert "which is no CLIP of open_clip; only runs that started from one" in error
 
 
 def test_nothing_is_overwritten_unless_told(files, trained, tmp_path, capsys):
     (tmp_path / "out.md").write_text("mine")
     command = ["export", str(trained), "--which", "last", "-o", str(tmp_path / "out.pt")]
     assert cli.main(command) == 1
-    said = capsys.readouterr().err
-    assert "out.md already exists" in said and "--force" in said
+
+    error = capsys.readouterr().err
+    assert "out.md already exists" in error and "--force" in error
     assert [p.name for p in tmp_path.iterdir()] == ["out.md"]
     assert cli.main([*command, "--force"]) == 0
     assert (tmp_path / "out.pt").read_bytes() == files.weights.read_bytes()
@@ -187,7 +195,7 @@ def test_nothing_is_overwritten_unless_told(files, trained, tmp_path, capsys):
 
 def test_a_disk_that_is_full(files, trained, tmp_path):
     """Neither the weights, nor what was there, is cut."""
-    for path in files:
+    for path in files.paths:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     code = (
@@ -205,7 +213,7 @@ def test_flyp_has_its_own_text_encoder_and_the_originals_contexts(tmp_path):
     """Classes by the exported text encoder, contexts by the original's, as `predict` has them."""
     run = saved.open_run(debug(tmp_path / "job", "FLYP"))
     files = export.export(run, tmp_path / "out.pt")
-    theirs, _ = exact(files)
+    clip_model, _ = exact(files)
     head = torch.load(files.head, weights_only=True)
     original = backbone.load("tiny").model
 
@@ -217,22 +225,24 @@ def test_flyp_has_its_own_text_encoder_and_the_originals_contexts(tmp_path):
         return features.view(len(run.contexts), len(run.classes), -1)
 
     words = [(template, name) for template in run.contexts for name in run.classes]
-    tuned, first = (unit_features(model, words) for model in (theirs, original))
+    tuned, first = (unit_features(model, words) for model in (clip_model, original))
     assert not torch.allclose(tuned, first, atol=1e-4)
+
     of_classes = normalize(tuned.mean(dim=0), dim=-1)
     of_contexts = normalize(first.mean(dim=1), dim=-1)
     torch.testing.assert_close(head["weight"], of_classes, rtol=1e-4, atol=1e-5)
+
     torch.testing.assert_close(head["context_weights"], of_contexts, rtol=1e-4, atol=1e-5)
-    assert head["logit_scale"] == pytest.approx(theirs.logit_scale.exp().item())
+    assert head["logit_scale"] == pytest.approx(clip_model.logit_scale.exp().item())
     assert head["context_scale"] == pytest.approx(original.logit_scale.exp().item())
     assert head["logit_scale"] != pytest.approx(head["context_scale"], rel=1e-5)
 
     x = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        features = normalize(theirs.encode_image(run.algorithm.input(x)), dim=-1)
+        features = normalize(clip_model.encode_image(run.algorithm.input(x)), dim=-1)
     logits = head["context_scale"] * features @ head["context_weights"].T
-    for (_, predicted), shares in zip(predict.predict(run, x), logits.softmax(1), strict=True):
-        assert list(predicted.values()) == pytest.approx(shares.tolist(), abs=1e-5)
+    predicted = predict.predict_batch(run, x).context_probabilities
+    torch.testing.assert_close(predicted, logits.double().softmax(1), rtol=0, atol=1e-5)
 
     card, page = json.loads(files.card.read_text()), files.readme.read_text()
     assert card["text_encoder"] == {

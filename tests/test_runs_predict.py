@@ -26,9 +26,9 @@ def predict(capfd, run, *paths, status=0, flags=()):
     return [json.loads(line) for line in out.splitlines()], err
 
 
-def noise(path, mode="RGB", seed=0, size=(30, 20), **how):
+def noise(path, mode="RGB", seed=0, size=(30, 20), **save_options):
     pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path, **how)
+    Image.fromarray(pixels).convert(mode).save(path, **save_options)
     return path
 
 
@@ -37,25 +37,33 @@ def test_the_probabilities_that_the_run_gives_its_test_pictures(pets, capfd):
     run = saved.open_run(pets / "CARFT")
     folder = datasets.get_dataset_class(str(pets / "my pets"))(None, [0], dict(run.hparams))[0]
     folder.transform.transforms[-1] = Normalize(images.CLIP_MEAN, images.CLIP_STD)
-    found, err = predict(capfd, pets / "CARFT" / "model.pkl", pets / "my pets" / "art")
-    assert [one["path"] for one in found] == sorted(path for path, _ in folder.samples)
+    predictions, err = predict(capfd, pets / "CARFT" / "model.pkl", pets / "my pets" / "art")
+    assert [prediction["path"] for prediction in predictions] == sorted(
+        path for path, _ in folder.samples
+    )
     assert err == ""
+
     by_path = {path: x for (path, _), (x, _) in zip(folder.samples, folder)}
-    for one in found:
+    for prediction in predictions:
         with torch.no_grad():
-            features = run.algorithm.features(by_path[one["path"]][None])
+            features = run.algorithm.features(by_path[prediction["path"]][None])
             shares = run.algorithm.class_logits(features).softmax(1)[0].tolist()
             contexts = run.algorithm.context_logits(features).softmax(1)[0].tolist()
-        assert list(one["classes"]) == run.classes and list(one["contexts"]) == run.contexts
-        assert list(one["classes"].values()) == pytest.approx(shares, abs=1e-5)
-        assert list(one["contexts"].values()) == pytest.approx(contexts, abs=1e-5)
-        assert sum(one["contexts"].values()) == pytest.approx(1)
+        assert (
+            list(prediction["classes"]) == run.classes
+            and list(prediction["contexts"]) == run.contexts
+        )
+        assert list(prediction["classes"].values()) == pytest.approx(shares, abs=1e-5)
+        assert list(prediction["contexts"].values()) == pytest.approx(contexts, abs=1e-5)
+        assert sum(prediction["contexts"].values()) == pytest.approx(1)
 
 
 def test_which_weights_of_a_folder_is_said_beside_the_lines(pets, tmp_path, capfd):
     picture = noise(tmp_path / "x.png")
-    _, said = predict(capfd, pets / "CARFT", picture)
-    assert said.startswith(f"carft: Weights: model_best.pkl of {pets / 'CARFT'}, selected by")
+    _, error_output = predict(capfd, pets / "CARFT", picture)
+    assert error_output.startswith(
+        f"carft: Weights: model_best.pkl of {pets / 'CARFT'}, selected by"
+    )
     for flags in (("--which", "best"), ("--which", "last")):
         assert predict(capfd, pets / "CARFT", picture, flags=flags)[1] == ""
 
@@ -74,10 +82,11 @@ def test_names_and_folders(pets, tmp_path, capfd):
     (tmp_path / "in" / "notes.txt").write_text("no picture")
     (tmp_path / "in" / "link.png").symlink_to(os.fsdecode(NAMES[1]))
     (tmp_path / "in" / "z" / "around").symlink_to(tmp_path / "in")  # not followed
-    found, _ = predict(capfd, pets / "CARFT", tmp_path / "in")
-    paths = [one["path"] for one in found]
+    predictions, _ = predict(capfd, pets / "CARFT", tmp_path / "in")
+    paths = [prediction["path"] for prediction in predictions]
     assert paths == sorted(paths)
     assert sorted(map(os.path.basename, paths)) == sorted([*map(os.fsdecode, NAMES), "link.png"])
+
     text = tmp_path / "out.txt"
     carft("predict", pets / "CARFT", tmp_path / "in", "-o", text)
     lines = text.read_text().splitlines()
@@ -92,10 +101,10 @@ def test_every_kind_of_picture_as_its_rgb(pets, tmp_path, capfd):
         noise(tmp_path / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}", mode)
     for path in list(tmp_path.iterdir()):
         Image.open(path).convert("RGB").save(f"{path}.bmp")
-    found, _ = predict(capfd, pets / "CARFT", tmp_path)  # each before its copy
-    for one, copy in zip(found[::2], found[1::2], strict=True):
-        assert copy["path"] == f"{one['path']}.bmp"
-        assert one["classes"] == pytest.approx(copy["classes"], abs=1e-6)
+    predictions, _ = predict(capfd, pets / "CARFT", tmp_path)  # each before its copy
+    for prediction, copy in zip(predictions[::2], predictions[1::2], strict=True):
+        assert copy["path"] == f"{prediction['path']}.bmp"
+        assert prediction["classes"] == pytest.approx(copy["classes"], abs=1e-6)
 
 
 # Which Pillow gives to Ghostscript, if it may.
@@ -106,12 +115,12 @@ def break_in_every_way(folder):
     noise(folder / "1 good.png")
     (folder / "2 empty.png").touch()
     (folder / "3 text.jpg").write_text("no picture")
-    whole = noise(folder / "4 cut.jpg", size=(300, 300)).read_bytes()
-    (folder / "4 cut.jpg").write_bytes(whole[: len(whole) // 2])
+    intact_bytes = noise(folder / "4 cut.jpg", size=(300, 300)).read_bytes()
+    (folder / "4 cut.jpg").write_bytes(intact_bytes[: len(intact_bytes) // 2])
     (folder / "5 gone.png").symlink_to("nowhere")
     (folder / "6 script.png").write_text(POSTSCRIPT)
-    whole = noise(folder / "7 damaged.png", size=(300, 300)).read_bytes()
-    (folder / "7 damaged.png").write_bytes(whole[:500] + bytes(200) + whole[700:])
+    intact_bytes = noise(folder / "7 damaged.png", size=(300, 300)).read_bytes()
+    (folder / "7 damaged.png").write_bytes(intact_bytes[:500] + bytes(200) + intact_bytes[700:])
     noise(folder / "8 good.png", seed=1)
     (folder / "9 empty").mkdir()
 
@@ -120,21 +129,34 @@ def break_in_every_way(folder):
 def test_broken_pictures_are_told_and_skipped(pets, tmp_path, capfd, workers):
     break_in_every_way(tmp_path)
     assert ImageFile.LOAD_TRUNCATED_IMAGES  # the harness's, whose data sets read on
+
     flags = ("--workers", workers, "--batch_size", "3")
     paths = (tmp_path, tmp_path / "9 empty")
-    found, err = predict(capfd, pets / "CARFT", *paths, status=3, flags=flags)
-    assert found.pop()["error"].startswith("no pictures in this folder")
-    names = [os.path.basename(one["path"]) for one in found]
+    predictions, err = predict(capfd, pets / "CARFT", *paths, status=3, flags=flags)
+    assert predictions.pop()["error"].startswith("no pictures in this folder")
+
+    names = [os.path.basename(prediction["path"]) for prediction in predictions]
     assert names == sorted(names) and len(names) == 8
-    good = [one for one in found if "error" not in one]
-    assert [os.path.basename(one["path"]) for one in good] == ["1 good.png", "8 good.png"]
-    reasons = {name[:1]: one["error"] for name, one in zip(names, found) if "error" in one}
+
+    good = [prediction for prediction in predictions if "error" not in prediction]
+    assert [os.path.basename(prediction["path"]) for prediction in good] == [
+        "1 good.png",
+        "8 good.png",
+    ]
+
+    reasons = {
+        name[:1]: prediction["error"]
+        for name, prediction in zip(names, predictions)
+        if "error" in prediction
+    }
     assert reasons["2"] == reasons["3"] == reasons["6"] == "not an image Pillow can read"
     assert "truncated" in reasons["4"] and reasons["5"] == "No such file or directory"
-    for one in found[1:7]:
-        assert f"carft: {one['path']} skipped: {one['error']}\n" in err
+
+    for prediction in predictions[1:7]:
+        assert f"carft: {prediction['path']} skipped: {prediction['error']}\n" in err
     assert err.endswith("carft: skipped 7 of 9 pictures\n")
     assert ImageFile.LOAD_TRUNCATED_IMAGES
+
     predict(capfd, pets / "CARFT", tmp_path / "3 text.jpg", status=1)
     alone, _ = predict(capfd, pets / "CARFT", tmp_path / "8 good.png")
     assert alone[0]["classes"] == pytest.approx(good[1]["classes"], abs=1e-6)
@@ -148,6 +170,7 @@ def test_the_likeliest_come_first(pets, tmp_path, capfd):
     )
     best = sorted(every["contexts"].items(), key=lambda item: -item[1])[:2]
     assert list(top["contexts"].items()) == best and len(every["contexts"]) > 2
+
     carft("predict", pets / "CARFT", tmp_path / "x.png", "--top", 1)
     context, share = best[0]
     line = capfd.readouterr().out
@@ -160,8 +183,8 @@ def test_transforms_of_a_host(pets, tmp_path):
     run = saved.open_run(pets / "CARFT")
     run.hparams["protocol"] = "host"
     half = (0.5, 0.5, 0.5)
-    run.algorithm.input = images.CLIPInput(run.algorithm.input.wanted, half, half)
-    transform = predicting.transform_of(run)
+    run.algorithm.input = images.CLIPInput(run.algorithm.input.preprocessing, half, half)
+    transform = predicting.picture_transform(run)
     x = transform(default_loader(str(noise(tmp_path / "x.png"))))
     raw = images.transform("domainbed", 48, False)(default_loader(str(tmp_path / "x.png")))
     std, mean = (torch.tensor(v).view(3, 1, 1) for v in (images.IMAGENET_STD, images.IMAGENET_MEAN))
@@ -174,9 +197,9 @@ def test_classes_that_read_as_the_same_words(pets, tmp_path, capfd):
     words = prompts.as_json(prompts.contexts("emoji"), ["wild dog", "wild dog"]).encode()
     content["model_dict"]["words"] = torch.tensor([*words], dtype=torch.uint8)
     torch.save(content, tmp_path / "model.pkl")
-    ((found,), _) = predict(capfd, tmp_path, noise(tmp_path / "x.png"))
-    assert list(found["classes"]) == ["wild dog (label 0)", "wild dog (label 1)"]
-    assert sum(found["classes"].values()) == pytest.approx(1)
+    ((prediction,), _) = predict(capfd, tmp_path, noise(tmp_path / "x.png"))
+    assert list(prediction["classes"]) == ["wild dog (label 0)", "wild dog (label 1)"]
+    assert sum(prediction["classes"].values()) == pytest.approx(1)
 
 
 def of_the_machine(*_):
@@ -190,9 +213,9 @@ def of_a_gpu(*_):
 @pytest.mark.parametrize("run_out", [of_the_machine, of_a_gpu])
 @pytest.mark.parametrize("command", ["evaluate", "predict", "wise-ft"])
 def test_too_little_memory_is_told_in_a_line(pets, tmp_path, capfd, monkeypatch, command, run_out):
-    more = {"predict": [noise(tmp_path / "x.png")], "wise-ft": ["-o", tmp_path / "mix"]}
-    arguments = [command, pets / "CARFT", *more.get(command, ()), "--batch_size", "77"]
+    flags = {"predict": [noise(tmp_path / "x.png")], "wise-ft": ["-o", tmp_path / "mix"]}
+    arguments = [command, pets / "CARFT", *flags.get(command, ()), "--batch_size", "77"]
     monkeypatch.setattr(clip_algorithm.CLIPAlgorithm, "features", run_out)
     assert cli.main(list(map(str, arguments))) == 1
-    said = "carft: out of memory with --batch_size 77; choose a smaller one"
-    assert said in capfd.readouterr().err
+    error = "carft: out of memory with --batch_size 77; choose a smaller one"
+    assert error in capfd.readouterr().err

@@ -15,11 +15,11 @@ from domainbed_carft.method import algorithms, dataset_facts, prompts
 from domainbed_carft.runs import saved
 
 
-def written(folder, algorithm, name="model.pkl", **more):
+def written(folder, algorithm, name="model.pkl", **changes):
     """A folder with what DomainBed's train saves of ``algorithm``."""
     buffer = dumped(algorithm)
     buffer.seek(0)
-    content = {**torch.load(buffer, weights_only=True), **more}
+    content = {**torch.load(buffer, weights_only=True), **changes}
     torch.save(content, folder / name)
     return folder
 
@@ -33,8 +33,10 @@ def test_a_trained_job(trained):
     assert run.args["algorithm"] == "CARFT" and run.args["test_envs"] == [0]
     assert (run.step, run.alpha) == (None, None)
     assert type(run.algorithm).__name__ == "CARFT" and not run.algorithm.training
+
     best = saved.open_run(trained, "best")
     assert best.path == trained / "model_best.pkl"
+
     records = [json.loads(line) for line in (trained / "results.jsonl").read_text().splitlines()]
     means = {r["step"]: sum(r[f"env{e}_out_acc"] for e in (1, 2, 3)) for r in records}
     assert best.step == max(means, key=means.get) != records[-1]["step"]
@@ -101,7 +103,8 @@ ONE_WORD = b'{"classes": ["a"], "contexts": ["b {}"]}'
 def test_weights_of_something_else_are_refused(random_tiny, tmp_path):
     algorithm = make(random_tiny)
     state = algorithm.state_dict()
-    for more, message in (
+
+    for changes, message in (
         ({"args": {"algorithm": "ERM"}}, "not a run of CARFT, .*: its algorithm is 'ERM'"),
         ({"args": {**ARGS, "test_envs": [[0]]}}, "its test_envs is"),
         ({"model_dict": {"head.weight": torch.zeros(3, 2)}}, "not hold the weights of a CARFT"),
@@ -128,7 +131,7 @@ def test_weights_of_something_else_are_refused(random_tiny, tmp_path):
         ({"args": {**ARGS, "data_dir": 7}}, "its data_dir is 7"),
     ):
         with pytest.raises(CarftError, match=message) as raised:
-            saved.open_run(written(tmp_path, algorithm, **more))
+            saved.open_run(written(tmp_path, algorithm, **changes))
         assert len(str(raised.value)) < 600
 
 
@@ -154,6 +157,7 @@ def test_weights_of_a_training_that_diverged_are_refused(random_tiny, tmp_path, 
     algorithm.encoder.proj.data[0, 0] = value
     with pytest.raises(CarftError, match="not finite in 1 tensor, the first in enc"):
         saved.open_run(written(tmp_path, algorithm))
+
     algorithm.head.weight.data.fill_(value)
     written(tmp_path, algorithm)
     output = tmp_path / "mix"

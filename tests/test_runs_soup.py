@@ -10,9 +10,10 @@ from PIL import Image
 from runs_jobs import by_split, carft, evaluated, train_job, weights, write_pictures
 
 from domainbed_carft import cli
+from domainbed_carft.cli import run_texts
 from domainbed_carft.clips import pictures as images
 from domainbed_carft.errors import CarftError
-from domainbed_carft.runs import export, saved, soup, soup_members, splits
+from domainbed_carft.runs import export, saved, saved_checks, soup, soup_members, splits
 
 # Of different rates, seeds and settings; the last two differ in how they scale the head, too.
 TRAINED = (
@@ -28,11 +29,11 @@ def runs(tmp_path_factory):
     """Four runs of one start, and one that left another environment out."""
     place = tmp_path_factory.mktemp("soup")
     pictures = write_pictures(place / "noise", count=20)
-    made = [
+    jobs = [
         train_job(place / f"{name} {seed}", pictures, name, "--seed", str(seed), **hparams)
         for name, seed, hparams in TRAINED
     ]
-    return [*made, train_job(place / "other", pictures, "CARFT", test_envs=("1",))]
+    return [*jobs, train_job(place / "other", pictures, "CARFT", test_envs=("1",))]
 
 
 def last_of(jobs):
@@ -63,54 +64,59 @@ def mean_by_hand(paths):
 
 def test_the_soups_are_the_means_of_what_validation_chose(runs, tmp_path, capsys):
     carft("soup", *last_of(runs[:3]), "-o", tmp_path / "out")
-    assert splits.PICTURES_OF_A_SOUP in capsys.readouterr().out
+    assert run_texts.PICTURES_OF_A_SOUP in capsys.readouterr().out
+
     document, contents = made(tmp_path / "out")
-    validation = {one["run"]: one["validation"] for one in document["runs"]}
-    by_kind = {one["soup"]: one for one in document["soups"]}
+    validation = {row["run"]: row["validation"] for row in document["runs"]}
+    by_kind = {row["soup"]: row for row in document["soups"]}
     assert len(by_kind["uniform"]["runs"]) == 3
 
     def in_domain(parts):
         """Of the mean of some runs' weights, by `carft evaluate`."""
         states = [weights(path) for path in parts]
-        state = {
-            name: torch.stack([one[name].double() for one in states]).mean(dim=0).float()
+        mean = {
+            name: torch.stack([state[name].double() for state in states]).mean(dim=0).float()
             for name in states[0]
             if name != "words"
         }
-        torch.save({**contents[0], "model_dict": {**state, "words": states[0]["words"]}},
-                   tmp_path / "mean.pkl")  # fmt: skip
-        found = by_split(evaluated(capsys, tmp_path / "mean.pkl"))
-        return (found["env1_out"] + found["env2_out"]) / 2
+        mean["words"] = states[0]["words"]
+        torch.save({**contents[0], "model_dict": mean}, tmp_path / "mean.pkl")
+
+        shares = by_split(evaluated(capsys, tmp_path / "mean.pkl"))
+        return (shares["env1_out"] + shares["env2_out"]) / 2
 
     for path, accuracy in validation.items():
         assert in_domain([path]) == pytest.approx(accuracy)
+
     chosen, best = [], -1.0
     for path in sorted(validation, key=lambda path: -validation[path]):
         if (reached := in_domain([*chosen, path])) > best:
             chosen, best = [*chosen, path], reached
     assert by_kind["greedy"]["runs"] == chosen
     assert by_kind["greedy"]["in_domain"] == pytest.approx(best)
-    for kind, one in by_kind.items():
+
+    for kind, row in by_kind.items():
         path = tmp_path / "out" / f"model_soup_{kind}.pkl"
-        expected = mean_by_hand(one["runs"])
+        expected = mean_by_hand(row["runs"])
         for name, found in weights(path).items():
             if name in expected:
-                wanted = torch.as_tensor(expected[name])
-                torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-7)
+                expected_tensor = torch.as_tensor(expected[name])
+                torch.testing.assert_close(found.double(), expected_tensor, rtol=1e-6, atol=1e-7)
         measured = evaluated(capsys, path)
-        assert by_split(measured) == one["splits"] and measured["transform"] == "test"
+        assert by_split(measured) == row["splits"] and measured["transform"] == "test"
 
 
 def test_any_order_of_the_runs_gives_the_same_soups(runs, tmp_path):
     """To the bit, whichever run is first: its seed and step once chose the pictures."""
-    found = []
+    results = []
     for number, order in enumerate(itertools.permutations(last_of(runs[:4]), 4)):
         if number % 5 == 0:
             carft("soup", *order, "-o", tmp_path / str(number))
-            found.append(made(tmp_path / str(number)))
-    assert len(found) == 5
-    first_document, first_contents = found[0]
-    for document, contents in found[1:]:
+            results.append(made(tmp_path / str(number)))
+    assert len(results) == 5
+
+    first_document, first_contents = results[0]
+    for document, contents in results[1:]:
         assert document == first_document
         for content, first in zip(contents, first_contents):
             states = content.pop("model_dict"), first["model_dict"]
@@ -123,9 +129,9 @@ def test_pictures_of_a_soup_are_not_augmented(runs, tmp_path, capsys):
     carft("soup", *last_of(runs[:2]), "-o", tmp_path / "out")
     file = tmp_path / "out" / "model_soup_uniform.pkl"
     opened = saved.open_run(file)
-    found = splits.splits(opened)
+    soup_splits = splits.splits(opened)
     by_name = {split.name: split for split in splits.splits(saved.open_run(runs[0]))}
-    for split in found:
+    for split in soup_splits:
         as_trained = by_name[split.name].items
         assert torch.equal(split.items[0][0], as_trained[0][0]) == split.is_target
         part, position = split.items._items, 0
@@ -136,15 +142,19 @@ def test_pictures_of_a_soup_are_not_augmented(runs, tmp_path, capsys):
         normalised = (squeezed - images.CLIP_MEAN) / images.CLIP_STD
         found_picture = split.items[0][0].permute(1, 2, 0).numpy()
         np.testing.assert_allclose(found_picture, normalised, atol=0.02)  # of bytes, rounded
+
     capsys.readouterr()
     carft("evaluate", file)
     text = capsys.readouterr().out
-    assert splits.PICTURES_OF_A_SOUP in text and "soup of 2 runs (CARFT) on " in text
+    assert run_texts.PICTURES_OF_A_SOUP in text and "soup of 2 runs (CARFT) on " in text
+
     words = ("--alphas", 0, 0.5, 1, "--save", 0.5)
     carft("wise-ft", file, "-o", tmp_path / "mix", *words)
-    assert splits.PICTURES_OF_A_SOUP in capsys.readouterr().out
+    assert run_texts.PICTURES_OF_A_SOUP in capsys.readouterr().out
+
     rows = json.loads((tmp_path / "mix" / "wise_ft.json").read_text())["alphas"]
     assert rows[2]["splits"] == by_split(evaluated(capsys, file))
+
     half = saved.open_run(tmp_path / "mix" / "model_alpha_0.50.pkl")
     assert half.alpha == 0.5 and half.soup == opened.soup
     assert by_split(evaluated(capsys, half.path)) == rows[1]["splits"]
@@ -156,6 +166,7 @@ def test_heads_of_two_scales_are_combined_by_what_they_predict(runs, tmp_path):
     carft("soup", *paths, "-o", tmp_path / "out")
     carfts, cliposs = (weights(path) for path in paths)
     assert float(carfts["head_factor"]) == 1 and float(cliposs["head_factor"]) > 10
+
     run = saved.open_run(tmp_path / "out" / "model_soup_uniform.pkl")
 
     by_hand = mean_by_hand(paths)
@@ -171,8 +182,8 @@ def test_heads_of_two_scales_are_combined_by_what_they_predict(runs, tmp_path):
         features = torch.nn.functional.normalize(algorithm.features(x), dim=-1).double()
         expected = features @ torch.as_tensor(by_hand["head.weight"]).T
         expected += torch.as_tensor(by_hand["head.bias"])
-        found = run.algorithm.predict(x)
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+        predicted = run.algorithm.predict(x)
+    torch.testing.assert_close(predicted.double(), expected, rtol=0, atol=1e-4)
     assert expected.abs().min() > 1  # a head without its scale would give some hundredths
 
 
@@ -181,18 +192,19 @@ def test_a_folded_head_predicts_the_same(runs):
     x = torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         before = run.algorithm.predict(x)
-        run.algorithm.load_state_dict(soup_members.folded(run.algorithm.state_dict()))
+        run.algorithm.load_state_dict(soup_members.fold_head_scale(run.algorithm.state_dict()))
         torch.testing.assert_close(run.algorithm.predict(x), before, rtol=1e-5, atol=1e-4)
     assert float(run.algorithm.head_factor) == 1
 
 
-@pytest.mark.parametrize("other", ["CLIPZeroShot", "CLIPLinearProbe"])
-def test_soups_with_an_original_encoder(runs, tmp_path, other):
+@pytest.mark.parametrize("algorithm", ["CLIPZeroShot", "CLIPLinearProbe"])
+def test_soups_with_an_original_encoder(runs, tmp_path, algorithm):
     pictures = saved.open_run(runs[0]).args["dataset"]
-    job = train_job(tmp_path / "job", pictures, other)
+    job = train_job(tmp_path / "job", pictures, algorithm)
     carft("soup", *last_of([runs[0], job]), "-o", tmp_path / "out")
     run = saved.open_run(tmp_path / "out" / "model_soup_uniform.pkl")
     assert run.args["algorithm"] == "CLIPFineTune"
+
     parts = [weights(runs[0] / "model.pkl"), weights(job / "model.pkl")]
     mean = sum(part["head.weight"] * part["head_factor"] for part in parts) / 2
     torch.testing.assert_close(run.algorithm.head.weight.data, mean, rtol=1e-5, atol=1e-5)
@@ -209,17 +221,19 @@ def test_a_soup_says_what_it_is_and_keeps_no_settings_of_its_runs(runs, tmp_path
         )
         assert content["soup"]["kind"] == kind
         assert content["soup"]["chosen_by"] == soup.CHOSEN_BY[kind]
-        (row,) = (one for one in document["soups"] if one["soup"] == kind)
+        (row,) = (soup_row for soup_row in document["soups"] if soup_row["soup"] == kind)
         assert content["soup"]["in_domain"] == row["in_domain"]
         members = content["soup"]["members"]
         assert [member["run"] for member in members] == row["runs"]
         assert sum(member["weight"] for member in members) == pytest.approx(1)
+
     members = {member["run"]: member for member in contents[0]["soup"]["members"]}
     assert members[str(paths[0])]["seed"] == 2 and members[str(paths[0])]["step"] == 2
     assert members[str(paths[1])]["algorithm"] == "CARFT"
 
     file = tmp_path / "out" / "model_soup_uniform.pkl"
     assert evaluated(capsys, file)["soup"] == contents[0]["soup"]
+
     written = export.export(saved.open_run(file), tmp_path / "soup.pt")
     card, page = json.loads(written.card.read_text()), written.readme.read_text()
     assert card["run"]["soup"] == contents[0]["soup"] and card["run"]["command"] is None
@@ -228,6 +242,7 @@ def test_a_soup_says_what_it_is_and_keeps_no_settings_of_its_runs(runs, tmp_path
     assert not {"lr", "wise_alpha"} & card["run"]["hparams"].keys()
     assert "# soup of 2 runs (CARFT, CLIPWiSEFT) on " in page
     assert "A soup: the mean of the weights" in page and "domainbed.scripts.train" not in page
+
     for member in contents[0]["soup"]["members"]:
         assert member["sha256"] in page
 
@@ -237,12 +252,15 @@ def test_a_soup_of_release_0_1_0_opens_as_a_soup(runs, tmp_path, capsys):
     content = torch.load(runs[2] / "model.pkl", weights_only=True)
     torch.save({**content, "wise_ft_step": None}, tmp_path / "model_soup_greedy.pkl")
     run = saved.open_run(tmp_path / "model_soup_greedy.pkl")
-    assert run.soup == saved.UNKNOWN_SOUP and run.title == "soup"
+    assert run.soup == saved_checks.UNKNOWN_SOUP and run.title == "soup"
+
     document = evaluated(capsys, run.path)
     assert (document["transform"], document["step"]) == ("test", None)
+
     carft("wise-ft", run.path, "-o", tmp_path / "mix", "--alphas", 0.5, "--save", "all")
     half = saved.open_run(tmp_path / "mix" / "model_alpha_0.50.pkl")
-    assert half.alpha == 0.5 and half.soup == saved.UNKNOWN_SOUP
+    assert half.alpha == 0.5 and half.soup == saved_checks.UNKNOWN_SOUP
+
     written = export.export(run, tmp_path / "soup.pt")
     assert json.loads(written.card.read_text())["run"]["command"] is None
     assert "domainbed.scripts.train" not in written.readme.read_text()
@@ -261,12 +279,17 @@ def test_a_file_with_an_odd_soup_is_refused(runs, tmp_path, capsys, change):
 
 
 def test_runs_that_held_out_other_pictures_are_refused_by_name(runs, tmp_path, capsys):
-    given = [runs[0], runs[4]], runs[:1], [*runs[:2], runs[0] / "model_best.pkl"]
-    told = ("differ in test_envs; expected runs", "has 1 run, expected at least two", "given twice")
-    for paths, sentence in zip(given, told):
+    runs_to_mix = [runs[0], runs[4]], runs[:1], [*runs[:2], runs[0] / "model_best.pkl"]
+    sentences = (
+        "differ in test_envs; expected runs",
+        "has 1 run, expected at least two",
+        "given twice",
+    )
+    for paths, sentence in zip(runs_to_mix, sentences):
         carft("soup", *paths, "-o", tmp_path / "out", status=1)
         assert sentence in capsys.readouterr().err
-    for name, changed, told in (
+
+    for name, changed, message in (
         ("args", {"trial_seed": 1}, "differ in trial_seed; expected runs"),
         ("args", {"algorithm": "FLYP"}, "is a run of FLYP, whose head"),
         ("model_hparams", {"prompts_digest": "0" * 16}, "differ in prompts_digest; expected runs"),
@@ -274,7 +297,7 @@ def test_runs_that_held_out_other_pictures_are_refused_by_name(runs, tmp_path, c
     ):
         opened = [saved.open_run(run) for run in runs[:2]]
         getattr(opened[1], name.removeprefix("model_")).update(changed)
-        with pytest.raises(CarftError, match=told):
+        with pytest.raises(CarftError, match=message):
             soup.require_alike(opened)
     assert list(tmp_path.iterdir()) == []
 
@@ -283,9 +306,10 @@ def test_the_selected_weights_are_taken(runs, tmp_path, capsys):
     """Where environments were left out; else, and where there are no others, the last."""
     carft("soup", *runs[:2], "-o", tmp_path / "out")
     document, _ = made(tmp_path / "out")
-    assert {one["run"] for one in document["runs"]} == {
+    assert {row["run"] for row in document["runs"]} == {
         str(run / "model_best.pkl") for run in runs[:2]
     }
     assert cli.main(["export", str(runs[0]), "-o", str(tmp_path / "x.pt")]) == 0
-    said = capsys.readouterr().out
-    assert f"Weights: model_best.pkl of {runs[0]}, selected by training-domain validation" in said
+
+    output = capsys.readouterr().out
+    assert f"Weights: model_best.pkl of {runs[0]}, selected by training-domain validation" in output

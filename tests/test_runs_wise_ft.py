@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from runs_jobs import accuracies, by_split, carft, evaluated, records, weights
 
-from domainbed_carft.runs import saved, splits, wise_ft
+from domainbed_carft.runs import interpolation, saved, splits, wise_ft, wise_ft_curve
+from domainbed_carft.runs.wise_ft_curve import SPLIT_LABELS, CurvePoint, curve_figure
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +48,23 @@ def test_the_ends_are_the_zero_shot_clip_and_the_run_to_the_bit(pets, mixed):
 def test_between_them_the_weights_are_the_formulas(pets, mixed):
     zero_shot, run = original_and_run(pets)
     half = np.float32(0.5)
-    for name, found in weights(mixed / "model_alpha_0.50.pkl").items():
+    for name, tensor in weights(mixed / "model_alpha_0.50.pkl").items():
         if name.startswith(("encoder.", "head.")):
             expected = zero_shot[name].numpy() * half + run[name].numpy() * half
-            assert np.array_equal(found.numpy(), expected), name
+            assert np.array_equal(tensor.numpy(), expected), name
         else:
-            assert torch.equal(found, run[name]), name
+            assert torch.equal(tensor, run[name]), name
 
 
 def test_accuracies_are_those_of_the_records(pets, mixed):
-    found = results(mixed)
-    assert found[1.0]["splits"] == accuracies(records(pets / "CARFT")[-1])
+    rows = results(mixed)
+    assert rows[1.0]["splits"] == accuracies(records(pets / "CARFT")[-1])
+
     zero_shot = accuracies(records(pets / "CLIPZeroShot")[-1])
     for name in ("env0_in", "env0_out"):  # of the target, whose pictures are not augmented
-        assert found[0.0]["splits"][name] == zero_shot[name]
-    for row in found.values():
+        assert rows[0.0]["splits"][name] == zero_shot[name]
+
+    for row in rows.values():
         inner = [row["splits"][f"env{index}_out"] for index in (1, 2)]
         assert row["in_domain"] == sum(inner) / 2
         assert row["out_of_domain"] == row["splits"]["env0_in"]
@@ -71,21 +74,26 @@ def test_saved_weights_are_a_run_for_all_commands(pets, mixed, capsys, tmp_path)
     path = mixed / "model_alpha_0.50.pkl"
     run = saved.open_run(path)
     assert run.alpha == 0.5 and type(run.algorithm).__name__ == "CARFT"
+
     document = evaluated(capsys, path)
     assert by_split(document) == results(mixed)[0.5]["splits"]
     assert document["wise_ft_alpha"] == 0.5
+
     carft("predict", path, pets / "my pets" / "art" / "cat" / "0.png")
     carft("wise-ft", path, "-o", tmp_path / "again", "--alphas", "0.5", "--save", "0.5")
-    again = saved.open_run(tmp_path / "again" / "model_alpha_0.50.pkl")
-    assert again.alpha == 0.25
-    quarter = wise_ft.Interpolation(saved.open_run(pets / "CARFT"), torch.device("cpu"))
+    second_run = saved.open_run(tmp_path / "again" / "model_alpha_0.50.pkl")
+    assert second_run.alpha == 0.25
+
+    quarter = interpolation.Interpolation(saved.open_run(pets / "CARFT"), torch.device("cpu"))
     quarter.set(0.25)
-    torch.testing.assert_close(quarter.state(), again.algorithm.state_dict(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        quarter.state(), second_run.algorithm.state_dict(), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_what_it_leaves(mixed):
     names = [f"model_alpha_{alpha}.pkl" for alpha in ("0.00", "0.50", "1.00")]
-    assert sorted(os.listdir(mixed)) == sorted([*names, wise_ft.TABLE, *wise_ft.PLOTS])
+    assert sorted(os.listdir(mixed)) == sorted([*names, wise_ft.TABLE, *wise_ft_curve.FILES])
     assert Image.open(mixed / "wise_ft.png").format == "PNG"
     comments = (mixed / "wise_ft.svg").read_text()  # text is drawn as paths, said in comments
     for words in ("0.5", "0 (original CLIP)", "1 (the run)", "CARFT on"):
@@ -94,10 +102,10 @@ def test_what_it_leaves(mixed):
 
 def test_no_weights_are_saved_unless_asked_for(pets, tmp_path, capsys):
     carft("wise-ft", pets / "CARFT", "-o", tmp_path / "out")
-    said = capsys.readouterr().out
-    assert said.startswith(f"Weights: model_best.pkl of {pets / 'CARFT'}, selected by")
-    assert f"Results: {tmp_path / 'out'}; for weights add --save all" in said
-    assert sorted(os.listdir(tmp_path / "out")) == sorted([wise_ft.TABLE, *wise_ft.PLOTS])
+    output = capsys.readouterr().out
+    assert output.startswith(f"Weights: model_best.pkl of {pets / 'CARFT'}, selected by")
+    assert f"Results: {tmp_path / 'out'}; for weights add --save all" in output
+    assert sorted(os.listdir(tmp_path / "out")) == sorted([wise_ft.TABLE, *wise_ft_curve.FILES])
 
 
 def boxes(figure):
@@ -110,31 +118,32 @@ def boxes(figure):
 @pytest.mark.parametrize("width", [0.0, 0.0004, 0.01, 0.3])
 def test_labels_of_the_plot_neither_overlap_nor_leave_the_frame(width):
     points = [
-        {"alpha": i / 10, "in_domain": 0.7 - width * i, "out_of_domain": 0.5 + width * (i % 3)}
+        CurvePoint(i / 10, in_domain=0.7 - width * i, out_of_domain=0.5 + width * (i % 3))
         for i in range(11)
     ]
-    found, frame = boxes(wise_ft.curve_figure(points, "CARFT on PACS", wise_ft.AXES[0]))
-    assert {"0 (original CLIP)", "1 (the run)"} <= found.keys()
-    assert len(found) == 11 or width < 0.01
-    for label, box in found.items():
-        others = [other for name, other in found.items() if name != label]
-        assert not box.count_overlaps(others), label
+    label_boxes, frame = boxes(curve_figure(points, "CARFT on PACS", SPLIT_LABELS))
+    assert {"0 (original CLIP)", "1 (the run)"} <= label_boxes.keys()
+    assert len(label_boxes) == 11 or width < 0.01
+
+    for label, box in label_boxes.items():
+        further_boxes = [further_box for name, further_box in label_boxes.items() if name != label]
+        assert not box.count_overlaps(further_boxes), label
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1, label
         assert frame.y0 <= box.y0 and box.y1 <= frame.y1, label
 
 
 def test_a_picture_is_read_once_for_all_alphas(pets, tmp_path, monkeypatch):
-    asked = []
-    original = splits._Items.__getitems__
+    read_positions = []
+    original = splits._KeyedItems.__getitems__
 
     def counting(self, positions):
-        asked.extend(positions)
+        read_positions.extend(positions)
         return original(self, positions)
 
-    monkeypatch.setattr(splits._Items, "__getitems__", counting)
+    monkeypatch.setattr(splits._KeyedItems, "__getitems__", counting)
     carft("wise-ft", pets / "CARFT", "-o", tmp_path / "out", "--alphas", 0.1, 0.2)
-    assert len(asked) == 60
-    assert sorted(os.listdir(tmp_path / "out")) == sorted([wise_ft.TABLE, *wise_ft.PLOTS])
+    assert len(read_positions) == 60
+    assert sorted(os.listdir(tmp_path / "out")) == sorted([wise_ft.TABLE, *wise_ft_curve.FILES])
 
 
 def changed(pets, folder, **hparams):
@@ -146,7 +155,7 @@ def changed(pets, folder, **hparams):
 
 
 @pytest.mark.parametrize(
-    ("run", "flags", "told"),
+    ("run", "flags", "message"),
     [
         ("no run", ["--alphas", "0", "1.5", "-1"], ": expected different numbers"),
         ("no run", ["--alphas", "0.5", "--save", "0.4"], ": expected all, none, or some"),
@@ -154,9 +163,9 @@ def changed(pets, folder, **hparams):
         ("CARFT", ["--suite", "imagnet"], "no suite is called 'imagnet'"),
     ],
 )
-def test_what_is_refused_leaves_nothing(pets, tmp_path, capsys, run, flags, told):
+def test_what_is_refused_leaves_nothing(pets, tmp_path, capsys, run, flags, message):
     carft("wise-ft", pets / run, "-o", tmp_path / "out", *flags, status=1)
-    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_nothing_is_overwritten(pets, tmp_path, capsys):

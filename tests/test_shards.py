@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from domainbed_carft.data import shards
+from domainbed_carft.data import shard_reading, shards
 from domainbed_carft.errors import CarftError
 
 pytest.importorskip("webdataset")
@@ -48,9 +48,9 @@ def write_labels(path, labels, prefix="s"):
 
 def labels_by_name(path):
     """The label of each picture, by the picture's place in the shard, from its index."""
-    found = shards.index([path], CLASSES)
+    index = shards.index([path], CLASSES)
     return [
-        label for _, label in sorted((found[i][0].offset, found[i][1]) for i in range(len(found)))
+        label for _, label in sorted((index[i][0].offset, index[i][1]) for i in range(len(index)))
     ]
 
 
@@ -59,13 +59,13 @@ def labels_by_name(path):
 
 def test_the_index_is_not_that_of_another_folder(tmp_path):
     """With equal names, sizes and times, as images of a file system have them."""
-    one = write_labels(tmp_path / "a" / "0.tar", [0, 0, 1, 1])
-    other = write_labels(tmp_path / "b" / "0.tar", [1, 1, 0, 0])
-    for path in (one, other):
+    first_path = write_labels(tmp_path / "a" / "0.tar", [0, 0, 1, 1])
+    second_path = write_labels(tmp_path / "b" / "0.tar", [1, 1, 0, 0])
+    for path in (first_path, second_path):
         os.utime(path, ns=(10**18, 10**18))
-    assert one.stat().st_size == other.stat().st_size
-    assert labels_by_name(one) == [0, 0, 1, 1]
-    assert labels_by_name(other) == [1, 1, 0, 0]
+    assert first_path.stat().st_size == second_path.stat().st_size
+    assert labels_by_name(first_path) == [0, 0, 1, 1]
+    assert labels_by_name(second_path) == [1, 1, 0, 0]
 
 
 def test_the_index_is_not_that_of_what_a_link_led_to(tmp_path):
@@ -97,12 +97,14 @@ def test_the_ends_of_a_shard_tell_it_from_another_of_the_same_status(tmp_path, m
     assert labels_by_name(path) == [1, 0]
 
 
-def test_the_index_is_kept_while_the_shards_stay(tmp_path, monkeypatch):
+def test_the_index_is_cached_until_the_shards_change(tmp_path, monkeypatch):
     path = write_labels(tmp_path / "0.tar", [0, 2, 1])
     first = shards.index([path], CLASSES)
-    monkeypatch.setattr(shards, "_made", lambda *arguments: pytest.fail("it is made anew"))
-    again = shards.index([path], CLASSES)
-    assert np.array_equal(again.places, first.places) and again.labels.tolist() == [0, 1, 2]
+    monkeypatch.setattr(shard_reading, "read_samples", None)
+    cached_index = shards.index([path], CLASSES)
+    assert np.array_equal(
+        cached_index.locations, first.locations
+    ) and cached_index.labels.tolist() == [0, 1, 2]
 
 
 def test_a_missing_shard_is_named(tmp_path):
@@ -159,49 +161,51 @@ PLAUSIBLE = ("nothing", "without its last row", "one column")
 def test_an_altered_index_costs_only_time(alteration, with_checksum, tmp_path, cache):
     path = write_labels(tmp_path / "0.tar", [0, 0, 1, 2])
     first = shards.index([path], CLASSES)
-    (kept,) = (cache / "shards").iterdir()
-    table = np.column_stack([first.places, first.labels]).astype("<i8")
+    (cache_file,) = (cache / "shards").iterdir()
+
+    table = np.column_stack([first.locations, first.labels]).astype("<i8")
     rows = ALTERED[alteration](table)
     if with_checksum:
         keys = []
-        made = shards._checksum
+        checksum = shards._checksum
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                shards, "_checksum", lambda key, rows: keys.append(key) or made(key, rows)
+                shards, "_checksum", lambda key, rows: keys.append(key) or checksum(key, rows)
             )
             shards.index([path], CLASSES)
-        rows = made(keys[0], rows) + rows
-    kept.write_bytes(rows)
-    again = shards.index([path], CLASSES)
-    assert np.array_equal(again.places, first.places)
-    assert np.array_equal(again.labels, first.labels)
-    assert kept.read_bytes() != rows  # and is right again
+        rows = checksum(keys[0], rows) + rows
+    cache_file.write_bytes(rows)
+
+    index = shards.index([path], CLASSES)
+    assert np.array_equal(index.locations, first.locations)
+    assert np.array_equal(index.labels, first.labels)
+    assert cache_file.read_bytes() != rows  # and is right again
 
 
-def test_each_turned_bit_of_an_index_is_found(tmp_path, cache):
+def test_an_index_with_a_flipped_bit_is_made_anew(tmp_path, cache):
     path = write_labels(tmp_path / "0.tar", [0, 0, 1, 2])
     first = shards.index([path], CLASSES)
-    (kept,) = (cache / "shards").iterdir()
-    whole = kept.read_bytes()
-    for place in range(0, len(whole), 7):
-        content = bytearray(whole)
-        content[place] ^= 1 << place % 8
-        kept.write_bytes(content)
-        again = shards.index([path], CLASSES)
-        assert np.array_equal(again.places, first.places)
-        assert np.array_equal(again.labels, first.labels)
+    (cache_file,) = (cache / "shards").iterdir()
+    original_content = cache_file.read_bytes()
+    for position in range(0, len(original_content), 7):
+        content = bytearray(original_content)
+        content[position] ^= 1 << position % 8
+        cache_file.write_bytes(content)
+        index = shards.index([path], CLASSES)
+        assert np.array_equal(index.locations, first.locations)
+        assert np.array_equal(index.labels, first.labels)
 
 
 def test_an_index_of_other_shards_is_not_taken(tmp_path, cache):
     """Copied to the name of the right one."""
-    one = write_labels(tmp_path / "a" / "0.tar", [0, 1])
-    other = write_labels(tmp_path / "b" / "0.tar", [1, 0])
-    shards.index([one], CLASSES)
-    (kept,) = (cache / "shards").iterdir()
-    shards.index([other], CLASSES)
-    (of_other,) = {*(cache / "shards").iterdir()} - {kept}
-    of_other.write_bytes(kept.read_bytes())
-    assert labels_by_name(other) == [1, 0]
+    first_path = write_labels(tmp_path / "a" / "0.tar", [0, 1])
+    second_path = write_labels(tmp_path / "b" / "0.tar", [1, 0])
+    shards.index([first_path], CLASSES)
+    (first_file,) = (cache / "shards").iterdir()
+    shards.index([second_path], CLASSES)
+    (second_file,) = {*(cache / "shards").iterdir()} - {first_file}
+    second_file.write_bytes(first_file.read_bytes())
+    assert labels_by_name(second_path) == [1, 0]
 
 
 # Labels
@@ -261,19 +265,22 @@ def test_json_that_is_not_plainly_a_label_is_refused(text, message, tmp_path):
 
 
 def test_a_sample_that_is_there_twice_is_refused(tmp_path):
-    apart = [
+    separate_shards = [
         *(member("a.jpg", b"x"), member("a.cls", b"0")),
         *(member("b.jpg", b"x"), member("b.cls", b"0")),
         *(member("a.jpg", b"x"), member("a.cls", b"1")),
     ]
     refused(
-        write_members(tmp_path / "apart.tar", apart),
+        write_members(tmp_path / "apart.tar", separate_shards),
         "the sample 'a' appears twice, in .*apart.tar with the label 0 and in .* the label 1",
     )
-    beside = [member("a.jpg", b"x"), member("a.cls", b"0"), member("a.cls", b"1")]
-    refused(write_members(tmp_path / "beside.tar", beside), "a.cls: duplicate file name")
+
+    neighbours = [member("a.jpg", b"x"), member("a.cls", b"0"), member("a.cls", b"1")]
+    refused(write_members(tmp_path / "beside.tar", neighbours), "a.cls: duplicate file name")
+
     copies = [write_labels(tmp_path / name, [0, 1]) for name in ("0.tar", "1.tar")]
     refused(copies, "'s0' appears twice, in .*0.tar with the label 0 and in .*1.tar with the label")
+
     # The same name in two folders of an archive, or a name that goes on, is another sample.
     parts = [
         *(member("x/a.jpg", b"x"), member("x/a.cls", b"0")),
@@ -293,20 +300,22 @@ def link_to_itself(path):
 
 def links_to_each_other(path):
     parts = [member("a.jpg", b"x")]
-    for name, other in (("a.cls", "b.cls"), ("b.cls", "a.cls")):
-        parts.append(member(name, type=tarfile.LNKTYPE, linkname=other))
+    for name, second_link in (("a.cls", "b.cls"), ("b.cls", "a.cls")):
+        parts.append(member(name, type=tarfile.LNKTYPE, linkname=second_link))
     write_members(path, parts)
 
 
 def many_headers(path):
     block = tarfile.TarInfo("././@LongLink")
-    block.type, block.size = tarfile.GNUTYPE_LONGNAME, 2
+    block.type = tarfile.GNUTYPE_LONGNAME
+    block.size = 2
     path.write_bytes((block.tobuf(tarfile.GNU_FORMAT) + b"a\0".ljust(512, b"\0")) * 3000)
 
 
 def many_pax_headers(path):
     block = tarfile.TarInfo("pax")
-    block.type, block.size = tarfile.XHDTYPE, 12
+    block.type = tarfile.XHDTYPE
+    block.size = 12
     path.write_bytes(
         (block.tobuf(tarfile.USTAR_FORMAT) + b"12 path=abc\n".ljust(512, b"\0")) * 3000
     )
@@ -314,7 +323,8 @@ def many_pax_headers(path):
 
 def long_pax_header(path):
     block = tarfile.TarInfo("pax")
-    block.type, block.size = tarfile.XHDTYPE, 6 << 30
+    block.type = tarfile.XHDTYPE
+    block.size = 6 << 30
     with path.open("wb") as file:
         file.write(block.tobuf(tarfile.GNU_FORMAT))
         file.truncate(7 << 30)  # takes no place on the disk
@@ -329,7 +339,8 @@ def huge_sparse_file(path):
 
 def huge_old_sparse_file(path):
     info = tarfile.TarInfo("a.jpg")
-    info.type, info.size = tarfile.GNUTYPE_SPARSE, 1
+    info.type = tarfile.GNUTYPE_SPARSE
+    info.size = 1
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
     block[386:398] = tarfile.itn(2**86, 12, tarfile.GNU_FORMAT)
     block[398:410] = tarfile.itn(2**86, 12, tarfile.GNU_FORMAT)

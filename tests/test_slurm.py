@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness.test_resume import assert_same
+from harness.test_resume import assert_same_outcome
 from sweep_folders import declared
 from sweep_jobs import (
     carft,
@@ -37,6 +37,7 @@ def sweep(tmp_path):
     yield folder
     slurm.cancel(name for launched in launched_in(folder) for name in launched.values())
     pwned = [p for root in (Path.cwd(), tmp_path) for p in root.glob("**/pwned")]
+
     assert not pwned
 
 
@@ -50,7 +51,7 @@ def submit(commands, **options):
     return run("slurm", commands, **{**QUICK, **options})
 
 
-def left(sweep):
+def unfinished(sweep):
     return slurm.states(launched_in(sweep)[0].values())
 
 
@@ -61,11 +62,11 @@ def end_soon(sweep):
     """
 
     def ended():
-        for name, state in left(sweep).items():
+        for name, state in unfinished(sweep).items():
             if state == "PENDING":
                 time.sleep(6)
                 subprocess.run(["scontrol", "update", f"jobid={name}", "starttime=now"])
-        return not left(sweep)
+        return not unfinished(sweep)
 
     wait_until(ended, 400)
 
@@ -75,26 +76,34 @@ def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys)
     hparams = 'it\'s "a" $(touch pwned)\nline; `x`'
     jobs = commands(sweep, 8, seconds=0.5, hparams=hparams)
     jobs[0] = f"CUDA_VISIBLE_DEVICES='its own' {jobs[0]}"
+
     assert submit(jobs, array_cap=1, cpus=2) is None
+
     (ids,) = launched_in(sweep)
     assert len(ids) == len(set(ids.values())) == 8
+
     size = slurm.largest_array()
     arrays = {name.partition("_")[0] for name in ids.values()}
     assert len(arrays) == -(-8 // min(size, 1000))
-    assert set(left(sweep)) == set(ids.values())
+    assert set(unfinished(sweep)) == set(ids.values())
     assert f"runs {min(size, 8)} of the sweep's 8 jobs" in capsys.readouterr().out
-    wait_until(lambda: not left(sweep), 120)
+
+    wait_until(lambda: not unfinished(sweep), 120)
     folders = [sweep / name for name in ids]
     assert all(events(folder) == ["start", "end"] for folder in folders)
     assert most_at_once(folders) == 1
+
     first = story(folders[0])[0]
     assert first["flags"]["--hparams"] == hparams
-    told = first["environment"]
-    assert told["OMP_NUM_THREADS"] == "2" and told["CUDA_VISIBLE_DEVICES"] == "its own"
+
+    variables = first["environment"]
+    assert variables["OMP_NUM_THREADS"] == "2" and variables["CUDA_VISIBLE_DEVICES"] == "its own"
+
     for folder in folders:
         (attempt,) = JobFolder(folder).attempts()
         assert attempt.status == 0 and attempt.slurm == ids[folder.name]
         assert not (folder / "lock").exists()
+
     assert submit(jobs) is None  # all are done: nothing is submitted
     assert len(launched_in(sweep)) == 1
 
@@ -107,8 +116,10 @@ def test_at_its_time_limit_a_job_saves_and_goes_on_later(sweep):
     """
     submit([command(sweep / "long", seconds=50)], time=1, signal_seconds=20)
     end_soon(sweep)
-    told = events(sweep / "long")
-    assert told[:2] == ["start", "saved for SIGUSR1"] and told[-2:] == ["start", "end"]
+    job_events = events(sweep / "long")
+
+    assert job_events[:2] == ["start", "saved for SIGUSR1"] and job_events[-2:] == ["start", "end"]
+
     statuses = [attempt.status for attempt in JobFolder(sweep / "long").attempts()]
     assert set(statuses[:-1]) == {75} and statuses[-1] == 0
 
@@ -125,24 +136,30 @@ def test_from_launch_to_cancel_to_done(tmp_path):
     long = declared(tmp_path, steps=1000000, hparams={"batch_size": 4})
     endless = [*long, *SLURM, "--output_dir", out]
     launched = carft("launch", *endless, "--array_cap", 1)
+
     assert launched.returncode == 0, launched.stderr
     assert "Submitted. To watch the jobs: carft sweep status" in launched.stdout
+
     wait_for(lambda: any(job["step"] for job in look(out)["jobs"] if job["state"] == "running"))
-    told = look(out)
-    assert (told["counts"]["running"], told["counts"]["queued"]) == (1, 2)
-    (running,) = [job for job in told["jobs"] if job["state"] == "running"]
+    status = look(out)
+    assert (status["counts"]["running"], status["counts"]["queued"]) == (1, 2)
+
+    (running,) = [job for job in status["jobs"] if job["state"] == "running"]
     assert "_" in running["slurm"]  # an array's element
-    queued = [job for job in told["jobs"] if job["state"] == "queued"]
+
+    queued = [job for job in status["jobs"] if job["state"] == "queued"]
     assert all(job["detail"].startswith("SLURM job ") for job in queued)
     assert "There is nothing to launch." in carft("launch", *endless).stdout
 
     stopped = carft("cancel", out, "--yes")
     assert stopped.returncode == 0, stopped.stderr
     assert "3 SLURM jobs cancelled" in stopped.stdout
+
     wait_for(lambda: not look(out)["counts"]["queued"])
     counts = look(out)["counts"]
     assert counts["running"] == 0
     assert counts["not launched"] == 2 and counts["interrupted"] == 1
+
     cleaned = carft("clean", out)
     assert cleaned.returncode == 0 and not list(out.glob("launches/*.json"))
 
@@ -174,11 +191,14 @@ def test_a_job_that_is_requeued_ends_as_one_that_never_was(tmp_path):
     folder = Path(job["folder"])
     wait_for((folder / "attempts.jsonl").exists)
     time.sleep(6)  # sooner, the node would not take it again
+
     # By itself SLURM waits two minutes before it starts a job again.
     subprocess.run(["scontrol", "update", f"jobid={job['slurm']}", "starttime=now"], check=True)
     wait_for(lambda: all(look(out)["counts"]["done"] for out in outs), 600)
     wait_for(lambda: len(JobFolder(folder).attempts()) == 2)  # it is done a little earlier
+
     assert [attempt.status for attempt in JobFolder(folder).attempts()] == [75, 0]
     assert "Resumed after step" in (folder / "out.txt").read_text()
+
     wait_for((outs[1] / folder.name / "attempts.jsonl").exists)
-    assert_same(folder, outs[1] / folder.name)
+    assert_same_outcome(folder, outs[1] / folder.name)

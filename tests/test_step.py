@@ -1,4 +1,4 @@
-"""A step waits for nothing, in pieces it is the step of the whole batch, and `amp` is settled."""
+"""A step waits for nothing, its micro-batches make the step of the whole batch, amp is resolved."""
 
 import copy
 import shutil
@@ -11,12 +11,22 @@ import pytest
 import torch
 from conftest import TINY_SHAPE, random_clip
 from domainbed.lib import algorithm_state
-from test_algorithms import CLASSES, FEW, RN50, SMALL, make, minibatches, same, settings, train
+from test_algorithms import (
+    CLASSES,
+    FEW,
+    RN50,
+    SMALL,
+    make,
+    minibatches,
+    same_state,
+    settings,
+    train,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import algorithms, hparams, optimizer, original, text_encoder
+from domainbed_carft.method import algorithms, device, hparams, original, text_encoder
 
 TERMS = ("sp", "fd", "ldifs", "lipsum", "miro")
 EVERY = {f"{term}_weight": 0.5 for term in TERMS} | {"margin": 0.2, "average": "ema"}
@@ -45,26 +55,27 @@ class NoWaiting(TorchDispatchMode):
             i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
         )
         if masks or name in ("_local_scalar_dense", "nonzero", "equal", "masked_select"):
-            counts = [s["step"] for one in self.optimizers for s in one.state.values()]
+            counts = [s["step"] for optimizer in self.optimizers for s in optimizer.state.values()]
             assert any(args[0] is count for count in counts), f"{name} of a tensor"
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("name", "more"), CASES)
-def test_a_step_reads_no_tensor(random_tiny, name, more):
-    algorithm = make(random_tiny, name, **more)
+@pytest.mark.parametrize(("name", "overrides"), CASES)
+def test_a_step_reads_no_tensor(random_tiny, name, overrides):
+    algorithm = make(random_tiny, name, **overrides)
     for seed in range(3):
         with NoWaiting(algorithm):
-            found = algorithm.step_on_device(minibatches(seed))
-        assert all(v.shape == () and not v.requires_grad for v in found.values())
+            measurements = algorithm.step_on_device(minibatches(seed))
+        assert all(v.shape == () and not v.requires_grad for v in measurements.values())
+
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaiting(algorithm):
-        float(found["loss"])
+        float(measurements["loss"])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize(("name", "more"), CASES)
-def test_a_step_does_not_wait_for_the_gpu(random_tiny, name, more):
-    algorithm = make(random_tiny, name, **more).to("cuda")
+@pytest.mark.parametrize(("name", "overrides"), CASES)
+def test_a_step_does_not_wait_for_the_gpu(random_tiny, name, overrides):
+    algorithm = make(random_tiny, name, **overrides).to("cuda")
     batches = [[(x.cuda(), y.cuda()) for x, y in minibatches(seed)] for seed in range(3)]
     algorithm.step_on_device(batches[0])  # makes the optimizer's state
     torch.cuda.set_sync_debug_mode("error")
@@ -75,35 +86,36 @@ def test_a_step_does_not_wait_for_the_gpu(random_tiny, name, more):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize(("name", "more"), [case for case in CASES if case[0] != "FLYP"])
-def test_in_pieces_it_is_the_step_of_the_whole_batch(random_tiny, name, more):
-    """Pieces of 5, 5 and 2 of 12 pictures, after two steps; what is drawn is the same."""
-    whole = make(random_tiny, name, **more)
-    train(whole, 2)
-    pieces = copy.deepcopy(whole)
-    pieces.hparams["micro_batch"] = 5
-    found = []
-    for one in (whole, pieces):
+@pytest.mark.parametrize(("name", "overrides"), [case for case in CASES if case[0] != "FLYP"])
+def test_micro_batches_make_the_step_of_the_whole_batch(random_tiny, name, overrides):
+    """Micro-batches of 5, 5 and 2 of 12 pictures, after two steps, with the same random draws."""
+    at_once = make(random_tiny, name, **overrides)
+    train(at_once, 2)
+    in_parts = copy.deepcopy(at_once)
+    in_parts.hparams["micro_batch"] = 5
+    steps = []
+    for algorithm in (at_once, in_parts):
         torch.manual_seed(5)
-        values = one.update(minibatches(5))
-        found.append((values, [p.grad for p in one.parameters()], torch.get_rng_state()))
-    assert found[1][0] == pytest.approx(found[0][0], rel=1e-4, abs=1e-6)
-    for one, other in zip(*(gradients for _, gradients, _ in found), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
-    assert torch.equal(found[0][2], found[1][2])
+        values = algorithm.update(minibatches(5))
+        steps.append((values, [p.grad for p in algorithm.parameters()], torch.get_rng_state()))
+
+    assert steps[1][0] == pytest.approx(steps[0][0], rel=1e-4, abs=1e-6)
+    for expected, gradient in zip(*(gradients for _, gradients, _ in steps), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
+    assert torch.equal(steps[0][2], steps[1][2])
 
 
 def saved_for_gradients(algorithm, batch):
     """The bytes that a loss of the batch keeps for its gradients."""
-    kept = {}
+    sizes = {}
 
     def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         algorithm.forward(torch.cat([x for x, _ in batch])).sum()
-    return sum(kept.values())
+    return sum(sizes.values())
 
 
 KINDS = ["ViT", "ResNet", "gelu", "siglip"]
@@ -125,14 +137,16 @@ def clip_of(kind, random_tiny, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_checkpointed_blocks_change_memory_only(kind, random_tiny, tmp_path):
     path = clip_of(kind, random_tiny, tmp_path)
-    more = {"ldifs_weight": 0.5, "miro_weight": 0.5, "micro_batch": 8}
-    plain, sparing = (make(path, checkpoint_blocks=on, **more) for on in (False, True))
+    overrides = {"ldifs_weight": 0.5, "miro_weight": 0.5, "micro_batch": 8}
+    plain, checkpointed = (make(path, checkpoint_blocks=on, **overrides) for on in (False, True))
     if kind == "ViT":
-        kept = [saved_for_gradients(one, minibatches()) for one in (plain, sparing)]
-        assert kept[1] < 0.5 * kept[0]
-    assert train(plain, 3) == train(sparing, 3)
-    assert same(plain, sparing) and same(plain, copy.deepcopy(sparing))
-    algorithm_state.capture(sparing, algorithm_state.structure(sparing))  # can be resumed
+        plain_bytes = saved_for_gradients(plain, minibatches())
+        assert saved_for_gradients(checkpointed, minibatches()) < 0.5 * plain_bytes
+
+    assert train(plain, 3) == train(checkpointed, 3)
+    assert same_state(plain, checkpointed) and same_state(plain, copy.deepcopy(checkpointed))
+
+    algorithm_state.capture(checkpointed, algorithm_state.structure(checkpointed))  # can be resumed
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
@@ -147,18 +161,20 @@ def test_compiled_blocks_change_rounding_only():
 
 def check_compiled_blocks():
     """Terms still listen to the blocks, averages take their weights' place, copies are copies."""
-    more = {"ldifs_weight": 0.5, "miro_weight": 0.5, "average": "ema"}
-    plain, compiled = (make("tiny", compile_blocks=on, **more) for on in (False, True))
-    for ours, theirs in zip(train(compiled, 3), train(plain, 3), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3)
+    overrides = {"ldifs_weight": 0.5, "miro_weight": 0.5, "average": "ema"}
+    plain, compiled = (make("tiny", compile_blocks=on, **overrides) for on in (False, True))
+    for measurements, expected in zip(train(compiled, 3), train(plain, 3), strict=True):
+        assert measurements == pytest.approx(expected, rel=1e-3)
+
     x = minibatches()[0][0]
     with torch.no_grad():
-        for one in (compiled, copy.deepcopy(compiled)):
-            torch.testing.assert_close(one.predict(x), plain.predict(x), rtol=1e-3, atol=1e-3)
+        for algorithm in (compiled, copy.deepcopy(compiled)):
+            torch.testing.assert_close(algorithm.predict(x), plain.predict(x), rtol=1e-3, atol=1e-3)
         copied = copy.deepcopy(compiled)
         for parameter in copied.encoder.parameters():
             parameter.mul_(1.1)
         assert not torch.allclose(copied.features(x), compiled.features(x))
+
     algorithm_state.capture(compiled, algorithm_state.structure(compiled))  # can be resumed
 
 
@@ -171,49 +187,63 @@ def on_a_gpu(monkeypatch, capability):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Card")
 
 
-def test_amp_is_settled_by_the_machine(monkeypatch):
-    assert [optimizer.settled_amp(v) for v in ("auto", "off", "bf16")] == ["off", "off", "bf16"]
+def test_amp_is_resolved_by_the_machine(monkeypatch):
+    assert [device.resolve_amp(v) for v in ("auto", "off", "bf16")] == ["off", "off", "bf16"]
+
     on_a_gpu(monkeypatch, (9, 0))
-    assert [optimizer.settled_amp(v) for v in ("auto", "off", "bf16")] == ["bf16", "off", "bf16"]
+    assert [device.resolve_amp(v) for v in ("auto", "off", "bf16")] == ["bf16", "off", "bf16"]
+
     on_a_gpu(monkeypatch, (7, 5))
-    assert [optimizer.settled_amp(v) for v in ("auto", "off")] == ["off", "off"]
+    assert [device.resolve_amp(v) for v in ("auto", "off")] == ["off", "off"]
     with pytest.raises(CarftError, match=r"Card with its compute capability 7\.5 does not"):
-        optimizer.settled_amp("bf16")
+        device.resolve_amp("bf16")
 
 
-def test_the_record_has_what_amp_was_settled_to(random_tiny):
-    given = settings(random_tiny)
-    assert given["amp"] == "auto"
-    algorithm = algorithms.CARFT((3, 28, 28), len(CLASSES), 2, given)
-    assert given["amp"] == algorithm.hparams["amp"] == "off" and "amp" in algorithm.SETTLED
+def test_the_record_has_the_resolved_amp(random_tiny):
+    hparams = settings(random_tiny)
+    assert hparams["amp"] == "auto"
+    algorithm = algorithms.CARFT((3, 28, 28), len(CLASSES), 2, hparams)
+    assert hparams["amp"] == algorithm.hparams["amp"] == "off" and "amp" in algorithm.SETTLED
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_original_in_bf16_is_what_autocast_makes_of_it(kind, random_tiny, tmp_path):
     clip_model = backbone.load(str(clip_of(kind, random_tiny, tmp_path)))
-    exact, rounded = (original.Frozen(clip_model.model.visual, "bf16", on) for on in (True, False))
+    encoder = clip_model.model.visual
+    exact = original.FrozenOriginal(encoder, "bf16", keep_weights=True)
+    rounded = original.FrozenOriginal(encoder, "bf16")
     size = clip_model.preprocessing.resolution
     pictures = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     # torch has a fast path for attention with the batch in front, which heeds no autocast.
     near = {"rtol": 0.05, "atol": 0.05} if kind == "gelu" else {"rtol": 0, "atol": 0}
-    for found, expected in zip(rounded(pictures, ["ldifs"]), exact(pictures, ["ldifs"])):
-        torch.testing.assert_close(found, expected, **near)
-    sizes = [sum(p.nbytes for p in one.encoder.parameters()) for one in (rounded, exact)]
-    assert sizes[0] < 0.75 * sizes[1]  # small ones have few matrices
+
+    for rounded_output, exact_output in zip(
+        rounded(pictures, ["ldifs"]), exact(pictures, ["ldifs"])
+    ):
+        torch.testing.assert_close(rounded_output, exact_output, **near)
+
+    rounded_bytes = sum(p.nbytes for p in rounded.encoder.parameters())
+    exact_bytes = sum(p.nbytes for p in exact.encoder.parameters())
+    assert rounded_bytes < 0.75 * exact_bytes  # small ones have few matrices
 
 
 def test_a_state_from_a_gpus_fused_optimizer_goes_on_here(random_tiny):
-    one, other = make(random_tiny), make(random_tiny)
-    train(one, 2)
-    state = copy.deepcopy(one.optimizer.state_dict())
+    first = make(random_tiny)
+    second = make(random_tiny)
+    train(first, 2)
+    state = copy.deepcopy(first.optimizer.state_dict())
+
     assert all(group["fused"] is None for group in state["param_groups"])
+
     for group in state["param_groups"]:
         group["fused"] = True
-    other.load_state_dict(one.state_dict())
-    other.optimizer.load_state_dict(state)
-    other.scheduler.load_state_dict(one.scheduler.state_dict())
-    other.steps_taken = one.steps_taken
-    assert one.update(minibatches(7)) == other.update(minibatches(7)) and same(one, other)
+    second.load_state_dict(first.state_dict())
+    second.optimizer.load_state_dict(state)
+    second.scheduler.load_state_dict(first.scheduler.state_dict())
+    second.steps_taken = first.steps_taken
+
+    assert first.update(minibatches(7)) == second.update(minibatches(7))
+    assert same_state(first, second)
 
 
 def test_the_mask_of_a_text_encoder_moves_with_it():

@@ -13,7 +13,7 @@ from data_trees import PICTURE, carft, grow, packed
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
-from domainbed_carft.runs import evaluate, suite_scores
+from domainbed_carft.runs import confusion, suite_scores
 from domainbed_carft.suites import imagenet, records
 
 SETS = {one.name: one for one in imagenet.suite().sets}
@@ -25,42 +25,51 @@ def sha256(text):
 
 def test_the_lists_have_the_known_digests():
     """Those of timm's, OpenAI's and ObjectNet's lists, as others publish them."""
-    assert sha256("\n".join(imagenet.ids())).startswith("385e0240499426c0")
+    assert sha256("\n".join(imagenet.wordnet_ids())).startswith("385e0240499426c0")
+
     names = prompts.class_names({"class_names": "imagenet"}, 1000)
     assert sha256(json.dumps(names)).startswith("6ef5246539bb")
     assert tuple(names) == imagenet.suite().classes
     assert sum(prompts.clean(name).lower() != name.lower() for name in names) == 28
+
     a, r = (SETS[f"ImageNet-{kind}"] for kind in "AR")
     assert sha256("\n".join(a.classes)).startswith("f6aa4b23244554d9")
     assert sha256("\n".join(r.classes)).startswith("e19a59d84e3746fa")
     assert len({*a.classes} & {*r.classes}) == 86
-    for one in (a, r):
-        assert [imagenet.ids()[place] for (place,) in one.groups] == [*one.classes]
+
+    for test_set in (a, r):
+        assert [imagenet.wordnet_ids()[place] for (place,) in test_set.groups] == [
+            *test_set.classes
+        ]
 
 
 def test_objectnets_groups():
-    one = SETS["ObjectNet"]
-    table = dict(zip(one.classes, map(list, one.groups)))
+    test_set = SETS["ObjectNet"]
+    table = dict(zip(test_set.classes, map(list, test_set.groups)))
     assert sha256(json.dumps(table, sort_keys=True, separators=(",", ":"))).startswith("94c146488a")
-    places = [place for group in one.groups for place in group]
-    assert (len(one.groups), len({*places}), sum(places)) == (113, len(places), 85_300)
-    assert list(one.classes) == sorted(one.classes) and len(places) == 125
+    places = [place for group in test_set.groups for place in group]
+    assert (len(test_set.groups), len({*places}), sum(places)) == (113, len(places), 85_300)
+    assert list(test_set.classes) == sorted(test_set.classes) and len(places) == 125
 
 
 def test_scores_are_the_maximum_over_each_group():
     logits = torch.randn(5, 1000, generator=torch.Generator().manual_seed(0))
-    for name, one in SETS.items():
-        found = evaluate.scores(logits, one.groups)
-        expected = [[max(row[k] for k in group) for group in one.groups] for row in logits.tolist()]
-        assert torch.equal(found.double(), torch.tensor(expected, dtype=torch.float64)), name
-        if all(len(group) == 1 for group in one.groups):  # plain indexing, to the bit
-            assert torch.equal(found, logits[:, [place for (place,) in one.groups]])
+    for name, test_set in SETS.items():
+        grouped = confusion.group_logits(logits, test_set.groups)
+        expected = [
+            [max(row[k] for k in group) for group in test_set.groups] for row in logits.tolist()
+        ]
+        assert torch.equal(grouped.double(), torch.tensor(expected, dtype=torch.float64)), name
+        if all(len(group) == 1 for group in test_set.groups):  # plain indexing, to the bit
+            assert torch.equal(grouped, logits[:, [place for (place,) in test_set.groups]])
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 7), (8, 10), (34_150, 50_000), (3, 3)])
 def test_wilsons_interval_solves_its_equation(right, count):
-    for share in suite_scores.wilson(right, count):
-        off = (right / count - share) ** 2 - suite_scores.Z**2 * share * (1 - share) / count
+    for share in suite_scores.wilson_interval(right, count):
+        off = (right / count - share) ** 2 - suite_scores.NORMAL_QUANTILE**2 * share * (
+            1 - share
+        ) / count
         assert off == pytest.approx(0, abs=1e-12)
 
 
@@ -80,57 +89,64 @@ def expecting(name, **counts):
 @pytest.mark.parametrize("form", ["{}", "{:04}"])
 def test_folders_that_are_numbers_are_labels(tmp_path, form):
     """Sorted as text 10 would come second."""
-    tree(tmp_path, "ImageNet-V2", [*map(form.format, range(12)), imagenet.ids()[12]])
-    found = SETS["ImageNet-V2"].find(tmp_path)
-    labels = {path.split("/")[-2]: label for path, label in found.samples}
-    assert labels == {**{form.format(n): n for n in range(12)}, imagenet.ids()[12]: 12}
+    tree(tmp_path, "ImageNet-V2", [*map(form.format, range(12)), imagenet.wordnet_ids()[12]])
+    copy = SETS["ImageNet-V2"].find(tmp_path)
+    labels = {path.split("/")[-2]: label for path, label in copy.samples}
+    assert labels == {**{form.format(n): n for n in range(12)}, imagenet.wordnet_ids()[12]: 12}
 
 
 def test_a_copy_of_a_without_a_class_is_told_and_masked_by_the_list(tmp_path):
-    one = SETS["ImageNet-A"]
-    tree(tmp_path, one.name, one.classes)
-    find = expecting(one.name, pictures=200)
+    test_set = SETS["ImageNet-A"]
+    tree(tmp_path, test_set.name, test_set.classes)
+    find = expecting(test_set.name, picture_count=200)
     assert not find(tmp_path).problems and len(find(tmp_path).samples) == 200
-    gone = tmp_path / "imagenet-a" / one.classes[7]
+
+    gone = tmp_path / "imagenet-a" / test_set.classes[7]
     (gone / "0.jpg").unlink()
     gone.rmdir()
-    found = find(tmp_path)
-    told = f"no picture of 1 of its 200 classes; expected them in the folders '{gone.name}'"
-    assert found.problems == [told, "199 pictures, expected 200"]
-    assert dict(found.samples)[str(gone.parent / one.classes[8] / "0.jpg")] == 8
-    assert evaluate.scores(torch.zeros(1, 1000), one.groups).shape == (1, 200)
+    copy = find(tmp_path)
+    message = f"no picture of 1 of its 200 classes; expected them in the folders '{gone.name}'"
+    assert copy.problems == [message, "199 pictures, expected 200"]
+    assert dict(copy.samples)[str(gone.parent / test_set.classes[8] / "0.jpg")] == 8
+    assert confusion.group_logits(torch.zeros(1, 1000), test_set.groups).shape == (1, 200)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
-        (lambda root: (root / "n0000").mkdir(), "the folders 'n0000' are no classes of it"),
+        (lambda root: (root / "n0000").mkdir(), "unexpected class folders: 'n0000'"),
         (lambda root: (root / "n01440764/0.jpg").write_bytes(b""), "1 empty file"),
         (lambda root: (root / "n01440764/more.jpg").write_bytes(PICTURE), "1,001 pictures, expec"),
         (lambda root: (root / "n01440764/0.jpg").unlink(), "no picture of 1 of its 1,000 classes"),
     ],
 )
-def test_a_copy_that_is_not_whole(tmp_path, change, said):
-    root = tree(tmp_path, "ImageNet", imagenet.ids()).rename(tmp_path / "imagenet/val_in_folder")
+def test_a_copy_that_is_not_whole(tmp_path, change, problem):
+    root = tree(tmp_path, "ImageNet", imagenet.wordnet_ids()).rename(
+        tmp_path / "imagenet/val_in_folder"
+    )
     grow(tmp_path, {"imagenet": {"val": 2}})  # as unpacked
-    find = expecting("ImageNet", pictures=1000, each=1)
+    find = expecting("ImageNet", picture_count=1000, pictures_per_class=1)
     assert not find(tmp_path).problems
+
     change(root)
-    assert said in "; ".join(find(tmp_path).problems)
+    assert problem in "; ".join(find(tmp_path).problems)
 
 
 def test_a_validation_set_by_ids_is_found_in_ilsvrc2012(tmp_path):
-    grow(tmp_path / "ILSVRC2012", {"val": dict.fromkeys(imagenet.ids(), 1)}, PICTURE)
-    found = expecting("ImageNet", pictures=1000, each=1)(tmp_path)
-    assert found.root == tmp_path / "ILSVRC2012" / "val" and not found.problems
+    grow(tmp_path / "ILSVRC2012", {"val": dict.fromkeys(imagenet.wordnet_ids(), 1)}, PICTURE)
+    copy = expecting("ImageNet", picture_count=1000, pictures_per_class=1)(tmp_path)
+    assert copy.root == tmp_path / "ILSVRC2012" / "val" and not copy.problems
 
 
 def test_an_unsorted_validation_set_is_recognised_with_the_remedy(tmp_path):
     grow(tmp_path, {"imagenet": {"val": 3}}, PICTURE)
-    found = SETS["ImageNet"].find(tmp_path)
-    (told,) = found.problems
-    assert told.startswith(f"{tmp_path}/imagenet/val has 3 pictures and no class folder; sort them")
-    assert "torchvision.datasets.ImageNet(PARENT, 'val')" in told and not found.samples
+    copy = SETS["ImageNet"].find(tmp_path)
+    (problem,) = copy.problems
+    assert problem.startswith(
+        f"{tmp_path}/imagenet/val has 3 pictures and no class folder; sort them"
+    )
+    assert "torchvision.datasets.ImageNet(PARENT, 'val')" in problem and not copy.samples
+
     done = carft("verify", "ImageNet", "--data_dir", tmp_path)
     assert done.returncode == 1 and "no class folder" in done.stdout
 
@@ -156,16 +172,17 @@ def mappings(root, swapped=False):
 
 def test_objectnet_by_its_folders_names(tmp_path):
     """The 200 other folders are not read; its mappings must be those of our list."""
-    one = SETS["ObjectNet"]
-    tree(tmp_path, one.name, [*one.classes, "a_folder_not_used"])
-    find = expecting(one.name, pictures=113)
+    test_set = SETS["ObjectNet"]
+    tree(tmp_path, test_set.name, [*test_set.classes, "a_folder_not_used"])
+    find = expecting(test_set.name, picture_count=113)
     mappings(tmp_path / "objectnet-1.0/mappings")
-    found = find(tmp_path)
-    assert not found.problems
-    assert Counter(label for _, label in found.samples) == dict.fromkeys(range(113), 1)
+    copy = find(tmp_path)
+    assert not copy.problems
+    assert Counter(label for _, label in copy.samples) == dict.fromkeys(range(113), 1)
+
     mappings(tmp_path / "objectnet-1.0/mappings", swapped=True)
-    (said,) = find(tmp_path).problems
-    assert "mappings does not join its folders to ImageNet's classes as known" in said
+    (problem,) = find(tmp_path).problems
+    assert "mappings does not join its folders to ImageNet's classes as known" in problem
 
 
 # carft data
@@ -176,35 +193,42 @@ def test_list_and_verify_know_them(tmp_path, monkeypatch):
     assert "ImageNet-V2      imagenetv2-matched-frequency-format-val     1000    10,000" in (
         listed.stdout
     )
-    assert {one["name"] for one in json.loads(carft("list", "--json").stdout)} > {*SETS}
+    assert {entry["name"] for entry in json.loads(carft("list", "--json").stdout)} > {*SETS}
+
     gone = carft("verify", "ImageNet", "--data_dir", tmp_path)
     assert gone.returncode == 2 and "expected imagenet/val or " in gone.stderr
+
     tree(tmp_path, "ObjectNet", SETS["ObjectNet"].classes)
-    some = carft("verify", "ObjectNet", "--data_dir", tmp_path)
-    assert some.returncode == 1 and "113 pictures, expected 18,574" in some.stdout
-    assert "-P objectnetisatestset" in some.stdout and "border of 2 pixels" in some.stdout
+    incomplete = carft("verify", "ObjectNet", "--data_dir", tmp_path)
+    assert incomplete.returncode == 1 and "113 pictures, expected 18,574" in incomplete.stdout
+    assert (
+        "-P objectnetisatestset" in incomplete.stdout and "border of 2 pixels" in incomplete.stdout
+    )
+
     expect(monkeypatch, "ObjectNet", 113)
     monkeypatch.chdir(tmp_path)
-    whole = carft("verify", "ObjectNet", "--data_dir", ".", "--decode", "--json")
-    assert whole.returncode == 0 and json.loads(whole.stdout)["verdict"] == "verified"
+    complete = carft("verify", "ObjectNet", "--data_dir", ".", "--decode", "--json")
+    assert complete.returncode == 0 and json.loads(complete.stdout)["verdict"] == "verified"
 
 
 def expect(monkeypatch, name, pictures):
     """The suite with a smaller test set."""
-    small = dataclasses.replace(SETS[name], find=expecting(name, pictures=pictures))
+    small = dataclasses.replace(SETS[name], find=expecting(name, picture_count=pictures))
     suite = dataclasses.replace(imagenet.suite(), sets=(small,))
     monkeypatch.setattr(imagenet, "suite", lambda: suite)
 
 
 def test_download_of_what_may_be(tmp_path, monkeypatch):
-    for name, said in (("ImageNet", "image-net.org"), ("ObjectNet", "never to train")):
+    for name, message in (("ImageNet", "image-net.org"), ("ObjectNet", "never to train")):
         refused = carft("download", name, "--data_dir", tmp_path)
-        assert refused.returncode == 1 and said in refused.stderr
+        assert refused.returncode == 1 and message in refused.stderr
+
     expect(monkeypatch, "ImageNet-R", 200)
     names = [f"imagenet-r/{name}/0.jpg" for name in SETS["ImageNet-R"].classes]
     fetch = lambda url, path: packed(path, names[:199])  # noqa: E731
     with pytest.raises(CarftError, match="no picture of 1 of its 200 classes.*rerun"):
         imagenet.download("ImageNet-R", tmp_path, fetch)
+
     (tmp_path / ".imagenet-r.download/archives/imagenet-r.tar").unlink()
     names.append("__MACOSX/imagenet-r/._0.jpg")
     report = imagenet.download("ImageNet-R", tmp_path, lambda url, path: packed(path, names))
@@ -221,9 +245,9 @@ def test_objectnet_is_no_training_data(tmp_path):
 
 
 def test_a_line_that_a_full_disk_has_cut_off_costs_no_other(tmp_path):
-    whole = {field: field for field in records.FIELDS}
-    records.append(tmp_path, whole)
+    record = {field: field for field in records.FIELDS}
+    records.append(tmp_path, record)
     with (tmp_path / records.FILE).open("a") as file:
         file.write('{"suite": "ima')
-    records.append(tmp_path, {**whole, "suite": "another"})
-    assert [one["suite"] for one in records.read(tmp_path)] == ["suite", "another"]
+    records.append(tmp_path, {**record, "suite": "another"})
+    assert [line["suite"] for line in records.read(tmp_path)] == ["suite", "another"]

@@ -16,11 +16,11 @@ from runs_jobs import CLASSES
 
 from domainbed_carft import cli
 from domainbed_carft.clips import backbone, openai_models
-from domainbed_carft.data import listing
+from domainbed_carft.data import picture_files
 from domainbed_carft.method import prompts
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures import plan as planning
-from domainbed_carft.runs import predict, saved, suite_pictures, suite_scores
+from domainbed_carft.runs import predict, saved, suite_evaluation, suite_pictures
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Folders, Suite, TestSet
 
@@ -32,7 +32,7 @@ SHIFTED = ("Turned", "One", "Cut")
 def suite(pets, monkeypatch):
     """The pets' environments as test sets; "Cut" has its border cut, "One" is of all classes."""
 
-    def one(name, environment, border=0):
+    def make_set(name, environment, border=0):
         labels = {folder: 0 if name == "One" else k for k, folder in enumerate(CLASSES)}
         if name == "Turned":
             labels = {"cat": 1, "wild dog": 0}  # what is right there is wrong here
@@ -40,10 +40,15 @@ def suite(pets, monkeypatch):
         classes = tuple(labels)[: len(GROUPS[name])]
         return TestSet(name, classes, GROUPS[name], find, name != "Usual", border)
 
-    sets = (one("Usual", "photo"), one("Turned", "art"), one("One", "sketch"), one("Cut", "art", 4))
-    made = Suite("pets", CLASSES, sets, "emoji", left_out="Cut", published={"tiny": {"Cut": 12.5}})
-    monkeypatch.setitem(catalogue.SUITES, "pets", lambda: made)
-    return made
+    sets = (
+        make_set("Usual", "photo"),
+        make_set("Turned", "art"),
+        make_set("One", "sketch"),
+        make_set("Cut", "art", 4),
+    )
+    suite = Suite("pets", CLASSES, sets, "emoji", left_out="Cut", published={"tiny": {"Cut": 12.5}})
+    monkeypatch.setitem(catalogue.SUITES, "pets", lambda: suite)
+    return suite
 
 
 @pytest.fixture
@@ -56,39 +61,45 @@ def job(pets, tmp_path):
 def carft(capsys, *words, status=0, out=False):
     """What a command prints: its errors if it fails, unless ``out``."""
     runs_jobs.carft(*words, status=status)
-    said = capsys.readouterr()
-    return said.err if status and not out else said.out
+    captured = capsys.readouterr()
+    return captured.err if status and not out else captured.out
 
 
-def expected(run, one, pictures):
+def expected(run, test_set, pictures):
     """Right and all, one picture at a time."""
     right = []
-    for path, label in one.find(pictures).samples:
-        picture = listing.open_picture(path)
+    for path, label in test_set.find(pictures).samples:
+        picture = picture_files.open_picture(path)
         width, height = picture.size
-        picture = picture.crop((one.border, one.border, width - one.border, height - one.border))
+        picture = picture.crop(
+            (test_set.border, test_set.border, width - test_set.border, height - test_set.border)
+        )
         with torch.no_grad():
-            (logits,) = run.algorithm.predict(predict.transform_of(run)(picture)[None]).tolist()
-        scores = [max(logits[k] for k in group) for group in one.groups]
+            (logits,) = run.algorithm.predict(
+                predict.picture_transform(run)(picture)[None]
+            ).tolist()
+        scores = [max(logits[k] for k in group) for group in test_set.groups]
         right.append(scores.index(max(scores)) == label)
     return sum(right), len(right)
 
 
 def test_a_run_by_each_sets_own_classes(pets, suite, job, capsys):
-    where = ("--suite", "pets", "--data_dir", pets / "my pets")
-    document = json.loads(carft(capsys, "evaluate", job, *where, "--json", "--workers", 1))
+    flags = ("--suite", "pets", "--data_dir", pets / "my pets")
+    document = json.loads(carft(capsys, "evaluate", job, *flags, "--json", "--workers", 1))
     run = saved.open_run(job)
-    for one in suite.sets:
-        found = document["sets"][one.name]
-        assert (found["right"], found["n"]) == expected(run, one, pets / "my pets")
-        low, high = found["interval"]
-        assert low <= found["accuracy"] == found["right"] / 20 <= high and found["complete"]
-    of_sets = {name: found["accuracy"] for name, found in document["sets"].items()}
+    for test_set in suite.sets:
+        scores = document["sets"][test_set.name]
+        assert (scores["right"], scores["n"]) == expected(run, test_set, pets / "my pets")
+        low, high = scores["interval"]
+        assert low <= scores["accuracy"] == scores["right"] / 20 <= high and scores["complete"]
+
+    of_sets = {name: scores["accuracy"] for name, scores in document["sets"].items()}
     assert of_sets["One"] == 1 and 0 < of_sets["Turned"] != of_sets["Usual"] < 1
     assert document["mean"] == pytest.approx(sum(of_sets[name] for name in SHIFTED) / 3)
     assert document["mean_without_objectnet"] == pytest.approx((of_sets["Turned"] + 1) / 2)
+
     # The record of the job; the later of two on the same weights counts.
-    carft(capsys, "evaluate", job, *where)
+    carft(capsys, "evaluate", job, *flags)
     lines = (job / records.FILE).read_text().splitlines()
     (record,) = records.read(job)
     assert len(lines) == 2 and record == json.loads(lines[1])
@@ -102,8 +113,8 @@ def test_a_set_that_is_missing_or_incomplete_is_in_no_mean(pets, suite, job, cap
     for missing in ("", "\n  One: not there"):
         text = carft(capsys, "evaluate", job, "--suite", "pets", "--data_dir", data)
         assert "Mean of the shifts: -\nMean without Cut: -\n" in text
-        told = f"Turned: 19 pictures, expected 20{missing}"
-        assert f"Missing or incomplete:\n  {told}" in text and "\nTurned (incomplete) " in text
+        problem = f"Turned: 19 pictures, expected 20{missing}"
+        assert f"Missing or incomplete:\n  {problem}" in text and "\nTurned (incomplete) " in text
         assert ("\nOne " in text) == (not missing)
         (record,) = records.read(job)
         assert (record["mean"], record["sets"]["Turned"]["complete"]) == (None, False)
@@ -116,7 +127,7 @@ def test_a_set_that_is_missing_or_incomplete_is_in_no_mean(pets, suite, job, cap
         (["{job}", "--suite", "imagenet"], "has 2 classes, expected the 1,000 of the suite"),
         (["{job}", "--suite", "imagnet"], "no suite is called 'imagnet'; did you mean imagenet?"),
         (["--suite", "pets", "--clip", "tiny"], "of the suite pets is in --data_dir .: Usual: not"),
-        (["--clip", "tiny"], "expected RUN, or RUN and --suite NAME, or --clip NAME and --suite"),
+        (["--clip", "tiny"], "give RUN [--suite NAME], or --clip NAME --suite NAME"),
         (["{job}", "--suite", "pets", "--data_dir", "{job}"], "no test set of the suite pets is"),
     ],
 )
@@ -130,13 +141,13 @@ def test_a_broken_picture_is_told(pets, suite, job, capsys, tmp_path):
     data = shutil.copytree(pets / "my pets", tmp_path / "data")
     path = data / "art/wild dog/3.png"
     os.truncate(path, path.stat().st_size // 2)
-    where = ("--suite", "pets", "--data_dir")
-    carft(capsys, "evaluate", job, *where, pets / "my pets")
+    flags = ("--suite", "pets", "--data_dir")
+    carft(capsys, "evaluate", job, *flags, pets / "my pets")
     for workers in (0, 1):
-        runs_jobs.carft("evaluate", job, *where, data, "--workers", workers, status=3)
-        said = capsys.readouterr().out
-        assert f"  Turned: a picture of pets (Turned): {path} cannot be read: " in said
-        assert "Mean of the shifts: -\n" in said and "Traceback" not in said
+        runs_jobs.carft("evaluate", job, *flags, data, "--workers", workers, status=3)
+        output = capsys.readouterr().out
+        assert f"  Turned: a picture of pets (Turned): {path} cannot be read: " in output
+        assert "Mean of the shifts: -\n" in output and "Traceback" not in output
         (record,) = records.read(job)  # the earlier one, which is complete
         assert [*record["sets"]] == ["Usual", "Turned", "One", "Cut"]
 
@@ -171,8 +182,8 @@ def open_place(pets, job):
 
 def assert_only_one_is_unread(capsys, job, data, name, problem):
     """The other sets have figures, and the document says why this one has none."""
-    where = ("--suite", "pets", "--data_dir", data, "--json", "--workers", 0)
-    document = json.loads(carft(capsys, "evaluate", job, *where, status=3, out=True))
+    flags = ("--suite", "pets", "--data_dir", data, "--json", "--workers", 0)
+    document = json.loads(carft(capsys, "evaluate", job, *flags, status=3, out=True))
     assert document["unread"] == [name] and list(document["problems"]) == [name]
     assert problem in "; ".join(document["problems"][name])
     assert {*document["sets"]} == {*GROUPS} - {name}
@@ -182,12 +193,14 @@ def assert_only_one_is_unread(capsys, job, data, name, problem):
 def test_a_pipe_with_a_pictures_name_costs_its_set_alone(pets, suite, job, capsys, impatient):
     data = shutil.copytree(pets / "my pets", job.parent / "data")
     os.mkfifo(data / "sketch/cat/11.png")
-    told = "1 path that cannot be read (repair or delete): 'cat/11.png'"
-    assert_only_one_is_unread(capsys, job, data, "One", told)
+    problem = "1 path that cannot be read (repair or delete): 'cat/11.png'"
+    assert_only_one_is_unread(capsys, job, data, "One", problem)
+
     with pytest.raises(OSError, match="a pipe, a socket or a device, expected a regular file"):
         loading.decode(str(data / "sketch/cat/11.png"))
+
     with pytest.raises(OSError, match="a pipe, a socket or a device, expected a regular file"):
-        listing.open_picture(data / "sketch/cat/11.png")
+        picture_files.open_picture(data / "sketch/cat/11.png")
 
 
 @pytest.mark.parametrize(
@@ -216,8 +229,8 @@ def test_a_picture_that_is_all_border_costs_its_set_alone(pets, suite, job, caps
     data = shutil.copytree(pets / "my pets", job.parent / "data")
     path = data / "art/cat/3.png"
     Image.new("RGB", (8, 30)).save(path)
-    told = f"{path} cannot be read: of its 8 x 30 pixels nothing is left without the border of 4"
-    assert_only_one_is_unread(capsys, job, data, "Cut", told)
+    problem = f"{path} cannot be read: of its 8 x 30 pixels nothing is left without the border of 4"
+    assert_only_one_is_unread(capsys, job, data, "Cut", problem)
 
 
 def test_a_suite_without_a_set_that_can_be_read_ends_with_3(pets, suite, job, capsys, tmp_path):
@@ -225,11 +238,11 @@ def test_a_suite_without_a_set_that_can_be_read_ends_with_3(pets, suite, job, ca
     data = shutil.copytree(pets / "my pets", tmp_path / "data")
     for path in data.glob("*/cat/3.png"):
         path.write_bytes(b"no picture")
-    where = ("--suite", "pets", "--data_dir", data)
-    told = "no test set of the suite pets can be read: Usual: a picture of pets (Usual): "
+    flags = ("--suite", "pets", "--data_dir", data)
+    message = "no test set of the suite pets can be read: Usual: a picture of pets (Usual): "
     for command in (["evaluate"], ["wise-ft", "-o", tmp_path / "mix", "--alphas", 0, 1]):
-        said = carft(capsys, *command[:1], job, *where, *command[1:], status=3)
-        assert told in said and "; One: a picture of pets (One): " in said
+        error = carft(capsys, *command[:1], job, *flags, *command[1:], status=3)
+        assert message in error and "; One: a picture of pets (One): " in error
     assert not (job / records.FILE).exists() and not list((tmp_path / "mix").iterdir())
 
 
@@ -237,65 +250,71 @@ def test_wise_ft_and_soup_end_with_3_if_a_set_cannot_be_read(pets, suite, job, c
     """The picture is of the test environment, by whose pictures a soup is not chosen."""
     data = shutil.copytree(pets / "my pets", tmp_path / "data")
     (data / "art/cat/3.png").write_bytes(b"no picture")
-    where = ("--suite", "pets", "--data_dir", data)
+    flags = ("--suite", "pets", "--data_dir", data)
     mixed = ("-o", tmp_path / "mix", "--alphas", 0, 1, "--save", "all")
-    said = carft(capsys, "wise-ft", job, *where, *mixed, status=3, out=True)
-    assert "  Turned: a picture of pets (Turned): " in said
+    output = carft(capsys, "wise-ft", job, *flags, *mixed, status=3, out=True)
+    assert "  Turned: a picture of pets (Turned): " in output
+
     (alpha, _) = json.loads((tmp_path / "mix/wise_ft.json").read_text())["alphas"]
     assert alpha["unread"] == ["Turned", "Cut"] and [*alpha["sets"]] == ["Usual", "One"]
     assert not (job / records.FILE).exists()
 
     ends = [tmp_path / f"mix/model_alpha_{alpha}.pkl" for alpha in ("0.00", "1.00")]
-    said = carft(capsys, "soup", *ends, *where, "-o", tmp_path / "soup", status=3, out=True)
-    assert "  Cut: a picture of pets (Cut): " in said
+    output = carft(capsys, "soup", *ends, *flags, "-o", tmp_path / "soup", status=3, out=True)
+    assert "  Cut: a picture of pets (Cut): " in output
 
 
 def test_wise_ft_and_soup_on_a_suite(pets, suite, job, capsys, tmp_path):
-    where = ("--suite", "pets", "--data_dir", pets / "my pets")
-    alone = json.loads(carft(capsys, "evaluate", job, *where, "--json"))
+    flags = ("--suite", "pets", "--data_dir", pets / "my pets")
+    alone = json.loads(carft(capsys, "evaluate", job, *flags, "--json"))
     out = tmp_path / "mix"
-    text = carft(capsys, "wise-ft", job, *where, "--alphas", 0, 0.5, 1, "--save", "all", "-o", out)
+    text = carft(capsys, "wise-ft", job, *flags, "--alphas", 0, 0.5, 1, "--save", "all", "-o", out)
     (head,) = (line for line in text.splitlines() if line.startswith("alpha "))
     assert head.split() == "alpha Usual Turned One Cut Mean of the shifts Mean without Cut".split()
+
     rows = json.loads((out / "wise_ft.json").read_text())["alphas"]
     assert rows[2]["sets"] == alone["sets"] and rows[2]["out_of_domain"] == alone["mean"]
     assert rows[2]["in_domain"] == alone["sets"]["Usual"]["accuracy"]
-    kept = {record["wise_ft_alpha"]: record for record in records.read(job)}
-    assert [*kept] == [None, 0.0, 0.5, 1.0]
-    assert all(kept[row["alpha"]]["sets"] == row["sets"] for row in rows)
+
+    kept_records = {record["wise_ft_alpha"]: record for record in records.read(job)}
+    assert [*kept_records] == [None, 0.0, 0.5, 1.0]
+    assert all(kept_records[row["alpha"]]["sets"] == row["sets"] for row in rows)
     assert (out / "wise_ft.svg").exists() and "in distribution" in (out / "wise_ft.svg").read_text()
+
     half = out / "model_alpha_0.50.pkl"
-    of_half = json.loads(carft(capsys, "evaluate", half, *where, "--json"))
+    of_half = json.loads(carft(capsys, "evaluate", half, *flags, "--json"))
     assert of_half["sets"] == rows[1]["sets"] and not (out / records.FILE).exists()
+
     # The mean of the two ends is what lies half-way between them.
     ends = [out / f"model_alpha_{alpha}.pkl" for alpha in ("0.00", "1.00")]
-    carft(capsys, "soup", *ends, *where, "-o", tmp_path / "soup")
+    carft(capsys, "soup", *ends, *flags, "-o", tmp_path / "soup")
     (uniform, _) = json.loads((tmp_path / "soup/soup.json").read_text())["soups"]
     assert uniform["sets"] == of_half["sets"] and uniform["mean"] == of_half["mean"]
 
 
 def test_a_clip_without_a_run(pets, suite, capsys):
     """As the run of CLIPZeroShot has it, on pictures as CLIP wants them; beside what is known."""
-    where = ("--suite", "pets", "--data_dir", pets / "my pets")
-    text = carft(capsys, "evaluate", "--clip", "tiny", *where)
+    flags = ("--suite", "pets", "--data_dir", pets / "my pets")
+    text = carft(capsys, "evaluate", "--clip", "tiny", *flags)
     assert "published (%)" in text and "12.5" in text
+
     run = saved.open_run(pets / "CLIPZeroShot")
-    plan, logits = suite_scores.zero_shot(suite, "tiny", torch.device("cpu"))
+    plan, logits = suite_evaluation.zero_shot_clip(suite, "tiny", torch.device("cpu"))
     x = torch.randn(3, 3, 48, 48)
-    (found,) = logits(x)
+    (clip_logits,) = logits(x)
     algorithm = run.algorithm
-    assert torch.allclose(found, algorithm.class_logits(algorithm.encoder(x)), atol=1e-4)
+    assert torch.allclose(clip_logits, algorithm.class_logits(algorithm.encoder(x)), atol=1e-4)
     assert (plan.size, plan.resize, plan.interpolation) == (48, "shortest", "bicubic")
     assert plan.mean == backbone.load("tiny").preprocessing.mean
 
 
 def test_the_thousand_names_reach_the_tokenizer_unchanged(monkeypatch):
-    seen = []
-    whole = openai_models.tokenize
-    monkeypatch.setattr(openai_models, "tokenize", lambda m, t: seen.extend(t) or whole(m, t))
+    texts = []
+    tokenize = openai_models.tokenize
+    monkeypatch.setattr(openai_models, "tokenize", lambda m, t: texts.extend(t) or tokenize(m, t))
     monkeypatch.setattr(prompts, "contexts", lambda spec, least: ["{}"])
-    suite_scores.zero_shot(catalogue.get("imagenet"), "tiny", torch.device("cpu"))
-    assert tuple(seen) == catalogue.get("imagenet").classes and "T-shirt" in seen
+    suite_evaluation.zero_shot_clip(catalogue.get("imagenet"), "tiny", torch.device("cpu"))
+    assert tuple(texts) == catalogue.get("imagenet").classes and "T-shirt" in texts
 
 
 def test_objectnets_border_is_cut_and_no_others(tmp_path):
@@ -304,9 +323,11 @@ def test_objectnets_border_is_cut_and_no_others(tmp_path):
     picture.paste("white", (2, 2, 58, 48))
     picture.save(tmp_path / "0.png")
     plan = planning.Plan(20, "squash", "bilinear", (0,) * 3, (1,) * 3)
-    for one in catalogue.get("imagenet").sets:
-        square, label = suite_pictures.Pictures([(str(tmp_path / "0.png"), 3)], one.border, plan)[0]
-        assert bool((square == 255).all()) == (one.name == "ObjectNet") and label == 3
+    for test_set in catalogue.get("imagenet").sets:
+        square, label = suite_pictures.TestSetPictures(
+            [(str(tmp_path / "0.png"), 3)], test_set.border, plan
+        )[0]
+        assert bool((square == 255).all()) == (test_set.name == "ObjectNet") and label == 3
 
 
 IMAGENET = os.environ.get("CARFT_IMAGENET", "")  # the folder that contains the six sets
@@ -321,7 +342,7 @@ WEIGHTS = Path("~/.cache/clip/ViT-B-16.pt").expanduser()
 def test_published_zero_shot_accuracies(capsys):
     arguments = ["--clip", "ViT-B/16", "--suite", "imagenet", "--data_dir", IMAGENET, "--json"]
     assert cli.main(["evaluate", *arguments]) == 0
-    found = json.loads(capsys.readouterr().out)
+    document = json.loads(capsys.readouterr().out)
     published = catalogue.get("imagenet").published["ViT-B/16"]
     for name, percent in published.items():
-        assert 100 * found["sets"][name]["accuracy"] == pytest.approx(percent, abs=0.2), name
+        assert 100 * document["sets"][name]["accuracy"] == pytest.approx(percent, abs=0.2), name

@@ -25,10 +25,12 @@ def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_
     assert "sweep: 4 of 4 steps (100%), 2 of 2 jobs done, after " in done.stderr
     assert "\r" not in done.stderr
 
-    told = look(out)
-    assert told["counts"]["done"] == 2 and sum(told["counts"].values()) == 2
-    found = {job["algorithm"]: job["test_envs"] for job in told["jobs"]}
-    assert found == {"CLIPZeroShot": [1], "CARFT": [1]}
+    state = look(out)
+    assert state["counts"]["done"] == 2 and sum(state["counts"].values()) == 2
+
+    test_envs = {job["algorithm"]: job["test_envs"] for job in state["jobs"]}
+    assert test_envs == {"CLIPZeroShot": [1], "CARFT": [1]}
+
     # Without what no selection uses, and the tables lack nothing.
     for path in out.glob("*/results.jsonl"):
         record = json.loads(path.read_text().splitlines()[-1])
@@ -39,15 +41,18 @@ def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_
     assert json.loads(collected.stdout)["summary"]["incomplete_cells"] == 0
     assert (out / "sweep.yaml").read_text() == (tmp_path / "x.yaml").read_text()
 
-    again = carft(*launch)
-    assert "There is nothing to launch." in again.stdout and again.returncode == 0
+    relaunch = carft(*launch)
+    assert "There is nothing to launch." in relaunch.stdout and relaunch.returncode == 0
+
     # It has the environments that were not asked for to do.
     flags = ["--algorithms", "CLIPZeroShot", "CARFT", "--datasets", "EmojiStyles", "--n_trials"]
     flags += ["1", "--n_hparams", "1", "--single_test_envs", "--steps", "2", "--data_dir"]
     flags += ["embedded", "--output_dir", out, "--command_launcher", "dummy"]
     command = ["-m", "domainbed.scripts.sweep", "launch", *flags, "--skip_confirmation"]
-    theirs = warm.run(*command)
-    assert "8 jobs: 2 done, 0 incomplete, 6 not launched." in theirs.stdout, theirs.stderr
+    upstream_sweep = warm.run(*command)
+    counts = "8 jobs: 2 done, 0 incomplete, 6 not launched."
+    assert counts in upstream_sweep.stdout, upstream_sweep.stderr
+
     estimate = carft(*launch, "--dry-run")
     assert "2 jobs: 2 done." in estimate.stdout, estimate.stderr
 
@@ -61,13 +66,16 @@ def test_a_job_that_fails_is_told_and_left_until_retry(tmp_path):
     assert "3 jobs failed:" in done.stderr
     assert "exit status 2: " in done.stderr and "0 out-split items" in done.stderr
     assert "carft sweep retry" in done.stderr
-    again = carft("launch", *bad)
-    assert again.returncode == 1 and "3 failed jobs are not launched" in again.stdout
-    assert "There is nothing to launch." in again.stdout
+
+    relaunch = carft("launch", *bad)
+    assert relaunch.returncode == 1 and "3 failed jobs are not launched" in relaunch.stdout
+    assert "There is nothing to launch." in relaunch.stdout
     assert "0 out-split items" in (next(out.glob("*/err.txt"))).read_text()
+
     status = carft("status", out)
     assert status.returncode == 1 and "Failed (launch again after" in status.stdout
     assert "3 of 3 failed jobs will be retried" in carft("retry", out).stdout
+
     dry = carft("launch", *bad, "--launcher", "dummy")
     command = "DOMAINBED_SKIP_TRAINING_IN_SPLITS=1 python -m domainbed.scripts.train"
     assert dry.stdout.count(f"Dummy launcher: {command}") == 3
@@ -90,17 +98,21 @@ def test_what_is_cancelled_goes_on_where_it_was(tmp_path):
         stopped = carft("cancel", out, "--yes")
         assert stopped.returncode == 0, stopped.stderr
         assert "1 job stopped" in stopped.stdout
-        said = launcher.communicate(timeout=120)
+        outputs = launcher.communicate(timeout=120)
     finally:
         launcher.kill()
-    assert launcher.returncode == 143, said
-    assert "Traceback" not in said[1]
+    assert launcher.returncode == 143, outputs
+    assert "Traceback" not in outputs[1]
+
     folder = JobFolder(job["folder"])
     assert not folder.is_held() and folder.state_path.exists()
+
     counts = look(out)["counts"]
     assert (counts["interrupted"], counts["not launched"]) == (1, 2)
+
     (attempt,) = folder.attempts()
     assert attempt.status == 75
+
     saved = load_weights(folder.state_path)["steps_done"]
     (stopped_job,) = [job for job in look(out)["jobs"] if job["state"] == "interrupted"]
     assert stopped_job["step"] == attempt.step == saved > 0

@@ -10,19 +10,19 @@ import pytest
 from fake_checkout import REPO
 
 from domainbed_carft import cli, launchers
-from domainbed_carft.cli import sweep as command_line
+from domainbed_carft.cli import sweep_launch
 from domainbed_carft.errors import CarftError
 from domainbed_carft.sweep import costs, declaration_file, states
 
 SMALLEST = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n"
 
 
-def hparams(made, *given, variant=""):
-    return made.hparams_of(*given, made.settings[variant])
+def hparams(declaration, dataset, algorithm, variant=""):
+    return declaration.hparams_of(dataset, algorithm, declaration.settings[variant])
 
 
 def test_the_later_of_two_settings_wins_and_reaches_what_it_names():
-    made = declaration_file.parse(
+    declaration = declaration_file.parse(
         """
 name: x
 datasets: [PACS, DomainNet]
@@ -41,30 +41,32 @@ variants:
         "x.yaml",
     )
     common = {"protocol": "clip", "amp": "off"}
-    assert hparams(made, "PACS", "CLIPFineTune", variant="a") == {**common, "lr": 1e-5}
-    assert hparams(made, "PACS", "CARFT", variant="a") == {**common, "lr": 1e-5, "kl_weight": 2}
-    assert hparams(made, "DomainNet", "CLIPFineTune", variant="a")["lr"] == 2e-5
-    assert hparams(made, "DomainNet", "CARFT", variant="a")["lr"] == 3e-5
-    assert hparams(made, "DomainNet", "CARFT", variant="b")["lr"] == 4e-5
-    assert made.steps_of("DomainNet", "CLIPFineTune") == 10000
-    assert made.steps_of("DomainNet", "CARFT") == 7
-    assert made.steps_of("PACS", "CARFT") is None
-    assert {job.args["algorithm"] for job in made.jobs("D", Path("o"))[84:]} == {"CARFT"}
+    assert hparams(declaration, "PACS", "CLIPFineTune", variant="a") == {**common, "lr": 1e-5}
+
+    for_carft = {**common, "lr": 1e-5, "kl_weight": 2}
+    assert hparams(declaration, "PACS", "CARFT", variant="a") == for_carft
+    assert hparams(declaration, "DomainNet", "CLIPFineTune", variant="a")["lr"] == 2e-5
+    assert hparams(declaration, "DomainNet", "CARFT", variant="a")["lr"] == 3e-5
+    assert hparams(declaration, "DomainNet", "CARFT", variant="b")["lr"] == 4e-5
+    assert declaration.steps_of("DomainNet", "CLIPFineTune") == 10000
+    assert declaration.steps_of("DomainNet", "CARFT") == 7
+    assert declaration.steps_of("PACS", "CARFT") is None
+    assert {job.args["algorithm"] for job in declaration.jobs("D", Path("o"))[84:]} == {"CARFT"}
 
 
-@pytest.mark.parametrize("given", ["[A, S]", "[0, 3]", "{PACS: [S, A]}"])
-def test_environments_go_by_label_or_index(given):
-    made = declaration_file.parse(SMALLEST + f"test_environments: {given}", "x.yaml")
-    assert made.targets("PACS") == [[0], [3]]
+@pytest.mark.parametrize("environments", ["[A, S]", "[0, 3]", "{PACS: [S, A]}"])
+def test_environments_go_by_label_or_index(environments):
+    declaration = declaration_file.parse(SMALLEST + f"test_environments: {environments}", "x.yaml")
+    assert declaration.targets("PACS") == [[0], [3]]
 
 
 def problems(text):
     """The messages on ``text``, without the headline."""
     with pytest.raises(CarftError) as raised:
         declaration_file.parse(text, "x.yaml")
-    headline, *lines = str(raised.value).splitlines()
-    assert headline.startswith(f"{len(lines)} problem")
-    return [line.removeprefix("- x.yaml:") for line in lines]
+    sentences = [problem.sentence() for problem in raised.value.problems]
+    assert all(problem.place.name == "x.yaml" for problem in raised.value.problems)
+    return [sentence.removeprefix("x.yaml:") for sentence in sentences]
 
 
 WRONG_FORM = """name: two words
@@ -98,15 +100,15 @@ compare_with: [CARFT]
         (
             WRONG_FORM,
             [
-                "1: name: got 'two words', should match pattern",
-                "2: datasets: got ['PACS', 'PACS'], which has 'PACS' twice",
+                "1: name: got 'two words', expected a match of the pattern",
+                "2: datasets: got ['PACS', 'PACS'], expected each value once; 'PACS' appears twice",
                 "1: the key 'algorithms' is missing",
-                "3: trials: got 0, should be greater than or equal to 1",
+                "3: trials: got 0, expected at least 1",
                 "4: stepz: no key is called 'stepz'; did you mean steps?",
                 "6: hparams.lr: got [1], expected text, a number",
-                "7: selection[1]: got 'orakel', should be 'training-domain'",
-                "8: protocol: got 'klip', should be 'domainbed', 'clip', 'wise-ft' or 'lipsum-ft'",
-                "9: variants.a/b: got 'a/b', should match pattern",
+                "7: selection[1]: got 'orakel', expected 'training-domain'",
+                "8: protocol: got 'klip', expected 'domainbed', 'clip', 'wise-ft' or 'lip",
+                "9: variants.a/b: got 'a/b', expected a match of the pattern",
             ],
         ),
         (
@@ -122,7 +124,7 @@ compare_with: [CARFT]
                 "7: test_environments.PACS[1]: no environment of PACS is called '9'",
                 "9: overrides[0].datasets[0]: no data set of this sweep is called 'VLCS'",
                 "11: overrides[1].hparams.warmup_steps: got 9000, expected less than total_st",
-                "11: overrides[1].hparams.contexts: got 'no.txt', which is not a f",
+                "11: overrides[1].hparams.contexts: contexts is 'no.txt', which is not a f",
                 "11: overrides[1].hparams.batch_size: got 0, expected",
                 "11: overrides[1].hparams.data_augmentation: got 'no', expected true or false",
                 "12: compare_with[0]: no row of published figures is called 'CARFT'; did you mean",
@@ -131,10 +133,10 @@ compare_with: [CARFT]
     ],
 )
 def test_all_that_is_wrong_is_told_at_once_with_its_line(text, expected):
-    found = problems(text)
+    sentences = problems(text)
     for start in expected:
-        assert any(line.startswith(start) for line in found), (start, found)
-    assert len(found) == len(expected)
+        assert any(line.startswith(start) for line in sentences), (start, sentences)
+    assert len(sentences) == len(expected)
 
 
 SYNONYMS = """name: x
@@ -171,6 +173,8 @@ BOMB = SMALLEST + f"a0: &a0 [x, x]\n{NESTED}selection: *a8\n"
         ("", "1: got None, expected a mapping with name, datasets"),
         (SMALLEST + "hparams:\n  lr: 1\n  lr: 2", "6: the key 'lr' appears twice, .*line 5"),
         ("name: x\ndatasets: [PACS]", "1: the key 'algorithms' is missing"),
+        (SMALLEST + "hparams: {average: sma, total_steps: 9}", "4: hparams: average_start is 100,"),
+        (SMALLEST + "grid: {lr: [-2, 1]}", r"4: grid.lr\[0\]: got -2, expected a number > 0"),
         (SMALLEST + "grid: {contexts: [a/b, a b]}", "4: grid: several combinations would share"),
         (SMALLEST.replace("CARFT", "ERM") + "protocol: clip", "4: protocol: no hyperparameter of"),
         (SMALLEST.replace("PACS", "/no/pets"), r"2: datasets\[0\]: no such folder: /no/pets"),
@@ -181,14 +185,14 @@ BOMB = SMALLEST + f"a0: &a0 [x, x]\n{NESTED}selection: *a8\n"
     ],
 )  # fmt: skip
 def test_each_mistake_is_told_in_one_line(text, message):
-    told = [line for line in problems(text) if re.search(message, line)]
-    assert len(told) == 1 and len(told[0]) < 300
+    matching = [line for line in problems(text) if re.search(message, line)]
+    assert len(matching) == 1 and len(matching[0]) < 300
 
 
 def test_the_schema_for_editors_is_what_the_model_gives():
-    made = runpy.run_path(str(REPO / "tools" / "sweep_schema.py"))
-    shipped = made["PATH"].read_text()
-    assert shipped == made["made"]()
+    tool = runpy.run_path(str(REPO / "tools" / "sweep_schema.py"))
+    shipped = tool["PATH"].read_text()
+    assert shipped == tool["made"]()
     documented = (REPO / "docs" / "sweeps.md").read_text()
     assert all(f"`{key}`" in documented for key in json.loads(shipped)["properties"])
 
@@ -198,11 +202,12 @@ SHIPPED = sorted((REPO / "sweeps").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_the_cost_in_the_comment_of_each_of_our_sweeps_is_what_it_is(path):
-    made = declaration_file.load(path.stem)
-    assert made.name == path.stem and made.description
-    found = made.jobs("D", Path("/nowhere"))
-    statuses = [states.status(job, made.facts) for job in found]
-    *_, total = costs.costs(statuses, made.facts).values()
+    declaration = declaration_file.load(path.stem)
+    assert declaration.name == path.stem and declaration.description
+
+    jobs = declaration.jobs("D", Path("/nowhere"))
+    statuses = [states.status(job, declaration.facts) for job in jobs]
+    *_, total = costs.costs(statuses, declaration.facts).values()
     comment = " ".join(
         line[1:].strip() for line in path.read_text().splitlines() if line[:1] == "#"
     )
@@ -218,6 +223,7 @@ def test_lipsum_ft_has_its_published_recipe_and_lp_ft_claims_none():
     assert domainnet["head_scale"] == "outside" and domainnet["grad_clip"] == 0
     assert domainnet["lr"] == 1e-5 and "protocol" not in domainnet  # all methods share pictures
     assert hparams(peers, "PACS", "CLIPLPFT") == {"lp_steps": 500}
+
     comments = (REPO / "sweeps" / "peers.yaml").read_text()
     assert "LP-FT with 500 head steps" in comments and "ERM++" not in comments
 
@@ -225,38 +231,40 @@ def test_lipsum_ft_has_its_published_recipe_and_lp_ft_claims_none():
     values = hparams(imagenet, "ImageNet", "LipsumFT")
     assert values["head_scale"] == "outside" and values["grad_clip"] == 0
     assert values["protocol"] == "lipsum-ft"
-    others = {hparams(imagenet, "ImageNet", name)["protocol"] for name in ("CARFT", "FLYP")}
-    assert others == {"wise-ft"}
+
+    protocols = {hparams(imagenet, "ImageNet", name)["protocol"] for name in ("CARFT", "FLYP")}
+    assert protocols == {"wise-ft"}
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["demoo"], "no sweep is called 'demoo'; did you mean demo"),
         (["domainbed"], "--data_dir is missing; expected the folder of the data sets' folders"),
         (["demo", "--launcher", "poool"], "no launcher is called 'poool'; did you mean pool"),
         (["lambda", "--data_dir", "no"], "--data_dir no does not exist; give"),
     ],
-)  # fmt: skip
-def test_all_is_checked_before_any_folder_is_made(words, told, tmp_path, monkeypatch, capsys):
+)
+def test_all_is_checked_before_any_folder_is_made(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["sweep", "launch", "--output_dir", "o", *words]) == 1
-    assert told in capsys.readouterr().err and not (tmp_path / "o").exists()
+    assert message in capsys.readouterr().err and not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("document", ["docs/sweeps.md", "sweeps/README.md"])
 def test_every_command_of_the_documentation_is_one(document):
     text = (REPO / document).read_text().replace("\\\n", " ")
-    found = re.findall(r"^ *(carft sweep .*)", text, re.MULTILINE)
-    found += re.findall(r"`(carft sweep [^`]+)`", text)
-    assert found
-    for command in found:
+    commands = re.findall(r"^ *(carft sweep .*)", text, re.MULTILINE)
+    commands += re.findall(r"`(carft sweep [^`]+)`", text)
+    assert commands
+
+    for command in commands:
         words = shlex.split(command, comments=True)[1:]
         if words[1:] in (["launch"], ["launch", "NAME"]):
             continue  # named, not shown
         arguments = cli._parser().parse_args(words)
         if words[1] == "launch":
-            options = {name: getattr(arguments, name) for name in command_line.FIELDS}
+            options = {name: getattr(arguments, name) for name in sweep_launch.FIELDS}
             launchers.make(arguments.launcher, options)
             if arguments.sweep != "NAME":
                 declaration_file.load(arguments.sweep)

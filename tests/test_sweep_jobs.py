@@ -16,18 +16,19 @@ GOLDEN = json.loads((REPO / "tests" / "golden" / "upstream" / "jobs.json").read_
 
 @pytest.mark.parametrize("case", GOLDEN.values(), ids=GOLDEN.keys())
 def test_commands_are_upstreams(case, monkeypatch):
-    monkeypatch.setattr(name_checks, "_hparams", lambda *given: [])  # upstream's own
-    given, first = case["keywords"], case["keywords"]["n_hparams_from"]
-    keys = {name: given[name] for name in ("algorithms", "holdout_fraction", "steps", "hparams")}
-    keys |= {"name": "x", "datasets": given["dataset_names"], "trials": given["n_trials"]}
-    keys |= {"hparams_seeds": {"from": first, "n": given["n_hparams"] - first}}
-    keys |= {"selection": ["oracle" if given["single_test_envs"] else "leave-one-domain-out"]}
-    keys |= {"hparams": given["hparams"] and json.loads(given["hparams"])}
+    monkeypatch.setattr(name_checks, "_problems_of_hparams", lambda *given: [])  # upstream's own
+    upstream = case["keywords"]
+    first = upstream["n_hparams_from"]
+    keys = {name: upstream[name] for name in ("algorithms", "holdout_fraction", "steps", "hparams")}
+    keys |= {"name": "x", "datasets": upstream["dataset_names"], "trials": upstream["n_trials"]}
+    keys |= {"hparams_seeds": {"from": first, "n": upstream["n_hparams"] - first}}
+    keys |= {"selection": ["oracle" if upstream["single_test_envs"] else "leave-one-domain-out"]}
+    keys |= {"hparams": upstream["hparams"] and json.loads(upstream["hparams"])}
     text = json.dumps({name: value for name, value in keys.items() if value is not None})
-    jobs = declaration_file.parse(text, "x.yaml").jobs(given["data_dir"], Path("out dir"))
-    if given["hparams"]:  # the folder goes by its text
-        args = [{**job.args, "hparams": given["hparams"]} for job in jobs]
-        jobs = [Job(one, Path("out dir") / identity(one)) for one in args]
+    jobs = declaration_file.parse(text, "x.yaml").jobs(upstream["data_dir"], Path("out dir"))
+    if upstream["hparams"]:  # the folder goes by its text
+        args = [{**job.args, "hparams": upstream["hparams"]} for job in jobs]
+        jobs = [Job(arguments, Path("out dir") / identity(arguments)) for arguments in args]
     assert sorted(job.line for job in jobs) == sorted(case["commands"])
 
 
@@ -44,43 +45,47 @@ def test_each_selection_method_gets_the_jobs_it_needs():
     singles = [[0], [1], [2], [3]]
     assert choices("selection: [training-domain]") == singles
     assert choices("selection: [oracle]") == singles
+
     pairs = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
     assert choices("selection: [leave-one-domain-out]") == sorted(singles + pairs)
+
     # A target's validation accuracy is measured in the pairs that it is one of.
-    some = "test_environments: [A]\nselection: [leave-one-domain-out]"
-    assert choices(some) == [[0], [0, 1], [0, 2], [0, 3]]
+    one_target = "test_environments: [A]\nselection: [leave-one-domain-out]"
+    assert choices(one_target) == [[0], [0, 1], [0, 2], [0, 3]]
 
 
 def test_an_own_folder_with_one_domain_trains_on_all_of_it(tmp_path):
     (tmp_path / "pets" / "photos" / "cat").mkdir(parents=True)
-    made = parse("selection: [training-domain, leave-one-domain-out]", f"[{tmp_path}/pets/]")
-    (job,) = made.jobs("D", Path("o"))
+    declaration = parse("selection: [training-domain, leave-one-domain-out]", f"[{tmp_path}/pets/]")
+    (job,) = declaration.jobs("D", Path("o"))
     assert job.args["test_envs"] == []
     assert job.args["dataset"] == f"{tmp_path}/pets"
 
 
 def test_each_variant_has_a_folder_at_each_point_of_the_grid():
     text = "grid: {amp: [off, bf16]}\nvariants: {a: {}, b: {datasets: [PACS], hparams: {lr: 1}}}"
-    found = parse(text, "[PACS, VLCS]").jobs("D", Path("o"))
-    there = {(str(job.folder.parent), job.args["dataset"]) for job in found}
-    both = {(f"o/a,amp={amp}", name) for amp in ("off", "bf16") for name in ("PACS", "VLCS")}
-    assert there == both | {("o/b,amp=off", "PACS"), ("o/b,amp=bf16", "PACS")}
-    assert len({job.folder.name for job in found[:8]}) == 8
-    assert json.loads(found[-1].args["hparams"]) == {"amp": "bf16", "lr": 1}
-    assert "b,amp=bf16 PACS CARFT, test environments 3, trial 0" in str(found[-1])
+    jobs = parse(text, "[PACS, VLCS]").jobs("D", Path("o"))
+    folders = {(str(job.folder.parent), job.args["dataset"]) for job in jobs}
+    folders_of_a = {
+        (f"o/a,amp={amp}", name) for amp in ("off", "bf16") for name in ("PACS", "VLCS")
+    }
+    assert folders == folders_of_a | {("o/b,amp=off", "PACS"), ("o/b,amp=bf16", "PACS")}
+    assert len({job.folder.name for job in jobs[:8]}) == 8
+    assert json.loads(jobs[-1].args["hparams"]) == {"amp": "bf16", "lr": 1}
+    assert "b,amp=bf16 PACS CARFT, test environments 3, trial 0" in str(jobs[-1])
 
 
 @pytest.mark.parametrize("spelling", ["/data/", "data", "/moved/elsewhere"])
-@pytest.mark.parametrize("told_by", ["sweep.json", "results.jsonl"])
-def test_moved_data_does_not_orphan_a_job(tmp_path, spelling, told_by):
-    made = parse("steps: 5\nhparams: {lr: 1e-4}")
-    before = made.jobs("/data", tmp_path)
-    if told_by == "sweep.json":  # none of them has begun
+@pytest.mark.parametrize("recorded_in", ["sweep.json", "results.jsonl"])
+def test_moved_data_does_not_orphan_a_job(tmp_path, spelling, recorded_in):
+    declaration = parse("steps: 5\nhparams: {lr: 1e-4}")
+    before = declaration.jobs("/data", tmp_path)
+    if recorded_in == "sweep.json":  # none of them has begun
         manifest.add(tmp_path, manifest.Sweep(tuple(before[:2])))
     else:  # spelled as somebody at a shell would
         for job in before[:2]:
             record(job, 0, args={**job.args, "hparams": '{"lr":1e-4}'})
-    after = manifest.settle(made.jobs(spelling, tmp_path), tmp_path)
+    after = manifest.reuse_folders(declaration.jobs(spelling, tmp_path), tmp_path)
     assert [job.folder for job in after[:2]] == [job.folder for job in before[:2]]
     assert all(job.args["data_dir"] == spelling for job in after)
     assert after[2].folder != before[2].folder and not after[2].folder.exists()
@@ -92,8 +97,8 @@ def test_moved_data_does_not_orphan_a_job(tmp_path, spelling, told_by):
     "change", [{"steps": 6}, {"hparams": '{"lr": 2e-4}'}, {"holdout_fraction": 0.1}, {"seed": 1}]
 )
 def test_what_changes_a_result_makes_another_job(tmp_path, change):
-    made = parse("steps: 5\nhparams: {lr: 1e-4}")
-    (job, *_) = made.jobs("/data", tmp_path)
+    declaration = parse("steps: 5\nhparams: {lr: 1e-4}")
+    (job, *_) = declaration.jobs("/data", tmp_path)
     record(job, 0, args={**job.args, **change})
-    (after, *_) = manifest.settle(made.jobs("/elsewhere", tmp_path), tmp_path)
+    (after, *_) = manifest.reuse_folders(declaration.jobs("/elsewhere", tmp_path), tmp_path)
     assert after.folder != job.folder

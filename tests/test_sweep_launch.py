@@ -12,9 +12,11 @@ from sweep_folders import declared, ended, finish, launched, record
 
 from domainbed_carft import cli, launchers
 from domainbed_carft.data import benchmarks
-from domainbed_carft.sweep import costs, declaration_file, name_checks
+from domainbed_carft.errors import CarftError
+from domainbed_carft.sweep import costs, declaration_file, host
 from domainbed_carft.sweep import launch as launching
-from domainbed_carft.sweep.launch import SKIP_VARIABLE
+from domainbed_carft.sweep.declaration import Declaration
+from domainbed_carft.sweep.job_settings import SKIP_VARIABLE
 
 
 @pytest.fixture
@@ -28,8 +30,8 @@ def launch(out, monkeypatch):
 
     def start(launcher, *flags):
         monkeypatch.setattr(launchers, "make", lambda *args: launcher)
-        more = ["--output_dir", str(out), "--yes"]
-        return cli.main(["sweep", "launch", *declared(out.parent), *more, *flags])
+        common_flags = ["--output_dir", str(out), "--yes"]
+        return cli.main(["sweep", "launch", *declared(out.parent), *common_flags, *flags])
 
     return start
 
@@ -40,69 +42,120 @@ def finish_all(jobs, environment=None):
     return []
 
 
-def test_every_job_that_is_not_done_is_told_with_its_reason(launch, others, capsys):
+def test_every_job_that_is_not_done_is_told_with_its_reason(launch, foreign_processes, capsys):
     def leave(jobs, environment):
         stopped, held, refused = jobs
         ended(stopped, 75)
-        others.hold(held)
+        foreign_processes.hold(held)
         words = "No space left on device"
         return [SimpleNamespace(folder=str(refused.folder), status=127, last_words=words)]
 
     assert launch(leave) == 1
-    said = capsys.readouterr().err
-    assert "3 jobs not done:" in said and "failed" not in said
-    assert "exit status 75: words of 75" in said and "No space left on device" in said
-    holder = others.running[0].pid
-    assert f"running, {os.uname().nodename}, process {holder}, since" in said
+
+    stderr = capsys.readouterr().err
+    assert "3 jobs not done:" in stderr and "failed" not in stderr
+    assert "exit status 75: words of 75" in stderr and "No space left on device" in stderr
+
+    holder = foreign_processes.running[0].pid
+    assert f"running, {os.uname().nodename}, process {holder}, since" in stderr
     assert launch(finish_all) == 1
     assert "1 job not done:" in capsys.readouterr().err
-    others.kill()
+
+    foreign_processes.kill()
     assert launch(finish_all) == launch(finish_all) == 0
 
 
-@pytest.mark.parametrize(("name", "taken"), [("pool", 3), ("local", 3), ("slurm", 2)])
-def test_what_others_have_only_queued_is_taken_by_whoever_has_a_free_slot(
-    launch, others, name, taken
-):
-    seen = []
+def test_a_launch_loads_the_sweep_once_and_lists_its_jobs_once(launch, monkeypatch):
+    calls = []
 
-    def note(jobs, environment):
-        seen.append([job.folder for job in jobs])
-        if name != "slurm" and len(seen) > 1:
+    def counted_call(owner, name):
+        function = getattr(owner, name)
+
+        def call(*arguments):
+            calls.append(name)
+            return function(*arguments)
+
+        monkeypatch.setattr(owner, name, call)
+
+    counted_call(declaration_file, "load")
+    counted_call(Declaration, "jobs")
+    assert launch(finish_all) == 0
+    assert sorted(calls) == ["jobs", "load"]
+
+
+def test_a_plan_from_python_writes_nothing_and_runs(out, monkeypatch):
+    monkeypatch.setattr(launchers, "make", lambda *arguments: finish_all)
+    monkeypatch.delenv(SKIP_VARIABLE, raising=False)
+    sweep, *_ = declared(out.parent)
+
+    plan = launching.plan(sweep, "/data", out, "local")
+    assert len(plan.jobs_to_run) == len(plan.jobs) == 3
+    assert plan.problems == plan.data_problems == [] and plan.skips_training_in_splits
+    assert plan.costs()[costs.TOTAL].jobs == 3
+    assert not out.exists()
+
+    assert launching.run_plan(plan) == []
+    assert (out / "sweep.json").exists()
+    assert launching.plan(sweep, "/data", out, "local").jobs_to_run == []
+
+
+def test_problems_of_a_sweep_and_of_its_launcher_come_together(tmp_path):
+    sweep, *_ = declared(tmp_path, trials=0)
+    with pytest.raises(CarftError) as caught:
+        launching.plan(sweep, "/data", tmp_path / "out", "local", {"gpus": -1})
+    in_file, of_launcher = caught.value.problems
+    assert in_file.place.path == ("trials",) and in_file.value == 0
+    assert of_launcher.subject == "local: gpus" and of_launcher.expected == "at least 1"
+
+
+@pytest.mark.parametrize(("name", "launched_count"), [("pool", 3), ("local", 3), ("slurm", 2)])
+def test_what_others_have_only_queued_is_taken_by_whoever_has_a_free_slot(
+    launch, foreign_processes, name, launched_count
+):
+    launched_folders = []
+
+    def note_folders(jobs, environment):
+        launched_folders.append([job.folder for job in jobs])
+        if name != "slurm" and len(launched_folders) > 1:
             finish_all(jobs)
 
-    launch(note, "--launcher", "slurm")
-    others.queue(SimpleNamespace(folder=seen[0][0]))
-    assert launch(note, "--launcher", name) == 0
-    assert len(seen[1]) == taken and set(seen[1]) == set(seen[0][-taken:])
+    launch(note_folders, "--launcher", "slurm")
+    foreign_processes.queue(SimpleNamespace(folder=launched_folders[0][0]))
+    assert launch(note_folders, "--launcher", name) == 0
+
+    first, second = launched_folders
+    assert len(second) == launched_count and set(second) == set(first[-launched_count:])
 
 
 def test_a_log_and_what_is_kept_reach_the_jobs_which_stay_the_same(launch, monkeypatch):
     for name in ("DOMAINBED_LOG", "WANDB_RUN_GROUP"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("domainbed.lib.scalar_logs.problems", lambda kinds: [])
-    seen = []
+    launches = []
 
-    def note(jobs, environment):
-        seen.append([(job.line, environment(job)) for job in jobs])
+    def note_jobs(jobs, environment):
+        launches.append([(job.line, environment(job)) for job in jobs])
 
-    told = ["--log", "tensorboard", "wandb", "--keep_weights", "none"]
-    assert launch(note) == launch(note, *told) == 1  # none is done
-    plain, given = seen
+    flags = ["--log", "tensorboard", "wandb", "--keep_weights", "none"]
+    assert launch(note_jobs) == launch(note_jobs, *flags) == 1  # none is done
+
+    plain, with_flags = launches
     usual = {SKIP_VARIABLE: "1"}
     variables = {"DOMAINBED_LOG": "tensorboard wandb", "WANDB_RUN_GROUP": "out"}
     variables |= {"DOMAINBED_KEEP_WEIGHTS": "none", **usual}
     assert len(plain) == 3
-    assert given == [(line, variables) for line, found in plain if found == usual]
+    assert all(variables_of_job == usual for _, variables_of_job in plain)
+    assert with_flags == [(line, variables) for line, _ in plain]
 
 
 def test_a_dry_run_warns_of_a_log_that_a_launch_refuses(launch, out, monkeypatch, capsys):
     refusal = "--log wandb: you are not logged in"
     monkeypatch.setattr("domainbed.lib.scalar_logs.problems", lambda kinds: [refusal])
     assert launch(finish_all, "--log", "wandb", "--dry-run") == 0
-    said = capsys.readouterr()
-    assert "Nothing is launched." in said.out
-    assert said.err == f"Warning: a launch would refuse this: {refusal}\n"
+
+    output = capsys.readouterr()
+    assert "Nothing is launched." in output.out
+    assert output.err == f"Warning: a launch would refuse this: {refusal}\n"
     assert launch(finish_all, "--log", "wandb") == 1
     assert refusal in capsys.readouterr().err and not out.exists()
 
@@ -113,13 +166,13 @@ def values(launch, monkeypatch):
     monkeypatch.delenv(SKIP_VARIABLE, raising=False)
 
     def start(*flags):
-        seen = []
+        values_of_jobs = []
 
-        def note(jobs, environment):
-            seen.extend(environment(job).get(SKIP_VARIABLE) for job in jobs)
+        def note_values(jobs, environment):
+            values_of_jobs.extend(environment(job).get(SKIP_VARIABLE) for job in jobs)
 
-        launch(note, *flags)
-        (value,) = set(seen)
+        launch(note_values, *flags)
+        (value,) = set(values_of_jobs)
         return value
 
     return start
@@ -129,8 +182,8 @@ def test_a_new_sweep_skips_the_training_in_splits_until_a_flag_undoes_it(
     values, capsys, monkeypatch
 ):
     assert values("--launcher", "local") == values() == "1"
-    shown = capsys.readouterr().out
-    assert "Evaluation: without training in-splits (--training_in_splits adds them)" in shown
+    stdout = capsys.readouterr().out
+    assert "Evaluation: without training in-splits (--training_in_splits adds them)" in stdout
     assert values("--training_in_splits") == values() == values("--launcher", "slurm") == "0"
     assert values("--skip_training_in_splits") == values() == "1"
     monkeypatch.setenv(SKIP_VARIABLE, "0")
@@ -161,7 +214,7 @@ def test_jobs_of_upstreams_sweep_keep_their_evaluation(values, out):
 
 
 def test_a_checkout_is_told_nothing_of_the_training_in_splits(values, monkeypatch):
-    monkeypatch.setattr(name_checks, "skips_in_splits", lambda: False)
+    monkeypatch.setattr(host, "skips_in_splits", lambda: False)
     assert values() is None
 
 
@@ -177,29 +230,30 @@ def test_what_slurm_cannot_hold_is_told_before_any_folder_is_made(tmp_path, monk
     out = tmp_path / "100% sure"
     flags = [*declared(tmp_path), "--output_dir", str(out), "--launcher", "slurm"]
     assert cli.main(["sweep", "launch", *flags]) == 1
-    said = capsys.readouterr().err
-    assert "2 problems, nothing was done" in said
-    assert "sbatch, srun, squeue, scontrol, which are not on PATH" in said
-    assert "100% sure' has a line break, % or" in said
+
+    stderr = capsys.readouterr().err
+    assert "2 problems, nothing was done" in stderr
+    assert "sbatch, srun, squeue, scontrol, which are not on PATH" in stderr
+    assert "100% sure' has a line break, % or" in stderr
     assert not out.exists()
     assert cli.main(["sweep", "launch", *flags, "--dry-run"]) == 0
 
 
-def carft(capsys, datasets, *more, algorithms=("CARFT",), **keys):
+def carft(capsys, datasets, *flags, algorithms=("CARFT",), **keys):
     """Exit status, output and errors of a launch of one trial."""
     sweep, *_ = declared(".", datasets=datasets, algorithms=algorithms, **keys)
-    status = cli.main(["sweep", "launch", sweep, "--output_dir", "out", *map(str, more)])
-    said = capsys.readouterr()
-    return status, said.out, said.err
+    status = cli.main(["sweep", "launch", sweep, "--output_dir", "out", *map(str, flags)])
+    output = capsys.readouterr()
+    return status, output.out, output.err
 
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     """PACS in order, but of no known edition, and VLCS damaged, below the current folder."""
     monkeypatch.chdir(tmp_path)
-    for known in map(benchmarks.get, ("PACS", "VLCS")):
-        folders = [environment.folder for environment in known.environments]
-        grow(tmp_path / "data" / known.folder, even(known.classes, folders))
+    for benchmark in map(benchmarks.get, ("PACS", "VLCS")):
+        folders = [environment.folder for environment in benchmark.environments]
+        grow(tmp_path / "data" / benchmark.folder, even(benchmark.classes, folders))
     (tmp_path / "data" / "VLCS" / "__MACOSX").mkdir()
     return tmp_path / "data"
 
@@ -207,8 +261,8 @@ def data(tmp_path, monkeypatch):
 @pytest.mark.parametrize("launcher", ["local", "pool", "dummy"])
 def test_broken_data_is_refused_for_our_algorithms_before_the_first_job(data, capsys, launcher):
     shutil.rmtree(data / "PACS" / "photo")
-    more = ["--data_dir", data, "--launcher", launcher]
-    status, out, err = carft(capsys, ["VLCS", "PACS"], *more, algorithms=["ERM", "CARFT"])
+    flags = ["--data_dir", data, "--launcher", launcher]
+    status, out, err = carft(capsys, ["VLCS", "PACS"], *flags, algorithms=["ERM", "CARFT"])
     assert status == 1 and "2 problems, nothing was done" in err
     assert f"- the data of VLCS in {data}/VLCS is broken: the environments are " in err
     assert f"- the data of PACS in {data}/PACS is broken: the environments are " in err
@@ -218,20 +272,21 @@ def test_broken_data_is_refused_for_our_algorithms_before_the_first_job(data, ca
 
 def test_a_dry_run_shows_costs_and_verdicts_before_it_refuses(data, capsys):
     status, out, err = carft(capsys, ["VLCS", "PACS"], "--data_dir", data, "--dry-run")
-    assert status == 1 and "1 problem, nothing was done" in err and "__MACOSX" in err
+    assert status == 1 and "problems, nothing was done" not in err and "__MACOSX" in err
     assert "Data: VLCS: broken: " in out and "Data: PACS: differs: " in out
     assert "8 jobs: 8 not launched" in out and "40,008" in out  # steps of both
     assert not (data.parent / "out").exists()
 
 
 def test_slurms_jobs_may_find_data_that_is_not_here(data, capsys, monkeypatch):
-    monkeypatch.setattr("domainbed_carft.launchers.problems", lambda *given: [])
-    monkeypatch.setattr(launching, "run", lambda *given: [])
-    more = ["--data_dir", "/nowhere", "--launcher", "slurm", "--yes"]
-    status, out, err = carft(capsys, ["PACS"], *more)
+    monkeypatch.setattr("domainbed_carft.launchers.problems", lambda *arguments: [])
+    monkeypatch.setattr(launching, "run_plan", lambda plan: [])
+    flags = ["--data_dir", "/nowhere", "--launcher", "slurm", "--yes"]
+    status, out, err = carft(capsys, ["PACS"], *flags)
     assert status == 0 and "Data: not checked, no --data_dir /nowhere here; each job" in out, err
-    more[1] = data
-    status, _, err = carft(capsys, ["VLCS"], *more)
+
+    flags[1] = data
+    status, _, err = carft(capsys, ["VLCS"], *flags)
     assert status == 1 and "__MACOSX" in err
 
 
@@ -247,9 +302,10 @@ def test_slurms_jobs_may_find_data_that_is_not_here(data, capsys, monkeypatch):
 )
 def test_pictures(dataset, steps, expected):
     text = f"name: x\nalgorithms: [CARFT]\ndatasets: [{dataset}]\n"
-    made = declaration_file.parse(f"{text}steps: {steps}" if steps else text, "x.yaml")
-    (job, *_) = made.jobs("D", Path("o"))
-    assert costs.cost(job, made.facts[dataset])[2:5] == expected
+    declaration = declaration_file.parse(f"{text}steps: {steps}" if steps else text, "x.yaml")
+    (job, *_) = declaration.jobs("D", Path("o"))
+    cost = costs.job_cost(job, declaration.facts[dataset])
+    assert (cost.steps, cost.trained, cost.evaluated) == expected
 
 
 def test_from_step_times_in_records(tmp_path, monkeypatch, capsys):
@@ -258,6 +314,6 @@ def test_from_step_times_in_records(tmp_path, monkeypatch, capsys):
     job, *_ = launched("out", text)
     for step, seconds in ((0, 90.0), (50, 36.0)):
         record(job, step, step_time=seconds)
-    said = carft(capsys, ["PACS"], "--data_dir", "D", "--dry-run", steps=100)[1]
-    assert "without evaluation, from step_time in the records" in said
-    assert said.count(" 4.00") == 2  # 4 jobs x 100 steps x 36 s, and in all
+    stdout = carft(capsys, ["PACS"], "--data_dir", "D", "--dry-run", steps=100)[1]
+    assert "without evaluation, from step_time in the records" in stdout
+    assert stdout.count(" 4.00") == 2  # 4 jobs x 100 steps x 36 s, and in all

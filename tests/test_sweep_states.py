@@ -13,76 +13,83 @@ from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import states
 
 
-def test_running_tells_where_since_when_how_far_and_how_fast(sweep, others):
+def test_running_tells_where_since_when_how_far_and_how_fast(sweep, foreign_processes):
     folder, (job, *_) = sweep
     begun = time.time() - 100
-    process = others.hold(job, since=begun, step=0, steps=11, pictures_per_step=12)
+    process = foreign_processes.hold(job, since=begun, step=0, steps=11, pictures_per_step=12)
     record(job, 0, step_time=9.0)  # of the first step alone
     now = status(folder, job)
     assert now.state == states.RUNNING and now.eta is None
     assert now.holder[:2] == (os.uname().nodename, process.pid) and now.holder.since == begun
+
     record(job, 4, step_time=2.0)
     process.kill()
-    others.hold(job, step=8, steps=11, pictures_per_step=12)
+    foreign_processes.hold(job, step=8, steps=11, pictures_per_step=12)
     now = status(folder, job)
     assert (now.step, now.steps, now.eta, now.pictures_per_second) == (8, 11, 3 * 2.0, 6.0)
-    others.kill()
+
+    foreign_processes.kill()
     with (job.folder / "results.jsonl").open("a") as file:
         file.write('{"step": 9, "cu')
-    others.hold(job)  # by a launcher, whose domainbed leaves the lock alone
+    foreign_processes.hold(job)  # by a launcher, whose domainbed leaves the lock alone
     now = status(folder, job)
     assert (now.step, now.steps, now.eta, now.pictures_per_second) == (5, 11, 6 * 2.0, None)
 
 
-def test_queued_as_long_as_its_launcher_lives(sweep, others):
-    folder, (job, other, *_) = sweep
-    process = others.queue(job)
+def test_queued_as_long_as_its_launcher_lives(sweep, foreign_processes):
+    folder, (job, unqueued, *_) = sweep
+    process = foreign_processes.queue(job)
     now = status(folder, job)
     assert now.state == states.QUEUED
     assert now.detail == f"pool on {os.uname().nodename}, process {process.pid}"
-    assert status(folder, other).state == states.NOT_LAUNCHED
+    assert status(folder, unqueued).state == states.NOT_LAUNCHED
+
     process.kill()
     process.wait()
     assert status(folder, job).state == states.NOT_LAUNCHED
 
 
-def test_status_as_text_and_as_json(sweep, others, capsys):
-    folder, found = sweep
-    finish(found[0])
-    record(found[0], 10, diverged_at=4)
-    ended(found[1], -9, -9, -9)
-    ended(found[3], 1, 1, 75)
-    others.hold(found[2], step=3, steps=11, pictures_per_step=12)
+def test_status_as_text_and_as_json(sweep, foreign_processes, capsys):
+    folder, jobs = sweep
+    finish(jobs[0])
+    record(jobs[0], 10, diverged_at=4)
+    ended(jobs[1], -9, -9, -9)
+    ended(jobs[3], 1, 1, 75)
+    foreign_processes.hold(jobs[2], step=3, steps=11, pictures_per_step=12)
     assert cli.main(["sweep", "status", str(folder)]) == 1  # one has failed
-    said = capsys.readouterr().out
+
+    stdout = capsys.readouterr().out
     counts = "1 done (1 diverged), 1 running, 4 not launched, 1 interrupted, 1 failed"
-    assert said.startswith(f"8 jobs: {counts}.\n")
-    assert "14 of 88 steps (16%)" in said
+    assert stdout.startswith(f"8 jobs: {counts}.\n")
+    assert "14 of 88 steps (16%)" in stdout
+
     job = "PACS CARFT, test environments 1, trial 0, hparams seed 0"
-    assert f"{job}; killed by SIGKILL (often: out of memory): words of -9" in said
-    assert "exit status 75: words of 75" in said
-    assert "step 3 of 11" in said
+    assert f"{job}; killed by SIGKILL (often: out of memory): words of -9" in stdout
+    assert "exit status 75: words of 75" in stdout
+    assert "step 3 of 11" in stdout
     assert cli.main(["sweep", "status", str(folder), "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["counts"]["failed"] == 1 and len(told["jobs"]) == 8
-    assert set(told["jobs"][0]) == {
+
+    document = json.loads(capsys.readouterr().out)
+    assert document["counts"]["failed"] == 1 and len(document["jobs"]) == 8
+    assert set(document["jobs"][0]) == {
         "folder", "variant", "dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed",
         "state", "step", "steps", "host", "pid", "slurm", "since", "pictures_per_second",
         "eta_seconds", "exit_status", "last_words", "detail", "diverged",
     }  # fmt: skip
-    assert told["jobs"][0]["diverged"] and not told["jobs"][1]["diverged"]
-    assert told["jobs"][1]["exit_status"] == -9 and told["jobs"][1]["last_words"] == "words of -9"
-    assert told["jobs"][2]["state"] == "running" and told["jobs"][2]["step"] == 3
+    assert document["jobs"][0]["diverged"] and not document["jobs"][1]["diverged"]
+    assert document["jobs"][1]["exit_status"] == -9
+    assert document["jobs"][1]["last_words"] == "words of -9"
+    assert document["jobs"][2]["state"] == "running" and document["jobs"][2]["step"] == 3
 
 
 def test_what_strangers_wrote_is_told_in_one_line_and_harmless(sweep, capsys):
-    folder, (job, other, third, *_) = sweep
+    folder, (job, second, third, *_) = sweep
     evil = "\x1b]0;own\x07\u202e\x1b[31m"
     record(job, 3, args={**job.args, "dataset": evil, "algorithm": evil})
-    (other.folder / "x").mkdir(parents=True)
-    (other.folder / "results.jsonl").write_text('{"step": ' + "[" * 100_000 + "\n")
-    (other.folder / "attempts.jsonl").write_text('{"started": "x", "ended": [], "status": "2"}\n')
-    (other.folder / "lock").write_text(
+    (second.folder / "x").mkdir(parents=True)
+    (second.folder / "results.jsonl").write_text('{"step": ' + "[" * 100_000 + "\n")
+    (second.folder / "attempts.jsonl").write_text('{"started": "x", "ended": [], "status": "2"}\n')
+    (second.folder / "lock").write_text(
         '{"host": 3, "pid": "x", "slurm": [], "since": "' + "[" * 9000
     )
     third.folder.mkdir()
@@ -94,25 +101,29 @@ def test_what_strangers_wrote_is_told_in_one_line_and_harmless(sweep, capsys):
         )
     manifest.drop(folder, [job.folder])
     assert cli.main(["sweep", "status", str(folder)]) == 0
-    said = capsys.readouterr().out
-    assert "\\x1b]0;own" in said and not {"\x1b", "\u202e", "\x07"} & set(said)
+
+    printed = capsys.readouterr().out
+    assert "\\x1b]0;own" in printed and not {"\x1b", "\u202e", "\x07"} & set(printed)
+
     (folder / "sweep.json").write_text('{"version": ' + "[" * 100_000)
     assert cli.main(["sweep", "status", str(folder)]) == 1
-    said = capsys.readouterr().err
-    assert "sweep.json is not a readable manifest" in said and said.count("\n") == 1
+
+    printed = capsys.readouterr().err
+    assert "sweep.json is not a readable manifest" in printed and printed.count("\n") == 1
 
 
-def test_watch_looks_again_until_nothing_moves(sweep, others):
+def test_watch_looks_again_until_nothing_moves(sweep, foreign_processes):
     folder, (job, *_) = sweep
-    process = others.hold(job)
+    process = foreign_processes.hold(job)
     watching = subprocess.Popen(
         [sys.executable, "-m", "domainbed_carft", "sweep", "status", str(folder), "--watch", "0.2"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    seen = [watching.stdout.readline() for _ in range(2)]
-    assert "1 running" in seen[1]
+    first_lines = [watching.stdout.readline() for _ in range(2)]
+    assert "1 running" in first_lines[1]
+
     process.stdin.close()
-    rest, _ = watching.communicate(timeout=60)
-    assert "1 running" not in rest.split("jobs:")[-1]
-    assert "\033" not in "".join(seen) + rest  # nobody's terminal
+    later_output, _ = watching.communicate(timeout=60)
+    assert "1 running" not in later_output.split("jobs:")[-1]
+    assert "\033" not in "".join(first_lines) + later_output  # nobody's terminal
     assert watching.returncode == 0

@@ -12,11 +12,11 @@ from domainbed_carft.sweep import states, upkeep
 def carft(capsys, command, folder, *flags, status=0):
     capsys.readouterr()
     assert cli.main(["sweep", command, str(folder), *flags]) == status
-    said = capsys.readouterr()
-    return said.err if status else said.out
+    output = capsys.readouterr()
+    return output.err if status else output.out
 
 
-def listed(folder):
+def listed_folders(folder):
     return {job.folder for job in manifest.read(folder).jobs}
 
 
@@ -24,42 +24,47 @@ def test_retry_keeps_how_they_ended(sweep, capsys):
     folder, (a, b, *_) = sweep
     ended(a, 1, 1, 1)
     ended(b, 2)
-    said = carft(capsys, "retry", folder, "--only", "test environments 1")
-    assert "1 of 2 failed jobs will be retried" in said
+    output = carft(capsys, "retry", folder, "--only", "test environments 1")
+    assert "1 of 2 failed jobs will be retried" in output
     assert [status(folder, job).state for job in (a, b)] == [states.FAILED, states.NOT_LAUNCHED]
     assert (b.folder / "attempts-1.jsonl").read_text().count("words of 2") == 1
-    said = carft(capsys, "retry", folder, "--only", "DomainNet", status=1)
-    assert "no failed job matches 'DomainNet'; for a list: carft sweep status" in said
+
+    output = carft(capsys, "retry", folder, "--only", "DomainNet", status=1)
+    assert "no failed job matches 'DomainNet'; for a list: carft sweep status" in output
 
 
 def test_clean_removes_leftovers_of_done_jobs_only(sweep, capsys):
-    folder, (done, other, *_) = sweep
+    folder, (done, unfinished, *_) = sweep
     finish(done)
-    other.folder.mkdir()
-    for job in (done, other):
+    unfinished.folder.mkdir()
+    for job in (done, unfinished):
         for name in ("state.pt", "model.pkl.part", "model.pkl", "results.jsonl"):
             (job.folder / name).write_text("x")
-    cut = folder / f".deleted-{other.folder.name}-12"  # a deletion that was cut short
+    cut = folder / f".deleted-{unfinished.folder.name}-12"  # a deletion that was cut short
     (cut / ("0" * 32)).mkdir(parents=True)
     assert "2 leftover files deleted" in carft(capsys, "clean", folder)
-    left = {p.name for p in done.folder.iterdir()}
-    assert left == {"model.pkl", "results.jsonl", "done"}
-    assert (other.folder / "state.pt").exists() and not cut.exists()
-    assert len(listed(folder)) == 8
+
+    names_left = {p.name for p in done.folder.iterdir()}
+    assert names_left == {"model.pkl", "results.jsonl", "done"}
+    assert (unfinished.folder / "state.pt").exists() and not cut.exists()
+    assert len(listed_folders(folder)) == 8
+
     (done.folder / "kept.part").mkdir()
-    said = carft(capsys, "clean", folder, status=1)
-    assert "kept.part: " in said and said.endswith("; check this path and its permissions\n")
+    stderr = carft(capsys, "clean", folder, status=1)
+    assert "kept.part: " in stderr and stderr.endswith("; check this path and its permissions\n")
 
 
-def test_clean_never_touches_a_job_that_is_done_runs_or_waits(sweep, others, monkeypatch, capsys):
+def test_clean_never_touches_a_job_that_is_done_runs_or_waits(
+    sweep, foreign_processes, monkeypatch, capsys
+):
     """Nor one that is taken up while it asks."""
-    folder, found = sweep
-    done, running, queued, failed, died, new, *later = found
+    folder, jobs = sweep
+    done, running, queued, failed, died, new, *later = jobs
     finish(done)
-    others.hold(running)
-    others.queue(queued)
+    foreign_processes.hold(running)
+    foreign_processes.queue(queued)
     ended(failed, 2)
-    process = others.hold(died)
+    process = foreign_processes.hold(died)
     process.kill()
     process.wait()
     for job in (done, running, *later):
@@ -67,38 +72,64 @@ def test_clean_never_touches_a_job_that_is_done_runs_or_waits(sweep, others, mon
         (job.folder / "out.txt").touch()
 
     def meanwhile(yes):
-        others.queue(later[0])
-        others.hold(later[1])
+        foreign_processes.queue(later[0])
+        foreign_processes.hold(later[1])
 
-    monkeypatch.setattr(upkeep, "confirm", meanwhile)
-    said = carft(capsys, "clean", folder, "--incomplete")
-    assert "About to delete 5 jobs: 1 not launched, 3 interrupted, 1 failed." in said
-    assert "\n3 jobs deleted" in said
+    monkeypatch.setattr("domainbed_carft.cli.sweep.confirm", meanwhile)
+    stdout = carft(capsys, "clean", folder, "--incomplete")
+    assert "About to delete 5 jobs: 1 not launched, 3 interrupted, 1 failed." in stdout
+    assert "\n3 jobs deleted" in stdout
     assert all((job.folder / "out.txt").exists() for job in (done, running, *later))
     assert not any(job.folder.exists() for job in (died, failed, new))
-    assert listed(folder) == {job.folder for job in (done, running, queued, *later)}
-    said = carft(capsys, "clean", folder, "--incomplete")
-    assert "There are no incomplete jobs to delete." in said
+    assert listed_folders(folder) == {job.folder for job in (done, running, queued, *later)}
+
+    stdout = carft(capsys, "clean", folder, "--incomplete")
+    assert "There are no incomplete jobs to delete." in stdout
 
 
-def test_cancel_stops_who_has_a_lock_and_says_whom_it_cannot_reach(sweep, others, capsys):
+def test_cancel_stops_who_has_a_lock_and_says_whom_it_cannot_reach(
+    sweep, foreign_processes, capsys
+):
     folder, (job, foreign, *_) = sweep
-    process = others.hold(job)
-    elsewhere = others.hold(foreign, host="another machine")
-    said = carft(capsys, "cancel", folder, "--yes", status=1)
+    process = foreign_processes.hold(job)
+    elsewhere = foreign_processes.hold(foreign, host="another machine")
+    stderr = carft(capsys, "cancel", folder, "--yes", status=1)
     assert process.wait(10) == -signal.SIGTERM
-    assert "on another machine" not in said and "another machine, process" in said
-    assert "which cannot be reached" in said
+    assert "on another machine" not in stderr and "another machine, process" in stderr
+    assert "which cannot be reached" in stderr
     assert elsewhere.poll() is None
+
     elsewhere.kill()
     elsewhere.wait()
     assert "No jobs are running or queued." in carft(capsys, "cancel", folder, "--yes")
 
 
-def test_cancel_signals_no_process_that_is_younger_than_the_lock(sweep, others, capsys):
+def test_cancel_signals_no_process_that_is_younger_than_the_lock(sweep, foreign_processes, capsys):
     """A launcher died, its job runs on with its lock, and its number is another's by now."""
     folder, (job, *_) = sweep
-    young = others.start("print('ready', flush=True); import sys; sys.stdin.read()", folder)
-    others.hold(job, pid=young.pid, since=1000.0, updated=1000.0)
+    young = foreign_processes.start(
+        "print('ready', flush=True); import sys; sys.stdin.read()", folder
+    )
+    foreign_processes.hold(job, pid=young.pid, since=1000.0, updated=1000.0)
     assert "cannot be reached" in carft(capsys, "cancel", folder, "--yes", status=1)
     assert young.poll() is None
+
+
+def test_the_functions_of_the_commands_return_reports(sweep):
+    folder, (done, failed, *_) = sweep
+    finish(done)
+    (done.folder / "state.pt").touch()
+    ended(failed, 2)
+
+    state = states.of_output(folder)
+    assert state.as_dict()["counts"]["failed"] == 1 and not state.is_moving
+    assert upkeep.clean(state).as_dict() == {"files": [str(done.folder / "state.pt")], "jobs": []}
+    assert upkeep.retry(folder).as_dict() == {
+        "failed": [str(failed.folder)],
+        "retried": [str(failed.folder)],
+    }
+    assert upkeep.cancel(state).as_dict() == {"slurm_jobs": [], "stopped": [], "unreachable": []}
+
+    deleted = upkeep.delete_jobs(folder, state.statuses).as_dict()["jobs"]
+    assert str(failed.folder) in deleted and str(done.folder) not in deleted
+    assert listed_folders(folder) == {done.folder}

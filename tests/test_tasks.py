@@ -22,7 +22,7 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.clips import pictures as images
 from domainbed_carft.data import tasks
 from domainbed_carft.data.benchmarks import ASSETS
-from domainbed_carft.data.comparison import plain_name
+from domainbed_carft.data.comparison import normalised_name
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
 from domainbed_carft.plugin import data_sets
@@ -182,21 +182,22 @@ def test_each_split_has_its_pictures_and_their_labels(name, planted):
     task = tasks.TASKS[name]
     task = replace(task, drawn=(2, 1)) if task.drawn else task
     data = planted(name)
-    splits = [tasks.read(task, data, train) for train in (True, False)]
-    seen = set()
-    for split, each in zip(splits, (2, 1)):
+    splits = [tasks.read_split(task, data, train) for train in (True, False)]
+    training_files = set()
+    for split, count in zip(splits, (2, 1)):
         labels = [label for _, label in split]
-        assert sorted(labels) == sorted([*range(len(source_names(name)))] * each)
+        assert sorted(labels) == sorted([*range(len(source_names(name)))] * count)
         for picture, label in split:
             assert picture.mode == "RGB"
             assert np.abs(np.subtract(picture.getpixel((4, 4)), colour(label))).max() < 4
         files = {str(source) for source, _ in split.samples}
-        assert "CIFAR" in name or not seen & files
-        seen |= files
+        assert "CIFAR" in name or not training_files & files
+        training_files |= files
 
-    assert tasks.report(task, data, splits).verdict == "differs"
+    assert tasks.report_on(task, data, splits).verdict == "differs"
+
     complete = replace(task, pictures=(2 * task.classes, task.classes))
-    assert tasks.report(complete, data, splits).data_edition == f"verified: {task.split}"
+    assert tasks.report_on(complete, data, splits).data_edition == f"verified: {task.split}"
 
 
 # What OpenAI calls a class otherwise than its data set does: data set's name, OpenAI's.
@@ -232,38 +233,40 @@ OPENAI_WORDS = {
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_all_class_names_are_those_of_the_full_list_in_label_order(name):
     task = tasks.TASKS[name]
-    words = prompts.class_names({"class_names": task.words}, task.classes)
-    listed = source_names(name)
-    assert len(listed) == len(task.class_names) == task.classes
-    plain = [plain_name(re.sub("^/./", "", one)) for one in listed]
-    assert [*map(plain_name, task.class_names)] == plain
+    openai_names = prompts.class_names({"class_names": task.words}, task.classes)
+    full_list = source_names(name)
+    assert len(full_list) == len(task.class_names) == task.classes
+
+    plain = [normalised_name(re.sub("^/./", "", class_name)) for class_name in full_list]
+    assert [*map(normalised_name, task.class_names)] == plain
     assert len({*plain}) == task.classes  # so that a name has one label
 
     reworded = OPENAI_WORDS.get(name, {})
-    expected = [reworded.get(one, one) for one in task.class_names]
-    assert [*map(plain_name, words)] == [*map(plain_name, expected)]
+    expected = [reworded.get(class_name, class_name) for class_name in task.class_names]
+    assert [*map(normalised_name, openai_names)] == [*map(normalised_name, expected)]
+
     if GOLDEN[name]["order"] == "sorted":  # as torchvision sorts names; "_" comes before letters
         assert list(task.class_names) == sorted(task.class_names)
 
 
-def test_the_flowers_are_torchvisions():
-    theirs = getattr(torchvision.datasets.Flowers102, "classes", None)
-    if theirs is None:
+def test_the_names_of_flowers_are_torchvisions():
+    names = getattr(torchvision.datasets.Flowers102, "classes", None)
+    if names is None:
         pytest.skip("this torchvision has no names of flowers")
-    assert list(tasks.TASKS["Flowers102"].class_names) == theirs
+    assert list(tasks.TASKS["Flowers102"].class_names) == names
 
 
 def test_contexts_come_from_elsewhere_where_a_task_has_a_single_template():
-    one = {name for name, task in tasks.TASKS.items() if task.contexts}
-    assert one == {"OxfordIIITPet", "Flowers102", "Food101"}
+    names = {name for name, task in tasks.TASKS.items() if task.contexts}
+    assert names == {"OxfordIIITPet", "Flowers102", "Food101"}
 
 
 def labels_by_class(split):
     """Class name, as the file's folder or own name has it -> the labels that its pictures have."""
-    found = {}
+    labels = {}
     for file, label in split.samples:
-        found.setdefault(str(file.parent.name), set()).add(label)
-    return found
+        labels.setdefault(str(file.parent.name), set()).add(label)
+    return labels
 
 
 def drop_line(path, text):
@@ -287,7 +290,7 @@ WITHOUT_A_CLASS = {
         drop_line(root / "ClassName.txt", "/a/alley") or shutil.rmtree(root / "a" / "alley")
     ),
 }
-GONE = dict(EuroSAT="Forest", Caltech101="accordion", DTD="blotchy", Food101="baklava")
+MISSING_CLASSES = dict(EuroSAT="Forest", Caltech101="accordion", DTD="blotchy", Food101="baklava")
 
 
 @pytest.mark.parametrize("name", WITHOUT_A_CLASS)
@@ -295,25 +298,25 @@ def test_a_missing_class_shifts_no_label_and_is_named(name, planted, capsys):
     task = tasks.TASKS[name]
     task = replace(task, drawn=(2, 1)) if task.drawn else task
     data = planted(name)
-    whole = labels_by_class(tasks.read(task, data, True))
+    complete = labels_by_class(tasks.read_split(task, data, True))
     WITHOUT_A_CLASS[name](data / task.folder)
 
-    split = tasks.read(task, data, True)
-    gone = GONE.get(name, "alley")
-    left = labels_by_class(split)
+    split = tasks.read_split(task, data, True)
+    missing = MISSING_CLASSES.get(name, "alley")
+    remaining = labels_by_class(split)
     if name == "DTD":  # still in the list val1.txt
-        assert left == whole and len(split) == 2 * task.classes - 1
+        assert remaining == complete and len(split) == 2 * task.classes - 1
         drop_line(data / "dtd" / "dtd" / "labels" / "val1.txt", "blotchy/")
-        split = tasks.read(task, data, True)
-        left = labels_by_class(split)
-    assert left == {one: labels for one, labels in whole.items() if one != gone}
+        split = tasks.read_split(task, data, True)
+        remaining = labels_by_class(split)
+    assert remaining == {key: labels for key, labels in complete.items() if key != missing}
     assert len(split.classes) == task.classes
 
-    report = tasks.report(task, data, [split])
-    told = f"train has no picture of 1 of the {task.classes} classes: '{gone}'"
-    assert report.verdict == "broken" and report.problems[0].startswith(told)
+    report = tasks.report_on(task, data, [split])
+    problem = f"train has no picture of 1 of the {task.classes} classes: '{missing}'"
+    assert report.verdict == "broken" and report.problems[0].startswith(problem)
     assert cli.main(["data", "verify", name, "--data_dir", str(data)]) == 1
-    assert f"problem: {told}" in capsys.readouterr().out
+    assert f"problem: {problem}" in capsys.readouterr().out
 
 
 def more_aircraft(root):
@@ -341,12 +344,13 @@ def test_one_more_class_shifts_no_label_and_is_named(name, planted):
     task = tasks.TASKS[name]
     task = replace(task, drawn=(2, 1)) if task.drawn else task
     data = planted(name)
-    whole = tasks.read(task, data, True).samples
+    complete_samples = tasks.read_split(task, data, True).samples
     WITH_ONE_MORE[name](data / task.folder)
 
-    split = tasks.read(task, data, True)
-    assert split.samples == whole and len(split.classes) == task.classes
-    report = tasks.report(task, data, [split])
+    split = tasks.read_split(task, data, True)
+    assert split.samples == complete_samples and len(split.classes) == task.classes
+
+    report = tasks.report_on(task, data, [split])
     assert report.verdict == "broken"
     assert "has pictures of classes that" in report.problems[0]
     with pytest.raises(CarftError, match="data of .* is broken: train has pictures of classes"):
@@ -358,11 +362,11 @@ def test_empty_folders_and_a_missing_background_do_no_harm(planted):
     data = planted("EuroSAT")
     (data / "eurosat" / "2750" / ".ipynb_checkpoints").mkdir()
     task = replace(tasks.TASKS["EuroSAT"], drawn=(2, 1))
-    assert tasks.report(task, data, [tasks.read(task, data, True)]).verdict == "differs"
+    assert tasks.report_on(task, data, [tasks.read_split(task, data, True)]).verdict == "differs"
     planted("Caltech101")
     shutil.rmtree(data / "caltech101" / "101_ObjectCategories" / "BACKGROUND_Google")
     task = replace(tasks.TASKS["Caltech101"], drawn=(2, 1))
-    assert len(tasks.read(task, data, True)) == 202
+    assert len(tasks.read_split(task, data, True)) == 202
 
 
 def test_a_class_that_the_list_of_classes_lacks_is_named(planted):
@@ -371,7 +375,7 @@ def test_a_class_that_the_list_of_classes_lacks_is_named(planted):
     with pytest.raises(
         CarftError, match="SUN397 cannot be read .*lists have no entry 'jail/indoor"
     ):
-        tasks.read(tasks.TASKS["SUN397"], data, True)
+        tasks.read_split(tasks.TASKS["SUN397"], data, True)
 
 
 def test_our_algorithms_refuse_a_task_without_a_class_and_others_warn(
@@ -384,10 +388,12 @@ def test_our_algorithms_refuse_a_task_without_a_class_and_others_warn(
     flags = ["--dataset", "EuroSAT", "--data_dir", str(data), "--test_envs", "--steps", "1"]
     flags += ["--workers", "0", "--algorithm", "CARFT"]
     hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
-    given = [*flags, "--hparams", json.dumps(hparams), "--output_dir", str(tmp_path / "out")]
-    assert train.main(given)
-    told = "is broken: train has no picture of 1 of the 10 classes: 'Forest'"
-    assert told in capsys.readouterr().err
+    arguments = [*flags, "--hparams", json.dumps(hparams), "--output_dir", str(tmp_path / "out")]
+    assert train.main(arguments)
+
+    message = "is broken: train has no picture of 1 of the 10 classes: 'Forest'"
+    assert message in capsys.readouterr().err
+
     data_sets.TASKS["EuroSAT"](str(data), [], {"data_augmentation": True})
     assert "Warning: the data of EuroSAT" in capsys.readouterr().err
 
@@ -396,9 +402,12 @@ def test_what_macos_left_in_a_tasks_archive_is_removed(planted, monkeypatch):
     data = planted("Caltech101")
     archive = data / "caltech101" / "__MACOSX"
     archive.mkdir()
-    monkeypatch.setattr(tasks, "_made", lambda *given, **more: archive.mkdir(exist_ok=True))
+    monkeypatch.setattr(
+        tasks, "_torchvision_dataset", lambda *arguments, **options: archive.mkdir(exist_ok=True)
+    )
     tasks.download("Caltech101", data)
     assert archive.exists()  # it was there before
+
     archive.rmdir()
     tasks.download("Caltech101", data)
     assert not archive.exists()
@@ -407,10 +416,10 @@ def test_what_macos_left_in_a_tasks_archive_is_removed(planted, monkeypatch):
 def test_a_class_that_the_test_set_lacks_is_named_in_the_suite(planted):
     data = planted("DTD")
     drop_line(data / "dtd" / "dtd" / "labels" / "test1.txt", "blotchy/")
-    (one,) = catalogue.of_task("DTD").sets
-    found = one.find(data)
-    assert found.problems[0].startswith("test has no picture of 1 of the 47 classes: 'blotchy'")
-    assert {label for _, label in found.samples} == {*range(47)} - {1}
+    (test_set,) = catalogue.of_task("DTD").sets
+    copy = test_set.find(data)
+    assert copy.problems[0].startswith("test has no picture of 1 of the 47 classes: 'blotchy'")
+    assert {label for _, label in copy.samples} == {*range(47)} - {1}
 
 
 def test_sun397_trains_and_its_two_jails_are_what_they_are(planted, tmp_path, monkeypatch, capsys):
@@ -419,25 +428,36 @@ def test_sun397_trains_and_its_two_jails_are_what_they_are(planted, tmp_path, mo
     small = replace(tasks.TASKS["SUN397"], drawn=(2, 1), pictures=(2 * 397, 397))
     monkeypatch.setattr(data_sets.TASKS["SUN397"], "TASK", small)
     words = prompts.class_names({"class_names": "sun397"}, 397)
-    in_folders = {path.parts[-3]: label for path, label in tasks.read(small, data, True).samples}
+    in_folders = {
+        path.parts[-3]: label for path, label in tasks.read_split(small, data, True).samples
+    }
     assert words[in_folders["jail"]] == "jail indoor"
+
     hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
-    given = ["--algorithm", "CARFT", "--dataset", "SUN397", "--data_dir", str(data), "--test_envs"]
-    given += ["--hparams", json.dumps(hparams), "--steps", "1", "--workers", "0"]
-    assert train.main([*given, "--output_dir", str(tmp_path / "out")]) == 0
+    arguments = [
+        "--algorithm",
+        "CARFT",
+        "--dataset",
+        "SUN397",
+        "--data_dir",
+        str(data),
+        "--test_envs",
+    ]
+    arguments += ["--hparams", json.dumps(hparams), "--steps", "1", "--workers", "0"]
+    assert train.main([*arguments, "--output_dir", str(tmp_path / "out")]) == 0
     assert "Data: verified: own split" in capsys.readouterr().out
 
 
-def test_missing_data_is_told_with_the_command(tmp_path, capsys):
+def test_missing_data_is_refused_with_the_command_to_download_it(tmp_path, capsys):
     with pytest.raises(CarftError, match=r"no folder .*dtd\); run `carft data download DTD"):
-        tasks.read(tasks.TASKS["DTD"], tmp_path, True)
+        tasks.read_split(tasks.TASKS["DTD"], tmp_path, True)
     assert not any(tmp_path.iterdir())
-    given = ["--algorithm", "CARFT", "--dataset", "StanfordCars", "--data_dir", str(tmp_path)]
-    assert train.main([*given, "--test_envs", "--output_dir", str(tmp_path / "out")])
+    arguments = ["--algorithm", "CARFT", "--dataset", "StanfordCars", "--data_dir", str(tmp_path)]
+    assert train.main([*arguments, "--test_envs", "--output_dir", str(tmp_path / "out")])
     assert "needs --data_dir, the folder that has stanford_cars; torchvi" in capsys.readouterr().err
     assert cli.main(["data", "download", "StanfordCars", "--data_dir", str(tmp_path)]) == 1
     assert cli.main(["data", "verify", "DTD"]) == 2
-    assert "can download it no more" in capsys.readouterr().err
+    assert "no longer downloads it" in capsys.readouterr().err
 
 
 def test_a_task_is_trained_and_tested_on_under_openais_words(
@@ -447,35 +467,54 @@ def test_a_task_is_trained_and_tested_on_under_openais_words(
     monkeypatch.chdir(data)
     assert cli.main(["data", "verify", "EuroSAT", "--data_dir", ".", "--decode"]) == 0
     assert "train has 30 pictures, expected 10,000" in capsys.readouterr().out
+
     small = replace(tasks.TASKS["EuroSAT"], drawn=(2, 1), pictures=(20, 10), per_class=True)
     monkeypatch.setitem(tasks.TASKS, "EuroSAT", small)
     monkeypatch.setattr(data_sets.TASKS["EuroSAT"], "TASK", small)
     hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
-    given = ["--algorithm", "CARFT", "--dataset", "EuroSAT", "--data_dir", str(data), "--test_envs"]
-    given += ["--hparams", json.dumps(hparams), "--steps", "2", "--workers", "0"]
-    train.main([*given, "--output_dir", str(tmp_path / "out")])
-    said = capsys.readouterr().out
-    assert "CLIP classes: annual crop land, forest, brushland or shrubland," in said
-    assert "CLIP contexts: 3, such as 'a centered satellite photo of {}.'" in said
-    assert "CLIP protocol: clip" in said and "Data: verified: own split" in said
+    training_arguments = [
+        "--algorithm",
+        "CARFT",
+        "--dataset",
+        "EuroSAT",
+        "--data_dir",
+        str(data),
+        "--test_envs",
+    ]
+    training_arguments += ["--hparams", json.dumps(hparams), "--steps", "2", "--workers", "0"]
+    train.main([*training_arguments, "--output_dir", str(tmp_path / "out")])
+    output = capsys.readouterr().out
+    assert "CLIP classes: annual crop land, forest, brushland or shrubland," in output
+    assert "CLIP contexts: 3, such as 'a centered satellite photo of {}.'" in output
+    assert "CLIP protocol: clip" in output and "Data: verified: own split" in output
 
-    asked = ["evaluate", str(tmp_path / "out"), "--data_dir", str(data), "--workers", "0"]
-    assert cli.main(asked) == 0
+    arguments = ["evaluate", str(tmp_path / "out"), "--data_dir", str(data), "--workers", "0"]
+    assert cli.main(arguments) == 0
+
     text = capsys.readouterr().out
     run = saved.open_run(tmp_path / "out")
-    pictures = tasks.read(small, data, False)
-    pictures.transform = predict.transform_of(run)
+    pictures = tasks.read_split(small, data, False)
+    pictures.transform = predict.picture_transform(run)
     with torch.no_grad():
         right = sum(int(run.algorithm.predict(x[None]).argmax()) == y for x, y in pictures)
     rows = [re.split("  +", line)[:3] for line in text.splitlines()]
     assert ["test (own split)", "10", f"{10 * right:.1f}"] in rows
-    assert cli.main([*asked, "--suite", "EuroSAT", "--json"]) == 0
-    (one,) = json.loads(capsys.readouterr().out)["sets"].values()
-    assert (one["n"], one["right"], one["mean_per_class"]) == (10, right, pytest.approx(right / 10))
-    (kept,) = records.read(tmp_path / "out")  # of two evaluations
-    assert kept["suite"] == "EuroSAT" and kept["sets"]["test (own split)"]["right"] == right
+    assert cli.main([*arguments, "--suite", "EuroSAT", "--json"]) == 0
+
+    (scores,) = json.loads(capsys.readouterr().out)["sets"].values()
+    assert (scores["n"], scores["right"], scores["mean_per_class"]) == (
+        10,
+        right,
+        pytest.approx(right / 10),
+    )
+
+    (record,) = records.read(tmp_path / "out")  # of two evaluations
+    assert record["suite"] == "EuroSAT"
+    assert record["sets"]["test (own split)"]["right"] == right
+
     monkeypatch.setitem(tasks.TASKS, "EuroSAT", replace(small, drawn=(3, 1)))  # none is left
-    assert cli.main(asked) == 0 and "no test set of the suite EuroSAT" in capsys.readouterr().out
+    assert cli.main(arguments) == 0
+    assert "no test set of the suite EuroSAT" in capsys.readouterr().out
 
 
 def test_a_test_picture_that_cannot_be_read_leaves_the_splits_and_ends_with_3(
@@ -486,40 +525,59 @@ def test_a_test_picture_that_cannot_be_read_leaves_the_splits_and_ends_with_3(
     monkeypatch.setitem(tasks.TASKS, "EuroSAT", small)
     monkeypatch.setattr(data_sets.TASKS["EuroSAT"], "TASK", small)
     hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
-    given = ["--algorithm", "CLIPZeroShot", "--dataset", "EuroSAT", "--data_dir", str(data)]
-    given += ["--test_envs", "--hparams", json.dumps(hparams), "--steps", "1", "--workers", "0"]
-    assert train.main([*given, "--output_dir", str(tmp_path / "out")]) == 0
+    training_arguments = [
+        "--algorithm",
+        "CLIPZeroShot",
+        "--dataset",
+        "EuroSAT",
+        "--data_dir",
+        str(data),
+    ]
+    training_arguments += [
+        "--test_envs",
+        "--hparams",
+        json.dumps(hparams),
+        "--steps",
+        "1",
+        "--workers",
+        "0",
+    ]
+    assert train.main([*training_arguments, "--output_dir", str(tmp_path / "out")]) == 0
 
-    broken, _ = tasks.read(small, data, False).samples[0]
+    broken, _ = tasks.read_split(small, data, False).samples[0]
     Path(broken).write_bytes(b"no picture")
     capsys.readouterr()
-    asked = ["evaluate", str(tmp_path / "out"), "--data_dir", str(data), "--workers", "0"]
-    assert cli.main(asked) == 3
+    arguments = ["evaluate", str(tmp_path / "out"), "--data_dir", str(data), "--workers", "0"]
+    assert cli.main(arguments) == 3
+
     text = capsys.readouterr().out
     assert "env0_in" in text
-    told = "no test set of the suite EuroSAT can be read: test (own split): a picture of EuroSAT"
-    assert f"{told} (test (own split)): {broken} cannot be read" in text
-    assert cli.main([*asked, "--suite", "EuroSAT"]) == 3
-    assert f"carft: {told}" in capsys.readouterr().err
+
+    message = "no test set of the suite EuroSAT can be read: test (own split): a picture of EuroSAT"
+    assert f"{message} (test (own split)): {broken} cannot be read" in text
+    assert cli.main([*arguments, "--suite", "EuroSAT"]) == 3
+    assert f"carft: {message}" in capsys.readouterr().err
 
 
 def test_a_clip_is_tested_with_the_single_template_of_a_task(planted, capsys):
     data = planted("OxfordIIITPet")
-    asked = ["--clip", "tiny", "--suite", "OxfordIIITPet", "--data_dir", str(data), "--json"]
-    assert cli.main(["evaluate", *asked, "--workers", "0"]) == 0
+    arguments = ["--clip", "tiny", "--suite", "OxfordIIITPet", "--data_dir", str(data), "--json"]
+    assert cli.main(["evaluate", *arguments, "--workers", "0"]) == 0
+
     document = json.loads(capsys.readouterr().out)
     clip = backbone.load("tiny")
     names = (ASSETS / "class_names" / "pets.txt").read_text().splitlines()
     texts = backbone.text_features(
         clip, [[f"a photo of a {name}, a type of pet." for name in names]]
     )
-    pictures = tasks.read(tasks.TASKS["OxfordIIITPet"], data, False)
+    pictures = tasks.read_split(tasks.TASKS["OxfordIIITPet"], data, False)
     transform = images.transform("clip", 48, False)
     with torch.no_grad():
         x = torch.stack([transform(picture) for picture, _ in pictures])
-        found = (clip.model.visual(x) @ F.normalize(texts[0], dim=-1).T).argmax(dim=1)
-    right = int((found == torch.tensor([label for _, label in pictures])).sum())
-    assert document["sets"]["test"]["right"] == right and not document["sets"]["test"]["complete"]
+        predictions = (clip.model.visual(x) @ F.normalize(texts[0], dim=-1).T).argmax(dim=1)
+    right = int((predictions == torch.tensor([label for _, label in pictures])).sum())
+    assert document["sets"]["test"]["right"] == right
+    assert not document["sets"]["test"]["complete"]
 
 
 def test_the_mean_over_classes_weighs_these_alike():

@@ -5,29 +5,33 @@ import os
 import re
 
 import pytest
-from data_trees import carft, even, grow, jpeg, judged, only, smaller
+from data_trees import carft, even, expect_one_picture_a_class, grow, jpeg, only, report_on
 from PIL import Image, UnidentifiedImageError
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
 
-from domainbed_carft.data import benchmarks, listing, verify
+from domainbed_carft.data import benchmarks, listing, picture_files, verify
 from domainbed_carft.errors import CarftError
 
 
 def test_both_editions_of_terra_incognita_are_recognised():
-    known = benchmarks.get("TerraIncognita")
-    for edition in known.editions:
-        counts = {e: {c: 1 for c in known.classes} for e in edition.counts}
+    benchmark = benchmarks.get("TerraIncognita")
+    for edition in benchmark.editions:
+        counts = {e: {c: 1 for c in benchmark.classes} for e in edition.counts}
         for environment, total in edition.counts.items():
-            counts[environment]["bird"] += total - len(known.classes)
-        report = judged("TerraIncognita", counts)
+            counts[environment]["bird"] += total - len(benchmark.classes)
+        report = report_on("TerraIncognita", counts)
         assert (report.verdict, report.edition) == ("verified", edition.name)
         assert f"the {edition.total:,} pictures, {edition.name}" in report.as_text()
+
     counts["location_38"]["cat"] += 1
-    report = judged("TerraIncognita", counts)
+    report = report_on("TerraIncognita", counts)
     assert (report.verdict, report.edition) == ("differs", None)
-    said = "'location_38' has 9,768 pictures, expected 9,767 as in the edition of older papers (+1)"
-    assert said in only(report, "differences")
+
+    expected = (
+        "'location_38' has 9,768 pictures, expected 9,767 as in the edition of older papers (+1)"
+    )
+    assert expected in only(report, "differences")
 
 
 def without(table, name):
@@ -43,68 +47,74 @@ def inside(table, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "verdict", "said"),
+    ("change", "verdict", "sentence"),
     [
         (lambda t: {"__MACOSX": {}, **t}, "broken", "are '__MACOSX', 'art_painting', .*: rename"),
         (lambda t: without(t, "photo"), "broken", "'cartoon', 'sketch', expected 'art_painting', "),
         (lambda t: renamed(t, photo="Photo"), "differs", "the same order: rename 'Photo' to 'pho"),
         (
             lambda t: {name: t[name] for name in ("photo", "art_painting", "cartoon", "sketch")},
-            "broken", "are 'photo', 'art_painting'.* expected 'art_painting'",
+            "broken",
+            "are 'photo', 'art_painting'.* expected 'art_painting'",
         ),
         (
-            lambda t: {**t, "photo": without(t["photo"], "guitar")}, "broken",
+            lambda t: {**t, "photo": without(t["photo"], "guitar")},
+            "broken",
             "in 'photo' are not the known ones: missing 'guitar', extra none. .* wrong from 3 on;",
         ),
         (
-            lambda t: inside(t, lambda c: renamed(c, person="Person")), "differs",
+            lambda t: inside(t, lambda c: renamed(c, person="Person")),
+            "differs",
             "other names in the same order: 'Person' for 'person'",
         ),
         (
-            lambda t: {**t, "cartoon": {**t["cartoon"], "guitar": 134}}, "differs",
+            lambda t: {**t, "cartoon": {**t["cartoon"], "guitar": 134}},
+            "differs",
             r"2,343 pictures, expected 2,344 as in .* \(-1\): 'guitar' 134 instead of 1",
         ),
         (
-            lambda t: inside(t, lambda c: {"test": 1, "train": 1}), "broken",
+            lambda t: inside(t, lambda c: {"test": 1, "train": 1}),
+            "broken",
             "'photo' has the sub-splits 'test', 'train', expected class folders",
         ),
     ],
-)  # fmt: skip
-def test_pacs_with_a_change(change, verdict, said):
-    report = judged("PACS", change(benchmarks.get("PACS").editions[0].by_class))
+)
+def test_pacs_with_a_change(change, verdict, sentence):
+    report = report_on("PACS", change(benchmarks.get("PACS").editions[0].by_class))
     assert report.verdict == verdict
-    assert re.search(said, " ".join([*report.problems, *report.differences])), report
+    assert re.search(sentence, " ".join([*report.problems, *report.differences])), report
 
 
 @pytest.mark.parametrize(
-    ("counts", "verdict", "said"),
+    ("counts", "verdict", "sentence"),
     [
         (even(["cat", "dog"]), "consistent", ""),
         ({}, "broken", "found no environments; expected a folder with one sub-folder"),
         (even(["only"]), "broken", "'art' has 1 class folder, expected at least two"),
         (even(["cat", "dog"], pictures=0), "broken", "'art' has no picture in 'cat', 'dog'"),
         (
-            {**even(["Alarm_Clock", "dog"]), "z": {"Alarm Clock": 1, "dog": 1}}, "broken",
+            {**even(["Alarm_Clock", "dog"]), "z": {"Alarm Clock": 1, "dog": 1}},
+            "broken",
             "in 'z' are not those in 'art': missing 'Alarm_Clock', extra 'Alarm Clock'. Labels",
         ),
     ],
-)  # fmt: skip
-def test_own_trees_must_agree_with_themselves(counts, verdict, said):
-    report = judged("Mine", counts)
+)
+def test_environments_of_own_data_must_have_the_same_classes(counts, verdict, sentence):
+    report = report_on("Mine", counts)
     assert report.verdict == verdict
-    assert re.search(said, " ".join([*report.problems, *report.notes])), report
+    assert re.search(sentence, " ".join([*report.problems, *report.notes])), report
 
 
-def test_where_the_data_is_not(tmp_path):
+def test_missing_data_is_refused_with_a_remedy(tmp_path):
     (tmp_path / "file").touch()
-    for name, folder, said in (
+    for name, folder, message in (
         ("PACS", tmp_path, r"PACS does not exist, expected the data of PACS there; rename"),
         ("OfficeHome", None, r"needs --data_dir, the folder that contains 'office_home'"),
         ("PASC", tmp_path, r"no such folder, and no benchmark .* did you mean PACS"),
         (str(tmp_path / "file"), None, r"file cannot be read as a folder \(Not a directory\)"),
         ("a\0b", None, "no such folder"),
     ):
-        with pytest.raises(CarftError, match=said):
+        with pytest.raises(CarftError, match=message):
             verify.verify(name, folder)
 
 
@@ -113,10 +123,12 @@ def test_the_command_on_a_whole_and_on_a_broken_set(tmp_path):
     root = grow(tmp_path / "PACS", benchmarks.get("PACS").editions[0].by_class)
     done = carft("verify", "PACS", "--data_dir", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
+
     first, _, *rows, last = done.stdout.splitlines()
     assert first == f"PACS in {root}"
     assert rows[3].split() == ["sketch", "3,929", "7"]
     assert last == "verified: the 9,991 pictures, as published"
+
     (root / "__MACOSX").mkdir()
     done = carft("verify", "PACS", "--data_dir", tmp_path)
     assert done.returncode == 1 and "\nbroken: " in done.stdout
@@ -124,15 +136,15 @@ def test_the_command_on_a_whole_and_on_a_broken_set(tmp_path):
 
 
 def test_strict_refuses_data_that_differs(tmp_path, monkeypatch):
-    folder, table = smaller(monkeypatch, "PACS")
+    folder, table = expect_one_picture_a_class(monkeypatch, "PACS")
     grow(tmp_path / folder, table)
     assert carft("verify", "PACS", "--data_dir", tmp_path, "--strict").returncode == 0
     (tmp_path / folder / "photo" / "dog" / "more.jpg").write_bytes(b"x")
     assert carft("verify", "PACS", "--data_dir", tmp_path).returncode == 0
     done = carft("verify", "PACS", "--data_dir", tmp_path, "--strict")
     assert done.returncode == 1 and "\ndiffers: " in done.stdout
-    own = grow(tmp_path / "own", even(["cat", "dog"]))
-    assert carft("verify", own, "--strict").returncode == 0  # nothing to differ from
+    own_data = grow(tmp_path / "own", even(["cat", "dog"]))
+    assert carft("verify", own_data, "--strict").returncode == 0  # nothing to differ from
 
 
 def test_the_command_in_json(tmp_path):
@@ -140,36 +152,53 @@ def test_the_command_in_json(tmp_path):
     (root / "art" / "cat" / "it's cut.jpg").write_bytes(jpeg()[:-900])
     done = carft("verify", root, "--decode", "--json")
     assert (done.returncode, done.stderr) == (0, "")  # usable; no bar where nobody watches
-    said = json.loads(done.stdout)
-    assert (said["verdict"], said["pictures"], said["root"]) == ("differs", 5, str(root))
-    assert said["counts"]["art"] == {"cat": 2, "dog": 1}
-    (cut,) = said["damaged"]
+
+    document = json.loads(done.stdout)
+    assert (document["verdict"], document["pictures"], document["root"]) == (
+        "differs",
+        5,
+        str(root),
+    )
+    assert document["counts"]["art"] == {"cat": 2, "dog": 1}
+
+    (cut,) = document["damaged"]
     assert (cut["path"], cut["truncated"]) == ("art/cat/it's cut.jpg", True)
+
     (root / "photo" / "dog" / "page.png").write_text("<html>Not found</html>")
     assert carft("verify", root).returncode == 0  # only decoding tells
+
     done = carft("verify", root, "--decode")
     assert done.returncode == 1
     assert "1 picture cannot be decoded (download again): 'photo/dog/page" in done.stdout
+
     done = carft("verify", "Ofice-Home", "--data_dir", "/", "--json")
-    said = json.loads(done.stdout)
-    assert done.returncode == 2 and (said["name"], said["verdict"]) == ("Ofice-Home", None)
-    assert "did you mean OfficeHome?" in said["error"] and said["error"] in done.stderr
+    document = json.loads(done.stdout)
+    assert done.returncode == 2
+    assert (document["name"], document["verdict"]) == ("Ofice-Home", None)
+    assert "did you mean OfficeHome?" in document["error"]
+    assert document["error"] in done.stderr
 
 
 def test_the_list_and_what_is_embedded():
     report = verify.verify("EmojiStyles")
     assert (report.verdict, report.pictures) == ("verified", 1716)
+
     done = carft("list")
     assert (done.returncode, done.stderr) == (0, "")
+
     lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line}
     assert lines["DomainNet"] == (
         "DomainNet domain_net clip, info, paint, quick, real, sketch 345 586,575 5,001".split()
     )
     assert "24,330 or 24,788" in done.stdout
-    said = {one["name"]: one for one in json.loads(carft("list", "--json").stdout)}
-    assert list(said)[: len(benchmarks.BENCHMARKS)] == list(benchmarks.BENCHMARKS)
-    assert len(said["DomainNet"]["classes"]) == 345 and said["PACS"]["licence"] == "not stated"
-    assert said["VLCS"]["editions"][0]["by_class"]["SUN09"]["bird"] == 20
+
+    by_name = {
+        data_set["name"]: data_set for data_set in json.loads(carft("list", "--json").stdout)
+    }
+    assert list(by_name)[: len(benchmarks.BENCHMARKS)] == list(benchmarks.BENCHMARKS)
+    assert len(by_name["DomainNet"]["classes"]) == 345
+    assert by_name["PACS"]["licence"] == "not stated"
+    assert by_name["VLCS"]["editions"][0]["by_class"]["SUN09"]["bird"] == 20
 
 
 def test_names_that_would_break_a_terminal_are_quoted(tmp_path):
@@ -191,22 +220,28 @@ def test_counts_are_those_of_image_folder(tmp_path):
     (cat / "linked").symlink_to(tmp_path / "photo" / "dog")
     (cat / "link.png").symlink_to(cat / "0.jpg")
     (cat / "gone.png").symlink_to(cat / "nothing")
-    assert listing.PICTURES == IMG_EXTENSIONS
-    found = listing.read(tmp_path)
+    assert listing.PICTURE_EXTENSIONS == IMG_EXTENSIONS
+
+    listed = listing.list_environments(tmp_path)
     for environment in ("art", "photo"):
-        theirs = ImageFolder(str(tmp_path / environment))
-        ours = [p for p in found.pictures if p.startswith(f"{environment}/")]
-        assert sorted(str(tmp_path / p) for p in ours) == sorted(path for path, _ in theirs.samples)
-        counts = found.counts[environment]
-        assert list(counts) == theirs.classes and sum(counts.values()) == len(theirs)
-    assert found.odd["link"] == ["art/cat/gone.png"]
+        image_folder = ImageFolder(str(tmp_path / environment))
+        paths = [p for p in listed.pictures if p.startswith(f"{environment}/")]
+        assert sorted(str(tmp_path / p) for p in paths) == sorted(
+            path for path, _ in image_folder.samples
+        )
+        counts = listed.counts[environment]
+        assert list(counts) == image_folder.classes
+        assert sum(counts.values()) == len(image_folder)
+    assert listed.faults["link"] == ["art/cat/gone.png"]
 
 
 def test_files_and_folders_that_end_a_job(tmp_path):
     """Each is told once, and none is read: a pipe would be read without end."""
     root = grow(tmp_path / "mine", even(["cat", "dog"]), jpeg())
     assert verify.verify(str(root)).verdict == "consistent"
-    cat, dog = root / "art" / "cat", root / "art" / "dog"
+
+    cat = root / "art" / "cat"
+    dog = root / "art" / "dog"
     (cat / "empty.jpg").touch()
     (cat / "._0.jpg").write_bytes(b"Mac OS X")
     (cat / "gone.jpg").symlink_to("nothing")
@@ -214,10 +249,10 @@ def test_files_and_folders_that_end_a_job(tmp_path):
     (dog / "round").symlink_to(dog)
     os.mkfifo(dog / "pipe.jpg")
     done = carft("verify", root, "--decode", "--json")
-    said = json.loads(done.stdout)
-    assert done.returncode == 1 and said["damaged"] == []
+    document = json.loads(done.stdout)
+    assert done.returncode == 1 and document["damaged"] == []
     for problem, expected in zip(
-        said["problems"],
+        document["problems"],
         (
             r"^1 empty file \(download again\): 'art/cat/empty.jpg'$",
             r"^2 links to nothing .*: 'art/cat/(gone|circle).jpg', ",
@@ -226,8 +261,8 @@ def test_files_and_folders_that_end_a_job(tmp_path):
         ),
     ):
         assert re.search(expected, problem), problem
-    assert len(said["problems"]) == 4
-    assert said["pictures"] == 9  # as DomainBed counts them
+    assert len(document["problems"]) == 4
+    assert document["pictures"] == 9  # as DomainBed counts them
 
 
 def test_only_formats_of_pictures_are_opened(tmp_path):
@@ -235,9 +270,9 @@ def test_only_formats_of_pictures_are_opened(tmp_path):
     path = tmp_path / "1.png"
     for ending in ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP"):
         Image.effect_noise((9, 7), 90).convert("RGB").save(path, ending)
-        assert listing.open_picture(path).tobytes() == pil_loader(str(path)).tobytes()
+        assert picture_files.open_picture(path).tobytes() == pil_loader(str(path)).tobytes()
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\nshowpage\n")
     with Image.open(path) as picture:
         assert picture.format == "EPS"  # as Pillow would have it
     with pytest.raises(UnidentifiedImageError):
-        listing.open_picture(path)
+        picture_files.open_picture(path)

@@ -28,11 +28,13 @@ _FORKS.set_forkserver_preload(["clip", "domainbed.scripts.sweep", "domainbed.scr
 class Process:
     """A child that runs; what it prints can be read meanwhile from `stdout` and `stderr`."""
 
-    def __init__(self, process: BaseProcess, arguments: list[str], said: list[TextIO]) -> None:
+    def __init__(self, process: BaseProcess, arguments: list[str], streams: list[TextIO]) -> None:
         self.args = arguments
-        self.stdout, self.stderr = said
+        self.stdout, self.stderr = streams
         self._process = process
+
         assert process.pid
+
         self.pid = process.pid
 
     @property
@@ -64,9 +66,13 @@ def start(
     """Start a child, the leader of a process group of its own; `stdout` may be a descriptor."""
     words = [str(argument) for argument in arguments]
     with tempfile.NamedTemporaryFile("a") as out, tempfile.NamedTemporaryFile("a") as err:
-        given = (_Handed(stdout or out.fileno()), _Handed(err.fileno()), str(cwd or os.getcwd()))
-        environment = dict(os.environ if env is None else env)
-        process = _FORKS.Process(target=_child, args=(words, environment, *given))
+        variables = dict(os.environ if env is None else env)
+        streams = {"stdout": _Handed(stdout or out.fileno()), "stderr": _Handed(err.fileno())}
+        process = _FORKS.Process(
+            target=_child,
+            args=(words, variables),
+            kwargs={**streams, "cwd": str(cwd or os.getcwd())},
+        )
         process.start()
         return Process(process, words, [open(file.name, errors="replace") for file in (out, err)])
 
@@ -96,6 +102,7 @@ def _child(words: list[str], env: dict[str, str], stdout: int, stderr: int, cwd:
     for number, descriptor in ((1, stdout), (2, stderr)):
         os.dup2(descriptor, number)
         os.close(descriptor)
+
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(cwd)
@@ -103,20 +110,21 @@ def _child(words: list[str], env: dict[str, str], stdout: int, stderr: int, cwd:
     os.environ.update(env)
     tempfile.tempdir = None  # by another TMPDIR
     multiprocessing.set_start_method(None, force=True)  # its own workers start as any process's do
-    kind, what, *rest = words
+    kind, target, *arguments = words
     added = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
-    here = "" if kind == "-c" else cwd
-    sys.path[:] = [here, *added, *(p for p in sys.path if p != str(Path(__file__).parent))]
+    script_folder = "" if kind == "-c" else cwd
+    sys.path[:] = [script_folder, *added, *(p for p in sys.path if p != str(Path(__file__).parent))]
+
     try:
         if any((Path(path) / "sitecustomize.py").exists() for path in added):
             runpy.run_module("sitecustomize")
         if kind == "-c":
-            sys.argv = ["-c", *rest]
-            exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+            sys.argv = ["-c", *arguments]
+            exec(compile(target, "<string>", "exec"), {"__name__": "__main__"})
         else:
-            sys.argv = [what, *rest]
-            sys.modules.pop(what, None)  # else runpy warns that it is there already
-            runpy.run_module(what, run_name="__main__", alter_sys=True)
+            sys.argv = [target, *arguments]
+            sys.modules.pop(target, None)  # else runpy warns that it is there already
+            runpy.run_module(target, run_name="__main__", alter_sys=True)
     except Exception:
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         sys.exit(1)

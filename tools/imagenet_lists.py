@@ -39,7 +39,7 @@ def main() -> None:
         "ids": " ".join(ids),
         "imagenet-a": " ".join(shifts["a"]),
         "imagenet-r": " ".join(shifts["r"]),
-        "objectnet": imagenet.joined(arguments.mappings),
+        "objectnet": imagenet.objectnet_class_labels(arguments.mappings),
     }
     names = json.loads(member("clip_benchmark", "datasets/en_classnames.json"))["imagenet1k"]
     made = {

@@ -1,19 +1,20 @@
-"""``carft data``: what is known of the benchmarks, whether a copy is right, how to get one."""
+"""``carft data``: list the known data sets, verify a copy of one, download one."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from domainbed_carft import text
 from domainbed_carft.errors import CarftError
 
-NOT_THERE = 2  # nothing was judged; argparse ends with the same for wrong options
+if TYPE_CHECKING:
+    from domainbed_carft.suites.known_data import KnownData
+
+NO_VERDICT = 2  # exit status if there is no data; argparse uses it for wrong options
 
 
 def add_to(commands: Any) -> None:
@@ -21,104 +22,126 @@ def add_to(commands: Any) -> None:
     data = commands.add_parser(
         "data", help="list the benchmarks, verify a copy of one, or download one"
     )
-    below = data.add_subparsers(required=True, metavar="COMMAND")
-    known = below.add_parser("list", help="show the size and the folder of each benchmark")
-    known.add_argument("--json", action="store_true", help="print everything as JSON, for scripts")
-    known.set_defaults(run=_list)
-    check = below.add_parser(
-        "verify", help="check the layout and the picture counts of a data set",
+    data_commands = data.add_subparsers(required=True, metavar="COMMAND")
+    _add_list(data_commands)
+    _add_verify(data_commands)
+    _add_download(data_commands)
+
+
+def _add_list(commands: Any) -> None:
+    parser = commands.add_parser("list", help="show the size and the folder of each benchmark")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, for scripts")
+    parser.set_defaults(run=_list)
+
+
+def _add_verify(commands: Any) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="check the layout and the picture counts of a data set",
         description="Check the layout and the picture counts of a data set. Exit status: 1 if the "
         "data is broken, or with --strict not as published; 2 if there is none; 0 otherwise.",
-    )  # fmt: skip
-    check.add_argument(
-        "data", metavar="NAME|PATH",
+    )
+    parser.add_argument(
+        "data",
+        metavar="NAME|PATH",
         help="a benchmark's name, or the path of your own folder environment/class/picture",
-    )  # fmt: skip
-    check.add_argument("--data_dir", type=Path, help="folder that contains the benchmark's folder")
-    check.add_argument("--decode", action="store_true", help="decode all pictures, on all cores")
-    check.add_argument(
+    )
+    parser.add_argument("--data_dir", type=Path, help="folder that contains the benchmark's folder")
+    parser.add_argument("--decode", action="store_true", help="decode all pictures, on all cores")
+    parser.add_argument(
         "--strict", action="store_true", help="exit with 1 for data that differs, too"
     )
-    check.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    check.set_defaults(run=_verify)
-    fetch = below.add_parser(
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    parser.set_defaults(run=_verify)
+
+
+def _add_download(commands: Any) -> None:
+    parser = commands.add_parser(
         "download", help="download a benchmark from its sources, verify it and install it"
     )
-    fetch.add_argument("data", metavar="NAME", help="a benchmark's name (see carft data list)")
-    fetch.add_argument("--data_dir", type=Path, required=True, help="folder to install it in")
-    fetch.add_argument(
-        "--accept_different", action="store_true",
-        help="install usable data even if it differs from the known editions",
-    )  # fmt: skip
-    fetch.set_defaults(run=_download)
+    parser.add_argument("data", metavar="NAME", help="a benchmark's name (see carft data list)")
+    parser.add_argument("--data_dir", type=Path, required=True, help="folder to install it in")
+    parser.add_argument(
+        "--accept_different",
+        action="store_true",
+        help="install usable data even if it differs from the data_sets editions",
+    )
+    parser.set_defaults(run=_download)
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.data import benchmarks, tasks
-    from domainbed_carft.suites import imagenet
+    from domainbed_carft.suites.known_data import known_data
 
-    known = benchmarks.BENCHMARKS.values()
-    suite = {one.name: one for one in imagenet.suite().sets}
+    data_sets = known_data()
     if arguments.json:
-        of_suite = [{**fact, "suite": "imagenet"} for fact in imagenet.facts().values()]
-        of_tasks = map(asdict, tasks.TASKS.values())
-        print(json.dumps([*map(asdict, known), *of_tasks, *of_suite], indent=2))
-        return
+        print(json.dumps(data_sets.as_dicts(), indent=2))
+    else:
+        print(_training_table(data_sets))
+        print("\nTest sets of the suite imagenet (carft evaluate --suite):")
+        print(_test_set_table(data_sets))
+        print("\nsteps: DomainBed's default, which --steps overrides.")
+        print("Other steps, sources, licences, citations, counts by class: carft data list --json")
+
+
+def _training_table(data_sets: KnownData) -> str:
+    """The benchmarks and tasks, one per line."""
+    from domainbed_carft.suites.known_data import TASK_STEPS
+
     rows = []
-    for one in known:
-        labels = ", ".join(environment.label for environment in one.environments)
-        pictures = " or ".join(f"{edition.total:,}" for edition in one.editions)
-        place, classes = one.folder or "(in the package)", str(len(one.classes))
-        rows.append((one.name, place, labels, classes, pictures, f"{one.steps['DomainBed']:,}"))
-    for task in tasks.TASKS.values():
-        labels, pictures = f"train, {task.split}; test set", "{:,} + {:,}".format(*task.pictures)
-        rows.append((task.name, task.folder, labels, str(task.classes), pictures, "5,001"))
-    print(text.table(("name", "folder", "environments", "classes", "pictures", "steps"), rows))
-    sets = [
-        (name, fact["folders"][0], str(len(suite[name].classes)), f"{fact['pictures']:,}")
-        for name, fact in imagenet.facts().items()
+    for benchmark in data_sets.benchmarks:
+        rows.append(
+            (
+                benchmark.name,
+                benchmark.folder or "(in the package)",
+                ", ".join(environment.label for environment in benchmark.environments),
+                str(len(benchmark.classes)),
+                " or ".join(f"{edition.total:,}" for edition in benchmark.editions),
+                f"{benchmark.steps['DomainBed']:,}",
+            )
+        )
+
+    for task in data_sets.tasks:
+        training_pictures, test_pictures = task.pictures
+        rows.append(
+            (
+                task.name,
+                task.folder,
+                f"train, {task.split}; test set",
+                str(task.classes),
+                f"{training_pictures:,} + {test_pictures:,}",
+                f"{TASK_STEPS:,}",
+            )
+        )
+    return text.table(("name", "folder", "environments", "classes", "pictures", "steps"), rows)
+
+
+def _test_set_table(data_sets: KnownData) -> str:
+    rows = [
+        (test_set.name, test_set.folder, str(test_set.classes), f"{test_set.pictures:,}")
+        for test_set in data_sets.test_sets
     ]
-    print("\nTest sets of the suite imagenet (carft evaluate --suite):")
-    print(text.table(("name", "folder", "classes", "pictures"), sets))
-    print("\nsteps: DomainBed's default, which --steps overrides.")
-    print("Other steps, sources, licences, citations, counts by class: carft data list --json")
-
-
-def _owner(name: str) -> Any:
-    """What verifies and downloads the data set of this name, None for benchmarks and folders."""
-    from domainbed_carft.data import benchmarks, tasks
-    from domainbed_carft.suites import imagenet
-
-    owners = {**dict.fromkeys(tasks.TASKS, tasks), **dict.fromkeys(imagenet.facts(), imagenet)}
-    valid = [*benchmarks.BENCHMARKS, *owners]
-    if name not in valid and not os.path.exists(name):
-        raise CarftError(text.unknown("folder or data set", name, valid))
-    return owners.get(name)
+    return text.table(("name", "folder", "classes", "pictures"), rows)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from domainbed_carft.data import verify
+    from domainbed_carft.suites.known_data import verify_data
 
     try:
-        judge = getattr(_owner(arguments.data), "verify", verify.verify)
-        report = judge(arguments.data, arguments.data_dir, arguments.decode)
+        report = verify_data(arguments.data, arguments.data_dir, arguments.decode)
     except CarftError as error:
         print(f"carft: {text.shown(str(error))}", file=sys.stderr)
         if arguments.json:
-            nothing = {"name": arguments.data, "verdict": None, "error": str(error)}
-            print(json.dumps(nothing, indent=2))
-        return NOT_THERE
+            failure = {"name": arguments.data, "verdict": None, "error": str(error)}
+            print(json.dumps(failure, indent=2))
+        return NO_VERDICT
+
     print(json.dumps(report.as_dict(), indent=2) if arguments.json else report.as_text())
     refused = ("broken", "differs") if arguments.strict else ("broken",)
     return int(report.verdict in refused)
 
 
 def _download(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.data import download
+    from domainbed_carft.suites.known_data import download_data
 
-    where = arguments.data, arguments.data_dir
-    if owner := _owner(arguments.data):
-        report = owner.download(*where)
-    else:
-        report = download.download(*where, accept_different=arguments.accept_different)
+    report = download_data(arguments.data, arguments.data_dir, arguments.accept_different)
     print(report.as_text())

@@ -2,103 +2,153 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
 import subprocess
 import sys
 from pathlib import Path
 
-from domainbed_carft import launchers
-from domainbed_carft.cli import runs
+from domainbed_carft import files, launchers
+from domainbed_carft.cli import run_texts
 from domainbed_carft.errors import CarftError
-from domainbed_carft.report import building, writing
-from domainbed_carft.results import collection, document, suites
+from domainbed_carft.report import output_folder, page
+from domainbed_carft.results import collection, formats, suites
 from domainbed_carft.results.document import Document
+from domainbed_carft.runs import saved, wise_ft
+from domainbed_carft.runs.default_weights import choose_weights, describe_choice
+from domainbed_carft.runs.measuring import LoadingOptions, choose_device
+from domainbed_carft.runs.suite_evaluation import append_record, evaluate_on_suite
 from domainbed_carft.sweep import declaration_file, launch
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.text import counted
 
 DATA_DIR = "embedded"  # not read: the pictures are in the package
+WISE_FT_ALPHAS = (0, 0.25, 0.5, 0.75, 1)
+TABLE_ALPHA = 0.5  # of the row beside that of the run
 
 
 def run(output: Path, trials: int | None = None, declared: str | Path = "demo") -> None:
     """Train, collect and report into ``output``; what was done or begun there before is not redone.
 
-    ``declared`` is a sweep of EmojiStyles; ``trials`` replaces its number of trials.
+    ``declared`` is a sweep of EmojiStyles; ``trials`` replaces its number of trials. Raises
+    CarftError for a sweep that is not finished, with what to do.
     """
-    _, folder = _trained(declared, trials, output, "with one environment left out")
-    words = ["-m", "domainbed.scripts.collect_results", "--input_dir", str(folder)]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CarftError(f"{' '.join(words)} failed with {done.returncode}: {done.stderr[-1000:]}")
+    declaration = _load_declaration(declared, trials)
+    sweep_folder = output / "sweep"
+    _train(declaration, output, "with one environment left out")
+
+    table = _tables_by_domainbed(sweep_folder)
     note = (
         "Each cell: accuracy (%) on the environment that was left out, with the checkpoint chosen "
         "by the method named above the table.\nX: leave-one-domain-out cross-validation needs the "
         "jobs with two test environments, which the demo does not run.\n"
     )
-    _report(output, folder, done.stdout, note)
+    _report(output, sweep_folder, table, note)
 
 
 def run_suite(output: Path, trials: int | None = None, declared: str | Path = "demo-suite") -> None:
-    """The same, tested on the suite of the data set's name, also with WiSE-FT's weights between.
+    """Train and report into ``output``, tested on the suite of the data set's name.
 
-    ``declared`` is a sweep of one data set that has a suite without a data folder.
+    Also at WiSE-FT's weights between the original CLIP and each run; what was done or begun there
+    before is not redone. ``declared`` is a sweep of one data set that has a suite without a data
+    folder; ``trials`` replaces its number of trials.
     """
-    declaration, folder = _trained(declared, trials, output, "and tested on other styles")
-    for job in declaration.jobs(DATA_DIR, folder):
-        place = output / "suites" / f"{job.key.algorithm}-{job.key.trial}"
-        place.mkdir(parents=True, exist_ok=True)
-        where = (job.folder, "--suite", *declaration.datasets, "--workers", 0)
-        _carft("evaluate", *where, "-o", place / "accuracies.txt")
-        mixed = place / "wise-ft"
-        if job.key.algorithm != "CLIPZeroShot" and not (mixed / "wise_ft.json").exists():
-            with contextlib.redirect_stdout(io.StringIO()):
-                alphas = (0, 0.25, 0.5, 0.75, 1)
-                _carft("wise-ft", *where, "-o", mixed, "--save", "none", "--alphas", *alphas)
-    rows = [row for group in collection.gather([folder]).groups for row in suites.scores(group)]
-    (ends,) = suites.tabled(row for row in rows if row.alpha in (None, 0.5))
-    table = Document([suites.CAPTION], [suites.grid(ends)], {}, [])
+    declaration = _load_declaration(declared, trials)
+    sweep_folder = output / "sweep"
+    _train(declaration, output, "and tested on other styles")
+
+    (suite,) = declaration.datasets
+    for job in declaration.jobs(DATA_DIR, sweep_folder):
+        job_output = output / "suites" / f"{job.key.algorithm}-{job.key.trial}"
+        job_output.mkdir(parents=True, exist_ok=True)
+        _evaluate_on_suite(job.folder, suite, job_output)
+
+    table = _suite_table(sweep_folder)
     note = (
         "Of a single trial, differences of a few points may be chance: --trials 3 takes longer.\n"
     )
-    _report(output, folder, document.FORMATS["text"](table), note)
+    _report(output, sweep_folder, table, note)
 
 
-def _carft(*words: object) -> None:
-    """A command of `carft`, in this process."""
-    parser = argparse.ArgumentParser()
-    runs.add_to(parser.add_subparsers())
-    arguments = parser.parse_args([*map(str, words)])
-    arguments.run(arguments)
-
-
-def _trained(
-    declared: str | Path, trials: int | None, output: Path, how: str
-) -> tuple[Declaration, Path]:
-    """The sweep and its folder, with all of its jobs done."""
+def _load_declaration(declared: str | Path, trials: int | None) -> Declaration:
     declaration = declaration_file.load(declared)
     if trials:
         declaration = declaration.model_copy(update={"trials": trials})
-    (dataset,), folder = declaration.datasets, output / "sweep"
+    return declaration
+
+
+def _train(declaration: Declaration, output: Path, description: str) -> None:
+    """Run all jobs of the sweep; CarftError if one is not done at the end."""
+    (dataset,) = declaration.datasets
     steps = declaration.steps_of(dataset)
-    print(f"{', '.join(declaration.algorithms)}: each trained {steps} steps on {dataset} {how}")
-    writing.require_place(output / "report")
-    pool = launchers.make("pool", {})
-    # What no selection uses is two thirds of the evaluation.
-    if left := launch.run(declaration, DATA_DIR, folder, pool, skip_training_in_splits=True):
+    algorithms = ", ".join(declaration.algorithms)
+    print(f"{algorithms}: each trained {steps} steps on {dataset} {description}")
+    output_folder.require_place(output / "report")
+
+    sweep_folder = output / "sweep"
+    unfinished_jobs = launch.run(
+        declaration,
+        DATA_DIR,
+        sweep_folder,
+        launchers.make("pool", {}),
+        # No selection uses these splits, which are two thirds of the evaluation.
+        skip_training_in_splits=True,
+    )
+
+    if unfinished_jobs:
+        first = unfinished_jobs[0]
         raise CarftError(
-            f"{counted(len(left), 'job is', 'jobs are')} not done, the first in "
-            f"{left[0].job.folder}: {left[0].detail}\nFix the cause, run `carft sweep retry "
-            f"{folder}` if jobs failed, then rerun this command"
+            f"{counted(len(unfinished_jobs), 'job is', 'jobs are')} not done, the first in "
+            f"{first.job.folder}: {first.detail}\nFix the cause, run `carft sweep retry "
+            f"{sweep_folder}` if jobs failed, then rerun this command"
         )
-    return declaration, folder
 
 
-def _report(output: Path, folder: Path, table: str, note: str) -> None:
+def _tables_by_domainbed(sweep_folder: Path) -> str:
+    """What the script of the domainbed in use prints, which is the one command that all have."""
+    arguments = ["-m", "domainbed.scripts.collect_results", "--input_dir", str(sweep_folder)]
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last_output = done.stderr[-1000:]
+        raise CarftError(f"{' '.join(arguments)} failed with {done.returncode}: {last_output}")
+    return done.stdout
+
+
+def _suite_table(sweep_folder: Path) -> str:
+    """The accuracies of each run, and of WiSE-FT half way to it, as text."""
+    groups = collection.gather([sweep_folder]).groups
+    rows = [row for group in groups for row in suites.scores(group)]
+    shown_rows = [row for row in rows if row.alpha in (None, TABLE_ALPHA)]
+    (suite_rows,) = suites.rows_by_table(shown_rows)
+    table = Document([suites.CAPTION], [suites.grid(suite_rows)], {}, [])
+    return formats.FORMATS["text"](table)
+
+
+def _evaluate_on_suite(job_folder: Path, suite: str, output: Path) -> None:
+    """Measure a job on the suite, also at WISE_FT_ALPHAS; the records stay in its folder."""
+    run = saved.open_run(choose_weights(job_folder, None))
+    options = LoadingOptions(choose_device(None), workers=0)
+
+    evaluation = evaluate_on_suite(suite, run, options)
+    choice = describe_choice(job_folder, None, run.path)
+    text = run_texts.suite_text(evaluation)
+    files.save_text(output / "accuracies.txt", f"{choice}\n{text}")
+    append_record(run.path, evaluation)
+
+    wise_ft_folder = output / "wise-ft"
+    is_done = (wise_ft_folder / wise_ft.TABLE).exists()
+    if is_done or run.args["algorithm"] == "CLIPZeroShot":
+        return
+
+    result = wise_ft.wise_ft(run, WISE_FT_ALPHAS, options, suite=suite, folder=wise_ft_folder)
+    for evaluation in result.suite_evaluations:
+        append_record(run.path, evaluation)
+
+
+def _report(output: Path, sweep_folder: Path, table: str, note: str) -> None:
+    """Write the table and the report, print the table and where everything is."""
     (output / "results.txt").write_text(table, encoding="utf-8")
     print(f"{table}\n{note}")
-    report = writing.write(output / "report", building.build([folder]))
+
+    report = page.write_report([sweep_folder], output / "report").index
     print(f"Table:    {output / 'results.txt'}")
     print(f"Report:   {report} (open it in a browser)")
-    print(f"Records:  {folder}/*/results.jsonl, next to out.txt, err.txt and model.pkl")
+    print(f"Records:  {sweep_folder}/*/results.jsonl, next to out.txt, err.txt and model.pkl")

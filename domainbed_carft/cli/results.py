@@ -1,16 +1,16 @@
-"""``carft collect``, ``top`` and ``report``: their command lines, and what the first two print."""
+"""``carft collect``, ``top`` and ``report``: their command lines, and what they print."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.record_lines import describe_warnings
 from domainbed_carft.jobs.setting import KINDS
 from domainbed_carft.text import counted, shown
 
@@ -23,75 +23,111 @@ FORMATS = ("text", "markdown", "csv", "json", "latex")
 
 def add_to(commands: Any) -> None:
     """Add the three to argparse's ``commands``."""
-    collect = commands.add_parser(
+    _add_collect(commands)
+    _add_top(commands)
+    _add_report(commands)
+
+
+def _add_collect(commands: Any) -> None:
+    parser = commands.add_parser(
         "collect", help="print result tables of sweeps, with standard errors and what is missing"
     )
-    add = _adding(collect, _collect)
-    add("--format", choices=FORMATS, default="text", help="output format (default: text)")
-    add("-o", "--output", type=Path, metavar="FILE", help="write here instead of printing")
-    add(
-        "--strict", action="store_true",
+    _add_common(parser, _collect)
+    parser.add_argument(
+        "--format", choices=FORMATS, default="text", help="output format (default: text)"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write here instead of printing"
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
         help="exit with status 3 if a cell is incomplete, a run diverged, or a file is unusable",
-    )  # fmt: skip
-    add("--compare", choices=["published"], help="show published figures beside your own")
-    add(
-        "--paired", nargs=2, metavar=("A", "B"),
+    )
+    parser.add_argument(
+        "--compare", choices=["published"], help="show published figures beside your own"
+    )
+    parser.add_argument(
+        "--paired",
+        nargs=2,
+        metavar=("A", "B"),
         help="show algorithm A minus B, paired over data set, environment and trial",
-    )  # fmt: skip
+    )
 
-    top = commands.add_parser(
+
+def _add_top(commands: Any) -> None:
+    parser = commands.add_parser(
         "top", help="print the best hyperparameters of each trial as JSON, ready for --hparams"
     )
-    add = _adding(top, _top)
-    add("--dataset", help="show only this data set")
-    add("--algorithm", help="show only this algorithm")
-    add("--test_env", type=int, help="show only the environment with this index")
+    _add_common(parser, _top)
+    parser.add_argument("--dataset", help="show only this data set")
+    parser.add_argument("--algorithm", help="show only this algorithm")
+    parser.add_argument("--test_env", type=int, help="show only the environment with this index")
 
-    report = commands.add_parser(
+
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser(
         "report", help="write a web page of a sweep's results: tables, figures, example pictures"
     )
-    add = _adding(report, _report)
-    add(
-        "-o", "--output", type=Path, default=Path("report"), metavar="FOLDER",
+    _add_common(parser, _report)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("report"),
+        metavar="FOLDER",
         help="folder for index.html and figures/: new, empty, or an earlier report's "
         "(default: report)",
-    )  # fmt: skip
-    add(
-        "--examples", nargs=2, metavar=("A", "B"),
+    )
+    parser.add_argument(
+        "--examples",
+        nargs=2,
+        metavar=("A", "B"),
         help="compare these two algorithms picture by picture (default: CARFT CLIPFineTune)",
-    )  # fmt: skip
-    add(
-        "--n_examples", type=int, default=4,
+    )
+    parser.add_argument(
+        "--n_examples",
+        type=int,
+        default=4,
         help="pictures per environment that A gets right and B wrong, and vice versa (default: 4)",
-    )  # fmt: skip
-    add(
-        "--no_examples", "--no-examples", action="store_true",
+    )
+    parser.add_argument(
+        "--no_examples",
+        "--no-examples",
+        action="store_true",
         help="show no pictures, and read neither data nor weights",
-    )  # fmt: skip
-    add("--data_dir", help="folder that contains the data now (default: as recorded)")
+    )
+    parser.add_argument(
+        "--data_dir", help="folder that contains the data now (default: as recorded)"
+    )
 
 
-def _adding(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> Callable[..., Any]:
-    """The method that adds arguments, after those of all three were added."""
+def _add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None:
+    """Add the arguments that all three have."""
     parser.set_defaults(run=run)
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "folders",
         nargs="+",
         type=Path,
         metavar="DIR",
         help="folder of a sweep, ours or DomainBed's",
     )
-    add(
-        "--ignore", type=some_of(KINDS), action="extend", default=[], metavar="PART,...",
-        help="merge runs that differ in these parts, separated by commas: " + ", ".join(KINDS),
-    )  # fmt: skip
-    add(
-        "--select", type=some_of(METHODS), action="extend", metavar="METHOD,...",
+    parser.add_argument(
+        "--ignore",
+        type=some_of(KINDS),
+        action="extend",
+        default=[],
+        metavar="PART,...",
+        help=f"merge runs that differ in these parts, separated by commas: {', '.join(KINDS)}",
+    )
+    parser.add_argument(
+        "--select",
+        type=some_of(METHODS),
+        action="extend",
+        metavar="METHOD,...",
         help=f"selection methods, separated by commas: {', '.join(METHODS)} (default: those that "
         "the sweep declares, else all that have jobs); of a report, the first counts for figures",
-    )  # fmt: skip
-    return add
+    )
 
 
 def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
@@ -108,61 +144,87 @@ def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
 
 
 def _collect(arguments: argparse.Namespace) -> int:
-    from domainbed_carft.jobs import records
-    from domainbed_carft.results import collection as collecting
-    from domainbed_carft.results import document
+    from domainbed_carft.results import formats
+    from domainbed_carft.results.collect import collect
 
     if arguments.format == "csv" and arguments.compare and arguments.paired:
         raise CarftError("--format csv holds one table; use either --compare or --paired")
     files.require_output(arguments.output)
-    collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
-    built = collecting.build(collection, arguments.paired, bool(arguments.compare))
-    text = document.FORMATS[arguments.format](built)
+
+    results = collect(
+        arguments.folders,
+        methods=arguments.select,
+        ignored=arguments.ignore,
+        pair=arguments.paired,
+        compare_published=bool(arguments.compare),
+    )
+    text = formats.FORMATS[arguments.format](results.document)
     if arguments.output:
         files.save_text(arguments.output, text)
     else:
         sys.stdout.write(text)
-    # CSV has no room for notes.
-    lines = list(built.sections["notes"]) if arguments.format == "csv" else []
-    lines += records.told(collection.faults)
-    counts = built.sections["summary"]
-    summary = f"{counted(counts['records'], 'record')} of {counted(counts['jobs'], 'job')}"
-    if incomplete := counts["incomplete_cells"]:
-        summary += f"; incomplete: {incomplete:,} of {counted(counts['cells'], 'cell')} (see notes)"
-    for line in [*lines, f"{summary}."]:
-        print(shown(line), file=sys.stderr)
-    kinds = Counter(fault.kind for fault in collection.faults)
-    kinds["incomplete cells"] = incomplete
-    counting = ("incomplete cells", "no records", "no accuracies", "unreadable", "diverged")
-    wrong = [f"{kind} ({kinds[kind]:,})" for kind in counting if kinds[kind]]
-    if not (arguments.strict and wrong):
+
+    if arguments.format == "csv":  # which has no room for notes
+        _print_errors(results.notes)
+    _print_errors([*describe_warnings(results.warnings), _summary_line(results.summary)])
+    return _strict_status(results.defects) if arguments.strict else 0
+
+
+def _summary_line(summary: Mapping[str, Any]) -> str:
+    """How many records and jobs were read, and how many cells are incomplete."""
+    line = f"{counted(summary['records'], 'record')} of {counted(summary['jobs'], 'job')}"
+    incomplete = summary["incomplete_cells"]
+    if incomplete:
+        line += f"; incomplete: {incomplete:,} of {counted(summary['cells'], 'cell')} (see notes)"
+    return f"{line}."
+
+
+def _strict_status(defects: Mapping[str, int]) -> int:
+    """The exit status of ``--strict``, after a line on what is wrong."""
+    if not defects:
         return 0
-    print(f"carft: --strict: {', '.join(wrong)}", file=sys.stderr)
+
+    listing = ", ".join(f"{kind} ({count:,})" for kind, count in defects.items())
+    _print_errors([f"carft: --strict: {listing}"])
     return INCOMPLETE
 
 
 def _top(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.jobs import records
-    from domainbed_carft.results import collection as collecting
-    from domainbed_carft.results import document
+    from domainbed_carft.results import formats
+    from domainbed_carft.results.top import top
 
-    collection = collecting.gather(arguments.folders, arguments.select, arguments.ignore)
-    chosen = list(collecting.best(collection))
-    asked = [(name, getattr(arguments, name)) for name in ("dataset", "algorithm", "test_env")]
-    asked += [("selection", method) for method in arguments.select or ()]
-    for name, value in asked:
-        there = sorted({entry[name] for entry in chosen} - {None})
-        if value not in (None, *there):
-            listed = ", ".join(map(str, there)) or "none"
-            raise CarftError(f"no run was selected with {name} {value}; available: {listed}")
-        if value is not None and name != "selection":
-            chosen = [entry for entry in chosen if entry[name] == value]
-    sys.stdout.write(document.as_json(chosen))
-    for line in records.told(collection.faults):
-        print(line, file=sys.stderr)
+    best = top(
+        arguments.folders,
+        methods=arguments.select,
+        ignored=arguments.ignore,
+        dataset=arguments.dataset,
+        algorithm=arguments.algorithm,
+        test_env=arguments.test_env,
+    )
+    sys.stdout.write(formats.as_json([entry.as_dict() for entry in best.entries]))
+    _print_errors(describe_warnings(best.warnings))
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.report import building
+    from domainbed_carft.report.page import write_report
 
-    building.run(arguments)
+    report = write_report(
+        arguments.folders,
+        arguments.output,
+        methods=arguments.select,
+        ignored=arguments.ignore,
+        pair=arguments.examples,
+        n_examples=0 if arguments.no_examples else max(0, arguments.n_examples),
+        data_dir=arguments.data_dir,
+    )
+    _print_errors(describe_warnings(report.warnings))
+    if report.why_no_examples:
+        _print_errors([f"No example pictures: {report.why_no_examples}"])
+    if not report.is_complete:
+        _print_errors(["Some cells are incomplete; see the notes on the page."])
+    print(f"Report: {shown(str(report.index))}")
+
+
+def _print_errors(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(shown(line), file=sys.stderr)

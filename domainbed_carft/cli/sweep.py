@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import json
+import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from domainbed_carft.launchers.options import OPTIONS
+from domainbed_carft.cli import sweep_launch
+from domainbed_carft.text import confirm, printable, quantity
 
-# The options of all launchers, by name.
-FIELDS = {one.name: one for options in OPTIONS.values() for one in dataclasses.fields(options)}
-YES = {"action": "store_true", "help": "do not ask for confirmation"}
+if TYPE_CHECKING:
+    from domainbed_carft.sweep.states import SweepState
+
+SHORTEST_WATCH = 0.2  # seconds
+
+# Clears the screen and what was scrolled off it, then starts at its top.
+_CLEAR_SCREEN = "\033[2J\033[3J\033[H"
 
 
 def add_to(commands: Any) -> None:
@@ -19,86 +26,113 @@ def add_to(commands: Any) -> None:
     sweep = commands.add_parser(
         "sweep", help="launch many jobs, watch them, and resume them after an interruption"
     )
-    below = sweep.add_subparsers(required=True, metavar="COMMAND")
-    _launch(below.add_parser("launch", help="run the jobs that are not done"))
-    status = _upkeep(below, "status", "show what each job is doing")
+    subcommands = sweep.add_subparsers(required=True, metavar="COMMAND")
+
+    sweep_launch.add_to(subcommands)
+
+    status = _add_command(subcommands, "status", _status, "show what each job is doing")
     status.add_argument("--watch", type=float, metavar="SECONDS", help="refresh every SECONDS")
     status.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    retry = _upkeep(below, "retry", "allow failed jobs to run again")
-    only = "only jobs whose folder or description contains PATTERN"
-    retry.add_argument("--only", metavar="PATTERN", help=only)
-    cancel = _upkeep(below, "cancel", "stop running and waiting jobs; they can be resumed")
-    cancel.add_argument("--yes", **YES)
-    clean = _upkeep(below, "clean", "delete leftover files of finished jobs")
-    incomplete = "also delete jobs that are neither done, running nor queued"
-    clean.add_argument("--incomplete", action="store_true", help=incomplete)
-    clean.add_argument("--yes", **YES)
+
+    retry = _add_command(subcommands, "retry", _retry, "allow failed jobs to run again")
+    pattern_help = "only jobs whose folder or description contains PATTERN"
+    retry.add_argument("--only", metavar="PATTERN", default="", help=pattern_help)
+
+    cancel_help = "stop running and waiting jobs; they can be resumed"
+    cancel = _add_command(subcommands, "cancel", _cancel, cancel_help)
+    sweep_launch.add_yes(cancel)
+
+    clean = _add_command(subcommands, "clean", _clean, "delete leftover files of finished jobs")
+    incomplete_help = "also delete jobs that are neither done, running nor queued"
+    clean.add_argument("--incomplete", action="store_true", help=incomplete_help)
+    sweep_launch.add_yes(clean)
 
 
-def _upkeep(below: Any, name: str, words: str) -> Any:
-    parser = below.add_parser(name, help=words)
+def _add_command(subcommands: Any, name: str, run: Any, description: str) -> Any:
+    """Add a command for the output folder of a sweep."""
+    parser = subcommands.add_parser(name, help=description)
     folder = "output folder of the sweep"
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help=folder)
-
-    def run(arguments: argparse.Namespace) -> int:
-        from domainbed_carft.sweep import upkeep
-
-        return int(getattr(upkeep, name)(arguments))
-
     parser.set_defaults(run=run)
     return parser
 
 
-def _launch(parser: Any) -> None:
-    add = parser.add_argument
-    add("sweep", metavar="SWEEP", help="a sweep file, or the name of an included sweep")
-    add("--data_dir", help="folder that contains the data sets' folders")
-    add("--output_dir", type=Path, required=True, help="folder for the jobs")
-    add("--dry-run", "--dry_run", action="store_true", help="print the cost, and run nothing")
-    add("--yes", **YES)
-    add(
-        "--keep_weights", choices=("both", "last", "best", "none"),
-        help="weights to keep: last, best in validation, both or none (default: "
-        "$DOMAINBED_KEEP_WEIGHTS, else both)",
-    )  # fmt: skip
-    add(
-        "--pictures", choices=("fast", "pillow"),
-        help="how files become batches: fast, or pillow by upstream's transforms, from which the "
-        "fast ones differ by rounding (default: $DOMAINBED_PICTURES, else fast)",
-    )  # fmt: skip
-    add(
-        "--picture_cache", metavar="SIZE",
-        help="how much of the decoded pictures to keep on each machine's local disk, such as 8G; 0 "
-        "for nothing (default: $DOMAINBED_PICTURE_CACHE, else a quarter of the memory, at most 8G, "
-        "under SLURM nothing)",
-    )  # fmt: skip
-    which_splits = parser.add_mutually_exclusive_group()
-    which_splits.add_argument(
-        "--training_in_splits", action="store_false", dest="skip_training_in_splits", default=None,
-        help="also evaluate the training environments' in-splits, which takes most of the "
-        "evaluation's time and which no selection uses",
-    )  # fmt: skip
-    which_splits.add_argument(
-        "--skip_training_in_splits", action="store_true", default=None,
-        help="do not evaluate them (default: $DOMAINBED_SKIP_TRAINING_IN_SPLITS, else as the sweep "
-        "was begun; new sweeps skip them)",
-    )  # fmt: skip
-    add(
-        "--log", nargs="+", choices=("tensorboard", "wandb"), metavar="NAME",
-        help="also log scalars to tensorboard, wandb or both (default: $DOMAINBED_LOG)",
-    )  # fmt: skip
-    add = parser.add_argument_group("launcher").add_argument
-    add("--launcher", default="pool", help=f"{', '.join(OPTIONS)} (default: pool, on this machine)")
-    for name, field in FIELDS.items():
-        users = (kind for kind, options in OPTIONS.items() if hasattr(options, name))
-        text, action = field.metadata["help"], "append" if field.metadata["repeated"] else "store"
-        if field.default not in (None, ()) and "default" not in text:
-            text += f" (default: {field.default})"
-        add(f"--{name}", action=action, metavar="VALUE", help=f"{', '.join(users)}: {text}")
-    parser.set_defaults(run=_run_launch)
+def _status(arguments: argparse.Namespace) -> int:
+    """Print the states, repeatedly with ``--watch``; 1 if a job failed."""
+    from domainbed_carft.sweep import states
+
+    while True:
+        state = states.of_output(arguments.output_dir)
+        if arguments.json:
+            print(json.dumps(state.as_dict(), indent=1), flush=True)
+        else:
+            _print_state(state, has_head=arguments.watch is not None)
+
+        if arguments.watch is None or not state.is_moving:
+            return int(bool(state.in_state(states.FAILED)))
+        time.sleep(max(SHORTEST_WATCH, arguments.watch))
 
 
-def _run_launch(arguments: argparse.Namespace) -> int:
-    from domainbed_carft.sweep import launch
+def _print_state(state: SweepState, has_head: bool) -> None:
+    """Print an overview; with a head on a clear screen, of the folder and the time."""
+    from domainbed_carft.sweep import printing
 
-    return launch.launch(arguments, {name: getattr(arguments, name) for name in FIELDS})
+    if has_head:
+        if sys.stdout.isatty():
+            print(_CLEAR_SCREEN, end="")
+        print(f"{printable(str(state.output))}  {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    print(printing.overview(state.statuses))
+    if state.queue.note:
+        print(state.queue.note)
+    sys.stdout.flush()
+
+
+def _retry(arguments: argparse.Namespace) -> None:
+    """Let the next launch retry failed jobs."""
+    from domainbed_carft.sweep import upkeep
+
+    report = upkeep.retry(arguments.output_dir, arguments.only)
+    retried = f"{len(report.retried)} of {len(report.failed)} failed jobs"
+    print(f"{retried} will be retried by the next launch.")
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    """Stop launchers, SLURM jobs and jobs running here; 1 if something could not be reached."""
+    from domainbed_carft.sweep import printing, states, upkeep
+
+    state = states.of_output(arguments.output_dir)
+    if not state.is_moving and not state.queue.slurm_states:
+        print(f"No jobs are running or queued. {state.queue.note}".rstrip())
+        return 0
+
+    moving = state.in_state(states.RUNNING, states.QUEUED)
+    print(f"About to stop: {printing.counts_phrase(moving)}.")
+    confirm(arguments.yes)
+    report = upkeep.cancel(state)
+    if report.slurm_jobs:
+        print(f"{quantity(len(report.slurm_jobs), 'SLURM job')} cancelled.")
+    for line in report.unreachable:
+        print(printable(line), file=sys.stderr)
+    print(f"{quantity(len(report.stopped), 'job')} stopped; launch again to resume.")
+    return int(bool(report.unreachable))
+
+
+def _clean(arguments: argparse.Namespace) -> None:
+    """Delete leftover files and, with ``--incomplete``, jobs that are not done, run or wait."""
+    from domainbed_carft.sweep import printing, states, upkeep
+
+    state = states.of_output(arguments.output_dir)
+    leftovers = upkeep.clean(state)
+    print(f"{quantity(len(leftovers.files), 'leftover file')} deleted.")
+    if not arguments.incomplete:
+        return
+
+    incomplete = state.in_state(*upkeep.INCOMPLETE)
+    if not incomplete:
+        print("There are no incomplete jobs to delete.")
+        return
+    counts = printing.counts_phrase(incomplete)
+    print(f"About to delete {quantity(len(incomplete), 'job')}: {counts}.")
+    confirm(arguments.yes)
+    report = upkeep.delete_jobs(state.output, incomplete)
+    print(f"{quantity(len(report.jobs), 'job')} deleted.")

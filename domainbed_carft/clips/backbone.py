@@ -54,18 +54,19 @@ def load(name: str) -> Backbone:
     which turns to NaN when trained, and rounds float32 files through it. Raises CarftError for an
     unknown name, a failed download, a wrong SHA-256, and a file that is no CLIP or may be code.
     """
-    found = _read(name)
-    state = found.model.state_dict().items()
-    if wrong := next((key for key, value in state if not value.isfinite().all()), ""):
-        raise CarftError(
-            f"{found.path} has NaN or infinity in {wrong!r}; get a new copy of the weights"
-        )
-    return found
+    backbone = _read(name)
+    for key, value in backbone.model.state_dict().items():
+        if not value.isfinite().all():
+            raise CarftError(
+                f"{backbone.path} has NaN or infinity in {key!r}; get a new copy of the weights"
+            )
+    return backbone
 
 
 def _read(name: str) -> Backbone:
     if name.startswith(open_clip_models.PREFIX):
         return Backbone(name, **open_clip_models.load(name))
+
     path, expected = locate(name)
     digest = weights.sha256(path)
     if expected and digest != expected:
@@ -79,18 +80,30 @@ def _read(name: str) -> Backbone:
             f"CLIP weights: {path} is none of OpenAI's files, so QuickGELU and attention heads 64 "
             "wide are assumed; for open_clip's own use open_clip:NAME/TAG"
         )
-    image = Preprocessing(int(model.visual.input_resolution))
-    read = functools.partial(openai_models.tokenize, model)
-    return Backbone(name, model, digest, path, image, model.text_projection.shape[1], read)
+    return Backbone(
+        name=name,
+        model=model,
+        digest=digest,
+        path=path,
+        preprocessing=Preprocessing(int(model.visual.input_resolution)),
+        dim=model.text_projection.shape[1],
+        tokenize=functools.partial(openai_models.tokenize, model),
+    )
 
 
 def preprocessing(name: str) -> Preprocessing:
     """What the CLIP ``name`` wants of pictures; an exception of any type if it cannot be read."""
     if name.startswith(open_clip_models.PREFIX):
         return open_clip_models.preprocessing(open_clip_models.configuration(name))
-    known = name if name in PUBLISHED else _published_digests().get(weights.sha256(locate(name)[0]))
-    if known:
-        return Preprocessing(openai_models.RESOLUTIONS.get(known, 224))
+
+    published_name: str | None = name
+    if name not in PUBLISHED:
+        path, _ = locate(name)
+        published_name = _published_digests().get(weights.sha256(path))
+    if published_name:
+        resolutions = openai_models.RESOLUTIONS
+        return Preprocessing(resolutions.get(published_name, openai_models.DEFAULT_RESOLUTION))
+
     state = weights.load_weights(name)
     shapes = {k[len("visual.") :]: v.shape for k, v in state.items() if k.startswith("visual.")}
     with torch.device("meta"):
@@ -98,6 +111,7 @@ def preprocessing(name: str) -> Preprocessing:
 
 
 def _published_digests() -> dict[str, str]:
+    """SHA-256 -> the name under which these weights are published."""
     return {published(name)[1]: name for name in PUBLISHED}
 
 
@@ -111,6 +125,7 @@ def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tenso
     key = hashlib.sha256("\0".join([backbone.digest, str(len(prompts)), *flat]).encode())
     if backbone.architecture:  # one file under two activations or tokenizers gives other features
         key.update(backbone.architecture.encode() + tokens.numpy().tobytes())
+
     path = files.cache_folder() / "text" / f"{key.hexdigest()}.pt"
     features = _cached(path, (len(flat), backbone.dim))
     if features is None:
@@ -130,15 +145,18 @@ def empty_image_encoder(
     """
     if len(shapes) > openai_models.MOST_TENSORS:
         raise ValueError(f"the image encoder has {len(shapes)} tensors")
-    make: Callable[[], Any] = functools.partial(openai_models.image_encoder, shapes)
+
+    build: Callable[[], Any] = functools.partial(openai_models.image_encoder, shapes)
     if architecture:
         config = open_clip_models.checked(parsing.parse_json(architecture), "the architecture")
-        make = functools.partial(open_clip_models.image_encoder, config)
+        build = functools.partial(open_clip_models.image_encoder, config)
     with torch.device("meta"):
-        made = {key: value.shape for key, value in make().state_dict().items()}
-    if wrong := sorted(made.items() ^ shapes.items()):
-        raise ValueError(f"{wrong[0][0]} does not fit the image encoder")
-    encoder = make()
+        built_shapes = {key: value.shape for key, value in build().state_dict().items()}
+    differing = sorted(built_shapes.items() ^ shapes.items())
+    if differing:
+        raise ValueError(f"{differing[0][0]} does not fit the image encoder")
+
+    encoder = build()
     if architecture:
         return encoder, open_clip_models.preprocessing(config), config["model_cfg"]["embed_dim"]
     return encoder, Preprocessing(int(encoder.input_resolution)), int(encoder.output_dim)
@@ -147,12 +165,13 @@ def empty_image_encoder(
 def locate(name: str) -> tuple[Path, str | None]:
     """The file for ``name``, and the SHA-256 that it must have; None if any will do."""
     if name in PUBLISHED:
-        path, sha = published(name)
+        path, digest = published(name)
         if name in OPENAI_WEIGHTS and not path.is_file():
             openai_models.download(name, path)
-        return path, sha
+        return path, digest
     if Path(name).is_file():
         return Path(name), None
+
     raise CarftError(
         f"clip_backbone is {name!r}, expected an existing file, open_clip:NAME/TAG, or one of: "
         f"{', '.join(PUBLISHED)}"
@@ -163,11 +182,12 @@ def published(name: str) -> tuple[Path, str]:
     """Where the weights that are published as ``name`` belong, and their SHA-256."""
     if name == "tiny":
         return Path(str(resources.files("domainbed_carft") / "assets" / "tiny.pt")), TINY_SHA256
-    file_name, sha = OPENAI_WEIGHTS[name]
-    return Path("~/.cache/clip").expanduser() / file_name, sha
+    file_name, digest = OPENAI_WEIGHTS[name]
+    return Path("~/.cache/clip").expanduser() / file_name, digest
 
 
 def _encode(model: Any, tokens: Tensor) -> Tensor:
+    """Text features (N, D) on the CPU, by the GPU if there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     try:
@@ -182,8 +202,11 @@ def _encode(model: Any, tokens: Tensor) -> Tensor:
 
 def _cached(path: Path, shape: tuple[int, int]) -> Tensor | None:
     """Cached features of this shape, else None: a damaged cache costs time, never a job."""
-    found: Any = None
+    features: Any = None
     with suppress(CarftError):
-        found = weights.load_weights(path)
-    fits = isinstance(found, Tensor) and (found.dtype, found.shape) == (torch.float32, shape)
-    return found if fits and found.isfinite().all() else None
+        features = weights.load_weights(path)
+    if not isinstance(features, Tensor):
+        return None
+
+    fits = features.dtype == torch.float32 and features.shape == shape
+    return features if fits and features.isfinite().all() else None

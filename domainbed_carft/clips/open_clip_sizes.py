@@ -40,11 +40,21 @@ def size_problem(model_config: Mapping[str, Any]) -> str:
 
     ``embed_dim`` is a whole number, ``vision_cfg`` and ``text_cfg`` are mappings.
     """
-    vision, text = model_config["vision_cfg"], model_config["text_cfg"]
+    return (
+        _limit_problem(model_config)
+        or _section_problem(model_config)
+        or _patch_problem(model_config["vision_cfg"])
+    )
+
+
+def _limit_problem(model_config: Mapping[str, Any]) -> str:
+    vision = model_config["vision_cfg"]
+    text = model_config["text_cfg"]
     image_size = vision.get("image_size", 224)
     sides = image_size if isinstance(image_size, list) else [image_size]
     layers = vision.get("layers", 12)
     stages = layers if isinstance(layers, list) else [layers]
+
     limits = [
         ("embed_dim", [model_config["embed_dim"]], _DIMENSIONS),
         ("vision_cfg.image_size", sides, _PIXELS),
@@ -58,22 +68,30 @@ def size_problem(model_config: Mapping[str, Any]) -> str:
         ("text_cfg.context_length", [text.get("context_length", 77)], _CONTEXT_LENGTH),
         ("text_cfg.vocab_size", [text.get("vocab_size", 49408)], _VOCABULARY),
     ]
+
     for name, numbers, largest in limits:
         if not numbers or not all(type(n) is int and 0 < n <= largest for n in numbers):
-            given = numbers if len(numbers) != 1 else numbers[0]
-            return f"has the {name} {_brief(given)}; expected whole numbers from 1 to {largest:,}"
+            value = numbers if len(numbers) != 1 else numbers[0]
+            return f"has the {name} {_brief(value)}; expected whole numbers from 1 to {largest:,}"
+    return ""
 
-    for part, config in (("vision_cfg", vision), ("text_cfg", text)):
-        for name, value in config.items():
-            limit = _VOCABULARY if part == "text_cfg" else _LARGEST
+
+def _section_problem(model_config: Mapping[str, Any]) -> str:
+    """What is wrong with any other number, of which none is larger than the largest known ones."""
+    for section, limit in (("vision_cfg", _LARGEST), ("text_cfg", _VOCABULARY)):
+        for name, value in model_config[section].items():
             if isinstance(value, (int, float)) and not abs(value) <= limit:
-                return f"has the {part}.{name} {_brief(value)}; expected at most {limit:,}"
+                return f"has the {section}.{name} {_brief(value)}; expected at most {limit:,}"
+    return ""
 
+
+def _patch_problem(vision: Mapping[str, Any]) -> str:
+    image_size = vision.get("image_size", 224)
+    sides = image_size if isinstance(image_size, list) else [image_size]
     patch_size = _patch_size(vision)
     patches = (sides[0] // patch_size) * (sides[-1] // patch_size)
-    if _has_positions(vision) and not (
-        patches <= _PATCHES and patches * vision.get("width", 768) <= _POSITIONS
-    ):
+    positions = patches * vision.get("width", 768)
+    if _has_positions(vision) and (patches > _PATCHES or positions > _POSITIONS):
         return f"cuts a picture into {patches:,} patches; no CLIP has so many of such a width"
     return ""
 
@@ -88,22 +106,18 @@ def require_fit(
     """
     if len(shapes) > _TENSORS:
         raise ValueError(f"the weights have {len(shapes):,} tensors, expected at most {_TENSORS:,}")
-    vision, text = model_config["vision_cfg"], model_config["text_cfg"]
-    layers = [text.get("layers", 12)]
-    if not vision.get("timm_model_name"):
-        own = vision.get("layers", 12)
-        layers += own if isinstance(own, list) else [own]
-    if sum(layers) > len(shapes):
+    layers = _layers(model_config)
+    if layers > len(shapes):
         raise ValueError(
-            f"the configuration has {sum(layers)} layers, the weights only {len(shapes)} tensors"
+            f"the configuration has {layers} layers, the weights only {len(shapes)} tensors"
         )
 
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = build()
-        given = _as_open_clip_reads(model, shapes)
-    for name, expected in model.state_dict().items():
-        _require_same_shape(name, tuple(expected.shape), given)
+        state = _as_open_clip_reads(model, shapes)
+    for name, tensor in model.state_dict().items():
+        _require_same_shape(name, tuple(tensor.shape), state)
 
 
 def tensor_shapes(path: Path) -> dict[str, Shape]:
@@ -122,23 +136,24 @@ def tensor_shapes(path: Path) -> dict[str, Shape]:
     }
 
 
-def _require_same_shape(name: str, expected: Shape, given: Mapping[str, Tensor]) -> None:
+def _require_same_shape(name: str, expected: Shape, state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless open_clip can load the tensor ``name`` of the weights."""
     size = math.prod(expected)
-    if name not in given:
+    if name not in state:
         if size > 1:  # open_clip fills in a missing bias of the logits
             raise ValueError(f"the weights have no {name}, which the configuration has")
         return
 
-    found = tuple(given[name].shape)
-    interpolated = (
+    shape = tuple(state[name].shape)
+    is_interpolated = (
         name in _INTERPOLATED
-        and found[1:] == expected[1:]
-        and size <= _MOST_INTERPOLATED * math.prod(found)
+        and shape[1:] == expected[1:]
+        and size <= _MOST_INTERPOLATED * math.prod(shape)
     )
-    is_scalar = size == math.prod(found) == 1
-    if not (found == expected or interpolated or is_scalar):
+    is_scalar = size == math.prod(shape) == 1
+    if not (shape == expected or is_interpolated or is_scalar):
         raise ValueError(
-            f"{name} has the shape {list(found)} in the weights, {list(expected)} in the "
+            f"{name} has the shape {list(shape)} in the weights, {list(expected)} in the "
             "configuration"
         )
 
@@ -146,6 +161,7 @@ def _require_same_shape(name: str, expected: Shape, given: Mapping[str, Tensor])
 def _as_open_clip_reads(model: Any, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
     """Tensors without memory, under the names that open_clip gives them when it loads weights."""
     factory = imported("open_clip.factory", "'open_clip_torch>=3,<4'")
+
     state: dict[str, Tensor] = {name: torch.empty(shape) for name, shape in shapes.items()}
     state = factory.convert_state_dict(model, state)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
@@ -158,9 +174,19 @@ def _has_positions(vision: Mapping[str, Any]) -> bool:
     return not vision.get("timm_model_name") and not isinstance(vision.get("layers", 12), Sequence)
 
 
+def _layers(model_config: Mapping[str, Any]) -> int:
+    """The layers of both encoders; those of an image encoder of timm's are not in the numbers."""
+    vision = model_config["vision_cfg"]
+    count: int = model_config["text_cfg"].get("layers", 12)
+    if not vision.get("timm_model_name"):
+        stages = vision.get("layers", 12)
+        count += sum(stages) if isinstance(stages, list) else stages
+    return count
+
+
 def _patch_size(vision: Mapping[str, Any]) -> Any:
-    given = vision.get("patch_size", 16)
-    return 16 if given is None else given  # None: a ResNet, which has no patches
+    patch_size = vision.get("patch_size", 16)
+    return 16 if patch_size is None else patch_size  # None: a ResNet, which has no patches
 
 
 def _brief(value: Any) -> str:

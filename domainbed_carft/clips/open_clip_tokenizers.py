@@ -20,7 +20,8 @@ from torch import Tensor
 from domainbed_carft.errors import CarftError, brief, imported
 from domainbed_carft.files import parsing
 
-SETTINGS, MODEL = "tokenizer_config.json", "config.json"
+SETTINGS = "tokenizer_config.json"
+MODEL = "config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 VOCABULARIES = (
     "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "tokenizer.model",
@@ -44,7 +45,7 @@ _CLASS_OF_MODEL = {
     "xlm-roberta": "XLMRobertaTokenizer",
 }
 # What a class is told besides; none of these names a file or a repository.
-_KEPT_SETTINGS = (
+_ALLOWED_SETTINGS = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
     "additional_special_tokens", "extra_special_tokens", "added_tokens_decoder", "padding_side",
     "truncation_side", "model_max_length", "clean_up_tokenization_spaces", "split_special_tokens",
@@ -102,17 +103,21 @@ def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
 
     Full length: SigLIP's text encoder has no causal mask and is read at the last position.
     """
-    length, texts = tokenizer.context_length, list(prompts)
-    found: Tensor = tokenizer(texts, context_length=length)
+    texts = list(prompts)
+    length = tokenizer.context_length
+    tokens: Tensor = tokenizer(texts, context_length=length)
     roomier: Tensor = tokenizer(texts, context_length=length + 1)
+
     # With room for one token more a prompt that fits has one more of padding, wherever that is.
     padding = getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None) or 0
-    if len(cut := (roomier.sum(dim=1) - found.sum(dim=1) != padding).nonzero()):
+    is_cut = roomier.sum(dim=1) - tokens.sum(dim=1) != padding
+    if is_cut.any():
+        longest = texts[int(is_cut.nonzero()[0])]
         raise CarftError(
-            f"the prompt {texts[int(cut[0])]!r} is longer than the {length} tokens that this model "
-            "reads; shorten the context or the class name"
+            f"the prompt {longest!r} is longer than the {length} tokens that this model reads; "
+            "shorten the context or the class name"
         )
-    return found
+    return tokens
 
 
 def refuse_code(folder: Path) -> None:
@@ -120,6 +125,7 @@ def refuse_code(folder: Path) -> None:
     for path in sorted(folder.glob("*.json")):
         if path.name in VOCABULARIES or not path.is_file():
             continue
+
         _require_small(path)
         content: Any = None
         with contextlib.suppress(OSError, ValueError):  # where it is needed, it is refused
@@ -151,30 +157,41 @@ def _copy_data(folder: Path, target: Path) -> None:
         _require_small(folder / name)
         shutil.copyfile(folder / name, target / name)
 
-    settings, model = _json_object(folder / SETTINGS), _json_object(folder / MODEL)
-    given = settings.get("tokenizer_class") or _CLASS_OF_MODEL.get(str(model.get("model_type")), "")
-    name = str(given).removesuffix("Fast")
-    name = name if name in _CLASSES else _GENERAL
-    if name == _GENERAL and "tokenizer.json" not in copied:
+    settings = _json_object(folder / SETTINGS)
+    class_name = _tokenizer_class(folder, settings, has_json="tokenizer.json" in copied)
+    _write(target / SETTINGS, {**_allowed(settings), "tokenizer_class": class_name})
+    special_tokens = _json_object(folder / SPECIAL_TOKENS)
+    if special_tokens:
+        _write(target / SPECIAL_TOKENS, _allowed(special_tokens))
+
+
+def _tokenizer_class(folder: Path, settings: Mapping[str, Any], has_json: bool) -> str:
+    """The class of transformers that reads the tokenizer; CarftError if none can."""
+    model_type = str(_json_object(folder / MODEL).get("model_type"))
+    requested = settings.get("tokenizer_class") or _CLASS_OF_MODEL.get(model_type, "")
+    name = str(requested).removesuffix("Fast")
+    if name in _CLASSES:
+        return name
+
+    if not has_json:
         raise CarftError(
-            f"{folder} has no tokenizer.json, which a tokenizer of the class {str(given)[:80]!r} "
-            "needs; save it again with save_pretrained"
+            f"{folder} has no tokenizer.json, which a tokenizer of the class "
+            f"{str(requested)[:80]!r} needs; save it again with save_pretrained"
         )
-    _write(target / SETTINGS, {**_kept(settings), "tokenizer_class": name})
-    if special := _json_object(folder / SPECIAL_TOKENS):
-        _write(target / SPECIAL_TOKENS, _kept(special))
+    return _GENERAL
 
 
 def _require_small(path: Path) -> None:
     """Raise CarftError for a file that no tokenizer needs and that would fill memory or disk."""
-    if (size := path.stat().st_size) > _LARGEST_FILE:
+    size = path.stat().st_size
+    if size > _LARGEST_FILE:
         raise CarftError(
             f"{path} has {size:,} bytes; expected at most {_LARGEST_FILE:,} for a tokenizer's file"
         )
 
 
-def _kept(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: settings[key] for key in _KEPT_SETTINGS if key in settings}
+def _allowed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: settings[key] for key in _ALLOWED_SETTINGS if key in settings}
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -182,12 +199,12 @@ def _json_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = parsing.parse_json(path.read_text("utf-8"))
+        content = parsing.parse_json(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise CarftError(f"{path} cannot be read ({error}); expected a JSON object") from error
-    if not isinstance(found, dict):
-        raise CarftError(f"{path} holds a {type(found).__name__}; expected a JSON object")
-    return found
+    if not isinstance(content, dict):
+        raise CarftError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+    return content
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

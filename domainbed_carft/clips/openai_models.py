@@ -31,37 +31,24 @@ OPENAI_WEIGHTS = {
     ),
 }
 
-RESOLUTIONS = {  # in pixels, of all others 224
+DEFAULT_RESOLUTION = 224  # in pixels a side
+RESOLUTIONS = {
     "tiny": 48, "RN50x4": 288, "RN50x16": 384, "RN50x64": 448, "ViT-L/14@336px": 336,
 }  # fmt: skip
 MOST_TENSORS = 2000  # in a CLIP: RN50x64, which has the most of OpenAI's, has some 1,400
+HEAD_WIDTH = 64  # of the attention in all of OpenAI's models
+RESNET_STRIDE = 32  # pixels of a picture, a side, that become one position of the last stage
+# A tensor whose last dimension is the width of a tower, for each kind of tower.
+_WIDTH_TENSORS = (
+    "visual.class_embedding", "visual.attnpool.c_proj.weight", "ln_final.weight",
+)  # fmt: skip
 
 
 def read(path: Path, digest: str) -> Any:
     """The frozen CLIP in a file of this SHA-256; CarftError for what is none, or other programs."""
-    # To load TorchScript is to run it, and it can write files: none runs but OpenAI's own.
-    if any(digest == sha for _, sha in OPENAI_WEIGHTS.values()):
-        with warnings.catch_warnings():  # torch 2.13 deprecates the format OpenAI publishes
-            warnings.simplefilter("ignore")
-            state = torch.jit.load(str(path), map_location="cpu").state_dict()
-    else:
-        state = weights.load_weights(path)
-    build_model = package().model.build_model
+    state = _load_state(path, digest)
     try:
-        if len(state) > MOST_TENSORS:
-            raise ValueError(f"it has {len(state)} tensors")
-        for key in ("visual.class_embedding", "visual.attnpool.c_proj.weight", "ln_final.weight"):
-            if key in state and (width := state[key].shape[-1]) % 64:
-                raise ValueError(
-                    f"{key!r} is {width} wide, which is no number of heads of 64; use "
-                    "open_clip:NAME/TAG or open_clip:local-dir:FOLDER for open_clip's own weights"
-                )
-        state = {k: v.float() if torch.is_floating_point(v) else v for k, v in state.items()}
-        with torch.device("meta"), warnings.catch_warnings():  # without memory: do they fit?
-            warnings.simplefilter("ignore")
-            build_model(dict(state))
-        model = build_model(dict(state)).float()  # rounds to half precision on its way
-        model.load_state_dict({k: v for k, v in state.items() if k in model.state_dict()})
+        model = _build(state)
     except Exception as error:  # what other content makes of build_model: any type
         raise CarftError(
             f"{path} is not a CLIP in OpenAI's format ({brief(error)}); expected only the state "
@@ -70,21 +57,73 @@ def read(path: Path, digest: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def _load_state(path: Path, digest: str) -> Any:
+    # To load TorchScript is to run it, and it can write files: none runs but OpenAI's own.
+    is_published = any(digest == published for _, published in OPENAI_WEIGHTS.values())
+    if not is_published:
+        return weights.load_weights(path)
+
+    with warnings.catch_warnings():  # torch 2.13 deprecates the format OpenAI publishes
+        warnings.simplefilter("ignore")
+        return torch.jit.load(str(path), map_location="cpu").state_dict()
+
+
+def _build(state: Any) -> Any:
+    """The CLIP with this state dict, in float32; an exception of any type for other content."""
+    build_model = package().model.build_model
+    if len(state) > MOST_TENSORS:
+        raise ValueError(f"it has {len(state)} tensors")
+    for key in _WIDTH_TENSORS:
+        width = state[key].shape[-1] if key in state else 0
+        if width % HEAD_WIDTH:
+            raise ValueError(
+                f"{key!r} is {width} wide, which is no number of heads of {HEAD_WIDTH}; use "
+                "open_clip:NAME/TAG or open_clip:local-dir:FOLDER for open_clip's own weights"
+            )
+
+    state = {k: v.float() if torch.is_floating_point(v) else v for k, v in state.items()}
+    with torch.device("meta"), warnings.catch_warnings():  # without memory: do they fit?
+        warnings.simplefilter("ignore")
+        build_model(dict(state))
+
+    model = build_model(dict(state)).float()  # rounds to half precision on its way
+    model.load_state_dict({k: v for k, v in state.items() if k in model.state_dict()})
+    return model
+
+
 def image_encoder(shapes: Mapping[str, Sequence[int]]) -> Any:
     """An untrained image encoder of these shapes, by the rules of clip/model.py, build_model."""
-    models = package().model
     if "proj" in shapes:
-        width, _, _, patch = shapes["conv1.weight"]
-        grid = round((shapes["positional_embedding"][0] - 1) ** 0.5)
-        layers = len({k for k in shapes if k.endswith(".attn.in_proj_weight")})
-        sizes = patch * grid, patch, width, layers, width // 64, shapes["proj"][1]
-        return models.VisionTransformer(*sizes)
-    stages = [[k.split(".")[1] for k in shapes if k.startswith(f"layer{n}.")] for n in range(1, 5)]
-    blocks = tuple(len({*stage}) for stage in stages)
+        return _vision_transformer(shapes)
+    return _resnet(shapes)
+
+
+def _vision_transformer(shapes: Mapping[str, Sequence[int]]) -> Any:
+    width, _, _, patch_size = shapes["conv1.weight"]
+    grid = round((shapes["positional_embedding"][0] - 1) ** 0.5)
+    layers = len({key for key in shapes if key.endswith(".attn.in_proj_weight")})
+    return package().model.VisionTransformer(
+        input_resolution=patch_size * grid,
+        patch_size=patch_size,
+        width=width,
+        layers=layers,
+        heads=width // HEAD_WIDTH,
+        output_dim=shapes["proj"][1],
+    )
+
+
+def _resnet(shapes: Mapping[str, Sequence[int]]) -> Any:
+    stages = [f"layer{number}." for number in range(1, 5)]
+    blocks = [{key.split(".")[1] for key in shapes if key.startswith(stage)} for stage in stages]
     width = shapes["layer1.0.conv1.weight"][0]
     grid = round((shapes["attnpool.positional_embedding"][0] - 1) ** 0.5)
-    output = shapes["attnpool.c_proj.weight"][0]
-    return models.ModifiedResNet(blocks, output, width * 32 // 64, grid * 32, width)
+    return package().model.ModifiedResNet(
+        layers=tuple(map(len, blocks)),
+        output_dim=shapes["attnpool.c_proj.weight"][0],
+        heads=width * 32 // HEAD_WIDTH,  # the last stage is 32 times as wide as the first
+        input_resolution=grid * RESNET_STRIDE,
+        width=width,
+    )
 
 
 def tokenize(model: Any, prompts: Sequence[str]) -> Tensor:
@@ -96,8 +135,10 @@ def tokenize(model: Any, prompts: Sequence[str]) -> Tensor:
             f"a prompt is longer than the {model.context_length} tokens that CLIP reads "
             f"({error}); shorten the context or the class name"
         ) from error
+
     # The text encoder is causal and read at the end-of-text token, so padding changes nothing.
-    return tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
+    last_end = int(tokens.argmax(dim=1).max())
+    return tokens[:, : last_end + 1]
 
 
 def download(name: str, path: Path) -> None:

@@ -29,24 +29,21 @@ INTERPOLATIONS = {name: transforms.InterpolationMode(name) for name in ("bicubic
 
 
 class Preprocessing(NamedTuple):
-    """What an image encoder wants of pictures: squares of ``resolution`` pixels a side.
+    """The pictures that an image encoder takes: normalised squares."""
 
-    Resized by ``interpolation``, the ``shortest`` side and then cropped, or ``squash``: both sides.
-    """
-
-    resolution: int
-    interpolation: str = "bicubic"
-    resize: str = "shortest"
-    mean: tuple[float, ...] = CLIP_MEAN
+    resolution: int  # px a side
+    interpolation: str = "bicubic"  # or "bilinear"
+    resize: str = "shortest"  # side, then cropped; or "squash": both sides
+    mean: tuple[float, ...] = CLIP_MEAN  # of [0, 1], a channel
     std: tuple[float, ...] = CLIP_STD
 
     @property
-    def asked(self) -> str:
-        """What a data set has to know of it, the hparam ``preprocessing``."""
+    def hparam_value(self) -> str:
+        """What a data set has to know of it: the value of the hparam ``preprocessing``."""
         return f"{self.resolution} {self.interpolation} {self.resize}"
 
 
-# The presets of the hparam `protocol`, in words; `protocol` has them as transforms.
+# The presets of the hparam `protocol`, in words; `transform` has them as transforms.
 PROTOCOLS = {
     "domainbed": "training: crop of 70 to 100%, flip, colour jitter, 1 in 10 grey; test: squashed",
     "clip": "training: crop of 70 to 100%, flip; test: the model's own, of CLIP the shorter side "
@@ -75,22 +72,24 @@ PRESETS = ("domainbed", *_AUGMENTATIONS)
 def transform(
     protocol: str, size: int, augment: bool, preprocessing: str = ""
 ) -> Callable[[Any], Any]:
-    """From a PIL picture to a normalised tensor (3, ``size``, ``size``), ``size`` in pixels.
+    """The transform of a preset, from a PIL picture to a normalised tensor (3, ``size``, ``size``).
 
-    ``preprocessing``: the hparam; all presets but ``domainbed`` take from it how pictures are
-    resized.
+    ``size`` is in pixels. ``preprocessing`` is the hparam of this name; all presets but
+    ``domainbed`` take from it how pictures are resized.
     """
     if protocol in _AUGMENTATIONS:
         interpolation, resize = preprocessing.split()[1:] or ("bicubic", "shortest")
         augmentation = _AUGMENTATIONS[protocol] if augment else None
-        steps = _clip(size, augmentation, interpolation, resize)
-        normalised = CLIP_MEAN, CLIP_STD
+        steps = _clip_steps(size, augmentation, interpolation, resize)
+        normalise = transforms.Normalize(CLIP_MEAN, CLIP_STD)
     else:
-        steps, normalised = _domainbed(size, augment), IMAGENET
-    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(*normalised)])
+        steps = _domainbed_steps(size, augment)
+        normalise = transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    return transforms.Compose([*steps, transforms.ToTensor(), normalise])
 
 
-def _domainbed(size: int, augment: bool) -> list[Any]:
+def _domainbed_steps(size: int, augment: bool) -> list[Any]:
+    """Upstream's steps before a picture becomes a tensor."""
     if not augment:
         return [transforms.Resize((size, size))]
     return [
@@ -101,26 +100,28 @@ def _domainbed(size: int, augment: bool) -> list[Any]:
     ]
 
 
-def _clip(
+def _clip_steps(
     size: int, augmentation: _Augmentation | None, interpolation: str, resize: str
 ) -> list[Any]:
-    how = INTERPOLATIONS[interpolation]
+    """CLIP's steps before a picture becomes a tensor, with an augmentation's crops and flips."""
+    mode = INTERPOLATIONS[interpolation]
 
     if augmentation:
         area = (augmentation.smallest_crop, 1.0)
-        crop = transforms.RandomResizedCrop(size, area, interpolation=how)
+        crop = transforms.RandomResizedCrop(size, area, interpolation=mode)
         return [crop, transforms.RandomHorizontalFlip()] if augmentation.flips else [crop]
 
     if resize == "squash":
-        return [transforms.Resize((size, size), how)]
-    return [transforms.Resize(size, how), transforms.CenterCrop(size)]
+        return [transforms.Resize((size, size), mode)]
+    return [transforms.Resize(size, mode), transforms.CenterCrop(size)]
 
 
 class CLIPInput(nn.Module):
     """From the data set's pictures to the model's: undo one normalisation, resize, apply the other.
 
-    (N, 3, H, W) of any size, ``mean`` and ``std`` as the data set applied them -> (N, 3, R, R), as
-    ``wanted``, OpenAI's if it is a number, R in pixels. Both are in the state dict.
+    (N, 3, H, W) of any size, normalised by ``mean`` and ``std``, -> (N, 3, R, R), of R pixels a
+    side, as ``preprocessing`` says. That may be R alone, for OpenAI's. The state dict has both
+    normalisations.
     """
 
     scale: Tensor
@@ -128,22 +129,26 @@ class CLIPInput(nn.Module):
 
     def __init__(
         self,
-        wanted: Preprocessing | int,
+        preprocessing: Preprocessing | int,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
-        self.wanted = wanted = Preprocessing(wanted) if isinstance(wanted, int) else wanted
-        theirs, spread, clip_mean, clip_std = map(
-            torch.tensor, (mean, std, wanted.mean, wanted.std)
-        )
-        # (x * std + mean - clip_mean) / clip_std, folded into one multiplication and one addition
-        scale, shift = spread / clip_std, (theirs - clip_mean) / clip_std
-        self.register_buffer("scale", scale.view(1, 3, 1, 1))
-        self.register_buffer("shift", shift.view(1, 3, 1, 1))
+        if isinstance(preprocessing, int):
+            preprocessing = Preprocessing(preprocessing)
+        self.preprocessing = preprocessing
+
+        data_mean = torch.tensor(mean)
+        data_std = torch.tensor(std)
+        clip_mean = torch.tensor(preprocessing.mean)
+        clip_std = torch.tensor(preprocessing.std)
+        # (x * data_std + data_mean - clip_mean) / clip_std, as one multiplication and one addition
+        self.register_buffer("scale", (data_std / clip_std).view(1, 3, 1, 1))
+        self.register_buffer("shift", ((data_mean - clip_mean) / clip_std).view(1, 3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        size = (self.wanted.resolution, self.wanted.resolution)
+        """Pictures (N, 3, R, R) as the model takes them, from those (N, 3, H, W) of the data."""
+        size = (self.preprocessing.resolution, self.preprocessing.resolution)
         if x.shape[-2:] != size:
-            x = F.interpolate(x, size=size, mode=self.wanted.interpolation, antialias=True)
+            x = F.interpolate(x, size=size, mode=self.preprocessing.interpolation, antialias=True)
         return x * self.scale + self.shift

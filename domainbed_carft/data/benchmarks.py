@@ -92,7 +92,7 @@ def independent_unit(dataset: str, environment: int) -> str:
 
 
 def get(name: str) -> Benchmark:
-    """The benchmark called ``name``; CarftError with the nearest names if it is unknown."""
+    """The benchmark called ``name``. Raises CarftError, with similar names, if it is unknown."""
     if name not in BENCHMARKS:
         raise CarftError(text.unknown("benchmark", name, BENCHMARKS))
     return BENCHMARKS[name]
@@ -140,11 +140,13 @@ def missing_data_dir(data_dir: str | Path) -> list[str]:
     """A sentence if ``data_dir``, the folder of the data sets' folders, is not a folder."""
     if os.path.isdir(data_dir):
         return []
+
     fault = "is not a folder" if os.path.exists(data_dir) else "does not exist"
     return [f"--data_dir {data_dir} {fault}; give the folder that contains the data sets' folders"]
 
 
 def _benchmark(facts: dict[str, Any]) -> Benchmark:
+    """A benchmark from its facts in benchmarks.json and its table of classes."""
     path = ASSETS / "classes" / f"{facts['name']}.csv"
     header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
     columns = {
@@ -153,14 +155,17 @@ def _benchmark(facts: dict[str, Any]) -> Benchmark:
     }
     by_class = {environment: counts for environment, counts in columns.items() if counts}
     totals = {environment: sum(counts.values()) for environment, counts in columns.items()}
-    editions = [(one["name"], {**totals, **one.get("counts", {})}) for one in facts["editions"]]
-    read = {
-        "environments": tuple(Environment(**one) for one in facts["environments"]),
+
+    structured_facts = {
+        "environments": tuple(Environment(**fields) for fields in facts["environments"]),
         "classes": tuple(row[0] for row in rows),
-        "editions": tuple(Edition(name, counts, by_class) for name, counts in editions),
-        "sources": tuple(Source(**one) for one in facts["sources"]),
+        "editions": tuple(
+            Edition(edition["name"], {**totals, **edition.get("counts", {})}, by_class)
+            for edition in facts["editions"]
+        ),
+        "sources": tuple(Source(**fields) for fields in facts["sources"]),
     }
-    return Benchmark(**{**facts, **read})
+    return Benchmark(**{**facts, **structured_facts})
 
 
 BENCHMARKS = {

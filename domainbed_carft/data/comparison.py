@@ -1,4 +1,4 @@
-"""Counts that were found, against what is known of a benchmark, or against each other.
+"""The counts of a data set, against what is known of a benchmark, or against each other.
 
 DomainBed goes by position, of sub-folders and class folders: what shifts a position is a problem,
 another name at the same position only a difference.
@@ -20,12 +20,14 @@ from domainbed_carft.text import counted
 Counts = Mapping[str, Mapping[str, int]]  # environment -> class -> pictures, in order of position
 
 SUB_SPLITS = {"train", "test", "val", "valid", "validation", "crossval", "trainval", "full"}
+MOST_EXAMPLES = 5  # names in a sentence
+
 STRAY = re.compile(r"\.|__MACOSX$|eccv_18_")  # what unpackers and notebooks leave
 
 
 @dataclass
 class Findings:
-    """Sentences, as `verify.Report` has them, and the name of the edition with these counts."""
+    """What a comparison found: sentences for people, and the edition with the same counts."""
 
     problems: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
@@ -34,161 +36,212 @@ class Findings:
 
 
 def compare(name: str, counts: Counts) -> Findings:
-    """Environments, classes and numbers against what is known of ``name``, else each other."""
+    """Compare environments, classes and counts with the benchmark ``name``, or with each other.
+
+    The latter for a data set that is not a benchmark.
+    """
     findings = Findings()
     benchmark = benchmarks.BENCHMARKS.get(name)
     if benchmark is None:
-        _own(counts, findings)
+        _compare_unknown(counts, findings)
         return findings
-    names, folders = list(counts), [environment.folder for environment in benchmark.environments]
-    forms = [{plain_name(form) for form in (e.folder, *e.also)} for e in benchmark.environments]
-    if len(names) != len(forms) or any(plain_name(n) not in form for n, form in zip(names, forms)):
+
+    names = list(counts)
+    folders = [environment.folder for environment in benchmark.environments]
+    if not _are_environments_of(benchmark, names):
         findings.problems.append(
-            f"the environments are {listed(names, 8) or 'missing'}, expected {listed(folders, 8)}. "
-            "Test environments go by position: rename these folders and move out all others"
+            f"the environments are {quoted_names(names, 8) or 'missing'}, expected "
+            f"{quoted_names(folders, 8)}. Test environments go by position: rename these folders "
+            "and move out all others"
         )
         return findings
-    if renamed := [f"{n!r} to {folder!r}" for n, folder in zip(names, folders) if n != folder]:
+
+    renamed = [f"{n!r} to {folder!r}" for n, folder in zip(names, folders) if n != folder]
+    if renamed:
         findings.differences.append(
             f"environments have other names in the same order: rename {', '.join(renamed)}"
         )
-    _classes(counts, benchmark.classes, findings)
-    _editions(benchmark, dict(zip(folders, counts.values())), findings)
+    _compare_classes(counts, benchmark.classes, findings)
+    _compare_editions(benchmark, dict(zip(folders, counts.values())), findings)
     return findings
 
 
-def _own(counts: Counts, findings: Findings) -> None:
-    """A data set that nothing is known of."""
-    inside = {name: found for name, found in counts.items() if not STRAY.match(name)}
+def _are_environments_of(benchmark: Benchmark, names: Sequence[str]) -> bool:
+    """Whether folders are the benchmark's environments in order, by any of their known names."""
+    if len(names) != len(benchmark.environments):
+        return False
+    known_names = [
+        {normalised_name(form) for form in (environment.folder, *environment.also)}
+        for environment in benchmark.environments
+    ]
+    return all(normalised_name(name) in forms for name, forms in zip(names, known_names))
+
+
+def _compare_unknown(counts: Counts, findings: Findings) -> None:
+    """Findings about a data set that is not a benchmark."""
+    environments = {name: classes for name, classes in counts.items() if not STRAY.match(name)}
     findings.problems += [
         f"DomainBed would read the folder {name!r} as environment {position}; move the folder out "
         "of the data folder"
         for position, name in enumerate(counts)
-        if name not in inside
+        if name not in environments
     ]
-    if not inside:
+    if not environments:
         findings.problems.append(
             "found no environments; expected a folder with one sub-folder per environment"
         )
-    _classes(inside, (), findings)
-    _imagenet(counts, findings)
-    # By the classes that count on ImageNet: other data sets share no more than a third.
-    objectnet = benchmarks.suite_lists()["objectnet"].keys()
-    if any(
-        2 * len(objectnet & found.keys()) > len(objectnet) for found in (counts, *counts.values())
-    ):
+
+    _compare_classes(environments, (), findings)
+    _compare_with_imagenet(counts, findings)
+    if _is_objectnet(counts):
         findings.problems.append(
             "this is ObjectNet, whose licence forbids to train or tune on it; it is a test set: "
             "carft evaluate RUN --suite imagenet"
         )
 
 
-def _imagenet(counts: Counts, findings: Findings) -> None:
-    """What is said of a tree with more than half of ImageNet's classes, but not with just these."""
+def _is_objectnet(counts: Counts) -> bool:
+    """Whether more than half of ObjectNet's classes are here, as environments or as classes.
+
+    Only those that count on ImageNet are compared: other data sets share no more than a third.
+    """
+    objectnet = benchmarks.suite_lists()["objectnet"].keys()
+    folder_lists = [counts, *counts.values()]
+    return any(2 * len(objectnet & folders.keys()) > len(objectnet) for folders in folder_lists)
+
+
+def _compare_with_imagenet(counts: Counts, findings: Findings) -> None:
+    """Findings about a tree with more than half of ImageNet's classes, but not with just these."""
     ids = set(benchmarks.imagenet_ids())
-    by_name = "carft data verify ImageNet --data_dir DIR, with imagenet or ILSVRC2012 in DIR"
+    command = "carft data verify ImageNet --data_dir DIR, with imagenet or ILSVRC2012 in DIR"
     if 2 * len(ids & counts.keys()) > len(ids):
         findings.problems.append(
             "its folders are ImageNet's classes, not environments; give the folder above, or use "
-            f"{by_name}"
+            f"{command}"
         )
-    for name, found in counts.items():
-        missing = sorted(ids - found.keys())
-        extra = sorted(found.keys() - ids)
+
+    for name, classes in counts.items():
+        missing = sorted(ids - classes.keys())
+        extra = sorted(classes.keys() - ids)
         if 2 * len(missing) < len(ids) and (missing or extra):
             findings.differences.append(
                 f"environment {name!r} does not have ImageNet's 1,000 classes: missing "
-                f"{listed(missing) or 'none'}, extra {listed(extra) or 'none'}. To check ImageNet, "
-                f"use {by_name}"
+                f"{quoted_names(missing) or 'none'}, extra {quoted_names(extra) or 'none'}. To "
+                f"check ImageNet, use {command}"
             )
 
 
-def digest(counts: Counts) -> str:
+def counts_digest(counts: Counts) -> str:
     """Eight hex digits that change with any environment, class or number in ``counts``."""
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def listed(names: Iterable[str], most: int = 5) -> str:
-    """The first names, quoted, and how many more there are."""
+def quoted_names(names: Iterable[str], limit: int = MOST_EXAMPLES) -> str:
+    """The first names, quoted, and how many more there are; "" for no names."""
     names = list(names)
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more
+    ending = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(map(repr, names[:limit])) + ending
 
 
-def plain_name(name: str) -> str:
-    """What is left of a name that copies write as "Real World", "RealWorld" or "real_world"."""
+def normalised_name(name: str) -> str:
+    """A name in lower case without spaces and punctuation: "Real World" and "real_world" agree."""
     return re.sub(r"[\W_]", "", name.casefold())
 
 
-def _classes(counts: Counts, known: Sequence[str], findings: Findings) -> None:
-    """The class folders, which must be the same in all environments, and in the known order."""
-    problems = findings.problems
-    alike: dict[tuple[str, ...], list[str]] = {}  # class folders -> environments that have them
-    for name, found in counts.items():
-        if found and SUB_SPLITS.issuperset(map(str.lower, found)):
-            problems.append(
-                f"environment {name!r} has the sub-splits {listed(found)}, expected class folders; "
-                "merge the sub-splits into one folder per class, each picture once"
+def _compare_classes(counts: Counts, known_classes: Sequence[str], findings: Findings) -> None:
+    """Findings about class folders, which must be the same in all environments.
+
+    They must be the ``known_classes`` in order, if there are any.
+    """
+    # Class folders -> environments that have them
+    environments_by_classes: dict[tuple[str, ...], list[str]] = {}
+    for name, classes in counts.items():
+        if classes and SUB_SPLITS.issuperset(map(str.lower, classes)):
+            findings.problems.append(
+                f"environment {name!r} has the sub-splits {quoted_names(classes)}, expected class "
+                "folders; merge the sub-splits into one folder per class, each picture once"
             )
             continue
-        alike.setdefault(tuple(found), []).append(name)
-        if empty := [label for label, pictures in found.items() if not pictures]:
-            problems.append(
-                f"environment {name!r} has no picture in {listed(empty)}, so no job can start; "
-                "get the pictures or remove the class from all environments"
+        environments_by_classes.setdefault(tuple(classes), []).append(name)
+        empty = [label for label, pictures in classes.items() if not pictures]
+        if empty:
+            findings.problems.append(
+                f"environment {name!r} has no picture in {quoted_names(empty)}, so no job can "
+                "start; get the pictures or remove the class from all environments"
             )
-    if not alike:
+    if not environments_by_classes:
         return
-    usual = max(alike, key=lambda found: len(alike[found]))
-    expected = tuple(known) or usual
+
+    usual = max(environments_by_classes, key=lambda key: len(environments_by_classes[key]))
+    usual_environment = environments_by_classes[usual][0]
+    expected = tuple(known_classes) or usual
     if len(expected) < 2:
-        problems.append(
-            f"environment {alike[usual][0]!r} has {counted(len(usual), 'class folder')}, expected "
-            "at least two; the layout is environment/class/picture"
-        )
-    whose = "the known ones" if known else f"those in {alike[usual][0]!r}"
-    for classes, names in alike.items():
-        if classes == expected:
-            continue
-        if known and [*map(plain_name, classes)] == [*map(plain_name, expected)]:
-            others = [f"{f!r} for {k!r}" for f, k in zip(classes, expected) if f != k]
-            findings.differences.append(
-                f"class folders in {listed(names)} have other names in the same order: "
-                f"{', '.join(others[:5])}"
-            )
-            continue
-        missing = listed(one for one in expected if one not in classes) or "none"
-        extra = listed(one for one in classes if one not in expected) or "none"
-        label = next(i for i, (f, k) in enumerate(zip_longest(classes, expected)) if f != k)
-        problems.append(
-            f"the class folders in {listed(names)} are not {whose}: missing {missing}, extra "
-            f"{extra}. Labels are wrong from {label} on; make them the same"
+        findings.problems.append(
+            f"environment {usual_environment!r} has {counted(len(usual), 'class folder')}, "
+            "expected at least two; the layout is environment/class/picture"
         )
 
+    origin = "the known ones" if known_classes else f"those in {usual_environment!r}"
+    for folders, names in environments_by_classes.items():
+        if folders == expected:
+            continue
+        if known_classes and [*map(normalised_name, folders)] == [*map(normalised_name, expected)]:
+            findings.differences.append(_renamed_classes(names, folders, expected))
+        else:
+            findings.problems.append(_wrong_classes(names, folders, expected, origin))
 
-def _editions(benchmark: Benchmark, found: Counts, findings: Findings) -> None:
-    totals = {name: sum(classes.values()) for name, classes in found.items()}
+
+def _renamed_classes(names: Sequence[str], folders: Sequence[str], expected: Sequence[str]) -> str:
+    """A sentence: environments ``names`` have class folders that are spelled differently."""
+    pairs = zip(folders, expected)
+    spellings = [f"{folder!r} for {name!r}" for folder, name in pairs if folder != name]
+    return (
+        f"class folders in {quoted_names(names)} have other names in the same order: "
+        f"{', '.join(spellings[:MOST_EXAMPLES])}"
+    )
+
+
+def _wrong_classes(
+    names: Sequence[str], folders: Sequence[str], expected: Sequence[str], origin: str
+) -> str:
+    """A sentence: environments ``names`` do not have the class folders of ``origin``."""
+    missing = quoted_names(name for name in expected if name not in folders) or "none"
+    extra = quoted_names(name for name in folders if name not in expected) or "none"
+    pairs = enumerate(zip_longest(folders, expected))
+    first_wrong_label = next(label for label, (folder, name) in pairs if folder != name)
+    return (
+        f"the class folders in {quoted_names(names)} are not {origin}: missing {missing}, extra "
+        f"{extra}. Labels are wrong from {first_wrong_label} on; make them the same"
+    )
+
+
+def _compare_editions(benchmark: Benchmark, counts: Counts, findings: Findings) -> None:
+    """Findings about counts, against those of the benchmark's nearest edition."""
+    totals = {name: sum(classes.values()) for name, classes in counts.items()}
 
     def distance(edition: Edition) -> int:
         return sum(abs(total - edition.counts[name]) for name, total in totals.items())
 
     edition = min(benchmark.editions, key=distance)
-    named = len(findings.differences)
-    for name, classes in found.items():
-        plain = {plain_name(label): count for label, count in classes.items()}
-        others = [
-            f"{label!r} {plain[plain_name(label)]:,} instead of {count:,}"
-            for label, count in edition.by_class.get(name, {}).items()
-            if plain.get(plain_name(label), count) != count
+    differences = []
+    for name, classes in counts.items():
+        pictures = {normalised_name(label): number for label, number in classes.items()}
+        by_class = [
+            f"{label!r} {pictures[normalised_name(label)]:,} instead of {expected:,}"
+            for label, expected in edition.by_class.get(name, {}).items()
+            if pictures.get(normalised_name(label), expected) != expected
         ]
-        total, expected = totals[name], edition.counts[name]
-        if others or total != expected:
-            findings.differences.append(
-                f"environment {name!r} has {total:,} pictures, expected {expected:,} as in the "
-                f"edition {edition.name} ({total - expected:+,})"
-                + (f": {', '.join(others[:5])}" if others else "")
+        expected_total = edition.counts[name]
+        if by_class or totals[name] != expected_total:
+            details = f": {', '.join(by_class[:MOST_EXAMPLES])}" if by_class else ""
+            differences.append(
+                f"environment {name!r} has {totals[name]:,} pictures, expected "
+                f"{expected_total:,} as in the edition {edition.name} "
+                f"({totals[name] - expected_total:+,}){details}"
             )
-    if len(findings.differences) > named:
+
+    findings.differences += differences
+    if differences:
         findings.notes.append(f"source of the known counts: {benchmark.certainty}")
     else:
         findings.edition = edition.name

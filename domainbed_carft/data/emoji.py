@@ -1,7 +1,6 @@
 """Where the embedded pictures are: unpacked from the package on first use, divided for EmojiShift.
 
 EmojiStyles has the styles that `tiny` has seen in pre-training, EmojiUnseen those that it has not.
-
 EmojiShift has one style, two thirds of its things to train on, the others to test on, and the three
 other styles as shifted test sets.
 """
@@ -31,62 +30,67 @@ TRAINED_STYLE = "noto"
 TRAINED_SHARE = 2 / 3  # of the things of each class; chosen by test results, see docs/measured.md
 
 
-def environments(name: str) -> Path:
+def environment_folder(name: str) -> Path:
     """The folder environment/class/picture.png of the embedded data set ``name``."""
     if name == UNSEEN:
-        return styles_folder(emoji_styles.NEVER_SEEN)
-    return shift() / "train" if name == SHIFT else unpacked()
+        return style_folders(emoji_styles.NEVER_SEEN)
+    return shift_folders() / "train" if name == SHIFT else style_folders()
 
 
-def styles_folder(label: str) -> Path:
-    """The folder style/class/picture.png of all styles with this label of `emoji_styles`."""
-    if label == emoji_styles.SEEN:
-        return unpacked()
-    return unpacked(FURTHER_ARCHIVE) / emoji_styles.folder(label)
-
-
-def unpacked(name: str = ARCHIVE) -> Path:
-    """The folder style/class/picture.png; of FURTHER_ARCHIVE label/style/class/picture.png.
+def style_folders(label: str = emoji_styles.SEEN) -> Path:
+    """The folder style/class/picture.png of all styles with this label of `emoji_styles`.
 
     Raises CarftError without a cache folder to write to.
     """
+    if label == emoji_styles.SEEN:
+        return _unpacked_archive(ARCHIVE)
+    return _unpacked_archive(FURTHER_ARCHIVE) / emoji_styles.folder(label)
+
+
+def _unpacked_archive(name: str) -> Path:
+    """The folder with the files of one of the package's archives."""
     with resources.as_file(resources.files("domainbed_carft") / "assets" / name) as archive:
 
         def unpack(folder: Path) -> None:
             with zipfile.ZipFile(archive) as pictures:
                 pictures.extractall(folder)
 
-        return _made(Path(archive.stem, weights.sha256(archive)[:16]), unpack)
+        return _cached_folder(Path(archive.stem, weights.sha256(archive)[:16]), unpack)
 
 
-def shift() -> Path:
+def shift_folders() -> Path:
     """The folders train/noto/class/picture.png and test/... of EmojiShift, by a fixed draw."""
-    styles = unpacked()
+    styles = style_folders()
 
     def divide(folder: Path) -> None:
         generator = np.random.RandomState(0)
-        for of_class in sorted((styles / TRAINED_STYLE).iterdir()):
-            pictures = sorted(of_class.iterdir())
+        for class_folder in sorted((styles / TRAINED_STYLE).iterdir()):
+            pictures = sorted(class_folder.iterdir())
             order = generator.permutation(len(pictures)).tolist()
-            for rank, place in enumerate(order):
+            for rank, position in enumerate(order):
                 side = "train" if rank < TRAINED_SHARE * len(order) else "test"
-                target = folder / side / TRAINED_STYLE / of_class.name
+                target = folder / side / TRAINED_STYLE / class_folder.name
                 target.mkdir(parents=True, exist_ok=True)
-                shutil.copy(pictures[place], target)
+                shutil.copy(pictures[position], target)
 
-    return _made(Path("emoji_shift", f"{styles.name}-{TRAINED_SHARE:.3f}"), divide)
+    return _cached_folder(Path("emoji_shift", f"{styles.name}-{TRAINED_SHARE:.3f}"), divide)
 
 
-def _made(place: Path, fill: Callable[[Path], None]) -> Path:
-    """A folder in the cache; filled beside it and renamed, so that no job sees half of it."""
-    target = files.cache_folder() / place
+def _cached_folder(path: Path, fill: Callable[[Path], None]) -> Path:
+    """The folder at ``path`` below the cache folder; ``fill`` makes it if it is not there.
+
+    It is filled under another name and then renamed, so that no job sees half of it. Raises
+    PassingError if it cannot be written.
+    """
+    target = files.cache_folder() / path
     if target.is_dir():
         return target
+
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as beside:
-            fill(Path(beside, "pictures"))
-            os.rename(Path(beside, "pictures"), target)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as temporary:
+            fill(Path(temporary, "pictures"))
+            os.rename(Path(temporary, "pictures"), target)
     except OSError as error:
         if not target.is_dir():  # else another job was faster, and its copy is as good
             raise PassingError(

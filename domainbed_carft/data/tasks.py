@@ -4,7 +4,7 @@ A picture's label comes from the name of its class: torchvision counts the class
 entries of a list, so that one more or one fewer shifts all later labels.
 
 Caltech101, SUN397 and EuroSAT have no official splits there: theirs are drawn here, as many
-pictures of each class as CLIP's own splits have, and told as "own split".
+pictures of each class as CLIP's own splits have, and reported as "own split".
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ import numpy as np
 
 from domainbed_carft.data import benchmarks, listing
 from domainbed_carft.data import verify as verifying
-from domainbed_carft.data.comparison import listed, plain_name
+from domainbed_carft.data.comparison import normalised_name, quoted_names
 from domainbed_carft.data.download import removing_empty_folders
+from domainbed_carft.data.picture_files import PictureDataset
 from domainbed_carft.errors import CarftError, brief
 
 Part = dict[str, Any]  # keyword arguments of torchvision's class
@@ -55,14 +56,14 @@ class Task:
 
     @property
     def split(self) -> str:
-        """Where its splits are from."""
+        """Who has made its splits."""
         return "own split" if self.drawn else "official split"
 
     @property
     def remedy(self) -> str:
-        """What to do where the data is missing, after "; "."""
+        """What to do if the data is missing."""
         if self.by_hand:
-            return f"torchvision can download it no more: {self.by_hand}"
+            return f"torchvision no longer downloads it: {self.by_hand}"
         return f"run `carft data download {self.name} --data_dir` with that folder"
 
 
@@ -70,56 +71,16 @@ TASKS = {facts["name"]: Task(**facts) for facts in benchmarks.task_facts()["task
 ZERO_SHOT_SOURCE: str = benchmarks.task_facts()["zero_shot_source"]
 
 
-class Pictures:
-    """A map-style data set of (picture, label): in RGB, or what ``transform`` makes of that.
-
-    ``samples``: a picture's file, or its pixels (H, W, 3) in bytes, and its label; ``classes``: the
-    labels' names; ``root``: the split's name, as a folder's would be; ``unknown_classes``: the
-    names of other classes in the data, whose pictures are left out.
-    """
-
-    root = "test"
-
-    def __init__(
-        self, samples: Sequence[tuple[Any, int]], classes: Sequence[str],
-        transform: Callable[[Any], Any] | None = None, unknown_classes: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        self.samples, self.classes, self.transform = samples, list(classes), transform
-        self.unknown_classes = unknown_classes
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        from PIL import Image
-
-        source, label = self.samples[index]
-        if isinstance(source, np.ndarray):
-            picture = Image.fromarray(source)
-        else:
-            picture = listing.opened(listing.open_picture, source)
-        return self.transform(picture) if self.transform else picture, label
-
-
-def read(task: Task, data_dir: str | Path, train: bool) -> Pictures:
-    """Its training or its test pictures, always in the same order, labelled by class name.
+def read_split(task: Task, data_dir: str | Path, train: bool) -> PictureDataset:
+    """A task's training or test pictures, always in the same order, labelled by class name.
 
     Pictures of classes that the task does not have are left out. Raises CarftError without data
     that torchvision can read.
     """
     for problem in benchmarks.missing_data_dir(data_dir):
         raise CarftError(problem)
-    place = Path(data_dir, task.folder)
-    named: list[tuple[Any, str]] = []
     try:
-        if not place.is_dir():  # else torchvision makes it, for one of them
-            raise FileNotFoundError(f"there is no folder {place}")
-        class_folders = place / task.class_folders
-        if task.class_folders and class_folders.is_dir():
-            named += _samples_in_folders(class_folders)
-        else:
-            for part in task.parts[0 if train else 1]:
-                named += _named_samples(task, _made(task, data_dir, part))
+        named_sources = _read_named_sources(task, Path(data_dir), train)
     except Exception as error:  # what torchvision makes of another layout: any type
         # For SUN397 and FGVCAircraft: a class that the data set's own list lacks.
         is_unlisted = isinstance(error, KeyError)
@@ -129,18 +90,40 @@ def read(task: Task, data_dir: str | Path, train: bool) -> Pictures:
             f"{task.name} cannot be read below {data_dir} ({reason}); {remedy}"
         ) from error
 
-    labels = {plain_name(name): label for label, name in enumerate(task.class_names)}
-    label_of = {name: labels.get(plain_name(name)) for name in dict.fromkeys(n for _, n in named)}
-    unknown_classes = [name for name, label in label_of.items() if label is None]
-    samples = [(source, y) for source, name in named if (y := label_of[name]) is not None]
+    labels = {normalised_name(name): label for label, name in enumerate(task.class_names)}
+    names = dict.fromkeys(name for _, name in named_sources)
+    unknown_classes = [name for name in names if normalised_name(name) not in labels]
+    samples = [
+        (source, labels[normalised_name(name)])
+        for source, name in named_sources
+        if normalised_name(name) in labels
+    ]
     if task.drawn:
-        samples = _drawn(task, sorted(samples, key=lambda sample: str(sample[0])), train)
+        samples = _draw_split(task, sorted(samples, key=lambda sample: str(sample[0])), train)
 
-    names = [name.replace("/", "_") for name in task.class_names]
-    return Pictures(samples, names, unknown_classes=unknown_classes)
+    classes = [name.replace("/", "_") for name in task.class_names]
+    return PictureDataset(samples, classes, unknown_classes=unknown_classes)
 
 
-def class_problems(task: Task, split: str, pictures: Pictures) -> list[str]:
+def _read_named_sources(task: Task, data_dir: Path, train: bool) -> list[tuple[Any, str]]:
+    """Files or pixels of a task's training or test pictures, with the names of their classes.
+
+    Raises FileNotFoundError without its folder, and what torchvision raises.
+    """
+    folder = data_dir / task.folder
+    if not folder.is_dir():  # torchvision would create it, for one of them
+        raise FileNotFoundError(f"there is no folder {folder}")
+    class_folders = folder / task.class_folders
+    if task.class_folders and class_folders.is_dir():
+        return _samples_in_folders(class_folders)
+
+    named_sources: list[tuple[Any, str]] = []
+    for part in task.parts[0 if train else 1]:
+        named_sources += _named_samples(task, _torchvision_dataset(task, data_dir, part))
+    return named_sources
+
+
+def class_problems(task: Task, split: str, pictures: PictureDataset) -> list[str]:
     """A sentence if classes of the task have no picture in the split, and one if others have."""
     problems = []
     present = {label for _, label in pictures.samples}
@@ -148,58 +131,80 @@ def class_problems(task: Task, split: str, pictures: Pictures) -> list[str]:
     if missing:
         problems.append(
             f"{split} has no picture of {len(missing):,} of the {len(task.class_names):,} classes: "
-            f"{listed(missing)}; restore their pictures, or the lists that name them"
+            f"{quoted_names(missing)}; restore their pictures, or the lists that name them"
         )
     if pictures.unknown_classes:
         problems.append(
             f"{split} has pictures of classes that {task.name} does not have: "
-            f"{listed(pictures.unknown_classes)}; they are not read. Move them out, or restore the "
-            "names"
+            f"{quoted_names(pictures.unknown_classes)}; they are not read. Move them out, or "
+            "restore the names"
         )
     return problems
 
 
 def verify(name: str, data_dir: Path | None, decode: bool = False) -> verifying.Report:
-    """The numbers of both splits against the published ones. Raises CarftError as ``read``."""
+    """Compare the counts of a task's two splits with the published ones.
+
+    ``decode`` decodes every picture that is a file. Raises CarftError without data that torchvision
+    can read.
+    """
+    task = TASKS[name]
     if data_dir is None:
-        raise CarftError(f"{name} needs --data_dir, the folder of {TASKS[name].folder}")
-    splits = [read(TASKS[name], data_dir, train) for train in (True, False)]
-    found = replace(report(TASKS[name], data_dir, splits), decoded=decode)
+        raise CarftError(f"{name} needs --data_dir, the folder of {task.folder}")
+
+    splits = [read_split(task, data_dir, train) for train in (True, False)]
+    report = replace(report_on(task, data_dir, splits), decoded=decode)
     sources = [source for split in splits for source, _ in split.samples]
     files = [source for source in sources if not isinstance(source, np.ndarray)]
-    return verifying.judged(found, [os.path.relpath(file, found.root) for file in files])
+    return verifying.with_decoding_faults(
+        report, [os.path.relpath(file, report.root) for file in files]
+    )
 
 
-def report(task: Task, data_dir: str | Path, splits: Iterable[Pictures]) -> verifying.Report:
-    """The same of what was read: the training set, or that and the test set."""
+def report_on(
+    task: Task, data_dir: str | Path, splits: Iterable[PictureDataset]
+) -> verifying.Report:
+    """The report on a task's training set, or on that and its test set, without decoding them."""
     counts: dict[str, dict[str, int]] = {}
     problems: list[str] = []
     differences: list[str] = []
     for name, expected, pictures in zip(("train", "test"), task.pictures, splits):
-        of_label = Counter(label for _, label in pictures.samples)
-        counts[name] = {known: of_label[label] for label, known in enumerate(pictures.classes)}
+        label_counts = Counter(label for _, label in pictures.samples)
+        counts[name] = {
+            class_name: label_counts[label] for label, class_name in enumerate(pictures.classes)
+        }
         if name == "train" or not task.drawn:  # a draw leaves nothing to test of a small class
             problems += class_problems(task, name, pictures)
         if len(pictures) != expected:
             differences.append(f"{name} has {len(pictures):,} pictures, expected {expected:,}")
 
-    edition = None if problems or differences else task.split
-    root = Path(data_dir, task.folder)
-    return verifying.Report(task.name, root, counts, problems, differences, (), edition)
+    return verifying.Report(
+        name=task.name,
+        root=Path(data_dir, task.folder),
+        counts=counts,
+        problems=problems,
+        differences=differences,
+        notes=(),
+        edition=None if problems or differences else task.split,
+    )
 
 
 def download(name: str, data_dir: Path) -> verifying.Report:
-    """Let torchvision download a task, where it can, and count. Raises CarftError where not."""
+    """Let torchvision download a task and verify it.
+
+    Raises CarftError if torchvision cannot download it, or the download fails.
+    """
     task = TASKS[name]
     if task.by_hand:
         raise CarftError(f"{task.name}: {task.remedy} (in {data_dir / task.folder})")
+
     leftovers = data_dir / task.folder / "__MACOSX"  # in Caltech101's archive
-    were_there = leftovers.exists()
+    had_leftovers = leftovers.exists()
     try:
         with removing_empty_folders(data_dir / task.folder):
             for part in (*task.parts[0], *task.parts[1]):
-                _made(task, data_dir, part, download=True)
-        if not were_there:
+                _torchvision_dataset(task, data_dir, part, download=True)
+        if not had_leftovers:
             shutil.rmtree(leftovers, ignore_errors=True)
     except Exception as error:  # sockets', archives', the disk's
         raise CarftError(
@@ -209,48 +214,59 @@ def download(name: str, data_dir: Path) -> verifying.Report:
     return verify(name, data_dir)
 
 
-def _made(task: Task, data_dir: str | Path, part: Part, **more: Any) -> Any:
+def _torchvision_dataset(task: Task, data_dir: Path, part: Part, download: bool = False) -> Any:
+    """Torchvision's data set of one part of a task's split."""
     from torchvision import datasets
 
-    return getattr(datasets, task.name)(str(data_dir), **part, **more)
+    options = {"download": True} if download else {}
+    return getattr(datasets, task.name)(str(data_dir), **part, **options)
 
 
 def _samples_in_folders(root: Path) -> list[tuple[Path, str]]:
     """Files below the class folders with the names of these; torchvision refuses empty folders."""
-    files = map(Path, listing.of_classes(root).pictures)
+    files = map(Path, listing.list_classes(root).pictures)
     return [(root / file, file.parts[0]) for file in files if file.parts[0] != BACKGROUND]
 
 
-def _named_samples(task: Task, found: Any) -> list[tuple[Any, str]]:
-    """Files or pixels with the names of their classes, from what torchvision's class has read."""
-    samples = _samples(found)
+def _named_samples(task: Task, dataset: Any) -> list[tuple[Any, str]]:
+    """Files or pixels with the names of their classes, from torchvision's data set."""
+    samples = _samples(dataset)
     if task.labels == "files":
         # torchvision's list of names has no gap where a class is missing, but its labels have.
         return [(file, Path(file).stem.rpartition("_")[0]) for file, _ in samples]
+
     # Some data sets have numbers only.
-    names = task.class_names if task.labels == "numbers" else found.classes
+    names = task.class_names if task.labels == "numbers" else dataset.classes
     numbers = range(len(names))
-    return [(source, names[y] if y in numbers else f"number {y}") for source, y in samples]
+    return [
+        (source, names[label] if label in numbers else f"number {label}")
+        for source, label in samples
+    ]
 
 
-def _samples(found: Any) -> Iterable[tuple[Any, int]]:
-    """Files or pixels with labels, from what each of torchvision's classes keeps."""
-    if hasattr(found, "data"):  # CIFAR
-        return zip(found.data, found.targets)
-    listed = getattr(found, "samples", None) or getattr(found, "_samples", None)
-    files = getattr(found, "_image_files", None) or getattr(found, "_images", None)
-    return [(file, int(y)) for file, y in listed or zip(files or (), found._labels)]
+def _samples(dataset: Any) -> Iterable[tuple[Any, int]]:
+    """Files or pixels with labels, from the attributes of torchvision's data set."""
+    if hasattr(dataset, "data"):  # CIFAR
+        return zip(dataset.data, dataset.targets)
+
+    samples = getattr(dataset, "samples", None) or getattr(dataset, "_samples", None)
+    if not samples:
+        files = getattr(dataset, "_image_files", None) or getattr(dataset, "_images", None)
+        samples = zip(files or (), dataset._labels)
+    return [(file, int(label)) for file, label in samples]
 
 
-def _drawn(task: Task, samples: Sequence[tuple[Any, int]], train: bool) -> list[tuple[Any, int]]:
+def _draw_split(
+    task: Task, samples: Sequence[tuple[Any, int]], train: bool
+) -> list[tuple[Any, int]]:
     """The pictures of each class that a fixed draw gives to the split, class by class."""
-    trained, tested = task.drawn or ()
+    n_training, n_test = task.drawn or ()
     generator = np.random.RandomState(0)
     labels = np.array([label for _, label in samples])
-    found = []
+    split = []
     for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
-        order = generator.permutation(len(own))
-        chosen = order[:trained] if train else order[trained:][:tested]
-        found += [samples[place] for place in own[np.sort(chosen)]]
-    return found
+        positions = np.flatnonzero(labels == label)
+        order = generator.permutation(len(positions))
+        selected = order[:n_training] if train else order[n_training:][:n_test]
+        split += [samples[position] for position in positions[np.sort(selected)]]
+    return split

@@ -10,27 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft import text
-from domainbed_carft.data import benchmarks, comparison, emoji, listing
-from domainbed_carft.data.comparison import Counts, listed
-from domainbed_carft.data.listing import Damaged
+from domainbed_carft.data import benchmarks, comparison, emoji
+from domainbed_carft.data.comparison import Counts, quoted_names
+from domainbed_carft.data.listing import list_environments
+from domainbed_carft.data.picture_files import DamagedPicture, damaged_pictures
 from domainbed_carft.errors import CarftError
 
-MOST_ENVIRONMENTS = 50  # that are printed: a folder of classes may be taken for one of environments
+# Of the table that is printed: a folder of classes may be taken for one of environments.
+MOST_ENVIRONMENTS = 50
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found of one data set; the sentences say what to do."""
+    """What a verification found; each sentence says what to do."""
 
     name: str
     root: Path
     counts: Counts  # environment -> class -> pictures, in label order
-    problems: Sequence[str]  # give wrong results or none
-    differences: Sequence[str]  # from what is known
+    problems: Sequence[str]  # with these, jobs fail or give wrong results
+    differences: Sequence[str]  # from what is known of the data set
     notes: Sequence[str]
-    edition: str | None  # the known one with these counts
+    edition: str | None  # the known edition with these counts
     decoded: bool = False
-    damaged: Sequence[Damaged] = ()  # looked for only where ``decoded``
+    damaged: Sequence[DamagedPicture] = ()  # known only if ``decoded``
 
     @property
     def verdict(self) -> str:
@@ -44,21 +46,21 @@ class Report:
     @property
     def refusal(self) -> str:
         """A sentence: the data is broken, why, and the command for details."""
-        where = "" if str(self.root) == self.name else f" in {self.root}"
-        again = shlex.quote(str(self.root))
+        location = "" if str(self.root) == self.name else f" in {self.root}"
+        arguments = shlex.quote(str(self.root))
         if benchmarks.is_found_by_name(self.name):
-            again = f"{self.name} --data_dir {shlex.quote(str(self.root.parent))}"
+            arguments = f"{self.name} --data_dir {shlex.quote(str(self.root.parent))}"
         return (
-            f"the data of {self.name}{where} is broken: {'; '.join(self.problems)}. "
-            f"For details run `carft data verify {again}`"
+            f"the data of {self.name}{location} is broken: {'; '.join(self.problems)}. "
+            f"For details run `carft data verify {arguments}`"
         )
 
     @property
     def data_edition(self) -> str:
-        """For a job's records: the verdict, the edition, the digest of counts not known."""
+        """For a job's records: the verdict, the edition, and a digest of counts without one."""
         parts = [self.edition] if self.edition else []
         if self.verdict in ("differs", "consistent"):
-            parts.append(comparison.digest(self.counts))
+            parts.append(comparison.counts_digest(self.counts))
         return f"{self.verdict}: {', '.join(parts)}" if parts else self.verdict
 
     @property
@@ -67,47 +69,58 @@ class Report:
         return sum(sum(classes.values()) for classes in self.counts.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as `carft data verify --json` prints it."""
         facts = {**asdict(self), "root": str(self.root), "verdict": self.verdict}
         return {**facts, "data_edition": self.data_edition, "pictures": self.pictures}
 
     def as_text(self) -> str:
-        """One line per environment, then one per finding, and the verdict last."""
+        """A table of the environments, one line per finding, and the verdict last."""
+        lines = [f"{self.name} in {self.root}"]
+        lines += [f"problem: {sentence}" for sentence in self.problems]
+        lines += [f"difference: {sentence}" for sentence in self.differences]
+        lines += [f"note: {sentence}" for sentence in self.notes]
+        lines += [f"damaged: {picture.path} ({picture.reason})" for picture in self.damaged]
+        lines.append(f"{self.verdict}: {self._verdict_meaning()}")
+        lines = [text.shown(line) for line in lines]
+
         rows = [
             (name, f"{sum(classes.values()):,}", f"{len(classes):,}")
             for name, classes in self.counts.items()
         ]
-        lines = [f"{self.name} in {self.root}"]
-        for kind in ("problem", "difference", "note"):
-            lines += [f"{kind}: {sentence}" for sentence in getattr(self, f"{kind}s")]
-        lines += [f"damaged: {one.path} ({one.reason})" for one in self.damaged]
-        pictures = f"{self.pictures:,} pictures{', each decoded' if self.decoded else ''}"
-        meaning = {
-            "verified": f"the {pictures}, {benchmarks.edition_label(self.edition or '')}",
-            "consistent": f"{pictures}; there are no published counts to compare with",
-            "differs": f"{pictures}; usable, but results may not compare with published ones",
-            "broken": "jobs would fail or give wrong results",
-        }
-        lines = [text.shown(line) for line in (*lines, f"{self.verdict}: {meaning[self.verdict]}")]
         if rows:
             table = text.table(("environment", "pictures", "classes"), rows)
             lines[1:1] = text.limited(table.splitlines(), MOST_ENVIRONMENTS + 1)
         return "\n".join(lines)
 
+    def _verdict_meaning(self) -> str:
+        pictures = f"{self.pictures:,} pictures"
+        if self.decoded:
+            pictures += ", each decoded"
+        meanings = {
+            "verified": f"the {pictures}, {benchmarks.edition_label(self.edition or '')}",
+            "consistent": f"{pictures}; there are no published counts to compare with",
+            "differs": f"{pictures}; usable, but results may not compare with published ones",
+            "broken": "jobs would fail or give wrong results",
+        }
+        return meanings[self.verdict]
+
 
 def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False) -> Report:
-    """List the folder of a benchmark below ``data_dir``, or any other, and say what it holds.
+    """Verify a benchmark below ``data_dir`` by its name, or any data set by its folder's path.
 
-    ``decode`` reads every picture. Raises CarftError for an unknown benchmark or a missing folder.
+    ``decode`` decodes every picture. Raises CarftError for an unknown benchmark or a missing
+    folder.
     """
     if name_or_path not in benchmarks.BENCHMARKS:
         if os.path.exists(name_or_path):
-            return examine(name_or_path, Path(name_or_path), decode)
+            return verify_folder(name_or_path, Path(name_or_path), decode)
         unknown = text.unknown("benchmark", name_or_path, benchmarks.BENCHMARKS)
         raise CarftError(f"no such folder, and {unknown}")
+
     folder = benchmarks.get(name_or_path).folder
     if not folder:
-        return examine(name_or_path, emoji.environments(name_or_path), decode)
+        return verify_folder(name_or_path, emoji.environment_folder(name_or_path), decode)
+
     if data_dir is None:
         raise CarftError(f"{name_or_path} needs --data_dir, the folder that contains {folder!r}")
     for problem in benchmarks.missing_data_dir(data_dir):
@@ -117,31 +130,56 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
             f"{data_dir / folder} does not exist, expected the data of {name_or_path} there; "
             "rename the folder, unpack the archives, or give another --data_dir"
         )
-    return examine(name_or_path, data_dir / folder, decode)
+    return verify_folder(name_or_path, data_dir / folder, decode)
 
 
-def examine(name: str, root: Path, decode: bool = False) -> Report:
-    """The same of the folder ``root``, as that of the data set ``name``."""
-    found = listing.read(root)
-    findings = comparison.compare(name, found.counts)
-    findings.problems += found.problems
-    told = {path for paths in found.odd.values() for path in paths}
-    whole = [path for path in found.pictures if path not in told] if decode else []
-    return judged(Report(name, root, found.counts, **vars(findings), decoded=decode), whole)
+def verify_folder(name: str, root: Path, decode: bool = False) -> Report:
+    """Verify the folder ``root`` as that of the data set ``name``; decode its pictures if asked.
+
+    Raises CarftError where it is not a folder, or cannot be read.
+    """
+    listing = list_environments(root)
+    findings = comparison.compare(name, listing.counts)
+    report = Report(
+        name=name,
+        root=root,
+        counts=listing.counts,
+        problems=[*findings.problems, *listing.problems],
+        differences=findings.differences,
+        notes=findings.notes,
+        edition=findings.edition,
+        decoded=decode,
+    )
+
+    reported = {path for paths in listing.faults.values() for path in paths}
+    return with_decoding_faults(report, [p for p in listing.pictures if p not in reported])
 
 
-def judged(report: Report, pictures: Sequence[str]) -> Report:
-    """The report, with what decoding ``pictures``, below its root, adds if it is ``decoded``."""
+def with_decoding_faults(report: Report, pictures: Sequence[str]) -> Report:
+    """The report, with what decoding ``pictures``, paths below its root, adds to it.
+
+    They are decoded only if the report is ``decoded``.
+    """
     if not report.decoded:
         return report
-    bad = listing.damaged(report.root, pictures)
-    problems = [*report.problems, *_told(bad, False, "cannot be decoded")]
-    grey = _told(bad, True, "cut off and read with grey where the data ends")
-    differences = [*report.differences, *grey]
-    return replace(report, problems=problems, differences=differences, damaged=bad)
+
+    damaged = damaged_pictures(report.root, pictures)
+    unreadable = [picture.path for picture in damaged if not picture.truncated]
+    truncated = [picture.path for picture in damaged if picture.truncated]
+    return replace(
+        report,
+        problems=[*report.problems, *_download_again(unreadable, "cannot be decoded")],
+        differences=[
+            *report.differences,
+            *_download_again(truncated, "cut off and read with grey where the data ends"),
+        ],
+        damaged=damaged,
+    )
 
 
-def _told(bad: Sequence[Damaged], truncated: bool, fault: str) -> list[str]:
-    paths = [one.path for one in bad if one.truncated is truncated]
+def _download_again(paths: Sequence[str], fault: str) -> list[str]:
+    """A sentence about pictures with a fault, if there are any."""
+    if not paths:
+        return []
     count = text.counted(len(paths), "picture")
-    return [f"{count} {fault} (download again): {listed(paths)}"] if paths else []
+    return [f"{count} {fault} (download again): {quoted_names(paths)}"]

@@ -16,6 +16,9 @@ from domainbed_carft.errors import CarftError
 # What a process that was killed while it wrote leaves beside the file.
 HALF_WRITTEN = ".carft-*.part"
 
+# Files by which a folder is that of a job or a sweep.
+_FILES_OF_JOBS = ("results.jsonl", "sweep.json", "lock", "done")
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -27,29 +30,32 @@ def replacing(path: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     # A name that nobody can have put a link at, for this user's eyes alone until it is whole.
-    beside = target.with_name(f".carft-{secrets.token_hex(8)}.part")
-    beside.touch(0o600, exist_ok=False)
+    part = target.with_name(f".carft-{secrets.token_hex(8)}.part")
+    part.touch(0o600, exist_ok=False)
+
     try:
-        yield beside
-        os.umask(mask := os.umask(0))
-        beside.chmod(stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~mask)
-        os.replace(beside, target)
+        yield part
+        part.chmod(stat.S_IMODE(target.stat().st_mode) if target.exists() else _usual_mode())
+        os.replace(part, target)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 
 def save(path: Path, write_to: Callable[[Path], object]) -> None:
-    """The same by ``write_to``; raises CarftError if that fails, and leaves the old file."""
+    """Have ``write_to`` fill a file beside ``path``, then give it that name; folders are made.
+
+    Raises CarftError if writing fails, and leaves the old file.
+    """
     try:
-        with replacing(path) as beside:
-            write_to(beside)
+        with replacing(path) as part:
+            write_to(part)
     except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
         raise not_written(path, error) from error
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write ``text`` as ``stream`` does."""
+    """Write ``text`` in UTF-8, whole or not at all. Raises CarftError where that fails."""
     with stream(path) as file:
         file.write(text)
 
@@ -65,13 +71,14 @@ def stream(path: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         sys.stdout.flush()
         return
+
+    # What is open by a name in /dev may be a file that others write to as well.
+    is_open = os.path.abspath(path).startswith(("/dev/", "/proc/"))
     try:
-        # What is open by a name in /dev may be a file that others write to as well.
-        by_name = os.path.abspath(path).startswith(("/dev/", "/proc/"))
-        is_device = by_name or (path.exists() and not path.is_file())
-        made = contextlib.nullcontext(path) if is_device else replacing(path)
-        with made as place, place.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            yield file
+        is_device = is_open or (path.exists() and not path.is_file())
+        replacement = contextlib.nullcontext(path) if is_device else replacing(path)
+        with replacement as part, part.open("w", encoding="utf-8", errors="backslashreplace") as f:
+            yield f
     except OSError as error:
         raise not_written(path, error) from error
 
@@ -84,12 +91,13 @@ def require_output(path: Path | None, inputs: Iterable[Path | str | None] = ()) 
     """
     if path is None:
         return
-    real, kept = Path(os.path.realpath(path)), ("results.jsonl", "sweep.json", "lock", "done")
-    if real.is_dir() or not real.parent.is_dir():
+
+    target = Path(os.path.realpath(path))
+    if target.is_dir() or not target.parent.is_dir():
         raise CarftError(f"-o {path}: expected the name of a file in an existing folder")
-    if real in [Path(os.path.realpath(other)) for other in inputs if other]:
+    if target in [Path(os.path.realpath(source)) for source in inputs if source]:
         raise CarftError(f"-o {path} would overwrite an input; choose another name")
-    if real.exists() and any(real.with_name(name).exists() for name in kept):
+    if target.exists() and any(target.with_name(name).exists() for name in _FILES_OF_JOBS):
         raise CarftError(f"-o {path} would overwrite a file of a job or sweep; choose another name")
 
 
@@ -107,3 +115,10 @@ def not_written(path: Path, error: Exception) -> CarftError:
     return CarftError(
         f"{path} could not be written: {reason}; choose a writable folder on a disk with free space"
     )
+
+
+def _usual_mode() -> int:
+    """The permissions that the umask gives a new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from domainbed_carft.errors import Place
 
 YamlPath = tuple["str | int", ...]  # keys and list indices from the top of the file
 
-_YAML_NODES, _DEPTH = 20_000, 40
+MOST_YAML_VALUES = 20_000
+MOST_LEVELS = 40
+
+# The values of YAML's plain scalars, by the last part of their tags.
 _SCALARS: dict[str, Callable[[str], Any]] = {
     "str": str,
     "timestamp": str,
@@ -20,6 +26,29 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 }
 
 
+class YamlError(ValueError):
+    """Text that is not YAML, or has what is not supported: the ``message``, and its ``line``."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(f"line {line}: {message}")
+        self.line = line
+        self.message = message
+
+
+@dataclass(frozen=True)
+class YamlSource:
+    """The name of a YAML file, and the line of each path in it."""
+
+    name: str
+    lines: Mapping[YamlPath, int]
+
+    def place(self, path: YamlPath) -> Place:
+        """The place of a path, with the line of the innermost part of it that is there."""
+        prefixes = (path[:length] for length in range(len(path), -1, -1))
+        line = next(self.lines[prefix] for prefix in prefixes if prefix in self.lines)
+        return Place(self.name, line, path)
+
+
 def parse_json(text: str | bytes, unique_keys: bool = False) -> Any:
     """The value of JSON text; NaN and Infinity, which Python writes, are accepted.
 
@@ -27,79 +56,107 @@ def parse_json(text: str | bytes, unique_keys: bool = False) -> Any:
     ``unique_keys``, a repeated key.
     """
     with contextlib.suppress(RecursionError):
-        found = json.loads(text, object_pairs_hook=_unique if unique_keys else None)
-        if not is_deep(found):
-            return found
-    raise ValueError(f"the JSON is nested more than {_DEPTH} levels deep")
+        value = json.loads(text, object_pairs_hook=_mapping_of_pairs if unique_keys else None)
+        if not is_deep(value):
+            return value
+
+    raise ValueError(f"the JSON is nested more than {MOST_LEVELS} levels deep")
 
 
-def is_deep(value: Any, levels: int = _DEPTH) -> bool:
+def is_deep(value: Any, levels: int = MOST_LEVELS) -> bool:
     """Whether JSON has more levels than a person writes, some of which Python cannot print."""
-    inner = value.values() if type(value) is dict else value if type(value) is list else ()
-    return not levels or any(is_deep(one, levels - 1) for one in inner)
+    if not levels:
+        return True
+    if type(value) is dict:
+        return any(is_deep(item, levels - 1) for item in value.values())
+    return type(value) is list and any(is_deep(item, levels - 1) for item in value)
 
 
 def parse_yaml(text: str) -> tuple[Any, dict[YamlPath, int]]:
     """Plain data of YAML 1.2, and the line of each path in it: ``("hparams", "lr")``, say.
 
-    ``off`` is a word and ``1e-5`` a number. Raises ValueError, with ``LINE: `` in front, for text
-    that is not YAML, repeated keys, tags, aliases, of which a few lines can expand to all of the
-    memory, and more levels than a person writes.
+    ``off`` is a word and ``1e-5`` a number. Raises YamlError for text that is not YAML, repeated
+    keys, tags, aliases, of which a few lines can expand to all of the memory, and more levels than
+    a person writes.
     """
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.error import MarkedYAMLError
+    from ruamel.yaml.error import YAMLError as RuamelError
 
     reader = YAML(typ="safe", pure=True)
+    lines: dict[YamlPath, int] = {(): 1}
     try:
         node = reader.compose(text)
-        lines: dict[YamlPath, int] = {(): 1}
-        return None if node is None else _plain(node, (), lines), lines
+        value = None if node is None else _plain_value(node, (), lines)
     except RecursionError:
-        raise ValueError("1: the file has too many levels of lists and mappings") from None
+        raise YamlError(1, "the file has too many levels of lists and mappings") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        why = " ".join(part for part in (error.context, error.problem) if part)
-        raise ValueError(f"{mark.line + 1 if mark else 1}: this is not YAML: {why}") from error
-    except YAMLError as error:  # a character that YAML has no place for
+        reason = " ".join(part for part in (error.context, error.problem) if part)
+        line = mark.line + 1 if mark else 1
+        raise YamlError(line, f"this is not YAML: {reason}") from error
+    except RuamelError as error:  # a character that YAML has no place for
         line = text.count("\n", 0, getattr(error, "position", 0)) + 1
-        raise ValueError(f"{line}: this is not YAML: {' '.join(str(error).split())}") from error
+        raise YamlError(line, f"this is not YAML: {' '.join(str(error).split())}") from error
+
+    return value, lines
 
 
-def _plain(node: Any, path: YamlPath, lines: dict[YamlPath, int]) -> Any:
+def _plain_value(node: Any, path: YamlPath, lines: dict[YamlPath, int]) -> Any:
+    """The value of a node of ruamel's; adds the lines of all paths in it to ``lines``."""
     line = node.start_mark.line + 1
     lines.setdefault(path, line)
-    if node.anchor or len(path) > _DEPTH or len(lines) > _YAML_NODES:
-        fault = "an anchor for aliases" if node.anchor else f"more than {_DEPTH} levels deep"
-        fault = f"more than {_YAML_NODES:,} values" if len(lines) > _YAML_NODES else fault
-        raise ValueError(f"{line}: this is {fault}, which is not supported")
+    _require_supported(node, path, len(lines))
+
     kind = str(node.tag).rpartition(":")[2]
     if kind == "seq":
-        return [_plain(value, (*path, index), lines) for index, value in enumerate(node.value)]
+        return [_plain_value(item, (*path, i), lines) for i, item in enumerate(node.value)]
     if kind == "map":
-        found: dict[str, Any] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            inner = (*path, key.value)
-            if not isinstance(key.value, str):
-                raise ValueError(f"{line}: a key is a list or a mapping; expected a word")
-            if key.value in found:
-                twice = f"the key {key.value!r} appears twice, first in line {lines[inner]}"
-                raise ValueError(f"{line}: {twice}; keep one")
-            lines[inner] = line
-            found[key.value] = _plain(value, inner, lines)
-        return found
+        return _plain_mapping(node, path, lines)
+
     if kind not in _SCALARS:
-        raise ValueError(f"{line}: the tag {node.tag} is not supported; remove it")
+        raise YamlError(line, f"the tag {node.tag} is not supported; remove it")
     try:
         return _SCALARS[kind](node.value)
     except ValueError:
-        raise ValueError(f"{line}: {node.value[:20]!r} cannot be read as a number") from None
+        raise YamlError(line, f"{node.value[:20]!r} cannot be read as a number") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _require_supported(node: Any, path: YamlPath, value_count: int) -> None:
+    excess = ""
+    if value_count > MOST_YAML_VALUES:
+        excess = f"more than {MOST_YAML_VALUES:,} values"
+    elif node.anchor:
+        excess = "an anchor for aliases"
+    elif len(path) > MOST_LEVELS:
+        excess = f"more than {MOST_LEVELS} levels deep"
+
+    if excess:
+        raise YamlError(node.start_mark.line + 1, f"this is {excess}, which is not supported")
+
+
+def _plain_mapping(node: Any, path: YamlPath, lines: dict[YamlPath, int]) -> dict[str, Any]:
+    mapping: dict[str, Any] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        key_path = (*path, key.value)
+        if not isinstance(key.value, str):
+            raise YamlError(line, "a key is a list or a mapping; expected a word")
+        if key.value in mapping:
+            first_line = lines[key_path]
+            raise YamlError(
+                line, f"the key {key.value!r} appears twice, first in line {first_line}; keep one"
+            )
+
+        lines[key_path] = line
+        mapping[key.value] = _plain_value(value, key_path, lines)
+    return mapping
+
+
+def _mapping_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} appears twice; keep one")
-    return found
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {repeated!r} appears twice; keep one")
+    return mapping

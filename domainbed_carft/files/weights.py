@@ -7,17 +7,24 @@ import os
 import re
 import stat
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from domainbed_carft.errors import CarftError, brief
+
+CHUNK_BYTES = 1 << 20  # read at a time
+MOST_EXPANSION = 10  # tensors to file, in bytes; modules share some tensors, so it may be over 1
+
+_ZIP_SIGNATURE = b"PK\3\4"
+_TORCHSCRIPT_MARK = b"constants.pkl"  # a member of its archives
 
 
 def sha256(path: Path | str) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
+        while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
 
@@ -41,24 +48,9 @@ def load_weights(path: Path | str) -> Any:
     except OSError as error:
         raise CarftError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch and zipfile raise a dozen types
-        # torch's own text tells the user to read the file unsafely.
-        named = re.search(r"(?:GLOBAL|[Uu]nsupported class) ([\w.]+)", str(error))
-        fault = f"holds {named[1]}, which" if named else "is cut off, or holds something that"
-        raise CarftError(
-            f"{path} {fault} may be code; nothing in the file was run. Expected only tensors and "
-            "plain data, as torch.save writes them"
-        ) from error
-    tensors = _tensors(content)
-    nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    if nbytes > 10 * os.path.getsize(path):  # modules share some tensors
-        raise CarftError(f"{path} was not used: its tensors are far larger than the file")
-    odd = next((tensor for tensor in tensors if not _is_plain(tensor)), None)
-    if odd is not None:
-        kind = "quantized" if odd.is_quantized else str(odd.layout).removeprefix("torch.")
-        raise CarftError(
-            f"{path} holds a {kind} tensor on {odd.device.type}; expected dense tensors of plain "
-            "numbers, as the state dict of a float32 model has them"
-        )
+        raise _refusal(path, error) from error
+
+    _require_plain(_tensors(content), path)
     return content
 
 
@@ -77,48 +69,84 @@ def safetensors_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
         raise CarftError(f"{path} is not a safetensors file ({brief(error)})") from error
 
 
+def _refusal(path: Path | str, error: Exception) -> CarftError:
+    """What to raise where torch does not load a file; its own text tells to read it unsafely."""
+    named = re.search(r"(?:GLOBAL|[Uu]nsupported class) ([\w.]+)", str(error))
+    fault = f"holds {named[1]}, which" if named else "is cut off, or holds something that"
+    return CarftError(
+        f"{path} {fault} may be code; nothing in the file was run. Expected only tensors and "
+        "plain data, as torch.save writes them"
+    )
+
+
 def _require_sound(file: IO[bytes], path: Path | str) -> None:
     """Check what torch does not, and leave ``file`` at its start."""
-    # TorchScript, which torch before 2.6 runs even with weights_only. Searched as bytes, because
-    # zipfile and torch may see other members in a file that was made to deceive.
-    before = b""
-    while piece := file.read(1 << 20):
-        if b"constants.pkl" in before + piece:
-            raise CarftError(
-                f"{path} was not opened: the file is TorchScript, which is a program. If you trust "
-                "it, convert it to a state dict: torch.save(clip_model.state_dict(), path)"
-            )
-        before = piece[-12:]
+    _require_no_program(file, path)
+
     size = file.tell()
     file.seek(0)
-    if file.read(4) == b"PK\3\4":
+    if file.read(len(_ZIP_SIGNATURE)) == _ZIP_SIGNATURE:
         with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
-            if any(part.compress_type for part in parts) or size < sum(p.file_size for p in parts):
+            content_size = sum(part.file_size for part in parts)
+            if any(part.compress_type for part in parts) or size < content_size:
                 raise CarftError(f"{path} is compressed, which torch.save never does")
             if bad := archive.testzip():
                 raise CarftError(f"{path} is damaged: the checksum of {bad} is wrong; copy it anew")
     file.seek(0)
 
 
+def _require_no_program(file: IO[bytes], path: Path | str) -> None:
+    """Refuse TorchScript, which torch before 2.6 runs even with weights_only; reads to the end.
+
+    Its mark is searched as bytes, because zipfile and torch may see other members in a file that
+    was made to deceive.
+    """
+    previous_end = b""
+    while chunk := file.read(CHUNK_BYTES):
+        if _TORCHSCRIPT_MARK in previous_end + chunk:
+            raise CarftError(
+                f"{path} was not opened: the file is TorchScript, which is a program. If you trust "
+                "it, convert it to a state dict: torch.save(clip_model.state_dict(), path)"
+            )
+        previous_end = chunk[1 - len(_TORCHSCRIPT_MARK) :]
+
+
+def _require_plain(tensors: Sequence[Any], path: Path | str) -> None:
+    """Refuse tensors that are larger than their file, or are not dense numbers in memory."""
+    nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if nbytes > MOST_EXPANSION * os.path.getsize(path):
+        raise CarftError(f"{path} was not used: its tensors are far larger than the file")
+
+    odd = next((tensor for tensor in tensors if not _is_plain(tensor)), None)
+    if odd is not None:
+        kind = "quantized" if odd.is_quantized else str(odd.layout).removeprefix("torch.")
+        raise CarftError(
+            f"{path} holds a {kind} tensor on {odd.device.type}; expected dense tensors of plain "
+            "numbers, as the state dict of a float32 model has them"
+        )
+
+
 def _tensors(content: Any) -> list[Any]:
     """All tensors in it, views and repeated ones as often as they are there."""
     import torch
 
-    found, seen, waiting = [], set(), [content]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, torch.Tensor):
-            found.append(one)
-        elif isinstance(one, (dict, list, tuple)) and id(one) not in seen:
-            seen.add(id(one))
-            waiting += one.values() if isinstance(one, dict) else one
-    return found
+    tensors = []
+    visited_ids = set()
+    pending = [content]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, torch.Tensor):
+            tensors.append(item)
+        elif isinstance(item, (dict, list, tuple)) and id(item) not in visited_ids:
+            visited_ids.add(id(item))
+            pending += item.values() if isinstance(item, dict) else item
+    return tensors
 
 
 def _is_plain(tensor: Any) -> bool:
     """Whether it is dense, in memory, and not quantized, as all code here takes for granted."""
     import torch
 
-    dense = tensor.layout is torch.strided and not tensor.is_nested
-    return bool(dense and tensor.device.type == "cpu" and not tensor.is_quantized)
+    is_dense = tensor.layout is torch.strided and not tensor.is_nested
+    return bool(is_dense and tensor.device.type == "cpu" and not tensor.is_quantized)

@@ -26,13 +26,14 @@ MAX_ATTEMPTS = 3
 
 # Exit statuses of train: another process runs the job (EX_CANTCREAT of sysexits.h); it was told to
 # stop and has saved itself (EX_TEMPFAIL).
-ELSEWHERE, STOPPED = 73, 75
+HELD_ELSEWHERE = 73
+STOPPED = 75
 # These are not counted as failures of the job, nor are Ctrl-C and signals it did not catch.
-NOT_ITS_FAULT = (ELSEWHERE, STOPPED, 130, -15, -10)
+UNCOUNTED_STATUSES = (HELD_ELSEWHERE, STOPPED, 130, -15, -10)
 WRONG_ARGUMENTS = 2  # trying again is useless
 
 # By this variable a launcher hands the lock that it holds to the job that it starts.
-INHERITED = "DOMAINBED_LOCK_FD"
+LOCK_VARIABLE = "DOMAINBED_LOCK_FD"
 
 
 class Holder(NamedTuple):
@@ -48,9 +49,12 @@ class Holder(NamedTuple):
     updated: float | None = None
 
     def __str__(self) -> str:
-        where = f"SLURM job {self.slurm} on {self.host}" if self.slurm else self.host
+        if not self.pid:
+            return "an unknown process"
+
+        place = f"SLURM job {self.slurm} on {self.host}" if self.slurm else self.host
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
-        return f"{where}, process {self.pid}, since {since}" if self.pid else "an unknown process"
+        return f"{place}, process {self.pid}, since {since}"
 
 
 UNKNOWN = Holder("?", 0, None, 0.0)
@@ -84,24 +88,24 @@ class Lock:
     A child that is given the ``descriptor`` holds the lock too, in case this process is killed.
     """
 
-    def __init__(self, descriptor: int, before: Holder | None = None) -> None:
+    def __init__(self, descriptor: int, launcher: Holder | None = None) -> None:
         self.descriptor = descriptor
-        # Of a launcher that has handed the lock on: since when, and in which SLURM job.
-        self._holder = (before or Holder("", 0, slurm_id(), time.time()))._replace(
-            host=socket.gethostname(), pid=os.getpid()
-        )
-        self.tell()
 
-    def tell(self, **facts: Any) -> None:
-        """Publish progress to other processes: ``step``, ``steps``, ``pictures_per_step``."""
-        self._holder = self._holder._replace(**{"updated": time.time(), **facts})
-        with contextlib.suppress(OSError):  # of a full disk: telling is a courtesy
+        # A launcher that has handed the lock on knows since when, and in which SLURM job.
+        holder = launcher or Holder("", 0, slurm_id(), time.time())
+        self._holder = holder._replace(host=socket.gethostname(), pid=os.getpid())
+        self.publish()
+
+    def publish(self, **progress: Any) -> None:
+        """Let other processes read the progress: ``step``, ``steps``, ``pictures_per_step``."""
+        self._holder = self._holder._replace(**{"updated": time.time(), **progress})
+        with contextlib.suppress(OSError):  # of a full disk: publishing is a courtesy
             os.truncate(self.descriptor, 0)
             os.pwrite(self.descriptor, json.dumps(self._holder._asdict()).encode() + b"\n", 0)
 
 
 class JobFolder:
-    """The folder of one job; every question reads the disk, and nothing is cached."""
+    """The folder of one job. Every method reads the disk anew: nothing is cached."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -112,12 +116,13 @@ class JobFolder:
 
     @property
     def done(self) -> bool:
+        """Whether the job has finished."""
         return os.path.exists(self.path / DONE)  # False also where one may not look
 
     def is_held(self) -> bool:
         """Whether a process runs this job now.
 
-        Raises CarftError, as all questions about the lock do, if the file system has no locks.
+        Raises CarftError if the file system has no locks, as do the other methods that read them.
         """
         try:
             with open(self.lock_path, "rb") as file:
@@ -152,8 +157,9 @@ class JobFolder:
         that runs this job, and OSError if the folder cannot be written.
         """
         if inherited is not None and self._is_lock(inherited):
-            yield Lock(inherited, self._written_holder())
+            yield Lock(inherited, launcher=self._written_holder())
             return
+
         descriptor = self._acquire(patience)
         try:
             yield Lock(descriptor)
@@ -167,7 +173,8 @@ class JobFolder:
         """The ended attempts, first to last, without lines cut by a full disk or a crash."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             text = self.attempts_path.read_text(encoding="utf-8", errors="replace")
-            return [attempt for line in text.splitlines() if (attempt := _read(line, Attempt))]
+            attempts = [_parse(line, Attempt) for line in text.splitlines()]
+            return [attempt for attempt in attempts if attempt]
         return []
 
     def add_attempt(self, attempt: Attempt) -> None:
@@ -175,19 +182,25 @@ class JobFolder:
         line = json.dumps(attempt._asdict()) + "\n"
         with self.attempts_path.open("a+b") as file:
             file.seek(max(0, file.tell() - 1))
-            file.write(b"\n" * (file.read() not in (b"", b"\n")) + line.encode())
+            last_byte = file.read()
+            if last_byte not in (b"", b"\n"):
+                file.write(b"\n")
+            file.write(line.encode())
 
     def failed(self) -> Attempt | None:
         """The last attempt, if the job is not to be retried; None if the job may run."""
         attempts = [] if self.done else self.attempts()
-        counted = [attempt for attempt in attempts if attempt.status not in NOT_ITS_FAULT]
-        if not counted:
+        failures = [attempt for attempt in attempts if attempt.status not in UNCOUNTED_STATUSES]
+        if not failures:
             return None
-        hopeless = counted[-1].status == WRONG_ARGUMENTS or len(counted) >= MAX_ATTEMPTS
-        return counted[-1] if hopeless else None
+
+        last_failure = failures[-1]
+        is_final = last_failure.status == WRONG_ARGUMENTS or len(failures) >= MAX_ATTEMPTS
+        return last_failure if is_final else None
 
     def _acquire(self, patience: float) -> int:
-        give_up = time.monotonic() + patience
+        """A descriptor of the locked lock file; waits ``patience`` seconds, then raises Held."""
+        deadline = time.monotonic() + patience
         while True:
             try:
                 descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -195,12 +208,14 @@ class JobFolder:
                 if os.path.exists(self.lock_path) and self.is_held():  # by another user
                     raise Held(self.path, self.holder() or UNKNOWN) from None
                 raise
+
             locked = self._flock(descriptor, fcntl.LOCK_EX)
             # The holder before may have removed the file before we had locked it.
             if locked and self._is_lock(descriptor):
                 return descriptor
+
             os.close(descriptor)
-            if time.monotonic() > give_up and not locked:
+            if time.monotonic() > deadline and not locked:
                 raise Held(self.path, self.holder() or UNKNOWN)
             time.sleep(0 if locked else 0.02)
 
@@ -227,13 +242,13 @@ class JobFolder:
     def _written_holder(self) -> Holder | None:
         with contextlib.suppress(OSError):
             text = self.lock_path.read_text(encoding="utf-8", errors="replace")
-            return _read(text, Holder)
+            return _parse(text, Holder)
         return None
 
 
 def inherited() -> int | None:
     """The descriptor that a launcher has handed to this process."""
-    text = os.environ.get(INHERITED, "")
+    text = os.environ.get(LOCK_VARIABLE, "")
     return int(text) if text.isdecimal() else None
 
 
@@ -248,11 +263,14 @@ def last_line(path: str | os.PathLike[str]) -> str:
 
 def slurm_id() -> str | None:
     """This process's SLURM job, an array's element as "123_4"."""
-    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID")
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    element = os.environ.get("SLURM_ARRAY_TASK_ID")
+    if array and element:
+        return f"{array}_{element}"
+    return os.environ.get("SLURM_JOB_ID")
 
 
-def _read(line: str, kind: Any) -> Any:
+def _parse(line: str, kind: Any) -> Any:
     """A line of JSON as a named tuple of this kind; None if the line is cut or of another kind."""
 
     def fits(name: str, value: Any) -> bool:
@@ -264,7 +282,7 @@ def _read(line: str, kind: Any) -> Any:
         return type(value) in (int, float) and abs(value) < 1e15
 
     with contextlib.suppress(ValueError, TypeError, RecursionError):
-        found = json.loads(line)
-        read = kind(**{name: found[name] for name in kind._fields if name in found})
-        return read if all(map(fits, kind._fields, read)) else None
+        content = json.loads(line)
+        parsed = kind(**{name: content[name] for name in kind._fields if name in content})
+        return parsed if all(map(fits, kind._fields, parsed)) else None
     return None

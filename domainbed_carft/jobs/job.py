@@ -43,12 +43,17 @@ class Job:
 
     @functools.cached_property
     def key(self) -> Key:
-        """Raises KeyError and TypeError for arguments that name no job."""
-        dataset, algorithm, *seeds = (self.args[name] for name in IDENTITY)
-        key = Key(dataset, algorithm, frozenset(self.args["test_envs"]), *seeds)
-        kinds = [*IDENTITY.values(), *(int for _ in key.test_envs)]
-        # Told exactly: to Python, ``true`` is a whole number, and equal to 1.
-        if [*map(type, (dataset, algorithm, *seeds, *key.test_envs))] != kinds:
+        """The job's identity; raises KeyError and TypeError for arguments that name no job."""
+        key = Key(
+            dataset=self.args["dataset"],
+            algorithm=self.args["algorithm"],
+            test_envs=frozenset(self.args["test_envs"]),
+            trial=self.args["trial_seed"],
+            choice=self.args["hparams_seed"],
+        )
+        # The exact types: to Python, ``true`` is a whole number, and equal to 1.
+        has_types = all(type(self.args[name]) is kind for name, kind in IDENTITY.items())
+        if not has_types or any(type(env) is not int for env in key.test_envs):
             raise TypeError(f"{self}: expected two names, then whole numbers")
         return key
 
@@ -65,9 +70,9 @@ class Job:
     def __str__(self) -> str:
         args = {**dict.fromkeys(IDENTITY, "?"), **self.args}
         left_out = " ".join(map(str, args.get("test_envs") or ())) or "none"
-        where = f"{self.variant} " if self.variant else ""
+        variant = f"{self.variant} " if self.variant else ""
         return (
-            f"{where}{args['dataset']} {args['algorithm']}, test environments {left_out}, "
+            f"{variant}{args['dataset']} {args['algorithm']}, test environments {left_out}, "
             f"trial {args['trial_seed']}, hparams seed {args['hparams_seed']}"
         )
 
@@ -93,24 +98,31 @@ def command(args: Mapping[str, Any]) -> list[str]:
     for name, value in sorted(args.items()):
         if value is None or value is False:
             continue
+
         words.append(f"--{name}")
         if isinstance(value, Mapping):
-            value = json.dumps(value, sort_keys=True)
-        if value is not True:
-            words += map(str, value if isinstance(value, (list, tuple)) else [value])
+            words.append(json.dumps(value, sort_keys=True))
+        elif isinstance(value, (list, tuple)):
+            words += map(str, value)
+        elif value is not True:
+            words.append(str(value))
     return words
 
 
 def overrides(args: Mapping[str, Any]) -> dict[str, Any]:
     """The hparams set by ``--hparams``, under which a run is recorded as JSON or as an object."""
-    given = args.get("hparams") or {}
-    with contextlib.suppress(ValueError):
-        given = parsing.parse_json(given) if isinstance(given, str) else given
-    return dict(given) if isinstance(given, Mapping) else {"--hparams": given}
+    hparams = args.get("hparams") or {}
+    if isinstance(hparams, str):
+        with contextlib.suppress(ValueError):
+            hparams = parsing.parse_json(hparams)
+    return dict(hparams) if isinstance(hparams, Mapping) else {"--hparams": hparams}
 
 
-def same_but_for_the_data(args: Mapping[str, Any]) -> str:
-    """The arguments of a job, or those recorded, that can change its result, in one spelling."""
+def data_independent_key(args: Mapping[str, Any]) -> str:
+    """The arguments of a job that can change its result, as one text to compare them by.
+
+    Left out is the folder of the data. ``args`` may also be those of a record.
+    """
     names = "dataset algorithm holdout_fraction hparams_seed trial_seed seed steps".split()
     relevant: dict[str, Any] = {name: args.get(name) for name in names}
     relevant["test_envs"] = list(args.get("test_envs") or [])

@@ -18,7 +18,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.jobs.job import FOLDER_NAME, Job, same_but_for_the_data
+from domainbed_carft.jobs.job import FOLDER_NAME, Job, data_independent_key
 
 NAME = "sweep.json"
 VERSION = 1
@@ -60,12 +60,13 @@ class Sweep:
 
 
 def read(output: Path) -> Sweep | None:
-    """The manifest of an output folder, if any; raises CarftError for one that is none."""
+    """The manifest of an output folder, if any; raises CarftError if it cannot be read."""
     if not output.is_dir():
         raise CarftError(f"{output} does not exist; expected the --output_dir of a sweep")
+
     path = output / NAME
     try:
-        return _sweep(parsing.parse_json(path.read_bytes()), output)
+        return _parse_sweep(parsing.parse_json(path.read_bytes()), output)
     except FileNotFoundError:
         return None
     except (ArithmeticError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
@@ -77,8 +78,8 @@ def read(output: Path) -> Sweep | None:
 
 def add(output: Path, sweep: Sweep) -> None:
     """Add the jobs of a launch to the manifest; its other facts replace the earlier ones."""
-    with _locked(output) as found:
-        before = found or Sweep(())
+    with _locked(output) as earlier:
+        before = earlier or Sweep(())
         jobs = {job.folder: job for job in (*before.jobs, *sweep.jobs)}
         datasets = {**before.datasets, **sweep.datasets}
         algorithms = dict.fromkeys((*sweep.declared_algorithms, *before.declared_algorithms))
@@ -90,14 +91,14 @@ def add(output: Path, sweep: Sweep) -> None:
 
 def drop(output: Path, folders: Iterable[Path]) -> None:
     """Remove the jobs of these folders from the manifest, if there is one."""
-    gone = set(folders)
+    dropped = set(folders)
     with _locked(output) as sweep:
         if sweep:
-            left = (job for job in sweep.jobs if job.folder not in gone)
-            _write(output, replace(sweep, jobs=tuple(left)))
+            jobs = tuple(job for job in sweep.jobs if job.folder not in dropped)
+            _write(output, replace(sweep, jobs=jobs))
 
 
-def settle(jobs: Sequence[Job], output: Path) -> list[Job]:
+def reuse_folders(jobs: Sequence[Job], output: Path) -> list[Job]:
     """The jobs, each in the folder where it was started or is listed, if there is one.
 
     A job whose own folder is missing is looked up by its arguments without the data folder: moved
@@ -105,29 +106,35 @@ def settle(jobs: Sequence[Job], output: Path) -> list[Job]:
     """
     if not output.is_dir() or all(job.folder.is_dir() for job in jobs):
         return list(jobs)
+
     # Of several folders of one job that one is resumed which is done, or else has begun.
-    found = of_output(output)[1][::-1]
-    found.sort(key=lambda job: JobFolder(job.folder).done + job.folder.is_dir())
-    known = {(job.variant, same_but_for_the_data(job.args)): job.folder for job in found}
+    _, listed = read_jobs(output)
+    listed.reverse()
+    listed.sort(key=lambda job: JobFolder(job.folder).done + job.folder.is_dir())
+    folders = {(job.variant, data_independent_key(job.args)): job.folder for job in listed}
 
-    def place(job: Job) -> Path:
-        key = job.variant, same_but_for_the_data(job.args)
-        return job.folder if job.folder.is_dir() else known.get(key, job.folder)
+    def folder_of(job: Job) -> Path:
+        if job.folder.is_dir():
+            return job.folder
+        return folders.get((job.variant, data_independent_key(job.args)), job.folder)
 
-    return [replace(job, folder=place(job)) for job in jobs]
+    return [replace(job, folder=folder_of(job)) for job in jobs]
 
 
-def of_output(output: Path) -> tuple[Sweep | None, list[Job]]:
+def read_jobs(output: Path) -> tuple[Sweep | None, list[Job]]:
     """The manifest, if any, and the jobs: those it lists, and others whose folders are there."""
     sweep = read(output)
     jobs = {job.folder: job for job in (sweep.jobs if sweep else ())}
-    # Those with a dot are being deleted.
-    variants = [p for p in output.glob("[!.]*") if not FOLDER_NAME.fullmatch(p.name)]
-    for place in (output, *sorted(variants)):
-        for folder in sorted(place.glob("*")):
+
+    # Folders with a dot are being deleted.
+    variant_folders = [
+        path for path in output.glob("[!.]*") if not FOLDER_NAME.fullmatch(path.name)
+    ]
+    for parent in (output, *sorted(variant_folders)):
+        variant = "" if parent is output else parent.name
+        for folder in sorted(parent.glob("*")):
             if folder not in jobs and FOLDER_NAME.fullmatch(folder.name) and folder.is_dir():
-                variant = "" if place is output else place.name
-                jobs[folder] = Job(records.arguments(folder) or {}, folder, variant)
+                jobs[folder] = Job(records.recorded_arguments(folder) or {}, folder, variant)
     return sweep, list(jobs.values())
 
 
@@ -139,6 +146,7 @@ def _locked(output: Path) -> Iterator[Sweep | None]:
         descriptor = os.open(output, os.O_RDONLY)
     except OSError as error:
         raise CarftError(f"{output} cannot be used as --output_dir: {error.strerror}") from error
+
     try:
         # The folder itself is locked: the file is replaced, and a lock would go with the old one.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -155,40 +163,51 @@ def _write(output: Path, sweep: Sweep) -> None:
         for job in sweep.jobs
     ]
     content = {"version": VERSION, **vars(sweep), "jobs": jobs}
+
     try:
         text = orjson.dumps(content, option=orjson.OPT_INDENT_2)
     except TypeError as error:  # such as a name that is not UTF-8
         raise CarftError(f"{output / NAME} could not be written: {error}") from error
-    files.save(output / NAME, lambda beside: beside.write_bytes(text + b"\n"))
+    files.save(output / NAME, lambda path: path.write_bytes(text + b"\n"))
 
 
-def _sweep(found: Any, output: Path) -> Sweep:
-    if found["version"] != VERSION:
-        raise ValueError(f"version is {found['version']!r}, expected {VERSION}")
-    datasets = {}
-    for name, facts in found["datasets"].items():
-        labels, pictures = tuple(map(str, facts["labels"])), facts["pictures"]
-        counts = None if pictures is None else tuple(map(int, pictures))
-        steps, every = int(facts["steps"]), int(facts["checkpoint_freq"])
-        datasets[name] = Dataset(labels, counts, steps, every, bool(facts.get("held_out")))
-    skips = found.get("skip_training_in_splits")
+def _parse_sweep(content: Any, output: Path) -> Sweep:
+    if content["version"] != VERSION:
+        raise ValueError(f"version is {content['version']!r}, expected {VERSION}")
+
+    skips = content.get("skip_training_in_splits")
     return Sweep(
-        jobs=tuple(_job(one, output) for one in found["jobs"]),
-        datasets=datasets,
-        selection=tuple(map(str, found["selection"])),
-        compare_with=tuple(map(str, found["compare_with"])),
-        algorithms=tuple(map(str, found.get("algorithms", ()))),
+        jobs=tuple(_parse_job(job, output) for job in content["jobs"]),
+        datasets={name: _parse_dataset(facts) for name, facts in content["datasets"].items()},
+        selection=tuple(map(str, content["selection"])),
+        compare_with=tuple(map(str, content["compare_with"])),
+        algorithms=tuple(map(str, content.get("algorithms", ()))),
         skip_training_in_splits=None if skips is None else bool(skips),
     )
 
 
-def _job(found: Any, output: Path) -> Job:
+def _parse_dataset(facts: Any) -> Dataset:
+    pictures = facts["pictures"]
+    return Dataset(
+        labels=tuple(map(str, facts["labels"])),
+        pictures=None if pictures is None else tuple(map(int, pictures)),
+        steps=int(facts["steps"]),
+        checkpoint_freq=int(facts["checkpoint_freq"]),
+        held_out=bool(facts.get("held_out")),
+    )
+
+
+def _parse_job(content: Any, output: Path) -> Job:
     """A stranger's manifest may name only folders of jobs below the output folder."""
-    folder, variant, args = str(found["folder"]), str(found["variant"]), dict(found["args"])
-    *above, name = folder.split("/")
-    is_below = above == ([variant] if variant else []) and variant not in (".", "..")
+    folder = str(content["folder"])
+    variant = str(content["variant"])
+
+    *parents, name = folder.split("/")
+    expected_parents = [variant] if variant else []
+    is_below = parents == expected_parents and variant not in (".", "..")
     if not is_below or not FOLDER_NAME.fullmatch(name) or "\0" in variant:
         raise ValueError(f"a job's folder is {folder!r}")
-    job = Job(args, output / folder, variant)
-    hash(job.key)
+
+    job = Job(dict(content["args"]), output / folder, variant)
+    hash(job.key)  # raises an error for arguments that name no job
     return job

@@ -1,6 +1,7 @@
 """The records of jobs: results.jsonl files, found, read and checked. No numpy.
 
-A record counts if it is complete; of two with the same step, the later. Faults are collected.
+A record counts if it is complete; of two with the same step, the later. What is wrong in a file
+becomes a warning.
 """
 
 from __future__ import annotations
@@ -8,29 +9,31 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
-import sys
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import parsing
 from domainbed_carft.jobs.folder import DONE, RECORDS
-from domainbed_carft.jobs.job import IDENTITY, Job
-from domainbed_carft.jobs.setting import ARGUMENTS, ENVIRONMENTS, printed_versions, setting
-from domainbed_carft.text import counted, limited, shown
-
-NO_ACCURACIES = (
-    "records without accuracies: this checkout's train does not evaluate, so no table can use them"
+from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.record_lines import (
+    NUMBERS,
+    accuracies_needed,
+    is_step,
+    keyed_records,
+    parse_line,
+    run_key,
 )
+from domainbed_carft.jobs.record_lines import RecordWarning as RecordWarning
+from domainbed_carft.jobs.record_lines import describe_warnings as describe_warnings
+from domainbed_carft.jobs.setting import ENVIRONMENTS, printed_versions, setting
+from domainbed_carft.text import counted
+
 DEPTH = 3  # a folder of sweeps, a sweep, its variants, their jobs
 
-_NUMBERS = {float, int}
-_ACCURACY = re.compile(r"env[0-9]+_[a-z]+_acc")
-_MOST = 1 + 1e-6  # weights summed in two orders may slightly exceed 1
+_HIGHEST_ACCURACY = 1 + 1e-6  # weights summed in two orders may slightly exceed 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,219 +57,155 @@ class Run:
 
     @property
     def folder(self) -> str:
+        """The folder of the job."""
         return str(self.job.folder)
 
     @property
     def dataset(self) -> str:
+        """The name of the data set."""
         return self.job.key.dataset
 
     @property
     def algorithm(self) -> str:
+        """The name of the algorithm."""
         return self.job.key.algorithm
 
     @property
     def test_envs(self) -> tuple[int, ...]:
+        """The environments left out, in the order of the arguments."""
         return tuple(self.job.args["test_envs"])
 
 
-class Fault(NamedTuple):
-    """Something wrong in a file that was read."""
-
-    kind: str
-    path: str
-    text: str
-
-
-def told(faults: Iterable[Fault]) -> list[str]:
-    """One line per fault, grouped by kind; of a kind with many, the first and their number."""
-    kinds: dict[str, list[str]] = {}
-    for one in faults:
-        kinds.setdefault(one.kind, []).append(shown(f"{one.kind}: {one.path}: {one.text}"))
-    return [line for lines in kinds.values() for line in limited(lines)]
-
-
-class Read(NamedTuple):
-    """The runs and the faults found in some folders."""
+class RunsAndWarnings(NamedTuple):
+    """The runs in some folders, and warnings about the files in which they were recorded."""
 
     runs: list[Run]
-    faults: list[Fault]
+    warnings: list[RecordWarning]
 
 
-def read(folders: Sequence[Path | str]) -> Read:
+def read(folders: Sequence[Path | str]) -> RunsAndWarnings:
     """All runs in ``folders`` and up to DEPTH levels below, each real folder once.
 
     Raises CarftError, naming all of them, if any of ``folders`` are missing.
     """
-    if missing := ", ".join(str(folder) for folder in folders if not os.path.isdir(folder)):
-        raise CarftError(f"no such folder: {missing}; expected output folders of sweeps")
-    found: dict[tuple[int, int], str] = {}  # by the real folder, which links may lead to
-    faults: list[Fault] = []
+    missing = [str(folder) for folder in folders if not os.path.isdir(folder)]
+    if missing:
+        raise CarftError(f"no such folder: {', '.join(missing)}; expected output folders of sweeps")
+
+    record_folders: dict[tuple[int, int], str] = {}  # by the real folder, which links may lead to
+    warnings: list[RecordWarning] = []
 
     def visit(folder: str, levels: int) -> None:
         if os.path.isfile(os.path.join(folder, RECORDS)):
             status = os.stat(folder)
-            found.setdefault((status.st_dev, status.st_ino), folder)
+            record_folders.setdefault((status.st_dev, status.st_ino), folder)
         elif levels:
             try:
-                inner = sorted(one.path for one in os.scandir(folder) if one.name[0] != ".")
+                children = sorted(
+                    entry.path for entry in os.scandir(folder) if entry.name[0] != "."
+                )
             except OSError as error:
-                inner = []
-                faults.append(Fault("unreadable", folder, f"{error.strerror}; skipped"))
-            for path in filter(os.path.isdir, inner):
+                children = []
+                warnings.append(RecordWarning("unreadable", folder, f"{error.strerror}; skipped"))
+            for path in filter(os.path.isdir, children):
                 visit(path, levels - 1)
 
     for folder in folders:
         visit(str(folder), DEPTH)
-    runs = [run for folder in found.values() for run in _runs_in(folder, faults)]
-    return Read(runs, faults)
+    runs = [run for folder in record_folders.values() for run in _runs_in(folder, warnings)]
+    return RunsAndWarnings(runs, warnings)
 
 
-def _runs_in(folder: str, faults: list[Fault]) -> list[Run]:
+def _runs_in(folder: str, warnings: list[RecordWarning]) -> list[Run]:
     """The runs recorded in one folder: one, unless several wrote there."""
     latest: dict[str, dict[float, dict[str, Any]]] = {}
-    own_faults: list[Fault] = []
-    for key, record in _keyed(os.path.join(folder, RECORDS), own_faults):
+    file_warnings: list[RecordWarning] = []
+    for key, record in keyed_records(os.path.join(folder, RECORDS), file_warnings):
         latest.setdefault(key, {})[record["step"]] = record
-    faults += own_faults
-    if not latest and not any(fault.kind == "no accuracies" for fault in own_faults):
-        faults.append(Fault("no records", folder, "no record"))
-    return [_run(folder, list(steps.values()), faults) for steps in latest.values()]
+
+    warnings += file_warnings
+    has_no_accuracies = any(warning.kind == "no accuracies" for warning in file_warnings)
+    if not latest and not has_no_accuracies:
+        warnings.append(RecordWarning("no records", folder, "no record"))
+    return [_run(folder, list(steps.values()), warnings) for steps in latest.values()]
 
 
-def whole(path: Path | str) -> tuple[list[dict[str, Any]], list[Fault]]:
-    """The complete records of a file, one per step of a run, and the faults found in it."""
-    faults: list[Fault] = []
-    latest = {(key, record["step"]): record for key, record in _keyed(path, faults)}
-    return list(latest.values()), faults
+def read_file(path: Path | str) -> tuple[list[dict[str, Any]], list[RecordWarning]]:
+    """The complete records of a file, one per step of a run, and the warnings about it."""
+    warnings: list[RecordWarning] = []
+    latest = {(key, record["step"]): record for key, record in keyed_records(path, warnings)}
+    return list(latest.values()), warnings
 
 
-def of_run(run: Run) -> Iterator[dict[str, Any]]:
+def run_records(run: Run) -> Iterator[dict[str, Any]]:
     """The whole records of one run, in their order: several may have written into its folder."""
-    key = _key(run.job.args, run.recorded, run.n_environments + len(run.test_envs))
-    return (record for other, record in _keyed(run.job.folder / RECORDS, []) if other == key)
+    n_accuracies = run.n_environments + len(run.test_envs)
+    key_of_run = run_key(run.job.args, run.recorded, n_accuracies)
+    for key, record in keyed_records(run.job.folder / RECORDS, warnings=[]):
+        if key == key_of_run:
+            yield record
 
 
-def arguments(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+def recorded_arguments(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The arguments of the job in a folder, from its first whole record; None without one."""
-    first = next(_keyed(os.path.join(folder, RECORDS), []), None)
-    return dict(first[1]["args"]) if first else None
+    for _, record in keyed_records(os.path.join(folder, RECORDS), warnings=[]):
+        return dict(record["args"])
+    return None
 
 
-def last(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The last whole record of the job in a folder."""
+def last_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The last whole record of the job in a folder; None without one."""
     with contextlib.suppress(OSError), open(os.path.join(folder, RECORDS), "rb") as file:
-        for record in map(_lenient, reversed(file.read().split(b"\n"))):
+        for record in map(parse_line, reversed(file.read().split(b"\n"))):
             if isinstance(record, dict) and "step" in record:
                 return record
     return None
 
 
-def _keyed(path: Path | str, faults: list[Fault]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each complete record of a file, with a key that identifies its run."""
-    import orjson
-
-    try:
-        with open(path, "rb") as file:
-            lines = file.read().split(b"\n")
-    except OSError as error:
-        faults.append(Fault("unreadable", str(path), f"{error.strerror}; skipped"))
-        return
-    key, args, hparams, needed = "", None, None, set[str]()  # of the line before
-    for number, line in enumerate(lines, 1):
-        if not line or line.isspace():
-            continue
-        try:
-            record = orjson.loads(line)
-        except orjson.JSONDecodeError:  # NaN is no JSON, and Python writes it
-            record = _lenient(line)
-        # Most records are of the run of the last: what both have need not be checked again.
-        if not (
-            needed and type(record) is dict and _is_step(record.get("step"))
-            and record.get("args") == args and record.get("hparams") == hparams
-            and needed <= record.keys()
-        ):  # fmt: skip
-            if not (needed := _accuracies_in(record)):
-                if _is_without_accuracies(record):
-                    fault = Fault("no accuracies", str(path), NO_ACCURACIES)
-                    if fault not in faults:  # said once for all lines of the file
-                        faults.append(fault)
-                else:
-                    text = f"line {number} is not a complete record; skipped"
-                    faults.append(Fault("cut line", str(path), text))
-                continue
-            args, hparams = record["args"], record.get("hparams")
-            key = _key(args, hparams, len(needed))
-        yield key, record
-
-
-def _lenient(line: bytes) -> Any:
-    with contextlib.suppress(ValueError):
-        return parsing.parse_json(line)
-
-
-def _is_without_accuracies(record: Any) -> bool:
-    """Whether it is a record but for its accuracies, of which it has none at all."""
-    if not isinstance(record, dict) or any(_ACCURACY.fullmatch(name) for name in record):
-        return False
-    return _is_step(record.get("step")) and isinstance(record.get("args"), dict)
-
-
-def _accuracies_in(record: Any) -> set[str]:
-    """Names of the accuracies that selection needs; none if it is not a whole record."""
-    try:
-        args, targets = record["args"], record["args"]["test_envs"]
-        count = 0
-        while f"env{count}_out_acc" in record:
-            count += 1
-        needed = {f"env{i}_out_acc" for i in range(count)} | {f"env{i}_in_acc" for i in targets}
-        is_whole = (
-            _is_step(record["step"])
-            and (args.get("steps") is None or _is_step(args["steps"]))
-            and all(0 <= target < count for target in Job(args, Path()).key.test_envs)
-            and len(needed) == count + len(targets)
-            and needed <= record.keys()
-            and isinstance(args.get("hparams"), (str, dict, type(None)))
-            and isinstance(record.get("hparams"), (dict, type(None)))
-            and not parsing.is_deep(record)
-        )
-    except (KeyError, TypeError):
-        return set()
-    return needed if is_whole else set()
-
-
-def _is_step(step: Any) -> bool:
-    return type(step) in _NUMBERS and abs(step) <= sys.float_info.max
-
-
-def _key(args: Mapping[str, Any], hparams: Mapping[str, Any] | None, count: int) -> str:
-    names = (*IDENTITY, "test_envs", "seed", *ARGUMENTS, "hparams")
-    return repr([*map(args.get, names), sorted((hparams or {}).items()), count])
-
-
-def _run(folder: str, records: list[dict[str, Any]], faults: list[Fault]) -> Run:
+def _run(folder: str, records: list[dict[str, Any]], warnings: list[RecordWarning]) -> Run:
+    """The run of these records, one per step."""
     first = records[0]
     args = {name: value for name, value in first["args"].items() if name != "output_dir"}
-    count = len(_accuracies_in(first)) - len(args["test_envs"])
-    listed = first.get("environments")
-    names = tuple(map(str, listed)) if isinstance(listed, list) else ()
-    names = names if len(set(names)) == len(names) == count else ()
-    parts = {ENVIRONMENTS: ", ".join(names) or str(count)}
+    count = len(accuracies_needed(first)) - len(args["test_envs"])
+    environments = _environment_names(first, count)
+    parts = {ENVIRONMENTS: ", ".join(environments) or str(count)}
     parts |= setting(args, first, printed_versions(folder))
-    if lost := _lost(records):
-        what = f"{counted(len(lost), 'record')} from step {min(lost):g} on without accuracies"
-        faults.append(Fault("diverged", folder, f"the training diverged; {what}"))
+
+    broken_steps = _steps_with_broken_weights(records)
+    if broken_steps:
+        n_records = counted(len(broken_steps), "record")
+        text = (
+            f"the training diverged; {n_records} from step {min(broken_steps):g} on without "
+            "accuracies"
+        )
+        warnings.append(RecordWarning("diverged", folder, text))
+
     return Run(
-        Job(args, Path(folder)), os.path.exists(os.path.join(folder, DONE)),
-        names, count, array("d", [record["step"] for record in records]),
-        _accuracies(records, count, lost), parts,
-        first.get("hparams") or {}, min(lost, default=None),
-    )  # fmt: skip
+        job=Job(args, Path(folder)),
+        done=os.path.exists(os.path.join(folder, DONE)),
+        environments=environments,
+        n_environments=count,
+        steps=array("d", [record["step"] for record in records]),
+        accuracies=_accuracies(records, count, broken_steps),
+        setting=parts,
+        recorded=first.get("hparams") or {},
+        diverged_at=min(broken_steps, default=None),
+    )
 
 
-def _lost(records: list[dict[str, Any]]) -> set[float]:
-    """Steps recorded with broken weights: from the update before the first non-finite loss on."""
+def _environment_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """The recorded names of the environments; none unless they are ``count`` different ones."""
+    recorded = record.get("environments")
+    if not isinstance(recorded, list):
+        return ()
+    names = tuple(map(str, recorded))
+    return names if len(set(names)) == len(names) == count else ()
+
+
+def _steps_with_broken_weights(records: list[dict[str, Any]]) -> set[float]:
+    """The recorded steps from the update before the first non-finite loss on."""
     marks = [record["diverged_at"] for record in records if "diverged_at" in record]
-    start = min((mark - 1 for mark in marks if _is_step(mark)), default=math.inf)
+    start = min((mark - 1 for mark in marks if is_step(mark)), default=math.inf)
     return {
         record["step"]
         for record in records
@@ -276,13 +215,15 @@ def _lost(records: list[dict[str, Any]]) -> set[float]:
     }
 
 
-def _accuracies(records: list[dict[str, Any]], count: int, lost: set[float]) -> array[float]:
+def _accuracies(
+    records: list[dict[str, Any]], count: int, broken_steps: set[float]
+) -> array[float]:
     """The accuracies of a Run; nan for values outside [0, 1], such as percentages."""
-    names = [f"env{i}_{split}_acc" for split in ("in", "out") for i in range(count)]
+    names = [f"env{env}_{split}_acc" for split in ("in", "out") for env in range(count)]
     rows = array("d")
     for record in records:
         for name in names:
-            value: Any = None if record["step"] in lost else record.get(name)
-            known = type(value) in _NUMBERS and 0 <= value <= _MOST
-            rows.append(value if known else math.nan)
+            value: Any = None if record["step"] in broken_steps else record.get(name)
+            is_accuracy = type(value) in NUMBERS and 0 <= value <= _HIGHEST_ACCURACY
+            rows.append(value if is_accuracy else math.nan)
     return rows

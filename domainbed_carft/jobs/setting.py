@@ -15,10 +15,13 @@ from domainbed_carft.jobs.job import overrides
 
 # Arguments that runs have to share to be averaged, and names of other parts of a setting.
 ARGUMENTS = ("steps", "checkpoint_freq", "holdout_fraction", "uda_holdout_fraction", "task")
-EDITION, ENVIRONMENTS, HPARAM, VERSION = "data edition", "environments", "hparam ", "version of "
+EDITION = "data edition"
+ENVIRONMENTS = "environments"
+HPARAM = "hparam "
+VERSION = "version of "
 DEFAULT = "default"
 UNKNOWN = "not recorded"
-# What --ignore leaves out of account, and how the names of parts begin.
+# What --ignore leaves out of account -> how the names of such parts begin.
 KINDS = {
     **dict(zip(ARGUMENTS, ARGUMENTS)),
     "hparams": HPARAM,
@@ -26,7 +29,8 @@ KINDS = {
     "data_edition": EDITION,
     "versions": VERSION,
 }
-_VERSION = r"^\t(PyTorch|Torchvision|CUDA|CUDNN|NumPy|PIL): (.*)$"
+_PRINTED_BYTES = 1 << 20  # of the beginning of an output, where the versions are
+_PRINTED_VERSION = r"^\t(PyTorch|Torchvision|CUDA|CUDNN|NumPy|PIL): (.*)$"
 
 
 def setting(
@@ -36,23 +40,32 @@ def setting(
 ) -> dict[str, str]:
     """Part -> value, as words, of what two runs have to share for their mean to mean something.
 
-    Of a job without a record what its arguments say.
+    Without a record there are only the parts that the arguments tell.
     """
     record = record or {}
     hparams = record.get("hparams") or {}
     overridden = overrides(args)
-    given = {name: args[name] for name in ARGUMENTS if name in args}
-    parts = {name: DEFAULT if value is None else str(value) for name, value in given.items()}
+
+    parts = {}
+    for name in ARGUMENTS:
+        if name in args:
+            parts[name] = DEFAULT if args[name] is None else str(args[name])
+
     for name, value in overridden.items():
         if name not in ("protocol", "data_edition"):
             integral = isinstance(value, float) and value.is_integer()  # 1.0 is the hparam 1
             parts[HPARAM + name] = json.dumps(int(value) if integral else value, sort_keys=True)
+
     protocol = hparams.get("protocol") or record.get("protocol") or overridden.get("protocol")
+    if protocol:
+        parts["protocol"] = str(protocol)
     edition = record.get("data_edition") or hparams.get("data_edition")
-    for part, word in (("protocol", protocol), (EDITION, edition)):
-        if word:
-            parts[part] = str(word)
-    return parts | {VERSION + name: str(word) for name, word in sorted((versions or {}).items())}
+    if edition:
+        parts[EDITION] = str(edition)
+
+    for name, version in sorted((versions or {}).items()):
+        parts[VERSION + name] = str(version)
+    return parts
 
 
 def printed_versions(folder: Path | str) -> dict[str, str]:
@@ -60,8 +73,9 @@ def printed_versions(folder: Path | str) -> dict[str, str]:
     printed = ""
     path = os.path.join(folder, OUTPUT)
     with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-        printed = file.read(1 << 20)
-    found: dict[str, dict[str, None]] = {}
-    for name, version in re.findall(_VERSION, printed, re.MULTILINE):
-        found.setdefault(name, {})[version] = None
-    return {name: ", then ".join(versions) for name, versions in found.items()}
+        printed = file.read(_PRINTED_BYTES)
+
+    versions_of: dict[str, dict[str, None]] = {}
+    for name, version in re.findall(_PRINTED_VERSION, printed, re.MULTILINE):
+        versions_of.setdefault(name, {})[version] = None
+    return {name: ", then ".join(versions) for name, versions in versions_of.items()}

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.errors import refusals
+from domainbed_carft.errors import Problem, problems_of
 from domainbed_carft.launchers import options, pool, slurm
-from domainbed_carft.launchers.attempt import Ending, Launcher, run_commands
+from domainbed_carft.launchers.attempt import Launcher, Outcome, run_commands
 from domainbed_carft.launchers.options import OPTIONS, PoolOptions
 
-__all__ = ["LAUNCHERS", "OPTIONS", "Ending", "Launcher", "make", "problems"]
+__all__ = ["LAUNCHERS", "OPTIONS", "Launcher", "Outcome", "make", "problems"]
 
 _KINDS: dict[str, Callable[[Any], Launcher]] = {
     "dummy": lambda options: pool.dummy,
@@ -21,19 +21,19 @@ _KINDS: dict[str, Callable[[Any], Launcher]] = {
 }
 
 
-def make(name: str, given: Mapping[str, Any] | None = None) -> Launcher:
-    """The launcher `name` with the options given, maybe as text, over those of a file (`options`).
+def make(name: str, caller_options: Mapping[str, Any] | None = None) -> Launcher:
+    """The launcher `name`, whose options are the caller's, maybe as text, over those of a file.
 
-    Raises CarftError, naming all faults, and what was expected.
+    Raises CarftError, naming all problems, and what was expected.
     """
-    chosen = options.chosen(name, given or {})  # refuses other names
-    return _KINDS[name](chosen)
+    resolved = options.resolve(name, caller_options or {})  # refuses other names
+    return _KINDS[name](resolved)
 
 
-def problems(launcher: Launcher, sweeps: Iterable[Path]) -> list[str]:
+def problems(launcher: Launcher, sweeps: Iterable[Path]) -> list[str | Problem]:
     """Why a launcher could not run jobs below these folders now, checked before it is called."""
-    look = getattr(launcher, "problems", None)
-    return list(look(sweeps)) if look else []
+    find_problems = getattr(launcher, "problems", None)
+    return list(find_problems(sweeps)) if find_problems else []
 
 
 class Registered:
@@ -45,16 +45,18 @@ class Registered:
     """
 
     def __init__(self, name: str, runs_here: bool) -> None:
-        self._name, self.runs_here = name, runs_here
+        self._name = name
+        self.runs_here = runs_here
 
-    def __call__(self, commands: Sequence[str]) -> list[Ending]:
+    def __call__(self, commands: Sequence[str]) -> list[Outcome]:
         """Run the commands; returns the jobs that failed, none if SLURM runs them."""
-        left = run_commands(make(self._name), commands) or []
-        return [ending for ending in left if ending.result != "held"]
+        not_done = run_commands(make(self._name), commands) or []
+        return [outcome for outcome in not_done if outcome.result != "held"]
 
-    def problems(self, sweep: str) -> list[str]:
-        """Why it could not run jobs below the folder ``sweep``."""
-        return refusals(make, self._name) or problems(make(self._name), [Path(sweep)])
+    def problems(self, sweep: str) -> list[str | Problem]:
+        """Reasons why the launcher could not run jobs below the folder ``sweep``, if any."""
+        unmade: list[str | Problem] = [*problems_of(make, self._name)]
+        return unmade or problems(make(self._name), [Path(sweep)])
 
 
 # What DomainBed's registry gets beside its own, `multi_gpu` where it has none (upstream has).

@@ -1,6 +1,6 @@
 """The options of each launcher, and the YAML file in which they may stand (docs/sweeps.md).
 
-By the file a DomainBed whose sweep has no flags for them can be told, too.
+The file also serves a DomainBed whose sweep has no flags for them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from domainbed_carft import text
-from domainbed_carft.errors import CarftError
-from domainbed_carft.files import parsing
+from domainbed_carft.errors import CarftError, Place, Problem, raise_for
+from domainbed_carft.files import parsing, validation
 
 with contextlib.suppress(ModuleNotFoundError):  # `carft doctor` starts without, and says so
     from annotated_types import Ge, Gt  # of pydantic, which itself takes half a second to import
@@ -25,9 +25,9 @@ VARIABLE = "DOMAINBED_CARFT_LAUNCHER"
 DEFAULT = "launchers.yaml"
 
 
-def _option(default: Any, told: str, repeated: bool = False) -> Any:
+def _option(default: Any, description: str, repeated: bool = False) -> Any:
     """A field with the help of its flag, which may be given several times if it is repeated."""
-    return dataclasses.field(default=default, metadata={"help": told, "repeated": repeated})
+    return dataclasses.field(default=default, metadata={"help": description, "repeated": repeated})
 
 
 _GPUS = "GPUs per job, with a process on each (default: 1; slurm: 0)"
@@ -82,55 +82,74 @@ OPTIONS: dict[str, type] = {
 }
 
 
-def chosen(launcher: str, given: Mapping[str, Any]) -> Any:
-    """The options of a launcher: those given that are not None, else the file's, else defaults.
+def resolve(launcher: str, caller_options: Mapping[str, Any]) -> Any:
+    """The options of a launcher: the caller's that are not None, else the file's, else defaults.
 
-    Prints which file was read. Raises CarftError, naming all faults and what was expected.
+    Prints which file was read. Raises CarftError with all problems and what was expected.
     """
     from pydantic import TypeAdapter, ValidationError
 
     if launcher not in OPTIONS:
         raise CarftError(text.unknown("launcher", launcher, OPTIONS))
-    both = {**_of_file(launcher), **{n: value for n, value in given.items() if value is not None}}
-    names = [field.name for field in dataclasses.fields(OPTIONS[launcher])]
-    wrong = [
-        text.unknown(f"option of {launcher}", name, names) for name in sorted({*both} - {*names})
+
+    merged = _read_file(launcher)
+    merged |= {name: value for name, value in caller_options.items() if value is not None}
+    valid_names = [field.name for field in dataclasses.fields(OPTIONS[launcher])]
+    problems = [
+        Problem(message=text.unknown(f"option of {launcher}", name, valid_names))
+        for name in sorted(merged.keys() - set(valid_names))
     ]
-    known = {name: _spelled_out(name, value) for name, value in both.items() if name in names}
+
+    values = {name: _expand(name, value) for name, value in merged.items() if name in valid_names}
     try:
-        made: Any = TypeAdapter(OPTIONS[launcher]).validate_python(known)
+        resolved: Any = TypeAdapter(OPTIONS[launcher]).validate_python(values)
     except ValidationError as error:
-        for one in error.errors():
-            place = f"{'.'.join(map(str, one['loc']))} is {one['input']!r}"
-            wrong.append(f"{launcher}: {place}, {one['msg'].removeprefix('Input ')}")
-    if wrong:
-        raise CarftError("; ".join(wrong))
-    return made
+        problems += [_as_problem(launcher, details) for details in error.errors()]
+    raise_for(problems)
+    return resolved
 
 
-def _of_file(launcher: str) -> dict[str, Any]:
+def _as_problem(launcher: str, error: Mapping[str, Any]) -> Problem:
+    """A problem of one of pydantic's errors."""
+    # Below the item of a list or a mapping are only the types that it may have.
+    path = ".".join(map(str, error["loc"][:2]))
+    return Problem(f"{launcher}: {path}", error["input"], expected=validation.expectation(error))
+
+
+def _read_file(launcher: str) -> dict[str, Any]:
+    """The options of a launcher in the YAML file, if there is one; prints that it was read."""
     path = Path(os.environ.get(VARIABLE) or DEFAULT).expanduser()
     if not os.environ.get(VARIABLE) and not path.exists():
         return {}
+
     try:
         content = parsing.parse_yaml(path.read_text(encoding="utf-8"))[0] or {}
+    except parsing.YamlError as error:
+        place = Place(str(path), error.line)
+        raise CarftError(Problem(message=error.message, place=place)) from error
     except (OSError, ValueError) as error:
         raise CarftError(f"{path} cannot be read: {error}") from error
+
     section = content.get(launcher) or {} if isinstance(content, dict) else None
     if not isinstance(section, dict) or not content.keys() <= OPTIONS.keys():
         names = ", ".join(OPTIONS)
         raise CarftError(f"{path}: expected names of launchers ({names}), each with its options")
     if section:
         print(f"{launcher}: options read from {path.absolute()}", file=sys.stderr)
+
     # An option without a value is one that is not set.
     return {name: value for name, value in section.items() if value is not None}
 
 
-def _spelled_out(name: str, value: Any) -> Any:
+def _expand(name: str, value: Any) -> Any:
     """The value that several flags, or one word in a file, stand for."""
     if name in ("setup", "extra") and isinstance(value, str):
         value = [value]
     if name != "extra" or not isinstance(value, (list, tuple)):
         return value
-    pairs = [str(one).lstrip("-").partition("=") for one in value]
-    return {key.replace("-", "_"): found if equals else True for key, equals, found in pairs}
+
+    parameters: dict[str, str | bool] = {}
+    for item in value:
+        key, equals, text_of_value = str(item).lstrip("-").partition("=")
+        parameters[key.replace("-", "_")] = text_of_value if equals else True
+    return parameters

@@ -14,18 +14,19 @@ from pathlib import Path
 from domainbed_carft import machine, text
 from domainbed_carft.errors import raise_for
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS
+from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.jobs.warm import Warm
 from domainbed_carft.launchers import attempt
-from domainbed_carft.launchers.attempt import Children, Ending, Environment, stopping
-from domainbed_carft.launchers.launches import in_hand
+from domainbed_carft.launchers.attempt import Outcome, VariablesOf
+from domainbed_carft.launchers.children import Children, stopping
+from domainbed_carft.launchers.launch_file import announce
 from domainbed_carft.launchers.options import PoolOptions
 
 
-def dummy(jobs: Sequence[Job], environment: Environment = None) -> None:
+def dummy(jobs: Sequence[Job], variables_of: VariablesOf = None) -> None:
     """Print the commands and run none of them."""
     for job in jobs:
-        variables = environment(job) if environment else {}
+        variables = variables_of(job) if variables_of else {}
         words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
         print("Dummy launcher:", *words, job.line)
 
@@ -40,17 +41,20 @@ class Pool:
     options: PoolOptions
     name: str = "pool"
 
-    def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> list[Ending]:
+    def __call__(self, jobs: Sequence[Job], variables_of: VariablesOf = None) -> list[Outcome]:
         """Run all jobs, one at a time in each slot, with the slot's variables below their own.
 
         A job that failed is retried after all others. Where standard error is no terminal, it says
-        which jobs start and end. Returns the endings of those that are not done. Raises CarftError
+        which jobs start and end. Returns the outcomes of those that are not done. Raises CarftError
         if a job is to have more GPUs than there are.
         """
         raise_for(self.problems())
-        waiting, left, warm = deque(jobs), list[Ending](), Warm(apart=True)
-        children, slots = Children(warm), self.slots(len(jobs))
+        waiting = deque(jobs)
+        not_done: list[Outcome] = []
         interruptions: Counter[Path] = Counter()
+        fork_server = ForkServer(detached=True)
+        children = Children(fork_server)
+        slots = self.slots(len(jobs))
 
         def log(line: str) -> None:
             text.log(f"{self.name}: {line}")
@@ -59,41 +63,57 @@ class Pool:
             while children.stopped_by is None:
                 try:
                     job = waiting.popleft()
-                except IndexError:  # none is left
+                except IndexError:  # no job is waiting
                     return
-                own = environment(job) if environment else {}
-                ending = attempt.run(job, {**slot, **own}, children, log=log)
+
+                variables = variables_of(job) if variables_of else {}
+                outcome = attempt.run(job, {**slot, **variables}, children, log=log)
                 # Someone may want it to restart, but a job could also do this forever.
-                interruptions[job.folder] += ending.result == "interrupted"
-                again = ending.result in ("again", "interrupted")
-                if again and interruptions[job.folder] < MAX_ATTEMPTS:
+                interruptions[job.folder] += outcome.result == "interrupted"
+                may_retry = outcome.result in ("again", "interrupted")
+                if may_retry and interruptions[job.folder] < MAX_ATTEMPTS:
                     waiting.append(job)
-                elif ending.result != "done":
-                    left.append(ending)
+                elif outcome.result != "done":
+                    not_done.append(outcome)
 
         workers = ThreadPoolExecutor(max_workers=len(slots))
-        with warm, stopping(children, self.name), in_hand(self.name, jobs), workers:
+        with fork_server, stopping(children, self.name), announce(self.name, jobs), workers:
             for _ in workers.map(work, slots):
                 pass
-        for line in text.limited([text.shown(f"{self.name}: {one}") for one in left]):
+
+        for line in text.limited([text.shown(f"{self.name}: {outcome}") for outcome in not_done]):
             print(line, file=sys.stderr, flush=True)
-        return left
+        return not_done
 
     def problems(self, sweeps: Iterable[Path] = ()) -> Iterator[str]:
-        """Why it cannot run jobs here."""
-        if (wanted := self.options.gpus or 0) > (found := len(machine.gpus())):
-            yield f"{self.name}: gpus is {wanted}, expected at most the {found} of this machine"
+        """Reasons why the pool cannot run jobs on this machine, a sentence each."""
+        n_gpus = len(machine.gpus())
+        per_job = self.options.gpus or 0
+        if per_job > n_gpus:
+            yield f"{self.name}: gpus is {per_job}, expected at most the {n_gpus} of this machine"
 
     def slots(self, jobs: int) -> list[dict[str, str]]:
         """The variables of each slot, for so many jobs in all; what the user has set stays."""
-        chosen, gpus, each = self.options, machine.gpus(), self.options.gpus or 1
-        cards = [",".join(gpus[i : i + each]) for i in range(0, len(gpus) - each + 1, each)]
-        on_gpus = len(cards) * (chosen.jobs_per_gpu or 1)
-        width = chosen.jobs or on_gpus or machine.cores()
-        if gpus and chosen.jobs_per_gpu:
-            width = min(width, on_gpus)
-        count = max(1, min(width, jobs))
-        own = machine.variables(max(1, machine.cores() // count), bool(gpus), os.environ, each)
-        if not cards or (self.name == "local" and not chosen.gpus):
-            return [own] * count
-        return [{"CUDA_VISIBLE_DEVICES": cards[i % len(cards)], **own} for i in range(count)]
+        options = self.options
+        gpus = machine.gpus()
+        per_job = options.gpus or 1
+        gpu_groups = [
+            ",".join(gpus[start : start + per_job])
+            for start in range(0, len(gpus) - per_job + 1, per_job)
+        ]
+
+        jobs_on_gpus = len(gpu_groups) * (options.jobs_per_gpu or 1)
+        jobs_at_a_time = options.jobs or jobs_on_gpus or machine.cores()
+        if gpus and options.jobs_per_gpu:
+            jobs_at_a_time = min(jobs_at_a_time, jobs_on_gpus)
+        n_slots = max(1, min(jobs_at_a_time, jobs))
+
+        cores = max(1, machine.cores() // n_slots)
+        variables = machine.variables(cores, bool(gpus), os.environ, per_job)
+        sees_all_gpus = self.name == "local" and not options.gpus
+        if not gpu_groups or sees_all_gpus:
+            return [variables] * n_slots
+        return [
+            {"CUDA_VISIBLE_DEVICES": gpu_groups[slot % len(gpu_groups)], **variables}
+            for slot in range(n_slots)
+        ]

@@ -21,15 +21,22 @@ from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS, STOPPED, JobFolder, slurm_id
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.launchers import attempt, launches
-from domainbed_carft.launchers.attempt import Children, Environment
+from domainbed_carft.launchers import attempt, launch_file
+from domainbed_carft.launchers.attempt import VariablesOf
+from domainbed_carft.launchers.children import Children
 from domainbed_carft.launchers.options import SlurmOptions
 
 # SLURM starts a job again while a process of its last run may still hold the lock.
-_OTHERS_SECONDS = 30.0
+_LOCK_PATIENCE = 30.0  # seconds
 
 # How often a job that another process holds is restarted: SLURM waits two minutes in between.
-_MOST_RESTARTS = 5
+_MAX_RESTARTS = 5
+
+# Of a job's time between the signal and the end, the share in which it may save its state.
+_SHARE_FOR_SAVING = 0.7
+
+# After so many submitit gives a job up; for us time-outs are no failures.
+_MAX_TIMEOUTS = 10**9
 
 
 @dataclass(frozen=True)
@@ -38,45 +45,57 @@ class Slurm:
 
     options: SlurmOptions
 
-    def __call__(self, jobs: Sequence[Job], environment: Environment = None) -> None:
+    def __call__(self, jobs: Sequence[Job], variables_of: VariablesOf = None) -> None:
         """Submit the jobs to be run; raises CarftError if SLURM is missing or takes no more."""
+        n_gpus = self.options.gpus
+        # What is set in this process is of another machine.
+        common_variables = machine.variables(
+            self.options.cpus, n_gpus > 0, user_variables={}, processes=max(1, n_gpus)
+        )
+        patience = _SHARE_FOR_SAVING * self.options.signal_seconds
+
         sweeps: dict[Path, list[_Element]] = {}
-        patience = 0.7 * self.options.signal_seconds
-        # What is set here is of another machine.
-        cards = self.options.gpus
-        cores = machine.variables(self.options.cpus, cards > 0, kept={}, processes=max(1, cards))
         for job in jobs:
             folder = JobFolder(job.folder)
             if not (folder.done or folder.is_held() or folder.failed()):
-                own = environment(job) if environment else {}
-                element = _Element(job, {**cores, **own}, patience)
+                variables = variables_of(job) if variables_of else {}
+                element = _Element(job, {**common_variables, **variables}, patience)
                 sweeps.setdefault(job.folder.parent.absolute(), []).append(element)
+
         raise_for(self.problems(sweeps))
-        after = None
+        previous_array = None
         for sweep, elements in sweeps.items():
-            after = self._submit(sweep, elements, after)
+            previous_array = self._submit(sweep, elements, previous_array)
 
     def problems(self, sweeps: Iterable[Path]) -> Iterator[str]:
-        """Why nothing can be submitted from here, or for jobs in these folders."""
+        """Reasons why nothing can be submitted from here, or for jobs in the folders ``sweeps``."""
         missing = [name for name in ("sbatch", "srun", "squeue", "scontrol") if not which(name)]
         if importlib.util.find_spec("submitit") is None:
             install = f"{sys.executable} -m pip install 'submitit>=1.5'"
             yield f"the slurm launcher needs the package submitit: {install}"
         elif missing:
             yield f"the slurm launcher needs {', '.join(missing)}, which are not on PATH here"
-        for place in (str(sweep.absolute()) for sweep in sweeps):
-            if re.search(r"[\n\r%\\]", place):  # the last two: SLURM's patterns for names
-                yield f"slurm: {place!r} has a line break, % or \\; choose another --output_dir"
 
-    def _submit(self, sweep: Path, elements: list[_Element], after: str | None) -> str | None:
-        """Submit the jobs of one folder as arrays, each after the one before; returns the last."""
-        launch = launches.begin("slurm", sweep)
+        for sweep in sweeps:
+            path = str(sweep.absolute())
+            if re.search(r"[\n\r%\\]", path):  # the last two: SLURM's patterns for names
+                yield f"slurm: {path!r} has a line break, % or \\; choose another --output_dir"
+
+    def _submit(
+        self, sweep: Path, elements: list[_Element], previous_array: str | None
+    ) -> str | None:
+        """Submit the jobs of one folder as arrays, each after the one before.
+
+        Returns the SLURM id of the last.
+        """
+        launch = launch_file.begin("slurm", sweep)
         os.close(launch.write())  # where nothing can be noted, nothing is submitted
         size = min(self.options.array_size, largest_array() or sys.maxsize)
+
         for begin in range(0, len(elements), size):
             chunk = elements[begin : begin + size]
             try:
-                submitted = self._submit_array(sweep, chunk, after)
+                ids = self._submit_array(sweep, chunk, previous_array)
             except Exception as error:  # submitit has its own, for what sbatch answers
                 # DomainBed's sweep takes a job for launched, and passes it over, by its folder.
                 for element in elements[begin:]:
@@ -86,47 +105,62 @@ class Slurm:
                     f"slurm: a submission was refused: {' '.join(str(error).split())}. {begin} of "
                     f"{len(elements)} jobs in {sweep} are submitted; launch the rest later"
                 ) from error
-            launch.jobs.update(zip((element.job.folder.name for element in chunk), submitted))
-            os.close(launch.write())
-            after = submitted[0].partition("_")[0]
-            print(f"slurm: job {after} runs {len(chunk)} of the sweep's {len(elements)} jobs")
-        return after
 
-    def _submit_array(self, sweep: Path, elements: list[_Element], after: str | None) -> list[str]:
+            for element, job_id in zip(chunk, ids):
+                launch.jobs[element.job.folder.name] = job_id
+            os.close(launch.write())
+            previous_array, _, _ = ids[0].partition("_")
+            print(
+                f"slurm: job {previous_array} runs {len(chunk)} of the sweep's {len(elements)} jobs"
+            )
+        return previous_array
+
+    def _submit_array(
+        self, sweep: Path, elements: list[_Element], previous_array: str | None
+    ) -> list[str]:
         """Submit one array, and return the SLURM ids of its elements."""
         import submitit
 
-        logs = sweep / launches.FOLDER / "slurm-logs"
+        logs = sweep / launch_file.FOLDER / "slurm-logs"
         logs.mkdir(parents=True, exist_ok=True)
-        # Time-outs are no failures, and never too many.
-        executor = submitit.SlurmExecutor(folder=logs, max_num_timeout=10**9)
-        executor.update_parameters(**self.parameters(after))
-        # This process may itself run in a SLURM job, which is not to be passed on.
-        own = ("SLURM_CONF", "SLURM_CLUSTERS", "SBATCH_")
-        kept = {name: value for name, value in os.environ.items() if name.startswith(own)}
+        executor = submitit.SlurmExecutor(folder=logs, max_num_timeout=_MAX_TIMEOUTS)
+        executor.update_parameters(**self.parameters(previous_array))
+
+        # This process may itself run in a SLURM job, whose variables are not for its jobs.
+        cluster_variables = {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(("SLURM_CONF", "SLURM_CLUSTERS", "SBATCH_"))
+        }
         with submitit.helpers.clean_env():
-            os.environ.update(kept)
+            os.environ.update(cluster_variables)
             with executor.batch():
                 submitted = [executor.submit(element) for element in elements]
-        return [str(one.job_id) for one in submitted]
+        return [str(job.job_id) for job in submitted]
 
     def parameters(self, after: str | None = None) -> dict[str, Any]:
         """Submitit's parameters; this array starts when the job `after` has ended."""
-        chosen = self.options
-        extra = {"requeue": True, "time": chosen.time, **(chosen.extra or {})}
+        options = self.options
+        extra = {"requeue": True, "time": options.time, **(options.extra or {})}
         if after:
             extra["dependency"] = f"afterany:{after}"
-        given = {
-            "job_name": "carft-sweep", "partition": chosen.partition,
-            "account": chosen.account, "qos": chosen.qos, "cpus_per_task": chosen.cpus,
-            "gpus_per_node": chosen.gpus or None, "array_parallelism": chosen.array_cap,
-            "signal_delay_s": chosen.signal_seconds, "setup": list(chosen.setup) or None,
-            "mem": f"{int(1024 * chosen.memory_gb)}MB" if chosen.memory_gb else None,
+
+        parameters = {
+            "job_name": "carft-sweep",
+            "partition": options.partition,
+            "account": options.account,
+            "qos": options.qos,
+            "cpus_per_task": options.cpus,
+            "gpus_per_node": options.gpus or None,
+            "array_parallelism": options.array_cap,
+            "signal_delay_s": options.signal_seconds,
+            "setup": list(options.setup) or None,
+            "mem": f"{int(1024 * options.memory_gb)}MB" if options.memory_gb else None,
             # Since SLURM 22.05 a step does not know how many cores its job was given.
-            "srun_args": [f"--cpus-per-task={chosen.cpus}"],
+            "srun_args": [f"--cpus-per-task={options.cpus}"],
             "additional_parameters": extra,
-        }  # fmt: skip
-        return {name: value for name, value in given.items() if value is not None}
+        }
+        return {name: value for name, value in parameters.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -138,7 +172,7 @@ class _Element:
     """
 
     job: Job
-    environment: Mapping[str, str]
+    environment: Mapping[str, str]  # variables; jobs that wait in SLURM's queue have this name
     patience: float
 
     def __call__(self) -> None:
@@ -148,31 +182,39 @@ class _Element:
         """
         children = Children()
 
-        def warned(number: int, frame: FrameType | None) -> None:
+        def save_and_stop(number: int, frame: FrameType | None) -> None:
             """The time limit is near, or the job is preempted: save, then wait for another turn."""
             children.stop(number, signal.SIGUSR1)
-            killing = threading.Timer(self.patience, children.stop, (None, signal.SIGKILL))
-            killing.daemon = True
-            killing.start()
+            kill_timer = threading.Timer(self.patience, children.stop, (None, signal.SIGKILL))
+            kill_timer.daemon = True
+            kill_timer.start()
 
-        signal.signal(signal.SIGUSR2, warned)
+        signal.signal(signal.SIGUSR2, save_and_stop)
         # SLURM ends the job; if for preemption, it will start it again without our asking.
         signal.signal(signal.SIGTERM, lambda number, frame: children.stop(number))
+
         for _ in range(MAX_ATTEMPTS + 1):
-            ending = attempt.run(self.job, self.environment, children, _OTHERS_SECONDS)
-            if children.stopped_by is not None or ending.result not in ("again", "interrupted"):
+            outcome = attempt.run(self.job, self.environment, children, _LOCK_PATIENCE)
+            if children.stopped_by is not None or outcome.result not in ("again", "interrupted"):
                 break
-        if ending.result == "done":
+        if outcome.result == "done":
             return
-        if children.stopped_by == signal.SIGUSR2 and ending.result != "failed":
-            _call("scontrol", "requeue", slurm_id() or "")
+
+        if children.stopped_by == signal.SIGUSR2 and outcome.result != "failed":
+            _requeue()
         if children.stopped_by is not None:
             sys.exit(128 + children.stopped_by)
-        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        if ending.result == "held" and restarts < _MOST_RESTARTS:  # leave the job to its holder
-            _call("scontrol", "requeue", slurm_id() or "")
+
+        n_restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        if outcome.result == "held" and n_restarts < _MAX_RESTARTS:  # leave the job to its holder
+            _requeue()
             sys.exit(STOPPED)
-        raise CarftError(str(ending))
+        raise CarftError(str(outcome))
+
+
+def _requeue() -> None:
+    """Have SLURM start the job that this process runs in once more."""
+    _call("scontrol", "requeue", slurm_id() or "")
 
 
 def states(ids: Iterable[str]) -> dict[str, str]:
@@ -181,16 +223,17 @@ def states(ids: Iterable[str]) -> dict[str, str]:
     The reason of a wait follows, as in PENDING (Resources). The ids are those of jobs, or of
     elements of arrays, as "123_4". Raises CarftError if SLURM does not answer.
     """
-    asked = set(ids)
-    if not asked:
+    distinct_ids = set(ids)
+    if not distinct_ids:
         return {}
-    jobs = ",".join(sorted({name.partition("_")[0] for name in asked}))
-    told = _call("squeue", "--noheader", "--array", "--format=%i|%T|%r", f"--jobs={jobs}")
-    lines = [line.strip().split("|") for line in told.splitlines() if line.count("|") == 2]
+
+    jobs = ",".join(sorted({job_id.partition("_")[0] for job_id in distinct_ids}))
+    output = _call("squeue", "--noheader", "--array", "--format=%i|%T|%r", f"--jobs={jobs}")
+    lines = [line.strip().split("|") for line in output.splitlines() if line.count("|") == 2]
     return {
-        name: f"{state} ({reason})" if state == "PENDING" else state
-        for name, state, reason in lines
-        if name in asked
+        job_id: f"{state} ({reason})" if state == "PENDING" else state
+        for job_id, state, reason in lines
+        if job_id in distinct_ids
     }
 
 
@@ -202,17 +245,20 @@ def cancel(ids: Iterable[str]) -> None:
 def largest_array() -> int | None:
     """How many elements the cluster allows an array; None if it does not say."""
     with contextlib.suppress(CarftError):
-        told = _call("scontrol", "show", "config")
-        if found := re.search(r"^MaxArraySize\s*=\s*(\d+)", told, re.M):
-            return max(1, int(found[1]))
+        config = _call("scontrol", "show", "config")
+        size = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.M)
+        if size:
+            return max(1, int(size[1]))
     return None
 
 
 def _call(*command: str) -> str:
+    """What a command of SLURM prints; raises CarftError if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a null byte
         raise CarftError(f"SLURM does not answer: {error}") from error
+
     # Jobs that have ended are forgotten after a while.
     if done.returncode and "Invalid job id" not in done.stderr:
         raise CarftError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")

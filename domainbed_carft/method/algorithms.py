@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.method import objective, peer_losses, prompts, text_encoder
+from domainbed_carft.method import peer_losses, prompts, text_encoder
+from domainbed_carft.method.activations import encode
 from domainbed_carft.method.clip_algorithm import CLIPAlgorithm
-from domainbed_carft.method.micro_batches import Piece
-from domainbed_carft.method.optimizer import sent
-from domainbed_carft.method.original import encode
+from domainbed_carft.method.device import copy_to_device
+from domainbed_carft.method.micro_batches import MicroBatch
 
 
 class CARFT(CLIPAlgorithm):
@@ -22,7 +19,7 @@ class CARFT(CLIPAlgorithm):
     The terms of its peers count beside the KL where their weights are set.
     """
 
-    weighed = (
+    term_weights = (
         "kl_weight", "sp_weight", "fd_weight", "ldifs_weight", "lipsum_weight", "miro_weight",
     )  # fmt: skip
 
@@ -43,7 +40,7 @@ class CLIPZeroShot(CLIPLinearProbe):
     trains_head = False
     is_constant = True  # our harness evaluates it once
 
-    def _step(self) -> None:
+    def _step_optimizer(self) -> None:
         pass
 
 
@@ -64,31 +61,31 @@ class CLIPLPFT(CLIPAlgorithm):
 class CLIPL2SP(CLIPAlgorithm):
     """Fine-tuning held to the original weights: L2-SP, arXiv 1802.01483."""
 
-    weighed = ("sp_weight",)
+    term_weights = ("sp_weight",)
 
 
 class CLIPFeatureDistillation(CLIPAlgorithm):
     """Fine-tuning held to the original image features."""
 
-    weighed = ("fd_weight",)
+    term_weights = ("fd_weight",)
 
 
 class LDIFS(CLIPAlgorithm):
     """Fine-tuning held to the original activations at five places, arXiv 2308.13320."""
 
-    weighed = ("ldifs_weight",)
+    term_weights = ("ldifs_weight",)
 
 
 class LipsumFT(CLIPAlgorithm):
     """Fine-tuning held to the original logits of random texts, arXiv 2404.00860."""
 
-    weighed = ("lipsum_weight",)
+    term_weights = ("lipsum_weight",)
 
 
 class CLIPMIRO(CLIPAlgorithm):
     """MIRO, arXiv 2203.10789, on the zero-shot head."""
 
-    weighed = ("miro_weight",)
+    term_weights = ("miro_weight",)
 
 
 class FLYP(CLIPAlgorithm):
@@ -97,45 +94,54 @@ class FLYP(CLIPAlgorithm):
     The head that predicts is the zero-shot head of the text encoder as it is.
     """
 
-    trains_head, weighed = False, None
+    trains_head = False
+    term_weights = None
 
     def set_up_training(self, clip_model: backbone.Backbone, text_features: Tensor) -> None:
+        """Build the text encoder, its temperature and the tokens of all prompts, and the rest."""
         self.text = text_encoder.encoder_of(clip_model).requires_grad_(True)
         self.log_scale = nn.Parameter(clip_model.model.logit_scale.detach().reshape(()).clone())
-        words = prompts.prompts(*prompts.from_json(bytes(self.words.tolist()).decode()))
-        tokens = clip_model.tokenize([prompt for row in words for prompt in row])
-        tokens = tokens.view(len(words), len(words[0]), -1)
+
+        templates, class_names = prompts.from_json(bytes(self.words.tolist()).decode())
+        rows = prompts.prompts(templates, class_names)
+        tokens = clip_model.tokenize([prompt for row in rows for prompt in row])
+        tokens = tokens.view(len(templates), len(class_names), -1)
         self.register_buffer("tokens", tokens, persistent=False)  # (M, K, L)
         super().set_up_training(clip_model, text_features)
 
     def indivisible(self) -> str:
+        """Why its batch cannot be divided among processes."""
         return "its loss compares each picture with the texts of the whole batch"
 
-    def _loss(self, x: Tensor, piece: Piece) -> dict[str, Tensor]:
-        bf16, y = self.hparams["amp"] == "bf16", piece.labels
-        features, _ = encode(self.encoder, self.input(x), bf16)
-        drawn = sent(torch.randint(len(self.tokens), y.shape), y.device)  # a context a picture
-        captions, _ = encode(self.text, self.tokens[drawn, y], bf16)
-        how = self.log_scale.exp(), self.hparams["flyp_targets"]
-        return {"loss": peer_losses.contrastive(features, captions, y, *how)}
+    def _losses(self, x: Tensor, micro_batch: MicroBatch) -> dict[str, Tensor]:
+        labels = micro_batch.batch_labels
+        features = self.encode(self.input(x)).features
+        drawn_contexts = torch.randint(len(self.tokens), labels.shape)  # one for each picture
+        tokens = self.tokens[copy_to_device(drawn_contexts, labels.device), labels]
+        captions = encode(self.text, tokens, self.hparams["amp"] == "bf16").features
+
+        loss = peer_losses.contrastive(
+            features,
+            captions,
+            labels,
+            scale=self.log_scale.exp(),
+            targets=self.hparams["flyp_targets"],
+        )
+        return {"loss": loss}
 
     @torch.no_grad()
     def predicting_weights(self) -> dict[str, Tensor]:
+        """Name -> tensor of the weights that predict: the head is that of the text encoder now."""
         weights = super().predicting_weights()
         if self.restored:
             return weights
-        changed = sum(parameter._version for parameter in self.text.parameters())
-        of_it = self.steps_taken, changed, self.tokens.device  # averages change with the steps
-        # Kept there, since what a harness stores is the attributes of this.
-        kept: tuple[Any, Tensor] | None = vars(self.text).get("head")
-        if kept is None or kept[0] != of_it:
-            own = {n: t for n, t in weights.items() if n.startswith("text.")}
-            read = [
-                functional_call(self.text, {n.removeprefix("text."): t for n, t in own.items()}, of)
-                for of in self.tokens.flatten(0, 1).split(backbone.TEXT_BATCH)
-            ]
-            features = torch.cat(read).view(*self.tokens.shape[:2], -1)
-            kept = of_it, objective.zero_shot_weights(features).classes
-            vars(self.text)["head"] = kept
+
+        text_weights = {
+            name.removeprefix("text."): tensor
+            for name, tensor in weights.items()
+            if name.startswith("text.")
+        }
+        # Averages change with the steps, in tensors that the text encoder does not have.
+        head = self.text.class_weights(self.tokens, text_weights, state=(self.steps_taken,))
         scale = weights.get("log_scale", self.log_scale.detach()).exp()
-        return {**weights, "head.weight": kept[1], "head_factor": scale}
+        return {**weights, "head.weight": head, "head_factor": scale}

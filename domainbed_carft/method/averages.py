@@ -27,17 +27,19 @@ def share(step: int, hparams: Mapping[str, Any]) -> float:
     Applied step by step from 1 on, w_avg += share * (w - w_avg) has the closed forms above. Steps
     after ``total_steps`` count nothing in ``beta``, whose density ends there.
     """
-    kind, total = hparams["average"], hparams["total_steps"]
+    kind = hparams["average"]
     if kind == "sma":
-        probed = hparams["lp_steps"]
-        start = max(hparams["average_start"], probed + 1 if probed else 0)
+        lp_steps = hparams["lp_steps"]
+        start = max(hparams["average_start"], lp_steps + 1 if lp_steps else 0)
         return 1 / max(1, step - start + 1)
     if kind == "ema":
         return 1 - float(hparams["ema"])
-    if step > total:
+
+    total_steps = hparams["total_steps"]
+    if step > total_steps:
         return 0.0
-    places = (np.arange(step + 1) + 0.5) / (total + 1)
-    density = (places * (1 - places)) ** (hparams["beta"] - 1.0)
+    progress = (np.arange(step + 1) + 0.5) / (total_steps + 1)
+    density = (progress * (1 - progress)) ** (hparams["beta"] - 1.0)
     return float(density[-1] / density.sum())
 
 
@@ -69,19 +71,21 @@ class Predicting:
     @torch.no_grad()
     def add(self, step: int) -> None:
         """Take the weights after ``step`` steps into the average."""
-        if self._average:
-            of_it = share(step, self._hparams)
-            for name, tensor in self._average.items():
-                tensor.lerp_(self._trained[name].detach(), of_it)
+        if not self._average:
+            return
+        weight = share(step, self._hparams)
+        for name, tensor in self._average.items():
+            tensor.lerp_(self._trained[name].detach(), weight)
 
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
         """Name -> the weights that predict now."""
-        reached = self._average or {n: p.detach() for n, p in self._trained.items()}
+        final = self._average or {name: p.detach() for name, p in self._trained.items()}
+        if not self._start:
+            return dict(final)
         alpha = self._hparams["wise_alpha"]
         return {
-            name: torch.lerp(self._start[name], tensor, alpha) if self._start else tensor
-            for name, tensor in reached.items()
+            name: torch.lerp(self._start[name], tensor, alpha) for name, tensor in final.items()
         }
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
@@ -96,6 +100,8 @@ class Predicting:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        for part, own in (("trained", self._trained), ("average", self._average)):
-            for name, tensor in state[part].items():
-                own[name].copy_(tensor)
+        """Copy what `state_dict` returned into the weights that are trained and the average."""
+        for name, tensor in state["trained"].items():
+            self._trained[name].copy_(tensor)
+        for name, tensor in state["average"].items():
+            self._average[name].copy_(tensor)

@@ -1,4 +1,4 @@
-"""Facts that the algorithm needs of its data set: class names, normalisation, preset, verdict.
+"""Facts that the algorithm needs of its data set: class names, normalisation, protocol, verdict.
 
 They are found by the hparams object, which DomainBed passes to the data set and to the algorithm,
 so nothing is written into it. Forks' data sets without hparams are found by name.
@@ -23,7 +23,7 @@ class Environment(NamedTuple):
     normalisation: Normalisation | None = None
 
 
-class Seen(NamedTuple):
+class DatasetFacts(NamedTuple):
     """All environments of a data set, and the verdict on it, None where nothing was counted.
 
     ``protocol``: the preset by which its pictures are transformed; ``test_envs``: the numbers of
@@ -41,56 +41,78 @@ class Seen(NamedTuple):
         return self.report.data_edition if self.report else ""
 
 
-# The hparams object, the data set's name, and what it showed: one job has one data set.
-_last: tuple[Any, str, Seen] = (None, "", Seen())
+class _Remembered(NamedTuple):
+    """The facts of a data set, and what it was built with."""
+
+    hparams: Any
+    dataset: str
+    facts: DatasetFacts
+
+
+# One job has one data set.
+_last = _Remembered(None, "", DatasetFacts())
 
 
 def remember(
-    hparams: Any, dataset: str, environments: Sequence[Environment], report: Report | None = None,
-    protocol: str = "domainbed", test_envs: Sequence[int] | None = None,
-) -> Seen:  # fmt: skip
-    """Keep the facts of ``dataset``; ``hparams`` is the object it was built with, if any."""
+    hparams: Any,
+    dataset: str,
+    environments: Sequence[Environment],
+    report: Report | None = None,
+    protocol: str = "domainbed",
+    test_envs: Sequence[int] | None = None,
+) -> DatasetFacts:
+    """Keep and return the facts of ``dataset``; ``hparams``: what it was built with, if any."""
     global _last
-    _last = hparams, dataset, Seen(environments, report, protocol, test_envs)
-    return _last[2]
+    facts = DatasetFacts(environments, report, protocol, test_envs)
+    _last = _Remembered(hparams, dataset, facts)
+    return facts
 
 
-def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> Seen:
+def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> DatasetFacts:
     """The facts of the data set built with this hparams object; empty if there is none.
 
-    One that was built without any is found by its name, or if ``dataset`` is None, by none.
+    A data set that was built without hparams is found by its name, or if ``dataset`` is None,
+    without a name.
     """
-    built_with, name, seen = _last
-    fits = built_with is hparams or (built_with is None and dataset in (None, name))
-    return seen if fits else Seen()
+    is_built_with = _last.hparams is hparams
+    is_named = _last.hparams is None and dataset in (None, _last.dataset)
+    return _last.facts if is_built_with or is_named else DatasetFacts()
 
 
-def renormalise(hparams: Mapping[str, Any], normalisation: Normalisation) -> bool:
-    """Note how pictures of the data set built with ``hparams`` come; False if it has shown none."""
+def set_normalisation(hparams: Mapping[str, Any], normalisation: Normalisation) -> bool:
+    """Change the normalisation of the data set that was built with ``hparams``.
+
+    Returns False, and changes nothing, if it has shown no environments.
+    """
     global _last
-    seen = recall(hparams)
-    if seen.environments:
-        environments = [one._replace(normalisation=normalisation) for one in seen.environments]
-        _last = (*_last[:2], seen._replace(environments=environments))
-    return bool(seen.environments)
+    facts = recall(hparams)
+    if not facts.environments:
+        return False
+
+    environments = [
+        environment._replace(normalisation=normalisation) for environment in facts.environments
+    ]
+    _last = _last._replace(facts=facts._replace(environments=environments))
+    return True
 
 
 def normalisation(transform: Any) -> Normalisation | None:
     """Mean and standard deviation of the last normalising step in ``transform``, if any shows."""
     steps = getattr(transform, "transforms", [transform])
-    found = [(one.mean, one.std) for one in steps if hasattr(one, "mean") and hasattr(one, "std")]
-    if not found:
+    normalising = [step for step in steps if hasattr(step, "mean") and hasattr(step, "std")]
+    if not normalising:
         return None
-    mean, std = found[-1]
-    return tuple(map(float, mean)), tuple(map(float, std))
+
+    last = normalising[-1]
+    return tuple(map(float, last.mean)), tuple(map(float, last.std))
 
 
 def agreed_normalisation(environments: Sequence[Environment]) -> Normalisation | None:
-    """That of all ``environments``, None if none has any; CarftError if they differ."""
-    shown = list(dict.fromkeys(e.normalisation for e in environments if e.normalisation))
-    if len(shown) > 1:
+    """The normalisation of ``environments``, None if none has any; CarftError if they differ."""
+    distinct = list(dict.fromkeys(e.normalisation for e in environments if e.normalisation))
+    if len(distinct) > 1:
         raise CarftError(
-            f"environments normalise pictures differently: {shown[0]} and {shown[1]} (mean, "
+            f"environments normalise pictures differently: {distinct[0]} and {distinct[1]} (mean, "
             "standard deviation). CLIP needs the same for all; make their transforms equal"
         )
-    return shown[0] if shown else None
+    return distinct[0] if distinct else None

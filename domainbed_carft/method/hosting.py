@@ -9,8 +9,9 @@ from typing import Any
 from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 
-from domainbed_carft.method import host_arguments, hparams, objective
-from domainbed_carft.method.original import encode
+from domainbed_carft.errors import Problem
+from domainbed_carft.method import host_arguments, hparams, job_facts, objective
+from domainbed_carft.method.activations import encode
 
 
 class Featurizer(nn.Module):
@@ -24,7 +25,8 @@ class Featurizer(nn.Module):
         self.bf16 = bf16
 
     def forward(self, x: Tensor) -> Tensor:
-        return encode(self.encoder, self.input(x), self.bf16)[0]
+        """Image features (N, D), not normalised, of pictures (N, 3, H, W)."""
+        return encode(self.encoder, self.input(x), self.bf16).features
 
 
 class Classifier(nn.Module):
@@ -39,6 +41,7 @@ class Classifier(nn.Module):
         self.register_buffer("factor", factor)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Class logits (N, K) of image features (N, D)."""
         return objective.class_logits(features, self.weight, self.bias, self.factor)
 
 
@@ -58,8 +61,9 @@ def featurizer_of(algorithm: Any) -> Featurizer:
 
 
 def classifier_of(algorithm: Any) -> Classifier:
-    """The head of ``algorithm`` with the weights that predict now; for its parameters see
-    `featurizer_of`.
+    """The head of ``algorithm`` with the weights that predict now.
+
+    Its parameters are the algorithm's own, or copies of these weights where others are trained.
     """
     weights = algorithm.predicting_weights()
     head = _with_weights(algorithm.head, "head.", weights)
@@ -71,12 +75,14 @@ def _with_weights(module: nn.Module, prefix: str, weights: Mapping[str, Tensor])
     """``module``, or a copy with its ``weights`` where these are others; no tensor is copied."""
     tensors: dict[int, Tensor] = {id(buffer): buffer for buffer in module.buffers()}
     differs = False
+
     for name, parameter in module.named_parameters():
         replacement = weights.get(prefix + name)
         tensors[id(parameter)] = parameter
         if replacement is not None:
             tensors[id(parameter)] = nn.Parameter(replacement, requires_grad=False)
             differs = True
+
     return copy.deepcopy(module, memo=dict(tensors)) if differs else module
 
 
@@ -87,14 +93,14 @@ class HostedAlgorithm(Algorithm):
     ``featurizer`` and ``classifier``. Both are properties, so that a state dict has no more keys.
     """
 
-    wanted_pictures = staticmethod(host_arguments.wanted_pictures)
+    wanted_pictures = staticmethod(job_facts.wanted_pictures)
     featurizer = property(featurizer_of)
     classifier = property(classifier_of)
 
     @classmethod
-    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
+    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:
         """The problems of ``--hparams``, for hosts that check before they load anything."""
-        return host_arguments.refusals(cls.__name__, dataset, overrides)
+        return host_arguments.hparam_problems(cls.__name__, dataset, overrides)
 
     @classmethod
     def implied_hparams(

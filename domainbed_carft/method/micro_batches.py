@@ -1,4 +1,4 @@
-"""A batch, or this process's slice of it, in pieces that fit into memory (``micro_batch``)."""
+"""A batch, or this process's slice of it, in micro-batches that fit into memory."""
 
 from __future__ import annotations
 
@@ -8,70 +8,97 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+DROPOUT_RATES = ("p", "prob", "drop_prob")  # of torch's modules, open_clip's and timm's
 
-class Piece(NamedTuple):
+
+class MicroBatch(NamedTuple):
     """The pictures of a batch that are computed at once.
 
-    ``labels`` (N,) are the whole batch's, ``place`` says which are this piece's. ``drawn`` holds
-    what is random in the step, and is shared by its pieces: they see what the whole batch would.
-    ``whole`` counts the pictures of the batch; in a slice of it are fewer labels.
+    ``batch_labels`` (N,): the labels of the batch, or of this process's slice of it.
+    ``positions``: which of them are the labels of this micro-batch.
+    ``batch_size``: the number of pictures in the batch, over all processes.
+    ``random_draws``: the random numbers of the step. Its micro-batches share them, so that each
+    sees what the whole batch would.
     """
 
-    labels: Tensor
-    place: slice
-    drawn: dict[str, Tensor]
-    whole: int
+    batch_labels: Tensor
+    positions: slice
+    batch_size: int
+    random_draws: dict[str, Tensor]
 
     @property
-    def own(self) -> Tensor:
-        """The labels of this piece's pictures."""
-        return self.labels[self.place]
+    def labels(self) -> Tensor:
+        """The labels (n,) of the pictures in this micro-batch."""
+        return self.batch_labels[self.positions]
 
-    def once(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
-        """What ``draw`` gives, which only the step's first piece calls."""
-        if name not in self.drawn:
-            self.drawn[name] = draw()
-        return self.drawn[name]
+    @property
+    def share(self) -> float:
+        """The share of the batch that is in this micro-batch, in (0, 1]."""
+        return len(self.labels) / self.batch_size
 
-
-def split(labels: Tensor, size: int, process_group: Any = None) -> Iterator[Piece]:
-    """The pieces, of at most ``size`` pictures (0: all), of a batch or a slice with ``labels``."""
-    whole = process_group.sum_of(len(labels)) if process_group else len(labels)
-    drawn: dict[str, Tensor] = {}
-    for first in range(0, len(labels), size or len(labels)):
-        yield Piece(labels, slice(first, first + (size or len(labels))), drawn, whole)
+    def draw_once(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
+        """The random numbers ``name`` of this step; ``draw`` is called by its first micro-batch."""
+        if name not in self.random_draws:
+            self.random_draws[name] = draw()
+        return self.random_draws[name]
 
 
-def accumulated(
-    loss: Callable[[Tensor, Piece], dict[str, Tensor]], x: Tensor, batch: Iterable[Piece]
+def split_batch(labels: Tensor, size: int, process_group: Any = None) -> Iterator[MicroBatch]:
+    """Micro-batches of at most ``size`` pictures (0: all) of a batch, or a slice, with ``labels``.
+
+    ``process_group``: the processes that share the batch, if there are several.
+    """
+    batch_size = process_group.sum_of(len(labels)) if process_group else len(labels)
+    random_draws: dict[str, Tensor] = {}
+    stride = size or len(labels)
+
+    for start in range(0, len(labels), stride):
+        yield MicroBatch(labels, slice(start, start + stride), batch_size, random_draws)
+
+
+def accumulate_gradients(
+    measure: Callable[[Tensor, MicroBatch], dict[str, Tensor]],
+    pictures: Tensor,
+    micro_batches: Iterable[MicroBatch],
 ) -> dict[str, Tensor]:
-    """Add up the gradients of a ``batch`` of pictures ``x``; the parts of its loss."""
-    found: dict[str, Tensor] = {}
-    for piece in batch:
-        parts, share = loss(x[piece.place], piece), len(piece.own) / piece.whole
-        if parts["loss"].requires_grad:
-            (parts["loss"] * share).backward()
-        shares = {name: part.detach() * share for name, part in parts.items()}
-        found = {name: found[name] + s if name in found else s for name, s in shares.items()}
-    return found
+    """Add up the gradients of the micro-batches, each weighted by its share of the batch.
+
+    ``measure`` returns the ``loss`` of a micro-batch and other scalars. Returns these scalars for
+    the whole batch, detached.
+    """
+    totals: dict[str, Tensor] = {}
+    for micro_batch in micro_batches:
+        measurements = measure(pictures[micro_batch.positions], micro_batch)
+        share = micro_batch.share
+        loss = measurements["loss"]
+        if loss.requires_grad:
+            (loss * share).backward()
+
+        for name, value in measurements.items():
+            weighted = value.detach() * share
+            totals[name] = totals[name] + weighted if name in totals else weighted
+    return totals
 
 
-def add_up(module: nn.Module, process_group: Any) -> None:
+def all_reduce_gradients(module: nn.Module, process_group: Any) -> None:
     """Replace the gradients by their sums over the processes, if there are several."""
     if process_group:
         process_group.all_reduce([p.grad for p in module.parameters() if p.grad is not None])
 
 
-def summed(parts: dict[str, Tensor], process_group: Any) -> dict[str, Tensor]:
-    """The sums of the parts of the loss over the processes."""
-    if process_group:
-        process_group.all_reduce([values := torch.stack([*parts.values()])])
-        parts = dict(zip(parts, values))
-    return parts
+def all_reduce_measurements(
+    measurements: dict[str, Tensor], process_group: Any
+) -> dict[str, Tensor]:
+    """The sums of the measurements over the processes, or they themselves in a single process."""
+    if not process_group:
+        return measurements
+
+    values = torch.stack([*measurements.values()])
+    process_group.all_reduce([values])
+    return dict(zip(measurements, values))
 
 
-def drops(encoder: nn.Module) -> bool:
-    """Whether training draws random numbers for each picture in an encoder."""
-    rates = ("p", "prob", "drop_prob")  # torch's, open_clip's, timm's
-    dropping = [one for one in encoder.modules() if "Drop" in type(one).__name__]
-    return any(getattr(one, rate, 0) for one in dropping for rate in rates)
+def has_dropout(encoder: nn.Module) -> bool:
+    """Whether an encoder draws random numbers for each picture when it is trained."""
+    dropouts = [module for module in encoder.modules() if "Drop" in type(module).__name__]
+    return any(getattr(module, rate, 0) for module in dropouts for rate in DROPOUT_RATES)

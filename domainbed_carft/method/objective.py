@@ -57,16 +57,17 @@ def clustered(context_weights: Tensor, count: int) -> Tensor:
     """
     k_means = imported("sklearn.cluster", "scikit-learn").KMeans(count, random_state=0, n_init=10)
     forest = imported("sklearn.ensemble", "scikit-learn").IsolationForest(random_state=0)
-    found = context_weights.cpu().numpy()
-    kept = len(found) * 3 // 4
-    if kept < count:
+    contexts = context_weights.cpu().numpy()
+    num_usual = len(contexts) * 3 // 4
+    if num_usual < count:
         raise CarftError(
-            f"context_clusters is {count}, expected at most {kept}, three quarters of the "
-            f"{len(found)} contexts"
+            f"context_clusters is {count}, expected at most {num_usual}, three quarters of the "
+            f"{len(contexts)} contexts"
         )
-    usual = forest.fit(found).decision_function(found)
-    kept_ones = found[(-usual).argsort(kind="stable")[:kept]]
-    return torch.from_numpy(k_means.fit(kept_ones).cluster_centers_).to(context_weights)
+
+    usualness = forest.fit(contexts).decision_function(contexts)
+    usual = contexts[(-usualness).argsort(kind="stable")[:num_usual]]
+    return torch.from_numpy(k_means.fit(usual).cluster_centers_).to(context_weights)
 
 
 def context_scale(setting: str | float, logit_scale: Tensor) -> Tensor | float:

@@ -39,18 +39,17 @@ def feature_distance(features: Tensor, features_0: Tensor) -> Tensor:
 
 
 def ldifs(activations: Sequence[Tensor], activations_0: Sequence[Tensor], axis: str) -> Tensor:
-    """LDIFS (arXiv 2308.13320, equation 2): the distance of activations of several places.
+    """LDIFS (arXiv 2308.13320, equation 2): the distance of activations of several modules.
 
     Each is (N, T, C), and is scaled to length 1 along ``axis``, "channel" or "token"; the mean is
-    over pictures, tokens and channels of a place, then over places.
+    over pictures, tokens and channels of a module, then over modules.
     """
     dim = 2 if axis == "channel" else 1
-    return torch.stack(
-        [
-            (F.normalize(now, dim=dim) - F.normalize(start, dim=dim)).square().mean()
-            for now, start in zip(activations, activations_0, strict=True)
-        ]
-    ).mean()
+    distances = [
+        (F.normalize(now, dim=dim) - F.normalize(start, dim=dim)).square().mean()
+        for now, start in zip(activations, activations_0, strict=True)
+    ]
+    return torch.stack(distances).mean()
 
 
 def lipsum(features: Tensor, features_0: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
@@ -69,8 +68,8 @@ def variational(
 ) -> Tensor:
     """MIRO (arXiv 2203.10789, equation 5) with the identity as its mean encoder.
 
-    The sum over places of the mean over (N, T, C) of ((z - z0)^2 / v + log v) / 2, with the
-    variances v = softplus(b) + 1e-5 of each channel; ``raw`` has a b (C,) a place.
+    The sum over modules of the mean over (N, T, C) of ((z - z0)^2 / v + log v) / 2, with the
+    variances v = softplus(b) + 1e-5 of each channel; ``raw`` has a b (C,) a module.
     """
     terms = []
     for now, start, b in zip(activations, activations_0, raw, strict=True):
@@ -94,8 +93,10 @@ def contrastive(
     ("same-class"), or the one of its own row alone, as in the official code ("diagonal").
     """
     logits = scale * F.normalize(features, dim=-1) @ F.normalize(texts, dim=-1).T
+
     partners = torch.eye(len(labels), device=logits.device)
     if targets == "same-class":
         partners = (labels[:, None] == labels[None]).float()
         partners = partners / partners.sum(dim=1, keepdim=True)
+
     return (F.cross_entropy(logits, partners) + F.cross_entropy(logits.T, partners)) / 2

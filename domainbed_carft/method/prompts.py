@@ -28,7 +28,8 @@ CONTEXT_LISTS = ("imagenet", "imagenet7", "emoji", *CLASS_LISTS[1:])
 
 # Contexts of the names of a data set's own domains, all of them or those trained on. The template
 # is ours, after the "a [CONTEXT] of [CLASS]" of CAR-FT's abstract.
-DOMAIN_LISTS = ("domains", "domains-without-target")
+WITHOUT_TARGET = "domains-without-target"
+DOMAIN_LISTS = ("domains", WITHOUT_TARGET)
 DOMAIN_TEMPLATE = "a {domain} of a {}."
 
 # What is known without looking at the data, in label order.
@@ -39,6 +40,7 @@ BUILT_IN_CLASSES: dict[str, tuple[str, ...]] = {
 }
 
 DATASET_PREFIX = "dataset:"
+DIGEST_LENGTH = 16  # hexadecimal digits
 
 
 def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
@@ -48,20 +50,24 @@ def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
     themselves. Raises CarftError, naming a template, unless each has exactly one ``{}``, all
     differ, and there are at least ``least``: two for the KL, one where none is computed.
     """
-    found = _listed("contexts", spec, (*DOMAIN_LISTS, *CONTEXT_LISTS))
-    wrong = [one for one in found if one.count("{}") != 1 or found.count(one) > 1]
-    if wrong or len(found) < least:
+    templates = _entries("contexts", spec, (*DOMAIN_LISTS, *CONTEXT_LISTS))
+    invalid = [
+        template
+        for template in templates
+        if template.count("{}") != 1 or templates.count(template) > 1
+    ]
+
+    if invalid or len(templates) < least:
         name = f"{spec!r}, " if isinstance(spec, str) else ""
-        such = f", such as {wrong[0]!r}" if wrong else ""
-        number, reason = "one", ""
-        if least > 1:
-            number, reason = "two", " (over a single one the KL term is always zero)"
+        example = f", such as {invalid[0]!r}" if invalid else ""
+        fewest = "two" if least > 1 else "one"
+        reason = " (over a single one the KL term is always zero)" if least > 1 else ""
         raise CarftError(
-            f"contexts is {name}a list of {counted(len(found), 'template')}{such}; expected at "
-            f"least {number}, all different, each with exactly one {{}}, as in "
+            f"contexts is {name}a list of {counted(len(templates), 'template')}{example}; expected "
+            f"at least {fewest}, all different, each with exactly one {{}}, as in "
             f"'a sketch of a {{}}.'{reason}. 'imagenet7' and 'imagenet' fit any classes"
         )
-    return found
+    return templates
 
 
 def contexts_of(hparams: Mapping[str, Any], least: int = 2) -> list[str]:
@@ -72,15 +78,20 @@ def contexts_of(hparams: Mapping[str, Any], least: int = 2) -> list[str]:
     spec = hparams["contexts"]
     if spec not in DOMAIN_LISTS:
         return contexts(spec, least)
-    seen = dataset_facts.recall(hparams, named_dataset(hparams["class_names"]))
-    left_out = seen.test_envs if spec == DOMAIN_LISTS[1] else ()
-    if left_out is None or not seen.environments:
-        shows = "which environments are left out" if seen.environments else "its environments"
+
+    facts = dataset_facts.recall(hparams, named_dataset(hparams["class_names"]))
+    left_out = facts.test_envs if spec == WITHOUT_TARGET else ()
+    if left_out is None or not facts.environments:
+        missing = "which environments are left out" if facts.environments else "its environments"
         raise CarftError(
-            f"contexts is {spec!r}, but this host's data set does not show {shows}; give the "
+            f"contexts is {spec!r}, but this host's data set does not show {missing}; give the "
             f"templates as a list, such as ['a photo of a {{}}.', 'a sketch of a {{}}.']"
         )
-    names = [one.name for place, one in enumerate(seen.environments) if place not in left_out]
+    names = [
+        environment.name
+        for number, environment in enumerate(facts.environments)
+        if number not in left_out
+    ]
     return domain_contexts(spec, names, least)
 
 
@@ -89,10 +100,12 @@ def domain_contexts(spec: str, names: Sequence[str], least: int = 2) -> list[str
 
     Raises CarftError for names with digits, which are no words, and as `contexts`.
     """
-    if odd := [name for name in names if any(map(str.isdigit, name)) or not clean(name)]:
+    odd_names = [name for name in names if any(map(str.isdigit, name)) or not clean(name)]
+    if odd_names:
         raise CarftError(
-            f"contexts is {spec!r}, but domains here are called {', '.join(map(repr, odd))}, which "
-            "are no words; use 'imagenet7' or 'imagenet', or a list of templates"
+            f"contexts is {spec!r}, but domains here are called "
+            f"{', '.join(map(repr, odd_names))}, which are no words; use 'imagenet7' or "
+            "'imagenet', or a list of templates"
         )
     templates = [DOMAIN_TEMPLATE.replace("{domain}", clean(name)) for name in names]
     return contexts(templates, least)
@@ -113,19 +126,22 @@ def prompts(templates: Sequence[str], class_names: Sequence[str]) -> list[list[s
 
 
 def digest(templates: Sequence[str], class_names: Sequence[str]) -> str:
-    """16 hexadecimal digits of the SHA-256 over ``as_json``, all that CLIP reads in a run."""
-    return hashlib.sha256(as_json(templates, class_names).encode()).hexdigest()[:16]
+    """16 hexadecimal digits of the SHA-256 over `as_json`, all that CLIP reads in a run."""
+    text = as_json(templates, class_names)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
 
 
 def as_json(templates: Sequence[str], class_names: Sequence[str]) -> str:
-    """All words of a run as the JSON text of ``{"classes": [...], "contexts": [...]}``."""
+    """The prompts of a run as the JSON text of ``{"classes": [...], "contexts": [...]}``."""
     return json.dumps({"classes": list(class_names), "contexts": list(templates)})
 
 
 def from_json(text: str) -> tuple[list[str], list[str]]:
     """Templates and class names of what `as_json` returned; any exception for other text."""
-    words = parsing.parse_json(text)
-    return [*map(str, words["contexts"])], [*map(str, words["classes"])]
+    content = parsing.parse_json(text)
+    templates = [str(template) for template in content["contexts"]]
+    class_names = [str(name) for name in content["classes"]]
+    return templates, class_names
 
 
 def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
@@ -140,21 +156,14 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
     spec = hparams["class_names"]
     dataset = named_dataset(spec)
     environments = dataset_facts.recall(hparams, dataset).environments
-    seen = {e.name: list(e.classes) for e in environments if e.classes}
+    folders = {e.name: list(e.classes) for e in environments if e.classes}
     if dataset is None:
-        found = _listed("class_names", spec, (f"{DATASET_PREFIX}NAME", *CLASS_LISTS))
-        _require_folders_order(found, seen)
-    elif seen:
-        first, found = next(iter(seen.items()))
-        if odd := [name for name, other in seen.items() if other != found]:
-            not_shared = sorted({*found} ^ {*seen[odd[0]]})
-            raise CarftError(
-                f"the environments {first!r} and {odd[0]!r} have different classes: "
-                f"{shortened(not_shared)} are not in both. Make the class folders equal, so that a "
-                "label means the same class everywhere"
-            )
+        names = _entries("class_names", spec, (f"{DATASET_PREFIX}NAME", *CLASS_LISTS))
+        _require_folder_order(names, folders)
+    elif folders:
+        names = _shared_classes(folders)
     elif dataset in BUILT_IN_CLASSES:
-        found = list(BUILT_IN_CLASSES[dataset])
+        names = list(BUILT_IN_CLASSES[dataset])
     else:
         raise CarftError(
             f"no class names are known for the data set {dataset!r}; CLIP needs them. Give "
@@ -162,26 +171,45 @@ def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
             "one name per line, or load the data through MultipleEnvironmentImageFolder, which "
             "names classes after their folders"
         )
-    if len(found) != num_classes:
+
+    if len(names) != num_classes:
         raise CarftError(
-            f"class_names {shortened(spec)} gives {len(found):,} class names {shortened(found)}, "
+            f"class_names {shortened(spec)} gives {len(names):,} class names {shortened(names)}, "
             f"but the data set has {num_classes} classes; give one name per class, in label order"
         )
-    return found if dataset is None else [clean(name) for name in found]
+    return names if dataset is None else [clean(name) for name in names]
 
 
-def _require_folders_order(names: Sequence[str], seen: Mapping[str, Sequence[str]]) -> None:
-    """Raise CarftError for the very names of the folders in another order than the labels'."""
-    given = [clean(name).lower() for name in names]
-    for environment, folders in seen.items():
-        labels = [clean(folder).lower() for folder in folders]
-        if given != labels and sorted(given) == sorted(labels):
-            label = [one == other for one, other in zip(given, labels)].index(False)
+def _shared_classes(folders: Mapping[str, list[str]]) -> list[str]:
+    """The class folders that all environments have; CarftError if they do not have the same."""
+    first, names = next(iter(folders.items()))
+    for environment, classes in folders.items():
+        if classes != names:
+            not_shared = sorted({*names} ^ {*classes})
             raise CarftError(
-                f"class_names has the names of the class folders in another order: the class with "
-                f"label {label} is {folders[label]!r} in {environment!r}, but {names[label]!r} in "
-                "class_names; give one name per class, in the order of the sorted folders"
+                f"the environments {first!r} and {environment!r} have different classes: "
+                f"{shortened(not_shared)} are not in both. Make the class folders equal, so that a "
+                "label means the same class everywhere"
             )
+    return names
+
+
+def _require_folder_order(names: Sequence[str], folders: Mapping[str, Sequence[str]]) -> None:
+    """Raise CarftError for the very names of the folders in another order than the labels'."""
+    cleaned_names = [clean(name).lower() for name in names]
+    for environment, classes in folders.items():
+        cleaned_classes = [clean(name).lower() for name in classes]
+        is_reordered = sorted(cleaned_names) == sorted(cleaned_classes)
+        if cleaned_names == cleaned_classes or not is_reordered:
+            continue
+
+        pairs = zip(cleaned_names, cleaned_classes)
+        label = next(number for number, (name, folder) in enumerate(pairs) if name != folder)
+        raise CarftError(
+            f"class_names has the names of the class folders in another order: the class with "
+            f"label {label} is {classes[label]!r} in {environment!r}, but {names[label]!r} in "
+            "class_names; give one name per class, in the order of the sorted folders"
+        )
 
 
 def named_dataset(spec: Any) -> str | None:
@@ -190,12 +218,13 @@ def named_dataset(spec: Any) -> str | None:
     return spec.removeprefix(DATASET_PREFIX) if is_name else None
 
 
-def _listed(hparam: str, spec: str | Sequence[str], shipped: Sequence[str]) -> list[str]:
+def _entries(hparam: str, spec: str | Sequence[str], shipped: Sequence[str]) -> list[str]:
     """The entries of a list, or the lines of a shipped file or of that at the path ``spec``."""
     if not isinstance(spec, str):
         return [str(entry) for entry in spec]
-    ours = files("domainbed_carft") / "assets" / hparam / f"{spec}.txt"
-    path = ours if spec in shipped else Path(spec)
+
+    asset = files("domainbed_carft") / "assets" / hparam / f"{spec}.txt"
+    path = asset if spec in shipped else Path(spec)
     if not path.is_file():
         raise CarftError(
             f"{hparam} is {spec!r}, which is not a file; expected a list, the path of a text file "

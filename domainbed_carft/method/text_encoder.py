@@ -4,21 +4,61 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from domainbed_carft.clips.backbone import Backbone
+from domainbed_carft.clips.backbone import TEXT_BATCH, Backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method.optimizer import sent
+from domainbed_carft.method import objective
+from domainbed_carft.method.device import copy_to_device
 
-START, END = 49406, 49407  # of CLIP's vocabulary; all words are smaller
+# Of CLIP's vocabulary, whose words are all below START.
+START = 49406
+END = 49407
+VOCABULARY_SIZE = 49408
+CONTEXT_LENGTH = 77  # the tokens that CLIP reads
+_IMAGE_PARTS = ("visual", "logit_scale", "logit_bias")  # of an open_clip model, beside its text
 
 
-class TextEncoder(nn.Module):
+class CachedHead(NamedTuple):
+    """Class weights, and the state of the algorithm of which they are."""
+
+    state: tuple[Any, ...]
+    class_weights: Tensor  # (K, D)
+
+
+class TextModule(nn.Module):
+    """The text half of a CLIP: (M, L) tokens -> (M, D) text features."""
+
+    cached_head: CachedHead | None = None
+
+    def class_weights(
+        self, tokens: Tensor, weights: Mapping[str, Tensor], state: tuple[Any, ...]
+    ) -> Tensor:
+        """The zero-shot head (K, D) of prompts with these ``tokens`` (M, K, L).
+
+        ``weights``: parameters that take the place of the module's, by name. The head is encoded
+        anew only where the weights or ``state`` have changed.
+        """
+        versions = sum(parameter._version for parameter in self.parameters())
+        current = (*state, versions, tokens.device)
+        if self.cached_head is None or self.cached_head.state != current:
+            batches = tokens.flatten(0, 1).split(TEXT_BATCH)
+            features = torch.cat(
+                [functional_call(self, dict(weights), (batch,)) for batch in batches]
+            )
+            features = features.view(*tokens.shape[:2], -1)
+            class_weights = objective.zero_shot_weights(features).classes
+            self.cached_head = CachedHead(current, class_weights)
+        return self.cached_head.class_weights
+
+
+class TextEncoder(TextModule):
     """The text half of a ``clip.model.CLIP``, whose parts it shares: (M, L) tokens -> (M, D).
 
     Fewer tokens than CLIP's 77 suffice: its text encoder is causal and read at the END.
@@ -33,6 +73,7 @@ class TextEncoder(nn.Module):
         self.text_projection = clip_model.text_projection
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Text features (M, D), float32 and not normalised, of ``tokens`` (M, L)."""
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         x = self.transformer(x.transpose(0, 1)).transpose(0, 1)  # OpenAI's has tokens in front
         ends = (tokens == END).int().argmax(dim=1)
@@ -47,55 +88,74 @@ class TextEncoder(nn.Module):
         return self
 
 
-class OpenClipText(nn.Module):
+class OpenClipText(TextModule):
     """The text half of an open_clip model, whose parts it shares: (M, all L) tokens -> (M, D)."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = copy.copy(model)  # with tables of its own
-        others = ("visual", "logit_scale", "logit_bias")
+        self.model = copy.copy(model)  # with tables of its own, of which the image parts are left
         for table in ("_modules", "_parameters"):
-            parts = vars(model)[table].items()
-            vars(self.model)[table] = {name: part for name, part in parts if name not in others}
+            parts = getattr(model, table)
+            text_parts = {name: part for name, part in parts.items() if name not in _IMAGE_PARTS}
+            vars(self.model)[table] = text_parts
 
     def forward(self, tokens: Tensor) -> Any:
+        """Text features (M, D), float32 and not normalised, of ``tokens`` (M, L)."""
         return self.model.encode_text(tokens).float()
 
 
-def encoder_of(backbone: Backbone) -> nn.Module:
+def encoder_of(backbone: Backbone) -> TextModule:
     """The text encoder of a loaded CLIP, as a module that reads its ``tokenize``."""
-    return (OpenClipText if backbone.architecture else TextEncoder)(backbone.model)
+    if backbone.architecture:
+        return OpenClipText(backbone.model)
+    return TextEncoder(backbone.model)
 
 
 class RandomTexts:
     """Features of texts of random words by the frozen text encoder, new at each call (Lipsum-FT).
 
     Raises CarftError for one that does not read OpenAI's vocabulary (SigLIP). Not a Module on
-    purpose, as ``Frozen``.
+    purpose, as ``FrozenOriginal``.
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        self.padded = 0  # to how many tokens the encoder wants texts
+        self.padded_length = 0  # to how many tokens the encoder wants texts padded
         if backbone.architecture:
-            text = json.loads(backbone.architecture)["model_cfg"]["text_cfg"]
-            how = text.get("pool_type", "argmax"), text.get("vocab_size", 49408)
-            openais = type(backbone.tokenizer).__name__ == "SimpleTokenizer"
-            if how != ("argmax", 49408) or "hf_model_name" in text or not openais:
+            text_config = json.loads(backbone.architecture)["model_cfg"]["text_cfg"]
+            if not _reads_openai_vocabulary(text_config, backbone.tokenizer):
                 raise CarftError(
                     "lipsum_weight draws texts of CLIP's words, which the text encoder of "
                     f"{backbone.name} does not read; choose another clip_backbone or algorithm"
                 )
-            self.padded = text.get("context_length", 77)
+            self.padded_length = text_config.get("context_length", CONTEXT_LENGTH)
         self.encoder = encoder_of(backbone).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, count: int, length: int) -> Tensor:
-        """(``count``, D), of texts of ``length`` words, not normalised."""
-        if self.padded and length + 2 > self.padded:
-            most = f"expected at most {self.padded - 2}: this CLIP reads {self.padded} tokens"
-            raise CarftError(f"lipsum_length is {length}, {most}")
-        tokens = torch.randint(0, START, (count, length + 2))
-        tokens[:, 0], tokens[:, -1] = START, END
-        tokens = F.pad(tokens, (0, max(0, self.padded - tokens.shape[1])))
-        features: Tensor = self.encoder(sent(tokens, next(self.encoder.parameters()).device))
+        """Text features (``count``, D), not normalised, of texts of ``length`` words.
+
+        Raises CarftError for texts that are longer than the encoder reads.
+        """
+        with_ends = length + 2
+        if self.padded_length and with_ends > self.padded_length:
+            raise CarftError(
+                f"lipsum_length is {length}, expected at most {self.padded_length - 2}: this CLIP "
+                f"reads {self.padded_length} tokens"
+            )
+
+        tokens = torch.randint(0, START, (count, with_ends))
+        tokens[:, 0] = START
+        tokens[:, -1] = END
+        tokens = F.pad(tokens, (0, max(0, self.padded_length - with_ends)))
+        device = next(self.encoder.parameters()).device
+        features: Tensor = self.encoder(copy_to_device(tokens, device))
         return features
+
+
+def _reads_openai_vocabulary(text_config: Mapping[str, Any], tokenizer: Any) -> bool:
+    return (
+        text_config.get("pool_type", "argmax") == "argmax"
+        and text_config.get("vocab_size", VOCABULARY_SIZE) == VOCABULARY_SIZE
+        and "hf_model_name" not in text_config
+        and type(tokenizer).__name__ == "SimpleTokenizer"
+    )

@@ -6,57 +6,57 @@ grey levels, hue has 255 steps. (Pillow 12: Blend.c, Convert.c; torchvision's `_
 
 from __future__ import annotations
 
-import functools
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
 
-# A pixel's luminance is (19595 R + 38470 G + 7471 B + half) / 65536 (ITU-R 601-2), rounded down.
-# Whole numbers up to 2 ** 24 are exact in float32, and these stay below.
-LUMINANCE = (19595, 38470, 7471)
+from domainbed_carft.pictures.augmentation import (
+    BRIGHTNESS,
+    CONTRAST,
+    HUE,
+    HUE_STEPS,
+    HUE_WRAP,
+    LUMINANCE,
+    LUMINANCE_BITS,
+    LUMINANCE_HALF,
+    N_OPERATIONS,
+    SATURATION,
+    SIXTHS_AHEAD,
+    BatchOperations,
+)
 
 
-class Settings(NamedTuple):
-    """What is done to each of N pictures; arrays on the host. At last level * scale + shift."""
+def second_stage(pictures: Tensor, operations: BatchOperations) -> Tensor:
+    """Normalised pictures (N, 3, S, S), float32, from (N, S, S, 3), uint8, on the same device.
 
-    flip: np.ndarray  # (N,), bool
-    order: np.ndarray  # (N, 4), int64: the operation at each of four places, -1 for none
-    factors: np.ndarray  # (N, 4), float32: by operation, the hue's in steps of the circle
-    grey: np.ndarray  # (N,), bool
-    scale: np.ndarray  # (3,), float32
-    shift: np.ndarray
-
-
-def second(pictures: Tensor, settings: Settings) -> Tensor:
-    """(N, S, S, 3), uint8 -> (N, 3, S, S), float32, on the pictures' device.
-
-    Which pictures an operation is for is known on the host, and told in one transfer.
+    The host knows which pictures an operation is for, and sends that in one transfer.
     """
-    places = [(place, number) for place in range(4) for number in range(4)]
-    chosen = [
-        np.flatnonzero(settings.flip),
-        *(np.flatnonzero(settings.order[:, place] == number) for place, number in places),
-        np.flatnonzero(settings.grey),
+    steps = [(turn, number) for turn in range(N_OPERATIONS) for number in range(N_OPERATIONS)]
+    positions = [
+        np.flatnonzero(operations.flip),
+        *(np.flatnonzero(operations.order[:, turn] == number) for turn, number in steps),
+        np.flatnonzero(operations.grey),
     ]
-    on_device = _sent(torch.from_numpy(np.concatenate(chosen)), pictures.device)
-    flipped, *jittered, grey = on_device.split([len(index) for index in chosen])
-    factors = _sent(torch.from_numpy(settings.factors), pictures.device)[:, :, None, None, None]
+    sent_positions = _send(torch.from_numpy(np.concatenate(positions)), pictures.device)
+    flipped, *jittered, grey = sent_positions.split([len(array) for array in positions])
+    factors = _send(torch.from_numpy(operations.factors), pictures.device)
+    factors = factors[:, :, None, None, None]
+
     x = pictures.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     if len(flipped):
         x.index_copy_(0, flipped, x[flipped].flip(-1))
-    for (_, number), index in zip(places, jittered):
+    for (_, number), index in zip(steps, jittered):
         if len(index):
             x.index_copy_(0, index, OPERATIONS[number](x[index], factors[index, number]))
     if len(grey):
         x.index_copy_(0, grey, _luminance(x[grey]).expand(-1, 3, -1, -1))
-    ends = torch.from_numpy(np.stack([settings.scale, settings.shift]))
-    scale, shift = _sent(ends, pictures.device).view(2, 1, 3, 1, 1)
+
+    normalisation = torch.from_numpy(np.stack([operations.scale, operations.shift]))
+    scale, shift = _send(normalisation, pictures.device).view(2, 1, 3, 1, 1)
     return x * scale + shift
 
 
-def _sent(values: Tensor, device: torch.device) -> Tensor:
+def _send(values: Tensor, device: torch.device) -> Tensor:
     """``values`` on the device; the host waits for no other work there."""
     if device.type == "cuda":
         return values.pin_memory().to(device, non_blocking=True)
@@ -64,17 +64,22 @@ def _sent(values: Tensor, device: torch.device) -> Tensor:
 
 
 def _luminance(x: Tensor) -> Tensor:
-    """(N, 3, S, S) -> (N, 1, S, S)."""
+    """The luminance (N, 1, S, S) of pictures (N, 3, S, S), in whole levels from 0 to 255."""
     red, green, blue = LUMINANCE
-    weighted = red * x[:, :1] + green * x[:, 1:2] + blue * x[:, 2:]
-    return ((weighted + 32768) / 65536).floor()
+    scaled = red * x[:, :1] + green * x[:, 1:2] + blue * x[:, 2:]
+    return ((scaled + LUMINANCE_HALF) / (1 << LUMINANCE_BITS)).floor()
 
 
-def _blend(other: Tensor | float, x: Tensor, factor: Tensor) -> Tensor:
-    return (other + factor * (x - other)).clamp(0, 255).floor()
+def _blend(base: Tensor | float, x: Tensor, factor: Tensor) -> Tensor:
+    """``x`` where the factor is 1, ``base`` where it is 0; in whole levels from 0 to 255."""
+    return (base + factor * (x - base)).clamp(0, 255).floor()
 
 
-def _contrast(x: Tensor, factor: Tensor) -> Tensor:
+def _adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return _blend(0.0, x, factor)
+
+
+def _adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
     grey = _luminance(x).to(torch.int32)
     pixels = grey[0].numel()
     # The mean in whole numbers, rounded half up
@@ -82,14 +87,15 @@ def _contrast(x: Tensor, factor: Tensor) -> Tensor:
     return _blend(mean.to(torch.float32), x, factor)
 
 
-def _saturation(x: Tensor, factor: Tensor) -> Tensor:
+def _adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
     return _blend(_luminance(x), x, factor)
 
 
-def _hue(x: Tensor, steps: Tensor) -> Tensor:
+def _adjust_hue(x: Tensor, steps: Tensor) -> Tensor:
+    """Pictures (N, 3, S, S) whose hue is turned by ``steps``, (N, 1, 1, 1), of HUE_STEPS."""
     red, green, blue = x[:, :1], x[:, 1:2], x[:, 2:]
-    value, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
-    spread = value - low
+    value = x.amax(1, keepdim=True)
+    spread = value - x.amin(1, keepdim=True)
     unit = 1 / spread.clamp(min=1)
     sixths = torch.where(
         red == value,
@@ -97,15 +103,20 @@ def _hue(x: Tensor, steps: Tensor) -> Tensor:
         torch.where(green == value, 2 + (blue - red) * unit, 4 + (red - green) * unit),
     )
     turn = sixths / 6
-    hue = ((turn - turn.floor()) * 255).floor()
+    hue = ((turn - turn.floor()) * HUE_STEPS).floor()
     saturation = (spread / value.clamp(min=1) * 255).floor() / 255
-    sixths = (hue + steps).remainder(256) * 6 / 255
-    # Each channel is the value, less what its distance on the circle takes: red's 5 sixths on,
-    # green's 3, blue's 1.
-    ahead = torch.tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
-    place = (sixths + _sent(ahead, x.device)).remainder(6)
-    taken = torch.minimum(place, 4 - place).clamp(0, 1)
-    return (value - value * saturation * taken + 0.5).floor()
+
+    # Each channel is the value, less what its distance on the circle takes.
+    sixths = (hue + steps).remainder(HUE_WRAP) * 6 / HUE_STEPS
+    ahead = torch.tensor(SIXTHS_AHEAD, dtype=torch.float32).view(1, 3, 1, 1)
+    distance = (sixths + _send(ahead, x.device)).remainder(6)
+    loss = torch.minimum(distance, 4 - distance).clamp(0, 1)
+    return (value - value * saturation * loss + 0.5).floor()
 
 
-OPERATIONS = (functools.partial(_blend, 0.0), _contrast, _saturation, _hue)
+OPERATIONS = {
+    BRIGHTNESS: _adjust_brightness,
+    CONTRAST: _adjust_contrast,
+    SATURATION: _adjust_saturation,
+    HUE: _adjust_hue,
+}

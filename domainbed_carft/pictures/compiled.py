@@ -1,6 +1,7 @@
 """The second stage in loops that numba compiles, for processors; the arithmetic of `batches`.
 
-The first call compiles, for seconds; numba keeps that beside this file or in the user's cache.
+The first call compiles, for seconds; numba stores the result beside this file or in the user's
+cache.
 """
 
 from __future__ import annotations
@@ -11,18 +12,36 @@ from typing import Any, TypeVar
 import numpy as np
 from numba import njit
 
+from domainbed_carft.pictures import augmentation
+from domainbed_carft.pictures.augmentation import (
+    BRIGHTNESS,
+    CONTRAST,
+    HUE,
+    N_OPERATIONS,
+    SATURATION,
+)
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 f32, u8, u32, u64 = np.float32, np.uint8, np.uint32, np.uint64
-ZERO, HALF, ONE, TWO, FOUR = f32(0), f32(0.5), f32(1), f32(2), f32(4)
-SIX, WHITE, TURN = f32(6), f32(255), f32(256)
+ZERO, HALF, ONE, TWO, FOUR, SIX = f32(0), f32(0.5), f32(1), f32(2), f32(4), f32(6)
+WHITE = f32(255)
+HUE_STEPS = f32(augmentation.HUE_STEPS)
+HUE_WRAP = f32(augmentation.HUE_WRAP)
+RED_AHEAD, GREEN_AHEAD, BLUE_AHEAD = (f32(sixths) for sixths in augmentation.SIXTHS_AHEAD)
+RED_SHARE, GREEN_SHARE, BLUE_SHARE = (u32(share) for share in augmentation.LUMINANCE)
+LUMINANCE_HALF = u32(augmentation.LUMINANCE_HALF)
+LUMINANCE_BITS = u32(augmentation.LUMINANCE_BITS)
+
+# 32 bits hold the sum of so many luminances.
+SUMMED_PIXELS = 4096
 
 # Without "contract" and "arcp": what is rounded here is rounded so by Pillow, too.
-MATHS = {"nnan", "ninf", "nsz"}
+FASTMATH = {"nnan", "ninf", "nsz"}
 
 
 def _compiled(function: F) -> F:
-    compiled: Any = njit(fastmath=MATHS)(function)
+    compiled: Any = njit(fastmath=FASTMATH)(function)
     return compiled
 
 
@@ -33,38 +52,41 @@ def _level(value: Any) -> Any:
 
 @_compiled
 def _luminance(red: Any, green: Any, blue: Any) -> Any:
-    weighted = u32(19595) * u32(red) + u32(38470) * u32(green) + u32(7471) * u32(blue)
-    return (weighted + u32(32768)) >> u32(16)
+    scaled = RED_SHARE * u32(red) + GREEN_SHARE * u32(green) + BLUE_SHARE * u32(blue)
+    return (scaled + LUMINANCE_HALF) >> LUMINANCE_BITS
 
 
 @_compiled
-def _blended(other: Any, level: Any, factor: Any) -> Any:
-    return _level(other + factor * (f32(level) - other))
+def _blended(base: Any, level: Any, factor: Any) -> Any:
+    return _level(base + factor * (f32(level) - base))
 
 
 @_compiled
-def _towards(x: Any, other: Any, factor: Any) -> None:
+def _blend_all(x: Any, base: Any, factor: Any) -> None:
+    """Blend each level of a picture (3, pixels) with one level, in place."""
     for channel in range(3):
         levels = x[channel]
         for i in range(levels.size):
-            levels[i] = _blended(other, levels[i], factor)
+            levels[i] = _blended(base, levels[i], factor)
 
 
 @_compiled
-def _mean(x: Any) -> Any:
-    """Of the luminance, rounded half up."""
+def _mean_luminance(x: Any) -> Any:
+    """The mean luminance of a picture (3, pixels), rounded half up."""
     red, green, blue = x
     total = 0
-    for start in range(0, red.size, 4096):  # of which 32 bits hold the sum
-        part = u32(0)
-        for i in range(start, min(start + 4096, red.size)):
-            part += _luminance(red[i], green[i], blue[i])
-        total += part
+    for start in range(0, red.size, SUMMED_PIXELS):
+        subtotal = u32(0)
+        for i in range(start, min(start + SUMMED_PIXELS, red.size)):
+            subtotal += _luminance(red[i], green[i], blue[i])
+        total += subtotal
+
     return f32((2 * total + red.size) // (2 * red.size))
 
 
 @_compiled
-def _saturation(x: Any, factor: Any) -> None:
+def _adjust_saturation(x: Any, factor: Any) -> None:
+    """Blend each pixel of a picture (3, pixels) with its luminance, in place."""
     red, green, blue = x
     for i in range(red.size):
         grey = f32(_luminance(red[i], green[i], blue[i]))
@@ -75,17 +97,22 @@ def _saturation(x: Any, factor: Any) -> None:
 
 @_compiled
 def _channel(value: Any, saturation: Any, sixths: Any, ahead: Any) -> Any:
-    place = sixths + ahead
-    place = place - SIX if place >= SIX else place
-    taken = min(max(min(place, FOUR - place), ZERO), ONE)
-    return u8(value - value * saturation * taken + HALF)
+    """The level of the channel that stands ``ahead`` sixths of the colour circle further."""
+    distance = sixths + ahead
+    distance = distance - SIX if distance >= SIX else distance
+    loss = min(max(min(distance, FOUR - distance), ZERO), ONE)
+    return u8(value - value * saturation * loss + HALF)
 
 
 @_compiled
-def _hue(x: Any, steps: Any) -> None:
+def _adjust_hue(x: Any, steps: Any) -> None:
+    """Turn the hue of a picture (3, pixels) by ``steps`` of HUE_STEPS, in place."""
     reds, greens, blues = x
     for i in range(reds.size):
-        red, green, blue = f32(reds[i]), f32(greens[i]), f32(blues[i])
+        red = f32(reds[i])
+        green = f32(greens[i])
+        blue = f32(blues[i])
+
         value = max(red, max(green, blue))
         spread = value - min(red, min(green, blue))
         unit = ONE / max(spread, ONE)
@@ -97,21 +124,24 @@ def _hue(x: Any, steps: Any) -> None:
             sixths = FOUR + (red - green) * unit
         turn = sixths / SIX
         turn = turn + ONE if turn < ZERO else turn
-        hue = f32(np.int32(turn * WHITE)) + steps
-        hue = hue - TURN if hue >= TURN else hue
+        hue = f32(np.int32(turn * HUE_STEPS)) + steps
+        hue = hue - HUE_WRAP if hue >= HUE_WRAP else hue
         saturation = f32(np.int32(spread / max(value, ONE) * WHITE)) / WHITE
-        sixths = hue * SIX / WHITE
-        reds[i] = _channel(value, saturation, sixths, f32(5))
-        greens[i] = _channel(value, saturation, sixths, f32(3))
-        blues[i] = _channel(value, saturation, sixths, ONE)
+
+        sixths = hue * SIX / HUE_STEPS
+        reds[i] = _channel(value, saturation, sixths, RED_AHEAD)
+        greens[i] = _channel(value, saturation, sixths, GREEN_AHEAD)
+        blues[i] = _channel(value, saturation, sixths, BLUE_AHEAD)
 
 
 @_compiled
 def _planes(picture: Any, flip: Any, out: Any) -> None:
-    """(S, S, 3) -> (3, S, S), mirrored where ``flip``."""
-    pixels, width = u64(picture.size // 3), u64(picture.shape[1])
+    """Write a picture (S, S, 3) to ``out``, (3, pixels), mirrored where ``flip``."""
+    pixels = u64(picture.size // 3)
+    width = u64(picture.shape[1])
     levels = picture.reshape(-1)
     red, green, blue = out.reshape((3, -1))
+
     # An index that might be negative keeps a loop from being vectorised.
     if not flip:
         for i in range(pixels):
@@ -127,35 +157,44 @@ def _planes(picture: Any, flip: Any, out: Any) -> None:
 
 @_compiled
 def _normalise(x: Any, scale: Any, shift: Any, out: Any) -> None:
+    """Write ``x * scale + shift`` of a picture (3, pixels) to ``out``, by channel."""
     for channel in range(3):
-        levels, to, by, plus = x[channel], out[channel], scale[channel], shift[channel]
+        levels = x[channel]
+        normalised = out[channel]
+        factor = scale[channel]
+        offset = shift[channel]
         for i in range(levels.size):
-            to[i] = f32(levels[i]) * by + plus
+            normalised[i] = f32(levels[i]) * factor + offset
 
 
-def _second(
+def _second_stage(
     pictures: Any, flip: Any, order: Any, factors: Any, grey: Any, scale: Any, shift: Any, out: Any
 ) -> None:
-    """As `batches.second`, of contiguous arrays, into ``out``."""
+    """Write normalised pictures to ``out``, (N, 3, S, S), float32, from (N, S, S, 3), uint8.
+
+    All arrays are contiguous; those in between are the fields of `BatchOperations`.
+    """
     x = np.empty((3, pictures.shape[1] * pictures.shape[2]), dtype=np.uint8)
     for n in range(len(pictures)):
         _planes(pictures[n], flip[n], x)
-        for place in range(4):
-            number = order[n, place]
-            if number == 0:
-                _towards(x, ZERO, factors[n, 0])
-            elif number == 1:
-                _towards(x, _mean(x), factors[n, 1])
-            elif number == 2:
-                _saturation(x, factors[n, 2])
-            elif number == 3:
-                _hue(x, factors[n, 3])
+
+        for turn in range(N_OPERATIONS):
+            operation = order[n, turn]
+            if operation == BRIGHTNESS:
+                _blend_all(x, ZERO, factors[n, BRIGHTNESS])
+            elif operation == CONTRAST:
+                _blend_all(x, _mean_luminance(x), factors[n, CONTRAST])
+            elif operation == SATURATION:
+                _adjust_saturation(x, factors[n, SATURATION])
+            elif operation == HUE:
+                _adjust_hue(x, factors[n, HUE])
         if grey[n]:
-            _saturation(x, ZERO)
+            _adjust_saturation(x, ZERO)
+
         _normalise(x, scale, shift, out[n].reshape(x.shape))
 
 
 try:
-    second = njit(fastmath=MATHS, cache=True, nogil=True)(_second)
-except RuntimeError:  # there is nowhere to keep it
-    second = njit(fastmath=MATHS, nogil=True)(_second)
+    second_stage = njit(fastmath=FASTMATH, cache=True, nogil=True)(_second_stage)
+except RuntimeError:  # neither this folder nor the user's cache can be written to
+    second_stage = njit(fastmath=FASTMATH, nogil=True)(_second_stage)

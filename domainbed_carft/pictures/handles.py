@@ -2,22 +2,18 @@
 
 LMDB waits for its own locks in C, without end, and trusts its pages. So a process that opens a
 store or writes to it locks a file first, for which others wait a few seconds. A reader takes no
-lock. A process of its own looks for damage.
+lock.
 """
 
 from __future__ import annotations
 
 import contextlib
-import enum
 import fcntl
-import multiprocessing
 import os
-import resource
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +22,21 @@ import numpy as np
 import torch
 
 PATIENCE_S = 2.0  # how long to wait for a process that opens a store or writes to it
-START_PATIENCE_S = 10.0  # and for one that begins a store anew
+START_PATIENCE_S = 10.0  # how long to wait for a process that begins a store anew
 POLL_S = 0.001
-INSPECTION_S = 60.0  # for walking through all keys of a store, on a slow disk
 
-FULL = 0.95  # of the bound: a picture may be too large for the last pages
+MOST_READERS = 2048  # processes that have a store open at a time
 
-# What LMDB raises for pages that it has not written so.
-DAMAGE = (
-    lmdb.BadTxnError,
-    lmdb.CorruptedError,
-    lmdb.InvalidError,
-    lmdb.PageNotFoundError,
-    lmdb.PanicError,
-    lmdb.VersionMismatchError,
-)
 
-# By folder the process that opened its lock file "in-use", and the descriptor.
-_registrations: dict[Path, tuple[int, int]] = {}
+@dataclass(frozen=True)
+class _Registration:
+    """A process's use of the stores below a folder."""
+
+    process_id: int
+    descriptor: int  # of the folder's file "in-use"
+
+
+_registrations: dict[Path, _Registration] = {}
 
 
 @dataclass(frozen=True)
@@ -58,28 +51,21 @@ class _Handle:
 _handles: dict[Path, _Handle] = {}
 
 
-class Verdict(enum.Enum):
-    """What a store is found to be."""
-
-    WHOLE = enum.auto()
-    DAMAGED = enum.auto()
-    FOREIGN = enum.auto()  # full, and more than half of it are other data's pictures
-
-
 @contextlib.contextmanager
 def registered(parent: Path) -> Iterator[bool]:
     """Register this process, and those that it forks, as users of the stores below ``parent``.
 
-    Inside, whether there is no other user; if so, none comes meanwhile. Raises BlockingIOError if
-    another process is stopped in here.
+    Yields whether there is no other user; then no other one registers during the block. Raises
+    BlockingIOError if another process is stopped in here.
     """
-    process_id, descriptor = _registrations.get(parent, (0, 0))
-    if (
-        process_id != os.getpid()
-    ):  # an inherited one would take the lock of the parent's for its own
-        descriptor = os.open(parent / "in-use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        _registrations[parent] = os.getpid(), descriptor
+    registration = _registrations.get(parent)
+    # A lock on an inherited descriptor would be the parent process's own.
+    if registration is None or registration.process_id != os.getpid():
+        opened = os.open(parent / "in-use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        registration = _Registration(os.getpid(), opened)
+        _registrations[parent] = registration
 
+    descriptor = registration.descriptor
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -95,7 +81,7 @@ def registered(parent: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _locked(descriptor: int) -> Iterator[None]:
-    """Hold an exclusive lock on a file. Raises BlockingIOError if another process keeps it."""
+    """Hold an exclusive lock on a file. Raises BlockingIOError if another process holds one."""
     _take_lock(descriptor, fcntl.LOCK_EX, PATIENCE_S)
     try:
         yield
@@ -104,7 +90,7 @@ def _locked(descriptor: int) -> Iterator[None]:
 
 
 def _take_lock(descriptor: int, kind: int, patience_s: float) -> None:
-    """Take a lock of this kind on a file. Raises BlockingIOError if it is not to be had in time."""
+    """Take a lock of a ``kind`` of fcntl's; BlockingIOError if others hold the file for longer."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
@@ -123,7 +109,10 @@ def is_open(folder: Path) -> bool:
 
 
 def handle(folder: Path, bound: int) -> _Handle:
-    """The store in ``folder``, opened once a process. Raises lmdb.Error and OSError."""
+    """The store in ``folder``, of at most ``bound`` bytes, opened once a process.
+
+    Raises lmdb.Error and OSError.
+    """
     if is_open(folder):
         return _handles[folder]
     close(folder)  # this process's copy of its parent's
@@ -132,8 +121,8 @@ def handle(folder: Path, bound: int) -> _Handle:
     try:
         with _locked(descriptor):
             database = _open(folder, bound)
-            database.reader_check()  # frees the places of processes that were killed
-            with database.begin():  # takes this reader's place, which it keeps
+            database.reader_check()  # frees the slots of processes that were killed
+            with database.begin():  # takes this reader's slot, which it keeps
                 pass
     except BaseException:
         os.close(descriptor)
@@ -148,7 +137,7 @@ def handle(folder: Path, bound: int) -> _Handle:
 
 
 def close(folder: Path) -> None:
-    """Close the store in ``folder``, if it is open; what was read from it is gone."""
+    """Close the store in ``folder``, if it is open; pictures read from it become invalid."""
     if opened := _handles.pop(folder, None):
         opened.database.close()
         os.close(opened.lock_descriptor)
@@ -156,11 +145,11 @@ def close(folder: Path) -> None:
 
 @contextlib.contextmanager
 def reading(folder: Path, bound: int) -> Iterator[Any]:
-    """A transaction that reads, and waits for nobody."""
+    """A transaction that reads, and waits for no other process. Raises lmdb.Error and OSError."""
     database = handle(folder, bound).database
     try:
         transaction = database.begin(buffers=True)
-    except lmdb.BadRslotError:  # a child that was forked meanwhile has given this place away
+    except lmdb.BadRslotError:  # a child that was forked meanwhile has given this slot away
         transaction = database.begin(buffers=True)
     with transaction:
         yield transaction
@@ -168,79 +157,21 @@ def reading(folder: Path, bound: int) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def writing(folder: Path, bound: int) -> Iterator[Any]:
-    """A transaction that writes. Raises BlockingIOError if another process is stopped in one."""
-    opened = handle(folder, bound)
-    with _locked(opened.lock_descriptor), opened.database.begin(write=True, buffers=True) as new:
-        yield new
+    """A transaction that writes. Raises BlockingIOError if another process is stopped in one.
 
-
-def size(database: Any) -> int:
-    """The bytes of the file that the pages of an opened store take."""
-    return int((database.info()["last_pgno"] + 1) * database.stat()["psize"])
-
-
-def inspect(folder: Path, bound: int, names_begin: bytes) -> Verdict:
-    """Walk through all keys of the store in ``folder``, which this process does not have open.
-
-    ``names_begin`` is how the keys of one's own pictures begin. Raises OSError or lmdb.Error if the
-    store cannot be opened now.
+    Also raises lmdb.Error and OSError.
     """
-    # In a process of its own, since a wrong page may end the process that follows it.
-    fork = multiprocessing.get_context("fork")
-    receiving, sending = fork.Pipe(duplex=False)
-    inspector = fork.Process(target=_send_verdict, args=(sending, folder, bound, names_begin))
-    inspector.daemon = True
-    inspector.start()
-    sending.close()
-    try:
-        if not receiving.poll(INSPECTION_S):
-            raise TimeoutError(f"{folder} could not be checked within {INSPECTION_S:.0f} s")
-        verdict = receiving.recv()
-    except EOFError:
-        return Verdict.DAMAGED
-    finally:
-        inspector.kill()
-        inspector.join()
-        receiving.close()
-
-    if isinstance(verdict, Exception):
-        raise verdict
-    return Verdict(verdict)
+    opened = handle(folder, bound)
+    with (
+        _locked(opened.lock_descriptor),
+        opened.database.begin(write=True, buffers=True) as transaction,
+    ):
+        yield transaction
 
 
-def _send_verdict(sending: Connection, folder: Path, bound: int, names_begin: bytes) -> None:
-    """Send a verdict, or why there is none; without either the store has ended this process."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        sending.send(_verdict(folder, bound, names_begin))
-    except OSError as error:
-        sending.send(error)
-    except DAMAGE:
-        sending.send(Verdict.DAMAGED)
-    except lmdb.Error as error:
-        sending.send(OSError(str(error)))
-
-
-def _verdict(folder: Path, bound: int, names_begin: bytes) -> Verdict:
-    database = handle(folder, bound).database
-    with database.begin() as transaction:
-        if size(database) > os.stat(folder / "data.mdb").st_size:
-            return Verdict.DAMAGED
-
-        count = 0
-        matching = 0
-        before = b""
-        for name in transaction.cursor().iternext(keys=True, values=False):
-            if name <= before:
-                return Verdict.DAMAGED
-            before = name
-            count += 1
-            matching += name.startswith(names_begin)
-        if count != transaction.stat(database.open_db())["entries"]:
-            return Verdict.DAMAGED
-
-    is_full = size(database) > FULL * bound
-    return Verdict.FOREIGN if is_full and 2 * matching < count else Verdict.WHOLE
+def used_bytes(database: Any) -> int:
+    """How much of its file an opened store uses, in bytes."""
+    return int((database.info()["last_pgno"] + 1) * database.stat()["psize"])
 
 
 def _open(folder: Path, bound: int) -> Any:
@@ -252,7 +183,7 @@ def _open(folder: Path, bound: int) -> Any:
         sync=False,
         metasync=False,
         meminit=False,
-        max_readers=2048,
-        # A reader that keeps its place takes no lock when it reads again.
+        max_readers=MOST_READERS,
+        # A reader that keeps its slot takes no lock when it reads again.
         max_spare_txns=1,
     )

@@ -1,6 +1,6 @@
-"""An environment of any size, in folders or in shards, and the order of a pass through it.
+"""An environment's pictures as a list of any length, in folders or in shards; passes through it.
 
-Places and labels are arrays: each loader process would copy a list's million objects, one by one.
+Paths and labels are arrays: each loader process would copy a list's million objects, one by one.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from typing import Any
 
 import numpy as np
 
+from domainbed_carft.data.picture_files import PictureDataset
 from domainbed_carft.data.shards import Index
-from domainbed_carft.data.tasks import Pictures
 
-# Of the hparam `sampling`; with neither, each picture comes once before any comes again.
-REPLACED, BY_SHARD = "with-replacement", "passes-by-shard"
+# Values of the hparam `sampling`. With any other, all pictures are shuffled for each pass.
+WITH_REPLACEMENT = "with-replacement"
+PASSES_BY_SHARD = "passes-by-shard"
 
 WINDOW = 16  # shards that are read from at a time
 
 
 @dataclass(frozen=True)
-class Paths(Sequence[tuple[str, int]]):
-    """The files ``names``, (N,), bytes, below ``root``, with their ``labels``, (N,)."""
+class ImagePaths(Sequence[tuple[str, int]]):
+    """Files of pictures with their labels."""
 
     root: str
-    names: np.ndarray
-    labels: np.ndarray
+    names: np.ndarray  # (N,), bytes: paths below the root
+    labels: np.ndarray  # (N,), int64
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,46 +39,52 @@ class Paths(Sequence[tuple[str, int]]):
         return path, int(self.labels[position])
 
 
-class Environment(Pictures):
-    """Pictures that may be a million, below ``root``."""
+class ImageList(PictureDataset):
+    """An environment's pictures, up to millions, below ``root``; a map-style data set."""
 
-    def __init__(self, root: str, classes: Sequence[str], samples: Paths | Index) -> None:
+    def __init__(self, root: str, classes: Sequence[str], samples: ImagePaths | Index) -> None:
         super().__init__(samples, classes)
-        self.root, self.targets = root, samples.labels
+        self.root = root
+        self.targets = samples.labels
 
 
 def shards_of(dataset: Any) -> np.ndarray | None:
-    """The number of the shard of each item, (N,), also of a subset; None without shards."""
+    """The number of each item's shard, (N,), also in a subset; None for data without shards."""
     if hasattr(dataset, "indices"):
-        whole = shards_of(dataset.dataset)
-        return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
+        shards = shards_of(dataset.dataset)
+        return None if shards is None else shards[np.asarray(dataset.indices, dtype=np.int64)]
     samples = getattr(dataset, "samples", None)
-    return samples.places[:, 0] if isinstance(samples, Index) else None
+    return samples.locations[:, 0] if isinstance(samples, Index) else None
 
 
 class Passes:
     """Which items the batches of a training have, each item once a pass.
 
     A batch is a function of ``seed`` and its number. With the ``shards`` of the items, (``size``,),
-    a pass takes the shards in an order of its own, WINDOW at a time, and mixes their items.
+    each pass takes the shards in another order, WINDOW at a time, and mixes their items.
     """
 
     def __init__(self, size: int, seed: int, shards: np.ndarray | None = None) -> None:
-        self._size, self._seed, self._shards = size, seed, shards
-        self._order = functools.lru_cache(maxsize=2)(self._ordered)
+        self._size = size
+        self._seed = seed
+        self._shards = shards
+        self._cached_order = functools.lru_cache(maxsize=2)(self._order)
 
     def batch(self, number: int, size: int) -> list[int]:
-        """The positions of the items in a batch."""
-        first, found = number * size, list[int]()
-        while size > len(found):
-            turn, place = divmod(first + len(found), self._size)
-            found += self._order(turn)[place : place + size - len(found)].tolist()
-        return found
+        """The positions of the items in a batch of ``size``."""
+        first = number * size
+        positions = list[int]()
+        while size > len(positions):
+            pass_number, start = divmod(first + len(positions), self._size)
+            missing = size - len(positions)
+            positions += self._cached_order(pass_number)[start : start + missing].tolist()
+        return positions
 
-    def _ordered(self, turn: int) -> np.ndarray:
-        random = np.random.default_rng((self._seed, turn))
-        order = random.permutation(self._size)
+    def _order(self, pass_number: int) -> np.ndarray:
+        """The positions of all items, (size,), in the order of a pass."""
+        generator = np.random.default_rng((self._seed, pass_number))
+        order = generator.permutation(self._size)
         if self._shards is not None:
-            windows = random.permutation(int(self._shards.max()) + 1) // WINDOW
+            windows = generator.permutation(int(self._shards.max()) + 1) // WINDOW
             order = order[np.argsort(windows[self._shards[order]], kind="stable")]
         return order

@@ -1,4 +1,4 @@
-"""The first stage from a file, or from what the store has of it.
+"""The first stage from a file, or from the picture store.
 
 Torchvision decodes plain JPEGs to Pillow's pixels, without Pillow's copies; Pillow the rest.
 """
@@ -14,49 +14,58 @@ import torchvision
 from torch import Tensor
 from torchvision import io
 
-from domainbed_carft.data import listing
-from domainbed_carft.data.listing import Member
-from domainbed_carft.pictures import store
-from domainbed_carft.pictures.plan import Plan, first
+from domainbed_carft.data import picture_files
+from domainbed_carft.data.picture_files import Member
+from domainbed_carft.pictures import augmentation, store
+from domainbed_carft.pictures.plan import Plan, first_stage
 from domainbed_carft.pictures.store import Store
 
-# Other versions may round otherwise.
-MADE_BY = f"torch {torch.__version__} torchvision {torchvision.__version__} PIL {PIL.__version__}"
+# Part of the keys in the store, since other versions may round otherwise.
+DECODER_VERSIONS = (
+    f"torch {torch.__version__} torchvision {torchvision.__version__} PIL {PIL.__version__}"
+)
 
 JPEG_BEGINNING = b"\xff\xd8\xff"
-# How a frame with a size begins; what may stand before it: tables, comments and other programs'.
+MARKER_PREFIX = 0xFF
+# The markers of a frame, which has the size.
 FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+# Those that may stand before it: tables, comments and other programs' data.
 SKIPPED_MARKERS = {0xC4, 0xCC, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}
 HEADER_BYTES = 1 << 20  # where the frame begins at the latest, else Pillow judges
 
-# What `first` says of a picture that nothing is drawn for.
-NOTHING_DRAWN = torch.tensor([0, 0, 1, 2, 3, 1, 1, 1, 0, 0], dtype=torch.float32)
+# The choices, (10,), that `first_stage` returns for a plan without random steps.
+NO_AUGMENTATION = torch.tensor(
+    [0, *range(augmentation.N_OPERATIONS), *augmentation.UNCHANGED, 0], dtype=torch.float32
+)
 
 
-def load(plan: Plan, path: str | Member, kept: Store | None = None) -> tuple[Tensor, Tensor]:
-    """As ``first`` of the file's picture. Raises what Pillow raises for what it cannot read.
+def load(plan: Plan, path: str | Member, cache: Store | None = None) -> tuple[Tensor, Tensor]:
+    """A file's square (S, S, 3), uint8, and the random choices for it, (10,), as `first_stage`.
 
-    Kept are whole pictures, or squares where the plan draws nothing.
+    ``cache`` has whole pictures, or squares where the plan draws nothing; what it lacks is decoded
+    and added. Raises what Pillow raises for a file that it cannot read.
     """
-    if kept is None:
-        return first(plan, decode(path))
+    if cache is None:
+        return first_stage(plan, decode(path))
+
     kind = "whole" if plan.draws else f"{plan.size} {plan.interpolation} {plan.resize}"
-    what = f"{kind} {MADE_BY}"
+    form = f"{kind} {DECODER_VERSIONS}"
     if isinstance(path, Member):
-        key = store.key(path.path, f"{path.offset} {what}")
+        key = store.picture_key(path.path, f"{path.offset} {form}")
     else:
-        key = store.key(path, what)
-    picture = kept.get(key)
+        key = store.picture_key(path, form)
+
+    picture = cache.get(key)
     if picture is None:
-        picture = decode(path) if plan.draws else first(plan, decode(path))[0]
-        kept.put(key, picture)
-    return first(plan, picture) if plan.draws else (picture, NOTHING_DRAWN)
+        picture = decode(path) if plan.draws else first_stage(plan, decode(path))[0]
+        cache.put(key, picture)
+    return first_stage(plan, picture) if plan.draws else (picture, NO_AUGMENTATION)
 
 
 def decode(path: str | Member) -> Tensor:
-    """The picture of a file in RGB: (H, W, 3), uint8, equal to ``listing.open_picture``'s.
+    """The picture of a file in RGB, (H, W, 3), uint8: that of `picture_files.open_picture`.
 
-    As there, an orientation in its EXIF is not followed. Raises what that raises.
+    An orientation in its EXIF data is ignored. Raises OSError, and what Pillow raises.
     """
     content = _jpeg_content(path)
     if content is not None and _is_within_limit(content):
@@ -68,12 +77,12 @@ def decode(path: str | Member) -> Tensor:
             # Four channels are printer's inks, which each library turns into RGB in its own way.
             if len(pixels) < 4:
                 return pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous()
-    return by_pillow(path)
+    return decode_with_pillow(path)
 
 
 def _jpeg_content(path: str | Member) -> np.ndarray | None:
     """The bytes of a file, None if they do not begin as a JPEG's."""
-    with listing.open_regular(path) as (file, size):
+    with picture_files.open_regular(path) as (file, size):
         beginning = file.read(len(JPEG_BEGINNING))
         if beginning != JPEG_BEGINNING:
             return None
@@ -91,9 +100,10 @@ def _is_within_limit(content: np.ndarray) -> bool:
     limit = PIL.Image.MAX_IMAGE_PIXELS
     if limit is None:  # the user's choice
         return True
+
     header = content[:HEADER_BYTES].tobytes()
     start = 2
-    while len(header) >= start + 9 and header[start] == 0xFF:
+    while len(header) >= start + 9 and header[start] == MARKER_PREFIX:
         marker = header[start + 1]
         length, _, height, width = struct.unpack_from(">HBHH", header, start + 2)
         if marker in FRAME_MARKERS:
@@ -104,6 +114,6 @@ def _is_within_limit(content: np.ndarray) -> bool:
     return False
 
 
-def by_pillow(path: str | Member) -> Tensor:
-    """The same for all that Pillow reads."""
-    return torch.from_numpy(np.array(listing.open_picture(path)))
+def decode_with_pillow(path: str | Member) -> Tensor:
+    """The picture of a file in RGB, (H, W, 3), uint8, by Pillow. Raises what Pillow raises."""
+    return torch.from_numpy(np.array(picture_files.open_picture(path)))

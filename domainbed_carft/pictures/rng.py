@@ -24,27 +24,27 @@ def reseed(seed: int) -> None:
 
 
 def get_states() -> tuple[Any, ...]:
-    """The states of these three generators."""
+    """The states of the global generators of Python, numpy and torch's CPU."""
     return random.getstate(), np.random.get_state(), torch.get_rng_state()
 
 
-def stored(states: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same of types that torch's restricted reader knows; `set_states` takes it as well."""
-    of_python, (name, words, *rest), of_torch = states
-    return of_python, (name, words.tolist(), *rest), of_torch
+def as_plain_types(states: tuple[Any, ...]) -> tuple[Any, ...]:
+    """States of `get_states` in types that torch's restricted reader knows, for `set_states`."""
+    python_state, (name, words, *position), torch_state = states
+    return python_state, (name, words.tolist(), *position), torch_state
 
 
 def set_states(states: tuple[Any, ...]) -> None:
-    """Put the three generators into these states."""
-    of_python, of_numpy, of_torch = states
-    random.setstate(of_python)
-    np.random.set_state(of_numpy)
-    torch.set_rng_state(of_torch)
+    """Put the generators of Python, numpy and torch's CPU into these states."""
+    python_state, numpy_state, torch_state = states
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(torch_state)
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
-    """Restore the three generators after the block, whatever is drawn or seeded inside."""
+def preserved_states() -> Iterator[None]:
+    """Restore the three global generators after the block, even if they are seeded inside."""
     before = get_states()
     try:
         yield

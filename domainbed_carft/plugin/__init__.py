@@ -14,35 +14,38 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-__all__ = ["SWITCH", "install", "register"]
+__all__ = ["SWITCH", "install", "register", "unregister"]
 
-# Repeated in `names`, which a test compares: only this module loads at every start.
+# Repeated in `hooked_modules`, which a test compares: only this module loads at every start.
 SWITCH = "DOMAINBED_CARFT_DISABLE"
 
 
 class Finder:
-    """Finds modules by a function of `finder`, which is imported with the first relevant one.
+    """Finds modules by a function of the module `finder`, imported with the first relevant module.
 
     `extended_spec` finds domainbed's modules as usual, and extends them after their execution;
     `harness_spec` serves `domainbed` from our own harness if no other is found.
     """
 
-    def __init__(self, find: str) -> None:
-        self._find = find
+    def __init__(self, function_name: str) -> None:
+        self._function_name = function_name
 
     def find_spec(
         self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """A module's spec as the function has it; None for modules of others."""
+        """The spec that the function returns; None for modules that are not domainbed's."""
         if not (fullname + ".").startswith(("domainbed.", "domainbed_carft.method.")):
             return None
+
         from domainbed_carft.plugin import finder
 
-        spec: ModuleSpec | None = getattr(finder, self._find)(self, fullname, path, target)
+        find = getattr(finder, self._function_name)
+        spec: ModuleSpec | None = find(self, fullname, path, target)
         return spec
 
 
-_FIRST, _LAST = Finder("extended_spec"), Finder("harness_spec")
+_EXTENDING_FINDER = Finder("extended_spec")
+_HARNESS_FINDER = Finder("harness_spec")
 
 
 def install() -> None:
@@ -51,31 +54,50 @@ def install() -> None:
     Any value sets the switch, except an empty one, 0, no, off and false.
     """
     if not switched_off():
-        _hook()
+        _add_finders()
 
 
 def switched_off() -> bool:
-    """Whether the environment variable switches `install` off."""
+    """Whether the variable `DOMAINBED_CARFT_DISABLE` switches `install` off."""
     return os.environ.get(SWITCH, "").strip().lower() not in ("", "0", "no", "off", "false")
 
 
 def register() -> None:
     """Add CAR-FT to `domainbed`: to loaded modules now, to others when they are imported.
 
-    Calling it again changes nothing, and the switch does not apply. Raises CarftError if a loaded
-    module of domainbed cannot be extended.
+    A second call changes nothing, and the switch does not apply. `unregister` undoes it. Raises
+    CarftError if a loaded module of domainbed cannot be extended.
     """
     from domainbed_carft.plugin import additions, hooked_modules
 
-    _hook()
+    _add_finders()
     for name in hooked_modules.HOST_MODULES:
         if name in sys.modules:
             additions.apply(sys.modules[name])
 
 
-def _hook() -> None:
+def unregister() -> None:
+    """Remove CAR-FT from `domainbed`: from its loaded modules now, and from later imports.
+
+    The modules get back what they had, except where somebody else has changed it since. What your
+    code took out of them before, such as a class, goes on working, and so does our harness if it is
+    the `domainbed` that is loaded. A second call changes nothing.
+    """
+    _remove_finders()
+    additions = sys.modules.get("domainbed_carft.plugin.additions")
+    if additions is not None:
+        additions.undo()
+
+
+def _add_finders() -> None:
     """Put one finder first, to see domainbed's imports, and one last, as a last resort."""
-    if _FIRST not in sys.meta_path:
-        sys.meta_path.insert(0, _FIRST)
-    if _LAST not in sys.meta_path:
-        sys.meta_path.append(_LAST)
+    if _EXTENDING_FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, _EXTENDING_FINDER)
+    if _HARNESS_FINDER not in sys.meta_path:
+        sys.meta_path.append(_HARNESS_FINDER)
+
+
+def _remove_finders() -> None:
+    for finder in (_EXTENDING_FINDER, _HARNESS_FINDER):
+        if finder in sys.meta_path:
+            sys.meta_path.remove(finder)

@@ -1,14 +1,14 @@
 """The data sets of this package under the interface of DomainBed's: ImageNet, tasks, and emojis.
 
 In EmojiStyles four teams of artists drew the same things: a small PACS of real drawings.
-``assets/README.md`` says how the archive was made and whose drawings they are.
+``assets/README.md`` says who drew them and how the archive was made.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,60 +21,75 @@ from domainbed_carft.data import (
     emoji,
     emoji_styles,
     listing,
+    picture_files,
     shards,
     tasks,
     verify,
 )
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.pictures.image_lists import Environment, Paths
+from domainbed_carft.pictures.image_lists import ImageList, ImagePaths
 from domainbed_carft.plugin.image_folders import (
-    asked_for,
-    remember,
+    hand_on_facts,
+    preprocessing_of,
     require_weights,
-    warn_of_broken,
+    resolution_of,
+    warn_of_broken_data,
 )
 from domainbed_carft.suites import imagenet, imagenet_training
 
-HOSTS_SIZE = 224  # px; the host's own algorithms have networks for it
+HOST_SIZE = 224  # px; the input of the host's own networks
 EMOJI_SIZE = 48  # px, the resolution of the tiny CLIP; the archive has 64 px, so crops stay sharp
 
 
-class Provided:
-    """The base; the plugin adds the host's own, whose place differs between forks.
+class PackageDataset:
+    """The base class; the plugin adds the host's own, whose module differs between forks.
 
-    Pictures are as large as the CLIP of one of our algorithms wants, else as ``INPUT_SHAPE`` says.
-    Forks that pass no ``hparams`` (SWAD, MIRO) resize pictures themselves and get them as they are.
+    For our algorithms pictures are as large as their CLIP wants, or as ``INPUT_SHAPE`` says if that
+    is not known; for others they have ``HOST_SIZE``. Forks that pass no ``hparams`` (SWAD, MIRO)
+    resize pictures themselves and get them as they are.
     """
 
     N_STEPS = 5001
     CHECKPOINT_FREQ = 300
     N_WORKERS = 8
     ENVIRONMENTS = ["train"]
-    INPUT_SHAPE = (3, HOSTS_SIZE, HOSTS_SIZE)
+    INPUT_SHAPE = (3, HOST_SIZE, HOST_SIZE)
 
     def __init__(
         self, root: Any, test_envs: Sequence[int] = (), hparams: dict[str, Any] | None = None
     ) -> None:
         self.protocol = hparams.get("protocol", "domainbed") if hparams else "domainbed"
         self.environments = list(self.ENVIRONMENTS)
-        self.asked = asked_for(hparams)
+        self.preprocessing = preprocessing_of(hparams)
         require_weights(hparams)
-        size = self.INPUT_SHAPE[-1] if "clip_backbone" in (hparams or {}) else HOSTS_SIZE
-        size = int(self.asked.split()[0]) if self.asked else size
+        size = self._picture_size(hparams or {})
         self.input_shape = (3, size, size)
+
         self.datasets, report = self.read(root)
-        warn_of_broken(report, "data_edition" in (hparams or {}))
-        for index, environment in enumerate(self.datasets):
-            if hparams is not None:
-                # The key is younger than DomainBed.
-                augment = hparams.get("data_augmentation", True) and index not in test_envs
-                environment.transform = pictures.transform(self.protocol, size, augment, self.asked)
         self.num_classes = len(self.datasets[0].classes)
-        told = None if hparams is None else test_envs  # such hosts pass none of the two
-        remember(self, report, self.protocol, hparams, told)
+        warn_of_broken_data(report, is_for_us="data_edition" in (hparams or {}))
+
+        if hparams is None:
+            # Such hosts pass no test environments either.
+            hand_on_facts(self, report, self.protocol, hparams, test_envs=None)
+            return
+
+        augment_training = hparams.get("data_augmentation", True)  # younger than DomainBed
+        for index, environment in enumerate(self.datasets):
+            augment = augment_training and index not in test_envs
+            environment.transform = pictures.transform(
+                self.protocol, size, augment, self.preprocessing
+            )
+        hand_on_facts(self, report, self.protocol, hparams, test_envs)
+
+    def _picture_size(self, hparams: Mapping[str, Any]) -> int:
+        """Pixels a side."""
+        if self.preprocessing:
+            return resolution_of(self.preprocessing)
+        return self.INPUT_SHAPE[-1] if "clip_backbone" in hparams else HOST_SIZE
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
-        """The environments below the data folder ``root``, not transformed, and what was found."""
+        """The environments below the data folder ``root``, not transformed, and their verdict."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Any:
@@ -84,7 +99,7 @@ class Provided:
         return len(self.datasets)
 
 
-class TaskData(Provided):
+class TaskData(PackageDataset):
     """The training split of one of ``tasks.TASKS``, as torchvision has it below the data folder."""
 
     TASK: tasks.Task
@@ -93,23 +108,26 @@ class TaskData(Provided):
     def data_problems(cls, root: Any) -> list[str]:
         """For our harness: what is wrong with the data, before a job starts."""
         task = cls.TASK
-        if root and (absent := benchmarks.missing_data_dir(root)):
-            return absent
+        problems = benchmarks.missing_data_dir(root) if root else []
+        if problems:
+            return problems
         if root and os.path.isdir(os.path.join(root, task.folder)):
             return []
         return [f"{task.name} needs --data_dir, the folder that has {task.folder}; {task.remedy}"]
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
+        """The training split as the only environment; CarftError if it is missing."""
         raise_for(self.data_problems(root))
-        found = tasks.read(self.TASK, root, train=True)
-        found.root = self.ENVIRONMENTS[0]  # after which environments are called
-        return [found], tasks.report(self.TASK, root, [found])
+
+        training_split = tasks.read_split(self.TASK, root, train=True)
+        training_split.root = self.ENVIRONMENTS[0]  # an environment is called after its folder
+        return [training_split], tasks.report_on(self.TASK, root, [training_split])
 
 
 TASKS = {name: type(name, (TaskData,), {"TASK": task}) for name, task in tasks.TASKS.items()}
 
 
-class EmojiStyles(Provided):
+class EmojiStyles(PackageDataset):
     """Ten classes in four styles, 48 px, or as many as the CLIP of one of our algorithms wants.
 
     ``root`` is not read: the pictures are in the package. Concepts in them are disjoint from those
@@ -123,9 +141,12 @@ class EmojiStyles(Provided):
     INPUT_SHAPE = (3, EMOJI_SIZE, EMOJI_SIZE)
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
-        folder = emoji.environments(type(self).__name__)
-        found = [ImageFolder(str(folder / name), loader=_emoji) for name in self.ENVIRONMENTS]
-        return found, verify.examine(type(self).__name__, folder)
+        """The styles, from the unpacked archive of the package, and their verdict."""
+        folder = emoji.environment_folder(type(self).__name__)
+        environments = [
+            ImageFolder(str(folder / name), loader=_decoded_emoji) for name in self.ENVIRONMENTS
+        ]
+        return environments, verify.verify_folder(type(self).__name__, folder)
 
 
 class EmojiUnseen(EmojiStyles):
@@ -144,15 +165,15 @@ class EmojiShift(EmojiStyles):
 
 
 @functools.cache
-def _emoji(path: str) -> Image.Image:
-    """A decoded picture, kept: all 1,716 take 21 MB, and a job reads each a dozen times."""
-    return listing.open_picture(path)
+def _decoded_emoji(path: str) -> Image.Image:
+    """A decoded picture, which stays in memory: all 1,716 take 21 MB; a job reads each often."""
+    return picture_files.open_picture(path)
 
 
-class ImageNet(Provided):
+class ImageNet(PackageDataset):
     """ILSVRC2012's training set, in folders or shards, its classes in the order of WordNet ids.
 
-    The steps are ten passes in batches of 512. Only what is held out is evaluated: the rest is a
+    The steps are ten passes in batches of 512. Only the out-split is evaluated: the in-split has a
     million pictures.
     """
 
@@ -164,33 +185,38 @@ class ImageNet(Provided):
     @classmethod
     def data_problems(cls, root: Any) -> list[str]:
         """For our harness: what is wrong with the data, before a job starts."""
-        return imagenet_training.missing(root)
+        return imagenet_training.missing_problems(root)
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
-        copy = imagenet_training.find(root)
+        """The training set, the only environment, and its verdict; CarftError if it is missing."""
+        copy = imagenet_training.find_training_set(root)
         if copy is None:
             raise CarftError(*self.data_problems(root))
-        ids = imagenet.ids()
+
+        ids = imagenet.wordnet_ids()
         problems: list[str] = []
-        samples: Paths | shards.Index
+        samples: ImagePaths | shards.Index
         if copy.archives:
             samples = shards.index(copy.archives, ids)
-            told = f"{len(samples):,} pictures in {len(copy.archives):,} shards in {copy.place}"
-            print(f"ImageNet: {told}")
+            count = f"{len(samples):,} pictures in {len(copy.archives):,} shards"
+            print(f"ImageNet: {count} in {copy.place}")
         else:
-            found = listing.of_classes(copy.folder)
-            for problem in imagenet_training.folder_problems(copy.folder, list(found.counts[""])):
+            listed = listing.list_classes(copy.folder)
+            class_folders = list(listed.counts[""])
+            for problem in imagenet_training.folder_problems(copy.folder, class_folders):
                 raise CarftError(problem)
-            samples, problems = _paths(found), found.problems
+            samples = _paths(listed)
+            problems = listed.problems
 
-        numbers = np.bincount(samples.labels, minlength=len(ids)).tolist()
-        counts = dict(zip(ids, numbers))
-        report = imagenet_training.report(copy, counts, problems, self.PICTURES[0])
-        return [Environment(str(copy.folder), imagenet.class_names(), samples)], report
+        counts = np.bincount(samples.labels, minlength=len(ids)).tolist()
+        counts_by_id = dict(zip(ids, counts))
+        report = imagenet_training.report(copy, counts_by_id, problems, self.PICTURES[0])
+        return [ImageList(str(copy.folder), imagenet.class_names(), samples)], report
 
 
-def _paths(found: listing.Listing) -> Paths:
+def _paths(listed: listing.Listing) -> ImagePaths:
     """The pictures of the 1,000 class folders, by class and name."""
-    paths = np.array([os.fsencode(path) for path in sorted(found.pictures)], dtype=np.bytes_)
-    labels = np.repeat(np.arange(len(found.counts[""])), list(found.counts[""].values()))
-    return Paths(str(found.root), paths, labels)
+    names = [os.fsencode(path) for path in sorted(listed.pictures)]
+    counts = list(listed.counts[""].values())
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return ImagePaths(str(listed.root), np.array(names, dtype=np.bytes_), labels)

@@ -11,25 +11,27 @@ from types import ModuleType
 
 from domainbed_carft.plugin.hooked_modules import HOST_MODULES, OWN_MODULES, RUNNING, warn_once
 
-# What is being searched for just now: another hook may search as we do, and so come back to us.
-_SOUGHT: set[str] = set()
+# Modules whose search is in progress: another hook may search as we do, and so come back to us.
+_IN_SEARCH: set[str] = set()
 
 
 def extended_spec(
-    ours: object, name: str, path: Sequence[str] | None, target: ModuleType | None
+    hook: object, name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
-    """What the finders beside `ours` find, with a loader that extends the module."""
-    if name in _SOUGHT or name not in (*HOST_MODULES, *OWN_MODULES):
+    """The spec that the finders beside `hook` find, with a loader that extends the module."""
+    if name in _IN_SEARCH or name not in (*HOST_MODULES, *OWN_MODULES):
         return None
-    others = [finder for finder in sys.meta_path if finder is not ours]
-    _SOUGHT.add(name)
+
+    other_finders = [finder for finder in sys.meta_path if finder is not hook]
+    _IN_SEARCH.add(name)
     try:
-        spec = _search(others, name, path, target)
+        spec = _search(other_finders, name, path, target)
     finally:
-        _SOUGHT.discard(name)
+        _IN_SEARCH.discard(name)
+
     if spec is not None:
         try:
-            _wrap(spec)
+            _extend_when_executed(spec, hook)
         except Exception as error:
             warn_once(name, error)
     return spec
@@ -38,27 +40,30 @@ def extended_spec(
 def harness_folders() -> tuple[str, str]:
     """Where our harness may lie: inside the package in a wheel, beside it in the source."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    source = os.path.join(os.path.dirname(package), "third_party", "domainbed")
-    return os.path.join(package, "harness", "domainbed"), source
+    in_wheel = os.path.join(package, "harness", "domainbed")
+    in_source = os.path.join(os.path.dirname(package), "third_party", "domainbed")
+    return in_wheel, in_source
 
 
 def harness_spec(
-    ours: object, name: str, path: Sequence[str] | None, target: ModuleType | None
+    hook: object, name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
-    """The spec of `domainbed` in our harness, unless a finder behind `ours` has one.
+    """The spec of `domainbed` in our harness, unless a finder behind `hook` has one.
 
-    Submodules are found through the package's `__path__`; one that is asked for here is missing.
+    Python finds submodules by the package's `__path__`; one that gets here is missing.
     """
     if name.startswith("domainbed."):
         _refuse_bare_folder(name)
     if name != "domainbed":
         return None
+
     # An editable install's finder, say, was appended after us and still goes before us.
     finders = list(sys.meta_path)
-    later = finders[finders.index(ours) + 1 :] if ours in finders else []
-    spec = _search(later, "domainbed", path, target)
+    later_finders = finders[finders.index(hook) + 1 :] if hook in finders else []
+    spec = _search(later_finders, "domainbed", path, target)
     if spec is not None:
         return spec
+
     for folder in harness_folders():
         init = os.path.join(folder, "__init__.py")
         if os.path.isfile(init):
@@ -74,10 +79,12 @@ def _refuse_bare_folder(name: str) -> None:
     parent = sys.modules.get("domainbed")
     if parent is None or getattr(parent, "__file__", None) is not None:
         return
+
     folders = list(getattr(parent, "__path__", ()))
     parts = ("algorithms.py", "algorithms")
     if any(os.path.exists(os.path.join(folder, part)) for folder in folders for part in parts):
         return
+
     raise ModuleNotFoundError(
         f"No module named {name!r}: Python took {' and '.join(folders)} for the package "
         "'domainbed', but the folder holds neither an __init__.py nor a DomainBed. Rename the "
@@ -91,15 +98,24 @@ def _search(
     finders: Iterable[object], name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
     """Ask `finders` in order, as the import system does, for the first spec of `name`."""
-    asked = (getattr(finder, "find_spec", None) for finder in finders)
-    return next((spec for ask in asked if ask and (spec := ask(name, path, target))), None)
+    for finder in finders:
+        find_spec = getattr(finder, "find_spec", None)
+        spec: ModuleSpec | None = find_spec(name, path, target) if find_spec else None
+        if spec:
+            return spec
+    return None
 
 
-def _wrap(spec: ModuleSpec) -> None:
-    """Let the loader of `spec` call us after it has executed the module, this one time."""
-    name, loader = spec.name, spec.loader
+def _extend_when_executed(spec: ModuleSpec, hook: object) -> None:
+    """Let the loader of `spec` make our additions after it has executed the module, this once.
+
+    It makes none if `hook` has been removed meanwhile.
+    """
+    name = spec.name
+    loader = spec.loader
     if loader is None:
         return
+
     original = loader.exec_module
 
     def exec_module(module: ModuleType) -> None:
@@ -107,6 +123,7 @@ def _wrap(spec: ModuleSpec) -> None:
         if module.__name__ != name:
             original(module)
             return
+
         if name in OWN_MODULES:
             RUNNING.add(name)
         try:
@@ -115,14 +132,25 @@ def _wrap(spec: ModuleSpec) -> None:
             RUNNING.discard(name)
             if vars(loader).get("exec_module") is exec_module:
                 del loader.exec_module
-        host = OWN_MODULES.get(name, name)
-        if host not in sys.modules:
-            return
-        try:
-            from domainbed_carft.plugin import additions
 
-            additions.apply(sys.modules[host])
-        except Exception as error:  # whatever fails here, the host continues
-            warn_once(host, error.__cause__ or error)
+        if hook in sys.meta_path:
+            _extend_host_of(name)
 
     loader.exec_module = exec_module  # type: ignore[method-assign]
+
+
+def _extend_host_of(name: str) -> None:
+    """Make the additions to domainbed's module `name`, or to the one that ours of this name needs.
+
+    If they fail, this warns, and the host continues.
+    """
+    host_name = OWN_MODULES.get(name, name)
+    if host_name not in sys.modules:
+        return
+
+    try:
+        from domainbed_carft.plugin import additions
+
+        additions.apply(sys.modules[host_name])
+    except Exception as error:
+        warn_once(host_name, error.__cause__ or error)

@@ -26,15 +26,17 @@ OWN_MODULES = {"domainbed_carft.method.algorithms": "domainbed.algorithms"}
 # Those of OWN_MODULES that are being executed just now.
 RUNNING: set[str] = set()
 
-_TOLD: list[str] = []
-_MESSAGES_TOLD: set[str] = set()
+# What this process could not extend first; it warns of nothing more.
+_failures: list[str] = []
+_printed_messages: set[str] = set()
 
 
 def warn_once(name: str, error: BaseException) -> None:
-    """Say, once a process, that we could not extend `name`, why, and how to switch us off."""
-    if _TOLD:
+    """Warn, once a process, that we could not extend `name`, why, and how to switch us off."""
+    if _failures:
         return
-    _TOLD.append(name)
+
+    _failures.append(name)
     message = (
         f"domainbed-carft could not extend {name} ({type(error).__name__}: {error}) and left the "
         f"module unchanged. {SWITCH}=1 in the environment switches domainbed-carft off."
@@ -43,7 +45,7 @@ def warn_once(name: str, error: BaseException) -> None:
 
 
 def warn_of_kept_names(module: str, names: Sequence[str]) -> None:
-    """Say, once a process, that the host's own classes of these names stay, and not ours."""
+    """Warn, once a process, that the host keeps its own classes of these `names`."""
     _warn(
         f"{module} has its own {', '.join(names)}, which stays in use; that of domainbed-carft is "
         "not added"
@@ -51,7 +53,7 @@ def warn_of_kept_names(module: str, names: Sequence[str]) -> None:
 
 
 def warn_of_hparams_to_add(hparams: str) -> None:
-    """Say, once a process, which ``--hparams`` a job needs whose defaults cannot see them."""
+    """Warn, once a process, that a job needs these ``--hparams``, which its defaults cannot see."""
     _warn(
         "this DomainBed's defaults cannot see that clip_backbone is 'tiny': its learning rate and "
         f"batch are those of a larger CLIP. Run with --hparams {shlex.quote(hparams)}"
@@ -59,9 +61,10 @@ def warn_of_hparams_to_add(hparams: str) -> None:
 
 
 def _warn(message: str) -> None:
-    if message in _MESSAGES_TOLD:
+    if message in _printed_messages:
         return
-    _MESSAGES_TOLD.add(message)
+
+    _printed_messages.add(message)
     try:
         warnings.warn(message, CarftWarning, stacklevel=3)
     except CarftWarning:

@@ -1,7 +1,7 @@
-"""A wrapper of domainbed's image folders: it checks the data and can set the preset's transforms.
+"""A wrapper of domainbed's image folders: it checks the data and can set a protocol's transforms.
 
 Broken data is an error for our algorithms, and for all others a warning, once a job. Any other
-fault here is a warning, and leaves the data set as its host made it.
+failure here is a warning, and leaves the data set as its host made it.
 """
 
 from __future__ import annotations
@@ -23,40 +23,48 @@ from domainbed_carft.plugin.hooked_modules import SWITCH, warn_once
 from domainbed_carft.text import shown
 
 # Of MultipleEnvironmentImageFolder in domainbed/datasets.py at b93c22a, ending in ImageNet's mean.
-UPSTREAMS_SIZE = 224  # px
-UPSTREAMS_STEPS = (
+UPSTREAM_SIZE = 224  # px
+UPSTREAM_STEPS = (
     "Resize ToTensor Normalize",
     "RandomResizedCrop RandomHorizontalFlip ColorJitter RandomGrayscale ToTensor Normalize",
 )
 
-# Of which data a warning has been given: forks build a data set more than once.
+# Folders of data that a warning was printed of: forks build a data set more than once.
 _warned: set[Path | None] = set()
 
 
-def remembering(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap the `__init__` of MultipleEnvironmentImageFolder: the same effect, and our check."""
+def with_data_check(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap the `__init__` of MultipleEnvironmentImageFolder: it checks the data before.
+
+    After it the transforms follow the protocol of our hyperparameters, and our algorithms get the
+    facts of the data set. The wrapper raises CarftError for broken data of our algorithms.
+    """
     signature = inspect.signature(original)
 
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = dict(zip(signature.parameters, (self, *args))) | kwargs
-        hparams = given.get("hparams")
+        arguments = dict(zip(signature.parameters, (self, *args))) | kwargs
+        hparams = arguments.get("hparams")
         values = hparams if isinstance(hparams, dict) else {}
-        names, ours = values.get("class_names"), "data_edition" in values
+        class_names = values.get("class_names")
+        is_for_us = "data_edition" in values
+
         require_weights(values)
-        report = _verified(type(self).__name__, given.get("root"), ours)
+        report = _verified(type(self).__name__, arguments.get("root"), is_for_us)
+
         try:
             original(self, *args, **kwargs)
         except Exception as error:
-            if report is None or not (ours and report.problems):
+            if report is None or not (is_for_us and report.problems):
                 raise
             raise CarftError(f"{report.refusal}. It cannot be loaded: {error}") from error
+
         try:
-            # DPLCLIP puts the folders' names here, over what the user may have said.
-            if names is not None:
-                values["class_names"] = names
-            protocol = _follow_protocol(self, given)
-            remember(self, report, protocol, hparams, given.get("test_envs"))
+            # DPLCLIP puts the folders' names here, over what the user may have given.
+            if class_names is not None:
+                values["class_names"] = class_names
+            protocol = _follow_protocol(self, arguments)
+            hand_on_facts(self, report, protocol, hparams, arguments.get("test_envs"))
         except Exception as error:
             warn_once(f"the class names of {type(self).__name__}", error)
 
@@ -71,36 +79,43 @@ def require_weights(hparams: Any) -> None:
     """
     if not isinstance(hparams, dict) or "preprocessing" not in hparams:
         return
+
     from domainbed_carft.clips import backbone, open_clip_models
-    from domainbed_carft.method import host_arguments
+    from domainbed_carft.method import host_process
 
     name = hparams.get("clip_backbone")
     is_file = isinstance(name, str) and not name.startswith(open_clip_models.PREFIX)
-    if not is_file or host_arguments.in_our_harness():
+    if not is_file or host_process.in_our_harness():
         return
+
     try:
         backbone.locate(str(name))
     except CarftError as error:
         raise EndedJob(str(error)) from None
 
 
-def _verified(name: str, root: Any, ours: bool) -> verify.Report | None:
+def _verified(name: str, root: Any, is_for_us: bool) -> verify.Report | None:
     """What `carft data verify` finds in the folder, before the host may fail of it."""
     try:
         if not isinstance(root, (str, os.PathLike)) or not os.path.isdir(root):
             return None
-        report = verify.examine(name, Path(root))
+        report = verify.verify_folder(name, Path(root))
     except Exception as error:
         warn_once(f"the check of {name}", error)
         return None
-    warn_of_broken(report, ours)
+
+    warn_of_broken_data(report, is_for_us)
     return report
 
 
-def warn_of_broken(report: verify.Report, ours: bool) -> None:
-    """Print, once a job, that the data is broken; algorithms of ``ours`` refuse it themselves."""
-    if not report.problems or ours or report.root in _warned:
+def warn_of_broken_data(report: verify.Report, is_for_us: bool) -> None:
+    """Print, once a job, that the data is broken.
+
+    Nothing is printed if the job ``is_for_us``, one of our algorithms: these refuse such data.
+    """
+    if not report.problems or is_for_us or report.root in _warned:
         return
+
     _warned.add(report.root)
     print(
         f"domainbed-carft: Warning: {shown(report.refusal)}. The job continues, but its "
@@ -110,60 +125,81 @@ def warn_of_broken(report: verify.Report, ours: bool) -> None:
     )
 
 
-def remember(
+def hand_on_facts(
     dataset: Any, report: verify.Report | None, protocol: str, hparams: Any, test_envs: Any
 ) -> None:
-    """Hand on what the environments show, by the very dict that the algorithm gets."""
-    environments = [
-        dataset_facts.Environment(
+    """Keep the facts of ``dataset`` for the algorithm that gets this very ``hparams`` object.
+
+    ``test_envs``: the numbers of the environments left out, None if the host does not tell. The
+    data set gets the attributes ``data_edition`` and ``protocol``.
+    """
+    environments = []
+    for index, folder in enumerate(dataset.datasets):
+        environment = dataset_facts.Environment(
             os.path.basename(os.path.normpath(getattr(folder, "root", str(index)))),
             getattr(folder, "classes", None),
             dataset_facts.normalisation(getattr(folder, "transform", None)),
         )
-        for index, folder in enumerate(dataset.datasets)
-    ]
+        environments.append(environment)
+
     name = type(dataset).__name__
-    seen = dataset_facts.remember(hparams, name, environments, report, protocol, test_envs)
-    dataset.data_edition, dataset.protocol = seen.edition, protocol
+    facts = dataset_facts.remember(hparams, name, environments, report, protocol, test_envs)
+    dataset.data_edition = facts.edition
+    dataset.protocol = protocol
 
 
-def _follow_protocol(dataset: Any, given: Mapping[str, Any]) -> str:
-    """Transform pictures by the preset and to the size of our hparams, where these are others.
+def _follow_protocol(dataset: Any, arguments: Mapping[str, Any]) -> str:
+    """Transform pictures by the protocol and to the size of our hparams, where these are others.
 
-    Returns the preset that is followed, "host" for transforms that are not upstream's. Those, and
+    Returns the protocol that is followed, "host" for transforms that are not upstream's. Those, and
     those of a host that tells no test environments, are left as they are.
     """
-    hparams = given.get("hparams")
-    wanted = hparams.get("protocol") if isinstance(hparams, dict) else None
-    followed = "domainbed" if all(map(_is_upstreams, dataset.datasets)) else "host"
-    ours = wanted in pictures.PRESETS[1:]
-    if "test_envs" not in given or (not ours and followed == "host"):
-        return followed
-    asked, size = asked_for(hparams), dataset.input_shape[-1]
-    if asked and (ours or size == UPSTREAMS_SIZE):
-        size = int(asked.split()[0])
-    if ours or size != dataset.input_shape[-1]:
-        followed = str(wanted) if ours else followed
-        for index, environment in enumerate(dataset.datasets):
-            augment = bool(given.get("augment", True)) and index not in given["test_envs"]
-            environment.transform = pictures.transform(followed, size, augment, asked)
-        dataset.input_shape = (3, size, size)
-    return followed
+    hparams = arguments.get("hparams")
+    requested = hparams.get("protocol") if isinstance(hparams, dict) else None
+    is_clip_protocol = requested in pictures.PRESETS[1:]
+    is_upstream = all(map(_has_upstream_transform, dataset.datasets))
+    host_protocol = "domainbed" if is_upstream else "host"
+    if "test_envs" not in arguments or not (is_clip_protocol or is_upstream):
+        return host_protocol
+
+    preprocessing = preprocessing_of(hparams)
+    host_size = dataset.input_shape[-1]
+    size = host_size
+    if preprocessing and (is_clip_protocol or host_size == UPSTREAM_SIZE):
+        size = resolution_of(preprocessing)
+    if not is_clip_protocol and size == host_size:
+        return host_protocol
+
+    protocol = str(requested) if is_clip_protocol else host_protocol
+    for index, environment in enumerate(dataset.datasets):
+        augment = bool(arguments.get("augment", True)) and index not in arguments["test_envs"]
+        environment.transform = pictures.transform(protocol, size, augment, preprocessing)
+    dataset.input_shape = (3, size, size)
+    return protocol
 
 
-def asked_for(hparams: Any) -> str:
+def preprocessing_of(hparams: Any) -> str:
     """The hparam ``preprocessing``, or what the CLIP of one of our algorithms wants, else ""."""
     if not isinstance(hparams, dict) or "preprocessing" not in hparams:
         return ""
+
     from domainbed_carft.clips import backbone
 
     with contextlib.suppress(Exception):  # the algorithm will say what is wrong with the CLIP
-        return hparams["preprocessing"] or backbone.preprocessing(hparams["clip_backbone"]).asked
+        return (
+            hparams["preprocessing"]
+            or backbone.preprocessing(hparams["clip_backbone"]).hparam_value
+        )
     return ""
 
 
-def _is_upstreams(environment: Any) -> bool:
-    """Whether the steps of the transform are those of upstream, trained on or not."""
+def resolution_of(preprocessing: str) -> int:
+    """Pixels a side in the hparam ``preprocessing``, such as "224 bicubic shortest"."""
+    return int(preprocessing.split()[0])
+
+
+def _has_upstream_transform(environment: Any) -> bool:
+    """Whether the steps of the transform are those of upstream, for training or for tests."""
     steps: Any = getattr(getattr(environment, "transform", None), "transforms", ())
     names = " ".join(type(step).__name__ for step in steps)
-    return names in UPSTREAMS_STEPS and list(steps[-1].mean) == list(pictures.IMAGENET_MEAN)
+    return names in UPSTREAM_STEPS and list(steps[-1].mean) == list(pictures.IMAGENET_MEAN)

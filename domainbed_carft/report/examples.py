@@ -24,198 +24,272 @@ from domainbed_carft.method import objective
 from domainbed_carft.results import selection
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.tables import Table
-from domainbed_carft.runs import saved, splits
+from domainbed_carft.runs import measuring, saved, splits
 
-BATCH = 64
-TOP = 3  # contexts of each
-SIDE = 144  # px of a picture on the page, at most
+BATCH_SIZE = 64
+CONTEXTS_PER_RUN = 3
+PICTURE_SIDE = 144  # px of a picture on the page, at most
 ORIGINAL = "original CLIP"
-# Runs with the encoder of the original CLIP, and the hparams they have to share with another run to
-# serve as its original.
-_UNTRAINED = ("CLIPZeroShot", "CLIPLinearProbe")
-_SAME = ("clip_digest", "prompts_digest", "protocol", "context_scale")
+# Algorithms that keep the encoder of the original CLIP, and the hparams that such a run has to
+# share with another run to serve as its original.
+_WITH_ORIGINAL_ENCODER = ("CLIPZeroShot", "CLIPLinearProbe")
+_HPARAMS_OF_ORIGINAL = ("clip_digest", "prompts_digest", "protocol", "context_scale")
 
 
-class Judged(NamedTuple):
-    """A selected run's predictions on all pictures: probabilities (N, K), labels (N,)."""
+class Scored(NamedTuple):
+    """A selected run's predictions on the N pictures of a split with K classes.
 
-    one: Selected
+    ``pictures``: the split's data set of (picture, label); ``probabilities``: (N, K), in [0, 1];
+    ``labels``: (N,).
+    """
+
+    selected: Selected
     run: saved.TrainedRun
-    items: Any
+    pictures: Any
     probabilities: Tensor
     labels: Tensor
 
     @property
-    def right(self) -> Tensor:
+    def algorithm(self) -> str:
+        """The name of the run's algorithm."""
+        return self.selected.algorithm
+
+    @property
+    def is_right(self) -> Tensor:
         """(N,): whether the most likely class is the true one."""
         return self.probabilities.argmax(dim=1) == self.labels
 
 
 def part(
-    table: Table, runs: Sequence[Run], pair: Sequence[str], most: int, data_dir: str | None
+    table: Table, runs: Sequence[Run], pair: Sequence[str], count: int, data_dir: str | None
 ) -> dict[str, Any]:
-    """``most`` examples of each direction for each environment left out, or why there are none."""
+    """The examples of one table's section: for each environment left out, or why there are none.
+
+    ``pair``: the algorithms to compare; ``count``: examples of each direction, at most.
+    """
+    selected = selection.select(runs, table.method)
     targets = []
-    chosen = selection.select(runs, table.method)
-    for place, label in enumerate(table.columns):
-        mine = [one for one in chosen if one.target == place]
+    for target, label in enumerate(table.columns):
+        target_selections = [candidate for candidate in selected if candidate.target == target]
         try:
-            found = _target(label, mine, pair, most, data_dir)
+            content = _target_content(label, target_selections, pair, count, data_dir)
         except CarftError as error:
-            found = {"text": str(error), "remarks": (), "directions": ()}
-        targets.append({"environment": label, **found})
+            content = {"text": str(error), "remarks": (), "directions": ()}
+        targets.append({"environment": label, **content})
     return {"kind": "examples", "figures": (), "targets": targets}
 
 
-def _target(
-    label: str, chosen: Sequence[Selected], pair: Sequence[str], most: int, data_dir: str | None
+def _target_content(
+    label: str, selected: Sequence[Selected], pair: Sequence[str], count: int, data_dir: str | None
 ) -> dict[str, Any]:
-    """Of one environment; ``chosen``: what was selected with it left out."""
-    a, b = (_judge(one, data_dir) for one in _with_weights(chosen, pair))
-    if not torch.equal(a.labels, b.labels) or a.run.contexts != b.run.contexts:
+    """The examples of one environment; ``selected``: what was selected with it left out."""
+    first, second = (_score(run, data_dir) for run in _pair_with_weights(selected, pair))
+    is_same_split = torch.equal(first.labels, second.labels)
+    if not is_same_split or first.run.contexts != second.run.contexts:
         raise CarftError(
-            f"{a.run.path} and {b.run.path} have different splits of {label} or different "
+            f"{first.run.path} and {second.run.path} have different splits of {label} or different "
             "contexts; they cannot be compared picture by picture"
         )
-    remarks = [f"Trial {a.one.trial}.", _remark(a), _remark(b)]
-    original = _original([one for one in chosen if one.trial == a.one.trial], (a, b))
+
+    trial = first.selected.trial
+    remarks = [f"Trial {trial}.", _remark(first), _remark(second)]
+    trial_selections = [candidate for candidate in selected if candidate.trial == trial]
+    original = _open_original(trial_selections, (first, second))
     if original is None:
         remarks.append(
-            f"No KL is shown: this needs the weights of a run of {' or '.join(_UNTRAINED)} with "
-            f"the same {', '.join(_SAME)}, environment and trial."
+            f"No KL is shown: this needs the weights of a run of "
+            f"{' or '.join(_WITH_ORIGINAL_ENCODER)} with the same "
+            f"{', '.join(_HPARAMS_OF_ORIGINAL)}, environment and trial."
         )
-    both, neither = int((a.right & b.right).sum()), int((~a.right & ~b.right).sum())
-    counts, directions = [], []
-    for one, other in ((a, b), (b, a)):
-        found = (one.right & ~other.right).nonzero().flatten().tolist()
-        examples = [_example(i, (a, b), original) for i in found[:most]]
-        right, wrong = one.one.algorithm, other.one.algorithm
-        counts.append(f"only {right} gets {len(found)} right")
-        title = f"{right} right, {wrong} wrong: {len(examples)} of {len(found)}"
+
+    counts = []
+    directions = []
+    for winner, loser in ((first, second), (second, first)):
+        indices = (winner.is_right & ~loser.is_right).nonzero().flatten().tolist()
+        examples = [_example(index, (first, second), original) for index in indices[:count]]
+        title = (
+            f"{winner.algorithm} right, {loser.algorithm} wrong: {len(examples)} of {len(indices)}"
+        )
+        counts.append(f"only {winner.algorithm} gets {len(indices)} right")
         directions.append((title, examples))
-    text = f"Of {len(a.labels)} pictures, both get {both} right and {neither} wrong; "
-    return {"text": f"{text}{', '.join(counts)}.", "remarks": remarks, "directions": directions}
+
+    n_both_right = int((first.is_right & second.is_right).sum())
+    n_both_wrong = int((~first.is_right & ~second.is_right).sum())
+    text = (
+        f"Of {len(first.labels)} pictures, both get {n_both_right} right and {n_both_wrong} wrong; "
+        f"{', '.join(counts)}."
+    )
+    return {"text": text, "remarks": remarks, "directions": directions}
 
 
-def _remark(judged: Judged) -> str:
-    """Which weights, and their accuracy now and as recorded."""
-    one, run, step = judged.one, judged.one.outcome.runs[0], judged.run.step or 0
-    which = "selected" if step == one.outcome.step else f"selected: step {one.outcome.step:g}"
-    text = f"{run.algorithm}: {judged.run.path.name}, step {step} ({which}); accuracy "
-    text += f"{100 * judged.right.double().mean():.1f}% now"
+def _remark(scored: Scored) -> str:
+    """Which weights were scored, and their accuracy now and as recorded."""
+    outcome = scored.selected.outcome
+    run = outcome.runs[0]
+    step = scored.run.step or 0
+    is_selected = step == outcome.step
+    checkpoint = "selected" if is_selected else f"selected: step {outcome.step:g}"
+
+    accuracy = 100 * scored.is_right.double().mean()
+    text = f"{run.algorithm}: {scored.run.path.name}, step {step} ({checkpoint}); "
+    text += f"accuracy {accuracy:.1f}% now"
     if step in run.steps:
-        recorded = selection.accuracies(run)[0][run.steps.index(step), one.target]
-        text += f", {100 * recorded:.1f}% recorded"
+        in_splits, _ = selection.accuracies(run)
+        recorded = 100 * in_splits[run.steps.index(step), scored.selected.target]
+        text += f", {recorded:.1f}% recorded"
     return f"{text}."
 
 
-def _with_weights(chosen: Sequence[Selected], pair: Sequence[str]) -> list[Selected]:
-    """Of the first trial in which the weights of both algorithms are there."""
-    found = {(one.trial, one.algorithm): one for one in chosen if _kept(one)}
-    for trial in sorted({one.trial for one in chosen}):
-        if all((trial, name) in found for name in pair):
-            return [found[trial, name] for name in pair]
+def _pair_with_weights(selected: Sequence[Selected], pair: Sequence[str]) -> list[Selected]:
+    """What was selected for ``pair`` in the first trial in which both have their weights."""
+    saved_selections = {
+        (candidate.trial, candidate.algorithm): candidate
+        for candidate in selected
+        if _saved_weights(candidate)
+    }
+    for trial in sorted({candidate.trial for candidate in selected}):
+        if all((trial, algorithm) in saved_selections for algorithm in pair):
+            return [saved_selections[trial, algorithm] for algorithm in pair]
+
     raise CarftError(
         f"No trial has the weights of both {' and '.join(pair)}. Run both without "
         "--skip_model_save and --keep_weights none."
     )
 
 
-def _kept(one: Selected) -> list[str]:
-    """Those of WEIGHTS that are there."""
-    folder = Path(one.outcome.runs[0].folder)
-    return [which for which, name in WEIGHTS.items() if (folder / name).exists()]
+def _saved_weights(selected: Selected) -> list[str]:
+    """The keys of WEIGHTS whose files are in the folder of the selected run."""
+    folder = Path(selected.outcome.runs[0].folder)
+    return [kind for kind, name in WEIGHTS.items() if (folder / name).exists()]
 
 
-def _open(one: Selected) -> saved.TrainedRun:
-    """The weights of the selected checkpoint if they were kept, else others of the run."""
-    run, kept = one.outcome.runs[0], _kept(one)
-    wanted = "last" if one.outcome.step == max(run.steps) else "best"
-    opened = saved.open_run(run.folder, wanted if wanted in kept else kept[0])
+def _open(selected: Selected) -> saved.TrainedRun:
+    """The weights of the selected checkpoint if they were saved, else others of the run."""
+    run = selected.outcome.runs[0]
+    kinds = _saved_weights(selected)
+    kind = "last" if selected.outcome.step == max(run.steps) else "best"
+    opened = saved.open_run(run.folder, kind if kind in kinds else kinds[0])
+
     names = ("dataset", "algorithm", "test_envs", "trial_seed")
     if any(opened.args.get(name) != run.job.args[name] for name in names):
         raise CarftError(f"{opened.path} does not belong to the records in its folder")
-    return replace(opened, step=int(max(run.steps))) if opened.step is None else opened
+    if opened.step is None:
+        return replace(opened, step=int(max(run.steps)))
+    return opened
 
 
-def _original(others: Sequence[Selected], ours: Sequence[Judged]) -> saved.TrainedRun | None:
-    """A saved run whose encoder is the CLIP that both of ``ours`` started from."""
-    for one in others:
-        if one.algorithm in _UNTRAINED and _kept(one):
-            with contextlib.suppress(CarftError):  # broken, which is nothing against the pair
-                opened = _open(one)
-                starts = [
-                    (run.contexts, [run.hparams[name] for name in _SAME])
-                    for run in (opened, *(judged.run for judged in ours))
-                ]
-                if all(start == starts[0] for start in starts):
+def _open_original(
+    candidates: Sequence[Selected], pair: Sequence[Scored]
+) -> saved.TrainedRun | None:
+    """A saved run whose encoder is the CLIP that both of ``pair`` started from."""
+    for candidate in candidates:
+        if candidate.algorithm in _WITH_ORIGINAL_ENCODER and _saved_weights(candidate):
+            # If these weights are broken, that says nothing against the pair.
+            with contextlib.suppress(CarftError):
+                opened = _open(candidate)
+                start = _start(opened)
+                if all(_start(scored.run) == start for scored in pair):
                     return opened
     return None
 
 
-def _judge(one: Selected, data_dir: str | None) -> Judged:
-    run = _open(one)
-    name = f"env{one.target}_in"
+def _start(run: saved.TrainedRun) -> tuple[Any, list[Any]]:
+    """The contexts and hparams that tell from which CLIP a run started."""
+    return run.contexts, [run.hparams[name] for name in _HPARAMS_OF_ORIGINAL]
+
+
+def _score(selected: Selected, data_dir: str | None) -> Scored:
+    """Classify the in-split of the target with the selected weights."""
+    run = _open(selected)
+    name = f"env{selected.target}_in"
     split = next((split for split in splits.splits(run, data_dir) if split.name == name), None)
     if not split:
         raise CarftError(f"{run.path} has no pictures in {name}, the split left out")
-    device = splits.choose_device(None)
+
+    device = measuring.choose_device(None)
     run.algorithm.to(device)
-    probabilities, labels = [], []
+    probabilities = []
+    labels = []
     with torch.inference_mode():
-        for _, x, y in splits.batches([split], BATCH, None):
+        for _, x, y in measuring.split_batches([split], BATCH_SIZE, None):
             probabilities.append(run.algorithm.predict(x.to(device)).softmax(dim=1).cpu())
             labels.append(y)
     run.algorithm.to("cpu")
-    return Judged(one, run, split.items, torch.cat(probabilities), torch.cat(labels))
+
+    return Scored(
+        selected=selected,
+        run=run,
+        pictures=split.items,
+        probabilities=torch.cat(probabilities),
+        labels=torch.cat(labels),
+    )
 
 
 def _example(
-    index: int, both: Sequence[Judged], original: saved.TrainedRun | None
+    index: int, pair: Sequence[Scored], original: saved.TrainedRun | None
 ) -> dict[str, Any]:
-    """One picture: what it is, what both answer, with probabilities in [0, 1] and KL in nats."""
-    run, label = both[0].run, int(both[0].labels[index])
-    runs = [*([original] if original else []), *(judged.run for judged in both)]
-    names = [judged.one.algorithm for judged in both]
-    x = both[0].items[index][0][None]
+    """One picture: what it is, what both predict, with probabilities in [0, 1] and KL in nats."""
+    run = pair[0].run
+    label = int(pair[0].labels[index])
+    x = pair[0].pictures[index][0][None]
+
+    names = [scored.algorithm for scored in pair]
+    runs = [scored.run for scored in pair]
+    if original:
+        names.insert(0, ORIGINAL)
+        runs.insert(0, original)
     with torch.inference_mode():
-        logits = [one.algorithm.context_logits(one.algorithm.features(x)) for one in runs]
-    spread = torch.cat(logits).softmax(dim=1)  # of each run over all contexts
-    top = spread.topk(min(TOP, spread.shape[1])).indices.unique().tolist()
-    top.sort(key=lambda i: -spread[:, i].max())
-    answers = []
-    for judged, own in zip(both, logits[-2:]):
-        shares = judged.probabilities[index]
-        answer = int(shares.argmax())
-        kl = objective.context_kl(logits[0], own, objective.KL_DIRECTIONS[0])
-        answers.append(
-            {
-                "algorithm": judged.one.algorithm,
-                "answer": run.classes[answer],
-                "probability": float(shares[answer]),
-                "of_truth": float(shares[label]),
-                "right": answer == label,
-                "kl": float(kl) if original else None,
-            }
-        )
+        logits = [
+            saved_run.algorithm.context_logits(saved_run.algorithm.features(x))
+            for saved_run in runs
+        ]
+
+    # The context probabilities: a row a run, a column a context.
+    contexts = torch.cat(logits).softmax(dim=1)
+    top = contexts.topk(min(CONTEXTS_PER_RUN, contexts.shape[1])).indices.unique().tolist()
+    top.sort(key=lambda context: -contexts[:, context].max())
+
+    predictions = [_prediction(scored, index, run.classes) for scored in pair]
+    for prediction, tuned_logits in zip(predictions, logits[-2:]):
+        if original:
+            kl = objective.context_kl(logits[0], tuned_logits, objective.KL_DIRECTIONS[0])
+            prediction["kl"] = float(kl)
+
     return {
-        "picture": _picture(run, x),
+        "picture": _picture_uri(run, x),
         "number": index,
         "truth": run.classes[label],
-        "answers": answers,
-        "columns": [ORIGINAL, *names] if original else names,
-        "contexts": [(run.contexts[i], spread[:, i].tolist()) for i in top],
+        "predictions": predictions,
+        "columns": names,
+        "contexts": [(run.contexts[context], contexts[:, context].tolist()) for context in top],
     }
 
 
-def _picture(run: saved.TrainedRun, x: Tensor) -> str:
-    """The picture as the model sees it, as a data URI."""
+def _prediction(scored: Scored, index: int, classes: Sequence[str]) -> dict[str, Any]:
+    """The most likely class of a picture, and its probability and that of the true class."""
+    probabilities = scored.probabilities[index]
+    predicted = int(probabilities.argmax())
+    label = int(scored.labels[index])
+    return {
+        "algorithm": scored.algorithm,
+        "predicted": classes[predicted],
+        "probability": float(probabilities[predicted]),
+        "of_truth": float(probabilities[label]),
+        "right": predicted == label,
+        "kl": None,
+    }
+
+
+def _picture_uri(run: saved.TrainedRun, x: Tensor) -> str:
+    """The picture (1, 3, H, W) as the model sees it, as a data URI."""
     from torchvision.transforms.functional import to_pil_image
 
-    wanted = run.algorithm.input.wanted
-    std, mean = (torch.tensor(one).view(3, 1, 1) for one in (wanted.std, wanted.mean))
+    preprocessing = run.algorithm.input.preprocessing
+    std = torch.tensor(preprocessing.std).view(3, 1, 1)
+    mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
     picture = to_pil_image((run.algorithm.input(x)[0] * std + mean).clamp(0, 1))
-    picture.thumbnail((SIDE, SIDE))
+    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+
     file = io.BytesIO()
     picture.save(file, format="PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

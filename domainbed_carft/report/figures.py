@@ -1,12 +1,9 @@
-"""Figures: bars, curves and marks; reproducible bytes, the same look for an algorithm in all."""
+"""Figures: bars, curves and marks; reproducible bytes, the same style for an algorithm in all."""
 
 from __future__ import annotations
 
-import base64
-import io
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -14,34 +11,23 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
 from domainbed_carft.report import frames
-from domainbed_carft.report.looks import INK, PAPER, Looks
+from domainbed_carft.report.canvas import (
+    MUTED,
+    RC_PARAMS,
+    Figure,
+    add_legend,
+    new_canvas,
+    save_figure,
+)
+from domainbed_carft.report.styles import INK, Style, Styles
 from domainbed_carft.results.tables import Cell, Table
 from domainbed_carft.text import shown
 
-MUTED, GRID = "#57606a", "#d8dee4"
-
-_WIDTH = 4.0  # inches: at 72 px an inch it fits a phone, and a page of 1,440 px has three
-_DPI = 180  # of the PNG
-_ROW = 0.2  # inches a bar
-_MANY = 6  # algorithms, above which each environment has bars of its own: a page prints 9 inches
-_TWO_COLUMNS = 38  # letters of a name in each column of a legend that the width has room for
-
-# Text stays text: any browser and drawing program finds its letters. The salt makes names in the
-# file the same each time.
-_STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "carft report",
-    "text.parse_math": False,  # a $ in a name is a $
-    "font.family": "sans-serif", "font.size": 9.5, "axes.labelsize": 9.5, "axes.titlesize": 10,
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
-    **dict.fromkeys(["xtick.labelsize", "ytick.labelsize", "legend.fontsize"], 9),
-    **dict.fromkeys(["text.color", "axes.labelcolor", "axes.titlecolor"], INK),
-    **dict.fromkeys(["axes.edgecolor", "xtick.color", "ytick.color"], MUTED),
-    **dict.fromkeys(["axes.facecolor", "figure.facecolor", "savefig.facecolor"], PAPER),
-    "axes.titlelocation": "left", "axes.axisbelow": True,
-    "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7,
-    "axes.spines.top": False, "axes.spines.right": False,
-    "legend.frameon": False, "legend.handlelength": 2.8, "legend.columnspacing": 1.2,
-}  # fmt: skip
+_BAR_HEIGHT = 0.2  # inches from one bar to the next
+_GROUP_GAP = 1.6  # bars between two groups, for the title of the second
+# Of more algorithms each environment has a figure of its own: a page prints 9 inches.
+_MOST_BARS_IN_GROUP = 6
+_MARKERS_ON_LINE = 10
 
 # Of pairs of axes: a column of the frame -> its title, and what its values are multiplied by.
 Panels = Mapping[str, tuple[str, int]]
@@ -55,110 +41,136 @@ DRIFT: Panels = {
 }
 
 
-class Figure(NamedTuple):
-    """A figure: its title, the stem of its files' names, what it shows in words, and the files."""
-
-    title: str
-    name: str
-    alt: str
-    svg: str
-    png: bytes
-
-    @property
-    def uri(self) -> str:
-        """The SVG as a data URI."""
-        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
-
-
-def bars(table: Table, looks: Looks, name: Callable[..., str]) -> list[Figure]:
+def bars(table: Table, styles: Styles, name: Callable[..., str]) -> list[Figure]:
     """A group of bars an environment, and one of their averages, accuracies in percent.
 
     ``name(dataset, part, ...)`` makes a figure's name. Of many algorithms each group is a figure.
     """
-    groups = []
-    for place, label in enumerate([*table.columns, "average"]):
-        cells = [[*row.cells, Cell(row.average)][place] for row in table.rows]
-        drawn = [
-            (row.algorithm, cell) for row, cell in zip(table.rows, cells) if cell.mean is not None
-        ]
-        groups += [(label, drawn)] if drawn else []
-    dataset, title = table.dataset, table.dataset_title
-    if groups and len(table.rows) <= _MANY:
-        return [_bars(title, name(dataset, "accuracy"), "by environment", groups, looks)]
+    columns = [*table.columns, "average"]
+    groups: dict[int, list[tuple[str, Cell]]] = {}
+    for row in table.rows:
+        for number, cell in enumerate([*row.cells, Cell(row.average)]):
+            if cell.mean is not None:
+                groups.setdefault(number, []).append((row.algorithm, cell))
+    labelled_groups = [(columns[number], groups[number]) for number in sorted(groups)]
+
+    dataset = table.dataset
+    title = table.dataset_title
+    if labelled_groups and len(table.rows) <= _MOST_BARS_IN_GROUP:
+        figure = _bars(
+            title=title,
+            name=name(dataset, "accuracy"),
+            subject="by environment",
+            groups=labelled_groups,
+            styles=styles,
+        )
+        return [figure]
     return [
-        _bars(f"{title}, {one[0]}", name(dataset, "accuracy", one[0]), one[0], [one], looks)
-        for one in groups
+        _bars(
+            title=f"{title}, {label}",
+            name=name(dataset, "accuracy", label),
+            subject=label,
+            groups=[(label, cells)],
+            styles=styles,
+        )
+        for label, cells in labelled_groups
     ]
 
 
-@matplotlib.rc_context(_STYLE)
-def _bars(title: str, name: str, what: str, groups: Sequence[Any], looks: Looks) -> Figure:
-    canvas = _canvas(0.75 + _ROW * sum(len(cells) + 1.6 for _, cells in groups))
+@matplotlib.rc_context(RC_PARAMS)
+def _bars(
+    title: str,
+    name: str,
+    subject: str,
+    groups: Sequence[tuple[str, Sequence[tuple[str, Cell]]]],
+    styles: Styles,
+) -> Figure:
+    """One figure; ``groups``: (label, (algorithm, cell with a mean) ...) from top to bottom."""
+    n_rows = sum(len(cells) + _GROUP_GAP for _, cells in groups)
+    canvas = new_canvas(0.75 + _BAR_HEIGHT * n_rows)
     axes = canvas.subplots()
-    height, names = 0.0, {}
+
+    height = 0.0
+    ticks = {}
     for label, cells in groups:
         axes.text(0, height, f" {shown(label)}", va="center", weight="bold")
         for algorithm, cell in cells:
             height += 1
-            names[height] = shown(algorithm)
-            error = cell.error if cell.n > 1 else None
-            axes.barh(
-                height, cell.mean, 0.78, color=looks[algorithm].colour, edgecolor=INK,
-                linewidth=0.6, xerr=error,
-                error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
-            )  # fmt: skip
-            end = cell.mean + (error or 0.0)
-            axes.text(end + 1.5, height, f"{cell.mean:.1f}", va="center", fontsize=9)
-        height += 1.6
-    axes.set_yticks(list(names), list(names.values()))
+            ticks[height] = shown(algorithm)
+            _draw_bar(axes, height, cell, styles[algorithm].colour)
+        height += _GROUP_GAP
+
+    axes.set_yticks(list(ticks), list(ticks.values()))
     axes.tick_params(axis="y", length=0)
     axes.set(ylim=(height - 0.7, -0.8), xlim=(0, 122), xticks=range(0, 101, 20))
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("accuracy (%)")
-    alt = f"Bars of the accuracy, {what}, as in the table above: {title}."
-    return _saved(canvas, title, name, alt)
+
+    alt = f"Bars of the accuracy, {subject}, as in the table above: {title}."
+    return save_figure(canvas, title, name, alt)
 
 
-@matplotlib.rc_context(_STYLE)
+def _draw_bar(axes: Any, height: float, cell: Cell, colour: str) -> None:
+    """A bar of a cell's mean, with its standard error and the mean in figures behind it."""
+    mean = cell.mean or 0.0
+    error = cell.standard_error if cell.n > 1 else None
+    axes.barh(
+        height, mean, 0.78, color=colour, edgecolor=INK, linewidth=0.6, xerr=error,
+        error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
+    )  # fmt: skip
+
+    end = mean + (error or 0.0)
+    axes.text(end + 1.5, height, f"{mean:.1f}", va="center", fontsize=9)
+
+
+@matplotlib.rc_context(RC_PARAMS)
 def curves(
-    title: str, name: str, rows: pd.DataFrame, panels: Panels, looks: Looks
+    title: str, name: str, rows: pd.DataFrame, panels: Panels, styles: Styles
 ) -> Figure | None:
     """A panel a column of ``frames.checkpoints``, a line an algorithm; None if all is empty."""
-    lines = {
-        column: found for column in panels if (found := dict(frames.over_trials(rows, column)))
-    }
-    present = [name for name in looks if any(name in found for found in lines.values())]
-    if not present:
+    lines_of = {column: dict(frames.over_trials(rows, column)) for column in panels}
+    lines_of = {column: lines for column, lines in lines_of.items() if lines}
+    algorithms = [name for name in styles if any(name in lines for lines in lines_of.values())]
+    if not algorithms:
         return None
 
-    canvas = _canvas(0.8 + 1.75 * len(lines), present)
-    every = canvas.subplots(len(lines), 1, sharex=True, squeeze=False)[:, 0]
+    canvas = new_canvas(0.8 + 1.75 * len(lines_of), algorithms)
+    all_axes = canvas.subplots(len(lines_of), 1, sharex=True, squeeze=False)[:, 0]
     handles: dict[str, Any] = {}
-    for axes, (column, found) in zip(every, lines.items()):
+    for axes, (column, lines) in zip(all_axes, lines_of.items()):
         heading, scale = panels[column]
         axes.set_title(heading)
-        for one in reversed(present):  # the first algorithm lies on top
-            if one in found:
-                line, look = scale * found[one], looks[one]
-                low, high = line["mean"] - line["error"], line["mean"] + line["error"]
-                axes.fill_between(line.index, low, high, color=look.colour, alpha=0.18, linewidth=0)
-                (handles[one],) = axes.plot(
-                    line.index, line["mean"], color=look.colour, ms=5, lw=1.8, **look.mark,
-                    linestyle=look.dash, markevery=max(1, len(line) // 10),
-                )  # fmt: skip
+        for algorithm in reversed(algorithms):  # the first algorithm lies on top
+            if algorithm in lines:
+                line = scale * lines[algorithm]
+                handles[algorithm] = _draw_line(axes, line, styles[algorithm])
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    every[-1].set_xlabel("training step")
-    every[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    _legend(canvas, {one: handles[one] for one in present})
 
-    drawn = " and ".join(panels[column][0] for column in lines)
-    alt = f"Lines over training steps of {drawn}: {title}, for {', '.join(present)}."
-    return _saved(canvas, title, name, alt)
+    all_axes[-1].set_xlabel("training step")
+    all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    add_legend(canvas, {algorithm: handles[algorithm] for algorithm in algorithms})
+
+    headings = " and ".join(panels[column][0] for column in lines_of)
+    alt = f"Lines over training steps of {headings}: {title}, for {', '.join(algorithms)}."
+    return save_figure(canvas, title, name, alt)
 
 
-@matplotlib.rc_context(_STYLE)
-def marks(title: str, name: str, rows: pd.DataFrame, looks: Looks) -> Figure | None:
+def _draw_line(axes: Any, line: pd.DataFrame, style: Style) -> Any:
+    """A line of the means and a band of their errors; returns the handle for a legend."""
+    low = line["mean"] - line["error"]
+    high = line["mean"] + line["error"]
+    axes.fill_between(line.index, low, high, color=style.colour, alpha=0.18, linewidth=0)
+
+    (handle,) = axes.plot(
+        line.index, line["mean"], color=style.colour, ms=5, lw=1.8, **style.mark,
+        linestyle=style.dash, markevery=max(1, len(line) // _MARKERS_ON_LINE),
+    )  # fmt: skip
+    return handle
+
+
+@matplotlib.rc_context(RC_PARAMS)
+def marks(title: str, name: str, rows: pd.DataFrame, styles: Styles) -> Figure | None:
     """In-domain against out-of-domain accuracy, one mark per run, which shows robustness.
 
     Runs that lie higher at the same place from left to right are the more robust ones (Taori et
@@ -166,95 +178,83 @@ def marks(title: str, name: str, rows: pd.DataFrame, looks: Looks) -> Figure | N
     ``rows``: the selected ones of ``frames.checkpoints``. None if there is nothing to draw.
     """
     rows = rows.dropna(subset=["in_domain", "out_of_domain"]).set_index("algorithm")
-    places = {
-        one: 100 * rows.loc[[one], ["in_domain", "out_of_domain"]].to_numpy().T
-        for one in looks
-        if one in rows.index
+    points = {
+        algorithm: 100 * rows.loc[[algorithm], ["in_domain", "out_of_domain"]].to_numpy().T
+        for algorithm in styles
+        if algorithm in rows.index
     }
-    if not places:
+    if not points:
         return None
-    canvas, axes = _plane(places, looks, "in-domain accuracy (%)", "out-of-domain accuracy (%)")
+
+    canvas, axes = _plane(points, styles, "in-domain accuracy (%)", "out-of-domain accuracy (%)")
     # As far as the marks reach, with the line of equal accuracies.
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
     axes.plot([0, 100], [0, 100], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
-    alt = f"Marks of in-domain against out-of-domain accuracy: {title}, for {', '.join(places)}."
-    return _saved(canvas, title, name, alt)
+
+    alt = f"Marks of in-domain against out-of-domain accuracy: {title}, for {', '.join(points)}."
+    return save_figure(canvas, title, name, alt)
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def suite(
-    title: str, name: str, points: Sequence[tuple[str, float | None, float, float]], looks: Looks
+    title: str, name: str, points: Sequence[tuple[str, float | None, float, float]], styles: Styles
 ) -> Figure | None:
     """Accuracy in distribution against the mean of the shifts, as in WiSE-FT's paper.
 
     ``points``: algorithm, alpha or None, and both in percent. From the zero-shot CLIP a straight
     line leads to each run, and WiSE-FT's curve if there are its points. None without points.
     """
-    ends = {algorithm: ([x], [y]) for algorithm, alpha, x, y in points if alpha is None}
-    places = {algorithm: ends[algorithm] for algorithm in looks if algorithm in ends}
-    if not places:
+    trained = {algorithm: (x, y) for algorithm, alpha, x, y in points if alpha is None}
+    marked = {algorithm: trained[algorithm] for algorithm in styles if algorithm in trained}
+    if not marked:
         return None
-    axis = "accuracy in distribution (%)", "mean accuracy of the shifts (%)"
-    canvas, axes = _plane(places, looks, *axis)
-    originals = [([x], [y]) for _, alpha, x, y in points if alpha == 0]
-    start = ends.get("CLIPZeroShot", originals[0] if originals else None)
-    for one, (x, y) in places.items():
-        colour = looks[one].colour
-        curve = sorted(point[1:] for point in points if point[0] == one and point[1] is not None)
-        _, *line = zip(*curve) if curve else ((), (), ())
-        axes.plot(*line, color=colour, lw=1.4, marker=".", ms=5, zorder=2)
-        if start and one != "CLIPZeroShot":
-            axes.plot(start[0] + x, start[1] + y, color=colour, lw=1, ls=(0, (1, 2)), zorder=1)
+
+    canvas, axes = _plane(
+        {algorithm: ([x], [y]) for algorithm, (x, y) in marked.items()},
+        styles,
+        "accuracy in distribution (%)",
+        "mean accuracy of the shifts (%)",
+    )
+    originals = [(x, y) for _, alpha, x, y in points if alpha == 0]
+    zero_shot = trained.get("CLIPZeroShot", originals[0] if originals else None)
+    for algorithm, (x, y) in marked.items():
+        colour = styles[algorithm].colour
+        curve = sorted(
+            (alpha, curve_x, curve_y)
+            for curve_algorithm, alpha, curve_x, curve_y in points
+            if curve_algorithm == algorithm and alpha is not None
+        )
+        curve_xs = [curve_x for _, curve_x, _ in curve]
+        curve_ys = [curve_y for _, _, curve_y in curve]
+        axes.plot(curve_xs, curve_ys, color=colour, lw=1.4, marker=".", ms=5, zorder=2)
+
+        if zero_shot and algorithm != "CLIPZeroShot":
+            xs = [zero_shot[0], x]
+            ys = [zero_shot[1], y]
+            axes.plot(xs, ys, color=colour, lw=1, ls=(0, (1, 2)), zorder=1)
+
     alt = (
         "Marks of accuracy in distribution against the mean of the shifted test sets, with lines "
-        f"from the zero-shot CLIP and WiSE-FT's curves: {title}, for {', '.join(places)}."
+        f"from the zero-shot CLIP and WiSE-FT's curves: {title}, for {', '.join(marked)}."
     )
-    return _saved(canvas, title, name, alt)
+    return save_figure(canvas, title, name, alt)
 
 
-def _plane(places: Mapping[str, Any], looks: Looks, x: str, y: str) -> tuple[Canvas, Any]:
-    """Axes called ``x`` and ``y``, with each algorithm's marks at its two rows of places."""
-    canvas = _canvas(3.4, [*places])
+def _plane(
+    points: Mapping[str, Any], styles: Styles, x_label: str, y_label: str
+) -> tuple[Canvas, Any]:
+    """A canvas and its axes with each algorithm's marks; ``points``: algorithm -> xs and ys."""
+    canvas = new_canvas(3.4, [*points])
     axes = canvas.subplots()
 
-    handles: dict[str, Any] = {}
-    for one in reversed([*places]):  # the first algorithm lies on top
-        (handles[one],) = axes.plot(*places[one], ls="", ms=6.8, zorder=3, **looks[one].mark)
+    handles = {}
+    for algorithm in reversed([*points]):  # the first algorithm lies on top
+        xs, ys = points[algorithm]
+        (handles[algorithm],) = axes.plot(xs, ys, ls="", ms=6.8, zorder=3, **styles[algorithm].mark)
 
     axes.margins(0.08)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.set(xlabel=x, ylabel=y)
-    _legend(canvas, {one: handles[one] for one in places}, handlelength=1.2)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    add_legend(canvas, {algorithm: handles[algorithm] for algorithm in points}, handlelength=1.2)
     return canvas, axes
-
-
-def _columns(names: Sequence[str]) -> int:
-    """Of a legend: two if its names fit side by side. It is filled column after column."""
-    half = (len(names) + 1) // 2
-    letters = sum(max(map(len, part), default=0) for part in (names[:half], names[half:]))
-    return 2 if letters <= _TWO_COLUMNS else 1
-
-
-def _canvas(height: float, legend: Sequence[str] = ()) -> Canvas:
-    """``height``: in inches, without the legend."""
-    rows = -(-len(legend) // _columns(legend))
-    return Canvas(figsize=(_WIDTH, height + 0.2 * rows), layout="constrained")
-
-
-def _legend(canvas: Canvas, handles: Mapping[str, Any], **more: Any) -> None:
-    names, columns = [shown(name) for name in handles], _columns([*handles])
-    canvas.legend(list(handles.values()), names, loc="outside lower center", ncols=columns, **more)
-
-
-def _saved(canvas: Canvas, title: str, name: str, alt: str) -> Figure:
-    vector, raster = io.StringIO(), io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that the font lacks, and of long names
-        canvas.draw_without_rendering()
-        canvas.set_layout_engine(None)  # already laid out; else this is redone for each file
-        canvas.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
-        canvas.savefig(raster, format="png", dpi=_DPI, metadata={"Software": None})
-    svg = vector.getvalue()
-    # Without the document type, whose address would look like one to fetch.
-    return Figure(title, name, alt, svg[svg.index("<svg") :], raster.getvalue())

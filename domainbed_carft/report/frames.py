@@ -18,7 +18,7 @@ from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import selection
 
 RUN = ["dataset", "algorithm", "target", "trial"]
-NOTHING = -1  # the target of a run that left nothing out
+NO_TARGET = -1  # of a run that left nothing out
 # Recorded by our algorithms: how far the context distribution has moved.
 DRIFT = ("loss_kl", "context_agreement")
 
@@ -28,31 +28,39 @@ def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
 
     Columns: RUN, ``step``, ``in_domain``, ``out_of_domain``, ``selected`` (the checkpoint that the
     method takes) and, nan where they were not recorded, DRIFT. Runs that left nothing out have the
-    target NOTHING, and no ``out_of_domain``.
+    target NO_TARGET, and no ``out_of_domain``.
     """
     rows: dict[tuple[object, ...], tuple[object, ...]] = {}
-    for one in selection.select(runs, method):
-        run = one.outcome.runs[0]
-        target = one.target if run.test_envs else NOTHING
-        outside = selection.accuracies(run)[0][:, target]
-        outside = outside if run.test_envs else np.full_like(outside, np.nan)
-        # What the algorithm measured, which ``run`` does not keep.
-        drift = {
-            float(record["step"]): [_number(record.get(name)) for name in DRIFT]
-            for record in records.of_run(run)
-        }
-        for step, inside, out in zip(run.steps, selection.in_domain(run), outside):
-            key = (one.dataset, one.algorithm, target, one.trial, step)
-            moved = drift.get(step, [np.nan] * len(DRIFT))
-            rows[key] = (*key, inside, out, step == one.outcome.step, *moved)
+    for selected in selection.select(runs, method):
+        run = selected.outcome.runs[0]
+        target = selected.target if run.test_envs else NO_TARGET
+        in_domain = selection.in_domain(run)
+        in_splits, _ = selection.accuracies(run)
+        out_of_domain = in_splits[:, target] if run.test_envs else np.full(len(in_domain), np.nan)
+        drift = _drift_by_step(run)
+
+        for step, inside, outside in zip(run.steps, in_domain, out_of_domain):
+            key = (selected.dataset, selected.algorithm, target, selected.trial, step)
+            is_selected = step == selected.outcome.step
+            drift_values = drift.get(step, [np.nan] * len(DRIFT))
+            rows[key] = (*key, inside, outside, is_selected, *drift_values)
+
     columns = [*RUN, "step", "in_domain", "out_of_domain", "selected", *DRIFT]
     frame = pd.DataFrame(rows.values(), columns=columns).astype({"selected": bool})
     return frame.sort_values([*RUN, "step"], ignore_index=True)
 
 
-def _number(value: Any) -> float:
-    known = type(value) in (int, float) and abs(value) <= sys.float_info.max
-    return float(value) if known else np.nan
+def _drift_by_step(run: Run) -> dict[float, list[float]]:
+    """Step -> the values of DRIFT, which the algorithm measured and ``run`` does not hold."""
+    return {
+        float(record["step"]): [_finite_or_nan(record.get(name)) for name in DRIFT]
+        for record in records.run_records(run)
+    }
+
+
+def _finite_or_nan(value: Any) -> float:
+    is_finite = type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return float(value) if is_finite else np.nan
 
 
 def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
@@ -61,17 +69,19 @@ def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     A value that is missing or NaN for one of the targets has no mean.
     ``frame``: ``checkpoints`` of one data set. Rows are (algorithm, trial), and step if it has one.
     """
-    wanted = frame["target"].nunique()
-    keys = ["algorithm", "trial"] + ["step"] * ("step" in frame)
-    grouped = frame.groupby(keys, sort=True)
-    means = grouped[list(values)].mean()
-    return means[grouped[list(values)].count() == wanted].dropna(how="all").reset_index()
+    keys = ["algorithm", "trial"]
+    if "step" in frame:
+        keys.append("step")
+
+    by_trial = frame.groupby(keys, sort=True)[list(values)]
+    has_all_targets = by_trial.count() == frame["target"].nunique()
+    return by_trial.mean()[has_all_targets].dropna(how="all").reset_index()
 
 
 def over_trials(frame: pd.DataFrame, value: str) -> Iterator[tuple[str, pd.DataFrame]]:
     """(algorithm, frame of ``mean`` and the tables' ``error`` by step) of all that have values."""
-    known = frame.dropna(subset=[value])
-    for algorithm, rows in known.groupby("algorithm", sort=False):
-        grouped = rows.groupby("step")[value]
-        line = {"mean": grouped.mean(), "error": grouped.sem(ddof=0)}
+    measured_rows = frame.dropna(subset=[value])
+    for algorithm, rows in measured_rows.groupby("algorithm", sort=False):
+        by_step = rows.groupby("step")[value]
+        line = {"mean": by_step.mean(), "error": by_step.sem(ddof=0)}
         yield str(algorithm), pd.DataFrame(line)

@@ -1,34 +1,36 @@
-"""The input of ``carft collect``, ``top`` and ``report``, and the document of ``collect``."""
+"""What ``carft collect``, ``top`` and ``report`` read: runs in groups, and methods to show."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from domainbed_carft import text
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, records
-from domainbed_carft.jobs.job import overrides
 from domainbed_carft.jobs.manifest import Sweep
-from domainbed_carft.jobs.records import Fault
-from domainbed_carft.results import document, paired, published, selection, settings, suites, tables
-from domainbed_carft.results.document import Document
+from domainbed_carft.jobs.records import RecordWarning, Run
+from domainbed_carft.jobs.setting import KINDS
+from domainbed_carft.results import selection, settings
 from domainbed_carft.results.settings import Group
-
-# Values that a run fills in and records; passed on, they would refuse any other data set.
-_FILLED_IN = ("prompts_digest", "clip_digest", "clip_revision", "preprocessing", "data_edition")
 
 
 class Collection(NamedTuple):
-    """Runs in groups that may be averaged, and what the manifests and the user asked for."""
+    """Runs in groups that may be averaged, and what the manifests and the user asked for.
+
+    ``methods``: names of selection methods; ``compare_with``: names of published methods.
+    """
 
     groups: Sequence[Group]
     methods: Sequence[str]
-    faults: Sequence[Fault]
+    warnings: Sequence[RecordWarning]
     compare_with: Sequence[str]
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of all groups."""
+        return [run for group in self.groups for run in group.runs]
 
 
 def gather(
@@ -40,118 +42,74 @@ def gather(
     CarftError if there is no record, no job for a requested method, or if a job was run twice with
     different records.
     """
-    runs, faults = records.read(folders)
+    for name in ignored:
+        if name not in KINDS:
+            raise CarftError(text.unknown("part of a setting", name, KINDS))
+
+    runs, warnings = records.read(folders)
     if not runs:
-        wrong = "".join(f"\n{line}" for line in records.told(faults))
+        listing = "".join(f"\n{line}" for line in records.describe_warnings(warnings))
         raise CarftError(
             f"no records in {', '.join(map(str, folders))} or up to {records.DEPTH} levels below; "
-            f"expected folders of jobs with results.jsonl{wrong}"
+            f"expected folders of jobs with results.jsonl{listing}"
         )
-    sweeps = []
-    for folder in folders:
-        try:
-            sweeps.append(manifest.read(Path(folder)) or Sweep(()))
-        except CarftError as error:
-            sweeps.append(Sweep(()))
-            what = f"{error}. Until then the expected jobs are inferred from the records"
-            faults.append(Fault("unreadable", str(folder), what))
+
+    sweeps = [_read_manifest(folder, warnings) for folder in folders]
     planned = [job for sweep in sweeps for job in sweep.jobs]
-    listed = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
-    declared = tuple(dict.fromkeys(name for one in sweeps for name in one.declared_algorithms))
+    labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
+    declared = dict.fromkeys(name for sweep in sweeps for name in sweep.declared_algorithms)
     groups = []
     for group in settings.groups(runs, planned, ignored):
-        kept, passed_over = settings.distinct(group.runs)
-        groups.append(group._replace(runs=kept, labels=listed, declared=declared))
-        faults += passed_over
-    left_out = {len(run.test_envs) for run in runs}
-    left_out |= {len(job.args["test_envs"]) for job in planned}
-    known = selection.METHODS.items()
-    there = [name for name, method in known if method.leaves_out in map(bool, left_out)]
-    for name in methods or ():
-        if name not in there:
-            raise CarftError(
-                f"--select {name}: no jobs for this method; expected one of {', '.join(there)}"
-            )
-    named = {name for sweep in sweeps for name in sweep.selection} | {selection.IN_DOMAIN}
-    if not all(sweep.selection for sweep in sweeps):
-        named |= {*selection.METHODS} - {selection.LEAVE_ONE_OUT}
-    if 2 in left_out:  # these jobs serve nothing else
-        named.add(selection.LEAVE_ONE_OUT)
-    compare_with = list(dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with))
+        distinct_runs, duplicates = settings.distinct(group.runs)
+        group = group._replace(runs=distinct_runs, labels=labels, declared=tuple(declared))
+        groups.append(group)
+        warnings += duplicates
+
+    numbers_left_out = {len(run.test_envs) for run in runs}
+    numbers_left_out |= {len(job.args["test_envs"]) for job in planned}
+    compare_with = dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with)
     return Collection(
-        groups, methods or [name for name in there if name in named], faults, compare_with
+        groups=groups,
+        methods=_methods_to_show(methods, sweeps, numbers_left_out),
+        warnings=warnings,
+        compare_with=list(compare_with),
     )
 
 
-def build(
-    collection: Collection, pair: Sequence[str] | None = None, compare: bool = False
-) -> Document:
-    """All that was requested; ``pair``: two algorithms; ``compare``: with published figures."""
-    built = [tables.build(group, collection.methods) for group in collection.groups]
-    flat = [table for group in built for table in group]
-    grids = [*map(document.grid, flat)]
-    remarks = [note for group in collection.groups for note in group.notes]
-    caption = [*document.CAPTION]
-    sections: dict[str, Any] = {"tables": [*map(document.table_entry, flat)], "notes": remarks}
-    rows = document.cell_records(sections["tables"])
-    if scores := [row for group in collection.groups for row in suites.scores(group)]:
-        grids += map(suites.grid, suites.tabled(scores))
-        caption.append(suites.CAPTION)
-        sections["suites"] = [row.entry() for row in scores]
-    if compare:
-        rows = []
-        for group, own in zip(collection.groups, built, strict=True):
-            beside, about = published.compare(group, own)
-            grids.append(published.grid(beside, about))
-            rows += beside
-            remarks += about
-        grids += [published.overview(collection.compare_with), *suites.beside(scores)]
-        caption += published.CAPTION
-        figures = published.figures(collection.compare_with)
-        sections["published"] = {"comparisons": rows, "figures": figures}
-    if pair:
-        sections["paired"] = rows = paired.compare(collection.groups, collection.methods, *pair)
-        grids.append(paired.grid(rows, *pair))
-        caption.append(paired.CAPTION)
-    runs = [run for group in collection.groups for run in group.runs]
-    sections["summary"] = {
-        "records": sum(len(run.steps) for run in runs),
-        "jobs": len(runs),
-        "incomplete_cells": sum(table.incomplete for table in flat),
-        "cells": sum(cell.counts for table in flat for row in table.rows for cell in row.cells),
-        "faults": [fault._asdict() for fault in collection.faults],
-    }
-    return Document([*caption, *remarks], grids, sections, rows)
+def _read_manifest(folder: Path | str, warnings: list[RecordWarning]) -> Sweep:
+    """The manifest of ``folder``; an empty one if there is none, or, with a warning, if broken."""
+    try:
+        return manifest.read(Path(folder)) or Sweep(())
+    except CarftError as error:
+        text = f"{error}. Until then the expected jobs are inferred from the records"
+        warnings.append(RecordWarning("unreadable", str(folder), text))
+        return Sweep(())
 
 
-def best(collection: Collection) -> Iterator[dict[str, Any]]:
-    """For ``carft top``: hparams of each (data set, algorithm, target, trial), method and group."""
-    for group, method in itertools.product(collection.groups, collection.methods):
-        names = tables.labels(group.runs, listed=group.labels)
-        left_out = selection.METHODS[method].leaves_out
-        found = selection.select(group.runs, method)
-        order = tables.algorithms((one.algorithm for one in found), group.declared)
-        # By data set, then in the tables' order, then by target and trial.
-        found.sort(key=lambda s: (s.dataset, order.index(s.algorithm), s.target, s.trial))
-        for one in found:
-            if not left_out and one.target:
-                continue  # jobs that leave nothing out select the same for each column
-            chosen, run = one.outcome, one.outcome.runs[0]
-            drop = {*_FILLED_IN} - overrides(run.job.args).keys()
-            kept = {name: value for name, value in run.recorded.items() if name not in drop}
-            yield {
-                "setting": group.title,
-                "selection": method,
-                "dataset": one.dataset,
-                "algorithm": one.algorithm,
-                "test_env": one.target if left_out else None,
-                "environment": names[one.dataset][one.target] if left_out else None,
-                "trial_seed": one.trial,
-                "hparams_seed": chosen.choice,
-                "step": int(chosen.step),
-                "validation_accuracy": chosen.validation,
-                "accuracy": chosen.accuracy if left_out else None,
-                "hparams": dict(run.recorded),
-                "argument": f"--hparams {shlex.quote(json.dumps(kept, sort_keys=True))}",
-                "folders": [run.folder for run in chosen.runs],
-            }
+def _methods_to_show(
+    requested: Sequence[str] | None, sweeps: Sequence[Sweep], numbers_left_out: set[int]
+) -> Sequence[str]:
+    """The ``requested`` methods, or else those that the sweeps name and that have jobs.
+
+    ``numbers_left_out``: how many environments the jobs leave out. Raises CarftError for a
+    requested method without jobs.
+    """
+    leaves_out = {number > 0 for number in numbers_left_out}
+    methods_with_jobs = [
+        name for name, method in selection.METHODS.items() if method.leaves_out in leaves_out
+    ]
+    for name in requested or ():
+        if name not in methods_with_jobs:
+            raise CarftError(
+                f"--select {name}: no jobs for this method; expected one of "
+                f"{', '.join(methods_with_jobs)}"
+            )
+    if requested:
+        return requested
+
+    named = {name for sweep in sweeps for name in sweep.selection} | {selection.IN_DOMAIN}
+    if not all(sweep.selection for sweep in sweeps):
+        named |= {*selection.METHODS} - {selection.LEAVE_ONE_OUT}
+    if 2 in numbers_left_out:  # these jobs serve nothing else
+        named.add(selection.LEAVE_ONE_OUT)
+    return [name for name in methods_with_jobs if name in named]

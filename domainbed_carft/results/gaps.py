@@ -16,77 +16,104 @@ from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import selection
 from domainbed_carft.results.selection import LEAVE_ONE_OUT, METHODS
 
-_Places = dict[int, list[int]]  # trial -> choices
+_Choices = dict[int, list[int]]  # trial -> choices of hyperparameters
 _Kind = tuple[str, str, bool]  # data set, algorithm, whether anything is left out
 
 
 class Gaps:
-    """Answers for one group of runs, and the jobs of manifests that belong to it."""
+    """What is missing in one group of runs, given the jobs of manifests that belong to it.
+
+    ``keys``: the jobs that were run or listed, in this order.
+    """
 
     def __init__(self, runs: Sequence[Run], planned: Sequence[Job] = ()) -> None:
         self.runs = {run.job.key: run for run in runs}
         self._listed = {job.key for job in planned}
         self._marks_done = bool(planned) or any(run.done for run in runs)
+
         self.keys = {**dict.fromkeys(self.runs), **dict.fromkeys(self._listed)}
-        self._of_kind: dict[_Kind, list[Key]] = {}
+        self._keys_by_kind: dict[_Kind, list[Key]] = {}
         for key in self.keys:
-            self._of_kind.setdefault(_kind(key), []).append(key)
-        self._steps: dict[tuple[object, ...], set[float]] = {}
+            self._keys_by_kind.setdefault(_kind(key), []).append(key)
+
+        self._steps_by_schedule: dict[tuple[object, ...], set[float]] = {}
         for run in runs:
-            self._steps.setdefault(_schedule(run), set()).update(run.steps)
+            self._steps_by_schedule.setdefault(_schedule(run), set()).update(run.steps)
 
-    def of(
-        self, dataset: str, algorithm: str, target: int, method: str, count: int
+    def missing_in_cell(
+        self, dataset: str, algorithm: str, target: int, method: str, n_environments: int
     ) -> list[str] | None:
-        """What a cell lacks, of ``count`` environments; None where no job is expected."""
-        kind = dataset, algorithm, METHODS[method].leaves_out
-        if kind not in self._of_kind:
+        """Reasons why a cell of the tables is incomplete; None where no job is expected."""
+        leaves_out = METHODS[method].leaves_out
+        kind = (dataset, algorithm, leaves_out)
+        if kind not in self._keys_by_kind:
             return None if self._listed else ["no job of the algorithm on this data set"]
-        first = {target} if METHODS[method].leaves_out else set()
-        wanted = [first]
-        if method == LEAVE_ONE_OUT:
-            wanted += [{target, other} for other in range(count) if other != target]
-        expected = self._expected(kind, first)
-        lacks: dict[str, _Places] = {}
-        for envs, (trial, choices) in itertools.product(wanted, expected.items()):
-            for choice in choices:
-                if reason := self._reason(Key(dataset, algorithm, frozenset(envs), trial, choice)):
-                    lacks.setdefault(reason, {}).setdefault(trial, []).append(choice)
-        told = [f"{why}: {_where(places, expected)}" for why, places in lacks.items()]
-        return told if expected else None
 
-    def _expected(self, kind: _Kind, envs: set[int]) -> _Places:
+        only_target = {target} if leaves_out else set()
+        expected_choices = self._expected_choices(kind, only_target)
+        if not expected_choices:
+            return None
+
+        test_envs = [only_target]
+        if method == LEAVE_ONE_OUT:
+            test_envs += [{target, env} for env in range(n_environments) if env != target]
+
+        choices_by_reason: dict[str, _Choices] = {}
+        for envs, (trial, choices) in itertools.product(test_envs, expected_choices.items()):
+            for choice in choices:
+                reason = self._reason(Key(dataset, algorithm, frozenset(envs), trial, choice))
+                if reason:
+                    missing_choices = choices_by_reason.setdefault(reason, {})
+                    missing_choices.setdefault(trial, []).append(choice)
+
+        return [
+            f"{reason}: {_describe_choices(missing_choices, expected_choices)}"
+            for reason, missing_choices in choices_by_reason.items()
+        ]
+
+    def _expected_choices(self, kind: _Kind, test_envs: set[int]) -> _Choices:
         """Each trial with its choices of hyperparameters."""
-        own = self._of_kind[kind]
-        if not self._listed.isdisjoint(own):
-            places: _Places = {}
-            for *_, trial, choice in sorted(key for key in own if key.test_envs == envs):
-                places.setdefault(trial, []).append(choice)
-            return places
-        alike = [keys for other, keys in self._of_kind.items() if other[::2] == kind[::2]]
-        trials = sorted({key.trial for keys in alike for key in keys})
-        return dict.fromkeys(trials, sorted({key.choice for key in own}))
+        keys = self._keys_by_kind[kind]
+        if not self._listed.isdisjoint(keys):
+            expected: _Choices = {}
+            for key in sorted(key for key in keys if key.test_envs == test_envs):
+                expected.setdefault(key.trial, []).append(key.choice)
+            return expected
+
+        trials = {
+            key.trial
+            for (dataset, _, leaves_out), keys_of_kind in self._keys_by_kind.items()
+            for key in keys_of_kind
+            if (dataset, leaves_out) == (kind[0], kind[2])
+        }
+        return dict.fromkeys(sorted(trials), sorted({key.choice for key in keys}))
 
     def _reason(self, key: Key) -> str:
-        """What is wrong with a job, "" if nothing is."""
+        """Why a job does not count in full; "" if it does."""
         job = " ".join(["--test_envs", *map(str, sorted(key.test_envs))])
         run = self.runs.get(key)
         if run is None:
             return f"{job} has no record" if key in self._listed else f"no job {job}"
-        expected = self._steps[_schedule(run)]
-        # That of --steps, where the data set's own number does not count, which is not recorded.
+
+        expected_steps = self._steps_by_schedule[_schedule(run)]
+        last_step = max(run.steps)
+        last_expected = max(expected_steps)
+        # Without --steps the data set's own number counts, which is not recorded.
         declared = run.setting.get("steps", "")
-        last, end = max(run.steps), max(*expected, int(declared) - 1 if declared.isdigit() else -1)
-        if last < end:
-            return f"{job} stopped at step {last:g} of {end:g}"
-        if len(run.steps) < len(expected):
-            return f"{job} has {len(run.steps)} of {len(expected)} checkpoints"
+        if declared.isdigit():
+            last_expected = max(last_expected, int(declared) - 1)
+
+        if last_step < last_expected:
+            return f"{job} stopped at step {last_step:g} of {last_expected:g}"
+        if len(run.steps) < len(expected_steps):
+            return f"{job} has {len(run.steps)} of {len(expected_steps)} checkpoints"
         if self._marks_done and not run.done:
             return f"{job} is not finished (no file 'done')"
         if run.diverged_at is not None:
             return f"{job} diverged, so it has no accuracies from step {run.diverged_at:g} on"
-        ins, outs = selection.accuracies(run)
-        if np.isnan(outs).any() or np.isnan(ins[:, list(run.test_envs)]).any():
+
+        in_splits, out_splits = selection.accuracies(run)
+        if np.isnan(out_splits).any() or np.isnan(in_splits[:, list(run.test_envs)]).any():
             return f"{job} has accuracies that are not numbers in [0, 1]"
         return ""
 
@@ -97,13 +124,19 @@ def _kind(key: Key) -> _Kind:
 
 def _schedule(run: Run) -> tuple[object, ...]:
     """What runs have to share to have checkpoints at the same steps."""
-    return (*_kind(run.job.key), *map(run.setting.get, ("steps", "checkpoint_freq")))
+    frequency = run.setting.get("checkpoint_freq")
+    return (*_kind(run.job.key), run.setting.get("steps"), frequency)
 
 
-def _where(places: _Places, expected: _Places) -> str:
-    told = [
-        f"trial {trial}"
-        + f" hparams_seed {', '.join(map(str, found))}" * (found != expected[trial])
-        for trial, found in places.items()
-    ]
-    return "in every trial" if places == expected else "; ".join(told)
+def _describe_choices(choices: _Choices, expected: _Choices) -> str:
+    """Trials, with their hparams seeds where not all that are expected are among ``choices``."""
+    if choices == expected:
+        return "in every trial"
+
+    descriptions = []
+    for trial, seeds in choices.items():
+        description = f"trial {trial}"
+        if seeds != expected[trial]:
+            description += f" hparams_seed {', '.join(map(str, seeds))}"
+        descriptions.append(description)
+    return "; ".join(descriptions)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.results import selection, tables
+from domainbed_carft.results import order, selection
 from domainbed_carft.results.document import Grid
 from domainbed_carft.results.settings import Group
 
@@ -32,52 +32,63 @@ CAPTION = (
 def compare(
     groups: Sequence[Group], methods: Sequence[str], a: str, b: str
 ) -> list[dict[str, Any]]:
-    """``a`` minus ``b`` in points, a row for JSON and CSV for each group with pairs and method.
+    """``a`` minus ``b`` in points: an entry for JSON and CSV for each group with pairs and method.
 
-    ``low`` and ``high`` are None for a single target or family. Raises CarftError, naming the
-    available algorithms, if no group has any, or if ``a`` is ``b``.
+    ``low`` and ``high`` are None for a single target or family. No entries if the two share no
+    trial, or are the same.
     """
-    found = []
+    comparisons = []
     for group, method in itertools.product(groups, methods):
-        both: dict[str, dict[tuple[str, int, int], float]] = {a: {}, b: {}}
-        for dataset, algorithm, target, trial, outcome in selection.select(group.runs, method):
-            both.setdefault(algorithm, {})[dataset, target, trial] = 100 * outcome.accuracy
-        first, second = both[a], both[b]
-        pairs = sorted(first.keys() & second.keys())
-        if a == b or not pairs:
-            continue
-        values = np.array([first[pair] - second[pair] for pair in pairs])  # equal: exactly 0
-        targets = {pair[:2] for pair in pairs}
-        of_pairs = [(pair[0], benchmarks.independent_unit(*pair[:2])) for pair in pairs]
-        units = list(dict.fromkeys(of_pairs))
-        cluster = [units.index(unit) for unit in of_pairs]
-        sums, counts = np.bincount(cluster, values), np.bincount(cluster)
-        low, high = interval_of_mean(sums, counts)
-        found.append(
-            {
-                "setting": group.title,
-                "selection": method,
-                "a": a,
-                "b": b,
-                "mean_difference": float(values.mean()),
-                "low": low,
-                "high": high,
-                "targets": len(targets),
-                "pairs": len(pairs),
-                "wins": int((values > 0).sum()),
-                "losses": int((values < 0).sum()),
-                "ties": int((values == 0).sum()),
-            }
-        )
-    if not found:
-        names = [run.algorithm for group in groups for run in group.runs]
-        declared = [name for group in groups for name in group.declared]
-        algorithms = tables.algorithms(names, declared)
-        raise CarftError(
-            f"{a} and {b} share no (data set, environment, trial) under the same settings by "
-            f"{', '.join(methods)}; expected two different algorithms of {', '.join(algorithms)}"
-        )
-    return found
+        differences = _differences(group, method, a, b)
+        if a != b and differences:
+            comparison = {"setting": group.title, "selection": method, "a": a, "b": b}
+            comparisons.append(comparison | _summary(differences))
+    return comparisons
+
+
+def no_shared_trial(groups: Sequence[Group], methods: Sequence[str], a: str, b: str) -> CarftError:
+    """The error that ``a`` and ``b`` cannot be compared, which names the available algorithms."""
+    names = [run.algorithm for group in groups for run in group.runs]
+    declared = [name for group in groups for name in group.declared]
+    algorithms = order.ordered_algorithms(names, declared)
+    return CarftError(
+        f"{a} and {b} share no (data set, environment, trial) under the same settings by "
+        f"{', '.join(methods)}; expected two different algorithms of {', '.join(algorithms)}"
+    )
+
+
+def _differences(group: Group, method: str, a: str, b: str) -> dict[tuple[str, int, int], float]:
+    """(Data set, target, trial) -> accuracy of ``a`` minus that of ``b`` in points, sorted."""
+    percent: dict[str, dict[tuple[str, int, int], float]] = {a: {}, b: {}}
+    for dataset, algorithm, target, trial, outcome in selection.select(group.runs, method):
+        percent.setdefault(algorithm, {})[dataset, target, trial] = 100 * outcome.accuracy
+
+    pairs = sorted(percent[a].keys() & percent[b].keys())
+    return {pair: percent[a][pair] - percent[b][pair] for pair in pairs}  # equal: exactly 0
+
+
+def _summary(differences: Mapping[tuple[str, int, int], float]) -> dict[str, Any]:
+    """The mean difference, its interval, and how many pairs were won, lost and tied."""
+    values = np.array([*differences.values()])
+    targets = {(dataset, target) for dataset, target, _ in differences}
+    units = [
+        (dataset, benchmarks.independent_unit(dataset, target))
+        for dataset, target, _ in differences
+    ]
+    distinct_units = list(dict.fromkeys(units))
+    cluster = [distinct_units.index(unit) for unit in units]
+    low, high = interval_of_mean(np.bincount(cluster, values), np.bincount(cluster))
+
+    return {
+        "mean_difference": float(values.mean()),
+        "low": low,
+        "high": high,
+        "targets": len(targets),
+        "pairs": len(differences),
+        "wins": int((values > 0).sum()),
+        "losses": int((values < 0).sum()),
+        "ties": int((values == 0).sum()),
+    }
 
 
 def interval_of_mean(
@@ -86,9 +97,11 @@ def interval_of_mean(
     """Bootstrap percentiles of the mean, from clusters' sums and counts; None for a single one."""
     if len(sums) < 2:
         return None, None
-    draw = np.random.default_rng(SEED)
-    drawn = draw.integers(len(sums), size=(RESAMPLES, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+
+    rng = np.random.default_rng(SEED)
+    resamples = rng.integers(len(sums), size=(RESAMPLES, len(sums)))
+    means = sums[resamples].sum(axis=1) / counts[resamples].sum(axis=1)
+
     low, high = np.percentile(means, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -102,21 +115,29 @@ def clustered_error(values: Sequence[float], units: Sequence[str]) -> float | No
     names = list(dict.fromkeys(units))
     if len(names) < 2:
         return None
+
     deviations = np.asarray(values) - np.mean(values)
     sums = np.bincount([names.index(unit) for unit in units], deviations)
     few = len(names) / (len(names) - 1)
     return float(np.sqrt(few * (sums**2).sum()) / len(values))
 
 
-def grid(found: Sequence[Mapping[str, Any]], a: str, b: str) -> Grid:
-    """A row a group and method."""
+def grid(comparisons: Sequence[Mapping[str, Any]]) -> Grid:
+    """The table of the entries that `compare` returns: a row for each group and method."""
+    header = ["Selection", "Mean", f"{LEVEL}% interval"]
+    header += ["Wins", "Losses", "Ties", "Pairs", "Targets"]
     rows = []
-    for one in found:
-        low, high = one["low"], one["high"]
-        single = "target" if one["targets"] == 1 else "family"
-        interval = f"none (one {single})" if low is None else f"{low:+.2f} to {high:+.2f}"
-        label = "; ".join(filter(None, [selection.METHODS[one["selection"]].title, one["setting"]]))
-        counts = [str(one[name]) for name in ("wins", "losses", "ties", "pairs", "targets")]
-        rows.append([label, f"{one['mean_difference']:+.2f}", interval, *counts])
-    header = ["Selection", "Mean", f"{LEVEL}% interval", "Wins", "Losses", "Ties", "Pairs"]
-    return Grid(f"{a} minus {b}", [*header, "Targets"], rows, [])
+    for comparison in comparisons:
+        method = selection.METHODS[comparison["selection"]].title
+        label = "; ".join(filter(None, [method, comparison["setting"]]))
+
+        interval = f"none (one {'target' if comparison['targets'] == 1 else 'family'})"
+        if comparison["low"] is not None:
+            interval = f"{comparison['low']:+.2f} to {comparison['high']:+.2f}"
+
+        names = ("wins", "losses", "ties", "pairs", "targets")
+        counts = [str(comparison[name]) for name in names]
+        rows.append([label, f"{comparison['mean_difference']:+.2f}", interval, *counts])
+
+    first = comparisons[0]
+    return Grid(f"{first['a']} minus {first['b']}", header, rows, notes=[])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import tables
-from domainbed_carft.results.document import Grid, number
+from domainbed_carft.results.document import Grid, format_accuracy
 from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Cell, Table
 
@@ -26,20 +26,49 @@ CAPTION = (
     "hyperparameters were chosen on; what was selected on the target is not comparable.",
 )
 
-_TEXTS = ("method", "dataset", "backbone", "selection", "source", "note")
+_TEXT_COLUMNS = ("method", "dataset", "backbone", "selection", "source", "note")
 # Hparams by which a run may differ from the published methods, and their value where it does not.
-_SAME: dict[str, Any] = {
-    "clip_backbone": BACKBONE, "average": "none", "wise_alpha": 1, "margin": 0, "lp_steps": 0,
-    "sp_weight": 0, "fd_weight": 0, "ldifs_weight": 0, "lipsum_weight": 0, "miro_weight": 0,
-}  # fmt: skip
-_OWN = {"CLIPood": ("average", "margin"), "CLIPMIRO": ("miro_weight",)}
+_PUBLISHED_HPARAMS: dict[str, Any] = {
+    "clip_backbone": BACKBONE,
+    "average": "none",
+    "wise_alpha": 1,
+    "margin": 0,
+    "lp_steps": 0,
+    "sp_weight": 0,
+    "fd_weight": 0,
+    "ldifs_weight": 0,
+    "lipsum_weight": 0,
+    "miro_weight": 0,
+}
+# Hparams that belong to the published method itself.
+_HPARAMS_OF_METHOD = {"CLIPood": ("average", "margin"), "CLIPMIRO": ("miro_weight",)}
+
+# Our algorithms, but for CLIPFineTune, and the published methods that they are.
+_COUNTERPARTS = {
+    "CARFT": "CAR-FT",
+    "CLIPZeroShot": "zero-shot CLIP",
+    "CLIPLinearProbe": "linear probe",
+    "CLIPood": "CLIPood",
+    "CLIPMIRO": "MIRO",
+}
+
+
+class GroupComparison(NamedTuple):
+    """A group's accuracies beside published ones.
+
+    ``entries``: a dict for each comparison, for JSON and CSV, in percent and points; ``remarks``:
+    how the group's runs differ from the published methods.
+    """
+
+    entries: list[dict[str, Any]]
+    remarks: list[str]
 
 
 def read(name: str) -> list[dict[str, Any]]:
     """The rows of a file in ``assets``: figures in percent, None where unknown, and texts."""
     with (ASSETS / name).open(encoding="utf-8") as file:
         return [
-            {key: text if key in _TEXTS else _percent(text) for key, text in row.items()}
+            {key: text if key in _TEXT_COLUMNS else _percent(text) for key, text in row.items()}
             for row in csv.DictReader(file)
         ]
 
@@ -48,9 +77,12 @@ def _percent(text: str) -> float | None:
     return float(text) if text else None
 
 
-def figures(wanted: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Published accuracies, of the methods in ``wanted``, if any, in the order of the file."""
-    rows = [row for row in read("published.csv") if not wanted or row["method"] in wanted]
+def figures(methods: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Published accuracies in the order of the file; only those of ``methods``, if any are named.
+
+    An entry has the columns of published.csv as keys, with accuracies in percent.
+    """
+    rows = [row for row in read("published.csv") if not methods or row["method"] in methods]
     return [row | {"n": row["n"] and int(row["n"])} for row in rows]
 
 
@@ -59,37 +91,32 @@ def counterpart(run: Run) -> str | None:
     if run.algorithm == "CLIPFineTune":
         start = "random" if run.recorded.get("head_init") == "random" else "zero-shot"
         return f"ERM, {start} head"
-    return {
-        "CARFT": "CAR-FT", "CLIPZeroShot": "zero-shot CLIP", "CLIPLinearProbe": "linear probe",
-        "CLIPood": "CLIPood", "CLIPMIRO": "MIRO",
-    }.get(run.algorithm)  # fmt: skip
+    return _COUNTERPARTS.get(run.algorithm)
 
 
-def compare(group: Group, built: Iterable[Table]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Our averages over targets beside the published ones, in percent and points; and remarks."""
-    known = {(figure["method"], figure["dataset"]): figure for figure in figures()}
-    wanted = dict.fromkeys(dataset for _, dataset in known if dataset != AVERAGE)
-    # The published methods that our runs are instances of: one, or nothing can be compared.
-    methods: dict[tuple[str, str], set[str | None]] = {}
-    for run in group.runs:
-        for dataset in (run.dataset, AVERAGE):
-            methods.setdefault((run.algorithm, dataset), set()).add(counterpart(run))
-    found = []
-    for table, row in [(one, row) for one in built if one.averages for row in one.rows]:
-        cells = dict(zip(table.columns, row.cells, strict=True))
-        cells[AVERAGE] = _over_all([cells.get(name, Cell()) for name in wanted])
-        for dataset, cell in cells.items():
-            of = methods.get((row.algorithm, dataset), set())
-            figure = known.get((str(*of), dataset)) if len(of) == 1 else None
-            if figure and cell.mean is not None:
-                found.append(
-                    {
+def compare(group: Group, group_tables: Iterable[Table]) -> GroupComparison:
+    """Our averages over targets beside the published ones; ``group_tables``: all of the group."""
+    published = {(figure["method"], figure["dataset"]): figure for figure in figures()}
+    datasets = dict.fromkeys(dataset for _, dataset in published if dataset != AVERAGE)
+    counterparts = _counterparts(group.runs)
+
+    entries = []
+    for table in group_tables:
+        for row in table.rows if table.averages else ():
+            cells = dict(zip(table.columns, row.cells, strict=True))
+            cells[AVERAGE] = _over_all([cells.get(name, Cell()) for name in datasets])
+
+            for dataset, cell in cells.items():
+                method = counterparts.get((row.algorithm, dataset), "")
+                figure = published.get((method, dataset))
+                if figure and cell.mean is not None:
+                    entry = {
                         "setting": table.setting,
                         "selection": table.method,
                         "algorithm": row.algorithm,
                         "dataset": dataset,
                         "ours": cell.mean,
-                        "standard_error": cell.error,
+                        "standard_error": cell.standard_error,
                         "n": cell.n,
                         "complete": not (cell.missing or cell.partial),
                         "published": figure["accuracy"],
@@ -101,23 +128,48 @@ def compare(group: Group, built: Iterable[Table]) -> tuple[list[dict[str, Any]],
                         "published_selection": figure["selection"],
                         "note": figure["note"],
                     }
-                )
-    return found, list(dict.fromkeys(filter(None, map(_deviation, group.runs))))
+                    entries.append(entry)
+
+    remarks = dict.fromkeys(_deviation(run) for run in group.runs)
+    return GroupComparison(entries, [remark for remark in remarks if remark])
+
+
+def _counterparts(runs: Iterable[Run]) -> dict[tuple[str, str], str]:
+    """(Algorithm, data set or AVERAGE) -> the published method that its runs are instances of.
+
+    Runs that are of several methods, or of none, have no entry: nothing can be compared.
+    """
+    methods: dict[tuple[str, str], set[str | None]] = {}
+    for run in runs:
+        for dataset in (run.dataset, AVERAGE):
+            methods.setdefault((run.algorithm, dataset), set()).add(counterpart(run))
+
+    return {
+        key: method
+        for key, run_methods in methods.items()
+        for method in run_methods
+        if method and len(run_methods) == 1
+    }
 
 
 def _deviation(run: Run) -> str:
     """What a run has that the published method of its name has not, "" if nothing."""
-    own, method = _OWN.get(run.algorithm, ()), counterpart(run)
-    added = [
-        f"{name} {run.recorded[name]}"
-        for name, same in _SAME.items()
-        if name not in own and run.recorded.get(name, same) not in (same, None)
-    ]
+    method_hparams = _HPARAMS_OF_METHOD.get(run.algorithm, ())
+    deviations = []
+    for name, published_value in _PUBLISHED_HPARAMS.items():
+        value = run.recorded.get(name, published_value)
+        if name not in method_hparams and value not in (published_value, None):
+            deviations.append(f"{name} {value}")
     if run.algorithm == "CLIPMIRO":
-        added.append("a head that starts zero-shot instead of random")
-    if not (method and added):
+        deviations.append("a head that starts zero-shot instead of random")
+
+    method = counterpart(run)
+    if not (method and deviations):
         return ""
-    return f"Not comparable: {run.algorithm} has {', '.join(added)}, unlike the published {method}."
+    return (
+        f"Not comparable: {run.algorithm} has {', '.join(deviations)}, unlike the published "
+        f"{method}."
+    )
 
 
 def _over_all(cells: Sequence[Cell]) -> Cell:
@@ -125,48 +177,75 @@ def _over_all(cells: Sequence[Cell]) -> Cell:
     trials = sorted(cells[0].accuracies)
     if any(cell.accuracies.keys() != cells[0].accuracies.keys() for cell in cells):
         return Cell()
-    means = {t: float(np.mean([cell.accuracies[t] for cell in cells])) for t in trials}
-    cell = tables.cell_of(means, [text for cell in cells for text in cell.missing])
-    return cell._replace(partial=any(cell.partial for cell in cells))
+
+    means = {trial: float(np.mean([cell.accuracies[trial] for cell in cells])) for trial in trials}
+    missing = [text for cell in cells for text in cell.missing]
+    average = tables.cell_of(means, missing)
+    return average._replace(partial=any(cell.partial for cell in cells))
 
 
-def grid(found: Sequence[Mapping[str, Any]], remarks: Sequence[str]) -> Grid:
-    """A row a comparison."""
-    rows = [
-        [
-            one["algorithm"], one["selection"], one["dataset"],
-            number(one["ours"], one["standard_error"], one["n"])
-            + ("" if one["complete"] else ", incomplete"),
-            number(one["published"], one["published_standard_error"], one["published_n"]),
-            f"{one['difference']:+.1f}", one["method"], one["published_selection"],
-        ]
-        for one in found
-    ]  # fmt: skip
+def grid(comparisons: Sequence[Mapping[str, Any]], remarks: Sequence[str]) -> Grid:
+    """The table of a `GroupComparison`: a row for each entry; the remarks are notes."""
     header = ["Algorithm", "Selection", "Data set", "Ours", "Published", "Difference"]
-    title = "; ".join(["Beside published figures", *{one["setting"] for one in found} - {""}])
-    return Grid(title, [*header, "Published as", "Selected on"], rows, [*remarks, *sources(found)])
+    header += ["Published as", "Selected on"]
+    rows = [_comparison_row(comparison) for comparison in comparisons]
+
+    settings = {comparison["setting"] for comparison in comparisons} - {""}
+    title = "; ".join(["Beside published figures", *settings])
+    return Grid(title, header, rows, [*remarks, *sources(comparisons)])
 
 
-def overview(wanted: Sequence[str] = ()) -> Grid:
-    """Published figures: a row a method, a column a data set; of methods in ``wanted``, if any."""
-    shown = figures(wanted)
-    methods: dict[str, dict[str, dict[str, Any]]] = {}
-    for one in shown:
-        methods.setdefault(one["method"], {})[one["dataset"]] = one
-    columns = list(dict.fromkeys(one["dataset"] for one in shown))
+def _comparison_row(comparison: Mapping[str, Any]) -> list[str]:
+    our_accuracy = format_accuracy(
+        comparison["ours"], comparison["standard_error"], comparison["n"]
+    )
+    if not comparison["complete"]:
+        our_accuracy += ", incomplete"
+
+    published = format_accuracy(
+        comparison["published"],
+        comparison["published_standard_error"],
+        comparison["published_n"],
+    )
+    return [
+        comparison["algorithm"],
+        comparison["selection"],
+        comparison["dataset"],
+        our_accuracy,
+        published,
+        f"{comparison['difference']:+.1f}",
+        comparison["method"],
+        comparison["published_selection"],
+    ]
+
+
+def overview(methods: Sequence[str] = ()) -> Grid:
+    """Published figures: a row a method, a column a data set; only of ``methods``, if any."""
+    entries = figures(methods)
+    by_method: dict[str, dict[str, dict[str, Any]]] = {}
+    for entry in entries:
+        by_method.setdefault(entry["method"], {})[entry["dataset"]] = entry
+    columns = list(dict.fromkeys(entry["dataset"] for entry in entries))
+
     rows = []
-    for name, own in methods.items():
-        first = next(iter(own.values()))
-        cells = [own.get(column, {}) for column in columns]
-        texts = [number(cell.get("accuracy"), cell.get("standard_error")) for cell in cells]
-        rows.append([name, first["selection"], str(first["n"] or ""), *texts])
+    for method, by_dataset in by_method.items():
+        first = next(iter(by_dataset.values()))
+        cells = [by_dataset.get(column, {}) for column in columns]
+        texts = [
+            format_accuracy(cell.get("accuracy"), cell.get("standard_error")) for cell in cells
+        ]
+        rows.append([method, first["selection"], str(first["n"] or ""), *texts])
+
     header = ["Method", "Selected on", "n", *columns]
-    return Grid(f"Published, CLIP {BACKBONE}", header, rows, sources(shown))
+    return Grid(f"Published, CLIP {BACKBONE}", header, rows, sources(entries))
 
 
-def sources(found: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line a source with the methods that are from there, then such lines of the notes."""
+def sources(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Notes for a table: each source with the methods that are from there, then such remarks.
+
+    ``entries`` have the keys "method", "source" and "note".
+    """
     methods: dict[str, dict[str, None]] = {}
-    for key, one in itertools.product(("source", "note"), found):
-        methods.setdefault(one[key], {})[one["method"]] = None
+    for key, entry in itertools.product(("source", "note"), entries):
+        methods.setdefault(entry[key], {})[entry["method"]] = None
     return [f"{'; '.join(names)}: {text}." for text, names in methods.items() if text]

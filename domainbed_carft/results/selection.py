@@ -17,15 +17,19 @@ from domainbed_carft.jobs.records import Run
 Floats = npt.NDArray[np.float64]
 
 
-class Test(NamedTuple):
-    """The runs with one target left out in one trial, by choice of hyperparameters."""
+class Candidates(NamedTuple):
+    """The runs among which a method selects: of one target in one trial.
+
+    ``singles``: choice of hyperparameters -> the run that left out the target alone. ``pairs``:
+    choice -> a second environment -> the run that left out both.
+    """
 
     dataset: str
     algorithm: str
     target: int
     trial: int
     singles: dict[int, Run]
-    pairs: dict[int, dict[int, Run]]  # by choice, then by the other environment left out
+    pairs: dict[int, dict[int, Run]]
 
 
 class Outcome(NamedTuple):
@@ -49,32 +53,46 @@ class Selected(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A rule of selection: DomainBed's name, a choice's outcome, whether its jobs leave any out."""
+    """A rule of selection.
+
+    ``title``: DomainBed's name; ``outcome``: that of one choice of hyperparameters, if it has one;
+    ``leaves_out``: whether its jobs leave environments out.
+    """
 
     title: str
-    outcome: Callable[[Test, int], Outcome | None] = lambda test, choice: None
+    outcome: Callable[[Candidates, int], Outcome | None] = lambda candidates, choice: None
     leaves_out: bool = True
 
 
-def tests(runs: Iterable[Run]) -> list[Test]:
-    """In the order of DomainBed's groups, on which the last bit of a mean depends."""
-    found: dict[tuple[str, str, int, int], Test] = {}
+def candidates_by_target(runs: Iterable[Run]) -> list[Candidates]:
+    """The candidates of each (data set, algorithm, target, trial) among ``runs``.
+
+    They come in the order of DomainBed's groups, on which the last bit of a mean depends.
+    """
+    by_target: dict[tuple[str, str, int, int], Candidates] = {}
     for run in runs:
-        dataset, algorithm, envs, trial, choice = run.job.key
+        dataset, algorithm, test_envs, trial, choice = run.job.key
         for target in run.test_envs:
-            key = dataset, algorithm, target, trial
-            test = found.setdefault(key, Test(*key, {}, {}))
-            if len(envs) == 1:
-                test.singles[choice] = run
-            elif len(envs) == 2:
-                test.pairs.setdefault(choice, {})[sum(envs) - target] = run
-    return list(found.values())
+            candidates = by_target.setdefault(
+                (dataset, algorithm, target, trial),
+                Candidates(dataset, algorithm, target, trial, singles={}, pairs={}),
+            )
+            if len(test_envs) == 1:
+                candidates.singles[choice] = run
+            elif len(test_envs) == 2:
+                second_env = sum(test_envs) - target
+                candidates.pairs.setdefault(choice, {})[second_env] = run
+    return list(by_target.values())
 
 
-def ranked(test: Test, method: Method) -> list[Outcome]:
+def ranked_outcomes(candidates: Candidates, method: Method) -> list[Outcome]:
     """The outcomes of all choices that have one, the best first."""
-    known = filter(None, (method.outcome(test, choice) for choice in sorted(test.singles)))
-    return sorted(known, key=lambda outcome: outcome.validation)[::-1]
+    outcomes = []
+    for choice in sorted(candidates.singles):
+        outcome = method.outcome(candidates, choice)
+        if outcome is not None:
+            outcomes.append(outcome)
+    return sorted(outcomes, key=lambda outcome: outcome.validation)[::-1]
 
 
 def select(runs: Iterable[Run], name: str) -> list[Selected]:
@@ -82,61 +100,99 @@ def select(runs: Iterable[Run], name: str) -> list[Selected]:
     method = METHODS[name]
     if not method.leaves_out:
         return _in_domain(runs)
-    return [Selected(*test[:4], best[0]) for test in tests(runs) if (best := ranked(test, method))]
+
+    selected = []
+    for candidates in candidates_by_target(runs):
+        outcomes = ranked_outcomes(candidates, method)
+        if outcomes:
+            best = Selected(
+                dataset=candidates.dataset,
+                algorithm=candidates.algorithm,
+                target=candidates.target,
+                trial=candidates.trial,
+                outcome=outcomes[0],
+            )
+            selected.append(best)
+    return selected
 
 
 def accuracies(run: Run) -> tuple[Floats, Floats]:
-    """On in-splits and on out-splits: a row a checkpoint, a column an environment."""
+    """Accuracies in [0, 1] on in-splits and on out-splits, nan where a record has none.
+
+    Both have a row for each checkpoint and a column for each environment.
+    """
     table = np.frombuffer(run.accuracies).reshape(-1, 2, run.n_environments)
     return table[:, 0], table[:, 1]
 
 
 def in_domain(run: Run) -> Floats:
-    """The mean over the out-splits of what was trained on, a number a checkpoint."""
-    training = [i for i in range(run.n_environments) if i not in run.test_envs]
-    # A row in one piece is summed in numpy's order for a list, as DomainBed sums.
-    return np.ascontiguousarray(accuracies(run)[1][:, training]).mean(axis=1)
+    """Each checkpoint's mean accuracy over the out-splits of the environments trained on."""
+    training_envs = [env for env in range(run.n_environments) if env not in run.test_envs]
+    _, out_splits = accuracies(run)
+
+    # Numpy sums a contiguous row in its order for a list, as DomainBed sums.
+    return np.ascontiguousarray(out_splits[:, training_envs]).mean(axis=1)
 
 
-def _training_domain(test: Test, choice: int) -> Outcome | None:
-    run = test.singles[choice]
+def _training_domain(candidates: Candidates, choice: int) -> Outcome | None:
+    run = candidates.singles[choice]
     if run.n_environments < 2:
         return None
+
     validation = in_domain(run)
-    best = int(np.nan_to_num(validation, nan=-1.0).argmax())  # nan is never the highest
-    return _at(test, choice, best, validation[best], [run])
+    best_row = _highest(validation)
+    return _outcome_at(candidates, choice, best_row, validation[best_row], [run])
 
 
-def _oracle(test: Test, choice: int) -> Outcome | None:
-    run = test.singles[choice]
-    last = int(np.frombuffer(run.steps).argmax())
-    return _at(test, choice, last, accuracies(run)[1][last, test.target], [run])
+def _oracle(candidates: Candidates, choice: int) -> Outcome | None:
+    run = candidates.singles[choice]
+    last_row = _last_row(run)
+    _, out_splits = accuracies(run)
+    return _outcome_at(candidates, choice, last_row, out_splits[last_row, candidates.target], [run])
 
 
-def _leave_one_domain_out(test: Test, choice: int) -> Outcome | None:
-    run = test.singles[choice]
-    pairs = test.pairs.get(choice, {})
-    others = [i for i in range(run.n_environments) if i != test.target]
-    if not others or any(i not in pairs for i in others):
+def _leave_one_domain_out(candidates: Candidates, choice: int) -> Outcome | None:
+    run = candidates.singles[choice]
+    pairs = candidates.pairs.get(choice, {})
+    validation_envs = [env for env in range(run.n_environments) if env != candidates.target]
+    if not validation_envs or any(env not in pairs for env in validation_envs):
         return None
-    runs = [run, *(pairs[i] for i in others)]
-    rows = [{step: row for row, step in enumerate(one.steps)} for one in runs]
-    steps = sorted(set(rows[0]).intersection(*rows[1:]))
-    if not steps:
+
+    runs = [run, *(pairs[env] for env in validation_envs)]
+    row_of_step = [{step: row for row, step in enumerate(run.steps)} for run in runs]
+    common_steps = sorted(set(row_of_step[0]).intersection(*row_of_step[1:]))
+    if not common_steps:
         return None
-    first, *places = [[row[step] for step in steps] for row in rows]
-    left_out = [accuracies(pairs[i])[0][at, i] for i, at in zip(others, places)]
-    table = np.ascontiguousarray(np.stack(left_out, axis=1))  # summed as DomainBed sums, see above
-    validation = table.sum(axis=1) / len(others)
-    best = int(np.nan_to_num(validation, nan=-1.0).argmax())  # nan is never the highest
-    return _at(test, choice, first[best], validation[best], runs)
+
+    columns = []
+    for env, rows in zip(validation_envs, row_of_step[1:]):
+        in_splits, _ = accuracies(pairs[env])
+        columns.append(in_splits[[rows[step] for step in common_steps], env])
+    # Contiguous rows are summed as DomainBed sums; see `in_domain`.
+    table = np.ascontiguousarray(np.stack(columns, axis=1))
+    validation = table.sum(axis=1) / len(validation_envs)
+
+    best = _highest(validation)
+    best_row = row_of_step[0][common_steps[best]]
+    return _outcome_at(candidates, choice, best_row, validation[best], runs)
 
 
-def _at(
-    test: Test, choice: int, row: int, validation: float, runs: Sequence[Run]
+def _highest(validation: Floats) -> int:
+    """The row of the highest value; nan is never the highest."""
+    return int(np.nan_to_num(validation, nan=-1.0).argmax())
+
+
+def _last_row(run: Run) -> int:
+    """The row of the checkpoint with the highest step."""
+    return int(np.frombuffer(run.steps).argmax())
+
+
+def _outcome_at(
+    candidates: Candidates, choice: int, row: int, validation: float, runs: Sequence[Run]
 ) -> Outcome | None:
     """The outcome at one checkpoint; None if an accuracy that it needs is nan."""
-    accuracy = float(accuracies(runs[0])[0][row, test.target])
+    in_splits, _ = accuracies(runs[0])
+    accuracy = float(in_splits[row, candidates.target])
     if np.isnan(accuracy) or np.isnan(validation):
         return None
     return Outcome(choice, runs[0].steps[row], float(validation), accuracy, runs)
@@ -144,19 +200,30 @@ def _at(
 
 def _in_domain(runs: Iterable[Run]) -> list[Selected]:
     """Accuracy on each out-split at the last step, of the choice with the highest sum of these."""
-    best: dict[tuple[str, str, int], tuple[float, list[Outcome]]] = {}
-    for run in sorted((one for one in runs if not one.test_envs), key=lambda one: one.job.key):
+    highest_total: dict[tuple[str, str, int], float] = {}
+    outcomes: dict[tuple[str, str, int], list[Outcome]] = {}
+
+    runs_without_targets = [run for run in runs if not run.test_envs]
+    for run in sorted(runs_without_targets, key=lambda run: run.job.key):
         dataset, algorithm, _, trial, choice = run.job.key
-        last = int(np.frombuffer(run.steps).argmax())
-        reached = accuracies(run)[1][last].tolist()
-        key, total = (dataset, algorithm, trial), sum(reached)
-        if total > best.get(key, (-1, []))[0]:  # nan is not
+        key = (dataset, algorithm, trial)
+        row = _last_row(run)
+        _, out_splits = accuracies(run)
+        last_accuracies = out_splits[row].tolist()
+
+        total = sum(last_accuracies)
+        if total > highest_total.get(key, -1):  # nan is not
+            highest_total[key] = total
             mean = total / run.n_environments
-            best[key] = total, [Outcome(choice, run.steps[last], mean, a, [run]) for a in reached]
+            outcomes[key] = [
+                Outcome(choice, run.steps[row], mean, accuracy, [run])
+                for accuracy in last_accuracies
+            ]
+
     return [
         Selected(dataset, algorithm, target, trial, outcome)
-        for (dataset, algorithm, trial), (_, outcomes) in sorted(best.items(), key=lambda b: b[0])
-        for target, outcome in enumerate(outcomes)
+        for dataset, algorithm, trial in sorted(outcomes)
+        for target, outcome in enumerate(outcomes[dataset, algorithm, trial])
     ]
 
 

@@ -12,13 +12,15 @@ from typing import NamedTuple
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import Job, Key
-from domainbed_carft.jobs.records import Fault, Run
+from domainbed_carft.jobs.records import RecordWarning, Run
 from domainbed_carft.jobs.setting import DEFAULT, ENVIRONMENTS, HPARAM, KINDS, UNKNOWN
 from domainbed_carft.jobs.setting import setting as setting_of
 from domainbed_carft.text import counted
 
 # (data set, algorithm) -> the settings of its jobs
-_Places = dict[tuple[str, str], list[Mapping[str, str]]]
+_SettingsByRow = dict[tuple[str, str], list[Mapping[str, str]]]
+# The values of the parts that tell one group from another
+_GroupKey = tuple[str, ...]
 
 
 class Group(NamedTuple):
@@ -45,105 +47,159 @@ def groups(
     Algorithms or data sets that differ in their one setting stay together, since no cell mixes
     them; a note names the differences. ``ignored``: keys of KINDS that do not count.
     """
-    starts = tuple(KINDS[name] for name in ignored)
-    expected = [(job, setting_of(job.args)) for job in planned]
-    found = _conflicts(_by_place((run.job, run.setting) for run in runs), _by_place(expected))
-    parts = [part for part in found if not (starts and part.startswith(starts))]
-    members: dict[tuple[str, ...], list[Run]] = {}
+    ignored_prefixes = tuple(KINDS[name] for name in ignored)
+    planned_settings = [(job, setting_of(job.args)) for job in planned]
+    conflicts = _conflicts(
+        _by_row((run.job, run.setting) for run in runs), _by_row(planned_settings)
+    )
+    parts = [part for part in conflicts if not part.startswith(ignored_prefixes)]
+
+    members: dict[_GroupKey, list[Run]] = {}
     for run in runs:
-        members.setdefault(tuple(_word(run.setting, part) for part in parts), []).append(run)
-    ran = {key: {run.job.key for run in mine} for key, mine in members.items()}
-    trials = {key: {(*job[:2], *job[3:]) for job in jobs} for key, jobs in ran.items()}
-    waiting: dict[tuple[str, ...], list[Job]] = {}
-    for job, setting in expected:
-        key = tuple(_word(setting, part) for part in parts)
-        fitting = [other for other in members if _agree(key, other)] or [key]
-        elsewhere = any(job.key in ran.get(other, ()) for other in fitting)
-        for other in fitting:
-            # What ran under another setting is missed here only among runs of its trial.
-            if not elsewhere or (*job.key[:2], *job.key[3:]) in trials[other]:
-                waiting.setdefault(other, []).append(job)
+        members.setdefault(_group_key(run.setting, parts), []).append(run)
+    waiting = _planned_by_group(planned_settings, parts, members)
+
     result = []
     for key in sorted({*members, *waiting}):
-        title, mine = ", ".join(map(" ".join, zip(parts, key))), members.get(key, [])
-        notes = [": ".join(filter(None, [title, note])) for note in _differences(mine)]
-        result.append(Group(title, mine, waiting.get(key, []), notes))
+        title = ", ".join(f"{part} {value}" for part, value in zip(parts, key))
+        group_runs = members.get(key, [])
+        notes = [f"{title}: {note}" if title else note for note in _differences(group_runs)]
+        result.append(Group(title, group_runs, waiting.get(key, []), notes))
     return result
 
 
-def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[Fault]]:
-    """``runs`` of one group with each job once, and a fault for each run passed over.
+def _planned_by_group(
+    planned: Iterable[tuple[Job, Mapping[str, str]]],
+    parts: Sequence[str],
+    members: Mapping[_GroupKey, Sequence[Run]],
+) -> dict[_GroupKey, list[Job]]:
+    """The planned jobs that belong to each group; a job may belong to several, or to a new one."""
+    ran = {key: {run.job.key for run in runs} for key, runs in members.items()}
+    trials = {key: {_without_test_envs(job) for job in jobs} for key, jobs in ran.items()}
+
+    planned_by_group: dict[_GroupKey, list[Job]] = {}
+    for job, setting in planned:
+        key = _group_key(setting, parts)
+        candidates = [group for group in members if _may_belong(key, group)] or [key]
+        has_run = any(job.key in ran.get(group, ()) for group in candidates)
+        for group in candidates:
+            # What ran under another setting is missed here only among runs of its trial.
+            if not has_run or _without_test_envs(job.key) in trials[group]:
+                planned_by_group.setdefault(group, []).append(job)
+    return planned_by_group
+
+
+def _without_test_envs(key: Key) -> tuple[str, str, int, int]:
+    return key.dataset, key.algorithm, key.trial, key.choice
+
+
+def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[RecordWarning]]:
+    """``runs`` of one group with each job once, and a warning for each run passed over.
 
     Of several, the finished one counts; of several with the same records, the first. Raises
     CarftError, naming all of them, for jobs whose runs have different records.
     """
-    found: dict[Key, list[Run]] = {}
+    runs_by_job: dict[Key, list[Run]] = {}
     for run in runs:
-        found.setdefault(run.job.key, []).append(run)
-    counting, faults, problems = [], [], []
-    for same in found.values():
-        first, *others = [run for run in same if run.done] or same
-        counting.append(first)
-        content = first.steps.tobytes(), first.accuracies.tobytes()  # nan is not equal to nan
-        if any((run.steps.tobytes(), run.accuracies.tobytes()) != content for run in others):
-            folders = ", ".join(dict.fromkeys(run.folder for run in same))
+        runs_by_job.setdefault(run.job.key, []).append(run)
+
+    distinct_runs = []
+    warnings = []
+    problems = []
+    for repeated in runs_by_job.values():
+        finished = [run for run in repeated if run.done]
+        first, *duplicates = finished or repeated
+        distinct_runs.append(first)
+
+        if any(_content(run) != _content(first) for run in duplicates):
+            folders = ", ".join(dict.fromkeys(run.folder for run in repeated))
             problems.append(f"- {first.job}: {folders}")
-        what = f"same job as in {first.folder}, which is used"
-        faults += [Fault("passed over", run.folder, what) for run in same if run is not first]
+
+        text = f"same job as in {first.folder}, which is used"
+        for run in repeated:
+            if run is not first:
+                warnings.append(RecordWarning("passed over", run.folder, text))
+
     if problems:
         raise CarftError(
             f"{counted(len(problems), 'job was', 'jobs were')} run twice under the same settings, "
             "with different records; move one folder away:\n" + "\n".join(problems)
         )
-    return counting, faults
+    return distinct_runs, warnings
 
 
-def _word(setting: Mapping[str, str], part: str) -> str:
+def _content(run: Run) -> tuple[bytes, bytes]:
+    """The steps and accuracies as bytes, since nan is not equal to nan."""
+    return run.steps.tobytes(), run.accuracies.tobytes()
+
+
+def _part_value(setting: Mapping[str, str], part: str) -> str:
     """A part's value; an hparam that is not overridden is the default."""
     return setting.get(part, DEFAULT if part.startswith(HPARAM) else UNKNOWN)
 
 
-def _agree(key: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether a job may belong there: some parts are known from records only."""
-    return all(UNKNOWN in pair or pair[0] == pair[1] for pair in zip(key, other))
+def _group_key(setting: Mapping[str, str], parts: Sequence[str]) -> _GroupKey:
+    return tuple(_part_value(setting, part) for part in parts)
 
 
-def _by_place(found: Iterable[tuple[Job, Mapping[str, str]]]) -> _Places:
-    places: _Places = {}
-    for job, setting in found:
-        places.setdefault(job.key[:2], []).append(setting)
-    return places
+def _may_belong(job: _GroupKey, group: _GroupKey) -> bool:
+    """Whether a job may belong to a group: some parts are known from records only."""
+    return all(UNKNOWN in values or values[0] == values[1] for values in zip(job, group))
 
 
-def _parts(places: _Places) -> list[str]:
-    return list(dict.fromkeys(part for own in places.values() for one in own for part in one))
+def _by_row(jobs: Iterable[tuple[Job, Mapping[str, str]]]) -> _SettingsByRow:
+    settings: _SettingsByRow = {}
+    for job, setting in jobs:
+        settings.setdefault((job.key.dataset, job.key.algorithm), []).append(setting)
+    return settings
 
 
-def _conflicts(ran: _Places, listed: _Places) -> Iterator[str]:
-    """Parts of which some algorithm on a data set, or of environments a data set, has several
-    values; of listed jobs those values count that are known without a record.
+def _parts(settings_by_row: _SettingsByRow) -> list[str]:
+    """The parts that any of the settings has, in the order in which they first occur."""
+    return list(
+        dict.fromkeys(
+            part
+            for settings in settings_by_row.values()
+            for setting in settings
+            for part in setting
+        )
+    )
+
+
+def _conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[str]:
+    """The parts by which runs have to be split.
+
+    Some algorithm has several values of such a part on one data set; of environments, the data set
+    has. Of planned jobs those values count that are known without a record.
     """
-    for part in _parts({**listed, **ran}):
-        together: dict[tuple[str, ...], set[str]] = {}
-        for place in {**ran, **listed}:
-            words = {_word(setting, part) for setting in ran.get(place, ())}
-            if UNKNOWN not in words:
-                words |= {_word(setting, part) for setting in listed.get(place, ())} - {UNKNOWN}
-            together.setdefault(place[: 1 if part == ENVIRONMENTS else 2], set()).update(words)
-        if any(len(words) > 1 for words in together.values()):
+    for part in _parts({**planned, **ran}):
+        values_of: dict[tuple[str, ...], set[str]] = {}
+        for dataset, algorithm in {**ran, **planned}:
+            run_settings = ran.get((dataset, algorithm), ())
+            values = {_part_value(setting, part) for setting in run_settings}
+            if UNKNOWN not in values:
+                job_settings = planned.get((dataset, algorithm), ())
+                values |= {_part_value(setting, part) for setting in job_settings} - {UNKNOWN}
+
+            owner = (dataset,) if part == ENVIRONMENTS else (dataset, algorithm)
+            values_of.setdefault(owner, set()).update(values)
+        if any(len(values) > 1 for values in values_of.values()):
             yield part
 
 
 def _differences(runs: Sequence[Run]) -> Iterator[str]:
-    """How the settings of a group's algorithms and data sets differ."""
-    places = _by_place((run.job, run.setting) for run in runs)
-    titles = benchmarks.dataset_titles(dataset for dataset, _ in places)
-    for part in _parts(places):
-        whose: dict[str, dict[str, None]] = {}
-        for (dataset, algorithm), own in places.items():
-            for setting in own:
-                place = f"{algorithm} on {titles[dataset]}"
-                whose.setdefault(_word(setting, part), {})[place] = None
-        if len(whose) > 1 and part != ENVIRONMENTS:  # each data set has its own
-            told = "; ".join(f"{word}: {', '.join(names)}" for word, names in whose.items())
-            yield f"Not all runs have the same {part}: {told}."
+    """How the settings of a group's algorithms and data sets differ, a sentence for each part."""
+    settings_by_row = _by_row((run.job, run.setting) for run in runs)
+    titles = benchmarks.dataset_titles(dataset for dataset, _ in settings_by_row)
+    for part in _parts(settings_by_row):
+        rows_by_value: dict[str, dict[str, None]] = {}
+        for (dataset, algorithm), settings in settings_by_row.items():
+            for setting in settings:
+                rows = rows_by_value.setdefault(_part_value(setting, part), {})
+                rows[f"{algorithm} on {titles[dataset]}"] = None
+
+        if len(rows_by_value) > 1 and part != ENVIRONMENTS:  # each data set has its own
+            listing = "; ".join(
+                f"{value}: {', '.join(rows)}" for value, rows in rows_by_value.items()
+            )
+            yield f"Not all runs have the same {part}: {listing}."

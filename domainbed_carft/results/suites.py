@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.folder import WEIGHTS
-from domainbed_carft.results import published, selection, tables
-from domainbed_carft.results.document import Grid, number
+from domainbed_carft.results import order, published, selection, tables
+from domainbed_carft.results.document import NOT_DECLARED, Grid, format_accuracy
 from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Cell
 from domainbed_carft.suites import catalogue, records
@@ -38,127 +38,199 @@ class Scores(NamedTuple):
     cells: Mapping[str, Cell]
 
     @property
-    def words(self) -> list[str]:
-        """The cells of its row in the suite's table."""
-        cells = [self.cells.get(name, Cell()) for name in columns(catalogue.get(self.suite))]
-        return [(number(c.mean, c.error, c.n) or "-") + "*" * c.partial for c in cells]
+    def cell_texts(self) -> list[str]:
+        """The cells of its row in the suite's table, as words."""
+        texts = []
+        for name in columns(catalogue.get(self.suite)):
+            cell = self.cells.get(name, Cell())
+            text = format_accuracy(cell.mean, cell.standard_error, cell.n) or NOT_DECLARED
+            texts.append(f"{text}*" if cell.partial else text)
+        return texts
 
     @property
     def label(self) -> str:
-        """Algorithm, which of its weights unless the last, alpha."""
-        which = {file: kind for kind, file in WEIGHTS.items()}.get(self.weights, self.weights)
-        alpha = "" if self.alpha is None else f"alpha {self.alpha:g}"
-        return ", ".join(filter(None, [self.algorithm, which * (which != "last"), alpha]))
+        """Algorithm, kind of its weights unless these are the last, and alpha."""
+        kinds = {file: kind for kind, file in WEIGHTS.items()}
+        kind = kinds.get(self.weights, self.weights)
+
+        parts = [self.algorithm]
+        if kind != "last":
+            parts.append(kind)
+        if self.alpha is not None:
+            parts.append(f"alpha {self.alpha:g}")
+        return ", ".join(filter(None, parts))
 
     def entry(self) -> dict[str, Any]:
-        """For JSON."""
+        """The row for JSON; "partial" lists the names of the cells that are."""
         cells = {
-            name: {"mean": cell.mean, "standard_error": cell.error, "n": cell.n}
+            name: {"mean": cell.mean, "standard_error": cell.standard_error, "n": cell.n}
             for name, cell in self.cells.items()
         }
         partial = sorted(name for name, cell in self.cells.items() if cell.partial)
         return {**self._asdict(), "cells": cells, "partial": partial}
 
+    def _sorting_key(self, algorithms: Sequence[str]) -> tuple[str, str, int, str, float]:
+        """The key for the tables' order, with the algorithms in that of ``algorithms``."""
+        return (
+            self.suite,
+            self.dataset,
+            algorithms.index(self.algorithm),
+            self.weights,
+            -1 if self.alpha is None else self.alpha,
+        )
+
+
+class _ScoresKey(NamedTuple):
+    """What the trials of one `Scores` share."""
+
+    dataset: str
+    algorithm: str
+    backbone: str
+    suite: str
+    weights: str
+    alpha: float | None
+
 
 def scores(group: Group) -> list[Scores]:
-    """All of one group, suite by suite, in the tables' order of algorithms."""
-    found: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
-    for one in selection.select(group.runs, selection.IN_DOMAIN):
-        (run,) = one.outcome.runs
+    """All scores of one group, suite by suite, in the tables' order of algorithms."""
+    trials_by_key: dict[_ScoresKey, dict[int, dict[str, Any]]] = {}
+    for selected in selection.select(group.runs, selection.IN_DOMAIN):
+        (run,) = selected.outcome.runs
+        backbone = str(run.recorded.get("clip_backbone", ""))
         for record in records.read(Path(run.folder)):
-            clip = str(run.recorded.get("clip_backbone", ""))
-            key = (one.dataset, one.algorithm, clip, *(record[name] for name in records.KEY))
-            if record["suite"] in catalogue.SUITES:
-                found.setdefault(key, {})[one.trial] = record
-    order = tables.algorithms((algorithm for _, algorithm, *_ in found), group.declared)
+            suite, weights, alpha = (record[name] for name in records.KEY)
+            key = _ScoresKey(selected.dataset, selected.algorithm, backbone, suite, weights, alpha)
+            if suite in catalogue.SUITES:
+                trials_by_key.setdefault(key, {})[selected.trial] = record
+
     rows = [
-        Scores(suite, group.title, dataset, algorithm, weights, alpha, clip, _over(suite, trials))
-        for (dataset, algorithm, clip, suite, weights, alpha), trials in found.items()
+        Scores(
+            suite=key.suite,
+            setting=group.title,
+            dataset=key.dataset,
+            algorithm=key.algorithm,
+            weights=key.weights,
+            alpha=key.alpha,
+            backbone=key.backbone,
+            cells=_cells_over(trials, key.suite),
+        )
+        for key, trials in trials_by_key.items()
     ]
-    return sorted(rows, key=lambda row: (
-        row.suite, row.dataset, order.index(row.algorithm), row.weights,
-        -1 if row.alpha is None else row.alpha,
-    ))  # fmt: skip
+    algorithms = order.ordered_algorithms((key.algorithm for key in trials_by_key), group.declared)
+    return sorted(rows, key=lambda row: row._sorting_key(algorithms))
 
 
-def _over(suite: str, trials: Mapping[int, Mapping[str, Any]]) -> dict[str, Cell]:
-    """The cells of the records of the trials."""
+def _cells_over(trials: Mapping[int, Mapping[str, Any]], suite: str) -> dict[str, Cell]:
+    """Name of a set or mean -> its cell, from the record of each trial."""
     cells = {}
     for name in columns(catalogue.get(suite)):
-        found, partial = {}, False
+        accuracies = {}
+        partial = False
         for trial, record in trials.items():
-            one = record["sets"].get(name)
-            value = one.get("mean_per_class", one["accuracy"]) if one else record.get(name)
-            partial |= bool(one and not one["complete"])
-            if value is not None:
-                found[trial] = value
-        if found:
-            cells[name] = tables.cell_of(found, ())._replace(partial=partial)
+            set_record = record["sets"].get(name)
+            if set_record:
+                accuracy = set_record.get("mean_per_class", set_record["accuracy"])
+                partial |= not set_record["complete"]
+            else:
+                accuracy = record.get(name)
+            if accuracy is not None:
+                accuracies[trial] = accuracy
+
+        if accuracies:
+            cells[name] = tables.cell_of(accuracies, missing=())._replace(partial=partial)
     return cells
 
 
-def tabled(rows: Iterable[Scores]) -> list[list[Scores]]:
+def rows_by_table(rows: Iterable[Scores]) -> list[list[Scores]]:
     """The rows of each table: of one suite, training set and setting."""
-    found: dict[tuple[str, str, str], list[Scores]] = {}
+    by_table: dict[tuple[str, str, str], list[Scores]] = {}
     for row in rows:
-        found.setdefault((row.suite, row.dataset, row.setting), []).append(row)
-    return list(found.values())
+        by_table.setdefault((row.suite, row.dataset, row.setting), []).append(row)
+    return list(by_table.values())
 
 
 def grid(rows: Sequence[Scores]) -> Grid:
-    """The table of rows that `tabled` put together."""
-    first, names = rows[0], columns(catalogue.get(rows[0].suite))
+    """The table of ``rows`` that share their suite, training set and setting."""
+    first = rows[0]
     title = f"Suite {first.suite}"
     if first.dataset != first.suite:
         title += f", trained on {benchmarks.dataset_title(first.dataset)}"
-    title = "; ".join(filter(None, [title, first.setting]))
-    mixed = any(row.alpha is not None for row in rows)
-    notes = ["alpha: WiSE-FT's; 0 is the original CLIP, 1 the run."] * mixed
-    cells = [[row.label, *row.words] for row in rows]
-    return Grid(title, ["Algorithm", *names.values()], cells, notes)
+    if first.setting:
+        title += f"; {first.setting}"
+
+    notes = []
+    if any(row.alpha is not None for row in rows):
+        notes.append("alpha: WiSE-FT's; 0 is the original CLIP, 1 the run.")
+
+    header = ["Algorithm", *columns(catalogue.get(first.suite)).values()]
+    return Grid(title, header, [[row.label, *row.cell_texts] for row in rows], notes)
 
 
-def others(suite: Suite) -> list[dict[str, Any]]:
-    """Rows of others' figures by set or mean, in percent: zero-shot CLIPs, on imagenet more."""
+def published_rows(suite: Suite) -> list[dict[str, Any]]:
+    """Rows of others' figures by set or mean, in percent: zero-shot CLIPs, on imagenet more.
+
+    A row has the keys "method", "backbone", "source", "note", and the names of `columns`.
+    """
     if suite.name != "imagenet":
-        about = {"method": "zero-shot CLIP", "source": suite.source, "note": ""}
-        return [{**about, "backbone": clip, **row} for clip, row in suite.published.items()]
+        zero_shot = {"method": "zero-shot CLIP", "source": suite.source, "note": ""}
+        return [
+            {**zero_shot, "backbone": backbone, **accuracies}
+            for backbone, accuracies in suite.published.items()
+        ]
+
     rows = published.read("suites/published.csv")
-    return [row | {k: v for k, v in suite.means(row).items() if row[k] is None} for row in rows]
+    return [
+        row | {name: mean for name, mean in suite.means(row).items() if row[name] is None}
+        for row in rows
+    ]
 
 
-def beside(rows: Sequence[Scores]) -> list[Grid]:
-    """For each suite of ``rows`` a table of these, but for WiSE-FT's curves, and the published."""
+def grids_with_published(rows: Sequence[Scores]) -> list[Grid]:
+    """For each suite of ``rows`` a table of them, without WiSE-FT's curves, and the published."""
     grids = []
     for name in dict.fromkeys(row.suite for row in rows):
         suite = catalogue.get(name)
         names = columns(suite)
-        if theirs := others(suite):
-            ours = [row for row in rows if row.suite == name and row.alpha is None]
-            cells = [[f"{row.label}, ours", row.backbone, *row.words] for row in ours]
-            cells += [
-                [row["method"], row["backbone"], *(number(row.get(key)) for key in names)]
-                for row in theirs
-            ]
-            title = f"Suite {name}, beside published figures"
-            header = ["Method", "CLIP", *names.values()]
-            grids.append(Grid(title, header, cells, published.sources(theirs)))
+        published_entries = published_rows(suite)
+        if not published_entries:
+            continue
+
+        cells = [
+            [f"{row.label}, ours", row.backbone, *row.cell_texts]
+            for row in rows
+            if row.suite == name and row.alpha is None
+        ]
+        for row in published_entries:
+            texts = [format_accuracy(row.get(key)) for key in names]
+            cells.append([row["method"], row["backbone"], *texts])
+
+        title = f"Suite {name}, beside published figures"
+        header = ["Method", "CLIP", *names.values()]
+        grids.append(Grid(title, header, cells, published.sources(published_entries)))
     return grids
 
 
 def columns(suite: Suite) -> dict[str, str]:
     """The names in ``Scores.cells`` of a suite's table -> its headers."""
-    inner = ", in distribution" * (len(suite.sets) > 1)
-    return {s.name: s.name + inner * (not s.shifted) for s in suite.sets} | suite.titles
+    headers = {}
+    for test_set in suite.sets:
+        headers[test_set.name] = test_set.name
+        if len(suite.sets) > 1 and not test_set.is_shifted:
+            headers[test_set.name] += ", in distribution"
+    return headers | suite.mean_titles
 
 
 def points(rows: Iterable[Scores]) -> list[tuple[str, float | None, float, float]]:
     """Algorithm, alpha, accuracy in distribution and mean of the shifts, of rows with both."""
-    found, first = [], dict[str, str]()
+    result = []
+    weights_of = dict[str, str]()
     for row in rows:
-        x, y = (row.cells.get(n, Cell()).mean for n in (catalogue.get(row.suite).usual, "mean"))
+        in_distribution_set = catalogue.get(row.suite).in_distribution
+        in_distribution = row.cells.get(in_distribution_set, Cell()).mean
+        shifted = row.cells.get("mean", Cell()).mean
         # A curve is between the CLIP and one file of weights.
-        same = row.weights == first.setdefault(row.algorithm, row.weights)
-        if same and x is not None and y is not None:
-            found.append((row.algorithm, row.alpha, x, y))
-    return found
+        first_weights = weights_of.setdefault(row.algorithm, row.weights)
+        is_on_curve = row.weights == first_weights
+        if is_on_curve and in_distribution is not None and shifted is not None:
+            result.append((row.algorithm, row.alpha, in_distribution, shifted))
+    return result

@@ -8,23 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import selection
+from domainbed_carft.results import order, selection
 from domainbed_carft.results.gaps import Gaps
 from domainbed_carft.results.settings import Group
 
-# DomainBed's order, ours after its; means over data sets depend on it in the last bit.
-_ORDER = (
-    "Debug28", "Debug224", "ColoredMNIST", "RotatedMNIST", "VLCS", "PACS", "OfficeHome",
-    "TerraIncognita", "DomainNet", "SVIRO", "EmojiStyles", "EmojiUnseen",
-)  # fmt: skip
-# Our algorithms in the order of the README and of docs/peers.md.
-OURS = (
-    "CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot",
-    "CLIPood", "CLIPWiSEFT", "CLIPLPFT", "CLIPL2SP", "CLIPFeatureDistillation", "LDIFS", "LipsumFT",
-    "CLIPMIRO", "FLYP",
-)  # fmt: skip
 _UNDECLARED = "-: no job was declared for this cell; Avg is over the other cells."
 
 
@@ -36,20 +24,20 @@ class Cell(NamedTuple):
     """
 
     mean: float | None = None
-    error: float | None = None
+    standard_error: float | None = None
     n: int = 0
     missing: tuple[str, ...] = ()
     accuracies: Mapping[int, float] = {}
     partial: bool = False
 
     @property
-    def counts(self) -> bool:
+    def is_expected(self) -> bool:
         """Whether the cell should have a value."""
         return self.mean is not None or bool(self.missing)
 
 
 class Row(NamedTuple):
-    """An algorithm's cells, and their mean; None where a cell has none."""
+    """An algorithm's cells, and their mean in percent; None if an expected cell has no value."""
 
     algorithm: str
     cells: Sequence[Cell]
@@ -57,9 +45,10 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """One data set's, or that of averages, whose columns are data sets, by one method and group.
+    """The accuracies of a group's algorithms on one data set, by one selection method.
 
-    ``dataset_titles``: what the data sets are called, where that is not their name.
+    A row is an algorithm and a column an environment. In a table of ``averages`` a column is a
+    data set instead. ``dataset_titles``: what data sets are called, where that is not their name.
     """
 
     setting: str
@@ -89,81 +78,162 @@ class Table(NamedTuple):
         return "; ".join(filter(None, parts))
 
     @property
-    def incomplete(self) -> int:
+    def cells(self) -> list[Cell]:
+        """The cells of all rows."""
+        return [cell for row in self.rows for cell in row.cells]
+
+    @property
+    def n_incomplete(self) -> int:
         """How many cells are incomplete."""
-        return sum(bool(cell.missing) for row in self.rows for cell in row.cells)
+        return sum(bool(cell.missing) for cell in self.cells)
+
+
+class _Accuracies:
+    """The accuracies in [0, 1] that one selection method takes from the runs of a group.
+
+    ``by_cell``: (algorithm, data set, target) -> trial -> accuracy. ``by_dataset``: (algorithm,
+    data set) -> trial -> an accuracy for each target.
+    """
+
+    def __init__(self, runs: Iterable[Run], method: str) -> None:
+        self.by_cell: dict[tuple[str, str, int], dict[int, float]] = {}
+        self.by_dataset: dict[tuple[str, str], dict[int, list[float]]] = {}
+
+        # In the order of DomainBed's groups, on which the last bit of a mean depends.
+        for dataset, algorithm, target, trial, outcome in selection.select(runs, method):
+            self.by_cell.setdefault((algorithm, dataset, target), {})[trial] = outcome.accuracy
+            trials = self.by_dataset.setdefault((algorithm, dataset), {})
+            trials.setdefault(trial, []).append(outcome.accuracy)
 
 
 def build(group: Group, methods: Sequence[str]) -> list[Table]:
-    """All tables of one group."""
+    """All tables of one group: for each method one a data set, then that of the averages."""
     gaps = Gaps(group.runs, group.planned)
-    columns = labels(group.runs, group.planned, group.labels)
+    columns = order.environment_labels(group.runs, group.planned, group.labels)
     titles = benchmarks.dataset_titles(columns)
-    result = []
+
+    tables = []
     for method in methods:
         leaves_out = selection.METHODS[method].leaves_out
         jobs = [job for job in gaps.keys if bool(job.test_envs) == leaves_out]
-        names = {job.dataset for job in jobs}
-        rows_of = algorithms((job.algorithm for job in jobs), group.declared)
-        # In the order of DomainBed's groups, on which the last bit of a mean depends.
-        selected: dict[tuple[str, str, int], dict[int, float]] = {}
-        reached: dict[tuple[str, str], dict[int, list[float]]] = {}
-        for dataset, algorithm, target, trial, outcome in selection.select(group.runs, method):
-            selected.setdefault((algorithm, dataset, target), {})[trial] = outcome.accuracy
-            trials = reached.setdefault((algorithm, dataset), {})
-            trials.setdefault(trial, []).append(outcome.accuracy)
-        tables = []
-        for name in (name for name in columns if name in names):
-            rows = []
-            for algorithm in rows_of:
-                cells = []
-                for target in range(len(columns[name])):
-                    lacks = gaps.of(name, algorithm, target, method, len(columns[name]))
-                    accuracies = selected.get((algorithm, name, target), {})
-                    cells.append(Cell() if lacks is None else cell_of(accuracies, lacks))
-                rows.append(Row(algorithm, cells, _average(cells)))
-            notes = [] if all(cell.counts for row in rows for cell in row.cells) else [_UNDECLARED]
-            table = Table(
-                setting=group.title, method=method, dataset=name, columns=columns[name],
-                rows=rows, notes=notes, dataset_titles=titles,
-            )  # fmt: skip
-            tables.append(table)
-        if leaves_out and tables:
-            tables.append(_averages(group, method, tables, rows_of, reached))
-        result += tables
-    return result
+        datasets = {job.dataset for job in jobs}
+        row_labels = order.ordered_algorithms((job.algorithm for job in jobs), group.declared)
+        accuracies = _Accuracies(group.runs, method)
+
+        method_tables = [
+            _dataset_table(
+                group=group,
+                method=method,
+                dataset=dataset,
+                environments=environments,
+                dataset_titles=titles,
+                row_labels=row_labels,
+                gaps=gaps,
+                accuracies=accuracies,
+            )
+            for dataset, environments in columns.items()
+            if dataset in datasets
+        ]
+        if leaves_out and method_tables:
+            averages = _averages(
+                group=group,
+                method=method,
+                tables=method_tables,
+                row_labels=row_labels,
+                accuracies=accuracies,
+            )
+            method_tables.append(averages)
+        tables += method_tables
+    return tables
+
+
+def _dataset_table(
+    group: Group,
+    method: str,
+    dataset: str,
+    environments: Sequence[str],
+    dataset_titles: Mapping[str, str],
+    row_labels: Sequence[str],
+    gaps: Gaps,
+    accuracies: _Accuracies,
+) -> Table:
+    """The table of one data set: a row an algorithm, a column an environment."""
+    rows = []
+    for algorithm in row_labels:
+        cells = []
+        for target in range(len(environments)):
+            missing = gaps.missing_in_cell(
+                dataset=dataset,
+                algorithm=algorithm,
+                target=target,
+                method=method,
+                n_environments=len(environments),
+            )
+            if missing is None:
+                cells.append(Cell())
+            else:
+                trials = accuracies.by_cell.get((algorithm, dataset, target), {})
+                cells.append(cell_of(trials, missing))
+        rows.append(Row(algorithm, cells, _average(cells)))
+
+    table = Table(
+        setting=group.title,
+        method=method,
+        dataset=dataset,
+        columns=environments,
+        rows=rows,
+        notes=[],
+        dataset_titles=dataset_titles,
+    )
+    if all(cell.is_expected for cell in table.cells):
+        return table
+    return table._replace(notes=[_UNDECLARED])
 
 
 def _averages(
-    group: Group, method: str, tables: Sequence[Table], names: Sequence[str],
-    reached: Mapping[tuple[str, str], Mapping[int, list[float]]],
-) -> Table:  # fmt: skip
-    """Means over each trial's mean over the targets that it has."""
+    group: Group,
+    method: str,
+    tables: Sequence[Table],
+    row_labels: Sequence[str],
+    accuracies: _Accuracies,
+) -> Table:
+    """A column a data set: means over each trial's mean over the targets that it has."""
     rows = []
     notes = []
-    for number, algorithm in enumerate(names):
+    for number, algorithm in enumerate(row_labels):
         cells = []
         for table in tables:
-            own = dict(zip(table.columns, table.rows[number].cells, strict=True))
-            without = ", ".join(label for label, cell in own.items() if not cell.counts)
-            if not any(cell.counts for cell in own.values()):
+            cell_by_target = dict(zip(table.columns, table.rows[number].cells, strict=True))
+            if not any(cell.is_expected for cell in cell_by_target.values()):
                 cells.append(Cell())
                 continue
-            if without:
-                notes.append(
-                    f"{algorithm} on {table.dataset_title}: no job declared for {without}."
-                )
-            trials = reached.get((algorithm, table.dataset), {})
+
+            undeclared = [name for name, cell in cell_by_target.items() if not cell.is_expected]
+            if undeclared:
+                names = ", ".join(undeclared)
+                notes.append(f"{algorithm} on {table.dataset_title}: no job declared for {names}.")
+
+            incomplete = [name for name, cell in cell_by_target.items() if cell.missing]
+            missing = []
+            if incomplete:
+                missing.append(f"incomplete in {table.dataset_title}: {', '.join(incomplete)}")
+
+            trials = accuracies.by_dataset.get((algorithm, table.dataset), {})
             means = {trial: float(np.mean(trials[trial])) for trial in sorted(trials)}
-            lacking = ", ".join(label for label, cell in own.items() if cell.missing)
-            missing = [f"incomplete in {table.dataset_title}: {lacking}"] if lacking else []
-            cells.append(cell_of(means, missing)._replace(partial=bool(without)))
+            cells.append(cell_of(means, missing)._replace(partial=bool(undeclared)))
         rows.append(Row(algorithm, cells, _average(cells)))
+
     columns = [table.dataset for table in tables]
     return Table(
-        setting=group.title, method=method, dataset="Averages", columns=columns, rows=rows,
-        notes=notes, averages=True, dataset_titles=tables[0].dataset_titles,
-    )  # fmt: skip
+        setting=group.title,
+        method=method,
+        dataset="Averages",
+        columns=columns,
+        rows=rows,
+        notes=notes,
+        averages=True,
+        dataset_titles=tables[0].dataset_titles,
+    )
 
 
 def cell_of(accuracies: Mapping[int, float], missing: Sequence[str]) -> Cell:
@@ -174,54 +244,24 @@ def cell_of(accuracies: Mapping[int, float], missing: Sequence[str]) -> Cell:
     """
     if not accuracies:
         return Cell(missing=tuple(missing or ["no accuracy recorded on this environment"]))
+
     values = np.array([*accuracies.values()])
     # Divided before, not after: the last bit decides how a half is rounded.
     shares = values / values.size**0.5
-    return Cell(100 * values.mean(), 100 * shares.std(), values.size, tuple(missing), accuracies)
+
+    return Cell(
+        mean=100 * values.mean(),
+        standard_error=100 * shares.std(),
+        n=values.size,
+        missing=tuple(missing),
+        accuracies=accuracies,
+    )
 
 
 def _average(cells: Sequence[Cell]) -> float | None:
-    """Of the cells that count, if all of these have a value."""
-    means = [cell.mean for cell in cells if cell.counts]
-    known = [mean for mean in means if mean is not None]
-    return sum(known) / len(known) if known and len(known) == len(means) else None
+    """The mean of the expected cells in percent; None if one of them has no value."""
+    means = [cell.mean for cell in cells if cell.is_expected]
+    values = [mean for mean in means if mean is not None]
 
-
-def labels(
-    runs: Iterable[Run], planned: Iterable[Job] = (), listed: Mapping[str, Sequence[str]] = {}
-) -> dict[str, tuple[str, ...]]:
-    """Data set -> labels of its environments, in the order of the tables.
-
-    The labels of a record, else of a manifest, else the known ones, if their number matches the
-    accuracies of the record; else env0, env1, ...
-    """
-    recorded: dict[str, tuple[str, ...]] = {}
-    counts: dict[str, int] = {}
-    for run in runs:
-        counts[run.dataset] = max(run.n_environments, counts.get(run.dataset, 0))
-        if run.environments:
-            recorded.setdefault(run.dataset, run.environments)
-    known: Mapping[str, Sequence[str]] = {
-        name: [environment.label for environment in benchmark.environments]
-        for name, benchmark in benchmarks.BENCHMARKS.items()
-    }
-    ways: list[Mapping[str, Sequence[str]]] = [recorded, listed, known]
-    for name in {job.key.dataset: None for job in planned}:
-        counts.setdefault(name, len(listed.get(name, ()) or known.get(name, ())))
-    found = {}
-    for name in dict.fromkeys((*(name for name in _ORDER if name in counts), *counts)):
-        numbered = [f"env{i}" for i in range(counts[name])]
-        fitting = [tuple(way[name]) for way in ways if len(way.get(name, ())) == counts[name]]
-        found[name] = next(iter(fitting), tuple(numbered))
-    return found
-
-
-def algorithms(names: Iterable[str], declared: Iterable[str] = ()) -> list[str]:
-    """Each of these names once, in the order of rows, legends and bars.
-
-    First those that a sweep ``declared``, in its order, then CARFT and our other algorithms in the
-    order of the docs, then all others by name.
-    """
-    found = set(names)
-    order = dict.fromkeys((*declared, *OURS, *sorted(found)))
-    return [name for name in order if name in found]
+    is_complete = len(values) == len(means)
+    return sum(values) / len(values) if values and is_complete else None

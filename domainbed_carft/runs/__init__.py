@@ -1,1 +1,11 @@
-"""Using what was trained: `carft evaluate`, `carft predict`, `carft wise-ft`, `carft export`."""
+"""Using a trained run: evaluate, predict, interpolate (WiSE-FT), average (soups), export.
+
+`api` has the functions of Python's `domainbed_carft.evaluate` and its like. The commands of `carft`
+call the same functions of this room, and print what these return.
+"""
+
+# Pictures per batch, as in the harness's `train`: the last bits of a logit depend on the batch.
+BATCH_SIZE = 64
+
+# The exit status of a command that could not read some of the pictures.
+SOME_SKIPPED = 3

@@ -22,7 +22,7 @@ def choose_weights(path: Path, which: str | None) -> Path:
     best = path / WEIGHTS["best"]
     if which is None and os.path.isdir(path) and best.exists():
         # Without records the weights themselves say what was left out.
-        arguments: Mapping[str, Any] = records.arguments(path) or saved.open_run(best).args
+        arguments: Mapping[str, Any] = records.recorded_arguments(path) or saved.open_run(best).args
         which = "best" if arguments["test_envs"] else None
     return saved.weights_file(path, which)
 
@@ -31,12 +31,16 @@ def describe_choice(path: Path, which: str | None, file: Path) -> str:
     """A sentence on the ``file`` that `choose_weights` took; "" if the user named it."""
     if which is not None or path == file:
         return ""
+
     if file.name == WEIGHTS["best"]:
         reason = "selected by training-domain validation"
         alternative = "last"
     else:
         reason = "of the last step"
         alternative = "best"
-    other = WEIGHTS[alternative]
-    hint = f" (for {other}: --which {alternative})" if (path / other).exists() else ""
+
+    alternative_file = WEIGHTS[alternative]
+    hint = ""
+    if (path / alternative_file).exists():
+        hint = f" (for {alternative_file}: --which {alternative})"
     return shown(f"Weights: {file.name} of {path}, {reason}{hint}")

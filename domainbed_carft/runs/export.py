@@ -1,4 +1,4 @@
-"""`carft export`: a run as a CLIP that other libraries read, its class head, and a card.
+"""A run exported as a CLIP that other libraries read, its class head, and a card.
 
 The CLIP is the original's state dict with the fine-tuned image encoder, in OpenAI's format, or for
 open_clip's checkpoints a folder that its ``local-dir:`` loads. Neither has a place for a head.
@@ -6,32 +6,29 @@ open_clip's checkpoints a folder that its ``local-dir:`` loads. Neither has a pl
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import re
 import tempfile
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from domainbed_carft import __version__, text
-from domainbed_carft.clips import backbone, open_clip_models, openai_models, pictures
-from domainbed_carft.data import benchmarks
+from domainbed_carft.clips import backbone, open_clip_models
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import not_written, require_output
-from domainbed_carft.files.weights import load_weights, sha256
-from domainbed_carft.runs.default_weights import choose_weights, describe_choice
-from domainbed_carft.runs.facts import facts_of, text_encoder
-from domainbed_carft.runs.saved import TrainedRun, architecture_of, open_run, original_clip
+from domainbed_carft.files.weights import load_weights
+from domainbed_carft.runs import model_card
+from domainbed_carft.runs.saved import TrainedRun, architecture_of, original_clip
 
 SUFFIXES = (".pt", ".pth")
+_TEXT_ENCODER = "text."  # how the names of a FLYP run's text encoder begin
 
 
-class Files(NamedTuple):
+@dataclass(frozen=True)
+class ExportedFiles:
     """The files of one export, named after the weights, or in a folder of their own."""
 
     weights: Path
@@ -40,183 +37,158 @@ class Files(NamedTuple):
     readme: Path
 
     @classmethod
-    def of(cls, weights: Path, for_open_clip: bool = False) -> Files:
-        """The files of an export to ``weights``; for open_clip these are a folder."""
-        if for_open_clip:
-            names = (open_clip_models.WEIGHTS, "head.pt", "card.json", "README.md")
-            return cls(*(weights / name for name in names))
-        return cls(weights, *(weights.with_suffix(end) for end in (".head.pt", ".json", ".md")))
+    def named_after(cls, weights: Path) -> ExportedFiles:
+        """The files of an export in OpenAI's format, whose names begin as that of the weights."""
+        return cls(
+            weights=weights,
+            head=weights.with_suffix(".head.pt"),
+            card=weights.with_suffix(".json"),
+            readme=weights.with_suffix(".md"),
+        )
 
+    @classmethod
+    def inside(cls, folder: Path) -> ExportedFiles:
+        """The files of an export for open_clip, all in one folder."""
+        return cls(
+            weights=folder / open_clip_models.WEIGHTS,
+            head=folder / "head.pt",
+            card=folder / "card.json",
+            readme=folder / "README.md",
+        )
 
-def run(arguments: argparse.Namespace) -> None:
-    """Open the run, export it, and print where to."""
-    opened = open_run(choose_weights(arguments.path, arguments.which))
-    how = {name: getattr(arguments, name) for name in ("original", "half", "force")}
-    files = export(opened, arguments.output, **how)
-    dataset = benchmarks.dataset_title(opened.args["dataset"])
-    what = f"{opened.title} on {dataset}, {opened.path.name}"
-    if choice := describe_choice(arguments.path, arguments.which, opened.path):
-        print(choice)
-    print(text.shown(f"{arguments.output}: {what} (see {files.readme})"))
+    @property
+    def paths(self) -> list[Path]:
+        """All four files."""
+        return [self.weights, self.head, self.card, self.readme]
+
+    def as_dict(self) -> dict[str, str]:
+        """The paths as text, by what the files hold."""
+        return {name: str(path) for name, path in vars(self).items()}
 
 
 def export(
     run: TrainedRun,
-    weights: Path,
+    output: Path,
     *,
     original: str | None = None,
     half: bool = False,
     force: bool = False,
-) -> Files:
+) -> ExportedFiles:
     """Write a run's weights, head and cards, all of them or none.
 
-    ``weights``: where to, for one of open_clip's checkpoints a folder; ``original``: the name of
-    the CLIP that the run started from, needed unless that is a published one; ``half``: in half
-    precision as OpenAI publishes its weights, else in float32; ``force``: overwrite.
+    ``output``: the weights file, for one of open_clip's checkpoints a folder; ``original``: the
+    name of the CLIP that the run started from, needed unless that is a published one; ``half``: in
+    half precision as OpenAI publishes its weights, else in float32; ``force``: overwrite.
 
     Raises CarftError if a file already exists or cannot be written, if the original is missing or
     not the run's, and for weights that are not finite.
     """
-    for_open_clip = bool(architecture_of(run))
-    if for_open_clip and (half or weights.suffix in SUFFIXES):
-        told = "of a checkpoint of open_clip; expected the name of a folder, without --half"
-        raise CarftError(f"-o {weights} is for a run {told}")
-    if not for_open_clip and weights.suffix not in SUFFIXES:
-        raise CarftError(
-            f"-o {weights}: expected a name that ends in {' or '.join(SUFFIXES)}, since this run "
-            f"started from {run.hparams['clip_backbone']!r}, which is no CLIP of open_clip; only "
-            "runs that started from one are exported to a folder"
-        )
-    files = Files.of(weights, for_open_clip)
+    is_folder = bool(architecture_of(run))
+    _require_fitting_name(run, output, is_folder, half)
+    files = _files_of(output, is_folder)
+
     # A folder that is there gets its files replaced, one by one; else it appears whole.
-    alone = for_open_clip and not os.path.lexists(weights)
-    for path in (weights,) if alone else files:
+    is_new_folder = is_folder and not os.path.lexists(output)
+    for path in [output] if is_new_folder else files.paths:
         require_output(path, (run.path, original))
         if os.path.lexists(path) and not force:
             raise CarftError(f"{path} already exists; choose another name, or add --force")
-    source = original_clip(run, original)
-    require_output(weights if alone else files.weights, (source.path,))
-    state = _state_dict(run, source, half)
+
+    clip = original_clip(run, original)
+    require_output(output if is_new_folder else files.weights, (clip.path,))
+    state = _state_dict(run, clip, half)
     try:
-        with tempfile.TemporaryDirectory(dir=weights.parent, prefix=".carft-export-") as temporary:
-            staged = Files.of(Path(temporary, weights.name), for_open_clip)
-            contents: dict[Path, Any] = {staged.head: _head(run)}
-            if for_open_clip:
-                staged.weights.parent.mkdir()
-                how = source.architecture, source.tokenizer
-                open_clip_models.save(staged.weights.parent, state, *how)
-            else:
-                contents[staged.weights] = state
-            for path, content in contents.items():
-                with path.open("wb") as file:  # a file object: the name then changes no byte
-                    torch.save(content, file)
-            card = card_of(run, source, state, staged)
-            staged.card.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-            # "replace": file names need not be text.
-            page = readme(card, staged.card.name)
-            staged.readme.write_text(page, encoding="utf-8", errors="replace")
-            made = [staged.weights.parent] if alone else staged.weights.parent.iterdir()
-            for path in made:
-                os.replace(path, (weights if alone else files.weights).parent / path.name)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".carft-export-") as temporary:
+            staged = _files_of(Path(temporary, output.name), is_folder)
+            _write(staged, run, clip, state, is_folder)
+
+            staging_folder = staged.weights.parent
+            staged_paths = [staging_folder] if is_new_folder else staging_folder.iterdir()
+            target = output.parent if is_new_folder else files.weights.parent
+            for path in staged_paths:
+                os.replace(path, target / path.name)
     except (OSError, RuntimeError) as error:
-        raise not_written(weights, error) from error
+        raise not_written(output, error) from error
     return files
 
 
-def card_of(
-    run: TrainedRun, source: backbone.Backbone, state: Mapping[str, Tensor], staged: Files
-) -> dict[str, Any]:
-    """The card for JSON; ``staged`` are the files before they are moved into place."""
-    protocol, wanted = run.hparams["protocol"], source.preprocessing
-    kept = json.loads(source.architecture or "{}")
-    config = kept.get("model_cfg") or open_clip_config(source.model)
-    is_half = any(tensor.dtype == torch.float16 for tensor in state.values())
-    card = {
-        "format": "open_clip folder" if kept else "OpenAI CLIP state dict",
-        "quick_gelu": bool(config.get("quick_gelu")),
-        "precision": "fp16" if is_half else "fp32",
-        "open_clip_name": open_clip_name(source.name),
-        "open_clip_config": config,
-        **{
-            name: {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
-            for name, path in (("weights", staged.weights), ("head", staged.head))
-        },
-        "original": {"name": run.hparams["clip_backbone"], "sha256": source.digest},
-        "text_encoder": text_encoder(run),
-        "run": facts_of(run),
-        "classes": run.classes,
-        "contexts": run.contexts,
-        "pictures": {  # side lengths in pixels, mean and deviation of [0, 1]
-            **wanted._asdict(),
-            "protocol": protocol,
-            "means": pictures.PROTOCOLS[protocol],
-            "data_set_size": run.content["model_input_shape"][-1],
-        },
-        "versions": {"domainbed_carft": __version__, "torch": torch.__version__},
-    }
-    # JSON has no word for what is not a number.
-    return dict(json.loads(json.dumps(card, default=str), parse_constant=lambda name: None))
+def _files_of(output: Path, is_folder: bool) -> ExportedFiles:
+    return ExportedFiles.inside(output) if is_folder else ExportedFiles.named_after(output)
 
 
-def open_clip_config(model: Any) -> dict[str, Any]:
-    """The architecture of a ``clip.model.CLIP`` as an open_clip configuration."""
-    visual, words = model.visual, model.transformer
-    if hasattr(visual, "transformer"):
-        layers, width = visual.transformer.layers, visual.transformer.width
-        patch = visual.conv1.kernel_size[0]
-    else:
-        layers = [len(getattr(visual, f"layer{n}")) for n in range(1, 5)]
-        width, patch = visual.layer1[0].conv1.out_channels, None
-    size = visual.input_resolution
-    return {
-        "embed_dim": model.text_projection.shape[1],
-        "quick_gelu": True,
-        "vision_cfg": {"image_size": size, "layers": layers, "width": width, "patch_size": patch},
-        "text_cfg": {
-            "context_length": model.context_length,
-            "vocab_size": model.vocab_size,
-            "width": words.width,
-            "heads": words.width // 64,
-            "layers": words.layers,
-        },
-    }
+def _require_fitting_name(run: TrainedRun, output: Path, is_folder: bool, half: bool) -> None:
+    """Raise CarftError unless the name of the output fits what the run started from."""
+    has_suffix = output.suffix in SUFFIXES
+    if is_folder and (half or has_suffix):
+        raise CarftError(
+            f"-o {output} is for a run of a checkpoint of open_clip; expected the name of a "
+            "folder, without --half"
+        )
+    if not is_folder and not has_suffix:
+        raise CarftError(
+            f"-o {output}: expected a name that ends in {' or '.join(SUFFIXES)}, since this run "
+            f"started from {run.hparams['clip_backbone']!r}, which is no CLIP of open_clip; only "
+            "runs that started from one are exported to a folder"
+        )
 
 
-def open_clip_name(name: str) -> str | None:
-    """What open_clip calls one of OpenAI's CLIPs with QuickGELU; None for any other."""
-    if name not in openai_models.OPENAI_WEIGHTS:
-        return None
-    return name.replace("/", "-").replace("@336px", "-336") + "-quickgelu"
+def _write(
+    files: ExportedFiles,
+    run: TrainedRun,
+    clip: backbone.Backbone,
+    state: dict[str, Tensor],
+    is_folder: bool,
+) -> None:
+    """Write all four files; raises OSError or RuntimeError where that fails."""
+    if is_folder:
+        folder = files.weights.parent
+        folder.mkdir()
+        open_clip_models.save(folder, state, clip.architecture, clip.tokenizer)
+    _save(files.head, _head(run))
+    if not is_folder:
+        _save(files.weights, state)
+
+    card = model_card.card_of(run, clip, state, weights=files.weights, head=files.head)
+    files.card.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    page = model_card.readme(card, files.card.name)
+    # "replace": file names need not be text.
+    files.readme.write_text(page, encoding="utf-8", errors="replace")
 
 
-def readme(card: Mapping[str, Any], card_file: str) -> str:
-    """The card for people, in Markdown; ``card_file`` is the name of the JSON beside it."""
-    environment = text.templates(autoescape=False)
-    environment.filters |= {"words": _words, "python": repr}
-    environment.filters["percent"] = lambda share: "" if share is None else f"{100 * share:.1f}%"
-    template = environment.get_template("model_card.md.j2")
-    dataset = benchmarks.dataset_title(str(card["run"]["dataset"]))
-    return template.render(card=card, card_file=card_file, dataset=dataset)
+def _save(path: Path, content: Any) -> None:
+    with path.open("wb") as file:  # a file object: the name then changes no byte
+        torch.save(content, file)
 
 
-def _state_dict(run: TrainedRun, source: backbone.Backbone, half: bool) -> dict[str, Tensor]:
-    model = source.model
+def _state_dict(run: TrainedRun, clip: backbone.Backbone, half: bool) -> dict[str, Tensor]:
+    """The original's state dict with what the run trained; CarftError for values not finite."""
+    model = clip.model
     model.visual.load_state_dict(run.algorithm.encoder.state_dict())
-    if run.args["algorithm"] == "FLYP":  # which has trained the other half of it, too
-        kept = load_weights(run.path)["model_dict"]
-        halves = {n[len("text.") :]: t for n, t in kept.items() if n.startswith("text.")}
-        own = {name.removeprefix("model."): tensor for name, tensor in halves.items()}
-        scale = kept["log_scale"].reshape(model.logit_scale.shape)
-        model.load_state_dict({**own, "logit_scale": scale}, strict=False)
+    if run.args["algorithm"] == "FLYP":
+        _load_text_encoder(model, load_weights(run.path)["model_dict"])
+
     if half:
         from clip.model import convert_weights
 
         convert_weights(model)
+
     state = dict(model.state_dict())
-    if wrong := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
-        why = "; try without --half" if half else ": the training diverged"
-        raise CarftError(f"{wrong[0]} has values that are not finite{why}")
+    not_finite = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if not_finite:
+        reason = "; try without --half" if half else ": the training diverged"
+        raise CarftError(f"{not_finite[0]} has values that are not finite{reason}")
     return state
+
+
+def _load_text_encoder(model: Any, run_state: dict[str, Tensor]) -> None:
+    """Give a CLIP the text encoder and the logit scale that FLYP has trained."""
+    state = {
+        name.removeprefix(_TEXT_ENCODER).removeprefix("model."): tensor
+        for name, tensor in run_state.items()
+        if name.startswith(_TEXT_ENCODER)
+    }
+    state["logit_scale"] = run_state["log_scale"].reshape(model.logit_scale.shape)
+    model.load_state_dict(state, strict=False)
 
 
 def _head(run: TrainedRun) -> dict[str, Any]:
@@ -225,19 +197,16 @@ def _head(run: TrainedRun) -> dict[str, Any]:
     Class logits are ``logit_scale`` * unit features . ``weight`` + ``bias``, context logits
     ``context_scale`` * unit features . ``context_weights``.
     """
-    algorithm, scale = run.algorithm, run.hparams["context_scale"]
+    algorithm = run.algorithm
+    context_scale = run.hparams["context_scale"]
+    if isinstance(context_scale, str):
+        context_scale = algorithm.logit_scale
     return {
-        "weight": algorithm.head.weight.detach().clone(),
+        "weight": algorithm.head.weight.detach().cpu().clone(),
         "classes": run.classes,
-        "bias": algorithm.head.bias.detach().clone(),
+        "bias": algorithm.head.bias.detach().cpu().clone(),
         "logit_scale": float(algorithm.head_factor),
-        "context_weights": algorithm.context_weights.clone(),
+        "context_weights": algorithm.context_weights.cpu().clone(),
         "contexts": run.contexts,
-        "context_scale": float(algorithm.logit_scale if isinstance(scale, str) else scale),
+        "context_scale": float(context_scale),
     }
-
-
-def _words(value: Any) -> str:
-    """As plain text within Markdown, also between the bars of a table."""
-    words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return re.sub(r"([\\`*_\[\]<>|~#&])", r"\\\1", text.shown(" ".join(words.split())))

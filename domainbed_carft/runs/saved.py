@@ -5,12 +5,9 @@ The file may be a stranger's: nothing in it is run, and no path in it is opened.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
-import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +20,10 @@ from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.method import algorithms, clip_algorithm, objective, prompts
-from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS
+from domainbed_carft.runs.saved_checks import require_run, soup_of
 from domainbed_carft.text import counted
 
-LARGEST = 4096  # pixels a side of a picture; a number in a file must not take all memory
-_ENCODER = "encoder."
+_ENCODER = "encoder."  # how the names of the encoder's weights begin
 
 
 @dataclass(frozen=True)
@@ -79,17 +75,16 @@ def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
 
 def run_of(content: Any, file: Path) -> TrainedRun:
     """The run that the ``content`` of the weights file ``file`` is; raises as `open_run`."""
-    _require_run(content, file)
-    algorithm, contexts, classes = _restored(content, file)
-    state = algorithm.state_dict().items()
-    if wrong := [name for name, tensor in state if not tensor.isfinite().all()]:
-        raise CarftError(
-            f"{file} has values that are not finite in {counted(len(wrong), 'tensor')}, the first "
-            f"in {wrong[0]}: the training diverged. Use --which best, or train with a smaller lr"
-        )
-    soup = _soup_of(content)
+    require_run(content, file)
+    algorithm, contexts, classes = _restore(content, file)
+    _require_finite(algorithm, file)
+
+    soup = soup_of(content)
     step = content.get("best_step", content.get("wise_ft_step"))
-    named = re.fullmatch(r"model_step(\d+)\.pkl", file.name)  # by --save_model_every_checkpoint
+    step_in_name = re.fullmatch(r"model_step(\d+)\.pkl", file.name)
+    if step is None and step_in_name and soup is None:  # by --save_model_every_checkpoint
+        step = int(step_in_name[1])
+
     return TrainedRun(
         path=file,
         algorithm=algorithm,
@@ -97,11 +92,22 @@ def run_of(content: Any, file: Path) -> TrainedRun:
         hparams=content["model_hparams"],
         classes=classes,
         contexts=contexts,
-        step=int(named[1]) if step is None and named and soup is None else step,
+        step=step,
         alpha=content.get("wise_ft_alpha"),
         content={key: value for key, value in content.items() if key != "model_dict"},
         soup=soup,
     )
+
+
+def _require_finite(algorithm: clip_algorithm.CLIPAlgorithm, file: Path) -> None:
+    state = algorithm.state_dict()
+    not_finite = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if not_finite:
+        raise CarftError(
+            f"{file} has values that are not finite in {counted(len(not_finite), 'tensor')}, the "
+            f"first in {not_finite[0]}: the training diverged. Use --which best, or train with a "
+            "smaller lr"
+        )
 
 
 def original_clip(run: TrainedRun, file: str | None = None) -> backbone.Backbone:
@@ -117,27 +123,32 @@ def original_clip(run: TrainedRun, file: str | None = None) -> backbone.Backbone
             f"{run.path} started from the CLIP {name!r}. Paths named in a run are not opened, and "
             "no hub is asked; give that CLIP with --original FILE or --original open_clip:..."
         )
-    loaded, expected = backbone.load(name), run.hparams["clip_digest"]
-    if loaded.digest != expected:
+
+    clip = backbone.load(name)
+    expected_digest = run.hparams["clip_digest"]
+    if clip.digest != expected_digest:
         raise CarftError(
-            f"{loaded.path} is not the CLIP that {run.path} started from: its SHA-256 is "
-            f"{loaded.digest}, expected {expected}. Give the right file with --original FILE"
+            f"{clip.path} is not the CLIP that {run.path} started from: its SHA-256 is "
+            f"{clip.digest}, expected {expected_digest}. Give the right file with --original FILE"
         )
-    if loaded.architecture != architecture_of(run):
+    if clip.architecture != architecture_of(run):
         raise CarftError(
             f"{name} has the weights but not the configuration of the CLIP that {run.path} started "
             "from; give it by the same name as for training, or by its export"
         )
-    there, here = (one.state_dict() for one in (loaded.model.visual, run.algorithm.encoder))
-    if {k: v.shape for k, v in there.items()} != {k: v.shape for k, v in here.items()}:
-        raise CarftError(f"the image encoders of {run.path} and {loaded.path} differ in shape")
-    return loaded
+    if _shapes(clip.model.visual) != _shapes(run.algorithm.encoder):
+        raise CarftError(f"the image encoders of {run.path} and {clip.path} differ in shape")
+    return clip
+
+
+def _shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 
 def architecture_of(run: TrainedRun) -> str:
     """open_clip's configuration of the run's CLIP as JSON; "" for OpenAI's format."""
-    kept = run.algorithm.state_dict().get("architecture", torch.empty(0))
-    return bytes(kept.tolist()).decode()
+    characters = run.algorithm.state_dict().get("architecture", torch.empty(0))
+    return bytes(characters.tolist()).decode()
 
 
 def weights_file(path: Path, which: str | None) -> Path:
@@ -146,129 +157,79 @@ def weights_file(path: Path, which: str | None) -> Path:
         if which is not None and os.path.exists(path):
             raise CarftError(f"--which chooses a file in a folder; omit it, since {path} is a file")
         return path
+
     file = path / WEIGHTS[which or "last"]
-    there = [f"use --which {one} for its {f}" for one, f in WEIGHTS.items() if (path / f).exists()]
     if not file.exists():
-        hint = there or ["expected the folder of a finished job that kept its weights"]
-        raise CarftError(f"{path} has no {file.name}; {hint[0]}")
+        hint = "expected the folder of a finished job that kept its weights"
+        for alternative, name in reversed(WEIGHTS.items()):
+            if (path / name).exists():
+                hint = f"use --which {alternative} for its {name}"
+        raise CarftError(f"{path} has no {file.name}; {hint}")
     return file
 
 
-def _is_step(value: Any) -> bool:
-    """Whether it is a number of steps, which random numbers are drawn by, or None."""
-    return value is None or (type(value) is int and 0 <= value < 2**63)
-
-
-def _is_share(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and 0 <= value <= 1)
-
-
-# Whether an argument in the file, None where it is missing, is as `domainbed.scripts.train` takes
-# it; `splits` divides and draws by the last ones.
-_ARGUMENT_FITS: dict[str, Callable[[Any], bool]] = {
-    "algorithm": lambda name: name in ALGORITHMS,
-    "dataset": lambda name: type(name) is str,
-    "test_envs": lambda envs: {*map(type, envs)} <= {int},
-    "data_dir": lambda folder: folder is None or type(folder) is str,
-    **dict.fromkeys(("seed", "trial_seed"), lambda seed: seed is None or type(seed) is int),
-    "steps": _is_step,
-    **dict.fromkeys(("holdout_fraction", "uda_holdout_fraction"), _is_share),
-}
-# The same of the other parts of the file; each is JSON besides, as in the records.
-_FITS: dict[str, Callable[[Any], bool]] = {
-    **_ARGUMENT_FITS,
-    "model_input_shape": lambda shape: (
-        [type(n) for n in shape] == [int] * 3 and 0 < min(shape) <= max(shape) <= LARGEST
-    ),
-    **dict.fromkeys(("model_num_classes", "model_num_domains"), lambda n: type(n) is int),
-    "args": lambda args: True,
-    # With "preprocessing" the data set need not look for the CLIP that the file names.
-    "model_hparams": lambda hparams: (
-        all(h.valid(hparams[h.name]) for h in HPARAMS) and hparams["preprocessing"]
-    ),
-    **dict.fromkeys(("best_step", "wise_ft_step"), _is_step),
-    "wise_ft_alpha": lambda alpha: alpha is None or (type(alpha) is float and 0 <= alpha <= 1),
-    "soup": lambda soup: soup is None or _is_soup(soup),
-}
-
-# Of a soup that carft 0.1.0 has saved, which does not say what it is made of.
-UNKNOWN_SOUP: Mapping[str, Any] = {"kind": "unknown", "members": []}
-_NONE = type(None)
-SOUPS = ("uniform", "greedy", UNKNOWN_SOUP["kind"])
-
-
-# The fields of a soup and of its members, and the types that they may have.
-_OF_SOUP = {"chosen_by": (str,), **dict.fromkeys(("in_domain", "out_of_domain"), (float, _NONE))}
-_OF_MEMBER = {
-    **dict.fromkeys(("run", "sha256", "algorithm"), (str,)),
-    **dict.fromkeys(("hparams_seed", "seed", "step"), (int, _NONE)),
-    **dict.fromkeys(("wise_ft_alpha", "validation"), (float, _NONE)),
-    "weight": (float,),
-}
-
-
-def _is_soup(soup: Any) -> bool:
-    members = soup["members"]
-    return (
-        type(members) is list
-        and soup["kind"] in SOUPS
-        and (not members or all(type(soup[name]) in types for name, types in _OF_SOUP.items()))
-        and all(type(one[name]) in types for one in members for name, types in _OF_MEMBER.items())
-    )
-
-
-def _soup_of(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """How the soup in a weights file was made; None for any other file."""
-    soup: Mapping[str, Any] | None = content.get("soup")
-    # 0.1.0 wrote this key, but no alpha, only into soups.
-    if soup is None and "wise_ft_step" in content and "wise_ft_alpha" not in content:
-        return UNKNOWN_SOUP
-    return soup
-
-
-def _require_run(content: Any, path: Path) -> None:
-    parts = content if isinstance(content, dict) else {}
-    args = parts["args"] if isinstance(parts.get("args"), dict) else {}
-    for part, fits in _FITS.items():
-        source = args if part in _ARGUMENT_FITS else parts
-        value, fitting = source.get(part), False
-        with contextlib.suppress(Exception):  # a tensor compares to no truth, say
-            fitting = bool(json.dumps(value)) and fits(value)
-        if not fitting:
-            raise CarftError(
-                f"{path} is not a run of {', '.join(ALGORITHMS)}: its {part} is "
-                f"{reprlib.repr(value)[:200]}. Expected a weights file from domainbed.scripts.train"
-            )
-
-
-def _restored(
+def _restore(
     content: Mapping[str, Any], path: Path
 ) -> tuple[clip_algorithm.CLIPAlgorithm, list[str], list[str]]:
-    cls: type[clip_algorithm.CLIPAlgorithm] = getattr(algorithms, content["args"]["algorithm"])
-    algorithm = cls.__new__(cls)  # its __init__ would ask for the CLIP
-    numbers = (content["model_num_classes"], content["model_num_domains"])
-    Algorithm.__init__(algorithm, content["model_input_shape"], *numbers, content["model_hparams"])
+    """Algorithm, contexts and classes of a checked ``content``; CarftError for odd weights."""
+    algorithm_class: type[clip_algorithm.CLIPAlgorithm] = getattr(
+        algorithms, content["args"]["algorithm"]
+    )
+    algorithm = algorithm_class.__new__(algorithm_class)  # its __init__ would ask for the CLIP
+    Algorithm.__init__(
+        algorithm,
+        content["model_input_shape"],
+        content["model_num_classes"],
+        content["model_num_domains"],
+        content["model_hparams"],
+    )
+
     state: Any = content.get("model_dict")
     if isinstance(state, dict) and "architecture" in state:
         open_clip_models.package()
     try:
-        found, classes = prompts.from_json(bytes(state["words"].tolist()).decode())
-        contexts = prompts.contexts(found, least=1)
-        shapes = {k[len(_ENCODER) :]: v.shape for k, v in state.items() if k.startswith(_ENCODER)}
-        heads = objective.ZeroShotWeights(state["head.weight"], state["context_weights"])
-        with torch.random.fork_rng(devices=[]):
-            text = bytes(state["architecture"].tolist()).decode() if "architecture" in state else ""
-            encoder, wanted, dim = backbone.empty_image_encoder(shapes, text)
-            expected = [(len(classes), dim), (len(contexts), dim)]
-            if not classes or [tuple(weight.shape) for weight in heads] != expected:
-                raise ValueError(f"expected class and context weights of shapes {expected}")
-            algorithm.set_up(encoder, heads, float(state["logit_scale"]), wanted)
-        for name in {"words", "architecture"} & state.keys():
-            algorithm.register_buffer(name, torch.empty_like(state[name]))
-        own = {k: v for k, v in state.items() if not k.startswith(clip_algorithm.ONLY_TRAINED)}
-        algorithm.load_state_dict(own)
+        templates, classes = prompts.from_json(bytes(state["words"].tolist()).decode())
+        contexts = prompts.contexts(templates, least=1)
+        _restore_state(algorithm, state, contexts, classes)
     except Exception as error:  # what other tensors make of the encoder: any type
-        told = f"{path} does not hold the weights of a {cls.__name__} ({brief(error)})"
-        raise CarftError(f"{told}; was the file changed after training?") from error
+        raise CarftError(
+            f"{path} does not hold the weights of a {algorithm_class.__name__} ({brief(error)}); "
+            "was the file changed after training?"
+        ) from error
+
     algorithm.restored = True
     return algorithm.eval(), contexts, classes
+
+
+def _restore_state(
+    algorithm: clip_algorithm.CLIPAlgorithm,
+    state: Mapping[str, Any],
+    contexts: list[str],
+    classes: list[str],
+) -> None:
+    """Give the algorithm its encoder, heads and weights; raises anything for unfit tensors."""
+    heads = objective.ZeroShotWeights(state["head.weight"], state["context_weights"])
+    architecture = ""
+    if "architecture" in state:
+        architecture = bytes(state["architecture"].tolist()).decode()
+    shapes = {
+        name[len(_ENCODER) :]: tensor.shape
+        for name, tensor in state.items()
+        if name.startswith(_ENCODER)
+    }
+
+    with torch.random.fork_rng(devices=[]):
+        encoder, preprocessing, dim = backbone.empty_image_encoder(shapes, architecture)
+        expected = [(len(classes), dim), (len(contexts), dim)]
+        if not classes or [tuple(weight.shape) for weight in heads] != expected:
+            raise ValueError(f"expected class and context weights of shapes {expected}")
+        algorithm.set_up(encoder, heads, float(state["logit_scale"]), preprocessing)
+
+    for name in {"words", "architecture"} & state.keys():
+        algorithm.register_buffer(name, torch.empty_like(state[name]))
+    trained_state = {
+        name: tensor
+        for name, tensor in state.items()
+        if not name.startswith(clip_algorithm.TRAINING_PREFIXES)
+    }
+    algorithm.load_state_dict(trained_state)

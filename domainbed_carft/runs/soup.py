@@ -1,4 +1,4 @@
-"""`carft soup`: the mean of the weights of several runs, of all of them or of those that help.
+"""Soups: the mean of the weights of several runs, of all of them or of those that help.
 
 After Wortsman et al., "Model soups" (arXiv 2203.05482; mlfoundations/model-soups, main.py): the
 greedy soup takes runs from the best on and keeps one if the mean with it is strictly better, by the
@@ -10,20 +10,27 @@ through the test transform, and added in the order of their files' digests.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
-from domainbed_carft.runs import evaluate as evaluating
-from domainbed_carft.runs import saved, splits, suite_scores, wise_ft
-from domainbed_carft.runs.default_weights import choose_weights
+from domainbed_carft.runs import saved
+from domainbed_carft.runs import splits as splitting
+from domainbed_carft.runs.measuring import (
+    LoadingOptions,
+    SplitAccuracies,
+    count_predictions,
+    run_predictor,
+    split_accuracies,
+)
+from domainbed_carft.runs.saved_checks import UNKNOWN_SOUP
 from domainbed_carft.runs.soup_members import (
     Member,
     mean_weights,
@@ -31,7 +38,10 @@ from domainbed_carft.runs.soup_members import (
     require_alike,
     shared_content,
 )
-from domainbed_carft.text import counted, shown, table
+from domainbed_carft.runs.splits import Split
+from domainbed_carft.runs.suite_evaluation import SuiteTest, suite_test
+from domainbed_carft.runs.suite_scores import SuiteScores
+from domainbed_carft.runs.wise_ft import require_new
 
 TABLE = "soup.json"
 FILES = {"uniform": "model_soup_uniform.pkl", "greedy": "model_soup_greedy.pkl"}
@@ -42,133 +52,202 @@ CHOSEN_BY = {
 }
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Check, choose by validation, evaluate both soups, write the results, then the weights.
+@dataclass(frozen=True)
+class Soup:
+    """The mean of some runs, and its accuracies as shares of 1.
 
-    Returns the exit status: 3 if a test set of ``--suite`` could not be read, else 0.
+    ``kind``: "uniform" or "greedy". ``members``: best in validation first. ``suite``: the scores on
+    a suite, if one was asked for; then ``accuracies`` has the out-splits alone.
     """
-    arguments.device = splits.choose_device(arguments.device)
-    files_of_runs = [choose_weights(path, arguments.which) for path in arguments.paths]
-    opened = [saved.open_run(file) for file in files_of_runs]
-    require_alike(opened)
-    folder = arguments.output
-    wise_ft.require_new(folder, [TABLE, *FILES.values()])
+
+    kind: str
+    members: Sequence[Member]
+    accuracies: SplitAccuracies
+    suite: SuiteScores | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The soup, for JSON."""
+        document = {
+            "soup": self.kind,
+            "chosen_by": CHOSEN_BY[self.kind],
+            "runs": [str(member.run.path) for member in self.members],
+            **self.accuracies.as_dict(),
+        }
+        if self.suite:
+            document.update(self.suite.as_dict())
+        return document
+
+    def description(self) -> dict[str, Any]:
+        """What the soup's file says of it: how it was chosen, its accuracies, and its members."""
+        weight = 1 / len(self.members)
+        return {
+            "kind": self.kind,
+            "chosen_by": CHOSEN_BY[self.kind],
+            "in_domain": self.accuracies.in_domain,
+            "out_of_domain": self.accuracies.out_of_domain,
+            "members": [member.description(weight) for member in self.members],
+        }
+
+
+@dataclass(frozen=True)
+class Soups:
+    """The uniform and the greedy soup of the same runs.
+
+    ``arguments``: those that the runs share, by name. ``transform``: as of `splits.transform_name`.
+    """
+
+    arguments: Mapping[str, Any]
+    transform: str
+    uniform: Soup
+    greedy: Soup
+
+    @property
+    def has_unread_sets(self) -> bool:
+        """Whether a test set of the suite is there but could not be read."""
+        return any(soup.suite and soup.suite.unread for soup in (self.uniform, self.greedy))
+
+    def as_dict(self) -> dict[str, Any]:
+        """What soup.json has."""
+        return {
+            "dataset": self.arguments.get("dataset"),
+            "test_envs": self.arguments.get("test_envs"),
+            "trial_seed": self.arguments.get("trial_seed"),
+            "transform": self.transform,
+            "runs": [
+                {
+                    "run": str(member.run.path),
+                    "sha256": member.sha256,
+                    "algorithm": member.run.args["algorithm"],
+                    "validation": member.validation,
+                }
+                for member in self.uniform.members
+            ],
+            "soups": [self.uniform.as_dict(), self.greedy.as_dict()],
+        }
+
+
+def soup(
+    runs: Sequence[saved.TrainedRun],
+    options: LoadingOptions,
+    *,
+    suite: str | None = None,
+    folder: Path | None = None,
+) -> Soups:
+    """Choose runs by validation, and evaluate the uniform and the greedy soup.
+
+    ``suite``: evaluate on its test sets, too; then of the splits only the out-splits of training
+    environments are read. ``folder``: where to write the results (TABLE) and the weights (FILES);
+    None writes nothing.
+
+    Raises CarftError, naming run and difference, unless the mean of the runs makes sense; if one of
+    the files is there already; and as `splits.splits` and `suite_test`.
+    """
+    require_alike(runs)
+    if folder:
+        require_new(folder, [TABLE, *FILES.values()])
 
     # One run measures all means: its settings are those of a soup, its weights are exchanged.
-    members = members_of(opened)
-    content = shared_content(members, arguments.data_dir)
-    of_all = {**content, "soup": saved.UNKNOWN_SOUP, "model_dict": mean_weights(members)}
-    measuring = saved.run_of(of_all, members[0].run.path)
-    on_suite = None
-    if arguments.suite:
-        on_suite = suite_scores.of_run(arguments.suite, measuring, arguments)
-    all_splits = splits.splits(measuring, arguments.data_dir)
-    held_out = [one for one in all_splits if not one.is_target and one.name.endswith("_out")]
-    if not held_out:
-        raise CarftError(
-            f"{measuring.path} has no out-split of a training environment to choose by"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    predict = evaluating.predicting(measuring, arguments.device)
+    members = members_of(runs)
+    content = shared_content(members, options.data_dir)
+    first_soup = {**content, "soup": UNKNOWN_SOUP, "model_dict": mean_weights(members)}
+    measuring_run = saved.run_of(first_soup, members[0].run.path)
+    measurement = _Measurement.of(measuring_run, options, suite)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
 
-    def measure(chosen: Sequence[Member], of: Sequence[splits.Split]) -> dict[str, Any]:
-        measuring.algorithm.load_state_dict(mean_weights(chosen))
-        (tallies,) = evaluating.tallied(of, predict, arguments, 1, len(measuring.classes))
-        return wise_ft.summary(of, tallies)
+    members = [
+        replace(member, validation=measurement.validation_accuracy([member])) for member in members
+    ]
+    best_first = sorted(members, key=lambda member: -member.validation)
+    chosen = choose_greedily(best_first, measurement.validation_accuracy)
+    soups = Soups(
+        arguments=measuring_run.args,
+        transform=splitting.transform_name(measuring_run),
+        uniform=measurement.evaluate("uniform", best_first),
+        greedy=measurement.evaluate("greedy", chosen),
+    )
+    if folder:
+        _save(soups, content, folder)
+    return soups
 
-    def validation(chosen: Sequence[Member]) -> float:
-        accuracy: float = measure(chosen, held_out)["in_domain"]
+
+@dataclass(frozen=True)
+class _Measurement:
+    """Measures means of runs by one ``run``, whose weights are exchanged.
+
+    ``validation_splits``: those of ``splits`` that choose. ``test``: the suite, if there is one.
+    """
+
+    run: saved.TrainedRun
+    options: LoadingOptions
+    splits: Sequence[Split]
+    validation_splits: Sequence[Split]
+    test: SuiteTest | None
+
+    @classmethod
+    def of(cls, run: saved.TrainedRun, options: LoadingOptions, suite: str | None) -> _Measurement:
+        """Find the pictures; raises CarftError if there are none to choose by."""
+        test = suite_test(suite, run, options) if suite else None
+        splits = splitting.splits(run, options.data_dir)
+        return cls(run, options, splits, _validation_splits(splits, run.path), test)
+
+    def validation_accuracy(self, members: Sequence[Member]) -> float:
+        """The mean accuracy of the members' mean on the validation splits."""
+        accuracy = self._accuracies(members, self.validation_splits).in_domain
+        assert accuracy is not None  # they have pictures
         return accuracy
 
-    members = [replace(member, validation=validation([member])) for member in members]
-    best_first = sorted(members, key=lambda member: -member.validation)
-    soups = {"uniform": best_first, "greedy": greedy(best_first, validation)}
+    def evaluate(self, kind: str, members: Sequence[Member]) -> Soup:
+        """The members' mean on the suite, or on all splits without one."""
+        if not self.test:
+            return Soup(kind, members, self._accuracies(members, self.splits))
 
-    rows = {}
-    for kind, chosen in soups.items():
         # The in-splits take far longer than the suite.
-        rows[kind] = measure(chosen, held_out if on_suite else all_splits)
-        rows[kind] |= on_suite(predict, 1)[0] if on_suite else {}
+        accuracies = self._accuracies(members, self.validation_splits)
+        (suite_scores,) = self.test.scores(run_predictor(self.run, self.options.device))
+        return Soup(kind, members, accuracies, suite_scores)
 
-    document = document_of(measuring, soups, rows)
-    files.save_text(folder / TABLE, json.dumps(document, indent=1) + "\n")
-    for kind, chosen in soups.items():
-        soup = description_of(kind, chosen, rows[kind])
-        whole = {**content, "soup": soup, "model_dict": mean_weights(chosen)}
-        files.save(folder / FILES[kind], functools.partial(torch.save, whole))
-
-    print(f"{shown(str(measuring.args['dataset']))}: soups of {counted(len(members), 'run')}")
-    print(as_table(soups, rows))
-    print(splits.PICTURES_OF_A_SOUP)
-    if on_suite:
-        print(suite_scores.as_rows("soup", rows))
-    print(f"Results and weights: {shown(str(folder))}")
-    return suite_scores.exit_status(rows.values())
+    def _accuracies(self, members: Sequence[Member], splits: Sequence[Split]) -> SplitAccuracies:
+        self.run.algorithm.load_state_dict(mean_weights(members))
+        (counts,) = count_predictions(
+            splits,
+            run_predictor(self.run, self.options.device),
+            self.options,
+            num_classes=len(self.run.classes),
+        )
+        return split_accuracies(splits, counts)
 
 
-def greedy(
-    best_first: Sequence[Member], validation: Callable[[Sequence[Member]], float]
+def _validation_splits(splits: Sequence[Split], path: Path) -> list[Split]:
+    """The out-splits of the training environments; CarftError if there is none."""
+    validation_splits = [
+        split for split in splits if not split.is_target and split.name.endswith("_out")
+    ]
+    if not any(map(len, validation_splits)):
+        raise CarftError(f"{path} has no out-split of a training environment to choose by")
+    return validation_splits
+
+
+def choose_greedily(
+    best_first: Sequence[Member], validation_accuracy: Callable[[Sequence[Member]], float]
 ) -> list[Member]:
-    """The best run, and each after it with which the ``validation`` of the mean strictly rises."""
+    """The best run, and each after it with which the accuracy of the mean strictly rises."""
     chosen = [best_first[0]]
-    best = chosen[0].validation
+    best_accuracy = chosen[0].validation
+
     for member in best_first[1:]:
-        reached = validation([*chosen, member])
-        if reached > best:
+        accuracy = validation_accuracy([*chosen, member])
+        if accuracy > best_accuracy:
             chosen.append(member)
-            best = reached
+            best_accuracy = accuracy
     return chosen
 
 
-def document_of(
-    measuring: saved.TrainedRun,
-    soups: Mapping[str, Sequence[Member]],
-    rows: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    """What soup.json has; ``rows``: the accuracies of each of ``soups``."""
-    return {
-        **{name: measuring.args.get(name) for name in ("dataset", "test_envs", "trial_seed")},
-        "transform": splits.transform_name(measuring),
-        "runs": [
-            {
-                "run": str(member.run.path),
-                "sha256": member.sha256,
-                "algorithm": member.run.args["algorithm"],
-                "validation": member.validation,
-            }
-            for member in soups["uniform"]
-        ],
-        "soups": [
-            {
-                "soup": kind,
-                "chosen_by": CHOSEN_BY[kind],
-                "runs": [str(member.run.path) for member in chosen],
-                **rows[kind],
-            }
-            for kind, chosen in soups.items()
-        ],
-    }
+def _save(soups: Soups, shared: Mapping[str, Any], folder: Path) -> None:
+    """Write the table, then both weights files; ``shared``: what these have in common."""
+    files.save_text(folder / TABLE, json.dumps(soups.as_dict(), indent=1) + "\n")
 
-
-def description_of(kind: str, chosen: Sequence[Member], row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a soup's file says of it: how it was chosen, how good it is, what it is made of."""
-    return {
-        "kind": kind,
-        "chosen_by": CHOSEN_BY[kind],
-        "in_domain": row["in_domain"],
-        "out_of_domain": row["out_of_domain"],
-        "members": [member.description(1 / len(chosen)) for member in chosen],
-    }
-
-
-def as_table(soups: Mapping[str, Sequence[Member]], rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The accuracies of the soups and, in validation, of the runs."""
-    percent = evaluating.percent
-    cells = []
-    for kind, chosen in soups.items():
-        row = rows[kind]
-        shares = [percent(row["in_domain"]), percent(row["out_of_domain"])]
-        cells.append([kind, str(len(chosen)), *shares])
-    for member in soups["uniform"]:
-        cells.append([str(member.run.path), "", percent(member.validation), ""])
-    return table(["soup or run", "runs", "in-domain (%)", "out-of-domain (%)"], cells)
+    for one_soup in (soups.uniform, soups.greedy):
+        weights = mean_weights(one_soup.members)
+        content = {**shared, "soup": one_soup.description(), "model_dict": weights}
+        files.save(folder / FILES[one_soup.kind], functools.partial(torch.save, content))

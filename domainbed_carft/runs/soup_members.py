@@ -17,15 +17,22 @@ from domainbed_carft.runs import saved, splits
 
 # Of a run's arguments and hparams: those whose runs held out the same pictures and started alike.
 SAME_ARGS = ("dataset", "test_envs", "trial_seed", "holdout_fraction", "uda_holdout_fraction")
-_SAME_HPARAMS = ("clip_digest", "prompts_digest", "protocol", "data_edition")
+SAME_HPARAMS = ("clip_digest", "prompts_digest", "protocol", "data_edition")
 
 # The hparams that say what a soup reads and how it predicts. Its others are those of a training,
 # which a soup has none of: they get the defaults of the plainest algorithm.
 DESCRIBING = (
-    *_SAME_HPARAMS, "clip_backbone", "clip_revision", "contexts", "class_names", "preprocessing",
-)  # fmt: skip
+    *SAME_HPARAMS,
+    "clip_backbone",
+    "clip_revision",
+    "contexts",
+    "class_names",
+    "preprocessing",
+)
 PLAINEST = "CLIPFineTune"
 
+# The arguments that a soup keeps where its members share them.
+SOUP_ARGS = ("algorithm", *SAME_ARGS, "task", "data_dir")
 SIZES = ("model_input_shape", "model_num_classes", "model_num_domains")
 
 
@@ -62,53 +69,76 @@ class Member:
         }
 
 
-def require_alike(opened: Sequence[saved.TrainedRun]) -> None:
+def require_alike(runs: Sequence[saved.TrainedRun]) -> None:
     """Raise CarftError, naming run and difference, unless the mean of their weights makes sense."""
-    if len(opened) < 2:
+    if len(runs) < 2:
         raise CarftError("carft soup has 1 run, expected at least two")
-    first = opened[0]
-    for one in opened:
-        if one.hparams["head_init"] == "random" and one.algorithm.trains_head:
-            told = "random head, which differs from run to run; expected the zero-shot head"
-            raise CarftError(f"{one.path} started from a {told}")
-        if one.args["algorithm"] == "FLYP":
-            told = "whose head is made by its own text encoder; expected runs that share a head"
-            raise CarftError(f"{one.path} is a run of FLYP, {told}")
-    if len({one.path.resolve() for one in opened}) < len(opened):
-        raise CarftError("a run is given twice, expected different ones")
-    for other in opened[1:]:
-        differing = [name for name in SAME_ARGS if other.args.get(name) != first.args.get(name)]
-        differing += [n for n in _SAME_HPARAMS if other.hparams[n] != first.hparams[n]]
-        inputs = zip(other.algorithm.input.buffers(), first.algorithm.input.buffers())
-        if not all(torch.equal(*two) for two in inputs):
-            differing.append("the pictures' normalisation")
-        if saved.architecture_of(other) != saved.architecture_of(first):
-            differing.append("the CLIP's architecture")
-        if differing:
+
+    for run in runs:
+        if run.hparams["head_init"] == "random" and run.algorithm.trains_head:
             raise CarftError(
-                f"{other.path} and {first.path} differ in {', '.join(differing)}; expected runs "
+                f"{run.path} started from a random head, which differs from run to run; expected "
+                "the zero-shot head"
+            )
+        if run.args["algorithm"] == "FLYP":
+            raise CarftError(
+                f"{run.path} is a run of FLYP, whose head is made by its own text encoder; "
+                "expected runs that share a head"
+            )
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise CarftError("a run is given twice, expected different ones")
+
+    first = runs[0]
+    for run in runs[1:]:
+        differences = _differences(run, first)
+        if differences:
+            raise CarftError(
+                f"{run.path} and {first.path} differ in {', '.join(differences)}; expected runs "
                 "that share the initial CLIP, the prompts, and the division of the data into "
                 "training and validation pictures"
             )
 
 
-def members_of(opened: Sequence[saved.TrainedRun]) -> list[Member]:
-    """The runs in an order of their own, by the digests of their files, and with one head scale.
+def _differences(run: saved.TrainedRun, first: saved.TrainedRun) -> list[str]:
+    """In what two runs differ that the members of a soup have to share."""
+    differences = [name for name in SAME_ARGS if run.args.get(name) != first.args.get(name)]
+    differences += [name for name in SAME_HPARAMS if run.hparams[name] != first.hparams[name]]
+
+    buffer_pairs = zip(run.algorithm.input.buffers(), first.algorithm.input.buffers())
+    if not all(
+        torch.equal(buffer.cpu(), first_buffer.cpu()) for buffer, first_buffer in buffer_pairs
+    ):
+        differences.append("the pictures' normalisation")
+    if saved.architecture_of(run) != saved.architecture_of(first):
+        differences.append("the CLIP's architecture")
+    return differences
+
+
+def members_of(runs: Sequence[saved.TrainedRun]) -> list[Member]:
+    """The runs as members, in the order of their files' digests, and with one head scale.
 
     A head predicts by its scale times its weights, and some algorithms train the product and others
     the weights: where runs differ in that, all get the product, and a scale of 1.
     """
-    states = [one.algorithm.state_dict() for one in opened]
-    if len({float(state["head_factor"]) for state in states}) > 1:
-        states = [folded(state) for state in states]
+    states: list[dict[str, Tensor]] = []
+    for run in runs:
+        state = run.algorithm.state_dict()
+        states.append({name: tensor.cpu() for name, tensor in state.items()})
 
-    digests = [sha256(one.path) for one in opened]
-    members = [Member(*parts) for parts in zip(opened, digests, states)]
-    return sorted(members, key=lambda member: (member.sha256, str(member.run.path)))
+    head_scales = {float(state["head_factor"]) for state in states}
+    if len(head_scales) > 1:
+        states = [fold_head_scale(state) for state in states]
+
+    members = [Member(run, sha256(run.path), state) for run, state in zip(runs, states)]
+    return sorted(members, key=_by_digest)
 
 
-def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights with the scale of the head in the head; logits are equal up to rounding."""
+def _by_digest(member: Member) -> tuple[str, str]:
+    return member.sha256, str(member.run.path)
+
+
+def fold_head_scale(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the scale of the head in its weights; logits are equal up to rounding."""
     return {
         **state,
         "head.weight": state["head.weight"] * state["head_factor"],
@@ -124,64 +154,65 @@ def shared_content(members: Sequence[Member], data_dir: str | None) -> dict[str,
     """
     contents = [member.run.content for member in members]
     first = contents[0]
-    arguments: dict[str, Any] = _agreeing([content["args"] for content in contents])
-    kept = ("algorithm", *SAME_ARGS, "task", "data_dir")
-    arguments = {name: arguments[name] for name in kept if name in arguments}
+    shared_arguments = _shared_items([content["args"] for content in contents])
+    arguments: dict[str, Any] = {
+        name: shared_arguments[name] for name in SOUP_ARGS if name in shared_arguments
+    }
     arguments.setdefault("algorithm", PLAINEST)
     arguments["data_dir"] = data_dir or first["args"].get("data_dir")
 
-    shared = {
-        "args": arguments,
-        "model_hparams": _hparams_of(members),
-        **{name: first[name] for name in SIZES},
-    }
-    ways = {str(content.get("pictures")) for content in contents}
-    if all(way.startswith("fast") for way in ways):
-        shared["pictures"] = min(ways)  # which differ in nothing but the augmentation
+    shared: dict[str, Any] = {"args": arguments, "model_hparams": _hparams_of(members)}
+    for name in SIZES:
+        shared[name] = first[name]
+
+    # Plans of the fast pictures differ in nothing but the augmentation.
+    plans = {str(content.get("pictures")) for content in contents}
+    if all(plan.startswith("fast") for plan in plans):
+        shared["pictures"] = min(plans)
     return shared
 
 
 def _hparams_of(members: Sequence[Member]) -> dict[str, Any]:
     """The hparams of a soup: DESCRIBING from its members, and no setting of a training."""
     first = members[0].run.hparams
-    agreeing = _agreeing([member.run.hparams for member in members])
-    ours = {hparam.name for hparam in HPARAMS}
+    shared = _shared_items([member.run.hparams for member in members])
+    algorithm_hparams = {hparam.name for hparam in HPARAMS}
     defaults = overlay(PLAINEST, members[0].run.args["dataset"], 0)
     is_folded = float(members[0].state["head_factor"]) == 1.0
 
-    hparams = {name: value for name, value in agreeing.items() if name not in ours}
+    hparams = {name: value for name, value in shared.items() if name not in algorithm_hparams}
     if "data_augmentation" in first:  # the host's
         hparams["data_augmentation"] = False
+
     hparams |= {name: default for name, (default, _) in defaults.items()}
     hparams |= {name: first[name] for name in DESCRIBING}
     hparams["head_scale"] = "folded" if is_folded else "outside"
-    hparams["amp"] = agreeing.get("amp", "off")
-    hparams["context_scale"] = agreeing.get("context_scale", "logit_scale")
+    hparams["amp"] = shared.get("amp", "off")
+    hparams["context_scale"] = shared.get("context_scale", "logit_scale")
     return hparams
 
 
-def _agreeing(mappings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _shared_items(mappings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The items that all ``mappings`` have."""
-    first, *others = mappings
+    first = mappings[0]
     return {
         name: value
         for name, value in first.items()
-        if all(name in other and other[name] == value for other in others)
+        if all(name in mapping and mapping[name] == value for mapping in mappings[1:])
     }
 
 
 def mean_weights(members: Sequence[Member]) -> dict[str, Tensor]:
-    """The mean of the members' weights, in whichever order they are given."""
-    in_order = sorted(members, key=lambda member: (member.sha256, str(member.run.path)))
-    return mean([member.state for member in in_order])
+    """The mean of the members' weights, equal to the bit in whichever order they are given."""
+    return mean_state([member.state for member in sorted(members, key=_by_digest)])
 
 
-def mean(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def mean_state(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The mean of each floating-point tensor, added in float64; of others, the first."""
-    found = {}
+    means = {}
     for name, tensor in states[0].items():
         if tensor.is_floating_point():
             total = sum(state[name].double() for state in states[1:]) + tensor.double()
             tensor = (total / len(states)).to(tensor.dtype)
-        found[name] = tensor
-    return found
+        means[name] = tensor
+    return means

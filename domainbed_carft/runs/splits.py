@@ -6,36 +6,26 @@ import contextlib
 import copy
 import importlib
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from domainbed.lib import misc
-from PIL import ImageFile
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from domainbed_carft import machine
-from domainbed_carft.clips import pictures
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import dataset_facts, prompts
-from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.pictures import rng
+from domainbed_carft.runs.same_data import require_same_data
 from domainbed_carft.runs.saved import TrainedRun
-from domainbed_carft.text import differences, progress
 
 picture_batches: Any = None
 with contextlib.suppress(ImportError):  # our harness's; no other host draws by a key
     picture_batches = importlib.import_module("domainbed.lib.picture_batches")
 
-PICTURES_OF_A_SOUP = (
-    "Pictures: all through the test transform; a soup has no seed and no step to augment by."
-)
-
-MANY_PICTURES = 5000  # below, starting processes takes longer than they save
 MOST_ENVIRONMENTS = 4096  # of a data set; a number in a file must not take all memory
+SEEDS = 2**64  # a key's seed is taken modulo this
+DEFAULT_HOLDOUT_FRACTION = 0.2  # as in DomainBed's train
 
 
 @dataclass(frozen=True)
@@ -43,7 +33,8 @@ class Split:
     """A split: its name in the records, its environment, and its pictures.
 
     ``is_target``: whether that is a test environment. ``items``: a map-style torch data set of
-    (x, y); an item's augmentation is the same whenever and by whichever process it is read.
+    (picture, label); an item's augmentation is the same whenever and by whichever process it is
+    read.
     """
 
     name: str
@@ -53,6 +44,14 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.items)  # type: ignore[arg-type]
+
+
+class _Part(NamedTuple):
+    """A split before it has a key: its name, the index of its environment, its items."""
+
+    name: str
+    environment: int
+    items: Any
 
 
 def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
@@ -65,20 +64,19 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
 
     Raises CarftError if the data is missing, or is not the run's.
     """
-    hparams, seed = copy.deepcopy(dict(run.hparams)), run.args.get("seed", 0)
-    folder = data_dir or run.args.get("data_dir")
     targets = run.args["test_envs"]
+    seed = run.args.get("seed", 0)
+    hparams = copy.deepcopy(dict(run.hparams))  # to which the data set adds
+    folder = data_dir or run.args.get("data_dir")
     try:
-        dataset_class = _dataset_class(run, data_dir)
-        with rng.kept():  # the data set may draw
-            rng.reseed(seed)
-            dataset = dataset_class(folder, _not_augmented(run), hparams)
-        if data_dir and not os.path.isdir(data_dir):  # of data sets that read no folder
-            raise CarftError(f"there is no folder {data_dir}")
-        if beyond := set(targets) - set(range(len(dataset))):
-            raise ValueError(f"test_envs has {beyond}, but there are {len(dataset)} environments")
-        divided = _divided(run, dataset, targets)
-        last = int(run.args.get("steps") or dataset.N_STEPS) - 1
+        dataset = _make_dataset(run, data_dir, hparams)
+        unknown_targets = set(targets) - set(range(len(dataset)))
+        if unknown_targets:
+            raise ValueError(
+                f"test_envs has {unknown_targets}, but there are {len(dataset)} environments"
+            )
+        parts = _divide(run, dataset, targets)
+        last_step = int(run.args.get("steps") or dataset.N_STEPS) - 1
     except Exception as error:  # a host's class may raise anything, and the file say anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CarftError(
@@ -86,23 +84,28 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
             f"{folder or 'there'} and split as in training: {reason}. Give the place of the data "
             "with --data_dir; for your own data, the data folder itself"
         ) from error
-    wanted = run.algorithm.input.wanted
-    told = run.content.get("pictures"), (wanted.resolution, wanted.mean, wanted.std)
-    how = picture_batches and picture_batches.as_told(*told)
-    if how and how.wanted:
-        dataset_facts.renormalise(hparams, (wanted.mean, wanted.std))
-    seen = dataset_facts.recall(hparams, prompts.named_dataset(hparams["class_names"]))
-    _require_same_data(run, dataset, targets, seen)
-    names = [environment.name for environment in seen.environments]
-    names = names if len(names) == len(dataset) else [*map(str, range(len(dataset)))]
+
+    plan = _recorded_pictures(run, hparams)
+    facts = dataset_facts.recall(hparams, prompts.named_dataset(run.hparams["class_names"]))
+    require_same_data(run, dataset, targets, facts)
+
+    names = [environment.name for environment in facts.environments]
+    if len(names) != len(dataset):
+        names = [str(index) for index in range(len(dataset))]
+
     # As in `train`: seed, step, the split's number, and the picture's.
-    step = last if run.step is None else run.step
-    key = (seed % 2**64, 0 if run.algorithm.is_constant else step)
-    kinds = getattr(dataset, "EVALUATED_SPLITS", ("in", "out", "uda"))  # as in `train`
+    step = last_step if run.step is None else run.step
+    key = (seed % SEEDS, 0 if run.algorithm.is_constant else step)
+    evaluated_kinds = getattr(dataset, "EVALUATED_SPLITS", ("in", "out", "uda"))  # as in `train`
     return [
-        Split(name, names[index], index in targets, _Items(part, (*key, number), how))
-        for number, (name, index, part) in enumerate(divided)
-        if name.rpartition("_")[2] in kinds
+        Split(
+            name=part.name,
+            environment=names[part.environment],
+            is_target=part.environment in targets,
+            items=_KeyedItems(part.items, (*key, number), plan),
+        )
+        for number, part in enumerate(parts)
+        if part.name.rpartition("_")[2] in evaluated_kinds
     ]
 
 
@@ -123,60 +126,17 @@ def transform_name(run: TrainedRun) -> str:
     return "as in training" if run.soup is None else "test"
 
 
-def choose_device(asked: str | None) -> torch.device:
-    """``asked``, such as "cuda:1", else the GPU if there is one; CarftError if it is missing.
+def _make_dataset(run: TrainedRun, data_dir: str | None, hparams: dict[str, Any]) -> Any:
+    """The run's data set, drawn by its seed as in training; raises whatever its class raises."""
+    dataset_class = _dataset_class(run, data_dir)
+    with rng.preserved_states():  # the data set may draw
+        rng.reseed(run.args.get("seed", 0))
+        folder = data_dir or run.args.get("data_dir")
+        dataset = dataset_class(folder, _unaugmented_environments(run), hparams)
 
-    Convolutions are made deterministic, as in DomainBed's train.
-    """
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-    name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        there = torch.empty(1, device=name)
-        there.cpu()  # "meta" has nothing to give back
-        if there.device.type == "cpu":
-            machine.keep_freed_memory()
-        return there.device
-    except (RuntimeError, AssertionError) as error:
-        told = f"({str(error).splitlines()[0]}); expected cpu, cuda or cuda:N of this machine"
-        raise CarftError(f"--device {name} cannot be used {told}") from error
-
-
-def workers(asked: int | None, many: bool) -> int:
-    """The number of loader processes: ``asked``, else one per core if there are many pictures."""
-    default = min(8, machine.cores()) if many else 0
-    return default if asked is None else asked
-
-
-def batches(
-    found: Sequence[Split], batch_size: int, asked_workers: int | None
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The number of a split, pictures and labels, for all pictures of all splits, in order.
-
-    Raises CarftError where a picture cannot be read.
-    """
-    total = sum(map(len, found))
-    processes = workers(asked_workers, total >= MANY_PICTURES)
-    with progress(total=total, unit="picture", description="evaluating", delay=2) as bar:
-        for number, split in enumerate(found):
-            try:
-                for x, y in DataLoader(split.items, batch_size, num_workers=processes):
-                    yield number, x, y
-                    bar.update(len(x))
-            except (OSError, CarftError) as error:  # Pillow's, the harness's; a worker's traceback
-                reason = re.sub(r"^[\w.]+Error: ", "", str(error).rstrip().rpartition("\n")[2])
-                told = f"a picture of {split.environment} ({split.name}): {reason}"
-                raise CarftError(told) from error
-
-
-@contextlib.contextmanager
-def whole_pictures() -> Iterator[None]:
-    """Have Pillow refuse files that are cut off, which DomainBed has it fill up with grey."""
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+    if data_dir and not os.path.isdir(data_dir):  # of data sets that read no folder
+        raise CarftError(f"there is no folder {data_dir}")
+    return dataset
 
 
 def _dataset_class(run: TrainedRun, data_dir: str | None) -> Any:
@@ -193,81 +153,70 @@ def _dataset_class(run: TrainedRun, data_dir: str | None) -> Any:
     return look_up(name)
 
 
-def _not_augmented(run: TrainedRun) -> list[int]:
+def _unaugmented_environments(run: TrainedRun) -> list[int]:
     """The environments that the data set shall not augment: those left out, of a soup all."""
     targets: list[int] = run.args["test_envs"]
     if run.soup is None:
         return targets
+
     count = run.content["model_num_domains"] + len(targets)
     return list(range(min(count, MOST_ENVIRONMENTS)))
 
 
-def _require_same_data(
-    run: TrainedRun, dataset: Any, targets: Sequence[int], seen: dataset_facts.Seen
-) -> None:
-    same: list[tuple[str, Any, Any]] = [
-        ("environments", run.content["model_num_domains"] + len(targets), len(dataset)),
-        ("classes", len(run.classes), dataset.num_classes),
-    ]
-    if prompts.named_dataset(run.hparams["class_names"]) is not None:
-        shown = [e.classes for e in seen.environments if e.classes]
-        same += [_differing_classes(run.classes, [*map(prompts.clean, names)]) for names in shown]
-    edition = run.hparams["data_edition"]
-    if seen.edition and edition not in ("", UNCHECKED):
-        same.append(("data_edition", edition, seen.edition))
-    if normalisation := dataset_facts.agreed_normalisation(seen.environments):
-        ours = run.algorithm.input
-        inputs = ours, pictures.CLIPInput(ours.wanted, *normalisation)
-        then, now = (
-            [[round(x, 4) for x in b.flatten().tolist()] for b in i.buffers()] for i in inputs
-        )
-        same.append(("normalisation", then, now))
-    for what, then, now in same:
-        if then != now:
-            before, found = (then, now) if isinstance(then, str) else differences(then, now)
-            raise CarftError(
-                f"the data set {run.args['dataset']} is not what {run.path} was trained on: {what} "
-                f"{before} then, {found} now. Restore the data, or give its place with --data_dir"
-            )
+def _recorded_pictures(run: TrainedRun, hparams: dict[str, Any]) -> Any:
+    """How our harness transformed the job's pictures; None on another host.
+
+    Where the model's normalisation was applied, ``hparams`` gets it for the data set's.
+    """
+    if not picture_batches:
+        return None
+
+    preprocessing = run.algorithm.input.preprocessing
+    size_and_statistics = (preprocessing.resolution, preprocessing.mean, preprocessing.std)
+    description = run.content.get("pictures")
+    plan = picture_batches.pictures_from_description(description, size_and_statistics)
+    if plan and plan.model_input:
+        dataset_facts.set_normalisation(hparams, (preprocessing.mean, preprocessing.std))
+    return plan
 
 
-MOST_CLASSES = 20  # whose names an error lists
+def _divide(run: TrainedRun, dataset: Any, targets: Sequence[int]) -> list[_Part]:
+    """The splits of all environments, in the order of the records."""
+    holdout = run.args.get("holdout_fraction", DEFAULT_HOLDOUT_FRACTION)
+    uda_holdout = run.args.get("uda_holdout_fraction", 0)
+    parts: dict[str, list[_Part]] = {"in": [], "out": [], "uda": []}
 
+    def add(kind: str, index: int, items: Any) -> None:
+        # Counted from 0, whichever environments they are of.
+        parts[kind].append(_Part(f"env{len(parts[kind])}_{kind}", index, items))
 
-def _differing_classes(then: Sequence[str], now: Sequence[str]) -> tuple[str, Any, Any]:
-    """A label and the values, then and now; of many class names the first that differ."""
-    if len(then) <= MOST_CLASSES or len(then) != len(now):
-        return "classes", list(then), list(now)
-    pairs = enumerate(zip(then, now))
-    label, names = next((pair for pair in pairs if pair[1][0] != pair[1][1]), (0, ("", "")))
-    return f"the class of label {label}", *names
-
-
-def _divided(run: TrainedRun, dataset: Any, targets: Sequence[int]) -> list[tuple[str, int, Any]]:
-    """Name, index of the environment and items of each split, in the order of the records."""
-    shares = run.args.get("holdout_fraction", 0.2), run.args.get("uda_holdout_fraction", 0)
-    found: dict[str, list[tuple[str, int, Any]]] = {"in": [], "out": [], "uda": []}
     for index, environment in enumerate(dataset):
         seed = misc.seed_hash(run.args.get("trial_seed", 0), index)
-        parts, rest = dict[str, Any](), environment
-        for kind, share in zip(("out", "uda") if index in targets else ("out",), shares):
-            parts[kind], rest = misc.split_dataset(rest, int(len(rest) * share), seed)
-        for kind, items in {"in": rest, **parts}.items():
-            if kind != "uda" or len(items):  # counted from 0, whichever environments they are of
-                found[kind].append((f"env{len(found[kind])}_{kind}", index, items))
-    return [split for kind in found.values() for split in kind]
+        size = int(len(environment) * holdout)
+        out_split, in_split = misc.split_dataset(environment, size, seed)
+        uda_split: Sequence[Any] = ()
+        if index in targets:
+            uda_size = int(len(in_split) * uda_holdout)
+            uda_split, in_split = misc.split_dataset(in_split, uda_size, seed)
+
+        add("in", index, in_split)
+        add("out", index, out_split)
+        if len(uda_split):
+            add("uda", index, uda_split)
+
+    return [part for kind_parts in parts.values() for part in kind_parts]
 
 
-class _Items(Dataset[Any]):
+class _KeyedItems(Dataset[Any]):
     """Items, each read with random numbers that depend on ``key`` and its position alone.
 
-    ``how``: our harness's word on how the job got its pictures, if this is our harness.
+    ``plan``: how our harness transformed the job's pictures; None on another host.
     """
 
-    def __init__(self, items: Any, key: tuple[int, ...], how: Any) -> None:
+    def __init__(self, items: Any, key: tuple[int, ...], plan: Any) -> None:
         self._items = items
         self._key = key
-        self._source = how and how.source(items)
+        self._source = plan and plan.source(items)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -276,15 +225,20 @@ class _Items(Dataset[Any]):
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[Any]:
-        items = []
-        with rng.kept():
+        with rng.preserved_states():
             if self._source:
-                requests = [(0, position, (*self._key, position)) for position in positions]
-                batch = self._source.batch(requests)
-                return list(zip(*(batch.done() if hasattr(batch, "done") else batch)))
-            for position in positions:
-                # On our harness as in `domainbed.lib.fast_data_loader`.
-                seed_of = rng.seed_of if picture_batches else misc.seed_hash
-                rng.reseed(int(seed_of(*self._key, position)))
-                items.append(self._items[position])
-        return items
+                return self._read_by_plan(positions)
+            return [self._read(position) for position in positions]
+
+    def _read_by_plan(self, positions: Sequence[int]) -> list[Any]:
+        requests = [(0, position, (*self._key, position)) for position in positions]
+        batch = self._source.batch(requests)
+        if hasattr(batch, "finish"):  # its second stage is still to come
+            batch = batch.finish()
+        return list(zip(*batch))
+
+    def _read(self, position: int) -> Any:
+        # On our harness as in `domainbed.lib.fast_data_loader`.
+        seed_of = rng.seed_of if picture_batches else misc.seed_hash
+        rng.reseed(int(seed_of(*self._key, position)))
+        return self._items[position]

@@ -5,43 +5,52 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from domainbed_carft.data import listing
+from domainbed_carft.data import picture_files
 from domainbed_carft.data.benchmarks import missing_data_dir
 from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures import plan as planning
-from domainbed_carft.runs import splits as data
-from domainbed_carft.suites.test_sets import Found, Suite, TestSet
-
-Copies = list[tuple[TestSet, Found]]
+from domainbed_carft.runs.measuring import refuse_truncated_files
+from domainbed_carft.suites.test_sets import Suite, TestSet, TestSetCopy
 
 
-def looked_up(suite: Suite, data_dir: str | None) -> Copies:
-    """Each set of the suite with what is found of it.
+class LocatedSet(NamedTuple):
+    """A test set of a suite and the copy of it below the data folder."""
 
-    Raises CarftError if no picture is there, UnreadableError if some folder cannot be read.
+    test_set: TestSet
+    copy: TestSetCopy
+
+
+def locate_sets(suite: Suite, data_dir: str | None) -> list[LocatedSet]:
+    """Each test set of the suite with its copy below ``data_dir``, or below the working folder.
+
+    Raises CarftError if there is no picture of any set, UnreadableError if that is since a folder
+    cannot be read.
     """
     folder = Path(data_dir or ".")
-    found = [(one, one.find(folder)) for one in suite.sets]
-    if not any(copy.samples for _, copy in found):
-        for problem in missing_data_dir(folder):  # said once, and not of each set
-            raise CarftError(problem)
-        problems = {one.name: copy.problems for one, copy in found}
-        if any(copy.is_unreadable for _, copy in found):
-            raise nothing_readable(suite, problems)
-        where = f"no test set of the suite {suite.name} is in --data_dir {folder}"
-        raise CarftError(f"{where}: {_by_set(problems)}")
-    return found
+    located = [LocatedSet(test_set, test_set.find(folder)) for test_set in suite.sets]
+    if any(copy.samples for _, copy in located):
+        return located
+
+    for problem in missing_data_dir(folder):  # said once, and not of each set
+        raise CarftError(problem)
+
+    problems = {test_set.name: copy.problems for test_set, copy in located}
+    if any(copy.is_unreadable for _, copy in located):
+        raise unreadable_suite(suite, problems)
+    raise CarftError(
+        f"no test set of the suite {suite.name} is in --data_dir {folder}: {_by_set(problems)}"
+    )
 
 
-def nothing_readable(suite: Suite, problems: Mapping[str, Sequence[str]]) -> UnreadableError:
-    """What to raise where no set of the suite has figures; ``problems``: sentences by set."""
+def unreadable_suite(suite: Suite, problems: Mapping[str, Sequence[str]]) -> UnreadableError:
+    """The error for a suite without any set that can be read; ``problems``: sentences by set."""
     return UnreadableError(
         f"no test set of the suite {suite.name} can be read: {_by_set(problems)}"
     )
@@ -52,8 +61,14 @@ def _by_set(problems: Mapping[str, Sequence[str]]) -> str:
 
 
 @dataclass(frozen=True)
-class Pictures(Dataset[Any]):
-    """Squares (S, S, 3), uint8, before they are normalised, and labels."""
+class TestSetPictures(Dataset[Any]):
+    """Squares (S, S, 3), uint8, before they are normalised, and labels.
+
+    ``samples``: paths or arrays (H, W, 3) with their labels. ``border``: pixels to cut off each
+    side. ``plan``: how a picture becomes a square.
+    """
+
+    __test__ = False  # no test of pytest's
 
     samples: Sequence[tuple[Any, int]]
     border: int
@@ -62,12 +77,13 @@ class Pictures(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        sample, label = self.samples[number]
-        if isinstance(sample, str):
-            with data.whole_pictures():
-                return listing.opened(self._square_of_file, sample), label
-        return self._square(torch.as_tensor(sample)), label
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        sample, label = self.samples[position]
+        if not isinstance(sample, str):
+            return self._square(torch.as_tensor(sample)), label
+
+        with refuse_truncated_files():
+            return picture_files.read_picture(self._square_of_file, sample), label
 
     def _square_of_file(self, path: str) -> Tensor:
         return self._square(loading.decode(path))
@@ -80,5 +96,6 @@ class Pictures(Dataset[Any]):
                 f"of its {width} x {height} pixels nothing is left without the border of "
                 f"{self.border} pixels on each side"
             )
+
         inside = pixels[self.border : height - self.border, self.border : width - self.border]
-        return planning.first(self.plan, inside)[0]
+        return planning.first_stage(self.plan, inside)[0]

@@ -1,299 +1,265 @@
-"""`carft wise-ft`: the weights between the original CLIP and a run, evaluated, plotted, saved.
-
-Wortsman et al., "Robust fine-tuning of zero-shot models", arXiv 2109.01903: (1 - alpha) times the
-zero-shot weights plus alpha times the fine-tuned ones, encoder and head.
-"""
+"""WiSE-FT: a run measured, plotted and saved at weights between the original CLIP and its own."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from domainbed_carft import files
-from domainbed_carft.clips import backbone
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import objective, prompts
-from domainbed_carft.runs import evaluate as evaluating
-from domainbed_carft.runs import saved, suite_scores
-from domainbed_carft.runs import splits as data
-from domainbed_carft.runs.default_weights import choose_weights, describe_choice
-from domainbed_carft.suites import catalogue as known
-from domainbed_carft.text import counted, shown, table
-
-if TYPE_CHECKING:
-    import matplotlib.figure
+from domainbed_carft.runs import splits as splitting
+from domainbed_carft.runs import wise_ft_curve
+from domainbed_carft.runs.alphas import listed_alphas, sorted_alphas, weights_name
+from domainbed_carft.runs.interpolation import Interpolation, reached_alpha
+from domainbed_carft.runs.measuring import (
+    LoadingOptions,
+    Predictor,
+    SplitAccuracies,
+    count_predictions,
+    split_accuracies,
+)
+from domainbed_carft.runs.saved import TrainedRun
+from domainbed_carft.runs.splits import Split
+from domainbed_carft.runs.suite_evaluation import SuiteTest, run_facts, suite_test
+from domainbed_carft.runs.suite_scores import SuiteEvaluation, SuiteScores
+from domainbed_carft.runs.wise_ft_curve import SPLIT_LABELS, SUITE_LABELS, CurvePoint
 
 TABLE = "wise_ft.json"
-PLOTS = ("wise_ft.png", "wise_ft.svg")
-ENDS = {0.0: " (original CLIP)", 1.0: " (the run)"}  # what the alphas at the ends stand for
-AXES = (  # of splits, of a suite
-    (
-        "in-domain accuracy (%): out-splits of the training environments",
-        "out-of-domain accuracy (%):\nin-split of the test environment",
-    ),
-    ("accuracy (%) in distribution", "mean accuracy (%) of the shifts"),
-)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Check, evaluate all alphas in one pass, write the results, then the weights.
+@dataclass(frozen=True)
+class AlphaScores:
+    """The weights of one alpha, on the splits or on a suite; accuracies are shares of 1.
 
-    Returns the exit status: 3 if a test set of ``--suite`` could not be read, else 0.
+    ``in_domain``, ``out_of_domain``: of splits as in `SplitAccuracies`; of a suite the accuracy on
+    the set in distribution, and the mean of the shifted sets.
     """
-    alphas, to_save = checked(arguments.alphas, arguments.save)
-    arguments.device = data.choose_device(arguments.device)
-    opened = saved.open_run(choose_weights(arguments.path, arguments.which))
-    folder, suite = arguments.output, arguments.suite
-    require_new(folder, [TABLE, *PLOTS, *map(weights_name, to_save)])
-    on_suite = suite_scores.of_run(suite, opened, arguments) if suite else None
-    splits = [] if suite else data.splits(opened, arguments.data_dir)
-    mixed = Interpolation(opened, arguments.device, arguments.original)
-    folder.mkdir(parents=True, exist_ok=True)
 
-    def predict(x: Tensor) -> Iterator[Tensor]:
-        for alpha in alphas:  # in place: a few passes over the weights, and no memory each
-            mixed.set(alpha)
-            yield mixed.algorithm.predict(x)
+    alpha: float
+    in_domain: float | None
+    out_of_domain: float | None
+    splits: SplitAccuracies | None = None
+    suite: SuiteScores | None = None
 
-    if on_suite:
-        usual = known.get(suite).usual
-        found = [
-            {"in_domain": one["sets"].get(usual, {}).get("accuracy"), "out_of_domain": one["mean"]}
-            | one
-            for one in on_suite(predict, len(alphas))
-        ]
-    else:
-        how = predict, arguments, len(alphas), len(opened.classes)
-        found = [summary(splits, tallies) for tallies in evaluating.tallied(splits, *how)]
-    rows = [{"alpha": alpha, **one} for alpha, one in zip(alphas, found)]
-    document = {
-        "run": str(opened.path),
-        "algorithm": opened.args["algorithm"],
-        "dataset": opened.args["dataset"],
-        "test_envs": list(opened.args["test_envs"]),
-        "step": opened.step,
-        "run_alpha": opened.alpha,
-        "transform": data.transform_name(opened),
-        "alphas": rows,
-    }
-    title = f"{opened.title} on {benchmarks.dataset_title(opened.args['dataset'])}"
-    files.save_text(folder / TABLE, json.dumps(document, indent=1) + "\n")
-    if all(None not in (row["in_domain"], row["out_of_domain"]) for row in rows):
-        _plot(rows, title, folder, AXES[bool(suite)])
-    reached = reached_alpha(opened)
-    for alpha in to_save:
-        mixed.set(alpha)
-        content = {**opened.content, "model_dict": mixed.state()}
-        if opened.soup is not None:
-            content["soup"] = opened.soup
-        content |= {"wise_ft_alpha": alpha * reached, "wise_ft_step": opened.step}
-        files.save(folder / weights_name(alpha), functools.partial(torch.save, content))
-    if choice := describe_choice(arguments.path, arguments.which, opened.path):
-        print(choice)
-    print(f"{shown(title)}: alpha 0 is the original CLIP, alpha 1 the run")
-    if suite:
-        print(suite_scores.as_rows("alpha", {f"{row['alpha']:g}": row for row in rows}))
-        for row in rows:
-            about = {**suite_scores.facts_of(opened), "wise_ft_alpha": row["alpha"] * reached}
-            suite_scores.keep(opened.path, {**about, **row})
-    else:
-        means = ("in_domain", "out_of_domain")
-        cells = [[f"{r['alpha']:g}", *(evaluating.percent(r[m]) for m in means)] for r in rows]
-        print(table(["alpha", "in-domain (%)", "out-of-domain (%)"], cells))
-        if opened.soup is not None:
-            print(data.PICTURES_OF_A_SOUP)
-    if to_save:
-        print(f"Results and weights of {counted(len(to_save), 'alpha')}: {shown(str(folder))}")
-    else:
-        print(f"Results: {shown(str(folder))}; for weights add --save all, or some of --alphas")
-    return suite_scores.exit_status(rows)
+    def as_dict(self) -> dict[str, Any]:
+        """The scores, for JSON."""
+        document: dict[str, Any] = {
+            "alpha": self.alpha,
+            "in_domain": self.in_domain,
+            "out_of_domain": self.out_of_domain,
+        }
+        if self.splits:
+            document["splits"] = self.splits.splits
+        if self.suite:
+            document.update(self.suite.as_dict())
+        return document
 
 
-def reached_alpha(run: saved.TrainedRun) -> float:
-    """How far the run's own weights are from the original CLIP to what was fine-tuned.
+@dataclass(frozen=True)
+class WiseFT:
+    """A run at several alphas, from 0 (the original CLIP) to 1 (the run).
 
-    A soup is what was fine-tuned, whatever its runs were: its weights are at 1.
+    ``run``: the path of its weights. ``run_alpha``: of a run that is itself between a CLIP and
+    another run, the alpha of its weights. ``title``: of the curve. ``suite_evaluations``: on a
+    suite the evaluation of each alpha, for the job's records.
     """
-    if run.alpha is not None:
-        return run.alpha
-    return 1.0 if run.soup is not None else float(run.hparams["wise_alpha"])
+
+    run: str
+    algorithm: str
+    dataset: str
+    test_envs: list[int]
+    step: int | None
+    run_alpha: float | None
+    transform: str
+    alphas: list[AlphaScores]
+    title: str
+    suite_evaluations: list[SuiteEvaluation]
+
+    @property
+    def has_unread_sets(self) -> bool:
+        """Whether a test set of the suite is there but could not be read."""
+        return any(evaluation.has_unread_sets for evaluation in self.suite_evaluations)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What wise_ft.json has."""
+        return {
+            "run": self.run,
+            "algorithm": self.algorithm,
+            "dataset": self.dataset,
+            "test_envs": self.test_envs,
+            "step": self.step,
+            "run_alpha": self.run_alpha,
+            "transform": self.transform,
+            "alphas": [scores.as_dict() for scores in self.alphas],
+        }
+
+
+def wise_ft(
+    run: TrainedRun,
+    alphas: Iterable[float],
+    options: LoadingOptions,
+    *,
+    suite: str | None = None,
+    original: str | None = None,
+    folder: Path | None = None,
+    saved_alphas: Sequence[float] = (),
+) -> WiseFT:
+    """Evaluate a run at all ``alphas``, in one pass over the data; the run is left as it was.
+
+    ``suite``: on its test sets, instead of the splits. ``original``: the CLIP that the run started
+    from, as in `saved.original_clip`. ``folder``: where to write the results (TABLE), the curve
+    (`wise_ft_curve.FILES`), and the weights of ``saved_alphas``; None writes nothing.
+
+    Raises CarftError for alphas that are not different numbers from 0 to 1, for ``saved_alphas``
+    that are not among them, if one of the files is there already, and as `Interpolation`,
+    `splits.splits` and `suite_test`.
+    """
+    alphas = sorted_alphas(alphas)
+    if not set(saved_alphas) <= set(alphas):
+        raise CarftError(
+            f"weights to save: alphas {listed_alphas(saved_alphas)}; expected some of "
+            f"{listed_alphas(alphas)}"
+        )
+    saved_alphas = [alpha for alpha in alphas if alpha in saved_alphas]
+    if folder:
+        weights_names = [weights_name(alpha) for alpha in saved_alphas]
+        require_new(folder, [TABLE, *wise_ft_curve.FILES, *weights_names])
+
+    test = suite_test(suite, run, options) if suite else None
+    splits = [] if suite else splitting.splits(run, options.data_dir)
+    interpolation = Interpolation(run, options.device, original)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    try:
+        if test:
+            scores = _scores_on_suite(test, interpolation, alphas)
+        else:
+            scores = _scores_on_splits(splits, run, interpolation, alphas, options)
+        result = _result_of(run, scores)
+
+        if folder:
+            _save_results(result, folder)
+            for alpha in saved_alphas:
+                interpolation.set(alpha)
+                content = _weights_content(run, alpha, interpolation.state())
+                files.save(folder / weights_name(alpha), functools.partial(torch.save, content))
+    finally:
+        interpolation.set(1.0)
+    return result
+
+
+def _alpha_predictor(interpolation: Interpolation, alphas: Sequence[float]) -> Predictor:
+    """Predicts by the weights of each alpha in turn, without a copy of the weights for each."""
+
+    def predict(pictures: Tensor) -> Iterator[Tensor]:
+        for alpha in alphas:
+            interpolation.set(alpha)
+            yield interpolation.algorithm.predict(pictures)
+
+    return predict
+
+
+def _scores_on_suite(
+    test: SuiteTest, interpolation: Interpolation, alphas: Sequence[float]
+) -> list[AlphaScores]:
+    predict = _alpha_predictor(interpolation, alphas)
+    scores = []
+    for alpha, suite_scores in zip(alphas, test.scores(predict, variants=len(alphas))):
+        in_distribution = suite_scores.sets.get(test.suite.in_distribution)
+        scores.append(
+            AlphaScores(
+                alpha,
+                in_domain=in_distribution.accuracy if in_distribution else None,
+                out_of_domain=suite_scores.means["mean"],
+                suite=suite_scores,
+            )
+        )
+    return scores
+
+
+def _scores_on_splits(
+    splits: Sequence[Split],
+    run: TrainedRun,
+    interpolation: Interpolation,
+    alphas: Sequence[float],
+    options: LoadingOptions,
+) -> list[AlphaScores]:
+    counts = count_predictions(
+        splits,
+        _alpha_predictor(interpolation, alphas),
+        options,
+        variants=len(alphas),
+        num_classes=len(run.classes),
+    )
+    scores = []
+    for alpha, alpha_counts in zip(alphas, counts):
+        means = split_accuracies(splits, alpha_counts)
+        scores.append(AlphaScores(alpha, means.in_domain, means.out_of_domain, splits=means))
+    return scores
+
+
+def _result_of(run: TrainedRun, scores: list[AlphaScores]) -> WiseFT:
+    dataset = run.args["dataset"]
+    facts = run_facts(run)
+    evaluations = []
+    for alpha_scores in scores:
+        if alpha_scores.suite:
+            alpha = alpha_scores.alpha * reached_alpha(run)
+            model = {**facts, "wise_ft_alpha": alpha}
+            evaluations.append(SuiteEvaluation(model, alpha_scores.suite))
+
+    return WiseFT(
+        run=str(run.path),
+        algorithm=run.args["algorithm"],
+        dataset=dataset,
+        test_envs=list(run.args["test_envs"]),
+        step=run.step,
+        run_alpha=run.alpha,
+        transform=splitting.transform_name(run),
+        alphas=scores,
+        title=f"{run.title} on {benchmarks.dataset_title(dataset)}",
+        suite_evaluations=evaluations,
+    )
+
+
+def _save_results(result: WiseFT, folder: Path) -> None:
+    """Write the table, and the curve if all of its points are known."""
+    files.save_text(folder / TABLE, json.dumps(result.as_dict(), indent=1) + "\n")
+
+    points = [
+        CurvePoint(scores.alpha, scores.in_domain, scores.out_of_domain)
+        for scores in result.alphas
+        if scores.in_domain is not None and scores.out_of_domain is not None
+    ]
+    if len(points) == len(result.alphas):
+        labels = SUITE_LABELS if result.suite_evaluations else SPLIT_LABELS
+        wise_ft_curve.save(folder, points, result.title, labels)
+
+
+def _weights_content(run: TrainedRun, alpha: float, state: dict[str, Tensor]) -> dict[str, Any]:
+    """The weights file of an alpha: a file like model.pkl."""
+    content = {**run.content, "model_dict": state}
+    if run.soup is not None:
+        content["soup"] = run.soup
+    content["wise_ft_alpha"] = alpha * reached_alpha(run)
+    content["wise_ft_step"] = run.step
+    return content
 
 
 def require_new(folder: Path, names: Iterable[str]) -> None:
     """Raise CarftError if one of the files is in the folder."""
-    if there := [name for name in names if os.path.lexists(folder / name)]:
+    existing = [name for name in names if os.path.lexists(folder / name)]
+    if existing:
         raise CarftError(
-            f"{folder} already has {', '.join(there)}; choose another --output, or remove them"
+            f"{folder} already has {', '.join(existing)}; choose another --output, or remove them"
         )
-
-
-def checked(alphas: Iterable[float], save: Sequence[str]) -> tuple[list[float], list[float]]:
-    """``--alphas``, sorted, and those of them that ``--save`` names; CarftError for others."""
-    found = sorted(alpha + 0.0 for alpha in alphas)  # -0.0 is 0
-    listed = " ".join(f"{alpha:g}" for alpha in found)
-    if not all(0 <= alpha <= 1 for alpha in found) or len(set(found)) < len(found):
-        told = "expected different numbers from 0 (the original CLIP) to 1 (the run)"
-        raise CarftError(f"--alphas {listed}: {told}")
-    if save in (["all"], ["none"]):
-        return found, found if save == ["all"] else []
-    try:
-        return found, sorted({found[found.index(float(word))] for word in save})
-    except ValueError:
-        told = f"expected all, none, or some of --alphas {listed}"
-        raise CarftError(f"--save {' '.join(save)}: {told}") from None
-
-
-def weights_name(alpha: float) -> str:
-    """The file name of an alpha's weights: two decimals, or more if needed."""
-    text = f"{alpha:.2f}"
-    return f"model_alpha_{text if float(text) == alpha else repr(alpha)}.pkl"
-
-
-class Interpolation:
-    """A run's algorithm, which can be set to any point between the original and the run.
-
-    ``original``: as of `saved.original_clip`. Raises CarftError for CLIPZeroShot, FLYP and a random
-    head, and as that.
-    """
-
-    def __init__(
-        self, run: saved.TrainedRun, device: torch.device, original: str | None = None
-    ) -> None:
-        name = run.args["algorithm"]
-        unfit = {
-            "CLIPZeroShot": "which trains nothing; expected one that does",
-            "FLYP": "whose head is made by its text encoder; set wise_alpha before training",
-        }
-        if run.hparams["head_init"] == "random" and run.algorithm.trains_head:
-            unfit[name] = (
-                "which started from a random head; expected one with head_init 'zero-shot'"
-            )
-        if name in unfit:
-            raise CarftError(f"{run.path} is a run of {name}, {unfit[name]}")
-        clip = saved.original_clip(run, original)
-        words = backbone.text_features(clip, prompts.prompts(run.contexts, run.classes))
-        start = {f"encoder.{k}": v for k, v in clip.model.visual.state_dict().items()}
-        factor = float(run.algorithm.logit_scale / run.algorithm.head_factor)
-        start["head.weight"] = factor * objective.zero_shot_weights(words).classes
-        start["head.bias"] = torch.zeros(len(run.classes))
-        self.algorithm = run.algorithm.to(device)
-        state = self.algorithm.state_dict()  # the very tensors that predict
-        # What training has not moved stays as it is, to the bit.
-        self._moved = {
-            name: (state[name], state[name].clone(), weights.to(device))
-            for name, weights in start.items()
-            if weights.is_floating_point() and not torch.equal(state[name].cpu(), weights)
-        }
-
-    @torch.no_grad()
-    def set(self, alpha: float) -> None:
-        """Make the algorithm predict with alpha's weights; those of 0 and 1 are exact copies."""
-        for current, tuned, original in self._moved.values():
-            if alpha in (0.0, 1.0):
-                current.copy_(tuned if alpha else original)
-            else:
-                # No fused operation: the same bits on every device.
-                current.copy_(original * (1 - alpha)).add_(tuned * alpha)
-
-    def state(self) -> dict[str, Tensor]:
-        """A copy of the state dict as it is set now, on the CPU."""
-        return {k: v.detach().cpu().clone() for k, v in self.algorithm.state_dict().items()}
-
-
-def summary(splits: Sequence[data.Split], tallies: Sequence[evaluating.Tally]) -> dict[str, Any]:
-    """The accuracies, as shares of 1, by split and in the two means of the plot.
-
-    ``in_domain``: over the out-splits of the training environments; ``out_of_domain``: over the
-    in-splits of the test environments. None where there is none.
-    """
-    found = {split.name: tally.accuracy for split, tally in zip(splits, tallies)}
-    inner = [found[s.name] for s in splits if not s.is_target and s.name.endswith("_out")]
-    outer = [found[s.name] for s in splits if s.is_target and s.name.endswith("_in")]
-    return {"in_domain": _mean(inner), "out_of_domain": _mean(outer), "splits": found}
-
-
-def _mean(accuracies: Sequence[float | None]) -> float | None:
-    known = [accuracy for accuracy in accuracies if accuracy is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _plot(
-    points: Sequence[Mapping[str, Any]], title: str, folder: Path, labels: tuple[str, str]
-) -> None:
-    figure = curve_figure(points, title, labels)
-    for name in PLOTS:
-        kind = name.rpartition(".")[2]
-        metadata = {"Date": None} if kind == "svg" else None  # the same points, the same bytes
-        draw = functools.partial(figure.savefig, format=kind, dpi=150, metadata=metadata)
-        files.save(folder / name, draw)
-
-
-def curve_figure(
-    points: Sequence[Mapping[str, Any]], title: str, labels: tuple[str, str]
-) -> matplotlib.figure.Figure:
-    """The curve through the points of all alphas, both ends named, with labels where there is room.
-
-    ``points``: ``alpha``, and ``in_domain`` and ``out_of_domain`` as shares of 1.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1])
-    places = [(100 * point["in_domain"], 100 * point["out_of_domain"]) for point in points]
-    axes.plot(*zip(*places), color="#0072B2", marker="o", markersize=5)
-    axes.margins(0.1)
-    words = f"{title}: weights (1 - α) original + α fine-tuned"
-    axes.set_title(words, fontsize=10, parse_math=False)
-
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the labels are placed in the axes as they are now
-    alphas = [point["alpha"] for point in points]
-    # The ends first, so that they get the room.
-    order = sorted(range(len(points)), key=lambda i: (alphas[i] not in ENDS, i))
-    drawn: list[Any] = []
-    for i in order:
-        label = f"{alphas[i]:g}{ENDS.get(alphas[i], '')}"
-        if box := _label(axes, label, places[i], taken=drawn):
-            drawn.append(box)
-    return figure
-
-
-def _label(axes: Any, label: str, place: tuple[float, float], taken: Sequence[Any]) -> Any:
-    """Write a label beside a point, inside the axes and over none of the boxes that are ``taken``.
-
-    Of such places one beside the curve comes before one on it. Returns the label's box; None,
-    without a label, where there is no room.
-    """
-    curve = axes.lines[0].get_path().transformed(axes.transData)
-    found: list[Any] = []
-    for right, up in ((1, 1), (-1, 1), (1, -1), (-1, -1)):
-        text = axes.annotate(
-            label,
-            place,
-            textcoords="offset points",
-            xytext=(6 * right, 6 * up),
-            ha="left" if right > 0 else "right",
-            va="bottom" if up > 0 else "top",
-            fontsize=8,
-        )
-        box, frame = text.get_window_extent(), axes.bbox
-        is_inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
-        is_inside = is_inside and frame.y0 <= box.y0 and box.y1 <= frame.y1
-        if is_inside and not box.count_overlaps(taken):
-            found.append((curve.intersects_bbox(box, filled=False), text, box))
-        else:
-            text.remove()
-
-    found.sort(key=lambda place: place[0])
-    for _, text, _ in found[1:]:
-        text.remove()
-    return found[0][2] if found else None

@@ -1,4 +1,4 @@
 """Whole test sets for a trained model: what they are, whether a copy is complete, how they score.
 
-What runs them is `domainbed_carft.runs.suite_scores`.
+`domainbed_carft.runs.suite_evaluation` measures runs on them.
 """

@@ -10,7 +10,7 @@ from domainbed_carft import text
 from domainbed_carft.data import benchmarks, emoji, tasks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.suites import imagenet, unseen_styles
-from domainbed_carft.suites.test_sets import Folders, Found, Suite, TestSet
+from domainbed_carft.suites.test_sets import Folders, Suite, TestSet, TestSetCopy
 
 
 def get(name: str) -> Suite:
@@ -25,62 +25,88 @@ def emoji_shift() -> Suite:
     """The embedded counterpart of ImageNet's: the style trained on, the three others, and more.
 
     The former's things are not in the training set; the others have class lists of their own: the
-    same, some of them, and unions. Styles that the CLIP has not seen are groups of their own.
+    model's classes, some of them, and unions. Styles that the CLIP has not seen are groups of
+    their own.
     """
     classes = benchmarks.get(emoji.SHIFT).classes
-    same = {name: [name] for name in classes}
-    some = {name: [name] for name in classes if name not in ("face", "hand", "person")}
+    all_classes = {name: [name] for name in classes}
+    without_people = {name: [name] for name in classes if name not in ("face", "hand", "person")}
     unions = {
         "food or drink": ["food"],
         "living thing": ["animal", "plant"],
         "people": ["face", "hand", "person"],
         "something made": ["building", "clothing", "tool", "vehicle"],
     }
-    lists = {emoji.TRAINED_STYLE: same, "fluent3d": same, "line": some, "twemoji": unions}
-    sets = tuple(_style(style, groups, classes) for style, groups in lists.items())
+    sets = (
+        _style_set(emoji.TRAINED_STYLE, all_classes, classes),
+        _style_set("fluent3d", all_classes, classes),
+        _style_set("line", without_people, classes),
+        _style_set("twemoji", unions, classes),
+    )
     further = [unseen_styles.test_set(style, classes) for style in unseen_styles.FURTHER]
     return Suite(emoji.SHIFT, classes, (*sets, *further), contexts="emoji")
 
 
-def _style(style: str, groups: Mapping[str, Sequence[str]], classes: Sequence[str]) -> TestSet:
-    labels = {name: label for label, own in enumerate(groups.values()) for name in own}
+def _style_set(style: str, members: Mapping[str, Sequence[str]], classes: Sequence[str]) -> TestSet:
+    """One style; ``members``: its classes -> those of the model's that count as each."""
+    labels = {
+        name: label for label, class_names in enumerate(members.values()) for name in class_names
+    }
 
-    def find(data_dir: Path) -> Found:
-        """Of the pictures of the package, wherever ``data_dir`` is."""
-        drawn = benchmarks.get("EmojiStyles").editions[0].by_class[style]
-        trained = benchmarks.get(emoji.SHIFT).editions[0].by_class.get(style, {})
-        pictures = sum(drawn[name] - trained.get(name, 0) for name in labels)
-        root = emoji.shift() / "test" if trained else emoji.unpacked()
-        return Folders((style,), labels, pictures, more=True)(root)
+    def find(data_dir: Path) -> TestSetCopy:
+        """The pictures of the package, wherever ``data_dir`` is."""
+        all_counts = benchmarks.get("EmojiStyles").editions[0].by_class[style]
+        trained_counts = benchmarks.get(emoji.SHIFT).editions[0].by_class.get(style, {})
+        picture_count = sum(all_counts[name] - trained_counts.get(name, 0) for name in labels)
 
-    numbers = tuple(tuple(map(classes.index, own)) for own in groups.values())
-    return TestSet(style, tuple(groups), numbers, find, shifted=style != emoji.TRAINED_STYLE)
+        root = emoji.shift_folders() / "test" if trained_counts else emoji.style_folders()
+        return Folders((style,), labels, picture_count, has_further_folders=True)(root)
+
+    groups = tuple(tuple(map(classes.index, class_names)) for class_names in members.values())
+    is_shifted = style != emoji.TRAINED_STYLE
+    return TestSet(style, tuple(members), groups, find, is_shifted=is_shifted)
 
 
 def of_task(name: str) -> Suite:
     """The test split of a task as a suite of one set, whose classes are the model's."""
     task = tasks.TASKS[name]
-    file = benchmarks.ASSETS / "class_names" / f"{task.words}.txt"
-    classes = tuple(file.read_text(encoding="utf-8").splitlines())
+    names_file = benchmarks.ASSETS / "class_names" / f"{task.words}.txt"
+    classes = tuple(names_file.read_text(encoding="utf-8").splitlines())
 
-    def find(data_dir: Path) -> Found:
+    def find(data_dir: Path) -> TestSetCopy:
         try:
-            found = tasks.read(task, data_dir, train=False)
+            split = tasks.read_split(task, data_dir, train=False)
         except CarftError as error:
             is_unreadable = isinstance(error.__cause__, PermissionError)
-            return Found(None, (), [str(error)], is_unreadable)
-        problems = tasks.class_problems(task, "test", found)
-        if len(found) != task.pictures[1]:
-            problems.append(f"{len(found):,} pictures, expected {task.pictures[1]:,}")
-        samples = [(str(one) if isinstance(one, Path) else one, y) for one, y in found.samples]
-        return Found(data_dir / task.folder, samples, problems)
+            return TestSetCopy(None, (), [str(error)], is_unreadable)
+
+        problems = tasks.class_problems(task, "test", split)
+        expected = task.pictures[1]
+        if len(split) != expected:
+            problems.append(f"{len(split):,} pictures, expected {expected:,}")
+        samples = [
+            (str(picture) if isinstance(picture, Path) else picture, label)
+            for picture, label in split.samples
+        ]
+        return TestSetCopy(data_dir / task.folder, samples, problems)
 
     title = "test (own split)" if task.drawn else "test"
-    groups = tuple((label,) for label in range(len(classes)))
-    own = TestSet(title, classes, groups, find, shifted=False, per_class=task.per_class)
-    published = {clip: {title: figure} for clip, figure in task.zero_shot.items()}
-    source = tasks.ZERO_SHOT_SOURCE
-    return Suite(name, classes, (own,), task.words, published=published, source=source)
+    test_set = TestSet(
+        name=title,
+        classes=classes,
+        groups=tuple((label,) for label in range(len(classes))),
+        find=find,
+        is_shifted=False,
+        reports_mean_per_class=task.per_class,
+    )
+    return Suite(
+        name=name,
+        classes=classes,
+        sets=(test_set,),
+        contexts=task.words,
+        published={clip: {title: percent} for clip, percent in task.zero_shot.items()},
+        source=tasks.ZERO_SHOT_SOURCE,
+    )
 
 
 SUITES: dict[str, Callable[[], Suite]] = {

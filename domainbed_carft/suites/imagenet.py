@@ -12,6 +12,7 @@ import functools
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +36,24 @@ from domainbed_carft.suites.test_sets import (
     no_further_problems,
 )
 
-ALL = range(1000)
+ALL: Sequence[int] = range(1000)
 
 
-def ids() -> tuple[str, ...]:
+def wordnet_ids() -> tuple[str, ...]:
     """The 1,000 WordNet ids, sorted, which is the order of the labels."""
     return imagenet_ids()
 
 
 @functools.cache
 def class_names() -> tuple[str, ...]:
-    """OpenAI's name for each of `ids`; two pairs are the same words."""
+    """OpenAI's name for each of `wordnet_ids`; two pairs are the same words."""
     text = (ASSETS / "class_names" / "imagenet.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
 
 
 def facts() -> dict[str, dict[str, Any]]:
     """What is known of each test set, by its name."""
-    return {one["name"]: one for one in suite_sets()["sets"]}
+    return {fact["name"]: fact for fact in suite_sets()["sets"]}
 
 
 @functools.cache
@@ -62,22 +63,22 @@ def suite() -> Suite:
     return Suite(
         name="imagenet",
         classes=class_names(),
-        sets=tuple(_set(fact) for fact in facts().values()),
+        sets=tuple(_test_set(fact) for fact in facts().values()),
         left_out="ObjectNet",
         published=published["percent"],
         source=published["source"],
     )
 
 
-def _set(fact: dict[str, Any]) -> TestSet:
+def _test_set(fact: dict[str, Any]) -> TestSet:
+    """The test set that an entry of sets.json describes."""
     rule = fact["labels"]
-    groups: dict[str, list[int]] = dict(sorted(suite_lists()["objectnet"].items()))
-    if rule != "objectnet":
-        some = rule in ("imagenet-a", "imagenet-r")
-        groups = {ids()[n]: [n] for n in map(int, suite_lists()[rule].split() if some else ALL)}
+    is_objectnet = rule == "objectnet"
+    groups = _groups_by_folder(rule)
     labels = {name: label for label, name in enumerate(groups)}
     if rule == "numbers":  # never sorted as text, which puts 10 before 2
         labels = {form.format(n): n for form in ("{}", "{:04}") for n in ALL} | labels
+
     return TestSet(
         name=fact["name"],
         classes=tuple(groups),
@@ -85,41 +86,61 @@ def _set(fact: dict[str, Any]) -> TestSet:
         find=Folders(
             places=tuple(fact["folders"]),
             labels=labels,
-            pictures=fact["pictures"],
-            each=fact.get("each"),
-            more=rule == "objectnet",
-            check=mapped_otherwise if rule == "objectnet" else no_further_problems,
+            picture_count=fact["pictures"],
+            pictures_per_class=fact.get("each"),
+            has_further_folders=is_objectnet,
+            find_further_problems=mapping_problems if is_objectnet else no_further_problems,
             unsorted_remedy=fact.get("unsorted", SORT_BY_CLASS),
         ),
-        shifted=fact["name"] != "ImageNet",
+        is_shifted=fact["name"] != "ImageNet",
         border=fact.get("border", 0),
     )
 
 
-def joined(mappings: Path) -> dict[str, list[int]]:
-    """ObjectNet's folder -> sorted ids, from the four files of its archive.
+def _groups_by_folder(rule: str) -> dict[str, list[int]]:
+    """The class folders of a test set -> the labels that count as each.
 
-    Folder, label, ImageNet's names, number of the line with the name, class with that number.
+    ``rule``: one of the words under "labels" in sets.json.
     """
-    files = "folder_to_objectnet_label", "objectnet_to_imagenet_1k", "pytorch_to_imagenet_2012_id"
-    labels, names, numbers = (
-        json.loads((mappings / f"{file}.json").read_text(encoding="utf-8")) for file in files
-    )
+    if rule == "objectnet":
+        return dict(sorted(suite_lists()["objectnet"].items()))
+
+    labels = ALL
+    if rule in ("imagenet-a", "imagenet-r"):  # which have 200 of the classes each
+        labels = [int(label) for label in suite_lists()[rule].split()]
+    return {wordnet_ids()[label]: [label] for label in labels}
+
+
+def objectnet_class_labels(mappings: Path) -> dict[str, list[int]]:
+    """ObjectNet's folder -> sorted labels of ImageNet, from the four files of its archive.
+
+    Folder, name in ObjectNet, names in ImageNet, number of the line with the name, label of that
+    number.
+    """
+
+    def read(name: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((mappings / name).read_text(encoding="utf-8"))
+        return content
+
+    objectnet_names = read("folder_to_objectnet_label.json")
+    imagenet_names = read("objectnet_to_imagenet_1k.json")
+    label_numbers = read("pytorch_to_imagenet_2012_id.json")
+
+    label_of_number = {number: int(label) for label, number in label_numbers.items()}
     lines = (mappings / "imagenet_to_label_2012_v2").read_text(encoding="utf-8").splitlines()
-    place = {number: int(index) for index, number in numbers.items()}
-    index = {line.strip(): place[number] for number, line in enumerate(lines)}
+    label_of_name = {line.strip(): label_of_number[number] for number, line in enumerate(lines)}
     return {
-        folder: sorted(index[name] for name in names[label].split("; "))
-        for folder, label in labels.items()
-        if label in names
+        folder: sorted(label_of_name[name] for name in imagenet_names[objectnet_name].split("; "))
+        for folder, objectnet_name in objectnet_names.items()
+        if objectnet_name in imagenet_names
     }
 
 
-def mapped_otherwise(root: Path) -> list[str]:
+def mapping_problems(root: Path) -> list[str]:
     """A sentence if the ``mappings`` beside ``root`` join classes otherwise than ours."""
     mappings = root.parent / "mappings"
     with contextlib.suppress(OSError, ValueError, LookupError, AttributeError):  # other files
-        if not mappings.is_dir() or joined(mappings) == suite_lists()["objectnet"]:
+        if not mappings.is_dir() or objectnet_class_labels(mappings) == suite_lists()["objectnet"]:
             return []
     return [f"{mappings} does not join its folders to ImageNet's classes as known"]
 
@@ -136,7 +157,7 @@ def verify(name: str, data_dir: Path | None, decode: bool = False) -> verificati
     if name != "ImageNet":
         return _verify_test_set(name, data_dir, decode)
 
-    if imagenet_training.find(data_dir) is None:
+    if imagenet_training.find_training_set(data_dir) is None:
         report = _verify_test_set(name, data_dir, decode)
         expected = imagenet_training.expected_folder(str(data_dir))
         return _with_note(report, f"no training set, which only training needs: {expected}")
@@ -145,32 +166,49 @@ def verify(name: str, data_dir: Path | None, decode: bool = False) -> verificati
         validation = _verify_test_set(name, data_dir, decode)
     except CarftError as error:
         return _with_note(training, f"no validation set, which only evaluation needs: {error}")
-    return _both(training, validation)
+    return _joint_report(training, validation)
 
 
 def _verify_test_set(name: str, data_dir: Path, decode: bool) -> verification.Report:
-    one = next(one for one in suite().sets if one.name == name)
-    found = one.find(data_dir)
-    if found.root is None:
-        raise CarftError(f"{name}: {'; '.join(found.problems)}. {terms(name)}")
-    of_label = Counter(label for _, label in found.samples)
+    (test_set,) = [test_set for test_set in suite().sets if test_set.name == name]
+    copy = test_set.find(data_dir)
+    if copy.root is None:
+        raise CarftError(f"{name}: {'; '.join(copy.problems)}. {terms(name)}")
+
+    label_counts = Counter(label for _, label in copy.samples)
+    class_counts = {c: label_counts[label] for label, c in enumerate(test_set.classes)}
     environment = "val" if name == "ImageNet" else name
-    counts = {environment: {c: of_label[label] for label, c in enumerate(one.classes)}}
-    how = [terms(name)], None if found.problems else "as published", decode
-    report = verification.Report(name, found.root, counts, found.problems, [], *how)
-    return verification.judged(report, [os.path.relpath(p, found.root) for p, _ in found.samples])
+    report = verification.Report(
+        name,
+        copy.root,
+        {environment: class_counts},
+        copy.problems,
+        differences=[],
+        notes=[terms(name)],
+        edition=None if copy.problems else "as published",
+        decoded=decode,
+    )
+    return verification.with_decoding_faults(
+        report, [os.path.relpath(path, copy.root) for path, _ in copy.samples]
+    )
 
 
 def _with_note(report: verification.Report, note: str) -> verification.Report:
     return dataclasses.replace(report, notes=[*report.notes, note])
 
 
-def _both(training: verification.Report, validation: verification.Report) -> verification.Report:
+def _joint_report(
+    training: verification.Report, validation: verification.Report
+) -> verification.Report:
     """One report of ImageNet's two sets, whose sentences begin with ``train`` or ``val``."""
     named = {"train": training, "val": validation}
 
     def sentences(kind: str) -> list[str]:
-        return [f"{name}: {one}" for name, report in named.items() for one in getattr(report, kind)]
+        return [
+            f"{name}: {sentence}"
+            for name, report in named.items()
+            for sentence in getattr(report, kind)
+        ]
 
     is_whole = training.edition and validation.edition
     return verification.Report(
@@ -200,7 +238,7 @@ def download(
     fact = facts()[name]
     if not fact["sources"]:
         raise CarftError(f"{name} is not downloaded. {terms(name)}")
-    sources = [Source(**one) for one in fact["sources"]]
+    sources = [Source(**source) for source in fact["sources"]]
 
     def prepare(unpacked: Path, ready: Path) -> None:
         folders = [path for path in sorted(unpacked.iterdir()) if path.is_dir()]

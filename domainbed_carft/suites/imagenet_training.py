@@ -12,7 +12,7 @@ import numpy as np
 from domainbed_carft.data import listing, shards
 from domainbed_carft.data import verify as verification
 from domainbed_carft.data.benchmarks import imagenet_ids, missing_data_dir
-from domainbed_carft.data.comparison import listed
+from domainbed_carft.data.comparison import quoted_names
 from domainbed_carft.errors import CarftError
 
 # Below the data folder, as in mlfoundations/model-soups, datasets.md.
@@ -34,7 +34,7 @@ class TrainingSet:
         return self.place / "train"
 
 
-def find(data_dir: str | Path | None) -> TrainingSet | None:
+def find_training_set(data_dir: str | Path | None) -> TrainingSet | None:
     """The copy in the first of PLACES that has one."""
     for name in PLACES if data_dir else ():
         place = Path(data_dir or "", name)
@@ -47,15 +47,15 @@ def find(data_dir: str | Path | None) -> TrainingSet | None:
 
 def expected_folder(data_dir: str) -> str:
     """The folder that a job will read, or else the first that it looks for."""
-    copy = find(data_dir)
+    copy = find_training_set(data_dir)
     if copy is None:
         return os.path.join(data_dir, PLACES[0], "train")
     return str(copy.place if copy.archives else copy.folder)
 
 
-def missing(data_dir: str | Path | None) -> list[str]:
+def missing_problems(data_dir: str | Path | None) -> list[str]:
     """A sentence if the training set is not below ``data_dir``."""
-    if find(data_dir):
+    if find_training_set(data_dir):
         return []
     if data_dir and (absent := missing_data_dir(data_dir)):
         return absent
@@ -74,7 +74,7 @@ def folder_problems(folder: Path, names: Sequence[str]) -> list[str]:
     extra = sorted({*names} - {*imagenet_ids()})
     return [
         f"{folder} does not have the 1,000 WordNet ids of ILSVRC2012 as its folders: missing "
-        f"{listed(lacking) or 'none'}, extra {listed(extra) or 'none'}. Labels "
+        f"{quoted_names(lacking) or 'none'}, extra {quoted_names(extra) or 'none'}. Labels "
         "go by position: restore the folders"
     ]
 
@@ -84,8 +84,9 @@ def report(
 ) -> verification.Report:
     """What is found of a copy with ``counts`` pictures of each class, and its ``problems``."""
     problems = list(problems)
-    if empty := [name for name, number in counts.items() if not number]:
-        problems.append(f"{len(empty):,} of 1,000 classes have no picture: {listed(empty)}")
+    empty = [name for name, number in counts.items() if not number]
+    if empty:
+        problems.append(f"{len(empty):,} of 1,000 classes have no picture: {quoted_names(empty)}")
 
     total = sum(counts.values())
     differences = []
@@ -102,20 +103,21 @@ def verify(data_dir: str | Path, decode: bool = False) -> verification.Report:
 
     ``decode`` reads every picture of class folders; those in archives are not read.
     """
-    copy = find(data_dir)
+    copy = find_training_set(data_dir)
     if copy is None:
-        raise CarftError(*missing(data_dir))
+        raise CarftError(*missing_problems(data_dir))
     if copy.archives:
         labels = shards.index(copy.archives, imagenet_ids()).labels
         numbers = np.bincount(labels, minlength=len(imagenet_ids())).tolist()
         return report(copy, dict(zip(imagenet_ids(), numbers)), ())
 
-    found = listing.of_classes(copy.folder)
-    (of_folders,) = found.counts.values()
-    problems = [*folder_problems(copy.folder, list(of_folders)), *found.problems]
+    listed_copy = listing.list_classes(copy.folder)
+    (folder_counts,) = listed_copy.counts.values()
+    problems = [*folder_problems(copy.folder, list(folder_counts)), *listed_copy.problems]
     # A class without a folder is named by the sentence on folders.
-    counts = {name: of_folders[name] for name in imagenet_ids() if name in of_folders}
-    odd = {path for paths in found.odd.values() for path in paths}
-    readable = [f"train/{path}" for path in found.pictures if path not in odd]
+    counts = {name: folder_counts[name] for name in imagenet_ids() if name in folder_counts}
+
+    odd_paths = {path for paths in listed_copy.faults.values() for path in paths}
+    readable = [f"train/{path}" for path in listed_copy.pictures if path not in odd_paths]
     judgement = replace(report(copy, counts, problems), decoded=decode)
-    return verification.judged(judgement, readable)
+    return verification.with_decoding_faults(judgement, readable)

@@ -14,9 +14,15 @@ from domainbed_carft.files import parsing
 
 FILE = "suites.jsonl"
 FIELDS = (
-    "suite", "weights", "step", "wise_ft_alpha", "algorithm", "sets", "mean",
+    "suite",
+    "weights",
+    "step",
+    "wise_ft_alpha",
+    "algorithm",
+    "sets",
+    "mean",
     "mean_without_objectnet",
-)  # fmt: skip
+)
 KEY = ("suite", "weights", "wise_ft_alpha")  # of two lines with the same, the later counts
 
 
@@ -44,9 +50,12 @@ def read(folder: Path) -> list[dict[str, Any]]:
     Lines that are cut off or another's are left out.
     """
     path = folder / FILE
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    if not path.exists():
+        return []
+
+    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for line in path.read_bytes().splitlines():
         with contextlib.suppress(ValueError, LookupError, TypeError):
             record = parsing.parse_json(line)
-            found[tuple(record[key] for key in KEY)] = record
-    return list(found.values())
+            latest[tuple(record[key] for key in KEY)] = record
+    return list(latest.values())

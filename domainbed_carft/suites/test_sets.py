@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft.data import listing
-from domainbed_carft.data.comparison import listed
+from domainbed_carft.data.comparison import quoted_names
 from domainbed_carft.errors import CarftError
 
 SORT_BY_CLASS = "sort them into a folder for each class"
 
 
 @dataclass(frozen=True)
-class Found:
+class TestSetCopy:
     """A copy of a test set.
 
     ``root``: its folder, None where there is none. ``samples``: pictures with their labels, each a
@@ -36,9 +36,9 @@ class TestSet:
     """Pictures of classes of their own, and which of the model's classes count as each.
 
     ``classes`` are in label order; ``groups[j]`` are the model's classes that count as class j, by
-    their places in the suite's. ``find(data_dir)`` gives the pictures. ``shifted``: whether it
+    their places in the suite's. ``find(data_dir)`` gives the pictures. ``is_shifted``: whether it
     counts in the mean of the shifts. ``border``: pixels to cut off each side of each picture.
-    ``per_class``: whether the mean of the classes' accuracies is what others report of it.
+    ``reports_mean_per_class``: whether others report the mean of the classes' accuracies.
     ``group``: the name of a group with a mean of its own, in which it counts instead.
     """
 
@@ -47,10 +47,10 @@ class TestSet:
     name: str
     classes: tuple[str, ...]
     groups: tuple[tuple[int, ...], ...]
-    find: Callable[[Path], Found]
-    shifted: bool = True
+    find: Callable[[Path], TestSetCopy]
+    is_shifted: bool = True
     border: int = 0
-    per_class: bool = False
+    reports_mean_per_class: bool = False
     group: str = ""
 
 
@@ -72,47 +72,54 @@ class Suite:
     source: str = ""
 
     def means(self, accuracies: Mapping[str, float | None]) -> dict[str, float | None]:
-        """The mean of the shifts, without ``left_out``, and of each group, by the record's key.
+        """The means of the shifted sets, without ``left_out``, and of each group, by record key.
 
-        A mean is None where one of its sets is missing.
+        ``accuracies``: by set. A mean is None unless each of its sets has one.
         """
-        shifts = [one.name for one in self.sets if one.shifted and not one.group]
-        without = [name for name in shifts if name != self.left_out] if self.left_out else []
-        names_of = {"mean": shifts, "mean_without_objectnet": without}
+        shifted = [one.name for one in self.sets if one.is_shifted and not one.group]
+        remaining = []
+        if self.left_out:
+            remaining = [name for name in shifted if name != self.left_out]
+        names_by_key = {"mean": shifted, "mean_without_objectnet": remaining}
         for group in self.groups:
-            names_of[_mean_key(group)] = [one.name for one in self.sets if one.group == group]
-
-        found: dict[str, float | None] = {}
-        for key, names in names_of.items():
-            values = [value for n in names if (value := accuracies.get(n)) is not None]
-            whole = len(values) == len(names) > 0
-            found[key] = sum(values) / len(values) if whole else None
-        return found
+            names_by_key[_mean_key(group)] = [s.name for s in self.sets if s.group == group]
+        return {key: _complete_mean(accuracies, names) for key, names in names_by_key.items()}
 
     @property
     def groups(self) -> list[str]:
         """The groups of sets that have a mean of their own, in order."""
-        return list(dict.fromkeys(one.group for one in self.sets if one.group))
+        return list(dict.fromkeys(test_set.group for test_set in self.sets if test_set.group))
 
     @property
-    def usual(self) -> str:
-        """The set in distribution, "" for none."""
-        return next((one.name for one in self.sets if not one.shifted), "")
+    def in_distribution(self) -> str:
+        """The name of the set in distribution, "" for none."""
+        return next((test_set.name for test_set in self.sets if not test_set.is_shifted), "")
 
     @property
-    def titles(self) -> dict[str, str]:
-        """The keys of the `means` that there are -> what these are called."""
-        found = {}
-        if any(one.shifted and not one.group for one in self.sets):
-            found["mean"] = "Mean of the shifts"
+    def mean_titles(self) -> dict[str, str]:
+        """The keys of the `means` that the suite has -> what these are called."""
+        titles = {}
+        if any(one.is_shifted and not one.group for one in self.sets):
+            titles["mean"] = "Mean of the shifts"
         if self.left_out:
-            found["mean_without_objectnet"] = f"Mean without {self.left_out}"
-        return found | {_mean_key(group): f"Mean, {group}" for group in self.groups}
+            titles["mean_without_objectnet"] = f"Mean without {self.left_out}"
+        return titles | {_mean_key(group): f"Mean, {group}" for group in self.groups}
 
 
 def _mean_key(group: str) -> str:
     """The key of a group's mean in a record: "mean_never_seen" of "never seen"."""
     return f"mean_{group.replace(' ', '_')}"
+
+
+def _complete_mean(accuracies: Mapping[str, float | None], names: Sequence[str]) -> float | None:
+    """The mean over the sets called ``names``; None without sets, and where one has no accuracy."""
+    values = []
+    for name in names:
+        accuracy = accuracies.get(name)
+        if accuracy is None:
+            return None
+        values.append(accuracy)
+    return sum(values) / len(values) if values else None
 
 
 def no_further_problems(root: Path) -> list[str]:
@@ -125,62 +132,87 @@ class Folders:
     """Finds pictures in class folders, by the names of these alone: never by their order.
 
     ``places`` are the folders to look for below the data folder, of which the first with a class
-    folder counts. ``labels``: name of a class folder -> label. ``pictures``: how many a complete
-    copy has, and how many of ``each`` class, if known. ``more``: whether a complete copy has
-    folders of other classes, which are not read. ``check(root)``: further problems.
-    ``unsorted_remedy``: what to do with pictures that are in no class folder.
+    folder counts. ``labels``: name of a class folder -> label. ``picture_count``: how many pictures
+    a complete copy has; ``pictures_per_class``: how many of each class, if known.
+    ``has_further_folders``: whether a complete copy has folders of other classes, which are not
+    read. ``find_further_problems(root)``: sentences on whatever else is wrong. ``unsorted_remedy``:
+    what to do with pictures that are in no class folder.
     """
 
     places: tuple[str, ...]
     labels: dict[str, int]
-    pictures: int
-    each: int | None = None
-    more: bool = False
-    check: Callable[[Path], list[str]] = no_further_problems
+    picture_count: int
+    pictures_per_class: int | None = None
+    has_further_folders: bool = False
+    find_further_problems: Callable[[Path], list[str]] = no_further_problems
     unsorted_remedy: str = SORT_BY_CLASS
 
-    def __call__(self, data_dir: Path) -> Found:
-        """Lists the folders; their files are not opened."""
+    def __call__(self, data_dir: Path) -> TestSetCopy:
+        """The copy below ``data_dir``; its folders are listed, its files are not opened."""
         try:
             root = self._find_root(data_dir)
             if root is None:
-                expected = " or ".join(map(str, self.places))
-                return Found(None, (), [f"not there; expected {expected} in {data_dir}"])
+                expected = " or ".join(self.places)
+                return TestSetCopy(None, (), [f"not there; expected {expected} in {data_dir}"])
+
             is_unsorted = not self.labels.keys() & {*os.listdir(root)}
-            loose = listing.loose_pictures(root) if is_unsorted else 0
-            if loose:
-                problem = f"{root} has {loose:,} pictures and no class folder"
-                return Found(root, (), [f"{problem}; {self.unsorted_remedy}"])
-            found = listing.of_classes(root, self.labels if self.more else None)
+            unsorted_count = listing.loose_pictures(root) if is_unsorted else 0
+            if unsorted_count:
+                problem = f"{root} has {unsorted_count:,} pictures and no class folder"
+                return TestSetCopy(root, (), [f"{problem}; {self.unsorted_remedy}"])
+
+            class_names = self.labels if self.has_further_folders else None
+            listed_copy = listing.list_classes(root, class_names)
         except OSError as error:
             path = Path(error.filename)
             problem = f"{path} cannot be read ({error.strerror}); check its permissions"
-            return Found(None, (), [problem], is_unreadable=True)
+            return TestSetCopy(None, (), [problem], is_unreadable=True)
         except CarftError as error:
-            return Found(None, (), [str(error)], is_unreadable=True)
+            return TestSetCopy(None, (), [str(error)], is_unreadable=True)
 
-        (counts,) = found.counts.values()
         samples = [
-            (str(root / path), self.labels[name])
-            for path in found.pictures
-            if (name := path.partition("/")[0]) in self.labels
+            (str(root / path), self.labels[_class_folder(path)])
+            for path in listed_copy.pictures
+            if _class_folder(path) in self.labels
         ]
-        of_label = Counter(label for _, label in samples)
+        (counts,) = listed_copy.counts.values()
+        problems = [
+            *listed_copy.problems,
+            *self._folder_problems(counts, Counter(label for _, label in samples)),
+            *self.find_further_problems(root),
+        ]
+        is_unreadable = any(
+            _class_folder(path) in self.labels for path in listed_copy.faults["path"]
+        )
+        return TestSetCopy(root, samples, problems, is_unreadable)
+
+    def _folder_problems(
+        self, folder_names: Iterable[str], label_counts: Mapping[int, int]
+    ) -> list[str]:
+        """Sentences on class folders and numbers of pictures that are not as expected."""
+        # Of the names of one label the first.
         names = {label: name for name, label in reversed(self.labels.items())}
-        problems = found.problems
-        if empty := [names[k] for k in sorted(names) if not of_label[k]]:
+        problems = []
+
+        empty = [names[label] for label in sorted(names) if not label_counts[label]]
+        if empty:
             problems.append(
                 f"no picture of {len(empty):,} of its {len(names):,} classes; expected them in the "
-                f"folders {listed(empty)}"
+                f"folders {quoted_names(empty)}"
             )
-        if strange := [name for name in counts if name not in self.labels]:
-            problems.append(f"the folders {listed(strange)} are no classes of it")
-        if len(samples) != self.pictures:
-            problems.append(f"{len(samples):,} pictures, expected {self.pictures:,}")
-        elif self.each and (odd := [names[k] for k in sorted(names) if of_label[k] != self.each]):
-            problems.append(f"not {self.each} pictures in the folders {listed(odd)}")
-        unreadable = any(path.partition("/")[0] in self.labels for path in found.odd["path"])
-        return Found(root, samples, [*problems, *self.check(root)], unreadable)
+        unexpected = [name for name in folder_names if name not in self.labels]
+        if unexpected:
+            problems.append(f"unexpected class folders: {quoted_names(unexpected)}")
+
+        total = sum(label_counts.values())
+        if total != self.picture_count:
+            problems.append(f"{total:,} pictures, expected {self.picture_count:,}")
+        elif self.pictures_per_class:
+            expected = self.pictures_per_class
+            uneven = [names[label] for label in sorted(names) if label_counts[label] != expected]
+            if uneven:
+                problems.append(f"not {expected} pictures in the folders {quoted_names(uneven)}")
+        return problems
 
     def _find_root(self, data_dir: Path) -> Path | None:
         """The first of the places with a class folder, else the first that is a folder, if any.
@@ -207,3 +239,8 @@ class Folders:
         if errors:
             raise errors[0]
         return folders[0] if folders else None
+
+
+def _class_folder(path: str) -> str:
+    """The first folder of a path below the root."""
+    return path.partition("/")[0]

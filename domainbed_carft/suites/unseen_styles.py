@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domainbed_carft.data import benchmarks, emoji, emoji_styles
-from domainbed_carft.suites.test_sets import Folders, Found, Suite, TestSet
+from domainbed_carft.suites.test_sets import Folders, Suite, TestSet, TestSetCopy
 
 FURTHER = (
     *emoji_styles.names(emoji_styles.NEVER_SEEN),
@@ -33,9 +33,9 @@ def test_set(name: str, classes: Sequence[str]) -> TestSet:
     style = emoji_styles.get(name)
     labels = {class_name: label for label, class_name in enumerate(classes)}
 
-    def find(data_dir: Path) -> Found:
+    def find(data_dir: Path) -> TestSetCopy:
         """The pictures of the package, wherever ``data_dir`` is."""
-        root = emoji.styles_folder(style.label)
+        root = emoji.style_folders(style.label)
         return Folders((name,), labels, style.pictures)(root)
 
     groups = tuple((label,) for label in range(len(classes)))

@@ -5,91 +5,163 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import Job, overrides, seed_hash
 from domainbed_carft.jobs.manifest import Dataset
-from domainbed_carft.sweep import name_checks
+from domainbed_carft.sweep import host
 from domainbed_carft.sweep.states import DONE, Status
 from domainbed_carft.text import table
 
+_HEAD = (
+    "variant",
+    "data set",
+    "algorithm",
+    "jobs",
+    "done",
+    "steps",
+    "trained",
+    "evaluated",
+    "hours left",
+)
 
-class Cost(NamedTuple):
+
+class Group(NamedTuple):
+    """The jobs of one row of the costs: a variant's, on one data set, of one algorithm."""
+
+    variant: str
+    dataset: str
+    algorithm: str
+
+
+TOTAL = Group("all", "", "")
+
+
+@dataclass(frozen=True)
+class Cost:
     """Of some jobs: pictures trained on and evaluated, hours left; nan means unknown."""
 
-    jobs: float = 0
-    done: float = 0
-    steps: float = 0
-    trained: float = 0
+    jobs: int = 0
+    done: int = 0
+    steps: int = 0
+    trained: int = 0
     evaluated: float = 0
     hours: float = 0.0
 
+    def __add__(self, other: Cost) -> Cost:
+        """The cost of both together."""
+        return Cost(
+            jobs=self.jobs + other.jobs,
+            done=self.done + other.done,
+            steps=self.steps + other.steps,
+            trained=self.trained + other.trained,
+            evaluated=self.evaluated + other.evaluated,
+            hours=self.hours + other.hours,
+        )
+
 
 def costs(
-    statuses: Sequence[Status], facts: Mapping[str, Dataset], skips: bool = False
-) -> dict[tuple[str, str, str], Cost]:
-    """Costs by variant, data set and algorithm, then their total; ``skips`` is as in ``cost``."""
-    every = [cost(status.job, facts[status.job.key.dataset], skips) for status in statuses]
-    paces: dict[tuple[str, str], list[float]] = {}  # seconds a picture trained on
-    for status, one in zip(statuses, every):
-        record = records.last(status.job.folder) or {}
-        # The first record is of the first step alone, which is slower than the others.
-        if record.get("step") and isinstance(record.get("step_time"), float):
-            pace = record["step_time"] * one.steps / one.trained
-            paces.setdefault(status.job.key[:2], []).append(pace)
-    found: dict[tuple[str, str, str], Cost] = {}
-    for status, one in zip(statuses, every):
-        group = status.job.key[:2]
+    statuses: Sequence[Status], datasets: Mapping[str, Dataset], skips: bool = False
+) -> dict[Group, Cost]:
+    """The cost of each group of jobs, then that of all, as TOTAL; ``skips`` is as in ``job_cost``.
+
+    Hours are by the step times in the records of the jobs of the same data set and algorithm.
+    """
+    job_costs = [
+        job_cost(status.job, datasets[status.job.key.dataset], skips) for status in statuses
+    ]
+    paces = _paces(statuses, job_costs)
+
+    sums: dict[Group, Cost] = {}
+    for status, cost in zip(statuses, job_costs):
+        key = status.job.key
         if status.state == DONE:
-            one = one._replace(done=1)
+            share_left = Cost(done=1)
         else:
-            pace = statistics.mean(paces.get(group, [math.nan]))
-            one = one._replace(hours=pace * one.trained / 3600)
-        key = (status.job.variant, *group)
-        found[key] = Cost(*map(sum, zip(found.get(key, Cost()), one)))
-    return {**found, ("all", "", ""): Cost(*map(sum, zip(*found.values())))}
+            pace = statistics.mean(paces.get((key.dataset, key.algorithm), [math.nan]))
+            share_left = Cost(hours=pace * cost.trained / 3600)
+
+        group = Group(status.job.variant, key.dataset, key.algorithm)
+        sums[group] = sums.get(group, Cost()) + cost + share_left
+    return {**sums, TOTAL: sum(sums.values(), Cost())}
 
 
-def shown(found: Mapping[tuple[str, str, str], Cost], skips: bool) -> str:
+def costs_table(costs_by_group: Mapping[Group, Cost], skips: bool) -> str:
     """The costs that ``--dry-run`` prints, with an explanation."""
-    head = "variant,data set,algorithm,jobs,done,steps,trained,evaluated,hours left".split(",")
     rows = []
-    for key, one in found.items():
-        counts = ("?" if math.isnan(count) else f"{count:,.0f}" for count in one[:-1])
-        rows.append([*key, *counts, "?" if math.isnan(one.hours) else f"{one.hours:,.2f}"])
+    for group, cost in costs_by_group.items():
+        counts = (cost.jobs, cost.done, cost.steps, cost.trained, cost.evaluated)
+        rows.append([*group, *(_figure(count, 0) for count in counts), _figure(cost.hours, 2)])
+
     splits = "both splits of every environment"
     if skips:
         splits = "both splits of test environments, out-splits of the others"
-    elif "ImageNet" in {dataset for _, dataset, _ in found}:
+    elif any(group.dataset == "ImageNet" for group in costs_by_group):
         splits += ", of ImageNet the out-split"
     return (
-        f"{table(head, rows)}\n"
+        f"{table(_HEAD, rows)}\n"
         f"Trained, evaluated: pictures; {splits}.\n"
         "Hours: training time of one job after another, without evaluation, from step_time in the "
         "records."
     )
 
 
-def cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:
+def job_cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:
     """Steps and pictures of a job; ``skips``: without the training environments' in-splits."""
-    registry, args, key = name_checks.module("hparams_registry"), job.args, job.key
-    if key.choice:
-        seed = seed_hash(key.choice, key.trial)
-        hparams = registry.random_hparams(key.algorithm, key.dataset, seed)
-    else:
-        seed = None
+    target_count = len(job.key.test_envs)
+    steps = int(job.args.get("steps") or facts.steps)
+    trained = steps * _batch_size(job) * (len(facts.labels) - target_count)
+
+    evaluated = math.nan
+    if facts.pictures is not None:
+        # As train splits them: upstream file domainbed/scripts/train.py at b93c22a.
+        share = job.args["holdout_fraction"] if skips or facts.held_out else 1.0
+        per_checkpoint = sum(
+            count if index in job.key.test_envs else int(count * share)
+            for index, count in enumerate(facts.pictures)
+        )
+        evaluated = _checkpoint_count(steps, facts.checkpoint_freq) * per_checkpoint
+    return Cost(jobs=1, steps=steps, trained=trained, evaluated=evaluated)
+
+
+def _batch_size(job: Job) -> int:
+    """Pictures of each training environment in a step, by the registry of the domainbed in use."""
+    registry = host.module("hparams_registry")
+    key = job.key
+    seed = seed_hash(key.choice, key.trial) if key.choice else None
+    if seed is None:
         hparams = registry.default_hparams(key.algorithm, key.dataset)
-    implied = name_checks.implied_hparams(key.algorithm, key.dataset, overrides(args), seed)
-    batch_size = {**hparams, **implied, **overrides(args)}["batch_size"]
-    steps = int(args.get("steps") or facts.steps)
-    trained = steps * int(batch_size) * (len(facts.labels) - len(key.test_envs))
-    if facts.pictures is None:
-        return Cost(1, 0, steps, trained, math.nan)
-    # At step 0, every checkpoint_freq steps, and at the last one.
-    last, every = steps - 1, facts.checkpoint_freq
-    checkpoints = last // every + 1 + bool(last % every)
-    # As train splits them: upstream file domainbed/scripts/train.py at b93c22a.
-    share = args["holdout_fraction"] if skips or facts.held_out else 1.0
-    a_pass = sum(n if i in key.test_envs else int(n * share) for i, n in enumerate(facts.pictures))
-    return Cost(1, 0, steps, trained, checkpoints * a_pass)
+    else:
+        hparams = registry.random_hparams(key.algorithm, key.dataset, seed)
+
+    set_hparams = overrides(job.args)
+    implied = host.implied_hparams(key.algorithm, key.dataset, set_hparams, seed)
+    return int({**hparams, **implied, **set_hparams}["batch_size"])
+
+
+def _checkpoint_count(steps: int, checkpoint_freq: int) -> int:
+    """How many checkpoints a job has: at step 0, every ``checkpoint_freq``, and at the last one."""
+    last_step = steps - 1
+    return last_step // checkpoint_freq + 1 + bool(last_step % checkpoint_freq)
+
+
+def _paces(
+    statuses: Sequence[Status], job_costs: Sequence[Cost]
+) -> dict[tuple[str, str], list[float]]:
+    """Recorded seconds per picture trained on, of the jobs by data set and algorithm."""
+    paces: dict[tuple[str, str], list[float]] = {}
+    for status, cost in zip(statuses, job_costs):
+        record = records.last_record(status.job.folder) or {}
+        step_seconds = record.get("step_time")
+        # The first record is of the first step alone, which is slower than the others.
+        if record.get("step") and isinstance(step_seconds, float):
+            key = status.job.key
+            pace = step_seconds * cost.steps / cost.trained
+            paces.setdefault((key.dataset, key.algorithm), []).append(pace)
+    return paces
+
+
+def _figure(value: float, decimals: int) -> str:
+    return "?" if math.isnan(value) else f"{value:,.{decimals}f}"

@@ -38,27 +38,31 @@ def spelled(dataset: str) -> str:
     return path if os.sep in path else os.path.join(os.curdir, path)
 
 
-def _setting(value: Any) -> Any:
-    is_words = isinstance(value, list) and all(isinstance(one, str) for one in value)
+# A ValueError of a validator says what is expected: see files/validation.py.
+
+
+def _require_setting(value: Any) -> Any:
+    is_words = isinstance(value, list) and all(isinstance(item, str) for item in value)
     if is_words or isinstance(value, (str, int, float)):
         return value
-    raise ValueError("expected text, a number, true, false, or a list of words")
+    raise ValueError("text, a number, true, false, or a list of words")
 
 
-def _once(given: list[Any]) -> list[Any]:
-    for one in given:
-        if given.count(one) > 1:
-            raise ValueError(f"which has {one!r} twice")
-    return given
+def _require_distinct(values: list[Any]) -> list[Any]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"each value once; {value!r} appears twice")
+    return values
 
 
-_A = TypeVar("_A")
-_B = TypeVar("_B")
-_Distinct = Annotated[list[_A], Field(min_length=1), AfterValidator(_once)]
+_Item = TypeVar("_Item")
+_ForAll = TypeVar("_ForAll")
+_ForEach = TypeVar("_ForEach")
+_Distinct = Annotated[list[_Item], Field(min_length=1), AfterValidator(_require_distinct)]
 # Tags in angle brackets are left out of the places in messages.
 _OneOrEach = Annotated[
-    Annotated[_A, Tag("<all>")] | Annotated[_B, Tag("<each>")],
-    Discriminator(lambda given: "<each>" if isinstance(given, dict) else "<all>"),
+    Annotated[_ForAll, Tag("<all>")] | Annotated[_ForEach, Tag("<each>")],
+    Discriminator(lambda value: "<each>" if isinstance(value, dict) else "<all>"),
 ]
 _Count = Annotated[int, Field(ge=1, le=10**9)]
 _Index = Annotated[int, Field(ge=0, le=10**9)]
@@ -67,15 +71,20 @@ _Datasets = _Distinct[_Dataset]
 _Algorithms = _Distinct[Annotated[str, Field(min_length=1)]]
 _Setting = Annotated[
     Any,
-    BeforeValidator(_setting),
-    WithJsonSchema({"anyOf": [
-        {"type": ["string", "number", "boolean"]}, {"type": "array", "items": {"type": "string"}},
-    ]}),
-]  # fmt: skip
+    BeforeValidator(_require_setting),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": ["string", "number", "boolean"]},
+                {"type": "array", "items": {"type": "string"}},
+            ]
+        }
+    ),
+]
 _Hparams = dict[str, _Setting]
 _Environment = Annotated[
     Annotated[_Index, Tag("<index>")] | Annotated[str, Tag("<label>")],
-    Discriminator(lambda given: "<index>" if isinstance(given, int) else "<label>"),
+    Discriminator(lambda value: "<index>" if isinstance(value, int) else "<label>"),
 ]
 _Environments = Annotated[list[_Environment], Field(min_length=1)]
 _Method = Literal["training-domain", "leave-one-domain-out", "oracle"]
@@ -102,8 +111,10 @@ class Variant(_Mapping):
     hparams: _Hparams = {}
 
     def covers(self, dataset: str, algorithm: str) -> bool:
-        of_data = dataset in (self.datasets or [dataset])
-        return of_data and algorithm in (self.algorithms or [algorithm])
+        """Whether the settings are for jobs of this algorithm on this data set."""
+        has_dataset = not self.datasets or dataset in self.datasets
+        has_algorithm = not self.algorithms or algorithm in self.algorithms
+        return has_dataset and has_algorithm
 
 
 class Override(Variant):
@@ -140,10 +151,12 @@ class Shape(_Mapping):
 
     @property
     def choices(self) -> range:
+        """The hparams seeds."""
         return _range(self.hparams_seeds)
 
     @property
     def trial_seeds(self) -> range:
+        """The trial seeds."""
         return _range(self.trials)
 
     @property
@@ -152,26 +165,32 @@ class Shape(_Mapping):
 
         With a grid, each variant at each of its points.
         """
-        found = {}
-        variants, points = self.variants or {"": Variant()}, itertools.product(*self.grid.values())
+        variants = self.variants or {"": Variant()}
+        points = itertools.product(*self.grid.values())
+
+        variants_by_folder = {}
         for (name, variant), values in itertools.product(variants.items(), points):
             point = dict(zip(self.grid, values))
-            words = ",".join(filter(None, [name, *(f"{k}={value}" for k, value in point.items())]))
-            folder = "".join(c if c.isalnum() or c in "._=,+-" else "-" for c in words)
-            update = {"hparams": {**variant.hparams, **point}}
-            found[folder] = variant.model_copy(update=update)
-        return found
+            parts = [name, *(f"{key}={value}" for key, value in point.items())]
+            label = ",".join(part for part in parts if part)
+            folder = "".join(c if c.isalnum() or c in "._=,+-" else "-" for c in label)
+
+            hparams = {**variant.hparams, **point}
+            variants_by_folder[folder] = variant.model_copy(update={"hparams": hparams})
+        return variants_by_folder
 
     def listed_environments(self, dataset: str) -> Sequence[int | str]:
-        """Those to leave out of a data set, as they were given; an empty list means all."""
-        given = self.test_environments
-        return given.get(dataset, ()) if isinstance(given, dict) else given
+        """The environments to leave out of a data set, as declared; empty if each in turn."""
+        declared = self.test_environments
+        return declared.get(dataset, ()) if isinstance(declared, dict) else declared
 
     def hparams_of(self, dataset: str, algorithm: str, setting: Variant) -> dict[str, Any]:
         """The hyperparameters that are set; later settings override earlier ones."""
         merged = {"protocol": self.protocol, **self.hparams}
         for layer in (*self.overrides, setting):
-            merged |= layer.hparams if layer.covers(dataset, algorithm) else {}
+            if layer.covers(dataset, algorithm):
+                merged |= layer.hparams
+
         return {name: value for name, value in merged.items() if value is not None}
 
 
@@ -183,9 +202,10 @@ class Declaration(Shape):
 
     def steps_of(self, dataset: str, algorithm: str = "") -> int | None:
         """Declared steps; None leaves them to the data set."""
-        layers = [o.steps for o in self.overrides if o.covers(dataset, algorithm) and o.steps]
-        steps = self.steps.get(dataset) if isinstance(self.steps, dict) else self.steps
-        return layers[-1] if layers else steps
+        for override in reversed(self.overrides):
+            if override.steps and override.covers(dataset, algorithm):
+                return override.steps
+        return self.steps.get(dataset) if isinstance(self.steps, dict) else self.steps
 
     def jobs(self, data_dir: str, output: Path) -> list[Job]:
         """All jobs, variant by variant, trial by trial, whether or not their folders exist.
@@ -193,26 +213,33 @@ class Declaration(Shape):
         Arguments, seeds and folder names are those of upstream file domainbed/scripts/sweep.py at
         b93c22a, so that either tool can resume the other's folder.
         """
-        found = []
+        jobs = []
         for (variant, setting), trial, dataset, algorithm in itertools.product(
             self.settings.items(), self.trial_seeds, self.datasets, self.algorithms
         ):
             if not setting.covers(dataset, algorithm):
                 continue
+
+            # In this order, which the command lines keep.
             common: dict[str, Any] = {
-                **{"data_dir": data_dir, "task": TASK, "holdout_fraction": self.holdout_fraction},
-                **{"dataset": dataset, "algorithm": algorithm, "trial_seed": trial},
+                "data_dir": data_dir,
+                "task": TASK,
+                "holdout_fraction": self.holdout_fraction,
+                "dataset": dataset,
+                "algorithm": algorithm,
+                "trial_seed": trial,
             }
             # Part of the identity only where they are given.
             if steps := self.steps_of(dataset, algorithm):
                 common["steps"] = steps
             if hparams := self.hparams_of(dataset, algorithm, setting):
                 common["hparams"] = json.dumps(hparams, sort_keys=True)
+
             for test_envs, choice in itertools.product(self.targets(dataset), self.choices):
                 seed = seed_hash(dataset, algorithm, test_envs, choice, trial)
                 args = {**common, "test_envs": test_envs, "hparams_seed": choice, "seed": seed}
-                found.append(Job(args, output / variant / identity(args), variant))
-        return found
+                jobs.append(Job(args, output / variant / identity(args), variant))
+        return jobs
 
     def targets(self, dataset: str) -> list[list[int]]:
         """Test environments of each job: one at a time, and pairs with one of them if needed.
@@ -222,21 +249,22 @@ class Declaration(Shape):
         labels = self.facts[dataset].labels
         if len(labels) == 1:  # a user's own data: there is nothing to leave out
             return [[]]
-        listed = self.listed_environments(dataset) or range(len(labels))
-        indices = {environment(one, labels) for one in listed}
-        chosen = [[index] for index in indices if index is not None]
+
+        declared = self.listed_environments(dataset) or range(len(labels))
+        indices = {environment_index(environment, labels) for environment in declared}
+        targets = [[index] for index in indices if index is not None]
         if "leave-one-domain-out" in self.selection:
             pairs = itertools.combinations(range(len(labels)), 2)
-            chosen += [list(pair) for pair in pairs if set(pair) & indices]
-        return sorted(chosen)
+            targets += [list(pair) for pair in pairs if set(pair) & indices]
+        return sorted(targets)
 
 
 def _range(seeds: int | Seeds) -> range:
     return range(seeds) if isinstance(seeds, int) else range(seeds.first, seeds.first + seeds.n)
 
 
-def environment(one: str | int, labels: Sequence[str]) -> int | None:
-    """The index of an environment that is given by its index or label."""
-    if isinstance(one, str):
-        return labels.index(one) if one in labels else None
-    return one if one < len(labels) else None
+def environment_index(environment: str | int, labels: Sequence[str]) -> int | None:
+    """The index of an environment that is named by its index or label; None if it is unknown."""
+    if isinstance(environment, str):
+        return labels.index(environment) if environment in labels else None
+    return environment if environment < len(labels) else None

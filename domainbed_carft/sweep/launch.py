@@ -1,150 +1,195 @@
-"""``carft sweep launch``: check everything, show it, ask for confirmation, run."""
+"""Launching a sweep: a plan that is made and checked once, and running it."""
 
 from __future__ import annotations
 
-import argparse
-import functools
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files, launchers
-from domainbed_carft.data import benchmarks, tasks, verify
-from domainbed_carft.errors import CarftError, raise_for, refusals
-from domainbed_carft.jobs import manifest, records
-from domainbed_carft.jobs.job import Job, overrides
-from domainbed_carft.method.hparams import ALGORITHMS, UNCHECKED
-from domainbed_carft.suites import imagenet_training
-from domainbed_carft.sweep import costs, declaration_file, name_checks, printing, states
+from domainbed_carft.errors import CarftError, Problem, as_problem, problems_of, raise_for
+from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.job import Job
+from domainbed_carft.launchers import Launcher
+from domainbed_carft.sweep import costs, data_checks, declaration_file, host, printing, states
+from domainbed_carft.sweep.costs import Cost, Group
+from domainbed_carft.sweep.data_checks import DataVerdict
 from domainbed_carft.sweep.declaration import Declaration
+from domainbed_carft.sweep.job_settings import (
+    SKIP_VARIABLE,
+    JobSettings,
+    JobVariables,
+    skips_training_in_splits,
+)
 from domainbed_carft.sweep.states import Status
-from domainbed_carft.text import confirm, counted, shown
 
 RUN_HERE = ("local", "pool")
 
-# Tells our harness's train whether to leave out the training environments' in-splits: "1" or "0".
-SKIP_VARIABLE = "DOMAINBED_SKIP_TRAINING_IN_SPLITS"
 
-JobVariables = Callable[[Job], Mapping[str, str]]  # the environment variables of a job
+@dataclass(frozen=True)
+class LaunchPlan:
+    """A launch before it begins: nothing has been written, and nothing runs.
+
+    ``statuses`` are the states of all jobs of the sweep when the plan was made, ``verdicts`` those
+    on its data. ``skips_training_in_splits`` is None for a domainbed that cannot. ``log_problems``
+    and ``launcher_problems`` are why the jobs could not log, and why the launcher could not run.
+    """
+
+    declaration: Declaration
+    output: Path
+    launcher: Launcher
+    launcher_name: str
+    statuses: Sequence[Status]
+    job_variables: JobVariables
+    skips_training_in_splits: bool | None
+    verdicts: Sequence[DataVerdict] = ()
+    launcher_problems: Sequence[Problem] = ()
+    log_problems: Sequence[Problem] = ()
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs of the sweep, each in its folder."""
+        return [status.job for status in self.statuses]
+
+    @property
+    def jobs_to_run(self) -> list[Job]:
+        """The jobs that the launcher gets."""
+        return _jobs_to_run(self.statuses, self.launcher_name)
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the jobs run on this machine, which then needs their data."""
+        return self.launcher_name in RUN_HERE
+
+    @property
+    def data_problems(self) -> list[Problem]:
+        """Broken data, which jobs would refuse wherever they run."""
+        return [verdict.broken for verdict in self.verdicts if verdict.broken]
+
+    @property
+    def problems(self) -> list[Problem]:
+        """All that a launch would be refused for."""
+        problems = [*self.launcher_problems, *self.log_problems]
+        for verdict in self.verdicts:
+            if verdict.broken:
+                problems.append(verdict.broken)
+            if verdict.missing and self.runs_here:
+                problems.append(verdict.missing)
+        return problems
+
+    def costs(self) -> dict[Group, Cost]:
+        """Jobs, steps, pictures and hours of each variant, data set and algorithm, and of all."""
+        skips = bool(self.skips_training_in_splits)
+        return costs.costs(self.statuses, self.declaration.facts, skips)
 
 
-def launch(arguments: argparse.Namespace, options: Mapping[str, Any]) -> int:
-    """Launch the jobs that are not done; 1 if one failed, or is not done when the launcher ends."""
-    output, name, dry = arguments.output_dir, arguments.launcher, arguments.dry_run
-    if wrong := refusals(declaration_file.load, arguments.sweep):
-        wrong += refusals(launchers.make, name, options)
-    # Those of a file are a list already, under a headline.
-    lines = [line.removeprefix("- ") for one in wrong for line in one.splitlines()]
-    raise_for(line for line in lines if not line.endswith("nothing was done"))
-    declared, launcher = declaration_file.load(arguments.sweep), launchers.make(name, options)
-    data_dir = arguments.data_dir
+def plan(
+    sweep: str | Path | Declaration,
+    data_dir: str | None,
+    output: Path,
+    launcher: str = "pool",
+    options: Mapping[str, Any] | None = None,
+    *,
+    settings: JobSettings | None = None,
+    skip_training_in_splits: bool | None = None,
+) -> LaunchPlan:
+    """The plan of a launch: jobs, their states, verdicts on the data, costs, and problems.
+
+    ``sweep`` is a file, the name of an included sweep, or a declaration. ``options`` are those of
+    the launcher. Raises CarftError, with all problems, for a wrong declaration, launcher or option.
+    What else a launch would be refused for are the plan's ``problems``.
+    """
+    declaration, launcher_object = _load(sweep, launcher, options or {})
+    settings = settings or JobSettings()
     if data_dir is None:
-        places = [name_checks.picture_folder(one, "--data_dir") for one in declared.datasets]
-        if any(one is None or one.startswith("--data_dir") for one in places):
-            raise CarftError("--data_dir is missing; expected the folder of the data sets' folders")
-        embedded = all(one in benchmarks.BENCHMARKS for one in declared.datasets)
-        data_dir = "embedded" if embedded else "."
-    problems = [] if dry else launchers.problems(launcher, [output])
-    if arguments.log:  # as each job would refuse it: a train that cannot log, a missing library
-        unlogged = name_checks.module("lib.scalar_logs").problems(arguments.log)
-        if dry:
-            for problem in unlogged:
-                print(shown(f"Warning: a launch would refuse this: {problem}"), file=sys.stderr)
-        else:
-            problems += unlogged
-    verdicts, broken = _data(declared, data_dir, name in RUN_HERE and not dry)
-    # A dry run shows the verdicts and the costs before it refuses the data.
-    raise_for(problems + broken if problems or not dry else ())
+        data_dir = data_checks.default_data_dir(declaration.datasets)
 
-    statuses = look(declared, data_dir, output)
-    print(f"{declared.name}: {counted(len(statuses), 'job')}: {printing.counted(statuses)}.")
-    for verdict in verdicts:
-        print(shown(f"Data: {verdict}."))
-    jobs = [status.job for status in statuses]
-    skips = skips_training_in_splits(output, jobs, arguments.skip_training_in_splits)
-    if skips is not None:
-        print(_evaluation(skips))
-    if dry:
-        print(f"Selection: {', '.join(declared.selection)}. Nothing is launched.\n")
-        print(costs.shown(costs.costs(statuses, declared.facts, bool(skips)), bool(skips)))
-        raise_for(broken)
-        return 0
-    if failed := sum(status.state == states.FAILED for status in statuses):
-        print(
-            f"{counted(failed, 'failed job is', 'failed jobs are')} not launched. For the reasons: "
-            f"{printing.again('status', output)}; to retry: {printing.again('retry', output)}"
-        )
-    chosen = _chosen(statuses, name)
-    environment = functools.partial(_environment, arguments)
-    if name == "dummy":
-        launcher(chosen, _with_skip(environment, skips))
-        return 0
-    if chosen:
-        print(f"About to launch {counted(len(chosen), 'job')} into {output} ({name}).")
-        confirm(arguments.yes)
-    else:
-        print("There is nothing to launch.")
-    if left := run(declared, data_dir, output, launcher, name, environment, skips):
-        print(printing.failures(left, output), file=sys.stderr)
-    elif name == "slurm" and chosen:
-        print(f"Submitted. To watch the jobs: {printing.again('status', output)} --watch 30")
-    return int(bool(left))
-
-
-def look(declaration: Declaration, data_dir: str, output: Path) -> list[Status]:
-    """All jobs of the sweep, each in its folder, and their states."""
-    jobs = manifest.settle(declaration.jobs(data_dir, output), output)
-    places = states.waiting(output).places
-    return [states.status(job, declaration.facts, places) for job in jobs]
-
-
-def _chosen(statuses: Sequence[Status], name: str) -> list[Job]:
-    """The jobs for a launcher; one that runs jobs here also gets those queued by others."""
-    needed = [states.NOT_LAUNCHED, states.INTERRUPTED]
-    needed += [states.QUEUED] if name in RUN_HERE else []
-    return [status.job for status in statuses if status.state in needed]
+    launch_plan = _plan_without_checks(
+        declaration,
+        data_dir,
+        output,
+        launcher_object,
+        launcher_name=launcher,
+        job_variables=lambda job: settings.variables(job, output.absolute().name),
+        skip_training_in_splits=skip_training_in_splits,
+    )
+    log_problems: Sequence[str] = ()
+    if settings.log:  # as each job would refuse it: a train that cannot log, a missing library
+        log_problems = host.module("lib.scalar_logs").problems(settings.log)
+    return replace(
+        launch_plan,
+        verdicts=data_checks.verdicts(declaration.datasets, launch_plan.jobs, data_dir),
+        launcher_problems=[*map(as_problem, launchers.problems(launcher_object, [output]))],
+        log_problems=[*map(as_problem, log_problems)],
+    )
 
 
 def run(
     declaration: Declaration,
     data_dir: str,
     output: Path,
-    launcher: Any,
-    name: str = "pool",
-    environment: JobVariables | None = None,
+    launcher: Launcher,
+    launcher_name: str = "pool",
+    job_variables: JobVariables | None = None,
     skip_training_in_splits: bool | None = None,
 ) -> list[Status]:
-    """Run the jobs of a sweep that are not done; shows a progress bar if the launcher waits.
+    """Run the jobs of a sweep that are not done, by a launcher of `launchers.make`.
 
-    ``skip_training_in_splits`` is resolved as by the function `skips_training_in_splits`.
+    ``job_variables`` gives each job more process variables. ``skip_training_in_splits`` is resolved
+    as by the function `skips_training_in_splits`. Returns what `run_plan` does.
+    """
+    launch_plan = _plan_without_checks(
+        declaration,
+        data_dir,
+        output,
+        launcher,
+        launcher_name=launcher_name,
+        job_variables=job_variables or (lambda job: {}),
+        skip_training_in_splits=skip_training_in_splits,
+    )
+    return run_plan(launch_plan)
+
+
+def run_plan(launch_plan: LaunchPlan) -> list[Status]:
+    """Run the jobs of a plan that are not done; shows a progress bar if the launcher waits.
 
     Returns the jobs that are not done at the end, each with the reason as its detail; if the
     launcher does not wait, those that failed before, if there was nothing to submit. Call it from
-    the main thread, where Ctrl-C arrives.
+    the main thread, where Ctrl-C arrives. The launcher `dummy` prints and writes nothing else.
     """
-    statuses, words = look(declaration, data_dir, output), {}
-    chosen = _chosen(statuses, name)
-    jobs = [status.job for status in statuses]
-    skips = skips_training_in_splits(output, jobs, skip_training_in_splits)
-    environment = _with_skip(environment, skips)
-    note(declaration, output, jobs, skips)
-    if name == "slurm":
-        launcher(chosen, environment)
-        return [status for status in statuses if status.state == states.FAILED and not chosen]
-    if chosen:
-        with printing.bar(statuses, declaration.facts):
-            endings = launcher(chosen, environment) or ()
+    variables = _with_skip_variable(launch_plan)
+    if launch_plan.launcher_name == "dummy":
+        launch_plan.launcher(launch_plan.jobs_to_run, variables)
+        return []
+
+    # Others may have launched since the plan was made.
+    jobs = launch_plan.jobs
+    statuses = _statuses(jobs, launch_plan)
+    jobs_to_run = _jobs_to_run(statuses, launch_plan.launcher_name)
+    write_manifest(
+        launch_plan.declaration, launch_plan.output, jobs, launch_plan.skips_training_in_splits
+    )
+    if launch_plan.launcher_name == "slurm":
+        launch_plan.launcher(jobs_to_run, variables)
+        return [] if jobs_to_run else [s for s in statuses if s.state == states.FAILED]
+
+    last_words: dict[Path, str] = {}
+    if jobs_to_run:
+        with printing.bar(statuses, launch_plan.declaration.facts):
+            endings = launch_plan.launcher(jobs_to_run, variables) or ()
         # Where there could be no attempt, such as for a full disk, only the launcher knows why.
-        words = {Path(ending.folder): ending.last_words for ending in endings}
-        statuses = look(declaration, data_dir, output)
-    left = [status for status in statuses if status.state != states.DONE]
-    return [replace(one, detail=one.detail or words.get(one.job.folder, "")) for one in left]
+        last_words = {Path(ending.folder): ending.last_words for ending in endings}
+        statuses = _statuses(jobs, launch_plan)
+
+    unfinished = [status for status in statuses if status.state != states.DONE]
+    return [
+        replace(status, detail=status.detail or last_words.get(status.job.folder, ""))
+        for status in unfinished
+    ]
 
 
-def note(
+def write_manifest(
     declaration: Declaration, output: Path, jobs: Sequence[Job], skips: bool | None = None
 ) -> None:
     """Write the manifest for other commands, and a copy of the sweep file for people.
@@ -163,109 +208,62 @@ def note(
     files.save_text(output / "sweep.yaml", declaration.text)
 
 
-def skips_training_in_splits(
-    output: Path, jobs: Sequence[Job], chosen: bool | None = None
-) -> bool | None:
-    """Whether the jobs leave out the accuracies on the training environments' in-splits.
+def _load(
+    sweep: str | Path | Declaration, launcher: str, options: Mapping[str, Any]
+) -> tuple[Declaration, Launcher]:
+    """The declaration and the launcher, or the problems of both together."""
+    if isinstance(sweep, Declaration):
+        return sweep, launchers.make(launcher, options)
 
-    The first of these decides: ``chosen``, the user's variable, the manifest of the sweep, the
-    records of a sweep that 0.1.0 began. A new sweep leaves them out. Returns None for a domainbed
-    whose train always has them. Raises CarftError for another value of the variable.
-    """
-    if not name_checks.skips_in_splits():
-        return None
-    if chosen is not None:
-        return chosen
-
-    variable = os.environ.get(SKIP_VARIABLE, "")
-    if variable not in ("", "0", "1"):
-        raise CarftError(f"{SKIP_VARIABLE} is {variable!r}, expected 0 or 1")
-    if variable:
-        return variable == "1"
-
-    sweep = manifest.read(output) if output.is_dir() else None
-    if sweep and sweep.skip_training_in_splits is not None:
-        return sweep.skip_training_in_splits
-
-    # 0.1.0 evaluated them unless a flag said otherwise, which only the records tell.
-    begun = [args for job in jobs if (args := records.arguments(job.folder))]
-    if begun or sweep:
-        return bool(begun) and all(args.get("skip_training_in_splits") is True for args in begun)
-    return True
+    try:
+        declaration = declaration_file.load(sweep)
+    except CarftError as error:
+        raise_for([*error.problems, *problems_of(launchers.make, launcher, options)])
+        raise
+    return declaration, launchers.make(launcher, options)
 
 
-def _evaluation(skips: bool) -> str:
-    """What the jobs evaluate, and the flag for the opposite."""
-    if skips:
-        return "Evaluation: without training in-splits (--training_in_splits adds them)."
-    return "Evaluation: with training in-splits (--skip_training_in_splits leaves them out)."
+def _plan_without_checks(
+    declaration: Declaration,
+    data_dir: str,
+    output: Path,
+    launcher: Launcher,
+    *,
+    launcher_name: str,
+    job_variables: JobVariables,
+    skip_training_in_splits: bool | None,
+) -> LaunchPlan:
+    """A plan that has looked neither at the data nor at what the launcher needs."""
+    jobs = manifest.reuse_folders(declaration.jobs(data_dir, output), output)
+    statuses = states.statuses_of(jobs, declaration.facts, states.queue_of(output))
+    return LaunchPlan(
+        declaration=declaration,
+        output=output,
+        launcher=launcher,
+        launcher_name=launcher_name,
+        statuses=statuses,
+        job_variables=job_variables,
+        skips_training_in_splits=skips_training_in_splits(output, jobs, skip_training_in_splits),
+    )
 
 
-def _with_skip(environment: JobVariables | None, skips: bool | None) -> JobVariables:
-    """The variables of ``environment``, and unless they have it, the one for what is evaluated."""
-    added = {} if skips is None else {SKIP_VARIABLE: "1" if skips else "0"}
-    return lambda job: {**added, **(environment(job) if environment else {})}
+def _statuses(jobs: Sequence[Job], launch_plan: LaunchPlan) -> list[Status]:
+    """The states of the plan's jobs now."""
+    queue = states.queue_of(launch_plan.output)
+    return states.statuses_of(jobs, launch_plan.declaration.facts, queue)
 
 
-def _data(declared: Declaration, data_dir: str, needed: bool) -> tuple[list[str], list[str]]:
-    """The verdict on each data folder that is here, without decoding; what refuses a launch.
-
-    Our algorithms refuse broken data, as their jobs would; others' jobs warn of it. What is not
-    here is refused where it is ``needed``.
-    """
-    verdicts, refused = [], list[str]()
-    checked = {
-        job.key.dataset
-        for job in declared.jobs(data_dir, Path())
-        if job.key.algorithm in ALGORITHMS and overrides(job.args).get("data_edition") != UNCHECKED
-    }
-    absent = benchmarks.missing_data_dir(data_dir)
-    for name in declared.datasets:
-        folder = name_checks.picture_folder(name, data_dir)
-        if absent and folder and not os.path.isdir(folder):
-            refused += absent if needed else []
-            there = "each job checks its data where it runs"
-            verdicts.append(f"not checked, no --data_dir {data_dir} here; {there}")
-            continue
-        if not folder:
-            verdict = "needs no folder" if folder == "" else "not checked, its folder is unknown"
-        elif not os.path.isdir(folder):
-            verdict = f"not checked, no {folder} here; each job checks it where it runs"
-            if needed:
-                told = f"{name} is missing: expected its folder {folder}"
-                refused.append(f"{told}; is --data_dir {data_dir} right?")
-        else:
-            try:
-                report = _verified(name, Path(data_dir))
-            except CarftError as error:  # a folder, or lists in it, that cannot be read at all
-                refused.append(str(error))
-                verdicts.append(f"{name}: {error}")
-                continue
-            verdict = f"{report.data_edition}, {report.pictures:,} pictures in {report.root}"
-            if report.problems:
-                verdict = f"broken: {'; '.join(report.problems)}"
-                remedy = f"fix the data, or set the hparam data_edition to {UNCHECKED}"
-                refused += [f"{report.refusal}; {remedy}"] * (name in checked)
-        verdicts.append(f"{name}: {verdict}")
-    return list(dict.fromkeys(verdicts)), refused
+def _jobs_to_run(statuses: Sequence[Status], launcher_name: str) -> list[Job]:
+    """The jobs for a launcher; one that runs jobs here also gets those queued by others."""
+    launchable = [states.NOT_LAUNCHED, states.INTERRUPTED]
+    if launcher_name in RUN_HERE:
+        launchable.append(states.QUEUED)
+    return [status.job for status in statuses if status.state in launchable]
 
 
-def _verified(name: str, data_dir: Path) -> verify.Report:
-    """What `carft data verify` finds of the pictures that jobs of the data set train on."""
-    if name == "ImageNet":
-        return imagenet_training.verify(data_dir)
-    return (tasks if name in tasks.TASKS else verify).verify(name, data_dir)
-
-
-def _environment(arguments: argparse.Namespace, job: Job) -> dict[str, str]:
-    """The environment variables for a job's settings that are not part of its identity."""
-    kinds, group = arguments.log or (), arguments.output_dir.absolute().name
-    told = {
-        "DOMAINBED_KEEP_WEIGHTS": arguments.keep_weights,
-        "DOMAINBED_PICTURES": arguments.pictures,
-        "DOMAINBED_PICTURE_CACHE": arguments.picture_cache,
-        "DOMAINBED_LOG": " ".join(kinds),
-    }
-    if "wandb" in kinds and "WANDB_RUN_GROUP" not in os.environ:  # a user's own stays
-        told["WANDB_RUN_GROUP"] = f"{group}/{job.variant}".rstrip("/")
-    return {name: value for name, value in told.items() if value}
+def _with_skip_variable(launch_plan: LaunchPlan) -> JobVariables:
+    """The plan's job variables, and unless they have it, the one for what is evaluated."""
+    skip_variable: dict[str, str] = {}
+    if launch_plan.skips_training_in_splits is not None:
+        skip_variable[SKIP_VARIABLE] = "1" if launch_plan.skips_training_in_splits else "0"
+    return lambda job: {**skip_variable, **launch_plan.job_variables(job)}

@@ -3,200 +3,223 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from domainbed_carft.data import benchmarks, tasks
-from domainbed_carft.errors import CarftError
-from domainbed_carft.files.parsing import YamlPath
+from domainbed_carft.errors import CarftError, Problem, as_problem
+from domainbed_carft.files.parsing import YamlPath, YamlSource
 from domainbed_carft.jobs.manifest import Dataset
-from domainbed_carft.method import hparams as ours
-from domainbed_carft.method.host_arguments import in_our_harness
 from domainbed_carft.results import published
-from domainbed_carft.suites import imagenet_training
-from domainbed_carft.sweep.declaration import Override, Shape, Variant, environment
+from domainbed_carft.sweep import host
+from domainbed_carft.sweep.declaration import Override, Shape, Variant, environment_index
 from domainbed_carft.text import unknown
-
-Told = tuple[YamlPath, str]  # where, and what is wrong
 
 # Hparams that every DomainBed's train and data sets ask whether they are on, as the text "no" is.
 _SWITCHES = ("data_augmentation", "class_balanced")
 
+# Leave-one-domain-out trains without two environments.
+_FEWEST_ENVIRONMENTS = 2
+_FEWEST_ENVIRONMENTS_FOR_LEAVE_ONE_OUT = 3
 
-def module(name: str) -> Any:
-    """A module of the domainbed that jobs started from here would find: from this folder first."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        return importlib.import_module(f"domainbed.{name}")
-    except ImportError as error:
-        told = f"domainbed.{name} cannot be imported ({error}); see carft doctor"
-        raise CarftError(told) from error
-    finally:
-        sys.path.remove(here)
+# What a name below one of these keys of a declaration is.
+_KINDS = {"datasets": "data set", "algorithms": "algorithm"}
 
 
-def skips_in_splits() -> bool:
-    """Whether train of the domainbed in use can leave out the training in-splits: our harness's."""
-    module("algorithms")  # found from the current folder, as a job would find it
-    return in_our_harness()
+@dataclass(frozen=True)
+class CheckedNames:
+    """The facts of each known data set of a sweep, and all problems of its names and values."""
+
+    datasets: dict[str, Dataset]
+    problems: list[Problem]
 
 
-def algorithm_class(name: str) -> Any:
-    """The class of an algorithm. Raises CarftError for an unknown name."""
-    host = module("algorithms")
-    listed = list(dict.fromkeys([*ours.ALGORITHMS, *getattr(host, "ALGORITHMS", ())]))
-    return _asked("algorithm", name, host.get_algorithm_class, listed)
+def check(shape: Shape, source: YamlSource) -> CheckedNames:
+    """Look up all names of a sweep in the domainbed in use, and check its hyperparameters.
 
+    Raises CarftError if that domainbed cannot be imported.
+    """
+    published_rows = list(dict.fromkeys(figure["method"] for figure in published.figures()))
 
-def implied_hparams(
-    algorithm: str, dataset: str, overrides: Mapping[str, Any], random_seed: int | None
-) -> Mapping[str, Any]:
-    """The hparams that a job takes as implied by its ``--hparams``: none but in our harness."""
-    if not hasattr(module("algorithms").Algorithm, "implied_hparams"):
-        return {}
-    asked: Mapping[str, Any] = algorithm_class(algorithm).implied_hparams(
-        dataset, overrides, random_seed
+    datasets, dataset_problems = _look_up(host.dataset_facts, shape.datasets, source, "datasets")
+    algorithms, algorithm_problems = _look_up(
+        host.algorithm_class, shape.algorithms, source, "algorithms"
     )
-    return asked
+    _, row_problems = _look_up(
+        lambda name: _require_listed("row of published figures", name, published_rows),
+        shape.compare_with,
+        source,
+        "compare_with",
+    )
+
+    problems = [
+        *dataset_problems,
+        *algorithm_problems,
+        *row_problems,
+        *_problems_of_references(shape, source),
+        *_problems_of_environments(shape, source, datasets),
+        *_problems_of_hparams(shape, source, list(datasets), algorithms),
+    ]
+    return CheckedNames(datasets, problems)
 
 
-def _asked(kind: str, name: str, ask: Callable[[str], Any], listed: Sequence[str]) -> Any:
-    try:
-        return ask(name)
-    except Exception as error:  # our harness's own, upstream's NotImplementedError, a KeyError
-        said = str(error) if isinstance(error, CarftError) else unknown(kind, name, listed)
-        raise CarftError(said) from error
+def _require_listed(kind: str, name: str, valid_names: Sequence[str]) -> str:
+    if name not in valid_names:
+        raise CarftError(unknown(kind, name, valid_names))
+    return name
 
 
-def facts(name: str) -> Dataset:
-    """The facts of a data set. Raises CarftError for an unknown name."""
-    datasets = module("datasets")
-    if os.sep in name and not os.path.isdir(name):
-        raise CarftError(f"no such folder: {name}; expected one with a sub-folder per domain")
-    ask = getattr(datasets, "get_dataset_class", vars(datasets).__getitem__)
-    listed = list(getattr(datasets, "DATASETS", ())) or list(benchmarks.BENCHMARKS)
-    found = _asked("data set", name, ask, listed)
-    labels = tuple(map(str, getattr(found, "ENVIRONMENTS", None) or ()))
-    if not labels:
-        raise CarftError(f"the class {name} has no ENVIRONMENTS, so none can be left out")
-    # What upstream's base class has, for forks whose data sets say nothing.
-    steps, every = getattr(found, "N_STEPS", 5001), getattr(found, "CHECKPOINT_FREQ", 100)
-    pictures = getattr(found, "PICTURES", None)
-    known = benchmarks.BENCHMARKS.get(name)
-    if known is not None and len(known.environments) == len(labels):
-        pictures = tuple(known.editions[0].counts[one.folder] for one in known.environments)
-    elif name in tasks.TASKS:
-        pictures = tasks.TASKS[name].pictures[:1]
-    held_out = tuple(getattr(found, "EVALUATED_SPLITS", ())) == ("out",)
-    return Dataset(labels, pictures, int(steps), int(every), held_out)
+def _look_up(
+    find: Callable[[str], Any], names: Sequence[str], source: YamlSource, key: str
+) -> tuple[dict[str, Any], list[Problem]]:
+    """What ``find`` returns for each of the names listed below a key; its problems with others."""
+    values = {}
+    problems = []
+    for index, name in enumerate(names):
+        try:
+            values[name] = find(name)
+        except CarftError as error:
+            place = source.place((key, index))
+            problems += [problem.at(place) for problem in error.problems]
+    return values, problems
 
 
-def picture_folder(name: str, data_dir: str) -> str | None:
-    """The folder of the data set's pictures; "" if none is needed, None if unknown."""
-    if name == "ImageNet":
-        return imagenet_training.expected_folder(data_dir)
-    known = benchmarks.BENCHMARKS.get(name) or tasks.TASKS.get(name)
-    if known is not None:
-        return os.path.join(data_dir, known.folder) if known.folder else ""
-    return name if os.path.isdir(name) else "" if name.startswith("Debug") else None
-
-
-def problems(shape: Shape) -> tuple[dict[str, Dataset], list[Told]]:
-    """The facts of each data set, and all that is wrong with the names and values in a sweep."""
-    told: list[Told] = []
-
-    def known(key: str, ask: Any) -> dict[str, Any]:
-        found = {}
-        for index, name in enumerate(getattr(shape, key)):
-            try:
-                found[name] = ask(name)
-            except CarftError as error:
-                told.append(((key, index), str(error)))
-        return found
-
-    rows = dict.fromkeys(figure["method"] for figure in published.figures())
-    kind = "row of published figures"
-    datasets, algorithms = known("datasets", facts), known("algorithms", algorithm_class)
-    known("compare_with", lambda name: _asked(kind, name, rows.__getitem__, list(rows)))
-    told += [*_foreign(shape), *_environments(shape, datasets)]
-    return datasets, [*told, *_hparams(shape, list(datasets), algorithms)]
-
-
-def _foreign(shape: Shape) -> Iterator[Told]:
+def _problems_of_references(shape: Shape, source: YamlSource) -> Iterator[Problem]:
     """Names in the settings that are not among the sweep's own data sets and algorithms."""
-    named: list[tuple[str, YamlPath, str]] = []
+    references: list[tuple[str, YamlPath, str]] = []
     for key in ("steps", "test_environments"):
-        given = getattr(shape, key)
-        named += [("datasets", (key, n), n) for n in (given if isinstance(given, dict) else ())]
-    for path, setting in _blocks(shape):
-        for key in ("datasets", "algorithms"):
-            named += [(key, (*path, key, i), n) for i, n in enumerate(getattr(setting, key))]
-    for key, path, name in named:
+        value = getattr(shape, key)
+        if isinstance(value, dict):
+            references += [("datasets", (key, name), name) for name in value]
+    for path, block in _blocks(shape):
+        for key in _KINDS:
+            for index, name in enumerate(getattr(block, key)):
+                references.append((key, (*path, key, index), name))
+
+    for key, path, name in references:
         if name not in getattr(shape, key):
-            kind = {"datasets": "data set", "algorithms": "algorithm"}[key]
-            yield path, unknown(f"{kind} of this sweep", name, getattr(shape, key))
+            message = unknown(f"{_KINDS[key]} of this sweep", name, getattr(shape, key))
+            yield Problem(message=message, place=source.place(path))
 
 
 def _blocks(shape: Shape) -> list[tuple[YamlPath, Variant]]:
-    overrides = [(("overrides", i), one) for i, one in enumerate(shape.overrides)]
-    return [*overrides, *((("variants", name), one) for name, one in shape.variants.items())]
+    """The overrides and variants, each with its path."""
+    overrides = [(("overrides", index), block) for index, block in enumerate(shape.overrides)]
+    return [*overrides, *((("variants", name), block) for name, block in shape.variants.items())]
 
 
-def _environments(shape: Shape, found: Mapping[str, Dataset]) -> Iterator[Told]:
-    needed = 3 if "leave-one-domain-out" in shape.selection else 2
-    for name, known in found.items():
-        labels = known.labels
-        if 1 < len(labels) < needed:
-            text = f"{name} has 2 environments; leave-one-domain-out needs at least 3"
-            yield ("datasets", shape.datasets.index(name)), text
-        by_name = (name,) if isinstance(shape.test_environments, dict) else ()
-        for place, one in enumerate(shape.listed_environments(name)):
-            if environment(one, labels) is None:
-                valid = [f"{label} ({i})" for i, label in enumerate(labels)]
-                text = unknown(f"environment of {name}", str(one), valid)
-                yield ("test_environments", *by_name, place), text
+def _problems_of_environments(
+    shape: Shape, source: YamlSource, datasets: Mapping[str, Dataset]
+) -> Iterator[Problem]:
+    """Data sets with too few environments, and unknown test environments."""
+    fewest = _FEWEST_ENVIRONMENTS
+    if "leave-one-domain-out" in shape.selection:
+        fewest = _FEWEST_ENVIRONMENTS_FOR_LEAVE_ONE_OUT
+
+    for name, facts in datasets.items():
+        labels = facts.labels
+        if 1 < len(labels) < fewest:
+            message = f"{name} has 2 environments; leave-one-domain-out needs at least 3"
+            place = source.place(("datasets", shape.datasets.index(name)))
+            yield Problem(message=message, place=place)
+
+        path: YamlPath = ("test_environments",)
+        if isinstance(shape.test_environments, dict):
+            path = ("test_environments", name)
+        valid = [f"{label} ({index})" for index, label in enumerate(labels)]
+        for index, environment in enumerate(shape.listed_environments(name)):
+            if environment_index(environment, labels) is None:
+                message = unknown(f"environment of {name}", str(environment), valid)
+                yield Problem(message=message, place=source.place((*path, index)))
 
 
-def _hparams(shape: Shape, datasets: Sequence[str], classes: Mapping[str, Any]) -> Iterator[Told]:
-    """Each setting, at the place where it is made, for each algorithm and data set it reaches."""
-    registry = module("hparams_registry")
-    known = functools.cache(lambda a, d: list(registry.default_hparams(a, d)))
-    blocks = [((), Override(hparams=shape.hparams)), *_blocks(shape)]
-    settings: list[tuple[YamlPath, str, Any, Variant]] = [
-        ((*path, "hparams", key), key, value, block)
-        for path, block in blocks
-        for key, value in block.hparams.items()
+@dataclass(frozen=True)
+class _Setting:
+    """A hyperparameter's value in a declaration, and the block that says for which jobs."""
+
+    path: YamlPath
+    name: str
+    value: Any
+    scope: Variant
+
+
+def _settings(shape: Shape) -> list[_Setting]:
+    """All hyperparameters that are set, at the place where they are."""
+    blocks: list[tuple[YamlPath, Variant]] = [((), Override(hparams=shape.hparams))]
+    settings = [
+        _Setting((*path, "hparams", name), name, value, block)
+        for path, block in blocks + _blocks(shape)
+        for name, value in block.hparams.items()
     ]
-    for key, values in shape.grid.items():
-        settings += [(("grid", key, i), key, value, Override()) for i, value in enumerate(values)]
+    for name, values in shape.grid.items():
+        for index, value in enumerate(values):
+            settings.append(_Setting(("grid", name, index), name, value, Override()))
     if shape.protocol not in (None, "domainbed"):
-        settings.append((("protocol",), "protocol", shape.protocol, Override()))
-    for path, key, value, setting in settings:
-        without: dict[str, list[str]] = {}  # algorithms that have no such key, and their keys
-        for dataset, algorithm in ((d, a) for d in datasets for a in classes):
-            if not setting.covers(dataset, algorithm):
-                continue
-            if key not in known(algorithm, dataset):
-                without.setdefault(algorithm, known(algorithm, dataset))
-            elif key in _SWITCHES and value not in (0, 1):
-                yield path, f"got {value!r}, expected true or false"
-            elif key == "batch_size" and not (isinstance(value, int) and value > 0):
-                yield path, f"got {value!r}, expected a whole number > 0"
-        if without:
-            valid = dict.fromkeys(name for names in without.values() for name in names)
-            yield path, unknown(f"hyperparameter of {', '.join(without)}", key, valid)
-    # What an algorithm itself refuses, of all that is set for it. The weights may be on the nodes.
+        settings.append(_Setting(("protocol",), "protocol", shape.protocol, Override()))
+    return settings
+
+
+def _problems_of_hparams(
+    shape: Shape, source: YamlSource, datasets: Sequence[str], algorithms: Mapping[str, Any]
+) -> Iterator[Problem]:
+    """The problems of each setting by its key, then those that an algorithm has with its values."""
+    registry = host.module("hparams_registry")
+    default_names = functools.cache(
+        lambda algorithm, dataset: list(registry.default_hparams(algorithm, dataset))
+    )
+
+    settings = _settings(shape)
+    for setting in settings:
+        for problem in _problems_of_setting(setting, datasets, list(algorithms), default_names):
+            yield problem.at(source.place(setting.path))
+
+    # The weights may be on the nodes of a cluster only, so clip_backbone is not checked.
     for variant in shape.settings.values():
-        for dataset, (algorithm, asked) in ((d, c) for d in datasets for c in classes.items()):
-            ask = getattr(asked, "hparam_problems", None)
-            if ask and variant.covers(dataset, algorithm):
-                given = shape.hparams_of(dataset, algorithm, variant)
-                given.pop("clip_backbone", None)
-                for text in ask(dataset, given):
-                    key, _, rest = str(text).partition(" is ")
-                    where = [path for path, name, *_ in settings if name == key]
-                    yield (where[-1], f"got {rest}") if where else (("hparams",), str(text))
+        for dataset in datasets:
+            for name, algorithm in algorithms.items():
+                hparam_problems = getattr(algorithm, "hparam_problems", None)
+                if hparam_problems is None or not variant.covers(dataset, name):
+                    continue
+
+                values = shape.hparams_of(dataset, name, variant)
+                values.pop("clip_backbone", None)
+                for problem in map(as_problem, hparam_problems(dataset, values)):
+                    yield problem.at(source.place(_path_of(problem, settings)))
+
+
+def _path_of(problem: Problem, settings: Sequence[_Setting]) -> YamlPath:
+    """Where the value of a problem is set, the last of several; ``hparams`` for a default."""
+    of_subject = [setting for setting in settings if setting.name == problem.subject]
+    of_value = [setting for setting in of_subject if setting.value == problem.value]
+    candidates = of_value or of_subject
+    return candidates[-1].path if candidates else ("hparams",)
+
+
+def _problems_of_setting(
+    setting: _Setting,
+    datasets: Sequence[str],
+    algorithms: Sequence[str],
+    default_names: Callable[[str, str], list[str]],
+) -> Iterator[Problem]:
+    """Whether algorithms that a setting is for lack the key; values that train would misread."""
+    names_by_algorithm: dict[str, list[str]] = {}  # of algorithms that have no such key
+    for dataset in datasets:
+        for algorithm in algorithms:
+            if not setting.scope.covers(dataset, algorithm):
+                continue
+
+            if setting.name not in default_names(algorithm, dataset):
+                names_by_algorithm.setdefault(algorithm, default_names(algorithm, dataset))
+            elif setting.name in _SWITCHES and setting.value not in (0, 1):
+                yield Problem(setting.name, setting.value, expected="true or false")
+            elif setting.name == "batch_size" and not _is_positive_integer(setting.value):
+                yield Problem(setting.name, setting.value, expected="a whole number > 0")
+
+    if names_by_algorithm:
+        valid_names = dict.fromkeys(name for names in names_by_algorithm.values() for name in names)
+        kind = f"hyperparameter of {', '.join(names_by_algorithm)}"
+        yield Problem(message=unknown(kind, setting.name, valid_names))
+
+
+def _is_positive_integer(value: Any) -> bool:
+    return isinstance(value, int) and value > 0

@@ -1,4 +1,4 @@
-"""The words of ``carft sweep`` for states, and its progress bar."""
+"""The words of ``carft sweep`` for plans and states, and its progress bar."""
 
 from __future__ import annotations
 
@@ -14,15 +14,25 @@ from tqdm import tqdm
 from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import states
 from domainbed_carft.sweep.states import Status
-from domainbed_carft.text import counted as number
-from domainbed_carft.text import limited, progress, shown, table
+from domainbed_carft.text import limited, printable, progress, quantity, table
+
+# How long the bar waits before it looks at all jobs again: for each job, and at least.
+SECONDS_PER_JOB = 0.01
+LEAST_SECONDS = 0.5
+
+# The tables of jobs that need attention in the output of `carft sweep status`.
+_TITLES = {
+    states.RUNNING: "Running:",
+    states.FAILED: "Failed (launch again after carft sweep retry):",
+    states.INTERRUPTED: "Interrupted (launch again to resume):",
+    states.DONE: "Diverged (carft collect leaves out their accuracies from then on):",
+}
 
 
-def counted(statuses: Iterable[Status]) -> str:
+def counts_phrase(statuses: Iterable[Status]) -> str:
     """``12 done (2 diverged), 3 running``."""
     listed = list(statuses)
-    counts = Counter(status.state for status in listed)
-    parts = [f"{counts[state]} {state}" for state in states.STATES if counts[state]]
+    parts = [f"{count} {state}" for state, count in states.counts(listed).items() if count]
     if diverged := sum(status.diverged for status in listed):
         parts[0] += f" ({diverged} diverged)"  # only what is done, which comes first
     return ", ".join(parts)
@@ -32,32 +42,109 @@ def overview(statuses: Sequence[Status]) -> str:
     """The output of ``status``: totals, a table by algorithm, then jobs that need attention."""
     if not statuses:
         return "There are no jobs."
-    steps = [(min(one.step, one.steps), one.steps) for one in statuses if one.steps]
-    done, total = sum(step for step, _ in steps), sum(of for _, of in steps)
-    of_steps = f"{done:,} of {total:,} steps ({100 * done / total:.0f}%)." if total else ""
-    groups: dict[tuple[str, str, str], Counter[str]] = {}
-    for one in statuses:
-        args = one.job.args
-        key = (one.job.variant, str(args.get("dataset", "?")), str(args.get("algorithm", "?")))
-        groups.setdefault(key, Counter())[one.state] += 1
-    rows = [[*key, *(str(c[s] or "-") for s in states.STATES)] for key, c in groups.items()]
-    head = ["variant", "data set", "algorithm", *states.STATES]
-    totals = f"{number(len(statuses), 'job')}: {counted(statuses)}."
-    lines = [totals, of_steps, "", table(head, rows)]
-    titles = {
-        states.RUNNING: "Running:",
-        states.FAILED: "Failed (launch again after carft sweep retry):",
-        states.INTERRUPTED: "Interrupted (launch again to resume):",
-        states.DONE: "Diverged (carft collect leaves out their accuracies from then on):",
-    }
-    for state, title in titles.items():
-        chosen = [s for s in statuses if s.state == state and (s.diverged or state != states.DONE)]
-        if chosen:
-            lines += ["", title, *limited([f"  {_line(status)}" for status in chosen])]
+
+    totals = f"{quantity(len(statuses), 'job')}: {counts_phrase(statuses)}."
+    lines = [totals, _steps_phrase(statuses), "", _table_by_algorithm(statuses)]
+
+    for state, title in _TITLES.items():
+        needs_diverged = state == states.DONE
+        listed = [
+            status
+            for status in statuses
+            if status.state == state and (status.diverged or not needs_diverged)
+        ]
+        if listed:
+            lines += ["", title, *limited([f"  {_status_line(status)}" for status in listed])]
     return "\n".join(lines)
 
 
-def _line(status: Status) -> str:
+def evaluation_line(skips: bool) -> str:
+    """What the jobs evaluate, and the flag for the opposite."""
+    if skips:
+        return "Evaluation: without training in-splits (--training_in_splits adds them)."
+    return "Evaluation: with training in-splits (--skip_training_in_splits leaves them out)."
+
+
+def failures(unfinished: Sequence[Status], output: Path) -> str:
+    """The jobs that failed, with exit status and last words, then others that are not done."""
+    failed = [status for status in unfinished if status.state == states.FAILED]
+    not_done = [status for status in unfinished if status.state != states.FAILED]
+
+    lines = []
+    for title, group in (("failed", failed), ("not done", not_done)):
+        if group:
+            lines.append(f"{quantity(len(group), 'job')} {title}:")
+            lines += limited([_failure_line(status) for status in group])
+    if failed:
+        lines.append(f"Fix the cause, run {command_line('retry', output)}, then launch again.")
+    return "\n".join(lines)
+
+
+def command_line(command: str, output: Path) -> str:
+    """A command line to copy: ``carft sweep retry OUT``."""
+    return f"carft sweep {command} {shlex.quote(str(output))}"
+
+
+@contextmanager
+def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> Iterator[None]:
+    """Show how far all steps of the sweep are while the block runs, from locks and records."""
+    latest = list(statuses)
+    block_ended = threading.Event()
+    total = sum(status.steps or 1 for status in latest)
+    done = sum(map(_shown_steps, latest))
+
+    def watch() -> None:
+        is_last = False
+        while not is_last:
+            # Of thousands of jobs a look takes a while; the sweep comes first.
+            is_last = block_ended.wait(max(LEAST_SECONDS, SECONDS_PER_JOB * len(latest)))
+            for index, status in enumerate(latest):
+                if status.state != states.DONE:
+                    latest[index] = states.status(status.job, facts)
+
+            counts = states.counts(latest)
+            note = f"{counts[states.DONE]} of {len(latest)} jobs done"
+            if counts[states.FAILED]:
+                note += f", {counts[states.FAILED]} failed"
+            progress_bar.set_postfix_str(note)
+            # A job that starts over has fewer: the bar waits for it.
+            progress_bar.update(max(0, sum(map(_shown_steps, latest)) - progress_bar.n))
+
+    with progress(total=total, done=done, unit="step", description="sweep") as progress_bar:
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            block_ended.set()
+            thread.join()
+
+
+def _steps_phrase(statuses: Sequence[Status]) -> str:
+    """``14 of 88 steps (16%).``; "" if the steps of no job are known."""
+    with_steps = [(status.step, status.steps) for status in statuses if status.steps]
+    done = sum(min(step, steps) for step, steps in with_steps)
+    total = sum(steps for _, steps in with_steps)
+    return f"{done:,} of {total:,} steps ({100 * done / total:.0f}%)." if total else ""
+
+
+def _table_by_algorithm(statuses: Sequence[Status]) -> str:
+    counts_by_row: dict[tuple[str, str, str], Counter[str]] = {}
+    for status in statuses:
+        args = status.job.args
+        dataset = str(args.get("dataset", "?"))
+        algorithm = str(args.get("algorithm", "?"))
+        row_name = (status.job.variant, dataset, algorithm)
+        counts_by_row.setdefault(row_name, Counter())[status.state] += 1
+
+    rows = [
+        [*row_name, *(str(counts[state] or "-") for state in states.STATES)]
+        for row_name, counts in counts_by_row.items()
+    ]
+    return table(["variant", "data set", "algorithm", *states.STATES], rows)
+
+
+def _status_line(status: Status) -> str:
     parts = [str(status.job)]
     if status.state == states.RUNNING:
         parts.append(f"step {status.step:,}" + (f" of {status.steps:,}" if status.steps else ""))
@@ -65,61 +152,21 @@ def _line(status: Status) -> str:
             parts.append(f"{status.pictures_per_second:,.1f} images/s")
         if status.eta is not None:
             parts.append(f"{tqdm.format_interval(status.eta)} left")
-    parts += [status.detail] if status.detail else []
-    return shown("; ".join([*parts, status.job.folder.name]))
+
+    if status.detail:
+        parts.append(status.detail)
+    return printable("; ".join([*parts, status.job.folder.name]))
 
 
-def failures(left: Sequence[Status], output: Path) -> str:
-    """The jobs that failed, with exit status and last words, then others that are not done."""
-    failed = [status for status in left if status.state == states.FAILED]
-    lines = []
-    for title, group in (("failed", failed), ("not done", [s for s in left if s not in failed])):
-        told = [", ".join(filter(None, [f"  {s.job}: {s.state}", s.detail])) for s in group]
-        told = [shown(f"{line}; {s.job.folder}") for line, s in zip(told, group)]
-        lines += [f"{number(len(group), 'job')} {title}:", *limited(told)] if group else []
-    if failed:
-        lines.append(f"Fix the cause, run {again('retry', output)}, then launch again.")
-    return "\n".join(lines)
+def _failure_line(status: Status) -> str:
+    line = f"  {status.job}: {status.state}"
+    if status.detail:
+        line += f", {status.detail}"
+    return printable(f"{line}; {status.job.folder}")
 
 
-@contextmanager
-def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> Iterator[None]:
-    """Show how far all steps of the sweep are while the block runs, from locks and records."""
-    latest, ended = list(statuses), threading.Event()
-    total, done = sum(status.steps or 1 for status in latest), sum(map(_counted, latest))
-
-    def watch() -> None:
-        over = False
-        while not over:
-            # Of thousands of jobs a look takes a while; the sweep comes first.
-            over = ended.wait(max(0.5, len(latest) / 100))
-            for index, one in enumerate(latest):
-                if one.state != states.DONE:
-                    latest[index] = states.status(one.job, facts)
-            counts = Counter(one.state for one in latest)
-            failed = f", {counts[states.FAILED]} failed" if counts[states.FAILED] else ""
-            text = f"{counts[states.DONE]} of {len(latest)} jobs done{failed}"
-            shown_progress.set_postfix_str(text)
-            # A job that starts over has fewer: the bar waits for it.
-            shown_progress.update(max(0, sum(map(_counted, latest)) - shown_progress.n))
-
-    with progress(total=total, done=done, unit="step", description="sweep") as shown_progress:
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-
-
-def _counted(status: Status) -> int:
+def _shown_steps(status: Status) -> int:
     """Steps to show for a job; one whose steps are not known counts as one."""
     if status.steps is None:
         return int(status.state == states.DONE)
     return min(status.step, status.steps)
-
-
-def again(command: str, output: Path) -> str:
-    """A command line to copy."""
-    return f"carft sweep {command} {shlex.quote(str(output))}"

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.folder import OUTPUT, RECORDS, STATE, Attempt, Holder, JobFolder
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
-from domainbed_carft.launchers import attempt, launches, slurm
-from domainbed_carft.launchers.launches import Launch
+from domainbed_carft.launchers import attempt, launch_file, slurm
+from domainbed_carft.launchers.launch_file import Launch
 
 NOT_LAUNCHED = "not launched"
 QUEUED = "queued"
@@ -25,12 +27,16 @@ FAILED = "failed"
 DONE = "done"
 STATES = (DONE, RUNNING, QUEUED, NOT_LAUNCHED, INTERRUPTED, FAILED)
 
+# Larger numbers in a record are no count of anything.
+LARGEST_COUNT = 1e12
+
 
 @dataclass(frozen=True)
 class Status:
     """A job's state and details; ``step`` counts the steps done.
 
-    ``step_seconds``: seconds per step in the last record, without evaluation.
+    ``step_seconds``: seconds per step in the last record, without evaluation. ``diverged`` is of
+    jobs that are done: whether their loss was not finite.
     """
 
     job: Job
@@ -41,117 +47,221 @@ class Status:
     attempt: Attempt | None = None
     step_seconds: float | None = None
     detail: str = ""
-    diverged: bool = False  # told of jobs that are done
+    diverged: bool = False
 
     @property
     def pictures_per_second(self) -> float | None:
+        """Pictures trained on per second; None if unknown."""
         pictures = self.holder.pictures_per_step if self.holder else None
         return pictures / self.step_seconds if pictures and self.step_seconds else None
 
     @property
     def eta(self) -> float | None:
-        """Seconds of training left."""
-        left = None if self.steps is None else max(0, self.steps - self.step)
-        return None if left is None or self.step_seconds is None else left * self.step_seconds
+        """Seconds of training left; None if unknown."""
+        if self.steps is None or self.step_seconds is None:
+            return None
+        return max(0, self.steps - self.step) * self.step_seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        names = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
-        who = ("host", "pid", "slurm", "since")
+        """The item of this job in ``carft sweep status --json``."""
+        args = self.job.args
         return {
-            **{"folder": str(self.job.folder), "variant": self.job.variant},
-            **{name: self.job.args.get(name) for name in names},
-            **{"state": self.state, "step": self.step, "steps": self.steps},
-            **{name: getattr(self.holder, name, None) for name in who},
-            **{"pictures_per_second": self.pictures_per_second, "eta_seconds": self.eta},
+            "folder": str(self.job.folder),
+            "variant": self.job.variant,
+            "dataset": args.get("dataset"),
+            "algorithm": args.get("algorithm"),
+            "test_envs": args.get("test_envs"),
+            "trial_seed": args.get("trial_seed"),
+            "hparams_seed": args.get("hparams_seed"),
+            "state": self.state,
+            "step": self.step,
+            "steps": self.steps,
+            "host": getattr(self.holder, "host", None),
+            "pid": getattr(self.holder, "pid", None),
+            "slurm": getattr(self.holder, "slurm", None),
+            "since": getattr(self.holder, "since", None),
+            "pictures_per_second": self.pictures_per_second,
+            "eta_seconds": self.eta,
             "exit_status": getattr(self.attempt, "status", None),
             "last_words": getattr(self.attempt, "last_words", None),
-            **{"detail": self.detail, "diverged": self.diverged},
+            "detail": self.detail,
+            "diverged": self.diverged,
         }
 
 
-class Waiting(NamedTuple):
+@dataclass(frozen=True)
+class Queue:
     """The launchers and queued jobs of an output folder.
 
-    ``places``: job folder -> where the job waits; ``alive``: launchers whose process lives;
-    ``ended``: obsolete launch files. ``slurm``: SLURM's state of each of its jobs that has not
-    ended; ``note``: why SLURM could not be asked.
+    ``positions``: job folder -> where the job waits; ``live_launches``: those whose process lives;
+    ``ended_files``: files of launches that have ended. ``slurm_states``: SLURM's state of each of
+    its jobs that has not ended; ``note``: why SLURM could not be asked, else "".
     """
 
-    places: dict[Path, str]
-    alive: list[Launch]
-    ended: list[Path]
-    slurm: Mapping[str, str]
+    positions: Mapping[Path, str]
+    live_launches: Sequence[Launch]
+    ended_files: Sequence[Path]
+    slurm_states: Mapping[str, str]
     note: str
 
 
-def waiting(output: Path) -> Waiting:
-    """The above from all launch files of an output folder and its variants; asks SLURM once."""
-    found = launches.read(output)
-    told, note = {}, ""
+@dataclass(frozen=True)
+class SweepState:
+    """The states of all jobs of an output folder, launched or not, at a time."""
+
+    output: Path
+    queue: Queue
+    statuses: Sequence[Status]
+    at: float = field(default_factory=time.time)
+
+    def in_state(self, *names: str) -> list[Status]:
+        """The jobs that are in one of these states."""
+        return [status for status in self.statuses if status.state in names]
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether a job is running or queued."""
+        return bool(self.in_state(RUNNING, QUEUED))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of ``carft sweep status --json``."""
+        return {
+            "output_dir": str(self.output),
+            "at": self.at,
+            "counts": counts(self.statuses),
+            "note": self.queue.note,
+            "jobs": [status.as_dict() for status in self.statuses],
+        }
+
+
+def counts(statuses: Iterable[Status]) -> dict[str, int]:
+    """How many jobs are in each of STATES."""
+    counter = Counter(status.state for status in statuses)
+    return {state: counter[state] for state in STATES}
+
+
+def of_output(output: Path) -> SweepState:
+    """The states of all jobs of an output folder: those that were launched, and others in it.
+
+    Raises CarftError for a folder that does not exist or whose manifest cannot be read.
+    """
+    sweep, jobs = manifest.read_jobs(output)
+    queue = queue_of(output)
+    datasets = sweep.datasets if sweep else {}
+    return SweepState(output, queue, statuses_of(jobs, datasets, queue))
+
+
+def queue_of(output: Path) -> Queue:
+    """The queue of an output folder, from all launch files of it and its variants.
+
+    Asks SLURM once; if it does not answer, the reason is the queue's ``note``.
+    """
+    known_launches = launch_file.read(output)
+    slurm_ids = [name for launch in known_launches for name in launch.jobs.values() if name]
+    slurm_states: Mapping[str, str] = {}
+    note = ""
     try:
-        told = slurm.states(name for one in found for name in one.jobs.values() if name)
+        slurm_states = slurm.states(slurm_ids)
     except CarftError as error:
         note = str(error)
-    now = Waiting({}, [], [], told, note)
-    for one in found:
-        queued = {job: f"SLURM job {n}, {told[n]}" for job, n in one.jobs.items() if n in told}
-        if one.launcher != "slurm" and one.is_alive():
-            now.alive.append(one)
-            queued = dict.fromkeys(one.jobs, f"{one.launcher} on {one.host}, process {one.pid}")
-        now.places.update((one.path.parent.parent / job, where) for job, where in queued.items())
-        if not queued and not (note and one.launcher == "slurm"):
-            now.ended.append(one.path)
-    return now
+
+    positions: dict[Path, str] = {}
+    live_launches: list[Launch] = []
+    ended_files: list[Path] = []
+    for launch in known_launches:
+        is_live = launch.launcher != "slurm" and launch.is_alive()
+        if is_live:
+            live_launches.append(launch)
+            position = f"{launch.launcher} on {launch.host}, process {launch.pid}"
+            queued = dict.fromkeys(launch.jobs, position)
+        else:
+            queued = _positions_in_slurm(launch, slurm_states)
+
+        sweep_folder = launch.path.parent.parent
+        positions.update((sweep_folder / name, position) for name, position in queued.items())
+        is_unknown = note and launch.launcher == "slurm"
+        if not queued and not is_unknown:
+            ended_files.append(launch.path)
+    return Queue(positions, live_launches, ended_files, slurm_states, note)
 
 
-def of_output(output: Path) -> tuple[Waiting, list[Status]]:
-    """The states of all jobs of an output folder: those that were launched, and others in it."""
-    sweep, jobs = manifest.of_output(output)
-    now = waiting(output)
-    facts = sweep.datasets if sweep else {}
-    return now, [status(job, facts, now.places) for job in jobs]
+def _positions_in_slurm(launch: Launch, slurm_states: Mapping[str, str]) -> dict[str, str]:
+    """Where the jobs of a launch wait in SLURM, by the names of their folders."""
+    return {
+        name: f"SLURM job {slurm_id}, {slurm_states[slurm_id]}"
+        for name, slurm_id in launch.jobs.items()
+        if slurm_id is not None and slurm_id in slurm_states
+    }
 
 
-def status(job: Job, datasets: Mapping[str, Dataset], places: Mapping[Path, str] = {}) -> Status:
+def statuses_of(jobs: Iterable[Job], datasets: Mapping[str, Dataset], queue: Queue) -> list[Status]:
+    """The states of these jobs, in their order."""
+    return [status(job, datasets, queue.positions) for job in jobs]
+
+
+def status(job: Job, datasets: Mapping[str, Dataset], positions: Mapping[Path, str] = {}) -> Status:
     """The state of one job now, by the facts of a manifest and by where it waits."""
-    facts = datasets.get(str(job.args.get("dataset")))
-    given = job.args.get("steps")
-    steps = given if isinstance(given, int) and given else facts.steps if facts else None
     folder = JobFolder(job.folder)
-    holder, record = folder.holder(), records.last(job.folder) or {}
+    steps = _declared_steps(job, datasets)
+    holder = folder.holder()
+    record = records.last_record(job.folder) or {}
     if folder.done:  # asked after the lock: a job is done a little before it lets go
-        loss = record.get("loss")  # of other checkouts, which leave no mark
-        diverged = "diverged_at" in record or (isinstance(loss, float) and not math.isfinite(loss))
-        return Status(job, DONE, steps or 0, steps, diverged=diverged)
-    last = _number(record.get("step"))
-    step = 0 if last is None else int(last) + 1
+        return Status(job, DONE, steps or 0, steps, diverged=_has_diverged(record))
+
+    last_step = _count(record.get("step"))
+    step = 0 if last_step is None else int(last_step) + 1
     if holder is not None:
-        step = step if holder.step is None else holder.step
-        # The first record is of the first step alone, which is slower than the others.
-        seconds = _number(record.get("step_time")) if last else None
-        all_steps = holder.steps or steps
-        return Status(job, RUNNING, step, all_steps, holder, None, seconds, detail=str(holder))
-    told = functools.partial(Status, job, step=step, steps=steps)
+        return Status(
+            job,
+            RUNNING,
+            step=step if holder.step is None else holder.step,
+            steps=holder.steps or steps,
+            holder=holder,
+            # The first record is of the first step alone, which is slower than the others.
+            step_seconds=_count(record.get("step_time")) if last_step else None,
+            detail=str(holder),
+        )
+
     if failed := folder.failed():
-        return told(FAILED, attempt=failed, detail=_told(failed))
-    if where := places.get(job.folder):
-        return told(QUEUED, detail=where)
-    if died := folder.last_holder():
-        return told(INTERRUPTED, holder=died, detail=f"last run by {died}")
+        detail = attempt.describe_end(failed.status, failed.last_words)
+        return Status(job, FAILED, step, steps, attempt=failed, detail=detail)
+    if job.folder in positions:
+        return Status(job, QUEUED, step, steps, detail=positions[job.folder])
+    return _status_of_idle_job(job, folder, step, steps)
+
+
+def _status_of_idle_job(job: Job, folder: JobFolder, step: int, steps: int | None) -> Status:
+    """The state of a job that is not done, has not failed, and that nobody runs or will run."""
+    interrupted = functools.partial(Status, job, INTERRUPTED, steps=steps)
+    if dead_holder := folder.last_holder():
+        return interrupted(step=step, holder=dead_holder, detail=f"last run by {dead_holder}")
+
     if attempts := folder.attempts():
         last_attempt = attempts[-1]
         saved = max(step, last_attempt.step or 0)  # a job that stops saves what it has no record of
-        return told(INTERRUPTED, attempt=last_attempt, detail=_told(last_attempt), step=saved)
+        detail = attempt.describe_end(last_attempt.status, last_attempt.last_words)
+        return interrupted(step=saved, attempt=last_attempt, detail=detail)
+
     if any((job.folder / name).exists() for name in (STATE, RECORDS, OUTPUT)):
-        return told(INTERRUPTED, detail="started but not done")
+        return interrupted(step=step, detail="started but not done")
     return Status(job, NOT_LAUNCHED, 0, steps)
 
 
-def _number(found: Any) -> float | None:
+def _declared_steps(job: Job, datasets: Mapping[str, Dataset]) -> int | None:
+    """The steps of a job: its own, else its data set's; None if both are unknown."""
+    steps = job.args.get("steps")
+    if isinstance(steps, int) and steps:
+        return steps
+    facts = datasets.get(str(job.args.get("dataset")))
+    return facts.steps if facts else None
+
+
+def _has_diverged(record: Mapping[str, Any]) -> bool:
+    """Whether the last record of a job that is done tells of a loss that was not finite."""
+    loss = record.get("loss")  # of other checkouts, which leave no mark
+    return "diverged_at" in record or (isinstance(loss, float) and not math.isfinite(loss))
+
+
+def _count(value: Any) -> float | None:
     """What a record should have as a number; None if it is none, or no count of anything."""
-    return found if type(found) in (int, float) and 0 <= found < 1e12 else None
-
-
-def _told(ended: Attempt) -> str:
-    return attempt.described(ended.status, ended.last_words)
+    return value if type(value) in (int, float) and 0 <= value < LARGEST_COUNT else None

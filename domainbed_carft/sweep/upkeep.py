@@ -1,130 +1,200 @@
-"""The commands for launched jobs: status, retry, cancel, clean."""
+"""What is done to launched jobs: retry, cancel, clean."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
-import json
 import os
 import shutil
 import signal
 import socket
-import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import UNKNOWN, Held, Holder, JobFolder
 from domainbed_carft.launchers import slurm
-from domainbed_carft.sweep import printing, states
-from domainbed_carft.sweep.states import Status, Waiting
-from domainbed_carft.text import confirm, counted, shown
+from domainbed_carft.sweep import states
+from domainbed_carft.sweep.states import Queue, Status, SweepState
 
-SHORTEST_WATCH = 0.2  # seconds
-PATIENCE = 120  # seconds that stopped jobs have to save
+SECONDS_TO_SAVE = 120  # that stopped jobs have
+SECONDS_BETWEEN_LOOKS = 0.2
 
 # Of a finished job: what only an unfinished one needs, or what was being written when it died.
 LEFTOVERS = ("state.pt", "*.part")
 _DELETED = ".deleted-"
 
-
-def status(arguments: argparse.Namespace) -> int:
-    """Print the states, repeatedly with ``--watch``; 1 if a job failed."""
-    while True:
-        waiting, statuses = states.of_output(arguments.output_dir)
-        folder, every = str(arguments.output_dir), arguments.watch
-        if arguments.json:
-            counts = Counter(one.state for one in statuses)
-            told = {
-                **{"output_dir": folder, "at": time.time()},
-                "counts": {state: counts[state] for state in states.STATES},
-                **{"note": waiting.note, "jobs": [one.as_dict() for one in statuses]},
-            }
-            print(json.dumps(told, indent=1), flush=True)
-        else:
-            if every is not None:
-                # Clears the screen and what was scrolled off it, then starts at its top.
-                print("\033[2J\033[3J\033[H" if sys.stdout.isatty() else "", end="")
-                print(f"{shown(folder)}  {time.strftime('%Y-%m-%d %H:%M:%S')}")
-            print(printing.overview(statuses), *filter(None, [waiting.note]), sep="\n", flush=True)
-        if every is None or not _moving(statuses):
-            return int(any(one.state == states.FAILED for one in statuses))
-        time.sleep(max(SHORTEST_WATCH, every))
+# The jobs that `clean --incomplete` deletes.
+INCOMPLETE = (states.INTERRUPTED, states.FAILED, states.NOT_LAUNCHED)
 
 
-def _moving(statuses: Sequence[Status]) -> list[Status]:
-    return [one for one in statuses if one.state in (states.RUNNING, states.QUEUED)]
+@dataclass(frozen=True)
+class RetryReport:
+    """The failed jobs of a sweep, and those of them that the next launch runs again."""
+
+    failed: Sequence[Status]
+    retried: Sequence[Status]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The folders of both, for JSON."""
+        return {"failed": _folders(self.failed), "retried": _folders(self.retried)}
 
 
-def retry(arguments: argparse.Namespace) -> int:
-    """Let the next launch retry failed jobs; their attempts are kept in attempts-1.jsonl, ..."""
-    output, pattern = arguments.output_dir, arguments.only or ""
-    failed = [one for one in states.of_output(output)[1] if one.state == states.FAILED]
-    chosen = [one for one in failed if pattern in f"{one.job.folder.name} {one.job}"]
+@dataclass(frozen=True)
+class CancelReport:
+    """What was stopped: jobs in SLURM, jobs that ran; ``unreachable`` says what may still run."""
+
+    slurm_jobs: Sequence[str]
+    stopped: Sequence[Path]
+    unreachable: Sequence[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """SLURM's ids, folders of jobs and sentences, for JSON."""
+        return {
+            "slurm_jobs": list(self.slurm_jobs),
+            "stopped": [str(folder) for folder in self.stopped],
+            "unreachable": list(self.unreachable),
+        }
+
+
+@dataclass(frozen=True)
+class CleanReport:
+    """The leftover files and the folders of jobs that were deleted."""
+
+    files: Sequence[Path] = ()
+    jobs: Sequence[Path] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The paths, for JSON."""
+        return {"files": [*map(str, self.files)], "jobs": [*map(str, self.jobs)]}
+
+
+def retry(output: Path, pattern: str = "") -> RetryReport:
+    """Let the next launch run failed jobs again whose folder or description has ``pattern`` in it.
+
+    Their attempts are kept in attempts-1.jsonl and so on. Raises CarftError if jobs have failed,
+    but none matches.
+    """
+    failed = states.of_output(output).in_state(states.FAILED)
+    chosen = [status for status in failed if pattern in f"{status.job.folder.name} {status.job}"]
     if failed and not chosen:
         raise CarftError(f"no failed job matches {pattern!r}; for a list: carft sweep status")
-    for one in chosen:
-        path = JobFolder(one.job.folder).attempts_path
-        kept = (path.with_name(f"attempts-{n}.jsonl") for n in itertools.count(1))
-        path.rename(next(name for name in kept if not name.exists()))
-    print(f"{len(chosen)} of {len(failed)} failed jobs will be retried by the next launch.")
-    return 0
+
+    for status in chosen:
+        attempts_path = JobFolder(status.job.folder).attempts_path
+        numbered = (attempts_path.with_name(f"attempts-{n}.jsonl") for n in itertools.count(1))
+        attempts_path.rename(next(path for path in numbered if not path.exists()))
+    return RetryReport(failed, chosen)
 
 
-def cancel(arguments: argparse.Namespace) -> int:
-    """Stop launchers, SLURM jobs and jobs running here; 1 if something could not be reached."""
-    waiting, statuses = states.of_output(arguments.output_dir)
-    if not _moving(statuses) and not waiting.slurm:
-        print(f"No jobs are running or queued. {waiting.note}".rstrip())
-        return 0
-    print(f"About to stop: {printing.counted(_moving(statuses))}.")
-    confirm(arguments.yes)
-    beyond = [waiting.note] if waiting.note else []
-    if waiting.slurm:
-        slurm.cancel(waiting.slurm)
-        print(f"{counted(len(waiting.slurm), 'SLURM job')} cancelled.")
-    told = {one.pid for one in waiting.alive if _stop(one.host, one.pid)}
-    for one in waiting.alive:
-        if one.pid not in told:
-            words = f"{one.launcher}, process {one.pid} on {one.host}"
-            beyond.append(f"{words}, cannot be reached from here")
+def cancel(state: SweepState) -> CancelReport:
+    """Stop launchers, SLURM jobs and jobs running here, and wait until they have saved.
+
+    Waits SECONDS_TO_SAVE at most. Raises CarftError if SLURM refuses.
+    """
+    queue = state.queue
+    unreachable = [queue.note] if queue.note else []
+    if queue.slurm_states:
+        slurm.cancel(queue.slurm_states)
+
+    signalled_pids = {
+        launch.pid for launch in queue.live_launches if _signal_to_stop(launch.host, launch.pid)
+    }
+    for launch in queue.live_launches:
+        if launch.pid not in signalled_pids:
+            process = f"{launch.launcher}, process {launch.pid} on {launch.host}"
+            unreachable.append(f"{process}, cannot be reached from here")
+
     stopping = []
-    for status in (one for one in statuses if one.state == states.RUNNING):
-        holder, folder = status.holder or UNKNOWN, JobFolder(status.job.folder)
+    for status in state.in_state(states.RUNNING):
+        holder = status.holder or UNKNOWN
+        folder = JobFolder(status.job.folder)
         # A launcher that got the signal stops its own jobs.
-        is_told = holder.slurm in waiting.slurm or holder.pid in told
-        if is_told or not folder.is_held() or (_is_still(holder) and _stop(*holder[:2])):
+        is_stopping = holder.slurm in queue.slurm_states or holder.pid in signalled_pids
+        if is_stopping or not folder.is_held() or _stop_holder(holder):
             stopping.append(folder)
         else:
-            beyond.append(f"{folder.path} is run by {holder}, which cannot be reached from here")
-    left, give_up = stopping, time.monotonic() + PATIENCE
-    while left and time.monotonic() < give_up:
-        time.sleep(0.2)
-        left = [folder for folder in left if folder.is_held()]
-    beyond += [f"{one.path} still runs {PATIENCE} s after the signal to stop" for one in left]
-    for line in beyond:
-        print(shown(line), file=sys.stderr)
-    print(f"{counted(len(stopping) - len(left), 'job')} stopped; launch again to resume.")
-    return 1 if beyond else 0
+            place = f"{folder.path} is run by {holder}"
+            unreachable.append(f"{place}, which cannot be reached from here")
+
+    running = _wait_for(stopping)
+    unreachable += [
+        f"{folder.path} still runs {SECONDS_TO_SAVE} s after the signal to stop"
+        for folder in running
+    ]
+    return CancelReport(
+        slurm_jobs=list(queue.slurm_states),
+        stopped=[folder.path for folder in stopping if folder not in running],
+        unreachable=unreachable,
+    )
 
 
-def _is_still(holder: Holder) -> bool:
+def clean(state: SweepState) -> CleanReport:
+    """Delete what finished jobs and ended launches have left, and what deletions left half-done."""
+    done_folders = [status.job.folder for status in state.in_state(states.DONE)]
+    files = [path for folder in done_folders for name in LEFTOVERS for path in folder.glob(name)]
+    files += state.queue.ended_files
+    for path in files:
+        path.unlink(missing_ok=True)  # the job, or another clean, may be faster
+
+    output = state.output
+    for path in (*output.glob(f"{_DELETED}*"), *output.glob(f"*/{_DELETED}*")):
+        shutil.rmtree(path, ignore_errors=True)
+    return CleanReport(files=files)
+
+
+def delete_jobs(output: Path, jobs: Iterable[Status]) -> CleanReport:
+    """Delete the folders of these jobs, but of none that is done, running or queued by now.
+
+    Raises CarftError, and deletes nothing, if SLURM does not say which jobs are queued.
+    """
+    queue = states.queue_of(output)  # others may have launched meanwhile
+    if queue.note:
+        raise CarftError(f"no job was deleted, since some may be queued: {queue.note}")
+
+    folders = [status.job.folder for status in jobs]
+    deleted = [folder for folder in folders if _delete_job(folder, queue)]
+    manifest.drop(output, deleted)
+    return CleanReport(jobs=deleted)
+
+
+def _folders(statuses: Iterable[Status]) -> list[str]:
+    return [str(status.job.folder) for status in statuses]
+
+
+def _wait_for(folders: Sequence[JobFolder]) -> list[JobFolder]:
+    """Wait until nobody runs these jobs; returns those that still run after SECONDS_TO_SAVE."""
+    deadline = time.monotonic() + SECONDS_TO_SAVE
+    running = list(folders)
+    while running and time.monotonic() < deadline:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        running = [folder for folder in running if folder.is_held()]
+    return running
+
+
+def _stop_holder(holder: Holder) -> bool:
+    """Tell the process that wrote a lock to save and exit; whether it could be told."""
+    return _has_same_process(holder) and _signal_to_stop(holder.host, holder.pid)
+
+
+def _has_same_process(holder: Holder) -> bool:
     """Whether a lock's process id still belongs to the process that wrote it: ids are reused."""
     try:
-        # The second word is the program's name, which may have any characters in it.
-        words = Path(f"/proc/{holder.pid}/stat").read_text(errors="replace").rpartition(")")[2]
+        # The second field is the program's name, which may have any characters in it.
+        stat = Path(f"/proc/{holder.pid}/stat").read_text(errors="replace")
+        start_ticks = int(stat.rpartition(")")[2].split()[19])
         booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        started = booted + int(words.split()[19]) / os.sysconf("SC_CLK_TCK")
+        started = booted + start_ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError):  # it has ended; or a system without /proc, taken at its word
         return not os.path.isdir("/proc/self")
     return started < max(holder.since, holder.updated or 0) + 1
 
 
-def _stop(host: str, pid: int) -> bool:
+def _signal_to_stop(host: str, pid: int) -> bool:
     """Tell a process, if it is of this machine, to save and exit; True if it exists."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if pid > 0 and host == socket.gethostname():
@@ -133,46 +203,17 @@ def _stop(host: str, pid: int) -> bool:
     return False
 
 
-def clean(arguments: argparse.Namespace) -> int:
-    """Delete leftover files and, with ``--incomplete``, jobs that are not done, run or wait."""
-    output = arguments.output_dir
-    waiting, statuses = states.of_output(output)
-    done = [one.job.folder for one in statuses if one.state == states.DONE]
-    of_no_use = [path for folder in done for name in LEFTOVERS for path in folder.glob(name)]
-    of_no_use += waiting.ended
-    for path in of_no_use:
-        path.unlink(missing_ok=True)  # the job, or another clean, may be faster
-    for path in (*output.glob(f"{_DELETED}*"), *output.glob(f"*/{_DELETED}*")):  # cut short
-        shutil.rmtree(path, ignore_errors=True)
-    print(f"{counted(len(of_no_use), 'leftover file')} deleted.")
-    if not arguments.incomplete:
-        return 0
-    wanted = (states.INTERRUPTED, states.FAILED, states.NOT_LAUNCHED)
-    chosen = [one for one in statuses if one.state in wanted]
-    if not chosen:
-        print("There are no incomplete jobs to delete.")
-        return 0
-    print(f"About to delete {counted(len(chosen), 'job')}: {printing.counted(chosen)}.")
-    confirm(arguments.yes)
-    waiting = states.waiting(output)  # others may have launched meanwhile
-    if waiting.note:
-        raise CarftError(f"no job was deleted, since some may be queued: {waiting.note}")
-    gone = [one.job.folder for one in chosen if _remove_job(one.job.folder, waiting)]
-    manifest.drop(output, gone)
-    print(f"{counted(len(gone), 'job')} deleted.")
-    return 0
-
-
-def _remove_job(path: Path, waiting: Waiting) -> bool:
+def _delete_job(path: Path, queue: Queue) -> bool:
     """Delete the folder of a job, unless the job is done, running or queued by now."""
     if not path.is_dir():
-        return path not in waiting.places
+        return path not in queue.positions
+
     folder = JobFolder(path)
     with contextlib.suppress(Held, FileNotFoundError), folder.claim():
-        if folder.done or (path in waiting.places and not folder.failed()):
+        if folder.done or (path in queue.positions and not folder.failed()):
             return False
         # All at once: a launch from now on makes a new folder with its own lock.
-        away = path.rename(path.with_name(f"{_DELETED}{path.name}-{os.getpid()}"))
-        shutil.rmtree(away)
+        moved = path.rename(path.with_name(f"{_DELETED}{path.name}-{os.getpid()}"))
+        shutil.rmtree(moved)
         return True
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -17,9 +18,9 @@ from domainbed import algorithms
 
 
 class Still(algorithms.Algorithm):
-    """Learns nothing and draws no random number, so that its records tell about the data alone.
+    """Learns nothing and draws no random number, so that its records depend on the data alone.
 
-    The golden file train_run.json holds the records that upstream's train makes of the same.
+    The golden file train_run.json holds the records that upstream's train makes of it.
     """
 
     def update(self, minibatches: Any, unlabeled: Any = None) -> dict[str, float]:
@@ -42,10 +43,12 @@ class LinearSGD(algorithms.Algorithm):
         inputs = torch.cat([x for x, _ in minibatches])
         labels = torch.cat([y for _, y in minibatches])
         noisy = inputs + 0.1 * torch.randn_like(inputs)
+
         loss = torch.nn.functional.cross_entropy(self.predict(noisy), labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+
         values = {"loss": loss.item()}
         if unlabeled is not None:
             values["unlabeled"] = float(sum(map(len, unlabeled)))
@@ -71,20 +74,20 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
-def quick(folder: Path, *more: str) -> list[str]:
-    """Arguments of a run of four records."""
+def quick(folder: Path, *flags: str) -> list[str]:
+    """Arguments of a run of four records; `flags` go over them."""
     command = "--algorithm LinearSGD --dataset Debug28 --workers 0 --steps 7 --checkpoint_freq 2"
-    return [*command.split(), "--hparams", '{"batch_size": 4}', "--output_dir", str(folder), *more]
+    return [*command.split(), "--hparams", '{"batch_size": 4}', "--output_dir", str(folder), *flags]
 
 
 @contextlib.contextmanager
 def stopped_in_step(number: int) -> Iterator[None]:
-    """While this lasts, LinearSGD's process is told to stop in its step of this number."""
-    original, calls = LinearSGD.update, []
+    """While this lasts, LinearSGD's process gets SIGTERM in its step of this number."""
+    original = LinearSGD.update
+    steps = itertools.count(1)
 
     def update(self: LinearSGD, *args: Any) -> dict[str, float]:
-        calls.append(1)
-        if len(calls) == number:
+        if next(steps) == number:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, *args)
 

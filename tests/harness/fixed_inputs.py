@@ -33,12 +33,13 @@ def set_weights(network: torch.nn.Module) -> None:
 def _value(name: str, old: torch.Tensor) -> torch.Tensor:
     if not old.is_floating_point():  # a count of batches
         return old
-    drawn = normal(name, tuple(old.shape))
+
+    noise = normal(name, tuple(old.shape))
     if old.dim() > 1:
-        return drawn / math.sqrt(old[0].numel())
+        return noise / math.sqrt(old[0].numel())
     if name.endswith(("bias", "running_mean")):
-        return 0.1 * drawn
-    return 1 + 0.1 * drawn.abs()
+        return 0.1 * noise
+    return 1 + 0.1 * noise.abs()
 
 
 def minibatches(shape: tuple[int, ...], step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

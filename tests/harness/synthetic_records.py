@@ -31,6 +31,7 @@ def write_sweep(folder: Path, kind: str) -> None:
     for job in _jobs(kind):
         if kind == "gaps" and (draw.random() < 0.2 or _is_mixup_on_photos(job)):
             continue
+
         name = hashlib.md5(json.dumps(job, sort_keys=True).encode()).hexdigest()
         (folder / name).mkdir(parents=True)
         lines = [json.dumps(_record(job, step, draw), sort_keys=True) + "\n" for step in STEPS]
@@ -47,6 +48,7 @@ def _jobs(kind: str) -> Iterator[dict[str, Any]]:
         choices = [[i] for i in indices]
         if kind != "single":
             choices += [list(pair) for pair in itertools.combinations(indices, 2)]
+
         for test_envs, trial_seed, hparams_seed in itertools.product(choices, range(2), range(3)):
             yield {
                 "dataset": dataset,

@@ -14,7 +14,7 @@ from torch import nn
 from domainbed_carft.method.hparams import ALGORITHMS
 
 
-class Kept(nn.Module):
+class Stateful(nn.Module):
     """Keeps its state as algorithms of DomainBed do."""
 
     def __init__(self):
@@ -24,8 +24,10 @@ class Kept(nn.Module):
         self.linear.norm_layer = nn.BatchNorm2d  # a class, as in torchvision's ResNets
         self.optimizer = torch.optim.Adam(self.linear.parameters(), lr=0.1)
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 2)
+
         self.temperature = torch.ones(1, requires_grad=True)
-        self.of_temperature = torch.optim.SGD([self.temperature], lr=0.1)
+        self.temperature_optimizer = torch.optim.SGD([self.temperature], lr=0.1)
+
         self.queue = []
         self.number = np.int64(3)
         self.loss = nn.functional.mse_loss
@@ -33,15 +35,16 @@ class Kept(nn.Module):
 
     def step(self):
         x = torch.randn(4, 3)
-        for optimizer in (self.optimizer, self.of_temperature):
+        for optimizer in (self.optimizer, self.temperature_optimizer):
             optimizer.zero_grad()
         (self.linear(x) * self.temperature).square().sum().backward()
-        for optimizer in (self.optimizer, self.of_temperature):
+        for optimizer in (self.optimizer, self.temperature_optimizer):
             optimizer.step()
         self.schedule.step()
+
         self.queue.append(x.mean())
         self.number += 1
-        self.linear.seen = len(self.queue)
+        self.linear.step_count = len(self.queue)
         self.unsaved += x.mean()
         self.came_later = (float(x.sum()), {"x": x})
         self.linear.bias.requires_grad_(len(self.queue) < 2)
@@ -60,13 +63,14 @@ def written_and_read(state):
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def same(a, b):
+def are_equal(a, b):
+    """Whether two states are the same to the bit."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(are_equal(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(map(are_equal, a, b))
     return a == b
 
 
@@ -75,26 +79,30 @@ def assert_goes_on(first, second, step):
     initial_structure = algorithm_state.structure(first)
     for _ in range(3):
         step(first)
+
     algorithm_state.restore(second, written_and_read(captured(first, initial_structure)))
-    assert same(captured(first), captured(second))
+    assert are_equal(captured(first), captured(second))
+
     for algorithm in (first, second):
         torch.manual_seed(7)
         for number in range(3):
             step(algorithm, number)
-    assert same(captured(first, initial_structure), captured(second, initial_structure))
+    assert are_equal(captured(first, initial_structure), captured(second, initial_structure))
 
 
 def test_a_restored_algorithm_goes_on_as_the_other():
-    first, second = Kept(), Kept()
+    first = Stateful()
+    second = Stateful()
     assert_goes_on(first, second, lambda algorithm, number=0: algorithm.step())
-    assert (second.number, second.linear.seen, len(second.queue)) == (9, 6, 6)
+
+    assert (second.number, second.linear.step_count, len(second.queue)) == (9, 6, 6)
     assert second.optimizer.param_groups[0]["params"][0] is second.linear.weight
-    (of_temperature,) = second.of_temperature.param_groups[0]["params"]
-    assert of_temperature is second.temperature
+    (temperature,) = second.temperature_optimizer.param_groups[0]["params"]
+    assert temperature is second.temperature
 
 
 @pytest.mark.parametrize("name", ["ERM", *ALGORITHMS])
-def test_the_algorithms_that_are_here_go_on(name):
+def test_every_algorithm_goes_on_from_its_state(name):
     dataset = "Debug28" if name == "ERM" else "Debug224"
     shape = (3, 28, 28) if name == "ERM" else (3, 224, 224)
     pictures = [(torch.randn(2, *shape), torch.tensor([0, 1])) for _ in range(2)]
@@ -110,30 +118,33 @@ def test_the_algorithms_that_are_here_go_on(name):
     assert_goes_on(built(0), built(1), lambda a, number=0: a.update(pictures))
 
 
-def set_in(name, value):
+def set_attribute(name, value):
+    """Sets an attribute of an algorithm."""
     return lambda algorithm: setattr(algorithm, name, value)
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "description"),
     [
-        (set_in("last", iter([1])), r"last \(a list_iterator\)"),
-        (set_in("last", [torch.ones(1, requires_grad=True)]), r"last \(a list\)"),
+        (set_attribute("last", iter([1])), r"last \(a list_iterator\)"),
+        (set_attribute("last", [torch.ones(1, requires_grad=True)]), r"last \(a list\)"),
         (lambda a: a.register_buffer("late", torch.ones(2)), r"late \(changed since the start\)"),
     ],
 )
-def test_what_would_not_come_back_is_refused_by_name(change, named):
-    algorithm = Kept()
+def test_what_cannot_be_restored_is_refused_by_name(change, description):
+    algorithm = Stateful()
     initial_structure = algorithm_state.structure(algorithm)
     change(algorithm)
-    with pytest.raises(algorithm_state.StateError, match=named):
+
+    with pytest.raises(algorithm_state.StateError, match=description):
         algorithm_state.capture(algorithm, initial_structure)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_tensors_go_back_to_the_gpu():
-    first, second = Kept(), Kept()
+    first = Stateful()
+    second = Stateful()
     first.queue = [torch.ones(2, device="cuda")]
     algorithm_state.restore(second, written_and_read(captured(first)))
     assert second.queue[0].is_cuda

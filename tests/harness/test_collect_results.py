@@ -26,6 +26,7 @@ def test_selections_are_upstreams(golden, tmp_path, kind):
         for group in reporting.get_grouped_records(reporting.load_records(str(tmp_path)))
     }
     methods = {method.name: method for method in SELECTION_METHODS}
+
     expected = golden(f"selections_{kind}.json")
     assert len(expected) == 3 * len(groups)
     for entry in expected:
@@ -35,6 +36,7 @@ def test_selections_are_upstreams(golden, tmp_path, kind):
             [chosen[0]["args"]["hparams_seed"], outcome["val_acc"], outcome["test_acc"]]
             for outcome, chosen in method.hparams_accs(records)
         ]
+
         assert ranking == entry["ranking"]
         assert method.sweep_acc(records) == entry["sweep_acc"]
 
@@ -49,7 +51,9 @@ def test_nothing_comes_of_no_records(method):
 @pytest.mark.parametrize(("flags", "suffix"), [([], "txt"), (["--latex"], "tex")])
 def test_tables_are_upstreams_to_the_byte(golden, tmp_path, capsys, kind, flags, suffix):
     synthetic_records.write_sweep(tmp_path, kind)
+
     assert collect_results.main(["--input_dir", str(tmp_path), *flags]) == 0
+
     expected = golden(f"tables_{kind}.{suffix}")
     assert capsys.readouterr().out == expected
     assert (tmp_path / f"results.{suffix}").read_text() == expected
@@ -57,11 +61,13 @@ def test_tables_are_upstreams_to_the_byte(golden, tmp_path, capsys, kind, flags,
 
 def test_a_closed_pipe_ends_it_quietly(tmp_path):
     synthetic_records.write_sweep(tmp_path, "single")
-    read, write = os.pipe()
-    os.close(read)
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+
     command = ["-m", "domainbed.scripts.collect_results", "--input_dir", tmp_path, "--latex"]
-    done = warm.run(*command, stdout=write)
-    os.close(write)
+    done = warm.run(*command, stdout=write_end)
+    os.close(write_end)
+
     assert done.returncode == 0 and not re.search("Error|Exception", done.stderr)
     # What nobody reads is in the file all the same.
     assert (tmp_path / "results.tex").read_text().endswith("\\end{document}\n")
@@ -75,15 +81,17 @@ def record(algorithm="ERM", step=0, loss=0.0):
 
 
 def test_cut_lines_are_named_and_the_last_record_of_a_step_counts(tmp_path, capsys):
-    def line(*given):
-        return json.dumps(record("ERM", *given)) + "\n"
+    def line(step, loss=0.0):
+        return json.dumps(record("ERM", step, loss)) + "\n"
 
     texts = [line(0) + line(1)[:-20], line(0) + "[1]\n\n" + line(1)]
     texts.append("".join(map(line, (0, 1, 0, 1, 2), range(5))))
     for number, text in enumerate(texts):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "results.jsonl").write_text(text)
+
     assert reporting.load_records(str(tmp_path)).select("loss") == [0, 0, 0, 2, 3, 4]
+
     out, err = capsys.readouterr()
     assert out == ""
     for number, message in enumerate(err.splitlines()):
@@ -96,7 +104,9 @@ def test_unlisted_algorithms_come_after_the_listed_ones(capsys, monkeypatch):
     monkeypatch.setattr(algorithms, "ALGORITHMS", ["ERM", "CARFT", "CLIPZeroShot"])
     names = ("Zeta", "URM", "CLIPZeroShot", "CORAL", "CARFT", "Mixup", "Alpha", "IRM", "ERM")
     records = Q([record(name) for name in names])
+
     collect_results.print_results_tables(records, SELECTION_METHODS[0], False)
+
     lines = capsys.readouterr().out.splitlines()
     order = "ERM IRM Mixup CORAL URM CARFT CLIPZeroShot Zeta Alpha"
     assert [line.split()[0] for line in lines[3:12]] == order.split()
@@ -104,12 +114,15 @@ def test_unlisted_algorithms_come_after_the_listed_ones(capsys, monkeypatch):
 
 def test_top_hparams_are_listed_best_first(tmp_path, capsys):
     synthetic_records.write_sweep(tmp_path, "complete")
-    wanted = ["--dataset", "PACS", "--algorithm", "ERM", "--test_env", "1"]
-    assert list_top_hparams.main(["--input_dir", str(tmp_path), *wanted]) == 0
+    group = ["--dataset", "PACS", "--algorithm", "ERM", "--test_env", "1"]
+
+    assert list_top_hparams.main(["--input_dir", str(tmp_path), *group]) == 0
+
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Total records: 576"
     assert lines[1] == "Model selection: training-domain validation set"
     assert lines[2] == "trial_seed: 0"
+
     outcomes = [float(line.split()[1].strip(",")) for line in lines[3:18] if "val_acc" in line]
     assert len(outcomes) == 3
     assert outcomes == sorted(outcomes, reverse=True)

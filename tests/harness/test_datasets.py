@@ -16,8 +16,12 @@ HPARAMS = {"data_augmentation": True}
 
 
 FOLDERS = {
-    **{"VLCS": "VLCS", "PACS": "PACS", "OfficeHome": "office_home", "SVIRO": "sviro"},
-    **{"TerraIncognita": "terra_incognita", "DomainNet": "domain_net"},
+    "VLCS": "VLCS",
+    "PACS": "PACS",
+    "OfficeHome": "office_home",
+    "SVIRO": "sviro",
+    "TerraIncognita": "terra_incognita",
+    "DomainNet": "domain_net",
 }
 
 
@@ -25,7 +29,9 @@ FOLDERS = {
 def test_benchmarks_read_their_folder(tmp_path, name, folder):
     dataset_class = datasets.get_dataset_class(name)
     grow(tmp_path / folder, even(["cat", "dog"], dataset_class.ENVIRONMENTS), jpeg())
+
     dataset = dataset_class(str(tmp_path), [0], HPARAMS)
+
     assert len(dataset) == len(dataset_class.ENVIRONMENTS)
     assert dataset.num_classes == 2
     assert dataset[0][0][0].shape == dataset.input_shape == (3, 224, 224)
@@ -34,15 +40,16 @@ def test_benchmarks_read_their_folder(tmp_path, name, folder):
 def test_only_training_environments_are_augmented(tmp_path):
     grow(tmp_path, even(["cat", "dog"]), jpeg())
 
-    def repeats(dataset, environment):
-        """Whether reading a picture twice gives the same."""
+    def is_deterministic(dataset, environment):
+        """Whether a picture is the same when it is read again."""
         return torch.equal(dataset[environment][0][0], dataset[environment][0][0])
 
     augmented = datasets.MultipleEnvironmentImageFolder(str(tmp_path), [1], True, {})
-    assert not repeats(augmented, 0)
-    assert repeats(augmented, 1)
+    assert not is_deterministic(augmented, 0)
+    assert is_deterministic(augmented, 1)
+
     plain = datasets.MultipleEnvironmentImageFolder(str(tmp_path), [1], False, {})
-    assert repeats(plain, 0)
+    assert is_deterministic(plain, 0)
 
 
 def test_cut_off_pictures_are_read(tmp_path):
@@ -53,25 +60,26 @@ def test_cut_off_pictures_are_read(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    seen = []
+    """The data sets and folders that a stand-in was told to download; VLCS fails."""
+    calls = []
 
     def stand_in(name, folder):
-        seen.append((name, str(folder)))
+        calls.append((name, str(folder)))
         if name == "VLCS":
             raise CarftError("the link is dead")
         return SimpleNamespace(verdict="verified", pictures=3, root=folder / name)
 
     monkeypatch.setattr(download, "download", stand_in)
-    return seen
+    return calls
 
 
-def test_upstreams_own_flag_gets_what_upstreams_script_gets(calls, capsys):
+def test_the_flag_of_upstream_downloads_what_upstream_does(calls, capsys):
     assert download.main(["--data_dir", "some where"]) == 0
     assert calls == [("TerraIncognita", "some where")]
     assert "verified: 3 pictures in some where/TerraIncognita" in capsys.readouterr().out
 
 
-def test_the_data_sets_that_are_asked_for(calls, capsys):
+def test_the_named_data_sets_are_downloaded_and_a_failure_is_shown(calls, capsys):
     assert download.main(["--data_dir", "d", "--datasets", "PACS", "VLCS"]) == 1
     assert calls == [("PACS", "d"), ("VLCS", "d")]
     assert capsys.readouterr().err == "download: the link is dead\n"

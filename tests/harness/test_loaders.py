@@ -39,8 +39,8 @@ SMALL, LARGE = numbered(0, 3), numbered(100, 50)
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_item_has_a_full_batch_of_each_data_set(workers):
-    steps = (loader.training(1, [3, 50], [None, None], 16, step) for step in range(5))
-    batches = loader.batches(
+    steps = (loader.training_requests(1, [3, 50], [None, None], 16, step) for step in range(5))
+    batches = loader.load_batches(
         [SMALL, LARGE], itertools.chain.from_iterable(steps), workers, Pictures()
     )
     for (x_small, y_small), (x_large, _) in zip(batches, batches, strict=True):
@@ -64,14 +64,14 @@ def test_upstreams_two_loaders(capsys):
 @pytest.mark.parametrize("number", stopping.SIGNALS)
 def test_a_stop_signal_ends_no_loaders_process_at_any_moment_of_its_life(monkeypatch, number):
     """SLURM signals all processes of a job; here it comes before anything of ours has run there."""
-    serve_on = stopping.serve_on
+    init_worker = stopping.init_worker
 
     def signalled(worker_id: int) -> None:
         os.kill(os.getpid(), number)
-        serve_on(worker_id)
+        init_worker(worker_id)
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(stopping, "serve_on", signalled)
+    monkeypatch.setattr(stopping, "init_worker", signalled)
     assert [len(x) for x, _ in FastDataLoader(numbered(0, 5), 2, 2)] == [2, 2, 1]
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(stopping.SIGNALS)
 
@@ -79,7 +79,7 @@ def test_a_stop_signal_ends_no_loaders_process_at_any_moment_of_its_life(monkeyp
 @pytest.mark.parametrize("workers", [1, 20])
 def test_loaders_processes_end_with_a_parent_that_was_killed_before_they_began(workers):
     """They have inherited the job's lock, and nobody else could go on with the job."""
-    serve_on = stopping.serve_on
+    init_worker = stopping.init_worker
     reading, writing = os.pipe()
     trainer = os.fork()
     if trainer == 0:
@@ -90,14 +90,15 @@ def test_loaders_processes_end_with_a_parent_that_was_killed_before_they_began(w
                 os.kill(parent, signal.SIGKILL)
             while os.getppid() == parent:
                 time.sleep(0.01)
-            serve_on(worker_id)
+            init_worker(worker_id)
 
         parent = os.getpid()
-        stopping.serve_on = late
+        stopping.init_worker = late
         list(FastDataLoader(numbered(0, 5), 2, workers))
         os._exit(0)
     os.close(writing)
     assert os.waitstatus_to_exitcode(os.waitpid(trainer, 0)[1]) == -signal.SIGKILL
+
     with open(reading, "rb") as pipe:
         assert select.select([pipe], [], [], 30)[0], "a process still has the pipe open"
         assert pipe.read() == b""
@@ -106,12 +107,12 @@ def test_loaders_processes_end_with_a_parent_that_was_killed_before_they_began(w
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_every_item_once_and_no_batch_mixes_data_sets(workers):
     data = [SMALL, LARGE, numbered(200, 8)]
-    requests = loader.evaluation([3, 50, 8], 4, ())
-    found = [x.tolist() for x, _ in loader.batches(data, requests, workers, Pictures())]
-    assert found[0] == [0, 1, 2]
-    assert [len(batch) for batch in found[1:14]] == [4] * 12 + [2]
-    assert list(itertools.chain(*found[1:14])) == list(range(100, 150))
-    assert found[14:] == [[200, 201, 202, 203], [204, 205, 206, 207]]
+    requests = loader.evaluation_requests([3, 50, 8], 4, ())
+    items = [x.tolist() for x, _ in loader.load_batches(data, requests, workers, Pictures())]
+    assert items[0] == [0, 1, 2]
+    assert [len(batch) for batch in items[1:14]] == [4] * 12 + [2]
+    assert list(itertools.chain(*items[1:14])) == list(range(100, 150))
+    assert items[14:] == [[200, 201, 202, 203], [204, 205, 206, 207]]
 
 
 # Batches of three domains, 32 pictures of 224 px each, by a path; equal to those of this process.
@@ -129,11 +130,12 @@ def batches(workers):
         [(number, place % 2, (step, place)) for place in range(32)]
         for step in range(2) for number in range(3)
     ]
-    return loader.batches(list(dataset), iter(requests), workers, pictures)
+    return loader.load_batches(list(dataset), iter(requests), workers, pictures)
 
 count = 0
 for ours, theirs in zip(batches(0), batches(2), strict=True):
-    ours, theirs = (batch.done() if hasattr(batch, "done") else batch for batch in (ours, theirs))
+    pair = [batch.finish() if hasattr(batch, "finish") else batch for batch in (ours, theirs)]
+    ours, theirs = pair
     assert ours[0].shape == (32, 3, 224, 224), ours[0].shape
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs))
     count += 1
@@ -141,7 +143,7 @@ print(count, "batches")
 """
 
 
-def in_small_shared_memory(size, *command, **more):
+def in_small_shared_memory(size, *command, **variables):
     """Run a command where /dev/shm has this size, as a container's; skip where that is refused."""
     mounted = f'mount -t tmpfs -o size={size} none /dev/shm && exec "$@"'
     attempt = subprocess.run(
@@ -151,8 +153,11 @@ def in_small_shared_memory(size, *command, **more):
         pytest.skip(f"no private mount: {attempt.stderr.strip()}")
     return subprocess.Popen(
         ["unshare", "-m", "bash", "-c", mounted, "bash", *command],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **variables,
+    )
 
 
 @pytest.fixture
@@ -210,7 +215,8 @@ def test_what_cannot_be_sent_ends_the_loading():
 def test_a_signal_ends_a_job_that_waits_for_its_loaders(tmp_path, monkeypatch, number, hang_after):
     read = loader._RequestedItems.__getitems__
     context = multiprocessing.get_context("fork")
-    hanging, count = context.Event(), context.Value("i", 0)
+    hanging = context.Event()
+    count = context.Value("i", 0)
 
     def hang(self, requests):
         with count.get_lock():
@@ -237,7 +243,8 @@ def test_a_signal_ends_a_job_that_waits_for_its_loaders(tmp_path, monkeypatch, n
     monkeypatch.setattr(loader._RequestedItems, "__getitems__", read)
     assert train.main(arguments) == 0
     assert train.main(fakes.quick(tmp_path / "undisturbed")) == 0
-    ours, expected = (fakes.records(folder) for folder in (tmp_path, tmp_path / "undisturbed"))
-    for record in (*ours, *expected):
+
+    process, expected = (fakes.records(folder) for folder in (tmp_path, tmp_path / "undisturbed"))
+    for record in (*process, *expected):
         del record["step_time"], record["args"]
-    assert ours == expected
+    assert process == expected

@@ -18,20 +18,32 @@ def test_seed_hash_is_upstreams(golden):
         assert misc.seed_hash(*case["args"]) == case["hash"]
 
 
+LONGEST_LISTED = 50  # numbers
+
+
 def numbers(split):
     """The numbers in a split, or if they are many their MD5, as in the golden file."""
-    found = [split[i][0] for i in range(len(split))]
-    return found if len(found) <= 50 else hashlib.md5(json.dumps(found).encode()).hexdigest()
+    values = [split[i][0] for i in range(len(split))]
+    if len(values) <= LONGEST_LISTED:
+        return values
+    return hashlib.md5(json.dumps(values).encode()).hexdigest()
 
 
 def test_splits_are_upstreams(golden):
-    shares = ("test_envs", "trial_seed", "holdout_fraction", "uda_holdout_fraction")
     for case in golden("splits.json"):
         data = [[(number, 0) for number in range(size)] for size in case["sizes"]]
-        found = preparation.split_environments(data, *(case[name] for name in shares))
-        assert [numbers(one.in_split) for one in found] == case["in"]
-        assert [numbers(one.out_split) for one in found] == case["out"]
-        assert [numbers(one.uda_split) for one in found if len(one.uda_split)] == case["uda"]
+        environments = preparation.split_environments(
+            data,
+            case["test_envs"],
+            case["trial_seed"],
+            case["holdout_fraction"],
+            case["uda_holdout_fraction"],
+        )
+
+        assert [numbers(environment.in_split) for environment in environments] == case["in"]
+        assert [numbers(environment.out_split) for environment in environments] == case["out"]
+        uda_splits = [environment.uda_split for environment in environments]
+        assert [numbers(split) for split in uda_splits if len(split)] == case["uda"]
 
 
 def test_labels_are_read_without_opening_a_picture(tmp_path):
@@ -39,20 +51,24 @@ def test_labels_are_read_without_opening_a_picture(tmp_path):
         (tmp_path / name).mkdir()
         for i in range(count):
             (tmp_path / name / f"{i}.png").touch()
-    folder, labels = ImageFolder(str(tmp_path)), [0, 1, 1, 1]
+
+    folder = ImageFolder(str(tmp_path))
+    labels = [0, 1, 1, 1]
     with pytest.raises(Image.UnidentifiedImageError):
         folder[0]
     assert misc.labels_of(folder) == labels
-    first, rest = misc.split_dataset(folder, 2, seed=1)
+
+    first, second = misc.split_dataset(folder, 2, seed=1)
     assert misc.labels_of(first) == [labels[i] for i in first.keys]
-    inner, _ = misc.split_dataset(rest, 1, seed=1)
-    assert misc.labels_of(inner) == [labels[rest.keys[inner.keys[0]]]]
+    inner, _ = misc.split_dataset(second, 1, seed=1)
+    assert misc.labels_of(inner) == [labels[second.keys[inner.keys[0]]]]
+
     weights = misc.make_weights_for_balanced_classes(misc.SplitDataset(folder, [3, 0, 1]))
     assert weights.tolist() == [0.25, 0.5, 0.25]
 
 
 class Echo(torch.nn.Module):
-    """Predicts what it is given, and notes in which mode."""
+    """Predicts its input, and demands to be in evaluation."""
 
     def predict(self, x):
         assert not self.training and not torch.is_grad_enabled()
@@ -63,17 +79,19 @@ def test_accuracy_counts_over_batches_of_different_size():
     logits = torch.eye(3)
     batches = [(logits, torch.tensor([0, 1, 0])), (logits[:1], torch.tensor([0]))]
     network = Echo()
+
     assert misc.accuracy(network, batches, None, "cpu") == 0.75
     assert misc.accuracy(network, batches, torch.tensor([0.5, 0.25, 0.125, 0.125]), "cpu") == 0.875
     assert network.training
 
 
-def test_output_goes_to_screen_and_files_and_each_to_its_own(tmp_path, capsys):
+def test_stdout_and_stderr_go_to_the_screen_and_to_files_of_their_own(tmp_path, capsys):
     (tmp_path / "out.txt").write_text("before\n")
     with misc.tee_output(str(tmp_path)):
         print("spoken")
         print("complained", file=sys.stderr)
         assert (tmp_path / "err.txt").read_text() == "complained\n"
     print("afterwards")
+
     assert (tmp_path / "out.txt").read_text() == "before\nspoken\n"
     assert capsys.readouterr() == ("spoken\nafterwards\n", "complained\n")

@@ -20,30 +20,32 @@ LARGE = (3, 224, 224)
 
 @functools.cache
 def random_weights(small: bool):
+    """The state of a ResNet-18 (small) or ResNet-50 with random weights."""
     with torch.random.fork_rng():
         return networks._random_resnet(small).state_dict()
 
 
 @pytest.fixture
-def read(monkeypatch):
-    """Random weights in place of pretrained ones; lists the URLs that were asked for."""
-    asked = []
+def requested_urls(monkeypatch):
+    """The URLs of the pretrained weights that a network loads; it gets random ones instead."""
+    urls = []
 
     def stand_in(url):
-        asked.append(url)
+        urls.append(url)
         return random_weights(small=url == networks.RESNET18)
 
     monkeypatch.setattr(networks, "pretrained", stand_in)
-    return asked
+    return urls
 
 
-def build(golden, name, **more):
+def build(golden, name, **changed_hparams):
     """Our ERM as tools/golden_models.py builds upstream's, and the golden values of its network."""
     expected = golden("networks.json")[name]
     shape = tuple(expected["input_shape"])
     defaults = hparams_registry.default_hparams("ERM", "Debug28" if 28 in shape else "PACS")
+    hparams = {**defaults, **expected["hparams"], **changed_hparams}
+
     torch.manual_seed(0)
-    hparams = {**defaults, **expected["hparams"], **more}
     return algorithms.ERM(shape, fixed_inputs.CLASSES, 3, hparams), expected
 
 
@@ -60,23 +62,25 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_is_upstreams(golden, read, capsys, name):
+def test_a_network_is_upstreams(golden, requested_urls, capsys, name):
     """Same parameter names and shapes, same first draws, same logits from the same weights."""
     algorithm, expected = build(golden, name)
-    assert [os.path.basename(url) for url in read] == NETWORKS[name]
+    next_random_number = torch.rand(1).item()
+    assert [os.path.basename(url) for url in requested_urls] == NETWORKS[name]
     assert ("overrides resnet18" in capsys.readouterr().out) == ("over" in name)
-    afterwards = torch.rand(1).item()
+
     state = algorithm.state_dict()
     assert fixed_inputs.digest_of_names(state) == expected["all_names"]
     shapes = {key: "x".join(map(str, value.shape)) for key, value in state.items()}
-    once = {key: shape for key, shape in shapes.items() if not key.startswith("network.")}
-    assert once == expected["shapes"]
+    # `network` is featurizer and classifier once more.
+    distinct = {key: shape for key, shape in shapes.items() if not key.startswith("network.")}
+    assert distinct == expected["shapes"]
     assert algorithm.featurizer.n_outputs == expected["n_outputs"]
 
-    drawn = algorithm.classifier if read else algorithm.network
-    first = [parameter.flatten()[0].item() for parameter in drawn.parameters()]
-    assert first == pytest.approx(expected["drawn"], rel=1e-4)
-    assert afterwards == pytest.approx(expected["drawn_afterwards"])
+    random_part = algorithm.classifier if requested_urls else algorithm.network
+    first_values = [parameter.flatten()[0].item() for parameter in random_part.parameters()]
+    assert first_values == pytest.approx(expected["drawn"], rel=1e-4)
+    assert next_random_number == pytest.approx(expected["drawn_afterwards"])
 
     fixed_inputs.set_weights(algorithm.network)
     algorithm.eval()
@@ -86,39 +90,47 @@ def test_a_network_is_upstreams(golden, read, capsys, name):
 
 
 @pytest.mark.parametrize("name", ["mnist, 1 channel", "mnist, 2 channels, nonlinear", "resnet18"])
-def test_steps_of_erm_are_upstreams(golden, read, name):
+@pytest.mark.usefixtures("requested_urls")
+def test_steps_of_erm_are_upstreams(golden, name):
     expected = golden("erm_steps.json")[name]
     algorithm, network = build(golden, name, **expected["hparams"])
     fixed_inputs.set_weights(algorithm.network)
-    algorithm.train()
     shape = tuple(network["input_shape"])
+
+    algorithm.train()
     losses = [algorithm.update(fixed_inputs.minibatches(shape, step))["loss"] for step in range(3)]
     assert losses == pytest.approx(expected["losses"], rel=1e-3)
+
     algorithm.eval()
     with torch.no_grad():
         logits = algorithm.predict(fixed_inputs.normal("x", (2, *shape)))
     assert torch.allclose(logits, torch.tensor(expected["logits"]), rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_freeze_bn_keeps_the_statistics(read, frozen):
-    hparams = DEFAULTS | {"resnet18": True, "resnet50_augmix": False, "freeze_bn": frozen}
+@pytest.mark.usefixtures("requested_urls")
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_freeze_bn_keeps_the_statistics(is_frozen):
+    hparams = DEFAULTS | {"resnet18": True, "resnet50_augmix": False, "freeze_bn": is_frozen}
     network = networks.Featurizer(LARGE, hparams)
     network.eval()
     network.train()
-    before = network.network.bn1.running_mean.clone()
+
+    mean_before = network.network.bn1.running_mean.clone()
     network(torch.randn(2, *LARGE))
-    assert torch.equal(before, network.network.bn1.running_mean) == frozen
+
+    assert torch.equal(mean_before, network.network.bn1.running_mean) == is_frozen
     assert network.training and network.dropout.training
 
 
-def test_weights_that_cannot_be_downloaded_are_a_line_that_names_the_file(
+def test_a_failed_download_of_weights_is_an_error_that_names_the_file(
     tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "hub").touch()  # no folder can be made there, with or without a network
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     arguments = ["--dataset", "Debug224", "--workers", "0", "--output_dir", str(tmp_path / "run")]
+
     assert train.main(arguments) == 1  # a launcher tries again
+
     err = capsys.readouterr().err
     path = f"{tmp_path}/hub/checkpoints/resnet50_ram-a26f946b.pth"
     assert f"the pretrained weights {path} are missing, and downloading them failed (" in err
@@ -126,11 +138,12 @@ def test_weights_that_cannot_be_downloaded_are_a_line_that_names_the_file(
     assert "Traceback" not in err
 
 
-def test_a_file_in_place_is_read_and_one_of_another_network_named(tmp_path, monkeypatch):
+def test_a_weights_file_is_read_and_refused_for_another_network(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     path = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     path.parent.mkdir(parents=True)
     torch.save({"a": torch.ones(2)}, path)
+
     assert torch.equal(networks.pretrained(networks.RESNET18)["a"], torch.ones(2))
     with pytest.raises(CarftError, match=r"f37072fd.pth do not fit this network \(.*Replace"):
         networks.Featurizer(LARGE, DEFAULTS | {"resnet18": True, "resnet50_augmix": False})

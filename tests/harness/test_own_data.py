@@ -23,17 +23,19 @@ def pets(tmp_path):
     return grow(tmp_path / "own pets", even(["cat's", "dog"], ["city", "my village"], 5), jpeg())
 
 
-def run(output: Path, dataset: str, *more: str) -> list[dict]:
+def run(output: Path, dataset: str, *flags: str) -> list[dict]:
+    """The records of two steps of Still on the data set."""
     arguments = ["--algorithm", "Still", "--dataset", dataset, "--output_dir", str(output)]
     fixed = ["--steps", "2", "--checkpoint_freq", "1", "--workers", "0", "--hparams", HPARAMS]
-    assert train.main([*arguments, *fixed, *more]) == 0
+    assert train.main([*arguments, *fixed, *flags]) == 0
     return fakes.records(output)
 
 
 def test_a_path_is_a_data_set(pets, tmp_path):
-    made = datasets.get_dataset_class(str(pets))
-    assert made.ENVIRONMENTS == ["city", "my village"]
-    assert issubclass(made, datasets.MultipleEnvironmentImageFolder)
+    dataset_class = datasets.get_dataset_class(str(pets))
+    assert dataset_class.ENVIRONMENTS == ["city", "my village"]
+    assert issubclass(dataset_class, datasets.MultipleEnvironmentImageFolder)
+
     record = run(tmp_path / "job", str(pets), "--test_envs", "1")[-1]
     assert record["environments"] == ["city", "my village"]
     assert {"env0_in_acc", "env1_out_acc"} <= record.keys() and "env2_in_acc" not in record
@@ -41,23 +43,28 @@ def test_a_path_is_a_data_set(pets, tmp_path):
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_picture_that_cannot_be_read_is_named(pets, command, workers):
-    """By what a worker process meets, too; with the right file there the job goes on."""
-    spoilt = pets / "my village" / "dog" / "3.jpg"
-    right = spoilt.read_bytes()
-    spoilt.write_text("no picture")
+    """Also if a worker process reads it; once the file is mended, the job goes on."""
+    damaged = pets / "my village" / "dog" / "3.jpg"
+    content = damaged.read_bytes()
+    damaged.write_text("no picture")
     arguments = ["--algorithm", "Still", "--dataset", str(pets), "--output_dir", "job"]
     arguments += ["--steps", "2", "--workers", workers, "--hparams", HPARAMS]
+
     done = command("train", *arguments)
+
     assert done.returncode == 1
-    (told,) = [line for line in done.stderr.splitlines() if line.startswith("train: ")]
-    assert f"{spoilt} cannot be read: cannot identify image" in told and "--decode" in told
-    assert "Traceback" not in done.stderr and done.stderr.endswith(f"{told}\n")
-    spoilt.write_bytes(right)
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("train: ")]
+    assert f"{damaged} cannot be read: cannot identify image" in message
+    assert "--decode" in message
+    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith(f"{message}\n")
+
+    damaged.write_bytes(content)
     assert command("train", *arguments).returncode == 0
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("change_tree", "message"),
     [
         (lambda root: (root / "__MACOSX").mkdir(), r"own pets contains __MACOSX, which would"),
         (lambda root: (root / "city" / ".cache").mkdir(), r"city contains \.cache, which would"),
@@ -66,13 +73,16 @@ def test_a_picture_that_cannot_be_read_is_named(pets, command, workers):
     ],
 )
 def test_a_tree_that_is_not_in_order_is_refused_before_anything_is_made(
-    pets, tmp_path, capsys, spoil, message
+    pets, tmp_path, capsys, change_tree, message
 ):
-    spoil(pets)
+    change_tree(pets)
     output = tmp_path / "sweep"
-    fixed = ["--algorithms", "Still", "--datasets", str(pets), "--data_dir", ".", "--n_trials", "1"]
-    launcher = ["--command_launcher", "local", "--skip_confirmation", "--single_test_envs"]
-    assert sweep.main(["launch", *fixed, *launcher, "--output_dir", str(output)]) == 2
+    arguments = ["launch", "--algorithms", "Still", "--datasets", str(pets), "--data_dir", "."]
+    arguments += ["--n_trials", "1", "--single_test_envs", "--command_launcher", "local"]
+    arguments += ["--skip_confirmation", "--output_dir", str(output)]
+
+    assert sweep.main(arguments) == 2
+
     assert re.search(message, capsys.readouterr().err)
     assert not output.exists()
 
@@ -83,7 +93,9 @@ def test_the_table_has_the_domains_as_columns_wherever_the_folder_is(pets, tmp_p
         run(results / f"job{test_env}", str(pets), "--test_envs", str(test_env))
     pets.rename(tmp_path / "moved")
     capsys.readouterr()
+
     assert collect_results.main(["--input_dir", str(results)]) == 0
+
     lines = capsys.readouterr().out.splitlines()
     method = "model selection method: training-domain validation set"
     header = lines.index(f"-------- Dataset: {pets}, {method}")

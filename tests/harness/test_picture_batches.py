@@ -17,58 +17,67 @@ from domainbed_carft.clips.pictures import IMAGENET_MEAN, IMAGENET_STD
 from . import fakes
 
 
-def trained(pictures, folder, *more, **variables):
+def trained(pictures, folder, *flags, **variables):
     """The finished process, and records without what differs between any two runs."""
     hparams = {"batch_size": 4, "clip_backbone": "tiny", "lr": 1e-4}
     fixed = ("--algorithm", "CARFT", "--steps", "4", "--hparams", json.dumps(hparams))
-    words = fakes.quick(folder, *fixed, "--dataset", str(pictures), *more)
+    arguments = fakes.quick(folder, *fixed, "--dataset", str(pictures), *flags)
     env = {**os.environ, "TMPDIR": str(folder.parent), **variables}
-    done = warm.run("-m", "domainbed.scripts.train", *words, cwd=folder.parent, env=env)
+    done = warm.run("-m", "domainbed.scripts.train", *arguments, cwd=folder.parent, env=env)
     assert done.returncode == 0, done.stderr
-    found = fakes.records(folder)
-    for record in found:
+
+    records = fakes.records(folder)
+    for record in records:
         del record["step_time"], record["args"]["output_dir"], record["args"]["workers"]
-    return done, found
+    return done, records
 
 
-def test_what_is_kept_changes_nothing_and_pillows_pictures_little(pictures, tmp_path):
+def test_the_store_changes_no_record_and_pillow_changes_them_little(pictures, tmp_path):
     done, plain = trained(pictures, tmp_path / "plain")
     assert len(plain) == 3 and {r["pictures"].split()[0] for r in plain} == {"fast,"}
     assert "decoded pictures are not kept: --picture_cache is 0" in done.stdout
     for name, workers in (("first", "0"), ("second", "2")):  # writes the store, then reads it
         cache = ("--picture_cache", "64M", "--workers", workers)
-        done, kept = trained(pictures, tmp_path / name, *cache)
+        done, cached = trained(pictures, tmp_path / name, *cache)
         assert "decoded pictures are kept in" in done.stdout
-        assert kept == plain
+        assert cached == plain
+
     (store,) = tmp_path.glob("domainbed-carft-*")
     assert store.stat().st_mode & 0o077 == 0
 
     done, pillow = trained(pictures, tmp_path / "pillow", DOMAINBED_PICTURES="pillow")
     assert {record["pictures"] for record in pillow} == {"pillow"}
-    for ours, theirs in zip(plain, pillow, strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], abs=0.02)
-        assert ours["loss"] != theirs["loss"]
+    for fast_record, pillow_record in zip(plain, pillow, strict=True):
+        assert fast_record["loss"] == pytest.approx(pillow_record["loss"], abs=0.02)
+        assert fast_record["loss"] != pillow_record["loss"]
 
 
-def test_an_algorithms_class_says_how_it_wants_the_pictures(pictures):
+def test_pictures_are_normalised_for_the_model_at_once(pictures):
     """Any plugin's: ERM for one size and normalisation, against those of upstream's, undone."""
-    asked = (32, (0.5, 0.4, 0.3), (0.2, 0.1, 0.3))
+    model_input = (32, (0.5, 0.4, 0.3), (0.2, 0.1, 0.3))
     dataset = datasets.get_dataset_class(str(pictures))(None, [0], {"data_augmentation": True})
     plain = picture_batches.choose("fast", "0", dataset).source(dataset[0])
-    wanted = picture_batches.choose("fast", "0", dataset, lambda: asked)
+    for_model = picture_batches.choose("fast", "0", dataset, lambda: model_input)
     assert dataset.input_shape == (3, 32, 32)
-    got, _ = wanted.source(dataset[0]).batch([(0, 3, (1, 2, 3))])
-    again = picture_batches.as_told(wanted.told, asked).source(dataset[0])
-    assert torch.equal(again.batch([(0, 3, (1, 2, 3))])[0], got)
+
+    pictures_for_model, _ = for_model.source(dataset[0]).batch([(0, 3, (1, 2, 3))])
+    reopened = picture_batches.pictures_from_description(for_model.description, model_input).source(
+        dataset[0]
+    )
+    assert torch.equal(reopened.batch([(0, 3, (1, 2, 3))])[0], pictures_for_model)
+
     smaller = dataclasses.replace(plain, plan=plain.plan._replace(size=32))
     expected, _ = smaller.batch([(0, 3, (1, 2, 3))])
     levels = [
         x * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
-        for x, mean, std in ((got, *asked[1:]), (expected, IMAGENET_MEAN, IMAGENET_STD))
+        for x, mean, std in (
+            (pictures_for_model, *model_input[1:]),
+            (expected, IMAGENET_MEAN, IMAGENET_STD),
+        )
     ]
     torch.testing.assert_close(*levels)
 
     def unasked():
         raise AssertionError("it cannot be done with Pillow's pictures")
 
-    assert picture_batches.choose("pillow", "0", dataset, unasked).told == "pillow"
+    assert picture_batches.choose("pillow", "0", dataset, unasked).description == "pillow"

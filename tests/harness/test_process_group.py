@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -38,53 +39,73 @@ HPARAMS = {
 }
 
 
-def words(pictures: Path, folder: Path, algorithm: str = "CARFT", **changed: object) -> list[str]:
+def train_arguments(
+    pictures: Path, folder: Path, algorithm: str = "CARFT", **changed: object
+) -> list[str]:
     hparams = {"batch_size": 4, "clip_backbone": "tiny", "contexts": "emoji", "total_steps": 7}
     hparams |= {"warmup_steps": 0, "lr": 1e-3, **HPARAMS[algorithm], **changed}
     fixed = ("--algorithm", algorithm, "--checkpoint_freq", "3", "--hparams", json.dumps(hparams))
     return fakes.quick(folder, *fixed, "--dataset", str(pictures))
 
 
-def start(size: int, *command: str) -> list[warm.Process]:
+def start(size: int, command: list[str]) -> list[warm.Process]:
     """The processes of a job, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     shared |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
-    told = ({**os.environ, **shared, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(size))
-    return [warm.start(*command, env=env) for env in told]
-
-
-def run(size: int, *command: str) -> list[int]:
-    return [process.wait() for process in start(size, *command)]
+    variables = (
+        {**os.environ, **shared, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(size)
+    )
+    return [warm.start(*command, env=env) for env in variables]
 
 
 TRAIN = ("-m", "domainbed.scripts.train")
 
 
-def outcome(folder: Path):
+def train_jobs(size: int, arguments: list[str]) -> list[int]:
+    """The exit statuses of the processes of a job, started as torchrun does."""
+    return [process.wait() for process in start(size, [*TRAIN, *arguments])]
+
+
+class Outcome(NamedTuple):
+    """What a job has written, without what differs between two runs."""
+
+    numbers: list[dict[str, float]]  # of its records
+    settings: list[dict[str, object]]  # hyperparameters and arguments of its records
+    weights: dict[str, torch.Tensor]
+
+
+def outcome(folder: Path) -> Outcome:
     records = fakes.records(folder)
-    numbers = [
-        {name: v for name, v in record.items() if isinstance(v, float) and name != "step_time"}
-        for record in records
-    ]
-    hparams = [record["hparams"] for record in records]
-    args = [{**record["args"], "output_dir": None} for record in records]
-    return numbers, (hparams, args), torch.load(folder / "model.pkl", weights_only=True)
+    return Outcome(
+        numbers=[
+            {name: v for name, v in record.items() if isinstance(v, float) and name != "step_time"}
+            for record in records
+        ],
+        settings=[
+            {"hparams": record["hparams"], "args": {**record["args"], "output_dir": None}}
+            for record in records
+        ],
+        weights=torch.load(folder / "model.pkl", weights_only=True)["model_dict"],
+    )
 
 
 def assert_same(folder: Path, alone: Path) -> None:
-    found, expected = outcome(folder), outcome(alone)
-    for now, then in zip(found[0], expected[0], strict=True):
-        assert now == pytest.approx(then, rel=1e-3, abs=1e-5)
-    assert found[1] == expected[1]
-    now, then = found[2]["model_dict"], expected[2]["model_dict"]
-    assert [*now] == [*then]
-    for name in now:
+    """Assert that two jobs have written the same, up to the rounding of sums."""
+    actual = outcome(folder)
+    expected = outcome(alone)
+    assert actual.settings == expected.settings
+    for numbers, expected_numbers in zip(actual.numbers, expected.numbers, strict=True):
+        assert numbers == pytest.approx(expected_numbers, rel=1e-3, abs=1e-5)
+
+    assert [*actual.weights] == [*expected.weights]
+    for name, weight in actual.weights.items():
+        expected_weight = expected.weights[name]
         if name.endswith("in_proj_bias"):  # Adam takes keys' biases, whose gradients are 0, for any
-            for weights in (now, then):
-                weights[name].view(3, -1)[1] = 0.0
-        torch.testing.assert_close(now[name], then[name], rtol=1e-3, atol=2e-5)
+            for bias in (weight, expected_weight):
+                bias.view(3, -1)[1] = 0.0
+        torch.testing.assert_close(weight, expected_weight, rtol=1e-3, atol=2e-5)
     assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
 
 
@@ -92,44 +113,46 @@ def assert_same(folder: Path, alone: Path) -> None:
 def alone(pictures, tmp_path_factory) -> Path:
     """A job of one process, whose weights move far more than rounding does."""
     folder = tmp_path_factory.mktemp("runs") / "alone"
-    assert run(1, *TRAIN, *words(pictures, folder)) == [0]
-    losses = [record["loss"] for record in outcome(folder)[0]]
+    assert train_jobs(1, train_arguments(pictures, folder)) == [0]
+    losses = [record["loss"] for record in outcome(folder).numbers]
     assert max(losses) - min(losses) > 0.05
     return folder
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_slices_are_the_batches_of_one_process(pictures, size):
+def test_slices_of_all_processes_make_up_the_batches_of_one(pictures, size):
     """Its pictures to the bit, augmented, whatever of a batch is left for a process."""
-    args = train.build_parser().parse_args(words(pictures, Path("unused")))
+    args = train.build_parser().parse_args(train_arguments(pictures, Path("unused")))
     hparams = preparation.choose_hparams(args)
     _, environments = preparation.load_environments(args, hparams)
-    splits = [one.in_split for one in environments]
+    splits = [environment.in_split for environment in environments]
     evaluated = {"a": splits[0], "b": torch.utils.data.Subset(splits[1], [3])}
 
     def batches(process_group):
         torch.manual_seed(0)
-        of = job_batches.JobBatches(splits, evaluated, hparams, 1, 1, 0, "cpu", process_group)
-        of.begin(0, False, False, 0, picture_batches.Pictures("fast, jitter by torch", "pillow"))
-        return [*of.of_step(), *of.of_split("a"), *of.of_split("b")]
+        loaded = job_batches.JobBatches(splits, evaluated, hparams, 1, 1, 0, "cpu", process_group)
+        loaded.begin(
+            0, False, False, 0, picture_batches.Pictures("fast, jitter by torch", "pillow")
+        )
+        return [*loaded.step_batches(), *loaded.split_batches("a"), *loaded.split_batches("b")]
 
     together = [batches(ProcessGroup(rank, size)) for rank in range(size)]
-    for whole, *parts in zip(batches(ProcessGroup()), *together, strict=True):
+    for batch, *parts in zip(batches(ProcessGroup()), *together, strict=True):
         for n in (0, 1):
-            assert torch.equal(whole[n], torch.cat([part[n] for part in parts if part]))
-    assert sum(parts is None for parts in [one[-1] for one in together]) == size - 1
+            assert torch.equal(batch[n], torch.cat([part[n] for part in parts if part]))
+    assert sum(parts is None for parts in [environment[-1] for environment in together]) == size - 1
 
 
 def test_three_processes_train_what_one_does(pictures, alone, tmp_path):
-    assert run(3, *TRAIN, *words(pictures, tmp_path / "three")) == [0, 0, 0]
+    assert train_jobs(3, train_arguments(pictures, tmp_path / "three")) == [0, 0, 0]
     assert_same(tmp_path / "three", alone)
 
 
 @pytest.mark.parametrize("algorithm", ["CLIPLPFT", "CLIPZeroShot"])
 def test_two_processes_train_what_one_does(pictures, tmp_path, algorithm):
     for size in (1, 2):
-        command = words(pictures, tmp_path / str(size), algorithm)
-        assert run(size, *TRAIN, *command) == [0] * size
+        command = train_arguments(pictures, tmp_path / str(size), algorithm)
+        assert train_jobs(size, command) == [0] * size
     assert_same(tmp_path / "2", tmp_path / "1")
 
 
@@ -138,50 +161,68 @@ import os, sys
 from domainbed.scripts import train
 from domainbed_carft.method.algorithms import CARFT
 
-place, at, what, *arguments = sys.argv[1:]
-owner = next(one for one in CARFT.__mro__ if place in vars(one))
-original, calls = getattr(owner, place), []
+method, call_number, statement, *arguments = sys.argv[1:]
+owner = next(cls for cls in CARFT.__mro__ if method in vars(cls))
+original = getattr(owner, method)
+calls = []
 
 def disturbed(self, *args, **kwargs):
     calls.append(1)
-    if os.environ["RANK"] == "1" and len(calls) == int(at):
-        exec(what)
+    if os.environ["RANK"] == "1" and len(calls) == int(call_number):
+        exec(statement)
     return original(self, *args, **kwargs)
 
-setattr(owner, place, disturbed)
+setattr(owner, method, disturbed)
 sys.exit(train.main(arguments))
 """
 
 
-@pytest.mark.parametrize("place, at", [("step_on_device", 3), ("predict", 10)])
-def test_a_signal_to_one_stops_all_and_another_number_goes_on(pictures, alone, tmp_path, place, at):
+def start_disturbed(
+    arguments: list[str], method: str, call_number: int, statement: str
+) -> list[warm.Process]:
+    """Start a job of two processes; the second runs ``statement`` before a call of a method."""
+    return start(2, ["-c", DISTURBED, method, str(call_number), statement, *arguments])
+
+
+@pytest.mark.parametrize("method, call_number", [("step_on_device", 3), ("predict", 10)])
+def test_a_signal_to_one_stops_all_and_another_number_goes_on(
+    pictures, alone, tmp_path, method, call_number
+):
     """In a step and in an evaluation; then by one process to the end of the same run."""
-    arguments = words(pictures, tmp_path / "job")
-    disturbance = (place, str(at), f"os.kill(os.getpid(), {int(signal.SIGUSR1)})")
-    assert run(2, "-c", DISTURBED, *disturbance, *arguments) == [75, 75]
-    said = (tmp_path / "job" / "err.txt").read_text().splitlines()[-1]
-    assert said == "train: stopped by SIGUSR1; to resume, rerun the command"
-    assert run(1, *TRAIN, *arguments) == [0]
+    arguments = train_arguments(pictures, tmp_path / "job")
+    statement = f"os.kill(os.getpid(), {int(signal.SIGUSR1)})"
+    processes = start_disturbed(arguments, method, call_number, statement)
+    assert [process.wait() for process in processes] == [75, 75]
+
+    message = (tmp_path / "job" / "err.txt").read_text().splitlines()[-1]
+    assert message == "train: stopped by SIGUSR1; to resume, rerun the command"
+    assert train_jobs(1, arguments) == [0]
     assert_same(tmp_path / "job", alone)
 
 
-def test_why_another_process_failed_is_told_by_the_first(pictures, tmp_path):
-    refused = words(pictures, tmp_path / "refused", "FLYP")
-    assert run(2, *TRAIN, *refused) == [2, 2]
-    told = (tmp_path / "refused" / "err.txt").read_text()
-    assert "FLYP cannot be trained by 2 processes: its loss compares each picture" in told
-    disturbance = ("set_up", "1", "self.hparams['lr'] = 0.5")
-    assert run(2, "-c", DISTURBED, *disturbance, *words(pictures, tmp_path / "other")) == [2, 2]
-    told = (tmp_path / "other" / "err.txt").read_text()
-    assert "process 1 of 2 has other settings than the first: lr is 0.5, expected 0.001" in told
-    arguments = words(pictures, tmp_path / "broken")
-    disturbance = ("step_on_device", "2", "raise RuntimeError('broken on purpose')")
-    first, _ = processes = start(2, "-c", DISTURBED, *disturbance, *arguments)
+def test_the_first_process_reports_why_another_has_failed(pictures, tmp_path):
+    refused = train_arguments(pictures, tmp_path / "refused", "FLYP")
+    assert train_jobs(2, refused) == [2, 2]
+
+    message = (tmp_path / "refused" / "err.txt").read_text()
+    assert "FLYP cannot be trained by 2 processes: its loss compares each picture" in message
+
+    arguments = train_arguments(pictures, tmp_path / "other")
+    processes = start_disturbed(arguments, "set_up", 1, "self.hparams['lr'] = 0.5")
+    assert [process.wait() for process in processes] == [2, 2]
+
+    message = (tmp_path / "other" / "err.txt").read_text()
+    assert "process 1 of 2 has other settings than the first: lr is 0.5, expected 0.001" in message
+
+    arguments = train_arguments(pictures, tmp_path / "broken")
+    statement = "raise RuntimeError('broken on purpose')"
+    processes = start_disturbed(arguments, "step_on_device", 2, statement)
     assert [process.wait() for process in processes] == [1, 1]
-    told = first.communicate()[1]
-    assert told == (tmp_path / "broken" / "err.txt").read_text()
-    assert told.startswith("train: process 1 of 2: Traceback")
-    assert told.endswith("\nRuntimeError: broken on purpose\n")
+
+    message = processes[0].communicate()[1]
+    assert message == (tmp_path / "broken" / "err.txt").read_text()
+    assert message.startswith("train: process 1 of 2: Traceback")
+    assert message.endswith("\nRuntimeError: broken on purpose\n")
 
 
 class OwnStep(CARFT):
@@ -191,22 +232,23 @@ class OwnStep(CARFT):
         return super().update(minibatches)
 
 
-def test_what_cannot_be_divided_is_refused():
-    def why(algorithm_class, batch_size=4, change=lambda algorithm: None, **changed):
+def test_algorithms_and_batches_that_cannot_be_divided_are_refused():
+    def refusal(algorithm_class, batch_size=4, change=lambda algorithm: None, **changed):
         hparams = hparams_registry.default_hparams("CARFT", "EmojiStyles")
-        given = {"clip_backbone": "tiny", "contexts": "emoji", **changed}
-        algorithm = algorithm_class((3, 48, 48), 10, 3, {**hparams, **given})
+        values = {"clip_backbone": "tiny", "contexts": "emoji", **changed}
+        algorithm = algorithm_class((3, 48, 48), 10, 3, {**hparams, **values})
         change(algorithm)
         with pytest.raises(CarftError) as raised:
             attach_process_group(algorithm, ProcessGroup(0, 3), batch_size)
         return str(raised.value)
 
-    several = "cannot be trained by 3 processes"
-    assert f"batches of 2 {several}; give them that many" in why(CARFT, 2)
-    assert f"CARFT {several}: kl_over draws captions" in why(CARFT, kl_over="captions")
-    assert f"OwnStep {several}: its step does not add up" in why(OwnStep)
+    problem = "cannot be trained by 3 processes"
+    assert f"batches of 2 {problem}; give them that many" in refusal(CARFT, 2)
+    assert f"CARFT {problem}: kl_over draws captions" in refusal(CARFT, kl_over="captions")
+    assert f"OwnStep {problem}: its step does not add up" in refusal(OwnStep)
+
     dropout = torch.nn.Dropout(0.1)
-    dropped = why(CARFT, change=lambda algorithm: algorithm.encoder.add_module("drop", dropout))
+    dropped = refusal(CARFT, change=lambda algorithm: algorithm.encoder.add_module("drop", dropout))
     assert "its encoder has dropout" in dropped
 
 
@@ -218,21 +260,23 @@ FIRST_IS_GONE = (
 
 def test_the_first_process_starts_the_others_and_they_end_together(pictures, alone, tmp_path):
     """Whichever is killed, err.txt has the reason; then they train to the end."""
-    arguments = [*words(pictures, tmp_path / "job"), "--processes", "2"]
+    arguments = [*train_arguments(pictures, tmp_path / "job"), "--processes", "2"]
     reasons = {False: "train: process 1 of 2 was killed by SIGKILL", True: FIRST_IS_GONE}
-    for of_first, reason in reasons.items():
+    for kills_first, reason in reasons.items():
         (tmp_path / "job" / "state.pt").unlink(missing_ok=True)
         first = warm.start(*TRAIN, *arguments)
         children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
         wait_until((tmp_path / "job" / "state.pt").exists)
-        (other,) = map(int, children.read_text().split())
-        os.kill(first.pid if of_first else other, signal.SIGKILL)
-        assert first.wait() == (-signal.SIGKILL if of_first else 1)
-        wait_until(lambda other=other: not Path(f"/proc/{other}").exists())
+        (child,) = map(int, children.read_text().split())
+        os.kill(first.pid if kills_first else child, signal.SIGKILL)
+        assert first.wait() == (-signal.SIGKILL if kills_first else 1)
+
+        wait_until(lambda child=child: not Path(f"/proc/{child}").exists())
         assert (tmp_path / "job" / "state.pt").exists()
         assert (tmp_path / "job" / "err.txt").read_text().splitlines()[-1] == reason
     assert (tmp_path / "job" / "err.txt").read_text().count(FIRST_IS_GONE) == 1
     assert warm.run(*TRAIN, *arguments).returncode == 0
+
     assert_same(tmp_path / "job", alone)
 
 
@@ -247,11 +291,13 @@ def test_why_the_first_process_of_a_pools_job_is_gone(pictures, alone, tmp_path,
 
     killer = threading.Thread(target=kill_the_first, daemon=True)
     killer.start()
-    command = shlex.join(["python", *TRAIN, *words(pictures, folder.path)])
+    command = shlex.join(["python", *TRAIN, *train_arguments(pictures, folder.path)])
     assert run_commands(launchers.make("pool", {}), [command]) == []
+
     killer.join()
     assert [attempt.status for attempt in folder.attempts()] == [-signal.SIGKILL, 0]
     assert FIRST_IS_GONE in (folder.path / "err.txt").read_text().splitlines()
+
     (folder.path / "attempts.jsonl").unlink()  # which a job without a launcher has not
     assert_same(folder.path, alone)
 
@@ -260,12 +306,20 @@ def test_why_the_first_process_of_a_pools_job_is_gone(pictures, alone, tmp_path,
 def test_torchrun(pictures, alone, tmp_path):
     """Told to stop, it gives them time to save."""
     launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    command = [sys.executable, "-m", *launcher, *TRAIN, *words(pictures, tmp_path / "job")]
+    command = [
+        sys.executable,
+        "-m",
+        *launcher,
+        *TRAIN,
+        *train_arguments(pictures, tmp_path / "job"),
+    ]
     process = subprocess.Popen(command)
     wait_until((tmp_path / "job" / "state.pt").exists)
     process.terminate()
     assert process.wait() != 0
-    said = (tmp_path / "job" / "err.txt").read_text().splitlines()[-1]
-    assert said == "train: stopped by SIGTERM; to resume, rerun the command"
+
+    message = (tmp_path / "job" / "err.txt").read_text().splitlines()[-1]
+    assert message == "train: stopped by SIGTERM; to resume, rerun the command"
     assert subprocess.run(command, check=False).returncode == 0
+
     assert_same(tmp_path / "job", alone)

@@ -6,6 +6,7 @@ import json
 import os
 import types
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,24 +27,27 @@ def quiet_wandb(monkeypatch, tmp_path_factory):
     """Offline, without reports to anybody, and with nobody's login or settings."""
     for name in [name for name in os.environ if name.startswith(("WANDB_", "DOMAINBED_LOG"))]:
         monkeypatch.delenv(name)
+
     home = str(tmp_path_factory.mktemp("home"))
     for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "NETRC"):
         monkeypatch.setenv(name, home)
+
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.setenv("WANDB_MODE", "offline")
 
 
-def run(folder: Path, *more: str, log: str = "tensorboard") -> int:
-    return train.main([*fakes.quick(folder), *more, "--log", log])
+def run(folder: Path, *flags: str, log: str = "tensorboard") -> int:
+    """The exit status of a run of four records that is logged."""
+    return train.main([*fakes.quick(folder), *flags, "--log", log])
 
 
-def interrupted(folder: Path, at: int, log: str) -> None:
-    """A run that was stopped after so many steps."""
+def run_and_interrupt(folder: Path, at: int, log: str) -> None:
+    """Start a run and stop it in its step of the number ``at``."""
     with fakes.stopped_in_step(at):
         assert run(folder, log=log) == 75
 
 
-def recorded(folder: Path) -> dict[str, list[tuple[int, float]]]:
+def recorded_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Curves of the records' numbers, in single precision, found otherwise than in the harness."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for line in (folder / "results.jsonl").read_text().splitlines():
@@ -55,73 +59,107 @@ def recorded(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return curves
 
 
-def on_tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
+def tensorboard_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """The curves as TensorBoard's own reader has them."""
     accumulating = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    place = folder / "tensorboard" / NAME
-    accumulator = accumulating.EventAccumulator(str(place), size_guidance={"scalars": 0})
+    run_folder = folder / "tensorboard" / NAME
+    accumulator = accumulating.EventAccumulator(str(run_folder), size_guidance={"scalars": 0})
     accumulator.Reload()
+
     return {
         tag: [(event.step, event.value) for event in accumulator.Scalars(tag)]
         for tag in accumulator.Tags()["scalars"]
     }
 
 
-def entries(path: Path) -> Iterator[bytes]:
-    """What is in a file of W&B's: LevelDB's log format after seven bytes of its own."""
-    data, at, whole = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        left = 2**15 - at % 2**15
-        if left < 7:  # no room for a head in this block
-            at += left
+WANDB_HEADER = 7  # bytes
+
+# Of LevelDB's log format: in each block are parts of entries, behind a checksum (4 bytes), their
+# size (2) and their type (1).
+BLOCK = 2**15
+PART_HEADER = 7
+FULL = 1
+LAST = 4
+
+
+def wandb_entries(path: Path) -> Iterator[bytes]:
+    """The entries of a file of W&B's: LevelDB's log format after a header of its own."""
+    data = path.read_bytes()
+    position = WANDB_HEADER
+    entry = b""
+    while position + PART_HEADER <= len(data):
+        space_in_block = BLOCK - position % BLOCK
+        if space_in_block < PART_HEADER:
+            position += space_in_block
             continue
-        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        whole += data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # whole, or the last part
-            yield whole
-            whole = b""
+
+        size = int.from_bytes(data[position + 4 : position + 6], "little")
+        part_type = data[position + 6]
+        position += PART_HEADER
+        entry += data[position : position + size]
+        position += size
+        if part_type in (FULL, LAST):
+            yield entry
+            entry = b""
 
 
-def on_wandb(folder: Path) -> tuple[list[tuple[str, list[int]]], set[str]]:
-    """Of each offline run in the order of time its id and steps; and all names of scalars."""
+@dataclass
+class OfflineRun:
+    """What W&B keeps of a run until it is synchronised."""
+
+    run_id: str = ""
+    steps: list[int] = field(default_factory=list)
+    scalar_names: set[str] = field(default_factory=set)
+
+
+def wandb_runs(folder: Path) -> list[OfflineRun]:
+    """The offline runs in the folder, the oldest first."""
     protobuf = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-    runs, names = [], set()
-    for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb"), key=os.path.getmtime):
-        steps, run_id = [], ""
-        for entry in map(protobuf.Record.FromString, entries(path)):
-            run_id = entry.run.run_id or run_id
+    paths = (folder / "wandb").glob("offline-run-*/*.wandb")
+
+    runs = []
+    for path in sorted(paths, key=os.path.getmtime):
+        run = OfflineRun()
+        for entry in map(protobuf.Record.FromString, wandb_entries(path)):
+            run.run_id = entry.run.run_id or run.run_id
             if entry.HasField("history"):
-                found = {i.key or i.nested_key[0]: i.value_json for i in entry.history.item}
-                steps.append(int(found["_step"]))
-                names |= {name for name in found if name[0] != "_"}
-        runs.append((run_id, steps))
-    return runs, names
+                items = entry.history.item
+                values = {item.key or item.nested_key[0]: item.value_json for item in items}
+                run.steps.append(int(values["_step"]))
+                run.scalar_names |= {name for name in values if name[0] != "_"}
+        runs.append(run)
+    return runs
 
 
 def test_tensorboard_has_the_records_also_after_an_interruption(tmp_path, capsys):
     pytest.importorskip("tensorboard")
-    interrupted(tmp_path, 4, "tensorboard")
+    run_and_interrupt(tmp_path, 4, "tensorboard")
     assert run(tmp_path) == 0
-    curves = on_tensorboard(tmp_path)
-    assert curves == recorded(tmp_path) and [step for step, _ in curves["loss"]] == STEPS
+
+    curves = tensorboard_curves(tmp_path)
+    assert curves == recorded_curves(tmp_path)
+    assert [step for step, _ in curves["loss"]] == STEPS
     assert f"TensorBoard: tensorboard --logdir {tmp_path}" in capsys.readouterr().out
+
     assert run(tmp_path) == 0  # another run in the folder: a log is one run's
-    assert [step for step, _ in on_tensorboard(tmp_path)["loss"]] == STEPS
+    assert [step for step, _ in tensorboard_curves(tmp_path)["loss"]] == STEPS
 
 
 def test_an_interrupted_run_is_one_run_of_wandb(tmp_path):
     pytest.importorskip("wandb")
-    interrupted(tmp_path, 4, "wandb")
+    run_and_interrupt(tmp_path, 4, "wandb")
     assert run(tmp_path, log="wandb") == 0
-    runs, names = on_wandb(tmp_path)
-    assert [steps for _, steps in runs] == [[0, 2], [4, 6]] and names == set(recorded(tmp_path))
-    assert len({run_id for run_id, _ in runs}) == 1
+
+    first, second = wandb_runs(tmp_path)
+    assert (first.steps, second.steps) == ([0, 2], [4, 6])
+    assert first.run_id == second.run_id
+    assert first.scalar_names | second.scalar_names == set(recorded_curves(tmp_path))
+
     assert run(tmp_path, "--restart", log="wandb") == 0
-    assert on_wandb(tmp_path)[0][-1][0] != runs[0][0]
+    assert wandb_runs(tmp_path)[-1].run_id != first.run_id
 
 
-def test_a_missing_login_is_told_once(monkeypatch):
+def test_a_missing_login_is_one_problem(monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "online")
 
@@ -129,17 +167,20 @@ def test_a_missing_login_is_told_once(monkeypatch):
         raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
 
     monkeypatch.setattr(wandb, "login", refuse)
-    monkeypatch.setattr(
-        wandb, "setup", lambda: types.SimpleNamespace(settings=types.SimpleNamespace(mode="online"))
-    )
+    settings = types.SimpleNamespace(mode="online")
+    monkeypatch.setattr(wandb, "setup", lambda: types.SimpleNamespace(settings=settings))
+
     advice = "run `wandb login`, or set WANDB_API_KEY or WANDB_MODE=offline"
     assert scalar_logs.problems(["wandb"]) == [f"--log wandb: you are not logged in; {advice}"]
 
 
-def test_what_is_missing_is_told_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+def test_missing_libraries_and_unknown_names_are_refused_before_anything_is_loaded(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(scalar_logs.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("DOMAINBED_LOG", "tensorboard papyrus")
     assert train.main(["--dataset", "Debug28", "--output_dir", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert "--log tensorboard needs tensorboard: pip install tensorboard\n" in said
-    assert "DOMAINBED_LOG has 'papyrus', expected names from tensorboard, wandb" in said
+
+    message = capsys.readouterr().err
+    assert "--log tensorboard needs tensorboard: pip install tensorboard\n" in message
+    assert "DOMAINBED_LOG has 'papyrus', expected names from tensorboard, wandb" in message

@@ -12,30 +12,34 @@ from . import fakes
 pytestmark = pytest.mark.usefixtures("registered")
 
 
-def records(folder):
-    found = fakes.records(folder)
-    for record in found:
-        del record["args"], record["step_time"]
-    return found
+def comparable_records(folder):
+    """The records without what differs between any two runs."""
+    records = fakes.records(folder)
+    for record in records:
+        del record["args"]
+        del record["step_time"]
+    return records
 
 
 class Deferred(fakes.LinearSGD):
     """Leaves its values on the device."""
 
     def step_on_device(self, minibatches):
-        found = fakes.LinearSGD.update(self, minibatches)
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+        values = fakes.LinearSGD.update(self, minibatches)
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
     def update(self, minibatches, unlabeled=None):
-        raise AssertionError("to be asked for what does not wait")
+        raise AssertionError("step_on_device should be called, which does not wait for the device")
 
 
 def test_values_left_on_the_device_are_the_same_in_the_records(tmp_path, monkeypatch):
     assert train.main(fakes.quick(tmp_path / "plain")) == 0
     monkeypatch.setattr(algorithms, "LinearSGD", Deferred)
     assert train.main(fakes.quick(tmp_path / "deferred")) == 0
-    assert records(tmp_path / "deferred") == records(tmp_path / "plain")
-    assert len(records(tmp_path / "plain")) == 4
+
+    records = comparable_records(tmp_path / "plain")
+    assert len(records) == 4
+    assert comparable_records(tmp_path / "deferred") == records
 
 
 class Changed(Deferred):
@@ -45,33 +49,35 @@ class Changed(Deferred):
         return {"loss": 7.0}
 
 
-def test_an_update_that_a_subclass_changes_is_the_one_that_is_taken(tmp_path, monkeypatch):
+def test_an_overridden_update_is_used_instead_of_an_inherited_step_on_device(tmp_path, monkeypatch):
     monkeypatch.setattr(algorithms, "LinearSGD", Changed)
     assert train.main(fakes.quick(tmp_path)) == 0
-    assert [record["loss"] for record in records(tmp_path)] == [7.0] * 4
+    assert [record["loss"] for record in comparable_records(tmp_path)] == [7.0] * 4
 
 
 class Constant(fakes.LinearSGD):
-    """Learns nothing, and counts what it predicts."""
+    """Learns nothing, and counts the items it predicts."""
 
     is_constant = True
-    predicted = 0
+    item_count = 0
 
     def update(self, minibatches, unlabeled=None):
         return {"loss": 0.1}  # which no float32 is
 
     def predict(self, x):
-        type(self).predicted += len(x)
+        type(self).item_count += len(x)
         return super().predict(x)
 
 
-def test_what_nothing_changes_is_evaluated_once(tmp_path, monkeypatch):
+def test_an_algorithm_that_never_changes_is_evaluated_once(tmp_path, monkeypatch):
     monkeypatch.setattr(algorithms, "LinearSGD", Constant)
     assert train.main(fakes.quick(tmp_path)) == 0
-    assert Constant.predicted == 3 * 16  # each item of Debug28's three environments
+
+    assert Constant.item_count == 3 * 16  # each item of Debug28's three environments
     accuracies = [
         {name: value for name, value in record.items() if name.endswith("_acc")}
-        for record in records(tmp_path)
+        for record in comparable_records(tmp_path)
     ]
-    assert len(accuracies[0]) == 6 and accuracies == [accuracies[0]] * 4
-    assert [record["loss"] for record in records(tmp_path)] == [0.1] * 4
+    assert len(accuracies[0]) == 6
+    assert accuracies == [accuracies[0]] * 4
+    assert [record["loss"] for record in comparable_records(tmp_path)] == [0.1] * 4

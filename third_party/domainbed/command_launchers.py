@@ -16,8 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 from domainbed_carft import machine, text
+from domainbed_carft.errors import Problem
 from domainbed_carft.jobs.folder import ERRORS, last_line
-from domainbed_carft.jobs.warm import Warm
+from domainbed_carft.jobs.fork_server import ForkServer
 
 Launcher = Callable[[list[str]], Any]
 
@@ -26,8 +27,8 @@ def local_launcher(commands: list[str]) -> list[str]:
     """Run the commands one after another, continue after a failure, report failures at the end."""
     core_share = machine.variables(machine.cores(), bool(machine.gpus()), os.environ)
     environment = {**os.environ, **core_share}
-    with Warm(apart=False) as warm:
-        runs = (_run(command, environment, warm) for command in commands)
+    with ForkServer(detached=False) as fork_server:
+        runs = (_run(command, environment, fork_server) for command in commands)
         failed = [failure for failure in runs if failure]
 
     if failed:
@@ -43,14 +44,14 @@ def dummy_launcher(commands: list[str]) -> None:
         print(f"Dummy launcher: {command}")
 
 
-def _run(command: str, environment: dict[str, str], warm: Warm) -> str | None:
+def _run(command: str, environment: dict[str, str], fork_server: ForkServer) -> str | None:
     """Run one command without a shell; if it fails, return how, and the job's last words."""
     arguments = shlex.split(command)
     if arguments[0] == "python":
         # The commands say so for upstream's sake; the jobs need what this interpreter can import.
         arguments[0] = sys.executable
     try:
-        status = _status(arguments, environment, warm)
+        status = _status(arguments, environment, fork_server)
     except OSError as error:
         return f"exit status 127: {command}: {error}"
     if not status:
@@ -64,9 +65,11 @@ def _run(command: str, environment: dict[str, str], warm: Warm) -> str | None:
     return f"exit status {status}: {label}: {message or 'no message in err.txt'}"
 
 
-def _status(arguments: list[str], environment: dict[str, str], warm: Warm) -> int:
+def _status(arguments: list[str], environment: dict[str, str], fork_server: ForkServer) -> int:
     """Run the words of a command, and return its exit status."""
-    process = warm.start(arguments, environment) or subprocess.Popen(arguments, env=environment)
+    process = fork_server.start(arguments, environment) or subprocess.Popen(
+        arguments, env=environment
+    )
     try:
         return process.wait()
     except BaseException:  # the job got Ctrl-C, too
@@ -83,7 +86,7 @@ def runs_here(name: str) -> bool:
     return name == "local" or getattr(REGISTRY.get(name), "runs_here", False)
 
 
-def problems(name: str, output_dir: str) -> list[str]:
+def problems(name: str, output_dir: str) -> list[str | Problem]:
     """Return the problems of an unknown launcher `name`, or those that the launcher reports."""
     if name not in REGISTRY:
         return [text.unknown("launcher", name, REGISTRY)]

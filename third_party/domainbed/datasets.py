@@ -18,7 +18,7 @@ from domainbed.lib.command_line import UnknownNameError
 from domainbed_carft import text
 from domainbed_carft.clips.pictures import transform
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError, raise_for, refusals
+from domainbed_carft.errors import CarftError, Problem, problems_of, raise_for
 
 DATASETS = "Debug28 Debug224 VLCS PACS OfficeHome TerraIncognita DomainNet SVIRO".split()
 
@@ -41,7 +41,7 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
         return value
 
     if os.sep in dataset_name or os.path.isdir(dataset_name):
-        labels = image_folders.environments(dataset_name)
+        labels = image_folders.environment_names(dataset_name)
         return type(dataset_name, (OwnData,), {"FOLDER": dataset_name, "ENVIRONMENTS": labels})
     if dataset_name in NOT_INCLUDED:
         raise UnknownNameError(
@@ -118,9 +118,9 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
         self, root: str, test_envs: Sequence[int], augment: bool, hparams: dict[str, Any]
     ) -> None:
         self.input_shape = (3, 224, 224)
-        environments = image_folders.subfolders(root)
+        environments = image_folders.subfolder_names(root)
         self.datasets = [
-            image_folders.read(
+            image_folders.read_environment(
                 os.path.join(root, environment),
                 transform("domainbed", 224, augment and index not in test_envs),
             )
@@ -150,12 +150,12 @@ class _Benchmark(MultipleEnvironmentImageFolder):
         super().__init__(self.dir, test_envs, hparams["data_augmentation"], hparams)
 
     @classmethod
-    def data_problems(cls, root: str | None) -> list[str]:
+    def data_problems(cls, root: str | None) -> list[str | Problem]:
         """Say, without reading any, if the data is not where it has to be for `root`."""
         if root is None:
             return [f"{cls.__name__} needs --data_dir, the folder that contains {cls.FOLDER}"]
         if absent := benchmarks.missing_data_dir(root):
-            return absent
+            return [*absent]
         expected = os.path.join(root, cls.FOLDER)
         if os.path.isdir(expected):
             return []
@@ -169,9 +169,9 @@ class OwnData(_Benchmark):
         super().__init__(None, test_envs, hparams)
 
     @classmethod
-    def data_problems(cls, root: str | None) -> list[str]:
+    def data_problems(cls, root: str | None) -> list[str | Problem]:
         """Say what is wrong with the names of environments and classes; no picture is read."""
-        return refusals(image_folders.require_order, cls.FOLDER)
+        return [*problems_of(image_folders.require_valid_folders, cls.FOLDER)]
 
 
 class VLCS(_Benchmark):

@@ -11,8 +11,8 @@ from typing import Any
 
 from domainbed import algorithms, datasets, hparams_registry
 from domainbed_carft import text
-from domainbed_carft.errors import CarftError
-from domainbed_carft.errors import refusals as refusals  # train's, too
+from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.errors import problems_of as problems_of  # train's, too
 from domainbed_carft.files import parsing
 
 TASKS = ("domain_generalization", "domain_adaptation")
@@ -31,17 +31,17 @@ def task_problems(task: str) -> list[str]:
     return [f"--task {task} is not included; use a checkout of facebookresearch/DomainBed"]
 
 
-def algorithm_problems(name: str) -> list[str]:
+def algorithm_problems(name: str) -> list[Problem]:
     """Say that an algorithm is unknown."""
-    return refusals(algorithms.get_algorithm_class, name)
+    return problems_of(algorithms.get_algorithm_class, name)
 
 
-def dataset_problems(name: str) -> list[str]:
+def dataset_problems(name: str) -> list[Problem]:
     """Say that a data set is unknown, or that a folder is not one."""
-    return refusals(datasets.num_environments, name)
+    return problems_of(datasets.num_environments, name)
 
 
-def data_problems(dataset: str, data_dir: str | None) -> list[str]:
+def data_problems(dataset: str, data_dir: str | None) -> list[str | Problem]:
     """Say if the folders of a known data set, whose class has that check, are missing."""
     problems_of_class = getattr(datasets.get_dataset_class(dataset), "data_problems", None)
     return list(problems_of_class(data_dir)) if problems_of_class else []
@@ -91,14 +91,14 @@ def parse_hparams(json: str | None) -> dict[str, Any]:
     return overrides
 
 
-def hparams_problems(json: str | None, algorithm: str, dataset: str) -> list[str]:
+def hparams_problems(json: str | None, algorithm: str, dataset: str) -> list[str | Problem]:
     """Say what is wrong with the keys of --hparams, and with values that we or the class checks."""
     try:
         overrides = parse_hparams(json)
     except CarftError as error:
-        return [str(error)]
+        return [*error.problems]
 
-    problems = algorithms.value_problems(overrides, _READ_HERE)
+    problems: list[str | Problem] = [*algorithms.value_problems(overrides, _READ_HERE)]
     if not overrides or algorithm_problems(algorithm) or dataset_problems(dataset):
         return problems
 

@@ -16,7 +16,7 @@ class UnknownNameError(CarftError, NotImplementedError):
     """An unknown algorithm or data set. Callers written for upstream catch the latter type."""
 
 
-def tell(script: str, error: CarftError) -> int:
+def print_error(script: str, error: CarftError) -> int:
     """Print an error without a traceback; return 1 if retrying may help, else 2."""
     lines = map(text.shown, str(error).splitlines())
     print(f"{script}: " + "\n".join(lines), file=sys.stderr)
@@ -24,20 +24,21 @@ def tell(script: str, error: CarftError) -> int:
 
 
 def exit_status(script: str, run: Callable[[], int | None]) -> int:
-    """Run a script; return its exit status."""
+    """Run a script; return its exit status, 0 to 2, after printing a CarftError."""
     try:
         return run() or 0
     except CarftError as error:
-        return tell(script, error)
+        return print_error(script, error)
 
 
 @contextlib.contextmanager
 def printed_at_once() -> Iterator[io.StringIO]:
-    """Print what the block prints at its end, into a pipe too that `head` or a pager closes."""
+    """Print the block's output at its end; a closed pipe, as of `head` or a pager, is no error."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         yield printed
+
     try:
         print(printed.getvalue(), end="", flush=True)
-    except BrokenPipeError:  # what the stream still holds would fail again at the end
+    except BrokenPipeError:  # else Python would flush the stream at exit, and fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -57,7 +57,7 @@ class Evaluator:
         return self._accuracies
 
     def _batches_of_split(self, name: str) -> Iterator[Batch]:
-        for batch in self.batches.of_split(name):
+        for batch in self.batches.split_batches(name):
             self.stop.check()
             if batch is not None:
                 yield batch

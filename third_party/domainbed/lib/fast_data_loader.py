@@ -11,6 +11,7 @@ import itertools
 import multiprocessing
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from domainbed.lib import shared_batches, stopping
-from domainbed.lib.picture_batches import HalfDone, Pictures
+from domainbed.lib.picture_batches import Pictures, UnfinishedBatch
 from domainbed_carft.errors import PassingError
 from domainbed_carft.pictures import rng
 from domainbed_carft.pictures.image_lists import Passes
@@ -29,9 +30,9 @@ Request = tuple[int, int, tuple[int, ...]]
 
 
 class _RequestedItems(Dataset[Any]):
-    """Items of several data sets, each read with random numbers of its own.
+    """Items of several data sets, each read with random numbers that depend on its request alone.
 
-    So neither the number of workers nor a restart changes what an augmentation draws.
+    So neither the number of workers nor a restart changes an augmentation.
     """
 
     def __init__(self, datasets: Sequence[Any], pictures: Pictures) -> None:
@@ -39,12 +40,13 @@ class _RequestedItems(Dataset[Any]):
         self._sources = [pictures.source(dataset) for dataset in datasets]
 
     def __getitems__(self, requests: list[Request]) -> Any:
-        """Read a batch; torch's loader asks so.
+        """Read a batch, as torch's loader calls it.
 
-        A failure is what comes instead: raised in a worker, it would reach the user as a traceback.
+        Returns a PassingError instead if one occurs: raised in a worker process, it would reach the
+        user as a traceback.
         """
-        source = self._sources[requests[0][0]]  # no batch mixes two
-        with rng.kept():
+        source = self._sources[requests[0][0]]  # all are of one data set
+        with rng.preserved_states():
             try:
                 return source.batch(requests) if source else list(map(self._item, requests))
             except PassingError as failure:
@@ -56,11 +58,11 @@ class _RequestedItems(Dataset[Any]):
         return self._datasets[number][position]
 
 
-# How long the processes may take to end by themselves; torch would wait 5 s for one after another.
+# How long worker processes may take to end by themselves; torch would wait 5 s for each in turn.
 _PATIENCE_S = 2.0
 
 
-def batches(
+def load_batches(
     datasets: Sequence[Any],
     requests: Iterator[list[Request]],
     workers: int,
@@ -69,26 +71,28 @@ def batches(
 ) -> Generator[Any, None, None]:
     """A batch for each list of requests, all of one data set, from one pool of worker processes.
 
-    They start with the first batch and read ahead; once the generator is closed, none is left.
+    They start with the first batch and read ahead, and have ended once the generator is closed.
+    Raises PassingError if data cannot be read, or shared memory is missing.
     """
-    # A generator of its own: it draws a seed for the workers, which nobody uses, from the global
-    # one otherwise, and the training draws from that.
+    # Without this generator, torch's loader would draw a seed, which nobody uses, from the global
+    # one, and change what training draws.
     loader: DataLoader[Any] = DataLoader(
         _RequestedItems(datasets, pictures),
         batch_sampler=requests,  # type: ignore[arg-type]
         num_workers=workers,
         pin_memory=pinned,
         generator=torch.Generator(),
-        worker_init_fn=stopping.serve_on,
+        worker_init_fn=stopping.init_worker,
         collate_fn=shared_batches.collated,
     )
-    with stopping.held():
-        others = set(multiprocessing.active_children())
+    with stopping.blocked_signals():
+        earlier_children = set(multiprocessing.active_children())
         try:
             loaded = iter(loader)
         except OSError as error:  # their locks are in /dev/shm
             raise shared_batches.unshared(error) from error
-        processes = set(multiprocessing.active_children()) - others
+        processes = set(multiprocessing.active_children()) - earlier_children
+
     try:
         for batch in loaded:
             if isinstance(batch, PassingError):
@@ -100,17 +104,18 @@ def batches(
 
 
 def _end(loaded: Any, processes: Iterable[BaseProcess]) -> None:
-    """End the processes of a loader's iterator, also those that hang.
+    """End the worker processes of a loader's iterator, also those that hang.
 
-    It would do so once nobody refers to it, but the traceback of an exception does.
+    The iterator would end them once nobody refers to it, but an exception's traceback does.
     """
     # After this time torch has told them to end, and needs nothing of them any more.
     timer = threading.Timer(_PATIENCE_S, _terminate, [processes])
     timer.daemon = True
     timer.start()
-    with contextlib.suppress(RuntimeError):  # again, of one that was killed
+    with contextlib.suppress(RuntimeError):  # raised once more for a process that was killed
         loaded._shutdown_workers()
     timer.cancel()
+
     for process in processes:
         if process.is_alive():  # stopped, or it waits for a disk
             process.kill()
@@ -121,34 +126,62 @@ def _terminate(processes: Iterable[BaseProcess]) -> None:
         process.terminate()
 
 
-def on_device(loaded: Iterator[Batch | HalfDone], device: str) -> Iterator[Batch]:
-    """The batches on a device; to a GPU each is copied while the one before is computed with."""
+def on_device(loaded: Iterator[Batch | UnfinishedBatch], device: str) -> Iterator[Batch]:
+    """The batches on a device. Each is copied to a GPU while the one before is being used."""
     if device != "cuda":
         yield from loaded
         return
-    copying, sent = torch.cuda.Stream(), None
-    for batch in itertools.chain(loaded, [None]):
-        before, sent = sent, None
-        if batch is not None:
-            half = batch if isinstance(batch, HalfDone) else None
-            x, y = (half.pictures, half.labels) if half else batch
-            with torch.cuda.stream(copying):
-                x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-            sent = x, y, half, copying.record_event()
-        if before is not None:
-            x, y, half, copied = before
-            torch.cuda.current_stream().wait_event(copied)
-            for tensor in (x, y):  # theirs is the copying stream's memory
-                tensor.record_stream(torch.cuda.current_stream())
-            yield half._replace(pictures=x, labels=y).done() if half else (x, y)
+
+    copying = torch.cuda.Stream()
+    previous = None
+    for batch in loaded:
+        current = _start_copy(batch, device, copying)
+        if previous is not None:
+            yield previous.wait()
+        previous = current
+    if previous is not None:
+        yield previous.wait()
 
 
-def drawn_seed() -> int:
-    """A seed from the global generator, for `training`."""
+@dataclass(frozen=True)
+class _CopiedBatch:
+    """A batch on its way to a GPU."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    unfinished: UnfinishedBatch | None  # on the host, if `x` still needs its second stage
+    copied: torch.cuda.Event
+
+    def wait(self) -> Batch:
+        """The batch, for work on the current stream, which waits for the copy."""
+        stream = torch.cuda.current_stream()
+        stream.wait_event(self.copied)
+        for tensor in (self.x, self.y):  # the memory belongs to the copying stream
+            tensor.record_stream(stream)
+
+        if self.unfinished is None:
+            return self.x, self.y
+        return self.unfinished._replace(pictures=self.x, labels=self.y).finish()
+
+
+def _start_copy(
+    batch: Batch | UnfinishedBatch, device: str, copying: torch.cuda.Stream
+) -> _CopiedBatch:
+    """Start to copy a batch to a GPU on the stream `copying`."""
+    unfinished = batch if isinstance(batch, UnfinishedBatch) else None
+    x, y = batch if unfinished is None else (unfinished.pictures, unfinished.labels)  # type: ignore[misc]
+    with torch.cuda.stream(copying):
+        x = x.to(device, non_blocking=True)
+        y = y.to(device, non_blocking=True)
+    return _CopiedBatch(x, y, unfinished, copying.record_event())
+
+
+def draw_seed() -> int:
+    """A seed from the global generator, for `training_requests`."""
     return int(torch.empty((), dtype=torch.int64).random_())
 
 
-def training(
+def training_requests(
     seed: int,
     sizes: Sequence[int],
     weights: Sequence[torch.Tensor | None],
@@ -158,23 +191,24 @@ def training(
 ) -> Iterator[list[Request]]:
     """The requests of one step, a batch of each data set, by its number from 0.
 
-    Items are drawn with replacement, as upstream does, by the weights that a data set has, unless
-    `passes` says which items a batch has. What is drawn is a function of seed, data set, step and
-    place in the batch.
+    Items are drawn with replacement, as upstream does, by a data set's weights if it has some. With
+    `passes` these say instead which items a batch has. All draws are a function of seed, data set,
+    step and place in the batch.
     """
     for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
         key = (seed, number, step)
         generator = torch.Generator().manual_seed(rng.seed_of(*key))
         if passes:
-            drawn = torch.tensor(passes[number].batch(step, batch_size))
+            positions = passes[number].batch(step, batch_size)
         elif weight is None:
-            drawn = torch.randint(size, (batch_size,), generator=generator)
+            positions = torch.randint(size, (batch_size,), generator=generator).tolist()
         else:
-            drawn = torch.multinomial(weight, batch_size, True, generator=generator)
-        yield [(number, position, (*key, place)) for place, position in enumerate(drawn.tolist())]
+            positions = torch.multinomial(weight, batch_size, True, generator=generator).tolist()
+
+        yield [(number, position, (*key, place)) for place, position in enumerate(positions)]
 
 
-def evaluation(
+def evaluation_requests(
     sizes: Sequence[int], batch_size: int, key: Sequence[int], first: int = 0
 ) -> Iterator[list[Request]]:
     """The requests for every item of every data set once, in order; no batch mixes two data sets.
@@ -196,10 +230,13 @@ class InfiniteDataLoader:
     def __init__(
         self, dataset: Any, weights: torch.Tensor | None, batch_size: int, num_workers: int
     ) -> None:
-        how = (drawn_seed(), [len(dataset)], [weights], batch_size)
-        steps = (training(*how, step) for step in itertools.count())
+        seed = draw_seed()
+        steps = (
+            training_requests(seed, [len(dataset)], [weights], batch_size, step)
+            for step in itertools.count()
+        )
         requests = itertools.chain.from_iterable(steps)
-        self._batches = batches([dataset], requests, num_workers, Pictures())
+        self._batches = load_batches([dataset], requests, num_workers, Pictures())
 
     def __iter__(self) -> Iterator[Batch]:
         return (batch for batch in self._batches)
@@ -209,11 +246,13 @@ class FastDataLoader:
     """One pass over one data set an iteration: upstream's name, as `InfiniteDataLoader` is."""
 
     def __init__(self, dataset: Any, batch_size: int, num_workers: int) -> None:
-        self._dataset, self._batch_size, self._num_workers = dataset, batch_size, num_workers
+        self._dataset = dataset
+        self._batch_size = batch_size
+        self._num_workers = num_workers
 
     def __iter__(self) -> Iterator[Batch]:
-        requests = evaluation([len(self._dataset)], self._batch_size, ())
-        return batches([self._dataset], requests, self._num_workers, Pictures())
+        requests = evaluation_requests([len(self._dataset)], self._batch_size, ())
+        return load_batches([self._dataset], requests, self._num_workers, Pictures())
 
     def __len__(self) -> int:
         return -(-len(self._dataset) // self._batch_size)

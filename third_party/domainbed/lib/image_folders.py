@@ -13,24 +13,28 @@ from typing import Any
 from PIL import ImageFile
 from torchvision.datasets import ImageFolder
 
-from domainbed_carft.data import listing
-from domainbed_carft.data.comparison import STRAY, listed
+from domainbed_carft.data import picture_files
+from domainbed_carft.data.comparison import STRAY, quoted_names
 from domainbed_carft.errors import CarftError
-from domainbed_carft.pictures.image_lists import Environment
+from domainbed_carft.pictures.image_lists import ImageList
 
 # Upstream reads cut-off pictures instead of failing on them; the splits count on it.
 ImageFile.LOAD_TRUNCATED_IMAGES = True
 
 
-def spelled(name: str) -> str:
-    """A path in its shortest form that still is one: ``pets/`` is ``./pets``, ``pets`` a name."""
+def shortest_path(name: str) -> str:
+    """The shortest form of a path that is not mistaken for a data set's name.
+
+    ``pets/`` becomes ``./pets``; ``pets`` is a name and stays.
+    """
     if os.sep not in name:
         return name
+
     path = os.path.normpath(name)
     return path if os.sep in path else os.path.join(os.curdir, path)
 
 
-def subfolders(root: str, kind: str = "environment") -> list[str]:
+def subfolder_names(root: str, kind: str = "environment") -> list[str]:
     """The sorted names of the folders in ``root``, each an environment or a class (``kind``).
 
     Raises CarftError if there are none, or ``root`` cannot be read.
@@ -48,12 +52,13 @@ def subfolders(root: str, kind: str = "environment") -> list[str]:
     return names
 
 
-def environments(root: str, kind: str = "environment") -> list[str]:
-    """The sorted names of the folders in a user's own folder, as `subfolders`.
+def environment_names(root: str, kind: str = "environment") -> list[str]:
+    """The sorted names of the folders in a user's own folder, each an environment or a class.
 
-    Raises CarftError also for folders that unpackers and notebooks leave behind, such as __MACOSX.
+    Raises CarftError if there are none, if ``root`` cannot be read, and for folders that unpackers
+    and notebooks leave behind, such as __MACOSX.
     """
-    names = subfolders(root, kind)
+    names = subfolder_names(root, kind)
     stray = [name for name in names if STRAY.match(name)]
     if stray:
         raise CarftError(
@@ -63,14 +68,16 @@ def environments(root: str, kind: str = "environment") -> list[str]:
     return names
 
 
-def require_order(root: str) -> None:
-    """Raise CarftError for what is wrong with a user's own data, by its folders' names alone."""
-    names = environments(root)
-    require_same_classes(names, [environments(os.path.join(root, name), "class") for name in names])
+def require_valid_folders(root: str) -> None:
+    """Raise CarftError if the folders of a user's own data do not form environments and classes."""
+    names = environment_names(root)
+    require_same_classes(
+        names, [environment_names(os.path.join(root, name), "class") for name in names]
+    )
 
 
-def read(path: str, transform: Any) -> ImageFolder:
-    """Return an environment's pictures. Raises CarftError if a class has none."""
+def read_environment(path: str, transform: Any) -> ImageFolder:
+    """An environment's pictures. Raises CarftError if a class has none."""
     try:
         return ImageFolder(path, transform=transform, loader=_picture)
     except FileNotFoundError as error:
@@ -80,9 +87,9 @@ def read(path: str, transform: Any) -> ImageFolder:
         ) from error
 
 
-def is_plain(dataset: Any) -> bool:
-    """Whether its items are as `read` makes them: a file's picture, transformed, and a label."""
-    return type(dataset) is Environment or (
+def is_image_folder(dataset: Any) -> bool:
+    """Whether a data set's items are as `read_environment` makes them."""
+    return type(dataset) is ImageList or (
         type(dataset) is ImageFolder
         and dataset.loader is _picture
         and dataset.target_transform is None
@@ -90,7 +97,7 @@ def is_plain(dataset: Any) -> bool:
 
 
 def _picture(path: str) -> Any:
-    return listing.opened(listing.open_picture, path)
+    return picture_files.read_picture(picture_files.open_picture, path)
 
 
 def require_same_classes(environments: Sequence[str], classes: Sequence[Sequence[str]]) -> None:
@@ -100,5 +107,5 @@ def require_same_classes(environments: Sequence[str], classes: Sequence[Sequence
         if differing:
             raise CarftError(
                 f"environments {environments[0]!r} and {environment!r} must have the same class "
-                f"folders; only one of them has {listed(differing)}"
+                f"folders; only one of them has {quoted_names(differing)}"
             )

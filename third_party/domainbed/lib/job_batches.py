@@ -29,7 +29,7 @@ EVALUATION_FACTOR_ON_GPU = 4
 
 @dataclass
 class JobBatches:
-    """The batches of a job, to be used in order. Building one draws what `training` draws from."""
+    """The batches of a job, to be used in order. Creating one draws the seed of its training."""
 
     in_splits: Sequence[misc.SplitDataset]  # what is trained on
     # What is evaluated at each checkpoint, by name; an empty list stands in for a split that is
@@ -51,22 +51,22 @@ class JobBatches:
                 self._evaluation_batch_size, EVALUATION_FACTOR_ON_GPU * step_size
             )
 
-        self._training_seed = loader.drawn_seed()
+        self._training_seed = loader.draw_seed()
         self._weights: list[torch.Tensor | None] = [None for _ in self.in_splits]
         if self.hparams["class_balanced"]:
             self._weights = [
                 misc.make_weights_for_balanced_classes(split) for split in self.in_splits
             ]
 
-        sampling = self.hparams.get("sampling", image_lists.REPLACED)
+        sampling = self.hparams.get("sampling", image_lists.WITH_REPLACEMENT)
         self._passes = [
             image_lists.Passes(
                 len(split),
                 rng.seed_of(self._training_seed, number),
-                image_lists.shards_of(split) if sampling == image_lists.BY_SHARD else None,
+                image_lists.shards_of(split) if sampling == image_lists.PASSES_BY_SHARD else None,
             )
             for number, split in enumerate(self.in_splits)
-            if sampling != image_lists.REPLACED
+            if sampling != image_lists.WITH_REPLACEMENT
         ]
 
     def begin(self, step: int, pending: bool, once: bool, workers: int, pictures: Pictures) -> None:
@@ -79,7 +79,7 @@ class JobBatches:
         full_batches = self._requests(step, pending, once)
         slices = (batch[self.process_group.slice_of(len(batch))] for batch in full_batches)
         requests = filter(None, slices)  # this process may have no picture of a small batch
-        self._loaded = loader.batches(data, requests, workers, pictures, self.device == "cuda")
+        self._loaded = loader.load_batches(data, requests, workers, pictures, self.device == "cuda")
         self._batches = loader.on_device(self._loaded, self.device)
         self._n_workers = workers
 
@@ -87,15 +87,15 @@ class JobBatches:
         """Whether there is a checkpoint after the step."""
         return step % self.checkpoint_freq == 0 or step == self.steps - 1
 
-    def of_step(self) -> list[Batch]:
-        """The batches of the next step, one of each in-split. Raises Stopped as `_waiting`."""
+    def step_batches(self) -> list[Batch]:
+        """The batches of the next step, one of each in-split. Raises Stopped for a signal."""
         with self._waiting():
             return list(itertools.islice(self._batches, len(self.in_splits)))
 
-    def of_split(self, name: str) -> Iterator[Batch | None]:
+    def split_batches(self, name: str) -> Iterator[Batch | None]:
         """The batches of what is evaluated next; None where this process has no slice of one.
 
-        Raises Stopped as `_waiting`.
+        Raises Stopped for a signal that comes while this process waits for a batch.
         """
         size = len(self.evaluated[name])
         for begin in range(0, size, self._evaluation_batch_size):
@@ -124,7 +124,7 @@ class JobBatches:
 
         sizes = [len(split) for split in self.in_splits]
         for step in range(first, self.steps):
-            yield from loader.training(
+            yield from loader.training_requests(
                 seed=self._training_seed,
                 sizes=sizes,
                 weights=self._weights,
@@ -139,4 +139,6 @@ class JobBatches:
     def _evaluation(self, step: int) -> Iterator[list[Request]]:
         sizes = [len(split) for split in self.evaluated.values()]
         key = (self.seed % 2**64, step)
-        return loader.evaluation(sizes, self._evaluation_batch_size, key, len(self.in_splits))
+        return loader.evaluation_requests(
+            sizes, self._evaluation_batch_size, key, len(self.in_splits)
+        )

@@ -28,10 +28,10 @@ def load_records(path: str) -> Q:
     records: list[dict[str, Any]] = []
     # Sorted: sums, and with them a mean that ends in an exact half, depend on the order.
     for file in filter(Path.is_file, sorted(Path(path).glob(f"*/{RECORDS}"))):
-        complete, faults = job_records.whole(file)
+        complete, warnings = job_records.read_file(file)
         records += complete
-        for fault in faults:
-            print(text.shown(f"{fault.path}: {fault.text}"), file=sys.stderr)
+        for warning in warnings:
+            print(text.shown(f"{warning.path}: {warning.text}"), file=sys.stderr)
     return Q(records)
 
 

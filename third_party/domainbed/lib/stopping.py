@@ -14,12 +14,12 @@ from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
-# How often a loader's process looks whether its parent lives: until then it keeps the job's lock.
-_LOOK_AFTER_PARENT_S = 2.0
+# How often a worker process checks whether its parent is alive; while it runs, the job is locked.
+_PARENT_POLL_S = 2.0
 
 
 class Stopped(BaseException):
-    """Training was told to stop. Not an Exception, so that no caller takes this for a failure."""
+    """A signal stopped training. Not an Exception, so that no caller takes this for a failure."""
 
 
 class StopSignals:
@@ -34,7 +34,7 @@ class StopSignals:
         self._waits = False
 
     def __enter__(self) -> StopSignals:
-        # Other threads may handle none.
+        # Only the main thread may handle signals.
         numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
         self._former = {number: signal.signal(number, self._receive) for number in numbers}
         return self
@@ -70,8 +70,8 @@ class StopSignals:
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Hold the signals back inside, also in loaders' processes started there until `serve_on`."""
+def blocked_signals() -> Iterator[None]:
+    """Block the signals inside; worker processes that start there inherit this."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -87,13 +87,13 @@ def _exists(pid: int | None) -> bool:
     return True
 
 
-def serve_on(worker_id: int) -> None:
-    """Keep a loader's process running when SLURM tells the whole group to stop, for the last step.
+def init_worker(worker_id: int) -> None:
+    """Keep a worker process running for the last step when SLURM signals the whole job.
 
-    It ends when its parent tells it to, which only `sigtimedwait` can distinguish, and when its
-    parent has died, which torch alone would miss if that happened before it looked for its parent.
+    The process ends when its parent signals it, which only `sigtimedwait` can distinguish, and when
+    its parent has died. Torch alone would miss a parent that died before the process began.
     """
-    # They are held already, but where a fork server that is older than `held` made this process.
+    # Already blocked, unless a fork server from before `blocked_signals` made this process.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     parent = multiprocessing.parent_process()
     assert parent is not None, "to be called in a loader's process"
@@ -101,7 +101,7 @@ def serve_on(worker_id: int) -> None:
     def wait() -> None:
         # The first looks at a pipe, of which loaders that were forked later have copies.
         while parent.is_alive() and _exists(parent.pid):
-            received = signal.sigtimedwait(SIGNALS, _LOOK_AFTER_PARENT_S)
+            received = signal.sigtimedwait(SIGNALS, _PARENT_POLL_S)
             if received is not None and received.si_pid == parent.pid:
                 break
         os._exit(0)

@@ -11,8 +11,8 @@ import itertools
 from domainbed import algorithms as algorithms_module
 from domainbed import command_launchers, datasets
 from domainbed.lib import checks, scalar_logs
-from domainbed.lib.image_folders import spelled
-from domainbed_carft.errors import raise_for
+from domainbed.lib.image_folders import shortest_path
+from domainbed_carft.errors import Problem, raise_for
 
 DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
 
@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="domainbed.scripts.sweep", description="Run a sweep")
 
     parser.add_argument("command", choices=["launch", "delete_incomplete"])
-    parser.add_argument("--datasets", nargs="+", default=DATASETS, type=spelled)
+    parser.add_argument("--datasets", nargs="+", default=DATASETS, type=shortest_path)
     parser.add_argument("--algorithms", nargs="+", default=algorithms_module.ALGORITHMS)
     parser.add_argument("--task", default=checks.TASKS[0], choices=checks.TASKS)
     parser.add_argument("--n_hparams_from", type=int, default=0, help="first hparams_seed")
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check(args: argparse.Namespace) -> None:
     """Raise a CarftError that lists all mistakes, when launching also those of every job."""
-    problems: list[str] = []
+    problems: list[str | Problem] = []
     for algorithm in args.algorithms:
         problems += checks.algorithm_problems(algorithm)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 
-from domainbed.lib import checkpoints, checks, picture_batches, process_group, scalar_logs
-from domainbed.lib.image_folders import spelled
-from domainbed_carft.errors import raise_for
-from domainbed_carft.pictures import store
+from domainbed.lib import checkpoints, checks, picture_batches, process_start, scalar_logs
+from domainbed.lib.image_folders import shortest_path
+from domainbed_carft.errors import Problem, raise_for
+from domainbed_carft.pictures import store_folder
 
 # Flags that do not change what is trained, hence in no record.
 UNRECORDED_FLAGS = ("log", "picture_cache", "pictures", "processes", "restart")
@@ -32,7 +32,12 @@ def build_parser() -> argparse.ArgumentParser:
     variables = os.environ
 
     add("--data_dir", help="folder that contains the data sets' folders")
-    add("--dataset", default="RotatedMNIST", type=spelled, help="a name, or a folder of your own")
+    add(
+        "--dataset",
+        default="RotatedMNIST",
+        type=shortest_path,
+        help="a name, or a folder of your own",
+    )
     add("--algorithm", default="ERM", help="name (default: ERM)")
     add("--task", default=checks.TASKS[0], choices=checks.TASKS)
     add("--hparams", help="JSON object of hyperparameters to set")
@@ -73,9 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--processes",
         type=int,
-        default=variables.get(process_group.VARIABLE, "1"),
+        default=variables.get(process_start.VARIABLE, "1"),
         help="processes to train with, each on its slice of every batch and, if there are any, its "
-        f"own GPU (default: 1, for all jobs: ${process_group.VARIABLE}, under torchrun its number)",
+        f"own GPU (default: 1, for all jobs: ${process_start.VARIABLE}, under torchrun its number)",
     )
     add(
         "--pictures",
@@ -125,7 +130,7 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> None:
     ``flags`` are UNRECORDED_FLAGS, ``args`` all others.
     """
     unknown_dataset = checks.dataset_problems(args.dataset)
-    problems = checks.algorithm_problems(args.algorithm) + unknown_dataset
+    problems: list[str | Problem] = [*checks.algorithm_problems(args.algorithm), *unknown_dataset]
     if not unknown_dataset:
         problems += checks.test_envs_problems(args.dataset, args.test_envs)
         problems += checks.data_problems(args.dataset, args.data_dir)
@@ -146,7 +151,7 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> None:
     ]
 
     if flags.picture_cache is not None:
-        problems += checks.refusals(store.size, flags.picture_cache)
+        problems += checks.problems_of(store_folder.parse_size, flags.picture_cache)
     for flag in ("steps", "checkpoint_freq", "workers"):
         problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
     problems += checks.range_problems("--processes", flags.processes, 1)

@@ -172,7 +172,7 @@ class Run:
             self.stop.check()
             step = self.steps_done
             started = time.monotonic()
-            values = step_meters.step(self.algorithm, self.batches.of_step())
+            values = step_meters.step(self.algorithm, self.batches.step_batches())
             self.interval.add(step, time.monotonic() - started, values)
 
             self.steps_done += 1
@@ -185,7 +185,7 @@ class Run:
         """Publish the progress in the lock, at most every few seconds unless ``at_once``."""
         if self.lock and (at_once or time.time() > self._progress_published_at + PROGRESS_SECONDS):
             self._progress_published_at = time.time()
-            self.lock.tell(
+            self.lock.publish(
                 step=self.steps_done,
                 steps=self.n_steps,
                 pictures_per_step=self.num_domains * self.hparams["batch_size"],
@@ -217,8 +217,8 @@ class Run:
             "args": vars(self.args),
             **preparation.recorded_facts(self.dataset),
         }
-        if self.pictures.told:  # as in the files of weights
-            record["pictures"] = self.pictures.told
+        if self.pictures.description:  # as in the files of weights
+            record["pictures"] = self.pictures.description
         return record
 
     def _model_contents(self) -> dict[str, Any]:
@@ -231,14 +231,15 @@ class Run:
             "model_hparams": self.hparams,
             "model_dict": self.algorithm.state_dict(),
         }
-        if self.pictures.told:
-            contents = {"pictures": self.pictures.told, **contents}
+        if self.pictures.description:
+            contents = {"pictures": self.pictures.description, **contents}
         return contents
 
     def _required_facts(self) -> dict[str, dict[str, Any]]:
         """The values that a resumed run must share with its state, by their names in messages."""
+        arguments = {**resume.identity(vars(self.args)), "pictures": self.pictures.description}
         return {
-            "arguments": {**resume.identity(vars(self.args)), "pictures": self.pictures.told},
+            "arguments": arguments,
             "hyperparameters": {name: misc.plain(value) for name, value in self.hparams.items()},
             "data": {name: len(split) for name, split in self.splits.items()},
         }
@@ -269,7 +270,7 @@ class Run:
             "recorded": self.recorded,
             "interval": self.interval.read(),
             "files": self.files.state(),
-            "generators": rng.stored(rng.get_states()),
+            "generators": rng.as_plain_types(rng.get_states()),
             "cuda_generators": [torch.cuda.get_rng_state()] if self.device == "cuda" else [],
             "algorithm": algorithm,
         }

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
         try:
             report = download(name, Path(args.data_dir))
         except CarftError as error:  # rightly asked for
-            raise PassingError(str(error)) from error
+            raise PassingError(*error.problems) from error
         print(f"{report.verdict}: {report.pictures:,} pictures in {report.root}")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from domainbed import model_selection
 from domainbed.lib import reporting
 from domainbed.lib.command_line import exit_status, printed_at_once
-from domainbed.lib.image_folders import spelled
+from domainbed.lib.image_folders import shortest_path
 from domainbed.lib.query import Q
 from domainbed.scripts.collect_results import SELECTION_METHODS, columns_of
 from domainbed_carft.errors import CarftError
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="domainbed.scripts.list_top_hparams", description="List the best hyperparameters"
     )
     parser.add_argument("--input_dir", required=True, help="the sweep's --output_dir")
-    parser.add_argument("--dataset", required=True, type=spelled)
+    parser.add_argument("--dataset", required=True, type=shortest_path)
     parser.add_argument("--algorithm", required=True)
     parser.add_argument("--test_env", type=int, required=True)
     args = parser.parse_args(argv)

@@ -195,7 +195,7 @@ def _launch(
     try:
         failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])
     except CarftError as error:  # by now something has begun
-        raise PassingError(str(error)) from error
+        raise PassingError(*error.problems) from error
     return 1 if failed else 0
 
 
@@ -231,7 +231,7 @@ def _list_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> None:
 
 def _change_manifest(change: Callable[..., object], *arguments: Any) -> None:
     """Change the manifest; if that fails, warn, and the sweep goes on without it."""
-    for problem in checks.refusals(change, *arguments):
+    for problem in checks.problems_of(change, *arguments):
         print(f"sweep: Warning: the list of jobs was not updated: {problem}", file=sys.stderr)
 
 

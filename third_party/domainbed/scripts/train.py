@@ -28,8 +28,9 @@ from domainbed.lib import (
     stopping,
     training,
 )
-from domainbed.lib.command_line import tell
-from domainbed.lib.process_group import ProcessGroup, is_first, join_process_group
+from domainbed.lib.command_line import print_error
+from domainbed.lib.process_group import ProcessGroup
+from domainbed.lib.process_start import is_first, join_process_group
 from domainbed.lib.train_arguments import UNRECORDED_FLAGS, build_parser, check
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import folder as job_folder
@@ -64,7 +65,7 @@ def run(
             flags.pictures,
             flags.picture_cache,
             dataset,
-            ask=functools.partial(wanted_pictures, hparams) if wanted_pictures else None,
+            ask_model=functools.partial(wanted_pictures, hparams) if wanted_pictures else None,
         )
         job = training.Run(
             args=args,
@@ -131,10 +132,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         ):
             return _run_and_report(args, lock, flags, argv)
     except Held as error:  # not into the err.txt of the other
-        tell("train", error)
-        return job_folder.ELSEWHERE
+        print_error("train", error)
+        return job_folder.HELD_ELSEWHERE
     except CarftError as error:
-        return tell("train", error)
+        return print_error("train", error)
     except OSError as error:
         print(f"train: --output_dir {args.output_dir} cannot be used: {error}", file=sys.stderr)
         return 1
@@ -152,7 +153,7 @@ def _run_and_report(
         with join_process_group(flags.processes, command_line, args.output_dir) as process_group:
             run(args, lock, flags, process_group)
     except CarftError as error:
-        return tell("train", error)
+        return print_error("train", error)
     except stopping.Stopped as signal:
         print(f"train: stopped by {signal}; to resume, rerun the command", file=sys.stderr)
         return job_folder.STOPPED

@@ -15,6 +15,7 @@ class MultipleEnvironmentImageFolder:
         names = sorted(os.listdir(root))
         hparams["domain_name"] = names
         hparams["class_names"] = sorted(os.listdir(os.path.join(root, names[0])))
+
         steps = [transforms.Resize((48, 48)), transforms.ToTensor()]
         steps.append(transforms.Normalize(CLIP_MEAN, CLIP_STD))
         self.datasets = [

@@ -18,8 +18,8 @@ class Config:
     def __setitem__(self, key, value):
         self.values[key] = value
 
-    def update(self, more):
-        self.values.update(more)
+    def update(self, values):
+        self.values.update(values)
 
 
 def own_hparams(hparams, args):

@@ -9,8 +9,10 @@ from pathlib import Path
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--input_dir", type=Path)
+    args = parser.parse_args()
+
     targets = defaultdict(list)
-    for path in parser.parse_args().input_dir.glob("*/results.jsonl"):
+    for path in args.input_dir.glob("*/results.jsonl"):
         record = json.loads(path.read_text().splitlines()[-1])
         target = record["args"]["test_envs"][0]
         targets[record["args"]["algorithm"]].append(record[f"env{target}_in_acc"])

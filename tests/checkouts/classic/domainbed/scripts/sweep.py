@@ -2,10 +2,19 @@
 
 import argparse
 import hashlib
+import itertools
 import shlex
 from pathlib import Path
 
 from domainbed import command_launchers
+
+
+def job_command(args, dataset: str, algorithm: str, test_env: int) -> str:
+    flags = ["--algorithm", algorithm, "--dataset", dataset, "--test_envs", str(test_env)]
+    flags += ["--data_dir", args.data_dir, "--hparams", args.hparams, "--steps", args.steps]
+    folder = args.output_dir / hashlib.md5(str(flags).encode()).hexdigest()
+    words = ["python", "-m", "domainbed.scripts.train", *flags, "--output_dir", str(folder)]
+    return shlex.join(words)
 
 
 def main() -> None:
@@ -20,17 +29,9 @@ def main() -> None:
     parser.add_argument("--hparams", default="{}")
     parser.add_argument("--steps", default="2")
     args = parser.parse_args()
-    commands = []
-    for dataset in args.datasets:
-        for algorithm in args.algorithms:
-            for test_env in args.test_envs:
-                job = [
-                    "--algorithm", algorithm, "--dataset", dataset, "--test_envs", str(test_env),
-                    "--data_dir", args.data_dir, "--hparams", args.hparams, "--steps", args.steps,
-                ]  # fmt: skip
-                folder = args.output_dir / hashlib.md5(str(job).encode()).hexdigest()
-                job = ["python", "-m", "domainbed.scripts.train", *job, "--output_dir", str(folder)]
-                commands.append(shlex.join(job))
+
+    jobs = itertools.product(args.datasets, args.algorithms, args.test_envs)
+    commands = [job_command(args, *job) for job in jobs]
     command_launchers.REGISTRY[args.command_launcher](commands)
 
 

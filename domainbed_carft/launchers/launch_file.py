@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from domainbed_carft import files
 from domainbed_carft.files import parsing
@@ -34,11 +35,11 @@ class Launch:
 
     def write(self) -> int:
         """Rewrite the file; return a descriptor that holds its lock, for the caller to close."""
-        told = {name: value for name, value in vars(self).items() if name != "path"}
+        content = {name: value for name, value in vars(self).items() if name != "path"}
         try:
-            with files.replacing(self.path) as beside:
-                beside.write_bytes(json.dumps(told).encode() + b"\n")
-                descriptor = os.open(beside, os.O_RDWR)
+            with files.replacing(self.path) as temporary:
+                temporary.write_bytes(json.dumps(content).encode() + b"\n")
+                descriptor = os.open(temporary, os.O_RDWR)
                 fcntl.flock(descriptor, fcntl.LOCK_EX)  # before the file has its name
         except OSError as error:
             raise files.not_written(self.path, error) from error
@@ -63,25 +64,36 @@ def begin(launcher: str, sweep: Path) -> Launch:
 
 def read(output: Path) -> list[Launch]:
     """All launches of an output folder and its variants that can be read, the oldest first."""
-    found = [*output.glob(f"{FOLDER}/*.json"), *output.glob(f"*/{FOLDER}/*.json")]
+    paths = [*output.glob(f"{FOLDER}/*.json"), *output.glob(f"*/{FOLDER}/*.json")]
     launches = []
-    for path in sorted(found, key=lambda path: path.name):
+    for path in sorted(paths, key=lambda path: path.name):
         with contextlib.suppress(ArithmeticError, KeyError, OSError, TypeError, ValueError):
-            told = parsing.parse_json(path.read_bytes())
-            jobs = {str(name): one and str(one) for name, one in dict(told["jobs"]).items()}
-            words = str(told["launcher"]), str(told["host"])
-            launches.append(Launch(path, *words, int(told["pid"]), jobs))
+            launches.append(_parse(path, parsing.parse_json(path.read_bytes())))
     return launches
 
 
+def _parse(path: Path, content: Any) -> Launch:
+    return Launch(
+        path=path,
+        launcher=str(content["launcher"]),
+        host=str(content["host"]),
+        pid=int(content["pid"]),
+        jobs={
+            str(name): slurm_id and str(slurm_id)
+            for name, slurm_id in dict(content["jobs"]).items()
+        },
+    )
+
+
 @contextlib.contextmanager
-def in_hand(launcher: str, jobs: Sequence[Job]) -> Iterator[None]:
+def announce(launcher: str, jobs: Sequence[Job]) -> Iterator[None]:
     """Announce, while the block runs, that this process will run these jobs."""
     with contextlib.ExitStack() as stack:
         for sweep in sorted({job.folder.parent for job in jobs}):
             launch = begin(launcher, sweep)
-            names = (job.folder.name for job in jobs if job.folder.parent == sweep)
-            launch.jobs.update(dict.fromkeys(names))
+            for job in jobs:
+                if job.folder.parent == sweep:
+                    launch.jobs[job.folder.name] = None
             stack.callback(os.close, launch.write())
             stack.callback(launch.path.unlink, missing_ok=True)
         yield

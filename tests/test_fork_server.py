@@ -1,4 +1,4 @@
-"""Warm starts: a job forked from a process that has its imports is what a cold one would be."""
+"""Jobs forked from a process that has imported torch run as those that start by themselves."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from domainbed.command_launchers import REGISTRY
 from fake_checkout import REPO, write_checkout, write_files
-from harness.test_resume import assert_same
+from harness.test_resume import assert_same_outcome
 from runs_jobs import write_pictures
 from sweep_jobs import STAND_IN, command, is_warm, launch, run, stat, statuses, story, wait_until
 
 from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.fork_server import SWITCH
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.jobs.warm import SWITCH
 
 
 @pytest.fixture(autouse=True)
@@ -25,31 +25,35 @@ def nothing_set(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
-def processes(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     """This process's children, and theirs."""
-    found = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-    children = [one for one in found if int(stat(one)[1]) == pid]
-    return [*children, *(one for child in children for one in processes(child))]
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    children = [child for child in pids if int(stat(child)[1]) == pid]
+    grandchildren = [pid for child in children for pid in descendants(child)]
+    return [*children, *grandchildren]
 
 
 def test_a_job_finds_what_a_cold_one_finds(tmp_path, monkeypatch):
-    before = {*processes(os.getpid())}  # other tests' helpers
+    before = {*descendants(os.getpid())}  # other tests' helpers
     jobs = {name: [tmp_path / name / str(n) for n in range(3)] for name in ("warm", "cold")}
     for name, folders in jobs.items():
         monkeypatch.setenv(SWITCH, "1" if name == "cold" else "")
-        commands = [command(one, hparams={"a b": "'ü"}) for one in folders]
+        commands = [command(folder, hparams={"a b": "'ü"}) for folder in folders]
         assert run("pool", commands, jobs=2) == []
-    warm, cold = ([story(one)[0] for one in folders] for folders in jobs.values())
+
+    warm, cold = ([story(folder)[0] for folder in folders] for folders in jobs.values())
     assert not any(map(is_warm, jobs["cold"])) and all(map(is_warm, jobs["warm"]))
-    assert len({found["imported_by"] for found in warm}) == 1
-    assert len({found["drawn"] for found in warm}) == 3
-    own = {"drawn", "pid", "imported_by", "parent", "time"}
-    for found, expected in zip(warm, cold):
-        found["environment"][SWITCH] = "1"
+    assert len({facts["imported_by"] for facts in warm}) == 1
+    assert len({facts["drawn"] for facts in warm}) == 3
+
+    differing = {"drawn", "pid", "imported_by", "parent", "time"}
+    for facts, expected in zip(warm, cold):
+        facts["environment"][SWITCH] = "1"
         expected = json.loads(json.dumps(expected).replace(f"{tmp_path}/cold", f"{tmp_path}/warm"))
-        for fact in expected.keys() - own:
-            assert (fact, found[fact]) == (fact, expected[fact])
-    assert {*processes(os.getpid())} <= before
+        for fact in expected.keys() - differing:
+            assert (fact, facts[fact]) == (fact, expected[fact])
+
+    assert {*descendants(os.getpid())} <= before
 
 
 def test_crashes_are_noted_as_of_cold_jobs_and_harm_no_other(tmp_path):
@@ -60,8 +64,12 @@ def test_crashes_are_noted_as_of_cold_jobs_and_harm_no_other(tmp_path):
     }  # fmt: skip
     jobs = [command(tmp_path / name, code=code, words="last words") for name, code in codes.items()]
     jobs[1:1] = [command(tmp_path / "long", seconds=5)]
-    left = {one.folder.name: (one.status, one.last_words) for one in run("pool", jobs, jobs=2)}
-    assert left == {
+    outcomes = {
+        outcome.folder.name: (outcome.status, outcome.last_words)
+        for outcome in run("pool", jobs, jobs=2)
+    }
+
+    assert outcomes == {
         "signal": (-signal.SIGSEGV, "last words"), "exit": (7, "last words"),
         "error": (1, "ValueError: so"), "words": (1, "words"),
     }  # fmt: skip
@@ -70,7 +78,7 @@ def test_crashes_are_noted_as_of_cold_jobs_and_harm_no_other(tmp_path):
     assert all(is_warm(tmp_path / name) for name in (*codes, "long"))
 
 
-def test_a_killed_warm_process_costs_no_job_and_a_killed_guard_its_status(tmp_path):
+def test_a_killed_fork_server_costs_no_job_and_a_killed_guard_its_status(tmp_path):
     jobs = [command(tmp_path / n, seconds=2, code=f"sys.exit({ord(n)})") for n in "abc"]
     process = launch("pool", [*jobs, command(tmp_path / "d")], {"jobs": 3})
     wait_until(lambda: all(story(tmp_path / name) for name in "abc"))
@@ -78,9 +86,12 @@ def test_a_killed_warm_process_costs_no_job_and_a_killed_guard_its_status(tmp_pa
     os.kill(story(tmp_path / "a")[0]["imported_by"], signal.SIGKILL)
     os.kill(story(tmp_path / "c")[0]["parent"], signal.SIGKILL)
     process.communicate()
+
     assert was_warm == [True] * 3 and not is_warm(tmp_path / "d")
-    told = [statuses(tmp_path / name) for name in "abcd"]
-    assert told == [[97] * 3, [98] * 3, [-signal.SIGTERM, 99, 99, 99], [0]]
+
+    statuses_by_job = [statuses(tmp_path / name) for name in "abcd"]
+    assert statuses_by_job == [[97] * 3, [98] * 3, [-signal.SIGTERM, 99, 99, 99], [0]]
+
     first, *_ = JobFolder(tmp_path / "c").attempts()
     assert first.ended - first.started > 2  # noted at the job's own end
 
@@ -94,18 +105,19 @@ def test_a_job_with_variables_of_its_own_starts_cold(tmp_path, variable):
     assert story(tmp_path / "b")[0]["environment"][variable] == "3"
 
 
-def test_the_harness_own_local_starts_them_too_with_its_streams(tmp_path, monkeypatch, capfd):
+def test_the_harness_local_launcher_forks_jobs_with_its_streams(tmp_path, monkeypatch, capfd):
     """And in its session, so that Ctrl-C in a terminal reaches them."""
     monkeypatch.setenv("PYTHONPATH", str(STAND_IN))
-    before = {*processes(os.getpid())}
+    before = {*descendants(os.getpid())}
     code = "print({0!r}, os.getsid(0)); sys.exit({0})"
     jobs = [Job({"code": code.format(n), "words": "last words"}, tmp_path / n) for n in "03"]
     failed = REGISTRY["local"]([job.line for job in jobs])
     out, err = capfd.readouterr()
+
     assert out == f"0 {os.getsid(0)}\n3 {os.getsid(0)}\n"
     assert err.startswith("last words\nlast words\nsweep: 1 of 2 jobs failed:\n- exit status 3: ")
     assert len(failed) == 1 and all(is_warm(job.folder) for job in jobs)
-    assert {*processes(os.getpid())} <= before
+    assert {*descendants(os.getpid())} <= before
 
 
 def test_a_job_trains_as_a_cold_one_to_the_bit_also_stopped_half_way(tmp_path):
@@ -118,13 +130,16 @@ def test_a_job_trains_as_a_cold_one_to_the_bit_also_stopped_half_way(tmp_path):
     process = launch("pool", [stopped.line])
     wait_until(lambda: (stopped.folder / "results.jsonl").exists())
     pid = JobFolder(stopped.folder).holder().pid
-    assert b"domainbed_carft.jobs.warm" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+    assert b"domainbed_carft.jobs.fork_server" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
     os.kill(pid, signal.SIGTERM)
     out, err = process.communicate()
     assert json.loads(out) == [], err
     assert run("local", [f"{SWITCH}=1 {cold.line}"]) == []
     assert [statuses(job.folder) for job in (stopped, cold)] == [[75, 0], [0]]
-    assert_same(stopped.folder, cold.folder)
+
+    assert_same_outcome(stopped.folder, cold.folder)
     assert "stopped by SIGTERM" in (stopped.folder / "err.txt").read_text()
     assert "Traceback" not in (cold.folder / "err.txt").read_text()  # torch 2.1 has a warning
 
@@ -150,9 +165,11 @@ def test_in_another_checkout_jobs_are_forks_of_its_own_train_with_our_plugin(tmp
     monkeypatch.chdir(checkout)
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     jobs = [Job({}, tmp_path / "warm").line, f"{SWITCH}=1 {Job({}, tmp_path / 'cold').line}"]
+
     assert run("local", jobs) == []
+
     warm, cold = (json.loads((tmp_path / name / "done").read_text()) for name in ("warm", "cold"))
-    assert ["jobs.warm" in one.pop("command") for one in (warm, cold)] == [True, False]
+    assert ["jobs.fork_server" in facts.pop("command") for facts in (warm, cold)] == [True, False]
     assert warm == cold
     assert cold["file"] == str(checkout / "domainbed" / "algorithms.py")
     assert "domainbed_carft.method.algorithms.CARFT" in cold["found"]
@@ -168,5 +185,6 @@ def test_what_cannot_be_forked_starts_cold(tmp_path, added):
     text = (STAND_IN / "imported_by.py").read_text()
     folder = write_files(tmp_path / "path", {"imported_by.py": text + added})
     jobs = [command(tmp_path / name, path=f"{folder}:{STAND_IN}") for name in "ab"]
+
     assert run("local", jobs) == []
     assert not is_warm(tmp_path / "a") and not is_warm(tmp_path / "b")

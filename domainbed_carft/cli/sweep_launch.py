@@ -1,0 +1,188 @@
+"""``carft sweep launch``: its flags, and what it prints of a plan."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from domainbed_carft.errors import raise_for
+from domainbed_carft.launchers.options import OPTIONS
+from domainbed_carft.text import confirm, printable, quantity
+
+if TYPE_CHECKING:
+    from domainbed_carft.sweep.launch import LaunchPlan
+
+# The options of all launchers, by name.
+FIELDS = {field.name: field for kind in OPTIONS.values() for field in dataclasses.fields(kind)}
+
+
+def add_to(subcommands: Any) -> None:
+    """Add ``launch`` to the commands of ``sweep``."""
+    parser = subcommands.add_parser("launch", help="run the jobs that are not done")
+    _add_launch_flags(parser)
+    _add_evaluation_flags(parser)
+    _add_launcher_flags(parser)
+    parser.set_defaults(run=_launch)
+
+
+def add_yes(parser: Any) -> None:
+    """Add the flag ``--yes``."""
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+
+
+def _add_launch_flags(parser: Any) -> None:
+    add = parser.add_argument
+    add("sweep", metavar="SWEEP", help="a sweep file, or the name of an included sweep")
+    add("--data_dir", help="folder that contains the data sets' folders")
+    add("--output_dir", type=Path, required=True, help="folder for the jobs")
+    add("--dry-run", "--dry_run", action="store_true", help="print the cost, and run nothing")
+    add_yes(parser)
+    add(
+        "--keep_weights",
+        choices=("both", "last", "best", "none"),
+        help="weights to keep: last, best in validation, both or none (default: "
+        "$DOMAINBED_KEEP_WEIGHTS, else both)",
+    )
+    add(
+        "--pictures",
+        choices=("fast", "pillow"),
+        help="how files become batches: fast, or pillow by upstream's transforms, from which the "
+        "fast ones differ by rounding (default: $DOMAINBED_PICTURES, else fast)",
+    )
+    add(
+        "--picture_cache",
+        metavar="SIZE",
+        help="how much of the decoded pictures to keep on each machine's local disk, such as 8G; 0 "
+        "for nothing (default: $DOMAINBED_PICTURE_CACHE, else a quarter of the memory, at most 8G, "
+        "under SLURM nothing)",
+    )
+
+
+def _add_evaluation_flags(parser: Any) -> None:
+    splits = parser.add_mutually_exclusive_group()
+    splits.add_argument(
+        "--training_in_splits",
+        action="store_false",
+        dest="skip_training_in_splits",
+        default=None,
+        help="also evaluate the training environments' in-splits, which takes most of the "
+        "evaluation's time and which no selection uses",
+    )
+    splits.add_argument(
+        "--skip_training_in_splits",
+        action="store_true",
+        default=None,
+        help="do not evaluate them (default: $DOMAINBED_SKIP_TRAINING_IN_SPLITS, else as the sweep "
+        "was begun; new sweeps skip them)",
+    )
+    parser.add_argument(
+        "--log",
+        nargs="+",
+        choices=("tensorboard", "wandb"),
+        metavar="NAME",
+        default=(),
+        help="also log scalars to tensorboard, wandb or both (default: $DOMAINBED_LOG)",
+    )
+
+
+def _add_launcher_flags(parser: Any) -> None:
+    add = parser.add_argument_group("launcher").add_argument
+    add("--launcher", default="pool", help=f"{', '.join(OPTIONS)} (default: pool, on this machine)")
+    for name, field in FIELDS.items():
+        launchers = ", ".join(kind for kind, options in OPTIONS.items() if hasattr(options, name))
+        description = field.metadata["help"]
+        if field.default not in (None, ()) and "default" not in description:
+            description += f" (default: {field.default})"
+
+        action = "append" if field.metadata["repeated"] else "store"
+        add(f"--{name}", action=action, metavar="VALUE", help=f"{launchers}: {description}")
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    """Launch the jobs that are not done; 1 if one failed, or is not done when the launcher ends."""
+    from domainbed_carft.sweep import launch, printing
+
+    plan = _plan(arguments)
+    if arguments.dry_run:
+        return _dry_run(plan)
+
+    raise_for(plan.problems)
+    _print_plan(plan)
+    _print_failed(plan)
+    if plan.launcher_name != "dummy":
+        count = len(plan.jobs_to_run)
+        if count:
+            jobs = quantity(count, "job")
+            print(f"About to launch {jobs} into {plan.output} ({plan.launcher_name}).")
+            confirm(arguments.yes)
+        else:
+            print("There is nothing to launch.")
+
+    unfinished = launch.run_plan(plan)
+    if unfinished:
+        print(printing.failures(unfinished, plan.output), file=sys.stderr)
+    elif plan.launcher_name == "slurm" and plan.jobs_to_run:
+        watch = printing.command_line("status", plan.output)
+        print(f"Submitted. To watch the jobs: {watch} --watch 30")
+    return int(bool(unfinished))
+
+
+def _plan(arguments: argparse.Namespace) -> LaunchPlan:
+    from domainbed_carft.sweep import launch
+    from domainbed_carft.sweep.job_settings import JobSettings
+
+    return launch.plan(
+        arguments.sweep,
+        arguments.data_dir,
+        arguments.output_dir,
+        arguments.launcher,
+        options={name: getattr(arguments, name) for name in FIELDS},
+        settings=JobSettings(
+            keep_weights=arguments.keep_weights,
+            pictures=arguments.pictures,
+            picture_cache=arguments.picture_cache,
+            log=arguments.log,
+        ),
+        skip_training_in_splits=arguments.skip_training_in_splits,
+    )
+
+
+def _dry_run(plan: LaunchPlan) -> int:
+    """Show verdicts and costs, then refuse broken data."""
+    from domainbed_carft.sweep import costs
+
+    for problem in plan.log_problems:
+        warning = f"Warning: a launch would refuse this: {problem}"
+        print(printable(warning), file=sys.stderr)
+    _print_plan(plan)
+
+    print(f"Selection: {', '.join(plan.declaration.selection)}. Nothing is launched.\n")
+    print(costs.costs_table(plan.costs(), bool(plan.skips_training_in_splits)))
+    raise_for(plan.data_problems)
+    return 0
+
+
+def _print_plan(plan: LaunchPlan) -> None:
+    from domainbed_carft.sweep import printing
+
+    jobs = quantity(len(plan.statuses), "job")
+    print(f"{plan.declaration.name}: {jobs}: {printing.counts_phrase(plan.statuses)}.")
+    for verdict in plan.verdicts:
+        print(printable(f"Data: {verdict.description}."))
+    if plan.skips_training_in_splits is not None:
+        print(printing.evaluation_line(plan.skips_training_in_splits))
+
+
+def _print_failed(plan: LaunchPlan) -> None:
+    """Say how many jobs have failed before, and how to go on with them."""
+    from domainbed_carft.sweep import printing, states
+
+    failed = sum(status.state == states.FAILED for status in plan.statuses)
+    if failed:
+        jobs = quantity(failed, "failed job is", "failed jobs are")
+        status = printing.command_line("status", plan.output)
+        retry = printing.command_line("retry", plan.output)
+        print(f"{jobs} not launched. For the reasons: {status}; to retry: {retry}")

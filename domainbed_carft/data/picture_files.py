@@ -1,0 +1,176 @@
+"""Files of pictures: opening them safely, and finding those that cannot be decoded."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BufferedReader
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from domainbed_carft import machine
+from domainbed_carft.errors import PassingError
+from domainbed_carft.text import progress
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Whatever a file is called, Pillow tries no others: PostScript would be given to an interpreter.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+
+# Of a picture, in bytes: more than Pillow's limit of pixels takes without compression. Pillow reads
+# files of some formats whole, before it knows how many pixels they have.
+LARGEST_FILE = 1 << 30
+
+
+class Member(NamedTuple):
+    """A part of a file: ``size`` bytes from ``offset`` on."""
+
+    path: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.path} (bytes {self.offset:,} to {self.offset + self.size:,})"
+
+
+@contextlib.contextmanager
+def open_regular(path: str | Path | Member) -> Iterator[tuple[BufferedReader, int]]:
+    """Open a picture's file at its first byte; with it, how many bytes belong to the picture.
+
+    Does not wait for a pipe's writer. Raises OSError if it is no regular file, or larger than
+    LARGEST_FILE.
+    """
+    name = path.path if isinstance(path, Member) else path
+    with open(name, "rb", opener=_open_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is a pipe, a socket or a device, expected a regular file")
+        size = status.st_size
+        if isinstance(path, Member):
+            file.seek(path.offset)
+            size = min(path.size, max(0, size - path.offset))
+        if size > LARGEST_FILE:
+            raise OSError(f"it has {size:,} bytes, expected at most {LARGEST_FILE:,}")
+        yield file, size
+
+
+def _open_without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK)
+
+
+def open_picture(path: str | Path | Member) -> Image.Image:
+    """The picture of a file in RGB; as torchvision's loader, but only of the ``FORMATS``.
+
+    Raises OSError if it is no regular file, or larger than LARGEST_FILE, and what Pillow raises.
+    """
+    from PIL import Image
+
+    with open_regular(path) as (file, size):
+        source: IO[bytes] = file
+        if isinstance(path, Member):
+            source = io.BytesIO(file.read(size))
+        return Image.open(source, formats=FORMATS).convert("RGB")
+
+
+def read_picture(reader: Callable[[Any], Any], path: str | Member) -> Any:
+    """What ``reader`` returns for a picture; PassingError, with its path, if that fails."""
+    try:
+        return reader(path)
+    except Exception as error:  # Pillow's decoders raise a dozen kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PassingError(
+            f"{path} cannot be read: {reason}. Expected a picture that Pillow opens; restore the "
+            "file, or remove it (which changes the splits). `carft data verify --decode` lists "
+            "all such files"
+        ) from error
+
+
+class PictureDataset:
+    """A map-style data set of (picture, label): in RGB, or what ``transform`` makes of that.
+
+    ``samples``: a picture's file, or its pixels (H, W, 3) in bytes, and its label; ``classes``: the
+    labels' names; ``root``: the split's name, as a folder's would be; ``unknown_classes``: the
+    names of other classes in the data, whose pictures are left out.
+    """
+
+    root = "test"
+
+    def __init__(
+        self,
+        samples: Sequence[tuple[Any, int]],
+        classes: Sequence[str],
+        transform: Callable[[Any], Any] | None = None,
+        unknown_classes: Sequence[str] = (),
+    ) -> None:
+        self.samples = samples
+        self.classes = list(classes)
+        self.transform = transform
+        self.unknown_classes = unknown_classes
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        from PIL import Image
+
+        source, label = self.samples[index]
+        if isinstance(source, np.ndarray):
+            picture = Image.fromarray(source)
+        else:
+            picture = read_picture(open_picture, source)
+        return self.transform(picture) if self.transform else picture, label
+
+
+@dataclass(frozen=True)
+class DamagedPicture:
+    """A picture that ends the job; a ``truncated`` one is only grey where its data ends."""
+
+    path: str
+    truncated: bool
+    reason: str
+
+
+def damaged_pictures(root: Path, pictures: Sequence[str]) -> list[DamagedPicture]:
+    """Decode all ``pictures`` (paths below ``root``); returns those that are not whole, sorted."""
+    from PIL import ImageFile
+
+    pictures = sorted(pictures)
+    setting = ImageFile.LOAD_TRUNCATED_IMAGES
+    try:
+        with warnings.catch_warnings(), ThreadPool(machine.cores()) as pool:
+            warnings.simplefilter("ignore")  # of odd metadata and large pictures; both are read
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+            # Threads suffice: Pillow decodes without the interpreter's lock.
+            faults = pool.imap(functools.partial(_decoding_fault, root), pictures, chunksize=32)
+            bar = progress(
+                faults, total=len(pictures), description="decoding", unit="picture", delay=1
+            )
+            damaged = [(path, fault) for path, fault in zip(pictures, bar) if fault]
+
+            ImageFile.LOAD_TRUNCATED_IMAGES = True  # as DomainBed sets it
+            return [
+                DamagedPicture(path, truncated=not _decoding_fault(root, path), reason=fault)
+                for path, fault in damaged
+            ]
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = setting
+
+
+def _decoding_fault(root: Path, picture: str) -> str:
+    """Why a picture cannot be decoded, "" if it can."""
+    path = os.path.join(root, picture)
+    try:
+        open_picture(path)
+    except Exception as error:  # Pillow's decoders raise a dozen kinds
+        return str(error).replace(path, picture) or type(error).__name__
+    return ""

@@ -1,0 +1,89 @@
+"""The diagnosis: what a job that starts in the current folder would meet."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from domainbed_carft.doctor.checks import CHECKS, DEFAULT_BACKBONE, RUN_BY_HAND
+from domainbed_carft.doctor.findings import NOTE, PROBLEM, Finding
+from domainbed_carft.doctor.fresh_process import run_python
+from domainbed_carft.doctor.training_step import train_one_step
+
+# Seconds. All of OpenAI's weights are 4 GB to hash, and a network drive may be slow.
+PATIENCE = 600.0
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings, in the order of the checks."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def problem_count(self) -> int:
+        """How many findings keep a job from starting."""
+        return sum(finding.state == PROBLEM for finding in self.findings)
+
+    @property
+    def can_start(self) -> bool:
+        """Whether a job on EmojiStyles could start: there is no problem."""
+        return self.problem_count == 0
+
+    @property
+    def lacks_default_weights(self) -> bool:
+        """Whether the CLIP that most data sets need by default is not here."""
+        return f"backbone {DEFAULT_BACKBONE}" in self._noted_names
+
+    @property
+    def is_train_untried(self) -> bool:
+        """Whether nothing is known of the `train` of this checkout."""
+        return "train" in self._noted_names
+
+    @property
+    def _noted_names(self) -> set[str]:
+        return {finding.name for finding in self.findings if finding.state == NOTE}
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "ok": self.can_start,
+            "findings": [finding.as_dict() for finding in self.findings],
+        }
+
+
+def diagnose(with_training: bool = False, patience: float = PATIENCE) -> Diagnosis:
+    """Make all checks in a fresh interpreter, as a job would be started.
+
+    ``with_training`` also takes one step by the `train` of the domainbed in use, if no check finds
+    a problem. ``patience``: seconds for the checks, and for the step. Raises nothing: what fails is
+    a finding.
+    """
+    diagnosis = Diagnosis(tuple(run_checks(patience)))
+    if not with_training or not diagnosis.can_start:
+        return diagnosis
+
+    findings = [finding for finding in diagnosis.findings if finding.name != "train"]
+    return Diagnosis((*findings, train_one_step(patience)))
+
+
+def run_checks(patience: float = PATIENCE) -> list[Finding]:
+    """The findings of all checks in a fresh interpreter; a crash or a hang is one of them."""
+    with tempfile.TemporaryDirectory(prefix="carft-doctor-") as folder:
+        findings_file = Path(folder) / "findings"
+        # No options, as when a job is started. `-m` puts the current folder first on the path, as
+        # it does for `python -m domainbed.scripts.train`.
+        arguments = ["-m", "domainbed_carft.doctor", str(findings_file)]
+        outcome = run_python(arguments, Path(folder) / "output", patience)
+        text = findings_file.read_text(encoding="utf-8") if findings_file.exists() else ""
+
+    lines = text.splitlines()
+    findings = [Finding.from_dict(fields) for line in lines for fields in json.loads(line)]
+    if len(lines) < len(CHECKS):
+        check_name = list(CHECKS)[len(lines)]
+        detail = f"a fresh interpreter {outcome.description}, during this check"
+        findings.append(Finding(check_name, PROBLEM, detail, RUN_BY_HAND))
+    return findings

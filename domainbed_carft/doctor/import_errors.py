@@ -1,0 +1,40 @@
+"""Failed imports: what went wrong, and what to install."""
+
+from __future__ import annotations
+
+import importlib
+
+# What pip installs a module by, where it is not the module's name.
+DISTRIBUTIONS = {
+    "pkg_resources": "'setuptools<82'",
+    "clip": "clip-anytorch",
+    "PIL": "pillow",
+}
+
+
+def import_error(module: str) -> BaseException | None:
+    """What the import of ``module`` raises, None if it works."""
+    try:
+        importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        return error
+    return None
+
+
+def error_message(error: BaseException) -> str:
+    """In one line, with the error's type unless the message of an ImportError says it all."""
+    message = " ".join(str(error).split())
+    if isinstance(error, ImportError) and message:
+        return message
+    return f"{type(error).__name__}: {message}"
+
+
+def installation_command(error: BaseException) -> str:
+    """How to install the module that ``error`` says is missing; "" if that is not its cause."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+
+    top_module = error.name.partition(".")[0]
+    if top_module == "domainbed":
+        return ""
+    return f"pip install {DISTRIBUTIONS.get(top_module, top_module)}"

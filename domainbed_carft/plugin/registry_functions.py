@@ -1,0 +1,94 @@
+"""The two functions of `hparams_registry`, made to answer for our algorithms, too."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from domainbed_carft.plugin.hooked_modules import warn_of_hparams_to_add, warn_of_kept_names
+
+
+@dataclass(frozen=True)
+class HostNames:
+    """Names of ours by which the host already has something, which stays in place.
+
+    These are its own algorithms, its own data sets, or what else it imports by the name of a data
+    set of ours, such as torchvision's CIFAR100.
+    """
+
+    algorithms: set[str] = field(default_factory=set)
+    datasets: set[str] = field(default_factory=set)
+
+    def clear(self) -> None:
+        """Forget all names."""
+        self.algorithms.clear()
+        self.datasets.clear()
+
+
+def extended_function(
+    original: Callable[..., Any], *, draws: bool, host_names: HostNames
+) -> Callable[..., Any]:
+    """Wrap the host's `default_hparams`, or `random_hparams`, which ``draws``.
+
+    For an algorithm of ours the result has our hyperparameters over the host's; for any other it is
+    what ``original`` returns.
+    """
+    from domainbed_carft.method.hparams import ALGORITHMS
+
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def registry_function(*args: Any, **kwargs: Any) -> Any:
+        # Forks disagree on the arguments' names, not on their order.
+        by_keyword = [kwargs[name] for name in signature.parameters if name in kwargs]
+        values = [*args, *by_keyword]
+        if len(values) < (3 if draws else 2):
+            return original(*args, **kwargs)
+
+        algorithm = values[0]
+        if algorithm not in ALGORITHMS or algorithm in host_names.algorithms:
+            return original(*args, **kwargs)
+
+        dataset = values[1]
+        if dataset in host_names.datasets:
+            warn_of_kept_names("domainbed.datasets", [dataset])
+        try:
+            host_hparams = original(*args, **kwargs)
+        except Exception:
+            # This registry knows only its own algorithms; take what it gives each of them.
+            host_hparams = original("ERM", *values[1:])
+        return with_our_hparams(
+            host_hparams, algorithm, dataset, random_seed=int(values[2]) if draws else None
+        )
+
+    return registry_function
+
+
+def with_our_hparams(
+    host_hparams: Any, algorithm: str, dataset: str, random_seed: int | None
+) -> dict[str, Any]:
+    """The host's hyperparameters, and over them ours: drawn by ``random_seed``, or the defaults."""
+    from domainbed_carft.method import host_arguments, host_process, hparams
+
+    plain = {name: _as_plain_value(value) for name, value in host_hparams.items()}
+    host_arguments.allow(plain.keys())
+    if missing := host_process.hparams_to_add(algorithm, dataset, random_seed):
+        warn_of_hparams_to_add(missing)
+
+    overlay = hparams.overlay(algorithm, dataset, random_seed or 0)
+    for name, (default, random_value) in overlay.items():
+        plain[name] = default if random_seed is None else random_value
+    return plain
+
+
+def _as_plain_value(value: Any) -> Any:
+    """``value``, but Python's number for one of numpy's.
+
+    Upstream draws some as numpy's, which neither JSON nor torch's restricted reader takes.
+    """
+    import numpy as np
+
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,134 @@
+"""The sections of a report's page: a table, its figures and examples of pictures."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from domainbed_carft.jobs.records import Run
+from domainbed_carft.report import figures, frames
+from domainbed_carft.report.canvas import Figure
+from domainbed_carft.report.styles import Styles
+from domainbed_carft.results import document, suites
+from domainbed_carft.results.tables import Table
+
+
+def unique_names() -> Callable[..., str]:
+    """A maker of unique names for files and places on the page, from words."""
+    counts: Counter[str] = Counter()
+
+    def name(*words: str) -> str:
+        plain = (re.sub(r"[^A-Za-z0-9.]+", "_", word).strip("_.")[:60] or "_" for word in words)
+        stem = "-".join(plain)
+        counts[stem] += 1
+        return stem if counts[stem] == 1 else f"{stem}-{counts[stem]}"
+
+    return name
+
+
+@dataclass(frozen=True)
+class SectionMaker:
+    """Makes the sections of a page, by the names that its template uses.
+
+    ``name(word, ...)``: makes unique names for files and places on the page; ``example_part``:
+    makes the examples of a table and the runs on its data set, if any are to be shown.
+    """
+
+    styles: Styles
+    name: Callable[..., str]
+    example_part: Callable[..., dict[str, Any]] | None
+
+    def of_table(self, table: Table, runs: Sequence[Run]) -> dict[str, Any]:
+        """The section of one data set: the table, its figures, and examples of pictures.
+
+        ``runs``: of the table's group, on any data set.
+        """
+        identity = self.name("data", table.dataset)
+        dataset_runs = [run for run in runs if run.dataset == table.dataset]
+        figures_by_kind = self._figures(table, frames.checkpoints(dataset_runs, table.method))
+
+        # The template has title and text for each kind, also where there is no figure.
+        parts = [_part(kind, kind_figures) for kind, kind_figures in figures_by_kind.items()]
+        if self.example_part:
+            parts.append(self.example_part(table, dataset_runs))
+        return {
+            "id": identity,
+            "title": "; ".join(filter(None, [table.dataset_title, table.setting])),
+            "table": document.table_grid(table),
+            "best": _is_best(table),
+            "parts": parts,
+        }
+
+    def _figures(self, table: Table, checkpoints: pd.DataFrame) -> dict[str, list[Figure | None]]:
+        """Kind of part -> its figures; None where a figure would be empty."""
+        dataset = table.dataset
+        styles = self.styles
+        selected = checkpoints[checkpoints["selected"]].drop(columns="step")
+        drift = frames.over_targets(checkpoints, frames.DRIFT)
+
+        over_steps = [
+            figures.curves(
+                title, self.name(dataset, "over_steps", title), rows, figures.ACCURACY, styles
+            )
+            for title, rows in _by_target(table, checkpoints)
+        ]
+        return {
+            "bars": [*figures.bars(table, styles, self.name)],
+            "steps": over_steps,
+            "robustness": [
+                figures.marks(title, self.name(dataset, "robustness", title), rows, styles)
+                for title, rows in _by_target(table, selected)
+            ],
+            "drift": [
+                figures.curves(
+                    table.dataset_title,
+                    self.name(dataset, "context_drift"),
+                    drift,
+                    figures.DRIFT,
+                    styles,
+                )
+            ],
+        }
+
+    def of_suite(self, rows: Sequence[suites.Scores]) -> dict[str, Any]:
+        """The section of a suite: its table, and where it has shifts, the figure."""
+        table = suites.grid(rows)
+        identity = self.name("suite", rows[0].suite)
+        figure = figures.suite(table.title, identity, suites.points(rows), self.styles)
+        parts = [_part("suite", [figure])] if figure else []
+        return {"id": identity, "title": table.title, "table": table, "best": None, "parts": parts}
+
+
+def _part(kind: str, figures_or_none: Sequence[Figure | None]) -> dict[str, Any]:
+    return {"kind": kind, "figures": list(filter(None, figures_or_none)), "targets": ()}
+
+
+def _is_best(table: Table) -> list[list[bool]]:
+    """For each row whether its cells, and the average, read as the highest of their columns."""
+    means = [[*(cell.mean for cell in row.cells), row.average] for row in table.rows]
+    # Means that read the same are equally good.
+    printed = pd.DataFrame(means, dtype=float).round(1)
+    is_best: list[list[bool]] = (printed == printed.max()).to_numpy().tolist()
+    return is_best
+
+
+def _by_target(table: Table, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """A title and the rows of all environments together, then of each one left out."""
+    if (rows["target"] == frames.NO_TARGET).any():  # as in all of them
+        yield "nothing left out", rows
+        return
+
+    if rows["target"].nunique() > 1:
+        means = frames.over_targets(rows, ["in_domain", "out_of_domain"])
+        if not means.empty:
+            yield "mean over environments", means
+
+    for target, label in enumerate(table.columns):
+        target_rows = rows[rows["target"] == target]
+        if not target_rows.empty:
+            yield f"{label} left out", target_rows

@@ -1,0 +1,153 @@
+"""``carft top`` as a function: the hyperparameters that selection chose in each trial."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.job import overrides
+from domainbed_carft.jobs.records import RecordWarning
+from domainbed_carft.results import collection as collecting
+from domainbed_carft.results import order, selection
+from domainbed_carft.results.collection import Collection
+from domainbed_carft.results.selection import Selected
+
+# Values that a run fills in and records; passed on, they would refuse any other data set.
+_RECORDED_FACTS = (
+    "prompts_digest",
+    "clip_digest",
+    "clip_revision",
+    "preprocessing",
+    "data_edition",
+)
+
+
+@dataclass(frozen=True)
+class BestHparams:
+    """The hyperparameters that a selection method chose for one target in one trial.
+
+    ``setting``: of the group of runs, where there are several. ``test_env`` and ``environment``:
+    index and name of the target; None, as is ``accuracy``, if nothing was left out. Accuracies are
+    in [0, 1]. ``hparams``: as recorded; ``argument``: for the command line of another run.
+    ``folders``: of the jobs that selection used, the run itself first.
+    """
+
+    setting: str
+    selection: str
+    dataset: str
+    algorithm: str
+    test_env: int | None
+    environment: str | None
+    trial_seed: int
+    hparams_seed: int
+    step: int
+    validation_accuracy: float
+    accuracy: float | None
+    hparams: dict[str, Any]
+    argument: str
+    folders: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """An entry of the list that ``carft top`` prints."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Top:
+    """What `top` returns: ``entries`` in the tables' order, and warnings about unusable files."""
+
+    entries: Sequence[BestHparams]
+    warnings: Sequence[RecordWarning]
+
+
+def top(
+    folders: Sequence[Path | str],
+    *,
+    methods: Sequence[str] | None = None,
+    ignored: Sequence[str] = (),
+    dataset: str | None = None,
+    algorithm: str | None = None,
+    test_env: int | None = None,
+) -> Top:
+    """The best hyperparameters of each trial in the records of sweeps, as of ``carft top``.
+
+    ``methods`` and ``ignored``: as for `collect`. ``dataset``, ``algorithm`` and ``test_env`` leave
+    only the entries with these values. Raises CarftError if no entry has one of them, or none is by
+    one of ``methods``, and for what `collect` does.
+    """
+    collection = collecting.gather(folders, methods, ignored)
+    entries = list(_best_hparams(collection))
+
+    wanted = {"dataset": dataset, "algorithm": algorithm, "test_env": test_env}
+    for name, value in wanted.items():
+        if value is not None:
+            _require(entries, name, value)
+            entries = [entry for entry in entries if getattr(entry, name) == value]
+    for method in methods or ():
+        _require(entries, "selection", method)
+    return Top(entries, collection.warnings)
+
+
+def _require(entries: Iterable[BestHparams], name: str, value: object) -> None:
+    """Raise CarftError, naming the available values, unless an entry has this one."""
+    available = sorted({getattr(entry, name) for entry in entries} - {None})
+    if value not in available:
+        listing = ", ".join(map(str, available)) or "none"
+        raise CarftError(f"no run was selected with {name} {value}; available: {listing}")
+
+
+def _best_hparams(collection: Collection) -> Iterator[BestHparams]:
+    """Those of each group, method, data set, algorithm, target and trial."""
+    for group, method in itertools.product(collection.groups, collection.methods):
+        labels = order.environment_labels(group.runs, listed=group.labels)
+        leaves_out = selection.METHODS[method].leaves_out
+
+        for selected in _in_row_order(selection.select(group.runs, method), group.declared):
+            # Jobs that leave nothing out select the same for each column.
+            if leaves_out or selected.target == 0:
+                environment = labels[selected.dataset][selected.target] if leaves_out else None
+                yield _entry(selected, group.title, method, environment)
+
+
+def _in_row_order(selections: Iterable[Selected], declared: Sequence[str]) -> list[Selected]:
+    """By data set, then in the tables' order of algorithms, then by target and trial."""
+    selections = list(selections)
+    algorithms = order.ordered_algorithms((selected.algorithm for selected in selections), declared)
+
+    def row_and_trial(selected: Selected) -> tuple[str, int, int, int]:
+        row = algorithms.index(selected.algorithm)
+        return selected.dataset, row, selected.target, selected.trial
+
+    return sorted(selections, key=row_and_trial)
+
+
+def _entry(selected: Selected, setting: str, method: str, environment: str | None) -> BestHparams:
+    """The hparams that were selected; ``environment``: the one left out, None if none was."""
+    leaves_out = environment is not None
+    outcome = selected.outcome
+    run = outcome.runs[0]
+
+    filled_in = {*_RECORDED_FACTS} - overrides(run.job.args).keys()
+    to_repeat = {name: value for name, value in run.recorded.items() if name not in filled_in}
+    return BestHparams(
+        setting=setting,
+        selection=method,
+        dataset=selected.dataset,
+        algorithm=selected.algorithm,
+        test_env=selected.target if leaves_out else None,
+        environment=environment,
+        trial_seed=selected.trial,
+        hparams_seed=outcome.choice,
+        step=int(outcome.step),
+        validation_accuracy=outcome.validation,
+        accuracy=outcome.accuracy if leaves_out else None,
+        hparams=dict(run.recorded),
+        argument=f"--hparams {shlex.quote(json.dumps(to_repeat, sort_keys=True))}",
+        folders=[run.folder for run in outcome.runs],
+    )

@@ -1,0 +1,120 @@
+"""Whether a weights file holds a run: each part has to be as `domainbed.scripts.train` writes it.
+
+The file may be a stranger's, so no value is used before it is checked here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import reprlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS
+
+LARGEST_PICTURE = 4096  # pixels a side; a number in a file must not take all memory
+
+
+def _is_step(value: Any) -> bool:
+    """Whether it is a number of steps, which random numbers are drawn by, or None."""
+    return value is None or (type(value) is int and 0 <= value < 2**63)
+
+
+def _is_share(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and 0 <= value <= 1)
+
+
+# Whether an argument in the file, None where it is missing, is as `domainbed.scripts.train` takes
+# it; `splits` divides and draws by the last ones.
+_ARGUMENT_FITS: dict[str, Callable[[Any], bool]] = {
+    "algorithm": lambda name: name in ALGORITHMS,
+    "dataset": lambda name: type(name) is str,
+    "test_envs": lambda envs: {*map(type, envs)} <= {int},
+    "data_dir": lambda folder: folder is None or type(folder) is str,
+    **dict.fromkeys(("seed", "trial_seed"), lambda seed: seed is None or type(seed) is int),
+    "steps": _is_step,
+    **dict.fromkeys(("holdout_fraction", "uda_holdout_fraction"), _is_share),
+}
+# The same of the other parts of the file; each is JSON besides, as in the records.
+_FITS: dict[str, Callable[[Any], bool]] = {
+    **_ARGUMENT_FITS,
+    "model_input_shape": lambda shape: (
+        [type(n) for n in shape] == [int] * 3 and 0 < min(shape) <= max(shape) <= LARGEST_PICTURE
+    ),
+    **dict.fromkeys(("model_num_classes", "model_num_domains"), lambda n: type(n) is int),
+    "args": lambda args: True,
+    # With "preprocessing" the data set need not look for the CLIP that the file names.
+    "model_hparams": lambda hparams: (
+        all(h.valid(hparams[h.name]) for h in HPARAMS) and hparams["preprocessing"]
+    ),
+    **dict.fromkeys(("best_step", "wise_ft_step"), _is_step),
+    "wise_ft_alpha": lambda alpha: alpha is None or (type(alpha) is float and 0 <= alpha <= 1),
+    "soup": lambda soup: soup is None or _is_soup(soup),
+}
+
+# Of a soup that carft 0.1.0 has saved, which does not say what it is made of.
+UNKNOWN_SOUP: Mapping[str, Any] = {"kind": "unknown", "members": []}
+_NONE = type(None)
+SOUPS = ("uniform", "greedy", UNKNOWN_SOUP["kind"])
+
+
+# The fields of a soup and of its members, and the types that they may have.
+_SOUP_TYPES = {
+    "chosen_by": (str,),
+    "in_domain": (float, _NONE),
+    "out_of_domain": (float, _NONE),
+}
+_MEMBER_TYPES = {
+    "run": (str,),
+    "sha256": (str,),
+    "algorithm": (str,),
+    "hparams_seed": (int, _NONE),
+    "seed": (int, _NONE),
+    "step": (int, _NONE),
+    "wise_ft_alpha": (float, _NONE),
+    "validation": (float, _NONE),
+    "weight": (float,),
+}
+
+
+def _has_types(fields: Any, types: Mapping[str, tuple[type, ...]]) -> bool:
+    return all(type(fields[name]) in allowed for name, allowed in types.items())
+
+
+def _is_soup(soup: Any) -> bool:
+    members = soup["members"]
+    if type(members) is not list or soup["kind"] not in SOUPS:
+        return False
+    if members and not _has_types(soup, _SOUP_TYPES):
+        return False
+    return all(_has_types(member, _MEMBER_TYPES) for member in members)
+
+
+def soup_of(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """How the soup in a weights file was made; None for any other file."""
+    soup: Mapping[str, Any] | None = content.get("soup")
+    # 0.1.0 wrote this key, but no alpha, only into soups.
+    if soup is None and "wise_ft_step" in content and "wise_ft_alpha" not in content:
+        return UNKNOWN_SOUP
+    return soup
+
+
+def require_run(content: Any, path: Path) -> None:
+    """Raise CarftError, with the first part that does not fit, unless ``content`` is a run's."""
+    parts = content if isinstance(content, dict) else {}
+    arguments = parts["args"] if isinstance(parts.get("args"), dict) else {}
+
+    for name, fits in _FITS.items():
+        source = arguments if name in _ARGUMENT_FITS else parts
+        value = source.get(name)
+        is_fitting = False
+        with contextlib.suppress(Exception):  # a tensor compares to no truth, say
+            is_fitting = bool(json.dumps(value)) and fits(value)
+        if not is_fitting:
+            raise CarftError(
+                f"{path} is not a run of {', '.join(ALGORITHMS)}: its {name} is "
+                f"{reprlib.repr(value)[:200]}. Expected a weights file from domainbed.scripts.train"
+            )

@@ -1,0 +1,96 @@
+"""All data sets that are known by name, of training and of testing: list, verify, download."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from domainbed_carft import text
+from domainbed_carft.data import benchmarks, download, tasks
+from domainbed_carft.data import verify as verification
+from domainbed_carft.data.benchmarks import Benchmark
+from domainbed_carft.data.tasks import Task
+from domainbed_carft.errors import CarftError
+from domainbed_carft.suites import imagenet
+
+TASK_STEPS = 5001  # DomainBed's default for data sets without a number of their own
+
+
+@dataclass(frozen=True)
+class KnownSet:
+    """One test set of the suite ``imagenet``."""
+
+    name: str
+    folder: str  # below the data folder
+    classes: int
+    pictures: int
+    facts: Mapping[str, Any]  # as assets/suites/sets.json has them
+
+
+@dataclass(frozen=True)
+class KnownData:
+    """All data sets that are known by name."""
+
+    benchmarks: Sequence[Benchmark]
+    tasks: Sequence[Task]
+    test_sets: Sequence[KnownSet]
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """One object for each data set, as `carft data list --json` prints them."""
+        return [
+            *map(asdict, self.benchmarks),
+            *map(asdict, self.tasks),
+            *({**known_set.facts, "suite": "imagenet"} for known_set in self.test_sets),
+        ]
+
+
+def known_data() -> KnownData:
+    """What is known of each data set, in the order in which they are listed."""
+    classes = {test_set.name: len(test_set.classes) for test_set in imagenet.suite().sets}
+    test_sets = [
+        KnownSet(name, facts["folders"][0], classes[name], facts["pictures"], facts)
+        for name, facts in imagenet.facts().items()
+    ]
+    return KnownData(
+        tuple(benchmarks.BENCHMARKS.values()), tuple(tasks.TASKS.values()), tuple(test_sets)
+    )
+
+
+def verify_data(
+    name_or_path: str, data_dir: Path | None = None, decode: bool = False
+) -> verification.Report:
+    """Verify a known data set below ``data_dir``, or a folder environment/class/picture by path.
+
+    ``decode`` decodes every picture. Raises CarftError for an unknown name or missing data.
+    """
+    module = _module_of(name_or_path)
+    judge = module.verify if module else verification.verify
+    return judge(name_or_path, data_dir, decode)
+
+
+def download_data(name: str, data_dir: Path, accept_different: bool = False) -> verification.Report:
+    """Download a known data set to ``data_dir`` and verify it.
+
+    ``accept_different`` installs a benchmark even if it differs from the known editions. Raises
+    CarftError for an unknown name, a download that fails, or data that is not as expected.
+    """
+    module = _module_of(name)
+    if module:
+        return module.download(name, data_dir)
+    return download.download(name, data_dir, accept_different=accept_different)
+
+
+def _module_of(name: str) -> ModuleType | None:
+    """The module with `verify` and `download` for a task or test set; None for all other data.
+
+    Raises CarftError if this is neither a known name nor a path.
+    """
+    modules = {**dict.fromkeys(tasks.TASKS, tasks), **dict.fromkeys(imagenet.facts(), imagenet)}
+    valid = [*benchmarks.BENCHMARKS, *modules]
+    if name not in valid and not os.path.exists(name):
+        raise CarftError(text.unknown("folder or data set", name, valid))
+    return modules.get(name)

@@ -1,0 +1,120 @@
+"""What sweeps ask the domainbed in use: its modules, algorithms, data sets and abilities."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from domainbed_carft.data import benchmarks, tasks
+from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.manifest import Dataset
+from domainbed_carft.method.host_process import in_our_harness
+from domainbed_carft.method.hparams import ALGORITHMS
+from domainbed_carft.suites import imagenet_training
+from domainbed_carft.text import unknown
+
+# What upstream's base class of data sets has, for forks whose data sets do not say.
+_UPSTREAM_STEPS = 5001
+_UPSTREAM_CHECKPOINT_FREQ = 100
+
+
+def module(name: str) -> Any:
+    """A module of the domainbed that jobs started from here would find: from this folder first.
+
+    Raises CarftError if it cannot be imported.
+    """
+    current_folder = os.getcwd()
+    sys.path.insert(0, current_folder)
+    try:
+        return importlib.import_module(f"domainbed.{name}")
+    except ImportError as error:
+        message = f"domainbed.{name} cannot be imported ({error}); see carft doctor"
+        raise CarftError(message) from error
+    finally:
+        sys.path.remove(current_folder)
+
+
+def skips_in_splits() -> bool:
+    """Whether train of the domainbed in use can leave out the training in-splits: our harness's."""
+    module("algorithms")  # found from the current folder, as a job would find it
+    return in_our_harness()
+
+
+def algorithm_class(name: str) -> Any:
+    """The class of an algorithm. Raises CarftError for an unknown name."""
+    host = module("algorithms")
+    valid_names = list(dict.fromkeys([*ALGORITHMS, *getattr(host, "ALGORITHMS", ())]))
+    return _ask_host("algorithm", name, host.get_algorithm_class, valid_names)
+
+
+def implied_hparams(
+    algorithm: str, dataset: str, overrides: Mapping[str, Any], random_seed: int | None
+) -> Mapping[str, Any]:
+    """The hparams that a job takes as implied by its ``--hparams``: none but in our harness."""
+    if not hasattr(module("algorithms").Algorithm, "implied_hparams"):
+        return {}
+    hparams: Mapping[str, Any] = algorithm_class(algorithm).implied_hparams(
+        dataset, overrides, random_seed
+    )
+    return hparams
+
+
+def dataset_facts(name: str) -> Dataset:
+    """The facts of a data set, as manifests have them. Raises CarftError for an unknown name."""
+    host = module("datasets")
+    if os.sep in name and not os.path.isdir(name):
+        raise CarftError(f"no such folder: {name}; expected one with a sub-folder per domain")
+
+    get_class = getattr(host, "get_dataset_class", vars(host).__getitem__)
+    valid_names = list(getattr(host, "DATASETS", ())) or list(benchmarks.BENCHMARKS)
+    dataset_class = _ask_host("data set", name, get_class, valid_names)
+
+    labels = tuple(map(str, getattr(dataset_class, "ENVIRONMENTS", None) or ()))
+    if not labels:
+        raise CarftError(f"the class {name} has no ENVIRONMENTS, so none can be left out")
+    return Dataset(
+        labels=labels,
+        pictures=_picture_counts(name, dataset_class, len(labels)),
+        steps=int(getattr(dataset_class, "N_STEPS", _UPSTREAM_STEPS)),
+        checkpoint_freq=int(getattr(dataset_class, "CHECKPOINT_FREQ", _UPSTREAM_CHECKPOINT_FREQ)),
+        held_out=tuple(getattr(dataset_class, "EVALUATED_SPLITS", ())) == ("out",),
+    )
+
+
+def picture_folder(name: str, data_dir: str) -> str | None:
+    """The folder of the data set's pictures; "" if none is needed, None if unknown."""
+    if name == "ImageNet":
+        return imagenet_training.expected_folder(data_dir)
+
+    published = benchmarks.BENCHMARKS.get(name) or tasks.TASKS.get(name)
+    if published is not None:
+        return os.path.join(data_dir, published.folder) if published.folder else ""
+    if os.path.isdir(name):
+        return name
+    return "" if name.startswith("Debug") else None
+
+
+def _picture_counts(name: str, dataset_class: Any, environments: int) -> Any:
+    """The number of pictures in each environment, if known."""
+    benchmark = benchmarks.BENCHMARKS.get(name)
+    if benchmark is not None and len(benchmark.environments) == environments:
+        counts = benchmark.editions[0].counts
+        return tuple(counts[environment.folder] for environment in benchmark.environments)
+    if name in tasks.TASKS:
+        return tasks.TASKS[name].pictures[:1]
+    return getattr(dataset_class, "PICTURES", None)
+
+
+def _ask_host(
+    kind: str, name: str, get_class: Callable[[str], Any], valid_names: Sequence[str]
+) -> Any:
+    """The class of this name, by a function of the host. Raises CarftError for an unknown name."""
+    try:
+        return get_class(name)
+    except CarftError:  # our harness's, which says more
+        raise
+    except Exception as error:  # upstream's NotImplementedError, a KeyError
+        raise CarftError(unknown(kind, name, valid_names)) from error

@@ -1,0 +1,104 @@
+"""`collect`, `top` and `write_report` as functions of Python: the same as the commands print."""
+
+import json
+
+import collect_sweeps
+import numpy as np
+import pytest
+
+from domainbed_carft import cli
+from domainbed_carft.errors import CarftError
+from domainbed_carft.report.page import write_report
+from domainbed_carft.results.collect import collect
+from domainbed_carft.results.top import top
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A launched sweep of two algorithms, with a job that was not run and one that diverged."""
+    folder = tmp_path / "sweep"
+    collect_sweeps.launch(
+        folder,
+        ("CARFT", "CLIPFineTune"),
+        run=lambda args: (args["algorithm"], args["test_envs"]) != ("CARFT", [3]),
+    )
+    return folder
+
+
+def printed_json(capsys, *words):
+    assert cli.main([*map(str, words)]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_collect_returns_what_the_command_prints(sweep, capsys):
+    results = collect(
+        sweep, methods=["oracle"], pair=("CARFT", "CLIPFineTune"), compare_published=True
+    )
+
+    options = ["--select", "oracle", "--paired", "CARFT", "CLIPFineTune"]
+    options += ["--compare", "published", "--format", "json"]
+    assert results.as_dict() == printed_json(capsys, "collect", sweep, *options)
+
+
+def test_cells_are_the_rows_of_the_csv(sweep, capsys):
+    cells = collect(sweep).cells
+    assert cli.main(["collect", str(sweep), "--format", "csv"]) == 0
+
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert ",".join(cells.columns) == header
+    assert len(cells) == len(lines)
+    incomplete = cells[cells["missing"] != ""]
+    assert set(incomplete["algorithm"]) == {"CARFT"}
+    assert incomplete["mean"].isna().any() and (cells["n"] <= 2).all()
+
+
+def test_records_have_the_accuracies_of_the_files(sweep):
+    records = collect(sweep).records
+    keys = ["folder", "step"]
+    by_checkpoint = records.set_index(keys).sort_index()
+
+    lines = [line for path in sweep.glob("*/results.jsonl") for line in path.open()]
+    assert len(records) == len(lines)
+    folder = sorted(sweep.glob("*/results.jsonl"))[0].parent
+    for line in (folder / "results.jsonl").open():
+        recorded = json.loads(line)
+        row = by_checkpoint.loc[(str(folder), recorded["step"])]
+        assert row["test_envs"] == tuple(recorded["args"]["test_envs"])
+        for env in range(4):
+            assert row[f"env{env}_in_acc"] == recorded[f"env{env}_in_acc"]
+            assert row[f"env{env}_out_acc"] == recorded[f"env{env}_out_acc"]
+
+
+def test_data_sets_with_fewer_environments_have_nan(tmp_path):
+    collect_sweeps.write_job(tmp_path, "small", environments=["a", "b"], dataset="Own")
+    collect_sweeps.write_job(tmp_path, "large")
+    records = collect([tmp_path]).records.set_index("dataset")
+
+    assert np.isnan(records.loc["Own", "env3_in_acc"]).all()
+    assert not np.isnan(records.loc["PACS", "env3_in_acc"]).any()
+
+
+def test_an_unknown_part_to_ignore_is_named(sweep):
+    with pytest.raises(CarftError, match="'step'.*steps"):
+        collect(sweep, ignored=["step"])
+
+
+def test_a_pair_that_shares_no_trial_is_refused(sweep):
+    with pytest.raises(CarftError, match="CARFT and ERM .*CLIPFineTune"):
+        collect(sweep, pair=("CARFT", "ERM"))
+
+
+def test_top_returns_what_the_command_prints(sweep, capsys):
+    best = top([sweep], methods=["oracle"], algorithm="CARFT", test_env=1)
+    options = ["--select", "oracle", "--algorithm", "CARFT", "--test_env", "1"]
+    entries = [entry.as_dict() for entry in best.entries]
+    assert entries == printed_json(capsys, "top", sweep, *options)
+
+
+def test_a_report_tells_what_it_lacks(sweep, tmp_path):
+    report = write_report([sweep], tmp_path / "report", n_examples=0)
+    assert report.index == tmp_path / "report" / "index.html"
+    assert report.index.is_file()
+    assert not report.is_complete
+    assert "switched off" in report.why_no_examples
+    assert report.as_dict()["complete"] is False

@@ -1,0 +1,146 @@
+"""The Python API: the examples of its docstrings, and what it promises beside the commands."""
+
+import doctest
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from domainbed.lib import job_batches
+from fake_checkout import REPO, run_python
+from PIL import Image
+from runs_jobs import by_split, carft, evaluated
+
+import domainbed_carft
+from domainbed_carft.errors import CarftError
+from domainbed_carft.runs import BATCH_SIZE, api
+
+
+@pytest.fixture(scope="module")
+def picture(pets):
+    return pets / "my pets" / "art" / "cat" / "0.png"
+
+
+@pytest.fixture(scope="module")
+def run(pets):
+    return domainbed_carft.load_run(pets / "CARFT", device="cpu")
+
+
+def test_the_examples_of_the_docstrings(pets, picture, tmp_path):
+    names = {
+        "job": pets / "CARFT",
+        "second_job": pets / "CLIPLinearProbe",
+        "picture": picture,
+        "folder": tmp_path,
+    }
+    examples = [test for test in doctest.DocTestFinder().find(api) if test.examples]
+    assert len(examples) == 6  # one for each function, and for Run.predict
+
+    runner = doctest.DocTestRunner()
+    for example in examples:
+        example.globs.update(names)
+        runner.run(example)
+    assert runner.summarize().failed == 0
+
+
+def test_the_names_load_when_they_are_used():
+    code = """if True:
+        import sys, domainbed_carft
+        assert "torch" not in sys.modules
+        assert {"load_run", "evaluate", "wise_ft", "soup", "export"} <= set(dir(domainbed_carft))
+        try:
+            domainbed_carft.no_such_name
+        except AttributeError as error:
+            print(error)
+    """
+    done = run_python("-c", code, cwd=REPO, path=[REPO])
+    assert done.stdout == "module 'domainbed_carft' has no attribute 'no_such_name'\n", done.stderr
+    for name in domainbed_carft.LAZY_NAMES:
+        assert name in domainbed_carft.__all__ and getattr(domainbed_carft, name).__doc__
+
+
+def test_paths_pictures_and_tensors_give_what_the_command_gives(pets, picture, run, capfd):
+    carft("predict", pets / "CARFT", picture, "--format", "jsonl")
+    expected = json.loads(capfd.readouterr().out)
+    image = Image.open(picture)
+    pixels = torch.as_tensor(np.array(image)).permute(2, 0, 1)
+    for pictures in (str(picture), [picture], image, [image], pixels[None], [pixels]):
+        predictions = run.predict(pictures)
+        row = predictions.class_probabilities[0].tolist()
+        assert dict(zip(predictions.classes, row)) == expected["classes"]
+        row = predictions.context_probabilities[0].tolist()
+        assert dict(zip(predictions.contexts, row)) == expected["contexts"]
+
+    transformed = api.predicting.picture_transform(run.trained)(image.convert("RGB"))
+    again = run.predict(transformed[None])
+    assert torch.equal(again.class_probabilities, predictions.class_probabilities)
+
+
+def test_a_batch_has_a_row_for_each_picture_in_order(picture, run):
+    others = [picture, picture.with_name("1.png"), picture.with_name("2.png")]
+    predictions = run.predict(others, batch_size=2)
+    assert predictions.class_probabilities.shape == (3, 2)
+    assert predictions.context_probabilities.shape == (3, len(run.contexts))
+    document = json.loads(json.dumps(predictions.as_dict()))
+    assert document["classes"] == run.classes and len(document["class_probabilities"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        ([], "there are no pictures to predict; give at least one"),
+        ("gone.png", "gone.png cannot be read: No such file or directory"),
+        ([3], "a picture is int; expected a path, a Pillow picture, a tensor"),
+        (torch.zeros(2, 1, 8, 8), r"a picture is \(1, 8, 8\); expected a path"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "tensor of torch.int64; expected uint8"),
+    ],
+)
+def test_pictures_that_cannot_be_predicted_are_refused(run, pictures, message):
+    with pytest.raises(CarftError, match=message):
+        run.predict(pictures)
+
+
+def test_evaluate_gives_the_document_of_the_command(pets, run, capsys):
+    expected = evaluated(capsys, pets / "CARFT")
+    for argument in (run, os.fspath(pets / "CARFT")):
+        evaluation = domainbed_carft.evaluate(argument, device="cpu", workers=0)
+        assert json.loads(json.dumps(evaluation.as_dict())) == expected
+
+
+def test_wise_ft_writes_only_into_its_output_and_leaves_the_run_as_it_was(pets, run, tmp_path):
+    before = {name: t.clone() for name, t in run.trained.algorithm.state_dict().items()}
+    result = domainbed_carft.wise_ft(run, [1, 0.5], workers=0)
+    for name, tensor in run.trained.algorithm.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+    folder = tmp_path / "mix"
+    written = domainbed_carft.wise_ft(run, [0.5, 1], output=folder, save=[0.5], workers=0)
+    assert written.as_dict() == result.as_dict()
+    assert json.loads((folder / "wise_ft.json").read_text()) == result.as_dict()
+    half = domainbed_carft.load_run(folder / "model_alpha_0.50.pkl", device="cpu")
+    assert half.trained.alpha == 0.5 and half.device == run.device
+
+
+def test_only_weights_of_the_alphas_can_be_saved(run, tmp_path):
+    message = "weights to save: alphas 0.4; expected some of 0.5 1"
+    with pytest.raises(CarftError, match=message):
+        domainbed_carft.wise_ft(run, [0.5, 1], output=tmp_path / "mix", save=[0.4])
+    assert not (tmp_path / "mix").exists()
+
+
+def test_batches_are_as_large_as_those_of_train():
+    """The last bits of a logit depend on the batch around it."""
+    assert BATCH_SIZE == job_batches.EVALUATION_BATCH_SIZE
+
+
+def test_soup_and_export_take_loaded_runs_and_paths(pets, run, tmp_path, capsys):
+    soups = domainbed_carft.soup([run, pets / "CLIPLinearProbe"], output=tmp_path, device="cpu")
+    document = json.loads((tmp_path / "soup.json").read_text())
+    assert document == soups.as_dict()
+    greedy = tmp_path / "model_soup_greedy.pkl"
+    assert by_split(evaluated(capsys, greedy)) == soups.greedy.accuracies.splits
+
+    files = domainbed_carft.export(greedy, tmp_path / "clip.pt")
+    assert all(path.exists() for path in files.paths)
+    assert files.as_dict()["card"] == str(tmp_path / "clip.json")

@@ -1,0 +1,205 @@
+"""Starting the processes that train one job together, and joining them.
+
+torchrun starts them, or the first of them does. Upstream has no equivalent.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from domainbed.lib.process_group import (
+    GRACE_SECONDS,
+    SINGLE_PROCESS,
+    ProcessExitedError,
+    ProcessGroup,
+)
+from domainbed_carft import machine
+from domainbed_carft.errors import CarftError, brief
+from domainbed_carft.jobs.folder import ERRORS
+
+VARIABLE = machine.PROCESSES
+
+# The variable that tells a process the id of the first one, which has started it.
+_PARENT = "DOMAINBED_PARENT"
+
+# How often a process checks whether its parent is alive.
+_PARENT_POLL_SECONDS = 0.1
+
+
+def _int_variable(name: str, default: int) -> int:
+    """The whole number in a variable of torchrun's, or `default`."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else default
+
+
+def is_first() -> bool:
+    """Whether this is the first process of a job, or its only one, by torchrun's variables."""
+    return _int_variable("WORLD_SIZE", 1) < 2 or _int_variable("RANK", 0) == 0
+
+
+@contextlib.contextmanager
+def join_process_group(
+    processes: int, arguments: Sequence[str], output_dir: str
+) -> Iterator[ProcessGroup]:
+    """Join the processes that torchrun has started, or start `processes` of train's `arguments`.
+
+    On GPUs each has the GPU of its local rank. If the first process is killed, one that it has
+    started reports that in err.txt in `output_dir`. Raises CarftError if there are too few GPUs, or
+    the processes cannot join.
+    """
+    size = _int_variable("WORLD_SIZE", processes)
+    if size < 2:
+        yield SINGLE_PROCESS
+        return
+
+    local_size = _int_variable("LOCAL_WORLD_SIZE", size)
+    _require_gpus(local_size)
+    is_over = threading.Event()
+    process_group = SINGLE_PROCESS
+    try:
+        process_group = _create_process_group(size, local_size, arguments, Path(output_dir))
+        watcher = threading.Thread(
+            target=process_group.end_with_children, args=(is_over,), daemon=True
+        )
+        watcher.start()
+        _initialise_torch(process_group)
+    except (RuntimeError, ValueError) as error:  # ValueError: a variable of torchrun's is missing
+        is_over.set()
+        _wait_for(process_group.children)
+        raise CarftError(
+            f"the {size} processes of this job cannot join: {brief(error)}. Start them with "
+            "torchrun or --processes; for one process unset WORLD_SIZE"
+        ) from error
+
+    try:
+        yield process_group
+    except Exception as error:
+        if not process_group.is_leader and not isinstance(error, ProcessExitedError):
+            process_group.report_failure(error)
+        raise
+    finally:
+        dist.destroy_process_group()
+        _wait_for(process_group.children)
+        is_over.set()
+
+
+def _require_gpus(local_size: int) -> None:
+    """Raise CarftError if this machine has GPUs, but fewer than processes of the job."""
+    if torch.cuda.is_available() and torch.cuda.device_count() < local_size:
+        raise CarftError(
+            f"{local_size} processes need a GPU each, and there are {torch.cuda.device_count()}; "
+            "start fewer"
+        )
+
+
+def _create_process_group(
+    size: int, local_size: int, arguments: Sequence[str], output_dir: Path
+) -> ProcessGroup:
+    """The process group as this process sees it, which starts the others unless torchrun did."""
+    if "WORLD_SIZE" in os.environ:
+        rank = _int_variable("RANK", 0)
+        _follow_the_parent(rank, size, output_dir / ERRORS)
+        store = next(dist.rendezvous("env://"))[0]
+        return ProcessGroup(rank, size, local_size, store)
+
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    children = _start_children(size, store.port, arguments)
+    return ProcessGroup(0, size, local_size, store, children)
+
+
+def _initialise_torch(process_group: ProcessGroup) -> None:
+    """Initialise torch's own process group, on GPUs with NCCL; waits for all processes."""
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(_int_variable("LOCAL_RANK", process_group.rank))
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(
+        backend, store=process_group.store, rank=process_group.rank, world_size=process_group.size
+    )
+
+
+def _start_children(
+    size: int, port: int, arguments: Sequence[str]
+) -> list[subprocess.Popen[bytes]]:
+    """Start the processes 1, 2, ... of a job on this machine, with the variables of torchrun."""
+    command = [sys.executable, "-m", "domainbed.scripts.train", *arguments]
+    children = []
+    for rank in range(1, size):
+        variables = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(size),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            _PARENT: str(os.getpid()),
+        }
+        child = subprocess.Popen(command, env={**os.environ, **variables}, stdin=subprocess.DEVNULL)
+        children.append(child)
+    return children
+
+
+def _follow_the_parent(rank: int, size: int, errors: Path) -> None:
+    """End this process as soon as the one that has started it, the first of the job, has ended.
+
+    The first ends before the others only if it was killed or has crashed. It cannot report that
+    itself, so process 1 appends the reason to the file `errors`. Without such a parent, as under
+    torchrun, nothing happens.
+    """
+    parent = os.environ.get(_PARENT)
+    if not parent:
+        return
+
+    lock = threading.Lock()
+
+    def end_without_parent() -> None:
+        with lock:
+            if os.getppid() == int(parent):
+                return
+            if rank == 1:
+                _append_line(
+                    errors,
+                    f"train: process 0 of {size} exited without an error message; it may have run "
+                    "out of memory, or a signal killed it. To resume, rerun the command",
+                )
+            os._exit(1)
+
+    def watch_parent() -> None:
+        while True:
+            end_without_parent()
+            time.sleep(_PARENT_POLL_SECONDS)
+
+    atexit.register(end_without_parent)  # this process may fail first, for want of the other
+    threading.Thread(target=watch_parent, daemon=True).start()
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Append a line to a file, if that can be done without waiting."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK  # a pipe might have no reader
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            os.write(descriptor, f"{line}\n".encode())
+        finally:
+            os.close(descriptor)
+
+
+def _wait_for(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait until processes have ended; kill those that take longer than GRACE_SECONDS."""
+    for child in children:
+        try:
+            child.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
