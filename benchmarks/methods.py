@@ -8,7 +8,8 @@ the target is never looked at. ``out-of-domain`` is the accuracy on the environm
 in-split, as DomainBed reports), ``in-domain`` the mean accuracy on the out-splits of the
 environments trained on, by which it was chosen, both in % at that checkpoint; means over (target,
 trial). Differences are from ``--against``, over the (target, trial) that both have, in points, with
-the standard error of their mean in parentheses. ``*`` marks the learning rate with the highest
+the standard error of their mean in parentheses, in which the environments of a family are one unit
+(EmojiUnseen's three of EmojiOne). ``*`` marks the learning rate with the highest
 in-domain accuracy among variants that differ in nothing else.
 """
 
@@ -21,8 +22,10 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
+from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs import records
 from domainbed_carft.report import frames
+from domainbed_carft.results.paired import clustered_error
 
 OUT, IN = "out_of_domain", "in_domain"
 
@@ -51,6 +54,16 @@ def paired(chosen: pd.DataFrame, a: str, b: str, column: str) -> pd.Series:
     return (table[a] - table[b]).dropna()
 
 
+def standard_error(gap: pd.Series) -> float:
+    """Of the mean of what `paired` returns; NaN for a single unit."""
+    units = []
+    for dataset, target, trial in gap.index:
+        unit = benchmarks.independent_unit(dataset, target)
+        units.append(f"{unit} {trial}" if unit == str(target) else unit)
+    error = clustered_error(gap.to_list(), units)
+    return float("nan") if error is None else error
+
+
 def rows(chosen: pd.DataFrame, against: str) -> list[dict[str, object]]:
     """A row a method, the best in domain first."""
     found = []
@@ -67,7 +80,7 @@ def rows(chosen: pd.DataFrame, against: str) -> list[dict[str, object]]:
             row[name] = 100 * mine[column].mean()
             if against in order.index and method != against:
                 gap = 100 * paired(chosen, method, against, column)
-                row[f"{name} - {against}"] = f"{gap.mean():+.2f} ({gap.sem():.2f})"
+                row[f"{name} - {against}"] = f"{gap.mean():+.2f} ({standard_error(gap):.2f})"
         found.append(row)
     return found
 

@@ -130,6 +130,9 @@ globals().update({name: type(name, (Algorithm,), {}) for name in ALGORITHMS})
 class EmojiStyles:
     ENVIRONMENTS = ["a", "b", "c"]
 
+class EmojiUnseen:
+    ENVIRONMENTS = ["a", "b"]
+
 class EmojiShift:
     ENVIRONMENTS = ["a"]
 

@@ -77,4 +77,4 @@ def test_no_fact_changes_unnoticed():
         name: dataclasses.asdict(benchmark) for name, benchmark in benchmarks.BENCHMARKS.items()
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    assert digest == "e1621d71a8fa0366968443c1ebea49d52820e44e4b25d439b8c29cf39b697cde"
+    assert digest == "37f87f3c562bb7615efde8573588bac23b6b863dd7fd62176225474b1e6c2f75"

@@ -35,8 +35,15 @@ def test_a_checkout_in_the_current_folder_is_extended(site: Site, checkout: Path
         "file": algorithms_file(checkout),
         "class": "CARFT",
         "algorithms": ["ERM", *OUR_ALGORITHMS],
-        "datasets": ["Pets", "EmojiStyles"],
-        "environments": {"Pets": 2, "EmojiStyles": 3, "DTD": 1, "EmojiShift": 1, "ImageNet": 1},
+        "datasets": ["Pets", "EmojiStyles", "EmojiUnseen"],
+        "environments": {
+            "Pets": 2,
+            "EmojiStyles": 3,
+            "EmojiUnseen": 2,
+            "DTD": 1,
+            "EmojiShift": 1,
+            "ImageNet": 1,
+        },
         "hparams": OUR_HPARAMS,
     }
 
@@ -275,7 +282,7 @@ print(json.dumps([
     assert is_ours
     # The host's base class is behind ours.
     assert bases == ["EmojiStyles", "EmojiStyles", "MultipleDomainDataset", "object"]
-    assert names == ["ERM", *OUR_ALGORITHMS, "Pets", "EmojiStyles"]
+    assert names == ["ERM", *OUR_ALGORITHMS, "Pets", "EmojiStyles", "EmojiUnseen"]
 
 
 # The switch, registering and unregistering

@@ -25,11 +25,15 @@ ASSETS = files("domainbed_carft") / "assets"
 
 @dataclass(frozen=True)
 class Environment:
-    """One environment: its label in DomainBed's tables, its folder, names that copies give it."""
+    """One environment: its label in DomainBed's tables, its folder, names that copies give it.
+
+    Environments of one ``family`` are not independent; "" is for those that are.
+    """
 
     label: str
     folder: str
     also: Sequence[str] = ()
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,13 @@ class Benchmark:
 def edition_label(edition: str) -> str:
     """An edition, as it is recorded, in words for people: that of the included data has no name."""
     return edition.replace("of the package", "the copy included in the package")
+
+
+def independent_unit(dataset: str, environment: int) -> str:
+    """What an environment is one unit with in errors: its family, or itself, by its index."""
+    known = BENCHMARKS[dataset].environments if dataset in BENCHMARKS else ()
+    family = known[environment].family if environment < len(known) else ""
+    return family or str(environment)
 
 
 def get(name: str) -> Benchmark:

@@ -1,5 +1,6 @@
 """Where the embedded pictures are: unpacked from the package on first use, divided for EmojiShift.
 
+EmojiStyles has the styles that `tiny` has seen in pre-training, EmojiUnseen those that it has not.
 EmojiShift has one style, two thirds of its things to train on, the others to test on, and the three
 other styles as shifted test sets.
 """
@@ -17,10 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from domainbed_carft import files
+from domainbed_carft.data import emoji_styles
 from domainbed_carft.errors import PassingError
 from domainbed_carft.files import weights
 
 ARCHIVE = "emoji_styles.zip"
+FURTHER_ARCHIVE = "emoji_further_styles.zip"
+UNSEEN = "EmojiUnseen"
 SHIFT = "EmojiShift"
 TRAINED_STYLE = "noto"
 TRAINED_SHARE = 2 / 3  # of the things of each class; chosen by test results, see docs/measured.md
@@ -28,18 +32,30 @@ TRAINED_SHARE = 2 / 3  # of the things of each class; chosen by test results, se
 
 def environment_folder(name: str) -> Path:
     """The folder environment/class/picture.png of the embedded data set ``name``."""
+    if name == UNSEEN:
+        return style_folders(emoji_styles.NEVER_SEEN)
     return shift_folders() / "train" if name == SHIFT else style_folders()
 
 
-def style_folders() -> Path:
-    """The folder style/class/picture.png. Raises CarftError without a cache folder to write to."""
-    with resources.as_file(resources.files("domainbed_carft") / "assets" / ARCHIVE) as archive:
+def style_folders(label: str = emoji_styles.SEEN) -> Path:
+    """The folder style/class/picture.png of all styles with this label of `emoji_styles`.
+
+    Raises CarftError without a cache folder to write to.
+    """
+    if label == emoji_styles.SEEN:
+        return _unpacked_archive(ARCHIVE)
+    return _unpacked_archive(FURTHER_ARCHIVE) / emoji_styles.folder(label)
+
+
+def _unpacked_archive(name: str) -> Path:
+    """The folder with the files of one of the package's archives."""
+    with resources.as_file(resources.files("domainbed_carft") / "assets" / name) as archive:
 
         def unpack(folder: Path) -> None:
             with zipfile.ZipFile(archive) as pictures:
                 pictures.extractall(folder)
 
-        return _cached_folder(Path("emoji_styles", weights.sha256(archive)[:16]), unpack)
+        return _cached_folder(Path(archive.stem, weights.sha256(archive)[:16]), unpack)
 
 
 def shift_folders() -> Path:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-EMBEDDED = ("EmojiStyles", "EmojiShift")
+EMBEDDED = ("EmojiStyles", "EmojiUnseen", "EmojiShift")
 SMALL_DATASETS = (*EMBEDDED, "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
 
 

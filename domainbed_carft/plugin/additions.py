@@ -77,7 +77,7 @@ def wrap_image_folders(module: ModuleType) -> None:
 
 
 def add_datasets(module: ModuleType) -> None:
-    """Put our data sets into `domainbed.datasets` and its lookup, and EmojiStyles into its list.
+    """Put our data sets into `domainbed.datasets` and its lookup, those of styles into its list.
 
     A sweep without `--datasets` leaves out each environment of those in the list; the others have
     a single environment.
@@ -87,13 +87,15 @@ def add_datasets(module: ModuleType) -> None:
     # Forks with a package instead of the module keep the data sets in a part of it.
     parts = _loaded_parts(module)
     home = next((part for part in parts if "DATASETS" in vars(part)), module)
-    provided: list[Any] = [data_sets.EmojiStyles, data_sets.EmojiShift, data_sets.ImageNet]
+    of_styles: list[Any] = [data_sets.EmojiStyles, data_sets.EmojiUnseen]
+    provided = [*of_styles, data_sets.EmojiShift, data_sets.ImageNet]
     provided += data_sets.TASKS.values()
     classes = {dataset.__name__: _class_of_host(home, dataset) for dataset in provided}
     added = _without_names_of_host(home, classes)
     HOST_NAMES.datasets.update(classes.keys() - added.keys())
 
-    listed = {name: dataset for name, dataset in added.items() if name == "EmojiStyles"}
+    names = [dataset.__name__ for dataset in of_styles]
+    listed = {name: dataset for name, dataset in added.items() if name in names}
     _add_to_listing(home, "DATASETS", listed)
     _add_classes(home, added)
     _add_to_lookup(home, "get_dataset_class", added)

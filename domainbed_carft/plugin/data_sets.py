@@ -16,7 +16,16 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from domainbed_carft.clips import pictures
-from domainbed_carft.data import benchmarks, emoji, listing, picture_files, shards, tasks, verify
+from domainbed_carft.data import (
+    benchmarks,
+    emoji,
+    emoji_styles,
+    listing,
+    picture_files,
+    shards,
+    tasks,
+    verify,
+)
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.pictures.image_lists import ImageList, ImagePaths
 from domainbed_carft.plugin.image_folders import (
@@ -138,6 +147,15 @@ class EmojiStyles(PackageDataset):
             ImageFolder(str(folder / name), loader=_decoded_emoji) for name in self.ENVIRONMENTS
         ]
         return environments, verify.verify_folder(type(self).__name__, folder)
+
+
+class EmojiUnseen(EmojiStyles):
+    """The same things in the styles that `tiny` has not seen in pre-training.
+
+    Each style has those of the things that its artists drew. Styles of one family are one unit.
+    """
+
+    ENVIRONMENTS = emoji_styles.names(emoji_styles.NEVER_SEEN)
 
 
 class EmojiShift(EmojiStyles):

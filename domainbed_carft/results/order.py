@@ -21,6 +21,7 @@ _DATASETS = (
     "DomainNet",
     "SVIRO",
     "EmojiStyles",
+    "EmojiUnseen",
 )
 # Our algorithms in the order of the README and of docs/peers.md.
 OUR_ALGORITHMS = (

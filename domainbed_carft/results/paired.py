@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.results import order, selection
 from domainbed_carft.results.document import Grid
@@ -22,7 +23,8 @@ CAPTION = (
     "Differences: accuracy of the first algorithm minus the second, in points, over every (data "
     "set, environment left out, trial) that both have. Interval: the central "
     f"{LEVEL}% of the mean in {RESAMPLES:,} bootstrap resamples of the (data set, environment left "
-    f"out), each with all its trials (numpy's default_rng, seed {SEED}). With few environments "
+    f"out), each with all its trials (numpy's default_rng, seed {SEED}); the environments of a "
+    "family, such as EmojiUnseen's three of EmojiOne, are resampled as one. With few environments "
     "such an interval is too narrow. Equal accuracies are ties."
 )
 
@@ -32,8 +34,8 @@ def compare(
 ) -> list[dict[str, Any]]:
     """``a`` minus ``b`` in points: an entry for JSON and CSV for each group with pairs and method.
 
-    ``low`` and ``high`` are None for a single target. No entries if the two share no trial, or are
-    the same.
+    ``low`` and ``high`` are None for a single target or family. No entries if the two share no
+    trial, or are the same.
     """
     comparisons = []
     for group, method in itertools.product(groups, methods):
@@ -68,8 +70,13 @@ def _differences(group: Group, method: str, a: str, b: str) -> dict[tuple[str, i
 def _summary(differences: Mapping[tuple[str, int, int], float]) -> dict[str, Any]:
     """The mean difference, its interval, and how many pairs were won, lost and tied."""
     values = np.array([*differences.values()])
-    targets = list(dict.fromkeys((dataset, target) for dataset, target, _ in differences))
-    cluster = [targets.index((dataset, target)) for dataset, target, _ in differences]
+    targets = {(dataset, target) for dataset, target, _ in differences}
+    units = [
+        (dataset, benchmarks.independent_unit(dataset, target))
+        for dataset, target, _ in differences
+    ]
+    distinct_units = list(dict.fromkeys(units))
+    cluster = [distinct_units.index(unit) for unit in units]
     low, high = interval_of_mean(np.bincount(cluster, values), np.bincount(cluster))
 
     return {
@@ -99,6 +106,22 @@ def interval_of_mean(
     return float(low), float(high)
 
 
+def clustered_error(values: Sequence[float], units: Sequence[str]) -> float | None:
+    """The standard error of the mean of ``values``, of which those of one unit belong together.
+
+    The cluster-robust estimate with its correction for few units; with each value in a unit of its
+    own it is the usual standard error of the mean. None for a single unit.
+    """
+    names = list(dict.fromkeys(units))
+    if len(names) < 2:
+        return None
+
+    deviations = np.asarray(values) - np.mean(values)
+    sums = np.bincount([names.index(unit) for unit in units], deviations)
+    few = len(names) / (len(names) - 1)
+    return float(np.sqrt(few * (sums**2).sum()) / len(values))
+
+
 def grid(comparisons: Sequence[Mapping[str, Any]]) -> Grid:
     """The table of the entries that `compare` returns: a row for each group and method."""
     header = ["Selection", "Mean", f"{LEVEL}% interval"]
@@ -108,7 +131,7 @@ def grid(comparisons: Sequence[Mapping[str, Any]]) -> Grid:
         method = selection.METHODS[comparison["selection"]].title
         label = "; ".join(filter(None, [method, comparison["setting"]]))
 
-        interval = "none (one target)"
+        interval = f"none (one {'target' if comparison['targets'] == 1 else 'family'})"
         if comparison["low"] is not None:
             interval = f"{comparison['low']:+.2f} to {comparison['high']:+.2f}"
 

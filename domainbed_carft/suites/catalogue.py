@@ -9,7 +9,7 @@ from pathlib import Path
 from domainbed_carft import text
 from domainbed_carft.data import benchmarks, emoji, tasks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.suites import imagenet
+from domainbed_carft.suites import imagenet, unseen_styles
 from domainbed_carft.suites.test_sets import Folders, Suite, TestSet, TestSetCopy
 
 
@@ -22,10 +22,11 @@ def get(name: str) -> Suite:
 
 @functools.cache
 def emoji_shift() -> Suite:
-    """The embedded counterpart of ImageNet's: the style trained on, and the three others.
+    """The embedded counterpart of ImageNet's: the style trained on, the three others, and more.
 
     The former's things are not in the training set; the others have class lists of their own: the
-    model's classes, some of them, and unions.
+    model's classes, some of them, and unions. Styles that the CLIP has not seen are groups of
+    their own.
     """
     classes = benchmarks.get(emoji.SHIFT).classes
     all_classes = {name: [name] for name in classes}
@@ -42,7 +43,8 @@ def emoji_shift() -> Suite:
         _style_set("line", without_people, classes),
         _style_set("twemoji", unions, classes),
     )
-    return Suite(emoji.SHIFT, classes, sets, contexts="emoji")
+    further = [unseen_styles.test_set(style, classes) for style in unseen_styles.FURTHER]
+    return Suite(emoji.SHIFT, classes, (*sets, *further), contexts="emoji")
 
 
 def _style_set(style: str, members: Mapping[str, Sequence[str]], classes: Sequence[str]) -> TestSet:
@@ -110,5 +112,6 @@ def of_task(name: str) -> Suite:
 SUITES: dict[str, Callable[[], Suite]] = {
     "imagenet": imagenet.suite,
     "EmojiShift": emoji_shift,
+    "EmojiUnseen": unseen_styles.suite,
     **{name: functools.partial(of_task, name) for name in tasks.TASKS},
 }

@@ -27,9 +27,13 @@ KEY = ("suite", "weights", "wise_ft_alpha")  # of two lines with the same, the l
 
 
 def append(folder: Path, record: Mapping[str, Any]) -> None:
-    """Add a line with the FIELDS of ``record``; raises CarftError where it cannot be written."""
+    """Add a line with the FIELDS of ``record``, and the means of its suite's groups.
+
+    Raises CarftError where it cannot be written.
+    """
     path = folder / FILE
-    line = json.dumps({key: record[key] for key in FIELDS}).encode() + b"\n"
+    group_means = [key for key in record if key.startswith("mean_") and key not in FIELDS]
+    line = json.dumps({key: record[key] for key in (*FIELDS, *group_means)}).encode() + b"\n"
     try:
         with path.open("ab+", buffering=0) as file:  # at once: nobody sees half of it
             end = file.seek(0, os.SEEK_END)

@@ -39,6 +39,7 @@ class TestSet:
     their places in the suite's. ``find(data_dir)`` gives the pictures. ``is_shifted``: whether it
     counts in the mean of the shifts. ``border``: pixels to cut off each side of each picture.
     ``reports_mean_per_class``: whether others report the mean of the classes' accuracies.
+    ``group``: the name of a group with a mean of its own, in which it counts instead.
     """
 
     __test__ = False  # no test of pytest's
@@ -50,6 +51,7 @@ class TestSet:
     is_shifted: bool = True
     border: int = 0
     reports_mean_per_class: bool = False
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,18 +72,23 @@ class Suite:
     source: str = ""
 
     def means(self, accuracies: Mapping[str, float | None]) -> dict[str, float | None]:
-        """The mean of the shifted sets, and without ``left_out``, under the keys of a record.
+        """The means of the shifted sets, without ``left_out``, and of each group, by record key.
 
         ``accuracies``: by set. A mean is None unless each of its sets has one.
         """
-        shifted = [test_set.name for test_set in self.sets if test_set.is_shifted]
+        shifted = [one.name for one in self.sets if one.is_shifted and not one.group]
         remaining = []
         if self.left_out:
             remaining = [name for name in shifted if name != self.left_out]
-        return {
-            "mean": _complete_mean(accuracies, shifted),
-            "mean_without_objectnet": _complete_mean(accuracies, remaining),
-        }
+        names_by_key = {"mean": shifted, "mean_without_objectnet": remaining}
+        for group in self.groups:
+            names_by_key[_mean_key(group)] = [s.name for s in self.sets if s.group == group]
+        return {key: _complete_mean(accuracies, names) for key, names in names_by_key.items()}
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups of sets that have a mean of their own, in order."""
+        return list(dict.fromkeys(test_set.group for test_set in self.sets if test_set.group))
 
     @property
     def in_distribution(self) -> str:
@@ -92,11 +99,16 @@ class Suite:
     def mean_titles(self) -> dict[str, str]:
         """The keys of the `means` that the suite has -> what these are called."""
         titles = {}
-        if any(test_set.is_shifted for test_set in self.sets):
+        if any(one.is_shifted and not one.group for one in self.sets):
             titles["mean"] = "Mean of the shifts"
         if self.left_out:
             titles["mean_without_objectnet"] = f"Mean without {self.left_out}"
-        return titles
+        return titles | {_mean_key(group): f"Mean, {group}" for group in self.groups}
+
+
+def _mean_key(group: str) -> str:
+    """The key of a group's mean in a record: "mean_never_seen" of "never seen"."""
+    return f"mean_{group.replace(' ', '_')}"
 
 
 def _complete_mean(accuracies: Mapping[str, float | None], names: Sequence[str]) -> float | None:

@@ -1,0 +1,145 @@
+"""Gains over zero-shot CLIP in styles that the CLIP has seen, whose family it has seen, and others.
+
+    carft sweep launch contamination --output_dir OUT
+    for job in OUT/*/done; do
+        carft evaluate "$(dirname "$job")" --suite EmojiUnseen --workers 0
+    done
+    python benchmarks/contamination.py OUT [--markdown]
+
+Each job was trained on three of the four styles of EmojiStyles. Its "seen" style is the fourth,
+which the CLIP knows from pre-training and the job has not been trained on. A gain is a method's
+accuracy minus zero-shot CLIP's in the same style, in points, the mean over trials and targets; then
+the mean over the styles of a group, with its standard error in parentheses, in which the styles of
+a family are one unit. "Seen - never" is the difference of the two means; its error takes the two
+groups as independent. With three independent never-seen families such errors are rough. The weights
+are those that training-domain validation selected, where the job has kept them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tabulate import tabulate
+
+from domainbed_carft.data import emoji, emoji_styles
+from domainbed_carft.data.emoji_styles import FAMILY_SEEN, NEVER_SEEN, SEEN
+from domainbed_carft.jobs import records as job_records
+from domainbed_carft.results.paired import clustered_error
+from domainbed_carft.suites import records as suite_records
+
+ZERO_SHOT = "CLIPZeroShot"
+TRAINED_STYLES = emoji_styles.names(SEEN)
+#: Of the records of a job the first of these weights counts.
+WEIGHTS = ("model_best.pkl", "model.pkl")
+
+
+class Score(NamedTuple):
+    """The accuracy in percent of one job in one style."""
+
+    algorithm: str
+    style: str
+    target: int
+    trial: int
+    accuracy: float
+
+
+class GroupMean(NamedTuple):
+    """The mean over the styles of a group, and its standard error, None for a single family."""
+
+    mean: float
+    error: float | None
+
+    def as_text(self) -> str:
+        """The mean with its sign, and the error in parentheses."""
+        error = "-" if self.error is None else f"{self.error:.1f}"
+        return f"{self.mean:+.1f} ({error})"
+
+
+def read_scores(folder: Path) -> Iterator[Score]:
+    """The scores of all jobs that were evaluated on the suite EmojiUnseen."""
+    runs, _ = job_records.read([folder])
+    for run in runs:
+        _, algorithm, (target, *_), trial, _ = run.job.key
+        for style, scored in read_sets(Path(run.folder)).items():
+            is_trained_on = style in TRAINED_STYLES and style != TRAINED_STYLES[target]
+            if not is_trained_on:
+                yield Score(algorithm, style, target, trial, 100 * scored["accuracy"])
+
+
+def read_sets(job: Path) -> Mapping[str, Mapping[str, Any]]:
+    """Style -> its figures in the job's record of the suite EmojiUnseen; empty without one."""
+    of_weights = {
+        record["weights"]: record["sets"]
+        for record in suite_records.read(job)
+        if record["suite"] == emoji.UNSEEN and record["wise_ft_alpha"] is None
+    }
+    return next((of_weights[name] for name in WEIGHTS if name in of_weights), {})
+
+
+def gains_by_style(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
+    """Algorithm -> style -> mean gain over zero-shot CLIP's job of the same target and trial."""
+    baseline = {s[1:4]: s.accuracy for s in scores if s.algorithm == ZERO_SHOT}
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for score in scores:
+        if score.algorithm != ZERO_SHOT and score[1:4] in baseline:
+            found[score.algorithm][score.style].append(score.accuracy - baseline[score[1:4]])
+    return {
+        algorithm: {style: sum(gains) / len(gains) for style, gains in by_style.items()}
+        for algorithm, by_style in found.items()
+    }
+
+
+def group_mean(gains: Mapping[str, float], label: str) -> GroupMean:
+    """The mean gain over the styles with this label."""
+    styles = [style for style in emoji_styles.names(label) if style in gains]
+    values = [gains[style] for style in styles]
+    families = [emoji_styles.get(style).family for style in styles]
+    return GroupMean(sum(values) / len(values), clustered_error(values, families))
+
+
+def difference(first: GroupMean, second: GroupMean) -> GroupMean:
+    """The first minus the second, as independent estimates."""
+    errors = (first.error, second.error)
+    known = [error for error in errors if error is not None]
+    error = math.hypot(*known) if len(known) == len(errors) else None
+    return GroupMean(first.mean - second.mean, error)
+
+
+def table(scores: Sequence[Score]) -> list[dict[str, str]]:
+    """A row a method, the highest gain in never-seen styles first."""
+    rows = []
+    for algorithm, gains in gains_by_style(scores).items():
+        seen, family_seen, never_seen = (
+            group_mean(gains, label) for label in (SEEN, FAMILY_SEEN, NEVER_SEEN)
+        )
+        columns = {
+            "seen": seen,
+            "family seen": family_seen,
+            "never seen": never_seen,
+            "seen - never": difference(seen, never_seen),
+        }
+        row = {"gain over zero-shot": algorithm}
+        row |= {name: found.as_text() for name, found in columns.items()}
+        rows.append((never_seen.mean, row))
+    return [row for _, row in sorted(rows, key=lambda pair: -pair[0])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sweep", type=Path, help="output folder of the sweep")
+    parser.add_argument("--markdown", action="store_true", help="print a table for the docs")
+    arguments = parser.parse_args()
+    scores = list(read_scores(arguments.sweep))
+    if not scores:
+        parser.error(f"no job in {arguments.sweep} was evaluated with --suite {emoji.UNSEEN}")
+    style = "github" if arguments.markdown else "simple"
+    print(tabulate(table(scores), headers="keys", tablefmt=style))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,386 @@
+"""EmojiUnseen: which styles `tiny` has seen, their families, the data set, the suite."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import sys
+import zipfile
+from collections import Counter, defaultdict
+from importlib import resources
+from pathlib import Path
+
+import collect_sweeps
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from domainbed_carft.data import benchmarks, emoji, emoji_styles, verify
+from domainbed_carft.data.emoji_styles import FAMILY_SEEN, NEVER_SEEN, SEEN
+from domainbed_carft.method import hparams, prompts
+from domainbed_carft.plugin import data_sets
+from domainbed_carft.results import collection, paired, selection, suites
+from domainbed_carft.suites import catalogue, records
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+ASSETS = resources.files("domainbed_carft") / "assets"
+HPARAMS = {"class_names": "dataset:EmojiUnseen", "clip_backbone": "tiny"}
+#: Of the pictures of a seen family, the share that nearly equals the seen drawing, at least.
+REDRAWN = {"openmoji": 0.9, "fluentflat": 0.03}
+
+
+@pytest.fixture(scope="module")
+def near_duplicates():
+    """The module with the difference hash, which lives with the scripts and not in the wheel."""
+    if not TOOLS.is_dir():
+        pytest.skip("needs the source tree")
+    sys.path.insert(0, str(TOOLS))
+    try:
+        import near_duplicates
+    finally:
+        sys.path.remove(str(TOOLS))
+    return near_duplicates
+
+
+@pytest.fixture(scope="module")
+def audit() -> list[dict[str, str]]:
+    text = (ASSETS / "tiny_pretraining.csv").read_text("ascii")
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.fixture(scope="module")
+def split() -> dict[str, dict[str, str]]:
+    text = (ASSETS / "emoji_split.csv").read_text("ascii")
+    return {row["codepoints"]: row for row in csv.DictReader(io.StringIO(text))}
+
+
+def read_pictures(archive: str) -> dict[str, np.ndarray]:
+    """Member -> pixels."""
+    with zipfile.ZipFile(io.BytesIO((ASSETS / archive).read_bytes())) as opened:
+        return {
+            name: np.asarray(Image.open(io.BytesIO(opened.read(name))).convert("RGB"))
+            for name in opened.namelist()
+            if name.endswith(".png")
+        }
+
+
+@pytest.fixture(scope="module")
+def drawings() -> dict[str, dict[str, np.ndarray]]:
+    """Style -> "class/thing.png" -> pixels, of all styles in the package."""
+    found: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    for archive in (emoji.ARCHIVE, emoji.FURTHER_ARCHIVE):
+        for name, pixels in read_pictures(archive).items():
+            *_, style, class_name, thing = name.split("/")
+            found[style][f"{class_name}/{thing}"] = pixels
+    return found
+
+
+# The labels
+
+
+def test_tiny_was_trained_on_the_seen_styles_and_never_on_a_held_out_thing(audit, split):
+    assert {row["style"] for row in audit} == {*emoji_styles.names(SEEN)}
+    assert {split[row["codepoints"]]["split"] for row in audit} == {"pretrain"}
+    assert len(audit) == 5835 == len({(row["codepoints"], row["style"]) for row in audit})
+
+
+def test_a_label_follows_from_the_family(audit):
+    trained = {row["style"] for row in audit}
+    trained_families = {emoji_styles.get(name).family for name in trained}
+    for style in emoji_styles.styles():
+        is_family_seen = style.family in trained_families
+        expected = SEEN if style.name in trained else FAMILY_SEEN if is_family_seen else NEVER_SEEN
+        assert style.label == expected, style.name
+    independent = {emoji_styles.get(name).family for name in emoji_styles.names(NEVER_SEEN)}
+    assert independent == {"emojione", "fxemoji", "streamline"}
+
+
+def test_no_never_seen_picture_nearly_equals_one_of_pretraining(near_duplicates, audit, drawings):
+    trained = np.stack([near_duplicates.from_text(row["hash"]) for row in audit])
+    for style in emoji_styles.names(NEVER_SEEN):
+        pictures = drawings[style]
+        hashes = near_duplicates.difference_hashes(np.stack(list(pictures.values())))
+        assert near_duplicates.distances(hashes, trained).min() > near_duplicates.NEAR, style
+
+
+@pytest.mark.parametrize("label", [NEVER_SEEN, FAMILY_SEEN])
+def test_near_duplicates_of_the_same_thing_show_the_families(near_duplicates, drawings, label):
+    """None in a never-seen style; what a seen family draws again is found, so the hash works."""
+    for name in emoji_styles.names(label):
+        things = list(drawings[name])
+        own = near_duplicates.difference_hashes(np.stack([drawings[name][t] for t in things]))
+        is_near = np.zeros(len(things), bool)
+        for seen in emoji_styles.names(SEEN):
+            same_things = np.stack([drawings[seen][thing] for thing in things])
+            other = near_duplicates.difference_hashes(same_things)
+            is_near |= (own != other).sum(axis=1) <= near_duplicates.NEAR
+        share = is_near.mean()
+        assert share == 0 if label == NEVER_SEEN else share >= REDRAWN.get(name, 0), name
+
+
+def test_the_difference_hash_tells_drawings_apart_and_forgives_colours(near_duplicates, drawings):
+    cat = drawings["emojione2"]["animal/cat.png"].astype(int)
+    dog = drawings["emojione2"]["animal/mouse.png"].astype(int)
+    paler = 255 - (255 - cat) * 3 // 4
+    first, second, third = near_duplicates.difference_hashes(
+        np.stack([cat, paler, dog]).astype(np.uint8)
+    )
+    assert (first != second).sum() < near_duplicates.NEAR < (first != third).sum()
+    assert (near_duplicates.from_text(near_duplicates.as_text(first)) == first).all()
+
+
+# The pictures
+
+
+def test_counts_and_things_are_those_of_the_held_out_split(drawings, split):
+    held = Counter(row["class"] for row in split.values() if row["split"] == "held_out")
+    whole = set(drawings["noto"])
+    for style in emoji_styles.styles():
+        assert len(drawings[style.name]) == style.pictures, style.name
+        assert set(drawings[style.name]) <= whole
+        assert {thing.split("/")[0] for thing in drawings[style.name]} == set(held)
+
+
+def test_no_picture_is_twice_in_a_further_style(drawings):
+    for label in (NEVER_SEEN, FAMILY_SEEN):
+        for name in emoji_styles.names(label):
+            digests = {hashlib.sha256(p.tobytes()).digest() for p in drawings[name].values()}
+            assert len(digests) == len(drawings[name]), name
+
+
+def test_the_reviewed_table_names_held_out_things(split):
+    if not TOOLS.is_dir():
+        pytest.skip("needs the source tree")
+    rows = list(csv.DictReader((TOOLS / "emoji_icons.csv").open(encoding="ascii")))
+    held = {key: row["name"] for key, row in split.items() if row["split"] == "held_out"}
+    assert {row["codepoints"]: row["name"] for row in rows} == held
+    further = emoji_styles.names(NEVER_SEEN) + emoji_styles.names(FAMILY_SEEN)
+    assert [*rows[0]][2:] == further
+    for name in further:
+        assert sum(bool(row[name]) for row in rows) >= emoji_styles.get(name).pictures
+
+
+def test_the_archive_does_not_depend_on_when_it_was_made():
+    with zipfile.ZipFile(io.BytesIO((ASSETS / emoji.FURTHER_ARCHIVE).read_bytes())) as archive:
+        assert {info.date_time for info in archive.infolist()} == {(2020, 1, 1, 0, 0, 0)}
+        assert archive.namelist() == sorted(archive.namelist())
+
+
+def test_emoji_styles_keeps_its_bytes_and_the_assets_stay_small():
+    digest = hashlib.sha256((ASSETS / emoji.ARCHIVE).read_bytes()).hexdigest()
+    assert digest == "ff4d187db8cbeac21a50c6122ee7ebbe35802fc153a4c6f24d53e23fdea9afb9"
+    with resources.as_file(ASSETS) as folder:
+        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    assert sum(sizes) < 32 * 2**20
+
+
+def test_licences_travel_with_the_pictures():
+    text = (ASSETS / "LICENSES_further_styles.txt").read_text("utf-8")
+    with zipfile.ZipFile(io.BytesIO((ASSETS / emoji.FURTHER_ARCHIVE).read_bytes())) as archive:
+        assert archive.read("LICENSES.txt").decode() == text
+    readme = (ASSETS / "README.md").read_text("utf-8")
+    for style in emoji_styles.styles():
+        assert style.integrity.startswith("sha512-")
+        if style.label != SEEN:
+            assert f"\n{emoji_styles.folder(style.label)}/{style.name}/\n" in text
+            assert f"{style.package} {style.version}" in " ".join(text.split())
+            assert (
+                f"| `{style.name}` | {style.label} | {style.family} | {style.pictures} |" in readme
+            )
+
+
+# The data set
+
+
+def test_the_data_set_has_the_never_seen_styles_as_environments():
+    dataset = data_sets.EmojiUnseen("not read", [1], dict(HPARAMS))
+    assert emoji_styles.names(NEVER_SEEN) == dataset.ENVIRONMENTS
+    assert [len(environment) for environment in dataset] == [
+        emoji_styles.get(name).pictures for name in dataset.ENVIRONMENTS
+    ]
+    assert dataset.num_classes == 10 and dataset.input_shape == (3, 48, 48)
+    assert dataset.data_edition == "verified: of the package"
+    moves = [not torch.equal(env[5][0], env[5][0]) for env in dataset]
+    assert moves == [True, False, True, True, True]
+    assert verify.verify("EmojiUnseen").verdict == "verified"
+
+
+@pytest.mark.parametrize("algorithm", ["CARFT", "CLIPLinearProbe"])
+def test_the_data_set_is_trained_like_emoji_styles(algorithm):
+    expected = hparams.overlay(algorithm, "EmojiStyles", 0)
+    found = hparams.overlay(algorithm, "EmojiUnseen", 0)
+    assert {name for name in found if found[name] != expected[name]} <= {"class_names"}
+    classes = prompts.BUILT_IN_CLASSES
+    assert classes["EmojiUnseen"] == classes["EmojiStyles"]
+
+
+def test_a_benchmarks_families_are_those_of_the_styles():
+    known = benchmarks.get("EmojiUnseen").environments
+    assert [e.folder for e in known] == emoji_styles.names(NEVER_SEEN)
+    assert [e.family for e in known] == [emoji_styles.get(e.folder).family for e in known]
+    units = [benchmarks.independent_unit("EmojiUnseen", index) for index in range(len(known))]
+    assert units == ["emojione", "emojione", "emojione", "fxemoji", "streamline"]
+    assert benchmarks.independent_unit("EmojiStyles", 2) == "2"
+    assert benchmarks.independent_unit("./pets", 1) == "1"
+
+
+# The suites
+
+
+def test_the_suite_of_shifts_keeps_its_mean_beside_those_of_the_groups():
+    suite = catalogue.get("EmojiShift")
+    accuracies = {one.name: 0.5 for one in suite.sets}
+    accuracies |= {"fluent3d": 0.3, "line": 0.6, "twemoji": 0.9, "streamline": 1.0}
+    means = suite.means(accuracies)
+    assert means["mean"] == pytest.approx(0.6)
+    assert means["mean_never_seen"] == pytest.approx(0.6)
+    assert means["mean_family_seen"] == pytest.approx(0.5)
+    del accuracies["streamline"]
+    assert suite.means(accuracies)["mean_never_seen"] is None
+    assert suite.means(accuracies)["mean"] == pytest.approx(0.6)
+    assert [one.name for one in suite.sets[:4]] == ["noto", "fluent3d", "line", "twemoji"]
+    assert suite.in_distribution == "noto"
+    assert list(suite.mean_titles.values()) == [
+        "Mean of the shifts",
+        "Mean, never seen",
+        "Mean, family seen",
+    ]
+
+
+def test_the_suite_of_unseen_styles_finds_all_pictures(tmp_path):
+    suite = catalogue.get("EmojiUnseen")
+    assert [one.name for one in suite.sets] == [
+        *emoji_styles.names(NEVER_SEEN),
+        *emoji_styles.names(FAMILY_SEEN),
+        *emoji_styles.names(SEEN),
+    ]
+    for one in suite.sets:
+        found = one.find(tmp_path)
+        assert not found.problems and len(found.samples) == emoji_styles.get(one.name).pictures
+    assert suite.mean_titles.keys() == {"mean_never_seen", "mean_family_seen", "mean_seen"}
+
+
+def test_a_record_keeps_the_means_of_the_groups_and_tables_show_them(tmp_path):
+    suite = catalogue.get("EmojiUnseen")
+    one_set = {"n": 8, "right": 4, "accuracy": 0.5, "ece": 0, "complete": True}
+    record = {
+        "suite": suite.name,
+        "weights": "model.pkl",
+        "step": 3,
+        "wise_ft_alpha": None,
+        "algorithm": "CARFT",
+        "sets": {one.name: one_set for one in suite.sets},
+        **suite.means({one.name: 0.5 for one in suite.sets}),
+        "problems": {},
+        "unread": [],
+    }
+    records.append(tmp_path, record)
+    (kept,) = records.read(tmp_path)
+    assert kept["mean_never_seen"] == kept["mean_family_seen"] == kept["mean_seen"] == 0.5
+    assert kept["mean"] is None and "problems" not in kept
+    assert [*suites.columns(suite).values()][-3:] == [
+        "Mean, never seen",
+        "Mean, family seen",
+        "Mean, seen",
+    ]
+
+
+def test_an_older_record_without_the_groups_is_read(tmp_path):
+    old = {"suite": "EmojiShift", "weights": "model.pkl", "step": 3, "wise_ft_alpha": None}
+    old |= {"algorithm": "CARFT", "sets": {}, "mean": 0.5, "mean_without_objectnet": None}
+    (tmp_path / records.FILE).write_text(json.dumps(old) + "\n")
+    assert records.read(tmp_path) == [old]
+
+
+# Errors
+
+
+def test_the_environments_of_a_family_are_one_unit_of_an_interval(tmp_path):
+    labels = emoji_styles.names(NEVER_SEEN)
+    for algorithm, target, trial in itertools.product(("CARFT", "ERM"), range(5), range(2)):
+        collect_sweeps.write_job(
+            tmp_path,
+            f"{algorithm}-{target}-{trial}",
+            algorithm=algorithm,
+            test_envs=[target],
+            trial_seed=trial,
+            dataset="EmojiUnseen",
+            environments=labels,
+        )
+    groups = collection.gather([tmp_path]).groups
+    (found,) = paired.compare(groups, ["oracle"], "CARFT", "ERM")
+    assert (found["targets"], found["pairs"]) == (5, 10)
+
+    accuracies = {
+        (one.algorithm, one.target, one.trial): 100 * one.outcome.accuracy
+        for one in selection.select(groups[0].runs, "oracle")
+    }
+    of_targets = [
+        sum(accuracies["CARFT", k, t] - accuracies["ERM", k, t] for t in range(2)) for k in range(5)
+    ]
+    sums = np.array([sum(of_targets[:3]), of_targets[3], of_targets[4]])
+    expected = paired.interval_of_mean(sums, np.array([6, 2, 2]))
+    assert (found["low"], found["high"]) == pytest.approx(expected)
+
+
+def test_a_clustered_error_is_the_usual_one_for_units_of_one_value():
+    values = np.random.default_rng(0).normal(size=9).tolist()
+    usual = np.std(values, ddof=1) / 3
+    assert paired.clustered_error(values, list("abcdefghi")) == pytest.approx(usual)
+    # Copies of a value carry no more than the value.
+    of_units = [value for value in values[:3] for _ in range(3)]
+    expected = np.std(values[:3], ddof=1) / np.sqrt(3)
+    assert paired.clustered_error(of_units, list("aaabbbccc")) == pytest.approx(expected)
+    assert paired.clustered_error(values, ["a"] * 9) is None
+
+
+def test_methods_have_the_usual_error_but_for_families(tmp_path):
+    methods = collect_sweeps.benchmark("methods")
+    index = pd.MultiIndex.from_product([["EmojiStyles"], range(4), range(5)])
+    gap = pd.Series(np.random.default_rng(0).normal(size=20), index=index)
+    assert methods.standard_error(gap) == pytest.approx(gap.sem())
+    unseen = pd.Series(
+        gap.to_numpy(), pd.MultiIndex.from_product([["EmojiUnseen"], range(4), range(5)])
+    )
+    units = ["emojione"] * 15 + ["fxemoji"] * 5
+    assert methods.standard_error(unseen) == paired.clustered_error(unseen.to_list(), units)
+
+
+def test_the_contamination_table_compares_gains_by_group(tmp_path):
+    table = collect_sweeps.benchmark("contamination")
+    bonus = dict.fromkeys(emoji_styles.names(SEEN), 0.2)
+    bonus |= dict.fromkeys(emoji_styles.names(FAMILY_SEEN), 0.1)
+    bonus |= {"emojione1": 0.0, "emojione2": 0.1, "emojione2mono": 0.2, "fxemoji": 0.1}
+    for algorithm, target in itertools.product(("CLIPZeroShot", "CARFT"), range(4)):
+        job = collect_sweeps.write_job(
+            tmp_path,
+            f"{algorithm}-{target}",
+            algorithm=algorithm,
+            test_envs=[target],
+            dataset="EmojiStyles",
+            environments=emoji_styles.names(SEEN),
+        )
+        trained_on = set(emoji_styles.names(SEEN)) - {emoji_styles.names(SEEN)[target]}
+        gains = {
+            style.name: bonus.get(style.name, 0.4) * (algorithm == "CARFT")
+            for style in emoji_styles.styles()
+        } | dict.fromkeys(trained_on, 0.4)
+        suite = catalogue.get("EmojiUnseen")
+        accuracies = {name: 0.5 + gain for name, gain in gains.items()}
+        record = {"suite": suite.name, "weights": "model.pkl", "step": 3, "wise_ft_alpha": None}
+        sets = {name: {"accuracy": value} for name, value in accuracies.items()}
+        records.append(
+            job, {**record, "algorithm": algorithm, "sets": sets, **suite.means(accuracies)}
+        )
+
+    (row,) = table.table(list(table.read_scores(tmp_path)))
+    assert row["seen"] == "+20.0 (0.0)" and row["family seen"] == "+10.0 (0.0)"
+    families = ["emojione"] * 3 + ["fxemoji", "streamline"]
+    error = paired.clustered_error([0, 10, 20, 10, 40], families)
+    assert row["never seen"] == f"+16.0 ({error:.1f})"
+    assert row["seen - never"] == f"+4.0 ({error:.1f})"
