@@ -88,10 +88,7 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     plan = _recorded_pictures(run, hparams)
     facts = dataset_facts.recall(hparams, prompts.named_dataset(run.hparams["class_names"]))
     require_same_data(run, dataset, targets, facts)
-
-    names = [environment.name for environment in facts.environments]
-    if len(names) != len(dataset):
-        names = [str(index) for index in range(len(dataset))]
+    names = _environment_names(facts, len(dataset))
 
     # As in `train`: seed, step, the split's number, and the picture's.
     step = last_step if run.step is None else run.step
@@ -107,6 +104,12 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
         for number, part in enumerate(parts)
         if part.name.rpartition("_")[2] in evaluated_kinds
     ]
+
+
+def _environment_names(facts: dataset_facts.DatasetFacts, count: int) -> list[str]:
+    """The names of the environments; their numbers where the host's data set has no names."""
+    names = [environment.name for environment in facts.environments]
+    return names if len(names) == count else [str(index) for index in range(count)]
 
 
 def step_of(run: TrainedRun, data_dir: str | None = None) -> int | None:

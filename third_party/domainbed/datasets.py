@@ -88,7 +88,8 @@ class _Noise(MultipleDomainDataset):
     INPUT_SHAPE: tuple[int, ...]
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
-        self.input_shape, self.num_classes = self.INPUT_SHAPE, 2
+        self.input_shape = self.INPUT_SHAPE
+        self.num_classes = 2
         self.datasets = [
             TensorDataset(torch.randn(16, *self.INPUT_SHAPE), torch.randint(2, (16,)))
             for _ in self.ENVIRONMENTS

@@ -97,10 +97,10 @@ def accuracy(
     network.eval()
     with torch.no_grad():
         for inputs, labels in loader:
-            logits, labels = network.predict(inputs.to(device)), labels.to(device)
+            logits = network.predict(inputs.to(device))
             is_binary = logits.size(1) == 1
             predictions = logits.gt(0).view(-1) if is_binary else logits.argmax(1)
-            hits = predictions.eq(labels.view(-1)).cpu().double()
+            hits = predictions.eq(labels.to(device).view(-1)).cpu().double()
 
             item_weights = torch.ones_like(hits)
             if weights is not None:

@@ -29,11 +29,10 @@ from domainbed.lib.job_batches import JobBatches
 from domainbed.lib.picture_batches import Pictures
 from domainbed.lib.preparation import Environment, share_cores
 from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup, attach_process_group
+from domainbed.lib.progress import ProgressPublisher
 from domainbed_carft import machine
 from domainbed_carft.jobs.folder import JobFolder, Lock
 from domainbed_carft.pictures import rng
-
-PROGRESS_SECONDS = 5.0
 
 
 @dataclass
@@ -79,19 +78,7 @@ class Run:
             kinds=getattr(self.dataset, "EVALUATED_SPLITS", preparation.EVALUATED_SPLITS),
             skipped_envs=training_envs if args.skip_training_in_splits else (),
         )
-        self.batches = JobBatches(
-            in_splits=[self.environments[i].in_split for i in training_envs],
-            evaluated={
-                name: split if name in self.evaluated else [] for name, split in self.splits.items()
-            },
-            hparams=self.hparams,
-            steps=self.n_steps,
-            checkpoint_freq=args.checkpoint_freq or self.dataset.CHECKPOINT_FREQ,
-            seed=args.seed,
-            device=self.device,
-            process_group=self.process_group,
-            stop=self.stop,
-        )
+        self.batches = self._build_batches(training_envs)
         # Upstream's count of an epoch: the smallest in-split of all, test environments included.
         smallest = min(len(environment.in_split) for environment in self.environments)
         self.steps_per_epoch = smallest / self.hparams["batch_size"]
@@ -100,16 +87,10 @@ class Run:
         self._initial_structure = algorithm_state.structure(self.algorithm)
         self._is_storable = True
         self.row_printer = evaluation.RowPrinter()
-        self.evaluator = evaluation.Evaluator(
-            algorithm=self.algorithm,
-            splits=self.evaluated,
-            batches=self.batches,
-            device=self.device,
-            stop=self.stop,
-            process_group=self.process_group,
-            is_constant=getattr(self.algorithm, "is_constant", False),
+        self.evaluator = self._build_evaluator()
+        self.progress = ProgressPublisher(
+            self.lock, self.n_steps, self.num_domains * self.hparams["batch_size"]
         )
-        self._progress_published_at = 0.0
 
         selected_by = [f"env{i}_out_acc" for i in training_envs or range(len(self.environments))]
         self.files = checkpoints.Files(args, selected_by, self._model_contents)
@@ -118,6 +99,32 @@ class Run:
         self.process_group.require_same(self._shared_facts())
         if state:
             self._restore(state)
+
+    def _build_batches(self, training_envs: Sequence[int]) -> JobBatches:
+        return JobBatches(
+            in_splits=[self.environments[i].in_split for i in training_envs],
+            evaluated={
+                name: split if name in self.evaluated else [] for name, split in self.splits.items()
+            },
+            hparams=self.hparams,
+            steps=self.n_steps,
+            checkpoint_freq=self.args.checkpoint_freq or self.dataset.CHECKPOINT_FREQ,
+            seed=self.args.seed,
+            device=self.device,
+            process_group=self.process_group,
+            stop=self.stop,
+        )
+
+    def _build_evaluator(self) -> evaluation.Evaluator:
+        return evaluation.Evaluator(
+            algorithm=self.algorithm,
+            splits=self.evaluated,
+            batches=self.batches,
+            device=self.device,
+            stop=self.stop,
+            process_group=self.process_group,
+            is_constant=getattr(self.algorithm, "is_constant", False),
+        )
 
     def _build_algorithm(self, state: dict[str, Any] | None) -> Any:
         hparams = self.hparams
@@ -157,7 +164,7 @@ class Run:
                         "stopped by a signal; this algorithm cannot be stored (see out.txt), so "
                         "the next run starts over"
                     ) from None
-                self._publish_progress(at_once=True)  # how much was saved, for `sweep status`
+                self.progress.publish(self.steps_done, at_once=True)  # how much was saved
                 self.process_group.max_of(0)  # wait for all: torchrun ends them once one left
                 raise
 
@@ -177,19 +184,9 @@ class Run:
 
             self.steps_done += 1
             self.recorded = not self.batches.is_due(step)
-            self._publish_progress(at_once=not self.recorded)
+            self.progress.publish(self.steps_done, at_once=not self.recorded)
             if not self.recorded:
                 self._checkpoint(step)
-
-    def _publish_progress(self, at_once: bool) -> None:
-        """Publish the progress in the lock, at most every few seconds unless ``at_once``."""
-        if self.lock and (at_once or time.time() > self._progress_published_at + PROGRESS_SECONDS):
-            self._progress_published_at = time.time()
-            self.lock.publish(
-                step=self.steps_done,
-                steps=self.n_steps,
-                pictures_per_step=self.num_domains * self.hparams["batch_size"],
-            )
 
     def _checkpoint(self, step: int) -> None:
         """Evaluate, print a row, save the state with the new record in it, then the record."""

@@ -1,0 +1,34 @@
+"""The progress of a job, published in its lock for `carft sweep status`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from domainbed_carft.jobs.folder import Lock
+
+INTERVAL_SECONDS = 5.0
+
+
+@dataclass
+class ProgressPublisher:
+    """Publishes how many steps are done, at most every few seconds; without a lock nothing."""
+
+    lock: Lock | None
+    n_steps: int
+    pictures_per_step: int
+    _published_at: float = 0.0
+
+    def publish(self, steps_done: int, at_once: bool = False) -> None:
+        """Publish the number of steps, unless the last time was less than 5 s ago.
+
+        `at_once`: however long ago that was.
+        """
+        now = time.time()
+        if self.lock is None or not (at_once or now > self._published_at + INTERVAL_SECONDS):
+            return
+
+        self._published_at = now
+        self.lock.publish(
+            step=steps_done, steps=self.n_steps, pictures_per_step=self.pictures_per_step
+        )
