@@ -229,7 +229,7 @@ class Attacks:
         else:
             content = content[: self.draw.randrange(len(content))]
         path.write_bytes(content)
-        status, said = carft("predict", str(folder), str(self.picture))
+        status, said = carft("predict", str(path), str(self.picture))
         # A bit of the padding between tensors is nobody's.
         harmless = status == 0 and tensors(path) == self.expected[1]
         require(status == 1 or harmless, f"{status}, damaged weights were used: {said[-500:]}")
