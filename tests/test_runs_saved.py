@@ -147,7 +147,9 @@ def test_tensors_of_another_kind_are_refused(random_tiny, tmp_path):
     for kind, tensor in kinds.items():
         state = {**algorithm.state_dict(), "encoder.proj": tensor}
         path = written(tmp_path, algorithm, model_dict=state) / "model.pkl"
-        with pytest.raises(CarftError, match=f"{path} holds a .*{kind}.*; expected dense tensors"):
+        # Before torch 2.2 its own reader refuses what rebuilds a quantized tensor.
+        refusal = f"holds a .*{kind}.*; expected dense tensors|holds .*_rebuild_qtensor, which may"
+        with pytest.raises(CarftError, match=f"{path} ({refusal})"):
             saved.open_run(path)
 
 
