@@ -1,4 +1,4 @@
-"""The columns of ``carft collect --columns`` and ``--full``, against pandas on the packed records."""
+"""The columns of ``carft collect --columns`` and ``--full``, against pandas on packed records."""
 
 import json
 import tarfile

@@ -128,15 +128,9 @@ def _n_jobs(row: RowRuns) -> Cell:
 
 
 def _n_draws(row: RowRuns) -> Cell:
-    """The mean over targets and trials of how many choices each had."""
-    counts: dict[tuple[object, ...], set[object]] = {}
-    for run in row.candidates:
-        for target in run.test_envs or (None,):
-            choices = counts.setdefault((target, run.job.key.trial), set())
-            choices.add(run.job.key.choice)
-    if not counts:
-        return Cell()
-    return Cell(_mean([float(len(choices)) for choices in counts.values()]), n=len(counts))
+    """The mean over targets and trials of how many choices the chosen one was chosen from."""
+    members = [float(selected.outcome.members) for selected in row.selected]
+    return Cell(_mean(members), n=len(members)) if members else Cell()
 
 
 _MEASURES = (
@@ -232,8 +226,8 @@ _COUNTS = (
         "draws",
         "Draws",
         "",
-        "Draws: choices of hyperparameters for each environment and trial, draws and members of a "
-        "search, on average.",
+        "Draws: among how many hyperparameters the method chose, draws and members of a search; on "
+        "average over environments and trials.",
         _n_draws,
         count_text,
     ),
