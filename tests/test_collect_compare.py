@@ -180,7 +180,7 @@ def test_deviations_from_the_published_method_are_noted(tmp_path):
 
 
 def top(capsys, *arguments):
-    assert cli.main(["top", *map(str, arguments)]) == 0
+    assert cli.main(["top", "--json", *map(str, arguments)]) == 0
     return json.loads(capsys.readouterr().out)
 
 

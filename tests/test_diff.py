@@ -9,7 +9,7 @@ import sweep_folders
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.sweep.differences import diff
-from domainbed_carft.sweep.hparam_defaults import expected_hparams, without_defaults
+from domainbed_carft.sweep.hparam_defaults import expected_hparams
 
 VERSIONS = "\tPyTorch: {}\n\tNumPy: 2.0.1\n"
 
@@ -183,11 +183,3 @@ def test_wrong_arguments_have_status_2(tmp_path, monkeypatch, capsys, name):
     assert name in capsys.readouterr().err
     with pytest.raises(CarftError):
         diff(name, name)
-
-
-def test_values_without_defaults_are_those_of_tiny_where_the_run_used_it():
-    changed = without_defaults(
-        "CARFT", "PACS", {"lr": 3e-4, "kl_weight": 3, "clip_backbone": "tiny"}, "tiny"
-    )
-    assert changed == {"kl_weight": 3, "clip_backbone": "tiny"}
-    assert without_defaults("ERM", "PACS", {"lr": 1.0}) == {"lr": 1.0}

@@ -16,6 +16,7 @@ from domainbed_carft.cli import diff as diff_command
 from domainbed_carft.cli import results as collect_commands
 from domainbed_carft.cli import runs as run_commands
 from domainbed_carft.cli import sweep as sweep_commands
+from domainbed_carft.cli import top as top_command
 from domainbed_carft.errors import CarftError, Problem, UnreadableError
 from domainbed_carft.text import printable
 from domainbed_carft.version import __version__
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     data_commands.add_to(commands)
     collect_commands.add_to(commands)
+    top_command.add_to(commands)
     diff_command.add_to(commands)
     run_commands.add_to(commands)
     sweep_commands.add_to(commands)

@@ -34,8 +34,9 @@ class BestHparams:
 
     ``setting``: of the group of runs, where there are several. ``test_env`` and ``environment``:
     index and name of the target; None, as is ``accuracy``, if nothing was left out. Accuracies are
-    in [0, 1]. ``hparams``: as recorded; ``argument``: for the command line of another run.
-    ``folders``: of the jobs that selection used, the run itself first.
+    in [0, 1]. ``hparams``: as recorded; ``argument``: for the command line of another run;
+    ``hparams_set``: those that the run's own command line sets. ``folders``: of the jobs that
+    selection used, the run itself first.
     """
 
     setting: str
@@ -52,9 +53,10 @@ class BestHparams:
     hparams: dict[str, Any]
     argument: str
     folders: list[str]
+    hparams_set: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """An entry of the list that ``carft top`` prints."""
+        """An entry of the list that ``carft top --json`` prints."""
         return dict(vars(self))
 
 
@@ -150,4 +152,5 @@ def _entry(selected: Selected, setting: str, method: str, environment: str | Non
         hparams=dict(run.recorded),
         argument=f"--hparams {shlex.quote(json.dumps(to_repeat, sort_keys=True))}",
         folders=[run.folder for run in outcome.runs],
+        hparams_set=overrides(run.job.args),
     )

@@ -42,23 +42,30 @@ def expected_hparams(args: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != _RESOLVED_BY_RUN}
 
 
-def without_defaults(
-    algorithm: str, dataset: str, values: Mapping[str, Any], clip_backbone: str = ""
+def changed_hparams(
+    algorithm: str,
+    dataset: str,
+    recorded: Mapping[str, Any],
+    hparams_set: Mapping[str, Any],
+    is_drawn: bool,
 ) -> dict[str, Any]:
-    """The ``values`` of a run's hyperparameters that are not the default, in their order.
+    """The hyperparameters of a run that differ from the defaults, those set by ``--hparams`` first.
 
-    ``clip_backbone``: the run's, which changes other defaults. Of algorithms that are not ours all
-    are returned.
+    ``recorded``: all of the run; ``is_drawn``: whether a random search drew them. Of algorithms
+    that are not ours these are the ones that were set, and if they were drawn, all.
     """
-    hparams_set = {"clip_backbone": clip_backbone} if clip_backbone else {}
-    usual_values = defaults(algorithm, dataset, hparams_set)
+    usual_values = defaults(algorithm, dataset, recorded)
     changed = {}
-    for name, value in values.items():
-        if name not in usual_values or value != usual_values[name]:
-            changed[name] = value
+    for name in dict.fromkeys([*hparams_set, *recorded]):
+        is_recorded = name in recorded and name not in FILLED_IN
+        if is_recorded and name in usual_values:
+            is_resolved = usual_values[name] == _RESOLVED_BY_RUN and name not in hparams_set
+            is_changed = recorded[name] != usual_values[name] and not is_resolved
+        else:
+            is_changed = name in hparams_set or (is_drawn and not usual_values)
 
-    if clip_backbone and clip_backbone == defaults(algorithm, dataset).get("clip_backbone"):
-        changed.pop("clip_backbone", None)
+        if is_recorded and is_changed:
+            changed[name] = recorded[name]
     return changed
 
 
