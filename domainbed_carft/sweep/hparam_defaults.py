@@ -54,7 +54,10 @@ def changed_hparams(
     ``recorded``: all of the run; ``is_drawn``: whether a random search drew them. Of algorithms
     that are not ours these are the ones that were set, and if they were drawn, all.
     """
-    usual_values = defaults(algorithm, dataset, recorded)
+    clip_backbone = recorded.get("clip_backbone")
+    hparams_of_backbone = {"clip_backbone": clip_backbone} if clip_backbone else {}
+    usual_values = defaults(algorithm, dataset, hparams_of_backbone)
+
     changed = {}
     for name in dict.fromkeys([*hparams_set, *recorded]):
         is_recorded = name in recorded and name not in FILLED_IN
