@@ -8,6 +8,7 @@ import sweep_folders
 
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
+from domainbed_carft.sweep.difference_printing import table_rows
 from domainbed_carft.sweep.differences import diff
 from domainbed_carft.sweep.hparam_defaults import expected_hparams
 
@@ -103,7 +104,7 @@ def test_sweeps_differ_by_data_set_and_algorithm(tmp_path):
         "trial_seed": ((0, 1, 2), (0, 1)),
         "hparam lr": ((0.1,), (0.2,)),
     }
-    assert ["hparam lr", "Mixup on PACS", "0.1", "0.2"] in comparison.table_rows()
+    assert ["hparam lr", "Mixup on PACS", "0.1", "0.2"] in table_rows(comparison)
 
 
 def test_a_run_is_compared_with_the_job_that_differs_least(tmp_path):

@@ -54,6 +54,8 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 def _print_comparison(comparison: Comparison) -> None:
     """Print what A and B are, a row for each difference, and what only one of them knows."""
+    from domainbed_carft.sweep import difference_printing
+
     for letter, (name, kind) in zip("AB", (comparison.first, comparison.second)):
         print(printable(f"{letter}: {kind} {name}"))
     if comparison.nearest_job:
@@ -63,7 +65,7 @@ def _print_comparison(comparison: Comparison) -> None:
     if comparison.is_equal:
         print("No differences.")
     else:
-        print(table(["Setting", "Of", "A", "B"], comparison.table_rows()))
+        print(table(["Setting", "Of", "A", "B"], difference_printing.table_rows(comparison)))
 
     only_one_side = (("A", comparison.only_in_first), ("B", comparison.only_in_second))
     for letter, parts in only_one_side:

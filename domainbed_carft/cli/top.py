@@ -85,18 +85,23 @@ def _print_tables(entries: Sequence[BestHparams]) -> None:
 
 
 def _table_text(entries: Sequence[BestHparams], dataset_titles: Mapping[str, str]) -> str:
-    """The table of one method and setting; what all rows share stands above it, once."""
+    """The table of one method and setting; what all rows share stands above it, once.
+
+    The chosen values of a search are in each row, whether or not they are the default.
+    """
     changed = [_changed_hparams(entry) for entry in entries]
+    searched = {name for entry in entries for name in entry.values}
     shared = {
         name: value
         for name, value in changed[0].items()
-        if all(name in hparams and hparams[name] == value for hparams in changed)
+        if name not in searched
+        and all(name in hparams and hparams[name] == value for hparams in changed)
     }
 
     rows = []
     for entry, hparams in zip(entries, changed, strict=True):
         own_hparams = {name: value for name, value in hparams.items() if name not in shared}
-        rows.append([dataset_titles[entry.dataset], *_cells(entry, own_hparams)])
+        rows.append([dataset_titles[entry.dataset], *_cells(entry, entry.values | own_hparams)])
 
     text = table(_HEADER, rows)
     return f"In all rows: {_hparams_text(shared)}\n{text}" if shared else text

@@ -36,7 +36,8 @@ class BestHparams:
     index and name of the target; None, as is ``accuracy``, if nothing was left out. Accuracies are
     in [0, 1]. ``hparams``: as recorded; ``argument``: for the command line of another run;
     ``hparams_set``: those that the run's own command line sets. ``folders``: of the jobs that
-    selection used, the run itself first.
+    selection used, the run itself first. ``values``: searched hyperparameter -> the chosen value;
+    ``members``: among how many choices this one was chosen.
     """
 
     setting: str
@@ -54,6 +55,8 @@ class BestHparams:
     argument: str
     folders: list[str]
     hparams_set: dict[str, Any]
+    values: dict[str, Any]
+    members: int
 
     def as_dict(self) -> dict[str, Any]:
         """An entry of the list that ``carft top --json`` prints."""
@@ -153,4 +156,6 @@ def _entry(selected: Selected, setting: str, method: str, environment: str | Non
         argument=f"--hparams {shlex.quote(json.dumps(to_repeat, sort_keys=True))}",
         folders=[run.folder for run in outcome.runs],
         hparams_set=overrides(run.job.args),
+        values=dict(outcome.values),
+        members=outcome.members,
     )

@@ -11,17 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.records import RecordWarning
-from domainbed_carft.jobs.setting import DEFAULT, EDITION, HPARAM
+from domainbed_carft.jobs.setting import DEFAULT, HPARAM
 from domainbed_carft.sweep import job_facts
 from domainbed_carft.sweep.job_facts import JobFacts, Side
-from domainbed_carft.text import shortened
 
-# Of more values, and of longer texts such as digests, the rest is cut off where they are printed.
-_MOST_VALUES = 10
-_LONGEST_TEXT = 60
-_MOST_NAMES = 3
 _MISSING = object()
 
 
@@ -82,22 +76,6 @@ class Comparison:
             "only_in_second": list(self.only_in_second),
             "faults": [warning._asdict() for warning in self.warnings],
         }
-
-    def table_rows(self) -> list[list[str]]:
-        """A row for each difference: part, the jobs concerned, and the values of both sides.
-
-        The second column is empty if all differences are of all jobs.
-        """
-        concerns_some = any(difference.rows for difference in self.differences)
-        return [
-            [
-                difference.part,
-                _rows_text(difference.rows) if concerns_some else "",
-                _values_text(difference.part, difference.first, difference.second),
-                _values_text(difference.part, difference.second, difference.first),
-            ]
-            for difference in self.differences
-        ]
 
 
 def diff(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Comparison:
@@ -166,10 +144,10 @@ def _differences_of_rows(first: Sequence[JobFacts], second: Sequence[JobFacts]) 
     common_rows = [row for row in first_by_row if row in second_by_row]
     joined: dict[tuple[str, str], Difference] = {}
     for row in common_rows:
-        for found in _differences(first_by_row[row], second_by_row[row], rows=(row,)):
-            key = (found.part, _text([found.first, found.second]))
+        for difference in _differences(first_by_row[row], second_by_row[row], rows=(row,)):
+            key = (difference.part, comparable_text([difference.first, difference.second]))
             earlier_rows = joined[key].rows if key in joined else ()
-            joined[key] = replace(found, rows=(*earlier_rows, row))
+            joined[key] = replace(difference, rows=(*earlier_rows, row))
 
     for difference in joined.values():
         holds_of_all = len(difference.rows) == len(common_rows)
@@ -209,13 +187,15 @@ def _difference(
     return Difference(part, rows, tuple(values.values()), tuple(other_values.values()))
 
 
-def _values(part: str, jobs: Sequence[JobFacts], others: Sequence[JobFacts]) -> dict[str, Any]:
+def _values(part: str, jobs: Sequence[JobFacts], other_jobs: Sequence[JobFacts]) -> dict[str, Any]:
     """The distinct values that ``jobs`` have, by their text and in its order.
 
-    A hyperparameter whose default is not known has the value DEFAULT, where ``others`` set it.
+    A hyperparameter whose default is not known has the value DEFAULT, where ``other_jobs`` set it.
     """
     name = part.removeprefix(HPARAM)
-    is_set = part.startswith(HPARAM) and any(name in job.hparams_set for job in (*jobs, *others))
+    is_set = part.startswith(HPARAM) and any(
+        name in job.hparams_set for job in (*jobs, *other_jobs)
+    )
 
     values = {}
     for job in jobs:
@@ -223,69 +203,30 @@ def _values(part: str, jobs: Sequence[JobFacts], others: Sequence[JobFacts]) -> 
         if value is _MISSING and is_set and not job.has_all_hparams:
             value = DEFAULT
         if value is not _MISSING:
-            values[_text(value)] = value
+            values[comparable_text(value)] = value
     return dict(sorted(values.items(), key=lambda item: _sort_key(item[1])))
 
 
 def _sort_key(value: Any) -> tuple[bool, float, str]:
     """Numbers first, by their size; then all others by their text."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return not is_number, value if is_number else 0, _text(value)
+    return not is_number, value if is_number else 0, comparable_text(value)
 
 
-def _text(value: Any) -> str:
-    """The value as JSON, in which 1.0 is 1, to compare and to sort it."""
+def comparable_text(value: Any) -> str:
+    """The value as JSON, in which 1.0 is 1: equal for equal values."""
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_text, value))}]"
+        return f"[{', '.join(map(comparable_text, value))}]"
     is_integral = isinstance(value, float) and value.is_integer()
     return json.dumps(int(value) if is_integral else value, sort_keys=True)
 
 
-def _parts_of_one_side(jobs: Sequence[JobFacts], others: Sequence[JobFacts]) -> list[str]:
-    """The parts that some of ``jobs`` know and none of ``others``."""
+def _parts_of_one_side(jobs: Sequence[JobFacts], other_jobs: Sequence[JobFacts]) -> list[str]:
+    """The parts that some of ``jobs`` know and none of ``other_jobs``."""
     parts = dict.fromkeys(part for job in jobs for part in job.facts)
-    known_to_others = {part for job in others for part in job.facts}
+    known_to_others = {part for job in other_jobs for part in job.facts}
     return [
         part
         for part in parts
-        if part not in known_to_others and not _difference(part, jobs, others, rows=())
+        if part not in known_to_others and not _difference(part, jobs, other_jobs, rows=())
     ]
-
-
-def _rows_text(rows: Iterable[tuple[str, str]]) -> str:
-    """The algorithms on each data set, "all" for no rows."""
-    algorithms: dict[str, list[str]] = {}
-    for dataset, algorithm in rows:
-        algorithms.setdefault(dataset, []).append(algorithm)
-
-    phrases = [f"{_listing(names)} on {dataset}" for dataset, names in algorithms.items()]
-    return "; ".join(phrases) or "all"
-
-
-def _listing(names: Sequence[str]) -> str:
-    """The first of these names, and how many more there are."""
-    excess = len(names) - _MOST_NAMES
-    listing = ", ".join(names[:_MOST_NAMES])
-    return f"{listing} and {excess:,} more" if excess > 0 else listing
-
-
-def _values_text(part: str, values: Sequence[Any], other_values: Sequence[Any]) -> str:
-    """The values for people; of long lists of values those that the other side has not."""
-    other_texts = {_text(value) for value in other_values}
-    shown = values
-    if len(values) > _MOST_VALUES:
-        shown = [value for value in values if _text(value) not in other_texts] or values
-
-    texts = [_value_text(part, value) for value in shown[:_MOST_VALUES]]
-    if len(shown) > _MOST_VALUES:
-        texts.append(f"and {len(shown) - _MOST_VALUES:,} more")
-    return ", ".join(texts)
-
-
-def _value_text(part: str, value: Any) -> str:
-    """One value for people: words without quotes, and cut if it is long."""
-    if isinstance(value, str):
-        text = benchmarks.edition_label(value) if part == EDITION else value
-    else:
-        text = shortened(value) if isinstance(value, list) else _text(value)
-    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
