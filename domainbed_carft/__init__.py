@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from domainbed_carft.results.collect import collect
     from domainbed_carft.runs.api import Run, evaluate, export, load_run, soup, wise_ft
+    from domainbed_carft.sweep.differences import diff
     from domainbed_carft.version import __version__
 
 # The functions of the Python API, and the modules that they come from.
@@ -18,6 +19,7 @@ LAZY_NAMES = {
     "__version__": "domainbed_carft.version",
     "Run": "domainbed_carft.runs.api",
     "collect": "domainbed_carft.results.collect",
+    "diff": "domainbed_carft.sweep.differences",
     "evaluate": "domainbed_carft.runs.api",
     "export": "domainbed_carft.runs.api",
     "load_run": "domainbed_carft.runs.api",
@@ -29,6 +31,7 @@ __all__ = [
     "Run",
     "__version__",
     "collect",
+    "diff",
     "evaluate",
     "export",
     "load_run",

@@ -1,4 +1,4 @@
-"""``carft collect``, ``top`` and ``report``: their command lines, and what they print."""
+"""``carft collect`` and ``report``: their command lines, and what they print."""
 
 from __future__ import annotations
 
@@ -37,9 +37,8 @@ COLUMNS = (
 
 
 def add_to(commands: Any) -> None:
-    """Add the three to argparse's ``commands``."""
+    """Add the two to argparse's ``commands``."""
     _add_collect(commands)
-    _add_top(commands)
     _add_report(commands)
 
 
@@ -47,7 +46,7 @@ def _add_collect(commands: Any) -> None:
     parser = commands.add_parser(
         "collect", help="print result tables of sweeps, with standard errors and what is missing"
     )
-    _add_common(parser, _collect)
+    add_common(parser, _collect)
     parser.add_argument(
         "--format", choices=FORMATS, default="text", help="output format (default: text)"
     )
@@ -87,21 +86,11 @@ def _add_collect(commands: Any) -> None:
     )
 
 
-def _add_top(commands: Any) -> None:
-    parser = commands.add_parser(
-        "top", help="print the best hyperparameters of each trial as JSON, ready for --hparams"
-    )
-    _add_common(parser, _top)
-    parser.add_argument("--dataset", help="show only this data set")
-    parser.add_argument("--algorithm", help="show only this algorithm")
-    parser.add_argument("--test_env", type=int, help="show only the environment with this index")
-
-
 def _add_report(commands: Any) -> None:
     parser = commands.add_parser(
         "report", help="write a web page of a sweep's results: tables, figures, example pictures"
     )
-    _add_common(parser, _report)
+    add_common(parser, _report)
     parser.add_argument(
         "-o",
         "--output",
@@ -134,8 +123,8 @@ def _add_report(commands: Any) -> None:
     )
 
 
-def _add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None:
-    """Add the arguments that all three have."""
+def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None:
+    """Add the arguments that ``collect``, ``top`` and ``report`` have."""
     parser.set_defaults(run=run)
     parser.add_argument(
         "folders",
@@ -200,8 +189,8 @@ def _collect(arguments: argparse.Namespace) -> int:
         sys.stdout.write(text)
 
     if arguments.format == "csv":  # which has no room for notes
-        _print_errors(results.notes)
-    _print_errors([*describe_warnings(results.warnings), _summary_line(results.summary)])
+        print_errors(results.notes)
+    print_errors([*describe_warnings(results.warnings), _summary_line(results.summary)])
     return _strict_status(results.defects) if arguments.strict else 0
 
 
@@ -220,24 +209,8 @@ def _strict_status(defects: Mapping[str, int]) -> int:
         return 0
 
     listing = ", ".join(f"{kind} ({count:,})" for kind, count in defects.items())
-    _print_errors([f"carft: --strict: {listing}"])
+    print_errors([f"carft: --strict: {listing}"])
     return INCOMPLETE
-
-
-def _top(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.results import formats
-    from domainbed_carft.results.top import top
-
-    best = top(
-        arguments.folders,
-        methods=arguments.select,
-        ignored=arguments.ignore,
-        dataset=arguments.dataset,
-        algorithm=arguments.algorithm,
-        test_env=arguments.test_env,
-    )
-    sys.stdout.write(formats.as_json([entry.as_dict() for entry in best.entries]))
-    _print_errors(describe_warnings(best.warnings))
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -252,14 +225,14 @@ def _report(arguments: argparse.Namespace) -> None:
         n_examples=0 if arguments.no_examples else max(0, arguments.n_examples),
         data_dir=arguments.data_dir,
     )
-    _print_errors(describe_warnings(report.warnings))
+    print_errors(describe_warnings(report.warnings))
     if report.why_no_examples:
-        _print_errors([f"No example pictures: {report.why_no_examples}"])
+        print_errors([f"No example pictures: {report.why_no_examples}"])
     if not report.is_complete:
-        _print_errors(["Some cells are incomplete; see the notes on the page."])
+        print_errors(["Some cells are incomplete; see the notes on the page."])
     print(f"Report: {printable(str(report.index))}")
 
 
-def _print_errors(lines: Iterable[str]) -> None:
+def print_errors(lines: Iterable[str]) -> None:
     for line in lines:
         print(printable(line), file=sys.stderr)
