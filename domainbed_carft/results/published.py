@@ -11,10 +11,11 @@ import numpy as np
 
 from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import tables, verdicts
-from domainbed_carft.results.document import Grid, format_accuracy
+from domainbed_carft.results import verdicts
+from domainbed_carft.results.cells import Cell, ErrorKind, cell_of, format_accuracy
+from domainbed_carft.results.document import Grid
 from domainbed_carft.results.settings import Group
-from domainbed_carft.results.tables import Cell, Table
+from domainbed_carft.results.tables import Table
 from domainbed_carft.results.verdicts import Verdict
 
 AVERAGE = "average"
@@ -109,7 +110,8 @@ def compare(group: Group, group_tables: Iterable[Table]) -> GroupComparison:
     for table in group_tables:
         for row in table.rows if table.averages else ():
             cells = dict(zip(table.columns, row.cells, strict=True))
-            cells[AVERAGE] = _over_all([cells.get(name, Cell()) for name in datasets])
+            cells_of_datasets = [cells.get(name, Cell()) for name in datasets]
+            cells[AVERAGE] = _over_all(cells_of_datasets, table.error)
 
             for dataset, cell in cells.items():
                 method = counterparts.get((row.algorithm, dataset), "")
@@ -209,7 +211,7 @@ def _clause(algorithm: str, deviations: Sequence[str], method: str) -> str:
     return f"{algorithm} has {', '.join(deviations)}, unlike the published {method}"
 
 
-def _over_all(cells: Sequence[Cell]) -> Cell:
+def _over_all(cells: Sequence[Cell], error: ErrorKind) -> Cell:
     """The average over the published data sets; empty unless all have the same trials."""
     trials = sorted(cells[0].accuracies)
     if any(cell.accuracies.keys() != cells[0].accuracies.keys() for cell in cells):
@@ -217,7 +219,7 @@ def _over_all(cells: Sequence[Cell]) -> Cell:
 
     means = {trial: float(np.mean([cell.accuracies[trial] for cell in cells])) for trial in trials}
     missing = [text for cell in cells for text in cell.missing]
-    average = tables.cell_of(means, missing)
+    average = cell_of(means, missing, error)
     return average._replace(partial=any(cell.partial for cell in cells))
 
 

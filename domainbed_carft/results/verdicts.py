@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from domainbed_carft.results.tables import Cell
+from domainbed_carft.results.cells import Cell
 
 LEVEL = 95  # % of the interval of our mean
 
