@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from domainbed_carft.results import verdicts
-from domainbed_carft.results.tables import cell_of
+from domainbed_carft.results.cells import cell_of
 
 FIGURE = {"accuracy": 80.0, "selection": "training-domain"}
 

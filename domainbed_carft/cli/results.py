@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
@@ -14,11 +14,15 @@ from domainbed_carft.jobs.record_lines import describe_warnings
 from domainbed_carft.jobs.setting import KINDS
 from domainbed_carft.text import printable, quantity
 
+if TYPE_CHECKING:
+    from domainbed_carft.results.collect import Results
+
 INCOMPLETE = 3  # exit status of --strict
 
 # As modules that take a while to load have them, which a test compares.
 METHODS = ("training-domain", "leave-one-domain-out", "oracle", "in-domain")
 FORMATS = ("text", "markdown", "csv", "json", "latex")
+LATEX_TABLE = "latex-table"
 ERRORS = ("domainbed", "sample", "std")
 DEFAULT_COLUMNS = ("environments", "average")
 COLUMNS = (
@@ -48,7 +52,17 @@ def _add_collect(commands: Any) -> None:
     )
     add_common(parser, _collect)
     parser.add_argument(
-        "--format", choices=FORMATS, default="text", help="output format (default: text)"
+        "--format",
+        choices=(*FORMATS, LATEX_TABLE),
+        default="text",
+        help="output format (default: text); latex is a document, latex-table one tabular for "
+        "\\input, by the first selection method",
+    )
+    parser.add_argument(
+        "--names",
+        type=Path,
+        metavar="FILE",
+        help="YAML file of names to print in a latex-table: methods, datasets, environments",
     )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write here instead of printing"
@@ -168,8 +182,7 @@ def _collect(arguments: argparse.Namespace) -> int:
     from domainbed_carft.results import formats
     from domainbed_carft.results.collect import collect
 
-    if arguments.format == "csv" and arguments.compare and arguments.paired:
-        raise CarftError("--format csv holds one table; use either --compare or --paired")
+    _require_one_table(arguments)
     files.require_output(arguments.output)
 
     columns = COLUMNS if arguments.full else arguments.columns or DEFAULT_COLUMNS
@@ -182,7 +195,10 @@ def _collect(arguments: argparse.Namespace) -> int:
         columns=columns,
         error=arguments.error,
     )
-    text = formats.FORMATS[arguments.format](results.document)
+    if arguments.format == LATEX_TABLE:
+        text = _latex_table(results, arguments.names)
+    else:
+        text = formats.FORMATS[arguments.format](results.document)
     if arguments.output:
         files.save_text(arguments.output, text)
     else:
@@ -192,6 +208,32 @@ def _collect(arguments: argparse.Namespace) -> int:
         print_errors(results.notes)
     print_errors([*describe_warnings(results.warnings), _summary_line(results.summary)])
     return _strict_status(results.defects) if arguments.strict else 0
+
+
+def _require_one_table(arguments: argparse.Namespace) -> None:
+    """Raise CarftError for options that ask more of a format than it holds."""
+    if arguments.format == "csv" and arguments.compare and arguments.paired:
+        raise CarftError("--format csv holds one table; use either --compare or --paired")
+    if arguments.format == LATEX_TABLE and (arguments.compare or arguments.paired):
+        raise CarftError(
+            "--format latex-table holds one table of accuracies; use --format latex for --compare "
+            "and --paired"
+        )
+    if arguments.names and arguments.format != LATEX_TABLE:
+        raise CarftError(f"--names goes with --format latex-table, not {arguments.format}")
+
+
+def _latex_table(results: Results, names_file: Path | None) -> str:
+    """The tabular of the first selection method, after a line on what it leaves out."""
+    from domainbed_carft.results import display_names, latex_table
+
+    names = display_names.read(names_file) if names_file else display_names.DisplayNames()
+    text = latex_table.write(results.tables, names)
+    left_out = latex_table.methods_left_out(results.tables)
+    if left_out:
+        shown = results.tables[0].method
+        print_errors([f"The table is by {shown}; for another, use --select {left_out[0]}."])
+    return text
 
 
 def _summary_line(summary: Mapping[str, Any]) -> str:
