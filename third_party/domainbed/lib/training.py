@@ -75,12 +75,9 @@ class Run:
         )
         named_splits = splits.name_splits(self.environments)
         self.splits = {split.name: split.items for split in named_splits}
-        evaluated_splits = splits.select_evaluated(
-            named_splits,
-            kinds=self.dataset.EVALUATED_SPLITS,
-            skipped_environments=training_envs if args.skip_training_in_splits else (),
-        )
-        self.evaluated = [split.name for split in evaluated_splits]
+        skipped = training_envs if args.skip_training_in_splits else ()
+        evaluated = splits.select_evaluated(named_splits, self.dataset.EVALUATED_SPLITS, skipped)
+        self.evaluated = [split.name for split in evaluated]
         self.batches = self._build_batches(training_envs)
         # Upstream's count of an epoch: the smallest in-split of all, test environments included.
         smallest = min(len(environment.in_split) for environment in self.environments)
