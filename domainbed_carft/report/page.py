@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import RecordWarning, Run, describe_warnings
 from domainbed_carft.jobs.setting import EDITION
-from domainbed_carft.report import output_folder
+from domainbed_carft.report import chosen_jobs, output_folder
 from domainbed_carft.report.sections import SectionMaker, unique_names
 from domainbed_carft.report.styles import styles_of
 from domainbed_carft.results import collect, document, order, paired, published, selection, suites
@@ -25,6 +25,7 @@ from domainbed_carft.results import collection as collecting
 from domainbed_carft.results.collect import Results
 from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.document import Grid
+from domainbed_carft.results.top import BestHparams, best_hparams
 
 PAIR = ("CARFT", "CLIPFineTune")
 _SOFTWARE = ("matplotlib", "pandas", "numpy", "jinja2")
@@ -114,8 +115,14 @@ def build(results: Results, *, n_examples: int = 4, data_dir: str | None = None)
     make_section = SectionMaker(
         styles=styles_of(algorithms), name=unique_names(), example_part=example_part
     )
+    entries_of_table: dict[tuple[str, str], list[BestHparams]] = {}
+    for entry in best_hparams(results.collection, methods=[method]):
+        entries_of_table.setdefault((entry.setting, entry.dataset), []).append(entry)
+
     sections = [
-        make_section.of_table(table, group.runs)
+        make_section.of_table(
+            table, group.runs, entries_of_table.get((table.setting, table.dataset), [])
+        )
         for group, group_tables in zip(groups, results.tables_of_groups, strict=True)
         for table in group_tables
         if table.method == method and not table.averages
@@ -166,7 +173,7 @@ def _provenance(runs: Sequence[Run]) -> dict[str, Any]:
         "software": ", ".join(f"{package} {version(package)}" for package in _SOFTWARE),
         "settings": _settings(runs),
         "digest": _digest(runs),
-        "commands": _commands(runs),
+        "commands": chosen_jobs.commands(runs),
     }
 
 
@@ -257,12 +264,3 @@ def _digest(runs: Iterable[Run]) -> str:
     folders = sorted({run.folder for run in runs}, key=os.fsencode)
     contents = [Path(folder, RECORDS).read_bytes() for folder in folders]
     return hashlib.sha256(b"".join(contents)).hexdigest()
-
-
-def _commands(runs: Iterable[Run]) -> list[str]:
-    """The command lines of the jobs for a shell, with the arguments that were recorded."""
-    lines = []
-    for run in runs:
-        folder = Path("OUT", run.job.folder.name)
-        lines.append(replace(run.job, folder=folder).line)
-    return lines

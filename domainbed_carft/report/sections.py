@@ -11,11 +11,12 @@ from typing import Any
 import pandas as pd
 
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.report import figures, frames
+from domainbed_carft.report import chosen_jobs, figures, frames
 from domainbed_carft.report.canvas import Figure
 from domainbed_carft.report.styles import Styles
-from domainbed_carft.results import document, suites
+from domainbed_carft.results import document, ranking, suites
 from domainbed_carft.results.tables import Table
+from domainbed_carft.results.top import BestHparams
 
 
 def unique_names() -> Callable[..., str]:
@@ -43,10 +44,13 @@ class SectionMaker:
     name: Callable[..., str]
     example_part: Callable[..., dict[str, Any]] | None
 
-    def of_table(self, table: Table, runs: Sequence[Run]) -> dict[str, Any]:
-        """The section of one data set: the table, its figures, and examples of pictures.
+    def of_table(
+        self, table: Table, runs: Sequence[Run], entries: Sequence[BestHparams]
+    ) -> dict[str, Any]:
+        """The section of one data set: the table, its jobs and figures, and examples of pictures.
 
-        ``runs``: of the table's group, on any data set.
+        ``runs``: of the table's group, on any data set; ``entries``: of what was chosen for the
+        table.
         """
         identity = self.name("data", table.dataset)
         dataset_runs = [run for run in runs if run.dataset == table.dataset]
@@ -60,7 +64,8 @@ class SectionMaker:
             "id": identity,
             "title": "; ".join(filter(None, [table.dataset_title, table.setting])),
             "table": document.table_grid(table),
-            "best": _is_best(table),
+            "ranks": _ranks(table),
+            "jobs": chosen_jobs.behind(table, entries, self.name),
             "parts": parts,
         }
 
@@ -101,20 +106,28 @@ class SectionMaker:
         identity = self.name("suite", rows[0].suite)
         figure = figures.suite(table.title, identity, suites.points(rows), self.styles)
         parts = [_part("suite", [figure])] if figure else []
-        return {"id": identity, "title": table.title, "table": table, "best": None, "parts": parts}
+        return {
+            "id": identity,
+            "title": table.title,
+            "table": table,
+            "ranks": None,
+            "jobs": None,
+            "parts": parts,
+        }
 
 
 def _part(kind: str, figures_or_none: Sequence[Figure | None]) -> dict[str, Any]:
     return {"kind": kind, "figures": list(filter(None, figures_or_none)), "targets": ()}
 
 
-def _is_best(table: Table) -> list[list[bool]]:
-    """For each row whether its cells, and the average, read as the highest of their columns."""
-    means = [[*(cell.mean for cell in row.cells), row.average] for row in table.rows]
-    # Means that read the same are equally good.
-    printed = pd.DataFrame(means, dtype=float).round(1)
-    is_best: list[list[bool]] = (printed == printed.max()).to_numpy().tolist()
-    return is_best
+def _ranks(table: Table) -> list[list[int]]:
+    """For each row the ranks of its cells in their columns, of accuracies only."""
+    ranks_of_columns = []
+    for number, column in enumerate(table.shown):
+        is_ranked = column.unit == ranking.RANKED_UNIT
+        means = [row.shown[number].mean if is_ranked else None for row in table.rows]
+        ranks_of_columns.append(ranking.ranks(means))
+    return [list(ranks) for ranks in zip(*ranks_of_columns, strict=True)]
 
 
 def _by_target(table: Table, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

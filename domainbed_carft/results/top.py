@@ -87,7 +87,7 @@ def top(
     one of ``methods``, and for what `collect` does.
     """
     collection = collecting.gather(folders, methods, ignored)
-    entries = list(_best_hparams(collection))
+    entries = list(best_hparams(collection))
 
     wanted = {"dataset": dataset, "algorithm": algorithm, "test_env": test_env}
     for name, value in wanted.items():
@@ -107,9 +107,14 @@ def _require(entries: Iterable[BestHparams], name: str, value: object) -> None:
         raise CarftError(f"no run was selected with {name} {value}; available: {listing}")
 
 
-def _best_hparams(collection: Collection) -> Iterator[BestHparams]:
-    """Those of each group, method, data set, algorithm, target and trial."""
-    for group, method in itertools.product(collection.groups, collection.methods):
+def best_hparams(
+    collection: Collection, methods: Sequence[str] | None = None
+) -> Iterator[BestHparams]:
+    """The chosen hyperparameters of each group, method, data set, algorithm, target and trial.
+
+    ``methods``: of selection, by default those of the collection.
+    """
+    for group, method in itertools.product(collection.groups, methods or collection.methods):
         labels = order.environment_labels(group.runs, listed=group.labels)
         leaves_out = selection.METHODS[method].leaves_out
 
