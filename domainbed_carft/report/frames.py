@@ -50,6 +50,27 @@ def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
     return frame.sort_values([*RUN, "step"], ignore_index=True)
 
 
+def choices(runs: Sequence[Run], method: str) -> pd.DataFrame:
+    """A row for each choice of hyperparameters that the method had, where it had several.
+
+    Columns: RUN, ``choice``, ``validation`` and ``out_of_domain`` accuracy at the checkpoint that
+    the method takes, and ``selected``: whether it chose this one for its target and trial.
+    """
+    rule = selection.METHODS[method]
+    rows = []
+    for candidates in selection.candidates_by_target(runs):
+        outcomes = selection.ranked_outcomes(candidates, rule)
+        cell = (candidates.dataset, candidates.algorithm, candidates.target, candidates.trial)
+        if len(outcomes) > 1:
+            for outcome in outcomes:
+                is_selected = outcome is outcomes[0]
+                accuracies = (outcome.validation, outcome.accuracy)
+                rows.append((*cell, outcome.choice, *accuracies, is_selected))
+
+    columns = [*RUN, "choice", "validation", "out_of_domain", "selected"]
+    return pd.DataFrame(rows, columns=columns).astype({"selected": bool})
+
+
 def _drift_by_step(run: Run) -> dict[float, list[float]]:
     """Step -> the values of DRIFT, which the algorithm measured and ``run`` does not hold."""
     return {

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.report import chosen_jobs, figures, frames
+from domainbed_carft.report import chosen_jobs, figures, frames, search_figures
 from domainbed_carft.report.canvas import Figure
 from domainbed_carft.report.styles import Styles
 from domainbed_carft.results import document, ranking, suites
@@ -54,7 +54,14 @@ class SectionMaker:
         """
         identity = self.name("data", table.dataset)
         dataset_runs = [run for run in runs if run.dataset == table.dataset]
-        figures_by_kind = self._figures(table, frames.checkpoints(dataset_runs, table.method))
+        figures_by_kind: dict[str, list[Figure | None]] = {
+            "bars": [*figures.bars(table, self.styles, self.name)]
+        }
+        figures_of_choices = self._figures_of_choices(table, dataset_runs)
+        if figures_of_choices:
+            figures_by_kind["choices"] = figures_of_choices
+        checkpoints = frames.checkpoints(dataset_runs, table.method)
+        figures_by_kind |= self._figures_of_checkpoints(table, checkpoints)
 
         # The template has title and text for each kind, also where there is no figure.
         parts = [_part(kind, kind_figures) for kind, kind_figures in figures_by_kind.items()]
@@ -69,7 +76,9 @@ class SectionMaker:
             "parts": parts,
         }
 
-    def _figures(self, table: Table, checkpoints: pd.DataFrame) -> dict[str, list[Figure | None]]:
+    def _figures_of_checkpoints(
+        self, table: Table, checkpoints: pd.DataFrame
+    ) -> dict[str, list[Figure | None]]:
         """Kind of part -> its figures; None where a figure would be empty."""
         dataset = table.dataset
         styles = self.styles
@@ -83,7 +92,6 @@ class SectionMaker:
             for title, rows in _by_target(table, checkpoints)
         ]
         return {
-            "bars": [*figures.bars(table, styles, self.name)],
             "steps": over_steps,
             "robustness": [
                 figures.marks(title, self.name(dataset, "robustness", title), rows, styles)
@@ -99,6 +107,20 @@ class SectionMaker:
                 )
             ],
         }
+
+    def _figures_of_choices(self, table: Table, dataset_runs: Sequence[Run]) -> list[Figure | None]:
+        """A figure of all choices for each algorithm that had several."""
+        choices = frames.choices(dataset_runs, table.method)
+        return [
+            search_figures.choices(
+                title=algorithm,
+                name=self.name(table.dataset, "choices", algorithm),
+                rows=choices[choices["algorithm"] == algorithm],
+                style=style,
+            )
+            for algorithm, style in self.styles.items()
+            if (choices["algorithm"] == algorithm).any()
+        ]
 
     def of_suite(self, rows: Sequence[suites.Scores]) -> dict[str, Any]:
         """The section of a suite: its table, and where it has shifts, the figure."""
