@@ -111,6 +111,7 @@ def collect(
     ignored: Sequence[str] = (),
     pair: tuple[str, str] | None = None,
     compare_published: bool = False,
+    single_source: bool = False,
 ) -> Results:
     """Read the records of sweeps and make their tables, as ``carft collect`` does.
 
@@ -118,14 +119,15 @@ def collect(
     by default those that the sweeps declare, else all that have jobs. ``ignored``: parts of a
     setting that may differ between runs that are averaged, as for ``--ignore``. ``pair``: two
     algorithms to compare over the trials that both have. ``compare_published``: whether to add
-    published accuracies.
+    published accuracies. ``single_source``: whether jobs that leave out all environments but one
+    have a single source, for jobs of which no manifest says so.
 
     Raises CarftError if there is no record, if a method has no jobs, if the algorithms of ``pair``
     share no trial, or if a job was run twice with different records.
     """
     if isinstance(folders, (str, os.PathLike)):
         folders = [folders]
-    collection = collecting.gather(list(folders), methods, ignored)
+    collection = collecting.gather(list(folders), methods, ignored, single_source=single_source)
 
     results = build(collection, pair, compare_published)
     if pair and not results.differences:

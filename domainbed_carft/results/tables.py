@@ -115,7 +115,7 @@ def build(group: Group, methods: Sequence[str]) -> list[Table]:
     tables = []
     for method in methods:
         leaves_out = selection.METHODS[method].leaves_out
-        jobs = [job for job in gaps.keys if bool(job.test_envs) == leaves_out]
+        jobs = gaps.keys_of(method)
         datasets = {job.dataset for job in jobs}
         row_labels = order.ordered_algorithms((job.algorithm for job in jobs), group.declared)
         accuracies = _Accuracies(group.runs, method)
