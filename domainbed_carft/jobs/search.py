@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,11 @@ class Search:
             and (chosen.test_envs is None or {*chosen.test_envs} <= key.test_envs)
         ]
         return not chosen_values or job.role.values in chosen_values
+
+
+def trials_phrase(seeds: Sequence[int]) -> str:
+    """``trial 5`` or ``trials 0, 1, 2``."""
+    return f"{'trial' if len(seeds) == 1 else 'trials'} {', '.join(map(str, seeds))}"
 
 
 def parse_search(content: Any) -> Search:

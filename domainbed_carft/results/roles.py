@@ -16,7 +16,7 @@ from domainbed_carft.errors import CarftError, Problem
 from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job, Role
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.jobs.search import Search
+from domainbed_carft.jobs.search import Search, trials_phrase
 from domainbed_carft.text import quantity
 
 SINGLE_SOURCE_FLAG = "--single-source"
@@ -143,7 +143,7 @@ def _is_hidden(job: Job, search: Search) -> bool:
 def _note_on_stages(search: Search, jobs: Iterable[Job]) -> str:
     """How much was trained to choose the values, and how much with the chosen ones."""
     n_first = sum(job.role.stage == CHOOSE for job in jobs)
-    trials = _trials(search.choose_on)
+    trials = trials_phrase(search.choose_on)
     if not search.chosen:
         return (
             f"The search has not chosen yet; the tables show its first stage, on {trials}. "
@@ -154,13 +154,8 @@ def _note_on_stages(search: Search, jobs: Iterable[Job]) -> str:
     return (
         f"Budget of the search: {quantity(n_first, 'job')} on {trials} chose by {search.method} "
         f"validation, one choice for {scope}; {quantity(search.repeats, 'job')} on "
-        f"{_trials(search.repeat_on)} train what was chosen, and only these are in the tables."
+        f"{trials_phrase(search.repeat_on)} train what was chosen, and only these are in the tables."
     )
-
-
-def _trials(seeds: Sequence[int]) -> str:
-    """``trial 5`` or ``trials 0, 1, 2``."""
-    return f"{'trial' if len(seeds) == 1 else 'trials'} {', '.join(map(str, seeds))}"
 
 
 def _notes_on_values(sweep: Sweep) -> Iterator[str]:
