@@ -151,10 +151,11 @@ def _note_on_stages(search: Search, jobs: Iterable[Job]) -> str:
         )
 
     scope = "each target" if search.choose_by == "target" else "all targets of a data set"
+    repeat_trials = trials_phrase(search.repeat_on)
     return (
         f"Budget of the search: {quantity(n_first, 'job')} on {trials} chose by {search.method} "
         f"validation, one choice for {scope}; {quantity(search.repeats, 'job')} on "
-        f"{trials_phrase(search.repeat_on)} train what was chosen, and only these are in the tables."
+        f"{repeat_trials} train what was chosen, and only these are in the tables."
     )
 
 
