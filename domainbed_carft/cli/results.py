@@ -153,6 +153,13 @@ def _add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> Non
         help=f"merge runs that differ in these parts, separated by commas: {', '.join(KINDS)}",
     )
     parser.add_argument(
+        "--single-source",
+        "--single_source",
+        action="store_true",
+        help="jobs that leave out all environments but one have a single source: for jobs of which "
+        "no manifest says so, as of a checkout's --test_envs 1 2 3",
+    )
+    parser.add_argument(
         "--select",
         type=some_of(METHODS),
         action="extend",
@@ -188,6 +195,7 @@ def _collect(arguments: argparse.Namespace) -> int:
         arguments.folders,
         methods=arguments.select,
         ignored=arguments.ignore,
+        single_source=arguments.single_source,
         pair=arguments.paired,
         compare_published=bool(arguments.compare),
         columns=columns,
@@ -232,6 +240,7 @@ def _top(arguments: argparse.Namespace) -> None:
         arguments.folders,
         methods=arguments.select,
         ignored=arguments.ignore,
+        single_source=arguments.single_source,
         dataset=arguments.dataset,
         algorithm=arguments.algorithm,
         test_env=arguments.test_env,
@@ -248,6 +257,7 @@ def _report(arguments: argparse.Namespace) -> None:
         arguments.output,
         methods=arguments.select,
         ignored=arguments.ignore,
+        single_source=arguments.single_source,
         pair=arguments.examples,
         n_examples=0 if arguments.no_examples else max(0, arguments.n_examples),
         data_dir=arguments.data_dir,

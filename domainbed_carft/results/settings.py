@@ -38,7 +38,8 @@ class Group(NamedTuple):
 
     ``planned``: jobs of the sweeps' manifests that belong to the group, run or not; ``runs`` may be
     empty. ``labels``: data set -> environments, as in the manifests. ``declared``: the algorithms
-    in the order in which the manifests declare them.
+    in the order in which the manifests declare them. ``source``: the environments trained on, if
+    all others are left out together, else ""; ``setting_without_source``: the rest of the title.
     """
 
     title: str
@@ -47,6 +48,8 @@ class Group(NamedTuple):
     notes: Sequence[str]
     labels: Mapping[str, Sequence[str]] = {}
     declared: Sequence[str] = ()
+    source: str = ""
+    setting_without_source: str = ""
 
 
 def groups(
@@ -82,12 +85,27 @@ def groups(
 
     result = []
     for key in sorted({*members, *waiting}):
-        title = ", ".join(f"{part} {value}" for part, value in zip(parts, key))
+        values = dict(zip(parts, key))
+        source = values.get(TRAINED_ON, ALL_OTHERS)
+        without_source = {part: value for part, value in values.items() if part != TRAINED_ON}
+        title = _title(values)
         group_runs = members.get(key, [])
         differences = _differences(group_runs, environments)
-        notes = [f"{title}: {note}" if title else note for note in differences]
-        result.append(Group(title, group_runs, waiting.get(key, []), notes))
+        group = Group(
+            title=title,
+            runs=group_runs,
+            planned=waiting.get(key, []),
+            notes=[f"{title}: {note}" if title else note for note in differences],
+            source="" if source == ALL_OTHERS else source,
+            setting_without_source=_title(without_source),
+        )
+        result.append(group)
     return result
+
+
+def _title(values: Mapping[str, str]) -> str:
+    """The values of a group's parts as words."""
+    return ", ".join(f"{part} {value}" for part, value in values.items())
 
 
 def _cell_setting(
