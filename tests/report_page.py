@@ -10,7 +10,7 @@ from pathlib import Path
 import collect_sweeps
 
 from domainbed_carft import cli
-from domainbed_carft.report import figures
+from domainbed_carft.report import figures, search_figures
 from domainbed_carft.report.canvas import Figure
 
 VOID = {"meta", "link", "img", "source", "br", "input", "wbr"}
@@ -76,7 +76,8 @@ def leave_undrawn(patch):
     def save_undrawn(canvas, title, name, alt):
         return Figure(title, name, alt, '<svg viewBox="0 0 288 200"></svg>', b"a picture")
 
-    patch.setattr(figures, "save_figure", save_undrawn)
+    for module in (figures, search_figures):
+        patch.setattr(module, "save_figure", save_undrawn)
 
 
 def report(sweep, output, *words):

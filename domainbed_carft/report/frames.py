@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from domainbed_carft.jobs import records
+from domainbed_carft.jobs.job import CHOOSE
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import selection
 
@@ -50,20 +51,28 @@ def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
     return frame.sort_values([*RUN, "step"], ignore_index=True)
 
 
-def choices(runs: Sequence[Run], method: str) -> pd.DataFrame:
+def choices(runs: Sequence[Run], method: str, first_stage: Sequence[Run] = ()) -> pd.DataFrame:
     """A row for each choice of hyperparameters that the method had, where it had several.
 
+    ``first_stage``: of a search in two stages, of which ``runs`` are the second.
+
     Columns: RUN, ``choice``, ``validation`` and ``out_of_domain`` accuracy at the checkpoint that
-    the method takes, and ``selected``: whether it chose this one for its target and trial.
+    the method takes, and ``selected``: whether this one was chosen for its target and trial.
     """
     rule = selection.METHODS[method]
+    repeated_values = {
+        (run.algorithm, target, run.job.choice.values) for run in runs for target in run.test_envs
+    }
     rows = []
-    for candidates in selection.candidates_by_target(runs):
+    for candidates in selection.candidates_by_target([*runs, *first_stage]):
         outcomes = selection.ranked_outcomes(candidates, rule)
         cell = (candidates.dataset, candidates.algorithm, candidates.target, candidates.trial)
         if len(outcomes) > 1:
             for outcome in outcomes:
                 is_selected = outcome is outcomes[0]
+                if outcome.run.job.role.stage == CHOOSE and first_stage:
+                    repeated = (candidates.algorithm, candidates.target, outcome.choice.values)
+                    is_selected = repeated in repeated_values
                 accuracies = (outcome.validation, outcome.accuracy)
                 rows.append((*cell, outcome.choice, *accuracies, is_selected))
 

@@ -126,7 +126,10 @@ def build(results: Results, *, n_examples: int = 4, data_dir: str | None = None)
 
     sections = [
         make_section.of_table(
-            table, group.runs, entries_of_table.get((table.setting, table.dataset), [])
+            table,
+            group.runs,
+            entries=entries_of_table.get((table.setting, table.dataset), []),
+            first_stage=results.collection.first_stages,
         )
         for group, group_tables in zip(groups, results.tables_of_groups, strict=True)
         for table in group_tables

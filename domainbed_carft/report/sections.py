@@ -45,19 +45,23 @@ class SectionMaker:
     example_part: Callable[..., dict[str, Any]] | None
 
     def of_table(
-        self, table: Table, runs: Sequence[Run], entries: Sequence[BestHparams]
+        self,
+        table: Table,
+        runs: Sequence[Run],
+        entries: Sequence[BestHparams],
+        first_stage: Sequence[Run] = (),
     ) -> dict[str, Any]:
         """The section of one data set: the table, its jobs and figures, and examples of pictures.
 
         ``runs``: of the table's group, on any data set; ``entries``: of what was chosen for the
-        table.
+        table; ``first_stage``: the runs among which searches in two stages have chosen.
         """
         identity = self.name("data", table.dataset)
         dataset_runs = [run for run in runs if run.dataset == table.dataset]
         figures_by_kind: dict[str, list[Figure | None]] = {
             "bars": [*figures.bars(table, self.styles, self.name)]
         }
-        figures_of_choices = self._figures_of_choices(table, dataset_runs)
+        figures_of_choices = self._figures_of_choices(table, dataset_runs, first_stage)
         if figures_of_choices:
             figures_by_kind["choices"] = figures_of_choices
         checkpoints = frames.checkpoints(dataset_runs, table.method)
@@ -108,9 +112,15 @@ class SectionMaker:
             ],
         }
 
-    def _figures_of_choices(self, table: Table, dataset_runs: Sequence[Run]) -> list[Figure | None]:
+    def _figures_of_choices(
+        self, table: Table, dataset_runs: Sequence[Run], first_stage: Sequence[Run]
+    ) -> list[Figure | None]:
         """A figure of all choices for each algorithm that had several."""
-        choices = frames.choices(dataset_runs, table.method)
+        cells = {(run.dataset, run.algorithm, run.job.role.cell) for run in dataset_runs}
+        searched_runs = [
+            run for run in first_stage if (run.dataset, run.algorithm, run.job.role.cell) in cells
+        ]
+        choices = frames.choices(dataset_runs, table.method, searched_runs)
         return [
             search_figures.choices(
                 title=algorithm,

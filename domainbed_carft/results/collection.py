@@ -21,12 +21,14 @@ class Collection(NamedTuple):
     """Runs in groups that may be averaged, and what the manifests and the user asked for.
 
     ``methods``: names of selection methods; ``compare_with``: names of published methods.
+    ``first_stages``: runs of searches in two stages, of which the groups have the second.
     """
 
     groups: Sequence[Group]
     methods: Sequence[str]
     warnings: Sequence[RecordWarning]
     compare_with: Sequence[str]
+    first_stages: Sequence[Run] = ()
 
     @property
     def runs(self) -> list[Run]:
@@ -89,6 +91,7 @@ def gather(
         methods=_methods_to_show(methods, sweeps, numbers_left_out),
         warnings=warnings,
         compare_with=list(compare_with),
+        first_stages=shown.first_stages,
     )
 
 
