@@ -145,8 +145,9 @@ class DTD:
 TASKS = {"DTD": DTD}
 """,
     "clips/__init__.py": "",
-    "clips/pictures.py": """
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
+    "pictures/__init__.py": "",
+    "pictures/preprocessing.py": "IMAGENET_MEAN = (0.485, 0.456, 0.406)\n",
+    "pictures/protocols.py": """
 PRESETS = ("domainbed", "clip")
 
 def transform(protocol, size, augment, preprocessing):

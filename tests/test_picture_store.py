@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 
 from domainbed_carft import machine
-from domainbed_carft.clips.pictures import transform
 from domainbed_carft.errors import CarftError
 from domainbed_carft.pictures import handles, inspection, loading, store, store_folder
 from domainbed_carft.pictures.inspection import StoreState
 from domainbed_carft.pictures.plan import plan_of
+from domainbed_carft.pictures.protocols import transform
 from domainbed_carft.pictures.store_folder import open_store
 
 TRAINING = plan_of(transform("domainbed", 32, augment=True))

@@ -18,11 +18,12 @@ from PIL import Image, ImageFile
 from torchvision import io
 from torchvision import transforms as T
 
-from domainbed_carft.clips.pictures import IMAGENET_MEAN, IMAGENET_STD, transform
 from domainbed_carft.data import emoji, picture_files
 from domainbed_carft.pictures import augmentation, loading, plan
 from domainbed_carft.pictures.loading import decode
 from domainbed_carft.pictures.plan import Plan
+from domainbed_carft.pictures.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from domainbed_carft.pictures.protocols import transform
 
 DECODED_BY_TORCHVISION = (
     "plain.jpg",

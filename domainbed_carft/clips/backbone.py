@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from domainbed_carft import files
 from domainbed_carft.clips import open_clip_models, openai_models
 from domainbed_carft.clips.openai_models import OPENAI_WEIGHTS
-from domainbed_carft.clips.pictures import Preprocessing
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing, weights
+from domainbed_carft.pictures.preprocessing import Preprocessing
 from domainbed_carft.text import progress
 
 PUBLISHED = ("tiny", *OPENAI_WEIGHTS)

@@ -21,9 +21,10 @@ from domainbed_carft.clips.open_clip_files import CONFIG, HUB
 from domainbed_carft.clips.open_clip_files import PREFIX as PREFIX
 from domainbed_carft.clips.open_clip_files import WEIGHTS as WEIGHTS
 from domainbed_carft.clips.open_clip_files import package as package
-from domainbed_carft.clips.pictures import CLIP_MEAN, CLIP_STD, INTERPOLATIONS, Preprocessing
 from domainbed_carft.errors import CarftError, brief, imported
 from domainbed_carft.files import parsing, weights
+from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
+from domainbed_carft.pictures.protocols import INTERPOLATIONS
 from domainbed_carft.text import unknown
 
 DEFAULT_IMAGE_SIZE = 224  # pixels a side

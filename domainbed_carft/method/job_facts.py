@@ -12,6 +12,7 @@ from domainbed_carft.method import dataset_facts, prompts
 from domainbed_carft.method.dataset_facts import DatasetFacts
 from domainbed_carft.method.host_process import in_our_harness
 from domainbed_carft.method.hparams import UNCHECKED
+from domainbed_carft.pictures.preprocessing import IMAGENET
 
 
 def record_fact(hparams: dict[str, Any], name: str, value: str, difference: str) -> None:
@@ -33,7 +34,7 @@ def record_data_facts(hparams: dict[str, Any]) -> dataset_facts.Normalisation:
 
     Raises CarftError for broken data, and for other data than the hparams demand.
     """
-    from domainbed_carft.clips import pictures  # takes the seconds of importing torch
+    from domainbed_carft.pictures.protocols import PROTOCOLS  # takes the seconds of importing torch
 
     facts = dataset_facts.recall(hparams, prompts.named_dataset(hparams["class_names"]))
     if hparams["data_edition"] != UNCHECKED:
@@ -42,8 +43,8 @@ def record_data_facts(hparams: dict[str, Any]) -> dataset_facts.Normalisation:
     _require_protocol(hparams["protocol"], facts.protocol)
 
     hparams["protocol"] = facts.protocol
-    print(f"CLIP protocol: {facts.protocol} ({pictures.PROTOCOLS[facts.protocol]})")
-    normalisation = dataset_facts.agreed_normalisation(facts.environments) or pictures.IMAGENET
+    print(f"CLIP protocol: {facts.protocol} ({PROTOCOLS[facts.protocol]})")
+    normalisation = dataset_facts.agreed_normalisation(facts.environments) or IMAGENET
     mean, std = normalisation
     print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
     return normalisation

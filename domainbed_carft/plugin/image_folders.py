@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.clips import pictures
 from domainbed_carft.data import verify
 from domainbed_carft.errors import CarftError, EndedJob
 from domainbed_carft.method import dataset_facts
+from domainbed_carft.pictures.preprocessing import IMAGENET_MEAN
+from domainbed_carft.pictures.protocols import PRESETS, transform
 from domainbed_carft.plugin.hooked_modules import SWITCH, warn_once
 from domainbed_carft.text import printable
 
@@ -156,7 +157,7 @@ def _follow_protocol(dataset: Any, arguments: Mapping[str, Any]) -> str:
     """
     hparams = arguments.get("hparams")
     requested = hparams.get("protocol") if isinstance(hparams, dict) else None
-    is_clip_protocol = requested in pictures.PRESETS[1:]
+    is_clip_protocol = requested in PRESETS[1:]
     is_upstream = all(map(_has_upstream_transform, dataset.datasets))
     host_protocol = "domainbed" if is_upstream else "host"
     if "test_envs" not in arguments or not (is_clip_protocol or is_upstream):
@@ -173,7 +174,7 @@ def _follow_protocol(dataset: Any, arguments: Mapping[str, Any]) -> str:
     protocol = str(requested) if is_clip_protocol else host_protocol
     for index, environment in enumerate(dataset.datasets):
         augment = bool(arguments.get("augment", True)) and index not in arguments["test_envs"]
-        environment.transform = pictures.transform(protocol, size, augment, preprocessing)
+        environment.transform = transform(protocol, size, augment, preprocessing)
     dataset.input_shape = (3, size, size)
     return protocol
 
@@ -202,4 +203,4 @@ def _has_upstream_transform(environment: Any) -> bool:
     """Whether the steps of the transform are those of upstream, for training or for tests."""
     steps: Any = getattr(getattr(environment, "transform", None), "transforms", ())
     names = " ".join(type(step).__name__ for step in steps)
-    return names in UPSTREAM_STEPS and list(steps[-1].mean) == list(pictures.IMAGENET_MEAN)
+    return names in UPSTREAM_STEPS and list(steps[-1].mean) == list(IMAGENET_MEAN)

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from domainbed_carft.clips import pictures as protocols
 from domainbed_carft.data import picture_files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.pictures.protocols import PRESETS, transform
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.runs.measuring import LoadingOptions, refuse_truncated_files, worker_count
 from domainbed_carft.runs.saved import TrainedRun
@@ -235,8 +235,8 @@ def picture_transform(run: TrainedRun) -> Callable[[Any], Tensor]:
     size = run.content["model_input_shape"][-1]
     protocol = run.hparams["protocol"]
     steps: list[Any] = [transforms.Resize((size, size)), transforms.ToTensor()]
-    if protocol in protocols.PRESETS:
-        preset: Any = protocols.transform(protocol, size, False, run.hparams["preprocessing"])
+    if protocol in PRESETS:
+        preset: Any = transform(protocol, size, False, run.hparams["preprocessing"])
         steps = preset.transforms[:-1]
 
     # Normalised as the model wants, and then what the run's input does to get there, undone.

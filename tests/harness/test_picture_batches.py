@@ -12,7 +12,7 @@ import warm
 from domainbed import datasets
 from domainbed.lib import picture_batches
 
-from domainbed_carft.clips.pictures import IMAGENET_MEAN, IMAGENET_STD
+from domainbed_carft.pictures.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 from . import fakes
 

@@ -16,9 +16,9 @@ from torch.utils.data import TensorDataset
 from domainbed.lib import image_folders
 from domainbed.lib.command_line import UnknownNameError
 from domainbed_carft import text
-from domainbed_carft.clips.pictures import transform
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, Problem, problems_of, raise_for
+from domainbed_carft.pictures.protocols import transform
 
 DATASETS = "Debug28 Debug224 VLCS PACS OfficeHome TerraIncognita DomainNet SVIRO".split()
 

@@ -1,4 +1,4 @@
-"""The transforms of each protocol, and the change from the data's normalisation to CLIP's.
+"""The presets of the hparam ``protocol``, in words and as transforms.
 
 The protocol ``domainbed`` is upstream's (domainbed/datasets.py at b93c22a), applied by the host
 itself; ``clip`` is CLIP's own preprocessing, after CLIPood's recipe. ``wise-ft`` and ``lipsum-ft``
@@ -8,40 +8,19 @@ cs-giung/lipsum-ft).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 from torchvision import transforms
 
-# DomainBed normalises every picture with these (domainbed/datasets.py at b93c22a).
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
-
-# The pictures CLIP was trained on, per RGB channel in [0, 1] (openai/CLIP, clip/clip.py).
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from domainbed_carft.pictures.preprocessing import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+)
 
 INTERPOLATIONS = {name: transforms.InterpolationMode(name) for name in ("bicubic", "bilinear")}
-
-
-class Preprocessing(NamedTuple):
-    """The pictures that an image encoder takes: normalised squares."""
-
-    resolution: int  # px a side
-    interpolation: str = "bicubic"  # or "bilinear"
-    resize: str = "shortest"  # side, then cropped; or "squash": both sides
-    mean: tuple[float, ...] = CLIP_MEAN  # of [0, 1], a channel
-    std: tuple[float, ...] = CLIP_STD
-
-    @property
-    def hparam_value(self) -> str:
-        """What a data set has to know of it: the value of the hparam ``preprocessing``."""
-        return f"{self.resolution} {self.interpolation} {self.resize}"
-
 
 # The presets of the hparam `protocol`, in words; `transform` has them as transforms.
 PROTOCOLS = {
@@ -114,41 +93,3 @@ def _clip_steps(
     if resize == "squash":
         return [transforms.Resize((size, size), mode)]
     return [transforms.Resize(size, mode), transforms.CenterCrop(size)]
-
-
-class CLIPInput(nn.Module):
-    """From the data set's pictures to the model's: undo one normalisation, resize, apply the other.
-
-    (N, 3, H, W) of any size, normalised by ``mean`` and ``std``, -> (N, 3, R, R), of R pixels a
-    side, as ``preprocessing`` says. That may be R alone, for OpenAI's. The state dict has both
-    normalisations.
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(
-        self,
-        preprocessing: Preprocessing | int,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-    ) -> None:
-        super().__init__()
-        if isinstance(preprocessing, int):
-            preprocessing = Preprocessing(preprocessing)
-        self.preprocessing = preprocessing
-
-        data_mean = torch.tensor(mean)
-        data_std = torch.tensor(std)
-        clip_mean = torch.tensor(preprocessing.mean)
-        clip_std = torch.tensor(preprocessing.std)
-        # (x * data_std + data_mean - clip_mean) / clip_std, as one multiplication and one addition
-        self.register_buffer("scale", (data_std / clip_std).view(1, 3, 1, 1))
-        self.register_buffer("shift", ((data_mean - clip_mean) / clip_std).view(1, 3, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pictures (N, 3, R, R) as the model takes them, from those (N, 3, H, W) of the data."""
-        size = (self.preprocessing.resolution, self.preprocessing.resolution)
-        if x.shape[-2:] != size:
-            x = F.interpolate(x, size=size, mode=self.preprocessing.interpolation, antialias=True)
-        return x * self.scale + self.shift
