@@ -21,7 +21,8 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.method import activations, hparams, optimizer
 from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
-from domainbed_carft.pictures.protocols import transform as protocol_transform
+from domainbed_carft.pictures.protocols import plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.runs import interpolation, predict, saved, soup
 
 open_clip = pytest.importorskip("open_clip")
@@ -373,7 +374,7 @@ def test_data_sets_deliver_what_the_model_wants_from_the_original_picture(tmp_pa
         return dataset, dataset[0][0][0]
 
     hparams = {"preprocessing": "", "protocol": "domainbed"}
-    squeezed = protocol_transform("domainbed", 336, False)(Image.fromarray(noise))
+    squeezed = PlanTransform(plan_for("domainbed", 336, False))(Image.fromarray(noise))
     dataset, x = first(**hparams, clip_backbone="ViT-L/14@336px")
 
     assert dataset.protocol == "domainbed" and torch.equal(x, squeezed)

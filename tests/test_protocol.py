@@ -15,7 +15,8 @@ from domainbed_carft.pictures.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
 )
-from domainbed_carft.pictures.protocols import transform as protocol_transform
+from domainbed_carft.pictures.protocols import plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin import data_sets
 
 
@@ -34,8 +35,8 @@ def undone(x, mean, std):
 
 
 def test_at_test_time_one_squeezes_and_one_crops(picture):
-    squeezed = protocol_transform("domainbed", 48, False)(picture)
-    cropped = protocol_transform("clip", 48, False)(picture)
+    squeezed = PlanTransform(plan_for("domainbed", 48, False))(picture)
+    cropped = PlanTransform(plan_for("clip", 48, False))(picture)
     by_hand = np.asarray(picture.resize((48, 48), Image.Resampling.BILINEAR)) / 255
     wide = picture.resize((96, 48), Image.Resampling.BICUBIC).crop((24, 0, 72, 48))
     for got, expected, (mean, std) in (
@@ -51,7 +52,9 @@ def test_in_training_only_one_changes_colours(picture):
     picture = picture.resize((80, 60))  # wider ones always give the same crop
     clips = CLIP_MEAN, CLIP_STD
     for name, (mean, std) in {"domainbed": IMAGENET, "clip": clips}.items():
-        crops = [undone(protocol_transform(name, 48, True)(picture), mean, std) for _ in range(40)]
+        crops = [
+            undone(PlanTransform(plan_for(name, 48, True))(picture), mean, std) for _ in range(40)
+        ]
         assert len({x.sum().item() for x in crops}) == 40  # each draw is another crop
         blue = max(x[2].abs().max().item() for x in crops)  # the picture has none
         assert (blue > 0.02) == (name == "domainbed")
@@ -60,19 +63,19 @@ def test_in_training_only_one_changes_colours(picture):
 def test_wise_ft_crops_a_tenth_at_most_and_never_flips(picture):
     ramp = picture.resize((64, 64)).crop((0, 0, 64, 32)).resize((64, 64))  # red, left to right
     for _ in range(20):
-        cropped = protocol_transform("wise-ft", 48, True)(ramp)
+        cropped = PlanTransform(plan_for("wise-ft", 48, True))(ramp)
         red = undone(cropped, CLIP_MEAN, CLIP_STD)[0, 24]
         assert red[0] < 0.13 and red[-1] > 0.87 and (red.diff() > -0.01).all()
 
-    still = [protocol_transform(name, 48, False)(picture) for name in ("wise-ft", "clip")]
+    still = [PlanTransform(plan_for(name, 48, False))(picture) for name in ("wise-ft", "clip")]
     assert torch.equal(*still)
 
 
 def test_lipsum_ft_crops_8_to_100_percent_and_flips(picture):
-    crop, flip, *_ = protocol_transform("lipsum-ft", 48, True).transforms
+    crop, flip, *_ = PlanTransform(plan_for("lipsum-ft", 48, True)).transforms
     assert tuple(crop.scale) == (0.08, 1.0) and crop.interpolation.value == "bicubic"
     assert flip.p == 0.5
-    still = [protocol_transform(name, 48, False)(picture) for name in ("lipsum-ft", "clip")]
+    still = [PlanTransform(plan_for(name, 48, False))(picture) for name in ("lipsum-ft", "clip")]
     assert torch.equal(*still)
 
 

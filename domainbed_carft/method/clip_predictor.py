@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from domainbed_carft.method import averages, dataset_facts, objective
+from domainbed_carft.method import averages, objective
 from domainbed_carft.method.activations import Encoding, encode
 from domainbed_carft.method.hosting import HostedAlgorithm
 from domainbed_carft.method.terms import Terms
 from domainbed_carft.pictures.clip_input import CLIPInput
-from domainbed_carft.pictures.preprocessing import IMAGENET, Preprocessing
+from domainbed_carft.pictures.preprocessing import IMAGENET, Normalisation, Preprocessing
 
 
 class CLIPPredictor(HostedAlgorithm):
@@ -50,7 +50,7 @@ class CLIPPredictor(HostedAlgorithm):
         weights: objective.ZeroShotWeights,
         logit_scale: float,
         preprocessing: Preprocessing,
-        normalisation: dataset_facts.Normalisation = IMAGENET,
+        normalisation: Normalisation = IMAGENET,
     ) -> None:
         """Build what training and predicting need; ``normalisation``: the data's, to undo."""
         self.encoder = encoder
