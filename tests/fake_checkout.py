@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch_interpreter
+
 REPO = Path(__file__).resolve().parent.parent
 
 OUR_ALGORITHMS = ["CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot"]
@@ -214,21 +216,35 @@ def run_python(
 
     It inherits this process's variables, except those of Python and of our package.
     """
+    return subprocess.run(
+        [python, *arguments],
+        cwd=cwd,
+        env=_variables(path, variables),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def run_python_with_torch(
+    *arguments: str, cwd: Path, path: list[Path] | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run this interpreter as `run_python` does, as a fork of one that has imported torch."""
+    variables.setdefault("OMP_NUM_THREADS", "1")
+    return torch_interpreter.run(
+        sys.executable, *arguments, cwd=cwd, variables=_variables(path, variables)
+    )
+
+
+def _variables(path: list[Path] | None, added: dict[str, str]) -> dict[str, str]:
+    """This process's variables except those of Python and of our package, then those `added`."""
     inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("PYTHON", "DOMAINBED_CARFT"))
     }
     python_path = os.pathsep.join(map(str, path or []))
-
-    return subprocess.run(
-        [python, *arguments],
-        cwd=cwd,
-        env={**inherited, "PYTHONPATH": python_path, **variables},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return {**inherited, "PYTHONPATH": python_path, **added}
 
 
 class Site:

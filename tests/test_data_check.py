@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
+import warm
 from data_trees import even, grow, jpeg
-from fake_checkout import REPO
+from fake_checkout import REPO, run_python_with_torch
 from test_checkouts import write_shape
 
 FAKES = REPO / "tests" / "harness" / "plugin"  # an algorithm that needs no weights
@@ -44,11 +43,11 @@ def host(request, tmp_path):
 def train(host, algorithm, hparams='{"batch_size": 2}'):
     folder, _, flags, _ = host
     arguments = ["--algorithm", algorithm, "--steps", "1", "--test_envs", "0", "--hparams", hparams]
-    command = [sys.executable, "-m", "domainbed.scripts.train", *arguments, *flags]
-    path = "" if folder.name == "a user's checkout" else str(FAKES)
-    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = ["-m", "domainbed.scripts.train", *arguments, *flags]
     command += ["--output_dir", str(folder / "job")]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    if folder.name == "a user's checkout":
+        return run_python_with_torch(*command, cwd=folder)
+    return warm.run(*command, cwd=folder, env={**os.environ, "PYTHONPATH": str(FAKES)})
 
 
 def test_ours_refuse_it_unless_told_otherwise(host):

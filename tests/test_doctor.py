@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_checkout import HOST, REPO, run_python, write_checkout, write_files, write_start_hook
+from fake_checkout import (
+    HOST,
+    REPO,
+    run_python,
+    run_python_with_torch,
+    write_checkout,
+    write_files,
+    write_start_hook,
+)
 
 from domainbed_carft import cli
 from domainbed_carft.cli import doctor as doctor_command
@@ -61,7 +69,7 @@ def examine(python: Any, folder: Path, **options: Any) -> dict[str, Finding]:
 def train(checkout: Path, home: Path, algorithm: str, *arguments: str) -> Any:
     """The outcome of the checkout's own `train`, with our hook, on data that is not there."""
     no_data = "--data_dir nowhere --dataset Pets --test_envs 0 --output_dir out".split()
-    return run_python(
+    return run_python_with_torch(
         "-m",
         "domainbed.scripts.train",
         "--algorithm",
@@ -359,7 +367,17 @@ def test_the_hosts_own_algorithms_need_no_weights(tmp_path: Path, classic: Path)
     assert "domainbed-carft: " not in done.stderr
 
 
-def test_one_step_in_a_checkout_by_doctor(tmp_path: Path, classic: Path) -> None:
+def test_doctor_trains_one_step_in_a_checkout(
+    monkeypatch: pytest.MonkeyPatch, classic: Path
+) -> None:
+    monkeypatch.chdir(classic)
+    finding = training_step.train_one_step(patience=300)
+    assert finding.state == OK, finding
+    assert "one step of CARFT on EmojiStyles" in finding.detail
+
+
+@pytest.mark.slow
+def test_one_step_in_a_checkout_by_the_command(tmp_path: Path, classic: Path) -> None:
     done = run_python(
         "-m",
         "domainbed_carft",

@@ -9,7 +9,7 @@ import pytest
 from domainbed import hparams_registry
 from domainbed.lib import misc, preparation
 from domainbed.scripts import train
-from fake_checkout import run_python
+from fake_checkout import run_python_with_torch
 
 from domainbed_carft.method import hparams
 from domainbed_carft.method.host_arguments import check
@@ -138,7 +138,7 @@ print(json.dumps([ask("CARFT", sys.argv[1])["lr"], ask("CARFT", sys.argv[1])["ba
 
     def default_values(dataset, **overrides):
         words = ["-c", code, dataset, "--hparams", json.dumps(overrides)]
-        done = run_python(*words, cwd=root)
+        done = run_python_with_torch(*words, cwd=root)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout), done.stderr
 

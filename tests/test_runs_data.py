@@ -14,7 +14,7 @@ import torch
 from domainbed import datasets
 from domainbed.lib import misc, preparation
 from domainbed.scripts import train
-from fake_checkout import REPO, run_python
+from fake_checkout import REPO, run_python_with_torch
 from runs_jobs import ENVIRONMENTS, evaluated, train_job, write_pictures
 from torch.utils.data import DataLoader
 
@@ -249,7 +249,7 @@ def test_a_checkout_that_draws_by_no_key(tmp_path):
     write_pictures(tmp_path / "data" / "Pets", count=5)
 
     def python(*arguments):
-        done = run_python("-c", *arguments, cwd=tmp_path / "checkout", path=[REPO])
+        done = run_python_with_torch("-c", *arguments, cwd=tmp_path / "checkout", path=[REPO])
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()[-1]
 
