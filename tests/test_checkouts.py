@@ -1,34 +1,24 @@
 """Our package, installed, in checkouts of several shapes: jobs, sweeps and tables of real training.
 
-The checkouts in `tests/checkouts` are ours, written after DomainBed's contract and after what its
-forks make of it. Nothing in them knows of CAR-FT.
+`fake_checkout` lists the shapes. Nothing in them knows of CAR-FT.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from fake_checkout import write_checkout
 from installed import Environment
 from torchvision.transforms.functional import to_pil_image
 
 from domainbed_carft.method import hparams, prompts
 
-CHECKOUTS = Path(__file__).parent / "checkouts"
-
-# Each shape is the one before it with some files replaced; a package replaces the module.
-SHAPES = {
-    "classic": ["classic"],
-    "early": ["classic", "early"],
-    "clip": ["classic", "clip"],
-    "tables": ["classic", "tables"],
-    "packages": ["classic", "early", "packages"],
-}
+SHAPES = ("classic", "early", "clip", "tables", "packages")
 OWN_TRANSFORMS = ("clip", "packages")
 
 CLASS_NAMES = {
@@ -73,16 +63,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_shape(shape: str, folder: Path) -> Path:
     """Write the checkout of this shape; return its root."""
-    root = folder / "a user's checkout"
-    for layer in SHAPES[shape]:
-        for package in (CHECKOUTS / layer / "domainbed").iterdir():
-            if package.is_dir():
-                (root / "domainbed" / f"{package.name}.py").unlink(missing_ok=True)
-        shutil.copytree(CHECKOUTS / layer, root, dirs_exist_ok=True)
-
-    if shape == "packages":
-        (root / "domainbed" / "__init__.py").unlink()
-    return root
+    return write_checkout(folder / "a user's checkout", shape)
 
 
 def files_of(root: Path) -> dict[str, bytes]:

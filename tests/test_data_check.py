@@ -8,8 +8,7 @@ import os
 import pytest
 import warm
 from data_trees import even, grow, jpeg
-from fake_checkout import REPO, run_python_with_torch
-from test_checkouts import write_shape
+from fake_checkout import REPO, module_text, run_python_with_torch, write_checkout
 
 FAKES = REPO / "tests" / "harness" / "plugin"  # an algorithm that needs no weights
 CLIP = '{"batch_size": 2, "clip_backbone": "tiny"}'
@@ -33,10 +32,11 @@ def host(request, tmp_path):
     grow(root, even(["test", "train"], "abc", 5), jpeg(size=(8, 8)))
     if request.param == "harness":
         return tmp_path, root, ["--dataset", str(root)], "Still"
-    checkout = write_shape("classic", tmp_path)
-    path = checkout / "domainbed" / "algorithms.py"
     erm = "class ERM(Algorithm):\n"
-    path.write_text(path.read_text().replace(f"{erm}    pass\n", f"{erm}{STILL}"))
+    text = module_text("algorithms", "classic").replace(f"{erm}    pass\n", f"{erm}{STILL}")
+    checkout = write_checkout(
+        tmp_path / "a user's checkout", "classic", modules={"algorithms": text}
+    )
     return checkout, root, ["--dataset", "Pets", "--data_dir", str(root.parent)], "ERM"
 
 
