@@ -1,5 +1,7 @@
 """Shared fixtures: a cache folder, CLIPs with random weights, our distributions, built once."""
 
+from __future__ import annotations
+
 import fcntl
 import json
 import os
@@ -8,13 +10,20 @@ import signal
 import tarfile
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import warm
 from fake_checkout import REPO, run_python
 from installed import NOT_SOURCE, PIP_OPTIONS, pip
+
+if TYPE_CHECKING:
+    from sweep_folders import ForeignProcesses
+
+    from domainbed_carft.jobs.job import Job
+    from domainbed_carft.runs.export import ExportedFiles
 
 # Small models gain nothing from a second thread, and on a busy machine two that wait for each other
 # take ten times as long. Before torch is imported; sub-processes inherit it.
@@ -67,13 +76,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log):
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Schedule by our groups. (xdist 3.8's own, --dist loadgroup, has none with pytest 9.2.)"""
     from xdist.scheduler import LoadFileScheduling
 
     class ByGroup(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
+            file: str = super()._split_scope(nodeid)
             number = _group_number(Path(file).stem)
             return f"group {number}" if number < len(GROUPS) else file
 
@@ -95,7 +104,7 @@ TINY_SHAPE = {
 }
 
 
-def random_clip(seed=0, **shape):
+def random_clip(seed: int = 0, **shape: Any) -> Any:
     """A randomly initialised ``clip.model.CLIP`` of this shape, float32."""
     import torch
 
@@ -109,7 +118,7 @@ def random_clip(seed=0, **shape):
 
 
 @pytest.fixture(scope="session")
-def random_tiny(tmp_path_factory) -> Path:
+def random_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A state dict of a small CLIP with random weights."""
     import torch
 
@@ -172,7 +181,7 @@ def built_once(
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a job that `domainbed.scripts.train` has run: CARFT on EmojiStyles.
 
     Its rate is so high that the best step is not the last. It has a uda-split.
@@ -194,7 +203,7 @@ def _train_on_emoji_styles(parent: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def files(trained: Path, tmp_path_factory):
+def files(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedFiles:
     """That job's export."""
     import export_jobs
 
@@ -202,7 +211,7 @@ def files(trained: Path, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def pets(tmp_path_factory) -> Path:
+def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of a user's pictures, "my pets", and beside it a job of each algorithm on them."""
     return built_once(tmp_path_factory, "pets", _train_on_pets)
 
@@ -216,7 +225,7 @@ def _train_on_pets(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def incomplete(tmp_path_factory) -> Path:
+def incomplete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep that lacks a job, in a folder whose name a shell would take apart, and its report."""
     return built_once(tmp_path_factory, "it's <a> sweep", _write_incomplete_sweep)
 
@@ -229,7 +238,7 @@ def _write_incomplete_sweep(folder: Path) -> None:
 
 
 @pytest.fixture
-def sweep(tmp_path):
+def sweep(tmp_path: Path) -> tuple[Path, list[Job]]:
     """A sweep of 8 jobs that is launched, none of which has begun; its folder, its jobs."""
     import sweep_folders
 
@@ -238,7 +247,7 @@ def sweep(tmp_path):
 
 
 @pytest.fixture
-def foreign_processes():
+def foreign_processes() -> Iterator[ForeignProcesses]:
     """Starts other processes, which hold jobs or wait for them; they end with the test."""
     from sweep_folders import ForeignProcesses
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ _MODELS_FOLDER = tempfile.TemporaryDirectory(prefix="carft-test-open-clip-")
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
 SIGLIP_LENGTH = 12
 WORDS = "a photo sketch of the dog cat owl dark toy zero one wild long".split()
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "quickgelu": {
         "embed_dim": 32,
         "quick_gelu": True,
@@ -66,7 +67,7 @@ MODELS = {
         },
     },
 }
-HOW = {
+HOW: dict[str, dict[str, Any]] = {
     "siglip": {
         "mean": [0.5] * 3,
         "std": [0.5] * 3,
@@ -76,7 +77,7 @@ HOW = {
 }
 
 
-def write(folder: Path, kind: str, **changed) -> str:
+def write(folder: Path, kind: str, **changed: Any) -> str:
     """The name, for clip_backbone, of a folder with a model of MODELS; ``changed``: of its cfg."""
     shutil.copytree(_built_model(kind, json.dumps(changed)), folder, dirs_exist_ok=True)
     return f"open_clip:local-dir:{folder}"
@@ -118,7 +119,9 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         "$A </s>", special_tokens=[("</s>", 1)]
     )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>")
+    fast: Any = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>"
+    )
     fast.save_pretrained(folder)
 
 

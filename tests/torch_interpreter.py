@@ -75,7 +75,7 @@ def run(
 
     with tempfile.NamedTemporaryFile("r") as stdout, tempfile.NamedTemporaryFile("r") as stderr:
         request = {
-            "arguments": [str(argument) for argument in arguments],
+            "arguments": list(arguments),
             "cwd": str(cwd),
             "variables": dict(variables),
             "stdout": stdout.name,
@@ -83,9 +83,7 @@ def run(
         }
         print(json.dumps(request), file=server.stdin, flush=True)
         status = int(server.stdout.readline())
-        return subprocess.CompletedProcess(
-            request["arguments"], status, stdout.read(), stderr.read()
-        )
+        return subprocess.CompletedProcess(arguments, status, stdout.read(), stderr.read())
 
 
 def _server_of(python: str, variables: Mapping[str, str]) -> subprocess.Popen[str]:
