@@ -20,6 +20,8 @@ from PIL import Image
 from report_page import TABLE, contents, page_of, report
 
 from domainbed_carft import cli
+from domainbed_carft.report.page import PAIR
+from domainbed_carft.results import collect as collecting
 from domainbed_carft.results import document
 from domainbed_carft.results.top import top
 
@@ -167,6 +169,21 @@ def test_commands_and_digest_are_of_the_jobs(sweep, page):
     assert ["clip_backbone on PACS", "ViT-B/16", str(len(jobs))] in page.tables[
         "Settings and versions"
     ]
+
+
+def test_the_page_begins_with_the_best_averages_the_difference_and_the_jobs(sweep, page):
+    first_lines = html.unescape(page.text.split("</header>")[0])
+    _, *rows = page.tables[TABLE]
+    best, second, *_ = sorted(rows, key=lambda row: float(row[-1]), reverse=True)
+    assert f"on PACS: {best[0]} with {best[-1]}, then {second[0]} with {second[-1]}." in first_lines
+
+    results = collecting.collect([sweep], methods=["training-domain"], pair=PAIR)
+    (difference,) = results.differences
+    expected = f"CARFT minus CLIPFineTune: {difference['mean_difference']:+.2f} points"
+    assert expected in first_lines and f"over {difference['pairs']} pairs." in first_lines
+
+    n_jobs = len(list(sweep.glob("*/results.jsonl")))
+    assert f"{n_jobs} jobs of 3 methods in 2 trials." in first_lines
 
 
 def test_a_cell_leads_to_its_jobs_with_settings_folders_and_commands(sweep, page):

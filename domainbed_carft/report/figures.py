@@ -169,6 +169,8 @@ def _draw_line(axes: Any, line: pd.DataFrame, style: Style) -> Any:
     high = line["mean"] + line["error"]
     axes.fill_between(line.index, low, high, color=style.colour, alpha=0.18, linewidth=0)
 
+    if len(line) == 1:  # such as zero-shot CLIP: a lone mark would look like a defect
+        axes.axhline(line["mean"].iloc[0], color=style.colour, lw=1.2, linestyle=style.dash)
     (handle,) = axes.plot(
         line.index,
         line["mean"],

@@ -17,7 +17,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import RecordWarning, Run, describe_warnings
 from domainbed_carft.jobs.setting import EDITION
-from domainbed_carft.report import chosen_jobs, output_folder
+from domainbed_carft.report import chosen_jobs, output_folder, summary
 from domainbed_carft.report.sections import SectionMaker, unique_names
 from domainbed_carft.report.styles import styles_of
 from domainbed_carft.results import collect, document, order, paired, published, selection, suites
@@ -143,6 +143,7 @@ def build(results: Results, *, n_examples: int = 4, data_dir: str | None = None)
     content = {
         "title": _title(runs),
         "method": selection.METHODS[method].title,
+        "summary": summary.sentences(results, method),
         "sections": sections,
         "averages": [
             document.table_grid(table) for table in (*results.tables_of_sources, *averages)
