@@ -33,7 +33,7 @@ class RowRuns:
     @property
     def selected_runs(self) -> list[Run]:
         """The runs whose accuracies count, each once."""
-        runs = [selected.outcome.runs[0] for selected in self.selected]
+        runs = [selected.outcome.run for selected in self.selected]
         return list({id(run): run for run in runs}.values())
 
     def on_device(self, device: str) -> RowRuns:
@@ -43,7 +43,7 @@ class RowRuns:
             selected=[
                 selected
                 for selected in self.selected
-                if selected.outcome.runs[0].cost.device == device
+                if selected.outcome.run.cost.device == device
             ],
             candidates=[run for run in self.candidates if run.cost.device == device],
         )

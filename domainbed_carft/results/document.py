@@ -89,6 +89,7 @@ def table_entry(table: Table) -> dict[str, Any]:
         "dataset": None if table.averages else table.dataset,
         "title": table.title,
         "error": table.error.name,
+        "one_setting": table.one_setting,
         "columns": list(table.columns),
         "rows": [_row_entry(row, table) for row in table.rows],
         "notes": list(table.notes),
@@ -139,24 +140,31 @@ def _row_entry(row: Row, table: Table) -> dict[str, Any]:
 def cell_records(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each cell of the tables of `table_entry`, for CSV.
 
-    The cells of a table of averages have the environment "average".
+    The cells of a table of averages have the environment "average". "one_setting" is a key only if
+    a table shows one setting.
     """
-    return [
-        {
-            "setting": entry["setting"],
-            "selection": entry["selection"],
-            "dataset": entry["dataset"] or cell["column"],
-            "environment": cell["column"] if entry["dataset"] else "average",
-            "algorithm": row["algorithm"],
-            "mean": cell["mean"],
-            "standard_error": cell["standard_error"],
-            "n": cell["n"],
-            "missing": ". ".join(cell["missing"]),
-        }
-        for entry in entries
-        for row in entry["rows"]
-        for cell in row["cells"]
-    ]
+    entries = list(entries)
+    has_one_setting = any(entry["one_setting"] for entry in entries)
+
+    records = []
+    for entry in entries:
+        table = {"setting": entry["setting"], "selection": entry["selection"]}
+        if has_one_setting:
+            table["one_setting"] = entry["one_setting"]
+        for row in entry["rows"]:
+            for cell in row["cells"]:
+                record = {
+                    **table,
+                    "dataset": entry["dataset"] or cell["column"],
+                    "environment": cell["column"] if entry["dataset"] else "average",
+                    "algorithm": row["algorithm"],
+                    "mean": cell["mean"],
+                    "standard_error": cell["standard_error"],
+                    "n": cell["n"],
+                    "missing": ". ".join(cell["missing"]),
+                }
+                records.append(record)
+    return records
 
 
 def column_records(all_tables: Iterable[Table]) -> list[dict[str, Any]]:
@@ -166,6 +174,7 @@ def column_records(all_tables: Iterable[Table]) -> list[dict[str, Any]]:
             "setting": table.setting,
             "selection": table.method,
             "dataset": table.dataset,
+            "one_setting": table.one_setting,
             "algorithm": row.algorithm,
             "column": column.name,
             "of": column.title if column.name == ENVIRONMENTS else cell.label,

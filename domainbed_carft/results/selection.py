@@ -163,6 +163,12 @@ def in_domain(run: Run) -> Floats:
     return np.ascontiguousarray(out_splits[:, training_envs]).mean(axis=1)
 
 
+def in_domain_at(outcome: Outcome) -> float:
+    """The `in_domain` accuracy of the outcome's run at its checkpoint."""
+    row = outcome.run.steps.index(outcome.step)
+    return float(in_domain(outcome.run)[row])
+
+
 def _training_domain(candidates: Candidates, choice: Choice) -> Outcome | None:
     run = candidates.singles[choice]
     if run.n_environments < 2:

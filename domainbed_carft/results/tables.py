@@ -10,7 +10,7 @@ import numpy as np
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import measures, order, selection
+from domainbed_carft.results import measures, one_setting, order, selection
 from domainbed_carft.results.cells import DOMAINBED, Cell, ErrorKind, cell_of
 from domainbed_carft.results.columns import DEFAULT_COLUMNS, Column, RowRuns
 from domainbed_carft.results.gaps import Gaps
@@ -39,7 +39,7 @@ class Table(NamedTuple):
     A row is an algorithm. ``columns``: the environments, or in a table of ``averages`` the data
     sets. ``shown``: the columns to print, by default these and their average. ``error``: what
     stands behind the means. ``dataset_titles``: what data sets are called, where that is not their
-    name.
+    name. ``one_setting``: whether all targets share one choice of hyperparameters.
     """
 
     setting: str
@@ -52,6 +52,7 @@ class Table(NamedTuple):
     averages: bool = False
     dataset_titles: Mapping[str, str] = {}
     error: ErrorKind = DOMAINBED
+    one_setting: bool = False
 
     @property
     def dataset_title(self) -> str:
@@ -61,7 +62,9 @@ class Table(NamedTuple):
     @property
     def title(self) -> str:
         """Data set, selection method, and the group's setting."""
-        parts = [self.dataset_title, selection.METHODS[self.method].title, self.setting]
+        method = selection.METHODS[self.method].title
+        choice = one_setting.TITLE if self.one_setting else ""
+        parts = [self.dataset_title, method, choice, self.setting]
         return "; ".join(filter(None, parts))
 
     @property
@@ -79,11 +82,13 @@ class Table(NamedTuple):
 class TableOptions:
     """What tables show, as the options of ``carft collect``.
 
-    ``columns``: names of `measures.NAMES`; ``error``: what stands behind the means.
+    ``columns``: names of `measures.NAMES`; ``error``: what stands behind the means;
+    ``one_setting``: whether tables of one choice for all targets follow those of a choice for each.
     """
 
     columns: Sequence[str] = DEFAULT_COLUMNS
     error: ErrorKind = DOMAINBED
+    one_setting: bool = False
 
 
 DEFAULT_OPTIONS = TableOptions()
@@ -99,8 +104,11 @@ def build(
     tables = []
     for method in methods:
         selected = selection.select(group.runs, method)
-        maker = _TableMaker(group, method, selected, gaps, environments, options)
-        tables += maker.tables()
+        tables += _TableMaker(group, method, selected, gaps, environments, options).tables()
+        if options.one_setting and selection.METHODS[method].leaves_out:
+            selected = one_setting.select(group.runs, method)
+            maker = _TableMaker(group, method, selected, gaps, environments, options)
+            tables += [table._replace(one_setting=True) for table in maker.tables()]
     return tables
 
 
