@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import packed_records
 import pytest
 import warm
 from fake_checkout import REPO, run_python
@@ -47,6 +48,7 @@ GROUPS = (
     ),
     ("test_runs_card", "test_runs_export", "test_runs_saved"),  # trained
     ("test_report_command", "test_report_browser"),  # incomplete
+    ("test_collect_columns", "test_collect_against", "test_collect_by"),  # peers_emoji
 )
 
 
@@ -214,3 +216,15 @@ def foreign_processes():
     processes = ForeignProcesses()
     yield processes
     processes.kill()
+
+
+@pytest.fixture(scope="session")
+def peers_emoji(tmp_path_factory):
+    """The output folder of the sweep peers-emoji, from the records of the repository."""
+    return packed_records.unpack(tmp_path_factory.mktemp("packed"))
+
+
+@pytest.fixture(scope="session")
+def selected(peers_emoji):
+    """What each job of peers-emoji has at its checkpoint, a frame without our package."""
+    return packed_records.selected_checkpoints(peers_emoji)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, Problem
 from domainbed_carft.jobs.record_lines import describe_warnings
 from domainbed_carft.jobs.setting import KINDS
 from domainbed_carft.text import printable, quantity
@@ -70,6 +70,31 @@ def _add_collect(commands: Any) -> None:
         default=ERRORS[0],
         help="what stands behind a mean: DomainBed's standard error (divisor n), that of a sample "
         "(divisor n - 1), or the standard deviation (default: domainbed)",
+    )
+    parser.add_argument(
+        "--one-setting",
+        action="store_true",
+        help="add tables of one choice of hyperparameters for all environments of a data set",
+    )
+    parser.add_argument(
+        "--by",
+        type=lambda text: text.split(","),
+        action="extend",
+        default=[],
+        metavar="HPARAM,...",
+        help="give each value of these hyperparameters, or each variant (--by variant), a row in "
+        "one joint table",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="ALGORITHM",
+        help="compare every algorithm with this one: paired differences, intervals, p-values",
+    )
+    parser.add_argument(
+        "--power",
+        type=float,
+        metavar="POINTS",
+        help="with --against: how many trials a difference of so many points needs",
     )
     parser.add_argument(
         "--strict",
@@ -179,8 +204,8 @@ def _collect(arguments: argparse.Namespace) -> int:
     from domainbed_carft.results import formats
     from domainbed_carft.results.collect import collect
 
-    if arguments.format == "csv" and arguments.compare and arguments.paired:
-        raise CarftError("--format csv holds one table; use either --compare or --paired")
+    if arguments.format == "csv":
+        _require_one_table(arguments)
     files.require_output(arguments.output)
 
     columns = COLUMNS if arguments.full else arguments.columns or DEFAULT_COLUMNS
@@ -192,6 +217,10 @@ def _collect(arguments: argparse.Namespace) -> int:
         compare_published=bool(arguments.compare),
         columns=columns,
         error=arguments.error,
+        one_setting=arguments.one_setting,
+        by=arguments.by,
+        against=arguments.against,
+        power=arguments.power,
     )
     text = formats.FORMATS[arguments.format](results.document)
     if arguments.output:
@@ -203,6 +232,24 @@ def _collect(arguments: argparse.Namespace) -> int:
         _print_errors(results.notes)
     _print_errors([*describe_warnings(results.warnings), _summary_line(results.summary)])
     return _strict_status(results.defects) if arguments.strict else 0
+
+
+def _require_one_table(arguments: argparse.Namespace) -> None:
+    """Raise CarftError if more was asked for than the one table of CSV."""
+    tables = {
+        "--compare": arguments.compare,
+        "--paired": arguments.paired,
+        "--columns": arguments.columns,
+        "--full": arguments.full,
+        "--power" if arguments.power else "--against": arguments.against,
+    }
+    given = [flag for flag, value in tables.items() if value]
+    if len(given) > 1:
+        problem = Problem(
+            f"--format csv holds one table, and {' and '.join(given)} are one each",
+            remedy=f"use either {' or '.join(given)}",
+        )
+        raise CarftError(problem)
 
 
 def _summary_line(summary: Mapping[str, Any]) -> str:

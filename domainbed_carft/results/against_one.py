@@ -25,6 +25,8 @@ FEWEST_PAIRS = 5
 # Below so many units no two-sided p-value by sign flips is below 5%.
 FEWEST_FOR_FIVE_PERCENT = 6
 
+_TIE = 1e-9  # points, by which a mean of equal accuracies may differ from 0
+
 _UNIT_TITLES = {
     ENVIRONMENT: "unit: environment, its mean over trials",
     PAIR: "unit: pair, so p-values are optimistic",
@@ -190,9 +192,9 @@ def _comparison(
         mean_difference=float(np.mean(values)),
         low=low,
         high=high,
-        wins=sum(value > 0 for value in values),
-        losses=sum(value < 0 for value in values),
-        ties=sum(value == 0 for value in values),
+        wins=sum(value > _TIE for value in values),
+        losses=sum(value < -_TIE for value in values),
+        ties=sum(abs(value) <= _TIE for value in values),
         p=sign_flips.p_value(values) if len(differences) >= FEWEST_PAIRS else None,
         p_holm=None,
         smallest_p=sign_flips.smallest_p(len(values)),

@@ -12,7 +12,7 @@ from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import RecordWarning, Run
 from domainbed_carft.jobs.setting import KINDS
-from domainbed_carft.results import selection, settings
+from domainbed_carft.results import joint_rows, selection, settings
 from domainbed_carft.results.settings import Group
 
 
@@ -34,13 +34,17 @@ class Collection(NamedTuple):
 
 
 def gather(
-    folders: Sequence[Path | str], methods: Sequence[str] | None = None, ignored: Sequence[str] = ()
+    folders: Sequence[Path | str],
+    methods: Sequence[str] | None = None,
+    ignored: Sequence[str] = (),
+    *,
+    by: Sequence[str] = (),
 ) -> Collection:
     """Read ``folders``, group runs of the same setting, count each job once.
 
     ``methods``: None for those that the sweeps' manifests name, else those that have jobs. Raises
     CarftError if there is no record, no job for a requested method, or if a job was run twice with
-    different records.
+    different records. ``by``: what gives runs rows of their own, as for `joint_rows.label_rows`.
     """
     for name in ignored:
         if name not in KINDS:
@@ -58,6 +62,14 @@ def gather(
     planned = [job for sweep in sweeps for job in sweep.jobs]
     labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
     declared = dict.fromkeys(name for sweep in sweeps for name in sweep.declared_algorithms)
+    if by:
+        joint = joint_rows.label_rows(
+            runs, planned, by=by, folders=folders, declared=tuple(declared)
+        )
+        runs = joint.runs
+        planned = joint.planned
+        declared = dict.fromkeys(joint.names)
+
     groups = []
     for group in settings.groups(runs, planned, ignored):
         distinct_runs, duplicates = settings.distinct(group.runs)

@@ -41,9 +41,7 @@ class RowRuns:
         return replace(
             self,
             selected=[
-                selected
-                for selected in self.selected
-                if selected.outcome.run.cost.device == device
+                selected for selected in self.selected if selected.outcome.run.cost.device == device
             ],
             candidates=[run for run in self.candidates if run.cost.device == device],
         )

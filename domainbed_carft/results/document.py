@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from domainbed_carft.results.cells import DOMAINBED, PLUS_MINUS, ErrorKind
 from domainbed_carft.results.cells import format_accuracy as format_accuracy
 from domainbed_carft.results.columns import DEFAULT_COLUMNS, ENVIRONMENTS, NO_VALUE
+from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.tables import Row, Table
 
 _ACCURACY_CAPTION = (
@@ -108,7 +109,7 @@ def table_entry(table: Table) -> dict[str, Any]:
 
 
 def _row_entry(row: Row, table: Table) -> dict[str, Any]:
-    cells = [
+    cells: list[dict[str, Any]] = [
         {
             "column": column,
             "mean": cell.mean,
@@ -119,6 +120,10 @@ def _row_entry(row: Row, table: Table) -> dict[str, Any]:
         }
         for column, cell in zip(table.columns, row.cells, strict=True)
     ]
+    for target, cell_entry in enumerate(cells):
+        chosen = row.chosen(target)
+        if chosen:
+            cell_entry["chosen"] = [_chosen_entry(selected) for selected in chosen]
     entry = {"algorithm": row.algorithm, "cells": cells, "average": row.average}
 
     measures = [
@@ -135,6 +140,17 @@ def _row_entry(row: Row, table: Table) -> dict[str, Any]:
         if column.name not in DEFAULT_COLUMNS
     ]
     return entry | {"measures": measures} if measures else entry
+
+
+def _chosen_entry(selected: Selected) -> dict[str, Any]:
+    """What a search chose for one cell in one trial."""
+    outcome = selected.outcome
+    return {
+        "trial": selected.trial,
+        "values": dict(outcome.values),
+        "hparams_seed": outcome.hparams_seed,
+        "members": outcome.members,
+    }
 
 
 def cell_records(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

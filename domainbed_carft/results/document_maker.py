@@ -7,6 +7,7 @@ from typing import Any
 
 from domainbed_carft.results import (
     against_one,
+    choices,
     document,
     measures,
     paired,
@@ -17,7 +18,7 @@ from domainbed_carft.results import (
 from domainbed_carft.results.against_one import Comparison
 from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.columns import DEFAULT_COLUMNS
-from domainbed_carft.results.document import Document
+from domainbed_carft.results.document import Document, Grid
 from domainbed_carft.results.power import Power
 from domainbed_carft.results.published import GroupComparison
 from domainbed_carft.results.suites import Scores
@@ -63,12 +64,24 @@ class _DocumentMaker:
         shown = [column for table in all_tables for column in table.shown]
         self._caption = [*document.caption(options.error), *measures.explanations(shown)]
         self._notes = [note for group in collection.groups for note in group.notes]
-        self._grids = [document.table_grid(table) for table in all_tables]
+        self._grids: list[Grid] = []
+        self._add_tables(all_tables)
+
         self._sections: dict[str, Any] = {"tables": entries, "notes": self._notes}
         self._csv_rows = document.cell_records(entries)
         if tuple(options.columns) != DEFAULT_COLUMNS:
             self._csv_rows = document.column_records(all_tables)
         self._summary = _summary(collection, all_tables)
+
+    def _add_tables(self, all_tables: Sequence[Table]) -> None:
+        """Add the tables of accuracies, each with that of the values that a search chose."""
+        chosen_grids = [choices.grid(table) for table in all_tables]
+        for table, chosen in zip(all_tables, chosen_grids, strict=True):
+            self._grids.append(document.table_grid(table))
+            if chosen:
+                self._grids.append(chosen)
+        if any(chosen_grids):
+            self._caption += choices.CAPTION
 
     def add_suites(self, scores: Sequence[Scores]) -> None:
         """Add the tables of suites."""

@@ -25,12 +25,18 @@ class Row(NamedTuple):
 
     ``cells``: one for each environment or data set; ``average``: their mean in percent, None if an
     expected cell has no value. ``shown``: a cell for each of the table's ``shown`` columns.
+    ``selected``: the choices behind the accuracies of one data set, by target and trial.
     """
 
     algorithm: str
     cells: Sequence[Cell]
     average: float | None
     shown: Sequence[Cell]
+    selected: Sequence[Selected] = ()
+
+    def chosen(self, target: int) -> list[Selected]:
+        """The choices of a search behind one cell, a trial each; empty if nothing was searched."""
+        return [entry for entry in self.selected if entry.target == target and entry.outcome.values]
 
 
 class Table(NamedTuple):
@@ -177,7 +183,7 @@ class _TableMaker:
                 error=self._options.error,
             )
             shown = [column.measure(row_runs) for column in columns]
-            rows.append(Row(algorithm, cells, row_runs.average, shown))
+            rows.append(Row(algorithm, cells, row_runs.average, shown, selected))
 
         is_declared = all(cell.is_expected for row in rows for cell in row.cells)
         notes = [] if is_declared else [_UNDECLARED]
