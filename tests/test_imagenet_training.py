@@ -249,7 +249,7 @@ def test_its_words_are_openais_and_its_recipe_one_that_each_algorithm_takes(monk
     with pytest.raises(CarftError, match=message):
         job_facts.record_data_facts({**values, "class_balanced": True})
 
-    monkeypatch.delattr("domainbed.algorithms.Algorithm.indivisible")
+    monkeypatch.delattr("domainbed.IS_CARFT_HARNESS")
     with pytest.raises(CarftError, match=message):  # on another's DomainBed
         job_facts.record_data_facts(dict(values))
 
