@@ -38,14 +38,15 @@ PairKey = tuple[str, int, int]
 
 CAPTION = (
     "Minus: accuracy of the row's algorithm minus that of the one in the title, in points, over "
-    "every (data set, environment left out, trial) that both have. p: two-sided, by flipping the "
-    f"signs of the n differences, exactly up to {sign_flips.MOST_EXACT} and else by "
-    f"{sign_flips.RANDOM_FLIPS:,} random flips; Holm: corrected for the number of rows; smallest "
-    f"p: what n differences can attain at best. Interval: {LEVEL}% by Student's t over the n "
-    "differences. Unit environment: one difference for each environment left out, its mean over "
-    "trials (one for a family, such as EmojiUnseen's three of EmojiOne). Unit pair: one for each "
-    "trial; trials of an environment share test pictures, so these p-values are too small and "
-    "these intervals too narrow.",
+    "every (data set, environment left out, trial) that both have. s.e.: standard error of the "
+    f"mean (divisor n - 1); interval: {LEVEL}% by Student's t, both over the n differences. p: "
+    "two-sided, by flipping the signs of the n differences, exactly up to "
+    f"{sign_flips.MOST_EXACT} and else by {sign_flips.RANDOM_FLIPS:,} random flips; Holm: "
+    "corrected for the number of rows; smallest p: what n differences can attain at best.",
+    "Unit environment: one difference for each environment left out, its mean over trials (one for "
+    "a family, such as EmojiUnseen's three of EmojiOne). Unit pair: one for each trial; trials of "
+    "an environment share test pictures, so these p-values are too small and these intervals too "
+    "narrow.",
 )
 
 
@@ -55,8 +56,9 @@ class Comparison:
 
     ``measure``: ACCURACY, that of the tables, or IN_DOMAIN, that on the environments trained on.
     ``unit``: of the ``n`` differences, ENVIRONMENT or PAIR; ``pairs``: how many pairs there are.
-    Differences and interval are in points. The interval is None for a single difference, p-values
-    below FEWEST_PAIRS pairs; ``p_holm`` is corrected for the algorithms of one comparison.
+    Differences, error and interval are in points; error and interval are None for a single
+    difference, p-values below FEWEST_PAIRS pairs; ``p_holm`` is corrected for the algorithms of one
+    comparison.
     """
 
     setting: str
@@ -68,6 +70,7 @@ class Comparison:
     pairs: int
     n: int
     mean_difference: float
+    standard_error: float | None
     low: float | None
     high: float | None
     wins: int
@@ -155,15 +158,20 @@ def unit_means(differences: Mapping[PairKey, float], unit: str) -> list[float]:
     return [float(np.mean(values)) for values in by_unit.values()]
 
 
+def standard_error(values: Sequence[float]) -> float | None:
+    """That of the mean, from the standard deviation with divisor n - 1; None for a single value."""
+    return float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else None
+
+
 def student_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
     """The LEVEL% interval of the mean by Student's t; None and None for a single value."""
-    if len(values) < 2:
+    error = standard_error(values)
+    if error is None:
         return None, None
 
     from scipy.special import stdtrit  # scipy.stats takes a second to load
 
     mean = float(np.mean(values))
-    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
     half = float(stdtrit(len(values) - 1, 0.5 + LEVEL / 200)) * error
     return mean - half, mean + half
 
@@ -190,6 +198,7 @@ def _comparison(
         pairs=len(differences),
         n=len(values),
         mean_difference=float(np.mean(values)),
+        standard_error=standard_error(values),
         low=low,
         high=high,
         wins=sum(value > _TIE for value in values),
@@ -226,20 +235,23 @@ def _grid(comparisons: Sequence[Comparison]) -> Grid:
         selection.METHODS[first.selection].title,
         first.setting,
     ]
-    header = ["Algorithm", "Mean", f"{LEVEL}% interval", "Wins", "Losses", "Ties", "n"]
+    header = ["Algorithm", "Mean", "s.e.", f"{LEVEL}% interval", "Wins", "Losses", "Ties", "n"]
     header += ["p", "Holm", "Smallest p"]
     rows = [_row(entry) for entry in comparisons]
     return Grid("; ".join(filter(None, parts)), header, rows, _notes(comparisons))
 
 
 def _row(entry: Comparison) -> list[str]:
+    error = "-"
     interval = "none (one unit)"
-    if entry.low is not None:
+    if entry.standard_error is not None:
+        error = f"{entry.standard_error:.2f}"
         interval = f"{entry.low:+.2f} to {entry.high:+.2f}"
 
     counts = [str(count) for count in (entry.wins, entry.losses, entry.ties, entry.n)]
     p_values = [p_text(p) for p in (entry.p, entry.p_holm, entry.smallest_p)]
-    return [entry.algorithm, f"{entry.mean_difference:+.2f}", interval, *counts, *p_values]
+    difference = [f"{entry.mean_difference:+.2f}", error, interval]
+    return [entry.algorithm, *difference, *counts, *p_values]
 
 
 def p_text(p: float | None) -> str:
