@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordWarning
 from domainbed_carft.results import (
     against_one,
+    divisions,
     measures,
     paired,
     published,
@@ -53,10 +53,13 @@ class Results:
     ``differences``: between these, an entry for each group and method. ``comparisons_against``:
     every algorithm against one, and ``powers``: what a difference from it needs to be found, if
     these were asked for. ``document``: all of these as words, and as entries for JSON.
+    ``tables_of_sources``: where several targets were left out together, the tables of all sources,
+    in which those of the groups stand side by side.
     """
 
     collection: Collection
     tables_of_groups: Sequence[Sequence[Table]]
+    tables_of_sources: Sequence[Table]
     suite_scores: Sequence[Scores]
     comparisons: Sequence[GroupComparison]
     pair: tuple[str, str] | None
@@ -159,6 +162,7 @@ def collect(
     compare_published: bool = False,
     columns: Sequence[str] = DEFAULT_COLUMNS,
     error: str = DOMAINBED.name,
+    single_source: bool = False,
     one_setting: bool = False,
     by: Sequence[str] = (),
     against: str | None = None,
@@ -175,7 +179,8 @@ def collect(
     tables of one choice of hyperparameters for all targets. ``by``: hyperparameters, arguments or
     "variant" by which runs have rows of their own instead of tables. ``against``: an algorithm to
     compare all others with; ``power``: a difference from it in points, to say what it needs to be
-    found.
+    found. ``single_source``: whether jobs that leave out all environments but one have a single
+    source, where no manifest says so.
 
     Raises CarftError if there is no record, if a method has no jobs, if no column or kind of error
     has the name, if a name of ``by`` does not vary, if no algorithm shares a trial with another of
@@ -186,11 +191,13 @@ def collect(
     if error not in ERROR_KINDS:
         raise CarftError(unknown("kind of error", error, ERROR_KINDS))
     if power is not None:
-        _check_power(power, against)
+        power_of_tests.require_difference(power, against)
 
     if isinstance(folders, (str, os.PathLike)):
         folders = [folders]
-    collection = collecting.gather(list(folders), methods, ignored, by=by)
+    collection = collecting.gather(
+        list(folders), methods, ignored, single_source=single_source, by=by
+    )
 
     options = TableOptions(columns=columns, error=ERROR_KINDS[error], one_setting=one_setting)
     results = build(
@@ -204,17 +211,6 @@ def collect(
     if pair and not results.differences:
         raise paired.no_shared_trial(collection.groups, collection.methods, *pair)
     return results
-
-
-def _check_power(difference: float, against: str | None) -> None:
-    """Raise CarftError for a difference that is not above 0, or is from nothing."""
-    if not 0 < difference < math.inf:
-        problem = Problem("--power", difference, "a difference in points > 0, such as 1.0")
-        raise CarftError(problem)
-    if not against:
-        raise CarftError(
-            Problem("--power needs an algorithm to differ from", remedy="add --against ALGORITHM")
-        )
 
 
 def build(
@@ -234,6 +230,7 @@ def build(
     tables_of_groups = [
         tables.build(group, collection.methods, options) for group in collection.groups
     ]
+    tables_of_sources = divisions.tables(collection.groups, tables_of_groups)
     scores = [row for group in collection.groups for row in suites.scores(group, options.error)]
 
     comparisons = []
@@ -256,6 +253,7 @@ def build(
     return Results(
         collection=collection,
         tables_of_groups=tables_of_groups,
+        tables_of_sources=tables_of_sources,
         suite_scores=scores,
         comparisons=comparisons,
         pair=pair,
@@ -265,7 +263,8 @@ def build(
         document=make_document(
             collection,
             options,
-            tables=[table for group_tables in tables_of_groups for table in group_tables],
+            tables_of_groups=tables_of_groups,
+            tables_of_sources=tables_of_sources,
             scores=scores,
             published_comparisons=comparisons if compare_published else None,
             differences=differences,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from domainbed_carft.jobs.records import Run
+from domainbed_carft.results import selection
 from domainbed_carft.results.cells import Cell, ErrorKind, format_accuracy
 from domainbed_carft.results.selection import Selected
 
@@ -102,3 +103,17 @@ def count_text(cell: Cell) -> str:
     if cell.mean is None:
         return ""
     return f"{cell.mean:,.0f}" if cell.mean == int(cell.mean) else f"{cell.mean:,.1f}"
+
+
+def candidate_runs(runs: Sequence[Run], method: str) -> list[Run]:
+    """The runs that the method can choose from, each once."""
+    if not selection.METHODS[method].leaves_out:
+        return [run for run in runs if not run.test_envs]
+
+    candidates: dict[int, Run] = {}
+    for of_target in selection.candidates_by_target(runs):
+        of_method = [*of_target.singles.values()]
+        if method == selection.LEAVE_ONE_OUT:
+            of_method += [run for pairs in of_target.pairs.values() for run in pairs.values()]
+        candidates |= {id(run): run for run in of_method}
+    return list(candidates.values())

@@ -29,7 +29,8 @@ def make_document(
     collection: Collection,
     options: TableOptions,
     *,
-    tables: Sequence[Table],
+    tables_of_groups: Sequence[Sequence[Table]],
+    tables_of_sources: Sequence[Table],
     scores: Sequence[Scores],
     published_comparisons: Sequence[GroupComparison] | None,
     differences: list[dict[str, Any]],
@@ -37,7 +38,7 @@ def make_document(
     powers: Sequence[Power],
 ) -> Document:
     """The document of these parts; what is empty or None is left out."""
-    maker = _DocumentMaker(collection, tables, options)
+    maker = _DocumentMaker(collection, tables_of_groups, tables_of_sources, options)
     if scores:
         maker.add_suites(scores)
     if published_comparisons is not None:
@@ -55,28 +56,46 @@ class _DocumentMaker:
     """Makes a document part by part; the last part with CSV rows has them."""
 
     def __init__(
-        self, collection: Collection, all_tables: Sequence[Table], options: TableOptions
+        self,
+        collection: Collection,
+        tables_of_groups: Sequence[Sequence[Table]],
+        tables_of_sources: Sequence[Table],
+        options: TableOptions,
     ) -> None:
         self._collection = collection
         self._error = options.error
+        has_default_columns = tuple(options.columns) == DEFAULT_COLUMNS
+        all_tables = [table for group_tables in tables_of_groups for table in group_tables]
         entries = [document.table_entry(table) for table in all_tables]
 
-        shown = [column for table in all_tables for column in table.shown]
-        self._caption = [*document.caption(options.error), *measures.explanations(shown)]
+        columns = [column for table in all_tables for column in table.shown]
+        self._caption = [*document.caption(options.error), *measures.explanations(columns)]
         self._notes = [note for group in collection.groups for note in group.notes]
-        self._grids: list[Grid] = []
-        self._add_tables(all_tables)
-
         self._sections: dict[str, Any] = {"tables": entries, "notes": self._notes}
+        self._grids: list[Grid] = []
+        self._add_tables(
+            [
+                *(
+                    table
+                    for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
+                    for table in group_tables
+                    if not (group.source and has_default_columns)
+                ),
+                *tables_of_sources,
+            ]
+        )
+        if tables_of_sources:
+            self._sections["sources"] = [document.table_entry(table) for table in tables_of_sources]
+
         self._csv_rows = document.cell_records(entries)
-        if tuple(options.columns) != DEFAULT_COLUMNS:
+        if not has_default_columns:
             self._csv_rows = document.column_records(all_tables)
         self._summary = _summary(collection, all_tables)
 
-    def _add_tables(self, all_tables: Sequence[Table]) -> None:
-        """Add the tables of accuracies, each with that of the values that a search chose."""
-        chosen_grids = [choices.grid(table) for table in all_tables]
-        for table, chosen in zip(all_tables, chosen_grids, strict=True):
+    def _add_tables(self, tables: Sequence[Table]) -> None:
+        """Add tables of accuracies, each with that of the values that a search chose."""
+        chosen_grids = [choices.grid(table) for table in tables]
+        for table, chosen in zip(tables, chosen_grids, strict=True):
             self._grids.append(document.table_grid(table))
             if chosen:
                 self._grids.append(chosen)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from domainbed_carft.errors import CarftError, Problem
 from domainbed_carft.results import selection
 from domainbed_carft.results.against_one import (
     ENVIRONMENT,
@@ -61,6 +62,17 @@ class Power:
     def as_dict(self) -> dict[str, Any]:
         """An entry for JSON and CSV."""
         return asdict(self)
+
+
+def require_difference(difference: float, against: str | None) -> None:
+    """Raise CarftError for a difference that is not above 0, or is from nothing."""
+    if not 0 < difference < math.inf:
+        problem = Problem("--power", difference, "a difference in points > 0, such as 1.0")
+        raise CarftError(problem)
+    if not against:
+        raise CarftError(
+            Problem("--power needs an algorithm to differ from", remedy="add --against ALGORITHM")
+        )
 
 
 def powers(

@@ -169,6 +169,12 @@ def in_domain_at(outcome: Outcome) -> float:
     return float(in_domain(outcome.run)[row])
 
 
+def validation_without_targets(run: Run) -> float:
+    """Mean accuracy on the out-splits at the last step, for a run that left nothing out."""
+    _, out_splits = accuracies(run)
+    return float(out_splits[_last_row(run)].mean())
+
+
 def _training_domain(candidates: Candidates, choice: Choice) -> Outcome | None:
     run = candidates.singles[choice]
     if run.n_environments < 2:

@@ -12,12 +12,13 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import measures, one_setting, order, selection
 from domainbed_carft.results.cells import DOMAINBED, Cell, ErrorKind, cell_of
-from domainbed_carft.results.columns import DEFAULT_COLUMNS, Column, RowRuns
+from domainbed_carft.results.columns import DEFAULT_COLUMNS, Column, RowRuns, candidate_runs
 from domainbed_carft.results.gaps import Gaps
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.settings import Group
 
 _UNDECLARED = "-: no job was declared for this cell; Avg is over the other cells."
+_TRAINED_ON = "-: the runs were trained on this environment; Avg is over the other cells."
 
 
 class Row(NamedTuple):
@@ -145,10 +146,10 @@ class _TableMaker:
             self._selected.setdefault((entry.algorithm, entry.dataset), []).append(entry)
 
         self._candidates: dict[tuple[str, str], list[Run]] = {}
-        for run in _candidate_runs(group.runs, method):
+        for run in candidate_runs(group.runs, method):
             self._candidates.setdefault((run.algorithm, run.dataset), []).append(run)
 
-        jobs = [job for job in gaps.keys if bool(job.test_envs) == self._leaves_out]
+        jobs = gaps.keys_of(method)
         self._datasets = {job.dataset for job in jobs}
         algorithms = (job.algorithm for job in jobs)
         self._row_labels = order.ordered_algorithms(algorithms, group.declared)
@@ -160,7 +161,9 @@ class _TableMaker:
             for dataset, environments in self._environments.items()
             if dataset in self._datasets
         ]
-        return [*tables, self._averages(tables)] if self._leaves_out and tables else tables
+        # Of one source, the table of all sources has the averages.
+        has_averages = self._leaves_out and tables and not self._group.source
+        return [*tables, self._averages(tables)] if has_averages else tables
 
     def _dataset_table(self, dataset: str, environments: Sequence[str]) -> Table:
         """The table of one data set: a row an algorithm."""
@@ -186,7 +189,7 @@ class _TableMaker:
             rows.append(Row(algorithm, cells, row_runs.average, shown, selected))
 
         is_declared = all(cell.is_expected for row in rows for cell in row.cells)
-        notes = [] if is_declared else [_UNDECLARED]
+        notes = [] if is_declared else [_TRAINED_ON if self._group.source else _UNDECLARED]
         return self._table(dataset, environments, rows=rows, notes=notes, shown=columns)
 
     def _cell(
@@ -274,20 +277,6 @@ class _TableMaker:
             dataset_titles=self._dataset_titles,
             error=self._options.error,
         )
-
-
-def _candidate_runs(runs: Sequence[Run], method: str) -> list[Run]:
-    """The runs that the method can choose from, each once."""
-    if not selection.METHODS[method].leaves_out:
-        return [run for run in runs if not run.test_envs]
-
-    candidates: dict[int, Run] = {}
-    for of_target in selection.candidates_by_target(runs):
-        of_method = [*of_target.singles.values()]
-        if method == selection.LEAVE_ONE_OUT:
-            of_method += [run for pairs in of_target.pairs.values() for run in pairs.values()]
-        candidates |= {id(run): run for run in of_method}
-    return list(candidates.values())
 
 
 def _average(cells: Sequence[Cell]) -> float | None:
