@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import packed_records
 import pytest
 import warm
 from fake_checkout import REPO, run_python
@@ -63,6 +64,7 @@ GROUPS = (
     ("test_processes",),
     ("test_sweep_commands",),
     ("test_emoji",),
+    ("test_collect_columns", "test_collect_against", "test_collect_by"),  # peers_emoji
 )
 
 
@@ -254,3 +256,15 @@ def foreign_processes() -> Iterator[ForeignProcesses]:
     processes = ForeignProcesses()
     yield processes
     processes.kill()
+
+
+@pytest.fixture(scope="session")
+def peers_emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of the sweep peers-emoji, from the records of the repository."""
+    return packed_records.unpack(tmp_path_factory.mktemp("packed"))
+
+
+@pytest.fixture(scope="session")
+def selected(peers_emoji: Path) -> Any:
+    """What each job of peers-emoji has at its checkpoint, a frame without our package."""
+    return packed_records.selected_checkpoints(peers_emoji)
