@@ -80,7 +80,7 @@ def behind(table: Table, entries: Sequence[BestHparams], name: Callable[..., str
     cells = []
     place_of_cell: dict[tuple[str, str], str] = {}
     for (algorithm, environment), cell_runs in itertools.groupby(
-        runs, key=lambda run: (run.entry.algorithm, run.entry.environment or "")
+        runs, key=lambda run: (run.entry.row, run.entry.environment or "")
     ):
         place = name("cell", table.dataset, algorithm, environment or "all")
         place_of_cell[algorithm, environment] = place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib
@@ -16,6 +17,7 @@ from domainbed_carft.report.canvas import (
     RC_PARAMS,
     Figure,
     add_legend,
+    name_places,
     new_canvas,
     save_figure,
 )
@@ -131,11 +133,34 @@ def _draw_bar(axes: Any, height: float, cell: Cell, colour: str) -> None:
     axes.text(end + 1.5, height, f"{mean:.1f}", va="center", fontsize=9)
 
 
+@dataclass(frozen=True)
+class Axis:
+    """What lines run over: the axis's title, whether it is logarithmic, and what is marked on it.
+
+    ``marks``: place -> name; without any the places of whole numbers are chosen.
+    """
+
+    title: str
+    is_logarithmic: bool = False
+    marks: Mapping[float, str] = field(default_factory=dict)
+
+
+STEPS = Axis("training step")
+
+
 @matplotlib.rc_context(RC_PARAMS)
 def curves(
-    title: str, name: str, rows: pd.DataFrame, panels: Panels, styles: Styles
+    title: str,
+    name: str,
+    rows: pd.DataFrame,
+    panels: Panels,
+    styles: Styles,
+    over: Axis = STEPS,
 ) -> Figure | None:
-    """A panel a column of ``frames.checkpoints``, a line an algorithm; None if all is empty."""
+    """A panel a column of ``frames.checkpoints``, a line an algorithm; None if all is empty.
+
+    ``over``: what the column ``step`` is.
+    """
     lines_of = {column: dict(frames.over_trials(rows, column)) for column in panels}
     lines_of = {column: lines for column, lines in lines_of.items() if lines}
     algorithms = [name for name in styles if any(name in lines for lines in lines_of.values())]
@@ -154,13 +179,25 @@ def curves(
                 handles[algorithm] = _draw_line(axes, line, styles[algorithm])
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
 
-    all_axes[-1].set_xlabel("training step")
-    all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    all_axes[-1].set_xlabel(printable(over.title))
+    _scale(all_axes[-1], over)
     add_legend(canvas, {algorithm: handles[algorithm] for algorithm in algorithms})
 
     headings = " and ".join(panels[column][0] for column in lines_of)
-    alt = f"Lines over training steps of {headings}: {title}, for {', '.join(algorithms)}."
+    alt = f"Lines over {over.title} of {headings}: {title}, for {', '.join(algorithms)}."
     return save_figure(canvas, title, name, alt)
+
+
+def _scale(axes: Any, over: Axis) -> None:
+    """Scale the horizontal axis, and mark its values."""
+    if over.is_logarithmic:
+        axes.set_xscale("log")
+    axes.minorticks_off()
+
+    if over.marks:
+        name_places(axes, list(over.marks), list(over.marks.values()))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 
 def _draw_line(axes: Any, line: pd.DataFrame, style: Style) -> Any:

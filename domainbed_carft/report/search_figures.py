@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -12,18 +12,24 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from domainbed_carft.jobs.job import Choice
-from domainbed_carft.report.canvas import RC_PARAMS, Figure, add_legend, new_canvas, save_figure
+from domainbed_carft.report.canvas import (
+    RC_PARAMS,
+    Figure,
+    add_legend,
+    name_places,
+    new_canvas,
+    save_figure,
+)
 from domainbed_carft.report.styles import INK, PAPER, Style
 from domainbed_carft.text import printable
 
-_PANEL_HEIGHT = 1.75  # inches
+_HEIGHT = 4.4  # inches
 _PANELS = {
     "out_of_domain": "out-of-domain accuracy (%)",
     "validation": "validation accuracy (%)",
 }
 _SPREAD = 0.5  # of the distance between two choices, over which the trials are spread
 _MEAN_WIDTH = 0.7
-_LETTERS_ALONG_AXIS = 40  # of names that have more together, each is upright
 
 
 @matplotlib.rc_context(RC_PARAMS)
@@ -34,13 +40,9 @@ def choices(title: str, name: str, rows: pd.DataFrame, style: Style) -> Figure:
     """
     ordered = sorted(set(rows["choice"]))
     labels = _labels(ordered)
-    names = list(labels.names)
-    is_crowded = sum(len(name) + 1 for name in names) > _LETTERS_ALONG_AXIS
-
-    longest = max(map(len, names)) if is_crowded else 0
-    height = 0.9 + _PANEL_HEIGHT * len(_PANELS) + 0.06 * longest
+    names = labels.names
     legend = ["chosen", "not chosen", "mean"]
-    canvas = new_canvas(height, legend)
+    canvas = new_canvas(_HEIGHT, legend)
     all_axes = canvas.subplots(len(_PANELS), 1, sharex=True)
 
     positions = rows["choice"].map(ordered.index) + _offsets(rows["trial"])
@@ -54,8 +56,7 @@ def choices(title: str, name: str, rows: pd.DataFrame, style: Style) -> Figure:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.grid(axis="x", visible=False)
 
-    rotation = 90 if is_crowded else 0
-    all_axes[-1].set_xticks(range(len(names)), names, rotation=rotation)
+    name_places(all_axes[-1], range(len(names)), names)
     all_axes[-1].set(xlabel=printable(labels.axis), xlim=(-0.6, len(names) - 0.4))
     add_legend(canvas, dict(zip(legend, _handles(style))), handlelength=1.2)
 
@@ -66,12 +67,11 @@ def choices(title: str, name: str, rows: pd.DataFrame, style: Style) -> Figure:
     return save_figure(canvas, title, name, alt)
 
 
-class _Labels:
+class _Labels(NamedTuple):
     """The names of choices, and of the axis that they stand along."""
 
-    def __init__(self, axis: str, names: Sequence[str]) -> None:
-        self.axis = axis
-        self.names = [printable(name) for name in names]
+    axis: str
+    names: Sequence[str]
 
 
 def _labels(ordered: Sequence[Choice]) -> _Labels:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.report import chosen_jobs, figures, frames, search_figures
+from domainbed_carft.report import chosen_jobs, figures, frames, joint_figures, search_figures
 from domainbed_carft.report.canvas import Figure
 from domainbed_carft.report.styles import Styles
 from domainbed_carft.results import document, ranking, suites
+from domainbed_carft.results.joint_rows import JointRow
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import BestHparams
 
@@ -38,11 +39,13 @@ class SectionMaker:
 
     ``name(word, ...)``: makes unique names for files and places on the page; ``example_part``:
     makes the examples of a table and the runs on its data set, if any are to be shown.
+    ``joint_rows``: the rows of a joint table, by name.
     """
 
     styles: Styles
     name: Callable[..., str]
     example_part: Callable[..., dict[str, Any]] | None
+    joint_rows: Mapping[str, JointRow]
 
     def of_table(
         self,
@@ -65,6 +68,9 @@ class SectionMaker:
         if figures_of_choices:
             figures_by_kind["choices"] = figures_of_choices
         checkpoints = frames.checkpoints(dataset_runs, table.method)
+        figures_over_hparams = self._figures_over_hparams(table, checkpoints)
+        if figures_over_hparams:
+            figures_by_kind["hparams"] = figures_over_hparams
         figures_by_kind |= self._figures_of_checkpoints(table, checkpoints)
 
         # The template has title and text for each kind, also where there is no figure.
@@ -132,6 +138,13 @@ class SectionMaker:
             if (choices["algorithm"] == algorithm).any()
         ]
 
+    def _figures_over_hparams(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure | None]:
+        """Accuracy over what the rows of a joint table differ in; empty for any other table."""
+        selected = checkpoints[checkpoints["selected"]].drop(columns="step")
+        return [
+            *joint_figures.over_hparams(selected, self.joint_rows, table.dataset_title, self.name)
+        ]
+
     def of_suite(self, rows: Sequence[suites.Scores]) -> dict[str, Any]:
         """The section of a suite: its table, and where it has shifts, the figure."""
         table = suites.grid(rows)
@@ -144,6 +157,7 @@ class SectionMaker:
             "table": table,
             "ranks": None,
             "jobs": None,
+            "more_tables": [],
             "parts": parts,
         }
 

@@ -43,7 +43,7 @@ def _sentence_on_best(table: Table) -> str:
 
 def _sentences_on_jobs(runs: Sequence[Run]) -> Iterator[str]:
     """How many jobs, methods and trials there are, and how long they trained on each device."""
-    algorithms = {run.algorithm for run in runs}
+    algorithms = {run.job.args["algorithm"] for run in runs}
     trials = {run.job.key.trial for run in runs}
     methods = quantity(len(algorithms), "method")
     yield f"{quantity(len(runs), 'job')} of {methods} in {quantity(len(trials), 'trial')}."

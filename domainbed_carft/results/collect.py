@@ -187,9 +187,7 @@ def collect(
     ``pair`` or with ``against``, if ``power`` is not above 0 or without ``against``, or if a job
     was run twice with different records.
     """
-    measures.check_names(columns)
-    if error not in ERROR_KINDS:
-        raise CarftError(unknown("kind of error", error, ERROR_KINDS))
+    options = table_options(columns, error, one_setting)
     if power is not None:
         power_of_tests.require_difference(power, against)
 
@@ -199,7 +197,6 @@ def collect(
         list(folders), methods, ignored, single_source=single_source, by=by
     )
 
-    options = TableOptions(columns=columns, error=ERROR_KINDS[error], one_setting=one_setting)
     results = build(
         collection,
         pair,
@@ -211,6 +208,21 @@ def collect(
     if pair and not results.differences:
         raise paired.no_shared_trial(collection.groups, collection.methods, *pair)
     return results
+
+
+def table_options(
+    columns: Sequence[str] = DEFAULT_COLUMNS,
+    error: str = DOMAINBED.name,
+    one_setting: bool = False,
+) -> TableOptions:
+    """The options of tables by name, as of `collect`.
+
+    Raises CarftError if no column or kind of error has the name.
+    """
+    measures.check_names(columns)
+    if error not in ERROR_KINDS:
+        raise CarftError(unknown("kind of error", error, ERROR_KINDS))
+    return TableOptions(columns=columns, error=ERROR_KINDS[error], one_setting=one_setting)
 
 
 def build(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,9 @@ from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import RecordWarning, Run
 from domainbed_carft.jobs.setting import KINDS
-from domainbed_carft.results import joint_rows, roles, selection, settings
+from domainbed_carft.results import joint_rows as joint_rows_of
+from domainbed_carft.results import roles, selection, settings
+from domainbed_carft.results.joint_rows import JointRow
 from domainbed_carft.results.settings import Group
 
 
@@ -22,6 +24,7 @@ class Collection(NamedTuple):
 
     ``methods``: names of selection methods; ``compare_with``: names of published methods.
     ``first_stages``: runs of searches in two stages, of which the groups have the second.
+    ``joint_rows``: what rows that ``by`` makes are of, by name.
     """
 
     groups: Sequence[Group]
@@ -29,6 +32,7 @@ class Collection(NamedTuple):
     warnings: Sequence[RecordWarning]
     compare_with: Sequence[str]
     first_stages: Sequence[Run] = ()
+    joint_rows: Mapping[str, JointRow] = {}
 
     @property
     def runs(self) -> list[Run]:
@@ -76,13 +80,15 @@ def gather(
     planned = shown.planned
     labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
     declared = dict.fromkeys(name for sweep in sweeps for name in sweep.declared_algorithms)
+    rows: Mapping[str, JointRow] = {}
     if by:
-        joint = joint_rows.label_rows(
+        joint = joint_rows_of.label_rows(
             runs, planned, by=by, folders=folders, declared=tuple(declared)
         )
         runs = joint.runs
         planned = joint.planned
-        declared = dict.fromkeys(joint.names)
+        declared = dict.fromkeys(joint.rows)
+        rows = joint.rows
 
     groups = []
     for group in settings.groups(runs, planned, ignored, labels):
@@ -102,6 +108,7 @@ def gather(
         warnings=warnings,
         compare_with=list(compare_with),
         first_stages=shown.first_stages,
+        joint_rows=rows,
     )
 
 

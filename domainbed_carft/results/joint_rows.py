@@ -23,12 +23,20 @@ _Values = tuple[str, ...]
 
 
 @dataclass(frozen=True)
+class JointRow:
+    """The algorithm of a row, and its value of each name of ``by``: a default if it is known."""
+
+    algorithm: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class JointRows:
-    """Runs and planned jobs of which the rows have names, and these in their order."""
+    """Runs and planned jobs of which the rows have names, and the rows by name in their order."""
 
     runs: list[Run]
     planned: list[Job]
-    names: list[str]
+    rows: Mapping[str, JointRow]
 
 
 def label_rows(
@@ -70,8 +78,24 @@ def label_rows(
     return JointRows(
         runs=[replace(run, job=job) for run, job in zip(runs, jobs[len(planned) :])],
         planned=jobs[: len(planned)],
-        names=list(names.values()),
+        rows={
+            name: _joint_row(algorithm, by, values_of_row, defaults)
+            for (algorithm, values_of_row), name in names.items()
+        },
     )
+
+
+def _joint_row(
+    algorithm: str,
+    by: Sequence[str],
+    values: _Values,
+    defaults: Mapping[tuple[str, str], Any],
+) -> JointRow:
+    plain_values = {}
+    for name, value in zip(by, values, strict=True):
+        default = defaults.get((algorithm, name), value)
+        plain_values[name] = default if value == DEFAULT else _plain(value)
+    return JointRow(algorithm, plain_values)
 
 
 def _variant(job: Job, folders: Iterable[Path | str]) -> str:

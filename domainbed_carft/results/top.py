@@ -32,6 +32,7 @@ _RECORDED_FACTS = (
 class BestHparams:
     """The hyperparameters that a selection method chose for one target in one trial.
 
+    ``row``: what tables call the row, the algorithm's name unless rows have values of their own.
     ``setting``: of the group of runs, where there are several. ``test_env`` and ``environment``:
     index and name of the target; None, as is ``accuracy``, if nothing was left out. Accuracies are
     in [0, 1]. ``hparams``: as recorded; ``argument``: for the command line of another run;
@@ -57,6 +58,7 @@ class BestHparams:
     hparams_set: dict[str, Any]
     values: dict[str, Any]
     members: int
+    row: str
 
     def as_dict(self) -> dict[str, Any]:
         """An entry of the list that ``carft top --json`` prints."""
@@ -150,7 +152,7 @@ def _entry(selected: Selected, setting: str, method: str, environment: str | Non
         setting=setting,
         selection=method,
         dataset=selected.dataset,
-        algorithm=selected.algorithm,
+        algorithm=run.job.args["algorithm"],
         test_env=selected.target if leaves_out else None,
         environment=environment,
         trial_seed=selected.trial,
@@ -164,4 +166,5 @@ def _entry(selected: Selected, setting: str, method: str, environment: str | Non
         hparams_set=overrides(run.job.args),
         values=dict(outcome.values),
         members=outcome.members,
+        row=selected.algorithm,
     )
