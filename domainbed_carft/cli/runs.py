@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import re
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import WEIGHTS
+from domainbed_carft.launchers.options import PoolOptions
+from domainbed_carft.results.alignment import THRESHOLD
 from domainbed_carft.runs import BATCH_SIZE
 
 PATH_HELP = "a job's folder, or a weights file in one"
@@ -27,22 +30,63 @@ def add_to(commands: Any) -> None:
 
 def _add_evaluate(commands: Any) -> None:
     parser = commands.add_parser(
-        "evaluate", help="measure a saved run: accuracy by split and class, calibration"
+        "evaluate",
+        help="measure a saved run, or all selected runs of a sweep: accuracy by class, calibration",
     )
     parser.set_defaults(run=functools.partial(_run, "evaluate"))
 
     _add_which(parser)
     _add_loading(parser)
     _add_data(parser)
+    _add_original(parser)
     _add_output_file(parser)
+    _add_sweep_evaluation(parser)
 
-    parser.add_argument("path", type=Path, metavar="RUN", nargs="?", help=PATH_HELP)
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="RUN",
+        nargs="?",
+        help=f"{PATH_HELP}; or the output folder of a sweep",
+    )
+    parser.add_argument(
+        "--retained",
+        metavar="SUITE",
+        help="how much zero-shot ability is left: the run's image encoder under the original text "
+        "head on the test sets of a suite, beside the original CLIP",
+    )
     parser.add_argument(
         "--clip",
         metavar="NAME",
         help="with --suite: a CLIP without a run, zero-shot: ViT-B/16, open_clip:..., a file",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, for scripts")
+
+
+def _add_sweep_evaluation(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a whole sweep's evaluation."""
+    group = parser.add_argument_group("of a sweep")
+    group.add_argument(
+        "--select",
+        nargs="+",
+        metavar="METHOD",
+        help="selection methods whose runs are evaluated (default: those of the tables)",
+    )
+    group.add_argument(
+        "--threshold",
+        type=float,
+        default=THRESHOLD,
+        metavar="SCORE",
+        help="the alignment score that divides pictures in and out of pre-training "
+        f"(default: {THRESHOLD})",
+    )
+    for field in dataclasses.fields(PoolOptions):
+        group.add_argument(
+            f"--{field.name}",
+            type=_at_least(1),
+            metavar="N",
+            help=field.metadata["help"].replace("job", "run").replace("runs_per", "jobs_per"),
+        )
 
 
 def _add_predict(commands: Any) -> None:

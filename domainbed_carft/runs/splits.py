@@ -7,11 +7,11 @@ import copy
 import importlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from domainbed.lib import misc
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import dataset_facts, prompts
@@ -34,16 +34,40 @@ class Split:
 
     ``is_target``: whether that is a test environment. ``items``: a map-style torch data set of
     (picture, label); an item's augmentation is the same whenever and by whichever process it is
-    read.
+    read. ``number``: of the environment, from 0.
     """
 
     name: str
     environment: str
     is_target: bool
-    items: Dataset[Any]
+    items: Any
+    number: int = 0
 
     def __len__(self) -> int:
-        return len(self.items)  # type: ignore[arg-type]
+        return len(self.items)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The data set of a run, and the splits that its records have.
+
+    ``dataset``: the host's, a list of environments. ``plan``: how our harness transformed the job's
+    pictures; None on another host.
+    """
+
+    dataset: Any
+    splits: list[Split]
+    plan: Any
+
+    def items(self, number: int, positions: Sequence[int]) -> Dataset[Any]:
+        """The pictures of an environment at these positions, as the splits' pictures are read."""
+        part = Subset(self.dataset[number], positions)
+        return _KeyedItems(part, (number,), self.plan)
+
+    def with_plan(self, plan: Any) -> RunData:
+        """The same data, read by another plan of our harness's."""
+        splits = [replace(split, items=split.items.with_plan(plan)) for split in self.splits]
+        return RunData(self.dataset, splits, plan)
 
 
 class _Part(NamedTuple):
@@ -64,12 +88,21 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
 
     Raises CarftError if the data is missing, or is not the run's.
     """
+    return read_data(run, data_dir, is_augmented=run.soup is None).splits
+
+
+def read_data(run: TrainedRun, data_dir: str | None = None, *, is_augmented: bool) -> RunData:
+    """The data of the run's job, split as in training; raises as `splits`.
+
+    ``is_augmented``: whether the pictures of training environments are augmented, as in training,
+    instead of going through the test transform.
+    """
     targets = run.args["test_envs"]
     seed = run.args.get("seed", 0)
     hparams = copy.deepcopy(dict(run.hparams))  # to which the data set adds
     folder = data_dir or run.args.get("data_dir")
     try:
-        dataset = _make_dataset(run, data_dir, hparams)
+        dataset = _make_dataset(run, data_dir, hparams, is_augmented)
         unknown_targets = set(targets) - set(range(len(dataset)))
         if unknown_targets:
             raise ValueError(
@@ -94,16 +127,18 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     step = last_step if run.step is None else run.step
     key = (seed % SEEDS, 0 if run.algorithm.is_constant else step)
     evaluated_kinds = getattr(dataset, "EVALUATED_SPLITS", ("in", "out", "uda"))  # as in `train`
-    return [
+    evaluated_splits = [
         Split(
             name=part.name,
             environment=names[part.environment],
             is_target=part.environment in targets,
             items=_KeyedItems(part.items, (*key, number), plan),
+            number=part.environment,
         )
         for number, part in enumerate(parts)
         if part.name.rpartition("_")[2] in evaluated_kinds
     ]
+    return RunData(dataset, evaluated_splits, plan)
 
 
 def _environment_names(facts: dataset_facts.DatasetFacts, count: int) -> list[str]:
@@ -129,13 +164,15 @@ def transform_name(run: TrainedRun) -> str:
     return "as in training" if run.soup is None else "test"
 
 
-def _make_dataset(run: TrainedRun, data_dir: str | None, hparams: dict[str, Any]) -> Any:
+def _make_dataset(
+    run: TrainedRun, data_dir: str | None, hparams: dict[str, Any], is_augmented: bool
+) -> Any:
     """The run's data set, drawn by its seed as in training; raises whatever its class raises."""
     dataset_class = _dataset_class(run, data_dir)
     with rng.preserved_states():  # the data set may draw
         rng.reseed(run.args.get("seed", 0))
         folder = data_dir or run.args.get("data_dir")
-        dataset = dataset_class(folder, _unaugmented_environments(run), hparams)
+        dataset = dataset_class(folder, _unaugmented_environments(run, is_augmented), hparams)
 
     if data_dir and not os.path.isdir(data_dir):  # of data sets that read no folder
         raise CarftError(f"there is no folder {data_dir}")
@@ -156,10 +193,10 @@ def _dataset_class(run: TrainedRun, data_dir: str | None) -> Any:
     return look_up(name)
 
 
-def _unaugmented_environments(run: TrainedRun) -> list[int]:
-    """The environments that the data set shall not augment: those left out, of a soup all."""
+def _unaugmented_environments(run: TrainedRun, is_augmented: bool) -> list[int]:
+    """The environments that the data set shall not augment: those left out, else all."""
     targets: list[int] = run.args["test_envs"]
-    if run.soup is None:
+    if is_augmented:
         return targets
 
     count = run.content["model_num_domains"] + len(targets)
@@ -210,6 +247,16 @@ def _divide(run: TrainedRun, dataset: Any, targets: Sequence[int]) -> list[_Part
     return [part for kind_parts in parts.values() for part in kind_parts]
 
 
+def positions_in_environment(split: Split) -> list[int]:
+    """Where the pictures of a split of `read_data` are in their environment, in order."""
+    items = split.items.underlying
+    positions = list(range(len(items)))
+    while hasattr(items, "underlying_dataset"):  # upstream's name, of a part of a data set
+        positions = [items.keys[position] for position in positions]
+        items = items.underlying_dataset
+    return positions
+
+
 class _KeyedItems(Dataset[Any]):
     """Items, each read with random numbers that depend on ``key`` and its position alone.
 
@@ -217,12 +264,16 @@ class _KeyedItems(Dataset[Any]):
     """
 
     def __init__(self, items: Any, key: tuple[int, ...], plan: Any) -> None:
-        self._items = items
+        self.underlying = items
         self._key = key
         self._source = plan and plan.source(items)
 
+    def with_plan(self, plan: Any) -> _KeyedItems:
+        """The same items, read by another plan."""
+        return _KeyedItems(self.underlying, self._key, plan)
+
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.underlying)
 
     def __getitem__(self, position: int) -> Any:
         return self.__getitems__([position])[0]
@@ -244,4 +295,4 @@ class _KeyedItems(Dataset[Any]):
         # On our harness as in `domainbed.lib.fast_data_loader`.
         seed_of = rng.seed_of if picture_batches else misc.seed_hash
         rng.reseed(int(seed_of(*self._key, position)))
-        return self._items[position]
+        return self.underlying[position]
