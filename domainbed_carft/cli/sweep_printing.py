@@ -15,10 +15,10 @@ from domainbed_carft.results import alignment, selection
 from domainbed_carft.results.calibration import ECE_BINS
 from domainbed_carft.results.run_figures import SplitFigures
 from domainbed_carft.runs import SOME_SKIPPED
+from domainbed_carft.runs.evaluation_processes import SweepOptions
 from domainbed_carft.runs.sweep_evaluation import (
     EvaluatedRun,
     SweepEvaluation,
-    SweepOptions,
     evaluate_sweep,
 )
 from domainbed_carft.text import limited, printable, quantity, table

@@ -22,6 +22,7 @@ from domainbed_carft.runs import wise_ft as mixing
 from domainbed_carft.runs.alphas import DEFAULT_ALPHAS
 from domainbed_carft.runs.default_weights import choose_weights
 from domainbed_carft.runs.evaluate import Evaluation
+from domainbed_carft.runs.evaluation_processes import SweepOptions
 from domainbed_carft.runs.export import ExportedFiles
 from domainbed_carft.runs.measuring import LoadingOptions, choose_device
 from domainbed_carft.runs.predict import Picture, Predictions
@@ -31,7 +32,6 @@ from domainbed_carft.runs.suite_evaluation import evaluate_on_suite
 from domainbed_carft.runs.suite_scores import SuiteEvaluation
 from domainbed_carft.runs.sweep_evaluation import (
     SweepEvaluation,
-    SweepOptions,
     evaluate_sweep,
     is_sweep_folder,
 )

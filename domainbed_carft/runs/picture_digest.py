@@ -1,4 +1,4 @@
-"""Digests of the pictures that a run is evaluated on: by name, label, size and time, not by content."""
+"""Digests of the pictures that a run is evaluated on: of names, labels, sizes and times."""
 
 from __future__ import annotations
 

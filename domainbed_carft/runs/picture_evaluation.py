@@ -16,7 +16,7 @@ from torch import Tensor
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
-from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.job import IDENTITY, Job
 from domainbed_carft.pictures import store_folder
 from domainbed_carft.results import picture_rows
 from domainbed_carft.results.calibration import PredictedProbabilities
@@ -131,13 +131,10 @@ def is_of_job(folder: Path, step: int, job: Job) -> bool:
     """Whether the rows in the folder are intact, and of this job."""
     with contextlib.suppress(CarftError):
         _, earlier = picture_rows.load_rows(folder, step)
-        names = (earlier.dataset, earlier.algorithm, earlier.trial_seed, earlier.hparams_seed)
-        return names == (
-            job.key.dataset,
-            job.key.algorithm,
-            job.key.trial,
-            job.key.choice,
-        ) and job.key.test_envs == set(earlier.test_envs)
+        identity = {name: getattr(earlier, name) for name in IDENTITY}
+        return all(job.args[name] == value for name, value in identity.items()) and (
+            job.key.test_envs == set(earlier.test_envs)
+        )
     return False
 
 
