@@ -91,6 +91,7 @@ def result(folder: Path) -> tuple[list[dict[str, object]], bytes]:
     for record in records:
         del record["args"]["output_dir"], record["args"]["workers"], record["step_time"]
         record.pop("mem_gb", None)
+        record.pop("evaluation_time", None)
     return records, tensors(folder / "model.pkl")
 
 
@@ -230,6 +231,7 @@ class Attacks:
                 path.write_bytes(mutated(path.read_bytes(), self.draw))
         for words in (["collect"], ["collect", "--format", "csv"], ["top"], ["sweep", "status"]):
             carft(*words, str(folder))
+        carft("diff", str(folder), str(folder))
 
     def weights(self) -> None:
         """Flipped and cut bytes of a saved run; one flipped bit never goes unnoticed."""

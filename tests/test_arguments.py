@@ -1,7 +1,6 @@
 """What a host hands over: hparams of every kind, pictures, minibatches."""
 
 import pytest
-from domainbed import algorithms
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import host_arguments, hparams
@@ -40,12 +39,12 @@ def test_clip_reads_rgb():
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "DOMAINBED_PROCESSES"])
 def test_a_host_that_does_not_divide_batches_has_one_process(monkeypatch, name):
-    """As any checkout's, whose algorithms have no `indivisible`."""
+    """As any checkout's."""
     for number in ("1", "", "4"):
         monkeypatch.setenv(name, number)
         host_arguments.check((3, 32, 32), defaults(), "CARFT")
         if number == "4":
-            monkeypatch.delattr(algorithms.Algorithm, "indivisible")
+            monkeypatch.delattr("domainbed.IS_CARFT_HARNESS")
             with pytest.raises(
                 CarftError, match=f"{name} is 4, and this DomainBed trains a job in"
             ):

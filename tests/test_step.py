@@ -203,7 +203,9 @@ def test_the_record_has_the_resolved_amp(random_tiny):
     hparams = settings(random_tiny)
     assert hparams["amp"] == "auto"
     algorithm = algorithms.CARFT((3, 28, 28), len(CLASSES), 2, hparams)
-    assert hparams["amp"] == algorithm.hparams["amp"] == "off" and "amp" in algorithm.SETTLED
+    assert (
+        hparams["amp"] == algorithm.hparams["amp"] == "off" and "amp" in algorithm.RESOLVED_HPARAMS
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from domainbed_carft.cli.evaluation_flags import add_sweep_flags, at_least
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import WEIGHTS
-from domainbed_carft.launchers.options import PoolOptions
-from domainbed_carft.results.alignment import THRESHOLD
 from domainbed_carft.runs import BATCH_SIZE
 
 PATH_HELP = "a job's folder, or a weights file in one"
@@ -40,7 +37,7 @@ def _add_evaluate(commands: Any) -> None:
     _add_data(parser)
     _add_original(parser)
     _add_output_file(parser)
-    _add_sweep_evaluation(parser)
+    add_sweep_flags(parser)
 
     parser.add_argument(
         "path",
@@ -50,43 +47,11 @@ def _add_evaluate(commands: Any) -> None:
         help=f"{PATH_HELP}; or the output folder of a sweep",
     )
     parser.add_argument(
-        "--retained",
-        metavar="SUITE",
-        help="how much zero-shot ability is left: the run's image encoder under the original text "
-        "head on the test sets of a suite, beside the original CLIP",
-    )
-    parser.add_argument(
         "--clip",
         metavar="NAME",
         help="with --suite: a CLIP without a run, zero-shot: ViT-B/16, open_clip:..., a file",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, for scripts")
-
-
-def _add_sweep_evaluation(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a whole sweep's evaluation."""
-    group = parser.add_argument_group("of a sweep")
-    group.add_argument(
-        "--select",
-        nargs="+",
-        metavar="METHOD",
-        help="selection methods whose runs are evaluated (default: those of the tables)",
-    )
-    group.add_argument(
-        "--threshold",
-        type=float,
-        default=THRESHOLD,
-        metavar="SCORE",
-        help="the alignment score that divides pictures in and out of pre-training "
-        f"(default: {THRESHOLD})",
-    )
-    for field in dataclasses.fields(PoolOptions):
-        group.add_argument(
-            f"--{field.name}",
-            type=_at_least(1),
-            metavar="N",
-            help=field.metadata["help"].replace("job", "run").replace("runs_per", "jobs_per"),
-        )
 
 
 def _add_predict(commands: Any) -> None:
@@ -105,7 +70,7 @@ def _add_predict(commands: Any) -> None:
     )
     parser.add_argument(
         "--top",
-        type=_at_least(1),
+        type=at_least(1),
         metavar="K",
         help="show the K most likely classes and contexts (default: 3 as text, all as jsonl)",
     )
@@ -140,6 +105,13 @@ def _add_wise_ft(commands: Any) -> None:
         metavar="ALPHA",
         help="alphas to save weights for: none (default), all, or some of --alphas",
     )
+    parser.add_argument(
+        "--layers",
+        choices=("uniform", "linear"),
+        default="uniform",
+        help="linear: alpha is the share of the first block, the last block has 1, those between "
+        "grow linearly, as in LiNeS (default: uniform)",
+    )
 
 
 def _add_soup(commands: Any) -> None:
@@ -147,6 +119,14 @@ def _add_soup(commands: Any) -> None:
         "soup", help="average the weights of several saved runs; evaluate and save"
     )
     parser.set_defaults(run=functools.partial(_run, "soup"))
+    parser.add_argument(
+        "--method",
+        choices=("mean", "model-stock"),
+        default="mean",
+        help="mean: the uniform and the greedy soup (default); model-stock: between the original "
+        "CLIP and the mean, by the angle between the runs",
+    )
+    _add_original(parser)
 
     _add_which(parser)
     _add_loading(parser)
@@ -213,14 +193,14 @@ def _add_original(parser: argparse.ArgumentParser) -> None:
 def _add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch_size",
-        type=_at_least(1),
+        type=at_least(1),
         default=BATCH_SIZE,
         metavar="N",
         help=f"pictures per batch (default: {BATCH_SIZE})",
     )
     parser.add_argument(
         "--workers",
-        type=_at_least(0),
+        type=at_least(0),
         metavar="N",
         help="processes that load pictures (default: one per core, or none for few pictures)",
     )
@@ -255,19 +235,6 @@ def _add_output_folder(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="folder for the results and the weights",
     )
-
-
-def _at_least(minimum: int) -> Callable[[str], int]:
-    """A parser of whole numbers that are not below ``minimum``."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < minimum:
-            raise argparse.ArgumentTypeError(
-                f"{text!r}; expected a whole number of at least {minimum}"
-            )
-        return int(text)
-
-    return parse
 
 
 def _run(name: str, arguments: argparse.Namespace) -> int | None:

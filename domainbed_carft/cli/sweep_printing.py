@@ -24,7 +24,7 @@ from domainbed_carft.runs.sweep_evaluation import (
 from domainbed_carft.text import limited, printable, quantity, table
 
 # Of a run only.
-_FLAGS_OF_RUNS = ("which", "suite", "clip", "retained")
+_FLAGS_OF_RUNS = ("which", "suite", "clip")
 
 
 def _scaled_ece(figures: SplitFigures) -> float | None:
@@ -90,7 +90,6 @@ def evaluate_sweep_command(arguments: argparse.Namespace) -> int:
             data_dir=arguments.data_dir,
             original=arguments.original,
             jobs=arguments.jobs,
-            gpus=arguments.gpus,
             jobs_per_gpu=arguments.jobs_per_gpu,
         ),
     )

@@ -101,6 +101,7 @@ class FLYP(CLIPAlgorithm):
 
     trains_head = False
     term_weights = None
+    tokens: Tensor
 
     def set_up_training(self, clip_model: backbone.Backbone, text_features: Tensor) -> None:
         """Build the text encoder, its temperature and the tokens of all prompts, and the rest."""

@@ -46,7 +46,7 @@ class CLIPAlgorithm(CLIPPredictor):
     """
 
     # The hparams that the harness resolves where a job starts, and keeps where it is resumed.
-    SETTLED = ("amp",)
+    RESOLVED_HPARAMS = ("amp",)
     # The hparams that weight a term of the loss; None: no terms, and the drift is not measured.
     term_weights: tuple[str, ...] | None = ()
     is_constant = False  # whether nothing that is trained changes what it predicts

@@ -11,7 +11,8 @@ from domainbed_carft import machine, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, Problem, problems_of
 from domainbed_carft.method import prompts
-from domainbed_carft.method.host_process import hparams_by_hand, in_our_harness
+from domainbed_carft.method.host_lookup import in_our_harness
+from domainbed_carft.method.host_process import hparams_by_hand
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, has_kl, overlay
 
 # How alike a key and one of ours are if a host is taken to have misspelt it, in [0, 1].

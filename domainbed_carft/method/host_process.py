@@ -1,4 +1,4 @@
-"""The process that a host trains in: whether it is our harness, and its command line."""
+"""The command line of the process that a host trains in."""
 
 from __future__ import annotations
 
@@ -7,14 +7,8 @@ import contextlib
 import json
 from typing import Any
 
+from domainbed_carft.method import host_lookup
 from domainbed_carft.method.hparams import implied
-
-
-def in_our_harness() -> bool:
-    """Whether the domainbed in use is this package's harness."""
-    from domainbed.algorithms import Algorithm
-
-    return hasattr(Algorithm, "indivisible")
 
 
 def hparams_by_hand() -> dict[str, Any]:
@@ -34,7 +28,7 @@ def hparams_to_add(algorithm: str, dataset: str, random_seed: int | None) -> str
     """
     overrides = hparams_by_hand()
     missing = implied(algorithm, dataset, overrides, random_seed)
-    if not missing or in_our_harness():
+    if not missing or host_lookup.in_our_harness():
         return ""
     return json.dumps({**overrides, **missing})
 
@@ -45,10 +39,8 @@ def planned_steps() -> int | None:
     if arguments.steps:
         return int(arguments.steps)
 
-    with contextlib.suppress(Exception):  # in a host without that function, or without --dataset
-        from domainbed import datasets
-
-        return int(datasets.get_dataset_class(arguments.dataset).N_STEPS)
+    with contextlib.suppress(Exception):  # without --dataset, or without N_STEPS
+        return int(host_lookup.find_dataset_class(arguments.dataset).N_STEPS)
     return None
 
 

@@ -10,7 +10,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import dataset_facts, prompts
 from domainbed_carft.method.dataset_facts import DatasetFacts
-from domainbed_carft.method.host_process import in_our_harness
+from domainbed_carft.method.host_lookup import in_our_harness
 from domainbed_carft.method.hparams import UNCHECKED
 
 

@@ -33,7 +33,7 @@ class SweepOptions:
 
     ``methods``: names of selection methods; None for those that the tables show. ``threshold``: the
     alignment that divides pictures in and out of pre-training. ``original``: the CLIP that the runs
-    started from, needed unless that is a published one. ``jobs``, ``gpus``, ``jobs_per_gpu``: how
+    started from, needed unless that is a published one. ``jobs``, ``jobs_per_gpu``: how
     many runs at a time, as of the pool. Others as in `measuring.LoadingOptions`.
     """
 
@@ -45,7 +45,6 @@ class SweepOptions:
     data_dir: str | None = None
     original: str | None = None
     jobs: int | None = None
-    gpus: int | None = None
     jobs_per_gpu: int | None = None
 
 
@@ -79,7 +78,7 @@ class EvaluationProcesses:
         options = self.options
         pool: Any = launchers.make(
             "pool",
-            {"jobs": options.jobs, "gpus": options.gpus, "jobs_per_gpu": options.jobs_per_gpu},
+            {"jobs": options.jobs, "jobs_per_gpu": options.jobs_per_gpu},
         )
         raise_for(pool.problems())
         slots = pool.slots(len(self.run_steps)) if self.run_steps else []
