@@ -18,6 +18,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.job import IDENTITY, Job
 from domainbed_carft.pictures import store_folder
+from domainbed_carft.pictures.plan import FAST
 from domainbed_carft.results import picture_rows
 from domainbed_carft.results.calibration import PredictedProbabilities
 from domainbed_carft.results.picture_rows import (
@@ -71,14 +72,13 @@ def prepare(run: TrainedRun, step: int, data_dir: str | None = None) -> Evaluati
 
 
 def _with_store(data: RunData) -> RunData:
-    """The data, whose decoded pictures are kept for other runs where our harness trained."""
-    if not getattr(data.plan, "jitter", None):
+    """The data, whose decoded pictures are kept for other runs where our harness reads them."""
+    if data.pictures is None or data.pictures.plan.path != FAST:
         return data
 
     folder = os.path.dirname(str(getattr(data.dataset[0], "root", "")))
     store, _ = store_folder.open_store(os.environ.get("DOMAINBED_PICTURE_CACHE"), folder)
-    plan = dataclasses.replace(data.plan, store=store)
-    return data.with_plan(plan)
+    return data.with_pictures(dataclasses.replace(data.pictures, store=store))
 
 
 def facts_of(task: EvaluationTask) -> EvaluationFacts:

@@ -52,23 +52,25 @@ class Split:
 class RunData:
     """The data set of a run, and the splits that its records have.
 
-    ``dataset``: the host's, a list of environments. ``plan``: how our harness transformed the job's
+    ``dataset``: the host's, a list of environments. ``pictures``: how our harness reads the job's
     pictures; None on another host.
     """
 
     dataset: Any
     splits: list[Split]
-    plan: Any
+    pictures: Any
 
     def items(self, number: int, positions: Sequence[int]) -> Dataset[Any]:
         """The pictures of an environment at these positions, as the splits' pictures are read."""
         part = Subset(self.dataset[number], positions)
-        return _KeyedItems(part, (number,), self.plan)
+        return _KeyedItems(part, (number,), self.pictures)
 
-    def with_plan(self, plan: Any) -> RunData:
-        """The same data, read by another plan of our harness's."""
-        splits = [replace(split, items=split.items.with_plan(plan)) for split in self.splits]
-        return RunData(self.dataset, splits, plan)
+    def with_pictures(self, pictures: Any) -> RunData:
+        """The same data, whose pictures our harness reads in another way."""
+        splits = [
+            replace(split, items=split.items.with_pictures(pictures)) for split in self.splits
+        ]
+        return RunData(self.dataset, splits, pictures)
 
 
 def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
@@ -119,7 +121,7 @@ def read_data(run: TrainedRun, data_dir: str | None = None, *, is_augmented: boo
             "with --data_dir; for your own data, the data folder itself"
         ) from error
 
-    plan = _recorded_pictures(run, hparams)
+    pictures = _recorded_pictures(run, hparams)
     facts = dataset_facts.recall(hparams, prompts.named_dataset(run.hparams["class_names"]))
     require_same_data(run, dataset, targets, facts)
     names = _environment_names(facts, len(dataset))
@@ -134,12 +136,12 @@ def read_data(run: TrainedRun, data_dir: str | None = None, *, is_augmented: boo
             name=split.name,
             environment=names[split.environment],
             is_target=split.environment in targets,
-            items=_KeyedItems(split.items, (*key, numbers[split.name]), plan),
+            items=_KeyedItems(split.items, (*key, numbers[split.name]), pictures),
             number=split.environment,
         )
         for split in select_evaluated(job_splits, kinds)
     ]
-    return RunData(dataset, evaluated_splits, plan)
+    return RunData(dataset, evaluated_splits, pictures)
 
 
 def _environment_names(facts: dataset_facts.DatasetFacts, count: int) -> list[str]:
@@ -203,20 +205,17 @@ def _unaugmented_environments(run: TrainedRun, is_augmented: bool) -> list[int]:
 
 
 def _recorded_pictures(run: TrainedRun, hparams: dict[str, Any]) -> Any:
-    """How our harness transformed the job's pictures; None on another host.
+    """How our harness reads the job's pictures; None on another host.
 
     Where the model's normalisation was applied, ``hparams`` gets it for the data set's.
     """
     if not picture_batches:
         return None
 
-    preprocessing = run.algorithm.input.preprocessing
-    size_and_statistics = (preprocessing.resolution, preprocessing.mean, preprocessing.std)
-    description = run.content.get("pictures")
-    plan = picture_batches.pictures_from_description(description, size_and_statistics)
-    if plan and plan.model_input:
-        dataset_facts.set_normalisation(hparams, (preprocessing.mean, preprocessing.std))
-    return plan
+    plan = run.picture_plan
+    if plan.is_for_model:
+        dataset_facts.set_normalisation(hparams, (plan.mean, plan.std))
+    return picture_batches.Pictures(plan)
 
 
 def positions_in_environment(split: Split) -> list[int]:
@@ -232,22 +231,22 @@ def positions_in_environment(split: Split) -> list[int]:
 class _KeyedItems(Dataset[Any]):
     """Items, each read with random numbers that depend on ``key`` and its position alone.
 
-    ``plan``: how our harness transformed the job's pictures; None on another host.
+    ``pictures``: how our harness reads the job's pictures; None on another host.
     """
 
-    def __init__(self, items: Any, key: tuple[int, ...], plan: Any) -> None:
+    def __init__(self, items: Any, key: tuple[int, ...], pictures: Any) -> None:
         self._items = items
         self._key = key
-        self._source = plan and plan.source(items)
+        self._source = pictures and pictures.source(items)
 
     @property
     def host_items(self) -> Any:
         """The items as the host has them: an environment, or a part of one."""
         return self._items
 
-    def with_plan(self, plan: Any) -> _KeyedItems:
-        """The same items, read by another plan."""
-        return _KeyedItems(self._items, self._key, plan)
+    def with_pictures(self, pictures: Any) -> _KeyedItems:
+        """The same items, read in another way."""
+        return _KeyedItems(self._items, self._key, pictures)
 
     def __len__(self) -> int:
         return len(self._items)

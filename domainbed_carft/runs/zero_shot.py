@@ -98,7 +98,7 @@ def _key(run: TrainedRun, data: RunData, split: Split, positions: Sequence[int])
         "size": list(run.content["model_input_shape"]),
         "input": [buffer.flatten().tolist() for buffer in run.algorithm.input.buffers()],
         "preprocessing": run.hparams["preprocessing"],
-        "description": str(getattr(data.plan, "description", "")),
+        "plan": data.pictures.plan.as_json() if data.pictures else None,
         "device": run.algorithm.context_weights.device.type,
         "torch": torch.__version__,
     }
