@@ -14,7 +14,7 @@ from domainbed_carft.report import frames
 from domainbed_carft.results import collection, paired, published
 
 
-def test_a_paired_difference_is_that_of_numpy(tmp_path):
+def test_paired_differences_equal_numpys(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["CARFT", "CLIPFineTune"], trials=3)
     document = collect_sweeps.collect(
         tmp_path, methods=["training-domain"], paired=["CARFT", "CLIPFineTune"]
@@ -130,7 +130,7 @@ def test_the_published_table_says_what_was_selected_on():
     assert [row[0] for row in chosen.rows] == ["MIRO", "CAR-FT"]
 
 
-def test_deviations_from_the_published_method_are_noted(tmp_path):
+def test_deviations_from_published_methods_are_noted(tmp_path):
     deviating = {
         "wise_alpha": 0.5,
         "average": "sma",
