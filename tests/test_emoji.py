@@ -17,7 +17,7 @@ from domainbed_carft.plugin import data_sets
 HPARAMS = {"class_names": "dataset:EmojiStyles", "clip_backbone": "tiny"}
 
 
-def test_contract():
+def test_emoji_styles_meets_domainbeds_contract():
     hparams = dict(HPARAMS)
     dataset = data_sets.EmojiStyles("not read", [1], hparams)
     assert len(dataset) == 4 and dataset.num_classes == 10
@@ -38,7 +38,7 @@ def test_only_training_environments_are_augmented():
     assert all(torch.equal(env[5][0], env[5][0]) for env in still)
 
 
-def test_other_hosts_get_the_size_they_have_networks_for():
+def test_other_hosts_get_pictures_of_224_pixels():
     dataset = data_sets.EmojiStyles("", [1], {"data_augmentation": True, "batch_size": 8})
     assert dataset.input_shape == (3, 224, 224)
     assert all(env[0][0].shape == (3, 224, 224) for env in dataset)
@@ -51,7 +51,7 @@ def test_other_hosts_get_the_size_they_have_networks_for():
     assert names == sorted(prompts.BUILT_IN_CLASSES["EmojiStyles"])
 
 
-def test_jobs_that_start_at_once_share_one_complete_folder(tmp_path, monkeypatch):
+def test_jobs_that_start_together_share_one_unpacked_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
     with ThreadPoolExecutor(4) as pool:
         folders = set(pool.map(lambda _: emoji.style_folders(), range(4)))
@@ -74,7 +74,7 @@ def test_emoji_shift_divides_the_pictures_of_one_style():
     assert dataset.data_edition == "verified: of the package"
 
 
-def test_the_suite_scores_some_classes_and_unions(capsys):
+def test_the_emoji_shift_suite_equals_a_direct_computation(capsys):
     arguments = ["evaluate", "--suite", "EmojiShift", "--clip", "tiny", "--workers", "0", "--json"]
     assert cli.main(arguments) == 0
 
@@ -117,7 +117,7 @@ def test_the_suite_scores_some_classes_and_unions(capsys):
     assert document["mean"] == pytest.approx(sum(means[1:]) / 3, abs=0.02)
 
 
-def test_reports_name_the_included_copy_and_records_keep_their_value():
+def test_reports_name_the_embedded_copy():
     """The value in the records stays what it was."""
     report = verify.verify("EmojiStyles")
     assert report.data_edition == "verified: of the package"
