@@ -72,7 +72,7 @@ def test_tiny_is_the_same_through_both_loaders(tmp_path, no_network):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_says_what_it_is(kind, folders, no_network):
+def test_a_loaded_model_reports_resolution_width_and_tokens(kind, folders, no_network):
     loaded = backbone.load(folders[kind])
     folder = folders[kind].removeprefix("open_clip:local-dir:")
     assert loaded.digest == weights.sha256(f"{folder}/open_clip_model.safetensors")
@@ -95,7 +95,7 @@ def test_a_model_says_what_it_is(kind, folders, no_network):
     assert tokens.shape[1] == (open_clip_folders.SIGLIP_LENGTH if kind == "siglip" else 77)
 
 
-def test_a_name_of_the_table_has_the_tags_preprocessing(folders, monkeypatch, no_network):
+def test_a_name_and_tag_give_the_tags_preprocessing(folders, monkeypatch, no_network):
     """The weights come from where open_clip finds them; here they are narrow ones."""
     place = folders["quickgelu"].removeprefix("open_clip:local-dir:")
     downloads = []
@@ -159,7 +159,7 @@ def test_each_algorithm_trains_and_is_restored(kind, name, folders, tmp_path, no
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_activations_have_the_pictures_in_front(kind, folders):
+def test_hooked_activations_have_the_batch_first(kind, folders):
     encoder = backbone.load(folders[kind]).model.visual
     size = open_clip_folders.MODELS[kind]["vision_cfg"]["image_size"]
     x = torch.randn(3, 3, size, size)
@@ -182,7 +182,7 @@ def test_towers_without_blocks_are_refused():
         activations.compared_modules(encoder, "ldifs")
 
 
-def test_timms_embeddings_are_not_decayed(folders):
+def test_timm_embeddings_get_no_weight_decay(folders):
     algorithm = make(folders["siglip"], "CLIPFineTune")
     groups = algorithm.optimizer.param_groups
     no_decay = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
@@ -237,13 +237,13 @@ def test_weights_under_another_activation_are_refused_with_the_right_spelling(no
         ("local-dir:nowhere", "nowhere has no open_clip_config.json"),
     ],
 )
-def test_names_that_are_none(name, message, tmp_path, monkeypatch, no_network):
+def test_invalid_open_clip_names_are_refused(name, message, tmp_path, monkeypatch, no_network):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CarftError, match=message):
         make(f"open_clip:{name}")
 
 
-def test_without_the_package_it_says_what_to_install(monkeypatch):
+def test_without_open_clip_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(CarftError, match="pip install 'open_clip_torch>=3,<4'"):
         backbone.load("open_clip:ViT-B-16/laion2b_s34b_b88k")
@@ -262,7 +262,7 @@ def test_prompts_that_would_be_cut_are_refused(folders):
         loaded.tokenize(["cat " * 76])
 
 
-def test_one_file_under_two_activations_is_not_mixed_up(folders, tmp_path):
+def test_text_features_are_cached_per_activation(folders, tmp_path):
     plain_name = open_clip_folders.write(tmp_path / "other", "quickgelu", quick_gelu=False)
     quick, plain = (backbone.load(name) for name in (folders["quickgelu"], plain_name))
     assert quick.digest == plain.digest
@@ -332,14 +332,14 @@ def changed(vision=(), **model):
         changed(embed_dim="x"),
     ],
 )
-def test_an_architecture_that_somebody_made_up(text, folders, tmp_path, no_network):
+def test_a_run_with_an_invalid_architecture_is_refused(text, folders, tmp_path, no_network):
     algorithm = make(folders["gelu"], "CLIPZeroShot")
     algorithm.register_text("architecture", text)
     with pytest.raises(CarftError, match="does not hold the weights of a CLIPZeroShot"):
         reopened(algorithm, tmp_path)
 
 
-def test_a_run_makes_nobody_ask_for_what_it_names(folders, tmp_path, no_network):
+def test_loading_a_run_looks_nothing_up_on_the_hub(folders, tmp_path, no_network):
     algorithm = make(folders["gelu"], "CLIPZeroShot")
     algorithm.hparams["clip_backbone"] = "open_clip:hf-hub:nobody/asked"
     run = reopened(algorithm, tmp_path)
@@ -491,7 +491,7 @@ def test_flyps_text_encoder_is_exported(folders, tmp_path):
 @pytest.mark.parametrize(
     "name", ["ViT-B-32-quickgelu", "ViT-B-16", "ViT-B-16-SigLIP", "RN50", "ViT-H-14"]
 )
-def test_full_shapes(name):
+def test_open_clip_models_of_full_size_are_rebuilt_from_their_configuration(name):
     """Built from the configuration alone, as a saved run is."""
     config = open_clip_models.checked({"model_cfg": open_clip.get_model_config(name)}, name)
     encoder = open_clip_models.image_encoder(config).eval()
