@@ -398,7 +398,7 @@ def test_our_algorithms_refuse_a_task_without_a_class_and_others_warn(
     assert "Warning: the data of EuroSAT" in capsys.readouterr().err
 
 
-def test_what_macos_left_in_a_tasks_archive_is_removed(planted, monkeypatch):
+def test_macos_metadata_in_a_task_archive_is_removed(planted, monkeypatch):
     data = planted("Caltech101")
     archive = data / "caltech101" / "__MACOSX"
     archive.mkdir()
@@ -422,7 +422,7 @@ def test_a_class_that_the_test_set_lacks_is_named_in_the_suite(planted):
     assert {label for _, label in copy.samples} == {*range(47)} - {1}
 
 
-def test_sun397_trains_and_its_two_jails_are_what_they_are(planted, tmp_path, monkeypatch, capsys):
+def test_sun397_trains_with_its_two_jail_classes(planted, tmp_path, monkeypatch, capsys):
     """Its list had "jail cell" first, which training refused as names in another order."""
     data = planted("SUN397")
     small = replace(tasks.TASKS["SUN397"], drawn=(2, 1), pictures=(2 * 397, 397))
@@ -580,7 +580,7 @@ def test_a_clip_is_tested_with_the_single_template_of_a_task(planted, capsys):
     assert not document["sets"]["test"]["complete"]
 
 
-def test_the_mean_over_classes_weighs_these_alike():
+def test_the_mean_over_classes_weighs_classes_equally():
     counts = confusion.ConfusionCounts.empty(3)
     counts.add(torch.eye(3)[[0, 0, 0, 1]], torch.tensor([0, 0, 1, 1]))
     assert counts.accuracy == 0.75
