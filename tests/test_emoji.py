@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from domainbed_carft import cli
-from domainbed_carft.clips import backbone, pictures
+from domainbed_carft.clips import backbone
 from domainbed_carft.data import benchmarks, emoji, picture_files, verify
 from domainbed_carft.method import objective, prompts
+from domainbed_carft.pictures.protocols import plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin import data_sets
 
 HPARAMS = {"class_names": "dataset:EmojiStyles", "clip_backbone": "tiny"}
@@ -99,7 +101,7 @@ def test_the_emoji_shift_suite_equals_a_direct_computation(capsys):
     for style, groups in groups_by_style.items():
         root = emoji.shift_folders() / "test" if style == "noto" else emoji.style_folders()
         paths = [p for p in sorted((root / style).glob("*/*")) if p.parent.name in groups]
-        transform = pictures.transform("clip", 48, False)
+        transform = PlanTransform(plan_for("clip", 48, False))
         x = torch.stack([transform(picture_files.open_picture(path)) for path in paths])
         with torch.no_grad():
             all_logits = (clip.model.visual(x) @ weights.T).tolist()

@@ -79,6 +79,7 @@ def test_status_prints_text_and_json(sweep, foreign_processes, capsys):
         "test_envs",
         "trial_seed",
         "hparams_seed",
+        "stage",
         "state",
         "step",
         "steps",
