@@ -76,6 +76,22 @@ def test_emoji_shift_divides_the_pictures_of_one_style():
     assert dataset.data_edition == "verified: of the package"
 
 
+def correct_predictions(clip, weights, classes, style, groups):
+    """Whether each picture of a style is predicted right, by the largest logit of its groups."""
+    root = emoji.shift_folders() / "test" if style == "noto" else emoji.style_folders()
+    paths = [path for path in sorted((root / style).glob("*/*")) if path.parent.name in groups]
+    transform = PlanTransform(plan_for("clip", 48, False))
+    x = torch.stack([transform(picture_files.open_picture(path)) for path in paths])
+    with torch.no_grad():
+        all_logits = (clip.model.visual(x) @ weights.T).tolist()
+
+    correct = []
+    for path, logits in zip(paths, all_logits, strict=True):
+        best = max(groups, key=lambda name: logits[classes.index(name)])
+        correct.append(groups[best] == groups[path.parent.name])
+    return correct
+
+
 def test_the_emoji_shift_suite_equals_a_direct_computation(capsys):
     arguments = ["evaluate", "--suite", "EmojiShift", "--clip", "tiny", "--workers", "0", "--json"]
     assert cli.main(arguments) == 0
@@ -99,18 +115,7 @@ def test_the_emoji_shift_suite_equals_a_direct_computation(capsys):
         "twemoji": union,
     }
     for style, groups in groups_by_style.items():
-        root = emoji.shift_folders() / "test" if style == "noto" else emoji.style_folders()
-        paths = [p for p in sorted((root / style).glob("*/*")) if p.parent.name in groups]
-        transform = PlanTransform(plan_for("clip", 48, False))
-        x = torch.stack([transform(picture_files.open_picture(path)) for path in paths])
-        with torch.no_grad():
-            all_logits = (clip.model.visual(x) @ weights.T).tolist()
-
-        right = []
-        for path, logits in zip(paths, all_logits, strict=True):
-            best = max(groups, key=lambda name: logits[classes.index(name)])
-            right.append(groups[best] == groups[path.parent.name])
-
+        right = correct_predictions(clip, weights, classes, style, groups)
         scores = document["sets"][style]
         assert scores["complete"] and scores["n"] == len(right), style
         assert abs(scores["right"] - sum(right)) <= 2, style  # resized by torch, not by Pillow

@@ -359,13 +359,24 @@ def test_loading_a_run_looks_nothing_up_on_the_hub(folders, tmp_path, no_network
 # Data, jobs, exports
 
 
-def test_data_sets_deliver_what_the_model_wants_from_the_original_picture(tmp_path):
+SIGLIP_384 = "open_clip:ViT-B-16-SigLIP-384/webli"
+
+
+@pytest.fixture
+def noise():
+    """A picture of 500 by 400 pixels."""
+    pixels = np.random.default_rng(1).integers(0, 256, (400, 500, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def first(tmp_path, noise):
+    """Makes a data set by hparams, returns it and its first picture, which is the noise."""
     from domainbed import datasets
 
     place = tmp_path / "my pets"
     runs_jobs.write_pictures(place, 1)
-    noise = np.random.default_rng(1).integers(0, 256, (400, 500, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(place / "art" / "cat" / "0.png")
+    noise.save(place / "art" / "cat" / "0.png")
 
     def first(**values):
         values = {"data_augmentation": True, "data_edition": "", **values}
@@ -373,28 +384,32 @@ def test_data_sets_deliver_what_the_model_wants_from_the_original_picture(tmp_pa
         assert dataset[0][0][0].shape == dataset.input_shape
         return dataset, dataset[0][0][0]
 
+    return first
+
+
+def test_data_sets_deliver_pictures_of_the_models_size(first, noise):
     hparams = {"preprocessing": "", "protocol": "domainbed"}
-    squeezed = PlanTransform(plan_for("domainbed", 336, False))(Image.fromarray(noise))
+    squeezed = PlanTransform(plan_for("domainbed", 336, False))(noise)
     dataset, x = first(**hparams, clip_backbone="ViT-L/14@336px")
 
     assert dataset.protocol == "domainbed" and torch.equal(x, squeezed)
 
-    siglip = "open_clip:ViT-B-16-SigLIP-384/webli"
-    for name, size in (("tiny", 48), ("ViT-B/16", 224), ("RN50x4", 288), (siglip, 384)):
+    for name, size in (("tiny", 48), ("ViT-B/16", 224), ("RN50x4", 288), (SIGLIP_384, 384)):
         assert first(**hparams, clip_backbone=name)[0].input_shape == (3, size, size)
 
     host, as_ever = first()  # not ours
     assert torch.equal(first(**hparams, clip_backbone="ViT-B/16")[1], as_ever)
     assert host.input_shape == (3, 224, 224)
 
-    # CLIP's own preprocessing crops, SigLIP's squashes.
-    hparams["protocol"] = "clip"
+
+def test_clips_preprocessing_crops_and_siglips_squashes(first, noise):
+    hparams = {"preprocessing": "", "protocol": "clip"}
     cropped, squashed = (
-        first(**hparams, clip_backbone=name)[1] for name in ("ViT-L/14@336px", siglip)
+        first(**hparams, clip_backbone=name)[1] for name in ("ViT-L/14@336px", SIGLIP_384)
     )
     for x, expected in (
-        (cropped, Image.fromarray(noise).resize((420, 336), Image.Resampling.BICUBIC)),
-        (squashed, Image.fromarray(noise).resize((384, 384), Image.Resampling.BICUBIC)),
+        (cropped, noise.resize((420, 336), Image.Resampling.BICUBIC)),
+        (squashed, noise.resize((384, 384), Image.Resampling.BICUBIC)),
     ):
         pixels = torch.from_numpy(np.array(expected)).permute(2, 0, 1) / 255
         margin = (pixels.shape[2] - x.shape[2]) // 2
@@ -441,10 +456,19 @@ def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp
     assert accuracies == runs_jobs.accuracies(record)
     assert cli.main(exporting) == 1 and cli.main([*exporting, "--force"]) == 0
 
+    check_exported_pictures(job, export, place / "art" / "cat" / "0.png")
+    check_exported_texts(export, folders[kind])
+    card = json.loads((export / "card.json").read_text())
+    assert card["format"] == "open_clip folder" and card["quick_gelu"] is False
+    assert 'create_model("local-dir:.")' in (export / "README.md").read_text()
+
+
+def check_exported_pictures(job, export, picture_path):
+    """The exported image encoder and head give what the run gives."""
     run = saved.open_run(job)
     exported, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{export}")
     reloaded = backbone.load(f"open_clip:local-dir:{export}")
-    picture = Image.open(place / "art" / "cat" / "0.png").convert("RGB")
+    picture = Image.open(picture_path).convert("RGB")
     head = torch.load(export / "head.pt", weights_only=True)
     with torch.no_grad():
         x = predict.picture_transform(run)(picture)[None]
@@ -457,16 +481,18 @@ def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp
         )
         torch.testing.assert_close(logits, run.algorithm.predict(x), rtol=1e-4, atol=1e-4)
 
+
+def check_exported_texts(export, original_name):
+    """The exported tokenizer and text encoder are those of the original CLIP."""
+    exported = open_clip.create_model(f"local-dir:{export}")
     tokens = open_clip.get_tokenizer(f"local-dir:{export}")(["a photo of a cat"])
-    original = backbone.load(folders[kind])
+    original = backbone.load(original_name)
     assert torch.equal(tokens, original.tokenize(["a photo of a cat"]))
 
-    text_features = (model.encode_text(tokens) for model in (exported, original.model))
-    torch.testing.assert_close(*text_features, rtol=1e-4, atol=1e-5)
-
-    card = json.loads((export / "card.json").read_text())
-    assert card["format"] == "open_clip folder" and card["quick_gelu"] is False
-    assert 'create_model("local-dir:.")' in (export / "README.md").read_text()
+    with torch.no_grad():
+        features = exported.eval().encode_text(tokens)
+        expected = original.model.encode_text(tokens)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_flyps_text_encoder_is_exported(folders, tmp_path):

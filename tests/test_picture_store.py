@@ -305,12 +305,8 @@ def test_any_flipped_bit_of_a_value_is_found(tmp_path):
     assert np.array_equal(store._unpack(key, value), loading.decode(path))
 
 
-@pytest.mark.parametrize("damage", ["cut short", "one page", "first bytes", "zeroed", "offsets"])
-def test_a_damaged_store_is_replaced_once_unused(tmp_path, damage):
-    paths = write(tmp_path / "data", 20, 300)
-    expected = loaded(TRAINING, paths, None)
-    folder = forked(lambda: (loaded(TRAINING, paths, opened(BOUND)), str(opened(BOUND).folder))[1])
-    file = Path(folder) / "data.mdb"
+def damage_store(file: Path, damage: str) -> None:
+    """Damage LMDB's file in one of the ways of the test below."""
     size = file.stat().st_size
     page = os.sysconf("SC_PAGE_SIZE")
     if damage == "cut short":
@@ -326,6 +322,16 @@ def test_a_damaged_store_is_replaced_once_unused(tmp_path, damage):
         leaves = [at for at in range(0, size, page) if content[at + 10 : at + 12] == b"\2\0"]
         for leaf in leaves:  # LMDB follows such offsets without a look
             alter(file, leaf + 16, b"\xf0\xff" * 8)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "one page", "first bytes", "zeroed", "offsets"])
+def test_a_damaged_store_is_replaced_once_unused(tmp_path, damage):
+    paths = write(tmp_path / "data", 20, 300)
+    expected = loaded(TRAINING, paths, None)
+    folder = forked(lambda: (loaded(TRAINING, paths, opened(BOUND)), str(opened(BOUND).folder))[1])
+    file = Path(folder) / "data.mdb"
+    size = file.stat().st_size
+    damage_store(file, damage)
 
     def start() -> tuple[bool, str]:
         picture_store, line = open_store(BOUND)

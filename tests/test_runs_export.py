@@ -254,7 +254,12 @@ def test_flyp_has_its_own_text_encoder_and_the_originals_contexts(tmp_path):
     predicted = predict.predict_batch(run, x).context_probabilities
     torch.testing.assert_close(predicted, logits.double().softmax(1), rtol=0, atol=1e-5)
 
-    card, page = json.loads(files.card.read_text()), files.readme.read_text()
+    check_card_of_flyp(files)
+
+
+def check_card_of_flyp(files):
+    card = json.loads(files.card.read_text())
+    page = files.readme.read_text()
     assert card["text_encoder"] == {
         "weights": "fine-tuned",
         "logit_scale": "fine-tuned",

@@ -62,6 +62,14 @@ def mean_by_hand(paths):
     return common
 
 
+def check_mean(state, expected):
+    """The tensors of a state dict are the expected ones, as far as those go."""
+    for name, tensor in state.items():
+        if name in expected:
+            expected_tensor = torch.as_tensor(expected[name])
+            torch.testing.assert_close(tensor.double(), expected_tensor, rtol=1e-6, atol=1e-7)
+
+
 def test_soups_are_means_of_the_runs_that_validation_chose(runs, tmp_path, capsys):
     carft("soup", *last_of(runs[:3]), "-o", tmp_path / "out")
     assert run_texts.PICTURES_OF_A_SOUP in capsys.readouterr().out
@@ -97,11 +105,7 @@ def test_soups_are_means_of_the_runs_that_validation_chose(runs, tmp_path, capsy
 
     for kind, row in by_kind.items():
         path = tmp_path / "out" / f"model_soup_{kind}.pkl"
-        expected = mean_by_hand(row["runs"])
-        for name, found in weights(path).items():
-            if name in expected:
-                expected_tensor = torch.as_tensor(expected[name])
-                torch.testing.assert_close(found.double(), expected_tensor, rtol=1e-6, atol=1e-7)
+        check_mean(weights(path), mean_by_hand(row["runs"]))
         measured = evaluated(capsys, path)
         assert by_split(measured) == row["splits"] and measured["transform"] == "test"
 

@@ -49,6 +49,31 @@ def test_a_job_is_queued_while_its_launcher_lives(sweep, foreign_processes):
     assert status(folder, job).state == states.NOT_LAUNCHED
 
 
+STATUS_KEYS = {
+    "folder",
+    "variant",
+    "dataset",
+    "algorithm",
+    "test_envs",
+    "trial_seed",
+    "hparams_seed",
+    "stage",
+    "state",
+    "step",
+    "steps",
+    "host",
+    "pid",
+    "slurm",
+    "since",
+    "pictures_per_second",
+    "eta_seconds",
+    "exit_status",
+    "last_words",
+    "detail",
+    "diverged",
+}
+
+
 def test_status_prints_text_and_json(sweep, foreign_processes, capsys):
     folder, jobs = sweep
     finish(jobs[0])
@@ -71,29 +96,7 @@ def test_status_prints_text_and_json(sweep, foreign_processes, capsys):
 
     document = json.loads(capsys.readouterr().out)
     assert document["counts"]["failed"] == 1 and len(document["jobs"]) == 8
-    assert set(document["jobs"][0]) == {
-        "folder",
-        "variant",
-        "dataset",
-        "algorithm",
-        "test_envs",
-        "trial_seed",
-        "hparams_seed",
-        "stage",
-        "state",
-        "step",
-        "steps",
-        "host",
-        "pid",
-        "slurm",
-        "since",
-        "pictures_per_second",
-        "eta_seconds",
-        "exit_status",
-        "last_words",
-        "detail",
-        "diverged",
-    }
+    assert set(document["jobs"][0]) == STATUS_KEYS
     assert document["jobs"][0]["diverged"] and not document["jobs"][1]["diverged"]
     assert document["jobs"][1]["exit_status"] == -9
     assert document["jobs"][1]["last_words"] == "words of -9"

@@ -461,29 +461,28 @@ def test_missing_data_is_refused_with_the_command_to_download_it(tmp_path, capsy
     assert "no longer downloads it" in capsys.readouterr().err
 
 
+def test_a_task_with_missing_pictures_is_verified_as_different(planted, monkeypatch, capsys):
+    monkeypatch.chdir(planted("EuroSAT"))
+    assert cli.main(["data", "verify", "EuroSAT", "--data_dir", ".", "--decode"]) == 0
+    assert "train has 30 pictures, expected 10,000" in capsys.readouterr().out
+
+
+def train_carft_on(task, data, output):
+    """Two steps of CARFT on a task."""
+    hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
+    arguments = ["--algorithm", "CARFT", "--dataset", task, "--data_dir", str(data), "--test_envs"]
+    arguments += ["--hparams", json.dumps(hparams), "--steps", "2", "--workers", "0"]
+    train.main([*arguments, "--output_dir", str(output)])
+
+
 def test_a_task_is_trained_and_tested_on_under_openais_words(
     planted, tmp_path, monkeypatch, capsys
 ):
     data = planted("EuroSAT")
-    monkeypatch.chdir(data)
-    assert cli.main(["data", "verify", "EuroSAT", "--data_dir", ".", "--decode"]) == 0
-    assert "train has 30 pictures, expected 10,000" in capsys.readouterr().out
-
     small = replace(tasks.TASKS["EuroSAT"], drawn=(2, 1), pictures=(20, 10), per_class=True)
     monkeypatch.setitem(tasks.TASKS, "EuroSAT", small)
     monkeypatch.setattr(data_sets.TASKS["EuroSAT"], "TASK", small)
-    hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
-    training_arguments = [
-        "--algorithm",
-        "CARFT",
-        "--dataset",
-        "EuroSAT",
-        "--data_dir",
-        str(data),
-        "--test_envs",
-    ]
-    training_arguments += ["--hparams", json.dumps(hparams), "--steps", "2", "--workers", "0"]
-    train.main([*training_arguments, "--output_dir", str(tmp_path / "out")])
+    train_carft_on("EuroSAT", data, tmp_path / "out")
     output = capsys.readouterr().out
     assert "CLIP classes: annual crop land, forest, brushland or shrubland," in output
     assert "CLIP contexts: 3, such as 'a centered satellite photo of {}.'" in output
