@@ -14,7 +14,7 @@ needs_latex = pytest.mark.skipif(
 
 def compile_document(path: Path) -> str:
     """Compile a document beside it; returns what LaTeX printed. Fails if there is no PDF."""
-    assert LATEX is not None
+    assert LATEX
     options = ["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in LATEX else []
     process = subprocess.run(
         [LATEX, *options, path.name],
