@@ -232,14 +232,12 @@ def _strict_status(defects: Mapping[str, int]) -> int:
 
 def _report(arguments: argparse.Namespace) -> None:
     from domainbed_carft.report.page import write_report
-    from domainbed_carft.results import collect as collecting
     from domainbed_carft.results import power
+    from domainbed_carft.results.table_options import by_name
 
     if arguments.power is not None:
         power.require_difference(arguments.power, arguments.against)
-    options = collecting.table_options(
-        table_options.columns(arguments), arguments.error, arguments.one_setting
-    )
+    options = by_name(table_options.columns(arguments), arguments.error, arguments.one_setting)
     report = write_report(
         arguments.folders,
         arguments.output,

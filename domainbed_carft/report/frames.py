@@ -17,6 +17,7 @@ from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import CHOOSE
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import selection
+from domainbed_carft.results.cells import DOMAINBED, ErrorKind
 
 RUN = ["dataset", "algorithm", "target", "trial"]
 NO_TARGET = -1  # of a run that left nothing out
@@ -108,10 +109,15 @@ def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     return by_trial.mean()[has_all_targets].dropna(how="all").reset_index()
 
 
-def over_trials(frame: pd.DataFrame, value: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(algorithm, frame of ``mean`` and the tables' ``error`` by step) of all that have values."""
+def over_trials(
+    frame: pd.DataFrame, value: str, error: ErrorKind = DOMAINBED
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(algorithm, frame of ``mean`` and ``error`` by step) of all that have values.
+
+    A single trial has an error of 0.
+    """
     measured_rows = frame.dropna(subset=[value])
     for algorithm, rows in measured_rows.groupby("algorithm", sort=False):
         by_step = rows.groupby("step")[value]
-        line = {"mean": by_step.mean(), "error": by_step.sem(ddof=0)}
-        yield str(algorithm), pd.DataFrame(line)
+        errors = by_step.agg(lambda values: error.of(values.to_numpy()) if len(values) > 1 else 0.0)
+        yield str(algorithm), pd.DataFrame({"mean": by_step.mean(), "error": errors})

@@ -11,6 +11,7 @@ from domainbed_carft.report import figures, frames
 from domainbed_carft.report.canvas import Figure
 from domainbed_carft.report.figures import Axis
 from domainbed_carft.report.styles import styles_of
+from domainbed_carft.results.cells import DOMAINBED, ErrorKind
 from domainbed_carft.results.joint_rows import JointRow
 
 _VALUES = ("out_of_domain", "in_domain")
@@ -19,12 +20,16 @@ _LOGARITHMIC_RATIO = 8
 
 
 def over_hparams(
-    selected: pd.DataFrame, rows: Mapping[str, JointRow], title: str, name: Callable[..., str]
+    selected: pd.DataFrame,
+    rows: Mapping[str, JointRow],
+    title: str,
+    name: Callable[..., str],
+    error: ErrorKind = DOMAINBED,
 ) -> list[Figure]:
     """A figure for each name that rows differ in: accuracy over its values, a line an algorithm.
 
     ``selected``: of ``frames.checkpoints`` of one data set, only what was selected; its algorithms
-    are names of ``rows``. ``name(word, ...)`` makes a figure's name.
+    are names of ``rows``. ``name(word, ...)`` makes a figure's name; ``error``: what the bands are.
     """
     means = frames.over_targets(selected, list(_VALUES))
     names_with_means = {*means["algorithm"]}
@@ -48,6 +53,7 @@ def over_hparams(
             figures.ACCURACY,
             styles_of(list(line_names)),
             over=axis,
+            error=error,
         )
         if figure and len(values) > 1:
             drawn.append(figure)

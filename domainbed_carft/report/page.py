@@ -25,7 +25,7 @@ from domainbed_carft.results import (
 from domainbed_carft.results import collection as collecting
 from domainbed_carft.results.collect import Results
 from domainbed_carft.results.collection import Collection
-from domainbed_carft.results.tables import DEFAULT_OPTIONS, TableOptions
+from domainbed_carft.results.table_options import DEFAULT_OPTIONS, TableOptions
 from domainbed_carft.results.top import BestHparams, best_hparams
 
 PAIR = ("CARFT", "CLIPFineTune")
@@ -74,7 +74,7 @@ def write_report(
     ``methods``: of selection, by default those that the sweeps name; the figures show the first.
     ``ignored``: parts of a setting that may differ between runs that are averaged.
     ``single_source``, ``by`` and ``against``: as of `collect`; ``power_difference``: as its
-    ``power``; ``options``: of the tables, as `collect.table_options` makes them. ``pair``: the
+    ``power``; ``options``: of the tables, as `table_options.by_name` makes them. ``pair``: the
     algorithms to compare, by default PAIR if both have jobs; ``n_examples``: pictures per
     environment, of each direction, 0 for none; ``data_dir``: where the data is now.
 

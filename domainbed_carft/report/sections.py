@@ -11,7 +11,14 @@ from typing import Any
 import pandas as pd
 
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.report import chosen_jobs, figures, frames, joint_figures, search_figures
+from domainbed_carft.report import (
+    chosen_jobs,
+    figures,
+    frames,
+    joint_figures,
+    plane_figures,
+    search_figures,
+)
 from domainbed_carft.report.canvas import Figure
 from domainbed_carft.report.styles import Styles
 from domainbed_carft.results import document, ranking, suites
@@ -97,14 +104,19 @@ class SectionMaker:
 
         over_steps = [
             figures.curves(
-                title, self.name(dataset, "over_steps", title), rows, figures.ACCURACY, styles
+                title,
+                self.name(dataset, "over_steps", title),
+                rows,
+                figures.ACCURACY,
+                styles,
+                error=table.error,
             )
             for title, rows in _by_target(table, checkpoints)
         ]
         return {
             "steps": over_steps,
             "robustness": [
-                figures.marks(title, self.name(dataset, "robustness", title), rows, styles)
+                plane_figures.marks(title, self.name(dataset, "robustness", title), rows, styles)
                 for title, rows in _by_target(table, selected)
             ],
             "drift": [
@@ -114,6 +126,7 @@ class SectionMaker:
                     drift,
                     figures.DRIFT,
                     styles,
+                    error=table.error,
                 )
             ],
         }
@@ -142,14 +155,20 @@ class SectionMaker:
         """Accuracy over what the rows of a joint table differ in; empty for any other table."""
         selected = checkpoints[checkpoints["selected"]].drop(columns="step")
         return [
-            *joint_figures.over_hparams(selected, self.joint_rows, table.dataset_title, self.name)
+            *joint_figures.over_hparams(
+                selected,
+                self.joint_rows,
+                title=table.dataset_title,
+                name=self.name,
+                error=table.error,
+            )
         ]
 
     def of_suite(self, rows: Sequence[suites.Scores]) -> dict[str, Any]:
         """The section of a suite: its table, and where it has shifts, the figure."""
         table = suites.grid(rows)
         identity = self.name("suite", rows[0].suite)
-        figure = figures.suite(table.title, identity, suites.points(rows), self.styles)
+        figure = plane_figures.suite(table.title, identity, suites.points(rows), self.styles)
         parts = [_part("suite", [figure])] if figure else []
         return {
             "id": identity,

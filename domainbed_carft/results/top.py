@@ -19,7 +19,7 @@ from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.selection import Selected
 
 # Values that a run fills in and records; passed on, they would refuse any other data set.
-_RECORDED_FACTS = (
+RECORDED_FACTS = (
     "prompts_digest",
     "clip_digest",
     "clip_revision",
@@ -146,7 +146,7 @@ def _entry(selected: Selected, setting: str, method: str, environment: str | Non
     outcome = selected.outcome
     run = outcome.runs[0]
 
-    filled_in = {*_RECORDED_FACTS} - overrides(run.job.args).keys()
+    filled_in = {*RECORDED_FACTS} - overrides(run.job.args).keys()
     to_repeat = {name: value for name, value in run.recorded.items() if name not in filled_in}
     return BestHparams(
         setting=setting,
