@@ -12,12 +12,12 @@ from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.record_lines import describe_warnings
 from domainbed_carft.jobs.setting import KINDS
+from domainbed_carft.results.method_names import METHOD_NAMES
 from domainbed_carft.text import printable, quantity
 
 INCOMPLETE = 3  # exit status of --strict
 
-# As modules that take a while to load have them, which a test compares.
-METHODS = ("training-domain", "leave-one-domain-out", "oracle", "in-domain")
+# As a module that takes a while to load has them, which a test compares.
 FORMATS = ("text", "markdown", "csv", "json", "latex")
 
 
@@ -122,10 +122,10 @@ def _add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> Non
     )
     parser.add_argument(
         "--select",
-        type=some_of(METHODS),
+        type=some_of(METHOD_NAMES),
         action="extend",
         metavar="METHOD,...",
-        help=f"selection methods, separated by commas: {', '.join(METHODS)} (default: those that "
+        help=f"selection methods, separated by commas: {', '.join(METHOD_NAMES)} (default: those that "
         "the sweep declares, else all that have jobs); of a report, the first counts for figures",
     )
 
