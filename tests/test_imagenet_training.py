@@ -25,6 +25,7 @@ from domainbed_carft.method import algorithms, job_facts, prompts
 from domainbed_carft.method.hparams import overlay
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures.image_lists import WINDOW, Passes
+from domainbed_carft.plugin import foreign_jobs
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.suites import imagenet
 
@@ -205,7 +206,7 @@ def test_folders_of_other_classes_are_refused(tmp_path, spoil, message):
     with pytest.raises(CarftError, match="1,000 of 1,000 classes have no picture"):
         hparams = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
         datasets.get_dataset_class("ImageNet")(str(tmp_path), [], hparams)
-        job_facts.record_data_facts(hparams)
+        job_facts.require_fitting_data(hparams, job_facts.data_facts(hparams))
     spoil(tmp_path / "imagenet" / "train")
     with pytest.raises(CarftError, match=message):
         built(tmp_path)
@@ -233,7 +234,7 @@ def test_shards_without_pictures_and_labels_are_refused(tmp_path, files, message
         shards.index([path], imagenet.wordnet_ids())
 
 
-def test_its_words_are_openais_and_its_recipe_one_that_each_algorithm_takes(monkeypatch):
+def test_its_words_are_openais_and_its_recipe_one_that_each_algorithm_takes():
     values = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
     assert prompts.class_names(values, 1000) == [*imagenet.class_names()]
     assert values["total_steps"] == datasets.get_dataset_class("ImageNet").N_STEPS
@@ -244,14 +245,14 @@ def test_its_words_are_openais_and_its_recipe_one_that_each_algorithm_takes(monk
     ]
 
     values |= {"sampling": "passes", "protocol": "domainbed"}
-    job_facts.record_data_facts(dict(values))
+    facts = job_facts.data_facts(values)
+    job_facts.require_fitting_data(values, facts)
     message = "sampling is 'passes', expected 'with-replacement'"
     with pytest.raises(CarftError, match=message):
-        job_facts.record_data_facts({**values, "class_balanced": True})
+        job_facts.require_fitting_data({**values, "class_balanced": True}, facts)
 
-    monkeypatch.delattr("domainbed.algorithms.Algorithm.indivisible")
-    with pytest.raises(CarftError, match=message):  # on another's DomainBed
-        job_facts.record_data_facts(dict(values))
+    (problem,) = foreign_jobs.job_problems((3, 224, 224), values, "CARFT")
+    assert message in str(problem)
 
 
 # carft data verify and carft sweep launch

@@ -125,8 +125,9 @@ def _add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> Non
         type=some_of(METHOD_NAMES),
         action="extend",
         metavar="METHOD,...",
-        help=f"selection methods, separated by commas: {', '.join(METHOD_NAMES)} (default: those that "
-        "the sweep declares, else all that have jobs); of a report, the first counts for figures",
+        help=f"selection methods, separated by commas: {', '.join(METHOD_NAMES)} (default: those "
+        "that the sweep declares, else all that have jobs); of a report, the first counts for "
+        "figures",
     )
 
 

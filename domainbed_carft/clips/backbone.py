@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from domainbed_carft import files
-from domainbed_carft.clips import open_clip_models, openai_models
+from domainbed_carft.clips import open_clip_files, open_clip_models, openai_models
 from domainbed_carft.clips.openai_models import OPENAI_WEIGHTS
 from domainbed_carft.clips.pictures import Preprocessing
 from domainbed_carft.errors import CarftError
@@ -47,6 +47,35 @@ class Backbone(NamedTuple):
         return float(self.model.logit_scale.detach().exp())
 
 
+class ClipFacts(NamedTuple):
+    """Which CLIP a name stands for, and what it wants of pictures; known before it is built."""
+
+    digest: str  # SHA-256 of the weights
+    revision: str  # of the hub's repository, else ""
+    preprocessing: Preprocessing
+
+
+def clip_facts(name: str) -> ClipFacts:
+    """The facts of the CLIP ``name``, of which nothing is built.
+
+    Raises CarftError for an unknown name, a failed download, a wrong SHA-256, and a file that is no
+    CLIP.
+    """
+    if name.startswith(open_clip_models.PREFIX):
+        wanted = open_clip_models.preprocessing(open_clip_models.configuration(name))
+        weights_path = open_clip_files.weights_file(name)
+        revision = open_clip_files.revision_of(weights_path)
+        return ClipFacts(weights.sha256(weights_path), revision, wanted)
+
+    path, digest = _verified_file(name)
+    try:
+        return ClipFacts(digest, "", preprocessing(name))
+    except CarftError:
+        raise
+    except Exception as error:  # what other content makes of the image encoder: any type
+        raise openai_models.no_clip(path, error) from error
+
+
 def load(name: str) -> Backbone:
     """Load ``"tiny"``, one of OpenAI's names, a file in OpenAI's format, or ``open_clip:...``.
 
@@ -67,13 +96,7 @@ def _read(name: str) -> Backbone:
     if name.startswith(open_clip_models.PREFIX):
         return Backbone(name, **open_clip_models.load(name))
 
-    path, expected = locate(name)
-    digest = weights.sha256(path)
-    if expected and digest != expected:
-        raise CarftError(
-            f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}. Delete the file, "
-            "or to use it, give its path as clip_backbone"
-        )
+    path, digest = _verified_file(name)
     model = openai_models.read(path, digest)
     if digest not in _published_digests():
         print(
@@ -89,6 +112,25 @@ def _read(name: str) -> Backbone:
         dim=model.text_projection.shape[1],
         tokenize=functools.partial(openai_models.tokenize, model),
     )
+
+
+class _VerifiedFile(NamedTuple):
+    """A file of weights, and its SHA-256."""
+
+    path: Path
+    digest: str
+
+
+def _verified_file(name: str) -> _VerifiedFile:
+    """The file for ``name``; CarftError where it is not the published one, though it should be."""
+    path, expected = locate(name)
+    digest = weights.sha256(path)
+    if expected and digest != expected:
+        raise CarftError(
+            f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}. Delete the file, "
+            "or to use it, give its path as clip_backbone"
+        )
+    return _VerifiedFile(path, digest)
 
 
 def preprocessing(name: str) -> Preprocessing:

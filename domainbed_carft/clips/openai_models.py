@@ -56,11 +56,16 @@ def read(path: Path, digest: str) -> Any:
     try:
         model = _build(state)
     except Exception as error:  # what other content makes of build_model: any type
-        raise CarftError(
-            f"{path} is not a CLIP in OpenAI's format ({brief(error)}); expected only the state "
-            "dict of OpenAI's clip.model.CLIP, with keys such as visual.conv1.weight"
-        ) from error
+        raise no_clip(path, error) from error
     return model.eval().requires_grad_(False)
+
+
+def no_clip(path: Path, error: Exception) -> CarftError:
+    """The error for a file that is not a CLIP in OpenAI's format, of which ``error`` came."""
+    return CarftError(
+        f"{path} is not a CLIP in OpenAI's format ({brief(error)}); expected only the state dict "
+        "of OpenAI's clip.model.CLIP, with keys such as visual.conv1.weight"
+    )
 
 
 def _load_state(path: Path, digest: str) -> Any:

@@ -1,13 +1,6 @@
-"""The process that a host trains in: whether it is our harness, and its command line."""
+"""The process that a host trains in: whether it is our harness."""
 
 from __future__ import annotations
-
-import argparse
-import contextlib
-import json
-from typing import Any
-
-from domainbed_carft.method.hparams import implied
 
 
 def in_our_harness() -> bool:
@@ -15,50 +8,3 @@ def in_our_harness() -> bool:
     from domainbed.algorithms import Algorithm
 
     return hasattr(Algorithm, "indivisible")
-
-
-def hparams_by_hand() -> dict[str, Any]:
-    """``--hparams`` of this process, which DomainBed's train merges unchecked.
-
-    Empty where it is not a JSON object, or there is no such option.
-    """
-    with contextlib.suppress(ValueError, TypeError):
-        return dict(json.loads(_parse_command_line().hparams or "{}"))
-    return {}
-
-
-def hparams_to_add(algorithm: str, dataset: str, random_seed: int | None) -> str:
-    """The ``--hparams`` of this process with what its host cannot add to it, "" if that is nothing.
-
-    The defaults of a checkout do not see ``--hparams``, so they do not fit another CLIP there.
-    """
-    overrides = hparams_by_hand()
-    missing = implied(algorithm, dataset, overrides, random_seed)
-    if not missing or in_our_harness():
-        return ""
-    return json.dumps({**overrides, **missing})
-
-
-def planned_steps() -> int | None:
-    """The steps that this process trains: of its ``--steps`` or its data set; None if unknown."""
-    arguments = _parse_command_line()
-    if arguments.steps:
-        return int(arguments.steps)
-
-    with contextlib.suppress(Exception):  # in a host without that function, or without --dataset
-        from domainbed import datasets
-
-        return int(datasets.get_dataset_class(arguments.dataset).N_STEPS)
-    return None
-
-
-def _parse_command_line() -> argparse.Namespace:
-    """``--hparams``, ``--steps`` and ``--dataset`` of this process; None what it does not have."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--hparams")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--dataset")
-    try:
-        return parser.parse_known_args()[0]
-    except argparse.ArgumentError:  # not DomainBed's command line
-        return argparse.Namespace(hparams=None, steps=None, dataset=None)

@@ -169,8 +169,8 @@ def test_hparams_seed_draws_what_upstream_draws_for_the_trial(golden):
     hparams_seed, trial_seed = map(str, draw["seeds"])
 
     arguments = [*QUICK, "--hparams_seed", hparams_seed, "--trial_seed", trial_seed]
-    args = train.build_parser().parse_args([*arguments, "--hparams", '{"lr": 7}'])
-    assert preparation.choose_hparams(args) == {**draw["hparams"], "lr": 7}
+    args = train.build_parser().parse_args(arguments)
+    assert preparation.choose_hparams(args, {"lr": 7}) == {**draw["hparams"], "lr": 7}
 
 
 @pytest.mark.parametrize(

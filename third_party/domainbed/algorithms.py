@@ -15,6 +15,7 @@ import torch
 from domainbed import networks
 from domainbed.lib.command_line import UnknownNameError
 from domainbed_carft import text
+from domainbed_carft.errors import Problem
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
 Unlabeled = Sequence[torch.Tensor] | None
@@ -85,6 +86,22 @@ class Algorithm(torch.nn.Module):
         """
         return {}
 
+    @classmethod
+    def resolve_hparams(
+        cls,
+        input_shape: Sequence[int],
+        num_classes: int,
+        hparams: Mapping[str, Any],
+        steps: int | None,
+    ) -> Hparams:
+        """Return all hyperparameters of a job as its records hold them, before it builds anything.
+
+        `hparams` are those chosen, the very dict that the data set was built with; they stay as
+        they are. An algorithm fills in what the job finds: by its data, its device, or its files.
+        `steps`: how many the job trains, None if unknown. Raises CarftError if they do not fit.
+        """
+        return dict(hparams)
+
     def indivisible(self) -> str:
         """Return why `process_group` cannot each take the step of a slice; "" if they can.
 
@@ -120,13 +137,13 @@ _VALID_VALUES = {
 
 def value_problems(
     hparams: Mapping[str, Any], valid_values: Mapping[str, tuple[str, Any]]
-) -> list[str]:
+) -> list[Problem]:
     """Say which hyperparameters have a value that is not valid.
 
     `valid_values` maps a name to what its value is expected to be, and whether a value is.
     """
     return [
-        f"--hparams: {name} must be {expected}, not {hparams[name]!r}"
+        Problem(name, hparams[name], expected=expected)
         for name, (expected, is_valid) in valid_values.items()
         if name in hparams and not is_valid(hparams[name])
     ]
@@ -140,7 +157,7 @@ class ERM(Algorithm):
     """
 
     @classmethod
-    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
+    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:
         """Problems of what a user sets, before anything is loaded; any class may have this."""
         if cls is not ERM:  # which need not accept its values
             return []
