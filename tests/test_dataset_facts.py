@@ -124,7 +124,7 @@ def test_the_verdict_on_the_data_is_recorded_and_may_be_demanded(random_tiny, ca
 
     assert re.fullmatch("differs: [0-9a-f]{8}", edition)
     with pytest.raises(
-        CarftError, match="is 'verified: as published', but this run has 'differs: "
+        CarftError, match="is 'verified: as published', but this job has 'differs: "
     ):
         pets(random_tiny, counts, data_edition="verified: as published")
 

@@ -121,8 +121,8 @@ def test_all_problems_are_reported_at_once_before_anything_is_loaded(tmp_path, c
         ("--hparams [1]", "--hparams must be a JSON object"),
         ('--hparams {"lr":1,"lr":2}', "--hparams is not valid JSON (the key 'lr' appears twice"),
         ('--hparams {"lrr":1}', "no hyperparameter of LinearSGD is called 'lrr'; did you mean lr"),
-        ('--hparams {"batch_size":0}', "batch_size must be a whole number of at least 1 and less"),
-        ('--hparams {"data_augmentation":"no"}', "data_augmentation must be true or false, not"),
+        ('--hparams {"batch_size":0}', "batch_size is 0, expected a whole number of at least 1 and"),
+        ('--hparams {"data_augmentation":"no"}', "data_augmentation is 'no', expected true or false"),
     ],
 )
 def test_each_mistake_is_one_problem_before_anything_is_loaded(
