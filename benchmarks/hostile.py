@@ -91,6 +91,7 @@ def result(folder: Path) -> tuple[list[dict[str, object]], bytes]:
     for record in records:
         del record["args"]["output_dir"], record["args"]["workers"], record["step_time"]
         record.pop("mem_gb", None)
+        record.pop("evaluation_time", None)
     return records, tensors(folder / "model.pkl")
 
 

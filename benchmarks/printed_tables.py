@@ -64,7 +64,8 @@ def differences(one: Tables, other: Tables) -> Sequence[str]:
 def _cell(cell: Mapping[str, Any]) -> str:
     if cell["mean"] is None:
         return "X"
-    return f"{cell['mean']:.1f} +/- {cell['standard_error']:.1f}"
+    error = cell["standard_error"] or 0.0  # the text has one of a single trial, too
+    return f"{cell['mean']:.1f} +/- {error:.1f}"
 
 
 def _rounded(value: float | None) -> str:

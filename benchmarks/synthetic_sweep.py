@@ -91,6 +91,7 @@ def _record(
         "args": job, "hparams": hparams, "step": step, "epoch": step / 41.75,
         "data_edition": "as published", "loss": draw.random(), "kl": draw.random(),
         "agreement": draw.random(), "step_time": draw.random(), "mem_gb": draw.random(),
+        "evaluation_time": draw.random(), "device": "GPU", "trained_parameters": 149_620_737,
     }  # fmt: skip
     for index in range(DATASETS[job["dataset"]]):
         record[f"env{index}_in_acc"] = draw.randint(120, 400) / 400

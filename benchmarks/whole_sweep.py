@@ -67,6 +67,8 @@ def records(output: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in lines]
     for record in found:
         del record["step_time"], record["mem_gb"], record["args"]["output_dir"]
+        for name in ("evaluation_time", "device"):  # of our harness alone
+            record.pop(name, None)
     return sorted(found, key=lambda record: (record["args"]["test_envs"], record["step"]))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import math
 import os
+import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,27 @@ def cores(root: Path = Path("/")) -> int:
             counts.append(math.ceil(int(quota) / int(period)))
 
     return max(1, min(counts))
+
+
+def job_cores(root: Path = Path("/")) -> int:
+    """The cores that a job may use: the share that a launcher gave it, else all of `cores`."""
+    count = cores(root)
+    share = os.environ.get(CORES, "")
+    return min(count, int(share)) if share.isdigit() and int(share) else count
+
+
+def processor_name(root: Path = Path("/")) -> str:
+    """The processor and how many of its cores a job uses, as ``AMD EPYC 7R13, 2 cores``."""
+    name = platform.machine() or "processor"
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+                break
+
+    count = job_cores(root)
+    return f"{name}, {count} {'core' if count == 1 else 'cores'}"
 
 
 def memory(root: Path = Path("/")) -> int:

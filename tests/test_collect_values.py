@@ -50,7 +50,9 @@ def test_rankings_are_upstreams_to_the_last_bit(tmp_path, kind):
         outcomes = selection.ranked_outcomes(
             candidates[tuple(entry[key] for key in keys)], by_title[entry["method"]]
         )
-        ranking = [[outcome.choice, outcome.validation, outcome.accuracy] for outcome in outcomes]
+        ranking = [
+            [outcome.hparams_seed, outcome.validation, outcome.accuracy] for outcome in outcomes
+        ]
         assert ranking == entry["ranking"]
 
 

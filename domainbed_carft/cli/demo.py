@@ -118,7 +118,7 @@ def _suite_table(sweep_folder: Path) -> str:
     rows = [row for group in groups for row in suites.scores(group)]
     shown_rows = [row for row in rows if row.alpha in (None, TABLE_ALPHA)]
     (suite_rows,) = suites.rows_by_table(shown_rows)
-    table = Document([suites.CAPTION], [suites.grid(suite_rows)], {}, [])
+    table = Document([suites.caption()], [suites.grid(suite_rows)], {}, [])
     return formats.FORMATS["text"](table)
 
 

@@ -19,6 +19,21 @@ INCOMPLETE = 3  # exit status of --strict
 
 # As a module that takes a while to load has them, which a test compares.
 FORMATS = ("text", "markdown", "csv", "json", "latex")
+ERRORS = ("domainbed", "sample", "std")
+DEFAULT_COLUMNS = ("environments", "average")
+COLUMNS = (
+    *DEFAULT_COLUMNS,
+    "out-of-domain",
+    "worst",
+    "in-domain",
+    "step-seconds",
+    "training-hours",
+    "evaluation-hours",
+    "memory",
+    "parameters",
+    "jobs",
+    "draws",
+)
 
 
 def add_to(commands: Any) -> None:
@@ -38,6 +53,23 @@ def _add_collect(commands: Any) -> None:
     )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write here instead of printing"
+    )
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
+        "--columns",
+        type=some_of(COLUMNS),
+        action="extend",
+        metavar="COLUMN,...",
+        help=f"columns of the tables, separated by commas: {', '.join(COLUMNS)} "
+        f"(default: {','.join(DEFAULT_COLUMNS)})",
+    )
+    shown.add_argument("--full", action="store_true", help="show all columns")
+    parser.add_argument(
+        "--error",
+        choices=ERRORS,
+        default=ERRORS[0],
+        help="what stands behind a mean: DomainBed's standard error (divisor n), that of a sample "
+        "(divisor n - 1), or the standard deviation (default: domainbed)",
     )
     parser.add_argument(
         "--strict",
@@ -152,12 +184,15 @@ def _collect(arguments: argparse.Namespace) -> int:
         raise CarftError("--format csv holds one table; use either --compare or --paired")
     files.require_output(arguments.output)
 
+    columns = COLUMNS if arguments.full else arguments.columns or DEFAULT_COLUMNS
     results = collect(
         arguments.folders,
         methods=arguments.select,
         ignored=arguments.ignore,
         pair=arguments.paired,
         compare_published=bool(arguments.compare),
+        columns=columns,
+        error=arguments.error,
     )
     text = formats.FORMATS[arguments.format](results.document)
     if arguments.output:

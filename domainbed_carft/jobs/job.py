@@ -13,7 +13,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,13 +33,61 @@ class Key(NamedTuple):
     choice: int
 
 
+@dataclass(frozen=True, order=True)
+class Choice:
+    """What a selection method chooses among: an hparams seed, and values of a declared search.
+
+    ``member``: the number of these values in the declared order; ``values``: as JSON, "" if nothing
+    is searched. Choices sort as candidates do: of equally good ones the last counts.
+    """
+
+    hparams_seed: int
+    member: int = 0
+    values: str = ""
+
+    def __str__(self) -> str:
+        values = json.loads(self.values) if self.values else {}
+        parts = [f"{name}={value}" for name, value in values.items()]
+        if self.hparams_seed or not parts:
+            parts.insert(0, f"hparams_seed {self.hparams_seed}")
+        return " ".join(parts)
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a job is for in its sweep, as the manifest says; no part of the job's identity.
+
+    ``cell``: the name of the variant that the job belongs to, whatever is searched. ``values``:
+    searched hyperparameter -> its value in this job; ``member``: the number of these values in the
+    declared order. ``stage``: CHOOSE or REPEAT, "" for a sweep without stages; ``members``: of a
+    REPEAT job, among how many members its values were chosen. ``leaves_out_together``: whether
+    every test environment is a target, such as those of a job with a single source.
+    """
+
+    cell: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    member: int = 0
+    stage: str = ""
+    members: int = 0
+    leaves_out_together: bool = False
+
+
+# The stages of a search: every member is trained, then the chosen one on other trials.
+CHOOSE = "choose"
+REPEAT = "repeat"
+
+
 @dataclass(frozen=True)
 class Job:
-    """One call of train: its arguments without the folder, the folder, the variant's name."""
+    """One call of train: its arguments without the folder, the folder, the variant's name.
+
+    ``variant`` is the folder of the sweep that the job's folder lies in, "" for the sweep's own.
+    """
 
     args: Mapping[str, Any]
     folder: Path
     variant: str = ""
+    role: Role = Role()
 
     @functools.cached_property
     def key(self) -> Key:
@@ -56,6 +104,12 @@ class Job:
         if not has_types or any(type(env) is not int for env in key.test_envs):
             raise TypeError(f"{self}: expected two names, then whole numbers")
         return key
+
+    @functools.cached_property
+    def choice(self) -> Choice:
+        """What the job is among the candidates of its cell; errors as of ``key``."""
+        values = json.dumps(dict(self.role.values)) if self.role.values else ""
+        return Choice(self.key.choice, self.role.member, values)
 
     @property
     def command(self) -> list[str]:

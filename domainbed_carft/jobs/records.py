@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.cost import Cost, recorded_cost
 from domainbed_carft.jobs.folder import DONE, RECORDS
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.record_lines import (
@@ -43,6 +44,7 @@ class Run:
     ``accuracies``: a row a checkpoint, the in-splits of all environments, then the out-splits, in
     [0, 1]; nan where a record has none, and from the step ``diverged_at`` on, where the training
     had broken its weights. ``environments``: their names, if recorded. ``recorded``: the hparams.
+    ``cost``: time, memory and device.
     """
 
     job: Job
@@ -54,6 +56,7 @@ class Run:
     setting: Mapping[str, str]
     recorded: Mapping[str, Any]
     diverged_at: float | None
+    cost: Cost
 
     @property
     def folder(self) -> str:
@@ -190,6 +193,7 @@ def _run(folder: str, records: list[dict[str, Any]], warnings: list[RecordWarnin
         setting=parts,
         recorded=first.get("hparams") or {},
         diverged_at=min(broken_steps, default=None),
+        cost=recorded_cost(records),
     )
 
 

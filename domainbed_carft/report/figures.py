@@ -20,7 +20,8 @@ from domainbed_carft.report.canvas import (
     save_figure,
 )
 from domainbed_carft.report.styles import INK, Style, Styles
-from domainbed_carft.results.tables import Cell, Table
+from domainbed_carft.results.cells import Cell
+from domainbed_carft.results.tables import Table
 from domainbed_carft.text import printable
 
 _BAR_HEIGHT = 0.2  # inches from one bar to the next

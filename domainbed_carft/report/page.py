@@ -154,9 +154,9 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _captions(has_suites: bool) -> dict[str, Sequence[str]]:
-    table_captions = [*document.CAPTION]
+    table_captions = document.caption()
     if has_suites:
-        table_captions.append(suites.CAPTION)
+        table_captions.append(suites.caption())
     return {"tables": table_captions, "paired": [paired.CAPTION], "published": published.CAPTION}
 
 

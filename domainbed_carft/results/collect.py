@@ -10,14 +10,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordWarning
 from domainbed_carft.results import collection as collecting
-from domainbed_carft.results import document, paired, published, suites, tables
+from domainbed_carft.results import document, measures, paired, published, suites, tables
+from domainbed_carft.results.cells import DOMAINBED, ERROR_KINDS
 from domainbed_carft.results.collection import Collection
+from domainbed_carft.results.columns import DEFAULT_COLUMNS
 from domainbed_carft.results.document import Document
 from domainbed_carft.results.published import GroupComparison
 from domainbed_carft.results.suites import Scores
-from domainbed_carft.results.tables import Table
+from domainbed_carft.results.tables import DEFAULT_OPTIONS, Table, TableOptions
+from domainbed_carft.text import unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,6 +91,19 @@ class Results:
         return frames.cell_frame(self.document.sections["tables"])
 
     @cached_property
+    def columns(self) -> pd.DataFrame:
+        """A row for each row and shown column of the tables: what ``--columns`` adds, too.
+
+        ``setting``, ``selection`` (the method), ``dataset``, ``algorithm``, ``column`` (its name),
+        ``of`` (the environment, or what else the value is of), ``device`` (of a cost), ``unit``,
+        ``mean``, ``standard_error``, ``n`` (trials or jobs) and ``missing`` (why there is no value,
+        or it is incomplete; else empty).
+        """
+        from domainbed_carft.results import frames
+
+        return frames.column_frame(self.tables)
+
+    @cached_property
     def records(self) -> pd.DataFrame:
         """A row for each record (checkpoint) of the runs, each job once.
 
@@ -111,6 +128,8 @@ def collect(
     ignored: Sequence[str] = (),
     pair: tuple[str, str] | None = None,
     compare_published: bool = False,
+    columns: Sequence[str] = DEFAULT_COLUMNS,
+    error: str = DOMAINBED.name,
 ) -> Results:
     """Read the records of sweeps and make their tables, as ``carft collect`` does.
 
@@ -118,31 +137,43 @@ def collect(
     by default those that the sweeps declare, else all that have jobs. ``ignored``: parts of a
     setting that may differ between runs that are averaged, as for ``--ignore``. ``pair``: two
     algorithms to compare over the trials that both have. ``compare_published``: whether to add
-    published accuracies.
+    published accuracies. ``columns``: what the tables show, names of ``measures.NAMES``. ``error``:
+    what stands behind a mean, "domainbed", "sample" or "std".
 
-    Raises CarftError if there is no record, if a method has no jobs, if the algorithms of ``pair``
-    share no trial, or if a job was run twice with different records.
+    Raises CarftError if there is no record, if a method has no jobs, if no column or kind of error
+    has the name, if the algorithms of ``pair`` share no trial, or if a job was run twice with
+    different records.
     """
+    measures.check_names(columns)
+    if error not in ERROR_KINDS:
+        raise CarftError(unknown("kind of error", error, ERROR_KINDS))
+
     if isinstance(folders, (str, os.PathLike)):
         folders = [folders]
     collection = collecting.gather(list(folders), methods, ignored)
 
-    results = build(collection, pair, compare_published)
+    options = TableOptions(columns=columns, error=ERROR_KINDS[error])
+    results = build(collection, pair, compare_published, options)
     if pair and not results.differences:
         raise paired.no_shared_trial(collection.groups, collection.methods, *pair)
     return results
 
 
 def build(
-    collection: Collection, pair: tuple[str, str] | None = None, compare_published: bool = False
+    collection: Collection,
+    pair: tuple[str, str] | None = None,
+    compare_published: bool = False,
+    options: TableOptions = DEFAULT_OPTIONS,
 ) -> Results:
     """The results of ``collection``, with the options of `collect`.
 
     Without a shared trial of the ``pair`` there are no ``differences``.
     """
-    tables_of_groups = [tables.build(group, collection.methods) for group in collection.groups]
+    tables_of_groups = [
+        tables.build(group, collection.methods, options) for group in collection.groups
+    ]
     all_tables = [table for group_tables in tables_of_groups for table in group_tables]
-    scores = [row for group in collection.groups for row in suites.scores(group)]
+    scores = [row for group in collection.groups for row in suites.scores(group, options.error)]
 
     comparisons = []
     if compare_published:
@@ -155,7 +186,7 @@ def build(
         first, second = pair
         differences = paired.compare(collection.groups, collection.methods, first, second)
 
-    maker = _DocumentMaker(collection, all_tables)
+    maker = _DocumentMaker(collection, all_tables, options)
     if scores:
         maker.add_suites(scores)
     if compare_published:
@@ -176,21 +207,27 @@ def build(
 class _DocumentMaker:
     """Makes the document of `build`, part by part; the last part with CSV rows has them."""
 
-    def __init__(self, collection: Collection, all_tables: Sequence[Table]) -> None:
+    def __init__(
+        self, collection: Collection, all_tables: Sequence[Table], options: TableOptions
+    ) -> None:
         self._collection = collection
+        self._error = options.error
         entries = [document.table_entry(table) for table in all_tables]
 
-        self._caption = [*document.CAPTION]
+        shown = [column for table in all_tables for column in table.shown]
+        self._caption = [*document.caption(options.error), *measures.explanations(shown)]
         self._notes = [note for group in collection.groups for note in group.notes]
         self._grids = [document.table_grid(table) for table in all_tables]
         self._sections: dict[str, Any] = {"tables": entries, "notes": self._notes}
         self._csv_rows = document.cell_records(entries)
+        if tuple(options.columns) != DEFAULT_COLUMNS:
+            self._csv_rows = document.column_records(all_tables)
         self._summary = _summary(collection, all_tables)
 
     def add_suites(self, scores: Sequence[Scores]) -> None:
         """Add the tables of suites."""
         self._grids += [suites.grid(rows) for rows in suites.rows_by_table(scores)]
-        self._caption.append(suites.CAPTION)
+        self._caption.append(suites.caption(self._error))
         self._sections["suites"] = [row.entry() for row in scores]
 
     def add_published(

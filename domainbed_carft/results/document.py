@@ -5,40 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from domainbed_carft.results.tables import Cell, Row, Table
+from domainbed_carft.results.cells import DOMAINBED, PLUS_MINUS, ErrorKind
+from domainbed_carft.results.cells import format_accuracy as format_accuracy
+from domainbed_carft.results.columns import DEFAULT_COLUMNS, ENVIRONMENTS, NO_VALUE
+from domainbed_carft.results.tables import Row, Table
 
-PLUS_MINUS = "±"
-NO_VALUE = "X"
-NOT_DECLARED = "-"
-
-CAPTION = (
+_ACCURACY_CAPTION = (
     "Accuracy in % on the in-split of the environment left out, which names the column, at the "
     "checkpoint and with the hyperparameters that the selection method chose in each trial; where "
     "nothing was left out, on each out-split at the last step. "
-    f"Cells: mean {PLUS_MINUS} standard error (n, the number of trials).",
-    "Standard error = s / sqrt(n), with s the standard deviation over the n trials, divisor n "
-    "(numpy.std with ddof 0), as DomainBed computes it; for n = 1 it is meaningless. Avg: mean of "
-    "the row's cells. Averages: over each trial's mean over the environments left out.",
-    f"[k] marks an incomplete cell; note [k] says why. {NO_VALUE}: no trial has a value.",
+    f"Cells: mean {PLUS_MINUS} {{error}} (n, the number of trials)."
+)
+_AVERAGES_CAPTION = (
+    "Avg: mean of the row's cells. Averages: over each trial's mean over the environments left out."
+)
+_NOTES_CAPTION = (
+    f"[k] marks an incomplete cell; note [k] says why. {NO_VALUE}: no trial has a value."
 )
 
 
-def format_accuracy(
-    value: float | None, standard_error: float | None = None, n: int | None = None
-) -> str:
-    """A percentage with its standard error and number of trials, as ``96.8 ± 0.4 (3)``.
-
-    What is None (or ``n`` 0) is left out; without a value the text is empty.
-    """
-    if value is None:
-        return ""
-
-    text = f"{value:.1f}"
-    if standard_error is not None:
-        text += f" {PLUS_MINUS} {standard_error:.1f}"
-    if n:
-        text += f" ({n})"
-    return text
+def caption(error: ErrorKind = DOMAINBED) -> list[str]:
+    """The paragraphs that explain tables with this kind of error."""
+    return [
+        _ACCURACY_CAPTION.format(error=error.title),
+        f"{error.definition}; a single trial has no error. {_AVERAGES_CAPTION}",
+        _NOTES_CAPTION,
+    ]
 
 
 class Grid(NamedTuple):
@@ -72,38 +64,49 @@ def table_grid(table: Table) -> Grid:
     note_numbers: dict[tuple[str, ...], int] = {}
     rows = []
     for row in table.rows:
-        cells = [_cell_text(cell, note_numbers) for cell in row.cells]
-        rows.append([row.algorithm, *cells, format_accuracy(row.average) or NO_VALUE])
+        texts = [row.algorithm]
+        for column, cell in zip(table.shown, row.shown, strict=True):
+            note_number = None
+            if cell.missing:  # a new reason gets the next number
+                note_number = note_numbers.setdefault(cell.missing, len(note_numbers) + 1)
+            texts.append(column.text(cell, note_number))
+        rows.append(texts)
 
+    header = ["Algorithm", *(column.title for column in table.shown)]
     notes = [f"[{number}] {'. '.join(missing)}." for missing, number in note_numbers.items()]
-    notes += table.notes
-    return Grid(table.title, ["Algorithm", *table.headers, "Avg"], rows, notes)
-
-
-def _cell_text(cell: Cell, note_numbers: dict[tuple[str, ...], int]) -> str:
-    """A cell's text; a new reason for gaps gets the next of ``note_numbers``."""
-    text = format_accuracy(cell.mean, cell.standard_error, cell.n)
-    if not cell.missing:
-        return text or NOT_DECLARED
-
-    number = note_numbers.setdefault(cell.missing, len(note_numbers) + 1)
-    return f"{text or NO_VALUE} [{number}]"
+    return Grid(table.title, header, rows, [*notes, *table.notes])
 
 
 def table_entry(table: Table) -> dict[str, Any]:
-    """A table for JSON, with every trial's accuracy in percent."""
-    return {
+    """A table for JSON, with every trial's accuracy in percent.
+
+    "measures" are the shown columns beside the accuracies of environments and their average.
+    """
+    measures = [column for column in table.shown if column.name not in DEFAULT_COLUMNS]
+    entry = {
         "setting": table.setting,
         "selection": table.method,
         "dataset": None if table.averages else table.dataset,
         "title": table.title,
+        "error": table.error.name,
         "columns": list(table.columns),
-        "rows": [_row_entry(row, table.columns) for row in table.rows],
+        "rows": [_row_entry(row, table) for row in table.rows],
         "notes": list(table.notes),
     }
+    if measures:
+        entry["measures"] = [
+            {
+                "name": column.name,
+                "title": column.title,
+                "unit": column.unit,
+                "device": column.device,
+            }
+            for column in measures
+        ]
+    return entry
 
 
-def _row_entry(row: Row, columns: Sequence[str]) -> dict[str, Any]:
+def _row_entry(row: Row, table: Table) -> dict[str, Any]:
     cells = [
         {
             "column": column,
@@ -113,9 +116,24 @@ def _row_entry(row: Row, columns: Sequence[str]) -> dict[str, Any]:
             "trials": {str(trial): 100 * value for trial, value in cell.accuracies.items()},
             "missing": list(cell.missing),
         }
-        for column, cell in zip(columns, row.cells, strict=True)
+        for column, cell in zip(table.columns, row.cells, strict=True)
     ]
-    return {"algorithm": row.algorithm, "cells": cells, "average": row.average}
+    entry = {"algorithm": row.algorithm, "cells": cells, "average": row.average}
+
+    measures = [
+        {
+            "name": column.name,
+            "device": column.device,
+            "mean": cell.mean,
+            "standard_error": cell.standard_error,
+            "n": cell.n,
+            "label": cell.label,
+            "missing": list(cell.missing),
+        }
+        for column, cell in zip(table.shown, row.shown, strict=True)
+        if column.name not in DEFAULT_COLUMNS
+    ]
+    return entry | {"measures": measures} if measures else entry
 
 
 def cell_records(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -138,4 +156,28 @@ def cell_records(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         for entry in entries
         for row in entry["rows"]
         for cell in row["cells"]
+    ]
+
+
+def column_records(all_tables: Iterable[Table]) -> list[dict[str, Any]]:
+    """A row for each shown column of each row of the tables but the averages, for CSV."""
+    return [
+        {
+            "setting": table.setting,
+            "selection": table.method,
+            "dataset": table.dataset,
+            "algorithm": row.algorithm,
+            "column": column.name,
+            "of": column.title if column.name == ENVIRONMENTS else cell.label,
+            "device": column.device,
+            "unit": column.unit,
+            "mean": cell.mean,
+            "standard_error": cell.standard_error,
+            "n": cell.n,
+            "missing": ". ".join(cell.missing),
+        }
+        for table in all_tables
+        if not table.averages
+        for row in table.rows
+        for column, cell in zip(table.shown, row.shown, strict=True)
     ]

@@ -10,7 +10,8 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from domainbed_carft.results.document import PLUS_MINUS, Document, Grid
+from domainbed_carft.results.cells import PLUS_MINUS
+from domainbed_carft.results.document import Document, Grid
 from domainbed_carft.text import printable
 
 TEXT_WIDTH = 100

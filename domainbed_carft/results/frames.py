@@ -11,6 +11,7 @@ import pandas as pd
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import document, selection
 from domainbed_carft.results.settings import Group
+from domainbed_carft.results.tables import Table
 
 CELL_COLUMNS = (
     "setting",
@@ -18,6 +19,20 @@ CELL_COLUMNS = (
     "dataset",
     "environment",
     "algorithm",
+    "mean",
+    "standard_error",
+    "n",
+    "missing",
+)
+COLUMN_COLUMNS = (
+    "setting",
+    "selection",
+    "dataset",
+    "algorithm",
+    "column",
+    "of",
+    "device",
+    "unit",
     "mean",
     "standard_error",
     "n",
@@ -41,6 +56,15 @@ def cell_frame(entries: Iterable[dict[str, Any]]) -> pd.DataFrame:
     ``mean`` and ``standard_error`` are in percent, nan for a cell without a trial.
     """
     frame = pd.DataFrame(document.cell_records(entries), columns=list(CELL_COLUMNS))
+    return frame.astype({"mean": float, "standard_error": float, "n": int})
+
+
+def column_frame(tables: Iterable[Table]) -> pd.DataFrame:
+    """A row for each row and shown column of the tables; columns: COLUMN_COLUMNS.
+
+    ``mean`` and ``standard_error`` are in the column's unit, nan for a cell without a value.
+    """
+    frame = pd.DataFrame(document.column_records(tables), columns=list(COLUMN_COLUMNS))
     return frame.astype({"mean": float, "standard_error": float, "n": int})
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import tables
-from domainbed_carft.results.document import Grid, format_accuracy
+from domainbed_carft.results.cells import Cell, ErrorKind, cell_of, format_accuracy
+from domainbed_carft.results.document import Grid
 from domainbed_carft.results.settings import Group
-from domainbed_carft.results.tables import Cell, Table
+from domainbed_carft.results.tables import Table
 
 AVERAGE = "average"
 BACKBONE = "ViT-B/16"
@@ -104,7 +104,8 @@ def compare(group: Group, group_tables: Iterable[Table]) -> GroupComparison:
     for table in group_tables:
         for row in table.rows if table.averages else ():
             cells = dict(zip(table.columns, row.cells, strict=True))
-            cells[AVERAGE] = _over_all([cells.get(name, Cell()) for name in datasets])
+            cells_of_datasets = [cells.get(name, Cell()) for name in datasets]
+            cells[AVERAGE] = _over_all(cells_of_datasets, table.error)
 
             for dataset, cell in cells.items():
                 method = counterparts.get((row.algorithm, dataset), "")
@@ -172,7 +173,7 @@ def _deviation(run: Run) -> str:
     )
 
 
-def _over_all(cells: Sequence[Cell]) -> Cell:
+def _over_all(cells: Sequence[Cell], error: ErrorKind) -> Cell:
     """The average over the published data sets; empty unless all have the same trials."""
     trials = sorted(cells[0].accuracies)
     if any(cell.accuracies.keys() != cells[0].accuracies.keys() for cell in cells):
@@ -180,7 +181,7 @@ def _over_all(cells: Sequence[Cell]) -> Cell:
 
     means = {trial: float(np.mean([cell.accuracies[trial] for cell in cells])) for trial in trials}
     missing = [text for cell in cells for text in cell.missing]
-    average = tables.cell_of(means, missing)
+    average = cell_of(means, missing, error)
     return average._replace(partial=any(cell.partial for cell in cells))
 
 

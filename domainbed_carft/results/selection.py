@@ -1,17 +1,20 @@
 """Selection of checkpoints and hyperparameters: DomainBed's rules, to the last bit.
 
 As in domainbed/model_selection.py at b93c22a: the reported accuracy is on the target's in-split,
-and of choices with equal validation accuracy the one with the highest hparams_seed counts.
+and of choices with equal validation accuracy the one with the highest hparams_seed counts. The
+members of a declared search are choices too, the later one higher.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from domainbed_carft.jobs.job import Choice
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.results.method_names import IN_DOMAIN as IN_DOMAIN
 from domainbed_carft.results.method_names import LEAVE_ONE_OUT as LEAVE_ONE_OUT
@@ -23,26 +26,47 @@ Floats = npt.NDArray[np.float64]
 class Candidates(NamedTuple):
     """The runs among which a method selects: of one target in one trial.
 
-    ``singles``: choice of hyperparameters -> the run that left out the target alone. ``pairs``:
-    choice -> a second environment -> the run that left out both.
+    ``singles``: choice of hyperparameters -> the run that left out the target, alone or with
+    other targets. ``pairs``: choice -> a second environment -> the run that left out both.
     """
 
     dataset: str
     algorithm: str
     target: int
     trial: int
-    singles: dict[int, Run]
-    pairs: dict[int, dict[int, Run]]
+    singles: dict[Choice, Run]
+    pairs: dict[Choice, dict[int, Run]]
 
 
 class Outcome(NamedTuple):
-    """The outcome of one choice of hyperparameters; accuracies in [0, 1]."""
+    """The outcome of one choice of hyperparameters; accuracies in [0, 1].
 
-    choice: int
+    ``runs``: those that the method used, the one whose accuracy counts first. ``members``: among
+    how many choices this one was chosen: draws and members of a search; of a search in two stages
+    the members of its first one. It is 1 where there was nothing to choose.
+    """
+
+    choice: Choice
     step: float
     validation: float
     accuracy: float
     runs: Sequence[Run]
+    members: int = 1
+
+    @property
+    def run(self) -> Run:
+        """The run whose accuracy counts."""
+        return self.runs[0]
+
+    @property
+    def hparams_seed(self) -> int:
+        """The seed of the draw; 0 for the default hyperparameters."""
+        return self.choice.hparams_seed
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """Searched hyperparameter -> the chosen value; empty if no search was declared."""
+        return self.run.job.role.values
 
 
 class Selected(NamedTuple):
@@ -63,7 +87,7 @@ class Method(NamedTuple):
     """
 
     title: str
-    outcome: Callable[[Candidates, int], Outcome | None] = lambda candidates, choice: None
+    outcome: Callable[[Candidates, Choice], Outcome | None] = lambda candidates, choice: None
     leaves_out: bool = True
 
 
@@ -74,13 +98,14 @@ def candidates_by_target(runs: Iterable[Run]) -> list[Candidates]:
     """
     by_target: dict[tuple[str, str, int, int], Candidates] = {}
     for run in runs:
-        dataset, algorithm, test_envs, trial, choice = run.job.key
+        dataset, algorithm, test_envs, trial, _ = run.job.key
+        choice = run.job.choice
         for target in run.test_envs:
             candidates = by_target.setdefault(
                 (dataset, algorithm, target, trial),
                 Candidates(dataset, algorithm, target, trial, singles={}, pairs={}),
             )
-            if len(test_envs) == 1:
+            if len(test_envs) == 1 or run.job.role.leaves_out_together:
                 candidates.singles[choice] = run
             elif len(test_envs) == 2:
                 second_env = sum(test_envs) - target
@@ -95,7 +120,11 @@ def ranked_outcomes(candidates: Candidates, method: Method) -> list[Outcome]:
         outcome = method.outcome(candidates, choice)
         if outcome is not None:
             outcomes.append(outcome)
-    return sorted(outcomes, key=lambda outcome: outcome.validation)[::-1]
+
+    ranked = sorted(outcomes, key=lambda outcome: outcome.validation)[::-1]
+    return [
+        outcome._replace(members=outcome.run.job.role.members or len(ranked)) for outcome in ranked
+    ]
 
 
 def select(runs: Iterable[Run], name: str) -> list[Selected]:
@@ -137,7 +166,7 @@ def in_domain(run: Run) -> Floats:
     return np.ascontiguousarray(out_splits[:, training_envs]).mean(axis=1)
 
 
-def _training_domain(candidates: Candidates, choice: int) -> Outcome | None:
+def _training_domain(candidates: Candidates, choice: Choice) -> Outcome | None:
     run = candidates.singles[choice]
     if run.n_environments < 2:
         return None
@@ -147,14 +176,14 @@ def _training_domain(candidates: Candidates, choice: int) -> Outcome | None:
     return _outcome_at(candidates, choice, best_row, validation[best_row], [run])
 
 
-def _oracle(candidates: Candidates, choice: int) -> Outcome | None:
+def _oracle(candidates: Candidates, choice: Choice) -> Outcome | None:
     run = candidates.singles[choice]
     last_row = _last_row(run)
     _, out_splits = accuracies(run)
     return _outcome_at(candidates, choice, last_row, out_splits[last_row, candidates.target], [run])
 
 
-def _leave_one_domain_out(candidates: Candidates, choice: int) -> Outcome | None:
+def _leave_one_domain_out(candidates: Candidates, choice: Choice) -> Outcome | None:
     run = candidates.singles[choice]
     pairs = candidates.pairs.get(choice, {})
     validation_envs = [env for env in range(run.n_environments) if env != candidates.target]
@@ -191,7 +220,7 @@ def _last_row(run: Run) -> int:
 
 
 def _outcome_at(
-    candidates: Candidates, choice: int, row: int, validation: float, runs: Sequence[Run]
+    candidates: Candidates, choice: Choice, row: int, validation: float, runs: Sequence[Run]
 ) -> Outcome | None:
     """The outcome at one checkpoint; None if an accuracy that it needs is nan."""
     in_splits, _ = accuracies(runs[0])
@@ -207,9 +236,9 @@ def _in_domain(runs: Iterable[Run]) -> list[Selected]:
     outcomes: dict[tuple[str, str, int], list[Outcome]] = {}
 
     runs_without_targets = [run for run in runs if not run.test_envs]
-    for run in sorted(runs_without_targets, key=lambda run: run.job.key):
-        dataset, algorithm, _, trial, choice = run.job.key
-        key = (dataset, algorithm, trial)
+    n_choices = Counter(_trial_of(run) for run in runs_without_targets)
+    for run in sorted(runs_without_targets, key=lambda run: (run.job.key, run.job.choice)):
+        key = _trial_of(run)
         row = _last_row(run)
         _, out_splits = accuracies(run)
         last_accuracies = out_splits[row].tolist()
@@ -217,9 +246,15 @@ def _in_domain(runs: Iterable[Run]) -> list[Selected]:
         total = sum(last_accuracies)
         if total > highest_total.get(key, -1):  # nan is not
             highest_total[key] = total
-            mean = total / run.n_environments
             outcomes[key] = [
-                Outcome(choice, run.steps[row], mean, accuracy, [run])
+                Outcome(
+                    choice=run.job.choice,
+                    step=run.steps[row],
+                    validation=total / run.n_environments,
+                    accuracy=accuracy,
+                    runs=[run],
+                    members=run.job.role.members or n_choices[key],
+                )
                 for accuracy in last_accuracies
             ]
 
@@ -228,6 +263,12 @@ def _in_domain(runs: Iterable[Run]) -> list[Selected]:
         for dataset, algorithm, trial in sorted(outcomes)
         for target, outcome in enumerate(outcomes[dataset, algorithm, trial])
     ]
+
+
+def _trial_of(run: Run) -> tuple[str, str, int]:
+    """Data set, algorithm and trial of a run that left nothing out."""
+    key = run.job.key
+    return key.dataset, key.algorithm, key.trial
 
 
 METHODS = {

@@ -8,18 +8,30 @@ from typing import Any, NamedTuple
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.folder import WEIGHTS
-from domainbed_carft.results import order, published, selection, tables
-from domainbed_carft.results.document import NOT_DECLARED, Grid, format_accuracy
+from domainbed_carft.results import order, published, selection
+from domainbed_carft.results.cells import (
+    DOMAINBED,
+    PLUS_MINUS,
+    Cell,
+    ErrorKind,
+    cell_of,
+    format_accuracy,
+)
+from domainbed_carft.results.columns import NOT_DECLARED
+from domainbed_carft.results.document import Grid
 from domainbed_carft.results.settings import Group
-from domainbed_carft.results.tables import Cell
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Suite
 
-CAPTION = (
-    "Suites: accuracy in % on whole test sets (carft evaluate --suite), the mean over the classes "
-    "where others report that, of the run that validation chose in each trial; mean ± standard "
-    "error (n trials). *: a copy that is not complete, of which no mean is formed."
-)
+
+def caption(error: ErrorKind = DOMAINBED) -> str:
+    """The paragraph that explains tables of suites with this kind of error."""
+    return (
+        "Suites: accuracy in % on whole test sets (carft evaluate --suite), the mean over the "
+        "classes where others report that, of the run that validation chose in each trial; mean "
+        f"{PLUS_MINUS} {error.title} (n trials). *: a copy that is not complete, of which no mean "
+        "is formed."
+    )
 
 
 class Scores(NamedTuple):
@@ -91,8 +103,11 @@ class _ScoresKey(NamedTuple):
     alpha: float | None
 
 
-def scores(group: Group) -> list[Scores]:
-    """All scores of one group, suite by suite, in the tables' order of algorithms."""
+def scores(group: Group, error: ErrorKind = DOMAINBED) -> list[Scores]:
+    """All scores of one group, suite by suite, in the tables' order of algorithms.
+
+    ``error``: what stands behind the means over trials.
+    """
     trials_by_key: dict[_ScoresKey, dict[int, dict[str, Any]]] = {}
     for selected in selection.select(group.runs, selection.IN_DOMAIN):
         (run,) = selected.outcome.runs
@@ -112,7 +127,7 @@ def scores(group: Group) -> list[Scores]:
             weights=key.weights,
             alpha=key.alpha,
             backbone=key.backbone,
-            cells=_cells_over(trials, key.suite),
+            cells=_cells_over(trials, key.suite, error),
         )
         for key, trials in trials_by_key.items()
     ]
@@ -120,7 +135,9 @@ def scores(group: Group) -> list[Scores]:
     return sorted(rows, key=lambda row: row._sorting_key(algorithms))
 
 
-def _cells_over(trials: Mapping[int, Mapping[str, Any]], suite: str) -> dict[str, Cell]:
+def _cells_over(
+    trials: Mapping[int, Mapping[str, Any]], suite: str, error: ErrorKind
+) -> dict[str, Cell]:
     """Name of a set or mean -> its cell, from the record of each trial."""
     cells = {}
     for name in columns(catalogue.get(suite)):
@@ -137,7 +154,7 @@ def _cells_over(trials: Mapping[int, Mapping[str, Any]], suite: str) -> dict[str
                 accuracies[trial] = accuracy
 
         if accuracies:
-            cells[name] = tables.cell_of(accuracies, missing=())._replace(partial=partial)
+            cells[name] = cell_of(accuracies, missing=(), error=error)._replace(partial=partial)
     return cells
 
 

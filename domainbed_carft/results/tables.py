@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import order, selection
+from domainbed_carft.results import measures, order, selection
+from domainbed_carft.results.cells import DOMAINBED, Cell, ErrorKind, cell_of
+from domainbed_carft.results.columns import DEFAULT_COLUMNS, Column, RowRuns
 from domainbed_carft.results.gaps import Gaps
+from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.settings import Group
 
 _UNDECLARED = "-: no job was declared for this cell; Avg is over the other cells."
 
 
-class Cell(NamedTuple):
-    """Accuracies of ``n`` trials in percent: mean, standard error, and what is missing.
-
-    ``accuracies``: trial -> accuracy in [0, 1]. Mean and error are None if there is no trial.
-    ``partial``: an average over some of the environments, or of a copy that is not complete.
-    """
-
-    mean: float | None = None
-    standard_error: float | None = None
-    n: int = 0
-    missing: tuple[str, ...] = ()
-    accuracies: Mapping[int, float] = {}
-    partial: bool = False
-
-    @property
-    def is_expected(self) -> bool:
-        """Whether the cell should have a value."""
-        return self.mean is not None or bool(self.missing)
-
-
 class Row(NamedTuple):
-    """An algorithm's cells, and their mean in percent; None if an expected cell has no value."""
+    """An algorithm's accuracies, and what the table shows of it.
+
+    ``cells``: one for each environment or data set; ``average``: their mean in percent, None if an
+    expected cell has no value. ``shown``: a cell for each of the table's ``shown`` columns.
+    """
 
     algorithm: str
     cells: Sequence[Cell]
     average: float | None
+    shown: Sequence[Cell]
 
 
 class Table(NamedTuple):
     """The accuracies of a group's algorithms on one data set, by one selection method.
 
-    A row is an algorithm and a column an environment. In a table of ``averages`` a column is a
-    data set instead. ``dataset_titles``: what data sets are called, where that is not their name.
+    A row is an algorithm. ``columns``: the environments, or in a table of ``averages`` the data
+    sets. ``shown``: the columns to print, by default these and their average. ``error``: what
+    stands behind the means. ``dataset_titles``: what data sets are called, where that is not their
+    name.
     """
 
     setting: str
@@ -57,19 +48,15 @@ class Table(NamedTuple):
     columns: Sequence[str]
     rows: Sequence[Row]
     notes: Sequence[str]
+    shown: Sequence[Column]
     averages: bool = False
     dataset_titles: Mapping[str, str] = {}
+    error: ErrorKind = DOMAINBED
 
     @property
     def dataset_title(self) -> str:
         """What the data set is called: a user's own by its folder's name."""
         return self.dataset_titles.get(self.dataset, self.dataset)
-
-    @property
-    def headers(self) -> list[str]:
-        """The columns as they are called."""
-        titles = self.dataset_titles if self.averages else {}
-        return [titles.get(column, column) for column in self.columns]
 
     @property
     def title(self) -> str:
@@ -88,174 +75,205 @@ class Table(NamedTuple):
         return sum(bool(cell.missing) for cell in self.cells)
 
 
-class _Accuracies:
-    """The accuracies in [0, 1] that one selection method takes from the runs of a group.
+@dataclass(frozen=True)
+class TableOptions:
+    """What tables show, as the options of ``carft collect``.
 
-    ``by_cell``: (algorithm, data set, target) -> trial -> accuracy. ``by_dataset``: (algorithm,
-    data set) -> trial -> an accuracy for each target.
+    ``columns``: names of `measures.NAMES`; ``error``: what stands behind the means.
     """
 
-    def __init__(self, runs: Iterable[Run], method: str) -> None:
-        self.by_cell: dict[tuple[str, str, int], dict[int, float]] = {}
-        self.by_dataset: dict[tuple[str, str], dict[int, list[float]]] = {}
-
-        # In the order of DomainBed's groups, on which the last bit of a mean depends.
-        for dataset, algorithm, target, trial, outcome in selection.select(runs, method):
-            self.by_cell.setdefault((algorithm, dataset, target), {})[trial] = outcome.accuracy
-            trials = self.by_dataset.setdefault((algorithm, dataset), {})
-            trials.setdefault(trial, []).append(outcome.accuracy)
+    columns: Sequence[str] = DEFAULT_COLUMNS
+    error: ErrorKind = DOMAINBED
 
 
-def build(group: Group, methods: Sequence[str]) -> list[Table]:
+DEFAULT_OPTIONS = TableOptions()
+
+
+def build(
+    group: Group, methods: Sequence[str], options: TableOptions = DEFAULT_OPTIONS
+) -> list[Table]:
     """All tables of one group: for each method one a data set, then that of the averages."""
     gaps = Gaps(group.runs, group.planned)
-    columns = order.environment_labels(group.runs, group.planned, group.labels)
-    titles = benchmarks.dataset_titles(columns)
+    environments = order.environment_labels(group.runs, group.planned, group.labels)
 
     tables = []
     for method in methods:
-        leaves_out = selection.METHODS[method].leaves_out
-        jobs = [job for job in gaps.keys if bool(job.test_envs) == leaves_out]
-        datasets = {job.dataset for job in jobs}
-        row_labels = order.ordered_algorithms((job.algorithm for job in jobs), group.declared)
-        accuracies = _Accuracies(group.runs, method)
-
-        method_tables = [
-            _dataset_table(
-                group=group,
-                method=method,
-                dataset=dataset,
-                environments=environments,
-                dataset_titles=titles,
-                row_labels=row_labels,
-                gaps=gaps,
-                accuracies=accuracies,
-            )
-            for dataset, environments in columns.items()
-            if dataset in datasets
-        ]
-        if leaves_out and method_tables:
-            averages = _averages(
-                group=group,
-                method=method,
-                tables=method_tables,
-                row_labels=row_labels,
-                accuracies=accuracies,
-            )
-            method_tables.append(averages)
-        tables += method_tables
+        selected = selection.select(group.runs, method)
+        maker = _TableMaker(group, method, selected, gaps, environments, options)
+        tables += maker.tables()
     return tables
 
 
-def _dataset_table(
-    group: Group,
-    method: str,
-    dataset: str,
-    environments: Sequence[str],
-    dataset_titles: Mapping[str, str],
-    row_labels: Sequence[str],
-    gaps: Gaps,
-    accuracies: _Accuracies,
-) -> Table:
-    """The table of one data set: a row an algorithm, a column an environment."""
-    rows = []
-    for algorithm in row_labels:
-        cells = []
-        for target in range(len(environments)):
-            missing = gaps.missing_in_cell(
-                dataset=dataset,
-                algorithm=algorithm,
-                target=target,
-                method=method,
-                n_environments=len(environments),
+class _TableMaker:
+    """Makes the tables of one group by one method, of what the method ``selected``."""
+
+    def __init__(
+        self,
+        group: Group,
+        method: str,
+        selected: Sequence[Selected],
+        gaps: Gaps,
+        environments: Mapping[str, Sequence[str]],
+        options: TableOptions,
+    ) -> None:
+        self._group = group
+        self._method = method
+        self._gaps = gaps
+        self._environments = environments
+        self._dataset_titles = benchmarks.dataset_titles(environments)
+        self._options = options
+        self._leaves_out = selection.METHODS[method].leaves_out
+
+        # (algorithm, data set) -> what was selected, in the order of DomainBed's groups, on which
+        # the last bit of a mean depends.
+        self._selected: dict[tuple[str, str], list[Selected]] = {}
+        for entry in selected:
+            self._selected.setdefault((entry.algorithm, entry.dataset), []).append(entry)
+
+        self._candidates: dict[tuple[str, str], list[Run]] = {}
+        for run in _candidate_runs(group.runs, method):
+            self._candidates.setdefault((run.algorithm, run.dataset), []).append(run)
+
+        jobs = [job for job in gaps.keys if bool(job.test_envs) == self._leaves_out]
+        self._datasets = {job.dataset for job in jobs}
+        algorithms = (job.algorithm for job in jobs)
+        self._row_labels = order.ordered_algorithms(algorithms, group.declared)
+
+    def tables(self) -> list[Table]:
+        """A table for each data set, then that of the averages, unless nothing was left out."""
+        tables = [
+            self._dataset_table(dataset, environments)
+            for dataset, environments in self._environments.items()
+            if dataset in self._datasets
+        ]
+        return [*tables, self._averages(tables)] if self._leaves_out and tables else tables
+
+    def _dataset_table(self, dataset: str, environments: Sequence[str]) -> Table:
+        """The table of one data set: a row an algorithm."""
+        runs = [run for run in self._group.runs if run.dataset == dataset]
+        columns = measures.choose(self._options.columns, environments, runs)
+
+        rows = []
+        for algorithm in self._row_labels:
+            selected = self._selected.get((algorithm, dataset), [])
+            cells = [
+                self._cell(algorithm, dataset, target, selected)
+                for target in range(len(environments))
+            ]
+            row_runs = RowRuns(
+                environments=environments,
+                cells=cells,
+                average=_average(cells),
+                selected=selected,
+                candidates=self._candidates.get((algorithm, dataset), []),
+                error=self._options.error,
             )
-            if missing is None:
-                cells.append(Cell())
-            else:
-                trials = accuracies.by_cell.get((algorithm, dataset, target), {})
-                cells.append(cell_of(trials, missing))
-        rows.append(Row(algorithm, cells, _average(cells)))
+            shown = [column.measure(row_runs) for column in columns]
+            rows.append(Row(algorithm, cells, row_runs.average, shown))
 
-    table = Table(
-        setting=group.title,
-        method=method,
-        dataset=dataset,
-        columns=environments,
-        rows=rows,
-        notes=[],
-        dataset_titles=dataset_titles,
-    )
-    if all(cell.is_expected for cell in table.cells):
-        return table
-    return table._replace(notes=[_UNDECLARED])
+        is_declared = all(cell.is_expected for row in rows for cell in row.cells)
+        notes = [] if is_declared else [_UNDECLARED]
+        return self._table(dataset, environments, rows=rows, notes=notes, shown=columns)
+
+    def _cell(
+        self, algorithm: str, dataset: str, target: int, selected: Sequence[Selected]
+    ) -> Cell:
+        """The accuracy on one target, of what was ``selected`` for the algorithm's row."""
+        missing = self._gaps.missing_in_cell(
+            dataset=dataset,
+            algorithm=algorithm,
+            target=target,
+            method=self._method,
+            n_environments=len(self._environments[dataset]),
+        )
+        if missing is None:
+            return Cell()
+
+        trials = {
+            entry.trial: entry.outcome.accuracy for entry in selected if entry.target == target
+        }
+        return cell_of(trials, missing, self._options.error)
+
+    def _averages(self, tables: Sequence[Table]) -> Table:
+        """A column a data set: means over each trial's mean over the targets that it has."""
+        datasets = [table.dataset for table in tables]
+        titles = [self._dataset_titles.get(dataset, dataset) for dataset in datasets]
+        columns = measures.choose(DEFAULT_COLUMNS, titles, runs=())
+
+        rows = []
+        notes = []
+        for number, algorithm in enumerate(self._row_labels):
+            cells = []
+            for table in tables:
+                cell_by_target = dict(zip(table.columns, table.rows[number].cells, strict=True))
+                undeclared = [name for name, cell in cell_by_target.items() if not cell.is_expected]
+                cell = self._dataset_average(algorithm, table, cell_by_target)
+                if cell.is_expected and undeclared:
+                    names = ", ".join(undeclared)
+                    note = f"{algorithm} on {table.dataset_title}: no job declared for {names}."
+                    notes.append(note)
+                cells.append(cell._replace(partial=cell.is_expected and bool(undeclared)))
+
+            average = _average(cells)
+            rows.append(Row(algorithm, cells, average, shown=[*cells, Cell(average)]))
+        return self._table(
+            "Averages", datasets, rows=rows, notes=notes, shown=columns, averages=True
+        )
+
+    def _dataset_average(
+        self, algorithm: str, table: Table, cell_by_target: Mapping[str, Cell]
+    ) -> Cell:
+        """The cell of one data set in the table of averages."""
+        if not any(cell.is_expected for cell in cell_by_target.values()):
+            return Cell()
+
+        incomplete = [name for name, cell in cell_by_target.items() if cell.missing]
+        missing = []
+        if incomplete:
+            missing.append(f"incomplete in {table.dataset_title}: {', '.join(incomplete)}")
+
+        accuracies: dict[int, list[float]] = {}
+        for entry in self._selected.get((algorithm, table.dataset), []):
+            accuracies.setdefault(entry.trial, []).append(entry.outcome.accuracy)
+        means = {trial: float(np.mean(accuracies[trial])) for trial in sorted(accuracies)}
+        return cell_of(means, missing, self._options.error)
+
+    def _table(
+        self,
+        dataset: str,
+        columns: Sequence[str],
+        *,
+        rows: Sequence[Row],
+        notes: Sequence[str],
+        shown: Sequence[Column],
+        averages: bool = False,
+    ) -> Table:
+        return Table(
+            setting=self._group.title,
+            method=self._method,
+            dataset=dataset,
+            columns=columns,
+            rows=rows,
+            notes=notes,
+            shown=shown,
+            averages=averages,
+            dataset_titles=self._dataset_titles,
+            error=self._options.error,
+        )
 
 
-def _averages(
-    group: Group,
-    method: str,
-    tables: Sequence[Table],
-    row_labels: Sequence[str],
-    accuracies: _Accuracies,
-) -> Table:
-    """A column a data set: means over each trial's mean over the targets that it has."""
-    rows = []
-    notes = []
-    for number, algorithm in enumerate(row_labels):
-        cells = []
-        for table in tables:
-            cell_by_target = dict(zip(table.columns, table.rows[number].cells, strict=True))
-            if not any(cell.is_expected for cell in cell_by_target.values()):
-                cells.append(Cell())
-                continue
+def _candidate_runs(runs: Sequence[Run], method: str) -> list[Run]:
+    """The runs that the method can choose from, each once."""
+    if not selection.METHODS[method].leaves_out:
+        return [run for run in runs if not run.test_envs]
 
-            undeclared = [name for name, cell in cell_by_target.items() if not cell.is_expected]
-            if undeclared:
-                names = ", ".join(undeclared)
-                notes.append(f"{algorithm} on {table.dataset_title}: no job declared for {names}.")
-
-            incomplete = [name for name, cell in cell_by_target.items() if cell.missing]
-            missing = []
-            if incomplete:
-                missing.append(f"incomplete in {table.dataset_title}: {', '.join(incomplete)}")
-
-            trials = accuracies.by_dataset.get((algorithm, table.dataset), {})
-            means = {trial: float(np.mean(trials[trial])) for trial in sorted(trials)}
-            cells.append(cell_of(means, missing)._replace(partial=bool(undeclared)))
-        rows.append(Row(algorithm, cells, _average(cells)))
-
-    columns = [table.dataset for table in tables]
-    return Table(
-        setting=group.title,
-        method=method,
-        dataset="Averages",
-        columns=columns,
-        rows=rows,
-        notes=notes,
-        averages=True,
-        dataset_titles=tables[0].dataset_titles,
-    )
-
-
-def cell_of(accuracies: Mapping[int, float], missing: Sequence[str]) -> Cell:
-    """The mean over the trials, of accuracies in [0, 1], and its error.
-
-    As in DomainBed's collect_results, to the last bit: the error is the standard deviation with
-    divisor n (numpy's ddof 0) over the root of n.
-    """
-    if not accuracies:
-        return Cell(missing=tuple(missing or ["no accuracy recorded on this environment"]))
-
-    values = np.array([*accuracies.values()])
-    # Divided before, not after: the last bit decides how a half is rounded.
-    shares = values / values.size**0.5
-
-    return Cell(
-        mean=100 * values.mean(),
-        standard_error=100 * shares.std(),
-        n=values.size,
-        missing=tuple(missing),
-        accuracies=accuracies,
-    )
+    candidates: dict[int, Run] = {}
+    for of_target in selection.candidates_by_target(runs):
+        of_method = [*of_target.singles.values()]
+        if method == selection.LEAVE_ONE_OUT:
+            of_method += [run for pairs in of_target.pairs.values() for run in pairs.values()]
+        candidates |= {id(run): run for run in of_method}
+    return list(candidates.values())
 
 
 def _average(cells: Sequence[Cell]) -> float | None:

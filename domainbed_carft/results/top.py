@@ -143,7 +143,7 @@ def _entry(selected: Selected, setting: str, method: str, environment: str | Non
         test_env=selected.target if leaves_out else None,
         environment=environment,
         trial_seed=selected.trial,
-        hparams_seed=outcome.choice,
+        hparams_seed=outcome.hparams_seed,
         step=int(outcome.step),
         validation_accuracy=outcome.validation,
         accuracy=outcome.accuracy if leaves_out else None,

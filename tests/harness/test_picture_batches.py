@@ -28,7 +28,8 @@ def trained(pictures, folder, *flags, **variables):
 
     records = fakes.records(folder)
     for record in records:
-        del record["step_time"], record["args"]["output_dir"], record["args"]["workers"]
+        del record["step_time"], record["evaluation_time"]
+        del record["args"]["output_dir"], record["args"]["workers"]
     return done, records
 
 

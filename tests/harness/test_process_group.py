@@ -80,7 +80,11 @@ def outcome(folder: Path) -> Outcome:
     records = fakes.records(folder)
     return Outcome(
         numbers=[
-            {name: v for name, v in record.items() if isinstance(v, float) and name != "step_time"}
+            {
+                name: value
+                for name, value in record.items()
+                if isinstance(value, float) and not name.endswith("_time")
+            }
             for record in records
         ],
         settings=[

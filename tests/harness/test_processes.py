@@ -72,7 +72,8 @@ def test_a_job_starts_its_loaders_once_and_trains_the_same_where_they_are_not_fo
         assert done.stdout.endswith("\n1 processes started\n")  # for training and evaluations
 
         lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
-        records.append([{**json.loads(line), "step_time": 0, "mem_gb": 0} for line in lines])
+        costs = {"step_time": 0, "evaluation_time": 0, "mem_gb": 0}
+        records.append([{**json.loads(line), **costs} for line in lines])
         (tmp_path / "run").rename(tmp_path / method)
 
     assert len(records[0]) == 2 and records[0] == records[1]

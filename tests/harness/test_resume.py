@@ -70,6 +70,7 @@ def outcome_of(folder: Path) -> Outcome:
     records = fakes.records(folder)
     for record in records:
         del record["step_time"]
+        del record["evaluation_time"]
         del record["args"]["output_dir"]
         del record["args"]["workers"]
 

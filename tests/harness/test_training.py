@@ -18,6 +18,7 @@ def comparable_records(folder):
     for record in records:
         del record["args"]
         del record["step_time"]
+        del record["evaluation_time"]
     return records
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,12 @@ class Evaluator:
     process_group: ProcessGroup
     is_constant: bool
     _accuracies: dict[str, float] = field(default_factory=dict)
+
+    def timed_accuracies(self) -> tuple[dict[str, float], float]:
+        """Return what `accuracies` returns, and how many seconds that took."""
+        started = time.monotonic()
+        accuracies = self.accuracies()
+        return accuracies, time.monotonic() - started
 
     def accuracies(self) -> dict[str, float]:
         """Return the accuracy on each split, by its name in the records, such as env0_in_acc.

@@ -89,11 +89,7 @@ def seed_everything(seed: int) -> None:
 
 def share_cores(requested: int | None, dataset: Any, on_gpu: bool, processes: int = 1) -> int:
     """Return the loader processes of each of the job's `processes`; torch gets the other cores."""
-    cores = machine.cores()
-    share = os.environ.get(machine.CORES, "")
-    if share.isdigit() and int(share):
-        cores = min(cores, int(share))
-    cores = max(1, cores // processes)
+    cores = max(1, machine.job_cores() // processes)
 
     workers = requested
     if workers is None:
@@ -178,6 +174,19 @@ def recorded_facts(dataset: Any) -> dict[str, Any]:
     if isinstance(dataset, datasets.OwnData):
         facts["environments"] = list(dataset.ENVIRONMENTS)
     return facts
+
+
+def cost_facts(algorithm: torch.nn.Module, device: str, n_processes: int) -> dict[str, str | int]:
+    """What each record says beside times and memory: on which device, and how much is trained.
+
+    Times of jobs may be compared where the device's name is the same.
+    """
+    name = torch.cuda.get_device_name() if device == "cuda" else machine.processor_name()
+    trained = sum(value.numel() for value in algorithm.parameters() if value.requires_grad)
+    return {
+        "device": f"{n_processes} x {name}" if n_processes > 1 else name,
+        "trained_parameters": trained,
+    }
 
 
 def load_environments(

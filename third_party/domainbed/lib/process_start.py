@@ -36,6 +36,9 @@ _PARENT = "DOMAINBED_PARENT"
 # How often a process checks whether its parent is alive.
 _PARENT_POLL_SECONDS = 0.1
 
+# How long gloo's threads get to free the tensors of the last collective.
+_LAST_COLLECTIVE_SECONDS = 0.1
+
 
 def _int_variable(name: str, default: int) -> int:
     """The whole number in a variable of torchrun's, or `default`."""
@@ -89,7 +92,7 @@ def join_process_group(
             process_group.report_failure(error)
         raise
     finally:
-        dist.destroy_process_group()
+        _destroy_torch_process_group()
         _wait_for(process_group.children)
         is_over.set()
 
@@ -127,6 +130,16 @@ def _initialise_torch(process_group: ProcessGroup) -> None:
     dist.init_process_group(
         backend, store=process_group.store, rank=process_group.rank, world_size=process_group.size
     )
+
+
+def _destroy_torch_process_group() -> None:
+    """End torch's own process group, once its threads have let go of the last collective.
+
+    Such a thread may be the last to hold a tensor, and needs Python's interpreter lock to free it.
+    Destroying the group waits for the thread with that lock held: a deadlock, seen on torch 2.1.
+    """
+    time.sleep(_LAST_COLLECTIVE_SECONDS)  # which leaves the lock to others
+    dist.destroy_process_group()
 
 
 def _start_children(

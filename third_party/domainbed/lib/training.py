@@ -186,16 +186,18 @@ class Run:
     def _checkpoint(self, step: int) -> None:
         """Evaluate, print a row, save the state with the new record in it, then the record."""
         peak_memory = torch.cuda.max_memory_allocated() if self.device == "cuda" else 0
+        means = self.interval.means()
+        accuracies, evaluation_seconds = self.evaluator.timed_accuracies()
         results: dict[str, Any] = {
             "step": step,
             "epoch": step / self.steps_per_epoch,
-            **self.interval.means(),
-            **self.evaluator.accuracies(),
+            **means,
+            **accuracies,
             "mem_gb": peak_memory / 2**30,
         }
         self.row_printer.print(results)
 
-        self.files.add(self._record(results))
+        self.files.add(self._record({**results, "evaluation_time": evaluation_seconds}))
         self.interval.begin()
         self.recorded = True
         self._save_state()
@@ -208,6 +210,7 @@ class Run:
             "hparams": self.hparams,
             "args": vars(self.args),
             **preparation.recorded_facts(self.dataset),
+            **preparation.cost_facts(self.algorithm, self.device, self.process_group.size),
         }
         if self.pictures.description:  # as in the files of weights
             record["pictures"] = self.pictures.description
