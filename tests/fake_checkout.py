@@ -113,7 +113,7 @@ def overlay(algorithm, dataset, random_seed):
 def implied(algorithm, dataset, overrides, random_seed):
     return {}
 """,
-    "method/host_process.py": """
+    "method/host_lookup.py": """
 def in_our_harness():
     return False
 """,

@@ -19,6 +19,7 @@ from runs_jobs import ENVIRONMENTS, evaluated, train_job, write_pictures
 from torch.utils.data import DataLoader
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.splits import split_environments
 from domainbed_carft.method import dataset_facts
 from domainbed_carft.runs import same_data, saved
 from domainbed_carft.runs import splits as data
@@ -42,7 +43,14 @@ def test_a_picture_does_not_depend_on_how_it_is_read(trained):
 def test_the_division_is_the_harnesss(trained):
     run = saved.open_run(trained)
     dataset = datasets.EmojiStyles(None, [0], dict(run.hparams))
-    expected = preparation.split_environments(list(dataset), [0], 0, 0.2, 0.25)
+    expected = split_environments(
+        environments=dataset,
+        targets=[0],
+        trial_seed=0,
+        holdout_fraction=0.2,
+        uda_holdout_fraction=0.25,
+        host_functions=misc,
+    )
     all_of_them = data.splits(run)
     names = [f"env{i}_{part}" for part in ("in", "out") for i in range(4)]
     assert [split.name for split in all_of_them] == [*names, "env0_uda"]

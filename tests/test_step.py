@@ -207,7 +207,7 @@ def test_the_record_has_the_resolved_amp(random_tiny):
     assert hparams["amp"] == "auto"
     complete = algorithms.CARFT.resolve_hparams((3, 28, 28), len(CLASSES), hparams, steps=None)
     assert (hparams["amp"], complete["amp"]) == ("auto", "off")
-    assert "amp" in algorithms.CARFT.SETTLED
+    assert "amp" in algorithms.CARFT.RESOLVED_HPARAMS
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -224,14 +224,14 @@ def check_step() -> Iterator[Finding]:
     """One CARFT step of the tiny CLIP on noise, through the host's own lookups."""
     import torch
 
-    from domainbed_carft.method import host_process
+    from domainbed_carft.method import host_lookup
 
     algorithms = importlib.import_module("domainbed.algorithms")
     registry = importlib.import_module("domainbed.hparams_registry")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     hparams = registry.default_hparams("CARFT", "EmojiStyles")
     carft = algorithms.get_algorithm_class("CARFT")
-    if host_process.in_our_harness():  # in others the class does so, where it is called
+    if host_lookup.in_our_harness():  # in others the class does so, where it is called
         hparams = carft.resolve_hparams(INPUT_SHAPE, CLASS_COUNT, hparams, steps=None)
     algorithm = carft(INPUT_SHAPE, CLASS_COUNT, DOMAIN_COUNT, hparams).to(device)
 

@@ -101,6 +101,7 @@ class FLYP(CLIPAlgorithm):
 
     trains_head = False
     term_weights = None
+    tokens: Tensor
 
     def set_up_training(
         self, clip_model: backbone.Backbone, job_prompts: prompts.Prompts, text_features: Tensor

@@ -45,7 +45,7 @@ class CLIPAlgorithm(CLIPPredictor):
     """
 
     # The hparams that the harness resolves where a job starts, and keeps where it is resumed.
-    SETTLED = ("amp",)
+    RESOLVED_HPARAMS = ("amp",)
     is_constant = False  # whether nothing that is trained changes what it predicts
     # The processes that each get a slice of every batch, where our harness has several.
     process_group: Any = None

@@ -115,7 +115,9 @@ class CLIPPredictor(HostedAlgorithm):
                 module.eval()
         return self
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(  # type: ignore[override]
+        self, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
         """The state dict of the module, with the weights that predict.
 
         Loaded into an algorithm that goes on training, these do not reach what it averages. To

@@ -46,10 +46,10 @@ def add_algorithms(module: ModuleType) -> None:
 
     A foreign host gets classes that complete the hparams themselves, see `foreign_jobs`.
     """
-    from domainbed_carft.method import algorithms, host_process, hparams
+    from domainbed_carft.method import algorithms, host_lookup, hparams
 
     classes = {name: getattr(algorithms, name) for name in hparams.ALGORITHMS}
-    if not host_process.in_our_harness():
+    if not host_lookup.in_our_harness():
         classes = {
             name: foreign_jobs.completing(algorithm, module.__name__)
             for name, algorithm in classes.items()

@@ -117,25 +117,25 @@ def hparams_to_add(algorithm: str, dataset: str, random_seed: int | None) -> str
 
     The defaults of a checkout do not see ``--hparams``, so they do not fit another CLIP there.
     """
-    from domainbed_carft.method import host_process, hparams
+    from domainbed_carft.method import host_lookup, hparams
 
     overrides = hparams_by_hand()
     missing = hparams.implied(algorithm, dataset, overrides, random_seed)
-    if not missing or host_process.in_our_harness():
+    if not missing or host_lookup.in_our_harness():
         return ""
     return json.dumps({**overrides, **missing})
 
 
 def planned_steps() -> int | None:
     """The steps that this process trains: of its ``--steps`` or its data set; None if unknown."""
+    from domainbed_carft.method import host_lookup
+
     arguments = _parse_command_line()
     if arguments.steps:
         return int(arguments.steps)
 
-    with contextlib.suppress(Exception):  # in a host without that function, or without --dataset
-        from domainbed import datasets
-
-        return int(datasets.get_dataset_class(arguments.dataset).N_STEPS)
+    with contextlib.suppress(Exception):  # without --dataset, or without N_STEPS
+        return int(host_lookup.find_dataset_class(arguments.dataset).N_STEPS)
     return None
 
 

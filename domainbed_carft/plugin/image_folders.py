@@ -81,11 +81,11 @@ def require_weights(hparams: Any) -> None:
         return
 
     from domainbed_carft.clips import backbone, open_clip_models
-    from domainbed_carft.method import host_process
+    from domainbed_carft.method.host_lookup import in_our_harness
 
     name = hparams.get("clip_backbone")
     is_file = isinstance(name, str) and not name.startswith(open_clip_models.PREFIX)
-    if not is_file or host_process.in_our_harness():
+    if not is_file or in_our_harness():
         return
 
     try:

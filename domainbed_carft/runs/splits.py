@@ -8,13 +8,14 @@ import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from domainbed.lib import misc
 from torch.utils.data import Dataset
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import dataset_facts, prompts
+from domainbed_carft.jobs.splits import name_splits, select_evaluated, split_environments
+from domainbed_carft.method import dataset_facts, host_lookup, prompts
 from domainbed_carft.pictures import rng
 from domainbed_carft.runs.same_data import require_same_data
 from domainbed_carft.runs.saved import TrainedRun
@@ -46,14 +47,6 @@ class Split:
         return len(self.items)  # type: ignore[arg-type]
 
 
-class _Part(NamedTuple):
-    """A split before it has a key: its name, the index of its environment, its items."""
-
-    name: str
-    environment: int
-    items: Any
-
-
 def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     """The splits of the run's job: all in-splits, all out-splits, all uda-splits.
 
@@ -75,7 +68,15 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
             raise ValueError(
                 f"test_envs has {unknown_targets}, but there are {len(dataset)} environments"
             )
-        parts = _divide(run, dataset, targets)
+        environments = split_environments(
+            environments=dataset,
+            targets=targets,
+            trial_seed=run.args.get("trial_seed", 0),
+            holdout_fraction=run.args.get("holdout_fraction", DEFAULT_HOLDOUT_FRACTION),
+            uda_holdout_fraction=run.args.get("uda_holdout_fraction", 0),
+            host_functions=misc,
+        )
+        job_splits = name_splits(environments)
         last_step = int(run.args.get("steps") or dataset.N_STEPS) - 1
     except Exception as error:  # a host's class may raise anything, and the file say anything
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -93,16 +94,16 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     # As in `train`: seed, step, the split's number, and the picture's.
     step = last_step if run.step is None else run.step
     key = (seed % SEEDS, 0 if run.algorithm.is_constant else step)
-    evaluated_kinds = getattr(dataset, "EVALUATED_SPLITS", ("in", "out", "uda"))  # as in `train`
+    numbers = {split.name: number for number, split in enumerate(job_splits)}
+    kinds = host_lookup.evaluated_kinds(dataset)
     return [
         Split(
-            name=part.name,
-            environment=names[part.environment],
-            is_target=part.environment in targets,
-            items=_KeyedItems(part.items, (*key, number), plan),
+            name=split.name,
+            environment=names[split.environment],
+            is_target=split.environment in targets,
+            items=_KeyedItems(split.items, (*key, numbers[split.name]), plan),
         )
-        for number, part in enumerate(parts)
-        if part.name.rpartition("_")[2] in evaluated_kinds
+        for split in select_evaluated(job_splits, kinds)
     ]
 
 
@@ -147,13 +148,11 @@ def _dataset_class(run: TrainedRun, data_dir: str | None) -> Any:
     from domainbed import datasets
 
     name = run.args["dataset"]
-    # The harness's function takes a folder of the user's own, too; not every fork has one.
-    look_up = getattr(datasets, "get_dataset_class", vars(datasets).__getitem__)
     if data_dir and name not in vars(datasets):
         if not os.path.isdir(data_dir):
             raise CarftError(f"there is no folder {data_dir}")
         name = data_dir
-    return look_up(name)
+    return host_lookup.find_dataset_class(name)
 
 
 def _unaugmented_environments(run: TrainedRun) -> list[int]:
@@ -181,33 +180,6 @@ def _recorded_pictures(run: TrainedRun, hparams: dict[str, Any]) -> Any:
     if plan and plan.model_input:
         dataset_facts.set_normalisation(hparams, (preprocessing.mean, preprocessing.std))
     return plan
-
-
-def _divide(run: TrainedRun, dataset: Any, targets: Sequence[int]) -> list[_Part]:
-    """The splits of all environments, in the order of the records."""
-    holdout = run.args.get("holdout_fraction", DEFAULT_HOLDOUT_FRACTION)
-    uda_holdout = run.args.get("uda_holdout_fraction", 0)
-    parts: dict[str, list[_Part]] = {"in": [], "out": [], "uda": []}
-
-    def add(kind: str, index: int, items: Any) -> None:
-        # Counted from 0, whichever environments they are of.
-        parts[kind].append(_Part(f"env{len(parts[kind])}_{kind}", index, items))
-
-    for index, environment in enumerate(dataset):
-        seed = misc.seed_hash(run.args.get("trial_seed", 0), index)
-        size = int(len(environment) * holdout)
-        out_split, in_split = misc.split_dataset(environment, size, seed)
-        uda_split: Sequence[Any] = ()
-        if index in targets:
-            uda_size = int(len(in_split) * uda_holdout)
-            uda_split, in_split = misc.split_dataset(in_split, uda_size, seed)
-
-        add("in", index, in_split)
-        add("out", index, out_split)
-        if len(uda_split):
-            add("uda", index, uda_split)
-
-    return [part for kind_parts in parts.values() for part in kind_parts]
 
 
 class _KeyedItems(Dataset[Any]):

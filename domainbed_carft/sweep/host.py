@@ -9,9 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from domainbed_carft.data import benchmarks, tasks
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, Problem
 from domainbed_carft.jobs.manifest import Dataset
-from domainbed_carft.method.host_process import in_our_harness
+from domainbed_carft.method.host_lookup import (
+    evaluated_kinds,
+    find_dataset_class,
+    in_our_harness,
+)
 from domainbed_carft.method.hparams import ALGORITHMS
 from domainbed_carft.suites import imagenet_training
 from domainbed_carft.text import unknown
@@ -54,12 +58,24 @@ def implied_hparams(
     algorithm: str, dataset: str, overrides: Mapping[str, Any], random_seed: int | None
 ) -> Mapping[str, Any]:
     """The hparams that a job takes as implied by its ``--hparams``: none but in our harness."""
-    if not hasattr(module("algorithms").Algorithm, "implied_hparams"):
+    module("algorithms")
+    if not in_our_harness():
         return {}
     hparams: Mapping[str, Any] = algorithm_class(algorithm).implied_hparams(
         dataset, overrides, random_seed
     )
     return hparams
+
+
+def hparam_problems(
+    algorithm: Any, dataset: str, overrides: Mapping[str, Any]
+) -> Sequence[str | Problem]:
+    """The problems that an algorithm's class has with ``--hparams``.
+
+    None of a class that is neither ours nor in our harness: other hosts do not have the hook.
+    """
+    find_problems = getattr(algorithm, "hparam_problems", None)
+    return find_problems(dataset, overrides) if find_problems else []
 
 
 def dataset_facts(name: str) -> Dataset:
@@ -68,9 +84,8 @@ def dataset_facts(name: str) -> Dataset:
     if os.sep in name and not os.path.isdir(name):
         raise CarftError(f"no such folder: {name}; expected one with a sub-folder per domain")
 
-    get_class = getattr(host, "get_dataset_class", vars(host).__getitem__)
     valid_names = list(getattr(host, "DATASETS", ())) or list(benchmarks.BENCHMARKS)
-    dataset_class = _ask_host("data set", name, get_class, valid_names)
+    dataset_class = _ask_host("data set", name, find_dataset_class, valid_names)
 
     labels = tuple(map(str, getattr(dataset_class, "ENVIRONMENTS", None) or ()))
     if not labels:
@@ -80,7 +95,7 @@ def dataset_facts(name: str) -> Dataset:
         pictures=_picture_counts(name, dataset_class, len(labels)),
         steps=int(getattr(dataset_class, "N_STEPS", _UPSTREAM_STEPS)),
         checkpoint_freq=int(getattr(dataset_class, "CHECKPOINT_FREQ", _UPSTREAM_CHECKPOINT_FREQ)),
-        held_out=tuple(getattr(dataset_class, "EVALUATED_SPLITS", ())) == ("out",),
+        held_out=tuple(evaluated_kinds(dataset_class)) == ("out",),
     )
 
 

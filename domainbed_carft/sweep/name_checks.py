@@ -177,13 +177,13 @@ def _problems_of_hparams(
     for variant in shape.settings.values():
         for dataset in datasets:
             for name, algorithm in algorithms.items():
-                hparam_problems = getattr(algorithm, "hparam_problems", None)
-                if hparam_problems is None or not variant.covers(dataset, name):
+                if not variant.covers(dataset, name):
                     continue
 
                 values = shape.hparams_of(dataset, name, variant)
                 values.pop("clip_backbone", None)
-                for problem in map(as_problem, hparam_problems(dataset, values)):
+                problems = host.hparam_problems(algorithm, dataset, values)
+                for problem in map(as_problem, problems):
                     yield problem.at(source.place(_path_of(problem, settings)))
 
 

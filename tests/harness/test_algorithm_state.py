@@ -14,12 +14,11 @@ from torch import nn
 from domainbed_carft.method.hparams import ALGORITHMS
 
 
-class Stateful(nn.Module):
+class Stateful(algorithms.Algorithm):
     """Keeps its state as algorithms of DomainBed do."""
 
     def __init__(self):
-        super().__init__()
-        self.hparams = {"lr": 0.1}
+        super().__init__((3,), 2, 1, {"lr": 0.1})
         self.linear = nn.Linear(3, 2)
         self.linear.norm_layer = nn.BatchNorm2d  # a class, as in torchvision's ResNets
         self.optimizer = torch.optim.Adam(self.linear.parameters(), lr=0.1)

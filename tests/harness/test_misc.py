@@ -8,9 +8,11 @@ import sys
 
 import pytest
 import torch
-from domainbed.lib import misc, preparation
+from domainbed.lib import misc
 from PIL import Image
 from torchvision.datasets import ImageFolder
+
+from domainbed_carft.jobs import splits
 
 
 def test_seed_hash_is_upstreams(golden):
@@ -32,12 +34,13 @@ def numbers(split):
 def test_splits_are_upstreams(golden):
     for case in golden("splits.json"):
         data = [[(number, 0) for number in range(size)] for size in case["sizes"]]
-        environments = preparation.split_environments(
-            data,
-            case["test_envs"],
-            case["trial_seed"],
-            case["holdout_fraction"],
-            case["uda_holdout_fraction"],
+        environments = splits.split_environments(
+            environments=data,
+            targets=case["test_envs"],
+            trial_seed=case["trial_seed"],
+            holdout_fraction=case["holdout_fraction"],
+            uda_holdout_fraction=case["uda_holdout_fraction"],
+            host_functions=misc,
         )
 
         assert [numbers(environment.in_split) for environment in environments] == case["in"]

@@ -340,7 +340,7 @@ class TestWithAQuickAlgorithm:
 
     def test_a_value_that_one_machine_has_resolved_stays_on_another(self, tmp_path, monkeypatch):
         class Resolving(fakes.LinearSGD):
-            SETTLED = ("mode",)
+            RESOLVED_HPARAMS = ("mode",)
             mode_of_machine = "this machine's"
 
             @classmethod

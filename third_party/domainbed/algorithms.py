@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from domainbed import networks
 from domainbed.lib.command_line import UnknownNameError
 from domainbed_carft import text
 from domainbed_carft.errors import Problem
+
+if TYPE_CHECKING:  # which imports this module
+    from domainbed.lib.process_group import ProcessGroup
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
 Unlabeled = Sequence[torch.Tensor] | None
@@ -55,25 +58,41 @@ def get_algorithm_class(algorithm_name: str) -> type[Any]:
 class Algorithm(torch.nn.Module):
     """A way to learn from several domains. Subclasses implement `update` and `predict`.
 
-    `hparams` is the very dict that the data set was built with and that every record holds.
-
-    A subclass may also have `step_on_device(minibatches)`, which `training` calls instead of
-    `update`: it returns tensors without a dimension on the algorithm's device, so that nobody has
-    to wait for them, and does not change them later.
+    `hparams` is the very dict that the data set was built with and that every record holds. All
+    other methods and attributes here are hooks: `train` asks each algorithm for them, and what this
+    class answers suits an algorithm that knows nothing of them.
     """
 
     # Whether no `update` changes what it predicts: it is evaluated once a job.
     is_constant = False
     # The job's processes if several (`lib.process_group`): each gets its slice of every batch.
-    process_group: Any = None
-    # Hparams whose value "auto" it replaces by what suits the machine where the job begins.
-    SETTLED: tuple[str, ...] = ()
+    process_group: ProcessGroup | None = None
+    # Hparams whose value "auto" it replaces by what suits the machine where the job begins. A job
+    # that is resumed elsewhere keeps their values. Until 0.1.0 the name was SETTLED.
+    RESOLVED_HPARAMS: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        for ancestor in cls.__mro__:
+            if "RESOLVED_HPARAMS" in vars(ancestor):
+                return
+            if "SETTLED" in vars(ancestor):
+                cls.RESOLVED_HPARAMS = tuple(vars(ancestor)["SETTLED"])
+                return
 
     def __init__(
         self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: Hparams
     ) -> None:
         super().__init__()
         self.hparams = hparams
+
+    @classmethod
+    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> Sequence[str | Problem]:
+        """Return the problems of `overrides`, a user's `--hparams`, before anything is loaded.
+
+        `dataset` is the data set's name. `train` and `sweep` refuse the job if there are any.
+        """
+        return []
 
     @classmethod
     def implied_hparams(
@@ -102,6 +121,17 @@ class Algorithm(torch.nn.Module):
         """
         return dict(hparams)
 
+    @classmethod
+    def wanted_pictures(
+        cls, hparams: Hparams
+    ) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
+        """Return how the model wants pictures, so that they are made that way at once.
+
+        The answer is pixels a side, then mean and standard deviation a channel, of values in
+        [0, 1]. None stands for the data set's own size and normalisation.
+        """
+        return None
+
     def indivisible(self) -> str:
         """Return why `process_group` cannot each take the step of a slice; "" if they can.
 
@@ -118,8 +148,34 @@ class Algorithm(torch.nn.Module):
         """
         raise NotImplementedError
 
+    def step_on_device(self, minibatches: Minibatches) -> Mapping[str, torch.Tensor]:
+        """Take the step of `update`, and return what it measured as tensors without a dimension.
+
+        `train` calls this in place of `update`. A subclass may leave the tensors on its device, so
+        that nobody has to wait for them, and must not change them later. Where a subclass overrides
+        `update` only, `train` calls this class's version, which returns float64 on the CPU.
+        """
+        values = self.update(minibatches, None)
+        # Python's own numbers first: an algorithm may go on changing a tensor that it returns.
+        return {
+            name: torch.tensor(float(value), dtype=torch.float64) for name, value in values.items()
+        }
+
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits of shape (batch, num_classes) for inputs of shape (batch, *input_shape)."""
+        raise NotImplementedError
+
+    def training_state(self) -> Any:
+        """Return what a resumed run needs beside the attributes that `lib.algorithm_state` stores.
+
+        A subclass returns numbers, texts, tensors, and lists, tuples and dicts of these. It then
+        answers for its other attributes. Without an override, `train` says of a run whose algorithm
+        has attributes that cannot be stored that it cannot be resumed.
+        """
+        return None
+
+    def load_training_state(self, stored: Any) -> None:
+        """Take back what `training_state` returned in the interrupted run, unless it was None."""
         raise NotImplementedError
 
 
@@ -158,8 +214,11 @@ class ERM(Algorithm):
 
     @classmethod
     def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:
-        """Problems of what a user sets, before anything is loaded; any class may have this."""
-        if cls is not ERM:  # which need not accept its values
+        """Return the problems of ERM's hyperparameters; none for subclasses, which may have others.
+
+        Reads nothing but `overrides`.
+        """
+        if cls is not ERM:
             return []
         return networks.not_included(overrides) + value_problems(overrides, _VALID_VALUES)
 

@@ -6,6 +6,7 @@ puts a class into this module's globals and its name into DATASETS.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from domainbed_carft import text
 from domainbed_carft.clips.pictures import transform
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, Problem, problems_of, raise_for
+from domainbed_carft.jobs import splits
 
 DATASETS = "Debug28 Debug224 VLCS PACS OfficeHome TerraIncognita DomainNet SVIRO".split()
 
@@ -32,13 +34,16 @@ NOT_INCLUDED = (
 def get_dataset_class(dataset_name: str) -> type[Any]:
     """Return the class that this module's globals hold under a name, or one made for a folder.
 
-    Raises UnknownNameError, which lists the valid names and says what to do for one of upstream's,
-    and CarftError for a path to a missing folder, or to one without environments.
+    A class that does not derive from MultipleDomainDataset is returned with it as a further base,
+    so that it has the hooks. Raises UnknownNameError, which lists the valid names and says what to
+    do for one of upstream's, and CarftError for a path to a missing folder, or to one without
+    environments.
     """
-    value = globals().get(dataset_name)
-    is_public = not dataset_name.startswith("_")
-    if isinstance(value, type) and hasattr(value, "ENVIRONMENTS") and is_public:
-        return value
+    dataset_class: Any = globals().get(dataset_name)
+    is_public_class = isinstance(dataset_class, type) and not dataset_name.startswith("_")
+    if is_public_class and hasattr(dataset_class, "ENVIRONMENTS"):
+        has_hooks = issubclass(dataset_class, MultipleDomainDataset)
+        return dataset_class if has_hooks else _with_hooks(dataset_class)
 
     if os.sep in dataset_name or os.path.isdir(dataset_name):
         labels = image_folders.environment_names(dataset_name)
@@ -51,15 +56,27 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
     raise UnknownNameError(text.unknown("data set", dataset_name, DATASETS))
 
 
+@functools.cache
+def _with_hooks(dataset_class: type[Any]) -> type[Any]:
+    """The class with the base class of data sets behind its own."""
+    content = {"__module__": dataset_class.__module__, "__doc__": dataset_class.__doc__}
+    return type(dataset_class.__name__, (dataset_class, MultipleDomainDataset), content)
+
+
 def num_environments(dataset_name: str) -> int:
     """Return how many environments a data set has. Raises as `get_dataset_class`."""
-    if (labels := get_dataset_class(dataset_name).ENVIRONMENTS) is None:
+    labels = get_dataset_class(dataset_name).ENVIRONMENTS
+    if labels is None:
         raise CarftError(f"the class {dataset_name} does not name its ENVIRONMENTS; it has to")
     return len(labels)
 
 
 class MultipleDomainDataset:
-    """Base class. Subclasses, built with (root, test_envs, hparams), set the last three."""
+    """Base class of data sets. Subclasses are built with (root, test_envs, hparams).
+
+    They set `datasets`, `input_shape` and `num_classes`. From EVALUATED_SPLITS on, what is here are
+    hooks: `train` asks each data set for them.
+    """
 
     N_STEPS = 5001
     CHECKPOINT_FREQ = 100
@@ -70,6 +87,21 @@ class MultipleDomainDataset:
     datasets: list[Any]
     input_shape: tuple[int, ...]
     num_classes: int
+
+    # The kinds of splits that records have accuracies of.
+    EVALUATED_SPLITS: Sequence[str] = splits.KINDS
+    # Which copy of the data this is, and the protocol of its transforms; each record has both,
+    # unless they are "".
+    data_edition = ""
+    protocol = ""
+
+    @classmethod
+    def data_problems(cls, root: str | None) -> Sequence[str | Problem]:
+        """Return what is wrong with the data below `root`, a user's `--data_dir`.
+
+        `train` and `sweep` ask before anything is loaded, and refuse the job if there is something.
+        """
+        return []
 
     def __getitem__(self, index: int) -> Any:
         return self.datasets[index]
@@ -84,7 +116,7 @@ class MultipleDomainDataset:
 class _Noise(MultipleDomainDataset):
     """Three environments of 16 random inputs with random binary labels, for trying things out."""
 
-    ENVIRONMENTS = ["0", "1", "2"]
+    ENVIRONMENTS: Sequence[str] = ["0", "1", "2"]
     INPUT_SHAPE: tuple[int, ...]
 
     def __init__(self, root: str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:

@@ -4,8 +4,8 @@ Stored are, of the algorithm and all its parts: parameters and buffers; attribut
 `state_dict` and `load_state_dict`, such as optimisers and schedules; and those that are plain:
 numbers, texts, tensors, and lists, tuples and dicts of these. Functions, classes, `hparams`, and
 other attributes of parts, are constants. If the algorithm itself keeps more, it is refused by the
-name of the attribute, instead of being stored in part; or it defines `training_state()`, which
-returns something plain, and `load_training_state(stored)`, which takes that back.
+name of the attribute, instead of being stored in part; or it overrides the hooks `training_state`
+and `load_training_state` of `domainbed.algorithms.Algorithm`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as trees
 
+from domainbed.algorithms import Algorithm
 from domainbed.lib import misc
 from domainbed.lib.process_group import ProcessGroup
 
@@ -43,7 +44,7 @@ def structure(algorithm: Any) -> dict[str, str]:
     return tensors | stateful
 
 
-def capture(algorithm: Any, initial_structure: Mapping[str, str]) -> dict[str, Any]:
+def capture(algorithm: Algorithm, initial_structure: Mapping[str, str]) -> dict[str, Any]:
     """Return the state, of types that torch reads back without executing code, tensors not copied.
 
     `initial_structure` is the algorithm's `structure` before the first step, which is that of the
@@ -52,14 +53,14 @@ def capture(algorithm: Any, initial_structure: Mapping[str, str]) -> dict[str, A
     changed = dict(structure(algorithm).items() ^ initial_structure.items())
     refused = [f"{path} (changed since the start)" for path in changed]
     attributes = {}
-    training_state = getattr(algorithm, "training_state", None)
+    stores_more = type(algorithm).training_state is not Algorithm.training_state
 
     for path, value in _attributes(algorithm):
         if _has_state(value):
             attributes[path] = value.state_dict()
         elif _is_plain(value):
             attributes[path] = value.detach() if isinstance(value, torch.Tensor) else value
-        elif "." not in path and not isinstance(value, _CONSTANTS) and training_state is None:
+        elif "." not in path and not isinstance(value, _CONSTANTS) and not stores_more:
             refused.append(f"{path} (a {type(value).__name__})")
 
     if refused:
@@ -75,11 +76,11 @@ def capture(algorithm: Any, initial_structure: Mapping[str, str]) -> dict[str, A
         "fixed": [name for name, p in algorithm.named_parameters() if not p.requires_grad],
         "attributes": attributes,
         "on_gpu": [path for path, value in attributes.items() if _is_on_gpu(value)],
-        "own": training_state and training_state(),
+        "own": algorithm.training_state(),
     }
 
 
-def restore(algorithm: Any, state: Mapping[str, Any]) -> None:
+def restore(algorithm: Algorithm, state: Mapping[str, Any]) -> None:
     """Bring a newly built algorithm of the same arguments into the state that was captured."""
     algorithm.load_state_dict(state["modules"])
     buffers = dict(algorithm.named_buffers())
@@ -90,7 +91,7 @@ def restore(algorithm: Any, state: Mapping[str, Any]) -> None:
 
     present = dict(_attributes(algorithm))
     for path, stored in state["attributes"].items():
-        value = present.get(path)
+        value: Any = present.get(path)
         if _has_state(value):
             value.load_state_dict(stored)
         elif isinstance(value, torch.Tensor) and getattr(stored, "shape", None) == value.shape:

@@ -42,9 +42,8 @@ def dataset_problems(name: str) -> list[Problem]:
 
 
 def data_problems(dataset: str, data_dir: str | None) -> list[str | Problem]:
-    """Say if the folders of a known data set, whose class has that check, are missing."""
-    problems_of_class = getattr(datasets.get_dataset_class(dataset), "data_problems", None)
-    return list(problems_of_class(data_dir)) if problems_of_class else []
+    """Say what the class of a known data set finds wrong with the data below a folder."""
+    return [*datasets.get_dataset_class(dataset).data_problems(data_dir)]
 
 
 def test_envs_problems(dataset: str, test_envs: Sequence[int]) -> list[str]:
@@ -103,9 +102,7 @@ def hparams_problems(
     for name in overrides:
         if name not in valid_names:
             problems.append(text.unknown(f"hyperparameter of {algorithm}", name, valid_names))
-    hparam_problems = getattr(algorithms.get_algorithm_class(algorithm), "hparam_problems", None)
-    if hparam_problems is not None:
-        problems += hparam_problems(dataset, overrides)
+    problems += algorithms.get_algorithm_class(algorithm).hparam_problems(dataset, overrides)
     return problems
 
 

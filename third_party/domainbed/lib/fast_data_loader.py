@@ -78,7 +78,7 @@ def load_batches(
     # one, and change what training draws.
     loader: DataLoader[Any] = DataLoader(
         _RequestedItems(datasets, pictures),
-        batch_sampler=requests,  # type: ignore[arg-type]
+        batch_sampler=requests,
         num_workers=workers,
         pin_memory=pinned,
         generator=torch.Generator(),
@@ -126,8 +126,11 @@ def _terminate(processes: Iterable[BaseProcess]) -> None:
         process.terminate()
 
 
-def on_device(loaded: Iterator[Batch | UnfinishedBatch], device: str) -> Iterator[Batch]:
-    """The batches on a device. Each is copied to a GPU while the one before is being used."""
+def on_device(loaded: Iterator[Any], device: str) -> Iterator[Batch]:
+    """The batches on a device. Each is copied to a GPU while the one before is being used.
+
+    ``loaded``: pairs of pictures and labels, for a GPU maybe an UnfinishedBatch in place of some.
+    """
     if device != "cuda":
         yield from loaded
         return

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +18,7 @@ from domainbed import algorithms, datasets, hparams_registry
 from domainbed.lib import misc
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
-
-# The splits that records have accuracies of, unless a data set's class says otherwise.
-EVALUATED_SPLITS = ("in", "out", "uda")
-
-
-class Environment(NamedTuple):
-    """One environment's splits."""
-
-    in_split: misc.SplitDataset  # trained on, unless the environment is a test environment
-    out_split: misc.SplitDataset  # for model selection
-    uda_split: misc.SplitDataset  # of a test environment, for domain adaptation
+from domainbed_carft.jobs.splits import EnvironmentSplits, split_environments
 
 
 def choose_hparams(
@@ -56,7 +46,7 @@ def choose_hparams(
 
     kept = {name: value for name, value in implied.items() if stored.get(name) == value}
     chosen = {**hparams, **kept, **overrides}
-    for name in algorithm_class.SETTLED:
+    for name in algorithm_class.RESOLVED_HPARAMS:
         if chosen.get(name) == "auto":
             chosen[name] = stored.get(name, "auto")
     return chosen
@@ -100,56 +90,9 @@ def share_cores(requested: int | None, dataset: Any, on_gpu: bool, processes: in
     return workers
 
 
-def split_environments(
-    environments: Sequence[Any],
-    test_envs: Sequence[int],
-    trial_seed: int,
-    holdout_fraction: float,
-    uda_holdout_fraction: float,
-) -> list[Environment]:
-    """Divide each environment; the second share is that of a test environment's in-split."""
-    result = []
-    for index, environment in enumerate(environments):
-        seed = misc.seed_hash(trial_seed, index)
-        held_out = int(len(environment) * holdout_fraction)
-        out_split, in_split = misc.split_dataset(environment, held_out, seed)
-
-        uda_split = misc.SplitDataset(in_split, [])
-        if index in test_envs:
-            unlabeled = int(len(in_split) * uda_holdout_fraction)
-            uda_split, in_split = misc.split_dataset(in_split, unlabeled, seed)
-
-        result.append(Environment(in_split, out_split, uda_split))
-    return result
-
-
-def named_splits(environments: Sequence[Environment]) -> dict[str, misc.SplitDataset]:
-    """All splits by their names in the records: env0_in, env1_in, ..., env0_out, ..., env0_uda.
-
-    Upstream counts the uda-splits from 0, whichever environments they belong to.
-    """
-    unlabeled = [e.uda_split for e in environments if len(e.uda_split)]
-    return {
-        **{f"env{i}_in": e.in_split for i, e in enumerate(environments)},
-        **{f"env{i}_out": e.out_split for i, e in enumerate(environments)},
-        **{f"env{i}_uda": split for i, split in enumerate(unlabeled)},
-    }
-
-
-def evaluated_splits(
-    splits: Iterable[str], kinds: Collection[str], skipped_envs: Iterable[int]
-) -> list[str]:
-    """The names of the splits that records have accuracies of.
-
-    `kinds`: of "in", "out" and "uda"; `skipped_envs`: whose in-splits are left out.
-    """
-    skipped = {f"env{i}_in" for i in skipped_envs}
-    return [name for name in splits if name not in skipped and name.rpartition("_")[2] in kinds]
-
-
 def warn_of_small_environments(
     labels: Sequence[str],
-    environments: Sequence[Environment],
+    environments: Sequence[EnvironmentSplits],
     training_envs: Iterable[int],
     batch_size: int,
 ) -> None:
@@ -163,16 +106,16 @@ def warn_of_small_environments(
             )
 
 
-def recorded_facts(dataset: Any) -> dict[str, Any]:
+def recorded_facts(dataset: datasets.MultipleDomainDataset) -> dict[str, Any]:
     """What each record says of the data set, beside upstream's keys.
 
-    A plugin's data set may have a `data_edition` and a `protocol`. The labels of a user's own
-    environments are recorded so that tables have their columns where the folder is missing.
+    The labels of a user's own environments are recorded so that tables have their columns where
+    the folder is missing.
     """
-    facts = {key: getattr(dataset, key, "") for key in ("data_edition", "protocol")}
-    facts = {key: value for key, value in facts.items() if value}
+    known_facts = {"data_edition": dataset.data_edition, "protocol": dataset.protocol}
+    facts: dict[str, Any] = {name: value for name, value in known_facts.items() if value}
     if isinstance(dataset, datasets.OwnData):
-        facts["environments"] = list(dataset.ENVIRONMENTS)
+        facts["environments"] = list(dataset.ENVIRONMENTS or ())
     return facts
 
 
@@ -191,7 +134,7 @@ def cost_facts(algorithm: torch.nn.Module, device: str, n_processes: int) -> dic
 
 def load_environments(
     args: argparse.Namespace, hparams: dict[str, Any]
-) -> tuple[Any, list[Environment]]:
+) -> tuple[Any, list[EnvironmentSplits]]:
     """Build the data set and split it.
 
     Raises CarftError if the data does not have the declared environments, or a split is empty.
@@ -205,11 +148,12 @@ def load_environments(
         )
 
     environments = split_environments(
-        list(dataset),
-        args.test_envs,
-        args.trial_seed,
-        args.holdout_fraction,
-        args.uda_holdout_fraction,
+        environments=dataset,
+        targets=args.test_envs,
+        trial_seed=args.trial_seed,
+        holdout_fraction=args.holdout_fraction,
+        uda_holdout_fraction=args.uda_holdout_fraction,
+        host_functions=misc,
     )
     # Every split is evaluated, and the accuracy on no items is not a number.
     raise_for(

@@ -86,10 +86,12 @@ def _in_shared_memory(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.share_memory_()
     try:
         os.posix_fallocate(descriptor, 0, size)
-        storage = torch.UntypedStorage._new_shared_fd_cpu(descriptor, size)
+        untyped_storage: Any = torch.UntypedStorage  # whose stub lacks the method
+        storage = untyped_storage._new_shared_fd_cpu(descriptor, size)
     finally:
         os.close(descriptor)
-    shared = torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape)
+    shared: Any = torch.empty(0, dtype=tensor.dtype)
+    shared.set_(storage, 0, tensor.shape)
     return shared.copy_(tensor)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from domainbed.algorithms import Algorithm
+
 
 def defining_class(algorithm: Any, *names: str) -> Mapping[str, Any]:
     """The attributes of the first class, in method resolution order, to define one of `names`."""
@@ -18,17 +20,15 @@ def defining_class(algorithm: Any, *names: str) -> Mapping[str, Any]:
     )
 
 
-def step(algorithm: Any, batches: Sequence[Any]) -> Mapping[str, Any]:
-    """Take a step and return what it measured, by name.
+def step(algorithm: Any, batches: Sequence[Any]) -> Mapping[str, torch.Tensor]:
+    """Take a step and return what it measured by name, as tensors without a dimension.
 
-    The values are tensors on the device, which nobody waits for, unless a subclass has only changed
-    `update`: then they are numbers.
+    They are on the device, and nobody waits for them, unless a subclass has only changed `update`.
     """
-    if "step_on_device" in defining_class(algorithm, "step_on_device", "update"):
-        return algorithm.step_on_device(batches)
-
-    # Others may go on changing a tensor that they return.
-    return {name: float(value) for name, value in algorithm.update(batches, None).items()}
+    overrides_hook = "step_on_device" in defining_class(algorithm, "step_on_device", "update")
+    algorithm_class = type(algorithm) if overrides_hook else Algorithm
+    values: Mapping[str, torch.Tensor] = algorithm_class.step_on_device(algorithm, batches)
+    return values
 
 
 class Interval:

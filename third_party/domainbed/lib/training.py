@@ -27,10 +27,11 @@ from domainbed.lib import (
 )
 from domainbed.lib.job_batches import JobBatches
 from domainbed.lib.picture_batches import Pictures
-from domainbed.lib.preparation import Environment, share_cores
+from domainbed.lib.preparation import share_cores
 from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup, attach_process_group
 from domainbed.lib.progress import ProgressPublisher
 from domainbed_carft import machine
+from domainbed_carft.jobs import splits
 from domainbed_carft.jobs.folder import JobFolder, Lock
 from domainbed_carft.pictures import rng
 
@@ -46,7 +47,7 @@ class Run:
     args: argparse.Namespace
     hparams: dict[str, Any]  # resolved; the same object that the data set was built with
     dataset: Any
-    environments: Sequence[Environment]
+    environments: Sequence[splits.EnvironmentSplits]
     state: InitVar[dict[str, Any] | None]  # what an earlier process of the same run has saved
     stop: stopping.StopSignals
     lock: Lock | None  # where to publish the progress, in the first process
@@ -72,12 +73,11 @@ class Run:
         preparation.warn_of_small_environments(
             self.dataset.ENVIRONMENTS, self.environments, training_envs, self.hparams["batch_size"]
         )
-        self.splits = preparation.named_splits(self.environments)
-        self.evaluated = preparation.evaluated_splits(
-            self.splits,
-            kinds=getattr(self.dataset, "EVALUATED_SPLITS", preparation.EVALUATED_SPLITS),
-            skipped_envs=training_envs if args.skip_training_in_splits else (),
-        )
+        named_splits = splits.name_splits(self.environments)
+        self.splits = {split.name: split.items for split in named_splits}
+        skipped = training_envs if args.skip_training_in_splits else ()
+        evaluated = splits.select_evaluated(named_splits, self.dataset.EVALUATED_SPLITS, skipped)
+        self.evaluated = [split.name for split in evaluated]
         self.batches = self._build_batches(training_envs)
         # Upstream's count of an epoch: the smallest in-split of all, test environments included.
         smallest = min(len(environment.in_split) for environment in self.environments)
@@ -123,7 +123,7 @@ class Run:
             device=self.device,
             stop=self.stop,
             process_group=self.process_group,
-            is_constant=getattr(self.algorithm, "is_constant", False),
+            is_constant=self.algorithm.is_constant,
         )
 
     def _build_algorithm(self) -> Any:

@@ -60,14 +60,12 @@ def run(
         preparation.seed_everything(args.seed)
         dataset, environments = preparation.load_environments(args, hparams)
         preparation.resolve_hparams(args, dataset, hparams)
-        wanted_pictures = getattr(
-            algorithms.get_algorithm_class(args.algorithm), "wanted_pictures", None
-        )
+        algorithm_class = algorithms.get_algorithm_class(args.algorithm)
         pictures = picture_batches.choose(
             flags.pictures,
             flags.picture_cache,
             dataset,
-            ask_model=functools.partial(wanted_pictures, hparams) if wanted_pictures else None,
+            ask_model=functools.partial(algorithm_class.wanted_pictures, hparams),
         )
         job = training.Run(
             args=args,
@@ -96,7 +94,7 @@ def _versions() -> dict[str, object]:
         "PyTorch": torch.__version__,
         "Torchvision": torchvision.__version__,
         "CUDA": torch.version.cuda,
-        "CUDNN": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "CUDNN": torch.backends.cudnn.version(),
         "NumPy": np.__version__,
         "PIL": PIL.__version__,
     }
