@@ -102,6 +102,18 @@ if __name__ == "__main__":
 """,
 }
 
+# Modules of the package that need nothing but the standard library.
+REAL_MODULES = (
+    "__init__.py",
+    "version.py",
+    "errors.py",
+    "text.py",
+    "method/dataset_facts.py",
+    "pictures/plan.py",
+    "pictures/preprocessing.py",
+    "pictures/protocols.py",
+)
+
 CARFT = {
     "method/__init__.py": "",
     "method/hparams.py": """
@@ -142,12 +154,20 @@ class DTD:
 TASKS = {"DTD": DTD}
 """,
     "clips/__init__.py": "",
-    "clips/pictures.py": """
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-PRESETS = ("domainbed", "clip")
+    "pictures/__init__.py": "",
+    "pictures/transforms.py": """
+def PlanTransform(plan):
+    return [plan.resize, plan.size, plan.augmentation is not None]
+""",
+    "pictures/host_transforms.py": """
+def is_upstream(transform):
+    return False
 
-def transform(protocol, size, augment, preprocessing):
-    return [protocol, size, augment]
+def normalisation_of(transform):
+    if isinstance(transform, list):
+        return None
+    last = transform.transforms[-1]
+    return tuple(last.mean), tuple(last.std)
 """,
     "data/__init__.py": "",
     "data/verify.py": """
@@ -186,7 +206,8 @@ def write_carft(folder: Path) -> Path:
     shutil.copytree(REPO / "domainbed_carft" / "plugin", package / "plugin", ignore=no_bytecode)
 
     (package / "method").mkdir()
-    for name in ("__init__.py", "version.py", "errors.py", "text.py", "method/dataset_facts.py"):
+    for name in REAL_MODULES:
+        (package / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPO / "domainbed_carft" / name, package / name)
 
     write_files(package, CARFT)

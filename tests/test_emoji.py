@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from domainbed_carft import cli
-from domainbed_carft.clips import backbone, pictures
+from domainbed_carft.clips import backbone
 from domainbed_carft.data import benchmarks, emoji, picture_files, verify
 from domainbed_carft.method import objective, prompts
+from domainbed_carft.pictures.protocols import plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin import data_sets
 
 HPARAMS = {"class_names": "dataset:EmojiStyles", "clip_backbone": "tiny"}
@@ -101,7 +103,7 @@ def test_the_suite_scores_some_classes_and_unions(capsys):
         root = emoji.shift_folders() / "test" if style == "noto" else emoji.style_folders()
         for path in sorted((root / style).glob("*/*")):
             if path.parent.name in groups:
-                x = pictures.transform("clip", 48, False)(picture_files.open_picture(path))
+                x = PlanTransform(plan_for("clip", 48, False))(picture_files.open_picture(path))
                 with torch.no_grad():
                     logits = (clip.model.visual(x[None]) @ weights.T)[0].tolist()
                 best = max(groups, key=lambda name: logits[classes.index(name)])

@@ -174,7 +174,7 @@ print(json.dumps([transforms, dataset_facts.recall(hparams).protocol]))
     result = site.json("-c", code, str(site.folder / "data"), hparams, cwd=checkout)
 
     if protocol == "clip":
-        assert result == [[["clip", 224, False], ["clip", 224, True]], "clip"]
+        assert result == [[["shortest", 224, False], ["shortest", 224, True]], "clip"]
     else:
         assert result == [["host's", "host's"], "host"]
 

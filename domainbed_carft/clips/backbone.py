@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from domainbed_carft import files
 from domainbed_carft.clips import open_clip_files, open_clip_models, openai_models
 from domainbed_carft.clips.openai_models import OPENAI_WEIGHTS
-from domainbed_carft.clips.pictures import Preprocessing
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing, weights
+from domainbed_carft.pictures.preprocessing import Preprocessing
 from domainbed_carft.text import progress
 
 PUBLISHED = ("tiny", *OPENAI_WEIGHTS)
@@ -48,7 +48,7 @@ class Backbone(NamedTuple):
 
 
 class ClipFacts(NamedTuple):
-    """Which CLIP a name stands for, and what it wants of pictures; known before it is built."""
+    """Which CLIP a name stands for, and what it wants of pictures."""
 
     digest: str  # SHA-256 of the weights
     revision: str  # of the hub's repository, else ""
@@ -56,24 +56,20 @@ class ClipFacts(NamedTuple):
 
 
 def clip_facts(name: str) -> ClipFacts:
-    """The facts of the CLIP ``name``, of which nothing is built.
+    """The facts of a published CLIP or one of open_clip's, of which nothing is built.
 
-    Raises CarftError for an unknown name, a failed download, a wrong SHA-256, and a file that is no
-    CLIP.
+    Raises CarftError for an unknown name, a failed download, and a wrong SHA-256. A user's own file
+    (`is_own_file`) would have to be loaded for it.
     """
     if name.startswith(open_clip_models.PREFIX):
-        wanted = open_clip_models.preprocessing(open_clip_models.configuration(name))
-        weights_path = open_clip_files.weights_file(name)
-        revision = open_clip_files.revision_of(weights_path)
-        return ClipFacts(weights.sha256(weights_path), revision, wanted)
+        path = open_clip_files.weights_file(name)
+        revision = open_clip_files.revision_of(path)
+        return ClipFacts(weights.sha256(path), revision, preprocessing(name))
 
-    path, digest = _verified_file(name)
-    try:
-        return ClipFacts(digest, "", preprocessing(name))
-    except CarftError:
-        raise
-    except Exception as error:  # what other content makes of the image encoder: any type
-        raise openai_models.no_clip(path, error) from error
+    path, expected = locate(name)
+    digest = weights.sha256(path)
+    _require_published(name, path, digest, expected)
+    return ClipFacts(digest, "", preprocessing(name))
 
 
 def load(name: str) -> Backbone:
@@ -96,8 +92,11 @@ def _read(name: str) -> Backbone:
     if name.startswith(open_clip_models.PREFIX):
         return Backbone(name, **open_clip_models.load(name))
 
-    path, digest = _verified_file(name)
-    model = openai_models.read(path, digest)
+    path, expected = locate(name)
+    with open(path, "rb") as file:
+        digest = weights.digest_of(file)
+        _require_published(name, path, digest, expected)
+        model = openai_models.read(file, path, digest)
     if digest not in _published_digests():
         print(
             f"CLIP weights: {path} is none of OpenAI's files, so QuickGELU and attention heads 64 "
@@ -114,23 +113,13 @@ def _read(name: str) -> Backbone:
     )
 
 
-class _VerifiedFile(NamedTuple):
-    """A file of weights, and its SHA-256."""
-
-    path: Path
-    digest: str
-
-
-def _verified_file(name: str) -> _VerifiedFile:
-    """The file for ``name``; CarftError where it is not the published one, though it should be."""
-    path, expected = locate(name)
-    digest = weights.sha256(path)
+def _require_published(name: str, path: Path, digest: str, expected: str | None) -> None:
+    """Raise CarftError for another SHA-256 than ``expected`` for ``name``; None: any will do."""
     if expected and digest != expected:
         raise CarftError(
             f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}. Delete the file, "
             "or to use it, give its path as clip_backbone"
         )
-    return _VerifiedFile(path, digest)
 
 
 def preprocessing(name: str) -> Preprocessing:
@@ -138,18 +127,15 @@ def preprocessing(name: str) -> Preprocessing:
     if name.startswith(open_clip_models.PREFIX):
         return open_clip_models.preprocessing(open_clip_models.configuration(name))
 
-    published_name: str | None = name
-    if name not in PUBLISHED:
-        path, _ = locate(name)
-        published_name = _published_digests().get(weights.sha256(path))
-    if published_name:
-        resolutions = openai_models.RESOLUTIONS
-        return Preprocessing(resolutions.get(published_name, openai_models.DEFAULT_RESOLUTION))
+    if is_own_file(name):
+        return load(name).preprocessing
+    resolutions = openai_models.RESOLUTIONS
+    return Preprocessing(resolutions.get(name, openai_models.DEFAULT_RESOLUTION))
 
-    state = weights.load_weights(name)
-    shapes = {k[len("visual.") :]: v.shape for k, v in state.items() if k.startswith("visual.")}
-    with torch.device("meta"):
-        return Preprocessing(int(openai_models.image_encoder(shapes).input_resolution))
+
+def is_own_file(name: str) -> bool:
+    """Whether the CLIP is a user's file in OpenAI's format, which has to be read for its facts."""
+    return name not in PUBLISHED and not name.startswith(open_clip_models.PREFIX)
 
 
 def _published_digests() -> dict[str, str]:

@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from domainbed_carft.clips import backbone, pictures
+from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import (
     averages,
     dataset_facts,
+    job_clip,
     job_facts,
     micro_batches,
     objective,
@@ -30,6 +31,7 @@ from domainbed_carft.method.clip_predictor import CLIPPredictor
 from domainbed_carft.method.micro_batches import MicroBatch
 from domainbed_carft.method.resolution import require_resolved
 from domainbed_carft.method.terms import Terms
+from domainbed_carft.pictures.preprocessing import IMAGENET, Normalisation
 
 Minibatches = Sequence[tuple[Tensor, Tensor]]
 # Of the names in a state dict that no prediction needs.
@@ -60,7 +62,7 @@ class CLIPAlgorithm(CLIPPredictor):
         require_resolved(hparams)
         super().__init__(input_shape, num_classes, num_domains, hparams)
         environments = job_facts.data_facts(hparams).environments
-        normalisation = dataset_facts.agreed_normalisation(environments) or pictures.IMAGENET
+        normalisation = dataset_facts.agreed_normalisation(environments) or IMAGENET
         mean, std = normalisation
         print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
 
@@ -69,9 +71,7 @@ class CLIPAlgorithm(CLIPPredictor):
             self._build(input_shape[-1], num_classes, normalisation)
         self.train()
 
-    def _build(
-        self, pixels: int, num_classes: int, normalisation: dataset_facts.Normalisation
-    ) -> None:
+    def _build(self, pixels: int, num_classes: int, normalisation: Normalisation) -> None:
         """Build all modules for pictures of ``pixels`` a side."""
         clip_model = self._load_clip()
         job_prompts = self.prompts_of_job(self.hparams, num_classes)
@@ -97,7 +97,7 @@ class CLIPAlgorithm(CLIPPredictor):
 
     def _load_clip(self) -> backbone.Backbone:
         """Load the CLIP; CarftError if it is not the one of the hparams, as in a changed file."""
-        clip_model = backbone.load(self.hparams["clip_backbone"])
+        clip_model = job_clip.load(self.hparams)
         expected_digest = self.hparams["clip_digest"]
         if clip_model.digest != expected_digest:
             raise CarftError(

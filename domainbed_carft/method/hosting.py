@@ -139,7 +139,7 @@ class HostedAlgorithm(Algorithm):
         job_prompts = cls.prompts_of_job(hparams, num_classes)
         for line in job_facts.describe(values, data, job_prompts):
             print(line)
-        complete = resolve(values, job_facts.find_facts(values, data, job_prompts))
+        complete = resolve(values, job_facts.find_facts(hparams, data, job_prompts))
 
         if complete["average"] == "beta" and (cls.trains_encoder or cls.trains_head):
             averages.warn_of_cut_average(steps, complete["total_steps"])

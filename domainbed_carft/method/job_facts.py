@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, Problem
-from domainbed_carft.method import dataset_facts, prompts
+from domainbed_carft.method import dataset_facts, job_clip, prompts
 from domainbed_carft.method.dataset_facts import DatasetFacts
 from domainbed_carft.method.device import device_facts
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.method.prompts import Prompts
 from domainbed_carft.method.resolution import JobFacts
+from domainbed_carft.pictures.protocols import PROTOCOLS
 
 
 def data_facts(hparams: Mapping[str, Any]) -> DatasetFacts:
@@ -55,13 +55,11 @@ def _require_protocol(requested: str, followed: str) -> None:
 def find_facts(hparams: Mapping[str, Any], data: DatasetFacts, job_prompts: Prompts) -> JobFacts:
     """The facts that `resolution.resolve` needs, with those of the CLIP and the device.
 
-    Raises CarftError for a CLIP that cannot be found, and as `backbone.clip_facts`.
+    Raises CarftError for a CLIP that cannot be found or is not what its name says.
     """
-    from domainbed_carft.clips import backbone  # takes the seconds of importing torch
-
     return JobFacts(
         data=data,
-        clip=backbone.clip_facts(hparams["clip_backbone"]),
+        clip=job_clip.facts(hparams),
         prompts_digest=job_prompts.digest,
         device=device_facts(),
     )
@@ -69,14 +67,12 @@ def find_facts(hparams: Mapping[str, Any], data: DatasetFacts, job_prompts: Prom
 
 def describe(hparams: Mapping[str, Any], data: DatasetFacts, job_prompts: Prompts) -> Iterator[str]:
     """The lines that a job prints of what it found."""
-    from domainbed_carft.clips import pictures
-
     if hparams["data_edition"] != UNCHECKED:
         yield f"Data: {benchmarks.edition_label(data.edition) or 'not counted'}"
         for difference in data.report.differences if data.report else ():
             yield f"Data differs: {difference}"
 
-    yield f"CLIP protocol: {data.protocol} ({pictures.PROTOCOLS[data.protocol]})"
+    yield f"CLIP protocol: {data.protocol} ({PROTOCOLS[data.protocol]})"
     yield f"CLIP classes: {', '.join(job_prompts.classes)}"
     contexts = job_prompts.contexts
     yield f"CLIP contexts: {len(contexts)}, such as {contexts[0]!r}"
@@ -89,11 +85,9 @@ def wanted_pictures(
 
     None for a CLIP that cannot be read: the algorithm will say why.
     """
-    from domainbed_carft.clips import backbone
-
-    with contextlib.suppress(Exception):  # as in `plugin.image_folders`
-        preprocessing = backbone.preprocessing(hparams["clip_backbone"])
-        normalisation = (preprocessing.mean, preprocessing.std)
-        if dataset_facts.set_normalisation(hparams, normalisation):
-            return preprocessing.resolution, preprocessing.mean, preprocessing.std
-    return None
+    preprocessing = job_clip.wanted_preprocessing(hparams)
+    if preprocessing is None:
+        return None
+    if not dataset_facts.set_normalisation(hparams, (preprocessing.mean, preprocessing.std)):
+        return None
+    return preprocessing.resolution, preprocessing.mean, preprocessing.std

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -27,6 +28,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.launchers.attempt import run_commands
 from domainbed_carft.method.algorithms import CARFT
+from domainbed_carft.pictures.protocols import plan_for
 
 from . import fakes
 
@@ -130,14 +132,13 @@ def test_slices_of_all_processes_make_up_the_batches_of_one(pictures, size):
     hparams = preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
     _, environments = preparation.load_environments(args, hparams)
     splits = [environment.in_split for environment in environments]
+    plan = dataclasses.replace(plan_for("domainbed", 224, augment=True), path="fast")
     evaluated = {"a": splits[0], "b": torch.utils.data.Subset(splits[1], [3])}
 
     def batches(process_group):
         torch.manual_seed(0)
         loaded = job_batches.JobBatches(splits, evaluated, hparams, 1, 1, 0, "cpu", process_group)
-        loaded.begin(
-            0, False, False, 0, picture_batches.Pictures("fast, jitter by torch", "pillow")
-        )
+        loaded.begin(0, False, False, 0, picture_batches.Pictures(plan))
         return [*loaded.step_batches(), *loaded.split_batches("a"), *loaded.split_batches("b")]
 
     together = [batches(ProcessGroup(rank, size)) for rank in range(size)]
@@ -164,6 +165,7 @@ DISTURBED = """
 import os, sys
 from domainbed.scripts import train
 from domainbed_carft.method.algorithms import CARFT
+from domainbed_carft.pictures.protocols import plan_for
 
 method, call_number, statement, *arguments = sys.argv[1:]
 owner = next(cls for cls in CARFT.__mro__ if method in vars(cls))
