@@ -21,6 +21,7 @@ from fake_checkout import REPO, run_python
 from installed import NOT_SOURCE, PIP_OPTIONS, pip
 
 if TYPE_CHECKING:
+    import pandas as pd
     from sweep_folders import ForeignProcesses
 
     from domainbed_carft.jobs.job import Job
@@ -48,20 +49,6 @@ os.environ["DOMAINBED_PICTURE_CACHE"] = "0"
 GROUPS = (
     ("test_slurm",),
     ("test_checkouts", "test_packaging"),  # sdist and wheel
-<<<<<<< HEAD
-    ("test_resume",),  # alone, but long
-    (  # pets
-        "test_python_api",
-        "test_runs_data",
-        "test_runs_evaluate",
-        "test_runs_predict",
-        "test_runs_wise_ft",
-        "test_suites_runs",
-    ),
-    ("test_runs_card", "test_runs_export", "test_runs_saved"),  # trained
-    ("test_report_command", "test_report_browser"),  # incomplete
-    ("test_collect_columns", "test_collect_against", "test_collect_by"),  # peers_emoji
-=======
     ("test_resume",),
     ("test_process_group",),
     ("test_fork_server",),
@@ -78,7 +65,6 @@ GROUPS = (
     ("test_processes",),
     ("test_sweep_commands",),
     ("test_emoji",),
->>>>>>> main
 )
 
 
@@ -273,12 +259,12 @@ def foreign_processes() -> Iterator[ForeignProcesses]:
 
 
 @pytest.fixture(scope="session")
-def peers_emoji(tmp_path_factory):
+def peers_emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of the sweep peers-emoji, from the records of the repository."""
-    return packed_records.unpack(tmp_path_factory.mktemp("packed"))
+    return built_once(tmp_path_factory, "packed", packed_records.unpack) / "peers-emoji"
 
 
 @pytest.fixture(scope="session")
-def selected(peers_emoji):
+def selected(peers_emoji: Path) -> pd.DataFrame:
     """What each job of peers-emoji has at its checkpoint, a frame without our package."""
     return packed_records.selected_checkpoints(peers_emoji)
