@@ -21,6 +21,7 @@ from fake_checkout import REPO, run_python
 from installed import NOT_SOURCE, PIP_OPTIONS, pip
 
 if TYPE_CHECKING:
+    import pandas as pd
     from sweep_folders import ForeignProcesses
 
     from domainbed_carft.jobs.job import Job
@@ -64,7 +65,6 @@ GROUPS = (
     ("test_processes",),
     ("test_sweep_commands",),
     ("test_emoji",),
-    ("test_collect_columns", "test_collect_against", "test_collect_by"),  # peers_emoji
 )
 
 
@@ -261,10 +261,10 @@ def foreign_processes() -> Iterator[ForeignProcesses]:
 @pytest.fixture(scope="session")
 def peers_emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of the sweep peers-emoji, from the records of the repository."""
-    return packed_records.unpack(tmp_path_factory.mktemp("packed"))
+    return built_once(tmp_path_factory, "packed", packed_records.unpack) / "peers-emoji"
 
 
 @pytest.fixture(scope="session")
-def selected(peers_emoji: Path) -> Any:
+def selected(peers_emoji: Path) -> pd.DataFrame:
     """What each job of peers-emoji has at its checkpoint, a frame without our package."""
     return packed_records.selected_checkpoints(peers_emoji)

@@ -1,8 +1,11 @@
 """The packed records of peers-emoji, and what its jobs have, computed without our package."""
 
+from __future__ import annotations
+
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,14 +21,13 @@ SETTINGS = {
 }
 
 
-def unpack(folder):
-    """Unpack the sweep into ``folder``; returns its output folder."""
+def unpack(folder: Path) -> None:
+    """Unpack the sweep into ``folder``, where ``peers-emoji`` is its output folder."""
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
-    return folder / "peers-emoji"
 
 
-def selected_checkpoints(output):
+def selected_checkpoints(output: Path) -> pd.DataFrame:
     """A row for each job: its checkpoint by training-domain validation, and what it cost.
 
     Columns: variant, algorithm, target, trial, ``out`` and ``in`` (accuracies in percent),
@@ -34,7 +36,7 @@ def selected_checkpoints(output):
     return pd.DataFrame([_selected(path) for path in output.glob("*/*/results.jsonl")])
 
 
-def _selected(path):
+def _selected(path: Path) -> dict[str, Any]:
     records = [json.loads(line) for line in path.open()]
     (target,) = records[0]["args"]["test_envs"]
     others = [env for env in range(4) if env != target]

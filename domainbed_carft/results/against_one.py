@@ -12,6 +12,7 @@ import numpy as np
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.results import order, selection, sign_flips
+from domainbed_carft.results.cells import sample_error, student_interval
 from domainbed_carft.results.document import Grid
 from domainbed_carft.results.settings import Group
 
@@ -160,20 +161,7 @@ def unit_means(differences: Mapping[PairKey, float], unit: str) -> list[float]:
 
 def standard_error(values: Sequence[float]) -> float | None:
     """That of the mean, from the standard deviation with divisor n - 1; None for a single value."""
-    return float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else None
-
-
-def student_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """The LEVEL% interval of the mean by Student's t; None and None for a single value."""
-    error = standard_error(values)
-    if error is None:
-        return None, None
-
-    from scipy.special import stdtrit  # scipy.stats takes a second to load
-
-    mean = float(np.mean(values))
-    half = float(stdtrit(len(values) - 1, 0.5 + LEVEL / 200)) * error
-    return mean - half, mean + half
+    return sample_error(np.asarray(values)) if len(values) > 1 else None
 
 
 def _comparison(
@@ -187,7 +175,7 @@ def _comparison(
 ) -> Comparison:
     """The comparison of one algorithm, its p-value not yet corrected."""
     values = unit_means(differences, unit)
-    low, high = student_interval(values)
+    low, high = student_interval(values, LEVEL)
     return Comparison(
         setting=setting,
         selection=method,

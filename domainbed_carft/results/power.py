@@ -20,6 +20,7 @@ from domainbed_carft.results.against_one import (
     differences_by_algorithm,
     unit_means,
 )
+from domainbed_carft.results.cells import sample_deviation
 from domainbed_carft.results.document import Grid
 from domainbed_carft.results.settings import Group
 
@@ -132,13 +133,13 @@ def _power(
     needed_pairs = needed_trials = needed_environments = None
 
     if len(pairs) >= FEWEST_PAIRS:
-        spread = float(np.std(unit_means(pairs, PAIR), ddof=1))
+        spread = sample_deviation(np.array(unit_means(pairs, PAIR)))
         needed_pairs = needed_count(spread, difference)
         needed_trials = math.ceil(needed_pairs / len(targets))
 
         means = unit_means(pairs, ENVIRONMENT)
         if len(means) > 1:
-            environment_spread = float(np.std(means, ddof=1))
+            environment_spread = sample_deviation(np.array(means))
             needed_environments = needed_count(environment_spread, difference)
 
     return Power(

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from domainbed_carft.results.against_one import LEVEL, student_interval
-from domainbed_carft.results.cells import Cell
+from domainbed_carft.results.cells import Cell, student_interval
+
+LEVEL = 95  # % of the interval of our mean
 
 REPRODUCED = "reproduced"
 ABOVE = "above"
@@ -45,7 +46,7 @@ def judge(cell: Cell, method: str, figure: Mapping[str, Any], deviation: str) ->
     ``method``: our selection method; ``figure``: a row of published.csv; ``deviation``: a clause on
     what our runs have that the published method has not, "" if nothing.
     """
-    low, high = student_interval([100 * accuracy for accuracy in cell.accuracies.values()])
+    low, high = student_interval([100 * accuracy for accuracy in cell.accuracies.values()], LEVEL)
     reason = deviation or _reason_against(cell, method, figure)
     if reason or low is None or high is None or cell.mean is None:
         return Verdict(NOT_COMPARABLE, reason or "one trial has no interval", low, high)
