@@ -206,6 +206,8 @@ def test_the_cost_in_the_comment_of_each_of_our_sweeps_is_what_it_is(path):
     assert declaration.name == path.stem and declaration.description
 
     jobs = declaration.jobs("D", Path("/nowhere"))
+    if declaration.has_stages:
+        jobs += declaration.repeated_jobs("D", Path("/nowhere"), chosen=())
     statuses = [states.status(job, declaration.facts) for job in jobs]
     *_, total = costs.costs(statuses, declaration.facts).values()
     comment = " ".join(
