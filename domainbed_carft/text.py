@@ -143,9 +143,17 @@ def confirm(yes: bool) -> None:
     if yes or not is_terminal:
         return
 
-    answer = input("Continue? (y/n) ")
+    ask("Continue? (y/n) ", refusal="Nothing was done.")
+
+
+def ask(question: str, refusal: str) -> None:
+    """Ask a question; unless the answer is yes, print ``refusal`` and leave the program.
+
+    Raises EOFError or RuntimeError if standard input is closed.
+    """
+    answer = input(question)
     if not answer.strip().lower().startswith("y"):
-        print("Nothing was done.")
+        print(refusal)
         raise SystemExit(0)
 
 

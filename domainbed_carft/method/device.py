@@ -1,9 +1,8 @@
-"""The device that trains: the precision it computes in, and copies to it."""
+"""The device that trains: the precision it computes in."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from domainbed_carft.errors import CarftError
 
@@ -28,10 +27,3 @@ def resolve_amp(amp: str) -> str:
         f"{'.'.join(map(str, capability))} does not compute in; expected 8.0 (A100) or more. Set "
         "amp to 'off', or resume the job on a card on which it began in bf16"
     )
-
-
-def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy of a small CPU tensor on ``device``; the CPU does not wait for it."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

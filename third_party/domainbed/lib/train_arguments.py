@@ -10,7 +10,7 @@ import argparse
 import os
 
 from domainbed.lib import checkpoints, checks, picture_batches, process_start, scalar_logs
-from domainbed.lib.image_folders import shortest_path
+from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import Problem, raise_for
 from domainbed_carft.pictures import store_folder
 
