@@ -19,9 +19,10 @@ FLOORS = (
     ("text", "machine", "version"),
     ("errors",),
     ("files",),
-    ("data", "jobs", "clips"),
-    ("suites",),
-    ("method", "launchers", "results", "pictures"),
+    ("data", "jobs"),
+    ("pictures",),
+    ("clips", "suites"),
+    ("method", "launchers", "results"),
     ("sweep", "runs", "plugin"),
     ("report", "doctor"),
     ("cli",),
@@ -30,7 +31,7 @@ FLOORS = (
 FLOOR_NUMBERS = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # What the harness may stand on; it reaches the algorithms only as any host does.
-GROUND = ("data", "jobs", "files", "text", "errors", "machine", "clips.pictures", "pictures")
+GROUND = ("data", "jobs", "files", "text", "errors", "machine", "pictures")
 
 LONGEST_FILE = 300  # lines
 

@@ -174,6 +174,7 @@ test_environments: [line]
 """
 
 
+@pytest.mark.slow
 def test_a_job_that_is_requeued_ends_as_one_that_never_was(tmp_path):
     """To the bit: records and weights."""
     (tmp_path / "one.yaml").write_text(ONE)
