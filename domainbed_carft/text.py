@@ -147,12 +147,11 @@ def confirm(yes: bool) -> None:
 
 
 def ask(question: str, refusal: str) -> None:
-    """Ask a question; unless the answer is yes, print ``refusal`` and leave the program.
+    """Ask; unless the answer is yes, print ``refusal`` and leave the program.
 
     Raises EOFError or RuntimeError if standard input is closed.
     """
-    answer = input(question)
-    if not answer.strip().lower().startswith("y"):
+    if not input(question).strip().lower().startswith("y"):
         print(refusal)
         raise SystemExit(0)
 

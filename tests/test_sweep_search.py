@@ -2,14 +2,20 @@
 
 import hashlib
 import json
+import os
 import re
+from pathlib import Path
 
 import pytest
 from search_sweeps import SEARCH, STAGES, parse, recorded, staged, validation
 
+from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
-from domainbed_carft.sweep import launch, printing, states
+from domainbed_carft.launchers import launch_file
+from domainbed_carft.sweep import launch, printing, second_stage, stages, states
+from domainbed_carft.sweep.job_settings import JobSettings
+from domainbed_carft.sweep.queue import Queue
 
 
 def values_of(job):
@@ -285,3 +291,75 @@ def test_the_dummy_launcher_prints_the_first_stage(tmp_path, capsys):
     launch.run_plan(launch.plan(parse(STAGES), "D", tmp_path / "out", "dummy"))
     assert capsys.readouterr().out.count("Dummy launcher:") == 24
     assert not (tmp_path / "out").exists()
+
+
+class _Slurm:
+    """Notes the small jobs that it is to submit, instead of a SLURM launcher."""
+
+    def __init__(self):
+        self.submitted = []
+
+    def submit_command(self, words, sweep, name, after):
+        self.submitted.append((words, list(after)))
+        return "99"
+
+
+@pytest.mark.parametrize(
+    ("listed", "small_jobs", "waits_for"),
+    [
+        ({"7_0": "RUNNING", "7_1": "PENDING", "8_0": "PENDING"}, [], ["7", "8"]),
+        ({"7_0": "RUNNING", "9": "PENDING"}, ["9"], None),  # it waits already
+        ({"7_0": "RUNNING", "9": "PENDING", "10_0": "PENDING"}, ["9"], ["7", "10"]),
+        ({}, [], None),
+        ({"9": "PENDING"}, ["9"], None),
+    ],
+)
+def test_a_small_job_waits_for_all_of_the_first_stage(
+    listed, small_jobs, waits_for, tmp_path, monkeypatch
+):
+    queue = Queue({}, [], [], listed, "")
+    monkeypatch.setattr(second_stage, "queue_of", lambda output: queue)
+    for number, job_id in enumerate(small_jobs):
+        launch_of_it = launch_file.begin("slurm", tmp_path, f"second-stage{number}")
+        launch_of_it.jobs["second-stage"] = job_id
+        os.close(launch_of_it.write())
+
+    launcher = _Slurm()
+    second_stage.submit(launcher, tmp_path, ["sweep", "launch", "x.yaml"])
+    assert [after for _, after in launcher.submitted] == ([waits_for] if waits_for else [])
+    for words, _ in launcher.submitted:
+        assert words[1:] == ["-m", "domainbed_carft", "sweep", "launch", "x.yaml", "--second_stage"]
+
+
+def test_the_second_stage_alone_is_refused_until_the_first_is_done(tmp_path, capsys):
+    path = tmp_path / "x.yaml"
+    path.write_text(STAGES)
+    words = ["sweep", "launch", str(path), "--data_dir", "D", "--output_dir", str(tmp_path / "o")]
+    words += ["--second_stage", "--launcher", "dummy"]
+    assert cli.main(words) == 1
+    assert "the first stage is not done: 24 not launched" in capsys.readouterr().err
+
+    for job in parse(STAGES).jobs("D", tmp_path / "o"):
+        recorded(job)
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out.count("Dummy launcher:") == 24
+
+    path.write_text(SEARCH)
+    assert cli.main(words) == 1
+    assert "no stages" in capsys.readouterr().err
+
+
+def test_the_command_of_the_second_stage_has_all_flags_of_the_first():
+    words = stages.launch_command(
+        Path("/out"),
+        "D",
+        "slurm",
+        options={"gpus": 2, "extra": {"exclusive": True, "constraint": "a100"}, "setup": ["a b"]},
+        settings=JobSettings(keep_weights="none", log=["wandb"]),
+        skips_training_in_splits=False,
+    )
+    arguments = cli._parser().parse_args(words)
+    assert (arguments.gpus, arguments.extra) == ("2", ["exclusive", "constraint=a100"])
+    assert arguments.setup == ["a b"] and arguments.keep_weights == "none"
+    assert arguments.log == ["wandb"] and arguments.skip_training_in_splits is False
+    assert arguments.yes and arguments.sweep == "/out/sweep.yaml"
