@@ -1,31 +1,14 @@
 """The columns of ``carft collect --columns`` and ``--full``, against pandas on packed records."""
 
-import json
-import tarfile
-from pathlib import Path
-
-import numpy as np
-import pandas as pd
 import pytest
+from packed_records import SETTINGS
 
 from domainbed_carft import cli
-from domainbed_carft.cli import results as command
+from domainbed_carft.cli import table_options as command
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import cost
 from domainbed_carft.results import cells, measures
 from domainbed_carft.results.collect import collect
-
-ARCHIVE = Path(__file__).parents[1] / "benchmarks" / "records" / "peers-emoji.tar.xz"
-STEPS = [0, 25, 50, 75, 100]
-
-
-@pytest.fixture(scope="session")
-def peers_emoji(tmp_path_factory):
-    """The folder of the sweep peers-emoji, unpacked from the records of the repository."""
-    folder = tmp_path_factory.mktemp("packed")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "peers-emoji"
 
 
 @pytest.fixture(scope="session")
@@ -35,48 +18,11 @@ def all_columns(peers_emoji):
     return results.columns
 
 
-@pytest.fixture(scope="session")
-def selected(peers_emoji):
-    """A row for each job: its checkpoint by training-domain validation, and what it cost."""
-    rows = []
-    for path in peers_emoji.glob("*/*/results.jsonl"):
-        records = [json.loads(line) for line in path.open()]
-        (target,) = records[0]["args"]["test_envs"]
-        others = [env for env in range(4) if env != target]
-        validation = [np.mean([r[f"env{env}_out_acc"] for env in others]) for r in records]
-        best = records[int(np.argmax(validation))]
-
-        counts = np.diff([-1, *(record["step"] for record in records)])
-        seconds = np.array([record["step_time"] for record in records])
-        later = slice(1, None) if len(records) > 1 else slice(None)
-        row = {
-            "variant": path.parts[-3],
-            "algorithm": records[0]["args"]["algorithm"],
-            "target": target,
-            "trial": records[0]["args"]["trial_seed"],
-            "out": 100 * best[f"env{target}_in_acc"],
-            "in": 100 * max(validation),
-            "step_seconds": np.average(seconds[later], weights=counts[later]),
-            "hours": (seconds * counts).sum() / 3600,
-        }
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
 def value(frame, setting, algorithm, column):
     """The row of one algorithm's column in the tables whose setting has this text."""
     is_setting = frame["setting"].str.contains(setting, regex=False)
     rows = frame[is_setting & (frame["algorithm"] == algorithm) & (frame["column"] == column)]
     return rows.iloc[0]
-
-
-SETTINGS = {
-    "methods": "hparam wise_alpha default, hparam average default",
-    "CARFT+WiSE-FT": "hparam wise_alpha 0.5",
-    "CARFT+beta": '"beta"',
-    "CARFT+ema": '"ema"',
-    "CARFT+sma": '"sma"',
-}
 
 
 def test_every_column_is_that_of_pandas(all_columns, selected):

@@ -16,6 +16,7 @@ import pandas as pd
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import selection
+from domainbed_carft.results.cells import domainbed_error
 
 RUN = ["dataset", "algorithm", "target", "trial"]
 NO_TARGET = -1  # of a run that left nothing out
@@ -78,10 +79,14 @@ def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     return by_trial.mean()[has_all_targets].dropna(how="all").reset_index()
 
 
+def _error(values: pd.Series) -> float:
+    return domainbed_error(values.to_numpy())
+
+
 def over_trials(frame: pd.DataFrame, value: str) -> Iterator[tuple[str, pd.DataFrame]]:
     """(algorithm, frame of ``mean`` and the tables' ``error`` by step) of all that have values."""
     measured_rows = frame.dropna(subset=[value])
     for algorithm, rows in measured_rows.groupby("algorithm", sort=False):
         by_step = rows.groupby("step")[value]
-        line = {"mean": by_step.mean(), "error": by_step.sem(ddof=0)}
+        line = {"mean": by_step.mean(), "error": by_step.agg(_error)}
         yield str(algorithm), pd.DataFrame(line)

@@ -13,7 +13,7 @@ from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import RecordWarning, Run
 from domainbed_carft.jobs.setting import KINDS
-from domainbed_carft.results import roles, selection, settings
+from domainbed_carft.results import joint_rows, roles, selection, settings
 from domainbed_carft.results.settings import Group
 
 
@@ -40,14 +40,16 @@ def gather(
     ignored: Sequence[str] = (),
     *,
     single_source: bool = False,
+    by: Sequence[str] = (),
 ) -> Collection:
     """Read ``folders``, group runs of the same setting, count each job once.
 
     ``methods``: None for those that the sweeps' manifests name, else those that have jobs.
     ``single_source``: take jobs that leave out all environments but one for jobs with a single
-    source, whatever manifests say. Raises CarftError if there is no record, no job for a requested
-    method, if a job was run twice with different records, or if jobs without a manifest may be
-    either of a single source or for leave-one-domain-out.
+    source, whatever manifests say. ``by``: what gives runs rows of their own, as for
+    `joint_rows.label_rows`. Raises CarftError if there is no record, no job for a requested method,
+    if a job was run twice with different records, if a name of ``by`` does not vary, or if jobs
+    without a manifest may be either of a single source or for leave-one-domain-out.
     """
     for name in ignored:
         if name not in KINDS:
@@ -72,6 +74,14 @@ def gather(
     planned = shown.planned
     labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
     declared = dict.fromkeys(name for sweep in sweeps for name in sweep.declared_algorithms)
+    if by:
+        joint = joint_rows.label_rows(
+            runs, planned, by=by, folders=folders, declared=tuple(declared)
+        )
+        runs = joint.runs
+        planned = joint.planned
+        declared = dict.fromkeys(joint.names)
+
     groups = []
     for group in settings.groups(runs, planned, ignored, labels):
         distinct_runs, duplicates = settings.distinct(group.runs)
