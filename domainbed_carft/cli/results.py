@@ -76,6 +76,7 @@ def _add_report(commands: Any) -> None:
         "report", help="write a web page of a sweep's results: tables, figures, example pictures"
     )
     add_common(parser, _report)
+    table_options.add_to(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -232,14 +233,23 @@ def _strict_status(defects: Mapping[str, int]) -> int:
 
 def _report(arguments: argparse.Namespace) -> None:
     from domainbed_carft.report.page import write_report
+    from domainbed_carft.results import power
+    from domainbed_carft.results.table_options import by_name
 
+    if arguments.power is not None:
+        power.require_difference(arguments.power, arguments.against)
+    options = by_name(table_options.columns(arguments), arguments.error, arguments.one_setting)
     report = write_report(
         arguments.folders,
         arguments.output,
         methods=arguments.select,
         ignored=arguments.ignore,
         single_source=arguments.single_source,
+        by=arguments.by,
         pair=arguments.examples,
+        against=arguments.against,
+        power_difference=arguments.power,
+        options=options,
         n_examples=0 if arguments.no_examples else max(0, arguments.n_examples),
         data_dir=arguments.data_dir,
     )

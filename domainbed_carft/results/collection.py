@@ -14,7 +14,7 @@ from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import RecordWarning, Run, RunsAndWarnings
 from domainbed_carft.jobs.setting import KINDS
 from domainbed_carft.results import joint_rows, roles, selection, settings
-from domainbed_carft.results.joint_rows import JointRows
+from domainbed_carft.results.joint_rows import JointRow, JointRows
 from domainbed_carft.results.settings import Group
 
 
@@ -22,12 +22,16 @@ class Collection(NamedTuple):
     """Runs in groups that may be averaged, and what the manifests and the user asked for.
 
     ``methods``: names of selection methods; ``compare_with``: names of published methods.
+    ``first_stages``: runs of searches in two stages, of which the groups have the second.
+    ``joint_rows``: what rows that ``by`` makes are of, by name.
     """
 
     groups: Sequence[Group]
     methods: Sequence[str]
     warnings: Sequence[RecordWarning]
     compare_with: Sequence[str]
+    first_stages: Sequence[Run] = ()
+    joint_rows: Mapping[str, JointRow] = {}
 
     @property
     def runs(self) -> list[Run]:
@@ -81,6 +85,8 @@ def gather(
         methods=_methods_to_show(methods, sweeps, numbers_left_out),
         warnings=warnings,
         compare_with=list(compare_with),
+        first_stages=last_stage.first_stages,
+        joint_rows=rows.named,
     )
 
 
@@ -109,7 +115,7 @@ def _groups(
     groups = []
     for group in settings.groups(rows.runs, rows.planned, ignored, labels, rows.parts):
         distinct_runs, duplicates = settings.distinct(group.runs)
-        declared = tuple(rows.names)
+        declared = tuple(rows.order)
         groups.append(group._replace(runs=distinct_runs, labels=labels, declared=declared))
         warnings += duplicates
     return groups

@@ -43,15 +43,25 @@ class _JobFacts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class JointRows:
-    """Runs and planned jobs of which the rows have names, and these in their order.
+class JointRow:
+    """The algorithm of a row, and its value of each name of ``by``: a default if it is known."""
 
-    ``parts``: what the names tell, as settings call it.
+    algorithm: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class JointRows:
+    """Runs and planned jobs of which the rows have names, and the algorithms or rows in order.
+
+    ``order``: the names of the rows, or the declared algorithms if no name says more; ``named``:
+    what the named rows are of; ``parts``: what the names tell, as settings call it.
     """
 
     runs: list[Run]
     planned: list[Job]
-    names: list[str]
+    order: list[str]
+    named: Mapping[str, JointRow]
     parts: list[str]
 
 
@@ -72,7 +82,7 @@ def label_rows(
     has several values.
     """
     if not by:
-        return JointRows(list(runs), list(planned), names=list(declared), parts=[])
+        return JointRows(list(runs), list(planned), order=list(declared), named={}, parts=[])
 
     facts = [
         *(_JobFacts(job, setting_of(job.args), _variant(job, folders)) for job in planned),
@@ -98,9 +108,26 @@ def label_rows(
     return JointRows(
         runs=[replace(run, job=job) for run, job in zip(runs, jobs[len(planned) :])],
         planned=jobs[: len(planned)],
-        names=list(names.values()),
+        order=list(names.values()),
+        named={
+            name: _joint_row(algorithm, by, values_of_row, defaults)
+            for (algorithm, values_of_row), name in names.items()
+        },
         parts=[_part(name) for name in by if name != VARIANT],
     )
+
+
+def _joint_row(
+    algorithm: str,
+    by: Sequence[str],
+    values: _Values,
+    defaults: Mapping[tuple[str, str], Any],
+) -> JointRow:
+    plain_values = {}
+    for name, value in zip(by, values, strict=True):
+        default = defaults.get((algorithm, name), value)
+        plain_values[name] = default if value == DEFAULT else _plain(value)
+    return JointRow(algorithm, plain_values)
 
 
 def _variant(job: Job, folders: Iterable[Path | str]) -> str:
