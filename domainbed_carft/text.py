@@ -150,9 +150,16 @@ def confirm(yes: bool) -> None:
     if yes or not is_terminal:
         return
 
-    answer = input("Continue? (y/n) ")
-    if not answer.strip().lower().startswith("y"):
-        print("Nothing was done.")
+    ask("Continue? (y/n) ", refusal="Nothing was done.")
+
+
+def ask(question: str, refusal: str) -> None:
+    """Ask; unless the answer is yes, print ``refusal`` and leave the program.
+
+    Raises EOFError or RuntimeError if standard input is closed.
+    """
+    if not input(question).strip().lower().startswith("y"):
+        print(refusal)
         raise SystemExit(0)
 
 

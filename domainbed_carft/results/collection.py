@@ -86,7 +86,7 @@ def gather(
         warnings=warnings,
         compare_with=list(compare_with),
         first_stages=last_stage.first_stages,
-        joint_rows=rows.named,
+        joint_rows=rows.rows,
     )
 
 
@@ -115,7 +115,7 @@ def _groups(
     groups = []
     for group in settings.groups(rows.runs, rows.planned, ignored, labels, rows.parts):
         distinct_runs, duplicates = settings.distinct(group.runs)
-        declared = tuple(rows.order)
+        declared = tuple(rows.names)
         groups.append(group._replace(runs=distinct_runs, labels=labels, declared=declared))
         warnings += duplicates
     return groups

@@ -52,17 +52,16 @@ class JointRow:
 
 @dataclass(frozen=True)
 class JointRows:
-    """Runs and planned jobs of which the rows have names, and the algorithms or rows in order.
+    """Runs and planned jobs of which the rows have names, and these in their order.
 
-    ``order``: the names of the rows, or the declared algorithms if no name says more; ``named``:
-    what the named rows are of; ``parts``: what the names tell, as settings call it.
+    ``parts``: what the names tell, as settings call it; ``rows``: what each is of, by its name.
     """
 
     runs: list[Run]
     planned: list[Job]
-    order: list[str]
-    named: Mapping[str, JointRow]
+    names: list[str]
     parts: list[str]
+    rows: Mapping[str, JointRow]
 
 
 def label_rows(
@@ -82,7 +81,7 @@ def label_rows(
     has several values.
     """
     if not by:
-        return JointRows(list(runs), list(planned), order=list(declared), named={}, parts=[])
+        return JointRows(list(runs), list(planned), names=list(declared), parts=[], rows={})
 
     facts = [
         *(_JobFacts(job, setting_of(job.args), _variant(job, folders)) for job in planned),
@@ -109,12 +108,12 @@ def label_rows(
     return JointRows(
         runs=[replace(run, job=job) for run, job in zip(runs, jobs[len(planned) :])],
         planned=jobs[: len(planned)],
-        order=list(names.values()),
-        named={
+        names=list(names.values()),
+        parts=[_part(name) for name in by if name != VARIANT],
+        rows={
             name: _joint_row(algorithm, by, values_of_row, defaults)
             for (algorithm, values_of_row), name in names.items()
         },
-        parts=[_part(name) for name in by if name != VARIANT],
     )
 
 

@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from domainbed.lib import checkpoints, checks, picture_batches, process_start, scalar_logs
-from domainbed.lib.image_folders import shortest_path
+from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, Problem, raise_for
 from domainbed_carft.pictures import store_folder
 
