@@ -30,6 +30,7 @@ from domainbed_carft.pictures.preprocessing import (
     CLIP_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Preprocessing,
 )
 from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
@@ -51,11 +52,11 @@ DECODED_BY_PILLOW = (
     "named.jpg",
 )
 PRESETS = [
-    ("domainbed", ""),
-    ("clip", "224 bicubic shortest"),
-    ("clip", "224 bilinear squash"),
-    ("wise-ft", "224 bicubic shortest"),
-    ("lipsum-ft", "224 bicubic shortest"),
+    ("domainbed", None),
+    ("clip", Preprocessing(224)),
+    ("clip", Preprocessing.from_hparam("224 bilinear squash")),
+    ("wise-ft", Preprocessing(224)),
+    ("lipsum-ft", None),
 ]
 
 
@@ -137,7 +138,7 @@ def test_upstreams_steps_are_the_plans_of_the_presets():
     assert plan_of(upstream) == training_plan and training_plan.draws
     assert pickle.loads(pickle.dumps(training_plan)) == training_plan
 
-    test_plan = plan_for("clip", 96, augment=False, preprocessing="96 bicubic shortest")
+    test_plan = plan_for("clip", 96, augment=False, preprocessing=Preprocessing(96))
     crop = T.Compose([T.Resize(96, T.InterpolationMode.BICUBIC), T.CenterCrop(96)])
     end = [T.ToTensor(), T.Normalize(CLIP_MEAN, CLIP_STD)]
     assert plan_of(T.Compose([*crop.transforms, *end])) == test_plan and not test_plan.draws

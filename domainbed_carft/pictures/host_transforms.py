@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from torchvision import transforms
 
 from domainbed_carft.pictures.plan import INTERPOLATIONS, N_CHANNELS, Augmentation, PicturePlan
 from domainbed_carft.pictures.preprocessing import IMAGENET_MEAN, Normalisation
+from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
 
 # Of MultipleEnvironmentImageFolder in domainbed/datasets.py at b93c22a, ending in ImageNet's mean.
@@ -20,6 +22,11 @@ UPSTREAM_STEPS = (
 
 def is_upstream(transform: Any) -> bool:
     """Whether the steps are those of upstream, for training or for tests."""
+    plan = _known_plan(transform)
+    if plan is not None:
+        is_augmented = plan.augmentation is not None
+        return plan == plan_for("domainbed", plan.size, is_augmented)
+
     steps = _steps(transform)
     names = " ".join(type(step).__name__ for step in steps)
     return names in UPSTREAM_STEPS and list(steps[-1].mean) == list(IMAGENET_MEAN)
@@ -27,11 +34,14 @@ def is_upstream(transform: Any) -> bool:
 
 def normalisation_of(transform: Any) -> Normalisation | None:
     """Mean and standard deviation of the last normalising step, if any shows."""
+    plan = _known_plan(transform)
+    if plan is not None:
+        return plan.mean, plan.std
+
     steps = _steps(transform) or [transform]
     normalising = [step for step in steps if hasattr(step, "mean") and hasattr(step, "std")]
     if not normalising:
         return None
-
     last = normalising[-1]
     return tuple(map(float, last.mean)), tuple(map(float, last.std))
 
@@ -39,21 +49,31 @@ def normalisation_of(transform: Any) -> Normalisation | None:
 def plan_of(transform: Any) -> PicturePlan | None:
     """The plan of a transform like ours and upstream's; None of any other.
 
-    A transform with a step that is not known here has no plan; Pillow applies it as it is. In
-    place of a random crop, the plan for tests squashes.
+    A transform with a step that is not known here has no plan; Pillow applies it as it is. A
+    random crop does not tell how test pictures are resized: their plan squashes.
     """
-    if type(transform) is PlanTransform and transform.plan is not None:
-        return transform.plan
-    if type(transform) in (PlanTransform, transforms.Compose):
-        return _recognised_plan(transform)
-    return None
+    plan = _known_plan(transform)
+    if plan is None and type(transform) in (transforms.Compose, PlanTransform):
+        return _recognised_plan(_steps(transform))
+    return plan
 
 
-def _recognised_plan(compose: transforms.Compose) -> PicturePlan | None:
-    steps = list(compose.transforms)
+def _known_plan(transform: Any) -> PicturePlan | None:
+    """The plan that a transform was made of, if it was, and nobody has changed its steps."""
+    return transform.plan if type(transform) is PlanTransform else None
+
+
+def _steps(transform: Any) -> Sequence[Any]:
+    steps: Sequence[Any] = getattr(transform, "transforms", ())
+    return steps
+
+
+def _recognised_plan(steps: Sequence[Any]) -> PicturePlan | None:
+    remaining_steps = list(steps)
 
     def take(kind: type) -> Any:
-        return steps.pop(0) if steps and type(steps[0]) is kind else None
+        is_next = remaining_steps and type(remaining_steps[0]) is kind
+        return remaining_steps.pop(0) if is_next else None
 
     crop = take(transforms.RandomResizedCrop)
     resize = take(transforms.Resize)
@@ -63,7 +83,8 @@ def _recognised_plan(compose: transforms.Compose) -> PicturePlan | None:
     grey = take(transforms.RandomGrayscale)
     to_tensor = take(transforms.ToTensor)
     normalise = take(transforms.Normalize)
-    if steps or to_tensor is None or normalise is None or (crop is None) == (resize is None):
+    has_all_parts = to_tensor and normalise and (crop is None) != (resize is None)
+    if remaining_steps or not has_all_parts:
         return None
 
     square = _square(crop, resize, centre)
@@ -112,7 +133,3 @@ def _square(crop: Any, resize: Any, centre: Any) -> _Square | None:
         is_known = len(sides) == 1
         sides += centre.size
     return _Square(mode, sides[0]) if is_known and len({*sides}) == 1 else None
-
-
-def _steps(transform: Any) -> Any:
-    return getattr(transform, "transforms", ())

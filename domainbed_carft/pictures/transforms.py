@@ -2,58 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torchvision import transforms
 
-from domainbed_carft.pictures.plan import PicturePlan
+from domainbed_carft.pictures.plan import Augmentation, PicturePlan
 
 
 class PlanTransform(transforms.Compose):
-    """The transform of a plan, from a Pillow picture to a normalised tensor (3, S, S)."""
+    """The transform of a plan, from a Pillow picture to a normalised tensor (3, S, S).
+
+    Its steps are made when somebody asks for the list ``transforms``, or applies it.
+    """
 
     def __init__(self, plan: PicturePlan) -> None:
-        super().__init__(_steps(plan))
         self._plan = plan
-        self._steps = tuple(self.transforms)
+        self._own_steps: tuple[Any, ...] = ()
+        self._transforms: list[Any] | None = None
 
     @property
     def plan(self) -> PicturePlan | None:
-        """The plan; None if somebody has changed the list of steps since."""
-        return self._plan if tuple(self.transforms) == self._steps else None
+        """The plan; None if somebody has changed the list of steps."""
+        is_changed = self._transforms is not None and tuple(self._transforms) != self._own_steps
+        return None if is_changed else self._plan
+
+    @property
+    def transforms(self) -> list[Any]:
+        """The steps, each a transform of torchvision."""
+        if self._transforms is None:
+            self._own_steps = tuple(_steps(self._plan))
+            self._transforms = list(self._own_steps)
+        return self._transforms
+
+    @transforms.setter
+    def transforms(self, steps: list[Any]) -> None:
+        self._transforms = steps
 
 
-def _steps(plan: PicturePlan) -> list[Any]:
+def _steps(plan: PicturePlan) -> Iterator[Any]:
     """The plan's steps, each a transform of torchvision."""
-    augmentation = plan.augmentation
-    crop_scale = augmentation.crop_scale if augmentation else None
-    steps = _resizing_steps(plan) if crop_scale is None else [_random_crop(plan)]
-
-    if augmentation and augmentation.flip_probability is not None:
-        steps.append(transforms.RandomHorizontalFlip(augmentation.flip_probability))
-    if augmentation and augmentation.jitter_ranges is not None:
-        brightness, contrast, saturation, hue = (
-            limits or 0 for limits in augmentation.jitter_ranges
-        )
-        steps.append(transforms.ColorJitter(brightness, contrast, saturation, hue))
-    if augmentation and augmentation.grey_probability is not None:
-        steps.append(transforms.RandomGrayscale(augmentation.grey_probability))
-    return [*steps, transforms.ToTensor(), transforms.Normalize(plan.mean, plan.std)]
-
-
-def _random_crop(plan: PicturePlan) -> Any:
-    augmentation = plan.augmentation
-    assert augmentation
-    return transforms.RandomResizedCrop(
-        plan.size,
-        scale=augmentation.crop_scale,
-        ratio=augmentation.crop_ratio,
-        interpolation=transforms.InterpolationMode(plan.interpolation),
-    )
-
-
-def _resizing_steps(plan: PicturePlan) -> list[Any]:
+    augmentation = plan.augmentation or Augmentation()
     mode = transforms.InterpolationMode(plan.interpolation)
-    if plan.resize == "squash":
-        return [transforms.Resize((plan.size, plan.size), mode)]
-    return [transforms.Resize(plan.size, mode), transforms.CenterCrop(plan.size)]
+
+    if augmentation.crop_scale is not None:
+        scale = augmentation.crop_scale
+        ratio = augmentation.crop_ratio
+        yield transforms.RandomResizedCrop(plan.size, scale, ratio, interpolation=mode)
+    elif plan.resize == "squash":
+        yield transforms.Resize((plan.size, plan.size), mode)
+    else:
+        yield transforms.Resize(plan.size, mode)
+        yield transforms.CenterCrop(plan.size)
+
+    if augmentation.flip_probability is not None:
+        yield transforms.RandomHorizontalFlip(augmentation.flip_probability)
+    if augmentation.jitter_ranges is not None:
+        brightness, contrast, saturation, hue = augmentation.jitter_ranges
+        yield transforms.ColorJitter(brightness or 0, contrast or 0, saturation or 0, hue or 0)
+    if augmentation.grey_probability is not None:
+        yield transforms.RandomGrayscale(augmentation.grey_probability)
+
+    yield transforms.ToTensor()
+    yield transforms.Normalize(plan.mean, plan.std)

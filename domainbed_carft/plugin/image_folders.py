@@ -18,6 +18,7 @@ from domainbed_carft.data import verify
 from domainbed_carft.errors import CarftError, EndedJob
 from domainbed_carft.method import dataset_facts
 from domainbed_carft.pictures import host_transforms
+from domainbed_carft.pictures.preprocessing import Preprocessing
 from domainbed_carft.pictures.protocols import CLIP_PRESETS, UPSTREAM_SIZE, plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin.hooked_modules import SWITCH, warn_once
@@ -159,11 +160,11 @@ def _follow_protocol(dataset: Any, arguments: Mapping[str, Any]) -> str:
     if "test_envs" not in arguments or not (is_clip_protocol or is_upstream):
         return host_protocol
 
-    preprocessing = preprocessing_of(hparams)
+    preprocessing = wanted_preprocessing(hparams)
     host_size = dataset.input_shape[-1]
     size = host_size
     if preprocessing and (is_clip_protocol or host_size == UPSTREAM_SIZE):
-        size = resolution_of(preprocessing)
+        size = preprocessing.resolution
     if not is_clip_protocol and size == host_size:
         return host_protocol
 
@@ -175,19 +176,16 @@ def _follow_protocol(dataset: Any, arguments: Mapping[str, Any]) -> str:
     return protocol
 
 
-def preprocessing_of(hparams: Any) -> str:
-    """The hparam ``preprocessing``, or what the CLIP of one of our algorithms wants, else ""."""
+def wanted_preprocessing(hparams: Any) -> Preprocessing | None:
+    """What the hparam ``preprocessing`` says, or what the CLIP of one of our algorithms wants.
+
+    None for other algorithms, and for a CLIP that cannot be read.
+    """
     if not isinstance(hparams, dict) or "preprocessing" not in hparams:
-        return ""
+        return None
+    if hparams["preprocessing"]:
+        return Preprocessing.from_hparam(hparams["preprocessing"])
 
     from domainbed_carft.method import job_clip  # takes the seconds of importing torch
 
-    if hparams["preprocessing"]:
-        return str(hparams["preprocessing"])
-    preprocessing = job_clip.wanted_preprocessing(hparams)
-    return preprocessing.hparam_value if preprocessing else ""
-
-
-def resolution_of(preprocessing: str) -> int:
-    """Pixels a side in the hparam ``preprocessing``, such as "224 bicubic shortest"."""
-    return int(preprocessing.split()[0])
+    return job_clip.wanted_preprocessing(hparams)

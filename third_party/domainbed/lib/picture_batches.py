@@ -125,7 +125,7 @@ def choose(
 
 def _common_plan(environments: Sequence[Any]) -> PicturePlan:
     """The plan of the first environment that is augmented; of the first if none is."""
-    plans = [plan for environment in environments if (plan := environment_plan(environment))]
+    plans = [*filter(None, map(environment_plan, environments))]
     augmented = [plan for plan in plans if plan.augmentation]
     return (augmented or plans)[0]
 
