@@ -96,7 +96,8 @@ def _build(state: Any) -> Any:
         build_model(dict(state))
 
     model = build_model(dict(state)).float()  # rounds to half precision on its way
-    model.load_state_dict({k: v for k, v in state.items() if k in model.state_dict()})
+    names = model.state_dict().keys()
+    model.load_state_dict({name: value for name, value in state.items() if name in names})
     return model
 
 
