@@ -108,8 +108,7 @@ TASKS = {"DTD": DTD}
     "pictures/transforms.py": """
 def PlanTransform(plan):
     return [plan.resize, plan.size, plan.augmentation is not None]
-""",
-    "pictures/host_transforms.py": """
+
 def is_upstream(transform):
     return False
 

@@ -22,7 +22,6 @@ from torchvision import transforms as T
 
 from domainbed_carft.data import emoji, picture_files
 from domainbed_carft.pictures import augmentation, loading, stages
-from domainbed_carft.pictures.host_transforms import plan_of
 from domainbed_carft.pictures.loading import decode
 from domainbed_carft.pictures.plan import Augmentation, PicturePlan
 from domainbed_carft.pictures.preprocessing import (
@@ -33,7 +32,7 @@ from domainbed_carft.pictures.preprocessing import (
     Preprocessing,
 )
 from domainbed_carft.pictures.protocols import plan_for
-from domainbed_carft.pictures.transforms import PlanTransform
+from domainbed_carft.pictures.transforms import PlanTransform, plan_of
 
 DECODED_BY_TORCHVISION = (
     "plain.jpg",
@@ -155,7 +154,7 @@ def test_a_plan_comes_back_from_its_transform_and_from_json(protocol, preprocess
         plan, resize=resize
     )
 
-    job_plan = dataclasses.replace(plan, path="fast", jitter="numba").for_model(
+    job_plan = dataclasses.replace(plan, mode="fast", jitter="numba").for_model(
         336, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     )
     assert PicturePlan.from_json(json.loads(json.dumps(job_plan.as_json()))) == job_plan
@@ -181,7 +180,7 @@ def test_a_transform_whose_steps_were_changed_has_the_plan_of_its_steps():
         ("mean", "abc"),
         ("std", [0.5, 0.0, 0.5]),
         ("std", [0.5, float("nan"), 0.5]),
-        ("path", "slow"),
+        ("mode", "slow"),
         ("jitter", ["numba"]),
         ("is_for_model", 1),
         ("augmentation", []),

@@ -10,7 +10,7 @@ from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 
 from domainbed_carft.errors import Problem
-from domainbed_carft.method import host_arguments, hparams, job_facts, objective
+from domainbed_carft.method import host_arguments, hparams, job_clip, objective
 from domainbed_carft.method.activations import encode
 
 
@@ -93,7 +93,7 @@ class HostedAlgorithm(Algorithm):
     ``featurizer`` and ``classifier``. Both are properties, so that a state dict has no more keys.
     """
 
-    wanted_pictures = staticmethod(job_facts.wanted_pictures)
+    wanted_pictures = staticmethod(job_clip.wanted_pictures)
     featurizer = property(featurizer_of)
     classifier = property(classifier_of)
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.clips.backbone import Backbone
+from domainbed_carft.method import dataset_facts
+from domainbed_carft.pictures import rng
 from domainbed_carft.pictures.preprocessing import Preprocessing
 
 
@@ -24,9 +26,6 @@ class _JobClip:
     preprocessing: Preprocessing
     loaded: Backbone | None  # of a file that had to be read; None once the algorithm has it
 
-    def is_of(self, hparams: Mapping[str, Any]) -> bool:
-        return self.hparams is hparams and self.name == hparams["clip_backbone"]
-
 
 # One job has one CLIP.
 _last: _JobClip | None = None
@@ -38,17 +37,34 @@ def wanted_preprocessing(hparams: Mapping[str, Any]) -> Preprocessing | None:
     None for a CLIP that cannot be read: the algorithm, which loads it, says why.
     """
     global _last
-    if _last and _last.is_of(hparams):
-        return _last.preprocessing
+    known_clip = _known_clip(hparams)
+    if known_clip:
+        return known_clip.preprocessing
 
     name = hparams["clip_backbone"]
     try:
-        loaded = backbone.load(name) if backbone.is_own_file(name) else None
-        preprocessing = loaded.preprocessing if loaded else backbone.preprocessing(name)
+        with rng.preserved_states():  # building a model draws, and training would draw otherwise
+            loaded = backbone.load(name) if backbone.is_own_file(name) else None
+            preprocessing = loaded.preprocessing if loaded else backbone.preprocessing(name)
     except Exception:  # of any type, by what the file or the hub has
         return None
     _last = _JobClip(hparams, name, preprocessing, loaded)
     return preprocessing
+
+
+def wanted_pictures(
+    hparams: Mapping[str, Any],
+) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
+    """Pixels a side, and mean and std a channel, of the pictures that a host is to deliver.
+
+    None for a CLIP that cannot be read, and for a data set without environments.
+    """
+    preprocessing = wanted_preprocessing(hparams)
+    if preprocessing is None:
+        return None
+    if not dataset_facts.set_normalisation(hparams, (preprocessing.mean, preprocessing.std)):
+        return None
+    return preprocessing.resolution, preprocessing.mean, preprocessing.std
 
 
 def load(hparams: Mapping[str, Any]) -> Backbone:
@@ -56,8 +72,15 @@ def load(hparams: Mapping[str, Any]) -> Backbone:
 
     A file that `wanted_preprocessing` has read is not read again.
     """
-    loaded = None
-    if _last and _last.is_of(hparams):
-        loaded = _last.loaded
-        _last.loaded = None
-    return loaded or backbone.load(hparams["clip_backbone"])
+    known_clip = _known_clip(hparams)
+    if not (known_clip and known_clip.loaded):
+        return backbone.load(hparams["clip_backbone"])
+
+    loaded = known_clip.loaded
+    known_clip.loaded = None
+    return loaded
+
+
+def _known_clip(hparams: Mapping[str, Any]) -> _JobClip | None:
+    is_known = _last and _last.hparams is hparams and _last.name == hparams["clip_backbone"]
+    return _last if is_known else None

@@ -84,20 +84,3 @@ def _require_protocol(requested: str, followed: str) -> None:
             "Only this package's data sets and MultipleEnvironmentImageFolder with test_envs and "
             "hparams can follow another protocol. Leave protocol at 'domainbed'"
         )
-
-
-def wanted_pictures(
-    hparams: Mapping[str, Any],
-) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
-    """Pixels a side, and mean and std a channel, of the pictures that a host is to deliver.
-
-    None for a CLIP that cannot be read: the algorithm will say why.
-    """
-    from domainbed_carft.method import job_clip  # takes the seconds of importing torch
-
-    preprocessing = job_clip.wanted_preprocessing(hparams)
-    if preprocessing is None:
-        return None
-    if not dataset_facts.set_normalisation(hparams, (preprocessing.mean, preprocessing.std)):
-        return None
-    return preprocessing.resolution, preprocessing.mean, preprocessing.std

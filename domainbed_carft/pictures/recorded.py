@@ -41,10 +41,10 @@ def _plan_without_record(content: Mapping[str, Any], clip_input: CLIPInput) -> P
         plan = dataclasses.replace(plan, mean=mean, std=std)
 
     words = str(content.get("pictures", ""))
-    path, _, jitter = words.removesuffix(MODEL_PART).partition(JITTER_PART)
-    if path != FAST or jitter not in JITTERS:
+    mode, _, jitter = words.removesuffix(MODEL_PART).partition(JITTER_PART)
+    if mode != FAST or jitter not in JITTERS:
         return plan
-    plan = dataclasses.replace(plan, path=FAST, jitter=jitter)
+    plan = dataclasses.replace(plan, mode=FAST, jitter=jitter)
     if words.endswith(MODEL_PART):
         preprocessing = clip_input.preprocessing
         plan = plan.for_model(plan.size, preprocessing.mean, preprocessing.std)

@@ -172,7 +172,7 @@ def four_domains(tmp_path):
     return tmp_path / "four"
 
 
-@pytest.mark.parametrize("path", picture_batches.PATHS)
+@pytest.mark.parametrize("path", picture_batches.MODES)
 def test_large_batches_pass_through_a_containers_shared_memory(four_domains, path):
     command = [sys.executable, "-c", LOADS, path, str(four_domains)]
     process = in_small_shared_memory("64m", *command)
