@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from domainbed_carft.clips import backbone
-from domainbed_carft.clips.backbone import Backbone
-from domainbed_carft.method import dataset_facts
-from domainbed_carft.pictures import rng
+from domainbed_carft.clips.backbone import Backbone, ClipFacts
 from domainbed_carft.pictures.preprocessing import Preprocessing
 
 
@@ -26,6 +26,9 @@ class _JobClip:
     preprocessing: Preprocessing
     loaded: Backbone | None  # of a file that had to be read; None once the algorithm has it
 
+    def is_of(self, hparams: Mapping[str, Any]) -> bool:
+        return self.hparams is hparams and self.name == hparams["clip_backbone"]
+
 
 # One job has one CLIP.
 _last: _JobClip | None = None
@@ -34,37 +37,23 @@ _last: _JobClip | None = None
 def wanted_preprocessing(hparams: Mapping[str, Any]) -> Preprocessing | None:
     """What the job's CLIP wants of pictures.
 
-    None for a CLIP that cannot be read: the algorithm, which loads it, says why.
+    None for a CLIP that cannot be read: `facts` say why, before the algorithm is built.
     """
-    global _last
-    known_clip = _known_clip(hparams)
-    if known_clip:
-        return known_clip.preprocessing
-
-    name = hparams["clip_backbone"]
     try:
-        with rng.preserved_states():  # building a model draws, and training would draw otherwise
-            loaded = backbone.load(name) if backbone.is_own_file(name) else None
-            preprocessing = loaded.preprocessing if loaded else backbone.preprocessing(name)
+        return _job_clip(hparams).preprocessing
     except Exception:  # of any type, by what the file or the hub has
         return None
-    _last = _JobClip(hparams, name, preprocessing, loaded)
-    return preprocessing
 
 
-def wanted_pictures(
-    hparams: Mapping[str, Any],
-) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
-    """Pixels a side, and mean and std a channel, of the pictures that a host is to deliver.
+def facts(hparams: Mapping[str, Any]) -> ClipFacts:
+    """Which CLIP the job has, and what it wants of pictures.
 
-    None for a CLIP that cannot be read, and for a data set without environments.
+    A user's own file has to be loaded for it, and is kept for `load`. Raises as `backbone.load`.
     """
-    preprocessing = wanted_preprocessing(hparams)
-    if preprocessing is None:
-        return None
-    if not dataset_facts.set_normalisation(hparams, (preprocessing.mean, preprocessing.std)):
-        return None
-    return preprocessing.resolution, preprocessing.mean, preprocessing.std
+    job_clip = _job_clip(hparams)
+    if job_clip.loaded is None:
+        return backbone.clip_facts(job_clip.name, job_clip.preprocessing)
+    return ClipFacts(job_clip.loaded.digest, job_clip.loaded.revision, job_clip.preprocessing)
 
 
 def load(hparams: Mapping[str, Any]) -> Backbone:
@@ -72,15 +61,23 @@ def load(hparams: Mapping[str, Any]) -> Backbone:
 
     A file that `wanted_preprocessing` has read is not read again.
     """
-    known_clip = _known_clip(hparams)
-    if not (known_clip and known_clip.loaded):
-        return backbone.load(hparams["clip_backbone"])
-
-    loaded = known_clip.loaded
-    known_clip.loaded = None
-    return loaded
+    loaded = None
+    if _last and _last.is_of(hparams):
+        loaded = _last.loaded
+        _last.loaded = None
+    return loaded or backbone.load(hparams["clip_backbone"])
 
 
-def _known_clip(hparams: Mapping[str, Any]) -> _JobClip | None:
-    is_known = _last and _last.hparams is hparams and _last.name == hparams["clip_backbone"]
-    return _last if is_known else None
+def _job_clip(hparams: Mapping[str, Any]) -> _JobClip:
+    """The CLIP that ``hparams`` name, from the last call if they are the same object."""
+    global _last
+    name = hparams["clip_backbone"]
+    if _last is None or not _last.is_of(hparams):
+        loaded = None
+        if backbone.is_own_file(name):
+            # Making the modules must not move the generators that the job draws from.
+            with torch.random.fork_rng(devices=[]):
+                loaded = backbone.load(name)
+        preprocessing = loaded.preprocessing if loaded else backbone.preprocessing(name)
+        _last = _JobClip(hparams, name, preprocessing, loaded)
+    return _last
