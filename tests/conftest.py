@@ -53,13 +53,13 @@ GROUPS = (
     ("test_suites_runs",),
     ("test_open_clip", "test_open_clip_strangers"),
     ("test_demo",),
-    ("test_doctor",),
+    # An interpreter that has imported torch.
+    ("test_doctor", "test_data_check", "test_hparams", "test_runs_data"),
     ("test_report_examples",),
     ("test_runs_export", "test_runs_card"),  # an export
     ("test_algorithms",),
     ("test_step",),
     ("test_imagenet_training",),
-    ("test_runs_data",),
     ("test_processes",),
     ("test_sweep_commands",),
     ("test_emoji",),

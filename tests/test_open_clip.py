@@ -120,7 +120,8 @@ def test_a_name_and_tag_give_the_tags_preprocessing(folders, monkeypatch, no_net
 
 def test_a_repository_of_the_hub_is_read_from_its_cache(tmp_path):
     """With its revision, and without a network, as on a node whose cache was copied."""
-    revision, repository = "0123456789" * 4, tmp_path / "hub" / "models--nobody--model"
+    revision = "0123456789" * 4
+    repository = tmp_path / "hub" / "models--nobody--model"
     place = repository / "snapshots" / revision
     open_clip_folders.write(place, "gelu")
     (repository / "refs").mkdir()

@@ -232,7 +232,8 @@ def test_tokens_equal_open_clips(name, tmp_path):
 
 def test_a_hub_repository_uses_its_own_tokenizer(tmp_path, monkeypatch):
     """Not the one that its open_clip_config.json names; read from the hub's cache."""
-    revision, repository = "0123456789" * 4, tmp_path / "hub" / "models--nobody--model"
+    revision = "0123456789" * 4
+    repository = tmp_path / "hub" / "models--nobody--model"
     place = repository / "snapshots" / revision
     open_clip_folders.write(place, "siglip")
     (repository / "refs").mkdir()
@@ -272,7 +273,8 @@ for name in sys.argv[2:]:
         outcomes.append([str(error), time.process_time() - start])
 print(json.dumps(outcomes))
 """
-VISION, TEXT = "vision_cfg", "text_cfg"
+VISION = "vision_cfg"
+TEXT = "text_cfg"
 # What a configuration says beside the weights of `gelu`, and the refusal.
 SIZES = [
     (VISION, {"width": 16384, "head_width": 64, "layers": 40}, "layers, the weights only|shape"),

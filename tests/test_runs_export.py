@@ -144,7 +144,8 @@ def test_a_resnet_is_exported(tmp_path):
 @pytest.mark.parametrize("name", backbone.OPENAI_WEIGHTS)
 def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(name):
     config = open_clip.get_model_config(model_card.open_clip_name(name))
-    vision, text = config["vision_cfg"], config["text_cfg"]
+    vision = config["vision_cfg"]
+    text = config["text_cfg"]
     with torch.device("meta"):
         model = clip.model.CLIP(
             config["embed_dim"],
