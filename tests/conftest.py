@@ -53,10 +53,15 @@ GROUPS = (
     ("test_suites_runs",),
     ("test_open_clip", "test_open_clip_strangers"),
     ("test_demo",),
-    # An interpreter that has imported torch.
-    ("test_doctor", "test_data_check", "test_hparams", "test_runs_data"),
+    (  # an interpreter that has imported torch
+        "test_doctor",
+        "test_data_check",
+        "test_hparams",
+        "test_runs_card",
+        "test_runs_data",
+        "test_runs_export",
+    ),
     ("test_report_examples",),
-    ("test_runs_export", "test_runs_card"),  # an export
     ("test_algorithms",),
     ("test_step",),
     ("test_imagenet_training",),

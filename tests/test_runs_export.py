@@ -1,8 +1,6 @@
 """`carft export`: what it writes, as clip and open_clip themselves read it; what it refuses."""
 
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 import warm
 from conftest import TINY_SHAPE, random_clip
 from export_jobs import blocks, debug, exact
+from fake_checkout import run_python_with_torch
 from torch.nn.functional import cosine_similarity, normalize
 from torchvision.datasets.folder import default_loader
 
@@ -57,12 +56,7 @@ def test_the_cards_code_gives_the_predictions_of_the_run(library, files, run, tm
         expected = run.algorithm.predict(x)
     by_clip, by_open_clip, classify = blocks(files.readme.read_text(encoding="utf-8"))
     code = (by_clip if library == "clip" else by_open_clip) + classify + AFTERWARDS
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, "logits", *pictures],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = run_python_with_torch("-c", code, "logits", *pictures, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == run.classes[int(expected[0].argmax())]
 
