@@ -229,12 +229,9 @@ def build(
     tables_of_sources = divisions.tables(collection.groups, tables_of_groups)
     scores = [row for group in collection.groups for row in suites.scores(group, options.error)]
 
-    comparisons = []
+    comparisons = None
     if compare_published:
-        comparisons = [
-            published.compare(group, [table for table in group_tables if not table.one_setting])
-            for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
-        ]
+        comparisons = _compare_published(collection, tables_of_groups)
     differences = []
     if pair:
         first, second = pair
@@ -251,7 +248,7 @@ def build(
         tables_of_groups=tables_of_groups,
         tables_of_sources=tables_of_sources,
         suite_scores=scores,
-        comparisons=comparisons,
+        comparisons=comparisons or [],
         pair=pair,
         differences=differences,
         comparisons_against=comparisons_against,
@@ -262,12 +259,22 @@ def build(
             tables_of_groups=tables_of_groups,
             tables_of_sources=tables_of_sources,
             scores=scores,
-            published_comparisons=comparisons if compare_published else None,
+            published_comparisons=comparisons,
             differences=differences,
             comparisons_against=comparisons_against,
             powers=powers,
         ),
     )
+
+
+def _compare_published(
+    collection: Collection, tables_of_groups: Sequence[Sequence[Table]]
+) -> list[GroupComparison]:
+    """Each group's accuracies beside published ones, by a choice for each target."""
+    return [
+        published.compare(group, [table for table in group_tables if not table.one_setting])
+        for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
+    ]
 
 
 def _compare_against(

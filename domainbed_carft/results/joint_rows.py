@@ -94,12 +94,13 @@ def label_rows(
     _require_varying(by, values_by_algorithm, facts)
 
     defaults = _recorded_defaults(by, runs)
-    names = {
-        (algorithm, values_of_row): _name(algorithm, by, values_of_row, all_values, defaults)
-        for algorithm in order.ordered_algorithms(values_by_algorithm, declared)
-        for all_values in [values_by_algorithm[algorithm]]
-        for values_of_row in _sorted_values(by, algorithm, all_values, defaults)
-    }
+    names: dict[tuple[str, _Values], str] = {}
+    for algorithm in order.ordered_algorithms(values_by_algorithm, declared):
+        all_values = _sorted_values(by, algorithm, values_by_algorithm[algorithm], defaults)
+        for values_of_row in all_values:
+            name = _name(algorithm, by, values_of_row, all_values, defaults)
+            names[algorithm, values_of_row] = name
+
     jobs = [
         replace(of_job.job, row_name=names[of_job.job.key.algorithm, of_job.values(by)])
         for of_job in facts
