@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from domainbed_carft import process_variables
 from domainbed_carft.jobs.folder import LOCK_VARIABLE
 
-# Any value but 0 has all jobs start cold.
-SWITCH = "DOMAINBED_COLD_START"
+SWITCH = process_variables.COLD_START.name
 
 TRAIN = "domainbed.scripts.train"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from domainbed_carft import machine, text
+from domainbed_carft import process_variables, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, Problem, problems_of
 from domainbed_carft.method import prompts
@@ -81,7 +81,7 @@ def hparam_problems(algorithm: str, dataset: str, overrides: Mapping[str, Any]) 
 
 
 def _require_single_process() -> None:
-    for name in ("WORLD_SIZE", machine.PROCESSES):
+    for name in ("WORLD_SIZE", process_variables.PROCESSES.name):
         number = os.environ.get(name, "")
         if number.isdecimal() and int(number) > 1:
             raise CarftError(
