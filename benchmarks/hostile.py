@@ -218,6 +218,7 @@ class Attacks:
                 path.write_bytes(mutated(path.read_bytes(), self.draw))
         for words in (["collect"], ["collect", "--format", "csv"], ["top"], ["sweep", "status"]):
             carft(*words, str(folder))
+        carft("diff", str(folder), str(folder))
 
     def weights(self) -> None:
         """Flipped and cut bytes of a saved run; one flipped bit never goes unnoticed."""

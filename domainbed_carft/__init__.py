@@ -10,17 +10,21 @@ from domainbed_carft.plugin import register, unregister
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from domainbed_carft.results.collect import collect
-    from domainbed_carft.runs.api import Run, evaluate, export, load_run, soup, wise_ft
+    from domainbed_carft.runs.api import evaluate, export, model_stock, soup, wise_ft
+    from domainbed_carft.runs.loaded_run import Run, load_run
+    from domainbed_carft.sweep.differences import diff
     from domainbed_carft.version import __version__
 
 # The functions of the Python API, and the modules that they come from.
 LAZY_NAMES = {
     "__version__": "domainbed_carft.version",
-    "Run": "domainbed_carft.runs.api",
+    "Run": "domainbed_carft.runs.loaded_run",
     "collect": "domainbed_carft.results.collect",
+    "diff": "domainbed_carft.sweep.differences",
     "evaluate": "domainbed_carft.runs.api",
     "export": "domainbed_carft.runs.api",
-    "load_run": "domainbed_carft.runs.api",
+    "load_run": "domainbed_carft.runs.loaded_run",
+    "model_stock": "domainbed_carft.runs.api",
     "soup": "domainbed_carft.runs.api",
     "wise_ft": "domainbed_carft.runs.api",
 }
@@ -29,9 +33,11 @@ __all__ = [
     "Run",
     "__version__",
     "collect",
+    "diff",
     "evaluate",
     "export",
     "load_run",
+    "model_stock",
     "register",
     "soup",
     "unregister",

@@ -90,7 +90,7 @@ def test_a_pair_that_shares_no_trial_is_refused(sweep):
 
 def test_top_returns_what_the_command_prints(sweep, capsys):
     best = top([sweep], methods=["oracle"], algorithm="CARFT", test_env=1)
-    options = ["--select", "oracle", "--algorithm", "CARFT", "--test_env", "1"]
+    options = ["--json", "--select", "oracle", "--algorithm", "CARFT", "--test_env", "1"]
     entries = [entry.as_dict() for entry in best.entries]
     assert entries == printed_json(capsys, "top", sweep, *options)
 

@@ -28,7 +28,7 @@ def rows_of_collect(folder, capsys):
 
 
 def order_of_top(folder, capsys):
-    assert cli.main(["top", str(folder), "--select", "oracle"]) == 0
+    assert cli.main(["top", str(folder), "--select", "oracle", "--json"]) == 0
     return list(dict.fromkeys(entry["algorithm"] for entry in json.loads(capsys.readouterr().out)))
 
 

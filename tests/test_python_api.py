@@ -14,7 +14,7 @@ from runs_jobs import by_split, carft, evaluated
 
 import domainbed_carft
 from domainbed_carft.errors import CarftError
-from domainbed_carft.runs import BATCH_SIZE, api
+from domainbed_carft.runs import BATCH_SIZE, api, loaded_run
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,9 @@ def test_the_examples_of_the_docstrings(pets, picture, tmp_path):
         "picture": picture,
         "folder": tmp_path,
     }
-    examples = [test for test in doctest.DocTestFinder().find(api) if test.examples]
-    assert len(examples) == 6  # one for each function, and for Run.predict
+    documented = [*doctest.DocTestFinder().find(loaded_run), *doctest.DocTestFinder().find(api)]
+    examples = [test for test in documented if test.examples]
+    assert len(examples) == 7  # one for each function, and for Run.predict
 
     runner = doctest.DocTestRunner()
     for example in examples:
@@ -72,7 +73,7 @@ def test_paths_pictures_and_tensors_give_what_the_command_gives(pets, picture, r
         row = predictions.context_probabilities[0].tolist()
         assert dict(zip(predictions.contexts, row)) == expected["contexts"]
 
-    transformed = api.predicting.picture_transform(run.trained)(image.convert("RGB"))
+    transformed = loaded_run.predicting.picture_transform(run.trained)(image.convert("RGB"))
     again = run.predict(transformed[None])
     assert torch.equal(again.class_probabilities, predictions.class_probabilities)
 

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.cli import data as data_commands
+from domainbed_carft.cli import diff as diff_command
 from domainbed_carft.cli import results as collect_commands
 from domainbed_carft.cli import runs as run_commands
 from domainbed_carft.cli import sweep as sweep_commands
+from domainbed_carft.cli import top as top_command
 from domainbed_carft.errors import CarftError, Problem, UnreadableError
 from domainbed_carft.text import printable
 from domainbed_carft.version import __version__
 
-# Exit statuses; 1 is that of other errors.
+# Exit statuses
+OTHER_ERRORS = 1
 NOTHING_READABLE = 3
 INTERRUPTED = 130
 
@@ -27,7 +30,8 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; its exit status, 1 with a message on stderr for errors a user can fix.
 
-    If no picture can be read the status is 3, as it is where some cannot.
+    For ``carft diff``, to which 1 means that something differs, such errors give 2. If no picture
+    can be read the status is 3, as it is where some cannot.
     """
     arguments = _parser().parse_args(argv)
     _prepare_stdout()
@@ -38,14 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UnreadableError as error:
         return _fail(str(error), NOTHING_READABLE)
     except CarftError as error:
-        return _fail(str(error))
+        return _fail(str(error), arguments.status_of_errors)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:  # what is printed goes into head, say
         _stop_printing()
         return 0
     except OSError as error:
-        return _fail_for_file(error)
+        return _fail_for_file(error, arguments.status_of_errors)
     return status or 0
 
 
@@ -57,22 +61,24 @@ def _prepare_stdout() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _fail(message: str, status: int = 1) -> int:
+def _fail(message: str, status: int) -> int:
     """Print a message, which may quote files, folders and records; returns the exit status."""
     print("carft:", "\n".join(map(printable, message.splitlines())), file=sys.stderr)
     return status
 
 
-def _fail_for_file(error: OSError) -> int:
+def _fail_for_file(error: OSError, status: int) -> int:
     """Print what is wrong with a file or a disk; raises an error that is of neither."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         _stop_printing()
         return _fail(
-            f"the disk is full ({error.filename or 'where the output goes'}); free some space"
+            f"the disk is full ({error.filename or 'where the output goes'}); free some space",
+            status,
         )
     if not error.filename:
         raise error
-    return _fail(f"{error.filename}: {error.strerror}; check this path and its permissions")
+    message = f"{error.filename}: {error.strerror}; check this path and its permissions"
+    return _fail(message, status)
 
 
 def _stop_printing() -> None:
@@ -82,6 +88,7 @@ def _stop_printing() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="carft", description="CAR-FT for DomainBed.")
+    parser.set_defaults(status_of_errors=OTHER_ERRORS)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -89,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     data_commands.add_to(commands)
     collect_commands.add_to(commands)
+    top_command.add_to(commands)
+    diff_command.add_to(commands)
     run_commands.add_to(commands)
     sweep_commands.add_to(commands)
     return parser

@@ -1,4 +1,4 @@
-"""``carft collect``, ``top`` and ``report``: their command lines, and what they print."""
+"""``carft collect`` and ``report``: their command lines, and what they print."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
@@ -14,11 +14,15 @@ from domainbed_carft.jobs.record_lines import describe_warnings
 from domainbed_carft.jobs.setting import KINDS
 from domainbed_carft.text import printable, quantity
 
+if TYPE_CHECKING:
+    from domainbed_carft.results.collect import Results
+
 INCOMPLETE = 3  # exit status of --strict
 
 # As modules that take a while to load have them, which a test compares.
 METHODS = ("training-domain", "leave-one-domain-out", "oracle", "in-domain")
 FORMATS = ("text", "markdown", "csv", "json", "latex")
+LATEX_TABLE = "latex-table"
 ERRORS = ("domainbed", "sample", "std")
 DEFAULT_COLUMNS = ("environments", "average")
 COLUMNS = (
@@ -37,9 +41,8 @@ COLUMNS = (
 
 
 def add_to(commands: Any) -> None:
-    """Add the three to argparse's ``commands``."""
+    """Add the two to argparse's ``commands``."""
     _add_collect(commands)
-    _add_top(commands)
     _add_report(commands)
 
 
@@ -47,9 +50,19 @@ def _add_collect(commands: Any) -> None:
     parser = commands.add_parser(
         "collect", help="print result tables of sweeps, with standard errors and what is missing"
     )
-    _add_common(parser, _collect)
+    add_common(parser, _collect)
     parser.add_argument(
-        "--format", choices=FORMATS, default="text", help="output format (default: text)"
+        "--format",
+        choices=(*FORMATS, LATEX_TABLE),
+        default="text",
+        help="output format (default: text); latex is a document, latex-table one tabular for "
+        "\\input, by the first selection method",
+    )
+    parser.add_argument(
+        "--names",
+        type=Path,
+        metavar="FILE",
+        help="YAML file of names to print in a latex-table: methods, datasets, environments",
     )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write here instead of printing"
@@ -87,21 +100,11 @@ def _add_collect(commands: Any) -> None:
     )
 
 
-def _add_top(commands: Any) -> None:
-    parser = commands.add_parser(
-        "top", help="print the best hyperparameters of each trial as JSON, ready for --hparams"
-    )
-    _add_common(parser, _top)
-    parser.add_argument("--dataset", help="show only this data set")
-    parser.add_argument("--algorithm", help="show only this algorithm")
-    parser.add_argument("--test_env", type=int, help="show only the environment with this index")
-
-
 def _add_report(commands: Any) -> None:
     parser = commands.add_parser(
         "report", help="write a web page of a sweep's results: tables, figures, example pictures"
     )
-    _add_common(parser, _report)
+    add_common(parser, _report)
     parser.add_argument(
         "-o",
         "--output",
@@ -134,8 +137,8 @@ def _add_report(commands: Any) -> None:
     )
 
 
-def _add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None:
-    """Add the arguments that all three have."""
+def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None:
+    """Add the arguments that ``collect``, ``top`` and ``report`` have."""
     parser.set_defaults(run=run)
     parser.add_argument(
         "folders",
@@ -179,8 +182,7 @@ def _collect(arguments: argparse.Namespace) -> int:
     from domainbed_carft.results import formats
     from domainbed_carft.results.collect import collect
 
-    if arguments.format == "csv" and arguments.compare and arguments.paired:
-        raise CarftError("--format csv holds one table; use either --compare or --paired")
+    _require_one_table(arguments)
     files.require_output(arguments.output)
 
     columns = COLUMNS if arguments.full else arguments.columns or DEFAULT_COLUMNS
@@ -193,16 +195,45 @@ def _collect(arguments: argparse.Namespace) -> int:
         columns=columns,
         error=arguments.error,
     )
-    text = formats.FORMATS[arguments.format](results.document)
+    if arguments.format == LATEX_TABLE:
+        text = _latex_table(results, arguments.names)
+    else:
+        text = formats.FORMATS[arguments.format](results.document)
     if arguments.output:
         files.save_text(arguments.output, text)
     else:
         sys.stdout.write(text)
 
     if arguments.format == "csv":  # which has no room for notes
-        _print_errors(results.notes)
-    _print_errors([*describe_warnings(results.warnings), _summary_line(results.summary)])
+        print_errors(results.notes)
+    print_errors([*describe_warnings(results.warnings), _summary_line(results.summary)])
     return _strict_status(results.defects) if arguments.strict else 0
+
+
+def _require_one_table(arguments: argparse.Namespace) -> None:
+    """Raise CarftError for options that ask more of a format than it holds."""
+    if arguments.format == "csv" and arguments.compare and arguments.paired:
+        raise CarftError("--format csv holds one table; use either --compare or --paired")
+    if arguments.format == LATEX_TABLE and (arguments.compare or arguments.paired):
+        raise CarftError(
+            "--format latex-table holds one table of accuracies; use --format latex for --compare "
+            "and --paired"
+        )
+    if arguments.names and arguments.format != LATEX_TABLE:
+        raise CarftError(f"--names goes with --format latex-table, not {arguments.format}")
+
+
+def _latex_table(results: Results, names_file: Path | None) -> str:
+    """The tabular of the first selection method, after a line on what it leaves out."""
+    from domainbed_carft.results import display_names, latex_table
+
+    names = display_names.read(names_file) if names_file else display_names.DisplayNames()
+    text = latex_table.write(results.tables, names)
+    left_out = latex_table.methods_left_out(results.tables)
+    if left_out:
+        shown = results.tables[0].method
+        print_errors([f"The table is by {shown}; for another, use --select {left_out[0]}."])
+    return text
 
 
 def _summary_line(summary: Mapping[str, Any]) -> str:
@@ -220,24 +251,8 @@ def _strict_status(defects: Mapping[str, int]) -> int:
         return 0
 
     listing = ", ".join(f"{kind} ({count:,})" for kind, count in defects.items())
-    _print_errors([f"carft: --strict: {listing}"])
+    print_errors([f"carft: --strict: {listing}"])
     return INCOMPLETE
-
-
-def _top(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.results import formats
-    from domainbed_carft.results.top import top
-
-    best = top(
-        arguments.folders,
-        methods=arguments.select,
-        ignored=arguments.ignore,
-        dataset=arguments.dataset,
-        algorithm=arguments.algorithm,
-        test_env=arguments.test_env,
-    )
-    sys.stdout.write(formats.as_json([entry.as_dict() for entry in best.entries]))
-    _print_errors(describe_warnings(best.warnings))
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -252,14 +267,14 @@ def _report(arguments: argparse.Namespace) -> None:
         n_examples=0 if arguments.no_examples else max(0, arguments.n_examples),
         data_dir=arguments.data_dir,
     )
-    _print_errors(describe_warnings(report.warnings))
+    print_errors(describe_warnings(report.warnings))
     if report.why_no_examples:
-        _print_errors([f"No example pictures: {report.why_no_examples}"])
+        print_errors([f"No example pictures: {report.why_no_examples}"])
     if not report.is_complete:
-        _print_errors(["Some cells are incomplete; see the notes on the page."])
+        print_errors(["Some cells are incomplete; see the notes on the page."])
     print(f"Report: {printable(str(report.index))}")
 
 
-def _print_errors(lines: Iterable[str]) -> None:
+def print_errors(lines: Iterable[str]) -> None:
     for line in lines:
         print(printable(line), file=sys.stderr)

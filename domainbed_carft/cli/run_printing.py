@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,13 +19,16 @@ from domainbed_carft.runs.alphas import choose_saved_alphas, sorted_alphas
 from domainbed_carft.runs.default_weights import choose_weights, describe_choice
 from domainbed_carft.runs.evaluate import Evaluation, evaluate
 from domainbed_carft.runs.export import export
+from domainbed_carft.runs.layer_shares import UNIFORM
 from domainbed_carft.runs.measuring import LoadingOptions, choose_device
+from domainbed_carft.runs.model_stock import model_stock
 from domainbed_carft.runs.predict import (
     PicturePrediction,
     default_workers,
     find_pictures,
     predict_files,
 )
+from domainbed_carft.runs.saved import TrainedRun
 from domainbed_carft.runs.soup import soup
 from domainbed_carft.runs.suite_evaluation import append_record, evaluate_clip, evaluate_on_suite
 from domainbed_carft.runs.suite_scores import SuiteEvaluation
@@ -132,14 +135,16 @@ def wise_ft_command(arguments: argparse.Namespace) -> int:
         original=arguments.original,
         folder=arguments.output,
         saved_alphas=saved_alphas,
+        layers=arguments.layers,
     )
 
     choice = describe_choice(arguments.path, arguments.which, run.path)
     if choice:
         print(choice)
     print(run_texts.wise_ft_text(result, is_soup=run.soup is not None))
-    for evaluation in result.suite_evaluations:
-        append_record(run.path, evaluation)
+    if arguments.layers == UNIFORM:  # in a record, an alpha is that of all layers
+        for evaluation in result.suite_evaluations:
+            append_record(run.path, evaluation)
 
     folder = printable(str(arguments.output))
     if saved_alphas:
@@ -154,6 +159,9 @@ def soup_command(arguments: argparse.Namespace) -> int:
     options = _loading_options(arguments, arguments.data_dir)
     weights = [choose_weights(path, arguments.which) for path in arguments.paths]
     runs = [saved.open_run(file) for file in weights]
+    if arguments.method == "model-stock":
+        return _model_stock(arguments, runs, options)
+
     soups = soup(runs, options, suite=arguments.suite, folder=arguments.output)
 
     dataset = printable(str(soups.arguments["dataset"]))
@@ -161,6 +169,23 @@ def soup_command(arguments: argparse.Namespace) -> int:
     print(run_texts.soups_text(soups))
     print(f"Results and weights: {printable(str(arguments.output))}")
     return SOME_SKIPPED if soups.has_unread_sets else 0
+
+
+def _model_stock(
+    arguments: argparse.Namespace, runs: Sequence[TrainedRun], options: LoadingOptions
+) -> int:
+    stock = model_stock(
+        runs,
+        options,
+        original=arguments.original,
+        suite=arguments.suite,
+        folder=arguments.output,
+    )
+    dataset = printable(str(stock.arguments["dataset"]))
+    print(f"{dataset}: Model Stock of {quantity(len(runs), 'run')}")
+    print(run_texts.model_stock_text(stock))
+    print(f"Results and weights: {printable(str(arguments.output))}")
+    return SOME_SKIPPED if stock.has_unread_sets else 0
 
 
 def export_command(arguments: argparse.Namespace) -> None:

@@ -130,22 +130,22 @@ def _latex(document: Document) -> str:
     """A whole LaTeX document, from which tables can be copied; they need graphicx."""
     lines = [_LATEX_PREAMBLE]
     for grid in document.grids:
-        lines += ["", rf"\subsection*{{{_escape_latex(grid.title)}}}"]
+        lines += ["", rf"\subsection*{{{escape_latex(grid.title)}}}"]
 
         for start in range(0, len(grid.rows) or 1, _LATEX_ROWS_PER_TABLE):
             page = grid._replace(rows=grid.rows[start : start + _LATEX_ROWS_PER_TABLE])
-            table = _table(page, "latex_raw", _escape_latex)
+            table = _table(page, "latex_raw", escape_latex)
             lines += [rf"\noindent{_LATEX_FIT_TO_PAGE}{{{table}}}\par\smallskip"]
 
         for note in grid.notes:
-            lines += ["", r"\noindent{\small " + _escape_latex(note) + r"\par}"]
+            lines += ["", r"\noindent{\small " + escape_latex(note) + r"\par}"]
 
     for caption in document.caption:
-        lines += ["", r"\noindent " + _escape_latex(caption)]
+        lines += ["", r"\noindent " + escape_latex(caption)]
     return "\n".join([*lines, r"\end{document}"]) + "\n"
 
 
-def _escape_latex(text: str) -> str:
+def escape_latex(text: str) -> str:
     """Text as LaTeX prints it; of what pdfLaTeX has no letter for, the code point."""
 
     def code_point(match: re.Match[str]) -> str:

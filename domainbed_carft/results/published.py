@@ -11,10 +11,12 @@ import numpy as np
 
 from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.records import Run
+from domainbed_carft.results import verdicts
 from domainbed_carft.results.cells import Cell, ErrorKind, cell_of, format_accuracy
 from domainbed_carft.results.document import Grid
 from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Table
+from domainbed_carft.results.verdicts import Verdict
 
 AVERAGE = "average"
 BACKBONE = "ViT-B/16"
@@ -24,6 +26,7 @@ CAPTION = (
     "from several sources and protocols. The error is that of the mean "
     "over n trials, both where they were published. Selected on: what checkpoint and "
     "hyperparameters were chosen on; what was selected on the target is not comparable.",
+    verdicts.CAPTION,
 )
 
 _TEXT_COLUMNS = ("method", "dataset", "backbone", "selection", "source", "note")
@@ -51,6 +54,8 @@ _COUNTERPARTS = {
     "CLIPood": "CLIPood",
     "CLIPMIRO": "MIRO",
 }
+
+_NOT_COMPARABLE = "Not comparable: {}."
 
 
 class GroupComparison(NamedTuple):
@@ -99,6 +104,7 @@ def compare(group: Group, group_tables: Iterable[Table]) -> GroupComparison:
     published = {(figure["method"], figure["dataset"]): figure for figure in figures()}
     datasets = dict.fromkeys(dataset for _, dataset in published if dataset != AVERAGE)
     counterparts = _counterparts(group.runs)
+    deviations_of_row = _deviations_by_row(group.runs)
 
     entries = []
     for table in group_tables:
@@ -111,28 +117,51 @@ def compare(group: Group, group_tables: Iterable[Table]) -> GroupComparison:
                 method = counterparts.get((row.algorithm, dataset), "")
                 figure = published.get((method, dataset))
                 if figure and cell.mean is not None:
-                    entry = {
+                    deviations = deviations_of_row.get((row.algorithm, dataset), {})
+                    deviation = _clause(row.algorithm, list(deviations), method)
+                    verdict = verdicts.judge(cell, table.method, figure, deviation)
+                    labels = {
                         "setting": table.setting,
                         "selection": table.method,
                         "algorithm": row.algorithm,
                         "dataset": dataset,
-                        "ours": cell.mean,
-                        "standard_error": cell.standard_error,
-                        "n": cell.n,
-                        "complete": not (cell.missing or cell.partial),
-                        "published": figure["accuracy"],
-                        "difference": cell.mean - figure["accuracy"],
-                        "method": figure["method"],
-                        "source": figure["source"],
-                        "published_standard_error": figure["standard_error"],
-                        "published_n": figure["n"],
-                        "published_selection": figure["selection"],
-                        "note": figure["note"],
                     }
-                    entries.append(entry)
+                    entries.append(labels | _entry(cell, figure, verdict))
 
-    remarks = dict.fromkeys(_deviation(run) for run in group.runs)
+    remarks = dict.fromkeys(_deviation_remark(run) for run in group.runs)
     return GroupComparison(entries, [remark for remark in remarks if remark])
+
+
+def _entry(cell: Cell, figure: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
+    """Our mean, the published figure and the verdict, in percent and points."""
+    return {
+        "ours": cell.mean,
+        "standard_error": cell.standard_error,
+        "n": cell.n,
+        "complete": not (cell.missing or cell.partial),
+        "published": figure["accuracy"],
+        "difference": (cell.mean or 0.0) - figure["accuracy"],
+        "method": figure["method"],
+        "source": figure["source"],
+        "published_standard_error": figure["standard_error"],
+        "published_n": figure["n"],
+        "published_selection": figure["selection"],
+        "note": figure["note"],
+        "verdict": verdict.name,
+        "reason": verdict.reason,
+        "low": verdict.low,
+        "high": verdict.high,
+    }
+
+
+def _deviations_by_row(runs: Iterable[Run]) -> dict[tuple[str, str], dict[str, None]]:
+    """(Algorithm, data set or AVERAGE) -> how any of its runs deviate from the published method."""
+    deviations: dict[tuple[str, str], dict[str, None]] = {}
+    for run in runs:
+        for dataset in (run.dataset, AVERAGE):
+            row = deviations.setdefault((run.algorithm, dataset), {})
+            row.update(dict.fromkeys(_deviations(run)))
+    return deviations
 
 
 def _counterparts(runs: Iterable[Run]) -> dict[tuple[str, str], str]:
@@ -153,8 +182,8 @@ def _counterparts(runs: Iterable[Run]) -> dict[tuple[str, str], str]:
     }
 
 
-def _deviation(run: Run) -> str:
-    """What a run has that the published method of its name has not, "" if nothing."""
+def _deviations(run: Run) -> list[str]:
+    """What a run has that the published method of its name has not."""
     method_hparams = _HPARAMS_OF_METHOD.get(run.algorithm, ())
     deviations = []
     for name, published_value in _PUBLISHED_HPARAMS.items():
@@ -163,14 +192,23 @@ def _deviation(run: Run) -> str:
             deviations.append(f"{name} {value}")
     if run.algorithm == "CLIPMIRO":
         deviations.append("a head that starts zero-shot instead of random")
+    return deviations
 
+
+def _deviation_remark(run: Run) -> str:
+    """The sentence on what a run has that the published method has not, "" if nothing."""
+    deviations = _deviations(run)
     method = counterpart(run)
     if not (method and deviations):
         return ""
-    return (
-        f"Not comparable: {run.algorithm} has {', '.join(deviations)}, unlike the published "
-        f"{method}."
-    )
+    return _NOT_COMPARABLE.format(_clause(run.algorithm, deviations, method))
+
+
+def _clause(algorithm: str, deviations: Sequence[str], method: str) -> str:
+    """In what an algorithm's runs deviate from the published method, "" if in nothing."""
+    if not deviations:
+        return ""
+    return f"{algorithm} has {', '.join(deviations)}, unlike the published {method}"
 
 
 def _over_all(cells: Sequence[Cell], error: ErrorKind) -> Cell:
@@ -188,15 +226,23 @@ def _over_all(cells: Sequence[Cell], error: ErrorKind) -> Cell:
 def grid(comparisons: Sequence[Mapping[str, Any]], remarks: Sequence[str]) -> Grid:
     """The table of a `GroupComparison`: a row for each entry; the remarks are notes."""
     header = ["Algorithm", "Selection", "Data set", "Ours", "Published", "Difference"]
-    header += ["Published as", "Selected on"]
-    rows = [_comparison_row(comparison) for comparison in comparisons]
+    header += ["Verdict", "Published as", "Selected on"]
+
+    reasons = dict.fromkeys(entry["reason"] for entry in comparisons if entry["reason"])
+    numbers = {reason: number for number, reason in enumerate(reasons, 1)}
+    rows = [_comparison_row(entry, numbers.get(entry["reason"])) for entry in comparisons]
+
+    numbered_remarks = [_NOT_COMPARABLE.format(reason) for reason in numbers]
+    notes = [f"[{number}] {remark}" for number, remark in enumerate(numbered_remarks, 1)]
+    notes += [remark for remark in remarks if remark not in numbered_remarks]
 
     settings = {comparison["setting"] for comparison in comparisons} - {""}
     title = "; ".join(["Beside published figures", *settings])
-    return Grid(title, header, rows, [*remarks, *sources(comparisons)])
+    return Grid(title, header, rows, [*notes, *sources(comparisons)])
 
 
-def _comparison_row(comparison: Mapping[str, Any]) -> list[str]:
+def _comparison_row(comparison: Mapping[str, Any], note_number: int | None) -> list[str]:
+    """The cells of a row; ``note_number``: of the note that says why it is not comparable."""
     our_accuracy = format_accuracy(
         comparison["ours"], comparison["standard_error"], comparison["n"]
     )
@@ -208,6 +254,7 @@ def _comparison_row(comparison: Mapping[str, Any]) -> list[str]:
         comparison["published_standard_error"],
         comparison["published_n"],
     )
+    verdict = comparison["verdict"]
     return [
         comparison["algorithm"],
         comparison["selection"],
@@ -215,6 +262,7 @@ def _comparison_row(comparison: Mapping[str, Any]) -> list[str]:
         our_accuracy,
         published,
         f"{comparison['difference']:+.1f}",
+        f"{verdict} [{note_number}]" if note_number else verdict,
         comparison["method"],
         comparison["published_selection"],
     ]

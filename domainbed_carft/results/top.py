@@ -34,8 +34,10 @@ class BestHparams:
 
     ``setting``: of the group of runs, where there are several. ``test_env`` and ``environment``:
     index and name of the target; None, as is ``accuracy``, if nothing was left out. Accuracies are
-    in [0, 1]. ``hparams``: as recorded; ``argument``: for the command line of another run.
-    ``folders``: of the jobs that selection used, the run itself first.
+    in [0, 1]. ``hparams``: as recorded; ``argument``: for the command line of another run;
+    ``hparams_set``: those that the run's own command line sets. ``folders``: of the jobs that
+    selection used, the run itself first. ``values``: searched hyperparameter -> the chosen value;
+    ``members``: among how many choices this one was chosen.
     """
 
     setting: str
@@ -52,9 +54,12 @@ class BestHparams:
     hparams: dict[str, Any]
     argument: str
     folders: list[str]
+    hparams_set: dict[str, Any]
+    values: dict[str, Any]
+    members: int
 
     def as_dict(self) -> dict[str, Any]:
-        """An entry of the list that ``carft top`` prints."""
+        """An entry of the list that ``carft top --json`` prints."""
         return dict(vars(self))
 
 
@@ -150,4 +155,7 @@ def _entry(selected: Selected, setting: str, method: str, environment: str | Non
         hparams=dict(run.recorded),
         argument=f"--hparams {shlex.quote(json.dumps(to_repeat, sort_keys=True))}",
         folders=[run.folder for run in outcome.runs],
+        hparams_set=overrides(run.job.args),
+        values=dict(outcome.values),
+        members=outcome.members,
     )

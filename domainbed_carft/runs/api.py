@@ -6,119 +6,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import torch
 
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.runs import evaluate as evaluating
 from domainbed_carft.runs import export as exporting
-from domainbed_carft.runs import predict as predicting
+from domainbed_carft.runs import model_stock as stocking
 from domainbed_carft.runs import soup as souping
 from domainbed_carft.runs import wise_ft as mixing
 from domainbed_carft.runs.alphas import DEFAULT_ALPHAS
-from domainbed_carft.runs.default_weights import choose_weights
 from domainbed_carft.runs.evaluate import Evaluation
 from domainbed_carft.runs.export import ExportedFiles
-from domainbed_carft.runs.measuring import LoadingOptions, choose_device
-from domainbed_carft.runs.predict import Picture, Predictions
-from domainbed_carft.runs.saved import TrainedRun, open_run
+from domainbed_carft.runs.layer_shares import UNIFORM
+from domainbed_carft.runs.loaded_run import (
+    AnyRun,
+    Run,
+    loaded_run,
+    options_for,
+    options_of,
+)
+from domainbed_carft.runs.model_stock import ModelStock
 from domainbed_carft.runs.soup import Soups
 from domainbed_carft.runs.suite_evaluation import evaluate_on_suite
 from domainbed_carft.runs.suite_scores import SuiteEvaluation
 from domainbed_carft.runs.wise_ft import WiseFT
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained run, ready to predict; `load_run` makes it.
-
-    ``trained``: everything that the weights file holds; its ``algorithm`` is a torch module.
-    """
-
-    trained: TrainedRun
-
-    @property
-    def path(self) -> Path:
-        """The weights file."""
-        return self.trained.path
-
-    @property
-    def classes(self) -> list[str]:
-        """The names of the K classes, in label order."""
-        return self.trained.classes
-
-    @property
-    def contexts(self) -> list[str]:
-        """The M templates, such as "a sketch of a {}."."""
-        return self.trained.contexts
-
-    @property
-    def hparams(self) -> Mapping[str, Any]:
-        """The hyperparameters that it was trained with."""
-        return self.trained.hparams
-
-    @property
-    def step(self) -> int | None:
-        """After which the weights were saved; None for the last step, and for a soup."""
-        return self.trained.step
-
-    @property
-    def device(self) -> torch.device:
-        """Where the run predicts."""
-        return self.trained.algorithm.context_weights.device
-
-    def predict(
-        self, pictures: Picture | Sequence[Picture], batch_size: int = BATCH_SIZE
-    ) -> Predictions:
-        """Class and context probabilities of one or several pictures.
-
-        ``pictures``: paths, Pillow pictures, and uint8 tensors (3, H, W) or (N, 3, H, W) from 0 to
-        255, which all go through the run's test transform. Floating-point tensors are taken as they
-        are: transform them first, as `domainbed_carft.runs.predict.picture_transform` does.
-
-        Raises CarftError for a picture that cannot be read, and if there is none.
-
-        >>> predictions = load_run(job).predict([picture, picture])
-        >>> predictions.class_probabilities.shape
-        torch.Size([2, 2])
-        >>> predictions.class_probabilities.sum(dim=1).round(decimals=6).tolist()
-        [1.0, 1.0]
-        >>> sorted(predictions.as_dict())
-        ['class_probabilities', 'classes', 'context_probabilities', 'contexts']
-        """
-        return predicting.predict(self.trained, pictures, batch_size)
-
-
-# A run that is loaded, or the folder of its job, or a weights file.
-AnyRun: TypeAlias = Run | str | os.PathLike[str]
-
-
-def load_run(
-    path: str | os.PathLike[str], which: str | None = None, device: str | None = None
-) -> Run:
-    """The run in a job's folder or a weights file.
-
-    ``which``: in a folder "last" for model.pkl or "best" for model_best.pkl; by default the weights
-    that the tables are of, which is "best" if the job left environments out and has that file.
-    ``device``: where to predict, such as "cpu" or "cuda:1"; by default the GPU if there is one.
-
-    Nothing in the file is executed. Raises CarftError for a folder without the weights, a file that
-    is not a run of one of our algorithms, weights that are not finite, and an unknown device.
-
-    >>> run = load_run(job, device="cpu")
-    >>> run.classes
-    ['cat', 'wild dog']
-    >>> len(run.contexts) > 1
-    True
-    """
-    chosen_device = choose_device(device)
-    trained = open_run(choose_weights(Path(path), which))
-    trained.algorithm.to(chosen_device)
-    return Run(trained)
 
 
 def evaluate(
@@ -148,8 +60,8 @@ def evaluate(
     >>> evaluation.as_dict()["splits"][0]["pictures"] == evaluation.splits[0].counts.count
     True
     """
-    loaded = _loaded(run, device)
-    options = _options(loaded, data_dir, batch_size, workers)
+    loaded = loaded_run(run, device)
+    options = options_for(loaded, data_dir, batch_size, workers)
     if suite:
         return evaluate_on_suite(suite, loaded.trained, options)
     return evaluating.evaluate(loaded.trained, options)
@@ -165,6 +77,7 @@ def wise_ft(
     original: str | None = None,
     output: str | os.PathLike[str] | None = None,
     save: Sequence[float] = (),
+    layers: str = UNIFORM,
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
 ) -> WiseFT:
@@ -172,7 +85,9 @@ def wise_ft(
 
     ``original``: the CLIP that the run started from, needed unless that is a published one.
     ``output``: a folder for the results, the curve, and the weights of the alphas in ``save``; by
-    default nothing is written. The others as in `evaluate`. The run itself is left as it was.
+    default nothing is written. ``layers``: "uniform", or "linear" for shares that grow from alpha
+    in the first block to 1 in the last, as in LiNeS. The others as in `evaluate`. The run itself is
+    left as it was.
 
     Raises CarftError unless the alphas are different numbers from 0 to 1 and ``save`` has some of
     them, if a file is in ``output`` already, for runs that no line connects to a CLIP, and as
@@ -184,15 +99,16 @@ def wise_ft(
     >>> sorted(result.alphas[1].as_dict())
     ['alpha', 'in_domain', 'out_of_domain', 'splits']
     """
-    loaded = _loaded(run, device)
+    loaded = loaded_run(run, device)
     return mixing.wise_ft(
         loaded.trained,
         alphas,
-        _options(loaded, data_dir, batch_size, workers),
+        options_for(loaded, data_dir, batch_size, workers),
         suite=suite,
         original=original,
         folder=Path(output) if output is not None else None,
         saved_alphas=save,
+        layers=layers,
     )
 
 
@@ -220,13 +136,43 @@ def soup(
     >>> soups.greedy.accuracies.in_domain >= soups.uniform.members[0].validation
     True
     """
-    loaded_runs = [_loaded(run, device) for run in runs]
-    options = LoadingOptions(choose_device(device), batch_size, workers, data_dir)
-    if loaded_runs and device is None:
-        options = _options(loaded_runs[0], data_dir, batch_size, workers)
+    loaded_runs = [loaded_run(run, device) for run in runs]
     return souping.soup(
         [run.trained for run in loaded_runs],
-        options,
+        options_of(loaded_runs, device, data_dir, batch_size, workers),
+        suite=suite,
+        folder=Path(output) if output is not None else None,
+    )
+
+
+def model_stock(
+    runs: Sequence[AnyRun],
+    *,
+    suite: str | None = None,
+    data_dir: str | None = None,
+    device: str | None = None,
+    original: str | None = None,
+    output: str | os.PathLike[str] | None = None,
+    batch_size: int = BATCH_SIZE,
+    workers: int | None = None,
+) -> ModelStock:
+    """Two or more runs and their original CLIP, combined by Model Stock (arXiv 2403.19522).
+
+    ``original``: the CLIP that the runs started from, needed unless that is a published one.
+    ``output``: a folder for the results and the weights; by default nothing is written. The others
+    as in `evaluate`.
+
+    Raises CarftError as `soup`, and if the original is missing or not the runs'.
+
+    >>> stock = model_stock([job, second_job], workers=0)
+    >>> all(0 <= ratio <= 1 for ratio in stock.ratios.values())
+    True
+    """
+    loaded_runs = [loaded_run(run, device) for run in runs]
+    return stocking.model_stock(
+        [run.trained for run in loaded_runs],
+        options_of(loaded_runs, device, data_dir, batch_size, workers),
+        original=original,
         suite=suite,
         folder=Path(output) if output is not None else None,
     )
@@ -254,24 +200,9 @@ def export(
     ('clip.head.pt', 'clip.json')
     """
     return exporting.export(
-        _loaded(run, "cpu" if not isinstance(run, Run) else None).trained,
+        loaded_run(run, "cpu" if not isinstance(run, Run) else None).trained,
         Path(path),
         original=original,
         half=half,
         force=force,
     )
-
-
-def _loaded(run: AnyRun, device: str | None) -> Run:
-    """The run, on ``device`` if that is given."""
-    if not isinstance(run, Run):
-        return load_run(run, device=device)
-    if device is not None:
-        run.trained.algorithm.to(choose_device(device))
-    return run
-
-
-def _options(
-    run: Run, data_dir: str | None, batch_size: int, workers: int | None
-) -> LoadingOptions:
-    return LoadingOptions(run.device, batch_size, workers, data_dir)

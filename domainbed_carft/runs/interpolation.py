@@ -1,7 +1,8 @@
 """The weights between the original CLIP and a run, in one copy of the model.
 
 Wortsman et al., "Robust fine-tuning of zero-shot models", arXiv 2109.01903: (1 - alpha) times the
-zero-shot weights plus alpha times the fine-tuned ones, encoder and head.
+zero-shot weights plus alpha times the fine-tuned ones, encoder and head. With linear layers alpha
+is the share of the first block only; see `layer_shares`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import objective, prompts
+from domainbed_carft.runs import layer_shares
 from domainbed_carft.runs.saved import TrainedRun, original_clip
 
 # Algorithms whose runs are no end of a line from the original CLIP.
@@ -24,31 +26,49 @@ UNFIT_ALGORITHMS = {
 
 
 class _MovedTensor(NamedTuple):
-    """A tensor that training changed: the one that predicts, and copies of both ends."""
+    """A tensor that training changed: the one that predicts, and copies of both ends.
+
+    ``depth``: as `layer_shares.depths` has it.
+    """
 
     current: Tensor
     tuned: Tensor
     original: Tensor
+    depth: float
 
 
 class Interpolation:
     """A run's algorithm, which `set` moves to any point between the original CLIP and the run.
 
     ``original``: the CLIP that the run started from, as in `saved.original_clip`; the algorithm is
-    moved to ``device``. Raises CarftError for CLIPZeroShot, FLYP and a random head, and as
-    `saved.original_clip`.
+    moved to ``device``. ``layers``: one of `layer_shares.LAYERS`. Raises CarftError for
+    CLIPZeroShot, FLYP and a random head, for linear layers of weights that are already between a
+    CLIP and a run, and as `saved.original_clip` and `layer_shares.depths`.
     """
 
-    def __init__(self, run: TrainedRun, device: torch.device, original: str | None = None) -> None:
-        _require_fit(run)
-        original_weights = _original_weights(run, original)
+    def __init__(
+        self,
+        run: TrainedRun,
+        device: torch.device,
+        original: str | None = None,
+        layers: str = layer_shares.UNIFORM,
+    ) -> None:
+        _require_fit(run, layers)
+        encoder_depths = layer_shares.depths(run.algorithm.encoder, layers)
+        head_depth = 1.0 if layers == layer_shares.LINEAR else 0.0
+        weights_of_original = original_weights(run, original)
         self.algorithm = run.algorithm.to(device)
 
         # What training has not moved stays as it is, to the bit.
         state = self.algorithm.state_dict()  # the very tensors that predict
         self._moved = [
-            _MovedTensor(state[name], state[name].clone(), weights.to(device))
-            for name, weights in original_weights.items()
+            _MovedTensor(
+                current=state[name],
+                tuned=state[name].clone(),
+                original=weights.to(device),
+                depth=encoder_depths.get(name.removeprefix("encoder."), head_depth),
+            )
+            for name, weights in weights_of_original.items()
             if weights.is_floating_point() and not torch.equal(state[name].cpu(), weights)
         ]
 
@@ -56,13 +76,14 @@ class Interpolation:
     def set(self, alpha: float) -> None:
         """Make the algorithm predict with alpha's weights; those of 0 and 1 are exact copies."""
         for tensor in self._moved:
-            if alpha == 0.0:
+            share = alpha + (1 - alpha) * tensor.depth
+            if share == 0.0:
                 tensor.current.copy_(tensor.original)
-            elif alpha == 1.0:
+            elif share == 1.0:
                 tensor.current.copy_(tensor.tuned)
             else:
                 # No fused operation: the same bits on every device.
-                tensor.current.copy_(tensor.original * (1 - alpha)).add_(tensor.tuned * alpha)
+                tensor.current.copy_(tensor.original * (1 - share)).add_(tensor.tuned * share)
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the algorithm's state dict as it is set now, on the CPU."""
@@ -70,7 +91,7 @@ class Interpolation:
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
-def _require_fit(run: TrainedRun) -> None:
+def _require_fit(run: TrainedRun, layers: str) -> None:
     algorithm = run.args["algorithm"]
     reason = UNFIT_ALGORITHMS.get(algorithm)
     if run.hparams["head_init"] == "random" and run.algorithm.trains_head:
@@ -78,9 +99,23 @@ def _require_fit(run: TrainedRun) -> None:
     if reason:
         raise CarftError(f"{run.path} is a run of {algorithm}, {reason}")
 
+    if run.layers == layer_shares.LINEAR:
+        raise CarftError(
+            f"{run.path} was saved by carft wise-ft --layers linear; expected the run that it was "
+            "made from"
+        )
+    if layers == layer_shares.LINEAR and reached_alpha(run) != 1.0:
+        raise CarftError(
+            f"--layers linear: {run.path} is already between the original CLIP and a run (alpha "
+            f"{reached_alpha(run):g}); expected the run itself, or --layers uniform"
+        )
 
-def _original_weights(run: TrainedRun, original: str | None) -> dict[str, Tensor]:
-    """The zero-shot CLIP's encoder and head, under the names of the run's state dict."""
+
+def original_weights(run: TrainedRun, original: str | None) -> dict[str, Tensor]:
+    """The zero-shot CLIP's encoder and head, under the names of the run's state dict.
+
+    The head has the scale of the run's. ``original`` and what is raised: as `saved.original_clip`.
+    """
     clip = original_clip(run, original)
     text_features = backbone.text_features(clip, prompts.prompts(run.contexts, run.classes))
     head_scale = float(run.algorithm.logit_scale / run.algorithm.head_factor)

@@ -32,9 +32,9 @@ class TrainedRun:
 
     ``classes``: the names of the prompts, in label order; ``contexts``: the templates, in the order
     of ``context_logits``. ``step``: after which the weights were saved, None for the run's last.
-    ``alpha``: of ``carft wise-ft``, else None. ``content``: what the file holds besides weights.
-    ``soup``: of ``carft soup``, how it was made (as `runs.soup` writes it), else None; a soup has
-    neither seed nor step.
+    ``alpha`` and ``layers``: of ``carft wise-ft``, else None. ``content``: what the file holds
+    besides weights. ``soup``: of ``carft soup``, how it was made (as `runs.soup` writes it), else
+    None; a soup has neither seed nor step.
     """
 
     path: Path
@@ -47,6 +47,7 @@ class TrainedRun:
     alpha: float | None
     content: Mapping[str, Any]
     soup: Mapping[str, Any] | None = None
+    layers: str | None = None
 
     @property
     def title(self) -> str:
@@ -94,6 +95,7 @@ def run_of(content: Any, file: Path) -> TrainedRun:
         contexts=contexts,
         step=step,
         alpha=content.get("wise_ft_alpha"),
+        layers=content.get("wise_ft_layers"),
         content={key: value for key, value in content.items() if key != "model_dict"},
         soup=soup,
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS
+from domainbed_carft.runs.layer_shares import LAYERS
 
 LARGEST_PICTURE = 4096  # pixels a side; a number in a file must not take all memory
 
@@ -52,13 +53,14 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     ),
     **dict.fromkeys(("best_step", "wise_ft_step"), _is_step),
     "wise_ft_alpha": lambda alpha: alpha is None or (type(alpha) is float and 0 <= alpha <= 1),
+    "wise_ft_layers": lambda layers: layers in (None, *LAYERS),
     "soup": lambda soup: soup is None or _is_soup(soup),
 }
 
 # Of a soup that carft 0.1.0 has saved, which does not say what it is made of.
 UNKNOWN_SOUP: Mapping[str, Any] = {"kind": "unknown", "members": []}
 _NONE = type(None)
-SOUPS = ("uniform", "greedy", UNKNOWN_SOUP["kind"])
+SOUPS = ("uniform", "greedy", "model-stock", UNKNOWN_SOUP["kind"])
 
 
 # The fields of a soup and of its members, and the types that they may have.

@@ -20,26 +20,11 @@ from typing import Any
 import torch
 
 from domainbed_carft import files
-from domainbed_carft.errors import CarftError
 from domainbed_carft.runs import saved
 from domainbed_carft.runs import splits as splitting
-from domainbed_carft.runs.measuring import (
-    LoadingOptions,
-    SplitAccuracies,
-    count_predictions,
-    run_predictor,
-    split_accuracies,
-)
-from domainbed_carft.runs.saved_checks import UNKNOWN_SOUP
-from domainbed_carft.runs.soup_members import (
-    Member,
-    mean_weights,
-    members_of,
-    require_alike,
-    shared_content,
-)
-from domainbed_carft.runs.splits import Split
-from domainbed_carft.runs.suite_evaluation import SuiteTest, suite_test
+from domainbed_carft.runs.measuring import LoadingOptions, SplitAccuracies
+from domainbed_carft.runs.soup_measurement import SoupMeasurement
+from domainbed_carft.runs.soup_members import Member, mean_weights, members_of, require_alike
 from domainbed_carft.runs.suite_scores import SuiteScores
 from domainbed_carft.runs.wise_ft import require_new
 
@@ -146,12 +131,8 @@ def soup(
     if folder:
         require_new(folder, [TABLE, *FILES.values()])
 
-    # One run measures all means: its settings are those of a soup, its weights are exchanged.
     members = members_of(runs)
-    content = shared_content(members, options.data_dir)
-    first_soup = {**content, "soup": UNKNOWN_SOUP, "model_dict": mean_weights(members)}
-    measuring_run = saved.run_of(first_soup, members[0].run.path)
-    measurement = _Measurement.of(measuring_run, options, suite)
+    measurement = SoupMeasurement.of(members, options, suite)
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -161,71 +142,20 @@ def soup(
     best_first = sorted(members, key=lambda member: -member.validation)
     chosen = choose_greedily(best_first, measurement.validation_accuracy)
     soups = Soups(
-        arguments=measuring_run.args,
-        transform=splitting.transform_name(measuring_run),
-        uniform=measurement.evaluate("uniform", best_first),
-        greedy=measurement.evaluate("greedy", chosen),
+        arguments=measurement.run.args,
+        transform=splitting.transform_name(measurement.run),
+        uniform=_evaluated("uniform", best_first, measurement),
+        greedy=_evaluated("greedy", chosen, measurement),
     )
     if folder:
-        _save(soups, content, folder)
+        _save(soups, measurement.content, folder)
     return soups
 
 
-@dataclass(frozen=True)
-class _Measurement:
-    """Measures means of runs by one ``run``, whose weights are exchanged.
-
-    ``validation_splits``: those of ``splits`` that choose. ``test``: the suite, if there is one.
-    """
-
-    run: saved.TrainedRun
-    options: LoadingOptions
-    splits: Sequence[Split]
-    validation_splits: Sequence[Split]
-    test: SuiteTest | None
-
-    @classmethod
-    def of(cls, run: saved.TrainedRun, options: LoadingOptions, suite: str | None) -> _Measurement:
-        """Find the pictures; raises CarftError if there are none to choose by."""
-        test = suite_test(suite, run, options) if suite else None
-        splits = splitting.splits(run, options.data_dir)
-        return cls(run, options, splits, _validation_splits(splits, run.path), test)
-
-    def validation_accuracy(self, members: Sequence[Member]) -> float:
-        """The mean accuracy of the members' mean on the validation splits."""
-        accuracy = self._accuracies(members, self.validation_splits).in_domain
-        assert accuracy is not None  # they have pictures
-        return accuracy
-
-    def evaluate(self, kind: str, members: Sequence[Member]) -> Soup:
-        """The members' mean on the suite, or on all splits without one."""
-        if not self.test:
-            return Soup(kind, members, self._accuracies(members, self.splits))
-
-        # The in-splits take far longer than the suite.
-        accuracies = self._accuracies(members, self.validation_splits)
-        (suite_scores,) = self.test.scores(run_predictor(self.run, self.options.device))
-        return Soup(kind, members, accuracies, suite_scores)
-
-    def _accuracies(self, members: Sequence[Member], splits: Sequence[Split]) -> SplitAccuracies:
-        self.run.algorithm.load_state_dict(mean_weights(members))
-        (counts,) = count_predictions(
-            splits,
-            run_predictor(self.run, self.options.device),
-            self.options,
-            num_classes=len(self.run.classes),
-        )
-        return split_accuracies(splits, counts)
-
-
-def _validation_splits(splits: Sequence[Split], path: Path) -> list[Split]:
-    """The out-splits of the training environments; CarftError if there is none."""
-    validation_splits = [
-        split for split in splits if not split.is_target and split.name.endswith("_out")
-    ]
-    if not any(map(len, validation_splits)):
-        raise CarftError(f"{path} has no out-split of a training environment to choose by")
-    return validation_splits
+def _evaluated(kind: str, members: Sequence[Member], measurement: SoupMeasurement) -> Soup:
+    """The mean of the members, with its accuracies."""
+    accuracies, suite_scores = measurement.evaluate(mean_weights(members))
+    return Soup(kind, members, accuracies, suite_scores)
 
 
 def choose_greedily(

@@ -20,6 +20,7 @@ from domainbed_carft.runs import splits as splitting
 from domainbed_carft.runs import wise_ft_curve
 from domainbed_carft.runs.alphas import listed_alphas, sorted_alphas, weights_name
 from domainbed_carft.runs.interpolation import Interpolation, reached_alpha
+from domainbed_carft.runs.layer_shares import LINEAR, UNIFORM
 from domainbed_carft.runs.measuring import (
     LoadingOptions,
     Predictor,
@@ -69,8 +70,9 @@ class WiseFT:
     """A run at several alphas, from 0 (the original CLIP) to 1 (the run).
 
     ``run``: the path of its weights. ``run_alpha``: of a run that is itself between a CLIP and
-    another run, the alpha of its weights. ``title``: of the curve. ``suite_evaluations``: on a
-    suite the evaluation of each alpha, for the job's records.
+    another run, the alpha of its weights. ``layers``: one of `layer_shares.LAYERS`. ``title``: of
+    the curve. ``suite_evaluations``: on a suite the evaluation of each alpha, for the job's
+    records.
     """
 
     run: str
@@ -79,6 +81,7 @@ class WiseFT:
     test_envs: list[int]
     step: int | None
     run_alpha: float | None
+    layers: str
     transform: str
     alphas: list[AlphaScores]
     title: str
@@ -98,6 +101,7 @@ class WiseFT:
             "test_envs": self.test_envs,
             "step": self.step,
             "run_alpha": self.run_alpha,
+            "layers": self.layers,
             "transform": self.transform,
             "alphas": [scores.as_dict() for scores in self.alphas],
         }
@@ -112,12 +116,15 @@ def wise_ft(
     original: str | None = None,
     folder: Path | None = None,
     saved_alphas: Sequence[float] = (),
+    layers: str = UNIFORM,
 ) -> WiseFT:
     """Evaluate a run at all ``alphas``, in one pass over the data; the run is left as it was.
 
     ``suite``: on its test sets, instead of the splits. ``original``: the CLIP that the run started
     from, as in `saved.original_clip`. ``folder``: where to write the results (TABLE), the curve
-    (`wise_ft_curve.FILES`), and the weights of ``saved_alphas``; None writes nothing.
+    (`wise_ft_curve.FILES`), and the weights of ``saved_alphas``; None writes nothing. ``layers``:
+    "linear" lets alpha count for the first block only, and the shares of the blocks after it grow
+    to 1 at the last, as LiNeS does.
 
     Raises CarftError for alphas that are not different numbers from 0 to 1, for ``saved_alphas``
     that are not among them, if one of the files is there already, and as `Interpolation`,
@@ -136,7 +143,7 @@ def wise_ft(
 
     test = suite_test(suite, run, options) if suite else None
     splits = [] if suite else splitting.splits(run, options.data_dir)
-    interpolation = Interpolation(run, options.device, original)
+    interpolation = Interpolation(run, options.device, original, layers)
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -145,13 +152,13 @@ def wise_ft(
             scores = _scores_on_suite(test, interpolation, alphas)
         else:
             scores = _scores_on_splits(splits, run, interpolation, alphas, options)
-        result = _result_of(run, scores)
+        result = _result_of(run, scores, layers)
 
         if folder:
             _save_results(result, folder)
             for alpha in saved_alphas:
                 interpolation.set(alpha)
-                content = _weights_content(run, alpha, interpolation.state())
+                content = _weights_content(run, alpha, layers, interpolation.state())
                 files.save(folder / weights_name(alpha), functools.partial(torch.save, content))
     finally:
         interpolation.set(1.0)
@@ -208,7 +215,7 @@ def _scores_on_splits(
     return scores
 
 
-def _result_of(run: TrainedRun, scores: list[AlphaScores]) -> WiseFT:
+def _result_of(run: TrainedRun, scores: list[AlphaScores], layers: str) -> WiseFT:
     dataset = run.args["dataset"]
     facts = run_facts(run)
     evaluations = []
@@ -225,11 +232,17 @@ def _result_of(run: TrainedRun, scores: list[AlphaScores]) -> WiseFT:
         test_envs=list(run.args["test_envs"]),
         step=run.step,
         run_alpha=run.alpha,
+        layers=layers,
         transform=splitting.transform_name(run),
         alphas=scores,
-        title=f"{run.title} on {benchmarks.dataset_title(dataset)}",
+        title=_title(run, layers),
         suite_evaluations=evaluations,
     )
+
+
+def _title(run: TrainedRun, layers: str) -> str:
+    suffix = ", linear layers" if layers == LINEAR else ""
+    return f"{run.title} on {benchmarks.dataset_title(run.args['dataset'])}{suffix}"
 
 
 def _save_results(result: WiseFT, folder: Path) -> None:
@@ -246,13 +259,17 @@ def _save_results(result: WiseFT, folder: Path) -> None:
         wise_ft_curve.save(folder, points, result.title, labels)
 
 
-def _weights_content(run: TrainedRun, alpha: float, state: dict[str, Tensor]) -> dict[str, Any]:
+def _weights_content(
+    run: TrainedRun, alpha: float, layers: str, state: dict[str, Tensor]
+) -> dict[str, Any]:
     """The weights file of an alpha: a file like model.pkl."""
     content = {**run.content, "model_dict": state}
     if run.soup is not None:
         content["soup"] = run.soup
     content["wise_ft_alpha"] = alpha * reached_alpha(run)
     content["wise_ft_step"] = run.step
+    if layers == LINEAR:
+        content["wise_ft_layers"] = layers
     return content
 
 

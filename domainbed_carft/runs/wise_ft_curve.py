@@ -66,7 +66,7 @@ def curve_figure(
     places = [(100 * point.in_domain, 100 * point.out_of_domain) for point in points]
     axes.plot(*zip(*places), color=LINE_COLOR, marker="o", markersize=5)
     axes.margins(0.1)
-    heading = f"{title}: weights (1 - α) original + α fine-tuned"
+    heading = f"{title}: (1 - α) original + α fine-tuned"
     axes.set_title(heading, fontsize=10, parse_math=False)
 
     figure.draw_without_rendering()

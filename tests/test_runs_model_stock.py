@@ -1,0 +1,174 @@
+"""Model Stock (`carft soup --method`) and LiNeS (`carft wise-ft --layers`)."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from runs_jobs import by_split, carft, evaluated, train_job, weights
+
+from domainbed_carft.clips import backbone
+from domainbed_carft.errors import CarftError
+from domainbed_carft.runs import api, layer_shares, model_stock, saved
+
+# The tiny CLIP's encoder has this many blocks.
+BLOCKS = 4
+
+
+@pytest.fixture(scope="module")
+def runs(pets, tmp_path_factory):
+    """CARFT on the pets, twice with different seeds and rates."""
+    second = tmp_path_factory.mktemp("stock") / "second"
+    train_job(second, pets / "my pets", "CARFT", "--seed", "1", lr=3e-3)
+    return [pets / "CARFT" / "model.pkl", second / "model.pkl"]
+
+
+def original_weights(pets):
+    """The zero-shot CLIP's weights, its scale folded into the head as CARFT's is."""
+    zero_shot = weights(pets / "CLIPZeroShot" / "model.pkl")
+    zero_shot["head.weight"] *= zero_shot["logit_scale"]
+    return zero_shot
+
+
+def ratio_by_numpy(displacements):
+    """t of the paper's equation for N runs, from the mean cosine over pairs."""
+    cosines = [
+        np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b))
+        for i, a in enumerate(displacements)
+        for b in displacements[i + 1 :]
+    ]
+    cosine = max(0.0, np.mean(cosines))
+    return len(displacements) * cosine / (1 + (len(displacements) - 1) * cosine)
+
+
+def test_each_tensor_of_model_stock_is_the_papers_formula(pets, runs, tmp_path):
+    carft("soup", *runs, "--method", "model-stock", "-o", tmp_path / "out")
+    stock = weights(tmp_path / "out" / model_stock.FILE)
+    ratios = json.loads((tmp_path / "out" / model_stock.TABLE).read_text())["ratios"]
+    original = original_weights(pets)
+    states = [weights(path) for path in runs]
+
+    moved = 0
+    for name, tensor in stock.items():
+        if not name.startswith(("encoder.", "head.")):
+            assert torch.equal(tensor, states[0][name]), name
+            continue
+
+        start = original[name].double().numpy()
+        displacements = [state[name].double().numpy() - start for state in states]
+        if not any(displacement.any() for displacement in displacements):
+            assert torch.equal(tensor, original[name]) and name not in ratios
+            continue
+        moved += 1
+        ratio = ratio_by_numpy([displacement.ravel() for displacement in displacements])
+        expected = start + ratio * np.mean(displacements, axis=0)
+        assert ratios[name] == pytest.approx(ratio, abs=1e-9)
+        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-6, atol=1e-7)
+    assert moved == len(ratios) > 20
+
+
+def test_the_ratio_of_some_angles_is_known():
+    along_x = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    along_y = torch.tensor([0.0, 3.0], dtype=torch.float64)
+    diagonal = torch.tensor([1.0, 3**0.5], dtype=torch.float64)  # 60 degrees to x
+
+    assert model_stock.stock_ratio([along_x, 5 * along_x]) == pytest.approx(1)
+    assert model_stock.stock_ratio([along_x, diagonal]) == pytest.approx(2 / 3)
+    assert model_stock.stock_ratio([along_x, along_y]) == 0
+    assert model_stock.stock_ratio([along_x, -diagonal]) == 0
+    assert model_stock.stock_ratio([along_x, along_x, along_x]) == pytest.approx(1)
+    three = [along_x, diagonal, diagonal]  # cosines 1/2, 1/2 and 1
+    assert model_stock.stock_ratio(three) == pytest.approx(3 * (2 / 3) / (1 + 2 * (2 / 3)))
+
+
+def test_a_model_stock_opens_as_a_run_and_predicts_what_was_printed(runs, tmp_path, capsys):
+    carft("soup", *runs, "--method", "model-stock", "-o", tmp_path / "out")
+    output = capsys.readouterr().out
+    assert "Model Stock of 2 runs" in output and "0 is the original CLIP" in output
+
+    path = tmp_path / "out" / model_stock.FILE
+    document = json.loads((tmp_path / "out" / model_stock.TABLE).read_text())
+    run = saved.open_run(path)
+    assert run.title == "soup of 2 runs (CARFT)" and run.soup["kind"] == "model-stock"
+
+    assert by_split(evaluated(capsys, path)) == document["splits"]
+
+
+def test_model_stock_refuses_what_is_no_soup_and_does_not_overwrite(pets, runs, tmp_path):
+    with pytest.raises(CarftError, match="1 run, expected at least two"):
+        api.model_stock(runs[:1])
+    with pytest.raises(CarftError, match="a run is given twice"):
+        api.model_stock([runs[0], runs[0]])
+
+    (tmp_path / model_stock.FILE).touch()
+    with pytest.raises(CarftError, match=f"already has {model_stock.FILE}"):
+        api.model_stock(runs, output=tmp_path)
+
+
+def linear_share(name, alpha):
+    """The run's share of a tensor, by its name in the tiny CLIP's state dict."""
+    if name.startswith("encoder.transformer.resblocks."):
+        block = int(name.split(".")[3])
+        return alpha + (1 - alpha) * block / (BLOCKS - 1)
+    if name.startswith(("encoder.ln_post.", "encoder.proj", "head.")):
+        return 1.0
+    return alpha
+
+
+def test_linear_layers_grow_from_alpha_in_the_first_block_to_the_run_in_the_last(pets, tmp_path):
+    out = tmp_path / "out"
+    options = ("--alphas", "0", "0.4", "1", "--save", "all", "--layers", "linear")
+    carft("wise-ft", pets / "CARFT" / "model.pkl", "-o", out, *options)
+    original = original_weights(pets)
+    run = weights(pets / "CARFT" / "model.pkl")
+
+    for alpha in (0.0, 0.4, 1.0):
+        for name, tensor in weights(out / f"model_alpha_{alpha:.2f}.pkl").items():
+            if not name.startswith(("encoder.", "head.")):
+                continue
+            share = linear_share(name, alpha)
+            if share == 1:
+                assert torch.equal(tensor, run[name]), name
+            elif share == 0:
+                assert torch.equal(tensor, original[name]), name
+            else:
+                expected = (1 - share) * original[name].double() + share * run[name].double()
+                torch.testing.assert_close(tensor.double(), expected, rtol=1e-6, atol=1e-7)
+
+    assert json.loads((out / "wise_ft.json").read_text())["layers"] == "linear"
+    blocks = {name.split(".")[3] for name in run if name.startswith("encoder.transformer.")}
+    assert len(blocks) == BLOCKS
+
+
+def test_weights_between_clip_and_a_run_are_refused_for_linear_layers(pets, tmp_path):
+    job = pets / "CARFT" / "model.pkl"
+    api.wise_ft(job, [0.5], output=tmp_path / "uniform", save=[0.5], workers=0)
+    with pytest.raises(CarftError, match=r"alpha 0\.5\); expected the run itself"):
+        api.wise_ft(tmp_path / "uniform" / "model_alpha_0.50.pkl", [0.5], layers="linear")
+
+    api.wise_ft(job, [0.5], output=tmp_path / "linear", save=[0.5], layers="linear", workers=0)
+    for layers in layer_shares.LAYERS:
+        with pytest.raises(CarftError, match="expected the run that it was made from"):
+            api.wise_ft(tmp_path / "linear" / "model_alpha_0.50.pkl", [0.5], layers=layers)
+
+
+def test_the_depths_of_a_resnets_tensors_follow_its_stages():
+    state = backbone.load("tiny").model.visual.state_dict()
+    assert layer_shares.depths(backbone.load("tiny").model.visual, "uniform").keys() == state.keys()
+
+    resnet = torch.nn.Module()
+    resnet.conv1 = torch.nn.Conv2d(3, 4, 1)
+    for number in range(1, 5):
+        setattr(resnet, f"layer{number}", torch.nn.Linear(2, 2))
+    resnet.attnpool = torch.nn.Linear(2, 2)
+    depths = layer_shares.depths(resnet, "linear")
+    assert depths["conv1.weight"] == depths["layer1.weight"] == 0
+    assert depths["layer2.bias"] == pytest.approx(1 / 3)
+    assert depths["layer4.weight"] == depths["attnpool.bias"] == 1
+
+
+def test_an_encoder_without_blocks_has_no_linear_layers():
+    encoder = torch.nn.Module()
+    encoder.trunk = torch.nn.Linear(2, 2)
+    with pytest.raises(CarftError, match="made of 0 blocks, expected two or more"):
+        layer_shares.depths(encoder, "linear")
