@@ -12,10 +12,12 @@ from PIL import Image
 from test_backbone import as_archive
 from torchvision import transforms
 
-from domainbed_carft.clips import backbone, pictures
+from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.method import algorithms, hparams
+from domainbed_carft.pictures.clip_input import CLIPInput
+from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET
 from domainbed_carft.runs.saved import open_run
 
 CLASSES = ["dog", "cat", "owl"]
@@ -142,7 +144,7 @@ def test_start_equals_clips_own_zero_shot_classifier(random_tiny):
     loaded = backbone.load(str(random_tiny))
     to_clip, to_domainbed = (
         transforms.Compose([transforms.ToTensor(), transforms.Normalize(*normalisation)])
-        for normalisation in ((pictures.CLIP_MEAN, pictures.CLIP_STD), pictures.IMAGENET)
+        for normalisation in ((CLIP_MEAN, CLIP_STD), IMAGENET)
     )
     with torch.no_grad():
         tokens = [clip.tokenize([c.format(k) for k in CLASSES]) for c in CONTEXTS]
@@ -159,11 +161,10 @@ def test_start_equals_clips_own_zero_shot_classifier(random_tiny):
 
 def test_pictures_are_resized_between_the_two_normalisations():
     mean, std, clip_mean, clip_std = (
-        torch.tensor(v).view(3, 1, 1)
-        for v in (*pictures.IMAGENET, pictures.CLIP_MEAN, pictures.CLIP_STD)
+        torch.tensor(v).view(3, 1, 1) for v in (*IMAGENET, CLIP_MEAN, CLIP_STD)
     )
     raw = torch.rand(2, 3, 224, 224)
-    got = pictures.CLIPInput(48)((raw - mean) / std)
+    got = CLIPInput(48)((raw - mean) / std)
     small = transforms.functional.resize(
         raw, [48, 48], transforms.InterpolationMode.BICUBIC, antialias=True
     )

@@ -90,6 +90,7 @@ def test_a_method_without_any_job_is_refused(tmp_path, capsys, command):
     assert out == "" and "--select in-domain: no jobs for this method; expected one of" in err
 
 
+@pytest.mark.slow
 def test_the_benchmark_finds_the_harnesss_values(tmp_path):
     """240 jobs, the fewest that it writes."""
     command = [sys.executable, "benchmarks/collect.py", str(tmp_path / "sweep")]

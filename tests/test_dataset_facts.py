@@ -11,13 +11,12 @@ from domainbed import datasets
 from domainbed.scripts import train
 from test_algorithms import CLASSES, CONTEXTS, make, minibatches, reopened, same_state, settings
 
-from domainbed_carft.clips import pictures
 from domainbed_carft.data import benchmarks, verify
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import algorithms, dataset_facts, prompts
+from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET
 
-IMAGENET = (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)
-CLIPS = (pictures.CLIP_MEAN, pictures.CLIP_STD)
+CLIPS = (CLIP_MEAN, CLIP_STD)
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 

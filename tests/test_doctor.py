@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_checkout import HOST, REPO, run_python, write_checkout, write_files, write_start_hook
+from fake_checkout import (
+    REPO,
+    module_text,
+    run_python,
+    run_python_with_torch,
+    write_checkout,
+    write_files,
+    write_start_hook,
+)
 
 from domainbed_carft import cli
 from domainbed_carft.cli import doctor as doctor_command
@@ -61,7 +68,7 @@ def examine(python: Any, folder: Path, **options: Any) -> dict[str, Finding]:
 def train(checkout: Path, home: Path, algorithm: str, *arguments: str) -> Any:
     """The outcome of the checkout's own `train`, with our hook, on data that is not there."""
     no_data = "--data_dir nowhere --dataset Pets --test_envs 0 --output_dir out".split()
-    return run_python(
+    return run_python_with_torch(
         "-m",
         "domainbed.scripts.train",
         "--algorithm",
@@ -77,9 +84,7 @@ def train(checkout: Path, home: Path, algorithm: str, *arguments: str) -> Any:
 @pytest.fixture
 def classic(tmp_path: Path) -> Path:
     """A copy of the checkout `classic`."""
-    root = tmp_path / "host"
-    shutil.copytree(REPO / "tests" / "checkouts" / "classic", root)
-    return root
+    return write_checkout(tmp_path / "host", "classic")
 
 
 def test_a_checkout_in_the_current_folder_or_on_the_path(bare: Path, tmp_path: Path) -> None:
@@ -98,7 +103,7 @@ def test_a_checkout_in_the_current_folder_or_on_the_path(bare: Path, tmp_path: P
     [
         (
             "domainbed.datasets",
-            {"datasets": f"import wilds\n{HOST['datasets.py']}"},
+            {"datasets": "import wilds\n" + module_text("datasets")},
             "import of domainbed.datasets fails: No module named 'wilds'",
             "pip install wilds",
         ),
@@ -113,7 +118,7 @@ def test_a_checkout_in_the_current_folder_or_on_the_path(bare: Path, tmp_path: P
 def test_a_host_that_fails(
     bare: Path, tmp_path: Path, name: str, files: Any, detail: str, remedy: str
 ) -> None:
-    host = write_checkout(tmp_path / "host", **files)
+    host = write_checkout(tmp_path / "host", modules=files)
 
     findings = examine(bare, tmp_path, cwd=host)
 
@@ -124,7 +129,7 @@ def test_a_host_that_fails(
 
 
 def test_a_host_that_hangs(bare: Path, tmp_path: Path) -> None:
-    host = write_checkout(tmp_path / "host", __init__="import time; time.sleep(120)\n")
+    host = write_checkout(tmp_path / "host", modules={"__init__": "import time; time.sleep(120)\n"})
     code = """
 import json
 from domainbed_carft.doctor.diagnosis import run_checks
@@ -197,7 +202,7 @@ def test_a_step_by_the_hosts_own_train(
 ) -> None:
     lines = list(STEP)
     lines[line] = code
-    write_checkout(tmp_path, **{"scripts/train": "\n".join(lines)})
+    write_checkout(tmp_path, modules={"scripts/train": "\n".join(lines)})
     monkeypatch.chdir(tmp_path)
 
     finding = training_step.train_one_step(patience=5 if "sleep" in code else 120)
@@ -307,10 +312,8 @@ def test_the_harness_can_start_with_torch(tmp_path: Path) -> None:
 
 
 def test_a_complete_foreign_checkout_and_damaged_weights(tmp_path: Path) -> None:
-    root = tmp_path / "host"
-    shutil.copytree(HARNESS, root / "domainbed", ignore=shutil.ignore_patterns("__pycache__"))
-    with (root / "domainbed" / "algorithms.py").open("a") as file:
-        file.write("class CLIPZeroShot(Algorithm):\n    pass\n")
+    text = module_text("algorithms", "harness") + "class CLIPZeroShot(Algorithm):\n    pass\n"
+    root = write_checkout(tmp_path / "host", "harness", modules={"algorithms": text})
     write_files(tmp_path / "home" / ".cache" / "clip", {"RN50.pt": "half of it"})
 
     findings = examine(sys.executable, tmp_path, cwd=root)
@@ -359,7 +362,17 @@ def test_the_hosts_own_algorithms_need_no_weights(tmp_path: Path, classic: Path)
     assert "domainbed-carft: " not in done.stderr
 
 
-def test_one_step_in_a_checkout_by_doctor(tmp_path: Path, classic: Path) -> None:
+def test_doctor_trains_one_step_in_a_checkout(
+    monkeypatch: pytest.MonkeyPatch, classic: Path
+) -> None:
+    monkeypatch.chdir(classic)
+    finding = training_step.train_one_step(patience=300)
+    assert finding.state == OK, finding
+    assert "one step of CARFT on EmojiStyles" in finding.detail
+
+
+@pytest.mark.slow
+def test_one_step_in_a_checkout_by_the_command(tmp_path: Path, classic: Path) -> None:
     done = run_python(
         "-m",
         "domainbed_carft",

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from domainbed_carft import cli
-from domainbed_carft.clips import backbone, pictures
+from domainbed_carft.clips import backbone
 from domainbed_carft.data import benchmarks, emoji, picture_files, verify
 from domainbed_carft.method import objective, prompts
+from domainbed_carft.pictures.protocols import plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin import data_sets
 
 HPARAMS = {"class_names": "dataset:EmojiStyles", "clip_backbone": "tiny"}
@@ -97,15 +99,17 @@ def test_the_suite_scores_some_classes_and_unions(capsys):
         "twemoji": union,
     }
     for style, groups in groups_by_style.items():
-        right = []
         root = emoji.shift_folders() / "test" if style == "noto" else emoji.style_folders()
-        for path in sorted((root / style).glob("*/*")):
-            if path.parent.name in groups:
-                x = pictures.transform("clip", 48, False)(picture_files.open_picture(path))
-                with torch.no_grad():
-                    logits = (clip.model.visual(x[None]) @ weights.T)[0].tolist()
-                best = max(groups, key=lambda name: logits[classes.index(name)])
-                right.append(groups[best] == groups[path.parent.name])
+        paths = [p for p in sorted((root / style).glob("*/*")) if p.parent.name in groups]
+        transform = PlanTransform(plan_for("clip", 48, False))
+        x = torch.stack([transform(picture_files.open_picture(path)) for path in paths])
+        with torch.no_grad():
+            all_logits = (clip.model.visual(x) @ weights.T).tolist()
+
+        right = []
+        for path, logits in zip(paths, all_logits, strict=True):
+            best = max(groups, key=lambda name: logits[classes.index(name)])
+            right.append(groups[best] == groups[path.parent.name])
 
         scores = document["sets"][style]
         assert scores["complete"] and scores["n"] == len(right), style

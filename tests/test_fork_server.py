@@ -165,7 +165,7 @@ if __name__ == "__main__":
 
 
 def test_in_another_checkout_jobs_are_forks_of_its_own_train_with_our_plugin(tmp_path, monkeypatch):
-    checkout = write_checkout(tmp_path / "checkout", **{"scripts/train": IN_A_CHECKOUT})
+    checkout = write_checkout(tmp_path / "checkout", modules={"scripts/train": IN_A_CHECKOUT})
     monkeypatch.chdir(checkout)
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     jobs = [Job({}, tmp_path / "warm").line, f"{SWITCH}=1 {Job({}, tmp_path / 'cold').line}"]

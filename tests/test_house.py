@@ -21,9 +21,10 @@ FLOORS = (
     ("text", "machine", "version"),
     ("errors",),
     ("files",),
-    ("data", "jobs", "clips"),
-    ("suites",),
-    ("method", "launchers", "results", "pictures"),
+    ("data", "jobs"),
+    ("pictures",),
+    ("clips", "suites"),
+    ("method", "launchers", "results"),
     ("sweep", "runs", "plugin"),
     ("report", "doctor"),
     ("cli",),
@@ -32,10 +33,7 @@ FLOORS = (
 FLOOR_NUMBERS = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # What the harness may stand on; it reaches the algorithms only as any host does.
-GROUND = (
-    *("data", "jobs", "files", "text", "errors", "machine", "process_variables"),
-    *("clips.pictures", "pictures"),
-)
+GROUND = ("data", "jobs", "files", "text", "errors", "machine", "pictures", "process_variables")
 
 # They name process variables themselves: every interpreter start loads the one, and the other is
 # the only one that knows of its variable.

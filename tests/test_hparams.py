@@ -2,14 +2,13 @@
 
 import itertools
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 from domainbed import hparams_registry
 from domainbed.lib import misc, preparation
 from domainbed.scripts import train
-from fake_checkout import run_python
+from fake_checkout import run_python_with_torch, write_checkout
 
 from domainbed_carft.method import hparams
 from domainbed_carft.method.host_arguments import check
@@ -133,12 +132,11 @@ from domainbed import hparams_registry
 ask = hparams_registry.default_hparams
 print(json.dumps([ask("CARFT", sys.argv[1])["lr"], ask("CARFT", sys.argv[1])["batch_size"]]))
 """
-    root = tmp_path / "checkout"
-    shutil.copytree(Path(__file__).parent / "checkouts" / "classic", root)
+    root = write_checkout(tmp_path / "checkout", "classic")
 
     def default_values(dataset, **overrides):
         words = ["-c", code, dataset, "--hparams", json.dumps(overrides)]
-        done = run_python(*words, cwd=root)
+        done = run_python_with_torch(*words, cwd=root)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout), done.stderr
 

@@ -101,7 +101,7 @@ def test_an_array_element_requeues_itself_while_its_job_is_held(
 ):
     """What SLURM would start, in a job that nobody started; what SLURM is told is kept."""
     requeued = []
-    monkeypatch.setattr(slurm, "_call", lambda *words: requeued.append(words[-1]))
+    monkeypatch.setattr(slurm, "call", lambda *words: requeued.append(words[-1]))
     monkeypatch.setattr(slurm, "_LOCK_PATIENCE", 0.1)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # they are the tests' own
     run("slurm", commands(tmp_path, 1), gpus=2)

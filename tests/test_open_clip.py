@@ -16,10 +16,13 @@ from test_algorithms import make, minibatches, reopened, train
 from torch.nn.functional import normalize
 
 from domainbed_carft import cli
-from domainbed_carft.clips import backbone, open_clip_models, pictures
+from domainbed_carft.clips import backbone, open_clip_models
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.method import activations, hparams, optimizer
+from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
+from domainbed_carft.pictures.protocols import plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.runs import interpolation, predict, saved, soup
 
 open_clip = pytest.importorskip("open_clip")
@@ -81,7 +84,7 @@ def test_a_model_says_what_it_is(kind, folders, no_network):
     assert backbone.preprocessing(folders[kind]) == loaded.preprocessing
 
     expected = (size, "bicubic", "squash", (0.5,) * 3, (0.5,) * 3) if kind == "siglip" else (size,)
-    assert loaded.preprocessing == pictures.Preprocessing(*expected)
+    assert loaded.preprocessing == Preprocessing(*expected)
 
     # As open_clip itself loads, tokenises and encodes.
     reference = open_clip.create_model(f"local-dir:{folder}").eval()
@@ -112,7 +115,7 @@ def test_a_name_of_the_table_has_the_tags_preprocessing(folders, monkeypatch, no
     loaded = backbone.load("open_clip:ViT-H-14-378-quickgelu/dfn5b")
 
     assert downloads == ["apple/DFN5B-CLIP-ViT-H-14-378/"] and loaded.revision == ""
-    assert loaded.preprocessing == pictures.Preprocessing(64, "bicubic", "squash")
+    assert loaded.preprocessing == Preprocessing(64, "bicubic", "squash")
 
 
 def test_a_repository_of_the_hub_is_read_from_its_cache(tmp_path):
@@ -371,7 +374,7 @@ def test_data_sets_deliver_what_the_model_wants_from_the_original_picture(tmp_pa
         return dataset, dataset[0][0][0]
 
     hparams = {"preprocessing": "", "protocol": "domainbed"}
-    squeezed = pictures.transform("domainbed", 336, False)(Image.fromarray(noise))
+    squeezed = PlanTransform(plan_for("domainbed", 336, False))(Image.fromarray(noise))
     dataset, x = first(**hparams, clip_backbone="ViT-L/14@336px")
 
     assert dataset.protocol == "domainbed" and torch.equal(x, squeezed)
@@ -395,7 +398,7 @@ def test_data_sets_deliver_what_the_model_wants_from_the_original_picture(tmp_pa
     ):
         pixels = torch.from_numpy(np.array(expected)).permute(2, 0, 1) / 255
         margin = (pixels.shape[2] - x.shape[2]) // 2
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (pictures.CLIP_MEAN, pictures.CLIP_STD))
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
         torch.testing.assert_close(
             x * std + mean, pixels[:, :, margin : margin + x.shape[2]], rtol=0, atol=0.02
         )

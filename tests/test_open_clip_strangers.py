@@ -8,6 +8,7 @@ import sys
 import open_clip_folders
 import pytest
 import torch
+import warm
 
 from domainbed_carft.clips import backbone, open_clip_models, open_clip_tokenizers
 from domainbed_carft.errors import CarftError
@@ -242,9 +243,7 @@ def test_the_tokenizer_of_a_repository_is_its_own(tmp_path, monkeypatch):
         "print(loaded.tokenize(['the dog']).tolist())\n"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = warm.run("-c", code, env=environment)
     local = backbone.load(f"{LOCAL}{place}").tokenize(["the dog"]).tolist()
 
     assert done.stdout.strip() == str(local), done.stderr
@@ -321,12 +320,7 @@ def measured(tmp_path_factory):
     place = tmp_path_factory.mktemp("sizes")
     names = [write_sizes(place / str(n), *case[:2]) for n, case in enumerate(SIZES)]
     good = open_clip_folders.write(place / "good", "gelu")
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURING, good, *names],
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    done = warm.run("-c", MEASURING, good, *names)
 
     assert done.returncode == 0, done.stderr
 

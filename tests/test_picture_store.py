@@ -21,15 +21,14 @@ import torch
 from PIL import Image
 
 from domainbed_carft import machine
-from domainbed_carft.clips.pictures import transform
 from domainbed_carft.errors import CarftError
 from domainbed_carft.pictures import handles, inspection, loading, store, store_folder
 from domainbed_carft.pictures.inspection import StoreState
-from domainbed_carft.pictures.plan import plan_of
+from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.store_folder import open_store
 
-TRAINING = plan_of(transform("domainbed", 32, augment=True))
-TEST = plan_of(transform("domainbed", 32, augment=False))
+TRAINING = plan_for("domainbed", 32, augment=True)
+TEST = plan_for("domainbed", 32, augment=False)
 BOUND = "32M"
 CONTEXT = multiprocessing.get_context("fork")
 

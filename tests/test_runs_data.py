@@ -14,7 +14,7 @@ import torch
 from domainbed import datasets
 from domainbed.lib import misc, preparation
 from domainbed.scripts import train
-from fake_checkout import REPO, run_python
+from fake_checkout import REPO, module_text, run_python_with_torch, write_checkout
 from runs_jobs import ENVIRONMENTS, evaluated, train_job, write_pictures
 from torch.utils.data import DataLoader
 
@@ -243,21 +243,15 @@ print(json.dumps({
 
 def test_a_checkout_that_draws_by_no_key(tmp_path):
     """Read again by a DomainBed of another make, of which only the contract is known."""
-    shutil.copytree(REPO / "tests" / "checkouts" / "classic", tmp_path / "checkout")
-    package = tmp_path / "checkout" / "domainbed"
-    (package / "lib").mkdir()
-    (package / "lib" / "misc.py").write_text(FOREIGN_MISC)
-    text = (
-        (package / "datasets.py")
-        .read_text()
-        .replace("transforms.Resize((32, 32))", "transforms.RandomResizedCrop(32)")
-        .replace("ENVIRONMENTS = None", "ENVIRONMENTS, N_STEPS = None, 5001")
-    )
-    (package / "datasets.py").write_text(text)
+    text = module_text("datasets", "classic")
+    text = text.replace("transforms.Resize((32, 32))", "transforms.RandomResizedCrop(32)")
+    text = text.replace("ENVIRONMENTS = None", "ENVIRONMENTS, N_STEPS = None, 5001")
+    modules = {"datasets": text, "lib/misc": FOREIGN_MISC}
+    write_checkout(tmp_path / "checkout", "classic", modules)
     write_pictures(tmp_path / "data" / "Pets", count=5)
 
     def python(*arguments):
-        done = run_python("-c", *arguments, cwd=tmp_path / "checkout", path=[REPO])
+        done = run_python_with_torch("-c", *arguments, cwd=tmp_path / "checkout", path=[REPO])
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()[-1]
 

@@ -33,23 +33,27 @@ def test_the_record_of_the_best_step_to_the_digit(trained, capsys):
     assert by_split(document) == accuracies(record) != accuracies(records(trained)[-1])
 
 
-def test_the_selected_weights_are_taken_where_environments_were_left_out(trained, tmp_path, capsys):
+def test_the_selected_weights_are_taken_where_environments_were_left_out(trained, capsys):
     record = next(r for r in records(trained) if r["step"] == saved.open_run(trained, "best").step)
     document = evaluated(capsys, trained)
     assert document["weights"] == "model_best.pkl" and by_split(document) == accuracies(record)
 
-    carft("evaluate", trained)
-    first_line, *_ = capsys.readouterr().out.splitlines()
-    assert first_line.startswith("Weights: model_best.pkl of ") and "--which last" in first_line
 
+def test_the_chosen_weights_are_described_with_the_flag_for_the_others(trained):
+    chosen_path = trained / "model_best.pkl"
+    sentence = default_weights.describe_choice(trained, None, chosen_path)
+    assert sentence.startswith("Weights: model_best.pkl of ") and "--which last" in sentence
+
+
+def test_without_records_the_weights_themselves_say_what_is_selected(trained, tmp_path):
     job = shutil.copytree(trained, tmp_path / "job")
-    for name in ("results.jsonl", "model.pkl"):  # the weights themselves tell it, too
+    for name in ("results.jsonl", "model.pkl"):
         (job / name).unlink()
-        assert evaluated(capsys, job)["weights"] == "model_best.pkl"
+        assert default_weights.choose_weights(job, None) == job / "model_best.pkl"
 
     shutil.copy(trained / "model.pkl", job)
     (job / "model_best.pkl").unlink()
-    assert evaluated(capsys, job)["weights"] == "model.pkl"
+    assert default_weights.choose_weights(job, None) == job / "model.pkl"
 
 
 def test_the_last_weights_are_taken_where_nothing_was_left_out(trained, tmp_path, capsys):
@@ -100,6 +104,7 @@ def test_text_for_people(pets, capsys):
     document = evaluated(capsys, pets / "CARFT")
     carft("evaluate", pets / "CARFT")
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Weights: model")
     first = document["splits"][0]
     (row,) = (line.split() for line in lines if line.startswith("env0_in "))
     figures = [f"{100 * first[key]:.1f}" for key in ("accuracy", "ece")]

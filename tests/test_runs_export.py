@@ -16,8 +16,9 @@ from torchvision.datasets.folder import default_loader
 
 from domainbed_carft import cli
 from domainbed_carft.clips import backbone
-from domainbed_carft.clips import pictures as images
 from domainbed_carft.files.weights import sha256
+from domainbed_carft.pictures.protocols import plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin import data_sets
 from domainbed_carft.runs import export, model_card, predict, saved
 
@@ -34,7 +35,8 @@ def run(trained):
 
 AFTERWARDS = """
 import sys
-assert not {"domainbed_carft.clips.backbone", "domainbed_carft.clips.pictures"} & set(sys.modules)
+assert not [name for name in sys.modules if name.startswith("domainbed_carft.clips.")]
+assert "domainbed_carft.pictures.clip_input" not in sys.modules
 x = torch.stack([preprocess(Image.open(p).convert("RGB")) for p in sys.argv[2:]])
 with torch.no_grad():
     features = torch.nn.functional.normalize(model.encode_image(x), dim=-1)
@@ -49,7 +51,7 @@ def test_what_the_card_shows_gives_the_predictions_of_the_run(library, files, ru
     dataset = data_sets.EmojiStyles(None, [0], {"clip_backbone": "tiny"})
     pictures = [path for path, _ in dataset[0].samples[::9]]  # of the environment left out
     (tmp_path / "picture.png").write_bytes(Path(pictures[0]).read_bytes())
-    transform = images.transform("domainbed", data_sets.EMOJI_SIZE, augment=False)
+    transform = PlanTransform(plan_for("domainbed", data_sets.EMOJI_SIZE, augment=False))
     with torch.no_grad():
         x = torch.stack([transform(default_loader(path)) for path in pictures])
         expected = run.algorithm.predict(x)

@@ -13,8 +13,11 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import Normalize
 
 from domainbed_carft import cli
-from domainbed_carft.clips import pictures as images
 from domainbed_carft.method import clip_algorithm, prompts
+from domainbed_carft.pictures.clip_input import CLIPInput
+from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from domainbed_carft.pictures.protocols import plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.runs import predict as predicting
 from domainbed_carft.runs import saved
 
@@ -36,7 +39,7 @@ def test_the_probabilities_that_the_run_gives_its_test_pictures(pets, capfd):
     """Through DomainBed's own data set, normalised for the model as in training, and ours."""
     run = saved.open_run(pets / "CARFT")
     folder = datasets.get_dataset_class(str(pets / "my pets"))(None, [0], dict(run.hparams))[0]
-    folder.transform.transforms[-1] = Normalize(images.CLIP_MEAN, images.CLIP_STD)
+    folder.transform.transforms[-1] = Normalize(CLIP_MEAN, CLIP_STD)
     predictions, err = predict(capfd, pets / "CARFT" / "model.pkl", pets / "my pets" / "art")
     assert [prediction["path"] for prediction in predictions] == sorted(
         path for path, _ in folder.samples
@@ -182,12 +185,14 @@ def test_transforms_of_a_host(pets, tmp_path):
     """Only its normalisation is known: what the encoder sees is what it saw."""
     run = saved.open_run(pets / "CARFT")
     run.hparams["protocol"] = "host"
+    for key in ("pictures", "picture_plan"):  # no other host writes them
+        del run.content[key]
     half = (0.5, 0.5, 0.5)
-    run.algorithm.input = images.CLIPInput(run.algorithm.input.preprocessing, half, half)
+    run.algorithm.input = CLIPInput(run.algorithm.input.preprocessing, half, half)
     transform = predicting.picture_transform(run)
     x = transform(default_loader(str(noise(tmp_path / "x.png"))))
-    raw = images.transform("domainbed", 48, False)(default_loader(str(tmp_path / "x.png")))
-    std, mean = (torch.tensor(v).view(3, 1, 1) for v in (images.IMAGENET_STD, images.IMAGENET_MEAN))
+    raw = PlanTransform(plan_for("domainbed", 48, False))(default_loader(str(tmp_path / "x.png")))
+    std, mean = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_STD, IMAGENET_MEAN))
     torch.testing.assert_close(x, (raw * std + mean - 0.5) / 0.5, rtol=1e-4, atol=1e-5)
 
 

@@ -11,8 +11,8 @@ from runs_jobs import by_split, carft, evaluated, train_job, weights, write_pict
 
 from domainbed_carft import cli
 from domainbed_carft.cli import run_texts
-from domainbed_carft.clips import pictures as images
 from domainbed_carft.errors import CarftError
+from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD
 from domainbed_carft.runs import export, saved, saved_checks, soup, soup_members, splits
 
 # Of different rates, seeds and settings; the last two differ in how they scale the head, too.
@@ -139,7 +139,7 @@ def test_pictures_of_a_soup_are_not_augmented(runs, tmp_path, capsys):
             part, position = part.dataset, part.indices[position]
         path, _ = part.samples[position]
         squeezed = np.asarray(Image.open(path).resize((48, 48), Image.Resampling.BILINEAR)) / 255
-        normalised = (squeezed - images.CLIP_MEAN) / images.CLIP_STD
+        normalised = (squeezed - CLIP_MEAN) / CLIP_STD
         found_picture = split.items[0][0].permute(1, 2, 0).numpy()
         np.testing.assert_allclose(found_picture, normalised, atol=0.02)  # of bytes, rounded
 

@@ -22,7 +22,7 @@ from sweep_jobs import (
 )
 
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.launchers import slurm
+from domainbed_carft.launchers import slurm_cluster
 
 _MISSING = missing_slurm()
 pytestmark = pytest.mark.skipif(bool(_MISSING), reason=_MISSING)
@@ -35,7 +35,7 @@ def sweep(tmp_path):
     """A sweep's folder with a name that a shell would take for something else."""
     folder = tmp_path / 'the sweep\'s "$(touch pwned)" `touch pwned`; #x'
     yield folder
-    slurm.cancel(name for launched in launched_in(folder) for name in launched.values())
+    slurm_cluster.cancel(name for launched in launched_in(folder) for name in launched.values())
     pwned = [p for root in (Path.cwd(), tmp_path) for p in root.glob("**/pwned")]
 
     assert not pwned
@@ -52,7 +52,7 @@ def submit(commands, **options):
 
 
 def unfinished(sweep):
-    return slurm.states(launched_in(sweep)[0].values())
+    return slurm_cluster.states(launched_in(sweep)[0].values())
 
 
 def end_soon(sweep):
@@ -82,7 +82,7 @@ def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys)
     (ids,) = launched_in(sweep)
     assert len(ids) == len(set(ids.values())) == 8
 
-    size = slurm.largest_array()
+    size = slurm_cluster.largest_array()
     arrays = {name.partition("_")[0] for name in ids.values()}
     assert len(arrays) == -(-8 // min(size, 1000))
     assert set(unfinished(sweep)) == set(ids.values())
@@ -174,6 +174,7 @@ test_environments: [line]
 """
 
 
+@pytest.mark.slow
 def test_a_job_that_is_requeued_ends_as_one_that_never_was(tmp_path):
     """To the bit: records and weights."""
     (tmp_path / "one.yaml").write_text(ONE)

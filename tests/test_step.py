@@ -149,6 +149,7 @@ def test_checkpointed_blocks_change_memory_only(kind, random_tiny, tmp_path):
     algorithm_state.capture(checkpointed, algorithm_state.structure(checkpointed))  # can be resumed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.skipif(torch.__version__ < "2.5", reason="compile_blocks needs torch 2.5")
 def test_compiled_blocks_change_rounding_only():

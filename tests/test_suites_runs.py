@@ -19,7 +19,7 @@ from domainbed_carft.clips import backbone, openai_models
 from domainbed_carft.data import picture_files
 from domainbed_carft.method import prompts
 from domainbed_carft.pictures import loading
-from domainbed_carft.pictures import plan as planning
+from domainbed_carft.pictures.plan import PicturePlan
 from domainbed_carft.runs import predict, saved, suite_evaluation, suite_pictures
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Folders, Suite, TestSet
@@ -322,7 +322,7 @@ def test_objectnets_border_is_cut_and_no_others(tmp_path):
     picture = Image.new("RGB", (60, 50), "red")
     picture.paste("white", (2, 2, 58, 48))
     picture.save(tmp_path / "0.png")
-    plan = planning.Plan(20, "squash", "bilinear", (0,) * 3, (1,) * 3)
+    plan = PicturePlan(20, "squash", "bilinear", (0,) * 3, (1,) * 3)
     for test_set in catalogue.get("imagenet").sets:
         square, label = suite_pictures.TestSetPictures(
             [(str(tmp_path / "0.png"), 3)], test_set.border, plan

@@ -79,6 +79,7 @@ def test_status_as_text_and_as_json(sweep, foreign_processes, capsys):
         "test_envs",
         "trial_seed",
         "hparams_seed",
+        "stage",
         "state",
         "step",
         "steps",

@@ -19,12 +19,13 @@ from PIL import Image
 
 from domainbed_carft import cli
 from domainbed_carft.clips import backbone
-from domainbed_carft.clips import pictures as images
 from domainbed_carft.data import tasks
 from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.data.comparison import normalised_name
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
+from domainbed_carft.pictures.protocols import plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin import data_sets
 from domainbed_carft.runs import confusion, predict, saved
 from domainbed_carft.suites import catalogue, records
@@ -571,7 +572,7 @@ def test_a_clip_is_tested_with_the_single_template_of_a_task(planted, capsys):
         clip, [[f"a photo of a {name}, a type of pet." for name in names]]
     )
     pictures = tasks.read_split(tasks.TASKS["OxfordIIITPet"], data, False)
-    transform = images.transform("clip", 48, False)
+    transform = PlanTransform(plan_for("clip", 48, False))
     with torch.no_grad():
         x = torch.stack([transform(picture) for picture, _ in pictures])
         predictions = (clip.model.visual(x) @ F.normalize(texts[0], dim=-1).T).argmax(dim=1)

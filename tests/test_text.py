@@ -30,7 +30,7 @@ def test_a_name_is_near_what_it_stands_for(name, valid, expected):
 
 
 def test_every_synonym_stands_for_an_hparam_or_a_key_of_a_sweep():
-    from domainbed_carft.sweep.declaration import Shape
+    from domainbed_carft.sweep.shape import Shape
 
     valid_names = {*HPARAMS, *Shape.model_fields}
     assert {*text._SYNONYMS.values()} <= valid_names and not text._SYNONYMS.keys() & valid_names

@@ -86,7 +86,7 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
             "with --data_dir; for your own data, the data folder itself"
         ) from error
 
-    plan = _recorded_pictures(run, hparams)
+    pictures = _recorded_pictures(run, hparams)
     facts = dataset_facts.recall(hparams, prompts.named_dataset(run.hparams["class_names"]))
     require_same_data(run, dataset, targets, facts)
     names = _environment_names(facts, len(dataset))
@@ -101,7 +101,7 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
             name=split.name,
             environment=names[split.environment],
             is_target=split.environment in targets,
-            items=_KeyedItems(split.items, (*key, numbers[split.name]), plan),
+            items=_KeyedItems(split.items, (*key, numbers[split.name]), pictures),
         )
         for split in select_evaluated(job_splits, kinds)
     ]
@@ -166,32 +166,29 @@ def _unaugmented_environments(run: TrainedRun) -> list[int]:
 
 
 def _recorded_pictures(run: TrainedRun, hparams: dict[str, Any]) -> Any:
-    """How our harness transformed the job's pictures; None on another host.
+    """How our harness reads the job's pictures; None on another host.
 
     Where the model's normalisation was applied, ``hparams`` gets it for the data set's.
     """
     if not picture_batches:
         return None
 
-    preprocessing = run.algorithm.input.preprocessing
-    size_and_statistics = (preprocessing.resolution, preprocessing.mean, preprocessing.std)
-    description = run.content.get("pictures")
-    plan = picture_batches.pictures_from_description(description, size_and_statistics)
-    if plan and plan.model_input:
-        dataset_facts.set_normalisation(hparams, (preprocessing.mean, preprocessing.std))
-    return plan
+    plan = run.picture_plan
+    if plan.is_for_model:
+        dataset_facts.set_normalisation(hparams, (plan.mean, plan.std))
+    return picture_batches.Pictures(plan)
 
 
 class _KeyedItems(Dataset[Any]):
     """Items, each read with random numbers that depend on ``key`` and its position alone.
 
-    ``plan``: how our harness transformed the job's pictures; None on another host.
+    ``pictures``: how our harness reads the job's pictures; None on another host.
     """
 
-    def __init__(self, items: Any, key: tuple[int, ...], plan: Any) -> None:
+    def __init__(self, items: Any, key: tuple[int, ...], pictures: Any) -> None:
         self._items = items
         self._key = key
-        self._source = plan and plan.source(items)
+        self._source = pictures and pictures.source(items)
 
     def __len__(self) -> int:
         return len(self._items)
