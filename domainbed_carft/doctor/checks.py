@@ -24,7 +24,7 @@ from pathlib import Path
 from domainbed_carft import files, machine, process_variables
 from domainbed_carft.doctor.findings import NOTE, OK, PROBLEM, Finding
 from domainbed_carft.doctor.import_errors import error_message, import_error, installation_command
-from domainbed_carft.plugin import SWITCH, Finder, finder, switched_off
+from domainbed_carft.plugin import SWITCH, Finder, switched_off
 from domainbed_carft.version import __version__
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -130,6 +130,8 @@ def check_imports() -> Iterator[Finding]:
 
 def check_domainbed() -> Iterator[Finding]:
     """Which domainbed is found, whose it is, and the first of its modules that fails."""
+    from domainbed_carft.method.host_lookup import in_our_harness
+
     failed_module, error = _first_failing_host_module()
     spec = find_spec("domainbed")
     if spec is None:
@@ -139,7 +141,9 @@ def check_domainbed() -> Iterator[Finding]:
 
     locations = [*(spec.submodule_search_locations or ()), str(spec.origin)]
     path = os.path.abspath(locations[0])
-    is_harness = os.path.realpath(path) in map(os.path.realpath, finder.harness_folders())
+    is_harness = False
+    with contextlib.suppress(Exception):  # it may fail as a whole
+        is_harness = in_our_harness()
     owner = "ours, the harness" if is_harness else "foreign"
     yield Finding("domainbed", OK, f"{owner}: {path}")
 
