@@ -36,7 +36,7 @@ PROCESSES = Variable(
     meaning="the processes that train one job together, as `train --processes`",
     default="`1`",
     writer="the launchers, by their option `gpus_per_job`; you",
-    reader="the harness's `lib/train_arguments.py`; `method/host_arguments.py`, which refuses "
+    reader="the harness's `lib/train_arguments.py`; `plugin/foreign_jobs.py`, which refuses "
     "several in a foreign host; `machine.py`, for the threads of each",
 )
 PICTURES = Variable(
@@ -52,7 +52,7 @@ PICTURE_CACHE = Variable(
     "nothing, as `train --picture_cache`",
     default="a quarter of the memory, at most 8G; nothing under SLURM or on a network file system",
     writer="`carft sweep launch --picture_cache`; you",
-    reader="the harness's `lib/train_arguments.py`",
+    reader="the harness's `lib/train_arguments.py`; `runs/picture_evaluation.py`",
 )
 KEEP_WEIGHTS = Variable(
     name="DOMAINBED_KEEP_WEIGHTS",

@@ -6,11 +6,12 @@ import itertools
 import pytest
 import torch
 from domainbed.lib import algorithm_state
-from test_algorithms import make, minibatches, reopened, train
+from test_algorithms import make, minibatches, reopened, settings, train
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import algorithms, averages, hparams, objective, prompts
+from domainbed_carft.plugin import foreign_jobs
 from domainbed_carft.runs import export, interpolation
 
 TERMS = {
@@ -20,6 +21,14 @@ TERMS = {
     "LipsumFT": "lipsum",
     "CLIPMIRO": "miro",
 }
+
+
+def resolved(weights, name, steps, **overrides):
+    """The hparams of a job of so many steps."""
+    chosen = settings(weights, name, **overrides)
+    return getattr(algorithms, name).resolve_hparams((3, 28, 28), 3, chosen, steps)
+
+
 PICTURES = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(9))
 
 
@@ -50,7 +59,7 @@ def test_a_folded_head_starts_the_same_and_hardly_moves(random_tiny):
 
 
 @pytest.mark.parametrize("overrides", [{"algorithm": "CLIPLinearProbe"}, {"head_init": "random"}])
-def test_heads_that_have_to_move_stay_outside(random_tiny, overrides):
+def test_heads_that_must_move_keep_the_scale_outside(random_tiny, overrides):
     algorithm = make(random_tiny, head_scale="folded", **overrides)
     assert float(algorithm.head_factor) == pytest.approx(float(algorithm.logit_scale))
 
@@ -233,7 +242,7 @@ def test_flyp_predicts_by_its_own_words_and_exports_them(random_tiny, tmp_path):
 
 
 @pytest.mark.parametrize("name", hparams.ALGORITHMS)
-def test_two_steps_in_bf16(random_tiny, name):
+def test_each_algorithm_trains_in_bf16(random_tiny, name):
     if name == "FLYP" and torch.__version__.startswith("2.1."):
         pytest.skip("torch 2.1 autocasts no attention with OpenAI's mask, docs/compatibility.md")
     exact = train(make(random_tiny, name), 2)
@@ -260,7 +269,7 @@ def test_two_steps_in_bf16(random_tiny, name):
         ({"lipsum_length": 76}, "lipsum_length is 76, expected a whole number from 1 to 75"),
     ],
 )
-def test_what_makes_no_sense_together_is_refused(random_tiny, overrides, message):
+def test_contradictory_hparams_are_refused(random_tiny, overrides, message):
     with pytest.raises(CarftError, match=message):
         make(random_tiny, **overrides)
 
@@ -308,8 +317,9 @@ def test_fewer_steps_than_the_beta_average_spans_are_warned_of(
     random_tiny, monkeypatch, recwarn, arguments, is_warned
 ):
     monkeypatch.setattr("sys.argv", ["train.py", *arguments])
+    steps = foreign_jobs.planned_steps()
     for name in ("CLIPood", "CARFT"):
-        make(random_tiny, name)
+        resolved(random_tiny, name, steps)
     warned = [str(warning.message) for warning in recwarn]
     messages = [message for message in warned if "average is 'beta'" in message]
 
@@ -320,8 +330,9 @@ def test_fewer_steps_than_the_beta_average_spans_are_warned_of(
 
 def test_the_data_sets_own_steps_count_for_the_beta_average(random_tiny, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", "--dataset", "EmojiStyles"])
+    steps = foreign_jobs.planned_steps()
     with pytest.warns(UserWarning, match="total_steps = 200, but training ends after 101"):
-        make(random_tiny, "CLIPood", total_steps=200)
+        resolved(random_tiny, "CLIPood", steps, total_steps=200)
 
 
 # The KL's siblings
@@ -390,7 +401,7 @@ def test_flyp_encodes_its_prompts_again_when_its_weights_have_changed(random_tin
     torch.testing.assert_close(logits(algorithm), before)
 
 
-def test_wise_ft_of_a_run_that_interpolates_goes_on_from_there(random_tiny, tmp_path):
+def test_wise_ft_starts_from_a_runs_own_interpolation(random_tiny, tmp_path):
     algorithm = make(random_tiny, "CLIPWiSEFT")
     train(algorithm, 2)
     run = reopened(algorithm, tmp_path)

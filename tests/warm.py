@@ -28,7 +28,7 @@ from domainbed_carft.jobs.fork_server_process import Request
 
 HERE = Path(__file__).resolve().parent
 
-_SERVER = ForkServer(detached=True, modules=("domainbed.scripts.sweep", "domainbed.scripts.train"))
+_SERVER = ForkServer(detached=True)
 
 
 class Process:

@@ -70,17 +70,17 @@ class Process:
 
 
 class ForkServer:
-    """Starts processes as forks of one that has imported what ``modules`` import.
+    """Starts processes as forks of one that has imported what ``module`` imports.
 
     A context manager: the server starts with the first process that it can fork, and ends with the
     block. ``detached`` processes get a session of their own, no input, and no output but the
     streams that they are given; others share this process's session and streams. So does the
-    server.
+    server. ``module``: what jobs run as ``python -m``.
     """
 
-    def __init__(self, detached: bool, modules: Sequence[str] = (TRAIN,)) -> None:
+    def __init__(self, detached: bool, module: str = TRAIN) -> None:
         self._detached = detached
-        self._modules = modules
+        self._module = module
         self._starting = threading.Lock()  # held while a process is started
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -102,11 +102,11 @@ class ForkServer:
         """
         if sys.platform != "linux" or variables.get(SWITCH, "") not in ("", "0"):
             return None
-        if list(command[:3]) != [sys.executable, "-m", TRAIN]:
+        if list(command[:3]) != [sys.executable, "-m", self._module]:
             return None
 
         request = Request(
-            module=TRAIN,
+            module=self._module,
             arguments=list(command[3:]),
             variables={name: variables[name] for name in VARIABLES_OF_JOBS if name in variables},
             is_detached=self._detached,
@@ -142,10 +142,10 @@ class ForkServer:
         self._started_with = (dict(variables), os.getcwd())
         self._control, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stream = subprocess.DEVNULL if self._detached else None
-        module = fork_server_process.__name__
         with child_end:
+            words = [sys.executable, "-m", fork_server_process.__name__]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(child_end.fileno()), *self._modules],
+                [*words, str(child_end.fileno()), self._module],
                 env=variables,
                 pass_fds=(child_end.fileno(),),
                 start_new_session=self._detached,

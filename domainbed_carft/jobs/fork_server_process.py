@@ -1,6 +1,6 @@
-"""The fork server itself: `python -m domainbed_carft.jobs.fork_server_process SOCKET MODULE...`.
+"""The fork server itself: `python -m domainbed_carft.jobs.fork_server_process SOCKET MODULE`.
 
-It imports what the modules import, forks itself for each request on the socket, and ends with the
+It imports what the module imports, forks itself for each request on the socket, and ends with the
 process at the socket's other end.
 """
 
@@ -51,8 +51,7 @@ def _main() -> None:
     """
     control = socket.socket(fileno=int(sys.argv[1]))
     try:
-        for module in sys.argv[2:]:
-            _import_what_is_imported_by(module)
+        _import_what_is_imported_by(sys.argv[2])
         _import_clip()
     except BaseException:  # whatever it is, a process that starts cold shows it
         os._exit(1)
@@ -70,7 +69,7 @@ def _main() -> None:
 
 
 def _import_what_is_imported_by(module: str) -> None:
-    """Run a module's import statements, those of train, say."""
+    """Run a module's import statements."""
     spec = importlib.util.find_spec(module)
     assert spec and spec.origin
     tree = ast.parse(Path(spec.origin).read_bytes())
