@@ -80,8 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--pictures",
-        choices=picture_batches.PATHS,
-        default=process_variables.PICTURES.read(picture_batches.PATHS[0]),
+        choices=picture_batches.MODES,
+        default=process_variables.PICTURES.read(picture_batches.MODES[0]),
         help="fast: decode, crop and resize bytes, and jitter a batch at once (default); pillow: "
         f"upstream's transforms, from which the fast pictures differ by rounding (for all jobs: "
         f"${process_variables.PICTURES.name})",
@@ -145,7 +145,7 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]
     skip = process_variables.SKIP_TRAINING_IN_SPLITS
     defaults = (  # of flags whose values argparse has checked
         (process_variables.KEEP_WEIGHTS, args.keep_weights, checkpoints.KEEP),
-        (process_variables.PICTURES, flags.pictures, picture_batches.PATHS),
+        (process_variables.PICTURES, flags.pictures, picture_batches.MODES),
         (skip, skip.read() or "0", ("0", "1")),
     )
     problems += [
