@@ -89,7 +89,7 @@ class SectionMaker:
             "title": "; ".join(filter(None, [table.dataset_title, table.setting])),
             "table": document.table_grid(table),
             "ranks": _ranks(table),
-            "jobs": chosen_jobs.behind(table, entries, self.name),
+            "jobs": chosen_jobs.jobs_of_table(table, entries, self.name),
             "parts": parts,
         }
 
