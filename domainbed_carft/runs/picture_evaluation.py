@@ -74,7 +74,7 @@ def prepare(run: TrainedRun, step: int, data_dir: str | None = None) -> Evaluati
 
 def _with_store(data: RunData) -> RunData:
     """The data, whose decoded pictures are kept for other runs where our harness reads them."""
-    if data.pictures is None or data.pictures.plan.path != FAST:
+    if data.pictures is None or data.pictures.plan.mode != FAST:
         return data
 
     folder = os.path.dirname(str(getattr(data.dataset[0], "root", "")))
