@@ -20,7 +20,6 @@ _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff"
     "\ud800-\udfff]"
 )
-_MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]<>|~#&])")
 
 # How other tools call what is meant -> our name, which is proposed where it is valid.
 _SYNONYMS = {
@@ -50,11 +49,6 @@ _NEAR = 0.6
 def printable(text: str) -> str:
     r"""``text`` from a file or a folder, safe to print: a newline becomes ``\n``, and so on."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
-
-
-def escape_markdown(text: str) -> str:
-    """``text`` from a file or a folder as plain words of Markdown, also between a table's bars."""
-    return _MARKDOWN_SIGNS.sub(r"\\\1", " ".join(printable(text).split()))
 
 
 def quantity(count: int, singular: str, plural: str = "") -> str:
