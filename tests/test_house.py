@@ -16,7 +16,7 @@ HARNESS = "third_party/domainbed"
 
 # Each may use all below it; rooms of one floor do not know each other.
 FLOORS = (
-    ("text", "machine", "version"),
+    ("text", "machine", "questions", "version"),
     ("errors",),
     ("files",),
     ("data", "jobs"),
@@ -31,7 +31,7 @@ FLOORS = (
 FLOOR_NUMBERS = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # What the harness may stand on; it reaches the algorithms only as any host does.
-GROUND = ("data", "jobs", "files", "text", "errors", "machine", "pictures")
+GROUND = ("data", "jobs", "files", "text", "questions", "errors", "machine", "pictures")
 
 LONGEST_FILE = 300  # lines
 
