@@ -9,6 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed_carft import files
+from domainbed_carft.cli.table_names import (
+    COLUMNS,
+    COLUMNS_OF_RECORDS,
+    DEFAULT_COLUMNS,
+    ERRORS,
+    FORMATS,
+    LATEX_TABLE,
+    METHODS,
+)
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.record_lines import describe_warnings
 from domainbed_carft.jobs.setting import KINDS
@@ -18,26 +27,6 @@ if TYPE_CHECKING:
     from domainbed_carft.results.collect import Results
 
 INCOMPLETE = 3  # exit status of --strict
-
-# As modules that take a while to load have them, which a test compares.
-METHODS = ("training-domain", "leave-one-domain-out", "oracle", "in-domain")
-FORMATS = ("text", "markdown", "csv", "json", "latex")
-LATEX_TABLE = "latex-table"
-ERRORS = ("domainbed", "sample", "std")
-DEFAULT_COLUMNS = ("environments", "average")
-COLUMNS = (
-    *DEFAULT_COLUMNS,
-    "out-of-domain",
-    "worst",
-    "in-domain",
-    "step-seconds",
-    "training-hours",
-    "evaluation-hours",
-    "memory",
-    "parameters",
-    "jobs",
-    "draws",
-)
 
 
 def add_to(commands: Any) -> None:
@@ -76,7 +65,9 @@ def _add_collect(commands: Any) -> None:
         help=f"columns of the tables, separated by commas: {', '.join(COLUMNS)} "
         f"(default: {','.join(DEFAULT_COLUMNS)})",
     )
-    shown.add_argument("--full", action="store_true", help="show all columns")
+    shown.add_argument(
+        "--full", action="store_true", help="show all columns but those of carft evaluate"
+    )
     parser.add_argument(
         "--error",
         choices=ERRORS,
@@ -192,7 +183,7 @@ def _collect(arguments: argparse.Namespace) -> int:
     _require_one_table(arguments)
     files.require_output(arguments.output)
 
-    columns = COLUMNS if arguments.full else arguments.columns or DEFAULT_COLUMNS
+    columns = COLUMNS_OF_RECORDS if arguments.full else arguments.columns or DEFAULT_COLUMNS
     results = collect(
         arguments.folders,
         methods=arguments.select,

@@ -56,8 +56,8 @@ _COLUMNS: Sequence[
     ("NLL/T", _scaled_nll, _number),
     ("Brier", lambda figures: figures.calibration.brier, _number),
     ("Brier/T", _scaled_brier, _number),
-    ("gained", lambda figures: figures.flips.gained / figures.split.pictures, percent),
-    ("lost", lambda figures: figures.flips.lost / figures.split.pictures, percent),
+    ("gained", lambda figures: figures.gained, percent),
+    ("lost", lambda figures: figures.lost, percent),
     ("aligned", lambda figures: figures.alignment.aligned, percent),
     ("unaligned", lambda figures: figures.alignment.unaligned, percent),
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
-from domainbed_carft.jobs.job import IDENTITY, Job
+from domainbed_carft.jobs.job import Job
 from domainbed_carft.pictures import store_folder
 from domainbed_carft.pictures.plan import FAST
 from domainbed_carft.results import picture_rows
@@ -131,10 +131,7 @@ def is_of_job(folder: Path, step: int, job: Job) -> bool:
     """Whether the rows in the folder are intact, and of this job."""
     with contextlib.suppress(CarftError):
         _, earlier = picture_rows.load_rows(folder, step)
-        identity = {name: getattr(earlier, name) for name in IDENTITY}
-        return all(job.args[name] == value for name, value in identity.items()) and (
-            job.key.test_envs == set(earlier.test_envs)
-        )
+        return earlier.is_of(job)
     return False
 
 
