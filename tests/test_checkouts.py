@@ -241,7 +241,9 @@ for call in calls:
 
 
 @pytest.mark.parametrize("shape", ["classic", "tables"])
-def test_the_hosts_own_calls_do_what_they_did(installations, shape, tmp_path) -> None:
+def test_the_hosts_own_calls_return_the_same_with_our_package(
+    installations, shape, tmp_path
+) -> None:
     root = write_shape(shape, tmp_path)
     python = partial(run, installations["wheel"], root)
 

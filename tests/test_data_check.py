@@ -50,7 +50,7 @@ def train(host, algorithm, hparams='{"batch_size": 2}'):
     return warm.run(*command, cwd=folder, env={**os.environ, "PYTHONPATH": str(FAKES)})
 
 
-def test_ours_refuse_it_unless_told_otherwise(host):
+def test_our_algorithms_refuse_broken_data_unless_unchecked(host):
     done = train(host, "CARFT", CLIP)
     assert done.returncode in (1, 2)  # a host of somebody else's ends as it does
     assert f"{host[1]} is broken: environment 'a' has the sub-splits 'test'" in done.stderr
@@ -62,7 +62,7 @@ def test_ours_refuse_it_unless_told_otherwise(host):
     assert record["hparams"]["data_edition"] == "unchecked"
 
 
-def test_others_train_on_it_with_one_warning(host):
+def test_other_algorithms_train_on_broken_data_with_one_warning(host):
     done = train(host, host[3])
     assert done.returncode == 0, done.stderr
     (warning,) = (line for line in done.stderr.splitlines() if "is broken" in line)

@@ -95,7 +95,7 @@ def as_the_harness_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", [*DECODED_BY_TORCHVISION, *DECODED_BY_PILLOW])
-def test_decoded_as_by_pillow(folder, monkeypatch, name):
+def test_pictures_are_decoded_as_by_pillow(folder, monkeypatch, name):
     decoded_by_pillow = []
     decode_with_pillow = loading.decode_with_pillow
     monkeypatch.setattr(
@@ -110,7 +110,7 @@ def test_decoded_as_by_pillow(folder, monkeypatch, name):
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8\xff\xe0 no picture"])
-def test_what_pillow_refuses_is_refused_alike(tmp_path, content):
+def test_pictures_that_pillow_refuses_are_refused(tmp_path, content):
     path = tmp_path / "picture.jpg"
     path.write_bytes(content)
     with pytest.raises(Exception) as expected:
@@ -193,7 +193,7 @@ def test_json_that_is_no_plan_is_refused(field, value):
         PicturePlan.from_json(fields)
 
 
-def test_no_plan_of_other_transforms():
+def test_other_transforms_have_no_picture_plan():
     class Flip(T.RandomHorizontalFlip):
         pass
 
@@ -263,7 +263,7 @@ def first_stage_of_all(picture_plan: PicturePlan, folder: Path) -> Stages:
 
 @pytest.mark.parametrize(("protocol", "preprocessing"), PRESETS)
 @pytest.mark.parametrize("augment", [False, True])
-def test_cropped_and_resized_as_by_pillow(folder, protocol, preprocessing, augment):
+def test_crops_and_resizes_equal_pillows(folder, protocol, preprocessing, augment):
     plan = plan_for(protocol, 224, augment, preprocessing)
     both_stages = first_stage_of_all(plan, folder)
     assert both_stages.squares.dtype == torch.uint8
@@ -282,7 +282,7 @@ def test_cropped_and_resized_as_by_pillow(folder, protocol, preprocessing, augme
 
 
 @pytest.mark.parametrize("by", ["torch", "numba"])
-def test_jittered_by_the_batch_as_by_pillow(folder, monkeypatch, by):
+def test_colour_jitter_of_batches_equals_pillows(folder, monkeypatch, by):
     if by == "numba" and not stages.has_numba():
         pytest.skip("needs numba, the extra 'fast'")
     monkeypatch.setattr(stages, "has_numba", lambda: by == "numba")
@@ -322,7 +322,7 @@ def random_choices(count: int) -> torch.Tensor:
     return choices
 
 
-def test_the_compiled_stage_is_torchs(monkeypatch):
+def test_the_compiled_jitter_equals_torchs(monkeypatch):
     if not stages.has_numba():
         pytest.skip("needs numba, the extra 'fast'")
     generator = torch.Generator().manual_seed(1)
@@ -340,7 +340,7 @@ def test_the_compiled_stage_is_torchs(monkeypatch):
     assert (difference < 0.0255).float().mean() > 0.999
 
 
-def test_operations_that_are_not_asked_for_are_left_out():
+def test_unneeded_operations_are_left_out():
     half = (0.5,) * 3
     transform_with_jitter = T.Compose(
         [T.Resize((16, 16)), T.ColorJitter(0, 0.5, 0, 0.2), T.ToTensor(), T.Normalize(half, half)]
@@ -357,7 +357,7 @@ def test_operations_that_are_not_asked_for_are_left_out():
     assert difference.mean() < 0.1
 
 
-def test_another_models_normalisation():
+def test_pictures_are_normalised_for_another_model():
     data_plan = PicturePlan(4, "squash", "bilinear", (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     pixels = torch.arange(48, dtype=torch.uint8).reshape(1, 4, 4, 3)
     expected = T.functional.normalize(
@@ -369,7 +369,7 @@ def test_another_models_normalisation():
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_as_on_the_processor():
+def test_pictures_are_the_same_on_gpu_and_cpu():
     pictures = torch.randint(256, (24, 16, 16, 3), dtype=torch.uint8)
     noise_plan = batch_jitter_plan()
     on_gpu = stages.second_stage(noise_plan, pictures.cuda(), random_choices(24))
@@ -381,7 +381,7 @@ def test_on_a_gpu_as_on_the_processor():
     assert (difference < 0.0255).float().mean() > 0.999
 
 
-def test_which_jitter(monkeypatch):
+def test_the_jitter_implementation_depends_on_device_and_numba(monkeypatch):
     assert stages.jitter_path("cuda:1") == "torch"
     monkeypatch.setattr(stages, "has_numba", lambda: True)
     assert stages.jitter_path("cpu") == "numba"
@@ -405,7 +405,7 @@ def test_a_jpeg_beyond_pillows_limit_is_not_decoded(folder, tmp_path, monkeypatc
         decode(str(path))
 
 
-def test_the_limit_is_pillows_own(folder, monkeypatch):
+def test_the_pixel_limit_equals_pillows(folder, monkeypatch):
     picture = decode(str(folder / "plain.jpg"))
     decoded_by_pillow = []
     monkeypatch.setattr(loading, "decode_with_pillow", decoded_by_pillow.append)
@@ -435,7 +435,7 @@ def test_a_file_of_any_size_takes_little_memory(tmp_path, read, beginning):
 
 
 @pytest.mark.parametrize("read", [decode, picture_files.open_picture])
-def test_no_pipe_is_waited_for(tmp_path, read):
+def test_a_pipe_is_refused_without_waiting(tmp_path, read):
     path = tmp_path / "picture.jpg"
     os.mkfifo(path)
     signal.alarm(20)

@@ -181,7 +181,7 @@ print(json.dumps([transforms, dataset_facts.recall(hparams).protocol]))
 @pytest.mark.parametrize(
     "module", ["method/algorithms", "method/hparams", "plugin/data_sets", "method/dataset_facts"]
 )
-def test_our_failure_is_one_warning_and_the_host_goes_on(
+def test_a_failing_plugin_warns_once_and_the_host_works(
     site: Site, checkout: Path, module: str
 ) -> None:
     (site.package / f"{module}.py").write_text("raise RuntimeError('planted')\n")
@@ -216,7 +216,7 @@ def test_a_list_that_takes_no_name_leaves_the_host_as_it_was(site: Site, tmp_pat
     assert "could not extend domainbed.algorithms" in done.stderr
 
 
-def test_a_failure_of_the_host_is_shown_unchanged(site: Site, tmp_path: Path) -> None:
+def test_a_failing_host_import_is_shown_unchanged(site: Site, tmp_path: Path) -> None:
     broken = write_checkout(tmp_path / "broken", modules={"algorithms": "import no_such_module\n"})
 
     done = site.run("-c", "import domainbed.algorithms", cwd=broken)
@@ -289,7 +289,7 @@ print(json.dumps([
 # The switch, registering and unregistering
 
 
-def test_the_switch(site: Site, checkout: Path) -> None:
+def test_the_disable_variable_switches_the_plugin_off(site: Site, checkout: Path) -> None:
     off = {"DOMAINBED_CARFT_DISABLE": "YES"}
     assert site.train("ERM", cwd=checkout, **off)["algorithms"] == ["ERM"]
     done = site.run("-c", "import domainbed", **off)
@@ -299,7 +299,7 @@ def test_the_switch(site: Site, checkout: Path) -> None:
         assert site.train(cwd=checkout, DOMAINBED_CARFT_DISABLE=value)["class"] == "CARFT"
 
 
-def test_registering_by_hand_raises_what_the_hook_only_warns_of(site: Site, checkout: Path) -> None:
+def test_register_raises_errors_that_the_hook_only_warns_of(site: Site, checkout: Path) -> None:
     (site.package / "method" / "algorithms.py").write_text("raise RuntimeError('planted')\n")
     code = "import domainbed.algorithms, domainbed_carft; domainbed_carft.register()"
     done = site.run("-c", code, cwd=checkout, DOMAINBED_CARFT_DISABLE="1")

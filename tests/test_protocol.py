@@ -34,7 +34,7 @@ def undone(x, mean, std):
     return x * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
 
 
-def test_at_test_time_one_squeezes_and_one_crops(picture):
+def test_at_test_time_domainbed_squeezes_and_clip_crops(picture):
     squeezed = PlanTransform(plan_for("domainbed", 48, False))(picture)
     cropped = PlanTransform(plan_for("clip", 48, False))(picture)
     by_hand = np.asarray(picture.resize((48, 48), Image.Resampling.BILINEAR)) / 255
@@ -47,7 +47,7 @@ def test_at_test_time_one_squeezes_and_one_crops(picture):
         assert np.abs(pixels - expected).max() < 0.02
 
 
-def test_in_training_only_one_changes_colours(picture):
+def test_in_training_only_domainbed_changes_colours(picture):
     torch.manual_seed(0)
     picture = picture.resize((80, 60))  # wider ones always give the same crop
     clips = CLIP_MEAN, CLIP_STD
@@ -79,7 +79,7 @@ def test_lipsum_ft_crops_8_to_100_percent_and_flips(picture):
     assert torch.equal(*still)
 
 
-def test_emoji_styles_follows(random_tiny, capsys):
+def test_emoji_styles_follows_the_protocol(random_tiny, capsys):
     values = settings(random_tiny, class_names="dataset:EmojiStyles", protocol="clip")
     dataset = data_sets.EmojiStyles("", [0], values)
     assert dataset[0].transform.transforms[-1].mean == CLIP_MEAN
@@ -99,7 +99,7 @@ def test_emoji_styles_follows(random_tiny, capsys):
     ("requested", "followed"),
     [("clip", "domainbed"), ("domainbed", "clip"), ("clip", None), ("clip", "host")],
 )
-def test_pictures_that_do_not_follow_are_refused(random_tiny, requested, followed):
+def test_pictures_that_contradict_the_protocol_are_refused(random_tiny, requested, followed):
     values = settings(random_tiny, class_names="dataset:Pets", protocol=requested)
     if followed:
         environments = [dataset_facts.Environment("art", ["a", "b", "c"])]
@@ -111,7 +111,7 @@ def test_pictures_that_do_not_follow_are_refused(random_tiny, requested, followe
         algorithms.CARFT((3, 28, 28), 3, 2, values)
 
 
-def test_a_hosts_own_way_is_recorded_as_such(random_tiny, capsys):
+def test_a_hosts_own_transforms_are_recorded_as_host(random_tiny, capsys):
     for requested in ("domainbed", "host"):
         values = settings(random_tiny, class_names="dataset:Pets", protocol=requested)
         environments = [dataset_facts.Environment(name, ["a", "b", "c"]) for name in "xy"]

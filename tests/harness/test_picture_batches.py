@@ -54,7 +54,7 @@ def test_the_store_changes_no_record_and_pillow_changes_them_little(pictures, tm
         assert fast_record["loss"] != pillow_record["loss"]
 
 
-def test_pictures_are_normalised_for_the_model_at_once(pictures):
+def test_pictures_are_normalised_once_for_the_model(pictures):
     """Any plugin's: ERM for one size and normalisation, against those of upstream's, undone."""
     model_input = (32, (0.5, 0.4, 0.3), (0.2, 0.1, 0.3))
     dataset = datasets.get_dataset_class(str(pictures))(None, [0], {"data_augmentation": True})

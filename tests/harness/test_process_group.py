@@ -126,7 +126,7 @@ def alone(pictures, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_slices_of_all_processes_make_up_the_batches_of_one(pictures, size):
+def test_batch_slices_of_all_processes_make_up_the_batches_of_one(pictures, size):
     """Its pictures to the bit, augmented, whatever of a batch is left for a process."""
     args = train.build_parser().parse_args(train_arguments(pictures, Path("unused")))
     hparams = preparation.choose_hparams(args)
@@ -148,13 +148,13 @@ def test_slices_of_all_processes_make_up_the_batches_of_one(pictures, size):
     assert sum(parts is None for parts in [environment[-1] for environment in together]) == size - 1
 
 
-def test_three_processes_train_what_one_does(pictures, alone, tmp_path):
+def test_three_processes_train_to_the_weights_of_one(pictures, alone, tmp_path):
     assert train_jobs(3, train_arguments(pictures, tmp_path / "three")) == [0, 0, 0]
     assert_same(tmp_path / "three", alone)
 
 
 @pytest.mark.parametrize("algorithm", ["CLIPLPFT", "CLIPZeroShot"])
-def test_two_processes_train_what_one_does(pictures, tmp_path, algorithm):
+def test_two_processes_train_to_the_weights_of_one(pictures, tmp_path, algorithm):
     for size in (1, 2):
         command = train_arguments(pictures, tmp_path / str(size), algorithm)
         assert train_jobs(size, command) == [0] * size
@@ -191,7 +191,7 @@ def start_disturbed(
 
 
 @pytest.mark.parametrize("method, call_number", [("step_on_device", 3), ("predict", 10)])
-def test_a_signal_to_one_stops_all_and_another_number_goes_on(
+def test_a_signal_to_one_process_stops_all_and_one_process_resumes(
     pictures, alone, tmp_path, method, call_number
 ):
     """In a step and in an evaluation; then by one process to the end of the same run."""
@@ -242,7 +242,7 @@ class OwnStep(CARFT):
         return super().update(minibatches)
 
 
-def test_algorithms_and_batches_that_cannot_be_divided_are_refused():
+def test_algorithms_and_batches_that_cannot_be_split_are_refused():
     def refusal(algorithm_class, batch_size=4, change=lambda algorithm: None, **changed):
         hparams = hparams_registry.default_hparams("CARFT", "EmojiStyles")
         values = {"clip_backbone": "tiny", "contexts": "emoji", **changed}
@@ -276,7 +276,7 @@ FIRST_IS_GONE = (
         pytest.param("first", FIRST_IS_GONE, marks=pytest.mark.slow),
     ],
 )
-def test_the_first_process_starts_the_others_and_they_end_together(
+def test_if_one_process_is_killed_all_end_with_the_reason_and_resume(
     pictures, alone, tmp_path, killed, reason
 ):
     """Whichever is killed, err.txt has the reason once; then they train to the end."""
@@ -297,7 +297,9 @@ def test_the_first_process_starts_the_others_and_they_end_together(
     assert_same(tmp_path / "job", alone)
 
 
-def test_why_the_first_process_of_a_pools_job_is_gone(pictures, alone, tmp_path, monkeypatch):
+def test_the_pool_retries_a_job_whose_first_process_was_killed(
+    pictures, alone, tmp_path, monkeypatch
+):
     """The pool then tries again, and the job is what it would have been."""
     monkeypatch.setenv("DOMAINBED_PROCESSES", "2")
     folder = JobFolder(tmp_path / "job")
@@ -320,7 +322,7 @@ def test_why_the_first_process_of_a_pools_job_is_gone(pictures, alone, tmp_path,
 
 
 @pytest.mark.slow
-def test_torchrun(pictures, alone, tmp_path):
+def test_torchrun_trains_and_saves_when_stopped(pictures, alone, tmp_path):
     """Told to stop, it gives them time to save."""
     launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     command = [
