@@ -24,7 +24,7 @@ from domainbed_carft.runs.sweep_evaluation import (
 from domainbed_carft.text import limited, printable, quantity, table
 
 # Of a run only.
-_FLAGS_OF_RUNS = ("which", "suite", "clip")
+_FLAGS_OF_RUNS = ("which", "suite", "clip", "retained")
 
 
 def _scaled_ece(figures: SplitFigures) -> float | None:
