@@ -16,11 +16,11 @@ from domainbed_carft.cli.table_names import (
     ERRORS,
     FORMATS,
     LATEX_TABLE,
-    METHODS,
 )
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.record_lines import describe_warnings
 from domainbed_carft.jobs.setting import KINDS
+from domainbed_carft.results.method_names import METHOD_NAMES
 from domainbed_carft.text import printable, quantity
 
 if TYPE_CHECKING:
@@ -155,11 +155,12 @@ def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None
     )
     parser.add_argument(
         "--select",
-        type=some_of(METHODS),
+        type=some_of(METHOD_NAMES),
         action="extend",
         metavar="METHOD,...",
-        help=f"selection methods, separated by commas: {', '.join(METHODS)} (default: those that "
-        "the sweep declares, else all that have jobs); of a report, the first counts for figures",
+        help=f"selection methods, separated by commas: {', '.join(METHOD_NAMES)} (default: those "
+        "that the sweep declares, else all that have jobs); of a report, the first counts for "
+        "figures",
     )
 
 

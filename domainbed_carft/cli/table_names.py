@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-METHODS = ("training-domain", "leave-one-domain-out", "oracle", "in-domain")
 FORMATS = ("text", "markdown", "csv", "json", "latex")
 LATEX_TABLE = "latex-table"
 ERRORS = ("domainbed", "sample", "std")

@@ -6,7 +6,7 @@ Every check returns a list of problems, so that a command can report all of them
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from domainbed import algorithms, datasets, hparams_registry
@@ -20,7 +20,9 @@ _SIZE = "a whole number of at least 1 and less than 2147483648"
 # The hyperparameters that the harness itself reads.
 _READ_HERE = {
     **dict.fromkeys(("data_augmentation", "class_balanced"), algorithms.SWITCH),
-    "batch_size": (_SIZE, lambda value: type(value) is int and 1 <= value < 2**31),
+    **dict.fromkeys(
+        ("batch_size", "shots"), (_SIZE, lambda value: type(value) is int and 1 <= value < 2**31)
+    ),
 }
 
 
@@ -90,18 +92,16 @@ def parse_hparams(json: str | None) -> dict[str, Any]:
     return overrides
 
 
-def hparams_problems(json: str | None, algorithm: str, dataset: str) -> list[str | Problem]:
+def hparams_problems(
+    overrides: Mapping[str, Any], algorithm: str, dataset: str
+) -> list[str | Problem]:
     """Say what is wrong with the keys of --hparams, and with values that we or the class checks."""
-    try:
-        overrides = parse_hparams(json)
-    except CarftError as error:
-        return [*error.problems]
-
     problems: list[str | Problem] = [*algorithms.value_problems(overrides, _READ_HERE)]
     if not overrides or algorithm_problems(algorithm) or dataset_problems(dataset):
         return problems
 
-    valid_names = sorted(hparams_registry.default_hparams(algorithm, dataset))
+    defaults = hparams_registry.default_hparams(algorithm, dataset)
+    valid_names = sorted({*defaults, *hparams_registry.OPTIONAL_HPARAMS})
     for name in overrides:
         if name not in valid_names:
             problems.append(text.unknown(f"hyperparameter of {algorithm}", name, valid_names))

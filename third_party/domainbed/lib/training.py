@@ -19,6 +19,7 @@ from domainbed.lib import (
     algorithm_state,
     checkpoints,
     evaluation,
+    few_shots,
     misc,
     preparation,
     resume,
@@ -45,7 +46,7 @@ class Run:
     """
 
     args: argparse.Namespace
-    hparams: dict[str, Any]  # the same object that the data set was built with
+    hparams: dict[str, Any]  # resolved; the same object that the data set was built with
     dataset: Any
     environments: Sequence[splits.EnvironmentSplits]
     state: InitVar[dict[str, Any] | None]  # what an earlier process of the same run has saved
@@ -83,7 +84,7 @@ class Run:
         smallest = min(len(environment.in_split) for environment in self.environments)
         self.steps_per_epoch = smallest / self.hparams["batch_size"]
 
-        self.algorithm = self._build_algorithm(state)
+        self.algorithm = self._build_algorithm()
         self._initial_structure = algorithm_state.structure(self.algorithm)
         self._is_storable = True
         self.row_printer = evaluation.RowPrinter()
@@ -102,7 +103,9 @@ class Run:
 
     def _build_batches(self, training_envs: Sequence[int]) -> JobBatches:
         return JobBatches(
-            in_splits=[self.environments[i].in_split for i in training_envs],
+            in_splits=few_shots.training_splits(
+                self.dataset, self.environments, training_envs, self.hparams
+            ),
             evaluated={
                 name: split if name in self.evaluated else [] for name, split in self.splits.items()
             },
@@ -126,14 +129,9 @@ class Run:
             is_constant=self.algorithm.is_constant,
         )
 
-    def _build_algorithm(self, state: dict[str, Any] | None) -> Any:
+    def _build_algorithm(self) -> Any:
         hparams = self.hparams
         algorithm_class = algorithms.get_algorithm_class(self.args.algorithm)
-        # A value that the job resolved where it began is kept where it is resumed.
-        for name in algorithm_class.RESOLVED_HPARAMS:
-            if state and hparams.get(name) == "auto":
-                hparams[name] = state["hyperparameters"].get(name, "auto")
-
         algorithm = algorithm_class(
             self.dataset.input_shape, self.dataset.num_classes, self.num_domains, hparams
         )
