@@ -85,8 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--pictures",
-        choices=picture_batches.PATHS,
-        default=variables.get(PICTURES_VARIABLE, picture_batches.PATHS[0]),
+        choices=picture_batches.MODES,
+        default=variables.get(PICTURES_VARIABLE, picture_batches.MODES[0]),
         help="fast: decode, crop and resize bytes, and jitter a batch at once (default); pillow: "
         f"upstream's transforms, from which the fast pictures differ by rounding (for all jobs: "
         f"${PICTURES_VARIABLE})",
@@ -147,7 +147,7 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]
 
     variables = (  # flags that argparse has checked, or else these
         (checkpoints.VARIABLE, args.keep_weights, checkpoints.KEEP),
-        (PICTURES_VARIABLE, flags.pictures, picture_batches.PATHS),
+        (PICTURES_VARIABLE, flags.pictures, picture_batches.MODES),
         (SKIP_VARIABLE, os.environ.get(SKIP_VARIABLE) or "0", ("0", "1")),
     )
     problems += [
