@@ -57,7 +57,10 @@ def prepare(run: TrainedRun, step: int, data_dir: str | None = None) -> Evaluati
 
     Raises CarftError as `splits.splits`, and for a run whose targets have no in-split.
     """
-    data = _with_store(splitting.read_data(run, data_dir, is_augmented=False))
+    data = splitting.read_data(run, data_dir, is_augmented=False)
+    if data.pictures is not None and run.picture_plan.mode == FAST:
+        data = _with_store(data)
+
     has_targets = bool(run.args["test_envs"])
     out_splits = [part for part in data.splits if part.name.endswith("_out")]
     reported = out_splits
@@ -72,10 +75,7 @@ def prepare(run: TrainedRun, step: int, data_dir: str | None = None) -> Evaluati
 
 
 def _with_store(data: RunData) -> RunData:
-    """The data, whose decoded pictures are kept for other runs where our harness reads them."""
-    if data.pictures is None or data.pictures.plan.path != FAST:
-        return data
-
+    """The data, whose decoded pictures are kept for other runs."""
     folder = os.path.dirname(str(getattr(data.dataset[0], "root", "")))
     store, _ = store_folder.open_store(os.environ.get("DOMAINBED_PICTURE_CACHE"), folder)
     return data.with_pictures(dataclasses.replace(data.pictures, store=store))
