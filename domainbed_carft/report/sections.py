@@ -189,7 +189,7 @@ def _ranks(table: Table) -> list[list[int]]:
     """For each row the ranks of its cells in their columns, of accuracies only."""
     ranks_of_columns = []
     for number, column in enumerate(table.shown):
-        is_ranked = column.unit == ranking.RANKED_UNIT
+        is_ranked = ranking.is_ranked(column)
         means = [row.shown[number].mean if is_ranked else None for row in table.rows]
         ranks_of_columns.append(ranking.ranks(means))
     return [list(ranks) for ranks in zip(*ranks_of_columns, strict=True)]
