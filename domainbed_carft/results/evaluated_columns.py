@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from domainbed_carft.errors import Problem
-from domainbed_carft.results import alignment
+from domainbed_carft.results import alignment_scores
 from domainbed_carft.results.cells import Cell
 from domainbed_carft.results.columns import Column, RowRuns, accuracy_text
 from domainbed_carft.results.picture_rows import summary_path
@@ -126,7 +126,7 @@ def _scaled(part: SplitFigures, name: str) -> float | None:
 
 
 _AT_TEMPERATURE = "the same at the temperature fitted on the training environments."
-_FROM = f"the threshold of carft evaluate (default {alignment.THRESHOLD})"
+_FROM = f"the threshold of carft evaluate (default {alignment_scores.THRESHOLD})"
 
 EVALUATED = (
     _accuracy_column(
@@ -192,13 +192,13 @@ EVALUATED = (
     _accuracy_column(
         "aligned",
         "Aligned",
-        f"accuracy of pictures with an alignment score from {_FROM} to {alignment.HIGHEST}.",
+        f"accuracy of pictures with an alignment score from {_FROM} to {alignment_scores.HIGHEST}.",
         lambda part: part.alignment.aligned,
     ),
     _accuracy_column(
         "unaligned",
         "Unaligned",
-        f"accuracy of pictures with an alignment score from {alignment.LOWEST} to {_FROM}.",
+        f"accuracy of pictures with an alignment score from {alignment_scores.LOWEST} to {_FROM}.",
         lambda part: part.alignment.unaligned,
     ),
 )

@@ -12,11 +12,10 @@ from typing import Any
 
 from domainbed_carft.results.cells import PLUS_MINUS
 from domainbed_carft.results.document import Document, Grid
-from domainbed_carft.text import printable
+from domainbed_carft.text import escape_markdown, printable
 
 TEXT_WIDTH = 100
 
-_MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]<>|~#&])")
 # Not ASCII, nor what TeX's first font encoding makes of letters and accents.
 _NOT_IN_LATEX_FONT = re.compile(f"[^ -~\u00c0-\u00ff{PLUS_MINUS}]|[ÐÞðþ×÷]")
 _LATEX_SIGN_NAMES = {
@@ -90,18 +89,14 @@ def _plain(text: str) -> str:
 def _markdown(document: Document) -> str:
     lines = ["# Results"]
     for grid in document.grids:
-        table = _table(grid, "github", _escape_markdown)
-        lines += ["", f"## {_escape_markdown(grid.title)}", "", table]
+        table = _table(grid, "github", escape_markdown)
+        lines += ["", f"## {escape_markdown(grid.title)}", "", table]
         if grid.notes:
-            lines += ["", *(f"- {_escape_markdown(note)}" for note in grid.notes)]
+            lines += ["", *(f"- {escape_markdown(note)}" for note in grid.notes)]
 
     for caption in document.caption:
-        lines += ["", _escape_markdown(caption)]
+        lines += ["", escape_markdown(caption)]
     return "\n".join(lines) + "\n"
-
-
-def _escape_markdown(text: str) -> str:
-    return _MARKDOWN_SIGNS.sub(r"\\\1", " ".join(printable(text).split()))
 
 
 def _csv(document: Document) -> str:

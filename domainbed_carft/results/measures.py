@@ -47,7 +47,7 @@ def _out_of_domain(row: RowRuns) -> Cell:
     ]
     accuracies: dict[int, list[float]] = {}
     for selected in row.selected:
-        if selected.outcome.runs[0].test_envs:
+        if selected.outcome.run.test_envs:
             accuracies.setdefault(selected.trial, []).append(selected.outcome.accuracy)
     return _over_trials(row, accuracies, incomplete)
 
@@ -56,9 +56,7 @@ def _in_domain(row: RowRuns) -> Cell:
     """Over the trials: each trial's mean over the targets, of the validation accuracy."""
     accuracies: dict[int, list[float]] = {}
     for selected in row.selected:
-        run = selected.outcome.runs[0]
-        checkpoint = run.steps.index(selected.outcome.step)
-        accuracy = float(selection.in_domain(run)[checkpoint])
+        accuracy = selection.in_domain_at(selected.outcome)
         accuracies.setdefault(selected.trial, []).append(accuracy)
     return _over_trials(row, accuracies, incomplete=[])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -239,5 +238,4 @@ def _percent(share: float | None) -> str:
 def _markdown_text(value: Any) -> str:
     """A value as plain text within Markdown, also between the bars of a table."""
     plain = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    one_line = text.printable(" ".join(plain.split()))
-    return re.sub(r"([\\`*_\[\]<>|~#&])", r"\\\1", one_line)
+    return text.escape_markdown(plain)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from domainbed_carft import process_variables
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.job import Job
@@ -77,7 +78,7 @@ def prepare(run: TrainedRun, step: int, data_dir: str | None = None) -> Evaluati
 def _with_store(data: RunData) -> RunData:
     """The data, whose decoded pictures are kept for other runs."""
     folder = os.path.dirname(str(getattr(data.dataset[0], "root", "")))
-    store, _ = store_folder.open_store(os.environ.get("DOMAINBED_PICTURE_CACHE"), folder)
+    store, _ = store_folder.open_store(process_variables.PICTURE_CACHE.read() or None, folder)
     return data.with_pictures(dataclasses.replace(data.pictures, store=store))
 
 
