@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+from domainbed_carft import process_variables
+
 # The variable by which a launcher tells a job how many cores are its share.
-CORES = "DOMAINBED_CORES"
+CORES = process_variables.CORES.name
 
 # The variable for the number of its processes, each with a GPU of its own.
-PROCESSES = "DOMAINBED_PROCESSES"
+PROCESSES = process_variables.PROCESSES.name
 
 # How a line of /proc/self/cgroup begins that names a group of version 2, below the root.
 _CGROUP_V2 = "0::/"
@@ -44,7 +46,7 @@ def cores(root: Path = Path("/")) -> int:
 def job_cores(root: Path = Path("/")) -> int:
     """The cores that a job may use: the share that a launcher gave it, else all of `cores`."""
     count = cores(root)
-    share = os.environ.get(CORES, "")
+    share = process_variables.CORES.read()
     return min(count, int(share)) if share.isdigit() and int(share) else count
 
 

@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader
 
 import domainbed_carft
 from domainbed_carft import cli
+from domainbed_carft.cli import evaluation_flags
 from domainbed_carft.clips import backbone
 from domainbed_carft.method import prompts
-from domainbed_carft.results import collection, run_figures, selection
+from domainbed_carft.results import alignment, collection, run_figures, selection
 from domainbed_carft.runs import evaluate_job, evaluation_processes, saved, splits
 from domainbed_carft.runs.evaluation_processes import SweepOptions
 from domainbed_carft.runs.sweep_evaluation import evaluate_sweep
@@ -324,3 +325,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(sweep, evaluation, tmp_p
     assert resumed.measured + n_measured == len({run.run_step for run in resumed.runs})
     assert resumed.current == n_measured
     assert [run.figures for run in resumed.runs] == [run.figures for run in evaluation.runs]
+
+
+def test_the_command_line_has_the_default_threshold_of_the_module():
+    assert evaluation_flags.THRESHOLD == alignment.THRESHOLD

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from domainbed_carft.results.alignment import THRESHOLD
+from domainbed_carft.results.alignment_scores import THRESHOLD
 
 
 def add_sweep_flags(parser: argparse.ArgumentParser) -> None:

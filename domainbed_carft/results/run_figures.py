@@ -19,7 +19,7 @@ from domainbed_carft import files
 from domainbed_carft.errors import CarftError, Problem
 from domainbed_carft.files import parsing
 from domainbed_carft.jobs.folder import WEIGHTS
-from domainbed_carft.results import alignment, picture_rows
+from domainbed_carft.results import alignment, alignment_scores, picture_rows
 from domainbed_carft.results.alignment import AlignmentFigures, measure_alignment
 from domainbed_carft.results.calibration import ECE_BINS, Calibration, measure_calibration
 from domainbed_carft.results.picture_rows import (
@@ -94,7 +94,7 @@ class RunFigures:
 
 
 def measure_run(
-    rows: PictureRows, facts: EvaluationFacts, threshold: float = alignment.THRESHOLD
+    rows: PictureRows, facts: EvaluationFacts, threshold: float = alignment_scores.THRESHOLD
 ) -> RunFigures:
     """The figures of all splits; ``threshold``: the alignment that divides in and out."""
     figures = []

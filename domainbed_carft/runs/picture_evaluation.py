@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from domainbed_carft import process_variables
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.job import IDENTITY, Job
@@ -73,11 +74,11 @@ def prepare(run: TrainedRun, step: int, data_dir: str | None = None) -> Evaluati
 
 def _with_store(data: RunData) -> RunData:
     """The data, whose decoded pictures are kept for other runs where our harness reads them."""
-    if data.pictures is None or data.pictures.plan.path != FAST:
+    if data.pictures is None or data.pictures.plan.mode != FAST:
         return data
 
     folder = os.path.dirname(str(getattr(data.dataset[0], "root", "")))
-    store, _ = store_folder.open_store(os.environ.get("DOMAINBED_PICTURE_CACHE"), folder)
+    store, _ = store_folder.open_store(process_variables.PICTURE_CACHE.read() or None, folder)
     return data.with_pictures(dataclasses.replace(data.pictures, store=store))
 
 

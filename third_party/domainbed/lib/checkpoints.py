@@ -24,9 +24,6 @@ from domainbed_carft.jobs.record_lines import is_broken_loss
 
 KEEP = ("both", "last", "best", "none")
 
-# Where a launcher says which weights all jobs are to keep.
-VARIABLE = "DOMAINBED_KEEP_WEIGHTS"
-
 # The attributes of `Files` that a resumed run needs.
 _STATE = ("_records", "_begins_at", "_step", "_best_step", "_best_accuracy", "diverged_at")
 

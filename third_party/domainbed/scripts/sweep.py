@@ -218,10 +218,10 @@ def _list_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> None:
     for name in args.datasets:
         dataset_class = datasets.get_dataset_class(name)
         facts[name] = manifest.Dataset(
-            tuple(dataset_class.ENVIRONMENTS),
-            None,
-            getattr(dataset_class, "N_STEPS", 5001),
-            getattr(dataset_class, "CHECKPOINT_FREQ", 100),
+            labels=tuple(dataset_class.ENVIRONMENTS),
+            pictures=None,
+            steps=dataset_class.N_STEPS,
+            checkpoint_freq=dataset_class.CHECKPOINT_FREQ,
         )
     sweep = stored or manifest.Sweep(())
     manifest.add(output, replace(sweep, jobs=tuple(listed), datasets=facts))
