@@ -6,7 +6,7 @@ import pytest
 from packed_records import SETTINGS
 
 from domainbed_carft import cli
-from domainbed_carft.cli import table_options as command
+from domainbed_carft.cli import table_names as command
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import cost
 from domainbed_carft.results import cells, measures
@@ -15,8 +15,9 @@ from domainbed_carft.results.collect import collect
 
 @pytest.fixture(scope="session")
 def all_columns(peers_emoji):
-    """All columns of the sweep's tables by training-domain validation, as a frame."""
-    results = collect(peers_emoji, methods=["training-domain"], columns=measures.NAMES)
+    """All columns of the records by training-domain validation, as a frame."""
+    names = command.COLUMNS_OF_RECORDS
+    results = collect(peers_emoji, methods=["training-domain"], columns=names)
     return results.columns
 
 

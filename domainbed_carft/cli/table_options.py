@@ -5,21 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Collection, Sequence
 
-# As modules that take a while to load have them, which a test compares.
-ERRORS = ("domainbed", "sample", "std")
-DEFAULT_COLUMNS = ("environments", "average")
-COLUMNS = (
-    *DEFAULT_COLUMNS,
-    "out-of-domain",
-    "worst",
-    "in-domain",
-    "step-seconds",
-    "training-hours",
-    "evaluation-hours",
-    "memory",
-    "parameters",
-    "jobs",
-    "draws",
+from domainbed_carft.cli.table_names import (
+    COLUMNS,
+    COLUMNS_OF_RECORDS,
+    DEFAULT_COLUMNS,
+    ERRORS,
 )
 
 # Flags that add tables to those of the accuracies
@@ -37,7 +27,9 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         help=f"columns of the tables, separated by commas: {', '.join(COLUMNS)} "
         f"(default: {','.join(DEFAULT_COLUMNS)})",
     )
-    shown.add_argument("--full", action="store_true", help="show all columns")
+    shown.add_argument(
+        "--full", action="store_true", help="show all columns but those of carft evaluate"
+    )
     parser.add_argument(
         "--error",
         choices=ERRORS,
@@ -87,7 +79,7 @@ def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
 
 def columns(arguments: argparse.Namespace) -> Sequence[str]:
     """The names of the columns that were asked for."""
-    return COLUMNS if arguments.full else arguments.columns or DEFAULT_COLUMNS
+    return COLUMNS_OF_RECORDS if arguments.full else arguments.columns or DEFAULT_COLUMNS
 
 
 def more_tables(arguments: argparse.Namespace) -> list[str]:

@@ -55,19 +55,19 @@ def captions(results: Results) -> dict[str, Sequence[str]]:
     """The paragraphs that explain the tables, by kind of table."""
     error = results.tables[0].error if results.tables else DOMAINBED
     columns = [column for table in results.tables for column in table.shown]
-    tablecaptions = [*document.caption(error), *measures.explanations(columns)]
+    table_captions = [*document.caption(error), *measures.explanations(columns)]
     if any(choices.grid(table) for table in results.tables):
-        tablecaptions += choices.CAPTION
+        table_captions += choices.CAPTION
     if results.suite_scores:
-        tablecaptions.append(suites.caption(error))
+        table_captions.append(suites.caption(error))
 
-    comparisoncaptions = [paired.CAPTION] if results.differences else []
+    comparison_captions = [paired.CAPTION] if results.differences else []
     if results.comparisons_against:
-        comparisoncaptions += against_one.CAPTION
+        comparison_captions += against_one.CAPTION
     if results.powers:
-        comparisoncaptions += power.CAPTION
+        comparison_captions += power.CAPTION
     return {
-        "tables": tablecaptions,
-        "paired": comparisoncaptions,
+        "tables": table_captions,
+        "paired": comparison_captions,
         "published": published.CAPTION,
     }

@@ -14,7 +14,11 @@ from domainbed_carft.text import quantity
 
 def sentences(results: Results, method: str) -> list[str]:
     """A sentence for each table by ``method``, for each paired difference, and on the jobs."""
-    tables = [table for table in results.tables if table.method == method and not table.averages]
+    tables = [
+        table
+        for table in results.tables
+        if table.method == method and not (table.averages or table.one_setting)
+    ]
     differences = [entry for entry in results.differences if entry["selection"] == method]
     return [
         *(_sentence_on_best(table) for table in tables if _has_average(table)),
