@@ -61,20 +61,22 @@ class CLIPAlgorithm(CLIPPredictor):
     ) -> None:
         require_resolved(hparams)
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        environments = job_facts.data_facts(hparams).environments
-        normalisation = dataset_facts.agreed_normalisation(environments) or IMAGENET
+        facts = job_facts.data_facts(hparams)
+        normalisation = dataset_facts.agreed_normalisation(facts.environments) or IMAGENET
         mean, std = normalisation
         print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
 
+        job_prompts = prompts.prompts_of(hparams, num_classes, facts, self.has_kl(hparams))
         # Making the modules must not move the generators that the training draws from.
         with torch.random.fork_rng(devices=[]):
-            self._build(input_shape[-1], num_classes, normalisation)
+            self._build(input_shape[-1], job_prompts, normalisation)
         self.train()
 
-    def _build(self, pixels: int, num_classes: int, normalisation: Normalisation) -> None:
+    def _build(
+        self, pixels: int, job_prompts: prompts.Prompts, normalisation: Normalisation
+    ) -> None:
         """Build all modules for pictures of ``pixels`` a side."""
         clip_model = self._load_clip()
-        job_prompts = self.prompts_of_job(self.hparams, num_classes)
         self.register_text("words", job_prompts.as_json())
         if clip_model.architecture:
             self.register_text("architecture", clip_model.architecture)

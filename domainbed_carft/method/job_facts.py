@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from domainbed_carft.data import benchmarks
@@ -11,7 +11,6 @@ from domainbed_carft.method import dataset_facts, job_clip, prompts
 from domainbed_carft.method.dataset_facts import DatasetFacts
 from domainbed_carft.method.device import device_facts
 from domainbed_carft.method.hparams import UNCHECKED
-from domainbed_carft.method.prompts import Prompts
 from domainbed_carft.method.resolution import JobFacts
 from domainbed_carft.pictures.protocols import PROTOCOLS
 
@@ -52,30 +51,40 @@ def _require_protocol(requested: str, followed: str) -> None:
         )
 
 
-def find_facts(hparams: Mapping[str, Any], data: DatasetFacts, job_prompts: Prompts) -> JobFacts:
-    """The facts that `resolution.resolve` needs, with those of the CLIP and the device.
+def find_facts(hparams: Mapping[str, Any], num_classes: int, has_kl: bool) -> JobFacts:
+    """The facts of the job whose data set was built with this ``hparams`` object.
 
-    Raises CarftError for a CLIP that cannot be found or is not what its name says.
+    ``has_kl``: whether its loss has the KL term. Raises CarftError for broken data, for data that
+    does not follow the hparams, as `prompts.prompts_of`, and for a CLIP that cannot be found or is
+    not what its name says.
     """
+    data = data_facts(hparams)
+    chosen = dict(hparams)  # a fork's configuration object has no `get`
+    require_fitting_data(chosen, data)
     return JobFacts(
         data=data,
+        prompts=prompts.prompts_of(chosen, num_classes, data, has_kl),
         clip=job_clip.facts(hparams),
-        prompts_digest=job_prompts.digest,
         device=device_facts(),
     )
 
 
-def describe(hparams: Mapping[str, Any], data: DatasetFacts, job_prompts: Prompts) -> Iterator[str]:
+def describe(hparams: Mapping[str, Any], facts: JobFacts) -> list[str]:
     """The lines that a job prints of what it found."""
+    data = facts.data
+    lines = []
     if hparams["data_edition"] != UNCHECKED:
-        yield f"Data: {benchmarks.edition_label(data.edition) or 'not counted'}"
-        for difference in data.report.differences if data.report else ():
-            yield f"Data differs: {difference}"
+        differences = data.report.differences if data.report else ()
+        lines.append(f"Data: {benchmarks.edition_label(data.edition) or 'not counted'}")
+        lines += [f"Data differs: {difference}" for difference in differences]
 
-    yield f"CLIP protocol: {data.protocol} ({PROTOCOLS[data.protocol]})"
-    yield f"CLIP classes: {', '.join(job_prompts.classes)}"
-    contexts = job_prompts.contexts
-    yield f"CLIP contexts: {len(contexts)}, such as {contexts[0]!r}"
+    contexts = facts.prompts.contexts
+    return [
+        *lines,
+        f"CLIP protocol: {data.protocol} ({PROTOCOLS[data.protocol]})",
+        f"CLIP classes: {', '.join(facts.prompts.classes)}",
+        f"CLIP contexts: {len(contexts)}, such as {contexts[0]!r}",
+    ]
 
 
 def wanted_pictures(
