@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from domainbed_carft.errors import Problem, raise_for
 from domainbed_carft.method import averages, hparam_checks, hparams, job_facts, objective
 from domainbed_carft.method.activations import encode
+from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.method.resolution import resolve
 
 
@@ -133,9 +134,11 @@ class HostedAlgorithm(Algorithm):
         """
         raise_for(hparam_checks.shape_problems(input_shape))
         facts = job_facts.find_facts(hparams, num_classes, cls.has_kl(hparams))
-        print(*job_facts.describe(hparams, facts), sep="\n")
+        checks_data = hparams["data_edition"] != UNCHECKED
+        print(*job_facts.describe(facts, checks_data), sep="\n")
 
         complete = resolve(dict(hparams), facts)
+        job_facts.remember(facts, hparams, complete)
         if complete["average"] == "beta" and (cls.trains_encoder or cls.trains_head):
             averages.warn_of_cut_average(steps, complete["total_steps"])
         return complete

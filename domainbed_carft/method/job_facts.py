@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, Problem
@@ -15,9 +15,15 @@ from domainbed_carft.method.resolution import JobFacts
 from domainbed_carft.pictures.protocols import PROTOCOLS
 
 
-def data_facts(hparams: Mapping[str, Any]) -> DatasetFacts:
-    """The facts of the data set that was built with this ``hparams`` object."""
-    return dataset_facts.recall(hparams, prompts.named_dataset(hparams["class_names"]))
+class _Remembered(NamedTuple):
+    """The facts of a job, and the objects that hold its hparams."""
+
+    hparams: Sequence[Mapping[str, Any]]
+    facts: JobFacts
+
+
+# A process has one job.
+_last: _Remembered | None = None
 
 
 def require_fitting_data(hparams: Mapping[str, Any], facts: DatasetFacts) -> None:
@@ -58,7 +64,7 @@ def find_facts(hparams: Mapping[str, Any], num_classes: int, has_kl: bool) -> Jo
     does not follow the hparams, as `prompts.prompts_of`, and for a CLIP that cannot be found or is
     not what its name says.
     """
-    data = data_facts(hparams)
+    data = dataset_facts.recall(hparams, prompts.named_dataset(hparams["class_names"]))
     chosen = dict(hparams)  # a fork's configuration object has no `get`
     require_fitting_data(chosen, data)
     return JobFacts(
@@ -69,11 +75,29 @@ def find_facts(hparams: Mapping[str, Any], num_classes: int, has_kl: bool) -> Jo
     )
 
 
-def describe(hparams: Mapping[str, Any], facts: JobFacts) -> list[str]:
-    """The lines that a job prints of what it found."""
+def remember(facts: JobFacts, *hparams: Mapping[str, Any]) -> None:
+    """Keep ``facts`` for the algorithm that gets one of these ``hparams`` objects."""
+    global _last
+    _last = _Remembered(hparams, facts)
+
+
+def recall(hparams: Mapping[str, Any]) -> JobFacts:
+    """The facts of the job that has this ``hparams`` object; CarftError if it is not resolved."""
+    if _last is not None and any(hparams is known for known in _last.hparams):
+        return _last.facts
+    raise CarftError(
+        Problem(
+            message="these hparams are not resolved, as a job does before it builds its algorithm",
+            remedy="build it with what the resolve_hparams of its class returns",
+        )
+    )
+
+
+def describe(facts: JobFacts, checks_data: bool) -> list[str]:
+    """The lines that a job prints of what it found; the verdict only if it ``checks_data``."""
     data = facts.data
     lines = []
-    if hparams["data_edition"] != UNCHECKED:
+    if checks_data:
         differences = data.report.differences if data.report else ()
         lines.append(f"Data: {benchmarks.edition_label(data.edition) or 'not counted'}")
         lines += [f"Data differs: {difference}" for difference in differences]
