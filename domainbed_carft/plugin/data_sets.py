@@ -31,9 +31,8 @@ from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin.image_folders import (
     hand_on_facts,
-    preprocessing_of,
     require_weights,
-    resolution_of,
+    wanted_preprocessing,
     warn_of_broken_data,
 )
 from domainbed_carft.suites import imagenet, imagenet_training
@@ -62,7 +61,7 @@ class PackageDataset:
         self.protocol = hparams.get("protocol", "domainbed") if hparams else "domainbed"
         self.environments = list(self.ENVIRONMENTS)
         require_weights(hparams)
-        self.preprocessing = preprocessing_of(hparams)
+        self.preprocessing = wanted_preprocessing(hparams)
         size = self._picture_size(for_a_clip="clip_backbone" in (hparams or {}))
         self.input_shape = (3, size, size)
 
@@ -85,7 +84,7 @@ class PackageDataset:
     def _picture_size(self, for_a_clip: bool) -> int:
         """Pixels a side."""
         if self.preprocessing:
-            return resolution_of(self.preprocessing)
+            return self.preprocessing.resolution
         return self.INPUT_SHAPE[-1] if for_a_clip else HOST_SIZE
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:

@@ -8,6 +8,8 @@ BEST = 1
 SECOND = 2
 OTHER = 0
 
+RANKED_UNIT = "%"  # of columns of accuracies: only these are ranked
+
 
 def ranks(means: Sequence[float | None]) -> list[int]:
     """BEST, SECOND or OTHER for each of a column's means in percent; None is OTHER.
