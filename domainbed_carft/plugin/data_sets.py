@@ -31,8 +31,8 @@ from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin.image_folders import (
     hand_on_facts,
+    requested_preprocessing,
     require_weights,
-    wanted_preprocessing,
     warn_of_broken_data,
 )
 from domainbed_carft.suites import imagenet, imagenet_training
@@ -60,7 +60,7 @@ class PackageDataset:
     ) -> None:
         self.protocol = hparams.get("protocol", "domainbed") if hparams else "domainbed"
         self.environments = list(self.ENVIRONMENTS)
-        self.preprocessing = wanted_preprocessing(hparams)
+        self.preprocessing = requested_preprocessing(hparams)
         require_weights(hparams)
         size = self._picture_size(hparams or {})
         self.input_shape = (3, size, size)
