@@ -212,12 +212,15 @@ def run_python(
 
 
 def run_python_with_torch(
-    *arguments: str, cwd: Path, path: list[Path] | None = None, **variables: str
+    *arguments: str, cwd: Path, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run this interpreter as `run_python` does, as a fork of one that has imported torch."""
+    """Run this interpreter as `run_python` does, as a fork of one that has imported torch.
+
+    Our hook is that of its installation.
+    """
     variables.setdefault("OMP_NUM_THREADS", "1")
     return torch_interpreter.run(
-        sys.executable, *arguments, cwd=cwd, variables=_variables(path, variables)
+        sys.executable, *arguments, cwd=cwd, variables=_variables(None, variables)
     )
 
 

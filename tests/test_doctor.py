@@ -76,7 +76,6 @@ def train(checkout: Path, home: Path, algorithm: str, *arguments: str) -> Any:
         *no_data,
         *arguments,
         cwd=checkout,
-        path=[write_start_hook(home.parent / "hook"), REPO],
         HOME=str(home),
     )
 

@@ -34,7 +34,8 @@ def numbered(start, size):
     return TensorDataset(numbers, numbers)
 
 
-SMALL, LARGE = numbered(0, 3), numbered(100, 50)
+SMALL = numbered(0, 3)
+LARGE = numbered(100, 50)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
