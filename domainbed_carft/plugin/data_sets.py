@@ -31,8 +31,8 @@ from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin.image_folders import (
     hand_on_facts,
+    requested_preprocessing,
     require_weights,
-    wanted_preprocessing,
     warn_of_broken_data,
 )
 from domainbed_carft.suites import imagenet, imagenet_training
@@ -61,7 +61,7 @@ class PackageDataset:
         self.protocol = hparams.get("protocol", "domainbed") if hparams else "domainbed"
         self.environments = list(self.ENVIRONMENTS)
         require_weights(hparams)
-        self.preprocessing = wanted_preprocessing(hparams)
+        self.preprocessing = requested_preprocessing(hparams)
         size = self._picture_size(for_a_clip="clip_backbone" in (hparams or {}))
         self.input_shape = (3, size, size)
 
