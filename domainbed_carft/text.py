@@ -12,10 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TextIO
-
-if TYPE_CHECKING:
-    import jinja2
+from typing import Any, TextIO
 
 # Control characters, what else ends a line, turns its direction or has no width, and halves of
 # characters, which is also what Python makes of a file's name that is not UTF-8.
@@ -23,9 +20,6 @@ _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff"
     "\ud800-\udfff]"
 )
-
-
-_MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]<>|~#&])")
 
 # How other tools call what is meant -> our name, which is proposed where it is valid.
 _SYNONYMS = {
@@ -47,9 +41,7 @@ _SYNONYMS = {
 }
 _STEPS_ADVICE = "set the number of steps: --steps of train, the key steps of a sweep"
 
-# What a cell of a table has where there is nothing to say.
-_NO_ENTRY = ("", "-", "?")
-
+_NO_ENTRY = ("", "-", "?")  # of a cell of a table where there is nothing to say
 # Below this ratio of difflib two names have hardly more in common than a few letters.
 _NEAR = 0.6
 
@@ -57,11 +49,6 @@ _NEAR = 0.6
 def printable(text: str) -> str:
     r"""``text`` from a file or a folder, safe to print: a newline becomes ``\n``, and so on."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
-
-
-def escape_markdown(text: str) -> str:
-    """``text`` from a file or a folder as plain words of Markdown, also between a table's bars."""
-    return _MARKDOWN_SIGNS.sub(r"\\\1", " ".join(printable(text).split()))
 
 
 def quantity(count: int, singular: str, plural: str = "") -> str:
@@ -274,8 +261,8 @@ def _print_line(line: str, stream: TextIO) -> None:
         stream.flush()
 
 
-def templates(autoescape: bool) -> jinja2.Environment:
-    """The templates in ``assets``, with ``autoescape`` for HTML; an unknown name is an error."""
+def templates(autoescape: bool) -> Any:
+    """The jinja2.Environment of ``assets``, with ``autoescape`` for HTML; unknown names raise."""
     import jinja2  # for what is written by a template only: it takes a while to load
 
     return jinja2.Environment(

@@ -9,6 +9,7 @@ import pytest
 
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs import job, manifest
 from domainbed_carft.results.collect import collect
 
 
@@ -156,3 +157,70 @@ def test_a_choice_that_lacks_a_target_is_not_the_one_setting(tmp_path):
     results = collect(tmp_path, methods=["oracle"], one_setting=True)
     chosen = {entry.outcome.hparams_seed for entry in results.tables[2].rows[0].selected}
     assert chosen == {0}
+
+
+def test_what_the_rows_tell_is_no_note(tmp_path):
+    write_grid(tmp_path, [1, 2])
+    assert not collect(tmp_path, methods=["oracle"], by=["kl_weight"]).notes
+
+
+def launch_search(folder, values):
+    """A launched search over kl_weight of which each member ran for all targets in two trials."""
+    jobs = []
+    for member, target, trial in itertools.product(range(len(values)), range(4), range(2)):
+        hparams = {"kl_weight": values[member]}
+        args = {
+            "dataset": "PACS",
+            "algorithm": "CARFT",
+            "trial_seed": trial,
+            "hparams_seed": 0,
+            "test_envs": [target],
+            "task": "t",
+            "holdout_fraction": 0.2,
+            "hparams": json.dumps(hparams),
+        }
+        role = job.Role(values=hparams, member=member)
+        launched = job.Job(args, folder / job.identity(args), role=role)
+        jobs.append(launched)
+        facts = {**args, "recorded": hparams, "environments": list("ACPS")}
+        collect_sweeps.write_job(folder, launched.folder.name, **facts)
+
+    facts = {"PACS": manifest.Dataset(tuple("ACPS"), None, 5001, 300)}
+    manifest.add(folder, manifest.Sweep(tuple(jobs), facts))
+    return jobs
+
+
+def test_a_search_lists_the_chosen_values_of_each_cell(tmp_path):
+    values = [0.5, 3, 10]
+    jobs = launch_search(tmp_path, values)
+    best = {}
+    for searched in jobs:
+        records = [json.loads(line) for line in (searched.folder / "results.jsonl").open()]
+        (target,) = searched.args["test_envs"]
+        cell = (target, searched.args["trial_seed"])
+        validation = records[-1][f"env{target}_out_acc"]
+        best.setdefault(cell, []).append((validation, searched.role.member))
+    chosen = {cell: values[max(members)[1]] for cell, members in best.items()}
+
+    results = collect(tmp_path, methods=["oracle"], columns=["environments", "draws", "jobs"])
+    (row,) = results.tables[0].rows
+    assert {
+        (target, entry.trial): entry.outcome.values["kl_weight"]
+        for target in range(4)
+        for entry in row.chosen(target)
+    } == chosen
+    assert [cell.mean for cell in row.shown[-2:]] == [3, 24]
+
+    grid = next(grid for grid in results.document.grids if "chosen" in grid.title)
+    assert grid.header == ["Algorithm", "A", "C", "P", "S", "Of"]
+    for target, text in enumerate(grid.rows[0][1:5]):
+        for trial in range(2):
+            assert f"kl_weight {chosen[target, trial]}" in text
+    assert grid.rows[0][-1] == "3"
+
+    (entry, *_) = results.as_dict()["tables"]
+    of_cell = entry["rows"][0]["cells"][1]["chosen"]
+    assert [trial["values"] for trial in of_cell] == [
+        {"kl_weight": chosen[1, trial]} for trial in range(2)
+    ]
+    assert {trial["members"] for trial in of_cell} == {3}

@@ -1,5 +1,7 @@
 """The columns of ``carft collect --columns`` and ``--full``, against pandas on packed records."""
 
+import collect_sweeps
+import numpy as np
 import pytest
 from packed_records import SETTINGS
 
@@ -13,8 +15,9 @@ from domainbed_carft.results.collect import collect
 
 @pytest.fixture(scope="session")
 def all_columns(peers_emoji):
-    """All columns of the sweep's tables by training-domain validation, as a frame."""
-    results = collect(peers_emoji, methods=["training-domain"], columns=measures.NAMES)
+    """All columns of the records by training-domain validation, as a frame."""
+    names = command.COLUMNS_OF_RECORDS
+    results = collect(peers_emoji, methods=["training-domain"], columns=names)
     return results.columns
 
 
@@ -108,3 +111,65 @@ def test_an_unknown_column_or_error_is_named(peers_emoji, capsys):
 def test_the_command_has_the_names_of_the_modules():
     assert command.COLUMNS == measures.NAMES
     assert tuple(cells.ERROR_KINDS) == command.ERRORS
+
+
+def write_costs(folder, algorithm, device, **keys):
+    """Jobs of an algorithm, one a target, with recorded costs; returns their step times."""
+    seconds = {}
+    for target in range(4):
+        name = f"{algorithm}-{device}-{target}"
+        job = collect_sweeps.write_job(folder, name, algorithm=algorithm, test_envs=[target])
+        seconds[target] = [5.0, 1 + 0.1 * target, 2.0 + target]
+        costs = iter([{"step_time": value, "device": device, **keys} for value in seconds[target]])
+        collect_sweeps.change_records(job, lambda record, costs=costs: record | next(costs))
+    return seconds
+
+
+def test_costs_of_two_devices_stand_in_columns_of_their_own(tmp_path):
+    keys = {"evaluation_time": 9.0, "mem_gb": 7.5, "trained_parameters": 12_345}
+    seconds = write_costs(tmp_path, "CARFT", "GPU A", **keys)
+    write_costs(tmp_path, "ERM", "GPU B", **keys)
+    results = collect(tmp_path, methods=["oracle"], columns=measures.NAMES)
+
+    frame = results.columns.set_index(["algorithm", "column", "device"])
+    steps = [1, 100, 100]  # checkpoints at 0, 100 and 200
+    hours = sum(np.dot(of_job, steps) for of_job in seconds.values()) / 3600
+    per_step = np.mean([np.mean(of_job[1:]) for of_job in seconds.values()])
+    expected = {
+        "step-seconds": per_step,
+        "training-hours": hours,
+        "evaluation-hours": 4 * 3 * 9.0 / 3600,
+        "memory": 7.5,
+    }
+    for column, figure in expected.items():
+        assert frame.loc[("CARFT", column, "GPU A"), "mean"] == pytest.approx(figure, abs=1e-9)
+        assert np.isnan(frame.loc[("CARFT", column, "GPU B"), "mean"])
+        assert frame.loc[("CARFT", column, "GPU B"), "missing"] == ""
+    assert frame.loc[("ERM", "parameters", ""), "mean"] == 12_345
+
+    header = results.document.grids[0].header
+    assert "s/step, GPU A" in header and "s/step, GPU B" in header
+    assert "Costs were measured on GPU A; GPU B." in results.as_dict()["caption"]
+
+
+def test_a_row_of_two_devices_is_never_averaged_over_them(tmp_path):
+    seconds = write_costs(tmp_path, "CARFT", "GPU A")
+    job = tmp_path / "CARFT-GPU A-3"
+    collect_sweeps.change_records(job, lambda record: {**record, "device": "GPU B"})
+    results = collect(tmp_path, methods=["oracle"], columns=["step-seconds"])
+
+    means = results.columns.set_index("device")["mean"]
+    of_jobs = [np.mean(of_job[1:]) for of_job in seconds.values()]
+    assert means["GPU A"] == pytest.approx(np.mean(of_jobs[:3]), abs=1e-9)
+    assert means["GPU B"] == pytest.approx(of_jobs[3], abs=1e-9)
+
+
+def test_foreign_records_without_costs_have_x_that_names_the_keys(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], choices=1)
+    columns = ["step-seconds", "evaluation-hours", "parameters"]
+    results = collect(tmp_path, methods=["oracle"], columns=columns)
+
+    grid = results.document.grids[0]
+    assert grid.rows == [["ERM", "X [1]", "X [2]", "X [3]"]]
+    assert grid.notes[0] == "[1] the records have no step_time."
+    assert set(results.columns["device"]) == {cost.UNKNOWN_DEVICE, ""}

@@ -76,6 +76,7 @@ def _add_report(commands: Any) -> None:
         "report", help="write a web page of a sweep's results: tables, figures, example pictures"
     )
     add_common(parser, _report)
+    table_options.add_to(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -231,8 +232,18 @@ def _strict_status(defects: Mapping[str, int]) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.report.page import write_report
+    from domainbed_carft.report.page import PageTables, write_report
+    from domainbed_carft.results import power
+    from domainbed_carft.results.table_options import by_name
 
+    if arguments.power is not None:
+        power.require_difference(arguments.power, arguments.against)
+    tables = PageTables(
+        options=by_name(table_options.columns(arguments), arguments.error, arguments.one_setting),
+        by=arguments.by,
+        against=arguments.against,
+        power_difference=arguments.power,
+    )
     report = write_report(
         arguments.folders,
         arguments.output,
@@ -240,6 +251,7 @@ def _report(arguments: argparse.Namespace) -> None:
         ignored=arguments.ignore,
         single_source=arguments.single_source,
         pair=arguments.examples,
+        tables=tables,
         n_examples=0 if arguments.no_examples else max(0, arguments.n_examples),
         data_dir=arguments.data_dir,
     )

@@ -45,9 +45,13 @@ class Choice:
     member: int = 0
     values: str = ""
 
+    @property
+    def searched_values(self) -> dict[str, Any]:
+        """Searched hyperparameter -> its value; empty if nothing is searched."""
+        return dict(json.loads(self.values)) if self.values else {}
+
     def __str__(self) -> str:
-        values = json.loads(self.values) if self.values else {}
-        parts = [f"{name}={value}" for name, value in values.items()]
+        parts = [f"{name}={value}" for name, value in self.searched_values.items()]
         if self.hparams_seed or not parts:
             parts.insert(0, f"hparams_seed {self.hparams_seed}")
         return " ".join(parts)

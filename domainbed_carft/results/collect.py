@@ -10,21 +10,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordWarning
 from domainbed_carft.results import (
     against_one,
     divisions,
-    measures,
     paired,
     published,
     suites,
+    table_options,
     tables,
 )
 from domainbed_carft.results import collection as collecting
 from domainbed_carft.results import power as power_of_tests
 from domainbed_carft.results.against_one import Comparison
-from domainbed_carft.results.cells import DOMAINBED, ERROR_KINDS
+from domainbed_carft.results.cells import DOMAINBED
 from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.columns import DEFAULT_COLUMNS
 from domainbed_carft.results.document import Document
@@ -32,8 +31,8 @@ from domainbed_carft.results.document_maker import make_document
 from domainbed_carft.results.power import Power
 from domainbed_carft.results.published import GroupComparison
 from domainbed_carft.results.suites import Scores
-from domainbed_carft.results.tables import DEFAULT_OPTIONS, Table, TableOptions
-from domainbed_carft.text import unknown
+from domainbed_carft.results.table_options import DEFAULT_OPTIONS, TableOptions
+from domainbed_carft.results.tables import Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,9 +186,7 @@ def collect(
     ``pair`` or with ``against``, if ``power`` is not above 0 or without ``against``, or if a job
     was run twice with different records.
     """
-    measures.check_names(columns)
-    if error not in ERROR_KINDS:
-        raise CarftError(unknown("kind of error", error, ERROR_KINDS))
+    options = table_options.by_name(columns, error, one_setting)
     if power is not None:
         power_of_tests.require_difference(power, against)
 
@@ -199,7 +196,6 @@ def collect(
         list(folders), methods, ignored, single_source=single_source, by=by
     )
 
-    options = TableOptions(columns=columns, error=ERROR_KINDS[error], one_setting=one_setting)
     results = build(
         collection,
         pair,
@@ -233,12 +229,9 @@ def build(
     tables_of_sources = divisions.tables(collection.groups, tables_of_groups)
     scores = [row for group in collection.groups for row in suites.scores(group, options.error)]
 
-    comparisons = []
+    comparisons = None
     if compare_published:
-        comparisons = [
-            published.compare(group, [table for table in group_tables if not table.one_setting])
-            for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
-        ]
+        comparisons = _compare_published(collection, tables_of_groups)
     differences = []
     if pair:
         first, second = pair
@@ -255,7 +248,7 @@ def build(
         tables_of_groups=tables_of_groups,
         tables_of_sources=tables_of_sources,
         suite_scores=scores,
-        comparisons=comparisons,
+        comparisons=comparisons or [],
         pair=pair,
         differences=differences,
         comparisons_against=comparisons_against,
@@ -266,12 +259,22 @@ def build(
             tables_of_groups=tables_of_groups,
             tables_of_sources=tables_of_sources,
             scores=scores,
-            published_comparisons=comparisons if compare_published else None,
+            published_comparisons=comparisons,
             differences=differences,
             comparisons_against=comparisons_against,
             powers=powers,
         ),
     )
+
+
+def _compare_published(
+    collection: Collection, tables_of_groups: Sequence[Sequence[Table]]
+) -> list[GroupComparison]:
+    """Each group's accuracies beside published ones, by a choice for each target."""
+    return [
+        published.compare(group, [table for table in group_tables if not table.one_setting])
+        for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
+    ]
 
 
 def _compare_against(

@@ -22,7 +22,8 @@ from domainbed_carft.results.document import Document, Grid
 from domainbed_carft.results.power import Power
 from domainbed_carft.results.published import GroupComparison
 from domainbed_carft.results.suites import Scores
-from domainbed_carft.results.tables import Table, TableOptions
+from domainbed_carft.results.table_options import TableOptions
+from domainbed_carft.results.tables import Table
 
 
 def make_document(

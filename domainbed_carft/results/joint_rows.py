@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from domainbed_carft.errors import CarftError, Problem
 from domainbed_carft.jobs.job import Job
@@ -22,13 +22,46 @@ VARIANT = "variant"
 _Values = tuple[str, ...]
 
 
+class _JobFacts(NamedTuple):
+    """A job, run or planned, with its setting and variant."""
+
+    job: Job
+    setting: Mapping[str, str]
+    variant: str
+
+    def values(self, by: Sequence[str]) -> _Values:
+        """The job's value of each name, as words."""
+        values = []
+        for name in by:
+            if name == VARIANT:
+                values.append(self.variant)
+            elif name in self.job.role.values:
+                values.append("")  # the selection method chooses it
+            else:
+                values.append(self.setting.get(_part(name), DEFAULT))
+        return tuple(values)
+
+
+@dataclass(frozen=True)
+class JointRow:
+    """The algorithm of a row, and its value of each name of ``by``: a default if it is known."""
+
+    algorithm: str
+    values: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class JointRows:
-    """Runs and planned jobs of which the rows have names, and these in their order."""
+    """Runs and planned jobs of which the rows have names, and these in their order.
+
+    ``parts``: what the names tell, as settings call it; ``rows``: what each is of, by its name.
+    """
 
     runs: list[Run]
     planned: list[Job]
     names: list[str]
+    parts: list[str]
+    rows: Mapping[str, JointRow]
 
 
 def label_rows(
@@ -43,35 +76,58 @@ def label_rows(
 
     A name is that of a hyperparameter or argument, or VARIANT. A row is called ``CARFT (lr 0.001)``
     and an algorithm with one value keeps its name. ``folders``: that were collected, in which
-    variants have folders of their own. ``declared``: algorithms in the order of the tables. Raises
-    CarftError for a name of which no algorithm has several values.
+    variants have folders of their own. ``declared``: algorithms in the order of the tables.
+    Without ``by`` the rows are the algorithms. Raises CarftError for a name of which no algorithm
+    has several values.
     """
-    settings = [
-        *((job, setting_of(job.args), _variant(job, folders)) for job in planned),
-        *((run.job, run.setting, _variant(run.job, folders)) for run in runs),
+    if not by:
+        return JointRows(list(runs), list(planned), names=list(declared), parts=[], rows={})
+
+    facts = [
+        *(_JobFacts(job, setting_of(job.args), _variant(job, folders)) for job in planned),
+        *(_JobFacts(run.job, run.setting, _variant(run.job, folders)) for run in runs),
     ]
-    values = [_values(by, job, setting, variant) for job, setting, variant in settings]
     values_by_algorithm: dict[str, dict[_Values, None]] = {}
-    for (job, _, _), values_of_job in zip(settings, values, strict=True):
-        values_by_algorithm.setdefault(job.key.algorithm, {})[values_of_job] = None
-    _require_varying(by, values_by_algorithm, settings)
+    for of_job in facts:
+        values = values_by_algorithm.setdefault(of_job.job.key.algorithm, {})
+        values[of_job.values(by)] = None
+    _require_varying(by, values_by_algorithm, facts)
 
     defaults = _recorded_defaults(by, runs)
-    names = {
-        (algorithm, values_of_row): _name(algorithm, by, values_of_row, all_values, defaults)
-        for algorithm in order.ordered_algorithms(values_by_algorithm, declared)
-        for all_values in [values_by_algorithm[algorithm]]
-        for values_of_row in _sorted_values(by, algorithm, all_values, defaults)
-    }
+    names: dict[tuple[str, _Values], str] = {}
+    for algorithm in order.ordered_algorithms(values_by_algorithm, declared):
+        all_values = _sorted_values(by, algorithm, values_by_algorithm[algorithm], defaults)
+        for values_of_row in all_values:
+            name = _name(algorithm, by, values_of_row, all_values, defaults)
+            names[algorithm, values_of_row] = name
+
     jobs = [
-        replace(job, row_name=names[job.key.algorithm, values_of_job])
-        for (job, _, _), values_of_job in zip(settings, values, strict=True)
+        replace(of_job.job, row_name=names[of_job.job.key.algorithm, of_job.values(by)])
+        for of_job in facts
     ]
     return JointRows(
         runs=[replace(run, job=job) for run, job in zip(runs, jobs[len(planned) :])],
         planned=jobs[: len(planned)],
         names=list(names.values()),
+        parts=[_part(name) for name in by if name != VARIANT],
+        rows={
+            name: _joint_row(algorithm, by, values_of_row, defaults)
+            for (algorithm, values_of_row), name in names.items()
+        },
     )
+
+
+def _joint_row(
+    algorithm: str,
+    by: Sequence[str],
+    values: _Values,
+    defaults: Mapping[tuple[str, str], Any],
+) -> JointRow:
+    plain_values = {}
+    for name, value in zip(by, values, strict=True):
+        default = defaults.get((algorithm, name), value)
+        plain_values[name] = default if value == DEFAULT else _plain(value)
+    return JointRow(algorithm, plain_values)
 
 
 def _variant(job: Job, folders: Iterable[Path | str]) -> str:
@@ -87,19 +143,6 @@ def _variant(job: Job, folders: Iterable[Path | str]) -> str:
     return job.variant
 
 
-def _values(by: Sequence[str], job: Job, setting: Mapping[str, str], variant: str) -> _Values:
-    """The job's value of each name, as words."""
-    values = []
-    for name in by:
-        if name == VARIANT:
-            values.append(variant)
-        elif name in job.role.values:
-            values.append("")  # the selection method chooses it
-        else:
-            values.append(setting.get(_part(name), DEFAULT))
-    return tuple(values)
-
-
 def _part(name: str) -> str:
     """What a setting calls it."""
     return name if name in ARGUMENTS else HPARAM + name
@@ -108,7 +151,7 @@ def _part(name: str) -> str:
 def _require_varying(
     by: Sequence[str],
     values_by_algorithm: Mapping[str, Mapping[_Values, None]],
-    settings: Sequence[tuple[Job, Mapping[str, str], str]],
+    facts: Sequence[_JobFacts],
 ) -> None:
     """Raise CarftError for names of which no algorithm has several values."""
     constant = [
@@ -122,7 +165,7 @@ def _require_varying(
     if not constant:
         return
 
-    varying = _varying_names(settings)
+    varying = _varying_names(facts)
     expected = f"one that varies: {', '.join(varying)}" if varying else "one that varies"
     remedy = "" if varying else "no setting varies in these folders, so leave --by out"
     problems = [
@@ -136,18 +179,17 @@ def _require_varying(
     raise CarftError(*problems)
 
 
-def _varying_names(settings: Sequence[tuple[Job, Mapping[str, str], str]]) -> list[str]:
+def _varying_names(facts: Sequence[_JobFacts]) -> list[str]:
     """The names of which some algorithm has several values, VARIANT last."""
-    parts = dict.fromkeys(part for _, setting, _ in settings for part in setting)
+    parts = dict.fromkeys(part for of_job in facts for part in of_job.setting)
     candidates = [
         part.removeprefix(HPARAM) for part in parts if part in ARGUMENTS or part.startswith(HPARAM)
     ]
     varying = []
     for name in [*candidates, VARIANT]:
         values: dict[str, set[_Values]] = {}
-        for job, setting, variant in settings:
-            value = _values([name], job, setting, variant)
-            values.setdefault(job.key.algorithm, set()).add(value)
+        for of_job in facts:
+            values.setdefault(of_job.job.key.algorithm, set()).add(of_job.values([name]))
         if any(len(values_of_algorithm) > 1 for values_of_algorithm in values.values()):
             varying.append(name)
     return varying

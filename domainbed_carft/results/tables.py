@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from domainbed_carft.results.columns import DEFAULT_COLUMNS, Column, RowRuns, ca
 from domainbed_carft.results.gaps import Gaps
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.settings import Group
+from domainbed_carft.results.table_options import DEFAULT_OPTIONS, TableOptions
 
 _UNDECLARED = "-: no job was declared for this cell; Avg is over the other cells."
 _TRAINED_ON = "-: the runs were trained on this environment; Avg is over the other cells."
@@ -83,22 +83,6 @@ class Table(NamedTuple):
     def n_incomplete(self) -> int:
         """How many cells are incomplete."""
         return sum(bool(cell.missing) for cell in self.cells)
-
-
-@dataclass(frozen=True)
-class TableOptions:
-    """What tables show, as the options of ``carft collect``.
-
-    ``columns``: names of `measures.NAMES`; ``error``: what stands behind the means;
-    ``one_setting``: whether tables of one choice for all targets follow those of a choice for each.
-    """
-
-    columns: Sequence[str] = DEFAULT_COLUMNS
-    error: ErrorKind = DOMAINBED
-    one_setting: bool = False
-
-
-DEFAULT_OPTIONS = TableOptions()
 
 
 def build(
