@@ -29,7 +29,6 @@ from domainbed_carft.sweep.job_settings import (
     JobVariables,
     skips_training_in_splits,
 )
-from domainbed_carft.sweep.launch_plan import RUN_HERE as RUN_HERE
 from domainbed_carft.sweep.launch_plan import LaunchPlan, launchable_jobs
 from domainbed_carft.sweep.queue import queue_of
 from domainbed_carft.sweep.states import Status
