@@ -20,7 +20,6 @@ _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff"
     "\ud800-\udfff]"
 )
-_MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]<>|~#&])")
 
 # How other tools call what is meant -> our name, which is proposed where it is valid.
 _SYNONYMS = {
@@ -50,11 +49,6 @@ _NEAR = 0.6
 def printable(text: str) -> str:
     r"""``text`` from a file or a folder, safe to print: a newline becomes ``\n``, and so on."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
-
-
-def escape_markdown(text: str) -> str:
-    """``text`` from a file or a folder as plain words of Markdown, also between a table's bars."""
-    return _MARKDOWN_SIGNS.sub(r"\\\1", " ".join(printable(text).split()))
 
 
 def quantity(count: int, singular: str, plural: str = "") -> str:
@@ -135,25 +129,6 @@ def near(name: str, valid: Iterable[str], most: int = 3, cutoff: float = _NEAR) 
 def _plain(name: str) -> str:
     """A name in one spelling: ``Learning-Rate`` is ``learning_rate``."""
     return name.casefold().replace("-", "_").strip("_")
-
-
-def confirm(yes: bool) -> None:
-    """Ask on a terminal, unless ``yes``; leave the program if the answer is no."""
-    is_terminal = sys.stdin is not None and sys.stdin.isatty()
-    if yes or not is_terminal:
-        return
-
-    ask("Continue? (y/n) ", refusal="Nothing was done.")
-
-
-def ask(question: str, refusal: str) -> None:
-    """Ask; unless the answer is yes, print ``refusal`` and leave the program.
-
-    Raises EOFError or RuntimeError if standard input is closed.
-    """
-    if not input(question).strip().lower().startswith("y"):
-        print(refusal)
-        raise SystemExit(0)
 
 
 # Where standard error is no terminal, a task says how far it is once in so many seconds.

@@ -1,9 +1,17 @@
 """Declared searches on PACS, and records of their jobs with random accuracies."""
 
+from __future__ import annotations
+
 import json
 import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+from domainbed_carft.jobs.job import Job
 from domainbed_carft.sweep import declaration_file, stages
+from domainbed_carft.sweep.declaration import Declaration
+from domainbed_carft.sweep.stages import StagedJobs
 
 LABELS = ["art_painting", "cartoon", "photo", "sketch"]
 
@@ -24,18 +32,23 @@ STAGES = SEARCH.replace(
 )
 
 
-def parse(text):
+def parse(text: str) -> Declaration:
     return declaration_file.parse(text, "x.yaml")
 
 
-def recorded(job, steps=(0, 100, 200), accuracies=None):
+def recorded(
+    job: Job,
+    steps: Sequence[int] = (0, 100, 200),
+    accuracies: Callable[[int], Sequence[float]] | None = None,
+) -> None:
     """A job's records: ``accuracies(step)`` is 8 numbers, in-splits first, else random ones."""
     draw = random.Random(str(job))
     job.folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for step in steps:
-        values = accuracies(step) if accuracies else [draw.randint(6, 20) / 20 for _ in range(8)]
-        record = {"step": step, "hparams": {}, "environments": LABELS}
+        drawn = [draw.randint(6, 20) / 20 for _ in range(8)]
+        values = accuracies(step) if accuracies else drawn
+        record: dict[str, Any] = {"step": step, "hparams": {}, "environments": LABELS}
         record["args"] = {"steps": None, "hparams": None, **job.args}
         for env in range(4):
             record |= {f"env{env}_in_acc": values[env], f"env{env}_out_acc": values[4 + env]}
@@ -44,12 +57,12 @@ def recorded(job, steps=(0, 100, 200), accuracies=None):
     (job.folder / "done").touch()
 
 
-def read_records(job):
+def read_records(job: Job) -> list[dict[str, Any]]:
     """The records of a job as its file has them."""
     return [json.loads(line) for line in (job.folder / "results.jsonl").read_text().splitlines()]
 
 
-def validation(job):
+def validation(job: Job) -> float:
     """Training-domain validation of a job: the highest mean out-accuracy of its sources."""
     sources = [env for env in range(4) if env not in job.args["test_envs"]]
     return max(
@@ -58,5 +71,5 @@ def validation(job):
     )
 
 
-def staged(declaration, out):
+def staged(declaration: Declaration, out: Path) -> StagedJobs:
     return stages.staged_jobs(declaration, "D", out)

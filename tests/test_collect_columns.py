@@ -6,7 +6,7 @@ import pytest
 from packed_records import SETTINGS
 
 from domainbed_carft import cli
-from domainbed_carft.cli import table_options as command
+from domainbed_carft.cli import table_names as command
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import cost
 from domainbed_carft.results import cells, measures

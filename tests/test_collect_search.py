@@ -255,17 +255,19 @@ def test_pairs_of_three_beside_single_targets_are_for_cross_validation(tmp_path)
     assert "leave-one-domain-out" in results.collection.methods
 
 
-def test_domainbeds_own_collector_reads_each_member_alone(tmp_path, capsys):
+@pytest.mark.parametrize(("text", "folder"), [(SEARCH, "lr=0.0001"), (STAGES, ".")])
+def test_domainbeds_own_collector_reads_a_member_or_the_second_stage(
+    text, folder, tmp_path, capsys
+):
     from domainbed.scripts import collect_results
 
-    launched(SEARCH.split("overrides")[0].replace(", CLIPZeroShot", ""), tmp_path)
-    member = tmp_path / "lr=0.0001"
-    assert collect_results.main(["--input_dir", str(member)]) == 0
-    text = capsys.readouterr().out
+    without_zero_shot = text.split("overrides")[0].replace(", CLIPZeroShot", "")
+    launched(without_zero_shot, tmp_path)
+    assert collect_results.main(["--input_dir", str(tmp_path / folder)]) == 0
 
-    table = text.split("training-domain validation set")[1]
+    table = capsys.readouterr().out.split("training-domain validation set")[1]
     row = next(line for line in table.splitlines() if line.startswith("CARFT"))
-    ours = cells(collect(member, methods=["training-domain"]), "training-domain")
-    values = [ours["CARFT", label] for label in LABELS]
-    for cell in values:
+    ours = cells(collect(tmp_path / folder, methods=["training-domain"]), "training-domain")
+    for label in LABELS:
+        cell = ours["CARFT", label]
         assert f"{cell.mean:.1f} +/- {cell.standard_error:.1f}" in row

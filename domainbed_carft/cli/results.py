@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed_carft import files
 from domainbed_carft.cli import table_options
+from domainbed_carft.cli.table_names import FORMATS, LATEX_TABLE
 from domainbed_carft.cli.table_options import some_of
 from domainbed_carft.errors import CarftError, Problem
 from domainbed_carft.jobs.record_lines import describe_warnings
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
     from domainbed_carft.results.collect import Results
 
 INCOMPLETE = 3  # exit status of --strict
-
-# As a module that takes a while to load has them, which a test compares.
-FORMATS = ("text", "markdown", "csv", "json", "latex")
-LATEX_TABLE = "latex-table"
 
 
 def add_to(commands: Any) -> None:

@@ -5,39 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Collection, Sequence
 
-# As modules that take a while to load have them, which a test compares.
-ERRORS = ("domainbed", "sample", "std")
-DEFAULT_COLUMNS = ("environments", "average")
-COLUMNS_OF_RECORDS = (
-    *DEFAULT_COLUMNS,
-    "out-of-domain",
-    "worst",
-    "in-domain",
-    "step-seconds",
-    "training-hours",
-    "evaluation-hours",
-    "memory",
-    "parameters",
-    "jobs",
-    "draws",
-)
-COLUMNS = (
-    *COLUMNS_OF_RECORDS,
-    "per-class",
-    "worst-class",
-    "ece",
-    "ece-scaled",
-    "nll",
-    "nll-scaled",
-    "brier",
-    "brier-scaled",
-    "temperature",
-    "zero-shot",
-    "flips",
-    "gained",
-    "lost",
-    "aligned",
-    "unaligned",
+from domainbed_carft.cli.table_names import (
+    COLUMNS,
+    COLUMNS_OF_RECORDS,
+    DEFAULT_COLUMNS,
+    ERRORS,
 )
 
 # Flags that add tables to those of the accuracies

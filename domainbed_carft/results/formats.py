@@ -12,10 +12,11 @@ from typing import Any
 
 from domainbed_carft.results.cells import PLUS_MINUS
 from domainbed_carft.results.document import Document, Grid
-from domainbed_carft.text import escape_markdown, printable
+from domainbed_carft.text import printable
 
 TEXT_WIDTH = 100
 
+_MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]<>|~#&])")
 # Not ASCII, nor what TeX's first font encoding makes of letters and accents.
 _NOT_IN_LATEX_FONT = re.compile(f"[^ -~\u00c0-\u00ff{PLUS_MINUS}]|[ÐÞðþ×÷]")
 _LATEX_SIGN_NAMES = {
@@ -97,6 +98,11 @@ def _markdown(document: Document) -> str:
     for caption in document.caption:
         lines += ["", escape_markdown(caption)]
     return "\n".join(lines) + "\n"
+
+
+def escape_markdown(text: str) -> str:
+    """Text from a file or a folder as plain words of Markdown, also between a table's bars."""
+    return _MARKDOWN_SIGNS.sub(r"\\\1", " ".join(printable(text).split()))
 
 
 def _csv(document: Document) -> str:

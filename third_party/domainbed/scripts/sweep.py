@@ -22,7 +22,7 @@ from domainbed.lib import checks, misc, scalar_logs
 from domainbed.lib.command_line import exit_status
 from domainbed.lib.sweep_arguments import DATASETS as DATASETS
 from domainbed.lib.sweep_arguments import build_parser, check
-from domainbed_carft import text
+from domainbed_carft import questions
 from domainbed_carft.errors import CarftError, PassingError
 from domainbed_carft.jobs import job as jobs_room
 from domainbed_carft.jobs import manifest
@@ -236,7 +236,7 @@ def _change_manifest(change: Callable[..., object], *arguments: Any) -> None:
 def _confirm() -> None:
     """Leave the program unless the user says yes."""
     try:
-        text.ask("Are you sure? (y/n) ", refusal="Nevermind!")
+        questions.ask("Are you sure? (y/n) ", refusal="Nevermind!")
     except (EOFError, RuntimeError):  # the latter where it was closed from the start
         raise CarftError("standard input is closed; give --skip_confirmation") from None
 
