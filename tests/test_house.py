@@ -18,7 +18,7 @@ PROCESS_START = "domainbed.lib.process_start"
 # Each may use all below it; rooms of one floor do not know each other.
 FLOORS = (
     ("process_variables",),
-    ("text", "machine", "version"),
+    ("text", "questions", "machine", "version"),
     ("errors",),
     ("files",),
     ("data", "jobs"),
@@ -33,7 +33,17 @@ FLOORS = (
 FLOOR_NUMBERS = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # What the harness may stand on; it reaches the algorithms only as any host does.
-GROUND = ("data", "jobs", "files", "text", "errors", "machine", "pictures", "process_variables")
+GROUND = (
+    "data",
+    "jobs",
+    "files",
+    "text",
+    "questions",
+    "errors",
+    "machine",
+    "pictures",
+    "process_variables",
+)
 
 # They name process variables themselves: every interpreter start loads the one, and the other is
 # the only one that knows of its variable.

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from domainbed_carft import process_variables
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.launchers.options import OPTIONS
-from domainbed_carft.text import confirm, printable, quantity
+from domainbed_carft.questions import confirm
+from domainbed_carft.text import printable, quantity
 
 if TYPE_CHECKING:
     from domainbed_carft.sweep.launch_plan import LaunchPlan

@@ -10,8 +10,8 @@ import argparse
 from typing import Any
 
 from domainbed.lib import checkpoints, checks, picture_batches, scalar_logs
-from domainbed.lib.image_folders import shortest_path
 from domainbed_carft import process_variables
+from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, Problem, raise_for
 from domainbed_carft.pictures import store_folder
 
