@@ -124,6 +124,19 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
     return draw.choice(kinds)(content)
 
 
+def lying_counts(path: Path, draw: random.Random) -> None:
+    """Have a file of what was measured claim other numbers of rows, and hide an escape in it."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    facts = json.loads(members["facts.json"])
+    facts["pictures"] = draw.choice((0, -1, 10**9, 10**18, 10**400, None, [1], "1"))
+    facts["splits"][0] |= {"pictures": facts["pictures"], "environment": ESCAPE}
+    members["facts.json"] = json.dumps(facts).encode()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
 class NotHere(Exception):
     """An attack needs what this machine does not have."""
 
@@ -236,6 +249,33 @@ class Attacks:
         harmless = status == 0 and tensors(path) == self.expected[1]
         require(status == 1 or harmless, f"{status}, damaged weights were used: {said[-500:]}")
 
+    def evaluations(self) -> None:
+        """Flipped, cut and lying files of what was measured: refused, or equal to the bit."""
+        folder = self.new() / ("0" * 32)
+        shutil.copytree(self.plain, folder)
+        words = ["evaluate", str(folder.parent), "--device", "cpu", "--jobs", "1"]
+        status, output = carft(*words)
+        require(status == 0, f"the sweep is not evaluated: {output[-2000:]}")
+        rows = self.draw.choice(sorted(folder.glob("evaluation_step*.npz")))
+        figures = rows.with_suffix(".json")
+        measured = (rows.read_bytes(), figures.read_bytes())
+
+        kind = self.draw.choice(("flip", "cut", "lie", "summary"))
+        content = bytearray(measured[0])
+        if kind == "flip":
+            content[self.draw.randrange(len(content))] ^= 1 << self.draw.randrange(8)
+        elif kind == "cut":
+            content = content[: self.draw.randrange(len(content))]
+        rows.write_bytes(content)
+        if kind == "lie":
+            lying_counts(rows, self.draw)
+        elif kind == "summary":
+            figures.write_bytes(mutated(measured[1], self.draw))
+
+        status, output = carft(*words)
+        require(status == 0, f"after {kind}: {status}, {output[-2000:]}")
+        require(figures.read_bytes() == measured[1], f"after {kind} the figures differ")
+
     def yaml(self) -> None:
         """A damaged declaration; nothing is launched."""
         folder = self.new()
@@ -265,7 +305,7 @@ class Attacks:
             subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
-ATTACKS = ("kills", "signals", "launchers", "records", "weights", "yaml", "disk")
+ATTACKS = ("kills", "signals", "launchers", "records", "weights", "evaluations", "yaml", "disk")
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ Needs the extra `fast`.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -26,6 +27,7 @@ from domainbed.datasets import MultipleEnvironmentImageFolder
 from domainbed.lib.picture_batches import Pictures, Source
 
 from domainbed_carft.pictures import rng, store, store_folder
+from domainbed_carft.pictures.protocols import plan_for
 
 BATCH = 32
 CASES = {"training": 0, "test": 1}  # the environment of each
@@ -48,8 +50,11 @@ def filled_sources(root: Path, folder: Path) -> list[Source]:
     kept, line = store_folder.open_store("1G")
     assert kept, line
     environments = MultipleEnvironmentImageFolder(str(root), [1], True, {})
-    how = Pictures("fast", "numba", kept)
-    sources = [source for one in environments if (source := how.source(one))]
+    plan = dataclasses.replace(
+        plan_for("domainbed", 224, augment=True), path="fast", jitter="numba"
+    )
+    job_pictures = Pictures(plan, kept)
+    sources = [source for data in environments if (source := job_pictures.source(data))]
     for source in sources:
         measure(source)
     return sources

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -104,7 +105,7 @@ def ours(root: str, store_folder: str) -> None:
     import torch
     from domainbed.datasets import MultipleEnvironmentImageFolder
 
-    from domainbed_carft.pictures import loading, plan, rng, store_folder
+    from domainbed_carft.pictures import host_transforms, loading, rng, stages, store_folder
 
     tempfile.tempdir = store_folder
     kept, line = store_folder.open_store(str(BOUND), root)
@@ -112,13 +113,13 @@ def ours(root: str, store_folder: str) -> None:
     environments = MultipleEnvironmentImageFolder(root, [1], True, {})
     steps = itertools.count()
 
-    plans = [plan.plan_of(environment.transform) for environment in environments]
-    has_numba = plan.has_numba
+    plans = [host_transforms.plan_of(environment.transform) for environment in environments]
+    has_numba = stages.has_numba
     memory = torch.empty(TEST_BATCH, 3, 224, 224)
 
-    def batches(number: int, size: int, stages: int, kept: Any, numba: bool) -> int:
-        plan.has_numba = has_numba if numba else lambda: False
-        steps_plan = plans[number]._replace(jitter="batch" if numba else "pillow")
+    def batches(number: int, size: int, stage_count: int, kept: Any, numba: bool) -> int:
+        stages.has_numba = has_numba if numba else lambda: False
+        steps_plan = dataclasses.replace(plans[number], jitter="numba" if numba else "pillow")
         samples = environments[number].samples
         order = range(len(samples))
         if not number:
@@ -132,17 +133,17 @@ def ours(root: str, store_folder: str) -> None:
                     torch.default_generator.manual_seed(rng.seed_of(number, next(steps), place))
                     items.append(loading.load(steps_plan, samples[place][0], kept))
             pictures, drawn = (torch.stack(part) for part in zip(*items))
-            if stages == 2:
-                plan.second_stage(steps_plan, pictures, drawn, memory if number else None)
+            if stage_count == 2:
+                stages.second_stage(steps_plan, pictures, drawn, memory if number else None)
         return len(order) // size * size
 
     cases = {}
     for name in CASES:
         number, size = (0, TRAINING_BATCH) if name.startswith("training") else (1, TEST_BATCH)
-        stages = 1 if "loader's part" in name else 2
+        stage_count = 1 if "loader's part" in name else 2
         source = kept if name.endswith("store") else None
         numba = "without numba" not in name
-        cases[name] = lambda given=(number, size, stages, source, numba): batches(*given)
+        cases[name] = lambda given=(number, size, stage_count, source, numba): batches(*given)
     # All kept before anything is measured; a second store ends at its bound.
     for number in (0, 1):
         for path, _ in environments[number].samples:
@@ -157,7 +158,7 @@ def ours(root: str, store_folder: str) -> None:
         "pictures": [len(environment) for environment in environments][:2],
         "store": kept.size(),
         "small": small.size(),
-        "jitter": plan.jitter_path("cpu"),
+        "jitter": stages.jitter_path("cpu"),
     }
     serve(cases, told)
 
@@ -166,14 +167,15 @@ def first_batch() -> None:
     """Print the processor seconds of numba's import, and of the first call of what it compiles."""
     import torch
 
-    from domainbed_carft.pictures import plan
+    from domainbed_carft.pictures import stages
+    from domainbed_carft.pictures.plan import PicturePlan
 
-    given = plan.Plan(224, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3)
+    plan = PicturePlan(224, "squash", "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     start = time.process_time()
-    assert plan.has_numba()
+    assert stages.has_numba()
     imported = time.process_time()
     drawn = torch.zeros(1, 10)
-    plan.second_stage(given, torch.zeros(1, 224, 224, 3, dtype=torch.uint8), drawn)
+    stages.second_stage(plan, torch.zeros(1, 224, 224, 3, dtype=torch.uint8), drawn)
     print(json.dumps([imported - start, time.process_time() - imported]))
 
 

@@ -7,7 +7,10 @@ import itertools
 import json
 import random
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from domainbed_carft.jobs import job, manifest
 from domainbed_carft.results import collect as collecting
@@ -17,18 +20,27 @@ REPO = Path(__file__).resolve().parents[1]
 TOP_LEVEL = ("data_edition", "environments", "protocol")
 
 
-def benchmark(name):
+def benchmark(name: str) -> ModuleType:
     """A module of benchmarks/, which is no package."""
     path = REPO / "benchmarks" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-def write_job(folder, name="job", at=(0, 100, 200), done=True, seed=None, **facts):
-    """A job's folder with records ``at`` steps; ``given``: arguments of train, or record keys."""
+def write_job(
+    folder: Path,
+    name: str = "job",
+    at: Sequence[int] = (0, 100, 200),
+    done: bool = True,
+    seed: int | None = None,
+    **facts: Any,
+) -> Path:
+    """A job's folder with records ``at`` steps; ``facts``: arguments of train, or record keys."""
     record_facts = {key: facts.pop(key) for key in TOP_LEVEL if key in facts}
     recorded = facts.pop("recorded", {"lr": 0.1})
     args = {
@@ -52,7 +64,7 @@ def write_job(folder, name="job", at=(0, 100, 200), done=True, seed=None, **fact
     lines = []
 
     for step in at:
-        record = {
+        record: dict[str, Any] = {
             "step": step,
             "epoch": step / 10,
             "hparams": recorded,
@@ -71,14 +83,21 @@ def write_job(folder, name="job", at=(0, 100, 200), done=True, seed=None, **fact
     return job
 
 
-def change_records(job, change):
+def change_records(job: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Rewrite a job's records as ``change`` returns them."""
     path = job / "results.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(change(line)) + "\n" for line in lines))
 
 
-def write_sweep(folder, algorithms=("ERM", "Mixup"), trials=2, choices=2, pairs=False, **facts):
+def write_sweep(
+    folder: Path,
+    algorithms: Sequence[str] = ("ERM", "Mixup"),
+    trials: int = 2,
+    choices: int = 2,
+    pairs: bool = False,
+    **facts: Any,
+) -> None:
     """All jobs of PACS; their folders are called after what they are."""
     recorded = facts.pop("recorded", {})
     targets = [[i] for i in range(4)]
@@ -105,7 +124,13 @@ def write_sweep(folder, algorithms=("ERM", "Mixup"), trials=2, choices=2, pairs=
 LABELS = {"PACS": "ACPS", "VLCS": "CLSV"}
 
 
-def launch(folder, algorithms=("ERM",), targets=range(4), run=lambda args: True, **options):
+def launch(
+    folder: Path,
+    algorithms: Sequence[str] = ("ERM",),
+    targets: Iterable[int | list[int]] = range(4),
+    run: Callable[[dict[str, Any]], bool] = lambda args: True,
+    **options: Any,
+) -> None:
     """What a launched sweep leaves: its manifest, and the records of the jobs that were run."""
     facts = {name: options.pop(name) for name in ("selection", "compare_with") if name in options}
     overrides = options.pop("hparams", ("",))
@@ -122,8 +147,9 @@ def launch(folder, algorithms=("ERM",), targets=range(4), run=lambda args: True,
             "test_envs": target if isinstance(target, list) else [target],
             "task": "t",
             "holdout_fraction": 0.2,
-            **({"hparams": hparams} if hparams else {}),
         }
+        if hparams:
+            args["hparams"] = hparams
         launched_job = job.Job(args, Path(folder) / job.identity(args))
         jobs.append(launched_job)
         if run(args):
@@ -137,7 +163,9 @@ def launch(folder, algorithms=("ERM",), targets=range(4), run=lambda args: True,
     manifest.add(Path(folder), sweep)
 
 
-def tables(*folders, methods=None, ignored=()):
+def tables(
+    *folders: Path, methods: Sequence[str] | None = None, ignored: Sequence[str] = ()
+) -> dict[tuple[str, str, str], Any]:
     """The tables by (setting, method, data set)."""
     document = collect(*folders, methods=methods, ignored=ignored)
     return {
@@ -146,7 +174,12 @@ def tables(*folders, methods=None, ignored=()):
     }
 
 
-def collect(*folders, methods=None, ignored=(), **options):
+def collect(
+    *folders: Path,
+    methods: Sequence[str] | None = None,
+    ignored: Sequence[str] = (),
+    **options: Any,
+) -> Any:
     """The document of ``carft collect``."""
     results = collecting.collect(
         folders,
@@ -158,7 +191,7 @@ def collect(*folders, methods=None, ignored=(), **options):
     return results.document
 
 
-def cell(table, algorithm, column):
+def cell(table: Any, algorithm: str, column: str) -> Any:
     """One entry of a table."""
     (row,) = (row for row in table["rows"] if row["algorithm"] == algorithm)
     (entry,) = (cell for cell in row["cells"] if cell["column"] == column)

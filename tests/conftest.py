@@ -1,5 +1,8 @@
 """Shared fixtures: a cache folder, CLIPs with random weights, our distributions, built once."""
 
+from __future__ import annotations
+
+import fcntl
 import json
 import os
 import shutil
@@ -7,12 +10,20 @@ import signal
 import tarfile
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import warm
 from fake_checkout import REPO, run_python
 from installed import NOT_SOURCE, PIP_OPTIONS, pip
+
+if TYPE_CHECKING:
+    from sweep_folders import ForeignProcesses
+
+    from domainbed_carft.jobs.job import Job
+    from domainbed_carft.runs.export import ExportedFiles
 
 # Small models gain nothing from a second thread, and on a busy machine two that wait for each other
 # take ten times as long. Before torch is imported; sub-processes inherit it.
@@ -30,23 +41,28 @@ _cache = tempfile.TemporaryDirectory(prefix="carft-test-cache-")
 os.environ["DOMAINBED_CARFT_CACHE"] = _cache.name
 os.environ["DOMAINBED_PICTURE_CACHE"] = "0"
 
-# Under `make test` a module runs in one worker, and so do those that stand together here: users of
-# one SLURM, or of session fixtures that are built once a worker. They start first, in this order:
-# SLURM's mostly wait, and run beside the others.
+# Under `make test` a module runs in one worker, and so do those that stand together here, since
+# they share what is built once a worker. These start first, in this order: SLURM's mostly wait, and
+# run beside the others; the others are long, and at the end no worker is to wait for one of them.
 GROUPS = (
     ("test_slurm",),
     ("test_checkouts", "test_packaging"),  # sdist and wheel
-    ("test_resume",),  # alone, but long
-    (  # pets
-        "test_python_api",
-        "test_runs_data",
-        "test_runs_evaluate",
-        "test_runs_predict",
-        "test_runs_wise_ft",
-        "test_suites_runs",
-    ),
-    ("test_runs_card", "test_runs_export", "test_runs_saved"),  # trained
-    ("test_report_command", "test_report_browser"),  # incomplete
+    ("test_resume",),
+    ("test_process_group",),
+    ("test_fork_server",),
+    ("test_suites_runs",),
+    ("test_open_clip", "test_open_clip_strangers"),
+    ("test_demo",),
+    ("test_doctor",),
+    ("test_report_examples",),
+    ("test_runs_export", "test_runs_card"),  # an export
+    ("test_algorithms",),
+    ("test_step",),
+    ("test_imagenet_training",),
+    ("test_runs_data",),
+    ("test_processes",),
+    ("test_sweep_commands",),
+    ("test_emoji",),
 )
 
 
@@ -60,13 +76,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log):
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Schedule by our groups. (xdist 3.8's own, --dist loadgroup, has none with pytest 9.2.)"""
     from xdist.scheduler import LoadFileScheduling
 
     class ByGroup(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
+            file: str = super()._split_scope(nodeid)
             number = _group_number(Path(file).stem)
             return f"group {number}" if number < len(GROUPS) else file
 
@@ -88,7 +104,7 @@ TINY_SHAPE = {
 }
 
 
-def random_clip(seed=0, **shape):
+def random_clip(seed: int = 0, **shape: Any) -> Any:
     """A randomly initialised ``clip.model.CLIP`` of this shape, float32."""
     import torch
 
@@ -102,7 +118,7 @@ def random_clip(seed=0, **shape):
 
 
 @pytest.fixture(scope="session")
-def random_tiny(tmp_path_factory) -> Path:
+def random_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A state dict of a small CLIP with random weights."""
     import torch
 
@@ -146,13 +162,35 @@ def wheel(sdist: Path) -> Path:
     return built
 
 
+def built_once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]
+) -> Path:
+    """A folder that the first worker builds by `build(folder)`; the others wait for it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    folder = root / "built once" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (root / f"{name}.lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / ".built").exists():
+            build(folder)
+            (folder / ".built").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a job that `domainbed.scripts.train` has run: CARFT on EmojiStyles.
 
     Its rate is so high that the best step is not the last. It has a uda-split.
     """
-    folder = tmp_path_factory.mktemp("job") / "CARFT job"
+    return built_once(tmp_path_factory, "job", _train_on_emoji_styles) / "CARFT job"
+
+
+def _train_on_emoji_styles(parent: Path) -> None:
+    folder = parent / "CARFT job"
     hparams = {"batch_size": 4, "warmup_steps": 0, "total_steps": 6, "lr": 0.003}
     arguments = (
         "--algorithm CARFT --dataset EmojiStyles --test_envs 0 --steps 4 --checkpoint_freq 2 "
@@ -161,13 +199,11 @@ def trained(tmp_path_factory) -> Path:
     arguments += ["--hparams", json.dumps(hparams), "--output_dir", str(folder)]
 
     done = warm.run("-m", "domainbed.scripts.train", *arguments)
-
     assert done.returncode == 0, done.stderr
-    return folder
 
 
 @pytest.fixture(scope="session")
-def files(trained: Path, tmp_path_factory):
+def files(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedFiles:
     """That job's export."""
     import export_jobs
 
@@ -175,30 +211,34 @@ def files(trained: Path, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def pets(tmp_path_factory) -> Path:
+def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of a user's pictures, "my pets", and beside it a job of each algorithm on them."""
+    return built_once(tmp_path_factory, "pets", _train_on_pets)
+
+
+def _train_on_pets(folder: Path) -> None:
     import runs_jobs
 
-    folder = tmp_path_factory.mktemp("pets")
     pictures = runs_jobs.write_pictures(folder / "my pets")
     for algorithm in ("CARFT", "CLIPLinearProbe", "CLIPZeroShot"):
         runs_jobs.train_job(folder / algorithm, pictures, algorithm)
-    return folder
 
 
 @pytest.fixture(scope="session")
-def incomplete(tmp_path_factory) -> Path:
+def incomplete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep that lacks a job, in a folder whose name a shell would take apart, and its report."""
+    return built_once(tmp_path_factory, "it's <a> sweep", _write_incomplete_sweep)
+
+
+def _write_incomplete_sweep(folder: Path) -> None:
     import report_page
 
-    folder = tmp_path_factory.mktemp("it's <a> sweep")
     report_page.write_incomplete(folder / "sweep")
     assert report_page.report(folder / "sweep", folder / "new" / "report") == 0
-    return folder
 
 
 @pytest.fixture
-def sweep(tmp_path):
+def sweep(tmp_path: Path) -> tuple[Path, list[Job]]:
     """A sweep of 8 jobs that is launched, none of which has begun; its folder, its jobs."""
     import sweep_folders
 
@@ -207,7 +247,7 @@ def sweep(tmp_path):
 
 
 @pytest.fixture
-def foreign_processes():
+def foreign_processes() -> Iterator[ForeignProcesses]:
     """Starts other processes, which hold jobs or wait for them; they end with the test."""
     from sweep_folders import ForeignProcesses
 

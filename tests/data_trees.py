@@ -6,18 +6,23 @@ import io
 import os
 import tarfile
 import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from PIL import Image
 
 from domainbed_carft import cli
 from domainbed_carft.data import benchmarks, comparison, verify
 
+# Environment -> class -> how many pictures.
+Counts = Mapping[str, Mapping[str, int]]
 
-def grow(root, counts, content=b"x"):
+
+def grow(root: Path, counts: Counts, content: bytes = b"x") -> Path:
     """environment/class/0.jpg, ... below ``root``; returns it."""
     for environment, classes in counts.items():
         for name, pictures in classes.items():
@@ -28,7 +33,7 @@ def grow(root, counts, content=b"x"):
     return root
 
 
-def report_on(name, counts):
+def report_on(name: str, counts: Counts) -> verify.Report:
     """The report on a data set with these counts, without a folder."""
     findings = comparison.compare(name, counts)
     return verify.Report(
@@ -42,11 +47,15 @@ def report_on(name, counts):
     )
 
 
-def even(names, environments=("art", "photo"), pictures=1):
+def even(
+    names: Sequence[str], environments: Iterable[str] = ("art", "photo"), pictures: int = 1
+) -> dict[str, dict[str, int]]:
     return {environment: dict.fromkeys(names, pictures) for environment in environments}
 
 
-def expect_one_picture_a_class(monkeypatch, name):
+def expect_one_picture_a_class(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> tuple[str, dict[str, dict[str, int]]]:
     """Change what is known of ``name`` to one picture a class; returns its folder and counts."""
     benchmark = benchmarks.BENCHMARKS[name]
     table = even(benchmark.classes, [e.folder for e in benchmark.environments])
@@ -55,18 +64,19 @@ def expect_one_picture_a_class(monkeypatch, name):
     return benchmark.folder, table
 
 
-def jpeg(mode="RGB", size=(64, 64)):
+def jpeg(mode: str = "RGB", size: tuple[int, int] = (64, 64)) -> bytes:
     buffer = io.BytesIO()
     Image.effect_noise(size, 90).convert(mode).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
 
 
-def only(report, kind):
+def only(report: verify.Report, kind: str) -> str:
+    sentence: str
     (sentence,) = getattr(report, kind)
     return sentence
 
 
-def carft(*arguments):
+def carft(*arguments: object) -> SimpleNamespace:
     """What ``carft data`` ends with and prints."""
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         status = cli.main(["data", *map(str, arguments)])
@@ -121,7 +131,7 @@ def files(folder: Path) -> list[str]:
 
 
 @contextmanager
-def without_privileges():
+def without_privileges() -> Iterator[None]:
     """Inside the block this process is not root, whom no permission concerns."""
     user = os.geteuid()
     os.seteuid(user or 65534)

@@ -3,6 +3,8 @@
 import json
 import re
 import warnings
+from pathlib import Path
+from typing import Any
 
 import torch
 from domainbed.scripts import train
@@ -19,7 +21,7 @@ with warnings.catch_warnings():
 FAST = {"warmup_steps": 0, "total_steps": 4, "lr": 0.001}
 
 
-def debug(folder, algorithm, *further_arguments, **hparams):
+def debug(folder: Path, algorithm: str, *further_arguments: str, **hparams: Any) -> Path:
     """The folder of a job on Debug28."""
     arguments = ["--algorithm", algorithm, "--dataset", "Debug28", "--output_dir", str(folder)]
     arguments += ["--hparams", json.dumps({**FAST, **hparams}), "--workers", "0", "--steps", "4"]
@@ -31,7 +33,7 @@ def debug(folder, algorithm, *further_arguments, **hparams):
     return folder
 
 
-def exported(job, folder):
+def exported(job: Path, folder: Path) -> export.ExportedFiles:
     """An export by the command, in a folder."""
     weights = folder / "it's.pt"
     assert cli.main(["export", str(job), "--which", "last", "-o", str(weights)]) == 0
@@ -42,7 +44,7 @@ def blocks(markdown: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", markdown, flags=re.MULTILINE | re.DOTALL)
 
 
-def exact(files):
+def exact(files: export.ExportedFiles) -> tuple[Any, Any]:
     """The export in clip and in open_clip, as the card says."""
     state = torch.load(files.weights, weights_only=True)
     clip_model = clip.model.build_model(dict(state)).float()

@@ -1,8 +1,18 @@
-"""Small stand-ins for the plugin's two sides, written to a folder and used in sub-processes.
+"""Stand-ins for the plugin's two sides, written to a folder and used in sub-processes.
 
-`write_checkout` makes a DomainBed checkout with the parts of its contract that the plugin meets;
-`write_carft` our package with its real plugin but with modules that need no torch. The real ones
-meet the real harness wherever a test trains, and in `test_doctor`.
+`write_checkout` makes every DomainBed checkout of the tests, in one of these shapes (folders of
+`tests/checkouts`, ours, written after DomainBed's contract and after what its forks make of it):
+
+- `small`: the parts that the plugin meets, without torch; imports at once, trains nothing
+- `classic`: DomainBed as published, cut down to what trains, sweeps and collects
+- `early`: a registry without random draws in one function; `calls.py` of an older release
+- `clip`: a fork whose data sets have CLIP's own transforms
+- `tables`: a fork that looks algorithms and data sets up in tables
+- `packages`: a fork whose modules are packages, without `domainbed/__init__.py`
+- `harness`: a copy of our harness, as somebody else's checkout
+
+`write_carft` makes our package with its real plugin but with modules that need no torch. The
+launchers' tests have `tests/stand_in`, which is no checkout: a `train` that needs no torch.
 """
 
 from __future__ import annotations
@@ -12,95 +22,44 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch_interpreter
+
 REPO = Path(__file__).resolve().parent.parent
+_CHECKOUTS = REPO / "tests" / "checkouts"
+
+# The packages `domainbed` of each shape: the files of each go over those before it.
+SHAPES = {
+    name: [_CHECKOUTS / layer / "domainbed" for layer in layers]
+    for name, layers in {
+        "small": ["small"],
+        "classic": ["classic"],
+        "early": ["classic", "early"],
+        "clip": ["classic", "clip"],
+        "tables": ["classic", "tables"],
+        "packages": ["classic", "early", "packages"],
+    }.items()
+} | {"harness": [REPO / "third_party" / "domainbed"]}
 
 OUR_ALGORITHMS = ["CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot"]
 
 # What default_hparams("CARFT", ...) returns if both sides are the stand-ins below.
 OUR_HPARAMS = {"lr": 5e-6, "kl_weight": 1.0, "class_balanced": False}
 
-HOST = {
-    "__init__.py": "",
-    "algorithms.py": """
-ALGORITHMS = ["ERM"]
-
-class Algorithm:
-    pass
-
-class ERM(Algorithm):
-    pass
-
-def get_algorithm_class(name):
-    if name not in globals():
-        raise NotImplementedError(name)
-    return globals()[name]
-""",
-    "hparams_registry.py": """
-def _hparams(algorithm, dataset, random_seed):
-    return {"lr": (0.001, random_seed / 7), "class_balanced": (False, False)}
-
-def default_hparams(algorithm, dataset):
-    return {name: pair[0] for name, pair in _hparams(algorithm, dataset, 0).items()}
-
-def random_hparams(algorithm, dataset, seed):
-    return {name: pair[1] for name, pair in _hparams(algorithm, dataset, seed).items()}
-""",
-    "datasets.py": """
-import os
-
-DATASETS = ["Pets"]
-NUM_ENVIRONMENTS = {"Pets": 2}
-
-class Normalize:
-    mean, std = [0.5, 0.25, 0.0], [2.0, 1.0, 1.0]
-
-class Compose:
-    transforms = [str, Normalize()]
-
-class Folder:
-    transform = Compose()
-
-    def __init__(self, root):
-        self.root = root
-        self.classes = sorted(os.listdir(root))
-
-class MultipleDomainDataset:
-    ENVIRONMENTS = None
-
-class MultipleEnvironmentImageFolder(MultipleDomainDataset):
-    def __init__(self, root, test_envs, augment, hparams):
-        names = sorted(os.listdir(root))
-        self.input_shape = (3, 224, 224)
-        self.datasets = [Folder(os.path.join(root, name)) for name in names]
-
-class Pets(MultipleEnvironmentImageFolder):
-    ENVIRONMENTS = ["A", "B"]
-
-    def __init__(self, root, test_envs, hparams):
-        super().__init__(root, test_envs, True, hparams=hparams)
-""",
-    "command_launchers.py": 'REGISTRY = {"local": print}\n',
-    "scripts/__init__.py": "",
-    "scripts/train.py": """
-import json
-import sys
-from domainbed import algorithms, datasets, hparams_registry
-
-if __name__ == "__main__":
-    name = sys.argv[1]
-    print(json.dumps({
-        "file": algorithms.__file__,
-        "class": algorithms.get_algorithm_class(name).__name__,
-        "algorithms": algorithms.ALGORITHMS,
-        "datasets": datasets.DATASETS,
-        "environments": datasets.NUM_ENVIRONMENTS,
-        "hparams": hparams_registry.default_hparams(name, "Pets"),
-    }))
-""",
-}
+# Modules of the package that need nothing but the standard library.
+REAL_MODULES = (
+    "__init__.py",
+    "version.py",
+    "errors.py",
+    "text.py",
+    "method/dataset_facts.py",
+    "pictures/plan.py",
+    "pictures/preprocessing.py",
+    "pictures/protocols.py",
+)
 
 CARFT = {
     "method/__init__.py": "",
@@ -145,12 +104,20 @@ class DTD:
 TASKS = {"DTD": DTD}
 """,
     "clips/__init__.py": "",
-    "clips/pictures.py": """
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-PRESETS = ("domainbed", "clip")
+    "pictures/__init__.py": "",
+    "pictures/transforms.py": """
+def PlanTransform(plan):
+    return [plan.resize, plan.size, plan.augmentation is not None]
+""",
+    "pictures/host_transforms.py": """
+def is_upstream(transform):
+    return False
 
-def transform(protocol, size, augment, preprocessing):
-    return [protocol, size, augment]
+def normalisation_of(transform):
+    if isinstance(transform, list):
+        return None
+    last = transform.transforms[-1]
+    return tuple(last.mean), tuple(last.std)
 """,
     "data/__init__.py": "",
     "data/verify.py": """
@@ -175,10 +142,33 @@ def write_files(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
-def write_checkout(folder: Path, **replaced_modules: str) -> Path:
-    """Write a checkout of DomainBed, some modules replaced; return its root, `folder`."""
-    replaced_files = {f"{module}.py": text for module, text in replaced_modules.items()}
-    write_files(folder / "domainbed", HOST | replaced_files)
+def module_text(module: str, shape: str = "small") -> str:
+    """The text of a module in a checkout of this shape."""
+    paths = [layer / f"{module}.py" for layer in SHAPES[shape]]
+    *_, path = (path for path in paths if path.exists())
+    return path.read_text()
+
+
+def write_checkout(
+    folder: Path, shape: str = "small", modules: Mapping[str, str] | None = None
+) -> Path:
+    """Write a checkout of DomainBed of a shape of SHAPES; return its root, `folder`.
+
+    `modules`: name -> text, of modules that are added or take the place of the shape's own.
+    """
+    package = folder / "domainbed"
+    for layer in SHAPES[shape]:
+        # A package replaces the module.
+        for path in layer.iterdir():
+            if path.is_dir():
+                (package / f"{path.name}.py").unlink(missing_ok=True)
+        no_bytecode = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(layer, package, ignore=no_bytecode, dirs_exist_ok=True)
+
+    if shape == "packages":
+        (package / "__init__.py").unlink()
+
+    write_files(package, {f"{module}.py": text for module, text in (modules or {}).items()})
     return folder
 
 
@@ -189,7 +179,8 @@ def write_carft(folder: Path) -> Path:
     shutil.copytree(REPO / "domainbed_carft" / "plugin", package / "plugin", ignore=no_bytecode)
 
     (package / "method").mkdir()
-    for name in ("__init__.py", "version.py", "errors.py", "text.py", "method/dataset_facts.py"):
+    for name in REAL_MODULES:
+        (package / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPO / "domainbed_carft" / name, package / name)
 
     write_files(package, CARFT)
@@ -214,21 +205,35 @@ def run_python(
 
     It inherits this process's variables, except those of Python and of our package.
     """
+    return subprocess.run(
+        [python, *arguments],
+        cwd=cwd,
+        env=_variables(path, variables),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def run_python_with_torch(
+    *arguments: str, cwd: Path, path: list[Path] | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run this interpreter as `run_python` does, as a fork of one that has imported torch."""
+    variables.setdefault("OMP_NUM_THREADS", "1")
+    return torch_interpreter.run(
+        sys.executable, *arguments, cwd=cwd, variables=_variables(path, variables)
+    )
+
+
+def _variables(path: list[Path] | None, added: dict[str, str]) -> dict[str, str]:
+    """This process's variables except those of Python and of our package, then those `added`."""
     inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("PYTHON", "DOMAINBED_CARFT"))
     }
     python_path = os.pathsep.join(map(str, path or []))
-
-    return subprocess.run(
-        [python, *arguments],
-        cwd=cwd,
-        env={**inherited, "PYTHONPATH": python_path, **variables},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return {**inherited, "PYTHONPATH": python_path, **added}
 
 
 class Site:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch_interpreter
+
 PIP_OPTIONS = ("--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir", "--quiet")
 
 # The file that adds this environment's packages to another one.
@@ -59,16 +61,26 @@ class Environment:
         self, *arguments: str, cwd: Path | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         """Run its interpreter, which is also the shell's `python`, in `cwd` or an empty folder."""
-        path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
-
         return subprocess.run(
             [self.python, *arguments],
             cwd=cwd or self.empty,
-            env={**clean_variables(), "PATH": path, **variables},
+            env=self._variables(variables),
             capture_output=True,
             text=True,
             timeout=900,
         )
+
+    def run_with_torch(
+        self, *arguments: str, cwd: Path, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run its interpreter as `run` does, as a fork of one that has imported torch."""
+        return torch_interpreter.run(
+            self.python, *arguments, cwd=cwd, variables=self._variables(variables)
+        )
+
+    def _variables(self, added: dict[str, str]) -> dict[str, str]:
+        path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
+        return {**clean_variables(), "PATH": path, **added}
 
     def files(self) -> set[str]:
         """The names in its site-packages that an installation put there."""

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +12,9 @@ needs_latex = pytest.mark.skipif(
 )
 
 
-def compile_document(path):
+def compile_document(path: Path) -> str:
     """Compile a document beside it; returns what LaTeX printed. Fails if there is no PDF."""
+    assert LATEX
     options = ["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in LATEX else []
     process = subprocess.run(
         [LATEX, *options, path.name],

@@ -1,17 +1,23 @@
 """open_clip's models as local folders: random weights, two layers, narrow; no network."""
 
+import functools
 import json
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.runs import model_card
 
+_MODELS_FOLDER = tempfile.TemporaryDirectory(prefix="carft-test-open-clip-")
+
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
 SIGLIP_LENGTH = 12
 WORDS = "a photo sketch of the dog cat owl dark toy zero one wild long".split()
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "quickgelu": {
         "embed_dim": 32,
         "quick_gelu": True,
@@ -61,7 +67,7 @@ MODELS = {
         },
     },
 }
-HOW = {
+HOW: dict[str, dict[str, Any]] = {
     "siglip": {
         "mean": [0.5] * 3,
         "std": [0.5] * 3,
@@ -71,12 +77,19 @@ HOW = {
 }
 
 
-def write(folder: Path, kind: str, **changed) -> str:
+def write(folder: Path, kind: str, **changed: Any) -> str:
     """The name, for clip_backbone, of a folder with a model of MODELS; ``changed``: of its cfg."""
+    shutil.copytree(_built_model(kind, json.dumps(changed)), folder, dirs_exist_ok=True)
+    return f"open_clip:local-dir:{folder}"
+
+
+@functools.cache
+def _built_model(kind: str, changed_as_json: str) -> Path:
+    """A folder with this model, built once a process."""
     import open_clip
     from safetensors.torch import save_file
 
-    config = {**MODELS[kind], **changed}
+    config = {**MODELS[kind], **json.loads(changed_as_json)}
     model_config = {key: value for key, value in config.items() if key != "custom_text"}
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -86,13 +99,13 @@ def write(folder: Path, kind: str, **changed) -> str:
             parameter.data += 0.02 * torch.randn_like(parameter)
         model.logit_scale.data.fill_(3.0)
 
-    folder.mkdir(parents=True)
+    folder = Path(tempfile.mkdtemp(dir=_MODELS_FOLDER.name))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     content = {"model_cfg": config, "preprocess_cfg": HOW.get(kind, {})}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     if "hf_tokenizer_name" in config["text_cfg"]:
         write_tokenizer(folder)
-    return f"open_clip:local-dir:{folder}"
+    return folder
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -106,7 +119,9 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         "$A </s>", special_tokens=[("</s>", 1)]
     )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>")
+    fast: Any = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>"
+    )
     fast.save_pretrained(folder)
 
 

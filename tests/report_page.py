@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import collect_sweeps
+import pytest
 
 from domainbed_carft import cli
 from domainbed_carft.report import figures
@@ -22,22 +25,22 @@ OURS = ("CLIPZeroShot", "CLIPFineTune", "CARFT")
 class Page(HTMLParser):
     """``tables``: caption -> rows of texts; ``elements``: (tag, attributes) in order."""
 
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         super().__init__()
         self.text = text
-        self.elements = []
-        self.headings = []
-        self.tables = {}
-        self._open = []
-        self._rows = None
-        self._words = None
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.headings: list[tuple[int, str]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self._open: list[str] = []
+        self._rows: list[list[str]] = []
+        self._words: str | None = None
         self._caption = ""
         self.feed(text)
         self.close()
 
         assert not self._open, f"left open: {self._open}"
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attributes)))
         if tag not in VOID:
             self._open.append(tag)
@@ -49,53 +52,54 @@ class Page(HTMLParser):
         elif tag in ("th", "td", "caption", *HEADINGS):
             self._words = ""
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self._open and self._open[-1] == tag, f"</{tag}> after {self._open}"
 
         self._open.pop()
+        text = " ".join((self._words or "").split())
         if tag == "caption":
-            self._caption = " ".join(self._words.split())
+            self._caption = text
         elif tag in ("th", "td"):
-            self._rows[-1].append(" ".join(self._words.split()))
+            self._rows[-1].append(text)
         elif tag == "table":
             self.tables.setdefault(self._caption, self._rows)
         elif tag in HEADINGS:
-            self.headings.append((int(tag[1]), " ".join(self._words.split())))
+            self.headings.append((int(tag[1]), text))
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         if self._words is not None:
             self._words += data
 
-    def all(self, tag):
+    def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def leave_undrawn(patch):
+def leave_undrawn(patch: pytest.MonkeyPatch) -> None:
     """Figures with their names and words, and nothing on them: drawing takes most of the time."""
 
-    def save_undrawn(canvas, title, name, alt):
+    def save_undrawn(canvas: object, title: str, name: str, alt: str) -> Figure:
         return Figure(title, name, alt, '<svg viewBox="0 0 288 200"></svg>', b"a picture")
 
     patch.setattr(figures, "save_figure", save_undrawn)
 
 
-def report(sweep, output, *words):
+def report(sweep: Path, output: Path, *words: str) -> int:
     """The exit status of ``carft report`` without pictures."""
     return cli.main(["report", str(sweep), "-o", str(output), "--no-examples", *words])
 
 
-def read(folder) -> Page:
+def read(folder: Path) -> Page:
     return Page((Path(folder) / "index.html").read_text(encoding="utf-8"))
 
 
-def page_of(sweep, *words) -> Page:
+def page_of(sweep: Path, *words: str) -> Page:
     """The page of a report that is written beside the sweep."""
     output = sweep.parent / "report"
     assert report(sweep, output, *words) == 0
     return read(output)
 
 
-def contents(folder):
+def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -103,12 +107,18 @@ def contents(folder):
     }
 
 
-def drift(draw):
+def drift(draw: random.Random) -> dict[str, float]:
     """What our algorithms' records measure of the distance from the original."""
     return {"loss_kl": draw.random(), "context_agreement": draw.random()}
 
 
-def write_ours(folder, algorithms=OURS, trials=2, dataset="PACS", **facts):
+def write_ours(
+    folder: Path,
+    algorithms: Sequence[str] = OURS,
+    trials: int = 2,
+    dataset: str = "PACS",
+    **facts: Any,
+) -> None:
     """A sweep of our algorithms, whose records have what they measure of the drift."""
     draw = random.Random(0)
     for algorithm in algorithms:
@@ -128,7 +138,7 @@ def write_ours(folder, algorithms=OURS, trials=2, dataset="PACS", **facts):
                     collect_sweeps.change_records(job, lambda record: record | drift(draw))
 
 
-def write_incomplete(folder):
+def write_incomplete(folder: Path) -> Path:
     """Our algorithms on PACS, complete but for one job."""
     write_ours(folder)
     shutil.rmtree(folder / "PACS-CLIPFineTune-1-1")

@@ -1,8 +1,12 @@
 """Small jobs of real training on a user's own pictures, for the tests of what is done with them."""
 
 import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from domainbed.scripts import train
 from PIL import Image
@@ -13,7 +17,7 @@ ENVIRONMENTS = ("art", "photo", "sketch")
 CLASSES = ("cat", "wild dog")
 
 
-def write_pictures(folder, count=10):
+def write_pictures(folder: Path, count: int = 10) -> Path:
     """Noise with a tint that tells the classes apart; ``count`` of each class and environment."""
     noise = np.random.default_rng(0)
     for environment in ENVIRONMENTS:
@@ -27,9 +31,17 @@ def write_pictures(folder, count=10):
     return folder
 
 
-def train_job(output, pictures, algorithm, *further_arguments, test_envs=("0",), **changed):
+def train_job(
+    output: Path,
+    pictures: Path,
+    algorithm: str,
+    *further_arguments: str,
+    test_envs: Sequence[str] = ("0",),
+    **changed: Any,
+) -> Path:
     """Train three steps; the job's folder."""
-    hparams = {"clip_backbone": "tiny", "batch_size": 4, "warmup_steps": 0, "total_steps": 5}
+    hparams: dict[str, Any] = {"clip_backbone": "tiny", "batch_size": 4}
+    hparams |= {"warmup_steps": 0, "total_steps": 5}
     hparams |= {"contexts": "emoji", "lr": 1e-3, **changed}
     arguments = ["--algorithm", algorithm, "--dataset", str(pictures), "--steps", "3"]
     arguments += ["--test_envs", *test_envs, "--workers", "0", "--hparams", json.dumps(hparams)]
@@ -37,29 +49,30 @@ def train_job(output, pictures, algorithm, *further_arguments, test_envs=("0",),
     return output
 
 
-def carft(command, *words, status=0):
+def carft(command: str, *words: object, status: int = 0) -> None:
     """A command on the CPU."""
     assert cli.main([command, *map(str, words), "--device", "cpu"]) == status
 
 
-def evaluated(capsys, *words):
+def evaluated(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
     """The document of `carft evaluate`."""
     capsys.readouterr()
     carft("evaluate", *words, "--json")
     return json.loads(capsys.readouterr().out)
 
 
-def by_split(document):
+def by_split(document: Any) -> dict[str, float]:
     return {split["name"]: split["accuracy"] for split in document["splits"]}
 
 
-def weights(path):
-    return torch.load(path, weights_only=True)["model_dict"]
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["model_dict"]
+    return state
 
 
-def records(folder):
+def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
-def accuracies(record):
+def accuracies(record: Mapping[str, Any]) -> dict[str, float]:
     return {key[:-4]: value for key, value in record.items() if key.endswith("_acc")}

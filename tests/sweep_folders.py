@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from domainbed_carft.jobs.folder import Attempt, JobFolder
+from domainbed_carft.jobs.job import Job
 from domainbed_carft.sweep import declaration_file, launch, states
 
 HOLD = """
@@ -34,7 +36,7 @@ with launch_file.announce("pool", [Job({}, Path(sys.argv[1]))]):
 EIGHT = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 2\nsteps: 11\n"
 
 
-def declared(folder, **keys):
+def declared(folder: Path, **keys: Any) -> list[str]:
     """A sweep of three quick jobs, but for ``keys``, as words of ``carft sweep launch``."""
     keys = {"name": "x", "datasets": ["Debug28"], "algorithms": ["ERM"], "trials": 1, **keys}
     path = Path(folder) / "x.yaml"
@@ -42,7 +44,7 @@ def declared(folder, **keys):
     return [str(path), "--data_dir", "/data"]
 
 
-def launched(folder, text=EIGHT):
+def launched(folder: Path, text: str = EIGHT) -> list[Job]:
     """What ``carft sweep launch`` notes of the sweep that ``text`` declares; its jobs."""
     declaration = declaration_file.parse(text, "x.yaml")
     jobs = declaration.jobs("D", Path(folder))
@@ -50,7 +52,7 @@ def launched(folder, text=EIGHT):
     return jobs
 
 
-def status(folder, job):
+def status(folder: Path, job: Job) -> states.Status:
     """What ``carft sweep status`` knows of a job."""
     statuses = states.of_output(folder).statuses
     return next(status for status in statuses if status.job.folder == job.folder)
@@ -59,10 +61,10 @@ def status(folder, job):
 class ForeignProcesses:
     """Processes of others, as long as the test runs."""
 
-    def __init__(self):
-        self.running = []
+    def __init__(self) -> None:
+        self.running: list[subprocess.Popen[str]] = []
 
-    def start(self, code, folder, **fields):
+    def start(self, code: str, folder: Path, **fields: Any) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-c", code, str(folder), json.dumps(fields)],
             stdin=subprocess.PIPE,
@@ -70,23 +72,23 @@ class ForeignProcesses:
             text=True,
         )
         self.running.append(process)
-        assert process.stdout.readline() == "ready\n"
+        assert process.stdout and process.stdout.readline() == "ready\n"
         return process
 
-    def hold(self, job, **fields):
+    def hold(self, job: Job, **fields: Any) -> subprocess.Popen[str]:
         """Run a job; its lock says these fields."""
         return self.start(HOLD, job.folder, **fields)
 
-    def queue(self, job):
+    def queue(self, job: Job) -> subprocess.Popen[str]:
         return self.start(QUEUE, job.folder)
 
-    def kill(self):
+    def kill(self) -> None:
         for process in self.running:
             process.kill()
             process.wait()
 
 
-def ended(job, *statuses):
+def ended(job: Job, *statuses: int) -> None:
     """How attempts at a job ended."""
     job.folder.mkdir(parents=True, exist_ok=True)
     for value in statuses:
@@ -94,17 +96,21 @@ def ended(job, *statuses):
         JobFolder(job.folder).add_attempt(attempt)
 
 
-def record(job, step, **fields):
+def record(job: Job, step: int, **fields: Any) -> None:
     """A record as train writes it: every flag is among the arguments."""
     args = {"steps": None, "hparams": None, "checkpoint_freq": None, "output_dir": "gone"}
     accuracies = {f"env{i}_{split}_acc": 0.5 for i in range(6) for split in ("in", "out")}
-    value = {"step": step, "args": {**args, **job.args}, "hparams": {"batch_size": 4}}
+    value: dict[str, Any] = {
+        "step": step,
+        "args": {**args, **job.args},
+        "hparams": {"batch_size": 4},
+    }
     value |= {**accuracies, **fields}
     job.folder.mkdir(parents=True, exist_ok=True)
     with (job.folder / "results.jsonl").open("a") as file:
         file.write(json.dumps(value) + "\n")
 
 
-def finish(job):
+def finish(job: Job) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / "done").touch()

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import warm
 
@@ -20,41 +22,42 @@ HERE = Path(__file__).parent
 STAND_IN = HERE / "stand_in"  # of domainbed, with a train that needs no torch
 
 
-def command(folder, path=STAND_IN, **flags):
+def command(folder: Path, path: Path | str = STAND_IN, **flags: Any) -> str:
     """A command as a sweep writes it, of the stand-in for train."""
     return f"PYTHONPATH={shlex.quote(str(path))} {Job(flags, folder).line}"
 
 
-def carft(*arguments):
+def carft(*arguments: object) -> subprocess.CompletedProcess[str]:
     """`carft sweep`, as a process of its own."""
     return warm.run("-m", "domainbed_carft", "sweep", *arguments)
 
 
-def look(out):
+def look(out: Path) -> Any:
+    """What `carft sweep status --json` prints."""
     return json.loads(carft("status", out, "--json").stdout)
 
 
-def commands(sweep, count, **flags):
+def commands(sweep: Path, count: int, **flags: Any) -> list[str]:
     return [command(Path(sweep) / f"job{number:02}", **flags) for number in range(count)]
 
 
-def story(folder):
+def story(folder: Path) -> list[dict[str, Any]]:
     """The events that the stand-in told of, if any."""
     path = Path(folder) / "story"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def events(folder):
+def events(folder: Path) -> list[str]:
     return [line["event"] for line in story(folder)]
 
 
-def is_warm(folder):
+def is_warm(folder: Path) -> bool:
     """Whether the job was forked from a process that had its imports."""
     first = story(folder)[0]
-    return first["pid"] != first["imported_by"]
+    return bool(first["pid"] != first["imported_by"])
 
 
-def stat(pid):
+def stat(pid: int) -> list[str]:
     """A process's state and its parent; a zombie's if it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
@@ -62,11 +65,16 @@ def stat(pid):
         return ["Z", "-1"]
 
 
-def statuses(folder):
+def statuses(folder: Path) -> list[int | None]:
     return [attempt.status for attempt in JobFolder(folder).attempts()]
 
 
-def wait_until(condition, seconds=240, message="it did not come to that", pause=0.05):
+def wait_until(
+    condition: Callable[[], Any],
+    seconds: float = 240,
+    message: str = "it did not come to that",
+    pause: float = 0.05,
+) -> Any:
     """Wait for a condition, and return what it gives."""
     end = time.monotonic() + seconds
     while not (value := condition()):
@@ -75,14 +83,14 @@ def wait_until(condition, seconds=240, message="it did not come to that", pause=
     return value
 
 
-def most_at_once(folders):
+def most_at_once(folders: Sequence[Path]) -> int:
     """How many of these jobs ran at the same time, at most."""
     timeline = [(line["time"], line["event"]) for folder in folders for line in story(folder)]
     changes = (1 if event == "start" else -1 for _, event in sorted(timeline))
     return max(itertools.accumulate(changes))
 
 
-def run(name, commands, **options):
+def run(name: str, commands: Sequence[str], **options: Any) -> Any:
     """What a launcher returns for jobs that are given as a sweep writes them."""
     return run_commands(launchers.make(name, options), commands)
 
@@ -95,7 +103,9 @@ print(json.dumps([ending.result for ending in run(name, commands, **options) or 
 """
 
 
-def launch(name, commands, options=None):
+def launch(
+    name: str, commands: Iterable[str], options: Mapping[str, Any] | None = None
+) -> subprocess.Popen[str]:
     """A launcher in a process of its own, that may be stopped or killed."""
     words = [json.dumps(part) for part in (name, options or {}, list(commands))]
     return subprocess.Popen(
@@ -107,7 +117,7 @@ def launch(name, commands, options=None):
     )
 
 
-def missing_slurm():
+def missing_slurm() -> str:
     """Why tests that need a SLURM cannot run; "" if they can."""
     if not shutil.which("sinfo"):
         return "there is no SLURM here (.ci/slurm installs one)"

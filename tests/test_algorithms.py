@@ -12,10 +12,12 @@ from PIL import Image
 from test_backbone import as_archive
 from torchvision import transforms
 
-from domainbed_carft.clips import backbone, pictures
+from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.method import algorithms, hparams
+from domainbed_carft.pictures.clip_input import CLIPInput
+from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET
 from domainbed_carft.runs.saved import open_run
 
 CLASSES = ["dog", "cat", "owl"]
@@ -82,7 +84,7 @@ def reopened(algorithm, folder):
 
 
 @pytest.mark.parametrize("name", hparams.ALGORITHMS)
-def test_contract(name, random_tiny):
+def test_each_algorithm_meets_domainbeds_contract(name, random_tiny):
     algorithm = make(random_tiny, name)
     assert isinstance(algorithm, Algorithm)
     for values in train(algorithm, 3):
@@ -96,7 +98,7 @@ def test_contract(name, random_tiny):
         algorithm.update(x=[], step=3)
 
 
-def test_lambda_zero_is_plain_fine_tuning_to_the_last_bit(random_tiny):
+def test_carft_with_kl_weight_zero_equals_fine_tuning_to_the_bit(random_tiny):
     carft = make(random_tiny, "CARFT", kl_weight=0.0)
     plain = make(random_tiny, "CLIPFineTune")
     assert train(carft, 6) == train(plain, 6)
@@ -125,7 +127,7 @@ def test_loss_is_cross_entropy_plus_weighted_kl_of_the_two_encoders(random_tiny)
     assert values["context_agreement"] == pytest.approx(float(agreement))
 
 
-def test_drift_is_measured_at_every_step_by_carft_and_now_and_then_by_fine_tuning(random_tiny):
+def test_carft_measures_drift_every_step_and_fine_tuning_every_few(random_tiny):
     assert all("loss_kl" in values for values in train(make(random_tiny), 4))
     measured = ["loss_kl" in v for v in train(make(random_tiny, "CLIPFineTune"), 5)]
     assert measured == [True, False, True, False, True]
@@ -133,7 +135,7 @@ def test_drift_is_measured_at_every_step_by_carft_and_now_and_then_by_fine_tunin
     assert never.terms.original is None and "loss_kl" not in train(never, 1)[0]
 
 
-def test_start_equals_clips_own_zero_shot_classifier(random_tiny):
+def test_the_initial_model_equals_clips_zero_shot_classifier(random_tiny):
     """From a picture file, through CLIP's own preprocessing and through DomainBed's and ours."""
     import clip
 
@@ -142,7 +144,7 @@ def test_start_equals_clips_own_zero_shot_classifier(random_tiny):
     loaded = backbone.load(str(random_tiny))
     to_clip, to_domainbed = (
         transforms.Compose([transforms.ToTensor(), transforms.Normalize(*normalisation)])
-        for normalisation in ((pictures.CLIP_MEAN, pictures.CLIP_STD), pictures.IMAGENET)
+        for normalisation in ((CLIP_MEAN, CLIP_STD), IMAGENET)
     )
     with torch.no_grad():
         tokens = [clip.tokenize([c.format(k) for k in CLASSES]) for c in CONTEXTS]
@@ -159,11 +161,10 @@ def test_start_equals_clips_own_zero_shot_classifier(random_tiny):
 
 def test_pictures_are_resized_between_the_two_normalisations():
     mean, std, clip_mean, clip_std = (
-        torch.tensor(v).view(3, 1, 1)
-        for v in (*pictures.IMAGENET, pictures.CLIP_MEAN, pictures.CLIP_STD)
+        torch.tensor(v).view(3, 1, 1) for v in (*IMAGENET, CLIP_MEAN, CLIP_STD)
     )
     raw = torch.rand(2, 3, 224, 224)
-    got = pictures.CLIPInput(48)((raw - mean) / std)
+    got = CLIPInput(48)((raw - mean) / std)
     small = transforms.functional.resize(
         raw, [48, 48], transforms.InterpolationMode.BICUBIC, antialias=True
     )
@@ -171,7 +172,7 @@ def test_pictures_are_resized_between_the_two_normalisations():
     torch.testing.assert_close(got, (small - clip_mean) / clip_std, rtol=1e-4, atol=1e-4)
 
 
-def test_what_each_algorithm_trains(random_tiny):
+def test_each_algorithm_trains_its_own_parameters_only(random_tiny):
     for name, moves in {
         "CARFT": {"encoder", "head"},
         "CLIPFineTune": {"encoder", "head"},
@@ -250,7 +251,7 @@ def test_weight_decay_spares_biases_norms_and_embeddings(random_tiny, name, matr
     assert [g["weight_decay"] for g in every] == [0.1]
 
 
-def test_warm_up_and_schedules(random_tiny):
+def test_learning_rates_follow_warm_up_and_schedule(random_tiny):
     def rates(**overrides):
         algorithm = make(random_tiny, "CLIPLinearProbe", lr=1.0, total_steps=12, **overrides)
         learning_rates = []
@@ -267,7 +268,7 @@ def test_warm_up_and_schedules(random_tiny):
     assert rates(warmup_steps=0)[0] == 1.0
 
 
-def test_gradient_clipping(random_tiny):
+def test_gradients_are_clipped_to_grad_clip(random_tiny):
     def norm(**overrides):
         algorithm = make(random_tiny, **overrides)
         train(algorithm, 1)
@@ -277,7 +278,7 @@ def test_gradient_clipping(random_tiny):
     assert norm(grad_clip=0.01) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_building_an_algorithm_leaves_the_training_randomness_alone(random_tiny):
+def test_building_an_algorithm_draws_no_global_random_numbers(random_tiny):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

@@ -11,7 +11,7 @@ def defaults():
     return {name: default for name, (default, _) in hparams.overlay("CARFT", "PACS", 0).items()}
 
 
-def test_all_problems_come_at_once_with_the_valid_names():
+def test_all_hparam_problems_are_listed_at_once_with_valid_names():
     values = {**defaults(), "kl_wieght": 3.0, "lr": 0, "amp": "fp16", "head_init": None}
     values["clip_backbone"] = "nope"
     del values["grad_clip"]
@@ -32,13 +32,13 @@ def test_all_problems_come_at_once_with_the_valid_names():
         assert part in message
 
 
-def test_clip_reads_rgb():
+def test_inputs_without_three_channels_are_refused():
     with pytest.raises(CarftError, match=r"shape \(2, 28, 28\), expected \(3, height, width\)"):
         host_arguments.check((2, 28, 28), defaults())
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "DOMAINBED_PROCESSES"])
-def test_a_host_that_does_not_divide_batches_has_one_process(monkeypatch, name):
+def test_a_host_that_cannot_split_batches_may_use_one_process_only(monkeypatch, name):
     """As any checkout's."""
     for number in ("1", "", "4"):
         monkeypatch.setenv(name, number)
@@ -72,7 +72,7 @@ def test_invalid_values_are_named():
         ['--hparams={"backbone": "a=b"}'],
     ],
 )
-def test_keys_that_a_fork_adds_pass_but_not_from_the_user(monkeypatch, argv):
+def test_hparams_added_by_a_fork_pass_but_not_from_the_user(monkeypatch, argv):
     # DPLCLIP's and MIRO's own, as they reach an algorithm there
     values = defaults() | {"test_envs": [0], "clip_transform": False, "domain_name": []}
     values |= {"test_batchsize": 128, "backbone": "ViT-L/14"}
@@ -94,14 +94,14 @@ def test_keys_that_a_fork_adds_pass_but_not_from_the_user(monkeypatch, argv):
         ("wings", "unknown hparam 'wings'. Valid hparams: amp"),
     ],
 )
-def test_an_unknown_name_of_the_users_has_one_guess_or_none(monkeypatch, key, message):
+def test_an_unknown_hparam_of_the_user_gets_one_suggestion_at_most(monkeypatch, key, message):
     monkeypatch.setattr("sys.argv", ["train.py", "--hparams", f'{{"{key}": 3}}'])
     with pytest.raises(CarftError) as caught:
         host_arguments.check((3, 32, 32), {**defaults(), key: 3})
     assert str(caught.value).startswith(message)
 
 
-def test_the_registrys_keys_pass_without_a_word(monkeypatch, capsys):
+def test_hparams_of_the_registry_pass_silently(monkeypatch, capsys):
     monkeypatch.setattr(host_arguments, "_host_keys", {"data_augmentation"})
     monkeypatch.setattr("sys.argv", ["train.py", "--hparams", '{"resnet18": true}'])
     values = {**defaults(), "resnet18": True}

@@ -46,7 +46,7 @@ def state() -> dict[str, torch.Tensor]:
     return torch.load(io.BytesIO((ASSETS / "tiny.pt").read_bytes()), weights_only=True)
 
 
-def test_archive_holds_the_held_out_concepts_and_nothing_else(split, archive, concepts):
+def test_the_emoji_archive_holds_held_out_concepts_only(split, archive, concepts):
     held_out = [
         concepts.Concept(row["codepoints"], row["name"], row["subgroup"])
         for row in split
@@ -60,7 +60,7 @@ def test_archive_holds_the_held_out_concepts_and_nothing_else(split, archive, co
     assert len(archive.namelist()) == len(expected) + 1
 
 
-def test_no_base_name_is_on_both_sides(split, concepts):
+def test_no_emoji_is_both_pretraining_and_benchmark(split, concepts):
     sides: dict[str, set[str]] = {"held_out": set(), "pretrain": set(), "unused": set()}
     for row in split:
         sides[row["split"]].add(concepts.base_name(row["name"], row["subgroup"]))
@@ -70,7 +70,7 @@ def test_no_base_name_is_on_both_sides(split, concepts):
     assert sides["unused"] & sides["pretrain"] == set()
 
 
-def test_archive_does_not_depend_on_when_it_was_made(archive):
+def test_the_emoji_archive_is_reproducible(archive):
     assert {info.date_time for info in archive.infolist()} == {(2020, 1, 1, 0, 0, 0)}
     assert archive.namelist() == sorted(archive.namelist())
 
@@ -86,7 +86,7 @@ def test_licences_travel_with_the_pictures(archive):
         assert licence.split(",")[0] in (ASSETS / "README.md").read_text("utf-8")
 
 
-def test_tiny_knows_every_word_of_its_contexts_and_classes(state, split):
+def test_tiny_was_pretrained_on_all_words_of_its_prompts(state, split):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import clip

@@ -30,7 +30,7 @@ def as_archive(model, path):
         torch.jit.save(torch.jit.trace(model, inputs, check_trace=False), str(path))
 
 
-def test_state_dict_is_loaded_exactly_and_in_float32(random_tiny):
+def test_a_state_dict_loads_exactly_and_in_float32(random_tiny):
     loaded = backbone.load(str(random_tiny)).model
     expected = torch.load(random_tiny, weights_only=True)
     assert not torch.equal(expected["visual.proj"], expected["visual.proj"].half().float())
@@ -94,14 +94,14 @@ def test_text_is_encoded_once_for_the_same_weights_and_prompts(random_tiny, tmp_
     assert len(encoded) == 3 and not torch.equal(other_features, first)
 
 
-def test_a_cache_that_cannot_be_written_only_costs_time(random_tiny, tmp_path, monkeypatch):
+def test_an_unwritable_text_cache_is_no_error(random_tiny, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "file"))
     features = backbone.text_features(backbone.load(str(random_tiny)), PROMPTS)
     assert features.shape == (2, 2, 128)
 
 
-def test_published_names_and_sums_are_those_of_openais_package():
+def test_published_names_and_checksums_equal_openais():
     from clip.clip import _MODELS
 
     parts = {name: url.split("/") for name, url in _MODELS.items()}
@@ -109,7 +109,7 @@ def test_published_names_and_sums_are_those_of_openais_package():
     assert openai_weights == backbone.OPENAI_WEIGHTS
 
 
-def test_a_failed_download_says_what_to_put_where(tmp_path, monkeypatch):
+def test_a_failed_download_names_the_file_and_where_to_put_it(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no network")
 
@@ -141,7 +141,7 @@ def test_other_weights_under_a_published_name_are_refused(tmp_path, monkeypatch,
         ({"state_dict": {}, "epoch": 3}, "not a CLIP in OpenAI's format"),
     ],
 )
-def test_files_that_are_no_clip_are_named(tmp_path, content, message):
+def test_files_that_are_not_clip_are_refused_by_name(tmp_path, content, message):
     path = tmp_path / "weights.pt"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -153,6 +153,6 @@ def test_files_that_are_no_clip_are_named(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
-def test_a_prompt_that_is_too_long_is_named(random_tiny):
+def test_a_prompt_that_is_too_long_is_refused_by_name(random_tiny):
     with pytest.raises(CarftError, match="longer than the 77 tokens.*shorten"):
         backbone.text_features(backbone.load(str(random_tiny)), [["dog " * 100]])

@@ -71,7 +71,7 @@ def test_emoji_styles_has_the_pictures_of_the_archive():
     assert benchmark.steps["DomainBed"] == data_sets.EmojiStyles.N_STEPS
 
 
-def test_no_fact_changes_unnoticed():
+def test_benchmark_facts_have_their_known_digest():
     """Change the digest together with a fact, when its source says so."""
     facts = {
         name: dataclasses.asdict(benchmark) for name, benchmark in benchmarks.BENCHMARKS.items()

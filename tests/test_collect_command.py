@@ -16,7 +16,7 @@ assert not {"torch", "matplotlib", "pandas", "jinja2", "domainbed", "clip"} & se
 """
 
 
-def test_nothing_heavy_is_loaded(tmp_path):
+def test_collect_loads_neither_torch_nor_pandas(tmp_path):
     collect_sweeps.write_sweep(tmp_path)
     options = ["--compare", "published", "--paired", "ERM", "Mixup", "--format", "latex"]
     subprocess.run([sys.executable, "-c", LOADED, "collect", tmp_path, *options], check=True)
@@ -79,7 +79,7 @@ def test_wrong_arguments_are_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", [["collect", "--strict"], ["top"], ["report"]])
-def test_a_method_without_any_job_is_refused(tmp_path, capsys, command):
+def test_a_selection_method_without_jobs_is_refused(tmp_path, capsys, command):
     collect_sweeps.write_sweep(tmp_path / "it", ["ERM"], choices=1)
     output = ["-o", str(tmp_path / "page")] if command == ["report"] else []
     words = [*command, str(tmp_path / "it"), *output, "--select", "in-domain"]
@@ -90,7 +90,8 @@ def test_a_method_without_any_job_is_refused(tmp_path, capsys, command):
     assert out == "" and "--select in-domain: no jobs for this method; expected one of" in err
 
 
-def test_the_benchmark_finds_the_harnesss_values(tmp_path):
+@pytest.mark.slow
+def test_the_collect_benchmark_gets_the_harnesss_values(tmp_path):
     """240 jobs, the fewest that it writes."""
     command = [sys.executable, "benchmarks/collect.py", str(tmp_path / "sweep")]
     process = subprocess.run(

@@ -14,7 +14,7 @@ from domainbed_carft.report import frames
 from domainbed_carft.results import collection, paired, published
 
 
-def test_a_paired_difference_is_that_of_numpy(tmp_path):
+def test_paired_differences_equal_numpys(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["CARFT", "CLIPFineTune"], trials=3)
     document = collect_sweeps.collect(
         tmp_path, methods=["training-domain"], paired=["CARFT", "CLIPFineTune"]
@@ -130,7 +130,9 @@ def test_the_published_table_says_what_was_selected_on():
     assert [row[0] for row in chosen.rows] == ["MIRO", "CAR-FT"]
 
 
-def test_deviations_from_the_published_method_are_noted(tmp_path):
+@pytest.fixture
+def compared_document(tmp_path):
+    """Runs beside published figures, some of which deviate from the published method."""
     deviating = {
         "wise_alpha": 0.5,
         "average": "sma",
@@ -151,8 +153,11 @@ def test_deviations_from_the_published_method_are_noted(tmp_path):
     recorded = {"head_init": "zero-shot", "clip_backbone": "ViT-B/16"}
     options = {"trials": 1, "choices": 1, "dataset": "VLCS", "recorded": recorded}
     collect_sweeps.write_sweep(tmp_path / "VLCS", ["CLIPFineTune"], **options)
-    document = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
-    entries = document.sections["published"]["comparisons"]
+    return collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
+
+
+def test_runs_are_compared_with_the_published_row_of_their_head(compared_document):
+    entries = compared_document.sections["published"]["comparisons"]
     published_as = {
         (entry["algorithm"], entry["dataset"]): (entry["method"], entry["published"])
         for entry in entries
@@ -166,7 +171,9 @@ def test_deviations_from_the_published_method_are_noted(tmp_path):
         ("CLIPFineTune", "VLCS"): ("ERM, zero-shot head", 83.0),
     }
 
-    published_grid = document.grids[-2]  # before the published table
+
+def test_deviations_from_published_methods_are_noted(compared_document):
+    published_grid = compared_document.grids[-2]  # before the published table
     deviations = {
         "CLIPFineTune": "clip_backbone tiny, average sma, wise_alpha 0.5, unlike the published "
         "ERM, random head.",
@@ -175,7 +182,7 @@ def test_deviations_from_the_published_method_are_noted(tmp_path):
     rows = {(row[0], row[2]): row for row in published_grid.rows}
     for algorithm, deviation in deviations.items():
         note = f"Not comparable: {algorithm} has {deviation}"
-        assert note in document.sections["notes"]
+        assert note in compared_document.sections["notes"]
 
         _, number = rows[algorithm, "PACS"][6].split("not comparable ")
         assert f"{number} {note}" in published_grid.notes

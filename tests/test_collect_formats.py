@@ -27,7 +27,7 @@ def document(tmp_path):
     return result
 
 
-def test_text_is_aligned_and_explains_itself(document):
+def test_text_tables_are_aligned_and_explained(document):
     text = FORMATS["text"](document)
     lines = text.splitlines()
     start = lines.index("my_data; training-domain validation set")
@@ -40,7 +40,7 @@ def test_text_is_aligned_and_explains_itself(document):
     assert "Standard error = s / sqrt(n)" in " ".join(text.split())
 
 
-def test_an_own_data_set_has_its_folders_name_and_keeps_its_path_in_data(tmp_path):
+def test_own_data_is_named_by_its_folder_and_json_keeps_the_path(tmp_path):
     for dataset in ("../own3", "/a/pets", "/b/pets", "./PACS", "PACS"):
         name = f"job {dataset}".replace("/", "_")
         collect_sweeps.write_job(tmp_path, name, dataset=dataset)
@@ -72,7 +72,7 @@ def test_markdown_has_tables_of_equal_rows(document):
     assert {row.count("|") for row in table} == {7}
 
 
-def test_csv_of_the_tables_alone(tmp_path):
+def test_csv_holds_the_tables_only(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
     methods = ["training-domain", "oracle", "leave-one-domain-out"]
     document = collect_sweeps.collect(tmp_path, methods=methods)
@@ -91,7 +91,7 @@ def test_csv_of_the_tables_alone(tmp_path):
 
 
 @needs_latex
-def test_latex_compiles(document, tmp_path):
+def test_latex_tables_compile(document, tmp_path):
     awkward = Grid(AWKWARD, [AWKWARD, "b"], [[AWKWARD, "12.3 ± 4.5 (3) [1]"]], [f"[1] {AWKWARD}"])
     long = Grid("Long", ["Name", "b"], [[f"row {i}", "12.3"] for i in range(100)], [])
     with_awkward_names = document._replace(
@@ -105,7 +105,7 @@ def test_latex_compiles(document, tmp_path):
     assert path.read_text(encoding="utf-8").count("Name") == 3
 
 
-def test_latex_escapes_what_it_would_read_as_a_command():
+def test_latex_special_characters_are_escaped():
     escaped = escape_latex(AWKWARD)
     assert escaped.startswith(r"a\_b \& 50\% of \$x\textasciicircum{}2 \#1 \{y\} ")
     assert "{-}{-}flag é (U+732B)" in escaped

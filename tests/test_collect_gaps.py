@@ -52,7 +52,7 @@ def strict(capsys, folder, *options):
     return status, *capsys.readouterr()
 
 
-def test_a_sweep_without_pairs_of_targets_is_complete(tmp_path, capsys):
+def test_a_sweep_without_target_pairs_is_complete(tmp_path, capsys):
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
     status, out, err = strict(capsys, tmp_path)
     assert (status, err) == (0, "48 records of 16 jobs.\n")
@@ -67,7 +67,7 @@ def test_a_sweep_without_pairs_of_targets_is_complete(tmp_path, capsys):
     assert status == 3 and "incomplete: 5 of 15 cells (see" in err
 
 
-def test_cells_name_runs_that_stopped_early(tmp_path):
+def test_cells_name_runs_that_are_incomplete(tmp_path):
     collect_sweeps.write_sweep(tmp_path, algorithms=["ERM"], trials=1, choices=1)
     remove_jobs(tmp_path, "ERM-0-0-0", "ERM-1-0-0")
     facts = {"algorithm": "ERM", "recorded": {"lr": 0.1}}

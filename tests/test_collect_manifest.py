@@ -26,7 +26,9 @@ def strict(capsys, *words):
     ("unrun", "row", "trials"),
     [({"trial_seed": 1}, "ERM", "trial 1"), ({"algorithm": "Mixup"}, "Mixup", "in every trial")],
 )
-def test_listed_jobs_without_a_record_are_missed(tmp_path, capsys, unrun, row, trials):
+def test_jobs_of_the_manifest_without_records_are_reported_missing(
+    tmp_path, capsys, unrun, row, trials
+):
     algorithms = ["ERM", "Mixup"]
     collect_sweeps.launch(tmp_path, algorithms, run=lambda args: not unrun.items() <= args.items())
     status, tables, err = strict(capsys, tmp_path)
@@ -57,7 +59,7 @@ def test_a_sweep_over_one_target_is_complete(tmp_path, capsys):
     assert (comparison["dataset"], comparison["complete"]) == ("PACS", False)
 
 
-def test_jobs_beyond_the_manifest_have_their_cells(tmp_path, capsys):
+def test_jobs_outside_the_manifest_have_cells(tmp_path, capsys):
     collect_sweeps.launch(tmp_path, targets=[3])
     facts = {"environments": list("ACPS"), "task": "t"}
     collect_sweeps.write_job(tmp_path, "more", test_envs=[0], trial_seed=5, **facts)
@@ -75,7 +77,7 @@ def test_jobs_beyond_the_manifest_have_their_cells(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("all_unrun", [False, True])
-def test_each_variant_misses_its_own_jobs(tmp_path, capsys, all_unrun):
+def test_missing_jobs_are_reported_per_variant(tmp_path, capsys, all_unrun):
     overrides = ('{"kl_weight": 1}', '{"kl_weight": 3}')
     collect_sweeps.launch(
         tmp_path,
@@ -103,7 +105,7 @@ def test_each_variant_misses_its_own_jobs(tmp_path, capsys, all_unrun):
     assert {row["method"] for row in figures} == {"CLIPood", "MIRO"}
 
 
-def test_a_pilot_under_another_setting_misses_no_jobs_that_ran_as_listed(tmp_path, capsys):
+def test_a_pilot_with_another_setting_reports_no_finished_job_as_missing(tmp_path, capsys):
     collect_sweeps.launch(tmp_path, ["ERM", "Mixup"])
     for target in range(4):
         collect_sweeps.write_job(
@@ -119,9 +121,7 @@ def test_a_pilot_under_another_setting_misses_no_jobs_that_ran_as_listed(tmp_pat
     assert (status, len(tables)) == (0, 4)
 
 
-def test_sweeps_over_different_algorithms_and_data_sets_lack_nothing_of_each_other(
-    tmp_path, capsys
-):
+def test_two_sweeps_report_no_missing_jobs_of_each_other(tmp_path, capsys):
     collect_sweeps.launch(tmp_path / "a", ["ERM"])
     collect_sweeps.launch(tmp_path / "b", ["Mixup"], datasets=["VLCS"])
     assert strict(capsys, tmp_path / "a", tmp_path / "b")[0] == 0
@@ -131,7 +131,7 @@ def test_sweeps_over_different_algorithms_and_data_sets_lack_nothing_of_each_oth
     assert strict(capsys, tmp_path / "a", tmp_path / "b")[0] == 3
 
 
-def test_leave_one_domain_out_needs_the_pairs_of_listed_targets_only(tmp_path, capsys):
+def test_leave_one_domain_out_needs_pairs_of_listed_targets_only(tmp_path, capsys):
     facts = {"targets": [3, [0, 3], [1, 3], [2, 3]], "selection": ("leave-one-domain-out",)}
     collect_sweeps.launch(tmp_path / "it", **facts)
     assert strict(capsys, tmp_path / "it")[0] == 0
@@ -141,7 +141,7 @@ def test_leave_one_domain_out_needs_the_pairs_of_listed_targets_only(tmp_path, c
     assert "--test_envs 0 3 has no record: in every trial" in capsys.readouterr().out
 
 
-def test_the_methods_are_those_that_the_manifest_names(tmp_path):
+def test_selection_methods_are_those_of_the_manifest(tmp_path):
     for name, methods in (("one", ("oracle",)), ("none", ())):
         collect_sweeps.launch(tmp_path / name, [name], selection=methods)
     assert collecting.gather([tmp_path / "one"]).methods == ["oracle"]

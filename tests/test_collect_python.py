@@ -95,7 +95,7 @@ def test_top_returns_what_the_command_prints(sweep, capsys):
     assert entries == printed_json(capsys, "top", sweep, *options)
 
 
-def test_a_report_tells_what_it_lacks(sweep, tmp_path):
+def test_a_report_says_that_it_is_incomplete(sweep, tmp_path):
     report = write_report([sweep], tmp_path / "report", n_examples=0)
     assert report.index == tmp_path / "report" / "index.html"
     assert report.index.is_file()

@@ -22,7 +22,7 @@ def folders(read):
     return [os.path.basename(run.folder) for run in read.runs]
 
 
-def test_cut_lines_and_repeated_steps(tmp_path):
+def test_truncated_lines_are_skipped_and_repeated_steps_count_once(tmp_path):
     job = collect_sweeps.write_job(tmp_path)
     path = job / "results.jsonl"
     lines = path.read_text().splitlines(keepends=True)
@@ -40,7 +40,7 @@ def test_cut_lines_and_repeated_steps(tmp_path):
     assert list(run.accuracies[8:10]) == [0.125, 1 + 2**-23]  # rounding beyond 1 is no fault
 
 
-def test_records_without_accuracies_are_named_as_that(tmp_path, capsys):
+def test_records_without_accuracies_are_reported(tmp_path, capsys):
     path = collect_sweeps.write_job(tmp_path, "job") / "results.jsonl"
     records_of_job = [json.loads(line) for line in path.read_text().splitlines()]
     without_accuracies = [
@@ -85,7 +85,7 @@ def test_records_without_accuracies_are_named_as_that(tmp_path, capsys):
         {"hparams": {"a": json.loads("[" * 500 + "]" * 500)}},
     ],
 )
-def test_a_line_with_wrong_types_is_no_record(tmp_path, change):
+def test_lines_with_wrong_types_are_not_records(tmp_path, change):
     path = collect_sweeps.write_job(tmp_path, "job") / "results.jsonl"
     line = json.loads(path.read_text().splitlines()[0])
     args = {**line["args"], **change.get("args", {})}
@@ -153,7 +153,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
     ]
 
 
-def test_versions_are_those_that_train_printed(tmp_path):
+def test_versions_are_read_from_the_output_of_train(tmp_path):
     job = collect_sweeps.write_job(tmp_path)
     printed = "Environment:\n\tPython: 3.11.2\n\tPyTorch: {}\n\tNumPy: 2.1\nArgs:\n\tseed: 0\n"
     text = printed.format("2.4.1") + "step\n" + printed.format("2.5.0") + printed.format("2.5.0")
@@ -197,7 +197,7 @@ def test_control_characters_are_shown_and_break_nothing(name):
         assert text.count(ESCAPED) == page("word").count("word")
 
 
-def test_a_name_is_no_formula_to_a_spreadsheet(tmp_path, capsys):
+def test_csv_names_are_never_spreadsheet_formulas(tmp_path, capsys):
     collect_sweeps.write_job(tmp_path, "job", algorithm='=HYPERLINK("http://x")', dataset="-1+@")
     assert cli.main(["collect", str(tmp_path), "--format", "csv", "--select", "oracle"]) == 0
 
@@ -205,7 +205,7 @@ def test_a_name_is_no_formula_to_a_spreadsheet(tmp_path, capsys):
     assert row.startswith(""",oracle,'-1+@,env0,"'=HYPERLINK(""http://x"")",""")
 
 
-def test_top_has_null_for_what_is_no_number(tmp_path, capsys):
+def test_top_writes_null_for_nan(tmp_path, capsys):
     collect_sweeps.write_job(tmp_path, "job", recorded={"lr": math.nan, "wd": math.inf})
     assert cli.main(["top", str(tmp_path), "--select", "oracle", "--json"]) == 0
 
@@ -237,7 +237,7 @@ def test_a_folder_without_a_complete_record_is_named_and_strict_fails(tmp_path, 
     assert f"no such folder: {tmp_path / 'x'}, {tmp_path / 'y'}; exp" in capsys.readouterr().err
 
 
-def test_mutated_records_and_manifests_are_read_or_refused_in_words(tmp_path, capsys):
+def test_mutated_records_and_manifests_raise_no_traceback(tmp_path, capsys):
     """Not one ends in a traceback, or moves the terminal; benchmarks/hostile.py tries more."""
     hostile, draw = collect_sweeps.benchmark("hostile"), random.Random(1)
     for number in range(30):

@@ -63,7 +63,7 @@ def shown(values):
     return f"{np.mean(values):.1f} ± {np.std(values) / len(values) ** 0.5:.1f} ({len(values)})"
 
 
-def test_rows_are_means_over_trials(sweep):
+def test_suite_rows_are_means_over_trials(sweep):
     folder, accuracies_of = sweep
     document = collect(folder, compare=True)
     grids = {grid.title: grid for grid in document.grids}
@@ -99,11 +99,16 @@ def test_rows_are_means_over_trials(sweep):
     assert entries["CARFT", 0.5]["cells"]["mean"]["n"] == 2
     assert entries["CLIPZeroShot", None]["partial"] == ["ObjectNet"]
 
+
+def test_suite_rows_stand_beside_published_figures(sweep):
+    document = collect(sweep[0], compare=True)
+    grids = {grid.title: grid for grid in document.grids}
+    rows = {row[0]: row[1:] for row in grids["Suite imagenet, trained on ImageNet"].rows}
     published_grid = grids["Suite imagenet, beside published figures"]
     our_rows = published_grid.rows[:2]
     published_rows = {(row[0], row[1]): row[2:] for row in published_grid.rows[2:]}
     assert [row[:2] for row in our_rows] == [
-        [f"{n}, ours", "ViT-B/16"] for n in (labels[0], labels[-1])
+        [f"{name}, ours", "ViT-B/16"] for name in ("CARFT", "CLIPZeroShot")
     ]
     assert our_rows[0][2:] == rows["CARFT"]
 
@@ -120,7 +125,7 @@ def test_rows_are_means_over_trials(sweep):
     assert len(published_rows) == 37 and len(source_notes) == 1
 
 
-def test_a_tasks_test_set_has_the_mean_over_classes(tmp_path):
+def test_task_test_sets_show_the_mean_over_classes(tmp_path):
     for trial in range(2):
         job = write_run(tmp_path, "CARFT", trial, [], "DTD")
         counts = {"n": 8, "right": 4, "accuracy": 0.5, "mean_per_class": 0.25 + trial / 2, "ece": 0}
@@ -138,7 +143,7 @@ def test_a_tasks_test_set_has_the_mean_over_classes(tmp_path):
     assert ["zero-shot CLIP", "ViT-B/16", "45.0"] in published_grid.rows
 
 
-def test_a_curve_is_of_one_file_of_weights(tmp_path):
+def test_a_wise_ft_curve_uses_one_file_of_weights(tmp_path):
     values = {name: 0.5 for name in SETS}
     lines = [
         (None, values, "model_best.pkl"),
@@ -151,7 +156,7 @@ def test_a_curve_is_of_one_file_of_weights(tmp_path):
     assert suites.points(suites.scores(group)) == [("CARFT", a, 50.0, 50.0) for a in (None, 0.0)]
 
 
-def test_the_report_has_the_table_and_the_picture(sweep, tmp_path):
+def test_the_report_has_the_suite_table_and_figure(sweep, tmp_path):
     folder, _ = sweep
     written = page.write_report([folder], tmp_path / "report")
     report = report_page.read(written.index.parent)

@@ -25,7 +25,7 @@ def our_tables(folder):
 
 
 @pytest.mark.parametrize("kind", synthetic_records.KINDS)
-def test_tables_are_upstreams(tmp_path, kind):
+def test_tables_equal_upstreams(tmp_path, kind):
     synthetic_records.write_sweep(tmp_path, kind)
     expected = printed_tables.read((GOLDEN / f"tables_{kind}.txt").read_text())
     assert len(expected) == 9
@@ -33,7 +33,7 @@ def test_tables_are_upstreams(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", synthetic_records.KINDS)
-def test_rankings_are_upstreams_to_the_last_bit(tmp_path, kind):
+def test_rankings_equal_upstreams_to_the_bit(tmp_path, kind):
     synthetic_records.write_sweep(tmp_path, kind)
     candidates = {
         (of_target.trial, of_target.dataset, of_target.algorithm, of_target.target): of_target
@@ -62,7 +62,7 @@ def check_against_the_harness(folder, capsys):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_tables_are_the_harnesss_on_other_folders(tmp_path, capsys, seed):
+def test_tables_equal_the_harnesss_on_other_sweeps(tmp_path, capsys, seed):
     """With jobs lacking, and with a checkpoint that only some of the jobs have."""
     collect_sweeps.write_sweep(tmp_path, trials=3, choices=4, pairs=True, seed=seed)
     for name in ("ERM-0-1-1", "Mixup-0-1-2-3", "ERM-2-0-0"):
@@ -90,7 +90,7 @@ def test_ten_environments_are_summed_in_numpys_order(tmp_path, capsys):
     check_against_the_harness(tmp_path, capsys)
 
 
-def test_jobs_that_leave_nothing_out(tmp_path):
+def test_jobs_without_targets_are_averaged_over_trials(tmp_path):
     """In each trial the choice with the highest mean over out-splits at the last step."""
     trials = []
     for trial in range(2):

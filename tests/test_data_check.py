@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
+import warm
 from data_trees import even, grow, jpeg
-from fake_checkout import REPO
-from test_checkouts import write_shape
+from fake_checkout import REPO, module_text, run_python_with_torch, write_checkout
 
 FAKES = REPO / "tests" / "harness" / "plugin"  # an algorithm that needs no weights
 CLIP = '{"batch_size": 2, "clip_backbone": "tiny"}'
@@ -34,24 +32,25 @@ def host(request, tmp_path):
     grow(root, even(["test", "train"], "abc", 5), jpeg(size=(8, 8)))
     if request.param == "harness":
         return tmp_path, root, ["--dataset", str(root)], "Still"
-    checkout = write_shape("classic", tmp_path)
-    path = checkout / "domainbed" / "algorithms.py"
     erm = "class ERM(Algorithm):\n"
-    path.write_text(path.read_text().replace(f"{erm}    pass\n", f"{erm}{STILL}"))
+    text = module_text("algorithms", "classic").replace(f"{erm}    pass\n", f"{erm}{STILL}")
+    checkout = write_checkout(
+        tmp_path / "a user's checkout", "classic", modules={"algorithms": text}
+    )
     return checkout, root, ["--dataset", "Pets", "--data_dir", str(root.parent)], "ERM"
 
 
 def train(host, algorithm, hparams='{"batch_size": 2}'):
     folder, _, flags, _ = host
     arguments = ["--algorithm", algorithm, "--steps", "1", "--test_envs", "0", "--hparams", hparams]
-    command = [sys.executable, "-m", "domainbed.scripts.train", *arguments, *flags]
-    path = "" if folder.name == "a user's checkout" else str(FAKES)
-    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = ["-m", "domainbed.scripts.train", *arguments, *flags]
     command += ["--output_dir", str(folder / "job")]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    if folder.name == "a user's checkout":
+        return run_python_with_torch(*command, cwd=folder)
+    return warm.run(*command, cwd=folder, env={**os.environ, "PYTHONPATH": str(FAKES)})
 
 
-def test_ours_refuse_it_unless_told_otherwise(host):
+def test_our_algorithms_refuse_broken_data_unless_unchecked(host):
     done = train(host, "CARFT", CLIP)
     assert done.returncode in (1, 2)  # a host of somebody else's ends as it does
     assert f"{host[1]} is broken: environment 'a' has the sub-splits 'test'" in done.stderr
@@ -63,7 +62,7 @@ def test_ours_refuse_it_unless_told_otherwise(host):
     assert record["hparams"]["data_edition"] == "unchecked"
 
 
-def test_others_train_on_it_with_one_warning(host):
+def test_other_algorithms_train_on_broken_data_with_one_warning(host):
     done = train(host, host[3])
     assert done.returncode == 0, done.stderr
     (warning,) = (line for line in done.stderr.splitlines() if "is broken" in line)

@@ -11,13 +11,12 @@ from domainbed import datasets
 from domainbed.scripts import train
 from test_algorithms import CLASSES, CONTEXTS, make, minibatches, reopened, same_state, settings
 
-from domainbed_carft.clips import pictures
 from domainbed_carft.data import benchmarks, verify
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import algorithms, dataset_facts, prompts
+from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET
 
-IMAGENET = (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)
-CLIPS = (pictures.CLIP_MEAN, pictures.CLIP_STD)
+CLIPS = (CLIP_MEAN, CLIP_STD)
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
@@ -32,7 +31,7 @@ def build(weights, normalisations, **overrides):
     return algorithms.CARFT((3, 28, 28), 3, 2, values)
 
 
-def test_the_digest_of_the_words_enters_the_very_hparams(random_tiny):
+def test_the_prompt_digest_is_written_into_the_hparams_object(random_tiny):
     algorithm = make(random_tiny)
     expected = prompts.digest(CONTEXTS, CLASSES)
     assert algorithm.hparams["prompts_digest"] == expected
@@ -42,7 +41,7 @@ def test_the_digest_of_the_words_enters_the_very_hparams(random_tiny):
 
 
 @pytest.mark.parametrize("normalisation", [IMAGENET, CLIPS, HALF, None])
-def test_the_encoder_sees_the_same_picture_however_it_was_normalised(
+def test_the_encoder_gets_the_same_picture_under_any_normalisation(
     random_tiny, normalisation, capsys
 ):
     raw = torch.rand(2, 3, 48, 48)
@@ -68,7 +67,7 @@ def test_a_saved_run_keeps_its_normalisation(random_tiny, tmp_path):
         assert torch.equal(restored.predict(x), algorithm.predict(x))
 
 
-def test_all_ways_to_call_update_and_predict_are_one(random_tiny):
+def test_all_call_signatures_of_update_and_predict_agree(random_tiny):
     ways = [make(random_tiny) for _ in range(4)]
     for seed in range(3):
         batches = minibatches(seed)
@@ -103,7 +102,7 @@ def published():
     return {name: list(classes.values()) for name, classes in edition.by_class.items()}
 
 
-def test_the_verdict_on_the_data_is_recorded_and_may_be_demanded(random_tiny, capsys):
+def test_the_data_verdict_is_recorded_and_can_be_required(random_tiny, capsys):
     counts = published()
     algorithm = pets(random_tiny, counts)
     assert algorithm.hparams["data_edition"] == "verified: as published"
@@ -120,7 +119,7 @@ def test_the_verdict_on_the_data_is_recorded_and_may_be_demanded(random_tiny, ca
         pets(random_tiny, counts, data_edition="verified: as published")
 
 
-def test_a_job_verifies_the_folders_themselves(random_tiny, tmp_path):
+def test_a_job_verifies_the_data_folders(random_tiny, tmp_path):
     """What no count shows: an empty file."""
     grow(tmp_path, even(["cat", "dog"], pictures=4), jpeg(size=(8, 8)))
     (tmp_path / "photo" / "dog" / "4.png").touch()
@@ -141,7 +140,7 @@ def test_a_job_verifies_the_folders_themselves(random_tiny, tmp_path):
     assert verify.verify(str(tmp_path)).data_edition == f"consistent: {digest}"
 
 
-def test_a_job_reads_the_names_of_its_domains(random_tiny, tmp_path):
+def test_a_job_reads_its_domain_names(random_tiny, tmp_path):
     grow(tmp_path, even(["cat", "dog"], ["oil", "pencil", "photo"], 5), jpeg(size=(8, 8)))
     for spec, names in (("domains", "oil pencil photo"), ("domains-without-target", "oil photo")):
         values = settings(random_tiny, class_names=f"dataset:{tmp_path}", contexts=spec)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_checkout import HOST, REPO, run_python, write_checkout, write_files, write_start_hook
+from fake_checkout import (
+    REPO,
+    module_text,
+    run_python,
+    run_python_with_torch,
+    write_checkout,
+    write_files,
+    write_start_hook,
+)
 
 from domainbed_carft import cli
 from domainbed_carft.cli import doctor as doctor_command
@@ -61,7 +68,7 @@ def examine(python: Any, folder: Path, **options: Any) -> dict[str, Finding]:
 def train(checkout: Path, home: Path, algorithm: str, *arguments: str) -> Any:
     """The outcome of the checkout's own `train`, with our hook, on data that is not there."""
     no_data = "--data_dir nowhere --dataset Pets --test_envs 0 --output_dir out".split()
-    return run_python(
+    return run_python_with_torch(
         "-m",
         "domainbed.scripts.train",
         "--algorithm",
@@ -77,12 +84,12 @@ def train(checkout: Path, home: Path, algorithm: str, *arguments: str) -> Any:
 @pytest.fixture
 def classic(tmp_path: Path) -> Path:
     """A copy of the checkout `classic`."""
-    root = tmp_path / "host"
-    shutil.copytree(REPO / "tests" / "checkouts" / "classic", root)
-    return root
+    return write_checkout(tmp_path / "host", "classic")
 
 
-def test_a_checkout_in_the_current_folder_or_on_the_path(bare: Path, tmp_path: Path) -> None:
+def test_doctor_finds_a_checkout_in_the_current_folder_or_on_the_path(
+    bare: Path, tmp_path: Path
+) -> None:
     checkout = write_checkout(tmp_path / "my checkout's root")
     expected = Finding("domainbed", OK, f"foreign: {checkout / 'domainbed'}")
 
@@ -98,7 +105,7 @@ def test_a_checkout_in_the_current_folder_or_on_the_path(bare: Path, tmp_path: P
     [
         (
             "domainbed.datasets",
-            {"datasets": f"import wilds\n{HOST['datasets.py']}"},
+            {"datasets": "import wilds\n" + module_text("datasets")},
             "import of domainbed.datasets fails: No module named 'wilds'",
             "pip install wilds",
         ),
@@ -110,10 +117,10 @@ def test_a_checkout_in_the_current_folder_or_on_the_path(bare: Path, tmp_path: P
         ),
     ],
 )
-def test_a_host_that_fails(
+def test_a_host_that_fails_to_import_is_a_problem_with_a_remedy(
     bare: Path, tmp_path: Path, name: str, files: Any, detail: str, remedy: str
 ) -> None:
-    host = write_checkout(tmp_path / "host", **files)
+    host = write_checkout(tmp_path / "host", modules=files)
 
     findings = examine(bare, tmp_path, cwd=host)
 
@@ -123,8 +130,8 @@ def test_a_host_that_fails(
     assert remedy in findings[name].remedy
 
 
-def test_a_host_that_hangs(bare: Path, tmp_path: Path) -> None:
-    host = write_checkout(tmp_path / "host", __init__="import time; time.sleep(120)\n")
+def test_a_host_that_hangs_is_stopped_and_reported(bare: Path, tmp_path: Path) -> None:
+    host = write_checkout(tmp_path / "host", modules={"__init__": "import time; time.sleep(120)\n"})
     code = """
 import json
 from domainbed_carft.doctor.diagnosis import run_checks
@@ -137,7 +144,7 @@ print(json.dumps(run_checks(patience=1.5)[-1].as_dict()))
     assert "did not finish within 1.5 seconds and was stopped" in last.detail
 
 
-def test_the_switch_is_set(bare: Path, tmp_path: Path) -> None:
+def test_a_disabled_hook_is_reported_with_the_variable(bare: Path, tmp_path: Path) -> None:
     findings = examine(bare, tmp_path, DOMAINBED_CARFT_DISABLE="yes")
 
     detail = "not active: DOMAINBED_CARFT_DISABLE is 'yes'"
@@ -146,7 +153,7 @@ def test_the_switch_is_set(bare: Path, tmp_path: Path) -> None:
     assert findings["domainbed"].state == PROBLEM, "without the hook there is no harness"
 
 
-def test_no_start_file(tmp_path: Path, bare: Path) -> None:
+def test_a_missing_start_file_is_reported_with_the_remedy(tmp_path: Path, bare: Path) -> None:
     hook = examine(bare, tmp_path, path=[REPO])["hook"]
 
     (site_packages,) = bare.parent.parent.glob("lib/python3*/site-packages")
@@ -192,12 +199,12 @@ STEP = [
         (1, "import time; time.sleep(300)", "problem", "did not finish within 5 seconds"),
     ],
 )
-def test_a_step_by_the_hosts_own_train(
+def test_doctor_judges_a_step_of_the_hosts_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: int, code: str, state: str, detail: str
 ) -> None:
     lines = list(STEP)
     lines[line] = code
-    write_checkout(tmp_path, **{"scripts/train": "\n".join(lines)})
+    write_checkout(tmp_path, modules={"scripts/train": "\n".join(lines)})
     monkeypatch.chdir(tmp_path)
 
     finding = training_step.train_one_step(patience=5 if "sleep" in code else 120)
@@ -208,7 +215,9 @@ def test_a_step_by_the_hosts_own_train(
     assert (command in finding.remedy) == (state == PROBLEM)
 
 
-def test_a_checkout_without_that_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkout_without_train_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (write_checkout(tmp_path) / "domainbed" / "scripts" / "train.py").unlink()
     monkeypatch.chdir(tmp_path)
     finding = training_step.train_one_step(patience=120)
@@ -266,7 +275,7 @@ def test_a_step_is_trained_only_on_request_and_without_problems(
 
 
 @pytest.mark.parametrize(("state", "status"), [(OK, 0), (NOTE, 0), (PROBLEM, 1)])
-def test_the_exit_status(
+def test_the_exit_status_is_1_only_for_problems(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, state: str, status: int
 ) -> None:
     finding = Finding("x", state, "found \x1b[31m", "do this")
@@ -288,7 +297,7 @@ def test_a_torch_that_crafted_weights_may_harm_is_noted(
     assert [f.name for f in checks.check_versions() if f.state == NOTE] == notes
 
 
-def test_the_harness_can_start_with_torch(tmp_path: Path) -> None:
+def test_the_harness_passes_all_checks(tmp_path: Path) -> None:
     findings = examine(sys.executable, tmp_path)
 
     assert {finding.state for finding in findings.values()} <= {OK, NOTE}
@@ -306,11 +315,9 @@ def test_the_harness_can_start_with_torch(tmp_path: Path) -> None:
     assert "downloads it" in weights.remedy
 
 
-def test_a_complete_foreign_checkout_and_damaged_weights(tmp_path: Path) -> None:
-    root = tmp_path / "host"
-    shutil.copytree(HARNESS, root / "domainbed", ignore=shutil.ignore_patterns("__pycache__"))
-    with (root / "domainbed" / "algorithms.py").open("a") as file:
-        file.write("class CLIPZeroShot(Algorithm):\n    pass\n")
+def test_a_foreign_checkout_passes_and_damaged_weights_are_noted(tmp_path: Path) -> None:
+    text = module_text("algorithms", "harness") + "class CLIPZeroShot(Algorithm):\n    pass\n"
+    root = write_checkout(tmp_path / "host", "harness", modules={"algorithms": text})
     write_files(tmp_path / "home" / ".cache" / "clip", {"RN50.pt": "half of it"})
 
     findings = examine(sys.executable, tmp_path, cwd=root)
@@ -359,7 +366,17 @@ def test_the_hosts_own_algorithms_need_no_weights(tmp_path: Path, classic: Path)
     assert "domainbed-carft: " not in done.stderr
 
 
-def test_one_step_in_a_checkout_by_doctor(tmp_path: Path, classic: Path) -> None:
+def test_doctor_trains_one_step_in_a_checkout(
+    monkeypatch: pytest.MonkeyPatch, classic: Path
+) -> None:
+    monkeypatch.chdir(classic)
+    finding = training_step.train_one_step(patience=300)
+    assert finding.state == OK, finding
+    assert "one step of CARFT on EmojiStyles" in finding.detail
+
+
+@pytest.mark.slow
+def test_the_command_trains_one_step_in_a_checkout(tmp_path: Path, classic: Path) -> None:
     done = run_python(
         "-m",
         "domainbed_carft",

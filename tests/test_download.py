@@ -82,7 +82,7 @@ def archives(tmp_path):
 
 
 @needs_gdown
-def test_a_download_that_broke_off_goes_on_and_is_verified(server, pacs, tmp_path):
+def test_an_interrupted_download_resumes_and_is_verified(server, pacs, tmp_path):
     server.break_after = len(server.content) // 2
     with pytest.raises(CarftError, match=r"(?s)downloading .* failed .*save it as .*PACS\.zip"):
         download.download("PACS", tmp_path)
@@ -100,7 +100,7 @@ def test_a_download_that_broke_off_goes_on_and_is_verified(server, pacs, tmp_pat
 
 
 @needs_gdown
-def test_a_file_that_is_no_archive_is_renamed_and_fetched_again(server, pacs, tmp_path):
+def test_a_damaged_archive_is_renamed_and_downloaded_again(server, pacs, tmp_path):
     complete_archive = server.content
     server.says_length = False
     server.content = complete_archive[:-100]
@@ -152,7 +152,7 @@ def test_data_of_a_wrong_archive_is_not_installed(server, pacs, archives, tmp_pa
     assert server.requested_ranges == []
 
 
-def test_leftovers_of_macos_are_not_unpacked(server, pacs, archives, tmp_path):
+def test_macos_metadata_is_not_unpacked(server, pacs, archives, tmp_path):
     names = [f"kfold/{e.folder}/{c}/1.jpg" for e in pacs.environments for c in pacs.classes]
     leftovers = ["__MACOSX/kfold/._photo", "kfold/photo/__MACOSX/1.jpg", "kfold/photo/dog/._1.jpg"]
     zipped(archives / "PACS.zip", [*leftovers, *names])

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from domainbed_carft import cli
-from domainbed_carft.clips import backbone, pictures
+from domainbed_carft.clips import backbone
 from domainbed_carft.data import benchmarks, emoji, picture_files, verify
 from domainbed_carft.method import objective, prompts
+from domainbed_carft.pictures.protocols import plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin import data_sets
 
 HPARAMS = {"class_names": "dataset:EmojiStyles", "clip_backbone": "tiny"}
 
 
-def test_contract():
+def test_emoji_styles_meets_domainbeds_contract():
     hparams = dict(HPARAMS)
     dataset = data_sets.EmojiStyles("not read", [1], hparams)
     assert len(dataset) == 4 and dataset.num_classes == 10
@@ -38,7 +40,7 @@ def test_only_training_environments_are_augmented():
     assert all(torch.equal(env[5][0], env[5][0]) for env in still)
 
 
-def test_other_hosts_get_the_size_they_have_networks_for():
+def test_other_hosts_get_pictures_of_224_pixels():
     dataset = data_sets.EmojiStyles("", [1], {"data_augmentation": True, "batch_size": 8})
     assert dataset.input_shape == (3, 224, 224)
     assert all(env[0][0].shape == (3, 224, 224) for env in dataset)
@@ -51,7 +53,7 @@ def test_other_hosts_get_the_size_they_have_networks_for():
     assert names == sorted(prompts.BUILT_IN_CLASSES["EmojiStyles"])
 
 
-def test_jobs_that_start_at_once_share_one_complete_folder(tmp_path, monkeypatch):
+def test_jobs_that_start_together_share_one_unpacked_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
     with ThreadPoolExecutor(4) as pool:
         folders = set(pool.map(lambda _: emoji.style_folders(), range(4)))
@@ -74,7 +76,23 @@ def test_emoji_shift_divides_the_pictures_of_one_style():
     assert dataset.data_edition == "verified: of the package"
 
 
-def test_the_suite_scores_some_classes_and_unions(capsys):
+def correct_predictions(clip, weights, classes, style, groups):
+    """Whether each picture of a style is predicted right, by the largest logit of its groups."""
+    root = emoji.shift_folders() / "test" if style == "noto" else emoji.style_folders()
+    paths = [path for path in sorted((root / style).glob("*/*")) if path.parent.name in groups]
+    transform = PlanTransform(plan_for("clip", 48, False))
+    x = torch.stack([transform(picture_files.open_picture(path)) for path in paths])
+    with torch.no_grad():
+        all_logits = (clip.model.visual(x) @ weights.T).tolist()
+
+    correct = []
+    for path, logits in zip(paths, all_logits, strict=True):
+        best = max(groups, key=lambda name: logits[classes.index(name)])
+        correct.append(groups[best] == groups[path.parent.name])
+    return correct
+
+
+def test_the_emoji_shift_suite_equals_a_direct_computation(capsys):
     arguments = ["evaluate", "--suite", "EmojiShift", "--clip", "tiny", "--workers", "0", "--json"]
     assert cli.main(arguments) == 0
 
@@ -97,16 +115,7 @@ def test_the_suite_scores_some_classes_and_unions(capsys):
         "twemoji": union,
     }
     for style, groups in groups_by_style.items():
-        right = []
-        root = emoji.shift_folders() / "test" if style == "noto" else emoji.style_folders()
-        for path in sorted((root / style).glob("*/*")):
-            if path.parent.name in groups:
-                x = pictures.transform("clip", 48, False)(picture_files.open_picture(path))
-                with torch.no_grad():
-                    logits = (clip.model.visual(x[None]) @ weights.T)[0].tolist()
-                best = max(groups, key=lambda name: logits[classes.index(name)])
-                right.append(groups[best] == groups[path.parent.name])
-
+        right = correct_predictions(clip, weights, classes, style, groups)
         scores = document["sets"][style]
         assert scores["complete"] and scores["n"] == len(right), style
         assert abs(scores["right"] - sum(right)) <= 2, style  # resized by torch, not by Pillow
@@ -115,7 +124,7 @@ def test_the_suite_scores_some_classes_and_unions(capsys):
     assert document["mean"] == pytest.approx(sum(means[1:]) / 3, abs=0.02)
 
 
-def test_reports_name_the_included_copy_and_records_keep_their_value():
+def test_reports_name_the_embedded_copy():
     """The value in the records stays what it was."""
     report = verify.verify("EmojiStyles")
     assert report.data_edition == "verified: of the package"

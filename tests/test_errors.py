@@ -41,7 +41,7 @@ def test_a_problem_becomes_a_sentence(problem, sentence):
     assert problem.sentence() == str(problem) == sentence
 
 
-def test_a_long_value_is_cut_off():
+def test_a_long_value_is_shortened():
     sentence = Problem("words", "w" * 1000, expected="fewer").sentence()
     assert len(sentence) < 250 and sentence.endswith("..., expected fewer")
 
@@ -79,7 +79,7 @@ def test_no_problem_raises_nothing():
     assert problems_of(raise_for, []) == []
 
 
-def test_problems_of_a_function_are_those_that_it_raises():
+def test_problems_of_returns_the_problems_that_a_function_raises():
     assert problems_of(raise_for, [BAD_RATE, "x"]) == [BAD_RATE, Problem(message="x")]
     with pytest.raises(KeyError):
         problems_of({}.__getitem__, "x")

@@ -63,7 +63,7 @@ def add_oddities(folder):
         ],
     ],
 )
-def test_trained_and_tabulated(name, test_env, tmp_path, capsys):
+def test_each_benchmark_trains_and_is_tabulated(name, test_env, tmp_path, capsys):
     benchmark = benchmarks.get(name)
     data = tmp_path / f"{name}'s data {{}}"
     counts = plant(data, name, max(1, 20 // len(benchmark.classes)))

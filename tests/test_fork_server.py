@@ -33,7 +33,7 @@ def descendants(pid: int) -> list[int]:
     return [*children, *grandchildren]
 
 
-def test_a_job_finds_what_a_cold_one_finds(tmp_path, monkeypatch):
+def test_a_forked_job_has_the_environment_of_a_cold_one(tmp_path, monkeypatch):
     before = {*descendants(os.getpid())}  # other tests' helpers
     jobs = {name: [tmp_path / name / str(n) for n in range(3)] for name in ("warm", "cold")}
     for name, folders in jobs.items():
@@ -56,7 +56,7 @@ def test_a_job_finds_what_a_cold_one_finds(tmp_path, monkeypatch):
     assert {*descendants(os.getpid())} <= before
 
 
-def test_crashes_are_noted_as_of_cold_jobs_and_harm_no_other(tmp_path):
+def test_crashes_of_forked_jobs_are_recorded_and_harm_no_other_job(tmp_path):
     """Nor does another one, forked while a job ran, keep that job's lock."""
     codes = {
         "signal": "time.sleep(1); os.kill(os.getpid(), signal.SIGSEGV)",
@@ -82,7 +82,7 @@ def test_crashes_are_noted_as_of_cold_jobs_and_harm_no_other(tmp_path):
     assert all(is_warm(tmp_path / name) for name in (*codes, "long"))
 
 
-def test_a_killed_fork_server_costs_no_job_and_a_killed_guard_its_status(tmp_path):
+def test_killing_the_fork_server_loses_no_job_and_killing_a_guard_one_status(tmp_path):
     jobs = [command(tmp_path / n, seconds=2, code=f"sys.exit({ord(n)})") for n in "abc"]
     process = launch("pool", [*jobs, command(tmp_path / "d")], {"jobs": 3})
     wait_until(lambda: all(story(tmp_path / name) for name in "abc"))
@@ -124,7 +124,7 @@ def test_the_harness_local_launcher_forks_jobs_with_its_streams(tmp_path, monkey
     assert {*descendants(os.getpid())} <= before
 
 
-def test_a_job_trains_as_a_cold_one_to_the_bit_also_stopped_half_way(tmp_path):
+def test_a_forked_job_trains_like_a_cold_one_even_if_resumed(tmp_path):
     """Forked, with loaders that it forks."""
     hparams = {"batch_size": 4, "clip_backbone": "tiny", "lr": 1e-3, "warmup_steps": 0}
     pictures = write_pictures(tmp_path / "pictures")
@@ -164,8 +164,8 @@ if __name__ == "__main__":
 """
 
 
-def test_in_another_checkout_jobs_are_forks_of_its_own_train_with_our_plugin(tmp_path, monkeypatch):
-    checkout = write_checkout(tmp_path / "checkout", **{"scripts/train": IN_A_CHECKOUT})
+def test_jobs_in_a_checkout_are_forked_from_its_own_train_with_our_plugin(tmp_path, monkeypatch):
+    checkout = write_checkout(tmp_path / "checkout", modules={"scripts/train": IN_A_CHECKOUT})
     monkeypatch.chdir(checkout)
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     jobs = [Job({}, tmp_path / "warm").line, f"{SWITCH}=1 {Job({}, tmp_path / 'cold').line}"]
@@ -184,7 +184,7 @@ FAULT = "if 'DOMAINBED_LOCK_FD' not in os.environ:\n    raise ImportError"
 
 
 @pytest.mark.parametrize("added", [THREAD, FAULT], ids=["thread", "fault"])
-def test_what_cannot_be_forked_starts_cold(tmp_path, added):
+def test_jobs_that_cannot_be_forked_start_cold(tmp_path, added):
     """Here imports that start a thread, and imports that fail where there is no job."""
     text = (STAND_IN / "imported_by.py").read_text()
     folder = write_files(tmp_path / "path", {"imported_by.py": text + added})

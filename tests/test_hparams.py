@@ -2,14 +2,13 @@
 
 import itertools
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 from domainbed import hparams_registry
 from domainbed.lib import misc, preparation
 from domainbed.scripts import train
-from fake_checkout import run_python
+from fake_checkout import run_python_with_torch, write_checkout
 
 from domainbed_carft.method import hparams
 from domainbed_carft.method.host_arguments import check
@@ -20,7 +19,7 @@ SETS = ["EmojiStyles", "Debug28", "PACS", "VLCS", "OfficeHome", "TerraIncognita"
 
 @pytest.mark.parametrize("dataset", SETS)
 @pytest.mark.parametrize("algorithm", hparams.ALGORITHMS)
-def test_values_are_plain_valid_and_survive_json(algorithm, dataset):
+def test_values_are_plain_valid_and_round_trip_through_json(algorithm, dataset):
     for seed in range(5):
         values = hparams.overlay(algorithm, dataset, seed)
         for index in (0, 1):
@@ -30,7 +29,7 @@ def test_values_are_plain_valid_and_survive_json(algorithm, dataset):
             check((3, 8, 8), chosen)
 
 
-def test_draws_depend_on_the_seed_stay_in_range_and_move_no_other():
+def test_draws_are_seeded_in_range_and_independent():
     draws = [
         {n: v for n, (_, v) in hparams.overlay("CARFT", "PACS", seed).items()} for seed in range(50)
     ]
@@ -50,7 +49,7 @@ def test_draws_depend_on_the_seed_stay_in_range_and_move_no_other():
     assert draws[7]["lr"] == 10 ** np.random.RandomState(seed).uniform(-6, -4.5)
 
 
-def test_defaults_and_draws_on_our_harness_are_those_on_upstreams():
+def test_defaults_and_draws_on_our_harness_equal_those_on_upstream():
     golden = Path(__file__).parent / "golden" / "upstream" / "hparams_carft.json"
     for dataset, expected in json.loads(golden.read_text()).items():
         assert hparams_registry.default_hparams("CARFT", dataset) == expected["default"]
@@ -73,7 +72,7 @@ def chosen(dataset, algorithm="CARFT", seeds=(0, 0), **overrides):
 
 @pytest.mark.parametrize("dataset", ["./pets", "PACS"])
 @pytest.mark.parametrize("algorithm", ["CARFT", "CLIPLinearProbe"])
-def test_tiny_has_its_own_rate_and_batch_on_any_data_and_nothing_else(dataset, algorithm):
+def test_tiny_changes_only_learning_rate_and_batch_size(dataset, algorithm):
     usual = chosen(dataset, algorithm)
     with_tiny = chosen(dataset, algorithm, **TINY)
     on_its_own = chosen("EmojiStyles", algorithm)
@@ -87,7 +86,7 @@ def test_tiny_has_its_own_rate_and_batch_on_any_data_and_nothing_else(dataset, a
     assert set_by_hand["lr"] == 1e-5 and set_by_hand["batch_size"] == 3
 
 
-def test_a_resumed_run_keeps_the_rate_and_the_batch_with_which_it_began():
+def test_a_resumed_run_keeps_its_learning_rate_and_batch_size():
     words = ["--algorithm", "CARFT", "--dataset", "./pets", "--hparams", json.dumps(TINY)]
     args = train.build_parser().parse_args(words)
     of_0_1_0 = {**chosen("./pets"), **TINY}
@@ -96,7 +95,7 @@ def test_a_resumed_run_keeps_the_rate_and_the_batch_with_which_it_began():
     assert preparation.choose_hparams(args, stored=of_today) == of_today
 
 
-def test_tiny_is_searched_in_its_own_range():
+def test_learning_rates_of_tiny_are_drawn_from_its_own_range():
     for seed in range(1, 9):
         with_tiny = chosen("./pets", seeds=(seed, 1), **TINY)
         assert with_tiny["lr"] == chosen("EmojiStyles", seeds=(seed, 1))["lr"]
@@ -105,13 +104,13 @@ def test_tiny_is_searched_in_its_own_range():
         assert {n for n in with_tiny if with_tiny[n] != usual[n]} == {"clip_backbone", "lr"}
 
 
-def test_another_clip_or_another_algorithm_implies_nothing():
+def test_other_clips_and_algorithms_imply_no_hparams():
     assert chosen("./pets", clip_backbone="RN50")["lr"] == 5e-6
     assert hparams.implied("CARFT", "EmojiStyles", TINY, None) == {}
     assert chosen("./pets", "ERM")["lr"] == 5e-5
 
 
-def test_a_sweep_counts_tinys_batch_and_its_jobs_keep_their_identity(tmp_path, monkeypatch):
+def test_costs_use_tinys_batch_size_and_job_identities_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for domain, number in itertools.product("abc", "01"):
         folder = tmp_path / "pets" / domain / number
@@ -126,19 +125,18 @@ def test_a_sweep_counts_tinys_batch_and_its_jobs_keep_their_identity(tmp_path, m
     assert costs.job_cost(job, declaration.facts["./pets"]).trained == 10 * 16 * 2
 
 
-def test_a_checkout_says_once_which_hparams_to_add(tmp_path):
+def test_a_checkouts_job_names_once_the_hparams_to_add(tmp_path):
     code = """
 import json, sys
 from domainbed import hparams_registry
 ask = hparams_registry.default_hparams
 print(json.dumps([ask("CARFT", sys.argv[1])["lr"], ask("CARFT", sys.argv[1])["batch_size"]]))
 """
-    root = tmp_path / "checkout"
-    shutil.copytree(Path(__file__).parent / "checkouts" / "classic", root)
+    root = write_checkout(tmp_path / "checkout", "classic")
 
     def default_values(dataset, **overrides):
         words = ["-c", code, dataset, "--hparams", json.dumps(overrides)]
-        done = run_python(*words, cwd=root)
+        done = run_python_with_torch(*words, cwd=root)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout), done.stderr
 

@@ -115,7 +115,9 @@ def records(folder):
         yield {k: v for k, v in record.items() if not k.endswith("_time")}
 
 
-def test_a_run_is_the_same_from_folders_and_shards(data, tmp_path, monkeypatch, capsys):
+def test_training_from_folders_and_from_shards_gives_the_same_records(
+    data, tmp_path, monkeypatch, capsys
+):
     hparams = {
         "clip_backbone": "tiny",
         "contexts": ["a {}.", "a photo of a {}."],
@@ -153,7 +155,7 @@ def test_a_run_is_the_same_from_folders_and_shards(data, tmp_path, monkeypatch, 
     assert "nothing left out, out-splits at the last step" in capsys.readouterr().out
 
 
-def test_a_pass_has_each_picture_once_and_a_batch_needs_no_earlier_one():
+def test_a_pass_has_each_picture_once_and_any_batch_can_be_drawn_first():
     shards_of = np.repeat(np.arange(40), 5)
     for passes in (Passes(200, 7), Passes(200, 7, shards_of)):
         batches = [passes.batch(number, 30) for number in range(20)]
@@ -170,7 +172,7 @@ def test_a_pass_has_each_picture_once_and_a_batch_needs_no_earlier_one():
     assert Passes(3, 0).batch(0, 8) == [*Passes(3, 0).batch(0, 6), *Passes(3, 0).batch(3, 2)]
 
 
-def test_a_train_folder_that_may_not_be_read_is_named_in_one_line():
+def test_an_unreadable_train_folder_is_reported_in_one_line():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "imagenet/train").mkdir(parents=True)
@@ -233,7 +235,7 @@ def test_shards_without_pictures_and_labels_are_refused(tmp_path, files, message
         shards.index([path], imagenet.wordnet_ids())
 
 
-def test_its_words_are_openais_and_its_recipe_one_that_each_algorithm_takes(monkeypatch):
+def test_imagenet_has_openais_class_names_and_a_valid_recipe(monkeypatch):
     values = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
     assert prompts.class_names(values, 1000) == [*imagenet.class_names()]
     assert values["total_steps"] == datasets.get_dataset_class("ImageNet").N_STEPS
@@ -283,14 +285,14 @@ def test_both_sets_of_imagenet_are_verified(copy):
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_a_set_of_imagenet_without_a_class_is_broken(copy, part):
+def test_imagenet_without_a_class_folder_is_broken(copy, part):
     shutil.rmtree(copy / "imagenet" / part / "n01440764")
     done = carft("verify", "ImageNet", "--data_dir", copy)
     assert done.returncode == 1
     assert re.search(rf"problem: {part}: .*'n01440764'", done.stdout), done.stdout
 
 
-def test_a_folder_of_imagenets_classes_but_one_is_not_consistent(copy):
+def test_imagenet_folders_lacking_a_class_are_recognised(copy):
     assert carft("verify", copy / "imagenet").stdout.splitlines()[-1].startswith("consistent")
     for part in ("train", "val"):
         shutil.rmtree(copy / "imagenet" / part / "n01440764")
@@ -372,7 +374,7 @@ def test_a_missing_data_folder_is_reported_once(tmp_path, capsys):
         assert capsys.readouterr().err.count(message) == 1
 
 
-def test_other_numbers_of_classes_are_refused_without_all_their_names():
+def test_a_wrong_number_of_classes_is_refused_in_a_short_message():
     with pytest.raises(CarftError, match="1,000 class names .* and 990 more") as raised:
         prompts.class_names({"class_names": "imagenet"}, 7)
     assert len(str(raised.value)) < 400

@@ -21,7 +21,7 @@ print(*sorted(set(sys.modules) - before), *opened)
 """
 
 
-def test_the_start_loads_its_own_modules_only_and_opens_no_socket() -> None:
+def test_the_start_hook_loads_only_its_own_modules_and_opens_no_socket() -> None:
     done = run_python("-S", "-c", START, cwd=REPO, path=[REPO])
     assert done.stdout.split() == ["domainbed_carft", "domainbed_carft.plugin"], done.stderr
 
@@ -58,7 +58,7 @@ def cut_short(package: Path) -> None:
         (cut_short, 1),
     ],
 )
-def test_a_half_installed_package_is_one_line_at_the_start(tmp_path, damage, lines) -> None:
+def test_a_damaged_installation_prints_one_line_at_the_start(tmp_path, damage, lines) -> None:
     package = tmp_path / "domainbed_carft"
     shutil.copytree(REPO / "domainbed_carft" / "plugin", package / "plugin")
     for name in ("__init__.py", "errors.py"):

@@ -60,7 +60,7 @@ def test_the_child_of_a_killed_process_holds_the_lock_until_it_ends(folder):
         assert folder.holder().pid == os.getpid()
 
 
-def test_of_many_claimers_at_once_one_has_it_at_a_time(folder):
+def test_only_one_of_many_processes_holds_a_lock_at_a_time(folder):
     """Each claims, lets go and claims again, so that opening and removing the file interleave."""
     code = """
 import os, sys, time
@@ -97,7 +97,7 @@ def test_a_launchers_lock_is_taken_over_and_publishes_progress(folder):
 
 
 @pytest.mark.parametrize("content", ["", '{"host": "a", "pid": 1, "sl', "[]", "\xff", HOSTILE])
-def test_a_half_written_lock_has_an_unknown_holder(folder, content):
+def test_a_damaged_lock_file_has_an_unknown_holder(folder, content):
     folder.lock_path.write_text(content, encoding="latin-1")
     assert folder.last_holder() == UNKNOWN
     with open(folder.lock_path) as file:
@@ -121,7 +121,7 @@ def test_a_file_system_without_locks_is_named_with_what_to_do(folder, monkeypatc
     assert train.main(arguments) == 2 and words in capsys.readouterr().err
 
 
-def test_attempts_are_kept_and_cut_lines_passed_over(folder):
+def test_attempts_are_kept_and_truncated_lines_skipped(folder):
     assert folder.attempts() == []
 
     first = Attempt(1.0, 2.0, "host", None, 1, 'it\'s\na "word"')
@@ -148,7 +148,7 @@ def test_attempts_are_kept_and_cut_lines_passed_over(folder):
         ([1, 75, 1, 130, 1, 75], True),  # stops in between are no successes
     ],
 )
-def test_three_failures_are_enough_and_stops_are_none(folder, statuses, hopeless):
+def test_a_job_has_failed_after_three_failures_and_stops_do_not_count(folder, statuses, hopeless):
     for number, status in enumerate(statuses):
         folder.add_attempt(Attempt(1.0, 2.0, "host", None, status, f"words {number}"))
     failed = folder.failed()

@@ -26,7 +26,7 @@ def nothing_set(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
-def test_all_problems_are_told_at_once_with_what_would_be_right():
+def test_all_option_problems_are_listed_at_once_with_valid_values():
     with pytest.raises(CarftError) as raised:
         launchers.make("slurm", {"partitoin": "gpu", "array_cap": "many", "gpus": -1, "cpus": 2})
 
@@ -82,7 +82,7 @@ def submitted(monkeypatch):
     return submitted_jobs
 
 
-def test_a_refusal_half_way_is_told_and_what_was_taken_stays(tmp_path, submitted):
+def test_a_refused_submission_is_reported_and_earlier_arrays_stay(tmp_path, submitted):
     for number in range(5):
         (tmp_path / f"job{number:02}").mkdir()
     message = "refused: no more of yours. 3 of 5 jobs in .* are submitted; launch the rest later"
@@ -101,7 +101,7 @@ def test_an_array_element_requeues_itself_while_its_job_is_held(
 ):
     """What SLURM would start, in a job that nobody started; what SLURM is told is kept."""
     requeued = []
-    monkeypatch.setattr(slurm, "_call", lambda *words: requeued.append(words[-1]))
+    monkeypatch.setattr(slurm, "call", lambda *words: requeued.append(words[-1]))
     monkeypatch.setattr(slurm, "_LOCK_PATIENCE", 0.1)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # they are the tests' own
     run("slurm", commands(tmp_path, 1), gpus=2)
@@ -130,7 +130,7 @@ def test_an_array_element_requeues_itself_while_its_job_is_held(
     assert events(tmp_path / "job00") == ["start", "end"]
 
 
-def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypatch, capsys):
+def test_options_are_read_from_a_file_here_or_named_by_a_variable(tmp_path, monkeypatch, capsys):
     (tmp_path / "launchers.yaml").write_text("pool: {jobs: 3, jobs_per_gpu: 2}\nslurm:\n")
     assert launchers.make("pool").options == PoolOptions(jobs=3, jobs_per_gpu=2)
     assert capsys.readouterr().err == f"pool: options read from {tmp_path}/launchers.yaml\n"
@@ -163,7 +163,9 @@ def test_a_file_in_the_current_folder_or_named_by_a_variable(tmp_path, monkeypat
         (None, "launchers.yaml cannot be read: [Errno 2] No such file"),
     ],
 )
-def test_a_wrong_file_is_refused_in_one_line(tmp_path, monkeypatch, content, message, capsys):
+def test_an_invalid_options_file_is_refused_in_one_line(
+    tmp_path, monkeypatch, content, message, capsys
+):
     monkeypatch.setenv(options.VARIABLE, "launchers.yaml")
     if content is not None:
         (tmp_path / "launchers.yaml").write_text(content)
@@ -220,7 +222,7 @@ def test_a_job_has_several_gpus_and_a_process_on_each(monkeypatch, name, count):
         launcher([])
 
 
-def test_quotas_of_cgroups(tmp_path):
+def test_cgroup_quotas_limit_the_cores(tmp_path):
     """Of the process's own group and those around it; version 2, as current systems have it."""
     all_cores = machine.cores(tmp_path)
     (tmp_path / "proc/self").mkdir(parents=True)
@@ -258,7 +260,7 @@ def test_gpus_are_listed_by_the_variable_or_by_nvidia_smi(tmp_path, monkeypatch)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's allocator")
-def test_a_process_keeps_the_memory_that_it_frees():
+def test_a_process_keeps_freed_memory_for_reuse():
     allocation = "[b'x' * (64 << 20) for _ in range(1)]; "
     code = (
         "import resource; from domainbed_carft import machine; {}"

@@ -50,7 +50,7 @@ def test_domainbeds_registry_has_the_launchers(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["local", "pool"])
-def test_jobs_run_and_nothing_in_their_words_is_executed(name, tmp_path, monkeypatch):
+def test_jobs_run_and_shell_syntax_in_arguments_is_not_executed(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / HOSTILE.replace("/", "") / "job"
     assert run(name, [command(folder, hparams=HOSTILE)]) == []
@@ -63,7 +63,7 @@ def test_jobs_run_and_nothing_in_their_words_is_executed(name, tmp_path, monkeyp
     assert attempt.status == 0 and attempt.started < attempt.ended and attempt.slurm is None
 
 
-def test_the_interpreter_and_the_commands_own_variables(tmp_path):
+def test_jobs_use_this_interpreter_and_their_own_variables(tmp_path):
     """T3A's and DPLCLIP's sweeps write variables before their commands."""
     code = (
         "import os, sys; open(sys.argv[2] + '/done', 'w')"
@@ -80,7 +80,7 @@ def test_the_interpreter_and_the_commands_own_variables(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["local", "pool"])
-def test_a_job_that_fails_three_times_is_left_with_its_reason(name, tmp_path, capfd):
+def test_a_job_that_fails_three_times_is_given_up_with_its_reason(name, tmp_path, capfd):
     bad, good, wrong = tmp_path / "bad", tmp_path / "good", tmp_path / "wrong"
     words = "no \x1b]0;own flag"  # nothing for a terminal
     jobs = [command(bad, code="sys.exit(3)", words="no such picture"), command(good)]
@@ -100,14 +100,14 @@ def test_a_job_that_fails_three_times_is_left_with_its_reason(name, tmp_path, ca
     assert statuses(bad) == [3, 3, 3]
 
 
-def test_neither_status_0_without_done_nor_a_missing_program_is_a_success(tmp_path):
+def test_status_0_without_done_and_a_missing_program_are_failures(tmp_path):
     jobs = [f"{python('pass')} --output_dir {tmp_path}/job"]
     failed, absent = run("local", [*jobs, f"no-such-program --output_dir {tmp_path}/job2"])
     assert failed.attempts == 3 and "wrote no file 'done'" in failed.last_words
     assert absent.status == 127 and "no-such-program" in absent.last_words
 
 
-def test_the_pool_shares_out_its_cores(tmp_path, monkeypatch):
+def test_the_pool_divides_the_cores_among_its_jobs(tmp_path, monkeypatch):
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -131,14 +131,14 @@ def test_the_pool_shares_out_its_cores(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
-def test_threads_and_loaders_are_as_many_as_the_cores(on_gpu):
+def test_threads_and_loaders_match_the_cores(on_gpu):
     shares = {cores: machine.share(cores, on_gpu) for cores in range(1, 130)}
     assert all(min(share) >= 0 and share[0] >= 1 for share in shares.values())
     # What loads for a GPU runs while it computes.
     assert {n for n, share in shares.items() if sum(share) != n} == ({1} if on_gpu else set())
 
 
-def test_each_gpu_has_its_jobs(tmp_path, monkeypatch):
+def test_jobs_are_distributed_over_the_gpus(tmp_path, monkeypatch):
     """Jobs that differ in this, and in their group, may be forks of one process."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
     jobs = commands(tmp_path, 4, seconds=1.5)

@@ -50,7 +50,7 @@ def torch_kl(text, original, tuned, direction, scale):
     return float(objective.context_kl(*logits, direction))
 
 
-def test_weights_equal_numpy(data):
+def test_class_and_context_weights_equal_numpys(data):
     text = data[0]
     weights = objective.zero_shot_weights(torch.as_tensor(text, dtype=torch.float32))
     for got, expected in zip(weights, numpy_weights(text)):
@@ -59,7 +59,7 @@ def test_weights_equal_numpy(data):
 
 @pytest.mark.parametrize("direction", objective.KL_DIRECTIONS)
 @pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
-def test_kl_equals_numpy(data, direction, scale):
+def test_context_kl_equals_numpys(data, direction, scale):
     text, original, tuned, _ = data
     expected = numpy_kl(text, original, tuned, direction, scale)
     assert torch_kl(text, original, tuned, direction, scale) == pytest.approx(expected, rel=1e-5)
@@ -124,7 +124,7 @@ def test_no_nan_at_scale_100_in_bf16_autocast(data):
     assert contexts[0].dtype == torch.float32
 
 
-def test_agreement_counts_equal_top_contexts():
+def test_agreement_is_the_share_of_equal_top_contexts():
     a = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])
     b = torch.tensor([[0.0, 9.0], [0.0, 1.0], [0.0, 0.1], [0.2, 0.1]])
     assert float(objective.context_agreement(a, b)) == 0.75
@@ -133,7 +133,7 @@ def test_agreement_counts_equal_top_contexts():
 # What its siblings take the KL over
 
 
-def test_clusters_are_the_centres_of_the_usual_contexts():
+def test_kl_over_clusters_uses_cluster_centres_of_the_contexts():
     pytest.importorskip("sklearn")
     rng = np.random.default_rng(2)
     centres = unit(rng.normal(size=(3, D)))
@@ -149,7 +149,7 @@ def test_clusters_are_the_centres_of_the_usual_contexts():
         objective.clustered(contexts, 31)
 
 
-def test_kl_without_the_own_class_is_that_over_the_other_captions():
+def test_kl_over_other_captions_leaves_out_the_own_class():
     rng = np.random.default_rng(3)
     labels = torch.tensor([0, 1, 1, 2, 0, 2])
     logit_pair = [torch.tensor(rng.normal(size=(6, 6))) for _ in range(2)]

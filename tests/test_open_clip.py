@@ -16,10 +16,13 @@ from test_algorithms import make, minibatches, reopened, train
 from torch.nn.functional import normalize
 
 from domainbed_carft import cli
-from domainbed_carft.clips import backbone, open_clip_models, pictures
+from domainbed_carft.clips import backbone, open_clip_models
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.method import activations, hparams, optimizer
+from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
+from domainbed_carft.pictures.protocols import plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.runs import interpolation, predict, saved, soup
 
 open_clip = pytest.importorskip("open_clip")
@@ -72,7 +75,7 @@ def test_tiny_is_the_same_through_both_loaders(tmp_path, no_network):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_says_what_it_is(kind, folders, no_network):
+def test_a_loaded_model_reports_resolution_width_and_tokens(kind, folders, no_network):
     loaded = backbone.load(folders[kind])
     folder = folders[kind].removeprefix("open_clip:local-dir:")
     assert loaded.digest == weights.sha256(f"{folder}/open_clip_model.safetensors")
@@ -81,7 +84,7 @@ def test_a_model_says_what_it_is(kind, folders, no_network):
     assert backbone.preprocessing(folders[kind]) == loaded.preprocessing
 
     expected = (size, "bicubic", "squash", (0.5,) * 3, (0.5,) * 3) if kind == "siglip" else (size,)
-    assert loaded.preprocessing == pictures.Preprocessing(*expected)
+    assert loaded.preprocessing == Preprocessing(*expected)
 
     # As open_clip itself loads, tokenises and encodes.
     reference = open_clip.create_model(f"local-dir:{folder}").eval()
@@ -95,7 +98,7 @@ def test_a_model_says_what_it_is(kind, folders, no_network):
     assert tokens.shape[1] == (open_clip_folders.SIGLIP_LENGTH if kind == "siglip" else 77)
 
 
-def test_a_name_of_the_table_has_the_tags_preprocessing(folders, monkeypatch, no_network):
+def test_a_name_and_tag_give_the_tags_preprocessing(folders, monkeypatch, no_network):
     """The weights come from where open_clip finds them; here they are narrow ones."""
     place = folders["quickgelu"].removeprefix("open_clip:local-dir:")
     downloads = []
@@ -112,7 +115,7 @@ def test_a_name_of_the_table_has_the_tags_preprocessing(folders, monkeypatch, no
     loaded = backbone.load("open_clip:ViT-H-14-378-quickgelu/dfn5b")
 
     assert downloads == ["apple/DFN5B-CLIP-ViT-H-14-378/"] and loaded.revision == ""
-    assert loaded.preprocessing == pictures.Preprocessing(64, "bicubic", "squash")
+    assert loaded.preprocessing == Preprocessing(64, "bicubic", "squash")
 
 
 def test_a_repository_of_the_hub_is_read_from_its_cache(tmp_path):
@@ -159,7 +162,7 @@ def test_each_algorithm_trains_and_is_restored(kind, name, folders, tmp_path, no
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_activations_have_the_pictures_in_front(kind, folders):
+def test_hooked_activations_have_the_batch_first(kind, folders):
     encoder = backbone.load(folders[kind]).model.visual
     size = open_clip_folders.MODELS[kind]["vision_cfg"]["image_size"]
     x = torch.randn(3, 3, size, size)
@@ -182,7 +185,7 @@ def test_towers_without_blocks_are_refused():
         activations.compared_modules(encoder, "ldifs")
 
 
-def test_timms_embeddings_are_not_decayed(folders):
+def test_timm_embeddings_get_no_weight_decay(folders):
     algorithm = make(folders["siglip"], "CLIPFineTune")
     groups = algorithm.optimizer.param_groups
     no_decay = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
@@ -237,13 +240,13 @@ def test_weights_under_another_activation_are_refused_with_the_right_spelling(no
         ("local-dir:nowhere", "nowhere has no open_clip_config.json"),
     ],
 )
-def test_names_that_are_none(name, message, tmp_path, monkeypatch, no_network):
+def test_invalid_open_clip_names_are_refused(name, message, tmp_path, monkeypatch, no_network):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CarftError, match=message):
         make(f"open_clip:{name}")
 
 
-def test_without_the_package_it_says_what_to_install(monkeypatch):
+def test_without_open_clip_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(CarftError, match="pip install 'open_clip_torch>=3,<4'"):
         backbone.load("open_clip:ViT-B-16/laion2b_s34b_b88k")
@@ -262,7 +265,7 @@ def test_prompts_that_would_be_cut_are_refused(folders):
         loaded.tokenize(["cat " * 76])
 
 
-def test_one_file_under_two_activations_is_not_mixed_up(folders, tmp_path):
+def test_text_features_are_cached_per_activation(folders, tmp_path):
     plain_name = open_clip_folders.write(tmp_path / "other", "quickgelu", quick_gelu=False)
     quick, plain = (backbone.load(name) for name in (folders["quickgelu"], plain_name))
     assert quick.digest == plain.digest
@@ -332,14 +335,14 @@ def changed(vision=(), **model):
         changed(embed_dim="x"),
     ],
 )
-def test_an_architecture_that_somebody_made_up(text, folders, tmp_path, no_network):
+def test_a_run_with_an_invalid_architecture_is_refused(text, folders, tmp_path, no_network):
     algorithm = make(folders["gelu"], "CLIPZeroShot")
     algorithm.register_text("architecture", text)
     with pytest.raises(CarftError, match="does not hold the weights of a CLIPZeroShot"):
         reopened(algorithm, tmp_path)
 
 
-def test_a_run_makes_nobody_ask_for_what_it_names(folders, tmp_path, no_network):
+def test_loading_a_run_looks_nothing_up_on_the_hub(folders, tmp_path, no_network):
     algorithm = make(folders["gelu"], "CLIPZeroShot")
     algorithm.hparams["clip_backbone"] = "open_clip:hf-hub:nobody/asked"
     run = reopened(algorithm, tmp_path)
@@ -356,13 +359,24 @@ def test_a_run_makes_nobody_ask_for_what_it_names(folders, tmp_path, no_network)
 # Data, jobs, exports
 
 
-def test_data_sets_deliver_what_the_model_wants_from_the_original_picture(tmp_path):
+SIGLIP_384 = "open_clip:ViT-B-16-SigLIP-384/webli"
+
+
+@pytest.fixture
+def noise():
+    """A picture of 500 by 400 pixels."""
+    pixels = np.random.default_rng(1).integers(0, 256, (400, 500, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def first(tmp_path, noise):
+    """Makes a data set by hparams, returns it and its first picture, which is the noise."""
     from domainbed import datasets
 
     place = tmp_path / "my pets"
     runs_jobs.write_pictures(place, 1)
-    noise = np.random.default_rng(1).integers(0, 256, (400, 500, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(place / "art" / "cat" / "0.png")
+    noise.save(place / "art" / "cat" / "0.png")
 
     def first(**values):
         values = {"data_augmentation": True, "data_edition": "", **values}
@@ -370,32 +384,36 @@ def test_data_sets_deliver_what_the_model_wants_from_the_original_picture(tmp_pa
         assert dataset[0][0][0].shape == dataset.input_shape
         return dataset, dataset[0][0][0]
 
+    return first
+
+
+def test_data_sets_deliver_pictures_of_the_models_size(first, noise):
     hparams = {"preprocessing": "", "protocol": "domainbed"}
-    squeezed = pictures.transform("domainbed", 336, False)(Image.fromarray(noise))
+    squeezed = PlanTransform(plan_for("domainbed", 336, False))(noise)
     dataset, x = first(**hparams, clip_backbone="ViT-L/14@336px")
 
     assert dataset.protocol == "domainbed" and torch.equal(x, squeezed)
 
-    siglip = "open_clip:ViT-B-16-SigLIP-384/webli"
-    for name, size in (("tiny", 48), ("ViT-B/16", 224), ("RN50x4", 288), (siglip, 384)):
+    for name, size in (("tiny", 48), ("ViT-B/16", 224), ("RN50x4", 288), (SIGLIP_384, 384)):
         assert first(**hparams, clip_backbone=name)[0].input_shape == (3, size, size)
 
     host, as_ever = first()  # not ours
     assert torch.equal(first(**hparams, clip_backbone="ViT-B/16")[1], as_ever)
     assert host.input_shape == (3, 224, 224)
 
-    # CLIP's own preprocessing crops, SigLIP's squashes.
-    hparams["protocol"] = "clip"
+
+def test_clips_preprocessing_crops_and_siglips_squashes(first, noise):
+    hparams = {"preprocessing": "", "protocol": "clip"}
     cropped, squashed = (
-        first(**hparams, clip_backbone=name)[1] for name in ("ViT-L/14@336px", siglip)
+        first(**hparams, clip_backbone=name)[1] for name in ("ViT-L/14@336px", SIGLIP_384)
     )
     for x, expected in (
-        (cropped, Image.fromarray(noise).resize((420, 336), Image.Resampling.BICUBIC)),
-        (squashed, Image.fromarray(noise).resize((384, 384), Image.Resampling.BICUBIC)),
+        (cropped, noise.resize((420, 336), Image.Resampling.BICUBIC)),
+        (squashed, noise.resize((384, 384), Image.Resampling.BICUBIC)),
     ):
         pixels = torch.from_numpy(np.array(expected)).permute(2, 0, 1) / 255
         margin = (pixels.shape[2] - x.shape[2]) // 2
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (pictures.CLIP_MEAN, pictures.CLIP_STD))
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
         torch.testing.assert_close(
             x * std + mean, pixels[:, :, margin : margin + x.shape[2]], rtol=0, atol=0.02
         )
@@ -438,10 +456,19 @@ def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp
     assert accuracies == runs_jobs.accuracies(record)
     assert cli.main(exporting) == 1 and cli.main([*exporting, "--force"]) == 0
 
+    check_exported_pictures(job, export, place / "art" / "cat" / "0.png")
+    check_exported_texts(export, folders[kind])
+    card = json.loads((export / "card.json").read_text())
+    assert card["format"] == "open_clip folder" and card["quick_gelu"] is False
+    assert 'create_model("local-dir:.")' in (export / "README.md").read_text()
+
+
+def check_exported_pictures(job, export, picture_path):
+    """The exported image encoder and head give what the run gives."""
     run = saved.open_run(job)
     exported, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{export}")
     reloaded = backbone.load(f"open_clip:local-dir:{export}")
-    picture = Image.open(place / "art" / "cat" / "0.png").convert("RGB")
+    picture = Image.open(picture_path).convert("RGB")
     head = torch.load(export / "head.pt", weights_only=True)
     with torch.no_grad():
         x = predict.picture_transform(run)(picture)[None]
@@ -454,16 +481,18 @@ def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp
         )
         torch.testing.assert_close(logits, run.algorithm.predict(x), rtol=1e-4, atol=1e-4)
 
+
+def check_exported_texts(export, original_name):
+    """The exported tokenizer and text encoder are those of the original CLIP."""
+    exported = open_clip.create_model(f"local-dir:{export}")
     tokens = open_clip.get_tokenizer(f"local-dir:{export}")(["a photo of a cat"])
-    original = backbone.load(folders[kind])
+    original = backbone.load(original_name)
     assert torch.equal(tokens, original.tokenize(["a photo of a cat"]))
 
-    text_features = (model.encode_text(tokens) for model in (exported, original.model))
-    torch.testing.assert_close(*text_features, rtol=1e-4, atol=1e-5)
-
-    card = json.loads((export / "card.json").read_text())
-    assert card["format"] == "open_clip folder" and card["quick_gelu"] is False
-    assert 'create_model("local-dir:.")' in (export / "README.md").read_text()
+    with torch.no_grad():
+        features = exported.eval().encode_text(tokens)
+        expected = original.model.encode_text(tokens)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_flyps_text_encoder_is_exported(folders, tmp_path):
@@ -491,7 +520,7 @@ def test_flyps_text_encoder_is_exported(folders, tmp_path):
 @pytest.mark.parametrize(
     "name", ["ViT-B-32-quickgelu", "ViT-B-16", "ViT-B-16-SigLIP", "RN50", "ViT-H-14"]
 )
-def test_full_shapes(name):
+def test_open_clip_models_of_full_size_are_rebuilt_from_their_configuration(name):
     """Built from the configuration alone, as a saved run is."""
     config = open_clip_models.checked({"model_cfg": open_clip.get_model_config(name)}, name)
     encoder = open_clip_models.image_encoder(config).eval()

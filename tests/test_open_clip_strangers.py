@@ -8,6 +8,7 @@ import sys
 import open_clip_folders
 import pytest
 import torch
+import warm
 
 from domainbed_carft.clips import backbone, open_clip_models, open_clip_tokenizers
 from domainbed_carft.errors import CarftError
@@ -146,18 +147,18 @@ CASES = {
 }
 
 
-def test_no_code_of_a_folder_is_run_whatever_standard_input_says(outcomes):
+def test_no_code_of_a_model_folder_is_run_even_if_stdin_says_yes(outcomes):
     assert not outcomes["ran"]
     assert outcomes["unread"] == len(ANSWERS)
     assert "[y/N]" not in outcomes["all"].stdout + outcomes["all"].stderr
 
 
-def test_no_name_in_a_folder_is_looked_up(outcomes):
+def test_no_name_in_a_model_folder_is_looked_up(outcomes):
     assert outcomes["asked"] == []
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_folder_that_asks_for_more_is_refused(case, outcomes):
+def test_a_model_folder_that_needs_code_or_other_files_is_refused(case, outcomes):
     for_training, as_original = outcomes["pairs"][case.__name__]
     with pytest.raises(CarftError, match=CASES[case]):
         raise CarftError(for_training)
@@ -175,7 +176,7 @@ def test_a_file_that_would_fill_memory_is_not_read(name, tmp_path):
         backbone.load(spelled)
 
 
-def test_a_text_encoder_of_the_table_runs_no_code_either(tmp_path, monkeypatch):
+def test_a_text_encoder_by_name_runs_no_code(tmp_path, monkeypatch):
     change_json(tmp_path / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.T"})
     (tmp_path / "evil.py").write_text(EVIL)
     monkeypatch.setattr("builtins.input", lambda question: pytest.fail("somebody is asked"))
@@ -213,7 +214,7 @@ TOKENIZERS = {
 
 @pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="made as since 5.0")
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_tokens_are_those_of_open_clip_itself(name, tmp_path):
+def test_tokens_equal_open_clips(name, tmp_path):
     getattr(transformers, name)(**TOKENIZERS[name]).save_pretrained(tmp_path / "a")
     prompts = ["a photo of the cat", "dog"]
     expected = open_clip.tokenizer.HFTokenizer(str(tmp_path / "a"), context_length=9)(prompts)
@@ -229,7 +230,7 @@ def test_tokens_are_those_of_open_clip_itself(name, tmp_path):
     assert torch.equal(again(prompts), expected)
 
 
-def test_the_tokenizer_of_a_repository_is_its_own(tmp_path, monkeypatch):
+def test_a_hub_repository_uses_its_own_tokenizer(tmp_path, monkeypatch):
     """Not the one that its open_clip_config.json names; read from the hub's cache."""
     revision, repository = "0123456789" * 4, tmp_path / "hub" / "models--nobody--model"
     place = repository / "snapshots" / revision
@@ -242,9 +243,7 @@ def test_the_tokenizer_of_a_repository_is_its_own(tmp_path, monkeypatch):
         "print(loaded.tokenize(['the dog']).tolist())\n"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = warm.run("-c", code, env=environment)
     local = backbone.load(f"{LOCAL}{place}").tokenize(["the dog"]).tolist()
 
     assert done.stdout.strip() == str(local), done.stderr
@@ -321,12 +320,7 @@ def measured(tmp_path_factory):
     place = tmp_path_factory.mktemp("sizes")
     names = [write_sizes(place / str(n), *case[:2]) for n, case in enumerate(SIZES)]
     good = open_clip_folders.write(place / "good", "gelu")
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURING, good, *names],
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    done = warm.run("-c", MEASURING, good, *names)
 
     assert done.returncode == 0, done.stderr
 
@@ -334,14 +328,14 @@ def measured(tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", range(len(SIZES)))
-def test_a_size_that_the_weights_do_not_have_takes_no_memory(number, measured):
+def test_sizes_that_contradict_the_weights_are_refused_without_memory(number, measured):
     message, seconds = measured[number]
     with pytest.raises(CarftError, match=SIZES[number][2]):
         raise CarftError(message)
     assert seconds < 10
 
 
-def test_weights_without_safetensors_are_compared_too(tmp_path):
+def test_sizes_are_checked_against_pickled_weights_too(tmp_path):
     name = write_sizes(tmp_path / "model", TEXT, {"width": 8192, "heads": 8})
     state = open_clip.factory.load_state_dict(str(tmp_path / "model/open_clip_model.safetensors"))
     (tmp_path / "model" / "open_clip_model.safetensors").unlink()
@@ -387,7 +381,7 @@ def test_positions_may_still_be_interpolated(tmp_path):
         ({TEXT: {"act_kwargs": "x"}}, "does not fit its architecture"),
     ],
 )
-def test_a_value_of_another_type_is_named(changes, message, tmp_path):
+def test_configuration_values_of_a_wrong_type_are_named(changes, message, tmp_path):
     ((part, values),) = changes.items()
     name = write_sizes(tmp_path / "model", part, values)
     with pytest.raises(CarftError, match=message):
@@ -398,7 +392,7 @@ def test_a_value_of_another_type_is_named(changes, message, tmp_path):
     "wanted",
     [{"mean": 5}, {"std": "abc"}, {"mean": ["x", 1, 2]}, {"interpolation": []}, {"std": [0, 1, 1]}],
 )
-def test_a_preprocessing_of_another_type_is_named(wanted, tmp_path):
+def test_preprocessing_values_of_a_wrong_type_are_named(wanted, tmp_path):
     name = open_clip_folders.write(tmp_path / "model", "gelu")
     change_json(tmp_path / "model" / "open_clip_config.json", preprocess_cfg=wanted)
     with pytest.raises(CarftError, match="the model wants pictures as .*; expected square ones"):

@@ -32,7 +32,7 @@ def collect(sweep, stdout, **environment):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_told_and_a_reader_that_has_enough_is_no_fault(sweep):
+def test_a_full_disk_is_an_error_and_a_closed_pipe_is_none(sweep):
     with open("/dev/full", "w") as full:
         done = collect(sweep, full)
     assert done.returncode == 1
@@ -48,13 +48,13 @@ def test_a_full_disk_is_told_and_a_reader_that_has_enough_is_no_fault(sweep):
         assert "Traceback" not in stderr and "Exception" not in stderr
 
 
-def test_letters_that_the_screen_lacks_are_escaped(sweep):
+def test_characters_that_the_terminal_lacks_are_escaped(sweep):
     done = collect(sweep, subprocess.PIPE, PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and r"N\xe4\xefve" in done.stdout
 
 
 @pytest.mark.parametrize("words", [["collect"], ["sweep", "status"], ["predict"], ["report"]])
-def test_an_error_shows_what_would_move_the_terminal(words, tmp_path, capsys):
+def test_control_characters_in_errors_are_escaped(words, tmp_path, capsys):
     flags = {"predict": [str(tmp_path)], "report": ["-o", str(tmp_path)]}.get(words[0], [])
     assert cli.main([*words, str(tmp_path / "no\x1b[31m\u202esuch"), *flags]) == 1
     output = capsys.readouterr()
@@ -62,7 +62,7 @@ def test_an_error_shows_what_would_move_the_terminal(words, tmp_path, capsys):
     assert not {"\x1b", "\u202e"} & set(output.err + output.out)
 
 
-def test_ctrl_c_is_no_traceback(sweep, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_prints_no_traceback(sweep, tmp_path, monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
@@ -71,7 +71,7 @@ def test_ctrl_c_is_no_traceback(sweep, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "carft: interrupted\n"
 
 
-def test_a_link_at_the_name_of_a_half_written_file_is_not_followed(tmp_path, monkeypatch):
+def test_a_symlink_at_the_temporary_file_is_not_followed(tmp_path, monkeypatch):
     (tmp_path / "victim").write_text("precious")
     (tmp_path / ".carft-0.part").symlink_to("victim")
     monkeypatch.setattr(secrets, "token_hex", lambda size: "0")
@@ -80,7 +80,7 @@ def test_a_link_at_the_name_of_a_half_written_file_is_not_followed(tmp_path, mon
     assert (tmp_path / "victim").read_text() == "precious"
 
 
-def test_a_link_stays_one_and_permissions_what_they_are(tmp_path):
+def test_output_keeps_symlinks_and_permissions(tmp_path):
     (tmp_path / "target").write_text("old")
     (tmp_path / "target").chmod(0o640)
     (tmp_path / "link").symlink_to("target")
@@ -90,7 +90,7 @@ def test_a_link_stays_one_and_permissions_what_they_are(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["link", "target"]
 
 
-def test_what_is_written_into_a_pipe_comes_out_and_it_stays_one(tmp_path):
+def test_output_can_be_written_into_a_pipe(tmp_path):
     """A device, too, as /dev/null, which root could replace by a file."""
     os.mkfifo(tmp_path / "pipe")
     with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:

@@ -49,7 +49,7 @@ def check_gradients(function, *arguments):
     assert torch.autograd.gradcheck(function, arguments, eps=1e-6, atol=1e-6)
 
 
-def test_the_margin_gives_wrong_classes_a_head_start(normal):
+def test_the_margin_is_added_to_wrong_classes(normal):
     """CLIPood: the softmax of s (f - lambda t_y) . t_k, which is ours up to a constant a row."""
     features = unit(normal(N, D))
     texts = unit(normal(K, D))
@@ -77,7 +77,7 @@ def test_the_margin_gives_wrong_classes_a_head_start(normal):
     check_gradients(loss, logits.clone().requires_grad_())
 
 
-def test_distances_of_weights(normal):
+def test_l2_sp_equals_numpys_distance_of_weights(normal):
     matrix, matrix_0 = normal(3, 2), normal(3, 2)
     bias, bias_0 = normal(7), normal(7)
     pairs = list(zip(tensors(matrix, bias), tensors(matrix_0, bias_0)))
@@ -87,7 +87,7 @@ def test_distances_of_weights(normal):
     check_gradients(lambda x, y: peer_losses.weight_distance([(x, y)]), *pairs[0])
 
 
-def test_distances_of_features(normal):
+def test_feature_distillation_equals_numpys_distance(normal):
     f, f0 = normal(N, D), normal(N, D)
     expected = np.mean(2 - 2 * (unit(f) * unit(f0)).sum(axis=1))
     features, features_0 = tensors(f, f0)
@@ -99,7 +99,7 @@ def test_distances_of_features(normal):
 
 
 @pytest.mark.parametrize(("axis", "dim"), [("channel", 2), ("token", 1)])
-def test_ldifs(normal, axis, dim):
+def test_ldifs_equals_numpys(normal, axis, dim):
     tuned, original = ([normal(N, 3, D), normal(N, 3, D)] for _ in range(2))
     scaled = [
         [array / np.linalg.norm(array, axis=dim, keepdims=True) for array in arrays]
@@ -115,7 +115,7 @@ def test_ldifs(normal, axis, dim):
     assert peer_losses.ldifs(activations, activations, axis).item() == 0
 
 
-def test_lipsum(normal):
+def test_lipsum_equals_numpys(normal):
     f, f0 = normal(N, D), normal(N, D)
     u = normal(9, D)
     gaps = 20.0 * (unit(f) - unit(f0)) @ unit(u).T
@@ -131,7 +131,7 @@ def test_lipsum(normal):
     assert peer_losses.lipsum(features, features, texts, scale).item() == 0
 
 
-def test_miro(normal):
+def test_miro_equals_numpys(normal):
     tuned, original = ([normal(N, 3, D), normal(N, 2, D)] for _ in range(2))
     raw = [normal(D), normal(D)]
     variances = [np.log1p(np.exp(b)) + 1e-5 for b in raw]
@@ -151,7 +151,7 @@ def test_miro(normal):
     )
 
 
-def test_miros_loss_is_that_of_its_variances_at_the_start(normal):
+def test_the_initial_miro_loss_is_that_of_its_variances(normal):
     initial = [peer_losses.raw_variance(0.1, D) for _ in range(2)]
     assert F.softplus(initial[0])[0].item() + 1e-5 == pytest.approx(0.1, rel=1e-6)
 
@@ -161,7 +161,7 @@ def test_miros_loss_is_that_of_its_variances_at_the_start(normal):
 
 
 @pytest.mark.parametrize("targets", ["same-class", "diagonal"])
-def test_flyp(normal, targets):
+def test_flyp_equals_numpys_contrastive_loss(normal, targets):
     f, t = unit(normal(N, D)), unit(normal(N, D))
     labels = np.arange(N) // 2
     logits = 10.0 * f @ t.T
@@ -189,7 +189,7 @@ def test_flyp(normal, targets):
 # Where they compare activations
 
 
-def test_activations_are_those_after_the_quarters_of_the_encoder(random_tiny):
+def test_activations_are_taken_after_each_quarter_of_the_encoder(random_tiny):
     encoder = backbone.load(str(random_tiny)).model.visual
     blocks = encoder.transformer.resblocks
     depth = len(blocks)
@@ -279,7 +279,7 @@ def running(kind, weights, **hparams):
     return average
 
 
-def test_running_averages_are_their_closed_forms(normal):
+def test_weight_averages_equal_their_closed_forms(normal):
     weights = normal(41)
     total = 40
     assert running("sma", weights, average_start=11) == pytest.approx(weights[11:].mean())

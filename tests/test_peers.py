@@ -50,7 +50,7 @@ def test_a_folded_head_starts_the_same_and_hardly_moves(random_tiny):
 
 
 @pytest.mark.parametrize("overrides", [{"algorithm": "CLIPLinearProbe"}, {"head_init": "random"}])
-def test_heads_that_have_to_move_stay_outside(random_tiny, overrides):
+def test_heads_that_must_move_keep_the_scale_outside(random_tiny, overrides):
     algorithm = make(random_tiny, head_scale="folded", **overrides)
     assert float(algorithm.head_factor) == pytest.approx(float(algorithm.logit_scale))
 
@@ -233,7 +233,7 @@ def test_flyp_predicts_by_its_own_words_and_exports_them(random_tiny, tmp_path):
 
 
 @pytest.mark.parametrize("name", hparams.ALGORITHMS)
-def test_two_steps_in_bf16(random_tiny, name):
+def test_each_algorithm_trains_in_bf16(random_tiny, name):
     if name == "FLYP" and torch.__version__.startswith("2.1."):
         pytest.skip("torch 2.1 autocasts no attention with OpenAI's mask, docs/compatibility.md")
     exact = train(make(random_tiny, name), 2)
@@ -260,7 +260,7 @@ def test_two_steps_in_bf16(random_tiny, name):
         ({"lipsum_length": 76}, "lipsum_length is 76, expected a whole number from 1 to 75"),
     ],
 )
-def test_what_makes_no_sense_together_is_refused(random_tiny, overrides, message):
+def test_contradictory_hparams_are_refused(random_tiny, overrides, message):
     with pytest.raises(CarftError, match=message):
         make(random_tiny, **overrides)
 
@@ -390,7 +390,7 @@ def test_flyp_encodes_its_prompts_again_when_its_weights_have_changed(random_tin
     torch.testing.assert_close(logits(algorithm), before)
 
 
-def test_wise_ft_of_a_run_that_interpolates_goes_on_from_there(random_tiny, tmp_path):
+def test_wise_ft_starts_from_a_runs_own_interpolation(random_tiny, tmp_path):
     algorithm = make(random_tiny, "CLIPWiSEFT")
     train(algorithm, 2)
     run = reopened(algorithm, tmp_path)

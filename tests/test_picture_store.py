@@ -21,15 +21,14 @@ import torch
 from PIL import Image
 
 from domainbed_carft import machine
-from domainbed_carft.clips.pictures import transform
 from domainbed_carft.errors import CarftError
 from domainbed_carft.pictures import handles, inspection, loading, store, store_folder
 from domainbed_carft.pictures.inspection import StoreState
-from domainbed_carft.pictures.plan import plan_of
+from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.store_folder import open_store
 
-TRAINING = plan_of(transform("domainbed", 32, augment=True))
-TEST = plan_of(transform("domainbed", 32, augment=False))
+TRAINING = plan_for("domainbed", 32, augment=True)
+TEST = plan_for("domainbed", 32, augment=False)
 BOUND = "32M"
 CONTEXT = multiprocessing.get_context("fork")
 
@@ -95,7 +94,7 @@ def test_stored_pictures_are_those_of_the_files(tmp_path, monkeypatch, steps, si
     assert all_equal(loaded(steps, paths, picture_store), expected)
 
 
-def test_a_changed_file_is_decoded_anew(tmp_path):
+def test_a_changed_file_is_decoded_again(tmp_path):
     (path, other_path) = write(tmp_path / "data", 2)
     picture_store = opened(BOUND)
     for steps in (TRAINING, TEST):
@@ -108,7 +107,7 @@ def test_a_changed_file_is_decoded_anew(tmp_path):
         write(tmp_path / "data", 2)
 
 
-def test_two_processes_write_at_once(tmp_path):
+def test_two_processes_can_write_at_once(tmp_path):
     paths = write(tmp_path / "data", 40)
     expected = loaded(TRAINING, paths, None)
     writers = [
@@ -127,7 +126,7 @@ def test_two_processes_write_at_once(tmp_path):
     assert picture_store.size() == size
 
 
-def test_a_full_store_stays_as_it_is(tmp_path):
+def test_a_full_store_takes_no_more_pictures(tmp_path):
     paths = write(tmp_path / "data", 30, 700)  # 1.5 MB each
     picture_store = opened("16M")
     expected = loaded(TRAINING, paths, None)
@@ -139,7 +138,7 @@ def test_a_full_store_stays_as_it_is(tmp_path):
     assert 8 <= sum(picture_store.get(key) is not None for key in keys) < 30
 
 
-def test_a_full_disk_ends_only_writing(tmp_path):
+def test_a_full_disk_stops_writing_but_not_reading(tmp_path):
     paths = write(tmp_path / "data", 8, 300)
 
     def on_a_small_disk() -> bool:
@@ -155,7 +154,7 @@ def test_a_full_disk_ends_only_writing(tmp_path):
     assert forked(on_a_small_disk)
 
 
-def test_a_store_of_other_pictures_makes_room_once_nobody_uses_it(tmp_path):
+def test_unused_stores_of_other_pictures_are_deleted(tmp_path):
     first_paths, second_paths = (write(tmp_path / name, 20, 700) for name in ("others", "ours"))
 
     def keeps(paths: list[str]) -> bool:
@@ -271,7 +270,7 @@ def offsets_of_pictures(file: Path, paths: list[str]) -> list[int]:
 
 @pytest.mark.parametrize("side", [20, 200])  # smaller than LMDB's pages, and larger
 @pytest.mark.parametrize("damage", ["a pixel", "the shape", "the checksum", "two swapped"])
-def test_a_damaged_picture_is_decoded_and_stored_anew(tmp_path, monkeypatch, damage, side):
+def test_a_damaged_picture_is_decoded_and_stored_again(tmp_path, monkeypatch, damage, side):
     paths = write(tmp_path / "data", 4, side)
     expected = loaded(TRAINING, paths, None)
     picture_store = opened(BOUND)
@@ -306,12 +305,8 @@ def test_any_flipped_bit_of_a_value_is_found(tmp_path):
     assert np.array_equal(store._unpack(key, value), loading.decode(path))
 
 
-@pytest.mark.parametrize("damage", ["cut short", "one page", "first bytes", "zeroed", "offsets"])
-def test_a_damaged_store_is_begun_anew_once_nobody_uses_it(tmp_path, damage):
-    paths = write(tmp_path / "data", 20, 300)
-    expected = loaded(TRAINING, paths, None)
-    folder = forked(lambda: (loaded(TRAINING, paths, opened(BOUND)), str(opened(BOUND).folder))[1])
-    file = Path(folder) / "data.mdb"
+def damage_store(file: Path, damage: str) -> None:
+    """Damage LMDB's file in one of the ways of the test below."""
     size = file.stat().st_size
     page = os.sysconf("SC_PAGE_SIZE")
     if damage == "cut short":
@@ -327,6 +322,16 @@ def test_a_damaged_store_is_begun_anew_once_nobody_uses_it(tmp_path, damage):
         leaves = [at for at in range(0, size, page) if content[at + 10 : at + 12] == b"\2\0"]
         for leaf in leaves:  # LMDB follows such offsets without a look
             alter(file, leaf + 16, b"\xf0\xff" * 8)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "one page", "first bytes", "zeroed", "offsets"])
+def test_a_damaged_store_is_replaced_once_unused(tmp_path, damage):
+    paths = write(tmp_path / "data", 20, 300)
+    expected = loaded(TRAINING, paths, None)
+    folder = forked(lambda: (loaded(TRAINING, paths, opened(BOUND)), str(opened(BOUND).folder))[1])
+    file = Path(folder) / "data.mdb"
+    size = file.stat().st_size
+    damage_store(file, damage)
 
     def start() -> tuple[bool, str]:
         picture_store, line = open_store(BOUND)
@@ -358,7 +363,7 @@ def test_a_damaged_store_is_begun_anew_once_nobody_uses_it(tmp_path, damage):
     assert is_right and "a damaged store" not in line
 
 
-def test_a_store_is_whole_after_any_number_of_puts(tmp_path):
+def test_a_store_is_consistent_after_any_number_of_puts(tmp_path):
     paths = write(tmp_path / "data", 30, 30) + write(tmp_path / "larger", 30, 150)
     picture_store = opened(BOUND)
 
@@ -454,7 +459,7 @@ def test_a_store_can_be_read_after_a_fork(tmp_path):
         assert all(picture_store.get(key) is not None for key in keys_of(paths))
 
 
-def test_a_changed_picture_of_equal_size_and_time_is_decoded_anew(tmp_path):
+def test_a_changed_picture_of_equal_size_and_time_is_decoded_again(tmp_path):
     editions = [tmp_path / "first", tmp_path / "second"]
     for edition, level in zip(editions, (200, 10)):
         edition.mkdir()

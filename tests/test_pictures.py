@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import pickle
 import re
@@ -18,11 +20,19 @@ from PIL import Image, ImageFile
 from torchvision import io
 from torchvision import transforms as T
 
-from domainbed_carft.clips.pictures import IMAGENET_MEAN, IMAGENET_STD, transform
 from domainbed_carft.data import emoji, picture_files
-from domainbed_carft.pictures import augmentation, loading, plan
+from domainbed_carft.pictures import augmentation, loading, stages
+from domainbed_carft.pictures.host_transforms import plan_of
 from domainbed_carft.pictures.loading import decode
-from domainbed_carft.pictures.plan import Plan
+from domainbed_carft.pictures.plan import Augmentation, PicturePlan
+from domainbed_carft.pictures.preprocessing import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+)
+from domainbed_carft.pictures.protocols import plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 
 DECODED_BY_TORCHVISION = (
     "plain.jpg",
@@ -85,7 +95,7 @@ def as_the_harness_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", [*DECODED_BY_TORCHVISION, *DECODED_BY_PILLOW])
-def test_decoded_as_by_pillow(folder, monkeypatch, name):
+def test_pictures_are_decoded_as_by_pillow(folder, monkeypatch, name):
     decoded_by_pillow = []
     decode_with_pillow = loading.decode_with_pillow
     monkeypatch.setattr(
@@ -100,7 +110,7 @@ def test_decoded_as_by_pillow(folder, monkeypatch, name):
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8\xff\xe0 no picture"])
-def test_what_pillow_refuses_is_refused_alike(tmp_path, content):
+def test_pictures_that_pillow_refuses_are_refused(tmp_path, content):
     path = tmp_path / "picture.jpg"
     path.write_bytes(content)
     with pytest.raises(Exception) as expected:
@@ -111,35 +121,85 @@ def test_what_pillow_refuses_is_refused_alike(tmp_path, content):
         decode(str(tmp_path / "missing.jpg"))
 
 
-def test_plans_of_our_transforms():
-    training_plan = plan.plan_of(transform("domainbed", 224, augment=True))
-    assert training_plan == Plan(
-        224,
-        "crop",
-        "bilinear",
-        IMAGENET_MEAN,
-        IMAGENET_STD,
-        (0.7, 1.0),
-        (3 / 4, 4 / 3),
-        0.5,
-        ((0.7, 1.3), (0.7, 1.3), (0.7, 1.3), (-0.3, 0.3)),
-        0.1,
+def test_upstreams_steps_are_the_plans_of_the_presets():
+    """Recognised from torchvision's own steps, as a host's would be."""
+    training_plan = plan_for("domainbed", 224, augment=True)
+    upstream = T.Compose(
+        [
+            T.RandomResizedCrop(224, scale=(0.7, 1.0)),
+            T.RandomHorizontalFlip(),
+            T.ColorJitter(0.3, 0.3, 0.3, 0.3),
+            T.RandomGrayscale(),
+            T.ToTensor(),
+            T.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
     )
-    assert training_plan.draws
+    assert plan_of(upstream) == training_plan and training_plan.draws
     assert pickle.loads(pickle.dumps(training_plan)) == training_plan
 
-    test_transform = transform("clip", 96, augment=False, preprocessing="96 bicubic shortest")
-    test_plan = plan.plan_of(test_transform)
-    assert test_plan[:3] == (96, "shortest", "bicubic") and not test_plan.draws
+    test_plan = plan_for("clip", 96, augment=False, preprocessing="96 bicubic shortest")
+    crop = T.Compose([T.Resize(96, T.InterpolationMode.BICUBIC), T.CenterCrop(96)])
+    end = [T.ToTensor(), T.Normalize(CLIP_MEAN, CLIP_STD)]
+    assert plan_of(T.Compose([*crop.transforms, *end])) == test_plan and not test_plan.draws
 
 
-def test_no_plan_of_other_transforms():
+@pytest.mark.parametrize(("protocol", "preprocessing"), PRESETS)
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_plan_comes_back_from_its_transform_and_from_json(protocol, preprocessing, augment):
+    plan = plan_for(protocol, 224, augment, preprocessing)
+    steps = PlanTransform(plan).transforms
+    recognised = plan_of(T.Compose(steps))
+    resize = recognised.resize if augment else plan.resize  # a random crop does not tell
+    assert dataclasses.replace(recognised, resize=resize) == dataclasses.replace(
+        plan, resize=resize
+    )
+
+    job_plan = dataclasses.replace(plan, path="fast", jitter="numba").for_model(
+        336, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    )
+    assert PicturePlan.from_json(json.loads(json.dumps(job_plan.as_json()))) == job_plan
+
+
+def test_a_transform_whose_steps_were_changed_has_the_plan_of_its_steps():
+    transform = PlanTransform(plan_for("domainbed", 224, augment=False))
+    transform.transforms[-1] = T.Normalize(CLIP_MEAN, CLIP_STD)
+    assert plan_of(transform).mean == CLIP_MEAN
+
+    transform.transforms.append(T.RandomErasing())
+    assert plan_of(transform) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("size", 10**9),
+        ("size", 224.0),
+        ("resize", "crop"),
+        ("interpolation", "nearest"),
+        ("mean", [0.5]),
+        ("mean", "abc"),
+        ("std", [0.5, 0.0, 0.5]),
+        ("std", [0.5, float("nan"), 0.5]),
+        ("path", "slow"),
+        ("jitter", ["numba"]),
+        ("is_for_model", 1),
+        ("augmentation", []),
+        ("augmentation", {"crop_scale": [1.0, 0.7]}),
+    ],
+)
+def test_json_that_is_no_plan_is_refused(field, value):
+    fields = {**plan_for("domainbed", 224, augment=True).as_json(), field: value}
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        PicturePlan.from_json(fields)
+
+
+def test_other_transforms_have_no_picture_plan():
     class Flip(T.RandomHorizontalFlip):
         pass
 
     end = [T.ToTensor(), T.Normalize((0.5,) * 3, (0.5,) * 3)]
     square = T.Resize((8, 8))
-    assert plan.plan_of(T.Compose([square, *end]))
+    assert plan_of(T.Compose([square, *end]))
     for steps in (
         [],
         end,
@@ -153,13 +213,13 @@ def test_no_plan_of_other_transforms():
         [square, *end, T.RandomErasing()],
         [square, T.ColorJitter(0.1), T.RandomHorizontalFlip(), *end],
     ):
-        assert plan.plan_of(T.Compose(steps)) is None
-    assert plan.plan_of(square) is None
-    assert plan.plan_of(None) is None
+        assert plan_of(T.Compose(steps)) is None
+    assert plan_of(square) is None
+    assert plan_of(None) is None
 
 
 def level_difference(
-    picture_plan: Plan, actual: torch.Tensor, expected: torch.Tensor
+    picture_plan: PicturePlan, actual: torch.Tensor, expected: torch.Tensor
 ) -> torch.Tensor:
     """The difference of normalised pictures, in grey levels."""
     return (actual - expected).abs() * torch.tensor(picture_plan.std).view(3, 1, 1) * 255
@@ -168,21 +228,20 @@ def level_difference(
 class Stages(NamedTuple):
     """Two stages of all pictures, and what they are compared with."""
 
-    plan: Plan
+    plan: PicturePlan
     squares: torch.Tensor  # (N, S, S, 3), of the first stage
     choices: torch.Tensor  # (N, 10), of the first stage
     expected: torch.Tensor  # (N, 3, S, S), by Pillow
 
     def difference(self) -> torch.Tensor:
         """Of the second stage's pictures, in grey levels."""
-        pictures = plan.second_stage(self.plan, self.squares, self.choices)
+        pictures = stages.second_stage(self.plan, self.squares, self.choices)
         return level_difference(self.plan, pictures, self.expected)
 
 
-def first_stage_of_all(picture_transform, jitter: str, folder: Path) -> Stages:
+def first_stage_of_all(picture_plan: PicturePlan, folder: Path) -> Stages:
     """All pictures after the first stage, with two seeds; it draws as the transform does."""
-    picture_plan = plan.plan_of(picture_transform, jitter)
-    assert picture_plan is not None
+    picture_transform = PlanTransform(picture_plan)
 
     squares = []
     choices = []
@@ -194,7 +253,7 @@ def first_stage_of_all(picture_transform, jitter: str, folder: Path) -> Stages:
             state_after_transform = torch.get_rng_state()
 
             torch.manual_seed(seed)
-            square, square_choices = plan.first_stage(picture_plan, decode(str(folder / name)))
+            square, square_choices = stages.first_stage(picture_plan, decode(str(folder / name)))
             assert torch.equal(torch.get_rng_state(), state_after_transform)
             squares.append(square)
             choices.append(square_choices)
@@ -204,16 +263,17 @@ def first_stage_of_all(picture_transform, jitter: str, folder: Path) -> Stages:
 
 @pytest.mark.parametrize(("protocol", "preprocessing"), PRESETS)
 @pytest.mark.parametrize("augment", [False, True])
-def test_cropped_and_resized_as_by_pillow(folder, protocol, preprocessing, augment):
-    protocol_transform = transform(protocol, 224, augment, preprocessing)
-    stages = first_stage_of_all(protocol_transform, "pillow", folder)
-    assert (stages.squares.dtype, stages.squares.shape[1:]) == (torch.uint8, (224, 224, 3))
+def test_crops_and_resizes_equal_pillows(folder, protocol, preprocessing, augment):
+    plan = plan_for(protocol, 224, augment, preprocessing)
+    both_stages = first_stage_of_all(plan, folder)
+    assert both_stages.squares.dtype == torch.uint8
+    assert both_stages.squares.shape[1:] == (224, 224, 3)
 
-    difference = stages.difference()
+    difference = both_stages.difference()
 
-    if stages.plan.jitter_ranges is None:
+    if not (augment and plan.augmentation.jitter_ranges):
         # Both round between rows and columns; bicubic weights can double such a difference.
-        assert difference.max() <= (2.01 if stages.plan.interpolation == "bicubic" else 1.01)
+        assert difference.max() <= (2.01 if plan.interpolation == "bicubic" else 1.01)
         assert (difference > 1.01).float().mean() < 1e-5
         assert difference.mean() <= 0.01
     else:  # of one grey level the jitter makes more
@@ -222,17 +282,31 @@ def test_cropped_and_resized_as_by_pillow(folder, protocol, preprocessing, augme
 
 
 @pytest.mark.parametrize("by", ["torch", "numba"])
-def test_jittered_by_the_batch_as_by_pillow(folder, monkeypatch, by):
-    if by == "numba" and not plan.has_numba():
+def test_colour_jitter_of_batches_equals_pillows(folder, monkeypatch, by):
+    if by == "numba" and not stages.has_numba():
         pytest.skip("needs numba, the extra 'fast'")
-    monkeypatch.setattr(plan, "has_numba", lambda: by == "numba")
+    monkeypatch.setattr(stages, "has_numba", lambda: by == "numba")
 
-    stages = first_stage_of_all(transform("domainbed", 224, True), "batch", folder)
-    squares = stages.squares.clone()
-    difference = stages.difference()
-    assert torch.equal(stages.squares, squares)
+    plan = dataclasses.replace(plan_for("domainbed", 224, True), jitter=by)
+    both_stages = first_stage_of_all(plan, folder)
+    squares = both_stages.squares.clone()
+    difference = both_stages.difference()
+    assert torch.equal(both_stages.squares, squares)
     assert difference.mean() <= 0.1  # far below what is asked, 1.5: the arithmetic is Pillow's
     assert (difference <= 6).float().mean() >= 0.99
+
+
+def batch_jitter_plan() -> PicturePlan:
+    """A plan for squares of 16 pixels with larger jitters than usual, in the second stage."""
+    return PicturePlan(
+        size=16,
+        resize="squash",
+        interpolation="bilinear",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        augmentation=Augmentation(jitter_ranges=((0.0, 2.0),) * 4),
+        jitter="numba",
+    )
 
 
 def random_choices(count: int) -> torch.Tensor:
@@ -248,75 +322,71 @@ def random_choices(count: int) -> torch.Tensor:
     return choices
 
 
-def test_the_compiled_stage_is_torchs(monkeypatch):
-    if not plan.has_numba():
+def test_the_compiled_jitter_equals_torchs(monkeypatch):
+    if not stages.has_numba():
         pytest.skip("needs numba, the extra 'fast'")
     generator = torch.Generator().manual_seed(1)
     noise = torch.randint(256, (24, 16, 16, 3), generator=generator, dtype=torch.uint8)
     noise[:4] = noise[:4, :, :, :1]  # greys have no hue
-    noise_plan = Plan(
-        16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, jitter_ranges=((0.0, 2.0),) * 4
-    )
+    noise_plan = batch_jitter_plan()
     out = torch.empty(24, 3, 16, 16)
-    compiled = plan.second_stage(noise_plan, noise, random_choices(24), out)
+    compiled = stages.second_stage(noise_plan, noise, random_choices(24), out)
     assert compiled is out
 
-    monkeypatch.setattr(plan, "has_numba", lambda: False)
+    monkeypatch.setattr(stages, "has_numba", lambda: False)
     difference = level_difference(
-        noise_plan, compiled, plan.second_stage(noise_plan, noise, random_choices(24))
+        noise_plan, compiled, stages.second_stage(noise_plan, noise, random_choices(24))
     )
     assert (difference < 0.0255).float().mean() > 0.999
 
 
-def test_operations_that_are_not_asked_for_are_left_out():
+def test_unneeded_operations_are_left_out():
     half = (0.5,) * 3
     transform_with_jitter = T.Compose(
         [T.Resize((16, 16)), T.ColorJitter(0, 0.5, 0, 0.2), T.ToTensor(), T.Normalize(half, half)]
     )
-    jitter_plan = plan.plan_of(transform_with_jitter)
+    jitter_plan = dataclasses.replace(plan_of(transform_with_jitter), jitter="numba")
     pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8)
     torch.manual_seed(0)
     expected = transform_with_jitter(Image.fromarray(pixels.numpy()))
     torch.manual_seed(0)
-    square, choices = plan.first_stage(jitter_plan, pixels)
+    square, choices = stages.first_stage(jitter_plan, pixels)
     difference = level_difference(
-        jitter_plan, plan.second_stage(jitter_plan, square[None], choices[None]), expected
+        jitter_plan, stages.second_stage(jitter_plan, square[None], choices[None]), expected
     )
     assert difference.mean() < 0.1
 
 
-def test_another_models_normalisation():
-    data_plan = Plan(4, "squash", "bilinear", (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+def test_pictures_are_normalised_for_another_model():
+    data_plan = PicturePlan(4, "squash", "bilinear", (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     pixels = torch.arange(48, dtype=torch.uint8).reshape(1, 4, 4, 3)
     expected = T.functional.normalize(
         pixels.permute(0, 3, 1, 2) / 255, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
     )
-    model_plan = data_plan._replace(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    actual = plan.second_stage(model_plan, pixels, torch.zeros(1, 10))
+    model_plan = data_plan.for_model(4, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    actual = stages.second_stage(model_plan, pixels, torch.zeros(1, 10))
     assert torch.allclose(actual, expected, atol=1e-5)
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_as_on_the_processor():
+def test_pictures_are_the_same_on_gpu_and_cpu():
     pictures = torch.randint(256, (24, 16, 16, 3), dtype=torch.uint8)
-    noise_plan = Plan(
-        16, "squash", "bilinear", (0.5,) * 3, (0.25,) * 3, jitter_ranges=((0.0, 2.0),) * 4
-    )
-    on_gpu = plan.second_stage(noise_plan, pictures.cuda(), random_choices(24))
+    noise_plan = batch_jitter_plan()
+    on_gpu = stages.second_stage(noise_plan, pictures.cuda(), random_choices(24))
     assert on_gpu.is_cuda
 
     difference = level_difference(
-        noise_plan, on_gpu.cpu(), plan.second_stage(noise_plan, pictures, random_choices(24))
+        noise_plan, on_gpu.cpu(), stages.second_stage(noise_plan, pictures, random_choices(24))
     )
     assert (difference < 0.0255).float().mean() > 0.999
 
 
-def test_which_jitter(monkeypatch):
-    assert plan.jitter_path("cuda:1") == "torch"
-    monkeypatch.setattr(plan, "has_numba", lambda: True)
-    assert plan.jitter_path("cpu") == "numba"
-    monkeypatch.setattr(plan, "has_numba", lambda: False)
-    assert plan.jitter_path(torch.device("cpu")) == "pillow"
+def test_the_jitter_implementation_depends_on_device_and_numba(monkeypatch):
+    assert stages.jitter_path("cuda:1") == "torch"
+    monkeypatch.setattr(stages, "has_numba", lambda: True)
+    assert stages.jitter_path("cpu") == "numba"
+    monkeypatch.setattr(stages, "has_numba", lambda: False)
+    assert stages.jitter_path(torch.device("cpu")) == "pillow"
 
 
 def resized_header(content: bytes, height: int, width: int) -> bytes:
@@ -335,7 +405,7 @@ def test_a_jpeg_beyond_pillows_limit_is_not_decoded(folder, tmp_path, monkeypatc
         decode(str(path))
 
 
-def test_the_limit_is_pillows_own(folder, monkeypatch):
+def test_the_pixel_limit_equals_pillows(folder, monkeypatch):
     picture = decode(str(folder / "plain.jpg"))
     decoded_by_pillow = []
     monkeypatch.setattr(loading, "decode_with_pillow", decoded_by_pillow.append)
@@ -365,7 +435,7 @@ def test_a_file_of_any_size_takes_little_memory(tmp_path, read, beginning):
 
 
 @pytest.mark.parametrize("read", [decode, picture_files.open_picture])
-def test_no_pipe_is_waited_for(tmp_path, read):
+def test_a_pipe_is_refused_without_waiting(tmp_path, read):
     path = tmp_path / "picture.jpg"
     os.mkfifo(path)
     signal.alarm(20)

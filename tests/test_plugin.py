@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_checkout import HOST, OUR_ALGORITHMS, OUR_HPARAMS, Site, write_checkout
+from fake_checkout import OUR_ALGORITHMS, OUR_HPARAMS, Site, module_text, write_checkout
 
 from domainbed_carft.plugin import registry_functions
 
@@ -125,9 +125,8 @@ def test_class_names_are_handed_on_by_the_hparams_object_which_stays_as_it_was(
 ) -> None:
     signature = "augment, hparams):\n"
     writing = signature + "        hparams['class_names'] = ['by', 'host']\n"  # as DPLCLIP does
-    fork = write_checkout(
-        tmp_path / "fork", datasets=HOST["datasets.py"].replace(signature, writing)
-    )
+    text = module_text("datasets").replace(signature, writing)
+    fork = write_checkout(tmp_path / "fork", modules={"datasets": text})
     data = site.folder / "data"
     for folder in ("art/cat", "art/dog", "photo/cat", "photo/dog"):
         (data / folder).mkdir(parents=True)
@@ -174,7 +173,7 @@ print(json.dumps([transforms, dataset_facts.recall(hparams).protocol]))
     result = site.json("-c", code, str(site.folder / "data"), hparams, cwd=checkout)
 
     if protocol == "clip":
-        assert result == [[["clip", 224, False], ["clip", 224, True]], "clip"]
+        assert result == [[["shortest", 224, False], ["shortest", 224, True]], "clip"]
     else:
         assert result == [["host's", "host's"], "host"]
 
@@ -182,7 +181,7 @@ print(json.dumps([transforms, dataset_facts.recall(hparams).protocol]))
 @pytest.mark.parametrize(
     "module", ["method/algorithms", "method/hparams", "plugin/data_sets", "method/dataset_facts"]
 )
-def test_our_failure_is_one_warning_and_the_host_goes_on(
+def test_a_failing_plugin_warns_once_and_the_host_works(
     site: Site, checkout: Path, module: str
 ) -> None:
     (site.package / f"{module}.py").write_text("raise RuntimeError('planted')\n")
@@ -207,8 +206,8 @@ print(json.dumps([
 
 
 def test_a_list_that_takes_no_name_leaves_the_host_as_it_was(site: Site, tmp_path: Path) -> None:
-    text = HOST["algorithms.py"].replace('["ERM"]', '("ERM",)')
-    fork = write_checkout(tmp_path / "fork", algorithms=text)
+    text = module_text("algorithms").replace('["ERM"]', '("ERM",)')
+    fork = write_checkout(tmp_path / "fork", modules={"algorithms": text})
 
     code = "from domainbed import algorithms; print(hasattr(algorithms, 'CARFT'))"
     done = site.run("-c", code, cwd=fork)
@@ -217,8 +216,8 @@ def test_a_list_that_takes_no_name_leaves_the_host_as_it_was(site: Site, tmp_pat
     assert "could not extend domainbed.algorithms" in done.stderr
 
 
-def test_a_failure_of_the_host_is_shown_unchanged(site: Site, tmp_path: Path) -> None:
-    broken = write_checkout(tmp_path / "broken", algorithms="import no_such_module\n")
+def test_a_failing_host_import_is_shown_unchanged(site: Site, tmp_path: Path) -> None:
+    broken = write_checkout(tmp_path / "broken", modules={"algorithms": "import no_such_module\n"})
 
     done = site.run("-c", "import domainbed.algorithms", cwd=broken)
 
@@ -227,8 +226,8 @@ def test_a_failure_of_the_host_is_shown_unchanged(site: Site, tmp_path: Path) ->
 
 
 def test_a_class_of_the_host_by_the_name_of_ours_stays(site: Site, tmp_path: Path) -> None:
-    text = HOST["algorithms.py"] + "\nclass CARFT(Algorithm):\n    is_of_host = True\n"
-    fork = write_checkout(tmp_path / "fork", algorithms=text)
+    text = module_text("algorithms") + "\nclass CARFT(Algorithm):\n    is_of_host = True\n"
+    fork = write_checkout(tmp_path / "fork", modules={"algorithms": text})
 
     code = """
 import json
@@ -252,7 +251,9 @@ def test_what_the_host_imports_by_the_name_of_our_data_set_stays(
 ) -> None:
     """Torchvision's CIFAR100, say. A single warning comes, if a job is on that data set."""
     imported = "from json import JSONDecoder as DTD\n"
-    fork = write_checkout(tmp_path / "fork", datasets=imported + HOST["datasets.py"])
+    fork = write_checkout(
+        tmp_path / "fork", modules={"datasets": imported + module_text("datasets")}
+    )
     code = """
 import json, sys
 from domainbed import datasets, hparams_registry
@@ -288,7 +289,7 @@ print(json.dumps([
 # The switch, registering and unregistering
 
 
-def test_the_switch(site: Site, checkout: Path) -> None:
+def test_the_disable_variable_switches_the_plugin_off(site: Site, checkout: Path) -> None:
     off = {"DOMAINBED_CARFT_DISABLE": "YES"}
     assert site.train("ERM", cwd=checkout, **off)["algorithms"] == ["ERM"]
     done = site.run("-c", "import domainbed", **off)
@@ -298,7 +299,7 @@ def test_the_switch(site: Site, checkout: Path) -> None:
         assert site.train(cwd=checkout, DOMAINBED_CARFT_DISABLE=value)["class"] == "CARFT"
 
 
-def test_registering_by_hand_raises_what_the_hook_only_warns_of(site: Site, checkout: Path) -> None:
+def test_register_raises_errors_that_the_hook_only_warns_of(site: Site, checkout: Path) -> None:
     (site.package / "method" / "algorithms.py").write_text("raise RuntimeError('planted')\n")
     code = "import domainbed.algorithms, domainbed_carft; domainbed_carft.register()"
     done = site.run("-c", code, cwd=checkout, DOMAINBED_CARFT_DISABLE="1")

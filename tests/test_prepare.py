@@ -32,7 +32,7 @@ def test_domain_net_loses_its_duplicates_and_nothing_else(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     "line", [[], ["<!DOCTYPE"], ["../unpacked/outside.jpg"], ["/real/zebra/real_1.jpg"]]
 )
-def test_a_list_of_duplicates_that_is_none(tmp_path, monkeypatch, line):
+def test_an_invalid_list_of_duplicates_is_refused(tmp_path, monkeypatch, line):
     domain_net(tmp_path / "unpacked", "real/zebra/real_1.jpg", *line)
     monkeypatch.setattr(preparation, "DUPLICATES", 2)
     with pytest.raises(archives.BadFile, match=r"duplicates\.txt is damaged or another list, "):
@@ -57,7 +57,7 @@ def terra(unpacked: Path) -> Path:
     return unpacked
 
 
-def test_terra_incognita_goes_by_its_annotations(tmp_path):
+def test_terra_incognita_is_sorted_by_its_annotations(tmp_path):
     preparation.prepare("TerraIncognita", terra(tmp_path / "unpacked"), tmp_path / "ready")
     # a dog and a cat on one picture are in both; cars and location 7 are no part of the benchmark
     expected = ["location_100/cat/b.jpg", "location_38/cat/a.jpg", "location_38/dog/a.jpg"]
@@ -65,7 +65,7 @@ def test_terra_incognita_goes_by_its_annotations(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 99_999, b'{"images": [{"id": []}]}'])
-def test_annotations_that_are_none(tmp_path, content):
+def test_invalid_annotations_are_refused(tmp_path, content):
     unpacked = terra(tmp_path / "unpacked")
     file = unpacked / preparation.TERRA_ANNOTATIONS / preparation.TERRA_FILES[2]
     file.write_bytes(content)

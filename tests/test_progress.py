@@ -63,7 +63,7 @@ def test_no_progress_goes_into_a_jobs_errors(tmp_path, monkeypatch, kind):
     assert ("counting" in original.getvalue()) == (kind is Terminal)
 
 
-def test_a_reader_that_is_gone_ends_no_task():
+def test_a_closed_pipe_does_not_end_a_task():
     closed = io.StringIO()
     closed.close()
     progress = text.PlainProgress(
@@ -80,7 +80,7 @@ def test_a_reader_that_is_gone_ends_no_task():
     assert list(progress) == [0, 1, 2]
 
 
-def test_all_tasks_use_it():
+def test_all_long_tasks_show_progress():
     """A bar of their own would print carriage returns into logs."""
     calls = {
         path.name
@@ -120,7 +120,7 @@ def test_a_pools_log_says_which_jobs_start_and_end(name, tmp_path, capfd):
     assert not capfd.readouterr().err
 
 
-def test_on_a_terminal_the_bar_stands_for_the_pools_log(tmp_path, monkeypatch):
+def test_on_a_terminal_a_bar_replaces_the_pools_log(tmp_path, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     run("pool", [command(tmp_path / "good")])

@@ -6,7 +6,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.method import dataset_facts, host_arguments, prompts
 
 
-def test_shipped_lists():
+def test_shipped_context_lists_are_complete():
     imagenet = prompts.contexts("imagenet")
     assert len(imagenet) == 80  # OpenAI's ImageNet templates
     assert imagenet[0] == "a bad photo of a {}." and imagenet[-1] == "a tattoo of the {}."
@@ -82,7 +82,7 @@ def test_folder_names_are_cleaned():
     assert [*map(prompts.clean, names)] == cleaned
 
 
-def test_explicit_names_win(tmp_path):
+def test_class_names_of_the_user_win(tmp_path):
     """And are taken as they are: "crane" is two classes of ImageNet, and "T-shirt" no "t shirt"."""
     names = ["crane", "T-shirt", "Crock Pot", "crane"]
     hparams = {"class_names": names}
@@ -104,7 +104,7 @@ def test_the_folders_names_in_another_order_are_refused():
     assert prompts.class_names(hparams, 3) == ["Art Deco", "TV", "bike"]
 
 
-def test_then_what_the_data_set_said_for_this_very_object():
+def test_then_class_names_of_the_data_set_for_this_hparams_object():
     hparams = {"class_names": "dataset:PACS"}
     names = [f"class {i}" for i in range(7)]
     remember(hparams, {"a": names, "b": names})
@@ -116,7 +116,7 @@ def test_then_what_the_data_set_said_for_this_very_object():
     assert hparams == {"class_names": "dataset:PACS"}  # nothing enters the records
 
 
-def test_or_what_a_data_set_without_hparams_said_under_its_name():
+def test_then_class_names_of_a_data_set_without_hparams():
     remember(None, {"a": [f"class {i}" for i in range(7)]}, dataset="PACS")
     assert prompts.class_names({"class_names": "dataset:PACS"}, 7)[0] == "class 0"
     assert prompts.class_names({"class_names": "dataset:VLCS"}, 5)[0] == "bird"
@@ -124,7 +124,7 @@ def test_or_what_a_data_set_without_hparams_said_under_its_name():
     assert prompts.class_names({"class_names": "dataset:PACS"}, 7)[0] == "dog"
 
 
-def test_then_the_built_in_table_then_an_error_that_says_how():
+def test_then_built_in_class_names_then_an_error_with_the_remedy():
     assert prompts.class_names({"class_names": "dataset:VLCS"}, 5) == [
         "bird",
         "car",
@@ -150,14 +150,14 @@ def test_environments_that_disagree_are_named():
         prompts.class_names(hparams, 2)
 
 
-def test_environments_that_share_no_class_are_not_told_by_all_their_names():
+def test_environments_without_common_classes_give_a_short_message():
     hparams = {"class_names": "dataset:X"}
     remember(hparams, {"art": [f"a{n}" for n in range(500)], "photo": ["b"] * 500})
     with pytest.raises(CarftError, match=r"\['a0', 'a1', .* and 491 more\] are not in both"):
         prompts.class_names(hparams, 500)
 
 
-def test_the_number_of_names_must_fit():
+def test_the_number_of_class_names_must_match():
     with pytest.raises(CarftError, match=r"2 class names \['a', 'b'\], .* has 3 classes"):
         prompts.class_names({"class_names": ["a", "b"]}, 3)
 
@@ -207,7 +207,7 @@ def test_contexts_of_the_domains_with_and_without_the_one_left_out():
     assert prompts.contexts_of({"contexts": ["a {}", "the {}"]}) == ["a {}", "the {}"]
 
 
-def test_domains_whose_names_are_no_words_are_refused_before_a_job_starts():
+def test_domain_names_without_words_are_refused_before_a_job_starts():
     for dataset, odd in (("TerraIncognita", "'location_38'"), ("VLCS", "'SUN09'")):
         (problem,) = host_arguments.hparam_problems("CARFT", dataset, {"contexts": "domains"})
         sentence = problem.sentence()

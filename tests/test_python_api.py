@@ -45,7 +45,7 @@ def test_the_examples_of_the_docstrings(pets, picture, tmp_path):
     assert runner.summarize().failed == 0
 
 
-def test_the_names_load_when_they_are_used():
+def test_names_of_the_api_load_lazily():
     code = """if True:
         import sys, domainbed_carft
         assert "torch" not in sys.modules

@@ -46,7 +46,7 @@ def page(report_folder):
 # The page
 
 
-def test_tables_are_the_collectors_and_say_what_is_missing(sweep, page):
+def test_report_tables_equal_collects_and_name_what_is_missing(sweep, page):
     grids = {grid.title: grid for grid in collect_sweeps.collect(sweep).grids}
     assert TABLE in page.tables
 
@@ -60,7 +60,7 @@ def test_tables_are_the_collectors_and_say_what_is_missing(sweep, page):
     assert "no job --test_envs 1: trial 1" in page.text and "are incomplete; the notes" in page.text
 
 
-def test_figures_are_files_and_on_the_page_with_their_words(report_folder, page):
+def test_figures_are_files_and_stand_on_the_page_with_descriptions(report_folder, page):
     links = {a["href"] for a in page.all("a") if a["href"].startswith("figures/")}
     files = {f"figures/{path.name}" for path in (report_folder / "figures").iterdir()}
     assert links == files and len(files) == 2 * (1 + 5 + 5 + 1)
@@ -78,7 +78,7 @@ def test_figures_are_files_and_on_the_page_with_their_words(report_folder, page)
         assert picture["src"].startswith("data:image/svg+xml;base64,")
 
 
-def test_bars_have_the_means_of_the_table_and_the_best_are_marked(report_folder, page):
+def test_bars_show_the_means_and_mark_the_best(report_folder, page):
     svg = (report_folder / "figures" / "PACS-accuracy.svg").read_text(encoding="utf-8")
     header, *rows = page.tables[TABLE]
     for algorithm, *cells in rows:
@@ -194,7 +194,7 @@ def test_an_unusable_output_folder_is_refused_first(sweep, tmp_path, monkeypatch
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_full_disk_leaves_what_was_there(sweep, report_folder, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_keeps_the_earlier_report(sweep, report_folder, tmp_path, monkeypatch, capsys):
     shutil.copytree(report_folder, tmp_path / "earlier")
 
     def full(path, content):
@@ -264,7 +264,7 @@ def test_runs_that_left_nothing_out_have_a_report_too(tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_another_method_is_followed_when_asked_for(sweep, tmp_path):
+def test_the_report_follows_the_chosen_selection_method(sweep, tmp_path):
     assert report(sweep, tmp_path, "--select", "oracle") == 0
 
     page = report_page.read(tmp_path)

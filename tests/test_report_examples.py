@@ -20,10 +20,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from domainbed_carft import cli
-from domainbed_carft.clips.pictures import CLIP_MEAN as MEAN
-from domainbed_carft.clips.pictures import CLIP_STD as STD
 from domainbed_carft.data import emoji
 from domainbed_carft.jobs.folder import WEIGHTS
+from domainbed_carft.pictures.preprocessing import CLIP_MEAN as MEAN
+from domainbed_carft.pictures.preprocessing import CLIP_STD as STD
 from domainbed_carft.runs import saved
 
 ENVIRONMENTS, CLASSES, PICTURES = ("line", "noto", "twemoji"), ("animal", "face", "food"), 12

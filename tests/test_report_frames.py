@@ -48,7 +48,7 @@ def runs(sweep):
     return group.runs
 
 
-def test_the_checkpoints_of_domainbeds_selection(sweep, runs):
+def test_frames_mark_the_checkpoints_that_domainbed_selects(sweep, runs):
     groups = reporting.get_grouped_records(reporting.load_records(str(sweep)))
     harness_accuracies = {
         (

@@ -16,7 +16,7 @@ from domainbed_carft.runs import export, model_card, saved
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "export.md"
 
 
-def test_the_card(files, trained):
+def test_the_model_card_states_files_original_and_run(files, trained):
     facts = json.loads(files.card.read_text(encoding="utf-8"))
     for name, path in (("weights", files.weights), ("head", files.head)):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -69,7 +69,7 @@ def test_an_own_data_set_is_called_by_its_folders_name(files):
     assert "somewhere" not in page.replace(facts["run"]["command"], "")
 
 
-def test_the_page_for_people_shows_names_as_they_are(files):
+def test_the_readme_escapes_names_for_markdown(files):
     facts = json.loads(files.card.read_text(encoding="utf-8"))
     facts["run"]["hparams"] = {"contexts": ["a|b", "<i>", "`c`", "d\ne"]}
     page = model_card.readme(facts, "x.json")

@@ -14,7 +14,7 @@ import torch
 from domainbed import datasets
 from domainbed.lib import misc, preparation
 from domainbed.scripts import train
-from fake_checkout import REPO, run_python
+from fake_checkout import REPO, module_text, run_python_with_torch, write_checkout
 from runs_jobs import ENVIRONMENTS, evaluated, train_job, write_pictures
 from torch.utils.data import DataLoader
 
@@ -25,7 +25,7 @@ from domainbed_carft.runs import same_data, saved
 from domainbed_carft.runs import splits as data
 
 
-def test_a_picture_does_not_depend_on_how_it_is_read(trained):
+def test_a_picture_is_the_same_however_it_is_loaded(trained):
     split = data.splits(saved.open_run(trained))[1]
     pictures = torch.cat([x for x, _ in DataLoader(split.items, 100)])
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
@@ -40,7 +40,7 @@ def test_a_picture_does_not_depend_on_how_it_is_read(trained):
     assert not torch.equal(other_step.items[200][0], pictures[200])
 
 
-def test_the_division_is_the_harnesss(trained):
+def test_splits_equal_the_harnesss(trained):
     run = saved.open_run(trained)
     dataset = datasets.EmojiStyles(None, [0], dict(run.hparams))
     expected = split_environments(
@@ -63,7 +63,7 @@ def test_the_division_is_the_harnesss(trained):
     assert split_items["env0_uda"].keys == expected[0].uda_split.keys
 
 
-def test_data_that_is_drawn_is_drawn_again(tmp_path):
+def test_random_data_of_a_run_is_drawn_again(tmp_path):
     """Debug28 is noise, made after the seeds were set."""
     arguments = ["--algorithm", "CLIPZeroShot", "--dataset", "Debug28", "--workers", "0"]
     further_arguments = [
@@ -175,7 +175,7 @@ class OneEnvironment:
         return 1
 
 
-def test_of_a_thousand_other_classes_only_those_that_differ_are_told():
+def test_of_a_thousand_classes_only_different_ones_are_named():
     classes = [f"class {number}" for number in range(1000)]
     changed = [*classes[:700], "another", *classes[701:]]
     facts = dataset_facts.DatasetFacts([dataset_facts.Environment("train", changed)])
@@ -241,23 +241,17 @@ print(json.dumps({
 """
 
 
-def test_a_checkout_that_draws_by_no_key(tmp_path):
+def test_splits_of_a_foreign_checkout_are_reproduced(tmp_path):
     """Read again by a DomainBed of another make, of which only the contract is known."""
-    shutil.copytree(REPO / "tests" / "checkouts" / "classic", tmp_path / "checkout")
-    package = tmp_path / "checkout" / "domainbed"
-    (package / "lib").mkdir()
-    (package / "lib" / "misc.py").write_text(FOREIGN_MISC)
-    text = (
-        (package / "datasets.py")
-        .read_text()
-        .replace("transforms.Resize((32, 32))", "transforms.RandomResizedCrop(32)")
-        .replace("ENVIRONMENTS = None", "ENVIRONMENTS, N_STEPS = None, 5001")
-    )
-    (package / "datasets.py").write_text(text)
+    text = module_text("datasets", "classic")
+    text = text.replace("transforms.Resize((32, 32))", "transforms.RandomResizedCrop(32)")
+    text = text.replace("ENVIRONMENTS = None", "ENVIRONMENTS, N_STEPS = None, 5001")
+    modules = {"datasets": text, "lib/misc": FOREIGN_MISC}
+    write_checkout(tmp_path / "checkout", "classic", modules)
     write_pictures(tmp_path / "data" / "Pets", count=5)
 
     def python(*arguments):
-        done = run_python("-c", *arguments, cwd=tmp_path / "checkout", path=[REPO])
+        done = run_python_with_torch("-c", *arguments, cwd=tmp_path / "checkout", path=[REPO])
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()[-1]
 

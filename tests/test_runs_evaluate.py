@@ -13,7 +13,7 @@ from domainbed_carft import cli
 from domainbed_carft.runs import default_weights, saved, splits
 
 
-def test_the_last_record_to_the_digit_as_a_command(trained, tmp_path):
+def test_evaluate_reproduces_the_last_record_to_the_digit(trained, tmp_path):
     """By a process of its own, as a user has it, with pictures loaded by others."""
     output = tmp_path / "found.json"
     command = ["-m", "domainbed_carft", "evaluate", trained, "--which", "last", "--json"]
@@ -27,32 +27,36 @@ def test_the_last_record_to_the_digit_as_a_command(trained, tmp_path):
     assert (document["weights"], document["step"]) == ("model.pkl", record["step"])
 
 
-def test_the_record_of_the_best_step_to_the_digit(trained, capsys):
+def test_evaluate_reproduces_the_best_record_to_the_digit(trained, capsys):
     document = evaluated(capsys, trained, "--which", "best")
     (record,) = (r for r in records(trained) if r["step"] == document["step"])
     assert by_split(document) == accuracies(record) != accuracies(records(trained)[-1])
 
 
-def test_the_selected_weights_are_taken_where_environments_were_left_out(trained, tmp_path, capsys):
+def test_selected_weights_are_evaluated_if_environments_were_left_out(trained, capsys):
     record = next(r for r in records(trained) if r["step"] == saved.open_run(trained, "best").step)
     document = evaluated(capsys, trained)
     assert document["weights"] == "model_best.pkl" and by_split(document) == accuracies(record)
 
-    carft("evaluate", trained)
-    first_line, *_ = capsys.readouterr().out.splitlines()
-    assert first_line.startswith("Weights: model_best.pkl of ") and "--which last" in first_line
 
+def test_the_chosen_weights_are_described_with_the_flag_for_the_others(trained):
+    chosen_path = trained / "model_best.pkl"
+    sentence = default_weights.describe_choice(trained, None, chosen_path)
+    assert sentence.startswith("Weights: model_best.pkl of ") and "--which last" in sentence
+
+
+def test_without_records_the_weights_themselves_say_what_is_selected(trained, tmp_path):
     job = shutil.copytree(trained, tmp_path / "job")
-    for name in ("results.jsonl", "model.pkl"):  # the weights themselves tell it, too
+    for name in ("results.jsonl", "model.pkl"):
         (job / name).unlink()
-        assert evaluated(capsys, job)["weights"] == "model_best.pkl"
+        assert default_weights.choose_weights(job, None) == job / "model_best.pkl"
 
     shutil.copy(trained / "model.pkl", job)
     (job / "model_best.pkl").unlink()
-    assert evaluated(capsys, job)["weights"] == "model.pkl"
+    assert default_weights.choose_weights(job, None) == job / "model.pkl"
 
 
-def test_the_last_weights_are_taken_where_nothing_was_left_out(trained, tmp_path, capsys):
+def test_last_weights_are_evaluated_if_nothing_was_left_out(trained, tmp_path, capsys):
     """As on ImageNet, whose records have no target; a stranger's record counts for nothing else."""
     for name in ("model.pkl", "model_best.pkl"):
         content = torch.load(trained / name, weights_only=True)
@@ -69,7 +73,7 @@ def test_the_last_weights_are_taken_where_nothing_was_left_out(trained, tmp_path
     )
 
 
-def test_all_figures_of_a_split(pets, capsys):
+def test_each_splits_figures_equal_a_direct_computation(pets, capsys):
     """Calibration as Guo et al. 2017, equation 3, has it, one bin after another."""
     document = evaluated(capsys, pets / "CARFT", "--which", "last")
     assert document["classes"] == ["cat", "wild dog"]
@@ -96,10 +100,11 @@ def test_all_figures_of_a_split(pets, capsys):
         assert scores["by_class"][1]["accuracy"] == (predicted[labels == 1] == 1).mean()
 
 
-def test_text_for_people(pets, capsys):
+def test_the_text_output_has_a_row_per_split(pets, capsys):
     document = evaluated(capsys, pets / "CARFT")
     carft("evaluate", pets / "CARFT")
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Weights: model")
     first = document["splits"][0]
     (row,) = (line.split() for line in lines if line.startswith("env0_in "))
     figures = [f"{100 * first[key]:.1f}" for key in ("accuracy", "ece")]
@@ -115,14 +120,14 @@ def test_text_for_people(pets, capsys):
         (["CARFT", "-o", "CARFT/done/x"], "expected the name of a file in an existing folder"),
     ],
 )
-def test_what_a_user_can_get_wrong(pets, capsys, monkeypatch, arguments, message):
+def test_wrong_arguments_are_refused_with_the_remedy(pets, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(pets)
     assert cli.main(["evaluate", *arguments]) == 1
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err
 
 
-def test_what_is_there_already_in_a_job_is_never_overwritten(pets, tmp_path, capsys):
+def test_evaluate_never_overwrites_files_of_a_job(pets, tmp_path, capsys):
     job = shutil.copytree(pets / "CARFT", tmp_path / "job")
     (tmp_path / "link.json").symlink_to(job / "model_best.pkl")
     before = {path.name: path.read_bytes() for path in job.iterdir()}
@@ -139,7 +144,7 @@ def test_what_is_there_already_in_a_job_is_never_overwritten(pets, tmp_path, cap
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_broken_picture_is_told(pets, tmp_path, capsys, workers):
+def test_a_broken_picture_is_named(pets, tmp_path, capsys, workers):
     shutil.copytree(pets / "my pets", tmp_path / "pets")
     (tmp_path / "pets" / "photo" / "cat" / "3.png").write_text("no picture")
     content = torch.load(pets / "CARFT" / "model.pkl", weights_only=True)

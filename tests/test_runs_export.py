@@ -16,8 +16,9 @@ from torchvision.datasets.folder import default_loader
 
 from domainbed_carft import cli
 from domainbed_carft.clips import backbone
-from domainbed_carft.clips import pictures as images
 from domainbed_carft.files.weights import sha256
+from domainbed_carft.pictures.protocols import plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin import data_sets
 from domainbed_carft.runs import export, model_card, predict, saved
 
@@ -34,7 +35,8 @@ def run(trained):
 
 AFTERWARDS = """
 import sys
-assert not {"domainbed_carft.clips.backbone", "domainbed_carft.clips.pictures"} & set(sys.modules)
+assert not [name for name in sys.modules if name.startswith("domainbed_carft.clips.")]
+assert "domainbed_carft.pictures.clip_input" not in sys.modules
 x = torch.stack([preprocess(Image.open(p).convert("RGB")) for p in sys.argv[2:]])
 with torch.no_grad():
     features = torch.nn.functional.normalize(model.encode_image(x), dim=-1)
@@ -43,13 +45,13 @@ torch.save(head["logit_scale"] * features @ head["weight"].T + head["bias"], sys
 
 
 @pytest.mark.parametrize("library", ["clip", "open_clip"])
-def test_what_the_card_shows_gives_the_predictions_of_the_run(library, files, run, tmp_path):
+def test_the_cards_code_gives_the_predictions_of_the_run(library, files, run, tmp_path):
     for path in files.paths:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     dataset = data_sets.EmojiStyles(None, [0], {"clip_backbone": "tiny"})
     pictures = [path for path, _ in dataset[0].samples[::9]]  # of the environment left out
     (tmp_path / "picture.png").write_bytes(Path(pictures[0]).read_bytes())
-    transform = images.transform("domainbed", data_sets.EMOJI_SIZE, augment=False)
+    transform = PlanTransform(plan_for("domainbed", data_sets.EMOJI_SIZE, augment=False))
     with torch.no_grad():
         x = torch.stack([transform(default_loader(path)) for path in pictures])
         expected = run.algorithm.predict(x)
@@ -69,7 +71,7 @@ def test_what_the_card_shows_gives_the_predictions_of_the_run(library, files, ru
     assert len(expected) > 40 and len(set(expected.argmax(dim=1).tolist())) > 1
 
 
-def test_both_libraries_have_the_very_weights(files, run):
+def test_clip_and_open_clip_load_the_exact_weights(files, run):
     original = backbone.load("tiny").model.state_dict()
     tuned = run.algorithm.encoder.state_dict()
     for model in exact(files):
@@ -82,7 +84,7 @@ def test_both_libraries_have_the_very_weights(files, run):
     assert not torch.equal(original["visual.proj"], tuned["proj"])
 
 
-def test_half_precision_is_as_openai_publishes_it(files, run, tmp_path):
+def test_half_precision_exports_have_openais_types(files, run, tmp_path):
     half = export.export(run, tmp_path / "half.pt", half=True)
     state = torch.load(half.weights, weights_only=True)
     model = random_clip(**{**TINY_SHAPE, "vision_width": 128, "vision_layers": 4})
@@ -105,7 +107,7 @@ def test_half_precision_is_as_openai_publishes_it(files, run, tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["CLIPFineTune", "CLIPZeroShot"])
-def test_the_other_algorithms(algorithm, tmp_path):
+def test_other_algorithms_are_exported(algorithm, tmp_path):
     run = saved.open_run(debug(tmp_path / "job", algorithm))
     files = export.export(run, tmp_path / "out.pt")
     state, head = (torch.load(file, weights_only=True) for file in (files.weights, files.head))
@@ -121,7 +123,7 @@ def test_the_other_algorithms(algorithm, tmp_path):
         torch.testing.assert_close(logits, run.algorithm.predict(x), rtol=0, atol=1e-4)
 
 
-def test_a_resnet(tmp_path):
+def test_a_resnet_is_exported(tmp_path):
     shape = {**TINY_SHAPE, "vision_layers": (1, 2, 1, 1), "vision_patch_size": None}
     shape = {**shape, "image_resolution": 64, "vision_width": 16}
     torch.save(random_clip(**shape).state_dict(), tmp_path / "resnet.pt")
@@ -159,7 +161,7 @@ def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(nam
     assert model_card.open_clip_config(model) == config
 
 
-def test_the_original_is_missing_moved_or_another(random_tiny, tmp_path, capsys):
+def test_a_missing_moved_or_wrong_original_is_refused(random_tiny, tmp_path, capsys):
     mine = tmp_path / "mine.pt"
     mine.write_bytes(random_tiny.read_bytes())
     job = debug(tmp_path / "job", "CARFT", clip_backbone=str(mine))
@@ -188,7 +190,7 @@ def test_a_folder_is_for_runs_that_started_from_open_clip(trained, tmp_path, cap
     assert "which is no CLIP of open_clip; only runs that started from one" in error
 
 
-def test_nothing_is_overwritten_unless_told(files, trained, tmp_path, capsys):
+def test_nothing_is_overwritten_without_the_flag(files, trained, tmp_path, capsys):
     (tmp_path / "out.md").write_text("mine")
     command = ["export", str(trained), "--which", "last", "-o", str(tmp_path / "out.pt")]
     assert cli.main(command) == 1
@@ -201,7 +203,7 @@ def test_nothing_is_overwritten_unless_told(files, trained, tmp_path, capsys):
     assert len(list(tmp_path.iterdir())) == 4 and (tmp_path / "out.md").read_text() != "mine"
 
 
-def test_a_disk_that_is_full(files, trained, tmp_path):
+def test_a_full_disk_leaves_no_export(files, trained, tmp_path):
     """Neither the weights, nor what was there, is cut."""
     for path in files.paths:
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -252,7 +254,12 @@ def test_flyp_has_its_own_text_encoder_and_the_originals_contexts(tmp_path):
     predicted = predict.predict_batch(run, x).context_probabilities
     torch.testing.assert_close(predicted, logits.double().softmax(1), rtol=0, atol=1e-5)
 
-    card, page = json.loads(files.card.read_text()), files.readme.read_text()
+    check_card_of_flyp(files)
+
+
+def check_card_of_flyp(files):
+    card = json.loads(files.card.read_text())
+    page = files.readme.read_text()
     assert card["text_encoder"] == {
         "weights": "fine-tuned",
         "logit_scale": "fine-tuned",

@@ -13,8 +13,11 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import Normalize
 
 from domainbed_carft import cli
-from domainbed_carft.clips import pictures as images
 from domainbed_carft.method import clip_algorithm, prompts
+from domainbed_carft.pictures.clip_input import CLIPInput
+from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from domainbed_carft.pictures.protocols import plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.runs import predict as predicting
 from domainbed_carft.runs import saved
 
@@ -32,11 +35,11 @@ def noise(path, mode="RGB", seed=0, size=(30, 20), **save_options):
     return path
 
 
-def test_the_probabilities_that_the_run_gives_its_test_pictures(pets, capfd):
+def test_predict_gives_the_probabilities_of_the_run(pets, capfd):
     """Through DomainBed's own data set, normalised for the model as in training, and ours."""
     run = saved.open_run(pets / "CARFT")
     folder = datasets.get_dataset_class(str(pets / "my pets"))(None, [0], dict(run.hparams))[0]
-    folder.transform.transforms[-1] = Normalize(images.CLIP_MEAN, images.CLIP_STD)
+    folder.transform.transforms[-1] = Normalize(CLIP_MEAN, CLIP_STD)
     predictions, err = predict(capfd, pets / "CARFT" / "model.pkl", pets / "my pets" / "art")
     assert [prediction["path"] for prediction in predictions] == sorted(
         path for path, _ in folder.samples
@@ -58,7 +61,7 @@ def test_the_probabilities_that_the_run_gives_its_test_pictures(pets, capfd):
         assert sum(prediction["contexts"].values()) == pytest.approx(1)
 
 
-def test_which_weights_of_a_folder_is_said_beside_the_lines(pets, tmp_path, capfd):
+def test_predict_names_the_weights_on_stderr(pets, tmp_path, capfd):
     picture = noise(tmp_path / "x.png")
     _, error_output = predict(capfd, pets / "CARFT", picture)
     assert error_output.startswith(
@@ -71,7 +74,7 @@ def test_which_weights_of_a_folder_is_said_beside_the_lines(pets, tmp_path, capf
 NAMES = [b"a b.png", b'it\'s "so".PNG', b"two\nlines.png", b"bytes \xff\xfe.png", "ü.jpeg".encode()]
 
 
-def test_names_and_folders(pets, tmp_path, capfd):
+def test_predict_takes_files_and_folders(pets, tmp_path, capfd):
     root = os.fsencode(tmp_path / "in")
     os.makedirs(root + b"/z/deep er")
     for number, name in enumerate(NAMES):
@@ -94,7 +97,7 @@ def test_names_and_folders(pets, tmp_path, capfd):
         assert len(lines) == 6 and sum(name in line for line in lines) == 1
 
 
-def test_every_kind_of_picture_as_its_rgb(pets, tmp_path, capfd):
+def test_pictures_of_every_mode_are_read_as_rgb(pets, tmp_path, capfd):
     values = np.random.default_rng(0).integers(0, 2**16, (20, 30), dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "16 bits.png")
     for mode in ("CMYK", "P", "L", "1", "RGBA", "LA"):
@@ -126,7 +129,7 @@ def break_in_every_way(folder):
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_broken_pictures_are_told_and_skipped(pets, tmp_path, capfd, workers):
+def test_broken_pictures_are_named_and_skipped(pets, tmp_path, capfd, workers):
     break_in_every_way(tmp_path)
     assert ImageFile.LOAD_TRUNCATED_IMAGES  # the harness's, whose data sets read on
 
@@ -162,7 +165,7 @@ def test_broken_pictures_are_told_and_skipped(pets, tmp_path, capfd, workers):
     assert alone[0]["classes"] == pytest.approx(good[1]["classes"], abs=1e-6)
 
 
-def test_the_likeliest_come_first(pets, tmp_path, capfd):
+def test_the_likeliest_classes_come_first(pets, tmp_path, capfd):
     noise(tmp_path / "x.png")
     ((every,), _), ((top,), _) = (
         predict(capfd, pets / "CARFT", tmp_path / "x.png", flags=flags)
@@ -178,20 +181,22 @@ def test_the_likeliest_come_first(pets, tmp_path, capfd):
     assert line.endswith(f"% | {context} {100 * share:.1f}%\n") and line.count("%") == 2
 
 
-def test_transforms_of_a_host(pets, tmp_path):
+def test_predictions_undo_a_hosts_normalisation(pets, tmp_path):
     """Only its normalisation is known: what the encoder sees is what it saw."""
     run = saved.open_run(pets / "CARFT")
     run.hparams["protocol"] = "host"
+    for key in ("pictures", "picture_plan"):  # no other host writes them
+        del run.content[key]
     half = (0.5, 0.5, 0.5)
-    run.algorithm.input = images.CLIPInput(run.algorithm.input.preprocessing, half, half)
+    run.algorithm.input = CLIPInput(run.algorithm.input.preprocessing, half, half)
     transform = predicting.picture_transform(run)
     x = transform(default_loader(str(noise(tmp_path / "x.png"))))
-    raw = images.transform("domainbed", 48, False)(default_loader(str(tmp_path / "x.png")))
-    std, mean = (torch.tensor(v).view(3, 1, 1) for v in (images.IMAGENET_STD, images.IMAGENET_MEAN))
+    raw = PlanTransform(plan_for("domainbed", 48, False))(default_loader(str(tmp_path / "x.png")))
+    std, mean = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_STD, IMAGENET_MEAN))
     torch.testing.assert_close(x, (raw * std + mean - 0.5) / 0.5, rtol=1e-4, atol=1e-5)
 
 
-def test_classes_that_read_as_the_same_words(pets, tmp_path, capfd):
+def test_classes_of_the_same_name_are_told_apart_by_label(pets, tmp_path, capfd):
     """Of the folders "Wild_Dog" and "wild-dog", say: their labels tell them apart."""
     content = torch.load(pets / "CARFT" / "model.pkl", weights_only=True)
     words = prompts.as_json(prompts.contexts("emoji"), ["wild dog", "wild dog"]).encode()
@@ -212,7 +217,9 @@ def of_a_gpu(*_):
 
 @pytest.mark.parametrize("run_out", [of_the_machine, of_a_gpu])
 @pytest.mark.parametrize("command", ["evaluate", "predict", "wise-ft"])
-def test_too_little_memory_is_told_in_a_line(pets, tmp_path, capfd, monkeypatch, command, run_out):
+def test_too_little_memory_is_reported_in_one_line(
+    pets, tmp_path, capfd, monkeypatch, command, run_out
+):
     flags = {"predict": [noise(tmp_path / "x.png")], "wise-ft": ["-o", tmp_path / "mix"]}
     arguments = [command, pets / "CARFT", *flags.get(command, ()), "--batch_size", "77"]
     monkeypatch.setattr(clip_algorithm.CLIPAlgorithm, "features", run_out)

@@ -24,7 +24,7 @@ def written(folder, algorithm, name="model.pkl", **changes):
     return folder
 
 
-def test_a_trained_job(trained):
+def test_a_trained_job_opens_with_its_settings(trained):
     run = saved.open_run(trained)
     assert run.path == trained / "model.pkl"
     assert run.classes == list(prompts.BUILT_IN_CLASSES["EmojiStyles"])
@@ -43,7 +43,7 @@ def test_a_trained_job(trained):
     assert not torch.equal(run.algorithm.head.weight, best.algorithm.head.weight)
 
 
-def test_words_of_the_folders_are_kept(random_tiny, tmp_path):
+def test_class_names_of_the_folders_are_kept(random_tiny, tmp_path):
     """They come from the data set, which is not there any more."""
     values = settings(random_tiny, class_names="dataset:Mine")
     names = ["Alarm_Clock", "Bücher", "TV"]
@@ -56,7 +56,7 @@ def test_words_of_the_folders_are_kept(random_tiny, tmp_path):
     assert run.step == 40
 
 
-def test_the_words_are_in_the_state_dict_whatever_is_done_to_the_model(random_tiny):
+def test_class_names_in_the_state_dict_survive_casts_and_averaging(random_tiny):
     algorithm = make(random_tiny)
     text = bytes(algorithm.to(torch.float16).state_dict()["words"].tolist()).decode()
     assert json.loads(text) == {"classes": CLASSES, "contexts": CONTEXTS}
@@ -85,7 +85,7 @@ class Evil:
         lambda path, evil: zipfile.ZipFile(path, "w").close(),
     ],
 )
-def test_nothing_in_a_file_is_executed(tmp_path, write):
+def test_nothing_in_a_weights_file_is_executed(tmp_path, write):
     path, victim = tmp_path / "model.pkl", tmp_path / "executed"
     write(path, Evil(victim))
     with pytest.raises(CarftError, match="model.pkl.*may be code; nothing in") as raised:
@@ -100,7 +100,7 @@ ARGS = {"algorithm": "CARFT", "dataset": "x", "test_envs": [0]}
 ONE_WORD = b'{"classes": ["a"], "contexts": ["b {}"]}'
 
 
-def test_weights_of_something_else_are_refused(random_tiny, tmp_path):
+def test_weights_that_are_no_run_of_ours_are_refused(random_tiny, tmp_path):
     algorithm = make(random_tiny)
     state = algorithm.state_dict()
 
@@ -136,7 +136,7 @@ def test_weights_of_something_else_are_refused(random_tiny, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*quantize.*:UserWarning", "ignore:TypedStorage")
-def test_tensors_of_another_kind_are_refused(random_tiny, tmp_path):
+def test_tensors_that_are_not_dense_are_refused(random_tiny, tmp_path):
     algorithm = make(random_tiny)
     dense = algorithm.state_dict()["encoder.proj"]
     kinds = {
@@ -172,7 +172,7 @@ def test_weights_of_a_training_that_diverged_are_refused(random_tiny, tmp_path, 
     assert not output.exists()
 
 
-def test_what_is_not_there_is_said(random_tiny, tmp_path):
+def test_missing_files_are_named(random_tiny, tmp_path):
     with pytest.raises(CarftError, match=r"has no model\.pkl; expected the folder of a finished"):
         saved.open_run(tmp_path)
     written(tmp_path, make(random_tiny), "model_best.pkl")

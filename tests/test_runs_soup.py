@@ -11,8 +11,8 @@ from runs_jobs import by_split, carft, evaluated, train_job, weights, write_pict
 
 from domainbed_carft import cli
 from domainbed_carft.cli import run_texts
-from domainbed_carft.clips import pictures as images
 from domainbed_carft.errors import CarftError
+from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD
 from domainbed_carft.runs import export, saved, saved_checks, soup, soup_members, splits
 
 # Of different rates, seeds and settings; the last two differ in how they scale the head, too.
@@ -62,7 +62,15 @@ def mean_by_hand(paths):
     return common
 
 
-def test_the_soups_are_the_means_of_what_validation_chose(runs, tmp_path, capsys):
+def check_mean(state, expected):
+    """The tensors of a state dict are the expected ones, as far as those go."""
+    for name, tensor in state.items():
+        if name in expected:
+            expected_tensor = torch.as_tensor(expected[name])
+            torch.testing.assert_close(tensor.double(), expected_tensor, rtol=1e-6, atol=1e-7)
+
+
+def test_soups_are_means_of_the_runs_that_validation_chose(runs, tmp_path, capsys):
     carft("soup", *last_of(runs[:3]), "-o", tmp_path / "out")
     assert run_texts.PICTURES_OF_A_SOUP in capsys.readouterr().out
 
@@ -97,16 +105,12 @@ def test_the_soups_are_the_means_of_what_validation_chose(runs, tmp_path, capsys
 
     for kind, row in by_kind.items():
         path = tmp_path / "out" / f"model_soup_{kind}.pkl"
-        expected = mean_by_hand(row["runs"])
-        for name, found in weights(path).items():
-            if name in expected:
-                expected_tensor = torch.as_tensor(expected[name])
-                torch.testing.assert_close(found.double(), expected_tensor, rtol=1e-6, atol=1e-7)
+        check_mean(weights(path), mean_by_hand(row["runs"]))
         measured = evaluated(capsys, path)
         assert by_split(measured) == row["splits"] and measured["transform"] == "test"
 
 
-def test_any_order_of_the_runs_gives_the_same_soups(runs, tmp_path):
+def test_the_order_of_the_runs_does_not_change_the_soups(runs, tmp_path):
     """To the bit, whichever run is first: its seed and step once chose the pictures."""
     results = []
     for number, order in enumerate(itertools.permutations(last_of(runs[:4]), 4)):
@@ -139,7 +143,7 @@ def test_pictures_of_a_soup_are_not_augmented(runs, tmp_path, capsys):
             part, position = part.dataset, part.indices[position]
         path, _ = part.samples[position]
         squeezed = np.asarray(Image.open(path).resize((48, 48), Image.Resampling.BILINEAR)) / 255
-        normalised = (squeezed - images.CLIP_MEAN) / images.CLIP_STD
+        normalised = (squeezed - CLIP_MEAN) / CLIP_STD
         found_picture = split.items[0][0].permute(1, 2, 0).numpy()
         np.testing.assert_allclose(found_picture, normalised, atol=0.02)  # of bytes, rounded
 
@@ -210,7 +214,7 @@ def test_soups_with_an_original_encoder(runs, tmp_path, algorithm):
     torch.testing.assert_close(run.algorithm.head.weight.data, mean, rtol=1e-5, atol=1e-5)
 
 
-def test_a_soup_says_what_it_is_and_keeps_no_settings_of_its_runs(runs, tmp_path, capsys):
+def test_a_soup_describes_itself_without_settings_of_its_runs(runs, tmp_path, capsys):
     paths = last_of([runs[2], runs[0]])  # one that predicts half-way to the original comes first
     carft("soup", *paths, "-o", tmp_path / "out")
     document, contents = made(tmp_path / "out")
@@ -276,7 +280,7 @@ def test_a_soup_of_release_0_1_0_opens_as_a_soup(runs, tmp_path, capsys):
         {"chosen_by": 3},
     ],
 )
-def test_a_file_with_an_odd_soup_is_refused(runs, tmp_path, capsys, change):
+def test_a_file_with_an_invalid_soup_is_refused(runs, tmp_path, capsys, change):
     carft("soup", *last_of(runs[:2]), "-o", tmp_path / "out")
     file = tmp_path / "out" / "model_soup_uniform.pkl"
     content = torch.load(file, weights_only=True)
@@ -309,7 +313,7 @@ def test_runs_that_held_out_other_pictures_are_refused_by_name(runs, tmp_path, c
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_selected_weights_are_taken(runs, tmp_path, capsys):
+def test_soups_use_the_selected_weights(runs, tmp_path, capsys):
     """Where environments were left out; else, and where there are no others, the last."""
     carft("soup", *runs[:2], "-o", tmp_path / "out")
     document, _ = made(tmp_path / "out")

@@ -35,7 +35,7 @@ def original_and_run(pets):
     return zero_shot, run
 
 
-def test_the_ends_are_the_zero_shot_clip_and_the_run_to_the_bit(pets, mixed):
+def test_alpha_0_is_zero_shot_and_alpha_1_the_run_to_the_bit(pets, mixed):
     zero_shot, run = original_and_run(pets)
     start, end = (weights(mixed / f"model_alpha_{alpha}.pkl") for alpha in ("0.00", "1.00"))
     assert start.keys() == zero_shot.keys() == run.keys() == end.keys()
@@ -45,7 +45,7 @@ def test_the_ends_are_the_zero_shot_clip_and_the_run_to_the_bit(pets, mixed):
     assert not torch.equal(zero_shot["encoder.proj"], run["encoder.proj"])
 
 
-def test_between_them_the_weights_are_the_formulas(pets, mixed):
+def test_weights_in_between_equal_the_formula(pets, mixed):
     zero_shot, run = original_and_run(pets)
     half = np.float32(0.5)
     for name, tensor in weights(mixed / "model_alpha_0.50.pkl").items():
@@ -56,7 +56,7 @@ def test_between_them_the_weights_are_the_formulas(pets, mixed):
             assert torch.equal(tensor, run[name]), name
 
 
-def test_accuracies_are_those_of_the_records(pets, mixed):
+def test_accuracies_of_wise_ft_equal_the_records(pets, mixed):
     rows = results(mixed)
     assert rows[1.0]["splits"] == accuracies(records(pets / "CARFT")[-1])
 
@@ -70,7 +70,7 @@ def test_accuracies_are_those_of_the_records(pets, mixed):
         assert row["out_of_domain"] == row["splits"]["env0_in"]
 
 
-def test_saved_weights_are_a_run_for_all_commands(pets, mixed, capsys, tmp_path):
+def test_saved_weights_open_in_all_commands(pets, mixed, capsys, tmp_path):
     path = mixed / "model_alpha_0.50.pkl"
     run = saved.open_run(path)
     assert run.alpha == 0.5 and type(run.algorithm).__name__ == "CARFT"
@@ -91,7 +91,7 @@ def test_saved_weights_are_a_run_for_all_commands(pets, mixed, capsys, tmp_path)
     )
 
 
-def test_what_it_leaves(mixed):
+def test_wise_ft_writes_json_csv_and_a_plot(mixed):
     names = [f"model_alpha_{alpha}.pkl" for alpha in ("0.00", "0.50", "1.00")]
     assert sorted(os.listdir(mixed)) == sorted([*names, wise_ft.TABLE, *wise_ft_curve.FILES])
     assert Image.open(mixed / "wise_ft.png").format == "PNG"
@@ -163,12 +163,12 @@ def changed(pets, folder, **hparams):
         ("CARFT", ["--suite", "imagnet"], "no suite is called 'imagnet'"),
     ],
 )
-def test_what_is_refused_leaves_nothing(pets, tmp_path, capsys, run, flags, message):
+def test_refused_commands_write_nothing(pets, tmp_path, capsys, run, flags, message):
     carft("wise-ft", pets / run, "-o", tmp_path / "out", *flags, status=1)
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_nothing_is_overwritten(pets, tmp_path, capsys):
+def test_wise_ft_overwrites_nothing(pets, tmp_path, capsys):
     for name in ("wise_ft.json", "wise_ft.png", "model_alpha_0.50.pkl"):
         (tmp_path / name).write_text("mine")
         words = ("-o", tmp_path, "--alphas", 0.5, "--save", "all")

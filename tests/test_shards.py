@@ -57,7 +57,7 @@ def labels_by_name(path):
 # The index belongs to its shards
 
 
-def test_the_index_is_not_that_of_another_folder(tmp_path):
+def test_indexes_of_two_folders_are_not_confused(tmp_path):
     """With equal names, sizes and times, as images of a file system have them."""
     first_path = write_labels(tmp_path / "a" / "0.tar", [0, 0, 1, 1])
     second_path = write_labels(tmp_path / "b" / "0.tar", [1, 1, 0, 0])
@@ -68,7 +68,7 @@ def test_the_index_is_not_that_of_another_folder(tmp_path):
     assert labels_by_name(second_path) == [1, 1, 0, 0]
 
 
-def test_the_index_is_not_that_of_what_a_link_led_to(tmp_path):
+def test_an_index_follows_a_changed_symlink(tmp_path):
     for name, labels in (("a", [0, 1]), ("b", [1, 0])):
         os.utime(write_labels(tmp_path / name / "0.tar", labels), ns=(10**18, 10**18))
     link = tmp_path / "data"
@@ -78,7 +78,7 @@ def test_the_index_is_not_that_of_what_a_link_led_to(tmp_path):
         assert labels_by_name(link / "0.tar") == expected
 
 
-def test_the_index_is_not_that_of_a_file_that_was_there_before(tmp_path):
+def test_an_index_follows_a_replaced_file(tmp_path):
     path = write_labels(tmp_path / "0.tar", [0, 1])
     os.utime(path, ns=(10**18, 10**18))
     assert labels_by_name(path) == [0, 1]
@@ -87,7 +87,7 @@ def test_the_index_is_not_that_of_a_file_that_was_there_before(tmp_path):
     assert labels_by_name(path) == [1, 0]
 
 
-def test_the_ends_of_a_shard_tell_it_from_another_of_the_same_status(tmp_path, monkeypatch):
+def test_shards_of_equal_size_and_time_are_told_apart_by_content(tmp_path, monkeypatch):
     """Where even inode and times are equal, as two images mounted one after the other have them."""
     path = write_labels(tmp_path / "0.tar", [0, 1])
     status = path.stat()
@@ -158,7 +158,7 @@ PLAUSIBLE = ("nothing", "without its last row", "one column")
     ("alteration", "with_checksum"),
     [*((a, False) for a in ALTERED), *((a, True) for a in ALTERED if a not in PLAUSIBLE)],
 )
-def test_an_altered_index_costs_only_time(alteration, with_checksum, tmp_path, cache):
+def test_an_altered_index_is_built_again(alteration, with_checksum, tmp_path, cache):
     path = write_labels(tmp_path / "0.tar", [0, 0, 1, 2])
     first = shards.index([path], CLASSES)
     (cache_file,) = (cache / "shards").iterdir()
@@ -182,7 +182,7 @@ def test_an_altered_index_costs_only_time(alteration, with_checksum, tmp_path, c
     assert cache_file.read_bytes() != rows  # and is right again
 
 
-def test_an_index_with_a_flipped_bit_is_made_anew(tmp_path, cache):
+def test_an_index_with_a_flipped_bit_is_built_again(tmp_path, cache):
     path = write_labels(tmp_path / "0.tar", [0, 0, 1, 2])
     first = shards.index([path], CLASSES)
     (cache_file,) = (cache / "shards").iterdir()
@@ -196,7 +196,7 @@ def test_an_index_with_a_flipped_bit_is_made_anew(tmp_path, cache):
         assert np.array_equal(index.labels, first.labels)
 
 
-def test_an_index_of_other_shards_is_not_taken(tmp_path, cache):
+def test_an_index_of_other_shards_is_not_used(tmp_path, cache):
     """Copied to the name of the right one."""
     first_path = write_labels(tmp_path / "a" / "0.tar", [0, 1])
     second_path = write_labels(tmp_path / "b" / "0.tar", [1, 0])
@@ -220,19 +220,19 @@ def refused(path, message):
 @pytest.mark.parametrize(
     ("label", "expected"), [("1", 1), ("dog", 1), (" 2\n", 2), ("0", 0), ("002", 2)]
 )
-def test_labels_as_text(label, expected, tmp_path):
+def test_labels_are_read_from_text(label, expected, tmp_path):
     assert labels_by_name(write_labels(tmp_path / "0.tar", [label])) == [expected]
 
 
 @pytest.mark.parametrize(
     "label", ["1.9", "True", "٢", "²", "1e0", "-1", "3", "+1", "1_0", "", "0x1", "nan", "9" * 9]
 )
-def test_text_that_is_not_plainly_a_label_is_refused(label, tmp_path):
+def test_text_that_is_no_label_is_refused(label, tmp_path):
     refused(write_labels(tmp_path / "0.tar", [label]), "the sample 's0' has the label ")
 
 
 @pytest.mark.parametrize(("text", "expected"), [('{"cls": 1}', 1), ('{"label": "owl"}', 2)])
-def test_labels_in_json(text, expected, tmp_path):
+def test_labels_are_read_from_json(text, expected, tmp_path):
     parts = [member("a.jpg", b"x"), member("a.json", text.encode())]
     assert labels_by_name(write_members(tmp_path / "0.tar", parts)) == [expected]
 
@@ -259,12 +259,12 @@ def test_labels_in_json(text, expected, tmp_path):
         ("[" * 3000, "nested more than"),
     ],
 )
-def test_json_that_is_not_plainly_a_label_is_refused(text, message, tmp_path):
+def test_json_that_is_no_label_is_refused(text, message, tmp_path):
     parts = [member("a.jpg", b"x"), member("a.json", text.encode())]
     refused(write_members(tmp_path / "0.tar", parts), message)
 
 
-def test_a_sample_that_is_there_twice_is_refused(tmp_path):
+def test_a_repeated_sample_is_refused(tmp_path):
     separate_shards = [
         *(member("a.jpg", b"x"), member("a.cls", b"0")),
         *(member("b.jpg", b"x"), member("b.cls", b"0")),

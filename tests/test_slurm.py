@@ -22,7 +22,7 @@ from sweep_jobs import (
 )
 
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.launchers import slurm
+from domainbed_carft.launchers import slurm_cluster
 
 _MISSING = missing_slurm()
 pytestmark = pytest.mark.skipif(bool(_MISSING), reason=_MISSING)
@@ -35,7 +35,7 @@ def sweep(tmp_path):
     """A sweep's folder with a name that a shell would take for something else."""
     folder = tmp_path / 'the sweep\'s "$(touch pwned)" `touch pwned`; #x'
     yield folder
-    slurm.cancel(name for launched in launched_in(folder) for name in launched.values())
+    slurm_cluster.cancel(name for launched in launched_in(folder) for name in launched.values())
     pwned = [p for root in (Path.cwd(), tmp_path) for p in root.glob("**/pwned")]
 
     assert not pwned
@@ -52,7 +52,7 @@ def submit(commands, **options):
 
 
 def unfinished(sweep):
-    return slurm.states(launched_in(sweep)[0].values())
+    return slurm_cluster.states(launched_in(sweep)[0].values())
 
 
 def end_soon(sweep):
@@ -71,7 +71,7 @@ def end_soon(sweep):
     wait_until(ended, 400)
 
 
-def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys):
+def test_jobs_run_as_arrays_with_at_most_array_cap_at_once(sweep, capsys):
     """SLURM's own limit, 6 here, is below the option array_size; the cap holds over two arrays."""
     hparams = 'it\'s "a" $(touch pwned)\nline; `x`'
     jobs = commands(sweep, 8, seconds=0.5, hparams=hparams)
@@ -82,7 +82,7 @@ def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys)
     (ids,) = launched_in(sweep)
     assert len(ids) == len(set(ids.values())) == 8
 
-    size = slurm.largest_array()
+    size = slurm_cluster.largest_array()
     arrays = {name.partition("_")[0] for name in ids.values()}
     assert len(arrays) == -(-8 // min(size, 1000))
     assert set(unfinished(sweep)) == set(ids.values())
@@ -109,7 +109,7 @@ def test_jobs_are_elements_of_arrays_no_more_at_once_than_the_cap(sweep, capsys)
 
 
 @pytest.mark.slow
-def test_at_its_time_limit_a_job_saves_and_goes_on_later(sweep):
+def test_a_job_at_its_time_limit_saves_and_resumes(sweep):
     """One minute is SLURM's shortest limit. Its warning comes up to half a minute early.
 
     So with 20 s it comes 10 to 40 s after the start. One that comes at the start itself is lost.
@@ -131,7 +131,7 @@ def wait_for(condition, seconds=240):
     return wait_until(condition, seconds, pause=1)
 
 
-def test_from_launch_to_cancel_to_done(tmp_path):
+def test_a_slurm_sweep_is_launched_cancelled_and_cleaned(tmp_path):
     out = tmp_path / "it's out"
     long = declared(tmp_path, steps=1000000, hparams={"batch_size": 4})
     endless = [*long, *SLURM, "--output_dir", out]
@@ -174,7 +174,8 @@ test_environments: [line]
 """
 
 
-def test_a_job_that_is_requeued_ends_as_one_that_never_was(tmp_path):
+@pytest.mark.slow
+def test_a_requeued_job_resumes_to_the_same_weights(tmp_path):
     """To the bit: records and weights."""
     (tmp_path / "one.yaml").write_text(ONE)
     outs = [tmp_path / "disturbed", tmp_path / "undisturbed"]

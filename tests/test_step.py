@@ -61,7 +61,7 @@ class NoWaiting(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("name", "overrides"), CASES)
-def test_a_step_reads_no_tensor(random_tiny, name, overrides):
+def test_a_step_never_reads_a_tensors_value(random_tiny, name, overrides):
     algorithm = make(random_tiny, name, **overrides)
     for seed in range(3):
         with NoWaiting(algorithm):
@@ -87,7 +87,7 @@ def test_a_step_does_not_wait_for_the_gpu(random_tiny, name, overrides):
 
 
 @pytest.mark.parametrize(("name", "overrides"), [case for case in CASES if case[0] != "FLYP"])
-def test_micro_batches_make_the_step_of_the_whole_batch(random_tiny, name, overrides):
+def test_micro_batches_give_the_gradients_of_the_whole_batch(random_tiny, name, overrides):
     """Micro-batches of 5, 5 and 2 of 12 pictures, after two steps, with the same random draws."""
     at_once = make(random_tiny, name, **overrides)
     train(at_once, 2)
@@ -135,7 +135,7 @@ def clip_of(kind, random_tiny, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_checkpointed_blocks_change_memory_only(kind, random_tiny, tmp_path):
+def test_checkpointed_blocks_change_only_memory(kind, random_tiny, tmp_path):
     path = clip_of(kind, random_tiny, tmp_path)
     overrides = {"ldifs_weight": 0.5, "miro_weight": 0.5, "micro_batch": 8}
     plain, checkpointed = (make(path, checkpoint_blocks=on, **overrides) for on in (False, True))
@@ -149,9 +149,10 @@ def test_checkpointed_blocks_change_memory_only(kind, random_tiny, tmp_path):
     algorithm_state.capture(checkpointed, algorithm_state.structure(checkpointed))  # can be resumed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.skipif(torch.__version__ < "2.5", reason="compile_blocks needs torch 2.5")
-def test_compiled_blocks_change_rounding_only():
+def test_compiled_blocks_change_only_rounding():
     """In a process of its own: torch.compile needs setuptools, and that no other test has pip."""
     code = "import test_step; test_step.check_compiled_blocks()"
     folder = Path(__file__).parent
@@ -209,7 +210,7 @@ def test_the_record_has_the_resolved_amp(random_tiny):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_original_in_bf16_is_what_autocast_makes_of_it(kind, random_tiny, tmp_path):
+def test_the_original_in_bf16_equals_autocasts(kind, random_tiny, tmp_path):
     clip_model = backbone.load(str(clip_of(kind, random_tiny, tmp_path)))
     encoder = clip_model.model.visual
     exact = original.FrozenOriginal(encoder, "bf16", keep_weights=True)
@@ -229,7 +230,7 @@ def test_the_original_in_bf16_is_what_autocast_makes_of_it(kind, random_tiny, tm
     assert rounded_bytes < 0.75 * exact_bytes  # small ones have few matrices
 
 
-def test_a_state_from_a_gpus_fused_optimizer_goes_on_here(random_tiny):
+def test_a_state_of_a_fused_gpu_optimizer_resumes_on_cpu(random_tiny):
     first = make(random_tiny)
     second = make(random_tiny)
     train(first, 2)

@@ -23,7 +23,7 @@ def sha256(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_the_lists_have_the_known_digests():
+def test_class_lists_have_their_known_digests():
     """Those of timm's, OpenAI's and ObjectNet's lists, as others publish them."""
     assert sha256("\n".join(imagenet.wordnet_ids())).startswith("385e0240499426c0")
 
@@ -43,7 +43,7 @@ def test_the_lists_have_the_known_digests():
         ]
 
 
-def test_objectnets_groups():
+def test_objectnet_groups_imagenet_classes():
     test_set = SETS["ObjectNet"]
     table = dict(zip(test_set.classes, map(list, test_set.groups)))
     assert sha256(json.dumps(table, sort_keys=True, separators=(",", ":"))).startswith("94c146488a")
@@ -95,7 +95,7 @@ def test_folders_that_are_numbers_are_labels(tmp_path, form):
     assert labels == {**{form.format(n): n for n in range(12)}, imagenet.wordnet_ids()[12]: 12}
 
 
-def test_a_copy_of_a_without_a_class_is_told_and_masked_by_the_list(tmp_path):
+def test_imagenet_a_without_a_class_is_reported_and_still_masked(tmp_path):
     test_set = SETS["ImageNet-A"]
     tree(tmp_path, test_set.name, test_set.classes)
     find = expecting(test_set.name, picture_count=200)
@@ -120,7 +120,7 @@ def test_a_copy_of_a_without_a_class_is_told_and_masked_by_the_list(tmp_path):
         (lambda root: (root / "n01440764/0.jpg").unlink(), "no picture of 1 of its 1,000 classes"),
     ],
 )
-def test_a_copy_that_is_not_whole(tmp_path, change, problem):
+def test_an_incomplete_test_set_is_reported(tmp_path, change, problem):
     root = tree(tmp_path, "ImageNet", imagenet.wordnet_ids()).rename(
         tmp_path / "imagenet/val_in_folder"
     )
@@ -170,7 +170,7 @@ def mappings(root, swapped=False):
     (root / "imagenet_to_label_2012_v2").write_text("\n".join(lines[n] for n in range(1000)) + "\n")
 
 
-def test_objectnet_by_its_folders_names(tmp_path):
+def test_objectnet_is_found_by_its_folder_names(tmp_path):
     """The 200 other folders are not read; its mappings must be those of our list."""
     test_set = SETS["ObjectNet"]
     tree(tmp_path, test_set.name, [*test_set.classes, "a_folder_not_used"])
@@ -188,7 +188,7 @@ def test_objectnet_by_its_folders_names(tmp_path):
 # carft data
 
 
-def test_list_and_verify_know_them(tmp_path, monkeypatch):
+def test_list_and_verify_know_the_suites(tmp_path, monkeypatch):
     listed = carft("list")
     assert "ImageNet-V2      imagenetv2-matched-frequency-format-val     1000    10,000" in (
         listed.stdout
@@ -218,7 +218,7 @@ def expect(monkeypatch, name, pictures):
     monkeypatch.setattr(imagenet, "suite", lambda: suite)
 
 
-def test_download_of_what_may_be(tmp_path, monkeypatch):
+def test_downloadable_test_sets_are_downloaded(tmp_path, monkeypatch):
     for name, message in (("ImageNet", "image-net.org"), ("ObjectNet", "never to train")):
         refused = carft("download", name, "--data_dir", tmp_path)
         assert refused.returncode == 1 and message in refused.stderr
@@ -244,7 +244,7 @@ def test_objectnet_is_no_training_data(tmp_path):
         assert done.returncode == 1 and "whose licence forbids to train" in done.stdout
 
 
-def test_a_line_that_a_full_disk_has_cut_off_costs_no_other(tmp_path):
+def test_a_truncated_suite_record_loses_no_other(tmp_path):
     record = {field: field for field in records.FIELDS}
     records.append(tmp_path, record)
     with (tmp_path / records.FILE).open("a") as file:

@@ -19,7 +19,7 @@ from domainbed_carft.clips import backbone, openai_models
 from domainbed_carft.data import picture_files
 from domainbed_carft.method import prompts
 from domainbed_carft.pictures import loading
-from domainbed_carft.pictures import plan as planning
+from domainbed_carft.pictures.plan import PicturePlan
 from domainbed_carft.runs import predict, saved, suite_evaluation, suite_pictures
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Folders, Suite, TestSet
@@ -83,7 +83,7 @@ def expected(run, test_set, pictures):
     return sum(right), len(right)
 
 
-def test_a_run_by_each_sets_own_classes(pets, suite, job, capsys):
+def test_a_run_is_scored_by_each_test_sets_own_classes(pets, suite, job, capsys):
     flags = ("--suite", "pets", "--data_dir", pets / "my pets")
     document = json.loads(carft(capsys, "evaluate", job, *flags, "--json", "--workers", 1))
     run = saved.open_run(job)
@@ -107,7 +107,9 @@ def test_a_run_by_each_sets_own_classes(pets, suite, job, capsys):
     assert record["wise_ft_alpha"] is None and [*record] == [*records.FIELDS]
 
 
-def test_a_set_that_is_missing_or_incomplete_is_in_no_mean(pets, suite, job, capsys, tmp_path):
+def test_missing_or_incomplete_test_sets_are_left_out_of_the_mean(
+    pets, suite, job, capsys, tmp_path
+):
     data = shutil.copytree(pets / "my pets", tmp_path / "data")
     (data / "art/cat/3.png").unlink()
     for missing in ("", "\n  One: not there"):
@@ -131,12 +133,12 @@ def test_a_set_that_is_missing_or_incomplete_is_in_no_mean(pets, suite, job, cap
         (["{job}", "--suite", "pets", "--data_dir", "{job}"], "no test set of the suite pets is"),
     ],
 )
-def test_what_is_refused(suite, job, capsys, arguments, message):
+def test_invalid_combinations_are_refused(suite, job, capsys, arguments, message):
     assert message in carft(capsys, "evaluate", *(a.format(job=job) for a in arguments), status=1)
     assert not (job / records.FILE).exists()
 
 
-def test_a_broken_picture_is_told(pets, suite, job, capsys, tmp_path):
+def test_a_broken_picture_is_named(pets, suite, job, capsys, tmp_path):
     """Also one that is cut off, which training reads."""
     data = shutil.copytree(pets / "my pets", tmp_path / "data")
     path = data / "art/wild dog/3.png"
@@ -190,7 +192,7 @@ def assert_only_one_is_unread(capsys, job, data, name, problem):
     assert not (job / records.FILE).exists()
 
 
-def test_a_pipe_with_a_pictures_name_costs_its_set_alone(pets, suite, job, capsys, impatient):
+def test_a_pipe_among_the_pictures_fails_only_its_test_set(pets, suite, job, capsys, impatient):
     data = shutil.copytree(pets / "my pets", job.parent / "data")
     os.mkfifo(data / "sketch/cat/11.png")
     problem = "1 path that cannot be read (repair or delete): 'cat/11.png'"
@@ -212,7 +214,7 @@ def test_a_pipe_with_a_pictures_name_costs_its_set_alone(pets, suite, job, capsy
         ("sketch/cat", 0o644, "10 paths that cannot be read (repair or delete): 'cat/"),
     ],
 )
-def test_a_folder_without_permission_costs_its_set_alone(
+def test_an_unreadable_folder_fails_only_its_test_set(
     suite, open_place, capsys, folder, mode, problem
 ):
     job = open_place / "job"
@@ -224,7 +226,7 @@ def test_a_folder_without_permission_costs_its_set_alone(
         assert_only_one_is_unread(capsys, job, data, "One", problem)
 
 
-def test_a_picture_that_is_all_border_costs_its_set_alone(pets, suite, job, capsys):
+def test_a_picture_smaller_than_its_border_fails_only_its_test_set(pets, suite, job, capsys):
     """Another set without a border has the same picture."""
     data = shutil.copytree(pets / "my pets", job.parent / "data")
     path = data / "art/cat/3.png"
@@ -292,7 +294,7 @@ def test_wise_ft_and_soup_on_a_suite(pets, suite, job, capsys, tmp_path):
     assert uniform["sets"] == of_half["sets"] and uniform["mean"] == of_half["mean"]
 
 
-def test_a_clip_without_a_run(pets, suite, capsys):
+def test_a_clip_is_evaluated_without_a_run(pets, suite, capsys):
     """As the run of CLIPZeroShot has it, on pictures as CLIP wants them; beside what is known."""
     flags = ("--suite", "pets", "--data_dir", pets / "my pets")
     text = carft(capsys, "evaluate", "--clip", "tiny", *flags)
@@ -322,7 +324,7 @@ def test_objectnets_border_is_cut_and_no_others(tmp_path):
     picture = Image.new("RGB", (60, 50), "red")
     picture.paste("white", (2, 2, 58, 48))
     picture.save(tmp_path / "0.png")
-    plan = planning.Plan(20, "squash", "bilinear", (0,) * 3, (1,) * 3)
+    plan = PicturePlan(20, "squash", "bilinear", (0,) * 3, (1,) * 3)
     for test_set in catalogue.get("imagenet").sets:
         square, label = suite_pictures.TestSetPictures(
             [(str(tmp_path / "0.png"), 3)], test_set.border, plan

@@ -14,7 +14,7 @@ from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import JobFolder
 
 
-def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_path):
+def test_a_declared_sweep_trains_and_domainbeds_sweep_continues_it(tmp_path):
     names = {"datasets": ["EmojiStyles"], "algorithms": ["CLIPZeroShot", "CARFT"]}
     sweep, *_ = declared(tmp_path, **names, steps=2, test_environments=["line"])
     out = tmp_path / "it's out"
@@ -57,7 +57,7 @@ def test_a_declared_sweep_from_launch_to_done_and_on_by_domainbeds_own_tool(tmp_
     assert "2 jobs: 2 done." in estimate.stdout, estimate.stderr
 
 
-def test_a_job_that_fails_is_told_and_left_until_retry(tmp_path):
+def test_a_failed_job_is_reported_and_waits_for_retry(tmp_path):
     out = tmp_path / "out"
     # Too few pictures for an out-split are found in the job, when it has its data.
     bad = [*declared(tmp_path, steps=2, holdout_fraction=0.001), "--output_dir", out]
@@ -81,7 +81,7 @@ def test_a_job_that_fails_is_told_and_left_until_retry(tmp_path):
     assert dry.stdout.count(f"Dummy launcher: {command}") == 3
 
 
-def test_what_is_cancelled_goes_on_where_it_was(tmp_path):
+def test_cancelled_jobs_resume_where_they_were(tmp_path):
     out = tmp_path / "out"
     long = declared(tmp_path, steps=1000000, hparams={"batch_size": 4})
     command = ["sweep", "launch", *long, "--output_dir", out, "--launcher", "pool", "--jobs", 1]
@@ -133,7 +133,7 @@ for trial in range(20):
 """
 
 
-def test_two_launches_at_once_add_their_jobs(tmp_path):
+def test_two_simultaneous_launches_both_list_their_jobs(tmp_path):
     words = [sys.executable, "-c", ADD]
     running = [subprocess.Popen([*words, str(tmp_path), str(choice)]) for choice in range(3)]
     assert [process.wait(60) for process in running] == [0, 0, 0]

@@ -21,7 +21,7 @@ def hparams(declaration, dataset, algorithm, variant=""):
     return declaration.hparams_of(dataset, algorithm, declaration.settings[variant])
 
 
-def test_the_later_of_two_settings_wins_and_reaches_what_it_names():
+def test_later_settings_win_and_apply_to_what_they_name():
     declaration = declaration_file.parse(
         """
 name: x
@@ -132,7 +132,7 @@ compare_with: [CARFT]
         ),
     ],
 )
-def test_all_that_is_wrong_is_told_at_once_with_its_line(text, expected):
+def test_all_mistakes_are_reported_at_once_with_their_lines(text, expected):
     sentences = problems(text)
     for start in expected:
         assert any(line.startswith(start) for line in sentences), (start, sentences)
@@ -147,7 +147,7 @@ metric: x
 """
 
 
-def test_an_hparam_of_another_tool_is_told_once_for_all_algorithms():
+def test_an_hparam_of_another_tool_is_reported_once():
     lines = [line for line in problems(SYNONYMS.replace("metric: x\n", "")) if "hparams." in line]
     assert len(lines) == 3
     start = "no hyperparameter of CARFT, CLIPood, CLIPMIRO is called"
@@ -156,7 +156,7 @@ def test_an_hparam_of_another_tool_is_told_once_for_all_algorithms():
     assert f"{start} 'epochs'; set the number of steps: --steps of train, the key" in lines[2]
 
 
-def test_no_guess_is_better_than_a_bad_one():
+def test_an_unknown_key_without_a_near_name_gets_no_suggestion():
     assert "5: metric: no key is called 'metric'. Valid: algorithms" in "\n".join(
         problems(SYNONYMS)
     )
@@ -184,12 +184,12 @@ BOMB = SMALLEST + f"a0: &a0 [x, x]\n{NESTED}selection: *a8\n"
         (SMALLEST + f"grid: {{lr: {[*range(2000)]}, kl_weight: {[*range(2000)]}}}", "100,000 jobs"),
     ],
 )
-def test_each_mistake_is_told_in_one_line(text, message):
+def test_each_mistake_is_reported_in_one_line(text, message):
     matching = [line for line in problems(text) if re.search(message, line)]
     assert len(matching) == 1 and len(matching[0]) < 300
 
 
-def test_the_schema_for_editors_is_what_the_model_gives():
+def test_the_editor_schema_is_up_to_date():
     tool = runpy.run_path(str(REPO / "tools" / "sweep_schema.py"))
     shipped = tool["PATH"].read_text()
     assert shipped == tool["made"]()
@@ -201,7 +201,7 @@ SHIPPED = sorted((REPO / "sweeps").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_the_cost_in_the_comment_of_each_of_our_sweeps_is_what_it_is(path):
+def test_the_comment_of_each_shipped_sweep_states_its_cost(path):
     declaration = declaration_file.load(path.stem)
     assert declaration.name == path.stem and declaration.description
 
@@ -245,14 +245,16 @@ def test_lipsum_ft_has_its_published_recipe_and_lp_ft_claims_none():
         (["lambda", "--data_dir", "no"], "--data_dir no does not exist; give"),
     ],
 )
-def test_all_is_checked_before_any_folder_is_made(words, message, tmp_path, monkeypatch, capsys):
+def test_mistakes_are_found_before_any_folder_is_made(
+    words, message, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["sweep", "launch", "--output_dir", "o", *words]) == 1
     assert message in capsys.readouterr().err and not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("document", ["docs/sweeps.md", "sweeps/README.md"])
-def test_every_command_of_the_documentation_is_one(document):
+def test_every_documented_command_is_valid(document):
     text = (REPO / document).read_text().replace("\\\n", " ")
     commands = re.findall(r"^ *(carft sweep .*)", text, re.MULTILINE)
     commands += re.findall(r"`(carft sweep [^`]+)`", text)

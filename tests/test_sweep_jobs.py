@@ -15,7 +15,7 @@ GOLDEN = json.loads((REPO / "tests" / "golden" / "upstream" / "jobs.json").read_
 
 
 @pytest.mark.parametrize("case", GOLDEN.values(), ids=GOLDEN.keys())
-def test_commands_are_upstreams(case, monkeypatch):
+def test_commands_equal_upstreams(case, monkeypatch):
     monkeypatch.setattr(name_checks, "_problems_of_hparams", lambda *given: [])  # upstream's own
     upstream = case["keywords"]
     first = upstream["n_hparams_from"]
@@ -96,7 +96,7 @@ def test_moved_data_does_not_orphan_a_job(tmp_path, spelling, recorded_in):
 @pytest.mark.parametrize(
     "change", [{"steps": 6}, {"hparams": '{"lr": 2e-4}'}, {"holdout_fraction": 0.1}, {"seed": 1}]
 )
-def test_what_changes_a_result_makes_another_job(tmp_path, change):
+def test_arguments_that_change_results_make_another_job(tmp_path, change):
     declaration = parse("steps: 5\nhparams: {lr: 1e-4}")
     (job, *_) = declaration.jobs("/data", tmp_path)
     record(job, 0, args={**job.args, **change})

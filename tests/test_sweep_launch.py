@@ -42,7 +42,7 @@ def finish_all(jobs, environment=None):
     return []
 
 
-def test_every_job_that_is_not_done_is_told_with_its_reason(launch, foreign_processes, capsys):
+def test_every_unfinished_job_is_reported_with_its_reason(launch, foreign_processes, capsys):
     def leave(jobs, environment):
         stopped, held, refused = jobs
         ended(stopped, 75)
@@ -109,7 +109,7 @@ def test_problems_of_a_sweep_and_of_its_launcher_come_together(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "launched_count"), [("pool", 3), ("local", 3), ("slurm", 2)])
-def test_what_others_have_only_queued_is_taken_by_whoever_has_a_free_slot(
+def test_jobs_queued_by_another_launcher_are_run_by_a_free_slot(
     launch, foreign_processes, name, launched_count
 ):
     launched_folders = []
@@ -127,7 +127,7 @@ def test_what_others_have_only_queued_is_taken_by_whoever_has_a_free_slot(
     assert len(second) == launched_count and set(second) == set(first[-launched_count:])
 
 
-def test_a_log_and_what_is_kept_reach_the_jobs_which_stay_the_same(launch, monkeypatch):
+def test_log_and_keep_weights_reach_jobs_without_changing_identity(launch, monkeypatch):
     for name in ("DOMAINBED_LOG", "WANDB_RUN_GROUP"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("domainbed.lib.scalar_logs.problems", lambda kinds: [])
@@ -213,7 +213,7 @@ def test_jobs_of_upstreams_sweep_keep_their_evaluation(values, out):
     assert values() == "0"
 
 
-def test_a_checkout_is_told_nothing_of_the_training_in_splits(values, monkeypatch):
+def test_a_checkout_gets_no_flag_for_training_in_splits(values, monkeypatch):
     monkeypatch.setattr(host, "skips_in_splits", lambda: False)
     assert values() is None
 
@@ -225,7 +225,7 @@ def test_a_wrong_value_of_the_variable_is_refused_before_any_job(launch, out, mo
     assert not out.exists()
 
 
-def test_what_slurm_cannot_hold_is_told_before_any_folder_is_made(tmp_path, monkeypatch, capsys):
+def test_too_many_slurm_jobs_are_refused_before_any_folder_is_made(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     out = tmp_path / "100% sure"
     flags = [*declared(tmp_path), "--output_dir", str(out), "--launcher", "slurm"]
@@ -278,7 +278,7 @@ def test_a_dry_run_shows_costs_and_verdicts_before_it_refuses(data, capsys):
     assert not (data.parent / "out").exists()
 
 
-def test_slurms_jobs_may_find_data_that_is_not_here(data, capsys, monkeypatch):
+def test_data_missing_here_is_no_error_for_slurm(data, capsys, monkeypatch):
     monkeypatch.setattr("domainbed_carft.launchers.problems", lambda *arguments: [])
     monkeypatch.setattr(launching, "run_plan", lambda plan: [])
     flags = ["--data_dir", "/nowhere", "--launcher", "slurm", "--yes"]
@@ -300,7 +300,7 @@ def test_slurms_jobs_may_find_data_that_is_not_here(data, capsys, monkeypatch):
         ("EmojiStyles", None, (101, 101 * 16 * 3, 3 * 1716)),
     ],
 )
-def test_pictures(dataset, steps, expected):
+def test_costs_count_trained_and_evaluated_pictures(dataset, steps, expected):
     text = f"name: x\nalgorithms: [CARFT]\ndatasets: [{dataset}]\n"
     declaration = declaration_file.parse(f"{text}steps: {steps}" if steps else text, "x.yaml")
     (job, *_) = declaration.jobs("D", Path("o"))
@@ -308,7 +308,7 @@ def test_pictures(dataset, steps, expected):
     assert (cost.steps, cost.trained, cost.evaluated) == expected
 
 
-def test_from_step_times_in_records(tmp_path, monkeypatch, capsys):
+def test_hours_left_come_from_step_times_in_records(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text = "name: x\nalgorithms: [CARFT]\ntrials: 1\ndatasets: [PACS]\nsteps: 100\n"
     job, *_ = launched("out", text)

@@ -13,7 +13,7 @@ from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import states
 
 
-def test_running_tells_where_since_when_how_far_and_how_fast(sweep, foreign_processes):
+def test_a_running_job_shows_host_start_progress_and_speed(sweep, foreign_processes):
     folder, (job, *_) = sweep
     begun = time.time() - 100
     process = foreign_processes.hold(job, since=begun, step=0, steps=11, pictures_per_step=12)
@@ -36,7 +36,7 @@ def test_running_tells_where_since_when_how_far_and_how_fast(sweep, foreign_proc
     assert (now.step, now.steps, now.eta, now.pictures_per_second) == (5, 11, 6 * 2.0, None)
 
 
-def test_queued_as_long_as_its_launcher_lives(sweep, foreign_processes):
+def test_a_job_is_queued_while_its_launcher_lives(sweep, foreign_processes):
     folder, (job, unqueued, *_) = sweep
     process = foreign_processes.queue(job)
     now = status(folder, job)
@@ -49,7 +49,32 @@ def test_queued_as_long_as_its_launcher_lives(sweep, foreign_processes):
     assert status(folder, job).state == states.NOT_LAUNCHED
 
 
-def test_status_as_text_and_as_json(sweep, foreign_processes, capsys):
+STATUS_KEYS = {
+    "folder",
+    "variant",
+    "dataset",
+    "algorithm",
+    "test_envs",
+    "trial_seed",
+    "hparams_seed",
+    "stage",
+    "state",
+    "step",
+    "steps",
+    "host",
+    "pid",
+    "slurm",
+    "since",
+    "pictures_per_second",
+    "eta_seconds",
+    "exit_status",
+    "last_words",
+    "detail",
+    "diverged",
+}
+
+
+def test_status_prints_text_and_json(sweep, foreign_processes, capsys):
     folder, jobs = sweep
     finish(jobs[0])
     record(jobs[0], 10, diverged_at=4)
@@ -71,35 +96,14 @@ def test_status_as_text_and_as_json(sweep, foreign_processes, capsys):
 
     document = json.loads(capsys.readouterr().out)
     assert document["counts"]["failed"] == 1 and len(document["jobs"]) == 8
-    assert set(document["jobs"][0]) == {
-        "folder",
-        "variant",
-        "dataset",
-        "algorithm",
-        "test_envs",
-        "trial_seed",
-        "hparams_seed",
-        "state",
-        "step",
-        "steps",
-        "host",
-        "pid",
-        "slurm",
-        "since",
-        "pictures_per_second",
-        "eta_seconds",
-        "exit_status",
-        "last_words",
-        "detail",
-        "diverged",
-    }
+    assert set(document["jobs"][0]) == STATUS_KEYS
     assert document["jobs"][0]["diverged"] and not document["jobs"][1]["diverged"]
     assert document["jobs"][1]["exit_status"] == -9
     assert document["jobs"][1]["last_words"] == "words of -9"
     assert document["jobs"][2]["state"] == "running" and document["jobs"][2]["step"] == 3
 
 
-def test_what_strangers_wrote_is_told_in_one_line_and_harmless(sweep, capsys):
+def test_damaged_files_in_job_folders_are_reported_in_one_line(sweep, capsys):
     folder, (job, second, third, *_) = sweep
     evil = "\x1b]0;own\x07\u202e\x1b[31m"
     record(job, 3, args={**job.args, "dataset": evil, "algorithm": evil})
@@ -129,7 +133,7 @@ def test_what_strangers_wrote_is_told_in_one_line_and_harmless(sweep, capsys):
     assert "sweep.json is not a readable manifest" in printed and printed.count("\n") == 1
 
 
-def test_watch_looks_again_until_nothing_moves(sweep, foreign_processes):
+def test_watch_repeats_until_no_job_moves(sweep, foreign_processes):
     folder, (job, *_) = sweep
     process = foreign_processes.hold(job)
     watching = subprocess.Popen(

@@ -20,7 +20,7 @@ def listed_folders(folder):
     return {job.folder for job in manifest.read(folder).jobs}
 
 
-def test_retry_keeps_how_they_ended(sweep, capsys):
+def test_retry_keeps_the_earlier_attempts(sweep, capsys):
     folder, (a, b, *_) = sweep
     ended(a, 1, 1, 1)
     ended(b, 2)
@@ -54,7 +54,7 @@ def test_clean_removes_leftovers_of_done_jobs_only(sweep, capsys):
     assert "kept.part: " in stderr and stderr.endswith("; check this path and its permissions\n")
 
 
-def test_clean_never_touches_a_job_that_is_done_runs_or_waits(
+def test_clean_never_touches_done_running_or_queued_jobs(
     sweep, foreign_processes, monkeypatch, capsys
 ):
     """Nor one that is taken up while it asks."""
@@ -87,9 +87,7 @@ def test_clean_never_touches_a_job_that_is_done_runs_or_waits(
     assert "There are no incomplete jobs to delete." in stdout
 
 
-def test_cancel_stops_who_has_a_lock_and_says_whom_it_cannot_reach(
-    sweep, foreign_processes, capsys
-):
+def test_cancel_stops_lock_holders_and_names_those_out_of_reach(sweep, foreign_processes, capsys):
     folder, (job, foreign, *_) = sweep
     process = foreign_processes.hold(job)
     elsewhere = foreign_processes.hold(foreign, host="another machine")
@@ -104,7 +102,7 @@ def test_cancel_stops_who_has_a_lock_and_says_whom_it_cannot_reach(
     assert "No jobs are running or queued." in carft(capsys, "cancel", folder, "--yes")
 
 
-def test_cancel_signals_no_process_that_is_younger_than_the_lock(sweep, foreign_processes, capsys):
+def test_cancel_does_not_signal_a_reused_process_id(sweep, foreign_processes, capsys):
     """A launcher died, its job runs on with its lock, and its number is another's by now."""
     folder, (job, *_) = sweep
     young = foreign_processes.start(
@@ -115,7 +113,7 @@ def test_cancel_signals_no_process_that_is_younger_than_the_lock(sweep, foreign_
     assert young.poll() is None
 
 
-def test_the_functions_of_the_commands_return_reports(sweep):
+def test_retry_clean_and_cancel_return_reports(sweep):
     folder, (done, failed, *_) = sweep
     finish(done)
     (done.folder / "state.pt").touch()

@@ -19,12 +19,13 @@ from PIL import Image
 
 from domainbed_carft import cli
 from domainbed_carft.clips import backbone
-from domainbed_carft.clips import pictures as images
 from domainbed_carft.data import tasks
 from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.data.comparison import normalised_name
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
+from domainbed_carft.pictures.protocols import plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin import data_sets
 from domainbed_carft.runs import confusion, predict, saved
 from domainbed_carft.suites import catalogue, records
@@ -398,7 +399,7 @@ def test_our_algorithms_refuse_a_task_without_a_class_and_others_warn(
     assert "Warning: the data of EuroSAT" in capsys.readouterr().err
 
 
-def test_what_macos_left_in_a_tasks_archive_is_removed(planted, monkeypatch):
+def test_macos_metadata_in_a_task_archive_is_removed(planted, monkeypatch):
     data = planted("Caltech101")
     archive = data / "caltech101" / "__MACOSX"
     archive.mkdir()
@@ -422,7 +423,7 @@ def test_a_class_that_the_test_set_lacks_is_named_in_the_suite(planted):
     assert {label for _, label in copy.samples} == {*range(47)} - {1}
 
 
-def test_sun397_trains_and_its_two_jails_are_what_they_are(planted, tmp_path, monkeypatch, capsys):
+def test_sun397_trains_with_its_two_jail_classes(planted, tmp_path, monkeypatch, capsys):
     """Its list had "jail cell" first, which training refused as names in another order."""
     data = planted("SUN397")
     small = replace(tasks.TASKS["SUN397"], drawn=(2, 1), pictures=(2 * 397, 397))
@@ -460,29 +461,28 @@ def test_missing_data_is_refused_with_the_command_to_download_it(tmp_path, capsy
     assert "no longer downloads it" in capsys.readouterr().err
 
 
+def test_a_task_with_missing_pictures_is_verified_as_different(planted, monkeypatch, capsys):
+    monkeypatch.chdir(planted("EuroSAT"))
+    assert cli.main(["data", "verify", "EuroSAT", "--data_dir", ".", "--decode"]) == 0
+    assert "train has 30 pictures, expected 10,000" in capsys.readouterr().out
+
+
+def train_carft_on(task, data, output):
+    """Two steps of CARFT on a task."""
+    hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
+    arguments = ["--algorithm", "CARFT", "--dataset", task, "--data_dir", str(data), "--test_envs"]
+    arguments += ["--hparams", json.dumps(hparams), "--steps", "2", "--workers", "0"]
+    train.main([*arguments, "--output_dir", str(output)])
+
+
 def test_a_task_is_trained_and_tested_on_under_openais_words(
     planted, tmp_path, monkeypatch, capsys
 ):
     data = planted("EuroSAT")
-    monkeypatch.chdir(data)
-    assert cli.main(["data", "verify", "EuroSAT", "--data_dir", ".", "--decode"]) == 0
-    assert "train has 30 pictures, expected 10,000" in capsys.readouterr().out
-
     small = replace(tasks.TASKS["EuroSAT"], drawn=(2, 1), pictures=(20, 10), per_class=True)
     monkeypatch.setitem(tasks.TASKS, "EuroSAT", small)
     monkeypatch.setattr(data_sets.TASKS["EuroSAT"], "TASK", small)
-    hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
-    training_arguments = [
-        "--algorithm",
-        "CARFT",
-        "--dataset",
-        "EuroSAT",
-        "--data_dir",
-        str(data),
-        "--test_envs",
-    ]
-    training_arguments += ["--hparams", json.dumps(hparams), "--steps", "2", "--workers", "0"]
-    train.main([*training_arguments, "--output_dir", str(tmp_path / "out")])
+    train_carft_on("EuroSAT", data, tmp_path / "out")
     output = capsys.readouterr().out
     assert "CLIP classes: annual crop land, forest, brushland or shrubland," in output
     assert "CLIP contexts: 3, such as 'a centered satellite photo of {}.'" in output
@@ -571,7 +571,7 @@ def test_a_clip_is_tested_with_the_single_template_of_a_task(planted, capsys):
         clip, [[f"a photo of a {name}, a type of pet." for name in names]]
     )
     pictures = tasks.read_split(tasks.TASKS["OxfordIIITPet"], data, False)
-    transform = images.transform("clip", 48, False)
+    transform = PlanTransform(plan_for("clip", 48, False))
     with torch.no_grad():
         x = torch.stack([transform(picture) for picture, _ in pictures])
         predictions = (clip.model.visual(x) @ F.normalize(texts[0], dim=-1).T).argmax(dim=1)
@@ -580,7 +580,7 @@ def test_a_clip_is_tested_with_the_single_template_of_a_task(planted, capsys):
     assert not document["sets"]["test"]["complete"]
 
 
-def test_the_mean_over_classes_weighs_these_alike():
+def test_the_mean_over_classes_weighs_classes_equally():
     counts = confusion.ConfusionCounts.empty(3)
     counts.add(torch.eye(3)[[0, 0, 0, 1]], torch.tensor([0, 0, 1, 1]))
     assert counts.accuracy == 0.75

@@ -25,18 +25,18 @@ KEYS = ["algorithms", "compare_with", "datasets", "hparams", "name", "steps", "t
         ("WiSE-FT", hparams.ALGORITHMS, ["CLIPWiSEFT"]),
     ],
 )
-def test_a_name_is_near_what_it_stands_for(name, valid, expected):
+def test_similar_names_and_synonyms_are_suggested(name, valid, expected):
     assert text.near(name, valid) == expected
 
 
 def test_every_synonym_stands_for_an_hparam_or_a_key_of_a_sweep():
-    from domainbed_carft.sweep.declaration import Shape
+    from domainbed_carft.sweep.shape import Shape
 
     valid_names = {*HPARAMS, *Shape.model_fields}
     assert {*text._SYNONYMS.values()} <= valid_names and not text._SYNONYMS.keys() & valid_names
 
 
-def test_a_message_ends_as_a_sentence():
+def test_messages_end_with_a_full_stop():
     assert text.unknown("key", "trails", ["trials"]).startswith(
         "no key is called 'trails'; did you mean trials? Valid: "
     )

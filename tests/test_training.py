@@ -16,7 +16,7 @@ def diverging(output, *flags):
     return [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
 
 
-def test_a_diverged_training_is_told_once_and_its_records_are_marked(tmp_path):
+def test_a_diverged_training_is_reported_once_and_marked(tmp_path):
     dense = diverging(tmp_path / "each", "--checkpoint_freq", "1")
     first = next(r["step"] for r in dense if not math.isfinite(r["loss"]))
     sparse = diverging(tmp_path / "few", "--checkpoint_freq", "4")
@@ -34,7 +34,7 @@ def test_a_diverged_training_is_told_once_and_its_records_are_marked(tmp_path):
         assert first == 1 and not (tmp_path / name / "model_best.pkl").exists()
 
 
-def test_a_training_that_diverges_is_done_and_no_whole_cell(tmp_path, capsys):
+def test_a_diverged_job_is_done_but_its_cell_incomplete(tmp_path, capsys):
     marks = [diverging(tmp_path / target, "--test_envs", target)[-1] for target in "012"]
     assert all("diverged_at" in mark for mark in marks)
 

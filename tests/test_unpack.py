@@ -15,7 +15,7 @@ KINDS = pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 
 
 @KINDS
-def test_whole_archives_share_a_folder(tmp_path, kind):
+def test_several_archives_unpack_into_one_folder(tmp_path, kind):
     """Of DomainNet's six some hold the same __MACOSX."""
     for n in "12":
         names = [f"{n}/it's one.jpg", f"both/{n}.jpg", "both/x/same.jpg"]
@@ -70,7 +70,7 @@ def flipped(path: Path) -> None:
         ("tar.gz", flipped, "is (damaged|not)"),
     ],
 )
-def test_what_is_no_whole_archive_is_named(tmp_path, kind, spoil, fault):
+def test_damaged_archives_are_named(tmp_path, kind, spoil, fault):
     noise = bytes(range(256)) * 400
     if kind == "zip":
         with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:

@@ -79,7 +79,7 @@ def inside(table, change):
         ),
     ],
 )
-def test_pacs_with_a_change(change, verdict, sentence):
+def test_changed_copies_of_pacs_are_recognised(change, verdict, sentence):
     report = report_on("PACS", change(benchmarks.get("PACS").editions[0].by_class))
     assert report.verdict == verdict
     assert re.search(sentence, " ".join([*report.problems, *report.differences])), report
@@ -118,7 +118,7 @@ def test_missing_data_is_refused_with_a_remedy(tmp_path):
             verify.verify(name, folder)
 
 
-def test_the_command_on_a_whole_and_on_a_broken_set(tmp_path):
+def test_verify_reports_complete_and_broken_data(tmp_path):
     """All 9,991 pictures of PACS, a byte each."""
     root = grow(tmp_path / "PACS", benchmarks.get("PACS").editions[0].by_class)
     done = carft("verify", "PACS", "--data_dir", tmp_path)
@@ -147,7 +147,7 @@ def test_strict_refuses_data_that_differs(tmp_path, monkeypatch):
     assert carft("verify", own_data, "--strict").returncode == 0  # nothing to differ from
 
 
-def test_the_command_in_json(tmp_path):
+def test_verify_prints_json(tmp_path):
     root = grow(tmp_path / "my own", even(["cat", "dog"]), jpeg())
     (root / "art" / "cat" / "it's cut.jpg").write_bytes(jpeg()[:-900])
     done = carft("verify", root, "--decode", "--json")
@@ -179,7 +179,7 @@ def test_the_command_in_json(tmp_path):
     assert document["error"] in done.stderr
 
 
-def test_the_list_and_what_is_embedded():
+def test_list_names_all_data_sets_and_embedded_ones():
     report = verify.verify("EmojiStyles")
     assert (report.verdict, report.pictures) == ("verified", 1716)
 
@@ -235,7 +235,7 @@ def test_counts_are_those_of_image_folder(tmp_path):
     assert listed.faults["link"] == ["art/cat/gone.png"]
 
 
-def test_files_and_folders_that_end_a_job(tmp_path):
+def test_unreadable_files_are_reported_once_and_not_read(tmp_path):
     """Each is told once, and none is read: a pipe would be read without end."""
     root = grow(tmp_path / "mine", even(["cat", "dog"]), jpeg())
     assert verify.verify(str(root)).verdict == "consistent"
@@ -265,7 +265,7 @@ def test_files_and_folders_that_end_a_job(tmp_path):
     assert document["pictures"] == 9  # as DomainBed counts them
 
 
-def test_only_formats_of_pictures_are_opened(tmp_path):
+def test_only_picture_formats_are_opened(tmp_path):
     """PostScript, called .png, would be given to Ghostscript."""
     path = tmp_path / "1.png"
     for ending in ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP"):

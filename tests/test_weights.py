@@ -130,7 +130,7 @@ def test_every_reader_refuses_torchscript_before_torch_sees_it(reader, hostile, 
         read(path)
 
 
-def test_every_reader_notices_a_turned_bit_and_code(reader):
+def test_every_reader_refuses_flipped_bits_and_code(reader):
     path, read, refusal = reader
     torch.save({"a": torch.rand(2000)}, path)
     flip(path)
@@ -143,7 +143,7 @@ def test_every_reader_notices_a_turned_bit_and_code(reader):
     assert "weights_only" not in str(caught.value)  # torch's advice is to read it unsafely
 
 
-def test_files_with_a_turned_bit_or_cut_off_are_refused_or_read_as_they_were(tmp_path):
+def test_damaged_files_are_refused_or_read_unchanged(tmp_path):
     """benchmarks/hostile.py tries more."""
     draw, path, state = random.Random(1), tmp_path / "x.pt", {"a": torch.rand(500), "b": ["c"] * 9}
     torch.save(state, path)
@@ -182,14 +182,14 @@ def many_times(path):
     ("write", "message"),
     [(compressed, "is compressed"), (repeated, "far larger"), (many_times, "far larger")],
 )
-def test_small_files_that_would_take_much_memory(tmp_path, write, message):
+def test_small_files_that_would_fill_memory_are_refused(tmp_path, write, message):
     write(tmp_path / "x.pt")
     assert (tmp_path / "x.pt").stat().st_size < 10**5
     with pytest.raises(CarftError, match=f"x.pt .*{message}"):
         weights.load_weights(tmp_path / "x.pt")
 
 
-def test_a_clip_that_is_not_finite(tmp_path, random_tiny):
+def test_a_clip_with_nan_weights_is_refused(tmp_path, random_tiny):
     state = torch.load(random_tiny, weights_only=True)
     state["visual.proj"][0, 0] = torch.nan
     torch.save(state, tmp_path / "x.pt")
@@ -210,7 +210,7 @@ WORDS = [["a photo of a dog", "a photo of a cat"]]
         torch.zeros(2, 128).half(),
     ],
 )
-def test_text_features_that_cannot_be_right_are_made_anew(
+def test_invalid_cached_text_features_are_computed_again(
     random_tiny, tmp_path, monkeypatch, content
 ):
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path))

@@ -93,7 +93,7 @@ class _Handed:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return reduction.DupFd(self.descriptor).detach, ()
 
 
@@ -126,7 +126,7 @@ def _child(words: list[str], env: dict[str, str], stdout: int, stderr: int, cwd:
             sys.modules.pop(target, None)  # else runpy warns that it is there already
             runpy.run_module(target, run_name="__main__", alter_sys=True)
     except Exception:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
         sys.exit(1)
     finally:
         atexit._run_exitfuncs()

@@ -2,9 +2,9 @@
 
     python tools/pack_records.py OUT benchmarks/records/NAME.tar.xz
 
-The records of the jobs that are done, and the manifest: no weights, logs, locks or states. The
-output folder's path becomes its name. `tar -xf NAME.tar.xz` makes a folder that `carft sweep launch
-NAME --output_dir NAME` goes on with.
+The records of the jobs that are done, their figures by `carft evaluate`, and the manifest: no
+weights, rows of pictures, logs, locks or states. The output folder's path becomes its name.
+`tar -xf NAME.tar.xz` makes a folder that `carft sweep launch NAME --output_dir NAME` goes on with.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import io
 import tarfile
 from pathlib import Path
 
-KEPT = ("done", "results.jsonl", "sweep.json")
+PACKED = ("done", "results.jsonl", "sweep.json", "evaluation_step*.json")
 
 
 def main() -> None:
@@ -24,7 +24,8 @@ def main() -> None:
     arguments = parser.parse_args()
     sweep = arguments.sweep.resolve()
     with tarfile.open(arguments.archive, "w:xz", preset=9) as archive:
-        for path in sorted(one for one in sweep.rglob("*") if one.name in KEPT):
+        packed_paths = (path for pattern in PACKED for path in sweep.rglob(pattern))
+        for path in sorted(packed_paths):
             if path.parent != sweep and not (path.parent / "done").exists():
                 continue
             content = path.read_bytes().replace(str(sweep).encode(), sweep.name.encode())

@@ -156,6 +156,13 @@ def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None
         help=f"merge runs that differ in these parts, separated by commas: {', '.join(KINDS)}",
     )
     parser.add_argument(
+        "--single-source",
+        "--single_source",
+        action="store_true",
+        help="jobs that leave out all environments but one have a single source: for jobs of which "
+        "no manifest says so, as of a checkout's --test_envs 1 2 3",
+    )
+    parser.add_argument(
         "--select",
         type=some_of(METHODS),
         action="extend",
@@ -190,6 +197,7 @@ def _collect(arguments: argparse.Namespace) -> int:
         arguments.folders,
         methods=arguments.select,
         ignored=arguments.ignore,
+        single_source=arguments.single_source,
         pair=arguments.paired,
         compare_published=bool(arguments.compare),
         columns=columns,
@@ -263,6 +271,7 @@ def _report(arguments: argparse.Namespace) -> None:
         arguments.output,
         methods=arguments.select,
         ignored=arguments.ignore,
+        single_source=arguments.single_source,
         pair=arguments.examples,
         n_examples=0 if arguments.no_examples else max(0, arguments.n_examples),
         data_dir=arguments.data_dir,

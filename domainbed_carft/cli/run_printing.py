@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from domainbed_carft import files
-from domainbed_carft.cli import run_texts
+from domainbed_carft.cli import run_texts, sweep_printing
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.runs import SOME_SKIPPED, saved
@@ -32,12 +32,16 @@ from domainbed_carft.runs.saved import TrainedRun
 from domainbed_carft.runs.soup import soup
 from domainbed_carft.runs.suite_evaluation import append_record, evaluate_clip, evaluate_on_suite
 from domainbed_carft.runs.suite_scores import SuiteEvaluation
+from domainbed_carft.runs.sweep_evaluation import is_sweep_folder
 from domainbed_carft.runs.wise_ft import wise_ft
 from domainbed_carft.text import printable, quantity
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
     """Print or write the scores, and keep those on a suite; 3 if a test set cannot be read."""
+    if arguments.path is not None and is_sweep_folder(arguments.path):
+        return sweep_printing.evaluate_sweep_command(arguments)
+
     has_run = arguments.path is not None
     if has_run == (arguments.clip is not None) or (arguments.clip and not arguments.suite):
         raise CarftError("give RUN [--suite NAME], or --clip NAME --suite NAME")

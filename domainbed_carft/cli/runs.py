@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import functools
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from domainbed_carft.cli.evaluation_flags import add_sweep_flags, at_least
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.runs import BATCH_SIZE
@@ -27,16 +27,25 @@ def add_to(commands: Any) -> None:
 
 def _add_evaluate(commands: Any) -> None:
     parser = commands.add_parser(
-        "evaluate", help="measure a saved run: accuracy by split and class, calibration"
+        "evaluate",
+        help="measure a saved run, or all selected runs of a sweep: accuracy by class, calibration",
     )
     parser.set_defaults(run=functools.partial(_run, "evaluate"))
 
     _add_which(parser)
     _add_loading(parser)
     _add_data(parser)
+    _add_original(parser)
     _add_output_file(parser)
+    add_sweep_flags(parser)
 
-    parser.add_argument("path", type=Path, metavar="RUN", nargs="?", help=PATH_HELP)
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="RUN",
+        nargs="?",
+        help=f"{PATH_HELP}; or the output folder of a sweep",
+    )
     parser.add_argument(
         "--clip",
         metavar="NAME",
@@ -61,7 +70,7 @@ def _add_predict(commands: Any) -> None:
     )
     parser.add_argument(
         "--top",
-        type=_at_least(1),
+        type=at_least(1),
         metavar="K",
         help="show the K most likely classes and contexts (default: 3 as text, all as jsonl)",
     )
@@ -184,14 +193,14 @@ def _add_original(parser: argparse.ArgumentParser) -> None:
 def _add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch_size",
-        type=_at_least(1),
+        type=at_least(1),
         default=BATCH_SIZE,
         metavar="N",
         help=f"pictures per batch (default: {BATCH_SIZE})",
     )
     parser.add_argument(
         "--workers",
-        type=_at_least(0),
+        type=at_least(0),
         metavar="N",
         help="processes that load pictures (default: one per core, or none for few pictures)",
     )
@@ -226,19 +235,6 @@ def _add_output_folder(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="folder for the results and the weights",
     )
-
-
-def _at_least(minimum: int) -> Callable[[str], int]:
-    """A parser of whole numbers that are not below ``minimum``."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < minimum:
-            raise argparse.ArgumentTypeError(
-                f"{text!r}; expected a whole number of at least {minimum}"
-            )
-        return int(text)
-
-    return parse
 
 
 def _run(name: str, arguments: argparse.Namespace) -> int | None:

@@ -82,6 +82,8 @@ def _print_state(state: SweepState, has_head: bool) -> None:
             print(_CLEAR_SCREEN, end="")
         print(f"{printable(str(state.output))}  {time.strftime('%Y-%m-%d %H:%M:%S')}")
     print(printing.overview(state.statuses))
+    if search_lines := printing.search_lines(state):
+        print("", *search_lines, sep="\n")
     if state.queue.note:
         print(state.queue.note)
     sys.stdout.flush()

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft.errors import raise_for
+from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.launchers.options import OPTIONS
 from domainbed_carft.text import confirm, printable, quantity
 
 if TYPE_CHECKING:
-    from domainbed_carft.sweep.launch import LaunchPlan
+    from domainbed_carft.sweep.launch_plan import LaunchPlan
 
 # The options of all launchers, by name.
 FIELDS = {field.name: field for kind in OPTIONS.values() for field in dataclasses.fields(kind)}
@@ -39,6 +39,11 @@ def _add_launch_flags(parser: Any) -> None:
     add("--data_dir", help="folder that contains the data sets' folders")
     add("--output_dir", type=Path, required=True, help="folder for the jobs")
     add("--dry-run", "--dry_run", action="store_true", help="print the cost, and run nothing")
+    add(
+        "--second_stage",
+        action="store_true",
+        help="launch only the second stage of a search; refused until the first is done",
+    )
     add_yes(parser)
     add(
         "--keep_weights",
@@ -110,12 +115,16 @@ def _launch(arguments: argparse.Namespace) -> int:
         return _dry_run(plan)
 
     raise_for(plan.problems)
+    if arguments.second_stage:
+        _require_second_stage(plan)
     _print_plan(plan)
     _print_failed(plan)
     if plan.launcher_name != "dummy":
         count = len(plan.jobs_to_run)
         if count:
             jobs = quantity(count, "job")
+            if plan.waiting_jobs:
+                jobs += f", then {len(plan.waiting_jobs):,} of the second stage,"
             print(f"About to launch {jobs} into {plan.output} ({plan.launcher_name}).")
             confirm(arguments.yes)
         else:
@@ -128,6 +137,17 @@ def _launch(arguments: argparse.Namespace) -> int:
         watch = printing.command_line("status", plan.output)
         print(f"Submitted. To watch the jobs: {watch} --watch 30")
     return int(bool(unfinished))
+
+
+def _require_second_stage(plan: LaunchPlan) -> None:
+    """Refuse `--second_stage` for a sweep without stages, or while the first is not done."""
+    from domainbed_carft.sweep import printing
+
+    if not plan.declaration.has_stages:
+        raise CarftError("--second_stage: the sweep has no search with choose_on, so no stages")
+    if plan.waiting_jobs:
+        counts = printing.counts_phrase(plan.statuses)
+        raise CarftError(f"--second_stage: the first stage is not done: {counts}")
 
 
 def _plan(arguments: argparse.Namespace) -> LaunchPlan:
@@ -160,6 +180,8 @@ def _dry_run(plan: LaunchPlan) -> int:
     _print_plan(plan)
 
     print(f"Selection: {', '.join(plan.declaration.selection)}. Nothing is launched.\n")
+    if plan.waiting_jobs:
+        print("The second stage is counted as if it trained the last member of each search.\n")
     print(costs.costs_table(plan.costs(), bool(plan.skips_training_in_splits)))
     raise_for(plan.data_problems)
     return 0
@@ -170,10 +192,29 @@ def _print_plan(plan: LaunchPlan) -> None:
 
     jobs = quantity(len(plan.statuses), "job")
     print(f"{plan.declaration.name}: {jobs}: {printing.counts_phrase(plan.statuses)}.")
+    if plan.declaration.has_stages:
+        _print_stages(plan)
     for verdict in plan.verdicts:
         print(printable(f"Data: {verdict.description}."))
     if plan.skips_training_in_splits is not None:
         print(printing.evaluation_line(plan.skips_training_in_splits))
+
+
+def _print_stages(plan: LaunchPlan) -> None:
+    """Say how many jobs each stage of a search has, and on which trials."""
+    from domainbed_carft.jobs.job import CHOOSE, REPEAT
+    from domainbed_carft.jobs.search import trials_phrase
+    from domainbed_carft.sweep import printing
+
+    by_stage = plan.statuses_by_stage
+    declaration = plan.declaration
+    print(printing.stage_line("First", declaration.choosing_trials, by_stage.get(CHOOSE, ())))
+    if plan.waiting_jobs:
+        jobs = quantity(len(plan.waiting_jobs), "job")
+        trials = trials_phrase(declaration.trial_seeds)
+        print(f"Second stage, {trials}: {jobs} when the first is done.")
+    else:
+        print(printing.stage_line("Second", declaration.trial_seeds, by_stage.get(REPEAT, ())))
 
 
 def _print_failed(plan: LaunchPlan) -> None:

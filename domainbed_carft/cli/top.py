@@ -57,6 +57,7 @@ def _top(arguments: argparse.Namespace) -> None:
         arguments.folders,
         methods=arguments.select,
         ignored=arguments.ignore,
+        single_source=arguments.single_source,
         dataset=arguments.dataset,
         algorithm=arguments.algorithm,
         test_env=arguments.test_env,

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from domainbed_carft import files
 from domainbed_carft.clips import open_clip_models, openai_models
 from domainbed_carft.clips.openai_models import OPENAI_WEIGHTS
-from domainbed_carft.clips.pictures import Preprocessing
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing, weights
+from domainbed_carft.pictures.preprocessing import Preprocessing
 from domainbed_carft.text import progress
 
 PUBLISHED = ("tiny", *OPENAI_WEIGHTS)
@@ -68,13 +68,14 @@ def _read(name: str) -> Backbone:
         return Backbone(name, **open_clip_models.load(name))
 
     path, expected = locate(name)
-    digest = weights.sha256(path)
-    if expected and digest != expected:
-        raise CarftError(
-            f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}. Delete the file, "
-            "or to use it, give its path as clip_backbone"
-        )
-    model = openai_models.read(path, digest)
+    with open(path, "rb") as file:
+        digest = weights.digest_of(file)
+        if expected and digest != expected:
+            raise CarftError(
+                f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}. Delete the "
+                "file, or to use it, give its path as clip_backbone"
+            )
+        model = openai_models.read(file, path, digest)
     if digest not in _published_digests():
         print(
             f"CLIP weights: {path} is none of OpenAI's files, so QuickGELU and attention heads 64 "
@@ -96,18 +97,15 @@ def preprocessing(name: str) -> Preprocessing:
     if name.startswith(open_clip_models.PREFIX):
         return open_clip_models.preprocessing(open_clip_models.configuration(name))
 
-    published_name: str | None = name
-    if name not in PUBLISHED:
-        path, _ = locate(name)
-        published_name = _published_digests().get(weights.sha256(path))
-    if published_name:
-        resolutions = openai_models.RESOLUTIONS
-        return Preprocessing(resolutions.get(published_name, openai_models.DEFAULT_RESOLUTION))
+    if is_own_file(name):
+        return load(name).preprocessing
+    resolutions = openai_models.RESOLUTIONS
+    return Preprocessing(resolutions.get(name, openai_models.DEFAULT_RESOLUTION))
 
-    state = weights.load_weights(name)
-    shapes = {k[len("visual.") :]: v.shape for k, v in state.items() if k.startswith("visual.")}
-    with torch.device("meta"):
-        return Preprocessing(int(openai_models.image_encoder(shapes).input_resolution))
+
+def is_own_file(name: str) -> bool:
+    """Whether the CLIP is a user's file in OpenAI's format, which has to be read for its facts."""
+    return name not in PUBLISHED and not name.startswith(open_clip_models.PREFIX)
 
 
 def _published_digests() -> dict[str, str]:

@@ -21,13 +21,13 @@ from domainbed_carft.clips.open_clip_files import CONFIG, HUB
 from domainbed_carft.clips.open_clip_files import PREFIX as PREFIX
 from domainbed_carft.clips.open_clip_files import WEIGHTS as WEIGHTS
 from domainbed_carft.clips.open_clip_files import package as package
-from domainbed_carft.clips.pictures import CLIP_MEAN, CLIP_STD, INTERPOLATIONS, Preprocessing
 from domainbed_carft.errors import CarftError, brief, imported
 from domainbed_carft.files import parsing, weights
+from domainbed_carft.pictures.plan import INTERPOLATIONS, RESIZES
+from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from domainbed_carft.text import unknown
 
 DEFAULT_IMAGE_SIZE = 224  # pixels a side
-RESIZE_MODES = ("shortest", "squash")
 # Of a tokenizer; others may run code.
 TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
 LONGEST_VALUE = 80  # characters of a value in a message
@@ -103,7 +103,7 @@ def preprocessing(config: Config) -> Preprocessing:
     mean = _numbers(options.get("mean", CLIP_MEAN))
     std = _numbers(options.get("std", CLIP_STD))
 
-    is_known = interpolation in [*INTERPOLATIONS] and resize_mode in RESIZE_MODES
+    is_known = interpolation in INTERPOLATIONS and resize_mode in RESIZES
     if not (is_known and type(side) is int and len(mean) == len(std) == 3 and all(std)):
         requested = {"image_size": size, **options}
         raise CarftError(

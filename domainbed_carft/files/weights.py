@@ -22,10 +22,16 @@ _TORCHSCRIPT_MARK = b"constants.pkl"  # a member of its archives
 
 def sha256(path: Path | str) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
+        return digest_of(file)
+
+
+def digest_of(file: IO[bytes]) -> str:
+    """The SHA-256 of an opened file, in hexadecimal digits; ``file`` is at its start again."""
+    digest = hashlib.sha256()
+    while chunk := file.read(CHUNK_BYTES):
+        digest.update(chunk)
+    file.seek(0)
     return digest.hexdigest()
 
 
@@ -35,14 +41,22 @@ def load_weights(path: Path | str) -> Any:
     Every weights file is opened here. Raises CarftError, in one line, for a file that cannot be
     read, is damaged, holds more than plain data and tensors, or would take far more memory.
     """
-    import torch
-
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
             raise CarftError(f"{path} is not a file")
         with open(path, "rb") as file:
-            _require_sound(file, path)
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return load_opened_weights(file, path)
+    except OSError as error:
+        raise CarftError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def load_opened_weights(file: IO[bytes], path: Path | str) -> Any:
+    """The content of a weights file that is open and at its start; raises as `load_weights`."""
+    import torch
+
+    try:
+        _require_sound(file, path)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except (CarftError, MemoryError):
         raise
     except OSError as error:

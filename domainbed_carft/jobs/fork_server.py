@@ -68,11 +68,13 @@ class ForkServer:
 
     A context manager: the server starts with the first job that it can fork, and ends with the
     block. ``detached`` jobs get a session of their own, no input, and no output but standard error;
-    others share this process's session and streams. So does the server.
+    others share this process's session and streams. So does the server. ``module``: what jobs run
+    as ``python -m``.
     """
 
-    def __init__(self, detached: bool) -> None:
+    def __init__(self, detached: bool, module: str = TRAIN) -> None:
         self._detached = detached
+        self._module = module
         self._starting = threading.Lock()  # held while a job is started
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -94,7 +96,7 @@ class ForkServer:
         """
         if sys.platform != "linux" or variables.get(SWITCH, "") not in ("", "0"):
             return None
-        if list(command[:3]) != [sys.executable, "-m", TRAIN]:
+        if list(command[:3]) != [sys.executable, "-m", self._module]:
             return None
 
         server_variables = {
@@ -116,8 +118,9 @@ class ForkServer:
         self._control, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stream = subprocess.DEVNULL if self._detached else None
         with child_end:
+            words = [sys.executable, "-m", "domainbed_carft.jobs.fork_server"]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "domainbed_carft.jobs.fork_server", str(child_end.fileno())],
+                [*words, str(child_end.fileno()), self._module],
                 env=variables,
                 pass_fds=(child_end.fileno(),),
                 start_new_session=self._detached,
@@ -148,8 +151,9 @@ def _main() -> None:
     ended, also after this process has died. This process ends with its launcher.
     """
     control = socket.socket(fileno=int(sys.argv[1]))
+    module = sys.argv[2]
     try:
-        _import_what_train_imports()
+        _import_what_jobs_import(module)
     except BaseException:  # whatever it is, a job that starts cold shows it
         os._exit(1)
 
@@ -162,16 +166,16 @@ def _main() -> None:
     request, descriptors = _next_job(control)
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    _become(request, *descriptors)
+    _become(module, request, *descriptors)
 
 
-def _import_what_train_imports() -> None:
-    """Run the import statements of train, and what our algorithms import when they are built."""
-    spec = importlib.util.find_spec(TRAIN)
+def _import_what_jobs_import(module: str) -> None:
+    """Run a module's import statements, and what our algorithms import when they are built."""
+    spec = importlib.util.find_spec(module)
     assert spec and spec.origin
     tree = ast.parse(Path(spec.origin).read_bytes())
     tree.body = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    exec(compile(tree, spec.origin, "exec"), {"__name__": TRAIN})
+    exec(compile(tree, spec.origin, "exec"), {"__name__": module})
 
     path = sys.path[:]
     with contextlib.suppress(ImportError), warnings.catch_warnings():
@@ -245,8 +249,8 @@ def _guard(answers: int, *job_descriptors: int) -> bool:
     return False
 
 
-def _become(request: Mapping[str, Any], answers: int, *job_descriptors: int) -> None:
-    """Run train as `python -m` does, with this process's streams or those of a detached job.
+def _become(module: str, request: Mapping[str, Any], answers: int, *job_descriptors: int) -> None:
+    """Run a module as `python -m` does, with this process's streams or those of a detached job.
 
     The pipe for the answers stays open: should the guard be killed, its end is the job's end.
     """
@@ -261,8 +265,8 @@ def _become(request: Mapping[str, Any], answers: int, *job_descriptors: int) -> 
         variables[LOCK_VARIABLE] = str(lock)
 
     os.environ.update(variables)
-    sys.argv = [TRAIN, *request["arguments"]]
-    runpy.run_module(TRAIN, run_name="__main__", alter_sys=True)
+    sys.argv = [module, *request["arguments"]]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

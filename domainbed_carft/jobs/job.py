@@ -53,6 +53,16 @@ class Choice:
         return " ".join(parts)
 
 
+class Candidate(NamedTuple):
+    """A job's identity among the candidates of a cell: a `Key` whose choice may be a member."""
+
+    dataset: str
+    algorithm: str
+    test_envs: frozenset[int]
+    trial: int
+    choice: Choice
+
+
 @dataclass(frozen=True)
 class Role:
     """What a job is for in its sweep, as the manifest says; no part of the job's identity.
@@ -110,6 +120,12 @@ class Job:
         """What the job is among the candidates of its cell; errors as of ``key``."""
         values = json.dumps(dict(self.role.values)) if self.role.values else ""
         return Choice(self.key.choice, self.role.member, values)
+
+    @functools.cached_property
+    def candidate(self) -> Candidate:
+        """The job's identity, where the members of a search differ; errors as of ``key``."""
+        key = self.key
+        return Candidate(key.dataset, key.algorithm, key.test_envs, key.trial, self.choice)
 
     @property
     def command(self) -> list[str]:

@@ -18,7 +18,8 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.jobs.job import FOLDER_NAME, Job, data_independent_key
+from domainbed_carft.jobs.job import FOLDER_NAME, Job, Role, data_independent_key
+from domainbed_carft.jobs.search import Search, parse_role, parse_search
 
 NAME = "sweep.json"
 VERSION = 1
@@ -43,7 +44,8 @@ class Sweep:
     """The jobs launched into an output folder, with what the last launch declared.
 
     ``algorithms`` is the order in which they were declared, those of the last launch first. The
-    manifests of 0.1.0 have neither that nor ``skip_training_in_splits``.
+    manifests of 0.1.0 have neither that nor ``skip_training_in_splits``. ``search``: that of the
+    last launch, if it has stages.
     """
 
     jobs: tuple[Job, ...]
@@ -52,6 +54,7 @@ class Sweep:
     compare_with: tuple[str, ...] = ()
     algorithms: tuple[str, ...] = ()
     skip_training_in_splits: bool | None = None
+    search: Search | None = None
 
     @property
     def declared_algorithms(self) -> tuple[str, ...]:
@@ -158,10 +161,7 @@ def _locked(output: Path) -> Iterator[Sweep | None]:
 def _write(output: Path, sweep: Sweep) -> None:
     import orjson
 
-    jobs = [
-        {"folder": os.path.relpath(job.folder, output), "variant": job.variant, "args": job.args}
-        for job in sweep.jobs
-    ]
+    jobs = [_job_entry(job, output) for job in sweep.jobs]
     content = {"version": VERSION, **vars(sweep), "jobs": jobs}
 
     try:
@@ -171,11 +171,24 @@ def _write(output: Path, sweep: Sweep) -> None:
     files.save(output / NAME, lambda path: path.write_bytes(text + b"\n"))
 
 
+def _job_entry(job: Job, output: Path) -> dict[str, Any]:
+    """A job as the manifest lists it; its role only where it has one."""
+    entry: dict[str, Any] = {
+        "folder": os.path.relpath(job.folder, output),
+        "variant": job.variant,
+        "args": job.args,
+    }
+    if job.role != Role():
+        entry["role"] = job.role
+    return entry
+
+
 def _parse_sweep(content: Any, output: Path) -> Sweep:
     if content["version"] != VERSION:
         raise ValueError(f"version is {content['version']!r}, expected {VERSION}")
 
     skips = content.get("skip_training_in_splits")
+    search = content.get("search")
     return Sweep(
         jobs=tuple(_parse_job(job, output) for job in content["jobs"]),
         datasets={name: _parse_dataset(facts) for name, facts in content["datasets"].items()},
@@ -183,6 +196,7 @@ def _parse_sweep(content: Any, output: Path) -> Sweep:
         compare_with=tuple(map(str, content["compare_with"])),
         algorithms=tuple(map(str, content.get("algorithms", ()))),
         skip_training_in_splits=None if skips is None else bool(skips),
+        search=None if search is None else parse_search(search),
     )
 
 
@@ -208,6 +222,7 @@ def _parse_job(content: Any, output: Path) -> Job:
     if not is_below or not FOLDER_NAME.fullmatch(name) or "\0" in variant:
         raise ValueError(f"a job's folder is {folder!r}")
 
-    job = Job(dict(content["args"]), output / folder, variant)
-    hash(job.key)  # raises an error for arguments that name no job
+    role = parse_role(content["role"]) if "role" in content else Role()
+    job = Job(dict(content["args"]), output / folder, variant, role)
+    hash(job.candidate)  # raises an error for arguments that name no job
     return job

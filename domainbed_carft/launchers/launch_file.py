@@ -55,11 +55,15 @@ class Launch:
         return False
 
 
-def begin(launcher: str, sweep: Path) -> Launch:
-    """A launch of jobs in the folder ``sweep`` by this process; its file comes with ``write``."""
+def begin(launcher: str, sweep: Path, purpose: str = "") -> Launch:
+    """A launch of jobs in the folder ``sweep`` by this process; its file comes with ``write``.
+
+    ``purpose`` tells several launches of one process apart.
+    """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    name = f"{stamp}-{socket.gethostname()}-{os.getpid()}.json"
-    return Launch(sweep / FOLDER / name, launcher)
+    parts = [stamp, socket.gethostname(), str(os.getpid()), purpose]
+    name = "-".join(part for part in parts if part)
+    return Launch(sweep / FOLDER / f"{name}.json", launcher)
 
 
 def read(output: Path) -> list[Launch]:

@@ -1,4 +1,4 @@
-"""Jobs as elements of SLURM job arrays, through submitit; their states, and cancelling them."""
+"""Jobs as elements of SLURM job arrays, and small jobs that run a command, through submitit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
@@ -25,6 +25,7 @@ from domainbed_carft.launchers import attempt, launch_file
 from domainbed_carft.launchers.attempt import VariablesOf
 from domainbed_carft.launchers.children import Children
 from domainbed_carft.launchers.options import SlurmOptions
+from domainbed_carft.launchers.slurm_cluster import call, largest_array
 
 # SLURM starts a job again while a process of its last run may still hold the lock.
 _LOCK_PATIENCE = 30.0  # seconds
@@ -115,16 +116,49 @@ class Slurm:
             )
         return previous_array
 
+    def submit_command(
+        self, words: Sequence[str], sweep: Path, name: str, after: Iterable[str]
+    ) -> str:
+        """Submit one small job that runs a command line when the jobs ``after`` have ended.
+
+        It has one core and no GPU, and is listed among the launches of the folder ``sweep`` as
+        ``name``. Returns its SLURM id. Raises CarftError if SLURM does not take it.
+        """
+        launch = launch_file.begin("slurm", sweep, name)
+        parameters = self.parameters(":".join(after))
+        for parameter in ("gpus_per_node", "array_parallelism", "mem"):
+            parameters.pop(parameter, None)
+        parameters |= {"job_name": f"carft-{name}", "cpus_per_task": 1, "srun_args": []}
+
+        try:
+            os.close(launch.write())
+            (job_id,) = self._submit_all(sweep, [_CommandLine(tuple(words))], parameters)
+        except CarftError:
+            raise
+        except Exception as error:  # submitit has its own, for what sbatch answers
+            reason = " ".join(str(error).split())
+            raise CarftError(f"slurm: the submission of {name} was refused: {reason}") from error
+
+        launch.jobs[name] = job_id
+        os.close(launch.write())
+        return job_id
+
     def _submit_array(
         self, sweep: Path, elements: list[_Element], previous_array: str | None
     ) -> list[str]:
         """Submit one array, and return the SLURM ids of its elements."""
+        return self._submit_all(sweep, elements, self.parameters(previous_array))
+
+    def _submit_all(
+        self, sweep: Path, callables: Sequence[Callable[[], None]], parameters: Mapping[str, Any]
+    ) -> list[str]:
+        """Submit what SLURM's jobs are to call, and return their SLURM ids."""
         import submitit
 
         logs = sweep / launch_file.FOLDER / "slurm-logs"
         logs.mkdir(parents=True, exist_ok=True)
         executor = submitit.SlurmExecutor(folder=logs, max_num_timeout=_MAX_TIMEOUTS)
-        executor.update_parameters(**self.parameters(previous_array))
+        executor.update_parameters(**parameters)
 
         # This process may itself run in a SLURM job, whose variables are not for its jobs.
         cluster_variables = {
@@ -135,7 +169,7 @@ class Slurm:
         with submitit.helpers.clean_env():
             os.environ.update(cluster_variables)
             with executor.batch():
-                submitted = [executor.submit(element) for element in elements]
+                submitted = [executor.submit(function) for function in callables]
         return [str(job.job_id) for job in submitted]
 
     def parameters(self, after: str | None = None) -> dict[str, Any]:
@@ -212,54 +246,23 @@ class _Element:
         raise CarftError(str(outcome))
 
 
+@dataclass(frozen=True)
+class _CommandLine:
+    """What a small SLURM job runs: a command line, in the folder where it was submitted."""
+
+    words: tuple[str, ...]
+
+    def __call__(self) -> None:
+        """Run the command; raises CalledProcessError if it fails, so that SLURM shows it."""
+        variables = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_"))
+            or name.startswith(("SLURM_CONF", "SLURM_CLUSTERS"))
+        }
+        subprocess.run(self.words, env=variables, check=True)
+
+
 def _requeue() -> None:
     """Have SLURM start the job that this process runs in once more."""
-    _call("scontrol", "requeue", slurm_id() or "")
-
-
-def states(ids: Iterable[str]) -> dict[str, str]:
-    """SLURM's state (PENDING, RUNNING, COMPLETING, ...) of each of these jobs that has not ended.
-
-    The reason of a wait follows, as in PENDING (Resources). The ids are those of jobs, or of
-    elements of arrays, as "123_4". Raises CarftError if SLURM does not answer.
-    """
-    distinct_ids = set(ids)
-    if not distinct_ids:
-        return {}
-
-    jobs = ",".join(sorted({job_id.partition("_")[0] for job_id in distinct_ids}))
-    output = _call("squeue", "--noheader", "--array", "--format=%i|%T|%r", f"--jobs={jobs}")
-    lines = [line.strip().split("|") for line in output.splitlines() if line.count("|") == 2]
-    return {
-        job_id: f"{state} ({reason})" if state == "PENDING" else state
-        for job_id, state, reason in lines
-        if job_id in distinct_ids
-    }
-
-
-def cancel(ids: Iterable[str]) -> None:
-    """Cancel these jobs, or elements of arrays; a running one gets a signal first, and saves."""
-    _call("scancel", *sorted(set(ids)))
-
-
-def largest_array() -> int | None:
-    """How many elements the cluster allows an array; None if it does not say."""
-    with contextlib.suppress(CarftError):
-        config = _call("scontrol", "show", "config")
-        size = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.M)
-        if size:
-            return max(1, int(size[1]))
-    return None
-
-
-def _call(*command: str) -> str:
-    """What a command of SLURM prints; raises CarftError if it fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a null byte
-        raise CarftError(f"SLURM does not answer: {error}") from error
-
-    # Jobs that have ended are forgotten after a while.
-    if done.returncode and "Invalid job id" not in done.stderr:
-        raise CarftError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
-    return done.stdout
+    call("scontrol", "requeue", slurm_id() or "")

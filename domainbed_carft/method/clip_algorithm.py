@@ -18,10 +18,10 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import (
     averages,
-    dataset_facts,
     device,
     host_arguments,
     host_process,
+    job_clip,
     job_facts,
     micro_batches,
     objective,
@@ -32,6 +32,7 @@ from domainbed_carft.method.blocks import configure_blocks
 from domainbed_carft.method.clip_predictor import CLIPPredictor
 from domainbed_carft.method.micro_batches import MicroBatch
 from domainbed_carft.method.terms import Terms
+from domainbed_carft.pictures.preprocessing import Normalisation
 
 Minibatches = Sequence[tuple[Tensor, Tensor]]
 # Of the names in a state dict that no prediction needs.
@@ -70,9 +71,7 @@ class CLIPAlgorithm(CLIPPredictor):
             self._build(input_shape[-1], num_classes, normalisation)
         self.train()
 
-    def _build(
-        self, pixels: int, num_classes: int, normalisation: dataset_facts.Normalisation
-    ) -> None:
+    def _build(self, pixels: int, num_classes: int, normalisation: Normalisation) -> None:
         """Build all modules for pictures of ``pixels`` a side."""
         clip_model = self._load_clip()
         text_features = self._encode_prompts(clip_model, num_classes)
@@ -95,7 +94,7 @@ class CLIPAlgorithm(CLIPPredictor):
     def _load_clip(self) -> backbone.Backbone:
         """Load the CLIP, and record which one it is."""
         hparams = self.hparams
-        clip_model = backbone.load(hparams["clip_backbone"])
+        clip_model = job_clip.load(hparams)
         job_facts.record_fact(hparams, "clip_digest", clip_model.digest, "the CLIP is another")
         job_facts.record_fact(hparams, "clip_revision", clip_model.revision, "the hub's is another")
         hparams["preprocessing"] = hparams["preprocessing"] or clip_model.preprocessing.hparam_value

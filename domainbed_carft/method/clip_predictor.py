@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from domainbed_carft.clips import pictures
-from domainbed_carft.method import averages, dataset_facts, objective
+from domainbed_carft.method import averages, objective
 from domainbed_carft.method.activations import Encoding, encode
 from domainbed_carft.method.hosting import HostedAlgorithm
 from domainbed_carft.method.terms import Terms
+from domainbed_carft.pictures.clip_input import CLIPInput
+from domainbed_carft.pictures.preprocessing import IMAGENET, Normalisation, Preprocessing
 
 
 class CLIPPredictor(HostedAlgorithm):
@@ -27,7 +28,7 @@ class CLIPPredictor(HostedAlgorithm):
     not those that are trained, the latter are in the state of ``predicting``.
     """
 
-    input: pictures.CLIPInput
+    input: CLIPInput
     words: Tensor  # the text of prompts.as_json as uint8
     architecture: Tensor  # open_clip's configuration of the CLIP as uint8; OpenAI's have none
     head_factor: Tensor
@@ -48,13 +49,13 @@ class CLIPPredictor(HostedAlgorithm):
         encoder: nn.Module,
         weights: objective.ZeroShotWeights,
         logit_scale: float,
-        preprocessing: pictures.Preprocessing,
-        normalisation: dataset_facts.Normalisation = pictures.IMAGENET,
+        preprocessing: Preprocessing,
+        normalisation: Normalisation = IMAGENET,
     ) -> None:
         """Build what training and predicting need; ``normalisation``: the data's, to undo."""
         self.encoder = encoder
         self.terms: Terms | None = None
-        self.input = pictures.CLIPInput(preprocessing, *normalisation)
+        self.input = CLIPInput(preprocessing, *normalisation)
 
         num_classes, dim = weights.classes.shape
         self.head = nn.Linear(dim, num_classes)

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 from domainbed_carft.data.verify import Report
 from domainbed_carft.errors import CarftError
-
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std a channel, of [0, 1]
+from domainbed_carft.pictures.preprocessing import Normalisation
 
 
 class Environment(NamedTuple):
@@ -94,17 +93,6 @@ def set_normalisation(hparams: Mapping[str, Any], normalisation: Normalisation) 
     ]
     _last = _last._replace(facts=facts._replace(environments=environments))
     return True
-
-
-def normalisation(transform: Any) -> Normalisation | None:
-    """Mean and standard deviation of the last normalising step in ``transform``, if any shows."""
-    steps = getattr(transform, "transforms", [transform])
-    normalising = [step for step in steps if hasattr(step, "mean") and hasattr(step, "std")]
-    if not normalising:
-        return None
-
-    last = normalising[-1]
-    return tuple(map(float, last.mean)), tuple(map(float, last.std))
 
 
 def agreed_normalisation(environments: Sequence[Environment]) -> Normalisation | None:

@@ -215,10 +215,14 @@ def overlay(
     """
     conditions = Conditions(algorithm, dataset, clip_backbone)
     values = {}
+    generator = np.random.RandomState()  # seeding one is much faster than making many
     for hparam in HPARAMS:
         default = hparam.default(conditions) if callable(hparam.default) else hparam.default
-        generator = np.random.RandomState(seed_hash(random_seed, hparam.name))
-        drawn_value = hparam.draw(generator, conditions) if hparam.draw else default
+        drawn_value = default
+        if hparam.draw:
+            generator.seed(seed_hash(random_seed, hparam.name))
+            drawn_value = hparam.draw(generator, conditions)
+
         values[hparam.name] = (default, drawn_value)
     return values
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,8 @@ from domainbed_carft.method import dataset_facts, prompts
 from domainbed_carft.method.dataset_facts import DatasetFacts
 from domainbed_carft.method.host_lookup import in_our_harness
 from domainbed_carft.method.hparams import UNCHECKED
+from domainbed_carft.pictures.preprocessing import IMAGENET, Normalisation
+from domainbed_carft.pictures.protocols import PROTOCOLS
 
 
 def record_fact(hparams: dict[str, Any], name: str, value: str, difference: str) -> None:
@@ -28,13 +29,11 @@ def record_fact(hparams: dict[str, Any], name: str, value: str, difference: str)
     hparams[name] = value
 
 
-def record_data_facts(hparams: dict[str, Any]) -> dataset_facts.Normalisation:
+def record_data_facts(hparams: dict[str, Any]) -> Normalisation:
     """The normalisation of the job's data; their edition and protocol go into the hparams.
 
     Raises CarftError for broken data, and for other data than the hparams demand.
     """
-    from domainbed_carft.clips import pictures  # takes the seconds of importing torch
-
     facts = dataset_facts.recall(hparams, prompts.named_dataset(hparams["class_names"]))
     if hparams["data_edition"] != UNCHECKED:
         _record_edition(hparams, facts)
@@ -42,8 +41,8 @@ def record_data_facts(hparams: dict[str, Any]) -> dataset_facts.Normalisation:
     _require_protocol(hparams["protocol"], facts.protocol)
 
     hparams["protocol"] = facts.protocol
-    print(f"CLIP protocol: {facts.protocol} ({pictures.PROTOCOLS[facts.protocol]})")
-    normalisation = dataset_facts.agreed_normalisation(facts.environments) or pictures.IMAGENET
+    print(f"CLIP protocol: {facts.protocol} ({PROTOCOLS[facts.protocol]})")
+    normalisation = dataset_facts.agreed_normalisation(facts.environments) or IMAGENET
     mean, std = normalisation
     print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
     return normalisation
@@ -94,11 +93,11 @@ def wanted_pictures(
 
     None for a CLIP that cannot be read: the algorithm will say why.
     """
-    from domainbed_carft.clips import backbone
+    from domainbed_carft.method import job_clip  # takes the seconds of importing torch
 
-    with contextlib.suppress(Exception):  # as in `plugin.image_folders`
-        preprocessing = backbone.preprocessing(hparams["clip_backbone"])
-        normalisation = (preprocessing.mean, preprocessing.std)
-        if dataset_facts.set_normalisation(hparams, normalisation):
-            return preprocessing.resolution, preprocessing.mean, preprocessing.std
-    return None
+    preprocessing = job_clip.wanted_preprocessing(hparams)
+    if preprocessing is None:
+        return None
+    if not dataset_facts.set_normalisation(hparams, (preprocessing.mean, preprocessing.std)):
+        return None
+    return preprocessing.resolution, preprocessing.mean, preprocessing.std

@@ -17,7 +17,8 @@ from torchvision import io
 from domainbed_carft.data import picture_files
 from domainbed_carft.data.picture_files import Member
 from domainbed_carft.pictures import augmentation, store
-from domainbed_carft.pictures.plan import Plan, first_stage
+from domainbed_carft.pictures.plan import PicturePlan
+from domainbed_carft.pictures.stages import first_stage
 from domainbed_carft.pictures.store import Store
 
 # Part of the keys in the store, since other versions may round otherwise.
@@ -39,7 +40,9 @@ NO_AUGMENTATION = torch.tensor(
 )
 
 
-def load(plan: Plan, path: str | Member, cache: Store | None = None) -> tuple[Tensor, Tensor]:
+def load(
+    plan: PicturePlan, path: str | Member, cache: Store | None = None
+) -> tuple[Tensor, Tensor]:
     """A file's square (S, S, 3), uint8, and the random choices for it, (10,), as `first_stage`.
 
     ``cache`` has whole pictures, or squares where the plan draws nothing; what it lacks is decoded

@@ -1,243 +1,159 @@
-"""What a transform asks for, as a plan of two stages: a picture in the loader, a batch after it.
+"""The picture plan: how files become the pictures of a batch, as data.
 
-Pictures stay in bytes until the batch is normalised. The first stage makes all random choices, from
-torch's global generator in the order of the transform's own steps: they are the transform's own.
+`protocols` makes plans of settings, `host_transforms` of another host's transforms. `stages` and
+`transforms` carry them out; records and files of weights hold them as JSON.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
-
-import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
-from torchvision import transforms
-from torchvision.transforms import functional as pil_functional
-from torchvision.transforms.v2 import functional as tensor_functional
-
-from domainbed_carft.pictures import augmentation, batches
-from domainbed_carft.pictures.augmentation import BatchOperations
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 Range = tuple[float, float]
 
+# Values of `PicturePlan.path`: by `stages`, or by the data set's own transform, which uses Pillow.
+FAST = "fast"
+PILLOW = "pillow"
+PATHS = (FAST, PILLOW)
+
+JITTERS = ("torch", "numba", "pillow")  # what applies the colour jitter
+RESIZES = ("squash", "shortest")  # both sides; the shorter side, then the central square
 INTERPOLATIONS = ("bilinear", "bicubic")
+N_CHANNELS = 3
+N_JITTER_RANGES = 4  # of brightness, contrast, saturation, hue
+LARGEST_SIDE = 4096  # px; a number in a file must not take all memory
 
-# The jitter's operations on PIL pictures.
-PILLOW_OPERATIONS = {
-    augmentation.BRIGHTNESS: pil_functional.adjust_brightness,
-    augmentation.CONTRAST: pil_functional.adjust_contrast,
-    augmentation.SATURATION: pil_functional.adjust_saturation,
-    augmentation.HUE: pil_functional.adjust_hue,
-}
+# The parts of a description. Records and files of weights of 0.1.0 have nothing but this text.
+JITTER_PART = ", jitter by "
+MODEL_PART = ", normalised for the model"
 
 
-class Plan(NamedTuple):
-    """A transform's steps; a step that it lacks is None."""
+@dataclass(frozen=True)
+class Augmentation:
+    """The random steps of training pictures, in their order; a missing step is None.
 
-    size: int  # px a side
-    resize: str  # a random "crop", both sides ("squash"), or the "shortest" and then the centre
-    interpolation: str  # one of INTERPOLATIONS
-    mean: tuple[float, ...]  # of [0, 1], a channel; another model's may take its place
-    std: tuple[float, ...]
+    A crop takes the place of the plan's way of resizing.
+    """
+
     crop_scale: Range | None = None  # area of the crop, as a share of the picture's
     crop_ratio: Range | None = None  # width of the crop, divided by its height
     flip_probability: float | None = None
     jitter_ranges: tuple[Range | None, ...] | None = None  # brightness, contrast, saturation, hue
     grey_probability: float | None = None
-    jitter: str = "batch"  # where the jitter happens: in the second stage, or "pillow", the first
+
+
+@dataclass(frozen=True)
+class PicturePlan:
+    """What is done to each picture of an environment, and to a batch of them."""
+
+    size: int  # px a side
+    resize: str  # one of RESIZES, of a picture that is not cropped at random
+    interpolation: str  # one of INTERPOLATIONS
+    mean: tuple[float, ...]  # of [0, 1], a channel
+    std: tuple[float, ...]
+    augmentation: Augmentation | None = None  # of test pictures None
+    path: str = PILLOW  # one of PATHS
+    jitter: str = "pillow"  # one of JITTERS
+    is_for_model: bool = False  # whether size, mean and std are the model's, not the data set's
 
     @property
     def draws(self) -> bool:
         """Whether a picture becomes another each time."""
-        random_steps = [self.flip_probability, self.jitter_ranges, self.grey_probability]
-        return self.resize == "crop" or any(step is not None for step in random_steps)
+        return self.augmentation is not None and self.augmentation != Augmentation()
+
+    def without_augmentation(self) -> PicturePlan:
+        """The plan of the test pictures beside these training pictures."""
+        return dataclasses.replace(self, augmentation=None)
+
+    def for_model(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> PicturePlan:
+        """The plan with the size and the normalisation that a model takes."""
+        return dataclasses.replace(
+            self, size=size, mean=tuple(mean), std=tuple(std), is_for_model=True
+        )
+
+    def describe(self) -> str:
+        """The plan in a few words, for people: the value of the key ``pictures`` in records."""
+        if self.path != FAST:
+            return self.path
+        return f"{FAST}{JITTER_PART}{self.jitter}{MODEL_PART if self.is_for_model else ''}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as JSON's objects, lists and values; `from_json` reads it back."""
+        return {name: _as_lists(value) for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, fields: Any) -> PicturePlan:
+        """The plan that `as_json` wrote. Raises an exception of any type for anything else."""
+        values = _field_values(cls, fields)
+        augmentation = values["augmentation"]
+        if augmentation is not None:
+            values["augmentation"] = Augmentation(**_field_values(Augmentation, augmentation))
+            _require_valid(values["augmentation"], _AUGMENTATION_FITS)
+
+        plan = cls(**values)
+        _require_valid(plan, _PLAN_FITS)
+        return plan
 
 
-def plan_of(transform: Any, jitter: str = "batch") -> Plan | None:
-    """The plan of a torchvision ``Compose`` like ours and upstream's; None of any other transform.
+def _field_values(kind: type[Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass from JSON, lists as tuples; keys of later versions are left out."""
+    return {field.name: _as_tuples(fields[field.name]) for field in dataclasses.fields(kind)}
 
-    A transform with a step that is not known here has no plan; Pillow applies it as it is.
-    """
-    steps = list(transform.transforms) if type(transform) is transforms.Compose else []
 
-    def take(kind: type) -> Any:
-        return steps.pop(0) if steps and type(steps[0]) is kind else None
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_lists(item) for name, item in value.items()}
+    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
 
-    crop = take(transforms.RandomResizedCrop)
-    resize = take(transforms.Resize)
-    centre = take(transforms.CenterCrop)
-    flip = take(transforms.RandomHorizontalFlip)
-    colours = take(transforms.ColorJitter)
-    grey = take(transforms.RandomGrayscale)
-    to_tensor = take(transforms.ToTensor)
-    normalise = take(transforms.Normalize)
-    if steps or to_tensor is None or normalise is None or (crop is None) == (resize is None):
-        return None
 
-    square = _square(crop, resize, centre)
-    interpolation = (crop or resize).interpolation.value
-    channels = {len(normalise.mean), len(normalise.std)}
-    if square is None or interpolation not in INTERPOLATIONS or channels != {3}:
-        return None
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
-    return Plan(
-        size=square.side,
-        resize=square.resize,
-        interpolation=interpolation,
-        mean=tuple(normalise.mean),
-        std=tuple(normalise.std),
-        crop_scale=crop and tuple(crop.scale),
-        crop_ratio=crop and tuple(crop.ratio),
-        flip_probability=flip and flip.p,
-        jitter_ranges=colours
-        and (colours.brightness, colours.contrast, colours.saturation, colours.hue),
-        grey_probability=grey and grey.p,
-        jitter=jitter,
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < float("inf")
+
+
+def _is_range(limits: Any) -> bool:
+    return limits is None or (
+        len(limits) == 2 and all(map(_is_number, limits)) and limits[0] <= limits[1]
     )
 
 
-class _Square(NamedTuple):
-    resize: str  # as in `Plan`
-    side: int  # px
+def _is_probability(share: Any) -> bool:
+    return share is None or (_is_number(share) and 0 <= share <= 1)
 
 
-def _square(crop: Any, resize: Any, centre: Any) -> _Square | None:
-    """The square that a transform's crop or resize makes of a picture; None for another shape."""
-    if getattr(resize, "max_size", None) is not None:
-        return None
-
-    sides = np.atleast_1d((crop or resize).size).tolist()
-    if crop is not None:
-        mode = "crop"
-        is_known = centre is None
-    elif centre is None:
-        mode = "squash"
-        is_known = len(sides) == 2 and not isinstance(resize.size, int)
-    else:
-        mode = "shortest"
-        is_known = len(sides) == 1
-        sides += centre.size
-    return _Square(mode, sides[0]) if is_known and len({*sides}) == 1 else None
+def _has_channels(numbers: Any) -> bool:
+    return len(numbers) == N_CHANNELS and all(map(_is_number, numbers))
 
 
-def first_stage(plan: Plan, picture: Tensor) -> tuple[Tensor, Tensor]:
-    """Crop and resize a picture (H, W, 3), uint8, to (size, size, 3), uint8.
-
-    Also returns the random choices for it, (10,), float32, in the columns of `augmentation`:
-    whether to flip, the order and factors of the jitter's operations, whether to turn grey.
-    """
-    pixels = _resized(plan, picture)
-    flip = plan.flip_probability is not None and bool(torch.rand(1) < plan.flip_probability)
-
-    order = list(range(augmentation.N_OPERATIONS))
-    factors = list(augmentation.UNCHANGED)
-    if plan.jitter_ranges is not None:
-        drawn_order, *drawn_factors = transforms.ColorJitter.get_params(*plan.jitter_ranges)
-        order = drawn_order.tolist()
-        factors = [
-            neutral if factor is None else factor
-            for factor, neutral in zip(drawn_factors, augmentation.UNCHANGED)
-        ]
-        if plan.jitter == "pillow":
-            pixels = _jittered_by_pillow(pixels, plan.jitter_ranges, order, factors)
-
-    grey = plan.grey_probability is not None and bool(torch.rand(1) < plan.grey_probability)
-    return pixels, torch.tensor([flip, *order, *factors, grey], dtype=torch.float32)
+# Whether a field's value, of a file that a stranger may have written, is as `as_json` writes it.
+_AUGMENTATION_FITS: dict[str, Callable[[Any], bool]] = {
+    "crop_scale": _is_range,
+    "crop_ratio": _is_range,
+    "flip_probability": _is_probability,
+    "jitter_ranges": lambda ranges: (
+        ranges is None or (len(ranges) == N_JITTER_RANGES and all(map(_is_range, ranges)))
+    ),
+    "grey_probability": _is_probability,
+}
+_PLAN_FITS: dict[str, Callable[[Any], bool]] = {
+    "size": lambda size: type(size) is int and 0 < size <= LARGEST_SIDE,
+    "resize": RESIZES.__contains__,
+    "interpolation": INTERPOLATIONS.__contains__,
+    "mean": _has_channels,
+    "std": lambda std: _has_channels(std) and all(std),
+    "path": PATHS.__contains__,
+    "jitter": JITTERS.__contains__,
+    "is_for_model": lambda value: type(value) is bool,
+}
 
 
-def _resized(plan: Plan, picture: Tensor) -> Tensor:
-    """A picture (H, W, 3), cropped and resized to (size, size, 3); draws a random crop's box."""
-    # Four dimensions, the channels innermost in memory: torch resizes these fastest, in bytes.
-    pixels = picture.unsqueeze(0).permute(0, 3, 1, 2)
-    square = [plan.size, plan.size]
-    if plan.resize == "shortest":
-        mode = transforms.InterpolationMode(plan.interpolation)
-        pixels = tensor_functional.resize(pixels, [plan.size], mode, antialias=True)
-        pixels = tensor_functional.center_crop(pixels, square)
-    else:
-        if plan.resize == "crop":
-            box = transforms.RandomResizedCrop.get_params(pixels, plan.crop_scale, plan.crop_ratio)
-            pixels = tensor_functional.crop(pixels, *box)
-        pixels = F.interpolate(pixels, square, mode=plan.interpolation, antialias=True)
-
-    return pixels[0].permute(1, 2, 0).contiguous()
-
-
-def _jittered_by_pillow(
-    pixels: Tensor, ranges: tuple[Range | None, ...], order: list[int], factors: list[float]
-) -> Tensor:
-    """A picture (S, S, 3) after those of Pillow's operations that have a range."""
-    jittered = Image.fromarray(pixels.numpy())
-    for operation in order:
-        if ranges[operation] is not None:
-            jittered = PILLOW_OPERATIONS[operation](jittered, factors[operation])
-    return torch.from_numpy(np.array(jittered))
-
-
-def second_stage(
-    plan: Plan, pictures: Tensor, choices: Tensor, out: Tensor | None = None
-) -> Tensor:
-    """Flip, jitter, turn grey, normalise: (N, S, S, 3), uint8 -> (N, 3, S, S), float32.
-
-    ``choices``, (N, 10), as `first_stage` returns them, are on the host; the pictures may be on any
-    device, and the host does not wait for it. On the processor numba's compiled loops do the work
-    if numba is installed; they then write to ``out``, of the result's shape, if that is given: to
-    allocate a large batch takes longer than all of the work.
-    """
-    operations = _batch_operations(plan, choices.numpy())
-    if pictures.device.type != "cpu" or not has_numba():
-        return batches.second_stage(pictures, operations)
-
-    from domainbed_carft.pictures import compiled
-
-    if out is None:
-        out = torch.empty(len(pictures), 3, plan.size, plan.size)
-    compiled.second_stage(pictures.contiguous().numpy(), *operations, out.numpy())
-    return out
-
-
-def _batch_operations(plan: Plan, choices: np.ndarray) -> BatchOperations:
-    """What the second stage does by a plan and the random choices (N, 10) of the first."""
-    ranges = plan.jitter_ranges or (None,) * augmentation.N_OPERATIONS
-    is_active = np.array([limits is not None and plan.jitter == "batch" for limits in ranges])
-    order = choices[:, augmentation.ORDER].astype(np.int64)
-
-    factors = choices[:, augmentation.FACTORS].copy()
-    turns = factors[:, augmentation.HUE].astype(np.float64)
-    hue_steps = (turns * augmentation.HUE_STEPS).astype(np.int64)
-    factors[:, augmentation.HUE] = hue_steps % augmentation.HUE_WRAP
-
-    mean = np.array(plan.mean)
-    std = np.array(plan.std)
-    return BatchOperations(
-        flip=choices[:, augmentation.FLIP] > 0,
-        order=np.where(is_active[order], order, augmentation.NO_OPERATION),
-        factors=factors,
-        grey=choices[:, augmentation.GREY] > 0,
-        # (level / 255 - mean) / std
-        scale=(1 / (255 * std)).astype(np.float32),
-        shift=(-mean / std).astype(np.float32),
-    )
-
-
-def jitter_path(device: torch.device | str) -> str:
-    """What applies the colour jitter for a model on ``device``: "torch", "numba" or "pillow".
-
-    On a processor torch would be the slowest.
-    """
-    if torch.device(device).type != "cpu":
-        return "torch"
-    return "numba" if has_numba() else "pillow"
-
-
-@functools.cache
-def has_numba() -> bool:
-    """Whether numba can be imported, which fails beside some numpys."""
-    try:
-        import numba  # noqa: F401
-    except Exception:
-        return False
-    return True
+def _require_valid(values: Any, fits: Mapping[str, Callable[[Any], bool]]) -> None:
+    """Raise ValueError for a field that does not fit."""
+    for name, is_valid in fits.items():
+        if not is_valid(getattr(values, name)):
+            raise ValueError(f"a picture plan has {name} {getattr(values, name)!r}")

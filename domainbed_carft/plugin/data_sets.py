@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from domainbed_carft.clips import pictures
 from domainbed_carft.data import (
     benchmarks,
     emoji,
@@ -28,6 +27,8 @@ from domainbed_carft.data import (
 )
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.pictures.image_lists import ImageList, ImagePaths
+from domainbed_carft.pictures.protocols import plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin.image_folders import (
     hand_on_facts,
     preprocessing_of,
@@ -77,9 +78,8 @@ class PackageDataset:
         augment_training = hparams.get("data_augmentation", True)  # younger than DomainBed
         for index, environment in enumerate(self.datasets):
             augment = augment_training and index not in test_envs
-            environment.transform = pictures.transform(
-                self.protocol, size, augment, self.preprocessing
-            )
+            plan = plan_for(self.protocol, size, augment, self.preprocessing)
+            environment.transform = PlanTransform(plan)
         hand_on_facts(self, report, self.protocol, hparams, test_envs)
 
     def _picture_size(self, hparams: Mapping[str, Any]) -> int:

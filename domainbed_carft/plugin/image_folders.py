@@ -6,7 +6,6 @@ failure here is a warning, and leaves the data set as its host made it.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import os
@@ -15,19 +14,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.clips import pictures
 from domainbed_carft.data import verify
 from domainbed_carft.errors import CarftError, EndedJob
 from domainbed_carft.method import dataset_facts
+from domainbed_carft.pictures import host_transforms
+from domainbed_carft.pictures.protocols import CLIP_PRESETS, UPSTREAM_SIZE, plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin.hooked_modules import SWITCH, warn_once
 from domainbed_carft.text import printable
-
-# Of MultipleEnvironmentImageFolder in domainbed/datasets.py at b93c22a, ending in ImageNet's mean.
-UPSTREAM_SIZE = 224  # px
-UPSTREAM_STEPS = (
-    "Resize ToTensor Normalize",
-    "RandomResizedCrop RandomHorizontalFlip ColorJitter RandomGrayscale ToTensor Normalize",
-)
 
 # Folders of data that a warning was printed of: forks build a data set more than once.
 _warned: set[Path | None] = set()
@@ -138,7 +132,7 @@ def hand_on_facts(
         environment = dataset_facts.Environment(
             os.path.basename(os.path.normpath(getattr(folder, "root", str(index)))),
             getattr(folder, "classes", None),
-            dataset_facts.normalisation(getattr(folder, "transform", None)),
+            host_transforms.normalisation_of(getattr(folder, "transform", None)),
         )
         environments.append(environment)
 
@@ -156,8 +150,11 @@ def _follow_protocol(dataset: Any, arguments: Mapping[str, Any]) -> str:
     """
     hparams = arguments.get("hparams")
     requested = hparams.get("protocol") if isinstance(hparams, dict) else None
-    is_clip_protocol = requested in pictures.PRESETS[1:]
-    is_upstream = all(map(_has_upstream_transform, dataset.datasets))
+    is_clip_protocol = requested in CLIP_PRESETS
+    is_upstream = all(
+        host_transforms.is_upstream(getattr(environment, "transform", None))
+        for environment in dataset.datasets
+    )
     host_protocol = "domainbed" if is_upstream else "host"
     if "test_envs" not in arguments or not (is_clip_protocol or is_upstream):
         return host_protocol
@@ -173,7 +170,7 @@ def _follow_protocol(dataset: Any, arguments: Mapping[str, Any]) -> str:
     protocol = str(requested) if is_clip_protocol else host_protocol
     for index, environment in enumerate(dataset.datasets):
         augment = bool(arguments.get("augment", True)) and index not in arguments["test_envs"]
-        environment.transform = pictures.transform(protocol, size, augment, preprocessing)
+        environment.transform = PlanTransform(plan_for(protocol, size, augment, preprocessing))
     dataset.input_shape = (3, size, size)
     return protocol
 
@@ -183,23 +180,14 @@ def preprocessing_of(hparams: Any) -> str:
     if not isinstance(hparams, dict) or "preprocessing" not in hparams:
         return ""
 
-    from domainbed_carft.clips import backbone
+    from domainbed_carft.method import job_clip  # takes the seconds of importing torch
 
-    with contextlib.suppress(Exception):  # the algorithm will say what is wrong with the CLIP
-        return (
-            hparams["preprocessing"]
-            or backbone.preprocessing(hparams["clip_backbone"]).hparam_value
-        )
-    return ""
+    if hparams["preprocessing"]:
+        return str(hparams["preprocessing"])
+    preprocessing = job_clip.wanted_preprocessing(hparams)
+    return preprocessing.hparam_value if preprocessing else ""
 
 
 def resolution_of(preprocessing: str) -> int:
     """Pixels a side in the hparam ``preprocessing``, such as "224 bicubic shortest"."""
     return int(preprocessing.split()[0])
-
-
-def _has_upstream_transform(environment: Any) -> bool:
-    """Whether the steps of the transform are those of upstream, for training or for tests."""
-    steps: Any = getattr(getattr(environment, "transform", None), "transforms", ())
-    names = " ".join(type(step).__name__ for step in steps)
-    return names in UPSTREAM_STEPS and list(steps[-1].mean) == list(pictures.IMAGENET_MEAN)

@@ -61,6 +61,7 @@ def write_report(
     *,
     methods: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
+    single_source: bool = False,
     pair: Sequence[str] | None = None,
     n_examples: int = 4,
     data_dir: str | None = None,
@@ -68,7 +69,8 @@ def write_report(
     """Write the report on sweeps in ``folders`` into the folder ``output``, as ``carft report``.
 
     ``methods``: of selection, by default those that the sweeps name; the figures show the first.
-    ``ignored``: parts of a setting that may differ between runs that are averaged. ``pair``: the
+    ``ignored``: parts of a setting that may differ between runs that are averaged.
+    ``single_source``: as of `collect`. ``pair``: the
     algorithms to compare, by default PAIR if both have jobs; ``n_examples``: pictures per
     environment, of each direction, 0 for none; ``data_dir``: where the data is now.
 
@@ -76,7 +78,9 @@ def write_report(
     algorithm of ``pair`` has no jobs, or if a job was run twice with different records.
     """
     output_folder.require_place(output)  # before anything takes time
-    results = collect_for_page(folders, methods=methods, ignored=ignored, pair=pair)
+    results = collect_for_page(
+        folders, methods=methods, ignored=ignored, single_source=single_source, pair=pair
+    )
     content = build(results, n_examples=n_examples, data_dir=data_dir)
     return Report(
         index=output_folder.write(output, content),
@@ -91,10 +95,11 @@ def collect_for_page(
     *,
     methods: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
+    single_source: bool = False,
     pair: Sequence[str] | None = None,
 ) -> Results:
     """The results that `build` shows; arguments and errors as of `write_report`."""
-    collection = collecting.gather(folders, methods, ignored)
+    collection = collecting.gather(folders, methods, ignored, single_source=single_source)
     chosen_pair = _pair(_algorithms(collection), pair, collection.methods[0])
     return collect.build(collection, chosen_pair, compare_published=True)
 
@@ -129,7 +134,9 @@ def build(results: Results, *, n_examples: int = 4, data_dir: str | None = None)
         "title": _title(runs),
         "method": selection.METHODS[method].title,
         "sections": sections,
-        "averages": [document.table_grid(table) for table in averages],
+        "averages": [
+            document.table_grid(table) for table in (*results.tables_of_sources, *averages)
+        ],
         "no_examples": no_examples,
         "paired": _paired_grid(results.differences, method),
         "published": _published_grids(results, method),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordWarning
 from domainbed_carft.results import collection as collecting
-from domainbed_carft.results import document, measures, paired, published, suites, tables
+from domainbed_carft.results import divisions, document, measures, paired, published, suites, tables
 from domainbed_carft.results.cells import DOMAINBED, ERROR_KINDS
 from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.columns import DEFAULT_COLUMNS
@@ -39,11 +39,13 @@ class Results:
     ``suite_scores``: accuracies on whole test sets. ``comparisons``: for each group its accuracies
     beside published ones, if these were asked for. ``pair``: the two algorithms to compare, if any;
     ``differences``: between these, an entry for each group and method. ``document``: all of these
-    as words, and as entries for JSON.
+    as words, and as entries for JSON. ``tables_of_sources``: where several targets were left out
+    together, the tables of all sources, in which those of the groups stand side by side.
     """
 
     collection: Collection
     tables_of_groups: Sequence[Sequence[Table]]
+    tables_of_sources: Sequence[Table]
     suite_scores: Sequence[Scores]
     comparisons: Sequence[GroupComparison]
     pair: tuple[str, str] | None
@@ -130,6 +132,7 @@ def collect(
     compare_published: bool = False,
     columns: Sequence[str] = DEFAULT_COLUMNS,
     error: str = DOMAINBED.name,
+    single_source: bool = False,
 ) -> Results:
     """Read the records of sweeps and make their tables, as ``carft collect`` does.
 
@@ -138,7 +141,8 @@ def collect(
     setting that may differ between runs that are averaged, as for ``--ignore``. ``pair``: two
     algorithms to compare over the trials that both have. ``compare_published``: whether to add
     published accuracies. ``columns``: what the tables show, names of ``measures.NAMES``. ``error``:
-    what stands behind a mean, "domainbed", "sample" or "std".
+    what stands behind a mean, "domainbed", "sample" or "std". ``single_source``: whether jobs that
+    leave out all environments but one have a single source, where no manifest says so.
 
     Raises CarftError if there is no record, if a method has no jobs, if no column or kind of error
     has the name, if the algorithms of ``pair`` share no trial, or if a job was run twice with
@@ -150,7 +154,7 @@ def collect(
 
     if isinstance(folders, (str, os.PathLike)):
         folders = [folders]
-    collection = collecting.gather(list(folders), methods, ignored)
+    collection = collecting.gather(list(folders), methods, ignored, single_source=single_source)
 
     options = TableOptions(columns=columns, error=ERROR_KINDS[error])
     results = build(collection, pair, compare_published, options)
@@ -172,7 +176,7 @@ def build(
     tables_of_groups = [
         tables.build(group, collection.methods, options) for group in collection.groups
     ]
-    all_tables = [table for group_tables in tables_of_groups for table in group_tables]
+    tables_of_sources = divisions.tables(collection.groups, tables_of_groups)
     scores = [row for group in collection.groups for row in suites.scores(group, options.error)]
 
     comparisons = []
@@ -186,7 +190,7 @@ def build(
         first, second = pair
         differences = paired.compare(collection.groups, collection.methods, first, second)
 
-    maker = _DocumentMaker(collection, all_tables, options)
+    maker = _DocumentMaker(collection, tables_of_groups, tables_of_sources, options)
     if scores:
         maker.add_suites(scores)
     if compare_published:
@@ -196,6 +200,7 @@ def build(
     return Results(
         collection=collection,
         tables_of_groups=tables_of_groups,
+        tables_of_sources=tables_of_sources,
         suite_scores=scores,
         comparisons=comparisons,
         pair=pair,
@@ -208,19 +213,32 @@ class _DocumentMaker:
     """Makes the document of `build`, part by part; the last part with CSV rows has them."""
 
     def __init__(
-        self, collection: Collection, all_tables: Sequence[Table], options: TableOptions
+        self,
+        collection: Collection,
+        tables_of_groups: Sequence[Sequence[Table]],
+        tables_of_sources: Sequence[Table],
+        options: TableOptions,
     ) -> None:
         self._collection = collection
         self._error = options.error
+        all_tables = [table for group_tables in tables_of_groups for table in group_tables]
         entries = [document.table_entry(table) for table in all_tables]
 
         shown = [column for table in all_tables for column in table.shown]
         self._caption = [*document.caption(options.error), *measures.explanations(shown)]
         self._notes = [note for group in collection.groups for note in group.notes]
-        self._grids = [document.table_grid(table) for table in all_tables]
         self._sections: dict[str, Any] = {"tables": entries, "notes": self._notes}
+        self._grids = [
+            document.table_grid(table)
+            for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
+            for table in group_tables
+            if not group.source or not _has_default_columns(options)
+        ]
+        if tables_of_sources:
+            self._grids += [document.table_grid(table) for table in tables_of_sources]
+            self._sections["sources"] = [document.table_entry(table) for table in tables_of_sources]
         self._csv_rows = document.cell_records(entries)
-        if tuple(options.columns) != DEFAULT_COLUMNS:
+        if not _has_default_columns(options):
             self._csv_rows = document.column_records(all_tables)
         self._summary = _summary(collection, all_tables)
 
@@ -264,6 +282,10 @@ class _DocumentMaker:
             sections={**self._sections, "summary": self._summary},
             records=self._csv_rows,
         )
+
+
+def _has_default_columns(options: TableOptions) -> bool:
+    return tuple(options.columns) == DEFAULT_COLUMNS
 
 
 def _summary(collection: Collection, all_tables: Sequence[Table]) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from typing import NamedTuple
 from domainbed_carft import text
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, records
+from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import RecordWarning, Run
 from domainbed_carft.jobs.setting import KINDS
-from domainbed_carft.results import selection, settings
+from domainbed_carft.results import roles, selection, settings
 from domainbed_carft.results.settings import Group
 
 
@@ -34,13 +35,19 @@ class Collection(NamedTuple):
 
 
 def gather(
-    folders: Sequence[Path | str], methods: Sequence[str] | None = None, ignored: Sequence[str] = ()
+    folders: Sequence[Path | str],
+    methods: Sequence[str] | None = None,
+    ignored: Sequence[str] = (),
+    *,
+    single_source: bool = False,
 ) -> Collection:
     """Read ``folders``, group runs of the same setting, count each job once.
 
-    ``methods``: None for those that the sweeps' manifests name, else those that have jobs. Raises
-    CarftError if there is no record, no job for a requested method, or if a job was run twice with
-    different records.
+    ``methods``: None for those that the sweeps' manifests name, else those that have jobs.
+    ``single_source``: take jobs that leave out all environments but one for jobs with a single
+    source, whatever manifests say. Raises CarftError if there is no record, no job for a requested
+    method, if a job was run twice with different records, or if jobs without a manifest may be
+    either of a single source or for leave-one-domain-out.
     """
     for name in ignored:
         if name not in KINDS:
@@ -55,18 +62,27 @@ def gather(
         )
 
     sweeps = [_read_manifest(folder, warnings) for folder in folders]
-    planned = [job for sweep in sweeps for job in sweep.jobs]
+    sweeps = roles.assign_to_planned(sweeps, single_source)
+    runs = roles.assign_to_runs(runs, sweeps, single_source)
+    if selection.LEAVE_ONE_OUT not in (methods or ()):
+        roles.require_known_roles(runs, sweeps)
+
+    shown = roles.last_stage(runs, sweeps)
+    runs = shown.runs
+    planned = shown.planned
     labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
     declared = dict.fromkeys(name for sweep in sweeps for name in sweep.declared_algorithms)
     groups = []
-    for group in settings.groups(runs, planned, ignored):
+    for group in settings.groups(runs, planned, ignored, labels):
         distinct_runs, duplicates = settings.distinct(group.runs)
         group = group._replace(runs=distinct_runs, labels=labels, declared=tuple(declared))
         groups.append(group)
         warnings += duplicates
+    if groups:
+        groups[0] = groups[0]._replace(notes=[*shown.notes, *groups[0].notes])
 
-    numbers_left_out = {len(run.test_envs) for run in runs}
-    numbers_left_out |= {len(job.args["test_envs"]) for job in planned}
+    all_jobs = [*(run.job for run in runs), *planned]
+    numbers_left_out = {_number_left_out(job) for job in all_jobs}
     compare_with = dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with)
     return Collection(
         groups=groups,
@@ -74,6 +90,11 @@ def gather(
         warnings=warnings,
         compare_with=list(compare_with),
     )
+
+
+def _number_left_out(job: Job) -> int:
+    """How many environments a job leaves out; those left out together count as one target."""
+    return 1 if job.role.leaves_out_together else len(job.args["test_envs"])
 
 
 def _read_manifest(folder: Path | str, warnings: list[RecordWarning]) -> Sweep:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from domainbed_carft.jobs.job import Job, Key
+from domainbed_carft.jobs.job import Candidate, Choice, Job
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import selection
 from domainbed_carft.results.selection import LEAVE_ONE_OUT, METHODS
 
-_Choices = dict[int, list[int]]  # trial -> choices of hyperparameters
+_Choices = dict[int, list[Choice]]  # trial -> choices of hyperparameters
 _Kind = tuple[str, str, bool]  # data set, algorithm, whether anything is left out
 
 
@@ -27,18 +27,36 @@ class Gaps:
     """
 
     def __init__(self, runs: Sequence[Run], planned: Sequence[Job] = ()) -> None:
-        self.runs = {run.job.key: run for run in runs}
-        self._listed = {job.key for job in planned}
+        self.runs = {run.job.candidate: run for run in runs}
+        self._listed = {job.candidate for job in planned}
         self._marks_done = bool(planned) or any(run.done for run in runs)
 
         self.keys = {**dict.fromkeys(self.runs), **dict.fromkeys(self._listed)}
-        self._keys_by_kind: dict[_Kind, list[Key]] = {}
+        self._keys_by_kind: dict[_Kind, list[Candidate]] = {}
         for key in self.keys:
             self._keys_by_kind.setdefault(_kind(key), []).append(key)
+
+        # Of one group all that leave several targets out together leave out the same.
+        self._divisions = {
+            job.key.dataset: job.key.test_envs
+            for job in (*planned, *(run.job for run in runs))
+            if job.role.leaves_out_together
+        }
 
         self._steps_by_schedule: dict[tuple[object, ...], set[float]] = {}
         for run in runs:
             self._steps_by_schedule.setdefault(_schedule(run), set()).update(run.steps)
+
+    def keys_of(self, method: str) -> list[Candidate]:
+        """The jobs among which a selection method selects."""
+        leaves_out = METHODS[method].leaves_out
+        return [
+            key
+            for key in self.keys
+            if bool(key.test_envs) == leaves_out
+            # Its second environment would be one that another target's run needs.
+            and not (method == LEAVE_ONE_OUT and key.dataset in self._divisions)
+        ]
 
     def missing_in_cell(
         self, dataset: str, algorithm: str, target: int, method: str, n_environments: int
@@ -49,19 +67,25 @@ class Gaps:
         if kind not in self._keys_by_kind:
             return None if self._listed else ["no job of the algorithm on this data set"]
 
-        only_target = {target} if leaves_out else set()
-        expected_choices = self._expected_choices(kind, only_target)
+        left_out = frozenset({target} if leaves_out else ())
+        if leaves_out and dataset in self._divisions:
+            left_out = self._divisions[dataset]
+            if target not in left_out:
+                return None
+
+        expected_choices = self._expected_choices(kind, left_out)
         if not expected_choices:
             return None
 
-        test_envs = [only_target]
+        test_envs = [left_out]
         if method == LEAVE_ONE_OUT:
-            test_envs += [{target, env} for env in range(n_environments) if env != target]
+            others = [env for env in range(n_environments) if env != target]
+            test_envs += [frozenset({target, env}) for env in others]
 
         choices_by_reason: dict[str, _Choices] = {}
         for envs, (trial, choices) in itertools.product(test_envs, expected_choices.items()):
             for choice in choices:
-                reason = self._reason(Key(dataset, algorithm, frozenset(envs), trial, choice))
+                reason = self._reason(Candidate(dataset, algorithm, envs, trial, choice))
                 if reason:
                     missing_choices = choices_by_reason.setdefault(reason, {})
                     missing_choices.setdefault(trial, []).append(choice)
@@ -71,7 +95,7 @@ class Gaps:
             for reason, missing_choices in choices_by_reason.items()
         ]
 
-    def _expected_choices(self, kind: _Kind, test_envs: set[int]) -> _Choices:
+    def _expected_choices(self, kind: _Kind, test_envs: frozenset[int]) -> _Choices:
         """Each trial with its choices of hyperparameters."""
         keys = self._keys_by_kind[kind]
         if not self._listed.isdisjoint(keys):
@@ -88,7 +112,7 @@ class Gaps:
         }
         return dict.fromkeys(sorted(trials), sorted({key.choice for key in keys}))
 
-    def _reason(self, key: Key) -> str:
+    def _reason(self, key: Candidate) -> str:
         """Why a job does not count in full; "" if it does."""
         job = " ".join(["--test_envs", *map(str, sorted(key.test_envs))])
         run = self.runs.get(key)
@@ -118,25 +142,32 @@ class Gaps:
         return ""
 
 
-def _kind(key: Key) -> _Kind:
+def _kind(key: Candidate) -> _Kind:
     return key.dataset, key.algorithm, bool(key.test_envs)
 
 
 def _schedule(run: Run) -> tuple[object, ...]:
     """What runs have to share to have checkpoints at the same steps."""
     frequency = run.setting.get("checkpoint_freq")
-    return (*_kind(run.job.key), run.setting.get("steps"), frequency)
+    return (*_kind(run.job.candidate), run.setting.get("steps"), frequency)
 
 
 def _describe_choices(choices: _Choices, expected: _Choices) -> str:
-    """Trials, with their hparams seeds where not all that are expected are among ``choices``."""
+    """Trials, with their choices where not all that are expected are among ``choices``."""
     if choices == expected:
         return "in every trial"
 
     descriptions = []
-    for trial, seeds in choices.items():
+    for trial, missing in choices.items():
         description = f"trial {trial}"
-        if seeds != expected[trial]:
-            description += f" hparams_seed {', '.join(map(str, seeds))}"
+        if missing != expected[trial]:
+            description += f" {_list_choices(missing)}"
         descriptions.append(description)
     return "; ".join(descriptions)
+
+
+def _list_choices(choices: Sequence[Choice]) -> str:
+    """``hparams_seed 1, 2``, or of a search ``lr=0.1, lr=0.3``."""
+    if any(choice.values for choice in choices):
+        return ", ".join(map(str, choices))
+    return f"hparams_seed {', '.join(str(choice.hparams_seed) for choice in choices)}"

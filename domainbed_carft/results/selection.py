@@ -163,6 +163,12 @@ def in_domain(run: Run) -> Floats:
     return np.ascontiguousarray(out_splits[:, training_envs]).mean(axis=1)
 
 
+def validation_without_targets(run: Run) -> float:
+    """Mean accuracy on the out-splits at the last step, for a run that left nothing out."""
+    _, out_splits = accuracies(run)
+    return float(out_splits[_last_row(run)].mean())
+
+
 def _training_domain(candidates: Candidates, choice: Choice) -> Outcome | None:
     run = candidates.singles[choice]
     if run.n_environments < 2:

@@ -18,6 +18,7 @@ from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.settings import Group
 
 _UNDECLARED = "-: no job was declared for this cell; Avg is over the other cells."
+_TRAINED_ON = "-: the runs were trained on this environment; Avg is over the other cells."
 
 
 class Row(NamedTuple):
@@ -134,7 +135,7 @@ class _TableMaker:
         for run in _candidate_runs(group.runs, method):
             self._candidates.setdefault((run.algorithm, run.dataset), []).append(run)
 
-        jobs = [job for job in gaps.keys if bool(job.test_envs) == self._leaves_out]
+        jobs = gaps.keys_of(method)
         self._datasets = {job.dataset for job in jobs}
         algorithms = (job.algorithm for job in jobs)
         self._row_labels = order.ordered_algorithms(algorithms, group.declared)
@@ -146,7 +147,9 @@ class _TableMaker:
             for dataset, environments in self._environments.items()
             if dataset in self._datasets
         ]
-        return [*tables, self._averages(tables)] if self._leaves_out and tables else tables
+        # Of one source, the table of all sources has the averages.
+        has_averages = self._leaves_out and tables and not self._group.source
+        return [*tables, self._averages(tables)] if has_averages else tables
 
     def _dataset_table(self, dataset: str, environments: Sequence[str]) -> Table:
         """The table of one data set: a row an algorithm."""
@@ -172,7 +175,7 @@ class _TableMaker:
             rows.append(Row(algorithm, cells, row_runs.average, shown))
 
         is_declared = all(cell.is_expected for row in rows for cell in row.cells)
-        notes = [] if is_declared else [_UNDECLARED]
+        notes = [] if is_declared else [_TRAINED_ON if self._group.source else _UNDECLARED]
         return self._table(dataset, environments, rows=rows, notes=notes, shown=columns)
 
     def _cell(

@@ -76,17 +76,18 @@ def top(
     *,
     methods: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
+    single_source: bool = False,
     dataset: str | None = None,
     algorithm: str | None = None,
     test_env: int | None = None,
 ) -> Top:
     """The best hyperparameters of each trial in the records of sweeps, as of ``carft top``.
 
-    ``methods`` and ``ignored``: as for `collect`. ``dataset``, ``algorithm`` and ``test_env`` leave
-    only the entries with these values. Raises CarftError if no entry has one of them, or none is by
-    one of ``methods``, and for what `collect` does.
+    ``methods``, ``ignored`` and ``single_source``: as for `collect`. ``dataset``, ``algorithm`` and
+    ``test_env`` leave only the entries with these values. Raises CarftError if no entry has one of
+    them, or none is by one of ``methods``, and for what `collect` does.
     """
-    collection = collecting.gather(folders, methods, ignored)
+    collection = collecting.gather(folders, methods, ignored, single_source=single_source)
     entries = list(_best_hparams(collection))
 
     wanted = {"dataset": dataset, "algorithm": algorithm, "test_env": test_env}

@@ -17,6 +17,7 @@ from domainbed_carft.runs import soup as souping
 from domainbed_carft.runs import wise_ft as mixing
 from domainbed_carft.runs.alphas import DEFAULT_ALPHAS
 from domainbed_carft.runs.evaluate import Evaluation
+from domainbed_carft.runs.evaluation_processes import SweepOptions
 from domainbed_carft.runs.export import ExportedFiles
 from domainbed_carft.runs.layer_shares import UNIFORM
 from domainbed_carft.runs.loaded_run import (
@@ -30,6 +31,11 @@ from domainbed_carft.runs.model_stock import ModelStock
 from domainbed_carft.runs.soup import Soups
 from domainbed_carft.runs.suite_evaluation import evaluate_on_suite
 from domainbed_carft.runs.suite_scores import SuiteEvaluation
+from domainbed_carft.runs.sweep_evaluation import (
+    SweepEvaluation,
+    evaluate_sweep,
+    is_sweep_folder,
+)
 from domainbed_carft.runs.wise_ft import WiseFT
 
 
@@ -41,8 +47,12 @@ def evaluate(
     *,
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
-) -> Evaluation | SuiteEvaluation:
+    sweep_options: SweepOptions | None = None,
+) -> Evaluation | SuiteEvaluation | SweepEvaluation:
     """Accuracy, calibration and confusion of a run on the splits of its data set, or on a suite.
+
+    Of the output folder of a sweep: calibration, flips and alignment of every selected run, which
+    are kept in the runs' folders. ``sweep_options`` then takes the place of the other options.
 
     ``suite``: the name of whole test sets, such as "imagenet", instead of the splits. ``data_dir``:
     the folder above the data set's, or your own data folder itself; by default the recorded one.
@@ -60,6 +70,12 @@ def evaluate(
     >>> evaluation.as_dict()["splits"][0]["pictures"] == evaluation.splits[0].counts.count
     True
     """
+    if not isinstance(run, Run) and is_sweep_folder(Path(run)):
+        options_of_flags = SweepOptions(
+            device=device, batch_size=batch_size, workers=workers, data_dir=data_dir
+        )
+        return evaluate_sweep(Path(run), sweep_options or options_of_flags)
+
     loaded = loaded_run(run, device)
     options = options_for(loaded, data_dir, batch_size, workers)
     if suite:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-ECE_BINS = 15  # of equal width, for the expected calibration error
+from domainbed_carft.results.calibration import ECE_BINS as ECE_BINS
+from domainbed_carft.results.calibration import bin_numbers
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,7 @@ class ConfusionCounts:
         true_classes = labels.numpy()
         np.add.at(self.confusion, (true_classes, predicted_classes), 1)
 
-        # Bin m holds (m / ECE_BINS, (m + 1) / ECE_BINS].
-        bins = np.clip(np.ceil(confidences * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
+        bins = bin_numbers(confidences)
         np.add.at(self.correct_by_bin, bins, predicted_classes == true_classes)
         np.add.at(self.confidence_by_bin, bins, confidences)
 

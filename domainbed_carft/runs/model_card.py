@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from domainbed_carft import text
-from domainbed_carft.clips import backbone, openai_models, pictures
+from domainbed_carft.clips import backbone, openai_models
 from domainbed_carft.data import benchmarks
 from domainbed_carft.files.weights import sha256
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.job import command as train_command
 from domainbed_carft.jobs.setting import printed_versions
+from domainbed_carft.pictures.protocols import PROTOCOLS
 from domainbed_carft.runs.saved import TrainedRun
 from domainbed_carft.runs.soup_members import DESCRIBING, SAME_ARGS
 from domainbed_carft.version import __version__
@@ -76,7 +77,7 @@ def card_of(
         "pictures": {  # side lengths in pixels, mean and deviation of [0, 1]
             **clip.preprocessing._asdict(),
             "protocol": protocol,
-            "means": pictures.PROTOCOLS[protocol],
+            "means": PROTOCOLS[protocol],
             "data_set_size": run.content["model_input_shape"][-1],
         },
         "versions": {"domainbed_carft": __version__, "torch": torch.__version__},

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from domainbed_carft.clips import pictures as protocols
 from domainbed_carft.data import picture_files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.runs.measuring import LoadingOptions, refuse_truncated_files, worker_count
 from domainbed_carft.runs.saved import TrainedRun
@@ -232,19 +232,7 @@ def picture_transform(run: TrainedRun) -> Callable[[Any], Tensor]:
     Of the protocol ``host`` only the normalisation is recorded; its pictures are squeezed to a
     square, as DomainBed's are.
     """
-    size = run.content["model_input_shape"][-1]
-    protocol = run.hparams["protocol"]
-    steps: list[Any] = [transforms.Resize((size, size)), transforms.ToTensor()]
-    if protocol in protocols.PRESETS:
-        preset: Any = protocols.transform(protocol, size, False, run.hparams["preprocessing"])
-        steps = preset.transforms[:-1]
-
-    # Normalised as the model wants, and then what the run's input does to get there, undone.
-    scale, shift = (buffer.flatten().tolist() for buffer in run.algorithm.input.buffers())
-    preprocessing = run.algorithm.input.preprocessing
-    mean = [m + s * b for m, s, b in zip(preprocessing.mean, preprocessing.std, shift)]
-    std = [s * a for s, a in zip(preprocessing.std, scale)]
-    return transforms.Compose([*steps, transforms.Normalize(mean, std)])
+    return PlanTransform(run.picture_plan.without_augmentation())
 
 
 def _read_pictures(

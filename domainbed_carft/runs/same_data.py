@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from domainbed_carft.clips import pictures
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import dataset_facts, prompts
 from domainbed_carft.method.hparams import UNCHECKED
+from domainbed_carft.pictures.clip_input import CLIPInput
 from domainbed_carft.runs.saved import TrainedRun
 from domainbed_carft.text import differences
 
@@ -43,7 +43,7 @@ def require_same_data(
     normalisation = dataset_facts.agreed_normalisation(facts.environments)
     if normalisation:
         model_input = run.algorithm.input
-        input_now = pictures.CLIPInput(model_input.preprocessing, *normalisation)
+        input_now = CLIPInput(model_input.preprocessing, *normalisation)
         comparisons.append(Comparison("normalisation", _rounded(model_input), _rounded(input_now)))
 
     for name, before, now in comparisons:
@@ -57,7 +57,7 @@ def require_same_data(
             )
 
 
-def _rounded(model_input: pictures.CLIPInput) -> list[list[float]]:
+def _rounded(model_input: CLIPInput) -> list[list[float]]:
     """Scale and shift of an input, to four decimals."""
     return [
         [round(value, 4) for value in buffer.flatten().tolist()] for buffer in model_input.buffers()

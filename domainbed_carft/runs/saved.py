@@ -20,6 +20,8 @@ from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.method import algorithms, clip_algorithm, objective, prompts
+from domainbed_carft.pictures.plan import PicturePlan
+from domainbed_carft.pictures.recorded import recorded_plan
 from domainbed_carft.runs.saved_checks import require_run, soup_of
 from domainbed_carft.text import quantity
 
@@ -48,6 +50,11 @@ class TrainedRun:
     content: Mapping[str, Any]
     soup: Mapping[str, Any] | None = None
     layers: str | None = None
+
+    @property
+    def picture_plan(self) -> PicturePlan:
+        """How the job made its training pictures; its test pictures are without augmentation."""
+        return recorded_plan(self.content, self.algorithm.input)
 
     @property
     def title(self) -> str:

@@ -14,9 +14,8 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS
+from domainbed_carft.pictures.plan import LARGEST_SIDE, PicturePlan
 from domainbed_carft.runs.layer_shares import LAYERS
-
-LARGEST_PICTURE = 4096  # pixels a side; a number in a file must not take all memory
 
 
 def _is_step(value: Any) -> bool:
@@ -43,7 +42,7 @@ _ARGUMENT_FITS: dict[str, Callable[[Any], bool]] = {
 _FITS: dict[str, Callable[[Any], bool]] = {
     **_ARGUMENT_FITS,
     "model_input_shape": lambda shape: (
-        [type(n) for n in shape] == [int] * 3 and 0 < min(shape) <= max(shape) <= LARGEST_PICTURE
+        [type(n) for n in shape] == [int] * 3 and 0 < min(shape) <= max(shape) <= LARGEST_SIDE
     ),
     **dict.fromkeys(("model_num_classes", "model_num_domains"), lambda n: type(n) is int),
     "args": lambda args: True,
@@ -51,6 +50,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "model_hparams": lambda hparams: (
         all(h.valid(hparams[h.name]) for h in HPARAMS) and hparams["preprocessing"]
     ),
+    "picture_plan": lambda plan: plan is None or bool(PicturePlan.from_json(plan)),
     **dict.fromkeys(("best_step", "wise_ft_step"), _is_step),
     "wise_ft_alpha": lambda alpha: alpha is None or (type(alpha) is float and 0 <= alpha <= 1),
     "wise_ft_layers": lambda layers: layers in (None, *LAYERS),

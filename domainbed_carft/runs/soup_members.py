@@ -13,6 +13,7 @@ from torch import Tensor
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files.weights import sha256
 from domainbed_carft.method.hparams import HPARAMS, overlay
+from domainbed_carft.pictures.plan import FAST, PicturePlan
 from domainbed_carft.runs import saved, splits
 
 # Of a run's arguments and hparams: those whose runs held out the same pictures and started alike.
@@ -165,10 +166,11 @@ def shared_content(members: Sequence[Member], data_dir: str | None) -> dict[str,
     for name in SIZES:
         shared[name] = first[name]
 
-    # Plans of the fast pictures differ in nothing but the augmentation.
-    plans = {str(content.get("pictures")) for content in contents}
-    if all(plan.startswith("fast") for plan in plans):
-        shared["pictures"] = min(plans)
+    # Plans of the fast pictures differ in nothing but the augmentation, which a soup has not.
+    plans = [member.run.picture_plan for member in members]
+    if all(plan.path == FAST for plan in plans):
+        plan = min(plans, key=PicturePlan.describe).without_augmentation()
+        shared |= {"pictures": plan.describe(), "picture_plan": plan.as_json()}
     return shared
 
 

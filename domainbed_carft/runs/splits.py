@@ -7,11 +7,11 @@ import copy
 import importlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from domainbed.lib import misc
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.splits import name_splits, select_evaluated, split_environments
@@ -35,16 +35,42 @@ class Split:
 
     ``is_target``: whether that is a test environment. ``items``: a map-style torch data set of
     (picture, label); an item's augmentation is the same whenever and by whichever process it is
-    read.
+    read. ``number``: of the environment, from 0.
     """
 
     name: str
     environment: str
     is_target: bool
-    items: Dataset[Any]
+    items: Any
+    number: int = 0
 
     def __len__(self) -> int:
-        return len(self.items)  # type: ignore[arg-type]
+        return len(self.items)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The data set of a run, and the splits that its records have.
+
+    ``dataset``: the host's, a list of environments. ``pictures``: how our harness reads the job's
+    pictures; None on another host.
+    """
+
+    dataset: Any
+    splits: list[Split]
+    pictures: Any
+
+    def items(self, number: int, positions: Sequence[int]) -> Dataset[Any]:
+        """The pictures of an environment at these positions, as the splits' pictures are read."""
+        part = Subset(self.dataset[number], positions)
+        return _KeyedItems(part, (number,), self.pictures)
+
+    def with_pictures(self, pictures: Any) -> RunData:
+        """The same data, whose pictures our harness reads in another way."""
+        splits = [
+            replace(split, items=split.items.with_pictures(pictures)) for split in self.splits
+        ]
+        return RunData(self.dataset, splits, pictures)
 
 
 def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
@@ -57,12 +83,21 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
 
     Raises CarftError if the data is missing, or is not the run's.
     """
+    return read_data(run, data_dir, is_augmented=run.soup is None).splits
+
+
+def read_data(run: TrainedRun, data_dir: str | None = None, *, is_augmented: bool) -> RunData:
+    """The data of the run's job, split as in training; raises as `splits`.
+
+    ``is_augmented``: whether the pictures of training environments are augmented, as in training,
+    instead of going through the test transform.
+    """
     targets = run.args["test_envs"]
     seed = run.args.get("seed", 0)
     hparams = copy.deepcopy(dict(run.hparams))  # to which the data set adds
     folder = data_dir or run.args.get("data_dir")
     try:
-        dataset = _make_dataset(run, data_dir, hparams)
+        dataset = _make_dataset(run, data_dir, hparams, is_augmented)
         unknown_targets = set(targets) - set(range(len(dataset)))
         if unknown_targets:
             raise ValueError(
@@ -86,7 +121,7 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
             "with --data_dir; for your own data, the data folder itself"
         ) from error
 
-    plan = _recorded_pictures(run, hparams)
+    pictures = _recorded_pictures(run, hparams)
     facts = dataset_facts.recall(hparams, prompts.named_dataset(run.hparams["class_names"]))
     require_same_data(run, dataset, targets, facts)
     names = _environment_names(facts, len(dataset))
@@ -96,15 +131,17 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
     key = (seed % SEEDS, 0 if run.algorithm.is_constant else step)
     numbers = {split.name: number for number, split in enumerate(job_splits)}
     kinds = host_lookup.evaluated_kinds(dataset)
-    return [
+    evaluated_splits = [
         Split(
             name=split.name,
             environment=names[split.environment],
             is_target=split.environment in targets,
-            items=_KeyedItems(split.items, (*key, numbers[split.name]), plan),
+            items=_KeyedItems(split.items, (*key, numbers[split.name]), pictures),
+            number=split.environment,
         )
         for split in select_evaluated(job_splits, kinds)
     ]
+    return RunData(dataset, evaluated_splits, pictures)
 
 
 def _environment_names(facts: dataset_facts.DatasetFacts, count: int) -> list[str]:
@@ -130,13 +167,15 @@ def transform_name(run: TrainedRun) -> str:
     return "as in training" if run.soup is None else "test"
 
 
-def _make_dataset(run: TrainedRun, data_dir: str | None, hparams: dict[str, Any]) -> Any:
+def _make_dataset(
+    run: TrainedRun, data_dir: str | None, hparams: dict[str, Any], is_augmented: bool
+) -> Any:
     """The run's data set, drawn by its seed as in training; raises whatever its class raises."""
     dataset_class = _dataset_class(run, data_dir)
     with rng.preserved_states():  # the data set may draw
         rng.reseed(run.args.get("seed", 0))
         folder = data_dir or run.args.get("data_dir")
-        dataset = dataset_class(folder, _unaugmented_environments(run), hparams)
+        dataset = dataset_class(folder, _unaugmented_environments(run, is_augmented), hparams)
 
     if data_dir and not os.path.isdir(data_dir):  # of data sets that read no folder
         raise CarftError(f"there is no folder {data_dir}")
@@ -155,10 +194,10 @@ def _dataset_class(run: TrainedRun, data_dir: str | None) -> Any:
     return host_lookup.find_dataset_class(name)
 
 
-def _unaugmented_environments(run: TrainedRun) -> list[int]:
-    """The environments that the data set shall not augment: those left out, of a soup all."""
+def _unaugmented_environments(run: TrainedRun, is_augmented: bool) -> list[int]:
+    """The environments that the data set shall not augment: those left out, else all."""
     targets: list[int] = run.args["test_envs"]
-    if run.soup is None:
+    if is_augmented:
         return targets
 
     count = run.content["model_num_domains"] + len(targets)
@@ -166,32 +205,48 @@ def _unaugmented_environments(run: TrainedRun) -> list[int]:
 
 
 def _recorded_pictures(run: TrainedRun, hparams: dict[str, Any]) -> Any:
-    """How our harness transformed the job's pictures; None on another host.
+    """How our harness reads the job's pictures; None on another host.
 
     Where the model's normalisation was applied, ``hparams`` gets it for the data set's.
     """
     if not picture_batches:
         return None
 
-    preprocessing = run.algorithm.input.preprocessing
-    size_and_statistics = (preprocessing.resolution, preprocessing.mean, preprocessing.std)
-    description = run.content.get("pictures")
-    plan = picture_batches.pictures_from_description(description, size_and_statistics)
-    if plan and plan.model_input:
-        dataset_facts.set_normalisation(hparams, (preprocessing.mean, preprocessing.std))
-    return plan
+    plan = run.picture_plan
+    if plan.is_for_model:
+        dataset_facts.set_normalisation(hparams, (plan.mean, plan.std))
+    return picture_batches.Pictures(plan)
+
+
+def positions_in_environment(split: Split) -> list[int]:
+    """Where the pictures of a split of `read_data` are in their environment, in order."""
+    items = split.items.host_items
+    positions = list(range(len(items)))
+    while hasattr(items, "underlying_dataset"):  # upstream's name, of a part of a data set
+        positions = [items.keys[position] for position in positions]
+        items = items.underlying_dataset
+    return positions
 
 
 class _KeyedItems(Dataset[Any]):
     """Items, each read with random numbers that depend on ``key`` and its position alone.
 
-    ``plan``: how our harness transformed the job's pictures; None on another host.
+    ``pictures``: how our harness reads the job's pictures; None on another host.
     """
 
-    def __init__(self, items: Any, key: tuple[int, ...], plan: Any) -> None:
+    def __init__(self, items: Any, key: tuple[int, ...], pictures: Any) -> None:
         self._items = items
         self._key = key
-        self._source = plan and plan.source(items)
+        self._source = pictures and pictures.source(items)
+
+    @property
+    def host_items(self) -> Any:
+        """The items as the host has them: an environment, or a part of one."""
+        return self._items
+
+    def with_pictures(self, pictures: Any) -> _KeyedItems:
+        """The same items, read in another way."""
+        return _KeyedItems(self._items, self._key, pictures)
 
     def __len__(self) -> int:
         return len(self._items)

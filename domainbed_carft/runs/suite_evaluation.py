@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.method import objective, prompts
-from domainbed_carft.pictures import loading
-from domainbed_carft.pictures import plan as planning
+from domainbed_carft.pictures import loading, stages
+from domainbed_carft.pictures.plan import PicturePlan
 from domainbed_carft.runs import splits
 from domainbed_carft.runs.confusion import ConfusionCounts
 from domainbed_carft.runs.measuring import (
@@ -26,7 +27,6 @@ from domainbed_carft.runs.measuring import (
     count_predictions,
     run_predictor,
 )
-from domainbed_carft.runs.predict import picture_transform
 from domainbed_carft.runs.saved import TrainedRun
 from domainbed_carft.runs.suite_pictures import (
     LocatedSet,
@@ -53,7 +53,7 @@ class SuiteTest:
 
     suite: Suite
     located_sets: list[LocatedSet]
-    plan: planning.Plan
+    plan: PicturePlan
     options: LoadingOptions
 
     def scores(self, predict: Predictor, variants: int = 1) -> list[SuiteScores]:
@@ -97,7 +97,7 @@ class SuiteTest:
 
         def predict_squares(squares: Tensor) -> Any:
             no_draws = loading.NO_AUGMENTATION.expand(len(squares), -1)
-            return predict(planning.second_stage(self.plan, squares, no_draws))
+            return predict(stages.second_stage(self.plan, squares, no_draws))
 
         split = splits.Split(
             name=test_set.name,
@@ -161,9 +161,8 @@ def suite_test(name: str, run: TrainedRun, options: LoadingOptions) -> SuiteTest
         )
 
     located_sets = locate_sets(suite, options.data_dir or run.args.get("data_dir"))
-    plan = planning.plan_of(picture_transform(run))
-    assert plan  # as of all transforms of ours
-    plan = plan._replace(size=run.algorithm.input.preprocessing.resolution)
+    test_plan = run.picture_plan.without_augmentation()
+    plan = dataclasses.replace(test_plan, size=run.algorithm.input.preprocessing.resolution)
     return SuiteTest(suite, located_sets, plan, options)
 
 
@@ -183,7 +182,7 @@ def evaluate_clip(name: str, suite_name: str, options: LoadingOptions) -> SuiteE
 class ZeroShotClip(NamedTuple):
     """How the pictures of a CLIP without a run are made, and what it predicts."""
 
-    plan: planning.Plan
+    plan: PicturePlan
     predict: Predictor
 
 
@@ -199,12 +198,12 @@ def zero_shot_clip(suite: Suite, name: str, device: torch.device) -> ZeroShotCli
         features = F.normalize(encoder(pictures).float(), dim=-1)
         return [clip.logit_scale * features @ class_weights.T]
 
-    plan = planning.Plan(
-        clip.preprocessing.resolution,
-        clip.preprocessing.resize,
-        clip.preprocessing.interpolation,
-        clip.preprocessing.mean,
-        clip.preprocessing.std,
+    plan = PicturePlan(
+        size=clip.preprocessing.resolution,
+        resize=clip.preprocessing.resize,
+        interpolation=clip.preprocessing.interpolation,
+        mean=clip.preprocessing.mean,
+        std=clip.preprocessing.std,
     )
     return ZeroShotClip(plan, predict)
 

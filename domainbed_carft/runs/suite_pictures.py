@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from domainbed_carft.data import picture_files
 from domainbed_carft.data.benchmarks import missing_data_dir
 from domainbed_carft.errors import CarftError, UnreadableError
-from domainbed_carft.pictures import loading
-from domainbed_carft.pictures import plan as planning
+from domainbed_carft.pictures import loading, stages
+from domainbed_carft.pictures.plan import PicturePlan
 from domainbed_carft.runs.measuring import refuse_truncated_files
 from domainbed_carft.suites.test_sets import Suite, TestSet, TestSetCopy
 
@@ -72,7 +72,7 @@ class TestSetPictures(Dataset[Any]):
 
     samples: Sequence[tuple[Any, int]]
     border: int
-    plan: planning.Plan
+    plan: PicturePlan
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -98,4 +98,4 @@ class TestSetPictures(Dataset[Any]):
             )
 
         inside = pixels[self.border : height - self.border, self.border : width - self.border]
-        return planning.first_stage(self.plan, inside)[0]
+        return stages.first_stage(self.plan, inside)[0]

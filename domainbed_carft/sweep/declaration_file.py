@@ -14,7 +14,9 @@ from domainbed_carft.files import parsing, validation
 from domainbed_carft.files.parsing import YamlPath, YamlSource
 from domainbed_carft.method import hparams
 from domainbed_carft.sweep import name_checks
-from domainbed_carft.sweep.declaration import Declaration, Override, Seeds, Shape, Variant
+from domainbed_carft.sweep.declaration import Declaration
+from domainbed_carft.sweep.fields import Override, Search, SearchOverride, Seeds, Trials, Variant
+from domainbed_carft.sweep.shape import Shape, folder_name
 from domainbed_carft.text import unknown
 
 MOST_JOBS = 100_000
@@ -25,6 +27,9 @@ _MODELS: dict[Any, type[BaseModel]] = {
     "hparams_seeds": Seeds,
     "overrides": Override,
     "variants": Variant,
+    "search": Search,
+    "choose_on": Trials,
+    "repeat_on": Trials,
 }
 
 
@@ -59,9 +64,10 @@ def parse(text: str, name: str) -> Declaration:
 
     checked = name_checks.check(shape, source)
     problems = checked.problems
-    if len(shape.settings) < _point_count(shape):
-        clash = "several combinations would share a folder; use named variants instead"
-        problems.append(Problem(message=clash, place=source.place(("grid",))))
+    if clash := _shared_folder(shape):
+        message = f"several combinations would share {clash}; use named variants instead"
+        place = source.place(("grid" if shape.grid else "search",))
+        problems.append(Problem(message=message, place=place))
     raise_for(problems)
     return Declaration.model_construct(**dict(shape), facts=checked.datasets, text=text)
 
@@ -91,7 +97,8 @@ def _parse_shape(document: Any, source: YamlSource) -> Shape:
 def _require_few_jobs(shape: Shape, source: YamlSource) -> None:
     """Refuse more than MOST_JOBS before a list of them is made."""
     cells = len(shape.datasets) * len(shape.algorithms) * _point_count(shape)
-    if len(shape.trial_seeds) * len(shape.choices) * cells > MOST_JOBS:
+    n_trials = len(shape.trial_seeds) + len(shape.choosing_trials)
+    if n_trials * len(shape.choices) * cells * _most_members(shape) > MOST_JOBS:
         message = f"the sweep has more than {MOST_JOBS:,} jobs; split it into several sweeps"
         raise CarftError(Problem(message=message, place=source.place(("datasets",))))
 
@@ -99,6 +106,42 @@ def _require_few_jobs(shape: Shape, source: YamlSource) -> None:
 def _point_count(shape: Shape) -> int:
     """How many combinations of variants and grid values are declared."""
     return math.prod(map(len, shape.grid.values())) * max(1, len(shape.variants))
+
+
+def _most_members(shape: Shape) -> int:
+    """The most combinations of searched values that any data set and algorithm has."""
+    members = [
+        math.prod(map(len, shape.searched_values(dataset, algorithm).values()))
+        for dataset in shape.datasets
+        for algorithm in shape.algorithms
+    ]
+    return max(members)
+
+
+def _shared_folder(shape: Shape) -> str:
+    """A folder that jobs of several variants or members would share; "" if there is none."""
+    if len(shape.settings) < _point_count(shape):
+        return "a folder"
+
+    owners: dict[str, object] = {}
+    for cell in shape.cells():
+        for values in shape.members(cell.dataset, cell.algorithm):
+            folder = folder_name(cell.name, values)
+            owner = [cell.name, values]
+            if owners.setdefault(folder, owner) != owner:
+                return f"the folder {folder}"
+    return ""
+
+
+def _model_at(path: YamlPath) -> type[BaseModel]:
+    """The model of the mapping at a path: that of the last key that has one."""
+    if not path:
+        return Shape
+    if path[0] == "overrides" and "search" in path:
+        return SearchOverride
+
+    keys = [key for key in path if key in _MODELS] if path[0] == "search" else path[:1]
+    return _MODELS[keys[-1]]
 
 
 def _as_problem(error: Mapping[str, Any], source: YamlSource) -> Problem:
@@ -112,7 +155,7 @@ def _as_problem(error: Mapping[str, Any], source: YamlSource) -> Problem:
     if error["type"] == "missing":
         return Problem(message=f"the key {path[-1]!r} is missing", place=source.place(path[:-1]))
     if error["type"] == "extra_forbidden":
-        fields = _MODELS[path[0]].model_fields if len(path) > 1 else Shape.model_fields
+        fields = _model_at(path[:-1]).model_fields
         valid = sorted(field.alias or name for name, field in fields.items())
         return Problem(message=unknown("key", str(path[-1]), valid), place=place)
 

@@ -3,85 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files, launchers
-from domainbed_carft.errors import CarftError, Problem, as_problem, problems_of, raise_for
+from domainbed_carft.errors import CarftError, as_problem, problems_of, raise_for
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.search import Search
 from domainbed_carft.launchers import Launcher
-from domainbed_carft.sweep import costs, data_checks, declaration_file, host, printing, states
-from domainbed_carft.sweep.costs import Cost, Group
-from domainbed_carft.sweep.data_checks import DataVerdict
+from domainbed_carft.launchers.slurm import Slurm
+from domainbed_carft.sweep import (
+    data_checks,
+    declaration_file,
+    host,
+    printing,
+    second_stage,
+    stages,
+    states,
+)
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.job_settings import (
-    SKIP_VARIABLE,
     JobSettings,
     JobVariables,
     skips_training_in_splits,
 )
+from domainbed_carft.sweep.launch_plan import RUN_HERE as RUN_HERE
+from domainbed_carft.sweep.launch_plan import LaunchPlan, launchable_jobs
+from domainbed_carft.sweep.queue import queue_of
 from domainbed_carft.sweep.states import Status
-
-RUN_HERE = ("local", "pool")
-
-
-@dataclass(frozen=True)
-class LaunchPlan:
-    """A launch before it begins: nothing has been written, and nothing runs.
-
-    ``statuses`` are the states of all jobs of the sweep when the plan was made, ``verdicts`` those
-    on its data. ``skips_training_in_splits`` is None for a domainbed that cannot. ``log_problems``
-    and ``launcher_problems`` are why the jobs could not log, and why the launcher could not run.
-    """
-
-    declaration: Declaration
-    output: Path
-    launcher: Launcher
-    launcher_name: str
-    statuses: Sequence[Status]
-    job_variables: JobVariables
-    skips_training_in_splits: bool | None
-    verdicts: Sequence[DataVerdict] = ()
-    launcher_problems: Sequence[Problem] = ()
-    log_problems: Sequence[Problem] = ()
-
-    @property
-    def jobs(self) -> list[Job]:
-        """All jobs of the sweep, each in its folder."""
-        return [status.job for status in self.statuses]
-
-    @property
-    def jobs_to_run(self) -> list[Job]:
-        """The jobs that the launcher gets."""
-        return _jobs_to_run(self.statuses, self.launcher_name)
-
-    @property
-    def runs_here(self) -> bool:
-        """Whether the jobs run on this machine, which then needs their data."""
-        return self.launcher_name in RUN_HERE
-
-    @property
-    def data_problems(self) -> list[Problem]:
-        """Broken data, which jobs would refuse wherever they run."""
-        return [verdict.broken for verdict in self.verdicts if verdict.broken]
-
-    @property
-    def problems(self) -> list[Problem]:
-        """All that a launch would be refused for."""
-        problems = [*self.launcher_problems, *self.log_problems]
-        for verdict in self.verdicts:
-            if verdict.broken:
-                problems.append(verdict.broken)
-            if verdict.missing and self.runs_here:
-                problems.append(verdict.missing)
-        return problems
-
-    def costs(self) -> dict[Group, Cost]:
-        """Jobs, steps, pictures and hours of each variant, data set and algorithm, and of all."""
-        skips = bool(self.skips_training_in_splits)
-        return costs.costs(self.statuses, self.declaration.facts, skips)
 
 
 def plan(
@@ -114,14 +65,24 @@ def plan(
         job_variables=lambda job: settings.variables(job, output.absolute().name),
         skip_training_in_splits=skip_training_in_splits,
     )
+    command = stages.launch_command(
+        output,
+        data_dir,
+        launcher,
+        options=options or {},
+        settings=settings,
+        skips_training_in_splits=launch_plan.skips_training_in_splits,
+    )
+    all_jobs = [*launch_plan.jobs, *launch_plan.waiting_jobs]
     log_problems: Sequence[str] = ()
     if settings.log:  # as each job would refuse it: a train that cannot log, a missing library
         log_problems = host.module("lib.scalar_logs").problems(settings.log)
     return replace(
         launch_plan,
-        verdicts=data_checks.verdicts(declaration.datasets, launch_plan.jobs, data_dir),
+        verdicts=data_checks.verdicts(declaration.datasets, all_jobs, data_dir),
         launcher_problems=[*map(as_problem, launchers.problems(launcher_object, [output]))],
         log_problems=[*map(as_problem, log_problems)],
+        command=command,
     )
 
 
@@ -154,22 +115,41 @@ def run(
 def run_plan(launch_plan: LaunchPlan) -> list[Status]:
     """Run the jobs of a plan that are not done; shows a progress bar if the launcher waits.
 
-    Returns the jobs that are not done at the end, each with the reason as its detail; if the
-    launcher does not wait, those that failed before, if there was nothing to submit. Call it from
-    the main thread, where Ctrl-C arrives. The launcher `dummy` prints and writes nothing else.
+    Of a search with stages, the second one follows when the first is done; under SLURM a small job
+    submits it. Returns the jobs that are not done at the end, each with the reason as its detail;
+    if the launcher does not wait, those that failed before, if there was nothing to submit. Call it
+    from the main thread, where Ctrl-C arrives. The launcher `dummy` prints and writes nothing else.
     """
-    variables = _with_skip_variable(launch_plan)
     if launch_plan.launcher_name == "dummy":
-        launch_plan.launcher(launch_plan.jobs_to_run, variables)
+        launch_plan.launcher(launch_plan.jobs_to_run, launch_plan.variables)
         return []
 
+    unfinished = _run_known_jobs(launch_plan)
+    if launch_plan.launcher_name == "slurm":
+        if launch_plan.waiting_jobs and isinstance(launch_plan.launcher, Slurm):
+            second_stage.submit(launch_plan.launcher, launch_plan.output, launch_plan.command)
+        return unfinished
+
+    if launch_plan.waiting_jobs and not unfinished:
+        return _run_known_jobs(_planned_anew(launch_plan))
+    return unfinished
+
+
+def _run_known_jobs(launch_plan: LaunchPlan) -> list[Status]:
+    """Run the jobs of a plan whose values are known; returns what `run_plan` does."""
     # Others may have launched since the plan was made.
     jobs = launch_plan.jobs
     statuses = _statuses(jobs, launch_plan)
-    jobs_to_run = _jobs_to_run(statuses, launch_plan.launcher_name)
+    jobs_to_run = launchable_jobs(statuses, launch_plan.launcher_name)
     write_manifest(
-        launch_plan.declaration, launch_plan.output, jobs, launch_plan.skips_training_in_splits
+        launch_plan.declaration,
+        launch_plan.output,
+        jobs,
+        launch_plan.skips_training_in_splits,
+        stages.search_entry(launch_plan.declaration, launch_plan.staged_jobs, launch_plan.command),
     )
+
+    variables = launch_plan.variables
     if launch_plan.launcher_name == "slurm":
         launch_plan.launcher(jobs_to_run, variables)
         return [] if jobs_to_run else [s for s in statuses if s.state == states.FAILED]
@@ -189,12 +169,26 @@ def run_plan(launch_plan: LaunchPlan) -> list[Status]:
     ]
 
 
+def _planned_anew(launch_plan: LaunchPlan) -> LaunchPlan:
+    """A plan with the jobs and states of now, which may be those of a second stage."""
+    declaration = launch_plan.declaration
+    output = launch_plan.output
+    jobs = stages.staged_jobs(declaration, launch_plan.data_dir, output)
+    statuses = states.statuses_of(jobs.known, declaration.facts, queue_of(output))
+    return replace(launch_plan, staged_jobs=jobs, statuses=statuses)
+
+
 def write_manifest(
-    declaration: Declaration, output: Path, jobs: Sequence[Job], skips: bool | None = None
+    declaration: Declaration,
+    output: Path,
+    jobs: Sequence[Job],
+    skips: bool | None = None,
+    search: Search | None = None,
 ) -> None:
     """Write the manifest for other commands, and a copy of the sweep file for people.
 
-    ``skips``: whether the jobs leave out the training environments' in-splits.
+    ``skips``: whether the jobs leave out the training environments' in-splits; ``search``: a search
+    with stages, and what it has chosen.
     """
     sweep = manifest.Sweep(
         jobs=tuple(jobs),
@@ -203,6 +197,7 @@ def write_manifest(
         compare_with=tuple(declaration.compare_with),
         algorithms=tuple(declaration.algorithms),
         skip_training_in_splits=skips,
+        search=search,
     )
     manifest.add(output, sweep)
     files.save_text(output / "sweep.yaml", declaration.text)
@@ -234,36 +229,23 @@ def _plan_without_checks(
     skip_training_in_splits: bool | None,
 ) -> LaunchPlan:
     """A plan that has looked neither at the data nor at what the launcher needs."""
-    jobs = manifest.reuse_folders(declaration.jobs(data_dir, output), output)
-    statuses = states.statuses_of(jobs, declaration.facts, states.queue_of(output))
+    jobs = stages.staged_jobs(declaration, data_dir, output)
+    statuses = states.statuses_of(jobs.known, declaration.facts, queue_of(output))
+    skips = skips_training_in_splits(output, jobs.known, skip_training_in_splits)
     return LaunchPlan(
         declaration=declaration,
+        data_dir=data_dir,
         output=output,
         launcher=launcher,
         launcher_name=launcher_name,
+        staged_jobs=jobs,
         statuses=statuses,
         job_variables=job_variables,
-        skips_training_in_splits=skips_training_in_splits(output, jobs, skip_training_in_splits),
+        skips_training_in_splits=skips,
     )
 
 
 def _statuses(jobs: Sequence[Job], launch_plan: LaunchPlan) -> list[Status]:
     """The states of the plan's jobs now."""
-    queue = states.queue_of(launch_plan.output)
+    queue = queue_of(launch_plan.output)
     return states.statuses_of(jobs, launch_plan.declaration.facts, queue)
-
-
-def _jobs_to_run(statuses: Sequence[Status], launcher_name: str) -> list[Job]:
-    """The jobs for a launcher; one that runs jobs here also gets those queued by others."""
-    launchable = [states.NOT_LAUNCHED, states.INTERRUPTED]
-    if launcher_name in RUN_HERE:
-        launchable.append(states.QUEUED)
-    return [status.job for status in statuses if status.state in launchable]
-
-
-def _with_skip_variable(launch_plan: LaunchPlan) -> JobVariables:
-    """The plan's job variables, and unless they have it, the one for what is evaluated."""
-    skip_variable: dict[str, str] = {}
-    if launch_plan.skips_training_in_splits is not None:
-        skip_variable[SKIP_VARIABLE] = "1" if launch_plan.skips_training_in_splits else "0"
-    return lambda job: {**skip_variable, **launch_plan.job_variables(job)}

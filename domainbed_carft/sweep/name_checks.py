@@ -11,8 +11,9 @@ from domainbed_carft.errors import CarftError, Problem, as_problem
 from domainbed_carft.files.parsing import YamlPath, YamlSource
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.results import published
-from domainbed_carft.sweep import host
-from domainbed_carft.sweep.declaration import Override, Shape, Variant, environment_index
+from domainbed_carft.sweep import host, search_checks
+from domainbed_carft.sweep.fields import SINGLE_SOURCE, Division, Override, Variant
+from domainbed_carft.sweep.shape import LEAVE_ONE_OUT, Shape, environment_index
 from domainbed_carft.text import unknown
 
 # Hparams that every DomainBed's train and data sets ask whether they are on, as the text "no" is.
@@ -58,6 +59,8 @@ def check(shape: Shape, source: YamlSource) -> CheckedNames:
         *row_problems,
         *_problems_of_references(shape, source),
         *_problems_of_environments(shape, source, datasets),
+        *search_checks.problems_of_divisions(shape, source, datasets),
+        *search_checks.problems_of_search(shape, source),
         *_problems_of_hparams(shape, source, list(datasets), algorithms),
     ]
     return CheckedNames(datasets, problems)
@@ -113,7 +116,7 @@ def _problems_of_environments(
 ) -> Iterator[Problem]:
     """Data sets with too few environments, and unknown test environments."""
     fewest = _FEWEST_ENVIRONMENTS
-    if "leave-one-domain-out" in shape.selection:
+    if LEAVE_ONE_OUT in shape.selection:
         fewest = _FEWEST_ENVIRONMENTS_FOR_LEAVE_ONE_OUT
 
     for name, facts in datasets.items():
@@ -127,36 +130,72 @@ def _problems_of_environments(
         if isinstance(shape.test_environments, dict):
             path = ("test_environments", name)
         valid = [f"{label} ({index})" for index, label in enumerate(labels)]
-        for index, environment in enumerate(shape.listed_environments(name)):
+        for keys, environment in _listed_environments(shape.division_of(name)):
             if environment_index(environment, labels) is None:
                 message = unknown(f"environment of {name}", str(environment), valid)
-                yield Problem(message=message, place=source.place((*path, index)))
+                yield Problem(message=message, place=source.place((*path, *keys)))
+
+
+def _listed_environments(division: Division) -> Iterator[tuple[YamlPath, int | str]]:
+    """The environments that a division names, with the keys that lead to each."""
+    if division == SINGLE_SOURCE:
+        return
+    for index, item in enumerate(division):
+        if isinstance(item, list):
+            yield from (((index, inner), name) for inner, name in enumerate(item))
+        else:
+            yield (index,), item
 
 
 @dataclass(frozen=True)
 class _Setting:
-    """A hyperparameter's value in a declaration, and the block that says for which jobs."""
+    """A hyperparameter's value in a declaration, and the jobs that it is for.
+
+    ``covers(dataset, algorithm)``: whether it is for these jobs.
+    """
 
     path: YamlPath
     name: str
     value: Any
-    scope: Variant
+    covers: Callable[[str, str], bool]
 
 
 def _settings(shape: Shape) -> list[_Setting]:
     """All hyperparameters that are set, at the place where they are."""
     blocks: list[tuple[YamlPath, Variant]] = [((), Override(hparams=shape.hparams))]
     settings = [
-        _Setting((*path, "hparams", name), name, value, block)
+        _Setting((*path, "hparams", name), name, value, block.covers)
         for path, block in blocks + _blocks(shape)
         for name, value in block.hparams.items()
     ]
     for name, values in shape.grid.items():
         for index, value in enumerate(values):
-            settings.append(_Setting(("grid", name, index), name, value, Override()))
+            settings.append(_Setting(("grid", name, index), name, value, Override().covers))
     if shape.protocol not in (None, "domainbed"):
-        settings.append(_Setting(("protocol",), "protocol", shape.protocol, Override()))
-    return settings
+        settings.append(_Setting(("protocol",), "protocol", shape.protocol, Override().covers))
+    return [*settings, *_searched_settings(shape)]
+
+
+def _searched_settings(shape: Shape) -> Iterator[_Setting]:
+    """All values of searches, each for the jobs that have it among theirs."""
+    values_by_path: list[tuple[YamlPath, Mapping[str, Sequence[Any]]]] = []
+    if shape.search:
+        values_by_path.append((("search", "values"), shape.search.values))
+    for index, override in enumerate(shape.overrides):
+        if override.search:
+            path: YamlPath = ("overrides", index, "search", "values")
+            values_by_path.append((path, override.search.values))
+
+    for path, values in values_by_path:
+        for name, candidates in values.items():
+            for index, value in enumerate(candidates):
+                has_value = functools.partial(_searches, shape, name, value)
+                yield _Setting((*path, name, index), name, value, has_value)
+
+
+def _searches(shape: Shape, name: str, value: Any, dataset: str, algorithm: str) -> bool:
+    """Whether a value is searched for an algorithm on a data set."""
+    return value in shape.searched_values(dataset, algorithm).get(name, ())
 
 
 def _problems_of_hparams(
@@ -180,11 +219,12 @@ def _problems_of_hparams(
                 if not variant.covers(dataset, name):
                     continue
 
-                values = shape.hparams_of(dataset, name, variant)
-                values.pop("clip_backbone", None)
-                problems = host.hparam_problems(algorithm, dataset, values)
-                for problem in map(as_problem, problems):
-                    yield problem.at(source.place(_path_of(problem, settings)))
+                for member in shape.members(dataset, name):
+                    values = {**shape.hparams_of(dataset, name, variant), **member}
+                    values.pop("clip_backbone", None)
+                    problems = host.hparam_problems(algorithm, dataset, values)
+                    for problem in map(as_problem, problems):
+                        yield problem.at(source.place(_path_of(problem, settings)))
 
 
 def _path_of(problem: Problem, settings: Sequence[_Setting]) -> YamlPath:
@@ -205,7 +245,7 @@ def _problems_of_setting(
     names_by_algorithm: dict[str, list[str]] = {}  # of algorithms that have no such key
     for dataset in datasets:
         for algorithm in algorithms:
-            if not setting.scope.covers(dataset, algorithm):
+            if not setting.covers(dataset, algorithm):
                 continue
 
             if setting.name not in default_names(algorithm, dataset):

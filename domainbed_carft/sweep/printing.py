@@ -12,8 +12,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.job import CHOOSE, REPEAT
+from domainbed_carft.jobs.search import ChosenValues, trials_phrase
 from domainbed_carft.sweep import states
-from domainbed_carft.sweep.states import Status
+from domainbed_carft.sweep.states import Status, SweepState
 from domainbed_carft.text import limited, printable, progress, quantity, table
 
 # How long the bar waits before it looks at all jobs again: for each job, and at least.
@@ -56,6 +58,42 @@ def overview(statuses: Sequence[Status]) -> str:
         if listed:
             lines += ["", title, *limited([f"  {_status_line(status)}" for status in listed])]
     return "\n".join(lines)
+
+
+def search_lines(state: SweepState) -> list[str]:
+    """How far the stages of a search are, what it chose, and the command for what is missing."""
+    search = state.search
+    if search is None:
+        return []
+
+    first = state.of_stage(CHOOSE)
+    lines = [stage_line("First", search.choose_on, first)]
+    if search.chosen:
+        lines.append(stage_line("Second", search.repeat_on, state.of_stage(REPEAT)))
+        lines += limited([f"  chosen: {_chosen_phrase(chosen)}" for chosen in search.chosen])
+        return lines
+
+    jobs = quantity(search.repeats, "job")
+    lines.append(f"Second stage, {trials_phrase(search.repeat_on)}: {jobs} when the first is done.")
+    if state.needs_second_stage:
+        command = shlex.join(["carft", *search.command])
+        lines.append(f"The first stage is done. To launch the second: {command}")
+    return lines
+
+
+def stage_line(number: str, trials: Sequence[int], statuses: Sequence[Status]) -> str:
+    """``First stage, trial 5: 12 jobs: 10 done, 2 running.``."""
+    jobs = quantity(len(statuses), "job")
+    return f"{number} stage, {trials_phrase(trials)}: {jobs}: {counts_phrase(statuses)}."
+
+
+def _chosen_phrase(chosen: ChosenValues) -> str:
+    values = " ".join(f"{name}={value}" for name, value in chosen.values.items())
+    name = " ".join(filter(None, [chosen.cell, chosen.dataset, chosen.algorithm]))
+    if chosen.test_envs is not None:
+        name += f", test environments {' '.join(map(str, chosen.test_envs))}"
+    accuracy = f"{100 * chosen.validation:.1f}% in validation"
+    return printable(f"{name}: {values} of {chosen.members}, {accuracy}")
 
 
 def evaluation_line(skips: bool) -> str:

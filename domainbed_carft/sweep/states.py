@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.folder import OUTPUT, RECORDS, STATE, Attempt, Holder, JobFolder
-from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job
 from domainbed_carft.jobs.manifest import Dataset
-from domainbed_carft.launchers import attempt, launch_file, slurm
-from domainbed_carft.launchers.launch_file import Launch
+from domainbed_carft.jobs.search import Search
+from domainbed_carft.launchers import attempt
+from domainbed_carft.sweep.queue import Queue, queue_of
 
 NOT_LAUNCHED = "not launched"
 QUEUED = "queued"
@@ -73,6 +75,7 @@ class Status:
             "test_envs": args.get("test_envs"),
             "trial_seed": args.get("trial_seed"),
             "hparams_seed": args.get("hparams_seed"),
+            "stage": self.job.role.stage,
             "state": self.state,
             "step": self.step,
             "steps": self.steps,
@@ -90,28 +93,16 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Queue:
-    """The launchers and queued jobs of an output folder.
-
-    ``positions``: job folder -> where the job waits; ``live_launches``: those whose process lives;
-    ``ended_files``: files of launches that have ended. ``slurm_states``: SLURM's state of each of
-    its jobs that has not ended; ``note``: why SLURM could not be asked, else "".
-    """
-
-    positions: Mapping[Path, str]
-    live_launches: Sequence[Launch]
-    ended_files: Sequence[Path]
-    slurm_states: Mapping[str, str]
-    note: str
-
-
-@dataclass(frozen=True)
 class SweepState:
-    """The states of all jobs of an output folder, launched or not, at a time."""
+    """The states of all jobs of an output folder, launched or not, at a time.
+
+    ``search``: that of the last launch, if it has stages.
+    """
 
     output: Path
     queue: Queue
     statuses: Sequence[Status]
+    search: Search | None = None
     at: float = field(default_factory=time.time)
 
     def in_state(self, *names: str) -> list[Status]:
@@ -123,6 +114,19 @@ class SweepState:
         """Whether a job is running or queued."""
         return bool(self.in_state(RUNNING, QUEUED))
 
+    def of_stage(self, stage: str) -> list[Status]:
+        """The jobs of one stage of a search, CHOOSE or REPEAT."""
+        return [status for status in self.statuses if status.job.role.stage == stage]
+
+    @property
+    def needs_second_stage(self) -> bool:
+        """Whether the first stage of a search is done, and nobody is about to launch the second."""
+        if self.search is None or self.search.chosen:
+            return False
+        first = self.of_stage(CHOOSE)
+        is_done = bool(first) and all(status.state == DONE for status in first)
+        return is_done and not self.queue.live_launches and not self.queue.slurm_states
+
     def as_dict(self) -> dict[str, Any]:
         """The content of ``carft sweep status --json``."""
         return {
@@ -130,7 +134,21 @@ class SweepState:
             "at": self.at,
             "counts": counts(self.statuses),
             "note": self.queue.note,
+            "search": self._search_as_dict(),
             "jobs": [status.as_dict() for status in self.statuses],
+        }
+
+    def _search_as_dict(self) -> dict[str, Any] | None:
+        """The stages of a search, what it has chosen, and the command that launches the second."""
+        if self.search is None:
+            return None
+        command = ["carft", *self.search.command]
+        return {
+            "first_stage": counts(self.of_stage(CHOOSE)),
+            "second_stage": counts(self.of_stage(REPEAT)),
+            "second_stage_jobs": self.search.repeats,
+            "chosen": [dataclasses.asdict(chosen) for chosen in self.search.chosen],
+            "command": shlex.join(command) if self.needs_second_stage else None,
         }
 
 
@@ -148,50 +166,12 @@ def of_output(output: Path) -> SweepState:
     sweep, jobs = manifest.read_jobs(output)
     queue = queue_of(output)
     datasets = sweep.datasets if sweep else {}
-    return SweepState(output, queue, statuses_of(jobs, datasets, queue))
-
-
-def queue_of(output: Path) -> Queue:
-    """The queue of an output folder, from all launch files of it and its variants.
-
-    Asks SLURM once; if it does not answer, the reason is the queue's ``note``.
-    """
-    known_launches = launch_file.read(output)
-    slurm_ids = [name for launch in known_launches for name in launch.jobs.values() if name]
-    slurm_states: Mapping[str, str] = {}
-    note = ""
-    try:
-        slurm_states = slurm.states(slurm_ids)
-    except CarftError as error:
-        note = str(error)
-
-    positions: dict[Path, str] = {}
-    live_launches: list[Launch] = []
-    ended_files: list[Path] = []
-    for launch in known_launches:
-        is_live = launch.launcher != "slurm" and launch.is_alive()
-        if is_live:
-            live_launches.append(launch)
-            position = f"{launch.launcher} on {launch.host}, process {launch.pid}"
-            queued = dict.fromkeys(launch.jobs, position)
-        else:
-            queued = _positions_in_slurm(launch, slurm_states)
-
-        sweep_folder = launch.path.parent.parent
-        positions.update((sweep_folder / name, position) for name, position in queued.items())
-        is_unknown = note and launch.launcher == "slurm"
-        if not queued and not is_unknown:
-            ended_files.append(launch.path)
-    return Queue(positions, live_launches, ended_files, slurm_states, note)
-
-
-def _positions_in_slurm(launch: Launch, slurm_states: Mapping[str, str]) -> dict[str, str]:
-    """Where the jobs of a launch wait in SLURM, by the names of their folders."""
-    return {
-        name: f"SLURM job {slurm_id}, {slurm_states[slurm_id]}"
-        for name, slurm_id in launch.jobs.items()
-        if slurm_id is not None and slurm_id in slurm_states
-    }
+    return SweepState(
+        output=output,
+        queue=queue,
+        statuses=statuses_of(jobs, datasets, queue),
+        search=sweep.search if sweep else None,
+    )
 
 
 def statuses_of(jobs: Iterable[Job], datasets: Mapping[str, Dataset], queue: Queue) -> list[Status]:

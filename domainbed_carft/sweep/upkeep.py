@@ -17,9 +17,10 @@ from typing import Any
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import UNKNOWN, Held, Holder, JobFolder
-from domainbed_carft.launchers import slurm
+from domainbed_carft.launchers import slurm_cluster
 from domainbed_carft.sweep import states
-from domainbed_carft.sweep.states import Queue, Status, SweepState
+from domainbed_carft.sweep.queue import Queue, queue_of
+from domainbed_carft.sweep.states import Status, SweepState
 
 SECONDS_TO_SAVE = 120  # that stopped jobs have
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -99,7 +100,7 @@ def cancel(state: SweepState) -> CancelReport:
     queue = state.queue
     unreachable = [queue.note] if queue.note else []
     if queue.slurm_states:
-        slurm.cancel(queue.slurm_states)
+        slurm_cluster.cancel(queue.slurm_states)
 
     signalled_pids = {
         launch.pid for launch in queue.live_launches if _signal_to_stop(launch.host, launch.pid)
@@ -152,7 +153,7 @@ def delete_jobs(output: Path, jobs: Iterable[Status]) -> CleanReport:
 
     Raises CarftError, and deletes nothing, if SLURM does not say which jobs are queued.
     """
-    queue = states.queue_of(output)  # others may have launched meanwhile
+    queue = queue_of(output)  # others may have launched meanwhile
     if queue.note:
         raise CarftError(f"no job was deleted, since some may be queued: {queue.note}")
 

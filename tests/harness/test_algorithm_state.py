@@ -89,7 +89,7 @@ def assert_goes_on(first, second, step):
     assert are_equal(captured(first, initial_structure), captured(second, initial_structure))
 
 
-def test_a_restored_algorithm_goes_on_as_the_other():
+def test_a_restored_algorithm_trains_on_to_the_same_weights():
     first = Stateful()
     second = Stateful()
     assert_goes_on(first, second, lambda algorithm, number=0: algorithm.step())
@@ -101,7 +101,7 @@ def test_a_restored_algorithm_goes_on_as_the_other():
 
 
 @pytest.mark.parametrize("name", ["ERM", *ALGORITHMS])
-def test_every_algorithm_goes_on_from_its_state(name):
+def test_every_algorithm_resumes_from_its_state(name):
     dataset = "Debug28" if name == "ERM" else "Debug224"
     shape = (3, 28, 28) if name == "ERM" else (3, 224, 224)
     pictures = [(torch.randn(2, *shape), torch.tensor([0, 1])) for _ in range(2)]
@@ -130,7 +130,7 @@ def set_attribute(name, value):
         (lambda a: a.register_buffer("late", torch.ones(2)), r"late \(changed since the start\)"),
     ],
 )
-def test_what_cannot_be_restored_is_refused_by_name(change, description):
+def test_state_that_cannot_be_restored_is_refused_by_name(change, description):
     algorithm = Stateful()
     initial_structure = algorithm_state.structure(algorithm)
     change(algorithm)
@@ -141,7 +141,7 @@ def test_what_cannot_be_restored_is_refused_by_name(change, description):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_tensors_go_back_to_the_gpu():
+def test_restored_tensors_return_to_the_gpu():
     first = Stateful()
     second = Stateful()
     first.queue = [torch.ones(2, device="cuda")]

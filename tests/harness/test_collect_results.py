@@ -18,7 +18,7 @@ from . import synthetic_records
 
 
 @pytest.mark.parametrize("kind", synthetic_records.KINDS)
-def test_selections_are_upstreams(golden, tmp_path, kind):
+def test_selection_methods_choose_what_upstreams_choose(golden, tmp_path, kind):
     synthetic_records.write_sweep(tmp_path, kind)
     keys = ("trial_seed", "dataset", "algorithm", "test_env")
     groups = {
@@ -42,14 +42,14 @@ def test_selections_are_upstreams(golden, tmp_path, kind):
 
 
 @pytest.mark.parametrize("method", SELECTION_METHODS)
-def test_nothing_comes_of_no_records(method):
+def test_no_records_give_no_tables(method):
     assert method.run_acc(Q([])) is None
     assert method.sweep_acc(Q([])) is None
 
 
 @pytest.mark.parametrize("kind", synthetic_records.KINDS)
 @pytest.mark.parametrize(("flags", "suffix"), [([], "txt"), (["--latex"], "tex")])
-def test_tables_are_upstreams_to_the_byte(golden, tmp_path, capsys, kind, flags, suffix):
+def test_tables_equal_upstreams_to_the_byte(golden, tmp_path, capsys, kind, flags, suffix):
     synthetic_records.write_sweep(tmp_path, kind)
 
     assert collect_results.main(["--input_dir", str(tmp_path), *flags]) == 0
@@ -59,7 +59,7 @@ def test_tables_are_upstreams_to_the_byte(golden, tmp_path, capsys, kind, flags,
     assert (tmp_path / f"results.{suffix}").read_text() == expected
 
 
-def test_a_closed_pipe_ends_it_quietly(tmp_path):
+def test_a_closed_pipe_ends_the_command_quietly(tmp_path):
     synthetic_records.write_sweep(tmp_path, "single")
     read_end, write_end = os.pipe()
     os.close(read_end)

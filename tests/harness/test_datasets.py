@@ -26,7 +26,7 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize(("name", "folder"), FOLDERS.items())
-def test_benchmarks_read_their_folder(tmp_path, name, folder):
+def test_each_benchmark_reads_its_folder(tmp_path, name, folder):
     dataset_class = datasets.get_dataset_class(name)
     grow(tmp_path / folder, even(["cat", "dog"], dataset_class.ENVIRONMENTS), jpeg())
 
@@ -52,7 +52,7 @@ def test_only_training_environments_are_augmented(tmp_path):
     assert is_deterministic(plain, 0)
 
 
-def test_cut_off_pictures_are_read(tmp_path):
+def test_truncated_pictures_are_read(tmp_path):
     grow(tmp_path, even(["noise"], ["only"]), jpeg()[:-900])
     dataset = datasets.MultipleEnvironmentImageFolder(str(tmp_path), [0], True, {})
     assert dataset[0][0][0].shape == (3, 224, 224)
@@ -73,13 +73,13 @@ def calls(monkeypatch):
     return calls
 
 
-def test_the_flag_of_upstream_downloads_what_upstream_does(calls, capsys):
+def test_the_download_flag_downloads_what_upstream_downloads(calls, capsys):
     assert download.main(["--data_dir", "some where"]) == 0
     assert calls == [("TerraIncognita", "some where")]
     assert "verified: 3 pictures in some where/TerraIncognita" in capsys.readouterr().out
 
 
-def test_the_named_data_sets_are_downloaded_and_a_failure_is_shown(calls, capsys):
+def test_named_data_sets_are_downloaded_and_failures_are_shown(calls, capsys):
     assert download.main(["--data_dir", "d", "--datasets", "PACS", "VLCS"]) == 1
     assert calls == [("PACS", "d"), ("VLCS", "d")]
     assert capsys.readouterr().err == "download: the link is dead\n"

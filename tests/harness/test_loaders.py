@@ -38,7 +38,7 @@ SMALL, LARGE = numbered(0, 3), numbered(100, 50)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_item_has_a_full_batch_of_each_data_set(workers):
+def test_each_step_has_a_full_batch_of_each_data_set(workers):
     steps = (loader.training_requests(1, [3, 50], [None, None], 16, step) for step in range(5))
     batches = loader.load_batches(
         [SMALL, LARGE], itertools.chain.from_iterable(steps), workers, Pictures()
@@ -49,7 +49,7 @@ def test_every_item_has_a_full_batch_of_each_data_set(workers):
         assert torch.equal(x_small, y_small)
 
 
-def test_upstreams_two_loaders(capsys):
+def test_infinite_and_fast_loaders_have_upstreams_interface(capsys):
     endless = InfiniteDataLoader(SMALL, None, 2, 0)
     for _ in range(2):  # zipped with others, and asked again
         ((x, y),) = (batch for batch, _ in zip(endless, range(1), strict=False))
@@ -62,7 +62,7 @@ def test_upstreams_two_loaders(capsys):
 
 
 @pytest.mark.parametrize("number", stopping.SIGNALS)
-def test_a_stop_signal_ends_no_loaders_process_at_any_moment_of_its_life(monkeypatch, number):
+def test_a_stop_signal_never_kills_a_loader_process(monkeypatch, number):
     """SLURM signals all processes of a job; here it comes before anything of ours has run there."""
     init_worker = stopping.init_worker
 
@@ -77,7 +77,7 @@ def test_a_stop_signal_ends_no_loaders_process_at_any_moment_of_its_life(monkeyp
 
 
 @pytest.mark.parametrize("workers", [1, 20])
-def test_loaders_processes_end_with_a_parent_that_was_killed_before_they_began(workers):
+def test_loader_processes_end_if_their_parent_was_killed_at_the_start(workers):
     """They have inherited the job's lock, and nobody else could go on with the job."""
     init_worker = stopping.init_worker
     reading, writing = os.pipe()
@@ -105,7 +105,7 @@ def test_loaders_processes_end_with_a_parent_that_was_killed_before_they_began(w
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_sees_every_item_once_and_no_batch_mixes_data_sets(workers):
+def test_evaluation_reads_every_item_once_in_batches_of_one_data_set(workers):
     data = [SMALL, LARGE, numbered(200, 8)]
     requests = loader.evaluation_requests([3, 50, 8], 4, ())
     items = [x.tolist() for x, _ in loader.load_batches(data, requests, workers, Pictures())]
@@ -173,7 +173,7 @@ def four_domains(tmp_path):
 
 
 @pytest.mark.parametrize("path", picture_batches.PATHS)
-def test_large_batches_pass_through_a_containers_shared_memory(four_domains, path):
+def test_large_batches_need_no_large_shared_memory(four_domains, path):
     command = [sys.executable, "-c", LOADS, path, str(four_domains)]
     process = in_small_shared_memory("64m", *command)
     try:
@@ -185,7 +185,7 @@ def test_large_batches_pass_through_a_containers_shared_memory(four_domains, pat
 
 
 @pytest.mark.parametrize("size", [1, 1000])
-def test_a_batch_that_cannot_be_shared_is_told_in_a_line(monkeypatch, size):
+def test_a_batch_that_cannot_be_shared_is_reported_in_one_line(monkeypatch, size):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
@@ -203,7 +203,7 @@ class Unpicklable(TensorDataset):
         return (lambda: index), index
 
 
-def test_what_cannot_be_sent_ends_the_loading():
+def test_an_item_that_cannot_be_pickled_ends_the_loading_with_an_error():
     with pytest.raises(Exception, match="[Pp]ickle|lambda|function"):
         list(FastDataLoader(Unpicklable(torch.arange(3)), 2, 1))
     assert not multiprocessing.active_children()

@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder
 from domainbed_carft.jobs import splits
 
 
-def test_seed_hash_is_upstreams(golden):
+def test_seed_hash_equals_upstreams(golden):
     for case in golden("seed_hashes.json"):
         assert misc.seed_hash(*case["args"]) == case["hash"]
 
@@ -31,7 +31,7 @@ def numbers(split):
     return hashlib.md5(json.dumps(values).encode()).hexdigest()
 
 
-def test_splits_are_upstreams(golden):
+def test_splits_equal_upstreams(golden):
     for case in golden("splits.json"):
         data = [[(number, 0) for number in range(size)] for size in case["sizes"]]
         environments = splits.split_environments(
@@ -49,7 +49,7 @@ def test_splits_are_upstreams(golden):
         assert [numbers(split) for split in uda_splits if len(split)] == case["uda"]
 
 
-def test_labels_are_read_without_opening_a_picture(tmp_path):
+def test_labels_are_read_without_opening_pictures(tmp_path):
     for name, count in (("cat", 1), ("dog", 3)):
         (tmp_path / name).mkdir()
         for i in range(count):
@@ -88,7 +88,7 @@ def test_accuracy_counts_over_batches_of_different_size():
     assert network.training
 
 
-def test_stdout_and_stderr_go_to_the_screen_and_to_files_of_their_own(tmp_path, capsys):
+def test_stdout_and_stderr_go_to_the_screen_and_to_files(tmp_path, capsys):
     (tmp_path / "out.txt").write_text("before\n")
     with misc.tee_output(str(tmp_path)):
         print("spoken")

@@ -62,7 +62,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_is_upstreams(golden, requested_urls, capsys, name):
+def test_each_network_has_upstreams_parameters_and_outputs(golden, requested_urls, capsys, name):
     """Same parameter names and shapes, same first draws, same logits from the same weights."""
     algorithm, expected = build(golden, name)
     next_random_number = torch.rand(1).item()
@@ -91,7 +91,7 @@ def test_a_network_is_upstreams(golden, requested_urls, capsys, name):
 
 @pytest.mark.parametrize("name", ["mnist, 1 channel", "mnist, 2 channels, nonlinear", "resnet18"])
 @pytest.mark.usefixtures("requested_urls")
-def test_steps_of_erm_are_upstreams(golden, name):
+def test_erm_steps_equal_upstreams(golden, name):
     expected = golden("erm_steps.json")[name]
     algorithm, network = build(golden, name, **expected["hparams"])
     fixed_inputs.set_weights(algorithm.network)
@@ -109,7 +109,7 @@ def test_steps_of_erm_are_upstreams(golden, name):
 
 @pytest.mark.usefixtures("requested_urls")
 @pytest.mark.parametrize("is_frozen", [False, True])
-def test_freeze_bn_keeps_the_statistics(is_frozen):
+def test_freeze_bn_keeps_batch_norm_statistics(is_frozen):
     hparams = DEFAULTS | {"resnet18": True, "resnet50_augmix": False, "freeze_bn": is_frozen}
     network = networks.Featurizer(LARGE, hparams)
     network.eval()
@@ -122,9 +122,7 @@ def test_freeze_bn_keeps_the_statistics(is_frozen):
     assert network.training and network.dropout.training
 
 
-def test_a_failed_download_of_weights_is_an_error_that_names_the_file(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_failed_download_of_weights_names_the_file(tmp_path, monkeypatch, capsys):
     (tmp_path / "hub").touch()  # no folder can be made there, with or without a network
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     arguments = ["--dataset", "Debug224", "--workers", "0", "--output_dir", str(tmp_path / "run")]
@@ -138,7 +136,7 @@ def test_a_failed_download_of_weights_is_an_error_that_names_the_file(
     assert "Traceback" not in err
 
 
-def test_a_weights_file_is_read_and_refused_for_another_network(tmp_path, monkeypatch):
+def test_a_weights_file_loads_and_is_refused_for_another_network(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     path = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     path.parent.mkdir(parents=True)

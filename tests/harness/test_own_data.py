@@ -31,7 +31,7 @@ def run(output: Path, dataset: str, *flags: str) -> list[dict]:
     return fakes.records(output)
 
 
-def test_a_path_is_a_data_set(pets, tmp_path):
+def test_a_folder_can_be_given_as_the_data_set(pets, tmp_path):
     dataset_class = datasets.get_dataset_class(str(pets))
     assert dataset_class.ENVIRONMENTS == ["city", "my village"]
     assert issubclass(dataset_class, datasets.MultipleEnvironmentImageFolder)
@@ -72,7 +72,7 @@ def test_a_picture_that_cannot_be_read_is_named(pets, command, workers):
         (lambda root: (root / "empty").mkdir(), r"empty has no sub-folders; expected a folder"),
     ],
 )
-def test_a_tree_that_is_not_in_order_is_refused_before_anything_is_made(
+def test_an_invalid_folder_tree_is_refused_before_anything_is_written(
     pets, tmp_path, capsys, change_tree, message
 ):
     change_tree(pets)
@@ -87,7 +87,7 @@ def test_a_tree_that_is_not_in_order_is_refused_before_anything_is_made(
     assert not output.exists()
 
 
-def test_the_table_has_the_domains_as_columns_wherever_the_folder_is(pets, tmp_path, capsys):
+def test_tables_have_a_column_per_domain_wherever_the_folder_is(pets, tmp_path, capsys):
     results = tmp_path / "sweep"
     for test_env in (0, 1):
         run(results / f"job{test_env}", str(pets), "--test_envs", str(test_env))

@@ -12,7 +12,8 @@ import warm
 from domainbed import datasets
 from domainbed.lib import picture_batches
 
-from domainbed_carft.clips.pictures import IMAGENET_MEAN, IMAGENET_STD
+from domainbed_carft.pictures.plan import PicturePlan
+from domainbed_carft.pictures.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 from . import fakes
 
@@ -53,7 +54,7 @@ def test_the_store_changes_no_record_and_pillow_changes_them_little(pictures, tm
         assert fast_record["loss"] != pillow_record["loss"]
 
 
-def test_pictures_are_normalised_for_the_model_at_once(pictures):
+def test_pictures_are_normalised_once_for_the_model(pictures):
     """Any plugin's: ERM for one size and normalisation, against those of upstream's, undone."""
     model_input = (32, (0.5, 0.4, 0.3), (0.2, 0.1, 0.3))
     dataset = datasets.get_dataset_class(str(pictures))(None, [0], {"data_augmentation": True})
@@ -62,12 +63,11 @@ def test_pictures_are_normalised_for_the_model_at_once(pictures):
     assert dataset.input_shape == (3, 32, 32)
 
     pictures_for_model, _ = for_model.source(dataset[0]).batch([(0, 3, (1, 2, 3))])
-    reopened = picture_batches.pictures_from_description(for_model.description, model_input).source(
-        dataset[0]
-    )
+    recorded_plan = json.loads(json.dumps(for_model.recorded_facts()["picture_plan"]))
+    reopened = picture_batches.Pictures(PicturePlan.from_json(recorded_plan)).source(dataset[0])
     assert torch.equal(reopened.batch([(0, 3, (1, 2, 3))])[0], pictures_for_model)
 
-    smaller = dataclasses.replace(plain, plan=plain.plan._replace(size=32))
+    smaller = dataclasses.replace(plain, plan=dataclasses.replace(plain.plan, size=32))
     expected, _ = smaller.batch([(0, 3, (1, 2, 3))])
     levels = [
         x * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)

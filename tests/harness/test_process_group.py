@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -27,6 +28,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.launchers.attempt import run_commands
 from domainbed_carft.method.algorithms import CARFT
+from domainbed_carft.pictures.protocols import plan_for
 
 from . import fakes
 
@@ -124,20 +126,19 @@ def alone(pictures, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_slices_of_all_processes_make_up_the_batches_of_one(pictures, size):
+def test_batch_slices_of_all_processes_make_up_the_batches_of_one(pictures, size):
     """Its pictures to the bit, augmented, whatever of a batch is left for a process."""
     args = train.build_parser().parse_args(train_arguments(pictures, Path("unused")))
     hparams = preparation.choose_hparams(args)
     _, environments = preparation.load_environments(args, hparams)
     splits = [environment.in_split for environment in environments]
+    plan = dataclasses.replace(plan_for("domainbed", 224, augment=True), path="fast")
     evaluated = {"a": splits[0], "b": torch.utils.data.Subset(splits[1], [3])}
 
     def batches(process_group):
         torch.manual_seed(0)
         loaded = job_batches.JobBatches(splits, evaluated, hparams, 1, 1, 0, "cpu", process_group)
-        loaded.begin(
-            0, False, False, 0, picture_batches.Pictures("fast, jitter by torch", "pillow")
-        )
+        loaded.begin(0, False, False, 0, picture_batches.Pictures(plan))
         return [*loaded.step_batches(), *loaded.split_batches("a"), *loaded.split_batches("b")]
 
     together = [batches(ProcessGroup(rank, size)) for rank in range(size)]
@@ -147,13 +148,13 @@ def test_slices_of_all_processes_make_up_the_batches_of_one(pictures, size):
     assert sum(parts is None for parts in [environment[-1] for environment in together]) == size - 1
 
 
-def test_three_processes_train_what_one_does(pictures, alone, tmp_path):
+def test_three_processes_train_to_the_weights_of_one(pictures, alone, tmp_path):
     assert train_jobs(3, train_arguments(pictures, tmp_path / "three")) == [0, 0, 0]
     assert_same(tmp_path / "three", alone)
 
 
 @pytest.mark.parametrize("algorithm", ["CLIPLPFT", "CLIPZeroShot"])
-def test_two_processes_train_what_one_does(pictures, tmp_path, algorithm):
+def test_two_processes_train_to_the_weights_of_one(pictures, tmp_path, algorithm):
     for size in (1, 2):
         command = train_arguments(pictures, tmp_path / str(size), algorithm)
         assert train_jobs(size, command) == [0] * size
@@ -164,6 +165,7 @@ DISTURBED = """
 import os, sys
 from domainbed.scripts import train
 from domainbed_carft.method.algorithms import CARFT
+from domainbed_carft.pictures.protocols import plan_for
 
 method, call_number, statement, *arguments = sys.argv[1:]
 owner = next(cls for cls in CARFT.__mro__ if method in vars(cls))
@@ -189,7 +191,7 @@ def start_disturbed(
 
 
 @pytest.mark.parametrize("method, call_number", [("step_on_device", 3), ("predict", 10)])
-def test_a_signal_to_one_stops_all_and_another_number_goes_on(
+def test_a_signal_to_one_process_stops_all_and_one_process_resumes(
     pictures, alone, tmp_path, method, call_number
 ):
     """In a step and in an evaluation; then by one process to the end of the same run."""
@@ -240,7 +242,7 @@ class OwnStep(CARFT):
         return super().update(minibatches)
 
 
-def test_algorithms_and_batches_that_cannot_be_divided_are_refused():
+def test_algorithms_and_batches_that_cannot_be_split_are_refused():
     def refusal(algorithm_class, batch_size=4, change=lambda algorithm: None, **changed):
         hparams = hparams_registry.default_hparams("CARFT", "EmojiStyles")
         values = {"clip_backbone": "tiny", "contexts": "emoji", **changed}
@@ -266,29 +268,38 @@ FIRST_IS_GONE = (
 )
 
 
-def test_the_first_process_starts_the_others_and_they_end_together(pictures, alone, tmp_path):
-    """Whichever is killed, err.txt has the reason; then they train to the end."""
+@pytest.mark.parametrize(
+    ("killed", "reason"),
+    [
+        ("second", "train: process 1 of 2 was killed by SIGKILL"),
+        # As the pool's job below, which also goes on.
+        pytest.param("first", FIRST_IS_GONE, marks=pytest.mark.slow),
+    ],
+)
+def test_if_one_process_is_killed_all_end_with_the_reason_and_resume(
+    pictures, alone, tmp_path, killed, reason
+):
+    """Whichever is killed, err.txt has the reason once; then they train to the end."""
     arguments = [*train_arguments(pictures, tmp_path / "job"), "--processes", "2"]
-    reasons = {False: "train: process 1 of 2 was killed by SIGKILL", True: FIRST_IS_GONE}
-    for kills_first, reason in reasons.items():
-        (tmp_path / "job" / "state.pt").unlink(missing_ok=True)
-        first = warm.start(*TRAIN, *arguments)
-        children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
-        wait_until((tmp_path / "job" / "state.pt").exists)
-        (child,) = map(int, children.read_text().split())
-        os.kill(first.pid if kills_first else child, signal.SIGKILL)
-        assert first.wait() == (-signal.SIGKILL if kills_first else 1)
+    first = warm.start(*TRAIN, *arguments)
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
+    wait_until((tmp_path / "job" / "state.pt").exists)
+    (child,) = map(int, children.read_text().split())
+    os.kill(first.pid if killed == "first" else child, signal.SIGKILL)
+    assert first.wait() == (-signal.SIGKILL if killed == "first" else 1)
 
-        wait_until(lambda child=child: not Path(f"/proc/{child}").exists())
-        assert (tmp_path / "job" / "state.pt").exists()
-        assert (tmp_path / "job" / "err.txt").read_text().splitlines()[-1] == reason
-    assert (tmp_path / "job" / "err.txt").read_text().count(FIRST_IS_GONE) == 1
+    wait_until(lambda: not Path(f"/proc/{child}").exists())
+    assert (tmp_path / "job" / "state.pt").exists()
+    lines = (tmp_path / "job" / "err.txt").read_text().splitlines()
+    assert lines[-1] == reason and lines.count(reason) == 1
+
     assert warm.run(*TRAIN, *arguments).returncode == 0
-
     assert_same(tmp_path / "job", alone)
 
 
-def test_why_the_first_process_of_a_pools_job_is_gone(pictures, alone, tmp_path, monkeypatch):
+def test_the_pool_retries_a_job_whose_first_process_was_killed(
+    pictures, alone, tmp_path, monkeypatch
+):
     """The pool then tries again, and the job is what it would have been."""
     monkeypatch.setenv("DOMAINBED_PROCESSES", "2")
     folder = JobFolder(tmp_path / "job")
@@ -311,7 +322,7 @@ def test_why_the_first_process_of_a_pools_job_is_gone(pictures, alone, tmp_path,
 
 
 @pytest.mark.slow
-def test_torchrun(pictures, alone, tmp_path):
+def test_torchrun_trains_and_saves_when_stopped(pictures, alone, tmp_path):
     """Told to stop, it gives them time to save."""
     launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     command = [

@@ -16,7 +16,7 @@ SWEEP = shlex.split(
 )
 
 
-def test_sweep_with_failing_jobs_twice_then_the_table(command, tmp_path, capsys):
+def test_a_sweep_reports_failing_jobs_skips_done_ones_and_is_collected(command, tmp_path, capsys):
     hparams = ["--hparams", '{"lr": 0.01, "batch_size": 8}']
     arguments = [*SWEEP, "--algorithms", "Breaks", "Still", *hparams]
 
@@ -58,7 +58,7 @@ sys.exit(status)
 """
 
 
-def test_a_job_starts_its_loaders_once_and_trains_the_same_where_they_are_not_forked(tmp_path):
+def test_loaders_start_once_and_train_the_same_with_fork_and_forkserver(tmp_path):
     """From Python 3.14 on the loaders' processes start by `forkserver`."""
     pictures = write_pictures(tmp_path / "pictures")
     hparams = '{"batch_size": 2, "clip_backbone": "tiny"}'

@@ -16,7 +16,7 @@ PEOPLE = Q(
 )
 
 
-def test_selectors_and_groups_which_are_sorted_and_keep_their_order_inside():
+def test_query_selects_and_groups_in_a_stable_order():
     assert make_selector_fn("name, job.pay")(PEOPLE[0]) == ("Ada", 3)
     assert make_selector_fn(lambda person: len(person["name"]))(PEOPLE[0]) == 3
     groups = PEOPLE.group("job.title").map(lambda title, people: (title, people.select("name")))
@@ -24,7 +24,7 @@ def test_selectors_and_groups_which_are_sorted_and_keep_their_order_inside():
     assert PEOPLE.group_map("job.title", lambda title, people: len(people)) == [2, 1]
 
 
-def test_numbers():
+def test_query_computes_statistics_and_filters():
     numbers = Q([5, -3, 10, 8])
     assert (numbers.min(), numbers.max(), numbers.sum(), numbers.len()) == (-3, 10, 20, 4)
     assert numbers.mean_std() == (5, pytest.approx(math.sqrt(24.5)))

@@ -12,7 +12,7 @@ from domainbed_carft.errors import CarftError
 from . import fakes
 
 
-def test_defaults_and_draws_are_upstreams(golden):
+def test_default_and_random_hparams_equal_upstreams(golden):
     for dataset, expected in golden("hparams.json").items():
         assert hparams_registry.default_hparams("ERM", dataset) == expected["default"]
         for draw in expected["random"]:
@@ -35,7 +35,7 @@ NOT_INCLUDED = ("lars", "vit")
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_values_that_erm_cannot_take_are_problems_and_its_draws_are_not(name):
+def test_invalid_erm_hparams_are_problems_and_random_ones_are_not(name):
     for value in BAD[name]:
         (problem,) = algorithms.ERM.hparam_problems("PACS", {name: value})
         message = str(problem)
@@ -68,7 +68,9 @@ def test_an_unknown_data_set_is_refused_with_the_valid_names(name):
 
 
 @pytest.mark.parametrize("name", ["Mixup", "URM"])
-def test_upstreams_other_algorithms_are_answered_with_what_to_use(registered, monkeypatch, name):
+def test_upstream_algorithms_that_are_missing_are_named_with_the_remedy(
+    registered, monkeypatch, name
+):
     message = f"algorithm {name} is not included; use one of Still, Linear.*checkout of facebook"
     with pytest.raises(UnknownNameError, match=message):
         algorithms.get_algorithm_class(name)

@@ -131,7 +131,7 @@ def wandb_runs(folder: Path) -> list[OfflineRun]:
     return runs
 
 
-def test_tensorboard_has_the_records_also_after_an_interruption(tmp_path, capsys):
+def test_tensorboard_has_all_records_after_an_interruption(tmp_path, capsys):
     pytest.importorskip("tensorboard")
     run_and_interrupt(tmp_path, 4, "tensorboard")
     assert run(tmp_path) == 0
@@ -145,7 +145,7 @@ def test_tensorboard_has_the_records_also_after_an_interruption(tmp_path, capsys
     assert [step for step, _ in tensorboard_curves(tmp_path)["loss"]] == STEPS
 
 
-def test_an_interrupted_run_is_one_run_of_wandb(tmp_path):
+def test_an_interrupted_run_is_a_single_wandb_run(tmp_path):
     pytest.importorskip("wandb")
     run_and_interrupt(tmp_path, 4, "wandb")
     assert run(tmp_path, log="wandb") == 0
@@ -159,7 +159,7 @@ def test_an_interrupted_run_is_one_run_of_wandb(tmp_path):
     assert wandb_runs(tmp_path)[-1].run_id != first.run_id
 
 
-def test_a_missing_login_is_one_problem(monkeypatch):
+def test_a_missing_wandb_login_is_one_problem(monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "online")
 

@@ -19,7 +19,7 @@ from domainbed_carft.jobs.folder import JobFolder
 pytestmark = pytest.mark.usefixtures("registered")
 
 
-def test_jobs_and_command_lines_are_upstreams(golden):
+def test_jobs_and_command_lines_equal_upstreams(golden):
     for case in golden("jobs.json").values():
         args_list = sweep.make_args_list(**case["keywords"])
         jobs = [Job(train_args, "out dir") for train_args in args_list]
@@ -52,7 +52,7 @@ def job_states(output, capsys):
     return {job["folder"]: job["state"] for job in json.loads(capsys.readouterr().out)["jobs"]}
 
 
-def test_launching_again_deleting_and_launching_the_deleted_jobs(tmp_path, capsys):
+def test_incomplete_jobs_are_relaunched_after_deletion(tmp_path, capsys):
     assert run(tmp_path) == 0
     commands = launched_commands(capsys)
     assert len(commands) == 6
@@ -74,7 +74,7 @@ def test_launching_again_deleting_and_launching_the_deleted_jobs(tmp_path, capsy
 
 
 @pytest.mark.parametrize("stdin", [None, io.StringIO()])
-def test_without_anybody_to_ask_the_flag_is_named(tmp_path, capsys, monkeypatch, stdin):
+def test_without_a_terminal_the_confirmation_flag_is_named(tmp_path, capsys, monkeypatch, stdin):
     monkeypatch.setattr("sys.stdin", stdin)
     assert run(tmp_path / "out", confirm=True) == 2
     assert capsys.readouterr().err.endswith("give --skip_confirmation\n")
@@ -112,7 +112,7 @@ def test_all_problems_are_reported_at_once_and_nothing_is_written(tmp_path, caps
         ("--datasets Two", "2 environments; these jobs need at least 3; with --single_test_envs"),
     ],
 )
-def test_what_each_job_would_refuse_is_refused_before_folders_are_made(
+def test_job_problems_are_refused_before_folders_are_made(
     tmp_path, capsys, monkeypatch, arguments, message
 ):
     two = type("Two", (datasets.Debug28,), {"ENVIRONMENTS": ["a", "b"]})
@@ -140,7 +140,7 @@ def test_a_running_job_is_not_deleted(tmp_path, capsys):
         assert folders(tmp_path) == [running]
 
 
-def test_without_names_everything_registered_is_swept():
+def test_a_sweep_without_names_has_all_registered_algorithms_and_data_sets():
     args = sweep.build_parser().parse_args(
         ["launch", "--output_dir", "o", "--data_dir", "d", "--command_launcher", "dummy"]
     )
@@ -150,7 +150,7 @@ def test_without_names_everything_registered_is_swept():
     assert (args.n_hparams_from, args.n_hparams, args.n_trials) == (0, 20, 3)
 
 
-def test_local_runs_in_order_with_this_interpreter_and_no_shell(tmp_path):
+def test_the_local_launcher_runs_in_order_without_a_shell(tmp_path):
     note = "import sys; open(sys.argv[1], 'a').write(sys.executable + ' ' + sys.argv[2] + '\\n')"
     path = str(tmp_path / 'it\'s a "file"')
     awkward = "$HOME; `ls` * 'x'"
@@ -161,7 +161,7 @@ def test_local_runs_in_order_with_this_interpreter_and_no_shell(tmp_path):
         assert file.read() == f"{sys.executable} 1\n{sys.executable} {awkward}\n"
 
 
-def test_local_goes_on_after_a_failure_and_reports_it_at_the_end(tmp_path, capfd):
+def test_the_local_launcher_continues_after_a_failure_and_reports_it(tmp_path, capfd):
     silent = python("raise SystemExit(4)", "--output_dir", str(tmp_path / "gone"))
     last = python("print('still here')")
 

@@ -33,7 +33,7 @@ class Deferred(fakes.LinearSGD):
         raise AssertionError("step_on_device should be called, which does not wait for the device")
 
 
-def test_values_left_on_the_device_are_the_same_in_the_records(tmp_path, monkeypatch):
+def test_values_left_on_the_device_reach_the_records_unchanged(tmp_path, monkeypatch):
     assert train.main(fakes.quick(tmp_path / "plain")) == 0
     monkeypatch.setattr(algorithms, "LinearSGD", Deferred)
     assert train.main(fakes.quick(tmp_path / "deferred")) == 0

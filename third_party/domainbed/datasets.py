@@ -17,10 +17,11 @@ from torch.utils.data import TensorDataset
 from domainbed.lib import image_folders
 from domainbed.lib.command_line import UnknownNameError
 from domainbed_carft import text
-from domainbed_carft.clips.pictures import transform
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, Problem, problems_of, raise_for
 from domainbed_carft.jobs import splits
+from domainbed_carft.pictures.protocols import UPSTREAM_SIZE, plan_for
+from domainbed_carft.pictures.transforms import PlanTransform
 
 DATASETS = "Debug28 Debug224 VLCS PACS OfficeHome TerraIncognita DomainNet SVIRO".split()
 
@@ -150,15 +151,15 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
     def __init__(
         self, root: str, test_envs: Sequence[int], augment: bool, hparams: dict[str, Any]
     ) -> None:
-        self.input_shape = (3, 224, 224)
+        self.input_shape = (3, UPSTREAM_SIZE, UPSTREAM_SIZE)
         environments = image_folders.subfolder_names(root)
-        self.datasets = [
-            image_folders.read_environment(
-                os.path.join(root, environment),
-                transform("domainbed", 224, augment and index not in test_envs),
-            )
-            for index, environment in enumerate(environments)
-        ]
+        self.datasets = []
+        for index, environment in enumerate(environments):
+            is_augmented = augment and index not in test_envs
+            plan = plan_for("domainbed", UPSTREAM_SIZE, is_augmented)
+            path = os.path.join(root, environment)
+            self.datasets.append(image_folders.read_environment(path, PlanTransform(plan)))
+
         image_folders.require_same_classes(
             environments, [folder.classes for folder in self.datasets]
         )

@@ -17,16 +17,11 @@ from torchvision.datasets import ImageFolder
 
 from domainbed.lib import image_folders
 from domainbed_carft.data import picture_files
-from domainbed_carft.pictures import loading, plan, rng, store_folder
-from domainbed_carft.pictures.plan import Plan
+from domainbed_carft.pictures import host_transforms, loading, rng, stages, store_folder
+from domainbed_carft.pictures.plan import FAST, PILLOW, PicturePlan
+from domainbed_carft.pictures.plan import PATHS as PATHS
+from domainbed_carft.pictures.protocols import UPSTREAM_SIZE
 from domainbed_carft.pictures.store import Store
-
-PATHS = ("fast", "pillow")
-UPSTREAMS_SIZE = 224  # px
-
-# The parts of a description; records and files of weights have it.
-_JITTER_PART = ", jitter by "
-_MODEL_PART = ", normalised for the model"
 
 
 class ModelInput(NamedTuple):
@@ -40,64 +35,59 @@ class ModelInput(NamedTuple):
 class UnfinishedBatch(NamedTuple):
     """A batch before its second stage."""
 
-    plan: Plan
+    plan: PicturePlan
     pictures: torch.Tensor  # (N, S, S, 3), uint8
-    choices: torch.Tensor  # (N, 10), as `plan.first_stage` returns them
+    choices: torch.Tensor  # (N, 10), as `stages.first_stage` returns them
     labels: torch.Tensor  # (N,)
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The pictures, (N, 3, S, S), float32 and normalised, and the labels, (N,)."""
-        return plan.second_stage(self.plan, self.pictures, self.choices), self.labels
+        return stages.second_stage(self.plan, self.pictures, self.choices), self.labels
 
 
 @dataclass(frozen=True)
 class Pictures:
     """How a job gets its pictures."""
 
-    # As records have it; "" if the data set's own transforms make the pictures.
-    description: str = ""
-    # What applies the colour jitter, "torch", "numba" or "pillow"; None: the data set's transforms.
-    jitter: str | None = None
+    # What all environments share, with the augmentation of those that have one; None if the data
+    # set's own transforms make the pictures.
+    plan: PicturePlan | None = None
     store: Store | None = None  # of decoded pictures
-    model_input: ModelInput | None = None
+
+    @property
+    def description(self) -> str:
+        """The plan in words; "" if the data set's own transforms make the pictures."""
+        return self.plan.describe() if self.plan else ""
+
+    def recorded_facts(self) -> dict[str, Any]:
+        """What records and files of weights say of the pictures."""
+        if self.plan is None:
+            return {}
+        return {"pictures": self.description, "picture_plan": self.plan.as_json()}
 
     def source(self, dataset: Any) -> Source | None:
         """How to read a data set, or a part of one; None if its own transforms do that."""
-        whole_dataset = dataset
+        environment = dataset
         positions = None
-        while isinstance(whole_dataset, Subset):
-            inner = whole_dataset.indices
+        while isinstance(environment, Subset):
+            inner = environment.indices
             positions = inner if positions is None else [inner[position] for position in positions]
-            whole_dataset = whole_dataset.dataset
-        if self.jitter is None or not image_folders.is_image_folder(whole_dataset):
+            environment = environment.dataset
+
+        own_plan = environment_plan(environment)
+        if self.plan is None or self.plan.path != FAST or own_plan is None:
             return None
-
-        jitter_stage = "pillow" if self.jitter == "pillow" else "batch"
-        picture_plan = plan.plan_of(whole_dataset.transform, jitter_stage)
-        if picture_plan is None:
-            return None
-        if self.model_input:
-            size, mean, std = self.model_input
-            size = size if picture_plan.size == UPSTREAMS_SIZE else picture_plan.size
-            picture_plan = picture_plan._replace(size=size, mean=mean, std=std)
-        return Source(whole_dataset, positions, picture_plan, self)
+        plan = replace(own_plan, path=FAST, jitter=self.plan.jitter)
+        if self.plan.is_for_model:
+            plan = plan.for_model(self.plan.size, self.plan.mean, self.plan.std)
+        return Source(environment, positions, plan, self.store)
 
 
-def pictures_from_description(description: Any, model_input: Sequence[Any]) -> Pictures:
-    """How a job got its pictures, by the description in its file of weights; without a store.
-
-    `model_input` has the fields of ModelInput. It counts only if the description says so.
-    """
-    transforms = str(description).removesuffix(_MODEL_PART)
-    is_for_model = transforms != description
-    path, _, jitter = transforms.partition(_JITTER_PART)
-    if path != "fast":
-        return Pictures()
-    return Pictures(
-        description=str(description),
-        jitter=jitter,
-        model_input=ModelInput(*model_input) if is_for_model else None,
-    )
+def environment_plan(environment: Any) -> PicturePlan | None:
+    """The plan of an environment's transform; None where only the transform itself can do it."""
+    if not image_folders.is_image_folder(environment):
+        return None
+    return host_transforms.plan_of(environment.transform)
 
 
 def choose(
@@ -108,33 +98,36 @@ def choose(
 ) -> Pictures:
     """How a job gets the pictures of its data set; prints a line about it.
 
-    `path` is one of PATHS, `cache` the value of --picture_cache. `ask_model` returns the fields of
-    a ModelInput, or None; it is called only if all environments can be read so, and then changes
-    the data set's `input_shape`. Raises CarftError if `cache` is no size.
+    `path` is one of `plan.PATHS`, `cache` the value of --picture_cache. `ask_model` returns the
+    fields of a ModelInput, or None; it is called only if all environments can be read so, and then
+    changes the data set's `input_shape`. Raises CarftError if `cache` is no size.
     """
-    jitter = plan.jitter_path("cuda" if torch.cuda.is_available() else "cpu")
-    pictures = Pictures(f"fast{_JITTER_PART}{jitter}", jitter)
-    sources = [source for source in map(pictures.source, dataset) if source]
-    if not sources:
+    readable = [environment for environment in dataset if environment_plan(environment)]
+    if not readable:
         return Pictures()
-    if path == "pillow":
-        return Pictures("pillow")
+    plan = _common_plan(readable)
+    if path == PILLOW:
+        return Pictures(plan)
 
-    model_input = ask_model() if ask_model and len(sources) == len(dataset) else None
+    jitter = stages.jitter_path("cuda" if torch.cuda.is_available() else "cpu")
+    plan = replace(plan, path=FAST, jitter=jitter)
+    model_input = ask_model() if ask_model and len(readable) == len(dataset) else None
     if model_input:
-        pictures = replace(
-            pictures,
-            description=pictures.description + _MODEL_PART,
-            model_input=ModelInput(*model_input),
-        )
-        source = pictures.source(dataset[0])
-        assert source is not None, "the environments have plans, whatever their size"
-        dataset.input_shape = (3, source.plan.size, source.plan.size)
+        size, mean, std = model_input
+        # Another size than upstream's is the data set's own choice.
+        plan = plan.for_model(size if plan.size == UPSTREAM_SIZE else plan.size, mean, std)
+        dataset.input_shape = (3, plan.size, plan.size)
 
-    data_folder = os.path.dirname(sources[0].folder.root)
-    store, store_line = store_folder.open_store(cache, data_folder)
-    print(f"Pictures: {pictures.description}; {store_line}")
-    return replace(pictures, store=store)
+    store, store_line = store_folder.open_store(cache, os.path.dirname(readable[0].root))
+    print(f"Pictures: {plan.describe()}; {store_line}")
+    return Pictures(plan, store)
+
+
+def _common_plan(environments: Sequence[Any]) -> PicturePlan:
+    """The plan of the first environment that is augmented; of the first if none is."""
+    plans = [plan for environment in environments if (plan := environment_plan(environment))]
+    augmented = [plan for plan in plans if plan.augmentation]
+    return (augmented or plans)[0]
 
 
 @dataclass(frozen=True)
@@ -143,8 +136,8 @@ class Source:
 
     folder: ImageFolder
     positions: Sequence[int] | None  # of the part's items in the environment; None for all
-    plan: Plan
-    pictures: Pictures
+    plan: PicturePlan
+    store: Store | None  # of decoded pictures
 
     def batch(self, requests: Sequence[tuple[int, int, tuple[int, ...]]]) -> Any:
         """Read a batch: pictures (N, 3, S, S) and labels (N,).
@@ -152,7 +145,7 @@ class Source:
         An UnfinishedBatch where a GPU does the second stage. Raises PassingError for a picture that
         cannot be read.
         """
-        load = functools.partial(loading.load, self.plan, cache=self.pictures.store)
+        load = functools.partial(loading.load, self.plan, cache=self.store)
         squares = []
         choices = []
         labels = []
@@ -170,4 +163,4 @@ class Source:
         batch = UnfinishedBatch(
             self.plan, torch.stack(squares), torch.stack(choices), torch.tensor(labels)
         )
-        return batch if self.pictures.jitter == "torch" else batch.finish()
+        return batch if self.plan.jitter == "torch" else batch.finish()

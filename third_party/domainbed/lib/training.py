@@ -210,20 +210,19 @@ class Run:
             self.files.publish(self.steps_done)
 
     def _record(self, results: dict[str, Any]) -> dict[str, Any]:
-        record = {
+        return {
             **results,
             "hparams": self.hparams,
             "args": vars(self.args),
             **preparation.recorded_facts(self.dataset),
             **preparation.cost_facts(self.algorithm, self.device, self.process_group.size),
+            **self.pictures.recorded_facts(),  # as in the files of weights
         }
-        if self.pictures.description:  # as in the files of weights
-            record["pictures"] = self.pictures.description
-        return record
 
     def _model_contents(self) -> dict[str, Any]:
         """What a file of weights holds, as upstream's, with how the job got its pictures."""
-        contents = {
+        return {
+            **self.pictures.recorded_facts(),
             "args": vars(self.args),
             "model_input_shape": self.dataset.input_shape,
             "model_num_classes": self.dataset.num_classes,
@@ -231,9 +230,6 @@ class Run:
             "model_hparams": self.hparams,
             "model_dict": self.algorithm.state_dict(),
         }
-        if self.pictures.description:
-            contents = {"pictures": self.pictures.description, **contents}
-        return contents
 
     def _required_facts(self) -> dict[str, dict[str, Any]]:
         """The values that a resumed run must share with its state, by their names in messages."""

@@ -1,0 +1,67 @@
+"""From the pictures of a data set to those that an image encoder takes, by the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from domainbed_carft.pictures.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Normalisation,
+    Preprocessing,
+)
+
+
+class CLIPInput(nn.Module):
+    """From the data set's pictures to the model's: undo one normalisation, resize, apply the other.
+
+    (N, 3, H, W) of any size, normalised by ``mean`` and ``std``, -> (N, 3, R, R), of R pixels a
+    side, as ``preprocessing`` says. That may be R alone, for OpenAI's. The state dict has both
+    normalisations.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing | int,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        if isinstance(preprocessing, int):
+            preprocessing = Preprocessing(preprocessing)
+        self.preprocessing = preprocessing
+
+        data_mean = torch.tensor(mean)
+        data_std = torch.tensor(std)
+        clip_mean = torch.tensor(preprocessing.mean)
+        clip_std = torch.tensor(preprocessing.std)
+        # (x * data_std + data_mean - clip_mean) / clip_std, as one multiplication and one addition
+        self.register_buffer("scale", (data_std / clip_std).view(1, 3, 1, 1))
+        self.register_buffer("shift", ((data_mean - clip_mean) / clip_std).view(1, 3, 1, 1))
+
+    def data_normalisation(self) -> Normalisation:
+        """Mean and std a channel that this undoes, from ``scale`` and ``shift``; rounded.
+
+        For files that say it in no other way; a picture plan has it exactly.
+        """
+        scale = self.scale.flatten().tolist()
+        shift = self.shift.flatten().tolist()
+        model_mean = self.preprocessing.mean
+        model_std = self.preprocessing.std
+        mean = tuple(m + s * offset for m, s, offset in zip(model_mean, model_std, shift))
+        std = tuple(s * factor for s, factor in zip(model_std, scale))
+        return mean, std
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures (N, 3, R, R) as the model takes them, from those (N, 3, H, W) of the data."""
+        size = (self.preprocessing.resolution, self.preprocessing.resolution)
+        if x.shape[-2:] != size:
+            x = F.interpolate(x, size=size, mode=self.preprocessing.interpolation, antialias=True)
+        return x * self.scale + self.shift

@@ -1,0 +1,189 @@
+"""What each job is for: a member of a search, one of its stages, one source, a pair.
+
+Manifests say so. Without one, a job that leaves out three environments or more leaves them out
+together; one that leaves out two is a pair for leave-one-domain-out cross-validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from domainbed_carft.data import benchmarks
+from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job, Role
+from domainbed_carft.jobs.manifest import Sweep
+from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.search import Search, trials_phrase
+from domainbed_carft.text import quantity
+
+SINGLE_SOURCE_FLAG = "--single-source"
+
+# With so few environments a pair for cross-validation also has a single source.
+_ENVIRONMENTS_OF_A_PAIR_WITH_ONE_SOURCE = 3
+
+# Variant, data set and algorithm
+_Row = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class LastStage:
+    """What tables show of sweeps with stages: runs, planned jobs, and notes on the searches."""
+
+    runs: list[Run]
+    planned: list[Job]
+    notes: list[str]
+
+
+def assign_to_runs(
+    runs: Iterable[Run], sweeps: Sequence[Sweep], single_source: bool = False
+) -> list[Run]:
+    """The runs, each with its job's role: from the manifest that lists it, else inferred.
+
+    ``single_source``: a job that leaves out all environments but one has a single source, whatever
+    the manifest says.
+    """
+    listed_roles = {job.folder: job.role for sweep in sweeps for job in sweep.jobs}
+
+    assigned = []
+    for run in runs:
+        n_left_out = len(run.test_envs)
+        role = listed_roles.get(run.job.folder)
+        if role is None:
+            role = Role(leaves_out_together=n_left_out > 2)
+        if single_source and _has_single_source(n_left_out, run.n_environments):
+            role = replace(role, leaves_out_together=True)
+
+        if role != run.job.role:
+            run = replace(run, job=replace(run.job, role=role))
+        assigned.append(run)
+    return assigned
+
+
+def assign_to_planned(sweeps: Iterable[Sweep], single_source: bool = False) -> list[Sweep]:
+    """The sweeps; with ``single_source`` their jobs have the roles as of `assign_to_runs`."""
+    if not single_source:
+        return list(sweeps)
+
+    assigned = []
+    for sweep in sweeps:
+        jobs = []
+        for job in sweep.jobs:
+            facts = sweep.datasets.get(job.key.dataset)
+            if facts and _has_single_source(len(job.key.test_envs), len(facts.labels)):
+                job = replace(job, role=replace(job.role, leaves_out_together=True))
+            jobs.append(job)
+        assigned.append(replace(sweep, jobs=tuple(jobs)))
+    return assigned
+
+
+def _has_single_source(n_left_out: int, n_environments: int) -> bool:
+    """Whether one environment is left to train on, and several are left out."""
+    return n_left_out > 1 and n_left_out == n_environments - 1
+
+
+def require_known_roles(runs: Sequence[Run], sweeps: Iterable[Sweep]) -> None:
+    """Refuse runs that may have a single source, or be pairs of which the single jobs are missing.
+
+    These are jobs in no manifest that leave out two of three environments, of an algorithm that has
+    no job there with one left out. Raises CarftError for them.
+    """
+    listed = {job.folder for sweep in sweeps for job in sweep.jobs}
+    rows_with_single_targets = {
+        (run.dataset, run.algorithm) for run in runs if len(run.test_envs) == 1
+    }
+    for run in runs:
+        is_ambiguous = (
+            len(run.test_envs) == 2
+            and run.n_environments == _ENVIRONMENTS_OF_A_PAIR_WITH_ONE_SOURCE
+            and not run.job.role.leaves_out_together
+            and (run.dataset, run.algorithm) not in rows_with_single_targets
+            and run.job.folder not in listed
+        )
+        if is_ambiguous:
+            left_out = " ".join(map(str, run.test_envs))
+            message = (
+                f"{run.folder}: {run.algorithm} on {run.dataset} leaves out 2 of 3 environments "
+                f"(--test_envs {left_out}), and no manifest says what for"
+            )
+            remedy = (
+                f"for tables of a single source add {SINGLE_SOURCE_FLAG}; for "
+                "cross-validation add --select leave-one-domain-out"
+            )
+            raise CarftError(Problem(message=message, remedy=remedy))
+
+
+def last_stage(runs: Sequence[Run], sweeps: Sequence[Sweep]) -> LastStage:
+    """What tables show: of a search with stages the second one, once its jobs are known."""
+    hidden: set[Path] = set()
+    notes: list[str] = []
+    for sweep in sweeps:
+        notes += _notes_on_values(sweep)
+        if sweep.search:
+            hidden_jobs = [job for job in sweep.jobs if _is_hidden(job, sweep.search)]
+            hidden.update(job.folder for job in hidden_jobs)
+            notes.append(_note_on_stages(sweep.search, sweep.jobs))
+
+    return LastStage(
+        runs=[run for run in runs if run.job.folder not in hidden],
+        planned=[job for sweep in sweeps for job in sweep.jobs if job.folder not in hidden],
+        notes=notes,
+    )
+
+
+def _is_hidden(job: Job, search: Search) -> bool:
+    """Whether a job is of the first stage, while there is a second, or of an earlier choice."""
+    if job.role.stage == CHOOSE:
+        return bool(search.chosen)
+    return job.role.stage == REPEAT and not search.is_chosen(job)
+
+
+def _note_on_stages(search: Search, jobs: Iterable[Job]) -> str:
+    """How much was trained to choose the values, and how much with the chosen ones."""
+    n_first = sum(job.role.stage == CHOOSE for job in jobs)
+    trials = trials_phrase(search.choose_on)
+    if not search.chosen:
+        return (
+            f"The search has not chosen yet; the tables show its first stage, on {trials}. "
+            "carft sweep status says what is missing."
+        )
+
+    scope = "each target" if search.choose_by == "target" else "all targets of a data set"
+    repeat_trials = trials_phrase(search.repeat_on)
+    return (
+        f"Budget of the search: {quantity(n_first, 'job')} on {trials} chose by {search.method} "
+        f"validation, one choice for {scope}; {quantity(search.repeats, 'job')} on "
+        f"{repeat_trials} train what was chosen, and only these are in the tables."
+    )
+
+
+def _notes_on_values(sweep: Sweep) -> Iterator[str]:
+    """The searched values, a sentence for each list of them."""
+    members_by_row: dict[_Row, dict[int, Mapping[str, Any]]] = {}
+    for job in sweep.jobs:
+        role = job.role
+        if role.values and role.stage != REPEAT:
+            row = (role.cell, job.key.dataset, job.key.algorithm)
+            members_by_row.setdefault(row, {})[role.member] = role.values
+
+    titles = benchmarks.dataset_titles(dataset for _, dataset, _ in members_by_row)
+    rows_by_values: dict[str, list[str]] = {}
+    for (cell, dataset, algorithm), members in members_by_row.items():
+        ordered = [members[number] for number in sorted(members)]
+        label = " ".join(filter(None, [cell, algorithm]))
+        rows = rows_by_values.setdefault(_describe_values(ordered), [])
+        rows.append(f"{label} on {titles[dataset]}")
+
+    for values, rows in rows_by_values.items():
+        yield f"Searched: {values}: {', '.join(rows)}."
+
+
+def _describe_values(members: Sequence[Mapping[str, Any]]) -> str:
+    """``lr from 0.0001, 0.001 (2 members)``."""
+    parts = []
+    for name in members[0]:
+        values = dict.fromkeys(str(member.get(name)) for member in members)
+        parts.append(f"{name} from {', '.join(values)}")
+    return f"{' and '.join(parts)} ({quantity(len(members), 'member')})"

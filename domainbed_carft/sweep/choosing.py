@@ -1,0 +1,127 @@
+"""The choice of a search's first stage: the member with the highest mean validation accuracy.
+
+It looks at no target: the first selection method that a sweep declares and that needs none gives
+each run's validation accuracy. A mean is over the first stage's trials and, unless the choice is by
+target, over the targets. Of equally good members the last counts, as in DomainBed.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from domainbed_carft.errors import Problem, raise_for
+from domainbed_carft.jobs import records
+from domainbed_carft.jobs.job import Choice, Job
+from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.search import ChosenValues
+from domainbed_carft.results import selection
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What a choice is for: a variant's jobs on a data set, of an algorithm.
+
+    ``test_envs``: those that leave these environments out, None for all.
+    """
+
+    cell: str
+    dataset: str
+    algorithm: str
+    test_envs: tuple[int, ...] | None
+
+    def __str__(self) -> str:
+        name = " ".join(filter(None, [self.cell, self.algorithm]))
+        left_out = ""
+        if self.test_envs is not None:
+            left_out = f", test environments {' '.join(map(str, self.test_envs))}"
+        return f"{name} on {self.dataset}{left_out}"
+
+
+@dataclass(frozen=True)
+class _Validation:
+    """The validation accuracy in [0, 1] of a run's choice, nan if it has none."""
+
+    row: _Row
+    choice: Choice
+    run: Run
+    accuracy: float
+
+
+def choose(jobs: Sequence[Job], method: str, by_target: bool) -> tuple[ChosenValues, ...]:
+    """What the finished ``jobs`` of a first stage choose, in the order of their rows.
+
+    ``method``: the name of a selection method that needs no target; ``by_target``: choose for each
+    environment left out. Raises CarftError, naming the rows, if no member of a row has validation
+    accuracies in all of its jobs, as where all have diverged.
+    """
+    validations_of_row: dict[_Row, dict[Choice, list[_Validation]]] = {}
+    for validation in _validations(_runs_of(jobs), method, by_target):
+        members = validations_of_row.setdefault(validation.row, {})
+        members.setdefault(validation.choice, []).append(validation)
+
+    chosen = []
+    problems = []
+    for row, members in validations_of_row.items():
+        means = {
+            choice: statistics.fmean(validation.accuracy for validation in validations)
+            for choice, validations in members.items()
+        }
+        complete = [choice for choice in sorted(means) if not math.isnan(means[choice])]
+        if not complete:
+            message = f"no member of the search has all validation accuracies: {row}"
+            remedy = "see carft collect for runs that diverged, and search other values"
+            problems.append(Problem(message=message, remedy=remedy))
+            continue
+
+        best = max(reversed(complete), key=means.__getitem__)  # of equal ones the last
+        values = members[best][0].run.job.role.values
+        chosen.append(
+            ChosenValues(
+                cell=row.cell,
+                dataset=row.dataset,
+                algorithm=row.algorithm,
+                test_envs=row.test_envs,
+                values=values,
+                members=len(members),
+                validation=means[best],
+            )
+        )
+    raise_for(problems)
+    return tuple(chosen)
+
+
+def _runs_of(jobs: Sequence[Job]) -> list[Run]:
+    """The runs of these jobs, with the roles of the jobs."""
+    job_of_folder = {job.folder: job for job in jobs}
+    runs = []
+    for run in records.read([job.folder for job in jobs]).runs:
+        job = job_of_folder.get(Path(run.folder))
+        if job and run.job.key == job.key:
+            runs.append(replace(run, job=replace(run.job, role=job.role)))
+    return runs
+
+
+def _validations(runs: Sequence[Run], method: str, by_target: bool) -> Iterator[_Validation]:
+    """The validation accuracies of all runs and targets, variant by variant."""
+    runs_of_cell: dict[str, list[Run]] = {}
+    for run in runs:
+        runs_of_cell.setdefault(run.job.role.cell, []).append(run)
+
+    for cell, cell_runs in runs_of_cell.items():
+        for run in cell_runs:
+            if not run.test_envs:
+                row = _Row(cell, run.dataset, run.algorithm, test_envs=None)
+                accuracy = selection.validation_without_targets(run)
+                yield _Validation(row, run.job.choice, run, accuracy)
+
+        for candidates in selection.candidates_by_target(cell_runs):
+            for choice, run in candidates.singles.items():
+                test_envs = tuple(sorted(run.test_envs)) if by_target else None
+                row = _Row(cell, run.dataset, run.algorithm, test_envs)
+                outcome = selection.METHODS[method].outcome(candidates, choice)
+                accuracy = outcome.validation if outcome else math.nan
+                yield _Validation(row, choice, run, accuracy)

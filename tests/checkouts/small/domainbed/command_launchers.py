@@ -1,0 +1,1 @@
+REGISTRY = {"local": print}

@@ -1,0 +1,238 @@
+"""The file of what was measured picture by picture: small, whole, and no stranger's tool."""
+
+import dataclasses
+import json
+import random
+import resource
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.files import arrays
+from domainbed_carft.results import picture_rows, run_figures
+from domainbed_carft.results.calibration import PredictedProbabilities
+from domainbed_carft.results.picture_rows import (
+    EvaluatedSplit,
+    EvaluationFacts,
+    PictureRows,
+    Temperature,
+)
+
+STEP = 300
+
+
+def facts_of(pictures, num_classes, **changed):
+    facts = EvaluationFacts(
+        format=picture_rows.FORMAT,
+        dataset="PACS",
+        algorithm="CARFT",
+        test_envs=[0],
+        trial_seed=0,
+        hparams_seed=0,
+        step=STEP,
+        weights="a" * 64,
+        data="b" * 64,
+        prompts_digest="c" * 16,
+        clip_digest="d" * 64,
+        classes=[f"class {number}" for number in range(num_classes)],
+        contexts=["a photo of a {}."],
+        pictures=pictures,
+        splits=[EvaluatedSplit("art", 0, "env0_in", pictures)],
+        temperature=Temperature(1.3, 100, False),
+    )
+    return dataclasses.replace(facts, **changed)
+
+
+def random_rows(count, num_classes, seed=0):
+    """Rows as a model's: probabilities of random logits."""
+    draw = np.random.default_rng(seed)
+
+    def probabilities():
+        top = draw.uniform(0.2, 1, count)
+        return PredictedProbabilities(top, np.log(draw.uniform(0.01, 1, count)), top**2)
+
+    return PictureRows(
+        label=np.sort(draw.integers(0, num_classes, count)).astype(np.uint16),
+        predicted=draw.integers(0, num_classes, count).astype(np.uint16),
+        zero_shot=draw.integers(0, num_classes, count).astype(np.uint16),
+        alignment=draw.normal(0.25, 0.03, count).astype(np.float32),
+        raw=probabilities(),
+        scaled=probabilities(),
+    )
+
+
+def assert_equal_rows(first, second):
+    for name in ("label", "predicted", "zero_shot", "alignment"):
+        assert np.array_equal(getattr(first, name), getattr(second, name))
+    for name in ("raw", "scaled"):
+        pair = (dataclasses.astuple(getattr(rows, name)) for rows in (first, second))
+        assert all(map(np.array_equal, *pair))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with the rows of 500 pictures of 7 classes; the rows, their facts."""
+    rows = random_rows(500, 7)
+    facts = facts_of(500, 7)
+    picture_rows.save_rows(tmp_path, rows, facts)
+    return tmp_path, rows, facts
+
+
+def test_rows_come_back_to_the_bit_and_numpy_opens_the_file(saved):
+    folder, rows, facts = saved
+    loaded_rows, loaded_facts = picture_rows.load_rows(folder, STEP)
+    assert loaded_facts == facts
+    assert_equal_rows(loaded_rows, rows)
+
+    with np.load(folder / f"evaluation_step{STEP}.npz", allow_pickle=False) as by_numpy:
+        assert np.array_equal(by_numpy["top"], rows.raw.top)
+
+
+# In-splits: sketch of PACS, quickdraw of DomainNet.
+@pytest.mark.parametrize(
+    ("pictures", "num_classes", "most_bytes"), [(3144, 7, 1e6), (138_000, 345, 40e6)]
+)
+def test_a_file_is_small(tmp_path, pictures, num_classes, most_bytes):
+    picture_rows.save_rows(
+        tmp_path, random_rows(pictures, num_classes), facts_of(pictures, num_classes)
+    )
+    assert (tmp_path / f"evaluation_step{STEP}.npz").stat().st_size < most_bytes
+
+
+def test_a_flipped_bit_is_noticed_or_harmless(saved):
+    folder, rows, facts = saved
+    path = folder / f"evaluation_step{STEP}.npz"
+    content = path.read_bytes()
+    draw = random.Random(0)
+    refused = 0
+    for _ in range(200):
+        altered = bytearray(content)
+        altered[draw.randrange(len(altered))] ^= 1 << draw.randrange(8)
+        path.write_bytes(altered)
+        try:
+            loaded_rows, loaded_facts = picture_rows.load_rows(folder, STEP)
+        except CarftError:
+            refused += 1
+        else:  # a bit of a date, say
+            assert loaded_facts == facts
+            assert_equal_rows(loaded_rows, rows)
+    assert refused > 150
+
+
+def test_a_file_that_is_cut_off_or_no_archive_is_refused(saved):
+    folder, _, _ = saved
+    path = folder / f"evaluation_step{STEP}.npz"
+    content = path.read_bytes()
+    for altered in (b"", content[:100], content[:-10], b"PK\3\4" + content, b"\0" * 5000):
+        path.write_bytes(altered)
+        if altered.endswith(content):  # a zip file may begin with anything
+            continue
+        with pytest.raises(CarftError):
+            picture_rows.load_rows(folder, STEP)
+
+
+def rewritten(path, facts, **members):
+    """The file with other facts, and members whose content is given."""
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    content |= {"facts.json": json.dumps(facts).encode(), **members}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("count", [10**7, 10**12, 10**30, -1, True, 500.0, "500"])
+def test_a_lying_number_of_pictures_takes_no_memory(saved, count):
+    folder, _, facts = saved
+    content = dataclasses.asdict(facts)
+    content["pictures"] = content["splits"][0]["pictures"] = count
+    rewritten(folder / f"evaluation_step{STEP}.npz", content)
+
+    code = f"""if True:
+        import resource, sys
+        from pathlib import Path
+        from domainbed_carft.errors import CarftError
+        from domainbed_carft.results import picture_rows
+        import pydantic
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            picture_rows.load_rows(Path({str(folder)!r}), {STEP})
+        except CarftError as error:
+            assert "damaged" in str(error) or "expected format" in str(error), error
+        else:
+            sys.exit("accepted")
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+    """
+    if count == 10**7:  # one real process; the others are refused by the same line
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        loaded = picture_rows.load_rows(folder, STEP)[1]
+    except CarftError:
+        pass
+    else:  # 500.0 and "500" are 500 to a reader that is not strict
+        assert loaded.pictures == 500
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+def test_a_column_that_expands_a_thousandfold_is_refused_before_it_is_read(saved):
+    folder, _, facts = saved
+    header = arrays._npy_header(np.dtype("<f8"), 10**8)
+    content = dataclasses.asdict(facts)
+    content["pictures"] = content["splits"][0]["pictures"] = 10**8
+    bomb = header + bytes(8 * 10**6)
+    rewritten(folder / f"evaluation_step{STEP}.npz", content, **{"top.npy": bomb})
+    with pytest.raises(CarftError, match="says that it has 100000000 rows"):
+        picture_rows.load_rows(folder, STEP)
+
+
+def test_pickles_are_not_read(saved):
+    folder, _, facts = saved
+    objects = np.array([{"a": 1}] * 500, dtype=object)
+    path = folder / "objects.npy"
+    np.save(path, objects, allow_pickle=True)
+    rewritten(
+        folder / f"evaluation_step{STEP}.npz",
+        dataclasses.asdict(facts),
+        **{"top.npy": path.read_bytes()},
+    )
+    with pytest.raises(CarftError):
+        picture_rows.load_rows(folder, STEP)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("top", np.nan), ("top", 1.5), ("log_true", 0.5), ("sum_of_squares", -1), ("label", 7)],
+)
+def test_values_that_no_prediction_can_have_are_refused(tmp_path, column, value):
+    rows = random_rows(500, 7)
+    target = rows if column == "label" else rows.raw
+    getattr(target, column)[3] = value
+    picture_rows.save_rows(tmp_path, rows, facts_of(500, 7))
+    with pytest.raises(CarftError, match="no prediction can have"):
+        picture_rows.load_rows(tmp_path, STEP)
+
+
+def test_a_summary_comes_back_and_a_damaged_one_does_not(saved):
+    folder, rows, facts = saved
+    figures = run_figures.measure_run(rows, facts)
+    run_figures.save_figures(folder, figures)
+    assert run_figures.load_figures(folder, STEP) == figures
+
+    path = folder / f"evaluation_step{STEP}.json"
+    text = path.read_text()
+    for damaged in (text[:-100], text.replace('"ece": 0', '"ece": NaN'), "[]", "{}", "1" * 5000):
+        path.write_text(damaged)
+        assert not isinstance(run_figures.find_figures(folder, STEP), run_figures.RunFigures)
+
+
+def test_a_missing_summary_says_why(tmp_path):
+    assert "weights of step 5 were not kept" in str(run_figures.find_figures(tmp_path, 5.0))
+    (tmp_path / "model_best.pkl").touch()
+    assert "run carft evaluate" in str(run_figures.find_figures(tmp_path, 5.0))

@@ -1,0 +1,326 @@
+"""`carft evaluate OUT`: the figures of a sweep, against another computation from the logits."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import warm
+from evaluated_sweeps import train_sweep
+from runs_jobs import carft
+from torch.utils.data import DataLoader
+
+import domainbed_carft
+from domainbed_carft import cli
+from domainbed_carft.clips import backbone
+from domainbed_carft.method import prompts
+from domainbed_carft.results import collection, run_figures, selection
+from domainbed_carft.runs import evaluate_job, evaluation_processes, saved, splits
+from domainbed_carft.runs.evaluation_processes import SweepOptions
+from domainbed_carft.runs.sweep_evaluation import evaluate_sweep
+
+OPTIONS = SweepOptions(device="cpu", workers=0, jobs=1)
+TOLERANCE = 1e-9
+
+
+def run_here(command, slot, children):
+    """What a process for one run does, without the seconds that a new one takes to start."""
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        status = evaluate_job.main(command[3:])
+    return status, stderr.getvalue().strip()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_this_process():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation_processes, "_run_process", run_here)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory, in_this_process):
+    return train_sweep(tmp_path_factory.mktemp("sweep"), ("CARFT", "CLIPZeroShot"))
+
+
+@pytest.fixture(scope="module")
+def evaluation(sweep):
+    """What a first evaluation finds."""
+    return evaluate_sweep(sweep, OPTIONS)
+
+
+@pytest.fixture
+def copy(sweep, evaluation, tmp_path):
+    """A copy of the evaluated sweep of one target, to be damaged; its rows are true."""
+    output = tmp_path / "OUT"
+    for folder in {run.run_step.folder for run in evaluation.runs if run.target == 0}:
+        shutil.copytree(folder, output / folder.name)
+    assert evaluate_sweep(output, OPTIONS).measured == 0
+    return output
+
+
+def softmax(logits):
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def batches(items):
+    with torch.no_grad():
+        yield from DataLoader(items, 64)
+
+
+def logits_of(run, items):
+    """Logits (N, K) and labels (N,), in float64, batch by batch as the command predicts."""
+    pairs = [(run.algorithm.predict(x).double().numpy(), y.numpy()) for x, y in batches(items)]
+    return tuple(map(np.concatenate, zip(*pairs)))
+
+
+def zero_shot_of(run, data, split):
+    """Class and alignment by the original CLIP and its text encoder, of a split's pictures."""
+    clip = backbone.load("tiny")
+    tokens = [clip.tokenize(row) for row in prompts.prompts(run.contexts, run.classes)]
+    with torch.no_grad():
+        texts = torch.stack([F.normalize(clip.model.encode_text(row), dim=-1) for row in tokens])
+        weights = F.normalize(texts.mean(dim=0), dim=-1)
+        whole = data.items(split.number, range(len(data.dataset[split.number])))
+        pairs = [
+            (F.normalize(clip.model.encode_image(run.algorithm.input(x)), dim=-1) @ weights.T, y)
+            for x, y in batches(whole)
+        ]
+    cosines, labels = (torch.cat(column).numpy() for column in zip(*pairs))
+    positions = splits.positions_in_environment(split)
+    alignment = cosines[np.arange(len(labels)), labels].astype(np.float64)
+    return cosines.argmax(axis=1)[positions], alignment[positions]
+
+
+def best_temperature(logits, labels):
+    """The root of the derivative of the likelihood, by bisection in the inverse temperature."""
+
+    def slope(inverse):
+        mean = (softmax(inverse * logits) * logits).sum(axis=1)
+        return (mean - logits[np.arange(len(labels)), labels]).mean()
+
+    low, high = 1 / 100, 100.0
+    if slope(high) <= 0:
+        return 1 / high
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
+    return 1 / low
+
+
+def calibration_of(probabilities, labels):
+    """ECE bin by bin, NLL and Brier score picture by picture."""
+    confidences = probabilities.max(axis=1)
+    is_right = probabilities.argmax(axis=1) == labels
+    ece = 0.0
+    for number in range(15):
+        inside = (confidences > number / 15) & (confidences <= (number + 1) / 15)
+        if inside.any():
+            ece += inside.mean() * abs(is_right[inside].mean() - confidences[inside].mean())
+
+    nll = np.mean([-math.log(row[label]) for row, label in zip(probabilities, labels)])
+    one_hot = np.eye(probabilities.shape[1])[labels]
+    brier = np.mean(((probabilities - one_hot) ** 2).sum(axis=1))
+    return ece, nll, brier
+
+
+def share(values):
+    return values.mean() if len(values) else None
+
+
+def assert_equal_figures(evaluated):
+    """All figures of an evaluated run, from its weights and pictures."""
+    which = "last" if evaluated.method == "oracle" else "best"
+    run = saved.open_run(evaluated.run_step.folder, which)
+    data = splits.read_data(run, is_augmented=False)
+    (target,) = (part for part in data.splits if part.is_target and part.name.endswith("_in"))
+    validation = [
+        logits_of(run, part.items)
+        for part in data.splits
+        if not part.is_target and part.name.endswith("_out")
+    ]
+    temperature = best_temperature(*map(np.concatenate, zip(*validation)))
+    assert evaluated.temperature == pytest.approx(temperature, rel=TOLERANCE)
+
+    logits, labels = logits_of(run, target.items)
+    figures = evaluated.figures
+    for measured, scale in ((figures.calibration, 1), (figures.scaled, temperature)):
+        expected = calibration_of(softmax(logits / scale), labels)
+        assert (measured.ece, measured.nll, measured.brier) == pytest.approx(
+            expected, rel=TOLERANCE, abs=TOLERANCE
+        )
+
+    is_right = logits.argmax(axis=1) == labels
+    by_class = [is_right[labels == label].mean() for label in np.unique(labels)]
+    assert figures.accuracy == pytest.approx(is_right.mean(), abs=TOLERANCE)
+    assert figures.mean_per_class == pytest.approx(np.mean(by_class), abs=TOLERANCE)
+    assert figures.worst_class.accuracy == pytest.approx(min(by_class), abs=TOLERANCE)
+
+    zero_shot, alignment = zero_shot_of(run, data, target)
+    was_right = zero_shot == labels
+    assert figures.zero_shot_accuracy == pytest.approx(was_right.mean(), abs=TOLERANCE)
+    assert (figures.flips.gained, figures.flips.lost) == (
+        (is_right & ~was_right).sum(),
+        (~is_right & was_right).sum(),
+    )
+    aligned = (alignment >= 0.21) & (alignment <= 0.4)
+    unaligned = (alignment >= 0.15) & (alignment < 0.21)
+    found = (figures.alignment.aligned, figures.alignment.unaligned)
+    assert found == pytest.approx((share(is_right[aligned]), share(is_right[unaligned])))
+    assert sum(figures.alignment.bin_pictures) == len(labels)
+
+
+def test_all_figures_equal_an_independent_computation(evaluation):
+    assert {run.method for run in evaluation.runs} == {"training-domain", "oracle"}
+    for evaluated in evaluation.runs:
+        assert_equal_figures(evaluated)
+
+
+@pytest.mark.slow
+def test_all_figures_of_16_jobs_equal_an_independent_computation(tmp_path):
+    algorithms = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
+    output = train_sweep(tmp_path, algorithms, trials=(0, 1))
+    evaluation = evaluate_sweep(output, OPTIONS)
+    assert len(evaluation.runs) == 32 and not evaluation.problems
+    for evaluated in evaluation.runs:
+        assert_equal_figures(evaluated)
+
+
+def test_the_accuracy_is_that_of_the_tables(sweep, evaluation):
+    gathered = collection.gather([sweep])
+    (group,) = gathered.groups
+    expected = [
+        (method, chosen.algorithm, chosen.target, chosen.outcome.accuracy)
+        for method in gathered.methods
+        for chosen in selection.select(group.runs, method)
+    ]
+    found = [
+        (run.method, run.algorithm, run.target, run.figures.accuracy) for run in evaluation.runs
+    ]
+    assert found == expected
+
+
+def test_zero_shot_clip_flips_nothing_against_itself(evaluation):
+    for run in evaluation.runs:
+        if run.algorithm == "CLIPZeroShot":
+            assert (run.figures.flips.gained, run.figures.flips.lost) == (0, 0)
+            assert run.figures.accuracy == run.figures.zero_shot_accuracy
+
+
+def test_a_damaged_file_is_measured_again_and_equal_to_the_byte(copy):
+    damaged, *_ = sorted(copy.glob("*/evaluation_step*.npz"))
+    content = damaged.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(flipped) // 2] ^= 1
+    damaged.write_bytes(flipped)
+
+    assert evaluate_sweep(copy, OPTIONS).measured == 1
+    assert damaged.read_bytes() == content
+
+
+def test_other_weights_are_measured_again(copy):
+    (zero_shot,) = (
+        path.parent for path in copy.glob("*/results.jsonl") if '"CLIPZeroShot"' in path.read_text()
+    )
+    weights = torch.load(zero_shot / "model.pkl", weights_only=True)
+    weights["model_dict"]["head.weight"] *= 2
+    torch.save(weights, zero_shot / "model.pkl")
+
+    before = json.loads((zero_shot / "evaluation_step2.json").read_text())
+    assert evaluate_sweep(copy, OPTIONS).measured == 1
+    after = json.loads((zero_shot / "evaluation_step2.json").read_text())
+    assert after["facts"]["weights"] != before["facts"]["weights"]
+    assert after["splits"][0]["calibration"]["nll"] != before["splits"][0]["calibration"]["nll"]
+
+
+def test_another_threshold_needs_no_prediction(copy):
+    threshold = 0.25
+    evaluation = evaluate_sweep(copy, SweepOptions(device="cpu", jobs=1, threshold=threshold))
+    assert evaluation.measured == 0
+    for run in evaluation.runs:
+        rows, _ = run_figures.picture_rows.load_rows(run.run_step.folder, run.run_step.step)
+        is_aligned = (rows.alignment.astype(float) >= threshold) & (rows.alignment <= 0.4)
+        assert run.figures.alignment.aligned_pictures == is_aligned.sum()
+
+
+def test_another_step_never_stands_in(copy, capsys):
+    for path in copy.glob("*/*"):
+        if path.name == "model_best.pkl" or path.name.startswith("evaluation"):
+            path.unlink()
+
+    evaluation = evaluate_sweep(copy, OPTIONS)
+    last_step = 2
+    for run in evaluation.runs:
+        if run.run_step.step != last_step:
+            message = f"weights of step {run.run_step.step} were not kept"
+            assert run.figures is None and str(run.problem) == message
+    assert evaluation.problems
+
+    carft("evaluate", copy, "--jobs", 1, status=3)
+    printed = capsys.readouterr().out
+    assert "X" in printed and "were not kept" in printed
+
+
+def test_deleted_weights_leave_what_was_measured(copy):
+    for path in copy.glob("*/model*.pkl"):
+        path.unlink()
+    evaluation = evaluate_sweep(copy, OPTIONS)
+    assert evaluation.measured == 0 and not evaluation.problems
+
+
+def test_json_has_every_run_and_python_the_same(copy, capsys):
+    carft("evaluate", copy, "--json", "--jobs", 1)
+    document = json.loads(capsys.readouterr().out)
+    in_python = domainbed_carft.evaluate(copy, sweep_options=OPTIONS)
+    assert document == json.loads(json.dumps(in_python.as_dict()))
+    assert len(document["runs"]) == 4 and document["threshold"] == 0.21
+
+
+def test_flags_of_a_run_are_refused_for_a_sweep(copy, capsys):
+    assert cli.main(["evaluate", str(copy), "--which", "last"]) == 1
+    assert "--which is for a run" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_processes_measure_what_this_one_does(sweep, evaluation, tmp_path):
+    """By the command, two runs at a time, each a fork of a server."""
+    output = shutil.copytree(sweep, tmp_path / "OUT")
+    for path in output.glob("*/evaluation*"):
+        path.unlink()
+
+    words = ["-m", "domainbed_carft", "evaluate", str(output), "--device", "cpu", "--jobs", "2"]
+    done = warm.run(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["measured"] == len({run.run_step for run in evaluation.runs})
+    assert [run["figures"] for run in document["runs"]] == [
+        json.loads(json.dumps(run.as_dict()["figures"])) for run in evaluation.runs
+    ]
+
+
+@pytest.mark.slow
+def test_an_interrupted_evaluation_goes_on_where_it_was(sweep, evaluation, tmp_path):
+    output = shutil.copytree(sweep, tmp_path / "OUT")
+    for path in output.glob("*/evaluation*"):
+        path.unlink()
+
+    words = ["-m", "domainbed_carft", "evaluate", str(output), "--device", "cpu", "--jobs", "1"]
+    process = warm.start(*words)
+    while not list(output.glob("*/evaluation*.npz")):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate()
+    n_measured = len(list(output.glob("*/evaluation*.npz")))
+
+    resumed = evaluate_sweep(output, OPTIONS)
+    assert resumed.measured + n_measured == len({run.run_step for run in resumed.runs})
+    assert resumed.current == n_measured
+    assert [run.figures for run in resumed.runs] == [run.figures for run in evaluation.runs]
