@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-from domainbed.lib import picture_batches, preparation, training
+from domainbed.lib import checks, picture_batches, preparation, training
 from domainbed.scripts import train
 from PIL import Image
 
@@ -77,10 +77,11 @@ def evaluated(words: list[str]) -> tuple[float, float, dict[str, float]]:
     """Seconds on the clock, seconds of processors, and the accuracies."""
     args = train.build_parser().parse_args(words)
     flags = {name: vars(args).pop(name) for name in train.UNRECORDED_FLAGS}
-    hparams = preparation.choose_hparams(args)
+    hparams = preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
     preparation.seed_everything(0)
     with contextlib.redirect_stdout(io.StringIO()):
         dataset, environments = preparation.load_environments(args, hparams)
+        preparation.resolve_hparams(args, dataset, hparams)
         pictures = picture_batches.choose(flags["pictures"], flags["picture_cache"], dataset)
         with training.stopping.StopSignals() as stop, JobFolder(args.output_dir).claim(1) as lock:
             run = training.Run(args, hparams, dataset, environments, None, stop, lock, pictures)

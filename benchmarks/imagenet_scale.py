@@ -60,7 +60,7 @@ def make(arguments: argparse.Namespace) -> None:
 def inside(arguments: argparse.Namespace) -> None:
     """In a job's own process: build the data set, or train."""
     clock = Clock()
-    from domainbed.lib import job_batches, preparation, step_meters, training
+    from domainbed.lib import checks, job_batches, preparation, step_meters, training
     from domainbed.scripts import train
 
     from domainbed_carft.data import shard_reading
@@ -90,7 +90,9 @@ def inside(arguments: argparse.Namespace) -> None:
     status = 0
     if arguments.inside == "read":
         args = train.build_parser().parse_args(command)
-        preparation.load_environments(args, preparation.choose_hparams(args))
+        preparation.load_environments(
+            args, preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
+        )
     else:
         checkpoint = training.Run._checkpoint
 

@@ -160,12 +160,14 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
 def inside_lists(arguments: argparse.Namespace) -> None:
     """Hand every picture's place, but no picture, through the loaders of an evaluation."""
     import torch
-    from domainbed.lib import fast_data_loader, preparation
+    from domainbed.lib import checks, fast_data_loader, preparation
     from domainbed.lib.picture_batches import Pictures
     from domainbed.scripts import train
 
     args = train.build_parser().parse_args(job(arguments, 1))
-    dataset, environments = preparation.load_environments(args, preparation.choose_hparams(args))
+    dataset, environments = preparation.load_environments(
+        args, preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
+    )
     nothing = torch.zeros(1)
     for folder in dataset:
         folder.loader, folder.transform = str, lambda path: nothing

@@ -68,16 +68,13 @@ ALGORITHMS = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
 
 def overlay(algorithm, dataset, random_seed):
     return {"lr": (5e-6, random_seed), "kl_weight": (1.0, 2.0)}
-""",
-    "method/host_arguments.py": """
-ALLOWED = set()
 
-def allow(keys):
-    ALLOWED.update(keys)
+def implied(algorithm, dataset, overrides, random_seed):
+    return {}
 """,
-    "method/host_process.py": """
-def hparams_to_add(algorithm, dataset, random_seed):
-    return ""
+    "method/host_lookup.py": """
+def in_our_harness():
+    return False
 """,
     "method/algorithms.py": """
 from domainbed.algorithms import Algorithm

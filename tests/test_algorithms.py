@@ -33,10 +33,17 @@ def settings(weights, algorithm="CARFT", **overrides):
     return {**values, **overrides}
 
 
+def build(algorithm_class, input_shape, num_classes, num_domains, hparams):
+    """The algorithm as a job of our harness builds it, its hparams resolved in place before."""
+    hparams.update(algorithm_class.resolve_hparams(input_shape, num_classes, hparams, steps=None))
+    return algorithm_class(input_shape, num_classes, num_domains, hparams)
+
+
 def make(weights, algorithm="CARFT", seed=0, **overrides):
     torch.manual_seed(seed)
-    cls = getattr(algorithms, algorithm)
-    return cls((3, 28, 28), len(CLASSES), 2, settings(weights, algorithm, **overrides))
+    algorithm_class = getattr(algorithms, algorithm)
+    hparams = settings(weights, algorithm, **overrides)
+    return build(algorithm_class, (3, 28, 28), len(CLASSES), 2, hparams)
 
 
 def minibatches(seed=0, n=6, size=28):
@@ -282,7 +289,9 @@ def test_building_an_algorithm_draws_no_global_random_numbers(random_tiny):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    algorithms.CARFT((3, 28, 28), len(CLASSES), 2, settings(random_tiny))
+    hparams = settings(random_tiny)
+    assert algorithms.CARFT.wanted_pictures(hparams) is None  # asked of the CLIP's file
+    build(algorithms.CARFT, (3, 28, 28), len(CLASSES), 2, hparams)
     assert torch.equal(torch.rand(3), expected)
 
 

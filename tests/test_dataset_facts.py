@@ -9,7 +9,16 @@ import torch
 from data_trees import even, grow, jpeg, report_on
 from domainbed import datasets
 from domainbed.scripts import train
-from test_algorithms import CLASSES, CONTEXTS, make, minibatches, reopened, same_state, settings
+from test_algorithms import (
+    CLASSES,
+    CONTEXTS,
+    build,
+    make,
+    minibatches,
+    reopened,
+    same_state,
+    settings,
+)
 
 from domainbed_carft.data import benchmarks, verify
 from domainbed_carft.errors import CarftError
@@ -20,7 +29,7 @@ CLIPS = (CLIP_MEAN, CLIP_STD)
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-def build(weights, normalisations, **overrides):
+def in_environments(weights, normalisations, **overrides):
     """CARFT in a job whose environments show these normalisations."""
     values = settings(weights, class_names="dataset:Mine", **overrides)
     environments = [
@@ -28,7 +37,7 @@ def build(weights, normalisations, **overrides):
         for i, normalisation in enumerate(normalisations)
     ]
     dataset_facts.remember(values, "Mine", environments)
-    return algorithms.CARFT((3, 28, 28), 3, 2, values)
+    return build(algorithms.CARFT, (3, 28, 28), 3, 2, values)
 
 
 def test_the_prompt_digest_is_written_into_the_hparams_object(random_tiny):
@@ -45,7 +54,7 @@ def test_the_encoder_gets_the_same_picture_under_any_normalisation(
     random_tiny, normalisation, capsys
 ):
     raw = torch.rand(2, 3, 48, 48)
-    algorithm = build(random_tiny, [None, normalisation, None]).eval()
+    algorithm = in_environments(random_tiny, [None, normalisation, None]).eval()
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in normalisation or IMAGENET)
     clip_mean, clip_std = (torch.tensor(v).view(3, 1, 1) for v in CLIPS)
     clip_input = algorithm.input((raw - mean) / std)
@@ -56,11 +65,11 @@ def test_the_encoder_gets_the_same_picture_under_any_normalisation(
 
 def test_environments_that_normalise_differently_are_refused(random_tiny):
     with pytest.raises(CarftError, match=r"normalise .*0\.485.*0\.5.*equal"):
-        build(random_tiny, [IMAGENET, None, HALF])
+        in_environments(random_tiny, [IMAGENET, None, HALF])
 
 
 def test_a_saved_run_keeps_its_normalisation(random_tiny, tmp_path):
-    algorithm = build(random_tiny, [HALF]).eval()
+    algorithm = in_environments(random_tiny, [HALF]).eval()
     x = torch.randn(2, 3, 28, 28)
     with torch.no_grad():
         restored = reopened(algorithm, tmp_path).algorithm
@@ -94,7 +103,7 @@ def pets(weights, counts, **overrides):
     environments = [dataset_facts.Environment(name, pacs.classes) for name in counts]
     found_counts = {name: dict(zip(pacs.classes, number)) for name, number in counts.items()}
     dataset_facts.remember(values, "PACS", environments, report_on("PACS", found_counts))
-    return algorithms.CARFT((3, 28, 28), 7, 3, values)
+    return build(algorithms.CARFT, (3, 28, 28), 7, 3, values)
 
 
 def published():
@@ -114,7 +123,7 @@ def test_the_data_verdict_is_recorded_and_can_be_required(random_tiny, capsys):
 
     assert re.fullmatch("differs: [0-9a-f]{8}", edition)
     with pytest.raises(
-        CarftError, match="is 'verified: as published', but this run has 'differs: "
+        CarftError, match="is 'verified: as published', but this job has 'differs: "
     ):
         pets(random_tiny, counts, data_edition="verified: as published")
 
@@ -128,11 +137,11 @@ def test_a_job_verifies_the_data_folders(random_tiny, tmp_path):
     dataset = cls(None, [0], values)
 
     with pytest.raises(CarftError, match=r" is broken: .*empty.*4\.png"):
-        algorithms.CLIPZeroShot(dataset.input_shape, 2, 1, values)
+        build(algorithms.CLIPZeroShot, dataset.input_shape, 2, 1, values)
 
     (tmp_path / "photo" / "dog" / "4.png").unlink()
     dataset = cls(None, [0], values)
-    algorithm = algorithms.CLIPZeroShot(dataset.input_shape, 2, 1, values)
+    algorithm = build(algorithms.CLIPZeroShot, dataset.input_shape, 2, 1, values)
     content = json.dumps({e: {"cat": 4, "dog": 4} for e in ("art", "photo")}, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
 
@@ -145,7 +154,7 @@ def test_a_job_reads_its_domain_names(random_tiny, tmp_path):
     for spec, names in (("domains", "oil pencil photo"), ("domains-without-target", "oil photo")):
         values = settings(random_tiny, class_names=f"dataset:{tmp_path}", contexts=spec)
         dataset = datasets.get_dataset_class(str(tmp_path))(None, [1], values)
-        recorded = algorithms.CARFT(dataset.input_shape, 2, 2, values).hparams
+        recorded = build(algorithms.CARFT, dataset.input_shape, 2, 2, values).hparams
         expected = [f"a {name} of a {{}}." for name in names.split()]
         assert recorded["prompts_digest"] == prompts.digest(expected, ["cat", "dog"])
         assert recorded["contexts"] == spec

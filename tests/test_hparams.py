@@ -11,7 +11,7 @@ from domainbed.scripts import train
 from fake_checkout import run_python_with_torch, write_checkout
 
 from domainbed_carft.method import hparams
-from domainbed_carft.method.host_arguments import check
+from domainbed_carft.method.hparam_checks import job_problems
 from domainbed_carft.sweep import costs, declaration_file
 
 SETS = ["EmojiStyles", "Debug28", "PACS", "VLCS", "OfficeHome", "TerraIncognita", "DomainNet"]
@@ -26,7 +26,7 @@ def test_values_are_plain_valid_and_round_trip_through_json(algorithm, dataset):
             chosen = {name: pair[index] for name, pair in values.items()}
             assert all(type(v) in (int, float, bool, str) for v in chosen.values())
             assert json.loads(json.dumps(chosen)) == chosen
-            check((3, 8, 8), chosen)
+            assert job_problems((3, 8, 8), chosen, algorithm) == []
 
 
 def test_draws_are_seeded_in_range_and_independent():
@@ -67,7 +67,7 @@ def chosen(dataset, algorithm="CARFT", seeds=(0, 0), **overrides):
     """The hparams of a job on our harness."""
     words = ["--algorithm", algorithm, "--dataset", dataset, "--hparams", json.dumps(overrides)]
     words += ["--hparams_seed", str(seeds[0]), "--trial_seed", str(seeds[1])]
-    return preparation.choose_hparams(train.build_parser().parse_args(words))
+    return preparation.choose_hparams(train.build_parser().parse_args(words), overrides)
 
 
 @pytest.mark.parametrize("dataset", ["./pets", "PACS"])
@@ -90,9 +90,9 @@ def test_a_resumed_run_keeps_its_learning_rate_and_batch_size():
     words = ["--algorithm", "CARFT", "--dataset", "./pets", "--hparams", json.dumps(TINY)]
     args = train.build_parser().parse_args(words)
     of_0_1_0 = {**chosen("./pets"), **TINY}
-    assert preparation.choose_hparams(args, stored=of_0_1_0) == of_0_1_0
+    assert preparation.choose_hparams(args, TINY, stored=of_0_1_0) == of_0_1_0
     of_today = chosen("./pets", **TINY)
-    assert preparation.choose_hparams(args, stored=of_today) == of_today
+    assert preparation.choose_hparams(args, TINY, stored=of_today) == of_today
 
 
 def test_learning_rates_of_tiny_are_drawn_from_its_own_range():

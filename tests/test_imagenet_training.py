@@ -25,6 +25,7 @@ from domainbed_carft.method import algorithms, job_facts, prompts
 from domainbed_carft.method.hparams import overlay
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures.image_lists import WINDOW, Passes
+from domainbed_carft.plugin import foreign_jobs
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.suites import imagenet
 
@@ -207,7 +208,7 @@ def test_folders_of_other_classes_are_refused(tmp_path, spoil, message):
     with pytest.raises(CarftError, match="1,000 of 1,000 classes have no picture"):
         hparams = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
         datasets.get_dataset_class("ImageNet")(str(tmp_path), [], hparams)
-        job_facts.record_data_facts(hparams)
+        job_facts.require_fitting_data(hparams, job_facts.data_facts(hparams))
     spoil(tmp_path / "imagenet" / "train")
     with pytest.raises(CarftError, match=message):
         built(tmp_path)
@@ -235,7 +236,7 @@ def test_shards_without_pictures_and_labels_are_refused(tmp_path, files, message
         shards.index([path], imagenet.wordnet_ids())
 
 
-def test_imagenet_has_openais_class_names_and_a_valid_recipe(monkeypatch):
+def test_imagenet_has_openais_class_names_and_a_valid_recipe():
     values = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
     assert prompts.class_names(values, 1000) == [*imagenet.class_names()]
     assert values["total_steps"] == datasets.get_dataset_class("ImageNet").N_STEPS
@@ -246,14 +247,14 @@ def test_imagenet_has_openais_class_names_and_a_valid_recipe(monkeypatch):
     ]
 
     values |= {"sampling": "passes", "protocol": "domainbed"}
-    job_facts.record_data_facts(dict(values))
+    facts = job_facts.data_facts(values)
+    job_facts.require_fitting_data(values, facts)
     message = "sampling is 'passes', expected 'with-replacement'"
     with pytest.raises(CarftError, match=message):
-        job_facts.record_data_facts({**values, "class_balanced": True})
+        job_facts.require_fitting_data({**values, "class_balanced": True}, facts)
 
-    monkeypatch.delattr("domainbed.IS_CARFT_HARNESS")
-    with pytest.raises(CarftError, match=message):  # on another's DomainBed
-        job_facts.record_data_facts(dict(values))
+    (problem,) = foreign_jobs.job_problems((3, 224, 224), values, "CARFT")
+    assert message in str(problem)
 
 
 # carft data verify and carft sweep launch

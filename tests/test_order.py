@@ -10,9 +10,7 @@ from sweep_folders import launched, record
 
 from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
-from domainbed_carft.method import hparams
 from domainbed_carft.report import figures, page
-from domainbed_carft.results import order
 
 DECLARED = ["CARFT", "ERM", "CLIPood", "CLIPMIRO", "CLIPWiSEFT"]
 # Three declared orders in which nobody would sort them.
@@ -76,10 +74,6 @@ def test_without_a_manifest_carft_is_first_and_hosts_algorithms_are_last(
     assert all(
         algorithms == WITHOUT_A_MANIFEST for algorithms in orders_in_report(tmp_path, monkeypatch)
     )
-
-
-def test_the_order_of_the_docs_is_one_list():
-    assert order.OUR_ALGORITHMS == hparams.ALGORITHMS
 
 
 SWEEP = "name: x\ndatasets: [PACS]\ntrials: 1\nsteps: 11\nalgorithms: "

@@ -6,11 +6,12 @@ import itertools
 import pytest
 import torch
 from domainbed.lib import algorithm_state
-from test_algorithms import make, minibatches, reopened, train
+from test_algorithms import make, minibatches, reopened, settings, train
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import algorithms, averages, hparams, objective, prompts
+from domainbed_carft.plugin import foreign_jobs
 from domainbed_carft.runs import export, interpolation
 
 TERMS = {
@@ -20,6 +21,14 @@ TERMS = {
     "LipsumFT": "lipsum",
     "CLIPMIRO": "miro",
 }
+
+
+def resolved(weights, name, steps, **overrides):
+    """The hparams of a job of so many steps."""
+    chosen = settings(weights, name, **overrides)
+    return getattr(algorithms, name).resolve_hparams((3, 28, 28), 3, chosen, steps)
+
+
 PICTURES = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(9))
 
 
@@ -308,8 +317,9 @@ def test_fewer_steps_than_the_beta_average_spans_are_warned_of(
     random_tiny, monkeypatch, recwarn, arguments, is_warned
 ):
     monkeypatch.setattr("sys.argv", ["train.py", *arguments])
+    steps = foreign_jobs.planned_steps()
     for name in ("CLIPood", "CARFT"):
-        make(random_tiny, name)
+        resolved(random_tiny, name, steps)
     warned = [str(warning.message) for warning in recwarn]
     messages = [message for message in warned if "average is 'beta'" in message]
 
@@ -320,8 +330,9 @@ def test_fewer_steps_than_the_beta_average_spans_are_warned_of(
 
 def test_the_data_sets_own_steps_count_for_the_beta_average(random_tiny, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", "--dataset", "EmojiStyles"])
+    steps = foreign_jobs.planned_steps()
     with pytest.warns(UserWarning, match="total_steps = 200, but training ends after 101"):
-        make(random_tiny, "CLIPood", total_steps=200)
+        resolved(random_tiny, "CLIPood", steps, total_steps=200)
 
 
 # The KL's siblings

@@ -3,7 +3,7 @@
 import pytest
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import dataset_facts, host_arguments, prompts
+from domainbed_carft.method import dataset_facts, hparam_checks, prompts
 
 
 def test_shipped_context_lists_are_complete():
@@ -209,11 +209,11 @@ def test_contexts_of_the_domains_with_and_without_the_one_left_out():
 
 def test_domain_names_without_words_are_refused_before_a_job_starts():
     for dataset, odd in (("TerraIncognita", "'location_38'"), ("VLCS", "'SUN09'")):
-        (problem,) = host_arguments.hparam_problems("CARFT", dataset, {"contexts": "domains"})
+        (problem,) = hparam_checks.hparam_problems("CARFT", dataset, {"contexts": "domains"})
         sentence = problem.sentence()
         assert sentence.startswith("contexts is 'domains', but ") and odd in sentence
         assert "'imagenet7'" in sentence and "LabelMe" not in sentence
 
-    assert host_arguments.hparam_problems("CARFT", "DomainNet", {"contexts": "domains"}) == []
+    assert hparam_checks.hparam_problems("CARFT", "DomainNet", {"contexts": "domains"}) == []
     with pytest.raises(CarftError, match="called 'env1', 'env2', which are no words"):
         known({"contexts": "domains", "class_names": ["a"]}, ["env1", "env2"])

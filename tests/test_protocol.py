@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_algorithms import settings
+from test_algorithms import build, settings
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import algorithms, dataset_facts
@@ -87,7 +87,7 @@ def test_emoji_styles_follows_the_protocol(random_tiny, capsys):
     kinds = [type(step).__name__ for step in dataset[1].transform.transforms]
     assert "ColorJitter" not in kinds and "RandomHorizontalFlip" in kinds
 
-    algorithm = algorithms.CLIPZeroShot(dataset.input_shape, 10, 3, values)
+    algorithm = build(algorithms.CLIPZeroShot, dataset.input_shape, 10, 3, values)
     x = dataset[0][0][0][None]
     assert torch.equal(algorithm.input(x), x)  # nothing to undo
 
@@ -108,7 +108,7 @@ def test_pictures_that_contradict_the_protocol_are_refused(random_tiny, requeste
         values["class_names"] = ["a", "b", "c"]
 
     with pytest.raises(CarftError, match=f"protocol is '{requested}', but .*Leave protocol at"):
-        algorithms.CARFT((3, 28, 28), 3, 2, values)
+        build(algorithms.CARFT, (3, 28, 28), 3, 2, values)
 
 
 def test_a_hosts_own_transforms_are_recorded_as_host(random_tiny, capsys):
@@ -116,6 +116,6 @@ def test_a_hosts_own_transforms_are_recorded_as_host(random_tiny, capsys):
         values = settings(random_tiny, class_names="dataset:Pets", protocol=requested)
         environments = [dataset_facts.Environment(name, ["a", "b", "c"]) for name in "xy"]
         dataset_facts.remember(values, "Pets", environments, None, "host")
-        algorithms.CARFT((3, 28, 28), 3, 2, values)
+        build(algorithms.CARFT, (3, 28, 28), 3, 2, values)
         assert values["protocol"] == "host"
         assert "CLIP protocol: host (this DomainBed's own transforms" in capsys.readouterr().out

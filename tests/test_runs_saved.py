@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 import torch
-from test_algorithms import CLASSES, CONTEXTS, dumped, make, settings
+from test_algorithms import CLASSES, CONTEXTS, build, dumped, make, settings
 
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
@@ -48,7 +48,7 @@ def test_class_names_of_the_folders_are_kept(random_tiny, tmp_path):
     values = settings(random_tiny, class_names="dataset:Mine")
     names = ["Alarm_Clock", "Bücher", "TV"]
     dataset_facts.remember(values, "Mine", [dataset_facts.Environment("a", names)])
-    algorithm = algorithms.CARFT((3, 28, 28), 3, 2, values)
+    algorithm = build(algorithms.CARFT, (3, 28, 28), 3, 2, values)
     dataset_facts.remember({}, "Other", [])
     written(tmp_path, algorithm, "model_step40.pkl")
     run = saved.open_run(str(tmp_path / "model_step40.pkl"))

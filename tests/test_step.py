@@ -189,24 +189,26 @@ def on_a_gpu(monkeypatch, capability):
 
 
 def test_amp_is_resolved_by_the_machine(monkeypatch):
-    assert [device.resolve_amp(v) for v in ("auto", "off", "bf16")] == ["off", "off", "bf16"]
+    def resolved(*values):
+        return [device.resolve_amp(value, device.device_facts()) for value in values]
+
+    assert resolved("auto", "off", "bf16") == ["off", "off", "bf16"]
 
     on_a_gpu(monkeypatch, (9, 0))
-    assert [device.resolve_amp(v) for v in ("auto", "off", "bf16")] == ["bf16", "off", "bf16"]
+    assert resolved("auto", "off", "bf16") == ["bf16", "off", "bf16"]
 
     on_a_gpu(monkeypatch, (7, 5))
-    assert [device.resolve_amp(v) for v in ("auto", "off")] == ["off", "off"]
-    with pytest.raises(CarftError, match=r"Card with its compute capability 7\.5 does not"):
-        device.resolve_amp("bf16")
+    assert resolved("auto", "off") == ["off", "off"]
+    with pytest.raises(CarftError, match=r"'off' on Card, .* is 7\.5.* set amp to 'off'"):
+        resolved("bf16")
 
 
 def test_the_record_has_the_resolved_amp(random_tiny):
     hparams = settings(random_tiny)
     assert hparams["amp"] == "auto"
-    algorithm = algorithms.CARFT((3, 28, 28), len(CLASSES), 2, hparams)
-    assert (
-        hparams["amp"] == algorithm.hparams["amp"] == "off" and "amp" in algorithm.RESOLVED_HPARAMS
-    )
+    complete = algorithms.CARFT.resolve_hparams((3, 28, 28), len(CLASSES), hparams, steps=None)
+    assert (hparams["amp"], complete["amp"]) == ("auto", "off")
+    assert "amp" in algorithms.CARFT.RESOLVED_HPARAMS
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,6 +12,7 @@ from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.record_lines import describe_warnings
 from domainbed_carft.jobs.setting import KINDS
+from domainbed_carft.results.method_names import METHOD_NAMES
 from domainbed_carft.text import printable, quantity
 
 if TYPE_CHECKING:
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 
 INCOMPLETE = 3  # exit status of --strict
 
-# As modules that take a while to load have them, which a test compares.
-METHODS = ("training-domain", "leave-one-domain-out", "oracle", "in-domain")
+# As a module that takes a while to load has them, which a test compares.
 FORMATS = ("text", "markdown", "csv", "json", "latex")
 LATEX_TABLE = "latex-table"
 ERRORS = ("domainbed", "sample", "std")
@@ -164,11 +164,12 @@ def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None
     )
     parser.add_argument(
         "--select",
-        type=some_of(METHODS),
+        type=some_of(METHOD_NAMES),
         action="extend",
         metavar="METHOD,...",
-        help=f"selection methods, separated by commas: {', '.join(METHODS)} (default: those that "
-        "the sweep declares, else all that have jobs); of a report, the first counts for figures",
+        help=f"selection methods, separated by commas: {', '.join(METHOD_NAMES)} (default: those "
+        "that the sweep declares, else all that have jobs); of a report, the first counts for "
+        "figures",
     )
 
 

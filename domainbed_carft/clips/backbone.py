@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from domainbed_carft import files
-from domainbed_carft.clips import open_clip_models, openai_models
+from domainbed_carft.clips import open_clip_files, open_clip_models, openai_models
 from domainbed_carft.clips.openai_models import OPENAI_WEIGHTS
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing, weights
@@ -47,6 +47,31 @@ class Backbone(NamedTuple):
         return float(self.model.logit_scale.detach().exp())
 
 
+class ClipFacts(NamedTuple):
+    """Which CLIP a name stands for, and what it wants of pictures."""
+
+    digest: str  # SHA-256 of the weights
+    revision: str  # of the hub's repository, else ""
+    preprocessing: Preprocessing
+
+
+def clip_facts(name: str) -> ClipFacts:
+    """The facts of a published CLIP or one of open_clip's, of which nothing is built.
+
+    Raises CarftError for an unknown name, a failed download, and a wrong SHA-256. A user's own file
+    (`is_own_file`) would have to be loaded for it.
+    """
+    if name.startswith(open_clip_models.PREFIX):
+        path = open_clip_files.weights_file(name)
+        revision = open_clip_files.revision_of(path)
+        return ClipFacts(weights.sha256(path), revision, preprocessing(name))
+
+    path, expected = locate(name)
+    digest = weights.sha256(path)
+    _require_published(name, path, digest, expected)
+    return ClipFacts(digest, "", preprocessing(name))
+
+
 def load(name: str) -> Backbone:
     """Load ``"tiny"``, one of OpenAI's names, a file in OpenAI's format, or ``open_clip:...``.
 
@@ -70,11 +95,7 @@ def _read(name: str) -> Backbone:
     path, expected = locate(name)
     with open(path, "rb") as file:
         digest = weights.digest_of(file)
-        if expected and digest != expected:
-            raise CarftError(
-                f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}. Delete the "
-                "file, or to use it, give its path as clip_backbone"
-            )
+        _require_published(name, path, digest, expected)
         model = openai_models.read(file, path, digest)
     if digest not in _published_digests():
         print(
@@ -90,6 +111,15 @@ def _read(name: str) -> Backbone:
         dim=model.text_projection.shape[1],
         tokenize=functools.partial(openai_models.tokenize, model),
     )
+
+
+def _require_published(name: str, path: Path, digest: str, expected: str | None) -> None:
+    """Raise CarftError for another SHA-256 than ``expected`` for ``name``; None: any will do."""
+    if expected and digest != expected:
+        raise CarftError(
+            f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}. Delete the file, "
+            "or to use it, give its path as clip_backbone"
+        )
 
 
 def preprocessing(name: str) -> Preprocessing:

@@ -74,6 +74,11 @@ def weights_file(name: str) -> Path:
     return Path(from_hub(name, "weights", lambda: open_clip.download_pretrained(pretrained)))
 
 
+def revision_of(path: Path) -> str:
+    """The commit of the hub's repository that the cached file ``path`` is from; "" for others."""
+    return path.parent.name if path.parent.parent.name == "snapshots" else ""
+
+
 def tokenizer_folder(name: str) -> Path:
     """The tokenizer's files of the repository that the user named, in the hub's cache."""
     from huggingface_hub import snapshot_download

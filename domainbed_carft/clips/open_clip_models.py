@@ -53,7 +53,7 @@ def load(name: str) -> dict[str, Any]:
         "dim": config["model_cfg"]["embed_dim"],
         "tokenize": functools.partial(open_clip_tokenizers.tokenize, tokenizer),
         "architecture": json.dumps(config, sort_keys=True),
-        "revision": path.parent.name if path.parent.parent.name == "snapshots" else "",
+        "revision": open_clip_files.revision_of(path),
         "tokenizer": tokenizer,
     }
 

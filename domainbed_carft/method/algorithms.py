@@ -103,17 +103,17 @@ class FLYP(CLIPAlgorithm):
     term_weights = None
     tokens: Tensor
 
-    def set_up_training(self, clip_model: backbone.Backbone, text_features: Tensor) -> None:
+    def set_up_training(
+        self, clip_model: backbone.Backbone, job_prompts: prompts.Prompts, text_features: Tensor
+    ) -> None:
         """Build the text encoder, its temperature and the tokens of all prompts, and the rest."""
         self.text = text_encoder.encoder_of(clip_model).requires_grad_(True)
         self.log_scale = nn.Parameter(clip_model.model.logit_scale.detach().reshape(()).clone())
 
-        templates, class_names = prompts.from_json(bytes(self.words.tolist()).decode())
-        rows = prompts.prompts(templates, class_names)
-        tokens = clip_model.tokenize([prompt for row in rows for prompt in row])
-        tokens = tokens.view(len(templates), len(class_names), -1)
+        tokens = clip_model.tokenize([prompt for row in job_prompts.rows for prompt in row])
+        tokens = tokens.view(len(job_prompts.contexts), len(job_prompts.classes), -1)
         self.register_buffer("tokens", tokens, persistent=False)  # (M, K, L)
-        super().set_up_training(clip_model, text_features)
+        super().set_up_training(clip_model, job_prompts, text_features)
 
     def indivisible(self) -> str:
         """Why its batch cannot be divided among processes."""

@@ -18,9 +18,7 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import (
     averages,
-    device,
-    host_arguments,
-    host_process,
+    dataset_facts,
     job_clip,
     job_facts,
     micro_batches,
@@ -31,8 +29,9 @@ from domainbed_carft.method import (
 from domainbed_carft.method.blocks import configure_blocks
 from domainbed_carft.method.clip_predictor import CLIPPredictor
 from domainbed_carft.method.micro_batches import MicroBatch
+from domainbed_carft.method.resolution import require_resolved
 from domainbed_carft.method.terms import Terms
-from domainbed_carft.pictures.preprocessing import Normalisation
+from domainbed_carft.pictures.preprocessing import IMAGENET, Normalisation
 
 Minibatches = Sequence[tuple[Tensor, Tensor]]
 # Of the names in a state dict that no prediction needs.
@@ -42,14 +41,13 @@ TRAINING_PREFIXES = ("terms.", "text.", "log_scale")
 class CLIPAlgorithm(CLIPPredictor):
     """The body shared by our algorithms: built from a CLIP, and trained.
 
-    ``input_shape``: (3, H, W). Raises CarftError as `host_arguments.check`, and for classes without
-    names.
+    ``input_shape``: (3, H, W). ``hparams``: as `resolve_hparams` completes them; they are not
+    changed. Raises CarftError for hparams that are not complete, for environments that normalise
+    pictures differently, and where the CLIP has changed since.
     """
 
     # The hparams that the harness resolves where a job starts, and keeps where it is resumed.
     RESOLVED_HPARAMS = ("amp",)
-    # The hparams that weight a term of the loss; None: no terms, and the drift is not measured.
-    term_weights: tuple[str, ...] | None = ()
     is_constant = False  # whether nothing that is trained changes what it predicts
     # The processes that each get a slice of every batch, where our harness has several.
     process_group: Any = None
@@ -61,10 +59,12 @@ class CLIPAlgorithm(CLIPPredictor):
         num_domains: int,
         hparams: dict[str, Any],
     ) -> None:
-        host_arguments.check(input_shape, hparams, type(self).__name__)
-        hparams["amp"] = device.resolve_amp(hparams["amp"])
+        require_resolved(hparams)
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        normalisation = job_facts.record_data_facts(hparams)  # before anything takes time
+        environments = job_facts.data_facts(hparams).environments
+        normalisation = dataset_facts.agreed_normalisation(environments) or IMAGENET
+        mean, std = normalisation
+        print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
 
         # Making the modules must not move the generators that the training draws from.
         with torch.random.fork_rng(devices=[]):
@@ -74,7 +74,11 @@ class CLIPAlgorithm(CLIPPredictor):
     def _build(self, pixels: int, num_classes: int, normalisation: Normalisation) -> None:
         """Build all modules for pictures of ``pixels`` a side."""
         clip_model = self._load_clip()
-        text_features = self._encode_prompts(clip_model, num_classes)
+        job_prompts = self.prompts_of_job(self.hparams, num_classes)
+        self.register_text("words", job_prompts.as_json())
+        if clip_model.architecture:
+            self.register_text("architecture", clip_model.architecture)
+        text_features = backbone.text_features(clip_model, job_prompts.rows)
         weights = objective.zero_shot_weights(text_features)
         preprocessing = clip_model.preprocessing
         if pixels != preprocessing.resolution:
@@ -85,39 +89,26 @@ class CLIPAlgorithm(CLIPPredictor):
 
         encoder = clip_model.model.visual
         self.set_up(encoder, weights, clip_model.logit_scale, preprocessing, normalisation)
-        self.set_up_training(clip_model, text_features)
+        self.set_up_training(clip_model, job_prompts, text_features)
         if self.trains_encoder:
             original = self.terms.original if self.terms else None
             original_encoder = original.encoder if original else None
             configure_blocks(self.encoder, original_encoder, self.hparams)
 
     def _load_clip(self) -> backbone.Backbone:
-        """Load the CLIP, and record which one it is."""
-        hparams = self.hparams
-        clip_model = job_clip.load(hparams)
-        job_facts.record_fact(hparams, "clip_digest", clip_model.digest, "the CLIP is another")
-        job_facts.record_fact(hparams, "clip_revision", clip_model.revision, "the hub's is another")
-        hparams["preprocessing"] = hparams["preprocessing"] or clip_model.preprocessing.hparam_value
+        """Load the CLIP; CarftError if it is not the one of the hparams, as in a changed file."""
+        clip_model = job_clip.load(self.hparams)
+        expected_digest = self.hparams["clip_digest"]
+        if clip_model.digest != expected_digest:
+            raise CarftError(
+                f"{clip_model.path} has the SHA-256 {clip_model.digest}, expected "
+                f"{expected_digest}, which it had when the job began; start the job again"
+            )
         return clip_model
 
-    def _encode_prompts(self, clip_model: backbone.Backbone, num_classes: int) -> Tensor:
-        """Text features (M, K, D) of all prompts, which are printed and recorded."""
-        names = prompts.class_names(self.hparams, num_classes)
-        has_kl = "kl_weight" in (self.term_weights or ()) and self.hparams["kl_weight"] > 0
-        templates = prompts.contexts_of(self.hparams, least=2 if has_kl else 1)
-        print(f"CLIP classes: {', '.join(names)}")
-        print(f"CLIP contexts: {len(templates)}, such as {templates[0]!r}")
-
-        digest = prompts.digest(templates, names)
-        job_facts.record_fact(
-            self.hparams, "prompts_digest", digest, "class names or contexts differ"
-        )
-        self.register_text("words", prompts.as_json(templates, names))
-        if clip_model.architecture:
-            self.register_text("architecture", clip_model.architecture)
-        return backbone.text_features(clip_model, prompts.prompts(templates, names))
-
-    def set_up_training(self, clip_model: backbone.Backbone, text_features: Tensor) -> None:
+    def set_up_training(
+        self, clip_model: backbone.Backbone, job_prompts: prompts.Prompts, text_features: Tensor
+    ) -> None:
         """Build what only training needs, of the original and its ``text_features`` (M, K, D)."""
         hparams = self.hparams
         self.steps_taken = 0
@@ -138,8 +129,6 @@ class CLIPAlgorithm(CLIPPredictor):
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
             averaged = {name: p for name, p in trained.items() if not name.startswith("terms.")}
             self.predicting = averages.Predicting(averaged, {**hparams, "lp_steps": self.lp_steps})
-        if hparams["average"] == "beta":
-            averages.warn_of_cut_average(host_process.planned_steps(), hparams["total_steps"])
 
     def update(
         self, minibatches: Minibatches | None = None, unlabeled: Any = None, **keywords: Any

@@ -34,8 +34,6 @@ class CLIPPredictor(HostedAlgorithm):
     head_factor: Tensor
     context_weights: Tensor
     logit_scale: Tensor
-    trains_encoder = True
-    trains_head = True
     predicting: averages.Predicting | None = None
     restored = False
 

@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, Problem
 
 BF16_CAPABILITY = (8, 0)  # the lowest compute capability whose tensor cores multiply bf16
 
 
-def resolve_amp(amp: str) -> str:
-    """What the hparam ``amp`` means on this machine: "bf16" or "off".
+class DeviceFacts(NamedTuple):
+    """The GPU that trains: its name, "" where a CPU trains, and its compute capability."""
+
+    gpu: str = ""
+    capability: tuple[int, int] = (0, 0)
+
+
+def device_facts() -> DeviceFacts:
+    """The facts of this machine's device."""
+    if not torch.cuda.is_available():
+        return DeviceFacts()
+    return DeviceFacts(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+
+
+def resolve_amp(amp: str, device: DeviceFacts) -> str:
+    """What the hparam ``amp`` means on ``device``: "bf16" or "off".
 
     Raises CarftError for "bf16" on a GPU that does not compute in it.
     """
-    on_gpu = torch.cuda.is_available()
-    capability = torch.cuda.get_device_capability() if on_gpu else (0, 0)
-    has_bf16 = capability >= BF16_CAPABILITY
+    has_bf16 = device.capability >= BF16_CAPABILITY
     if amp == "auto":
         return "bf16" if has_bf16 else "off"
-    if amp == "off" or not on_gpu or has_bf16:
+    if amp == "off" or not device.gpu or has_bf16:
         return amp
 
+    version = ".".join(map(str, device.capability))
     raise CarftError(
-        f"amp is 'bf16', which {torch.cuda.get_device_name()} with its compute capability "
-        f"{'.'.join(map(str, capability))} does not compute in; expected 8.0 (A100) or more. Set "
-        "amp to 'off', or resume the job on a card on which it began in bf16"
+        Problem(
+            "amp",
+            amp,
+            expected=f"'off' on {device.gpu}, whose compute capability is {version}: bf16 takes "
+            "8.0 (A100) or more",
+            remedy="set amp to 'off', or resume the job on a card on which it began in bf16",
+        )
     )
 
 

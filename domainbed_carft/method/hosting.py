@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 
-from domainbed_carft.errors import Problem
-from domainbed_carft.method import host_arguments, hparams, job_facts, objective
+from domainbed_carft.errors import Problem, raise_for
+from domainbed_carft.method import averages, hparam_checks, hparams, job_facts, objective, prompts
 from domainbed_carft.method.activations import encode
+from domainbed_carft.method.resolution import resolve
 
 
 class Featurizer(nn.Module):
@@ -93,6 +94,10 @@ class HostedAlgorithm(Algorithm):
     ``featurizer`` and ``classifier``. Both are properties, so that a state dict has no more keys.
     """
 
+    # The hparams that weight a term of the loss; None: no terms, and the drift is not measured.
+    term_weights: tuple[str, ...] | None = ()
+    trains_encoder = True
+    trains_head = True
     wanted_pictures = staticmethod(job_facts.wanted_pictures)
     featurizer = property(featurizer_of)
     classifier = property(classifier_of)
@@ -100,7 +105,7 @@ class HostedAlgorithm(Algorithm):
     @classmethod
     def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:
         """The problems of ``--hparams``, for hosts that check before they load anything."""
-        return host_arguments.hparam_problems(cls.__name__, dataset, overrides)
+        return hparam_checks.hparam_problems(cls.__name__, dataset, overrides)
 
     @classmethod
     def implied_hparams(
@@ -108,3 +113,43 @@ class HostedAlgorithm(Algorithm):
     ) -> dict[str, Any]:
         """The hparams that change by what a user sets: the rate and the batch of "tiny"."""
         return hparams.implied(cls.__name__, dataset, overrides, random_seed)
+
+    @classmethod
+    def resolve_hparams(
+        cls,
+        input_shape: Sequence[int],
+        num_classes: int,
+        hparams: Mapping[str, Any],
+        steps: int | None,
+    ) -> dict[str, Any]:
+        """All hparams of a job, as its records hold them, before anything is built.
+
+        ``hparams``: those chosen, the object that the data set was built with, which stays as it
+        is. ``input_shape``: (3, H, W). ``steps``: that the job trains, None if unknown.
+
+        Prints what the job found. Raises CarftError for pictures not in RGB, for missing and
+        invalid hparams, for broken data, for classes without names, and where the job cannot have
+        what the hparams demand.
+        """
+        values = dict(hparams)
+        raise_for(hparam_checks.job_problems(input_shape, values, cls.__name__))
+        data = job_facts.data_facts(hparams)
+        job_facts.require_fitting_data(values, data)
+
+        job_prompts = cls.prompts_of_job(hparams, num_classes)
+        for line in job_facts.describe(values, data, job_prompts):
+            print(line)
+        complete = resolve(values, job_facts.find_facts(hparams, data, job_prompts))
+
+        if complete["average"] == "beta" and (cls.trains_encoder or cls.trains_head):
+            averages.warn_of_cut_average(steps, complete["total_steps"])
+        return complete
+
+    @classmethod
+    def prompts_of_job(cls, hparams: Mapping[str, Any], num_classes: int) -> prompts.Prompts:
+        """All that CLIP reads in a job; ``hparams``: the object that the data set was built with.
+
+        Raises CarftError for classes without names, and for a single context under the KL term.
+        """
+        has_kl = "kl_weight" in (cls.term_weights or ()) and hparams["kl_weight"] > 0
+        return prompts.prompts_of(hparams, num_classes, fewest_contexts=2 if has_kl else 1)

@@ -13,25 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from domainbed_carft.data.tasks import TASKS
+from domainbed_carft.jobs.algorithms import ALGORITHMS as ALGORITHMS
 from domainbed_carft.jobs.job import seed_hash
 from domainbed_carft.method import hparam_kinds as kinds
 from domainbed_carft.method.hparam_kinds import EMBEDDED, Conditions, Hparam
 
-ALGORITHMS = (
-    "CARFT",
-    "CLIPFineTune",
-    "CLIPLinearProbe",
-    "CLIPZeroShot",
-    "CLIPood",
-    "CLIPWiSEFT",
-    "CLIPLPFT",
-    "CLIPL2SP",
-    "CLIPFeatureDistillation",
-    "LDIFS",
-    "LipsumFT",
-    "CLIPMIRO",
-    "FLYP",
-)
 UNCHECKED = "unchecked"  # the hparam data_edition that trains on any data
 # Lipsum-FT's and MIRO's authors have no weight decay; in L2-SP it would pull to another point.
 UNDECAYED = ("CLIPL2SP", "LipsumFT", "CLIPMIRO")

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from domainbed_carft.clips import backbone
-from domainbed_carft.clips.backbone import Backbone
+from domainbed_carft.clips.backbone import Backbone, ClipFacts
 from domainbed_carft.pictures.preprocessing import Preprocessing
 
 
@@ -35,20 +37,23 @@ _last: _JobClip | None = None
 def wanted_preprocessing(hparams: Mapping[str, Any]) -> Preprocessing | None:
     """What the job's CLIP wants of pictures.
 
-    None for a CLIP that cannot be read: the algorithm, which loads it, says why.
+    None for a CLIP that cannot be read: `facts` say why, before the algorithm is built.
     """
-    global _last
-    if _last and _last.is_of(hparams):
-        return _last.preprocessing
-
-    name = hparams["clip_backbone"]
     try:
-        loaded = backbone.load(name) if backbone.is_own_file(name) else None
-        preprocessing = loaded.preprocessing if loaded else backbone.preprocessing(name)
+        return _job_clip(hparams).preprocessing
     except Exception:  # of any type, by what the file or the hub has
         return None
-    _last = _JobClip(hparams, name, preprocessing, loaded)
-    return preprocessing
+
+
+def facts(hparams: Mapping[str, Any]) -> ClipFacts:
+    """Which CLIP the job has, and what it wants of pictures.
+
+    A user's own file has to be loaded for it, and is kept for `load`. Raises as `backbone.load`.
+    """
+    loaded = _job_clip(hparams).loaded
+    if loaded is None:
+        return backbone.clip_facts(hparams["clip_backbone"])
+    return ClipFacts(loaded.digest, loaded.revision, loaded.preprocessing)
 
 
 def load(hparams: Mapping[str, Any]) -> Backbone:
@@ -61,3 +66,18 @@ def load(hparams: Mapping[str, Any]) -> Backbone:
         loaded = _last.loaded
         _last.loaded = None
     return loaded or backbone.load(hparams["clip_backbone"])
+
+
+def _job_clip(hparams: Mapping[str, Any]) -> _JobClip:
+    """The CLIP that ``hparams`` name, from the last call if they are the same object."""
+    global _last
+    name = hparams["clip_backbone"]
+    if _last is None or not _last.is_of(hparams):
+        loaded = None
+        if backbone.is_own_file(name):
+            # Making the modules must not move the generators that the job draws from.
+            with torch.random.fork_rng(devices=[]):
+                loaded = backbone.load(name)
+        preprocessing = loaded.preprocessing if loaded else backbone.preprocessing(name)
+        _last = _JobClip(hparams, name, preprocessing, loaded)
+    return _last

@@ -1,78 +1,44 @@
-"""What a job finds when it starts and its records have: the CLIP, the prompts, the data."""
+"""What a job finds before it builds anything: its data, and whether it will do, CLIP, prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError
-from domainbed_carft.method import dataset_facts, prompts
+from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.method import dataset_facts, job_clip, prompts
 from domainbed_carft.method.dataset_facts import DatasetFacts
-from domainbed_carft.method.host_lookup import in_our_harness
+from domainbed_carft.method.device import device_facts
 from domainbed_carft.method.hparams import UNCHECKED
-from domainbed_carft.pictures.preprocessing import IMAGENET, Normalisation
+from domainbed_carft.method.prompts import Prompts
+from domainbed_carft.method.resolution import JobFacts
 from domainbed_carft.pictures.protocols import PROTOCOLS
 
 
-def record_fact(hparams: dict[str, Any], name: str, value: str, difference: str) -> None:
-    """Put what the run found into the hparam ``name``, for the records.
-
-    Raises CarftError if the hparam demands another ``value``; ``difference`` says what differs.
-    """
-    expected = hparams[name]
-    if expected not in ("", value):
-        raise CarftError(
-            f"the hparam {name} is {expected!r}, but this run has {value!r}: {difference}. Use "
-            f"the same as the run that the value is from, or omit {name}"
-        )
-    hparams[name] = value
+def data_facts(hparams: Mapping[str, Any]) -> DatasetFacts:
+    """The facts of the data set that was built with this ``hparams`` object."""
+    return dataset_facts.recall(hparams, prompts.named_dataset(hparams["class_names"]))
 
 
-def record_data_facts(hparams: dict[str, Any]) -> Normalisation:
-    """The normalisation of the job's data; their edition and protocol go into the hparams.
-
-    Raises CarftError for broken data, and for other data than the hparams demand.
-    """
-    facts = dataset_facts.recall(hparams, prompts.named_dataset(hparams["class_names"]))
-    if hparams["data_edition"] != UNCHECKED:
-        _record_edition(hparams, facts)
-    _require_sampling(hparams)
-    _require_protocol(hparams["protocol"], facts.protocol)
-
-    hparams["protocol"] = facts.protocol
-    print(f"CLIP protocol: {facts.protocol} ({PROTOCOLS[facts.protocol]})")
-    normalisation = dataset_facts.agreed_normalisation(facts.environments) or IMAGENET
-    mean, std = normalisation
-    print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
-    return normalisation
-
-
-def _record_edition(hparams: dict[str, Any], facts: DatasetFacts) -> None:
-    """Record which copy of the data this is, and print how it differs from the published one."""
+def require_fitting_data(hparams: Mapping[str, Any], facts: DatasetFacts) -> None:
+    """Raise CarftError for broken data, and for data that does not follow ``hparams``."""
     report = facts.report
-    if report and report.problems:
+    if report and report.problems and hparams["data_edition"] != UNCHECKED:
         raise CarftError(
             f"{report.refusal}. To train anyway, set the hparam data_edition to {UNCHECKED!r}"
         )
 
-    record_fact(hparams, "data_edition", facts.edition, "the data differs")
-    print(f"Data: {benchmarks.edition_label(facts.edition) or 'not counted'}")
-    for difference in report.differences if report else ():
-        print(f"Data differs: {difference}")
-
-
-def _require_sampling(hparams: Mapping[str, Any]) -> None:
-    """Raise CarftError for a ``sampling`` that this host or ``class_balanced`` does not allow."""
-    sampling = hparams["sampling"]
-    if sampling == "with-replacement":
-        return
-    if hparams.get("class_balanced") or not in_our_harness():
+    if hparams["sampling"] != "with-replacement" and hparams.get("class_balanced"):
         raise CarftError(
-            f"sampling is {sampling!r}, expected 'with-replacement' where class_balanced is true, "
-            "since a pass has each picture once, and in any host but this package's harness, which "
-            "alone draws so"
+            Problem(
+                "sampling",
+                hparams["sampling"],
+                expected="'with-replacement' where class_balanced is true, since a pass has each "
+                "picture once",
+            )
         )
+    _require_protocol(hparams["protocol"], facts.protocol)
 
 
 def _require_protocol(requested: str, followed: str) -> None:
@@ -86,6 +52,32 @@ def _require_protocol(requested: str, followed: str) -> None:
         )
 
 
+def find_facts(hparams: Mapping[str, Any], data: DatasetFacts, job_prompts: Prompts) -> JobFacts:
+    """The facts that `resolution.resolve` needs, with those of the CLIP and the device.
+
+    Raises CarftError for a CLIP that cannot be found or is not what its name says.
+    """
+    return JobFacts(
+        data=data,
+        clip=job_clip.facts(hparams),
+        prompts_digest=job_prompts.digest,
+        device=device_facts(),
+    )
+
+
+def describe(hparams: Mapping[str, Any], data: DatasetFacts, job_prompts: Prompts) -> Iterator[str]:
+    """The lines that a job prints of what it found."""
+    if hparams["data_edition"] != UNCHECKED:
+        yield f"Data: {benchmarks.edition_label(data.edition) or 'not counted'}"
+        for difference in data.report.differences if data.report else ():
+            yield f"Data differs: {difference}"
+
+    yield f"CLIP protocol: {data.protocol} ({PROTOCOLS[data.protocol]})"
+    yield f"CLIP classes: {', '.join(job_prompts.classes)}"
+    contexts = job_prompts.contexts
+    yield f"CLIP contexts: {len(contexts)}, such as {contexts[0]!r}"
+
+
 def wanted_pictures(
     hparams: Mapping[str, Any],
 ) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
@@ -93,8 +85,6 @@ def wanted_pictures(
 
     None for a CLIP that cannot be read: the algorithm will say why.
     """
-    from domainbed_carft.method import job_clip  # takes the seconds of importing torch
-
     preprocessing = job_clip.wanted_preprocessing(hparams)
     if preprocessing is None:
         return None

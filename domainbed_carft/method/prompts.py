@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,37 @@ BUILT_IN_CLASSES: dict[str, tuple[str, ...]] = {
 
 DATASET_PREFIX = "dataset:"
 DIGEST_LENGTH = 16  # hexadecimal digits
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """All that CLIP reads in a run: the context templates, and the class names in label order."""
+
+    contexts: Sequence[str]
+    classes: Sequence[str]
+
+    @property
+    def digest(self) -> str:
+        """The prompt digest, as in the records."""
+        return digest(self.contexts, self.classes)
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """Every context with every class: M lists of K prompts."""
+        return prompts(self.contexts, self.classes)
+
+    def as_json(self) -> str:
+        """The JSON text that a saved run holds."""
+        return as_json(self.contexts, self.classes)
+
+
+def prompts_of(hparams: Mapping[str, Any], num_classes: int, fewest_contexts: int) -> Prompts:
+    """The prompts of a run; raises CarftError as `class_names` and `contexts_of`.
+
+    ``hparams``: the object that the data set was built with, which finds its folders.
+    """
+    names = class_names(hparams, num_classes)
+    return Prompts(contexts_of(hparams, fewest_contexts), names)
 
 
 def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.plugin import foreign_jobs
 from domainbed_carft.plugin.changes import JOURNAL
 from domainbed_carft.plugin.hooked_modules import OWN_MODULES, RUNNING, warn_of_kept_names
 from domainbed_carft.plugin.registry_functions import HostNames, extended_function
@@ -41,10 +42,18 @@ def undo() -> None:
 
 
 def add_algorithms(module: ModuleType) -> None:
-    """Put our algorithms into `domainbed.algorithms`, its list and its lookup."""
-    from domainbed_carft.method import algorithms, hparams
+    """Put our algorithms into `domainbed.algorithms`, its list and its lookup.
+
+    A foreign host gets classes that complete the hparams themselves, see `foreign_jobs`.
+    """
+    from domainbed_carft.method import algorithms, host_lookup, hparams
 
     classes = {name: getattr(algorithms, name) for name in hparams.ALGORITHMS}
+    if not host_lookup.in_our_harness():
+        classes = {
+            name: foreign_jobs.completing(algorithm, module.__name__)
+            for name, algorithm in classes.items()
+        }
     added = _without_names_of_host(module, classes)
     kept_names = sorted(classes.keys() - added.keys())
     if kept_names:

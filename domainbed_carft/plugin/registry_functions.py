@@ -71,12 +71,14 @@ def with_our_hparams(
     host_hparams: Any, algorithm: str, dataset: str, random_seed: int | None
 ) -> dict[str, Any]:
     """The host's hyperparameters, and over them ours: drawn by ``random_seed``, or the defaults."""
-    from domainbed_carft.method import host_arguments, host_process, hparams
+    from domainbed_carft.method import hparams
+    from domainbed_carft.plugin import foreign_jobs
 
     plain = {name: _as_plain_value(value) for name, value in host_hparams.items()}
-    host_arguments.allow(plain.keys())
-    if missing := host_process.hparams_to_add(algorithm, dataset, random_seed):
-        warn_of_hparams_to_add(missing)
+    foreign_jobs.allow(plain.keys())
+    to_add = foreign_jobs.hparams_to_add(algorithm, dataset, random_seed)
+    if to_add:
+        warn_of_hparams_to_add(to_add)
 
     overlay = hparams.overlay(algorithm, dataset, random_seed or 0)
     for name, (default, random_value) in overlay.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from domainbed_carft.data import benchmarks
+from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import Run
 
@@ -22,22 +23,6 @@ _DATASETS = (
     "SVIRO",
     "EmojiStyles",
     "EmojiUnseen",
-)
-# Our algorithms in the order of the README and of docs/peers.md.
-OUR_ALGORITHMS = (
-    "CARFT",
-    "CLIPFineTune",
-    "CLIPLinearProbe",
-    "CLIPZeroShot",
-    "CLIPood",
-    "CLIPWiSEFT",
-    "CLIPLPFT",
-    "CLIPL2SP",
-    "CLIPFeatureDistillation",
-    "LDIFS",
-    "LipsumFT",
-    "CLIPMIRO",
-    "FLYP",
 )
 
 
@@ -84,5 +69,5 @@ def ordered_algorithms(names: Iterable[str], declared: Iterable[str] = ()) -> li
     order of the docs, then all others by name.
     """
     distinct = set(names)
-    order = dict.fromkeys((*declared, *OUR_ALGORITHMS, *sorted(distinct)))
+    order = dict.fromkeys((*declared, *ALGORITHMS, *sorted(distinct)))
     return [name for name in order if name in distinct]

@@ -16,6 +16,9 @@ import numpy.typing as npt
 
 from domainbed_carft.jobs.job import Choice
 from domainbed_carft.jobs.records import Run
+from domainbed_carft.results.method_names import IN_DOMAIN as IN_DOMAIN
+from domainbed_carft.results.method_names import LEAVE_ONE_OUT as LEAVE_ONE_OUT
+from domainbed_carft.results.method_names import ORACLE, TRAINING_DOMAIN
 
 Floats = npt.NDArray[np.float64]
 
@@ -274,11 +277,9 @@ def _trial_of(run: Run) -> tuple[str, str, int]:
     return key.dataset, key.algorithm, key.trial
 
 
-IN_DOMAIN = "in-domain"
-LEAVE_ONE_OUT = "leave-one-domain-out"
 METHODS = {
-    "training-domain": Method("training-domain validation set", _training_domain),
+    TRAINING_DOMAIN: Method("training-domain validation set", _training_domain),
     LEAVE_ONE_OUT: Method("leave-one-domain-out cross-validation", _leave_one_domain_out),
-    "oracle": Method("test-domain validation set (oracle)", _oracle),
+    ORACLE: Method("test-domain validation set (oracle)", _oracle),
     IN_DOMAIN: Method("nothing left out, out-splits at the last step", leaves_out=False),
 }

@@ -112,7 +112,9 @@ def test_every_algorithm_resumes_from_its_state(name):
             hparams |= {"clip_backbone": "tiny", "total_steps": 9, "warmup_steps": 2}
             hparams |= {"class_names": ["cat", "dog"], "lp_steps": min(4, hparams["lp_steps"])}
         torch.manual_seed(seed)
-        return algorithms.get_algorithm_class(name)(shape, 2, 2, hparams)
+        algorithm_class = algorithms.get_algorithm_class(name)
+        complete = algorithm_class.resolve_hparams(shape, 2, hparams, steps=None)
+        return algorithm_class(shape, 2, 2, complete)
 
     assert_goes_on(built(0), built(1), lambda a, number=0: a.update(pictures))
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 import warm
 from domainbed import hparams_registry
-from domainbed.lib import job_batches, picture_batches, preparation
+from domainbed.lib import checks, job_batches, picture_batches, preparation
 from domainbed.lib.process_group import ProcessGroup, attach_process_group
 from domainbed.scripts import train
 from sweep_jobs import wait_until
@@ -129,7 +129,7 @@ def alone(pictures, tmp_path_factory) -> Path:
 def test_batch_slices_of_all_processes_make_up_the_batches_of_one(pictures, size):
     """Its pictures to the bit, augmented, whatever of a batch is left for a process."""
     args = train.build_parser().parse_args(train_arguments(pictures, Path("unused")))
-    hparams = preparation.choose_hparams(args)
+    hparams = preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
     _, environments = preparation.load_environments(args, hparams)
     splits = [environment.in_split for environment in environments]
     plan = dataclasses.replace(plan_for("domainbed", 224, augment=True), path="fast")
@@ -246,7 +246,9 @@ def test_algorithms_and_batches_that_cannot_be_split_are_refused():
     def refusal(algorithm_class, batch_size=4, change=lambda algorithm: None, **changed):
         hparams = hparams_registry.default_hparams("CARFT", "EmojiStyles")
         values = {"clip_backbone": "tiny", "contexts": "emoji", **changed}
-        algorithm = algorithm_class((3, 48, 48), 10, 3, {**hparams, **values})
+        chosen = {**hparams, **values}
+        complete = algorithm_class.resolve_hparams((3, 48, 48), 10, chosen, steps=None)
+        algorithm = algorithm_class((3, 48, 48), 10, 3, complete)
         change(algorithm)
         with pytest.raises(CarftError) as raised:
             attach_process_group(algorithm, ProcessGroup(0, 3), batch_size)

@@ -23,8 +23,7 @@ from typing import Any
 import pytest
 import torch
 import warm
-from domainbed import algorithms
-from domainbed.lib import preparation
+from domainbed import algorithms, hparams_registry
 from domainbed.scripts import train
 from sweep_jobs import wait_until
 
@@ -354,19 +353,19 @@ class TestWithAQuickAlgorithm:
 
     def test_a_hyperparameter_resolved_on_one_machine_stays_on_another(self, tmp_path, monkeypatch):
         class Resolving(fakes.LinearSGD):
-            SETTLED = ("mode",)
+            RESOLVED_HPARAMS = ("mode",)
             mode_of_machine = "this machine's"
 
-            def __init__(self, input_shape, num_classes, num_domains, hparams):
-                if hparams["mode"] == "auto":
-                    hparams["mode"] = self.mode_of_machine
-                super().__init__(input_shape, num_classes, num_domains, hparams)
+            @classmethod
+            def resolve_hparams(cls, input_shape, num_classes, hparams, steps):
+                is_auto = hparams["mode"] == "auto"
+                return {**hparams, "mode": cls.mode_of_machine if is_auto else hparams["mode"]}
 
-        choose = preparation.choose_hparams
+        default_hparams = hparams_registry.default_hparams
         monkeypatch.setattr(
-            preparation,
-            "choose_hparams",
-            lambda args, stored: choose(args, stored) | {"mode": "auto"},
+            hparams_registry,
+            "default_hparams",
+            lambda *names: {**default_hparams(*names), "mode": "auto"},
         )
         monkeypatch.setattr(algorithms, "LinearSGD", Resolving)
         self.leave_stopped_run(tmp_path)

@@ -106,6 +106,22 @@ class Algorithm(torch.nn.Module):
         return {}
 
     @classmethod
+    def resolve_hparams(
+        cls,
+        input_shape: Sequence[int],
+        num_classes: int,
+        hparams: Mapping[str, Any],
+        steps: int | None,
+    ) -> Hparams:
+        """Return all hyperparameters of a job as its records hold them, before it builds anything.
+
+        `hparams` are those chosen, the very dict that the data set was built with; they stay as
+        they are. An algorithm fills in what the job finds: by its data, its device, or its files.
+        `steps`: how many the job trains, None if unknown. Raises CarftError if they do not fit.
+        """
+        return dict(hparams)
+
+    @classmethod
     def wanted_pictures(
         cls, hparams: Hparams
     ) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
@@ -177,13 +193,13 @@ _VALID_VALUES = {
 
 def value_problems(
     hparams: Mapping[str, Any], valid_values: Mapping[str, tuple[str, Any]]
-) -> list[str]:
+) -> list[Problem]:
     """Say which hyperparameters have a value that is not valid.
 
     `valid_values` maps a name to what its value is expected to be, and whether a value is.
     """
     return [
-        f"--hparams: {name} must be {expected}, not {hparams[name]!r}"
+        Problem(name, hparams[name], expected=expected)
         for name, (expected, is_valid) in valid_values.items()
         if name in hparams and not is_valid(hparams[name])
     ]
@@ -197,7 +213,7 @@ class ERM(Algorithm):
     """
 
     @classmethod
-    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[str]:
+    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:
         """Return the problems of ERM's hyperparameters; none for subclasses, which may have others.
 
         Reads nothing but `overrides`.

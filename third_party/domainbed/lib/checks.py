@@ -6,7 +6,7 @@ Every check returns a list of problems, so that a command can report all of them
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from domainbed import algorithms, datasets, hparams_registry
@@ -90,13 +90,10 @@ def parse_hparams(json: str | None) -> dict[str, Any]:
     return overrides
 
 
-def hparams_problems(json: str | None, algorithm: str, dataset: str) -> list[str | Problem]:
+def hparams_problems(
+    overrides: Mapping[str, Any], algorithm: str, dataset: str
+) -> list[str | Problem]:
     """Say what is wrong with the keys of --hparams, and with values that we or the class checks."""
-    try:
-        overrides = parse_hparams(json)
-    except CarftError as error:
-        return [*error.problems]
-
     problems: list[str | Problem] = [*algorithms.value_problems(overrides, _READ_HERE)]
     if not overrides or algorithm_problems(algorithm) or dataset_problems(dataset):
         return problems

@@ -15,21 +15,23 @@ import numpy as np
 import torch
 
 from domainbed import algorithms, datasets, hparams_registry
-from domainbed.lib import checks, misc
+from domainbed.lib import misc
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs.splits import EnvironmentSplits, split_environments
 
 
 def choose_hparams(
-    args: argparse.Namespace, stored: Mapping[str, Any] | None = None
+    args: argparse.Namespace,
+    overrides: Mapping[str, Any],
+    stored: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the defaults, or for a seed other than 0 a random draw, with --hparams on top.
+    """Return the defaults, or for a seed other than 0 a random draw, with `overrides` on top.
 
-    In between comes what the algorithm's class takes as implied by --hparams. A resumed run, whose
-    hyperparameters are `stored`, takes only what was implied when it began.
+    `overrides` are those of --hparams. In between comes what the algorithm's class takes as implied
+    by them. A resumed run, whose hyperparameters are `stored`, takes only what was implied when it
+    began, and keeps what its first machine made of "auto".
     """
-    overrides = checks.parse_hparams(args.hparams)
     if args.hparams_seed:
         seed = misc.seed_hash(args.hparams_seed, args.trial_seed)
         hparams = hparams_registry.random_hparams(args.algorithm, args.dataset, seed)
@@ -39,9 +41,31 @@ def choose_hparams(
 
     algorithm_class = algorithms.get_algorithm_class(args.algorithm)
     implied = algorithm_class.implied_hparams(args.dataset, overrides, seed)
-    if stored is not None:
-        implied = {name: value for name, value in implied.items() if stored.get(name) == value}
-    return hparams | implied | overrides
+    if stored is None:
+        return {**hparams, **implied, **overrides}
+
+    kept = {name: value for name, value in implied.items() if stored.get(name) == value}
+    chosen = {**hparams, **kept, **overrides}
+    for name in algorithm_class.RESOLVED_HPARAMS:
+        if chosen.get(name) == "auto":
+            chosen[name] = stored.get(name, "auto")
+    return chosen
+
+
+def resolve_hparams(args: argparse.Namespace, dataset: Any, hparams: dict[str, Any]) -> None:
+    """Complete the chosen `hparams` by what the job finds, once and for all.
+
+    In place: the data set, the algorithm and every record have this one dict, as upstream's do.
+    Raises CarftError where the algorithm refuses them.
+    """
+    algorithm_class = algorithms.get_algorithm_class(args.algorithm)
+    complete = algorithm_class.resolve_hparams(
+        dataset.input_shape,
+        dataset.num_classes,
+        hparams,
+        steps=args.steps or dataset.N_STEPS,
+    )
+    hparams.update(complete)
 
 
 def seed_everything(seed: int) -> None:

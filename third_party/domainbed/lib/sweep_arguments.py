@@ -12,7 +12,7 @@ from domainbed import algorithms as algorithms_module
 from domainbed import command_launchers, datasets
 from domainbed.lib import checks, scalar_logs
 from domainbed.lib.image_folders import shortest_path
-from domainbed_carft.errors import Problem, raise_for
+from domainbed_carft.errors import CarftError, Problem, raise_for
 
 DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
 
@@ -74,9 +74,22 @@ def check(args: argparse.Namespace) -> None:
         problems += command_launchers.problems(args.command_launcher, args.output_dir)
         problems += checks.holdout_problems(args.holdout_fraction)
         problems += scalar_logs.problems(args.log)
-        for dataset, algorithm in itertools.product(args.datasets, args.algorithms):
-            problems += checks.hparams_problems(args.hparams, algorithm, dataset)
+        problems += _hparams_problems(args)
         if command_launchers.runs_here(args.command_launcher):  # else it may be where the jobs run
             for dataset in known_datasets:
                 problems += checks.data_problems(dataset, args.data_dir)
     raise_for(problems)
+
+
+def _hparams_problems(args: argparse.Namespace) -> list[str | Problem]:
+    """Say what is wrong with --hparams for each algorithm on each data set."""
+    try:
+        overrides = checks.parse_hparams(args.hparams)
+    except CarftError as error:
+        return [*error.problems]
+
+    return [
+        problem
+        for dataset, algorithm in itertools.product(args.datasets, args.algorithms)
+        for problem in checks.hparams_problems(overrides, algorithm, dataset)
+    ]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import Any
 
 from domainbed.lib import checkpoints, checks, picture_batches, process_start, scalar_logs
 from domainbed.lib.image_folders import shortest_path
-from domainbed_carft.errors import Problem, raise_for
+from domainbed_carft.errors import CarftError, Problem, raise_for
 from domainbed_carft.pictures import store_folder
 
 # Flags that do not change what is trained, hence in no record.
@@ -124,18 +125,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check(args: argparse.Namespace, flags: argparse.Namespace) -> None:
-    """Raise a CarftError that lists everything wrong with the command line.
+def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]:
+    """Return what --hparams sets; raise a CarftError of everything wrong with the command line.
 
     ``flags`` are UNRECORDED_FLAGS, ``args`` all others.
     """
+    overrides: dict[str, Any] = {}
     unknown_dataset = checks.dataset_problems(args.dataset)
     problems: list[str | Problem] = [*checks.algorithm_problems(args.algorithm), *unknown_dataset]
     if not unknown_dataset:
         problems += checks.test_envs_problems(args.dataset, args.test_envs)
         problems += checks.data_problems(args.dataset, args.data_dir)
     problems += checks.task_problems(args.task)
-    problems += checks.hparams_problems(args.hparams, args.algorithm, args.dataset)
+    try:
+        overrides = checks.parse_hparams(args.hparams)
+        problems += checks.hparams_problems(overrides, args.algorithm, args.dataset)
+    except CarftError as error:
+        problems += error.problems
     problems += checks.holdout_problems(args.holdout_fraction)
     problems += checks.range_problems("--uda_holdout_fraction", args.uda_holdout_fraction, 0, 1)
 
@@ -158,3 +164,4 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> None:
     problems += checks.range_problems("--seed", args.seed, 0, 2**32)  # numpy's
     problems += scalar_logs.problems(flags.log)
     raise_for(problems)
+    return overrides

@@ -45,7 +45,7 @@ class Run:
     """
 
     args: argparse.Namespace
-    hparams: dict[str, Any]  # the same object that the data set was built with
+    hparams: dict[str, Any]  # resolved; the same object that the data set was built with
     dataset: Any
     environments: Sequence[splits.EnvironmentSplits]
     state: InitVar[dict[str, Any] | None]  # what an earlier process of the same run has saved
@@ -83,7 +83,7 @@ class Run:
         smallest = min(len(environment.in_split) for environment in self.environments)
         self.steps_per_epoch = smallest / self.hparams["batch_size"]
 
-        self.algorithm = self._build_algorithm(state)
+        self.algorithm = self._build_algorithm()
         self._initial_structure = algorithm_state.structure(self.algorithm)
         self._is_storable = True
         self.row_printer = evaluation.RowPrinter()
@@ -126,14 +126,9 @@ class Run:
             is_constant=self.algorithm.is_constant,
         )
 
-    def _build_algorithm(self, state: dict[str, Any] | None) -> Any:
+    def _build_algorithm(self) -> Any:
         hparams = self.hparams
         algorithm_class = algorithms.get_algorithm_class(self.args.algorithm)
-        # A value that the job resolved where it began is kept where it is resumed.
-        for name in algorithm_class.RESOLVED_HPARAMS:
-            if state and hparams.get(name) == "auto":
-                hparams[name] = state["hyperparameters"].get(name, "auto")
-
         algorithm = algorithm_class(
             self.dataset.input_shape, self.dataset.num_classes, self.num_domains, hparams
         )

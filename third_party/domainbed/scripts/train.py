@@ -48,16 +48,18 @@ def run(
 ) -> None:
     """Check, load, train; ``flags`` are UNRECORDED_FLAGS."""
     with stopping.StopSignals(process_group) as stop:
-        check(args, flags)  # takes minutes where much data lies on a network
+        overrides = check(args, flags)  # takes minutes where much data lies on a network
         stop.check()
         _print("Environment:", _versions().items())
         _print("Args:", sorted(vars(args).items()))
         state = None if flags.restart else resume.load(args.output_dir)
-        hparams = preparation.choose_hparams(args, stored=state and state["hyperparameters"])
+        stored = state["hyperparameters"] if state else None
+        hparams = preparation.choose_hparams(args, overrides, stored)
         _print("HParams:", sorted(hparams.items()))
 
         preparation.seed_everything(args.seed)
         dataset, environments = preparation.load_environments(args, hparams)
+        preparation.resolve_hparams(args, dataset, hparams)
         algorithm_class = algorithms.get_algorithm_class(args.algorithm)
         pictures = picture_batches.choose(
             flags.pictures,

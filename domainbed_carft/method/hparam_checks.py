@@ -1,25 +1,14 @@
-"""Checks of what a host passes to an algorithm, in the forms that its forks use."""
+"""Checks of a job's hyperparameters: each value, the values together, and the pictures' shape."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from domainbed_carft import machine, text
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError, Problem, problems_of
+from domainbed_carft.errors import Problem, problems_of
 from domainbed_carft.method import prompts
-from domainbed_carft.method.host_lookup import in_our_harness
-from domainbed_carft.method.host_process import hparams_by_hand
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, has_kl, overlay
-
-# How alike a key and one of ours are if a host is taken to have misspelt it, in [0, 1].
-MISSPELT = 0.85
-
-# Read by DomainBed's own train; a host's further ones are added by `allow`.
-_host_keys = {"data_augmentation", "class_balanced"}
 
 # The hparams that `_conflicts` looks at.
 _COMPARED = {
@@ -35,28 +24,22 @@ _COMPARED = {
 }
 
 
-def allow(keys: Iterable[str]) -> None:
-    """Accept these keys as the host's: its registry puts them into every hparams dict."""
-    _host_keys.update(keys)
+def job_problems(
+    input_shape: Sequence[int], hparams: Mapping[str, Any], algorithm: str
+) -> list[Problem]:
+    """The problems of a job: missing and invalid hparams, and pictures not in RGB.
 
-
-def check(input_shape: Sequence[int], hparams: Mapping[str, Any], algorithm: str = "") -> None:
-    """Raise CarftError for pictures not in RGB and for all unknown, missing and invalid hparams.
-
-    Forks add their own keys between the registry and the algorithm (DPLCLIP its test environments,
-    MIRO its whole configuration). So a key counts as unknown only if the user gave it, or if it
-    resembles one of ours. Several processes are refused in all hosts but our harness.
+    Keys that are none of ours are the host's, and are not looked at.
     """
-    if not in_our_harness():
-        _require_single_process()
-
-    # A fork's configuration object may have keys and items, and no more.
-    _require_valid_hparams(dict(hparams), algorithm)
+    problems = _value_problems(hparams, algorithm)
     if len(input_shape) != 3 or input_shape[0] != 3:
-        raise CarftError(
-            f"the data set has pictures of shape {tuple(input_shape)}, expected (3, height, "
-            "width): CLIP reads RGB"
+        problems.append(
+            Problem(
+                message=f"the data set has pictures of shape {tuple(input_shape)}, expected (3, "
+                "height, width): CLIP reads RGB"
+            )
         )
+    return problems
 
 
 def hparam_problems(algorithm: str, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:
@@ -78,33 +61,6 @@ def hparam_problems(algorithm: str, dataset: str, overrides: Mapping[str, Any]) 
         context_problems = problems_of(prompts.domain_contexts, spec, domains, fewest)
         problems += [problem.with_subject("contexts") for problem in context_problems]
     return problems
-
-
-def _require_single_process() -> None:
-    for name in ("WORLD_SIZE", machine.PROCESSES):
-        number = os.environ.get(name, "")
-        if number.isdecimal() and int(number) > 1:
-            raise CarftError(
-                f"{name} is {number}, and this DomainBed trains a job in one process: it does not "
-                "synchronise gradients. Start a single process, or use the harness of this package"
-            )
-
-
-def _require_valid_hparams(hparams: Mapping[str, Any], algorithm: str) -> None:
-    names = sorted(hparam.name for hparam in HPARAMS)
-    valid_keys = sorted({*names, *_host_keys})
-    unknown = [
-        problem
-        for key in sorted({*hparams} - {*valid_keys})
-        for problem in _unknown_key(key, valid_keys)
-    ]
-    invalid = _value_problems(hparams, algorithm)
-
-    if unknown:  # only then all names help
-        sentence = "; ".join(map(str, unknown + invalid))
-        raise CarftError(f"{sentence}. Valid hparams: {', '.join(names)}")
-    if invalid:
-        raise CarftError("; ".join(map(str, invalid)))
 
 
 def _value_problems(hparams: Mapping[str, Any], algorithm: str) -> list[Problem]:
@@ -210,16 +166,3 @@ def _require_backbone(name: str) -> None:
         open_clip_models.check(name)
     elif name not in openai_models.OPENAI_WEIGHTS:  # may have to be downloaded, in their turn
         backbone.locate(name)
-
-
-def _unknown_key(key: str, valid_keys: Sequence[str]) -> list[Problem]:
-    """That a key is none of ours, if the user gave it or if it resembles one; else nothing."""
-    if key in hparams_by_hand():
-        close = text.near(key, valid_keys, most=1)
-    else:
-        close = get_close_matches(key, valid_keys, n=1, cutoff=MISSPELT)
-        if not close:
-            return []
-
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return [Problem(message=f"unknown hparam {key!r}{hint}")]

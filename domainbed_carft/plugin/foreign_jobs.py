@@ -1,0 +1,187 @@
+"""Jobs of foreign hosts: how their hyperparameters become complete, and what they cannot see.
+
+Our harness checks ``--hparams``, and has an algorithm resolve its hparams before it builds one. The
+`train` of a foreign host does neither. It makes a dict from its registry and ``--hparams``, gives
+that one object to the data set and to the constructor of the algorithm, and writes it into every
+record. None of our functions is called between the data set and the constructor. So in these hosts,
+and only there, the constructor completes the dict, in place: `completing` makes such classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from domainbed_carft.errors import Problem, raise_for
+
+# How alike a key and one of ours are if a host is taken to have misspelt it, in [0, 1].
+MISSPELT = 0.85
+
+# Read by DomainBed's own train; a host's further ones are added by `allow`.
+_host_keys = {"data_augmentation", "class_balanced"}
+
+
+class CompletingJob:
+    """Stands before an algorithm of ours in the bases of the class that a foreign host gets."""
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: MutableMapping[str, Any],
+    ) -> None:
+        """Complete ``hparams`` in place, then build the algorithm.
+
+        Raises CarftError for hparams that are unknown, missing or invalid, and for what this host
+        cannot do; all problems come at once.
+        """
+        algorithm: Any = type(self)
+        raise_for(job_problems(input_shape, hparams, algorithm.__name__))
+
+        complete = algorithm.resolve_hparams(input_shape, num_classes, hparams, planned_steps())
+        for name, value in complete.items():
+            if hparams[name] != value:
+                hparams[name] = value
+        build: Any = super().__init__
+        build(input_shape, num_classes, num_domains, hparams)
+
+
+@functools.cache
+def completing(algorithm: type[Any], module: str) -> type[Any]:
+    """The class ``algorithm`` for the foreign host's ``module`` of algorithms.
+
+    It bears the same name, and always is the same object.
+    """
+    namespace = {"__module__": module, "__doc__": algorithm.__doc__}
+    return type(algorithm.__name__, (CompletingJob, algorithm), namespace)
+
+
+def job_problems(
+    input_shape: Sequence[int], hparams: Mapping[str, Any], algorithm: str
+) -> list[Problem]:
+    """The problems of a job in a foreign host, whose `train` has checked nothing.
+
+    These are unknown, missing and invalid hparams, pictures not in RGB, and what the host lacks.
+    """
+    from domainbed_carft.method import hparam_checks
+
+    values = dict(hparams)  # a fork's configuration object may have keys and items, and no more
+    invalid = hparam_checks.job_problems(input_shape, values, algorithm)
+    return [*unknown_names(values), *invalid, *_host_problems(values)]
+
+
+def allow(keys: Iterable[str]) -> None:
+    """Accept these keys as the host's: its registry puts them into every hparams dict."""
+    _host_keys.update(keys)
+
+
+def unknown_names(hparams: Mapping[str, Any]) -> list[Problem]:
+    """The names among ``hparams`` that are none of ours, with all valid names behind the last.
+
+    Forks add their own keys between the registry and the algorithm (DPLCLIP its test environments,
+    MIRO its whole configuration). So a key counts as unknown only if the user gave it, or if it
+    resembles one of ours.
+    """
+    from domainbed_carft.method.hparams import HPARAMS
+
+    names = sorted(hparam.name for hparam in HPARAMS)
+    valid_keys = sorted({*names, *_host_keys})
+    guesses = {key: _guess(key, valid_keys) for key in sorted({*hparams.keys()} - {*valid_keys})}
+    unknown = [f"unknown hparam {key!r}{hint}" for key, hint in guesses.items() if hint is not None]
+    if not unknown:
+        return []
+
+    last = Problem(message=unknown[-1], remedy=f"valid hparams: {', '.join(names)}")
+    return [*(Problem(message=message) for message in unknown[:-1]), last]
+
+
+def hparams_by_hand() -> dict[str, Any]:
+    """``--hparams`` of this process, which DomainBed's train merges unchecked.
+
+    Empty where it is not a JSON object, or there is no such option.
+    """
+    with contextlib.suppress(ValueError, TypeError):
+        return dict(json.loads(_parse_command_line().hparams or "{}"))
+    return {}
+
+
+def hparams_to_add(algorithm: str, dataset: str, random_seed: int | None) -> str:
+    """The ``--hparams`` of this process with what its host cannot add to it, "" if that is nothing.
+
+    The defaults of a checkout do not see ``--hparams``, so they do not fit another CLIP there.
+    """
+    from domainbed_carft.method import host_lookup, hparams
+
+    overrides = hparams_by_hand()
+    missing = hparams.implied(algorithm, dataset, overrides, random_seed)
+    if not missing or host_lookup.in_our_harness():
+        return ""
+    return json.dumps({**overrides, **missing})
+
+
+def planned_steps() -> int | None:
+    """The steps that this process trains: of its ``--steps`` or its data set; None if unknown."""
+    from domainbed_carft.method import host_lookup
+
+    arguments = _parse_command_line()
+    if arguments.steps:
+        return int(arguments.steps)
+
+    with contextlib.suppress(Exception):  # without --dataset, or without N_STEPS
+        return int(host_lookup.find_dataset_class(arguments.dataset).N_STEPS)
+    return None
+
+
+def _host_problems(hparams: Mapping[str, Any]) -> list[Problem]:
+    """What only our harness does: train by several processes, and draw batches in passes."""
+    from domainbed_carft import machine
+
+    problems = [
+        Problem(
+            message=f"{name} is {os.environ[name]}, and this DomainBed trains a job in one "
+            "process: it does not synchronise gradients",
+            remedy="start a single process, or use the harness of this package",
+        )
+        for name in ("WORLD_SIZE", machine.PROCESSES)
+        if os.environ.get(name, "").isdecimal() and int(os.environ[name]) > 1
+    ]
+
+    sampling = hparams.get("sampling", "with-replacement")
+    if sampling != "with-replacement":
+        expected = (
+            "'with-replacement' in any host but the harness of this package, which alone draws so"
+        )
+        problems.append(Problem("sampling", sampling, expected=expected))
+    return problems
+
+
+def _guess(key: str, valid_keys: Sequence[str]) -> str | None:
+    """A hint at the name that ``key`` stands for, or ""; None for a key of the host's own."""
+    from domainbed_carft import text
+
+    if key in hparams_by_hand():
+        close = text.near(key, valid_keys, most=1)
+    else:
+        close = get_close_matches(key, valid_keys, n=1, cutoff=MISSPELT)
+        if not close:
+            return None
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _parse_command_line() -> argparse.Namespace:
+    """``--hparams``, ``--steps`` and ``--dataset`` of this process; None what it does not have."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--hparams")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--dataset")
+    try:
+        return parser.parse_known_args()[0]
+    except argparse.ArgumentError:  # not DomainBed's command line
+        return argparse.Namespace(hparams=None, steps=None, dataset=None)

@@ -1,0 +1,10 @@
+"""The names of the selection methods, for those who must not wait for what computes them."""
+
+from __future__ import annotations
+
+TRAINING_DOMAIN = "training-domain"
+LEAVE_ONE_OUT = "leave-one-domain-out"
+ORACLE = "oracle"
+IN_DOMAIN = "in-domain"
+
+METHOD_NAMES = (TRAINING_DOMAIN, LEAVE_ONE_OUT, ORACLE, IN_DOMAIN)
