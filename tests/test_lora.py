@@ -4,10 +4,15 @@ import copy
 
 import pytest
 import torch
+from domainbed.lib import algorithm_state
+from runs_jobs import train_job
+from test_algorithms import make, minibatches, same_state
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method.lora import LoRA
+from domainbed_carft.method import averages
+from domainbed_carft.method.lora import LoRA, merged_weights
+from domainbed_carft.runs import api, saved
 
 RANK = 2
 ALPHA = 1.0
@@ -36,7 +41,7 @@ def adapted(encoder, dropout=0.0):
 def test_new_factors_change_nothing(encoder, pictures):
     expected = encoder(pictures)
     lora = LoRA(encoder, RANK, ALPHA, 0.25)
-    lora.merge()
+    lora.merge(encoder)
     torch.testing.assert_close(encoder.train()(pictures), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(encoder.eval()(pictures), expected)
 
@@ -69,7 +74,7 @@ def test_attention_computes_with_w_plus_scaled_b_a_in_float64(encoder):
 def test_merged_weights_predict_what_training_computes(encoder, pictures):
     lora = adapted(encoder)
     trained_on = encoder.train()(pictures)
-    lora.merge()
+    lora.merge(encoder)
     torch.testing.assert_close(encoder.eval()(pictures), trained_on, rtol=1e-4, atol=1e-5)
 
 
@@ -120,3 +125,98 @@ def test_a_resnet_is_refused_with_a_remedy():
         setattr(resnet, f"layer{number}", torch.nn.Sequential())
     with pytest.raises(CarftError, match="lora_rank is 2, which needs .* Set it to 0"):
         LoRA(resnet, RANK, ALPHA, 0.0)
+
+
+# The random "tiny" CLIP of the tests, and rates that move its factors far.
+JOB = {"lora_rank": RANK, "lr": 1e-2}
+
+
+def test_steps_move_the_factors_and_merged_weights_alone(random_tiny):
+    algorithm = make(random_tiny, "CARFT", **JOB)
+    start = {name: tensor.clone() for name, tensor in algorithm.encoder.state_dict().items()}
+    for seed in range(2):
+        algorithm.update(minibatches(seed))
+
+    for name, tensor in algorithm.encoder.state_dict().items():
+        is_adapted = name.endswith("attn.in_proj_weight")
+        assert torch.equal(tensor, start[name]) != is_adapted, name
+    for weight, layer in zip(merged_weights(algorithm.encoder), algorithm.lora.layers):
+        torch.testing.assert_close(weight, layer.original + layer.delta())
+
+
+@pytest.mark.parametrize("average", ["none", "sma", "ema", "beta"])
+def test_averages_and_wise_ft_are_those_of_the_merged_weights(random_tiny, average):
+    hparams = {**JOB, "average": average, "average_start": 1, "wise_alpha": 0.5, "total_steps": 3}
+    algorithm = make(random_tiny, "CARFT", **hparams)
+    name = "encoder.transformer.resblocks.0.attn.in_proj_weight"
+    weight = merged_weights(algorithm.encoder)[0]
+    start = weight.detach().double().clone()
+    mean = start.clone()
+    for step in range(1, 4):
+        algorithm.update(minibatches(step))
+        share = averages.share(step, algorithm.hparams) if average != "none" else 1.0
+        mean += share * (weight.detach().double() - mean)
+
+    expected = (start + mean) / 2
+    torch.testing.assert_close(
+        algorithm.state_dict()[name].double(), expected, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_run_resumes_to_the_bit(random_tiny):
+    hparams = {**JOB, "average": "ema"}
+    structure = algorithm_state.structure(make(random_tiny, "CARFT", **hparams))
+    undisturbed = make(random_tiny, "CARFT", **hparams)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        undisturbed.update(minibatches(seed))
+
+    stopped = make(random_tiny, "CARFT", **hparams)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        stopped.update(minibatches(seed))
+    resumed = make(random_tiny, "CARFT", **hparams)
+    algorithm_state.restore(resumed, copy.deepcopy(algorithm_state.capture(stopped, structure)))
+    for seed in range(2, 4):
+        torch.manual_seed(seed)
+        resumed.update(minibatches(seed))
+    assert same_state(resumed, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "hparams", "message"),
+    [
+        ("FLYP", {}, "lora_rank is 2, expected 0: FLYP has no LoRA"),
+        ("CLIPLinearProbe", {}, "lora_rank is 2, expected 0: CLIPLinearProbe has no LoRA"),
+        ("CLIPL2SP", {}, r"sp_weight is 0\.5, expected 0 with LoRA"),
+        ("CARFT", {"compile_blocks": True}, "compile_blocks is True, expected False with LoRA"),
+        ("CARFT", {"lora_dropout": 1}, r"lora_dropout is 1, expected a number in \[0, 1\)"),
+    ],
+)
+def test_what_lora_does_not_go_with_is_refused_by_name(random_tiny, algorithm, hparams, message):
+    with pytest.raises(CarftError, match=message):
+        make(random_tiny, algorithm, **JOB, **hparams)
+
+
+def test_a_saved_run_of_lora_is_a_run_for_the_commands(pets, tmp_path):
+    job = train_job(tmp_path / "lora", pets / "my pets", "CARFT", **JOB)
+    content = torch.load(job / "model.pkl", weights_only=True)["model_dict"]
+    run = saved.open_run(job / "model.pkl")
+    state = run.algorithm.state_dict()
+    assert not any(name.startswith("lora.") for name in state)
+    assert all(torch.equal(state[name], content[name]) for name in state)
+
+    soups = api.soup([job, pets / "CARFT"], workers=0)
+    assert len(soups.uniform.members) == 2
+
+
+def test_runs_from_before_lora_still_open(pets, tmp_path):
+    content = torch.load(pets / "CARFT" / "model.pkl", weights_only=True)
+    for name in ("lora_rank", "lora_alpha", "lora_dropout"):
+        del content["model_hparams"][name]
+    torch.save(content, tmp_path / "old.pkl")
+    assert saved.open_run(tmp_path / "old.pkl").classes == content_classes(pets)
+
+
+def content_classes(pets):
+    return saved.open_run(pets / "CARFT" / "model.pkl").classes

@@ -75,7 +75,6 @@ class LoRA(nn.Module):
 
     def __init__(self, encoder: nn.Module, rank: int, alpha: float, dropout: float) -> None:
         super().__init__()
-        self._weights: list[nn.Parameter] = []
         layers = []
         encoder.requires_grad_(False)
 
@@ -90,7 +89,6 @@ class LoRA(nn.Module):
                 )
             layer = LoRALayer(weight, rank, alpha / rank, dropout)
             _compute_with(attention, layer)
-            self._weights.append(weight)
             layers.append(layer)
 
         if not layers:
@@ -102,13 +100,19 @@ class LoRA(nn.Module):
         return any(layer.dropout > 0 for layer in self._typed_layers())
 
     @torch.no_grad()
-    def merge(self) -> None:
-        """Write the adapted weights into the encoder."""
-        for weight, layer in zip(self._weights, self._typed_layers()):
+    def merge(self, encoder: nn.Module) -> None:
+        """Write the adapted weights into the ``encoder`` that the layers were made for."""
+        for weight, layer in zip(merged_weights(encoder), self._typed_layers(), strict=True):
             weight.copy_(layer.original + layer.delta())
 
     def _typed_layers(self) -> list[LoRALayer]:
         return [layer for layer in self.layers if isinstance(layer, LoRALayer)]
+
+
+def merged_weights(encoder: nn.Module) -> list[nn.Parameter]:
+    """The weights of an encoder into which `LoRA.merge` writes, block by block."""
+    weights = [_stacked_weight(getattr(block, "attn", None)) for block in encoder_blocks(encoder)]
+    return [weight for weight in weights if weight is not None]
 
 
 def _stacked_weight(attention: Any) -> nn.Parameter | None:
