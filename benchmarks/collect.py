@@ -4,7 +4,8 @@
 
 writes a sweep that never ran into FOLDER unless one is there already, and collects it with
 ``carft collect``, with the harness's ``collect_results``, and with that of an upstream checkout,
-in all three methods of selection. Seconds are medians of the rounds, which take turns, by the clock
+in all three methods of selection; with ``carft collect`` also in all columns, every algorithm
+against CARFT. Seconds are medians of the rounds, which take turns, by the clock
 (with the least and the most) and by the processors; memory is that of a process and its descendants
 together, in a run of its own. Ends with status 1 if a value differs in a printed digit. The
 checkout's own dependencies have to be installed.
@@ -36,6 +37,8 @@ unsorted = os.listdir
 os.listdir = lambda path=".": sorted(unsorted(path))
 runpy.run_module("domainbed.scripts.collect_results", run_name="__main__", alter_sys=True)
 """
+COLLECT = "carft collect"
+COLLECT_ALL = "carft collect --full --against CARFT"
 MIB = 1024  # in the kernel's KiB
 
 
@@ -82,18 +85,18 @@ def describe(folder: Path, jobs: int) -> None:
 def commands(arguments: argparse.Namespace) -> dict[str, tuple[list[str], Path]]:
     """Name -> command line, and the folder to run it in."""
     here = Path.cwd()
-    collect = [sys.executable, "-m", "domainbed_carft", "collect", "--format", "json", "--select"]
+    folder = str(arguments.folder.resolve())
+    collect = [sys.executable, "-m", "domainbed_carft", "collect", folder, "--format", "json"]
+    collect += ["--select", ",".join(printed_tables.METHODS.values())]
     ways = {
-        "carft collect": (
-            [*collect, ",".join(printed_tables.METHODS.values()), str(arguments.folder.resolve())],
-            here,
-        )
+        COLLECT: (collect, here),
+        COLLECT_ALL: ([*collect, "--full", "--against", "CARFT"], here),
     }
     script = [sys.executable, "-m", "domainbed.scripts.collect_results", "--input_dir"]
     if not arguments.no_harness:
-        ways["the harness's collect_results"] = ([*script, str(arguments.folder.resolve())], here)
+        ways["the harness's collect_results"] = ([*script, folder], here)
     if arguments.upstream:
-        sweep = ["--input_dir", str(arguments.folder.resolve())]
+        sweep = ["--input_dir", folder]
         ways["upstream's collect_results"] = (
             [sys.executable, "-c", SORTED, *sweep],
             arguments.upstream,
@@ -133,8 +136,9 @@ def memory(command: list[str], folder: Path) -> int:
 
 def compare(texts: dict[str, str]) -> int:
     """Say in which cells the others differ from ``carft collect``; the exit status."""
-    ours = printed_tables.of_json(json.loads(texts.pop("carft collect"))["tables"])
-    status = 0
+    ours = printed_tables.of_json(json.loads(texts.pop(COLLECT))["tables"])
+    with_all = printed_tables.of_json(json.loads(texts.pop(COLLECT_ALL))["tables"])
+    status = int(bool(printed_tables.differences(ours, with_all)))
     for name, text in texts.items():
         found = printed_tables.differences(ours, printed_tables.read(text))
         cells = sum(len(row) for rows in ours.values() for row in rows.values())

@@ -51,7 +51,7 @@ def filled_sources(root: Path, folder: Path) -> list[Source]:
     assert kept, line
     environments = MultipleEnvironmentImageFolder(str(root), [1], True, {})
     plan = dataclasses.replace(
-        plan_for("domainbed", 224, augment=True), path="fast", jitter="numba"
+        plan_for("domainbed", 224, augment=True), mode="fast", jitter="numba"
     )
     job_pictures = Pictures(plan, kept)
     sources = [source for data in environments if (source := job_pictures.source(data))]

@@ -105,7 +105,7 @@ def ours(root: str, store_folder: str) -> None:
     import torch
     from domainbed.datasets import MultipleEnvironmentImageFolder
 
-    from domainbed_carft.pictures import host_transforms, loading, rng, stages, store_folder
+    from domainbed_carft.pictures import loading, rng, stages, store_folder, transforms
 
     tempfile.tempdir = store_folder
     kept, line = store_folder.open_store(str(BOUND), root)
@@ -113,7 +113,7 @@ def ours(root: str, store_folder: str) -> None:
     environments = MultipleEnvironmentImageFolder(root, [1], True, {})
     steps = itertools.count()
 
-    plans = [host_transforms.plan_of(environment.transform) for environment in environments]
+    plans = [transforms.plan_of(environment.transform) for environment in environments]
     has_numba = stages.has_numba
     memory = torch.empty(TEST_BATCH, 3, 224, 224)
 

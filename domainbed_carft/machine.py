@@ -1,4 +1,4 @@
-"""What of this machine a process may use: cores, memory, GPUs."""
+"""What of this machine a process may use: cores, memory, GPUs, and copies to a GPU."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+from domainbed_carft import process_variables
 
 # The variable by which a launcher tells a job how many cores are its share.
-CORES = "DOMAINBED_CORES"
+CORES = process_variables.CORES.name
 
 # The variable for the number of its processes, each with a GPU of its own.
-PROCESSES = "DOMAINBED_PROCESSES"
+PROCESSES = process_variables.PROCESSES.name
 
 # How a line of /proc/self/cgroup begins that names a group of version 2, below the root.
 _CGROUP_V2 = "0::/"
@@ -40,7 +46,7 @@ def cores(root: Path = Path("/")) -> int:
 def job_cores(root: Path = Path("/")) -> int:
     """The cores that a job may use: the share that a launcher gave it, else all of `cores`."""
     count = cores(root)
-    share = os.environ.get(CORES, "")
+    share = process_variables.CORES.read()
     return min(count, int(share)) if share.isdigit() and int(share) else count
 
 
@@ -150,3 +156,10 @@ def gpus() -> list[str]:
     # Slices of a card, indented below it, are left to CUDA_VISIBLE_DEVICES.
     n_gpus = sum(line.startswith("GPU ") for line in listing.split("\n"))
     return [str(index) for index in range(n_gpus)]
+
+
+def copy_to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy of a small CPU tensor on ``device``; the CPU does not wait for it."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -12,10 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TextIO
-
-if TYPE_CHECKING:
-    import jinja2
+from typing import Any, TextIO
 
 # Control characters, what else ends a line, turns its direction or has no width, and halves of
 # characters, which is also what Python makes of a file's name that is not UTF-8.
@@ -23,7 +20,6 @@ _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff"
     "\ud800-\udfff]"
 )
-
 
 # How other tools call what is meant -> our name, which is proposed where it is valid.
 _SYNONYMS = {
@@ -45,9 +41,7 @@ _SYNONYMS = {
 }
 _STEPS_ADVICE = "set the number of steps: --steps of train, the key steps of a sweep"
 
-# What a cell of a table has where there is nothing to say.
-_NO_ENTRY = ("", "-", "?")
-
+_NO_ENTRY = ("", "-", "?")  # of a cell of a table where there is nothing to say
 # Below this ratio of difflib two names have hardly more in common than a few letters.
 _NEAR = 0.6
 
@@ -135,18 +129,6 @@ def near(name: str, valid: Iterable[str], most: int = 3, cutoff: float = _NEAR) 
 def _plain(name: str) -> str:
     """A name in one spelling: ``Learning-Rate`` is ``learning_rate``."""
     return name.casefold().replace("-", "_").strip("_")
-
-
-def confirm(yes: bool) -> None:
-    """Ask on a terminal, unless ``yes``; leave the program if the answer is no."""
-    is_terminal = sys.stdin is not None and sys.stdin.isatty()
-    if yes or not is_terminal:
-        return
-
-    answer = input("Continue? (y/n) ")
-    if not answer.strip().lower().startswith("y"):
-        print("Nothing was done.")
-        raise SystemExit(0)
 
 
 # Where standard error is no terminal, a task says how far it is once in so many seconds.
@@ -279,8 +261,8 @@ def _print_line(line: str, stream: TextIO) -> None:
         stream.flush()
 
 
-def templates(autoescape: bool) -> jinja2.Environment:
-    """The templates in ``assets``, with ``autoescape`` for HTML; an unknown name is an error."""
+def templates(autoescape: bool) -> Any:
+    """The jinja2.Environment of ``assets``, with ``autoescape`` for HTML; unknown names raise."""
     import jinja2  # for what is written by a template only: it takes a while to load
 
     return jinja2.Environment(

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import packed_records
 import pytest
 import warm
 from fake_checkout import REPO, run_python
 from installed import NOT_SOURCE, PIP_OPTIONS, pip
 
 if TYPE_CHECKING:
+    import pandas as pd
     from sweep_folders import ForeignProcesses
 
     from domainbed_carft.jobs.job import Job
@@ -53,13 +55,18 @@ GROUPS = (
     ("test_suites_runs",),
     ("test_open_clip", "test_open_clip_strangers"),
     ("test_demo",),
-    ("test_doctor",),
+    (  # an interpreter that has imported torch
+        "test_doctor",
+        "test_data_check",
+        "test_hparams",
+        "test_runs_card",
+        "test_runs_data",
+        "test_runs_export",
+    ),
     ("test_report_examples",),
-    ("test_runs_export", "test_runs_card"),  # an export
     ("test_algorithms",),
     ("test_step",),
     ("test_imagenet_training",),
-    ("test_runs_data",),
     ("test_processes",),
     ("test_sweep_commands",),
     ("test_emoji",),
@@ -254,3 +261,15 @@ def foreign_processes() -> Iterator[ForeignProcesses]:
     processes = ForeignProcesses()
     yield processes
     processes.kill()
+
+
+@pytest.fixture(scope="session")
+def peers_emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of the sweep peers-emoji, from the records of the repository."""
+    return built_once(tmp_path_factory, "packed", packed_records.unpack) / "peers-emoji"
+
+
+@pytest.fixture(scope="session")
+def selected(peers_emoji: Path) -> pd.DataFrame:
+    """What each job of peers-emoji has at its checkpoint, a frame without our package."""
+    return packed_records.selected_checkpoints(peers_emoji)

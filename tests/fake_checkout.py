@@ -53,6 +53,7 @@ OUR_HPARAMS = {"lr": 5e-6, "kl_weight": 1.0, "class_balanced": False}
 REAL_MODULES = (
     "__init__.py",
     "version.py",
+    "process_variables.py",
     "errors.py",
     "text.py",
     "method/dataset_facts.py",
@@ -105,8 +106,7 @@ TASKS = {"DTD": DTD}
     "pictures/transforms.py": """
 def PlanTransform(plan):
     return [plan.resize, plan.size, plan.augmentation is not None]
-""",
-    "pictures/host_transforms.py": """
+
 def is_upstream(transform):
     return False
 
@@ -213,12 +213,15 @@ def run_python(
 
 
 def run_python_with_torch(
-    *arguments: str, cwd: Path, path: list[Path] | None = None, **variables: str
+    *arguments: str, cwd: Path, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run this interpreter as `run_python` does, as a fork of one that has imported torch."""
+    """Run this interpreter as `run_python` does, as a fork of one that has imported torch.
+
+    Our hook is that of its installation.
+    """
     variables.setdefault("OMP_NUM_THREADS", "1")
     return torch_interpreter.run(
-        sys.executable, *arguments, cwd=cwd, variables=_variables(path, variables)
+        sys.executable, *arguments, cwd=cwd, variables=_variables(None, variables)
     )
 
 

@@ -1,66 +1,24 @@
 """The columns of ``carft collect --columns`` and ``--full``, against pandas on packed records."""
 
-import json
-import tarfile
-from pathlib import Path
-
+import collect_sweeps
 import numpy as np
-import pandas as pd
 import pytest
+from packed_records import SETTINGS
 
 from domainbed_carft import cli
-from domainbed_carft.cli import results as command
+from domainbed_carft.cli import table_options as command
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import cost
 from domainbed_carft.results import cells, measures
 from domainbed_carft.results.collect import collect
 
-ARCHIVE = Path(__file__).parents[1] / "benchmarks" / "records" / "peers-emoji.tar.xz"
-STEPS = [0, 25, 50, 75, 100]
-
-
-@pytest.fixture(scope="session")
-def peers_emoji(tmp_path_factory):
-    """The folder of the sweep peers-emoji, unpacked from the records of the repository."""
-    folder = tmp_path_factory.mktemp("packed")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "peers-emoji"
-
 
 @pytest.fixture(scope="session")
 def all_columns(peers_emoji):
-    """All columns of the sweep's tables by training-domain validation, as a frame."""
-    results = collect(peers_emoji, methods=["training-domain"], columns=measures.NAMES)
+    """All columns of the records by training-domain validation, as a frame."""
+    names = command.COLUMNS_OF_RECORDS
+    results = collect(peers_emoji, methods=["training-domain"], columns=names)
     return results.columns
-
-
-@pytest.fixture(scope="session")
-def selected(peers_emoji):
-    """A row for each job: its checkpoint by training-domain validation, and what it cost."""
-    rows = []
-    for path in peers_emoji.glob("*/*/results.jsonl"):
-        records = [json.loads(line) for line in path.open()]
-        (target,) = records[0]["args"]["test_envs"]
-        others = [env for env in range(4) if env != target]
-        validation = [np.mean([r[f"env{env}_out_acc"] for env in others]) for r in records]
-        best = records[int(np.argmax(validation))]
-
-        counts = np.diff([-1, *(record["step"] for record in records)])
-        seconds = np.array([record["step_time"] for record in records])
-        later = slice(1, None) if len(records) > 1 else slice(None)
-        row = {
-            "variant": path.parts[-3],
-            "algorithm": records[0]["args"]["algorithm"],
-            "target": target,
-            "trial": records[0]["args"]["trial_seed"],
-            "out": 100 * best[f"env{target}_in_acc"],
-            "in": 100 * max(validation),
-            "step_seconds": np.average(seconds[later], weights=counts[later]),
-            "hours": (seconds * counts).sum() / 3600,
-        }
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def value(frame, setting, algorithm, column):
@@ -68,15 +26,6 @@ def value(frame, setting, algorithm, column):
     is_setting = frame["setting"].str.contains(setting, regex=False)
     rows = frame[is_setting & (frame["algorithm"] == algorithm) & (frame["column"] == column)]
     return rows.iloc[0]
-
-
-SETTINGS = {
-    "methods": "hparam wise_alpha default, hparam average default",
-    "CARFT+WiSE-FT": "hparam wise_alpha 0.5",
-    "CARFT+beta": '"beta"',
-    "CARFT+ema": '"ema"',
-    "CARFT+sma": '"sma"',
-}
 
 
 def test_every_column_is_that_of_pandas(all_columns, selected):
@@ -162,3 +111,65 @@ def test_an_unknown_column_or_error_is_named(peers_emoji, capsys):
 def test_the_command_has_the_names_of_the_modules():
     assert command.COLUMNS == measures.NAMES
     assert tuple(cells.ERROR_KINDS) == command.ERRORS
+
+
+def write_costs(folder, algorithm, device, **keys):
+    """Jobs of an algorithm, one a target, with recorded costs; returns their step times."""
+    seconds = {}
+    for target in range(4):
+        name = f"{algorithm}-{device}-{target}"
+        job = collect_sweeps.write_job(folder, name, algorithm=algorithm, test_envs=[target])
+        seconds[target] = [5.0, 1 + 0.1 * target, 2.0 + target]
+        costs = iter([{"step_time": value, "device": device, **keys} for value in seconds[target]])
+        collect_sweeps.change_records(job, lambda record, costs=costs: record | next(costs))
+    return seconds
+
+
+def test_costs_of_two_devices_stand_in_columns_of_their_own(tmp_path):
+    keys = {"evaluation_time": 9.0, "mem_gb": 7.5, "trained_parameters": 12_345}
+    seconds = write_costs(tmp_path, "CARFT", "GPU A", **keys)
+    write_costs(tmp_path, "ERM", "GPU B", **keys)
+    results = collect(tmp_path, methods=["oracle"], columns=measures.NAMES)
+
+    frame = results.columns.set_index(["algorithm", "column", "device"])
+    steps = [1, 100, 100]  # checkpoints at 0, 100 and 200
+    hours = sum(np.dot(of_job, steps) for of_job in seconds.values()) / 3600
+    per_step = np.mean([np.mean(of_job[1:]) for of_job in seconds.values()])
+    expected = {
+        "step-seconds": per_step,
+        "training-hours": hours,
+        "evaluation-hours": 4 * 3 * 9.0 / 3600,
+        "memory": 7.5,
+    }
+    for column, figure in expected.items():
+        assert frame.loc[("CARFT", column, "GPU A"), "mean"] == pytest.approx(figure, abs=1e-9)
+        assert np.isnan(frame.loc[("CARFT", column, "GPU B"), "mean"])
+        assert frame.loc[("CARFT", column, "GPU B"), "missing"] == ""
+    assert frame.loc[("ERM", "parameters", ""), "mean"] == 12_345
+
+    header = results.document.grids[0].header
+    assert "s/step, GPU A" in header and "s/step, GPU B" in header
+    assert "Costs were measured on GPU A; GPU B." in results.as_dict()["caption"]
+
+
+def test_a_row_of_two_devices_is_never_averaged_over_them(tmp_path):
+    seconds = write_costs(tmp_path, "CARFT", "GPU A")
+    job = tmp_path / "CARFT-GPU A-3"
+    collect_sweeps.change_records(job, lambda record: {**record, "device": "GPU B"})
+    results = collect(tmp_path, methods=["oracle"], columns=["step-seconds"])
+
+    means = results.columns.set_index("device")["mean"]
+    of_jobs = [np.mean(of_job[1:]) for of_job in seconds.values()]
+    assert means["GPU A"] == pytest.approx(np.mean(of_jobs[:3]), abs=1e-9)
+    assert means["GPU B"] == pytest.approx(of_jobs[3], abs=1e-9)
+
+
+def test_foreign_records_without_costs_have_x_that_names_the_keys(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], choices=1)
+    columns = ["step-seconds", "evaluation-hours", "parameters"]
+    results = collect(tmp_path, methods=["oracle"], columns=columns)
+
+    grid = results.document.grids[0]
+    assert grid.rows == [["ERM", "X [1]", "X [2]", "X [3]"]]
+    assert grid.notes[0] == "[1] the records have no step_time."
+    assert set(results.columns["device"]) == {cost.UNKNOWN_DEVICE, ""}

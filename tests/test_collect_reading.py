@@ -239,7 +239,8 @@ def test_a_folder_without_a_complete_record_is_named_and_strict_fails(tmp_path, 
 
 def test_mutated_records_and_manifests_raise_no_traceback(tmp_path, capsys):
     """Not one ends in a traceback, or moves the terminal; benchmarks/hostile.py tries more."""
-    hostile, draw = collect_sweeps.benchmark("hostile"), random.Random(1)
+    hostile = collect_sweeps.benchmark("hostile")
+    draw = random.Random(1)
     for number in range(30):
         folder = tmp_path / str(number)
         collect_sweeps.launch(folder, targets=(0,), hparams=('{"lr": 0.1}',))
@@ -253,7 +254,8 @@ def test_mutated_records_and_manifests_raise_no_traceback(tmp_path, capsys):
             ["sweep", "status"],
             ["diff", str(folder)],
         ):
-            status, printed = cli.main([*words, str(folder)]), capsys.readouterr()
+            status = cli.main([*words, str(folder)])
+            printed = capsys.readouterr()
             assert status == 0 or (status in (1, 2) and printed.err.startswith("carft: "))
             assert not set(hostile.ESCAPE[:1] + hostile.ESCAPE[-2:]) & set(
                 printed.out + printed.err

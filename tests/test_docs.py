@@ -4,6 +4,7 @@ import configparser
 import re
 from pathlib import Path
 
+from domainbed_carft import process_variables
 from domainbed_carft.method import hparams
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -15,6 +16,11 @@ def test_every_hparam_is_documented_and_no_other():
 
     documented = re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)
     assert documented == [h.name for h in hparams.HPARAMS]
+
+
+def test_the_page_of_process_variables_has_the_table_of_the_code():
+    text = (ROOT / "docs" / "variables.md").read_text(encoding="utf-8")
+    assert process_variables.as_markdown() in text
 
 
 def test_links_between_the_documents_lead_somewhere():

@@ -76,7 +76,6 @@ def train(checkout: Path, home: Path, algorithm: str, *arguments: str) -> Any:
         *no_data,
         *arguments,
         cwd=checkout,
-        path=[write_start_hook(home.parent / "hook"), REPO],
         HOME=str(home),
     )
 
@@ -317,7 +316,8 @@ def test_the_harness_passes_all_checks(tmp_path: Path) -> None:
 
 def test_a_foreign_checkout_passes_and_damaged_weights_are_noted(tmp_path: Path) -> None:
     text = module_text("algorithms", "harness") + "class CLIPZeroShot(Algorithm):\n    pass\n"
-    root = write_checkout(tmp_path / "host", "harness", modules={"algorithms": text})
+    modules = {"algorithms": text, "__init__": ""}  # without the flag of our harness
+    root = write_checkout(tmp_path / "host", "harness", modules=modules)
     write_files(tmp_path / "home" / ".cache" / "clip", {"RN50.pt": "half of it"})
 
     findings = examine(sys.executable, tmp_path, cwd=root)

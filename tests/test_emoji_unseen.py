@@ -15,7 +15,6 @@ from pathlib import Path
 
 import collect_sweeps
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -24,7 +23,7 @@ from domainbed_carft.data import benchmarks, emoji, emoji_styles, verify
 from domainbed_carft.data.emoji_styles import FAMILY_SEEN, NEVER_SEEN, SEEN
 from domainbed_carft.method import hparams, prompts
 from domainbed_carft.plugin import data_sets
-from domainbed_carft.results import collection, paired, selection, suites
+from domainbed_carft.results import against_one, collection, paired, selection, suites
 from domainbed_carft.suites import catalogue, records
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
@@ -339,16 +338,14 @@ def test_a_clustered_error_is_the_usual_one_for_units_of_one_value():
     assert paired.clustered_error(values, ["a"] * 9) is None
 
 
-def test_methods_have_the_usual_error_but_for_families(tmp_path):
-    methods = collect_sweeps.benchmark("methods")
-    index = pd.MultiIndex.from_product([["EmojiStyles"], range(4), range(5)])
-    gap = pd.Series(np.random.default_rng(0).normal(size=20), index=index)
-    assert methods.standard_error(gap) == pytest.approx(gap.sem())
-    unseen = pd.Series(
-        gap.to_numpy(), pd.MultiIndex.from_product([["EmojiUnseen"], range(4), range(5)])
-    )
-    units = ["emojione"] * 15 + ["fxemoji"] * 5
-    assert methods.standard_error(unseen) == paired.clustered_error(unseen.to_list(), units)
+def test_the_styles_of_a_family_are_one_environment_of_a_test():
+    pairs = {
+        ("EmojiUnseen", target, trial): 5.0 * target + trial
+        for target in range(4)
+        for trial in range(2)
+    }
+    assert against_one.unit_means(pairs, "environment") == [5.5, 15.5]
+    assert against_one.unit_means(pairs, "pair") == list(pairs.values())
 
 
 def test_the_contamination_table_compares_gains_by_group(tmp_path):

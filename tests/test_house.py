@@ -7,16 +7,18 @@ import re
 import sys
 from pathlib import Path
 
-from domainbed_carft import plugin
+from domainbed_carft import plugin, process_variables
 from domainbed_carft.plugin import hooked_modules
 
 REPO = Path(__file__).parents[1]
 PACKAGE = "domainbed_carft"
 HARNESS = "third_party/domainbed"
+PROCESS_START = "domainbed.lib.process_start"
 
 # Each may use all below it; rooms of one floor do not know each other.
 FLOORS = (
-    ("text", "machine", "version"),
+    ("process_variables",),
+    ("text", "questions", "machine", "version"),
     ("errors",),
     ("files",),
     ("data", "jobs"),
@@ -31,7 +33,21 @@ FLOORS = (
 FLOOR_NUMBERS = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # What the harness may stand on; it reaches the algorithms only as any host does.
-GROUND = ("data", "jobs", "files", "text", "errors", "machine", "pictures")
+GROUND = (
+    "data",
+    "jobs",
+    "files",
+    "text",
+    "questions",
+    "errors",
+    "machine",
+    "pictures",
+    "process_variables",
+)
+
+# They name process variables themselves: every interpreter start loads the one, and the other is
+# the only one that knows of its variable.
+NAMING_VARIABLES = {f"{PACKAGE}.process_variables", f"{PACKAGE}.plugin", PROCESS_START}
 
 LONGEST_FILE = 300  # lines
 
@@ -112,7 +128,36 @@ def test_the_start_hook_loads_few_modules() -> None:
 
     statements = ast.parse(module.read_text(encoding="utf-8")).body
     assert not [node.module for node in statements if isinstance(node, ast.ImportFrom)]
-    assert plugin.SWITCH == hooked_modules.SWITCH
+    assert plugin.SWITCH == hooked_modules.SWITCH == process_variables.DISABLE.name
+
+
+def named_variables(path: Path) -> set[str]:
+    """The process variables of ours that a file names in its texts, except in docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docstrings = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    texts = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and id(node) not in docstrings
+    ]
+    return {*re.findall(r"DOMAINBED_[A-Z][A-Z_]*", " ".join(texts))}
+
+
+def test_process_variables_are_named_in_their_table_only() -> None:
+    modules = {**MODULES, **sources(HARNESS)}
+    naming = {module: named_variables(path) for module, path in modules.items()}
+    naming = {module: names for module, names in naming.items() if names}
+
+    assert naming.keys() == NAMING_VARIABLES
+    in_table = [variable.name for variable in process_variables.ALL]
+    assert set().union(*naming.values()) == {*in_table}
+    assert len(in_table) == len({*in_table})
 
 
 def test_the_harness_imports_only_the_lowest_rooms() -> None:

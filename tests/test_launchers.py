@@ -81,7 +81,9 @@ def test_jobs_use_this_interpreter_and_their_own_variables(tmp_path):
 
 @pytest.mark.parametrize("name", ["local", "pool"])
 def test_a_job_that_fails_three_times_is_given_up_with_its_reason(name, tmp_path, capfd):
-    bad, good, wrong = tmp_path / "bad", tmp_path / "good", tmp_path / "wrong"
+    bad = tmp_path / "bad"
+    good = tmp_path / "good"
+    wrong = tmp_path / "wrong"
     words = "no \x1b]0;own flag"  # nothing for a terminal
     jobs = [command(bad, code="sys.exit(3)", words="no such picture"), command(good)]
     (final,) = run(name, [command(wrong, code="sys.exit(2)", words=words)])

@@ -7,7 +7,10 @@ import torch
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import objective
 
-M, K, N, D = 7, 5, 11, 32
+M = 7
+K = 5
+N = 11
+D = 32
 SCALE = 100.0
 
 

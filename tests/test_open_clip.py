@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import sys
+from pathlib import Path
 
 import numpy as np
 import open_clip_folders
@@ -118,25 +119,41 @@ def test_a_name_and_tag_give_the_tags_preprocessing(folders, monkeypatch, no_net
     assert loaded.preprocessing == Preprocessing(64, "bicubic", "squash")
 
 
-def test_a_repository_of_the_hub_is_read_from_its_cache(tmp_path):
-    """With its revision, and without a network, as on a node whose cache was copied."""
-    revision, repository = "0123456789" * 4, tmp_path / "hub" / "models--nobody--model"
-    place = repository / "snapshots" / revision
-    open_clip_folders.write(place, "gelu")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(revision)
-    code = (
-        "from domainbed_carft.clips import backbone\n"
-        "loaded = backbone.load('open_clip:hf-hub:nobody/model')\n"
-        "print(loaded.revision, loaded.digest, *loaded.tokenize(['a dog']).shape)\n"
-        "backbone.load('open_clip:hf-hub:else/model')\n"
-    )
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = warm.run("-c", code, env=environment)
-    digest = weights.sha256(place / "open_clip_model.safetensors")
+REVISION = "0123456789" * 4
+READ_FROM_THE_HUB = """
+from domainbed_carft.clips import backbone
+loaded = backbone.load("open_clip:hf-hub:nobody/gelu")
+print(loaded.revision, loaded.digest, *loaded.tokenize(["a dog"]).shape)
+print(backbone.load("open_clip:hf-hub:nobody/siglip").tokenize(["the dog"]).tolist())
+backbone.load("open_clip:hf-hub:else/model")
+"""
 
-    assert done.stdout.split() == [revision, digest, "1", "77"]
-    assert "of 'open_clip:hf-hub:else/model' could not be loaded" in done.stderr
+
+@pytest.fixture(scope="module")
+def hub(folders, tmp_path_factory):
+    """What READ_FROM_THE_HUB prints without a network, as on a node whose cache was copied."""
+    home = tmp_path_factory.mktemp("hub's cache")
+    for kind in ("gelu", "siglip"):
+        repository = home / "hub" / f"models--nobody--{kind}"
+        open_clip_folders.write(repository / "snapshots" / REVISION, kind)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(REVISION)
+
+    environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    return warm.run("-c", READ_FROM_THE_HUB, env=environment)
+
+
+def test_a_repository_of_the_hub_is_read_from_its_cache_with_its_revision(hub, folders):
+    folder = Path(folders["gelu"].removeprefix("open_clip:local-dir:"))
+    digest = weights.sha256(folder / "open_clip_model.safetensors")
+    assert hub.stdout.splitlines()[0].split() == [REVISION, digest, "1", "77"], hub.stderr
+    assert "of 'open_clip:hf-hub:else/model' could not be loaded" in hub.stderr
+
+
+def test_a_hub_repository_uses_its_own_tokenizer(hub, folders):
+    """Not the one that its open_clip_config.json names."""
+    local = backbone.load(folders["siglip"]).tokenize(["the dog"]).tolist()
+    assert hub.stdout.splitlines()[1] == str(local), hub.stderr
 
 
 OTHERS = ("CARFT", "LDIFS", "LipsumFT", "CLIPMIRO", "FLYP")  # what differs by the encoder

@@ -10,7 +10,9 @@ from test_algorithms import make, train
 from domainbed_carft.clips import backbone
 from domainbed_carft.method import activations, averages, peer_losses, text_encoder
 
-N, K, D = 6, 4, 5
+N = 6
+K = 4
+D = 5
 SMALL_RESNET = dict(
     embed_dim=32,
     image_resolution=64,
@@ -78,8 +80,10 @@ def test_the_margin_is_added_to_wrong_classes(normal):
 
 
 def test_l2_sp_equals_numpys_distance_of_weights(normal):
-    matrix, matrix_0 = normal(3, 2), normal(3, 2)
-    bias, bias_0 = normal(7), normal(7)
+    matrix = normal(3, 2)
+    matrix_0 = normal(3, 2)
+    bias = normal(7)
+    bias_0 = normal(7)
     pairs = list(zip(tensors(matrix, bias), tensors(matrix_0, bias_0)))
     expected = ((matrix - matrix_0) ** 2).sum() + ((bias - bias_0) ** 2).sum()
 
@@ -88,7 +92,8 @@ def test_l2_sp_equals_numpys_distance_of_weights(normal):
 
 
 def test_feature_distillation_equals_numpys_distance(normal):
-    f, f0 = normal(N, D), normal(N, D)
+    f = normal(N, D)
+    f0 = normal(N, D)
     expected = np.mean(2 - 2 * (unit(f) * unit(f0)).sum(axis=1))
     features, features_0 = tensors(f, f0)
     distance = peer_losses.feature_distance(features, features_0)
@@ -116,7 +121,8 @@ def test_ldifs_equals_numpys(normal, axis, dim):
 
 
 def test_lipsum_equals_numpys(normal):
-    f, f0 = normal(N, D), normal(N, D)
+    f = normal(N, D)
+    f0 = normal(N, D)
     u = normal(9, D)
     gaps = 20.0 * (unit(f) - unit(f0)) @ unit(u).T
     expected = np.mean([sum(gaps[n] ** 2) / (2 * 9) for n in range(N)])
@@ -162,7 +168,8 @@ def test_the_initial_miro_loss_is_that_of_its_variances(normal):
 
 @pytest.mark.parametrize("targets", ["same-class", "diagonal"])
 def test_flyp_equals_numpys_contrastive_loss(normal, targets):
-    f, t = unit(normal(N, D)), unit(normal(N, D))
+    f = unit(normal(N, D))
+    t = unit(normal(N, D))
     labels = np.arange(N) // 2
     logits = 10.0 * f @ t.T
     losses = []

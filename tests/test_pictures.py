@@ -22,7 +22,6 @@ from torchvision import transforms as T
 
 from domainbed_carft.data import emoji, picture_files
 from domainbed_carft.pictures import augmentation, loading, stages
-from domainbed_carft.pictures.host_transforms import plan_of
 from domainbed_carft.pictures.loading import decode
 from domainbed_carft.pictures.plan import Augmentation, PicturePlan
 from domainbed_carft.pictures.preprocessing import (
@@ -30,9 +29,10 @@ from domainbed_carft.pictures.preprocessing import (
     CLIP_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Preprocessing,
 )
 from domainbed_carft.pictures.protocols import plan_for
-from domainbed_carft.pictures.transforms import PlanTransform
+from domainbed_carft.pictures.transforms import PlanTransform, plan_of
 
 DECODED_BY_TORCHVISION = (
     "plain.jpg",
@@ -51,11 +51,11 @@ DECODED_BY_PILLOW = (
     "named.jpg",
 )
 PRESETS = [
-    ("domainbed", ""),
-    ("clip", "224 bicubic shortest"),
-    ("clip", "224 bilinear squash"),
-    ("wise-ft", "224 bicubic shortest"),
-    ("lipsum-ft", "224 bicubic shortest"),
+    ("domainbed", None),
+    ("clip", Preprocessing(224)),
+    ("clip", Preprocessing.from_hparam("224 bilinear squash")),
+    ("wise-ft", Preprocessing(224)),
+    ("lipsum-ft", None),
 ]
 
 
@@ -137,7 +137,7 @@ def test_upstreams_steps_are_the_plans_of_the_presets():
     assert plan_of(upstream) == training_plan and training_plan.draws
     assert pickle.loads(pickle.dumps(training_plan)) == training_plan
 
-    test_plan = plan_for("clip", 96, augment=False, preprocessing="96 bicubic shortest")
+    test_plan = plan_for("clip", 96, augment=False, preprocessing=Preprocessing(96))
     crop = T.Compose([T.Resize(96, T.InterpolationMode.BICUBIC), T.CenterCrop(96)])
     end = [T.ToTensor(), T.Normalize(CLIP_MEAN, CLIP_STD)]
     assert plan_of(T.Compose([*crop.transforms, *end])) == test_plan and not test_plan.draws
@@ -154,7 +154,7 @@ def test_a_plan_comes_back_from_its_transform_and_from_json(protocol, preprocess
         plan, resize=resize
     )
 
-    job_plan = dataclasses.replace(plan, path="fast", jitter="numba").for_model(
+    job_plan = dataclasses.replace(plan, mode="fast", jitter="numba").for_model(
         336, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     )
     assert PicturePlan.from_json(json.loads(json.dumps(job_plan.as_json()))) == job_plan
@@ -180,7 +180,7 @@ def test_a_transform_whose_steps_were_changed_has_the_plan_of_its_steps():
         ("mean", "abc"),
         ("std", [0.5, 0.0, 0.5]),
         ("std", [0.5, float("nan"), 0.5]),
-        ("path", "slow"),
+        ("mode", "slow"),
         ("jitter", ["numba"]),
         ("is_for_model", 1),
         ("augmentation", []),

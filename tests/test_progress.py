@@ -104,7 +104,8 @@ def test_a_sweep_into_a_pipe_prints_lines(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["local", "pool"])
 def test_a_pools_log_says_which_jobs_start_and_end(name, tmp_path, capfd):
-    good, bad = tmp_path / "good", tmp_path / "bad"
+    good = tmp_path / "good"
+    bad = tmp_path / "bad"
     code = "sys.exit(2)"
     run(name, [command(good), command(bad, code=code, words="no \x1b]0;own flag")])
     lines = capfd.readouterr().err.splitlines()

@@ -26,7 +26,9 @@ from domainbed_carft.pictures.preprocessing import CLIP_MEAN as MEAN
 from domainbed_carft.pictures.preprocessing import CLIP_STD as STD
 from domainbed_carft.runs import saved
 
-ENVIRONMENTS, CLASSES, PICTURES = ("line", "noto", "twemoji"), ("animal", "face", "food"), 12
+ENVIRONMENTS = ("line", "noto", "twemoji")
+CLASSES = ("animal", "face", "food")
+PICTURES = 12
 # Only with two environments as targets, so that the third one's jobs are missing.
 JOBS = [("CARFT", 0), ("CARFT", 1), ("CLIPFineTune", 0), ("CLIPFineTune", 1), ("CLIPZeroShot", 0)]
 HPARAMS = {
@@ -127,7 +129,8 @@ def classify(drawings, file, target):
 
 
 def test_counts_are_those_of_the_weights_that_were_selected(drawings, sweep, text):
-    target, environment = 0, ENVIRONMENTS[0]
+    target = 0
+    environment = ENVIRONMENTS[0]
     right = {}
     for name in ("CARFT", "CLIPFineTune"):
         file, record = file_of(sweep, name, target)

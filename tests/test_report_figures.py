@@ -25,8 +25,8 @@ def test_twenty_algorithms_differ_in_more_than_colour():
 
 def test_each_environments_bars_are_a_figure_if_there_are_many():
     names = lambda *words: "-".join(words)  # noqa: E731
-    rows = [Row(name, [Cell(50.0, 1.0, 2)] * 2, 50.0) for name in MANY]
-    table = Table("", "oracle", "PACS", ["A", "C"], rows, [])
+    rows = [Row(name, [Cell(50.0, 1.0, 2)] * 2, 50.0, shown=[]) for name in MANY]
+    table = Table("", "oracle", "PACS", ["A", "C"], rows, [], shown=[])
     styles = styles_of(MANY)
     (single,) = figures.bars(table._replace(rows=rows[:6]), styles, names)
 
@@ -43,8 +43,8 @@ def test_each_environments_bars_are_a_figure_if_there_are_many():
 
 
 def draw_bars(label="$x_1$ & <b>"):
-    rows = [Row(name, [Cell(50.0, 1.0, 2)], 50.0) for name in MANY[:4]]
-    table = Table("", "oracle", "PACS", [label], rows, [])
+    rows = [Row(name, [Cell(50.0, 1.0, 2)], 50.0, shown=[]) for name in MANY[:4]]
+    table = Table("", "oracle", "PACS", [label], rows, [], shown=[])
     (figure,) = figures.bars(table, styles_of(MANY), lambda *words: "name")
     return figure
 

@@ -14,7 +14,7 @@ import torch
 from domainbed import datasets
 from domainbed.lib import misc, preparation
 from domainbed.scripts import train
-from fake_checkout import REPO, module_text, run_python_with_torch, write_checkout
+from fake_checkout import module_text, run_python_with_torch, write_checkout
 from runs_jobs import ENVIRONMENTS, evaluated, train_job, write_pictures
 from torch.utils.data import DataLoader
 
@@ -251,7 +251,7 @@ def test_splits_of_a_foreign_checkout_are_reproduced(tmp_path):
     write_pictures(tmp_path / "data" / "Pets", count=5)
 
     def python(*arguments):
-        done = run_python_with_torch("-c", *arguments, cwd=tmp_path / "checkout", path=[REPO])
+        done = run_python_with_torch("-c", *arguments, cwd=tmp_path / "checkout")
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()[-1]
 

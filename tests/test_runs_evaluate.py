@@ -83,7 +83,9 @@ def test_each_splits_figures_equal_a_direct_computation(pets, capsys):
         with torch.no_grad():
             x, labels = next(iter(DataLoader(split.items, 64)))
             shares = run.algorithm.predict(x).double().softmax(1).numpy()
-        labels, confidence, predicted = labels.numpy(), shares.max(1), shares.argmax(1)
+        labels = labels.numpy()
+        confidence = shares.max(1)
+        predicted = shares.argmax(1)
         error = 0.0
         for m in range(1, 16):
             inside = (confidence > (m - 1) / 15) & (confidence <= m / 15)

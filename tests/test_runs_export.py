@@ -1,8 +1,6 @@
 """`carft export`: what it writes, as clip and open_clip themselves read it; what it refuses."""
 
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 import warm
 from conftest import TINY_SHAPE, random_clip
 from export_jobs import blocks, debug, exact
+from fake_checkout import run_python_with_torch
 from torch.nn.functional import cosine_similarity, normalize
 from torchvision.datasets.folder import default_loader
 
@@ -57,12 +56,7 @@ def test_the_cards_code_gives_the_predictions_of_the_run(library, files, run, tm
         expected = run.algorithm.predict(x)
     by_clip, by_open_clip, classify = blocks(files.readme.read_text(encoding="utf-8"))
     code = (by_clip if library == "clip" else by_open_clip) + classify + AFTERWARDS
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, "logits", *pictures],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = run_python_with_torch("-c", code, "logits", *pictures, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == run.classes[int(expected[0].argmax())]
 
@@ -144,7 +138,8 @@ def test_a_resnet_is_exported(tmp_path):
 @pytest.mark.parametrize("name", backbone.OPENAI_WEIGHTS)
 def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(name):
     config = open_clip.get_model_config(model_card.open_clip_name(name))
-    vision, text = config["vision_cfg"], config["text_cfg"]
+    vision = config["vision_cfg"]
+    text = config["text_cfg"]
     with torch.device("meta"):
         model = clip.model.CLIP(
             config["embed_dim"],

@@ -86,7 +86,8 @@ class Evil:
     ],
 )
 def test_nothing_in_a_weights_file_is_executed(tmp_path, write):
-    path, victim = tmp_path / "model.pkl", tmp_path / "executed"
+    path = tmp_path / "model.pkl"
+    victim = tmp_path / "executed"
     write(path, Evil(victim))
     with pytest.raises(CarftError, match="model.pkl.*may be code; nothing in") as raised:
         saved.open_run(path)

@@ -96,10 +96,12 @@ def test_soups_are_means_of_the_runs_that_validation_chose(runs, tmp_path, capsy
     for path, accuracy in validation.items():
         assert in_domain([path]) == pytest.approx(accuracy)
 
-    chosen, best = [], -1.0
+    chosen = []
+    best = -1.0
     for path in sorted(validation, key=lambda path: -validation[path]):
         if (reached := in_domain([*chosen, path])) > best:
-            chosen, best = [*chosen, path], reached
+            chosen = [*chosen, path]
+            best = reached
     assert by_kind["greedy"]["runs"] == chosen
     assert by_kind["greedy"]["in_domain"] == pytest.approx(best)
 
@@ -138,7 +140,8 @@ def test_pictures_of_a_soup_are_not_augmented(runs, tmp_path, capsys):
     for split in soup_splits:
         as_trained = by_name[split.name].items
         assert torch.equal(split.items[0][0], as_trained[0][0]) == split.is_target
-        part, position = split.items._items, 0
+        part = split.items._items
+        position = 0
         while hasattr(part, "indices"):
             part, position = part.dataset, part.indices[position]
         path, _ = part.samples[position]
@@ -239,7 +242,8 @@ def test_a_soup_describes_itself_without_settings_of_its_runs(runs, tmp_path, ca
     assert evaluated(capsys, file)["soup"] == contents[0]["soup"]
 
     written = export.export(saved.open_run(file), tmp_path / "soup.pt")
-    card, page = json.loads(written.card.read_text()), written.readme.read_text()
+    card = json.loads(written.card.read_text())
+    page = written.readme.read_text()
     assert card["run"]["soup"] == contents[0]["soup"] and card["run"]["command"] is None
     assert {"seed", "steps"} <= card["run"].keys()
     assert card["run"]["seed"] is card["run"]["steps"] is card["run"]["step"] is None

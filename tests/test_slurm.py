@@ -203,3 +203,46 @@ def test_a_requeued_job_resumes_to_the_same_weights(tmp_path):
 
     wait_for((outs[1] / folder.name / "attempts.jsonl").exists)
     assert_same_outcome(folder, outs[1] / folder.name)
+
+
+SEARCH = """
+name: search
+datasets: [EmojiStyles]
+algorithms: [CARFT]
+trials: 1
+steps: 2
+test_environments: [line]
+hparams: {batch_size: 4, warmup_steps: 0, total_steps: 2}
+search: {values: {lr: [1e-4, 1e-3]}, choose_on: {trials: {from: 5, n: 1}}}
+"""
+
+
+@pytest.mark.slow
+def test_a_small_job_submits_the_second_stage_after_the_first(tmp_path):
+    (tmp_path / "search.yaml").write_text(SEARCH)
+    out = tmp_path / "it's out"
+    words = ["launch", tmp_path / "search.yaml", "--output_dir", out, *SLURM]
+    launched = carft(*words)
+    assert launched.returncode == 0, launched.stderr
+    assert "submits the second stage when these have ended" in launched.stdout
+    assert "There is nothing to launch." in carft(*words).stdout
+    small_jobs = [jobs for jobs in launched_in(out) if "second-stage" in jobs]
+    assert len(small_jobs) == 1  # the second launch has submitted no other
+
+    wait_for(lambda: look(out)["counts"]["done"] == 3, 400)
+    search = look(out)["search"]
+    assert search["first_stage"]["done"] == 2 and search["second_stage"]["done"] == 1
+    assert search["command"] is None and search["chosen"][0]["members"] == 2
+
+
+def test_cancel_ends_the_small_job_of_the_second_stage_too(tmp_path):
+    (tmp_path / "search.yaml").write_text(SEARCH.replace("steps: 2", "steps: 100000"))
+    out = tmp_path / "out"
+    launched = carft("launch", tmp_path / "search.yaml", "--output_dir", out, *SLURM)
+    assert launched.returncode == 0, launched.stderr
+
+    cancelled = carft("cancel", out, "--yes")
+    assert "3 SLURM jobs cancelled" in cancelled.stdout
+    jobs = [name for jobs in launched_in(out) for name in jobs.values() if name]
+    wait_for(lambda: not slurm_cluster.states(jobs))
+    assert look(out)["counts"]["done"] == 0

@@ -206,6 +206,8 @@ def test_the_comment_of_each_shipped_sweep_states_its_cost(path):
     assert declaration.name == path.stem and declaration.description
 
     jobs = declaration.jobs("D", Path("/nowhere"))
+    if declaration.has_stages:
+        jobs += declaration.repeated_jobs("D", Path("/nowhere"), chosen=())
     statuses = [states.status(job, declaration.facts) for job in jobs]
     *_, total = costs.costs(statuses, declaration.facts).values()
     comment = " ".join(

@@ -48,7 +48,8 @@ class Program(torch.nn.Module):
 def hostile(tmp_path, monkeypatch):
     """The archive of a program, which is not run by the test."""
     monkeypatch.chdir(tmp_path)
-    path, victim = tmp_path / "original.pt", tmp_path / "victim"
+    path = tmp_path / "original.pt"
+    victim = tmp_path / "victim"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.script(Program()).save(str(path))
@@ -145,9 +146,12 @@ def test_every_reader_refuses_flipped_bits_and_code(reader):
 
 def test_damaged_files_are_refused_or_read_unchanged(tmp_path):
     """benchmarks/hostile.py tries more."""
-    draw, path, state = random.Random(1), tmp_path / "x.pt", {"a": torch.rand(500), "b": ["c"] * 9}
+    draw = random.Random(1)
+    path = tmp_path / "x.pt"
+    state = {"a": torch.rand(500), "b": ["c"] * 9}
     torch.save(state, path)
-    whole, refused = path.read_bytes(), 0
+    whole = path.read_bytes()
+    refused = 0
     for number in range(200):
         content = bytearray(whole)
         content[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed_carft import files
-from domainbed_carft.errors import CarftError
+from domainbed_carft.cli import table_options
+from domainbed_carft.cli.table_options import some_of
+from domainbed_carft.errors import CarftError, Problem
 from domainbed_carft.jobs.record_lines import describe_warnings
 from domainbed_carft.jobs.setting import KINDS
 from domainbed_carft.results.method_names import METHOD_NAMES
@@ -23,21 +25,6 @@ INCOMPLETE = 3  # exit status of --strict
 # As a module that takes a while to load has them, which a test compares.
 FORMATS = ("text", "markdown", "csv", "json", "latex")
 LATEX_TABLE = "latex-table"
-ERRORS = ("domainbed", "sample", "std")
-DEFAULT_COLUMNS = ("environments", "average")
-COLUMNS = (
-    *DEFAULT_COLUMNS,
-    "out-of-domain",
-    "worst",
-    "in-domain",
-    "step-seconds",
-    "training-hours",
-    "evaluation-hours",
-    "memory",
-    "parameters",
-    "jobs",
-    "draws",
-)
 
 
 def add_to(commands: Any) -> None:
@@ -67,23 +54,7 @@ def _add_collect(commands: Any) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write here instead of printing"
     )
-    shown = parser.add_mutually_exclusive_group()
-    shown.add_argument(
-        "--columns",
-        type=some_of(COLUMNS),
-        action="extend",
-        metavar="COLUMN,...",
-        help=f"columns of the tables, separated by commas: {', '.join(COLUMNS)} "
-        f"(default: {','.join(DEFAULT_COLUMNS)})",
-    )
-    shown.add_argument("--full", action="store_true", help="show all columns")
-    parser.add_argument(
-        "--error",
-        choices=ERRORS,
-        default=ERRORS[0],
-        help="what stands behind a mean: DomainBed's standard error (divisor n), that of a sample "
-        "(divisor n - 1), or the standard deviation (default: domainbed)",
-    )
+    table_options.add_to(parser)
     parser.add_argument(
         "--strict",
         action="store_true",
@@ -105,6 +76,7 @@ def _add_report(commands: Any) -> None:
         "report", help="write a web page of a sweep's results: tables, figures, example pictures"
     )
     add_common(parser, _report)
+    table_options.add_to(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -173,19 +145,6 @@ def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None
     )
 
 
-def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
-    """A type for argparse: names with commas between. A list of words would swallow DIR."""
-
-    def parse(text: str) -> list[str]:
-        names = text.split(",")
-        if not {*names} <= {*choices}:
-            expected = f"one or more of {', '.join(choices)}, separated by commas"
-            raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
-        return names
-
-    return parse
-
-
 def _collect(arguments: argparse.Namespace) -> int:
     from domainbed_carft.results import formats
     from domainbed_carft.results.collect import collect
@@ -193,7 +152,6 @@ def _collect(arguments: argparse.Namespace) -> int:
     _require_one_table(arguments)
     files.require_output(arguments.output)
 
-    columns = COLUMNS if arguments.full else arguments.columns or DEFAULT_COLUMNS
     results = collect(
         arguments.folders,
         methods=arguments.select,
@@ -201,8 +159,12 @@ def _collect(arguments: argparse.Namespace) -> int:
         single_source=arguments.single_source,
         pair=arguments.paired,
         compare_published=bool(arguments.compare),
-        columns=columns,
+        columns=table_options.columns(arguments),
         error=arguments.error,
+        one_setting=arguments.one_setting,
+        by=arguments.by,
+        against=arguments.against,
+        power=arguments.power,
     )
     if arguments.format == LATEX_TABLE:
         text = _latex_table(results, arguments.names)
@@ -221,12 +183,17 @@ def _collect(arguments: argparse.Namespace) -> int:
 
 def _require_one_table(arguments: argparse.Namespace) -> None:
     """Raise CarftError for options that ask more of a format than it holds."""
-    if arguments.format == "csv" and arguments.compare and arguments.paired:
-        raise CarftError("--format csv holds one table; use either --compare or --paired")
-    if arguments.format == LATEX_TABLE and (arguments.compare or arguments.paired):
+    more_tables = table_options.more_tables(arguments)
+    if arguments.format == "csv" and len(more_tables) > 1:
+        problem = Problem(
+            f"--format csv holds one table; {' and '.join(more_tables)} have one each",
+            remedy=f"use either {' or '.join(more_tables)}",
+        )
+        raise CarftError(problem)
+    if arguments.format == LATEX_TABLE and {*more_tables} & {*table_options.COMPARISONS}:
         raise CarftError(
-            "--format latex-table holds one table of accuracies; use --format latex for --compare "
-            "and --paired"
+            "--format latex-table holds one table of accuracies; use --format latex for "
+            f"{' and '.join(more_tables)}"
         )
     if arguments.names and arguments.format != LATEX_TABLE:
         raise CarftError(f"--names goes with --format latex-table, not {arguments.format}")
@@ -265,8 +232,18 @@ def _strict_status(defects: Mapping[str, int]) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.report.page import write_report
+    from domainbed_carft.report.page import PageTables, write_report
+    from domainbed_carft.results import power
+    from domainbed_carft.results.table_options import by_name
 
+    if arguments.power is not None:
+        power.require_difference(arguments.power, arguments.against)
+    tables = PageTables(
+        options=by_name(table_options.columns(arguments), arguments.error, arguments.one_setting),
+        by=arguments.by,
+        against=arguments.against,
+        power_difference=arguments.power,
+    )
     report = write_report(
         arguments.folders,
         arguments.output,
@@ -274,6 +251,7 @@ def _report(arguments: argparse.Namespace) -> None:
         ignored=arguments.ignore,
         single_source=arguments.single_source,
         pair=arguments.examples,
+        tables=tables,
         n_examples=0 if arguments.no_examples else max(0, arguments.n_examples),
         data_dir=arguments.data_dir,
     )

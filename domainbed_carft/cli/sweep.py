@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed_carft.cli import sweep_launch
-from domainbed_carft.text import confirm, printable, quantity
+from domainbed_carft.questions import confirm
+from domainbed_carft.text import printable, quantity
 
 if TYPE_CHECKING:
     from domainbed_carft.sweep.states import SweepState

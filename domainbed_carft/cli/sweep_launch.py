@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from domainbed_carft import process_variables
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.launchers.options import OPTIONS
-from domainbed_carft.text import confirm, printable, quantity
+from domainbed_carft.questions import confirm
+from domainbed_carft.text import printable, quantity
 
 if TYPE_CHECKING:
     from domainbed_carft.sweep.launch_plan import LaunchPlan
@@ -49,20 +51,20 @@ def _add_launch_flags(parser: Any) -> None:
         "--keep_weights",
         choices=("both", "last", "best", "none"),
         help="weights to keep: last, best in validation, both or none (default: "
-        "$DOMAINBED_KEEP_WEIGHTS, else both)",
+        f"${process_variables.KEEP_WEIGHTS.name}, else both)",
     )
     add(
         "--pictures",
         choices=("fast", "pillow"),
         help="how files become batches: fast, or pillow by upstream's transforms, from which the "
-        "fast ones differ by rounding (default: $DOMAINBED_PICTURES, else fast)",
+        f"fast ones differ by rounding (default: ${process_variables.PICTURES.name}, else fast)",
     )
     add(
         "--picture_cache",
         metavar="SIZE",
         help="how much of the decoded pictures to keep on each machine's local disk, such as 8G; 0 "
-        "for nothing (default: $DOMAINBED_PICTURE_CACHE, else a quarter of the memory, at most 8G, "
-        "under SLURM nothing)",
+        f"for nothing (default: ${process_variables.PICTURE_CACHE.name}, else a quarter of the "
+        "memory, at most 8G, under SLURM nothing)",
     )
 
 
@@ -80,8 +82,8 @@ def _add_evaluation_flags(parser: Any) -> None:
         "--skip_training_in_splits",
         action="store_true",
         default=None,
-        help="do not evaluate them (default: $DOMAINBED_SKIP_TRAINING_IN_SPLITS, else as the sweep "
-        "was begun; new sweeps skip them)",
+        help=f"do not evaluate them (default: ${process_variables.SKIP_TRAINING_IN_SPLITS.name}, "
+        "else as the sweep was begun; new sweeps skip them)",
     )
     parser.add_argument(
         "--log",
@@ -89,7 +91,8 @@ def _add_evaluation_flags(parser: Any) -> None:
         choices=("tensorboard", "wandb"),
         metavar="NAME",
         default=(),
-        help="also log scalars to tensorboard, wandb or both (default: $DOMAINBED_LOG)",
+        help="also log scalars to tensorboard, wandb or both (default: "
+        f"${process_variables.LOG.name})",
     )
 
 

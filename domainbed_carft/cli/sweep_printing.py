@@ -11,7 +11,7 @@ from domainbed_carft import files
 from domainbed_carft.cli.run_texts import percent
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, Problem
-from domainbed_carft.results import alignment, selection
+from domainbed_carft.results import alignment_scores, selection
 from domainbed_carft.results.calibration import ECE_BINS
 from domainbed_carft.results.run_figures import SplitFigures
 from domainbed_carft.runs import SOME_SKIPPED
@@ -24,7 +24,7 @@ from domainbed_carft.runs.sweep_evaluation import (
 from domainbed_carft.text import limited, printable, quantity, table
 
 # Of a run only.
-_FLAGS_OF_RUNS = ("which", "suite", "clip")
+_FLAGS_OF_RUNS = ("which", "suite", "clip", "retained")
 
 
 def _scaled_ece(figures: SplitFigures) -> float | None:
@@ -56,8 +56,8 @@ _COLUMNS: Sequence[
     ("NLL/T", _scaled_nll, _number),
     ("Brier", lambda figures: figures.calibration.brier, _number),
     ("Brier/T", _scaled_brier, _number),
-    ("gained", lambda figures: figures.flips.gained / figures.split.pictures, percent),
-    ("lost", lambda figures: figures.flips.lost / figures.split.pictures, percent),
+    ("gained", lambda figures: figures.gained, percent),
+    ("lost", lambda figures: figures.lost, percent),
     ("aligned", lambda figures: figures.alignment.aligned, percent),
     ("unaligned", lambda figures: figures.alignment.unaligned, percent),
 )
@@ -165,5 +165,5 @@ def _legend(threshold: float) -> list[str]:
         "the out-splits of the training environments.",
         "gained, lost (%): pictures that only the run, or only zero-shot CLIP predicts correctly.",
         f"aligned, unaligned: accuracy (%) of pictures with an alignment score from {threshold:g} "
-        f"to {alignment.HIGHEST:g}, and from {alignment.LOWEST:g} to {threshold:g}.",
+        f"to {alignment_scores.HIGHEST:g}, and from {alignment_scores.LOWEST:g} to {threshold:g}.",
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,6 @@ _HEADER = (
     "Accuracy",
     "Folder",
 )
-_LONGEST_VALUE = 40  # of a hyperparameter, such as a list of contexts
 
 
 def add_to(commands: Any) -> None:
@@ -86,64 +84,21 @@ def _print_tables(entries: Sequence[BestHparams]) -> None:
 
 
 def _table_text(entries: Sequence[BestHparams], dataset_titles: Mapping[str, str]) -> str:
-    """The table of one method and setting; what all rows share stands above it, once.
+    """The table of one method and setting; what all rows share stands above it, once."""
+    from domainbed_carft.sweep import chosen_runs
 
-    The chosen values of a search are in each row, whether or not they are the default.
-    """
-    changed = [_changed_hparams(entry) for entry in entries]
-    searched = {name for entry in entries for name in entry.values}
-    shared = {
-        name: value
-        for name, value in changed[0].items()
-        if name not in searched
-        and all(name in hparams and hparams[name] == value for hparams in changed)
-    }
-
-    rows = []
-    for entry, hparams in zip(entries, changed, strict=True):
-        own_hparams = {name: value for name, value in hparams.items() if name not in shared}
-        rows.append([dataset_titles[entry.dataset], *_cells(entry, entry.values | own_hparams)])
-
-    text = table(_HEADER, rows)
-    return f"In all rows: {_hparams_text(shared)}\n{text}" if shared else text
-
-
-def _changed_hparams(entry: BestHparams) -> dict[str, Any]:
-    """The hyperparameters of the run that differ from the defaults."""
-    from domainbed_carft.sweep import hparam_defaults
-
-    return hparam_defaults.changed_hparams(
-        algorithm=entry.algorithm,
-        dataset=entry.dataset,
-        recorded=entry.hparams,
-        hparams_set=entry.hparams_set,
-        is_drawn=entry.hparams_seed != 0,
-    )
-
-
-def _cells(entry: BestHparams, hparams: Mapping[str, Any]) -> list[str]:
-    """The cells of a row after the data set; ``hparams``: those that not all rows share."""
-    from domainbed_carft.results.document import format_accuracy
-
-    accuracy = None if entry.accuracy is None else 100 * entry.accuracy
-    return [
-        entry.algorithm,
-        entry.environment or "",
-        str(entry.trial_seed),
-        _hparams_text(hparams),
-        str(entry.step),
-        format_accuracy(100 * entry.validation_accuracy),
-        format_accuracy(accuracy),
-        entry.folders[0],
+    runs, shared = chosen_runs.describe(entries)
+    rows = [
+        [
+            dataset_titles[run.entry.dataset],
+            run.entry.algorithm,
+            run.entry.environment or "",
+            str(run.entry.trial_seed),
+            run.hparams,
+            *run.measured,
+            run.entry.folders[0],
+        ]
+        for run in runs
     ]
-
-
-def _hparams_text(hparams: Mapping[str, Any]) -> str:
-    """Names and values, as ``lr 0.0003, kl_weight 3``; a long value is cut."""
-    parts = []
-    for name, value in hparams.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        if len(text) > _LONGEST_VALUE:
-            text = f"{text[:_LONGEST_VALUE]}..."
-        parts.append(f"{name} {text}")
-    return printable(", ".join(parts))
+    text = table(_HEADER, rows)
+    return printable(f"In all rows: {shared}") + f"\n{text}" if shared else text

@@ -55,21 +55,22 @@ class ClipFacts(NamedTuple):
     preprocessing: Preprocessing
 
 
-def clip_facts(name: str) -> ClipFacts:
+def clip_facts(name: str, preprocessing: Preprocessing) -> ClipFacts:
     """The facts of a published CLIP or one of open_clip's, of which nothing is built.
 
-    Raises CarftError for an unknown name, a failed download, and a wrong SHA-256. A user's own file
-    (`is_own_file`) would have to be loaded for it.
+    ``preprocessing`` is what `preprocessing` returned for it. A user's own file (`is_own_file`)
+    would have to be loaded. Raises CarftError for an unknown name, a failed download, and a wrong
+    SHA-256.
     """
     if name.startswith(open_clip_models.PREFIX):
         path = open_clip_files.weights_file(name)
         revision = open_clip_files.revision_of(path)
-        return ClipFacts(weights.sha256(path), revision, preprocessing(name))
+        return ClipFacts(weights.sha256(path), revision, preprocessing)
 
     path, expected = locate(name)
     digest = weights.sha256(path)
     _require_published(name, path, digest, expected)
-    return ClipFacts(digest, "", preprocessing(name))
+    return ClipFacts(digest, "", preprocessing)
 
 
 def load(name: str) -> Backbone:

@@ -174,6 +174,18 @@ BENCHMARKS = {
 }
 
 
+def shortest_path(name: str) -> str:
+    """The shortest form of a path that is not mistaken for a data set's name.
+
+    ``pets/`` becomes ``./pets``; ``pets`` is a name and stays.
+    """
+    if os.sep not in name:
+        return name
+
+    path = os.path.normpath(name)
+    return path if os.sep in path else os.path.join(os.curdir, path)
+
+
 def dataset_titles(datasets: Iterable[str]) -> dict[str, str]:
     """What tables, reports and cards call each data set.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from domainbed_carft import files
+from domainbed_carft import files, process_variables
 from domainbed_carft.data import emoji_styles
 from domainbed_carft.errors import PassingError
 from domainbed_carft.files import weights
@@ -95,6 +95,6 @@ def _cached_folder(path: Path, fill: Callable[[Path], None]) -> Path:
         if not target.is_dir():  # else another job was faster, and its copy is as good
             raise PassingError(
                 f"the embedded pictures cannot be unpacked to {target}: {error}; set "
-                "DOMAINBED_CARFT_CACHE to a writable folder on a disk with free space"
+                f"{process_variables.CACHE.name} to a writable folder on a disk with free space"
             ) from error
     return target

@@ -21,10 +21,10 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from domainbed_carft import files, machine
+from domainbed_carft import files, machine, process_variables
 from domainbed_carft.doctor.findings import NOTE, OK, PROBLEM, Finding
 from domainbed_carft.doctor.import_errors import error_message, import_error, installation_command
-from domainbed_carft.plugin import SWITCH, Finder, finder, switched_off
+from domainbed_carft.plugin import SWITCH, Finder, switched_off
 from domainbed_carft.version import __version__
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -70,7 +70,7 @@ DEFAULT_BACKBONE_SIZE = "350 MB"
 # Remedies.
 FIX_ABOVE = "fix the problems above first"
 RUN_BY_HAND = "run python -X faulthandler -m domainbed_carft.doctor /dev/stdout to see more"
-CHOOSE_CACHE = "set DOMAINBED_CARFT_CACHE to a writable folder on a disk with free space"
+CHOOSE_CACHE = f"set {process_variables.CACHE.name} to a writable folder on a disk with free space"
 TRAIN_A_STEP = "carft doctor --train takes a step with it, on EmojiStyles"
 FIX_EXTENSION = "fix the cause that the warning names; domainbed_carft.register() shows a traceback"
 
@@ -94,7 +94,7 @@ def check_hook() -> Iterator[Finding]:
     if any(isinstance(hook, Finder) for hook in sys.meta_path):
         yield Finding("hook", OK, "active in a fresh interpreter")
     elif switched_off():
-        detail = f"not active: {SWITCH} is {os.environ[SWITCH]!r}"
+        detail = f"not active: {SWITCH} is {process_variables.DISABLE.read()!r}"
         yield Finding("hook", PROBLEM, detail, f"unset {SWITCH}")
     else:
         folders = ", ".join(site.getsitepackages())
@@ -130,6 +130,8 @@ def check_imports() -> Iterator[Finding]:
 
 def check_domainbed() -> Iterator[Finding]:
     """Which domainbed is found, whose it is, and the first of its modules that fails."""
+    from domainbed_carft.method.host_lookup import in_our_harness
+
     failed_module, error = _first_failing_host_module()
     spec = find_spec("domainbed")
     if spec is None:
@@ -139,7 +141,9 @@ def check_domainbed() -> Iterator[Finding]:
 
     locations = [*(spec.submodule_search_locations or ()), str(spec.origin)]
     path = os.path.abspath(locations[0])
-    is_harness = os.path.realpath(path) in map(os.path.realpath, finder.harness_folders())
+    is_harness = False
+    with contextlib.suppress(Exception):  # it may fail as a whole
+        is_harness = in_our_harness()
     owner = "ours, the harness" if is_harness else "foreign"
     yield Finding("domainbed", OK, f"{owner}: {path}")
 

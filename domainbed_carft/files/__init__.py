@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+from domainbed_carft import process_variables
 from domainbed_carft.errors import CarftError
 
 # What a process that was killed while it wrote leaves beside the file.
@@ -104,7 +105,7 @@ def require_output(path: Path | None, inputs: Iterable[Path | str | None] = ()) 
 def cache_folder() -> Path:
     """``$DOMAINBED_CARFT_CACHE``, else ``domainbed_carft`` in the user's cache folder."""
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    explicit = os.environ.get("DOMAINBED_CARFT_CACHE")
+    explicit = process_variables.CACHE.read()
     return Path(explicit or f"{caches}/domainbed_carft").expanduser()
 
 

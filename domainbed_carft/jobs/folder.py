@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from domainbed_carft import process_variables
 from domainbed_carft.errors import CarftError
 
 RECORDS = "results.jsonl"
@@ -33,7 +34,7 @@ UNCOUNTED_STATUSES = (HELD_ELSEWHERE, STOPPED, 130, -15, -10)
 WRONG_ARGUMENTS = 2  # trying again is useless
 
 # By this variable a launcher hands the lock that it holds to the job that it starts.
-LOCK_VARIABLE = "DOMAINBED_LOCK_FD"
+LOCK_VARIABLE = process_variables.LOCK_DESCRIPTOR.name
 
 
 class Holder(NamedTuple):
@@ -248,7 +249,7 @@ class JobFolder:
 
 def inherited() -> int | None:
     """The descriptor that a launcher has handed to this process."""
-    text = os.environ.get(LOCK_VARIABLE, "")
+    text = process_variables.LOCK_DESCRIPTOR.read()
     return int(text) if text.isdecimal() else None
 
 

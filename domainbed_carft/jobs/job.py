@@ -45,9 +45,13 @@ class Choice:
     member: int = 0
     values: str = ""
 
+    @property
+    def searched_values(self) -> dict[str, Any]:
+        """Searched hyperparameter -> its value; empty if nothing is searched."""
+        return dict(json.loads(self.values)) if self.values else {}
+
     def __str__(self) -> str:
-        values = json.loads(self.values) if self.values else {}
-        parts = [f"{name}={value}" for name, value in values.items()]
+        parts = [f"{name}={value}" for name, value in self.searched_values.items()]
         if self.hparams_seed or not parts:
             parts.insert(0, f"hparams_seed {self.hparams_seed}")
         return " ".join(parts)
@@ -92,19 +96,24 @@ class Job:
     """One call of train: its arguments without the folder, the folder, the variant's name.
 
     ``variant`` is the folder of the sweep that the job's folder lies in, "" for the sweep's own.
+    ``row_name``: what tables call the job's row, "" for the algorithm's name.
     """
 
     args: Mapping[str, Any]
     folder: Path
     variant: str = ""
     role: Role = Role()
+    row_name: str = ""
 
     @functools.cached_property
     def key(self) -> Key:
-        """The job's identity; raises KeyError and TypeError for arguments that name no job."""
+        """The job's identity; raises KeyError and TypeError for arguments that name no job.
+
+        Its algorithm is the ``row_name``, if the job has one.
+        """
         key = Key(
             dataset=self.args["dataset"],
-            algorithm=self.args["algorithm"],
+            algorithm=self.row_name or self.args["algorithm"],
             test_envs=frozenset(self.args["test_envs"]),
             trial=self.args["trial_seed"],
             choice=self.args["hparams_seed"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -132,6 +133,11 @@ def accuracies_needed(record: Any) -> set[str]:
     except (KeyError, TypeError):
         return set()
     return needed if is_whole else set()
+
+
+def is_broken_loss(name: str, value: Any) -> bool:
+    """Whether a recorded value is a loss that is not finite: the training has diverged by then."""
+    return "loss" in name and isinstance(value, float) and not math.isfinite(value)
 
 
 def is_step(step: Any) -> bool:

@@ -22,6 +22,7 @@ from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.record_lines import (
     NUMBERS,
     accuracies_needed,
+    is_broken_loss,
     is_step,
     keyed_records,
     parse_line,
@@ -215,7 +216,7 @@ def _steps_with_broken_weights(records: list[dict[str, Any]]) -> set[float]:
         for record in records
         if record["step"] >= start
         # Of other checkouts, which have no mark.
-        or (type(record.get("loss")) is float and not math.isfinite(record["loss"]))
+        or is_broken_loss("loss", record.get("loss"))
     }
 
 

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from domainbed_carft import text
+from domainbed_carft import process_variables, text
 from domainbed_carft.errors import CarftError, Place, Problem, raise_for
 from domainbed_carft.files import parsing, validation
 
 with contextlib.suppress(ModuleNotFoundError):  # `carft doctor` starts without, and says so
     from annotated_types import Ge, Gt  # of pydantic, which itself takes half a second to import
 
-VARIABLE = "DOMAINBED_CARFT_LAUNCHER"
+VARIABLE = process_variables.LAUNCHER_OPTIONS.name
 DEFAULT = "launchers.yaml"
 
 
@@ -118,8 +117,9 @@ def _as_problem(launcher: str, error: Mapping[str, Any]) -> Problem:
 
 def _read_file(launcher: str) -> dict[str, Any]:
     """The options of a launcher in the YAML file, if there is one; prints that it was read."""
-    path = Path(os.environ.get(VARIABLE) or DEFAULT).expanduser()
-    if not os.environ.get(VARIABLE) and not path.exists():
+    chosen_path = process_variables.LAUNCHER_OPTIONS.read()
+    path = Path(chosen_path or DEFAULT).expanduser()
+    if not chosen_path and not path.exists():
         return {}
 
     try:

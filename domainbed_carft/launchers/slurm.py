@@ -65,8 +65,11 @@ class Slurm:
 
         raise_for(self.problems(sweeps))
         previous_array = None
+        n_elements = sum(map(len, sweeps.values()))
         for sweep, elements in sweeps.items():
-            previous_array = self._submit(sweep, elements, previous_array)
+            last_array = self._submit(sweep, elements, previous_array)
+            # One after another, several arrays together have no more jobs at a time than the cap.
+            previous_array = last_array if n_elements > self.options.array_cap else None
 
     def problems(self, sweeps: Iterable[Path]) -> Iterator[str]:
         """Reasons why nothing can be submitted from here, or for jobs in the folders ``sweeps``."""

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from domainbed_carft.clips import backbone
+from domainbed_carft.machine import copy_to_device
 from domainbed_carft.method import peer_losses, prompts, text_encoder
 from domainbed_carft.method.activations import encode
 from domainbed_carft.method.clip_algorithm import CLIPAlgorithm
-from domainbed_carft.method.device import copy_to_device
 from domainbed_carft.method.micro_batches import MicroBatch
 
 

@@ -1,11 +1,10 @@
-"""The device that trains: the precision it computes in, and copies to it."""
+"""The device that trains: the precision it computes in."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from domainbed_carft.errors import CarftError, Problem
 
@@ -47,10 +46,3 @@ def resolve_amp(amp: str, device: DeviceFacts) -> str:
             remedy="set amp to 'off', or resume the job on a card on which it began in bf16",
         )
     )
-
-
-def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy of a small CPU tensor on ``device``; the CPU does not wait for it."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

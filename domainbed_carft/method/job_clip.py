@@ -50,10 +50,10 @@ def facts(hparams: Mapping[str, Any]) -> ClipFacts:
 
     A user's own file has to be loaded for it, and is kept for `load`. Raises as `backbone.load`.
     """
-    loaded = _job_clip(hparams).loaded
-    if loaded is None:
-        return backbone.clip_facts(hparams["clip_backbone"])
-    return ClipFacts(loaded.digest, loaded.revision, loaded.preprocessing)
+    job_clip = _job_clip(hparams)
+    if job_clip.loaded is None:
+        return backbone.clip_facts(job_clip.name, job_clip.preprocessing)
+    return ClipFacts(job_clip.loaded.digest, job_clip.loaded.revision, job_clip.preprocessing)
 
 
 def load(hparams: Mapping[str, Any]) -> Backbone:

@@ -14,8 +14,8 @@ from torch.func import functional_call
 
 from domainbed_carft.clips.backbone import TEXT_BATCH, Backbone
 from domainbed_carft.errors import CarftError
+from domainbed_carft.machine import copy_to_device
 from domainbed_carft.method import objective
-from domainbed_carft.method.device import copy_to_device
 
 # Of CLIP's vocabulary, whose words are all below START.
 START = 49406

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from domainbed_carft.machine import copy_to_device
 from domainbed_carft.pictures.augmentation import (
     BRIGHTNESS,
     CONTRAST,
@@ -37,9 +38,9 @@ def second_stage(pictures: Tensor, operations: BatchOperations) -> Tensor:
         *(np.flatnonzero(operations.order[:, turn] == number) for turn, number in steps),
         np.flatnonzero(operations.grey),
     ]
-    sent_positions = _send(torch.from_numpy(np.concatenate(positions)), pictures.device)
+    sent_positions = copy_to_device(torch.from_numpy(np.concatenate(positions)), pictures.device)
     flipped, *jittered, grey = sent_positions.split([len(array) for array in positions])
-    factors = _send(torch.from_numpy(operations.factors), pictures.device)
+    factors = copy_to_device(torch.from_numpy(operations.factors), pictures.device)
     factors = factors[:, :, None, None, None]
 
     x = pictures.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
@@ -52,15 +53,8 @@ def second_stage(pictures: Tensor, operations: BatchOperations) -> Tensor:
         x.index_copy_(0, grey, _luminance(x[grey]).expand(-1, 3, -1, -1))
 
     normalisation = torch.from_numpy(np.stack([operations.scale, operations.shift]))
-    scale, shift = _send(normalisation, pictures.device).view(2, 1, 3, 1, 1)
+    scale, shift = copy_to_device(normalisation, pictures.device).view(2, 1, 3, 1, 1)
     return x * scale + shift
-
-
-def _send(values: Tensor, device: torch.device) -> Tensor:
-    """``values`` on the device; the host waits for no other work there."""
-    if device.type == "cuda":
-        return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device)
 
 
 def _luminance(x: Tensor) -> Tensor:
@@ -109,7 +103,7 @@ def _adjust_hue(x: Tensor, steps: Tensor) -> Tensor:
     # Each channel is the value, less what its distance on the circle takes.
     sixths = (hue + steps).remainder(HUE_WRAP) * 6 / HUE_STEPS
     ahead = torch.tensor(SIXTHS_AHEAD, dtype=torch.float32).view(1, 3, 1, 1)
-    distance = (sixths + _send(ahead, x.device)).remainder(6)
+    distance = (sixths + copy_to_device(ahead, x.device)).remainder(6)
     loss = torch.minimum(distance, 4 - distance).clamp(0, 1)
     return (value - value * saturation * loss + 0.5).floor()
 

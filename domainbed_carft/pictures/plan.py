@@ -1,7 +1,7 @@
 """The picture plan: how files become the pictures of a batch, as data.
 
-`protocols` makes plans of settings, `host_transforms` of another host's transforms. `stages` and
-`transforms` carry them out; records and files of weights hold them as JSON.
+`protocols` makes plans of settings. `stages` carries them out by the batch, `transforms` picture by
+picture, as torchvision does. Records and files of weights hold them as JSON.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 Range = tuple[float, float]
 
-# Values of `PicturePlan.path`: by `stages`, or by the data set's own transform, which uses Pillow.
+# Values of `PicturePlan.mode`: by `stages`, or by the data set's own transform, which uses Pillow.
 FAST = "fast"
 PILLOW = "pillow"
-PATHS = (FAST, PILLOW)
+MODES = (FAST, PILLOW)
 
 JITTERS = ("torch", "numba", "pillow")  # what applies the colour jitter
 RESIZES = ("squash", "shortest")  # both sides; the shorter side, then the central square
@@ -54,9 +54,9 @@ class PicturePlan:
     mean: tuple[float, ...]  # of [0, 1], a channel
     std: tuple[float, ...]
     augmentation: Augmentation | None = None  # of test pictures None
-    path: str = PILLOW  # one of PATHS
+    mode: str = PILLOW  # one of MODES
     jitter: str = "pillow"  # one of JITTERS
-    is_for_model: bool = False  # whether size, mean and std are the model's, not the data set's
+    is_for_model: bool = False  # whether mean and std are the model's, not the data set's
 
     @property
     def draws(self) -> bool:
@@ -75,8 +75,8 @@ class PicturePlan:
 
     def describe(self) -> str:
         """The plan in a few words, for people: the value of the key ``pictures`` in records."""
-        if self.path != FAST:
-            return self.path
+        if self.mode != FAST:
+            return self.mode
         return f"{FAST}{JITTER_PART}{self.jitter}{MODEL_PART if self.is_for_model else ''}"
 
     def as_json(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ _PLAN_FITS: dict[str, Callable[[Any], bool]] = {
     "interpolation": INTERPOLATIONS.__contains__,
     "mean": _has_channels,
     "std": lambda std: _has_channels(std) and all(std),
-    "path": PATHS.__contains__,
+    "mode": MODES.__contains__,
     "jitter": JITTERS.__contains__,
     "is_for_model": lambda value: type(value) is bool,
 }

@@ -29,3 +29,9 @@ class Preprocessing(NamedTuple):
     def hparam_value(self) -> str:
         """What a data set has to know of it: the value of the hparam ``preprocessing``."""
         return f"{self.resolution} {self.interpolation} {self.resize}"
+
+    @classmethod
+    def from_hparam(cls, value: str) -> Preprocessing:
+        """What the hparam ``preprocessing`` says, such as "224 bicubic shortest"."""
+        resolution, interpolation, resize = value.split()
+        return cls(int(resolution), interpolation, resize)

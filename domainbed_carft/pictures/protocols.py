@@ -13,6 +13,7 @@ from domainbed_carft.pictures.preprocessing import (
     CLIP_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Preprocessing,
 )
 
 HOST = "host"  # the protocol of a host's own transforms
@@ -51,11 +52,13 @@ CLIP_PRESETS = tuple(_CLIP_AUGMENTATIONS)
 PRESETS = ("domainbed", *CLIP_PRESETS)
 
 
-def plan_for(protocol: str, size: int, augment: bool, preprocessing: str = "") -> PicturePlan:
+def plan_for(
+    protocol: str, size: int, augment: bool, preprocessing: Preprocessing | None = None
+) -> PicturePlan:
     """The plan of a preset for pictures of ``size`` pixels a side; of any other name, upstream's.
 
-    ``augment``: for training, not for test. ``preprocessing`` is the hparam of this name; all
-    presets but ``domainbed`` take from it how pictures are resized.
+    ``augment``: for training, not for test. All presets but ``domainbed`` resize test pictures as
+    the model's ``preprocessing`` does, by default OpenAI's.
     """
     if protocol not in CLIP_PRESETS:
         return PicturePlan(
@@ -67,11 +70,11 @@ def plan_for(protocol: str, size: int, augment: bool, preprocessing: str = "") -
             augmentation=_UPSTREAM if augment else None,
         )
 
-    interpolation, resize = preprocessing.split()[1:] or ("bicubic", "shortest")
+    preprocessing = preprocessing or Preprocessing(size)
     return PicturePlan(
         size=size,
-        resize=resize,
-        interpolation=interpolation,
+        resize=preprocessing.resize,
+        interpolation=preprocessing.interpolation,
         mean=CLIP_MEAN,
         std=CLIP_STD,
         augmentation=_CLIP_AUGMENTATIONS[protocol] if augment else None,

@@ -8,6 +8,7 @@ from typing import Any
 
 from domainbed_carft.pictures.clip_input import CLIPInput
 from domainbed_carft.pictures.plan import FAST, JITTER_PART, JITTERS, MODEL_PART, PicturePlan
+from domainbed_carft.pictures.preprocessing import Preprocessing
 from domainbed_carft.pictures.protocols import HOST, plan_for
 
 
@@ -33,17 +34,17 @@ def _plan_without_record(content: Mapping[str, Any], clip_input: CLIPInput) -> P
         hparams["protocol"],
         size=content["model_input_shape"][-1],
         augment=bool(hparams.get("data_augmentation", True)),
-        preprocessing=hparams["preprocessing"],
+        preprocessing=Preprocessing.from_hparam(hparams["preprocessing"]),
     )
     if hparams["protocol"] == HOST:
         mean, std = clip_input.data_normalisation()
         plan = dataclasses.replace(plan, mean=mean, std=std)
 
     words = str(content.get("pictures", ""))
-    path, _, jitter = words.removesuffix(MODEL_PART).partition(JITTER_PART)
-    if path != FAST or jitter not in JITTERS:
+    mode, _, jitter = words.removesuffix(MODEL_PART).partition(JITTER_PART)
+    if mode != FAST or jitter not in JITTERS:
         return plan
-    plan = dataclasses.replace(plan, path=FAST, jitter=jitter)
+    plan = dataclasses.replace(plan, mode=FAST, jitter=jitter)
     if words.endswith(MODEL_PART):
         preprocessing = clip_input.preprocessing
         plan = plan.for_model(plan.size, preprocessing.mean, preprocessing.std)

@@ -1,59 +1,194 @@
-"""A picture plan as a transform of torchvision, which data sets apply to Pillow's pictures."""
+"""Picture plans as torchvision's transforms, and what the transforms of other hosts do.
+
+No other module looks into the steps of a transform.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 from torchvision import transforms
 
-from domainbed_carft.pictures.plan import PicturePlan
+from domainbed_carft.pictures.plan import INTERPOLATIONS, N_CHANNELS, Augmentation, PicturePlan
+from domainbed_carft.pictures.preprocessing import IMAGENET_MEAN, Normalisation
+from domainbed_carft.pictures.protocols import plan_for
+
+# Of MultipleEnvironmentImageFolder in domainbed/datasets.py at b93c22a, ending in ImageNet's mean.
+UPSTREAM_STEPS = (
+    "Resize ToTensor Normalize",
+    "RandomResizedCrop RandomHorizontalFlip ColorJitter RandomGrayscale ToTensor Normalize",
+)
 
 
 class PlanTransform(transforms.Compose):
-    """The transform of a plan, from a Pillow picture to a normalised tensor (3, S, S)."""
+    """The transform of a plan, from a Pillow picture to a normalised tensor (3, S, S).
+
+    Its steps are made when somebody asks for the list ``transforms``, or applies it.
+    """
 
     def __init__(self, plan: PicturePlan) -> None:
-        super().__init__(_steps(plan))
         self._plan = plan
-        self._steps = tuple(self.transforms)
+        self._own_steps: tuple[Any, ...] = ()
+        self._transforms: list[Any] | None = None
 
     @property
     def plan(self) -> PicturePlan | None:
-        """The plan; None if somebody has changed the list of steps since."""
-        return self._plan if tuple(self.transforms) == self._steps else None
+        """The plan; None if somebody has changed the list of steps."""
+        is_changed = self._transforms is not None and tuple(self._transforms) != self._own_steps
+        return None if is_changed else self._plan
+
+    @property
+    def transforms(self) -> list[Any]:
+        """The steps, each a transform of torchvision."""
+        if self._transforms is None:
+            self._own_steps = tuple(_planned_steps(self._plan))
+            self._transforms = list(self._own_steps)
+        return self._transforms
+
+    @transforms.setter
+    def transforms(self, steps: list[Any]) -> None:
+        self._transforms = steps
 
 
-def _steps(plan: PicturePlan) -> list[Any]:
+def _planned_steps(plan: PicturePlan) -> Iterator[Any]:
     """The plan's steps, each a transform of torchvision."""
-    augmentation = plan.augmentation
-    crop_scale = augmentation.crop_scale if augmentation else None
-    steps = _resizing_steps(plan) if crop_scale is None else [_random_crop(plan)]
+    augmentation = plan.augmentation or Augmentation()
+    mode = transforms.InterpolationMode(plan.interpolation)
 
-    if augmentation and augmentation.flip_probability is not None:
-        steps.append(transforms.RandomHorizontalFlip(augmentation.flip_probability))
-    if augmentation and augmentation.jitter_ranges is not None:
-        brightness, contrast, saturation, hue = (
-            limits or 0 for limits in augmentation.jitter_ranges
-        )
-        steps.append(transforms.ColorJitter(brightness, contrast, saturation, hue))
-    if augmentation and augmentation.grey_probability is not None:
-        steps.append(transforms.RandomGrayscale(augmentation.grey_probability))
-    return [*steps, transforms.ToTensor(), transforms.Normalize(plan.mean, plan.std)]
+    if augmentation.crop_scale is not None:
+        scale = augmentation.crop_scale
+        ratio = augmentation.crop_ratio
+        yield transforms.RandomResizedCrop(plan.size, scale, ratio, interpolation=mode)
+    elif plan.resize == "squash":
+        yield transforms.Resize((plan.size, plan.size), mode)
+    else:
+        yield transforms.Resize(plan.size, mode)
+        yield transforms.CenterCrop(plan.size)
+
+    if augmentation.flip_probability is not None:
+        yield transforms.RandomHorizontalFlip(augmentation.flip_probability)
+    if augmentation.jitter_ranges is not None:
+        brightness, contrast, saturation, hue = augmentation.jitter_ranges
+        yield transforms.ColorJitter(brightness or 0, contrast or 0, saturation or 0, hue or 0)
+    if augmentation.grey_probability is not None:
+        yield transforms.RandomGrayscale(augmentation.grey_probability)
+
+    yield transforms.ToTensor()
+    yield transforms.Normalize(plan.mean, plan.std)
 
 
-def _random_crop(plan: PicturePlan) -> Any:
-    augmentation = plan.augmentation
-    assert augmentation
-    return transforms.RandomResizedCrop(
-        plan.size,
-        scale=augmentation.crop_scale,
-        ratio=augmentation.crop_ratio,
-        interpolation=transforms.InterpolationMode(plan.interpolation),
+def is_upstream(transform: Any) -> bool:
+    """Whether the steps are those of upstream, for training or for tests."""
+    plan = _known_plan(transform)
+    if plan is not None:
+        is_augmented = plan.augmentation is not None
+        return plan == plan_for("domainbed", plan.size, is_augmented)
+
+    steps = _steps(transform)
+    names = " ".join(type(step).__name__ for step in steps)
+    return names in UPSTREAM_STEPS and list(steps[-1].mean) == list(IMAGENET_MEAN)
+
+
+def normalisation_of(transform: Any) -> Normalisation | None:
+    """Mean and standard deviation of the last normalising step, if any shows."""
+    plan = _known_plan(transform)
+    if plan is not None:
+        return plan.mean, plan.std
+
+    steps = _steps(transform) or [transform]
+    normalising = [step for step in steps if hasattr(step, "mean") and hasattr(step, "std")]
+    if not normalising:
+        return None
+    last = normalising[-1]
+    return tuple(map(float, last.mean)), tuple(map(float, last.std))
+
+
+def plan_of(transform: Any) -> PicturePlan | None:
+    """The plan of a transform like ours and upstream's; None of any other.
+
+    A transform with a step that is not known here has no plan; Pillow applies it as it is. A
+    random crop does not tell how test pictures are resized: their plan squashes.
+    """
+    plan = _known_plan(transform)
+    if plan is None and type(transform) in (transforms.Compose, PlanTransform):
+        return _recognised_plan(_steps(transform))
+    return plan
+
+
+def _known_plan(transform: Any) -> PicturePlan | None:
+    """The plan that a transform was made of, if it was, and nobody has changed its steps."""
+    return transform.plan if type(transform) is PlanTransform else None
+
+
+def _steps(transform: Any) -> Sequence[Any]:
+    steps: Sequence[Any] = getattr(transform, "transforms", ())
+    return steps
+
+
+def _recognised_plan(steps: Sequence[Any]) -> PicturePlan | None:
+    remaining_steps = list(steps)
+
+    def take(kind: type) -> Any:
+        is_next = remaining_steps and type(remaining_steps[0]) is kind
+        return remaining_steps.pop(0) if is_next else None
+
+    crop = take(transforms.RandomResizedCrop)
+    resize = take(transforms.Resize)
+    centre = take(transforms.CenterCrop)
+    flip = take(transforms.RandomHorizontalFlip)
+    colours = take(transforms.ColorJitter)
+    grey = take(transforms.RandomGrayscale)
+    to_tensor = take(transforms.ToTensor)
+    normalise = take(transforms.Normalize)
+    has_all_parts = to_tensor and normalise and (crop is None) != (resize is None)
+    if remaining_steps or not has_all_parts:
+        return None
+
+    square = _square(crop, resize, centre)
+    interpolation = (crop or resize).interpolation.value
+    channels = {len(normalise.mean), len(normalise.std)}
+    if square is None or interpolation not in INTERPOLATIONS or channels != {N_CHANNELS}:
+        return None
+
+    augmentation = Augmentation(
+        crop_scale=crop and tuple(crop.scale),
+        crop_ratio=crop and tuple(crop.ratio),
+        flip_probability=flip and flip.p,
+        jitter_ranges=colours
+        and (colours.brightness, colours.contrast, colours.saturation, colours.hue),
+        grey_probability=grey and grey.p,
+    )
+    return PicturePlan(
+        size=square.side,
+        resize=square.resize,
+        interpolation=interpolation,
+        mean=tuple(map(float, normalise.mean)),
+        std=tuple(map(float, normalise.std)),
+        augmentation=augmentation if augmentation != Augmentation() else None,
     )
 
 
-def _resizing_steps(plan: PicturePlan) -> list[Any]:
-    mode = transforms.InterpolationMode(plan.interpolation)
-    if plan.resize == "squash":
-        return [transforms.Resize((plan.size, plan.size), mode)]
-    return [transforms.Resize(plan.size, mode), transforms.CenterCrop(plan.size)]
+class _Square(NamedTuple):
+    resize: str  # as in `PicturePlan`
+    side: int  # px
+
+
+def _square(crop: Any, resize: Any, centre: Any) -> _Square | None:
+    """The square that a transform's crop or resize makes of a picture; None for another shape."""
+    if getattr(resize, "max_size", None) is not None:
+        return None
+
+    sides = np.atleast_1d((crop or resize).size).tolist()
+    if crop is not None:
+        mode = "squash"
+        is_known = centre is None
+    elif centre is None:
+        mode = "squash"
+        is_known = len(sides) == 2 and not isinstance(resize.size, int)
+    else:
+        mode = "shortest"
+        is_known = len(sides) == 1
+        sides += centre.size
+    return _Square(mode, sides[0]) if is_known and len({*sides}) == 1 else None

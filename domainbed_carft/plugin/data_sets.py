@@ -31,9 +31,8 @@ from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin.image_folders import (
     hand_on_facts,
-    preprocessing_of,
     require_weights,
-    resolution_of,
+    wanted_preprocessing,
     warn_of_broken_data,
 )
 from domainbed_carft.suites import imagenet, imagenet_training
@@ -61,7 +60,7 @@ class PackageDataset:
     ) -> None:
         self.protocol = hparams.get("protocol", "domainbed") if hparams else "domainbed"
         self.environments = list(self.ENVIRONMENTS)
-        self.preprocessing = preprocessing_of(hparams)
+        self.preprocessing = wanted_preprocessing(hparams)
         require_weights(hparams)
         size = self._picture_size(hparams or {})
         self.input_shape = (3, size, size)
@@ -85,7 +84,7 @@ class PackageDataset:
     def _picture_size(self, hparams: Mapping[str, Any]) -> int:
         """Pixels a side."""
         if self.preprocessing:
-            return resolution_of(self.preprocessing)
+            return self.preprocessing.resolution
         return self.INPUT_SHAPE[-1] if "clip_backbone" in hparams else HOST_SIZE
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:

@@ -141,7 +141,7 @@ def planned_steps() -> int | None:
 
 def _host_problems(hparams: Mapping[str, Any]) -> list[Problem]:
     """What only our harness does: train by several processes, and draw batches in passes."""
-    from domainbed_carft import machine
+    from domainbed_carft import process_variables
 
     problems = [
         Problem(
@@ -149,7 +149,7 @@ def _host_problems(hparams: Mapping[str, Any]) -> list[Problem]:
             "process: it does not synchronise gradients",
             remedy="start a single process, or use the harness of this package",
         )
-        for name in ("WORLD_SIZE", machine.PROCESSES)
+        for name in ("WORLD_SIZE", process_variables.PROCESSES.name)
         if os.environ.get(name, "").isdecimal() and int(os.environ[name]) > 1
     ]
 

@@ -7,9 +7,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from domainbed_carft import process_variables
 from domainbed_carft.errors import CarftWarning
 
-SWITCH = "DOMAINBED_CARFT_DISABLE"
+SWITCH = process_variables.DISABLE.name
 
 # The modules of domainbed that get additions, see `additions`.
 HOST_MODULES = (

@@ -17,9 +17,9 @@ from typing import Any
 from domainbed_carft.data import verify
 from domainbed_carft.errors import CarftError, EndedJob
 from domainbed_carft.method import dataset_facts
-from domainbed_carft.pictures import host_transforms
-from domainbed_carft.pictures.protocols import CLIP_PRESETS, UPSTREAM_SIZE, plan_for
-from domainbed_carft.pictures.transforms import PlanTransform
+from domainbed_carft.pictures.preprocessing import Preprocessing
+from domainbed_carft.pictures.protocols import CLIP_PRESETS, HOST, UPSTREAM_SIZE, plan_for
+from domainbed_carft.pictures.transforms import PlanTransform, is_upstream, normalisation_of
 from domainbed_carft.plugin.hooked_modules import SWITCH, warn_once
 from domainbed_carft.text import printable
 
@@ -132,7 +132,7 @@ def hand_on_facts(
         environment = dataset_facts.Environment(
             os.path.basename(os.path.normpath(getattr(folder, "root", str(index)))),
             getattr(folder, "classes", None),
-            host_transforms.normalisation_of(getattr(folder, "transform", None)),
+            normalisation_of(getattr(folder, "transform", None)),
         )
         environments.append(environment)
 
@@ -151,19 +151,18 @@ def _follow_protocol(dataset: Any, arguments: Mapping[str, Any]) -> str:
     hparams = arguments.get("hparams")
     requested = hparams.get("protocol") if isinstance(hparams, dict) else None
     is_clip_protocol = requested in CLIP_PRESETS
-    is_upstream = all(
-        host_transforms.is_upstream(getattr(environment, "transform", None))
-        for environment in dataset.datasets
+    is_upstreams = all(
+        is_upstream(getattr(environment, "transform", None)) for environment in dataset.datasets
     )
-    host_protocol = "domainbed" if is_upstream else "host"
-    if "test_envs" not in arguments or not (is_clip_protocol or is_upstream):
+    host_protocol = "domainbed" if is_upstreams else HOST
+    if "test_envs" not in arguments or not (is_clip_protocol or is_upstreams):
         return host_protocol
 
-    preprocessing = preprocessing_of(hparams)
+    preprocessing = wanted_preprocessing(hparams)
     host_size = dataset.input_shape[-1]
     size = host_size
     if preprocessing and (is_clip_protocol or host_size == UPSTREAM_SIZE):
-        size = resolution_of(preprocessing)
+        size = preprocessing.resolution
     if not is_clip_protocol and size == host_size:
         return host_protocol
 
@@ -175,19 +174,16 @@ def _follow_protocol(dataset: Any, arguments: Mapping[str, Any]) -> str:
     return protocol
 
 
-def preprocessing_of(hparams: Any) -> str:
-    """The hparam ``preprocessing``, or what the CLIP of one of our algorithms wants, else ""."""
+def wanted_preprocessing(hparams: Any) -> Preprocessing | None:
+    """What the hparam ``preprocessing`` says, or what the CLIP of one of our algorithms wants.
+
+    None for other algorithms, and for a CLIP that cannot be read.
+    """
     if not isinstance(hparams, dict) or "preprocessing" not in hparams:
-        return ""
+        return None
+    if hparams["preprocessing"]:
+        return Preprocessing.from_hparam(hparams["preprocessing"])
 
     from domainbed_carft.method import job_clip  # takes the seconds of importing torch
 
-    if hparams["preprocessing"]:
-        return str(hparams["preprocessing"])
-    preprocessing = job_clip.wanted_preprocessing(hparams)
-    return preprocessing.hparam_value if preprocessing else ""
-
-
-def resolution_of(preprocessing: str) -> int:
-    """Pixels a side in the hparam ``preprocessing``, such as "224 bicubic shortest"."""
-    return int(preprocessing.split()[0])
+    return job_clip.wanted_preprocessing(hparams)

@@ -20,6 +20,7 @@ GRID = "#d8dee4"
 _WIDTH = 4.0  # inches: at 72 px an inch it fits a phone, and a page of 1,440 px has three
 _DPI = 180  # of the PNG
 _LEGEND_ROW = 0.2  # inches
+_LETTERS_ALONG_AXIS = 40  # of names that have more together, each is upright
 # A legend has two columns if the longest names of both have no more letters than this.
 _LETTERS_IN_LEGEND_ROW = 38
 
@@ -92,6 +93,13 @@ def add_legend(canvas: Canvas, handles: Mapping[str, Any], **options: Any) -> No
         ncols=_legend_columns([*handles]),
         **options,
     )
+
+
+def name_places(axes: Any, places: Sequence[float], names: Sequence[str]) -> None:
+    """Mark places along the horizontal axis by names, upright if there is no room."""
+    is_crowded = sum(len(name) + 1 for name in names) > _LETTERS_ALONG_AXIS
+    printed = [printable(name) for name in names]
+    axes.set_xticks(places, printed, rotation=90 if is_crowded else 0)
 
 
 def save_figure(canvas: Canvas, title: str, name: str, alt: str) -> Figure:

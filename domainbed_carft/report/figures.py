@@ -1,26 +1,26 @@
-"""Figures: bars, curves and marks; reproducible bytes, the same style for an algorithm in all."""
+"""Figures of bars and curves: reproducible bytes, the same style for an algorithm in all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib
 import pandas as pd
-from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
 from domainbed_carft.report import frames
 from domainbed_carft.report.canvas import (
-    MUTED,
     RC_PARAMS,
     Figure,
     add_legend,
+    name_places,
     new_canvas,
     save_figure,
 )
 from domainbed_carft.report.styles import INK, Style, Styles
-from domainbed_carft.results.cells import Cell
+from domainbed_carft.results.cells import DOMAINBED, Cell, ErrorKind
 from domainbed_carft.results.tables import Table
 from domainbed_carft.text import printable
 
@@ -131,12 +131,36 @@ def _draw_bar(axes: Any, height: float, cell: Cell, colour: str) -> None:
     axes.text(end + 1.5, height, f"{mean:.1f}", va="center", fontsize=9)
 
 
+@dataclass(frozen=True)
+class Axis:
+    """What lines run over: the axis's title, whether it is logarithmic, and what is marked on it.
+
+    ``marks``: place -> name; without any the places of whole numbers are chosen.
+    """
+
+    title: str
+    is_logarithmic: bool = False
+    marks: Mapping[float, str] = field(default_factory=dict)
+
+
+STEPS = Axis("training step")
+
+
 @matplotlib.rc_context(RC_PARAMS)
 def curves(
-    title: str, name: str, rows: pd.DataFrame, panels: Panels, styles: Styles
+    title: str,
+    name: str,
+    rows: pd.DataFrame,
+    panels: Panels,
+    styles: Styles,
+    over: Axis = STEPS,
+    error: ErrorKind = DOMAINBED,
 ) -> Figure | None:
-    """A panel a column of ``frames.checkpoints``, a line an algorithm; None if all is empty."""
-    lines_of = {column: dict(frames.over_trials(rows, column)) for column in panels}
+    """A panel a column of ``frames.checkpoints``, a line an algorithm; None if all is empty.
+
+    ``over``: what the column ``step`` is; ``error``: what the bands are.
+    """
+    lines_of = {column: dict(frames.over_trials(rows, column, error)) for column in panels}
     lines_of = {column: lines for column, lines in lines_of.items() if lines}
     algorithms = [name for name in styles if any(name in lines for lines in lines_of.values())]
     if not algorithms:
@@ -154,13 +178,25 @@ def curves(
                 handles[algorithm] = _draw_line(axes, line, styles[algorithm])
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
 
-    all_axes[-1].set_xlabel("training step")
-    all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    all_axes[-1].set_xlabel(printable(over.title))
+    _scale(all_axes[-1], over)
     add_legend(canvas, {algorithm: handles[algorithm] for algorithm in algorithms})
 
     headings = " and ".join(panels[column][0] for column in lines_of)
-    alt = f"Lines over training steps of {headings}: {title}, for {', '.join(algorithms)}."
+    alt = f"Lines over {over.title} of {headings}: {title}, for {', '.join(algorithms)}."
     return save_figure(canvas, title, name, alt)
+
+
+def _scale(axes: Any, over: Axis) -> None:
+    """Scale the horizontal axis, and mark its values."""
+    if over.is_logarithmic:
+        axes.set_xscale("log")
+    axes.minorticks_off()
+
+    if over.marks:
+        name_places(axes, list(over.marks), list(over.marks.values()))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 
 def _draw_line(axes: Any, line: pd.DataFrame, style: Style) -> Any:
@@ -169,6 +205,8 @@ def _draw_line(axes: Any, line: pd.DataFrame, style: Style) -> Any:
     high = line["mean"] + line["error"]
     axes.fill_between(line.index, low, high, color=style.colour, alpha=0.18, linewidth=0)
 
+    if len(line) == 1:  # such as zero-shot CLIP: a lone mark would look like a defect
+        axes.axhline(line["mean"].iloc[0], color=style.colour, lw=1.2, linestyle=style.dash)
     (handle,) = axes.plot(
         line.index,
         line["mean"],
@@ -180,94 +218,3 @@ def _draw_line(axes: Any, line: pd.DataFrame, style: Style) -> Any:
         markevery=max(1, len(line) // _MARKERS_ON_LINE),
     )
     return handle
-
-
-@matplotlib.rc_context(RC_PARAMS)
-def marks(title: str, name: str, rows: pd.DataFrame, styles: Styles) -> Figure | None:
-    """In-domain against out-of-domain accuracy, one mark per run, which shows robustness.
-
-    Runs that lie higher at the same place from left to right are the more robust ones (Taori et
-    al., "Measuring Robustness to Natural Distribution Shifts in Image Classification", 2020).
-    ``rows``: the selected ones of ``frames.checkpoints``. None if there is nothing to draw.
-    """
-    rows = rows.dropna(subset=["in_domain", "out_of_domain"]).set_index("algorithm")
-    points = {
-        algorithm: 100 * rows.loc[[algorithm], ["in_domain", "out_of_domain"]].to_numpy().T
-        for algorithm in styles
-        if algorithm in rows.index
-    }
-    if not points:
-        return None
-
-    canvas, axes = _plane(points, styles, "in-domain accuracy (%)", "out-of-domain accuracy (%)")
-    # As far as the marks reach, with the line of equal accuracies.
-    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
-    axes.plot([0, 100], [0, 100], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
-
-    alt = f"Marks of in-domain against out-of-domain accuracy: {title}, for {', '.join(points)}."
-    return save_figure(canvas, title, name, alt)
-
-
-@matplotlib.rc_context(RC_PARAMS)
-def suite(
-    title: str, name: str, points: Sequence[tuple[str, float | None, float, float]], styles: Styles
-) -> Figure | None:
-    """Accuracy in distribution against the mean of the shifts, as in WiSE-FT's paper.
-
-    ``points``: algorithm, alpha or None, and both in percent. From the zero-shot CLIP a straight
-    line leads to each run, and WiSE-FT's curve if there are its points. None without points.
-    """
-    trained = {algorithm: (x, y) for algorithm, alpha, x, y in points if alpha is None}
-    marked = {algorithm: trained[algorithm] for algorithm in styles if algorithm in trained}
-    if not marked:
-        return None
-
-    canvas, axes = _plane(
-        {algorithm: ([x], [y]) for algorithm, (x, y) in marked.items()},
-        styles,
-        "accuracy in distribution (%)",
-        "mean accuracy of the shifts (%)",
-    )
-    originals = [(x, y) for _, alpha, x, y in points if alpha == 0]
-    zero_shot = trained.get("CLIPZeroShot", originals[0] if originals else None)
-    for algorithm, (x, y) in marked.items():
-        colour = styles[algorithm].colour
-        curve = sorted(
-            (alpha, curve_x, curve_y)
-            for curve_algorithm, alpha, curve_x, curve_y in points
-            if curve_algorithm == algorithm and alpha is not None
-        )
-        curve_xs = [curve_x for _, curve_x, _ in curve]
-        curve_ys = [curve_y for _, _, curve_y in curve]
-        axes.plot(curve_xs, curve_ys, color=colour, lw=1.4, marker=".", ms=5, zorder=2)
-
-        if zero_shot and algorithm != "CLIPZeroShot":
-            xs = [zero_shot[0], x]
-            ys = [zero_shot[1], y]
-            axes.plot(xs, ys, color=colour, lw=1, ls=(0, (1, 2)), zorder=1)
-
-    alt = (
-        "Marks of accuracy in distribution against the mean of the shifted test sets, with lines "
-        f"from the zero-shot CLIP and WiSE-FT's curves: {title}, for {', '.join(marked)}."
-    )
-    return save_figure(canvas, title, name, alt)
-
-
-def _plane(
-    points: Mapping[str, Any], styles: Styles, x_label: str, y_label: str
-) -> tuple[Canvas, Any]:
-    """A canvas and its axes with each algorithm's marks; ``points``: algorithm -> xs and ys."""
-    canvas = new_canvas(3.4, [*points])
-    axes = canvas.subplots()
-
-    handles = {}
-    for algorithm in reversed([*points]):  # the first algorithm lies on top
-        xs, ys = points[algorithm]
-        (handles[algorithm],) = axes.plot(xs, ys, ls="", ms=6.8, zorder=3, **styles[algorithm].mark)
-
-    axes.margins(0.08)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.set(xlabel=x_label, ylabel=y_label)
-    add_legend(canvas, {algorithm: handles[algorithm] for algorithm in points}, handlelength=1.2)
-    return canvas, axes

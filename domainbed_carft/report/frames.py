@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 
 from domainbed_carft.jobs import records
+from domainbed_carft.jobs.job import CHOOSE
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import selection
+from domainbed_carft.results.cells import DOMAINBED, ErrorKind
 
 RUN = ["dataset", "algorithm", "target", "trial"]
 NO_TARGET = -1  # of a run that left nothing out
@@ -50,6 +52,35 @@ def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
     return frame.sort_values([*RUN, "step"], ignore_index=True)
 
 
+def choices(runs: Sequence[Run], method: str, first_stage: Sequence[Run] = ()) -> pd.DataFrame:
+    """A row for each choice of hyperparameters that the method had, where it had several.
+
+    ``first_stage``: of a search in two stages, of which ``runs`` are the second.
+
+    Columns: RUN, ``choice``, ``validation`` and ``out_of_domain`` accuracy at the checkpoint that
+    the method takes, and ``selected``: whether this one was chosen for its target and trial.
+    """
+    rule = selection.METHODS[method]
+    repeated_values = {
+        (run.algorithm, target, run.job.choice.values) for run in runs for target in run.test_envs
+    }
+    rows = []
+    for candidates in selection.candidates_by_target([*runs, *first_stage]):
+        outcomes = selection.ranked_outcomes(candidates, rule)
+        cell = (candidates.dataset, candidates.algorithm, candidates.target, candidates.trial)
+        if len(outcomes) > 1:
+            for outcome in outcomes:
+                is_selected = outcome is outcomes[0]
+                if outcome.run.job.role.stage == CHOOSE and first_stage:
+                    repeated = (candidates.algorithm, candidates.target, outcome.choice.values)
+                    is_selected = repeated in repeated_values
+                accuracies = (outcome.validation, outcome.accuracy)
+                rows.append((*cell, outcome.choice, *accuracies, is_selected))
+
+    columns = [*RUN, "choice", "validation", "out_of_domain", "selected"]
+    return pd.DataFrame(rows, columns=columns).astype({"selected": bool})
+
+
 def _drift_by_step(run: Run) -> dict[float, list[float]]:
     """Step -> the values of DRIFT, which the algorithm measured and ``run`` does not hold."""
     return {
@@ -78,10 +109,15 @@ def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     return by_trial.mean()[has_all_targets].dropna(how="all").reset_index()
 
 
-def over_trials(frame: pd.DataFrame, value: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(algorithm, frame of ``mean`` and the tables' ``error`` by step) of all that have values."""
+def over_trials(
+    frame: pd.DataFrame, value: str, error: ErrorKind = DOMAINBED
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(algorithm, frame of ``mean`` and ``error`` by step) of all that have values.
+
+    A single trial has an error of 0.
+    """
     measured_rows = frame.dropna(subset=[value])
     for algorithm, rows in measured_rows.groupby("algorithm", sort=False):
         by_step = rows.groupby("step")[value]
-        line = {"mean": by_step.mean(), "error": by_step.sem(ddof=0)}
-        yield str(algorithm), pd.DataFrame(line)
+        errors = by_step.agg(lambda values: error.of(values.to_numpy()) if len(values) > 1 else 0.0)
+        yield str(algorithm), pd.DataFrame({"mean": by_step.mean(), "error": errors})

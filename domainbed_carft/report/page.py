@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import RecordWarning, Run, describe_warnings
-from domainbed_carft.jobs.setting import EDITION
-from domainbed_carft.report import output_folder
+from domainbed_carft.report import more_tables, output_folder, provenance, summary
 from domainbed_carft.report.sections import SectionMaker, unique_names
 from domainbed_carft.report.styles import styles_of
-from domainbed_carft.results import collect, document, order, paired, published, selection, suites
+from domainbed_carft.results import (
+    collect,
+    document,
+    order,
+    selection,
+    suites,
+)
 from domainbed_carft.results import collection as collecting
 from domainbed_carft.results.collect import Results
 from domainbed_carft.results.collection import Collection
-from domainbed_carft.results.document import Grid
+from domainbed_carft.results.table_options import DEFAULT_OPTIONS, TableOptions
+from domainbed_carft.results.top import BestHparams, best_hparams
 
 PAIR = ("CARFT", "CLIPFineTune")
-_SOFTWARE = ("matplotlib", "pandas", "numpy", "jinja2")
-# Hparams that say which CLIP read which prompts.
-_CLIP_AND_PROMPTS = ("clip_backbone", "clip_digest", "contexts", "class_names", "prompts_digest")
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,23 @@ class Report:
         }
 
 
+@dataclass(frozen=True)
+class PageTables:
+    """Which tables a page has, as the options of ``carft collect`` say.
+
+    ``options``: as `table_options.by_name` makes them; ``by`` and ``against``: as of `collect`;
+    ``power_difference``: as its ``power``.
+    """
+
+    options: TableOptions = DEFAULT_OPTIONS
+    by: Sequence[str] = ()
+    against: str | None = None
+    power_difference: float | None = None
+
+
+DEFAULT_TABLES = PageTables()
+
+
 def write_report(
     folders: Sequence[Path],
     output: Path,
@@ -63,6 +79,7 @@ def write_report(
     ignored: Sequence[str] = (),
     single_source: bool = False,
     pair: Sequence[str] | None = None,
+    tables: PageTables = DEFAULT_TABLES,
     n_examples: int = 4,
     data_dir: str | None = None,
 ) -> Report:
@@ -70,16 +87,21 @@ def write_report(
 
     ``methods``: of selection, by default those that the sweeps name; the figures show the first.
     ``ignored``: parts of a setting that may differ between runs that are averaged.
-    ``single_source``: as of `collect`. ``pair``: the
-    algorithms to compare, by default PAIR if both have jobs; ``n_examples``: pictures per
-    environment, of each direction, 0 for none; ``data_dir``: where the data is now.
+    ``single_source``: as of `collect`. ``pair``: the algorithms to compare, by default PAIR if both
+    have jobs; ``tables``: which tables there are; ``n_examples``: pictures per environment, of each
+    direction, 0 for none; ``data_dir``: where the data is now.
 
     Raises CarftError if ``output`` has other files, if there is no record, if a method or an
     algorithm of ``pair`` has no jobs, or if a job was run twice with different records.
     """
     output_folder.require_place(output)  # before anything takes time
     results = collect_for_page(
-        folders, methods=methods, ignored=ignored, single_source=single_source, pair=pair
+        folders,
+        methods=methods,
+        ignored=ignored,
+        single_source=single_source,
+        pair=pair,
+        tables=tables,
     )
     content = build(results, n_examples=n_examples, data_dir=data_dir)
     return Report(
@@ -97,11 +119,21 @@ def collect_for_page(
     ignored: Sequence[str] = (),
     single_source: bool = False,
     pair: Sequence[str] | None = None,
+    tables: PageTables = DEFAULT_TABLES,
 ) -> Results:
     """The results that `build` shows; arguments and errors as of `write_report`."""
-    collection = collecting.gather(folders, methods, ignored, single_source=single_source)
+    collection = collecting.gather(
+        folders, methods, ignored, single_source=single_source, by=tables.by
+    )
     chosen_pair = _pair(_algorithms(collection), pair, collection.methods[0])
-    return collect.build(collection, chosen_pair, compare_published=True)
+    return collect.build(
+        collection,
+        chosen_pair,
+        compare_published=True,
+        options=tables.options,
+        against=tables.against,
+        power_difference=tables.power_difference,
+    )
 
 
 def build(results: Results, *, n_examples: int = 4, data_dir: str | None = None) -> dict[str, Any]:
@@ -115,17 +147,12 @@ def build(results: Results, *, n_examples: int = 4, data_dir: str | None = None)
     method = results.collection.methods[0]
     algorithms = _algorithms(results.collection)
     example_part = _example_part(results.pair, n_examples, data_dir)
-
     make_section = SectionMaker(
-        styles=styles_of(algorithms), name=unique_names(), example_part=example_part
+        styles=styles_of(algorithms),
+        name=unique_names(),
+        example_part=example_part,
+        joint_rows=results.collection.joint_rows,
     )
-    sections = [
-        make_section.of_table(table, group.runs)
-        for group, group_tables in zip(groups, results.tables_of_groups, strict=True)
-        for table in group_tables
-        if table.method == method and not table.averages
-    ]
-    sections += [make_section.of_suite(rows) for rows in suites.rows_by_table(results.suite_scores)]
 
     tables = results.tables
     averages = [table for table in tables if table.averages and len(table.columns) > 1]
@@ -133,19 +160,20 @@ def build(results: Results, *, n_examples: int = 4, data_dir: str | None = None)
     content = {
         "title": _title(runs),
         "method": selection.METHODS[method].title,
-        "sections": sections,
+        "summary": summary.sentences(results, method),
+        "sections": _sections(results, method, make_section),
         "averages": [
             document.table_grid(table) for table in (*results.tables_of_sources, *averages)
         ],
         "no_examples": no_examples,
-        "paired": _paired_grid(results.differences, method),
-        "published": _published_grids(results, method),
-        "captions": _captions(has_suites=bool(results.suite_scores)),
+        "paired": more_tables.grids_of_comparisons(results, method),
+        "published": more_tables.grids_of_published(results, method),
+        "captions": more_tables.captions(results),
         "notes": [note for group in groups for note in group.notes],
         "complete": not any(table.n_incomplete for table in tables if table.method == method),
         "warnings": describe_warnings(results.warnings),
     }
-    return content | _provenance(runs)
+    return content | provenance.describe(runs)
 
 
 def _algorithms(collection: Collection) -> list[str]:
@@ -160,21 +188,27 @@ def _title(runs: Sequence[Run]) -> str:
     return f"{', '.join(titles.values())}: {left_out} left out"
 
 
-def _captions(has_suites: bool) -> dict[str, Sequence[str]]:
-    table_captions = document.caption()
-    if has_suites:
-        table_captions.append(suites.caption())
-    return {"tables": table_captions, "paired": [paired.CAPTION], "published": published.CAPTION}
+def _sections(results: Results, method: str, make: SectionMaker) -> list[dict[str, Any]]:
+    """A section for each data set of each group, then one for each suite."""
+    collection = results.collection
+    entries_of_table: dict[tuple[str, str], list[BestHparams]] = {}
+    for entry in best_hparams(collection, methods=[method]):
+        entries_of_table.setdefault((entry.setting, entry.dataset), []).append(entry)
 
-
-def _provenance(runs: Sequence[Run]) -> dict[str, Any]:
-    """What the page says about where its numbers come from, and how to get them again."""
-    return {
-        "software": ", ".join(f"{package} {version(package)}" for package in _SOFTWARE),
-        "settings": _settings(runs),
-        "digest": _digest(runs),
-        "commands": _commands(runs),
-    }
+    sections = []
+    for group, group_tables in zip(collection.groups, results.tables_of_groups, strict=True):
+        of_method = [table for table in group_tables if table.method == method]
+        for table in of_method:
+            if not (table.averages or table.one_setting):
+                section = make.of_table(
+                    table,
+                    group.runs,
+                    entries=entries_of_table.get((table.setting, table.dataset), []),
+                    first_stage=collection.first_stages,
+                )
+                section["more_tables"] = more_tables.grids_below(table, of_method)
+                sections.append(section)
+    return sections + [make.of_suite(rows) for rows in suites.rows_by_table(results.suite_scores)]
 
 
 def _pair(
@@ -208,7 +242,7 @@ def _why_no_examples(algorithms: Sequence[str], pair: Sequence[str] | None, meth
     return (
         f"by default they compare {' and '.join(PAIR)}, and there are no jobs of {missing}. For "
         f"pictures and a paired comparison, add --examples A B, with two of "
-        f"{', '.join(algorithms)}, such as --examples {algorithms[0]} {algorithms[1]}."
+        f"{', '.join(algorithms)}, such as --examples {shlex.join(algorithms[:2])}."
     )
 
 
@@ -221,55 +255,3 @@ def _example_part(
     from domainbed_carft.report import examples  # which loads torch
 
     return partial(examples.part, pair=pair, count=n_examples, data_dir=data_dir)
-
-
-def _paired_grid(differences: Sequence[Mapping[str, Any]], method: str) -> Grid | None:
-    """The table of the pair's differences by ``method``; None if there are none."""
-    by_method = [entry for entry in differences if entry["selection"] == method]
-    return paired.grid(by_method) if by_method else None
-
-
-def _published_grids(results: Results, method: str) -> list[Grid]:
-    """Tables beside published figures: of each group, if its data sets have any, and of suites."""
-    grids = []
-    datasets = {run.dataset for run in results.collection.runs}
-    if not datasets.isdisjoint(figure["dataset"] for figure in published.figures()):
-        for comparison in results.comparisons:
-            entries = [entry for entry in comparison.entries if entry["selection"] == method]
-            grids.append(published.grid(entries, comparison.remarks))
-    return grids + suites.grids_with_published(results.suite_scores)
-
-
-def _settings(runs: Sequence[Run]) -> Grid:
-    """Arguments, hparams and versions of the jobs, their CLIPs and prompts."""
-    counts: Counter[tuple[str, str]] = Counter()
-    titles = benchmarks.dataset_titles(run.dataset for run in runs)
-    for run in runs:
-        settings = dict(run.setting)
-        for name in _CLIP_AND_PROMPTS:
-            value = run.recorded.get(name)
-            if value:
-                settings[f"{name} on {titles[run.dataset]}"] = str(value)
-        counts.update(settings.items())
-
-    rows = []
-    for (setting, value), count in counts.items():
-        text = benchmarks.edition_label(value) if setting == EDITION else value
-        rows.append([setting, text, str(count)])
-    return Grid("Settings and versions", ["Setting", "Value", "Jobs"], rows, notes=[])
-
-
-def _digest(runs: Iterable[Run]) -> str:
-    """SHA-256 of the records of all runs, file after file in the order of their folders."""
-    folders = sorted({run.folder for run in runs}, key=os.fsencode)
-    contents = [Path(folder, RECORDS).read_bytes() for folder in folders]
-    return hashlib.sha256(b"".join(contents)).hexdigest()
-
-
-def _commands(runs: Iterable[Run]) -> list[str]:
-    """The command lines of the jobs for a shell, with the arguments that were recorded."""
-    lines = []
-    for run in runs:
-        folder = Path("OUT", run.job.folder.name)
-        lines.append(replace(run.job, folder=folder).line)
-    return lines

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.report import figures, frames
+from domainbed_carft.report import (
+    chosen_jobs,
+    figures,
+    frames,
+    joint_figures,
+    plane_figures,
+    search_figures,
+)
 from domainbed_carft.report.canvas import Figure
 from domainbed_carft.report.styles import Styles
-from domainbed_carft.results import document, suites
+from domainbed_carft.results import document, ranking, suites
+from domainbed_carft.results.joint_rows import JointRow
 from domainbed_carft.results.tables import Table
+from domainbed_carft.results.top import BestHparams
 
 
 def unique_names() -> Callable[..., str]:
@@ -37,20 +46,39 @@ class SectionMaker:
 
     ``name(word, ...)``: makes unique names for files and places on the page; ``example_part``:
     makes the examples of a table and the runs on its data set, if any are to be shown.
+    ``joint_rows``: the rows of a joint table, by name.
     """
 
     styles: Styles
     name: Callable[..., str]
     example_part: Callable[..., dict[str, Any]] | None
+    joint_rows: Mapping[str, JointRow]
 
-    def of_table(self, table: Table, runs: Sequence[Run]) -> dict[str, Any]:
-        """The section of one data set: the table, its figures, and examples of pictures.
+    def of_table(
+        self,
+        table: Table,
+        runs: Sequence[Run],
+        entries: Sequence[BestHparams],
+        first_stage: Sequence[Run] = (),
+    ) -> dict[str, Any]:
+        """The section of one data set: the table, its jobs and figures, and examples of pictures.
 
-        ``runs``: of the table's group, on any data set.
+        ``runs``: of the table's group, on any data set; ``entries``: of what was chosen for the
+        table; ``first_stage``: the runs among which searches in two stages have chosen.
         """
         identity = self.name("data", table.dataset)
         dataset_runs = [run for run in runs if run.dataset == table.dataset]
-        figures_by_kind = self._figures(table, frames.checkpoints(dataset_runs, table.method))
+        figures_by_kind: dict[str, list[Figure | None]] = {
+            "bars": [*figures.bars(table, self.styles, self.name)]
+        }
+        figures_of_choices = self._figures_of_choices(table, dataset_runs, first_stage)
+        if figures_of_choices:
+            figures_by_kind["choices"] = figures_of_choices
+        checkpoints = frames.checkpoints(dataset_runs, table.method)
+        figures_over_hparams = self._figures_over_hparams(table, checkpoints)
+        if figures_over_hparams:
+            figures_by_kind["hparams"] = figures_over_hparams
+        figures_by_kind |= self._figures_of_checkpoints(table, checkpoints)
 
         # The template has title and text for each kind, also where there is no figure.
         parts = [_part(kind, kind_figures) for kind, kind_figures in figures_by_kind.items()]
@@ -60,11 +88,14 @@ class SectionMaker:
             "id": identity,
             "title": "; ".join(filter(None, [table.dataset_title, table.setting])),
             "table": document.table_grid(table),
-            "best": _is_best(table),
+            "ranks": _ranks(table),
+            "jobs": chosen_jobs.jobs_of_table(table, entries, self.name),
             "parts": parts,
         }
 
-    def _figures(self, table: Table, checkpoints: pd.DataFrame) -> dict[str, list[Figure | None]]:
+    def _figures_of_checkpoints(
+        self, table: Table, checkpoints: pd.DataFrame
+    ) -> dict[str, list[Figure | None]]:
         """Kind of part -> its figures; None where a figure would be empty."""
         dataset = table.dataset
         styles = self.styles
@@ -73,15 +104,19 @@ class SectionMaker:
 
         over_steps = [
             figures.curves(
-                title, self.name(dataset, "over_steps", title), rows, figures.ACCURACY, styles
+                title,
+                self.name(dataset, "over_steps", title),
+                rows,
+                figures.ACCURACY,
+                styles,
+                error=table.error,
             )
             for title, rows in _by_target(table, checkpoints)
         ]
         return {
-            "bars": [*figures.bars(table, styles, self.name)],
             "steps": over_steps,
             "robustness": [
-                figures.marks(title, self.name(dataset, "robustness", title), rows, styles)
+                plane_figures.marks(title, self.name(dataset, "robustness", title), rows, styles)
                 for title, rows in _by_target(table, selected)
             ],
             "drift": [
@@ -91,30 +126,73 @@ class SectionMaker:
                     drift,
                     figures.DRIFT,
                     styles,
+                    error=table.error,
                 )
             ],
         }
+
+    def _figures_of_choices(
+        self, table: Table, dataset_runs: Sequence[Run], first_stage: Sequence[Run]
+    ) -> list[Figure | None]:
+        """A figure of all choices for each algorithm that had several."""
+        cells = {(run.dataset, run.algorithm, run.job.role.cell) for run in dataset_runs}
+        searched_runs = [
+            run for run in first_stage if (run.dataset, run.algorithm, run.job.role.cell) in cells
+        ]
+        choices = frames.choices(dataset_runs, table.method, searched_runs)
+        return [
+            search_figures.choices(
+                title=algorithm,
+                name=self.name(table.dataset, "choices", algorithm),
+                rows=choices[choices["algorithm"] == algorithm],
+                style=style,
+            )
+            for algorithm, style in self.styles.items()
+            if (choices["algorithm"] == algorithm).any()
+        ]
+
+    def _figures_over_hparams(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure | None]:
+        """Accuracy over what the rows of a joint table differ in; empty for any other table."""
+        selected = checkpoints[checkpoints["selected"]].drop(columns="step")
+        return [
+            *joint_figures.over_hparams(
+                selected,
+                self.joint_rows,
+                title=table.dataset_title,
+                name=self.name,
+                error=table.error,
+            )
+        ]
 
     def of_suite(self, rows: Sequence[suites.Scores]) -> dict[str, Any]:
         """The section of a suite: its table, and where it has shifts, the figure."""
         table = suites.grid(rows)
         identity = self.name("suite", rows[0].suite)
-        figure = figures.suite(table.title, identity, suites.points(rows), self.styles)
+        figure = plane_figures.suite(table.title, identity, suites.points(rows), self.styles)
         parts = [_part("suite", [figure])] if figure else []
-        return {"id": identity, "title": table.title, "table": table, "best": None, "parts": parts}
+        return {
+            "id": identity,
+            "title": table.title,
+            "table": table,
+            "ranks": None,
+            "jobs": None,
+            "more_tables": [],
+            "parts": parts,
+        }
 
 
 def _part(kind: str, figures_or_none: Sequence[Figure | None]) -> dict[str, Any]:
     return {"kind": kind, "figures": list(filter(None, figures_or_none)), "targets": ()}
 
 
-def _is_best(table: Table) -> list[list[bool]]:
-    """For each row whether its cells, and the average, read as the highest of their columns."""
-    means = [[*(cell.mean for cell in row.cells), row.average] for row in table.rows]
-    # Means that read the same are equally good.
-    printed = pd.DataFrame(means, dtype=float).round(1)
-    is_best: list[list[bool]] = (printed == printed.max()).to_numpy().tolist()
-    return is_best
+def _ranks(table: Table) -> list[list[int]]:
+    """For each row the ranks of its cells in their columns, of accuracies only."""
+    ranks_of_columns = []
+    for number, column in enumerate(table.shown):
+        is_ranked = ranking.is_ranked(column)
+        means = [row.shown[number].mean if is_ranked else None for row in table.rows]
+        ranks_of_columns.append(ranking.ranks(means))
+    return [list(ranks) for ranks in zip(*ranks_of_columns, strict=True)]
 
 
 def _by_target(table: Table, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -13,11 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-# Of arXiv 2412.02856: what divides pictures in and out of pre-training, below which score a label
-# is taken to be wrong, and above which one the picture to show the name of its class.
-THRESHOLD = 0.21
-LOWEST = 0.15
-HIGHEST = 0.4
+from domainbed_carft.results.alignment_scores import HIGHEST, LOWEST, THRESHOLD
 
 # Accuracy over alignment: bins of this width between 0 and 0.5, and one on each side.
 BIN_EDGES = [number / 100 for number in range(51)]

@@ -26,17 +26,35 @@ class ErrorKind:
     of: Callable[[npt.NDArray[np.float64]], float]
 
 
-def _domainbed_error(values: npt.NDArray[np.float64]) -> float:
+def domainbed_error(values: npt.NDArray[np.float64]) -> float:
+    """The standard error of the mean with divisor n, as DomainBed computes it, to the last bit."""
     # Divided before, not after: the last bit decides how a half is rounded.
     return float((values / values.size**0.5).std())
 
 
-def _sample_error(values: npt.NDArray[np.float64]) -> float:
+def sample_error(values: npt.NDArray[np.float64]) -> float:
+    """The standard error of the mean of two or more values, with divisor n - 1."""
     return float(values.std(ddof=1) / values.size**0.5)
 
 
-def _standard_deviation(values: npt.NDArray[np.float64]) -> float:
+def sample_deviation(values: npt.NDArray[np.float64]) -> float:
+    """The standard deviation of two or more values, with divisor n - 1."""
     return float(values.std(ddof=1))
+
+
+def student_interval(
+    values: Sequence[float], level: float
+) -> tuple[float, float] | tuple[None, None]:
+    """The interval of the mean by Student's t, at ``level`` percent; Nones for a single value."""
+    if len(values) < 2:
+        return None, None
+
+    from scipy.special import stdtrit  # scipy.stats takes a second to load
+
+    mean = float(np.mean(values))
+    quantile = float(stdtrit(len(values) - 1, (1 + level / 100) / 2))
+    half_width = quantile * sample_error(np.asarray(values))
+    return mean - half_width, mean + half_width
 
 
 DOMAINBED = ErrorKind(
@@ -44,7 +62,7 @@ DOMAINBED = ErrorKind(
     "standard error",
     "Standard error = s / sqrt(n), with s the standard deviation over the n trials, divisor n "
     "(numpy.std with ddof 0), as DomainBed computes it",
-    _domainbed_error,
+    domainbed_error,
 )
 ERROR_KINDS = {
     kind.name: kind
@@ -55,13 +73,13 @@ ERROR_KINDS = {
             "standard error",
             "Standard error = s / sqrt(n), with s the standard deviation over the n trials, "
             "divisor n - 1 (numpy.std with ddof 1)",
-            _sample_error,
+            sample_error,
         ),
         ErrorKind(
             "std",
             "standard deviation",
             "Standard deviation over the n trials, divisor n - 1 (numpy.std with ddof 1)",
-            _standard_deviation,
+            sample_deviation,
         ),
     )
 }

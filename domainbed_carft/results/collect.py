@@ -10,18 +10,29 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordWarning
+from domainbed_carft.results import (
+    against_one,
+    divisions,
+    paired,
+    published,
+    suites,
+    table_options,
+    tables,
+)
 from domainbed_carft.results import collection as collecting
-from domainbed_carft.results import divisions, document, measures, paired, published, suites, tables
-from domainbed_carft.results.cells import DOMAINBED, ERROR_KINDS
+from domainbed_carft.results import power as power_of_tests
+from domainbed_carft.results.against_one import Comparison
+from domainbed_carft.results.cells import DOMAINBED
 from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.columns import DEFAULT_COLUMNS
 from domainbed_carft.results.document import Document
+from domainbed_carft.results.document_maker import make_document
+from domainbed_carft.results.power import Power
 from domainbed_carft.results.published import GroupComparison
 from domainbed_carft.results.suites import Scores
-from domainbed_carft.results.tables import DEFAULT_OPTIONS, Table, TableOptions
-from domainbed_carft.text import unknown
+from domainbed_carft.results.table_options import DEFAULT_OPTIONS, TableOptions
+from domainbed_carft.results.tables import Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,9 +49,11 @@ class Results:
     its tables, of each selection method one a data set, then that of the averages.
     ``suite_scores``: accuracies on whole test sets. ``comparisons``: for each group its accuracies
     beside published ones, if these were asked for. ``pair``: the two algorithms to compare, if any;
-    ``differences``: between these, an entry for each group and method. ``document``: all of these
-    as words, and as entries for JSON. ``tables_of_sources``: where several targets were left out
-    together, the tables of all sources, in which those of the groups stand side by side.
+    ``differences``: between these, an entry for each group and method. ``comparisons_against``:
+    every algorithm against one, and ``powers``: what a difference from it needs to be found, if
+    these were asked for. ``document``: all of these as words, and as entries for JSON.
+    ``tables_of_sources``: where several targets were left out together, the tables of all sources,
+    in which those of the groups stand side by side.
     """
 
     collection: Collection
@@ -50,6 +63,8 @@ class Results:
     comparisons: Sequence[GroupComparison]
     pair: tuple[str, str] | None
     differences: Sequence[dict[str, Any]]
+    comparisons_against: Sequence[Comparison]
+    powers: Sequence[Power]
     document: Document
 
     @property
@@ -106,6 +121,20 @@ class Results:
         return frames.column_frame(self.tables)
 
     @cached_property
+    def against(self) -> pd.DataFrame:
+        """A row for each of ``comparisons_against``, with its fields as columns; empty if none."""
+        from domainbed_carft.results import frames
+
+        return frames.entry_frame(self.comparisons_against, Comparison)
+
+    @cached_property
+    def power(self) -> pd.DataFrame:
+        """A row for each of ``powers``, with its fields as columns; empty if none."""
+        from domainbed_carft.results import frames
+
+        return frames.entry_frame(self.powers, Power)
+
+    @cached_property
     def records(self) -> pd.DataFrame:
         """A row for each record (checkpoint) of the runs, each job once.
 
@@ -133,6 +162,10 @@ def collect(
     columns: Sequence[str] = DEFAULT_COLUMNS,
     error: str = DOMAINBED.name,
     single_source: bool = False,
+    one_setting: bool = False,
+    by: Sequence[str] = (),
+    against: str | None = None,
+    power: float | None = None,
 ) -> Results:
     """Read the records of sweeps and make their tables, as ``carft collect`` does.
 
@@ -141,23 +174,36 @@ def collect(
     setting that may differ between runs that are averaged, as for ``--ignore``. ``pair``: two
     algorithms to compare over the trials that both have. ``compare_published``: whether to add
     published accuracies. ``columns``: what the tables show, names of ``measures.NAMES``. ``error``:
-    what stands behind a mean, "domainbed", "sample" or "std". ``single_source``: whether jobs that
-    leave out all environments but one have a single source, where no manifest says so.
+    what stands behind a mean, "domainbed", "sample" or "std". ``one_setting``: whether to add
+    tables of one choice of hyperparameters for all targets. ``by``: hyperparameters, arguments or
+    "variant" by which runs have rows of their own instead of tables. ``against``: an algorithm to
+    compare all others with; ``power``: a difference from it in points, to say what it needs to be
+    found. ``single_source``: whether jobs that leave out all environments but one have a single
+    source, where no manifest says so.
 
     Raises CarftError if there is no record, if a method has no jobs, if no column or kind of error
-    has the name, if the algorithms of ``pair`` share no trial, or if a job was run twice with
-    different records.
+    has the name, if a name of ``by`` does not vary, if no algorithm shares a trial with another of
+    ``pair`` or with ``against``, if ``power`` is not above 0 or without ``against``, or if a job
+    was run twice with different records.
     """
-    measures.check_names(columns)
-    if error not in ERROR_KINDS:
-        raise CarftError(unknown("kind of error", error, ERROR_KINDS))
+    options = table_options.by_name(columns, error, one_setting)
+    if power is not None:
+        power_of_tests.require_difference(power, against)
 
     if isinstance(folders, (str, os.PathLike)):
         folders = [folders]
-    collection = collecting.gather(list(folders), methods, ignored, single_source=single_source)
+    collection = collecting.gather(
+        list(folders), methods, ignored, single_source=single_source, by=by
+    )
 
-    options = TableOptions(columns=columns, error=ERROR_KINDS[error])
-    results = build(collection, pair, compare_published, options)
+    results = build(
+        collection,
+        pair,
+        compare_published,
+        options,
+        against=against,
+        power_difference=power,
+    )
     if pair and not results.differences:
         raise paired.no_shared_trial(collection.groups, collection.methods, *pair)
     return results
@@ -168,10 +214,14 @@ def build(
     pair: tuple[str, str] | None = None,
     compare_published: bool = False,
     options: TableOptions = DEFAULT_OPTIONS,
+    *,
+    against: str | None = None,
+    power_difference: float | None = None,
 ) -> Results:
     """The results of ``collection``, with the options of `collect`.
 
-    Without a shared trial of the ``pair`` there are no ``differences``.
+    ``power_difference`` is in points, and counts with ``against`` only. Without a shared trial of
+    the ``pair`` there are no ``differences``.
     """
     tables_of_groups = [
         tables.build(group, collection.methods, options) for group in collection.groups
@@ -179,122 +229,66 @@ def build(
     tables_of_sources = divisions.tables(collection.groups, tables_of_groups)
     scores = [row for group in collection.groups for row in suites.scores(group, options.error)]
 
-    comparisons = []
+    comparisons = None
     if compare_published:
-        comparisons = [
-            published.compare(group, group_tables)
-            for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
-        ]
+        comparisons = _compare_published(collection, tables_of_groups)
     differences = []
     if pair:
         first, second = pair
         differences = paired.compare(collection.groups, collection.methods, first, second)
 
-    maker = _DocumentMaker(collection, tables_of_groups, tables_of_sources, options)
-    if scores:
-        maker.add_suites(scores)
-    if compare_published:
-        maker.add_published(comparisons, scores)
-    if differences:
-        maker.add_differences(differences)
+    comparisons_against: list[Comparison] = []
+    powers: list[Power] = []
+    if against:
+        comparisons_against = _compare_against(collection, against, options)
+        powers = _powers(collection, against, power_difference)
+
     return Results(
         collection=collection,
         tables_of_groups=tables_of_groups,
         tables_of_sources=tables_of_sources,
         suite_scores=scores,
-        comparisons=comparisons,
+        comparisons=comparisons or [],
         pair=pair,
         differences=differences,
-        document=maker.document(),
+        comparisons_against=comparisons_against,
+        powers=powers,
+        document=make_document(
+            collection,
+            options,
+            tables_of_groups=tables_of_groups,
+            tables_of_sources=tables_of_sources,
+            scores=scores,
+            published_comparisons=comparisons,
+            differences=differences,
+            comparisons_against=comparisons_against,
+            powers=powers,
+        ),
     )
 
 
-class _DocumentMaker:
-    """Makes the document of `build`, part by part; the last part with CSV rows has them."""
-
-    def __init__(
-        self,
-        collection: Collection,
-        tables_of_groups: Sequence[Sequence[Table]],
-        tables_of_sources: Sequence[Table],
-        options: TableOptions,
-    ) -> None:
-        self._collection = collection
-        self._error = options.error
-        all_tables = [table for group_tables in tables_of_groups for table in group_tables]
-        entries = [document.table_entry(table) for table in all_tables]
-
-        shown = [column for table in all_tables for column in table.shown]
-        self._caption = [*document.caption(options.error), *measures.explanations(shown)]
-        self._notes = [note for group in collection.groups for note in group.notes]
-        self._sections: dict[str, Any] = {"tables": entries, "notes": self._notes}
-        self._grids = [
-            document.table_grid(table)
-            for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
-            for table in group_tables
-            if not group.source or not _has_default_columns(options)
-        ]
-        if tables_of_sources:
-            self._grids += [document.table_grid(table) for table in tables_of_sources]
-            self._sections["sources"] = [document.table_entry(table) for table in tables_of_sources]
-        self._csv_rows = document.cell_records(entries)
-        if not _has_default_columns(options):
-            self._csv_rows = document.column_records(all_tables)
-        self._summary = _summary(collection, all_tables)
-
-    def add_suites(self, scores: Sequence[Scores]) -> None:
-        """Add the tables of suites."""
-        self._grids += [suites.grid(rows) for rows in suites.rows_by_table(scores)]
-        self._caption.append(suites.caption(self._error))
-        self._sections["suites"] = [row.entry() for row in scores]
-
-    def add_published(
-        self, comparisons: Sequence[GroupComparison], scores: Sequence[Scores]
-    ) -> None:
-        """Add published figures: beside ours, all of them, and those of suites."""
-        methods = self._collection.compare_with
-        self._csv_rows = []
-        for comparison in comparisons:
-            self._grids.append(published.grid(comparison.entries, comparison.remarks))
-            self._csv_rows += comparison.entries
-            self._notes += comparison.remarks
-
-        self._grids.append(published.overview(methods))
-        self._grids += suites.grids_with_published(scores)
-        self._caption += published.CAPTION
-        self._sections["published"] = {
-            "comparisons": self._csv_rows,
-            "figures": published.figures(methods),
-        }
-
-    def add_differences(self, differences: list[dict[str, Any]]) -> None:
-        """Add the table of two algorithms' differences."""
-        self._csv_rows = differences
-        self._sections["paired"] = differences
-        self._grids.append(paired.grid(differences))
-        self._caption.append(paired.CAPTION)
-
-    def document(self) -> Document:
-        """The document of the parts that were added."""
-        return Document(
-            caption=[*self._caption, *self._notes],
-            grids=self._grids,
-            sections={**self._sections, "summary": self._summary},
-            records=self._csv_rows,
-        )
+def _compare_published(
+    collection: Collection, tables_of_groups: Sequence[Sequence[Table]]
+) -> list[GroupComparison]:
+    """Each group's accuracies beside published ones, by a choice for each target."""
+    return [
+        published.compare(group, [table for table in group_tables if not table.one_setting])
+        for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
+    ]
 
 
-def _has_default_columns(options: TableOptions) -> bool:
-    return tuple(options.columns) == DEFAULT_COLUMNS
+def _compare_against(
+    collection: Collection, against: str, options: TableOptions
+) -> list[Comparison]:
+    """Every algorithm against one, in-domain, too, if the tables show that."""
+    tested = [against_one.ACCURACY]
+    if against_one.IN_DOMAIN in options.columns:
+        tested.append(against_one.IN_DOMAIN)
+    return against_one.compare(collection.groups, collection.methods, against, measures=tested)
 
 
-def _summary(collection: Collection, all_tables: Sequence[Table]) -> dict[str, Any]:
-    """How many records, jobs and cells there are, and the warnings, for JSON."""
-    runs = collection.runs
-    return {
-        "records": sum(len(run.steps) for run in runs),
-        "jobs": len(runs),
-        "incomplete_cells": sum(table.n_incomplete for table in all_tables),
-        "cells": sum(cell.is_expected for table in all_tables for cell in table.cells),
-        "faults": [warning._asdict() for warning in collection.warnings],
-    }
+def _powers(collection: Collection, against: str, difference: float | None) -> list[Power]:
+    """What a difference in points needs to be found; empty without one."""
+    if difference is None:
+        return []
+    return power_of_tests.powers(collection.groups, collection.methods, against, difference)

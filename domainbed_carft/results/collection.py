@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +11,10 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Sweep
-from domainbed_carft.jobs.records import RecordWarning, Run
+from domainbed_carft.jobs.records import RecordWarning, Run, RunsAndWarnings
 from domainbed_carft.jobs.setting import KINDS
-from domainbed_carft.results import roles, selection, settings
+from domainbed_carft.results import joint_rows, roles, selection, settings
+from domainbed_carft.results.joint_rows import JointRow, JointRows
 from domainbed_carft.results.settings import Group
 
 
@@ -21,12 +22,16 @@ class Collection(NamedTuple):
     """Runs in groups that may be averaged, and what the manifests and the user asked for.
 
     ``methods``: names of selection methods; ``compare_with``: names of published methods.
+    ``first_stages``: runs of searches in two stages, of which the groups have the second.
+    ``joint_rows``: what rows that ``by`` makes are of, by name.
     """
 
     groups: Sequence[Group]
     methods: Sequence[str]
     warnings: Sequence[RecordWarning]
     compare_with: Sequence[str]
+    first_stages: Sequence[Run] = ()
+    joint_rows: Mapping[str, JointRow] = {}
 
     @property
     def runs(self) -> list[Run]:
@@ -40,48 +45,39 @@ def gather(
     ignored: Sequence[str] = (),
     *,
     single_source: bool = False,
+    by: Sequence[str] = (),
 ) -> Collection:
     """Read ``folders``, group runs of the same setting, count each job once.
 
     ``methods``: None for those that the sweeps' manifests name, else those that have jobs.
     ``single_source``: take jobs that leave out all environments but one for jobs with a single
-    source, whatever manifests say. Raises CarftError if there is no record, no job for a requested
-    method, if a job was run twice with different records, or if jobs without a manifest may be
-    either of a single source or for leave-one-domain-out.
+    source, whatever manifests say. ``by``: what gives runs rows of their own, as for
+    `joint_rows.label_rows`. Raises CarftError if there is no record, no job for a requested method,
+    if a job was run twice with different records, if a name of ``by`` does not vary, or if jobs
+    without a manifest may be either of a single source or for leave-one-domain-out.
     """
     for name in ignored:
         if name not in KINDS:
             raise CarftError(text.unknown("part of a setting", name, KINDS))
 
-    runs, warnings = records.read(folders)
-    if not runs:
-        listing = "".join(f"\n{line}" for line in records.describe_warnings(warnings))
-        raise CarftError(
-            f"no records in {', '.join(map(str, folders))} or up to {records.DEPTH} levels below; "
-            f"expected folders of jobs with results.jsonl{listing}"
-        )
-
+    runs, warnings = _read_runs(folders)
     sweeps = [_read_manifest(folder, warnings) for folder in folders]
     sweeps = roles.assign_to_planned(sweeps, single_source)
     runs = roles.assign_to_runs(runs, sweeps, single_source)
     if selection.LEAVE_ONE_OUT not in (methods or ()):
         roles.require_known_roles(runs, sweeps)
 
-    shown = roles.last_stage(runs, sweeps)
-    runs = shown.runs
-    planned = shown.planned
-    labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
+    last_stage = roles.last_stage(runs, sweeps)
     declared = dict.fromkeys(name for sweep in sweeps for name in sweep.declared_algorithms)
-    groups = []
-    for group in settings.groups(runs, planned, ignored, labels):
-        distinct_runs, duplicates = settings.distinct(group.runs)
-        group = group._replace(runs=distinct_runs, labels=labels, declared=tuple(declared))
-        groups.append(group)
-        warnings += duplicates
+    rows = joint_rows.label_rows(
+        last_stage.runs, last_stage.planned, by=by, folders=folders, declared=declared
+    )
+    labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
+    groups = _groups(rows, labels, ignored, warnings)
     if groups:
-        groups[0] = groups[0]._replace(notes=[*shown.notes, *groups[0].notes])
+        groups[0] = groups[0]._replace(notes=[*last_stage.notes, *groups[0].notes])
 
-    all_jobs = [*(run.job for run in runs), *planned]
+    all_jobs = [*(run.job for run in rows.runs), *rows.planned]
     numbers_left_out = {_number_left_out(job) for job in all_jobs}
     compare_with = dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with)
     return Collection(
@@ -89,7 +85,40 @@ def gather(
         methods=_methods_to_show(methods, sweeps, numbers_left_out),
         warnings=warnings,
         compare_with=list(compare_with),
+        first_stages=last_stage.first_stages,
+        joint_rows=rows.rows,
     )
+
+
+def _read_runs(folders: Sequence[Path | str]) -> RunsAndWarnings:
+    """The runs in the folders; raises CarftError, with the warnings, if there are none."""
+    found = records.read(folders)
+    if not found.runs:
+        listing = "".join(f"\n{line}" for line in records.describe_warnings(found.warnings))
+        raise CarftError(
+            f"no records in {', '.join(map(str, folders))} or up to {records.DEPTH} levels below; "
+            f"expected folders of jobs with results.jsonl{listing}"
+        )
+    return found
+
+
+def _groups(
+    rows: JointRows,
+    labels: Mapping[str, Sequence[str]],
+    ignored: Sequence[str],
+    warnings: list[RecordWarning],
+) -> list[Group]:
+    """The groups of the runs, each job once; adds a warning for each run that is passed over.
+
+    ``labels``: data set -> environments, as manifests have them.
+    """
+    groups = []
+    for group in settings.groups(rows.runs, rows.planned, ignored, labels, rows.parts):
+        distinct_runs, duplicates = settings.distinct(group.runs)
+        declared = tuple(rows.names)
+        groups.append(group._replace(runs=distinct_runs, labels=labels, declared=declared))
+        warnings += duplicates
+    return groups
 
 
 def _number_left_out(job: Job) -> int:

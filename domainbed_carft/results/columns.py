@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from domainbed_carft.jobs.records import Run
+from domainbed_carft.results import selection
 from domainbed_carft.results.cells import Cell, ErrorKind, format_accuracy
 from domainbed_carft.results.selection import Selected
 
@@ -33,7 +34,7 @@ class RowRuns:
     @property
     def selected_runs(self) -> list[Run]:
         """The runs whose accuracies count, each once."""
-        runs = [selected.outcome.runs[0] for selected in self.selected]
+        runs = [selected.outcome.run for selected in self.selected]
         return list({id(run): run for run in runs}.values())
 
     def on_device(self, device: str) -> RowRuns:
@@ -41,9 +42,7 @@ class RowRuns:
         return replace(
             self,
             selected=[
-                selected
-                for selected in self.selected
-                if selected.outcome.runs[0].cost.device == device
+                selected for selected in self.selected if selected.outcome.run.cost.device == device
             ],
             candidates=[run for run in self.candidates if run.cost.device == device],
         )
@@ -104,3 +103,17 @@ def count_text(cell: Cell) -> str:
     if cell.mean is None:
         return ""
     return f"{cell.mean:,.0f}" if cell.mean == int(cell.mean) else f"{cell.mean:,.1f}"
+
+
+def candidate_runs(runs: Sequence[Run], method: str) -> list[Run]:
+    """The runs that the method can choose from, each once."""
+    if not selection.METHODS[method].leaves_out:
+        return [run for run in runs if not run.test_envs]
+
+    candidates: dict[int, Run] = {}
+    for of_target in selection.candidates_by_target(runs):
+        of_method = [*of_target.singles.values()]
+        if method == selection.LEAVE_ONE_OUT:
+            of_method += [run for pairs in of_target.pairs.values() for run in pairs.values()]
+        candidates |= {id(run): run for run in of_method}
+    return list(candidates.values())

@@ -28,16 +28,17 @@ def tables(groups: Sequence[Group], tables_of_groups: Sequence[Sequence[Table]])
 
     ``tables_of_groups``: those of the groups, which are in the same order.
     """
-    tables_of_setting: dict[tuple[str, str, str], dict[str, Table]] = {}
+    tables_of_setting: dict[tuple[str, str, str, bool], dict[str, Table]] = {}
     for group, group_tables in zip(groups, tables_of_groups, strict=True):
         if group.source:
             for table in group_tables:
-                key = (group.setting_without_source, table.method, table.dataset)
+                setting = group.setting_without_source
+                key = (setting, table.method, table.dataset, table.one_setting)
                 tables_of_setting.setdefault(key, {})[group.source] = table
 
     return [
         _table_of_sources(setting, by_source)
-        for (setting, _, _), by_source in tables_of_setting.items()
+        for (setting, *_), by_source in tables_of_setting.items()
     ]
 
 
@@ -57,7 +58,7 @@ def _table_of_sources(setting: str, by_source: Mapping[str, Table]) -> Table:
         }
         for source, row in rows_of_algorithm.items():
             shown = [*row.cells, Cell(row.average)]
-            rows.append(Row(f"{algorithm}, {source}", row.cells, row.average, shown))
+            rows.append(Row(f"{algorithm}, {source}", row.cells, row.average, shown, row.selected))
         if len(rows_of_algorithm) > 1:
             rows.append(_mean_row(f"{algorithm}, {ALL_SOURCES}", rows_of_algorithm.values(), first))
 

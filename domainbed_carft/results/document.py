@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from domainbed_carft.results.cells import DOMAINBED, PLUS_MINUS, ErrorKind
 from domainbed_carft.results.cells import format_accuracy as format_accuracy
 from domainbed_carft.results.columns import DEFAULT_COLUMNS, ENVIRONMENTS, NO_VALUE
+from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.tables import Row, Table
 
 _ACCURACY_CAPTION = (
@@ -89,6 +90,7 @@ def table_entry(table: Table) -> dict[str, Any]:
         "dataset": None if table.averages else table.dataset,
         "title": table.title,
         "error": table.error.name,
+        "one_setting": table.one_setting,
         "columns": list(table.columns),
         "rows": [_row_entry(row, table) for row in table.rows],
         "notes": list(table.notes),
@@ -107,7 +109,7 @@ def table_entry(table: Table) -> dict[str, Any]:
 
 
 def _row_entry(row: Row, table: Table) -> dict[str, Any]:
-    cells = [
+    cells: list[dict[str, Any]] = [
         {
             "column": column,
             "mean": cell.mean,
@@ -118,6 +120,10 @@ def _row_entry(row: Row, table: Table) -> dict[str, Any]:
         }
         for column, cell in zip(table.columns, row.cells, strict=True)
     ]
+    for target, cell_entry in enumerate(cells):
+        chosen = row.chosen(target)
+        if chosen:
+            cell_entry["chosen"] = [_chosen_entry(selected) for selected in chosen]
     entry = {"algorithm": row.algorithm, "cells": cells, "average": row.average}
 
     measures = [
@@ -136,27 +142,45 @@ def _row_entry(row: Row, table: Table) -> dict[str, Any]:
     return entry | {"measures": measures} if measures else entry
 
 
+def _chosen_entry(selected: Selected) -> dict[str, Any]:
+    """What a search chose for one cell in one trial."""
+    outcome = selected.outcome
+    return {
+        "trial": selected.trial,
+        "values": dict(outcome.values),
+        "hparams_seed": outcome.hparams_seed,
+        "members": outcome.members,
+    }
+
+
 def cell_records(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each cell of the tables of `table_entry`, for CSV.
 
-    The cells of a table of averages have the environment "average".
+    The cells of a table of averages have the environment "average". "one_setting" is a key only if
+    a table shows one setting.
     """
-    return [
-        {
-            "setting": entry["setting"],
-            "selection": entry["selection"],
-            "dataset": entry["dataset"] or cell["column"],
-            "environment": cell["column"] if entry["dataset"] else "average",
-            "algorithm": row["algorithm"],
-            "mean": cell["mean"],
-            "standard_error": cell["standard_error"],
-            "n": cell["n"],
-            "missing": ". ".join(cell["missing"]),
-        }
-        for entry in entries
-        for row in entry["rows"]
-        for cell in row["cells"]
-    ]
+    entries = list(entries)
+    has_one_setting = any(entry["one_setting"] for entry in entries)
+
+    records = []
+    for entry in entries:
+        table = {"setting": entry["setting"], "selection": entry["selection"]}
+        if has_one_setting:
+            table["one_setting"] = entry["one_setting"]
+        for row in entry["rows"]:
+            for cell in row["cells"]:
+                record = {
+                    **table,
+                    "dataset": entry["dataset"] or cell["column"],
+                    "environment": cell["column"] if entry["dataset"] else "average",
+                    "algorithm": row["algorithm"],
+                    "mean": cell["mean"],
+                    "standard_error": cell["standard_error"],
+                    "n": cell["n"],
+                    "missing": ". ".join(cell["missing"]),
+                }
+                records.append(record)
+    return records
 
 
 def column_records(all_tables: Iterable[Table]) -> list[dict[str, Any]]:
@@ -166,6 +190,7 @@ def column_records(all_tables: Iterable[Table]) -> list[dict[str, Any]]:
             "setting": table.setting,
             "selection": table.method,
             "dataset": table.dataset,
+            "one_setting": table.one_setting,
             "algorithm": row.algorithm,
             "column": column.name,
             "of": column.title if column.name == ENVIRONMENTS else cell.label,

@@ -90,17 +90,18 @@ def _plain(text: str) -> str:
 def _markdown(document: Document) -> str:
     lines = ["# Results"]
     for grid in document.grids:
-        table = _table(grid, "github", _escape_markdown)
-        lines += ["", f"## {_escape_markdown(grid.title)}", "", table]
+        table = _table(grid, "github", escape_markdown)
+        lines += ["", f"## {escape_markdown(grid.title)}", "", table]
         if grid.notes:
-            lines += ["", *(f"- {_escape_markdown(note)}" for note in grid.notes)]
+            lines += ["", *(f"- {escape_markdown(note)}" for note in grid.notes)]
 
     for caption in document.caption:
-        lines += ["", _escape_markdown(caption)]
+        lines += ["", escape_markdown(caption)]
     return "\n".join(lines) + "\n"
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Text from a file or a folder as plain words of Markdown, also between a table's bars."""
     return _MARKDOWN_SIGNS.sub(r"\\\1", " ".join(printable(text).split()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ COLUMN_COLUMNS = (
     "setting",
     "selection",
     "dataset",
+    "one_setting",
     "algorithm",
     "column",
     "of",
@@ -53,9 +55,11 @@ RECORD_COLUMNS = (
 def cell_frame(entries: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """A row for each cell of the tables ``entries`` of a document; columns: CELL_COLUMNS.
 
-    ``mean`` and ``standard_error`` are in percent, nan for a cell without a trial.
+    There is a column ``one_setting``, too, if a table shows one setting for all targets. ``mean``
+    and ``standard_error`` are in percent, nan for a cell without a trial.
     """
-    frame = pd.DataFrame(document.cell_records(entries), columns=list(CELL_COLUMNS))
+    records = document.cell_records(entries)
+    frame = pd.DataFrame(records, columns=list(records[0]) if records else list(CELL_COLUMNS))
     return frame.astype({"mean": float, "standard_error": float, "n": int})
 
 
@@ -66,6 +70,12 @@ def column_frame(tables: Iterable[Table]) -> pd.DataFrame:
     """
     frame = pd.DataFrame(document.column_records(tables), columns=list(COLUMN_COLUMNS))
     return frame.astype({"mean": float, "standard_error": float, "n": int})
+
+
+def entry_frame(entries: Iterable[Any], entry_class: type) -> pd.DataFrame:
+    """A row for each entry, an instance of a dataclass, with the fields of the class as columns."""
+    names = [field.name for field in dataclasses.fields(entry_class)]
+    return pd.DataFrame([dataclasses.asdict(entry) for entry in entries], columns=names)
 
 
 def record_frame(groups: Iterable[Group]) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from domainbed_carft.results.columns import (
     count_text,
     figure_text,
 )
+from domainbed_carft.results.evaluated_columns import EVALUATED
 from domainbed_carft.text import unknown
 
 
@@ -46,7 +47,7 @@ def _out_of_domain(row: RowRuns) -> Cell:
     ]
     accuracies: dict[int, list[float]] = {}
     for selected in row.selected:
-        if selected.outcome.runs[0].test_envs:
+        if selected.outcome.run.test_envs:
             accuracies.setdefault(selected.trial, []).append(selected.outcome.accuracy)
     return _over_trials(row, accuracies, incomplete)
 
@@ -55,9 +56,7 @@ def _in_domain(row: RowRuns) -> Cell:
     """Over the trials: each trial's mean over the targets, of the validation accuracy."""
     accuracies: dict[int, list[float]] = {}
     for selected in row.selected:
-        run = selected.outcome.runs[0]
-        checkpoint = run.steps.index(selected.outcome.step)
-        accuracy = float(selection.in_domain(run)[checkpoint])
+        accuracy = selection.in_domain_at(selected.outcome)
         accuracies.setdefault(selected.trial, []).append(accuracy)
     return _over_trials(row, accuracies, incomplete=[])
 
@@ -232,7 +231,10 @@ _COUNTS = (
         count_text,
     ),
 )
-NAMES = (ENVIRONMENTS, *(column.name for column in (*_MEASURES, *_COSTS, *_COUNTS)))
+NAMES = (
+    ENVIRONMENTS,
+    *(column.name for column in (*_MEASURES, *_COSTS, *_COUNTS, *EVALUATED)),
+)
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -252,7 +254,7 @@ def choose(
     """
     devices = list(dict.fromkeys(sorted(run.cost.device for run in runs)))
     targets = [environment_column(number, title) for number, title in enumerate(environments)]
-    by_name = {column.name: [column] for column in (*_MEASURES, *_COUNTS)}
+    by_name = {column.name: [column] for column in (*_MEASURES, *_COUNTS, *EVALUATED)}
     by_name[ENVIRONMENTS] = targets
     for column in _COSTS:
         by_name[column.name] = [_on_device(column, device, devices) for device in devices]

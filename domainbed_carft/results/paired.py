@@ -122,6 +122,17 @@ def clustered_error(values: Sequence[float], units: Sequence[str]) -> float | No
     return float(np.sqrt(few * (sums**2).sum()) / len(values))
 
 
+def sentence(comparison: Mapping[str, Any]) -> str:
+    """An entry that `compare` returns, in one sentence."""
+    text = f"{comparison['a']} minus {comparison['b']}"
+    if comparison["setting"]:
+        text += f" ({comparison['setting']})"
+    text += f": {comparison['mean_difference']:+.2f} points"
+    if comparison["low"] is not None:
+        text += f", {LEVEL}% interval {comparison['low']:+.2f} to {comparison['high']:+.2f}"
+    return f"{text}, over {comparison['pairs']} pairs."
+
+
 def grid(comparisons: Sequence[Mapping[str, Any]]) -> Grid:
     """The table of the entries that `compare` returns: a row for each group and method."""
     header = ["Selection", "Mean", f"{LEVEL}% interval"]

@@ -30,9 +30,13 @@ _Row = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class LastStage:
-    """What tables show of sweeps with stages: runs, planned jobs, and notes on the searches."""
+    """What tables show of sweeps with stages: runs, planned jobs, and notes on the searches.
+
+    ``first_stages``: the runs among which a search has chosen, and which the tables do not show.
+    """
 
     runs: list[Run]
+    first_stages: list[Run]
     planned: list[Job]
     notes: list[str]
 
@@ -128,6 +132,9 @@ def last_stage(runs: Sequence[Run], sweeps: Sequence[Sweep]) -> LastStage:
 
     return LastStage(
         runs=[run for run in runs if run.job.folder not in hidden],
+        first_stages=[
+            run for run in runs if run.job.folder in hidden and run.job.role.stage == CHOOSE
+        ],
         planned=[job for sweep in sweeps for job in sweep.jobs if job.folder not in hidden],
         notes=notes,
     )

@@ -19,7 +19,7 @@ from domainbed_carft import files
 from domainbed_carft.errors import CarftError, Problem
 from domainbed_carft.files import parsing
 from domainbed_carft.jobs.folder import WEIGHTS
-from domainbed_carft.results import alignment, picture_rows
+from domainbed_carft.results import alignment, alignment_scores, picture_rows
 from domainbed_carft.results.alignment import AlignmentFigures, measure_alignment
 from domainbed_carft.results.calibration import ECE_BINS, Calibration, measure_calibration
 from domainbed_carft.results.picture_rows import (
@@ -60,7 +60,7 @@ class SplitFigures:
     """The figures of a run on one split; accuracies are shares of 1.
 
     ``calibration``: of the probabilities as they are; ``scaled``: of those at the fitted
-    temperature, None without. ``class_pictures``, ``class_correct``: numbers, in label order.
+    ``temperature``, None without. ``class_pictures``, ``class_correct``: numbers, in label order.
     """
 
     split: EvaluatedSplit
@@ -71,9 +71,20 @@ class SplitFigures:
     flips: Flips
     calibration: Calibration
     scaled: Calibration | None
+    temperature: float | None
     alignment: AlignmentFigures
     class_pictures: list[int]
     class_correct: list[int]
+
+    @property
+    def gained(self) -> float:
+        """The share of the pictures that only the run predicts correctly."""
+        return self.flips.gained / self.split.pictures
+
+    @property
+    def lost(self) -> float:
+        """The share of the pictures that only zero-shot CLIP predicts correctly."""
+        return self.flips.lost / self.split.pictures
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ class RunFigures:
 
 
 def measure_run(
-    rows: PictureRows, facts: EvaluationFacts, threshold: float = alignment.THRESHOLD
+    rows: PictureRows, facts: EvaluationFacts, threshold: float = alignment_scores.THRESHOLD
 ) -> RunFigures:
     """The figures of all splits; ``threshold``: the alignment that divides in and out."""
     figures = []
@@ -103,13 +114,14 @@ def measure_run(
         part = rows.part(begin, begin + split.pictures)
         begin += split.pictures
         if split.pictures:
-            figures.append(_measure_split(part, split, facts.classes, threshold))
+            figures.append(_measure_split(part, split, facts, threshold))
     return RunFigures(facts, figures)
 
 
 def _measure_split(
-    rows: PictureRows, split: EvaluatedSplit, classes: list[str], threshold: float
+    rows: PictureRows, split: EvaluatedSplit, facts: EvaluationFacts, threshold: float
 ) -> SplitFigures:
+    classes = facts.classes
     is_correct = rows.predicted == rows.label
     is_zero_shot_correct = rows.zero_shot == rows.label
     class_pictures = np.bincount(rows.label, minlength=len(classes))
@@ -137,6 +149,7 @@ def _measure_split(
         ),
         calibration=measure_calibration(rows.raw, is_correct),
         scaled=measure_calibration(rows.scaled, is_correct) if rows.scaled else None,
+        temperature=facts.temperature.value if facts.temperature else None,
         alignment=measure_alignment(rows.alignment, is_correct, threshold),
         class_pictures=class_pictures.tolist(),
         class_correct=class_correct.tolist(),

@@ -166,6 +166,12 @@ def in_domain(run: Run) -> Floats:
     return np.ascontiguousarray(out_splits[:, training_envs]).mean(axis=1)
 
 
+def in_domain_at(outcome: Outcome) -> float:
+    """The `in_domain` accuracy of the outcome's run at its checkpoint."""
+    row = outcome.run.steps.index(outcome.step)
+    return float(in_domain(outcome.run)[row])
+
+
 def validation_without_targets(run: Run) -> float:
     """Mean accuracy on the out-splits at the last step, for a run that left nothing out."""
     _, out_splits = accuracies(run)

@@ -57,12 +57,14 @@ def groups(
     planned: Sequence[Job] = (),
     ignored: Sequence[str] = (),
     labels: Mapping[str, Sequence[str]] = {},
+    row_parts: Sequence[str] = (),
 ) -> list[Group]:
     """Split ``runs`` where one algorithm on one data set was run under several settings.
 
     Algorithms or data sets that differ in their one setting stay together, since no cell mixes
     them; a note names the differences. ``ignored``: keys of KINDS that do not count. ``labels``:
-    data set -> environments, as manifests have them.
+    data set -> environments, as manifests have them. ``row_parts``: parts that the rows' names
+    tell, which notes leave out.
     """
     ignored_prefixes = tuple(KINDS[name] for name in ignored)
     environments = order.environment_labels(runs, planned, labels)
@@ -90,7 +92,7 @@ def groups(
         without_source = {part: value for part, value in values.items() if part != TRAINED_ON}
         title = _title(values)
         group_runs = members.get(key, [])
-        differences = _differences(group_runs, environments)
+        differences = _differences(group_runs, environments, row_parts)
         group = Group(
             title=title,
             runs=group_runs,
@@ -248,8 +250,13 @@ def _conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[str]:
             yield part
 
 
-def _differences(runs: Sequence[Run], environments: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """How the settings of a group's algorithms and data sets differ, a sentence for each part."""
+def _differences(
+    runs: Sequence[Run], environments: Mapping[str, Sequence[str]], row_parts: Sequence[str]
+) -> Iterator[str]:
+    """How the settings of a group's algorithms and data sets differ, a sentence for each part.
+
+    ``row_parts``: parts that the names of the rows tell.
+    """
     settings_by_row = _by_row(
         (run.job, _cell_setting(run.job, run.setting, environments)) for run in runs
     )
@@ -261,7 +268,7 @@ def _differences(runs: Sequence[Run], environments: Mapping[str, Sequence[str]])
                 rows = rows_by_value.setdefault(_part_value(setting, part), {})
                 rows[f"{algorithm} on {titles[dataset]}"] = None
 
-        if len(rows_by_value) > 1 and part not in (ENVIRONMENTS, TRAINED_ON):
+        if len(rows_by_value) > 1 and part not in (ENVIRONMENTS, TRAINED_ON, *row_parts):
             listing = "; ".join(
                 f"{value}: {', '.join(rows)}" for value, rows in rows_by_value.items()
             )

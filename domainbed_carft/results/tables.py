@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import measures, order, selection
+from domainbed_carft.results import measures, one_setting, order, selection
 from domainbed_carft.results.cells import DOMAINBED, Cell, ErrorKind, cell_of
-from domainbed_carft.results.columns import DEFAULT_COLUMNS, Column, RowRuns
+from domainbed_carft.results.columns import DEFAULT_COLUMNS, Column, RowRuns, candidate_runs
 from domainbed_carft.results.gaps import Gaps
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.settings import Group
+from domainbed_carft.results.table_options import DEFAULT_OPTIONS, TableOptions
 
 _UNDECLARED = "-: no job was declared for this cell; Avg is over the other cells."
 _TRAINED_ON = "-: the runs were trained on this environment; Avg is over the other cells."
@@ -26,12 +26,18 @@ class Row(NamedTuple):
 
     ``cells``: one for each environment or data set; ``average``: their mean in percent, None if an
     expected cell has no value. ``shown``: a cell for each of the table's ``shown`` columns.
+    ``selected``: the choices behind the accuracies of one data set, by target and trial.
     """
 
     algorithm: str
     cells: Sequence[Cell]
     average: float | None
     shown: Sequence[Cell]
+    selected: Sequence[Selected] = ()
+
+    def chosen(self, target: int) -> list[Selected]:
+        """The choices of a search behind one cell, a trial each; empty if nothing was searched."""
+        return [entry for entry in self.selected if entry.target == target and entry.outcome.values]
 
 
 class Table(NamedTuple):
@@ -40,7 +46,7 @@ class Table(NamedTuple):
     A row is an algorithm. ``columns``: the environments, or in a table of ``averages`` the data
     sets. ``shown``: the columns to print, by default these and their average. ``error``: what
     stands behind the means. ``dataset_titles``: what data sets are called, where that is not their
-    name.
+    name. ``one_setting``: whether all targets share one choice of hyperparameters.
     """
 
     setting: str
@@ -53,6 +59,7 @@ class Table(NamedTuple):
     averages: bool = False
     dataset_titles: Mapping[str, str] = {}
     error: ErrorKind = DOMAINBED
+    one_setting: bool = False
 
     @property
     def dataset_title(self) -> str:
@@ -62,7 +69,9 @@ class Table(NamedTuple):
     @property
     def title(self) -> str:
         """Data set, selection method, and the group's setting."""
-        parts = [self.dataset_title, selection.METHODS[self.method].title, self.setting]
+        method = selection.METHODS[self.method].title
+        choice = one_setting.TITLE if self.one_setting else ""
+        parts = [self.dataset_title, method, choice, self.setting]
         return "; ".join(filter(None, parts))
 
     @property
@@ -76,20 +85,6 @@ class Table(NamedTuple):
         return sum(bool(cell.missing) for cell in self.cells)
 
 
-@dataclass(frozen=True)
-class TableOptions:
-    """What tables show, as the options of ``carft collect``.
-
-    ``columns``: names of `measures.NAMES`; ``error``: what stands behind the means.
-    """
-
-    columns: Sequence[str] = DEFAULT_COLUMNS
-    error: ErrorKind = DOMAINBED
-
-
-DEFAULT_OPTIONS = TableOptions()
-
-
 def build(
     group: Group, methods: Sequence[str], options: TableOptions = DEFAULT_OPTIONS
 ) -> list[Table]:
@@ -100,8 +95,11 @@ def build(
     tables = []
     for method in methods:
         selected = selection.select(group.runs, method)
-        maker = _TableMaker(group, method, selected, gaps, environments, options)
-        tables += maker.tables()
+        tables += _TableMaker(group, method, selected, gaps, environments, options).tables()
+        if options.one_setting and selection.METHODS[method].leaves_out:
+            selected = one_setting.select(group.runs, method)
+            maker = _TableMaker(group, method, selected, gaps, environments, options)
+            tables += [table._replace(one_setting=True) for table in maker.tables()]
     return tables
 
 
@@ -132,7 +130,7 @@ class _TableMaker:
             self._selected.setdefault((entry.algorithm, entry.dataset), []).append(entry)
 
         self._candidates: dict[tuple[str, str], list[Run]] = {}
-        for run in _candidate_runs(group.runs, method):
+        for run in candidate_runs(group.runs, method):
             self._candidates.setdefault((run.algorithm, run.dataset), []).append(run)
 
         jobs = gaps.keys_of(method)
@@ -172,7 +170,7 @@ class _TableMaker:
                 error=self._options.error,
             )
             shown = [column.measure(row_runs) for column in columns]
-            rows.append(Row(algorithm, cells, row_runs.average, shown))
+            rows.append(Row(algorithm, cells, row_runs.average, shown, selected))
 
         is_declared = all(cell.is_expected for row in rows for cell in row.cells)
         notes = [] if is_declared else [_TRAINED_ON if self._group.source else _UNDECLARED]
@@ -263,20 +261,6 @@ class _TableMaker:
             dataset_titles=self._dataset_titles,
             error=self._options.error,
         )
-
-
-def _candidate_runs(runs: Sequence[Run], method: str) -> list[Run]:
-    """The runs that the method can choose from, each once."""
-    if not selection.METHODS[method].leaves_out:
-        return [run for run in runs if not run.test_envs]
-
-    candidates: dict[int, Run] = {}
-    for of_target in selection.candidates_by_target(runs):
-        of_method = [*of_target.singles.values()]
-        if method == selection.LEAVE_ONE_OUT:
-            of_method += [run for pairs in of_target.pairs.values() for run in pairs.values()]
-        candidates |= {id(run): run for run in of_method}
-    return list(candidates.values())
 
 
 def _average(cells: Sequence[Cell]) -> float | None:

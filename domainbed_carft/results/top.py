@@ -19,7 +19,7 @@ from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.selection import Selected
 
 # Values that a run fills in and records; passed on, they would refuse any other data set.
-_RECORDED_FACTS = (
+RECORDED_FACTS = (
     "prompts_digest",
     "clip_digest",
     "clip_revision",
@@ -32,6 +32,7 @@ _RECORDED_FACTS = (
 class BestHparams:
     """The hyperparameters that a selection method chose for one target in one trial.
 
+    ``row``: what tables call the row, the algorithm's name unless rows have values of their own.
     ``setting``: of the group of runs, where there are several. ``test_env`` and ``environment``:
     index and name of the target; None, as is ``accuracy``, if nothing was left out. Accuracies are
     in [0, 1]. ``hparams``: as recorded; ``argument``: for the command line of another run;
@@ -57,6 +58,7 @@ class BestHparams:
     hparams_set: dict[str, Any]
     values: dict[str, Any]
     members: int
+    row: str
 
     def as_dict(self) -> dict[str, Any]:
         """An entry of the list that ``carft top --json`` prints."""
@@ -88,7 +90,7 @@ def top(
     them, or none is by one of ``methods``, and for what `collect` does.
     """
     collection = collecting.gather(folders, methods, ignored, single_source=single_source)
-    entries = list(_best_hparams(collection))
+    entries = list(best_hparams(collection))
 
     wanted = {"dataset": dataset, "algorithm": algorithm, "test_env": test_env}
     for name, value in wanted.items():
@@ -108,9 +110,14 @@ def _require(entries: Iterable[BestHparams], name: str, value: object) -> None:
         raise CarftError(f"no run was selected with {name} {value}; available: {listing}")
 
 
-def _best_hparams(collection: Collection) -> Iterator[BestHparams]:
-    """Those of each group, method, data set, algorithm, target and trial."""
-    for group, method in itertools.product(collection.groups, collection.methods):
+def best_hparams(
+    collection: Collection, methods: Sequence[str] | None = None
+) -> Iterator[BestHparams]:
+    """The chosen hyperparameters of each group, method, data set, algorithm, target and trial.
+
+    ``methods``: of selection, by default those of the collection.
+    """
+    for group, method in itertools.product(collection.groups, methods or collection.methods):
         labels = order.environment_labels(group.runs, listed=group.labels)
         leaves_out = selection.METHODS[method].leaves_out
 
@@ -139,13 +146,13 @@ def _entry(selected: Selected, setting: str, method: str, environment: str | Non
     outcome = selected.outcome
     run = outcome.runs[0]
 
-    filled_in = {*_RECORDED_FACTS} - overrides(run.job.args).keys()
+    filled_in = {*RECORDED_FACTS} - overrides(run.job.args).keys()
     to_repeat = {name: value for name, value in run.recorded.items() if name not in filled_in}
     return BestHparams(
         setting=setting,
         selection=method,
         dataset=selected.dataset,
-        algorithm=selected.algorithm,
+        algorithm=run.job.args["algorithm"],
         test_env=selected.target if leaves_out else None,
         environment=environment,
         trial_seed=selected.trial,
@@ -159,4 +166,5 @@ def _entry(selected: Selected, setting: str, method: str, environment: str | Non
         hparams_set=overrides(run.job.args),
         values=dict(outcome.values),
         members=outcome.members,
+        row=selected.algorithm,
     )

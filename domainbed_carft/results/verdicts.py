@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from domainbed_carft.results.cells import Cell
+from domainbed_carft.results.cells import Cell, student_interval
 
 LEVEL = 95  # % of the interval of our mean
 
@@ -49,7 +46,7 @@ def judge(cell: Cell, method: str, figure: Mapping[str, Any], deviation: str) ->
     ``method``: our selection method; ``figure``: a row of published.csv; ``deviation``: a clause on
     what our runs have that the published method has not, "" if nothing.
     """
-    low, high = interval_of_mean([100 * accuracy for accuracy in cell.accuracies.values()])
+    low, high = student_interval([100 * accuracy for accuracy in cell.accuracies.values()], LEVEL)
     reason = deviation or _reason_against(cell, method, figure)
     if reason or low is None or high is None or cell.mean is None:
         return Verdict(NOT_COMPARABLE, reason or "one trial has no interval", low, high)
@@ -74,18 +71,6 @@ def _reason_against(cell: Cell, method: str, figure: Mapping[str, Any]) -> str:
     if selected_on in _SELECTED_ON_METHODS and selected_on != method:
         return f"ours was selected by {method}, the published one by {selected_on}"
     return ""
-
-
-def interval_of_mean(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """The LEVEL% interval of the mean by Student's t; None for fewer than two values."""
-    if len(values) < 2:
-        return None, None
-    from scipy.special import stdtrit
-
-    mean = float(np.mean(values))
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    width = float(stdtrit(len(values) - 1, (1 + LEVEL / 100) / 2)) * error
-    return mean - width, mean + width
 
 
 def _half_of_last_digit(value: float) -> float:

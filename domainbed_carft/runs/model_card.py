@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.job import command as train_command
 from domainbed_carft.jobs.setting import printed_versions
 from domainbed_carft.pictures.protocols import PROTOCOLS
+from domainbed_carft.results.formats import escape_markdown
 from domainbed_carft.runs.saved import TrainedRun
 from domainbed_carft.runs.soup_members import DESCRIBING, SAME_ARGS
 from domainbed_carft.version import __version__
@@ -239,5 +239,4 @@ def _percent(share: float | None) -> str:
 def _markdown_text(value: Any) -> str:
     """A value as plain text within Markdown, also between the bars of a table."""
     plain = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    one_line = text.printable(" ".join(plain.split()))
-    return re.sub(r"([\\`*_\[\]<>|~#&])", r"\\\1", one_line)
+    return escape_markdown(plain)

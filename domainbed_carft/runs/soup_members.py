@@ -168,7 +168,7 @@ def shared_content(members: Sequence[Member], data_dir: str | None) -> dict[str,
 
     # Plans of the fast pictures differ in nothing but the augmentation, which a soup has not.
     plans = [member.run.picture_plan for member in members]
-    if all(plan.path == FAST for plan in plans):
+    if all(plan.mode == FAST for plan in plans):
         plan = min(plans, key=PicturePlan.describe).without_augmentation()
         shared |= {"pictures": plan.describe(), "picture_plan": plan.as_json()}
     return shared

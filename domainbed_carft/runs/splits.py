@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +18,6 @@ from domainbed_carft.method import dataset_facts, host_lookup, prompts
 from domainbed_carft.pictures import rng
 from domainbed_carft.runs.same_data import require_same_data
 from domainbed_carft.runs.saved import TrainedRun
-
-picture_batches: Any = None
-with contextlib.suppress(ImportError):  # our harness's; no other host draws by a key
-    picture_batches = importlib.import_module("domainbed.lib.picture_batches")
 
 MOST_ENVIRONMENTS = 4096  # of a data set; a number in a file must not take all memory
 SEEDS = 2**64  # a key's seed is taken modulo this
@@ -209,13 +204,15 @@ def _recorded_pictures(run: TrainedRun, hparams: dict[str, Any]) -> Any:
 
     Where the model's normalisation was applied, ``hparams`` gets it for the data set's.
     """
-    if not picture_batches:
+    if not host_lookup.in_our_harness():
         return None
+
+    from domainbed.lib.picture_batches import Pictures
 
     plan = run.picture_plan
     if plan.is_for_model:
         dataset_facts.set_normalisation(hparams, (plan.mean, plan.std))
-    return picture_batches.Pictures(plan)
+    return Pictures(plan)
 
 
 def positions_in_environment(split: Split) -> list[int]:
@@ -268,7 +265,7 @@ class _KeyedItems(Dataset[Any]):
         return list(zip(*batch))
 
     def _read(self, position: int) -> Any:
-        # On our harness as in `domainbed.lib.fast_data_loader`.
-        seed_of = rng.seed_of if picture_batches else misc.seed_hash
+        # As in the harness's `lib/fast_data_loader.py`; no other host draws by a key.
+        seed_of = rng.seed_of if host_lookup.in_our_harness() else misc.seed_hash
         rng.reseed(int(seed_of(*self._key, position)))
         return self._items[position]

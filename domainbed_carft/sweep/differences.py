@@ -13,8 +13,8 @@ from typing import Any
 
 from domainbed_carft.jobs.records import RecordWarning
 from domainbed_carft.jobs.setting import DEFAULT, HPARAM
-from domainbed_carft.sweep import job_facts
-from domainbed_carft.sweep.job_facts import JobFacts, Side
+from domainbed_carft.sweep import known_settings
+from domainbed_carft.sweep.known_settings import KnownSettings, Side
 
 _MISSING = object()
 
@@ -88,14 +88,14 @@ def diff(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Compa
 
     Raises CarftError if one of them is none of these, or a declaration has mistakes.
     """
-    sides = [job_facts.read(os.fspath(name)) for name in (first, second)]
+    sides = [known_settings.read(os.fspath(name)) for name in (first, second)]
     kinds = [side.kind for side in sides]
     nearest_job = ""
-    if kinds.count(job_facts.RUN) == 1:
+    if kinds.count(known_settings.RUN) == 1:
         sides, nearest_job = _with_nearest_job(sides)
 
     jobs, other_jobs = (side.jobs for side in sides)
-    if job_facts.RUN in kinds:
+    if known_settings.RUN in kinds:
         differences = _differences(jobs, other_jobs, rows=())
     else:
         differences = _differences_of_rows(jobs, other_jobs)
@@ -112,11 +112,11 @@ def diff(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Compa
 
 def _with_nearest_job(sides: Sequence[Side]) -> tuple[list[Side], str]:
     """The sides, of which the sweep keeps the one job that differs least from the run."""
-    run = next(side for side in sides if side.kind == job_facts.RUN).jobs[0]
+    run = next(side for side in sides if side.kind == known_settings.RUN).jobs[0]
     reduced_sides = []
     label = ""
     for side in sides:
-        if side.kind == job_facts.RUN:
+        if side.kind == known_settings.RUN:
             reduced_sides.append(side)
             continue
 
@@ -126,12 +126,14 @@ def _with_nearest_job(sides: Sequence[Side]) -> tuple[list[Side], str]:
     return reduced_sides, label
 
 
-def _distance(run: JobFacts, job: JobFacts) -> tuple[bool, int]:
+def _distance(run: KnownSettings, job: KnownSettings) -> tuple[bool, int]:
     """Whether data set or algorithm differ, then the number of parts that do."""
     return run.row != job.row, len(_differences([run], [job], rows=()))
 
 
-def _differences_of_rows(first: Sequence[JobFacts], second: Sequence[JobFacts]) -> list[Difference]:
+def _differences_of_rows(
+    first: Sequence[KnownSettings], second: Sequence[KnownSettings]
+) -> list[Difference]:
     """The differences of each data set and algorithm; equal ones are joined into one."""
     differences = []
     for part in ("dataset", "algorithm"):
@@ -155,27 +157,29 @@ def _differences_of_rows(first: Sequence[JobFacts], second: Sequence[JobFacts]) 
     return differences
 
 
-def _by_row(jobs: Iterable[JobFacts]) -> dict[tuple[str, str], list[JobFacts]]:
+def _by_row(jobs: Iterable[KnownSettings]) -> dict[tuple[str, str], list[KnownSettings]]:
     """(data set, algorithm) -> its jobs."""
-    jobs_by_row: dict[tuple[str, str], list[JobFacts]] = {}
+    jobs_by_row: dict[tuple[str, str], list[KnownSettings]] = {}
     for job in jobs:
         jobs_by_row.setdefault(job.row, []).append(job)
     return jobs_by_row
 
 
 def _differences(
-    first: Sequence[JobFacts], second: Sequence[JobFacts], rows: tuple[tuple[str, str], ...]
+    first: Sequence[KnownSettings],
+    second: Sequence[KnownSettings],
+    rows: tuple[tuple[str, str], ...],
 ) -> list[Difference]:
-    """The parts of which the two have different values, in the order of their facts."""
-    parts = dict.fromkeys(part for job in (*first, *second) for part in job.facts)
+    """The parts of which the two have different values, in the order of the settings."""
+    parts = dict.fromkeys(part for job in (*first, *second) for part in job.settings)
     differences = (_difference(part, first, second, rows) for part in parts)
     return [difference for difference in differences if difference]
 
 
 def _difference(
     part: str,
-    first: Sequence[JobFacts],
-    second: Sequence[JobFacts],
+    first: Sequence[KnownSettings],
+    second: Sequence[KnownSettings],
     rows: tuple[tuple[str, str], ...],
 ) -> Difference | None:
     """The part's difference; None if there is none, or if one side does not know the part."""
@@ -187,7 +191,9 @@ def _difference(
     return Difference(part, rows, tuple(values.values()), tuple(other_values.values()))
 
 
-def _values(part: str, jobs: Sequence[JobFacts], other_jobs: Sequence[JobFacts]) -> dict[str, Any]:
+def _values(
+    part: str, jobs: Sequence[KnownSettings], other_jobs: Sequence[KnownSettings]
+) -> dict[str, Any]:
     """The distinct values that ``jobs`` have, by their text and in its order.
 
     A hyperparameter whose default is not known has the value DEFAULT, where ``other_jobs`` set it.
@@ -199,7 +205,7 @@ def _values(part: str, jobs: Sequence[JobFacts], other_jobs: Sequence[JobFacts])
 
     values = {}
     for job in jobs:
-        value = job.facts.get(part, _MISSING)
+        value = job.settings.get(part, _MISSING)
         if value is _MISSING and is_set and not job.has_all_hparams:
             value = DEFAULT
         if value is not _MISSING:
@@ -221,10 +227,12 @@ def comparable_text(value: Any) -> str:
     return json.dumps(int(value) if is_integral else value, sort_keys=True)
 
 
-def _parts_of_one_side(jobs: Sequence[JobFacts], other_jobs: Sequence[JobFacts]) -> list[str]:
+def _parts_of_one_side(
+    jobs: Sequence[KnownSettings], other_jobs: Sequence[KnownSettings]
+) -> list[str]:
     """The parts that some of ``jobs`` know and none of ``other_jobs``."""
-    parts = dict.fromkeys(part for job in jobs for part in job.facts)
-    known_to_others = {part for job in other_jobs for part in job.facts}
+    parts = dict.fromkeys(part for job in jobs for part in job.settings)
+    known_to_others = {part for job in other_jobs for part in job.settings}
     return [
         part
         for part in parts

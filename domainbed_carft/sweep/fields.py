@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -17,14 +16,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-
-def spelled(dataset: str) -> str:
-    """A data set's name, or a path in our harness's form: ``./pets`` for ``pets/``."""
-    if os.sep not in dataset:
-        return dataset
-    path = os.path.normpath(dataset)
-    return path if os.sep in path else os.path.join(os.curdir, path)
-
+from domainbed_carft.data.benchmarks import shortest_path
 
 # A ValueError of a validator says what is expected: see files/validation.py.
 
@@ -54,7 +46,7 @@ OneOrEach = Annotated[
 ]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Index = Annotated[int, Field(ge=0, le=10**9)]
-DatasetName = Annotated[str, StringConstraints(min_length=1), AfterValidator(spelled)]
+DatasetName = Annotated[str, StringConstraints(min_length=1), AfterValidator(shortest_path)]
 DatasetNames = Distinct[DatasetName]
 AlgorithmNames = Distinct[Annotated[str, Field(min_length=1)]]
 Setting = Annotated[

@@ -10,9 +10,7 @@ from typing import Any
 
 from domainbed_carft.jobs.job import overrides, seed_hash
 from domainbed_carft.method import hparams
-
-# What a run fills in for its record; nobody sets it but to repeat a run.
-FILLED_IN = ("prompts_digest", "clip_digest", "clip_revision", "preprocessing", "data_edition")
+from domainbed_carft.results.top import RECORDED_FACTS
 
 # The value of a hyperparameter that a run replaces by what suits its device.
 _RESOLVED_BY_RUN = "auto"
@@ -60,7 +58,7 @@ def changed_hparams(
 
     changed = {}
     for name in dict.fromkeys([*hparams_set, *recorded]):
-        is_recorded = name in recorded and name not in FILLED_IN
+        is_recorded = name in recorded and name not in RECORDED_FACTS
         if is_recorded and name in usual_values:
             is_resolved = usual_values[name] == _RESOLVED_BY_RUN and name not in hparams_set
             is_changed = recorded[name] != usual_values[name] and not is_resolved
@@ -81,5 +79,5 @@ def _values(
 
     index = 0 if random_seed is None else 1  # in the pairs of default and random value
     pairs = hparams.overlay(algorithm, dataset, random_seed or 0)
-    values = {name: pair[index] for name, pair in pairs.items() if name not in FILLED_IN}
+    values = {name: pair[index] for name, pair in pairs.items() if name not in RECORDED_FACTS}
     return values | hparams.implied(algorithm, dataset, hparams_set, random_seed)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from domainbed_carft import process_variables
 from domainbed_carft.errors import CarftError, Problem
 from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.sweep import host
 
-# Tells our harness's train whether to leave out the training environments' in-splits: "1" or "0".
-SKIP_VARIABLE = "DOMAINBED_SKIP_TRAINING_IN_SPLITS"
+SKIP_VARIABLE = process_variables.SKIP_TRAINING_IN_SPLITS.name
 
 JobVariables = Callable[[Job], Mapping[str, str]]  # the process variables of a job
 
@@ -33,10 +33,10 @@ class JobSettings:
     def variables(self, job: Job, sweep_name: str) -> dict[str, str]:
         """The process variables by which a job of the sweep gets these settings."""
         variables = {
-            "DOMAINBED_KEEP_WEIGHTS": self.keep_weights,
-            "DOMAINBED_PICTURES": self.pictures,
-            "DOMAINBED_PICTURE_CACHE": self.picture_cache,
-            "DOMAINBED_LOG": " ".join(self.log),
+            process_variables.KEEP_WEIGHTS.name: self.keep_weights,
+            process_variables.PICTURES.name: self.pictures,
+            process_variables.PICTURE_CACHE.name: self.picture_cache,
+            process_variables.LOG.name: " ".join(self.log),
         }
         if "wandb" in self.log and "WANDB_RUN_GROUP" not in os.environ:  # a user's own stays
             variables["WANDB_RUN_GROUP"] = f"{sweep_name}/{job.variant}".rstrip("/")
@@ -57,7 +57,7 @@ def skips_training_in_splits(
     if chosen is not None:
         return chosen
 
-    variable = os.environ.get(SKIP_VARIABLE, "")
+    variable = process_variables.SKIP_TRAINING_IN_SPLITS.read()
     if variable not in ("", "0", "1"):
         raise CarftError(Problem(SKIP_VARIABLE, variable, expected="0 or 1"))
     if variable:

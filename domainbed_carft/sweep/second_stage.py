@@ -31,7 +31,8 @@ def submit(launcher: Slurm, output: Path, command: Sequence[str]) -> None:
     if waiting_ids and max(map(int, waiting_ids)) > int(arrays[-1]):
         return  # it was submitted after all of them
     words = [sys.executable, "-m", "domainbed_carft", *command, SECOND_STAGE_FLAG]
-    launcher.submit_command(words, output.absolute(), name=NAME, after=arrays)
+    job_id = launcher.submit_command(words, output.absolute(), name=NAME, after=arrays)
+    print(f"slurm: job {job_id} submits the second stage when these have ended")
 
 
 def _ids_of_small_jobs(output: Path) -> set[str]:

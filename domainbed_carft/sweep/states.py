@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import shlex
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.folder import OUTPUT, RECORDS, STATE, Attempt, Holder, JobFolder
 from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job
 from domainbed_carft.jobs.manifest import Dataset
+from domainbed_carft.jobs.record_lines import is_broken_loss
 from domainbed_carft.jobs.search import Search
 from domainbed_carft.launchers import attempt
 from domainbed_carft.sweep.queue import Queue, queue_of
@@ -238,8 +238,8 @@ def _declared_steps(job: Job, datasets: Mapping[str, Dataset]) -> int | None:
 
 def _has_diverged(record: Mapping[str, Any]) -> bool:
     """Whether the last record of a job that is done tells of a loss that was not finite."""
-    loss = record.get("loss")  # of other checkouts, which leave no mark
-    return "diverged_at" in record or (isinstance(loss, float) and not math.isfinite(loss))
+    # Other checkouts leave no mark.
+    return "diverged_at" in record or is_broken_loss("loss", record.get("loss"))
 
 
 def _count(value: Any) -> float | None:

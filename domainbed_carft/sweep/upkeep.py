@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import shutil
 import signal
 import socket
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.deletion import delete_claimed, delete_remains
 from domainbed_carft.jobs.folder import UNKNOWN, Held, Holder, JobFolder
 from domainbed_carft.launchers import slurm_cluster
 from domainbed_carft.sweep import states
@@ -27,7 +27,6 @@ SECONDS_BETWEEN_LOOKS = 0.2
 
 # Of a finished job: what only an unfinished one needs, or what was being written when it died.
 LEFTOVERS = ("state.pt", "*.part")
-_DELETED = ".deleted-"
 
 # The jobs that `clean --incomplete` deletes.
 INCOMPLETE = (states.INTERRUPTED, states.FAILED, states.NOT_LAUNCHED)
@@ -142,9 +141,7 @@ def clean(state: SweepState) -> CleanReport:
     for path in files:
         path.unlink(missing_ok=True)  # the job, or another clean, may be faster
 
-    output = state.output
-    for path in (*output.glob(f"{_DELETED}*"), *output.glob(f"*/{_DELETED}*")):
-        shutil.rmtree(path, ignore_errors=True)
+    delete_remains(state.output)
     return CleanReport(files=files)
 
 
@@ -213,8 +210,6 @@ def _delete_job(path: Path, queue: Queue) -> bool:
     with contextlib.suppress(Held, FileNotFoundError), folder.claim():
         if folder.done or (path in queue.positions and not folder.failed()):
             return False
-        # All at once: a launch from now on makes a new folder with its own lock.
-        moved = path.rename(path.with_name(f"{_DELETED}{path.name}-{os.getpid()}"))
-        shutil.rmtree(moved)
+        delete_claimed(folder)
         return True
     return False

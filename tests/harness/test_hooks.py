@@ -19,7 +19,14 @@ HARNESS = Path(domainbed.__file__).parent
 
 ALGORITHM_HOOKS = {
     *("is_constant", "process_group", "RESOLVED_HPARAMS", "hparam_problems", "implied_hparams"),
-    *("wanted_pictures", "indivisible", "step_on_device", "training_state", "load_training_state"),
+    *(
+        "resolve_hparams",
+        "wanted_pictures",
+        "indivisible",
+        "step_on_device",
+        "training_state",
+        "load_training_state",
+    ),
 }
 DATASET_HOOKS = {"EVALUATED_SPLITS", "data_edition", "protocol", "data_problems"}
 

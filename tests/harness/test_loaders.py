@@ -34,7 +34,8 @@ def numbered(start, size):
     return TensorDataset(numbers, numbers)
 
 
-SMALL, LARGE = numbered(0, 3), numbered(100, 50)
+SMALL = numbered(0, 3)
+LARGE = numbered(100, 50)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -172,7 +173,7 @@ def four_domains(tmp_path):
     return tmp_path / "four"
 
 
-@pytest.mark.parametrize("path", picture_batches.PATHS)
+@pytest.mark.parametrize("path", picture_batches.MODES)
 def test_large_batches_need_no_large_shared_memory(four_domains, path):
     command = [sys.executable, "-c", LOADS, path, str(four_domains)]
     process = in_small_shared_memory("64m", *command)

@@ -132,7 +132,7 @@ def test_batch_slices_of_all_processes_make_up_the_batches_of_one(pictures, size
     hparams = preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
     _, environments = preparation.load_environments(args, hparams)
     splits = [environment.in_split for environment in environments]
-    plan = dataclasses.replace(plan_for("domainbed", 224, augment=True), path="fast")
+    plan = dataclasses.replace(plan_for("domainbed", 224, augment=True), mode="fast")
     evaluated = {"a": splits[0], "b": torch.utils.data.Subset(splits[1], [3])}
 
     def batches(process_group):

@@ -68,7 +68,7 @@ class Algorithm(torch.nn.Module):
     # The job's processes if several (`lib.process_group`): each gets its slice of every batch.
     process_group: ProcessGroup | None = None
     # Hparams whose value "auto" it replaces by what suits the machine where the job begins. A job
-    # that is resumed elsewhere keeps their values. Until 0.1.0 the name was SETTLED.
+    # that is resumed elsewhere keeps their values. The former name, SETTLED, still counts.
     RESOLVED_HPARAMS: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **keywords: Any) -> None:

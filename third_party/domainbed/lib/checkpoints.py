@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,9 @@ from domainbed.lib import resume, scalar_logs
 from domainbed_carft import files
 from domainbed_carft.files import parsing
 from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.jobs.record_lines import is_broken_loss
 
 KEEP = ("both", "last", "best", "none")
-
-# Where a launcher says which weights all jobs are to keep.
-VARIABLE = "DOMAINBED_KEEP_WEIGHTS"
 
 # The attributes of `Files` that a resumed run needs.
 _STATE = ("_records", "_begins_at", "_step", "_best_step", "_best_accuracy", "diverged_at")
@@ -78,6 +75,8 @@ class Files:
         # `done` first: whatever comes in between, half a run must not pass for a whole one.
         for path in (folder / "done", self._folder.state_path, *folder.glob("model*.pkl")):
             path.unlink(missing_ok=True)
+        for path in folder.glob("evaluation_step*"):  # by carft evaluate, of those weights
+            path.unlink(missing_ok=True)
         resume.tidy_up(folder)
         scalar_logs.forget(folder)
         if records.exists():
@@ -89,7 +88,7 @@ class Files:
 
     def watch(self, step: int, name: str, value: float) -> None:
         """Warn of the run's first loss that is not finite; later records are marked."""
-        if self.diverged_at is not None or "loss" not in name or math.isfinite(value):
+        if self.diverged_at is not None or not is_broken_loss(name, value):
             return
 
         self.diverged_at = step

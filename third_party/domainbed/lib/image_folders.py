@@ -22,18 +22,6 @@ from domainbed_carft.pictures.image_lists import ImageList
 ImageFile.LOAD_TRUNCATED_IMAGES = True
 
 
-def shortest_path(name: str) -> str:
-    """The shortest form of a path that is not mistaken for a data set's name.
-
-    ``pets/`` becomes ``./pets``; ``pets`` is a name and stays.
-    """
-    if os.sep not in name:
-        return name
-
-    path = os.path.normpath(name)
-    return path if os.sep in path else os.path.join(os.curdir, path)
-
-
 def subfolder_names(root: str, kind: str = "environment") -> list[str]:
     """The sorted names of the folders in ``root``, each an environment or a class (``kind``).
 

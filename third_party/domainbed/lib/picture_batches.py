@@ -17,11 +17,12 @@ from torchvision.datasets import ImageFolder
 
 from domainbed.lib import image_folders
 from domainbed_carft.data import picture_files
-from domainbed_carft.pictures import host_transforms, loading, rng, stages, store_folder
+from domainbed_carft.pictures import loading, rng, stages, store_folder
 from domainbed_carft.pictures.plan import FAST, PILLOW, PicturePlan
-from domainbed_carft.pictures.plan import PATHS as PATHS
+from domainbed_carft.pictures.plan import MODES as MODES
 from domainbed_carft.pictures.protocols import UPSTREAM_SIZE
 from domainbed_carft.pictures.store import Store
+from domainbed_carft.pictures.transforms import plan_of
 
 
 class ModelInput(NamedTuple):
@@ -75,9 +76,9 @@ class Pictures:
             environment = environment.dataset
 
         own_plan = environment_plan(environment)
-        if self.plan is None or self.plan.path != FAST or own_plan is None:
+        if self.plan is None or self.plan.mode != FAST or own_plan is None:
             return None
-        plan = replace(own_plan, path=FAST, jitter=self.plan.jitter)
+        plan = replace(own_plan, mode=FAST, jitter=self.plan.jitter)
         if self.plan.is_for_model:
             plan = plan.for_model(self.plan.size, self.plan.mean, self.plan.std)
         return Source(environment, positions, plan, self.store)
@@ -87,18 +88,18 @@ def environment_plan(environment: Any) -> PicturePlan | None:
     """The plan of an environment's transform; None where only the transform itself can do it."""
     if not image_folders.is_image_folder(environment):
         return None
-    return host_transforms.plan_of(environment.transform)
+    return plan_of(environment.transform)
 
 
 def choose(
-    path: str,
+    mode: str,
     cache: str | None,
     dataset: Any,
     ask_model: Callable[[], Sequence[Any] | None] | None = None,
 ) -> Pictures:
     """How a job gets the pictures of its data set; prints a line about it.
 
-    `path` is one of `plan.PATHS`, `cache` the value of --picture_cache. `ask_model` returns the
+    `mode` is one of `plan.MODES`, `cache` the value of --picture_cache. `ask_model` returns the
     fields of a ModelInput, or None; it is called only if all environments can be read so, and then
     changes the data set's `input_shape`. Raises CarftError if `cache` is no size.
     """
@@ -106,11 +107,11 @@ def choose(
     if not readable:
         return Pictures()
     plan = _common_plan(readable)
-    if path == PILLOW:
+    if mode == PILLOW:
         return Pictures(plan)
 
     jitter = stages.jitter_path("cuda" if torch.cuda.is_available() else "cpu")
-    plan = replace(plan, path=FAST, jitter=jitter)
+    plan = replace(plan, mode=FAST, jitter=jitter)
     model_input = ask_model() if ask_model and len(readable) == len(dataset) else None
     if model_input:
         size, mean, std = model_input
@@ -125,7 +126,7 @@ def choose(
 
 def _common_plan(environments: Sequence[Any]) -> PicturePlan:
     """The plan of the first environment that is augmented; of the first if none is."""
-    plans = [plan for environment in environments if (plan := environment_plan(environment))]
+    plans = [*filter(None, map(environment_plan, environments))]
     augmented = [plan for plan in plans if plan.augmentation]
     return (augmented or plans)[0]
 

@@ -18,11 +18,9 @@ from typing import Any
 
 from domainbed_carft import files
 from domainbed_carft.errors import PassingError, brief
+from domainbed_carft.process_variables import LOG
 
 KINDS = ("tensorboard", "wandb")
-
-# By this variable a launcher sets the logs of all jobs: the names, separated by spaces.
-VARIABLE = "DOMAINBED_LOG"
 
 _COMPARED_BY = ("algorithm", "dataset", "test_envs", "trial_seed", "hparams_seed")
 _ID = os.path.join("wandb", "domainbed-run-id")  # in the job's folder
@@ -34,8 +32,8 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
         "--log",
         nargs="*",
         choices=KINDS,
-        default=os.environ.get(VARIABLE, "").split(),
-        help=f"also log the records' scalars there (none: nowhere; for all jobs: ${VARIABLE})",
+        default=LOG.read().split(),
+        help=f"also log the records' scalars there (none: nowhere; for all jobs: ${LOG.name})",
     )
 
 
@@ -45,7 +43,7 @@ def problems(kinds: Sequence[str]) -> list[str]:
     for kind in dict.fromkeys(kinds):
         spec = importlib.util.find_spec(kind) if kind in KINDS else None
         if kind not in KINDS:
-            sentences.append(f"{VARIABLE} has {kind!r}, expected names from {', '.join(KINDS)}")
+            sentences.append(f"{LOG.name} has {kind!r}, expected names from {', '.join(KINDS)}")
         elif spec is None or spec.origin is None:  # a mere folder of that name, as they leave them
             sentences.append(f"--log {kind} needs {kind}: pip install {kind}")
         elif kind == "wandb":
@@ -77,7 +75,7 @@ def _wandb_problem() -> str:
 
 def hand_on(kinds: Sequence[str], sweep_output_dir: str) -> None:
     """Make the jobs of a sweep log too, in W&B as a group named after its folder."""
-    os.environ[VARIABLE] = " ".join(kinds)
+    os.environ[LOG.name] = " ".join(kinds)
     if "wandb" in kinds:
         name = os.path.basename(os.path.abspath(sweep_output_dir))
         os.environ.setdefault("WANDB_RUN_GROUP", name)

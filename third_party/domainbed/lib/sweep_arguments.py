@@ -11,7 +11,7 @@ import itertools
 from domainbed import algorithms as algorithms_module
 from domainbed import command_launchers, datasets
 from domainbed.lib import checks, scalar_logs
-from domainbed.lib.image_folders import shortest_path
+from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, Problem, raise_for
 
 DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]

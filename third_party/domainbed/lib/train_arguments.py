@@ -7,21 +7,16 @@ Flags and defaults are those of upstream file domainbed/scripts/train.py at b93c
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
 
-from domainbed.lib import checkpoints, checks, picture_batches, process_start, scalar_logs
-from domainbed.lib.image_folders import shortest_path
+from domainbed.lib import checkpoints, checks, picture_batches, scalar_logs
+from domainbed_carft import process_variables
+from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, Problem, raise_for
 from domainbed_carft.pictures import store_folder
 
 # Flags that do not change what is trained, hence in no record.
 UNRECORDED_FLAGS = ("log", "picture_cache", "pictures", "processes", "restart")
-
-# Where a launcher says how all jobs get their pictures, and that all are to evaluate less.
-PICTURES_VARIABLE = "DOMAINBED_PICTURES"
-CACHE_VARIABLE = "DOMAINBED_PICTURE_CACHE"
-SKIP_VARIABLE = "DOMAINBED_SKIP_TRAINING_IN_SPLITS"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,7 +25,6 @@ def build_parser() -> argparse.ArgumentParser:
         prog="domainbed.scripts.train", description="Domain generalization"
     )
     add = parser.add_argument
-    variables = os.environ
 
     add("--data_dir", help="folder that contains the data sets' folders")
     add(
@@ -79,41 +73,44 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--processes",
         type=int,
-        default=variables.get(process_start.VARIABLE, "1"),
+        default=process_variables.PROCESSES.read("1"),
         help="processes to train with, each on its slice of every batch and, if there are any, its "
-        f"own GPU (default: 1, for all jobs: ${process_start.VARIABLE}, under torchrun its number)",
+        f"own GPU (default: 1, for all jobs: ${process_variables.PROCESSES.name}, under torchrun "
+        "its number)",
     )
     add(
         "--pictures",
-        choices=picture_batches.PATHS,
-        default=variables.get(PICTURES_VARIABLE, picture_batches.PATHS[0]),
+        choices=picture_batches.MODES,
+        default=process_variables.PICTURES.read(picture_batches.MODES[0]),
         help="fast: decode, crop and resize bytes, and jitter a batch at once (default); pillow: "
         f"upstream's transforms, from which the fast pictures differ by rounding (for all jobs: "
-        f"${PICTURES_VARIABLE})",
+        f"${process_variables.PICTURES.name})",
     )
     add(
         "--picture_cache",
         metavar="SIZE",
-        default=variables.get(CACHE_VARIABLE),
+        default=process_variables.PICTURE_CACHE.read() or None,
         help="how much of the decoded pictures to keep on a local disk for all jobs of this "
         "machine, such as 8G or 500M; 0 for nothing (default: a quarter of the memory, at most "
-        f"8G; nothing under SLURM or on a network file system; for all jobs: ${CACHE_VARIABLE})",
+        "8G; nothing under SLURM or on a network file system; for all jobs: "
+        f"${process_variables.PICTURE_CACHE.name})",
     )
     add(
         "--skip_training_in_splits",
         action="store_true",
-        default=variables.get(SKIP_VARIABLE) == "1",
+        default=process_variables.SKIP_TRAINING_IN_SPLITS.read() == "1",
         help="skip accuracies on the training environments' in-splits, which take most of the "
-        f"evaluation's time and which no selection uses (for all jobs: ${SKIP_VARIABLE}=1)",
+        "evaluation's time and which no selection uses (for all jobs: "
+        f"${process_variables.SKIP_TRAINING_IN_SPLITS.name}=1)",
     )
     add("--skip_model_save", action="store_true", help="keep no weights")
     add("--save_model_every_checkpoint", action="store_true")
     add(
         "--keep_weights",
         choices=checkpoints.KEEP,
-        default=variables.get(checkpoints.VARIABLE, checkpoints.KEEP[0]),
+        default=process_variables.KEEP_WEIGHTS.read(checkpoints.KEEP[0]),
         help="last: model.pkl; best: model_best.pkl, selected by training-domain validation; "
-        f"both (default); or none (for all jobs: ${checkpoints.VARIABLE})",
+        f"both (default); or none (for all jobs: ${process_variables.KEEP_WEIGHTS.name})",
     )
     add(
         "--restart",
@@ -145,14 +142,15 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]
     problems += checks.holdout_problems(args.holdout_fraction)
     problems += checks.range_problems("--uda_holdout_fraction", args.uda_holdout_fraction, 0, 1)
 
-    variables = (  # flags that argparse has checked, or else these
-        (checkpoints.VARIABLE, args.keep_weights, checkpoints.KEEP),
-        (PICTURES_VARIABLE, flags.pictures, picture_batches.PATHS),
-        (SKIP_VARIABLE, os.environ.get(SKIP_VARIABLE) or "0", ("0", "1")),
+    skip = process_variables.SKIP_TRAINING_IN_SPLITS
+    defaults = (  # of flags whose values argparse has checked
+        (process_variables.KEEP_WEIGHTS, args.keep_weights, checkpoints.KEEP),
+        (process_variables.PICTURES, flags.pictures, picture_batches.MODES),
+        (skip, skip.read() or "0", ("0", "1")),
     )
     problems += [
-        f"{name} is {value!r}, expected {', '.join(valid)}"
-        for name, value, valid in variables
+        f"{variable.name} is {value!r}, expected {', '.join(valid)}"
+        for variable, value, valid in defaults
         if value not in valid
     ]
 

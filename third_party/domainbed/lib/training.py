@@ -19,6 +19,7 @@ from domainbed.lib import (
     algorithm_state,
     checkpoints,
     evaluation,
+    few_shots,
     misc,
     preparation,
     resume,
@@ -102,7 +103,9 @@ class Run:
 
     def _build_batches(self, training_envs: Sequence[int]) -> JobBatches:
         return JobBatches(
-            in_splits=[self.environments[i].in_split for i in training_envs],
+            in_splits=few_shots.training_splits(
+                self.dataset, self.environments, training_envs, self.hparams
+            ),
             evaluated={
                 name: split if name in self.evaluated else [] for name, split in self.splits.items()
             },

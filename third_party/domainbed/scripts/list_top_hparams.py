@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from domainbed import model_selection
 from domainbed.lib import reporting
 from domainbed.lib.command_line import exit_status, printed_at_once
-from domainbed.lib.image_folders import shortest_path
 from domainbed.lib.query import Q
 from domainbed.scripts.collect_results import SELECTION_METHODS, columns_of
+from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError
 
 

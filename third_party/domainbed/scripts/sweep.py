@@ -11,7 +11,6 @@ import copy
 import itertools
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,9 +22,11 @@ from domainbed.lib import checks, misc, scalar_logs
 from domainbed.lib.command_line import exit_status
 from domainbed.lib.sweep_arguments import DATASETS as DATASETS
 from domainbed.lib.sweep_arguments import build_parser, check
+from domainbed_carft import questions
 from domainbed_carft.errors import CarftError, PassingError
 from domainbed_carft.jobs import job as jobs_room
 from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.deletion import delete_claimed
 from domainbed_carft.jobs.folder import Held, JobFolder
 
 
@@ -73,12 +74,9 @@ class Job:
         deleted = 0
         for job in jobs:
             folder = JobFolder(job.output_dir)
-            trash = folder.path.with_name(f".deleted-{folder.path.name}-{os.getpid()}")
             try:
                 with folder.claim():
-                    folder.records_path.unlink(missing_ok=True)  # no table has half a folder
-                    folder.path.rename(trash)
-                    shutil.rmtree(trash)
+                    delete_claimed(folder)
                 deleted += 1
             except Held as error:
                 print(f"sweep: not deleted: {error}", file=sys.stderr)
@@ -220,10 +218,10 @@ def _list_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> None:
     for name in args.datasets:
         dataset_class = datasets.get_dataset_class(name)
         facts[name] = manifest.Dataset(
-            tuple(dataset_class.ENVIRONMENTS),
-            None,
-            getattr(dataset_class, "N_STEPS", 5001),
-            getattr(dataset_class, "CHECKPOINT_FREQ", 100),
+            labels=tuple(dataset_class.ENVIRONMENTS),
+            pictures=None,
+            steps=dataset_class.N_STEPS,
+            checkpoint_freq=dataset_class.CHECKPOINT_FREQ,
         )
     sweep = stored or manifest.Sweep(())
     manifest.add(output, replace(sweep, jobs=tuple(listed), datasets=facts))
@@ -238,12 +236,9 @@ def _change_manifest(change: Callable[..., object], *arguments: Any) -> None:
 def _confirm() -> None:
     """Leave the program unless the user says yes."""
     try:
-        answer = input("Are you sure? (y/n) ")
+        questions.ask("Are you sure? (y/n) ", refusal="Nevermind!")
     except (EOFError, RuntimeError):  # the latter where it was closed from the start
         raise CarftError("standard input is closed; give --skip_confirmation") from None
-    if not answer.strip().lower().startswith("y"):
-        print("Nevermind!")
-        raise SystemExit(0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""What is known of jobs under which conditions they ran, or will: for `differences`.
+"""What is known of the settings under which jobs ran, or will: for `differences`.
 
-A fact is one value of a part such as ``steps``, ``hparam lr``, ``version of PyTorch`` or
-``data edition``. A job that has not run yet has no facts that only a record tells.
+Each is the value of a part such as ``steps``, ``hparam lr``, ``version of PyTorch`` or ``data
+edition``. Of a job that has not run nothing is known that only a record tells.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ _PARTS_OF_THEIR_OWN = ("protocol", "data_edition")
 
 
 @dataclass(frozen=True)
-class JobFacts:
-    """The facts of one job: part -> value, those of IDENTITY first.
+class KnownSettings:
+    """The ``settings`` of one job that are known: part -> value, those of IDENTITY first.
 
     ``label``: the folder or the description of the job. ``hparams_set``: the names of the
-    hyperparameters that ``--hparams`` sets; ``has_all_hparams``: whether ``facts`` has the others.
+    hyperparameters that ``--hparams`` sets; ``has_all_hparams``: whether ``settings`` has
+    the others.
     """
 
     label: str
-    facts: Mapping[str, Any]
+    settings: Mapping[str, Any]
     hparams_set: frozenset[str]
     has_all_hparams: bool
 
     @property
     def row(self) -> tuple[str, str]:
         """Data set and algorithm."""
-        return self.facts["dataset"], self.facts["algorithm"]
+        return self.settings["dataset"], self.settings["algorithm"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Side:
 
     name: str
     kind: str
-    jobs: Sequence[JobFacts]
+    jobs: Sequence[KnownSettings]
     warnings: Sequence[RecordWarning]
 
 
@@ -79,13 +80,13 @@ def read(name: str | Path) -> Side:
         raise CarftError(Problem("the name to compare", str(name), expected=expected))
 
     jobs = declaration_file.load(name).jobs(data_dir="", output=Path())
-    return Side(str(name), DECLARATION, [_of_planned(job) for job in jobs], warnings=())
+    return Side(str(name), DECLARATION, [_settings_of_planned(job) for job in jobs], warnings=())
 
 
 def _read_folder(path: Path) -> Side:
     """The jobs in a folder; of a sweep also those that its manifest lists and that did not run."""
     runs, warnings = records.read([path])
-    jobs = [_of_run(run) for run in runs]
+    jobs = [_settings_of_run(run) for run in runs]
     if (path / RECORDS).is_file() and len(jobs) == 1:
         return Side(str(path), RUN, jobs, warnings)
 
@@ -93,7 +94,7 @@ def _read_folder(path: Path) -> Side:
     folders_with_runs = {Path(run.folder) for run in runs}
     for job in sweep.jobs if sweep else ():
         if job.folder not in folders_with_runs:
-            jobs.append(_of_planned(job))
+            jobs.append(_settings_of_planned(job))
 
     if not jobs:
         expected = f"a folder with {RECORDS} of a job, or of a sweep's jobs below it"
@@ -101,16 +102,16 @@ def _read_folder(path: Path) -> Side:
     return Side(str(path), SWEEP, jobs, warnings)
 
 
-def _of_run(run: Run) -> JobFacts:
+def _settings_of_run(run: Run) -> KnownSettings:
     parts = {name: value for name, value in run.setting.items() if not name.startswith(HPARAM)}
     hparams = {name: value for name, value in run.recorded.items() if value != ""}
-    return _job_facts(
+    return _settings_of_job(
         label=run.folder, args=run.job.args, parts=parts, hparams=hparams, has_all_hparams=True
     )
 
 
-def _of_planned(job: Job) -> JobFacts:
-    """The facts of a job that has not run; ours take defaults or draws where nothing is set."""
+def _settings_of_planned(job: Job) -> KnownSettings:
+    """The settings of a job that has not run; ours take defaults or draws where nothing is set."""
     hparams = hparam_defaults.expected_hparams(job.args)
     parts: dict[str, Any] = dict.fromkeys(_LEFT_OUT_BY_DEFAULT, DEFAULT)
     parts |= {
@@ -119,7 +120,7 @@ def _of_planned(job: Job) -> JobFacts:
     if "protocol" in hparams:
         parts["protocol"] = str(hparams["protocol"])
 
-    return _job_facts(
+    return _settings_of_job(
         label=str(job),
         args=job.args,
         parts=parts,
@@ -128,23 +129,23 @@ def _of_planned(job: Job) -> JobFacts:
     )
 
 
-def _job_facts(
+def _settings_of_job(
     label: str,
     args: Mapping[str, Any],
     parts: Mapping[str, Any],
     hparams: Mapping[str, Any],
     has_all_hparams: bool,
-) -> JobFacts:
-    facts: dict[str, Any] = {name: args[name] for name in IDENTITY}
-    facts["test_envs"] = sorted(args["test_envs"])
-    facts |= parts
+) -> KnownSettings:
+    settings: dict[str, Any] = {name: args[name] for name in IDENTITY}
+    settings["test_envs"] = sorted(args["test_envs"])
+    settings |= parts
     for name, value in hparams.items():
         if name not in _PARTS_OF_THEIR_OWN:
-            facts[HPARAM + name] = value
+            settings[HPARAM + name] = value
 
-    return JobFacts(
+    return KnownSettings(
         label=label,
-        facts=facts,
+        settings=settings,
         hparams_set=frozenset(overrides(args)),
         has_all_hparams=has_all_hparams,
     )

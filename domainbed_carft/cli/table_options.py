@@ -1,0 +1,123 @@
+"""The flags of ``carft collect`` that say what its tables show and compare."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection, Sequence
+
+# As modules that take a while to load have them, which a test compares.
+ERRORS = ("domainbed", "sample", "std")
+DEFAULT_COLUMNS = ("environments", "average")
+COLUMNS_OF_RECORDS = (
+    *DEFAULT_COLUMNS,
+    "out-of-domain",
+    "worst",
+    "in-domain",
+    "step-seconds",
+    "training-hours",
+    "evaluation-hours",
+    "memory",
+    "parameters",
+    "jobs",
+    "draws",
+)
+COLUMNS = (
+    *COLUMNS_OF_RECORDS,
+    "per-class",
+    "worst-class",
+    "ece",
+    "ece-scaled",
+    "nll",
+    "nll-scaled",
+    "brier",
+    "brier-scaled",
+    "temperature",
+    "zero-shot",
+    "flips",
+    "gained",
+    "lost",
+    "aligned",
+    "unaligned",
+)
+
+# Flags that add tables to those of the accuracies
+COMPARISONS = ("--compare", "--paired", "--against", "--power")
+
+
+def add_to(parser: argparse.ArgumentParser) -> None:
+    """Add the flags to the parser of ``carft collect``."""
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
+        "--columns",
+        type=some_of(COLUMNS),
+        action="extend",
+        metavar="COLUMN,...",
+        help=f"columns of the tables, separated by commas: {', '.join(COLUMNS)} "
+        f"(default: {','.join(DEFAULT_COLUMNS)})",
+    )
+    shown.add_argument(
+        "--full", action="store_true", help="show all columns but those of carft evaluate"
+    )
+    parser.add_argument(
+        "--error",
+        choices=ERRORS,
+        default=ERRORS[0],
+        help="what stands behind a mean: DomainBed's standard error (divisor n), that of a sample "
+        "(divisor n - 1), or the standard deviation (default: domainbed)",
+    )
+    parser.add_argument(
+        "--one-setting",
+        action="store_true",
+        help="add tables of one choice of hyperparameters for all environments of a data set",
+    )
+    parser.add_argument(
+        "--by",
+        type=lambda text: text.split(","),
+        action="extend",
+        default=[],
+        metavar="HPARAM,...",
+        help="give each value of these hyperparameters, or each variant (--by variant), a row in "
+        "one joint table",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="ALGORITHM",
+        help="compare every algorithm with this one: paired differences, intervals, p-values",
+    )
+    parser.add_argument(
+        "--power",
+        type=float,
+        metavar="POINTS",
+        help="with --against: how many trials a difference of so many points needs",
+    )
+
+
+def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
+    """A type for argparse: names with commas between. A list of words would swallow DIR."""
+
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        if not {*names} <= {*choices}:
+            expected = f"one or more of {', '.join(choices)}, separated by commas"
+            raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
+        return names
+
+    return parse
+
+
+def columns(arguments: argparse.Namespace) -> Sequence[str]:
+    """The names of the columns that were asked for."""
+    return COLUMNS_OF_RECORDS if arguments.full else arguments.columns or DEFAULT_COLUMNS
+
+
+def more_tables(arguments: argparse.Namespace) -> list[str]:
+    """The given flags that ask for another table than that of the cells."""
+    given = {
+        "--compare": arguments.compare,
+        "--paired": arguments.paired,
+        "--columns": arguments.columns,
+        "--full": arguments.full,
+        "--against": arguments.against and not arguments.power,
+        "--power": arguments.power,
+    }
+    return [flag for flag, value in given.items() if value]

@@ -1,0 +1,140 @@
+"""The process variables that this package and its harness read: one table for code and docs.
+
+All are named here and nowhere else but in two modules: `plugin`, which every interpreter start
+loads, and the harness's `lib/process_start.py`. docs/variables.md is the table as a page.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+
+class Variable(NamedTuple):
+    """A process variable, described for users in Markdown."""
+
+    name: str
+    meaning: str  # what it is for, and which values it takes
+    default: str  # what holds where it is not set
+    writer: str  # who sets it
+    reader: str  # the modules that read it
+
+    def read(self, default: str = "") -> str:
+        """The value that this process has, ``default`` where it is not set."""
+        return os.environ.get(self.name, default)
+
+
+CORES = Variable(
+    name="DOMAINBED_CORES",
+    meaning="the cores that a job may use, shared between the processes that load and compute",
+    default="all that CPU affinity and cgroups allow",
+    writer="the launchers `local`, `pool` and `slurm`, for each job; you",
+    reader="`machine.py`",
+)
+PROCESSES = Variable(
+    name="DOMAINBED_PROCESSES",
+    meaning="the processes that train one job together, as `train --processes`",
+    default="`1`",
+    writer="the launchers, by their option `gpus_per_job`; you",
+    reader="the harness's `lib/train_arguments.py`; `plugin/foreign_jobs.py`, which refuses "
+    "several in a foreign host; `machine.py`, for the threads of each",
+)
+PICTURES = Variable(
+    name="DOMAINBED_PICTURES",
+    meaning="how files become batches, `fast` or `pillow`, as `train --pictures`",
+    default="`fast`",
+    writer="`carft sweep launch --pictures`; you",
+    reader="the harness's `lib/train_arguments.py`",
+)
+PICTURE_CACHE = Variable(
+    name="DOMAINBED_PICTURE_CACHE",
+    meaning="how much of the decoded pictures to keep on the local disk, such as `8G`; `0` for "
+    "nothing, as `train --picture_cache`",
+    default="a quarter of the memory, at most 8G; nothing under SLURM or on a network file system",
+    writer="`carft sweep launch --picture_cache`; you",
+    reader="the harness's `lib/train_arguments.py`; `runs/picture_evaluation.py`",
+)
+KEEP_WEIGHTS = Variable(
+    name="DOMAINBED_KEEP_WEIGHTS",
+    meaning="the weights that a job keeps, `both`, `last`, `best` or `none`, as `train "
+    "--keep_weights`",
+    default="`both`",
+    writer="`carft sweep launch --keep_weights`; you",
+    reader="the harness's `lib/train_arguments.py`",
+)
+SKIP_TRAINING_IN_SPLITS = Variable(
+    name="DOMAINBED_SKIP_TRAINING_IN_SPLITS",
+    meaning="`1` to leave out the accuracies on the training environments' in-splits, as `train "
+    "--skip_training_in_splits`; `0` to record them",
+    default="`train` records them; `carft sweep launch` goes on as the sweep was begun, and leaves "
+    "them out of a new one",
+    writer="`carft sweep launch`, for each job; you",
+    reader="the harness's `lib/train_arguments.py`; `sweep/job_settings.py`",
+)
+LOG = Variable(
+    name="DOMAINBED_LOG",
+    meaning="where else the records' scalars go, `tensorboard`, `wandb` or both with a space "
+    "between them, as `train --log`",
+    default="nowhere else",
+    writer="`carft sweep launch --log`, the harness's `sweep --log`; you",
+    reader="the harness's `lib/scalar_logs.py`",
+)
+COLD_START = Variable(
+    name="DOMAINBED_COLD_START",
+    meaning="any value but `0` to start each job in a new interpreter instead of forking it",
+    default="jobs are forks where that is possible",
+    writer="you, for instance to attach a debugger",
+    reader="`jobs/fork_server.py`",
+)
+LOCK_DESCRIPTOR = Variable(
+    name="DOMAINBED_LOCK_FD",
+    meaning="the file descriptor by which a job inherits the lock of its folder",
+    default="`train` locks its folder itself",
+    writer="the launchers `local`, `pool` and `slurm` (`launchers/attempt.py`), for each job",
+    reader="`jobs/folder.py`, for `train`",
+)
+PARENT = Variable(
+    name="DOMAINBED_PARENT",
+    meaning="the process id of the first process of a job, with which the others end",
+    default="nobody is followed, as under torchrun",
+    writer="the harness's `lib/process_start.py`, for the processes that it starts",
+    reader="the same, in these processes",
+)
+LAUNCHER_OPTIONS = Variable(
+    name="DOMAINBED_CARFT_LAUNCHER",
+    meaning="the YAML file with the options of the launchers",
+    default="`launchers.yaml` in the current folder, if there is one",
+    writer="you",
+    reader="`launchers/options.py`",
+)
+CACHE = Variable(
+    name="DOMAINBED_CARFT_CACHE",
+    meaning="the folder for text features, the unpacked benchmark and the index of shards",
+    default="`domainbed_carft` in `$XDG_CACHE_HOME` or `~/.cache`",
+    writer="you",
+    reader="`files/`",
+)
+DISABLE = Variable(
+    name="DOMAINBED_CARFT_DISABLE",
+    meaning="any value but `0`, `no`, `off` or `false` to leave every `domainbed` as it is",
+    default="the plugin extends the `domainbed` that is imported",
+    writer="you",
+    reader="`plugin/`",
+)
+
+# For users first, then what only launchers and jobs tell each other.
+ALL = (
+    *(DISABLE, CACHE, LAUNCHER_OPTIONS, COLD_START, CORES, PROCESSES, PICTURES, PICTURE_CACHE),
+    *(KEEP_WEIGHTS, SKIP_TRAINING_IN_SPLITS, LOG, LOCK_DESCRIPTOR, PARENT),
+)
+
+
+def as_markdown() -> str:
+    """The table of all variables, as docs/variables.md has it."""
+    rows = [
+        "| Variable | Meaning | If it is not set | Who sets it | Who reads it |",
+        "|---|---|---|---|---|",
+    ]
+    for name, *descriptions in ALL:
+        rows.append(f"| {' | '.join([f'`{name}`', *descriptions])} |")
+    return "\n".join(rows)

@@ -1,0 +1,78 @@
+"""The tables of a page beside those of the accuracies, and what explains all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from domainbed_carft.results import (
+    against_one,
+    choices,
+    document,
+    measures,
+    paired,
+    power,
+    published,
+    suites,
+)
+from domainbed_carft.results.cells import DOMAINBED
+from domainbed_carft.results.collect import Results
+from domainbed_carft.results.document import Grid
+from domainbed_carft.results.tables import Table
+
+
+def grids_below(table: Table, all_tables: Sequence[Table]) -> list[Grid]:
+    """Tables below a table: of the values that its search chose, and of one setting for all."""
+    grids = [
+        document.table_grid(candidate)
+        for candidate in all_tables
+        if candidate.one_setting and candidate.dataset == table.dataset
+    ]
+    chosen = choices.grid(table)
+    return [chosen, *grids] if chosen else grids
+
+
+def grids_of_comparisons(results: Results, method: str) -> list[Grid]:
+    """The tables of paired differences by ``method``: of the pair, against one, and power."""
+    differences = [entry for entry in results.differences if entry["selection"] == method]
+    against = [entry for entry in results.comparisons_against if entry.selection == method]
+    powers = [entry for entry in results.powers if entry.selection == method]
+
+    grids = [paired.grid(differences)] if differences else []
+    if against:
+        grids += against_one.grids(against)
+    if powers:
+        grids += power.grids(powers)
+    return grids
+
+
+def grids_of_published(results: Results, method: str) -> list[Grid]:
+    """Tables beside published figures: of each group, if its data sets have any, and of suites."""
+    grids = []
+    datasets = {run.dataset for run in results.collection.runs}
+    if not datasets.isdisjoint(figure["dataset"] for figure in published.figures()):
+        for comparison in results.comparisons:
+            entries = [entry for entry in comparison.entries if entry["selection"] == method]
+            grids.append(published.grid(entries, comparison.remarks))
+    return grids + suites.grids_with_published(results.suite_scores)
+
+
+def captions(results: Results) -> dict[str, Sequence[str]]:
+    """The paragraphs that explain the tables, by kind of table."""
+    error = results.tables[0].error if results.tables else DOMAINBED
+    columns = [column for table in results.tables for column in table.shown]
+    table_captions = [*document.caption(error), *measures.explanations(columns)]
+    if any(choices.grid(table) for table in results.tables):
+        table_captions += choices.CAPTION
+    if results.suite_scores:
+        table_captions.append(suites.caption(error))
+
+    comparison_captions = [paired.CAPTION] if results.differences else []
+    if results.comparisons_against:
+        comparison_captions += against_one.CAPTION
+    if results.powers:
+        comparison_captions += power.CAPTION
+    return {
+        "tables": table_captions,
+        "paired": comparison_captions,
+        "published": published.CAPTION,
+    }

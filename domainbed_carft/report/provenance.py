@@ -1,0 +1,58 @@
+"""Where the numbers of a page come from, and how to get them again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from domainbed_carft.data import benchmarks
+from domainbed_carft.jobs.folder import RECORDS
+from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.setting import EDITION
+from domainbed_carft.report import chosen_jobs
+from domainbed_carft.results.document import Grid
+
+_SOFTWARE = ("matplotlib", "pandas", "numpy", "jinja2")
+# Hparams that say which CLIP read which prompts.
+_CLIP_AND_PROMPTS = ("clip_backbone", "clip_digest", "contexts", "class_names", "prompts_digest")
+
+
+def describe(runs: Sequence[Run]) -> dict[str, Any]:
+    """Software, settings, digest of the records, and commands, by their names in the template."""
+    return {
+        "software": ", ".join(f"{package} {version(package)}" for package in _SOFTWARE),
+        "settings": _settings(runs),
+        "digest": _digest(runs),
+        "commands": chosen_jobs.commands(runs),
+    }
+
+
+def _settings(runs: Sequence[Run]) -> Grid:
+    """Arguments, hparams and versions of the jobs, their CLIPs and prompts."""
+    counts: Counter[tuple[str, str]] = Counter()
+    titles = benchmarks.dataset_titles(run.dataset for run in runs)
+    for run in runs:
+        settings = dict(run.setting)
+        for name in _CLIP_AND_PROMPTS:
+            value = run.recorded.get(name)
+            if value:
+                settings[f"{name} on {titles[run.dataset]}"] = str(value)
+        counts.update(settings.items())
+
+    rows = []
+    for (setting, value), count in counts.items():
+        text = benchmarks.edition_label(value) if setting == EDITION else value
+        rows.append([setting, text, str(count)])
+    return Grid("Settings and versions", ["Setting", "Value", "Jobs"], rows, notes=[])
+
+
+def _digest(runs: Iterable[Run]) -> str:
+    """SHA-256 of the records of all runs, file after file in the order of their folders."""
+    folders = sorted({run.folder for run in runs}, key=os.fsencode)
+    contents = [Path(folder, RECORDS).read_bytes() for folder in folders]
+    return hashlib.sha256(b"".join(contents)).hexdigest()

@@ -1,0 +1,198 @@
+"""``carft collect --against`` and ``--power``, against scipy and enumeration on packed records."""
+
+import json
+
+import collect_sweeps
+import numpy as np
+import pytest
+from scipy import stats
+
+from domainbed_carft import cli
+from domainbed_carft.errors import CarftError
+from domainbed_carft.results import power, sign_flips
+from domainbed_carft.results.collect import collect
+
+REFERENCE = "CARFT (methods)"
+POWER = 1.0
+
+
+@pytest.fixture(scope="session")
+def results(peers_emoji):
+    """Every row against CARFT, with what a difference of a point needs."""
+    return collect(
+        peers_emoji,
+        methods=["training-domain"],
+        columns=["out-of-domain", "in-domain"],
+        by=["variant"],
+        against=REFERENCE,
+        power=POWER,
+    )
+
+
+@pytest.fixture(scope="session")
+def differences(selected):
+    """(Row, measure) -> a frame of CARFT's differences: an environment a row, a trial a column."""
+    by_row = dict(list(selected.groupby(["variant", "algorithm"])))
+    reference = by_row.pop(("methods", "CARFT"))
+
+    found = {}
+    for (variant, algorithm), jobs in by_row.items():
+        name = algorithm if variant == "methods" else f"CARFT ({variant})"
+        for measure, column in (("accuracy", "out"), ("in-domain", "in")):
+            ours, theirs = (
+                frame.pivot_table(index="target", columns="trial", values=column)
+                for frame in (jobs, reference)
+            )
+            found[name, measure] = (ours - theirs).round(11)
+    return found
+
+
+def enumerated_p(values):
+    """The share of all 2^n sign flips with a sum at least as far from 0, by counting them."""
+    sums = np.zeros(1)
+    for value in values:
+        sums = np.concatenate([sums + value, sums - value])
+    return np.mean(np.abs(sums) >= abs(np.sum(values)) - 1e-9)
+
+
+def test_differences_intervals_and_p_values_are_those_of_scipy(results, differences):
+    entries = {(e.algorithm, e.measure, e.unit): e for e in results.comparisons_against}
+    assert len(entries) == 2 * len(differences) == 2 * 2 * 16
+
+    for (name, measure), frame in differences.items():
+        units = {"environment": frame.mean(axis=1).to_numpy(), "pair": frame.to_numpy().ravel()}
+        for unit, values in units.items():
+            entry = entries[name, measure, unit]
+            interval = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+            assert entry.mean_difference == pytest.approx(values.mean(), abs=1e-9)
+            assert entry.standard_error == pytest.approx(stats.sem(values), abs=1e-9)
+            assert (entry.low, entry.high) == pytest.approx(interval, abs=1e-7)
+
+            signs = np.sign(values.round(9)).tolist()
+            counts = (entry.wins, entry.losses, entry.ties)
+            assert counts == (signs.count(1), signs.count(-1), signs.count(0))
+            assert (entry.n, entry.pairs) == (len(values), 20)
+            assert entry.smallest_p == 2 / 2 ** len(values)
+
+            assert entry.p == pytest.approx(enumerated_p(values), abs=1e-9)
+            if unit == "environment":
+                test = stats.permutation_test(
+                    (values,), np.mean, permutation_type="samples", n_resamples=np.inf
+                )
+                assert entry.p == pytest.approx(test.pvalue, abs=1e-9)
+
+
+def test_p_values_are_corrected_over_the_rows_of_a_table(results):
+    tables = results.against.groupby(["measure", "unit"])
+    assert len(tables) == 4
+    for _, rows in tables:
+        table = rows.sort_values("p")
+        assert len(table) == 16
+
+        factors = np.arange(16, 0, -1)
+        expected = np.minimum(1, np.maximum.accumulate(factors * table["p"].to_numpy()))
+        assert table["p_holm"].to_numpy() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8, 13])
+def test_sign_flips_are_scipys(n):
+    draw = np.random.default_rng(n)
+    for values in (draw.normal(0.3, 1, size=n), draw.integers(-2, 3, size=n), np.zeros(n)):
+        assert sign_flips.p_value(values) == pytest.approx(enumerated_p(values), abs=1e-12)
+        if n > 1:
+            test = stats.permutation_test(
+                (values,), np.mean, permutation_type="samples", n_resamples=np.inf
+            )
+            assert sign_flips.p_value(values) == pytest.approx(test.pvalue, abs=1e-12)
+
+
+def test_many_differences_are_flipped_at_random():
+    values = np.random.default_rng(0).normal(0.25, 1, size=60)
+    p = sign_flips.p_value(values)
+    normal = 2 * stats.norm.sf(abs(values.sum()) / np.sqrt((values**2).sum()))
+
+    assert p == pytest.approx(normal, abs=0.005)
+    assert sign_flips.p_value(np.ones(60)) == sign_flips.smallest_p(60) == 1e-5
+
+
+def test_what_few_environments_cannot_show_is_said(results):
+    environments, pairs, *_ = [
+        grid for grid in results.document.grids if grid.title.startswith("Minus")
+    ]
+    assert environments.title.startswith(f"Minus {REFERENCE}; unit: environment")
+    assert environments.notes == [
+        "With n = 4 environments no p-value is below 0.125: read the difference and the wins."
+    ]
+    assert "optimistic" in pairs.title
+    assert [row[-1] for row in environments.rows] == ["0.125"] * 16
+
+
+def test_power_is_that_of_the_noncentral_t_distribution(results, differences):
+    for entry in results.powers:
+        frame = differences[entry.algorithm, "accuracy"]
+        pairs = frame.to_numpy().ravel()
+        assert entry.spread == pytest.approx(pairs.std(ddof=1), abs=1e-9)
+        assert entry.environment_spread == pytest.approx(frame.mean(axis=1).std(), abs=1e-9)
+        assert (entry.pairs, entry.environments, entry.trials) == (20, 4, 5)
+        assert entry.needed_trials == -(-entry.needed_pairs // 4)
+
+        for spread, needed in (
+            (entry.spread, entry.needed_pairs),
+            (entry.environment_spread, entry.needed_environments),
+        ):
+            assert _scipys_power(needed, spread) >= 0.8
+            assert needed == 2 or _scipys_power(needed - 1, spread) < 0.8
+
+
+def _scipys_power(n, spread):
+    shift = POWER * np.sqrt(n) / spread
+    threshold = stats.t.ppf(0.975, n - 1)
+    return stats.nct.sf(threshold, n - 1, shift) + stats.nct.cdf(-threshold, n - 1, shift)
+
+
+def test_equal_pairs_need_the_fewest():
+    assert power.needed_count(0.0, 1.0) == 2
+
+
+def test_fewer_than_five_pairs_have_no_p_value(tmp_path, capsys):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM"], trials=1)
+    options = ["--select", "oracle", "--against", "CARFT", "--power", "1"]
+
+    assert cli.main(["collect", str(tmp_path), *options, "--format", "json"]) == 0
+    sections = json.loads(capsys.readouterr().out)
+    assert [entry["p"] for entry in sections["against"]] == [None, None]
+    assert [entry["pairs"] for entry in sections["against"]] == [4, 4]
+    assert all(entry["mean_difference"] for entry in sections["against"])
+    assert sections["power"][0]["needed_trials"] is None
+
+    assert cli.main(["collect", str(tmp_path), *options]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert (
+        "ERM and CARFT share 4 (data set, environment left out, trial), expected at least 5" in text
+    )
+
+
+def test_an_algorithm_that_shares_no_pair_is_refused(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM"])
+    with pytest.raises(CarftError, match="--against CAFRT.*expected one of CARFT, ERM"):
+        collect(tmp_path, against="CAFRT")
+
+
+def test_power_needs_a_difference_and_an_algorithm(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM"])
+    with pytest.raises(CarftError, match="--power is 0, expected a difference in points > 0"):
+        collect(tmp_path, against="CARFT", power=0)
+    with pytest.raises(CarftError, match="--power needs.*--against"):
+        collect(tmp_path, power=1.0)
+
+
+def test_csv_has_one_of_the_tables(tmp_path, capsys):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM"])
+    csv = ["collect", str(tmp_path), "--select", "oracle", "--format", "csv", "--against", "CARFT"]
+    assert cli.main(csv) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.startswith("setting,selection,measure,unit,algorithm,against,pairs,n,")
+    assert len(lines) == 2
+
+    assert cli.main([*csv, "--full"]) == 1
+    assert "use either --full or --against" in capsys.readouterr().err

@@ -1,0 +1,135 @@
+"""A report of joint rows: the table, accuracy over the hyperparameter, and comparisons."""
+
+import json
+import re
+
+import collect_sweeps
+import numpy as np
+import pandas as pd
+import pytest
+import report_page
+
+from domainbed_carft import cli
+from domainbed_carft.report import frames, joint_figures
+from domainbed_carft.results import collection
+
+RATES = (0.001, 0.01, 0.1)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """CARFT at three rates, fine-tuning at the default, in three trials on PACS."""
+    folder = tmp_path_factory.mktemp("by")
+    for target in range(4):
+        for trial in range(3):
+            options = {"test_envs": [target], "trial_seed": trial}
+            for rate in RATES:
+                collect_sweeps.write_job(
+                    folder,
+                    f"CARFT-{target}-{trial}-{rate}",
+                    algorithm="CARFT",
+                    hparams=json.dumps({"lr": rate}),
+                    recorded={"lr": rate},
+                    **options,
+                )
+            collect_sweeps.write_job(
+                folder,
+                f"CLIPFineTune-{target}-{trial}",
+                algorithm="CLIPFineTune",
+                recorded={"lr": 0.01},
+                **options,
+            )
+    return folder
+
+
+def test_the_lines_over_a_hyperparameter_are_the_means_of_the_table(sweep, monkeypatch):
+    collected = collection.gather([sweep], by=["lr"])
+    (group,) = collected.groups
+    checkpoints = frames.checkpoints(group.runs, "training-domain")
+    selected = checkpoints[checkpoints["selected"]].drop(columns="step")
+
+    drawn = []
+    monkeypatch.setattr(
+        joint_figures.figures,
+        "curves",
+        lambda title, name, rows, panels, styles, over, error: drawn.append(
+            (rows, over, [*styles])
+        ),
+    )
+    rows = collected.joint_rows
+    joint_figures.over_hparams(selected, rows, "PACS", lambda *words: "-".join(words))
+    ((lines, axis, names),) = drawn
+
+    assert names == ["CARFT", "CLIPFineTune"]
+    assert axis.is_logarithmic
+    assert axis.marks == {0.001: "0.001", 0.01: "0.01", 0.1: "0.1"}
+
+    for rate in RATES:
+        trials = selected[selected["algorithm"] == f"CARFT (lr {rate})"].groupby("trial")
+        expected = sorted(trials["out_of_domain"].mean())
+        line = lines[(lines["algorithm"] == "CARFT") & (lines["step"] == rate)]
+        assert sorted(line["out_of_domain"]) == pytest.approx(expected, abs=1e-12)
+    assert {*lines[lines["algorithm"] == "CLIPFineTune"]["step"]} == {0.01}
+
+
+def test_words_stand_side_by_side_in_the_order_of_the_rows():
+    rows = {
+        "A (average sma)": joint_figures.JointRow("A", {"average": "sma"}),
+        "A (average ema)": joint_figures.JointRow("A", {"average": "ema"}),
+    }
+    selected = pd.DataFrame(
+        {
+            "algorithm": list(rows),
+            "target": [0, 0],
+            "trial": [0, 0],
+            "out_of_domain": [0.5, 0.75],
+            "in_domain": [0.5, np.nan],
+        }
+    )
+    (figure,) = joint_figures.over_hparams(selected, rows, "PACS", lambda *words: "-".join(words))
+
+    assert figure.name == "PACS-over-average"
+    places = [figure.svg.index(f">{name}</text>") for name in ("sma", "ema")]
+    assert places == sorted(places)
+
+
+def test_the_page_has_the_tables_that_its_options_ask_for(sweep, tmp_path, monkeypatch):
+    report_page.leave_undrawn(monkeypatch)
+    words = ["--by", "lr", "--columns", "environments,worst,jobs", "--error", "std"]
+    words += ["--against", "CLIPFineTune", "--power", "5", "--one-setting"]
+    assert report_page.report(sweep, tmp_path / "report", *words) == 0
+
+    page = report_page.read(tmp_path / "report")
+    header, *rows = page.tables[report_page.TABLE]
+    assert header == ["Algorithm", "A", "C", "P", "S", "Worst", "Jobs"]
+    assert [row[0] for row in rows] == [*(f"CARFT (lr {rate})" for rate in RATES), "CLIPFineTune"]
+    assert (3, "Accuracy over the hyperparameter") in page.headings
+    assert "standard deviation" in page.text
+
+    titles = list(page.tables)
+    assert any(title.startswith("Minus CLIPFineTune") for title in titles)
+    assert any("one setting for all environments" in title for title in titles)
+
+    captions = re.sub("<[^>]+>", "", page.text)
+    assert "Power: how many pairs" in captions and "Worst: the environment" in captions
+
+
+def test_a_power_without_a_comparison_is_refused_before_anything_is_written(
+    sweep, tmp_path, capsys
+):
+    output = tmp_path / "report"
+    assert report_page.report(sweep, output, "--power", "1") == 1
+    assert "--against" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_the_jobs_behind_joint_rows_show_what_is_not_the_default(sweep, tmp_path, monkeypatch):
+    report_page.leave_undrawn(monkeypatch)
+    assert report_page.report(sweep, tmp_path / "report", "--by", "lr") == 0
+    _, *rows = report_page.read(tmp_path / "report").tables["Jobs behind the cells: PACS"]
+    assert len(rows) == 4 * 3 * 4
+    assert {row[3] for row in rows if row[0].startswith("CARFT")} == {
+        f"lr {rate}" for rate in RATES
+    }
+
+    assert cli.main(["top", str(sweep), "--select", "oracle"]) == 0

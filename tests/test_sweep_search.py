@@ -1,0 +1,365 @@
+"""Declared searches: members, stages, the choice between them, and what is refused."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from search_sweeps import SEARCH, STAGES, parse, recorded, staged, validation
+
+from domainbed_carft import cli
+from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs import manifest
+from domainbed_carft.launchers import launch_file
+from domainbed_carft.sweep import launch, printing, second_stage, stages, states
+from domainbed_carft.sweep.job_settings import JobSettings
+from domainbed_carft.sweep.queue import Queue
+
+
+def values_of(job):
+    return json.loads(job.args.get("hparams", "{}")).get("lr")
+
+
+def test_each_value_has_a_folder_and_upstreams_identities(tmp_path):
+    jobs = parse(SEARCH).jobs("D", tmp_path)
+    assert len(jobs) == 2 * 4 * (3 + 3 + 1)
+    assert {job.variant for job in jobs} == {"", "lr=1e-05", "lr=0.0001", "lr=0.001"}
+
+    for job in jobs:
+        digest = hashlib.md5(json.dumps(job.args, sort_keys=True).encode()).hexdigest()
+        assert job.folder == tmp_path / job.variant / digest
+        assert (values_of(job) is None) == (job.args["algorithm"] == "CLIPZeroShot")
+
+
+def test_several_hyperparameters_have_a_member_for_each_combination():
+    text = SEARCH.replace("lr: [1e-5, 1e-4, 1e-3]", "lr: [1e-5, 1e-4], kl_weight: [1, 2]")
+    text = text.replace("CLIPFineTune, ", "")
+    members = parse(text).members("PACS", "CARFT")
+    assert members == [
+        {"lr": lr, "kl_weight": kl_weight} for lr in (1e-5, 1e-4) for kl_weight in (1, 2)
+    ]
+
+
+def test_an_override_replaces_and_adds_searched_values():
+    text = (
+        SEARCH + "  - algorithms: [CARFT]\n    search: {values: {lr: [1e-2], kl_weight: [1, 3]}}\n"
+    )
+    declaration = parse(text)
+    assert declaration.searched_values("PACS", "CARFT") == {"lr": [1e-2], "kl_weight": [1, 3]}
+    assert declaration.searched_values("PACS", "CLIPFineTune") == {"lr": [1e-5, 1e-4, 1e-3]}
+    assert declaration.searched_values("PACS", "CLIPZeroShot") == {}
+
+
+def test_draws_of_a_search_are_hparams_seeds(tmp_path):
+    simple = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n"
+    draws = parse(simple + "search: {draws: 4}").jobs("D", tmp_path)
+    seeds = parse(simple + "hparams_seeds: 4").jobs("D", tmp_path)
+    assert [job.folder for job in draws] == [job.folder for job in seeds]
+
+
+@pytest.mark.parametrize("by_target", [False, True])
+def test_the_member_with_the_highest_mean_validation_is_chosen(by_target, tmp_path):
+    choose_by = "\n  choose_by: target" if by_target else ""
+    declaration = parse(STAGES.replace("n: 1}}", "n: 1}}" + choose_by))
+    first = declaration.jobs("D", tmp_path)
+    assert len(first) == 2 * 4 * 3 and {job.args["trial_seed"] for job in first} == {5}
+    for job in first:
+        recorded(job)
+
+    jobs = staged(declaration, tmp_path)
+
+    for second in jobs.second:
+        key = second.args
+        rivals = [
+            job
+            for job in first
+            if job.args["algorithm"] == key["algorithm"]
+            and (not by_target or job.args["test_envs"] == key["test_envs"])
+        ]
+        means = {}
+        for job in rivals:
+            means.setdefault(values_of(job), []).append(validation(job))
+        best = max(reversed(means), key=lambda value: sum(means[value])) if means else None
+        assert values_of(second) == best and key["trial_seed"] in (0, 1)
+    assert len(jobs.second) == 2 * 4 * 3
+
+
+def test_of_equally_good_members_the_last_is_chosen(tmp_path):
+    declaration = parse(STAGES)
+    for job in declaration.jobs("D", tmp_path):
+        recorded(job, accuracies=lambda step: [0.5] * 8)
+    chosen = staged(declaration, tmp_path).chosen
+    assert [choice.values for choice in chosen] == [{"lr": 1e-3}] * 2
+    assert {choice.members for choice in chosen} == {3}
+
+
+def test_members_without_validation_accuracy_are_not_chosen(tmp_path):
+    declaration = parse(STAGES)
+    for job in declaration.jobs("D", tmp_path):
+        diverges = values_of(job) == 1e-3
+        recorded(
+            job, accuracies=lambda step, diverges=diverges: [float("nan") if diverges else 0.5] * 8
+        )
+    chosen = staged(declaration, tmp_path).chosen
+    assert [choice.values for choice in chosen] == [{"lr": 1e-4}] * 2
+
+    for job in declaration.jobs("D", tmp_path):
+        recorded(job, accuracies=lambda step: [float("nan")] * 8)
+    with pytest.raises(CarftError, match="CARFT on PACS.*search other values"):
+        staged(declaration, tmp_path)
+
+
+class _Launcher:
+    """Finishes at most so many jobs per call, with random accuracies."""
+
+    def __init__(self, most):
+        self.most = most
+        self.calls = []
+
+    def __call__(self, jobs, variables_of=None):
+        self.calls.append(list(jobs))
+        for job in jobs[: self.most]:
+            recorded(job)
+        return []
+
+
+def launched(out, most=1000):
+    launcher = _Launcher(most)
+    unfinished = launch.run(parse(STAGES), "D", out, launcher)
+    return launcher, unfinished
+
+
+def status_text(out):
+    return "\n".join(printing.search_lines(states.of_output(out)))
+
+
+def test_the_second_stage_follows_when_the_first_is_done_and_resumes(tmp_path):
+    launcher, unfinished = launched(tmp_path, most=10)
+    assert len(launcher.calls) == 1 and len(unfinished) == 24 - 10  # no second stage
+    text = status_text(tmp_path)
+    assert "First stage, trial 5: 24 jobs: 10 done, 14 not launched." in text
+    assert "Second stage, trials 0, 1: 24 jobs when the first is done." in text
+
+    launcher, unfinished = launched(tmp_path, most=16)
+    assert [len(call) for call in launcher.calls] == [14, 24] and len(unfinished) == 8
+    chosen = manifest.read(tmp_path).search.chosen
+    assert len(chosen) == 2
+
+    launcher, unfinished = launched(tmp_path)
+    assert [len(call) for call in launcher.calls] == [8] and not unfinished
+    assert manifest.read(tmp_path).search.chosen == chosen
+    assert "Second stage, trials 0, 1: 24 jobs: 24 done." in status_text(tmp_path)
+    assert f"CARFT: lr={chosen[0].values['lr']} of 3" in status_text(tmp_path)
+
+
+def test_status_prints_the_command_for_a_second_stage_that_nobody_launches(tmp_path):
+    plan = launch.plan(parse(STAGES), "D", tmp_path, "pool", {"jobs": 2})
+    launch.write_manifest(
+        plan.declaration,
+        tmp_path,
+        plan.jobs,
+        search=launch.stages.search_entry(plan.declaration, plan.staged_jobs, plan.command),
+    )
+    assert "To launch" not in status_text(tmp_path)
+
+    for job in plan.jobs:
+        recorded(job)
+    expected = f"carft sweep launch .*sweep.yaml --output_dir {re.escape(str(tmp_path))} "
+    assert re.search(
+        expected + "--data_dir D --launcher pool --yes --jobs 2", status_text(tmp_path)
+    )
+
+
+def test_a_plan_counts_the_second_stage_before_it_is_known(tmp_path):
+    plan = launch.plan(parse(STAGES), "D", tmp_path, "pool")
+    *_, total = plan.costs().values()
+    assert len(plan.jobs) == 24 and len(plan.waiting_jobs) == 24 and total.jobs == 48
+    assert total.steps == 48 * 201
+
+
+def test_a_manifest_keeps_the_roles_of_jobs_and_refuses_strange_ones(tmp_path):
+    declaration = parse(STAGES)
+    jobs = declaration.jobs("D", tmp_path)
+    launch.write_manifest(declaration, tmp_path, jobs)
+    assert [job.role for job in manifest.read(tmp_path).jobs] == [job.role for job in jobs]
+
+    path = tmp_path / "sweep.json"
+    content = json.loads(path.read_text())
+    content["jobs"][0]["role"]["values"] = 3
+    path.write_text(json.dumps(content))
+    with pytest.raises(CarftError, match="not a readable manifest"):
+        manifest.read(tmp_path)
+
+
+def test_an_ordinary_sweep_has_the_manifest_of_before(tmp_path):
+    declaration = parse("name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n")
+    launch.write_manifest(declaration, tmp_path, declaration.jobs("D", tmp_path))
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    assert {*content["jobs"][0]} == {"folder", "variant", "args"}
+
+
+SMALLEST = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n"
+VALUES = "values: {lr: [1e-5, 1e-4]}"
+ON_FIVE = "choose_on: {trials: {from: 5, n: 1}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            f"search: {{{VALUES}, choose_on: {{trials: 2}}}}",
+            "on trials that it also repeats: 0, 1; .*from: 3",
+        ),
+        (
+            f"search: {{{VALUES}, {ON_FIVE}, repeat_on: {{trials: {{from: 4, n: 3}}}}}}",
+            "repeats: 5; ",
+        ),
+        (
+            f"trials: 2\nsearch: {{{VALUES}, {ON_FIVE}, repeat_on: {{trials: 3}}}}",
+            "both name the trials",
+        ),
+        (f"search: {{{VALUES}, repeat_on: {{trials: 3}}}}", "repeat_on needs choose_on"),
+        (f"search: {{{VALUES}, choose_by: target}}", "choose_by needs choose_on"),
+        (
+            f"selection: [oracle]\nsearch: {{{VALUES}, {ON_FIVE}}}",
+            "cannot choose by oracle, .*training-domain",
+        ),
+        (f"search: {{{VALUES}, draws: 3, {ON_FIVE}}}", "draws differ from trial to trial"),
+        ("search: {}", "nothing to choose from; list at least two"),
+        ("search: {values: {lr: [1e-4]}}", "nothing to choose from"),
+        ("hparams_seeds: 3\nsearch: {draws: 3}", "draws and hparams_seeds both"),
+        (
+            "search: {values: {lr: [1e-5, -1]}}",
+            r"4: search.values.lr\[1\]: got -1, expected a number > 0",
+        ),
+        (
+            "search: {values: {learning: [1, 2]}}",
+            r"search.values.learning\[0\]: no hyperparameter of CARFT",
+        ),
+        (
+            f"grid: {{lr: [1, 2]}}\nsearch: {{{VALUES}}}",
+            "lr is in grid and in search: .*remove it from one",
+        ),
+        (
+            f"hparams: {{lr: 1}}\nsearch: {{{VALUES}}}",
+            "lr of CARFT on PACS is searched and also set to 1",
+        ),
+        ("search: {valeus: {lr: [1, 2]}}", "no key is called 'valeus'; did you mean values"),
+        (
+            f"search: {{{VALUES}, choose_on: {{trails: 1}}}}",
+            "no key is called 'trails'; did you mean trials",
+        ),
+        (
+            "test_environments: [[A, C], [A, X]]",
+            r"test_environments\[1\]\[1\]: no environment of PACS is called 'X'",
+        ),
+        ("test_environments: [[0, 1, 2, 3]]", "all 4 environments of PACS are left out; keep"),
+        (
+            "test_environments: single-source\nselection: [leave-one-domain-out]",
+            "selects for a single target",
+        ),
+    ],
+)
+def test_each_mistake_of_a_search_is_one_problem_with_its_place(text, message):
+    with pytest.raises(CarftError) as raised:
+        parse(SMALLEST + text)
+    sentences = [problem.sentence() for problem in raised.value.problems]
+    matching = [sentence for sentence in sentences if re.search(message, sentence)]
+    assert len(matching) == 1, sentences
+    assert matching[0].startswith("x.yaml:")
+
+
+def test_single_sources_have_the_jobs_of_a_checkout(tmp_path):
+    jobs = parse(SMALLEST + "trials: 1\ntest_environments: single-source").jobs("D", tmp_path)
+    assert [job.args["test_envs"] for job in jobs] == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
+    assert all(job.role.leaves_out_together and not job.variant for job in jobs)
+
+    digest = hashlib.md5(str(("PACS", "CARFT", [1, 2, 3], 0, 0)).encode()).hexdigest()
+    assert jobs[0].args["seed"] == int(digest, 16) % 2**31
+
+
+def test_any_division_can_be_listed(tmp_path):
+    text = SMALLEST + "trials: 1\ntest_environments: {PACS: [[S, C], [0, 2], [1]]}"
+    jobs = parse(text).jobs("D", tmp_path)
+    assert [job.args["test_envs"] for job in jobs] == [[0, 2], [1], [1, 3]]
+    assert [job.role.leaves_out_together for job in jobs] == [True, False, True]
+
+
+def test_the_dummy_launcher_prints_the_first_stage(tmp_path, capsys):
+    launch.run_plan(launch.plan(parse(STAGES), "D", tmp_path / "out", "dummy"))
+    assert capsys.readouterr().out.count("Dummy launcher:") == 24
+    assert not (tmp_path / "out").exists()
+
+
+class _Slurm:
+    """Notes the small jobs that it is to submit, instead of a SLURM launcher."""
+
+    def __init__(self):
+        self.submitted = []
+
+    def submit_command(self, words, sweep, name, after):
+        self.submitted.append((words, list(after)))
+        return "99"
+
+
+@pytest.mark.parametrize(
+    ("listed", "small_jobs", "waits_for"),
+    [
+        ({"7_0": "RUNNING", "7_1": "PENDING", "8_0": "PENDING"}, [], ["7", "8"]),
+        ({"7_0": "RUNNING", "9": "PENDING"}, ["9"], None),  # it waits already
+        ({"7_0": "RUNNING", "9": "PENDING", "10_0": "PENDING"}, ["9"], ["7", "10"]),
+        ({}, [], None),
+        ({"9": "PENDING"}, ["9"], None),
+    ],
+)
+def test_a_small_job_waits_for_all_of_the_first_stage(
+    listed, small_jobs, waits_for, tmp_path, monkeypatch
+):
+    queue = Queue({}, [], [], listed, "")
+    monkeypatch.setattr(second_stage, "queue_of", lambda output: queue)
+    for number, job_id in enumerate(small_jobs):
+        launch_of_it = launch_file.begin("slurm", tmp_path, f"second-stage{number}")
+        launch_of_it.jobs["second-stage"] = job_id
+        os.close(launch_of_it.write())
+
+    launcher = _Slurm()
+    second_stage.submit(launcher, tmp_path, ["sweep", "launch", "x.yaml"])
+    assert [after for _, after in launcher.submitted] == ([waits_for] if waits_for else [])
+    for words, _ in launcher.submitted:
+        assert words[1:] == ["-m", "domainbed_carft", "sweep", "launch", "x.yaml", "--second_stage"]
+
+
+def test_the_second_stage_alone_is_refused_until_the_first_is_done(tmp_path, capsys):
+    path = tmp_path / "x.yaml"
+    path.write_text(STAGES)
+    words = ["sweep", "launch", str(path), "--data_dir", "D", "--output_dir", str(tmp_path / "o")]
+    words += ["--second_stage", "--launcher", "dummy"]
+    assert cli.main(words) == 1
+    assert "the first stage is not done: 24 not launched" in capsys.readouterr().err
+
+    for job in parse(STAGES).jobs("D", tmp_path / "o"):
+        recorded(job)
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out.count("Dummy launcher:") == 24
+
+    path.write_text(SEARCH)
+    assert cli.main(words) == 1
+    assert "no stages" in capsys.readouterr().err
+
+
+def test_the_command_of_the_second_stage_has_all_flags_of_the_first():
+    words = stages.launch_command(
+        Path("/out"),
+        "D",
+        "slurm",
+        options={"gpus": 2, "extra": {"exclusive": True, "constraint": "a100"}, "setup": ["a b"]},
+        settings=JobSettings(keep_weights="none", log=["wandb"]),
+        skips_training_in_splits=False,
+    )
+    arguments = cli._parser().parse_args(words)
+    assert (arguments.gpus, arguments.extra) == ("2", ["exclusive", "constraint=a100"])
+    assert arguments.setup == ["a b"] and arguments.keep_weights == "none"
+    assert arguments.log == ["wandb"] and arguments.skip_training_in_splits is False
+    assert arguments.yes and arguments.sweep == "/out/sweep.yaml"
