@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -142,12 +144,18 @@ class FLYP(CLIPAlgorithm):
         if self.restored:
             return weights
 
+        scale = weights.get("log_scale", self.log_scale.detach()).exp()
+        return {**weights, "head.weight": self._text_head(weights), "head_factor": scale}
+
+    def _text_head(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """The zero-shot head (K, D) of the text encoder with the ``weights`` that predict.
+
+        The encoder keeps it until a step is taken, or a tensor of its own changes.
+        """
         text_weights = {
             name.removeprefix("text."): tensor
             for name, tensor in weights.items()
             if name.startswith("text.")
         }
         # Averages change with the steps, in tensors that the text encoder does not have.
-        head = self.text.class_weights(self.tokens, text_weights, state=(self.steps_taken,))
-        scale = weights.get("log_scale", self.log_scale.detach()).exp()
-        return {**weights, "head.weight": head, "head_factor": scale}
+        return self.text.class_weights(self.tokens, text_weights, state=(self.steps_taken,))

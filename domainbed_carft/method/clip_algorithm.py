@@ -30,7 +30,6 @@ from domainbed_carft.method.blocks import configure_blocks
 from domainbed_carft.method.clip_predictor import CLIPPredictor
 from domainbed_carft.method.lora import LoRA, merged_weights
 from domainbed_carft.method.micro_batches import MicroBatch
-from domainbed_carft.method.resolution import require_resolved
 from domainbed_carft.method.terms import Terms
 from domainbed_carft.pictures.preprocessing import IMAGENET, Normalisation
 
@@ -43,7 +42,7 @@ class CLIPAlgorithm(CLIPPredictor):
     """The body shared by our algorithms: built from a CLIP, and trained.
 
     ``input_shape``: (3, H, W). ``hparams``: as `resolve_hparams` completes them; they are not
-    changed. Raises CarftError for hparams that are not complete, for environments that normalise
+    changed. Raises CarftError for hparams that are not resolved, for environments that normalise
     pictures differently, and where the CLIP has changed since.
     """
 
@@ -60,22 +59,23 @@ class CLIPAlgorithm(CLIPPredictor):
         num_domains: int,
         hparams: dict[str, Any],
     ) -> None:
-        require_resolved(hparams)
+        facts = job_facts.recall(hparams)
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        environments = job_facts.data_facts(hparams).environments
+        environments = facts.data.environments
         normalisation = dataset_facts.agreed_normalisation(environments) or IMAGENET
         mean, std = normalisation
         print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
 
         # Making the modules must not move the generators that the training draws from.
         with torch.random.fork_rng(devices=[]):
-            self._build(input_shape[-1], num_classes, normalisation)
+            self._build(input_shape[-1], facts.prompts, normalisation)
         self.train()
 
-    def _build(self, pixels: int, num_classes: int, normalisation: Normalisation) -> None:
+    def _build(
+        self, pixels: int, job_prompts: prompts.Prompts, normalisation: Normalisation
+    ) -> None:
         """Build all modules for pictures of ``pixels`` a side."""
         clip_model = self._load_clip()
-        job_prompts = self.prompts_of_job(self.hparams, num_classes)
         self.register_text("words", job_prompts.as_json())
         if clip_model.architecture:
             self.register_text("architecture", clip_model.architecture)

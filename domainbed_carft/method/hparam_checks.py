@@ -34,15 +34,17 @@ def job_problems(
 
     Keys that are none of ours are the host's, and are not looked at.
     """
-    problems = _value_problems(hparams, algorithm)
-    if len(input_shape) != 3 or input_shape[0] != 3:
-        problems.append(
-            Problem(
-                message=f"the data set has pictures of shape {tuple(input_shape)}, expected (3, "
-                "height, width): CLIP reads RGB"
-            )
-        )
-    return problems
+    return [*_value_problems(hparams, algorithm), *shape_problems(input_shape)]
+
+
+def shape_problems(input_shape: Sequence[int]) -> list[Problem]:
+    """That pictures of this shape are not in RGB, as (channels, height, width)."""
+    if len(input_shape) == 3 and input_shape[0] == 3:
+        return []
+
+    shape = tuple(input_shape)
+    expected = "(3, height, width): CLIP reads RGB"
+    return [Problem(message=f"the data set has pictures of shape {shape}, expected {expected}")]
 
 
 def hparam_problems(algorithm: str, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:
