@@ -7,7 +7,7 @@ Each of ``algorithms`` says what it trains and which terms are active; formulas 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,13 +28,14 @@ from domainbed_carft.method import (
 )
 from domainbed_carft.method.blocks import configure_blocks
 from domainbed_carft.method.clip_predictor import CLIPPredictor
+from domainbed_carft.method.lora import LoRA, merged_weights
 from domainbed_carft.method.micro_batches import MicroBatch
 from domainbed_carft.method.terms import Terms
 from domainbed_carft.pictures.preprocessing import IMAGENET, Normalisation
 
 Minibatches = Sequence[tuple[Tensor, Tensor]]
 # Of the names in a state dict that no prediction needs.
-TRAINING_PREFIXES = ("terms.", "text.", "log_scale")
+TRAINING_PREFIXES = ("terms.", "lora.", "text.", "log_scale")
 
 
 class CLIPAlgorithm(CLIPPredictor):
@@ -115,6 +116,13 @@ class CLIPAlgorithm(CLIPPredictor):
         self.lp_steps = hparams["lp_steps"] if self.trains_encoder else 0
         if self.trains_encoder and self.term_weights is not None:
             self.terms = Terms(hparams, self.term_weights, clip_model, text_features)
+        if self.trains_encoder and hparams["lora_rank"]:
+            self.lora = LoRA(
+                self.encoder,
+                rank=hparams["lora_rank"],
+                alpha=hparams["lora_alpha"],
+                dropout=hparams["lora_dropout"],
+            )
 
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if not trained:
@@ -127,8 +135,18 @@ class CLIPAlgorithm(CLIPPredictor):
             self.probe_optimizer = torch.optim.Adam([self.head.weight], lr=rate)
 
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
-            averaged = {name: p for name, p in trained.items() if not name.startswith("terms.")}
+            averaged = self._averaged_weights(trained)
             self.predicting = averages.Predicting(averaged, {**hparams, "lp_steps": self.lp_steps})
+
+    def _averaged_weights(self, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """Name -> those weights that predict and that a step changes; of LoRA, the merged ones."""
+        merged = {id(weight) for weight in merged_weights(self.encoder)} if self.lora else set()
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if id(parameter) in merged
+            or (name in trained and not name.startswith(("terms.", "lora.")))
+        }
 
     def update(
         self, minibatches: Minibatches | None = None, unlabeled: Any = None, **keywords: Any
@@ -157,6 +175,8 @@ class CLIPAlgorithm(CLIPPredictor):
         """Why ``process_group`` cannot each take the step of a slice; "" if they can."""
         if self.trains_encoder and micro_batches.has_dropout(self.encoder):
             return "its encoder has dropout, which each would draw for itself"
+        if self.lora and self.lora.has_dropout():
+            return "lora_dropout is not 0, and each would draw for itself"
         return self.terms.indivisible() if self.terms else ""
 
     def step_on_device(self, minibatches: Minibatches) -> dict[str, Tensor]:
@@ -227,6 +247,8 @@ class CLIPAlgorithm(CLIPPredictor):
             nn.utils.clip_grad_norm_(trained, self.hparams["grad_clip"])
         rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
+        if self.lora:
+            self.lora.merge(self.encoder)
         if self.terms:
             self.terms.pull_to_original(self.encoder, self.steps_taken, rate)
 

@@ -21,6 +21,9 @@ _COMPARED = {
     "wise_alpha",
     "head_init",
     "micro_batch",
+    "lora_rank",
+    "sp_weight",
+    "compile_blocks",
 }
 
 
@@ -100,6 +103,7 @@ def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> list[Problem]:
         **_step_conflicts(hparams, algorithm),
         **_average_conflicts(hparams),
         **_head_conflicts(hparams, algorithm),
+        **_lora_conflicts(hparams, algorithm),
     }
     if hparams["micro_batch"] and algorithm == "FLYP":
         expectations["micro_batch"] = (
@@ -156,6 +160,21 @@ def _head_conflicts(hparams: Mapping[str, Any], algorithm: str) -> dict[str, str
             expectations[name] = f"0: {algorithm} trains no head"
     if hparams["margin"] and algorithm == "CLIPLinearProbe":
         expectations["margin"] = "0: only algorithms that train the encoder have a margin"
+    return expectations
+
+
+def _lora_conflicts(hparams: Mapping[str, Any], algorithm: str) -> dict[str, str]:
+    """Hparam name -> what is expected, of options that low-rank factors do not go with."""
+    if not hparams["lora_rank"]:
+        return {}
+    if algorithm in ("CLIPLinearProbe", "CLIPZeroShot", "FLYP"):
+        return {"lora_rank": f"0: {algorithm} has no LoRA"}
+
+    expectations = {}
+    if hparams["sp_weight"]:
+        expectations["sp_weight"] = "0 with LoRA, which does not train the weights that L2-SP holds"
+    if hparams["compile_blocks"]:
+        expectations["compile_blocks"] = "False with LoRA, whose attention is not compiled"
     return expectations
 
 
