@@ -24,7 +24,7 @@ from domainbed_carft.results.selection import Selected
 
 @dataclass(frozen=True)
 class PooledEvaluation:
-    """The pictures of one algorithm's evaluated runs, on the environments left out, as one set.
+    """The pictures of one algorithm's evaluated runs, as one set.
 
     ``n_evaluated`` of ``n_selected`` runs were evaluated. ``raw``: the reliability of the
     probabilities as they are; ``scaled``: at each run's fitted temperature, None unless every run
