@@ -25,7 +25,7 @@ PERCENT = 100.0
 _CACHED_SUMMARIES = 4096
 
 
-def _figures_of(selected: Selected) -> RunFigures | Problem:
+def figures_of(selected: Selected) -> RunFigures | Problem:
     """What was measured of a selected run at its step, or why there is nothing."""
     run = selected.outcome.runs[0]
     folder = Path(run.folder)
@@ -52,7 +52,7 @@ def _measure(row: RowRuns, figure: Figure, scale: float) -> Cell:
     values: dict[int, list[float]] = {}
     lacking: dict[str, list[str]] = {}
     for selected in row.selected:
-        figures = _figures_of(selected)
+        figures = figures_of(selected)
         if isinstance(figures, Problem):
             place = f"{row.environments[selected.target]} trial {selected.trial}"
             lacking.setdefault(str(figures), []).append(place)

@@ -30,6 +30,7 @@ from domainbed_carft.results.picture_rows import (
 )
 
 MOST_BYTES = 8 << 20  # of a summary
+_MOST_PICTURES = 1 << 53  # that a float counts
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,11 @@ def load_figures(folder: Path, step: int) -> RunFigures:
 
     if not has_bins:
         raise CarftError(f"{path} has other bins than this carft; run carft evaluate on its sweep")
+    if not all(map(_has_counts, figures.splits)):
+        raise CarftError(
+            f"{path} has numbers of pictures that do not fit each other; run carft evaluate on its "
+            "sweep"
+        )
     picture_rows.parse_facts(dataclasses.asdict(figures.facts), path)
     return figures
 
@@ -196,6 +202,24 @@ def _has_bins(figures: SplitFigures) -> bool:
     return all(len(column) == ECE_BINS for column in reliability_columns) and all(
         len(column) == len(alignment.BIN_EDGES) + 1 for column in alignment_columns
     )
+
+
+def _has_counts(figures: SplitFigures) -> bool:
+    """Whether the pictures of the flips and of all bins are those of the split, at least one."""
+    calibrations = [figures.calibration, *([figures.scaled] if figures.scaled else [])]
+    pictures_and_correct = [
+        *((part.reliability.pictures, part.reliability.correct) for part in calibrations),
+        (figures.alignment.bin_pictures, figures.alignment.bin_correct),
+    ]
+    flips = list(dataclasses.astuple(figures.flips))
+    totals = [sum(flips), *(sum(pictures) for pictures, _ in pictures_and_correct)]
+    are_possible = [
+        0 <= n_correct <= n_pictures
+        for pictures, correct in pictures_and_correct
+        for n_pictures, n_correct in zip(pictures, correct)
+    ]
+    is_counted = 0 < figures.split.pictures < _MOST_PICTURES and min(flips) >= 0
+    return is_counted and all(are_possible) and {*totals} == {figures.split.pictures}
 
 
 @functools.cache
