@@ -10,6 +10,7 @@ from domainbed.lib import misc, preparation
 from domainbed.scripts import train
 from fake_checkout import run_python_with_torch, write_checkout
 
+from domainbed_carft.jobs import record_lines
 from domainbed_carft.method import hparams
 from domainbed_carft.method.hparam_checks import job_problems
 from domainbed_carft.sweep import costs, declaration_file
@@ -148,3 +149,14 @@ print(json.dumps([ask("CARFT", sys.argv[1])["lr"], ask("CARFT", sys.argv[1])["ba
     assert stderr.count(f"Run with --hparams '{json.dumps(added)}'") == 1
     for dataset, overrides in (("Pets", added), ("EmojiStyles", TINY), ("Pets", {})):
         assert default_values(dataset, **overrides)[1] == ""
+
+
+def test_records_of_one_run_may_lack_the_hparams_that_came_after_0_1_0():
+    younger = {hparam.name for hparam in hparams.HPARAMS if hparam.absent is not None}
+    assert younger == record_lines.YOUNGER_HPARAMS
+
+    args = {"algorithm": "CARFT", "dataset": "PACS", "test_envs": [0]}
+    recorded = {"lr": 1e-3}
+    key = record_lines.run_key(args, recorded, 8)
+    assert record_lines.run_key(args, {**recorded, "lora_rank": 0}, 8) == key
+    assert record_lines.run_key(args, {"lr": 1e-4}, 8) != key

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from domainbed import algorithms
+from domainbed import algorithms, hparams_registry
 from domainbed.lib import (
     algorithm_state,
     checkpoints,
@@ -271,9 +271,15 @@ class Run:
         resume.save_whole(state, self.state_path)
         return True
 
+    def _with_newer_defaults(self, stored: dict[str, Any]) -> dict[str, Any]:
+        """The `stored` hyperparameters of a state, and the defaults of those that are younger."""
+        defaults = hparams_registry.default_hparams(self.args.algorithm, self.args.dataset)
+        return {**{name: misc.plain(value) for name, value in defaults.items()}, **stored}
+
     def _restore(self, state: dict[str, Any]) -> None:
+        stored = {**state, "hyperparameters": self._with_newer_defaults(state["hyperparameters"])}
         for kind, facts in self._required_facts().items():
-            resume.require_same(self.state_path, kind, state[kind], facts)
+            resume.require_same(self.state_path, kind, stored[kind], facts)
         try:
             algorithm_state.restore(self.algorithm, state["algorithm"])
         except (ValueError, KeyError, RuntimeError) as error:
