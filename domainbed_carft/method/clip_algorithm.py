@@ -25,9 +25,11 @@ from domainbed_carft.method import (
     objective,
     optimizer,
     prompts,
+    swad,
 )
 from domainbed_carft.method.blocks import configure_blocks
 from domainbed_carft.method.clip_predictor import CLIPPredictor
+from domainbed_carft.method.hparams import HPARAMS
 from domainbed_carft.method.micro_batches import MicroBatch
 from domainbed_carft.method.resolution import require_resolved
 from domainbed_carft.method.terms import Terms
@@ -48,6 +50,8 @@ class CLIPAlgorithm(CLIPPredictor):
 
     # The hparams that the harness resolves where a job starts, and keeps where it is resumed.
     RESOLVED_HPARAMS = ("amp",)
+    # Those that states of earlier versions lack.
+    LATER_HPARAMS = tuple(hparam.name for hparam in HPARAMS if hparam.absent is not None)
     is_constant = False  # whether nothing that is trained changes what it predicts
     # The processes that each get a slice of every batch, where our harness has several.
     process_group: Any = None
@@ -128,7 +132,8 @@ class CLIPAlgorithm(CLIPPredictor):
 
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
             averaged = {name: p for name, p in trained.items() if not name.startswith("terms.")}
-            self.predicting = averages.Predicting(averaged, {**hparams, "lp_steps": self.lp_steps})
+            kind = swad.SWAD if hparams["average"] == "swad" else averages.Predicting
+            self.predicting = kind(averaged, {**hparams, "lp_steps": self.lp_steps})
 
     def update(
         self, minibatches: Minibatches | None = None, unlabeled: Any = None, **keywords: Any
@@ -158,6 +163,20 @@ class CLIPAlgorithm(CLIPPredictor):
         if self.trains_encoder and micro_batches.has_dropout(self.encoder):
             return "its encoder has dropout, which each would draw for itself"
         return self.terms.indivisible() if self.terms else ""
+
+    @property
+    def wants_validation_loss(self) -> bool:  # type: ignore[override]
+        """Whether `at_checkpoint` is to be called: SWAD ends a segment there."""
+        return isinstance(self.predicting, swad.SWAD)
+
+    def trained_logits(self, x: Tensor) -> Tensor:
+        """Class logits (N, K) of pictures, as `predict` has them, by the weights being trained."""
+        return self.forward(x)
+
+    def at_checkpoint(self, validation_loss: float) -> None:
+        """Take the validation loss in nats of the weights being trained; SWAD decides by it."""
+        if isinstance(self.predicting, swad.SWAD):
+            self.predicting.at_checkpoint(validation_loss)
 
     def step_on_device(self, minibatches: Minibatches) -> dict[str, Tensor]:
         """Take the step of `update`, but return scalar tensors, for which the CPU does not wait."""

@@ -29,13 +29,17 @@ Draw = Callable[[np.random.RandomState, Conditions], Any]
 
 
 class Hparam(NamedTuple):
-    """A hyperparameter: its default, its valid values, and how it is drawn at random."""
+    """A hyperparameter: its default, its valid values, and how it is drawn at random.
+
+    ``absent``: of one that was added after 0.1.0, the value that earlier runs had in effect.
+    """
 
     name: str
     default: Any  # a value, or a function of the conditions
     valid: Callable[[Any], bool]
     expected: str  # in words
     draw: Draw | None = None  # without it the random search keeps the default
+    absent: Any = None
 
 
 def is_number(value: Any) -> bool:

@@ -48,7 +48,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "args": lambda args: True,
     # With "preprocessing" the data set need not look for the CLIP that the file names.
     "model_hparams": lambda hparams: (
-        all(h.valid(hparams[h.name]) for h in HPARAMS) and hparams["preprocessing"]
+        all(h.valid(hparams.get(h.name, h.absent)) for h in HPARAMS) and hparams["preprocessing"]
     ),
     "picture_plan": lambda plan: plan is None or bool(PicturePlan.from_json(plan)),
     **dict.fromkeys(("best_step", "wise_ft_step"), _is_step),

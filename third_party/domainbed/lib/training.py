@@ -86,6 +86,8 @@ class Run:
         self.algorithm = self._build_algorithm()
         self._initial_structure = algorithm_state.structure(self.algorithm)
         self._is_storable = True
+        if self.algorithm.wants_validation_loss:
+            self.batches.validated = [f"env{i}_out" for i in training_envs]
         self.row_printer = evaluation.RowPrinter()
         self.evaluator = self._build_evaluator()
         self.progress = ProgressPublisher(
@@ -93,7 +95,9 @@ class Run:
         )
 
         selected_by = [f"env{i}_out_acc" for i in training_envs or range(len(self.environments))]
-        self.files = checkpoints.Files(args, selected_by, self._model_contents)
+        self.files = checkpoints.Files(
+            args, selected_by, self._model_contents, self.algorithm.wants_validation_loss
+        )
         self.interval = step_meters.Interval(self.files.watch)
         self.state_path = JobFolder(args.output_dir).state_path
         self.process_group.require_same(self._shared_facts())
@@ -187,7 +191,7 @@ class Run:
         """Evaluate, print a row, save the state with the new record in it, then the record."""
         peak_memory = torch.cuda.max_memory_allocated() if self.device == "cuda" else 0
         means = self.interval.means()
-        accuracies, evaluation_seconds = self.evaluator.timed_accuracies()
+        accuracies, evaluation_seconds = self.evaluator.evaluate()
         results: dict[str, Any] = {
             "step": step,
             "epoch": step / self.steps_per_epoch,
@@ -270,7 +274,8 @@ class Run:
 
     def _restore(self, state: dict[str, Any]) -> None:
         for kind, facts in self._required_facts().items():
-            resume.require_same(self.state_path, kind, state[kind], facts)
+            later = {name: facts[name] for name in self.algorithm.LATER_HPARAMS if name in facts}
+            resume.require_same(self.state_path, kind, {**later, **state[kind]}, facts)
         try:
             algorithm_state.restore(self.algorithm, state["algorithm"])
         except (ValueError, KeyError, RuntimeError) as error:
