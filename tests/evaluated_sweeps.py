@@ -1,8 +1,19 @@
-"""Small sweeps of real training, for the tests of `carft evaluate OUT`."""
+"""Small sweeps of real training, for the tests of `carft evaluate OUT`, and figures for records."""
 
+import json
+
+import numpy as np
 from runs_jobs import train_job, write_pictures
 
-from domainbed_carft.jobs.job import identity
+from domainbed_carft.jobs.job import IDENTITY, identity
+from domainbed_carft.results import picture_rows, run_figures
+from domainbed_carft.results.calibration import PredictedProbabilities
+from domainbed_carft.results.picture_rows import (
+    EvaluatedSplit,
+    EvaluationFacts,
+    PictureRows,
+    Temperature,
+)
 
 STEPS = 3
 
@@ -23,3 +34,52 @@ def train_sweep(folder, algorithms, targets=(0, 1), trials=(0,)):
                     test_envs=(str(target),),
                 )
     return output
+
+
+def write_figures(sweep, num_classes=7):
+    """Write figures of random predictions beside the records, for each job and step, without rows.
+
+    The number of pictures differs from job to job, so that pooled figures are no means of figures.
+    """
+    draw = np.random.default_rng(0)
+    for path in sorted(sweep.rglob("results.jsonl")):
+        n_pictures = int(draw.integers(40, 160))
+        for record in map(json.loads, path.read_text().splitlines()):
+            facts = _facts(record, n_pictures, num_classes)
+            rows = _random_rows(draw, n_pictures, num_classes)
+            run_figures.save_figures(path.parent, run_figures.measure_run(rows, facts))
+
+
+def _facts(record, n_pictures, num_classes):
+    (target,) = record["args"]["test_envs"]
+    return EvaluationFacts(
+        format=picture_rows.FORMAT,
+        **{name: record["args"][name] for name in IDENTITY},
+        test_envs=[target],
+        step=record["step"],
+        weights="a" * 64,
+        data="b" * 64,
+        prompts_digest="c" * 16,
+        clip_digest="d" * 64,
+        classes=[f"class {number}" for number in range(num_classes)],
+        contexts=["a photo of a {}."],
+        pictures=n_pictures,
+        splits=[EvaluatedSplit(f"env{target}", target, f"env{target}_in", n_pictures)],
+        temperature=Temperature(1.3, 100, False),
+    )
+
+
+def _random_rows(draw, n_pictures, num_classes):
+    def probabilities():
+        top = draw.uniform(0.2, 1, n_pictures)
+        return PredictedProbabilities(top, np.log(draw.uniform(0.01, 1, n_pictures)), top**2)
+
+    classes = draw.integers(0, num_classes, (3, n_pictures)).astype(np.uint16)
+    return PictureRows(
+        label=classes[0],
+        predicted=np.where(draw.random(n_pictures) < 0.5, classes[0], classes[1]),
+        zero_shot=np.where(draw.random(n_pictures) < 0.4, classes[0], classes[2]),
+        alignment=draw.normal(0.22, 0.04, n_pictures).astype(np.float32),
+        raw=probabilities(),
+        scaled=probabilities(),
+    )

@@ -13,7 +13,7 @@ import collect_sweeps
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.report import figures, plane_figures, search_figures
+from domainbed_carft.report import evaluation_figures, figures, plane_figures, search_figures
 from domainbed_carft.report.canvas import Figure
 
 VOID = {"meta", "link", "img", "source", "br", "input", "wbr"}
@@ -80,7 +80,7 @@ def leave_undrawn(patch: pytest.MonkeyPatch) -> None:
     def save_undrawn(canvas: object, title: str, name: str, alt: str) -> Figure:
         return Figure(title, name, alt, '<svg viewBox="0 0 288 200"></svg>', b"a picture")
 
-    for module in (figures, plane_figures, search_figures):
+    for module in (figures, plane_figures, search_figures, evaluation_figures):
         patch.setattr(module, "save_figure", save_undrawn)
 
 

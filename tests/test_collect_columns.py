@@ -15,8 +15,9 @@ from domainbed_carft.results.collect import collect
 
 @pytest.fixture(scope="session")
 def all_columns(peers_emoji):
-    """All columns of the sweep's tables by training-domain validation, as a frame."""
-    results = collect(peers_emoji, methods=["training-domain"], columns=measures.NAMES)
+    """All columns of the records by training-domain validation, as a frame."""
+    names = command.COLUMNS_OF_RECORDS
+    results = collect(peers_emoji, methods=["training-domain"], columns=names)
     return results.columns
 
 

@@ -25,7 +25,7 @@ def launched(text, out, records=recorded):
     for job in jobs.second:
         records(job)
     search = launch.stages.search_entry(declaration, jobs)
-    launch.write_manifest(declaration, out, jobs.known, search=search)
+    launch.write_manifest(declaration, out, jobs.launchable, search=search)
     return jobs
 
 
@@ -138,7 +138,7 @@ def test_a_first_stage_without_a_second_is_shown_with_a_note(tmp_path):
     for job in jobs.first[:20]:
         recorded(job)
     search = launch.stages.search_entry(declaration, jobs)
-    launch.write_manifest(declaration, tmp_path, jobs.known, search=search)
+    launch.write_manifest(declaration, tmp_path, jobs.launchable, search=search)
 
     results = collect(tmp_path)
     assert results.summary["jobs"] == 20

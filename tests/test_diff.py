@@ -184,3 +184,13 @@ def test_wrong_arguments_have_status_2(tmp_path, monkeypatch, capsys, name):
     assert name in capsys.readouterr().err
     with pytest.raises(CarftError):
         diff(name, name)
+
+
+def test_of_many_values_those_of_one_side_are_listed_and_the_others_counted(tmp_path):
+    for side, n_trials in (("first", 14), ("second", 12)):
+        for trial in range(n_trials):
+            write_run(tmp_path / side, str(trial), trial_seed=trial)
+
+    comparison = diff(tmp_path / "first", tmp_path / "second")
+    assert table_rows(comparison) == [["trial_seed", "", "12, 13, 12 in both", "12 in both"]]
+    assert comparison.differences[0].first == tuple(range(14))

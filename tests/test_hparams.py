@@ -10,6 +10,7 @@ from domainbed.lib import misc, preparation
 from domainbed.scripts import train
 from fake_checkout import run_python_with_torch, write_checkout
 
+from domainbed_carft.jobs import record_lines
 from domainbed_carft.method import hparams
 from domainbed_carft.method.hparam_checks import job_problems
 from domainbed_carft.sweep import costs, declaration_file
@@ -161,3 +162,14 @@ def test_swad_is_refused_by_name_in_a_checkout(tmp_path):
     assert done.returncode != 0
     assert "average is 'swad', expected 'none', 'sma', 'ema' or 'beta' in this Dom" in done.stderr
     assert "for SWAD train where domainbed is this package's own" in done.stderr
+
+
+def test_records_of_one_run_may_lack_the_hparams_that_came_after_0_1_0():
+    younger = {hparam.name for hparam in hparams.HPARAMS if hparam.absent is not None}
+    assert younger == record_lines.YOUNGER_HPARAMS
+
+    args = {"algorithm": "CARFT", "dataset": "PACS", "test_envs": [0]}
+    recorded = {"lr": 1e-3}
+    key = record_lines.run_key(args, recorded, 8)
+    assert record_lines.run_key(args, {**recorded, "lora_rank": 0}, 8) == key
+    assert record_lines.run_key(args, {"lr": 1e-4}, 8) != key

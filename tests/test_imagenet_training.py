@@ -21,7 +21,7 @@ from PIL import Image
 from domainbed_carft import cli
 from domainbed_carft.data import picture_files, shards
 from domainbed_carft.errors import CarftError, PassingError
-from domainbed_carft.method import algorithms, job_facts, prompts
+from domainbed_carft.method import algorithms, dataset_facts, job_facts, prompts
 from domainbed_carft.method.hparams import overlay
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures.image_lists import WINDOW, Passes
@@ -208,7 +208,7 @@ def test_folders_of_other_classes_are_refused(tmp_path, spoil, message):
     with pytest.raises(CarftError, match="1,000 of 1,000 classes have no picture"):
         hparams = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
         datasets.get_dataset_class("ImageNet")(str(tmp_path), [], hparams)
-        job_facts.require_fitting_data(hparams, job_facts.data_facts(hparams))
+        job_facts.require_fitting_data(hparams, dataset_facts.recall(hparams, "ImageNet"))
     spoil(tmp_path / "imagenet" / "train")
     with pytest.raises(CarftError, match=message):
         built(tmp_path)
@@ -247,7 +247,7 @@ def test_imagenet_has_openais_class_names_and_a_valid_recipe():
     ]
 
     values |= {"sampling": "passes", "protocol": "domainbed"}
-    facts = job_facts.data_facts(values)
+    facts = dataset_facts.DatasetFacts()
     job_facts.require_fitting_data(values, facts)
     message = "sampling is 'passes', expected 'with-replacement'"
     with pytest.raises(CarftError, match=message):

@@ -9,7 +9,7 @@ from latex import compile_document, needs_latex
 
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
-from domainbed_carft.results import display_names, ranking
+from domainbed_carft.results import display_names, measures, ranking
 
 DOCUMENT = r"""\documentclass{article}
 \usepackage[utf8]{inputenc}
@@ -74,6 +74,20 @@ def test_means_that_read_the_same_share_their_rank():
     assert ranking.ranks([71.04, 70.96, 70.0, None, 69.9]) == [1, 1, 2, 0, 0]
     assert ranking.ranks([None, 3.0]) == [0, 1]
     assert ranking.ranks([]) == []
+
+
+def test_errors_costs_and_what_is_the_same_for_all_have_no_rank():
+    """Every column is listed here: the next one has to be thought about."""
+    unranked = {
+        *("step-seconds", "training-hours", "evaluation-hours", "memory"),
+        *("parameters", "jobs", "draws"),
+        *("ece", "ece-scaled", "nll", "nll-scaled", "brier", "brier-scaled", "temperature"),
+        *("zero-shot", "flips", "gained", "lost"),
+    }
+    columns = measures.choose(measures.NAMES, ["art"], runs=[])
+    ranked = {column.name for column in columns if ranking.is_ranked(column)}
+    assert ranked == {*measures.NAMES} - unranked
+    assert unranked < {*measures.NAMES}
 
 
 def test_an_incomplete_cell_has_a_star_and_no_rank(sweep, tmp_path, capsys):

@@ -9,8 +9,15 @@ from domainbed.lib import algorithm_state
 from test_algorithms import make, minibatches, reopened, settings, train
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.errors import CarftError
-from domainbed_carft.method import algorithms, averages, hparams, objective, prompts
+from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.method import (
+    algorithms,
+    averages,
+    hparam_checks,
+    hparams,
+    objective,
+    prompts,
+)
 from domainbed_carft.plugin import foreign_jobs
 from domainbed_carft.runs import export, interpolation
 
@@ -270,8 +277,10 @@ def test_each_algorithm_trains_in_bf16(random_tiny, name):
     ],
 )
 def test_contradictory_hparams_are_refused(random_tiny, overrides, message):
+    algorithm = overrides.pop("algorithm", "CARFT")
+    values = settings(random_tiny, algorithm, **overrides)
     with pytest.raises(CarftError, match=message):
-        make(random_tiny, **overrides)
+        raise_for(hparam_checks.job_problems((3, 28, 28), values, algorithm))
 
 
 SINGLE = ["a photo of a {}."]

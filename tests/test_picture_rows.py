@@ -232,6 +232,26 @@ def test_a_summary_comes_back_and_a_damaged_one_does_not(saved):
         assert not isinstance(run_figures.find_figures(folder, STEP), run_figures.RunFigures)
 
 
+@pytest.mark.parametrize(
+    "place", ["flips gained", "calibration reliability correct", "alignment bin_pictures"]
+)
+@pytest.mark.parametrize("value", [-1, 10**6])
+def test_a_summary_whose_numbers_of_pictures_do_not_fit_is_refused(saved, place, value):
+    folder, rows, facts = saved
+    run_figures.save_figures(folder, run_figures.measure_run(rows, facts))
+    path = folder / f"evaluation_step{STEP}.json"
+    document = json.loads(path.read_text())
+
+    *names, last_name = place.split()
+    part = document["splits"][0]
+    for name in names:
+        part = part[name]
+    part[last_name] = value if last_name == "gained" else [value, *part[last_name][1:]]
+    path.write_text(json.dumps(document))
+    with pytest.raises(CarftError, match="do not fit each other; run carft evaluate"):
+        run_figures.load_figures(folder, STEP)
+
+
 def test_a_missing_summary_says_why(tmp_path):
     assert "weights of step 5 were not kept" in str(run_figures.find_figures(tmp_path, 5.0))
     (tmp_path / "model_best.pkl").touch()

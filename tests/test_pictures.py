@@ -21,7 +21,7 @@ from torchvision import io
 from torchvision import transforms as T
 
 from domainbed_carft.data import emoji, picture_files
-from domainbed_carft.pictures import augmentation, loading, stages
+from domainbed_carft.pictures import augmentation, loading, stages, transforms
 from domainbed_carft.pictures.loading import decode
 from domainbed_carft.pictures.plan import Augmentation, PicturePlan
 from domainbed_carft.pictures.preprocessing import (
@@ -158,6 +158,15 @@ def test_a_plan_comes_back_from_its_transform_and_from_json(protocol, preprocess
         336, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     )
     assert PicturePlan.from_json(json.loads(json.dumps(job_plan.as_json()))) == job_plan
+
+
+def test_no_steps_are_made_of_a_plan_that_is_only_read(monkeypatch):
+    monkeypatch.setattr(transforms, "_planned_steps", None)
+    plan = plan_for("domainbed", 224, augment=True)
+    transform = PlanTransform(plan)
+    assert plan_of(transform) is plan
+    assert transforms.is_upstream(transform)
+    assert transforms.normalisation_of(transform) == (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def test_a_transform_whose_steps_were_changed_has_the_plan_of_its_steps():

@@ -135,6 +135,9 @@ def test_pictures_of_a_soup_are_not_augmented(runs, tmp_path, capsys):
     carft("soup", *last_of(runs[:2]), "-o", tmp_path / "out")
     file = tmp_path / "out" / "model_soup_uniform.pkl"
     opened = saved.open_run(file)
+    member_plan = saved.open_run(last_of(runs[:1])[0]).picture_plan
+    assert member_plan.augmentation is not None
+    assert opened.picture_plan == member_plan.without_augmentation()
     soup_splits = splits.splits(opened)
     by_name = {split.name: split for split in splits.splits(saved.open_run(runs[0]))}
     for split in soup_splits:

@@ -20,7 +20,8 @@ from domainbed_carft.data import picture_files
 from domainbed_carft.method import prompts
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures.plan import PicturePlan
-from domainbed_carft.runs import predict, saved, suite_evaluation, suite_pictures
+from domainbed_carft.runs import predict, saved, suite_pictures
+from domainbed_carft.runs.zero_shot_head import ZeroShotHead
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Folders, Suite, TestSet
 
@@ -301,13 +302,52 @@ def test_a_clip_is_evaluated_without_a_run(pets, suite, capsys):
     assert "published (%)" in text and "12.5" in text
 
     run = saved.open_run(pets / "CLIPZeroShot")
-    plan, logits = suite_evaluation.zero_shot_clip(suite, "tiny", torch.device("cpu"))
+    head = ZeroShotHead.of_suite(suite, backbone.load("tiny"), torch.device("cpu"))
     x = torch.randn(3, 3, 48, 48)
-    (clip_logits,) = logits(x)
+    (clip_logits,) = head.predictor([head.encoder])(x)
     algorithm = run.algorithm
     assert torch.allclose(clip_logits, algorithm.class_logits(algorithm.encoder(x)), atol=1e-4)
+    plan = head.plan
     assert (plan.size, plan.resize, plan.interpolation) == (48, "shortest", "bicubic")
     assert plan.mean == backbone.load("tiny").preprocessing.mean
+
+
+def test_the_encoder_of_a_run_is_scored_under_the_original_text_head(pets, suite, capsys):
+    pictures = pets / "my pets"
+    words = ("--retained", "pets", "--data_dir", pictures, "--json")
+    retained = json.loads(carft(capsys, "evaluate", pets / "CARFT", *words))
+    original = json.loads(
+        carft(capsys, "evaluate", "--clip", "tiny", "--suite", "pets", *words[2:])
+    )
+    for name in GROUPS:
+        assert retained["original"]["sets"][name] == original["sets"][name]
+
+    run = saved.open_run(pets / "CARFT", "best")
+    clip = backbone.load("tiny")
+    texts = prompts.prompts(prompts.contexts(suite.contexts, 1), suite.classes)
+    with torch.no_grad():
+        features = torch.stack([clip.model.encode_text(clip.tokenize(row)) for row in texts])
+        unit = torch.nn.functional.normalize(features, dim=-1).mean(dim=0)
+        text_head = torch.nn.functional.normalize(unit, dim=-1)
+        transform = predict.picture_transform(saved.open_run(pets / "CLIPZeroShot"))
+
+        right = []
+        test_set = next(part for part in suite.sets if part.name == "Usual")
+        for path, label in test_set.find(pictures).samples:
+            x = run.algorithm.input(transform(picture_files.open_picture(path))[None])
+            right.append((run.algorithm.encoder(x) @ text_head.T).argmax().item() == label)
+    found = retained["fine_tuned"]["sets"]["Usual"]
+    assert (found["right"], found["n"]) == (sum(right), len(right))
+
+    unchanged = json.loads(carft(capsys, "evaluate", pets / "CLIPZeroShot", *words))
+    assert unchanged["fine_tuned"]["sets"] == unchanged["original"]["sets"]
+
+
+def test_retained_is_of_a_run(pets, suite, capsys):
+    words = ("--retained", "pets", "--suite", "pets")
+    assert "takes the place of --suite" in carft(
+        capsys, "evaluate", pets / "CARFT", *words, status=1
+    )
 
 
 def test_the_thousand_names_reach_the_tokenizer_unchanged(monkeypatch):
@@ -315,7 +355,8 @@ def test_the_thousand_names_reach_the_tokenizer_unchanged(monkeypatch):
     tokenize = openai_models.tokenize
     monkeypatch.setattr(openai_models, "tokenize", lambda m, t: texts.extend(t) or tokenize(m, t))
     monkeypatch.setattr(prompts, "contexts", lambda spec, least: ["{}"])
-    suite_evaluation.zero_shot_clip(catalogue.get("imagenet"), "tiny", torch.device("cpu"))
+    suite = catalogue.get("imagenet")
+    ZeroShotHead.of_suite(suite, backbone.load("tiny"), torch.device("cpu"))
     assert tuple(texts) == catalogue.get("imagenet").classes and "T-shirt" in texts
 
 

@@ -149,7 +149,7 @@ def assert_equal_figures(evaluated):
         if not part.is_target and part.name.endswith("_out")
     ]
     temperature = best_temperature(*map(np.concatenate, zip(*validation)))
-    assert evaluated.temperature == pytest.approx(temperature, rel=TOLERANCE)
+    assert evaluated.figures.temperature == pytest.approx(temperature, rel=TOLERANCE)
 
     logits, labels = logits_of(run, target.items)
     figures = evaluated.figures
@@ -288,6 +288,38 @@ def test_json_has_every_run_and_python_the_same(copy, capsys):
 def test_flags_of_a_run_are_refused_for_a_sweep(copy, capsys):
     assert cli.main(["evaluate", str(copy), "--which", "last"]) == 1
     assert "--which is for a run" in capsys.readouterr().err
+
+
+def test_the_tables_have_the_figures_as_columns(sweep, evaluation):
+    """Over the trials, of each trial's mean over the environments left out."""
+    names = ["ece", "nll-scaled", "flips", "lost", "aligned", "worst-class", "temperature"]
+    results = domainbed_carft.collect(sweep, methods=["training-domain"], columns=names)
+    (table, *_) = results.tables
+    for row in table.rows:
+        parts = [
+            run.figures
+            for run in evaluation.runs
+            if run.algorithm == row.algorithm and run.method == "training-domain"
+        ]
+        expected = [
+            100 * np.mean([part.calibration.ece for part in parts]),
+            np.mean([part.scaled.nll for part in parts]),
+            100 * np.mean([part.gained - part.lost for part in parts]),
+            100 * np.mean([part.lost for part in parts]),
+            100 * np.mean([part.alignment.aligned for part in parts]),
+            100 * np.mean([part.worst_class.accuracy for part in parts]),
+            np.mean([part.temperature for part in parts]),
+        ]
+        assert [cell.mean for cell in row.shown] == pytest.approx(expected, rel=TOLERANCE)
+
+
+def test_a_table_says_what_was_not_evaluated(copy, capsys):
+    for path in copy.glob("*/*"):
+        if path.name.startswith("evaluation") or path.name == "model_best.pkl":
+            path.unlink()
+    cli.main(["collect", str(copy), "--columns", "average,ece", "--select", "training-domain"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "not evaluated; run carft evaluate on the sweep: art trial 0" in printed
 
 
 @pytest.mark.slow

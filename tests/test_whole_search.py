@@ -44,7 +44,7 @@ def start(folder, out):
 def stop_after(process, out, n_done, number):
     """Send a launch a signal as soon as so many jobs are done; its exit status."""
     wait_until((out / "sweep.json").exists)
-    wait_until(lambda: look(out)["counts"]["done"] >= n_done)
+    wait_until(lambda: look(out)["counts"]["done"] >= n_done, pause=1)
     process.send_signal(number)
     return process.wait(timeout=120)
 

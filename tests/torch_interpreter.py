@@ -60,7 +60,10 @@ else:
     runpy.run_path(kind, run_name="__main__")
 """
 
-_servers: dict[tuple[str, ...], subprocess.Popen[str]] = {}
+# A server takes 300 MB.
+MOST_SERVERS = 2
+
+_servers: dict[tuple[str, ...], subprocess.Popen[str]] = {}  # the last one used is the last
 
 
 def run(
@@ -91,8 +94,9 @@ def _server_of(python: str, variables: Mapping[str, str]) -> subprocess.Popen[st
     at_start = {n: value for n, value in variables.items() if n.startswith(START_VARIABLES)}
     key = (python, *(f"{name}={at_start[name]}" for name in sorted(at_start)))
 
-    if key not in _servers:
-        _servers[key] = subprocess.Popen(
+    server = _servers.pop(key, None)
+    if server is None:
+        server = subprocess.Popen(
             [python, "-c", SERVER],
             cwd=os.sep,
             env=dict(variables),
@@ -100,4 +104,8 @@ def _server_of(python: str, variables: Mapping[str, str]) -> subprocess.Popen[st
             stdout=subprocess.PIPE,
             text=True,
         )
-    return _servers[key]
+
+    _servers[key] = server
+    if len(_servers) > MOST_SERVERS:
+        _servers.pop(next(iter(_servers))).communicate()
+    return server

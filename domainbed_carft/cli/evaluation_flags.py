@@ -9,7 +9,13 @@ from domainbed_carft.results.alignment_scores import THRESHOLD
 
 
 def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a whole sweep's evaluation."""
+    """Add the flags of a whole sweep's evaluation, and of one under the original text head."""
+    parser.add_argument(
+        "--retained",
+        metavar="SUITE",
+        help="how much zero-shot ability is left: the run's image encoder under the original text "
+        "head on the test sets of a suite, beside the original CLIP",
+    )
     group = parser.add_argument_group("of a sweep")
     group.add_argument(
         "--select",

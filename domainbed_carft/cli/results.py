@@ -232,24 +232,26 @@ def _strict_status(defects: Mapping[str, int]) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.report.page import write_report
+    from domainbed_carft.report.page import PageTables, write_report
     from domainbed_carft.results import power
     from domainbed_carft.results.table_options import by_name
 
     if arguments.power is not None:
         power.require_difference(arguments.power, arguments.against)
-    options = by_name(table_options.columns(arguments), arguments.error, arguments.one_setting)
+    tables = PageTables(
+        options=by_name(table_options.columns(arguments), arguments.error, arguments.one_setting),
+        by=arguments.by,
+        against=arguments.against,
+        power_difference=arguments.power,
+    )
     report = write_report(
         arguments.folders,
         arguments.output,
         methods=arguments.select,
         ignored=arguments.ignore,
         single_source=arguments.single_source,
-        by=arguments.by,
         pair=arguments.examples,
-        against=arguments.against,
-        power_difference=arguments.power,
-        options=options,
+        tables=tables,
         n_examples=0 if arguments.no_examples else max(0, arguments.n_examples),
         data_dir=arguments.data_dir,
     )

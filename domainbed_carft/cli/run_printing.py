@@ -28,6 +28,7 @@ from domainbed_carft.runs.predict import (
     find_pictures,
     predict_files,
 )
+from domainbed_carft.runs.retained import RetainedAbility, evaluate_retained
 from domainbed_carft.runs.saved import TrainedRun
 from domainbed_carft.runs.soup import soup
 from domainbed_carft.runs.suite_evaluation import append_record, evaluate_clip, evaluate_on_suite
@@ -45,6 +46,8 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     has_run = arguments.path is not None
     if has_run == (arguments.clip is not None) or (arguments.clip and not arguments.suite):
         raise CarftError("give RUN [--suite NAME], or --clip NAME --suite NAME")
+    if arguments.retained and (arguments.suite or not has_run):
+        raise CarftError("--retained SUITE is of a run, and takes the place of --suite; give RUN")
 
     file = choose_weights(arguments.path, arguments.which) if has_run else None
     files.require_output(arguments.output, (file,))
@@ -62,7 +65,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
 
 def _evaluation_and_text(
     arguments: argparse.Namespace, file: Path | None
-) -> tuple[Evaluation | SuiteEvaluation, str]:
+) -> tuple[Evaluation | SuiteEvaluation | RetainedAbility, str]:
     """What was measured, of the weights in ``file`` or of a CLIP without a run; how it reads."""
     options = _loading_options(arguments, arguments.data_dir)
     if file is None:
@@ -70,6 +73,9 @@ def _evaluation_and_text(
         return of_clip, run_texts.suite_text(of_clip)
 
     run = saved.open_run(file)
+    if arguments.retained:
+        retained = evaluate_retained(arguments.retained, run, options, arguments.original)
+        return retained, run_texts.retained_text(retained)
     if arguments.suite:
         on_suite = evaluate_on_suite(arguments.suite, run, options)
         return on_suite, run_texts.suite_text(on_suite)
@@ -78,10 +84,10 @@ def _evaluation_and_text(
     return evaluation, run_texts.evaluation_text(evaluation)
 
 
-def _append_record(file: Path, evaluation: Evaluation | SuiteEvaluation) -> None:
+def _append_record(file: Path, evaluation: Evaluation | SuiteEvaluation | RetainedAbility) -> None:
     """Keep the scores on a suite, if there are any, in the folder of the job."""
     on_suite = evaluation.test_set if isinstance(evaluation, Evaluation) else evaluation
-    if on_suite:
+    if isinstance(on_suite, SuiteEvaluation):
         append_record(file, on_suite)
 
 

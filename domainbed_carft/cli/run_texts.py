@@ -9,6 +9,7 @@ from domainbed_carft.runs.confusion import ECE_BINS
 from domainbed_carft.runs.evaluate import Evaluation
 from domainbed_carft.runs.model_stock import ModelStock
 from domainbed_carft.runs.predict import PicturePrediction, most_likely
+from domainbed_carft.runs.retained import RetainedAbility
 from domainbed_carft.runs.soup import Soups
 from domainbed_carft.runs.suite_scores import SuiteEvaluation, SuiteScores
 from domainbed_carft.runs.wise_ft import WiseFT
@@ -108,6 +109,37 @@ def suite_text(evaluation: SuiteEvaluation) -> str:
     lines.append(f"Intervals are Wilson's; ECE has {ECE_BINS} bins.")
     if published:
         lines.append(f"Published: {suite.source}.")
+    return "\n".join([*lines, ""])
+
+
+def retained_text(retained: RetainedAbility) -> str:
+    """A table of the test sets with both encoders, the means, and what is missing."""
+    suite = catalogue.get(retained.original.suite)
+    title = f"{retained.model['title']} ({retained.model['run']})"
+    rows = []
+    for name, original in retained.original.sets.items():
+        fine_tuned = retained.fine_tuned.sets[name]
+        rows.append(
+            [
+                name if original.is_complete else f"{name} (incomplete)",
+                f"{original.pictures:,}",
+                percent(original.accuracy),
+                percent(fine_tuned.accuracy),
+                f"{100 * (fine_tuned.accuracy - original.accuracy):+.1f}",
+            ]
+        )
+
+    head = ["test set", "pictures", "original CLIP (%)", "fine-tuned (%)", "difference"]
+    lines = [
+        printable(f"{title} under the original text head on the suite {suite.name}"),
+        "",
+        table(head, rows),
+        "",
+    ]
+    for key, mean_title in suite.mean_titles.items():
+        means = (retained.original.means[key], retained.fine_tuned.means[key])
+        lines.append(f"{mean_title}: {percent(means[0])}, fine-tuned {percent(means[1])}")
+    lines += _problem_lines(retained.original)
     return "\n".join([*lines, ""])
 
 

@@ -24,7 +24,7 @@ from domainbed_carft.runs.sweep_evaluation import (
 from domainbed_carft.text import limited, printable, quantity, table
 
 # Of a run only.
-_FLAGS_OF_RUNS = ("which", "suite", "clip")
+_FLAGS_OF_RUNS = ("which", "suite", "clip", "retained")
 
 
 def _scaled_ece(figures: SplitFigures) -> float | None:
@@ -56,8 +56,8 @@ _COLUMNS: Sequence[
     ("NLL/T", _scaled_nll, _number),
     ("Brier", lambda figures: figures.calibration.brier, _number),
     ("Brier/T", _scaled_brier, _number),
-    ("gained", lambda figures: figures.flips.gained / figures.split.pictures, percent),
-    ("lost", lambda figures: figures.flips.lost / figures.split.pictures, percent),
+    ("gained", lambda figures: figures.gained, percent),
+    ("lost", lambda figures: figures.lost, percent),
     ("aligned", lambda figures: figures.alignment.aligned, percent),
     ("unaligned", lambda figures: figures.alignment.unaligned, percent),
 )

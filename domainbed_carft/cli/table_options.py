@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 # As modules that take a while to load have them, which a test compares.
 ERRORS = ("domainbed", "sample", "std")
 DEFAULT_COLUMNS = ("environments", "average")
-COLUMNS = (
+COLUMNS_OF_RECORDS = (
     *DEFAULT_COLUMNS,
     "out-of-domain",
     "worst",
@@ -20,6 +20,24 @@ COLUMNS = (
     "parameters",
     "jobs",
     "draws",
+)
+COLUMNS = (
+    *COLUMNS_OF_RECORDS,
+    "per-class",
+    "worst-class",
+    "ece",
+    "ece-scaled",
+    "nll",
+    "nll-scaled",
+    "brier",
+    "brier-scaled",
+    "temperature",
+    "zero-shot",
+    "flips",
+    "gained",
+    "lost",
+    "aligned",
+    "unaligned",
 )
 
 # Flags that add tables to those of the accuracies
@@ -37,7 +55,9 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         help=f"columns of the tables, separated by commas: {', '.join(COLUMNS)} "
         f"(default: {','.join(DEFAULT_COLUMNS)})",
     )
-    shown.add_argument("--full", action="store_true", help="show all columns")
+    shown.add_argument(
+        "--full", action="store_true", help="show all columns but those of carft evaluate"
+    )
     parser.add_argument(
         "--error",
         choices=ERRORS,
@@ -87,7 +107,7 @@ def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
 
 def columns(arguments: argparse.Namespace) -> Sequence[str]:
     """The names of the columns that were asked for."""
-    return COLUMNS if arguments.full else arguments.columns or DEFAULT_COLUMNS
+    return COLUMNS_OF_RECORDS if arguments.full else arguments.columns or DEFAULT_COLUMNS
 
 
 def more_tables(arguments: argparse.Namespace) -> list[str]:

@@ -22,6 +22,12 @@ NO_ACCURACIES = (
 
 _ACCURACY = re.compile(r"env[0-9]+_[a-z]+_acc")
 
+# Hyperparameters that release 0.1.0 did not have. Where a later version has resumed one of its
+# runs, only the later records have them. A test compares them with `method.hparams`.
+YOUNGER_HPARAMS = frozenset(
+    "lora_rank lora_alpha lora_dropout swad_converge swad_tolerance swad_ratio".split()
+)
+
 
 class RecordWarning(NamedTuple):
     """Something wrong in a file that was read: its ``kind``, such as "cut line", and what."""
@@ -148,4 +154,7 @@ def is_step(step: Any) -> bool:
 def run_key(args: Mapping[str, Any], hparams: Mapping[str, Any] | None, n_accuracies: int) -> str:
     """The key that records of one run share, and those of other runs in its folder do not."""
     names = (*IDENTITY, "test_envs", "seed", *ARGUMENTS, "hparams")
-    return repr([*map(args.get, names), sorted((hparams or {}).items()), n_accuracies])
+    compared_hparams = {
+        name: value for name, value in (hparams or {}).items() if name not in YOUNGER_HPARAMS
+    }
+    return repr([*map(args.get, names), sorted(compared_hparams.items()), n_accuracies])

@@ -7,7 +7,7 @@ Each of ``algorithms`` says what it trains and which terms are active; formulas 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,29 +29,26 @@ from domainbed_carft.method import (
 )
 from domainbed_carft.method.blocks import configure_blocks
 from domainbed_carft.method.clip_predictor import CLIPPredictor
-from domainbed_carft.method.hparams import HPARAMS
+from domainbed_carft.method.lora import LoRA, merged_weights
 from domainbed_carft.method.micro_batches import MicroBatch
-from domainbed_carft.method.resolution import require_resolved
 from domainbed_carft.method.terms import Terms
 from domainbed_carft.pictures.preprocessing import IMAGENET, Normalisation
 
 Minibatches = Sequence[tuple[Tensor, Tensor]]
 # Of the names in a state dict that no prediction needs.
-TRAINING_PREFIXES = ("terms.", "text.", "log_scale")
+TRAINING_PREFIXES = ("terms.", "lora.", "text.", "log_scale")
 
 
 class CLIPAlgorithm(CLIPPredictor):
     """The body shared by our algorithms: built from a CLIP, and trained.
 
     ``input_shape``: (3, H, W). ``hparams``: as `resolve_hparams` completes them; they are not
-    changed. Raises CarftError for hparams that are not complete, for environments that normalise
+    changed. Raises CarftError for hparams that are not resolved, for environments that normalise
     pictures differently, and where the CLIP has changed since.
     """
 
     # The hparams that the harness resolves where a job starts, and keeps where it is resumed.
     RESOLVED_HPARAMS = ("amp",)
-    # Those that states of earlier versions lack.
-    LATER_HPARAMS = tuple(hparam.name for hparam in HPARAMS if hparam.absent is not None)
     is_constant = False  # whether nothing that is trained changes what it predicts
     # The processes that each get a slice of every batch, where our harness has several.
     process_group: Any = None
@@ -63,22 +60,23 @@ class CLIPAlgorithm(CLIPPredictor):
         num_domains: int,
         hparams: dict[str, Any],
     ) -> None:
-        require_resolved(hparams)
+        facts = job_facts.recall(hparams)
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        environments = job_facts.data_facts(hparams).environments
+        environments = facts.data.environments
         normalisation = dataset_facts.agreed_normalisation(environments) or IMAGENET
         mean, std = normalisation
         print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
 
         # Making the modules must not move the generators that the training draws from.
         with torch.random.fork_rng(devices=[]):
-            self._build(input_shape[-1], num_classes, normalisation)
+            self._build(input_shape[-1], facts.prompts, normalisation)
         self.train()
 
-    def _build(self, pixels: int, num_classes: int, normalisation: Normalisation) -> None:
+    def _build(
+        self, pixels: int, job_prompts: prompts.Prompts, normalisation: Normalisation
+    ) -> None:
         """Build all modules for pictures of ``pixels`` a side."""
         clip_model = self._load_clip()
-        job_prompts = self.prompts_of_job(self.hparams, num_classes)
         self.register_text("words", job_prompts.as_json())
         if clip_model.architecture:
             self.register_text("architecture", clip_model.architecture)
@@ -119,6 +117,13 @@ class CLIPAlgorithm(CLIPPredictor):
         self.lp_steps = hparams["lp_steps"] if self.trains_encoder else 0
         if self.trains_encoder and self.term_weights is not None:
             self.terms = Terms(hparams, self.term_weights, clip_model, text_features)
+        if self.trains_encoder and hparams["lora_rank"]:
+            self.lora = LoRA(
+                self.encoder,
+                rank=hparams["lora_rank"],
+                alpha=hparams["lora_alpha"],
+                dropout=hparams["lora_dropout"],
+            )
 
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if not trained:
@@ -131,9 +136,19 @@ class CLIPAlgorithm(CLIPPredictor):
             self.probe_optimizer = torch.optim.Adam([self.head.weight], lr=rate)
 
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
-            averaged = {name: p for name, p in trained.items() if not name.startswith("terms.")}
+            averaged = self._averaged_weights(trained)
             kind = swad.SWAD if hparams["average"] == "swad" else averages.Predicting
             self.predicting = kind(averaged, {**hparams, "lp_steps": self.lp_steps})
+
+    def _averaged_weights(self, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """Name -> those weights that predict and that a step changes; of LoRA, the merged ones."""
+        merged = {id(weight) for weight in merged_weights(self.encoder)} if self.lora else set()
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if id(parameter) in merged
+            or (name in trained and not name.startswith(("terms.", "lora.")))
+        }
 
     def update(
         self, minibatches: Minibatches | None = None, unlabeled: Any = None, **keywords: Any
@@ -162,6 +177,8 @@ class CLIPAlgorithm(CLIPPredictor):
         """Why ``process_group`` cannot each take the step of a slice; "" if they can."""
         if self.trains_encoder and micro_batches.has_dropout(self.encoder):
             return "its encoder has dropout, which each would draw for itself"
+        if self.lora and self.lora.has_dropout():
+            return "lora_dropout is not 0, and each would draw for itself"
         return self.terms.indivisible() if self.terms else ""
 
     @property
@@ -246,6 +263,8 @@ class CLIPAlgorithm(CLIPPredictor):
             nn.utils.clip_grad_norm_(trained, self.hparams["grad_clip"])
         rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
+        if self.lora:
+            self.lora.merge(self.encoder)
         if self.terms:
             self.terms.pull_to_original(self.encoder, self.steps_taken, rate)
 

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from domainbed_carft.method import averages, objective
 from domainbed_carft.method.activations import Encoding, encode
 from domainbed_carft.method.hosting import HostedAlgorithm
+from domainbed_carft.method.lora import LoRA
 from domainbed_carft.method.terms import Terms
 from domainbed_carft.pictures.clip_input import CLIPInput
 from domainbed_carft.pictures.preprocessing import IMAGENET, Normalisation, Preprocessing
@@ -53,6 +54,7 @@ class CLIPPredictor(HostedAlgorithm):
         """Build what training and predicting need; ``normalisation``: the data's, to undo."""
         self.encoder = encoder
         self.terms: Terms | None = None
+        self.lora: LoRA | None = None  # where low-rank factors are trained instead of the encoder
         self.input = CLIPInput(preprocessing, *normalisation)
 
         num_classes, dim = weights.classes.shape

@@ -10,8 +10,9 @@ from domainbed.algorithms import Algorithm
 from torch import Tensor, nn
 
 from domainbed_carft.errors import Problem, raise_for
-from domainbed_carft.method import averages, hparam_checks, hparams, job_facts, objective, prompts
+from domainbed_carft.method import averages, hparam_checks, hparams, job_facts, objective
 from domainbed_carft.method.activations import encode
+from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.method.resolution import resolve
 
 
@@ -124,32 +125,25 @@ class HostedAlgorithm(Algorithm):
     ) -> dict[str, Any]:
         """All hparams of a job, as its records hold them, before anything is built.
 
-        ``hparams``: those chosen, the object that the data set was built with, which stays as it
-        is. ``input_shape``: (3, H, W). ``steps``: that the job trains, None if unknown.
+        ``hparams``: those chosen, whose values are valid, in the object that the data set was built
+        with; it stays as it is. ``input_shape``: (3, H, W). ``steps``: that the job trains, None if
+        unknown.
 
-        Prints what the job found. Raises CarftError for pictures not in RGB, for missing and
-        invalid hparams, for broken data, for classes without names, and where the job cannot have
-        what the hparams demand.
+        Prints what the job found. Raises CarftError for pictures not in RGB, for broken data, for
+        classes without names, and where the job cannot have what the hparams demand.
         """
-        values = dict(hparams)
-        raise_for(hparam_checks.job_problems(input_shape, values, cls.__name__))
-        data = job_facts.data_facts(hparams)
-        job_facts.require_fitting_data(values, data)
+        raise_for(hparam_checks.shape_problems(input_shape))
+        facts = job_facts.find_facts(hparams, num_classes, cls.has_kl(hparams))
+        checks_data = hparams["data_edition"] != UNCHECKED
+        print(*job_facts.describe(facts, checks_data), sep="\n")
 
-        job_prompts = cls.prompts_of_job(hparams, num_classes)
-        for line in job_facts.describe(values, data, job_prompts):
-            print(line)
-        complete = resolve(values, job_facts.find_facts(hparams, data, job_prompts))
-
+        complete = resolve(dict(hparams), facts)
+        job_facts.remember(facts, hparams, complete)
         if complete["average"] == "beta" and (cls.trains_encoder or cls.trains_head):
             averages.warn_of_cut_average(steps, complete["total_steps"])
         return complete
 
     @classmethod
-    def prompts_of_job(cls, hparams: Mapping[str, Any], num_classes: int) -> prompts.Prompts:
-        """All that CLIP reads in a job; ``hparams``: the object that the data set was built with.
-
-        Raises CarftError for classes without names, and for a single context under the KL term.
-        """
-        has_kl = "kl_weight" in (cls.term_weights or ()) and hparams["kl_weight"] > 0
-        return prompts.prompts_of(hparams, num_classes, fewest_contexts=2 if has_kl else 1)
+    def has_kl(cls, hparams: Mapping[str, Any]) -> bool:
+        """Whether the loss has CAR-FT's term with these ``hparams``."""
+        return "kl_weight" in (cls.term_weights or ()) and hparams["kl_weight"] > 0

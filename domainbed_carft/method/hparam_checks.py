@@ -22,6 +22,9 @@ _COMPARED = {
     "wise_alpha",
     "head_init",
     "micro_batch",
+    "lora_rank",
+    "sp_weight",
+    "compile_blocks",
 }
 
 
@@ -32,15 +35,17 @@ def job_problems(
 
     Keys that are none of ours are the host's, and are not looked at.
     """
-    problems = _value_problems(hparams, algorithm)
-    if len(input_shape) != 3 or input_shape[0] != 3:
-        problems.append(
-            Problem(
-                message=f"the data set has pictures of shape {tuple(input_shape)}, expected (3, "
-                "height, width): CLIP reads RGB"
-            )
-        )
-    return problems
+    return [*_value_problems(hparams, algorithm), *shape_problems(input_shape)]
+
+
+def shape_problems(input_shape: Sequence[int]) -> list[Problem]:
+    """That pictures of this shape are not in RGB, as (channels, height, width)."""
+    if len(input_shape) == 3 and input_shape[0] == 3:
+        return []
+
+    shape = tuple(input_shape)
+    expected = "(3, height, width): CLIP reads RGB"
+    return [Problem(message=f"the data set has pictures of shape {shape}, expected {expected}")]
 
 
 def hparam_problems(algorithm: str, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:
@@ -99,6 +104,7 @@ def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> list[Problem]:
         **_step_conflicts(hparams, algorithm),
         **_average_conflicts(hparams),
         **_head_conflicts(hparams, algorithm),
+        **_lora_conflicts(hparams, algorithm),
     }
     if hparams["micro_batch"] and algorithm == "FLYP":
         expectations["micro_batch"] = (
@@ -161,6 +167,21 @@ def _head_conflicts(hparams: Mapping[str, Any], algorithm: str) -> dict[str, str
             expectations[name] = f"0: {algorithm} trains no head"
     if hparams["margin"] and algorithm == "CLIPLinearProbe":
         expectations["margin"] = "0: only algorithms that train the encoder have a margin"
+    return expectations
+
+
+def _lora_conflicts(hparams: Mapping[str, Any], algorithm: str) -> dict[str, str]:
+    """Hparam name -> what is expected, of options that low-rank factors do not go with."""
+    if not hparams["lora_rank"]:
+        return {}
+    if algorithm in ("CLIPLinearProbe", "CLIPZeroShot", "FLYP"):
+        return {"lora_rank": f"0: {algorithm} has no LoRA"}
+
+    expectations = {}
+    if hparams["sp_weight"]:
+        expectations["sp_weight"] = "0 with LoRA, which does not train the weights that L2-SP holds"
+    if hparams["compile_blocks"]:
+        expectations["compile_blocks"] = "False with LoRA, whose attention is not compiled"
     return expectations
 
 

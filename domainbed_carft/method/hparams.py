@@ -178,6 +178,12 @@ HPARAMS: tuple[Hparam, ...] = (
         "lp_steps", lambda c: kinds.by_size(20, 500)(c) if c.algorithm == "CLIPLPFT" else 0
     ),
     kinds.positive("lp_lr", 1e-3),
+    # Low-rank adaptation in place of training the encoder: MaxZanella/CLIP-LoRA, run_utils.py.
+    kinds.count("lora_rank", 0)._replace(absent=0),
+    kinds.positive("lora_alpha", 1.0)._replace(absent=1.0),
+    Hparam(
+        "lora_dropout", 0.25, lambda v: kinds.is_number(v) and v < 1, "a number in [0, 1)"
+    )._replace(absent=0.25),
     # The weights of the terms, each of its own algorithm and of CARFT.
     kinds.term_weight("sp_weight", "CLIPL2SP", 0.5, -3, 1),
     kinds.choice("sp_form", "coupled", "decoupled"),

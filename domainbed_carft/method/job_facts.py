@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, Problem
@@ -11,14 +11,19 @@ from domainbed_carft.method import dataset_facts, job_clip, prompts
 from domainbed_carft.method.dataset_facts import DatasetFacts
 from domainbed_carft.method.device import device_facts
 from domainbed_carft.method.hparams import UNCHECKED
-from domainbed_carft.method.prompts import Prompts
 from domainbed_carft.method.resolution import JobFacts
 from domainbed_carft.pictures.protocols import PROTOCOLS
 
 
-def data_facts(hparams: Mapping[str, Any]) -> DatasetFacts:
-    """The facts of the data set that was built with this ``hparams`` object."""
-    return dataset_facts.recall(hparams, prompts.named_dataset(hparams["class_names"]))
+class _Remembered(NamedTuple):
+    """The facts of a job, and the objects that hold its hparams."""
+
+    hparams: Sequence[Mapping[str, Any]]
+    facts: JobFacts
+
+
+# A process has one job.
+_last: _Remembered | None = None
 
 
 def require_fitting_data(hparams: Mapping[str, Any], facts: DatasetFacts) -> None:
@@ -52,30 +57,58 @@ def _require_protocol(requested: str, followed: str) -> None:
         )
 
 
-def find_facts(hparams: Mapping[str, Any], data: DatasetFacts, job_prompts: Prompts) -> JobFacts:
-    """The facts that `resolution.resolve` needs, with those of the CLIP and the device.
+def find_facts(hparams: Mapping[str, Any], num_classes: int, has_kl: bool) -> JobFacts:
+    """The facts of the job whose data set was built with this ``hparams`` object.
 
-    Raises CarftError for a CLIP that cannot be found or is not what its name says.
+    ``has_kl``: whether its loss has the KL term. Raises CarftError for broken data, for data that
+    does not follow the hparams, as `prompts.prompts_of`, and for a CLIP that cannot be found or is
+    not what its name says.
     """
+    data = dataset_facts.recall(hparams, prompts.named_dataset(hparams["class_names"]))
+    chosen = dict(hparams)  # a fork's configuration object has no `get`
+    require_fitting_data(chosen, data)
     return JobFacts(
         data=data,
+        prompts=prompts.prompts_of(chosen, num_classes, data, has_kl),
         clip=job_clip.facts(hparams),
-        prompts_digest=job_prompts.digest,
         device=device_facts(),
     )
 
 
-def describe(hparams: Mapping[str, Any], data: DatasetFacts, job_prompts: Prompts) -> Iterator[str]:
-    """The lines that a job prints of what it found."""
-    if hparams["data_edition"] != UNCHECKED:
-        yield f"Data: {benchmarks.edition_label(data.edition) or 'not counted'}"
-        for difference in data.report.differences if data.report else ():
-            yield f"Data differs: {difference}"
+def remember(facts: JobFacts, *hparams: Mapping[str, Any]) -> None:
+    """Keep ``facts`` for the algorithm that gets one of these ``hparams`` objects."""
+    global _last
+    _last = _Remembered(hparams, facts)
 
-    yield f"CLIP protocol: {data.protocol} ({PROTOCOLS[data.protocol]})"
-    yield f"CLIP classes: {', '.join(job_prompts.classes)}"
-    contexts = job_prompts.contexts
-    yield f"CLIP contexts: {len(contexts)}, such as {contexts[0]!r}"
+
+def recall(hparams: Mapping[str, Any]) -> JobFacts:
+    """The facts of the job that has this ``hparams`` object; CarftError if it is not resolved."""
+    if _last is not None and any(hparams is known for known in _last.hparams):
+        return _last.facts
+    raise CarftError(
+        Problem(
+            message="these hparams are not resolved, as a job does before it builds its algorithm",
+            remedy="build it with what the resolve_hparams of its class returns",
+        )
+    )
+
+
+def describe(facts: JobFacts, checks_data: bool) -> list[str]:
+    """The lines that a job prints of what it found; the verdict only if it ``checks_data``."""
+    data = facts.data
+    lines = []
+    if checks_data:
+        differences = data.report.differences if data.report else ()
+        lines.append(f"Data: {benchmarks.edition_label(data.edition) or 'not counted'}")
+        lines += [f"Data differs: {difference}" for difference in differences]
+
+    contexts = facts.prompts.contexts
+    return [
+        *lines,
+        f"CLIP protocol: {data.protocol} ({PROTOCOLS[data.protocol]})",
+        f"CLIP classes: {', '.join(facts.prompts.classes)}",
+        f"CLIP contexts: {len(contexts)}, such as {contexts[0]!r}",
+    ]
 
 
 def wanted_pictures(

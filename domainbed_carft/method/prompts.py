@@ -18,6 +18,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 from domainbed_carft.method import dataset_facts
+from domainbed_carft.method.dataset_facts import DatasetFacts
 from domainbed_carft.text import quantity, shortened
 
 # OpenAI's lists for the data sets of CLIP's paper: class names, and templates for them.
@@ -76,13 +77,16 @@ class Prompts:
         return as_json(self.contexts, self.classes)
 
 
-def prompts_of(hparams: Mapping[str, Any], num_classes: int, fewest_contexts: int) -> Prompts:
-    """The prompts of a run; raises CarftError as `class_names` and `contexts_of`.
+def prompts_of(
+    hparams: Mapping[str, Any], num_classes: int, facts: DatasetFacts, has_kl: bool
+) -> Prompts:
+    """The prompts of a run on a data set with these ``facts``.
 
-    ``hparams``: the object that the data set was built with, which finds its folders.
+    ``has_kl``: whether the loss has the KL term, which takes two contexts. Raises CarftError as
+    `class_names` and `contexts_of`.
     """
-    names = class_names(hparams, num_classes)
-    return Prompts(contexts_of(hparams, fewest_contexts), names)
+    names = class_names(hparams, num_classes, facts)
+    return Prompts(contexts_of(hparams, 2 if has_kl else 1, facts), names)
 
 
 def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
@@ -112,16 +116,19 @@ def contexts(spec: str | Sequence[str], least: int = 2) -> list[str]:
     return templates
 
 
-def contexts_of(hparams: Mapping[str, Any], least: int = 2) -> list[str]:
+def contexts_of(
+    hparams: Mapping[str, Any], least: int = 2, facts: DatasetFacts | None = None
+) -> list[str]:
     """The templates of a run, at least ``least``.
 
-    Raises CarftError as `contexts`, and for DOMAIN_LISTS in a host that shows no environments.
+    ``facts``: of its data set; None for the one that was built with this ``hparams`` object. Raises
+    CarftError as `contexts`, and for DOMAIN_LISTS in a host that shows no environments.
     """
     spec = hparams["contexts"]
     if spec not in DOMAIN_LISTS:
         return contexts(spec, least)
 
-    facts = dataset_facts.recall(hparams, named_dataset(hparams["class_names"]))
+    facts = facts or dataset_facts.recall(hparams, named_dataset(hparams["class_names"]))
     left_out = facts.test_envs if spec == WITHOUT_TARGET else ()
     if left_out is None or not facts.environments:
         missing = "which environments are left out" if facts.environments else "its environments"
@@ -186,18 +193,21 @@ def from_json(text: str) -> tuple[list[str], list[str]]:
     return templates, class_names
 
 
-def class_names(hparams: Mapping[str, Any], num_classes: int) -> list[str]:
+def class_names(
+    hparams: Mapping[str, Any], num_classes: int, facts: DatasetFacts | None = None
+) -> list[str]:
     """The ``num_classes`` class names in label order.
 
     From the hparam ``class_names`` where it is a list, a file or one of CLASS_LISTS, as they are;
     else from the folders of the data set that was built with this hparams object, or the built-in
-    table of the data set that the hparam names ("dataset:PACS"), cleaned.
+    table of the data set that the hparam names ("dataset:PACS"), cleaned. ``facts``: of the data
+    set; None for the one that was built with this ``hparams`` object.
 
     Raises CarftError naming the conflict, or if there are no names, the three ways to give them.
     """
     spec = hparams["class_names"]
     dataset = named_dataset(spec)
-    environments = dataset_facts.recall(hparams, dataset).environments
+    environments = (facts or dataset_facts.recall(hparams, dataset)).environments
     folders = {e.name: list(e.classes) for e in environments if e.classes}
     if dataset is None:
         names = _entries("class_names", spec, (f"{DATASET_PREFIX}NAME", *CLASS_LISTS))

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from domainbed_carft.clips.backbone import ClipFacts
-from domainbed_carft.errors import CarftError, Problem, raise_for
+from domainbed_carft.errors import Problem, raise_for
 from domainbed_carft.method.dataset_facts import DatasetFacts
 from domainbed_carft.method.device import DeviceFacts, resolve_amp
 from domainbed_carft.method.hparams import UNCHECKED
+from domainbed_carft.method.prompts import Prompts
 
 # What differs if a job has another value than these hparams demand.
 _DEMANDED = {
@@ -26,8 +27,8 @@ class JobFacts:
     """What a job finds before it builds anything: its data, CLIP, prompts and device."""
 
     data: DatasetFacts
+    prompts: Prompts
     clip: ClipFacts
-    prompts_digest: str
     device: DeviceFacts
 
 
@@ -43,7 +44,7 @@ def resolve(chosen: Mapping[str, Any], facts: JobFacts) -> dict[str, Any]:
     found = {
         "clip_digest": facts.clip.digest,
         "clip_revision": facts.clip.revision,
-        "prompts_digest": facts.prompts_digest,
+        "prompts_digest": facts.prompts.digest,
         "data_edition": facts.data.edition,
     }
     if chosen["data_edition"] == UNCHECKED:
@@ -66,20 +67,3 @@ def resolve(chosen: Mapping[str, Any], facts: JobFacts) -> dict[str, Any]:
         "protocol": facts.data.protocol,
         "preprocessing": wanted_pictures,
     }
-
-
-def require_resolved(hparams: Mapping[str, Any]) -> None:
-    """Raise CarftError for hparams that `resolve` has not completed."""
-    missing = [
-        name for name in ("clip_digest", "prompts_digest", "preprocessing") if not hparams[name]
-    ]
-    if hparams["amp"] == "auto":
-        missing.append("amp")
-    if missing:
-        raise CarftError(
-            Problem(
-                message=f"the hparams lack {', '.join(missing)}, which a job resolves before it "
-                "builds its algorithm",
-                remedy="pass what the algorithm's resolve_hparams returns",
-            )
-        )

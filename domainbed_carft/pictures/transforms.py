@@ -49,6 +49,7 @@ class PlanTransform(transforms.Compose):
 
     @transforms.setter
     def transforms(self, steps: list[Any]) -> None:
+        """Replace the steps, which ends the plan."""
         self._transforms = steps
 
 

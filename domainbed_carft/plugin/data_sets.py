@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,8 @@ from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin.image_folders import (
     hand_on_facts,
+    requested_preprocessing,
     require_weights,
-    wanted_preprocessing,
     warn_of_broken_data,
 )
 from domainbed_carft.suites import imagenet, imagenet_training
@@ -60,9 +60,9 @@ class PackageDataset:
     ) -> None:
         self.protocol = hparams.get("protocol", "domainbed") if hparams else "domainbed"
         self.environments = list(self.ENVIRONMENTS)
-        self.preprocessing = wanted_preprocessing(hparams)
         require_weights(hparams)
-        size = self._picture_size(hparams or {})
+        self.preprocessing = requested_preprocessing(hparams)
+        size = self._picture_size(for_a_clip="clip_backbone" in (hparams or {}))
         self.input_shape = (3, size, size)
 
         self.datasets, report = self.read(root)
@@ -81,11 +81,11 @@ class PackageDataset:
             environment.transform = PlanTransform(plan)
         hand_on_facts(self, report, self.protocol, hparams, test_envs)
 
-    def _picture_size(self, hparams: Mapping[str, Any]) -> int:
+    def _picture_size(self, for_a_clip: bool) -> int:
         """Pixels a side."""
         if self.preprocessing:
             return self.preprocessing.resolution
-        return self.INPUT_SHAPE[-1] if "clip_backbone" in hparams else HOST_SIZE
+        return self.INPUT_SHAPE[-1] if for_a_clip else HOST_SIZE
 
     def read(self, root: Any) -> tuple[list[Any], verify.Report]:
         """The environments below the data folder ``root``, not transformed, and their verdict."""

@@ -117,13 +117,11 @@ def hparams_to_add(algorithm: str, dataset: str, random_seed: int | None) -> str
 
     The defaults of a checkout do not see ``--hparams``, so they do not fit another CLIP there.
     """
-    from domainbed_carft.method import host_lookup, hparams
+    from domainbed_carft.method import hparams
 
     overrides = hparams_by_hand()
     missing = hparams.implied(algorithm, dataset, overrides, random_seed)
-    if not missing or host_lookup.in_our_harness():
-        return ""
-    return json.dumps({**overrides, **missing})
+    return json.dumps({**overrides, **missing}) if missing else ""
 
 
 def planned_steps() -> int | None:

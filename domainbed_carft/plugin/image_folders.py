@@ -158,7 +158,7 @@ def _follow_protocol(dataset: Any, arguments: Mapping[str, Any]) -> str:
     if "test_envs" not in arguments or not (is_clip_protocol or is_upstreams):
         return host_protocol
 
-    preprocessing = wanted_preprocessing(hparams)
+    preprocessing = requested_preprocessing(hparams)
     host_size = dataset.input_shape[-1]
     size = host_size
     if preprocessing and (is_clip_protocol or host_size == UPSTREAM_SIZE):
@@ -174,7 +174,7 @@ def _follow_protocol(dataset: Any, arguments: Mapping[str, Any]) -> str:
     return protocol
 
 
-def wanted_preprocessing(hparams: Any) -> Preprocessing | None:
+def requested_preprocessing(hparams: Any) -> Preprocessing | None:
     """What the hparam ``preprocessing`` says, or what the CLIP of one of our algorithms wants.
 
     None for other algorithms, and for a CLIP that cannot be read.

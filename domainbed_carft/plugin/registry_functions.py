@@ -71,14 +71,15 @@ def with_our_hparams(
     host_hparams: Any, algorithm: str, dataset: str, random_seed: int | None
 ) -> dict[str, Any]:
     """The host's hyperparameters, and over them ours: drawn by ``random_seed``, or the defaults."""
-    from domainbed_carft.method import hparams
+    from domainbed_carft.method import host_lookup, hparams
     from domainbed_carft.plugin import foreign_jobs
 
     plain = {name: _as_plain_value(value) for name, value in host_hparams.items()}
-    foreign_jobs.allow(plain.keys())
-    to_add = foreign_jobs.hparams_to_add(algorithm, dataset, random_seed)
-    if to_add:
-        warn_of_hparams_to_add(to_add)
+    if not host_lookup.in_our_harness():
+        foreign_jobs.allow(plain.keys())
+        to_add = foreign_jobs.hparams_to_add(algorithm, dataset, random_seed)
+        if to_add:
+            warn_of_hparams_to_add(to_add)
 
     overlay = hparams.overlay(algorithm, dataset, random_seed or 0)
     for name, (default, random_value) in overlay.items():

@@ -70,7 +70,9 @@ def commands(runs: Iterable[Run]) -> dict[str, JobCommand]:
     return job_commands
 
 
-def behind(table: Table, entries: Sequence[BestHparams], name: Callable[..., str]) -> TableJobs:
+def jobs_of_table(
+    table: Table, entries: Sequence[BestHparams], name: Callable[..., str]
+) -> TableJobs:
     """The jobs behind the cells of ``table``.
 
     ``entries``: of the table's setting, data set and method; ``name(word, ...)``: makes unique

@@ -36,7 +36,7 @@ def over_hparams(
     shown_rows = {name: row for name, row in rows.items() if name in names_with_means}
     names = dict.fromkeys(key for row in shown_rows.values() for key in row.values)
 
-    drawn = []
+    drawn_figures = []
     for hparam in names:
         values = list(dict.fromkeys(_value(row, hparam) for row in shown_rows.values()))
         axis = _axis(hparam, values)
@@ -56,8 +56,8 @@ def over_hparams(
             error=error,
         )
         if figure and len(values) > 1:
-            drawn.append(figure)
-    return drawn
+            drawn_figures.append(figure)
+    return drawn_figures
 
 
 def _value(row: JointRow, hparam: str) -> Any:

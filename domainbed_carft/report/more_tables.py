@@ -20,27 +20,32 @@ from domainbed_carft.results.document import Grid
 from domainbed_carft.results.tables import Table
 
 
-def below(table: Table, all_tables: Sequence[Table]) -> list[Grid]:
+def grids_below(table: Table, all_tables: Sequence[Table]) -> list[Grid]:
     """Tables below a table: of the values that its search chose, and of one setting for all."""
+    grids = [
+        document.table_grid(candidate)
+        for candidate in all_tables
+        if candidate.one_setting and candidate.dataset == table.dataset
+    ]
     chosen = choices.grid(table)
-    same_dataset = [other for other in all_tables if other.dataset == table.dataset]
-    of_one_setting = [document.table_grid(other) for other in same_dataset if other.one_setting]
-    return [*([chosen] if chosen else []), *of_one_setting]
+    return [chosen, *grids] if chosen else grids
 
 
-def of_comparisons(results: Results, method: str) -> list[Grid]:
+def grids_of_comparisons(results: Results, method: str) -> list[Grid]:
     """The tables of paired differences by ``method``: of the pair, against one, and power."""
     differences = [entry for entry in results.differences if entry["selection"] == method]
     against = [entry for entry in results.comparisons_against if entry.selection == method]
     powers = [entry for entry in results.powers if entry.selection == method]
-    return [
-        *([paired.grid(differences)] if differences else []),
-        *(against_one.grids(against) if against else []),
-        *(power.grids(powers) if powers else []),
-    ]
+
+    grids = [paired.grid(differences)] if differences else []
+    if against:
+        grids += against_one.grids(against)
+    if powers:
+        grids += power.grids(powers)
+    return grids
 
 
-def of_published(results: Results, method: str) -> list[Grid]:
+def grids_of_published(results: Results, method: str) -> list[Grid]:
     """Tables beside published figures: of each group, if its data sets have any, and of suites."""
     grids = []
     datasets = {run.dataset for run in results.collection.runs}

@@ -54,6 +54,23 @@ class Report:
         }
 
 
+@dataclass(frozen=True)
+class PageTables:
+    """Which tables a page has, as the options of ``carft collect`` say.
+
+    ``options``: as `table_options.by_name` makes them; ``by`` and ``against``: as of `collect`;
+    ``power_difference``: as its ``power``.
+    """
+
+    options: TableOptions = DEFAULT_OPTIONS
+    by: Sequence[str] = ()
+    against: str | None = None
+    power_difference: float | None = None
+
+
+DEFAULT_TABLES = PageTables()
+
+
 def write_report(
     folders: Sequence[Path],
     output: Path,
@@ -61,11 +78,8 @@ def write_report(
     methods: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
     single_source: bool = False,
-    by: Sequence[str] = (),
     pair: Sequence[str] | None = None,
-    against: str | None = None,
-    power_difference: float | None = None,
-    options: TableOptions = DEFAULT_OPTIONS,
+    tables: PageTables = DEFAULT_TABLES,
     n_examples: int = 4,
     data_dir: str | None = None,
 ) -> Report:
@@ -73,10 +87,9 @@ def write_report(
 
     ``methods``: of selection, by default those that the sweeps name; the figures show the first.
     ``ignored``: parts of a setting that may differ between runs that are averaged.
-    ``single_source``, ``by`` and ``against``: as of `collect`; ``power_difference``: as its
-    ``power``; ``options``: of the tables, as `table_options.by_name` makes them. ``pair``: the
-    algorithms to compare, by default PAIR if both have jobs; ``n_examples``: pictures per
-    environment, of each direction, 0 for none; ``data_dir``: where the data is now.
+    ``single_source``: as of `collect`. ``pair``: the algorithms to compare, by default PAIR if both
+    have jobs; ``tables``: which tables there are; ``n_examples``: pictures per environment, of each
+    direction, 0 for none; ``data_dir``: where the data is now.
 
     Raises CarftError if ``output`` has other files, if there is no record, if a method or an
     algorithm of ``pair`` has no jobs, or if a job was run twice with different records.
@@ -87,11 +100,8 @@ def write_report(
         methods=methods,
         ignored=ignored,
         single_source=single_source,
-        by=by,
         pair=pair,
-        against=against,
-        power_difference=power_difference,
-        options=options,
+        tables=tables,
     )
     content = build(results, n_examples=n_examples, data_dir=data_dir)
     return Report(
@@ -108,22 +118,21 @@ def collect_for_page(
     methods: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
     single_source: bool = False,
-    by: Sequence[str] = (),
     pair: Sequence[str] | None = None,
-    against: str | None = None,
-    power_difference: float | None = None,
-    options: TableOptions = DEFAULT_OPTIONS,
+    tables: PageTables = DEFAULT_TABLES,
 ) -> Results:
     """The results that `build` shows; arguments and errors as of `write_report`."""
-    collection = collecting.gather(folders, methods, ignored, single_source=single_source, by=by)
+    collection = collecting.gather(
+        folders, methods, ignored, single_source=single_source, by=tables.by
+    )
     chosen_pair = _pair(_algorithms(collection), pair, collection.methods[0])
     return collect.build(
         collection,
         chosen_pair,
         compare_published=True,
-        options=options,
-        against=against,
-        power_difference=power_difference,
+        options=tables.options,
+        against=tables.against,
+        power_difference=tables.power_difference,
     )
 
 
@@ -157,8 +166,8 @@ def build(results: Results, *, n_examples: int = 4, data_dir: str | None = None)
             document.table_grid(table) for table in (*results.tables_of_sources, *averages)
         ],
         "no_examples": no_examples,
-        "paired": more_tables.of_comparisons(results, method),
-        "published": more_tables.of_published(results, method),
+        "paired": more_tables.grids_of_comparisons(results, method),
+        "published": more_tables.grids_of_published(results, method),
         "captions": more_tables.captions(results),
         "notes": [note for group in groups for note in group.notes],
         "complete": not any(table.n_incomplete for table in tables if table.method == method),
@@ -197,7 +206,7 @@ def _sections(results: Results, method: str, make: SectionMaker) -> list[dict[st
                     entries=entries_of_table.get((table.setting, table.dataset), []),
                     first_stage=collection.first_stages,
                 )
-                section["more_tables"] = more_tables.below(table, of_method)
+                section["more_tables"] = more_tables.grids_below(table, of_method)
                 sections.append(section)
     return sections + [make.of_suite(rows) for rows in suites.rows_by_table(results.suite_scores)]
 

@@ -95,11 +95,11 @@ def _offsets(trials: pd.Series[int]) -> Any:
 def _draw_dots(axes: Any, positions: Any, values: Any, is_selected: Any, style: Style) -> None:
     """Hollow dots of what was not chosen, below filled ones of what was."""
     for chosen in (False, True):
-        drawn = is_selected == chosen
+        is_drawn = is_selected == chosen
         face = style.colour if chosen else PAPER
         axes.plot(
-            positions[drawn],
-            values[drawn],
+            positions[is_drawn],
+            values[is_drawn],
             ls="",
             marker="o",
             ms=4.5,

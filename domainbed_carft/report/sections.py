@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -13,10 +14,12 @@ import pandas as pd
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.report import (
     chosen_jobs,
+    evaluation_figures,
     figures,
     frames,
     joint_figures,
     plane_figures,
+    pooled_evaluations,
     search_figures,
 )
 from domainbed_carft.report.canvas import Figure
@@ -79,6 +82,7 @@ class SectionMaker:
         if figures_over_hparams:
             figures_by_kind["hparams"] = figures_over_hparams
         figures_by_kind |= self._figures_of_checkpoints(table, checkpoints)
+        figures_by_kind |= self._figures_of_evaluations(table, dataset_runs)
 
         # The template has title and text for each kind, also where there is no figure.
         parts = [_part(kind, kind_figures) for kind, kind_figures in figures_by_kind.items()]
@@ -89,7 +93,7 @@ class SectionMaker:
             "title": "; ".join(filter(None, [table.dataset_title, table.setting])),
             "table": document.table_grid(table),
             "ranks": _ranks(table),
-            "jobs": chosen_jobs.behind(table, entries, self.name),
+            "jobs": chosen_jobs.jobs_of_table(table, entries, self.name),
             "parts": parts,
         }
 
@@ -130,6 +134,42 @@ class SectionMaker:
                 )
             ],
         }
+
+    def _figures_of_evaluations(
+        self, table: Table, dataset_runs: Sequence[Run]
+    ) -> dict[str, list[Figure | None]]:
+        """Kind of part -> its figures, of what ``carft evaluate`` measured.
+
+        Without any evaluated run the kind ``evaluation`` is there, empty.
+        """
+        evaluations = pooled_evaluations.pool_evaluations(dataset_runs, table.method)
+        if not evaluations:
+            return {"evaluation": []}
+
+        reliability: list[Figure | None] = [
+            evaluation_figures.reliability(
+                title=algorithm,
+                name=self.name(table.dataset, "reliability", algorithm),
+                evaluation=evaluations[algorithm],
+                style=style,
+            )
+            for algorithm, style in self.styles.items()
+            if algorithm in evaluations
+        ]
+        flips = evaluation_figures.flips(
+            table.dataset_title,
+            evaluations,
+            environments=table.columns,
+            styles=self.styles,
+            name=partial(self.name, table.dataset),
+        )
+        over_alignment = evaluation_figures.over_alignment(
+            table.dataset_title,
+            self.name(table.dataset, "over_alignment"),
+            evaluations,
+            self.styles,
+        )
+        return {"reliability": reliability, "flips": [*flips], "alignment": [over_alignment]}
 
     def _figures_of_choices(
         self, table: Table, dataset_runs: Sequence[Run], first_stage: Sequence[Run]
@@ -189,7 +229,7 @@ def _ranks(table: Table) -> list[list[int]]:
     """For each row the ranks of its cells in their columns, of accuracies only."""
     ranks_of_columns = []
     for number, column in enumerate(table.shown):
-        is_ranked = column.unit == ranking.RANKED_UNIT
+        is_ranked = ranking.is_ranked(column)
         means = [row.shown[number].mean if is_ranked else None for row in table.rows]
         ranks_of_columns.append(ranking.ranks(means))
     return [list(ranks) for ranks in zip(*ranks_of_columns, strict=True)]

@@ -84,8 +84,8 @@ def _mean_row(label: str, rows: Iterable[Row], table: Table) -> Row:
         cells.append(_mean_cell(expected, table) if expected else Cell())
 
     averages = [row.average for row in rows]
-    known = [average for average in averages if average is not None]
-    average = sum(known) / len(known) if known and len(known) == len(averages) else None
+    values = [average for average in averages if average is not None]
+    average = sum(values) / len(values) if values and len(values) == len(averages) else None
     return Row(label, cells, average, shown=[*cells, Cell(average)])
 
 

@@ -79,8 +79,8 @@ class Gaps:
 
         test_envs = [left_out]
         if method == LEAVE_ONE_OUT:
-            others = [env for env in range(n_environments) if env != target]
-            test_envs += [frozenset({target, env}) for env in others]
+            second_envs = [env for env in range(n_environments) if env != target]
+            test_envs += [frozenset({target, env}) for env in second_envs]
 
         choices_by_reason: dict[str, _Choices] = {}
         for envs, (trial, choices) in itertools.product(test_envs, expected_choices.items()):

@@ -14,6 +14,7 @@ from domainbed_carft.results.formats import escape_latex
 from domainbed_carft.results.tables import Row, Table
 from domainbed_carft.text import printable
 
+_PERCENT = "%"
 _NO_VALUE = "--"
 _INCOMPLETE = "$^{*}$"
 _MARKS = {ranking.BEST: r"\textbf{%s}", ranking.SECOND: r"\underline{%s}"}
@@ -118,7 +119,7 @@ def _title(column: Column, names: DisplayNames, table: Table) -> str:
 
 def _column_texts(key: tuple[str, str], column: Column, rows: Sequence[_TabularRow]) -> list[str]:
     """The cells of a column from top to bottom, as LaTeX."""
-    is_ranked = column.unit == ranking.RANKED_UNIT
+    is_ranked = ranking.is_ranked(column)
     means = []
     for row in rows:
         has_rank = is_ranked and key not in row.incomplete
@@ -127,7 +128,11 @@ def _column_texts(key: tuple[str, str], column: Column, rows: Sequence[_TabularR
     texts = []
     for row, rank in zip(rows, ranking.ranks(means), strict=True):
         cell = row.cells.get(key, Cell())
-        text = _accuracy_text(cell, rank) if is_ranked else escape_latex(column.write(cell))
+        text = (
+            _accuracy_text(cell, rank)
+            if column.unit == _PERCENT
+            else escape_latex(column.write(cell))
+        )
         star = _INCOMPLETE if text and key in row.incomplete else ""
         texts.append(f"{text or _NO_VALUE}{star}")
     return texts

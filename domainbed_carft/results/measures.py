@@ -24,6 +24,7 @@ from domainbed_carft.results.columns import (
     count_text,
     figure_text,
 )
+from domainbed_carft.results.evaluated_columns import EVALUATED
 from domainbed_carft.text import unknown
 
 
@@ -230,7 +231,10 @@ _COUNTS = (
         count_text,
     ),
 )
-NAMES = (ENVIRONMENTS, *(column.name for column in (*_MEASURES, *_COSTS, *_COUNTS)))
+NAMES = (
+    ENVIRONMENTS,
+    *(column.name for column in (*_MEASURES, *_COSTS, *_COUNTS, *EVALUATED)),
+)
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -250,7 +254,7 @@ def choose(
     """
     devices = list(dict.fromkeys(sorted(run.cost.device for run in runs)))
     targets = [environment_column(number, title) for number, title in enumerate(environments)]
-    by_name = {column.name: [column] for column in (*_MEASURES, *_COUNTS)}
+    by_name = {column.name: [column] for column in (*_MEASURES, *_COUNTS, *EVALUATED)}
     by_name[ENVIRONMENTS] = targets
     for column in _COSTS:
         by_name[column.name] = [_on_device(column, device, devices) for device in devices]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import arrays
+from domainbed_carft.jobs.job import IDENTITY, Job
 from domainbed_carft.results.calibration import PredictedProbabilities
 
 FORMAT = 1  # of rows and facts; another one is measured again
@@ -92,6 +93,13 @@ class EvaluationFacts:
     pictures: int
     splits: list[EvaluatedSplit]
     temperature: Temperature | None
+
+    def is_of(self, job: Job) -> bool:
+        """Whether a job with these arguments was evaluated."""
+        identity = {name: getattr(self, name) for name in IDENTITY}
+        return job.key.test_envs == set(self.test_envs) and all(
+            job.args[name] == value for name, value in identity.items()
+        )
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from domainbed_carft.results.columns import AVERAGE, ENVIRONMENTS, Column
+
 BEST = 1
 SECOND = 2
 OTHER = 0
 
-RANKED_UNIT = "%"  # of columns of accuracies: only these are ranked
+# Columns of accuracies of the rows' own runs. Of the others the lower is better, or neither.
+_RANKED_COLUMNS = (
+    ENVIRONMENTS,
+    AVERAGE,
+    "out-of-domain",
+    "worst",
+    "in-domain",
+    "per-class",
+    "worst-class",
+    "aligned",
+    "unaligned",
+)
+
+
+def is_ranked(column: Column) -> bool:
+    """Whether the highest value of the column is the best."""
+    return column.name in _RANKED_COLUMNS
 
 
 def ranks(means: Sequence[float | None]) -> list[int]:

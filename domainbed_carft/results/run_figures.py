@@ -30,6 +30,7 @@ from domainbed_carft.results.picture_rows import (
 )
 
 MOST_BYTES = 8 << 20  # of a summary
+_MOST_PICTURES = 1 << 53  # that a float counts
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class SplitFigures:
     """The figures of a run on one split; accuracies are shares of 1.
 
     ``calibration``: of the probabilities as they are; ``scaled``: of those at the fitted
-    temperature, None without. ``class_pictures``, ``class_correct``: numbers, in label order.
+    ``temperature``, None without. ``class_pictures``, ``class_correct``: numbers, in label order.
     """
 
     split: EvaluatedSplit
@@ -71,9 +72,20 @@ class SplitFigures:
     flips: Flips
     calibration: Calibration
     scaled: Calibration | None
+    temperature: float | None
     alignment: AlignmentFigures
     class_pictures: list[int]
     class_correct: list[int]
+
+    @property
+    def gained(self) -> float:
+        """The share of the pictures that only the run predicts correctly."""
+        return self.flips.gained / self.split.pictures
+
+    @property
+    def lost(self) -> float:
+        """The share of the pictures that only zero-shot CLIP predicts correctly."""
+        return self.flips.lost / self.split.pictures
 
 
 @dataclass(frozen=True)
@@ -103,13 +115,14 @@ def measure_run(
         part = rows.part(begin, begin + split.pictures)
         begin += split.pictures
         if split.pictures:
-            figures.append(_measure_split(part, split, facts.classes, threshold))
+            figures.append(_measure_split(part, split, facts, threshold))
     return RunFigures(facts, figures)
 
 
 def _measure_split(
-    rows: PictureRows, split: EvaluatedSplit, classes: list[str], threshold: float
+    rows: PictureRows, split: EvaluatedSplit, facts: EvaluationFacts, threshold: float
 ) -> SplitFigures:
+    classes = facts.classes
     is_correct = rows.predicted == rows.label
     is_zero_shot_correct = rows.zero_shot == rows.label
     class_pictures = np.bincount(rows.label, minlength=len(classes))
@@ -137,6 +150,7 @@ def _measure_split(
         ),
         calibration=measure_calibration(rows.raw, is_correct),
         scaled=measure_calibration(rows.scaled, is_correct) if rows.scaled else None,
+        temperature=facts.temperature.value if facts.temperature else None,
         alignment=measure_alignment(rows.alignment, is_correct, threshold),
         class_pictures=class_pictures.tolist(),
         class_correct=class_correct.tolist(),
@@ -169,6 +183,11 @@ def load_figures(folder: Path, step: int) -> RunFigures:
 
     if not has_bins:
         raise CarftError(f"{path} has other bins than this carft; run carft evaluate on its sweep")
+    if not all(map(_has_counts, figures.splits)):
+        raise CarftError(
+            f"{path} has numbers of pictures that do not fit each other; run carft evaluate on its "
+            "sweep"
+        )
     picture_rows.parse_facts(dataclasses.asdict(figures.facts), path)
     return figures
 
@@ -183,6 +202,24 @@ def _has_bins(figures: SplitFigures) -> bool:
     return all(len(column) == ECE_BINS for column in reliability_columns) and all(
         len(column) == len(alignment.BIN_EDGES) + 1 for column in alignment_columns
     )
+
+
+def _has_counts(figures: SplitFigures) -> bool:
+    """Whether the pictures of the flips and of all bins are those of the split, at least one."""
+    calibrations = [figures.calibration, *([figures.scaled] if figures.scaled else [])]
+    pictures_and_correct = [
+        *((part.reliability.pictures, part.reliability.correct) for part in calibrations),
+        (figures.alignment.bin_pictures, figures.alignment.bin_correct),
+    ]
+    flips = list(dataclasses.astuple(figures.flips))
+    totals = [sum(flips), *(sum(pictures) for pictures, _ in pictures_and_correct)]
+    are_possible = [
+        0 <= n_correct <= n_pictures
+        for pictures, correct in pictures_and_correct
+        for n_pictures, n_correct in zip(pictures, correct)
+    ]
+    is_counted = 0 < figures.split.pictures < _MOST_PICTURES and min(flips) >= 0
+    return is_counted and all(are_possible) and {*totals} == {figures.split.pictures}
 
 
 @functools.cache

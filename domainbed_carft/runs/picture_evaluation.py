@@ -17,7 +17,7 @@ from torch import Tensor
 from domainbed_carft import process_variables
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
-from domainbed_carft.jobs.job import IDENTITY, Job
+from domainbed_carft.jobs.job import Job
 from domainbed_carft.pictures import store_folder
 from domainbed_carft.pictures.plan import FAST
 from domainbed_carft.results import picture_rows
@@ -58,7 +58,10 @@ def prepare(run: TrainedRun, step: int, data_dir: str | None = None) -> Evaluati
 
     Raises CarftError as `splits.splits`, and for a run whose targets have no in-split.
     """
-    data = _with_store(splitting.read_data(run, data_dir, is_augmented=False))
+    data = splitting.read_data(run, data_dir, is_augmented=False)
+    if data.pictures is not None and run.picture_plan.mode == FAST:
+        data = _with_store(data)
+
     has_targets = bool(run.args["test_envs"])
     out_splits = [part for part in data.splits if part.name.endswith("_out")]
     reported = out_splits
@@ -73,10 +76,7 @@ def prepare(run: TrainedRun, step: int, data_dir: str | None = None) -> Evaluati
 
 
 def _with_store(data: RunData) -> RunData:
-    """The data, whose decoded pictures are kept for other runs where our harness reads them."""
-    if data.pictures is None or data.pictures.plan.mode != FAST:
-        return data
-
+    """The data, whose decoded pictures are kept for other runs."""
     folder = os.path.dirname(str(getattr(data.dataset[0], "root", "")))
     store, _ = store_folder.open_store(process_variables.PICTURE_CACHE.read() or None, folder)
     return data.with_pictures(dataclasses.replace(data.pictures, store=store))
@@ -132,10 +132,7 @@ def is_of_job(folder: Path, step: int, job: Job) -> bool:
     """Whether the rows in the folder are intact, and of this job."""
     with contextlib.suppress(CarftError):
         _, earlier = picture_rows.load_rows(folder, step)
-        identity = {name: getattr(earlier, name) for name in IDENTITY}
-        return all(job.args[name] == value for name, value in identity.items()) and (
-            job.key.test_envs == set(earlier.test_envs)
-        )
+        return earlier.is_of(job)
     return False
 
 

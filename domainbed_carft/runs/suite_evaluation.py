@@ -7,16 +7,13 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import RECORDS
-from domainbed_carft.method import objective, prompts
 from domainbed_carft.pictures import loading, stages
 from domainbed_carft.pictures.plan import PicturePlan
 from domainbed_carft.runs import splits
@@ -40,6 +37,7 @@ from domainbed_carft.runs.suite_scores import (
     TestSetScores,
     wilson_interval,
 )
+from domainbed_carft.runs.zero_shot_head import ZeroShotHead
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Suite
 
@@ -173,39 +171,10 @@ def evaluate_clip(name: str, suite_name: str, options: LoadingOptions) -> SuiteE
     """
     suite = catalogue.get(suite_name)
     located_sets = locate_sets(suite, options.data_dir)
-    plan, predict = zero_shot_clip(suite, name, options.device)
-
-    (scores,) = SuiteTest(suite, located_sets, plan, options).scores(predict)
+    head = ZeroShotHead.of_suite(suite, backbone.load(name), options.device)
+    test = SuiteTest(suite, located_sets, head.plan, options)
+    (scores,) = test.scores(head.predictor([head.encoder]))
     return SuiteEvaluation({"clip": name, "algorithm": "zero-shot CLIP"}, scores)
-
-
-class ZeroShotClip(NamedTuple):
-    """How the pictures of a CLIP without a run are made, and what it predicts."""
-
-    plan: PicturePlan
-    predict: Predictor
-
-
-def zero_shot_clip(suite: Suite, name: str, device: torch.device) -> ZeroShotClip:
-    """The CLIP called ``name`` on ``device``, with the prompts of the suite."""
-    clip = backbone.load(name)
-    suite_prompts = prompts.prompts(prompts.contexts(suite.contexts, 1), suite.classes)
-    text_features = backbone.text_features(clip, suite_prompts)
-    class_weights = objective.zero_shot_weights(text_features).classes.to(device)
-    encoder = clip.model.visual.to(device)
-
-    def predict(pictures: Tensor) -> list[Tensor]:
-        features = F.normalize(encoder(pictures).float(), dim=-1)
-        return [clip.logit_scale * features @ class_weights.T]
-
-    plan = PicturePlan(
-        size=clip.preprocessing.resolution,
-        resize=clip.preprocessing.resize,
-        interpolation=clip.preprocessing.interpolation,
-        mean=clip.preprocessing.mean,
-        std=clip.preprocessing.std,
-    )
-    return ZeroShotClip(plan, predict)
 
 
 def run_facts(run: TrainedRun) -> dict[str, Any]:

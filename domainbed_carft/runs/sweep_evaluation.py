@@ -39,7 +39,6 @@ class EvaluatedRun:
     trial: int
     run_step: RunStep
     figures: SplitFigures | None
-    temperature: float | None = None
     problem: Problem | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -53,7 +52,6 @@ class EvaluatedRun:
             "trial": self.trial,
             "folder": str(self.run_step.folder),
             "step": self.run_step.step,
-            "temperature": self.temperature,
             "figures": dataclasses.asdict(self.figures) if self.figures else None,
             "problem": str(self.problem) if self.problem else None,
         }
@@ -144,7 +142,6 @@ def _evaluated_run(
     if split_figures is None and problem is None:
         problem = Problem(message=f"environment {chosen.target} has no pictures")
 
-    temperature = figures.facts.temperature if figures else None
     return EvaluatedRun(
         setting=group.title,
         method=method,
@@ -155,6 +152,5 @@ def _evaluated_run(
         trial=chosen.trial,
         run_step=_run_step(chosen),
         figures=split_figures,
-        temperature=temperature.value if temperature else None,
         problem=problem,
     )

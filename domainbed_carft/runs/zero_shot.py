@@ -98,7 +98,7 @@ def _key(run: TrainedRun, data: RunData, split: Split, positions: Sequence[int])
         "size": list(run.content["model_input_shape"]),
         "input": [buffer.flatten().tolist() for buffer in run.algorithm.input.buffers()],
         "preprocessing": run.hparams["preprocessing"],
-        "plan": data.pictures.plan.as_json() if data.pictures else None,
+        "plan": run.picture_plan.as_json() if data.pictures is not None else None,
         "device": run.algorithm.context_weights.device.type,
         "torch": torch.__version__,
     }

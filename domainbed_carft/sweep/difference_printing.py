@@ -51,17 +51,18 @@ def _listing(names: Sequence[str]) -> str:
 
 
 def _values_text(part: str, values: Sequence[Any], other_values: Sequence[Any]) -> str:
-    """The values for people; of long lists of values those that the other side has not."""
-    other_texts = {comparable_text(value) for value in other_values}
+    """The values for people; of many those that the other side has not, and how many both have."""
     listed_values = values
     if len(values) > _MOST_VALUES:
-        listed_values = [
-            value for value in values if comparable_text(value) not in other_texts
-        ] or values
+        other_texts = {comparable_text(value) for value in other_values}
+        listed_values = [value for value in values if comparable_text(value) not in other_texts]
 
     texts = [_value_text(part, value) for value in listed_values[:_MOST_VALUES]]
     if len(listed_values) > _MOST_VALUES:
         texts.append(f"and {len(listed_values) - _MOST_VALUES:,} more")
+    n_shared = len(values) - len(listed_values)
+    if n_shared:
+        texts.append(f"{n_shared:,} in both")
     return ", ".join(texts)
 
 

@@ -80,13 +80,13 @@ def read(name: str | Path) -> Side:
         raise CarftError(Problem("the name to compare", str(name), expected=expected))
 
     jobs = declaration_file.load(name).jobs(data_dir="", output=Path())
-    return Side(str(name), DECLARATION, [_of_planned(job) for job in jobs], warnings=())
+    return Side(str(name), DECLARATION, [_settings_of_planned(job) for job in jobs], warnings=())
 
 
 def _read_folder(path: Path) -> Side:
     """The jobs in a folder; of a sweep also those that its manifest lists and that did not run."""
     runs, warnings = records.read([path])
-    jobs = [_of_run(run) for run in runs]
+    jobs = [_settings_of_run(run) for run in runs]
     if (path / RECORDS).is_file() and len(jobs) == 1:
         return Side(str(path), RUN, jobs, warnings)
 
@@ -94,7 +94,7 @@ def _read_folder(path: Path) -> Side:
     folders_with_runs = {Path(run.folder) for run in runs}
     for job in sweep.jobs if sweep else ():
         if job.folder not in folders_with_runs:
-            jobs.append(_of_planned(job))
+            jobs.append(_settings_of_planned(job))
 
     if not jobs:
         expected = f"a folder with {RECORDS} of a job, or of a sweep's jobs below it"
@@ -102,15 +102,15 @@ def _read_folder(path: Path) -> Side:
     return Side(str(path), SWEEP, jobs, warnings)
 
 
-def _of_run(run: Run) -> KnownSettings:
+def _settings_of_run(run: Run) -> KnownSettings:
     parts = {name: value for name, value in run.setting.items() if not name.startswith(HPARAM)}
     hparams = {name: value for name, value in run.recorded.items() if value != ""}
-    return _known(
+    return _settings_of_job(
         label=run.folder, args=run.job.args, parts=parts, hparams=hparams, has_all_hparams=True
     )
 
 
-def _of_planned(job: Job) -> KnownSettings:
+def _settings_of_planned(job: Job) -> KnownSettings:
     """The settings of a job that has not run; ours take defaults or draws where nothing is set."""
     hparams = hparam_defaults.expected_hparams(job.args)
     parts: dict[str, Any] = dict.fromkeys(_LEFT_OUT_BY_DEFAULT, DEFAULT)
@@ -120,7 +120,7 @@ def _of_planned(job: Job) -> KnownSettings:
     if "protocol" in hparams:
         parts["protocol"] = str(hparams["protocol"])
 
-    return _known(
+    return _settings_of_job(
         label=str(job),
         args=job.args,
         parts=parts,
@@ -129,7 +129,7 @@ def _of_planned(job: Job) -> KnownSettings:
     )
 
 
-def _known(
+def _settings_of_job(
     label: str,
     args: Mapping[str, Any],
     parts: Mapping[str, Any],

@@ -29,7 +29,6 @@ from domainbed_carft.sweep.job_settings import (
     JobVariables,
     skips_training_in_splits,
 )
-from domainbed_carft.sweep.launch_plan import RUN_HERE as RUN_HERE
 from domainbed_carft.sweep.launch_plan import LaunchPlan, launchable_jobs
 from domainbed_carft.sweep.queue import queue_of
 from domainbed_carft.sweep.states import Status
@@ -124,18 +123,19 @@ def run_plan(launch_plan: LaunchPlan) -> list[Status]:
         launch_plan.launcher(launch_plan.jobs_to_run, launch_plan.variables)
         return []
 
-    unfinished = _run_known_jobs(launch_plan)
+    unfinished = _run_launchable_jobs(launch_plan)
     if launch_plan.launcher_name == "slurm":
-        if launch_plan.waiting_jobs and isinstance(launch_plan.launcher, Slurm):
+        is_followed = launch_plan.waiting_jobs and launch_plan.command
+        if is_followed and isinstance(launch_plan.launcher, Slurm):
             second_stage.submit(launch_plan.launcher, launch_plan.output, launch_plan.command)
         return unfinished
 
     if launch_plan.waiting_jobs and not unfinished:
-        return _run_known_jobs(_planned_anew(launch_plan))
+        return _run_launchable_jobs(_planned_anew(launch_plan))
     return unfinished
 
 
-def _run_known_jobs(launch_plan: LaunchPlan) -> list[Status]:
+def _run_launchable_jobs(launch_plan: LaunchPlan) -> list[Status]:
     """Run the jobs of a plan whose values are known; returns what `run_plan` does."""
     # Others may have launched since the plan was made.
     jobs = launch_plan.jobs
@@ -174,7 +174,7 @@ def _planned_anew(launch_plan: LaunchPlan) -> LaunchPlan:
     declaration = launch_plan.declaration
     output = launch_plan.output
     jobs = stages.staged_jobs(declaration, launch_plan.data_dir, output)
-    statuses = states.statuses_of(jobs.known, declaration.facts, queue_of(output))
+    statuses = states.statuses_of(jobs.launchable, declaration.facts, queue_of(output))
     return replace(launch_plan, staged_jobs=jobs, statuses=statuses)
 
 
@@ -230,8 +230,8 @@ def _plan_without_checks(
 ) -> LaunchPlan:
     """A plan that has looked neither at the data nor at what the launcher needs."""
     jobs = stages.staged_jobs(declaration, data_dir, output)
-    statuses = states.statuses_of(jobs.known, declaration.facts, queue_of(output))
-    skips = skips_training_in_splits(output, jobs.known, skip_training_in_splits)
+    statuses = states.statuses_of(jobs.launchable, declaration.facts, queue_of(output))
+    skips = skips_training_in_splits(output, jobs.launchable, skip_training_in_splits)
     return LaunchPlan(
         declaration=declaration,
         data_dir=data_dir,

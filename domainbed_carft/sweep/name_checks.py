@@ -18,6 +18,7 @@ from domainbed_carft.text import unknown
 
 # Hparams that every DomainBed's train and data sets ask whether they are on, as the text "no" is.
 _SWITCHES = ("data_augmentation", "class_balanced")
+_COUNTS = ("batch_size", "shots")
 
 # Leave-one-domain-out trains without two environments.
 _FEWEST_ENVIRONMENTS = 2
@@ -203,13 +204,17 @@ def _problems_of_hparams(
 ) -> Iterator[Problem]:
     """The problems of each setting by its key, then those that an algorithm has with its values."""
     registry = host.module("hparams_registry")
-    default_names = functools.cache(
-        lambda algorithm, dataset: list(registry.default_hparams(algorithm, dataset))
+    optional_names = getattr(registry, "OPTIONAL_HPARAMS", ())  # of our harness
+    valid_names = functools.cache(
+        lambda algorithm, dataset: [
+            *registry.default_hparams(algorithm, dataset),
+            *optional_names,
+        ]
     )
 
     settings = _settings(shape)
     for setting in settings:
-        for problem in _problems_of_setting(setting, datasets, list(algorithms), default_names):
+        for problem in _problems_of_setting(setting, datasets, list(algorithms), valid_names):
             yield problem.at(source.place(setting.path))
 
     # The weights may be on the nodes of a cluster only, so clip_backbone is not checked.
@@ -239,7 +244,7 @@ def _problems_of_setting(
     setting: _Setting,
     datasets: Sequence[str],
     algorithms: Sequence[str],
-    default_names: Callable[[str, str], list[str]],
+    valid_names: Callable[[str, str], list[str]],
 ) -> Iterator[Problem]:
     """Whether algorithms that a setting is for lack the key; values that train would misread."""
     names_by_algorithm: dict[str, list[str]] = {}  # of algorithms that have no such key
@@ -248,17 +253,19 @@ def _problems_of_setting(
             if not setting.covers(dataset, algorithm):
                 continue
 
-            if setting.name not in default_names(algorithm, dataset):
-                names_by_algorithm.setdefault(algorithm, default_names(algorithm, dataset))
+            if setting.name not in valid_names(algorithm, dataset):
+                names_by_algorithm.setdefault(algorithm, valid_names(algorithm, dataset))
             elif setting.name in _SWITCHES and setting.value not in (0, 1):
                 yield Problem(setting.name, setting.value, expected="true or false")
-            elif setting.name == "batch_size" and not _is_positive_integer(setting.value):
+            elif setting.name in ("batch_size", "shots") and not _is_positive_integer(
+                setting.value
+            ):
                 yield Problem(setting.name, setting.value, expected="a whole number > 0")
 
     if names_by_algorithm:
-        valid_names = dict.fromkeys(name for names in names_by_algorithm.values() for name in names)
+        names = dict.fromkeys(name for names in names_by_algorithm.values() for name in names)
         kind = f"hyperparameter of {', '.join(names_by_algorithm)}"
-        yield Problem(message=unknown(kind, setting.name, valid_names))
+        yield Problem(message=unknown(kind, setting.name, names))
 
 
 def _is_positive_integer(value: Any) -> bool:

@@ -76,7 +76,7 @@ def search_lines(state: SweepState) -> list[str]:
     jobs = quantity(search.repeats, "job")
     lines.append(f"Second stage, {trials_phrase(search.repeat_on)}: {jobs} when the first is done.")
     if state.needs_second_stage:
-        command = shlex.join(["carft", *search.command])
+        command = shlex.join(["carft", *search.command]) if search.command else "launch again"
         lines.append(f"The first stage is done. To launch the second: {command}")
     return lines
 

@@ -34,7 +34,7 @@ class StagedJobs:
     chosen: Sequence[ChosenValues] | None = None
 
     @property
-    def known(self) -> list[Job]:
+    def launchable(self) -> list[Job]:
         """The jobs that may be launched now."""
         return [*self.first, *(self.second if self.chosen is not None else ())]
 

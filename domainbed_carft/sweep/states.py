@@ -142,13 +142,13 @@ class SweepState:
         """The stages of a search, what it has chosen, and the command that launches the second."""
         if self.search is None:
             return None
-        command = ["carft", *self.search.command]
+        can_launch = self.needs_second_stage and self.search.command
         return {
             "first_stage": counts(self.of_stage(CHOOSE)),
             "second_stage": counts(self.of_stage(REPEAT)),
             "second_stage_jobs": self.search.repeats,
             "chosen": [dataclasses.asdict(chosen) for chosen in self.search.chosen],
-            "command": shlex.join(command) if self.needs_second_stage else None,
+            "command": shlex.join(["carft", *self.search.command]) if can_launch else None,
         }
 
 

@@ -19,7 +19,7 @@ HARNESS = Path(domainbed.__file__).parent
 
 ALGORITHM_HOOKS = {
     *("is_constant", "process_group", "RESOLVED_HPARAMS", "hparam_problems", "implied_hparams"),
-    *("LATER_HPARAMS", "wants_validation_loss", "trained_logits", "at_checkpoint"),
+    *("wants_validation_loss", "trained_logits", "at_checkpoint"),
     *(
         "resolve_hparams",
         "wanted_pictures",

@@ -375,6 +375,24 @@ class TestWithAQuickAlgorithm:
         modes = [record["hparams"]["mode"] for record in fakes.records(tmp_path)]
         assert modes == ["this machine's"] * 4
 
+    def test_a_hyperparameter_younger_than_the_state_has_its_default(
+        self, tmp_path, monkeypatch, capsys
+    ):
+        """As for a run that an earlier version began."""
+        self.leave_stopped_run(tmp_path)
+        default_hparams = hparams_registry.default_hparams
+        monkeypatch.setattr(
+            hparams_registry,
+            "default_hparams",
+            lambda *names: {**default_hparams(*names), "new_part": 0},
+        )
+        other_value = ["--hparams", '{"new_part": 1}']
+        assert train.main(quick(tmp_path, *other_value)) in (1, 2)
+        assert "new_part" in capsys.readouterr().err
+
+        assert train.main(quick(tmp_path)) == 0
+        assert fakes.records(tmp_path)[-1]["hparams"]["new_part"] == 0
+
     def test_a_run_is_not_resumed_with_other_arguments(self, tmp_path, capsys):
         self.leave_stopped_run(tmp_path)
         state = (tmp_path / "state.pt").read_bytes()

@@ -193,20 +193,3 @@ def test_a_job_stopped_in_an_evaluation_gets_the_same_loss_once_more(
     losses = [loss for loss, _ in handed_over]
     assert losses == [*expected[:2], *repeated, *expected[2:]]
     assert comparable_records(tmp_path / "stopped") == comparable_records(tmp_path / "whole")
-
-
-def test_a_state_from_before_a_later_hyperparameter_resumes(tmp_path, monkeypatch, capsys):
-    class Grown(fakes.LinearSGD):
-        LATER_HPARAMS = ("batch_size",)
-
-    with fakes.stopped_in_step(5):
-        assert train.main(fakes.quick(tmp_path)) == 75
-    path = tmp_path / "state.pt"
-    state = torch.load(path, weights_only=True)
-    del state["hyperparameters"]["batch_size"]
-    torch.save(state, path)
-
-    assert train.main(fakes.quick(tmp_path)) == 1
-    assert "batch_size: None then, 4 now" in capsys.readouterr().err
-    monkeypatch.setattr(algorithms, "LinearSGD", Grown)
-    assert train.main(fakes.quick(tmp_path)) == 0

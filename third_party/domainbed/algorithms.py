@@ -70,9 +70,6 @@ class Algorithm(torch.nn.Module):
     # Hparams whose value "auto" it replaces by what suits the machine where the job begins. A job
     # that is resumed elsewhere keeps their values. The former name, SETTLED, still counts.
     RESOLVED_HPARAMS: tuple[str, ...] = ()
-    # Hparams that it has got since jobs were first saved. A state of before, which lacks them,
-    # still resumes; so their defaults have to be what those jobs did.
-    LATER_HPARAMS: tuple[str, ...] = ()
     # Whether it chooses by a validation loss which weights predict. `at_checkpoint` is then called
     # after one more evaluation of the out-splits, and the newest weights count as the best ones.
     wants_validation_loss: bool = False

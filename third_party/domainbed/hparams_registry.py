@@ -17,6 +17,10 @@ Draw = Callable[[np.random.RandomState], Any]
 
 SMALL_IMAGES = ("Debug28",)
 
+# What --hparams may set for any algorithm and no default has: records of other jobs lack it.
+# `shots`: how many pictures of each class and environment to train on.
+OPTIONAL_HPARAMS = ("shots",)
+
 
 def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:
     """Return the default of every hyperparameter of `algorithm` on `dataset`."""

@@ -78,6 +78,8 @@ class Files:
         # `done` first: whatever comes in between, half a run must not pass for a whole one.
         for path in (folder / "done", self._folder.state_path, *folder.glob("model*.pkl")):
             path.unlink(missing_ok=True)
+        for path in folder.glob("evaluation_step*"):  # by carft evaluate, of those weights
+            path.unlink(missing_ok=True)
         resume.tidy_up(folder)
         scalar_logs.forget(folder)
         if records.exists():

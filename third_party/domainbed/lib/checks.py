@@ -20,7 +20,9 @@ _SIZE = "a whole number of at least 1 and less than 2147483648"
 # The hyperparameters that the harness itself reads.
 _READ_HERE = {
     **dict.fromkeys(("data_augmentation", "class_balanced"), algorithms.SWITCH),
-    "batch_size": (_SIZE, lambda value: type(value) is int and 1 <= value < 2**31),
+    **dict.fromkeys(
+        ("batch_size", "shots"), (_SIZE, lambda value: type(value) is int and 1 <= value < 2**31)
+    ),
 }
 
 
@@ -98,7 +100,8 @@ def hparams_problems(
     if not overrides or algorithm_problems(algorithm) or dataset_problems(dataset):
         return problems
 
-    valid_names = sorted(hparams_registry.default_hparams(algorithm, dataset))
+    defaults = hparams_registry.default_hparams(algorithm, dataset)
+    valid_names = sorted({*defaults, *hparams_registry.OPTIONAL_HPARAMS})
     for name in overrides:
         if name not in valid_names:
             problems.append(text.unknown(f"hyperparameter of {algorithm}", name, valid_names))

@@ -19,6 +19,7 @@ from domainbed.lib import (
     algorithm_state,
     checkpoints,
     evaluation,
+    few_shots,
     misc,
     preparation,
     resume,
@@ -106,7 +107,9 @@ class Run:
 
     def _build_batches(self, training_envs: Sequence[int]) -> JobBatches:
         return JobBatches(
-            in_splits=[self.environments[i].in_split for i in training_envs],
+            in_splits=few_shots.training_splits(
+                self.dataset, self.environments, training_envs, self.hparams
+            ),
             evaluated={
                 name: split if name in self.evaluated else [] for name, split in self.splits.items()
             },
@@ -273,9 +276,10 @@ class Run:
         return True
 
     def _restore(self, state: dict[str, Any]) -> None:
+        hparams = preparation.with_newer_defaults(self.args, state["hyperparameters"])
+        stored = {**state, "hyperparameters": hparams}
         for kind, facts in self._required_facts().items():
-            later = {name: facts[name] for name in self.algorithm.LATER_HPARAMS if name in facts}
-            resume.require_same(self.state_path, kind, {**later, **state[kind]}, facts)
+            resume.require_same(self.state_path, kind, stored[kind], facts)
         try:
             algorithm_state.restore(self.algorithm, state["algorithm"])
         except (ValueError, KeyError, RuntimeError) as error:

@@ -59,7 +59,6 @@ def run(
 
         preparation.seed_everything(args.seed)
         dataset, environments = preparation.load_environments(args, hparams)
-        preparation.resolve_hparams(args, dataset, hparams)
         algorithm_class = algorithms.get_algorithm_class(args.algorithm)
         pictures = picture_batches.choose(
             flags.pictures,
@@ -67,6 +66,7 @@ def run(
             dataset,
             ask_model=functools.partial(algorithm_class.wanted_pictures, hparams),
         )
+        preparation.resolve_hparams(args, dataset, hparams)
         job = training.Run(
             args=args,
             hparams=hparams,

@@ -1,0 +1,174 @@
+"""Low-rank adaptation (LoRA) of the image encoder's queries, keys and values.
+
+CLIP-LoRA, Zanella and Ben Ayed, arXiv 2405.18541; MaxZanella/CLIP-LoRA, loralib/layers.py and
+run_utils.py: in every block the query, key and value weights are W + (alpha / rank) B A, of which
+only A and B are trained. Dropout acts on what goes into A.
+
+The encoder always holds the merged weights: after each step `LoRA.merge` writes them. So whatever
+reads the encoder, from predictions and averages to saved files, needs to know nothing of LoRA. Only
+the forward pass in training mode computes both parts, since dropout acts on one of them alone.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.method.blocks import encoder_blocks
+
+# Queries, keys and values: the projections that are adapted, stacked in one weight.
+PROJECTIONS = 3
+
+
+class LoRALayer(nn.Module):
+    """The low-rank factors of one block's stacked query, key and value weight.
+
+    ``weight`` (3 E, E): the parameter that is adapted; it stays where it is and is not trained.
+    ``rank``: columns of B; ``scale``: alpha / rank; ``dropout``: its rate, in [0, 1).
+    """
+
+    original: Tensor
+
+    def __init__(self, weight: nn.Parameter, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        width = weight.shape[1]
+        self.down = nn.Parameter(weight.new_empty(PROJECTIONS, rank, width))  # A
+        self.up = nn.Parameter(weight.new_zeros(PROJECTIONS, width, rank))  # B
+        self.scale = scale
+        self.dropout = dropout
+        self.register_buffer("original", weight.detach().clone(), persistent=False)
+
+        for projection in self.down:
+            nn.init.kaiming_uniform_(projection, a=math.sqrt(5))
+
+    def delta(self) -> Tensor:
+        """What is added to the weight, (3 E, E)."""
+        return self.scale * (self.up @ self.down).flatten(0, 1)
+
+    def project(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Queries, keys and values (..., 3 E) of ``x`` (..., E), with dropout on LoRA's input.
+
+        The three projections draw dropout masks of their own.
+        """
+        frozen_part = F.linear(x, self.original, bias)
+        adapted_parts = []
+        for down, up in zip(self.down, self.up):
+            dropped = F.dropout(x, self.dropout, training=True)
+            adapted_parts.append(F.linear(F.linear(dropped, down), up))
+        return frozen_part + self.scale * torch.cat(adapted_parts, dim=-1)
+
+
+class LoRA(nn.Module):
+    """The LoRA layers of an image encoder, of which nothing else is trained from now on.
+
+    ``encoder``: a ViT of OpenAI's, open_clip's or timm's. In training mode its attention computes
+    with the factors; in eval mode with its own weights, which `merge` keeps up to date.
+
+    Raises CarftError for an encoder without blocks of self-attention, such as a ResNet.
+    """
+
+    def __init__(self, encoder: nn.Module, rank: int, alpha: float, dropout: float) -> None:
+        super().__init__()
+        layers = []
+        encoder.requires_grad_(False)
+
+        for block in encoder_blocks(encoder):
+            attention: Any = getattr(block, "attn", None)
+            weight = _stacked_weight(attention)
+            if weight is None:
+                raise CarftError(
+                    f"lora_rank is {rank}, which needs an encoder whose blocks have self-attention "
+                    f"with stacked queries, keys and values, such as ViT-B/16; this one's blocks "
+                    f"are {type(block).__name__}s. Set it to 0"
+                )
+            layer = LoRALayer(weight, rank, alpha / rank, dropout)
+            _compute_with(attention, layer)
+            layers.append(layer)
+
+        if not layers:
+            raise CarftError(f"lora_rank is {rank}, but this encoder has no blocks; set it to 0")
+        self.layers = nn.ModuleList(layers)
+
+    def has_dropout(self) -> bool:
+        """Whether each forward pass in training draws random numbers."""
+        return any(layer.dropout > 0 for layer in self._typed_layers())
+
+    @torch.no_grad()
+    def merge(self, encoder: nn.Module) -> None:
+        """Write the adapted weights into the ``encoder`` that the layers were made for."""
+        for weight, layer in zip(merged_weights(encoder), self._typed_layers(), strict=True):
+            weight.copy_(layer.original + layer.delta())
+
+    def _typed_layers(self) -> list[LoRALayer]:
+        return [layer for layer in self.layers if isinstance(layer, LoRALayer)]
+
+
+def merged_weights(encoder: nn.Module) -> list[nn.Parameter]:
+    """The weights of an encoder into which `LoRA.merge` writes, block by block."""
+    weights = [_stacked_weight(getattr(block, "attn", None)) for block in encoder_blocks(encoder)]
+    return [weight for weight in weights if weight is not None]
+
+
+def _stacked_weight(attention: Any) -> nn.Parameter | None:
+    """The stacked weight (3 E, E) of an attention's queries, keys and values, if it has one."""
+    weight = getattr(attention, "in_proj_weight", None)  # torch's, and open_clip's own
+    if weight is None:
+        weight = getattr(getattr(attention, "qkv", None), "weight", None)  # timm's
+    is_stacked = isinstance(weight, nn.Parameter) and weight.shape[0] == 3 * weight.shape[1]
+    return weight if is_stacked else None
+
+
+def _compute_with(attention: Any, layer: LoRALayer) -> None:
+    """Let an attention compute with a LoRA layer in training mode.
+
+    The layer becomes a plain attribute, not a submodule: the names of the encoder's state stay as
+    they are. The methods are bound, so that a copy of the encoder computes with its own layer.
+    """
+    if isinstance(attention, nn.MultiheadAttention):
+        adapted: Any = attention
+        forward: Any = _multihead_attention
+    elif hasattr(attention, "qkv"):
+        adapted = attention.qkv
+        forward = _stacked_linear
+    else:
+        raise CarftError(
+            f"lora_rank: attention of the type {type(attention).__name__} is not supported, "
+            "expected torch's MultiheadAttention or timm's; set it to 0"
+        )
+    adapted.__dict__["lora_layer"] = layer
+    adapted.forward = types.MethodType(forward, adapted)
+
+
+def _multihead_attention(
+    attention: Any, query: Tensor, key: Tensor, value: Tensor, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Self-attention as `nn.MultiheadAttention` has it; ``key`` and ``value`` are ``query``."""
+    if not attention.training:
+        return nn.MultiheadAttention.forward(attention, query, key, value, **options)
+
+    x = query if attention.batch_first else query.transpose(0, 1)
+    batch_size, length, width = x.shape
+    stacked = attention.lora_layer.project(x, attention.in_proj_bias)
+    heads = stacked.view(batch_size, length, PROJECTIONS, attention.num_heads, -1)
+    queries, keys, values = heads.permute(2, 0, 3, 1, 4)
+
+    mixed = F.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=options.get("attn_mask")
+    )
+    joined = mixed.transpose(1, 2).reshape(batch_size, length, width)
+    projected = attention.out_proj(joined)
+    return (projected if attention.batch_first else projected.transpose(0, 1)), None
+
+
+def _stacked_linear(qkv: Any, x: Tensor) -> Tensor:
+    """The stacked projection of timm's attention."""
+    if not qkv.training:
+        return F.linear(x, qkv.weight, qkv.bias)
+    projected: Tensor = qkv.lora_layer.project(x, qkv.bias)
+    return projected
