@@ -151,6 +151,19 @@ print(json.dumps([ask("CARFT", sys.argv[1])["lr"], ask("CARFT", sys.argv[1])["ba
         assert default_values(dataset, **overrides)[1] == ""
 
 
+def test_swad_is_refused_by_name_in_a_checkout(tmp_path):
+    """Whose training hands no validation loss over."""
+    root = write_checkout(tmp_path / "checkout", "classic")
+    words = (
+        "-m domainbed.scripts.train --algorithm CARFT --dataset EmojiStyles --test_envs 1".split()
+    )
+    words += ["--output_dir", str(tmp_path / "job"), "--data_dir", str(tmp_path)]
+    done = run_python_with_torch(*words, "--hparams", '{"average": "swad"}', cwd=root)
+    assert done.returncode != 0
+    assert "average is 'swad', expected 'none', 'sma', 'ema' or 'beta' in this Dom" in done.stderr
+    assert "for SWAD train where domainbed is this package's own" in done.stderr
+
+
 def test_records_of_one_run_may_lack_the_hparams_that_came_after_0_1_0():
     younger = {hparam.name for hparam in hparams.HPARAMS if hparam.absent is not None}
     assert younger == record_lines.YOUNGER_HPARAMS

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.machine import copy_to_device
@@ -143,19 +145,29 @@ class FLYP(CLIPAlgorithm):
         weights = super().predicting_weights()
         if self.restored:
             return weights
+        # Averages change in tensors that the text encoder does not have.
+        version = self.predicting.version if self.predicting else 0
+        return {**weights, **self._head_of_text(weights, state=(self.steps_taken, version))}
 
-        scale = weights.get("log_scale", self.log_scale.detach()).exp()
-        return {**weights, "head.weight": self._text_head(weights), "head_factor": scale}
+    @torch.no_grad()
+    def trained_logits(self, x: Tensor) -> Tensor:
+        """Class logits (N, K) of pictures by both encoders as they are being trained."""
+        head = self._head_of_text({}, state=(self.steps_taken, "trained"))
+        logits: Tensor = functional_call(self, head, (x,))
+        return logits
 
-    def _text_head(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """The zero-shot head (K, D) of the text encoder with the ``weights`` that predict.
+    def _head_of_text(
+        self, weights: Mapping[str, Tensor], state: tuple[Any, ...]
+    ) -> dict[str, Tensor]:
+        """The head's tensors by name, of the text encoder with these ``weights`` in its place.
 
-        The encoder keeps it until a step is taken, or a tensor of its own changes.
+        They are computed anew where ``state`` has changed.
         """
         text_weights = {
             name.removeprefix("text."): tensor
             for name, tensor in weights.items()
             if name.startswith("text.")
         }
-        # Averages change with the steps, in tensors that the text encoder does not have.
-        return self.text.class_weights(self.tokens, text_weights, state=(self.steps_taken,))
+        head = self.text.class_weights(self.tokens, text_weights, state=state)
+        scale = weights.get("log_scale", self.log_scale.detach()).exp()
+        return {"head.weight": head, "head_factor": scale}

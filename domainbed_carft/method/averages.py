@@ -5,7 +5,8 @@ Over the steps 0 (the original), 1, ..., T the weights w_0, w_1, ..., w_T are av
 - ``sma``: uniformly over the steps from ``average_start`` on (EoA, arXiv 2110.10832; DiWA), of
   LP-FT's over those of its second phase;
 - ``ema``: w_avg = m w_avg + (1 - m) w, with w_avg = w_0 at first;
-- ``beta``: by the density of Beta(b, b) at (t + 1/2) / (T + 1) (CLIPood, arXiv 2302.00864).
+- ``beta``: by the density of Beta(b, b) at (t + 1/2) / (T + 1) (CLIPood, arXiv 2302.00864);
+- ``swad``: along the valley of the validation loss, in module ``swad``.
 
 WiSE-FT (arXiv 2109.01903) then takes (1 - alpha) w_0 + alpha w_avg. All in float32.
 """
@@ -57,8 +58,11 @@ def warn_of_cut_average(steps: int | None, total_steps: int) -> None:
 class Predicting:
     """The average of some weights, and what of it and the original ones predicts.
 
-    ``trained``: name -> parameter, which the optimizer moves in place.
+    ``trained``: name -> parameter, which the optimizer moves in place. ``version`` changes where
+    the average does between two steps.
     """
+
+    version = 0
 
     def __init__(self, trained: Mapping[str, nn.Parameter], hparams: Mapping[str, Any]) -> None:
         self._hparams = hparams
@@ -93,13 +97,13 @@ class Predicting:
         for copies in (self._start, self._average):
             copies.update({name: fn(tensor) for name, tensor in copies.items()})
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+    def state_dict(self) -> dict[str, Any]:
         """The weights that are trained, which the module's state does not show, and the average."""
         trained = {name: tensor.detach() for name, tensor in self._trained.items()}
         return {"trained": trained, "average": dict(self._average)}
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy what `state_dict` returned into the weights that are trained and the average."""
         for name, tensor in state["trained"].items():
             self._trained[name].copy_(tensor)

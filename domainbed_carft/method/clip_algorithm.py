@@ -25,6 +25,7 @@ from domainbed_carft.method import (
     objective,
     optimizer,
     prompts,
+    swad,
 )
 from domainbed_carft.method.blocks import configure_blocks
 from domainbed_carft.method.clip_predictor import CLIPPredictor
@@ -136,7 +137,8 @@ class CLIPAlgorithm(CLIPPredictor):
 
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
             averaged = self._averaged_weights(trained)
-            self.predicting = averages.Predicting(averaged, {**hparams, "lp_steps": self.lp_steps})
+            kind = swad.SWAD if hparams["average"] == "swad" else averages.Predicting
+            self.predicting = kind(averaged, {**hparams, "lp_steps": self.lp_steps})
 
     def _averaged_weights(self, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         """Name -> those weights that predict and that a step changes; of LoRA, the merged ones."""
@@ -178,6 +180,20 @@ class CLIPAlgorithm(CLIPPredictor):
         if self.lora and self.lora.has_dropout():
             return "lora_dropout is not 0, and each would draw for itself"
         return self.terms.indivisible() if self.terms else ""
+
+    @property
+    def wants_validation_loss(self) -> bool:  # type: ignore[override]
+        """Whether `at_checkpoint` is to be called: SWAD ends a segment there."""
+        return isinstance(self.predicting, swad.SWAD)
+
+    def trained_logits(self, x: Tensor) -> Tensor:
+        """Class logits (N, K) of pictures, as `predict` has them, by the weights being trained."""
+        return self.forward(x)
+
+    def at_checkpoint(self, validation_loss: float) -> None:
+        """Take the validation loss in nats of the weights being trained; SWAD decides by it."""
+        if isinstance(self.predicting, swad.SWAD):
+            self.predicting.at_checkpoint(validation_loss)
 
     def step_on_device(self, minibatches: Minibatches) -> dict[str, Tensor]:
         """Take the step of `update`, but return scalar tensors, for which the CPU does not wait."""

@@ -8,6 +8,7 @@ from typing import Any
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import Problem, problems_of
 from domainbed_carft.method import prompts
+from domainbed_carft.method.host_lookup import in_our_harness
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, has_kl, overlay
 
 # The hparams that `_conflicts` looks at.
@@ -142,6 +143,12 @@ def _average_conflicts(hparams: Mapping[str, Any]) -> dict[str, str]:
     if hparams["average"] != "none" and hparams.get("swad"):
         expectations["average"] = (
             "'none' with this DomainBed's swad, which averages the weights itself"
+        )
+    elif hparams["average"] == "swad" and not in_our_harness():
+        expectations["average"] = (
+            "'none', 'sma', 'ema' or 'beta' in this DomainBed, whose training hands over no "
+            "validation loss; for SWAD train where domainbed is this package's own, outside of "
+            "the checkout"
         )
     return expectations
 

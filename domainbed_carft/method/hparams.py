@@ -161,11 +161,18 @@ HPARAMS: tuple[Hparam, ...] = (
         "sma",
         "ema",
         "beta",
+        "swad",
         default=kinds.by_algorithm("CLIPood", "beta", "none"),
     ),
     kinds.count("average_start", kinds.by_size(10, 100)),
     kinds.share("ema", kinds.by_size(0.9, 0.999)),
     Hparam("beta", 0.5, lambda v: kinds.is_positive(v) and v <= 10, "a number in (0, 10]"),
+    # khanrc/swad, config.yaml and README.
+    kinds.count("swad_converge", 3, 1)._replace(absent=3),
+    kinds.count("swad_tolerance", 6, 1)._replace(absent=6),
+    kinds.nonnegative("swad_ratio", lambda c: 0.2 if c.dataset == "VLCS" else 0.3)._replace(
+        absent=0.3
+    ),
     kinds.share("wise_alpha", kinds.by_algorithm("CLIPWiSEFT", 0.5, 1.0), _draw_wise_alpha),
     kinds.count(
         "lp_steps", lambda c: kinds.by_size(20, 500)(c) if c.algorithm == "CLIPLPFT" else 0

@@ -60,7 +60,11 @@ def captions(results: Results) -> dict[str, Sequence[str]]:
     """The paragraphs that explain the tables, by kind of table."""
     error = results.tables[0].error if results.tables else DOMAINBED
     columns = [column for table in results.tables for column in table.shown]
-    table_captions = [*document.caption(error), *measures.explanations(columns)]
+    table_captions = [
+        *document.caption(error),
+        *document.remarks(results.collection.runs),
+        *measures.explanations(columns),
+    ]
     if any(choices.grid(table) for table in results.tables):
         table_captions += choices.CAPTION
     if results.suite_scores:

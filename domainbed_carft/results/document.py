@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from domainbed_carft.jobs.records import Run
 from domainbed_carft.results.cells import DOMAINBED, PLUS_MINUS, ErrorKind
 from domainbed_carft.results.cells import format_accuracy as format_accuracy
 from domainbed_carft.results.columns import DEFAULT_COLUMNS, ENVIRONMENTS, NO_VALUE
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.selection import Selected, counts_last_record
 from domainbed_carft.results.tables import Row, Table
 
 _ACCURACY_CAPTION = (
@@ -19,6 +20,10 @@ _ACCURACY_CAPTION = (
 )
 _AVERAGES_CAPTION = (
     "Avg: mean of the row's cells. Averages: over each trial's mean over the environments left out."
+)
+_SWAD_CAPTION = (
+    "Jobs with the hparam average 'swad' count at their last checkpoint under every selection "
+    "method: SWAD itself chooses the weights that predict there."
 )
 _NOTES_CAPTION = (
     f"[k] marks an incomplete cell; note [k] says why. {NO_VALUE}: no trial has a value."
@@ -32,6 +37,11 @@ def caption(error: ErrorKind = DOMAINBED) -> list[str]:
         f"{error.definition}; a single trial has no error. {_AVERAGES_CAPTION}",
         _NOTES_CAPTION,
     ]
+
+
+def remarks(runs: Iterable[Run]) -> list[str]:
+    """The paragraphs that explain tables of these runs beside the `caption`."""
+    return [_SWAD_CAPTION] if any(counts_last_record(run) for run in runs) else []
 
 
 class Grid(NamedTuple):

@@ -70,7 +70,11 @@ class _DocumentMaker:
         entries = [document.table_entry(table) for table in all_tables]
 
         columns = [column for table in all_tables for column in table.shown]
-        self._caption = [*document.caption(options.error), *measures.explanations(columns)]
+        self._caption = [
+            *document.caption(options.error),
+            *document.remarks(collection.runs),
+            *measures.explanations(columns),
+        ]
         self._notes = [note for group in collection.groups for note in group.notes]
         self._sections: dict[str, Any] = {"tables": entries, "notes": self._notes}
         self._grids: list[Grid] = []

@@ -172,6 +172,11 @@ def in_domain_at(outcome: Outcome) -> float:
     return float(in_domain(outcome.run)[row])
 
 
+def counts_last_record(run: Run) -> bool:
+    """Whether only the last checkpoint of ``run`` counts: SWAD chooses among weights by itself."""
+    return bool(run.recorded.get("average") == "swad")
+
+
 def validation_without_targets(run: Run) -> float:
     """Mean accuracy on the out-splits at the last step, for a run that left nothing out."""
     _, out_splits = accuracies(run)
@@ -184,7 +189,7 @@ def _training_domain(candidates: Candidates, choice: Choice) -> Outcome | None:
         return None
 
     validation = in_domain(run)
-    best_row = _highest(validation)
+    best_row = _last_row(run) if counts_last_record(run) else _highest(validation)
     return _outcome_at(candidates, choice, best_row, validation[best_row], [run])
 
 
@@ -216,7 +221,7 @@ def _leave_one_domain_out(candidates: Candidates, choice: Choice) -> Outcome | N
     table = np.ascontiguousarray(np.stack(columns, axis=1))
     validation = table.sum(axis=1) / len(validation_envs)
 
-    best = _highest(validation)
+    best = len(common_steps) - 1 if counts_last_record(run) else _highest(validation)
     best_row = row_of_step[0][common_steps[best]]
     return _outcome_at(candidates, choice, best_row, validation[best], runs)
 

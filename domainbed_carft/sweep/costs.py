@@ -122,6 +122,12 @@ def job_cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:
             count if index in job.key.test_envs else int(count * share)
             for index, count in enumerate(facts.pictures)
         )
+        if overrides(job.args).get("average") == "swad":  # evaluates the loss on out-splits first
+            per_checkpoint += sum(
+                int(count * job.args["holdout_fraction"])
+                for index, count in enumerate(facts.pictures)
+                if index not in job.key.test_envs
+            )
         evaluated = _checkpoint_count(steps, facts.checkpoint_freq) * per_checkpoint
     return Cost(jobs=1, steps=steps, trained=trained, evaluated=evaluated)
 

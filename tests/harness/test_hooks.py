@@ -19,6 +19,7 @@ HARNESS = Path(domainbed.__file__).parent
 
 ALGORITHM_HOOKS = {
     *("is_constant", "process_group", "RESOLVED_HPARAMS", "hparam_problems", "implied_hparams"),
+    *("wants_validation_loss", "trained_logits", "at_checkpoint"),
     *(
         "resolve_hparams",
         "wanted_pictures",

@@ -35,7 +35,7 @@ from . import fakes
 TERMS = {"sp_weight": 1e-4, "fd_weight": 0.1, "ldifs_weight": 1, "lipsum_weight": 0.1}
 HPARAMS = {
     "CARFT": {**TERMS, "miro_weight": 0.1, "grad_clip": 1, "average": "ema", "micro_batch": 4},
-    "CLIPLPFT": {"lp_steps": 3},
+    "CLIPLPFT": {"lp_steps": 3, "average": "swad", "swad_converge": 1},
     "CLIPZeroShot": {},
     "FLYP": {},
 }

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
+from typing import ClassVar
+
 import pytest
 import torch
 from domainbed import algorithms
+from domainbed.lib import evaluation, preparation
 from domainbed.scripts import train
 
 from . import fakes
@@ -82,3 +88,108 @@ def test_an_algorithm_that_never_changes_is_evaluated_once(tmp_path, monkeypatch
     assert len(accuracies[0]) == 6
     assert accuracies == [accuracies[0]] * 4
     assert [record["loss"] for record in comparable_records(tmp_path)] == [0.1] * 4
+
+
+class Choosing(fakes.LinearSGD):
+    """Predicts with its weights as they were at the last checkpoint."""
+
+    wants_validation_loss = True
+    handed_over: ClassVar[list[tuple[float, torch.Tensor]]] = []
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.register_buffer("chosen", self.linear.weight.detach().clone())
+
+    def at_checkpoint(self, validation_loss):
+        self.chosen.copy_(self.linear.weight.detach())
+        self.handed_over.append((validation_loss, self.linear.weight.detach().clone()))
+
+    def trained_logits(self, x):
+        return self.linear(x.flatten(1))
+
+    def predict(self, x):
+        return torch.nn.functional.linear(x.flatten(1), self.chosen)
+
+    def update(self, minibatches, unlabeled=None):
+        inputs = torch.cat([x for x, _ in minibatches])
+        labels = torch.cat([y for _, y in minibatches])
+        loss = torch.nn.functional.cross_entropy(self.trained_logits(inputs), labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return {"loss": loss.item()}
+
+
+@pytest.fixture
+def handed_over(monkeypatch):
+    """What `Choosing`, in LinearSGD's place, has been handed over, with its weights then."""
+    monkeypatch.setattr(algorithms, "LinearSGD", Choosing)
+    monkeypatch.setattr(Choosing, "handed_over", [])
+    return Choosing.handed_over
+
+
+def validation_loss(folder, weight, bias):
+    """The mean over the training environments 1 and 2 of the loss on each one's out-split."""
+    args = train.build_parser().parse_args(fakes.quick(folder))
+    hparams = preparation.choose_hparams(args, {"batch_size": 4})
+    preparation.seed_everything(0)  # Debug28 draws its pictures
+    _, environments = preparation.load_environments(args, hparams)
+    losses = []
+    for environment in environments[1:]:
+        pictures, labels = zip(*environment.out_split)
+        logits = torch.stack(pictures).double().flatten(1) @ weight.double().T + bias.double()
+        probabilities = logits.softmax(dim=1)[range(len(labels)), list(map(int, labels))]
+        losses.append(-probabilities.log().mean())
+    return float(sum(losses) / 2)
+
+
+def test_the_validation_loss_of_the_trained_weights_comes_before_the_evaluation(
+    tmp_path, handed_over
+):
+    assert train.main(fakes.quick(tmp_path)) == 0
+
+    weights = torch.load(tmp_path / "model.pkl", weights_only=True)["model_dict"]
+    assert len(handed_over) == 4
+    last_loss, last_weight = handed_over[-1]
+    assert torch.equal(weights["chosen"], last_weight)
+    expected = validation_loss(tmp_path, last_weight, weights["linear.bias"])
+    assert last_loss == pytest.approx(expected, rel=1e-5)
+    assert len({loss for loss, _ in handed_over}) == 4
+
+
+def test_the_newest_weights_are_the_best_of_an_algorithm_that_chooses_by_itself(
+    tmp_path, handed_over
+):
+    assert train.main(fakes.quick(tmp_path)) == 0
+    best = torch.load(tmp_path / "model_best.pkl", weights_only=True)
+    last = torch.load(tmp_path / "model.pkl", weights_only=True)
+    assert best["best_step"] == 6
+    assert all(
+        torch.equal(best["model_dict"][n], last["model_dict"][n]) for n in last["model_dict"]
+    )
+
+
+@pytest.mark.parametrize("interrupted", ["accuracies", "validation_loss"])
+def test_a_job_stopped_in_an_evaluation_gets_the_same_loss_once_more(
+    tmp_path, handed_over, monkeypatch, interrupted
+):
+    assert train.main(fakes.quick(tmp_path / "whole")) == 0
+    expected = [loss for loss, _ in handed_over]
+    handed_over.clear()
+
+    original = getattr(evaluation.Evaluator, interrupted)
+    calls = itertools.count(1)
+
+    def stop(evaluator):
+        if next(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(evaluator)
+
+    monkeypatch.setattr(evaluation.Evaluator, interrupted, stop)
+    assert train.main(fakes.quick(tmp_path / "stopped")) == 75
+    assert train.main(fakes.quick(tmp_path / "stopped")) == 0
+
+    repeated = expected[2:3] if interrupted == "accuracies" else []
+    losses = [loss for loss, _ in handed_over]
+    assert losses == [*expected[:2], *repeated, *expected[2:]]
+    assert comparable_records(tmp_path / "stopped") == comparable_records(tmp_path / "whole")

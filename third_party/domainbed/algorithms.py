@@ -70,6 +70,9 @@ class Algorithm(torch.nn.Module):
     # Hparams whose value "auto" it replaces by what suits the machine where the job begins. A job
     # that is resumed elsewhere keeps their values. The former name, SETTLED, still counts.
     RESOLVED_HPARAMS: tuple[str, ...] = ()
+    # Whether it chooses by a validation loss which weights predict. `at_checkpoint` is then called
+    # after one more evaluation of the out-splits, and the newest weights count as the best ones.
+    wants_validation_loss: bool = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -164,6 +167,21 @@ class Algorithm(torch.nn.Module):
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits of shape (batch, num_classes) for inputs of shape (batch, *input_shape)."""
         raise NotImplementedError
+
+    def trained_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what `predict` returns, but by the weights that are trained.
+
+        Override it where others predict, such as an average, and `wants_validation_loss` is set.
+        """
+        return self.predict(x)
+
+    def at_checkpoint(self, validation_loss: float) -> None:
+        """Take the validation loss at a checkpoint, before anything is evaluated or saved.
+
+        `validation_loss`: cross-entropy in nats of `trained_logits`, averaged over the out-split of
+        each training environment, then over these. `train` calls this if `wants_validation_loss`,
+        and once more at the checkpoint that an interrupted job resumes in.
+        """
 
     def training_state(self) -> Any:
         """Return what a resumed run needs beside the attributes that `lib.algorithm_state` stores.

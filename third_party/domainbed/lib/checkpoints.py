@@ -32,7 +32,8 @@ class Files:
     """The files of one run of `train` with these arguments.
 
     `selected_by`: the accuracies by whose mean the best weights are chosen, training-domain
-    validation; `contents` makes what a file of weights holds.
+    validation; `contents` makes what a file of weights holds. `newest_is_best`: whether instead the
+    newest weights are the best, of an algorithm that chooses by itself which weights predict.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Files:
         args: argparse.Namespace,
         selected_by: Sequence[str],
         contents: Callable[[], Mapping[str, Any]],
+        newest_is_best: bool = False,
     ) -> None:
         self._selected_by = selected_by
+        self._newest_is_best = newest_is_best
         self._contents = contents
         self._every = args.save_model_every_checkpoint
         self._folder = JobFolder(args.output_dir)
@@ -109,7 +112,8 @@ class Files:
 
         accuracy = float(np.mean([record[name] for name in self._selected_by]))
         # As carft collect selects: the earliest of equals, and no record of a diverged training.
-        if accuracy > self._best_accuracy and self.diverged_at is None:
+        is_best = accuracy > self._best_accuracy or self._newest_is_best
+        if is_best and self.diverged_at is None:
             self._best_step = self._step
             self._best_accuracy = accuracy
 

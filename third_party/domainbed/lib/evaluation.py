@@ -1,11 +1,15 @@
-"""The evaluation at a checkpoint: an accuracy for each split, and the row that is printed."""
+"""The evaluation at a checkpoint: validation loss, accuracies of splits, the printed row."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+import torch.nn.functional as F
 
 from domainbed.lib import misc, stopping
 from domainbed.lib.fast_data_loader import Batch
@@ -32,9 +36,14 @@ class Evaluator:
     is_constant: bool
     _accuracies: dict[str, float] = field(default_factory=dict)
 
-    def timed_accuracies(self) -> tuple[dict[str, float], float]:
-        """Return what `accuracies` returns, and how many seconds that took."""
+    def evaluate(self) -> tuple[dict[str, float], float]:
+        """Return what `accuracies` returns, and how many seconds the evaluation took.
+
+        Before, the algorithm gets the `validation_loss` if the batches are those of one.
+        """
         started = time.monotonic()
+        if self.batches.validated:
+            self.algorithm.at_checkpoint(self.validation_loss())
         accuracies = self.accuracies()
         return accuracies, time.monotonic() - started
 
@@ -46,8 +55,7 @@ class Evaluator:
         if self.is_constant and self._accuracies:
             return self._accuracies
 
-        generators = rng.get_states()
-        try:
+        with _generators_kept_if_stopped():
             self._accuracies = {
                 f"{name}_acc": misc.accuracy(
                     self.algorithm,
@@ -58,16 +66,48 @@ class Evaluator:
                 )
                 for name in self.splits
             }
-        except stopping.Stopped:
-            rng.set_states(generators)
-            raise
         return self._accuracies
+
+    def validation_loss(self) -> float:
+        """Return the mean over the validated splits of each one's mean cross-entropy, in nats.
+
+        By the weights that are trained. Raises Stopped as `accuracies` does.
+        """
+        with _generators_kept_if_stopped():
+            losses = [self._mean_loss(name) for name in self.batches.validated]
+        return sum(losses) / len(losses)
+
+    def _mean_loss(self, name: str) -> float:
+        sums = torch.zeros(2, dtype=torch.float64)  # of losses, and how many
+        self.algorithm.eval()
+        with torch.no_grad():
+            for inputs, labels in self._batches_of_split(name):
+                logits = self.algorithm.trained_logits(inputs.to(self.device))
+                targets = labels.to(self.device)
+                loss = F.cross_entropy(logits.float(), targets, reduction="sum")
+                sums[0] += loss.double().cpu()
+                sums[1] += len(labels)
+        self.algorithm.train()
+
+        self.process_group.all_reduce([sums])
+        return float(sums[0] / sums[1])
 
     def _batches_of_split(self, name: str) -> Iterator[Batch]:
         for batch in self.batches.split_batches(name):
             self.stop.check()
             if batch is not None:
                 yield batch
+
+
+@contextlib.contextmanager
+def _generators_kept_if_stopped() -> Iterator[None]:
+    """Inside the block, Stopped leaves the random generators as they were before it."""
+    generators = rng.get_states()
+    try:
+        yield
+    except stopping.Stopped:
+        rng.set_states(generators)
+        raise
 
 
 class RowPrinter:

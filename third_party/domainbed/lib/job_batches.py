@@ -42,6 +42,7 @@ class JobBatches:
     device: str  # where the batches are to be, "cuda" or "cpu"
     process_group: ProcessGroup  # this one gets its slice of every batch
     stop: stopping.StopSignals | None = None  # which end the wait for a loader process
+    validated: Sequence[str] = ()  # which of `evaluated` each evaluation begins with, once more
 
     def __post_init__(self) -> None:
         self._evaluation_batch_size = EVALUATION_BATCH_SIZE * self.process_group.size
@@ -137,8 +138,10 @@ class JobBatches:
                 pending = True
 
     def _evaluation(self, step: int) -> Iterator[list[Request]]:
-        sizes = [len(split) for split in self.evaluated.values()]
         key = (self.seed % 2**64, step)
-        return loader.evaluation_requests(
-            sizes, self._evaluation_batch_size, key, len(self.in_splits)
-        )
+        for names in (self.validated, self.evaluated):
+            # What is left out keeps its place, on which the random numbers depend.
+            sizes = [len(split) * (name in names) for name, split in self.evaluated.items()]
+            yield from loader.evaluation_requests(
+                sizes, self._evaluation_batch_size, key, len(self.in_splits)
+            )

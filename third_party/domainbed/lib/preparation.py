@@ -52,6 +52,15 @@ def choose_hparams(
     return chosen
 
 
+def with_newer_defaults(args: argparse.Namespace, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `stored` hyperparameters of a state, and the defaults of those that are younger.
+
+    `args`: the job's, with its algorithm and data set.
+    """
+    defaults = hparams_registry.default_hparams(args.algorithm, args.dataset)
+    return {**{name: misc.plain(value) for name, value in defaults.items()}, **stored}
+
+
 def resolve_hparams(args: argparse.Namespace, dataset: Any, hparams: dict[str, Any]) -> None:
     """Complete the chosen `hparams` by what the job finds, once and for all.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from domainbed import algorithms, hparams_registry
+from domainbed import algorithms
 from domainbed.lib import (
     algorithm_state,
     checkpoints,
@@ -87,6 +87,8 @@ class Run:
         self.algorithm = self._build_algorithm()
         self._initial_structure = algorithm_state.structure(self.algorithm)
         self._is_storable = True
+        if self.algorithm.wants_validation_loss:
+            self.batches.validated = [f"env{i}_out" for i in training_envs]
         self.row_printer = evaluation.RowPrinter()
         self.evaluator = self._build_evaluator()
         self.progress = ProgressPublisher(
@@ -94,7 +96,9 @@ class Run:
         )
 
         selected_by = [f"env{i}_out_acc" for i in training_envs or range(len(self.environments))]
-        self.files = checkpoints.Files(args, selected_by, self._model_contents)
+        self.files = checkpoints.Files(
+            args, selected_by, self._model_contents, self.algorithm.wants_validation_loss
+        )
         self.interval = step_meters.Interval(self.files.watch)
         self.state_path = JobFolder(args.output_dir).state_path
         self.process_group.require_same(self._shared_facts())
@@ -190,7 +194,7 @@ class Run:
         """Evaluate, print a row, save the state with the new record in it, then the record."""
         peak_memory = torch.cuda.max_memory_allocated() if self.device == "cuda" else 0
         means = self.interval.means()
-        accuracies, evaluation_seconds = self.evaluator.timed_accuracies()
+        accuracies, evaluation_seconds = self.evaluator.evaluate()
         results: dict[str, Any] = {
             "step": step,
             "epoch": step / self.steps_per_epoch,
@@ -271,13 +275,9 @@ class Run:
         resume.save_whole(state, self.state_path)
         return True
 
-    def _with_newer_defaults(self, stored: dict[str, Any]) -> dict[str, Any]:
-        """The `stored` hyperparameters of a state, and the defaults of those that are younger."""
-        defaults = hparams_registry.default_hparams(self.args.algorithm, self.args.dataset)
-        return {**{name: misc.plain(value) for name, value in defaults.items()}, **stored}
-
     def _restore(self, state: dict[str, Any]) -> None:
-        stored = {**state, "hyperparameters": self._with_newer_defaults(state["hyperparameters"])}
+        hparams = preparation.with_newer_defaults(self.args, state["hyperparameters"])
+        stored = {**state, "hyperparameters": hparams}
         for kind, facts in self._required_facts().items():
             resume.require_same(self.state_path, kind, stored[kind], facts)
         try:
