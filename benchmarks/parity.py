@@ -94,9 +94,11 @@ def watch(seen: dict[str, Any]) -> None:
                 seen["splits"][f"env{env}_{name}"] = [mark(data, key) for key in keys]
         return parts
 
-    def watched_accuracy(network: Any, loader: Any, weights: Any, device: Any) -> float:
+    def watched_accuracy(
+        network: Any, loader: Any, weights: Any, device: Any, **options: Any
+    ) -> float:
         marks: list[int] = []
-        value: float = accuracy(network, unmarked(loader, marks), weights, device)
+        value: float = accuracy(network, unmarked(loader, marks), weights, device, **options)
         seen["evaluated"].append(marks)
         return value
 
