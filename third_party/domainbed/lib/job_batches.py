@@ -139,9 +139,9 @@ class JobBatches:
 
     def _evaluation(self, step: int) -> Iterator[list[Request]]:
         key = (self.seed % 2**64, step)
-        for names in (self.validated, self.evaluated):
+        for names in filter(None, (self.validated, self.evaluated)):
             # What is left out keeps its place, on which the random numbers depend.
-            sizes = [len(split) * (name in names) for name, split in self.evaluated.items()]
+            sizes = [len(split) if name in names else 0 for name, split in self.evaluated.items()]
             yield from loader.evaluation_requests(
                 sizes, self._evaluation_batch_size, key, len(self.in_splits)
             )
