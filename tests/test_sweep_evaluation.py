@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,6 +242,18 @@ def test_other_weights_are_measured_again(copy):
     after = json.loads((zero_shot / "evaluation_step2.json").read_text())
     assert after["facts"]["weights"] != before["facts"]["weights"]
     assert after["splits"][0]["calibration"]["nll"] != before["splits"][0]["calibration"]["nll"]
+
+
+def test_a_changed_picture_is_measured_again(copy):
+    record = next(copy.glob("*/results.jsonl"))
+    data = Path(json.loads(record.read_text().splitlines()[0])["args"]["dataset"])
+    picture = next(path for path in sorted(data.rglob("*.png")))
+    status = picture.stat()
+    os.utime(picture, (status.st_atime, status.st_mtime + 10))
+    try:
+        assert evaluate_sweep(copy, OPTIONS).measured > 0
+    finally:
+        os.utime(picture, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_another_threshold_needs_no_prediction(copy):

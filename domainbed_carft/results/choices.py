@@ -48,5 +48,6 @@ def _values_text(selected: Selected) -> str:
 def _members_text(selections: Sequence[Selected]) -> str:
     """Among how many each was chosen, as ``3`` or ``2 to 3``."""
     numbers = [selected.outcome.members for selected in selections]
-    fewest, most = min(numbers), max(numbers)
+    fewest = min(numbers)
+    most = max(numbers)
     return str(most) if fewest == most else f"{fewest} to {most}"
