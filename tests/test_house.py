@@ -13,7 +13,6 @@ from domainbed_carft.plugin import hooked_modules
 REPO = Path(__file__).parents[1]
 PACKAGE = "domainbed_carft"
 HARNESS = "third_party/domainbed"
-PROCESS_START = "domainbed.lib.process_start"
 
 # Each may use all below it; rooms of one floor do not know each other.
 FLOORS = (
@@ -45,9 +44,8 @@ GROUND = (
     "process_variables",
 )
 
-# They name process variables themselves: every interpreter start loads the one, and the other is
-# the only one that knows of its variable.
-NAMING_VARIABLES = {f"{PACKAGE}.process_variables", f"{PACKAGE}.plugin", PROCESS_START}
+# They name process variables: the table itself, and what every interpreter start loads.
+NAMING_VARIABLES = {f"{PACKAGE}.process_variables", f"{PACKAGE}.plugin"}
 
 LONGEST_FILE = 300  # lines
 

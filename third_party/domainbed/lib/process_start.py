@@ -24,14 +24,11 @@ from domainbed.lib.process_group import (
     ProcessExitedError,
     ProcessGroup,
 )
-from domainbed_carft import machine
+from domainbed_carft import machine, process_variables
 from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.jobs.folder import ERRORS
 
 VARIABLE = machine.PROCESSES
-
-# The variable that tells a process the id of the first one, which has started it.
-_PARENT = "DOMAINBED_PARENT"
 
 # How often a process checks whether its parent is alive.
 _PARENT_POLL_SECONDS = 0.1
@@ -156,7 +153,7 @@ def _start_children(
             "LOCAL_WORLD_SIZE": str(size),
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
-            _PARENT: str(os.getpid()),
+            process_variables.PARENT.name: str(os.getpid()),
         }
         child = subprocess.Popen(command, env={**os.environ, **variables}, stdin=subprocess.DEVNULL)
         children.append(child)
@@ -170,7 +167,7 @@ def _follow_the_parent(rank: int, size: int, errors: Path) -> None:
     itself, so process 1 appends the reason to the file `errors`. Without such a parent, as under
     torchrun, nothing happens.
     """
-    parent = os.environ.get(_PARENT)
+    parent = process_variables.PARENT.read()
     if not parent:
         return
 
