@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.algorithms import TEXT_TRAINING
+from domainbed_carft.machine import devices
 from domainbed_carft.method import algorithms, device, hparams, original, text_encoder
 
 TERMS = ("sp", "fd", "ldifs", "lipsum", "miro")
@@ -76,18 +77,15 @@ def test_a_step_never_reads_a_tensors_value(random_tiny, name, overrides):
         float(measurements["loss"])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize(("name", "overrides"), CASES)
 def test_a_step_does_not_wait_for_the_gpu(random_tiny, name, overrides):
     algorithm = make(random_tiny, name, **overrides).to("cuda")
     batches = [[(x.cuda(), y.cuda()) for x, y in minibatches(seed)] for seed in range(3)]
     algorithm.step_on_device(batches[0])  # makes the optimizer's state
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with devices.refused_waits():
         for batch in batches:
             algorithm.step_on_device(batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize(("name", "overrides"), DIVISIBLE)
@@ -187,9 +185,9 @@ def check_compiled_blocks():
 
 
 def on_a_gpu(monkeypatch, capability):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Card")
+    facts = devices.GPUFacts("Card", memory=2**34, capability=capability)
+    monkeypatch.setattr(devices, "default_device", lambda: devices.GPU)
+    monkeypatch.setattr(devices, "gpu_facts", lambda: facts)
 
 
 def test_amp_is_resolved_by_the_machine(monkeypatch):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.machine import copy_to_device
+from domainbed_carft.machine.devices import copy_to_device
 from domainbed_carft.method import carot, peer_losses, prompts, text_encoder
 from domainbed_carft.method.activations import encode
 from domainbed_carft.method.clip_algorithm import CLIPAlgorithm
