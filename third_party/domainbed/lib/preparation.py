@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,12 @@ from domainbed import algorithms, datasets, hparams_registry
 from domainbed.lib import misc
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.jobs.splits import EnvironmentSplits, split_environments
+from domainbed_carft.jobs.splits import (
+    EnvironmentSplits,
+    Split,
+    select_evaluated,
+    split_environments,
+)
 
 
 def choose_hparams(
@@ -113,6 +118,21 @@ def warn_of_small_environments(
                 f"Warning: environment {labels[index]!r} has {size} training items, fewer than "
                 f"the batch size {batch_size}; batches repeat items."
             )
+
+
+def evaluated_names(
+    named_splits: Iterable[Split],
+    dataset: datasets.MultipleDomainDataset,
+    skipped_environments: Collection[int],
+) -> list[str]:
+    """The names of the splits that each record has, in their order."""
+    kinds = dataset.EVALUATED_SPLITS
+    return [split.name for split in select_evaluated(named_splits, kinds, skipped_environments)]
+
+
+def steps_per_epoch(environments: Sequence[EnvironmentSplits], batch_size: int) -> float:
+    """Upstream's count: the smallest in-split of all, test environments included."""
+    return min(len(environment.in_split) for environment in environments) / batch_size
 
 
 def recorded_facts(dataset: datasets.MultipleDomainDataset) -> dict[str, Any]:
