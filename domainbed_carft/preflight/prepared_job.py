@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.splits import EnvironmentSplits
 from domainbed_carft.method import job_facts
+from domainbed_carft.method.resolution import JobFacts
 from domainbed_carft.preflight import device as devices
 from domainbed_carft.sweep import host
 
@@ -30,14 +32,15 @@ _NEVER = 2**40  # a step that no rehearsal reaches
 class PreparedJob:
     """What `train` has before it builds the algorithm of a job; its harness is the one in use.
 
-    ``hparams`` are resolved, in the object that the data set was built with. ``flags`` are those
-    that no record has. ``worker_count``: the processes that would load its pictures.
+    ``flags``: those that no record has. ``hparams`` are resolved; ``facts``: what that found, None
+    for an algorithm that is not ours. ``worker_count``: the processes that would load its pictures.
     """
 
     job: Job
     args: argparse.Namespace
     flags: argparse.Namespace
     hparams: dict[str, Any]
+    facts: JobFacts | None
     dataset: Any
     environments: Sequence[EnvironmentSplits]
     pictures: Any
@@ -64,9 +67,7 @@ class PreparedJob:
     ) -> Any:
         """The job's algorithm on ``device``, with some hparams changed; equal each time."""
         hparams = {**self.hparams, **(changed_hparams or {})}
-        with contextlib.suppress(Exception):  # algorithms that are not ours have no such facts
-            job_facts.remember(job_facts.recall(self.hparams), self.hparams, hparams)
-
+        self.remember_facts(hparams)
         self.seed()
         with quiet():
             algorithm = host.algorithm_class(self.args.algorithm)(
@@ -76,6 +77,11 @@ class PreparedJob:
                 hparams,
             )
         return algorithm.to(device)
+
+    def remember_facts(self, hparams: dict[str, Any] | None = None) -> None:
+        """Have an algorithm find the job's facts by these ``hparams``, by default by its own."""
+        if self.facts is not None:
+            job_facts.remember(self.facts, self.hparams if hparams is None else hparams)
 
     def seed(self) -> None:
         """Seed all random numbers as the job does."""
@@ -170,11 +176,15 @@ def _load(
         )
         preparation.resolve_hparams(args, dataset, hparams)
 
+    facts = None
+    with contextlib.suppress(CarftError):
+        facts = job_facts.recall(hparams)
     return PreparedJob(
         job=job,
         args=args,
         flags=flags,
         hparams=hparams,
+        facts=facts,
         dataset=dataset,
         environments=environments,
         pictures=pictures,

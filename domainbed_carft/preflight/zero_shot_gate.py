@@ -68,7 +68,7 @@ class ZeroShot:
 
 def gate_row(prepared: PreparedJob) -> Row:
     """The row of a data set, of the job that `prepare_zero_shot` made of one of its jobs."""
-    zero_shot = measure(prepared)
+    zero_shot = measure(prepared, MOST_PICTURES)
     rows = published_rows(prepared.args.dataset, prepared.hparams["clip_backbone"])
     label = f"{Path(prepared.args.dataset).name}, {prepared.hparams['clip_backbone']}"
     return judge(label, zero_shot, rows, prepared.hparams["prompts_digest"])
@@ -123,7 +123,7 @@ def judge(
     return passed(SECTION, label, detail, **figures)
 
 
-def measure(prepared: PreparedJob, most: int = MOST_PICTURES) -> ZeroShot:
+def measure(prepared: PreparedJob, most: int) -> ZeroShot:
     """The zero-shot accuracy on all pictures, or on ``most`` by a seed, as a job evaluates."""
     misc = host.module("lib.misc")
     share = most // len(prepared.dataset)
