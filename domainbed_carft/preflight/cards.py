@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from domainbed_carft.preflight import device as devices
+from domainbed_carft.machine import devices
+from domainbed_carft.preflight import device as job_device
 
 _NVIDIA_SHEET = "NVIDIA's data sheet"
 _MEASURED_SIDE = 1024
@@ -77,15 +78,15 @@ def measured_peak(precision: str) -> Peak:
     """How fast this device multiplies two square matrices, where no data sheet says it."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     side = _MEASURED_SIDE
-    matrix = torch.ones(side, side, dtype=dtype, device=devices.device())
+    matrix = torch.ones(side, side, dtype=dtype, device=devices.default_device())
     matrix @ matrix  # the first one takes longer
-    devices.wait()
+    job_device.wait()
 
     count = 0
     started = time.monotonic()
     while time.monotonic() - started < _MEASURED_SECONDS:
         matrix @ matrix
-        devices.wait()
+        job_device.wait()
         count += 1
     seconds = time.monotonic() - started
     return Peak(2 * side**3 * count / seconds, f"a product of matrices of {side} measured here")

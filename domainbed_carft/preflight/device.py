@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from domainbed_carft import machine
+from domainbed_carft.machine import devices
 
 # What fetches a value from the device, or waits for a shape that depends on one.
 _WAITING_OPERATIONS = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal")
@@ -27,48 +27,32 @@ _RESET_PEAK = "5"  # what the kernel takes for it
 
 def has_gpu() -> bool:
     """Whether a GPU computes here."""
-    return torch.cuda.is_available()
-
-
-def device() -> torch.device:
-    """The device on which a job would compute."""
-    return torch.device("cuda" if has_gpu() else "cpu")
-
-
-def gpu_count() -> int:
-    """How many GPUs there are."""
-    return torch.cuda.device_count()
+    return devices.is_gpu(devices.default_device())
 
 
 def name() -> str:
     """The name of the device, as records have it."""
-    return torch.cuda.get_device_name() if has_gpu() else machine.processor_name()
+    return devices.gpu_facts().name if has_gpu() else machine.processor_name()
 
 
 def total_memory() -> int:
     """Bytes that a job may use: the GPU's, or those of this process's machine or cgroup."""
-    if has_gpu():
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    return machine.memory()
+    return devices.gpu_facts().memory if has_gpu() else machine.memory()
 
 
 def free_memory() -> int:
     """Bytes of `total_memory` that nobody uses now; of a processor all of them."""
-    return int(torch.cuda.mem_get_info()[0]) if has_gpu() else machine.memory()
+    return devices.free_memory(devices.default_device()) if has_gpu() else machine.memory()
 
 
 def wait() -> None:
     """Wait until the device has computed all that it was told to."""
-    if has_gpu():
-        torch.cuda.synchronize()
+    devices.wait_for(devices.default_device())
 
 
 def begin_peak() -> None:
     """Forget the memory used so far, for `peak_memory`."""
-    if has_gpu():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        return
+    devices.begin_peak_memory(devices.default_device())
     with contextlib.suppress(OSError):
         _CLEAR.write_text(_RESET_PEAK)
 
@@ -76,17 +60,11 @@ def begin_peak() -> None:
 def peak_memory() -> int:
     """Bytes in use at most since `begin_peak`: of tensors on the GPU, or of this process."""
     if has_gpu():
-        return int(torch.cuda.max_memory_allocated())
+        return devices.peak_memory(devices.default_device())
     for line in _STATUS.read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def release_memory() -> None:
-    """Give back what torch keeps of a GPU's memory for later."""
-    if has_gpu():
-        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -108,14 +86,9 @@ def recorded_waits() -> Iterator[list[str]]:
             yield places
         return
 
-    mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield places
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
+    with warnings.catch_warnings(record=True) as caught, devices.refused_waits("warn"):
+        warnings.simplefilter("always")
+        yield places
     told = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
     places += dict.fromkeys(told)
 

@@ -20,7 +20,7 @@ from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.splits import EnvironmentSplits
 from domainbed_carft.method import job_facts
 from domainbed_carft.method.resolution import JobFacts
-from domainbed_carft.preflight import device as devices
+from domainbed_carft.preflight import device as job_device
 from domainbed_carft.sweep import host
 
 Batch = tuple[Tensor, Tensor]
@@ -60,7 +60,7 @@ class PreparedJob:
     def picture_bytes(self) -> int:
         """The bytes of a picture as loaders hand it on: float32, or before a GPU uint8."""
         channels, height, width = self.dataset.input_shape
-        return int(channels * height * width * (1 if devices.has_gpu() else 4))
+        return int(channels * height * width * (1 if job_device.has_gpu() else 4))
 
     def build_algorithm(
         self, device: torch.device, changed_hparams: Mapping[str, Any] | None = None
@@ -121,7 +121,7 @@ class PreparedJob:
             steps=_NEVER,
             checkpoint_freq=_NEVER,
             seed=self.args.seed,
-            device=device.type,
+            device=device,
             process_group=process_group or host.module("lib.process_group").SINGLE_PROCESS,
         )
 
@@ -188,7 +188,7 @@ def _load(
         dataset=dataset,
         environments=environments,
         pictures=pictures,
-        worker_count=preparation.share_cores(args.workers, dataset, devices.has_gpu()),
+        worker_count=preparation.share_cores(args.workers, dataset, job_device.has_gpu()),
     )
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from domainbed_carft import machine
 from domainbed_carft.files import weights
-from domainbed_carft.preflight import device as devices
+from domainbed_carft.machine import devices
+from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.prepared_job import PreparedJob, quiet
 from domainbed_carft.preflight.resume_row import GPU_TOLERANCE, phrase, relative_distance
 from domainbed_carft.preflight.rows import Row, failed, judged, skipped
@@ -50,9 +51,9 @@ def process_row(label: str, prepared: PreparedJob, folder: Path) -> Row:
 
 def reason_against(prepared: PreparedJob) -> str:
     """Why two ranks are not tried here; "" if they can be."""
-    if devices.has_gpu() and devices.gpu_count() < RANKS:
+    if job_device.has_gpu() and devices.gpu_count() < RANKS:
         return "there is one GPU"
-    if not devices.has_gpu() and machine.cores() < RANKS:
+    if not job_device.has_gpu() and machine.cores() < RANKS:
         return "there is one core"
     algorithm = prepared.build_algorithm(torch.device("cpu"))
     why_indivisible: str = algorithm.indivisible()
@@ -71,7 +72,7 @@ def judge(label: str, distance: float) -> Row:
 
 def train(prepared: PreparedJob, process_group: Any = None) -> dict[str, Tensor]:
     """Take STEPS steps of a job, by this process or as one rank; returns its tensors by name."""
-    device = devices.device()
+    device = devices.default_device()
     algorithm = prepared.build_algorithm(device)
     if process_group:
         attach = host.module("lib.process_group").attach_process_group

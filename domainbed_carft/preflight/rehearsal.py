@@ -21,6 +21,7 @@ from domainbed_carft.doctor.findings import Finding
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.launchers import pool
+from domainbed_carft.machine import devices
 from domainbed_carft.preflight import (
     cost,
     data_rows,
@@ -32,7 +33,7 @@ from domainbed_carft.preflight import (
     step_rows,
     zero_shot_gate,
 )
-from domainbed_carft.preflight import device as devices
+from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.cost import Measurements
 from domainbed_carft.preflight.prepared_job import PreparedJob
 from domainbed_carft.preflight.recipes import Recipe, first_jobs, recipes_of
@@ -101,8 +102,8 @@ class Rehearsal:
     def _environment_rows(self, findings: Future[list[Finding]]) -> Iterator[Row]:
         yield from environment.environment_rows(findings.result())
         yield environment.lock_row(self.plan.output)
-        free = devices.free_memory()
-        yield environment.memory_row(free, devices.total_memory(), devices.name())
+        free = job_device.free_memory()
+        yield environment.memory_row(free, job_device.total_memory(), job_device.name())
 
     def _data_rows(self, job: Job, folder: Path) -> Iterator[Row]:
         """The CLIP, pictures, zero-shot accuracy and loaders of the data set of a job."""
@@ -129,6 +130,7 @@ class Rehearsal:
     def _recipe_rows(self, recipe: Recipe, folder: Path) -> Iterator[Row]:
         """The rows on a step of a recipe, and on its speed."""
         prepared = self._prepare(recipe.job, folder)
+        yield step_rows.loss_row(recipe.label, prepared)  # before the batch fills the device
         step = TrainedStep.of(prepared)
         memory, use = step_rows.memory_row(recipe.label, step)
         yield memory
@@ -202,7 +204,7 @@ class Rehearsal:
             declaration=preflight_file.digest(self.plan.declaration.text),
             written=time.time(),
             host=socket.gethostname(),
-            device=devices.name(),
+            device=job_device.name(),
             verdict=verdict(self.made),
             hours=hours if self.hours and math.isfinite(hours) else None,
             rows=[PrintedRow.model_validate(row.as_dict()) for row in self.made],

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from domainbed_carft.jobs.splits import EnvironmentSplits
-from domainbed_carft.preflight import device as devices
+from domainbed_carft.machine import devices
+from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.prepared_job import PreparedJob, quiet
 from domainbed_carft.preflight.rows import Row, judged
 from domainbed_carft.sweep import host
@@ -43,7 +44,7 @@ class Outcome:
 
 def resume_row(label: str, prepared: PreparedJob, folder: Path) -> tuple[Row, Outcome]:
     """Train a short job twice in ``folder``, once stopped and resumed, and compare the weights."""
-    untrained = _weights(prepared.build_algorithm(devices.device()))
+    untrained = _weights(prepared.build_algorithm(devices.default_device()))
     undisturbed = _train(prepared, folder / "undisturbed")
     with contextlib.suppress(host.module("lib.stopping").Stopped):
         _train(prepared, folder / "resumed", stopped_after=STOPPED_AFTER)
@@ -52,7 +53,7 @@ def resume_row(label: str, prepared: PreparedJob, folder: Path) -> tuple[Row, Ou
 
     distance = relative_distance(resumed, undisturbed, untrained)
     outcome = Outcome(undisturbed, state_bytes, _size(folder / "undisturbed" / "model.pkl"))
-    return judge(label, distance, is_on_gpu=devices.has_gpu()), outcome
+    return judge(label, distance, is_on_gpu=job_device.has_gpu()), outcome
 
 
 def judge(label: str, distance: float, is_on_gpu: bool) -> Row:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from domainbed_carft.preflight import device as devices
+from domainbed_carft.machine import devices
+from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.cards import Peak, measured_peak, peak_of
 from domainbed_carft.preflight.prepared_job import PreparedJob, quiet
 from domainbed_carft.preflight.rows import Row, Stopwatch, passed, warned
@@ -56,7 +57,7 @@ class StepSpeed:
 
 def measuring_seconds() -> float:
     """How long each speed is measured."""
-    return SECONDS if devices.has_gpu() else SECONDS_ON_PROCESSOR
+    return SECONDS if job_device.has_gpu() else SECONDS_ON_PROCESSOR
 
 
 def measure_loading(prepared: PreparedJob, seconds: float) -> LoadingSpeed:
@@ -75,7 +76,7 @@ def _loading_speed(
     prepared: PreparedJob, pictures: Any, seconds: float, most_steps: int = MOST_STEPS
 ) -> tuple[int, float]:
     """How many steps' batches were loaded, and pictures a second."""
-    with prepared.loaded_batches(devices.device(), pictures) as batches, quiet():
+    with prepared.loaded_batches(devices.default_device(), pictures) as batches, quiet():
         n_steps, taken = _repeat(
             batches.step_batches, seconds, most_steps, warm_up=_read_ahead(prepared)
         )
@@ -89,7 +90,7 @@ def measure_steps(step: TrainedStep, seconds: float) -> StepSpeed:
     n_steps, taken = _repeat(step.take, seconds, MOST_STEPS)
     steps = n_steps * pictures_per_step / taken
 
-    with prepared.loaded_batches(devices.device()) as batches:
+    with prepared.loaded_batches(devices.default_device()) as batches:
 
         def load_and_take() -> None:
             with quiet():
@@ -135,14 +136,14 @@ def _repeat(
     """
     for _ in range(warm_up):
         action()
-    devices.wait()
+    job_device.wait()
 
     watch = Stopwatch()
     for count in itertools.count(1):
         action()
         if count >= most or watch.seconds >= seconds:
             break
-    devices.wait()
+    job_device.wait()
     return count, watch.seconds
 
 
@@ -161,7 +162,7 @@ def speed_row(label: str, speed: StepSpeed, loading: LoadingSpeed, precision: st
     """The row of an algorithm's steps: what bounds its job, and the share of the device's peak."""
     is_bound_by_loading = loading.usual < _LOADING_BOUNDS * speed.steps
     bound = "loading" if is_bound_by_loading else devices_phrase()
-    device_name = devices.name()
+    device_name = job_device.name()
     peak = peak_of(device_name, precision) or measured_peak(precision)
     share = share_of_peak(speed, peak)
     detail = (
@@ -184,4 +185,4 @@ def share_of_peak(speed: StepSpeed, peak: Peak) -> float:
 
 def devices_phrase() -> str:
     """What computes here, in words."""
-    return "the GPU" if devices.has_gpu() else "the processor"
+    return "the GPU" if job_device.has_gpu() else "the processor"

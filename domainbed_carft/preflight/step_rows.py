@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from domainbed_carft.preflight import device as devices
+from domainbed_carft.machine import devices
+from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.prepared_job import Batch, PreparedJob, quiet
 from domainbed_carft.preflight.rows import Row, failed, judged, passed, skipped, warned
 from domainbed_carft.sweep import host
@@ -52,7 +53,7 @@ class TrainedStep:
     @classmethod
     def of(cls, prepared: PreparedJob) -> TrainedStep:
         """The algorithm of a prepared job, and the batch of one of its steps."""
-        device = devices.device()
+        device = devices.default_device()
         with prepared.loaded_batches(device) as loaded, quiet():
             batches = loaded.step_batches()
         return cls(prepared, prepared.build_algorithm(device), batches)
@@ -76,7 +77,7 @@ def take_step(algorithm: Any, batches: Sequence[Batch]) -> Mapping[str, Tensor]:
 
 def loss_row(label: str, prepared: PreparedJob) -> Row:
     """Whether a step's loss is finite, and near that of float32 on the processor."""
-    device = devices.device()
+    device = devices.default_device()
     with prepared.loaded_batches(device) as loaded:
         batches = first_pictures(loaded.step_batches(), COMPARED_PICTURES)
 
@@ -129,7 +130,7 @@ def gradients_row(label: str, algorithm: Any) -> Row:
 
 def waits_row(label: str, take: Callable[[], object]) -> Row:
     """Whether the processor waits for the device inside a step, which costs time."""
-    with devices.recorded_waits() as places:
+    with job_device.recorded_waits() as places:
         take()
 
     name = f"{label}: synchronisations"
@@ -142,7 +143,7 @@ def waits_row(label: str, take: Callable[[], object]) -> Row:
 
 def memory_row(label: str, step: TrainedStep) -> tuple[Row, MemoryUse]:
     """The peak memory of a step against the device's, and a micro-batch that fits."""
-    total = devices.total_memory()
+    total = job_device.total_memory()
 
     def peak_with(micro_batch: int) -> int:
         return _peak_of_steps(step, micro_batch)
@@ -195,10 +196,9 @@ def find_micro_batch(
         try:
             peak = peak_with(size)
         except (RuntimeError, MemoryError) as error:
-            if not devices.is_out_of_memory(error):
+            if not job_device.is_out_of_memory(error):
                 raise
-            devices.release_memory()
-            continue
+            continue  # the next one begins by giving back what this one took
         if peak <= limit:
             return MemoryUse(peak, size)
     return MemoryUse(0, None)
@@ -209,11 +209,11 @@ def _peak_of_steps(step: TrainedStep, micro_batch: int) -> int:
     if "micro_batch" in step.algorithm.hparams:
         step.algorithm.hparams["micro_batch"] = micro_batch
     step.algorithm.zero_grad(set_to_none=True)
-    devices.begin_peak()
+    job_device.begin_peak()
     step.take()
     step.take()
-    devices.wait()
-    return devices.peak_memory()
+    job_device.wait()
+    return job_device.peak_memory()
 
 
 def _loss_of(algorithm: Any, batches: Sequence[Batch]) -> float:
@@ -225,8 +225,7 @@ def _loss_of(algorithm: Any, batches: Sequence[Batch]) -> float:
 
 
 def step_rows(label: str, step: TrainedStep) -> Iterator[Row]:
-    """The rows on the steps of a job, but for that on its memory."""
-    yield loss_row(label, step.prepared)
+    """The rows on the gradients and on the synchronisations of a job's steps."""
     step.take()
     yield gradients_row(label, step.algorithm)
     if step.algorithm.is_constant:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from domainbed_carft.preflight import device as devices
+from domainbed_carft.machine import devices
 from domainbed_carft.preflight.prepared_job import PreparedJob, quiet
 from domainbed_carft.preflight.rows import Row, failed, passed, warned
 from domainbed_carft.results import published
@@ -141,7 +141,7 @@ def measure(prepared: PreparedJob, most: int) -> ZeroShot:
 
 def _accuracies(prepared: PreparedJob, splits: dict[str, Any]) -> dict[str, float]:
     """The accuracy on each split, through the loaders and the evaluator of the harness."""
-    device = devices.device()
+    device = devices.default_device()
     algorithm = prepared.build_algorithm(device)
     stopping = host.module("lib.stopping")
     batches = prepared.job_batches(device, evaluated=splits)
@@ -156,7 +156,7 @@ def _accuracies(prepared: PreparedJob, splits: dict[str, Any]) -> dict[str, floa
         algorithm=algorithm,
         splits=[*splits],
         batches=batches,
-        device=device.type,
+        device=device,
         stop=stopping.StopSignals(),
         process_group=host.module("lib.process_group").SINGLE_PROCESS,
         is_constant=False,
