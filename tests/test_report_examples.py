@@ -89,7 +89,7 @@ def text(sweep, tmp_path_factory):
 
     page = report_page.read(folder)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-    assert len(ids) == len(set(ids)) and all(img.get("alt") for img in page.all("img"))
+    assert len(ids) == len(set(ids)) and all("alt" in img for img in page.all("img"))
 
     return page.text
 
