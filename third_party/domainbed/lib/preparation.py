@@ -24,6 +24,7 @@ from domainbed_carft.jobs.splits import (
     select_evaluated,
     split_environments,
 )
+from domainbed_carft.machine import devices
 
 
 def choose_hparams(
@@ -148,12 +149,14 @@ def recorded_facts(dataset: datasets.MultipleDomainDataset) -> dict[str, Any]:
     return facts
 
 
-def cost_facts(algorithm: torch.nn.Module, device: str, n_processes: int) -> dict[str, str | int]:
+def cost_facts(
+    algorithm: torch.nn.Module, device: torch.device, n_processes: int
+) -> dict[str, str | int]:
     """What each record says beside times and memory: on which device, and how much is trained.
 
     Times of jobs may be compared where the device's name is the same.
     """
-    name = torch.cuda.get_device_name() if device == "cuda" else machine.processor_name()
+    name = devices.gpu_facts().name if devices.is_gpu(device) else machine.processor_name()
     trained = sum(value.numel() for value in algorithm.parameters() if value.requires_grad)
     return {
         "device": f"{n_processes} x {name}" if n_processes > 1 else name,

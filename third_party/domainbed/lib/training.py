@@ -34,6 +34,7 @@ from domainbed.lib.progress import ProgressPublisher
 from domainbed_carft import machine
 from domainbed_carft.jobs import splits
 from domainbed_carft.jobs.folder import JobFolder, Lock
+from domainbed_carft.machine import devices
 from domainbed_carft.pictures import rng
 
 
@@ -61,8 +62,8 @@ class Run:
         args = self.args
         training_envs = [i for i in range(len(self.environments)) if i not in args.test_envs]
         self.num_domains = len(training_envs)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        on_gpu = self.device == "cuda"
+        self.device = devices.default_device()
+        on_gpu = devices.is_gpu(self.device)
         n_processes = self.process_group.local_size
         self.n_workers = share_cores(args.workers, self.dataset, on_gpu, n_processes)
         if not on_gpu:
@@ -186,7 +187,7 @@ class Run:
 
     def _checkpoint(self, step: int) -> None:
         """Evaluate, print a row, save the state with the new record in it, then the record."""
-        peak_memory = torch.cuda.max_memory_allocated() if self.device == "cuda" else 0
+        peak_memory = devices.peak_memory(self.device)
         means = self.interval.means()
         accuracies, evaluation_seconds = self.evaluator.evaluate()
         batch_size = self.hparams["batch_size"]
@@ -264,7 +265,7 @@ class Run:
             "interval": self.interval.read(),
             "files": self.files.state(),
             "generators": rng.as_plain_types(rng.get_states()),
-            "cuda_generators": [torch.cuda.get_rng_state()] if self.device == "cuda" else [],
+            "cuda_generators": devices.generator_states(self.device),
             "algorithm": algorithm,
         }
         resume.save_whole(state, self.state_path)
@@ -286,8 +287,7 @@ class Run:
         self.interval.begin(state["interval"])
         self.files.restore(state["files"])
         rng.set_states(state["generators"])
-        if self.device == "cuda" and state["cuda_generators"]:
-            torch.cuda.set_rng_state(state["cuda_generators"][0])
+        devices.set_generator_states(state["cuda_generators"], self.device)
         if self.process_group.is_leader:
             self.files.publish(self.steps_done)
         print(f"Resumed after step {self.steps_done - 1} of {self.n_steps}.")
