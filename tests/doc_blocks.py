@@ -1,0 +1,56 @@
+"""Code blocks of Markdown pages, and whether a command printed what its page shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+_FENCE = re.compile(
+    r"^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]*)\")?\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+# What differs between two runs -> what stands for it.
+_VARIABLES = (
+    (re.compile(r"\b[0-9a-f]{8,}\b"), "HASH"),
+    (re.compile(r"(?<![\w.])/[\w./-]+"), "PATH"),
+    (re.compile(r"[+-]?\d[\d,.:]*"), "N"),
+    (re.compile(r"[-=+|─]{3,}"), "---"),
+    (re.compile(r"[ \t]+"), " "),
+)
+ANY_LINES = "..."
+
+
+class Block(NamedTuple):
+    """A fenced block: its ``language``, the file that its ``title`` names, where it begins."""
+
+    language: str
+    title: str
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """The fenced blocks of a page, in order."""
+    text = page.read_text(encoding="utf-8")
+    for match in _FENCE.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        yield Block(match["language"], match["title"] or "", match["text"], line)
+
+
+def without_variables(text: str) -> str:
+    """A text with numbers, digests, paths and widths replaced by what stands for them."""
+    for pattern, replacement in _VARIABLES:
+        text = pattern.sub(replacement, text)
+    return "\n".join(line.strip() for line in text.strip().splitlines())
+
+
+def is_shown(output: str, expected: str) -> bool:
+    """Whether an output is what a page shows; a line ``...`` there stands for any lines."""
+    pattern = "\n".join(
+        r"(?:.*(?:\n|\Z))*?" if line == ANY_LINES else re.escape(line)
+        for line in without_variables(expected).splitlines()
+    )
+    pattern = pattern.replace("*?\n", "*?")
+    return re.fullmatch(pattern + r"\n?", without_variables(output)) is not None
