@@ -115,7 +115,7 @@ compare_with: [CARFT]
             WRONG_NAMES,
             [
                 "2: datasets[1]: no data set is called 'PAKS'; did you mean PACS?",
-                "3: algorithms[1]: no algorithm is called 'CARTF'; did you mean CARFT?",
+                "3: algorithms[1]: no algorithm is called 'CARTF'; did you mean CaRot or CARFT?",
                 "3: algorithms[2]: algorithm MMD is not included; use one of",
                 "5: hparams.kl_weigth: no hyperparameter of CARFT is called 'kl_weigth'; did you m",
                 "6: hparams.weight_decay: got -1, expected a number >= 0",
