@@ -21,9 +21,6 @@ _VARIABLES = (
     (re.compile(r"[-=+|─]{3,}"), "---"),
     (re.compile(r"[ \t]+"), " "),
 )
-ANY_LINES = "..."
-
-
 class Block(NamedTuple):
     """A fenced block: its ``language``, the file that its ``title`` names, where it begins."""
 
@@ -50,10 +47,8 @@ def without_variables(text: str) -> str:
 
 
 def is_shown(output: str, expected: str) -> bool:
-    """Whether an output is what a page shows; a line ``...`` there stands for any lines."""
-    pattern = "\n".join(
-        r"(?:.*(?:\n|\Z))*?" if line == ANY_LINES else re.escape(line)
-        for line in without_variables(expected).splitlines()
-    )
-    pattern = pattern.replace("*?\n", "*?")
-    return re.fullmatch(pattern + r"\n?", without_variables(output)) is not None
+    """Whether an output is what a page shows; ``...`` stands for any text, alone for any lines."""
+    lines = without_variables(expected).splitlines()
+    patterns = [re.escape(line).replace(r"\.\.\.", ".*") + "\n" for line in lines]
+    pattern = "".join("(?:.*\n)*" if line == "..." else text for line, text in zip(lines, patterns))
+    return re.fullmatch(pattern, without_variables(output) + "\n") is not None
