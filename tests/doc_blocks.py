@@ -21,6 +21,8 @@ _VARIABLES = (
     (re.compile(r"[-=+|─]{3,}"), "---"),
     (re.compile(r"[ \t]+"), " "),
 )
+
+
 class Block(NamedTuple):
     """A fenced block: its ``language``, the file that its ``title`` names, where it begins."""
 

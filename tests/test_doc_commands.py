@@ -152,6 +152,7 @@ def runnable_blocks(page):
 
 # Pages whose Python is not run -> why.
 PYTHON_NOT_RUN = {
+    "README.md": "tests/test_readme.py",
     "export.md": "its model is ViT-B/16's; tests/test_runs_export.py",
     "sweeps.md": "it launches the demo; tests/test_sweep_launch.py",
 }
