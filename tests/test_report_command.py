@@ -224,6 +224,21 @@ def test_a_cell_leads_to_its_jobs_with_settings_folders_and_commands(sweep, page
         assert shlex.split(line)[-1] != "" and f"--output_dir {folder}" in line
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_the_page_has_the_declaration_and_the_command_of_the_sweep(tmp_path):
+    folder = tmp_path / "sweep"
+    collect_sweeps.launch(folder, ["CARFT"])
+    path = folder / "sweep.json"
+    path.write_text(path.read_text().replace('"task": "t"', '"task": "t", "data_dir": "/mine"'))
+    (folder / "sweep.yaml").write_text("name: <mine>\nsteps: 3\n")
+    text = html.unescape(page_of(folder).text)
+    blocks = dict(re.findall('aria-label="([^"]*)"><code>(.*?)</code>', text, re.DOTALL))
+    assert blocks["Declaration of the sweep"] == "name: <mine>\nsteps: 3\n"
+
+    command = "carft sweep launch sweep.yaml --output_dir OUT --data_dir DATA"
+    assert blocks["Command of the sweep"] == f"{command}\n" and "/mine" not in text
+
+
 # The folder
 
 
