@@ -76,8 +76,8 @@ def _settings(runs: Sequence[Run]) -> Grid:
         counts.update(settings.items())
 
     rows = []
-    known = [(entry, count) for entry, count in counts.items() if entry[1] != "None"]
-    for (setting, value), count in sorted(known):
+    recorded_values = [(entry, count) for entry, count in counts.items() if entry[1] != "None"]
+    for (setting, value), count in sorted(recorded_values):
         text = benchmarks.edition_label(value) if setting == EDITION else value
         rows.append([setting, text, str(count)])
     return Grid("Settings and versions", ["Setting", "Value", "Jobs"], rows, notes=[])

@@ -101,7 +101,13 @@ class SectionMaker:
         }
 
     def _lead(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
-        """The first figures: in-domain against out-of-domain accuracy, and the averages."""
+        """The first figures: in-domain against out-of-domain accuracy, and the averages.
+
+        None of a single algorithm, which is compared with nothing.
+        """
+        if len(table.rows) < 2:
+            return []
+
         selected = checkpoints[checkpoints["selected"]].drop(columns="step")
         means = plane_figures.means(
             "In-domain against out-of-domain",

@@ -26,15 +26,15 @@ def findings(results: Results, method: str, setting: str) -> list[str]:
     averages = [table for table in tables if table.averages and len(table.columns) > 1]
     of_datasets = [table for table in tables if not table.averages]
     # Of several data sets the averages say it, if all are complete.
-    told = averages if len(of_datasets) > 1 else of_datasets
+    of_setting = averages if len(of_datasets) > 1 else of_datasets
     differences = [
         entry
         for entry in results.differences
         if (entry["selection"], entry["setting"]) == (method, setting)
     ]
     return [
-        *(_sentence_on_pair(entry, told) for entry in differences),
-        *(_sentence_on_best(table) for table in told if _has_average(table)),
+        *(_sentence_on_pair(entry, of_setting) for entry in differences),
+        *(_sentence_on_best(table) for table in of_setting if _has_average(table)),
     ]
 
 
