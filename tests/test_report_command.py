@@ -225,6 +225,23 @@ def test_a_cell_leads_to_its_jobs_with_settings_folders_and_commands(sweep, page
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_of_several_data_sets_the_page_begins_with_their_averages(tmp_path):
+    for dataset in ("PACS", "VLCS"):
+        folder = tmp_path / "sweep" / dataset
+        report_page.write_ours(folder, ["CARFT", "CLIPFineTune"], trials=1, dataset=dataset)
+    page = page_of(tmp_path / "sweep")
+    header, *sections = html.unescape(page.text).split("<section")
+
+    averages = {row[0]: row[-1] for row in page.tables["Averages; training-domain validation set"]}
+    text = f"{averages['CARFT']}% against {averages['CLIPFineTune']}% (95% interval"
+    assert text in header and header.count("Highest average accuracy") == 1
+    for section, dataset in zip(sections, ("VLCS", "PACS")):
+        _, *rows = page.tables[f"{dataset}; training-domain validation set"]
+        best = max(rows, key=lambda row: float(row[-1]))
+        assert f"<p>Highest average accuracy: {best[0]} with {best[-1]}%," in section
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_has_the_declaration_and_the_command_of_the_sweep(tmp_path):
     folder = tmp_path / "sweep"
     collect_sweeps.launch(folder, ["CARFT"])

@@ -92,6 +92,7 @@ class SectionMaker:
         return {
             "id": identity,
             "title": "; ".join(filter(None, [table.dataset_title, table.setting])),
+            "setting": table.setting,
             "findings": [],
             "lead": self._lead(table, checkpoints),
             "table": page_tables.grid(table),
@@ -245,6 +246,7 @@ class SectionMaker:
         return {
             "id": identity,
             "title": table.title,
+            "setting": rows[0].setting,
             "findings": [],
             "lead": [],
             "table": table,

@@ -13,8 +13,8 @@ from domainbed_carft.results.tables import Row, Table
 from domainbed_carft.text import quantity
 
 
-def findings(results: Results, method: str, setting: str) -> list[str]:
-    """Sentences on the runs of one setting by ``method``, the most important one first.
+def headline(results: Results, method: str, setting: str) -> list[str]:
+    """Sentences on all runs of one setting by ``method``, the most important one first.
 
     The difference between the pair of algorithms, if they are compared, and the best averages.
     """
@@ -34,8 +34,13 @@ def findings(results: Results, method: str, setting: str) -> list[str]:
     ]
     return [
         *(_sentence_on_pair(entry, of_setting) for entry in differences),
-        *(_sentence_on_best(table) for table in of_setting if _has_average(table)),
+        *(sentence for table in of_setting for sentence in findings(table)),
     ]
+
+
+def findings(table: Table) -> list[str]:
+    """The sentence on one table: which averages are the highest; none without averages."""
+    return [_sentence_on_best(table)] if _has_average(table) else []
 
 
 def facts(runs: Sequence[Run], method: str) -> list[tuple[str, str]]:
