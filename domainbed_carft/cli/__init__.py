@@ -119,7 +119,7 @@ def _add_demo(commands: Any) -> None:
         help="train on one style instead, and test on whole test sets in four: accuracy in "
         "distribution against the shifts, with WiSE-FT's curve",
     )
-    demo.add_argument("--trials", type=int, default=1, help="trials per cell (default: 1)")
+    demo.add_argument("--trials", type=int, help="trials per cell (default: 2, with --suite 1)")
     demo.set_defaults(run=_demo)
 
 
@@ -139,7 +139,7 @@ def _add_doctor(commands: Any) -> None:
 def _demo(arguments: argparse.Namespace) -> None:
     from domainbed_carft.cli import demo  # matplotlib and pandas take a second to import
 
-    if arguments.trials < 1:
+    if arguments.trials is not None and arguments.trials < 1:
         raise CarftError(Problem("--trials", arguments.trials, expected="at least 1"))
     run = demo.run_suite if arguments.suite else demo.run
     run(arguments.output_dir, arguments.trials)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from domainbed_carft.results.cells import (
 )
 from domainbed_carft.results.columns import NOT_DECLARED
 from domainbed_carft.results.document import Grid
+from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.settings import Group
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Suite
@@ -30,7 +31,8 @@ def caption(error: ErrorKind = DOMAINBED) -> str:
         "Suites: accuracy in % on whole test sets (carft evaluate --suite), the mean over the "
         "classes where others report that, of the run that validation chose in each trial; mean "
         f"{PLUS_MINUS} {error.title} (n trials). *: a copy that is not complete, of which no mean "
-        "is formed."
+        "is formed. Of runs that left environments out: the mean of each trial's runs, without the "
+        "styles that a run was trained on."
     )
 
 
@@ -108,15 +110,12 @@ def scores(group: Group, error: ErrorKind = DOMAINBED) -> list[Scores]:
 
     ``error``: what stands behind the means over trials.
     """
-    trials_by_key: dict[_ScoresKey, dict[int, dict[str, Any]]] = {}
-    for selected in selection.select(group.runs, selection.IN_DOMAIN):
-        (run,) = selected.outcome.runs
-        backbone = str(run.recorded.get("clip_backbone", ""))
-        for record in records.read(Path(run.folder)):
-            suite, weights, alpha = (record[name] for name in records.KEY)
-            key = _ScoresKey(selected.dataset, selected.algorithm, backbone, suite, weights, alpha)
-            if suite in catalogue.SUITES:
-                trials_by_key.setdefault(key, {})[selected.trial] = record
+    trials_by_key: dict[_ScoresKey, dict[int, list[Mapping[str, Any]]]] = {}
+    for selected, record in selected_records(group):
+        backbone = str(selected.outcome.run.recorded.get("clip_backbone", ""))
+        suite, weights, alpha = (record[name] for name in records.KEY)
+        key = _ScoresKey(selected.dataset, selected.algorithm, backbone, suite, weights, alpha)
+        trials_by_key.setdefault(key, {}).setdefault(selected.trial, []).append(record)
 
     rows = [
         Scores(
@@ -135,23 +134,83 @@ def scores(group: Group, error: ErrorKind = DOMAINBED) -> list[Scores]:
     return sorted(rows, key=lambda row: row._sorting_key(algorithms))
 
 
+class SuiteRun(NamedTuple):
+    """A run that validation chose, and the environments that it was trained on.
+
+    ``trained_on``: their names, if the run left others out, else none: they say which sets of a
+    suite cannot test the run.
+    """
+
+    selected: Selected
+    trained_on: frozenset[str]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run's job."""
+        return Path(self.selected.outcome.run.folder)
+
+
+def selected_runs(group: Group) -> list[SuiteRun]:
+    """Each run of the group that validation chose, once."""
+    labels = order.environment_labels(group.runs, group.planned, group.labels)
+    selected_of_folder = {
+        selected.outcome.run.folder: selected
+        for method in (selection.IN_DOMAIN, selection.TRAINING_DOMAIN)
+        for selected in selection.select(group.runs, method)
+    }
+    suite_runs = []
+    for selected in selected_of_folder.values():
+        left_out = selected.outcome.run.test_envs
+        trained_on = (
+            label
+            for number, label in enumerate(labels[selected.dataset])
+            if left_out and number not in left_out
+        )
+        suite_runs.append(SuiteRun(selected, frozenset(trained_on)))
+    return suite_runs
+
+
+def selected_records(group: Group) -> Iterator[tuple[Selected, Mapping[str, Any]]]:
+    """The suite records of the `selected_runs`, without sets of environments trained on.
+
+    The means of a record are then over its other sets.
+    """
+    for suite_run in selected_runs(group):
+        for record in records.read(suite_run.folder):
+            if record["suite"] in catalogue.SUITES:
+                yield suite_run.selected, _without_sets(record, suite_run.trained_on)
+
+
+def _without_sets(record: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
+    """The record without the sets called ``names``, and with the means of the others."""
+    sets = {name: scores for name, scores in record["sets"].items() if name not in names}
+    if len(sets) == len(record["sets"]):
+        return record
+
+    suite = catalogue.get(record["suite"]).without(names)
+    complete = {name: scores["accuracy"] for name, scores in sets.items() if scores["complete"]}
+    return {**record, "sets": sets, **suite.means(complete)}
+
+
 def _cells_over(
-    trials: Mapping[int, Mapping[str, Any]], suite: str, error: ErrorKind
+    trials: Mapping[int, Sequence[Mapping[str, Any]]], suite: str, error: ErrorKind
 ) -> dict[str, Cell]:
-    """Name of a set or mean -> its cell, from the record of each trial."""
+    """Name of a set or mean -> its cell, from the records of each trial's runs."""
     cells = {}
     for name in columns(catalogue.get(suite)):
         accuracies = {}
         partial = False
-        for trial, record in trials.items():
-            set_record = record["sets"].get(name)
-            if set_record:
-                accuracy = set_record.get("mean_per_class", set_record["accuracy"])
-                partial |= not set_record["complete"]
-            else:
-                accuracy = record.get(name)
-            if accuracy is not None:
-                accuracies[trial] = accuracy
+        for trial, run_records in trials.items():
+            values = []
+            for record in run_records:
+                set_record = record["sets"].get(name)
+                if set_record:
+                    values.append(set_record.get("mean_per_class", set_record["accuracy"]))
+                    partial |= not set_record["complete"]
+                elif record.get(name) is not None:
+                    values.append(record[name])
+            if values:
+                accuracies[trial] = sum(values) / len(values)
 
         if accuracies:
             cells[name] = cell_of(accuracies, missing=(), error=error)._replace(partial=partial)
