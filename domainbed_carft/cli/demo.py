@@ -10,11 +10,10 @@ from domainbed_carft.data.emoji import UNSEEN
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import output_folder, page
 from domainbed_carft.results import collect, collection, formats, suite_pairs, suites
-from domainbed_carft.results.collect import Results
 from domainbed_carft.results.document import Document
-from domainbed_carft.results.suite_pairs import SuitePair
 from domainbed_carft.runs import saved, wise_ft
 from domainbed_carft.runs.default_weights import choose_weights, describe_choice
+from domainbed_carft.runs.evaluation_processes import SweepOptions
 from domainbed_carft.runs.measuring import LoadingOptions, choose_device
 from domainbed_carft.runs.runs_on_suite import evaluate_sweep_on_suite
 from domainbed_carft.runs.suite_evaluation import append_record, evaluate_on_suite
@@ -35,29 +34,15 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     ``trials`` replaces its number of trials. Raises CarftError for a sweep that is not finished,
     with what to do.
     """
-    declaration = _load_declaration(declared, trials)
-    measure(declaration, output)
-
     sweep_folder = output / "sweep"
+    declaration = _load_declaration(declared, trials)
+    _train(declaration, output, "with one style left out, and tested on that and nine more")
+    evaluate_sweep_on_suite(sweep_folder, UNSEEN, SweepOptions())
+
     results = collect.collect([sweep_folder], columns=[demo_table.TRAINED_ON])
-    pairs = compare_styles(results)
+    pairs = suite_pairs.compare(results.collection.groups, UNSEEN, CARFT)
     table = demo_table.table_text(results, pairs)
     _report(output, sweep_folder, table, demo_table.conclusion(pairs))
-
-
-def measure(declaration: Declaration, output: Path) -> None:
-    """Train the sweep's jobs and test them on the styles that they have not been trained on.
-
-    Raises as `run`.
-    """
-    sweep_folder = output / "sweep"
-    _train(declaration, output, "with one style left out, and tested on that and nine more")
-    evaluate_sweep_on_suite(sweep_folder, UNSEEN, LoadingOptions(choose_device(None), workers=0))
-
-
-def compare_styles(results: Results) -> list[SuitePair]:
-    """CARFT minus each other algorithm, on the styles that a run has not been trained on."""
-    return suite_pairs.compare(results.collection.groups, UNSEEN, against=CARFT)
 
 
 def run_suite(output: Path, trials: int | None = None, declared: str | Path = "demo-suite") -> None:

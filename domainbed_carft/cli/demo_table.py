@@ -31,7 +31,7 @@ def table_text(results: Results, pairs: Sequence[SuitePair]) -> str:
     """The table of a sweep: a row for each algorithm."""
     trained_on = {row.algorithm: row.shown[0].mean for row in results.tables[0].rows}
     all_styles = suite_pairs.mean_accuracies(results.collection.groups, UNSEEN)
-    differences = {pair.algorithm: _difference(pair) for pair in pairs}
+    differences = {pair.against: _difference(pair) for pair in pairs}
 
     rows = [
         [
@@ -65,9 +65,7 @@ def conclusion(pairs: Sequence[SuitePair]) -> str:
         interval = ""
         if pair.low is not None:
             interval = f", 95% interval {pair.low:+.1f} to {pair.high:+.1f}"
-        clauses.append(
-            f"{relation} {pair.algorithm} ({pair.mean_difference:+.1f} points{interval})"
-        )
+        clauses.append(f"{relation} {pair.against} ({pair.mean_difference:+.1f} points{interval})")
 
     count = min((pair.pairs for pair in pairs), default=0)
     return (

@@ -1,4 +1,4 @@
-"""Every algorithm against one of them on a suite: differences between trained runs, paired."""
+"""One algorithm against every other on a suite: differences between trained runs, paired."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from domainbed_carft.results import order, suites
+from domainbed_carft.results import order
 from domainbed_carft.results.against_one import LEVEL, standard_error
 from domainbed_carft.results.cells import student_interval
 from domainbed_carft.results.settings import Group
+from domainbed_carft.results.suite_runs import selected_records
 
 
 @dataclass(frozen=True)
 class SuitePair:
-    """One algorithm minus another on a suite, in points, over pairs of runs.
+    """``algorithm`` minus ``against`` on a suite, in points, over pairs of runs.
 
     The runs of a pair share data set, environment left out and trial; each is measured by its mean
     accuracy over the suite's sets that it was not trained on. ``standard_error``: with divisor
@@ -45,25 +46,24 @@ def mean_accuracies(groups: Iterable[Group], suite: str) -> dict[str, float]:
     }
 
 
-def compare(groups: Iterable[Group], suite: str, against: str) -> list[SuitePair]:
-    """``against`` minus every other algorithm of a group that shares a pair of runs with it."""
+def compare(groups: Iterable[Group], suite: str, algorithm: str) -> list[SuitePair]:
+    """``algorithm`` minus every other one of a group that shares a pair of runs with it."""
     entries = []
     for group in groups:
         percent = _percent_by_run(group, suite)
-        reference = percent.pop(against, {})
-        for algorithm in order.ordered_algorithms(percent, group.declared):
-            accuracies = percent[algorithm]
-            shared = sorted(reference.keys() & accuracies.keys())
-            differences = [reference[pair] - accuracies[pair] for pair in shared]
+        minuend = percent.pop(algorithm, {})
+        for other in order.ordered_algorithms(percent, group.declared):
+            shared = sorted(minuend.keys() & percent[other].keys())
+            differences = [minuend[pair] - percent[other][pair] for pair in shared]
             if differences:
-                entries.append(_entry(against, algorithm, differences))
+                entries.append(_entry(algorithm, other, differences))
     return entries
 
 
 def _percent_by_run(group: Group, suite: str) -> dict[str, dict[tuple[str, int, int], float]]:
     """Algorithm -> (data set, target, trial) -> the run's mean accuracy over the sets, in %."""
     percent: dict[str, dict[tuple[str, int, int], float]] = {}
-    for selected, record in suites.selected_records(group):
+    for selected, record in selected_records(group):
         if record["suite"] == suite and record["wise_ft_alpha"] is None:
             accuracies = [scores["accuracy"] for scores in record["sets"].values()]
             run = (selected.dataset, selected.target, selected.trial)

@@ -1,40 +1,62 @@
-"""All selected runs of a sweep on a suite, each picture read once for the runs that share it."""
+"""All selected runs of a sweep on a suite: each picture is read once for the runs that share it."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from domainbed_carft.results import collection, suites
-from domainbed_carft.runs import saved
+from domainbed_carft.errors import CarftError
+from domainbed_carft.launchers.children import Children
+from domainbed_carft.results import collection
+from domainbed_carft.results.suite_runs import SuiteRun, selected_runs
+from domainbed_carft.runs import suite_job
 from domainbed_carft.runs.default_weights import choose_weights
-from domainbed_carft.runs.measuring import LoadingOptions, Predictor
-from domainbed_carft.runs.saved import TrainedRun
-from domainbed_carft.runs.suite_evaluation import append_record, run_facts, suite_test
-from domainbed_carft.runs.suite_scores import SuiteEvaluation
-from domainbed_carft.suites import records
+from domainbed_carft.runs.evaluation_processes import SweepOptions, evaluate_in_pool, run_process
+from domainbed_carft.suites import catalogue, records
 
 
-def evaluate_sweep_on_suite(folder: Path, suite: str, options: LoadingOptions) -> int:
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over the pictures: the weights that are tested on them, and the skipped sets."""
+
+    weights: list[Path]
+    skipped_sets: list[str]
+
+
+def evaluate_sweep_on_suite(folder: Path, suite: str, options: SweepOptions) -> int:
     """Measure each run that validation chose on the sets of a suite that it was not trained on.
 
-    The records are added to the jobs' suites.jsonl. Runs with a record of their weights are left
-    out. Returns how many runs were measured. Raises CarftError as `suite_test`.
+    The records are added to the jobs' suites.jsonl. Runs with a record of their weights are not
+    measured again. Returns how many were measured. Raises CarftError for an unknown suite, and with
+    the reason if a run cannot be measured.
     """
-    files_by_environments: dict[frozenset[str], list[Path]] = {}
-    for group in collection.gather([folder]).groups:
-        for run in suites.selected_runs(group):
-            file = choose_weights(run.folder, None)
-            if not _has_record(file, suite):
-                files_by_environments.setdefault(run.trained_on, []).append(file)
+    catalogue.get(suite)
+    groups = collection.gather([folder]).groups
+    runs = [run for group in groups for run in selected_runs(group)]
+    passes = list(_passes(runs, suite))
 
-    for trained_on, files in files_by_environments.items():
-        runs = [saved.open_run(file) for file in files]
-        _evaluate_together(runs, suite, options, skipped_sets=trained_on)
-    return sum(map(len, files_by_environments.values()))
+    def evaluate(task: _Pass, slot: Mapping[str, str], children: Children) -> None:
+        status, message = run_process(_command(task, suite, options), slot, children)
+        if status != 0 and children.stopped_by is None:
+            raise CarftError(f"{task.weights[0].parent} and runs beside it: {message}")
+
+    evaluate_in_pool(passes, evaluate, options, suite_job.MODULE)
+    return sum(len(one.weights) for one in passes)
+
+
+def _passes(runs: list[SuiteRun], suite: str) -> Iterator[_Pass]:
+    """The runs without a record, by the environments that they were trained on."""
+    weights: dict[frozenset[str], list[Path]] = defaultdict(list)
+    for run in runs:
+        file = choose_weights(run.folder, None)
+        if not _has_record(file, suite):
+            weights[run.trained_on].append(file)
+
+    for trained_on, files in weights.items():
+        yield _Pass(files, sorted(trained_on))
 
 
 def _has_record(weights_file: Path, suite: str) -> bool:
@@ -49,37 +71,14 @@ def _has_record(weights_file: Path, suite: str) -> bool:
     )
 
 
-def _evaluate_together(
-    runs: Sequence[TrainedRun], suite: str, options: LoadingOptions, skipped_sets: frozenset[str]
-) -> None:
-    """Measure runs with the same test pictures on the sets of a suite, in one pass over these."""
-    test = suite_test(suite, runs[0], options)
-    remaining = test.suite.without(skipped_sets)
-    located_sets = [located for located in test.located_sets if located.test_set in remaining.sets]
-    test = dataclasses.replace(test, suite=remaining, located_sets=located_sets)
-
-    all_scores = test.scores(_predictor_of_runs(runs, options), variants=len(runs))
-    for run, scores in zip(runs, all_scores, strict=True):
-        append_record(run.path, SuiteEvaluation(run_facts(run), scores))
-
-
-def _predictor_of_runs(runs: Sequence[TrainedRun], options: LoadingOptions) -> Predictor:
-    """Predicts by each run in turn.
-
-    Runs that do not train the encoder share the image features of the CLIP that they started from.
-    """
-    algorithms = [run.algorithm.to(options.device) for run in runs]
-
-    def predict(pictures: Tensor) -> Iterator[Tensor]:
-        features_by_clip: dict[tuple[str, str], Tensor] = {}
-        for algorithm in algorithms:
-            if algorithm.trains_encoder:
-                yield algorithm.predict(pictures)
-                continue
-
-            clip = (algorithm.hparams["clip_digest"], algorithm.hparams["amp"])
-            if clip not in features_by_clip:
-                features_by_clip[clip] = algorithm.features(pictures)
-            yield algorithm.class_logits(features_by_clip[clip])
-
-    return predict
+def _command(task: _Pass, suite: str, options: SweepOptions) -> list[str]:
+    command = [sys.executable, "-m", suite_job.MODULE, *map(str, task.weights)]
+    command += ["--suite", suite, "--batch_size", str(options.batch_size)]
+    command += ["--workers", str(options.workers or 0)]
+    if task.skipped_sets:
+        command += ["--skip", *task.skipped_sets]
+    if options.device:
+        command += ["--device", options.device]
+    if options.data_dir:
+        command += ["--data_dir", options.data_dir]
+    return command
