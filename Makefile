@@ -19,7 +19,7 @@ OLDEST_TESTS := tests/harness $(wildcard tests/test_runs_*.py) \
 # What an installation depends on. Sources are no part of it: it is an editable one.
 DECLARATIONS := pyproject.toml setup.cfg build_backend/carft_backend.py
 
-.PHONY: demo test test-slow test-oldest lint format wheel clean
+.PHONY: demo test test-slow test-oldest lint format docs wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/carft demo
@@ -43,6 +43,10 @@ format: $(VENV)/.installed-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site, into site/: `python -m http.server -d site` shows it, search included.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # setuptools would also pack what an older build left in build/lib.
 wheel: $(VENV)/.created
 	rm -rf build
@@ -50,7 +54,7 @@ wheel: $(VENV)/.created
 
 # The environments stay, since torch is a large download; `rm -r .venv .venv-oldest` removes them.
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # The stamps keep a second run from asking the index again.
@@ -79,6 +83,10 @@ $(VENV)/.installed-test: $(VENV)/.created $(DECLARATIONS)
 
 $(VENV)/.installed-lint: $(VENV)/.created $(DECLARATIONS)
 	$(BIN)/python -m pip install --editable '.[lint]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(VENV)/.created $(DECLARATIONS)
+	$(BIN)/python -m pip install --editable '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 $(OLDEST_VENV)/.installed-test: $(DECLARATIONS)

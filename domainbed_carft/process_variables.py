@@ -29,7 +29,7 @@ CORES = Variable(
     meaning="the cores that a job may use, shared between the processes that load and compute",
     default="all that CPU affinity and cgroups allow",
     writer="the launchers `local`, `pool` and `slurm`, for each job; you",
-    reader="`machine.py`",
+    reader="`machine/__init__.py`",
 )
 PROCESSES = Variable(
     name="DOMAINBED_PROCESSES",
@@ -37,7 +37,7 @@ PROCESSES = Variable(
     default="`1`",
     writer="the launchers, by their option `gpus_per_job`; you",
     reader="the harness's `lib/train_arguments.py`; `plugin/foreign_jobs.py`, which refuses "
-    "several in a foreign host; `machine.py`, for the threads of each",
+    "several in a foreign host; `machine/__init__.py`, for the threads of each",
 )
 PICTURES = Variable(
     name="DOMAINBED_PICTURES",

@@ -38,6 +38,7 @@ _SYNONYMS = {
     "prompts": "contexts",
     "templates": "contexts",
     "seeds": "trials",
+    "car_ft": "CARFT",
 }
 _STEPS_ADVICE = "set the number of steps: --steps of train, the key steps of a sweep"
 

@@ -82,6 +82,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _group_number(item.path.stem))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        from domainbed_carft.machine import devices
+
+        if not devices.is_gpu(devices.default_device()):
+            pytest.skip("there is no GPU that torch can use")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Schedule by our groups. (xdist 3.8's own, --dist loadgroup, has none with pytest 9.2.)"""

@@ -96,10 +96,12 @@ def ended(job: Job, *statuses: int) -> None:
         JobFolder(job.folder).add_attempt(attempt)
 
 
-def record(job: Job, step: int, **fields: Any) -> None:
+def record(job: Job, step: int, n_environments: int = 6, **fields: Any) -> None:
     """A record as train writes it: every flag is among the arguments."""
     args = {"steps": None, "hparams": None, "checkpoint_freq": None, "output_dir": "gone"}
-    accuracies = {f"env{i}_{split}_acc": 0.5 for i in range(6) for split in ("in", "out")}
+    accuracies = {
+        f"env{i}_{split}_acc": 0.5 for i in range(n_environments) for split in ("in", "out")
+    }
     value: dict[str, Any] = {
         "step": step,
         "args": {**args, **job.args},

@@ -49,6 +49,10 @@ NAMING_VARIABLES = {f"{PACKAGE}.process_variables", f"{PACKAGE}.plugin"}
 
 LONGEST_FILE = 300  # lines
 
+# The one module that talks to a GPU, and what others would talk to it by.
+DEVICES = f"{PACKAGE}.machine.devices"
+GPU_ATTRIBUTES = {"cuda", "is_cuda", "accelerator", "hip", "mps", "xpu"}
+
 # Named in CONTRIBUTING, and no part of the source tree.
 FILES_OF_JOBS = {"sweep.json"}
 
@@ -156,6 +160,27 @@ def test_process_variables_are_named_in_their_table_only() -> None:
     in_table = [variable.name for variable in process_variables.ALL]
     assert set().union(*naming.values()) == {*in_table}
     assert len(in_table) == len({*in_table})
+
+
+def gpu_expressions(path: Path) -> list[str]:
+    """The expressions by which a file asks for a GPU itself, and the texts that name its type."""
+    expressions = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        is_call = isinstance(node, ast.Attribute) and node.attr in GPU_ATTRIBUTES
+        is_name = isinstance(node, ast.Constant) and node.value in GPU_ATTRIBUTES
+        if is_call or is_name:
+            expressions.append(ast.unparse(node))
+    return expressions
+
+
+def test_one_module_talks_to_the_gpu() -> None:
+    modules = {**MODULES, **sources(HARNESS)}
+    found = {module: gpu_expressions(path) for module, path in modules.items()}
+    found = {module: expressions for module, expressions in found.items() if expressions}
+
+    assert {"torch.cuda", "torch.accelerator"} <= {*found.pop(DEVICES)}
+    # Which CUDA torch was built for is printed, as upstream does.
+    assert found == {"domainbed.scripts.train": ["torch.version.cuda"]}
 
 
 def test_the_harness_imports_only_the_lowest_rooms() -> None:

@@ -187,6 +187,7 @@ def test_a_run_resumes_to_the_bit(random_tiny):
     ("algorithm", "hparams", "message"),
     [
         ("FLYP", {}, "lora_rank is 2, expected 0: FLYP has no LoRA"),
+        ("CaRot", {}, "lora_rank is 2, expected 0: CaRot has no LoRA"),
         ("CLIPLinearProbe", {}, "lora_rank is 2, expected 0: CLIPLinearProbe has no LoRA"),
         ("CLIPL2SP", {}, r"sp_weight is 0\.5, expected 0 with LoRA"),
         ("CARFT", {"compile_blocks": True}, "compile_blocks is True, expected False with LoRA"),

@@ -33,6 +33,8 @@ SOURCE_FILES = {
     "LICENSE",
     "CITATION.cff",
     "sweeps/demo.yaml",
+    "containers/Dockerfile",
+    ".github/ISSUE_TEMPLATE/ran-on-a-gpu.yml",
     "build_backend/carft_backend.py",
     "third_party/domainbed/__init__.py",
     "tests/test_packaging.py",

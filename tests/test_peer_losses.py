@@ -182,15 +182,45 @@ def test_flyp_equals_numpys_contrastive_loss(normal, targets):
     features, texts = tensors(f, t)
     scale = scalar(10.0)
     label_tensor = torch.tensor(labels)
-    loss = peer_losses.contrastive(features, texts, label_tensor, scale, targets)
+    loss = peer_losses.contrastive(
+        peer_losses.pair_logits(features, texts, scale), label_tensor, targets
+    )
 
     assert loss.item() == pytest.approx(np.mean(losses), rel=1e-6)
     check_gradients(
-        lambda x, y, z: peer_losses.contrastive(x, y, label_tensor, z, targets),
+        lambda x, y, z: peer_losses.contrastive(
+            peer_losses.pair_logits(x, y, z), label_tensor, targets
+        ),
         features,
         texts,
         scale.requires_grad_(),
     )
+
+
+def test_carots_terms_equal_numpys(normal):
+    student = 3.0 * normal(N, N)
+    teacher = 3.0 * normal(N, N)
+    expected = 0.0
+    for logits, targets in ((student, teacher), (student.T, teacher.T)):
+        q = np.exp(targets) / np.exp(targets).sum(axis=1, keepdims=True)
+        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        expected -= np.mean((q * log_p).sum(axis=1))
+    student_logits, teacher_logits = tensors(student, teacher)
+    loss = peer_losses.contrastive_distillation(student_logits, teacher_logits)
+
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    check_gradients(
+        lambda x: peer_losses.contrastive_distillation(x, teacher_logits.detach()), student_logits
+    )
+
+    p = normal(D, K)
+    (projection,) = tensors(p)
+    gap = np.sqrt(((p.T @ p - np.eye(K)) ** 2).sum())
+    assert peer_losses.orthogonality(projection).item() == pytest.approx(gap, rel=1e-12)
+    check_gradients(peer_losses.orthogonality, projection)
+
+    rotation = np.linalg.qr(p)[0]
+    assert peer_losses.orthogonality(torch.tensor(rotation)).item() == pytest.approx(0, abs=1e-12)
 
 
 # Where they compare activations

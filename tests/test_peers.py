@@ -10,6 +10,7 @@ from test_algorithms import make, minibatches, reopened, settings, train
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.jobs.algorithms import TEXT_TRAINING
 from domainbed_carft.method import (
     algorithms,
     averages,
@@ -198,6 +199,7 @@ FIRST_PHASE = {"lp_steps": 4, "average_start": 2}
 RESUMED = [
     *itertools.product(hparams.ALGORITHMS, ({}, {"average": "beta", "wise_alpha": 0.4})),
     ("CLIPLPFT", FIRST_PHASE | {"average": "sma"}),
+    ("CaRot", {"carot_interval": 4}),  # whose teacher is not updated between the stop and step 4
     ("CARFT", FIRST_PHASE | EVERY),
 ]
 
@@ -250,7 +252,7 @@ def test_flyp_predicts_by_its_own_words_and_exports_them(random_tiny, tmp_path):
 
 @pytest.mark.parametrize("name", hparams.ALGORITHMS)
 def test_each_algorithm_trains_in_bf16(random_tiny, name):
-    if name == "FLYP" and torch.__version__.startswith("2.1."):
+    if name in TEXT_TRAINING and torch.__version__.startswith("2.1."):
         pytest.skip("torch 2.1 autocasts no attention with OpenAI's mask, docs/compatibility.md")
     exact = train(make(random_tiny, name), 2)
     rounded = train(make(random_tiny, name, amp="bf16", original_precision="bf16"), 2)
@@ -269,6 +271,10 @@ def test_each_algorithm_trains_in_bf16(random_tiny, name):
         ({"algorithm": "CLIPLinearProbe", "margin": 0.1}, "margin is 0.1, expected 0: only algo"),
         ({"algorithm": "CARFT", "contexts": ["a {}"]}, "a list of 1 template; expected at least"),
         ({"algorithm": "FLYP", "micro_batch": 4}, "micro_batch is 4, expected 0: FLYP contrasts"),
+        ({"algorithm": "CaRot", "micro_batch": 4}, "micro_batch is 4, expected 0: CaRot contrasts"),
+        ({"algorithm": "CaRot", "margin": 0.1}, "margin is 0.1, expected 0: CaRot trains no head"),
+        ({"algorithm": "CLIPLoRA", "lora_rank": 0}, "lora_rank is 0, expected at least 1: CLIPL"),
+        ({"algorithm": "CLIPLoRA", "lp_steps": 3}, "lp_steps is 3, expected 0: CLIPLoRA trains no"),
         ({"lp_steps": 18}, "expected less than total_steps - lp_steps = 2, or the learning rate"),
         ({"lp_steps": 20}, "lp_steps is 20, expected less than total_steps = 20"),
         ({"beta": 11}, "beta is 11, expected a number in"),
@@ -408,6 +414,87 @@ def test_flyp_encodes_its_prompts_again_when_its_weights_have_changed(random_tin
 
     algorithm.load_state_dict(start)
     torch.testing.assert_close(logits(algorithm), before)
+
+
+def test_carot_is_flyp_taught_by_an_average_of_its_weights(random_tiny, tmp_path):
+    """Losses and the teacher, step by step, by hand in float64 from the weights before each."""
+    settings_of_steps = {"carot_interval": 2, "flyp_targets": "diagonal", "total_steps": 20}
+    algorithm = make(random_tiny, "CaRot", **settings_of_steps)
+    trained = {name: p for name, p in algorithm.named_parameters() if p.requires_grad}
+    of_teacher = {name: p.detach().double() for name, p in trained.items() if "head" not in name}
+    labels = torch.cat([y for _, y in minibatches()])
+    momenta = {0: 0.05, 2: 0.05 + 0.85 * 2 / 4, 4: 0.9}  # over a fifth of 20 steps
+    assert algorithm.indivisible() and not any("teacher" in name for name in trained)
+
+    for step in range(6):
+        before = {name: trained[name].detach().double() for name in of_teacher}
+        torch.manual_seed(step)
+        measured = algorithm.update(minibatches(0))
+        torch.manual_seed(step)
+        tokens = algorithm.tokens[torch.randint(len(algorithm.tokens), labels.shape), labels]
+        logits_of_student = pair_logits_by_hand(random_tiny, before, tokens)
+        expected = carot_by_hand(
+            logits_of_student, pair_logits_by_hand(random_tiny, of_teacher, tokens)
+        )
+        projection = before["encoder.proj"]
+        identity = torch.eye(projection.shape[1], dtype=torch.float64)
+        gap = (projection.T @ projection - identity).square().sum().sqrt()
+
+        distillation = expected["distillation"] if step else 0.0
+        assert measured.get("loss_distillation", 0.0) == pytest.approx(distillation, rel=1e-4)
+        assert measured["loss_contrastive"] == pytest.approx(expected["contrastive"], rel=1e-4)
+        assert measured["loss_orthogonality"] == pytest.approx(gap.item(), rel=1e-5)
+        total = expected["contrastive"] + 1.5 * distillation + 0.2 * gap.item()
+        assert measured["loss"] == pytest.approx(total, rel=1e-4)
+
+        kept = momenta.get(step, 1.0)
+        for name, tensor in of_teacher.items():
+            of_teacher[name] = kept * tensor + (1 - kept) * trained[name].detach().double()
+        for name, tensor in algorithm.teacher.text.named_parameters():
+            torch.testing.assert_close(
+                tensor.double(), of_teacher[f"text.{name}"], rtol=1e-5, atol=1e-7
+            )
+
+    run = reopened(algorithm, tmp_path)
+    assert torch.equal(run.algorithm.predict(PICTURES), logits(algorithm))
+
+
+def pair_logits_by_hand(weights, tensors, tokens):
+    """CLIP's own logits (N, N) with ``tensors``, of the pictures of `minibatches`."""
+    model = backbone.load(str(weights)).model
+    state = dict(model.state_dict())
+    for name, tensor in tensors.items():
+        of_clip = name.replace("encoder.", "visual.", 1).removeprefix("text.")
+        state["logit_scale" if name == "log_scale" else of_clip] = tensor
+    model.load_state_dict({**state, "logit_scale": state["logit_scale"].reshape(())})
+
+    pictures = torch.cat([x for x, _ in minibatches(0)])
+    with torch.no_grad():
+        return model(make(weights).input(pictures), tokens)[0].double()
+
+
+def carot_by_hand(student, teacher):
+    """FLYP's loss on the diagonal, and the soft cross-entropies, of logits (N, N)."""
+    contrastive = distillation = 0.0
+    for logits_of_rows, targets in ((student, teacher), (student.T, teacher.T)):
+        log_p = logits_of_rows - logits_of_rows.logsumexp(dim=1, keepdim=True)
+        q = (targets - targets.logsumexp(dim=1, keepdim=True)).exp()
+        contrastive += -log_p.diagonal().mean().item() / 2
+        distillation += -(q * log_p).sum(dim=1).mean().item()
+    return {"contrastive": contrastive, "distillation": distillation}
+
+
+def test_cliplora_trains_the_factors_under_a_frozen_head_of_text_features(random_tiny):
+    algorithm = make(random_tiny, "CLIPLoRA", lr=1e-2)
+    start = {name: tensor.clone() for name, tensor in algorithm.state_dict().items()}
+    train(algorithm, 2)
+    moved = {
+        name for name, tensor in algorithm.state_dict().items() if (tensor != start[name]).any()
+    }
+    assert moved
+    assert all(name.endswith("attn.in_proj_weight") or name.startswith("lora.") for name in moved)
+    assert torch.equal(algorithm.head.weight, make(random_tiny, "CLIPZeroShot").head.weight)
+    assert hparams.overlay("CLIPLoRA", "PACS", 0)["lr"][0] == 2e-4
 
 
 def test_wise_ft_starts_from_a_runs_own_interpolation(random_tiny, tmp_path):

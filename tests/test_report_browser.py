@@ -1,27 +1,12 @@
 """The report in a real browser: what it loads, how it looks, and what keys and clicks do."""
 
-import shutil
 from contextlib import contextmanager
 
+import chromium
 import pytest
 from report_page import TABLE
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="there is no chromium here (Debian's package chromium)"
-)
-OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+pytestmark = chromium.is_needed
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +17,8 @@ def index(incomplete):
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+    with chromium.launch() as running:
         yield running
-        running.close()
 
 
 @contextmanager
@@ -71,13 +54,10 @@ def test_the_page_loads_without_errors_or_requests_and_is_accessible(browser, in
         for complete, own_width, width_on_page in pictures:
             assert complete and own_width > 200 and 200 < width_on_page <= width
 
-        axe = pytest.importorskip(
-            "axe_playwright_python.sync_playwright", reason="axe-playwright-python is missing"
-        )
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        results = axe.Axe().run(page)
-        assert results.violations_count == 0, results.generate_report()
-        assert len(results.response["passes"]) > 20
+        results = chromium.axe_results(page)
+        assert results["violations"] == []
+        assert len(results["passes"]) > 20
 
 
 def values(page):

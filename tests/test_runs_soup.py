@@ -310,6 +310,7 @@ def test_runs_that_held_out_other_pictures_are_refused_by_name(runs, tmp_path, c
     for name, changed, message in (
         ("args", {"trial_seed": 1}, "differ in trial_seed; expected runs"),
         ("args", {"algorithm": "FLYP"}, "is a run of FLYP, whose head"),
+        ("args", {"algorithm": "CaRot"}, "is a run of CaRot, whose head"),
         ("model_hparams", {"prompts_digest": "0" * 16}, "differ in prompts_digest; expected runs"),
         ("model_hparams", {"head_init": "random"}, "started from a random head"),
     ):

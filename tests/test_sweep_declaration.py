@@ -115,7 +115,7 @@ compare_with: [CARFT]
             WRONG_NAMES,
             [
                 "2: datasets[1]: no data set is called 'PAKS'; did you mean PACS?",
-                "3: algorithms[1]: no algorithm is called 'CARTF'; did you mean CARFT?",
+                "3: algorithms[1]: no algorithm is called 'CARTF'; did you mean CaRot or CARFT?",
                 "3: algorithms[2]: algorithm MMD is not included; use one of",
                 "5: hparams.kl_weigth: no hyperparameter of CARFT is called 'kl_weigth'; did you m",
                 "6: hparams.weight_decay: got -1, expected a number >= 0",
@@ -217,6 +217,25 @@ def test_the_comment_of_each_shipped_sweep_states_its_cost(path):
         f"{len(statuses):,} jobs, {total.trained:,} pictures trained, {total.evaluated:,} evaluated"
         in comment
     )
+
+
+def test_swads_jobs_have_its_checkpoints_and_others_their_data_sets():
+    declaration = declaration_file.load("peers-swad")
+    frequencies = {
+        job.args["dataset"]: job.args["checkpoint_freq"]
+        for job in declaration.jobs("D", Path("/n"))
+    }
+    expected = {"VLCS": 50, "PACS": 100, "OfficeHome": 100, "TerraIncognita": 100, "DomainNet": 500}
+    assert frequencies == expected
+
+    declaration = declaration_file.load("peers-emoji")
+    jobs = declaration.repeated_jobs("D", Path("/n"), chosen=())
+    has_swad = {"checkpoint_freq" in job.args for job in jobs if '"swad"' in job.args["hparams"]}
+    others = [job for job in jobs if "swad" not in job.args["hparams"]]
+    assert has_swad == {True} and not any("checkpoint_freq" in job.args for job in others)
+
+    words = next(job for job in jobs if "checkpoint_freq" in job.args).command
+    assert words[words.index("--checkpoint_freq") + 1] == "5"
 
 
 def test_lipsum_ft_has_its_published_recipe_and_lp_ft_claims_none():

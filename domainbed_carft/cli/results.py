@@ -146,7 +146,7 @@ def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None
 
 
 def _collect(arguments: argparse.Namespace) -> int:
-    from domainbed_carft.results import formats
+    from domainbed_carft.results import formats, machine_report
     from domainbed_carft.results.collect import collect
 
     _require_one_table(arguments)
@@ -178,6 +178,7 @@ def _collect(arguments: argparse.Namespace) -> int:
     if arguments.format == "csv":  # which has no room for notes
         print_errors(results.notes)
     print_errors([*describe_warnings(results.warnings), _summary_line(results.summary)])
+    print_errors(machine_report.describe(results.collection.runs, arguments.folders))
     return _strict_status(results.defects) if arguments.strict else 0
 
 

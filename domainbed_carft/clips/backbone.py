@@ -18,6 +18,7 @@ from domainbed_carft.clips import open_clip_files, open_clip_models, openai_mode
 from domainbed_carft.clips.openai_models import OPENAI_WEIGHTS
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing, weights
+from domainbed_carft.machine import devices
 from domainbed_carft.pictures.preprocessing import Preprocessing
 from domainbed_carft.text import progress
 
@@ -217,7 +218,7 @@ def published(name: str) -> tuple[Path, str]:
 
 def _encode(model: Any, tokens: Tensor) -> Tensor:
     """Text features (N, D) on the CPU, by the GPU if there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = devices.default_device()
     model.to(device)
     try:
         with torch.inference_mode():

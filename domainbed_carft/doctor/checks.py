@@ -182,9 +182,11 @@ def check_device() -> Iterator[Finding]:
     """GPUs with their memory, or the processor."""
     import torch
 
-    gpus = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+    from domainbed_carft.machine import devices
+
+    gpus = [devices.gpu_facts(index) for index in range(devices.gpu_count())]
     if gpus:
-        detail = "; ".join(f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB" for gpu in gpus)
+        detail = "; ".join(f"{gpu.name}, {gpu.memory / 1e9:.0f} GB" for gpu in gpus)
     else:
         detail = f"CPU, {machine.cores()} cores, {torch.get_num_threads()} threads"
     yield Finding("device", OK, detail)
@@ -228,11 +230,12 @@ def check_step() -> Iterator[Finding]:
     """One CARFT step of the tiny CLIP on noise, through the host's own lookups."""
     import torch
 
+    from domainbed_carft.machine import devices
     from domainbed_carft.method import host_lookup
 
     algorithms = importlib.import_module("domainbed.algorithms")
     registry = importlib.import_module("domainbed.hparams_registry")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = devices.default_device()
     hparams = registry.default_hparams("CARFT", "EmojiStyles")
     carft = algorithms.get_algorithm_class("CARFT")
     if host_lookup.in_our_harness():  # in others the class does so, where it is called

@@ -17,4 +17,8 @@ ALGORITHMS = (
     "LipsumFT",
     "CLIPMIRO",
     "FLYP",
+    "CaRot",
+    "CLIPLoRA",
 )
+# Those that train the text encoder, too, and make their head by it.
+TEXT_TRAINING = ("FLYP", "CaRot")

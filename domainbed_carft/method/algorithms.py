@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.machine import copy_to_device
-from domainbed_carft.method import peer_losses, prompts, text_encoder
+from domainbed_carft.machine.devices import copy_to_device
+from domainbed_carft.method import carot, peer_losses, prompts, text_encoder
 from domainbed_carft.method.activations import encode
 from domainbed_carft.method.clip_algorithm import CLIPAlgorithm
 from domainbed_carft.method.micro_batches import MicroBatch
@@ -55,6 +55,12 @@ class CLIPZeroShot(CLIPLinearProbe):
 
 class CLIPood(CLIPAlgorithm):
     """Margin metric softmax under a frozen text head, and a Beta average, arXiv 2302.00864."""
+
+    trains_head = False
+
+
+class CLIPLoRA(CLIPAlgorithm):
+    """Low-rank factors under a frozen text head: CLIP-LoRA, arXiv 2405.18541, of the images."""
 
     trains_head = False
 
@@ -125,19 +131,21 @@ class FLYP(CLIPAlgorithm):
 
     def _losses(self, x: Tensor, micro_batch: MicroBatch) -> dict[str, Tensor]:
         labels = micro_batch.batch_labels
-        features = self.encode(self.input(x)).features
+        pictures = self.input(x)
+        features = self.encode(pictures).features
         drawn_contexts = torch.randint(len(self.tokens), labels.shape)  # one for each picture
         tokens = self.tokens[copy_to_device(drawn_contexts, labels.device), labels]
         captions = encode(self.text, tokens, self.hparams["amp"] == "bf16").features
 
-        loss = peer_losses.contrastive(
-            features,
-            captions,
-            labels,
-            scale=self.log_scale.exp(),
-            targets=self.hparams["flyp_targets"],
-        )
-        return {"loss": loss}
+        logits = peer_losses.pair_logits(features, captions, self.log_scale.exp())
+        loss = peer_losses.contrastive(logits, labels, self.hparams["flyp_targets"])
+        return self._with_terms(loss, pictures, tokens, logits)
+
+    def _with_terms(
+        self, contrastive_loss: Tensor, pictures: Tensor, tokens: Tensor, logits: Tensor
+    ) -> dict[str, Tensor]:
+        """The ``loss`` of a batch with ``logits`` (N, N), and what its parts measure."""
+        return {"loss": contrastive_loss}
 
     @torch.no_grad()
     def predicting_weights(self) -> dict[str, Tensor]:
@@ -171,3 +179,48 @@ class FLYP(CLIPAlgorithm):
         head = self.text.class_weights(self.tokens, text_weights, state=state)
         scale = weights.get("log_scale", self.log_scale.detach()).exp()
         return {"head.weight": head, "head_factor": scale}
+
+
+class CaRot(FLYP):
+    """FLYP taught by its own moving average, its projection held orthogonal, arXiv 2311.01723."""
+
+    def set_up_training(
+        self, clip_model: backbone.Backbone, job_prompts: prompts.Prompts, text_features: Tensor
+    ) -> None:
+        """Build what FLYP trains, and the teacher."""
+        super().set_up_training(clip_model, job_prompts, text_features)
+        self.teacher = carot.AveragedTeacher(self.encoder, self.text, self.log_scale)
+        if self.hparams["carot_orthogonality"]:
+            carot.visual_projection(self.encoder)  # raises if there is none
+
+    def _with_terms(
+        self, contrastive_loss: Tensor, pictures: Tensor, tokens: Tensor, logits: Tensor
+    ) -> dict[str, Tensor]:
+        """The loss with CaRot's terms that are active; the first step has no teacher."""
+        measurements = {"loss": contrastive_loss, "loss_contrastive": contrastive_loss}
+        distillation_weight = self.hparams["carot_distillation"]
+        if distillation_weight and self.steps_taken > 0:
+            bf16 = self.hparams["amp"] == "bf16"
+            logits_of_teacher = self.teacher.logits(pictures, tokens, bf16)
+            distillation = peer_losses.contrastive_distillation(logits, logits_of_teacher)
+            measurements["loss_distillation"] = distillation
+            measurements["loss"] = measurements["loss"] + distillation_weight * distillation
+
+        orthogonality_weight = self.hparams["carot_orthogonality"]
+        if orthogonality_weight:
+            orthogonality = peer_losses.orthogonality(carot.visual_projection(self.encoder))
+            measurements["loss_orthogonality"] = orthogonality
+            measurements["loss"] = measurements["loss"] + orthogonality_weight * orthogonality
+        return measurements
+
+    def _step_optimizer(self) -> None:
+        super()._step_optimizer()
+        if self.steps_taken % self.hparams["carot_interval"] == 0:
+            momentum = carot.teacher_momentum(self.steps_taken, self.hparams["total_steps"])
+            self.teacher.follow(self.encoder, self.text, self.log_scale, momentum)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CaRot:
+        super()._apply(fn, recurse)
+        if not self.restored:
+            self.teacher.apply(fn)
+        return self

@@ -160,7 +160,7 @@ class CLIPAlgorithm(CLIPPredictor):
 
         Returns ``loss``, its parts, unweighted, as ``loss_ce`` and ``loss_kl`` in nats, and
         ``context_agreement`` in [0, 1]. Without the KL term the last two come only on the steps on
-        which the drift is measured, with FLYP and in the first phase of LP-FT never.
+        which the drift is measured, with FLYP, CaRot and in the first phase of LP-FT never.
         """
         if minibatches is None and not {"x", "y"} <= keywords.keys():
             raise CarftError(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-
 from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.machine import devices
 
 BF16_CAPABILITY = (8, 0)  # the lowest compute capability whose tensor cores multiply bf16
 
@@ -20,9 +19,11 @@ class DeviceFacts(NamedTuple):
 
 def device_facts() -> DeviceFacts:
     """The facts of this machine's device."""
-    if not torch.cuda.is_available():
+    if not devices.is_gpu(devices.default_device()):
         return DeviceFacts()
-    return DeviceFacts(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+
+    gpu = devices.gpu_facts()
+    return DeviceFacts(gpu.name, gpu.capability)
 
 
 def resolve_amp(amp: str, device: DeviceFacts) -> str:

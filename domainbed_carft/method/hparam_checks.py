@@ -7,10 +7,13 @@ from typing import Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import Problem, problems_of
+from domainbed_carft.jobs.algorithms import TEXT_TRAINING
 from domainbed_carft.method import prompts
 from domainbed_carft.method.host_lookup import in_our_harness
 from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, has_kl, overlay
 
+# Those that train the image encoder under a head of text features.
+HEADLESS = ("CLIPood", "CLIPLoRA", *TEXT_TRAINING)
 # The hparams that `_conflicts` looks at.
 _COMPARED = {
     "warmup_steps",
@@ -106,10 +109,10 @@ def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> list[Problem]:
         **_head_conflicts(hparams, algorithm),
         **_lora_conflicts(hparams, algorithm),
     }
-    if hparams["micro_batch"] and algorithm == "FLYP":
+    if hparams["micro_batch"] and algorithm in TEXT_TRAINING:
         expectations["micro_batch"] = (
-            "0: FLYP contrasts all pictures of a batch with each other; set checkpoint_blocks to "
-            "true, or a smaller batch_size"
+            f"0: {algorithm} contrasts all pictures of a batch with each other; set "
+            "checkpoint_blocks to true, or a smaller batch_size"
         )
     return [
         Problem(name, hparams[name], expected=expected) for name, expected in expectations.items()
@@ -156,13 +159,16 @@ def _average_conflicts(hparams: Mapping[str, Any]) -> dict[str, str]:
 def _head_conflicts(hparams: Mapping[str, Any], algorithm: str) -> dict[str, str]:
     """Hparam name -> what is expected, of options of a head that this algorithm does not have."""
     expectations = {}
-    if hparams["head_init"] == "random" and algorithm not in ("CLIPood", "FLYP"):
+    if hparams["head_init"] == "random" and algorithm not in HEADLESS:
         # A random head has no original to go back to, and no text features to compare with.
         for name, neutral in (("wise_alpha", 1), ("margin", 0)):
             if hparams[name] != neutral:
                 expectations[name] = f"{neutral} with head_init 'random'"
 
-    for name in {"CLIPood": ("lp_steps",), "FLYP": ("lp_steps", "margin")}.get(algorithm, ()):
+    head_hparams = ["lp_steps"] if algorithm in HEADLESS else []
+    if algorithm in TEXT_TRAINING:
+        head_hparams.append("margin")
+    for name in head_hparams:
         if hparams[name]:
             expectations[name] = f"0: {algorithm} trains no head"
     if hparams["margin"] and algorithm == "CLIPLinearProbe":
@@ -173,8 +179,9 @@ def _head_conflicts(hparams: Mapping[str, Any], algorithm: str) -> dict[str, str
 def _lora_conflicts(hparams: Mapping[str, Any], algorithm: str) -> dict[str, str]:
     """Hparam name -> what is expected, of options that low-rank factors do not go with."""
     if not hparams["lora_rank"]:
-        return {}
-    if algorithm in ("CLIPLinearProbe", "CLIPZeroShot", "FLYP"):
+        nothing_to_train = "at least 1: CLIPLoRA trains nothing but the low-rank factors"
+        return {"lora_rank": nothing_to_train} if algorithm == "CLIPLoRA" else {}
+    if algorithm in ("CLIPLinearProbe", "CLIPZeroShot", *TEXT_TRAINING):
         return {"lora_rank": f"0: {algorithm} has no LoRA"}
 
     expectations = {}

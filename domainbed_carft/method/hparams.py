@@ -24,7 +24,10 @@ UNDECAYED = ("CLIPL2SP", "LipsumFT", "CLIPMIRO")
 # Between which powers of ten the learning rate is drawn, for the embedded CLIP and for others.
 TINY_RATES = (-4.5, -3.0)
 RATES = (-6.0, -4.5)
-PROBE_RATE_FACTOR = 10  # a head alone learns at this multiple of the learning rate
+# MLAI-Yonsei/CaRot, README; MaxZanella/CLIP-LoRA, run_utils.py.
+_PUBLISHED_RATES = {"CaRot": 1e-5, "CLIPLoRA": 2e-4}
+# Of those that train a head or low-rank factors alone: the multiple of the learning rate.
+RATE_FACTORS = {"CLIPLinearProbe": 10, "CLIPLoRA": 10}
 _PREPROCESSING = r"|([1-9][0-9]{0,2}|[123][0-9]{3}) (bicubic|bilinear) (shortest|squash)"
 DEFAULT_STEPS = 5001  # DomainBed's
 STEPS = dict.fromkeys(EMBEDDED, 101) | {"ImageNet": 25_030}  # of the other data sets
@@ -57,13 +60,21 @@ def _learning_rate(conditions: Conditions) -> float:
     rate = 1e-5 if conditions.dataset in ("OfficeHome", "DomainNet") else 5e-6
     if conditions.trains_tiny:
         rate = 3e-4
-    return PROBE_RATE_FACTOR * rate if conditions.algorithm == "CLIPLinearProbe" else rate
+    elif conditions.algorithm in _PUBLISHED_RATES:
+        return _PUBLISHED_RATES[conditions.algorithm]
+    return RATE_FACTORS.get(conditions.algorithm, 1) * rate
 
 
 def _draw_learning_rate(random_state: np.random.RandomState, conditions: Conditions) -> float:
     low, high = TINY_RATES if conditions.trains_tiny else RATES
     rate: float = kinds.power_of_ten(low, high)(random_state, conditions)
-    return PROBE_RATE_FACTOR * rate if conditions.algorithm == "CLIPLinearProbe" else rate
+    return RATE_FACTORS.get(conditions.algorithm, 1) * rate
+
+
+def _decay(conditions: Conditions) -> float:
+    if conditions.algorithm in UNDECAYED:
+        return 0.0
+    return 0.01 if conditions.algorithm == "CLIPLoRA" else 0.1
 
 
 def _draw_decay(random_state: np.random.RandomState, conditions: Conditions) -> float:
@@ -134,9 +145,7 @@ HPARAMS: tuple[Hparam, ...] = (
     kinds.choice("head_init", "zero-shot", "random"),
     kinds.choice("head_scale", "folded", "outside"),
     kinds.positive("lr", _learning_rate, _draw_learning_rate),
-    kinds.nonnegative(
-        "weight_decay", lambda c: 0.0 if c.algorithm in UNDECAYED else 0.1, _draw_decay
-    ),
+    kinds.nonnegative("weight_decay", _decay, _draw_decay),
     kinds.choice("weight_decay_all", False, True),
     kinds.choice("sampling", "with-replacement", "passes", "passes-by-shard"),
     kinds.count(
@@ -153,6 +162,10 @@ HPARAMS: tuple[Hparam, ...] = (
     kinds.choice("compile_blocks", False, True),
     kinds.count("drift_every", 10),
     kinds.choice("flyp_targets", "same-class", "diagonal"),
+    # MLAI-Yonsei/CaRot, README and src/args.py.
+    kinds.term_weight("carot_distillation", "CaRot", 1.5, -1, 1)._replace(absent=0.0),
+    kinds.term_weight("carot_orthogonality", "CaRot", 0.2, -2, 0)._replace(absent=0.0),
+    kinds.count("carot_interval", kinds.by_size(2, 500), 1)._replace(absent=500),
     # What any algorithm that trains the encoder may add.
     kinds.term_weight("margin", "CLIPood", 0.3, -1.3, 0),
     kinds.choice(
@@ -179,7 +192,7 @@ HPARAMS: tuple[Hparam, ...] = (
     ),
     kinds.positive("lp_lr", 1e-3),
     # Low-rank adaptation in place of training the encoder: MaxZanella/CLIP-LoRA, run_utils.py.
-    kinds.count("lora_rank", 0)._replace(absent=0),
+    kinds.count("lora_rank", kinds.by_algorithm("CLIPLoRA", 2, 0))._replace(absent=0),
     kinds.positive("lora_alpha", 1.0)._replace(absent=1.0),
     Hparam(
         "lora_dropout", 0.25, lambda v: kinds.is_number(v) and v < 1, "a number in [0, 1)"

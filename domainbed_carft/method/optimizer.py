@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from domainbed_carft.machine import devices
+
 EMBEDDINGS = {
     "class_embedding",
     "positional_embedding",
@@ -59,7 +61,8 @@ def fuse(optimizer: torch.optim.Optimizer) -> None:
     """
     for group in optimizer.param_groups:
         step_counts = [optimizer.state[p]["step"] for p in group["params"] if p in optimizer.state]
-        on_gpu = all(tensor.is_cuda for tensor in [*group["params"], *step_counts])
+        tensors = [*group["params"], *step_counts]
+        on_gpu = all(devices.is_gpu(tensor.device) for tensor in tensors)
         group["fused"] = True if on_gpu else None
 
 

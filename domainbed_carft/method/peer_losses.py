@@ -1,7 +1,7 @@
 """The formulas of CAR-FT's peers as pure functions of tensors: what holds a fine-tuned CLIP back.
 
 N pictures, K classes, D the dimension of CLIP's joint embedding; a 0 in a name stands for the
-frozen original. Each function returns a scalar that is 0 at the original weights, except for
+frozen original. Each loss that compares with the original is a scalar that is 0 at its weights, but
 `variational`, which then is half the mean logarithm of the variances. Which official code each is
 from, and where we deviate: docs/peers.md.
 """
@@ -83,20 +83,38 @@ def raw_variance(variance: float, channels: int) -> Tensor:
     return torch.full((channels,), variance - _LEAST_VARIANCE).expm1().log()
 
 
-def contrastive(
-    features: Tensor, texts: Tensor, labels: Tensor, scale: Tensor, targets: str
-) -> Tensor:
+def pair_logits(features: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's logits (N, N) of pictures and captions, from features (N, D) of any length."""
+    return scale * F.normalize(features, dim=-1) @ F.normalize(texts, dim=-1).T
+
+
+def contrastive(logits: Tensor, labels: Tensor, targets: str) -> Tensor:
     """FLYP's loss (arXiv 2212.00638, equation 1): CLIP's own, over pictures and their captions.
 
-    ``features``, ``texts``: (N, D) of any length, text n describes the class of picture n;
-    ``targets``: what counts as the partner of a picture, each caption of its class in equal parts
+    ``logits``: (N, N) of `pair_logits`, caption n describes the class of picture n; ``targets``:
+    what counts as the partner of a picture, each caption of its class in equal parts
     ("same-class"), or the one of its own row alone, as in the official code ("diagonal").
     """
-    logits = scale * F.normalize(features, dim=-1) @ F.normalize(texts, dim=-1).T
-
     partners = torch.eye(len(labels), device=logits.device)
     if targets == "same-class":
         partners = (labels[:, None] == labels[None]).float()
         partners = partners / partners.sum(dim=1, keepdim=True)
 
     return (F.cross_entropy(logits, partners) + F.cross_entropy(logits.T, partners)) / 2
+
+
+def contrastive_distillation(logits: Tensor, logits_of_teacher: Tensor) -> Tensor:
+    """CaRot's self-distillation (arXiv 2311.01723): soft cross-entropies of `pair_logits` (N, N).
+
+    The teacher's distribution over captions, and that over pictures, under the student's: the sum
+    of both means. It is least, the teacher's entropies, where both agree.
+    """
+    over_texts = F.cross_entropy(logits, logits_of_teacher.softmax(dim=1))
+    over_pictures = F.cross_entropy(logits.T, logits_of_teacher.T.softmax(dim=1))
+    return over_texts + over_pictures
+
+
+def orthogonality(projection: Tensor) -> Tensor:
+    """CaRot's constraint: the Frobenius norm of P^T P - I, ``projection`` P (width, D)."""
+    gram = projection.T @ projection
+    return torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device))

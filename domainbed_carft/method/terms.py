@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from domainbed_carft.clips.backbone import Backbone
-from domainbed_carft.machine import copy_to_device
+from domainbed_carft.machine.devices import copy_to_device
 from domainbed_carft.method import objective, peer_losses, text_encoder
 from domainbed_carft.method.activations import FIRST_MODULES, Encoding, encode
 from domainbed_carft.method.micro_batches import MicroBatch

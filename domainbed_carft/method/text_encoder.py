@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from domainbed_carft.clips.backbone import TEXT_BATCH, Backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.machine import copy_to_device
+from domainbed_carft.machine.devices import copy_to_device
 from domainbed_carft.method import objective
 
 # Of CLIP's vocabulary, whose words are all below START.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from domainbed_carft.machine import copy_to_device
+from domainbed_carft.machine.devices import copy_to_device
 from domainbed_carft.pictures.augmentation import (
     BRIGHTNESS,
     CONTRAST,

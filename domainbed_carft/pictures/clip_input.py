@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from domainbed_carft.pictures.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    Normalisation,
     Preprocessing,
 )
 
@@ -45,19 +44,6 @@ class CLIPInput(nn.Module):
         # (x * data_std + data_mean - clip_mean) / clip_std, as one multiplication and one addition
         self.register_buffer("scale", (data_std / clip_std).view(1, 3, 1, 1))
         self.register_buffer("shift", ((data_mean - clip_mean) / clip_std).view(1, 3, 1, 1))
-
-    def data_normalisation(self) -> Normalisation:
-        """Mean and std a channel that this undoes, from ``scale`` and ``shift``; rounded.
-
-        For files that say it in no other way; a picture plan has it exactly.
-        """
-        scale = self.scale.flatten().tolist()
-        shift = self.shift.flatten().tolist()
-        model_mean = self.preprocessing.mean
-        model_std = self.preprocessing.std
-        mean = tuple(m + s * offset for m, s, offset in zip(model_mean, model_std, shift))
-        std = tuple(s * factor for s, factor in zip(model_std, scale))
-        return mean, std
 
     def forward(self, x: Tensor) -> Tensor:
         """Pictures (N, 3, R, R) as the model takes them, from those (N, 3, H, W) of the data."""

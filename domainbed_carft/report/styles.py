@@ -43,6 +43,8 @@ _STYLES_OF_OURS = {
     "CLIPMIRO": Style(INK, "p", (0, (2, 2))),
     "CLIPood": Style("#3A9AB8", "*", (0, (6, 3))),
     "FLYP": Style("#882255", "h", (0, (8, 1, 2, 1)), hollow=True),
+    "CaRot": Style("#B5468F", "H", (0, (1, 1, 4, 1)), hollow=True),
+    "CLIPLoRA": Style("#4B6A1B", "8", (0, (7, 1, 3, 1))),
     "CARFT": Style("#D55E00", "o", "solid"),
 }
 # Algorithms of other packages, again in turn if there are more.

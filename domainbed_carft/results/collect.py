@@ -232,10 +232,7 @@ def build(
     comparisons = None
     if compare_published:
         comparisons = _compare_published(collection, tables_of_groups)
-    differences = []
-    if pair:
-        first, second = pair
-        differences = paired.compare(collection.groups, collection.methods, first, second)
+    differences = _compare_pair(collection, pair) if pair else []
 
     comparisons_against: list[Comparison] = []
     powers: list[Power] = []
@@ -275,6 +272,12 @@ def _compare_published(
         published.compare(group, [table for table in group_tables if not table.one_setting])
         for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
     ]
+
+
+def _compare_pair(collection: Collection, pair: tuple[str, str]) -> list[dict[str, Any]]:
+    """The differences between two algorithms, an entry for each group and selection method."""
+    first, second = pair
+    return paired.compare(collection.groups, collection.methods, first, second)
 
 
 def _compare_against(

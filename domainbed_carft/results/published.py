@@ -92,11 +92,11 @@ def figures(methods: Sequence[str] = ()) -> list[dict[str, Any]]:
 
 
 def counterpart(run: Run) -> str | None:
-    """The published method that a run is an instance of; None if it has no published figures."""
-    if run.algorithm == "CLIPFineTune":
+    """The published method that a run is of, whatever its row is called; None if it has none."""
+    if run.job.args["algorithm"] == "CLIPFineTune":
         start = "random" if run.recorded.get("head_init") == "random" else "zero-shot"
         return f"ERM, {start} head"
-    return _COUNTERPARTS.get(run.algorithm)
+    return _COUNTERPARTS.get(run.job.args["algorithm"])
 
 
 def compare(group: Group, group_tables: Iterable[Table]) -> GroupComparison:
@@ -184,13 +184,13 @@ def _counterparts(runs: Iterable[Run]) -> dict[tuple[str, str], str]:
 
 def _deviations(run: Run) -> list[str]:
     """What a run has that the published method of its name has not."""
-    method_hparams = _HPARAMS_OF_METHOD.get(run.algorithm, ())
+    method_hparams = _HPARAMS_OF_METHOD.get(run.job.args["algorithm"], ())
     deviations = []
     for name, published_value in _PUBLISHED_HPARAMS.items():
         value = run.recorded.get(name, published_value)
         if name not in method_hparams and value not in (published_value, None):
             deviations.append(f"{name} {value}")
-    if run.algorithm == "CLIPMIRO":
+    if run.job.args["algorithm"] == "CLIPMIRO":
         deviations.append("a head that starts zero-shot instead of random")
     return deviations
 

@@ -20,11 +20,12 @@ from domainbed_carft.clips import backbone, open_clip_models
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import not_written, require_output
 from domainbed_carft.files.weights import load_weights
+from domainbed_carft.jobs.algorithms import TEXT_TRAINING
 from domainbed_carft.runs import model_card
 from domainbed_carft.runs.saved import TrainedRun, architecture_of, original_clip
 
 SUFFIXES = (".pt", ".pth")
-_TEXT_ENCODER = "text."  # how the names of a FLYP run's text encoder begin
+_TEXT_ENCODER = "text."  # how the names of a trained text encoder begin
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _state_dict(run: TrainedRun, clip: backbone.Backbone, half: bool) -> dict[st
     """The original's state dict with what the run trained; CarftError for values not finite."""
     model = clip.model
     model.visual.load_state_dict(run.algorithm.encoder.state_dict())
-    if run.args["algorithm"] == "FLYP":
+    if run.args["algorithm"] in TEXT_TRAINING:
         _load_text_encoder(model, load_weights(run.path)["model_dict"])
 
     if half:
@@ -181,7 +182,7 @@ def _state_dict(run: TrainedRun, clip: backbone.Backbone, half: bool) -> dict[st
 
 
 def _load_text_encoder(model: Any, run_state: dict[str, Tensor]) -> None:
-    """Give a CLIP the text encoder and the logit scale that FLYP has trained."""
+    """Give a CLIP the text encoder and the logit scale that the run has trained."""
     state = {
         name.removeprefix(_TEXT_ENCODER).removeprefix("model."): tensor
         for name, tensor in run_state.items()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.algorithms import TEXT_TRAINING
 from domainbed_carft.method import objective, prompts
 from domainbed_carft.runs import layer_shares
 from domainbed_carft.runs.saved import TrainedRun, original_clip
@@ -21,7 +22,9 @@ from domainbed_carft.runs.saved import TrainedRun, original_clip
 # Algorithms whose runs are no end of a line from the original CLIP.
 UNFIT_ALGORITHMS = {
     "CLIPZeroShot": "which trains nothing; expected one that does",
-    "FLYP": "whose head is made by its text encoder; set wise_alpha before training",
+    **dict.fromkeys(
+        TEXT_TRAINING, "whose head is made by its text encoder; set wise_alpha before training"
+    ),
 }
 
 
@@ -42,7 +45,7 @@ class Interpolation:
 
     ``original``: the CLIP that the run started from, as in `saved.original_clip`; the algorithm is
     moved to ``device``. ``layers``: one of `layer_shares.LAYERS`. Raises CarftError for
-    CLIPZeroShot, FLYP and a random head, for linear layers of weights that are already between a
+    UNFIT_ALGORITHMS and a random head, for linear layers of weights that are already between a
     CLIP and a run, and as `saved.original_clip` and `layer_shares.depths`.
     """
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError
+from domainbed_carft.machine import devices
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.runs.confusion import ConfusionCounts
 from domainbed_carft.runs.saved import TrainedRun
@@ -52,20 +53,23 @@ def choose_device(name: str | None) -> torch.device:
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
 
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = name or str(devices.default_device())
     try:
-        probe = torch.empty(1, device=name)
-        probe.cpu()  # "meta" has nothing to give back
+        device = torch.device(name)
+        reason = devices.refusal(device)
+        if not reason:
+            device = torch.empty(1, device=device).device  # with its number
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
+    if reason:
         raise CarftError(
             f"--device {name} cannot be used ({reason}); expected cpu, cuda or cuda:N of this "
             "machine"
-        ) from error
+        )
 
-    if probe.device.type == "cpu":
+    if not devices.is_gpu(device):
         machine.keep_freed_memory()
-    return probe.device
+    return device
 
 
 def worker_count(workers: int | None, has_many_pictures: bool) -> int:

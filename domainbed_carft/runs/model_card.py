@@ -16,6 +16,7 @@ from domainbed_carft.clips import backbone, openai_models
 from domainbed_carft.data import benchmarks
 from domainbed_carft.files.weights import sha256
 from domainbed_carft.jobs import records
+from domainbed_carft.jobs.algorithms import TEXT_TRAINING
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.job import command as train_command
 from domainbed_carft.jobs.setting import printed_versions
@@ -135,7 +136,7 @@ def text_encoder(run: TrainedRun) -> dict[str, str]:
 
     Context weights and their scale are always the original's, as in the run's own predictions.
     """
-    state = "fine-tuned" if run.args["algorithm"] == "FLYP" else "original"
+    state = "fine-tuned" if run.args["algorithm"] in TEXT_TRAINING else "original"
     return {
         "weights": state,
         "logit_scale": state,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files.weights import sha256
+from domainbed_carft.jobs.algorithms import TEXT_TRAINING
 from domainbed_carft.method.hparams import HPARAMS, overlay
 from domainbed_carft.pictures.plan import FAST, PicturePlan
 from domainbed_carft.runs import saved, splits
@@ -81,9 +82,10 @@ def require_alike(runs: Sequence[saved.TrainedRun]) -> None:
                 f"{run.path} started from a random head, which differs from run to run; expected "
                 "the zero-shot head"
             )
-        if run.args["algorithm"] == "FLYP":
+        algorithm = run.args["algorithm"]
+        if algorithm in TEXT_TRAINING:
             raise CarftError(
-                f"{run.path} is a run of FLYP, whose head is made by its own text encoder; "
+                f"{run.path} is a run of {algorithm}, whose head is made by its own text encoder; "
                 "expected runs that share a head"
             )
     if len({run.path.resolve() for run in runs}) < len(runs):

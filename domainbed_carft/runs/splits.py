@@ -13,6 +13,7 @@ from domainbed.lib import misc
 from torch.utils.data import Dataset, Subset
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.splits import Split as NamedSplit
 from domainbed_carft.jobs.splits import name_splits, select_evaluated, split_environments
 from domainbed_carft.method import dataset_facts, host_lookup, prompts
 from domainbed_carft.pictures import rng
@@ -93,20 +94,7 @@ def read_data(run: TrainedRun, data_dir: str | None = None, *, is_augmented: boo
     folder = data_dir or run.args.get("data_dir")
     try:
         dataset = _make_dataset(run, data_dir, hparams, is_augmented)
-        unknown_targets = set(targets) - set(range(len(dataset)))
-        if unknown_targets:
-            raise ValueError(
-                f"test_envs has {unknown_targets}, but there are {len(dataset)} environments"
-            )
-        environments = split_environments(
-            environments=dataset,
-            targets=targets,
-            trial_seed=run.args.get("trial_seed", 0),
-            holdout_fraction=run.args.get("holdout_fraction", DEFAULT_HOLDOUT_FRACTION),
-            uda_holdout_fraction=run.args.get("uda_holdout_fraction", 0),
-            host_functions=misc,
-        )
-        job_splits = name_splits(environments)
+        job_splits = _split_as_trained(run, dataset)
         last_step = int(run.args.get("steps") or dataset.N_STEPS) - 1
     except Exception as error:  # a host's class may raise anything, and the file say anything
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -137,6 +125,26 @@ def read_data(run: TrainedRun, data_dir: str | None = None, *, is_augmented: boo
         for split in select_evaluated(job_splits, kinds)
     ]
     return RunData(dataset, evaluated_splits, pictures)
+
+
+def _split_as_trained(run: TrainedRun, dataset: Any) -> list[NamedSplit]:
+    """All splits of the run's job; raises ValueError for targets that the data set has not."""
+    targets = run.args["test_envs"]
+    unknown_targets = set(targets) - set(range(len(dataset)))
+    if unknown_targets:
+        raise ValueError(
+            f"test_envs has {unknown_targets}, but there are {len(dataset)} environments"
+        )
+
+    environments = split_environments(
+        environments=dataset,
+        targets=targets,
+        trial_seed=run.args.get("trial_seed", 0),
+        holdout_fraction=run.args.get("holdout_fraction", DEFAULT_HOLDOUT_FRACTION),
+        uda_holdout_fraction=run.args.get("uda_holdout_fraction", 0),
+        host_functions=misc,
+    )
+    return name_splits(environments)
 
 
 def _environment_names(facts: dataset_facts.DatasetFacts, count: int) -> list[str]:

@@ -142,7 +142,6 @@ def test_state_that_cannot_be_restored_is_refused_by_name(change, description):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_restored_tensors_return_to_the_gpu():
     first = Stateful()
     second = Stateful()

@@ -2,6 +2,10 @@
 
 Interface of upstream file domainbed/command_launchers.py at b93c22a: REGISTRY maps a name to a
 function of a list of command strings, which may return the jobs that failed.
+
+`local` is upstream's: any command, whose output is this process's, and a failed one is not retried.
+The package's launchers (`carft sweep`, and `multi_gpu` here) run jobs: with locks, attempts and
+retries, in sessions of their own. Both share the fork server, and the cores of `machine.variables`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ and `load_training_state` of `domainbed.algorithms.Algorithm`.
 from __future__ import annotations
 
 import functools
+import operator
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from torch.utils import _pytree as trees
 from domainbed.algorithms import Algorithm
 from domainbed.lib import misc
 from domainbed.lib.process_group import ProcessGroup
+from domainbed_carft.machine import devices
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size)
 _CONSTANTS = (
@@ -99,8 +101,9 @@ def restore(algorithm: Algorithm, state: Mapping[str, Any]) -> None:
                 value.copy_(stored)  # in place: an optimiser may have it
         else:
             holder, _, name = path.rpartition(".")
-            if path in state["on_gpu"] and torch.cuda.is_available():
-                stored = trees.tree_map_only(torch.Tensor, torch.Tensor.cuda, stored)
+            if path in state["on_gpu"]:
+                to_gpu = operator.methodcaller("to", devices.default_device())
+                stored = trees.tree_map_only(torch.Tensor, to_gpu, stored)
             setattr(algorithm.get_submodule(holder), name, stored)
 
     if state["own"] is not None:
@@ -132,4 +135,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_on_gpu(value: Any) -> bool:
-    return any(getattr(leaf, "is_cuda", False) for leaf in trees.tree_flatten(value)[0])
+    return any(
+        isinstance(leaf, torch.Tensor) and devices.is_gpu(leaf.device)
+        for leaf in trees.tree_flatten(value)[0]
+    )

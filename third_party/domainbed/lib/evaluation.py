@@ -30,7 +30,7 @@ class Evaluator:
     algorithm: Any
     splits: Sequence[str]
     batches: JobBatches
-    device: str
+    device: torch.device
     stop: stopping.StopSignals
     process_group: ProcessGroup
     is_constant: bool

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from domainbed.lib import shared_batches, stopping
 from domainbed.lib.picture_batches import Pictures, UnfinishedBatch
 from domainbed_carft.errors import PassingError
+from domainbed_carft.machine import devices
 from domainbed_carft.pictures import rng
 from domainbed_carft.pictures.image_lists import Passes
 
@@ -126,19 +127,19 @@ def _terminate(processes: Iterable[BaseProcess]) -> None:
         process.terminate()
 
 
-def on_device(loaded: Iterator[Any], device: str) -> Iterator[Batch]:
+def on_device(loaded: Iterator[Any], device: torch.device) -> Iterator[Batch]:
     """The batches on a device. Each is copied to a GPU while the one before is being used.
 
     ``loaded``: pairs of pictures and labels, for a GPU maybe an UnfinishedBatch in place of some.
     """
-    if device != "cuda":
+    if not devices.is_gpu(device):
         yield from loaded
         return
 
-    copying = torch.cuda.Stream()
+    stream = devices.CopyStream(device)
     previous = None
     for batch in loaded:
-        current = _start_copy(batch, device, copying)
+        current = _start_copy(batch, stream)
         if previous is not None:
             yield previous.wait()
         previous = current
@@ -150,33 +151,22 @@ def on_device(loaded: Iterator[Any], device: str) -> Iterator[Batch]:
 class _CopiedBatch:
     """A batch on its way to a GPU."""
 
-    x: torch.Tensor
-    y: torch.Tensor
-    unfinished: UnfinishedBatch | None  # on the host, if `x` still needs its second stage
-    copied: torch.cuda.Event
+    copies: devices.StartedCopies  # of the pictures and the labels
+    unfinished: UnfinishedBatch | None  # on the host, if the pictures still need a second stage
 
     def wait(self) -> Batch:
         """The batch, for work on the current stream, which waits for the copy."""
-        stream = torch.cuda.current_stream()
-        stream.wait_event(self.copied)
-        for tensor in (self.x, self.y):  # the memory belongs to the copying stream
-            tensor.record_stream(stream)
-
+        x, y = self.copies.wait()
         if self.unfinished is None:
-            return self.x, self.y
-        return self.unfinished._replace(pictures=self.x, labels=self.y).finish()
+            return x, y
+        return self.unfinished._replace(pictures=x, labels=y).finish()
 
 
-def _start_copy(
-    batch: Batch | UnfinishedBatch, device: str, copying: torch.cuda.Stream
-) -> _CopiedBatch:
-    """Start to copy a batch to a GPU on the stream `copying`."""
+def _start_copy(batch: Batch | UnfinishedBatch, stream: devices.CopyStream) -> _CopiedBatch:
+    """Start to copy a batch to a GPU."""
     unfinished = batch if isinstance(batch, UnfinishedBatch) else None
     x, y = batch if unfinished is None else (unfinished.pictures, unfinished.labels)  # type: ignore[misc]
-    with torch.cuda.stream(copying):
-        x = x.to(device, non_blocking=True)
-        y = y.to(device, non_blocking=True)
-    return _CopiedBatch(x, y, unfinished, copying.record_event())
+    return _CopiedBatch(stream.start([x, y]), unfinished)
 
 
 def draw_seed() -> int:

@@ -18,6 +18,7 @@ from domainbed.lib import misc, stopping
 from domainbed.lib.fast_data_loader import Batch, Request
 from domainbed.lib.picture_batches import Pictures
 from domainbed.lib.process_group import ProcessGroup
+from domainbed_carft.machine import devices
 from domainbed_carft.pictures import image_lists, rng
 
 EVALUATION_BATCH_SIZE = 64
@@ -39,14 +40,14 @@ class JobBatches:
     steps: int
     checkpoint_freq: int
     seed: int  # what the random numbers of an evaluation depend on, beside its step
-    device: str  # where the batches are to be, "cuda" or "cpu"
+    device: torch.device  # where the batches are to be
     process_group: ProcessGroup  # this one gets its slice of every batch
     stop: stopping.StopSignals | None = None  # which end the wait for a loader process
     validated: Sequence[str] = ()  # which of `evaluated` each evaluation begins with, once more
 
     def __post_init__(self) -> None:
         self._evaluation_batch_size = EVALUATION_BATCH_SIZE * self.process_group.size
-        if self.device == "cuda":
+        if devices.is_gpu(self.device):
             step_size = len(self.in_splits) * self.hparams["batch_size"]
             self._evaluation_batch_size = max(
                 self._evaluation_batch_size, EVALUATION_FACTOR_ON_GPU * step_size
@@ -80,7 +81,9 @@ class JobBatches:
         full_batches = self._requests(step, pending, once)
         slices = (batch[self.process_group.slice_of(len(batch))] for batch in full_batches)
         requests = filter(None, slices)  # this process may have no picture of a small batch
-        self._loaded = loader.load_batches(data, requests, workers, pictures, self.device == "cuda")
+        self._loaded = loader.load_batches(
+            data, requests, workers, pictures, pinned=devices.is_gpu(self.device)
+        )
         self._batches = loader.on_device(self._loaded, self.device)
         self._n_workers = workers
 

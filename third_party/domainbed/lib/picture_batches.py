@@ -17,6 +17,7 @@ from torchvision.datasets import ImageFolder
 
 from domainbed.lib import image_folders
 from domainbed_carft.data import picture_files
+from domainbed_carft.machine import devices
 from domainbed_carft.pictures import loading, rng, stages, store_folder
 from domainbed_carft.pictures.plan import FAST, PILLOW, PicturePlan
 from domainbed_carft.pictures.plan import MODES as MODES
@@ -110,7 +111,7 @@ def choose(
     if mode == PILLOW:
         return Pictures(plan)
 
-    jitter = stages.jitter_path("cuda" if torch.cuda.is_available() else "cpu")
+    jitter = stages.jitter_path(devices.default_device())
     plan = replace(plan, mode=FAST, jitter=jitter)
     model_input = ask_model() if ask_model and len(readable) == len(dataset) else None
     if model_input:

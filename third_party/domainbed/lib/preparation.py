@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,13 @@ from domainbed import algorithms, datasets, hparams_registry
 from domainbed.lib import misc
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.jobs.splits import EnvironmentSplits, split_environments
+from domainbed_carft.jobs.splits import (
+    EnvironmentSplits,
+    Split,
+    select_evaluated,
+    split_environments,
+)
+from domainbed_carft.machine import devices
 
 
 def choose_hparams(
@@ -115,6 +121,21 @@ def warn_of_small_environments(
             )
 
 
+def evaluated_names(
+    named_splits: Iterable[Split],
+    dataset: datasets.MultipleDomainDataset,
+    skipped_environments: Collection[int],
+) -> list[str]:
+    """The names of the splits that each record has, in their order."""
+    kinds = dataset.EVALUATED_SPLITS
+    return [split.name for split in select_evaluated(named_splits, kinds, skipped_environments)]
+
+
+def steps_per_epoch(environments: Sequence[EnvironmentSplits], batch_size: int) -> float:
+    """Upstream's count: the smallest in-split of all, test environments included."""
+    return min(len(environment.in_split) for environment in environments) / batch_size
+
+
 def recorded_facts(dataset: datasets.MultipleDomainDataset) -> dict[str, Any]:
     """What each record says of the data set, beside upstream's keys.
 
@@ -128,12 +149,14 @@ def recorded_facts(dataset: datasets.MultipleDomainDataset) -> dict[str, Any]:
     return facts
 
 
-def cost_facts(algorithm: torch.nn.Module, device: str, n_processes: int) -> dict[str, str | int]:
+def cost_facts(
+    algorithm: torch.nn.Module, device: torch.device, n_processes: int
+) -> dict[str, str | int]:
     """What each record says beside times and memory: on which device, and how much is trained.
 
     Times of jobs may be compared where the device's name is the same.
     """
-    name = torch.cuda.get_device_name() if device == "cuda" else machine.processor_name()
+    name = devices.gpu_facts().name if devices.is_gpu(device) else machine.processor_name()
     trained = sum(value.numel() for value in algorithm.parameters() if value.requires_grad)
     return {
         "device": f"{n_processes} x {name}" if n_processes > 1 else name,

@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from domainbed.lib.process_group import (
@@ -27,6 +26,7 @@ from domainbed.lib.process_group import (
 from domainbed_carft import machine, process_variables
 from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.jobs.folder import ERRORS
+from domainbed_carft.machine import devices
 
 VARIABLE = machine.PROCESSES
 
@@ -96,10 +96,10 @@ def join_process_group(
 
 def _require_gpus(local_size: int) -> None:
     """Raise CarftError if this machine has GPUs, but fewer than processes of the job."""
-    if torch.cuda.is_available() and torch.cuda.device_count() < local_size:
+    count = devices.gpu_count()
+    if devices.is_gpu(devices.default_device()) and count < local_size:
         raise CarftError(
-            f"{local_size} processes need a GPU each, and there are {torch.cuda.device_count()}; "
-            "start fewer"
+            f"{local_size} processes need a GPU each, and there are {count}; start fewer"
         )
 
 
@@ -120,12 +120,13 @@ def _create_process_group(
 
 def _initialise_torch(process_group: ProcessGroup) -> None:
     """Initialise torch's own process group, on GPUs with NCCL; waits for all processes."""
-    backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(_int_variable("LOCAL_RANK", process_group.rank))
-        backend = "cpu:gloo,cuda:nccl"
+    if devices.is_gpu(devices.default_device()):
+        devices.use_gpu(_int_variable("LOCAL_RANK", process_group.rank))
     dist.init_process_group(
-        backend, store=process_group.store, rank=process_group.rank, world_size=process_group.size
+        devices.process_group_backend(),
+        store=process_group.store,
+        rank=process_group.rank,
+        world_size=process_group.size,
     )
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import default_collate, get_worker_info
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from domainbed_carft.errors import PassingError
+from domainbed_carft.machine import devices
 
 SHARED_MEMORY = "/dev/shm"
 
@@ -76,7 +77,7 @@ def _stack(tensors: list[torch.Tensor], **_: Any) -> torch.Tensor:
 def _in_shared_memory(tensor: torch.Tensor) -> torch.Tensor:
     """A copy in shared memory. Raises OSError, or RuntimeError, if there is none."""
     is_plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
-    if not is_plain or tensor.is_cuda or not tensor.numel():
+    if not is_plain or tensor.device != devices.CPU or not tensor.numel():
         return tensor  # torch's own way
     size = tensor.numel() * tensor.element_size()
     try:

@@ -34,6 +34,7 @@ from domainbed.lib.progress import ProgressPublisher
 from domainbed_carft import machine
 from domainbed_carft.jobs import splits
 from domainbed_carft.jobs.folder import JobFolder, Lock
+from domainbed_carft.machine import devices
 from domainbed_carft.pictures import rng
 
 
@@ -55,12 +56,14 @@ class Run:
     pictures: Pictures
     process_group: ProcessGroup = SINGLE_PROCESS
 
+    _is_storable = True  # until the algorithm's state turns out to have no copy
+
     def __post_init__(self, state: dict[str, Any] | None) -> None:
         args = self.args
         training_envs = [i for i in range(len(self.environments)) if i not in args.test_envs]
         self.num_domains = len(training_envs)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        on_gpu = self.device == "cuda"
+        self.device = devices.default_device()
+        on_gpu = devices.is_gpu(self.device)
         n_processes = self.process_group.local_size
         self.n_workers = share_cores(args.workers, self.dataset, on_gpu, n_processes)
         if not on_gpu:
@@ -71,34 +74,26 @@ class Run:
         # Whether the checkpoint that was due after the last step is recorded.
         self.recorded: bool = state["recorded"] if state else True
 
-        preparation.warn_of_small_environments(
-            self.dataset.ENVIRONMENTS, self.environments, training_envs, self.hparams["batch_size"]
-        )
+        batch_size = self.hparams["batch_size"]
+        labels = self.dataset.ENVIRONMENTS
+        preparation.warn_of_small_environments(labels, self.environments, training_envs, batch_size)
         named_splits = splits.name_splits(self.environments)
         self.splits = {split.name: split.items for split in named_splits}
         skipped = training_envs if args.skip_training_in_splits else ()
-        evaluated = splits.select_evaluated(named_splits, self.dataset.EVALUATED_SPLITS, skipped)
-        self.evaluated = [split.name for split in evaluated]
+        self.evaluated = preparation.evaluated_names(named_splits, self.dataset, skipped)
         self.batches = self._build_batches(training_envs)
-        # Upstream's count of an epoch: the smallest in-split of all, test environments included.
-        smallest = min(len(environment.in_split) for environment in self.environments)
-        self.steps_per_epoch = smallest / self.hparams["batch_size"]
 
         self.algorithm = self._build_algorithm()
         self._initial_structure = algorithm_state.structure(self.algorithm)
-        self._is_storable = True
-        if self.algorithm.wants_validation_loss:
+        wants_loss = self.algorithm.wants_validation_loss
+        if wants_loss:
             self.batches.validated = [f"env{i}_out" for i in training_envs]
         self.row_printer = evaluation.RowPrinter()
         self.evaluator = self._build_evaluator()
-        self.progress = ProgressPublisher(
-            self.lock, self.n_steps, self.num_domains * self.hparams["batch_size"]
-        )
+        self.progress = ProgressPublisher(self.lock, self.n_steps, self.num_domains * batch_size)
 
         selected_by = [f"env{i}_out_acc" for i in training_envs or range(len(self.environments))]
-        self.files = checkpoints.Files(
-            args, selected_by, self._model_contents, self.algorithm.wants_validation_loss
-        )
+        self.files = checkpoints.Files(args, selected_by, self._model_contents, wants_loss)
         self.interval = step_meters.Interval(self.files.watch)
         self.state_path = JobFolder(args.output_dir).state_path
         self.process_group.require_same(self._shared_facts())
@@ -192,12 +187,13 @@ class Run:
 
     def _checkpoint(self, step: int) -> None:
         """Evaluate, print a row, save the state with the new record in it, then the record."""
-        peak_memory = torch.cuda.max_memory_allocated() if self.device == "cuda" else 0
+        peak_memory = devices.peak_memory(self.device)
         means = self.interval.means()
         accuracies, evaluation_seconds = self.evaluator.evaluate()
+        batch_size = self.hparams["batch_size"]
         results: dict[str, Any] = {
             "step": step,
-            "epoch": step / self.steps_per_epoch,
+            "epoch": step / preparation.steps_per_epoch(self.environments, batch_size),
             **means,
             **accuracies,
             "mem_gb": peak_memory / 2**30,
@@ -269,7 +265,7 @@ class Run:
             "interval": self.interval.read(),
             "files": self.files.state(),
             "generators": rng.as_plain_types(rng.get_states()),
-            "cuda_generators": [torch.cuda.get_rng_state()] if self.device == "cuda" else [],
+            "cuda_generators": devices.generator_states(self.device),
             "algorithm": algorithm,
         }
         resume.save_whole(state, self.state_path)
@@ -291,8 +287,7 @@ class Run:
         self.interval.begin(state["interval"])
         self.files.restore(state["files"])
         rng.set_states(state["generators"])
-        if self.device == "cuda" and state["cuda_generators"]:
-            torch.cuda.set_rng_state(state["cuda_generators"][0])
+        devices.set_generator_states(state["cuda_generators"], self.device)
         if self.process_group.is_leader:
             self.files.publish(self.steps_done)
         print(f"Resumed after step {self.steps_done - 1} of {self.n_steps}.")

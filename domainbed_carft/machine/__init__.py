@@ -1,4 +1,4 @@
-"""What of this machine a process may use: cores, memory, GPUs, and copies to a GPU."""
+"""What of this machine a process may use: cores, memory, GPUs. Module `devices` needs torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
 
 from domainbed_carft import process_variables
 
@@ -156,10 +152,3 @@ def gpus() -> list[str]:
     # Slices of a card, indented below it, are left to CUDA_VISIBLE_DEVICES.
     n_gpus = sum(line.startswith("GPU ") for line in listing.split("\n"))
     return [str(index) for index in range(n_gpus)]
-
-
-def copy_to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy of a small CPU tensor on ``device``; the CPU does not wait for it."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

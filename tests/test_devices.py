@@ -1,0 +1,51 @@
+"""Which device computes: a GPU of CUDA or ROCm, else the processor; others are refused."""
+
+import pytest
+import torch
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.machine import devices
+from domainbed_carft.runs import measuring
+
+needs_accelerator_module = pytest.mark.skipif(
+    not hasattr(torch, "accelerator"), reason="torch before 2.6 knows no accelerators but GPUs"
+)
+
+
+def with_accelerator(monkeypatch, device):
+    """Let torch find this accelerator; None for a machine without one."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: device is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(device))
+
+
+@needs_accelerator_module
+@pytest.mark.parametrize(("found", "expected"), [("cuda", "cuda"), (None, "cpu")])
+def test_the_gpu_computes_if_there_is_one(monkeypatch, found, expected):
+    with_accelerator(monkeypatch, found)
+    assert devices.default_device() == torch.device(expected)
+    assert devices.process_group_backend() == ("cpu:gloo,cuda:nccl" if found else "gloo")
+
+
+@needs_accelerator_module
+@pytest.mark.parametrize("found", ["mps", "xpu"])
+def test_another_accelerator_leaves_the_work_to_the_processor_with_a_warning(monkeypatch, found):
+    with_accelerator(monkeypatch, found)
+    with pytest.warns(UserWarning, match=f"the type {found} are not supported; .* CUDA or ROCm"):
+        assert devices.default_device() == devices.CPU
+
+
+@pytest.mark.parametrize("available", [False, True])
+def test_an_old_torch_is_asked_for_cuda(monkeypatch, available):
+    monkeypatch.delattr(torch, "accelerator", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    assert devices.default_device() == (devices.GPU if available else devices.CPU)
+
+
+@pytest.mark.parametrize("name", ["mps", "xpu", "meta"])
+def test_another_accelerator_is_refused_by_its_type(name):
+    with pytest.raises(CarftError, match=f"--device {name} .*type {name} are not supported.* cuda"):
+        measuring.choose_device(name)
+
+
+def test_every_number_of_a_gpu_is_a_gpu():
+    assert devices.is_gpu("cuda:3") and not devices.is_gpu("cpu")

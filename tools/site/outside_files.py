@@ -1,0 +1,52 @@
+"""A hook of MkDocs: documents beside docs/ are pages of the site, and links to them lead there.
+
+A link to any other file of the repository, such as a declared sweep, becomes the name of the file.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[2]
+# Document in the repository -> page of the site.
+PAGES = {
+    "CHANGELOG.md": "project/changelog.md",
+    "CONTRIBUTING.md": "project/contributing.md",
+    "SECURITY.md": "project/security.md",
+    "domainbed_carft/assets/README.md": "project/embedded-data.md",
+    "sweeps/README.md": "reference/sweeps.md",
+}
+COPIED = [document for document in PAGES if not document.startswith("sweeps/")]
+_LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the documents beside docs/ as pages."""
+    for document in COPIED:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        files.append(File.generated(config, PAGES[document], content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **arguments: Any) -> str:
+    """The text with its links between documents as links between pages."""
+    page_path = page.file.src_uri
+    document = next((d for d, path in PAGES.items() if path == page_path), f"docs/{page_path}")
+
+    def replace(match: re.Match[str]) -> str:
+        label, target, anchor = match.group(1), match.group(2), match.group(3) or ""
+        if "://" in target or target.startswith("mailto:"):
+            return match.group(0)
+
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(document), target))
+        on_site = PAGES.get(path, path[len("docs/") :] if path.startswith("docs/") else "")
+        if not on_site:
+            return label if (ROOT / path).exists() else match.group(0)
+        return f"[{label}]({posixpath.relpath(on_site, posixpath.dirname(page_path))}{anchor})"
+
+    return _LINK.sub(replace, markdown)
