@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import report_page
 
-from domainbed_carft.cli import demo
+from domainbed_carft.cli import demo, main
 from domainbed_carft.errors import CarftError
 from domainbed_carft.suites import catalogue, records
 
@@ -94,7 +94,14 @@ def test_the_demo_trains_tests_and_writes_one_table_and_the_report(tmp_path, dec
 
     demo.run(output, declared=declared)  # with nothing left to do
     assert (output / "results.txt").read_text() == table
-    assert len(records.read(folder)) == 1
+    assert len((folder / records.FILE).read_text().splitlines()) == 1
+
+    capsys.readouterr()
+    assert main(["evaluate", str(output / "sweep"), "--suite", "EmojiUnseen"]) == 0
+    printed = capsys.readouterr()
+    assert "0 runs measured on EmojiUnseen" in printed.err
+    (row,) = (line.split() for line in printed.out.splitlines() if line.startswith("CARFT"))
+    assert cells["CARFT"][1] in row and cells["CARFT"][3] in row
 
 
 def test_a_failing_sweep_is_an_error_that_says_what_to_do(tmp_path, declared):
