@@ -26,6 +26,7 @@ FLOORS = (
     ("method", "launchers", "results"),
     ("sweep", "runs", "plugin"),
     ("report", "doctor"),
+    ("preflight",),
     ("cli",),
     ("__main__",),
 )

@@ -13,6 +13,7 @@ from typing import Any
 
 from domainbed_carft.cli import data as data_commands
 from domainbed_carft.cli import diff as diff_command
+from domainbed_carft.cli import preflight as preflight_command
 from domainbed_carft.cli import results as collect_commands
 from domainbed_carft.cli import runs as run_commands
 from domainbed_carft.cli import sweep as sweep_commands
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_demo(commands)
     _add_doctor(commands)
+    preflight_command.add_to(commands)
     data_commands.add_to(commands)
     collect_commands.add_to(commands)
     top_command.add_to(commands)

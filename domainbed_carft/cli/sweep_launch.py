@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from domainbed_carft.text import printable, quantity
 
 if TYPE_CHECKING:
     from domainbed_carft.sweep.launch_plan import LaunchPlan
+    from domainbed_carft.sweep.preflight_file import Preflight
 
 # The options of all launchers, by name.
 FIELDS = {field.name: field for kind in OPTIONS.values() for field in dataclasses.fields(kind)}
@@ -25,8 +27,8 @@ def add_to(subcommands: Any) -> None:
     """Add ``launch`` to the commands of ``sweep``."""
     parser = subcommands.add_parser("launch", help="run the jobs that are not done")
     _add_launch_flags(parser)
-    _add_evaluation_flags(parser)
-    _add_launcher_flags(parser)
+    add_job_flags(parser)
+    add_launcher_flags(parser)
     parser.set_defaults(run=_launch)
 
 
@@ -47,6 +49,11 @@ def _add_launch_flags(parser: Any) -> None:
         help="launch only the second stage of a search; refused until the first is done",
     )
     add_yes(parser)
+
+
+def add_job_flags(parser: Any) -> None:
+    """Add the flags of what all jobs are told by process variables."""
+    add = parser.add_argument
     add(
         "--keep_weights",
         choices=("both", "last", "best", "none"),
@@ -66,9 +73,6 @@ def _add_launch_flags(parser: Any) -> None:
         f"for nothing (default: ${process_variables.PICTURE_CACHE.name}, else a quarter of the "
         "memory, at most 8G, under SLURM nothing)",
     )
-
-
-def _add_evaluation_flags(parser: Any) -> None:
     splits = parser.add_mutually_exclusive_group()
     splits.add_argument(
         "--training_in_splits",
@@ -96,7 +100,8 @@ def _add_evaluation_flags(parser: Any) -> None:
     )
 
 
-def _add_launcher_flags(parser: Any) -> None:
+def add_launcher_flags(parser: Any) -> None:
+    """Add ``--launcher`` and the options of all launchers."""
     add = parser.add_argument_group("launcher").add_argument
     add("--launcher", default="pool", help=f"{', '.join(OPTIONS)} (default: pool, on this machine)")
     for name, field in FIELDS.items():
@@ -113,31 +118,32 @@ def _launch(arguments: argparse.Namespace) -> int:
     """Launch the jobs that are not done; 1 if one failed, or is not done when the launcher ends."""
     from domainbed_carft.sweep import launch, printing
 
-    plan = _plan(arguments)
+    launch_plan = plan(arguments)
     if arguments.dry_run:
-        return _dry_run(plan)
+        return _dry_run(launch_plan)
 
-    raise_for(plan.problems)
+    raise_for(launch_plan.problems)
     if arguments.second_stage:
-        _require_second_stage(plan)
-    _print_plan(plan)
-    _print_failed(plan)
-    if plan.launcher_name != "dummy":
-        count = len(plan.jobs_to_run)
+        _require_second_stage(launch_plan)
+    _print_plan(launch_plan)
+    _print_failed(launch_plan)
+    if launch_plan.launcher_name != "dummy":
+        count = len(launch_plan.jobs_to_run)
         if count:
             jobs = quantity(count, "job")
-            if plan.waiting_jobs:
-                jobs += f", then {len(plan.waiting_jobs):,} of the second stage,"
-            print(f"About to launch {jobs} into {plan.output} ({plan.launcher_name}).")
+            if launch_plan.waiting_jobs:
+                jobs += f", then {len(launch_plan.waiting_jobs):,} of the second stage,"
+            folder = launch_plan.output
+            print(f"About to launch {jobs} into {folder} ({launch_plan.launcher_name}).")
             confirm(arguments.yes)
         else:
             print("There is nothing to launch.")
 
-    unfinished = launch.run_plan(plan)
+    unfinished = launch.run_plan(launch_plan)
     if unfinished:
-        print(printing.failures(unfinished, plan.output), file=sys.stderr)
-    elif plan.launcher_name == "slurm" and plan.jobs_to_run:
-        watch = printing.command_line("status", plan.output)
+        print(printing.failures(unfinished, launch_plan.output), file=sys.stderr)
+    elif launch_plan.launcher_name == "slurm" and launch_plan.jobs_to_run:
+        watch = printing.command_line("status", launch_plan.output)
         print(f"Submitted. To watch the jobs: {watch} --watch 30")
     return int(bool(unfinished))
 
@@ -153,7 +159,8 @@ def _require_second_stage(plan: LaunchPlan) -> None:
         raise CarftError(f"--second_stage: the first stage is not done: {counts}")
 
 
-def _plan(arguments: argparse.Namespace) -> LaunchPlan:
+def plan(arguments: argparse.Namespace) -> LaunchPlan:
+    """The plan of a launch with these arguments. Raises CarftError as `sweep.launch.plan`."""
     from domainbed_carft.sweep import launch
     from domainbed_carft.sweep.job_settings import JobSettings
 
@@ -185,7 +192,9 @@ def _dry_run(plan: LaunchPlan) -> int:
     print(f"Selection: {', '.join(plan.declaration.selection)}. Nothing is launched.\n")
     if plan.waiting_jobs:
         print("The second stage is counted as if it trained the last member of each search.\n")
-    print(costs.costs_table(plan.costs(), bool(plan.skips_training_in_splits)))
+    preflight = _readable_preflight(plan)
+    table = costs.costs_table(plan.costs(preflight), bool(plan.skips_training_in_splits), preflight)
+    print(table)
     raise_for(plan.data_problems)
     return 0
 
@@ -201,6 +210,31 @@ def _print_plan(plan: LaunchPlan) -> None:
         print(printable(f"Data: {verdict.description}."))
     if plan.skips_training_in_splits is not None:
         print(printing.evaluation_line(plan.skips_training_in_splits))
+    _print_preflight(plan)
+
+
+def _print_preflight(plan: LaunchPlan) -> None:
+    """Say what the last rehearsal of the sweep found, and when; a launch needs none."""
+    from domainbed_carft.sweep import preflight_file
+
+    try:
+        preflight = preflight_file.read(plan.output)
+    except CarftError as error:
+        print(printable(f"Preflight: {error}."))
+        return
+    if preflight:
+        print(f"Preflight: {preflight.describe(plan.declaration.text)}.")
+
+
+def _readable_preflight(plan: LaunchPlan) -> Preflight | None:
+    """The last rehearsal of this very declaration; None if there is none, or it is damaged."""
+    from domainbed_carft.sweep import preflight_file
+
+    with contextlib.suppress(CarftError):
+        preflight = preflight_file.read(plan.output)
+        if preflight and preflight.declaration == preflight_file.digest(plan.declaration.text):
+            return preflight
+    return None
 
 
 def _print_stages(plan: LaunchPlan) -> None:

@@ -1,4 +1,4 @@
-"""The checks in this interpreter: ``python -m domainbed_carft.doctor FILE``.
+"""The checks in this interpreter: ``python -m domainbed_carft.doctor FILE [CHECK ...]``.
 
 After each check FILE gets a line of JSON with its findings, so that a crash or a hang loses only
 that check.
@@ -18,12 +18,15 @@ from domainbed_carft.doctor.import_errors import error_message, installation_com
 from domainbed_carft.errors import CarftWarning
 
 
-def main(path: str) -> None:
-    """Make all checks, in an order in which a later one may need what an earlier one imported."""
+def main(path: str, *names: str) -> None:
+    """Make the checks of these names, by default all.
+
+    They come in an order in which a later one may need what an earlier one imported.
+    """
     has_problem = False
     with open(path, "w", encoding="utf-8") as file:
-        for name, check in checks.CHECKS.items():
-            findings = findings_of(name, check, has_problem)
+        for name in names or checks.CHECKS:
+            findings = findings_of(name, checks.CHECKS[name], has_problem)
             line = json.dumps([finding.as_dict() for finding in findings])
             print(line, file=file, flush=True)
             has_problem = has_problem or any(finding.state == PROBLEM for finding in findings)
@@ -63,4 +66,4 @@ def _failure(name: str, error: BaseException, has_problem: bool) -> Finding:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

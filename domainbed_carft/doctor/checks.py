@@ -16,6 +16,7 @@ import shutil
 import site
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from importlib.util import find_spec
@@ -67,10 +68,14 @@ DOMAIN_COUNT = 2
 DEFAULT_BACKBONE = "ViT-B/16"  # of all data sets without a smaller CLIP of their own
 DEFAULT_BACKBONE_SIZE = "350 MB"
 
+# Seconds; each job imports as much, unless it is forked from a process that has.
+SLOW_IMPORTS = 60.0
+
 # Remedies.
 FIX_ABOVE = "fix the problems above first"
 RUN_BY_HAND = "run python -X faulthandler -m domainbed_carft.doctor /dev/stdout to see more"
 CHOOSE_CACHE = f"set {process_variables.CACHE.name} to a writable folder on a disk with free space"
+MOVE_ENVIRONMENT = "put the Python environment on a local disk, or into a container image"
 TRAIN_A_STEP = "carft doctor --train takes a step with it, on EmojiStyles"
 FIX_EXTENSION = "fix the cause that the warning names; domainbed_carft.register() shows a traceback"
 
@@ -114,8 +119,9 @@ def check_cache() -> Iterator[Finding]:
 
 
 def check_imports() -> Iterator[Finding]:
-    """Whether our dependencies can be imported, not only found."""
+    """Whether our dependencies can be imported, not only found, and how long that takes."""
     has_failed = False
+    started = time.monotonic()
     for distribution, module in MODULES.items():
         error = import_error(module)
         if error:
@@ -124,8 +130,12 @@ def check_imports() -> Iterator[Finding]:
             remedy = installation_command(error) or f"pip install --force-reinstall {distribution}"
             yield Finding(f"imports {distribution}", PROBLEM, detail, remedy)
 
-    if not has_failed:
-        yield Finding("imports", OK, ", ".join(MODULES))
+    seconds = time.monotonic() - started
+    detail = f"{', '.join(MODULES)}, in {seconds:.1f} seconds"
+    if seconds > SLOW_IMPORTS:
+        yield Finding("imports", NOTE, f"slow: {detail}", MOVE_ENVIRONMENT)
+    elif not has_failed:
+        yield Finding("imports", OK, detail)
 
 
 def check_domainbed() -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,20 +71,23 @@ def diagnose(with_training: bool = False, patience: float = PATIENCE) -> Diagnos
     return Diagnosis((*findings, train_one_step(patience)))
 
 
-def run_checks(patience: float = PATIENCE) -> list[Finding]:
-    """The findings of all checks in a fresh interpreter; a crash or a hang is one of them."""
+def run_checks(patience: float = PATIENCE, names: Sequence[str] = tuple(CHECKS)) -> list[Finding]:
+    """The findings of the checks ``names`` in a fresh interpreter.
+
+    A crash or a hang is one of them.
+    """
     with tempfile.TemporaryDirectory(prefix="carft-doctor-") as folder:
         findings_file = Path(folder) / "findings"
         # No options, as when a job is started. `-m` puts the current folder first on the path, as
         # it does for `python -m domainbed.scripts.train`.
-        arguments = ["-m", "domainbed_carft.doctor", str(findings_file)]
+        arguments = ["-m", "domainbed_carft.doctor", str(findings_file), *names]
         outcome = run_python(arguments, Path(folder) / "output", patience)
         text = findings_file.read_text(encoding="utf-8") if findings_file.exists() else ""
 
     lines = text.splitlines()
     findings = [Finding.from_dict(fields) for line in lines for fields in json.loads(line)]
-    if len(lines) < len(CHECKS):
-        check_name = list(CHECKS)[len(lines)]
+    if len(lines) < len(names):
+        check_name = names[len(lines)]
         detail = f"a fresh interpreter {outcome.description}, during this check"
         findings.append(Finding(check_name, PROBLEM, detail, RUN_BY_HAND))
     return findings

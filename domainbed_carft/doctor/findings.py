@@ -8,6 +8,7 @@ from dataclasses import dataclass
 OK = "ok"
 NOTE = "note"  # a job starts, but something may surprise its user
 PROBLEM = "problem"  # no job starts
+SKIPPED = "skipped"  # not tried; by `carft preflight` only
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,24 @@ def peak_memory(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if is_gpu(device) else 0
 
 
+def begin_peak_memory(device: torch.device) -> None:
+    """Have `peak_memory` count from now on; gives back what torch keeps for later."""
+    if is_gpu(device):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def free_memory(device: torch.device) -> int:
+    """The bytes of a GPU's memory that no process uses now; 0 for the processor."""
+    return int(torch.cuda.mem_get_info(device)[0]) if is_gpu(device) else 0
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has computed all that it was told to."""
+    if is_gpu(device):
+        torch.cuda.synchronize(device)
+
+
 def generator_states(device: torch.device) -> list[Tensor]:
     """The state of a GPU's default generator of random numbers; none for the processor."""
     return [torch.cuda.get_rng_state(device)] if is_gpu(device) else []
@@ -105,14 +123,17 @@ def set_generator_states(states: Sequence[Tensor], device: torch.device) -> None
 
 
 @contextlib.contextmanager
-def refused_waits() -> Iterator[None]:
-    """Inside, torch raises RuntimeError where the processor would wait for the GPU."""
-    mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+def refused_waits(mode: str = "error") -> Iterator[None]:
+    """Inside, torch raises RuntimeError where the processor would wait for the GPU.
+
+    With the ``mode`` "warn" it warns instead, and goes on.
+    """
+    mode_before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode(mode)
     try:
         yield
     finally:
-        torch.cuda.set_sync_debug_mode(mode)
+        torch.cuda.set_sync_debug_mode(mode_before)
 
 
 def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:

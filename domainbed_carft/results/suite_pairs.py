@@ -52,11 +52,12 @@ def compare(groups: Iterable[Group], suite: str, algorithm: str) -> list[SuitePa
     for group in groups:
         percent = _percent_by_run(group, suite)
         minuend = percent.pop(algorithm, {})
-        for other in order.ordered_algorithms(percent, group.declared):
-            shared = sorted(minuend.keys() & percent[other].keys())
-            differences = [minuend[pair] - percent[other][pair] for pair in shared]
+        for against in order.ordered_algorithms(percent, group.declared):
+            subtrahend = percent[against]
+            shared = sorted(minuend.keys() & subtrahend.keys())
+            differences = [minuend[pair] - subtrahend[pair] for pair in shared]
             if differences:
-                entries.append(_entry(algorithm, other, differences))
+                entries.append(_entry(algorithm, against, differences))
     return entries
 
 

@@ -44,7 +44,7 @@ def evaluate_sweep_on_suite(folder: Path, suite: str, options: SweepOptions) -> 
             raise CarftError(f"{task.weights[0].parent} and runs beside it: {message}")
 
     evaluate_in_pool(passes, evaluate, options, suite_job.MODULE)
-    return sum(len(one.weights) for one in passes)
+    return sum(len(task.weights) for task in passes)
 
 
 def _passes(runs: list[SuiteRun], suite: str) -> Iterator[_Pass]:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import Job, overrides, seed_hash
 from domainbed_carft.jobs.manifest import Dataset
-from domainbed_carft.sweep import host
+from domainbed_carft.sweep import host, preflight_file
+from domainbed_carft.sweep.preflight_file import Preflight
 from domainbed_carft.sweep.states import DONE, Status
 from domainbed_carft.text import table
 
@@ -25,6 +26,7 @@ _HEAD = (
     "trained",
     "evaluated",
     "hours left",
+    "memory GB",
 )
 
 
@@ -41,7 +43,10 @@ TOTAL = Group("all", "", "")
 
 @dataclass(frozen=True)
 class Cost:
-    """Of some jobs: pictures trained on and evaluated, hours left; nan means unknown."""
+    """Of some jobs: pictures trained on and evaluated, hours left; nan means unknown.
+
+    ``memory_gb``: the most that a step of one of them takes of its device; 0 if it is unknown.
+    """
 
     jobs: int = 0
     done: int = 0
@@ -49,6 +54,7 @@ class Cost:
     trained: int = 0
     evaluated: float = 0
     hours: float = 0.0
+    memory_gb: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         """The cost of both together."""
@@ -59,15 +65,20 @@ class Cost:
             trained=self.trained + other.trained,
             evaluated=self.evaluated + other.evaluated,
             hours=self.hours + other.hours,
+            memory_gb=max(self.memory_gb, other.memory_gb),
         )
 
 
 def costs(
-    statuses: Sequence[Status], datasets: Mapping[str, Dataset], skips: bool = False
+    statuses: Sequence[Status],
+    datasets: Mapping[str, Dataset],
+    skips: bool = False,
+    preflight: Preflight | None = None,
 ) -> dict[Group, Cost]:
     """The cost of each group of jobs, then that of all, as TOTAL; ``skips`` is as in ``job_cost``.
 
-    Hours are by the step times in the records of the jobs of the same data set and algorithm.
+    Hours are by the step times in the records of the jobs of the same data set and algorithm, or
+    where there are none, by those of the sweep's rehearsal.
     """
     job_costs = [
         job_cost(status.job, datasets[status.job.key.dataset], skips) for status in statuses
@@ -77,35 +88,47 @@ def costs(
     sums: dict[Group, Cost] = {}
     for status, cost in zip(statuses, job_costs):
         key = status.job.key
+        group = Group(status.job.variant, key.dataset, key.algorithm)
+        rehearsed = preflight.cost_of(*group) if preflight else None
         if status.state == DONE:
             share_left = Cost(done=1)
         else:
-            pace = statistics.mean(paces.get((key.dataset, key.algorithm), [math.nan]))
-            share_left = Cost(hours=pace * cost.trained / 3600)
+            unrecorded_pace = rehearsed.training_seconds if rehearsed else math.nan
+            pace = statistics.mean(paces.get((key.dataset, key.algorithm), [unrecorded_pace]))
+            memory_gb = (rehearsed.memory_gb if rehearsed else None) or 0.0
+            share_left = Cost(hours=pace * cost.trained / 3600, memory_gb=memory_gb)
 
-        group = Group(status.job.variant, key.dataset, key.algorithm)
         sums[group] = sums.get(group, Cost()) + cost + share_left
     return {**sums, TOTAL: sum(sums.values(), Cost())}
 
 
-def costs_table(costs_by_group: Mapping[Group, Cost], skips: bool) -> str:
-    """The costs that ``--dry-run`` prints, with an explanation."""
+def costs_table(
+    costs_by_group: Mapping[Group, Cost], skips: bool, preflight: Preflight | None = None
+) -> str:
+    """The costs that ``--dry-run`` prints, with an explanation; ``preflight``: as in `costs`."""
     rows = []
     for group, cost in costs_by_group.items():
         counts = (cost.jobs, cost.done, cost.steps, cost.trained, cost.evaluated)
-        rows.append([*group, *(_figure(count, 0) for count in counts), _figure(cost.hours, 2)])
+        memory = _figure(cost.memory_gb, 1) if cost.memory_gb else "?"
+        figures = [*(_figure(count, 0) for count in counts), _figure(cost.hours, 2), memory]
+        rows.append([*group, *figures])
 
     splits = "both splits of every environment"
     if skips:
         splits = "both splits of test environments, out-splits of the others"
     elif any(group.dataset == "ImageNet" for group in costs_by_group):
         splits += ", of ImageNet the out-split"
-    return (
+    source = "from step_time in the records"
+    if preflight:
+        source += f", where there are none from {preflight_file.NAME}, as the memory of the device"
+    text = (
         f"{table(_HEAD, rows)}\n"
         f"Trained, evaluated: pictures; {splits}.\n"
-        "Hours: training time of one job after another, without evaluation, from step_time in the "
-        "records."
+        f"Hours: training time of one job after another, without evaluation, {source}."
     )
+    if preflight and preflight.hours is not None:
+        text += f"\nWith evaluation the preflight expects {preflight.hours:,.2f} hours in all."
+    return text
 
 
 def job_cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:

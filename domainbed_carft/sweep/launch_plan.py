@@ -14,6 +14,7 @@ from domainbed_carft.sweep.costs import Cost, Group
 from domainbed_carft.sweep.data_checks import DataVerdict
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.job_settings import SKIP_VARIABLE, JobVariables
+from domainbed_carft.sweep.preflight_file import Preflight
 from domainbed_carft.sweep.stages import StagedJobs
 from domainbed_carft.sweep.states import Status
 
@@ -96,12 +97,15 @@ class LaunchPlan:
             skip_variable[SKIP_VARIABLE] = "1" if self.skips_training_in_splits else "0"
         return {**skip_variable, **self.job_variables(job)}
 
-    def costs(self) -> dict[Group, Cost]:
-        """Jobs, steps, pictures and hours of each variant, data set and algorithm, and of all."""
+    def costs(self, preflight: Preflight | None = None) -> dict[Group, Cost]:
+        """Jobs, steps, pictures and hours of each variant, data set and algorithm, and of all.
+
+        ``preflight``: the sweep's rehearsal, for what no record tells.
+        """
         facts = self.declaration.facts
         waiting = [states.status(job, facts) for job in self.waiting_jobs]
         skips = bool(self.skips_training_in_splits)
-        return costs.costs([*self.statuses, *waiting], facts, skips)
+        return costs.costs([*self.statuses, *waiting], facts, skips, preflight)
 
 
 def launchable_jobs(statuses: Sequence[Status], launcher_name: str) -> list[Job]:

@@ -1,0 +1,163 @@
+"""``carft preflight``: its flags, and how the rows of a rehearsal are printed."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from domainbed_carft.cli import sweep_launch
+from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.text import printable, quantity
+
+if TYPE_CHECKING:
+    from domainbed_carft.sweep.launch_plan import LaunchPlan
+    from domainbed_carft.sweep.preflight_file import Preflight, PrintedRow
+
+# Exit statuses.
+PASSED = 0
+FAILED = 1
+WRONG_ARGUMENTS = 2
+WARNINGS = 3
+
+_DEMO = "demo"
+
+
+def add_to(commands: Any) -> None:
+    """Add ``preflight`` to argparse's ``commands``."""
+    parser = commands.add_parser(
+        "preflight",
+        help="rehearse a sweep in minutes: data, zero-shot accuracy, steps, memory, hours",
+        description="Rehearse in minutes what a sweep is about to do, on this machine or, by "
+        "--launcher slurm, in one short job on the partition that the sweep would use. The exit "
+        "status is 0 if it passed, 1 if something failed, 2 for wrong arguments, and 3 for "
+        "warnings under --strict.",
+    )
+    add = parser.add_argument
+    add("sweep", metavar="SWEEP", help="a sweep file, or the name of an included sweep")
+    add("--data_dir", help="folder that contains the data sets' folders")
+    add(
+        "--output_dir",
+        type=Path,
+        help="the sweep's folder for the jobs, which gets preflight.json (demo: none is needed)",
+    )
+    add("--json", action="store_true", help="print JSON, for scripts")
+    add("--strict", action="store_true", help="exit with 3 if there are warnings")
+    sweep_launch.add_job_flags(parser)
+    sweep_launch.add_launcher_flags(parser)
+    parser.set_defaults(run=_preflight, status_of_errors=WRONG_ARGUMENTS)
+
+
+def _preflight(arguments: argparse.Namespace) -> int:
+    with _output_folder(arguments) as output:
+        arguments.output_dir = output
+        plan = sweep_launch.plan(arguments)
+        raise_for([*plan.launcher_problems, *plan.log_problems])
+        arguments.status_of_errors = FAILED  # from here on they are no wrong arguments
+        if plan.launcher_name == "slurm":
+            preflight = _run_on_slurm(arguments, plan)
+        else:
+            preflight = _run_here(arguments, plan)
+
+    if arguments.json:
+        print(json.dumps(preflight.model_dump(), indent=2))
+    else:
+        print(f"\n{conclusion(preflight)}")
+    return exit_status(preflight, is_strict=arguments.strict)
+
+
+@contextlib.contextmanager
+def _output_folder(arguments: argparse.Namespace) -> Iterator[Path]:
+    """The output folder; of the demo a temporary one if none is given. Raises CarftError."""
+    if arguments.output_dir is not None:
+        yield arguments.output_dir
+        return
+    if arguments.sweep != _DEMO:
+        raise CarftError("--output_dir is missing; expected the folder that the sweep will fill")
+    with tempfile.TemporaryDirectory(prefix="carft-preflight-") as folder:
+        yield Path(folder)
+
+
+def _run_here(arguments: argparse.Namespace, plan: LaunchPlan) -> Preflight:
+    """Rehearse in this process; prints each row as soon as it is known."""
+    from domainbed_carft.preflight.rehearsal import Rehearsal
+    from domainbed_carft.sweep import preflight_file
+    from domainbed_carft.sweep.preflight_file import PrintedRow
+
+    rehearsal = Rehearsal(plan)
+    section = ""
+    for row in rehearsal.rows():
+        printed = PrintedRow.model_validate(row.as_dict())
+        if not arguments.json:
+            section = _print_row(printed, section)
+
+    preflight = rehearsal.as_file()
+    preflight_file.write(plan.output, preflight)
+    return preflight
+
+
+def _run_on_slurm(arguments: argparse.Namespace, plan: LaunchPlan) -> Preflight:
+    """Rehearse in a job of the sweep's partition; prints its rows when it has ended."""
+    from domainbed_carft.preflight import slurm_job
+
+    preflight = slurm_job.run(plan, rehearsal_words(arguments, plan))
+    if not arguments.json:
+        section = ""
+        for row in preflight.rows:
+            section = _print_row(row, section)
+    return preflight
+
+
+def rehearsal_words(arguments: argparse.Namespace, plan: LaunchPlan) -> list[str]:
+    """The words after ``carft`` that rehearse a plan where they are run."""
+    words = ["preflight", arguments.sweep, "--launcher", "local", "--data_dir", plan.data_dir]
+    words += ["--output_dir", str(plan.output.absolute())]
+    for flag in ("keep_weights", "pictures", "picture_cache"):
+        value = getattr(arguments, flag)
+        if value:
+            words += [f"--{flag}", value]
+    if plan.skips_training_in_splits is False:
+        words.append("--training_in_splits")
+    return words
+
+
+def _print_row(row: PrintedRow, section: str) -> str:
+    """Print a row, under its section if that is another than the last; returns the section."""
+    if row.section != section:
+        print(f"{'' if not section else chr(10)}{row.section.capitalize()}")
+    print(printable(f"  {row.state:8} {row.name}: {row.found}"))
+    if row.remedy:
+        print(printable(f"  {'':8} -> {row.remedy}"))
+    sys.stdout.flush()
+    return row.section
+
+
+def conclusion(preflight: Preflight) -> str:
+    """The verdict on all rows, with what to do about it."""
+    counts = {
+        state: sum(row.state == state for row in preflight.rows)
+        for state in ("pass", "warning", "failure", "skipped")
+    }
+    rows = quantity(len(preflight.rows), "row")
+    if counts["failure"]:
+        failures = quantity(counts["failure"], "failure")
+        return f"Failed: {failures} of {rows}, see the arrows. Fix them before you launch."
+    warnings = quantity(counts["warning"], "warning")
+    if counts["warning"]:
+        return f"Passed with {warnings} of {rows}, see the arrows."
+    return f"Passed: {rows}, {counts['skipped']} of them skipped."
+
+
+def exit_status(preflight: Preflight, is_strict: bool) -> int:
+    """The exit status of the command for a verdict."""
+    from domainbed_carft.sweep import preflight_file
+
+    if preflight.verdict == preflight_file.FAILED:
+        return FAILED
+    has_warnings = preflight.verdict == preflight_file.WARNINGS
+    return WARNINGS if is_strict and has_warnings else PASSED

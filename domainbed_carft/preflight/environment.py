@@ -1,0 +1,99 @@
+"""Rows on the environment: what `carft doctor` finds, and what a whole sweep needs of it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from domainbed_carft.doctor.diagnosis import run_checks
+from domainbed_carft.doctor.findings import Finding
+from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.folder import JobFolder
+from domainbed_carft.preflight.rows import Row, failed, judged, passed, warned
+
+SECTION = "environment"
+LOADING_SECTION = "speed and cost"  # of what is known only after the data is loaded
+SAVING_SECTION = "resume"  # of what is known only after a short job
+
+# The checks of `carft doctor` that this rehearsal does not make itself, on the sweep's own jobs.
+DOCTORS_CHECKS = ("versions", "hook", "cache", "imports", "domainbed", "algorithms", "device")
+
+SHARED_MEMORY = Path("/dev/shm")
+_BATCHES_PER_WORKER = 2  # that torch's loader reads ahead
+_MOST_OF_A_DISK = 0.9  # of the free space; others write there, too
+
+
+def doctors_findings() -> list[Finding]:
+    """The findings of `carft doctor` that matter here, from a fresh interpreter."""
+    return run_checks(names=DOCTORS_CHECKS)
+
+
+def environment_rows(findings: list[Finding]) -> Iterator[Row]:
+    """A row for each finding of `doctors_findings`."""
+    for finding in findings:
+        yield Row(SECTION, finding)
+
+
+def lock_row(output: Path) -> Row:
+    """Whether a lock on a file of the output folder keeps another process out."""
+    remedy = "put the output folder on a local disk, NFS version 4, or Lustre with -o flock"
+    try:
+        with tempfile.TemporaryDirectory(dir=output, prefix=".preflight-") as temporary:
+            folder = JobFolder(temporary)
+            with folder.claim():
+                is_held = folder.is_held()
+    except (CarftError, OSError) as error:
+        return failed(SECTION, "file locks", str(error), remedy)
+
+    if not is_held:
+        detail = f"{output}: two processes can hold the same lock, so a job could run twice"
+        return failed(SECTION, "file locks", detail, remedy)
+    return passed(SECTION, "file locks", f"{output}: a second process is kept out")
+
+
+def shared_memory_row(picture_bytes: int, batch_size: int, workers: int, free: int) -> Row:
+    """Whether what loader processes read ahead fits into the ``free`` bytes of shared memory."""
+    needed = picture_bytes * batch_size * _BATCHES_PER_WORKER * workers
+    detail = (
+        f"{SHARED_MEMORY} has {free / 1e9:.2f} GB free; {workers} loader processes need "
+        f"{needed / 1e9:.2f} GB"
+    )
+    if needed <= free:
+        return passed(
+            LOADING_SECTION, "shared memory", detail, needed_bytes=needed, free_bytes=free
+        )
+    remedy = "start the container with --shm-size 8g (Docker) or --ipc=host, or use fewer cores"
+    return failed(
+        LOADING_SECTION, "shared memory", detail, remedy, needed_bytes=needed, free_bytes=free
+    )
+
+
+def free_shared_memory() -> int:
+    """The free bytes of shared memory; 0 where there is none."""
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
+
+
+def disk_row(weights_bytes: int, state_bytes: int, free: int, output: Path) -> Row:
+    """Whether the weights of all jobs and the states of running ones fit into ``free`` bytes."""
+    needed = weights_bytes + state_bytes
+    detail = (
+        f"{output} has {free / 1e9:.1f} GB free; the sweep writes {weights_bytes / 1e9:.1f} GB of "
+        f"weights, and {state_bytes / 1e9:.1f} GB of states while jobs run"
+    )
+    figures = {"weights_bytes": weights_bytes, "state_bytes": state_bytes, "free_bytes": free}
+    problem = "the disk will be full" if needed > free else ""
+    remedy = "free some space, choose another --output_dir, or launch with --keep_weights best"
+    if not problem and needed > _MOST_OF_A_DISK * free:
+        return warned(SAVING_SECTION, "disk space", detail, remedy, **figures)
+    return judged(SAVING_SECTION, "disk space", detail, problem, remedy, **figures)
+
+
+def memory_row(free: int, total: int, device_name: str) -> Row:
+    """How much memory of the device others use now."""
+    detail = f"{device_name}: {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+    if free >= _MOST_OF_A_DISK * total:
+        return passed(SECTION, "device memory", detail, free_bytes=free, total_bytes=total)
+    remedy = "another process computes there: end it, or choose a card by CUDA_VISIBLE_DEVICES"
+    return warned(SECTION, "device memory", detail, remedy, free_bytes=free, total_bytes=total)

@@ -1,0 +1,210 @@
+"""A job of the sweep, prepared in this process as `train` prepares it, up to its first step."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.splits import EnvironmentSplits
+from domainbed_carft.method import job_facts
+from domainbed_carft.method.resolution import JobFacts
+from domainbed_carft.preflight import device as job_device
+from domainbed_carft.sweep import host
+
+Batch = tuple[Tensor, Tensor]
+
+_NEVER = 2**40  # a step that no rehearsal reaches
+
+
+@dataclass(frozen=True)
+class PreparedJob:
+    """What `train` has before it builds the algorithm of a job; its harness is the one in use.
+
+    ``flags``: those that no record has. ``hparams`` are resolved; ``facts``: what that found, None
+    for an algorithm that is not ours. ``worker_count``: the processes that would load its pictures.
+    """
+
+    job: Job
+    args: argparse.Namespace
+    flags: argparse.Namespace
+    hparams: dict[str, Any]
+    facts: JobFacts | None
+    dataset: Any
+    environments: Sequence[EnvironmentSplits]
+    pictures: Any
+    worker_count: int
+
+    @property
+    def training_envs(self) -> list[int]:
+        """The numbers of the environments that are trained on."""
+        return [n for n in range(len(self.environments)) if n not in self.args.test_envs]
+
+    @property
+    def pictures_per_step(self) -> int:
+        """How many pictures a step trains on."""
+        return len(self.training_envs) * int(self.hparams["batch_size"])
+
+    @property
+    def picture_bytes(self) -> int:
+        """The bytes of a picture as loaders hand it on: float32, or before a GPU uint8."""
+        channels, height, width = self.dataset.input_shape
+        return int(channels * height * width * (1 if job_device.has_gpu() else 4))
+
+    def build_algorithm(
+        self, device: torch.device, changed_hparams: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The job's algorithm on ``device``, with some hparams changed; equal each time."""
+        hparams = {**self.hparams, **(changed_hparams or {})}
+        self.remember_facts(hparams)
+        self.seed()
+        with quiet():
+            algorithm = host.algorithm_class(self.args.algorithm)(
+                self.dataset.input_shape,
+                self.dataset.num_classes,
+                len(self.training_envs),
+                hparams,
+            )
+        return algorithm.to(device)
+
+    def remember_facts(self, hparams: dict[str, Any] | None = None) -> None:
+        """Have an algorithm find the job's facts by these ``hparams``, by default by its own."""
+        if self.facts is not None:
+            job_facts.remember(self.facts, self.hparams if hparams is None else hparams)
+
+    def seed(self) -> None:
+        """Seed all random numbers as the job does."""
+        host.module("lib.preparation").seed_everything(self.args.seed)
+
+    @contextlib.contextmanager
+    def loaded_batches(
+        self, device: torch.device, pictures: Any = None, process_group: Any = None
+    ) -> Iterator[Any]:
+        """The harness's batches of this job's steps; its loader processes end with the block.
+
+        ``pictures``: how files are read, by default as the job would.
+        """
+        self.seed()
+        batches = self.job_batches(device, evaluated={}, process_group=process_group)
+        batches.begin(
+            step=1,  # there is an evaluation after step 0
+            pending=False,
+            once=False,
+            workers=self.worker_count,
+            pictures=self.pictures if pictures is None else pictures,
+        )
+        with contextlib.closing(batches):
+            yield batches
+
+    def job_batches(
+        self, device: torch.device, evaluated: Mapping[str, Any], process_group: Any = None
+    ) -> Any:
+        """The harness's `JobBatches`, with what is ``evaluated`` by name."""
+        splits = host.module("lib.few_shots").training_splits(
+            self.dataset, self.environments, self.training_envs, self.hparams
+        )
+        return host.module("lib.job_batches").JobBatches(
+            in_splits=splits,
+            evaluated=evaluated,
+            hparams=self.hparams,
+            steps=_NEVER,
+            checkpoint_freq=_NEVER,
+            seed=self.args.seed,
+            device=device,
+            process_group=process_group or host.module("lib.process_group").SINGLE_PROCESS,
+        )
+
+
+def prepare(job: Job, variables: Mapping[str, str], output: Path) -> PreparedJob:
+    """Prepare a job: check its arguments, load and split its data, resolve its hparams.
+
+    ``variables``: the process variables that its launcher gives it; they stay set. ``output``: what
+    takes the place of the job's folder. Raises what `train` would.
+    """
+    os.environ.update(variables)
+    args, flags = _arguments(job, output)
+    overrides = host.module("lib.train_arguments").check(args, flags)
+    hparams = host.module("lib.preparation").choose_hparams(args, overrides)
+    return _load(job, args, flags, hparams)
+
+
+def prepare_zero_shot(job: Job, variables: Mapping[str, str], output: Path) -> PreparedJob:
+    """Prepare CLIPZeroShot on a job's data set, with its CLIP, prompts and protocol.
+
+    No environment is augmented: all of them are left out of training.
+    """
+    os.environ.update(variables)
+    args, flags = _arguments(job, output)
+    check = host.module("lib.checks").parse_hparams
+    preparation = host.module("lib.preparation")
+    hparams = preparation.choose_hparams(args, check(args.hparams))
+
+    args.algorithm = "CLIPZeroShot"
+    args.test_envs = list(range(len(host.dataset_facts(args.dataset).labels)))
+    zero_shot_hparams = preparation.choose_hparams(args, {})
+    shared = {name: hparams.get(name, value) for name, value in zero_shot_hparams.items()}
+    if shared["contexts"] == "domains-without-target":  # nothing would be left
+        shared["contexts"] = "domains"
+    return _load(job, args, flags, shared)
+
+
+def _load(
+    job: Job, args: argparse.Namespace, flags: argparse.Namespace, hparams: dict[str, Any]
+) -> PreparedJob:
+    preparation = host.module("lib.preparation")
+    algorithm_class = host.algorithm_class(args.algorithm)
+    preparation.seed_everything(args.seed)
+
+    with quiet():
+        dataset, environments = preparation.load_environments(args, hparams)
+        pictures = host.module("lib.picture_batches").choose(
+            flags.pictures,
+            flags.picture_cache,
+            dataset,
+            ask_model=functools.partial(algorithm_class.wanted_pictures, hparams),
+        )
+        preparation.resolve_hparams(args, dataset, hparams)
+
+    facts = None
+    with contextlib.suppress(CarftError):
+        facts = job_facts.recall(hparams)
+    return PreparedJob(
+        job=job,
+        args=args,
+        flags=flags,
+        hparams=hparams,
+        facts=facts,
+        dataset=dataset,
+        environments=environments,
+        pictures=pictures,
+        worker_count=preparation.share_cores(args.workers, dataset, job_device.has_gpu()),
+    )
+
+
+def _arguments(job: Job, output: Path) -> tuple[argparse.Namespace, argparse.Namespace]:
+    """The arguments of the job's `train`, and those of them that no record has."""
+    train_arguments = host.module("lib.train_arguments")
+    words = Job({**job.args}, output).command[3:]  # after python -m domainbed.scripts.train
+    args = train_arguments.build_parser().parse_args(words)
+    flags = argparse.Namespace()
+    for name in train_arguments.UNRECORDED_FLAGS:
+        setattr(flags, name, vars(args).pop(name))
+    return args, flags
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, what jobs print on standard output is dropped: the rows say what matters."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -1,0 +1,81 @@
+"""Which jobs of a sweep are rehearsed: one for each way to compute that it has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from domainbed_carft.jobs.job import Job, overrides
+from domainbed_carft.jobs.manifest import Dataset
+from domainbed_carft.sweep import costs
+
+# Hparams that change neither time nor memory of a step.
+_COSTLESS = (
+    *("lr", "weight_decay", "weight_decay_all", "lr_schedule", "warmup_steps", "total_steps"),
+    *("grad_clip", "lp_lr", "lp_steps", "ema", "beta", "average_start", "lora_alpha"),
+    *("context_scale", "clip_digest", "clip_revision", "prompts_digest", "data_edition"),
+    "batch_size",  # the job with the largest one stands for all
+)
+_WEIGHT = "_weight"  # of a term, which is computed unless it is 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Jobs of one algorithm whose steps cost the same, for each picture.
+
+    ``job``: the one with the largest batch, which is rehearsed; ``label``: the algorithm and the
+    hparams by which it differs from other recipes of the sweep.
+    """
+
+    label: str
+    job: Job
+    jobs: Sequence[Job]
+
+    @property
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Variant, data set and algorithm of its jobs, each once: the rows of the costs."""
+        keys = [(job.variant, job.key.dataset, job.key.algorithm) for job in self.jobs]
+        return [*dict.fromkeys(keys)]
+
+
+def recipes_of(jobs: Sequence[Job], datasets: Mapping[str, Dataset]) -> list[Recipe]:
+    """The recipes of a sweep, in the order of its jobs."""
+    jobs_by_key: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        key = (job.key.algorithm, json.dumps(_costly_hparams(job), sort_keys=True))
+        jobs_by_key.setdefault(key, []).append(job)
+
+    return [
+        Recipe(
+            label=f"{algorithm} {hparams.strip('{}')}".strip(),
+            job=max(members, key=lambda job: _pictures_per_step(job, datasets)),
+            jobs=members,
+        )
+        for (algorithm, hparams), members in jobs_by_key.items()
+    ]
+
+
+def first_jobs(jobs: Sequence[Job]) -> dict[str, Job]:
+    """Data set -> the first job on it."""
+    first: dict[str, Job] = {}
+    for job in jobs:
+        first.setdefault(job.key.dataset, job)
+    return first
+
+
+def _costly_hparams(job: Job) -> dict[str, Any]:
+    """The hparams that a job sets and that change what a step costs."""
+    costly = {}
+    for name, value in overrides(job.args).items():
+        if name.endswith(_WEIGHT):
+            costly[name] = bool(value)
+        elif name not in _COSTLESS:
+            costly[name] = value
+    return costly
+
+
+def _pictures_per_step(job: Job, datasets: Mapping[str, Dataset]) -> float:
+    cost = costs.job_cost(job, datasets[job.key.dataset])
+    return cost.trained / cost.steps

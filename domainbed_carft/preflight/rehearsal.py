@@ -1,0 +1,225 @@
+"""The rehearsal of a planned launch: all of its rows, in order, and the file that they become."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from domainbed_carft import process_variables
+from domainbed_carft.doctor.findings import Finding
+from domainbed_carft.jobs.job import Job
+from domainbed_carft.jobs.manifest import Dataset
+from domainbed_carft.launchers import pool
+from domainbed_carft.machine import devices
+from domainbed_carft.preflight import (
+    cost,
+    data_rows,
+    environment,
+    prepared_job,
+    process_rows,
+    resume_row,
+    speed,
+    step_rows,
+    zero_shot_gate,
+)
+from domainbed_carft.preflight import device as job_device
+from domainbed_carft.preflight.cost import Measurements
+from domainbed_carft.preflight.prepared_job import PreparedJob
+from domainbed_carft.preflight.recipes import Recipe, first_jobs, recipes_of
+from domainbed_carft.preflight.rows import Row, guarded, skipped, verdict
+from domainbed_carft.preflight.step_rows import TrainedStep
+from domainbed_carft.sweep import host, preflight_file
+from domainbed_carft.sweep.launch_plan import LaunchPlan
+from domainbed_carft.sweep.preflight_file import JobCost, Preflight, PrintedRow
+from domainbed_carft.version import __version__
+
+# Where one step takes longer, jobs are not rehearsed further: a real sweep on a processor.
+SLOW_STEP_SECONDS = 20.0
+# How many files of weights a job keeps, by the flag --keep_weights.
+_KEPT_FILES = {"both": 2, "last": 1, "best": 1, "none": 0}
+
+
+@dataclass
+class Rehearsal:
+    """A rehearsal of ``plan``; `rows` makes its rows one by one, and then it can be saved."""
+
+    plan: LaunchPlan
+    measurements: Measurements = field(default_factory=Measurements)
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+    made: list[Row] = field(default_factory=list)
+    job_costs: list[JobCost] = field(default_factory=list)
+    hours: list[float] = field(default_factory=list)
+    _later_rows: list[Row] = field(default_factory=list)  # of speeds, under one heading
+
+    def __post_init__(self) -> None:
+        self.datasets |= self.plan.declaration.facts
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs of the sweep, those of a second stage, too."""
+        return [*self.plan.jobs, *self.plan.waiting_jobs]
+
+    def rows(self) -> Iterator[Row]:
+        """Make the rows, in the order in which they are printed."""
+        take_slot(self.plan, len(self.jobs))
+        self.plan.output.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=self.plan.output, prefix=".preflight-") as temporary,
+            ThreadPoolExecutor(1) as executor,
+        ):
+            findings = executor.submit(environment.doctors_findings)  # while this process imports
+            for row in self._all_rows(findings, Path(temporary)):
+                self.made.append(row)
+                yield row
+
+    def _all_rows(self, findings: Future[list[Finding]], folder: Path) -> Iterator[Row]:
+        yield from self._environment_rows(findings)
+        yield from data_rows.verdict_rows(self.plan.verdicts)
+        if not host.skips_in_splits():
+            reason = "this domainbed has its own train; start where no checkout is found"
+            yield skipped("one step", "rehearsal", reason)
+            return
+
+        recipes = recipes_of(self.jobs, self.datasets)
+        for name, job in first_jobs(self.jobs).items():
+            yield from guarded("zero-shot gate", name, partial(self._data_rows, job, folder))
+        for recipe in recipes:
+            yield from guarded("one step", recipe.label, partial(self._recipe_rows, recipe, folder))
+        yield from guarded("speed and cost", "hours", partial(self._cost_rows, recipes))
+        yield from self._short_job_rows(recipes, folder)
+
+    def _environment_rows(self, findings: Future[list[Finding]]) -> Iterator[Row]:
+        yield from environment.environment_rows(findings.result())
+        yield environment.lock_row(self.plan.output)
+        free = job_device.free_memory()
+        yield environment.memory_row(free, job_device.total_memory(), job_device.name())
+
+    def _data_rows(self, job: Job, folder: Path) -> Iterator[Row]:
+        """The CLIP, pictures, zero-shot accuracy and loaders of the data set of a job."""
+        variables = self.plan.variables(job)
+        zero_shot = prepared_job.prepare_zero_shot(job, variables, folder)
+        yield data_rows.weights_row(zero_shot.hparams["clip_backbone"])
+        yield data_rows.decoding_row(zero_shot)
+        yield zero_shot_gate.gate_row(zero_shot)
+
+        sizes = tuple(len(environment) for environment in zero_shot.dataset)
+        name = job.key.dataset
+        self.datasets[name] = replace(self.datasets[name], pictures=sizes)
+        prepared = prepared_job.prepare(job, variables, folder)
+        loading = speed.measure_loading(prepared, speed.measuring_seconds())
+        self.measurements.loading[name] = loading
+        shared_memory = environment.shared_memory_row(
+            prepared.picture_bytes,
+            prepared.hparams["batch_size"],
+            prepared.worker_count,
+            environment.free_shared_memory(),
+        )
+        self._later_rows += [shared_memory, speed.loading_row(prepared, loading)]
+
+    def _recipe_rows(self, recipe: Recipe, folder: Path) -> Iterator[Row]:
+        """The rows on a step of a recipe, and on its speed."""
+        prepared = self._prepare(recipe.job, folder)
+        yield step_rows.loss_row(recipe.label, prepared)  # before the batch fills the device
+        step = TrainedStep.of(prepared)
+        memory, use = step_rows.memory_row(recipe.label, step)
+        yield memory
+        if use.micro_batch is None:
+            return
+
+        self.measurements.peak_memory[recipe.label] = use.peak
+        yield from step_rows.step_rows(recipe.label, step)
+        step_speed = speed.measure_steps(step, speed.measuring_seconds())
+        self.measurements.steps[recipe.label] = step_speed
+        loading = self.measurements.loading.get(recipe.job.key.dataset)
+        if loading:
+            precision = str(prepared.hparams.get("amp", "off"))
+            row = speed.speed_row(recipe.label, step_speed, loading, precision)
+            self._later_rows.append(row)
+
+    def _cost_rows(self, recipes: Sequence[Recipe]) -> Iterator[Row]:
+        yield from self._later_rows
+        self.job_costs = cost.job_costs(recipes, self.measurements)
+        skips = bool(self.plan.skips_training_in_splits)
+        self.hours = cost.hours_of_jobs(self.jobs, self.job_costs, self.datasets, skips)
+        yield from cost.cost_rows(self.jobs, self.hours, devices.gpu_count())
+
+    def _short_job_rows(self, recipes: Sequence[Recipe], folder: Path) -> Iterator[Row]:
+        """The rows on resuming and on several processes, of the recipe with the slowest steps."""
+        trained = [recipe for recipe in recipes if self._is_quick(recipe)]
+        if not trained:
+            reason = f"no algorithm trains in steps of less than {SLOW_STEP_SECONDS:g} seconds"
+            yield skipped(resume_row.SECTION, "rehearsal", reason)
+            return
+
+        recipe = min(trained, key=lambda recipe: self.measurements.steps[recipe.label].steps)
+        for section, part in (
+            (resume_row.SECTION, self._resume_rows),
+            (process_rows.SECTION, self._process_rows),
+        ):
+            yield from guarded(section, recipe.label, partial(part, recipe, folder))
+
+    def _is_quick(self, recipe: Recipe) -> bool:
+        """Whether the recipe was measured, trains something, and takes steps soon enough."""
+        measured = self.measurements.steps.get(recipe.label)
+        if measured is None or host.algorithm_class(recipe.job.args["algorithm"]).is_constant:
+            return False
+        return measured.pictures_per_step / measured.steps < SLOW_STEP_SECONDS
+
+    def _resume_rows(self, recipe: Recipe, folder: Path) -> Iterator[Row]:
+        prepared = self._prepare(recipe.job, folder)
+        row, outcome = resume_row.resume_row(recipe.label, prepared, folder)
+        yield row
+
+        kept = _KEPT_FILES[prepared.args.keep_weights]
+        at_a_time = max(1, devices.gpu_count())
+        free = shutil.disk_usage(self.plan.output).free
+        weights_bytes = kept * outcome.weights_bytes * len(self.plan.jobs_to_run)
+        yield environment.disk_row(
+            weights_bytes, at_a_time * outcome.state_bytes, free, self.plan.output
+        )
+
+    def _process_rows(self, recipe: Recipe, folder: Path) -> Iterator[Row]:
+        yield process_rows.process_row(recipe.label, self._prepare(recipe.job, folder), folder)
+
+    def _prepare(self, job: Job, folder: Path) -> PreparedJob:
+        return prepared_job.prepare(job, self.plan.variables(job), folder)
+
+    def as_file(self) -> Preflight:
+        """What `preflight.json` says of the rows that were made."""
+        hours = math.fsum(self.hours)
+        return Preflight(
+            carft=__version__,
+            sweep=self.plan.declaration.name,
+            declaration=preflight_file.digest(self.plan.declaration.text),
+            written=time.time(),
+            host=socket.gethostname(),
+            device=job_device.name(),
+            verdict=verdict(self.made),
+            hours=hours if self.hours and math.isfinite(hours) else None,
+            rows=[PrintedRow.model_validate(row.as_dict()) for row in self.made],
+            costs=self.job_costs,
+        )
+
+
+def take_slot(plan: LaunchPlan, job_count: int) -> None:
+    """Compute in this process with the share of the cores that a job of the plan would get."""
+    if not isinstance(plan.launcher, pool.Pool) or process_variables.CORES.read():
+        return
+    variables = plan.launcher.slots(job_count)[0]
+    variables.pop("CUDA_VISIBLE_DEVICES", None)  # all cards are looked at
+    os.environ.update(variables)
+
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdigit() and int(threads):  # torch has read it when it was imported
+        torch.set_num_threads(int(threads))

@@ -1,0 +1,188 @@
+"""How fast a job loads pictures, takes steps and evaluates, and what bounds it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from domainbed_carft.machine import devices
+from domainbed_carft.preflight import device as job_device
+from domainbed_carft.preflight.cards import Peak, measured_peak, peak_of
+from domainbed_carft.preflight.prepared_job import PreparedJob, quiet
+from domainbed_carft.preflight.rows import Row, Stopwatch, passed, warned
+from domainbed_carft.preflight.step_rows import TrainedStep
+
+SECTION = "speed and cost"
+
+SECONDS = 3.0  # that each speed is measured for, on a GPU
+SECONDS_ON_PROCESSOR = 0.7
+MOST_STEPS = 200
+# Loading slower than this share of the steps bounds the job.
+_LOADING_BOUNDS = 0.95
+
+
+@dataclass(frozen=True)
+class LoadingSpeed:
+    """Pictures a second of a data set's loaders alone: from files, and from a full store."""
+
+    files: float
+    store: float | None
+
+    @property
+    def usual(self) -> float:
+        """Pictures a second once the store is full; from files where there is none."""
+        return self.store or self.files
+
+
+@dataclass(frozen=True)
+class StepSpeed:
+    """Pictures a second of steps alone, of steps with loading, and of predictions.
+
+    ``flops``: of a step, as torch counts those of products and convolutions.
+    """
+
+    steps: float
+    with_loading: float
+    predictions: float
+    flops: float
+    pictures_per_step: int
+
+
+def measuring_seconds() -> float:
+    """How long each speed is measured."""
+    return SECONDS if job_device.has_gpu() else SECONDS_ON_PROCESSOR
+
+
+def measure_loading(prepared: PreparedJob, seconds: float) -> LoadingSpeed:
+    """The speed of the loaders of a prepared job; the store is filled before it is measured."""
+    store = getattr(prepared.pictures, "store", None)
+    without_store = replace(prepared.pictures, store=None) if store else prepared.pictures
+    n_steps, files = _loading_speed(prepared, without_store, seconds)
+    if store is None:
+        return LoadingSpeed(files, None)
+
+    _loading_speed(prepared, prepared.pictures, math.inf, n_steps)  # the same pictures: fills it
+    return LoadingSpeed(files, _loading_speed(prepared, prepared.pictures, math.inf, n_steps)[1])
+
+
+def _loading_speed(
+    prepared: PreparedJob, pictures: Any, seconds: float, most_steps: int = MOST_STEPS
+) -> tuple[int, float]:
+    """How many steps' batches were loaded, and pictures a second."""
+    with prepared.loaded_batches(devices.default_device(), pictures) as batches, quiet():
+        n_steps, taken = _repeat(
+            batches.step_batches, seconds, most_steps, warm_up=_read_ahead(prepared)
+        )
+    return n_steps, n_steps * prepared.pictures_per_step / taken
+
+
+def measure_steps(step: TrainedStep, seconds: float) -> StepSpeed:
+    """The speeds of an algorithm with a batch on the device."""
+    prepared = step.prepared
+    pictures_per_step = sum(len(labels) for _, labels in step.batches)
+    n_steps, taken = _repeat(step.take, seconds, MOST_STEPS)
+    steps = n_steps * pictures_per_step / taken
+
+    with prepared.loaded_batches(devices.default_device()) as batches:
+
+        def load_and_take() -> None:
+            with quiet():
+                step.batches = batches.step_batches()
+            step.take()
+
+        n_steps, taken = _repeat(load_and_take, seconds, MOST_STEPS, _read_ahead(prepared))
+    with_loading = n_steps * pictures_per_step / taken
+
+    with FlopCounterMode(display=False) as counter:
+        step.take()
+    return StepSpeed(
+        steps=steps,
+        with_loading=with_loading,
+        predictions=_prediction_speed(step, seconds),
+        flops=float(counter.get_total_flops()),
+        pictures_per_step=pictures_per_step,
+    )
+
+
+@torch.no_grad()
+def _prediction_speed(step: TrainedStep, seconds: float) -> float:
+    """Pictures a second that the algorithm classifies, in batches of a step's size."""
+    pictures = torch.cat([pictures for pictures, _ in step.batches])
+    step.algorithm.eval()
+    with quiet():
+        n_batches, taken = _repeat(lambda: step.algorithm.predict(pictures), seconds, MOST_STEPS)
+    step.algorithm.train()
+    return n_batches * len(pictures) / taken
+
+
+def _read_ahead(prepared: PreparedJob) -> int:
+    """Steps whose batches the loader processes have ready at the beginning, and one more."""
+    return -(-2 * prepared.worker_count // max(1, len(prepared.training_envs))) + 1
+
+
+def _repeat(
+    action: Callable[[], object], seconds: float, most: int, warm_up: int = 1
+) -> tuple[int, float]:
+    """Repeat an action for some seconds, at ``most`` so often; returns how often, and seconds.
+
+    It is done ``warm_up`` times before, which does not count.
+    """
+    for _ in range(warm_up):
+        action()
+    job_device.wait()
+
+    watch = Stopwatch()
+    for count in itertools.count(1):
+        action()
+        if count >= most or watch.seconds >= seconds:
+            break
+    job_device.wait()
+    return count, watch.seconds
+
+
+def loading_row(prepared: PreparedJob, loading: LoadingSpeed) -> Row:
+    """The row of a data set's loaders."""
+    store = f", {loading.store:,.0f} from the store" if loading.store else ", and no store"
+    detail = (
+        f"{loading.files:,.0f} pictures a second from files{store}, by "
+        f"{prepared.worker_count or 'no'} loader processes"
+    )
+    name = f"loading {Path(prepared.args.dataset).name}"
+    return passed(SECTION, name, detail, files=loading.files, store=loading.store)
+
+
+def speed_row(label: str, speed: StepSpeed, loading: LoadingSpeed, precision: str) -> Row:
+    """The row of an algorithm's steps: what bounds its job, and the share of the device's peak."""
+    is_bound_by_loading = loading.usual < _LOADING_BOUNDS * speed.steps
+    bound = "loading" if is_bound_by_loading else devices_phrase()
+    device_name = job_device.name()
+    peak = peak_of(device_name, precision) or measured_peak(precision)
+    share = share_of_peak(speed, peak)
+    detail = (
+        f"{speed.steps:,.0f} pictures a second in steps alone, {speed.with_loading:,.0f} with "
+        f"loading, {speed.predictions:,.0f} in evaluation; {bound} bounds it; "
+        f"{share:.0%} of {peak.flops / 1e12:.3g} TFLOP/s ({peak.source})"
+    )
+    figures = {**vars(speed), "bound": bound, "peak_flops": peak.flops, "share_of_peak": share}
+    if not is_bound_by_loading:
+        return passed(SECTION, f"{label}: speed", detail, **figures)
+    remedy = "give the job more cores, and keep decoded pictures by --picture_cache on a local disk"
+    return warned(SECTION, f"{label}: speed", detail, remedy, **figures)
+
+
+def share_of_peak(speed: StepSpeed, peak: Peak) -> float:
+    """The share of a device's peak that steps alone reach."""
+    steps_per_second = speed.steps / speed.pictures_per_step
+    return speed.flops * steps_per_second / peak.flops
+
+
+def devices_phrase() -> str:
+    """What computes here, in words."""
+    return "the GPU" if job_device.has_gpu() else "the processor"

@@ -1,0 +1,169 @@
+"""The zero-shot gate: what the sweep's CLIP says of its data, beside what is published.
+
+Class names in another order, another edition, another normalisation or activation stop no job, and
+ruin all of its results. They show in the accuracy before training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from domainbed_carft.machine import devices
+from domainbed_carft.preflight.prepared_job import PreparedJob, quiet
+from domainbed_carft.preflight.rows import Row, failed, passed, warned
+from domainbed_carft.results import published
+from domainbed_carft.sweep import host
+
+SECTION = "zero-shot gate"
+MOST_PICTURES = 2000  # of a data set
+LEVEL = 0.95  # of the binomial interval
+FAILING_POINTS = 10.0  # below the lowest published figure
+NEAR_CHANCE = 1.5  # times the accuracy of guessing
+
+_SEED = 0
+_PUBLISHED_METHOD = "zero-shot CLIP"
+
+CAUSES = (
+    "check, the most likely first: class names (in the order of the sorted class folders), the "
+    "data's edition (carft data verify), its normalisation (protocol, preprocessing), the CLIP's "
+    "activation (QuickGELU; open_clip:NAME-quickgelu/TAG)"
+)
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """The accuracy of a CLIP before training on ``pictures`` of a data set, in percent.
+
+    It is the mean over the environments, as in published tables; ``low`` and ``high``: the binomial
+    interval of as many pictures.
+    """
+
+    accuracy: float
+    pictures: int
+    classes: int
+    low: float
+    high: float
+
+    @classmethod
+    def of_counts(cls, correct: Sequence[int], totals: Sequence[int], classes: int) -> ZeroShot:
+        """The accuracy of the ``correct`` predictions among ``totals``, of each environment."""
+        share = float(np.mean([hits / total for hits, total in zip(correct, totals)]))
+        n_pictures = sum(totals)
+        test = stats.binomtest(round(share * n_pictures), n_pictures)
+        interval = test.proportion_ci(LEVEL, method="exact")
+        return cls(
+            accuracy=100 * share,
+            pictures=n_pictures,
+            classes=classes,
+            low=100 * float(interval.low),
+            high=100 * float(interval.high),
+        )
+
+
+def gate_row(prepared: PreparedJob) -> Row:
+    """The row of a data set, of the job that `prepare_zero_shot` made of one of its jobs."""
+    zero_shot = measure(prepared, MOST_PICTURES)
+    rows = published_rows(prepared.args.dataset, prepared.hparams["clip_backbone"])
+    label = f"{Path(prepared.args.dataset).name}, {prepared.hparams['clip_backbone']}"
+    return judge(label, zero_shot, rows, prepared.hparams["prompts_digest"])
+
+
+def published_rows(dataset: str, clip: str) -> list[dict[str, Any]]:
+    """The rows of published.csv with a zero-shot accuracy of this CLIP on the data set."""
+    if clip != published.BACKBONE:
+        return []
+    return [
+        row
+        for row in published.figures()
+        if row["method"].startswith(_PUBLISHED_METHOD) and row["dataset"] == dataset
+    ]
+
+
+def judge(
+    label: str, zero_shot: ZeroShot, rows: Sequence[dict[str, Any]], prompt_digest: str
+) -> Row:
+    """The row of an accuracy beside the published ``rows``, if there are any.
+
+    A warning where it is below the lowest of them by more than the interval; a failure where it is
+    more than FAILING_POINTS below it, or near chance.
+    """
+    listed = ", ".join(f"{row['accuracy']:.1f} ({row['source']})" for row in rows)
+    detail = (
+        f"{zero_shot.accuracy:.1f}% [{zero_shot.low:.1f}, {zero_shot.high:.1f}] of "
+        f"{zero_shot.pictures:,} pictures, prompts {prompt_digest}; published: {listed or 'none'}"
+    )
+    figures = {
+        **vars(zero_shot),
+        "prompt_digest": prompt_digest,
+        "published": [
+            {name: row[name] for name in ("method", "accuracy", "source")} for row in rows
+        ],
+    }
+
+    chance = 100 / zero_shot.classes
+    if zero_shot.low <= chance or zero_shot.accuracy < NEAR_CHANCE * chance:
+        problem = f"near chance, which is {chance:.1f}%: {detail}"
+        return failed(SECTION, label, problem, CAUSES, **figures)
+    if not rows:
+        return passed(SECTION, label, detail, **figures)
+
+    lowest = min(row["accuracy"] for row in rows)
+    if zero_shot.accuracy < lowest - FAILING_POINTS:
+        points = lowest - zero_shot.accuracy
+        problem = f"{points:.1f} points below the lowest published: {detail}"
+        return failed(SECTION, label, problem, CAUSES, **figures)
+    if zero_shot.high < lowest:
+        return warned(SECTION, label, f"below all published: {detail}", CAUSES, **figures)
+    return passed(SECTION, label, detail, **figures)
+
+
+def measure(prepared: PreparedJob, most: int) -> ZeroShot:
+    """The zero-shot accuracy on all pictures, or on ``most`` by a seed, as a job evaluates."""
+    misc = host.module("lib.misc")
+    share = most // len(prepared.dataset)
+    is_small = sum(map(len, prepared.dataset)) <= most
+    splits = {}
+    for number, environment in enumerate(prepared.dataset):
+        size = len(environment) if is_small else min(share, len(environment))
+        splits[f"env{number}"] = misc.split_dataset(environment, size, _SEED)[0]
+
+    accuracies = _accuracies(prepared, splits)
+    totals = [len(split) for split in splits.values()]
+    correct = [round(accuracies[f"{name}_acc"] * len(splits[name])) for name in splits]
+    return ZeroShot.of_counts(correct, totals, prepared.dataset.num_classes)
+
+
+def _accuracies(prepared: PreparedJob, splits: dict[str, Any]) -> dict[str, float]:
+    """The accuracy on each split, through the loaders and the evaluator of the harness."""
+    device = devices.default_device()
+    algorithm = prepared.build_algorithm(device)
+    stopping = host.module("lib.stopping")
+    batches = prepared.job_batches(device, evaluated=splits)
+    batches.begin(
+        step=1,
+        pending=True,
+        once=False,
+        workers=prepared.worker_count,
+        pictures=prepared.pictures,
+    )
+    evaluator = host.module("lib.evaluation").Evaluator(
+        algorithm=algorithm,
+        splits=[*splits],
+        batches=batches,
+        device=device,
+        stop=stopping.StopSignals(),
+        process_group=host.module("lib.process_group").SINGLE_PROCESS,
+        is_constant=False,
+    )
+    try:
+        with quiet():
+            accuracies: dict[str, float] = evaluator.accuracies()
+    finally:
+        batches.close()
+    return accuracies
