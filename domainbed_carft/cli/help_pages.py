@@ -18,9 +18,8 @@ class HelpPage:
     examples: dict[str, str]
 
     def text(self, description: str) -> str:
-        """The description, and below it the examples, a comment beside each."""
-        width = max(map(len, self.examples))
-        lines = [f"  {command:{width}}  # {remark}" for command, remark in self.examples.items()]
+        """The description, and below it the examples, a comment above each."""
+        lines = [f"  # {remark}\n  {command}" for command, remark in self.examples.items()]
         return "\n".join([textwrap.fill(description, WIDTH), "", "examples:", *lines])
 
 
@@ -123,7 +122,7 @@ PAGES = {
         {
             "carft sweep launch demo --output_dir OUT --dry-run": "what it would cost",
             "carft sweep launch demo --output_dir OUT": "run or resume it here",
-            "carft sweep launch my.yaml --data_dir DATA --output_dir OUT --launcher slurm --gpus 1": (
+            "carft sweep launch peers --data_dir DATA --output_dir OUT --launcher slurm": (
                 "on a cluster"
             ),
         },
@@ -140,7 +139,8 @@ PAGES = {
         "OUTPUT_DIR [options]", {"carft sweep cancel OUT": "launch again to resume"}
     ),
     "carft sweep clean": HelpPage(
-        "OUTPUT_DIR [options]", {"carft sweep clean OUT --incomplete": "asks before it deletes jobs"}
+        "OUTPUT_DIR [options]",
+        {"carft sweep clean OUT --incomplete": "asks before it deletes jobs"},
     ),
 }
 

@@ -100,7 +100,7 @@ def _add_report(commands: Any) -> None:
         metavar=("A", "B"),
         help="compare these two algorithms picture by picture (default: CARFT CLIPFineTune)",
     )
-    parser.add_argument(
+    examples.add_argument(
         "--n_examples",
         type=int,
         default=4,
@@ -156,6 +156,7 @@ def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None
 
 def _collect(arguments: argparse.Namespace) -> int:
     from domainbed_carft.results import formats, machine_report
+    from domainbed_carft.results.cells import ERROR_KINDS
     from domainbed_carft.results.collect import collect
 
     _require_one_table(arguments)
@@ -178,7 +179,10 @@ def _collect(arguments: argparse.Namespace) -> int:
     if arguments.format == LATEX_TABLE:
         text = _latex_table(results, arguments.names)
     else:
-        text = formats.FORMATS[arguments.format](results.document)
+        document = results.document
+        if arguments.format == "text" and not arguments.legend:
+            document = document.with_short_legend(ERROR_KINDS[arguments.error])
+        text = formats.FORMATS[arguments.format](document)
     if arguments.output:
         files.save_text(arguments.output, text)
     else:
