@@ -10,7 +10,8 @@ Each job was trained on three of the four styles of EmojiStyles. Its "seen" styl
 which the CLIP knows from pre-training and the job has not been trained on. A gain is a method's
 accuracy minus zero-shot CLIP's in the same style, in points, the mean over trials and targets; then
 the mean over the styles of a group, with its standard error in parentheses, in which the styles of
-a family are one unit. "Seen - never" is the difference of the two means; its error takes the two
+a family are one unit. A sweep with variants has a row for each, and a job of its first stage none.
+"Seen - never" is the difference of the two means; its error takes the two
 groups as independent. With three independent never-seen families such errors are rough. The weights
 are those that training-domain validation selected, where the job has kept them.
 """
@@ -39,9 +40,9 @@ WEIGHTS = ("model_best.pkl", "model.pkl")
 
 
 class Score(NamedTuple):
-    """The accuracy in percent of one job in one style."""
+    """The accuracy in percent of one job in one style; ``method``: algorithm and variant."""
 
-    algorithm: str
+    method: str
     style: str
     target: int
     trial: int
@@ -65,10 +66,13 @@ def read_scores(folder: Path) -> Iterator[Score]:
     runs, _ = job_records.read([folder])
     for run in runs:
         _, algorithm, (target, *_), trial, _ = run.job.key
+        parent = Path(run.folder).parent
+        variant = "" if parent.resolve() == folder.resolve() else f" ({parent.name})"
         for style, scored in read_sets(Path(run.folder)).items():
             is_trained_on = style in TRAINED_STYLES and style != TRAINED_STYLES[target]
             if not is_trained_on:
-                yield Score(algorithm, style, target, trial, 100 * scored["accuracy"])
+                accuracy = 100 * scored["accuracy"]
+                yield Score(algorithm + variant, style, target, trial, accuracy)
 
 
 def read_sets(job: Path) -> Mapping[str, Mapping[str, Any]]:
@@ -82,15 +86,15 @@ def read_sets(job: Path) -> Mapping[str, Mapping[str, Any]]:
 
 
 def gains_by_style(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
-    """Algorithm -> style -> mean gain over zero-shot CLIP's job of the same target and trial."""
-    baseline = {s[1:4]: s.accuracy for s in scores if s.algorithm == ZERO_SHOT}
+    """Method -> style -> mean gain over zero-shot CLIP's job of the same target and trial."""
+    baseline = {s[1:4]: s.accuracy for s in scores if s.method.startswith(ZERO_SHOT)}
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for score in scores:
-        if score.algorithm != ZERO_SHOT and score[1:4] in baseline:
-            found[score.algorithm][score.style].append(score.accuracy - baseline[score[1:4]])
+        if not score.method.startswith(ZERO_SHOT) and score[1:4] in baseline:
+            found[score.method][score.style].append(score.accuracy - baseline[score[1:4]])
     return {
-        algorithm: {style: sum(gains) / len(gains) for style, gains in by_style.items()}
-        for algorithm, by_style in found.items()
+        method: {style: sum(gains) / len(gains) for style, gains in by_style.items()}
+        for method, by_style in found.items()
     }
 
 
@@ -113,7 +117,7 @@ def difference(first: GroupMean, second: GroupMean) -> GroupMean:
 def table(scores: Sequence[Score]) -> list[dict[str, str]]:
     """A row a method, the highest gain in never-seen styles first."""
     rows = []
-    for algorithm, gains in gains_by_style(scores).items():
+    for method, gains in gains_by_style(scores).items():
         seen, family_seen, never_seen = (
             group_mean(gains, label) for label in (SEEN, FAMILY_SEEN, NEVER_SEEN)
         )
@@ -123,7 +127,7 @@ def table(scores: Sequence[Score]) -> list[dict[str, str]]:
             "never seen": never_seen,
             "seen - never": difference(seen, never_seen),
         }
-        row = {"gain over zero-shot": algorithm}
+        row = {"gain over zero-shot": method}
         row |= {name: found.as_text() for name, found in columns.items()}
         rows.append((never_seen.mean, row))
     return [row for _, row in sorted(rows, key=lambda pair: -pair[0])]

@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import collect_sweeps
+import pandas as pd
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.report import evaluation_figures, figures, plane_figures, search_figures
-from domainbed_carft.report.canvas import Figure
+from domainbed_carft.report import (
+    evaluation_figures,
+    figures,
+    legend,
+    plane_figures,
+    search_figures,
+)
+from domainbed_carft.report.canvas import Figure, data_as_csv
 
 VOID = {"meta", "link", "img", "source", "br", "input", "wbr"}
 TABLE = "PACS; training-domain validation set"
@@ -77,10 +84,11 @@ class Page(HTMLParser):
 def leave_undrawn(patch: pytest.MonkeyPatch) -> None:
     """Figures with their names and words, and nothing on them: drawing takes most of the time."""
 
-    def save_undrawn(canvas: object, title: str, name: str, alt: str) -> Figure:
-        return Figure(title, name, alt, '<svg viewBox="0 0 288 200"></svg>', b"a picture")
+    def save_undrawn(canvas: object, title: str, name: str, alt: str, data: pd.DataFrame) -> Figure:
+        svg = '<svg viewBox="0 0 288 200"></svg>'
+        return Figure(title, name, alt, svg, b"a picture", data_as_csv(data))
 
-    for module in (figures, plane_figures, search_figures, evaluation_figures):
+    for module in (figures, plane_figures, search_figures, evaluation_figures, legend):
         patch.setattr(module, "save_figure", save_undrawn)
 
 

@@ -381,3 +381,29 @@ def test_the_contamination_table_compares_gains_by_group(tmp_path):
     error = paired.clustered_error([0, 10, 20, 10, 40], families)
     assert row["never seen"] == f"+16.0 ({error:.1f})"
     assert row["seen - never"] == f"+4.0 ({error:.1f})"
+
+
+def test_the_contamination_table_has_a_row_for_each_variant(tmp_path):
+    table = collect_sweeps.benchmark("contamination")
+    gains = {"methods/CLIPZeroShot": 0.0, "methods/CARFT": 0.1, "SWAD/CARFT": 0.2}
+    for name, gain in gains.items():
+        variant, algorithm = name.split("/")
+        job = collect_sweeps.write_job(
+            tmp_path / variant,
+            algorithm,
+            algorithm=algorithm,
+            test_envs=[0],
+            dataset="EmojiStyles",
+            environments=emoji_styles.names(SEEN),
+        )
+        suite = catalogue.get("EmojiUnseen")
+        accuracies = {style.name: 0.5 + gain for style in emoji_styles.styles()}
+        record = {"suite": suite.name, "weights": "model.pkl", "step": 3, "wise_ft_alpha": None}
+        sets = {name: {"accuracy": value} for name, value in accuracies.items()}
+        records.append(
+            job, {**record, "algorithm": algorithm, "sets": sets, **suite.means(accuracies)}
+        )
+
+    rows = table.table(list(table.read_scores(tmp_path)))
+    never_seen = {row["gain over zero-shot"]: row["never seen"] for row in rows}
+    assert never_seen == {"CARFT (SWAD)": "+20.0 (0.0)", "CARFT (methods)": "+10.0 (0.0)"}

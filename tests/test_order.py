@@ -32,21 +32,15 @@ def order_of_top(folder, capsys):
 
 def orders_in_report(folder, monkeypatch):
     """The rows of the page's tables, and the algorithms of bars and curves in drawing order."""
-    bars = []
-    legends = []
+    dots = []
     monkeypatch.setattr(
         figures,
-        "bars",
-        lambda table, styles, name: bars.append([row.algorithm for row in table.rows]) or [],
-    )
-    monkeypatch.setattr(
-        figures,
-        "add_legend",
-        lambda canvas, handles, **options: legends.append([*handles]),
+        "_dots",
+        lambda title, name, group, *_: dots.append([algorithm for algorithm, _ in group]),
     )
     content = page.build(page.collect_for_page([folder]), n_examples=0)
     rows = [[row[0] for row in section["table"].rows] for section in content["sections"]]
-    return [*rows, *bars, *legends]
+    return [*rows, *dots, [key.algorithm for key in content["legend"].keys]]
 
 
 @pytest.mark.parametrize("declared", ORDERS)

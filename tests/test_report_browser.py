@@ -47,10 +47,10 @@ def test_the_page_loads_without_errors_or_requests_and_is_accessible(browser, in
         assert page.evaluate("document.documentElement.scrollWidth") == width
 
         pictures = page.evaluate(
-            "[...document.images].map(i => [i.complete, i.naturalWidth,"
+            "[...document.querySelectorAll('figure img')].map(i => [i.complete, i.naturalWidth,"
             " i.getBoundingClientRect().width])"
         )
-        assert len(pictures) == 12
+        assert len(pictures) == 16
         for complete, own_width, width_on_page in pictures:
             assert complete and own_width > 200 and 200 < width_on_page <= width
 
@@ -76,7 +76,7 @@ def test_keys_reach_all_elements_and_sort_tables(browser, index):
         page.keyboard.press("Enter")
         assert page.evaluate("document.activeElement.id") == "main"
 
-        page.keyboard.press("Tab")
+        page.locator("main section .wide").first.focus()
         page.keyboard.press("ArrowRight")  # a wide table scrolls in itself
         page.wait_for_function("document.activeElement.scrollLeft > 0")
         page.keyboard.press("Tab")
@@ -92,3 +92,30 @@ def test_keys_reach_all_elements_and_sort_tables(browser, index):
 
         page.keyboard.press("Space")
         assert values(page) == sorted(values(page))
+
+
+def test_a_table_says_that_it_scrolls_only_where_it_does(browser, index):
+    for width, is_hinted in ((360, True), (1440, False)):
+        with open_page(browser, index, width) as page:
+            hint = page.locator(".wide").first.evaluate(
+                "region => getComputedStyle(region, '::before').content"
+            )
+            assert ("scroll sideways" in hint) == is_hinted
+
+
+def test_the_legend_stays_in_sight_and_commands_can_be_copied(browser, index):
+    with open_page(browser, index) as page:
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        button = page.get_by_role("button", name="Copy: Commands of the jobs")
+        button.scroll_into_view_if_needed()
+        assert page.locator(".legend").bounding_box()["y"] == 0
+
+        page.evaluate(
+            "Object.defineProperty(navigator, 'clipboard',"
+            " {value: {writeText: text => { window.copied = text; }}})"
+        )
+        button.click()
+        page.wait_for_function("window.copied")
+        lines = page.evaluate("window.copied").splitlines()
+        assert len(lines) > 20 and all(line.startswith("python -m domainbed") for line in lines)
+        assert button.text_content() == "Copied"

@@ -52,9 +52,7 @@ def test_the_lines_over_a_hyperparameter_are_the_means_of_the_table(sweep, monke
     monkeypatch.setattr(
         joint_figures.figures,
         "curves",
-        lambda title, name, rows, panels, styles, over, error: drawn.append(
-            (rows, over, [*styles])
-        ),
+        lambda title, name, rows, panels, styles, over, **_: drawn.append((rows, over, [*styles])),
     )
     rows = collected.joint_rows
     joint_figures.over_hparams(selected, rows, "PACS", lambda *words: "-".join(words))

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import collect_sweeps
+import pandas as pd
 import pytest
 import report_page
 from domainbed.scripts import train
@@ -66,28 +67,36 @@ def test_report_tables_equal_collects_and_name_what_is_missing(sweep, page):
 def test_figures_are_files_and_stand_on_the_page_with_descriptions(report_folder, page):
     links = {a["href"] for a in page.all("a") if a["href"].startswith("figures/")}
     files = {f"figures/{path.name}" for path in (report_folder / "figures").iterdir()}
-    assert links == files and len(files) == 2 * (1 + 5 + 5 + 1)
+    # The legend; means and averages; the dots, the lines, the marks and the drift.
+    assert links == files and len(files) == 3 * (1 + 2 + 4 + 5 + 4 + 1)
 
     for path in (report_folder / "figures").glob("*.png"):
         with Image.open(path) as picture:
             thumbnail = picture.convert("RGB").resize((90, 90))
             assert picture.width > 600 and len(thumbnail.getcolors(90 * 90)) > 20
 
-    pictures = page.all("img")
-    assert len(pictures) == len(files) / 2
+    pictures = [picture for picture in page.all("img") if picture["alt"]]
+    assert len(pictures) == len(files) / 3 - 1
+    assert len(page.all("img")) == len(pictures) + 3  # the keys of the legend, beside their names
 
     for picture in pictures:
         assert len(picture["alt"]) > 50
         assert picture["src"].startswith("data:image/svg+xml;base64,")
 
 
-def test_bars_show_the_means_and_mark_the_best(report_folder, page):
-    svg = (report_folder / "figures" / "PACS-accuracy.svg").read_text(encoding="utf-8")
+def test_dots_show_the_means_and_the_table_marks_the_best(report_folder, page):
     header, *rows = page.tables[TABLE]
-    for algorithm, *cells in rows:
-        for cell in cells:
-            assert f">{cell.split()[0]}</text>" in svg
-        assert svg.count(f">{algorithm}</text>") == 5  # four environments and the average
+    for number, label in enumerate([*header[1:-1], "average"], 1):
+        path = report_folder / "figures" / f"PACS-accuracy-{label}.svg"
+        svg = path.read_text(encoding="utf-8")
+        data = pd.read_csv(path.with_suffix(".csv"))
+        for place, (algorithm, *cells) in enumerate(rows):
+            text = re.sub(r" \(.*", "", cells[number - 1])
+            assert f">{algorithm}</text>" in svg and f">{text}</text>" in svg
+            assert (data.algorithm[place], f"{data.accuracy[place]:.1f}") == (
+                algorithm,
+                text.split()[0],
+            )
 
     first_table = page.text.split("</table>")[0]
     marked = {
@@ -171,19 +180,26 @@ def test_commands_and_digest_are_of_the_jobs(sweep, page):
     ]
 
 
-def test_the_page_begins_with_the_best_averages_the_difference_and_the_jobs(sweep, page):
+def test_the_page_begins_with_the_difference_the_best_averages_and_the_jobs(sweep, page):
     first_lines = html.unescape(page.text.split("</header>")[0])
     _, *rows = page.tables[TABLE]
-    best, second, *_ = sorted(rows, key=lambda row: float(row[-1]), reverse=True)
-    assert f"on PACS: {best[0]} with {best[-1]}, then {second[0]} with {second[-1]}." in first_lines
-
+    averages = {row[0]: row[-1] for row in rows}
     results = collecting.collect([sweep], methods=["training-domain"], pair=PAIR)
     (difference,) = results.differences
-    expected = f"CARFT minus CLIPFineTune: {difference['mean_difference']:+.2f} points"
-    assert expected in first_lines and f"over {difference['pairs']} pairs." in first_lines
+    points = difference["mean_difference"]
+    side = "more" if points > 0 else "less"
+    headline = first_lines.split('<p class="headline">')[1].split("</p>")[0]
+    assert headline.startswith(f"CARFT is {abs(points):.1f} points {side} accurate than CLIPFine")
+    assert f": {averages['CARFT']}% against {averages['CLIPFineTune']}% (95% interval" in headline
+    assert headline.endswith(f", {difference['pairs']} pairs).")
 
+    best, second, *_ = sorted(rows, key=lambda row: float(row[-1]), reverse=True)
+    expected = f"{best[0]} with {best[-1]}%, then {second[0]} with {second[-1]}%."
+    assert f"Highest average accuracy: {expected}" in first_lines
+
+    facts = re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", first_lines)
     n_jobs = len(list(sweep.glob("*/results.jsonl")))
-    assert f"{n_jobs} jobs of 3 methods in 2 trials." in first_lines
+    assert facts[:3] == [("Jobs", str(n_jobs)), ("Methods", "3"), ("Trials", "2")]
 
 
 def test_a_cell_leads_to_its_jobs_with_settings_folders_and_commands(sweep, page):
@@ -275,7 +291,7 @@ def test_settings_and_data_sets_that_differ_have_sections_of_their_own(tmp_path)
     assert sorted(titles[:3]) == sorted(["PACS; hparam kl_weight 1", *kl_3])
 
     files = {path.name for path in (tmp_path / "report" / "figures").iterdir()}
-    assert {"PACS-accuracy.svg", "PACS-accuracy-2.svg", "VLCS-accuracy.svg"} <= files
+    assert {"PACS-accuracy-A.svg", "PACS-accuracy-A-2.svg", "VLCS-accuracy-average.csv"} <= files
     assert ["hparam kl_weight", "3", "8"] in page.tables["Settings and versions"]
 
     (averages,) = (
@@ -291,8 +307,8 @@ def test_an_own_data_set_has_its_folders_name_on_the_page(tmp_path):
     report_page.write_ours(folder, ["CARFT", "CLIPFineTune"], trials=1, dataset="data/own3")
     page = page_of(folder)
 
-    assert page.headings[0] == (1, "own3: one domain left out")
-    assert (2, "own3") in page.headings and "own3" in next(iter(page.tables))
+    assert page.headings[0] == (1, "own3, one domain left out: CARFT and CLIPFineTune")
+    assert (2, "Results") in page.headings and "own3" in next(iter(page.tables))
     assert "contexts on own3" not in page.text and "clip_backbone on own3" in page.text
 
     without_commands = page.text.replace("--dataset data/own3", "")
@@ -306,8 +322,9 @@ def test_runs_that_left_nothing_out_have_a_report_too(tmp_path):
     (title,) = (title for title in page.tables if "nothing left out" in title)
 
     assert page.tables[title][0] == ["Algorithm", "A", "C", "P", "S", "Avg"]
-    assert page.headings[0] == (1, "PACS: nothing left out")
-    assert "nothing is out-of-domain" in page.text and len(page.all("img")) == 2
+    assert page.headings[0] == (1, "PACS, nothing left out: ERM")
+    pictures = [picture for picture in page.all("img") if picture["alt"]]
+    assert "nothing is out-of-domain" in page.text and len(pictures) == 4 + 1 + 1
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -44,9 +44,9 @@ def drawn(sweep, tmp_path_factory):
     """Name of a figure -> (its title, the axes of its canvas), of the sweep's report."""
     canvases = {}
 
-    def save(canvas, title, name, alt):
+    def save(canvas, title, name, alt, data):
         canvases[name] = title, canvas.axes
-        return save_figure(canvas, title, name, alt)
+        return save_figure(canvas, title, name, alt, data)
 
     output = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:

@@ -89,7 +89,7 @@ def text(sweep, tmp_path_factory):
 
     page = report_page.read(folder)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-    assert len(ids) == len(set(ids)) and all(img.get("alt") for img in page.all("img"))
+    assert len(ids) == len(set(ids)) and all("alt" in img for img in page.all("img"))
 
     return page.text
 
@@ -184,7 +184,7 @@ def test_examples_are_the_first_pictures_that_only_one_gets_right(drawings, swee
                 model.context_logits(model.features(x[index : index + 1])).softmax(1)[0]
                 for model in (original, carft, tuned)
             ]
-        check_contexts(article, spread)
+        check_contexts(article, spread, truth)
         for name, probabilities in (("CARFT", spread[1]), ("CLIPFineTune", spread[2])):
             kl = (spread[0] * (spread[0] / probabilities).log()).sum().item()
             printed_kl = re.search(rf"<dt>{name}</dt>.*?KL ([\d.]+) nats", article)
@@ -192,15 +192,17 @@ def test_examples_are_the_first_pictures_that_only_one_gets_right(drawings, swee
         check_picture(article, x[index])
 
 
-def check_contexts(article, spread):
+def check_contexts(article, spread, truth):
     rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', article)
-    printed = {template: re.findall(r"<td>(\d+)%", cells) for template, cells in rows}
+    printed = {prompt: re.findall(r"<td>(\d+)%", cells) for prompt, cells in rows}
     words = resources.files("domainbed_carft") / "assets" / "contexts" / "emoji.txt"
     templates = [line.strip() for line in words.read_text().splitlines() if line.strip()]
     expected = {i for probabilities in spread for i in probabilities.topk(3).indices.tolist()}
 
     assert printed == {
-        templates[i]: [f"{100 * probabilities[i]:.0f}" for probabilities in spread]
+        templates[i].replace("{}", truth): [
+            f"{100 * probabilities[i]:.0f}" for probabilities in spread
+        ]
         for i in expected
     }
 

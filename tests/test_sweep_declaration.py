@@ -219,6 +219,25 @@ def test_the_comment_of_each_shipped_sweep_states_its_cost(path):
     )
 
 
+def test_swads_jobs_have_its_checkpoints_and_others_their_data_sets():
+    declaration = declaration_file.load("peers-swad")
+    frequencies = {
+        job.args["dataset"]: job.args["checkpoint_freq"]
+        for job in declaration.jobs("D", Path("/n"))
+    }
+    expected = {"VLCS": 50, "PACS": 100, "OfficeHome": 100, "TerraIncognita": 100, "DomainNet": 500}
+    assert frequencies == expected
+
+    declaration = declaration_file.load("peers-emoji")
+    jobs = declaration.repeated_jobs("D", Path("/n"), chosen=())
+    has_swad = {"checkpoint_freq" in job.args for job in jobs if '"swad"' in job.args["hparams"]}
+    others = [job for job in jobs if "swad" not in job.args["hparams"]]
+    assert has_swad == {True} and not any("checkpoint_freq" in job.args for job in others)
+
+    words = next(job for job in jobs if "checkpoint_freq" in job.args).command
+    assert words[words.index("--checkpoint_freq") + 1] == "5"
+
+
 def test_lipsum_ft_has_its_published_recipe_and_lp_ft_claims_none():
     peers = declaration_file.load("peers")
     domainnet = hparams(peers, "DomainNet", "LipsumFT")

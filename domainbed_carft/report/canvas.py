@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from domainbed_carft.report.styles import INK, PAPER
@@ -53,13 +54,17 @@ RC_PARAMS: Any = {
 
 
 class Figure(NamedTuple):
-    """A figure: its title, the stem of its files' names, what it shows in words, and the files."""
+    """A figure: its title, the stem of its files' names, what it shows in words, and the files.
+
+    ``csv``: the numbers that are drawn.
+    """
 
     title: str
     name: str
     alt: str
     svg: str
     png: bytes
+    csv: str = ""
 
     @property
     def uri(self) -> str:
@@ -75,13 +80,19 @@ def _legend_columns(names: Sequence[str]) -> int:
     return 2 if first_width + second_width <= _LETTERS_IN_LEGEND_ROW else 1
 
 
-def new_canvas(height: float, legend: Sequence[str] = ()) -> Canvas:
+def new_canvas(height: float, legend: Sequence[str] = (), width: float = _WIDTH) -> Canvas:
     """An empty canvas with room for a legend below.
 
-    ``height``: in inches, without the legend; ``legend``: its names.
+    ``height`` and ``width``: in inches, without the legend; ``legend``: its names.
     """
     legend_rows = math.ceil(len(legend) / _legend_columns(legend))
-    return Canvas(figsize=(_WIDTH, height + _LEGEND_ROW * legend_rows), layout="constrained")
+    return Canvas(figsize=(width, height + _LEGEND_ROW * legend_rows), layout="constrained")
+
+
+def padded(low: float, high: float, least: float = 1.0) -> tuple[float, float]:
+    """Limits of an axis: a little more than from ``low`` to ``high``, and ``least`` apart."""
+    margin = max(0.06 * (high - low), (least - (high - low)) / 2)
+    return low - margin, high + margin
 
 
 def add_legend(canvas: Canvas, handles: Mapping[str, Any], **options: Any) -> None:
@@ -102,8 +113,8 @@ def name_places(axes: Any, places: Sequence[float], names: Sequence[str]) -> Non
     axes.set_xticks(places, printed, rotation=90 if is_crowded else 0)
 
 
-def save_figure(canvas: Canvas, title: str, name: str, alt: str) -> Figure:
-    """The canvas as SVG and PNG, without dates and versions of programs in the files."""
+def save_figure(canvas: Canvas, title: str, name: str, alt: str, data: pd.DataFrame) -> Figure:
+    """The canvas as SVG and PNG, without dates and versions of programs, and ``data`` as CSV."""
     vector = io.StringIO()
     raster = io.BytesIO()
     with warnings.catch_warnings():
@@ -116,4 +127,11 @@ def save_figure(canvas: Canvas, title: str, name: str, alt: str) -> Figure:
     # Without the document type, whose address would look like one to fetch.
     svg = vector.getvalue()
     svg = svg[svg.index("<svg") :]
-    return Figure(title, name, alt, svg, raster.getvalue())
+    return Figure(title, name, alt, svg, raster.getvalue(), data_as_csv(data))
+
+
+def data_as_csv(data: pd.DataFrame) -> str:
+    """The rows of a frame as CSV, numbers with six digits that count, names safe to print."""
+    texts = data.select_dtypes(exclude="number").columns
+    printed = data.assign(**{name: data[name].map(str).map(printable) for name in texts})
+    return str(printed.to_csv(index=False, float_format="%.6g", lineterminator="\n"))

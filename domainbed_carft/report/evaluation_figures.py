@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.lines import Line2D
 
 from domainbed_carft.report.canvas import (
@@ -62,7 +65,11 @@ def reliability(title: str, name: str, evaluation: PooledEvaluation, style: Styl
 
     title = f"{_title_with_runs(title, evaluation)}: {_ece_text(evaluation)}"
     alt = f"Lines of accuracy over confidence, {' and '.join(series)}: {title}."
-    return save_figure(canvas, title, name, alt)
+    data = pd.concat(
+        pd.DataFrame({"series": label, "bin": range(ECE_BINS), **dataclasses.asdict(bins)})
+        for label, bins in series.items()
+    )
+    return save_figure(canvas, title, name, alt, data)
 
 
 def _ece_text(evaluation: PooledEvaluation) -> str:
@@ -171,7 +178,12 @@ def _flips(
 
     labels = ", ".join(label for label, _ in groups)
     alt = f"Bars of the pictures gained and lost against zero-shot CLIP on {labels}: {title}."
-    return save_figure(canvas, title, name, alt)
+    data = pd.DataFrame(
+        {"environment": label, "algorithm": bar_name, **dataclasses.asdict(counts)}
+        for label, bars in groups
+        for bar_name, _, counts in bars
+    )
+    return save_figure(canvas, title, name, alt, data)
 
 
 def _draw_flips(axes: Any, height: float, counts: Flips, colour: str) -> float:
@@ -219,7 +231,16 @@ def over_alignment(title: str, name: str, evaluations: Evaluations, styles: Styl
         f"Lines of accuracy over the alignment score, with the threshold {marked}: {title}, for "
         f"{', '.join(names)}."
     )
-    return save_figure(canvas, title, name, alt)
+    bins = {"bin_end": [*BIN_EDGES, math.inf]}
+    data = pd.concat(
+        pd.DataFrame(bins).assign(
+            algorithm=algorithm,
+            pictures=evaluations[algorithm].alignment_pictures,
+            correct=evaluations[algorithm].alignment_correct,
+        )
+        for algorithm in names
+    )
+    return save_figure(canvas, title, name, alt, data)
 
 
 def _draw_cuts(all_axes: Sequence[Any], thresholds: Sequence[float]) -> None:

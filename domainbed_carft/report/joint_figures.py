@@ -54,6 +54,7 @@ def over_hparams(
             styles_of(list(line_names)),
             over=axis,
             error=error,
+            has_legend=True,
         )
         if figure and len(values) > 1:
             drawn_figures.append(figure)

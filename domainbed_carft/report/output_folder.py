@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files, text
 from domainbed_carft.errors import CarftError
+from domainbed_carft.report.canvas import Figure
 from domainbed_carft.version import __version__
 
 INDEX = "index.html"
 FIGURES = "figures"
 _GENERATOR = '<meta name="generator" content="domainbed-carft '
-_FIGURE_LINK = re.compile(rf'href="({FIGURES}/[A-Za-z0-9_.-]+\.(?:png|svg))"')
+_FIGURE_LINK = re.compile(rf'href="({FIGURES}/[A-Za-z0-9_.-]+\.(?:csv|png|svg))"')
 _FILES_NAMED = 3  # in a message
 
 
@@ -48,11 +49,10 @@ def write(folder: Path, page: Mapping[str, Any]) -> Path:
     the folder cannot be written.
     """
     contents = {INDEX: _render(page)}
-    for section in page["sections"]:
-        for part in section["parts"]:
-            for figure in part["figures"]:
-                contents[f"{FIGURES}/{figure.name}.svg"] = figure.svg.encode()
-                contents[f"{FIGURES}/{figure.name}.png"] = figure.png
+    for figure in _figures(page):
+        contents[f"{FIGURES}/{figure.name}.svg"] = figure.svg.encode()
+        contents[f"{FIGURES}/{figure.name}.png"] = figure.png
+        contents[f"{FIGURES}/{figure.name}.csv"] = figure.csv.encode()
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,6 +71,15 @@ def write(folder: Path, page: Mapping[str, Any]) -> Path:
     except OSError as error:
         raise files.not_written(folder, error) from error
     return folder / INDEX
+
+
+def _figures(page: Mapping[str, Any]) -> Iterator[Figure]:
+    """All figures of the page, its legend first."""
+    yield page["legend"].figure
+    for section in page["sections"]:
+        yield from section["lead"]
+        for part in section["parts"]:
+            yield from part["figures"]
 
 
 def _render(page: Mapping[str, Any]) -> bytes:

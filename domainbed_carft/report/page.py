@@ -12,7 +12,8 @@ from typing import Any
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordWarning, Run, describe_warnings
-from domainbed_carft.report import more_tables, output_folder, provenance, summary
+from domainbed_carft.report import output_folder, page_tables, provenance, summary
+from domainbed_carft.report.legend import make_legend
 from domainbed_carft.report.sections import SectionMaker, unique_names
 from domainbed_carft.report.styles import styles_of
 from domainbed_carft.results import (
@@ -29,6 +30,7 @@ from domainbed_carft.results.table_options import DEFAULT_OPTIONS, TableOptions
 from domainbed_carft.results.top import BestHparams, best_hparams
 
 PAIR = ("CARFT", "CLIPFineTune")
+_NAMED_ALGORITHMS = 4  # in the page's title
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def write_report(
         tables=tables,
     )
     content = build(results, n_examples=n_examples, data_dir=data_dir)
+    content["sweeps"] = provenance.sweeps(folders)
     return Report(
         index=output_folder.write(output, content),
         is_complete=content["complete"],
@@ -158,22 +161,23 @@ def build(results: Results, *, n_examples: int = 4, data_dir: str | None = None)
     averages = [table for table in tables if table.averages and len(table.columns) > 1]
     no_examples = "" if example_part else _why_no_examples(algorithms, results.pair, method)
     content = {
-        "title": _title(runs),
+        "title": _title(runs, algorithms),
         "method": selection.METHODS[method].title,
-        "summary": summary.sentences(results, method),
+        "facts": summary.facts(runs, method),
+        "legend": make_legend(make_section.styles, make_section.name("legend")),
         "sections": _sections(results, method, make_section),
         "averages": [
             document.table_grid(table) for table in (*results.tables_of_sources, *averages)
         ],
         "no_examples": no_examples,
-        "paired": more_tables.grids_of_comparisons(results, method),
-        "published": more_tables.grids_of_published(results, method),
-        "captions": more_tables.captions(results),
+        "paired": page_tables.grids_of_comparisons(results, method),
+        "published": page_tables.grids_of_published(results, method),
+        "captions": page_tables.captions(results),
         "notes": [note for group in groups for note in group.notes],
         "complete": not any(table.n_incomplete for table in tables if table.method == method),
         "warnings": describe_warnings(results.warnings),
     }
-    return content | provenance.describe(runs)
+    return content | provenance.describe(runs) | {"sweeps": []}
 
 
 def _algorithms(collection: Collection) -> list[str]:
@@ -182,14 +186,20 @@ def _algorithms(collection: Collection) -> list[str]:
     return order.ordered_algorithms(names, collection.groups[0].declared)
 
 
-def _title(runs: Sequence[Run]) -> str:
+def _title(runs: Sequence[Run], algorithms: Sequence[str]) -> str:
+    """The data sets, what was left out, and the algorithms that are compared."""
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
     titles = benchmarks.dataset_titles(order.environment_labels(runs))
-    return f"{', '.join(titles.values())}: {left_out} left out"
+    names = algorithms
+    if len(algorithms) > _NAMED_ALGORITHMS:
+        names = [*algorithms[: _NAMED_ALGORITHMS - 1]]
+        names.append(f"{len(algorithms) - len(names)} other methods")
+    listing = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return f"{', '.join(titles.values())}, {left_out} left out: {listing}"
 
 
 def _sections(results: Results, method: str, make: SectionMaker) -> list[dict[str, Any]]:
-    """A section for each data set of each group, then one for each suite."""
+    """A section for each data set of each group, those of most rows first, then each suite's."""
     collection = results.collection
     entries_of_table: dict[tuple[str, str], list[BestHparams]] = {}
     for entry in best_hparams(collection, methods=[method]):
@@ -206,8 +216,11 @@ def _sections(results: Results, method: str, make: SectionMaker) -> list[dict[st
                     entries=entries_of_table.get((table.setting, table.dataset), []),
                     first_stage=collection.first_stages,
                 )
-                section["more_tables"] = more_tables.grids_below(table, of_method)
+                section["more_tables"] = page_tables.grids_below(table, of_method)
+                section["findings"] = summary.findings(results, method, table.setting)
                 sections.append(section)
+
+    sections.sort(key=lambda section: -len(section["table"].rows))
     return sections + [make.of_suite(rows) for rows in suites.rows_by_table(results.suite_scores)]
 
 

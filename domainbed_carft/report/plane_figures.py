@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,35 +17,150 @@ from domainbed_carft.report.canvas import (
     Figure,
     add_legend,
     new_canvas,
+    padded,
     save_figure,
 )
-from domainbed_carft.report.styles import Styles
+from domainbed_carft.report.figures import Limits
+from domainbed_carft.report.styles import ZERO_SHOT, Styles
+from domainbed_carft.results.cells import DOMAINBED, ErrorKind
+
+X_LABEL = "in-domain accuracy (%)"
+Y_LABEL = "out-of-domain accuracy (%)"
+_ACCURACIES = ["in_domain", "out_of_domain"]
+# Share of the plane's longer side that the line of equal accuracies must span, to be drawn.
+_LEAST_OF_DIAGONAL = 0.3
 
 
 @matplotlib.rc_context(RC_PARAMS)
-def marks(title: str, name: str, rows: pd.DataFrame, styles: Styles) -> Figure | None:
-    """In-domain against out-of-domain accuracy, one mark per run, which shows robustness.
+def means(
+    title: str, name: str, rows: pd.DataFrame, styles: Styles, error: ErrorKind = DOMAINBED
+) -> Figure | None:
+    """In-domain against out-of-domain accuracy: a mark an algorithm, with the error of both.
 
-    Runs that lie higher at the same place from left to right are the more robust ones (Taori et
-    al., "Measuring Robustness to Natural Distribution Shifts in Image Classification", 2020).
-    ``rows``: the selected ones of ``frames.checkpoints``. None if there is nothing to draw.
+    Algorithms that lie higher at the same place from left to right are the more robust ones (Taori
+    et al., "Measuring Robustness to Natural Distribution Shifts in Image Classification", 2020).
+    ``rows``: of `frames.over_targets`, a row for each trial. None if there is nothing to draw.
     """
-    rows = rows.dropna(subset=["in_domain", "out_of_domain"]).set_index("algorithm")
-    points = {
-        algorithm: 100 * rows.loc[[algorithm], ["in_domain", "out_of_domain"]].to_numpy().T
-        for algorithm in styles
-        if algorithm in rows.index
-    }
-    if not points:
+    data = means_of_trials(rows, styles, error)
+    if data.empty:
         return None
 
-    canvas, axes = _plane(points, styles, "in-domain accuracy (%)", "out-of-domain accuracy (%)")
-    # As far as the marks reach, with the line of equal accuracies.
-    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
-    axes.plot([0, 100], [0, 100], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
+    canvas = new_canvas(3.4, width=4.6)
+    axes = canvas.subplots()
+    draw_means(axes, data, styles)
+    alt = (
+        f"Marks of in-domain against out-of-domain accuracy: {title}, means over trials with their "
+        f"errors, for {', '.join(data['algorithm'])}."
+    )
+    return save_figure(canvas, title, name, alt, data)
 
-    alt = f"Marks of in-domain against out-of-domain accuracy: {title}, for {', '.join(points)}."
-    return save_figure(canvas, title, name, alt)
+
+def means_of_trials(
+    rows: pd.DataFrame, styles: Styles, error: ErrorKind = DOMAINBED
+) -> pd.DataFrame:
+    """A row an algorithm, in the order of ``styles``: means, errors (nan of one trial), trials.
+
+    Columns: ``algorithm``, ``in_domain``, ``in_domain_error``, ``out_of_domain``,
+    ``out_of_domain_error``, in percent, and ``trials``.
+    """
+    rows = rows.dropna(subset=_ACCURACIES)
+    entries = []
+    for algorithm in styles:
+        values = 100 * rows.loc[rows["algorithm"] == algorithm, _ACCURACIES].to_numpy()
+        if len(values):
+            errors = [error.of(column) if len(column) > 1 else math.nan for column in values.T]
+            inside, outside = values.mean(axis=0)
+            entries.append((algorithm, inside, errors[0], outside, errors[1], len(values)))
+
+    columns = ["algorithm", "in_domain", "in_domain_error"]
+    columns += ["out_of_domain", "out_of_domain_error", "trials"]
+    return pd.DataFrame(entries, columns=columns)
+
+
+def draw_means(axes: Any, data: pd.DataFrame, styles: Styles) -> dict[str, Any]:
+    """Draw the rows of `means_of_trials`; algorithm -> its mark, for a legend.
+
+    A line at the height of zero-shot CLIP shows who is more accurate out of domain.
+    """
+    handles = {}
+    for row in data.iloc[::-1].to_dict("records"):  # the first algorithm lies on top
+        style = styles[row["algorithm"]]
+        if row["algorithm"] == ZERO_SHOT:
+            height = row["out_of_domain"]
+            axes.axhline(height, color=style.colour, lw=1, ls=(0, (4, 2)), zorder=1)
+        handles[row["algorithm"]] = axes.errorbar(
+            row["in_domain"],
+            row["out_of_domain"],
+            xerr=row["in_domain_error"],
+            yerr=row["out_of_domain_error"],
+            ls="",
+            ms=7.5,
+            ecolor=style.colour,
+            elinewidth=1.2,
+            zorder=3,
+            **style.mark,
+        )
+
+    axes.margins(0.08)
+    _finish_plane(axes)
+    return {algorithm: handles[algorithm] for algorithm in data["algorithm"]}
+
+
+@matplotlib.rc_context(RC_PARAMS)
+def marks(
+    title: str, name: str, rows: pd.DataFrame, styles: Styles, limits: Limits
+) -> Figure | None:
+    """In-domain against out-of-domain accuracy, one mark per run, as in `means`.
+
+    ``rows``: the selected ones of ``frames.checkpoints``; ``limits``: of the axes, which several
+    figures share, as of `plane_limits`. None if there is nothing to draw.
+    """
+    rows = rows.dropna(subset=_ACCURACIES)
+    algorithms = [algorithm for algorithm in styles if algorithm in {*rows["algorithm"]}]
+    if not algorithms:
+        return None
+
+    canvas = new_canvas(3.2)
+    axes = canvas.subplots()
+    for algorithm in reversed(algorithms):  # the first algorithm lies on top
+        values = 100 * rows.loc[rows["algorithm"] == algorithm, _ACCURACIES].to_numpy()
+        axes.plot(*values.T, ls="", ms=6.8, zorder=3, **styles[algorithm].mark)
+    axes.set(xlim=limits["in_domain"], ylim=limits["out_of_domain"])
+    _finish_plane(axes)
+
+    alt = (
+        f"Marks of in-domain against out-of-domain accuracy: {title}, for {', '.join(algorithms)}."
+    )
+    data = rows[["algorithm", "trial"]].assign(**{name: 100 * rows[name] for name in _ACCURACIES})
+    return save_figure(canvas, title, name, alt, data)
+
+
+def plane_limits(rows: pd.DataFrame) -> Limits:
+    """Limits of the axes of `marks` that hold all ``rows``."""
+    return {name: padded(100 * rows[name].min(), 100 * rows[name].max()) for name in _ACCURACIES}
+
+
+def _finish_plane(axes: Any) -> None:
+    """Titles of the axes, and where there is room, the line of equal accuracies with its name."""
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.set(xlabel=X_LABEL, ylabel=Y_LABEL, xlim=axes.get_xlim(), ylim=axes.get_ylim())
+
+    left, right = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    low = max(left, bottom)
+    high = min(right, top)
+    if high - low >= _LEAST_OF_DIAGONAL * max(right - left, top - bottom):
+        axes.plot([low, high], [low, high], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
+        axes.annotate(
+            "equal",
+            (high, high),
+            (-8, -2),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=MUTED,
+        )
 
 
 @matplotlib.rc_context(RC_PARAMS)
@@ -68,7 +184,7 @@ def suite(
         "mean accuracy of the shifts (%)",
     )
     originals = [(x, y) for _, alpha, x, y in points if alpha == 0]
-    zero_shot = trained.get("CLIPZeroShot", originals[0] if originals else None)
+    zero_shot = trained.get(ZERO_SHOT, originals[0] if originals else None)
     for algorithm, (x, y) in marked.items():
         colour = styles[algorithm].colour
         curve = sorted(
@@ -80,7 +196,7 @@ def suite(
         curve_ys = [curve_y for _, _, curve_y in curve]
         axes.plot(curve_xs, curve_ys, color=colour, lw=1.4, marker=".", ms=5, zorder=2)
 
-        if zero_shot and algorithm != "CLIPZeroShot":
+        if zero_shot and algorithm != ZERO_SHOT:
             xs = [zero_shot[0], x]
             ys = [zero_shot[1], y]
             axes.plot(xs, ys, color=colour, lw=1, ls=(0, (1, 2)), zorder=1)
@@ -89,7 +205,8 @@ def suite(
         "Marks of accuracy in distribution against the mean of the shifted test sets, with lines "
         f"from the zero-shot CLIP and WiSE-FT's curves: {title}, for {', '.join(marked)}."
     )
-    return save_figure(canvas, title, name, alt)
+    columns = ["algorithm", "alpha", "in_distribution", "mean_of_shifts"]
+    return save_figure(canvas, title, name, alt, pd.DataFrame(points, columns=columns))
 
 
 def _plane(

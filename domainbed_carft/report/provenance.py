@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft.data import benchmarks
+from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.jobs.setting import EDITION
@@ -32,6 +36,28 @@ def describe(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class DeclaredSweep:
+    """A sweep that a file declares: the command that launches it, and the file's text."""
+
+    command: str
+    declaration: str
+
+
+def sweeps(folders: Iterable[Path]) -> list[DeclaredSweep]:
+    """The sweeps in these output folders that have a copy of their declaration."""
+    declared = []
+    for folder in folders:
+        with contextlib.suppress(OSError, CarftError):
+            text = (folder / "sweep.yaml").read_text(encoding="utf-8", errors="replace")
+            words = ["carft", "sweep", "launch", "sweep.yaml", "--output_dir", "OUT"]
+            launched = manifest.read(folder)
+            if launched and launched.skip_training_in_splits:
+                words.append("--skip_training_in_splits")
+            declared.append(DeclaredSweep(" ".join(words), text))
+    return declared
+
+
 def _settings(runs: Sequence[Run]) -> Grid:
     """Arguments, hparams and versions of the jobs, their CLIPs and prompts."""
     counts: Counter[tuple[str, str]] = Counter()
@@ -45,7 +71,8 @@ def _settings(runs: Sequence[Run]) -> Grid:
         counts.update(settings.items())
 
     rows = []
-    for (setting, value), count in counts.items():
+    known = [(entry, count) for entry, count in counts.items() if entry[1] != "None"]
+    for (setting, value), count in sorted(known):
         text = benchmarks.edition_label(value) if setting == EDITION else value
         rows.append([setting, text, str(count)])
     return Grid("Settings and versions", ["Setting", "Value", "Jobs"], rows, notes=[])

@@ -64,7 +64,8 @@ def choices(title: str, name: str, rows: pd.DataFrame, style: Style) -> Figure:
         f"Dots of out-of-domain and validation accuracy for each choice of {labels.axis}: {title}, "
         f"{len(names)} choices, {len(rows)} runs."
     )
-    return save_figure(canvas, title, name, alt)
+    data = rows[["target", "trial", "choice", *_PANELS, "selected"]]
+    return save_figure(canvas, title, name, alt, data)
 
 
 class _Labels(NamedTuple):

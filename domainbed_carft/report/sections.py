@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,13 +18,14 @@ from domainbed_carft.report import (
     figures,
     frames,
     joint_figures,
+    page_tables,
     plane_figures,
     pooled_evaluations,
     search_figures,
 )
 from domainbed_carft.report.canvas import Figure
 from domainbed_carft.report.styles import Styles
-from domainbed_carft.results import document, ranking, suites
+from domainbed_carft.results import suites
 from domainbed_carft.results.joint_rows import JointRow
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import BestHparams
@@ -72,7 +73,7 @@ class SectionMaker:
         identity = self.name("data", table.dataset)
         dataset_runs = [run for run in runs if run.dataset == table.dataset]
         figures_by_kind: dict[str, list[Figure | None]] = {
-            "bars": [*figures.bars(table, self.styles, self.name)]
+            "accuracy": [*figures.dots(table, self.styles, self.name)]
         }
         figures_of_choices = self._figures_of_choices(table, dataset_runs, first_stage)
         if figures_of_choices:
@@ -91,11 +92,26 @@ class SectionMaker:
         return {
             "id": identity,
             "title": "; ".join(filter(None, [table.dataset_title, table.setting])),
-            "table": document.table_grid(table),
-            "ranks": _ranks(table),
+            "findings": [],
+            "lead": self._lead(table, checkpoints),
+            "table": page_tables.grid(table),
+            "ranks": page_tables.ranks(table),
             "jobs": chosen_jobs.jobs_of_table(table, entries, self.name),
             "parts": parts,
         }
+
+    def _lead(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
+        """The first figures: in-domain against out-of-domain accuracy, and the averages."""
+        selected = checkpoints[checkpoints["selected"]].drop(columns="step")
+        means = plane_figures.means(
+            "In-domain against out-of-domain",
+            self.name(table.dataset, "robustness"),
+            frames.over_targets(selected, ["in_domain", "out_of_domain"]),
+            self.styles,
+            error=table.error,
+        )
+        averages = figures.dots_of_averages(table, self.styles, self.name)
+        return list(filter(None, [means, averages]))
 
     def _figures_of_checkpoints(
         self, table: Table, checkpoints: pd.DataFrame
@@ -106,6 +122,8 @@ class SectionMaker:
         selected = checkpoints[checkpoints["selected"]].drop(columns="step")
         drift = frames.over_targets(checkpoints, frames.DRIFT)
 
+        rows_by_title = {**_mean_over_targets(checkpoints), **_by_target(table, checkpoints)}
+        limits = figures.shared_limits(rows_by_title.values(), figures.ACCURACY, table.error)
         over_steps = [
             figures.curves(
                 title,
@@ -114,14 +132,22 @@ class SectionMaker:
                 figures.ACCURACY,
                 styles,
                 error=table.error,
+                limits=limits,
             )
-            for title, rows in _by_target(table, checkpoints)
+            for title, rows in rows_by_title.items()
         ]
+        limits = plane_figures.plane_limits(selected)
         return {
             "steps": over_steps,
             "robustness": [
-                plane_figures.marks(title, self.name(dataset, "robustness", title), rows, styles)
-                for title, rows in _by_target(table, selected)
+                plane_figures.marks(
+                    title,
+                    self.name(dataset, "robustness", title),
+                    rows,
+                    styles,
+                    limits=limits,
+                )
+                for title, rows in _by_target(table, selected).items()
             ],
             "drift": [
                 figures.curves(
@@ -213,6 +239,8 @@ class SectionMaker:
         return {
             "id": identity,
             "title": table.title,
+            "findings": [],
+            "lead": [],
             "table": table,
             "ranks": None,
             "jobs": None,
@@ -225,28 +253,21 @@ def _part(kind: str, figures_or_none: Sequence[Figure | None]) -> dict[str, Any]
     return {"kind": kind, "figures": list(filter(None, figures_or_none)), "targets": ()}
 
 
-def _ranks(table: Table) -> list[list[int]]:
-    """For each row the ranks of its cells in their columns, of accuracies only."""
-    ranks_of_columns = []
-    for number, column in enumerate(table.shown):
-        is_ranked = ranking.is_ranked(column)
-        means = [row.shown[number].mean if is_ranked else None for row in table.rows]
-        ranks_of_columns.append(ranking.ranks(means))
-    return [list(ranks) for ranks in zip(*ranks_of_columns, strict=True)]
+def _mean_over_targets(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """A title and the means over the environments left out, if there are several."""
+    if rows["target"].nunique() < 2:
+        return {}
+    means = frames.over_targets(rows, ["in_domain", "out_of_domain"])
+    return {} if means.empty else {"mean over environments": means}
 
 
-def _by_target(table: Table, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """A title and the rows of all environments together, then of each one left out."""
+def _by_target(table: Table, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """A title and the rows of each environment left out; all rows if nothing was left out."""
     if (rows["target"] == frames.NO_TARGET).any():  # as in all of them
-        yield "nothing left out", rows
-        return
+        return {"nothing left out": rows}
 
-    if rows["target"].nunique() > 1:
-        means = frames.over_targets(rows, ["in_domain", "out_of_domain"])
-        if not means.empty:
-            yield "mean over environments", means
-
-    for target, label in enumerate(table.columns):
-        target_rows = rows[rows["target"] == target]
-        if not target_rows.empty:
-            yield f"{label} left out", target_rows
+    rows_of_target = {
+        f"{label} left out": rows[rows["target"] == target]
+        for target, label in enumerate(table.columns)
+    }
+    return {title: target_rows for title, target_rows in rows_of_target.items() if len(target_rows)}

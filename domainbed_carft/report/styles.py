@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+ZERO_SHOT = "CLIPZeroShot"
 INK = "#1b1f24"
 PAPER = "#ffffff"
 

@@ -151,7 +151,8 @@ def job_cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:
                 for index, count in enumerate(facts.pictures)
                 if index not in job.key.test_envs
             )
-        evaluated = _checkpoint_count(steps, facts.checkpoint_freq) * per_checkpoint
+        checkpoint_freq = int(job.args.get("checkpoint_freq") or facts.checkpoint_freq)
+        evaluated = _checkpoint_count(steps, checkpoint_freq) * per_checkpoint
     return Cost(jobs=1, steps=steps, trained=trained, evaluated=evaluated)
 
 

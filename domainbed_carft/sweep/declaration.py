@@ -33,6 +33,13 @@ class Declaration(Shape):
                 return override.steps
         return self.steps.get(dataset) if isinstance(self.steps, dict) else self.steps
 
+    def checkpoint_freq_of(self, cell: Cell) -> int:
+        """Declared steps from one checkpoint to the next; 0 leaves them to the data set."""
+        for layer in (cell.variant, *reversed(self.overrides)):
+            if layer.checkpoint_freq and layer.covers(cell.dataset, cell.algorithm):
+                return layer.checkpoint_freq
+        return 0
+
     def jobs(self, data_dir: str, output: Path) -> list[Job]:
         """All jobs, variant by variant, trial by trial, whether or not their folders exist.
 
@@ -123,6 +130,8 @@ class Declaration(Shape):
         # Part of the identity only where they are given.
         if steps := self.steps_of(cell.dataset, cell.algorithm):
             arguments["steps"] = steps
+        if checkpoint_freq := self.checkpoint_freq_of(cell):
+            arguments["checkpoint_freq"] = checkpoint_freq
         hparams = {**self.hparams_of(cell.dataset, cell.algorithm, cell.variant), **values}
         if hparams:
             arguments["hparams"] = json.dumps(hparams, sort_keys=True)

@@ -145,11 +145,15 @@ class SearchOverride(Keys):
 
 
 class Variant(Keys):
-    """Settings that override all others, for some algorithms or data sets, or for all."""
+    """Settings that override all others, for some algorithms or data sets, or for all.
+
+    ``checkpoint_freq``: steps from one checkpoint to the next; 0 leaves them to the data set.
+    """
 
     algorithms: AlgorithmNames = []
     datasets: DatasetNames = []
     hparams: Hparams = {}
+    checkpoint_freq: Count = 0
 
     def covers(self, dataset: str, algorithm: str) -> bool:
         """Whether the settings are for jobs of this algorithm on this data set."""

@@ -1,4 +1,4 @@
-"""The tables of a page beside those of the accuracies, and what explains all of them."""
+"""The tables of a page, and what explains all of them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,42 @@ from domainbed_carft.results import (
     paired,
     power,
     published,
+    ranking,
     suites,
 )
 from domainbed_carft.results.cells import DOMAINBED
 from domainbed_carft.results.collect import Results
+from domainbed_carft.results.columns import ENVIRONMENTS
 from domainbed_carft.results.document import Grid
 from domainbed_carft.results.tables import Table
+
+
+def grid(table: Table) -> Grid:
+    """The table's texts; of cells of one trial, which have no error, a note says so instead."""
+    if any(cell.n > 1 for row in table.rows for cell in row.cells):
+        return document.table_grid(table)
+
+    rows = [
+        row._replace(
+            shown=[
+                cell._replace(n=0) if column.name == ENVIRONMENTS else cell
+                for column, cell in zip(table.shown, row.shown, strict=True)
+            ]
+        )
+        for row in table.rows
+    ]
+    texts = document.table_grid(table._replace(rows=rows))
+    return texts._replace(notes=[*texts.notes, "Each cell is of one trial, so it has no error."])
+
+
+def ranks(table: Table) -> list[list[int]]:
+    """For each row the ranks of its cells in their columns, of accuracies only."""
+    ranks_of_columns = []
+    for number, column in enumerate(table.shown):
+        is_ranked = ranking.is_ranked(column)
+        means = [row.shown[number].mean if is_ranked else None for row in table.rows]
+        ranks_of_columns.append(ranking.ranks(means))
+    return [list(row_ranks) for row_ranks in zip(*ranks_of_columns, strict=True)]
 
 
 def grids_below(table: Table, all_tables: Sequence[Table]) -> list[Grid]:

@@ -1,5 +1,33 @@
-// Headers become buttons that sort their table; without this script the tables are just not sorted.
+// Headers become buttons that sort their table, commands can be copied, and tables say that they scroll.
+// Without this script tables are just not sorted, and commands are selected by hand.
 "use strict";
+for (const block of document.querySelectorAll(".code")) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "Copy";
+  button.setAttribute("aria-label", `Copy: ${block.querySelector("pre").getAttribute("aria-label")}`);
+  button.addEventListener("click", () => copy(block.querySelector("code").textContent, button));
+  block.append(button);
+}
+async function copy(text, button) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch { // such as in an old browser, or where the page may not
+    const area = document.createElement("textarea");
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+    button.focus();
+  }
+  button.textContent = "Copied";
+  document.getElementById("status").textContent = "Copied to the clipboard";
+}
+const watched = new ResizeObserver((entries) => {
+  for (const { target } of entries) target.classList.toggle("scrolls", target.scrollWidth > target.clientWidth + 1);
+});
+for (const region of document.querySelectorAll(".wide")) watched.observe(region);
 for (const table of document.querySelectorAll("table.sortable")) {
   const headers = [...table.tHead.rows[0].cells];
   headers.forEach((header, column) => {
@@ -29,7 +57,7 @@ function sort(table, headers, column) {
   table.tBodies[0].append(...rows);
   headers.forEach((one) => one.removeAttribute("aria-sort"));
   header.setAttribute("aria-sort", order);
-  document.getElementById("sorted").textContent =
+  document.getElementById("status").textContent =
     `${table.caption.textContent}: sorted by ${header.textContent}, ${order}`;
 }
 function isNumeric(table, column) {

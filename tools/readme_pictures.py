@@ -1,0 +1,122 @@
+"""Make the pictures of README from the packed records of `peers-emoji`, in docs/images/.
+
+    python tools/readme_pictures.py          # robustness-light.svg, robustness-dark.svg
+    python tools/readme_pictures.py --page   # and report-light.png, report-dark.png, by Chromium
+
+The figure plots in-domain against out-of-domain accuracy of all methods, means over the trials with
+their standard errors. It holds the digest of what it plots, which a test compares with the records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import colorsys
+import hashlib
+import io
+import re
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib import colors
+from matplotlib.figure import Figure
+from PIL import Image
+
+from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.report import frames, plane_figures
+from domainbed_carft.report.canvas import RC_PARAMS, data_as_csv, save_figure
+from domainbed_carft.report.page import write_report
+from domainbed_carft.report.styles import styles_of
+from domainbed_carft.results import collection
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "benchmarks" / "records" / "peers-emoji.tar.xz"
+IMAGES = ROOT / "docs" / "images"
+METHODS = "peers-emoji/methods"  # the variant with every method's published weights
+SELECTION = "training-domain"
+SIZE = (7.6, 4.3)  # inches
+DARKEST = 0.07  # lightness of white paper on a dark page
+PAGE_SIZE = {"width": 1440, "height": 1100}  # px
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--page", action="store_true", help="picture the report page, too")
+    arguments = parser.parse_args()
+
+    IMAGES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(RECORDS) as archive:
+            archive.extractall(folder, filter="data")
+        light = robustness_figure(means_of(Path(folder, METHODS)))
+        (IMAGES / "robustness-light.svg").write_text(light)
+        (IMAGES / "robustness-dark.svg").write_text(with_light_turned_round(light))
+
+        if arguments.page:
+            report = write_report([Path(folder, METHODS)], Path(folder, "report"), n_examples=0)
+            picture_page(report.index)
+
+
+def means_of(sweep: Path) -> pd.DataFrame:
+    """A row a method, as `plane_figures.means_of_trials` returns them."""
+    (group,) = collection.gather([sweep]).groups
+    checkpoints = frames.checkpoints(group.runs, SELECTION)
+    selected = checkpoints[checkpoints["selected"]].drop(columns="step")
+    trials = frames.over_targets(selected, ["in_domain", "out_of_domain"])
+    return plane_figures.means_of_trials(trials, styles_of(ALGORITHMS))
+
+
+def digest(means: pd.DataFrame) -> str:
+    """SHA-256 of the rows as CSV, sorted by name, numbers with six digits that count."""
+    return hashlib.sha256(data_as_csv(means.sort_values("algorithm")).encode()).hexdigest()
+
+
+@matplotlib.rc_context(RC_PARAMS)
+def robustness_figure(means: pd.DataFrame) -> str:
+    """The SVG, with the `digest` of its data as description."""
+    canvas = Figure(figsize=SIZE, layout="constrained")
+    axes = canvas.subplots()
+    handles = plane_figures.draw_means(axes, means, styles_of(ALGORITHMS))
+    axes.set_title("EmojiStyles: each of four drawing styles left out, five trials")
+    canvas.legend(list(handles.values()), list(handles), loc="outside right upper")
+
+    svg = save_figure(canvas, "", "", "", means).svg
+    beginning, end = svg.split(">", 1)
+    return f"{beginning}>\n <desc>Data: SHA-256 {digest(means)}</desc>{end}"
+
+
+def with_light_turned_round(svg: str) -> str:
+    """The SVG for a dark page: each colour keeps its hue, and light ones become dark."""
+
+    def turned(match: re.Match[str]) -> str:
+        hue, lightness, saturation = colorsys.rgb_to_hls(*colors.to_rgb(match[0]))
+        lightness = DARKEST + (1 - DARKEST) * (1 - lightness)
+        return colors.to_hex(colorsys.hls_to_rgb(hue, lightness, saturation))
+
+    return re.sub("#[0-9a-f]{6}", turned, svg)
+
+
+def picture_page(index: Path) -> None:
+    """The first screen of a report's page, light and dark."""
+    from playwright import sync_api
+
+    programs = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=next(filter(None, programs)), args=["--no-sandbox", "--disable-gpu"]
+        )
+        for scheme in ("light", "dark"):
+            page = browser.new_page(viewport=PAGE_SIZE, color_scheme=scheme)
+            page.goto(index.as_uri())
+            page.wait_for_load_state("networkidle")
+            screen = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+            screen.save(IMAGES / f"report-{scheme}.png", optimize=True)
+            page.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
