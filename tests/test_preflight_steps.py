@@ -336,6 +336,32 @@ variants:
     assert sum(len(recipe.jobs) for recipe in found) == 4 * 2 * 4
 
 
+def test_each_clip_and_protocol_of_a_data_set_has_its_zero_shot_gate() -> None:
+    text = """
+name: several
+datasets: [EmojiStyles]
+algorithms: [CARFT, CLIPFineTune]
+trials: 2
+variants:
+  plain: {}
+  slower: {hparams: {lr: 1e-5}}
+  words: {hparams: {contexts: imagenet7}}
+"""
+    found = recipes.zero_shot_jobs(jobs_of(text)[0])
+    assert [job.variant for job in found] == ["plain", "words"]
+
+
+def test_algorithms_that_read_the_same_data_share_it(prepared: PreparedJob, tmp_path: Path) -> None:
+    first = prepared_job.prepare(emoji_job(), {}, tmp_path)
+    second = prepared_job.prepare(emoji_job("CLIPFineTune", lr=0.1), {}, tmp_path)
+    third = prepared_job.prepare(emoji_job("CLIPFineTune", protocol="clip"), {}, tmp_path)
+
+    assert second.dataset is first.dataset and third.dataset is not first.dataset
+    assert second.facts and first.facts and second.facts.data == first.facts.data
+    assert third.facts and third.facts.data.protocol == "clip"
+    assert second.build_algorithm(torch.device("cpu")).hparams["lr"] == 0.1
+
+
 # Resume
 
 

@@ -70,8 +70,8 @@ def peak_memory() -> int:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU, or this process, has too little memory."""
     text = str(error).lower()
-    is_told = "out of memory" in text or "can't allocate memory" in text
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_told)
+    has_words = "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and has_words)
 
 
 @contextlib.contextmanager
@@ -89,8 +89,8 @@ def recorded_waits() -> Iterator[list[str]]:
     with warnings.catch_warnings(record=True) as caught, devices.refused_waits("warn"):
         warnings.simplefilter("always")
         yield places
-    told = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
-    places += dict.fromkeys(told)
+    warned_places = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+    places += dict.fromkeys(warned_places)
 
 
 class _WaitingOperations(TorchDispatchMode):

@@ -18,6 +18,8 @@ _COSTLESS = (
     *("context_scale", "clip_digest", "clip_revision", "prompts_digest", "data_edition"),
     "batch_size",  # the job with the largest one stands for all
 )
+# Hparams on which the zero-shot accuracy depends.
+_ZERO_SHOT = ("clip_backbone", "class_names", "contexts", "protocol", "preprocessing")
 _WEIGHT = "_weight"  # of a term, which is computed unless it is 0
 
 
@@ -57,12 +59,15 @@ def recipes_of(jobs: Sequence[Job], datasets: Mapping[str, Dataset]) -> list[Rec
     ]
 
 
-def first_jobs(jobs: Sequence[Job]) -> dict[str, Job]:
-    """Data set -> the first job on it."""
-    first: dict[str, Job] = {}
+def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:
+    """For each data set the first job of each CLIP, prompts and protocol that it is used with."""
+    first_jobs: dict[tuple[str, str], Job] = {}
     for job in jobs:
-        first.setdefault(job.key.dataset, job)
-    return first
+        hparams = overrides(job.args)
+        shared = {name: hparams[name] for name in _ZERO_SHOT if name in hparams}
+        key = (job.key.dataset, json.dumps(shared, sort_keys=True))
+        first_jobs.setdefault(key, job)
+    return [*first_jobs.values()]
 
 
 def _costly_hparams(job: Job) -> dict[str, Any]:
