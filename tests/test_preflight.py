@@ -148,9 +148,9 @@ def test_a_clip_that_is_not_there_fails(tmp_path: Path) -> None:
 
 
 def test_missing_and_broken_data_fail() -> None:
-    missing = DataVerdict("PACS: not checked", missing=Problem("PACS is missing"))
-    broken = DataVerdict("VLCS: broken: no dogs", broken=Problem("VLCS has no dogs"))
-    whole = DataVerdict("OfficeHome: verified, 15,588 pictures")
+    missing = DataVerdict("PACS: not checked", missing=Problem("PACS is gone"), dataset="PACS")
+    broken = DataVerdict("VLCS: broken", broken=Problem("VLCS has no dogs"), dataset="VLCS")
+    whole = DataVerdict("OfficeHome: verified, 15,588 pictures", dataset="OfficeHome")
 
     found = [*data_rows.verdict_rows([missing, broken, whole])]
     assert [state_of(row) for row in found] == ["failure", "failure", "pass"]
@@ -480,6 +480,23 @@ def test_the_command_rehearses_a_declared_sweep_and_writes_its_file(
     assert expected <= states.keys()
     (cost,) = printed["costs"]
     assert cost["training_seconds"] > 0 and cost["memory_gb"] > 0 and printed["hours"] > 0
+
+
+@pytest.mark.usefixtures("quick_parts")
+def test_missing_data_fails_once_and_what_needs_it_is_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    arguments = ["preflight", "domainbed", "--data_dir", str(tmp_path / "data"), "--json"]
+    assert cli.main([*arguments, "--output_dir", str(tmp_path / "out")]) == 1
+
+    found = json.loads(capsys.readouterr().out)
+    failures = [row["name"] for row in found["rows"] if row["state"] == "failure"]
+    names = ("VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet")
+    assert failures[:-1] == [f"data {name}" for name in names]
+    skipped = {row["name"] for row in found["rows"] if row["state"] == "skipped"}
+    assert skipped == {*names, "CARFT", "hours"}
+    assert found["hours"] is None and found["costs"] == []
 
 
 @pytest.mark.parametrize(

@@ -330,7 +330,7 @@ variants:
   averaged: {hparams: {average: ema}}
 """
     found = recipes.recipes_of(*jobs_of(text))
-    assert [recipe.label for recipe in found] == ["CARFT", 'CARFT "average": "ema"']
+    assert [recipe.label for recipe in found] == ["CARFT", "CARFT average=ema"]
     assert found[0].job.variant == "larger", "the one with the largest batch is rehearsed"
     assert [row[0] for row in found[0].rows] == ["plain", "slower", "larger"]
     assert sum(len(recipe.jobs) for recipe in found) == 4 * 2 * 4

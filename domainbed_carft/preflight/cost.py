@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.preflight.recipes import Recipe
-from domainbed_carft.preflight.rows import Row, passed_row
+from domainbed_carft.preflight.rows import Row, passed_row, skipped_row
 from domainbed_carft.preflight.speed import SECTION, LoadingSpeed, StepSpeed
 from domainbed_carft.sweep import costs
 from domainbed_carft.sweep.preflight_file import JobCost
@@ -105,6 +105,10 @@ def hours_on_cards(hours: Sequence[float], cards: int) -> float:
 
 def cost_rows(jobs: Sequence[Job], hours: Sequence[float], cards_here: int) -> Iterator[Row]:
     """The hours of the jobs of each data set, and of the sweep on one card or several."""
+    if all(map(math.isnan, hours)):
+        yield skipped_row(SECTION, "hours", "no speed was measured")
+        return
+
     hours_by_dataset: dict[str, list[float]] = {}
     for job, job_hours in zip(jobs, hours):
         hours_by_dataset.setdefault(job.key.dataset, []).append(job_hours)

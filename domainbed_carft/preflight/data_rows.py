@@ -40,13 +40,14 @@ def weights_row(name: str) -> Row:
 def verdict_rows(verdicts: Sequence[DataVerdict]) -> Iterator[Row]:
     """A row for each data set: its edition, or why jobs would refuse it."""
     for verdict in verdicts:
-        dataset, _, description = verdict.description.partition(": ")
-        name = f"data {dataset}"
+        name = f"data {verdict.dataset}".rstrip()
         problem = verdict.broken or verdict.missing
         if problem:
             yield failed_row(SECTION, name, problem.sentence(), _GET_DATA)
         else:
-            yield passed_row(SECTION, name, description)
+            yield passed_row(
+                SECTION, name, verdict.description.removeprefix(f"{verdict.dataset}: ")
+            )
 
 
 def decoding_row(prepared: PreparedJob, count: int = DECODED_PICTURES) -> Row:

@@ -51,12 +51,24 @@ def recipes_of(jobs: Sequence[Job], datasets: Mapping[str, Dataset]) -> list[Rec
 
     return [
         Recipe(
-            label=f"{algorithm} {hparams.strip('{}')}".strip(),
+            label=_label(algorithm, members[0], jobs),
             job=max(members, key=lambda job: _pictures_per_step(job, datasets)),
             jobs=members,
         )
-        for (algorithm, hparams), members in jobs_by_key.items()
+        for (algorithm, _), members in jobs_by_key.items()
     ]
+
+
+def _label(algorithm: str, job: Job, jobs: Sequence[Job]) -> str:
+    """The algorithm, and the hparams of a job in which others of the algorithm differ."""
+    hparams = _costly_hparams(job)
+    of_algorithm = [_costly_hparams(job) for job in jobs if job.key.algorithm == algorithm]
+    differing = [
+        f"{name}={value}"
+        for name, value in hparams.items()
+        if any(values.get(name) != value for values in of_algorithm)
+    ]
+    return " ".join([algorithm, *differing])
 
 
 def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:

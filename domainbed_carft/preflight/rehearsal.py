@@ -93,9 +93,13 @@ class Rehearsal:
             return
 
         recipes = recipes_of(self.jobs, self.datasets)
+        lacking = {v.dataset for v in self.plan.verdicts if v.missing or v.broken}
         for job in zero_shot_jobs(self.jobs):
             name = job.key.dataset
-            yield from guarded("zero-shot gate", name, partial(self._data_rows, job, folder))
+            if {"", name} & lacking:
+                yield skipped_row("zero-shot gate", name, "its data has a failure above")
+            else:
+                yield from guarded("zero-shot gate", name, partial(self._data_rows, job, folder))
         for recipe in recipes:
             name = recipe.label
             if recipe.job.key.dataset in self.measurements.loading:
@@ -175,7 +179,7 @@ class Rehearsal:
         """The rows on resuming and on several processes, of the recipe with the slowest steps."""
         trained = [recipe for recipe in recipes if self._is_quick(recipe)]
         if not trained:
-            reason = f"no algorithm trains in steps of less than {SLOW_STEP_SECONDS:g} seconds"
+            reason = f"no algorithm was seen to train in steps of {SLOW_STEP_SECONDS:g} s or less"
             yield skipped_row(resume_row.SECTION, "rehearsal", reason)
             return
 
