@@ -519,7 +519,7 @@ def test_the_exit_status_tells_the_verdict(
 ) -> None:
     def only_this_row(self: rehearsal.Rehearsal) -> Any:
         self.plan.output.mkdir()
-        self.made.append(verdict_row)
+        self.made_rows.append(verdict_row)
         yield verdict_row
 
     monkeypatch.setattr(rehearsal.Rehearsal, "rows", only_this_row)

@@ -205,8 +205,8 @@ def test_the_peak_memory_of_a_step_is_measured(step: TrainedStep) -> None:
 # Speed and cost
 
 
-def speed_of(steps: float = 100.0, **changes: float) -> StepSpeed:
-    fields = {"with_loading": steps, "predictions": 3 * steps, "flops": 1e12}
+def speed_of(steps: float = 100.0, **changes: Any) -> StepSpeed:
+    fields: dict[str, Any] = {"with_loading": steps, "predictions": 3 * steps, "flops": 1e12}
     return StepSpeed(steps=steps, pictures_per_step=96, **{**fields, **changes})
 
 
@@ -246,6 +246,7 @@ def test_the_share_of_the_peak_is_operations_a_second_by_the_peak() -> None:
     """192 pictures a second are two steps of 96, of 1e12 operations each."""
     peak = cards.Peak(10e12, "")
     assert speed.share_of_peak(speed_of(192), peak) == pytest.approx(0.2)
+    assert speed.share_of_peak(speed_of(192, flops=None), peak) is None
 
 
 def test_the_operations_of_a_step_are_those_of_its_encoder(tmp_path: Path) -> None:
@@ -330,7 +331,7 @@ variants:
   averaged: {hparams: {average: ema}}
 """
     found = recipes.recipes_of(*jobs_of(text))
-    assert [recipe.label for recipe in found] == ["CARFT", "CARFT average=ema"]
+    assert [recipe.label for recipe in found] == ["CARFT", "CARFT average='ema'"]
     assert found[0].job.variant == "larger", "the one with the largest batch is rehearsed"
     assert [row[0] for row in found[0].rows] == ["plain", "slower", "larger"]
     assert sum(len(recipe.jobs) for recipe in found) == 4 * 2 * 4

@@ -10,6 +10,7 @@ from typing import Any
 from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.sweep import costs
+from domainbed_carft.text import shortened
 
 # Hparams that change neither time nor memory of a step.
 _COSTLESS = (
@@ -64,7 +65,7 @@ def _label(algorithm: str, job: Job, jobs: Sequence[Job]) -> str:
     hparams = _costly_hparams(job)
     of_algorithm = [_costly_hparams(job) for job in jobs if job.key.algorithm == algorithm]
     differing = [
-        f"{name}={value}"
+        f"{name}={shortened(value)}"
         for name, value in hparams.items()
         if any(values.get(name) != value for values in of_algorithm)
     ]

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from domainbed_carft import process_variables
-from domainbed_carft.doctor.findings import Finding
+from domainbed_carft.doctor.findings import OK, Finding
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.launchers import pool
@@ -57,10 +57,10 @@ class Rehearsal:
     plan: LaunchPlan
     measurements: Measurements = field(default_factory=Measurements)
     datasets: dict[str, Dataset] = field(default_factory=dict)
-    made: list[Row] = field(default_factory=list)
+    made_rows: list[Row] = field(default_factory=list)
     job_costs: list[JobCost] = field(default_factory=list)
     hours: list[float] = field(default_factory=list)
-    _clips: list[str] = field(default_factory=list)  # that were looked at
+    _has_clip: dict[str, bool] = field(default_factory=dict)  # by its name, once looked at
     _later_rows: list[Row] = field(default_factory=list)  # of speeds, under one heading
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class Rehearsal:
         ):
             findings = executor.submit(environment.doctors_findings)  # while this process imports
             for row in self._all_rows(findings, Path(temporary)):
-                self.made.append(row)
+                self.made_rows.append(row)
                 yield row
 
     def _all_rows(self, findings: Future[list[Finding]], folder: Path) -> Iterator[Row]:
@@ -93,10 +93,10 @@ class Rehearsal:
             return
 
         recipes = recipes_of(self.jobs, self.datasets)
-        lacking = {v.dataset for v in self.plan.verdicts if v.missing or v.broken}
+        failed_datasets = {v.dataset for v in self.plan.verdicts if v.missing or v.broken}
         for job in zero_shot_jobs(self.jobs):
             name = job.key.dataset
-            if {"", name} & lacking:
+            if {"", name} & failed_datasets:
                 yield skipped_row("zero-shot gate", name, "its data has a failure above")
             else:
                 yield from guarded("zero-shot gate", name, partial(self._data_rows, job, folder))
@@ -120,9 +120,13 @@ class Rehearsal:
         """The CLIP, pictures, zero-shot accuracy and loaders of the data set of a job."""
         variables = self.plan.variables(job)
         clip = prepared_job.clip_of(job, variables, folder)
-        if clip and clip not in self._clips:
-            self._clips.append(clip)
-            yield data_rows.weights_row(clip)
+        if clip and clip not in self._has_clip:
+            row = data_rows.weights_row(clip)
+            self._has_clip[clip] = row.finding.state == OK
+            yield row
+        if clip and not self._has_clip[clip]:
+            yield skipped_row("zero-shot gate", job.key.dataset, f"{clip} has a failure above")
+            return
 
         zero_shot = prepared_job.prepare_zero_shot(job, variables, folder)
         name = job.key.dataset
@@ -226,9 +230,9 @@ class Rehearsal:
             written=time.time(),
             host=socket.gethostname(),
             device=job_device.name(),
-            verdict=verdict(self.made),
+            verdict=verdict(self.made_rows),
             hours=hours if self.hours and math.isfinite(hours) else None,
-            rows=[PrintedRow.model_validate(row.as_dict()) for row in self.made],
+            rows=[PrintedRow.model_validate(row.as_dict()) for row in self.made_rows],
             costs=self.job_costs,
         )
 

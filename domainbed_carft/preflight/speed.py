@@ -45,13 +45,14 @@ class LoadingSpeed:
 class StepSpeed:
     """Pictures a second of steps alone, of steps with loading, and of predictions.
 
-    ``flops``: of a step, as torch counts those of products and convolutions.
+    ``flops``: of a step, as torch counts those of products and convolutions; None of one that is
+    compiled.
     """
 
     steps: float
     with_loading: float
     predictions: float
-    flops: float
+    flops: float | None
     pictures_per_step: int
 
 
@@ -100,13 +101,16 @@ def measure_steps(step: TrainedStep, seconds: float) -> StepSpeed:
         n_steps, seconds_taken = _repeat(load_and_take, seconds, MOST_STEPS, _read_ahead(prepared))
     with_loading = n_steps * pictures_per_step / seconds_taken
 
-    with FlopCounterMode(display=False) as counter:
-        step.take()
+    flops = None
+    if not step.algorithm.hparams.get("compile_blocks"):  # what is compiled cannot be counted
+        with FlopCounterMode(display=False) as counter:
+            step.take()
+        flops = float(counter.get_total_flops())
     return StepSpeed(
         steps=steps,
         with_loading=with_loading,
         predictions=_prediction_speed(step, seconds),
-        flops=float(counter.get_total_flops()),
+        flops=flops,
         pictures_per_step=pictures_per_step,
     )
 
@@ -164,14 +168,15 @@ def loading_row(prepared: PreparedJob, loading: LoadingSpeed) -> Row:
 def speed_row(label: str, speed: StepSpeed, loading: LoadingSpeed, precision: str) -> Row:
     """The row of an algorithm's steps: what bounds its job, and the share of the device's peak."""
     is_bound_by_loading = loading.usual < _LOADING_BOUNDS * speed.steps
-    bound = "loading" if is_bound_by_loading else devices_phrase()
+    bound = "loading" if is_bound_by_loading else device_phrase()
     device_name = job_device.name()
     peak = peak_of(device_name, precision) or measured_peak(precision)
     share = share_of_peak(speed, peak)
+    shown_share = "an unknown share" if share is None else f"{share:.0%}"
     detail = (
         f"{speed.steps:,.0f} pictures a second in steps alone, {speed.with_loading:,.0f} with "
-        f"loading, {speed.predictions:,.0f} in evaluation; {bound} bounds it; "
-        f"{share:.0%} of {peak.flops / 1e12:.3g} TFLOP/s ({peak.source})"
+        f"loading, {speed.predictions:,.0f} in evaluation; {bound} bounds it; {shown_share} of "
+        f"{peak.flops / 1e12:.3g} TFLOP/s ({peak.source})"
     )
     figures = {**vars(speed), "bound": bound, "peak_flops": peak.flops, "share_of_peak": share}
     if not is_bound_by_loading:
@@ -180,12 +185,14 @@ def speed_row(label: str, speed: StepSpeed, loading: LoadingSpeed, precision: st
     return warning_row(SECTION, f"{label}: speed", detail, remedy, **figures)
 
 
-def share_of_peak(speed: StepSpeed, peak: Peak) -> float:
-    """The share of a device's peak that steps alone reach."""
+def share_of_peak(speed: StepSpeed, peak: Peak) -> float | None:
+    """The share of a device's peak that steps alone reach; None if it is unknown."""
+    if speed.flops is None:
+        return None
     steps_per_second = speed.steps / speed.pictures_per_step
     return speed.flops * steps_per_second / peak.flops
 
 
-def devices_phrase() -> str:
+def device_phrase() -> str:
     """What computes here, in words."""
     return "the GPU" if job_device.has_gpu() else "the processor"
