@@ -38,6 +38,8 @@ NOT_RUN = {
     r"benchmarks/|tools/pretrain": "takes minutes to hours; benchmarks/ are run by hand",
     r"contamination|(peers|settle|amp)-emoji": "takes hours",
     r"^carft demo|sweep launch demo|EmojiShift": "tests/test_demo.py, tests/test_suites_runs.py",
+    r"EmojiUnseen": "predicts 13 test sets; tests/test_emoji_unseen.py",
+    r"carft report OUT (MORE|-o)": "the tutorial writes a report; tests/test_report_command.py",
     r"^carft doctor": "tests/test_doctor.py",
     r"carft diff OUT": "tests/test_diff.py",
     r"weights\.pkl|names\.yaml|CARFT_IMAGENET": "the file is the reader's",
