@@ -3,6 +3,7 @@
 The commands run in the tutorial's folder, where OUT is its sweep, JOB and JOB2 two of its jobs.
 """
 
+import json
 import os
 import re
 import shutil
@@ -213,3 +214,15 @@ def test_each_reason_holds_for_a_command():
     used = {reason_not_to_run(command) for command in shown}
 
     assert used - {""} == {*NOT_RUN.values()}
+
+
+def test_the_reference_lists_each_file_of_a_job_and_each_key_of_a_record(tutorial):
+    page = (ROOT / "docs" / "reference" / "files-and-records.md").read_text(encoding="utf-8")
+    listed = {*re.findall(r"`([^`]+)`", page)}
+
+    for records in (tutorial[0] / "runs").glob("*/results.jsonl"):
+        files = {re.sub(r"_step\d+", "_stepN", path.name) for path in records.parent.iterdir()}
+        assert files <= listed
+        for line in records.read_text(encoding="utf-8").splitlines():
+            keys = {re.sub(r"^env\d+", "envN", key) for key in json.loads(line)}
+            assert keys <= listed
