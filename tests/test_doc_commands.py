@@ -165,41 +165,40 @@ RUN_PAGES = [
 
 
 @pytest.fixture(scope="module")
-def example_folder(tutorial):
-    """A function that fills a folder with what the pages name: OUT, RUN, pictures."""
+def examples(tutorial):
+    """What the pages name -> what the tutorial has made: a sweep, its runs, pictures."""
     folder = tutorial[0]
-    runs = folder / "runs"
-    jobs = {}
-    for path in sorted(runs.glob("*/results.jsonl")):
+    sweep = folder / "runs"
+    runs = {}
+    for path in sorted(sweep.glob("*/results.jsonl")):
         text = path.read_text(encoding="utf-8")
-        algorithm = re.search(r'"algorithm": "(\w+)"', text)[1]
         if '"test_envs": [0]' in text and '"trial_seed": 0' in text:
-            jobs[algorithm] = path.parent
-    for name, algorithm in (("JOB", "CARFT"), ("JOB2", "CLIPFineTune")):
-        (runs / name).symlink_to(jobs[algorithm])
+            runs[re.search(r'"algorithm": "(\w+)"', text)[1]] = path.parent
+    (sweep / "JOB").symlink_to(runs["CARFT"])
+    (sweep / "JOB2").symlink_to(runs["CLIPFineTune"])
 
-    def fill(target, text):
-        links = {"OUT": runs, "OTHER": runs, "MORE": runs, "RUN": jobs["CARFT"]}
-        links |= {"RUN2": jobs["CLIPFineTune"], "RUN3": jobs["CLIPZeroShot"], "JOB": jobs["CARFT"]}
-        links |= {
-            "PICTURES": folder / "drawings" / "line" / "food",
-            "drawings": folder / "drawings",
-        }
-        links["FOLDER"] = links["PICTURES"]
-        picture = next(links["PICTURES"].glob("*.png"))
-        links |= dict.fromkeys(("PICTURE", "cat.png", "dog.png", "picture.png"), picture)
-        for name, path in links.items():
-            if f"--output_dir {name}" not in text:
-                (target / name).symlink_to(path)
-
-    return fill
+    pictures = folder / "drawings" / "line" / "food"
+    picture = next(pictures.glob("*.png"))
+    return {
+        **dict.fromkeys(("OUT", "OTHER", "MORE"), sweep),
+        **dict.fromkeys(("JOB", "RUN"), runs["CARFT"]),
+        "RUN2": runs["CLIPFineTune"],
+        "RUN3": runs["CLIPZeroShot"],
+        "drawings": folder / "drawings",
+        **dict.fromkeys(("PICTURES", "FOLDER"), pictures),
+        **dict.fromkeys(("PICTURE", "cat.png", "dog.png", "picture.png"), picture),
+    }
 
 
 @pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.stem)
-def test_the_commands_of_a_page_run(page, example_folder, tmp_path):
-    example_folder(tmp_path, page.read_text(encoding="utf-8"))
+def test_the_commands_of_a_page_run(page, examples, tmp_path):
+    blocks = [*runnable_blocks(page)]
+    written = re.findall(r"--output_dir (\S+)", "".join(block.text for block in blocks))
+    for name, path in examples.items():
+        if name not in written:
+            (tmp_path / name).symlink_to(path)
 
-    for block in runnable_blocks(page):
+    for block in blocks:
         run_block(block, tmp_path)
 
 
