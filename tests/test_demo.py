@@ -16,7 +16,7 @@ name: small
 datasets: [EmojiStyles]
 algorithms: [CLIPZeroShot, CARFT]
 trials: 1
-steps: 2
+steps: 1
 test_environments: [line, noto]
 """
 LINE = 1  # the numbers of these environments

@@ -281,9 +281,9 @@ FIRST_IS_GONE = (
 def test_if_one_process_is_killed_all_end_with_the_reason_and_resume(
     pictures, alone, tmp_path, killed, reason
 ):
-    """Whichever is killed, err.txt has the reason once; then they train to the end."""
-    arguments = [*train_arguments(pictures, tmp_path / "job"), "--processes", "2"]
-    first = warm.start(*TRAIN, *arguments)
+    """Whichever is killed, err.txt has the reason once; then one process trains to the end."""
+    arguments = train_arguments(pictures, tmp_path / "job")
+    first = warm.start(*TRAIN, *arguments, "--processes", "2")
     children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
     wait_until((tmp_path / "job" / "state.pt").exists)
     (child,) = map(int, children.read_text().split())
@@ -295,7 +295,7 @@ def test_if_one_process_is_killed_all_end_with_the_reason_and_resume(
     lines = (tmp_path / "job" / "err.txt").read_text().splitlines()
     assert lines[-1] == reason and lines.count(reason) == 1
 
-    assert warm.run(*TRAIN, *arguments).returncode == 0
+    assert train_jobs(1, arguments) == [0]
     assert_same(tmp_path / "job", alone)
 
 
