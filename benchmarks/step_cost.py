@@ -7,7 +7,7 @@ the KL a little: both are measured. The goals: at most 1.37 at equal precision, 
 original in bf16 beside a training in fp32, the KL within 1%.
 
     python benchmarks/step_cost.py [--shape tiny B/32 B/16] [--rounds 20] [--batch 8]
-    python benchmarks/step_cost.py --methods [--rounds 10]       # all methods, on ViT-B/16's shape
+    python benchmarks/step_cost.py --methods [CaRot ...] [--rounds 10]     # on ViT-B/16's shape
     python benchmarks/step_cost.py --rate [--shape B/16 L/14] [--batch 32]      # pictures a second
 
 Steps of the algorithms alternate in one process, so that whatever else the machine does falls on
@@ -83,7 +83,9 @@ def make(name: str, backbone: str, precision: str, **more: Any) -> clip_algorith
     torch.manual_seed(0)
     pictures = 48 if backbone == "tiny" else 224
     shape = (3, pictures, pictures)
-    return getattr(algorithms, name)(shape, len(CLASSES), DOMAINS, settings | more)
+    algorithm_class = getattr(algorithms, name)
+    resolved = algorithm_class.resolve_hparams(shape, len(CLASSES), settings | more, steps=None)
+    return algorithm_class(shape, len(CLASSES), DOMAINS, resolved)
 
 
 def batch(size: int, pixels: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -155,6 +157,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "CLIPFineTune+sma": ("CLIPFineTune", {"average": "sma", "average_start": 0}),
     "CLIPFineTune+ema": ("CLIPFineTune", {"average": "ema"}),
     "CLIPFineTune+beta": ("CLIPFineTune", {"average": "beta"}),
+    "CLIPFineTune+swad": ("CLIPFineTune", {"average": "swad"}),
     **{
         name: (name, {"lp_steps": 0})
         for name in hparams.ALGORITHMS
@@ -164,8 +167,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def of_all_methods(backbone: str, size: int, rounds: int, device: str) -> None:
-    names = [*METHODS]
+def of_methods(names: list[str], backbone: str, size: int, rounds: int, device: str) -> None:
     plain = make("CLIPFineTune", backbone, "fp32").to(device)
     for first in range(0, len(names), AT_A_TIME):
         others = {}
@@ -247,23 +249,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--batch", type=int, default=8, help="pictures a domain for a ViT")
     parser.add_argument("--shape", nargs="+", choices=[*SHAPES], default=["tiny", "B/32", "B/16"])
-    parser.add_argument("--methods", action="store_true", help="measure all methods instead")
+    parser.add_argument("--methods", nargs="*", help="measure these methods, or all, instead")
     parser.add_argument("--rate", action="store_true", help="measure pictures a second instead")
     arguments = parser.parse_args()
     if arguments.rounds < 2:
         parser.error(
             f"--rounds is {arguments.rounds}, expected at least 2 for a median and quartiles"
         )
+    if unknown := {*(arguments.methods or ())} - {*METHODS}:
+        parser.error(f"--methods has {sorted(unknown)}; expected some of {[*METHODS]}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
     machine.keep_freed_memory()  # as train does
     where = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, 1 thread"
     print(f"torch {torch.__version__}, {device}, {where}")
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.methods:
+        if arguments.methods is not None:
             print(f"B/16, random weights, {DOMAINS} x {arguments.batch}; the original in bf16")
             backbone = weights_of("B/16", Path(folder))
-            of_all_methods(backbone, arguments.batch, arguments.rounds, device)
+            names = arguments.methods or [*METHODS]
+            of_methods(names, backbone, arguments.batch, arguments.rounds, device)
             return
         for shape in arguments.shape:
             backbone = weights_of(shape, Path(folder))

@@ -24,6 +24,7 @@ from installed import NOT_SOURCE, PIP_OPTIONS, pip
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
     from sweep_folders import ForeignProcesses
 
     from domainbed_carft.jobs.job import Job
@@ -150,6 +151,16 @@ def random_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "random tiny's.pt"
     torch.save(random_clip(**TINY_SHAPE).state_dict(), path)
     return path
+
+
+@pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """The device that computes: the stand-in for a GPU, or with ``-m gpu`` a GPU."""
+    from stand_in_device import install
+
+    from domainbed_carft.machine import devices
+
+    return install(monkeypatch) if request.param == "stand-in" else devices.default_device()
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,14 @@
 """What the documentation lists is what the code has."""
 
+import ast
 import configparser
 import re
+import shlex
 from pathlib import Path
 
-from domainbed_carft import process_variables
+import doc_blocks
+
+from domainbed_carft import cli, process_variables
 from domainbed_carft.method import hparams
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,3 +64,59 @@ def test_a_dry_run_has_one_spelling():
     for name, text in texts_for_users().items():
         if not name.endswith(".py"):
             assert "--dry_run" not in text, name
+
+
+def documented_commands():
+    """Each command line of ``carft`` in README and docs that a reader can type as it is."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    yield from re.findall(r"^    (carft .*)$", readme, flags=re.MULTILINE)
+
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        for block in doc_blocks.blocks(page):
+            joined = re.sub(r"\s*\\\n\s*", " ", block.text)
+            for line in joined.splitlines() if block.language == "bash" else ():
+                if line.startswith("carft ") and "..." not in line and "$" not in line:
+                    yield line
+
+
+def test_the_parser_takes_each_documented_command():
+    parser = cli._parser()
+    lines = [*documented_commands()]
+    assert len(lines) > 100
+
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        for sign in ("|", ">", "||", "&&", ";"):
+            words = words[: words.index(sign)] if sign in words else words
+        assert parser.parse_args(words[1:]).run, line
+
+
+def test_troubleshooting_quotes_messages_that_the_code_has():
+    texts = []
+    for folder in ("domainbed_carft", "third_party"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [v.value if isinstance(v, ast.Constant) else "{}" for v in node.values]
+                    texts.append("".join(map(str, parts)))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    texts.append(node.value)
+    code = "\n".join(texts)
+
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^### `(.*)`$", page, flags=re.MULTILINE)
+    assert len(quoted) >= 30
+    assert [message for message in quoted if message not in code] == []
+
+
+def test_each_algorithm_has_a_page_with_the_measured_results():
+    table = (ROOT / "docs" / "peers.md").read_text(encoding="utf-8")
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "methods").glob("*.md")]
+
+    for algorithm in hparams.ALGORITHMS:
+        page = next(text for text in pages if f"--algorithm {algorithm} \\\n" in text)
+        row = re.search(
+            rf"^\| \**{algorithm}\** \| ([\d.]+) \|[^|]*\| ([\d.]+) \|", table, re.MULTILINE
+        )
+        if row:
+            assert f"**{row[1]}% out of domain, {row[2]}% in-domain**" in page, algorithm

@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import random_clip
-from test_algorithms import make, train
+from test_algorithms import make, minibatches, train
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.method import activations, averages, peer_losses, text_encoder
+from domainbed_carft.method import activations, averages, hparams, peer_losses, text_encoder
 
 N = 6
 K = 4
@@ -276,16 +276,47 @@ def test_miro_on_a_resnet_compares_the_end_of_the_stem_and_the_four_stages():
     assert all(map(torch.equal, encoded.activations["miro"], expected))
 
 
-def test_miro_trains_on_a_resnet(tmp_path):
-    path = tmp_path / "resnet.pt"
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    """The weights of a small random ResNet."""
+    path = tmp_path_factory.mktemp("resnet") / "resnet.pt"
     torch.save(random_clip(**SMALL_RESNET).state_dict(), path)
-    algorithm = make(path, "CLIPMIRO")
+    return path
+
+
+def test_miro_trains_on_a_resnet(resnet):
+    algorithm = make(resnet, "CLIPMIRO")
     channels = [variance.numel() for variance in algorithm.terms.miro_variances]
 
     assert channels == [16, 64, 128, 256, 512]  # of the stem's end, not of conv1's 8
 
     values = train(algorithm, 2)
     assert values[0]["loss_miro"] == pytest.approx(5 * np.log(0.1) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("CARFT", {}),
+        ("CLIPFineTune", {}),
+        ("CLIPFineTune", {"head_init": "random"}),
+        ("CLIPLinearProbe", {}),
+        ("CaRot", {}),
+    ],
+)
+def test_a_resnet_learns_at_the_rates_of_the_sweep_baselines(resnet, name, overrides):
+    """On one batch the loss falls, and batch norm keeps CLIP's statistics."""
+    rate = hparams.overlay(name, "PACS", 0)["lr"][0]
+    algorithm = make(resnet, name, lr=rate, warmup_steps=0, **overrides)
+    statistics = {n: b.clone() for n, b in algorithm.encoder.named_buffers()}
+    losses = []
+    for _ in range(6):
+        torch.manual_seed(0)  # CaRot draws captions
+        values = algorithm.update(minibatches(0))
+        losses.append(values.get("loss_contrastive", values["loss"]))
+
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(b, statistics[n]) for n, b in algorithm.encoder.named_buffers())
 
 
 def test_the_text_encoder_by_itself_is_clips_also_of_short_texts(random_tiny):

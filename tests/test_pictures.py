@@ -21,6 +21,7 @@ from torchvision import io
 from torchvision import transforms as T
 
 from domainbed_carft.data import emoji, picture_files
+from domainbed_carft.machine import devices
 from domainbed_carft.pictures import augmentation, loading, stages, transforms
 from domainbed_carft.pictures.loading import decode
 from domainbed_carft.pictures.plan import Augmentation, PicturePlan
@@ -377,15 +378,16 @@ def test_pictures_are_normalised_for_another_model():
     assert torch.allclose(actual, expected, atol=1e-5)
 
 
-@pytest.mark.gpu
-def test_pictures_are_the_same_on_gpu_and_cpu():
+def test_pictures_are_the_same_on_a_device_and_the_processor(device):
     pictures = torch.randint(256, (24, 16, 16, 3), dtype=torch.uint8)
     noise_plan = batch_jitter_plan()
-    on_gpu = stages.second_stage(noise_plan, pictures.cuda(), random_choices(24))
-    assert on_gpu.is_cuda
+    pictures_on_device = pictures.to(device)
+    with devices.refused_waits():
+        on_device = stages.second_stage(noise_plan, pictures_on_device, random_choices(24))
+    assert on_device.device == pictures_on_device.device
 
     difference = level_difference(
-        noise_plan, on_gpu.cpu(), stages.second_stage(noise_plan, pictures, random_choices(24))
+        noise_plan, on_device.cpu(), stages.second_stage(noise_plan, pictures, random_choices(24))
     )
     assert (difference < 0.0255).float().mean() > 0.999
 

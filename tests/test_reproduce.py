@@ -28,6 +28,7 @@ DATASETS = ("VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet")
 LAST_STEP = 5000
 CHECKPOINT_FREQ = dict.fromkeys(DATASETS, 300) | {"DomainNet": 1000}
 
+SHORT_SWEEP = "domainbed.yaml"
 # So small that it takes a minute: the embedded CLIP, two steps, one target of each set, one trial.
 SHORT = {
     "trials": 1,
@@ -138,12 +139,17 @@ def test_the_page_leads_from_the_data_to_the_verdicts(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     for name in DATASETS:
         plant(Path("DATA"), name, max(1, 20 // len(benchmarks.get(name).classes)))
-    write_short_sweep("domainbed", Path("domainbed.yaml"), **SHORT)
+    write_short_sweep("domainbed", Path(SHORT_SWEEP), **SHORT)
 
-    steps = commands("data verify", "sweep launch domainbed", "collect OUT", "report")
-    for words in steps:
+    (rehearsal,) = commands("preflight")
+    assert cli.main([SHORT_SWEEP if word == "domainbed" else word for word in rehearsal]) == 1
+    rows = json.loads(Path("OUT", "preflight.json").read_text())["rows"]
+    failures = {row["section"] for row in rows if row["state"] == "failure"}
+    assert failures == {"zero-shot gate"}, "noise is recognised by chance"
+
+    for words in commands("data verify", "sweep launch domainbed", "collect OUT", "report"):
         if "slurm" not in words:
-            short = ["domainbed.yaml" if word == "domainbed" else word for word in words]
+            short = [SHORT_SWEEP if word == "domainbed" else word for word in words]
             assert cli.main(short) == 0, words
 
     assert len([*Path("OUT").glob("*/done")]) == len(DATASETS)

@@ -1,4 +1,4 @@
-"""A step waits for nothing, its micro-batches make the step of the whole batch, amp is resolved."""
+"""Micro-batches make the step of the whole batch, amp is resolved."""
 
 import copy
 import shutil
@@ -22,7 +22,6 @@ from test_algorithms import (
     settings,
     train,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
@@ -41,51 +40,6 @@ CASES = [
 # Dropout is drawn for each micro-batch.
 DIVISIBLE = [case for case in CASES if case[0] not in (*TEXT_TRAINING, "CLIPLoRA")]
 DIVISIBLE += [("CLIPLoRA", {"lora_dropout": 0.0})]
-
-
-class NoWaiting(TorchDispatchMode):
-    """Fails where the processor reads a tensor, for which it would wait if that were on a GPU.
-
-    AdamW's counts of steps are on the processor wherever the weights are.
-    """
-
-    def __init__(self, algorithm):
-        super().__init__()
-        names = {"optimizer", "probe_optimizer"} & vars(algorithm).keys()
-        self.optimizers = [vars(algorithm)[name] for name in names]
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        masks = name == "index" and any(
-            i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
-        )
-        if masks or name in ("_local_scalar_dense", "nonzero", "equal", "masked_select"):
-            counts = [s["step"] for optimizer in self.optimizers for s in optimizer.state.values()]
-            assert any(args[0] is count for count in counts), f"{name} of a tensor"
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize(("name", "overrides"), CASES)
-def test_a_step_never_reads_a_tensors_value(random_tiny, name, overrides):
-    algorithm = make(random_tiny, name, **overrides)
-    for seed in range(3):
-        with NoWaiting(algorithm):
-            measurements = algorithm.step_on_device(minibatches(seed))
-        assert all(v.shape == () and not v.requires_grad for v in measurements.values())
-
-    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaiting(algorithm):
-        float(measurements["loss"])
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("name", "overrides"), CASES)
-def test_a_step_does_not_wait_for_the_gpu(random_tiny, name, overrides):
-    algorithm = make(random_tiny, name, **overrides).to("cuda")
-    batches = [[(x.cuda(), y.cuda()) for x, y in minibatches(seed)] for seed in range(3)]
-    algorithm.step_on_device(batches[0])  # makes the optimizer's state
-    with devices.refused_waits():
-        for batch in batches:
-            algorithm.step_on_device(batch)
 
 
 @pytest.mark.parametrize(("name", "overrides"), DIVISIBLE)

@@ -88,7 +88,9 @@ def visual_projection(encoder: Any) -> Tensor:
     if isinstance(getattr(encoder, "proj", None), Tensor):  # a ViT of theirs
         projection: Tensor = encoder.proj
         return projection
-    return _transposed_weight([*getattr(encoder, "head", nn.Module()).children()])
+    # One of timm's ends in open_clip's head, or where that is empty in its own.
+    layers = [*getattr(encoder, "head", nn.Module()).children()]
+    return _transposed_weight(layers or [getattr(encoder, "trunk", encoder).head])
 
 
 def _transposed_weight(layers: Sequence[nn.Module]) -> Tensor:

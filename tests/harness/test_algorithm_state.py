@@ -141,10 +141,9 @@ def test_state_that_cannot_be_restored_is_refused_by_name(change, description):
         algorithm_state.capture(algorithm, initial_structure)
 
 
-@pytest.mark.gpu
-def test_restored_tensors_return_to_the_gpu():
+def test_restored_tensors_return_to_the_device(device):
     first = Stateful()
     second = Stateful()
-    first.queue = [torch.ones(2, device="cuda")]
+    first.queue = [torch.ones(2, device=device)]
     algorithm_state.restore(second, written_and_read(captured(first)))
-    assert second.queue[0].is_cuda
+    assert second.queue[0].device == first.queue[0].device

@@ -130,10 +130,12 @@ def _terminate(processes: Iterable[BaseProcess]) -> None:
 def on_device(loaded: Iterator[Any], device: torch.device) -> Iterator[Batch]:
     """The batches on a device. Each is copied to a GPU while the one before is being used.
 
-    ``loaded``: pairs of pictures and labels, for a GPU maybe an UnfinishedBatch in place of some.
+    ``loaded``: pairs of pictures and labels, in place of some maybe an UnfinishedBatch, as of a job
+    that began on a GPU.
     """
     if not devices.is_gpu(device):
-        yield from loaded
+        for batch in loaded:
+            yield batch.finish() if isinstance(batch, UnfinishedBatch) else batch
         return
 
     stream = devices.CopyStream(device)

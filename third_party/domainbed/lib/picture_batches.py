@@ -19,7 +19,7 @@ from domainbed.lib import image_folders
 from domainbed_carft.data import picture_files
 from domainbed_carft.machine import devices
 from domainbed_carft.pictures import loading, rng, stages, store_folder
-from domainbed_carft.pictures.plan import FAST, PILLOW, PicturePlan
+from domainbed_carft.pictures.plan import FAST, JITTERS, PILLOW, PicturePlan
 from domainbed_carft.pictures.plan import MODES as MODES
 from domainbed_carft.pictures.protocols import UPSTREAM_SIZE
 from domainbed_carft.pictures.store import Store
@@ -66,6 +66,18 @@ class Pictures:
         if self.plan is None:
             return {}
         return {"pictures": self.description, "picture_plan": self.plan.as_json()}
+
+    def jittered_as(self, description: str) -> Pictures:
+        """These pictures, with the jitter of a job whose pictures are described so.
+
+        A job may resume on another device, whose jitter would differ by rounding. Pictures that
+        differ in more stay as they are.
+        """
+        if self.plan is None:
+            return self
+        plans = [replace(self.plan, jitter=jitter) for jitter in JITTERS]
+        same_plan = next((plan for plan in plans if plan.describe() == description), self.plan)
+        return replace(self, plan=same_plan)
 
     def source(self, dataset: Any) -> Source | None:
         """How to read a data set, or a part of one; None if its own transforms do that."""

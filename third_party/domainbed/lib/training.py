@@ -96,6 +96,8 @@ class Run:
         self.files = checkpoints.Files(args, selected_by, self._model_contents, wants_loss)
         self.interval = step_meters.Interval(self.files.watch)
         self.state_path = JobFolder(args.output_dir).state_path
+        if state:
+            self.pictures = self.pictures.jittered_as(state["arguments"]["pictures"])
         self.process_group.require_same(self._shared_facts())
         if state:
             self._restore(state)

@@ -1,0 +1,307 @@
+"""A stand-in for a GPU, on which tests find what would fail on a real one.
+
+Its tensors compute on the processor, to the same bits. It refuses what a GPU refuses: an operation
+that mixes its tensors with the processor's, unless those are scalars (zero-dimensional). It records
+where the processor would wait for a GPU: where it reads a tensor's values, and where it copies one
+without ``non_blocking``.
+
+It is torch's device ``privateuseone`` under the name ``standin``, registered from Python, which
+takes torch 2.13 or newer. It cannot see
+
+- streams: whether work waits for a copy that has only begun, or memory is used again too early;
+- pinned memory: whether the source of a ``non_blocking`` copy is pinned, without which it waits;
+- the kernels of a GPU: their rounding, their own waits, and which of them autocast rounds;
+- a GPU's memory, its generator of random numbers (the processor's draws), and several GPUs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as trees
+from torch.utils import backend_registration
+
+from domainbed_carft.machine import devices
+
+NAME = "standin"
+CPU = torch.device("cpu")
+aten = torch.ops.aten
+
+COPIES = {aten.copy_.default, aten._to_copy.default}
+# Of these a GPU takes no scalar of the processor either.
+JOINS = {aten.cat.default, aten.stack.default}
+# The processor needs the values, or how many there are.
+READS = {
+    aten._local_scalar_dense.default,
+    aten.equal.default,
+    aten.is_nonzero.default,
+    aten.masked_select.default,
+    aten.nonzero.default,
+    aten.repeat_interleave.Tensor,
+    aten._unique2.default,
+    aten.unique_dim.default,
+    aten.unique_consecutive.default,
+}
+INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
+
+
+AUTOCAST_KEY = "AutocastPrivateUse1"
+# What `torch.autocast` computes in low precision; the others take what comes.
+ROUNDED = (
+    aten.linear.default,
+    aten.matmul.default,
+    aten.conv2d.default,
+    aten.addmm.default,
+    aten.mm.default,
+    aten.bmm.default,
+    aten.baddbmm.default,
+    aten.scaled_dot_product_attention.default,
+)
+_libraries: list[torch.library.Library] = []  # which forget what they hold when they are deleted
+
+
+class MixedDevicesError(RuntimeError):
+    """An operation on tensors of the stand-in and of the processor."""
+
+
+class StandInTensor(Tensor):
+    """A tensor on the stand-in; ``content`` is the processor's tensor with its values."""
+
+    content: Tensor
+
+    @staticmethod
+    def __new__(cls, content: Tensor) -> StandInTensor:
+        with torch.inference_mode(False):  # in which torch could not make views of it
+            tensor = Tensor._make_wrapper_subclass(
+                cls,
+                content.size(),
+                strides=content.stride(),
+                storage_offset=content.storage_offset(),
+                dtype=content.dtype,
+                device=torch.device(NAME, 0),
+            )
+        tensor.content = content
+        return tensor
+
+    def __repr__(self, **_: Any) -> str:
+        return f"StandInTensor({self.content!r})"
+
+    def tolist(self) -> Any:
+        """As a GPU's, of which torch makes a copy; torch refuses it to subclasses."""
+        return self.cpu().tolist()
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        """As a tensor that is restored on the device that ``map_location`` names."""
+        arguments = (self.detach().content, self.dtype, str(self.device), self.requires_grad)
+        return torch._utils._rebuild_device_tensor_from_cpu_tensor, arguments
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in trees.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        refuse_mixture(func, args, tensors)
+        if is_wait(func, args, kwargs, tensors):
+            record_wait(func.overloadpacket.__name__)
+
+        # In place, the result is one of the inputs.
+        stand_ins = {id(tensor.content): tensor for tensor in tensors if isinstance(tensor, cls)}
+        target = kwargs.get("device")
+        if target is not None:
+            kwargs = {**kwargs, "device": CPU}
+        inner_args, inner_kwargs = trees.tree_map_only(cls, _content, (args, kwargs))
+        result = func(*inner_args, **inner_kwargs)
+
+        if target == CPU or result is inner_args[0] is args[0]:
+            return result
+        return trees.tree_map_only(
+            Tensor, lambda t: stand_ins[id(t)] if id(t) in stand_ins else cls(t), result
+        )
+
+
+def _content(tensor: StandInTensor) -> Tensor:
+    return tensor.content
+
+
+def refuse_mixture(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
+    """Raise MixedDevicesError for an operation that a GPU would refuse."""
+    if func in COPIES:
+        return
+    is_home = isinstance(tensors[0], StandInTensor)
+    if func in INDEXING and is_home:  # a GPU copies the processor's indices
+        tensors = [tensor for tensor in args if isinstance(tensor, Tensor)]
+
+    plain = [tensor for tensor in tensors if not isinstance(tensor, StandInTensor)]
+    if func not in JOINS and (is_home or not is_in_place(func)):
+        plain = [tensor for tensor in plain if tensor.ndim]
+    if plain:
+        shapes = [tuple(tensor.shape) for tensor in plain]
+        raise MixedDevicesError(f"{func} got tensors of the processor, of the shapes {shapes}")
+
+
+def is_in_place(func: Any) -> bool:
+    """Whether an operation writes into its first argument."""
+    alias = func._schema.arguments[0].alias_info
+    return alias is not None and alias.is_write
+
+
+def is_wait(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
+) -> bool:
+    """Whether the processor waits for a GPU in this operation."""
+    if func is aten.copy_.default:
+        is_crossing = len({type(tensor) for tensor in tensors}) > 1
+        return is_crossing and not (kwargs.get("non_blocking") or True in args[2:])
+    if func is aten._to_copy.default:
+        return kwargs.get("device") == CPU and not kwargs.get("non_blocking")
+
+    if func in INDEXING:  # true elements of a mask are counted, the processor's indices copied
+        return any(
+            tensor.dtype in (torch.bool, torch.uint8) or not isinstance(tensor, StandInTensor)
+            for tensor in trees.tree_leaves(args[1])
+            if tensor is not None
+        )
+    return func in READS
+
+
+_open_records: list[list[str]] = []
+
+
+def record_wait(operation: str) -> None:
+    for record in _open_records:
+        record.append(operation)
+
+
+@contextlib.contextmanager
+def recorded_waits() -> Iterator[list[str]]:
+    """The names of the operations inside in which the processor would wait for a GPU."""
+    record: list[str] = []
+    _open_records.append(record)
+    try:
+        yield record
+    finally:
+        _open_records.remove(record)
+
+
+@contextlib.contextmanager
+def refused_waits() -> Iterator[None]:
+    """`devices.refused_waits`: raises RuntimeError, at the end, if the processor would wait."""
+    with recorded_waits() as waits:
+        yield
+    if waits:
+        raise RuntimeError(f"the processor would wait for a GPU in {', '.join(waits)}")
+
+
+class Module(backend_registration._DummyBackendModule):
+    """The module ``torch.standin``, as torch asks for it in autocast and in checkpointed blocks.
+
+    ``torch.accelerator`` does not find the device, so that other tests do not.
+    """
+
+    def is_available(self) -> bool:
+        return False
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+    def device(self, index: int) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def get_rng_state(self, device: Any = None) -> Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: Tensor, device: Any = None) -> None:
+        torch.set_rng_state(state)
+
+
+@functools.cache
+def register() -> None:
+    """Register the device with torch, for the rest of this process."""
+    backend_registration._setup_privateuseone_for_python_backend(NAME, Module())
+
+    @torch.library.impl("aten::empty.memory_format", "privateuseone")
+    def empty(size: Any, dtype: Any = None, memory_format: Any = None, **_: Any) -> Tensor:
+        layout = memory_format or torch.contiguous_format
+        return StandInTensor(torch.empty(size, dtype=dtype, memory_format=layout))
+
+    @torch.library.impl("aten::empty_strided", "privateuseone")
+    def empty_strided(size: Any, stride: Any, dtype: Any = None, **_: Any) -> Tensor:
+        return StandInTensor(torch.empty_strided(size, stride, dtype=dtype))
+
+    @torch.library.impl("aten::_copy_from", "privateuseone")
+    def copy_from(source: Tensor, target: Any, non_blocking: bool = False) -> Tensor:
+        if not non_blocking:
+            record_wait("_copy_from")
+        target.content.copy_(source)
+        return target
+
+    unchanged = torch.library.Library("_", "IMPL", AUTOCAST_KEY)
+    unchanged.fallback(torch.library.fallthrough_kernel)
+    autocast = torch.library.Library("aten", "IMPL", AUTOCAST_KEY)
+    for func in ROUNDED:
+        autocast.impl(func, functools.partial(rounded, func))
+    _libraries.extend([unchanged, autocast])
+
+
+def rounded(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """An operation inside `torch.autocast`, its floating-point tensors rounded."""
+    dtype = torch.get_autocast_dtype(NAME)
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    key_set = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, AUTOCAST_KEY))
+    with torch._C._ExcludeDispatchKeyGuard(key_set):
+        args, kwargs = trees.tree_map_only(Tensor, cast, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class FinishedCopies:
+    """`devices.StartedCopies` without a stream: the copies were made at once."""
+
+    tensors: list[Tensor]
+
+    def wait(self) -> list[Tensor]:
+        return self.tensors
+
+
+class CopyStream:
+    """`devices.CopyStream` without a stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def start(self, tensors: Sequence[Tensor]) -> FinishedCopies:
+        return FinishedCopies([tensor.to(self._device, non_blocking=True) for tensor in tensors])
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Let the package compute on the stand-in, as on a GPU, and return the device."""
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this torch takes no devices that are written in Python")
+
+    register()
+    device = torch.device(NAME)
+    facts = devices.GPUFacts("Stand-in", memory=2**34, capability=(8, 0))
+    monkeypatch.setattr(devices, "default_device", lambda: device)
+    monkeypatch.setattr(devices, "is_gpu", lambda other: torch.device(other).type == NAME)
+    monkeypatch.setattr(devices, "gpu_facts", lambda: facts)
+    monkeypatch.setattr(devices, "peak_memory", lambda _: 0)
+    monkeypatch.setattr(devices, "generator_states", lambda _: [])
+    monkeypatch.setattr(devices, "refused_waits", refused_waits)
+    monkeypatch.setattr(devices, "CopyStream", CopyStream)
+
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    # Parameters keep their identity where a module moves, as they do on a GPU.
+    future = torch.__future__
+    monkeypatch.setattr(future, "_swap_module_params_on_conversion", True)
+    return device

@@ -1,0 +1,213 @@
+"""What README and docs/ tell users to type: the tutorial as a whole, then every other command.
+
+The commands run in the tutorial's folder, where OUT is its sweep, JOB and JOB2 two of its jobs.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import doc_blocks
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+OWN_METHOD = ROOT / "docs" / "howto" / "own-method.md"
+LONGEST = 900  # seconds for one block, on a busy machine
+pytestmark = pytest.mark.slow
+
+# Commands that no test here runs -> why. The first that matches holds.
+NOT_RUN = {
+    r"\bpip install\b": "asks a package index",
+    r"^(source|make|wandb|git|tensorboard)\b": "changes the environment, or serves",
+    r"\.\.\.": "the reader fills in a part",
+    r"--launcher slurm": "needs a cluster; tests/test_slurm.py",
+    r"torchrun|--gpus|--jobs_per_gpu|--processes": "needs GPUs; tests/harness/test_processes.py",
+    r"--dataset EmojiStyles --test_envs 0 --output_dir JOB": "tests/test_step.py trains them all",
+    r"\bRATES$": "trains 18 jobs; tests/test_sweep_search.py",
+    r"--by\b": "needs a sweep with a grid; tests/test_collect_by.py",
+    r"--which last": "the command of the line above has written the file",
+    r"wandb": "needs an account; tests of logs run it offline",
+    r"--data_dir (DATA|\.)": "needs a benchmark's pictures or OpenAI's weights",
+    r"--dataset path/to/root|--suite imagenet|--retained imagenet": "needs OpenAI's weights",
+    r"open_clip:": "needs a checkpoint from the hub; tests/test_open_clip.py",
+    r"benchmarks/|tools/pretrain": "takes minutes to hours; benchmarks/ are run by hand",
+    r"contamination|(peers|settle|amp)-emoji": "takes hours",
+    r"^carft demo|sweep launch demo|EmojiShift": "tests/test_demo.py, tests/test_suites_runs.py",
+    r"^carft doctor": "tests/test_doctor.py",
+    r"carft diff OUT": "tests/test_diff.py",
+    r"weights\.pkl|names\.yaml|CARFT_IMAGENET": "the file is the reader's",
+}
+
+
+def on_a_busy_machine(command):
+    """The command with more seconds until its Ctrl-C: jobs start later where others compute."""
+    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    return re.sub(
+        r"(timeout --signal INT) (\d+)", lambda m: f"{m[1]} {round(int(m[2]) * busy)}", command
+    )
+
+
+def run_block(block, folder, **variables):
+    """What a block printed; a file that its title names is written. Fails where a command fails."""
+    if block.title:
+        path = folder / block.title
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a" if path.suffix == ".py" else "w", encoding="utf-8") as file:
+            file.write(block.text)
+        return ""
+
+    program = ["bash", "-e", "-o", "pipefail"] if block.language == "bash" else [sys.executable]
+    folder_of_programs = str(Path(sys.executable).parent)
+    path = f"{folder_of_programs}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [*program, "-c", on_a_busy_machine(block.text)],
+        cwd=folder,
+        env={**os.environ, "PATH": path, "COLUMNS": "100", **variables},
+        capture_output=True,
+        text=True,
+        timeout=LONGEST,
+    )
+    assert done.returncode == 0, f"line {block.line}:\n{block.text}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory):
+    """The folder in which the tutorial was followed, and what each of its blocks printed."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    printed = []
+    for block in doc_blocks.blocks(TUTORIAL):
+        if block.language == "text":
+            printed[-1] = (*printed[-1][:2], block)
+        else:
+            printed.append((block, run_block(block, folder), None))
+    return folder, printed
+
+
+def test_the_tutorial_prints_what_it_shows(tutorial):
+    _, printed = tutorial
+    shown = [(block, output, expected) for block, output, expected in printed if expected]
+
+    assert len(shown) > 9
+    for block, output, expected in shown:
+        assert doc_blocks.is_shown(output, expected.text), f"line {block.line}:\n{output}"
+
+
+def test_your_own_method_trains_as_the_page_says(tmp_path):
+    """The page's edits, in a copy of the package."""
+    for folder in ("domainbed_carft", "third_party"):
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
+
+    for block in doc_blocks.blocks(OWN_METHOD):
+        quick = block._replace(text=shortened(block.text))
+        run_block(quick, tmp_path, PYTHONPATH=os.pathsep.join([str(tmp_path)]))
+
+    records = (tmp_path / "ANCHOR" / "results.jsonl").read_text(encoding="utf-8")
+    assert '"loss_anchor"' in records
+
+
+def shortened(command):
+    """The command with two steps, where it trains."""
+    return re.sub(
+        r"(-m domainbed\.scripts\.train (?:.*\\\n)*.*)",
+        r"\1 --steps 2",
+        command,
+        flags=re.MULTILINE,
+    )
+
+
+def reason_not_to_run(command):
+    """Why a command is not run; "" if it is."""
+    return next((reason for pattern, reason in NOT_RUN.items() if re.search(pattern, command)), "")
+
+
+def commands(block):
+    """The commands of a block of shell, each with the lines that continue it."""
+    if "\ndone" in block.text or "'\n" in block.text:
+        return [block.text]
+    joined = re.sub(r"\s*\\\n\s*", " ", block.text)
+    return [line for line in joined.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def runnable_blocks(page):
+    """The blocks of a page that are run: files, commands of shell without a reason, Python."""
+    for block in doc_blocks.blocks(page):
+        if block.language == "bash":
+            lines = [line for line in commands(block) if not reason_not_to_run(line)]
+            if lines:
+                yield block._replace(text=shortened("\n".join(lines)))
+        elif block.title:
+            yield block
+    python = [b for b in doc_blocks.blocks(page) if b.language == "python" and not b.title]
+    if python and page.name not in PYTHON_NOT_RUN:
+        yield python[0]._replace(text="\n".join(block.text for block in python))
+
+
+# Pages whose Python is not run -> why.
+PYTHON_NOT_RUN = {
+    "README.md": "tests/test_readme.py",
+    "export.md": "its model is ViT-B/16's; tests/test_runs_export.py",
+    "sweeps.md": "it launches the demo; tests/test_sweep_launch.py",
+}
+RUN_PAGES = [
+    page for page in PAGES if page not in (TUTORIAL, OWN_METHOD) and [*runnable_blocks(page)]
+]
+
+
+@pytest.fixture(scope="module")
+def example_folder(tutorial):
+    """A function that fills a folder with what the pages name: OUT, RUN, pictures."""
+    folder = tutorial[0]
+    runs = folder / "runs"
+    jobs = {}
+    for path in sorted(runs.glob("*/results.jsonl")):
+        text = path.read_text(encoding="utf-8")
+        algorithm = re.search(r'"algorithm": "(\w+)"', text)[1]
+        if '"test_envs": [0]' in text and '"trial_seed": 0' in text:
+            jobs[algorithm] = path.parent
+    for name, algorithm in (("JOB", "CARFT"), ("JOB2", "CLIPFineTune")):
+        (runs / name).symlink_to(jobs[algorithm])
+
+    def fill(target, text):
+        links = {"OUT": runs, "OTHER": runs, "MORE": runs, "RUN": jobs["CARFT"]}
+        links |= {"RUN2": jobs["CLIPFineTune"], "RUN3": jobs["CLIPZeroShot"], "JOB": jobs["CARFT"]}
+        links |= {
+            "PICTURES": folder / "drawings" / "line" / "food",
+            "drawings": folder / "drawings",
+        }
+        links["FOLDER"] = links["PICTURES"]
+        picture = next(links["PICTURES"].glob("*.png"))
+        links |= dict.fromkeys(("PICTURE", "cat.png", "dog.png", "picture.png"), picture)
+        for name, path in links.items():
+            if f"--output_dir {name}" not in text:
+                (target / name).symlink_to(path)
+
+    return fill
+
+
+@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.stem)
+def test_the_commands_of_a_page_run(page, example_folder, tmp_path):
+    example_folder(tmp_path, page.read_text(encoding="utf-8"))
+
+    for block in runnable_blocks(page):
+        run_block(block, tmp_path)
+
+
+def test_each_reason_holds_for_a_command():
+    shown = [
+        command
+        for page in PAGES
+        for block in doc_blocks.blocks(page)
+        if block.language == "bash"
+        for command in commands(block)
+    ]
+    used = {reason_not_to_run(command) for command in shown}
+
+    assert used - {""} == {*NOT_RUN.values()}
