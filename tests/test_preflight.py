@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy
 import torch
 from PIL import Image
-from scipy import stats
 
 from domainbed_carft import cli
 from domainbed_carft.clips import backbone
@@ -236,8 +236,8 @@ def test_the_gate_fails_near_chance_where_nothing_is_published(accuracy: float, 
 def test_the_interval_is_the_exact_binomial_one() -> None:
     result = ZeroShot.of_counts([30, 10], [50, 50], 10)
     assert result.accuracy == pytest.approx(40.0) and result.pictures == 100
-    assert result.low == pytest.approx(100 * stats.beta.ppf(0.025, 40, 61))
-    assert result.high == pytest.approx(100 * stats.beta.ppf(0.975, 41, 60))
+    assert result.low == pytest.approx(100 * scipy.stats.beta.ppf(0.025, 40, 61))
+    assert result.high == pytest.approx(100 * scipy.stats.beta.ppf(0.975, 41, 60))
 
 
 def test_the_gate_measures_what_a_loop_over_the_same_pictures_does(zero_shot: PreparedJob) -> None:
