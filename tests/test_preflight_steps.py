@@ -146,7 +146,7 @@ def test_waits_of_a_gpu_are_those_that_its_debug_mode_warns_of(
         warnings.warn("something else", stacklevel=1)
 
     row = step_rows.waits_row("CARFT", take)
-    assert state_of(row) == "warning" and "at 1 places" in row.finding.detail
+    assert state_of(row) == "warning" and "at 1 place:" in row.finding.detail
 
 
 # Memory
