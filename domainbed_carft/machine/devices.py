@@ -117,7 +117,7 @@ def begin_peak_memory(device: torch.device) -> None:
 
 def free_memory(device: torch.device) -> int:
     """The bytes of a GPU's memory that no process uses now; 0 for the processor."""
-    return int(torch.cuda.mem_get_info(device)[0]) if is_gpu(device) else 0
+    return int(torch.cuda.mem_get_info(device.index)[0]) if is_gpu(device) else 0
 
 
 def wait_for(device: torch.device) -> None:
