@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from domainbed_carft import machine
+
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")
 
@@ -76,6 +78,19 @@ def gpu_facts(device: torch.device | int = GPU) -> GPUFacts:
         memory=properties.total_memory,
         capability=(properties.major, properties.minor),
     )
+
+
+def gpu_runtime() -> str:
+    """What torch was built for, and the driver, such as "CUDA 12.8, driver 570.86"; "" unknown."""
+    parts = []
+    if torch.version.cuda:
+        parts.append(f"CUDA {torch.version.cuda}")
+    if torch.version.hip:
+        parts.append(f"ROCm {torch.version.hip}")
+    driver = machine.gpu_driver()
+    if driver:
+        parts.append(f"driver {driver}")
+    return ", ".join(parts)
 
 
 def use_gpu(index: int) -> None:

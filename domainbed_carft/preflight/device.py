@@ -74,8 +74,8 @@ def peak_memory() -> int:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU, or this process, has too little memory."""
     text = str(error).lower()
-    is_told = any(words in text for words in _OUT_OF_MEMORY)
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_told)
+    has_words = any(words in text for words in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and has_words)
 
 
 @contextlib.contextmanager
@@ -93,8 +93,8 @@ def recorded_waits() -> Iterator[list[str]]:
     with warnings.catch_warnings(record=True) as caught, devices.refused_waits("warn"):
         warnings.simplefilter("always")
         yield places
-    told = [f"{w.filename}:{w.lineno}" for w in caught if _CUDAS_WARNING in str(w.message)]
-    places += dict.fromkeys(told)
+    warnings_of_waits = [w for w in caught if _CUDAS_WARNING in str(w.message)]
+    places += dict.fromkeys(f"{w.filename}:{w.lineno}" for w in warnings_of_waits)
 
 
 class _WaitingOperations(TorchDispatchMode):
