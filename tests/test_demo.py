@@ -84,7 +84,7 @@ def test_the_demo_trains_tests_and_writes_one_table_and_the_report(tmp_path, dec
 
     difference = f"{means['CARFT'] - means['CLIPZeroShot']:+.1f}"
     assert cells["CLIPZeroShot"][5] == difference and cells["CARFT"][5] == "-"
-    assert f"CLIPZeroShot ({difference} points" in printed.out
+    assert f"CLIPZeroShot ({difference} points" in " ".join(printed.out.split())
 
     page = report_page.read(output / "report")
     assert "Suite EmojiUnseen, trained on EmojiStyles" in page.tables
