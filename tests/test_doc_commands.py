@@ -3,6 +3,7 @@
 The commands run in the tutorial's folder, where OUT is its sweep, JOB and JOB2 two of its jobs.
 """
 
+import json
 import os
 import re
 import shutil
@@ -38,6 +39,8 @@ NOT_RUN = {
     r"benchmarks/|tools/pretrain": "takes minutes to hours; benchmarks/ are run by hand",
     r"contamination|(peers|settle|amp)-emoji": "takes hours",
     r"^carft demo|sweep launch demo|EmojiShift": "tests/test_demo.py, tests/test_suites_runs.py",
+    r"EmojiUnseen": "predicts 13 test sets; tests/test_emoji_unseen.py",
+    r"carft report OUT (MORE|-o)": "the tutorial writes a report; tests/test_report_command.py",
     r"^carft doctor": "tests/test_doctor.py",
     r"carft diff OUT": "tests/test_diff.py",
     r"weights\.pkl|names\.yaml|CARFT_IMAGENET": "the file is the reader's",
@@ -162,41 +165,40 @@ RUN_PAGES = [
 
 
 @pytest.fixture(scope="module")
-def example_folder(tutorial):
-    """A function that fills a folder with what the pages name: OUT, RUN, pictures."""
+def examples(tutorial):
+    """What the pages name -> what the tutorial has made: a sweep, its runs, pictures."""
     folder = tutorial[0]
-    runs = folder / "runs"
-    jobs = {}
-    for path in sorted(runs.glob("*/results.jsonl")):
+    sweep = folder / "runs"
+    runs = {}
+    for path in sorted(sweep.glob("*/results.jsonl")):
         text = path.read_text(encoding="utf-8")
-        algorithm = re.search(r'"algorithm": "(\w+)"', text)[1]
         if '"test_envs": [0]' in text and '"trial_seed": 0' in text:
-            jobs[algorithm] = path.parent
-    for name, algorithm in (("JOB", "CARFT"), ("JOB2", "CLIPFineTune")):
-        (runs / name).symlink_to(jobs[algorithm])
+            runs[re.search(r'"algorithm": "(\w+)"', text)[1]] = path.parent
+    (sweep / "JOB").symlink_to(runs["CARFT"])
+    (sweep / "JOB2").symlink_to(runs["CLIPFineTune"])
 
-    def fill(target, text):
-        links = {"OUT": runs, "OTHER": runs, "MORE": runs, "RUN": jobs["CARFT"]}
-        links |= {"RUN2": jobs["CLIPFineTune"], "RUN3": jobs["CLIPZeroShot"], "JOB": jobs["CARFT"]}
-        links |= {
-            "PICTURES": folder / "drawings" / "line" / "food",
-            "drawings": folder / "drawings",
-        }
-        links["FOLDER"] = links["PICTURES"]
-        picture = next(links["PICTURES"].glob("*.png"))
-        links |= dict.fromkeys(("PICTURE", "cat.png", "dog.png", "picture.png"), picture)
-        for name, path in links.items():
-            if f"--output_dir {name}" not in text:
-                (target / name).symlink_to(path)
-
-    return fill
+    pictures = folder / "drawings" / "line" / "food"
+    picture = next(pictures.glob("*.png"))
+    return {
+        **dict.fromkeys(("OUT", "OTHER", "MORE"), sweep),
+        **dict.fromkeys(("JOB", "RUN"), runs["CARFT"]),
+        "RUN2": runs["CLIPFineTune"],
+        "RUN3": runs["CLIPZeroShot"],
+        "drawings": folder / "drawings",
+        **dict.fromkeys(("PICTURES", "FOLDER"), pictures),
+        **dict.fromkeys(("PICTURE", "cat.png", "dog.png", "picture.png"), picture),
+    }
 
 
 @pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.stem)
-def test_the_commands_of_a_page_run(page, example_folder, tmp_path):
-    example_folder(tmp_path, page.read_text(encoding="utf-8"))
+def test_the_commands_of_a_page_run(page, examples, tmp_path):
+    blocks = [*runnable_blocks(page)]
+    written = re.findall(r"--output_dir (\S+)", "".join(block.text for block in blocks))
+    for name, path in examples.items():
+        if name not in written:
+            (tmp_path / name).symlink_to(path)
 
-    for block in runnable_blocks(page):
+    for block in blocks:
         run_block(block, tmp_path)
 
 
@@ -211,3 +213,15 @@ def test_each_reason_holds_for_a_command():
     used = {reason_not_to_run(command) for command in shown}
 
     assert used - {""} == {*NOT_RUN.values()}
+
+
+def test_the_reference_lists_each_file_of_a_job_and_each_key_of_a_record(tutorial):
+    page = (ROOT / "docs" / "reference" / "files-and-records.md").read_text(encoding="utf-8")
+    listed = {*re.findall(r"`([^`]+)`", page)}
+
+    for records in (tutorial[0] / "runs").glob("*/results.jsonl"):
+        files = {re.sub(r"_step\d+", "_stepN", path.name) for path in records.parent.iterdir()}
+        assert files <= listed
+        for line in records.read_text(encoding="utf-8").splitlines():
+            keys = {re.sub(r"^env\d+", "envN", key) for key in json.loads(line)}
+            assert keys <= listed

@@ -9,6 +9,7 @@ from pathlib import Path
 import doc_blocks
 
 from domainbed_carft import cli, process_variables
+from domainbed_carft.jobs import folder
 from domainbed_carft.method import hparams
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,8 +94,8 @@ def test_the_parser_takes_each_documented_command():
 
 def test_troubleshooting_quotes_messages_that_the_code_has():
     texts = []
-    for folder in ("domainbed_carft", "third_party"):
-        for path in (ROOT / folder).rglob("*.py"):
+    for pattern in ("domainbed_carft/**/*.py", "third_party/**/*.py"):
+        for path in ROOT.glob(pattern):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):
                     parts = [v.value if isinstance(v, ast.Constant) else "{}" for v in node.values]
@@ -120,3 +121,12 @@ def test_each_algorithm_has_a_page_with_the_measured_results():
         )
         if row:
             assert f"**{row[1]}% out of domain, {row[2]}% in-domain**" in page, algorithm
+
+
+def test_the_page_of_exit_statuses_has_those_of_train():
+    page = (ROOT / "docs" / "reference" / "exit-statuses.md").read_text(encoding="utf-8")
+    table = page.split("domainbed.scripts.train")[1]
+
+    documented = {int(status) for status in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)}
+    uncounted = {status for status in folder.UNCOUNTED_STATUSES if status > 0}
+    assert documented == {0, 1, folder.WRONG_ARGUMENTS, *uncounted}

@@ -126,6 +126,7 @@ def _invocation(action: argparse.Action) -> str:
 def _help(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
     formatter = argparse.HelpFormatter(parser.prog)
     text = _cell(formatter._expand_help(action)) if action.help else ""
+    text = text.replace("$", "\\$")  # which would begin a formula
     is_needed = action.required and action.option_strings
     return f"{text} (required)".strip() if is_needed else text or "see DomainBed"
 
