@@ -1,9 +1,7 @@
 """Gains over zero-shot CLIP in styles that the CLIP has seen, whose family it has seen, and others.
 
     carft sweep launch contamination --output_dir OUT
-    for job in OUT/*/done; do
-        carft evaluate "$(dirname "$job")" --suite EmojiUnseen --workers 0
-    done
+    carft evaluate OUT --suite EmojiUnseen
     python benchmarks/contamination.py OUT [--markdown]
 
 Each job was trained on three of the four styles of EmojiStyles. Its "seen" style is the fourth,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -173,11 +174,19 @@ def is_wait(
 
 
 _open_records: list[list[str]] = []
+_debug_modes = ["default"]
 
 
 def record_wait(operation: str) -> None:
+    """Record a wait, and warn of it or refuse it as CUDA's sync debug mode does."""
     for record in _open_records:
         record.append(operation)
+
+    message = f"called a synchronizing CUDA operation: {operation}"
+    if _debug_modes[-1] == "error":
+        raise RuntimeError(message)
+    if _debug_modes[-1] == "warn":
+        warnings.warn(message, stacklevel=3)  # where the operation is called
 
 
 @contextlib.contextmanager
@@ -192,12 +201,19 @@ def recorded_waits() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def refused_waits() -> Iterator[None]:
-    """`devices.refused_waits`: raises RuntimeError, at the end, if the processor would wait."""
-    with recorded_waits() as waits:
+def refused_waits(mode: str = "error") -> Iterator[None]:
+    """`devices.refused_waits`, with the warning that torch has of the mode itself."""
+    if mode == "warn":
+        warnings.warn(
+            "Synchronization debug mode is a prototype feature and does not yet detect all "
+            "synchronizing operations",
+            stacklevel=3,
+        )
+    _debug_modes.append(mode)
+    try:
         yield
-    if waits:
-        raise RuntimeError(f"the processor would wait for a GPU in {', '.join(waits)}")
+    finally:
+        _debug_modes.pop()
 
 
 class Module(backend_registration._DummyBackendModule):
@@ -295,7 +311,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setattr(devices, "default_device", lambda: device)
     monkeypatch.setattr(devices, "is_gpu", lambda other: torch.device(other).type == NAME)
     monkeypatch.setattr(devices, "gpu_facts", lambda: facts)
+    monkeypatch.setattr(devices, "gpu_count", lambda: 1)
     monkeypatch.setattr(devices, "peak_memory", lambda _: 0)
+    monkeypatch.setattr(devices, "begin_peak_memory", lambda _: None)
+    monkeypatch.setattr(devices, "free_memory", lambda _: facts.memory)
+    monkeypatch.setattr(devices, "wait_for", lambda _: None)
     monkeypatch.setattr(devices, "generator_states", lambda _: [])
     monkeypatch.setattr(devices, "refused_waits", refused_waits)
     monkeypatch.setattr(devices, "CopyStream", CopyStream)

@@ -43,6 +43,21 @@ def test_warnings_are_printed_beside_the_tables(tmp_path, capsys):
     assert "none" not in out
 
 
+def test_the_legend_is_one_line_unless_all_of_it_is_asked_for(tmp_path, capsys):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"])
+    short = "Cells: mean +/- standard deviation (n trials). More: --legend, docs/collect.md"
+    command = ["collect", str(tmp_path), "--select", "oracle", "--error", "std"]
+
+    assert cli.main(command) == 0
+    *tables, legend = capsys.readouterr().out.rstrip().split("\n\n")
+    assert legend == short
+
+    assert cli.main([*command, "--legend"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("\n\n".join(tables)) and short not in out
+    assert "Standard deviation over the n trials, divisor n - 1" in out
+
+
 def test_groups_have_rows_and_notes_of_their_own(tmp_path, capsys):
     collect_sweeps.write_sweep(tmp_path / "a", ["ERM"], steps=1)
     collect_sweeps.write_sweep(tmp_path / "b", ["ERM"], steps=2)

@@ -1,12 +1,15 @@
 """Whole test sets in `carft collect` and `carft report`, from the lines in jobs' suites.jsonl."""
 
+import itertools
+
 import numpy as np
 import pytest
 import report_page
+import scipy.stats
 from collect_sweeps import collect, write_job
 
 from domainbed_carft.report import page
-from domainbed_carft.results import collection, suites
+from domainbed_carft.results import collection, suite_pairs, suites
 from domainbed_carft.suites import catalogue, records
 
 SETS = [one.name for one in catalogue.get("imagenet").sets]
@@ -154,6 +157,69 @@ def test_a_wise_ft_curve_uses_one_file_of_weights(tmp_path):
     (group,) = collection.gather([tmp_path]).groups
 
     assert suites.points(suites.scores(group)) == [("CARFT", a, 50.0, 50.0) for a in (None, 0.0)]
+
+
+def test_runs_count_on_sets_that_they_were_not_trained_on(tmp_path):
+    suite = catalogue.get("EmojiUnseen")
+    styles = ["fluent3d", "line", "noto", "twemoji"]
+    draw = np.random.RandomState(0)
+    accuracies = {}  # algorithm, target, trial, set -> percent
+    for algorithm, target, trial in itertools.product(["CARFT", "CLIPZeroShot"], (1, 2), (0, 1)):
+        job = write_job(
+            tmp_path,
+            f"{algorithm}-{target}-{trial}",
+            dataset="EmojiStyles",
+            algorithm=algorithm,
+            trial_seed=trial,
+            test_envs=[target],
+            environments=styles,
+        )
+        values = {one.name: draw.uniform(0.2, 1) for one in suite.sets}
+        sets = {
+            name: {"n": 8, "right": 4, "accuracy": value, "ece": 0.1, "complete": True}
+            for name, value in values.items()
+        }
+        record = {"suite": suite.name, "weights": "model_best.pkl", "step": 0}
+        record |= {"wise_ft_alpha": None, "algorithm": algorithm, "sets": sets}
+        records.append(job, {**record, **suite.means(values)})
+        for name, value in values.items():
+            if name == styles[target] or name not in styles:
+                accuracies[algorithm, target, trial, name] = 100 * value
+
+    document = collect(tmp_path)
+    (grid,) = (grid for grid in document.grids if grid.title.startswith("Suite"))
+    rows = {row[0]: dict(zip(grid.header, row)) for row in grid.rows}
+    for name, shown_trials in (
+        ("streamline", [["streamline"] * 2] * 2),
+        ("line", [["line"]] * 2),
+        ("Mean, seen", [["line", "noto"]] * 2),
+    ):
+        means = [
+            np.mean(
+                [
+                    accuracies[key]
+                    for key in accuracies
+                    if key[0] == "CARFT" and key[2] == trial and key[3] in names
+                ]
+            )
+            for trial, names in enumerate(shown_trials)
+        ]
+        assert rows["CARFT, best"][name] == shown(means)
+    assert rows["CARFT, best"]["fluent3d"] == "-"
+
+    groups = collection.gather([tmp_path]).groups
+    (pair,) = suite_pairs.compare(groups, suite.name, "CARFT")
+    differences = [
+        np.mean([v for k, v in accuracies.items() if k[:3] == ("CARFT", target, trial)])
+        - np.mean([v for k, v in accuracies.items() if k[:3] == ("CLIPZeroShot", target, trial)])
+        for target, trial in itertools.product((1, 2), (0, 1))
+    ]
+    low, high = scipy.stats.ttest_1samp(differences, 0).confidence_interval()
+    found = (pair.mean_difference, pair.standard_error, pair.low, pair.high)
+    expected = (np.mean(differences), scipy.stats.sem(differences), low, high)
+    assert (pair.algorithm, pair.against, pair.pairs) == ("CARFT", "CLIPZeroShot", 4)
+    assert found == pytest.approx(expected)
+    assert pair.is_clear == (low > 0 or high < 0)
 
 
 def test_the_report_has_the_suite_table_and_figure(sweep, tmp_path):

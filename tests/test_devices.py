@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from domainbed_carft import machine
+from domainbed_carft.doctor import checks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.machine import devices
 from domainbed_carft.runs import measuring
@@ -49,3 +51,28 @@ def test_another_accelerator_is_refused_by_its_type(name):
 
 def test_every_number_of_a_gpu_is_a_gpu():
     assert devices.is_gpu("cuda:3") and not devices.is_gpu("cpu")
+
+
+def test_the_driver_is_read_where_it_is_loaded(tmp_path):
+    assert machine.gpu_driver(tmp_path) == ""
+
+    version = tmp_path / "proc/driver/nvidia/version"
+    version.parent.mkdir(parents=True)
+    line = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu Jan 23 2025"
+    version.write_text(f"{line}\nGCC version: 12.3.0\n")
+    assert machine.gpu_driver(tmp_path) == "570.86.15"
+
+    version.write_text(line.replace("x86_64 Kernel Module", "Open Kernel Module for x86_64"))
+    assert machine.gpu_driver(tmp_path) == "570.86.15"
+
+
+def test_doctor_names_capability_runtime_and_driver_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(devices, "gpu_count", lambda: 1)
+    facts = devices.GPUFacts("NVIDIA H100", 80 * 10**9, (9, 0))
+    monkeypatch.setattr(devices, "gpu_facts", lambda index: facts)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(machine, "gpu_driver", lambda: "570.86")
+
+    (finding,) = checks.check_device()
+    expected = "NVIDIA H100, 80 GB, compute capability 9.0; CUDA 12.8, driver 570.86"
+    assert finding.detail == expected

@@ -17,10 +17,12 @@ from test_algorithms import make, minibatches
 from torch import nn
 
 from domainbed_carft import cli
+from domainbed_carft.doctor.findings import NOTE, OK
 from domainbed_carft.files import weights
 from domainbed_carft.machine import devices
 from domainbed_carft.method import hparams, micro_batches, swad
 from domainbed_carft.method.terms import Terms
+from domainbed_carft.preflight import step_rows
 
 TERMS = ("sp", "fd", "ldifs", "lipsum", "miro")
 ALL_TERMS = {f"{term}_weight": 0.5 for term in TERMS}
@@ -150,7 +152,7 @@ def test_a_value_read_in_a_step_is_found(stand_in, random_tiny, monkeypatch):
 
     monkeypatch.setattr(micro_batches, "all_reduce_measurements", read)
     algorithm = made("CARFT", random_tiny).to(stand_in)
-    with pytest.raises(RuntimeError, match="would wait for a GPU in _local_scalar_dense"):
+    with pytest.raises(RuntimeError, match="CUDA operation: _local_scalar_dense"):
         taken_step(algorithm, 0, stand_in, devices.refused_waits())
 
 
@@ -162,6 +164,19 @@ def test_a_state_that_stays_on_the_processor_is_found(stand_in, random_tiny, tmp
     algorithm_state.restore(second, written_and_read(first, structure, tmp_path / "state.pt"))
     with pytest.raises(stand_in_device.MixedDevicesError):
         second.step_on_device(moved(minibatches(1), stand_in))
+
+
+# A rehearsal
+
+
+def test_preflight_names_where_a_step_waits(device):
+    tensor = torch.ones(2, 2).to(device)
+    finding = step_rows.waits_row("label", lambda: tensor @ tensor).finding
+    assert finding.state == OK
+
+    finding = step_rows.waits_row("label", lambda: tensor.sum().item()).finding
+    assert finding.state == NOTE and "at 1 places" in finding.detail
+    assert "test_on_device.py:" in finding.detail
 
 
 # Whole jobs

@@ -148,9 +148,9 @@ def test_a_clip_that_is_not_there_fails(tmp_path: Path) -> None:
 
 
 def test_missing_and_broken_data_fail() -> None:
-    missing = DataVerdict("PACS: not checked", missing=Problem("PACS is missing"))
-    broken = DataVerdict("VLCS: broken: no dogs", broken=Problem("VLCS has no dogs"))
-    whole = DataVerdict("OfficeHome: verified, 15,588 pictures")
+    missing = DataVerdict("PACS: not checked", missing=Problem("PACS is gone"), dataset="PACS")
+    broken = DataVerdict("VLCS: broken", broken=Problem("VLCS has no dogs"), dataset="VLCS")
+    whole = DataVerdict("OfficeHome: verified, 15,588 pictures", dataset="OfficeHome")
 
     found = [*data_rows.verdict_rows([missing, broken, whole])]
     assert [state_of(row) for row in found] == ["failure", "failure", "pass"]
@@ -241,7 +241,7 @@ def test_the_interval_is_the_exact_binomial_one() -> None:
 
 
 def test_the_gate_measures_what_a_loop_over_the_same_pictures_does(zero_shot: PreparedJob) -> None:
-    result = gate.measure(zero_shot, most=120)
+    result = gate.measure(zero_shot, picture_count=120)
 
     clip = backbone.load("tiny")
     contexts = prompts.contexts(zero_shot.hparams["contexts"])
@@ -287,7 +287,7 @@ def test_wrong_class_names_fail_at_the_gate(tmp_path: Path) -> None:
     ]
     prepared = prepared_job.prepare_zero_shot(emoji_job(class_names=names), {}, tmp_path)
 
-    row = gate.judge("emoji", gate.measure(prepared, most=200), [], "")
+    row = gate.judge("emoji", gate.measure(prepared, picture_count=200), [], "")
     assert state_of(row) == "failure"
 
 
@@ -296,7 +296,7 @@ def test_wrong_class_names_fail_at_the_gate(tmp_path: Path) -> None:
 
 def test_an_error_in_a_part_is_a_failed_row_and_the_rehearsal_goes_on() -> None:
     def broken() -> Any:
-        yield rows.passed("part", "first", "fine")
+        yield rows.passed_row("part", "first", "fine")
         raise ZeroDivisionError("by zero")
 
     def refused() -> Any:
@@ -311,12 +311,12 @@ def test_an_error_in_a_part_is_a_failed_row_and_the_rehearsal_goes_on() -> None:
 
 
 def test_the_verdict_is_that_of_the_worst_row() -> None:
-    fine = rows.passed("a", "b", "c")
-    skipped = rows.skipped("a", "b", "c")
-    odd = rows.warned("a", "b", "c", "d")
+    fine = rows.passed_row("a", "b", "c")
+    skipped = rows.skipped_row("a", "b", "c")
+    odd = rows.warning_row("a", "b", "c", "d")
     assert rows.verdict([fine, skipped]) == "passed"
     assert rows.verdict([fine, odd]) == "warnings"
-    assert rows.verdict([odd, rows.failed("a", "b", "c", "d"), fine]) == "failed"
+    assert rows.verdict([odd, rows.failed_row("a", "b", "c", "d"), fine]) == "failed"
 
 
 # preflight.json
@@ -451,7 +451,7 @@ def quick_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "doctors_findings", list)
     monkeypatch.setattr(gate, "MOST_PICTURES", 100)
     monkeypatch.setattr(rehearsal.speed, "SECONDS_ON_PROCESSOR", 0.05)
-    short_jobs = [rows.failed("resume", "CLIPFineTune", "not tried", "nothing")]
+    short_jobs = [rows.failed_row("resume", "CLIPFineTune", "not tried", "nothing")]
     monkeypatch.setattr(rehearsal.Rehearsal, "_short_job_rows", lambda *_: short_jobs)
     monkeypatch.setenv("DOMAINBED_CORES", "1")
 
@@ -488,13 +488,30 @@ def test_the_command_rehearses_a_declared_sweep_and_writes_its_file(
     assert cost["training_seconds"] > 0 and cost["memory_gb"] > 0 and printed["hours"] > 0
 
 
+@pytest.mark.usefixtures("quick_parts")
+def test_missing_data_fails_once_and_what_needs_it_is_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    arguments = ["preflight", "domainbed", "--data_dir", str(tmp_path / "data"), "--json"]
+    assert cli.main([*arguments, "--output_dir", str(tmp_path / "out")]) == 1
+
+    found = json.loads(capsys.readouterr().out)
+    failures = [row["name"] for row in found["rows"] if row["state"] == "failure"]
+    names = ("VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet")
+    assert failures[:-1] == [f"data {name}" for name in names]
+    skipped = {row["name"] for row in found["rows"] if row["state"] == "skipped"}
+    assert skipped == {*names, "CARFT", "hours"}
+    assert found["hours"] is None and found["costs"] == []
+
+
 @pytest.mark.parametrize(
     ("verdict_row", "flags", "status"),
     [
-        (rows.passed("a", "b", "c"), [], 0),
-        (rows.warned("a", "b", "c", "do d"), [], 0),
-        (rows.warned("a", "b", "c", "do d"), ["--strict"], 3),
-        (rows.failed("a", "b", "c", "do d"), ["--strict"], 1),
+        (rows.passed_row("a", "b", "c"), [], 0),
+        (rows.warning_row("a", "b", "c", "do d"), [], 0),
+        (rows.warning_row("a", "b", "c", "do d"), ["--strict"], 3),
+        (rows.failed_row("a", "b", "c", "do d"), ["--strict"], 1),
     ],
 )
 def test_the_exit_status_tells_the_verdict(
@@ -508,7 +525,7 @@ def test_the_exit_status_tells_the_verdict(
 ) -> None:
     def only_this_row(self: rehearsal.Rehearsal) -> Any:
         self.plan.output.mkdir()
-        self.made.append(verdict_row)
+        self.made_rows.append(verdict_row)
         yield verdict_row
 
     monkeypatch.setattr(rehearsal.Rehearsal, "rows", only_this_row)

@@ -43,7 +43,7 @@ def run_here(command, slot, children):
 @pytest.fixture(scope="module", autouse=True)
 def in_this_process():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation_processes, "_run_process", run_here)
+        patch.setattr(evaluation_processes, "run_process", run_here)
         yield patch
 
 

@@ -18,6 +18,7 @@ from domainbed_carft.cli import results as collect_commands
 from domainbed_carft.cli import runs as run_commands
 from domainbed_carft.cli import sweep as sweep_commands
 from domainbed_carft.cli import top as top_command
+from domainbed_carft.cli.help_pages import CommandParser
 from domainbed_carft.errors import CarftError, Problem, UnreadableError
 from domainbed_carft.text import printable
 from domainbed_carft.version import __version__
@@ -88,7 +89,7 @@ def _stop_printing() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="carft", description="CAR-FT for DomainBed.")
+    parser = CommandParser(prog="carft", description="CAR-FT for DomainBed.")
     parser.set_defaults(status_of_errors=OTHER_ERRORS)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -121,7 +122,7 @@ def _add_demo(commands: Any) -> None:
         help="train on one style instead, and test on whole test sets in four: accuracy in "
         "distribution against the shifts, with WiSE-FT's curve",
     )
-    demo.add_argument("--trials", type=int, default=1, help="trials per cell (default: 1)")
+    demo.add_argument("--trials", type=int, help="trials per cell (default: 2, with --suite 1)")
     demo.set_defaults(run=_demo)
 
 
@@ -141,7 +142,7 @@ def _add_doctor(commands: Any) -> None:
 def _demo(arguments: argparse.Namespace) -> None:
     from domainbed_carft.cli import demo  # matplotlib and pandas take a second to import
 
-    if arguments.trials < 1:
+    if arguments.trials is not None and arguments.trials < 1:
         raise CarftError(Problem("--trials", arguments.trials, expected="at least 1"))
     run = demo.run_suite if arguments.suite else demo.run
     run(arguments.output_dir, arguments.trials)

@@ -54,6 +54,9 @@ def add_to(commands: Any) -> None:
 
 
 def _preflight(arguments: argparse.Namespace) -> int:
+    from domainbed_carft.sweep import preflight_file
+
+    named_output = arguments.output_dir
     with _output_folder(arguments) as output:
         arguments.output_dir = output
         plan = sweep_launch.plan(arguments)
@@ -68,6 +71,8 @@ def _preflight(arguments: argparse.Namespace) -> int:
         print(json.dumps(_document(preflight, output), indent=2))
     else:
         print(f"\n{conclusion(preflight)}")
+        if named_output:
+            print(f"Details: {named_output / preflight_file.NAME}")
     return exit_status(preflight, is_strict=arguments.strict)
 
 

@@ -38,36 +38,43 @@ def _add_collect(commands: Any) -> None:
         "collect", help="print result tables of sweeps, with standard errors and what is missing"
     )
     add_common(parser, _collect)
-    parser.add_argument(
+    comparisons = table_options.add_to(parser)
+    comparisons.add_argument(
+        "--compare", choices=["published"], help="show published figures beside your own"
+    )
+    comparisons.add_argument(
+        "--paired",
+        nargs=2,
+        metavar=("A", "B"),
+        help="show algorithm A minus B, paired over data set, environment and trial",
+    )
+    _add_output(parser.add_argument_group("output"))
+
+
+def _add_output(output: Any) -> None:
+    output.add_argument(
         "--format",
         choices=(*FORMATS, LATEX_TABLE),
         default="text",
         help="output format (default: text); latex is a document, latex-table one tabular for "
         "\\input, by the first selection method",
     )
-    parser.add_argument(
+    output.add_argument(
         "--names",
         type=Path,
         metavar="FILE",
         help="YAML file of names to print in a latex-table: methods, datasets, environments",
     )
-    parser.add_argument(
+    output.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write here instead of printing"
     )
-    table_options.add_to(parser)
-    parser.add_argument(
+    output.add_argument(
+        "--legend", action="store_true", help="as text: explain the tables in full below them"
+    )
+    output.add_argument(
         "--strict",
         action="store_true",
         help="exit with status 3 if a cell is incomplete, a run diverged, or a file is unusable",
-    )
-    parser.add_argument(
-        "--compare", choices=["published"], help="show published figures beside your own"
-    )
-    parser.add_argument(
-        "--paired",
-        nargs=2,
-        metavar=("A", "B"),
-        help="show algorithm A minus B, paired over data set, environment and trial",
     )
 
 
@@ -86,25 +93,26 @@ def _add_report(commands: Any) -> None:
         help="folder for index.html and figures/: new, empty, or an earlier report's "
         "(default: report)",
     )
-    parser.add_argument(
+    examples = parser.add_argument_group("example pictures")
+    examples.add_argument(
         "--examples",
         nargs=2,
         metavar=("A", "B"),
         help="compare these two algorithms picture by picture (default: CARFT CLIPFineTune)",
     )
-    parser.add_argument(
+    examples.add_argument(
         "--n_examples",
         type=int,
         default=4,
         help="pictures per environment that A gets right and B wrong, and vice versa (default: 4)",
     )
-    parser.add_argument(
+    examples.add_argument(
         "--no_examples",
         "--no-examples",
         action="store_true",
         help="show no pictures, and read neither data nor weights",
     )
-    parser.add_argument(
+    examples.add_argument(
         "--data_dir", help="folder that contains the data now (default: as recorded)"
     )
 
@@ -119,7 +127,8 @@ def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None
         metavar="DIR",
         help="folder of a sweep, ours or DomainBed's",
     )
-    parser.add_argument(
+    runs = parser.add_argument_group("which runs")
+    runs.add_argument(
         "--ignore",
         type=some_of(KINDS),
         action="extend",
@@ -127,14 +136,14 @@ def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None
         metavar="PART,...",
         help=f"merge runs that differ in these parts, separated by commas: {', '.join(KINDS)}",
     )
-    parser.add_argument(
+    runs.add_argument(
         "--single-source",
         "--single_source",
         action="store_true",
         help="jobs that leave out all environments but one have a single source: for jobs of which "
         "no manifest says so, as of a checkout's --test_envs 1 2 3",
     )
-    parser.add_argument(
+    runs.add_argument(
         "--select",
         type=some_of(METHOD_NAMES),
         action="extend",
@@ -147,6 +156,7 @@ def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None
 
 def _collect(arguments: argparse.Namespace) -> int:
     from domainbed_carft.results import formats, machine_report
+    from domainbed_carft.results.cells import ERROR_KINDS
     from domainbed_carft.results.collect import collect
 
     _require_one_table(arguments)
@@ -169,7 +179,10 @@ def _collect(arguments: argparse.Namespace) -> int:
     if arguments.format == LATEX_TABLE:
         text = _latex_table(results, arguments.names)
     else:
-        text = formats.FORMATS[arguments.format](results.document)
+        document = results.document
+        if arguments.format == "text" and not arguments.legend:
+            document = document.with_short_legend(ERROR_KINDS[arguments.error])
+        text = formats.FORMATS[arguments.format](document)
     if arguments.output:
         files.save_text(arguments.output, text)
     else:

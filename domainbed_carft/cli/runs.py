@@ -191,30 +191,32 @@ def _add_original(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_loading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    loading = parser.add_argument_group("loading")
+    loading.add_argument(
         "--batch_size",
         type=at_least(1),
         default=BATCH_SIZE,
         metavar="N",
         help=f"pictures per batch (default: {BATCH_SIZE})",
     )
-    parser.add_argument(
+    loading.add_argument(
         "--workers",
         type=at_least(0),
         metavar="N",
         help="processes that load pictures (default: one per core, or none for few pictures)",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
+    loading.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    data = parser.add_argument_group("data")
+    data.add_argument(
         "--suite",
         metavar="NAME",
         help="on the whole test sets of a suite, such as imagenet, below --data_dir, instead of "
         "on the splits of the run's data set",
     )
-    parser.add_argument(
+    data.add_argument(
         "--data_dir",
         help="folder above the data set's, or your own data folder itself (default: as recorded)",
     )

@@ -53,7 +53,8 @@ def _add_launch_flags(parser: Any) -> None:
 
 def add_job_flags(parser: Any) -> None:
     """Add the flags of what all jobs are told by process variables."""
-    add = parser.add_argument
+    jobs = parser.add_argument_group("jobs")
+    add = jobs.add_argument
     add(
         "--keep_weights",
         choices=("both", "last", "best", "none"),
@@ -73,7 +74,7 @@ def add_job_flags(parser: Any) -> None:
         f"for nothing (default: ${process_variables.PICTURE_CACHE.name}, else a quarter of the "
         "memory, at most 8G, under SLURM nothing)",
     )
-    splits = parser.add_mutually_exclusive_group()
+    splits = jobs.add_mutually_exclusive_group()
     splits.add_argument(
         "--training_in_splits",
         action="store_false",
@@ -89,7 +90,7 @@ def add_job_flags(parser: Any) -> None:
         help=f"do not evaluate them (default: ${process_variables.SKIP_TRAINING_IN_SPLITS.name}, "
         "else as the sweep was begun; new sweeps skip them)",
     )
-    parser.add_argument(
+    add(
         "--log",
         nargs="+",
         choices=("tensorboard", "wandb"),

@@ -11,20 +11,22 @@ from domainbed_carft import files
 from domainbed_carft.cli.run_texts import percent
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, Problem
-from domainbed_carft.results import alignment_scores, selection
+from domainbed_carft.results import alignment_scores, collection, formats, selection, suites
 from domainbed_carft.results.calibration import ECE_BINS
+from domainbed_carft.results.document import Document
 from domainbed_carft.results.run_figures import SplitFigures
 from domainbed_carft.runs import SOME_SKIPPED
 from domainbed_carft.runs.evaluation_processes import SweepOptions
+from domainbed_carft.runs.runs_on_suite import evaluate_sweep_on_suite
 from domainbed_carft.runs.sweep_evaluation import (
     EvaluatedRun,
     SweepEvaluation,
     evaluate_sweep,
 )
-from domainbed_carft.text import limited, printable, quantity, table
+from domainbed_carft.text import limited, log, printable, quantity, table
 
 # Of a run only.
-_FLAGS_OF_RUNS = ("which", "suite", "clip", "retained")
+_FLAGS_OF_RUNS = ("which", "clip", "retained")
 
 
 def _scaled_ece(figures: SplitFigures) -> float | None:
@@ -79,20 +81,21 @@ def evaluate_sweep_command(arguments: argparse.Namespace) -> int:
         )
     files.require_output(arguments.output)
 
-    evaluation = evaluate_sweep(
-        arguments.path,
-        SweepOptions(
-            methods=arguments.select,
-            threshold=arguments.threshold,
-            device=arguments.device,
-            batch_size=arguments.batch_size,
-            workers=arguments.workers,
-            data_dir=arguments.data_dir,
-            original=arguments.original,
-            jobs=arguments.jobs,
-            jobs_per_gpu=arguments.jobs_per_gpu,
-        ),
+    options = SweepOptions(
+        methods=arguments.select,
+        threshold=arguments.threshold,
+        device=arguments.device,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        data_dir=arguments.data_dir,
+        original=arguments.original,
+        jobs=arguments.jobs,
+        jobs_per_gpu=arguments.jobs_per_gpu,
     )
+    if arguments.suite:
+        return _evaluate_on_suite(arguments, options)
+
+    evaluation = evaluate_sweep(arguments.path, options)
     with files.stream(arguments.output) as out:
         if arguments.json:
             out.write(json.dumps(evaluation.as_dict(), indent=1) + "\n")
@@ -102,6 +105,24 @@ def evaluate_sweep_command(arguments: argparse.Namespace) -> int:
     if not evaluation.problems:
         return 0
     return SOME_SKIPPED if any(run.figures for run in evaluation.runs) else 1
+
+
+def _evaluate_on_suite(arguments: argparse.Namespace, options: SweepOptions) -> int:
+    """Evaluate a sweep on a suite, and print or write the suite's table."""
+    measured = evaluate_sweep_on_suite(arguments.path, arguments.suite, options)
+    scores = [
+        row
+        for group in collection.gather([arguments.path]).groups
+        for row in suites.scores(group)
+        if row.suite == arguments.suite
+    ]
+    grids = [suites.grid(rows) for rows in suites.rows_by_table(scores)]
+    entries = {"suites": [row.entry() for row in scores]}
+    document = Document([suites.caption()], grids, entries, records=[])
+    with files.stream(arguments.output) as out:
+        out.write(formats.FORMATS["json" if arguments.json else "text"](document))
+    log(f"evaluate: {quantity(measured, 'run')} measured on {arguments.suite}")
+    return 0
 
 
 def sweep_text(evaluation: SweepEvaluation) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 # As modules that take a while to load have them, which a test compares.
 ERRORS = ("domainbed", "sample", "std")
@@ -44,9 +45,10 @@ COLUMNS = (
 COMPARISONS = ("--compare", "--paired", "--against", "--power")
 
 
-def add_to(parser: argparse.ArgumentParser) -> None:
-    """Add the flags to the parser of ``carft collect``."""
-    shown = parser.add_mutually_exclusive_group()
+def add_to(parser: argparse.ArgumentParser) -> Any:
+    """Add the flags to the parser of ``carft collect``; returns the group of comparisons."""
+    tables = parser.add_argument_group("what the tables show")
+    shown = tables.add_mutually_exclusive_group()
     shown.add_argument(
         "--columns",
         type=some_of(COLUMNS),
@@ -58,19 +60,19 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     shown.add_argument(
         "--full", action="store_true", help="show all columns but those of carft evaluate"
     )
-    parser.add_argument(
+    tables.add_argument(
         "--error",
         choices=ERRORS,
         default=ERRORS[0],
         help="what stands behind a mean: DomainBed's standard error (divisor n), that of a sample "
         "(divisor n - 1), or the standard deviation (default: domainbed)",
     )
-    parser.add_argument(
+    tables.add_argument(
         "--one-setting",
         action="store_true",
         help="add tables of one choice of hyperparameters for all environments of a data set",
     )
-    parser.add_argument(
+    tables.add_argument(
         "--by",
         type=lambda text: text.split(","),
         action="extend",
@@ -79,17 +81,19 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         help="give each value of these hyperparameters, or each variant (--by variant), a row in "
         "one joint table",
     )
-    parser.add_argument(
+    comparisons = parser.add_argument_group("comparisons")
+    comparisons.add_argument(
         "--against",
         metavar="ALGORITHM",
         help="compare every algorithm with this one: paired differences, intervals, p-values",
     )
-    parser.add_argument(
+    comparisons.add_argument(
         "--power",
         type=float,
         metavar="POINTS",
         help="with --against: how many trials a difference of so many points needs",
     )
+    return comparisons
 
 
 def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:

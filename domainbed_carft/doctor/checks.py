@@ -189,14 +189,19 @@ def check_algorithms() -> Iterator[Finding]:
 
 
 def check_device() -> Iterator[Finding]:
-    """GPUs with their memory, or the processor."""
+    """GPUs with their memory and compute capability, and the driver; or the processor."""
     import torch
 
     from domainbed_carft.machine import devices
 
     gpus = [devices.gpu_facts(index) for index in range(devices.gpu_count())]
     if gpus:
-        detail = "; ".join(f"{gpu.name}, {gpu.memory / 1e9:.0f} GB" for gpu in gpus)
+        cards = [
+            f"{gpu.name}, {gpu.memory / 1e9:.0f} GB, compute capability "
+            f"{'.'.join(map(str, gpu.capability))}"
+            for gpu in gpus
+        ]
+        detail = "; ".join(filter(None, [*cards, devices.gpu_runtime()]))
     else:
         detail = f"CPU, {machine.cores()} cores, {torch.get_num_threads()} threads"
     yield Finding("device", OK, detail)

@@ -7,6 +7,7 @@ import ctypes
 import math
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +59,15 @@ def processor_name(root: Path = Path("/")) -> str:
 
     count = job_cores(root)
     return f"{name}, {count} {'core' if count == 1 else 'cores'}"
+
+
+def gpu_driver(root: Path = Path("/")) -> str:
+    """The version of NVIDIA's driver; "" if it is not loaded."""
+    with contextlib.suppress(OSError):
+        text = (root / "proc/driver/nvidia/version").read_text(encoding="utf-8")
+        version = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)", text)
+        return version[1] if version else ""
+    return ""
 
 
 def memory(root: Path = Path("/")) -> int:

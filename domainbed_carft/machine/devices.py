@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from domainbed_carft import machine
+
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")
 
@@ -78,6 +80,19 @@ def gpu_facts(device: torch.device | int = GPU) -> GPUFacts:
     )
 
 
+def gpu_runtime() -> str:
+    """What torch was built for, and the driver, such as "CUDA 12.8, driver 570.86"; "" unknown."""
+    parts = []
+    if torch.version.cuda:
+        parts.append(f"CUDA {torch.version.cuda}")
+    if torch.version.hip:
+        parts.append(f"ROCm {torch.version.hip}")
+    driver = machine.gpu_driver()
+    if driver:
+        parts.append(f"driver {driver}")
+    return ", ".join(parts)
+
+
 def use_gpu(index: int) -> None:
     """Make the GPU of this number the current one of this process."""
     torch.cuda.set_device(index)
@@ -102,7 +117,7 @@ def begin_peak_memory(device: torch.device) -> None:
 
 def free_memory(device: torch.device) -> int:
     """The bytes of a GPU's memory that no process uses now; 0 for the processor."""
-    return int(torch.cuda.mem_get_info(device)[0]) if is_gpu(device) else 0
+    return int(torch.cuda.mem_get_info(device.index)[0]) if is_gpu(device) else 0
 
 
 def wait_for(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ _MEASURED_SECONDS = 0.3
 
 
 class Card(NamedTuple):
-    """A card by a part of the name that torch gives it, and its peaks in TFLOP/s.
+    """A card by words of the name that torch gives it, and its peaks in TFLOP/s.
 
     ``bf16``: of the tensor or matrix cores, accumulated in float32; None where they have no bf16.
     ``float32``: without TF32, which torch does not use for matrices by default.
@@ -35,7 +36,7 @@ class Peak(NamedTuple):
     source: str
 
 
-# The first whose name is in that of the device counts, so longer names come first.
+# The first whose words are in the name of the device counts.
 CARDS = (
     Card("B200", 2250, 75, f"{_NVIDIA_SHEET} of the DGX B200, an eighth"),
     Card("H200", 989.5, 67, _NVIDIA_SHEET),
@@ -68,7 +69,7 @@ def peak_of(device_name: str, precision: str) -> Peak | None:
     ``precision``: "bf16" or "off", as the hparam amp.
     """
     for card in CARDS:
-        if card.name in device_name:
+        if re.search(rf"\b{card.name}\b", device_name):  # an A10G is no A10
             teraflops = card.bf16 if precision == "bf16" else card.float32
             return Peak(teraflops * 1e12, card.source) if teraflops else None
     return None

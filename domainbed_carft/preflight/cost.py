@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.preflight.recipes import Recipe
-from domainbed_carft.preflight.rows import Row, passed
+from domainbed_carft.preflight.rows import Row, passed_row, skipped_row
 from domainbed_carft.preflight.speed import SECTION, LoadingSpeed, StepSpeed
 from domainbed_carft.sweep import costs
 from domainbed_carft.sweep.preflight_file import JobCost
@@ -105,6 +105,10 @@ def hours_on_cards(hours: Sequence[float], cards: int) -> float:
 
 def cost_rows(jobs: Sequence[Job], hours: Sequence[float], cards_here: int) -> Iterator[Row]:
     """The hours of the jobs of each data set, and of the sweep on one card or several."""
+    if all(map(math.isnan, hours)):
+        yield skipped_row(SECTION, "hours", "no speed was measured")
+        return
+
     hours_by_dataset: dict[str, list[float]] = {}
     for job, job_hours in zip(jobs, hours):
         hours_by_dataset.setdefault(job.key.dataset, []).append(job_hours)
@@ -112,14 +116,21 @@ def cost_rows(jobs: Sequence[Job], hours: Sequence[float], cards_here: int) -> I
         longest = max(of_jobs)
         detail = f"{quantity(len(of_jobs), 'job')}, the longest {_hours(longest)}"
         name = f"hours on {dataset}"
-        yield passed(SECTION, name, f"{detail}, in all {_hours(sum(of_jobs))}", longest=longest)
+        in_all = sum(of_jobs)
+        figures = {"longest": _known(longest), "in_all": _known(in_all)}
+        yield passed_row(SECTION, name, f"{detail}, in all {_hours(in_all)}", **figures)
 
     counts = sorted({*CARD_COUNTS, max(1, cards_here)})
     on_cards = {cards: hours_on_cards(hours, cards) for cards in counts}
-    shown = ", ".join(f"{_hours(value)} on {count}" for count, value in on_cards.items())
-    detail = f"{quantity(len(jobs), 'job')} with their evaluations: {shown} such devices"
-    by_count = {str(count): value for count, value in on_cards.items()}
-    yield passed(SECTION, "hours of the sweep", detail, hours=by_count)
+    listing = ", ".join(f"{_hours(value)} on {count}" for count, value in on_cards.items())
+    detail = f"{quantity(len(jobs), 'job')} with their evaluations: {listing} such devices"
+    by_count = {str(count): _known(value) for count, value in on_cards.items()}
+    yield passed_row(SECTION, "hours of the sweep", detail, hours=by_count)
+
+
+def _known(value: float) -> float | None:
+    """A number for JSON, which has no nan."""
+    return None if math.isnan(value) else value
 
 
 def _hours(value: float) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.preflight.prepared_job import PreparedJob
-from domainbed_carft.preflight.rows import Row, failed, passed
+from domainbed_carft.preflight.rows import Row, failed_row, passed_row
 from domainbed_carft.runs.measuring import refuse_truncated_files
 from domainbed_carft.sweep.data_checks import DataVerdict
 from domainbed_carft.text import quantity
@@ -30,23 +30,24 @@ def weights_row(name: str) -> Row:
     try:
         facts = backbone.clip_facts(name, backbone.preprocessing(name))
     except CarftError as error:
-        return failed(SECTION, label, str(error), _GET_WEIGHTS)
+        return failed_row(SECTION, label, str(error), _GET_WEIGHTS)
 
     is_published = name in backbone.PUBLISHED
     published = ", as published" if is_published else "; nothing is published to compare with"
-    return passed(SECTION, label, f"SHA-256 {facts.digest}{published}", digest=facts.digest)
+    return passed_row(SECTION, label, f"SHA-256 {facts.digest}{published}", digest=facts.digest)
 
 
 def verdict_rows(verdicts: Sequence[DataVerdict]) -> Iterator[Row]:
     """A row for each data set: its edition, or why jobs would refuse it."""
     for verdict in verdicts:
-        dataset, _, description = verdict.description.partition(": ")
-        name = f"data {dataset}"
+        name = f"data {verdict.dataset}".rstrip()
         problem = verdict.broken or verdict.missing
         if problem:
-            yield failed(SECTION, name, problem.sentence(), _GET_DATA)
+            yield failed_row(SECTION, name, problem.sentence(), _GET_DATA)
         else:
-            yield passed(SECTION, name, description)
+            yield passed_row(
+                SECTION, name, verdict.description.removeprefix(f"{verdict.dataset}: ")
+            )
 
 
 def decoding_row(prepared: PreparedJob, count: int = DECODED_PICTURES) -> Row:
@@ -69,6 +70,6 @@ def decoding_row(prepared: PreparedJob, count: int = DECODED_PICTURES) -> Row:
     name = f"pictures {Path(prepared.args.dataset).name}"
     decoded = f"{quantity(len(chosen), 'random picture')} decoded"
     if not problems:
-        return passed(SECTION, name, decoded)
+        return passed_row(SECTION, name, decoded)
     detail = f"{len(problems)} of {decoded}: {'; '.join(problems[:_MOST_NAMED])}"
-    return failed(SECTION, name, detail, "carft data verify --decode lists all such files")
+    return failed_row(SECTION, name, detail, "carft data verify --decode lists all such files")

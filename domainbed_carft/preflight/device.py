@@ -18,7 +18,11 @@ from domainbed_carft.machine import devices
 _WAITING_OPERATIONS = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal")
 # Optimizers keep their step counts on the processor, and read them there.
 _HARMLESS_CALLERS = ("torch/optim/",)
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
 _OWN_CODE = ("/torch/", "/preflight/device.py")
+
+# torch also warns, once, that the mode itself is a prototype.
+_CUDAS_WARNING = "called a synchronizing CUDA operation"
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -70,8 +74,8 @@ def peak_memory() -> int:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU, or this process, has too little memory."""
     text = str(error).lower()
-    is_told = "out of memory" in text or "can't allocate memory" in text
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_told)
+    has_words = any(words in text for words in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and has_words)
 
 
 @contextlib.contextmanager
@@ -89,8 +93,8 @@ def recorded_waits() -> Iterator[list[str]]:
     with warnings.catch_warnings(record=True) as caught, devices.refused_waits("warn"):
         warnings.simplefilter("always")
         yield places
-    told = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
-    places += dict.fromkeys(told)
+    warnings_of_waits = [w for w in caught if _CUDAS_WARNING in str(w.message)]
+    places += dict.fromkeys(f"{w.filename}:{w.lineno}" for w in warnings_of_waits)
 
 
 class _WaitingOperations(TorchDispatchMode):

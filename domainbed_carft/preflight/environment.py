@@ -11,7 +11,7 @@ from domainbed_carft.doctor.diagnosis import run_checks
 from domainbed_carft.doctor.findings import Finding
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.preflight.rows import Row, failed, judged, passed, warned
+from domainbed_carft.preflight.rows import Row, failed_row, passed_row, row_of_problem, warning_row
 
 SECTION = "environment"
 LOADING_SECTION = "speed and cost"  # of what is known only after the data is loaded
@@ -45,12 +45,12 @@ def lock_row(output: Path) -> Row:
             with folder.claim():
                 is_held = folder.is_held()
     except (CarftError, OSError) as error:
-        return failed(SECTION, "file locks", str(error), remedy)
+        return failed_row(SECTION, "file locks", str(error), remedy)
 
     if not is_held:
         detail = f"{output}: two processes can hold the same lock, so a job could run twice"
-        return failed(SECTION, "file locks", detail, remedy)
-    return passed(SECTION, "file locks", f"{output}: a second process is kept out")
+        return failed_row(SECTION, "file locks", detail, remedy)
+    return passed_row(SECTION, "file locks", f"{output}: a second process is kept out")
 
 
 def shared_memory_row(picture_bytes: int, batch_size: int, workers: int, free: int) -> Row:
@@ -61,11 +61,11 @@ def shared_memory_row(picture_bytes: int, batch_size: int, workers: int, free: i
         f"{needed / 1e9:.2f} GB"
     )
     if needed <= free:
-        return passed(
+        return passed_row(
             LOADING_SECTION, "shared memory", detail, needed_bytes=needed, free_bytes=free
         )
     remedy = "start the container with --shm-size 8g (Docker) or --ipc=host, or use fewer cores"
-    return failed(
+    return failed_row(
         LOADING_SECTION, "shared memory", detail, remedy, needed_bytes=needed, free_bytes=free
     )
 
@@ -86,14 +86,14 @@ def disk_row(weights_bytes: int, state_bytes: int, free: int, output: Path) -> R
     problem = "the disk will be full" if needed > free else ""
     remedy = "free some space, choose another --output_dir, or launch with --keep_weights best"
     if not problem and needed > _MOST_OF_A_DISK * free:
-        return warned(SAVING_SECTION, "disk space", detail, remedy, **figures)
-    return judged(SAVING_SECTION, "disk space", detail, problem, remedy, **figures)
+        return warning_row(SAVING_SECTION, "disk space", detail, remedy, **figures)
+    return row_of_problem(SAVING_SECTION, "disk space", detail, problem, remedy, **figures)
 
 
 def memory_row(free: int, total: int, device_name: str) -> Row:
     """How much memory of the device others use now."""
     detail = f"{device_name}: {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     if free >= _MOST_OF_A_DISK * total:
-        return passed(SECTION, "device memory", detail, free_bytes=free, total_bytes=total)
+        return passed_row(SECTION, "device memory", detail, free_bytes=free, total_bytes=total)
     remedy = "another process computes there: end it, or choose a card by CUDA_VISIBLE_DEVICES"
-    return warned(SECTION, "device memory", detail, remedy, free_bytes=free, total_bytes=total)
+    return warning_row(SECTION, "device memory", detail, remedy, free_bytes=free, total_bytes=total)

@@ -18,7 +18,8 @@ from torch import Tensor
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.splits import EnvironmentSplits
-from domainbed_carft.method import job_facts
+from domainbed_carft.method import dataset_facts, job_facts
+from domainbed_carft.method.dataset_facts import DatasetFacts
 from domainbed_carft.method.resolution import JobFacts
 from domainbed_carft.preflight import device as job_device
 from domainbed_carft.sweep import host
@@ -26,6 +27,24 @@ from domainbed_carft.sweep import host
 Batch = tuple[Tensor, Tensor]
 
 _NEVER = 2**40  # a step that no rehearsal reaches
+# Hparams on which a data set and its transforms depend.
+_DATA_HPARAMS = (
+    *("clip_backbone", "class_names", "protocol", "preprocessing", "data_edition"),
+    "data_augmentation",
+)
+
+
+@dataclass(frozen=True)
+class _LoadedData:
+    """A data set, its splits and facts, by all that they depend on."""
+
+    key: Mapping[str, Any]
+    dataset: Any
+    environments: Sequence[EnvironmentSplits]
+    facts: DatasetFacts
+
+
+_last_data: _LoadedData | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +158,15 @@ def prepare(job: Job, variables: Mapping[str, str], output: Path) -> PreparedJob
     return _load(job, args, flags, hparams)
 
 
+def clip_of(job: Job, variables: Mapping[str, str], output: Path) -> str:
+    """The hparam clip_backbone of a job; "" if its algorithm has none. Arguments of `prepare`."""
+    os.environ.update(variables)
+    args, _ = _arguments(job, output)
+    overrides = host.module("lib.checks").parse_hparams(args.hparams)
+    hparams = host.module("lib.preparation").choose_hparams(args, overrides)
+    return str(hparams.get("clip_backbone", ""))
+
+
 def prepare_zero_shot(job: Job, variables: Mapping[str, str], output: Path) -> PreparedJob:
     """Prepare CLIPZeroShot on a job's data set, with its CLIP, prompts and protocol.
 
@@ -167,7 +195,7 @@ def _load(
     preparation.seed_everything(args.seed)
 
     with quiet():
-        dataset, environments = preparation.load_environments(args, hparams)
+        dataset, environments = _load_data(args, hparams)
         pictures = host.module("lib.picture_batches").choose(
             flags.pictures,
             flags.picture_cache,
@@ -190,6 +218,25 @@ def _load(
         pictures=pictures,
         worker_count=preparation.share_cores(args.workers, dataset, job_device.has_gpu()),
     )
+
+
+def _load_data(args: argparse.Namespace, hparams: dict[str, Any]) -> tuple[Any, Any]:
+    """The data set and its splits; those of the job before where both read the same.
+
+    Listing a data set takes minutes on some network file systems, and a sweep has many algorithms.
+    """
+    global _last_data
+    names = "dataset data_dir test_envs trial_seed holdout_fraction uda_holdout_fraction".split()
+    key = {name: getattr(args, name) for name in names}
+    key |= {name: hparams.get(name) for name in _DATA_HPARAMS}
+
+    if _last_data is None or _last_data.key != key:
+        dataset, environments = host.module("lib.preparation").load_environments(args, hparams)
+        facts = dataset_facts.recall(hparams)
+        _last_data = _LoadedData(key, dataset, environments, facts)
+    loaded = _last_data
+    dataset_facts.remember(hparams, type(loaded.dataset).__name__, *loaded.facts)
+    return loaded.dataset, loaded.environments
 
 
 def _arguments(job: Job, output: Path) -> tuple[argparse.Namespace, argparse.Namespace]:

@@ -20,7 +20,7 @@ from domainbed_carft.machine import devices
 from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.prepared_job import PreparedJob, quiet
 from domainbed_carft.preflight.resume_row import GPU_TOLERANCE, phrase, relative_distance
-from domainbed_carft.preflight.rows import Row, failed, judged, skipped
+from domainbed_carft.preflight.rows import Row, failed_row, row_of_problem, skipped_row
 from domainbed_carft.preflight.step_rows import take_step
 from domainbed_carft.sweep import host
 
@@ -37,13 +37,13 @@ def process_row(label: str, prepared: PreparedJob, folder: Path) -> Row:
     """Take two steps by two ranks, in processes of their own, and compare them with one process."""
     reason = reason_against(prepared)
     if reason:
-        return skipped(SECTION, label, reason)
+        return skipped_row(SECTION, label, reason)
 
     untrained = _tensors(prepared.build_algorithm(torch.device("cpu")))
     expected = train(prepared)
     problem = _run_ranks(prepared, folder)
     if problem:
-        return failed(SECTION, label, problem, _REMEDY)
+        return failed_row(SECTION, label, problem, _REMEDY)
 
     trained = weights.load_weights(folder / "ranks.pt")
     return judge(label, relative_distance(trained, expected, untrained))
@@ -67,7 +67,7 @@ def judge(label: str, distance: float) -> Row:
         f"tolerance {TOLERANCE:.0%}"
     )
     problem = "" if distance <= TOLERANCE else "several processes train something else"
-    return judged(SECTION, label, detail, problem, _REMEDY, distance=str(distance))
+    return row_of_problem(SECTION, label, detail, problem, _REMEDY, distance=str(distance))
 
 
 def train(prepared: PreparedJob, process_group: Any = None) -> dict[str, Tensor]:

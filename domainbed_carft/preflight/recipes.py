@@ -10,6 +10,7 @@ from typing import Any
 from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.sweep import costs
+from domainbed_carft.text import shortened
 
 # Hparams that change neither time nor memory of a step.
 _COSTLESS = (
@@ -18,6 +19,8 @@ _COSTLESS = (
     *("context_scale", "clip_digest", "clip_revision", "prompts_digest", "data_edition"),
     "batch_size",  # the job with the largest one stands for all
 )
+# Hparams on which the zero-shot accuracy depends.
+_ZERO_SHOT = ("clip_backbone", "class_names", "contexts", "protocol", "preprocessing")
 _WEIGHT = "_weight"  # of a term, which is computed unless it is 0
 
 
@@ -49,20 +52,35 @@ def recipes_of(jobs: Sequence[Job], datasets: Mapping[str, Dataset]) -> list[Rec
 
     return [
         Recipe(
-            label=f"{algorithm} {hparams.strip('{}')}".strip(),
+            label=_label(algorithm, members[0], jobs),
             job=max(members, key=lambda job: _pictures_per_step(job, datasets)),
             jobs=members,
         )
-        for (algorithm, hparams), members in jobs_by_key.items()
+        for (algorithm, _), members in jobs_by_key.items()
     ]
 
 
-def first_jobs(jobs: Sequence[Job]) -> dict[str, Job]:
-    """Data set -> the first job on it."""
-    first: dict[str, Job] = {}
+def _label(algorithm: str, job: Job, jobs: Sequence[Job]) -> str:
+    """The algorithm, and the hparams of a job in which others of the algorithm differ."""
+    hparams = _costly_hparams(job)
+    of_algorithm = [_costly_hparams(job) for job in jobs if job.key.algorithm == algorithm]
+    differing = [
+        f"{name}={shortened(value)}"
+        for name, value in hparams.items()
+        if any(values.get(name) != value for values in of_algorithm)
+    ]
+    return " ".join([algorithm, *differing])
+
+
+def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:
+    """For each data set the first job of each CLIP, prompts and protocol that it is used with."""
+    first_jobs: dict[tuple[str, str], Job] = {}
     for job in jobs:
-        first.setdefault(job.key.dataset, job)
-    return first
+        hparams = overrides(job.args)
+        shared = {name: hparams[name] for name in _ZERO_SHOT if name in hparams}
+        key = (job.key.dataset, json.dumps(shared, sort_keys=True))
+        first_jobs.setdefault(key, job)
+    return [*first_jobs.values()]
 
 
 def _costly_hparams(job: Job) -> dict[str, Any]:

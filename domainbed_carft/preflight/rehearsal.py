@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from domainbed_carft import process_variables
-from domainbed_carft.doctor.findings import Finding
+from domainbed_carft.doctor.findings import OK, Finding
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.launchers import pool
@@ -36,8 +36,8 @@ from domainbed_carft.preflight import (
 from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.cost import Measurements
 from domainbed_carft.preflight.prepared_job import PreparedJob
-from domainbed_carft.preflight.recipes import Recipe, first_jobs, recipes_of
-from domainbed_carft.preflight.rows import Row, guarded, skipped, verdict
+from domainbed_carft.preflight.recipes import Recipe, recipes_of, zero_shot_jobs
+from domainbed_carft.preflight.rows import Row, guarded, skipped_row, verdict
 from domainbed_carft.preflight.step_rows import TrainedStep
 from domainbed_carft.sweep import host, preflight_file
 from domainbed_carft.sweep.launch_plan import LaunchPlan
@@ -57,9 +57,10 @@ class Rehearsal:
     plan: LaunchPlan
     measurements: Measurements = field(default_factory=Measurements)
     datasets: dict[str, Dataset] = field(default_factory=dict)
-    made: list[Row] = field(default_factory=list)
+    made_rows: list[Row] = field(default_factory=list)
     job_costs: list[JobCost] = field(default_factory=list)
     hours: list[float] = field(default_factory=list)
+    _has_clip: dict[str, bool] = field(default_factory=dict)  # by its name, once looked at
     _later_rows: list[Row] = field(default_factory=list)  # of speeds, under one heading
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class Rehearsal:
         ):
             findings = executor.submit(environment.doctors_findings)  # while this process imports
             for row in self._all_rows(findings, Path(temporary)):
-                self.made.append(row)
+                self.made_rows.append(row)
                 yield row
 
     def _all_rows(self, findings: Future[list[Finding]], folder: Path) -> Iterator[Row]:
@@ -88,14 +89,24 @@ class Rehearsal:
         yield from data_rows.verdict_rows(self.plan.verdicts)
         if not host.skips_in_splits():
             reason = "this domainbed has its own train; start where no checkout is found"
-            yield skipped("one step", "rehearsal", reason)
+            yield skipped_row("one step", "rehearsal", reason)
             return
 
         recipes = recipes_of(self.jobs, self.datasets)
-        for name, job in first_jobs(self.jobs).items():
-            yield from guarded("zero-shot gate", name, partial(self._data_rows, job, folder))
+        failed_datasets = {v.dataset for v in self.plan.verdicts if v.missing or v.broken}
+        for job in zero_shot_jobs(self.jobs):
+            name = job.key.dataset
+            if {"", name} & failed_datasets:
+                yield skipped_row("zero-shot gate", name, "its data has a failure above")
+            else:
+                yield from guarded("zero-shot gate", name, partial(self._data_rows, job, folder))
         for recipe in recipes:
-            yield from guarded("one step", recipe.label, partial(self._recipe_rows, recipe, folder))
+            name = recipe.label
+            if recipe.job.key.dataset in self.measurements.loading:
+                yield from guarded("one step", name, partial(self._recipe_rows, recipe, folder))
+            else:
+                reason = f"{recipe.job.key.dataset} or its CLIP has a failure above"
+                yield skipped_row("one step", name, reason)
         yield from guarded("speed and cost", "hours", partial(self._cost_rows, recipes))
         yield from self._short_job_rows(recipes, folder)
 
@@ -108,17 +119,31 @@ class Rehearsal:
     def _data_rows(self, job: Job, folder: Path) -> Iterator[Row]:
         """The CLIP, pictures, zero-shot accuracy and loaders of the data set of a job."""
         variables = self.plan.variables(job)
-        zero_shot = prepared_job.prepare_zero_shot(job, variables, folder)
-        yield data_rows.weights_row(zero_shot.hparams["clip_backbone"])
-        yield data_rows.decoding_row(zero_shot)
-        yield zero_shot_gate.gate_row(zero_shot)
+        clip = prepared_job.clip_of(job, variables, folder)
+        if clip and clip not in self._has_clip:
+            row = data_rows.weights_row(clip)
+            self._has_clip[clip] = row.finding.state == OK
+            yield row
+        if clip and not self._has_clip[clip]:
+            yield skipped_row("zero-shot gate", job.key.dataset, f"{clip} has a failure above")
+            return
 
-        sizes = tuple(len(environment) for environment in zero_shot.dataset)
+        zero_shot = prepared_job.prepare_zero_shot(job, variables, folder)
         name = job.key.dataset
-        self.datasets[name] = replace(self.datasets[name], pictures=sizes)
+        is_new = name not in self.measurements.loading
+        if is_new:
+            yield data_rows.decoding_row(zero_shot)
+        yield zero_shot_gate.gate_row(zero_shot)
+        if is_new:
+            sizes = tuple(len(environment) for environment in zero_shot.dataset)
+            self.datasets[name] = replace(self.datasets[name], pictures=sizes)
+            self._measure_loading(job, variables, folder)
+
+    def _measure_loading(self, job: Job, variables: Mapping[str, str], folder: Path) -> None:
+        """Measure the loaders of the data set of a job; its rows come later."""
         prepared = prepared_job.prepare(job, variables, folder)
         loading = speed.measure_loading(prepared, speed.measuring_seconds())
-        self.measurements.loading[name] = loading
+        self.measurements.loading[job.key.dataset] = loading
         shared_memory = environment.shared_memory_row(
             prepared.picture_bytes,
             prepared.hparams["batch_size"],
@@ -158,8 +183,8 @@ class Rehearsal:
         """The rows on resuming and on several processes, of the recipe with the slowest steps."""
         trained = [recipe for recipe in recipes if self._is_quick(recipe)]
         if not trained:
-            reason = f"no algorithm trains in steps of less than {SLOW_STEP_SECONDS:g} seconds"
-            yield skipped(resume_row.SECTION, "rehearsal", reason)
+            reason = f"no algorithm was seen to train in steps of {SLOW_STEP_SECONDS:g} s or less"
+            yield skipped_row(resume_row.SECTION, "rehearsal", reason)
             return
 
         recipe = min(trained, key=lambda recipe: self.measurements.steps[recipe.label].steps)
@@ -205,9 +230,9 @@ class Rehearsal:
             written=time.time(),
             host=socket.gethostname(),
             device=job_device.name(),
-            verdict=verdict(self.made),
+            verdict=verdict(self.made_rows),
             hours=hours if self.hours and math.isfinite(hours) else None,
-            rows=[PrintedRow.model_validate(row.as_dict()) for row in self.made],
+            rows=[PrintedRow.model_validate(row.as_dict()) for row in self.made_rows],
             costs=self.job_costs,
         )
 

@@ -17,7 +17,7 @@ from domainbed_carft.jobs.splits import EnvironmentSplits
 from domainbed_carft.machine import devices
 from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.prepared_job import PreparedJob, quiet
-from domainbed_carft.preflight.rows import Row, judged
+from domainbed_carft.preflight.rows import Row, row_of_problem
 from domainbed_carft.sweep import host
 
 SECTION = "resume"
@@ -63,7 +63,7 @@ def judge(label: str, distance: float, is_on_gpu: bool) -> Row:
     detail += f"; tolerance {tolerance:.0%}"
     problem = "" if distance <= tolerance else "a resumed job is another one"
     figures = {"distance": str(distance), "tolerance": tolerance}
-    return judged(SECTION, label, detail, problem, _REMEDY, **figures)
+    return row_of_problem(SECTION, label, detail, problem, _REMEDY, **figures)
 
 
 def phrase(distance: float) -> str:
@@ -89,12 +89,12 @@ def relative_distance(
     return _distance(weights, expected) / moved if moved else math.inf
 
 
-def _distance(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> float:
+def _distance(weights: Mapping[str, Tensor], origin: Mapping[str, Tensor]) -> float:
     """The Euclidean distance over all tensors of numbers with a fraction; NaN is infinity."""
     squares = [
-        float((weights[name].double() - others[name].double()).square().sum())
+        float((weights[name].double() - origin[name].double()).square().sum())
         for name in weights
-        if weights[name].is_floating_point() and name in others
+        if weights[name].is_floating_point() and name in origin
     ]
     distance = math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.inf
     return distance

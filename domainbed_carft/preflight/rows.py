@@ -40,31 +40,33 @@ class Row:
         }
 
 
-def passed(section: str, name: str, detail: str, **figures: Any) -> Row:
+def passed_row(section: str, name: str, detail: str, **figures: Any) -> Row:
     """A row of something that is as it should be."""
     return Row(section, Finding(name, OK, detail), figures)
 
 
-def warned(section: str, name: str, detail: str, remedy: str, **figures: Any) -> Row:
+def warning_row(section: str, name: str, detail: str, remedy: str, **figures: Any) -> Row:
     """A row of something that may surprise a user, but stops no job."""
     return Row(section, Finding(name, NOTE, detail, remedy), figures)
 
 
-def failed(section: str, name: str, detail: str, remedy: str, **figures: Any) -> Row:
+def failed_row(section: str, name: str, detail: str, remedy: str, **figures: Any) -> Row:
     """A row of something that would stop jobs, or make their results worthless."""
     return Row(section, Finding(name, PROBLEM, detail, remedy), figures)
 
 
-def skipped(section: str, name: str, reason: str) -> Row:
+def skipped_row(section: str, name: str, reason: str) -> Row:
     """A row of something that was not tried, for this ``reason``."""
     return Row(section, Finding(name, SKIPPED, reason))
 
 
-def judged(section: str, name: str, detail: str, problem: str, remedy: str, **figures: Any) -> Row:
+def row_of_problem(
+    section: str, name: str, detail: str, problem: str, remedy: str, **figures: Any
+) -> Row:
     """A failed row that begins with the ``problem``; a passed one if that is ""."""
     if not problem:
-        return passed(section, name, detail, **figures)
-    return failed(section, name, f"{problem}; {detail}", remedy, **figures)
+        return passed_row(section, name, detail, **figures)
+    return failed_row(section, name, f"{problem}; {detail}", remedy, **figures)
 
 
 def guarded(section: str, name: str, part: Callable[[], Iterable[Row]]) -> Iterator[Row]:
@@ -77,11 +79,13 @@ def guarded(section: str, name: str, part: Callable[[], Iterable[Row]]) -> Itera
             warnings.simplefilter("ignore")
             yield from part()
     except CarftError as error:
-        yield failed(section, name, " ".join(str(error).split()), "fix it; a job would stop here")
+        yield failed_row(
+            section, name, " ".join(str(error).split()), "fix it; a job would stop here"
+        )
     except (Exception, SystemExit) as error:
         lines = traceback.format_exc().strip().splitlines()[-_TRACEBACK_LINES:]
         remedy = installation_command(error) or "a job would stop here, too: report this error"
-        yield failed(section, name, error_message(error), remedy, traceback=lines)
+        yield failed_row(section, name, error_message(error), remedy, traceback=lines)
 
 
 def verdict(rows: Sequence[Row]) -> Verdict:

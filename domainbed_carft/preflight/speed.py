@@ -16,7 +16,7 @@ from domainbed_carft.machine import devices
 from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.cards import Peak, measured_peak, peak_of
 from domainbed_carft.preflight.prepared_job import PreparedJob, quiet
-from domainbed_carft.preflight.rows import Row, Stopwatch, passed, warned
+from domainbed_carft.preflight.rows import Row, Stopwatch, passed_row, warning_row
 from domainbed_carft.preflight.step_rows import TrainedStep
 
 SECTION = "speed and cost"
@@ -45,13 +45,14 @@ class LoadingSpeed:
 class StepSpeed:
     """Pictures a second of steps alone, of steps with loading, and of predictions.
 
-    ``flops``: of a step, as torch counts those of products and convolutions.
+    ``flops``: of a step, as torch counts those of products and convolutions; None of one that is
+    compiled.
     """
 
     steps: float
     with_loading: float
     predictions: float
-    flops: float
+    flops: float | None
     pictures_per_step: int
 
 
@@ -77,18 +78,18 @@ def _loading_speed(
 ) -> tuple[int, float]:
     """How many steps' batches were loaded, and pictures a second."""
     with prepared.loaded_batches(devices.default_device(), pictures) as batches, quiet():
-        n_steps, taken = _repeat(
+        n_steps, seconds_taken = _repeat(
             batches.step_batches, seconds, most_steps, warm_up=_read_ahead(prepared)
         )
-    return n_steps, n_steps * prepared.pictures_per_step / taken
+    return n_steps, n_steps * prepared.pictures_per_step / seconds_taken
 
 
 def measure_steps(step: TrainedStep, seconds: float) -> StepSpeed:
     """The speeds of an algorithm with a batch on the device."""
     prepared = step.prepared
     pictures_per_step = sum(len(labels) for _, labels in step.batches)
-    n_steps, taken = _repeat(step.take, seconds, MOST_STEPS)
-    steps = n_steps * pictures_per_step / taken
+    n_steps, seconds_taken = _repeat(step.take, seconds, MOST_STEPS)
+    steps = n_steps * pictures_per_step / seconds_taken
 
     with prepared.loaded_batches(devices.default_device()) as batches:
 
@@ -97,16 +98,19 @@ def measure_steps(step: TrainedStep, seconds: float) -> StepSpeed:
                 step.batches = batches.step_batches()
             step.take()
 
-        n_steps, taken = _repeat(load_and_take, seconds, MOST_STEPS, _read_ahead(prepared))
-    with_loading = n_steps * pictures_per_step / taken
+        n_steps, seconds_taken = _repeat(load_and_take, seconds, MOST_STEPS, _read_ahead(prepared))
+    with_loading = n_steps * pictures_per_step / seconds_taken
 
-    with FlopCounterMode(display=False) as counter:
-        step.take()
+    flops = None
+    if not step.algorithm.hparams.get("compile_blocks"):  # what is compiled cannot be counted
+        with FlopCounterMode(display=False) as counter:
+            step.take()
+        flops = float(counter.get_total_flops())
     return StepSpeed(
         steps=steps,
         with_loading=with_loading,
         predictions=_prediction_speed(step, seconds),
-        flops=float(counter.get_total_flops()),
+        flops=flops,
         pictures_per_step=pictures_per_step,
     )
 
@@ -117,9 +121,11 @@ def _prediction_speed(step: TrainedStep, seconds: float) -> float:
     pictures = torch.cat([pictures for pictures, _ in step.batches])
     step.algorithm.eval()
     with quiet():
-        n_batches, taken = _repeat(lambda: step.algorithm.predict(pictures), seconds, MOST_STEPS)
+        n_batches, seconds_taken = _repeat(
+            lambda: step.algorithm.predict(pictures), seconds, MOST_STEPS
+        )
     step.algorithm.train()
-    return n_batches * len(pictures) / taken
+    return n_batches * len(pictures) / seconds_taken
 
 
 def _read_ahead(prepared: PreparedJob) -> int:
@@ -128,11 +134,12 @@ def _read_ahead(prepared: PreparedJob) -> int:
 
 
 def _repeat(
-    action: Callable[[], object], seconds: float, most: int, warm_up: int = 1
+    action: Callable[[], object], seconds: float, most_often: int, warm_up: int = 1
 ) -> tuple[int, float]:
-    """Repeat an action for some seconds, at ``most`` so often; returns how often, and seconds.
+    """Repeat an action for some seconds, at most ``most_often`` times.
 
-    It is done ``warm_up`` times before, which does not count.
+    Returns how often, and the seconds that it took. It is done ``warm_up`` times before, which does
+    not count.
     """
     for _ in range(warm_up):
         action()
@@ -141,7 +148,7 @@ def _repeat(
     watch = Stopwatch()
     for count in itertools.count(1):
         action()
-        if count >= most or watch.seconds >= seconds:
+        if count >= most_often or watch.seconds >= seconds:
             break
     job_device.wait()
     return count, watch.seconds
@@ -155,34 +162,37 @@ def loading_row(prepared: PreparedJob, loading: LoadingSpeed) -> Row:
         f"{prepared.worker_count or 'no'} loader processes"
     )
     name = f"loading {Path(prepared.args.dataset).name}"
-    return passed(SECTION, name, detail, files=loading.files, store=loading.store)
+    return passed_row(SECTION, name, detail, files=loading.files, store=loading.store)
 
 
 def speed_row(label: str, speed: StepSpeed, loading: LoadingSpeed, precision: str) -> Row:
     """The row of an algorithm's steps: what bounds its job, and the share of the device's peak."""
     is_bound_by_loading = loading.usual < _LOADING_BOUNDS * speed.steps
-    bound = "loading" if is_bound_by_loading else devices_phrase()
+    bound = "loading" if is_bound_by_loading else device_phrase()
     device_name = job_device.name()
     peak = peak_of(device_name, precision) or measured_peak(precision)
     share = share_of_peak(speed, peak)
+    shown_share = "an unknown share" if share is None else f"{share:.0%}"
     detail = (
         f"{speed.steps:,.0f} pictures a second in steps alone, {speed.with_loading:,.0f} with "
-        f"loading, {speed.predictions:,.0f} in evaluation; {bound} bounds it; "
-        f"{share:.0%} of {peak.flops / 1e12:.3g} TFLOP/s ({peak.source})"
+        f"loading, {speed.predictions:,.0f} in evaluation; {bound} bounds it; {shown_share} of "
+        f"{peak.flops / 1e12:.3g} TFLOP/s ({peak.source})"
     )
     figures = {**vars(speed), "bound": bound, "peak_flops": peak.flops, "share_of_peak": share}
     if not is_bound_by_loading:
-        return passed(SECTION, f"{label}: speed", detail, **figures)
+        return passed_row(SECTION, f"{label}: speed", detail, **figures)
     remedy = "give the job more cores, and keep decoded pictures by --picture_cache on a local disk"
-    return warned(SECTION, f"{label}: speed", detail, remedy, **figures)
+    return warning_row(SECTION, f"{label}: speed", detail, remedy, **figures)
 
 
-def share_of_peak(speed: StepSpeed, peak: Peak) -> float:
-    """The share of a device's peak that steps alone reach."""
+def share_of_peak(speed: StepSpeed, peak: Peak) -> float | None:
+    """The share of a device's peak that steps alone reach; None if it is unknown."""
+    if speed.flops is None:
+        return None
     steps_per_second = speed.steps / speed.pictures_per_step
     return speed.flops * steps_per_second / peak.flops
 
 
-def devices_phrase() -> str:
+def device_phrase() -> str:
     """What computes here, in words."""
     return "the GPU" if job_device.has_gpu() else "the processor"

@@ -13,7 +13,14 @@ from torch import Tensor
 from domainbed_carft.machine import devices
 from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.prepared_job import Batch, PreparedJob, quiet
-from domainbed_carft.preflight.rows import Row, failed, judged, passed, skipped, warned
+from domainbed_carft.preflight.rows import (
+    Row,
+    failed_row,
+    passed_row,
+    row_of_problem,
+    skipped_row,
+    warning_row,
+)
 from domainbed_carft.sweep import host
 
 SECTION = "one step"
@@ -102,12 +109,12 @@ def judge_loss(label: str, loss: float, reference: float, precision: str) -> Row
         problem = "the loss is another on this device"
     name = f"{label}: loss"
     figures = {"loss": str(loss), "reference": str(reference), "tolerance": tolerance}
-    return judged(SECTION, name, detail, problem, _FIX_LOSS, **figures)
+    return row_of_problem(SECTION, name, detail, problem, _FIX_LOSS, **figures)
 
 
-def first_pictures(batches: Sequence[Batch], most: int) -> list[Batch]:
-    """Of each domain's batch the first pictures, in all ``most`` or one of each domain."""
-    of_each = max(1, most // len(batches))
+def first_pictures(batches: Sequence[Batch], count: int) -> list[Batch]:
+    """Of each domain's batch the first pictures, in all ``count`` or one of each domain."""
+    of_each = max(1, count // len(batches))
     return [(pictures[:of_each], labels[:of_each]) for pictures, labels in batches]
 
 
@@ -120,12 +127,12 @@ def gradients_row(label: str, algorithm: Any) -> Row:
     }
     name = f"{label}: gradients"
     if not gradients:
-        return passed(SECTION, name, "it trains nothing")
+        return passed_row(SECTION, name, "it trains nothing")
 
     broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
     detail = f"{len(gradients)} tensors have gradients"
     problem = f"{len(broken)} are not finite, the first of {broken[0]}" if broken else ""
-    return judged(SECTION, name, detail, problem, _FIX_GRADIENTS)
+    return row_of_problem(SECTION, name, detail, problem, _FIX_GRADIENTS)
 
 
 def waits_row(label: str, take: Callable[[], object]) -> Row:
@@ -135,10 +142,12 @@ def waits_row(label: str, take: Callable[[], object]) -> Row:
 
     name = f"{label}: synchronisations"
     if not places:
-        return passed(SECTION, name, "none inside the step")
-    shown = ", ".join(places[:_MOST_PLACES])
-    detail = f"the processor waits for the device at {len(places)} places: {shown}"
-    return warned(SECTION, name, detail, "keep values on the device until a checkpoint reads them")
+        return passed_row(SECTION, name, "none inside the step")
+    listing = ", ".join(places[:_MOST_PLACES])
+    detail = f"the processor waits for the device at {len(places)} places: {listing}"
+    return warning_row(
+        SECTION, name, detail, "keep values on the device until a checkpoint reads them"
+    )
 
 
 def memory_row(label: str, step: TrainedStep) -> tuple[Row, MemoryUse]:
@@ -167,14 +176,14 @@ def judge_memory(label: str, use: MemoryUse, total: int, declared: int) -> Row:
     figures = {"peak_bytes": use.peak, "total_bytes": total, "micro_batch": use.micro_batch}
     if use.micro_batch is None:
         remedy = "set a smaller batch_size or clip_backbone, checkpoint_blocks, or a larger card"
-        return failed(SECTION, name, "no micro-batch fits into the device", remedy, **figures)
+        return failed_row(SECTION, name, "no micro-batch fits into the device", remedy, **figures)
 
     detail = f"{use.peak / 1e9:.2f} GB at most, of {total / 1e9:.1f} GB"
     if use.micro_batch == declared:
-        return passed(SECTION, name, detail, **figures)
+        return passed_row(SECTION, name, detail, **figures)
     problem = f"the batch does not fit; in micro-batches of {use.micro_batch}: {detail}"
     remedy = f"set the hparam micro_batch to {use.micro_batch}, which gives the same gradients"
-    return failed(SECTION, name, problem, remedy, **figures)
+    return failed_row(SECTION, name, problem, remedy, **figures)
 
 
 def halves(size: int) -> Iterator[int]:
@@ -229,6 +238,6 @@ def step_rows(label: str, step: TrainedStep) -> Iterator[Row]:
     step.take()
     yield gradients_row(label, step.algorithm)
     if step.algorithm.is_constant:
-        yield skipped(SECTION, f"{label}: synchronisations", "it trains nothing")
+        yield skipped_row(SECTION, f"{label}: synchronisations", "it trains nothing")
     else:
         yield waits_row(label, step.take)

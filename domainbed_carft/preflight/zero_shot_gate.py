@@ -16,7 +16,7 @@ from scipy import stats
 
 from domainbed_carft.machine import devices
 from domainbed_carft.preflight.prepared_job import PreparedJob, quiet
-from domainbed_carft.preflight.rows import Row, failed, passed, warned
+from domainbed_carft.preflight.rows import Row, failed_row, passed_row, warning_row
 from domainbed_carft.results import published
 from domainbed_carft.sweep import host
 
@@ -109,25 +109,25 @@ def judge(
     chance = 100 / zero_shot.classes
     if zero_shot.low <= chance or zero_shot.accuracy < NEAR_CHANCE * chance:
         problem = f"near chance, which is {chance:.1f}%: {detail}"
-        return failed(SECTION, label, problem, CAUSES, **figures)
+        return failed_row(SECTION, label, problem, CAUSES, **figures)
     if not rows:
-        return passed(SECTION, label, detail, **figures)
+        return passed_row(SECTION, label, detail, **figures)
 
     lowest = min(row["accuracy"] for row in rows)
     if zero_shot.accuracy < lowest - FAILING_POINTS:
         points = lowest - zero_shot.accuracy
         problem = f"{points:.1f} points below the lowest published: {detail}"
-        return failed(SECTION, label, problem, CAUSES, **figures)
+        return failed_row(SECTION, label, problem, CAUSES, **figures)
     if zero_shot.high < lowest:
-        return warned(SECTION, label, f"below all published: {detail}", CAUSES, **figures)
-    return passed(SECTION, label, detail, **figures)
+        return warning_row(SECTION, label, f"below all published: {detail}", CAUSES, **figures)
+    return passed_row(SECTION, label, detail, **figures)
 
 
-def measure(prepared: PreparedJob, most: int) -> ZeroShot:
-    """The zero-shot accuracy on all pictures, or on ``most`` by a seed, as a job evaluates."""
+def measure(prepared: PreparedJob, picture_count: int) -> ZeroShot:
+    """The zero-shot accuracy, as a job evaluates: on all pictures or so many, drawn by a seed."""
     misc = host.module("lib.misc")
-    share = most // len(prepared.dataset)
-    is_small = sum(map(len, prepared.dataset)) <= most
+    share = picture_count // len(prepared.dataset)
+    is_small = sum(map(len, prepared.dataset)) <= picture_count
     splits = {}
     for number, environment in enumerate(prepared.dataset):
         size = len(environment) if is_small else min(share, len(environment))

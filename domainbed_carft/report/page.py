@@ -157,15 +157,17 @@ def build(results: Results, *, n_examples: int = 4, data_dir: str | None = None)
         joint_rows=results.collection.joint_rows,
     )
 
+    sections = _sections(results, method, make_section)
     tables = results.tables
     averages = [table for table in tables if table.averages and len(table.columns) > 1]
     no_examples = "" if example_part else _why_no_examples(algorithms, results.pair, method)
     content = {
         "title": _title(runs, algorithms),
         "method": selection.METHODS[method].title,
+        "headline": _headline(results, method, sections),
         "facts": summary.facts(runs, method),
         "legend": make_legend(make_section.styles, make_section.name("legend")),
-        "sections": _sections(results, method, make_section),
+        "sections": sections,
         "averages": [
             document.table_grid(table) for table in (*results.tables_of_sources, *averages)
         ],
@@ -217,11 +219,21 @@ def _sections(results: Results, method: str, make: SectionMaker) -> list[dict[st
                     first_stage=collection.first_stages,
                 )
                 section["more_tables"] = page_tables.grids_below(table, of_method)
-                section["findings"] = summary.findings(results, method, table.setting)
+                section["findings"] = summary.findings(table)
+                if len({other.dataset for other in of_method if not other.averages}) == 1:
+                    section["findings"] = summary.headline(results, method, table.setting)
                 sections.append(section)
 
     sections.sort(key=lambda section: -len(section["table"].rows))
     return sections + [make.of_suite(rows) for rows in suites.rows_by_table(results.suite_scores)]
+
+
+def _headline(results: Results, method: str, sections: Sequence[dict[str, Any]]) -> list[str]:
+    """What the page says first: of the first section's setting. That section does not repeat it."""
+    sentences = summary.headline(results, method, sections[0]["setting"]) if sections else []
+    if sections and sections[0]["findings"] == sentences:
+        sections[0]["findings"] = []
+    return sentences
 
 
 def _pair(

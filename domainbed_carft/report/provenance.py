@@ -22,6 +22,8 @@ from domainbed_carft.report import chosen_jobs
 from domainbed_carft.results.document import Grid
 
 _SOFTWARE = ("matplotlib", "pandas", "numpy", "jinja2")
+# What jobs have as data_dir whose data sets need no folder.
+_NO_DATA_FOLDERS = (None, "", ".", "embedded")
 # Hparams that say which CLIP read which prompts.
 _CLIP_AND_PROMPTS = ("clip_backbone", "clip_digest", "contexts", "class_names", "prompts_digest")
 
@@ -52,6 +54,9 @@ def sweeps(folders: Iterable[Path]) -> list[DeclaredSweep]:
             text = (folder / "sweep.yaml").read_text(encoding="utf-8", errors="replace")
             words = ["carft", "sweep", "launch", "sweep.yaml", "--output_dir", "OUT"]
             launched = manifest.read(folder)
+            jobs = launched.jobs if launched else ()
+            if any(job.args.get("data_dir") not in _NO_DATA_FOLDERS for job in jobs):
+                words += ["--data_dir", "DATA"]
             if launched and launched.skip_training_in_splits:
                 words.append("--skip_training_in_splits")
             declared.append(DeclaredSweep(" ".join(words), text))
@@ -71,8 +76,8 @@ def _settings(runs: Sequence[Run]) -> Grid:
         counts.update(settings.items())
 
     rows = []
-    known = [(entry, count) for entry, count in counts.items() if entry[1] != "None"]
-    for (setting, value), count in sorted(known):
+    recorded_values = [(entry, count) for entry, count in counts.items() if entry[1] != "None"]
+    for (setting, value), count in sorted(recorded_values):
         text = benchmarks.edition_label(value) if setting == EDITION else value
         rows.append([setting, text, str(count)])
     return Grid("Settings and versions", ["Setting", "Value", "Jobs"], rows, notes=[])

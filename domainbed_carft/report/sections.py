@@ -92,6 +92,7 @@ class SectionMaker:
         return {
             "id": identity,
             "title": "; ".join(filter(None, [table.dataset_title, table.setting])),
+            "setting": table.setting,
             "findings": [],
             "lead": self._lead(table, checkpoints),
             "table": page_tables.grid(table),
@@ -101,7 +102,13 @@ class SectionMaker:
         }
 
     def _lead(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
-        """The first figures: in-domain against out-of-domain accuracy, and the averages."""
+        """The first figures: in-domain against out-of-domain accuracy, and the averages.
+
+        None of a single algorithm, which is compared with nothing.
+        """
+        if len(table.rows) < 2:
+            return []
+
         selected = checkpoints[checkpoints["selected"]].drop(columns="step")
         means = plane_figures.means(
             "In-domain against out-of-domain",
@@ -239,6 +246,7 @@ class SectionMaker:
         return {
             "id": identity,
             "title": table.title,
+            "setting": rows[0].setting,
             "findings": [],
             "lead": [],
             "table": table,

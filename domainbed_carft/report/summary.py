@@ -13,8 +13,8 @@ from domainbed_carft.results.tables import Row, Table
 from domainbed_carft.text import quantity
 
 
-def findings(results: Results, method: str, setting: str) -> list[str]:
-    """Sentences on the runs of one setting by ``method``, the most important one first.
+def headline(results: Results, method: str, setting: str) -> list[str]:
+    """Sentences on all runs of one setting by ``method``, the most important one first.
 
     The difference between the pair of algorithms, if they are compared, and the best averages.
     """
@@ -26,16 +26,21 @@ def findings(results: Results, method: str, setting: str) -> list[str]:
     averages = [table for table in tables if table.averages and len(table.columns) > 1]
     of_datasets = [table for table in tables if not table.averages]
     # Of several data sets the averages say it, if all are complete.
-    told = averages if len(of_datasets) > 1 else of_datasets
+    of_setting = averages if len(of_datasets) > 1 else of_datasets
     differences = [
         entry
         for entry in results.differences
         if (entry["selection"], entry["setting"]) == (method, setting)
     ]
     return [
-        *(_sentence_on_pair(entry, told) for entry in differences),
-        *(_sentence_on_best(table) for table in told if _has_average(table)),
+        *(_sentence_on_pair(entry, of_setting) for entry in differences),
+        *(sentence for table in of_setting for sentence in findings(table)),
     ]
+
+
+def findings(table: Table) -> list[str]:
+    """The sentence on one table: which averages are the highest; none without averages."""
+    return [_sentence_on_best(table)] if _has_average(table) else []
 
 
 def facts(runs: Sequence[Run], method: str) -> list[tuple[str, str]]:

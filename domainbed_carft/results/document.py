@@ -58,12 +58,20 @@ class Document(NamedTuple):
 
     ``caption``: paragraphs that explain the tables; ``grids``: the tables; ``sections``: name ->
     entries for JSON; ``records``: the rows of the one table for CSV, all with the same keys.
+    ``legend``: those paragraphs of the caption that are the same for every sweep.
     """
 
     caption: Sequence[str]
     grids: Sequence[Grid]
     sections: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
+    legend: Sequence[str] = ()
+
+    def with_short_legend(self, error: ErrorKind) -> Document:
+        """The document with one line for the legend; the rest of the caption stays."""
+        further = [paragraph for paragraph in self.caption if paragraph not in self.legend]
+        line = f"Cells: mean {PLUS_MINUS} {error.title} (n trials). More: --legend, docs/collect.md"
+        return self._replace(caption=[line, *further])
 
     def as_dict(self) -> dict[str, Any]:
         """The content of the format JSON; values that are missing are None or nan."""

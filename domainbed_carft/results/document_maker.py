@@ -70,9 +70,10 @@ class _DocumentMaker:
         entries = [document.table_entry(table) for table in all_tables]
 
         columns = [column for table in all_tables for column in table.shown]
+        self._remarks = document.remarks(collection.runs)
         self._caption = [
             *document.caption(options.error),
-            *document.remarks(collection.runs),
+            *self._remarks,
             *measures.explanations(columns),
         ]
         self._notes = [note for group in collection.groups for note in group.notes]
@@ -160,6 +161,7 @@ class _DocumentMaker:
             grids=self._grids,
             sections={**self._sections, "summary": self._summary},
             records=self._csv_rows,
+            legend=[text for text in self._caption if text not in self._remarks],
         )
 
 

@@ -18,7 +18,8 @@ from domainbed_carft.jobs.job import Choice
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.results.method_names import IN_DOMAIN as IN_DOMAIN
 from domainbed_carft.results.method_names import LEAVE_ONE_OUT as LEAVE_ONE_OUT
-from domainbed_carft.results.method_names import ORACLE, TRAINING_DOMAIN
+from domainbed_carft.results.method_names import ORACLE
+from domainbed_carft.results.method_names import TRAINING_DOMAIN as TRAINING_DOMAIN
 
 Floats = npt.NDArray[np.float64]
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.folder import WEIGHTS
-from domainbed_carft.results import order, published, selection
+from domainbed_carft.results import order, published
 from domainbed_carft.results.cells import (
     DOMAINBED,
     PLUS_MINUS,
@@ -20,6 +19,7 @@ from domainbed_carft.results.cells import (
 from domainbed_carft.results.columns import NOT_DECLARED
 from domainbed_carft.results.document import Grid
 from domainbed_carft.results.settings import Group
+from domainbed_carft.results.suite_runs import selected_records
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Suite
 
@@ -30,7 +30,8 @@ def caption(error: ErrorKind = DOMAINBED) -> str:
         "Suites: accuracy in % on whole test sets (carft evaluate --suite), the mean over the "
         "classes where others report that, of the run that validation chose in each trial; mean "
         f"{PLUS_MINUS} {error.title} (n trials). *: a copy that is not complete, of which no mean "
-        "is formed."
+        "is formed. Of runs that left environments out: the mean of each trial's runs, without the "
+        "styles that a run was trained on."
     )
 
 
@@ -108,15 +109,12 @@ def scores(group: Group, error: ErrorKind = DOMAINBED) -> list[Scores]:
 
     ``error``: what stands behind the means over trials.
     """
-    trials_by_key: dict[_ScoresKey, dict[int, dict[str, Any]]] = {}
-    for selected in selection.select(group.runs, selection.IN_DOMAIN):
-        (run,) = selected.outcome.runs
-        backbone = str(run.recorded.get("clip_backbone", ""))
-        for record in records.read(Path(run.folder)):
-            suite, weights, alpha = (record[name] for name in records.KEY)
-            key = _ScoresKey(selected.dataset, selected.algorithm, backbone, suite, weights, alpha)
-            if suite in catalogue.SUITES:
-                trials_by_key.setdefault(key, {})[selected.trial] = record
+    trials_by_key: dict[_ScoresKey, dict[int, list[Mapping[str, Any]]]] = {}
+    for selected, record in selected_records(group):
+        backbone = str(selected.outcome.run.recorded.get("clip_backbone", ""))
+        suite, weights, alpha = (record[name] for name in records.KEY)
+        key = _ScoresKey(selected.dataset, selected.algorithm, backbone, suite, weights, alpha)
+        trials_by_key.setdefault(key, {}).setdefault(selected.trial, []).append(record)
 
     rows = [
         Scores(
@@ -136,22 +134,24 @@ def scores(group: Group, error: ErrorKind = DOMAINBED) -> list[Scores]:
 
 
 def _cells_over(
-    trials: Mapping[int, Mapping[str, Any]], suite: str, error: ErrorKind
+    trials: Mapping[int, Sequence[Mapping[str, Any]]], suite: str, error: ErrorKind
 ) -> dict[str, Cell]:
-    """Name of a set or mean -> its cell, from the record of each trial."""
+    """Name of a set or mean -> its cell, from the records of each trial's runs."""
     cells = {}
     for name in columns(catalogue.get(suite)):
         accuracies = {}
         partial = False
-        for trial, record in trials.items():
-            set_record = record["sets"].get(name)
-            if set_record:
-                accuracy = set_record.get("mean_per_class", set_record["accuracy"])
-                partial |= not set_record["complete"]
-            else:
-                accuracy = record.get(name)
-            if accuracy is not None:
-                accuracies[trial] = accuracy
+        for trial, run_records in trials.items():
+            values = []
+            for record in run_records:
+                set_record = record["sets"].get(name)
+                if set_record:
+                    values.append(set_record.get("mean_per_class", set_record["accuracy"]))
+                    partial |= not set_record["complete"]
+                elif record.get(name) is not None:
+                    values.append(record[name])
+            if values:
+                accuracies[trial] = sum(values) / len(values)
 
         if accuracies:
             cells[name] = cell_of(accuracies, missing=(), error=error)._replace(partial=partial)

@@ -10,11 +10,11 @@ import os
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError, Problem, raise_for
@@ -25,6 +25,8 @@ from domainbed_carft.results import alignment_scores, picture_rows, run_figures
 from domainbed_carft.results.run_figures import RunFigures
 from domainbed_carft.runs import BATCH_SIZE, evaluate_job
 from domainbed_carft.text import log, progress
+
+Task = TypeVar("Task")
 
 
 @dataclass(frozen=True)
@@ -75,38 +77,18 @@ class EvaluationProcesses:
 
     def run(self) -> dict[RunStep, EvaluationEnd]:
         """How each run ended."""
-        options = self.options
-        pool: Any = launchers.make(
-            "pool",
-            {"jobs": options.jobs, "jobs_per_gpu": options.jobs_per_gpu},
-        )
-        raise_for(pool.problems())
-        slots = pool.slots(len(self.run_steps)) if self.run_steps else []
-        waiting = deque(self.run_steps)
-        fork_server = ForkServer(detached=True, module=evaluate_job.MODULE)
-        children = Children(fork_server)
-        bar = progress(total=len(waiting), unit="run", description="evaluate", delay=2)
 
-        def work(slot: Mapping[str, str]) -> None:
-            while children.stopped_by is None:
-                try:
-                    run_step = waiting.popleft()
-                except IndexError:  # no run is waiting
-                    return
-                self.ended[run_step] = self._evaluate(run_step, slot, children)
-                bar.update()
+        def evaluate(run_step: RunStep, slot: Mapping[str, str], children: Children) -> None:
+            self.ended[run_step] = self._evaluate(run_step, slot, children)
 
-        workers = ThreadPoolExecutor(max_workers=max(1, len(slots)))
-        with fork_server, stopping(children, "evaluate"), workers, bar:
-            for _ in workers.map(work, slots):
-                pass
+        evaluate_in_pool(self.run_steps, evaluate, self.options, evaluate_job.MODULE)
         return self.ended
 
     def _evaluate(
         self, run_step: RunStep, slot: Mapping[str, str], children: Children
     ) -> EvaluationEnd:
         """Evaluate one run in a process, then make its figures of its rows."""
-        status, message = _run_process(self._command(run_step), slot, children)
+        status, message = run_process(self._command(run_step), slot, children)
         if status in (0, evaluate_job.CURRENT):
             try:
                 return EvaluationEnd(status, figures=self._figures(run_step, is_new=status == 0))
@@ -149,9 +131,44 @@ class EvaluationProcesses:
         return command
 
 
-def _run_process(
-    command: list[str], slot: Mapping[str, str], children: Children
-) -> tuple[int, str]:
+def evaluate_in_pool(
+    tasks: Sequence[Task],
+    evaluate: Callable[[Task, Mapping[str, str], Children], None],
+    options: SweepOptions,
+    module: str,
+) -> None:
+    """Call ``evaluate`` for each task, several at a time, with a slot's variables and the children.
+
+    ``module``: what the processes that it starts run as ``python -m``. Raises KeyboardInterrupt and
+    SystemExit after signals.
+    """
+    pool: Any = launchers.make(
+        "pool",
+        {"jobs": options.jobs, "jobs_per_gpu": options.jobs_per_gpu},
+    )
+    raise_for(pool.problems())
+    slots = pool.slots(len(tasks)) if tasks else []
+    waiting = deque(tasks)
+    fork_server = ForkServer(detached=True, module=module)
+    children = Children(fork_server)
+    bar = progress(total=len(waiting), unit="run", description="evaluate", delay=2)
+
+    def work(slot: Mapping[str, str]) -> None:
+        while children.stopped_by is None:
+            try:
+                task = waiting.popleft()
+            except IndexError:  # nothing is waiting
+                return
+            evaluate(task, slot, children)
+            bar.update()
+
+    workers = ThreadPoolExecutor(max_workers=max(1, len(slots)))
+    with fork_server, stopping(children, "evaluate"), workers, bar:
+        for _ in workers.map(work, slots):
+            pass
+
+
+def run_process(command: list[str], slot: Mapping[str, str], children: Children) -> tuple[int, str]:
     """The exit status of a process, and the last line that it wrote to standard error."""
     with tempfile.NamedTemporaryFile(prefix="carft-evaluate-") as stderr:
         # The process needs no lock of ours, but a fork server hands one on.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,10 @@ class Suite:
         for group in self.groups:
             names_by_key[_mean_key(group)] = [s.name for s in self.sets if s.group == group]
         return {key: _complete_mean(accuracies, names) for key, names in names_by_key.items()}
+
+    def without(self, names: Collection[str]) -> Suite:
+        """The suite without the sets called ``names``; its means are over the others."""
+        return replace(self, sets=tuple(one for one in self.sets if one.name not in names))
 
     @property
     def groups(self) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from domainbed_carft.data import benchmarks, tasks, verify
@@ -22,11 +22,13 @@ class DataVerdict:
     """What the data of a data set is like: the ``description``, and the problem of broken data.
 
     ``missing`` is the problem of data that is not here, which only jobs of this machine have.
+    ``dataset``: its name, "" for all data sets of a sweep.
     """
 
     description: str
     broken: Problem | None = None
     missing: Problem | None = None
+    dataset: str = ""
 
 
 def default_data_dir(datasets: Sequence[str]) -> str:
@@ -59,6 +61,7 @@ def verdicts(datasets: Sequence[str], jobs: Iterable[Job], data_dir: str) -> lis
             verdict = DataVerdict(description, missing=Problem(message=no_data_dir[0]))
         else:
             verdict = _verdict(name, folder, data_dir, is_checked=name in checking_datasets)
+            verdict = replace(verdict, dataset=name)
         distinct.setdefault(verdict.description, verdict)
     return list(distinct.values())
 

@@ -6,7 +6,7 @@ for (const block of document.querySelectorAll(".code")) {
   button.type = "button";
   button.textContent = "Copy";
   button.setAttribute("aria-label", `Copy: ${block.querySelector("pre").getAttribute("aria-label")}`);
-  button.addEventListener("click", () => copy(block.querySelector("code").textContent, button));
+  button.addEventListener("click", () => copy(block.querySelector("code").textContent.trimEnd(), button));
   block.append(button);
 }
 async function copy(text, button) {

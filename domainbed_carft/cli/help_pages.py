@@ -1,0 +1,167 @@
+"""What ``carft COMMAND --help`` shows before the options: what it is for, and examples."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+WIDTH = 79
+
+
+@dataclass(frozen=True)
+class HelpPage:
+    """``arguments``: the usage behind the command's name; ``examples``: command -> what it does."""
+
+    arguments: str
+    examples: dict[str, str]
+
+    def text(self, description: str) -> str:
+        """The description, and below it the examples, a comment above each."""
+        lines = [f"  # {remark}\n  {command}" for command, remark in self.examples.items()]
+        return "\n".join([textwrap.fill(description, WIDTH), "", "examples:", *lines])
+
+
+PAGES = {
+    "carft demo": HelpPage(
+        "[options]",
+        {
+            "carft demo": "about two minutes on two cores",
+            "carft demo --trials 6": "smaller errors, three times as long",
+        },
+    ),
+    "carft doctor": HelpPage(
+        "[options]",
+        {"carft doctor": "which jobs can start here", "carft doctor --train": "also train a step"},
+    ),
+    "carft preflight": HelpPage(
+        "SWEEP --output_dir DIR [options]",
+        {
+            "carft preflight demo --output_dir OUT": "no download",
+            "carft preflight peers --data_dir DATA --output_dir OUT --json": "for scripts",
+        },
+    ),
+    "carft data list": HelpPage("[--json]", {"carft data list": "all benchmarks and tasks"}),
+    "carft data verify": HelpPage(
+        "NAME|PATH [options]",
+        {
+            "carft data verify PACS --data_dir DATA": "a benchmark",
+            "carft data verify my/pictures --decode": "your own folders, each picture opened",
+        },
+    ),
+    "carft data download": HelpPage(
+        "NAME --data_dir DIR [options]",
+        {"carft data download PACS --data_dir DATA": "download, verify, install"},
+    ),
+    "carft collect": HelpPage(
+        "DIR... [options]",
+        {
+            "carft collect OUT": "tables of a sweep",
+            "carft collect OUT --full --against CARFT": "more columns, paired tests",
+            "carft collect OUT --format latex-table -o table.tex": "for a paper",
+        },
+    ),
+    "carft report": HelpPage(
+        "DIR... -o FOLDER [options]",
+        {
+            "carft report OUT -o report": "open report/index.html",
+            "carft report OUT -o report --no_examples": "without data or weights",
+        },
+    ),
+    "carft top": HelpPage(
+        "DIR... [options]",
+        {
+            "carft top OUT": "the chosen run of each cell",
+            "carft top OUT --algorithm CARFT --json": "hyperparameters for --hparams",
+        },
+    ),
+    "carft diff": HelpPage(
+        "A B [--json]",
+        {
+            "carft diff OUT/JOB OUT/JOB2": "two runs",
+            "carft diff OUT peers-emoji": "a sweep and a declaration",
+        },
+    ),
+    "carft evaluate": HelpPage(
+        "[RUN] [options]",
+        {
+            "carft evaluate OUT/JOB": "a run on its own data",
+            "carft evaluate OUT": "all selected runs of a sweep",
+            "carft evaluate OUT/JOB --suite imagenet --data_dir DATA": "on whole test sets",
+            "carft evaluate --clip ViT-B/16 --suite imagenet --data_dir DATA": "a CLIP, zero-shot",
+        },
+    ),
+    "carft predict": HelpPage(
+        "RUN IMAGE_OR_FOLDER... [options]",
+        {
+            "carft predict OUT/JOB PICTURES": "class and context of each picture",
+            "carft predict OUT/JOB PICTURES --format jsonl -o predictions.jsonl": "for scripts",
+        },
+    ),
+    "carft wise-ft": HelpPage(
+        "RUN -o FOLDER [options]",
+        {
+            "carft wise-ft OUT/JOB -o CURVE": "the curve from CLIP to the run",
+            "carft wise-ft OUT/JOB -o MIX --alphas 0.5 --save 0.5": "the weights half way",
+        },
+    ),
+    "carft soup": HelpPage(
+        "RUN... -o FOLDER [options]",
+        {
+            "carft soup OUT/JOB OUT/JOB2 -o SOUP": "the mean, and a greedy choice",
+            "carft soup OUT/JOB OUT/JOB2 -o STOCK --method model-stock": "Model Stock",
+        },
+    ),
+    "carft export": HelpPage(
+        "RUN -o FILE [options]",
+        {"carft export OUT/JOB -o model.pt": "for clip and open_clip"},
+    ),
+    "carft sweep launch": HelpPage(
+        "SWEEP --output_dir DIR [options]",
+        {
+            "carft sweep launch demo --output_dir OUT --dry-run": "what it would cost",
+            "carft sweep launch demo --output_dir OUT": "run or resume it here",
+            "carft sweep launch peers --data_dir DATA --output_dir OUT --launcher slurm": (
+                "on a cluster"
+            ),
+        },
+    ),
+    "carft sweep status": HelpPage(
+        "OUTPUT_DIR [options]",
+        {"carft sweep status OUT --watch 30": "refresh every 30 seconds"},
+    ),
+    "carft sweep retry": HelpPage(
+        "OUTPUT_DIR [options]",
+        {"carft sweep retry OUT --only DomainNet": "then launch again"},
+    ),
+    "carft sweep cancel": HelpPage(
+        "OUTPUT_DIR [options]", {"carft sweep cancel OUT": "launch again to resume"}
+    ),
+    "carft sweep clean": HelpPage(
+        "OUTPUT_DIR [options]",
+        {"carft sweep clean OUT --incomplete": "asks before it deletes jobs"},
+    ),
+}
+
+
+class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
+    """Commands whose line in the list of commands also describes them in their own help."""
+
+    def add_parser(self, name: str, **kwargs: Any) -> Any:
+        kwargs.setdefault("description", kwargs["help"])
+        return super().add_parser(name, **kwargs)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command, whose help has its `HelpPage` before the options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("action", "parsers", _Commands)
+        page = PAGES.get(self.prog)
+        if page:
+            summary = self.description or ""
+            self.usage = f"{self.prog} {page.arguments}"
+            self.description = page.text(f"{summary[:1].upper()}{summary[1:].rstrip('.')}.")
+            self.formatter_class = argparse.RawDescriptionHelpFormatter

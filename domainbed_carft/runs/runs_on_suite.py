@@ -1,0 +1,84 @@
+"""All selected runs of a sweep on a suite: each picture is read once for the runs that share it."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.launchers.children import Children
+from domainbed_carft.results import collection
+from domainbed_carft.results.suite_runs import SuiteRun, selected_runs
+from domainbed_carft.runs import suite_job
+from domainbed_carft.runs.default_weights import choose_weights
+from domainbed_carft.runs.evaluation_processes import SweepOptions, evaluate_in_pool, run_process
+from domainbed_carft.suites import catalogue, records
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over the pictures: the weights that are tested on them, and the skipped sets."""
+
+    weights: list[Path]
+    skipped_sets: list[str]
+
+
+def evaluate_sweep_on_suite(folder: Path, suite: str, options: SweepOptions) -> int:
+    """Measure each run that validation chose on the sets of a suite that it was not trained on.
+
+    The records are added to the jobs' suites.jsonl. Runs with a record of their weights are not
+    measured again. Returns how many were measured. Raises CarftError for an unknown suite, and with
+    the reason if a run cannot be measured.
+    """
+    catalogue.get(suite)
+    groups = collection.gather([folder]).groups
+    runs = [run for group in groups for run in selected_runs(group)]
+    passes = list(_passes(runs, suite))
+
+    def evaluate(task: _Pass, slot: Mapping[str, str], children: Children) -> None:
+        status, message = run_process(_command(task, suite, options), slot, children)
+        if status != 0 and children.stopped_by is None:
+            raise CarftError(f"{task.weights[0].parent} and runs beside it: {message}")
+
+    evaluate_in_pool(passes, evaluate, options, suite_job.MODULE)
+    return sum(len(task.weights) for task in passes)
+
+
+def _passes(runs: list[SuiteRun], suite: str) -> Iterator[_Pass]:
+    """The runs without a record, by the environments that they were trained on."""
+    weights: dict[frozenset[str], list[Path]] = defaultdict(list)
+    for run in runs:
+        file = choose_weights(run.folder, None)
+        if not _has_record(file, suite):
+            weights[run.trained_on].append(file)
+
+    for trained_on, files in weights.items():
+        yield _Pass(files, sorted(trained_on))
+
+
+def _has_record(weights_file: Path, suite: str) -> bool:
+    """Whether the job's records have this suite by these weights, and are not older than them."""
+    record_file = weights_file.parent / records.FILE
+    if not record_file.exists() or record_file.stat().st_mtime < weights_file.stat().st_mtime:
+        return False
+    return any(
+        (record["suite"], record["weights"], record["wise_ft_alpha"])
+        == (suite, weights_file.name, None)
+        for record in records.read(weights_file.parent)
+    )
+
+
+def _command(task: _Pass, suite: str, options: SweepOptions) -> list[str]:
+    command = [sys.executable, "-m", suite_job.MODULE, *map(str, task.weights)]
+    command += ["--suite", suite, "--batch_size", str(options.batch_size)]
+    command += ["--workers", str(options.workers or 0)]
+    if task.skipped_sets:
+        command += ["--skip", *task.skipped_sets]
+    if options.device:
+        command += ["--device", options.device]
+    if options.data_dir:
+        command += ["--data_dir", options.data_dir]
+    return command
