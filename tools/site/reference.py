@@ -165,13 +165,13 @@ def _hparam_row(hparam: hparams.Hparam) -> str:
         if (value := default_of(hparam, algorithm, "PACS")) != usual
     ]
     valid = _cell(hparam.expected)
-    drawn = "drawn" if hparam.draw else ""
-    return f"| `{hparam.name}` | {valid} | {_value(usual)} | {', '.join(exceptions)} | {drawn} |"
+    search = "drawn" if hparam.draw else ""
+    return f"| `{hparam.name}` | {valid} | {_value(usual)} | {', '.join(exceptions)} | {search} |"
 
 
-def _named(value: Any, dataset: str, other: str) -> Any:
+def _named(value: Any, dataset: str, new_name: str) -> Any:
     """The value with another data set's name, such as ``dataset:PACS``."""
-    return value.replace(dataset, other) if isinstance(value, str) else value
+    return value.replace(dataset, new_name) if isinstance(value, str) else value
 
 
 def default_of(hparam: hparams.Hparam, algorithm: str, dataset: str) -> Any:
