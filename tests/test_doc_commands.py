@@ -184,7 +184,7 @@ def examples(tutorial):
         **dict.fromkeys(("JOB", "RUN"), runs["CARFT"]),
         "RUN2": runs["CLIPFineTune"],
         "RUN3": runs["CLIPZeroShot"],
-        "drawings": folder / "drawings",
+        **dict.fromkeys(("drawings", "DATA"), folder / "drawings"),
         **dict.fromkeys(("PICTURES", "FOLDER"), pictures),
         **dict.fromkeys(("PICTURE", "cat.png", "dog.png", "picture.png"), picture),
     }
