@@ -5,7 +5,7 @@ import json
 import collect_sweeps
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
@@ -63,9 +63,11 @@ def test_differences_intervals_and_p_values_are_those_of_scipy(results, differen
         units = {"environment": frame.mean(axis=1).to_numpy(), "pair": frame.to_numpy().ravel()}
         for unit, values in units.items():
             entry = entries[name, measure, unit]
-            interval = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+            interval = scipy.stats.t.interval(
+                0.95, len(values) - 1, values.mean(), scipy.stats.sem(values)
+            )
             assert entry.mean_difference == pytest.approx(values.mean(), abs=1e-9)
-            assert entry.standard_error == pytest.approx(stats.sem(values), abs=1e-9)
+            assert entry.standard_error == pytest.approx(scipy.stats.sem(values), abs=1e-9)
             assert (entry.low, entry.high) == pytest.approx(interval, abs=1e-7)
 
             signs = np.sign(values.round(9)).tolist()
@@ -76,7 +78,7 @@ def test_differences_intervals_and_p_values_are_those_of_scipy(results, differen
 
             assert entry.p == pytest.approx(enumerated_p(values), abs=1e-9)
             if unit == "environment":
-                test = stats.permutation_test(
+                test = scipy.stats.permutation_test(
                     (values,), np.mean, permutation_type="samples", n_resamples=np.inf
                 )
                 assert entry.p == pytest.approx(test.pvalue, abs=1e-9)
@@ -100,7 +102,7 @@ def test_sign_flips_are_scipys(n):
     for values in (draw.normal(0.3, 1, size=n), draw.integers(-2, 3, size=n), np.zeros(n)):
         assert sign_flips.p_value(values) == pytest.approx(enumerated_p(values), abs=1e-12)
         if n > 1:
-            test = stats.permutation_test(
+            test = scipy.stats.permutation_test(
                 (values,), np.mean, permutation_type="samples", n_resamples=np.inf
             )
             assert sign_flips.p_value(values) == pytest.approx(test.pvalue, abs=1e-12)
@@ -109,7 +111,7 @@ def test_sign_flips_are_scipys(n):
 def test_many_differences_are_flipped_at_random():
     values = np.random.default_rng(0).normal(0.25, 1, size=60)
     p = sign_flips.p_value(values)
-    normal = 2 * stats.norm.sf(abs(values.sum()) / np.sqrt((values**2).sum()))
+    normal = 2 * scipy.stats.norm.sf(abs(values.sum()) / np.sqrt((values**2).sum()))
 
     assert p == pytest.approx(normal, abs=0.005)
     assert sign_flips.p_value(np.ones(60)) == sign_flips.smallest_p(60) == 1e-5
@@ -146,8 +148,10 @@ def test_power_is_that_of_the_noncentral_t_distribution(results, differences):
 
 def _scipys_power(n, spread):
     shift = POWER * np.sqrt(n) / spread
-    threshold = stats.t.ppf(0.975, n - 1)
-    return stats.nct.sf(threshold, n - 1, shift) + stats.nct.cdf(-threshold, n - 1, shift)
+    threshold = scipy.stats.t.ppf(0.975, n - 1)
+    return scipy.stats.nct.sf(threshold, n - 1, shift) + scipy.stats.nct.cdf(
+        -threshold, n - 1, shift
+    )
 
 
 def test_equal_pairs_need_the_fewest():

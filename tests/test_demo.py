@@ -15,7 +15,7 @@ name: small
 datasets: [EmojiStyles]
 algorithms: [CLIPZeroShot, CARFT]
 trials: 1
-steps: 2
+steps: 1
 test_environments: [line, noto]
 """
 SHIFT = SMALL.replace("EmojiStyles", "EmojiShift").partition("test_environments")[0]

@@ -66,7 +66,7 @@ def test_only_one_of_many_processes_holds_a_lock_at_a_time(folder):
 import os, sys, time
 from domainbed_carft.jobs.folder import Held, JobFolder
 folder, inside, won = JobFolder(sys.argv[1]), sys.argv[2], 0
-end = time.monotonic() + 2
+end = time.monotonic() + 0.5
 while time.monotonic() < end:
     try:
         with folder.claim():
@@ -82,7 +82,7 @@ print(won)
     outputs = [process.communicate() for process in processes]
 
     assert all(process.returncode == 0 for process in processes), outputs
-    assert sum(int(won) for won, _ in outputs) > 20
+    assert sum(int(won) for won, _ in outputs) > 5
 
 
 def test_a_launchers_lock_is_taken_over_and_publishes_progress(folder):

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,10 @@ from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.runs import interpolation, predict, saved, soup
 
-open_clip = pytest.importorskip("open_clip")
-pytest.importorskip("transformers")
+pytestmark = pytest.mark.skipif(
+    not (find_spec("open_clip") and find_spec("transformers")),
+    reason="needs open_clip and transformers",
+)
 
 PROMPTS = [["a photo of a dog", "a photo of a cat"], ["a sketch of the dog", "the long cat"]]
 KINDS = tuple(open_clip_folders.MODELS)
@@ -77,6 +80,8 @@ def test_tiny_is_the_same_through_both_loaders(tmp_path, no_network):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loaded_model_reports_resolution_width_and_tokens(kind, folders, no_network):
+    import open_clip
+
     loaded = backbone.load(folders[kind])
     folder = folders[kind].removeprefix("open_clip:local-dir:")
     assert loaded.digest == weights.sha256(f"{folder}/open_clip_model.safetensors")
@@ -101,6 +106,8 @@ def test_a_loaded_model_reports_resolution_width_and_tokens(kind, folders, no_ne
 
 def test_a_name_and_tag_give_the_tags_preprocessing(folders, monkeypatch, no_network):
     """The weights come from where open_clip finds them; here they are narrow ones."""
+    import open_clip
+
     place = folders["quickgelu"].removeprefix("open_clip:local-dir:")
     downloads = []
     monkeypatch.setattr(
@@ -217,6 +224,8 @@ def test_timm_embeddings_get_no_weight_decay(folders):
 
 
 def test_weights_under_another_activation_are_refused_with_the_right_spelling(no_network):
+    import open_clip
+
     refused = 0
     for name, tag in open_clip.list_pretrained():
         pretrained = open_clip.get_pretrained_cfg(name, tag)
@@ -308,6 +317,8 @@ def test_text_features_are_cached_per_activation(folders, tmp_path):
 
 
 def test_a_state_dict_that_is_not_openais_says_what_is_assumed(tmp_path, random_tiny, capsys):
+    import open_clip
+
     make(random_tiny)
     stdout = capsys.readouterr().out
     assert "is none of OpenAI's files, so QuickGELU and attention heads 64" in stdout
@@ -482,6 +493,8 @@ def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp
 
 def check_exported_pictures(job, export, picture_path):
     """The exported image encoder and head give what the run gives."""
+    import open_clip
+
     run = saved.open_run(job)
     exported, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{export}")
     reloaded = backbone.load(f"open_clip:local-dir:{export}")
@@ -501,6 +514,8 @@ def check_exported_pictures(job, export, picture_path):
 
 def check_exported_texts(export, original_name):
     """The exported tokenizer and text encoder are those of the original CLIP."""
+    import open_clip
+
     exported = open_clip.create_model(f"local-dir:{export}")
     tokens = open_clip.get_tokenizer(f"local-dir:{export}")(["a photo of a cat"])
     original = backbone.load(original_name)
@@ -539,6 +554,8 @@ def test_flyps_text_encoder_is_exported(folders, tmp_path):
 )
 def test_open_clip_models_of_full_size_are_rebuilt_from_their_configuration(name):
     """Built from the configuration alone, as a saved run is."""
+    import open_clip
+
     config = open_clip_models.checked({"model_cfg": open_clip.get_model_config(name)}, name)
     encoder = open_clip_models.image_encoder(config).eval()
     state = {key: value.shape for key, value in encoder.state_dict().items()}

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import open_clip_folders
 import pytest
@@ -13,8 +14,10 @@ import warm
 from domainbed_carft.clips import backbone, open_clip_models, open_clip_tokenizers
 from domainbed_carft.errors import CarftError
 
-open_clip = pytest.importorskip("open_clip")
-transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.skipif(
+    not (find_spec("open_clip") and find_spec("transformers")),
+    reason="needs open_clip and transformers",
+)
 
 LOCAL = "open_clip:local-dir:"
 EVIL = "import os, pathlib\npathlib.Path(os.environ['RAN']).touch()\nT = object\n"
@@ -212,9 +215,14 @@ TOKENIZERS = {
 }
 
 
-@pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="made as since 5.0")
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_tokens_equal_open_clips(name, tmp_path):
+    import open_clip
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip("made as since transformers 5.0")
+
     getattr(transformers, name)(**TOKENIZERS[name]).save_pretrained(tmp_path / "a")
     prompts = ["a photo of the cat", "dog"]
     expected = open_clip.tokenizer.HFTokenizer(str(tmp_path / "a"), context_length=9)(prompts)
@@ -318,6 +326,8 @@ def test_sizes_that_contradict_the_weights_are_refused_without_memory(number, me
 
 
 def test_sizes_are_checked_against_pickled_weights_too(tmp_path):
+    import open_clip
+
     name = write_sizes(tmp_path / "model", TEXT, {"width": 8192, "heads": 8})
     state = open_clip.factory.load_state_dict(str(tmp_path / "model/open_clip_model.safetensors"))
     (tmp_path / "model" / "open_clip_model.safetensors").unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -11,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy
 import torch
 from PIL import Image
-from scipy import stats
 
 from domainbed_carft import cli
 from domainbed_carft.clips import backbone
@@ -54,6 +55,23 @@ def emoji_job(algorithm: str = "CARFT", **hparams: Any) -> Job:
     }
     args |= {"trial_seed": 0, "hparams_seed": 0, "seed": 0}
     return Job(args, Path("unused"))
+
+
+def write_pictures(root: Path) -> Path:
+    """Noise in two domains of two classes, five pictures each; returns the folder."""
+    for domain, name in itertools.product(("art", "photo"), ("cat", "dog")):
+        folder = root / domain / name
+        folder.mkdir(parents=True)
+        noise = torch.randint(256, (40, 40, 3), dtype=torch.uint8).numpy()
+        for number in range(5):
+            Image.fromarray(noise).save(folder / f"{number}.png")
+    return root
+
+
+def job_on_folder(root: Path) -> Job:
+    """A job on a user's own folder, with the embedded CLIP."""
+    job = emoji_job(clip_backbone="tiny")
+    return Job({**job.args, "dataset": str(root)}, job.folder)
 
 
 @pytest.fixture(scope="module")
@@ -162,21 +180,13 @@ def test_pictures_that_are_cut_off_are_found_among_random_ones(
 ) -> None:
     assert state_of(data_rows.decoding_row(zero_shot)) == "pass"
 
-    whole = tmp_path / "data" / "art" / "dog" / "0.png"
-    for domain in ("art", "photo"):
-        for name in ("cat", "dog"):
-            folder = tmp_path / "data" / domain / name
-            folder.mkdir(parents=True)
-            noise = torch.randint(256, (40, 40, 3), dtype=torch.uint8).numpy()
-            for number in range(5):
-                Image.fromarray(noise).save(folder / f"{number}.png")
-    whole.write_bytes(whole.read_bytes()[:-2000])
+    cut_off = write_pictures(tmp_path / "data") / "art" / "dog" / "0.png"
+    cut_off.write_bytes(cut_off.read_bytes()[:-2000])
 
-    job = emoji_job(clip_backbone="tiny")
-    folder_job = Job({**job.args, "dataset": str(tmp_path / "data")}, job.folder)
-    row = data_rows.decoding_row(prepared_job.prepare_zero_shot(folder_job, {}, tmp_path))
+    job = job_on_folder(tmp_path / "data")
+    row = data_rows.decoding_row(prepared_job.prepare_zero_shot(job, {}, tmp_path))
     assert state_of(row) == "failure"
-    assert str(whole) in row.finding.detail and "1 of 20 random pictures" in row.finding.detail
+    assert str(cut_off) in row.finding.detail and "1 of 20 random pictures" in row.finding.detail
 
 
 # Zero-shot gate
@@ -236,8 +246,8 @@ def test_the_gate_fails_near_chance_where_nothing_is_published(accuracy: float, 
 def test_the_interval_is_the_exact_binomial_one() -> None:
     result = ZeroShot.of_counts([30, 10], [50, 50], 10)
     assert result.accuracy == pytest.approx(40.0) and result.pictures == 100
-    assert result.low == pytest.approx(100 * stats.beta.ppf(0.025, 40, 61))
-    assert result.high == pytest.approx(100 * stats.beta.ppf(0.975, 41, 60))
+    assert result.low == pytest.approx(100 * scipy.stats.beta.ppf(0.025, 40, 61))
+    assert result.high == pytest.approx(100 * scipy.stats.beta.ppf(0.975, 41, 60))
 
 
 def test_the_gate_measures_what_a_loop_over_the_same_pictures_does(zero_shot: PreparedJob) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +17,21 @@ from typing import Any
 import pytest
 import torch
 from sweep_jobs import missing_slurm
-from test_preflight import SMALL_SWEEP, emoji_job, saved, state_of
+from test_preflight import (
+    SMALL_SWEEP,
+    emoji_job,
+    job_on_folder,
+    saved,
+    state_of,
+    write_pictures,
+)
 
 from domainbed_carft import cli
 from domainbed_carft.clips import backbone
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import slurm as slurm_launcher
 from domainbed_carft.launchers import slurm_cluster
+from domainbed_carft.pictures import loading as picture_loading
 from domainbed_carft.preflight import (
     cards,
     cost,
@@ -137,7 +146,7 @@ def test_waits_of_a_gpu_are_those_that_its_debug_mode_warns_of(
         warnings.warn("something else", stacklevel=1)
 
     row = step_rows.waits_row("CARFT", take)
-    assert state_of(row) == "warning" and "at 1 places" in row.finding.detail
+    assert state_of(row) == "warning" and "at 1 place:" in row.finding.detail
 
 
 # Memory
@@ -208,6 +217,25 @@ def test_the_peak_memory_of_a_step_is_measured(step: TrainedStep) -> None:
 def speed_of(steps: float = 100.0, **changes: Any) -> StepSpeed:
     fields: dict[str, Any] = {"with_loading": steps, "predictions": 3 * steps, "flops": 1e12}
     return StepSpeed(steps=steps, pictures_per_step=96, **{**fields, **changes})
+
+
+def test_loaders_are_measured_from_files_and_from_a_full_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOMAINBED_PICTURE_CACHE", "100M")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    job = job_on_folder(write_pictures(tmp_path / "data"))
+    own = prepared_job.prepare(job, {}, tmp_path)
+
+    loading = speed.measure_loading(own, seconds=0.05)
+    assert loading.files > 0 and loading.store and loading.usual == loading.store
+
+    def no_file(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a file was read")
+
+    monkeypatch.setattr(picture_loading, "decode", no_file)
+    with own.loaded_batches(torch.device("cpu")) as batches, prepared_job.quiet():
+        assert [len(labels) for _, labels in batches.step_batches()] == [4]
 
 
 def test_loaders_that_are_slower_than_the_steps_are_a_warning() -> None:
@@ -536,6 +564,7 @@ def test_a_real_slurm_job_rehearses_a_sweep(
 
     assert cli.main([*arguments, "--cpus", "1", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
+    del printed["attach"]
     assert printed == json.loads((output / preflight_file.NAME).read_text())
     assert printed["verdict"] == "passed"
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy
 from fake_checkout import REPO
 from ruamel.yaml import YAML
-from scipy import stats
 from sweep_folders import finish, record
 from test_five_benchmarks import plant
 
@@ -111,7 +111,9 @@ def test_collect_gives_each_data_set_a_verdict_by_students_t(tmp_path, monkeypat
 
     for dataset in DATASETS:
         means = [100 * np.mean(values) for values in accuracies[dataset].values()]
-        low, high = stats.t.interval(0.95, 2, loc=np.mean(means), scale=stats.sem(means))
+        low, high = scipy.stats.t.interval(
+            0.95, 2, loc=np.mean(means), scale=scipy.stats.sem(means)
+        )
         figure = published_figures()[dataset]
         expected = "below" if figure > high else "above" if figure < low else "reproduced"
         assert verdicts[dataset] == expected

@@ -4,7 +4,7 @@ import re
 
 import collect_sweeps
 import pytest
-from scipy import stats
+import scipy
 
 from domainbed_carft.results import verdicts
 from domainbed_carft.results.cells import cell_of
@@ -35,7 +35,9 @@ def test_the_verdict_says_whether_the_published_mean_lies_in_our_interval(accura
 def test_the_interval_is_that_of_students_t(accuracies=(0.71, 0.78, 0.80, 0.84)):
     verdict = judge(accuracies)
     percent = [100 * accuracy for accuracy in accuracies]
-    low, high = stats.t.interval(0.95, 3, loc=sum(percent) / 4, scale=stats.sem(percent, ddof=1))
+    low, high = scipy.stats.t.interval(
+        0.95, 3, loc=sum(percent) / 4, scale=scipy.stats.sem(percent, ddof=1)
+    )
     assert (verdict.low, verdict.high) == pytest.approx((low, high), abs=1e-9)
 
 

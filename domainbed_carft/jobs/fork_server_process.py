@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import gc
 import importlib.util
 import json
 import os
@@ -61,6 +62,7 @@ def _main() -> None:
         number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGCHLD)
     }
     _end_threads()
+    gc.freeze()  # else each process copies all of this memory when it ends
 
     request, descriptors = _next_request(control)
     for number, handler in handlers.items():

@@ -117,18 +117,18 @@ def cost_rows(jobs: Sequence[Job], hours: Sequence[float], cards_here: int) -> I
         detail = f"{quantity(len(of_jobs), 'job')}, the longest {_hours(longest)}"
         name = f"hours on {dataset}"
         in_all = sum(of_jobs)
-        figures = {"longest": _known(longest), "in_all": _known(in_all)}
+        figures = {"longest": _json_number(longest), "in_all": _json_number(in_all)}
         yield passed_row(SECTION, name, f"{detail}, in all {_hours(in_all)}", **figures)
 
     counts = sorted({*CARD_COUNTS, max(1, cards_here)})
     on_cards = {cards: hours_on_cards(hours, cards) for cards in counts}
     listing = ", ".join(f"{_hours(value)} on {count}" for count, value in on_cards.items())
     detail = f"{quantity(len(jobs), 'job')} with their evaluations: {listing} such devices"
-    by_count = {str(count): _known(value) for count, value in on_cards.items()}
+    by_count = {str(count): _json_number(value) for count, value in on_cards.items()}
     yield passed_row(SECTION, "hours of the sweep", detail, hours=by_count)
 
 
-def _known(value: float) -> float | None:
+def _json_number(value: float) -> float | None:
     """A number for JSON, which has no nan."""
     return None if math.isnan(value) else value
 

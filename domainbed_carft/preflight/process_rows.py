@@ -19,7 +19,12 @@ from domainbed_carft.files import weights
 from domainbed_carft.machine import devices
 from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.prepared_job import PreparedJob, quiet
-from domainbed_carft.preflight.resume_row import GPU_TOLERANCE, phrase, relative_distance
+from domainbed_carft.preflight.resume_row import (
+    GPU_TOLERANCE,
+    phrase,
+    relative_distance,
+    tensors_of,
+)
 from domainbed_carft.preflight.rows import Row, failed_row, row_of_problem, skipped_row
 from domainbed_carft.preflight.step_rows import take_step
 from domainbed_carft.sweep import host
@@ -39,7 +44,7 @@ def process_row(label: str, prepared: PreparedJob, folder: Path) -> Row:
     if reason:
         return skipped_row(SECTION, label, reason)
 
-    untrained = _tensors(prepared.build_algorithm(torch.device("cpu")))
+    untrained = tensors_of(prepared.build_algorithm(torch.device("cpu")))
     expected = train(prepared)
     problem = _run_ranks(prepared, folder)
     if problem:
@@ -81,7 +86,7 @@ def train(prepared: PreparedJob, process_group: Any = None) -> dict[str, Tensor]
     with prepared.loaded_batches(device, process_group=process_group) as batches, quiet():
         for _ in range(STEPS):
             take_step(algorithm, batches.step_batches())
-    return _tensors(algorithm)
+    return tensors_of(algorithm)
 
 
 def _run_ranks(prepared: PreparedJob, folder: Path) -> str:
@@ -130,11 +135,3 @@ def rank_variables() -> list[Mapping[str, str]]:
         }
         for rank in range(RANKS)
     ]
-
-
-def _tensors(algorithm: Any) -> dict[str, Tensor]:
-    return {
-        name: value.detach().cpu().clone()
-        for name, value in algorithm.state_dict().items()
-        if isinstance(value, Tensor)
-    }

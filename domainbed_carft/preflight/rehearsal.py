@@ -206,10 +206,10 @@ class Rehearsal:
         row, outcome = resume_row.resume_row(recipe.label, prepared, folder)
         yield row
 
-        kept = _KEPT_FILES[prepared.args.keep_weights]
+        file_count = _KEPT_FILES[prepared.args.keep_weights]
         at_a_time = max(1, devices.gpu_count())
         free = shutil.disk_usage(self.plan.output).free
-        weights_bytes = kept * outcome.weights_bytes * len(self.plan.jobs_to_run)
+        weights_bytes = file_count * outcome.weights_bytes * len(self.plan.jobs_to_run)
         yield environment.disk_row(
             weights_bytes, at_a_time * outcome.state_bytes, free, self.plan.output
         )

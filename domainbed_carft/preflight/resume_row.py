@@ -44,7 +44,7 @@ class Outcome:
 
 def resume_row(label: str, prepared: PreparedJob, folder: Path) -> tuple[Row, Outcome]:
     """Train a short job twice in ``folder``, once stopped and resumed, and compare the weights."""
-    untrained = _weights(prepared.build_algorithm(devices.default_device()))
+    untrained = tensors_of(prepared.build_algorithm(devices.default_device()))
     undisturbed = _train(prepared, folder / "undisturbed")
     with contextlib.suppress(host.module("lib.stopping").Stopped):
         _train(prepared, folder / "resumed", stopped_after=STOPPED_AFTER)
@@ -112,7 +112,7 @@ def _train(
     prepared.seed()
     with quiet():
         run = host.module("lib.training").Run(
-            args=short_arguments(prepared, folder),
+            args=_short_arguments(prepared, folder),
             hparams=prepared.hparams,
             dataset=prepared.dataset,
             environments=[
@@ -127,7 +127,7 @@ def _train(
         if stopped_after is not None:
             _stop_after(run, stopped_after)
         run.train()
-    return _weights(run.algorithm)
+    return tensors_of(run.algorithm)
 
 
 def _stop_after(run: Any, steps: int) -> None:
@@ -141,7 +141,7 @@ def _stop_after(run: Any, steps: int) -> None:
     run.stop.check = check
 
 
-def short_arguments(prepared: PreparedJob, folder: Path) -> argparse.Namespace:
+def _short_arguments(prepared: PreparedJob, folder: Path) -> argparse.Namespace:
     """The job's arguments, but for its folder and the number of steps."""
     changes = {
         "output_dir": str(folder),
@@ -166,7 +166,7 @@ def _shortened(splits: EnvironmentSplits, is_target: bool) -> EnvironmentSplits:
     return EnvironmentSplits(in_split, first(splits.out_split), splits.uda_split)
 
 
-def _weights(algorithm: Any) -> dict[str, Tensor]:
+def tensors_of(algorithm: Any) -> dict[str, Tensor]:
     """A copy of the tensors of an algorithm's state dict, on the processor."""
     return {
         name: value.detach().cpu().clone()

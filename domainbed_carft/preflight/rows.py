@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -94,15 +93,3 @@ def verdict(rows: Sequence[Row]) -> Verdict:
     if PROBLEM in states:
         return FAILED
     return WARNINGS if NOTE in states else PASSED
-
-
-class Stopwatch:
-    """How many seconds have passed since it was made."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds until now."""
-        return time.monotonic() - self._started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from domainbed_carft.machine import devices
 from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.cards import Peak, measured_peak, peak_of
 from domainbed_carft.preflight.prepared_job import PreparedJob, quiet
-from domainbed_carft.preflight.rows import Row, Stopwatch, passed_row, warning_row
+from domainbed_carft.preflight.rows import Row, passed_row, warning_row
 from domainbed_carft.preflight.step_rows import TrainedStep
 
 SECTION = "speed and cost"
@@ -145,13 +146,13 @@ def _repeat(
         action()
     job_device.wait()
 
-    watch = Stopwatch()
+    started = time.monotonic()
     for count in itertools.count(1):
         action()
-        if count >= most_often or watch.seconds >= seconds:
+        if count >= most_often or time.monotonic() - started >= seconds:
             break
     job_device.wait()
-    return count, watch.seconds
+    return count, time.monotonic() - started
 
 
 def loading_row(prepared: PreparedJob, loading: LoadingSpeed) -> Row:

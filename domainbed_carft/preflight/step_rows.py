@@ -22,6 +22,7 @@ from domainbed_carft.preflight.rows import (
     warning_row,
 )
 from domainbed_carft.sweep import host
+from domainbed_carft.text import quantity
 
 SECTION = "one step"
 
@@ -130,7 +131,7 @@ def gradients_row(label: str, algorithm: Any) -> Row:
         return passed_row(SECTION, name, "it trains nothing")
 
     broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-    detail = f"{len(gradients)} tensors have gradients"
+    detail = f"those of {quantity(len(gradients), 'tensor')}"
     problem = f"{len(broken)} are not finite, the first of {broken[0]}" if broken else ""
     return row_of_problem(SECTION, name, detail, problem, _FIX_GRADIENTS)
 
@@ -144,7 +145,8 @@ def waits_row(label: str, take: Callable[[], object]) -> Row:
     if not places:
         return passed_row(SECTION, name, "none inside the step")
     listing = ", ".join(places[:_MOST_PLACES])
-    detail = f"the processor waits for the device at {len(places)} places: {listing}"
+    count = quantity(len(places), "place")
+    detail = f"the processor waits for the device at {count}: {listing}"
     return warning_row(
         SECTION, name, detail, "keep values on the device until a checkpoint reads them"
     )

@@ -35,8 +35,8 @@ def golden() -> Callable[[str], Any]:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise of two domains and two classes, ten pictures of each."""
-    return write_pictures(tmp_path_factory.mktemp("data") / "noise")
+    """Noise of three environments and two classes, five pictures of each."""
+    return write_pictures(tmp_path_factory.mktemp("data") / "noise", 5)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 
 import pytest
@@ -23,6 +24,14 @@ def random_weights(small: bool):
     """The state of a ResNet-18 (small) or ResNet-50 with random weights."""
     with torch.random.fork_rng():
         return networks._random_resnet(small).state_dict()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freed_networks():
+    """Lets go of the networks after the last test: they take half a gigabyte."""
+    yield
+    random_weights.cache_clear()
+    gc.collect()
 
 
 @pytest.fixture

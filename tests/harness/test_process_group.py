@@ -21,6 +21,7 @@ from domainbed import hparams_registry
 from domainbed.lib import checks, job_batches, picture_batches, preparation
 from domainbed.lib.process_group import ProcessGroup, attach_process_group
 from domainbed.scripts import train
+from runs_jobs import write_pictures
 from sweep_jobs import wait_until
 
 from domainbed_carft import launchers
@@ -113,6 +114,12 @@ def assert_same(folder: Path, alone: Path) -> None:
                 bias.view(3, -1)[1] = 0.0
         torch.testing.assert_close(weight, expected_weight, rtol=1e-3, atol=2e-5)
     assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Noise of three environments and two classes, ten pictures of each."""
+    return write_pictures(tmp_path_factory.mktemp("data") / "noise")
 
 
 @pytest.fixture(scope="module")
@@ -274,16 +281,15 @@ FIRST_IS_GONE = (
     ("killed", "reason"),
     [
         ("second", "train: process 1 of 2 was killed by SIGKILL"),
-        # As the pool's job below, which also goes on.
-        pytest.param("first", FIRST_IS_GONE, marks=pytest.mark.slow),
+        ("first", FIRST_IS_GONE),
     ],
 )
 def test_if_one_process_is_killed_all_end_with_the_reason_and_resume(
     pictures, alone, tmp_path, killed, reason
 ):
-    """Whichever is killed, err.txt has the reason once; then they train to the end."""
-    arguments = [*train_arguments(pictures, tmp_path / "job"), "--processes", "2"]
-    first = warm.start(*TRAIN, *arguments)
+    """Whichever is killed, err.txt has the reason once; then one process trains to the end."""
+    arguments = train_arguments(pictures, tmp_path / "job")
+    first = warm.start(*TRAIN, *arguments, "--processes", "2")
     children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
     wait_until((tmp_path / "job" / "state.pt").exists)
     (child,) = map(int, children.read_text().split())
@@ -295,10 +301,11 @@ def test_if_one_process_is_killed_all_end_with_the_reason_and_resume(
     lines = (tmp_path / "job" / "err.txt").read_text().splitlines()
     assert lines[-1] == reason and lines.count(reason) == 1
 
-    assert warm.run(*TRAIN, *arguments).returncode == 0
+    assert train_jobs(1, arguments) == [0]
     assert_same(tmp_path / "job", alone)
 
 
+@pytest.mark.slow
 def test_the_pool_retries_a_job_whose_first_process_was_killed(
     pictures, alone, tmp_path, monkeypatch
 ):
