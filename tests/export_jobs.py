@@ -12,11 +12,6 @@ from domainbed.scripts import train
 from domainbed_carft import cli
 from domainbed_carft.runs import export
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import clip
-    import open_clip
-
 # What trains fast, and far enough from the original to tell the two apart.
 FAST = {"warmup_steps": 0, "total_steps": 4, "lr": 0.001}
 
@@ -46,6 +41,11 @@ def blocks(markdown: str) -> list[str]:
 
 def exact(files: export.ExportedFiles) -> tuple[Any, Any]:
     """The export in clip and in open_clip, as the card says."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import clip
+        import open_clip
+
     state = torch.load(files.weights, weights_only=True)
     clip_model = clip.model.build_model(dict(state)).float()
     clip_model.load_state_dict(state)

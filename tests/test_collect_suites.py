@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import report_page
-import scipy.stats
+import scipy
 from collect_sweeps import collect, write_job
 
 from domainbed_carft.report import page

@@ -1,14 +1,21 @@
 """The demo end to end in small, through real sub-processes, and what it says when jobs fail."""
 
 import json
+import re
+import runpy
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import report_page
 
 from domainbed_carft.cli import demo, main
 from domainbed_carft.errors import CarftError
+from domainbed_carft.results import collection
 from domainbed_carft.suites import catalogue, records
+
+ROOT = Path(__file__).parents[1]
 
 SMALL = """
 name: small
@@ -84,7 +91,7 @@ def test_the_demo_trains_tests_and_writes_one_table_and_the_report(tmp_path, dec
 
     difference = f"{means['CARFT'] - means['CLIPZeroShot']:+.1f}"
     assert cells["CLIPZeroShot"][5] == difference and cells["CARFT"][5] == "-"
-    assert f"CLIPZeroShot ({difference} points" in printed.out
+    assert f"CLIPZeroShot ({difference} points" in " ".join(printed.out.split())
 
     page = report_page.read(output / "report")
     assert "Suite EmojiUnseen, trained on EmojiStyles" in page.tables
@@ -102,6 +109,19 @@ def test_the_demo_trains_tests_and_writes_one_table_and_the_report(tmp_path, dec
     assert "0 runs measured on EmojiUnseen" in printed.err
     (row,) = (line.split() for line in printed.out.splitlines() if line.startswith("CARFT"))
     assert cells["CARFT"][1] in row and cells["CARFT"][3] in row
+
+
+def test_the_documented_seeds_are_those_of_the_packed_records(tmp_path):
+    archive = ROOT / "benchmarks" / "records" / "demo-seeds.tar.xz"
+    shutil.unpack_archive(archive, tmp_path, filter="data")
+    tool = runpy.run_path(str(ROOT / "benchmarks" / "demo_seeds.py"))
+    (group,) = collection.gather([tmp_path / "demo-seeds"]).groups
+    rows = tool["rows_of"](group, seeds=6)
+    computed = [re.findall(r"[-+]?\d+\.\d\d", " ".join(row)) for row in rows]
+
+    section = (ROOT / "docs" / "measured.md").read_text().split("## The demo")[1].split("##")[0]
+    documented = [row for row in section.splitlines() if row.startswith("|")][2:-1]
+    assert [re.findall(r"[-+]?\d+\.\d\d", row) for row in documented] == computed
 
 
 def test_a_failing_sweep_is_an_error_that_says_what_to_do(tmp_path, declared):

@@ -96,10 +96,10 @@ def tutorial(tmp_path_factory):
 
 def test_the_tutorial_prints_what_it_shows(tutorial):
     _, printed = tutorial
-    shown = [(block, output, expected) for block, output, expected in printed if expected]
+    compared = [(block, output, expected) for block, output, expected in printed if expected]
 
-    assert len(shown) > 9
-    for block, output, expected in shown:
+    assert len(compared) > 9
+    for block, output, expected in compared:
         assert doc_blocks.is_shown(output, expected.text), f"line {block.line}:\n{output}"
 
 
@@ -186,7 +186,7 @@ def examples(tutorial):
         **dict.fromkeys(("JOB", "RUN"), runs["CARFT"]),
         "RUN2": runs["CLIPFineTune"],
         "RUN3": runs["CLIPZeroShot"],
-        "drawings": folder / "drawings",
+        **dict.fromkeys(("drawings", "DATA"), folder / "drawings"),
         **dict.fromkeys(("PICTURES", "FOLDER"), pictures),
         **dict.fromkeys(("PICTURE", "cat.png", "dog.png", "picture.png"), picture),
     }
@@ -205,14 +205,14 @@ def test_the_commands_of_a_page_run(page, examples, tmp_path):
 
 
 def test_each_reason_holds_for_a_command():
-    shown = [
+    documented = [
         command
         for page in PAGES
         for block in doc_blocks.blocks(page)
         if block.language == "bash"
         for command in commands(block)
     ]
-    used = {reason_not_to_run(command) for command in shown}
+    used = {reason_not_to_run(command) for command in documented}
 
     assert used - {""} == {*NOT_RUN.values()}
 

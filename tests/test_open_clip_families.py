@@ -11,27 +11,29 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import activations, carot
 
-open_clip = pytest.importorskip("open_clip")
-pytest.importorskip("transformers")
-timm = pytest.importorskip("timm")
-
 PIXELS = 64
 SMALLER = {"img_size": PIXELS, "embed_dim": 64, "depth": 4, "num_heads": 2}
 SIGLIP_TEXT = open_clip_folders.MODELS["siglip"]["text_cfg"]
 
 
-@timm.models.register_model
-def small_pe_core(pretrained=False, **options):
-    """PE-Core's image encoder, narrow and of four blocks."""
-    return timm.models.eva.vit_pe_core_tiny_patch16_384(
-        **SMALLER, ref_feat_shape=(4, 4), attn_pool_num_heads=2, **options
-    )
+@pytest.fixture(scope="module", autouse=True)
+def timm_models():
+    """Registers the small image encoders with timm."""
+    pytest.importorskip("open_clip")
+    pytest.importorskip("transformers")
+    timm = pytest.importorskip("timm")
 
+    @timm.models.register_model
+    def small_pe_core(pretrained=False, **options):
+        """PE-Core's image encoder, narrow and of four blocks."""
+        return timm.models.eva.vit_pe_core_tiny_patch16_384(
+            **SMALLER, ref_feat_shape=(4, 4), attn_pool_num_heads=2, **options
+        )
 
-@timm.models.register_model
-def small_siglip(pretrained=False, **options):
-    """SigLIP's image encoder, which SigLIP 2 has kept, narrow and of four blocks."""
-    return timm.models.vision_transformer.vit_base_patch16_siglip_224(**SMALLER, **options)
+    @timm.models.register_model
+    def small_siglip(pretrained=False, **options):
+        """SigLIP's image encoder, which SigLIP 2 has kept, narrow and of four blocks."""
+        return timm.models.vision_transformer.vit_base_patch16_siglip_224(**SMALLER, **options)
 
 
 def vision_config(name, projection):
@@ -101,6 +103,8 @@ def test_a_method_moves_all_that_it_trains_or_is_refused(folders, tmp_path, fami
 
 @pytest.mark.parametrize("family", ["PE-Core", "SigLIP 2"])
 def test_features_are_open_clips_and_activations_have_the_batch_first(folders, family):
+    import open_clip
+
     loaded = backbone.load(folders[family])
     place = folders[family].removeprefix("open_clip:")
     reference = open_clip.create_model(place).eval()

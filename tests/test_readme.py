@@ -27,13 +27,13 @@ def test_it_is_short():
 
 def test_the_python_example_prints_what_it_shows(tmp_path, monkeypatch):
     (example,) = re.findall(r"^```python\n(.+?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-    shown = re.findall(r"^# ?(.*)$", example, re.MULTILINE)
+    expected_lines = re.findall(r"^# ?(.*)$", example, re.MULTILINE)
     (tmp_path / "benchmarks").symlink_to(REPO / "benchmarks")
     monkeypatch.chdir(tmp_path)
 
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(example, {})
-    assert [line.rstrip() for line in printed.getvalue().splitlines()] == shown
+    assert [line.rstrip() for line in printed.getvalue().splitlines()] == expected_lines
 
 
 def test_the_table_has_the_accuracies_of_the_packed_records(selected):

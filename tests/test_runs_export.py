@@ -24,7 +24,6 @@ from domainbed_carft.runs import export, model_card, predict, saved
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import clip
-    import open_clip
 
 
 @pytest.fixture
@@ -137,6 +136,8 @@ def test_a_resnet_is_exported(tmp_path):
 
 @pytest.mark.parametrize("name", backbone.OPENAI_WEIGHTS)
 def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(name):
+    import open_clip
+
     config = open_clip.get_model_config(model_card.open_clip_name(name))
     vision = config["vision_cfg"]
     text = config["text_cfg"]

@@ -110,8 +110,10 @@ def test_pages_fit_the_screen_load_only_from_the_site_and_are_accessible(browser
         page.wait_for_load_state("networkidle")
         assert page.evaluate("document.documentElement.scrollWidth") == width, path
 
-        found = chromium.axe_results(page, ".md-content")["violations"]
-        grave = [violation for violation in found if violation["impact"] in ("serious", "critical")]
+        violations = chromium.axe_results(page, ".md-content")["violations"]
+        grave = [
+            violation for violation in violations if violation["impact"] in ("serious", "critical")
+        ]
         assert [(v["id"], [n["target"] for n in v["nodes"]][:5]) for v in grave] == [], path
 
     assert errors == []

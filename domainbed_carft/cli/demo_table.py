@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from domainbed_carft.data.emoji import UNSEEN
@@ -68,8 +69,9 @@ def conclusion(pairs: Sequence[SuitePair]) -> str:
         clauses.append(f"{relation} {pair.against} ({pair.mean_difference:+.1f} points{interval})")
 
     count = min((pair.pairs for pair in pairs), default=0)
-    return (
-        f"On styles that it was not trained on, CARFT is {'; '.join(clauses)}.\n"
-        f"The intervals are over {quantity(count, 'pair')} of runs: they say how much other seeds "
-        "would change the table. All runs share their test pictures."
+    sentence = (
+        f"On styles that it was not trained on, CARFT is {'; '.join(clauses)}. The intervals are "
+        f"over {quantity(count, 'pair')} of runs: they say how much other seeds would change the "
+        "table. All runs share their test pictures."
     )
+    return textwrap.fill(sentence, formats.TEXT_WIDTH) + "\n"

@@ -59,7 +59,8 @@ CARDS = (
     Card("V100", None, 15.7, f"{_NVIDIA_SHEET} of the SXM2"),
     Card("T4", None, 8.1, _NVIDIA_SHEET),
     Card("MI300X", 1307.4, 163.4, "AMD's data sheet, as matrices"),
-    Card("MI250X", 383, 95.7, "AMD's data sheet, as matrices, both dies"),
+    # Each of its two dies is a device of its own.
+    Card("MI250X", 191.5, 47.9, "half of AMD's data sheet, as matrices"),
 )
 
 

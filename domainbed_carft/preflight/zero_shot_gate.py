@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from domainbed_carft.machine import devices
 from domainbed_carft.preflight.prepared_job import PreparedJob, quiet
@@ -55,7 +55,7 @@ class ZeroShot:
         """The accuracy of the ``correct`` predictions among ``totals``, of each environment."""
         share = float(np.mean([hits / total for hits, total in zip(correct, totals)]))
         n_pictures = sum(totals)
-        test = stats.binomtest(round(share * n_pictures), n_pictures)
+        test = scipy.stats.binomtest(round(share * n_pictures), n_pictures)
         interval = test.proportion_ci(LEVEL, method="exact")
         return cls(
             accuracy=100 * share,

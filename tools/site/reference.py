@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,11 @@ def _command_section(command: str, parser: argparse.ArgumentParser) -> Iterator[
 
 
 def _text(description: str) -> str:
-    """A parser's description; one with lines of its own, such as examples, as it is printed."""
-    text = description.strip()
-    return f"```text\n{text}\n```" if "\n" in text else f"{text[:1].upper()}{text[1:]}."
+    """A parser's description as a sentence; examples in it follow as commands."""
+    sentence, _, examples = description.strip().partition("\n\nexamples:\n")
+    text = f"{sentence[:1].upper()}{sentence[1:].rstrip('.')}."
+    commands = textwrap.dedent(examples).strip()
+    return f"{text}\n\n```bash\n{commands}\n```" if commands else text
 
 
 def _usage(parser: argparse.ArgumentParser) -> str:
@@ -162,13 +165,13 @@ def _hparam_row(hparam: hparams.Hparam) -> str:
         if (value := default_of(hparam, algorithm, "PACS")) != usual
     ]
     valid = _cell(hparam.expected)
-    drawn = "drawn" if hparam.draw else ""
-    return f"| `{hparam.name}` | {valid} | {_value(usual)} | {', '.join(exceptions)} | {drawn} |"
+    search = "drawn" if hparam.draw else ""
+    return f"| `{hparam.name}` | {valid} | {_value(usual)} | {', '.join(exceptions)} | {search} |"
 
 
-def _named(value: Any, dataset: str, other: str) -> Any:
+def _named(value: Any, dataset: str, new_name: str) -> Any:
     """The value with another data set's name, such as ``dataset:PACS``."""
-    return value.replace(dataset, other) if isinstance(value, str) else value
+    return value.replace(dataset, new_name) if isinstance(value, str) else value
 
 
 def default_of(hparam: hparams.Hparam, algorithm: str, dataset: str) -> Any:
