@@ -243,20 +243,26 @@ def test_cgroup_quotas_limit_the_cores(tmp_path):
     assert machine.memory(tmp_path) == 1 << 20
 
 
-def test_gpus_are_listed_by_the_variable_or_by_nvidia_smi(tmp_path, monkeypatch):
+def test_gpus_are_listed_by_the_variable_nvidia_smi_or_rocms_driver(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-77,-1")
     assert machine.gpus() == ["2", "GPU-77"]
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert machine.gpus() == []
+    assert machine.gpus(tmp_path) == []
 
-    listing = "GPU 0: A (UUID: GPU-1)\n  MIG 1g Device 0: (UUID: x)\nGPU 1: A (UUID: GPU-2)"
+    for node, gpu_id in enumerate(("0", "24735", "51462")):  # a processor, and two GPUs
+        folder = tmp_path / f"sys/class/kfd/kfd/topology/nodes/{node}"
+        folder.mkdir(parents=True)
+        (folder / "gpu_id").write_text(f"{gpu_id}\n")
+    assert machine.gpus(tmp_path) == ["0", "1"]
+
+    listing = "GPU 0: A (UUID: GPU-1)\n  MIG 1g Device 0: (UUID: x)\nGPU 1: A\nGPU 2: A"
     tool = tmp_path / "nvidia-smi"
     tool.write_text(f"#!/bin/sh\n[ $1 = -L ] && echo '{listing}'\n")
     tool.chmod(0o755)
 
-    assert machine.gpus() == ["0", "1"]
+    assert machine.gpus(tmp_path) == ["0", "1", "2"]
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's allocator")

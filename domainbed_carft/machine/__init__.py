@@ -145,20 +145,36 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, -1)  # nothing goes back
 
 
-def gpus() -> list[str]:
-    """The GPUs as CUDA_VISIBLE_DEVICES names them: those it lists, else those of nvidia-smi."""
+def gpus(root: Path = Path("/")) -> list[str]:
+    """The GPUs as CUDA_VISIBLE_DEVICES names them: those it lists, else all NVIDIA's or AMD's.
+
+    ROCm heeds the same variable.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         names = [name.strip() for name in visible.split(",")]
         return [name for name in names if name and name != "-1"]
 
+    count = _nvidia_gpu_count() or _amd_gpu_count(root)
+    return [str(index) for index in range(count)]
+
+
+def _nvidia_gpu_count() -> int:
+    """How many GPUs nvidia-smi lists; 0 without it."""
     try:
         listing = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError):
-        return []
+        return 0
 
     # Slices of a card, indented below it, are left to CUDA_VISIBLE_DEVICES.
-    n_gpus = sum(line.startswith("GPU ") for line in listing.split("\n"))
-    return [str(index) for index in range(n_gpus)]
+    return sum(line.startswith("GPU ") for line in listing.split("\n"))
+
+
+def _amd_gpu_count(root: Path) -> int:
+    """How many GPUs the driver of ROCm lists: its nodes with an id; those of processors have 0."""
+    ids = (root / "sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")
+    with contextlib.suppress(OSError):
+        return sum(path.read_text().strip() not in ("", "0") for path in ids)
+    return 0
