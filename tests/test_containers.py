@@ -161,5 +161,5 @@ def test_the_page_of_containers_builds_these_recipes():
         "docker build --file containers/Dockerfile --tag domainbed-carft .",
         "apptainer build carft.sif containers/carft.def",
     ):
-        assert f"\n    {command}\n" in page
+        assert f"\n{command}\n" in page
         assert [word for word in command.split() if (REPO / word).is_file()]

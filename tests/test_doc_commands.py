@@ -25,6 +25,8 @@ pytestmark = pytest.mark.slow
 NOT_RUN = {
     r"\bpip install\b": "asks a package index",
     r"^(source|make|wandb|git|tensorboard)\b": "changes the environment, or serves",
+    r"^(docker|apptainer|srun)\b": "needs a container runtime; tests/test_containers.py",
+    r"preflight demo": "tests/test_preflight_steps.py",
     r"\.\.\.": "the reader fills in a part",
     r"--launcher slurm": "needs a cluster; tests/test_slurm.py",
     r"torchrun|--gpus|--jobs_per_gpu|--processes": "needs GPUs; tests/harness/test_processes.py",

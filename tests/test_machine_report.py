@@ -97,4 +97,4 @@ def test_the_page_of_machines_has_rows_to_fill_with_their_commands():
         assert any("carft preflight" in command for command in commands), machine
 
     for attachment in machine_report.attachments(["OUT"])[1:]:
-        assert f"    {attachment.command}\n" in page
+        assert f"\n{attachment.command}\n" in page

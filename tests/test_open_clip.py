@@ -334,7 +334,7 @@ def test_a_state_dict_that_is_not_openais_says_what_is_assumed(tmp_path, random_
     )
     torch.save(state, tmp_path / "narrow.pt")
 
-    with pytest.raises(CarftError, match="is 80 wide, which is no number of heads of 64"):
+    with pytest.raises(CarftError, match="is 80 wide, which is not a multiple of 64"):
         backbone.load(str(tmp_path / "narrow.pt"))
 
 

@@ -40,7 +40,7 @@ SHORT = {
 
 def commands(*names: str) -> list[list[str]]:
     """The page's commands that begin with one of ``names``, as words without ``carft``."""
-    lines = re.findall(r"^    (carft .+)$", PAGE, flags=re.MULTILINE)
+    lines = re.findall(r"^(carft .+)$", PAGE, flags=re.MULTILINE)
     matching = [line for line in lines if line.removeprefix("carft ").startswith(names)]
     assert matching, f"the page has no {names}"
     return [shlex.split(line)[1:] for line in matching]

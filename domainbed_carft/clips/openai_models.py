@@ -86,7 +86,7 @@ def _build(state: Any) -> Any:
         width = state[key].shape[-1] if key in state else 0
         if width % HEAD_WIDTH:
             raise ValueError(
-                f"{key!r} is {width} wide, which is no number of heads of {HEAD_WIDTH}; use "
+                f"{key!r} is {width} wide, which is not a multiple of {HEAD_WIDTH}; use "
                 "open_clip:NAME/TAG or open_clip:local-dir:FOLDER for open_clip's own weights"
             )
 
