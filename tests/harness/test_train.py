@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from domainbed import datasets
+from domainbed import datasets, hparams_registry
 from domainbed.lib import preparation
 from domainbed.scripts import train
 
@@ -53,6 +53,18 @@ def test_a_run_writes_upstreams_records_and_files(golden, tmp_path, capsys):
     assert expected["header"] in printed.splitlines()
     assert (tmp_path / "out.txt").read_text() == printed
     assert (tmp_path / "done").read_text() == "done"
+
+
+def test_train_prints_the_hyperparameters_that_differ_from_the_defaults(tmp_path, capsys):
+    defaults = hparams_registry.default_hparams("LinearSGD", "Debug28")
+
+    assert run(tmp_path, "--hparams", '{"lr": 0.5, "batch_size": 8}') == 0
+
+    printed = capsys.readouterr().out
+    start = printed.index("HParams:")
+    count = len(defaults) - 2
+    expected = f"HParams:\n\tbatch_size: 8\n\tlr: 0.5\n\t{count} others have their defaults\n"
+    assert printed[start:].startswith(expected)
 
 
 def test_an_environment_smaller_than_the_batch_trains_with_a_warning(tmp_path, capsys):

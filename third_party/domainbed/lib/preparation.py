@@ -58,6 +58,22 @@ def choose_hparams(
     return chosen
 
 
+def changed_hparams(
+    args: argparse.Namespace, overrides: Mapping[str, Any], hparams: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Those of the chosen `hparams` that differ from the defaults of the algorithm and data set."""
+    algorithm_class = algorithms.get_algorithm_class(args.algorithm)
+    defaults = {
+        **hparams_registry.default_hparams(args.algorithm, args.dataset),
+        **algorithm_class.implied_hparams(args.dataset, overrides, None),
+    }
+    return {
+        name: value
+        for name, value in hparams.items()
+        if name not in defaults or defaults[name] != value
+    }
+
+
 def with_newer_defaults(args: argparse.Namespace, stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `stored` hyperparameters of a state, and the defaults of those that are younger.
 

@@ -55,7 +55,9 @@ def run(
         state = None if flags.restart else resume.load(args.output_dir)
         stored = state["hyperparameters"] if state else None
         hparams = preparation.choose_hparams(args, overrides, stored)
-        _print("HParams:", sorted(hparams.items()))
+        changed_hparams = preparation.changed_hparams(args, overrides, hparams)
+        _print("HParams:", sorted(changed_hparams.items()))
+        print(f"\t{len(hparams) - len(changed_hparams)} others have their defaults")
 
         preparation.seed_everything(args.seed)
         dataset, environments = preparation.load_environments(args, hparams)
