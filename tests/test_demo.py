@@ -116,7 +116,7 @@ def test_the_documented_seeds_are_those_of_the_packed_records(tmp_path):
     shutil.unpack_archive(archive, tmp_path, filter="data")
     tool = runpy.run_path(str(ROOT / "benchmarks" / "demo_seeds.py"))
     (group,) = collection.gather([tmp_path / "demo-seeds"]).groups
-    rows = tool["rows_of"](group, seeds=6)
+    rows = tool["rows_of"](group, seeds=10)
     computed = [re.findall(r"[-+]?\d+\.\d\d", " ".join(row)) for row in rows]
 
     section = (ROOT / "docs" / "measured.md").read_text().split("## The demo")[1].split("##")[0]
