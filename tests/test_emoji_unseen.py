@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import json
+import shutil
 import sys
 import zipfile
 from collections import Counter, defaultdict
@@ -407,3 +408,16 @@ def test_the_contamination_table_has_a_row_for_each_variant(tmp_path):
     rows = table.table(list(table.read_scores(tmp_path)))
     never_seen = {row["gain over zero-shot"]: row["never seen"] for row in rows}
     assert never_seen == {"CARFT (SWAD)": "+20.0 (0.0)", "CARFT (methods)": "+10.0 (0.0)"}
+
+
+def test_the_documented_table_is_that_of_the_packed_records(tmp_path):
+    records_folder = collect_sweeps.REPO / "benchmarks" / "records"
+    shutil.unpack_archive(records_folder / "contamination.tar.xz", tmp_path, filter="data")
+    tool = collect_sweeps.benchmark("contamination")
+
+    rows = tool.table(list(tool.read_scores(tmp_path / "contamination")))
+
+    page = (collect_sweeps.REPO / "docs" / "measured.md").read_text()
+    section = page.split("## Styles that the CLIP has never seen")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    assert lines[2:] == [f"| {' | '.join(row.values())} |" for row in rows]
