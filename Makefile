@@ -4,9 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
-# One more than the cores that the smallest machine has: what SLURM is tested with mostly waits.
+# Two more than the cores that the smallest machine has, since tests of launchers mostly wait.
 # tests/conftest.py says what stays together, and in which order.
-WORKERS ?= 3
+WORKERS ?= 4
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What meets torch and the interpreter most, for `make test-oldest`.

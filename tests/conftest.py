@@ -108,6 +108,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture(scope="module", autouse=True)
+def restored_variables() -> Iterator[None]:
+    """No module leaves the process variables of a job behind for the next one of its worker."""
+    variables = dict(os.environ)
+    yield
+    for name in os.environ.keys() - variables.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update({n: v for n, v in variables.items() if n != "PYTEST_CURRENT_TEST"})
+
+
+@pytest.fixture(scope="module", autouse=True)
 def freed_memory() -> Iterator[None]:
     """After each module, the system has the memory back that malloc keeps: hundreds of MB."""
     yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -72,13 +73,17 @@ class Rehearsal:
         return [*self.plan.jobs, *self.plan.waiting_jobs]
 
     def rows(self) -> Iterator[Row]:
-        """Make the rows, in the order in which they are printed."""
-        take_slot(self.plan, len(self.jobs))
+        """Make the rows, in the order in which they are printed.
+
+        Meanwhile this process has the variables of a job.
+        """
         self.plan.output.mkdir(parents=True, exist_ok=True)
         with (
+            _restored_variables(),
             tempfile.TemporaryDirectory(dir=self.plan.output, prefix=".preflight-") as temporary,
             ThreadPoolExecutor(1) as executor,
         ):
+            take_slot(self.plan, len(self.jobs))
             findings = executor.submit(environment.doctors_findings)  # while this process imports
             for row in self._all_rows(findings, Path(temporary)):
                 self.made_rows.append(row)
@@ -235,6 +240,18 @@ class Rehearsal:
             rows=[PrintedRow.model_validate(row.as_dict()) for row in self.made_rows],
             costs=self.job_costs,
         )
+
+
+@contextlib.contextmanager
+def _restored_variables() -> Iterator[None]:
+    """At the end this process has the variables that it had at the beginning."""
+    variables = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - variables.keys():
+            del os.environ[name]
+        os.environ.update(variables)
 
 
 def take_slot(plan: LaunchPlan, job_count: int) -> None:
