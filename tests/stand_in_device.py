@@ -68,6 +68,10 @@ ROUNDED = (
 _libraries: list[torch.library.Library] = []  # which forget what they hold when they are deleted
 
 
+# Older versions of torch have no such class, and no stand-in.
+_BackendModule: Any = getattr(backend_registration, "_DummyBackendModule", object)
+
+
 class MixedDevicesError(RuntimeError):
     """An operation on tensors of the stand-in and of the processor."""
 
@@ -216,7 +220,7 @@ def refused_waits(mode: str = "error") -> Iterator[None]:
         _debug_modes.pop()
 
 
-class Module(backend_registration._DummyBackendModule):
+class Module(_BackendModule):
     """The module ``torch.standin``, as torch asks for it in autocast and in checkpointed blocks.
 
     ``torch.accelerator`` does not find the device, so that other tests do not.
