@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from domainbed.lib import scalar_logs
 from domainbed.scripts import train
+from sweep_jobs import wait_until
 
 from . import fakes
 
@@ -150,6 +151,8 @@ def test_an_interrupted_run_is_a_single_wandb_run(tmp_path):
     run_and_interrupt(tmp_path, 4, "wandb")
     assert run(tmp_path, log="wandb") == 0
 
+    # W&B's own process may write the last entries after the run has ended.
+    wait_until(lambda: len(wandb_runs(tmp_path)[-1].steps) == 2, seconds=30)
     first, second = wandb_runs(tmp_path)
     assert (first.steps, second.steps) == ([0, 2], [4, 6])
     assert first.run_id == second.run_id
