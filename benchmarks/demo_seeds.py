@@ -24,6 +24,7 @@ from tabulate import tabulate
 from domainbed_carft import launchers
 from domainbed_carft.cli.demo import CARFT, DATA_DIR
 from domainbed_carft.data.emoji import UNSEEN
+from domainbed_carft.errors import raise_for
 from domainbed_carft.results import against_one, collection, suite_pairs
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
 from domainbed_carft.results.settings import Group
@@ -43,7 +44,7 @@ def train(output: Path, seeds: int) -> None:
     declaration = declaration_file.load("demo").model_copy(update={"trials": trials})
     pool = launchers.make("pool", {})
     launch.run(declaration, DATA_DIR, output, pool, skip_training_in_splits=True)
-    evaluate_sweep_on_suite(output, UNSEEN, SweepOptions())
+    raise_for(evaluate_sweep_on_suite(output, UNSEEN, SweepOptions()).problems)
 
 
 def group_of_trials(group: Group, first: int, count: int) -> Group:

@@ -13,6 +13,7 @@ import report_page
 from domainbed_carft.cli import demo, main
 from domainbed_carft.errors import CarftError
 from domainbed_carft.results import collection
+from domainbed_carft.runs import default_weights
 from domainbed_carft.suites import catalogue, records
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +110,14 @@ def test_the_demo_trains_tests_and_writes_one_table_and_the_report(tmp_path, dec
     assert "0 runs measured on EmojiUnseen" in printed.err
     (row,) = (line.split() for line in printed.out.splitlines() if line.startswith("CARFT"))
     assert cells["CARFT"][1] in row and cells["CARFT"][3] in row
+
+    # Damaged weights of one run cost no other its figures.
+    damaged = default_weights.choose_weights(folder, None)
+    damaged.write_bytes(b"no weights")
+    assert main(["evaluate", str(output / "sweep"), "--suite", "EmojiUnseen"]) == 3
+    printed = capsys.readouterr()
+    assert f"not measured: 1 run, {folder} first: {damaged}" in printed.err
+    assert "CLIPZeroShot" in printed.out
 
 
 def test_the_documented_seeds_are_those_of_the_packed_records(tmp_path):

@@ -20,7 +20,9 @@ from domainbed_carft.data import picture_files
 from domainbed_carft.method import prompts
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures.plan import PicturePlan
-from domainbed_carft.runs import predict, saved, suite_pictures
+from domainbed_carft.runs import default_weights, predict, saved, suite_job, suite_pictures
+from domainbed_carft.runs.measuring import LoadingOptions
+from domainbed_carft.runs.suite_evaluation import evaluate_on_suite
 from domainbed_carft.runs.zero_shot_head import ZeroShotHead
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Folders, Suite, TestSet
@@ -265,6 +267,26 @@ def test_wise_ft_and_soup_end_with_3_if_a_set_cannot_be_read(pets, suite, job, c
     ends = [tmp_path / f"mix/model_alpha_{alpha}.pkl" for alpha in ("0.00", "1.00")]
     output = carft(capsys, "soup", *ends, *flags, "-o", tmp_path / "soup", status=3, out=True)
     assert "  Cut: a picture of pets (Cut): " in output
+
+
+def test_runs_that_share_a_pass_are_measured_as_alone(pets, suite, job, tmp_path):
+    """Also one that wants its pictures in another way, after one that does not."""
+    other = runs_jobs.train_job(tmp_path / "other", pets / "my pets", "CARFT", protocol="clip")
+    weights = [default_weights.choose_weights(folder, None) for folder in (job, other)]
+    options = LoadingOptions(torch.device("cpu"), workers=0, data_dir=str(pets / "my pets"))
+
+    suite_job.evaluate_together(weights, "pets", options, skipped=["One"])
+
+    for path in weights:
+        (record,) = records.read(path.parent)
+        run = saved.open_run(path)
+        expected_sets = evaluate_on_suite("pets", run, options).as_dict()["sets"]
+        assert record["sets"].keys() == {"Usual", "Turned", "Cut"}
+        assert all(scores == _as_json(expected_sets[n]) for n, scores in record["sets"].items())
+
+
+def _as_json(value):
+    return json.loads(json.dumps(value))
 
 
 def test_wise_ft_and_soup_on_a_suite(pets, suite, job, capsys, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from domainbed_carft import files, launchers
 from domainbed_carft.cli import demo_table, run_texts
 from domainbed_carft.data.emoji import UNSEEN
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.report import output_folder, page
 from domainbed_carft.results import collect, collection, formats, suite_pairs, suites
 from domainbed_carft.results.document import Document
@@ -37,7 +37,7 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     sweep_folder = output / "sweep"
     declaration = _load_declaration(declared, trials)
     _train(declaration, output, "with one style left out, and tested on that and nine more")
-    evaluate_sweep_on_suite(sweep_folder, UNSEEN, SweepOptions())
+    raise_for(evaluate_sweep_on_suite(sweep_folder, UNSEEN, SweepOptions()).problems)
 
     results = collect.collect([sweep_folder], columns=[demo_table.TRAINED_ON])
     pairs = suite_pairs.compare(results.collection.groups, UNSEEN, CARFT)
@@ -136,7 +136,7 @@ def _evaluate_on_suite(job_folder: Path, suite: str, output: Path) -> None:
 
 def _report(output: Path, sweep_folder: Path, table: str, note: str) -> None:
     """Write the table and the report, print the table and where everything is."""
-    (output / "results.txt").write_text(table, encoding="utf-8")
+    files.save_text(output / "results.txt", table)
     print(f"{table}\n{note}")
 
     report = page.write_report([sweep_folder], output / "report").index

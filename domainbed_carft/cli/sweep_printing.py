@@ -108,8 +108,11 @@ def evaluate_sweep_command(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate_on_suite(arguments: argparse.Namespace, options: SweepOptions) -> int:
-    """Evaluate a sweep on a suite, and print or write the suite's table."""
-    measured = evaluate_sweep_on_suite(arguments.path, arguments.suite, options)
+    """Evaluate a sweep on a suite, and print or write the suite's table.
+
+    Returns 3 if some runs have figures and others could not be measured, 1 if none has.
+    """
+    outcome = evaluate_sweep_on_suite(arguments.path, arguments.suite, options)
     scores = [
         row
         for group in collection.gather([arguments.path]).groups
@@ -121,8 +124,13 @@ def _evaluate_on_suite(arguments: argparse.Namespace, options: SweepOptions) -> 
     document = Document([suites.caption()], grids, entries, records=[])
     with files.stream(arguments.output) as out:
         out.write(formats.FORMATS["json" if arguments.json else "text"](document))
-    log(f"evaluate: {quantity(measured, 'run')} measured on {arguments.suite}")
-    return 0
+    log(f"evaluate: {quantity(outcome.measured, 'run')} measured on {arguments.suite}")
+    for problem in outcome.problems:
+        log(f"evaluate: not measured: {problem.sentence()}")
+
+    if not outcome.problems:
+        return 0
+    return SOME_SKIPPED if scores else 1
 
 
 def sweep_text(evaluation: SweepEvaluation) -> str:

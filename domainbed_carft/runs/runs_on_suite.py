@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import Problem
 from domainbed_carft.launchers.children import Children
 from domainbed_carft.results import collection
 from domainbed_carft.results.suite_runs import SuiteRun, selected_runs
@@ -16,6 +16,7 @@ from domainbed_carft.runs import suite_job
 from domainbed_carft.runs.default_weights import choose_weights
 from domainbed_carft.runs.evaluation_processes import SweepOptions, evaluate_in_pool, run_process
 from domainbed_carft.suites import catalogue, records
+from domainbed_carft.text import quantity
 
 
 @dataclass(frozen=True)
@@ -26,25 +27,37 @@ class _Pass:
     skipped_sets: list[str]
 
 
-def evaluate_sweep_on_suite(folder: Path, suite: str, options: SweepOptions) -> int:
+@dataclass(frozen=True)
+class SweepOnSuite:
+    """How many runs were measured, and why others were not."""
+
+    measured: int
+    problems: list[Problem]
+
+
+def evaluate_sweep_on_suite(folder: Path, suite: str, options: SweepOptions) -> SweepOnSuite:
     """Measure each run that validation chose on the sets of a suite that it was not trained on.
 
     The records are added to the jobs' suites.jsonl. Runs with a record of their weights are not
-    measured again. Returns how many were measured. Raises CarftError for an unknown suite, and with
-    the reason if a run cannot be measured.
+    measured again. What keeps some runs from being measured keeps no others. Raises CarftError for
+    an unknown suite.
     """
     catalogue.get(suite)
     groups = collection.gather([folder]).groups
     runs = [run for group in groups for run in selected_runs(group)]
     passes = list(_passes(runs, suite))
+    problems: list[Problem] = []
 
     def evaluate(task: _Pass, slot: Mapping[str, str], children: Children) -> None:
         status, message = run_process(_command(task, suite, options), slot, children)
-        if status != 0 and children.stopped_by is None:
-            raise CarftError(f"{task.weights[0].parent} and runs beside it: {message}")
+        if status != 0:
+            jobs = quantity(len(task.weights), "run")
+            problems.append(Problem(message=f"{jobs}, {task.weights[0].parent} first: {message}"))
 
     evaluate_in_pool(passes, evaluate, options, suite_job.MODULE)
-    return sum(len(task.weights) for task in passes)
+    weights = [file for task in passes for file in task.weights]
+    measured = sum(_has_record(file, suite) for file in weights)
+    return SweepOnSuite(measured, problems)
 
 
 def _passes(runs: list[SuiteRun], suite: str) -> Iterator[_Pass]:

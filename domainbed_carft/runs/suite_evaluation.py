@@ -149,19 +149,29 @@ def suite_test(name: str, run: TrainedRun, options: LoadingOptions) -> SuiteTest
     are the suite's, in order.
     """
     suite = catalogue.get(name)
-    if tuple(run.classes) != suite.classes:
-        pairs = itertools.zip_longest(run.classes, suite.classes)
-        run_class, suite_class = next(pair for pair in pairs if pair[0] != pair[1])
-        raise CarftError(
-            f"{run.path} has {len(run.classes):,} classes, expected the {len(suite.classes):,} of "
-            f"the suite {suite.name} in their order (found {run_class!r} instead of "
-            f"{suite_class!r})"
-        )
-
+    require_classes(run, suite)
     located_sets = locate_sets(suite, options.data_dir or run.args.get("data_dir"))
-    test_plan = run.picture_plan.without_augmentation()
-    plan = dataclasses.replace(test_plan, size=run.algorithm.input.preprocessing.resolution)
-    return SuiteTest(suite, located_sets, plan, options)
+    return SuiteTest(suite, located_sets, evaluation_plan(run), options)
+
+
+def require_classes(run: TrainedRun, suite: Suite) -> None:
+    """Raise CarftError unless the run's classes are the suite's, in order."""
+    if tuple(run.classes) == suite.classes:
+        return
+
+    pairs = itertools.zip_longest(run.classes, suite.classes)
+    run_class, suite_class = next(pair for pair in pairs if pair[0] != pair[1])
+    raise CarftError(
+        f"{run.path} has {len(run.classes):,} classes, expected the {len(suite.classes):,} of "
+        f"the suite {suite.name} in their order (found {run_class!r} instead of "
+        f"{suite_class!r})"
+    )
+
+
+def evaluation_plan(run: TrainedRun) -> PicturePlan:
+    """How the pictures of a suite are made for a run: as its own are, without augmentation."""
+    resolution = run.algorithm.input.preprocessing.resolution
+    return dataclasses.replace(run.picture_plan.without_augmentation(), size=resolution)
 
 
 def evaluate_clip(name: str, suite_name: str, options: LoadingOptions) -> SuiteEvaluation:

@@ -8,18 +8,27 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.pictures.plan import PicturePlan
 from domainbed_carft.runs import preloaded as preloaded  # by the fork server
 from domainbed_carft.runs import saved
 from domainbed_carft.runs.measuring import LoadingOptions, Predictor, choose_device
 from domainbed_carft.runs.saved import TrainedRun
-from domainbed_carft.runs.suite_evaluation import append_record, run_facts, suite_test
+from domainbed_carft.runs.suite_evaluation import (
+    append_record,
+    evaluation_plan,
+    require_classes,
+    run_facts,
+    suite_test,
+)
 from domainbed_carft.runs.suite_scores import SuiteEvaluation
+from domainbed_carft.suites import catalogue
 from domainbed_carft.text import printable
 
 MODULE = "domainbed_carft.runs.suite_job"
@@ -53,12 +62,25 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate_together(
     weights: Sequence[Path], suite: str, options: LoadingOptions, skipped: Collection[str] = ()
 ) -> None:
-    """Measure runs on the sets of a suite but the ``skipped``, in one pass over the pictures.
+    """Measure runs on the sets of a suite but the ``skipped``; each adds to its suites.jsonl.
 
-    The test transform is that of the first run. The records are added to the jobs' suites.jsonl.
-    Raises CarftError as `open_run` and `suite_test`.
+    Runs whose pictures are made in one way share a pass over them. Raises CarftError as `open_run`
+    and `suite_test`, and if a set cannot be read; then the runs of that pass get no record.
     """
-    runs = [saved.open_run(path) for path in weights]
+    runs_by_plan: dict[PicturePlan, list[TrainedRun]] = defaultdict(list)
+    for path in weights:
+        run = saved.open_run(path)
+        require_classes(run, catalogue.get(suite))
+        runs_by_plan[evaluation_plan(run)].append(run)
+
+    for runs in runs_by_plan.values():
+        _evaluate_in_one_pass(runs, suite, options, skipped)
+
+
+def _evaluate_in_one_pass(
+    runs: Sequence[TrainedRun], suite: str, options: LoadingOptions, skipped: Collection[str]
+) -> None:
+    """Measure runs whose pictures are made in one way."""
     test = suite_test(suite, runs[0], options)
     located_sets = [
         located for located in test.located_sets if located.test_set.name not in skipped
@@ -66,8 +88,10 @@ def evaluate_together(
     test = dataclasses.replace(test, suite=test.suite.without(skipped), located_sets=located_sets)
 
     all_scores = test.scores(_predictor(runs, options), variants=len(runs))
-    if all_scores[0].unread:
-        raise CarftError(f"{suite}: cannot read {', '.join(all_scores[0].unread)}")
+    first = all_scores[0]
+    if first.unread:
+        reasons = [f"{name}: {'; '.join(first.problems.get(name, []))}" for name in first.unread]
+        raise CarftError(f"{suite} cannot be read: {'; '.join(reasons)}")
     for run, scores in zip(runs, all_scores, strict=True):
         append_record(run.path, SuiteEvaluation(run_facts(run), scores))
 
