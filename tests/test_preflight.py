@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,21 @@ def test_shared_memory_has_to_hold_what_loaders_read_ahead(free: int, state: str
     assert state_of(row) == state
     assert row.figures["needed_bytes"] == 32 * 2 * 4 * picture_bytes
     assert ("--shm-size" in row.finding.remedy) == (state == "failure")
+
+
+def test_shared_memory_does_not_matter_where_batches_need_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "memfd_create", lambda *_: os.open(os.devnull, os.O_RDONLY))
+    assert environment.free_shared_memory() is None
+    row = environment.shared_memory_row(10**9, batch_size=32, workers=4, free=None)
+    assert state_of(row) == "pass" and "memfd" in row.finding.detail
+
+    def refuse(name: str, flags: int) -> int:
+        raise PermissionError(name)
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    assert environment.free_shared_memory() == shutil.disk_usage("/dev/shm").free
 
 
 @pytest.mark.parametrize(("free", "state"), [(90, "failure"), (105, "warning"), (200, "pass")])

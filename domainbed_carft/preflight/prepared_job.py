@@ -29,7 +29,11 @@ Batch = tuple[Tensor, Tensor]
 _NEVER = 2**40  # a step that no rehearsal reaches
 # Hparams on which a data set and its transforms depend.
 _DATA_HPARAMS = (
-    *("clip_backbone", "class_names", "protocol", "preprocessing", "data_edition"),
+    "clip_backbone",
+    "class_names",
+    "protocol",
+    "preprocessing",
+    "data_edition",
     "data_augmentation",
 )
 

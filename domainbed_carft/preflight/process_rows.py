@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -93,16 +94,17 @@ def _run_ranks(prepared: PreparedJob, folder: Path) -> str:
     """Run both ranks, which write ``ranks.pt`` into the folder; returns what went wrong."""
     request = folder / "ranks.json"
     request.write_text(json.dumps({"args": dict(prepared.job.args)}))
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-m", "domainbed_carft.preflight.rank", str(request)],
-            env={**os.environ, **variables},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=(folder / f"rank{variables['RANK']}.txt").open("wb"),
-        )
-        for variables in rank_variables()
-    ]
+    with contextlib.ExitStack() as logs:
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-m", "domainbed_carft.preflight.rank", str(request)],
+                env={**os.environ, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=logs.enter_context((folder / f"rank{variables['RANK']}.txt").open("wb")),
+            )
+            for variables in rank_variables()
+        ]
     try:
         statuses = [child.wait(PATIENCE) for child in children]
     except subprocess.TimeoutExpired:

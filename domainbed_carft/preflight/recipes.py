@@ -14,9 +14,24 @@ from domainbed_carft.text import shortened
 
 # Hparams that change neither time nor memory of a step.
 _COSTLESS = (
-    *("lr", "weight_decay", "weight_decay_all", "lr_schedule", "warmup_steps", "total_steps"),
-    *("grad_clip", "lp_lr", "lp_steps", "ema", "beta", "average_start", "lora_alpha"),
-    *("context_scale", "clip_digest", "clip_revision", "prompts_digest", "data_edition"),
+    "lr",
+    "weight_decay",
+    "weight_decay_all",
+    "lr_schedule",
+    "warmup_steps",
+    "total_steps",
+    "grad_clip",
+    "lp_lr",
+    "lp_steps",
+    "ema",
+    "beta",
+    "average_start",
+    "lora_alpha",
+    "context_scale",
+    "clip_digest",
+    "clip_revision",
+    "prompts_digest",
+    "data_edition",
     "batch_size",  # the job with the largest one stands for all
 )
 # Hparams on which the zero-shot accuracy depends.
