@@ -24,6 +24,10 @@ from domainbed_carft.jobs.search import Search, parse_role, parse_search
 NAME = "sweep.json"
 VERSION = 1
 
+# Its neighbours in the output folder: the declaration that was launched, and a rehearsal of it.
+DECLARATION_FILE = "sweep.yaml"
+REHEARSAL_FILE = "preflight.json"
+
 
 @dataclass(frozen=True)
 class Dataset:

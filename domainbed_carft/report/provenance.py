@@ -51,8 +51,11 @@ def sweeps(folders: Iterable[Path]) -> list[DeclaredSweep]:
     declared = []
     for folder in folders:
         with contextlib.suppress(OSError, CarftError):
-            text = (folder / "sweep.yaml").read_text(encoding="utf-8", errors="replace")
-            words = ["carft", "sweep", "launch", "sweep.yaml", "--output_dir", "OUT"]
+            text = (folder / manifest.DECLARATION_FILE).read_text(
+                encoding="utf-8", errors="replace"
+            )
+            words = ["carft", "sweep", "launch", manifest.DECLARATION_FILE]
+            words += ["--output_dir", "OUT"]
             launched = manifest.read(folder)
             jobs = launched.jobs if launched else ()
             if any(job.args.get("data_dir") not in _NO_DATA_FOLDERS for job in jobs):

@@ -110,4 +110,9 @@ def _training_times(runs: Sequence[Run]) -> Iterator[str]:
             hours.setdefault(run.cost.device, []).append(run.cost.training_hours)
     for device, hours_of_runs in hours.items():
         if len(hours_of_runs) == len(runs):
-            yield f"{math.fsum(hours_of_runs):.2g} hours on {device}"
+            yield f"{_duration(math.fsum(hours_of_runs))} on {device}"
+
+
+def _duration(hours: float) -> str:
+    """Hours, or minutes where there is less than one."""
+    return f"{hours:.2g} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"

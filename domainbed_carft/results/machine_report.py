@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.records import Run
 
 # The name of the issue form, in .github/ISSUE_TEMPLATE/ran-on-a-gpu.yml.
 ISSUE_FORM = "I ran it on a GPU"
-
-REHEARSAL = "preflight.json"
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def attachments(folders: Sequence[Path | str]) -> list[Attachment]:
 
 def _rehearsal(folder: Path) -> Attachment:
     """The report of ``carft preflight`` in an output folder, or how to make it."""
-    path = folder / REHEARSAL
+    path = folder / manifest.REHEARSAL_FILE
     output = shlex.quote(str(folder))
     command = f"carft preflight SWEEP --data_dir DATA --output_dir {output}"
     return Attachment(

@@ -200,7 +200,7 @@ def write_manifest(
         search=search,
     )
     manifest.add(output, sweep)
-    files.save_text(output / "sweep.yaml", declaration.text)
+    files.save_text(output / manifest.DECLARATION_FILE, declaration.text)
 
 
 def _load(

@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
+from domainbed_carft.jobs import manifest
 from domainbed_carft.text import printable, quantity
 
-NAME = "preflight.json"
-VERSION = 1
+NAME = manifest.REHEARSAL_FILE
 LARGEST_FILE = 16 * 2**20  # bytes
 
 Verdict = Literal["passed", "warnings", "failed"]

@@ -91,7 +91,8 @@ def launch_command(
 ) -> list[str]:
     """The words after ``carft`` that launch what an output folder's sweep still lacks."""
     folder = os.path.abspath(output)
-    words = ["sweep", "launch", os.path.join(folder, "sweep.yaml"), "--output_dir", folder]
+    declaration = os.path.join(folder, manifest.DECLARATION_FILE)
+    words = ["sweep", "launch", declaration, "--output_dir", folder]
     words += ["--data_dir", data_dir, "--launcher", launcher, "--yes"]
     for name, value in options.items():
         words += _option_words(name, value)

@@ -125,11 +125,12 @@ def choose(
 
     jitter = stages.jitter_path(devices.default_device())
     plan = replace(plan, mode=FAST, jitter=jitter)
-    model_input = ask_model() if ask_model and len(readable) == len(dataset) else None
-    if model_input:
-        size, mean, std = model_input
+    wanted_input = ask_model() if ask_model and len(readable) == len(dataset) else None
+    if wanted_input:
+        model_input = ModelInput(*wanted_input)
         # Another size than upstream's is the data set's own choice.
-        plan = plan.for_model(size if plan.size == UPSTREAM_SIZE else plan.size, mean, std)
+        size = model_input.size if plan.size == UPSTREAM_SIZE else plan.size
+        plan = plan.for_model(size, model_input.mean, model_input.std)
         dataset.input_shape = (3, plan.size, plan.size)
 
     store, store_line = store_folder.open_store(cache, os.path.dirname(readable[0].root))
