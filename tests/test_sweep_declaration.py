@@ -209,7 +209,7 @@ def test_the_comment_of_each_shipped_sweep_states_its_cost(path):
     if declaration.has_stages:
         jobs += declaration.repeated_jobs("D", Path("/nowhere"), chosen=())
     statuses = [states.status(job, declaration.facts) for job in jobs]
-    *_, total = costs.costs(statuses, declaration.facts).values()
+    *_, total = costs.costs(statuses, declaration.facts, skips=True).values()
     comment = " ".join(
         line[1:].strip() for line in path.read_text().splitlines() if line[:1] == "#"
     )
