@@ -136,11 +136,13 @@ def evaluate_in_pool(
     evaluate: Callable[[Task, Mapping[str, str], Children], None],
     options: SweepOptions,
     module: str,
+    count_runs: Callable[[Task], int] = lambda _: 1,
 ) -> None:
     """Call ``evaluate`` for each task, several at a time, with a slot's variables and the children.
 
-    ``module``: what the processes that it starts run as ``python -m``. Raises KeyboardInterrupt and
-    SystemExit after signals.
+    ``module``: what the processes that it starts run as ``python -m``. ``count_runs``: how many
+    runs a task measures, for the line of progress. Raises KeyboardInterrupt and SystemExit after
+    signals.
     """
     pool: Any = launchers.make(
         "pool",
@@ -151,7 +153,8 @@ def evaluate_in_pool(
     waiting = deque(tasks)
     fork_server = ForkServer(detached=True, module=module)
     children = Children(fork_server)
-    bar = progress(total=len(waiting), unit="run", description="evaluate", delay=2)
+    total = sum(map(count_runs, tasks))
+    bar = progress(total=total, unit="run", description="evaluate", delay=2)
 
     def work(slot: Mapping[str, str]) -> None:
         while children.stopped_by is None:
@@ -160,7 +163,7 @@ def evaluate_in_pool(
             except IndexError:  # nothing is waiting
                 return
             evaluate(task, slot, children)
-            bar.update()
+            bar.update(count_runs(task))
 
     workers = ThreadPoolExecutor(max_workers=max(1, len(slots)))
     with fork_server, stopping(children, "evaluate"), workers, bar:

@@ -54,7 +54,13 @@ def evaluate_sweep_on_suite(folder: Path, suite: str, options: SweepOptions) -> 
             jobs = quantity(len(task.weights), "run")
             problems.append(Problem(message=f"{jobs}, {task.weights[0].parent} first: {message}"))
 
-    evaluate_in_pool(passes, evaluate, options, suite_job.MODULE)
+    evaluate_in_pool(
+        passes,
+        evaluate,
+        options,
+        suite_job.MODULE,
+        count_runs=lambda task: len(task.weights),
+    )
     weights = [file for task in passes for file in task.weights]
     measured = sum(_has_record(file, suite) for file in weights)
     return SweepOnSuite(measured, problems)
