@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-ARCHIVE = Path(__file__).parents[1] / "benchmarks" / "records" / "peers-emoji.tar.xz"
+RECORDS = Path(__file__).parents[1] / "benchmarks" / "records"
 # Variant -> words in the titles of its tables
 SETTINGS = {
     "methods": "hparam wise_alpha default, hparam average default",
@@ -18,22 +18,37 @@ SETTINGS = {
     "CARFT+beta": '"beta"',
     "CARFT+ema": '"ema"',
     "CARFT+sma": '"sma"',
+    "SWAD": '"swad"',
+}
+# Variant -> what docs/peers.md calls its rows
+NAMES_OF_VARIANTS = {
+    "methods": "{}",
+    "CARFT+WiSE-FT": "{}, predicting half-way to the original (`wise_alpha` 0.5)",
+    "CARFT+beta": "{}, `average` beta",
+    "CARFT+ema": "{}, `average` ema",
+    "CARFT+sma": "{}, `average` sma",
+    "SWAD": "{}, `average` swad",
 }
 
+# Algorithms that more than one variant has, so that the collector names the variant
+OF_SEVERAL_VARIANTS = ("CARFT", "CLIPFineTune", "CLIPMIRO")
 
-def unpack(folder: Path) -> None:
-    """Unpack the sweep into ``folder``, where ``peers-emoji`` is its output folder."""
-    with tarfile.open(ARCHIVE) as archive:
+
+def unpack(folder: Path, sweep: str = "peers-emoji") -> None:
+    """Unpack a sweep into ``folder``, where its output folder has the sweep's name."""
+    with tarfile.open(RECORDS / f"{sweep}.tar.xz") as archive:
         archive.extractall(folder, filter="data")
 
 
 def selected_checkpoints(output: Path) -> pd.DataFrame:
     """A row for each job: its checkpoint by training-domain validation, and what it cost.
 
-    Columns: variant, algorithm, target, trial, ``out`` and ``in`` (accuracies in percent),
-    step_seconds and hours (of training).
+    Columns: variant, algorithm, target, trial, step (of the checkpoint), ``out`` and ``in``
+    (accuracies in percent), step_seconds and hours (of training), folder. Of SWAD this is the last
+    checkpoint. The jobs of the search for a learning rate are left out.
     """
-    return pd.DataFrame([_selected(path) for path in output.glob("*/*/results.jsonl")])
+    paths = (path for variant in SETTINGS for path in output.glob(f"{variant}/*/results.jsonl"))
+    return pd.DataFrame([_selected(path) for path in paths])
 
 
 def _selected(path: Path) -> dict[str, Any]:
@@ -41,7 +56,7 @@ def _selected(path: Path) -> dict[str, Any]:
     (target,) = records[0]["args"]["test_envs"]
     others = [env for env in range(4) if env != target]
     validation = [np.mean([record[f"env{env}_out_acc"] for env in others]) for record in records]
-    best = records[int(np.argmax(validation))]
+    chosen = -1 if path.parts[-3] == "SWAD" else int(np.argmax(validation))
 
     counts = np.diff([-1, *(record["step"] for record in records)])
     seconds = np.array([record["step_time"] for record in records])
@@ -51,8 +66,15 @@ def _selected(path: Path) -> dict[str, Any]:
         "algorithm": records[0]["args"]["algorithm"],
         "target": target,
         "trial": records[0]["args"]["trial_seed"],
-        "out": 100 * best[f"env{target}_in_acc"],
-        "in": 100 * max(validation),
+        "step": records[chosen]["step"],
+        "out": 100 * records[chosen][f"env{target}_in_acc"],
+        "in": 100 * validation[chosen],
         "step_seconds": np.average(seconds[later], weights=counts[later]),
         "hours": (seconds * counts).sum() / 3600,
+        "folder": path.parent,
     }
+
+
+def row_name(variant: str, algorithm: str) -> str:
+    """What `carft collect --by variant` calls this row."""
+    return f"{algorithm} ({variant})" if algorithm in OF_SEVERAL_VARIANTS else algorithm

@@ -4,6 +4,7 @@ import json
 
 import collect_sweeps
 import numpy as np
+import packed_records
 import pytest
 import scipy
 
@@ -37,7 +38,7 @@ def differences(selected):
 
     found = {}
     for (variant, algorithm), jobs in by_row.items():
-        name = algorithm if variant == "methods" else f"CARFT ({variant})"
+        name = packed_records.row_name(variant, algorithm)
         for measure, column in (("accuracy", "out"), ("in-domain", "in")):
             ours, theirs = (
                 frame.pivot_table(index="target", columns="trial", values=column)
@@ -57,7 +58,7 @@ def enumerated_p(values):
 
 def test_differences_intervals_and_p_values_are_those_of_scipy(results, differences):
     entries = {(e.algorithm, e.measure, e.unit): e for e in results.comparisons_against}
-    assert len(entries) == 2 * len(differences) == 2 * 2 * 16
+    assert len(entries) == 2 * len(differences) == 2 * 2 * 21
 
     for (name, measure), frame in differences.items():
         units = {"environment": frame.mean(axis=1).to_numpy(), "pair": frame.to_numpy().ravel()}
@@ -89,9 +90,9 @@ def test_p_values_are_corrected_over_the_rows_of_a_table(results):
     assert len(tables) == 4
     for _, rows in tables:
         table = rows.sort_values("p")
-        assert len(table) == 16
+        assert len(table) == 21
 
-        factors = np.arange(16, 0, -1)
+        factors = np.arange(21, 0, -1)
         expected = np.minimum(1, np.maximum.accumulate(factors * table["p"].to_numpy()))
         assert table["p_holm"].to_numpy() == pytest.approx(expected, abs=1e-12)
 
@@ -126,7 +127,7 @@ def test_what_few_environments_cannot_show_is_said(results):
         "With n = 4 environments no p-value is below 0.125: read the difference and the wins."
     ]
     assert "optimistic" in pairs.title
-    assert [row[-1] for row in environments.rows] == ["0.125"] * 16
+    assert [row[-1] for row in environments.rows] == ["0.125"] * 21
 
 
 def test_power_is_that_of_the_noncentral_t_distribution(results, differences):

@@ -1,0 +1,144 @@
+"""The tables of docs/peers.md: their figures are those of the packed records, computed here."""
+
+import json
+import re
+
+import collect_sweeps
+import numpy as np
+import pytest
+from packed_records import NAMES_OF_VARIANTS
+
+from domainbed_carft.results.collect import collect
+
+REFERENCE = "CARFT (methods)"
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """The first two tables of the section: of each, a method's name -> its other cells."""
+    page = (collect_sweeps.REPO / "docs" / "peers.md").read_text(encoding="utf-8")
+    section = page.split("## All of them on EmojiStyles")[1].split("\n## ")[0]
+    tables = re.findall(r"(?:^\|.*\|\n)+", section, re.MULTILINE)
+    assert len(tables) == 3  # the third one has the rates
+
+    rows_of_tables = []
+    for table in tables[:2]:
+        rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+        rows_of_tables.append({name: cells for name, *cells in rows[2:]})
+    return rows_of_tables
+
+
+@pytest.fixture(scope="module")
+def jobs_of(selected):
+    """A method's name on the page -> its jobs."""
+    return {
+        NAMES_OF_VARIANTS[variant].format(algorithm): jobs
+        for (variant, algorithm), jobs in selected.groupby(["variant", "algorithm"])
+    }
+
+
+def test_both_tables_have_every_method_with_the_highest_accuracy_first(tables, jobs_of):
+    accuracies = {name: jobs["out"].mean() for name, jobs in jobs_of.items()}
+    expected = sorted(accuracies, key=accuracies.__getitem__, reverse=True)
+    assert list(tables[0]) == list(tables[1]) == expected
+
+
+def test_accuracies_and_differences_are_those_of_the_records(tables, jobs_of):
+    by_pair = ["target", "trial"]
+    reference = jobs_of["CARFT"].set_index(by_pair)
+
+    for name, (out, out_difference, in_domain, in_difference, _) in tables[0].items():
+        jobs = jobs_of[name].set_index(by_pair)
+        assert [out, in_domain] == [f"{jobs[column].mean():.1f}" for column in ("out", "in")]
+
+        if name == "CARFT":
+            assert out_difference == in_difference == ""
+            continue
+        for text, column in ((out_difference, "out"), (in_difference, "in")):
+            differences = jobs[column] - reference[column]
+            assert text == f"{differences.mean():+.2f} ({differences.sem():.2f})"
+
+
+def test_p_values_are_those_of_the_collector(tables, peers_emoji):
+    results = collect(peers_emoji, methods=["training-domain"], by=["variant"], against=REFERENCE)
+    entries = [entry for entry in results.comparisons_against if entry.unit == "pair"]
+    of_accuracy = {entry.algorithm: entry for entry in entries if entry.measure == "accuracy"}
+
+    shown = {name: cells[-1] for name, cells in tables[0].items() if name != "CARFT"}
+    assert len(shown) == len(of_accuracy)
+    for entry in of_accuracy.values():
+        assert shown[name_on_page(entry.algorithm)] == p_text(entry.p_holm)
+
+
+def name_on_page(row):
+    """What the page calls a row of a table by variant."""
+    algorithm, variant = re.fullmatch(r"(\w+)(?: \((.+)\))?", row).groups()
+    return NAMES_OF_VARIANTS[variant or "methods"].format(algorithm)
+
+
+def p_text(p):
+    """A p-value as the page shows it."""
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}".replace("e-0", "e-")
+
+
+def test_figures_of_evaluation_are_those_of_the_summaries(tables, jobs_of):
+    for name, (worst, ece, gained, lost, *_) in tables[1].items():
+        jobs = jobs_of[name]
+        by_target = jobs.groupby("target")["out"].mean()
+        assert float(worst.split()[0]) == round(by_target.min(), 1)
+
+        splits = [summary_of(job) for job in jobs.itertuples()]
+        errors = [calibration_error(split["calibration"]["reliability"]) for split in splits]
+        assert ece == f"{100 * np.mean(errors):.1f}"
+        for text, kind in ((gained, "gained"), (lost, "lost")):
+            shares = [split["flips"][kind] / sum(split["flips"].values()) for split in splits]
+            assert text == f"{100 * np.mean(shares):.1f}"
+
+
+def summary_of(job):
+    """What `carft evaluate` measured of a job's target at its checkpoint."""
+    summary = json.loads((job.folder / f"evaluation_step{job.step}.json").read_text())
+    (split,) = summary["splits"]
+    return split
+
+
+def calibration_error(reliability):
+    """Guo et al. 2017: the mean distance of confidence and accuracy in a bin, by its pictures."""
+    confidence, correct, pictures = (
+        np.array(reliability[name]) for name in ("confidence", "correct", "pictures")
+    )
+    return np.abs(confidence - correct).sum() / pictures.sum()
+
+
+def test_gains_in_never_seen_styles_are_those_of_the_suite(tables, peers_emoji):
+    tool = collect_sweeps.benchmark("contamination")
+    rows = tool.table(list(tool.read_scores(peers_emoji)))
+    gains = {row["gain over zero-shot"]: row["never seen"] for row in rows}
+
+    shown = {name: cells[4] for name, cells in tables[1].items()}
+    for method, gain in gains.items():
+        assert shown.pop(name_on_page(method)) == gain
+    assert shown == {"CLIPZeroShot": ""}
+
+
+def test_the_page_of_swad_has_the_differences_that_it_makes(selected):
+    page = (collect_sweeps.REPO / "docs" / "methods" / "swad.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+) with `swad`.*? \| (.+) \| (.+) \| (.+) \| (.+) \|$", page, re.M)
+    algorithms = {"CARFT": "CARFT", "plain fine-tuning": "CLIPFineTune", "MIRO": "CLIPMIRO"}
+    assert [name for name, *_ in rows] == list(algorithms)
+
+    runs = selected.set_index(["variant", "algorithm", "target", "trial"]).sort_index()
+    for name, *cells in rows:
+        swad, without = (
+            runs.loc[(variant, algorithms[name])][["out", "in"]] for variant in ("SWAD", "methods")
+        )
+        differences = swad - without
+        expected = [
+            cell
+            for column in ("out", "in")
+            for cell in (
+                f"{swad[column].mean():.1f}%",
+                f"{differences[column].mean():+.2f} ({differences[column].sem():.2f})",
+            )
+        ]
+        assert cells == expected
