@@ -158,12 +158,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "CLIPFineTune+ema": ("CLIPFineTune", {"average": "ema"}),
     "CLIPFineTune+beta": ("CLIPFineTune", {"average": "beta"}),
     "CLIPFineTune+swad": ("CLIPFineTune", {"average": "swad"}),
-    "CLIPMIRO+swad": ("CLIPMIRO", {"average": "swad"}),
-    "CARFT+sma": ("CARFT", {"average": "sma", "average_start": 0}),
-    "CARFT+ema": ("CARFT", {"average": "ema"}),
-    "CARFT+beta": ("CARFT", {"average": "beta"}),
-    "CARFT+swad": ("CARFT", {"average": "swad"}),
-    "CARFT+WiSE-FT": ("CARFT", {"wise_alpha": 0.5}),
     **{
         name: (name, {"lp_steps": 0})
         for name in hparams.ALGORITHMS

@@ -81,9 +81,10 @@ def p_text(p):
     return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}".replace("e-0", "e-")
 
 
-def test_figures_of_evaluation_are_those_of_the_summaries(tables, jobs_of):
-    for name, (worst, ece, gained, lost, *_) in tables[1].items():
+def test_figures_of_evaluation_and_cost_are_those_of_the_records(tables, jobs_of):
+    for name, (worst, ece, gained, lost, _, step_seconds) in tables[1].items():
         jobs = jobs_of[name]
+        assert step_seconds == f"{jobs['step_seconds'].mean():.3f}"
         by_target = jobs.groupby("target")["out"].mean()
         assert float(worst.split()[0]) == round(by_target.min(), 1)
 
