@@ -5,6 +5,7 @@ import json
 
 import collect_sweeps
 import numpy as np
+import packed_records
 import pytest
 
 from domainbed_carft import cli
@@ -65,9 +66,9 @@ def test_variants_are_rows_and_what_has_one_value_keeps_its_name(peers_emoji, se
     rows = rows_of(results)
 
     assert list(rows)[:3] == ["CARFT (methods)", "CARFT (CARFT+sma)", "CARFT (CARFT+ema)"]
-    assert len(rows) == 17 and "CLIPood" in rows
+    assert len(rows) == 22 and "CLIPood" in rows
     for variant, algorithm in means.index.droplevel("target").unique():
-        name = algorithm if algorithm != "CARFT" else f"CARFT ({variant})"
+        name = packed_records.row_name(variant, algorithm)
         assert rows[name] == pytest.approx(means[variant, algorithm].tolist(), abs=1e-9)
 
 
