@@ -43,7 +43,7 @@ def unpack(folder: Path, sweep: str = "peers-emoji") -> None:
 def selected_checkpoints(output: Path) -> pd.DataFrame:
     """A row for each job: its checkpoint by training-domain validation, and what it cost.
 
-    Columns: variant, algorithm, target, trial, step (of the checkpoint), ``out`` and ``in``
+    Columns: variant, algorithm, target, trial, lr, step (of the checkpoint), ``out`` and ``in``
     (accuracies in percent), step_seconds and hours (of training), folder. Of SWAD this is the last
     checkpoint. The jobs of the search for a learning rate are left out.
     """
@@ -66,6 +66,7 @@ def _selected(path: Path) -> dict[str, Any]:
         "algorithm": records[0]["args"]["algorithm"],
         "target": target,
         "trial": records[0]["args"]["trial_seed"],
+        "lr": records[0]["hparams"]["lr"],
         "step": records[chosen]["step"],
         "out": 100 * records[chosen][f"env{target}_in_acc"],
         "in": 100 * validation[chosen],

@@ -11,18 +11,20 @@ from packed_records import NAMES_OF_VARIANTS
 from domainbed_carft.results.collect import collect
 
 REFERENCE = "CARFT (methods)"
+STYLES = ("fluent3d", "line", "noto", "twemoji")
+USUAL_RATE = 3e-4
 
 
 @pytest.fixture(scope="module")
 def tables():
-    """The first two tables of the section: of each, a method's name -> its other cells."""
+    """The three tables of the section: of each, a method's name -> its other cells."""
     page = (collect_sweeps.REPO / "docs" / "peers.md").read_text(encoding="utf-8")
     section = page.split("## All of them on EmojiStyles")[1].split("\n## ")[0]
     tables = re.findall(r"(?:^\|.*\|\n)+", section, re.MULTILINE)
-    assert len(tables) == 3  # the third one has the rates
+    assert len(tables) == 3
 
     rows_of_tables = []
-    for table in tables[:2]:
+    for table in tables:
         rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines()]
         rows_of_tables.append({name: cells for name, *cells in rows[2:]})
     return rows_of_tables
@@ -86,7 +88,7 @@ def test_figures_of_evaluation_and_cost_are_those_of_the_records(tables, jobs_of
         jobs = jobs_of[name]
         assert step_seconds == f"{jobs['step_seconds'].mean():.3f}"
         by_target = jobs.groupby("target")["out"].mean()
-        assert float(worst.split()[0]) == round(by_target.min(), 1)
+        assert worst == f"{by_target.min():.1f} {STYLES[by_target.idxmin()]}"
 
         splits = [summary_of(job) for job in jobs.itertuples()]
         errors = [calibration_error(split["calibration"]["reliability"]) for split in splits]
@@ -120,6 +122,14 @@ def test_gains_in_never_seen_styles_are_those_of_the_suite(tables, peers_emoji):
     for method, gain in gains.items():
         assert shown.pop(name_on_page(method)) == gain
     assert shown == {"CLIPZeroShot": ""}
+
+
+def test_the_rates_that_are_not_the_usual_one_are_listed(tables, jobs_of):
+    rates = {name: set(jobs["lr"]) for name, jobs in jobs_of.items() if name != "CLIPZeroShot"}
+    exceptions = {name: lr for name, lr in rates.items() if lr != {USUAL_RATE}}
+
+    listed = {name: {float(rate)} for name, (rate, _) in tables[2].items()}
+    assert listed == exceptions
 
 
 def test_the_page_of_swad_has_the_differences_that_it_makes(selected):
