@@ -375,3 +375,27 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(sweep, evaluation, tmp_p
 
 def test_the_command_line_has_the_default_threshold_of_the_module():
     assert evaluation_flags.THRESHOLD == alignment.THRESHOLD
+
+
+def test_the_line_of_progress_counts_the_runs_of_each_task(monkeypatch):
+    counts = []
+
+    class Bar(contextlib.nullcontext):
+        def update(self, count):
+            counts.append(count)
+
+    def start(total, **_):
+        counts.append(total)
+        return Bar()
+
+    monkeypatch.setattr(evaluation_processes, "progress", start)
+    measured = []
+    evaluation_processes.evaluate_in_pool(
+        [("a", "b"), ("c",)],
+        lambda task, slot, children: measured.append(task),
+        SweepOptions(jobs=1),
+        evaluate_job.MODULE,
+        count_runs=len,
+    )
+    assert measured == [("a", "b"), ("c",)]
+    assert counts == [3, 2, 1]
