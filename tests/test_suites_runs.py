@@ -20,7 +20,14 @@ from domainbed_carft.data import picture_files
 from domainbed_carft.method import prompts
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures.plan import PicturePlan
-from domainbed_carft.runs import default_weights, predict, saved, suite_job, suite_pictures
+from domainbed_carft.runs import (
+    default_weights,
+    predict,
+    runs_on_suite,
+    saved,
+    suite_job,
+    suite_pictures,
+)
 from domainbed_carft.runs.measuring import LoadingOptions
 from domainbed_carft.runs.suite_evaluation import evaluate_on_suite
 from domainbed_carft.runs.zero_shot_head import ZeroShotHead
@@ -287,6 +294,15 @@ def test_runs_that_share_a_pass_are_measured_as_alone(pets, suite, job, tmp_path
 
 def _as_json(value):
     return json.loads(json.dumps(value))
+
+
+def test_a_pass_holds_as_many_runs_as_memory_allows(tmp_path, monkeypatch):
+    files = [tmp_path / str(number) for number in range(5)]
+    for file, size in zip(files, (40, 60, 10, 150, 5)):
+        file.write_bytes(bytes(size))
+
+    monkeypatch.setattr(runs_on_suite, "_PASS_BYTES", 100)
+    assert list(runs_on_suite._parts(files)) == [files[:2], files[2:3], files[3:4], files[4:]]
 
 
 def test_wise_ft_and_soup_on_a_suite(pets, suite, job, capsys, tmp_path):

@@ -18,6 +18,10 @@ from domainbed_carft.runs.evaluation_processes import SweepOptions, evaluate_in_
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.text import quantity
 
+# Bytes of weights that one pass holds at a time: hundreds of small CLIPs, five ViT-B/16. More runs
+# need more passes, so that neither memory nor an interruption costs much.
+_PASS_BYTES = 2 << 30
+
 
 @dataclass(frozen=True)
 class _Pass:
@@ -75,7 +79,25 @@ def _passes(runs: list[SuiteRun], suite: str) -> Iterator[_Pass]:
             weights[run.trained_on].append(file)
 
     for trained_on, files in weights.items():
-        yield _Pass(files, sorted(trained_on))
+        for part in _parts(files):
+            yield _Pass(part, sorted(trained_on))
+
+
+def _parts(files: list[Path]) -> Iterator[list[Path]]:
+    """The files in order, as lists of at most _PASS_BYTES, or of one file that is larger."""
+    part: list[Path] = []
+    held_bytes = 0
+    for file in files:
+        size = file.stat().st_size
+        if part and held_bytes + size > _PASS_BYTES:
+            yield part
+            part = []
+            held_bytes = 0
+        part.append(file)
+        held_bytes += size
+
+    if part:
+        yield part
 
 
 def _has_record(weights_file: Path, suite: str) -> bool:
