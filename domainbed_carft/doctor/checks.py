@@ -213,7 +213,7 @@ def check_backbones() -> Iterator[Finding]:
     Others are not missed: few jobs ask for them. `check_step` loads tiny.
     """
     from domainbed_carft.clips import backbone
-    from domainbed_carft.method.hparam_kinds import SMALL_DATASETS
+    from domainbed_carft.method.hparams import SMALL_DATASETS
 
     for name in backbone.PUBLISHED[1:]:
         path, checksum = backbone.published(name)

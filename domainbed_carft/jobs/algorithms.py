@@ -1,24 +1,80 @@
-"""The names of our algorithms; only their classes, styles and hyperparameters stand elsewhere."""
+"""Which algorithms of ours there are, and how figures and tables show them. No torch.
+
+Each method declares its `STYLE` in its own file. Commands that only read records need names and
+styles, and importing a method would load torch, so the declarations are read from the source text.
+"""
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+INK = "#1b1f24"
+PAPER = "#ffffff"
+METHODS = Path(__file__).parents[1] / "method"  # the folder of their files
+
+
+class Style(NamedTuple):
+    """How an algorithm is shown: its row in tables, and its colour, marker and dash in figures.
+
+    All are different from those of the others. Colour is never the only distinction, and bars have
+    names. ``dash``: as matplotlib takes it; ``hollow``: whether the marker is.
+    """
+
+    row: float
+    colour: str
+    marker: str
+    dash: Any
+    hollow: bool = False
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """Keywords for ``Axes.plot``: the marker, and the colours of its face and edge."""
+        if self.hollow:
+            return {"marker": self.marker, "mfc": PAPER, "mec": self.colour, "mew": 1.3}
+        return {"marker": self.marker, "mfc": self.colour, "mec": INK, "mew": 0.7}
+
+
+class Declaration(NamedTuple):
+    """An algorithm of ours: the file of its class, and its style, None if that cannot be read."""
+
+    file: Path
+    style: Style | None
+
+
+def declarations_in(file: Path) -> Iterator[tuple[str, Declaration]]:
+    """Name and declaration of each class with a STYLE in a Python file, which is not run."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        for statement in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "STYLE":
+                assert isinstance(node, ast.ClassDef)
+                yield node.name, Declaration(file, _style(statement.value))
+
+
+def _style(call: ast.expr) -> Style | None:
+    """The style of ``Style(...)`` in source text; None if its arguments are no literals."""
+    if not isinstance(call, ast.Call):
+        return None
+    try:
+        arguments = [ast.literal_eval(argument) for argument in call.args]
+        keywords = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+        return Style(*arguments, **keywords)
+    except (ValueError, TypeError):
+        return None
+
+
+def _shipped() -> dict[str, Declaration]:
+    """Name -> declaration of this package's algorithms, in the order of their rows."""
+    declarations = [item for file in METHODS.glob("*.py") for item in declarations_in(file)]
+
+    def row(item: tuple[str, Declaration]) -> float:
+        return item[1].style.row if item[1].style else 0
+
+    return dict(sorted(declarations, key=row))
+
+
+SHIPPED = _shipped()
 # In the order of the README and of docs/peers.md.
-ALGORITHMS = (
-    "CARFT",
-    "CLIPFineTune",
-    "CLIPLinearProbe",
-    "CLIPZeroShot",
-    "CLIPood",
-    "CLIPWiSEFT",
-    "CLIPLPFT",
-    "CLIPL2SP",
-    "CLIPFeatureDistillation",
-    "LDIFS",
-    "LipsumFT",
-    "CLIPMIRO",
-    "FLYP",
-    "CaRot",
-    "CLIPLoRA",
-)
-# Those that train the text encoder, too, and make their head by it.
-TEXT_TRAINING = ("FLYP", "CaRot")
+ALGORITHMS = tuple(SHIPPED)

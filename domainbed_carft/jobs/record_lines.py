@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed_carft.files import parsing
+from domainbed_carft.jobs.facts import FOREIGN, NAMES
 from domainbed_carft.jobs.job import IDENTITY, Job
 from domainbed_carft.jobs.setting import ARGUMENTS
 from domainbed_carft.text import limited, printable
@@ -22,12 +23,13 @@ NO_ACCURACIES = (
 
 _ACCURACY = re.compile(r"env[0-9]+_[a-z]+_acc")
 
-# Hyperparameters that release 0.1.0 did not have. Where a later version has resumed one of its
-# runs, only the later records have them. A test compares them with `method.hparams`.
-YOUNGER_HPARAMS = frozenset(
-    "lora_rank lora_alpha lora_dropout swad_converge swad_tolerance swad_ratio "
-    "carot_distillation carot_orthogonality carot_interval".split()
-)
+# Hyperparameters that not all versions have put into records, and facts that some put there. Where
+# a later version has resumed a run, its records differ in them. A test compares them with `method`.
+NOT_IN_ALL_VERSIONS = frozenset(
+    "lora_rank lora_alpha lora_dropout lora_scaling swad_converge swad_tolerance swad_ratio "
+    "carot_distillation carot_orthogonality carot_interval starft_rows kl_over context_clusters "
+    "kl_schedule sp_form lipsum_texts lipsum_length original_precision".split()
+) | {*NAMES, FOREIGN}
 
 
 class RecordWarning(NamedTuple):
@@ -156,6 +158,6 @@ def run_key(args: Mapping[str, Any], hparams: Mapping[str, Any] | None, n_accura
     """The key that records of one run share, and those of other runs in its folder do not."""
     names = (*IDENTITY, "test_envs", "seed", *ARGUMENTS, "hparams")
     compared_hparams = {
-        name: value for name, value in (hparams or {}).items() if name not in YOUNGER_HPARAMS
+        name: value for name, value in (hparams or {}).items() if name not in NOT_IN_ALL_VERSIONS
     }
     return repr([*map(args.get, names), sorted(compared_hparams.items()), n_accuracies])

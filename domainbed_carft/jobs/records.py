@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.cost import Cost, recorded_cost
+from domainbed_carft.jobs.facts import hparams_and_facts
 from domainbed_carft.jobs.folder import DONE, RECORDS
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.record_lines import (
@@ -44,7 +45,8 @@ class Run:
 
     ``accuracies``: a row a checkpoint, the in-splits of all environments, then the out-splits, in
     [0, 1]; nan where a record has none, and from the step ``diverged_at`` on, where the training
-    had broken its weights. ``environments``: their names, if recorded. ``recorded``: the hparams.
+    had broken its weights. ``environments``: their names, if recorded. ``recorded``: the hparams
+    and the facts of its job.
     ``cost``: time, memory and device.
     """
 
@@ -192,7 +194,7 @@ def _run(folder: str, records: list[dict[str, Any]], warnings: list[RecordWarnin
         steps=array("d", [record["step"] for record in records]),
         accuracies=_accuracies(records, count, broken_steps),
         setting=parts,
-        recorded=first.get("hparams") or {},
+        recorded=hparams_and_facts(first, first.get("hparams")),
         diverged_at=min(broken_steps, default=None),
         cost=recorded_cost(records),
     )

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from domainbed_carft.jobs.facts import hparams_and_facts
 from domainbed_carft.jobs.folder import OUTPUT
 from domainbed_carft.jobs.job import overrides
 
@@ -43,7 +44,7 @@ def setting(
     Without a record there are only the parts that the arguments tell.
     """
     record = record or {}
-    hparams = record.get("hparams") or {}
+    hparams = hparams_and_facts(record, record.get("hparams"))
     overridden = overrides(args)
 
     parts = {}
@@ -56,10 +57,10 @@ def setting(
             integral = isinstance(value, float) and value.is_integer()  # 1.0 is the hparam 1
             parts[HPARAM + name] = json.dumps(int(value) if integral else value, sort_keys=True)
 
-    protocol = hparams.get("protocol") or record.get("protocol") or overridden.get("protocol")
+    protocol = hparams.get("protocol") or overridden.get("protocol")
     if protocol:
         parts["protocol"] = str(protocol)
-    edition = record.get("data_edition") or hparams.get("data_edition")
+    edition = hparams.get("data_edition")
     if edition:
         parts[EDITION] = str(edition)
 

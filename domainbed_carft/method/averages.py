@@ -13,13 +13,90 @@ WiSE-FT (arXiv 2109.01903) then takes (1 - alpha) w_0 + alpha w_avg. All in floa
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from domainbed_carft.method.hparams import (
+    Hparam,
+    by_size,
+    choice,
+    count,
+    fraction,
+    is_positive,
+    nonnegative,
+)
+
+
+
+def average(default: str = "none") -> Hparam:
+    """The hyperparameter that says which average of the weights predicts."""
+    return choice(
+        "average",
+        *("none", "sma", "ema", "beta", "swad"),
+        default=default,
+        elsewhere="none",
+        meaning="which average of the weights predicts",
+    )
+
+
+# As every algorithm has them, unless its file says otherwise.
+HPARAMS = (
+    average(),
+    count(
+        "average_start",
+        by_size(10, 100),
+        meaning="the step at which sma begins",
+        source="DiWA's",
+        changes_cost=False,
+    ),
+    fraction(
+        "ema",
+        by_size(0.9, 0.999),
+        meaning="how much of the moving average stays at a step",
+        changes_cost=False,
+    ),
+    Hparam(
+        "beta",
+        0.5,
+        lambda v: is_positive(v) and v <= 10,
+        "a number in (0, 10]",
+        meaning="the b of the density Beta(b, b) by which beta weights the steps",
+        source="thuml/CLIPood, engine.py",
+        changes_cost=False,
+    ),
+    count(
+        "swad_converge",
+        3,
+        1,
+        absent=3,
+        meaning="the valley begins once the first of so many segments has the smallest loss",
+        source="khanrc/swad, config.yaml",
+    ),
+    count(
+        "swad_tolerance",
+        6,
+        1,
+        absent=6,
+        meaning="the valley ends once so many segments are above the threshold",
+        source="khanrc/swad, config.yaml",
+    ),
+    nonnegative(
+        "swad_ratio",
+        lambda conditions: 0.2 if conditions.dataset == "VLCS" else 0.3,
+        absent=0.3,
+        meaning="how far the threshold is above the loss where the valley begins, as a share of it",
+        source="khanrc/swad, README",
+    ),
+    fraction(
+        "wise_alpha",
+        1.0,
+        meaning="the share of the trained weights in those that predict; the rest is the original",
+    ),
+)
 
 
 def share(step: int, hparams: Mapping[str, Any]) -> float:
@@ -42,17 +119,6 @@ def share(step: int, hparams: Mapping[str, Any]) -> float:
     progress = (np.arange(step + 1) + 0.5) / (total_steps + 1)
     density = (progress * (1 - progress)) ** (hparams["beta"] - 1.0)
     return float(density[-1] / density.sum())
-
-
-def warn_of_cut_average(steps: int | None, total_steps: int) -> None:
-    """Warn if training ends after ``steps``, before the density of ``beta`` does."""
-    if steps and steps < total_steps:
-        warnings.warn(
-            f"average is 'beta', which weighs the steps up to total_steps = {total_steps}, but "
-            f"training ends after {steps}, so the average will lack its last part; set "
-            f"total_steps to {steps}",
-            stacklevel=2,
-        )
 
 
 class Predicting:

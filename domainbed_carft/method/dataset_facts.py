@@ -1,17 +1,20 @@
 """Facts that the algorithm needs of its data set: class names, normalisation, protocol, verdict.
 
-They are found by the hparams object, which DomainBed passes to the data set and to the algorithm,
-so nothing is written into it. Forks' data sets without hparams are found by name.
+They are found by the hparam ``class_names``, which the data set and the algorithm both get: never
+for whichever data set was built last. Copies of the hparams find them, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from domainbed_carft.data.verify import Report
 from domainbed_carft.errors import CarftError
 from domainbed_carft.pictures.preprocessing import Normalisation
+
+DATASET_PREFIX = "dataset:"
 
 
 class Environment(NamedTuple):
@@ -40,16 +43,8 @@ class DatasetFacts(NamedTuple):
         return self.report.data_edition if self.report else ""
 
 
-class _Remembered(NamedTuple):
-    """The facts of a data set, and what it was built with."""
-
-    hparams: Any
-    dataset: str
-    facts: DatasetFacts
-
-
-# One job has one data set.
-_last = _Remembered(None, "", DatasetFacts())
+# The facts of each data set that this process has built, by what `_key` makes of its class names.
+_facts_by_class_names: dict[str, DatasetFacts] = {}
 
 
 def remember(
@@ -60,30 +55,32 @@ def remember(
     protocol: str = "domainbed",
     test_envs: Sequence[int] | None = None,
 ) -> DatasetFacts:
-    """Keep and return the facts of ``dataset``; ``hparams``: what it was built with, if any."""
-    global _last
+    """Keep and return the facts of ``dataset``; ``hparams``: what it was built with, if any.
+
+    They count for algorithms whose hparam ``class_names`` is "dataset:" and the data set's name. If
+    the data set was built with other class names (a list, a file), they count for those.
+    """
     facts = DatasetFacts(environments, report, protocol, test_envs)
-    _last = _Remembered(hparams, dataset, facts)
+    _facts_by_class_names[f"{DATASET_PREFIX}{dataset}"] = facts
+    class_names = _class_names(hparams)
+    if class_names is not None and named_dataset(class_names) is None:
+        _facts_by_class_names[_key(class_names)] = facts
     return facts
 
 
-def recall(hparams: Mapping[str, Any], dataset: str | None = None) -> DatasetFacts:
-    """The facts of the data set built with this hparams object; empty if there is none.
-
-    A data set that was built without hparams is found by its name, or if ``dataset`` is None,
-    without a name.
-    """
-    is_built_with = _last.hparams is hparams
-    is_named = _last.hparams is None and dataset in (None, _last.dataset)
-    return _last.facts if is_built_with or is_named else DatasetFacts()
+def recall(hparams: Any) -> DatasetFacts:
+    """The facts of the data set that the hparam ``class_names`` names; empty if there are none."""
+    class_names = _class_names(hparams)
+    if class_names is None:
+        return DatasetFacts()
+    return _facts_by_class_names.get(_key(class_names), DatasetFacts())
 
 
-def set_normalisation(hparams: Mapping[str, Any], normalisation: Normalisation) -> bool:
-    """Change the normalisation of the data set that was built with ``hparams``.
+def set_normalisation(hparams: Any, normalisation: Normalisation) -> bool:
+    """Change the normalisation of the data set whose facts `recall` returns.
 
     Returns False, and changes nothing, if it has shown no environments.
     """
-    global _last
     facts = recall(hparams)
     if not facts.environments:
         return False
@@ -91,8 +88,30 @@ def set_normalisation(hparams: Mapping[str, Any], normalisation: Normalisation) 
     environments = [
         environment._replace(normalisation=normalisation) for environment in facts.environments
     ]
-    _last = _last._replace(facts=facts._replace(environments=environments))
+    changed_facts = facts._replace(environments=environments)
+    for key, known_facts in _facts_by_class_names.items():
+        if known_facts is facts:
+            _facts_by_class_names[key] = changed_facts
     return True
+
+
+def named_dataset(class_names: Any) -> str | None:
+    """NAME where the hparam ``class_names`` is "dataset:NAME", else None."""
+    is_name = isinstance(class_names, str) and class_names.startswith(DATASET_PREFIX)
+    return class_names.removeprefix(DATASET_PREFIX) if is_name else None
+
+
+def _class_names(hparams: Any) -> Any:
+    """The hparam ``class_names``; None where a host's object does not have it."""
+    try:
+        return hparams["class_names"]
+    except (KeyError, TypeError, AttributeError):
+        return None
+
+
+def _key(class_names: Any) -> str:
+    """Class names as a text, the same for a list, a tuple and what went through JSON."""
+    return class_names if isinstance(class_names, str) else json.dumps(list(class_names))
 
 
 def agreed_normalisation(environments: Sequence[Environment]) -> Normalisation | None:

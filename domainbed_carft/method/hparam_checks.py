@@ -7,41 +7,34 @@ from typing import Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import Problem, problems_of
-from domainbed_carft.jobs.algorithms import TEXT_TRAINING
 from domainbed_carft.method import prompts
+from domainbed_carft.method.dataset_facts import named_dataset
 from domainbed_carft.method.host_lookup import in_our_harness
-from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS, has_kl, overlay
+from domainbed_carft.method.hparams import DEMANDABLE, RETIRED, is_preprocessing
 
-# Those that train the image encoder under a head of text features.
-HEADLESS = ("CLIPood", "CLIPLoRA", *TEXT_TRAINING)
-# The hparams that `_conflicts` looks at.
-_COMPARED = {
-    "warmup_steps",
-    "lp_steps",
-    "total_steps",
-    "average",
-    "average_start",
-    "margin",
-    "wise_alpha",
-    "head_init",
-    "micro_batch",
-    "lora_rank",
-    "sp_weight",
-    "compile_blocks",
-}
+# What one method alone reads, and other methods would ignore without a word.
+_OF_ONE_METHOD = {"margin": "CLIPood has a margin", "lp_steps": "CLIPLPFT probes first"}
 
 
 def job_problems(
-    input_shape: Sequence[int], hparams: Mapping[str, Any], algorithm: str
+    algorithm: Any, input_shape: Sequence[int], hparams: Mapping[str, Any]
 ) -> list[Problem]:
-    """The problems of a job: missing and invalid hparams, and pictures not in RGB.
+    """The problems of a job with complete ``hparams``: invalid ones, and pictures not in RGB.
 
-    Keys that are none of ours are the host's, and are not looked at.
+    ``algorithm``: its class. Keys that are none of its own are the host's or another method's.
     """
-    return [*_value_problems(hparams, algorithm), *shape_problems(input_shape)]
+    if named_dataset(hparams.get("class_names")) is None and not hparams.get("class_names"):
+        return [
+            Problem(
+                message="no class names are given, and CLIP needs them",
+                remedy="give the hparam class_names: a list with one name per class in label "
+                "order, or 'dataset:PACS' for a data set that this package knows",
+            )
+        ]
+    return [*_value_problems(algorithm, hparams), *_shape_problems(input_shape)]
 
 
-def shape_problems(input_shape: Sequence[int]) -> list[Problem]:
+def _shape_problems(input_shape: Sequence[int]) -> list[Problem]:
     """That pictures of this shape are not in RGB, as (channels, height, width)."""
     if len(input_shape) == 3 and input_shape[0] == 3:
         return []
@@ -51,88 +44,105 @@ def shape_problems(input_shape: Sequence[int]) -> list[Problem]:
     return [Problem(message=f"the data set has pictures of shape {shape}, expected {expected}")]
 
 
-def hparam_problems(algorithm: str, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:
-    """The problems of the hparams that a user sets for a job.
+def hparam_problems(algorithm: Any, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:
+    """The problems of the hparams that a user sets for a job of the class ``algorithm``.
 
-    Not those of ``batch_size``, which our harness itself checks. Empty for algorithms of others.
+    Not those of ``batch_size``, which our harness itself checks.
     """
-    if algorithm not in ALGORITHMS:
-        return []
-
-    values = {name: default for name, (default, _) in overlay(algorithm, dataset, 0).items()}
+    values = algorithm.complete_hparams({"class_names": f"dataset:{dataset}"})
     values |= {name: value for name, value in overrides.items() if name != "batch_size"}
-    problems = _value_problems(values, algorithm)
+    problems = _value_problems(algorithm, values)
 
     spec = values["contexts"]
     if spec in prompts.DOMAIN_LISTS and dataset in benchmarks.BENCHMARKS:
         domains = [environment.folder for environment in benchmarks.get(dataset).environments]
-        fewest = _fewest_contexts(values, algorithm)
+        fewest = _fewest_contexts(algorithm, values)
         context_problems = problems_of(prompts.domain_contexts, spec, domains, fewest)
         problems += [problem.with_subject("contexts") for problem in context_problems]
     return problems
 
 
-def _value_problems(hparams: Mapping[str, Any], algorithm: str) -> list[Problem]:
-    """What is missing or invalid among the hparams of a job, one by one and together."""
-    invalid: dict[str, Problem] = {}
-    for hparam in HPARAMS:
-        name = hparam.name
-        if name not in hparams:
-            invalid[name] = Problem(f"hparam {name!r} is missing", expected=hparam.expected)
-        elif not hparam.valid(hparams[name]):
-            invalid[name] = Problem(name, hparams[name], expected=hparam.expected)
+def retired_names(hparams: Mapping[str, Any]) -> list[Problem]:
+    """The names that an earlier version had, with what takes their place."""
+    return [
+        Problem(message=f"the hparam {name} is no more", remedy=RETIRED[name])
+        for name in hparams
+        if name in RETIRED
+    ]
 
-    problems = [*invalid.values()]
+
+def _value_problems(algorithm: Any, hparams: Mapping[str, Any]) -> list[Problem]:
+    """What is invalid among the hparams of a job, one by one and together."""
+    invalid = {
+        name: Problem(name, hparams[name], expected=hparam.expected)
+        for name, hparam in algorithm.own_hparams().items()
+        if not hparam.valid(hparams[name])
+    }
+    invalid |= _problems_of_demands(hparams)
+
+    problems = [*retired_names(hparams), *invalid.values()]
     if "clip_backbone" not in invalid:
         backbone_problems = problems_of(_require_backbone, hparams["clip_backbone"])
         problems += [problem.with_subject("clip_backbone") for problem in backbone_problems]
     # The contexts that are made from the data set's domains come with it.
     if "contexts" not in invalid and hparams["contexts"] not in prompts.DOMAIN_LISTS:
-        fewest = _fewest_contexts(hparams, algorithm)
+        fewest = _fewest_contexts(algorithm, hparams) if "kl_weight" not in invalid else 1
         context_problems = problems_of(prompts.contexts, hparams["contexts"], fewest)
         problems += [problem.with_subject("contexts") for problem in context_problems]
-    if not _COMPARED & invalid.keys():
-        problems += _conflicts(hparams, algorithm)
+    if not invalid:
+        problems += _conflicts(algorithm, hparams)
     return problems
 
 
-def _fewest_contexts(hparams: Mapping[str, Any], algorithm: str) -> int:
+def _problems_of_demands(hparams: Mapping[str, Any]) -> dict[str, Problem]:
+    """Name -> problem of the facts that a user demands."""
+    problems = {}
+    for name in DEMANDABLE:
+        value = hparams.get(name, "")
+        if name == "preprocessing":
+            is_valid = value == "" or is_preprocessing(value)
+            expected = (
+                "pixels a side, bicubic or bilinear, shortest or squash: '224 bicubic shortest'"
+            )
+        else:
+            is_valid = isinstance(value, str)
+            expected = "the value in an earlier record"
+        if not is_valid:
+            problems[name] = Problem(name, value, expected=expected)
+    return problems
+
+
+def _fewest_contexts(algorithm: Any, hparams: Mapping[str, Any]) -> int:
     """How many contexts a run needs at least: over a single one the KL would be zero."""
-    return 2 if has_kl(algorithm, hparams.get("kl_weight")) else 1
+    return 2 if algorithm.has_kl(hparams) else 1
 
 
-def _conflicts(hparams: Mapping[str, Any], algorithm: str) -> list[Problem]:
+def _conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> list[Problem]:
     """Values that are valid one by one and make no sense together."""
     expectations = {
-        **_step_conflicts(hparams, algorithm),
+        **_step_conflicts(algorithm, hparams),
         **_average_conflicts(hparams),
-        **_head_conflicts(hparams, algorithm),
-        **_lora_conflicts(hparams, algorithm),
+        **_head_conflicts(algorithm, hparams),
+        **_lora_conflicts(algorithm, hparams),
+        **_conflicts_of_other_methods(algorithm, hparams),
+        **algorithm.conflicts(hparams),
     }
-    if hparams["micro_batch"] and algorithm in TEXT_TRAINING:
-        expectations["micro_batch"] = (
-            f"0: {algorithm} contrasts all pictures of a batch with each other; set "
-            "checkpoint_blocks to true, or a smaller batch_size"
-        )
     return [
         Problem(name, hparams[name], expected=expected) for name, expected in expectations.items()
     ]
 
 
-def _step_conflicts(hparams: Mapping[str, Any], algorithm: str) -> dict[str, str]:
-    """Hparam name -> what is expected, of phases that do not fit into the training."""
+def _step_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str]:
+    """Hparam name -> what is expected, of a warm-up that does not fit into the training."""
     total_steps = hparams["total_steps"]
-    probes_first = algorithm not in ("CLIPLinearProbe", "CLIPZeroShot")
-    lp_steps = hparams["lp_steps"] if probes_first else 0
-    if lp_steps >= total_steps:
-        return {"lp_steps": f"less than total_steps = {total_steps}, or only the head is trained"}
+    lp_steps = hparams["lp_steps"] if "lp_steps" in algorithm.own_hparams() else 0
+    if lp_steps >= total_steps or hparams["warmup_steps"] < total_steps - lp_steps:
+        return {}
 
-    if hparams["warmup_steps"] >= total_steps - lp_steps:
-        limit = f"total_steps = {total_steps}"
-        if lp_steps:
-            limit = f"total_steps - lp_steps = {total_steps - lp_steps}"
-        return {"warmup_steps": f"less than {limit}, or the learning rate never peaks"}
-    return {}
+    limit = f"total_steps = {total_steps}"
+    if lp_steps:
+        limit = f"total_steps - lp_steps = {total_steps - lp_steps}"
+    return {"warmup_steps": f"less than {limit}, or the learning rate never peaks"}
 
 
 def _average_conflicts(hparams: Mapping[str, Any]) -> dict[str, str]:
@@ -156,33 +166,23 @@ def _average_conflicts(hparams: Mapping[str, Any]) -> dict[str, str]:
     return expectations
 
 
-def _head_conflicts(hparams: Mapping[str, Any], algorithm: str) -> dict[str, str]:
+def _head_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str]:
     """Hparam name -> what is expected, of options of a head that this algorithm does not have."""
-    expectations = {}
-    if hparams["head_init"] == "random" and algorithm not in HEADLESS:
-        # A random head has no original to go back to, and no text features to compare with.
-        for name, neutral in (("wise_alpha", 1), ("margin", 0)):
-            if hparams[name] != neutral:
-                expectations[name] = f"{neutral} with head_init 'random'"
-
-    head_hparams = ["lp_steps"] if algorithm in HEADLESS else []
-    if algorithm in TEXT_TRAINING:
-        head_hparams.append("margin")
-    for name in head_hparams:
-        if hparams[name]:
-            expectations[name] = f"0: {algorithm} trains no head"
-    if hparams["margin"] and algorithm == "CLIPLinearProbe":
-        expectations["margin"] = "0: only algorithms that train the encoder have a margin"
-    return expectations
+    has_random_head = hparams["head_init"] == "random" and (
+        algorithm.trains_head or not algorithm.trains_encoder
+    )
+    # A random head has no original to go back to.
+    if has_random_head and hparams["wise_alpha"] != 1:
+        return {"wise_alpha": "1 with head_init 'random'"}
+    return {}
 
 
-def _lora_conflicts(hparams: Mapping[str, Any], algorithm: str) -> dict[str, str]:
+def _lora_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str]:
     """Hparam name -> what is expected, of options that low-rank factors do not go with."""
     if not hparams["lora_rank"]:
-        nothing_to_train = "at least 1: CLIPLoRA trains nothing but the low-rank factors"
-        return {"lora_rank": nothing_to_train} if algorithm == "CLIPLoRA" else {}
-    if algorithm in ("CLIPLinearProbe", "CLIPZeroShot", *TEXT_TRAINING):
-        return {"lora_rank": f"0: {algorithm} has no LoRA"}
+        return {}
+    if not algorithm.trains_encoder or algorithm.trains_text:
+        return {"lora_rank": f"0: {algorithm.__name__} has no LoRA"}
 
     expectations = {}
     if hparams["sp_weight"]:
@@ -190,6 +190,15 @@ def _lora_conflicts(hparams: Mapping[str, Any], algorithm: str) -> dict[str, str
     if hparams["compile_blocks"]:
         expectations["compile_blocks"] = "False with LoRA, whose attention is not compiled"
     return expectations
+
+
+def _conflicts_of_other_methods(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str]:
+    """Hparam name -> what is expected, of what only another method would do."""
+    return {
+        name: f"0: only {owner}"
+        for name, owner in _OF_ONE_METHOD.items()
+        if hparams.get(name) and name not in algorithm.own_hparams()
+    }
 
 
 def _require_backbone(name: str) -> None:

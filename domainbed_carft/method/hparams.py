@@ -1,53 +1,249 @@
-"""The hyperparameters of our algorithms: defaults, valid values, random draws. No torch.
+"""What a hyperparameter is, and those that all of our algorithms share. No torch.
 
-Every value is a plain Python one, so that a record round-trips through JSON. docs/method.md gives
-the source of each, and which are our choice.
+Every value is a plain Python one, so that a record round-trips through JSON. What one method alone
+has is declared in its file, in the `HPARAMS` of its class; `algorithms.overlay` has all together.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from domainbed_carft.data.tasks import TASKS
-from domainbed_carft.jobs.algorithms import ALGORITHMS as ALGORITHMS
 from domainbed_carft.jobs.job import seed_hash
-from domainbed_carft.method import hparam_kinds as kinds
-from domainbed_carft.method.hparam_kinds import EMBEDDED, Conditions, Hparam
 
-UNCHECKED = "unchecked"  # the hparam data_edition that trains on any data
-# Lipsum-FT's and MIRO's authors have no weight decay; in L2-SP it would pull to another point.
-UNDECAYED = ("CLIPL2SP", "LipsumFT", "CLIPMIRO")
-# Between which powers of ten the learning rate is drawn, for the embedded CLIP and for others.
-TINY_RATES = (-4.5, -3.0)
-RATES = (-6.0, -4.5)
-# MLAI-Yonsei/CaRot, README; MaxZanella/CLIP-LoRA, run_utils.py.
-_PUBLISHED_RATES = {"CaRot": 1e-5, "CLIPLoRA": 2e-4}
-# Of those that train a head or low-rank factors alone: the multiple of the learning rate.
-RATE_FACTORS = {"CLIPLinearProbe": 10, "CLIPLoRA": 10}
-_PREPROCESSING = r"|([1-9][0-9]{0,2}|[123][0-9]{3}) (bicubic|bilinear) (shortest|squash)"
+EMBEDDED = ("EmojiStyles", "EmojiUnseen", "EmojiShift")
+SMALL_DATASETS = (*EMBEDDED, "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
 DEFAULT_STEPS = 5001  # DomainBed's
 STEPS = dict.fromkeys(EMBEDDED, 101) | {"ImageNet": 25_030}  # of the other data sets
+UNCHECKED = "unchecked"  # the fact data_edition that trains on any data
+
+# What a user may demand of a job in `--hparams` although the job finds it out itself.
+DEMANDABLE = ("clip_digest", "clip_revision", "prompts_digest", "data_edition", "preprocessing")
+# Hyperparameters of 0.2.0 and before, and what takes their place.
+RETIRED = {
+    "kl_over": "use the algorithm FDAlign for 'clusters', StarFT for 'captions' and "
+    "'other-captions'",
+    "context_clusters": "the algorithm FDAlign has the published 20",
+    "kl_schedule": "the algorithm StarFT has the linear decay",
+    "sp_form": "L2-SP is coupled, as published; leave sp_form out",
+    "lipsum_texts": "Lipsum-FT has the published 80; leave lipsum_texts out",
+    "lipsum_length": "Lipsum-FT has the published 8; leave lipsum_length out",
+    "original_precision": "the original follows amp; leave original_precision out",
+}
+# The values of some of them in which a job is the same without them.
+NEUTRAL_RETIRED = {
+    "kl_over": "contexts",
+    "context_clusters": 20,
+    "kl_schedule": "constant",
+    "sp_form": "coupled",
+    "lipsum_texts": 80,
+    "lipsum_length": 8,
+}
+_PREPROCESSING = r"([1-9][0-9]{0,2}|[123][0-9]{3}) (bicubic|bilinear) (shortest|squash)"
+_AS_HERE = object()
 
 
-class _PromptLists(NamedTuple):
-    """The hparams ``class_names`` and ``contexts`` of a data set."""
+class Conditions(NamedTuple):
+    """What defaults and draws depend on.
 
-    class_names: str
-    contexts: str
+    ``clip_backbone``: the CLIP that takes the place of the data set's default, "" for that one.
+    ``steps``: how many a job trains, None if only the data set's default is known.
+    """
+
+    dataset: str
+    clip_backbone: str = ""
+    steps: int | None = None
+
+    @property
+    def trains_tiny(self) -> bool:
+        """Whether the learning rate and the batch are those of the embedded CLIP."""
+        return self.dataset in SMALL_DATASETS or self.clip_backbone == "tiny"
 
 
-def _prompt_lists(conditions: Conditions) -> _PromptLists:
-    task = TASKS.get(conditions.dataset)
+Draw = Callable[[np.random.RandomState, Conditions], Any]
+
+
+@dataclass(frozen=True)
+class Hparam:
+    """A hyperparameter: its default, its valid values, how it is drawn, and what it does.
+
+    ``default``: a value, or a function of the `Conditions`. ``valid``: whether a value is;
+    ``expected`` says so in words. ``draw``: for the random search, which keeps the default without
+    it. ``meaning``: one sentence on what it does; ``source``: where its default is from.
+
+    ``absent``: of one that was added after 0.1.0, the value that earlier runs had in effect.
+    ``elsewhere``: of a method's own, the value in the records of other methods; by default as in
+    its own. ``changes_cost``: whether a step's time or memory depends on it.
+    """
+
+    name: str
+    default: Any
+    valid: Callable[[Any], bool]
+    expected: str
+    draw: Draw | None = None
+    meaning: str = ""
+    source: str = "ours"
+    absent: Any = None
+    elsewhere: Any = _AS_HERE
+    changes_cost: bool = True
+
+    def default_for(self, conditions: Conditions) -> Any:
+        """Its default under these conditions."""
+        return self.default(conditions) if callable(self.default) else self.default
+
+    def of_another_method(self) -> Hparam:
+        """The hyperparameter as other methods' records have it."""
+        if self.elsewhere is _AS_HERE:
+            return self
+        return replace(self, default=self.elsewhere, draw=None)
+
+
+def values_of(
+    hparams: Mapping[str, Hparam], conditions: Conditions, random_seed: int
+) -> dict[str, tuple[Any, Any]]:
+    """Name -> (default, random value), as ``domainbed.hparams_registry._hparams`` returns them.
+
+    As in DomainBed each is drawn from its own generator, so that adding one never moves another.
+    """
+    values = {}
+    generator = np.random.RandomState()  # seeding one is much faster than making many
+    for name, hparam in hparams.items():
+        default = hparam.default_for(conditions)
+        drawn_value = default
+        if hparam.draw:
+            generator.seed(seed_hash(random_seed, name))
+            drawn_value = hparam.draw(generator, conditions)
+
+        values[name] = (default, drawn_value)
+    return values
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number >= 0 that a float can hold; JSON may have 10**400."""
+    is_numeric = isinstance(value, (int, float)) and type(value) is not bool
+    return is_numeric and 0 <= value <= sys.float_info.max
+
+
+def is_positive(value: Any) -> bool:
+    """Whether it is a number > 0 that a float can hold."""
+    return is_number(value) and value > 0
+
+
+def is_preprocessing(value: Any) -> bool:
+    """Whether it says how data sets deliver pictures, such as "224 bicubic shortest"."""
+    return type(value) is str and bool(re.fullmatch(_PREPROCESSING, value))
+
+
+def _is_fraction(value: Any) -> bool:
+    return is_number(value) and bool(value <= 1)
+
+
+def _is_text_or_texts(value: Any) -> bool:
+    """Whether it is a text that is not empty, or a list of such texts."""
+    texts = [value] if isinstance(value, str) else value
+    is_list = isinstance(texts, (list, tuple)) and len(texts) > 0
+    return is_list and all(isinstance(text, str) and text for text in texts)
+
+
+def by_size(small: Any, large: Any) -> Callable[[Conditions], Any]:
+    """The default that is ``small`` on SMALL_DATASETS and ``large`` on others."""
+    return lambda conditions: small if conditions.dataset in SMALL_DATASETS else large
+
+
+def power_of_ten(low: float, high: float) -> Draw:
+    """Draw 10 to the power of a uniform number between ``low`` and ``high``."""
+    return lambda random_state, conditions: float(10 ** random_state.uniform(low, high))
+
+
+def choice(name: str, *choices: Any, default: Any = None, **options: Any) -> Hparam:
+    """One of these, by default the first. ``options``: further fields of `Hparam`."""
+    kinds = {type(choice) for choice in choices}
+    expected = "one of " + ", ".join(map(repr, choices))
+    default = choices[0] if default is None else default
+    return Hparam(name, default, lambda v: v in choices and type(v) in kinds, expected, **options)
+
+
+def count(name: str, default: Any, least: int = 0, **options: Any) -> Hparam:
+    """A whole number, at least ``least``. ``options``: further fields of `Hparam`."""
+    expected = f"a whole number >= {least}"
+    return Hparam(name, default, lambda v: type(v) is int and v >= least, expected, **options)
+
+
+def nonnegative(name: str, default: Any, **options: Any) -> Hparam:
+    """A number >= 0. ``options``: further fields of `Hparam`."""
+    return Hparam(name, default, is_number, "a number >= 0", **options)
+
+
+def positive(name: str, default: Any, **options: Any) -> Hparam:
+    """A number > 0. ``options``: further fields of `Hparam`."""
+    return Hparam(name, default, is_positive, "a number > 0", **options)
+
+
+def fraction(name: str, default: Any, **options: Any) -> Hparam:
+    """A number in [0, 1]. ``options``: further fields of `Hparam`."""
+    return Hparam(name, default, _is_fraction, "a number in [0, 1]", **options)
+
+
+def learning_rate(factor: float = 1, published: float | None = None) -> Hparam:
+    """The learning rate: ``factor`` times the usual one, or the ``published`` one but for tiny.
+
+    The draw is ``factor`` times the usual one.
+    """
+
+    def default(conditions: Conditions) -> float:
+        if conditions.trains_tiny:
+            return factor * 3e-4
+        if published is not None:
+            return published
+        return factor * (1e-5 if conditions.dataset in ("OfficeHome", "DomainNet") else 5e-6)
+
+    def draw(random_state: np.random.RandomState, conditions: Conditions) -> float:
+        powers = (-4.5, -3.0) if conditions.trains_tiny else (-6.0, -4.5)
+        rate: float = power_of_ten(*powers)(random_state, conditions)
+        return factor * rate
+
+    return positive(
+        "lr",
+        default,
+        draw=draw,
+        meaning="the learning rate of AdamW",
+        source="CLIPood's, as the paper's is unknown; tiny's is ours",
+        changes_cost=False,
+    )
+
+
+def weight_decay(default: float = 0.1, is_drawn: bool = True) -> Hparam:
+    """AdamW's weight decay, ``default`` unless it is drawn."""
+    return nonnegative(
+        "weight_decay",
+        default,
+        draw=power_of_ten(-3, 0) if is_drawn else None,
+        meaning="AdamW's decay of matrices and convolutions",
+        source="WiSE-FT's and CLIPood's",
+        changes_cost=False,
+    )
+
+
+def _class_names(conditions: Conditions) -> str:
     if conditions.dataset == "ImageNet":
-        return _PromptLists("imagenet", "imagenet")
-    if task is None:
-        contexts = kinds.by_size("emoji", "imagenet")(conditions)
-        return _PromptLists(f"dataset:{conditions.dataset}", contexts)
-    return _PromptLists(task.words, task.contexts or task.words)
+        return "imagenet"
+    task = TASKS.get(conditions.dataset)
+    return task.words if task else f"dataset:{conditions.dataset}"
+
+
+def _contexts(conditions: Conditions) -> str:
+    if conditions.dataset == "ImageNet":
+        return "imagenet"
+    task = TASKS.get(conditions.dataset)
+    if task:
+        return task.contexts or task.words
+    return "emoji" if conditions.dataset in SMALL_DATASETS else "imagenet"
 
 
 def _protocol(conditions: Conditions) -> str:
@@ -56,203 +252,145 @@ def _protocol(conditions: Conditions) -> str:
     return "clip" if conditions.dataset in TASKS else "domainbed"
 
 
-def _learning_rate(conditions: Conditions) -> float:
-    rate = 1e-5 if conditions.dataset in ("OfficeHome", "DomainNet") else 5e-6
-    if conditions.trains_tiny:
-        rate = 3e-4
-    elif conditions.algorithm in _PUBLISHED_RATES:
-        return _PUBLISHED_RATES[conditions.algorithm]
-    return RATE_FACTORS.get(conditions.algorithm, 1) * rate
-
-
-def _draw_learning_rate(random_state: np.random.RandomState, conditions: Conditions) -> float:
-    low, high = TINY_RATES if conditions.trains_tiny else RATES
-    rate: float = kinds.power_of_ten(low, high)(random_state, conditions)
-    return RATE_FACTORS.get(conditions.algorithm, 1) * rate
-
-
-def _decay(conditions: Conditions) -> float:
-    if conditions.algorithm in UNDECAYED:
-        return 0.0
-    return 0.01 if conditions.algorithm == "CLIPLoRA" else 0.1
-
-
-def _draw_decay(random_state: np.random.RandomState, conditions: Conditions) -> float:
-    if conditions.algorithm in UNDECAYED:
-        return 0.0
-    decay: float = kinds.power_of_ten(-3, 0)(random_state, conditions)
-    return decay
+def _total_steps(conditions: Conditions) -> int:
+    return conditions.steps or STEPS.get(conditions.dataset, DEFAULT_STEPS)
 
 
 def _draw_batch_size(random_state: np.random.RandomState, conditions: Conditions) -> int:
     return int(2 ** random_state.uniform(3, 5 if conditions.dataset == "DomainNet" else 5.5))
 
 
-def _draw_wise_alpha(random_state: np.random.RandomState, conditions: Conditions) -> float:
-    return float(random_state.uniform(0.2, 0.9)) if conditions.algorithm == "CLIPWiSEFT" else 1.0
-
-
-def _lp_steps(conditions: Conditions) -> int:
-    if conditions.algorithm != "CLIPLPFT":
-        return 0
-    return 20 if conditions.dataset in kinds.SMALL_DATASETS else 500
-
-
-HPARAMS: tuple[Hparam, ...] = (
+# What all algorithms of ours have. Those of averages, LoRA and the penalties stand in their files.
+COMMON: tuple[Hparam, ...] = (
     Hparam(
         "clip_backbone",
-        kinds.by_size("tiny", "ViT-B/16"),
+        by_size("tiny", "ViT-B/16"),
         lambda v: isinstance(v, str) and bool(v),
         "'tiny', one of OpenAI's names ('ViT-B/16'), the path of an OpenAI-format file, or "
         "open_clip:NAME/TAG, open_clip:hf-hub:ORG/REPO or open_clip:local-dir:FOLDER",
+        meaning="the CLIP that training starts from",
+        source="the published DomainBed figures are ViT-B/16's",
     ),
-    kinds.nonnegative("kl_weight", 1.0, kinds.power_of_ten(-1, 1)),
-    kinds.choice("kl_direction", "original||fine-tuned", "fine-tuned||original"),
-    kinds.choice("kl_over", "contexts", "clusters", "captions", "other-captions"),
-    kinds.count("context_clusters", 20, 2),
-    kinds.choice("kl_schedule", "constant", "linear"),
     Hparam(
         "context_scale",
         "logit_scale",
-        lambda v: v == "logit_scale" or kinds.is_positive(v),
+        lambda v: v == "logit_scale" or is_positive(v),
         "'logit_scale' or a number > 0",
+        meaning="t, which multiplies the cosines to the contexts: what zero-shot CLIP uses, or a "
+        "number",
+        changes_cost=False,
     ),
     Hparam(
         "contexts",
-        lambda conditions: _prompt_lists(conditions).contexts,
-        kinds.is_text_or_texts,
+        _contexts,
+        _is_text_or_texts,
         "a shipped list ('imagenet7', ...), 'domains', a text file, or a list of templates",
+        meaning="the templates that class names are put into",
+        source="OpenAI's 80 ImageNet templates",
     ),
     Hparam(
         "class_names",
-        lambda conditions: _prompt_lists(conditions).class_names,
-        kinds.is_text_or_texts,
+        _class_names,
+        _is_text_or_texts,
         "'dataset:NAME', a shipped list ('cifar10', ...), a text file, or a list of names",
+        meaning="the names of the classes, in label order",
+        source="the names of the class folders",
     ),
-    kinds.choice(
-        "protocol", "domainbed", "clip", "wise-ft", "lipsum-ft", "host", default=_protocol
+    choice(
+        "protocol",
+        *("domainbed", "clip", "wise-ft", "lipsum-ft", "host"),
+        default=_protocol,
+        meaning="the transforms of the pictures",
+        source="DomainBed's; CLIP's for the tasks",
     ),
-    kinds.filled_in("prompts_digest"),
-    kinds.filled_in("clip_digest"),
-    kinds.filled_in("clip_revision"),
+    choice(
+        "head_init",
+        *("zero-shot", "random"),
+        meaning="what the head starts from: the text features of the classes, or random weights",
+        source="arXiv 2211.16175, section 3",
+    ),
+    choice(
+        "head_scale",
+        *("folded", "outside"),
+        meaning="whether the head's weights contain CLIP's logit scale or are multiplied by it",
+        source="mlfoundations/wise-ft",
+    ),
+    learning_rate(),
+    weight_decay(),
+    choice(
+        "weight_decay_all",
+        *(False, True),
+        meaning="whether biases, norms and embeddings decay, too",
+        changes_cost=False,
+    ),
+    choice(
+        "sampling",
+        *("with-replacement", "passes", "passes-by-shard"),
+        meaning="how batches are drawn; passes have each picture once before any comes again",
+        source="DomainBed's",
+    ),
+    count(
+        "batch_size",
+        lambda conditions: 16 if conditions.trains_tiny else 32,
+        1,
+        draw=_draw_batch_size,
+        meaning="pictures a step of each training environment",
+        source="DomainBed's; tiny's is ours",
+        changes_cost=False,  # of a picture
+    ),
+    choice(
+        "lr_schedule",
+        *("cosine", "constant"),
+        meaning="whether the learning rate falls along a cosine to 0 at total_steps",
+        source="WiSE-FT's and CLIPood's",
+        changes_cost=False,
+    ),
+    count(
+        "warmup_steps",
+        0,
+        meaning="steps in which the learning rate rises linearly",
+        changes_cost=False,
+    ),
+    count(
+        "total_steps",
+        _total_steps,
+        1,
+        meaning="the step at which schedules and averages end",
+        source="the steps of the job",
+        changes_cost=False,
+    ),
     Hparam(
-        "preprocessing",
-        "",
-        lambda v: type(v) is str and bool(re.fullmatch(_PREPROCESSING, v)),
-        "'' or pixels a side, bicubic or bilinear, shortest or squash: '224 bicubic shortest'",
+        "grad_clip",
+        1.0,
+        is_number,
+        "a number >= 0 (0 is off)",
+        meaning="the norm that the gradients of a step are clipped to",
+        source="mlfoundations/wise-ft",
+        changes_cost=False,
     ),
-    kinds.filled_in("data_edition"),
-    kinds.choice("head_init", "zero-shot", "random"),
-    kinds.choice("head_scale", "folded", "outside"),
-    kinds.positive("lr", _learning_rate, _draw_learning_rate),
-    kinds.nonnegative("weight_decay", _decay, _draw_decay),
-    kinds.choice("weight_decay_all", False, True),
-    kinds.choice("sampling", "with-replacement", "passes", "passes-by-shard"),
-    kinds.count(
-        "batch_size", lambda conditions: 16 if conditions.trains_tiny else 32, 1, _draw_batch_size
+    choice(
+        "amp",
+        *("auto", "off", "bf16"),
+        meaning="the precision of the encoders; auto is bf16 where a GPU computes in it",
     ),
-    kinds.choice("lr_schedule", "cosine", "constant"),
-    kinds.count("warmup_steps", 0),
-    kinds.count("total_steps", lambda conditions: STEPS.get(conditions.dataset, DEFAULT_STEPS), 1),
-    Hparam("grad_clip", 1.0, kinds.is_number, "a number >= 0 (0 is off)"),
-    kinds.choice("amp", "auto", "off", "bf16"),
-    kinds.choice("original_precision", "bf16", "fp32", default=kinds.by_size("fp32", "bf16")),
-    kinds.count("micro_batch", 0),
-    kinds.choice("checkpoint_blocks", False, True),
-    kinds.choice("compile_blocks", False, True),
-    kinds.count("drift_every", 10),
-    kinds.choice("flyp_targets", "same-class", "diagonal"),
-    # MLAI-Yonsei/CaRot, README and src/args.py.
-    kinds.term_weight("carot_distillation", "CaRot", 1.5, -1, 1)._replace(absent=0.0),
-    kinds.term_weight("carot_orthogonality", "CaRot", 0.2, -2, 0)._replace(absent=0.0),
-    kinds.count("carot_interval", kinds.by_size(2, 500), 1)._replace(absent=500),
-    # What any algorithm that trains the encoder may add.
-    kinds.term_weight("margin", "CLIPood", 0.3, -1.3, 0),
-    kinds.choice(
-        "average",
-        "none",
-        "sma",
-        "ema",
-        "beta",
-        "swad",
-        default=kinds.by_algorithm("CLIPood", "beta", "none"),
+    count(
+        "micro_batch",
+        0,
+        meaning="pictures of a batch that are computed at a time; 0 is all",
     ),
-    kinds.count("average_start", kinds.by_size(10, 100)),
-    kinds.share("ema", kinds.by_size(0.9, 0.999)),
-    Hparam("beta", 0.5, lambda v: kinds.is_positive(v) and v <= 10, "a number in (0, 10]"),
-    # khanrc/swad, config.yaml and README.
-    kinds.count("swad_converge", 3, 1)._replace(absent=3),
-    kinds.count("swad_tolerance", 6, 1)._replace(absent=6),
-    kinds.nonnegative("swad_ratio", lambda c: 0.2 if c.dataset == "VLCS" else 0.3)._replace(
-        absent=0.3
+    choice(
+        "checkpoint_blocks",
+        *(False, True),
+        meaning="whether the encoder's blocks are computed anew for the gradients, to save memory",
     ),
-    kinds.share("wise_alpha", kinds.by_algorithm("CLIPWiSEFT", 0.5, 1.0), _draw_wise_alpha),
-    kinds.count(
-        "lp_steps", lambda c: kinds.by_size(20, 500)(c) if c.algorithm == "CLIPLPFT" else 0
+    choice(
+        "compile_blocks",
+        *(False, True),
+        meaning="whether the encoder's blocks are compiled by torch",
     ),
-    kinds.positive("lp_lr", 1e-3),
-    # Low-rank adaptation in place of training the encoder: MaxZanella/CLIP-LoRA, run_utils.py.
-    kinds.count("lora_rank", kinds.by_algorithm("CLIPLoRA", 2, 0))._replace(absent=0),
-    kinds.positive("lora_alpha", 1.0)._replace(absent=1.0),
-    Hparam(
-        "lora_dropout", 0.25, lambda v: kinds.is_number(v) and v < 1, "a number in [0, 1)"
-    )._replace(absent=0.25),
-    # The weights of the terms, each of its own algorithm and of CARFT.
-    kinds.term_weight("sp_weight", "CLIPL2SP", 0.5, -3, 1),
-    kinds.choice("sp_form", "coupled", "decoupled"),
-    kinds.term_weight("fd_weight", "CLIPFeatureDistillation", 1.0, -1, 2),
-    kinds.term_weight("ldifs_weight", "LDIFS", 10.0, 0, 2),
-    kinds.choice("ldifs_axis", "channel", "token"),
-    kinds.term_weight("lipsum_weight", "LipsumFT", 1.0, -1, 1),
-    kinds.count("lipsum_texts", 80, 1),
-    Hparam(
-        "lipsum_length", 8, lambda v: type(v) is int and 0 < v < 76, "a whole number from 1 to 75"
+    count(
+        "drift_every",
+        10,
+        meaning="steps from one measurement of the drift over contexts to the next; 0 is off",
     ),
-    kinds.term_weight("miro_weight", "CLIPMIRO", 1.0, -2, 0),
 )
-
-
-def has_kl(algorithm: str, kl_weight: Any) -> bool:
-    """Whether the loss of ``algorithm`` has CAR-FT's term; one that we do not know may have it."""
-    return bool(kl_weight) and (algorithm == "CARFT" or algorithm not in ALGORITHMS)
-
-
-def overlay(
-    algorithm: str, dataset: str, random_seed: int, clip_backbone: str = ""
-) -> dict[str, tuple[Any, Any]]:
-    """name -> (default, random value), as ``domainbed.hparams_registry._hparams`` returns them.
-
-    As in DomainBed each is drawn from its own generator, so that adding one never moves another.
-    ``clip_backbone``: the CLIP that takes the place of the data set's default, if any.
-    """
-    conditions = Conditions(algorithm, dataset, clip_backbone)
-    values = {}
-    generator = np.random.RandomState()  # seeding one is much faster than making many
-    for hparam in HPARAMS:
-        default = hparam.default(conditions) if callable(hparam.default) else hparam.default
-        drawn_value = default
-        if hparam.draw:
-            generator.seed(seed_hash(random_seed, hparam.name))
-            drawn_value = hparam.draw(generator, conditions)
-
-        values[hparam.name] = (default, drawn_value)
-    return values
-
-
-def implied(
-    algorithm: str, dataset: str, overrides: Mapping[str, Any], random_seed: int | None
-) -> dict[str, Any]:
-    """The hparams that become others by the ``clip_backbone`` among a user's ``overrides``.
-
-    These are the learning rate and the batch of "tiny", unless the user sets them too.
-    ``random_seed``: of a random draw; None for the defaults.
-    """
-    clip_backbone = overrides.get("clip_backbone", "")
-    index = 0 if random_seed is None else 1  # in the pairs of default and random value
-    usual_values = overlay(algorithm, dataset, random_seed or 0)
-    backbone_values = overlay(algorithm, dataset, random_seed or 0, clip_backbone)
-    return {
-        name: pair[index]
-        for name, pair in backbone_values.items()
-        if pair[index] != usual_values[name][index] and name not in overrides
-    }

@@ -20,7 +20,51 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method.blocks import encoder_blocks
+from domainbed_carft.method.encoders import encoder_blocks
+from domainbed_carft.method.hparams import (
+    Hparam,
+    count,
+    is_number,
+    learning_rate,
+    positive,
+    weight_decay,
+)
+
+
+def _rank(default: int) -> Hparam:
+    return count(
+        "lora_rank",
+        default,
+        absent=0,
+        elsewhere=0,
+        meaning="the rank of the factors that are trained in place of the encoder; 0 is none",
+        source="MaxZanella/CLIP-LoRA, run_utils.py",
+    )
+
+
+# As every algorithm has them.
+HPARAMS = (
+    _rank(0),
+    positive(
+        "lora_alpha",
+        1.0,
+        absent=1.0,
+        meaning="what scales the factors, with the rank",
+        source="MaxZanella/CLIP-LoRA, run_utils.py",
+        changes_cost=False,
+    ),
+    Hparam(
+        "lora_dropout",
+        0.25,
+        lambda v: is_number(v) and v < 1,
+        "a number in [0, 1)",
+        absent=0.25,
+        meaning="the dropout of what goes into the factors",
+        source="MaxZanella/CLIP-LoRA, run_utils.py",
+    ),
+)
+# As CLIPLoRA has them.
+PUBLISHED = (_rank(2), learning_rate(factor=10, published=2e-4), weight_decay(0.01))
 
 # Queries, keys and values: the projections that are adapted, stacked in one weight.
 PROJECTIONS = 3

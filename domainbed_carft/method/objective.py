@@ -13,10 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from domainbed_carft.errors import CarftError, imported
-
 KL_DIRECTIONS = ("original||fine-tuned", "fine-tuned||original")
-_IMPOSSIBLE = -1e8  # a logit; minus infinity would make the KL of two such NaN
 
 
 class ZeroShotWeights(NamedTuple):
@@ -46,28 +43,6 @@ def class_logits(
     """Class logits (N, K) of image features (N, D) of any length under a head (K, D), (K,)."""
     unit = F.normalize(image_features, dim=-1)
     return factor * F.linear(unit, weight) + bias
-
-
-def clustered(context_weights: Tensor, count: int) -> Tensor:
-    """FD-Align's contexts (arXiv 2310.15105): centres (``count``, D) of the usual ones of (M, D).
-
-    An isolation forest keeps the three quarters that are least unlike the others (60 of the 80
-    templates, as in the official code), and k-means finds the centres, which are not scaled to
-    length 1. Raises CarftError if fewer contexts than centres are kept.
-    """
-    k_means = imported("sklearn.cluster", "scikit-learn").KMeans(count, random_state=0, n_init=10)
-    forest = imported("sklearn.ensemble", "scikit-learn").IsolationForest(random_state=0)
-    contexts = context_weights.cpu().numpy()
-    num_usual = len(contexts) * 3 // 4
-    if num_usual < count:
-        raise CarftError(
-            f"context_clusters is {count}, expected at most {num_usual}, three quarters of the "
-            f"{len(contexts)} contexts"
-        )
-
-    usualness = forest.fit(contexts).decision_function(contexts)
-    usual = contexts[(-usualness).argsort(kind="stable")[:num_usual]]
-    return torch.from_numpy(k_means.fit(usual).cluster_centers_).to(context_weights)
 
 
 def context_scale(setting: str | float, logit_scale: Tensor) -> Tensor | float:
@@ -104,14 +79,6 @@ def context_kl(original_logits: Tensor, tuned_logits: Tensor, direction: str) ->
         original, tuned = tuned, original
     kl = F.kl_div(tuned, original, reduction="batchmean", log_target=True)
     return kl.float()
-
-
-def without_own_class(logits: Tensor, labels: Tensor, captions: Tensor) -> Tensor:
-    """(n, N) logits of pictures over captions, none for captions of the picture's own class.
-
-    ``labels`` (n,) are the pictures', ``captions`` (N,) the captions'.
-    """
-    return logits.masked_fill(labels[:, None] == captions[None], _IMPOSSIBLE)
 
 
 def context_agreement(original_logits: Tensor, tuned_logits: Tensor) -> Tensor:

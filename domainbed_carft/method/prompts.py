@@ -18,7 +18,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 from domainbed_carft.method import dataset_facts
-from domainbed_carft.method.dataset_facts import DatasetFacts
+from domainbed_carft.method.dataset_facts import DATASET_PREFIX, DatasetFacts, named_dataset
 from domainbed_carft.text import quantity, shortened
 
 # OpenAI's lists for the data sets of CLIP's paper: class names, and templates for them.
@@ -51,7 +51,6 @@ BUILT_IN_CLASSES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("Debug28", "Debug224"), ("zero", "one")),
 }
 
-DATASET_PREFIX = "dataset:"
 DIGEST_LENGTH = 16  # hexadecimal digits
 
 
@@ -121,14 +120,14 @@ def contexts_of(
 ) -> list[str]:
     """The templates of a run, at least ``least``.
 
-    ``facts``: of its data set; None for the one that was built with this ``hparams`` object. Raises
+    ``facts``: of its data set; None for those of the one that ``class_names`` names. Raises
     CarftError as `contexts`, and for DOMAIN_LISTS in a host that shows no environments.
     """
     spec = hparams["contexts"]
     if spec not in DOMAIN_LISTS:
         return contexts(spec, least)
 
-    facts = facts or dataset_facts.recall(hparams, named_dataset(hparams["class_names"]))
+    facts = facts or dataset_facts.recall(hparams)
     left_out = facts.test_envs if spec == WITHOUT_TARGET else ()
     if left_out is None or not facts.environments:
         missing = "which environments are left out" if facts.environments else "its environments"
@@ -199,15 +198,14 @@ def class_names(
     """The ``num_classes`` class names in label order.
 
     From the hparam ``class_names`` where it is a list, a file or one of CLASS_LISTS, as they are;
-    else from the folders of the data set that was built with this hparams object, or the built-in
-    table of the data set that the hparam names ("dataset:PACS"), cleaned. ``facts``: of the data
-    set; None for the one that was built with this ``hparams`` object.
+    else from the folders of the data set that the hparam names ("dataset:PACS"), or the built-in
+    table of it, cleaned. ``facts``: of the data set; None for those of the one that it names.
 
     Raises CarftError naming the conflict, or if there are no names, the three ways to give them.
     """
     spec = hparams["class_names"]
     dataset = named_dataset(spec)
-    environments = (facts or dataset_facts.recall(hparams, dataset)).environments
+    environments = (facts or dataset_facts.recall(hparams)).environments
     folders = {e.name: list(e.classes) for e in environments if e.classes}
     if dataset is None:
         names = _entries("class_names", spec, (f"{DATASET_PREFIX}NAME", *CLASS_LISTS))
@@ -262,12 +260,6 @@ def _require_folder_order(names: Sequence[str], folders: Mapping[str, Sequence[s
             f"label {label} is {classes[label]!r} in {environment!r}, but {names[label]!r} in "
             "class_names; give one name per class, in the order of the sorted folders"
         )
-
-
-def named_dataset(spec: Any) -> str | None:
-    """NAME where the hparam ``class_names`` is "dataset:NAME", else None."""
-    is_name = isinstance(spec, str) and spec.startswith(DATASET_PREFIX)
-    return spec.removeprefix(DATASET_PREFIX) if is_name else None
 
 
 def _entries(hparam: str, spec: str | Sequence[str], shipped: Sequence[str]) -> list[str]:

@@ -139,8 +139,8 @@ class RandomTexts:
         with_ends = length + 2
         if self.padded_length and with_ends > self.padded_length:
             raise CarftError(
-                f"lipsum_length is {length}, expected at most {self.padded_length - 2}: this CLIP "
-                f"reads {self.padded_length} tokens"
+                f"Lipsum-FT draws texts of {with_ends} tokens, and this CLIP reads at most "
+                f"{self.padded_length}; choose another clip_backbone or algorithm"
             )
 
         tokens = torch.randint(0, START, (count, with_ends))

@@ -44,14 +44,14 @@ def undo() -> None:
 def add_algorithms(module: ModuleType) -> None:
     """Put our algorithms into `domainbed.algorithms`, its list and its lookup.
 
-    A foreign host gets classes that complete the hparams themselves, see `foreign_jobs`.
+    A foreign host gets classes that check the hparams themselves, see `foreign_jobs`.
     """
-    from domainbed_carft.method import algorithms, host_lookup, hparams
+    from domainbed_carft.method import algorithms, host_lookup
 
-    classes = {name: getattr(algorithms, name) for name in hparams.ALGORITHMS}
+    classes: dict[str, Any] = dict(algorithms.CLASSES)
     if not host_lookup.in_our_harness():
         classes = {
-            name: foreign_jobs.completing(algorithm, module.__name__)
+            name: foreign_jobs.in_foreign_host(algorithm, module.__name__)
             for name, algorithm in classes.items()
         }
     added = _without_names_of_host(module, classes)

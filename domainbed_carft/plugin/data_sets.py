@@ -67,7 +67,7 @@ class PackageDataset:
 
         self.datasets, report = self.read(root)
         self.num_classes = len(self.datasets[0].classes)
-        warn_of_broken_data(report, is_for_us="data_edition" in (hparams or {}))
+        warn_of_broken_data(report, is_for_us="clip_backbone" in (hparams or {}))
 
         if hparams is None:
             # Such hosts pass no test environments either.

@@ -1,10 +1,9 @@
-"""Jobs of foreign hosts: how their hyperparameters become complete, and what they cannot see.
+"""Jobs of foreign hosts: what nobody has checked there, and what their records would lack.
 
-Our harness checks ``--hparams``, and has an algorithm resolve its hparams before it builds one. The
-`train` of a foreign host does neither. It makes a dict from its registry and ``--hparams``, gives
-that one object to the data set and to the constructor of the algorithm, and writes it into every
-record. None of our functions is called between the data set and the constructor. So in these hosts,
-and only there, the constructor completes the dict, in place: `completing` makes such classes.
+Our harness checks ``--hparams`` and asks an algorithm for the facts of its job. The `train` of a
+foreign host does neither: it makes a dict from its registry and ``--hparams``, gives that one
+object to the data set and to the constructor of the algorithm, and writes it into every record. So
+in these hosts, and only there, the constructor adds one key to the dict: ``facts``.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ MISSPELT = 0.85
 _host_keys = {"data_augmentation", "class_balanced"}
 
 
-class CompletingJob:
+class ForeignJob:
     """Stands before an algorithm of ours in the bases of the class that a foreign host gets."""
 
     def __init__(
@@ -37,44 +36,27 @@ class CompletingJob:
         num_domains: int,
         hparams: MutableMapping[str, Any],
     ) -> None:
-        """Complete ``hparams`` in place, then build the algorithm.
+        """Build the algorithm, and add what it found about its job to ``hparams``, as ``facts``.
 
-        Raises CarftError for hparams that are unknown, missing or invalid, and for what this host
-        cannot do; all problems come at once.
+        Raises CarftError for hparams that are unknown, and for what this host cannot do; all such
+        problems come at once, before those of the algorithm.
         """
-        algorithm: Any = type(self)
-        raise_for(job_problems(input_shape, hparams, algorithm.__name__))
-
-        complete = algorithm.resolve_hparams(input_shape, num_classes, hparams, planned_steps())
-        for name, value in complete.items():
-            if hparams[name] != value:
-                hparams[name] = value
+        values = dict(hparams)  # a fork's configuration object may have keys and items, no more
+        raise_for([*unknown_names(values), *_host_problems(values)])
         build: Any = super().__init__
         build(input_shape, num_classes, num_domains, hparams)
+        algorithm: Any = self
+        hparams["facts"] = algorithm.facts
 
 
 @functools.cache
-def completing(algorithm: type[Any], module: str) -> type[Any]:
+def in_foreign_host(algorithm: type[Any], module: str) -> type[Any]:
     """The class ``algorithm`` for the foreign host's ``module`` of algorithms.
 
     It bears the same name, and always is the same object.
     """
     namespace = {"__module__": module, "__doc__": algorithm.__doc__}
-    return type(algorithm.__name__, (CompletingJob, algorithm), namespace)
-
-
-def job_problems(
-    input_shape: Sequence[int], hparams: Mapping[str, Any], algorithm: str
-) -> list[Problem]:
-    """The problems of a job in a foreign host, whose `train` has checked nothing.
-
-    These are unknown, missing and invalid hparams, pictures not in RGB, and what the host lacks.
-    """
-    from domainbed_carft.method import hparam_checks
-
-    values = dict(hparams)  # a fork's configuration object may have keys and items, and no more
-    invalid = hparam_checks.job_problems(input_shape, values, algorithm)
-    return [*unknown_names(values), *invalid, *_host_problems(values)]
+    return type(algorithm.__name__, (ForeignJob, algorithm), namespace)
 
 
 def allow(keys: Iterable[str]) -> None:
@@ -89,11 +71,14 @@ def unknown_names(hparams: Mapping[str, Any]) -> list[Problem]:
     MIRO its whole configuration). So a key counts as unknown only if the user gave it, or if it
     resembles one of ours.
     """
-    from domainbed_carft.method.hparams import HPARAMS
+    from domainbed_carft.jobs.algorithms import ALGORITHMS
+    from domainbed_carft.method.algorithms import hparams_of
+    from domainbed_carft.method.hparams import DEMANDABLE, RETIRED
 
-    names = sorted(hparam.name for hparam in HPARAMS)
-    valid_keys = sorted({*names, *_host_keys})
-    guesses = {key: _guess(key, valid_keys) for key in sorted({*hparams.keys()} - {*valid_keys})}
+    names = sorted(hparams_of(ALGORITHMS[0]))
+    valid_keys = sorted({*names, *DEMANDABLE, *_host_keys})
+    unexpected = {*hparams.keys()} - {*valid_keys, *RETIRED}
+    guesses = {key: _guess(key, valid_keys) for key in sorted(unexpected)}
     unknown = [f"unknown hparam {key!r}{hint}" for key, hint in guesses.items() if hint is not None]
     if not unknown:
         return []
@@ -117,10 +102,10 @@ def hparams_to_add(algorithm: str, dataset: str, random_seed: int | None) -> str
 
     The defaults of a checkout do not see ``--hparams``, so they do not fit another CLIP there.
     """
-    from domainbed_carft.method import hparams
+    from domainbed_carft.method import algorithms
 
     overrides = hparams_by_hand()
-    missing = hparams.implied(algorithm, dataset, overrides, random_seed)
+    missing = algorithms.implied(algorithm, dataset, overrides, random_seed)
     return json.dumps({**overrides, **missing}) if missing else ""
 
 

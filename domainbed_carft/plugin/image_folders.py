@@ -41,7 +41,7 @@ def with_data_check(original: Callable[..., None]) -> Callable[..., None]:
         hparams = arguments.get("hparams")
         values = hparams if isinstance(hparams, dict) else {}
         class_names = values.get("class_names")
-        is_for_us = "data_edition" in values
+        is_for_us = "clip_backbone" in values
 
         require_weights(values)
         report = _verified(type(self).__name__, arguments.get("root"), is_for_us)
@@ -71,7 +71,7 @@ def require_weights(hparams: Any) -> None:
     Downloads OpenAI's weights where they are missing. Raises EndedJob where that fails, or where
     the file that the user names does not exist. Our harness and open_clip look for themselves.
     """
-    if not isinstance(hparams, dict) or "preprocessing" not in hparams:
+    if not isinstance(hparams, dict) or "clip_backbone" not in hparams:
         return
 
     from domainbed_carft.clips import backbone, open_clip_models
@@ -122,7 +122,7 @@ def warn_of_broken_data(report: verify.Report, is_for_us: bool) -> None:
 def hand_on_facts(
     dataset: Any, report: verify.Report | None, protocol: str, hparams: Any, test_envs: Any
 ) -> None:
-    """Keep the facts of ``dataset`` for the algorithm that gets this very ``hparams`` object.
+    """Keep the facts of ``dataset`` for the algorithms whose class names are those of ``hparams``.
 
     ``test_envs``: the numbers of the environments left out, None if the host does not tell. The
     data set gets the attributes ``data_edition`` and ``protocol``.
@@ -179,11 +179,11 @@ def requested_preprocessing(hparams: Any) -> Preprocessing | None:
 
     None for other algorithms, and for a CLIP that cannot be read.
     """
-    if not isinstance(hparams, dict) or "preprocessing" not in hparams:
+    if not isinstance(hparams, dict) or "clip_backbone" not in hparams:
         return None
-    if hparams["preprocessing"]:
+    if hparams.get("preprocessing"):
         return Preprocessing.from_hparam(hparams["preprocessing"])
 
-    from domainbed_carft.method import job_clip  # takes the seconds of importing torch
+    from domainbed_carft.method import job  # takes the seconds of importing torch
 
-    return job_clip.wanted_preprocessing(hparams)
+    return job.wanted_preprocessing(hparams)

@@ -36,7 +36,7 @@ def extended_function(
     For an algorithm of ours the result has our hyperparameters over the host's; for any other it is
     what ``original`` returns.
     """
-    from domainbed_carft.method.hparams import ALGORITHMS
+    from domainbed_carft.jobs.algorithms import ALGORITHMS
 
     signature = inspect.signature(original)
 
@@ -71,17 +71,19 @@ def with_our_hparams(
     host_hparams: Any, algorithm: str, dataset: str, random_seed: int | None
 ) -> dict[str, Any]:
     """The host's hyperparameters, and over them ours: drawn by ``random_seed``, or the defaults."""
-    from domainbed_carft.method import host_lookup, hparams
+    from domainbed_carft.method import algorithms, host_lookup
     from domainbed_carft.plugin import foreign_jobs
 
     plain = {name: _as_plain_value(value) for name, value in host_hparams.items()}
+    steps = None
     if not host_lookup.in_our_harness():
+        steps = foreign_jobs.planned_steps()
         foreign_jobs.allow(plain.keys())
         to_add = foreign_jobs.hparams_to_add(algorithm, dataset, random_seed)
         if to_add:
             warn_of_hparams_to_add(to_add)
 
-    overlay = hparams.overlay(algorithm, dataset, random_seed or 0)
+    overlay = algorithms.overlay(algorithm, dataset, random_seed or 0, steps=steps)
     for name, (default, random_value) in overlay.items():
         plain[name] = default if random_seed is None else random_value
     return plain

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.splits import EnvironmentSplits
-from domainbed_carft.method import dataset_facts, job_facts
+from domainbed_carft.method import dataset_facts
 from domainbed_carft.method.dataset_facts import DatasetFacts
-from domainbed_carft.method.resolution import JobFacts
+from domainbed_carft.method.job import resolve_amp
 from domainbed_carft.preflight import device as job_device
 from domainbed_carft.sweep import host
 
@@ -55,15 +54,14 @@ _last_data: _LoadedData | None = None
 class PreparedJob:
     """What `train` has before it builds the algorithm of a job; its harness is the one in use.
 
-    ``flags``: those that no record has. ``hparams`` are resolved; ``facts``: what that found, None
-    for an algorithm that is not ours. ``worker_count``: the processes that would load its pictures.
+    ``flags``: those that no record has. ``worker_count``: the processes that would load its
+    pictures.
     """
 
     job: Job
     args: argparse.Namespace
     flags: argparse.Namespace
     hparams: dict[str, Any]
-    facts: JobFacts | None
     dataset: Any
     environments: Sequence[EnvironmentSplits]
     pictures: Any
@@ -80,6 +78,12 @@ class PreparedJob:
         return len(self.training_envs) * int(self.hparams["batch_size"])
 
     @property
+    def precision(self) -> str:
+        """In which precision it computes: "bf16" or "off"."""
+        amp = str(self.hparams.get("amp", "off"))
+        return resolve_amp(amp) if amp == "auto" else amp
+
+    @property
     def picture_bytes(self) -> int:
         """The bytes of a picture as loaders hand it on: float32, or before a GPU uint8."""
         channels, height, width = self.dataset.input_shape
@@ -90,7 +94,6 @@ class PreparedJob:
     ) -> Any:
         """The job's algorithm on ``device``, with some hparams changed; equal each time."""
         hparams = {**self.hparams, **(changed_hparams or {})}
-        self.remember_facts(hparams)
         self.seed()
         with quiet():
             algorithm = host.algorithm_class(self.args.algorithm)(
@@ -100,11 +103,6 @@ class PreparedJob:
                 hparams,
             )
         return algorithm.to(device)
-
-    def remember_facts(self, hparams: dict[str, Any] | None = None) -> None:
-        """Have an algorithm find the job's facts by these ``hparams``, by default by its own."""
-        if self.facts is not None:
-            job_facts.remember(self.facts, self.hparams if hparams is None else hparams)
 
     def seed(self) -> None:
         """Seed all random numbers as the job does."""
@@ -150,7 +148,7 @@ class PreparedJob:
 
 
 def prepare(job: Job, variables: Mapping[str, str], output: Path) -> PreparedJob:
-    """Prepare a job: check its arguments, load and split its data, resolve its hparams.
+    """Prepare a job: check its arguments, load and split its data.
 
     ``variables``: the process variables that its launcher gives it; they stay set. ``output``: what
     takes the place of the job's folder. Raises what `train` would.
@@ -206,17 +204,12 @@ def _load(
             dataset,
             ask_model=functools.partial(algorithm_class.wanted_pictures, hparams),
         )
-        preparation.resolve_hparams(args, dataset, hparams)
 
-    facts = None
-    with contextlib.suppress(CarftError):
-        facts = job_facts.recall(hparams)
     return PreparedJob(
         job=job,
         args=args,
         flags=flags,
         hparams=hparams,
-        facts=facts,
         dataset=dataset,
         environments=environments,
         pictures=pictures,

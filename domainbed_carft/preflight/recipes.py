@@ -7,33 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.jobs.manifest import Dataset
+from domainbed_carft.method.algorithms import hparams_of
+from domainbed_carft.method.hparams import DEMANDABLE
 from domainbed_carft.sweep import costs
 from domainbed_carft.text import shortened
 
-# Hparams that change neither time nor memory of a step.
-_COSTLESS = (
-    "lr",
-    "weight_decay",
-    "weight_decay_all",
-    "lr_schedule",
-    "warmup_steps",
-    "total_steps",
-    "grad_clip",
-    "lp_lr",
-    "lp_steps",
-    "ema",
-    "beta",
-    "average_start",
-    "lora_alpha",
-    "context_scale",
-    "clip_digest",
-    "clip_revision",
-    "prompts_digest",
-    "data_edition",
-    "batch_size",  # the job with the largest one stands for all
-)
 # Hparams on which the zero-shot accuracy depends.
 _ZERO_SHOT = ("clip_backbone", "class_names", "contexts", "protocol", "preprocessing")
 _WEIGHT = "_weight"  # of a term, which is computed unless it is 0
@@ -99,12 +80,15 @@ def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _costly_hparams(job: Job) -> dict[str, Any]:
-    """The hparams that a job sets and that change what a step costs."""
+    """The hparams that a job sets and that change what a step costs for a picture."""
+    known = hparams_of(job.key.algorithm) if job.key.algorithm in ALGORITHMS else {}
+    costless = {name for name, hparam in known.items() if not hparam.changes_cost}
+    costless |= {*DEMANDABLE} - {"preprocessing"}
     costly = {}
     for name, value in overrides(job.args).items():
         if name.endswith(_WEIGHT):
             costly[name] = bool(value)
-        elif name not in _COSTLESS:
+        elif name not in costless:
             costly[name] = value
     return costly
 

@@ -173,7 +173,7 @@ class Rehearsal:
         self.measurements.steps[recipe.label] = step_speed
         loading = self.measurements.loading.get(recipe.job.key.dataset)
         if loading:
-            precision = str(prepared.hparams.get("amp", "off"))
+            precision = prepared.precision
             row = speed.speed_row(recipe.label, step_speed, loading, precision)
             self._later_rows.append(row)
 

@@ -108,7 +108,6 @@ def _train(
     Raises the harness's Stopped, with the state saved, after ``stopped_after`` steps.
     """
     folder.mkdir(exist_ok=True)
-    prepared.remember_facts()
     prepared.seed()
     with quiet():
         run = host.module("lib.training").Run(

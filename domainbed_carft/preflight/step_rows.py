@@ -30,7 +30,7 @@ SECTION = "one step"
 # the loss if that is larger than one nat. bf16 has 8 bits, and CLIP multiplies cosines by 100.
 TOLERANCES = {"bf16": 0.1, "off": 0.01}
 COMPARED_PICTURES = 24  # of a batch: a processor needs seconds for each step of a ViT-B/16
-_REFERENCE = {"amp": "off", "original_precision": "fp32", "compile_blocks": False}
+_REFERENCE = {"amp": "off", "compile_blocks": False}
 
 MOST_MEMORY = 0.95  # of the device; fragments take the rest
 _MOST_PLACES = 3  # that are named, of those that wait for the device
@@ -93,7 +93,7 @@ def loss_row(label: str, prepared: PreparedJob) -> Row:
     on_processor = [(pictures.cpu(), labels.cpu()) for pictures, labels in batches]
     reference_algorithm = prepared.build_algorithm(torch.device("cpu"), _REFERENCE)
     reference = _loss_of(reference_algorithm, on_processor)
-    return judge_loss(label, loss, reference, str(prepared.hparams.get("amp", "off")))
+    return judge_loss(label, loss, reference, prepared.precision)
 
 
 def judge_loss(label: str, loss: float, reference: float, precision: str) -> Row:

@@ -20,7 +20,6 @@ from domainbed_carft.clips import backbone, open_clip_models
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import not_written, require_output
 from domainbed_carft.files.weights import load_weights
-from domainbed_carft.jobs.algorithms import TEXT_TRAINING
 from domainbed_carft.runs import model_card
 from domainbed_carft.runs.saved import TrainedRun, architecture_of, original_clip
 
@@ -165,7 +164,7 @@ def _state_dict(run: TrainedRun, clip: backbone.Backbone, half: bool) -> dict[st
     """The original's state dict with what the run trained; CarftError for values not finite."""
     model = clip.model
     model.visual.load_state_dict(run.algorithm.encoder.state_dict())
-    if run.args["algorithm"] in TEXT_TRAINING:
+    if run.algorithm.trains_text:
         _load_text_encoder(model, load_weights(run.path)["model_dict"])
 
     if half:

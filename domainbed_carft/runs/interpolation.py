@@ -14,18 +14,9 @@ from torch import Tensor
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.algorithms import TEXT_TRAINING
 from domainbed_carft.method import objective, prompts
 from domainbed_carft.runs import layer_shares
 from domainbed_carft.runs.saved import TrainedRun, original_clip
-
-# Algorithms whose runs are no end of a line from the original CLIP.
-UNFIT_ALGORITHMS = {
-    "CLIPZeroShot": "which trains nothing; expected one that does",
-    **dict.fromkeys(
-        TEXT_TRAINING, "whose head is made by its text encoder; set wise_alpha before training"
-    ),
-}
 
 
 class _MovedTensor(NamedTuple):
@@ -45,7 +36,7 @@ class Interpolation:
 
     ``original``: the CLIP that the run started from, as in `saved.original_clip`; the algorithm is
     moved to ``device``. ``layers``: one of `layer_shares.LAYERS`. Raises CarftError for
-    UNFIT_ALGORITHMS and a random head, for linear layers of weights that are already between a
+    algorithms that train nothing or the text encoder, for a random head, for linear layers of weights that are already between a
     CLIP and a run, and as `saved.original_clip` and `layer_shares.depths`.
     """
 
@@ -96,7 +87,11 @@ class Interpolation:
 
 def _require_fit(run: TrainedRun, layers: str) -> None:
     algorithm = run.args["algorithm"]
-    reason = UNFIT_ALGORITHMS.get(algorithm)
+    reason = ""
+    if run.algorithm.is_constant:
+        reason = "which trains nothing; expected one that does"
+    if run.algorithm.trains_text:
+        reason = "whose head is made by its text encoder; set wise_alpha before training"
     if run.hparams["head_init"] == "random" and run.algorithm.trains_head:
         reason = "which started from a random head; expected one with head_init 'zero-shot'"
     if reason:

@@ -16,7 +16,6 @@ from domainbed_carft.clips import backbone, openai_models
 from domainbed_carft.data import benchmarks
 from domainbed_carft.files.weights import sha256
 from domainbed_carft.jobs import records
-from domainbed_carft.jobs.algorithms import TEXT_TRAINING
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.job import command as train_command
 from domainbed_carft.jobs.setting import printed_versions
@@ -136,7 +135,7 @@ def text_encoder(run: TrainedRun) -> dict[str, str]:
 
     Context weights and their scale are always the original's, as in the run's own predictions.
     """
-    state = "fine-tuned" if run.args["algorithm"] in TEXT_TRAINING else "original"
+    state = "fine-tuned" if run.algorithm.trains_text else "original"
     return {
         "weights": state,
         "logit_scale": state,
@@ -168,7 +167,7 @@ def run_facts(run: TrainedRun) -> dict[str, Any]:
         "wise_ft_layers": run.layers,
         "step": record.get("step", None if is_soup else run.step),
         "accuracies": _accuracies(record, environments),
-        "data_edition": run.hparams["data_edition"],
+        "data_edition": run.hparams.get("data_edition", ""),
         "prompts_digest": run.hparams["prompts_digest"],
         "clip_digest": run.hparams["clip_digest"],
         "hparams": hparams,

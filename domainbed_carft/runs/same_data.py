@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import dataset_facts, prompts
+from domainbed_carft.method.dataset_facts import named_dataset
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.pictures.clip_input import CLIPInput
 from domainbed_carft.runs.saved import TrainedRun
@@ -30,13 +31,13 @@ def require_same_data(
         Comparison("environments", domains, len(dataset)),
         Comparison("classes", len(run.classes), dataset.num_classes),
     ]
-    if prompts.named_dataset(run.hparams["class_names"]) is not None:
+    if named_dataset(run.hparams["class_names"]) is not None:
         for environment in facts.environments:
             if environment.classes:
                 names = [prompts.clean(name) for name in environment.classes]
                 comparisons.append(Comparison("classes", run.classes, names))
 
-    edition = run.hparams["data_edition"]
+    edition = run.hparams.get("data_edition", "")
     if facts.edition and edition not in ("", UNCHECKED):
         comparisons.append(Comparison("data_edition", edition, facts.edition))
 

@@ -19,10 +19,11 @@ from domainbed_carft.clips import backbone, open_clip_models
 from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import WEIGHTS
-from domainbed_carft.method import algorithms, clip_algorithm, objective, prompts
+from domainbed_carft.method import algorithms, objective, prompts
+from domainbed_carft.method.algorithm import TRAINING_PREFIXES, CLIPAlgorithm
 from domainbed_carft.pictures.plan import PicturePlan
 from domainbed_carft.pictures.recorded import recorded_plan
-from domainbed_carft.runs.saved_checks import require_run, soup_of
+from domainbed_carft.runs.saved_checks import require_run, soup_of, with_facts_among_hparams
 from domainbed_carft.text import quantity
 
 _ENCODER = "encoder."  # how the names of the encoder's weights begin
@@ -33,14 +34,14 @@ class TrainedRun:
     """A run of one of our algorithms, read from the file ``path``, on the CPU and in eval mode.
 
     ``classes``: the names of the prompts, in label order; ``contexts``: the templates, in the order
-    of ``context_logits``. ``step``: after which the weights were saved, None for the run's last.
+    of ``context_logits``. ``hparams``: of the run, and the facts of its job. ``step``: after which the weights were saved, None for the run's last.
     ``alpha`` and ``layers``: of ``carft wise-ft``, else None. ``content``: what the file holds
     besides weights. ``soup``: of ``carft soup``, how it was made (as `runs.soup` writes it), else
     None; a soup has neither seed nor step.
     """
 
     path: Path
-    algorithm: clip_algorithm.CLIPAlgorithm
+    algorithm: CLIPAlgorithm
     args: Mapping[str, Any]
     hparams: Mapping[str, Any]
     classes: list[str]
@@ -83,6 +84,7 @@ def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
 
 def run_of(content: Any, file: Path) -> TrainedRun:
     """The run that the ``content`` of the weights file ``file`` is; raises as `open_run`."""
+    content = with_facts_among_hparams(content)
     require_run(content, file)
     algorithm, contexts, classes = _restore(content, file)
     _require_finite(algorithm, file)
@@ -108,7 +110,7 @@ def run_of(content: Any, file: Path) -> TrainedRun:
     )
 
 
-def _require_finite(algorithm: clip_algorithm.CLIPAlgorithm, file: Path) -> None:
+def _require_finite(algorithm: CLIPAlgorithm, file: Path) -> None:
     state = algorithm.state_dict()
     not_finite = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if not_finite:
@@ -179,11 +181,9 @@ def weights_file(path: Path, which: str | None) -> Path:
 
 def _restore(
     content: Mapping[str, Any], path: Path
-) -> tuple[clip_algorithm.CLIPAlgorithm, list[str], list[str]]:
+) -> tuple[CLIPAlgorithm, list[str], list[str]]:
     """Algorithm, contexts and classes of a checked ``content``; CarftError for odd weights."""
-    algorithm_class: type[clip_algorithm.CLIPAlgorithm] = getattr(
-        algorithms, content["args"]["algorithm"]
-    )
+    algorithm_class = algorithms.CLASSES[content["args"]["algorithm"]]
     algorithm = algorithm_class.__new__(algorithm_class)  # its __init__ would ask for the CLIP
     Algorithm.__init__(
         algorithm,
@@ -192,6 +192,7 @@ def _restore(
         content["model_num_domains"],
         content["model_hparams"],
     )
+    algorithm.bf16 = content["model_hparams"]["amp"] == "bf16"
 
     state: Any = content.get("model_dict")
     if isinstance(state, dict) and "architecture" in state:
@@ -211,7 +212,7 @@ def _restore(
 
 
 def _restore_state(
-    algorithm: clip_algorithm.CLIPAlgorithm,
+    algorithm: CLIPAlgorithm,
     state: Mapping[str, Any],
     contexts: list[str],
     classes: list[str],
@@ -232,13 +233,13 @@ def _restore_state(
         expected = [(len(classes), dim), (len(contexts), dim)]
         if not classes or [tuple(weight.shape) for weight in heads] != expected:
             raise ValueError(f"expected class and context weights of shapes {expected}")
-        algorithm.set_up(encoder, heads, float(state["logit_scale"]), preprocessing)
+        algorithm.build_for_prediction(encoder, heads, float(state["logit_scale"]), preprocessing)
 
     for name in {"words", "architecture"} & state.keys():
         algorithm.register_buffer(name, torch.empty_like(state[name]))
     trained_state = {
         name: tensor
         for name, tensor in state.items()
-        if not name.startswith(clip_algorithm.TRAINING_PREFIXES)
+        if not name.startswith(TRAINING_PREFIXES)
     }
     algorithm.load_state_dict(trained_state)

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method.hparams import ALGORITHMS, HPARAMS
+from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.jobs.facts import hparams_and_facts
+from domainbed_carft.method.algorithms import CLASSES
+from domainbed_carft.method.hparams import is_preprocessing
 from domainbed_carft.pictures.plan import LARGEST_SIDE, PicturePlan
 from domainbed_carft.runs.layer_shares import LAYERS
 
@@ -46,10 +49,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     ),
     **dict.fromkeys(("model_num_classes", "model_num_domains"), lambda n: type(n) is int),
     "args": lambda args: True,
-    # With "preprocessing" the data set need not look for the CLIP that the file names.
-    "model_hparams": lambda hparams: (
-        all(h.valid(hparams.get(h.name, h.absent)) for h in HPARAMS) and hparams["preprocessing"]
-    ),
+    "model_hparams": lambda hparams: bool(hparams),
     "picture_plan": lambda plan: plan is None or bool(PicturePlan.from_json(plan)),
     **dict.fromkeys(("best_step", "wise_ft_step"), _is_step),
     "wise_ft_alpha": lambda alpha: alpha is None or (type(alpha) is float and 0 <= alpha <= 1),
@@ -104,6 +104,43 @@ def soup_of(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return soup
 
 
+def with_facts_among_hparams(content: Any) -> Any:
+    """The ``content`` of a weights file, its ``model_hparams`` complete and with the job's facts.
+
+    An hparam that the file does not have gets the value that its version had in effect, or else the
+    default. Anything that is not a run of ours is returned as it is.
+    """
+    with contextlib.suppress(Exception):  # of any type, by what the file has instead
+        algorithm = CLASSES[content["args"]["algorithm"]]
+        stored = hparams_and_facts(content, content["model_hparams"])
+        absent = {
+            name: hparam.absent
+            for name, hparam in algorithm.own_hparams().items()
+            if hparam.absent is not None
+        }
+        complete = algorithm.complete_hparams({**absent, **stored})
+        return {**content, "model_hparams": complete}
+    return content
+
+
+def _hparams_fit(parts: Mapping[str, Any]) -> bool:
+    """Whether all hparams are valid, and "preprocessing" tells how the data set makes pictures.
+
+    With it the data set need not look for the CLIP that the file names.
+    """
+    hparams = parts["model_hparams"]
+    algorithm = CLASSES[parts["args"]["algorithm"]]
+    are_valid = all(
+        hparam.valid(hparams[name]) for name, hparam in algorithm.own_hparams().items()
+    )
+    digests = ("clip_digest", "prompts_digest")
+    return (
+        are_valid
+        and is_preprocessing(hparams["preprocessing"])
+        and all(isinstance(hparams[name], str) for name in digests)
+    )
+
+
 def require_run(content: Any, path: Path) -> None:
     """Raise CarftError, with the first part that does not fit, unless ``content`` is a run's."""
     parts = content if isinstance(content, dict) else {}
@@ -115,6 +152,8 @@ def require_run(content: Any, path: Path) -> None:
         is_fitting = False
         with contextlib.suppress(Exception):  # a tensor compares to no truth, say
             is_fitting = bool(json.dumps(value)) and fits(value)
+            if name == "model_hparams":
+                is_fitting = is_fitting and _hparams_fit(parts)
         if not is_fitting:
             raise CarftError(
                 f"{path} is not a run of {', '.join(ALGORITHMS)}: its {name} is "

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files.weights import sha256
-from domainbed_carft.jobs.algorithms import TEXT_TRAINING
-from domainbed_carft.method.hparams import HPARAMS, overlay
+from domainbed_carft.method.algorithms import hparams_of, overlay
 from domainbed_carft.pictures.plan import FAST, PicturePlan
 from domainbed_carft.runs import saved, splits
 
@@ -83,7 +82,7 @@ def require_alike(runs: Sequence[saved.TrainedRun]) -> None:
                 "the zero-shot head"
             )
         algorithm = run.args["algorithm"]
-        if algorithm in TEXT_TRAINING:
+        if run.algorithm.trains_text:
             raise CarftError(
                 f"{run.path} is a run of {algorithm}, whose head is made by its own text encoder; "
                 "expected runs that share a head"
@@ -105,7 +104,7 @@ def require_alike(runs: Sequence[saved.TrainedRun]) -> None:
 def _differences(run: saved.TrainedRun, first: saved.TrainedRun) -> list[str]:
     """In what two runs differ that the members of a soup have to share."""
     differences = [name for name in SAME_ARGS if run.args.get(name) != first.args.get(name)]
-    differences += [name for name in SAME_HPARAMS if run.hparams[name] != first.hparams[name]]
+    differences += [name for name in SAME_HPARAMS if run.hparams.get(name) != first.hparams.get(name)]
 
     buffer_pairs = zip(run.algorithm.input.buffers(), first.algorithm.input.buffers())
     if not all(
@@ -180,7 +179,7 @@ def _hparams_of(members: Sequence[Member]) -> dict[str, Any]:
     """The hparams of a soup: DESCRIBING from its members, and no setting of a training."""
     first = members[0].run.hparams
     shared = _shared_items([member.run.hparams for member in members])
-    algorithm_hparams = {hparam.name for hparam in HPARAMS}
+    algorithm_hparams = {*hparams_of(PLAINEST)}
     defaults = overlay(PLAINEST, members[0].run.args["dataset"], 0)
     is_folded = float(members[0].state["head_factor"]) == 1.0
 
@@ -189,7 +188,7 @@ def _hparams_of(members: Sequence[Member]) -> dict[str, Any]:
         hparams["data_augmentation"] = False
 
     hparams |= {name: default for name, (default, _) in defaults.items()}
-    hparams |= {name: first[name] for name in DESCRIBING}
+    hparams |= {name: first[name] for name in DESCRIBING if name in first}
     hparams["head_scale"] = "folded" if is_folded else "outside"
     hparams["amp"] = shared.get("amp", "off")
     hparams["context_scale"] = shared.get("context_scale", "logit_scale")

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Subset
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.splits import Split as NamedSplit
 from domainbed_carft.jobs.splits import name_splits, select_evaluated, split_environments
-from domainbed_carft.method import dataset_facts, host_lookup, prompts
+from domainbed_carft.method import dataset_facts, host_lookup
 from domainbed_carft.pictures import rng
 from domainbed_carft.runs.same_data import require_same_data
 from domainbed_carft.runs.saved import TrainedRun
@@ -105,7 +105,7 @@ def read_data(run: TrainedRun, data_dir: str | None = None, *, is_augmented: boo
         ) from error
 
     pictures = _recorded_pictures(run, hparams)
-    facts = dataset_facts.recall(hparams, prompts.named_dataset(run.hparams["class_names"]))
+    facts = dataset_facts.recall(hparams)
     require_same_data(run, dataset, targets, facts)
     names = _environment_names(facts, len(dataset))
 

@@ -110,7 +110,7 @@ def _predictor(runs: Sequence[TrainedRun], options: LoadingOptions) -> Predictor
                 yield algorithm.predict(pictures)
                 continue
 
-            clip = (algorithm.hparams["clip_digest"], algorithm.hparams["amp"])
+            clip = (str(algorithm.hparams["clip_digest"]), str(algorithm.hparams["amp"]))
             if clip not in features_by_clip:
                 features_by_clip[clip] = algorithm.features(pictures)
             yield algorithm.class_logits(features_by_clip[clip])

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ValidationError
 from domainbed_carft.errors import CarftError, Place, Problem, raise_for
 from domainbed_carft.files import parsing, validation
 from domainbed_carft.files.parsing import YamlPath, YamlSource
-from domainbed_carft.method import hparams
 from domainbed_carft.sweep import name_checks
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.fields import Override, Search, SearchOverride, Seeds, Trials, Variant
@@ -74,7 +73,7 @@ def parse(text: str, name: str) -> Declaration:
 
 def included_sweeps() -> dict[str, Path]:
     """The included sweeps by name: in ``sweeps/`` of the source tree, or in the package."""
-    package = Path(hparams.__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[1]
     folders = (package.parent / "sweeps", package / "sweeps")
     # A folder called sweeps beside an installed package need not be ours.
     chosen = next((folder for folder in folders if (folder / "demo.yaml").is_file()), folders[0])

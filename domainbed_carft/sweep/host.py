@@ -16,7 +16,7 @@ from domainbed_carft.method.host_lookup import (
     find_dataset_class,
     in_our_harness,
 )
-from domainbed_carft.method.hparams import ALGORITHMS
+from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.suites import imagenet_training
 from domainbed_carft.text import unknown
 

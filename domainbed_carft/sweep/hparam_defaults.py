@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.job import overrides, seed_hash
-from domainbed_carft.method import hparams
 from domainbed_carft.results.top import RECORDED_FACTS
 
 # The value of a hyperparameter that a run replaces by what suits its device.
@@ -17,14 +17,18 @@ _RESOLVED_BY_RUN = "auto"
 
 
 def defaults(
-    algorithm: str, dataset: str, hparams_set: Mapping[str, Any] | None = None
+    algorithm: str,
+    dataset: str,
+    hparams_set: Mapping[str, Any] | None = None,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """Hyperparameter -> default of an algorithm of ours on a data set; empty for any other.
 
-    ``hparams_set``: those set by ``--hparams``, of which ``clip_backbone`` changes other defaults.
+    ``hparams_set``: those set by ``--hparams``, of which ``clip_backbone`` changes other defaults;
+    ``steps``: that the job trains, if they are set.
     What a run fills in for its record is left out.
     """
-    return _values(algorithm, dataset, hparams_set or {}, random_seed=None)
+    return _values(algorithm, dataset, hparams_set or {}, random_seed=None, steps=steps)
 
 
 def expected_hparams(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,7 +40,10 @@ def expected_hparams(args: Mapping[str, Any]) -> dict[str, Any]:
     hparams_set = overrides(args)
     is_drawn = args["hparams_seed"] != 0
     random_seed = seed_hash(args["hparams_seed"], args["trial_seed"]) if is_drawn else None
-    values = _values(args["algorithm"], args["dataset"], hparams_set, random_seed) | hparams_set
+    values = _values(
+        args["algorithm"], args["dataset"], hparams_set, random_seed, steps=args.get("steps")
+    )
+    values |= hparams_set
     return {name: value for name, value in values.items() if value != _RESOLVED_BY_RUN}
 
 
@@ -71,13 +78,19 @@ def changed_hparams(
 
 
 def _values(
-    algorithm: str, dataset: str, hparams_set: Mapping[str, Any], random_seed: int | None
+    algorithm: str,
+    dataset: str,
+    hparams_set: Mapping[str, Any],
+    random_seed: int | None,
+    steps: int | None,
 ) -> dict[str, Any]:
     """The defaults, or with a ``random_seed`` the values that a random search draws by it."""
-    if algorithm not in hparams.ALGORITHMS:
+    if algorithm not in ALGORITHMS:
         return {}
 
+    from domainbed_carft.method import algorithms  # takes the seconds of importing torch
+
     index = 0 if random_seed is None else 1  # in the pairs of default and random value
-    pairs = hparams.overlay(algorithm, dataset, random_seed or 0)
+    pairs = algorithms.overlay(algorithm, dataset, random_seed or 0)
     values = {name: pair[index] for name, pair in pairs.items() if name not in RECORDED_FACTS}
-    return values | hparams.implied(algorithm, dataset, hparams_set, random_seed)
+    return values | algorithms.implied(algorithm, dataset, hparams_set, random_seed, steps)

@@ -17,6 +17,7 @@ from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.jobs.records import RecordWarning, Run
 from domainbed_carft.jobs.setting import DEFAULT, HPARAM, setting
+from domainbed_carft.method.hparams import NEUTRAL_RETIRED
 from domainbed_carft.sweep import declaration_file, hparam_defaults
 
 RUN = "run"
@@ -104,7 +105,11 @@ def _read_folder(path: Path) -> Side:
 
 def _settings_of_run(run: Run) -> KnownSettings:
     parts = {name: value for name, value in run.setting.items() if not name.startswith(HPARAM)}
-    hparams = {name: value for name, value in run.recorded.items() if value != ""}
+    hparams = {
+        name: value
+        for name, value in run.recorded.items()
+        if value != "" and NEUTRAL_RETIRED.get(name) != value
+    }
     return _settings_of_job(
         label=run.folder, args=run.job.args, parts=parts, hparams=hparams, has_all_hparams=True
     )

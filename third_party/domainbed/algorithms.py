@@ -58,8 +58,8 @@ def get_algorithm_class(algorithm_name: str) -> type[Any]:
 class Algorithm(torch.nn.Module):
     """A way to learn from several domains. Subclasses implement `update` and `predict`.
 
-    `hparams` is the very dict that the data set was built with and that every record holds. All
-    other methods and attributes here are hooks: `train` asks each algorithm for them, and what this
+    `hparams` are those that the data set was built with and that every record holds. All other
+    methods and attributes here are hooks: `train` asks each algorithm for them, and what this
     class answers suits an algorithm that knows nothing of them.
     """
 
@@ -67,21 +67,12 @@ class Algorithm(torch.nn.Module):
     is_constant = False
     # The job's processes if several (`lib.process_group`): each gets its slice of every batch.
     process_group: ProcessGroup | None = None
-    # Hparams whose value "auto" it replaces by what suits the machine where the job begins. A job
-    # that is resumed elsewhere keeps their values. The former name, SETTLED, still counts.
+    # Hparams whose value "auto" stands for what suits the machine where the job begins. What that
+    # is stands in `recorded_facts` under the same name; a job that is resumed elsewhere keeps it.
     RESOLVED_HPARAMS: tuple[str, ...] = ()
     # Whether it chooses by a validation loss which weights predict. `at_checkpoint` is then called
     # after one more evaluation of the out-splits, and the newest weights count as the best ones.
     wants_validation_loss: bool = False
-
-    def __init_subclass__(cls, **keywords: Any) -> None:
-        super().__init_subclass__(**keywords)
-        for ancestor in cls.__mro__:
-            if "RESOLVED_HPARAMS" in vars(ancestor):
-                return
-            if "SETTLED" in vars(ancestor):
-                cls.RESOLVED_HPARAMS = tuple(vars(ancestor)["SETTLED"])
-                return
 
     def __init__(
         self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: Hparams
@@ -99,30 +90,34 @@ class Algorithm(torch.nn.Module):
 
     @classmethod
     def implied_hparams(
-        cls, dataset: str, overrides: Mapping[str, Any], random_seed: int | None
+        cls,
+        dataset: str,
+        overrides: Mapping[str, Any],
+        random_seed: int | None,
+        steps: int | None = None,
     ) -> Hparams:
-        """Return hyperparameters that `overrides`, a user's `--hparams`, change beside their own.
+        """Return hyperparameters that follow from `overrides`, a user's `--hparams`, or `steps`.
 
         They replace the registry's defaults, or with a `random_seed` its draws. What the user sets
-        comes last.
+        comes last. `steps`: how many the job trains, None if that is the data set's default.
         """
         return {}
 
     @classmethod
-    def resolve_hparams(
-        cls,
-        input_shape: Sequence[int],
-        num_classes: int,
-        hparams: Mapping[str, Any],
-        steps: int | None,
-    ) -> Hparams:
-        """Return all hyperparameters of a job as its records hold them, before it builds anything.
+    def upgraded_hparams(cls, stored: Mapping[str, Any]) -> tuple[Hparams, Hparams]:
+        """Return the hyperparameters of a state of an earlier version, and the facts among them.
 
-        `hparams` are those chosen, the very dict that the data set was built with; they stay as
-        they are. An algorithm fills in what the job finds: by its data, its device, or its files.
-        `steps`: how many the job trains, None if unknown. Raises CarftError if they do not fit.
+        Facts are what `recorded_facts` returns now. What this version does not have is left out if
+        the job is the same without it.
         """
-        return dict(hparams)
+        return dict(stored), {}
+
+    def recorded_facts(self) -> Mapping[str, Any]:
+        """Return what each record says beside the hyperparameters: what it found about its job.
+
+        A job that resumes has to find the same.
+        """
+        return {}
 
     @classmethod
     def wanted_pictures(

@@ -86,13 +86,17 @@ def restore(algorithm: Algorithm, state: Mapping[str, Any]) -> None:
     """Bring a newly built algorithm of the same arguments into the state that was captured."""
     algorithm.load_state_dict(state["modules"])
     buffers = dict(algorithm.named_buffers())
-    for name, tensor in state["buffers"].items():
-        buffers[name].copy_(tensor)
+    for name in state["buffers"].keys() & buffers.keys():  # an earlier version may have had more
+        buffers[name].copy_(state["buffers"][name])
     for name, parameter in algorithm.named_parameters():
         parameter.requires_grad_(name not in state["fixed"])
 
+    parts = dict(algorithm.named_modules())
     present = dict(_attributes(algorithm))
     for path, stored in state["attributes"].items():
+        holder, _, name = path.rpartition(".")
+        if holder not in parts:
+            continue  # an earlier version had this part
         value: Any = present.get(path)
         if _has_state(value):
             value.load_state_dict(stored)
@@ -100,11 +104,10 @@ def restore(algorithm: Algorithm, state: Mapping[str, Any]) -> None:
             with torch.no_grad():
                 value.copy_(stored)  # in place: an optimiser may have it
         else:
-            holder, _, name = path.rpartition(".")
             if path in state["on_gpu"]:
                 to_gpu = operator.methodcaller("to", devices.default_device())
                 stored = trees.tree_map_only(torch.Tensor, to_gpu, stored)
-            setattr(algorithm.get_submodule(holder), name, stored)
+            setattr(parts[holder], name, stored)
 
     if state["own"] is not None:
         algorithm.load_training_state(state["own"])

@@ -46,7 +46,7 @@ def choose_hparams(
         hparams = hparams_registry.default_hparams(args.algorithm, args.dataset)
 
     algorithm_class = algorithms.get_algorithm_class(args.algorithm)
-    implied = algorithm_class.implied_hparams(args.dataset, overrides, seed)
+    implied = algorithm_class.implied_hparams(args.dataset, overrides, seed, steps=args.steps)
     if stored is None:
         return {**hparams, **implied, **overrides}
 
@@ -65,7 +65,7 @@ def changed_hparams(
     algorithm_class = algorithms.get_algorithm_class(args.algorithm)
     defaults = {
         **hparams_registry.default_hparams(args.algorithm, args.dataset),
-        **algorithm_class.implied_hparams(args.dataset, overrides, None),
+        **algorithm_class.implied_hparams(args.dataset, overrides, None, steps=args.steps),
     }
     return {
         name: value
@@ -81,22 +81,6 @@ def with_newer_defaults(args: argparse.Namespace, stored: Mapping[str, Any]) -> 
     """
     defaults = hparams_registry.default_hparams(args.algorithm, args.dataset)
     return {**{name: misc.plain(value) for name, value in defaults.items()}, **stored}
-
-
-def resolve_hparams(args: argparse.Namespace, dataset: Any, hparams: dict[str, Any]) -> None:
-    """Complete the chosen `hparams` by what the job finds, once and for all.
-
-    In place: the data set, the algorithm and every record have this one dict, as upstream's do.
-    Raises CarftError where the algorithm refuses them.
-    """
-    algorithm_class = algorithms.get_algorithm_class(args.algorithm)
-    complete = algorithm_class.resolve_hparams(
-        dataset.input_shape,
-        dataset.num_classes,
-        hparams,
-        steps=args.steps or dataset.N_STEPS,
-    )
-    hparams.update(complete)
 
 
 def seed_everything(seed: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ class Run:
     """
 
     args: argparse.Namespace
-    hparams: dict[str, Any]  # resolved; the same object that the data set was built with
+    hparams: dict[str, Any]  # those that the data set was built with
     dataset: Any
     environments: Sequence[splits.EnvironmentSplits]
     state: InitVar[dict[str, Any] | None]  # what an earlier process of the same run has saved
@@ -83,7 +83,8 @@ class Run:
         self.evaluated = preparation.evaluated_names(named_splits, self.dataset, skipped)
         self.batches = self._build_batches(training_envs)
 
-        self.algorithm = self._build_algorithm()
+        self.algorithm = self._build_algorithm(state)
+        self.facts = dict(self.algorithm.recorded_facts())
         self._initial_structure = algorithm_state.structure(self.algorithm)
         wants_loss = self.algorithm.wants_validation_loss
         if wants_loss:
@@ -130,9 +131,14 @@ class Run:
             is_constant=self.algorithm.is_constant,
         )
 
-    def _build_algorithm(self) -> Any:
-        hparams = self.hparams
+    def _build_algorithm(self, state: Mapping[str, Any] | None) -> Any:
         algorithm_class = algorithms.get_algorithm_class(self.args.algorithm)
+        hparams = dict(self.hparams)
+        stored_facts = state.get("facts", {}) if state else {}
+        for name in algorithm_class.RESOLVED_HPARAMS:
+            if hparams.get(name) == "auto" and name in stored_facts:
+                hparams[name] = stored_facts[name]
+
         algorithm = algorithm_class(
             self.dataset.input_shape, self.dataset.num_classes, self.num_domains, hparams
         )
@@ -214,6 +220,7 @@ class Run:
             **results,
             "hparams": self.hparams,
             "args": vars(self.args),
+            **self.facts,
             **preparation.recorded_facts(self.dataset),
             **preparation.cost_facts(self.algorithm, self.device, self.process_group.size),
             **self.pictures.recorded_facts(),  # as in the files of weights
@@ -222,6 +229,7 @@ class Run:
     def _model_contents(self) -> dict[str, Any]:
         """What a file of weights holds, as upstream's, with how the job got its pictures."""
         return {
+            **self.facts,
             **self.pictures.recorded_facts(),
             "args": vars(self.args),
             "model_input_shape": self.dataset.input_shape,
@@ -237,6 +245,7 @@ class Run:
         return {
             "arguments": arguments,
             "hyperparameters": {name: misc.plain(value) for name, value in self.hparams.items()},
+            "facts": self.facts,
             "data": {name: len(split) for name, split in self.splits.items()},
         }
 
@@ -274,13 +283,17 @@ class Run:
         return True
 
     def _restore(self, state: dict[str, Any]) -> None:
-        hparams = preparation.with_newer_defaults(self.args, state["hyperparameters"])
-        stored = {**state, "hyperparameters": hparams}
+        hparams, facts = type(self.algorithm).upgraded_hparams(state["hyperparameters"])
+        stored = {
+            **state,
+            "hyperparameters": preparation.with_newer_defaults(self.args, hparams),
+            "facts": {**self.facts, **facts, **state.get("facts", {})},
+        }
         for kind, facts in self._required_facts().items():
             resume.require_same(self.state_path, kind, stored[kind], facts)
         try:
             algorithm_state.restore(self.algorithm, state["algorithm"])
-        except (ValueError, KeyError, RuntimeError) as error:
+        except (ValueError, KeyError, RuntimeError, AttributeError) as error:
             raise resume.ResumeError(
                 f"{self.state_path} does not fit {self.args.algorithm}, whose code may have "
                 f"changed: {error}. To start over: --restart"

@@ -68,7 +68,6 @@ def run(
             dataset,
             ask_model=functools.partial(algorithm_class.wanted_pictures, hparams),
         )
-        preparation.resolve_hparams(args, dataset, hparams)
         job = training.Run(
             args=args,
             hparams=hparams,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from domainbed_carft.method.encoders import Encoding
+
 DROPOUT_RATES = ("p", "prob", "drop_prob")  # of torch's modules, open_clip's and timm's
 
 
-class MicroBatch(NamedTuple):
-    """The pictures of a batch that are computed at once.
+@dataclass(frozen=True)
+class MicroBatch:
+    """Which pictures of a batch are computed at once.
 
     ``batch_labels`` (N,): the labels of the batch, or of this process's slice of it.
     ``positions``: which of them are the labels of this micro-batch.
@@ -41,6 +46,51 @@ class MicroBatch(NamedTuple):
         if name not in self.random_draws:
             self.random_draws[name] = draw()
         return self.random_draws[name]
+
+
+class Batch:
+    """A micro-batch with its pictures, and what both image encoders make of them.
+
+    ``pictures`` (n, 3, R, R) are as CLIP wants them. `tuned` and `original` are computed when they
+    are first asked for, so that each encoder runs once, whoever asks: the loss, the penalties and
+    the drift. ``original`` is without gradients.
+    """
+
+    def __init__(
+        self,
+        pictures: Tensor,
+        part: MicroBatch,
+        encode: Callable[[Tensor], Encoding],
+        encode_by_original: Callable[[Tensor], Encoding],
+    ) -> None:
+        self.pictures = pictures
+        self.part = part
+        self._encode = encode
+        self._encode_by_original = encode_by_original
+
+    @functools.cached_property
+    def tuned(self) -> Encoding:
+        """Features and activations by the encoder that is trained."""
+        return self._encode(self.pictures)
+
+    @functools.cached_property
+    def original(self) -> Encoding:
+        """Features and activations by the original encoder, without gradients."""
+        return self._encode_by_original(self.pictures)
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels (n,) of the pictures."""
+        return self.part.labels
+
+    @property
+    def batch_labels(self) -> Tensor:
+        """The labels (N,) of the whole batch, of which the micro-batch is a part."""
+        return self.part.batch_labels
+
+    def draw_once(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
+        """Random numbers that the micro-batches of a step share, as `MicroBatch.draw_once`."""
+        return self.part.draw_once(name, draw)
 
 
 def split_batch(labels: Tensor, size: int, process_group: Any = None) -> Iterator[MicroBatch]:

@@ -1,0 +1,709 @@
+"""The body that our algorithms share: built from a CLIP, trained, and asked for predictions.
+
+A method derives from `CLIPAlgorithm` and usually says two things: its hyperparameters, and the loss
+of a micro-batch. Formulas that several share are in `objective`, penalties that any method may add
+in `penalties`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from domainbed.algorithms import Algorithm
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from domainbed_carft.clips import backbone
+from domainbed_carft.errors import CarftError, Problem, raise_for
+from domainbed_carft.jobs.algorithms import Style as Style
+from domainbed_carft.machine import devices
+from domainbed_carft.method import (
+    averages,
+    dataset_facts,
+    hparam_checks,
+    hparams as hparam_module,
+    job,
+    objective,
+    penalties,
+    swad,
+)
+from domainbed_carft.method.batch import (
+    Batch,
+    MicroBatch,
+    accumulate_gradients,
+    all_reduce_gradients,
+    all_reduce_measurements,
+    has_dropout,
+    split_batch,
+)
+from domainbed_carft.method.encoders import (
+    Encoding,
+    FrozenOriginal,
+    configure_blocks,
+    encode,
+)
+from domainbed_carft.method.hparams import Conditions, Hparam
+from domainbed_carft.method.lora import HPARAMS as LORA_HPARAMS
+from domainbed_carft.method.lora import LoRA, merged_weights
+from domainbed_carft.method.prompts import Prompts
+from domainbed_carft.pictures.clip_input import CLIPInput
+from domainbed_carft.pictures.preprocessing import IMAGENET, Normalisation, Preprocessing
+
+Minibatches = Sequence[tuple[Tensor, Tensor]]
+# Of the names in a state dict that no prediction needs.
+TRAINING_PREFIXES = ("terms.", "lora.", "text.", "log_scale")
+MIRO_RATE_FACTOR = 10  # of MIRO's variances (khanrc/miro, domainbed/algorithms/miro.py)
+# Parameters with these names do not decay; the last one is timm's.
+EMBEDDINGS = {
+    "class_embedding",
+    "positional_embedding",
+    "token_embedding",
+    "cls_token",
+    "pos_embed",
+    "latent",
+}
+
+
+class CLIPAlgorithm(Algorithm):
+    """An image encoder under a head over classes and one over contexts, in DomainBed's interface.
+
+    It is built from four arguments, in any host or without one. ``input_shape``: (3, H, W) of the
+    pictures. ``hparams``: any mapping, which is not changed; names that it lacks get their
+    defaults. Its ``class_names`` names the data set, "dataset:PACS", or is the list of names. The
+    facts of a data set that this process has built, above all how it normalises pictures, are found
+    by them; without them pictures are taken as normalised as DomainBed does. Raises CarftError for
+    hparams and data that do not fit, and where nothing gives ``num_classes`` names.
+
+    A method declares, in its class:
+
+    - ``HPARAMS``: its own hyperparameters; one with the name of a common one takes its place
+    - ``STYLE``: its colour, marker, dash and row in figures and tables
+    - ``trains_encoder``, ``trains_head``, ``trains_text``: what it trains
+    - ``takes_penalties``: whether `penalties` may be added to its loss, and its drift is measured
+    - ``uses_original``: whether its loss asks for ``batch.original``
+
+    and overrides what it does differently:
+
+    - `loss` (batch): the loss of a micro-batch, and what its parts measure
+    - `build_for_training`: modules, buffers and parameters that only training needs
+    - `build_for_prediction`: all that a run restored from a file has; the names of the state dict
+      are those of earlier versions
+    - `after_step`: what follows an optimizer's step
+    - `predicting_weights`: the weights that predict, where they are not those being trained
+    - `trained_logits`: class logits by the weights being trained
+    - `indivisible`: why several processes cannot share a batch
+
+    ``hparams``: of the algorithm, complete. ``facts``: what it has found out about its job, as the
+    records have it. The state dict holds the weights that predict, the context weights and the
+    prompts, but not the frozen original: a saved run needs no CLIP to predict again. Where the
+    weights that predict are not those that are trained, the latter are in the state of
+    ``predicting``.
+    """
+
+    HPARAMS: ClassVar[tuple[Hparam, ...]] = ()
+    STYLE: ClassVar[Style | None] = None
+    trains_encoder = True
+    trains_head = True
+    trains_text = False
+    takes_penalties = True
+    uses_original = True
+    # The hparams for which records have what they are on the job's machine.
+    RESOLVED_HPARAMS = ("amp",)
+    is_constant = False  # whether nothing that is trained changes what it predicts
+    # The processes that each get a slice of every batch, where our harness has several.
+    process_group: Any = None
+
+    input: CLIPInput
+    words: Tensor  # the text of prompts.as_json as uint8
+    architecture: Tensor  # open_clip's configuration of the CLIP as uint8; OpenAI's have none
+    head_factor: Tensor
+    context_weights: Tensor
+    logit_scale: Tensor
+    terms: penalties.Penalties | None
+    lora: LoRA | None  # where low-rank factors are trained instead of the encoder
+    original: FrozenOriginal | None = None
+    predicting: averages.Predicting | None = None
+    restored = False
+    lp_steps = 0  # how many steps train the head alone, first
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: Mapping[str, Any],
+    ) -> None:
+        complete = self.complete_hparams(hparams)
+        raise_for(hparam_checks.job_problems(type(self), input_shape, complete))
+        facts = job.find_facts(complete, num_classes, self.has_kl(complete))
+        print(*facts.describe(), sep="\n")
+
+        super().__init__(input_shape, num_classes, num_domains, complete)
+        self.facts = facts.as_record()
+        self.bf16 = facts.amp == "bf16"
+        environments = facts.data.environments
+        normalisation = dataset_facts.agreed_normalisation(environments) or IMAGENET
+        mean, std = normalisation
+        print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
+
+        # Making the modules must not move the generators that the training draws from.
+        with torch.random.fork_rng(devices=[]):
+            self._build(input_shape[-1], facts.prompts, normalisation)
+        self.train()
+
+    def _build(self, pixels: int, prompts: Prompts, normalisation: Normalisation) -> None:
+        """Build all modules for pictures of ``pixels`` a side."""
+        clip_model = backbone.load(self.hparams["clip_backbone"])
+        self.register_text("words", prompts.as_json())
+        if clip_model.architecture:
+            self.register_text("architecture", clip_model.architecture)
+        text_features = backbone.text_features(clip_model, prompts.rows)
+        weights = objective.zero_shot_weights(text_features)
+        preprocessing = clip_model.preprocessing
+        if pixels != preprocessing.resolution:
+            print(
+                f"CLIP input: pictures are resized from {pixels} to {preprocessing.resolution} "
+                "pixels"
+            )
+
+        encoder = clip_model.model.visual
+        self.build_for_prediction(
+            encoder, weights, clip_model.logit_scale, preprocessing, normalisation
+        )
+        self.build_for_training(clip_model, prompts, text_features)
+        self._build_optimizer()
+        if self.trains_encoder:
+            configure_blocks(self.encoder, self.original, self.hparams)
+
+    # Hyperparameters
+
+    @classmethod
+    def own_hparams(cls) -> dict[str, Hparam]:
+        """Name -> hyperparameter, of all that this algorithm has."""
+        common = (
+            *hparam_module.COMMON,
+            *averages.HPARAMS,
+            *LORA_HPARAMS,
+            *penalties.HPARAMS,
+        )
+        declared = [
+            hparam for base in reversed(cls.__mro__) for hparam in vars(base).get("HPARAMS", ())
+        ]
+        return {hparam.name: hparam for hparam in (*common, *declared)}
+
+    @classmethod
+    def complete_hparams(cls, hparams: Mapping[str, Any]) -> dict[str, Any]:
+        """These ``hparams``, and the defaults of the names that they lack."""
+        given = dict(hparams)
+        dataset = dataset_facts.named_dataset(given.get("class_names")) or ""
+        conditions = Conditions(dataset, str(given.get("clip_backbone", "")))
+        defaults = {
+            name: hparam.default_for(conditions) for name, hparam in cls.own_hparams().items()
+        }
+        if not dataset:
+            del defaults["class_names"]
+        return {**defaults, **given}
+
+    @classmethod
+    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:
+        """The problems of ``--hparams``, for hosts that check before they load anything."""
+        return hparam_checks.hparam_problems(cls, dataset, overrides)
+
+    @classmethod
+    def conflicts(cls, hparams: Mapping[str, Any]) -> dict[str, str]:
+        """Name -> what is expected, of values that this method does not go with."""
+        return {}
+
+    @classmethod
+    def implied_hparams(
+        cls,
+        dataset: str,
+        overrides: Mapping[str, Any],
+        random_seed: int | None,
+        steps: int | None = None,
+    ) -> dict[str, Any]:
+        """The hparams that follow from what a user sets: from ``clip_backbone`` and the steps.
+
+        ``random_seed``: of a random draw; None for the defaults. What the user sets comes last.
+        """
+        clip_backbone = str(overrides.get("clip_backbone", ""))
+        index = 0 if random_seed is None else 1  # in the pairs of default and random value
+        hparams = cls.own_hparams()
+        seed = random_seed or 0
+        usual = hparam_module.values_of(hparams, Conditions(dataset), seed)
+        implied = hparam_module.values_of(hparams, Conditions(dataset, clip_backbone, steps), seed)
+        return {
+            name: pair[index]
+            for name, pair in implied.items()
+            if pair[index] != usual[name][index] and name not in overrides
+        }
+
+    @classmethod
+    def has_kl(cls, hparams: Mapping[str, Any]) -> bool:
+        """Whether the loss compares distributions over contexts, which takes two of them."""
+        return False
+
+    @classmethod
+    def upgraded_hparams(
+        cls, stored: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The hparams of a state of 0.2.0 or before as this version has them, and the facts.
+
+        Those that are no more are left out if the job is the same without them.
+        """
+        facts = {name: stored[name] for name in hparam_module.DEMANDABLE if name in stored}
+        if facts.get("data_edition") == hparam_module.UNCHECKED:
+            del facts["data_edition"]
+        same_without = {
+            **hparam_module.NEUTRAL_RETIRED,
+            "original_precision": "bf16" if stored.get("amp") == "bf16" else "fp32",
+        }
+        hparams = {
+            name: value
+            for name, value in stored.items()
+            if name not in facts and same_without.get(name) != value
+        }
+        return hparams, facts
+
+    def recorded_facts(self) -> dict[str, Any]:
+        """What records and files of weights hold beside the hparams: ``facts``."""
+        return self.facts
+
+    wanted_pictures = staticmethod(job.wanted_pictures)
+
+    # What it consists of
+
+    def register_text(self, name: str, text: str) -> None:
+        """Put a text into the state dict, as a buffer of its bytes."""
+        encoded = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        self.register_buffer(name, encoded.clone())
+
+    def build_for_prediction(
+        self,
+        encoder: nn.Module,
+        weights: objective.ZeroShotWeights,
+        logit_scale: float,
+        preprocessing: Preprocessing,
+        normalisation: Normalisation = IMAGENET,
+    ) -> None:
+        """Build what training and predicting need; ``normalisation``: the data's, to undo."""
+        self.encoder = encoder
+        self.terms = None
+        self.lora = None
+        self.input = CLIPInput(preprocessing, *normalisation)
+
+        num_classes, dim = weights.classes.shape
+        self.head = nn.Linear(dim, num_classes)
+        self.head.bias.data.zero_()
+        is_random = self.hparams["head_init"] == "random" and self.trains_head
+        # With the scale folded into it, a random or a probed head would hardly move.
+        can_fold = self.trains_encoder and self.trains_head and not is_random
+        is_folded = self.hparams["head_scale"] == "folded" and can_fold
+        if not is_random:
+            self.head.weight.data.copy_(weights.classes * (logit_scale if is_folded else 1.0))
+
+        self.register_buffer("head_factor", torch.tensor(1.0 if is_folded else logit_scale))
+        self.register_buffer("context_weights", weights.contexts.clone())
+        self.register_buffer("logit_scale", torch.tensor(logit_scale))
+
+        self.encoder.requires_grad_(self.trains_encoder)
+        self.head.requires_grad_(self.trains_head)
+        self.head.bias.requires_grad_(is_folded)
+
+    def build_for_training(
+        self, clip_model: backbone.Backbone, prompts: Prompts, text_features: Tensor
+    ) -> None:
+        """Build what only training needs, of the CLIP and its ``text_features`` (M, K, D)."""
+        hparams = self.hparams
+        self.steps_taken = 0
+        # Over a single context there is no distribution that could drift.
+        self.drift_every = hparams["drift_every"] if len(text_features) > 1 else 0
+        if self.trains_encoder and self.takes_penalties:
+            self.terms = penalties.Penalties(hparams, clip_model)
+            if self.uses_original or self.terms.active or self.drift_every:
+                self.original = FrozenOriginal(
+                    self.encoder,
+                    bf16=self.bf16,
+                    keep_weights=bool(hparams["sp_weight"]),  # which compares weights
+                )
+        if self.trains_encoder and hparams["lora_rank"]:
+            self.lora = LoRA(
+                self.encoder,
+                rank=hparams["lora_rank"],
+                alpha=hparams["lora_alpha"],
+                dropout=hparams["lora_dropout"],
+            )
+
+    def _build_optimizer(self) -> None:
+        """Build AdamW over all that is trained, its schedule, and the average that predicts."""
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if not trained:
+            return
+        hparams = {**self.hparams, "lp_steps": self.lp_steps}
+        self.optimizer = adamw(trained.items(), hparams)
+        self.scheduler = schedule(self.optimizer, hparams)
+        if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
+            averaged = self._averaged_weights(trained)
+            kind = swad.SWAD if hparams["average"] == "swad" else averages.Predicting
+            self.predicting = kind(averaged, hparams)
+
+    def _averaged_weights(self, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """Name -> those weights that predict and that a step changes; of LoRA, the merged ones."""
+        merged = {id(w) for w in merged_weights(self.encoder)} if self.lora else set()
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if id(parameter) in merged
+            or (name in trained and not name.startswith(("terms.", "lora.")))
+        }
+
+    # Predicting
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Class logits (N, K) of pictures (N, 3, H, W) that are normalised as the data set does."""
+        weights = self.predicting_weights()
+        logits: Tensor = functional_call(self, weights, (x,)) if weights else self.forward(x)
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class logits (N, K) by the weights that are being trained, not the averaged ones."""
+        return self.class_logits(self.features(x))
+
+    def trained_logits(self, x: Tensor) -> Tensor:
+        """Class logits (N, K) of pictures, as `predict` has them, by the weights being trained."""
+        return self.forward(x)
+
+    def predicting_weights(self) -> dict[str, Tensor]:
+        """Name -> tensor of the weights that predict, where they are not those being trained."""
+        return self.predicting.weights() if self.predicting else {}
+
+    def features(self, x: Tensor) -> Tensor:
+        """Image features (N, D), not normalised, of pictures as `predict` takes them."""
+        return encode(self.encoder, self.input(x), self.bf16).features
+
+    def class_logits(self, features: Tensor) -> Tensor:
+        """Class logits (N, K) of image features (N, D)."""
+        return objective.class_logits(features, self.head.weight, self.head.bias, self.head_factor)
+
+    def context_logits(self, features: Tensor) -> Tensor:
+        """Context logits (N, M) of image features (N, D)."""
+        return self.logits_over(features, self.context_weights)
+
+    def logits_over(self, features: Tensor, rows: Tensor) -> Tensor:
+        """Logits (N, M) of image features (N, D) over ``rows`` (M, D), by ``context_scale``."""
+        scale = objective.context_scale(self.hparams["context_scale"], self.logit_scale)
+        return objective.context_logits(features, rows, scale)
+
+    # Training
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The ``loss`` of a micro-batch and what its parts measure, scalars that records have.
+
+        Here the cross-entropy of the class logits.
+        """
+        cross_entropy = F.cross_entropy(
+            self.class_logits(batch.tuned.features).float(), batch.labels
+        )
+        return {"loss": cross_entropy, "loss_ce": cross_entropy}
+
+    def update(
+        self, minibatches: Minibatches | None = None, unlabeled: Any = None, **keywords: Any
+    ) -> dict[str, float]:
+        """Take one training step on (x, y) of each training environment.
+
+        ``minibatches``: a list of (x, y), x (N, 3, H, W), y (N,), one per environment. SWAD's line
+        of forks gives two lists by keyword instead, ``x`` and ``y``. Other arguments are not used.
+
+        Returns ``loss``, its parts, unweighted, as ``loss_ce`` and ``loss_kl`` in nats, and
+        ``context_agreement`` in [0, 1]. Without the KL term the last two come only on the steps on
+        which the drift is measured, with FLYP, CaRot and in the first phase of LP-FT never.
+        """
+        if minibatches is None and not {"x", "y"} <= keywords.keys():
+            raise CarftError(
+                f"update got no pictures but the arguments {sorted(keywords) or 'none'}; expected "
+                "update(minibatches), a list of (x, y), or update(x=..., y=...), two lists"
+            )
+
+        pairs = [*zip(keywords["x"], keywords["y"])] if minibatches is None else minibatches
+        measurements = self.step_on_device(pairs)
+        values = torch.stack([*measurements.values()]).tolist()  # waits once for all
+        return dict(zip(measurements, values))
+
+    def step_on_device(self, minibatches: Minibatches) -> dict[str, Tensor]:
+        """Take the step of `update`, but return scalar tensors, for which the CPU does not wait."""
+        if self.restored:
+            raise CarftError(
+                "a restored algorithm can predict but not train: its file holds no optimizer"
+            )
+
+        x, y = map(torch.cat, zip(*minibatches))
+        parts = split_batch(y, self.hparams["micro_batch"], self.process_group)
+        measurements = self.take_step(x, parts)
+
+        self.steps_taken += 1
+        if self.predicting:
+            self.predicting.add(self.steps_taken)
+        return all_reduce_measurements(measurements, self.process_group)
+
+    def take_step(self, x: Tensor, parts: Iterable[MicroBatch]) -> dict[str, Tensor]:
+        """Take a step by the gradients accumulated over the ``parts`` of the pictures ``x``."""
+        self.zero_grad(set_to_none=True)
+        measurements = accumulate_gradients(self._measure, x, parts)
+        all_reduce_gradients(self, self.process_group)
+        self._step_optimizer()
+        self.after_step()
+        return measurements
+
+    def _measure(self, x: Tensor, part: MicroBatch) -> dict[str, Tensor]:
+        """The loss of a micro-batch with pictures ``x``, penalties included, and all its parts."""
+        places = self.terms.places if self.terms else {}
+        batch = Batch(
+            pictures=self.input(x),
+            part=part,
+            encode=lambda pictures: encode(self.encoder, pictures, self.bf16, places),
+            encode_by_original=lambda pictures: self._required_original()(pictures, places),
+        )
+        measurements = self.loss(batch)
+        if not self.terms:
+            return measurements
+
+        is_drift_due = self.drift_every > 0 and self.steps_taken % self.drift_every == 0
+        if "loss_kl" in measurements or is_drift_due:
+            measurements = {**measurements, **self._drift(batch), **measurements}
+        if self.terms.active:
+            values = self.terms.measure(batch, self.encoder, self._required_original())
+            for name, value in values.items():
+                weighted = self.terms.weights[name] * value
+                measurements["loss"] = measurements["loss"] + weighted
+                measurements[f"loss_{name}"] = value
+        return measurements
+
+    def _required_original(self) -> FrozenOriginal:
+        if self.original is None:
+            raise CarftError(
+                f"the loss of {type(self).__name__} asks for batch.original, which it did not "
+                "build; set uses_original = True in its class"
+            )
+        return self.original
+
+    @torch.no_grad()
+    def _drift(self, batch: Batch) -> dict[str, Tensor]:
+        """How far the distribution over the contexts has moved."""
+        original_logits = self.context_logits(batch.original.features)
+        tuned_logits = self.context_logits(batch.tuned.features)
+        direction = self.hparams.get("kl_direction", objective.KL_DIRECTIONS[0])
+        return {
+            "loss_kl": objective.context_kl(original_logits, tuned_logits, direction),
+            "context_agreement": objective.context_agreement(original_logits, tuned_logits),
+        }
+
+    def _step_optimizer(self) -> None:
+        """Change the weights by their gradients, and the learning rate by its schedule."""
+        if self.hparams["grad_clip"] > 0:
+            trained = [p for p in self.parameters() if p.requires_grad]
+            nn.utils.clip_grad_norm_(trained, self.hparams["grad_clip"])
+        self.optimizer.step()
+        if self.lora:
+            self.lora.merge(self.encoder)
+        self.scheduler.step()
+
+    def after_step(self) -> None:
+        """Do what follows an optimizer's step; ``steps_taken`` is still the number before it."""
+
+    def indivisible(self) -> str:
+        """Why ``process_group`` cannot each take the step of a slice; "" if they can."""
+        if self.trains_encoder and has_dropout(self.encoder):
+            return "its encoder has dropout, which each would draw for itself"
+        if self.lora and self.lora.has_dropout():
+            return "lora_dropout is not 0, and each would draw for itself"
+        return ""
+
+    @property
+    def wants_validation_loss(self) -> bool:  # type: ignore[override]
+        """Whether `at_checkpoint` is to be called: SWAD ends a segment there."""
+        return isinstance(self.predicting, swad.SWAD)
+
+    def at_checkpoint(self, validation_loss: float) -> None:
+        """Take the validation loss in nats of the weights being trained; SWAD decides by it."""
+        if isinstance(self.predicting, swad.SWAD):
+            self.predicting.at_checkpoint(validation_loss)
+
+    # As a module, and taken apart by hosts
+
+    def train(self, mode: bool = True) -> CLIPAlgorithm:
+        """Train mode, except for batch norm (OpenAI's ResNets), which keeps CLIP's statistics.
+
+        With the statistics of a batch the encoder would differ from the original before the first
+        step.
+        """
+        super().train(mode)
+        for module in self.encoder.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def state_dict(  # type: ignore[override]
+        self, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The state dict of the module, with the weights that predict.
+
+        Loaded into an algorithm that goes on training, these do not reach what it averages. To
+        predict with a saved state, use `runs.saved.open_run`.
+        """
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "")
+        weights = self.predicting_weights()
+        state.update({prefix + name: tensor for name, tensor in weights.items()})
+        return state
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPAlgorithm:
+        super()._apply(fn, recurse)
+        if self.original is not None:
+            self.original.apply(fn)
+        if hasattr(self, "optimizer"):
+            fuse(self.optimizer)
+        if self.predicting is not None:
+            self.predicting.apply(fn)
+        return self
+
+    @property
+    def featurizer(self) -> Featurizer:
+        """The image encoder with the weights that predict now, as T3A's hosts ask for it.
+
+        Its parameters are the algorithm's own, or where others predict (averages, WiSE-FT), these.
+        Ask again after a training step. A property, so that a state dict has no more keys.
+        """
+        return Featurizer(
+            clip_input=self.input,
+            encoder=_with_weights(self.encoder, "encoder.", self.predicting_weights()),
+            dim=self.head.weight.shape[1],
+            bf16=self.bf16,
+        )
+
+    @property
+    def classifier(self) -> Classifier:
+        """The head with the weights that predict now; kebaek/DomainBed prints its parameters.
+
+        Its parameters are the algorithm's own, or copies of these weights where others are trained.
+        """
+        weights = self.predicting_weights()
+        head = _with_weights(self.head, "head.", weights)
+        factor = weights.get("head_factor", self.head_factor)
+        return Classifier(head.weight, head.bias, factor)
+
+
+class Featurizer(nn.Module):
+    """From pictures (N, 3, H, W), as ``predict`` takes them, to image features (N, D)."""
+
+    def __init__(self, clip_input: nn.Module, encoder: nn.Module, dim: int, bf16: bool) -> None:
+        super().__init__()
+        self.input = clip_input
+        self.encoder = encoder
+        self.n_outputs = dim  # as DomainBed's featurizers call it
+        self.bf16 = bf16
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image features (N, D), not normalised, of pictures (N, 3, H, W)."""
+        return encode(self.encoder, self.input(x), self.bf16).features
+
+
+class Classifier(nn.Module):
+    """From image features (N, D) to class logits (N, K)."""
+
+    factor: Tensor
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter, factor: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+        self.register_buffer("factor", factor)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Class logits (N, K) of image features (N, D)."""
+        return objective.class_logits(features, self.weight, self.bias, self.factor)
+
+
+def _with_weights(module: nn.Module, prefix: str, weights: Mapping[str, Tensor]) -> Any:
+    """``module``, or a copy with its ``weights`` where these are others; no tensor is copied."""
+    tensors: dict[int, Tensor] = {id(buffer): buffer for buffer in module.buffers()}
+    differs = False
+
+    for name, parameter in module.named_parameters():
+        replacement = weights.get(prefix + name)
+        tensors[id(parameter)] = parameter
+        if replacement is not None:
+            tensors[id(parameter)] = nn.Parameter(replacement, requires_grad=False)
+            differs = True
+
+    return copy.deepcopy(module, memo=dict(tensors)) if differs else module
+
+
+def adamw(
+    parameters: Iterable[tuple[str, nn.Parameter]], hparams: Mapping[str, Any]
+) -> torch.optim.AdamW:
+    """AdamW over the named parameters, all of which are trained.
+
+    Weight decay acts on matrices and convolutions. Biases, norms and embeddings are in a group
+    without weight decay, unless ``weight_decay_all`` is true: decay would make these forget, and
+    they cannot overfit. MIRO's variances have ten times the rate and no decay.
+    """
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
+    miro_variances: list[nn.Parameter] = []
+    for name, parameter in parameters:
+        is_matrix = parameter.ndim > 1 and not {*name.split(".")} & EMBEDDINGS
+        if name.startswith("terms."):
+            miro_variances.append(parameter)
+        elif is_matrix or hparams["weight_decay_all"]:
+            decay.append(parameter)
+        else:
+            no_decay.append(parameter)
+
+    groups = [
+        {"params": decay, "weight_decay": hparams["weight_decay"]},
+        {"params": no_decay, "weight_decay": 0.0},
+        {"params": miro_variances, "weight_decay": 0.0, "lr": MIRO_RATE_FACTOR * hparams["lr"]},
+    ]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=hparams["lr"])
+    optimizer.register_load_state_dict_post_hook(fuse)
+    return optimizer
+
+
+def fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer step all weights of a group in one kernel, where they are on a GPU.
+
+    Call it wherever weights have moved. The optimizer's step counts must be on the GPU, too; those
+    of a run that began on a CPU are not.
+    """
+    for group in optimizer.param_groups:
+        step_counts = [optimizer.state[p]["step"] for p in group["params"] if p in optimizer.state]
+        tensors = [*group["params"], *step_counts]
+        on_gpu = all(devices.is_gpu(tensor.device) for tensor in tensors)
+        group["fused"] = True if on_gpu else None
+
+
+def schedule(
+    optimizer: torch.optim.Optimizer, hparams: Mapping[str, Any]
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rates after ``lp_steps`` of training the head alone.
+
+    A linear warm-up, then by ``lr_schedule`` a cosine to 0 at ``total_steps``, or a constant.
+    """
+    warmup_steps = hparams["warmup_steps"]
+    total_steps = hparams["total_steps"] - hparams["lp_steps"]
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        if hparams["lr_schedule"] == "constant":
+            return 1.0
+
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -1,0 +1,183 @@
+"""The baselines, and the methods that are plain fine-tuning with a penalty, an average or LoRA.
+
+The formulas of the latter stand in `penalties`, `averages` and `lora`, with what they were published
+with; any other algorithm may have them, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from domainbed_carft.method import lora, penalties
+from domainbed_carft.method.algorithm import CLIPAlgorithm, Style
+from domainbed_carft.method.batch import MicroBatch, all_reduce_gradients
+from domainbed_carft.method.hparams import (
+    by_size,
+    count,
+    fraction,
+    learning_rate,
+    positive,
+    weight_decay,
+)
+
+
+class CLIPFineTune(CLIPAlgorithm):
+    """Plain fine-tuning of the image encoder and the zero-shot head: CARFT without the KL term."""
+
+    STYLE = Style(row=2, colour="#0072B2", marker="D", dash=(0, (4, 1.5)))
+    uses_original = False
+
+
+class CLIPLinearProbe(CLIPAlgorithm):
+    """Only the head is trained, from W_cls, on the original encoder's features."""
+
+    STYLE = Style(row=3, colour="#009E73", marker="^", dash=(0, (6, 1.5, 1, 1.5)))
+    HPARAMS = (learning_rate(factor=10),)
+    trains_encoder = False
+
+
+class CLIPZeroShot(CLIPAlgorithm):
+    """Nothing is trained: the original encoder under W_cls. ``update`` only measures the loss."""
+
+    STYLE = Style(row=4, colour="#808080", marker="s", dash=(0, (1, 1.2)))
+    trains_encoder = False
+    trains_head = False
+    is_constant = True  # our harness evaluates it once
+
+    def _step_optimizer(self) -> None:
+        pass
+
+
+class CLIPWiSEFT(CLIPFineTune):
+    """Fine-tuning that predicts half-way to the original weights: WiSE-FT, arXiv 2109.01903."""
+
+    STYLE = Style(row=6, colour="#AA4499", marker="X", dash=(0, (2, 1)))
+    HPARAMS = (
+        fraction(
+            "wise_alpha",
+            0.5,
+            draw=lambda random_state, conditions: float(random_state.uniform(0.2, 0.9)),
+            elsewhere=1.0,
+            meaning="the share of the trained weights in those that predict; the rest is the "
+            "original",
+            source="mlfoundations/wise-ft, README",
+        ),
+    )
+
+
+class CLIPLPFT(CLIPFineTune):
+    """Linear probing, then fine-tuning: LP-FT, arXiv 2202.10054.
+
+    The first ``lp_steps`` train the head alone, by an Adam of their own. The paper's first phase
+    was a logistic regression over cached features; ours has augmentation.
+    """
+
+    STYLE = Style(row=7, colour="#117733", marker="v", dash=(0, (8, 2)))
+    HPARAMS = (
+        count(
+            "lp_steps",
+            by_size(20, 500),
+            elsewhere=0,
+            meaning="how many steps train the head alone, first",
+            changes_cost=False,
+        ),
+        positive(
+            "lp_lr",
+            1e-3,
+            meaning="the learning rate of these steps, of a head outside its scale",
+            changes_cost=False,
+        ),
+    )
+
+    def _build_optimizer(self) -> None:
+        self.lp_steps = self.hparams["lp_steps"]
+        super()._build_optimizer()
+        if self.lp_steps:
+            # Adam's steps do not know the scale of a weight: folded, it needs the head's scale.
+            rate = self.hparams["lp_lr"] * float(self.logit_scale / self.head_factor)
+            self.probe_optimizer = torch.optim.Adam([self.head.weight], lr=rate)
+
+    def take_step(self, x: Tensor, parts: Iterable[MicroBatch]) -> dict[str, Tensor]:
+        """Take a step of the phase that it is in."""
+        if self.steps_taken >= self.lp_steps:
+            return super().take_step(x, parts)
+
+        micro_batches = [*parts]
+        with torch.no_grad():
+            features = torch.cat([self.features(x[part.positions]) for part in micro_batches])
+
+        share = len(features) / micro_batches[0].batch_size
+        logits = self.class_logits(features)
+        cross_entropy = F.cross_entropy(logits, micro_batches[0].batch_labels) * share
+        self.zero_grad(set_to_none=True)
+        cross_entropy.backward()
+        all_reduce_gradients(self, self.process_group)
+        self.probe_optimizer.step()
+        return dict.fromkeys(("loss", "loss_ce"), cross_entropy.detach())
+
+    @classmethod
+    def conflicts(cls, hparams: Mapping[str, Any]) -> dict[str, str]:
+        """That its first phase leaves steps for the second one."""
+        total_steps = hparams["total_steps"]
+        if hparams["lp_steps"] < total_steps:
+            return {}
+        return {"lp_steps": f"less than total_steps = {total_steps}, or only the head is trained"}
+
+
+class CLIPL2SP(CLIPFineTune):
+    """Fine-tuning held to the original weights: L2-SP, arXiv 1802.01483.
+
+    The head is left out, as in the official code.
+    """
+
+    STYLE = Style(row=8, colour="#332288", marker="P", dash=(0, (3, 1, 1, 1)))
+    # Weight decay would pull to another point.
+    HPARAMS = (penalties.L2SPPenalty.weight, weight_decay(0.0, is_drawn=False))
+
+
+class CLIPFeatureDistillation(CLIPFineTune):
+    """Fine-tuning held to the original image features."""
+
+    STYLE = Style(row=9, colour="#7A5C00", marker="<", dash=(0, (5, 1, 1, 1, 1, 1)))
+    HPARAMS = (penalties.FeatureDistillationPenalty.weight,)
+
+
+class LDIFS(CLIPFineTune):
+    """Fine-tuning held to the original activations at five places, arXiv 2308.13320."""
+
+    STYLE = Style(row=10, colour="#661100", marker=">", dash=(0, (1, 2.5)))
+    HPARAMS = (penalties.LDIFSPenalty.weight,)
+
+
+class LipsumFT(CLIPFineTune):
+    """Fine-tuning held to the original logits of random texts, arXiv 2404.00860."""
+
+    STYLE = Style(row=11, colour="#CC6677", marker="d", dash=(0, (10, 1)))
+    HPARAMS = (penalties.LipsumPenalty.weight, weight_decay(0.0, is_drawn=False))  # the authors'
+
+
+class CLIPMIRO(CLIPFineTune):
+    """MIRO, arXiv 2203.10789, on the zero-shot head; the authors' is random."""
+
+    STYLE = Style(row=12, colour="#1b1f24", marker="p", dash=(0, (2, 2)))
+    HPARAMS = (penalties.MIROPenalty.weight, weight_decay(0.0, is_drawn=False))  # the authors'
+
+
+class CLIPLoRA(CLIPFineTune):
+    """Low-rank factors under a frozen text head: CLIP-LoRA, arXiv 2405.18541, of the images."""
+
+    STYLE = Style(row=15, colour="#4B6A1B", marker="8", dash=(0, (7, 1, 3, 1)))
+    HPARAMS = lora.PUBLISHED
+    trains_head = False
+
+    @classmethod
+    def conflicts(cls, hparams: Mapping[str, Any]) -> dict[str, str]:
+        """That it has factors to train."""
+        if hparams["lora_rank"]:
+            return {}
+        return {"lora_rank": "at least 1: CLIPLoRA trains nothing but the low-rank factors"}

@@ -1,0 +1,157 @@
+"""Image encoders: features, activations on the way to them, their blocks, and the frozen original.
+
+The blocks of an encoder are those of a ViT of OpenAI's, open_clip's or timm's, or the four stages
+of a ResNet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from domainbed_carft.errors import CarftError
+
+# An older torch goes on with the weights of the first call, where averages take their place.
+COMPILING_TORCH = "2.5"
+# The modules of an encoder whose outputs something compares, in the order in which they run.
+Places = Callable[[Any], Sequence[nn.Module]]
+
+
+class Encoding(NamedTuple):
+    """What an image encoder computes from N pictures."""
+
+    features: Tensor  # (N, D), float32, not normalised
+    activations: dict[str, list[Tensor]]  # name -> (N, T, C) of each of its places, float32
+
+
+def encode(
+    encoder: nn.Module, pictures: Tensor, bf16: bool, places: Mapping[str, Places] | None = None
+) -> Encoding:
+    """Encode ``pictures`` (N, 3, R, R), which are as CLIP wants them.
+
+    ``bf16``: whether to autocast. ``places``: name -> the modules whose outputs to return by it.
+    """
+    activations: dict[str, list[Tensor]] = {}
+    with contextlib.ExitStack() as stack:
+        for name, modules_of in (places or {}).items():
+            hooks = record_activations(encoder, modules_of(encoder))
+            activations[name] = stack.enter_context(hooks)
+        with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=bf16):
+            features: Tensor = encoder(pictures)
+    return Encoding(features.float(), activations)
+
+
+@contextlib.contextmanager
+def record_activations(encoder: Any, modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """A list that fills with the outputs of ``modules`` when ``encoder`` runs in the block.
+
+    Each is (N, T, C) in float32. The hooks are removed when the block ends.
+    """
+    outputs: list[Tensor] = []
+    transformer = getattr(encoder, "transformer", None)
+    tokens_come_first = not getattr(transformer, "batch_first", False)  # as in OpenAI's
+    transposed = {*getattr(transformer, "resblocks", ())} if tokens_come_first else set()
+
+    def record(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if output.ndim == 4:  # of a convolution
+            output = output.flatten(2).transpose(1, 2)
+        outputs.append((output.transpose(0, 1) if module in transposed else output).float())
+
+    hooks = [module.register_forward_hook(record) for module in modules]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def encoder_blocks(encoder: Any) -> list[nn.Module]:
+    """The blocks of a ViT, the stages of a ResNet; empty for others of timm's."""
+    if hasattr(encoder, "layer4"):
+        return [getattr(encoder, f"layer{number}") for number in range(1, 5)]
+    if hasattr(encoder, "trunk"):
+        return [*getattr(encoder.trunk, "blocks", ())]
+    return [*encoder.transformer.resblocks]
+
+
+class FrozenOriginal:
+    """The original image encoder: eval mode, no gradients, computing as the tuned one does.
+
+    Deliberately not a Module: it must stay out of ``state_dict``, ``parameters`` and ``train``. In
+    bf16 the large weights are stored as autocast would round them, unless ``keep_weights`` is true.
+    """
+
+    def __init__(self, encoder: nn.Module, bf16: bool, keep_weights: bool = False) -> None:
+        self.encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
+        self.bf16 = bf16
+        if bf16 and not keep_weights:
+            self._round_large_weights()
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor, places: Mapping[str, Places]) -> Encoding:
+        """The features of ``pictures``, and the activations at ``places``, as `encode`."""
+        return encode(self.encoder, pictures, self.bf16, places)
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Move the encoder, to another device say."""
+        self.encoder._apply(fn)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: it is made of the CLIP's file again where a job resumes."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned: nothing."""
+
+    def _round_large_weights(self) -> None:
+        for module in self.encoder.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.bfloat16()
+
+
+def configure_blocks(
+    encoder: nn.Module, original: FrozenOriginal | None, hparams: Mapping[str, Any]
+) -> None:
+    """Compile and checkpoint the blocks of ``encoder``, as the hyperparameters say.
+
+    ``compile_blocks`` also compiles those of the ``original``. ``checkpoint_blocks`` keeps only
+    what goes into each block, and computes the rest again for the gradients.
+
+    Raises CarftError for an encoder that is not made of blocks, and for a torch that is too old.
+    """
+    requested = [name for name in ("compile_blocks", "checkpoint_blocks") if hparams[name]]
+    blocks = encoder_blocks(encoder)
+    if requested and not blocks:
+        raise CarftError(
+            f"{requested[0]} is True, but this image encoder of timm's has no blocks; set it to "
+            "False"
+        )
+
+    if hparams["compile_blocks"]:
+        original_blocks = encoder_blocks(original.encoder) if original else []
+        _compile([*blocks, *original_blocks])
+    if hparams["checkpoint_blocks"]:
+        for block in blocks:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def _compile(blocks: list[nn.Module]) -> None:
+    if torch.__version__ < COMPILING_TORCH:
+        raise CarftError(
+            f"compile_blocks is True, which needs torch {COMPILING_TORCH} or newer, and this is "
+            f"{torch.__version__}; set it to False"
+        )
+
+    compiled = {type(block): torch.compile(type(block).forward) for block in blocks}
+    for block in blocks:
+        # A method, so that a copy of the module computes with its own weights.
+        block.forward = types.MethodType(compiled[type(block)], block)

@@ -1,0 +1,64 @@
+"""FD-Align, Song et al., arXiv 2310.15105: CAR-FT's term over clusters of the contexts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from domainbed_carft.clips.backbone import Backbone
+from domainbed_carft.errors import CarftError, imported
+from domainbed_carft.method.algorithm import Style
+from domainbed_carft.method.batch import Batch
+from domainbed_carft.method.carft import CARFT
+from domainbed_carft.method.objective import context_kl
+from domainbed_carft.method.prompts import Prompts
+
+CLUSTERS = 20  # skingorz/FD-Align, modules/FD_Align_SCP_CoOp.py
+
+
+class FDAlign(CARFT):
+    """CARFT whose KL is over the centres of clusters of the contexts, see `clustered`.
+
+    The official weight 20 of a mean over pictures and centres is ``kl_weight`` 1 of a mean over
+    pictures. Needs scikit-learn. Raises CarftError for fewer than 27 contexts.
+    """
+
+    STYLE = Style(row=16, colour="#6A51A3", marker="h", dash=(0, (6, 1, 1, 1, 1, 1)))
+    centres: Tensor
+
+    def build_for_training(
+        self, clip_model: Backbone, prompts: Prompts, text_features: Tensor
+    ) -> None:
+        """Find the centres, and build the rest."""
+        self.register_buffer("centres", clustered(self.context_weights, CLUSTERS), persistent=False)
+        super().build_for_training(clip_model, prompts, text_features)
+
+    def kl(self, batch: Batch) -> Tensor:
+        """The KL between the distributions over the centres."""
+        return context_kl(
+            self.logits_over(batch.original.features, self.centres),
+            self.logits_over(batch.tuned.features, self.centres),
+            self.hparams["kl_direction"],
+        )
+
+
+def clustered(context_weights: Tensor, count: int) -> Tensor:
+    """Centres (``count``, D) of the usual ones of the contexts (M, D).
+
+    An isolation forest keeps the three quarters that are least unlike the others (60 of the 80
+    templates, as in the official code), and k-means finds the centres, which are not scaled to
+    length 1. Raises CarftError if fewer contexts than centres are kept.
+    """
+    k_means = imported("sklearn.cluster", "scikit-learn").KMeans(count, random_state=0, n_init=10)
+    forest = imported("sklearn.ensemble", "scikit-learn").IsolationForest(random_state=0)
+    contexts = context_weights.cpu().numpy()
+    num_usual = len(contexts) * 3 // 4
+    if num_usual < count:
+        raise CarftError(
+            f"FD-Align makes {count} clusters of three quarters of the contexts, and these are "
+            f"{num_usual} of {len(contexts)}; give more contexts, such as 'imagenet'"
+        )
+
+    usualness = forest.fit(contexts).decision_function(contexts)
+    usual = contexts[(-usualness).argsort(kind="stable")[:num_usual]]
+    return torch.from_numpy(k_means.fit(usual).cluster_centers_).to(context_weights)

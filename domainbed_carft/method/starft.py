@@ -1,0 +1,90 @@
+"""StarFT (IJCAI 2025; alinlab/StarFT, clip/loss.py, src/main.py): the KL over captions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from domainbed_carft.clips.backbone import Backbone
+from domainbed_carft.machine.devices import copy_to_device
+from domainbed_carft.method.algorithm import Style
+from domainbed_carft.method.batch import Batch
+from domainbed_carft.method.carft import CARFT
+from domainbed_carft.method.hparams import choice, nonnegative, power_of_ten
+from domainbed_carft.method.objective import context_kl
+from domainbed_carft.method.prompts import Prompts
+
+_IMPOSSIBLE = -1e8  # a logit; minus infinity would make the KL of two such NaN
+
+
+class StarFT(CARFT):
+    """CARFT whose KL is over captions of the batch, with a weight that falls linearly to 0.
+
+    Each picture of the batch brings a caption, its class in a random context. The distribution is
+    over the captions of the batch, by default without those of the picture's own class. StarFT's
+    contexts are phrases that a language model wrote (give yours as ``contexts``). Its text encoder
+    is trained (ours is the original's), and its weight falls by the epoch (ours by the step).
+    """
+
+    STYLE = Style(row=17, colour="#1F6F78", marker="X", dash=(0, (3, 1, 3, 1, 1, 1)), hollow=True)
+    HPARAMS = (
+        nonnegative(
+            "kl_weight",
+            0.5,
+            draw=power_of_ten(-1, 1),
+            meaning="the weight of the KL term at the first step",
+            source="alinlab/StarFT, src/main.py; the search is ours",
+        ),
+        choice(
+            "starft_rows",
+            *("other-captions", "captions"),
+            meaning="the captions that the KL is over: those of other classes, StarFT's 'star', or "
+            "all, its 'kl'",
+            source="alinlab/StarFT, clip/loss.py",
+            absent="other-captions",
+        ),
+    )
+    caption_features: Tensor  # (M, K, D)
+
+    def build_for_training(
+        self, clip_model: Backbone, prompts: Prompts, text_features: Tensor
+    ) -> None:
+        """Keep the features of all captions, and build the rest."""
+        unit = F.normalize(text_features, dim=-1)
+        self.register_buffer("caption_features", unit, persistent=False)
+        super().build_for_training(clip_model, prompts, text_features)
+
+    def kl(self, batch: Batch) -> Tensor:
+        """The KL between the distributions over the captions of the batch."""
+        captioned = batch.batch_labels
+        drawn_contexts = batch.draw_once(
+            "contexts", lambda: torch.randint(len(self.caption_features), captioned.shape)
+        )
+        rows = self.caption_features[copy_to_device(drawn_contexts, captioned.device), captioned]
+
+        original_logits = self.logits_over(batch.original.features, rows)
+        tuned_logits = self.logits_over(batch.tuned.features, rows)
+        if self.hparams["starft_rows"] == "other-captions":
+            original_logits = without_own_class(original_logits, batch.labels, captioned)
+            tuned_logits = without_own_class(tuned_logits, batch.labels, captioned)
+        return context_kl(original_logits, tuned_logits, self.hparams["kl_direction"])
+
+    def kl_weight(self) -> float:
+        """The weight of the KL in this step, which falls linearly to 0 at ``total_steps``."""
+        remaining = max(0.0, 1 - self.steps_taken / self.hparams["total_steps"])
+        return remaining * super().kl_weight()
+
+    def indivisible(self) -> str:
+        """Why its batch cannot be divided among processes."""
+        if self.hparams["kl_weight"]:
+            return "its KL draws captions for the whole batch"
+        return super().indivisible()
+
+
+def without_own_class(logits: Tensor, labels: Tensor, captions: Tensor) -> Tensor:
+    """(n, N) logits of pictures over captions, none for captions of the picture's own class.
+
+    ``labels`` (n,) are the pictures', ``captions`` (N,) the captions'.
+    """
+    return logits.masked_fill(labels[:, None] == captions[None], _IMPOSSIBLE)
