@@ -73,10 +73,8 @@ def open_picture(path: str | Path | Member) -> Image.Image:
             source = io.BytesIO(file.read(size))
         picture = Image.open(source, formats=FORMATS).convert("RGB")
 
-        extrema: Any = picture.getextrema()  # of each channel
-        if all(
-            low == high for low, high in extrema
-        ):  # one colour, or nothing of it is left, and Pillow has filled it up
+        # It is of one colour, or nothing of it is left and Pillow has filled it up.
+        if picture.getcolors(maxcolors=1):
             source.seek(0)
             with refuse_truncated_files():
                 Image.open(source, formats=FORMATS).load()
