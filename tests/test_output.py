@@ -80,11 +80,16 @@ def test_a_symlink_at_the_temporary_file_is_not_followed(tmp_path, monkeypatch):
     assert (tmp_path / "victim").read_text() == "precious"
 
 
+def write(path, text):
+    with files.stream(path) as out:
+        out.write(text)
+
+
 def test_output_keeps_symlinks_and_permissions(tmp_path):
     (tmp_path / "target").write_text("old")
     (tmp_path / "target").chmod(0o640)
     (tmp_path / "link").symlink_to("target")
-    files.save_text(tmp_path / "link", "new")
+    write(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
     assert stat.S_IMODE((tmp_path / "target").stat().st_mode) == 0o640
     assert sorted(os.listdir(tmp_path)) == ["link", "target"]
@@ -94,7 +99,7 @@ def test_output_can_be_written_into_a_pipe(tmp_path):
     """A device, too, as /dev/null, which root could replace by a file."""
     os.mkfifo(tmp_path / "pipe")
     with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
-        files.save_text(tmp_path / "pipe", "new")
+        write(tmp_path / "pipe", "new")
         assert reader.stdout.read() == b"new"
     assert (tmp_path / "pipe").is_fifo()
 

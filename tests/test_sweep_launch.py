@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,6 +64,22 @@ def test_every_unfinished_job_is_reported_with_its_reason(launch, foreign_proces
 
     foreign_processes.kill()
     assert launch(finish_all) == launch(finish_all) == 0
+
+
+def test_a_launch_waits_for_the_jobs_that_another_one_runs(launch, foreign_processes):
+    def finish_all_but_the_first(jobs, environment):
+        first, *others = jobs
+        foreign_processes.queue(first)
+        foreign_processes.hold(first)
+        finish_all(others)
+
+        def end_other_launch():
+            finish(first)
+            foreign_processes.kill()
+
+        threading.Timer(0.5, end_other_launch).start()
+
+    assert launch(finish_all_but_the_first) == 0
 
 
 def test_a_launch_loads_the_sweep_once_and_lists_its_jobs_once(launch, monkeypatch):

@@ -183,10 +183,8 @@ def _collect(arguments: argparse.Namespace) -> int:
         if arguments.format == "text" and not arguments.legend:
             document = document.with_short_legend(ERROR_KINDS[arguments.error])
         text = formats.FORMATS[arguments.format](document)
-    if arguments.output:
-        files.save_text(arguments.output, text)
-    else:
-        sys.stdout.write(text)
+    with files.stream(arguments.output) as out:
+        out.write(text)
 
     if arguments.format == "csv":  # which has no room for notes
         print_errors(results.notes)

@@ -14,6 +14,7 @@ from domainbed_carft.method import averages, hparam_checks, hparams, job_facts, 
 from domainbed_carft.method.activations import encode
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.method.resolution import resolve
+from domainbed_carft.text import printable
 
 
 class Featurizer(nn.Module):
@@ -135,7 +136,7 @@ class HostedAlgorithm(Algorithm):
         raise_for(hparam_checks.shape_problems(input_shape))
         facts = job_facts.find_facts(hparams, num_classes, cls.has_kl(hparams))
         checks_data = hparams["data_edition"] != UNCHECKED
-        print(*job_facts.describe(facts, checks_data), sep="\n")
+        print(*map(printable, job_facts.describe(facts, checks_data)), sep="\n")
 
         complete = resolve(dict(hparams), facts)
         job_facts.remember(facts, hparams, complete)

@@ -147,6 +147,11 @@ def build(results: Results, *, n_examples: int = 4, data_dir: str | None = None)
     """
     groups = results.collection.groups
     runs = results.collection.runs
+    if not runs:
+        raise CarftError(
+            "there is nothing to show yet: by sweep.json all jobs with records are of the first "
+            "stage of a search that is over; wait for the first record of the second stage"
+        )
     method = results.collection.methods[0]
     algorithms = _algorithms(results.collection)
     example_part = _example_part(results.pair, n_examples, data_dir)

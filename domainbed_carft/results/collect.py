@@ -227,7 +227,13 @@ def build(
         tables.build(group, collection.methods, options) for group in collection.groups
     ]
     tables_of_sources = divisions.tables(collection.groups, tables_of_groups)
-    scores = [row for group in collection.groups for row in suites.scores(group, options.error)]
+    suite_warnings: list[RecordWarning] = []
+    scores = [
+        row
+        for group in collection.groups
+        for row in suites.scores(group, suite_warnings, options.error)
+    ]
+    collection = collection._replace(warnings=[*collection.warnings, *suite_warnings])
 
     comparisons = None
     if compare_published:

@@ -53,8 +53,9 @@ def gather(
     ``single_source``: take jobs that leave out all environments but one for jobs with a single
     source, whatever manifests say. ``by``: what gives runs rows of their own, as for
     `joint_rows.label_rows`. Raises CarftError if there is no record, no job for a requested method,
-    if a job was run twice with different records, if a name of ``by`` does not vary, or if jobs
-    without a manifest may be either of a single source or for leave-one-domain-out.
+    if a job was run twice with different records, if a name of ``by`` does not vary, if by the
+    manifests no job counts for tables, or if jobs without a manifest may be either of a single
+    source or for leave-one-domain-out.
     """
     for name in ignored:
         if name not in KINDS:
@@ -74,8 +75,13 @@ def gather(
     )
     labels = {name: facts.labels for sweep in sweeps for name, facts in sweep.datasets.items()}
     groups = _groups(rows, labels, ignored, warnings)
-    if groups:
-        groups[0] = groups[0]._replace(notes=[*last_stage.notes, *groups[0].notes])
+    if not groups:
+        raise CarftError(
+            f"no job in {', '.join(map(str, folders))} counts for tables: by sweep.json all belong "
+            "to the first stage of a search that is over, or to an earlier choice; launch the "
+            "sweep again, which rewrites the file, or move it away to show all jobs"
+        )
+    groups[0] = groups[0]._replace(notes=[*last_stage.notes, *groups[0].notes])
 
     all_jobs = [*(run.job for run in rows.runs), *rows.planned]
     numbers_left_out = {_number_left_out(job) for job in all_jobs}

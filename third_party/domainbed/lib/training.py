@@ -31,7 +31,7 @@ from domainbed.lib.picture_batches import Pictures
 from domainbed.lib.preparation import share_cores
 from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup, attach_process_group
 from domainbed.lib.progress import ProgressPublisher
-from domainbed_carft import machine
+from domainbed_carft import machine, text
 from domainbed_carft.jobs import splits
 from domainbed_carft.jobs.folder import JobFolder, Lock
 from domainbed_carft.machine import devices
@@ -294,4 +294,4 @@ class Run:
             self.files.publish(self.steps_done)
         print(f"Resumed after step {self.steps_done - 1} of {self.n_steps}.")
         if state["torch"] != str(torch.__version__):
-            print(f"Warning: the earlier steps ran with torch {state['torch']}.")
+            print(text.printable(f"Warning: the earlier steps ran with torch {state['torch']}."))

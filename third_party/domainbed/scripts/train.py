@@ -32,6 +32,7 @@ from domainbed.lib.command_line import print_error
 from domainbed.lib.process_group import ProcessGroup
 from domainbed.lib.process_start import is_first, join_process_group
 from domainbed.lib.train_arguments import UNRECORDED_FLAGS, build_parser, check
+from domainbed_carft import text
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import Held, JobFolder, Lock
@@ -105,7 +106,7 @@ def _versions() -> dict[str, object]:
 def _print(title: str, values: Iterable[tuple[str, object]]) -> None:
     print(title)
     for name, value in values:
-        print(f"\t{name}: {value}")
+        print("\t" + text.printable(f"{name}: {value}"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
