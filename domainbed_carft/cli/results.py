@@ -46,7 +46,7 @@ def _add_collect(commands: Any) -> None:
         "--paired",
         nargs=2,
         metavar=("A", "B"),
-        help="show algorithm A minus B, paired over data set, environment and trial",
+        help="show algorithm A minus B: --against B with the row of A alone",
     )
     _add_output(parser.add_argument_group("output"))
 
