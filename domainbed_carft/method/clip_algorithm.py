@@ -59,9 +59,10 @@ class CLIPAlgorithm(CLIPPredictor):
         num_classes: int,
         num_domains: int,
         hparams: dict[str, Any],
+        **host_arguments: Any,
     ) -> None:
         facts = job_facts.recall(hparams)
-        super().__init__(input_shape, num_classes, num_domains, hparams)
+        super().__init__(input_shape, num_classes, num_domains, hparams, **host_arguments)
         environments = facts.data.environments
         normalisation = dataset_facts.agreed_normalisation(environments) or IMAGENET
         mean, std = normalisation
@@ -278,7 +279,7 @@ class CLIPAlgorithm(CLIPPredictor):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPAlgorithm:
         super()._apply(fn, recurse)
-        if hasattr(self, "optimizer"):
+        if getattr(self, "optimizer", None):  # a host may set it to None
             optimizer.fuse(self.optimizer)
         if self.predicting is not None:
             self.predicting.apply(fn)
