@@ -18,7 +18,7 @@ from domainbed_carft.cli import results as collect_commands
 from domainbed_carft.cli import runs as run_commands
 from domainbed_carft.cli import sweep as sweep_commands
 from domainbed_carft.cli import top as top_command
-from domainbed_carft.cli.help_pages import CommandParser
+from domainbed_carft.cli.help_pages import BESIDE_COMMANDS, CommandParser
 from domainbed_carft.errors import CarftError, Problem, UnreadableError
 from domainbed_carft.text import printable
 from domainbed_carft.version import __version__
@@ -89,7 +89,12 @@ def _stop_printing() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="carft", description="CAR-FT for DomainBed.")
+    parser = CommandParser(
+        prog="carft",
+        description="CAR-FT for DomainBed.",
+        epilog=BESIDE_COMMANDS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.set_defaults(status_of_errors=OTHER_ERRORS)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

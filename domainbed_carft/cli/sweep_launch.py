@@ -42,7 +42,7 @@ def _add_launch_flags(parser: Any) -> None:
     add("sweep", metavar="SWEEP", help="a sweep file, or the name of an included sweep")
     add("--data_dir", help="folder that contains the data sets' folders")
     add("--output_dir", type=Path, required=True, help="folder for the jobs")
-    add("--dry-run", "--dry_run", action="store_true", help="print the cost, and run nothing")
+    add("--dry-run", action="store_true", help="print the cost, and run nothing")
     add(
         "--second_stage",
         action="store_true",
