@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.search import Search
 from domainbed_carft.launchers import Launcher
 from domainbed_carft.launchers.slurm import Slurm
+from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep import (
     data_checks,
     declaration_file,
@@ -35,9 +37,9 @@ from domainbed_carft.sweep.states import Status
 
 
 def plan(
-    sweep: str | Path | Declaration,
-    data_dir: str | None,
-    output: Path,
+    sweep: AnyPath | Declaration,
+    data_dir: AnyPath | None,
+    output: AnyPath,
     launcher: str = "pool",
     options: Mapping[str, Any] | None = None,
     *,
@@ -50,10 +52,12 @@ def plan(
     the launcher. Raises CarftError, with all problems, for a wrong declaration, launcher or option.
     What else a launch would be refused for are the plan's ``problems``.
     """
+    output = as_path(output)
     declaration, launcher_object = _load(sweep, launcher, options or {})
     settings = settings or JobSettings()
     if data_dir is None:
         data_dir = data_checks.default_data_dir(declaration.datasets)
+    data_dir = os.fspath(as_path(data_dir))
 
     launch_plan = _plan_without_checks(
         declaration,
@@ -87,8 +91,8 @@ def plan(
 
 def run(
     declaration: Declaration,
-    data_dir: str,
-    output: Path,
+    data_dir: AnyPath,
+    output: AnyPath,
     launcher: Launcher,
     launcher_name: str = "pool",
     job_variables: JobVariables | None = None,
@@ -101,8 +105,8 @@ def run(
     """
     launch_plan = _plan_without_checks(
         declaration,
-        data_dir,
-        output,
+        os.fspath(data_dir),
+        as_path(output),
         launcher,
         launcher_name=launcher_name,
         job_variables=job_variables or (lambda job: {}),
@@ -204,7 +208,7 @@ def write_manifest(
 
 
 def _load(
-    sweep: str | Path | Declaration, launcher: str, options: Mapping[str, Any]
+    sweep: AnyPath | Declaration, launcher: str, options: Mapping[str, Any]
 ) -> tuple[Declaration, Launcher]:
     """The declaration and the launcher, or the problems of both together."""
     if isinstance(sweep, Declaration):
