@@ -70,6 +70,9 @@ class Algorithm(torch.nn.Module):
     # Hparams whose value "auto" it replaces by what suits the machine where the job begins. A job
     # that is resumed elsewhere keeps their values. The former name, SETTLED, still counts.
     RESOLVED_HPARAMS: tuple[str, ...] = ()
+    # Hparams that it got after its first release -> their value in effect before. A job that began
+    # without one keeps that value where it is resumed.
+    EARLIER_HPARAMS: Mapping[str, Any] = {}
     # Whether it chooses by a validation loss which weights predict. `at_checkpoint` is then called
     # after one more evaluation of the out-splits, and the newest weights count as the best ones.
     wants_validation_loss: bool = False
