@@ -3,7 +3,7 @@
 CLIP-LoRA, Zanella and Ben Ayed, arXiv 2405.18541; MaxZanella/CLIP-LoRA at 358f0d7,
 loralib/layers.py and run_utils.py: in every block the query, key and value weights are
 W + s B A, of which only A and B are trained. The scale s is alpha / sqrt(rank) in that code, and
-alpha / rank in the paper. Dropout acts on what goes into A.
+alpha / rank in LoRA's (arXiv 2106.09685). Dropout acts on what goes into A.
 
 The encoder always holds the merged weights: after each step `LoRA.merge` writes them. So whatever
 reads the encoder, from predictions and averages to saved files, needs to know nothing of LoRA. Only

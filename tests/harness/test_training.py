@@ -183,7 +183,7 @@ def test_the_validation_loss_is_that_of_the_pictures_through_the_test_transform(
 
 
 def loss_of_test_pictures(command, weights):
-    """The validation loss by Pillow and float64: squashed to 224 px and normalised, nothing else."""
+    """The validation loss by Pillow and float64: squashed to 224 px and normalised, no more."""
     args = train.build_parser().parse_args(command)
     _, environments = preparation.load_environments(args, preparation.choose_hparams(args, {}))
     mean, std = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
@@ -193,7 +193,8 @@ def loss_of_test_pictures(command, weights):
         samples = [split.underlying_dataset.samples[position] for position in split.keys]
         own_losses = []
         for path, label in samples:
-            squashed = Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
+            picture = Image.open(path).convert("RGB")
+            squashed = picture.resize((224, 224), Image.Resampling.BILINEAR)
             pixels = (np.asarray(squashed) / 255 - mean) / std
             x = torch.from_numpy(pixels.transpose(2, 0, 1).reshape(-1))
             logits = weights["linear.weight"].double() @ x + weights["linear.bias"].double()

@@ -74,8 +74,8 @@ class Algorithm(torch.nn.Module):
     # without one keeps that value where it is resumed.
     EARLIER_HPARAMS: Mapping[str, Any] = {}
     # Whether it chooses by a validation loss which weights predict. `at_checkpoint` is then called
-    # after one more evaluation of the out-splits, whose pictures are not augmented for it. The newest
-    # weights count as the best ones.
+    # after one more evaluation of the out-splits, through the test transform. The newest weights
+    # count as the best ones.
     wants_validation_loss: bool = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:

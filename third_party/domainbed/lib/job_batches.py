@@ -43,7 +43,7 @@ class JobBatches:
     device: torch.device  # where the batches are to be
     process_group: ProcessGroup  # this one gets its slice of every batch
     stop: stopping.StopSignals | None = None  # which end the wait for a loader process
-    # What a validation loss is measured on, by name, before each evaluation. Nothing is drawn for it.
+    # What a validation loss is measured on, by name, before each evaluation; nothing is drawn.
     validated: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
