@@ -29,7 +29,7 @@ from domainbed_carft.method import (
 )
 from domainbed_carft.method.blocks import configure_blocks
 from domainbed_carft.method.clip_predictor import CLIPPredictor
-from domainbed_carft.method.lora import LoRA, merged_weights
+from domainbed_carft.method.lora import LoRA, merged_weights, scale_of
 from domainbed_carft.method.micro_batches import MicroBatch
 from domainbed_carft.method.terms import Terms
 from domainbed_carft.pictures.preprocessing import IMAGENET, Normalisation
@@ -122,7 +122,7 @@ class CLIPAlgorithm(CLIPPredictor):
             self.lora = LoRA(
                 self.encoder,
                 rank=hparams["lora_rank"],
-                alpha=hparams["lora_alpha"],
+                scale=scale_of(hparams),
                 dropout=hparams["lora_dropout"],
             )
 

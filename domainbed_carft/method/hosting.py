@@ -113,6 +113,8 @@ class HostedAlgorithm(Algorithm):
     term_weights: tuple[str, ...] | None = ()
     trains_encoder = True
     trains_head = True
+    # The scale of LoRA, for one, which was another before it could be chosen.
+    EARLIER_HPARAMS = hparams.EARLIER_VALUES
     wanted_pictures = staticmethod(job_facts.wanted_pictures)
 
     def __init__(
