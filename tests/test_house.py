@@ -19,7 +19,7 @@ FLOORS = (
     ("process_variables",),
     ("text", "questions", "machine", "version"),
     ("errors",),
-    ("files",),
+    ("files", "paths"),
     ("data", "jobs"),
     ("pictures",),
     ("clips", "suites"),

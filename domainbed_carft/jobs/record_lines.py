@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from domainbed_carft import files
 from domainbed_carft.files import parsing
 from domainbed_carft.jobs.facts import FOREIGN, NAMES
 from domainbed_carft.jobs.job import IDENTITY, Job
@@ -55,8 +56,7 @@ def keyed_records(
     import orjson
 
     try:
-        with open(path, "rb") as file:
-            lines = file.read().split(b"\n")
+        lines = files.read_small(path).split(b"\n")
     except OSError as error:
         warnings.append(RecordWarning("unreadable", str(path), f"{error.strerror}; skipped"))
         return

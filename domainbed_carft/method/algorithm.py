@@ -7,7 +7,9 @@ in `penalties`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -49,10 +51,11 @@ from domainbed_carft.method.encoders import (
 )
 from domainbed_carft.method.hparams import Conditions, Hparam
 from domainbed_carft.method.lora import HPARAMS as LORA_HPARAMS
-from domainbed_carft.method.lora import LoRA, merged_weights
+from domainbed_carft.method.lora import LoRA, merged_weights, scale_of
 from domainbed_carft.method.prompts import Prompts
 from domainbed_carft.pictures.clip_input import CLIPInput
 from domainbed_carft.pictures.preprocessing import IMAGENET, Normalisation, Preprocessing
+from domainbed_carft.text import printable
 
 Minibatches = Sequence[tuple[Tensor, Tensor]]
 # Of the names in a state dict that no prediction needs.
@@ -114,6 +117,12 @@ class CLIPAlgorithm(Algorithm):
     uses_original = True
     # The hparams for which records have what they are on the job's machine.
     RESOLVED_HPARAMS = ("amp",)
+    # What was in effect before there was a hyperparameter, such as the scale of LoRA.
+    EARLIER_HPARAMS = {
+        hparam.name: hparam.absent
+        for hparam in (*averages.HPARAMS, *LORA_HPARAMS)
+        if hparam.absent is not None
+    }
     is_constant = False  # whether nothing that is trained changes what it predicts
     # The processes that each get a slice of every batch, where our harness has several.
     process_group: Any = None
@@ -137,13 +146,21 @@ class CLIPAlgorithm(Algorithm):
         num_classes: int,
         num_domains: int,
         hparams: Mapping[str, Any],
+        **host_arguments: Any,
     ) -> None:
+        """Build it; ``host_arguments``: what a fork passes beyond upstream's four."""
         complete = self.complete_hparams(hparams)
         raise_for(hparam_checks.job_problems(type(self), input_shape, complete))
         facts = job.find_facts(complete, num_classes, self.has_kl(complete))
-        print(*facts.describe(), sep="\n")
+        print(*map(printable, facts.describe()), sep="\n")
 
-        super().__init__(input_shape, num_classes, num_domains, complete)
+        self._initialize_as_hosts(
+            input_shape=input_shape,
+            num_classes=num_classes,
+            num_domains=num_domains,
+            hparams=complete,
+            **host_arguments,
+        )
         self.facts = facts.as_record()
         self.bf16 = facts.amp == "bf16"
         environments = facts.data.environments
@@ -155,6 +172,17 @@ class CLIPAlgorithm(Algorithm):
         with torch.random.fork_rng(devices=[]):
             self._build(input_shape[-1], facts.prompts, normalisation)
         self.train()
+
+    def _initialize_as_hosts(self, **arguments: Any) -> None:
+        """Call the constructor of the host's `Algorithm` with those of ``arguments`` it takes."""
+        names = inspect.signature(Algorithm.__init__).parameters
+        super().__init__(**{name: arguments[name] for name in names if name in arguments})
+        self.hparams = arguments["hparams"]
+
+        # DomainBed-v2 sets them to None, for its subclasses to replace.
+        for name in PARTS:
+            with contextlib.suppress(AttributeError):
+                delattr(self, name)
 
     def _build(self, pixels: int, prompts: Prompts, normalisation: Normalisation) -> None:
         """Build all modules for pictures of ``pixels`` a side."""
@@ -335,7 +363,7 @@ class CLIPAlgorithm(Algorithm):
             self.lora = LoRA(
                 self.encoder,
                 rank=hparams["lora_rank"],
-                alpha=hparams["lora_alpha"],
+                scale=scale_of(hparams),
                 dropout=hparams["lora_dropout"],
             )
 
@@ -565,36 +593,20 @@ class CLIPAlgorithm(Algorithm):
         super()._apply(fn, recurse)
         if self.original is not None:
             self.original.apply(fn)
-        if hasattr(self, "optimizer"):
+        if getattr(self, "optimizer", None):  # a host may set it to None
             fuse(self.optimizer)
         if self.predicting is not None:
             self.predicting.apply(fn)
         return self
 
-    @property
-    def featurizer(self) -> Featurizer:
-        """The image encoder with the weights that predict now, as T3A's hosts ask for it.
+    def __getattr__(self, name: str) -> Any:
+        """A part of the algorithm, unless the host has assigned something by this name.
 
-        Its parameters are the algorithm's own, or where others predict (averages, WiSE-FT), these.
-        Ask again after a training step. A property, so that a state dict has no more keys.
+        kebaek/DomainBed prints the parameters of ``classifier``, T3A predicts by its own use of
+        ``featurizer`` and ``classifier``, and verylarge_dropout averages ``network``. They are made
+        when a host asks for one, so that a state dict has no more keys.
         """
-        return Featurizer(
-            clip_input=self.input,
-            encoder=_with_weights(self.encoder, "encoder.", self.predicting_weights()),
-            dim=self.head.weight.shape[1],
-            bf16=self.bf16,
-        )
-
-    @property
-    def classifier(self) -> Classifier:
-        """The head with the weights that predict now; kebaek/DomainBed prints its parameters.
-
-        Its parameters are the algorithm's own, or copies of these weights where others are trained.
-        """
-        weights = self.predicting_weights()
-        head = _with_weights(self.head, "head.", weights)
-        factor = weights.get("head_factor", self.head_factor)
-        return Classifier(head.weight, head.bias, factor)
+        return PARTS[name](self) if name in PARTS else super().__getattr__(name)
 
 
 class Featurizer(nn.Module):
@@ -626,6 +638,45 @@ class Classifier(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Class logits (N, K) of image features (N, D)."""
         return objective.class_logits(features, self.weight, self.bias, self.factor)
+
+
+def featurizer_of(algorithm: CLIPAlgorithm) -> Featurizer:
+    """The image encoder of ``algorithm`` with the weights that predict now.
+
+    Its parameters are the algorithm's own, or where others predict (averages, WiSE-FT), these. Ask
+    again after a training step.
+    """
+    weights = algorithm.predicting_weights()
+    return Featurizer(
+        clip_input=algorithm.input,
+        encoder=_with_weights(algorithm.encoder, "encoder.", weights),
+        dim=algorithm.head.weight.shape[1],
+        bf16=algorithm.bf16,
+    )
+
+
+def classifier_of(algorithm: CLIPAlgorithm) -> Classifier:
+    """The head of ``algorithm`` with the weights that predict now.
+
+    Its parameters are the algorithm's own, or copies of these weights where others are trained.
+    """
+    weights = algorithm.predicting_weights()
+    head = _with_weights(algorithm.head, "head.", weights)
+    factor = weights.get("head_factor", algorithm.head_factor)
+    return Classifier(head.weight, head.bias, factor)
+
+
+def network_of(algorithm: CLIPAlgorithm) -> nn.Sequential:
+    """The featurizer of ``algorithm``, then its classifier: from pictures to class logits (N, K)."""
+    return nn.Sequential(featurizer_of(algorithm), classifier_of(algorithm))
+
+
+# What hosts call the parts of an algorithm -> the function that makes it.
+PARTS: dict[str, Callable[[CLIPAlgorithm], nn.Module]] = {
+    "featurizer": featurizer_of,
+    "classifier": classifier_of,
+    "network": network_of,
+}
 
 
 def _with_weights(module: nn.Module, prefix: str, weights: Mapping[str, Tensor]) -> Any:
