@@ -37,7 +37,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from domainbed_carft import machine
-from domainbed_carft.method import algorithms, clip_algorithm, hparams
+from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.method import algorithm, algorithms
 
 DOMAINS = 3
 AT_A_TIME = 4  # methods in memory, of more than a GB each
@@ -72,9 +73,9 @@ def weights_of(shape: str, folder: Path) -> str:
     return str(path)
 
 
-def make(name: str, backbone: str, precision: str, **more: Any) -> clip_algorithm.CLIPAlgorithm:
+def make(name: str, backbone: str, precision: str, **more: Any) -> algorithm.CLIPAlgorithm:
     settings: dict[str, Any] = {
-        k: default for k, (default, _) in hparams.overlay(name, "PACS", 0).items()
+        k: default for k, (default, _) in algorithms.overlay(name, "PACS", 0).items()
     }
     settings.update(
         clip_backbone=backbone, class_names=CLASSES, contexts="emoji", drift_every=0,
@@ -114,7 +115,7 @@ def seconds(work: Callable[[], Any], device: str) -> float:
 
 
 def alternated(
-    stepped: dict[str, clip_algorithm.CLIPAlgorithm],
+    stepped: dict[str, algorithm.CLIPAlgorithm],
     size: int,
     pixels: int,
     rounds: int,
@@ -135,7 +136,7 @@ def alternated(
 
 
 def ratios(
-    plain: clip_algorithm.CLIPAlgorithm, others: dict[str, clip_algorithm.CLIPAlgorithm],
+    plain: algorithm.CLIPAlgorithm, others: dict[str, algorithm.CLIPAlgorithm],
     size: int, pixels: int,
     rounds: int, device: str, goals: dict[str, float],
 ) -> None:  # fmt: skip
@@ -160,7 +161,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "CLIPFineTune+swad": ("CLIPFineTune", {"average": "swad"}),
     **{
         name: (name, {"lp_steps": 0})
-        for name in hparams.ALGORITHMS
+        for name in ALGORITHMS
         if name not in ("CLIPFineTune", "CLIPZeroShot")
     },
     "CLIPLPFT, first phase": ("CLIPLPFT", {}),
@@ -189,7 +190,7 @@ def kl_error(backbone: str, size: int, pixels: int, device: str) -> None:
 
 
 def kl_of_both(
-    exact: clip_algorithm.CLIPAlgorithm,
+    exact: algorithm.CLIPAlgorithm,
     backbone: str,
     size: int,
     pixels: int,

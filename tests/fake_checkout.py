@@ -64,6 +64,7 @@ REAL_MODULES = (
     "process_variables.py",
     "errors.py",
     "text.py",
+    "jobs/facts.py",
     "method/dataset_facts.py",
     "pictures/plan.py",
     "pictures/preprocessing.py",
@@ -72,14 +73,13 @@ REAL_MODULES = (
 
 CARFT = {
     "method/__init__.py": "",
-    "method/hparams.py": """
+    "jobs/__init__.py": "",
+    "jobs/algorithms.py": """
 ALGORITHMS = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
-
-def overlay(algorithm, dataset, random_seed):
-    return {"lr": (5e-6, random_seed), "kl_weight": (1.0, 2.0)}
-
-def implied(algorithm, dataset, overrides, random_seed):
-    return {}
+""",
+    "method/hparams.py": """
+DEMANDABLE = ()
+RETIRED = {}
 """,
     "method/host_lookup.py": """
 def in_our_harness():
@@ -87,9 +87,19 @@ def in_our_harness():
 """,
     "method/algorithms.py": """
 from domainbed.algorithms import Algorithm
-from domainbed_carft.method.hparams import ALGORITHMS
+from domainbed_carft.jobs.algorithms import ALGORITHMS
 
-globals().update({name: type(name, (Algorithm,), {}) for name in ALGORITHMS})
+CLASSES = {name: type(name, (Algorithm,), {}) for name in ALGORITHMS}
+globals().update(CLASSES)
+
+def hparams_of(algorithm):
+    return dict.fromkeys(overlay(algorithm, "", 0))
+
+def overlay(algorithm, dataset, random_seed, clip_backbone="", steps=None):
+    return {"lr": (5e-6, random_seed), "kl_weight": (1.0, 2.0)}
+
+def implied(algorithm, dataset, overrides, random_seed, steps=None):
+    return {}
 """,
     "plugin/data_sets.py": """
 class EmojiStyles:

@@ -15,7 +15,7 @@ from torchvision import transforms
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
-from domainbed_carft.jobs.algorithms import TEXT_TRAINING
+from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import algorithms, hparams
 from domainbed_carft.pictures.clip_input import CLIPInput
 from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET
@@ -26,7 +26,7 @@ CONTEXTS = ["a photo of a {}", "a sketch of a {}", "a dark {}", "a toy {}"]
 
 
 def settings(weights, algorithm="CARFT", **overrides):
-    values = {k: default for k, (default, _) in hparams.overlay(algorithm, "Debug28", 0).items()}
+    values = {k: default for k, (default, _) in algorithms.overlay(algorithm, "Debug28", 0).items()}
     values.update(data_augmentation=True, class_balanced=False)
     values.update(clip_backbone=str(weights), class_names=CLASSES, contexts=CONTEXTS)
     values.update(warmup_steps=2, total_steps=20, drift_every=2)
@@ -35,8 +35,7 @@ def settings(weights, algorithm="CARFT", **overrides):
 
 
 def build(algorithm_class, input_shape, num_classes, num_domains, hparams):
-    """The algorithm as a job of our harness builds it, its hparams resolved in place before."""
-    hparams.update(algorithm_class.resolve_hparams(input_shape, num_classes, hparams, steps=None))
+    """The algorithm as every host builds it."""
     return algorithm_class(input_shape, num_classes, num_domains, hparams)
 
 
@@ -91,13 +90,13 @@ def reopened(algorithm, folder):
     return open_run(folder / "model.pkl")
 
 
-@pytest.mark.parametrize("name", hparams.ALGORITHMS)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_each_algorithm_meets_domainbeds_contract(name, random_tiny):
     algorithm = make(random_tiny, name)
     assert isinstance(algorithm, Algorithm)
     for values in train(algorithm, 3):
         assert all(type(v) is float and math.isfinite(v) for v in values.values())
-        assert "loss" in values and ("loss_ce" in values or name in TEXT_TRAINING)
+        assert "loss" in values and ("loss_ce" in values or algorithm.trains_text)
     assert algorithm.predict(torch.randn(4, 3, 28, 28)).shape == (4, 3)
 
     algorithm.update(minibatches(), None)  # as DomainBed calls it
@@ -162,7 +161,7 @@ def test_the_initial_model_equals_clips_zero_shot_classifier(random_tiny):
         head = head / head.norm(dim=-1, keepdim=True)
         feature = loaded.model.encode_image(to_clip(picture)[None])
         expected = loaded.logit_scale * (feature / feature.norm()) @ head.T
-        for name in hparams.ALGORITHMS:
+        for name in ALGORITHMS:
             got = make(random_tiny, name).predict(to_domainbed(picture)[None])
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
@@ -202,10 +201,10 @@ def test_each_algorithm_trains_its_own_parameters_only(random_tiny):
 
 def test_the_original_is_frozen_in_eval_mode_and_not_part_of_the_module(random_tiny):
     algorithm = make(random_tiny)
-    before = {k: v.clone() for k, v in algorithm.terms.original.encoder.state_dict().items()}
+    before = {k: v.clone() for k, v in algorithm.original.encoder.state_dict().items()}
     algorithm.train()
     train(algorithm, 5)
-    original = algorithm.terms.original.encoder
+    original = algorithm.original.encoder
 
     assert all(torch.equal(before[k], v) for k, v in original.state_dict().items())
     assert not original.training and algorithm.encoder.training
@@ -219,7 +218,7 @@ def test_the_original_is_frozen_in_eval_mode_and_not_part_of_the_module(random_t
     assert {p.device.type for p in original.parameters()} == {"meta"}
 
 
-@pytest.mark.parametrize("name", hparams.ALGORITHMS)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_saved_run_predicts_without_the_clip_it_started_from(name, tmp_path):
     weights = tmp_path / "weights.pt"
     torch.save(random_clip(**TINY_SHAPE).state_dict(), weights)
@@ -350,7 +349,7 @@ def test_openais_shapes_load_train_save_reload_and_predict(shape, tmp_path, monk
     path = tmp_path / "weights.pt"
     as_archive(random_clip(**shape), path)
     monkeypatch.setitem(backbone.OPENAI_WEIGHTS, "RN50", ("RN50.pt", weights.sha256(path)))
-    algorithm = make(path, lr=1e-5, original_precision="fp32")
+    algorithm = make(path, lr=1e-5, amp="off")
     first, second = (algorithm.update(minibatches(seed, n=1, size=224)) for seed in range(2))
 
     assert first["loss_kl"] == 0.0 and first["context_agreement"] == 1.0

@@ -3,13 +3,13 @@
 import pytest
 
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.method import hparams
+from domainbed_carft.method import algorithms
 from domainbed_carft.method.algorithms import CARFT
 from domainbed_carft.plugin import foreign_jobs
 
 
 def defaults():
-    return {name: default for name, (default, _) in hparams.overlay("CARFT", "PACS", 0).items()}
+    return {name: default for name, (default, _) in algorithms.overlay("CARFT", "PACS", 0).items()}
 
 
 def check(values, input_shape=(3, 32, 32)):

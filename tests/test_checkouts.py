@@ -17,7 +17,8 @@ from fake_checkout import write_checkout
 from installed import Environment
 from torchvision.transforms.functional import to_pil_image
 
-from domainbed_carft.method import hparams, prompts
+from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.method import algorithms, prompts
 
 SHAPES = (
     "classic",
@@ -100,7 +101,7 @@ def run(environment: Environment, root: Path, *arguments: str, **variables: str)
 def hparams_of_user(random_tiny: Path) -> str:
     """What a user sets for a small CLIP, as JSON."""
     values = {"clip_backbone": str(random_tiny), "batch_size": 4, "warmup_steps": 0}
-    return json.dumps({**values, "original_precision": "fp32"})
+    return json.dumps(values)
 
 
 def test_a_sweep_is_launched_and_collected(installations, data, hparams_of_user, tmp_path) -> None:
@@ -148,7 +149,7 @@ def check_weights(first: dict, last: dict) -> None:
 
 def check_defaults(first: dict, last: dict) -> None:
     """The host's rate stays; ours are the rest of the defaults."""
-    expected = {name: pair[0] for name, pair in hparams.overlay("CARFT", "Pets", 0).items()}
+    expected = {name: pair[0] for name, pair in algorithms.overlay("CARFT", "Pets", 0).items()}
     recorded = last["hparams"]
     assert recorded["lr"] == 5e-5
     assert expected.keys() <= recorded.keys()
@@ -251,7 +252,7 @@ def test_each_algorithm_trains_in_one_process(installations, tmp_path) -> None:
     # A line is "NAME loss FIRST, SECOND".
     words = [line.replace(",", "").split() for line in printed.splitlines() if " loss " in line]
     losses = {name: (float(first), float(second)) for name, _, first, second in words}
-    assert sorted(losses) == sorted(hparams.ALGORITHMS)
+    assert sorted(losses) == sorted(ALGORITHMS)
     # At the original weights all but these have the same loss: their terms are zero.
     others = ("CLIPood", "CLIPMIRO", "FLYP", "CaRot")
     first_losses = {first for name, (first, _) in losses.items() if name not in others}

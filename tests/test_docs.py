@@ -10,7 +10,8 @@ import doc_blocks
 
 from domainbed_carft import cli, process_variables
 from domainbed_carft.jobs import folder
-from domainbed_carft.method import hparams
+from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.method import algorithms
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,7 +21,7 @@ def test_every_hparam_is_documented_and_no_other():
     table = text.split("## Hyperparameters")[1].split("\n## ")[0]
 
     documented = re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)
-    assert documented == [h.name for h in hparams.HPARAMS]
+    assert documented == [*algorithms.hparams_of("CARFT")]
 
 
 def test_the_page_of_process_variables_has_the_table_of_the_code():
@@ -114,7 +115,7 @@ def test_each_algorithm_has_a_page_with_the_measured_results():
     table = (ROOT / "docs" / "peers.md").read_text(encoding="utf-8")
     pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "methods").glob("*.md")]
 
-    for algorithm in hparams.ALGORITHMS:
+    for algorithm in ALGORITHMS:
         page = next(text for text in pages if f"--algorithm {algorithm} \\\n" in text)
         row = re.search(
             rf"^\| \**{algorithm}\** \| ([\d.]+) \|[^|]*\| ([\d.]+) \|", table, re.MULTILINE

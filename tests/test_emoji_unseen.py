@@ -25,7 +25,7 @@ from PIL import Image
 
 from domainbed_carft.data import benchmarks, emoji, emoji_styles, verify
 from domainbed_carft.data.emoji_styles import FAMILY_SEEN, NEVER_SEEN, SEEN
-from domainbed_carft.method import hparams, prompts
+from domainbed_carft.method import algorithms, prompts
 from domainbed_carft.plugin import data_sets
 from domainbed_carft.results import against_one, collection, picture_rows, selection, suites
 from domainbed_carft.results.calibration import PredictedProbabilities
@@ -343,8 +343,8 @@ def test_the_data_set_has_the_never_seen_styles_as_environments():
 
 @pytest.mark.parametrize("algorithm", ["CARFT", "CLIPLinearProbe"])
 def test_the_data_set_is_trained_like_emoji_styles(algorithm):
-    expected = hparams.overlay(algorithm, "EmojiStyles", 0)
-    found = hparams.overlay(algorithm, "EmojiUnseen", 0)
+    expected = algorithms.overlay(algorithm, "EmojiStyles", 0)
+    found = algorithms.overlay(algorithm, "EmojiUnseen", 0)
     assert {name for name in found if found[name] != expected[name]} <= {"class_names"}
     classes = prompts.BUILT_IN_CLASSES
     assert classes["EmojiUnseen"] == classes["EmojiStyles"]

@@ -23,7 +23,7 @@ CONTEXTS = ["a photo of a {}.", "a sketch of a {}."]
 
 def train_two_steps(name, data, output, test_env):
     # fp32, so that the KL is exactly 0 at the original weights
-    hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
+    hparams = {"clip_backbone": "tiny", "batch_size": 2}
     hparams["contexts"] = CONTEXTS
     arguments = ["--algorithm", "CARFT", "--dataset", name, "--data_dir", str(data)]
     arguments += ["--output_dir", str(output), "--hparams", json.dumps(hparams), "--steps", "2"]

@@ -4,11 +4,12 @@ import pytest
 import torch
 from test_algorithms import make, reopened, train
 
-from domainbed_carft.method import hparams
+from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.method import 
 
 PICTURES = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(9))
 SETTINGS = [
-    *((name, {}) for name in hparams.ALGORITHMS),
+    *((name, {}) for name in ALGORITHMS),
     ("CARFT", {"average": "sma", "average_start": 1}),
     ("CARFT", {"average": "ema", "wise_alpha": 0.5, "checkpoint_blocks": True}),
     ("CLIPLinearProbe", {"average": "beta", "wise_alpha": 0.3}),

@@ -11,7 +11,8 @@ from domainbed.scripts import train
 from fake_checkout import run_python_with_torch, write_checkout
 
 from domainbed_carft.jobs import record_lines
-from domainbed_carft.method import hparams
+from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.method import algorithms, hparams
 from domainbed_carft.method.hparam_checks import job_problems
 from domainbed_carft.sweep import costs, declaration_file
 
@@ -19,10 +20,10 @@ SETS = ["EmojiStyles", "Debug28", "PACS", "VLCS", "OfficeHome", "TerraIncognita"
 
 
 @pytest.mark.parametrize("dataset", SETS)
-@pytest.mark.parametrize("algorithm", hparams.ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_values_are_plain_valid_and_round_trip_through_json(algorithm, dataset):
     for seed in range(5):
-        values = hparams.overlay(algorithm, dataset, seed)
+        values = algorithms.overlay(algorithm, dataset, seed)
         for index in (0, 1):
             chosen = {name: pair[index] for name, pair in values.items()}
             assert all(type(v) in (int, float, bool, str) for v in chosen.values())
@@ -32,7 +33,7 @@ def test_values_are_plain_valid_and_round_trip_through_json(algorithm, dataset):
 
 def test_draws_are_seeded_in_range_and_independent():
     draws = [
-        {n: v for n, (_, v) in hparams.overlay("CARFT", "PACS", seed).items()} for seed in range(50)
+        {n: v for n, (_, v) in algorithms.overlay("CARFT", "PACS", seed).items()} for seed in range(50)
     ]
 
     assert len({d["lr"] for d in draws}) == 50
@@ -107,7 +108,7 @@ def test_learning_rates_of_tiny_are_drawn_from_its_own_range():
 
 def test_other_clips_and_algorithms_imply_no_hparams():
     assert chosen("./pets", clip_backbone="RN50")["lr"] == 5e-6
-    assert hparams.implied("CARFT", "EmojiStyles", TINY, None) == {}
+    assert algorithms.implied("CARFT", "EmojiStyles", TINY, None) == {}
     assert chosen("./pets", "ERM")["lr"] == 5e-5
 
 

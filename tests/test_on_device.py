@@ -23,7 +23,8 @@ from domainbed_carft import cli
 from domainbed_carft.doctor.findings import NOTE, OK
 from domainbed_carft.files import weights
 from domainbed_carft.machine import devices
-from domainbed_carft.method import hparams, micro_batches, swad
+from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.method import batch, swad
 from domainbed_carft.method.terms import Terms
 from domainbed_carft.preflight import step_rows
 from domainbed_carft.results import picture_rows
@@ -45,7 +46,7 @@ OPTIONS = {
     "lora": ("CARFT", {"lora_rank": 2, "average": "ema"}),
     "bf16": ("CARFT", {"amp": "bf16", "original_precision": "bf16", "ldifs_weight": 0.5}),
 }
-CASES = {name: (name, {}) for name in hparams.ALGORITHMS} | OPTIONS
+CASES = {name: (name, {}) for name in ALGORITHMS} | OPTIONS
 SLOW_CASES = {"clusters"}  # it imports scikit-learn
 
 
@@ -173,7 +174,7 @@ def test_a_value_read_in_a_step_is_found(stand_in, random_tiny, monkeypatch):
     def read(measurements, process_group):
         return {name: torch.tensor(float(value)) for name, value in measurements.items()}
 
-    monkeypatch.setattr(micro_batches, "all_reduce_measurements", read)
+    monkeypatch.setattr(batch, "all_reduce_measurements", read)
     algorithm = made("CARFT", random_tiny).to(stand_in)
     with pytest.raises(RuntimeError, match="CUDA operation: _local_scalar_dense"):
         taken_step(algorithm, 0, stand_in, devices.refused_waits())

@@ -23,7 +23,8 @@ from domainbed_carft import cli
 from domainbed_carft.clips import backbone, open_clip_models
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
-from domainbed_carft.method import activations, hparams, optimizer
+from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.method import algorithm, encoders, penalties
 from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
@@ -170,7 +171,7 @@ OTHERS = ("CARFT", "LDIFS", "LipsumFT", "CLIPMIRO", "FLYP")  # what differs by t
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [*(("gelu", name) for name in hparams.ALGORITHMS), *(("siglip", name) for name in OTHERS)],
+    [*(("gelu", name) for name in ALGORITHMS), *(("siglip", name) for name in OTHERS)],
 )
 def test_each_algorithm_trains_and_is_restored(kind, name, folders, tmp_path, no_network):
     if (kind, name) == ("siglip", "LipsumFT"):
@@ -194,7 +195,7 @@ def test_hooked_activations_have_the_batch_first(kind, folders):
     x = torch.randn(3, 3, size, size)
     for method in activations.FIRST_MODULES:
         modules = activations.compared_modules(encoder, method)
-        with torch.no_grad(), activations.record_activations(encoder, modules) as outputs:
+        with torch.no_grad(), encoders.record_activations(encoder, modules) as outputs:
             features = encoder(x), encoder(x[:2])
 
         assert len(outputs) == 2 * 5
@@ -208,7 +209,7 @@ def test_towers_without_blocks_are_refused():
     vision = {"timm_model_name": "test_convnext", "image_size": 160}
     encoder = open_clip_models.image_encoder({"model_cfg": {"embed_dim": 8, "vision_cfg": vision}})
     with pytest.raises(CarftError, match="ConvNeXt of timm has none"):
-        activations.compared_modules(encoder, "ldifs")
+        penalties.LDIFSPenalty.places(encoder)
 
 
 def test_timm_embeddings_get_no_weight_decay(folders):
@@ -216,7 +217,7 @@ def test_timm_embeddings_get_no_weight_decay(folders):
     groups = algorithm.optimizer.param_groups
     no_decay = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
     named = dict(algorithm.named_parameters())
-    embeddings = [n for n in named if n.split(".")[-1] in optimizer.EMBEDDINGS]
+    embeddings = [n for n in named if n.split(".")[-1] in algorithm.EMBEDDINGS]
 
     assert {n.split(".")[-1] for n in embeddings} == {"pos_embed", "latent", "cls_token"}
     assert all(id(named[name]) in no_decay for name in embeddings)
@@ -584,4 +585,4 @@ def test_open_clip_models_of_full_size_are_rebuilt_from_their_configuration(name
         features = rebuilt.eval()(torch.zeros(1, 3, how.resolution, how.resolution))
 
     assert features.shape == (1, dim)
-    assert len(activations.compared_modules(rebuilt, "ldifs")) == 5
+    assert len(penalties.LDIFSPenalty.places(rebuilt)) == 5

@@ -9,7 +9,7 @@ from test_algorithms import make, minibatches, reopened, train
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import activations, carot
+from domainbed_carft.method import encoders, flyp
 
 PIXELS = 64
 SMALLER = {"img_size": PIXELS, "embed_dim": 64, "depth": 4, "num_heads": 2}
@@ -113,7 +113,7 @@ def test_features_are_open_clips_and_activations_have_the_batch_first(folders, f
         features = loaded.model.visual(pictures)
         torch.testing.assert_close(features, reference.encode_image(pictures))
         for method in activations.FIRST_MODULES:
-            encoding = activations.encode(loaded.model.visual, pictures, False, [method])
+            encoding = encoders.encode(loaded.model.visual, pictures, False, [method])
             outputs = encoding.activations[method]
             assert len(outputs) == 5 and {output.shape[0] for output in outputs} == {3}
 
@@ -124,5 +124,5 @@ def test_pe_cores_projection_is_that_of_its_features(folders):
     encoder.trunk.head.register_forward_hook(lambda module, args, output: inputs.append(args[0]))
     with torch.no_grad():
         features = encoder(torch.randn(2, 3, PIXELS, PIXELS))
-    by_projection = inputs[0] @ carot.visual_projection(encoder) + encoder.trunk.head.bias
+    by_projection = inputs[0] @ flyp.visual_projection(encoder) + encoder.trunk.head.bias
     torch.testing.assert_close(by_projection, features)

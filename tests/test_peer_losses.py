@@ -12,7 +12,7 @@ from conftest import random_clip
 from test_algorithms import make, minibatches, train
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.method import activations, averages, hparams, peer_losses, text_encoder
+from domainbed_carft.method import algorithms, averages, clipood, encoders, flyp, penalties, text_encoder
 
 N = 6
 K = 4
@@ -69,15 +69,15 @@ def test_the_margin_is_added_to_wrong_classes(normal):
     label_tensor = torch.tensor(labels)
     class_texts = torch.tensor(texts)
     shift = scalar(scale * margin)
-    shifted = peer_losses.margin_logits(logits, label_tensor, class_texts, shift)
+    shifted = clipood.margin_logits(logits, label_tensor, class_texts, shift)
 
     np.testing.assert_allclose(shifted.softmax(1), expected.softmax(1), rtol=1e-12)
 
-    unshifted = peer_losses.margin_logits(logits, label_tensor, class_texts, scalar(0.0))
+    unshifted = clipood.margin_logits(logits, label_tensor, class_texts, scalar(0.0))
     assert torch.equal(unshifted, logits)
 
     def loss(logits):
-        shifted = peer_losses.margin_logits(logits, label_tensor, class_texts, shift)
+        shifted = clipood.margin_logits(logits, label_tensor, class_texts, shift)
         return F.cross_entropy(shifted, label_tensor)
 
     check_gradients(loss, logits.clone().requires_grad_())
@@ -91,8 +91,8 @@ def test_l2_sp_equals_numpys_distance_of_weights(normal):
     pairs = list(zip(tensors(matrix, bias), tensors(matrix_0, bias_0)))
     expected = ((matrix - matrix_0) ** 2).sum() + ((bias - bias_0) ** 2).sum()
 
-    assert peer_losses.weight_distance(pairs).item() == pytest.approx(expected, rel=1e-12)
-    check_gradients(lambda x, y: peer_losses.weight_distance([(x, y)]), *pairs[0])
+    assert penalties.weight_distance(pairs).item() == pytest.approx(expected, rel=1e-12)
+    check_gradients(lambda x, y: penalties.weight_distance([(x, y)]), *pairs[0])
 
 
 def test_feature_distillation_equals_numpys_distance(normal):
@@ -100,11 +100,11 @@ def test_feature_distillation_equals_numpys_distance(normal):
     f0 = normal(N, D)
     expected = np.mean(2 - 2 * (unit(f) * unit(f0)).sum(axis=1))
     features, features_0 = tensors(f, f0)
-    distance = peer_losses.feature_distance(features, features_0)
+    distance = penalties.feature_distance(features, features_0)
 
     assert distance.item() == pytest.approx(expected, rel=1e-12)
-    check_gradients(lambda x: peer_losses.feature_distance(x, features_0.detach()), features)
-    assert peer_losses.feature_distance(features, features).item() == 0
+    check_gradients(lambda x: penalties.feature_distance(x, features_0.detach()), features)
+    assert penalties.feature_distance(features, features).item() == 0
 
 
 @pytest.mark.parametrize(("axis", "dim"), [("channel", 2), ("token", 1)])
@@ -117,11 +117,11 @@ def test_ldifs_equals_numpys(normal, axis, dim):
     expected = np.mean([(a - b) ** 2 for a, b in zip(*scaled)])
     activations = tensors(*tuned)
     activations_0 = [tensor.detach() for tensor in tensors(*original)]
-    distance = peer_losses.ldifs(activations, activations_0, axis)
+    distance = penalties.ldifs(activations, activations_0, axis)
 
     assert distance.item() == pytest.approx(expected, rel=1e-12)
-    check_gradients(lambda *x: peer_losses.ldifs(x, activations_0, axis), *activations)
-    assert peer_losses.ldifs(activations, activations, axis).item() == 0
+    check_gradients(lambda *x: penalties.ldifs(x, activations_0, axis), *activations)
+    assert penalties.ldifs(activations, activations, axis).item() == 0
 
 
 def test_the_default_of_ldifs_is_as_much_smaller_than_the_released_code_as_the_page_says():
@@ -134,10 +134,10 @@ def test_the_default_of_ldifs_is_as_much_smaller_than_the_released_code_as_the_p
             weight += 0.2 * weight.std() * torch.randn(weight.shape, generator=generator)
         pictures = torch.randn(16, 3, 48, 48, generator=generator)
         now, start = (
-            activations.encode(encoder, pictures, False, ["ldifs"]).activations["ldifs"]
+            encoders.encode(encoder, pictures, False, ["ldifs"]).activations["ldifs"]
             for encoder in (tuned, original)
         )
-    ours, released = (float(peer_losses.ldifs(now, start, axis)) for axis in ("channel", "token"))
+    ours, released = (float(penalties.ldifs(now, start, axis)) for axis in ("channel", "token"))
 
     page = (Path(__file__).parents[1] / "docs" / "methods" / "ldifs.md").read_text("utf-8")
     (stated_share,) = re.findall(r"about\s+(0\.\d+) of the official one on `tiny`", page)
@@ -154,13 +154,13 @@ def test_lipsum_equals_numpys(normal):
     expected = np.mean([sum(gaps[n] ** 2) / (2 * 9) for n in range(N)])
     features, features_0, texts = tensors(f, f0, u)
     scale = scalar(20.0)
-    loss = peer_losses.lipsum(features, features_0, texts, scale)
+    loss = penalties.lipsum(features, features_0, texts, scale)
 
     assert loss.item() == pytest.approx(expected, rel=1e-12)
     check_gradients(
-        lambda x: peer_losses.lipsum(x, features_0.detach(), texts.detach(), scale), features
+        lambda x: penalties.lipsum(x, features_0.detach(), texts.detach(), scale), features
     )
-    assert peer_losses.lipsum(features, features, texts, scale).item() == 0
+    assert penalties.lipsum(features, features, texts, scale).item() == 0
 
 
 def test_miro_equals_numpys(normal):
@@ -173,22 +173,22 @@ def test_miro_equals_numpys(normal):
     activations = tensors(*tuned)
     activations_0 = [tensor.detach() for tensor in tensors(*original)]
     raw_variances = tensors(*raw)
-    loss = peer_losses.variational(activations, activations_0, raw_variances)
+    loss = penalties.variational(activations, activations_0, raw_variances)
 
     assert loss.item() == pytest.approx(expected, rel=1e-12)
     check_gradients(
-        lambda *x: peer_losses.variational(x[:2], activations_0, x[2:]),
+        lambda *x: penalties.variational(x[:2], activations_0, x[2:]),
         *activations,
         *raw_variances,
     )
 
 
 def test_the_initial_miro_loss_is_that_of_its_variances(normal):
-    initial = [peer_losses.raw_variance(0.1, D) for _ in range(2)]
+    initial = [penalties.raw_variance(0.1, D) for _ in range(2)]
     assert F.softplus(initial[0])[0].item() + 1e-5 == pytest.approx(0.1, rel=1e-6)
 
     activations = [torch.tensor(normal(N, 3, D), dtype=torch.float32) for _ in range(2)]
-    value = peer_losses.variational(activations, activations, initial).item()
+    value = penalties.variational(activations, activations, initial).item()
     assert value == pytest.approx(2 * np.log(0.1) / 2, rel=1e-5)
 
 
@@ -208,14 +208,14 @@ def test_flyp_equals_numpys_contrastive_loss(normal, targets):
     features, texts = tensors(f, t)
     scale = scalar(10.0)
     label_tensor = torch.tensor(labels)
-    loss = peer_losses.contrastive(
-        peer_losses.pair_logits(features, texts, scale), label_tensor, targets
+    loss = flyp.contrastive(
+        flyp.pair_logits(features, texts, scale), label_tensor, targets
     )
 
     assert loss.item() == pytest.approx(np.mean(losses), rel=1e-6)
     check_gradients(
-        lambda x, y, z: peer_losses.contrastive(
-            peer_losses.pair_logits(x, y, z), label_tensor, targets
+        lambda x, y, z: flyp.contrastive(
+            flyp.pair_logits(x, y, z), label_tensor, targets
         ),
         features,
         texts,
@@ -232,21 +232,21 @@ def test_carots_terms_equal_numpys(normal):
         log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         expected -= np.mean((q * log_p).sum(axis=1))
     student_logits, teacher_logits = tensors(student, teacher)
-    loss = peer_losses.contrastive_distillation(student_logits, teacher_logits)
+    loss = flyp.contrastive_distillation(student_logits, teacher_logits)
 
     assert loss.item() == pytest.approx(expected, rel=1e-12)
     check_gradients(
-        lambda x: peer_losses.contrastive_distillation(x, teacher_logits.detach()), student_logits
+        lambda x: flyp.contrastive_distillation(x, teacher_logits.detach()), student_logits
     )
 
     p = normal(D, K)
     (projection,) = tensors(p)
     gap = np.sqrt(((p.T @ p - np.eye(K)) ** 2).sum())
-    assert peer_losses.orthogonality(projection).item() == pytest.approx(gap, rel=1e-12)
-    check_gradients(peer_losses.orthogonality, projection)
+    assert flyp.orthogonality(projection).item() == pytest.approx(gap, rel=1e-12)
+    check_gradients(flyp.orthogonality, projection)
 
     rotation = np.linalg.qr(p)[0]
-    assert peer_losses.orthogonality(torch.tensor(rotation)).item() == pytest.approx(0, abs=1e-12)
+    assert flyp.orthogonality(torch.tensor(rotation)).item() == pytest.approx(0, abs=1e-12)
 
 
 # Where they compare activations
@@ -258,13 +258,13 @@ def test_activations_are_taken_after_each_quarter_of_the_encoder(random_tiny):
     depth = len(blocks)
     expected = [blocks[-(-depth * quarter // 4) - 1] for quarter in (1, 2, 3, 4)]
 
-    assert activations.compared_modules(encoder, "miro") == [encoder.conv1, *expected]
+    assert penalties.MIROPenalty.places(encoder) == [encoder.conv1, *expected]
 
-    modules = activations.compared_modules(encoder, "ldifs")
+    modules = penalties.LDIFSPenalty.places(encoder)
     assert modules == [encoder.ln_pre, *expected]
 
     x = torch.randn(2, 3, encoder.input_resolution, encoder.input_resolution)
-    with torch.no_grad(), activations.record_activations(encoder, modules) as outputs:
+    with torch.no_grad(), encoders.record_activations(encoder, modules) as outputs:
         features = encoder(x)
     tokens = encoder.positional_embedding.shape[0]
 
@@ -295,7 +295,7 @@ def test_miro_on_a_resnet_compares_the_end_of_the_stem_and_the_four_stages():
         hook.remove()
 
     with torch.no_grad():
-        encoded = activations.encode(encoder, pictures, False, ["miro"])
+        encoded = encoders.encode(encoder, pictures, False, ["miro"])
     expected = [output.flatten(2).permute(0, 2, 1) for output in outputs]
 
     assert len(encoded.activations["miro"]) == 5
@@ -332,7 +332,7 @@ def test_miro_trains_on_a_resnet(resnet):
 )
 def test_a_resnet_learns_at_the_rates_of_the_sweep_baselines(resnet, name, overrides):
     """On one batch the loss falls, and batch norm keeps CLIP's statistics."""
-    rate = hparams.overlay(name, "PACS", 0)["lr"][0]
+    rate = algorithms.overlay(name, "PACS", 0)["lr"][0]
     algorithm = make(resnet, name, lr=rate, warmup_steps=0, **overrides)
     statistics = {n: b.clone() for n, b in algorithm.encoder.named_buffers()}
     losses = []

@@ -11,14 +11,8 @@ from test_algorithms import make, minibatches, reopened, settings, train
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs.algorithms import TEXT_TRAINING
-from domainbed_carft.method import (
-    algorithms,
-    averages,
-    hparam_checks,
-    hparams,
-    objective,
-    prompts,
-)
+from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.method import algorithms, averages, hparam_checks, hparams, objective, prompts
 from domainbed_carft.plugin import foreign_jobs
 from domainbed_carft.runs import export, interpolation
 
@@ -130,7 +124,7 @@ def test_decoupled_l2_sp_shrinks_the_displacement(random_tiny):
     rate = algorithm.optimizer.param_groups[0]["lr"]
     for trained in (algorithm, plain):
         trained.update(minibatches(0))
-    start = algorithm.terms.original.encoder.state_dict()
+    start = algorithm.original.encoder.state_dict()
     for name, now in algorithm.encoder.state_dict().items():
         expected = start[name] + (1 - rate * 100.0) * (
             plain.encoder.state_dict()[name] - start[name]
@@ -197,7 +191,7 @@ def test_what_predicts_and_is_saved_is_the_average_towards_the_original(random_t
 EVERY = {f"{term}_weight": 0.5 for term in TERMS.values()} | {"margin": 0.2, "average": "ema"}
 FIRST_PHASE = {"lp_steps": 4, "average_start": 2}
 RESUMED = [
-    *itertools.product(hparams.ALGORITHMS, ({}, {"average": "beta", "wise_alpha": 0.4})),
+    *itertools.product(ALGORITHMS, ({}, {"average": "beta", "wise_alpha": 0.4})),
     ("CLIPLPFT", FIRST_PHASE | {"average": "sma"}),
     ("CaRot", {"carot_interval": 4}),  # whose teacher is not updated between the stop and step 4
     ("CARFT", FIRST_PHASE | EVERY),
@@ -250,7 +244,7 @@ def test_flyp_predicts_by_its_own_words_and_exports_them(random_tiny, tmp_path):
     assert not torch.allclose(head, make(random_tiny).head.weight, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", hparams.ALGORITHMS)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_each_algorithm_trains_in_bf16(random_tiny, name):
     if name in TEXT_TRAINING and torch.__version__.startswith("2.1."):
         pytest.skip("torch 2.1 autocasts no attention with OpenAI's mask, docs/compatibility.md")
@@ -292,7 +286,7 @@ def test_contradictory_hparams_are_refused(random_tiny, overrides, message):
 SINGLE = ["a photo of a {}."]
 
 
-@pytest.mark.parametrize("name", [name for name in hparams.ALGORITHMS if name != "CARFT"])
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "CARFT"])
 def test_one_context_is_enough_without_the_kl(random_tiny, tmp_path, name):
     algorithm = make(random_tiny, name, contexts=SINGLE)
     values = train(algorithm, 2)
@@ -314,7 +308,7 @@ def test_one_context_is_enough_for_carft_without_its_kl(random_tiny):
 
 
 def test_the_algorithms_with_the_kl_are_those_that_need_two_contexts():
-    for name in hparams.ALGORITHMS:
+    for name in ALGORITHMS:
         term_weights = getattr(algorithms, name).term_weights or ()
         assert hparams.has_kl(name, 1.0) == ("kl_weight" in term_weights)
 
@@ -494,7 +488,7 @@ def test_cliplora_trains_the_factors_under_a_frozen_head_of_text_features(random
     assert moved
     assert all(name.endswith("attn.in_proj_weight") or name.startswith("lora.") for name in moved)
     assert torch.equal(algorithm.head.weight, make(random_tiny, "CLIPZeroShot").head.weight)
-    assert hparams.overlay("CLIPLoRA", "PACS", 0)["lr"][0] == 2e-4
+    assert algorithms.overlay("CLIPLoRA", "PACS", 0)["lr"][0] == 2e-4
 
 
 def test_wise_ft_starts_from_a_runs_own_interpolation(random_tiny, tmp_path):

@@ -13,7 +13,7 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import Normalize
 
 from domainbed_carft import cli
-from domainbed_carft.method import clip_algorithm, prompts
+from domainbed_carft.method import algorithm, prompts
 from domainbed_carft.pictures.clip_input import CLIPInput
 from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from domainbed_carft.pictures.protocols import plan_for
@@ -222,7 +222,7 @@ def test_too_little_memory_is_reported_in_one_line(
 ):
     flags = {"predict": [noise(tmp_path / "x.png")], "wise-ft": ["-o", tmp_path / "mix"]}
     arguments = [command, pets / "CARFT", *flags.get(command, ()), "--batch_size", "77"]
-    monkeypatch.setattr(clip_algorithm.CLIPAlgorithm, "features", run_out)
+    monkeypatch.setattr(algorithm.CLIPAlgorithm, "features", run_out)
     assert cli.main(list(map(str, arguments))) == 1
     error = "carft: out of memory with --batch_size 77; choose a smaller one"
     assert error in capfd.readouterr().err

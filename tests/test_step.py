@@ -27,12 +27,13 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.algorithms import TEXT_TRAINING
 from domainbed_carft.machine import devices
-from domainbed_carft.method import algorithms, device, hparams, original, text_encoder
+from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.method import algorithms, encoders, text_encoder
 
 TERMS = ("sp", "fd", "ldifs", "lipsum", "miro")
 EVERY = {f"{term}_weight": 0.5 for term in TERMS} | {"margin": 0.2, "average": "ema"}
 CASES = [
-    *((name, {}) for name in hparams.ALGORITHMS),
+    *((name, {}) for name in ALGORITHMS),
     ("CARFT", EVERY | {"kl_over": "other-captions"}),
     ("CARFT", {"kl_over": "captions", "lipsum_weight": 0.5, "lp_steps": 1}),
     ("CLIPL2SP", {"sp_form": "decoupled", "wise_alpha": 0.5}),
@@ -171,8 +172,8 @@ def test_the_record_has_the_resolved_amp(random_tiny):
 def test_the_original_in_bf16_equals_autocasts(kind, random_tiny, tmp_path):
     clip_model = backbone.load(str(clip_of(kind, random_tiny, tmp_path)))
     encoder = clip_model.model.visual
-    exact = original.FrozenOriginal(encoder, "bf16", keep_weights=True)
-    rounded = original.FrozenOriginal(encoder, "bf16")
+    exact = encoders.FrozenOriginal(encoder, True, keep_weights=True)
+    rounded = encoders.FrozenOriginal(encoder, True)
     size = clip_model.preprocessing.resolution
     pictures = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     # torch has a fast path for attention with the batch in front, which heeds no autocast.

@@ -388,7 +388,7 @@ def test_our_algorithms_refuse_a_task_without_a_class_and_others_warn(
     monkeypatch.setattr(data_sets.TASKS["EuroSAT"], "TASK", small)
     flags = ["--dataset", "EuroSAT", "--data_dir", str(data), "--test_envs", "--steps", "1"]
     flags += ["--workers", "0", "--algorithm", "CARFT"]
-    hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
+    hparams = {"clip_backbone": "tiny", "batch_size": 2}
     arguments = [*flags, "--hparams", json.dumps(hparams), "--output_dir", str(tmp_path / "out")]
     assert train.main(arguments)
 
@@ -434,7 +434,7 @@ def test_sun397_trains_with_its_two_jail_classes(planted, tmp_path, monkeypatch,
     }
     assert words[in_folders["jail"]] == "jail indoor"
 
-    hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
+    hparams = {"clip_backbone": "tiny", "batch_size": 2}
     arguments = [
         "--algorithm",
         "CARFT",
@@ -469,7 +469,7 @@ def test_a_task_with_missing_pictures_is_verified_as_different(planted, monkeypa
 
 def train_carft_on(task, data, output):
     """Two steps of CARFT on a task."""
-    hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
+    hparams = {"clip_backbone": "tiny", "batch_size": 2}
     arguments = ["--algorithm", "CARFT", "--dataset", task, "--data_dir", str(data), "--test_envs"]
     arguments += ["--hparams", json.dumps(hparams), "--steps", "2", "--workers", "0"]
     train.main([*arguments, "--output_dir", str(output)])
@@ -524,7 +524,7 @@ def test_a_test_picture_that_cannot_be_read_leaves_the_splits_and_ends_with_3(
     small = replace(tasks.TASKS["EuroSAT"], drawn=(2, 1), pictures=(20, 10))
     monkeypatch.setitem(tasks.TASKS, "EuroSAT", small)
     monkeypatch.setattr(data_sets.TASKS["EuroSAT"], "TASK", small)
-    hparams = {"clip_backbone": "tiny", "batch_size": 2, "original_precision": "fp32"}
+    hparams = {"clip_backbone": "tiny", "batch_size": 2}
     training_arguments = [
         "--algorithm",
         "CLIPZeroShot",

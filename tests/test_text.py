@@ -3,9 +3,10 @@
 import pytest
 
 from domainbed_carft import text
-from domainbed_carft.method import hparams
+from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.method import algorithms
 
-HPARAMS = [one.name for one in hparams.HPARAMS]
+HPARAMS = [*algorithms.hparams_of("CARFT")]
 KEYS = ["algorithms", "compare_with", "datasets", "hparams", "name", "steps", "trials"]
 
 
@@ -20,9 +21,9 @@ KEYS = ["algorithms", "compare_with", "datasets", "hparams", "name", "steps", "t
         ("epochs", KEYS, ["steps"]),
         ("metric", KEYS, []),
         ("learning_rate", KEYS, []),
-        ("MIRO", hparams.ALGORITHMS, ["CLIPMIRO"]),
-        ("CAR-FT", hparams.ALGORITHMS, ["CARFT"]),
-        ("WiSE-FT", hparams.ALGORITHMS, ["CLIPWiSEFT"]),
+        ("MIRO", ALGORITHMS, ["CLIPMIRO"]),
+        ("CAR-FT", ALGORITHMS, ["CARFT"]),
+        ("WiSE-FT", ALGORITHMS, ["CLIPWiSEFT"]),
     ],
 )
 def test_similar_names_and_synonyms_are_suggested(name, valid, expected):
@@ -32,7 +33,7 @@ def test_similar_names_and_synonyms_are_suggested(name, valid, expected):
 def test_every_synonym_stands_for_an_hparam_an_algorithm_or_a_key_of_a_sweep():
     from domainbed_carft.sweep.shape import Shape
 
-    valid_names = {*HPARAMS, *hparams.ALGORITHMS, *Shape.model_fields}
+    valid_names = {*HPARAMS, *ALGORITHMS, *Shape.model_fields}
     assert {*text._SYNONYMS.values()} <= valid_names and not text._SYNONYMS.keys() & valid_names
 
 

@@ -254,7 +254,7 @@ def test_algorithms_and_batches_that_cannot_be_split_are_refused():
         hparams = hparams_registry.default_hparams("CARFT", "EmojiStyles")
         values = {"clip_backbone": "tiny", "contexts": "emoji", **changed}
         chosen = {**hparams, **values}
-        complete = algorithm_class.resolve_hparams((3, 48, 48), 10, chosen, steps=None)
+        complete = chosen
         algorithm = algorithm_class((3, 48, 48), 10, 3, complete)
         change(algorithm)
         with pytest.raises(CarftError) as raised:
