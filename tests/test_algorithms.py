@@ -81,6 +81,7 @@ def dumped(algorithm):
         "model_num_classes": len(CLASSES),
         "model_num_domains": 2,
         "model_hparams": algorithm.hparams,
+        **algorithm.recorded_facts(),
         "model_dict": algorithm.state_dict(),
     }
     torch.save(content, buffer)
@@ -142,7 +143,7 @@ def test_carft_measures_drift_every_step_and_fine_tuning_every_few(random_tiny):
     measured = ["loss_kl" in v for v in train(make(random_tiny, "CLIPFineTune"), 5)]
     assert measured == [True, False, True, False, True]
     never = make(random_tiny, "CLIPFineTune", drift_every=0)
-    assert never.terms.original is None and "loss_kl" not in train(never, 1)[0]
+    assert never.original is None and "loss_kl" not in train(never, 1)[0]
 
 
 def test_the_initial_model_equals_clips_zero_shot_classifier(random_tiny):

@@ -24,7 +24,7 @@ from domainbed_carft.files import weights
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.machine import devices
 from domainbed_carft.method import algorithm as algorithm_module
-from domainbed_carft.method import swad
+from domainbed_carft.method import averages
 from domainbed_carft.method.encoders import FrozenOriginal
 from domainbed_carft.preflight import step_rows
 from domainbed_carft.results import picture_rows
@@ -179,7 +179,7 @@ def test_a_value_read_in_a_step_is_found(stand_in, random_tiny, monkeypatch):
 
 
 def test_a_state_that_stays_on_the_processor_is_found(stand_in, random_tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(swad.SWAD, "_on_device", lambda average, tensors: dict(tensors))
+    monkeypatch.setattr(averages.SWAD, "_on_device", lambda average, tensors: dict(tensors))
     first, second = (made("swad", random_tiny).to(stand_in) for _ in range(2))
     first.step_on_device(moved(minibatches(), stand_in))
     structure = algorithm_state.structure(first)

@@ -32,7 +32,6 @@ from domainbed_carft.method import (
     job,
     objective,
     penalties,
-    swad,
 )
 from domainbed_carft.method.batch import (
     Batch,
@@ -377,7 +376,7 @@ class CLIPAlgorithm(Algorithm):
         self.scheduler = schedule(self.optimizer, hparams)
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
             averaged = self._averaged_weights(trained)
-            kind = swad.SWAD if hparams["average"] == "swad" else averages.Predicting
+            kind = averages.SWAD if hparams["average"] == "swad" else averages.Predicting
             self.predicting = kind(averaged, hparams)
 
     def _averaged_weights(self, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -554,11 +553,11 @@ class CLIPAlgorithm(Algorithm):
     @property
     def wants_validation_loss(self) -> bool:  # type: ignore[override]
         """Whether `at_checkpoint` is to be called: SWAD ends a segment there."""
-        return isinstance(self.predicting, swad.SWAD)
+        return isinstance(self.predicting, averages.SWAD)
 
     def at_checkpoint(self, validation_loss: float) -> None:
         """Take the validation loss in nats of the weights being trained; SWAD decides by it."""
-        if isinstance(self.predicting, swad.SWAD):
+        if isinstance(self.predicting, averages.SWAD):
             self.predicting.at_checkpoint(validation_loss)
 
     # As a module, and taken apart by hosts
