@@ -76,7 +76,7 @@ def classifier_of(algorithm: Any) -> Classifier:
 
 
 def network_of(algorithm: Any) -> nn.Sequential:
-    """The featurizer of ``algorithm``, then its classifier: from pictures to class logits (N, K)."""
+    """The featurizer and the classifier of ``algorithm``: from pictures to class logits (N, K)."""
     return nn.Sequential(featurizer_of(algorithm), classifier_of(algorithm))
 
 
