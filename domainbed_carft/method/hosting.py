@@ -143,7 +143,9 @@ class HostedAlgorithm(Algorithm):
 
     def __getattr__(self, name: str) -> Any:
         """A part of the algorithm, unless the host has assigned something by this name."""
-        return PARTS[name](self) if name in PARTS else super().__getattr__(name)
+        if name in PARTS and name not in self._modules:
+            return PARTS[name](self)
+        return super().__getattr__(name)
 
     @classmethod
     def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:
