@@ -74,7 +74,7 @@ def read_sets(job: Path) -> Mapping[str, Mapping[str, Any]]:
     """Style -> its figures in the job's record of the suite EmojiUnseen; empty without one."""
     of_weights = {
         record["weights"]: record["sets"]
-        for record in suite_records.read(job)
+        for record in suite_records.read(job, warnings=[])
         if record["suite"] == emoji.UNSEEN and record["wise_ft_alpha"] is None
     }
     return next((of_weights[name] for name in WEIGHTS if name in of_weights), {})

@@ -1,7 +1,9 @@
 """open_clip's checkpoints: loaded, trained, saved, restored and exported without a network."""
 
+import contextlib
 import json
 import os
+import resource
 import socket
 import sys
 from importlib.util import find_spec
@@ -527,7 +529,7 @@ def check_exported_texts(export, original_name):
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_flyps_text_encoder_is_exported(folders, tmp_path):
+def test_flyps_text_encoder_is_exported(folders, tmp_path, capsys):
     place = runs_jobs.write_pictures(tmp_path / "pets", 4)
     folder = runs_jobs.train_job(tmp_path / "job", place, "FLYP", clip_backbone=folders["gelu"])
     job = folder / "model.pkl"
@@ -546,6 +548,24 @@ def test_flyps_text_encoder_is_exported(folders, tmp_path):
 
     before = backbone.text_features(backbone.load(folders["gelu"]), words)
     assert not torch.allclose(before, backbone.text_features(trained, words))
+
+    capsys.readouterr()
+    with limited_files(20_000):
+        full = ["export", str(job), "-o", str(tmp_path / "full"), "--original", folders["gelu"]]
+        assert cli.main(full) == 1
+    assert "full could not be written: " in capsys.readouterr().err
+    assert not (tmp_path / "full").exists()
+
+
+@contextlib.contextmanager
+def limited_files(size):
+    """No file may grow beyond ``size`` bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 
 from domainbed_carft import cli, files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.launchers import pool
 from domainbed_carft.report import page
 
 
@@ -71,6 +72,19 @@ def test_ctrl_c_prints_no_traceback(sweep, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "carft: interrupted\n"
 
 
+def test_ctrl_c_in_a_launch_or_the_demo_says_that_the_command_resumes(
+    tmp_path, monkeypatch, capsys
+):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool.Pool, "__call__", interrupt)
+    for words in (["demo"], ["sweep", "launch", "demo", "--yes"]):
+        assert cli.main([*words, "--output_dir", str(tmp_path / words[0])]) == 130
+        last_line = capsys.readouterr().err.splitlines()[-1]
+        assert last_line == "carft: interrupted; to resume, run the same command again"
+
+
 def test_a_symlink_at_the_temporary_file_is_not_followed(tmp_path, monkeypatch):
     (tmp_path / "victim").write_text("precious")
     (tmp_path / ".carft-0.part").symlink_to("victim")
@@ -80,11 +94,16 @@ def test_a_symlink_at_the_temporary_file_is_not_followed(tmp_path, monkeypatch):
     assert (tmp_path / "victim").read_text() == "precious"
 
 
+def write(path, text):
+    with files.stream(path) as out:
+        out.write(text)
+
+
 def test_output_keeps_symlinks_and_permissions(tmp_path):
     (tmp_path / "target").write_text("old")
     (tmp_path / "target").chmod(0o640)
     (tmp_path / "link").symlink_to("target")
-    files.save_text(tmp_path / "link", "new")
+    write(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
     assert stat.S_IMODE((tmp_path / "target").stat().st_mode) == 0o640
     assert sorted(os.listdir(tmp_path)) == ["link", "target"]
@@ -94,7 +113,7 @@ def test_output_can_be_written_into_a_pipe(tmp_path):
     """A device, too, as /dev/null, which root could replace by a file."""
     os.mkfifo(tmp_path / "pipe")
     with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
-        files.save_text(tmp_path / "pipe", "new")
+        write(tmp_path / "pipe", "new")
         assert reader.stdout.read() == b"new"
     assert (tmp_path / "pipe").is_fifo()
 

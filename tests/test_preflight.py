@@ -17,7 +17,7 @@ import scipy
 import torch
 from PIL import Image
 
-from domainbed_carft import cli
+from domainbed_carft import cli, files
 from domainbed_carft.clips import backbone
 from domainbed_carft.doctor import checks
 from domainbed_carft.doctor.findings import NOTE, OK, PROBLEM
@@ -444,12 +444,13 @@ def test_a_pipe_or_a_large_file_in_its_place_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.mkfifo(tmp_path / preflight_file.NAME)
-    assert preflight_file.read(tmp_path) is None
+    with pytest.raises(CarftError, match="not a readable rehearsal .it is a pipe"):
+        preflight_file.read(tmp_path)
 
     (tmp_path / preflight_file.NAME).unlink()
     saved(tmp_path)
-    monkeypatch.setattr(preflight_file, "LARGEST_FILE", 10)
-    with pytest.raises(CarftError, match="more than 10 bytes"):
+    monkeypatch.setattr(files, "LARGEST_SMALL_FILE", 10)
+    with pytest.raises(CarftError, match="expected at most 10"):
         preflight_file.read(tmp_path)
 
 

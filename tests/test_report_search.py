@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import collect_sweeps
@@ -120,3 +121,32 @@ def test_the_page_has_the_dots_of_a_search_and_the_chosen_values(sweep, tmp_path
     assert "figures/PACS-choices-CARFT.svg" in {link["href"] for link in page.all("a")}
     rows = page.tables["Jobs behind the cells: PACS"][1:]
     assert {row[3] for row in rows} <= {f"lr {rate}" for rate in RATES}
+
+
+@pytest.mark.parametrize("planned", [0, 1])
+def test_a_manifest_that_hides_all_jobs_is_named(sweep, tmp_path, capsys, planned):
+    """As one whose roles were altered: all jobs are of the first stage, which is over."""
+    folder = shutil.copytree(sweep, tmp_path / "OUT")
+    content = json.loads((folder / "sweep.json").read_text())
+    for job in content["jobs"]:
+        job["role"]["stage"] = CHOOSE
+    chosen = {"cell": "", "dataset": "PACS", "algorithm": "CARFT", "test_envs": None}
+    chosen |= {"values": {"lr": 1e-5}, "members": 3, "validation": 0.5}
+    content["search"] = {"method": "training-domain", "choose_by": "dataset", "choose_on": [1]}
+    content["search"] |= {"repeat_on": [0], "repeats": 8, "chosen": [chosen], "command": []}
+    for job in content["jobs"][:planned]:  # one of the second stage, which has no records yet
+        role = {**job["role"], "stage": REPEAT, "values": {"lr": 1e-5}}
+        place = job["folder"][:-32] + "0" * 32
+        content["jobs"].append({**job, "folder": place, "role": role})
+    (folder / "sweep.json").write_text(json.dumps(content))
+
+    assert report_page.report(folder, tmp_path / "report") == 1
+    message = "carft: there is nothing to show yet" if planned else "carft: no job in"
+    stderr = capsys.readouterr().err
+    assert stderr.startswith(message) and "by sweep.json all" in stderr
+
+
+def test_a_job_without_a_role_is_a_choice_without_a_value(runs):
+    without_role = replace(runs[0], job=replace(runs[0].job, role=Role()))
+    rows = frames.choices([without_role, *runs[1:]], "training-domain")
+    assert ">default</text>" in search_figures.choices("CARFT", "dots", rows, STYLES["CARFT"]).svg

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections import Counter
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from data_trees import PICTURE, carft, grow, packed
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.records import describe_warnings
 from domainbed_carft.method import prompts
 from domainbed_carft.runs import confusion, suite_scores
 from domainbed_carft.suites import imagenet, records
@@ -244,10 +246,45 @@ def test_objectnet_is_no_training_data(tmp_path):
         assert done.returncode == 1 and "whose licence forbids to train" in done.stdout
 
 
+def suite_record(**changes):
+    scores = {"n": 8, "right": 4, "accuracy": 0.5, "ece": 0.1, "complete": True}
+    record = {"suite": "DTD", "weights": "model.pkl", "step": 3, "wise_ft_alpha": None}
+    record |= {"algorithm": "CARFT", "sets": {"DTD": scores}}
+    return {**record, "mean": 0.5, "mean_without_objectnet": None, **changes}
+
+
 def test_a_truncated_suite_record_loses_no_other(tmp_path):
-    record = {field: field for field in records.FIELDS}
-    records.append(tmp_path, record)
+    records.append(tmp_path, suite_record())
     with (tmp_path / records.FILE).open("a") as file:
         file.write('{"suite": "ima')
-    records.append(tmp_path, {**record, "suite": "another"})
-    assert [line["suite"] for line in records.read(tmp_path)] == ["suite", "another"]
+    records.append(tmp_path, suite_record(weights="model_best.pkl"))
+
+    warnings = []
+    kept = records.read(tmp_path, warnings)
+    assert [record["weights"] for record in kept] == ["model.pkl", "model_best.pkl"]
+    assert describe_warnings(warnings) == [
+        f"cut line: {tmp_path / records.FILE}: line 2 is not a complete record; skipped"
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sets": {"DTD": {"accuracy": "0.5", "complete": True}}},
+        {"sets": {"DTD": {"accuracy": math.nan, "complete": True}}},
+        {"sets": {"DTD": {"accuracy": 0.5}}},
+        {"sets": {"DTD": {"accuracy": 0.5, "complete": True, "mean_per_class": [1]}}},
+        {"sets": {"DTD": None}},
+        {"sets": [0.5]},
+        {"weights": ["model.pkl"]},
+        {"wise_ft_alpha": "half"},
+        {"mean": "0.5"},
+    ],
+)
+def test_an_odd_suite_record_is_left_out_and_said(tmp_path, changes):
+    records.append(tmp_path, suite_record())
+    records.append(tmp_path, suite_record(**changes))
+    warnings = []
+    assert records.read(tmp_path, warnings) == [suite_record()]
+    (line,) = describe_warnings(warnings)
+    assert "line 2 is not a complete record; skipped" in line

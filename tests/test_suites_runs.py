@@ -111,7 +111,7 @@ def test_a_run_is_scored_by_each_test_sets_own_classes(pets, suite, job, capsys)
     # The record of the job; the later of two on the same weights counts.
     carft(capsys, "evaluate", job, *flags)
     lines = (job / records.FILE).read_text().splitlines()
-    (record,) = records.read(job)
+    (record,) = records.read(job, [])
     assert len(lines) == 2 and record == json.loads(lines[1])
     assert record["weights"] == "model.pkl" and record["sets"] == document["sets"]
     assert record["wise_ft_alpha"] is None and [*record] == [*records.FIELDS]
@@ -128,7 +128,7 @@ def test_missing_or_incomplete_test_sets_are_left_out_of_the_mean(
         problem = f"Turned: 19 pictures, expected 20{missing}"
         assert f"Missing or incomplete:\n  {problem}" in text and "\nTurned (incomplete) " in text
         assert ("\nOne " in text) == (not missing)
-        (record,) = records.read(job)
+        (record,) = records.read(job, [])
         assert (record["mean"], record["sets"]["Turned"]["complete"]) == (None, False)
         shutil.rmtree(data / "sketch", ignore_errors=True)
 
@@ -160,7 +160,7 @@ def test_a_broken_picture_is_named(pets, suite, job, capsys, tmp_path):
         output = capsys.readouterr().out
         assert f"  Turned: a picture of pets (Turned): {path} cannot be read: " in output
         assert "Mean of the shifts: -\n" in output and "Traceback" not in output
-        (record,) = records.read(job)  # the earlier one, which is complete
+        (record,) = records.read(job, [])  # the earlier one, which is complete
         assert [*record["sets"]] == ["Usual", "Turned", "One", "Cut"]
 
 
@@ -285,7 +285,7 @@ def test_runs_that_share_a_pass_are_measured_as_alone(pets, suite, job, tmp_path
     suite_job.evaluate_together(weights, "pets", options, skipped=["One"])
 
     for path in weights:
-        (record,) = records.read(path.parent)
+        (record,) = records.read(path.parent, [])
         run = saved.open_run(path)
         expected_sets = evaluate_on_suite("pets", run, options).as_dict()["sets"]
         assert record["sets"].keys() == {"Usual", "Turned", "Cut"}
@@ -317,7 +317,7 @@ def test_wise_ft_and_soup_on_a_suite(pets, suite, job, capsys, tmp_path):
     assert rows[2]["sets"] == alone["sets"] and rows[2]["out_of_domain"] == alone["mean"]
     assert rows[2]["in_domain"] == alone["sets"]["Usual"]["accuracy"]
 
-    kept_records = {record["wise_ft_alpha"]: record for record in records.read(job)}
+    kept_records = {record["wise_ft_alpha"]: record for record in records.read(job, [])}
     assert [*kept_records] == [None, 0.0, 0.5, 1.0]
     assert all(kept_records[row["alpha"]]["sets"] == row["sets"] for row in rows)
     assert (out / "wise_ft.svg").exists() and "in distribution" in (out / "wise_ft.svg").read_text()

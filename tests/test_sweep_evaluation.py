@@ -208,7 +208,7 @@ def test_the_accuracy_is_that_of_the_tables(sweep, evaluation):
     found = [
         (run.method, run.algorithm, run.target, run.figures.accuracy) for run in evaluation.runs
     ]
-    assert found == expected
+    assert found == sorted(expected, key=lambda row: (row[0] != expected[0][0], row[1:]))
 
 
 def test_zero_shot_clip_flips_nothing_against_itself(evaluation):
@@ -297,6 +297,34 @@ def test_json_has_every_run_and_python_the_same(copy, capsys):
     in_python = domainbed_carft.evaluate(copy, sweep_options=OPTIONS)
     assert document == json.loads(json.dumps(in_python.as_dict()))
     assert len(document["runs"]) == 4 and document["threshold"] == 0.21
+
+
+def test_links_in_the_folder_of_a_run_are_replaced(copy, tmp_path):
+    folder = next(copy.iterdir())
+    written = [*folder.glob("evaluation_step*")]
+    expected = [path.read_bytes() for path in written]
+    (tmp_path / "bashrc").write_text("precious")
+    for path in written:
+        path.unlink()
+        path.symlink_to(tmp_path / "bashrc")
+
+    assert evaluate_sweep(copy, OPTIONS).measured == len(written) / 2
+    assert (tmp_path / "bashrc").read_text() == "precious" and written
+    assert [path.read_bytes() for path in written] == expected
+    assert not any(path.is_symlink() for path in written)
+
+
+def test_rows_are_in_the_order_of_the_tables(copy, evaluation):
+    """Whatever the folders are called."""
+    rows = [(run.method, run.algorithm, run.target, run.trial) for run in evaluation.runs]
+    assert rows == sorted(rows, key=lambda row: (row[0] != rows[0][0], row[1:]))
+
+    for folder in list(copy.iterdir()):
+        record = json.loads((folder / "results.jsonl").read_text().splitlines()[0])
+        digit = "f" if record["args"]["algorithm"] == "CARFT" else "0"
+        folder.rename(copy / (digit * 32))
+    algorithms = [run.algorithm for run in evaluate_sweep(copy, OPTIONS).runs]
+    assert algorithms == ["CARFT", "CLIPZeroShot"] * 2  # of each selection method
 
 
 def test_flags_of_a_run_are_refused_for_a_sweep(copy, capsys):

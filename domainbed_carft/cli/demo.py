@@ -116,7 +116,7 @@ def _train(declaration: Declaration, output: Path, description: str) -> None:
 def _suite_table(sweep_folder: Path) -> str:
     """The accuracies of each run, and of WiSE-FT half way to it, as text."""
     groups = collection.gather([sweep_folder]).groups
-    rows = [row for group in groups for row in suites.scores(group)]
+    rows = [row for group in groups for row in suites.scores(group, warnings=[])]
     shown_rows = [row for row in rows if row.alpha in (None, TABLE_ALPHA)]
     (suite_rows,) = suites.rows_by_table(shown_rows)
     table = Document([suites.caption()], [suites.grid(suite_rows)], {}, [])

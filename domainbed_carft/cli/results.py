@@ -108,7 +108,6 @@ def _add_report(commands: Any) -> None:
     )
     examples.add_argument(
         "--no_examples",
-        "--no-examples",
         action="store_true",
         help="show no pictures, and read neither data nor weights",
     )
@@ -138,7 +137,6 @@ def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None
     )
     runs.add_argument(
         "--single-source",
-        "--single_source",
         action="store_true",
         help="jobs that leave out all environments but one have a single source: for jobs of which "
         "no manifest says so, as of a checkout's --test_envs 1 2 3",
@@ -183,10 +181,8 @@ def _collect(arguments: argparse.Namespace) -> int:
         if arguments.format == "text" and not arguments.legend:
             document = document.with_short_legend(ERROR_KINDS[arguments.error])
         text = formats.FORMATS[arguments.format](document)
-    if arguments.output:
-        files.save_text(arguments.output, text)
-    else:
-        sys.stdout.write(text)
+    with files.stream(arguments.output) as out:
+        out.write(text)
 
     if arguments.format == "csv":  # which has no room for notes
         print_errors(results.notes)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from domainbed_carft.sweep.launch_plan import LaunchPlan
     from domainbed_carft.sweep.preflight_file import Preflight
 
+# What Ctrl-C ends with, where jobs have saved what they did.
+INTERRUPTED = "interrupted; to resume, run the same command again"
+
 # The options of all launchers, by name.
 FIELDS = {field.name: field for kind in OPTIONS.values() for field in dataclasses.fields(kind)}
 
@@ -29,7 +32,7 @@ def add_to(subcommands: Any) -> None:
     _add_launch_flags(parser)
     add_job_flags(parser)
     add_launcher_flags(parser)
-    parser.set_defaults(run=_launch)
+    parser.set_defaults(run=_launch, interrupted=INTERRUPTED)
 
 
 def add_yes(parser: Any) -> None:
@@ -42,7 +45,7 @@ def _add_launch_flags(parser: Any) -> None:
     add("sweep", metavar="SWEEP", help="a sweep file, or the name of an included sweep")
     add("--data_dir", help="folder that contains the data sets' folders")
     add("--output_dir", type=Path, required=True, help="folder for the jobs")
-    add("--dry-run", "--dry_run", action="store_true", help="print the cost, and run nothing")
+    add("--dry-run", action="store_true", help="print the cost, and run nothing")
     add(
         "--second_stage",
         action="store_true",

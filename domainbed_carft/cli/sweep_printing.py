@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 
 from domainbed_carft import files
 from domainbed_carft.cli.run_texts import percent
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.jobs.records import RecordWarning, describe_warnings
 from domainbed_carft.results import alignment_scores, collection, formats, selection, suites
 from domainbed_carft.results.calibration import ECE_BINS
 from domainbed_carft.results.document import Document
@@ -113,10 +115,11 @@ def _evaluate_on_suite(arguments: argparse.Namespace, options: SweepOptions) -> 
     Returns 3 if some runs have figures and others could not be measured, 1 if none has.
     """
     outcome = evaluate_sweep_on_suite(arguments.path, arguments.suite, options)
+    warnings: list[RecordWarning] = []
     scores = [
         row
         for group in collection.gather([arguments.path]).groups
-        for row in suites.scores(group)
+        for row in suites.scores(group, warnings)
         if row.suite == arguments.suite
     ]
     grids = [suites.grid(rows) for rows in suites.rows_by_table(scores)]
@@ -125,6 +128,8 @@ def _evaluate_on_suite(arguments: argparse.Namespace, options: SweepOptions) -> 
     with files.stream(arguments.output) as out:
         out.write(formats.FORMATS["json" if arguments.json else "text"](document))
     log(f"evaluate: {quantity(outcome.measured, 'run')} measured on {arguments.suite}")
+    for line in describe_warnings(warnings):
+        print(line, file=sys.stderr)
     for problem in outcome.problems:
         log(f"evaluate: not measured: {problem.sentence()}")
 

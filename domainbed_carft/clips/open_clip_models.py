@@ -145,11 +145,19 @@ def checked(config: Any, name: str) -> Config:
 
 
 def save(folder: Path, state: Mapping[str, Tensor], architecture: str, tokenizer: Any) -> None:
-    """Write a model into ``folder`` so that ``local-dir:`` loads it, tokenizer included."""
+    """Write a model into ``folder`` so that ``local-dir:`` loads it, tokenizer included.
+
+    Raises OSError if the folder cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     (folder / CONFIG).write_text(json.dumps(json.loads(architecture), indent=2) + "\n")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    try:
+        save_file(tensors, folder / WEIGHTS)
+    except SafetensorError as error:  # which has the operating system's words in it
+        raise OSError(str(error)) from error
     if hasattr(tokenizer, "save_pretrained"):  # OpenAI's is in the package
         tokenizer.save_pretrained(folder)
 

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import io
 import os
-import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from domainbed_carft import machine
+from domainbed_carft import files, machine
 from domainbed_carft.errors import PassingError
 from domainbed_carft.text import progress
 
@@ -50,12 +49,8 @@ def open_regular(path: str | Path | Member) -> Iterator[tuple[BufferedReader, in
     Does not wait for a pipe's writer. Raises OSError if it is no regular file, or larger than
     LARGEST_FILE.
     """
-    name = path.path if isinstance(path, Member) else path
-    with open(name, "rb", opener=_open_without_waiting) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("it is a pipe, a socket or a device, expected a regular file")
-        size = status.st_size
+    with files.open_regular(path.path if isinstance(path, Member) else path) as file:
+        size = os.fstat(file.fileno()).st_size
         if isinstance(path, Member):
             file.seek(path.offset)
             size = min(path.size, max(0, size - path.offset))
@@ -64,14 +59,11 @@ def open_regular(path: str | Path | Member) -> Iterator[tuple[BufferedReader, in
         yield file, size
 
 
-def _open_without_waiting(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NONBLOCK)
-
-
 def open_picture(path: str | Path | Member) -> Image.Image:
     """The picture of a file in RGB; as torchvision's loader, but only of the ``FORMATS``.
 
-    Raises OSError if it is no regular file, or larger than LARGEST_FILE, and what Pillow raises.
+    Raises OSError if it is no regular file, larger than LARGEST_FILE, or cut off before anything of
+    the picture, and what Pillow raises.
     """
     from PIL import Image
 
@@ -79,7 +71,27 @@ def open_picture(path: str | Path | Member) -> Image.Image:
         source: IO[bytes] = file
         if isinstance(path, Member):
             source = io.BytesIO(file.read(size))
-        return Image.open(source, formats=FORMATS).convert("RGB")
+        picture = Image.open(source, formats=FORMATS).convert("RGB")
+
+        # It is of one colour, or nothing of it is left and Pillow has filled it up.
+        if picture.getcolors(maxcolors=1):
+            source.seek(0)
+            with refuse_truncated_files():
+                Image.open(source, formats=FORMATS).load()
+        return picture
+
+
+@contextlib.contextmanager
+def refuse_truncated_files() -> Iterator[None]:
+    """Have Pillow refuse files that are cut off, which DomainBed has it fill up with grey."""
+    from PIL import ImageFile
+
+    setting_before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = setting_before
 
 
 def read_picture(reader: Callable[[Any], Any], path: str | Member) -> Any:

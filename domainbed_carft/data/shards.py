@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
@@ -82,13 +81,11 @@ def index(shards: Sequence[Path], classes: Sequence[str]) -> Index:
 def _identity(path: Path) -> list[str | int]:
     """What tells a shard from any other file: path, inode, times, size, and a digest of its ends.
 
-    Raises CarftError if it is not a file, PassingError if it cannot be read.
+    Raises PassingError if it is no regular file, or cannot be read.
     """
     try:
         real_path = path.resolve(strict=True)
-        if not real_path.is_file():  # a pipe would be waited for
-            raise CarftError(f"{path} is not a file; shards are files, so mount what is elsewhere")
-        with real_path.open("rb") as file:
+        with files.open_regular(real_path) as file:
             status = os.fstat(file.fileno())
             ends = hashlib.sha256(file.read(IDENTIFYING_BYTES))
             file.seek(max(0, status.st_size - IDENTIFYING_BYTES))
@@ -119,10 +116,8 @@ def _load_table(path: Path, key: bytes, sizes: np.ndarray, classes: int) -> np.n
     """
     largest = int(sizes.sum()) // TAR_BLOCK * _COLUMNS * _ENTRY.itemsize
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > largest + len(key):
-            return None
-        content = path.read_bytes()
+        with files.open_regular(path, largest + len(key)) as file:
+            content = file.read()
     except OSError:
         return None
 

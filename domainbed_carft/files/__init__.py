@@ -1,13 +1,15 @@
-"""Files: written whole or not at all, never over an input."""
+"""Files: written whole or not at all, never over an input, never through somebody else's link."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import TextIO
 
@@ -20,24 +22,86 @@ HALF_WRITTEN = ".carft-*.part"
 # Files by which a folder is that of a job or a sweep.
 _FILES_OF_JOBS = ("results.jsonl", "sweep.json", "lock", "done")
 
+# Of a file that is read whole: records, manifests, locks, figures. The largest sweeps have a tenth.
+LARGEST_SMALL_FILE = 1 << 26  # bytes
+
+
+def open_regular(path: str | os.PathLike[str], largest: int | None = None) -> BufferedReader:
+    """A regular file, opened at its first byte; a link to one is followed.
+
+    Does not wait for a pipe's writer. Raises OSError if it is anything else, or has more than
+    ``largest`` bytes.
+    """
+    file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115 - the caller closes it
+    size = os.fstat(file.fileno()).st_size
+    if largest is None or size <= largest:
+        return file
+    file.close()
+    raise OSError(errno.EFBIG, f"it has {size:,} bytes, expected at most {largest:,}", str(path))
+
+
+def read_small(path: str | os.PathLike[str]) -> bytes:
+    """The content of a file of a job or a sweep. Raises OSError as `open_regular`."""
+    with open_regular(path, LARGEST_SMALL_FILE) as file:
+        return file.read(os.fstat(file.fileno()).st_size)
+
+
+def open_itself(path: str | os.PathLike[str], flags: int) -> int:
+    """A descriptor of the regular file at ``path``, which ``flags`` may create.
+
+    Raises OSError if it is a link, whose target would be written to, or no regular file.
+    """
+    try:
+        return _open_without_waiting(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        reason = "it is a link, which is not written through; remove it"
+        raise OSError(errno.ELOOP, reason, str(path)) from error
+
+
+def _open_without_waiting(path: str | os.PathLike[str], flags: int) -> int:
+    """A descriptor of a regular file; OSError for a pipe, a socket, a device or a folder."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    reason = "it is a pipe, a socket, a device or a folder, expected a regular file"
+    raise OSError(errno.EINVAL, reason, str(path))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line, after a line break if a full disk had cut the line before.
+
+    Raises OSError as `open_itself`.
+    """
+    with open(path, "ab+", buffering=0, opener=open_itself) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        is_cut = file.read(1) not in (b"", b"\n")
+        content = f"\n{line}\n".encode() if is_cut else f"{line}\n".encode()
+        while content:  # all of it at once, unless the disk is full: then the next write says so
+            content = content[file.write(content) :]
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Have the block fill a file beside ``path``, then give it that name; folders are made.
 
     A reader sees the old content or the whole new file; of two concurrent writers, the last one
-    wins. A link stays a link. Permissions are the old file's, else those that the umask gives.
+    wins. A link is replaced, not followed. Permissions are the old file's, else those that the
+    umask gives.
     """
-    target = Path(os.path.realpath(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     # A name that nobody can have put a link at, for this user's eyes alone until it is whole.
-    part = target.with_name(f".carft-{secrets.token_hex(8)}.part")
+    part = path.with_name(f".carft-{secrets.token_hex(8)}.part")
     part.touch(0o600, exist_ok=False)
 
     try:
         yield part
-        part.chmod(stat.S_IMODE(target.stat().st_mode) if target.exists() else _usual_mode())
-        os.replace(part, target)
+        is_file = path.is_file() and not path.is_symlink()
+        part.chmod(stat.S_IMODE(path.stat().st_mode) if is_file else _usual_mode())
+        os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -57,16 +121,16 @@ def save(path: Path, write_to: Callable[[Path], object]) -> None:
 
 def save_text(path: Path, text: str) -> None:
     """Write ``text`` in UTF-8, whole or not at all. Raises CarftError where that fails."""
-    with stream(path) as file:
-        file.write(text)
+    content = text.encode(errors="backslashreplace")
+    save(path, lambda part: part.write_bytes(content))
 
 
 @contextlib.contextmanager
 def stream(path: Path | None) -> Iterator[TextIO]:
-    """A text file in UTF-8 to write line after line, standard output without a path.
+    """The file that the user names with -o, to write line after line; standard output without one.
 
-    The file appears when the block ends, as with ``replacing``; pipes and devices are written to
-    directly. Raises CarftError where writing fails.
+    The file appears when the block ends, as with ``replacing``. Links are followed, and pipes and
+    devices written to directly. Raises CarftError where writing fails.
     """
     if path is None:
         yield sys.stdout
@@ -77,7 +141,8 @@ def stream(path: Path | None) -> Iterator[TextIO]:
     is_open = os.path.abspath(path).startswith(("/dev/", "/proc/"))
     try:
         is_device = is_open or (path.exists() and not path.is_file())
-        replacement = contextlib.nullcontext(path) if is_device else replacing(path)
+        target = Path(os.path.realpath(path))
+        replacement = contextlib.nullcontext(path) if is_device else replacing(target)
         with replacement as part, part.open("w", encoding="utf-8", errors="backslashreplace") as f:
             yield f
     except OSError as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -78,17 +77,13 @@ def _load(
     path: Path, dtypes: Mapping[str, np.dtype[Any]], length_key: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_FILE:
-            raise CarftError(f"{path} is not a file of at most {LARGEST_FILE >> 30} GiB")
-
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        with files.open_regular(path, LARGEST_FILE) as file, zipfile.ZipFile(file) as archive:
             facts = _read_facts(archive)
             if not dtypes:
                 return facts, {}
 
             length = facts[length_key]
-            _require_length(length, dtypes, status.st_size)
+            _require_length(length, dtypes, os.fstat(file.fileno()).st_size)
             arrays = {
                 name: _read_array(archive, f"{name}.npy", dtype, length)
                 for name, dtype in dtypes.items()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from domainbed_carft import files
 from domainbed_carft.errors import CarftError, brief
 
 CHUNK_BYTES = 1 << 20  # read at a time
@@ -42,9 +42,7 @@ def load_weights(path: Path | str) -> Any:
     read, is damaged, holds more than plain data and tensors, or would take far more memory.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-            raise CarftError(f"{path} is not a file")
-        with open(path, "rb") as file:
+        with files.open_regular(path) as file:
             return load_opened_weights(file, path)
     except OSError as error:
         raise CarftError(f"{path} cannot be read: {error.strerror or error}") from error

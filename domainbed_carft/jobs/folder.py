@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from domainbed_carft import process_variables
+from domainbed_carft import files, process_variables
 from domainbed_carft.errors import CarftError
 
 RECORDS = "results.jsonl"
@@ -25,12 +25,13 @@ STATE = "state.pt"
 
 MAX_ATTEMPTS = 3
 
-# Exit statuses of train: another process runs the job (EX_CANTCREAT of sysexits.h); it was told to
-# stop and has saved itself (EX_TEMPFAIL).
+# Exit statuses of train: another process runs the job (EX_CANTCREAT of sysexits.h); the disk is
+# full (EX_IOERR); it was told to stop and has saved itself (EX_TEMPFAIL).
 HELD_ELSEWHERE = 73
+NO_SPACE = 74
 STOPPED = 75
 # These are not counted as failures of the job, nor are Ctrl-C and signals it did not catch.
-UNCOUNTED_STATUSES = (HELD_ELSEWHERE, STOPPED, 130, -15, -10)
+UNCOUNTED_STATUSES = (HELD_ELSEWHERE, NO_SPACE, STOPPED, 130, -15, -10)
 WRONG_ARGUMENTS = 2  # trying again is useless
 
 # By this variable a launcher hands the lock that it holds to the job that it starts.
@@ -126,12 +127,15 @@ class JobFolder:
         Raises CarftError if the file system has no locks, as do the other methods that read them.
         """
         try:
-            with open(self.lock_path, "rb") as file:
-                return not self._flock(file.fileno(), fcntl.LOCK_SH)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return False
+            descriptor = files.open_itself(self.lock_path, os.O_RDONLY)
         except PermissionError:  # another user's
             return True
+        except OSError:  # there is none, or what is there is no lock
+            return False
+        try:
+            return not self._flock(descriptor, fcntl.LOCK_SH)
+        finally:
+            os.close(descriptor)
 
     def holder(self) -> Holder | None:
         """Who runs this job now; UNKNOWN if the lock cannot be read, None if nobody does."""
@@ -172,21 +176,15 @@ class JobFolder:
 
     def attempts(self) -> list[Attempt]:
         """The ended attempts, first to last, without lines cut by a full disk or a crash."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            text = self.attempts_path.read_text(encoding="utf-8", errors="replace")
+        with contextlib.suppress(OSError):
+            text = files.read_small(self.attempts_path).decode(errors="replace")
             attempts = [_parse(line, Attempt) for line in text.splitlines()]
             return [attempt for attempt in attempts if attempt]
         return []
 
     def add_attempt(self, attempt: Attempt) -> None:
-        """Append a line, after a line break if the previous line was cut."""
-        line = json.dumps(attempt._asdict()) + "\n"
-        with self.attempts_path.open("a+b") as file:
-            file.seek(max(0, file.tell() - 1))
-            last_byte = file.read()
-            if last_byte not in (b"", b"\n"):
-                file.write(b"\n")
-            file.write(line.encode())
+        """Note how an attempt ended; raises OSError if that cannot be written."""
+        files.append_line(self.attempts_path, json.dumps(attempt._asdict()))
 
     def failed(self) -> Attempt | None:
         """The last attempt, if the job is not to be retried; None if the job may run."""
@@ -204,7 +202,7 @@ class JobFolder:
         deadline = time.monotonic() + patience
         while True:
             try:
-                descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                descriptor = files.open_itself(self.lock_path, os.O_RDWR | os.O_CREAT)
             except PermissionError:
                 if os.path.exists(self.lock_path) and self.is_held():  # by another user
                     raise Held(self.path, self.holder() or UNKNOWN) from None
@@ -223,7 +221,7 @@ class JobFolder:
     def _is_lock(self, descriptor: int) -> bool:
         """Whether a descriptor belongs to the current lock file."""
         try:
-            return os.path.samestat(os.stat(self.lock_path), os.fstat(descriptor))
+            return os.path.samestat(os.lstat(self.lock_path), os.fstat(descriptor))
         except OSError:
             return False
 
@@ -242,8 +240,7 @@ class JobFolder:
 
     def _written_holder(self) -> Holder | None:
         with contextlib.suppress(OSError):
-            text = self.lock_path.read_text(encoding="utf-8", errors="replace")
-            return _parse(text, Holder)
+            return _parse(files.read_small(self.lock_path).decode(errors="replace"), Holder)
         return None
 
 
@@ -255,7 +252,7 @@ def inherited() -> int | None:
 
 def last_line(path: str | os.PathLike[str]) -> str:
     """The last line of a file's last 64 KiB that is not blank; "" if there is none."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(OSError), files.open_regular(path) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16))
         lines = file.read().decode(errors="replace").rstrip().splitlines()
         return lines[-1].strip() if lines else ""

@@ -73,13 +73,14 @@ def read(output: Path) -> Sweep | None:
 
     path = output / NAME
     try:
-        return _parse_sweep(parsing.parse_json(path.read_bytes()), output)
+        return _parse_sweep(parsing.parse_json(files.read_small(path)), output)
     except FileNotFoundError:
         return None
     except (ArithmeticError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise CarftError(
-            f"{path} is not a readable manifest ({error}); move the file away and launch the sweep "
-            "again: that rewrites the manifest and keeps all finished jobs"
+            f"{path} is not a readable manifest ({reason}); move the file away and launch the "
+            "sweep again: that rewrites the manifest and keeps all finished jobs"
         ) from error
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.cost import Cost, recorded_cost
 from domainbed_carft.jobs.folder import DONE, RECORDS
@@ -159,8 +160,9 @@ def recorded_arguments(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 def last_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The last whole record of the job in a folder; None without one."""
-    with contextlib.suppress(OSError), open(os.path.join(folder, RECORDS), "rb") as file:
-        for record in map(parse_line, reversed(file.read().split(b"\n"))):
+    with contextlib.suppress(OSError):
+        lines = files.read_small(os.path.join(folder, RECORDS)).split(b"\n")
+        for record in map(parse_line, reversed(lines)):
             if isinstance(record, dict) and "step" in record:
                 return record
     return None

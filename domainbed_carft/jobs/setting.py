@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from domainbed_carft import files
 from domainbed_carft.jobs.folder import OUTPUT
 from domainbed_carft.jobs.job import overrides
 
@@ -72,8 +73,8 @@ def printed_versions(folder: Path | str) -> dict[str, str]:
     """The versions that ``train`` printed, upstream's too; of a resumed run, all in turn."""
     printed = ""
     path = os.path.join(folder, OUTPUT)
-    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-        printed = file.read(_PRINTED_BYTES)
+    with contextlib.suppress(OSError), files.open_regular(path) as file:
+        printed = file.read(_PRINTED_BYTES).decode(errors="replace")
 
     versions_of: dict[str, dict[str, None]] = {}
     for name, version in re.findall(_PRINTED_VERSION, printed, re.MULTILINE):

@@ -48,10 +48,10 @@ class Launch:
     def is_alive(self) -> bool:
         """Whether the process that wrote the file lives."""
         try:
-            with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
+            with files.open_regular(self.path) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+        except OSError as error:
+            return isinstance(error, BlockingIOError)  # else the file is gone, or not a launch's
         return False
 
 
@@ -72,7 +72,7 @@ def read(output: Path) -> list[Launch]:
     launches = []
     for path in sorted(paths, key=lambda path: path.name):
         with contextlib.suppress(ArithmeticError, KeyError, OSError, TypeError, ValueError):
-            launches.append(_parse(path, parsing.parse_json(path.read_bytes())))
+            launches.append(_parse(path, parsing.parse_json(files.read_small(path))))
     return launches
 
 

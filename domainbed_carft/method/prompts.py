@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -228,6 +229,13 @@ def class_names(
         raise CarftError(
             f"class_names {shortened(spec)} gives {len(names):,} class names {shortened(names)}, "
             f"but the data set has {num_classes} classes; give one name per class, in label order"
+        )
+    # Python reads the bytes of a folder's name that are not UTF-8 as halves of characters.
+    odd = [name for name in names if re.search("[\ud800-\udfff]", name)]
+    if odd:
+        raise CarftError(
+            f"the class name {odd[0]!r} is not UTF-8, so no prompt can have it; rename the class "
+            "folders, or give names by the hparam class_names"
         )
     return names if dataset is None else [clean(name) for name in names]
 

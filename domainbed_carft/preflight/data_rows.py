@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from domainbed_carft.clips import backbone
+from domainbed_carft.data.picture_files import refuse_truncated_files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.preflight.prepared_job import PreparedJob
 from domainbed_carft.preflight.rows import Row, failed_row, passed_row
-from domainbed_carft.runs.measuring import refuse_truncated_files
 from domainbed_carft.sweep.data_checks import DataVerdict
 from domainbed_carft.text import quantity
 

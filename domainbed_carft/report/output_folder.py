@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
@@ -94,5 +95,6 @@ def _render(page: Mapping[str, Any]) -> bytes:
 
 
 def _earlier_page(folder: Path) -> str:
-    page = folder / INDEX
-    return page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
+    with contextlib.suppress(OSError):
+        return files.read_small(folder / INDEX).decode(errors="replace")
+    return ""

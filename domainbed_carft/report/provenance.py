@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from domainbed_carft import files
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
@@ -51,9 +52,7 @@ def sweeps(folders: Iterable[Path]) -> list[DeclaredSweep]:
     declared = []
     for folder in folders:
         with contextlib.suppress(OSError, CarftError):
-            text = (folder / manifest.DECLARATION_FILE).read_text(
-                encoding="utf-8", errors="replace"
-            )
+            text = files.read_small(folder / manifest.DECLARATION_FILE).decode(errors="replace")
             words = ["carft", "sweep", "launch", manifest.DECLARATION_FILE]
             words += ["--output_dir", "OUT"]
             launched = manifest.read(folder)
@@ -89,5 +88,5 @@ def _settings(runs: Sequence[Run]) -> Grid:
 def _digest(runs: Iterable[Run]) -> str:
     """SHA-256 of the records of all runs, file after file in the order of their folders."""
     folders = sorted({run.folder for run in runs}, key=os.fsencode)
-    contents = [Path(folder, RECORDS).read_bytes() for folder in folders]
+    contents = [files.read_small(Path(folder, RECORDS)) for folder in folders]
     return hashlib.sha256(b"".join(contents)).hexdigest()

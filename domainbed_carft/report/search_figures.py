@@ -82,7 +82,9 @@ def _labels(ordered: Sequence[Choice]) -> _Labels:
         return _Labels("draw (hparams seed)", [str(choice.hparams_seed) for choice in ordered])
     if len(hparams) == 1 and not any(choice.hparams_seed for choice in ordered):
         (hparam,) = hparams
-        return _Labels(hparam, [str(choice.searched_values[hparam]) for choice in ordered])
+        # A job that the manifest does not list has none.
+        names = [str(choice.searched_values.get(hparam, "default")) for choice in ordered]
+        return _Labels(hparam, names)
     return _Labels("hyperparameters", [str(choice) for choice in ordered])
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordWarning
+from domainbed_carft.paths import AnyPath
 from domainbed_carft.results import (
     against_one,
     divisions,
@@ -153,7 +152,7 @@ class Results:
 
 
 def collect(
-    folders: Path | str | Iterable[Path | str],
+    folders: AnyPath | Iterable[AnyPath],
     *,
     methods: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
@@ -190,11 +189,7 @@ def collect(
     if power is not None:
         power_of_tests.require_difference(power, against)
 
-    if isinstance(folders, (str, os.PathLike)):
-        folders = [folders]
-    collection = collecting.gather(
-        list(folders), methods, ignored, single_source=single_source, by=by
-    )
+    collection = collecting.gather(folders, methods, ignored, single_source=single_source, by=by)
 
     results = build(
         collection,
@@ -231,7 +226,13 @@ def build(
         tables.build(group, collection.methods, options) for group in collection.groups
     ]
     tables_of_sources = divisions.tables(collection.groups, tables_of_groups)
-    scores = [row for group in collection.groups for row in suites.scores(group, options.error)]
+    suite_warnings: list[RecordWarning] = []
+    scores = [
+        row
+        for group in collection.groups
+        for row in suites.scores(group, suite_warnings, options.error)
+    ]
+    collection = collection._replace(warnings=[*collection.warnings, *suite_warnings])
 
     comparisons = None
     if compare_published:

@@ -29,7 +29,6 @@ from domainbed_carft.results.picture_rows import (
     summary_path,
 )
 
-MOST_BYTES = 8 << 20  # of a summary
 _MOST_PICTURES = 1 << 53  # that a float counts
 
 
@@ -169,9 +168,8 @@ def load_figures(folder: Path, step: int) -> RunFigures:
 
     path = summary_path(folder, step)
     try:
-        with open(path, "rb") as file:
-            content = file.read(MOST_BYTES)
-        figures: RunFigures = _adapter().validate_python(parsing.parse_json(content))
+        content = parsing.parse_json(files.read_small(path))
+        figures: RunFigures = _adapter().validate_python(content)
         json.dumps(dataclasses.asdict(figures), allow_nan=False)
         has_bins = bool(figures.splits) and all(map(_has_bins, figures.splits))
     except OSError as error:

@@ -52,7 +52,7 @@ def compare(groups: Iterable[Group], suite: str, algorithm: str, unit: str) -> l
 def _percent_by_run(group: Group, suite: str) -> dict[str, dict[PairKey, float]]:
     """Algorithm -> (data set, target, trial) -> the run's mean accuracy over the sets, in %."""
     percent: dict[str, dict[PairKey, float]] = {}
-    for selected, record in selected_records(group):
+    for selected, record in selected_records(group, warnings=[]):
         if record["suite"] == suite and record["wise_ft_alpha"] is None:
             accuracies = [scores["accuracy"] for scores in record["sets"].values()]
             run = (selected.dataset, selected.target, selected.trial)

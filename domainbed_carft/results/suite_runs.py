@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from domainbed_carft.jobs.records import RecordWarning
 from domainbed_carft.results import order, selection
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.settings import Group
@@ -48,13 +49,16 @@ def selected_runs(group: Group) -> list[SuiteRun]:
     return suite_runs
 
 
-def selected_records(group: Group) -> Iterator[tuple[Selected, Mapping[str, Any]]]:
+def selected_records(
+    group: Group, warnings: list[RecordWarning]
+) -> Iterator[tuple[Selected, Mapping[str, Any]]]:
     """The suite records of the `selected_runs`, without sets of environments trained on.
 
-    The means of a record are then over its other sets.
+    The means of a record are then over its other sets. What is wrong in the files is added to
+    ``warnings``.
     """
     for suite_run in selected_runs(group):
-        for record in records.read(suite_run.folder):
+        for record in records.read(suite_run.folder, warnings):
             if record["suite"] in catalogue.SUITES:
                 yield suite_run.selected, _without_sets(record, suite_run.trained_on)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.folder import WEIGHTS
+from domainbed_carft.jobs.records import RecordWarning
 from domainbed_carft.results import order, published
 from domainbed_carft.results.cells import (
     DOMAINBED,
@@ -104,13 +105,16 @@ class _ScoresKey(NamedTuple):
     alpha: float | None
 
 
-def scores(group: Group, error: ErrorKind = DOMAINBED) -> list[Scores]:
+def scores(
+    group: Group, warnings: list[RecordWarning], error: ErrorKind = DOMAINBED
+) -> list[Scores]:
     """All scores of one group, suite by suite, in the tables' order of algorithms.
 
-    ``error``: what stands behind the means over trials.
+    ``error``: what stands behind the means over trials. What is wrong in the files of the jobs is
+    added to ``warnings``.
     """
     trials_by_key: dict[_ScoresKey, dict[int, list[Mapping[str, Any]]]] = {}
-    for selected, record in selected_records(group):
+    for selected, record in selected_records(group, warnings):
         backbone = str(selected.outcome.run.recorded.get("clip_backbone", ""))
         suite, weights, alpha = (record[name] for name in records.KEY)
         key = _ScoresKey(selected.dataset, selected.algorithm, backbone, suite, weights, alpha)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from PIL import ImageFile
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -109,17 +107,6 @@ def split_batches(
                 raise CarftError(
                     f"a picture of {split.environment} ({split.name}): {reason}"
                 ) from error
-
-
-@contextlib.contextmanager
-def refuse_truncated_files() -> Iterator[None]:
-    """Have Pillow refuse files that are cut off, which DomainBed has it fill up with grey."""
-    setting_before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = setting_before
 
 
 def run_predictor(run: TrainedRun, device: torch.device) -> Predictor:

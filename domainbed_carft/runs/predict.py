@@ -20,7 +20,7 @@ from domainbed_carft.data import picture_files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.runs import BATCH_SIZE
-from domainbed_carft.runs.measuring import LoadingOptions, refuse_truncated_files, worker_count
+from domainbed_carft.runs.measuring import LoadingOptions, worker_count
 from domainbed_carft.runs.saved import TrainedRun
 from domainbed_carft.text import progress
 
@@ -244,7 +244,7 @@ def _read_pictures(
 def _read_picture(transform: Callable[[Any], Tensor], path: str) -> Tensor | str:
     """A file as DomainBed reads it, as RGB, but no file that is cut off; else why there is none."""
     try:
-        with refuse_truncated_files():
+        with picture_files.refuse_truncated_files():
             return transform(picture_files.open_picture(path))
     except IsADirectoryError:
         return f"no pictures in this folder ({', '.join(IMG_EXTENSIONS)})"

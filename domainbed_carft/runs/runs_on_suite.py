@@ -108,7 +108,7 @@ def _has_record(weights_file: Path, suite: str) -> bool:
     return any(
         (record["suite"], record["weights"], record["wise_ft_alpha"])
         == (suite, weights_file.name, None)
-        for record in records.read(weights_file.parent)
+        for record in records.read(weights_file.parent, warnings=[])
     )
 
 

@@ -16,7 +16,6 @@ from domainbed_carft.data.benchmarks import missing_data_dir
 from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.pictures import loading, stages
 from domainbed_carft.pictures.plan import PicturePlan
-from domainbed_carft.runs.measuring import refuse_truncated_files
 from domainbed_carft.suites.test_sets import Suite, TestSet, TestSetCopy
 
 
@@ -83,7 +82,7 @@ class TestSetPictures(Dataset[Any]):
         if not isinstance(sample, str):
             return self._square(torch.as_tensor(sample)), label
 
-        with refuse_truncated_files():
+        with picture_files.refuse_truncated_files():
             return picture_files.read_picture(self._square_of_file, sample), label
 
     def _square_of_file(self, path: str) -> Tensor:

@@ -99,18 +99,19 @@ def evaluate_sweep(folder: Path, options: SweepOptions) -> SweepEvaluation:
     only the runs in progress.
     """
     gathered = collection.gather([folder], options.methods)
+    labels = {
+        group.title: order.environment_labels(group.runs, group.planned, group.labels)
+        for group in gathered.groups
+    }
     selected = [
         (group, method, chosen)
         for group in gathered.groups
         for method in gathered.methods
-        for chosen in selection.select(group.runs, method)
+        for chosen in _selected_in_order(group, method, list(labels[group.title]))
     ]
     run_steps = dict.fromkeys(_run_step(chosen) for _, _, chosen in selected)
     ended = EvaluationProcesses(list(run_steps), options).run()
 
-    labels = {}
-    for group in gathered.groups:
-        labels[group.title] = order.environment_labels(group.runs, group.planned, group.labels)
     runs = [
         _evaluated_run(group, method, chosen, labels[group.title], ended.get(_run_step(chosen)))
         for group, method, chosen in selected
@@ -122,6 +123,24 @@ def evaluate_sweep(folder: Path, options: SweepOptions) -> SweepEvaluation:
         runs=runs,
         measured=statuses.count(0),
         current=statuses.count(evaluate_job.CURRENT),
+    )
+
+
+def _selected_in_order(
+    group: Group, method: str, datasets: Sequence[str]
+) -> list[selection.Selected]:
+    """What a method selects from a group, in the order of its tables, rows, columns and trials."""
+    selected = selection.select(group.runs, method)
+    names = (chosen.algorithm for chosen in selected)
+    algorithms = order.ordered_algorithms(names, group.declared)
+    return sorted(
+        selected,
+        key=lambda chosen: (
+            datasets.index(chosen.dataset),
+            algorithms.index(chosen.algorithm),
+            chosen.target,
+            chosen.trial,
+        ),
     )
 
 

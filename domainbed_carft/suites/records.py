@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files
-from domainbed_carft.files import parsing
+from domainbed_carft.jobs.record_lines import NUMBERS, RecordWarning, parse_line
 
 FILE = "suites.jsonl"
 FIELDS = (
@@ -33,29 +31,53 @@ def append(folder: Path, record: Mapping[str, Any]) -> None:
     """
     path = folder / FILE
     group_means = [key for key in record if key.startswith("mean_") and key not in FIELDS]
-    line = json.dumps({key: record[key] for key in (*FIELDS, *group_means)}).encode() + b"\n"
     try:
-        with path.open("ab+", buffering=0) as file:  # at once: nobody sees half of it
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - 1))
-            # After a line that a full disk has cut off
-            file.write(b"\n" + line if end and file.read(1) != b"\n" else line)
+        files.append_line(path, json.dumps({key: record[key] for key in (*FIELDS, *group_means)}))
     except OSError as error:
         raise files.not_written(path, error) from error
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read(folder: Path, warnings: list[RecordWarning]) -> list[dict[str, Any]]:
     """The records that count, in the order of their first lines; none without the file.
 
-    Lines that are cut off or another's are left out.
+    A line that is cut off, or holds what no evaluation writes, is left out, with a warning.
     """
     path = folder / FILE
-    if not path.exists():
+    try:
+        lines = files.read_small(path).splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        warnings.append(RecordWarning("unreadable", str(path), f"{error.strerror}; skipped"))
         return []
 
     latest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for line in path.read_bytes().splitlines():
-        with contextlib.suppress(ValueError, LookupError, TypeError):
-            record = parsing.parse_json(line)
+    for number, line in enumerate(lines, 1):
+        record = parse_line(line)
+        if _is_complete(record):
             latest[tuple(record[key] for key in KEY)] = record
+        else:
+            text = f"line {number} is not a complete record; skipped"
+            warnings.append(RecordWarning("cut line", str(path), text))
     return list(latest.values())
+
+
+def _is_complete(record: Any) -> bool:
+    """Whether a line has all that tables use, of the right kind."""
+    try:
+        names = [record["suite"], record["weights"]]
+        sets = list(record["sets"].values())
+        shares = [scores["accuracy"] for scores in sets]
+        optional_shares = [
+            record["wise_ft_alpha"],
+            *(scores.get("mean_per_class") for scores in sets),
+            *(value for key, value in record.items() if key.startswith("mean")),
+        ]
+        shares += [share for share in optional_shares if share is not None]
+        return (
+            all(type(name) is str for name in names)
+            and all(type(scores["complete"]) is bool for scores in sets)
+            and all(type(share) in NUMBERS and 0 <= share <= 1 for share in shares)
+        )
+    except (AttributeError, LookupError, TypeError):
+        return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,9 @@ from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.search import Search
 from domainbed_carft.launchers import Launcher
+from domainbed_carft.launchers.attempt import Outcome
 from domainbed_carft.launchers.slurm import Slurm
+from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep import (
     data_checks,
     declaration_file,
@@ -33,11 +37,14 @@ from domainbed_carft.sweep.launch_plan import LaunchPlan, launchable_jobs
 from domainbed_carft.sweep.queue import queue_of
 from domainbed_carft.sweep.states import Status
 
+# How often a launch that has no more jobs looks whether another one still runs some.
+OTHER_LAUNCH_POLL_SECONDS = 1.0
+
 
 def plan(
-    sweep: str | Path | Declaration,
-    data_dir: str | None,
-    output: Path,
+    sweep: AnyPath | Declaration,
+    data_dir: AnyPath | None,
+    output: AnyPath,
     launcher: str = "pool",
     options: Mapping[str, Any] | None = None,
     *,
@@ -50,10 +57,12 @@ def plan(
     the launcher. Raises CarftError, with all problems, for a wrong declaration, launcher or option.
     What else a launch would be refused for are the plan's ``problems``.
     """
+    output = as_path(output)
     declaration, launcher_object = _load(sweep, launcher, options or {})
     settings = settings or JobSettings()
     if data_dir is None:
         data_dir = data_checks.default_data_dir(declaration.datasets)
+    data_dir = os.fspath(as_path(data_dir))
 
     launch_plan = _plan_without_checks(
         declaration,
@@ -87,8 +96,8 @@ def plan(
 
 def run(
     declaration: Declaration,
-    data_dir: str,
-    output: Path,
+    data_dir: AnyPath,
+    output: AnyPath,
     launcher: Launcher,
     launcher_name: str = "pool",
     job_variables: JobVariables | None = None,
@@ -101,8 +110,8 @@ def run(
     """
     launch_plan = _plan_without_checks(
         declaration,
-        data_dir,
-        output,
+        os.fspath(data_dir),
+        as_path(output),
         launcher,
         launcher_name=launcher_name,
         job_variables=job_variables or (lambda job: {}),
@@ -154,14 +163,14 @@ def _run_launchable_jobs(launch_plan: LaunchPlan) -> list[Status]:
         launch_plan.launcher(jobs_to_run, variables)
         return [] if jobs_to_run else [s for s in statuses if s.state == states.FAILED]
 
-    last_words: dict[Path, str] = {}
-    if jobs_to_run:
+    endings: Sequence[Outcome] = ()
+    if jobs_to_run or any(status.state == states.RUNNING for status in statuses):
         with printing.bar(statuses, launch_plan.declaration.facts):
-            endings = launch_plan.launcher(jobs_to_run, variables) or ()
-        # Where there could be no attempt, such as for a full disk, only the launcher knows why.
-        last_words = {Path(ending.folder): ending.last_words for ending in endings}
-        statuses = _statuses(jobs, launch_plan)
-
+            if jobs_to_run:
+                endings = launch_plan.launcher(jobs_to_run, variables) or ()
+            statuses = _statuses_after_other_launches(jobs, launch_plan)
+    # Where there could be no attempt, such as for a full disk, only the launcher knows why.
+    last_words = {Path(ending.folder): ending.last_words for ending in endings}
     unfinished = [status for status in statuses if status.state != states.DONE]
     return [
         replace(status, detail=status.detail or last_words.get(status.job.folder, ""))
@@ -204,7 +213,7 @@ def write_manifest(
 
 
 def _load(
-    sweep: str | Path | Declaration, launcher: str, options: Mapping[str, Any]
+    sweep: AnyPath | Declaration, launcher: str, options: Mapping[str, Any]
 ) -> tuple[Declaration, Launcher]:
     """The declaration and the launcher, or the problems of both together."""
     if isinstance(sweep, Declaration):
@@ -249,3 +258,14 @@ def _statuses(jobs: Sequence[Job], launch_plan: LaunchPlan) -> list[Status]:
     """The states of the plan's jobs now."""
     queue = queue_of(launch_plan.output)
     return states.statuses_of(jobs, launch_plan.declaration.facts, queue)
+
+
+def _statuses_after_other_launches(jobs: Sequence[Job], launch_plan: LaunchPlan) -> list[Status]:
+    """The states of the plan's jobs once no other launch that is alive runs one of them."""
+    while True:
+        queue = queue_of(launch_plan.output)
+        statuses = states.statuses_of(jobs, launch_plan.declaration.facts, queue)
+        is_running = any(status.state == states.RUNNING for status in statuses)
+        if not (queue.live_launches and is_running):
+            return statuses
+        time.sleep(OTHER_LAUNCH_POLL_SECONDS)

@@ -24,7 +24,6 @@ from domainbed_carft.jobs import manifest
 from domainbed_carft.text import printable, quantity
 
 NAME = manifest.REHEARSAL_FILE
-LARGEST_FILE = 16 * 2**20  # bytes
 
 Verdict = Literal["passed", "warnings", "failed"]
 PASSED: Final = "passed"
@@ -122,18 +121,16 @@ def read(output: Path) -> Preflight | None:
     Raises CarftError for a file that is not one of a rehearsal.
     """
     path = output / NAME
-    if not path.is_file():  # a pipe would be waited for
-        return None
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ValueError(f"it has more than {LARGEST_FILE:,} bytes")
-        return Preflight.model_validate(_mapping(parsing.parse_json(path.read_bytes())))
+        return Preflight.model_validate(_mapping(parsing.parse_json(files.read_small(path))))
+    except FileNotFoundError:
+        return None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise _unreadable(path, f"{place}: {first['msg']}") from error
     except (OSError, ValueError) as error:
-        raise _unreadable(path, str(error)) from error
+        raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from error
 
 
 def _mapping(content: Any) -> Mapping[str, Any]:

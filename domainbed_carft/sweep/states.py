@@ -19,6 +19,7 @@ from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.jobs.record_lines import is_broken_loss
 from domainbed_carft.jobs.search import Search
 from domainbed_carft.launchers import attempt
+from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep.queue import Queue, queue_of
 
 NOT_LAUNCHED = "not launched"
@@ -158,11 +159,12 @@ def counts(statuses: Iterable[Status]) -> dict[str, int]:
     return {state: counter[state] for state in STATES}
 
 
-def of_output(output: Path) -> SweepState:
+def of_output(output: AnyPath) -> SweepState:
     """The states of all jobs of an output folder: those that were launched, and others in it.
 
     Raises CarftError for a folder that does not exist or whose manifest cannot be read.
     """
+    output = as_path(output)
     sweep, jobs = manifest.read_jobs(output)
     queue = queue_of(output)
     datasets = sweep.datasets if sweep else {}

@@ -351,3 +351,22 @@ def test_torchrun_trains_and_saves_when_stopped(pictures, alone, tmp_path):
     assert subprocess.run(command, check=False).returncode == 0
 
     assert_same(tmp_path / "job", alone)
+
+
+@pytest.mark.parametrize(
+    "variables, message",
+    [
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2', expected a whole number of at least 1"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', expected a whole number of at least 1"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK is '-1', expected a whole number"),
+        (
+            {"WORLD_SIZE": "2", "MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "1"},
+            "MASTER_ADDR 'nowhere.invalid' does not resolve",
+        ),
+    ],
+)
+def test_wrong_variables_of_torchrun_are_refused(tmp_path, monkeypatch, capsys, variables, message):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert train.main(fakes.quick(tmp_path)) == 2
+    assert message in capsys.readouterr().err

@@ -236,3 +236,44 @@ def test_loaders_and_threads_share_the_cores(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the user's own stays
     preparation.share_cores(None, datasets.Debug28, False)
     assert len(threads) == 4
+
+
+def test_links_in_the_output_folder_are_refused_or_replaced(tmp_path, capsys):
+    victim = tmp_path / "bashrc"
+    victim.write_text("precious\n")
+    folder = tmp_path / "job"
+    folder.mkdir()
+    for name in ("lock", "out.txt", "err.txt"):  # a job begins by writing these
+        (folder / name).symlink_to(victim)
+        assert train.main(fakes.quick(folder)) == 1
+        assert "it is a link, which is not written through" in capsys.readouterr().err
+        (folder / name).unlink()
+
+    (folder / "results.jsonl").symlink_to(victim)
+    replaced = ("model.pkl", "model_best.pkl", "done")
+    for name in replaced:
+        (folder / name).symlink_to(tmp_path / "missing")
+    assert train.main(fakes.quick(folder)) == 0
+
+    assert victim.read_text() == "precious\n" and not (tmp_path / "missing").exists()
+    assert not [path.name for path in folder.iterdir() if path.is_symlink()]
+
+
+@pytest.mark.parametrize("name", ["out.txt", "lock", "results.jsonl"])
+def test_a_pipe_in_the_output_folder_is_refused_without_waiting(tmp_path, capsys, name):
+    os.mkfifo(tmp_path / name)
+    signal.alarm(60)
+    try:
+        assert train.main(fakes.quick(tmp_path)) in (1, 2)
+    finally:
+        signal.alarm(0)
+    stderr = capsys.readouterr().err
+    assert str(tmp_path / name) in stderr and "Traceback" not in stderr
+
+
+def test_names_from_elsewhere_are_printed_without_control_characters(tmp_path, capsys):
+    """As those of a data set's classes and environments, and of hyperparameters."""
+    folder = tmp_path / "a\x1b]0;owned\x07"
+    assert train.main(fakes.quick(folder)) == 0
+    printed = capsys.readouterr().out
+    assert r"a\x1b]0;owned\x07" in printed and not {"\x1b", "\x07"} & set(printed)

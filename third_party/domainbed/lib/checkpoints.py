@@ -11,13 +11,13 @@ import contextlib
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from domainbed.lib import resume, scalar_logs
 from domainbed_carft import files
+from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.record_lines import is_broken_loss
@@ -62,7 +62,17 @@ class Files:
 
         Those of this run itself are left out if it was interrupted and left no state.
         """
-        lines = _read_text(self._folder.records_path).splitlines(keepends=True)
+        try:
+            records = files.read_small(self._folder.records_path).decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise CarftError(
+                f"{self._folder.records_path} cannot be read: {error.strerror}; move it away, or "
+                "choose another --output_dir"
+            ) from error
+
+        lines = records.splitlines(keepends=True)
         if not self._folder.done:
             identity = resume.identity(vars(args))
             lines = [line for line in lines if _identity_in(line) != identity]
@@ -119,7 +129,9 @@ class Files:
 
     def publish(self, steps_done: int) -> None:
         """Write the records, and the weights if the last record is theirs."""
-        self._write_records()
+        path = self._folder.records_path
+        with resume.naming_failed_writes(path), files.replacing(path) as temporary:
+            temporary.write_text(self._records, encoding="utf-8")
         if self._logs is not None:
             self._logs.catch_up(self._records[self._begins_at :])
 
@@ -129,18 +141,6 @@ class Files:
             self._save(f"model_step{self._step}.pkl")
         if self._best_step == self._step and self._keep in ("both", "best"):
             self._save("model_best.pkl", best_step=self._best_step)
-
-    def _write_records(self) -> None:
-        """Append what is new to the file of records, or replace it if it holds something else."""
-        path = self._folder.records_path
-        written = _read_text(path)
-        with resume.naming_failed_writes(path):
-            if self._records.startswith(written):
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(self._records[len(written) :])
-            else:
-                with files.replacing(path) as temporary:
-                    temporary.write_text(self._records, encoding="utf-8")
 
     def log_to(self, logs: scalar_logs.Logs) -> None:
         """Log the records of this run, those so far and all that are going to be published."""
@@ -153,7 +153,8 @@ class Files:
             self._save("model.pkl")
         path = self._folder.path / "done"
         with resume.naming_failed_writes(path):
-            path.write_text("done")
+            with files.replacing(path) as temporary:
+                temporary.write_text("done")
             self._folder.state_path.unlink(missing_ok=True)
 
     def state(self) -> dict[str, Any]:
@@ -167,10 +168,6 @@ class Files:
 
     def _save(self, filename: str, **more: Any) -> None:
         resume.save_whole({**self._contents(), **more}, self._folder.path / filename)
-
-
-def _read_text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def _identity_in(line: str) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
+from domainbed_carft import files
 from domainbed_carft.jobs.job import seed_hash as seed_hash
 
 
@@ -135,7 +136,9 @@ class Tee:
 
     def __init__(self, fname: str, mode: str = "a", stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
-        self._file = open(fname, mode, encoding="utf-8")  # noqa: SIM115 - lives as long as we do
+        self._file = open(  # noqa: SIM115 - lives as long as we do
+            fname, mode, encoding="utf-8", errors="backslashreplace", opener=files.open_itself
+        )
 
     def write(self, message: str) -> int:
         """Write to both; a full disk or a closed file is ignored."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from domainbed.lib.process_group import (
     ProcessExitedError,
     ProcessGroup,
 )
-from domainbed_carft import machine, process_variables
+from domainbed_carft import files, machine, process_variables
 from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.jobs.folder import ERRORS
 from domainbed_carft.machine import devices
@@ -37,15 +38,20 @@ _PARENT_POLL_SECONDS = 0.1
 _LAST_COLLECTIVE_SECONDS = 0.1
 
 
-def _int_variable(name: str, default: int) -> int:
-    """The whole number in a variable of torchrun's, or `default`."""
-    value = os.environ.get(name, "")
-    return int(value) if value.isdecimal() else default
+def _int_variable(name: str, default: int, least: int = 0) -> int:
+    """The number in a variable of torchrun's, or `default`; CarftError if it is below `least`."""
+    value = os.environ.get(name) or str(default)
+    if value.isdecimal() and int(value) >= least:
+        return int(value)
+    raise CarftError(
+        f"the variable {name} is {value!r}, expected a whole number of at least {least}, as "
+        "torchrun sets it; unset it to train in one process"
+    )
 
 
 def is_first() -> bool:
     """Whether this is the first process of a job, or its only one, by torchrun's variables."""
-    return _int_variable("WORLD_SIZE", 1) < 2 or _int_variable("RANK", 0) == 0
+    return _int_variable("WORLD_SIZE", 1, least=1) < 2 or _int_variable("RANK", 0) == 0
 
 
 @contextlib.contextmanager
@@ -58,12 +64,12 @@ def join_process_group(
     started reports that in err.txt in `output_dir`. Raises CarftError if there are too few GPUs, or
     the processes cannot join.
     """
-    size = _int_variable("WORLD_SIZE", processes)
+    size = _int_variable("WORLD_SIZE", processes, least=1)
     if size < 2:
         yield SINGLE_PROCESS
         return
 
-    local_size = _int_variable("LOCAL_WORLD_SIZE", size)
+    local_size = _int_variable("LOCAL_WORLD_SIZE", size, least=1)
     _require_gpus(local_size)
     is_over = threading.Event()
     process_group = SINGLE_PROCESS
@@ -110,12 +116,23 @@ def _create_process_group(
     if "WORLD_SIZE" in os.environ:
         rank = _int_variable("RANK", 0)
         _follow_the_parent(rank, size, output_dir / ERRORS)
+        _require_address()
         store = next(dist.rendezvous("env://"))[0]
         return ProcessGroup(rank, size, local_size, store)
 
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     children = _start_children(size, store.port, arguments)
     return ProcessGroup(0, size, local_size, store, children)
+
+
+def _require_address() -> None:
+    """Raise ValueError if the address of the first process is unknown; torch would ask for ever."""
+    address = os.environ.get("MASTER_ADDR")
+    try:
+        if address:
+            socket.getaddrinfo(address, None)
+    except OSError as error:
+        raise ValueError(f"MASTER_ADDR {address!r} does not resolve: {error.strerror}") from error
 
 
 def _initialise_torch(process_group: ProcessGroup) -> None:
@@ -179,11 +196,12 @@ def _follow_the_parent(rank: int, size: int, errors: Path) -> None:
             if os.getppid() == int(parent):
                 return
             if rank == 1:
-                _append_line(
-                    errors,
-                    f"train: process 0 of {size} exited without an error message; it may have run "
-                    "out of memory, or a signal killed it. To resume, rerun the command",
-                )
+                with contextlib.suppress(OSError):
+                    files.append_line(
+                        errors,
+                        f"train: process 0 of {size} exited without an error message; it may have "
+                        "run out of memory, or a signal killed it. To resume, rerun the command",
+                    )
             os._exit(1)
 
     def watch_parent() -> None:
@@ -193,17 +211,6 @@ def _follow_the_parent(rank: int, size: int, errors: Path) -> None:
 
     atexit.register(end_without_parent)  # this process may fail first, for want of the other
     threading.Thread(target=watch_parent, daemon=True).start()
-
-
-def _append_line(path: Path, line: str) -> None:
-    """Append a line to a file, if that can be done without waiting."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK  # a pipe might have no reader
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, flags, 0o666)
-        try:
-            os.write(descriptor, f"{line}\n".encode())
-        finally:
-            os.close(descriptor)
 
 
 def _wait_for(children: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -172,7 +172,7 @@ class _WeightsAndBiases:
         self._path.parent.mkdir(parents=True, exist_ok=True)
 
         # The id of this run, and its first step that is not logged.
-        stored = self._path.read_text("utf-8").split() if self._path.exists() else []
+        stored = files.read_small(self._path).decode().split() if self._path.exists() else []
         if len(stored) < 2 or (folder / "done").exists():  # another run in the folder
             stored = [secrets.token_hex(4), "0"]
         self._id = stored[0]

@@ -31,11 +31,11 @@ from domainbed.lib.picture_batches import Pictures
 from domainbed.lib.preparation import share_cores
 from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup, attach_process_group
 from domainbed.lib.progress import ProgressPublisher
-from domainbed_carft import machine
+from domainbed_carft import machine, text
 from domainbed_carft.jobs import splits
 from domainbed_carft.jobs.folder import JobFolder, Lock
 from domainbed_carft.machine import devices
-from domainbed_carft.pictures import rng
+from domainbed_carft.pictures import rng, transforms
 
 
 @dataclass
@@ -87,7 +87,10 @@ class Run:
         self._initial_structure = algorithm_state.structure(self.algorithm)
         wants_loss = self.algorithm.wants_validation_loss
         if wants_loss:
-            self.batches.validated = [f"env{i}_out" for i in training_envs]
+            self.batches.validated = {
+                f"env{i}_out": transforms.unaugmented(self.environments[i].out_split)
+                for i in training_envs
+            }
         self.row_printer = evaluation.RowPrinter()
         self.evaluator = self._build_evaluator()
         self.progress = ProgressPublisher(self.lock, self.n_steps, self.num_domains * batch_size)
@@ -294,4 +297,4 @@ class Run:
             self.files.publish(self.steps_done)
         print(f"Resumed after step {self.steps_done - 1} of {self.n_steps}.")
         if state["torch"] != str(torch.__version__):
-            print(f"Warning: the earlier steps ran with torch {state['torch']}.")
+            print(text.printable(f"Warning: the earlier steps ran with torch {state['torch']}."))
