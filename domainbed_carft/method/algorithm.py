@@ -605,7 +605,9 @@ class CLIPAlgorithm(Algorithm):
         ``featurizer`` and ``classifier``, and verylarge_dropout averages ``network``. They are made
         when a host asks for one, so that a state dict has no more keys.
         """
-        return PARTS[name](self) if name in PARTS else super().__getattr__(name)
+        if name in PARTS and name not in self._modules:
+            return PARTS[name](self)
+        return super().__getattr__(name)
 
 
 class Featurizer(nn.Module):
@@ -666,7 +668,7 @@ def classifier_of(algorithm: CLIPAlgorithm) -> Classifier:
 
 
 def network_of(algorithm: CLIPAlgorithm) -> nn.Sequential:
-    """The featurizer of ``algorithm``, then its classifier: from pictures to class logits (N, K)."""
+    """The featurizer and the classifier of ``algorithm``: from pictures to class logits (N, K)."""
     return nn.Sequential(featurizer_of(algorithm), classifier_of(algorithm))
 
 
