@@ -47,7 +47,7 @@ def one(label: str, backbone: str, size: int, pixels: int, steps: int) -> dict[s
     algorithm = make(name, backbone, precision, **more).to(device)
     for step in range(steps):
         algorithm.step_on_device(moved(batch(size, pixels, step), device))
-    original = algorithm.terms.original if algorithm.terms else None
+    original = algorithm.original
     weights = sum(p.nbytes for p in original.encoder.parameters()) if original else 0
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated()
