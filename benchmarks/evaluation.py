@@ -81,7 +81,6 @@ def evaluated(words: list[str]) -> tuple[float, float, dict[str, float]]:
     preparation.seed_everything(0)
     with contextlib.redirect_stdout(io.StringIO()):
         dataset, environments = preparation.load_environments(args, hparams)
-        preparation.resolve_hparams(args, dataset, hparams)
         pictures = picture_batches.choose(flags["pictures"], flags["picture_cache"], dataset)
         with training.stopping.StopSignals() as stop, JobFolder(args.output_dir).claim(1) as lock:
             run = training.Run(args, hparams, dataset, environments, None, stop, lock, pictures)

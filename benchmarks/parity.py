@@ -170,7 +170,7 @@ def commands(steps: int, erm_steps: int, classes: list[str]) -> dict[str, list[s
     """Each algorithm's part of the command line, but for seeds and folders."""
     clip = {"clip_backbone": "tiny", "contexts": "emoji", "class_names": classes, "lr": 3e-4}
     clip |= {"batch_size": 16, "warmup_steps": min(10, steps - 1), "total_steps": steps}
-    clip |= {"original_precision": "fp32", "data_edition": "unchecked"}
+    clip |= {"amp": "off", "data_edition": "unchecked"}
     zero_shot = clip | {"data_augmentation": False}
     erm = {"resnet18": True, "resnet50_augmix": False, "batch_size": 4, "lr": 1e-4}
     chosen = {"CLIPZeroShot": (1, zero_shot), "CARFT": (steps, clip), "ERM": (erm_steps, erm)}

@@ -39,6 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from domainbed_carft import machine
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import algorithm, algorithms
+from domainbed_carft.method.encoders import FrozenOriginal
 
 DOMAINS = 3
 AT_A_TIME = 4  # methods in memory, of more than a GB each
@@ -74,19 +75,22 @@ def weights_of(shape: str, folder: Path) -> str:
 
 
 def make(name: str, backbone: str, precision: str, **more: Any) -> algorithm.CLIPAlgorithm:
+    """An algorithm in fp32; ``precision``: that of its original, "fp32" or "bf16"."""
     settings: dict[str, Any] = {
         k: default for k, (default, _) in algorithms.overlay(name, "PACS", 0).items()
     }
     settings.update(
         clip_backbone=backbone, class_names=CLASSES, contexts="emoji", drift_every=0,
-        original_precision=precision, amp="off", warmup_steps=0,
+        amp="off", warmup_steps=0,
     )  # fmt: skip
     torch.manual_seed(0)
     pictures = 48 if backbone == "tiny" else 224
     shape = (3, pictures, pictures)
-    algorithm_class = getattr(algorithms, name)
-    resolved = algorithm_class.resolve_hparams(shape, len(CLASSES), settings | more, steps=None)
-    return algorithm_class(shape, len(CLASSES), DOMAINS, resolved)
+    made = algorithms.CLASSES[name](shape, len(CLASSES), DOMAINS, settings | more)
+    if made.original and precision == "bf16":  # else it is in that of the encoder, fp32
+        keep_weights = bool(made.hparams["sp_weight"])
+        made.original = FrozenOriginal(made.encoder, bf16=True, keep_weights=keep_weights)
+    return made
 
 
 def batch(size: int, pixels: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

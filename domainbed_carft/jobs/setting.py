@@ -19,6 +19,7 @@ from domainbed_carft.jobs.job import overrides
 ARGUMENTS = ("steps", "checkpoint_freq", "holdout_fraction", "uda_holdout_fraction", "task")
 EDITION = "data edition"
 ENVIRONMENTS = "environments"
+SCHEDULE = "steps of the schedule"  # where it ends: up to 0.2.0 not at the job's last step
 HPARAM = "hparam "
 VERSION = "version of "
 DEFAULT = "default"
@@ -69,6 +70,12 @@ def setting(
     edition = hparams.get("data_edition")
     if edition:
         parts[EDITION] = str(edition)
+
+    if "total_steps" in hparams:
+        total_steps = hparams["total_steps"]
+        follows_default = args.get("steps") is None and "total_steps" not in overridden
+        follows = follows_default or total_steps == args.get("steps")
+        parts[SCHEDULE] = "the job's" if follows else str(total_steps)
 
     for name, version in sorted((versions or {}).items()):
         parts[VERSION + name] = str(version)

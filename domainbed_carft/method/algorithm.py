@@ -114,6 +114,7 @@ class CLIPAlgorithm(Algorithm):
     trains_text = False
     takes_penalties = True
     uses_original = True
+    FURTHER_HPARAMS = (*hparam_module.DEMANDABLE, *hparam_module.RETIRED)
     # The hparams for which records have what they are on the job's machine.
     RESOLVED_HPARAMS = ("amp",)
     # What was in effect before there was a hyperparameter, such as the scale of LoRA.

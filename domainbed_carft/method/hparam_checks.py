@@ -121,7 +121,7 @@ def _conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> list[Problem]:
     """Values that are valid one by one and make no sense together."""
     expectations = {
         **_step_conflicts(algorithm, hparams),
-        **_average_conflicts(hparams),
+        **_average_conflicts(algorithm, hparams),
         **_head_conflicts(algorithm, hparams),
         **_lora_conflicts(algorithm, hparams),
         **_conflicts_of_other_methods(algorithm, hparams),
@@ -134,6 +134,9 @@ def _conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> list[Problem]:
 
 def _step_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str]:
     """Hparam name -> what is expected, of a warm-up that does not fit into the training."""
+    if not (algorithm.trains_encoder or algorithm.trains_head):
+        return {}  # nothing is scheduled, and zero-shot CLIP has a single step
+
     total_steps = hparams["total_steps"]
     lp_steps = hparams["lp_steps"] if "lp_steps" in algorithm.own_hparams() else 0
     if lp_steps >= total_steps or hparams["warmup_steps"] < total_steps - lp_steps:
@@ -145,11 +148,12 @@ def _step_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str
     return {"warmup_steps": f"less than {limit}, or the learning rate never peaks"}
 
 
-def _average_conflicts(hparams: Mapping[str, Any]) -> dict[str, str]:
+def _average_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str]:
     """Hparam name -> what is expected, of averages that would not be averages."""
     total_steps = hparams["total_steps"]
     expectations = {}
-    if hparams["average"] == "sma" and hparams["average_start"] >= total_steps:
+    trains = algorithm.trains_encoder or algorithm.trains_head
+    if trains and hparams["average"] == "sma" and hparams["average_start"] >= total_steps:
         expectations["average_start"] = (
             f"less than total_steps = {total_steps}, or nothing is averaged"
         )

@@ -15,7 +15,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import Candidate, Choice, Job
 from domainbed_carft.jobs.records import RecordWarning, Run
-from domainbed_carft.jobs.setting import DEFAULT, ENVIRONMENTS, HPARAM, KINDS, UNKNOWN
+from domainbed_carft.jobs.setting import DEFAULT, ENVIRONMENTS, HPARAM, KINDS, SCHEDULE, UNKNOWN
 from domainbed_carft.jobs.setting import setting as setting_of
 from domainbed_carft.results import order
 from domainbed_carft.text import quantity
@@ -268,7 +268,7 @@ def _differences(
                 rows = rows_by_value.setdefault(_part_value(setting, part), {})
                 rows[f"{algorithm} on {titles[dataset]}"] = None
 
-        if len(rows_by_value) > 1 and part not in (ENVIRONMENTS, TRAINED_ON, *row_parts):
+        if len(rows_by_value) > 1 and part not in (ENVIRONMENTS, SCHEDULE, TRAINED_ON, *row_parts):
             listing = "; ".join(
                 f"{value}: {', '.join(rows)}" for value, rows in rows_by_value.items()
             )

@@ -26,13 +26,6 @@ class Declaration(Shape):
     facts: Mapping[str, Dataset] = {}
     text: str = ""
 
-    def steps_of(self, dataset: str, algorithm: str = "") -> int | None:
-        """Declared steps; None leaves them to the data set."""
-        for override in reversed(self.overrides):
-            if override.steps and override.covers(dataset, algorithm):
-                return override.steps
-        return self.steps.get(dataset) if isinstance(self.steps, dict) else self.steps
-
     def checkpoint_freq_of(self, cell: Cell) -> int:
         """Declared steps from one checkpoint to the next; 0 leaves them to the data set."""
         for layer in (cell.variant, *reversed(self.overrides)):

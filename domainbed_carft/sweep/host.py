@@ -68,14 +68,19 @@ def implied_hparams(
 
 
 def hparam_problems(
-    algorithm: Any, dataset: str, overrides: Mapping[str, Any]
+    algorithm: Any, dataset: str, overrides: Mapping[str, Any], steps: int | None
 ) -> Sequence[str | Problem]:
     """The problems that an algorithm's class has with ``--hparams``.
 
-    None of a class that is neither ours nor in our harness: other hosts do not have the hook.
+    ``steps``: of the job, None for the data set's. None of a class that is neither ours nor in our
+    harness: other hosts do not have the hook.
     """
     find_problems = getattr(algorithm, "hparam_problems", None)
-    return find_problems(dataset, overrides) if find_problems else []
+    if not find_problems:
+        return []
+    implied = algorithm.implied_hparams(dataset, overrides, None, steps)
+    problems: Sequence[str | Problem] = find_problems(dataset, {**implied, **overrides})
+    return problems
 
 
 def dataset_facts(name: str) -> Dataset:

@@ -16,7 +16,7 @@ from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.jobs.records import RecordWarning, Run
-from domainbed_carft.jobs.setting import DEFAULT, HPARAM, setting
+from domainbed_carft.jobs.setting import DEFAULT, HPARAM, SCHEDULE, setting
 from domainbed_carft.method.hparams import NEUTRAL_RETIRED
 from domainbed_carft.sweep import declaration_file, hparam_defaults
 
@@ -104,7 +104,10 @@ def _read_folder(path: Path) -> Side:
 
 
 def _settings_of_run(run: Run) -> KnownSettings:
-    parts = {name: value for name, value in run.setting.items() if not name.startswith(HPARAM)}
+    from_hparams = (HPARAM, SCHEDULE)  # all of a run's are known
+    parts = {
+        name: value for name, value in run.setting.items() if not name.startswith(from_hparams)
+    }
     hparams = {
         name: value
         for name, value in run.recorded.items()

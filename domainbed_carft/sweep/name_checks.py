@@ -214,7 +214,7 @@ def _problems_of_hparams(
 
     settings = _settings(shape)
     for setting in settings:
-        for problem in _problems_of_setting(setting, datasets, list(algorithms), valid_names):
+        for problem in _problems_of_setting(setting, datasets, algorithms, valid_names):
             yield problem.at(source.place(setting.path))
 
     # The weights may be on the nodes of a cluster only, so clip_backbone is not checked.
@@ -227,7 +227,8 @@ def _problems_of_hparams(
                 for member in shape.members(dataset, name):
                     values = {**shape.hparams_of(dataset, name, variant), **member}
                     values.pop("clip_backbone", None)
-                    problems = host.hparam_problems(algorithm, dataset, values)
+                    steps = shape.steps_of(dataset, name)
+                    problems = host.hparam_problems(algorithm, dataset, values, steps)
                     for problem in map(as_problem, problems):
                         yield problem.at(source.place(_path_of(problem, settings)))
 
@@ -243,18 +244,19 @@ def _path_of(problem: Problem, settings: Sequence[_Setting]) -> YamlPath:
 def _problems_of_setting(
     setting: _Setting,
     datasets: Sequence[str],
-    algorithms: Sequence[str],
+    algorithms: Mapping[str, Any],
     valid_names: Callable[[str, str], list[str]],
 ) -> Iterator[Problem]:
     """Whether algorithms that a setting is for lack the key; values that train would misread."""
     names_by_algorithm: dict[str, list[str]] = {}  # of algorithms that have no such key
     algorithms_with_key: dict[str, None] = {}
     for dataset in datasets:
-        for algorithm in algorithms:
+        for algorithm, algorithm_class in algorithms.items():
             if not setting.covers(dataset, algorithm):
                 continue
 
-            if setting.name not in valid_names(algorithm, dataset):
+            further_names = getattr(algorithm_class, "FURTHER_HPARAMS", ())
+            if setting.name not in (*valid_names(algorithm, dataset), *further_names):
                 names_by_algorithm.setdefault(algorithm, valid_names(algorithm, dataset))
                 continue
 

@@ -160,6 +160,13 @@ class Shape(Keys):
 
         return {name: value for name, value in merged.items() if value is not None}
 
+    def steps_of(self, dataset: str, algorithm: str = "") -> int | None:
+        """Declared steps; None leaves them to the data set."""
+        for override in reversed(self.overrides):
+            if override.steps and override.covers(dataset, algorithm):
+                return override.steps
+        return self.steps.get(dataset) if isinstance(self.steps, dict) else self.steps
+
     def leaves_out_together(self, dataset: str) -> bool:
         """Whether each job leaves several environments out that are all targets."""
         division = self.division_of(dataset)

@@ -7,21 +7,51 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mkdocs.structure.files import File, Files
+import numpy as np
 
 from domainbed_carft import LAZY_NAMES, cli
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.method import hparams
+from domainbed_carft.method import algorithms
+from domainbed_carft.method.algorithm import CLIPAlgorithm
+from domainbed_carft.method.hparams import Conditions, Hparam
 from domainbed_carft.sweep import declaration_file
+
+if TYPE_CHECKING:  # the pages are also made where MkDocs is not installed
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = "<!-- made by tools/site/reference.py -->\n"
-# Data sets whose defaults differ from those of all others.
-SPECIAL_DATASETS = ("EmojiStyles", "VLCS", "OfficeHome", "DomainNet", "ImageNet", "DTD")
+HYPERPARAMETERS = ROOT / "docs" / "reference" / "hyperparameters.md"
+USUAL_DATASET = "PACS"
+# Data sets whose defaults differ from those of all others, and what the page calls them.
+SPECIAL_DATASETS = {
+    "EmojiStyles": "tiny",
+    "VLCS": "VLCS",
+    "OfficeHome": "OfficeHome",
+    "DomainNet": "DomainNet",
+    "ImageNet": "ImageNet",
+    "DTD": "tasks",
+}
+_HYPERPARAMETERS = """This page is made from the declarations in `domainbed_carft/method`, by
+`python tools/site/reference.py`. Set hyperparameters with `--hparams '{"name": value}'`, or under
+`hparams` in a declared sweep. [The method](../method.md#hyperparameters) says how they are checked
+and recorded.
+
+"tiny" stands for the embedded data sets and Debug28 and Debug224, "tasks" for the eleven tasks; of
+these the page has DTD's. Without such a word a default is that of all data sets. With
+`clip_backbone` `tiny` on other data sets, `lr` and `batch_size` are tiny's. Draws of the random
+search are uniform in the logarithm; that of `wise_alpha` is uniform in the value.
+
+The first table counts for every algorithm. Those below have what only some methods have. The
+records of other algorithms have these, too, without an effect."""
+_HPARAM_COLUMNS = (
+    "| name | what it does | default | of some algorithms | random search | valid | source |\n"
+    "|---|---|---|---|---|---|---|"
+)
 # What the commands of sweeps and tables are in Python, beside the names of the package itself.
 FURTHER_API = (
     "domainbed_carft.plugin.register",
@@ -39,9 +69,10 @@ FURTHER_API = (
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages."""
+    from mkdocs.structure.files import File
+
     pages = {
         "commands": commands_page(),
-        "hyperparameters": hyperparameters_page(),
         "sweeps": sweeps_page(),
         "api": api_page(),
     }
@@ -140,49 +171,96 @@ def _cell(text: str) -> str:
 
 
 def hyperparameters_page() -> str:
-    """Every hyperparameter: valid values, defaults by data set and algorithm, what is drawn."""
-    parts = [
-        "# Hyperparameters",
-        "Set them with `--hparams '{\"name\": value}'`, or under `hparams` in a declared sweep. "
-        "[The method](../method.md#hyperparameters) gives the source of each default. "
-        "The default is that of `CARFT` on PACS; exceptions by data set and by algorithm follow. "
-        "EmojiStyles stands for all embedded data sets, DTD for the eleven tasks.",
-        "| name | valid | default | exceptions | random search |\n|---|---|---|---|---|\n"
-        + "\n".join(_hparam_row(hparam) for hparam in hparams.HPARAMS),
-    ]
+    """Every hyperparameter of our algorithms, from their declarations."""
+    everyone = CLIPAlgorithm.own_hparams()
+    sections = {"Every algorithm": (ALGORITHMS, [*everyone])}
+    for name in algorithms.hparams_of("CARFT"):
+        owners = tuple(a for a in ALGORITHMS if name in algorithms.CLASSES[a].own_hparams())
+        if name not in everyone:
+            sections.setdefault(", ".join(owners), (owners, []))[1].append(name)
+
+    parts = ["# Hyperparameters", _HYPERPARAMETERS]
+    for title, (owners, names) in sections.items():
+        rows = "\n".join(_hparam_row(name, owners) for name in names)
+        parts.append(f"## {title}\n\n{_HPARAM_COLUMNS}\n{rows}")
     return "\n\n".join(parts) + "\n"
 
 
-def _hparam_row(hparam: hparams.Hparam) -> str:
-    usual = default_of(hparam, "CARFT", "PACS")
-    exceptions = [
-        f"{dataset}: {_value(value)}"
-        for dataset in SPECIAL_DATASETS
-        if (value := default_of(hparam, "CARFT", dataset)) != _named(usual, "PACS", dataset)
+def _hparam_row(name: str, owners: Sequence[str]) -> str:
+    """The row of a hyperparameter; ``owners``: the algorithms on which it has an effect."""
+    hparams = {owner: algorithms.hparams_of(owner)[name] for owner in owners}
+    hparam = hparams[owners[0]]
+    defaults = {owner: _defaults(owned) for owner, owned in hparams.items()}
+    draws = {owner: _draws(owned) for owner, owned in hparams.items()}
+    cells = [
+        f"`{name}`",
+        _cell(hparam.meaning),
+        *_usual_and_exceptions(defaults),
+        "; ".join(text for text in _usual_and_exceptions(draws) if text),
+        _cell(hparam.expected),
+        _cell("; ".join(dict.fromkeys(owned.source for owned in hparams.values()))),
     ]
-    exceptions += [
-        f"{algorithm}: {_value(value)}"
-        for algorithm in ALGORITHMS
-        if (value := default_of(hparam, algorithm, "PACS")) != usual
-    ]
-    valid = _cell(hparam.expected)
-    search = "drawn" if hparam.draw else ""
-    return f"| `{hparam.name}` | {valid} | {_value(usual)} | {', '.join(exceptions)} | {search} |"
+    return f"| {' | '.join(cells)} |"
 
 
-def _named(value: Any, dataset: str, new_name: str) -> Any:
-    """The value with another data set's name, such as ``dataset:PACS``."""
-    return value.replace(dataset, new_name) if isinstance(value, str) else value
+def _usual_and_exceptions(texts: Mapping[str, str]) -> tuple[str, str]:
+    """The text of the first algorithm, and those that differ, with their algorithms."""
+    usual, *_ = texts.values()
+    algorithms_of: dict[str, list[str]] = {}
+    for algorithm, text in texts.items():
+        if text != usual:
+            algorithms_of.setdefault(text, []).append(algorithm)
+    exceptions = [f"{', '.join(names)}: {text or 'fixed'}" for text, names in algorithms_of.items()]
+    return usual, "; ".join(exceptions)
 
 
-def default_of(hparam: hparams.Hparam, algorithm: str, dataset: str) -> Any:
-    """The default of a hyperparameter in a job of this algorithm on this data set."""
-    conditions = hparams.Conditions(algorithm, dataset)
-    return hparam.default(conditions) if callable(hparam.default) else hparam.default
+def _defaults(hparam: Hparam) -> str:
+    def default(dataset: str) -> str:
+        value = hparam.default_for(Conditions(dataset))
+        if isinstance(value, str):
+            value = value.replace(dataset, "NAME")
+        text = f"{value:g}" if isinstance(value, float) else json.dumps(value)
+        return f"`{_cell(text)}`"
+
+    return _by_dataset(default)
 
 
-def _value(value: Any) -> str:
-    return f"`{_cell(json.dumps(value))}`" if value != "" else "filled in"
+def _draws(hparam: Hparam) -> str:
+    """The range of a random search, found by a generator that returns the ends of its ranges."""
+    draw = hparam.draw
+    if draw is None:
+        return ""
+
+    def ends(dataset: str) -> str:
+        low, high = (draw(end, Conditions(dataset)) for end in _ENDS)
+        return " to ".join(f"{end:.2g}" if end < 10 else f"{end:.0f}" for end in (low, high))
+
+    return _by_dataset(ends)
+
+
+def _by_dataset(text_for: Callable[[str], str]) -> str:
+    """The text of most data sets, then those that differ, with their data sets."""
+    usual = text_for(USUAL_DATASET)
+    datasets_of: dict[str, list[str]] = {}
+    for dataset, label in SPECIAL_DATASETS.items():
+        if (text := text_for(dataset)) != usual:
+            datasets_of.setdefault(text, []).append(label)
+    return ", ".join([usual, *(f"{', '.join(names)} {text}" for text, names in datasets_of.items())])
+
+
+class _End(np.random.RandomState):
+    """A generator whose numbers are at the end ``index`` of each range: 0 the low, 1 the high."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(0)
+        self.index = index
+
+    def uniform(self, *ends: float) -> float:  # type: ignore[override]
+        """The end of a range."""
+        return ends[self.index]
+
+
+_ENDS = (_End(0), _End(1))
 
 
 def sweeps_page() -> str:
@@ -210,3 +288,7 @@ def api_page(names: Mapping[str, str] = LAZY_NAMES) -> str:
     parts += [f"::: {path}" for path in public]
     parts += [f"::: {path}\n    options: {{show_root_full_path: true}}" for path in FURTHER_API]
     return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":  # the one page that readers of the repository have, too
+    HYPERPARAMETERS.write_text(GENERATED + hyperparameters_page(), encoding="utf-8")

@@ -93,19 +93,25 @@ def parse_hparams(json: str | None) -> dict[str, Any]:
 
 
 def hparams_problems(
-    overrides: Mapping[str, Any], algorithm: str, dataset: str
+    overrides: Mapping[str, Any], algorithm: str, dataset: str, steps: int | None
 ) -> list[str | Problem]:
-    """Say what is wrong with the keys of --hparams, and with values that we or the class checks."""
+    """Say what is wrong with the keys of --hparams, and with values that we or the class checks.
+
+    `steps`: those of the job, None for the data set's.
+    """
     problems: list[str | Problem] = [*algorithms.value_problems(overrides, _READ_HERE)]
     if not overrides or algorithm_problems(algorithm) or dataset_problems(dataset):
         return problems
 
     defaults = hparams_registry.default_hparams(algorithm, dataset)
     valid_names = sorted({*defaults, *hparams_registry.OPTIONAL_HPARAMS})
+    algorithm_class = algorithms.get_algorithm_class(algorithm)
     for name in overrides:
-        if name not in valid_names:
+        if name not in valid_names and name not in algorithm_class.FURTHER_HPARAMS:
             problems.append(text.unknown(f"hyperparameter of {algorithm}", name, valid_names))
-    problems += algorithms.get_algorithm_class(algorithm).hparam_problems(dataset, overrides)
+
+    implied = algorithm_class.implied_hparams(dataset, overrides, None, steps=steps)
+    problems += algorithm_class.hparam_problems(dataset, {**implied, **overrides})
     return problems
 
 

@@ -91,5 +91,5 @@ def _hparams_problems(args: argparse.Namespace) -> list[str | Problem]:
     return [
         problem
         for dataset, algorithm in itertools.product(args.datasets, args.algorithms)
-        for problem in checks.hparams_problems(overrides, algorithm, dataset)
+        for problem in checks.hparams_problems(overrides, algorithm, dataset, args.steps)
     ]
