@@ -59,11 +59,6 @@ def setting(
             integral = isinstance(value, float) and value.is_integer()  # 1.0 is the hparam 1
             parts[HPARAM + name] = json.dumps(int(value) if integral else value, sort_keys=True)
 
-    # Schedules of 0.2.0 and before ended at a default, whatever the steps of the job.
-    total_steps = hparams.get("total_steps")
-    if "total_steps" not in overridden and total_steps not in (None, args.get("steps") or total_steps):
-        parts[f"{HPARAM}total_steps"] = str(total_steps)
-
     protocol = hparams.get("protocol") or overridden.get("protocol")
     if protocol:
         parts["protocol"] = str(protocol)
