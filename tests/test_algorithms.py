@@ -16,7 +16,7 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.method import algorithms, hparams
+from domainbed_carft.method import algorithms
 from domainbed_carft.pictures.clip_input import CLIPInput
 from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET
 from domainbed_carft.runs.saved import open_run

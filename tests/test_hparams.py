@@ -34,7 +34,8 @@ def test_values_are_plain_valid_and_round_trip_through_json(algorithm, dataset):
 
 def test_draws_are_seeded_in_range_and_independent():
     draws = [
-        {n: v for n, (_, v) in algorithms.overlay("CARFT", "PACS", seed).items()} for seed in range(50)
+        {n: v for n, (_, v) in algorithms.overlay("CARFT", "PACS", seed).items()}
+        for seed in range(50)
     ]
 
     assert len({d["lr"] for d in draws}) == 50

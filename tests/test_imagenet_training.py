@@ -21,7 +21,7 @@ from PIL import Image
 from domainbed_carft import cli
 from domainbed_carft.data import picture_files, shards
 from domainbed_carft.errors import CarftError, PassingError
-from domainbed_carft.method import algorithms, dataset_facts, job, prompts
+from domainbed_carft.method import algorithms, job, prompts
 from domainbed_carft.method.algorithms import overlay
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures.image_lists import WINDOW, Passes

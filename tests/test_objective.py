@@ -148,7 +148,9 @@ def test_kl_over_clusters_uses_cluster_centres_of_the_contexts():
 
     assert clusters.shape == (3, D)
     assert float(nearest.max()) < 5e-3  # and so no odd one is among them
-    with pytest.raises(CarftError, match="FD-Align makes 31 clusters .* these are 30 of 40; give more contexts"):
+    with pytest.raises(
+        CarftError, match="FD-Align makes 31 clusters .* these are 30 of 40; give more contexts"
+    ):
         fd_align.clustered(contexts, 31)
 
 

@@ -12,7 +12,15 @@ from conftest import random_clip
 from test_algorithms import make, minibatches, train
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.method import algorithms, averages, clipood, encoders, flyp, penalties, text_encoder
+from domainbed_carft.method import (
+    algorithms,
+    averages,
+    clipood,
+    encoders,
+    flyp,
+    penalties,
+    text_encoder,
+)
 
 N = 6
 K = 4
@@ -134,7 +142,9 @@ def test_the_default_of_ldifs_is_as_much_smaller_than_the_released_code_as_the_p
             weight += 0.2 * weight.std() * torch.randn(weight.shape, generator=generator)
         pictures = torch.randn(16, 3, 48, 48, generator=generator)
         now, start = (
-            encoders.encode(encoder, pictures, False, {"ldifs": penalties.LDIFSPenalty.places}).activations["ldifs"]
+            encoders.encode(
+                encoder, pictures, False, {"ldifs": penalties.LDIFSPenalty.places}
+            ).activations["ldifs"]
             for encoder in (tuned, original)
         )
     ours, released = (float(penalties.ldifs(now, start, axis)) for axis in ("channel", "token"))
@@ -208,15 +218,11 @@ def test_flyp_equals_numpys_contrastive_loss(normal, targets):
     features, texts = tensors(f, t)
     scale = scalar(10.0)
     label_tensor = torch.tensor(labels)
-    loss = flyp.contrastive(
-        flyp.pair_logits(features, texts, scale), label_tensor, targets
-    )
+    loss = flyp.contrastive(flyp.pair_logits(features, texts, scale), label_tensor, targets)
 
     assert loss.item() == pytest.approx(np.mean(losses), rel=1e-6)
     check_gradients(
-        lambda x, y, z: flyp.contrastive(
-            flyp.pair_logits(x, y, z), label_tensor, targets
-        ),
+        lambda x, y, z: flyp.contrastive(flyp.pair_logits(x, y, z), label_tensor, targets),
         features,
         texts,
         scale.requires_grad_(),

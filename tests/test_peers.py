@@ -245,8 +245,14 @@ def test_each_algorithm_trains_in_bf16(random_tiny, name):
         ({"algorithm": "FLYP", "micro_batch": 4}, "micro_batch is 4, expected 0: FLYP contrasts"),
         ({"algorithm": "CaRot", "micro_batch": 4}, "micro_batch is 4, expected 0: CaRot contrasts"),
         ({"algorithm": "CLIPLoRA", "lora_rank": 0}, "lora_rank is 0, expected at least 1: CLIPL"),
-        ({"algorithm": "CLIPLPFT", "lp_steps": 18}, "expected less than total_steps - lp_steps = 2, or the learning rate"),
-        ({"algorithm": "CLIPLPFT", "lp_steps": 20}, "lp_steps is 20, expected less than total_steps = 20"),
+        (
+            {"algorithm": "CLIPLPFT", "lp_steps": 18},
+            "expected less than total_steps - lp_steps = 2, or the learning rate",
+        ),
+        (
+            {"algorithm": "CLIPLPFT", "lp_steps": 20},
+            "lp_steps is 20, expected less than total_steps = 20",
+        ),
         ({"beta": 11}, "beta is 11, expected a number in"),
         ({"average": "ema", "swad": True}, "average is 'ema', expected 'none' with this DomainB"),
         ({"lipsum_length": 8}, "lipsum_length is no more. Lipsum-FT has the published 8; leave"),
@@ -263,7 +269,9 @@ def test_contradictory_hparams_are_refused(random_tiny, overrides, message):
 SINGLE = ["a photo of a {}."]
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if not getattr(algorithms, name).has_kl({"kl_weight": 1})])
+@pytest.mark.parametrize(
+    "name", [name for name in ALGORITHMS if not getattr(algorithms, name).has_kl({"kl_weight": 1})]
+)
 def test_one_context_is_enough_without_the_kl(random_tiny, tmp_path, name):
     algorithm = make(random_tiny, name, contexts=SINGLE)
     values = train(algorithm, 2)

@@ -120,9 +120,7 @@ print(json.dumps({
     }
 
 
-def test_class_names_are_handed_on_by_the_name_of_the_data_set(
-    site: Site, tmp_path: Path
-) -> None:
+def test_class_names_are_handed_on_by_the_name_of_the_data_set(site: Site, tmp_path: Path) -> None:
     signature = "augment, hparams):\n"
     writing = signature + "        hparams['class_names'] = ['by', 'host']\n"  # as DPLCLIP does
     text = module_text("datasets").replace(signature, writing)

@@ -27,7 +27,7 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.machine import devices
-from domainbed_carft.method import algorithms, encoders, fd_align, job, text_encoder
+from domainbed_carft.method import algorithms, encoders, job, text_encoder
 from domainbed_carft.method.penalties import LDIFSPenalty
 
 TERMS = ("sp", "fd", "ldifs", "lipsum", "miro")

@@ -28,10 +28,12 @@ from domainbed_carft.method import (
     averages,
     dataset_facts,
     hparam_checks,
-    hparams as hparam_module,
     job,
     objective,
     penalties,
+)
+from domainbed_carft.method import (
+    hparams as hparam_module,
 )
 from domainbed_carft.method.batch import (
     Batch,
@@ -43,7 +45,6 @@ from domainbed_carft.method.batch import (
     split_batch,
 )
 from domainbed_carft.method.encoders import (
-    Encoding,
     FrozenOriginal,
     configure_blocks,
     encode,
@@ -277,9 +278,7 @@ class CLIPAlgorithm(Algorithm):
         return False
 
     @classmethod
-    def upgraded_hparams(
-        cls, stored: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def upgraded_hparams(cls, stored: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The hparams of a state of 0.2.0 or before as this version has them, and the facts.
 
         Those that are no more are left out if the job is the same without them.

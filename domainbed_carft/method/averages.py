@@ -40,7 +40,6 @@ from domainbed_carft.method.hparams import (
 )
 
 
-
 def average(default: str = "none") -> Hparam:
     """The hyperparameter that says which average of the weights predicts."""
     return choice(

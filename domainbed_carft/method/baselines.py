@@ -1,7 +1,7 @@
 """The baselines, and the methods that are plain fine-tuning with a penalty, an average or LoRA.
 
-The formulas of the latter stand in `penalties`, `averages` and `lora`, with what they were published
-with; any other algorithm may have them, too.
+The formulas of the latter stand in `penalties`, `averages` and `lora`, with their published
+settings. Any other algorithm that trains the encoder may have them, too.
 """
 
 from __future__ import annotations

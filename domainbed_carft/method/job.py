@@ -65,7 +65,10 @@ class JobFacts:
         report = self.data.report
         return [
             f"Data: {benchmarks.edition_label(self.data.edition) or 'not counted'}",
-            *(f"Data differs: {difference}" for difference in (report.differences if report else ())),
+            *(
+                f"Data differs: {difference}"
+                for difference in (report.differences if report else ())
+            ),
             f"CLIP protocol: {self.data.protocol} ({PROTOCOLS[self.data.protocol]})",
             f"CLIP classes: {', '.join(self.prompts.classes)}",
             f"CLIP contexts: {len(contexts)}, such as {contexts[0]!r}",

@@ -323,9 +323,7 @@ class Penalties(nn.Module):
         self, batch: Batch, encoder: nn.Module, original: FrozenOriginal
     ) -> dict[str, Tensor]:
         """Name -> penalty of a micro-batch, unweighted."""
-        return {
-            penalty.name: penalty.measure(batch, encoder, original) for penalty in self.active
-        }
+        return {penalty.name: penalty.measure(batch, encoder, original) for penalty in self.active}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Penalties:
         super()._apply(fn, recurse)

@@ -35,9 +35,9 @@ class Interpolation:
     """A run's algorithm, which `set` moves to any point between the original CLIP and the run.
 
     ``original``: the CLIP that the run started from, as in `saved.original_clip`; the algorithm is
-    moved to ``device``. ``layers``: one of `layer_shares.LAYERS`. Raises CarftError for
-    algorithms that train nothing or the text encoder, for a random head, for linear layers of weights that are already between a
-    CLIP and a run, and as `saved.original_clip` and `layer_shares.depths`.
+    moved to ``device``. ``layers``: one of `layer_shares.LAYERS`. Raises CarftError for algorithms
+    that train nothing or the text encoder, for a random head, for linear layers of weights that are
+    already between a CLIP and a run, and as `saved.original_clip` and `layer_shares.depths`.
     """
 
     def __init__(

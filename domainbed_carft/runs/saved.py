@@ -179,9 +179,7 @@ def weights_file(path: Path, which: str | None) -> Path:
     return file
 
 
-def _restore(
-    content: Mapping[str, Any], path: Path
-) -> tuple[CLIPAlgorithm, list[str], list[str]]:
+def _restore(content: Mapping[str, Any], path: Path) -> tuple[CLIPAlgorithm, list[str], list[str]]:
     """Algorithm, contexts and classes of a checked ``content``; CarftError for odd weights."""
     algorithm_class = algorithms.CLASSES[content["args"]["algorithm"]]
     algorithm = algorithm_class.__new__(algorithm_class)  # its __init__ would ask for the CLIP
@@ -238,8 +236,6 @@ def _restore_state(
     for name in {"words", "architecture"} & state.keys():
         algorithm.register_buffer(name, torch.empty_like(state[name]))
     trained_state = {
-        name: tensor
-        for name, tensor in state.items()
-        if not name.startswith(TRAINING_PREFIXES)
+        name: tensor for name, tensor in state.items() if not name.startswith(TRAINING_PREFIXES)
     }
     algorithm.load_state_dict(trained_state)

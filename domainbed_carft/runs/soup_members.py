@@ -104,7 +104,9 @@ def require_alike(runs: Sequence[saved.TrainedRun]) -> None:
 def _differences(run: saved.TrainedRun, first: saved.TrainedRun) -> list[str]:
     """In what two runs differ that the members of a soup have to share."""
     differences = [name for name in SAME_ARGS if run.args.get(name) != first.args.get(name)]
-    differences += [name for name in SAME_HPARAMS if run.hparams.get(name) != first.hparams.get(name)]
+    differences += [
+        name for name in SAME_HPARAMS if run.hparams.get(name) != first.hparams.get(name)
+    ]
 
     buffer_pairs = zip(run.algorithm.input.buffers(), first.algorithm.input.buffers())
     if not all(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from domainbed_carft.data import benchmarks, tasks, verify
 from domainbed_carft.errors import CarftError, Problem
-from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.suites import imagenet_training
 from domainbed_carft.sweep import host

@@ -10,13 +10,13 @@ from typing import Any
 
 from domainbed_carft.data import benchmarks, tasks
 from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method.host_lookup import (
     evaluated_kinds,
     find_dataset_class,
     in_our_harness,
 )
-from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.suites import imagenet_training
 from domainbed_carft.text import unknown
 
