@@ -48,7 +48,7 @@ GROUND = (
 # They name process variables: the table itself, and what every interpreter start loads.
 NAMING_VARIABLES = {f"{PACKAGE}.process_variables", f"{PACKAGE}.plugin"}
 
-LONGEST_FILE = 300  # lines
+LONGEST_FILE = 600  # lines
 
 # The one module that talks to a GPU, and what others would talk to it by.
 DEVICES = f"{PACKAGE}.machine.devices"
