@@ -7,17 +7,15 @@
 Each job was trained on three of the four styles of EmojiStyles. Its "seen" style is the fourth,
 which the CLIP knows from pre-training and the job has not been trained on. A gain is a method's
 accuracy minus zero-shot CLIP's in the same style, in points, the mean over trials and targets; then
-the mean over the styles of a group, with its standard error in parentheses, in which the styles of
-a family are one unit. A sweep with variants has a row for each, and a job of its first stage none.
-"Seen - never" is the difference of the two means; its error takes the two
-groups as independent. With three independent never-seen families such errors are rough. The weights
-are those that training-domain validation selected, where the job has kept them.
+the mean over the styles of a group, with the lowest and the highest style's in parentheses. That is
+a range, not an interval: the styles are few, and those of a family are alike. "Seen - never" is the
+difference of the two means. A sweep with variants has a row for each, and a job of its first stage
+none. The weights are those that training-domain validation selected, where the job has kept them.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +26,6 @@ from tabulate import tabulate
 from domainbed_carft.data import emoji, emoji_styles
 from domainbed_carft.data.emoji_styles import FAMILY_SEEN, NEVER_SEEN, SEEN
 from domainbed_carft.jobs import records as job_records
-from domainbed_carft.results.paired import clustered_error
 from domainbed_carft.suites import records as suite_records
 
 ZERO_SHOT = "CLIPZeroShot"
@@ -48,15 +45,15 @@ class Score(NamedTuple):
 
 
 class GroupMean(NamedTuple):
-    """The mean over the styles of a group, and its standard error, None for a single family."""
+    """The mean over the styles of a group, and the range of their values."""
 
     mean: float
-    error: float | None
+    lowest: float
+    highest: float
 
     def as_text(self) -> str:
-        """The mean with its sign, and the error in parentheses."""
-        error = "-" if self.error is None else f"{self.error:.1f}"
-        return f"{self.mean:+.1f} ({error})"
+        """The mean with its sign, and the range in parentheses."""
+        return f"{self.mean:+.1f} ({self.lowest:+.1f} to {self.highest:+.1f})"
 
 
 def read_scores(folder: Path) -> Iterator[Score]:
@@ -98,18 +95,8 @@ def gains_by_style(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
 
 def group_mean(gains: Mapping[str, float], label: str) -> GroupMean:
     """The mean gain over the styles with this label."""
-    styles = [style for style in emoji_styles.names(label) if style in gains]
-    values = [gains[style] for style in styles]
-    families = [emoji_styles.get(style).family for style in styles]
-    return GroupMean(sum(values) / len(values), clustered_error(values, families))
-
-
-def difference(first: GroupMean, second: GroupMean) -> GroupMean:
-    """The first minus the second, as independent estimates."""
-    errors = (first.error, second.error)
-    known = [error for error in errors if error is not None]
-    error = math.hypot(*known) if len(known) == len(errors) else None
-    return GroupMean(first.mean - second.mean, error)
+    values = [gains[style] for style in emoji_styles.names(label) if style in gains]
+    return GroupMean(sum(values) / len(values), min(values), max(values))
 
 
 def table(scores: Sequence[Score]) -> list[dict[str, str]]:
@@ -119,14 +106,13 @@ def table(scores: Sequence[Score]) -> list[dict[str, str]]:
         seen, family_seen, never_seen = (
             group_mean(gains, label) for label in (SEEN, FAMILY_SEEN, NEVER_SEEN)
         )
-        columns = {
-            "seen": seen,
-            "family seen": family_seen,
-            "never seen": never_seen,
-            "seen - never": difference(seen, never_seen),
+        row = {
+            "gain over zero-shot": method,
+            "seen": seen.as_text(),
+            "family seen": family_seen.as_text(),
+            "never seen": never_seen.as_text(),
+            "seen - never": f"{seen.mean - never_seen.mean:+.1f}",
         }
-        row = {"gain over zero-shot": method}
-        row |= {name: found.as_text() for name, found in columns.items()}
         rows.append((never_seen.mean, row))
     return [row for _, row in sorted(rows, key=lambda pair: -pair[0])]
 
@@ -140,7 +126,7 @@ def main() -> None:
     if not scores:
         parser.error(f"no job in {arguments.sweep} was evaluated with --suite {emoji.UNSEEN}")
     style = "github" if arguments.markdown else "simple"
-    print(tabulate(table(scores), headers="keys", tablefmt=style))
+    print(tabulate(table(scores), headers="keys", tablefmt=style, disable_numparse=True))
 
 
 if __name__ == "__main__":

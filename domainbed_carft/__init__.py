@@ -2,7 +2,7 @@
 
 Importing this package loads neither torch nor CLIP nor domainbed, since it happens at the start of
 every interpreter of the environment that it is installed in (see `plugin`). The names in LAZY_NAMES
-load what they need when they are first used.
+and LAZY_PACKAGES load what they need when they are first used.
 """
 
 from domainbed_carft.plugin import register, unregister
@@ -29,6 +29,9 @@ LAZY_NAMES = {
     "wise_ft": "domainbed_carft.runs.api",
 }
 
+# Whose modules are attributes, too, such as `domainbed_carft.results.top`.
+LAZY_PACKAGES = ("errors", "report", "results", "runs", "sweep")
+
 __all__ = [
     "Run",
     "__version__",
@@ -46,7 +49,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """An attribute of LAZY_NAMES, whose module is imported now; AttributeError for any other."""
+    """One of LAZY_NAMES or LAZY_PACKAGES, imported now; AttributeError for any other name."""
+    if name in LAZY_PACKAGES:
+        return imported_attribute(__name__, name)
     if name not in LAZY_NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -55,5 +60,17 @@ def __getattr__(name: str) -> object:
     return getattr(importlib.import_module(LAZY_NAMES[name]), name)
 
 
+def imported_attribute(package: str, name: str) -> object:
+    """The module of this name in a package, imported now; AttributeError if there is none."""
+    import importlib
+
+    try:
+        return importlib.import_module(f"{package}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{package}.{name}":
+            raise
+        raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *LAZY_NAMES})
+    return sorted({*globals(), *LAZY_NAMES, *LAZY_PACKAGES})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import errno
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any
 
 # A value in a message is cut off after so many characters.
 LONGEST_VALUE = 200
+
+NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Nothing(enum.Enum):
@@ -159,6 +162,17 @@ def raise_for(problems: Iterable[str | Problem]) -> None:
     distinct = {str(problem): problem for problem in problems}
     if distinct:
         raise CarftError(*distinct.values())
+
+
+def is_no_space(error: BaseException) -> bool:
+    """Whether an error, or what it was raised for, is of a full disk or an exhausted quota."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in NO_SPACE_ERRORS:
+            return True
+        # torch's writer raises one of its own while that of the disk is handled.
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return False
 
 
 def brief(error: Exception) -> str:

@@ -132,6 +132,9 @@ def _plain(name: str) -> str:
     return name.casefold().replace("-", "_").strip("_")
 
 
+# A bar of tqdm without the time left and the rate.
+NO_ESTIMATE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+
 # Where standard error is no terminal, a task says how far it is once in so many seconds.
 LINE_SECONDS = 60.0
 
@@ -145,6 +148,7 @@ def progress(
     done: int = 0,
     delay: float = 0,
     interval: float | None = None,
+    bar_format: str | None = None,
 ) -> Any:
     """How far a task is, on standard error: a bar on a terminal, else a line now and then.
 
@@ -152,6 +156,7 @@ def progress(
     ``set_postfix_str(note)``. ``unit``: what is counted, in the singular; ``done``: how many were
     done before. The bar appears after ``delay`` seconds. Lines come every ``interval`` seconds
     (default: LINE_SECONDS); a task with a delay that ends before the first line prints none.
+    ``bar_format``: as of tqdm, such as NO_ESTIMATE; it is an attribute of what is returned.
 
     A job copies its standard error to err.txt, whose last line is taken for the job's error. So
     there the bar goes to the terminal alone, and there are no lines.
@@ -175,6 +180,7 @@ def progress(
             delay=delay,
             smoothing=0,
             file=stream,
+            bar_format=bar_format,
         )
     return PlainProgress(
         items=items,
@@ -185,6 +191,7 @@ def progress(
         always_prints_end=not delay,
         interval=LINE_SECONDS if interval is None else interval,
         stream=None if is_copied else stream,
+        bar_format=bar_format,
     )
 
 
@@ -201,6 +208,7 @@ class PlainProgress:
     interval: float
     stream: TextIO | None
     note: str = ""
+    bar_format: str | None = None  # lines have no bar
 
     def __post_init__(self) -> None:
         self._started = time.monotonic()

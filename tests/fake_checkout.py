@@ -9,6 +9,10 @@
 - `clip`: a fork whose data sets have CLIP's own transforms
 - `tables`: a fork that looks algorithms and data sets up in tables
 - `packages`: a fork whose modules are packages, without `domainbed/__init__.py`
+- `parts`: a base class with places for the parts, and a `train` that asks for `train_acc`
+- `init_step`: constructors with more arguments, and a `train` that averages the `network`
+- `keywords`: a base class without a number of domains, all by keyword
+- `registry`: an entry point that replaces `default_hparams`
 - `harness`: a copy of our harness, as somebody else's checkout
 
 `write_carft` makes our package with its real plugin but with modules that need no torch. The
@@ -41,6 +45,10 @@ SHAPES = {
         "clip": ["classic", "clip"],
         "tables": ["classic", "tables"],
         "packages": ["classic", "early", "packages"],
+        "parts": ["classic", "parts"],
+        "init_step": ["classic", "init_step"],
+        "keywords": ["classic", "keywords"],
+        "registry": ["classic", "registry"],
     }.items()
 } | {"harness": [REPO / "third_party" / "domainbed"]}
 

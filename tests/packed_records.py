@@ -48,15 +48,29 @@ def selected_checkpoints(output: Path) -> pd.DataFrame:
     checkpoint. The jobs of the search for a learning rate are left out.
     """
     paths = (path for variant in SETTINGS for path in output.glob(f"{variant}/*/results.jsonl"))
-    return pd.DataFrame([_selected(path) for path in paths])
+    return pd.DataFrame([_selected(path, path.parts[-3] == "SWAD") for path in paths])
 
 
-def _selected(path: Path) -> dict[str, Any]:
+def searched_rates(output: Path) -> pd.DataFrame:
+    """A row for each learning rate that was searched: variant, algorithm, lr, ``validation``.
+
+    The last is the accuracy by which the search chooses, the mean over the environments left out.
+    """
+    rates = []
+    for path in output.glob("*,lr=*/*/results.jsonl"):
+        variant = path.parts[-3].partition(",lr=")[0]
+        job = _selected(path, is_swad=variant == "SWAD")
+        rates.append({**job, "variant": variant, "validation": job["in"]})
+    row = ["variant", "algorithm", "lr"]
+    return pd.DataFrame(rates).groupby(row, as_index=False)["validation"].mean()
+
+
+def _selected(path: Path, is_swad: bool) -> dict[str, Any]:
     records = [json.loads(line) for line in path.open()]
     (target,) = records[0]["args"]["test_envs"]
     others = [env for env in range(4) if env != target]
     validation = [np.mean([record[f"env{env}_out_acc"] for env in others]) for record in records]
-    chosen = -1 if path.parts[-3] == "SWAD" else int(np.argmax(validation))
+    chosen = -1 if is_swad else int(np.argmax(validation))
 
     counts = np.diff([-1, *(record["step"] for record in records)])
     seconds = np.array([record["step_time"] for record in records])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,17 @@ from torchvision.transforms.functional import to_pil_image
 
 from domainbed_carft.method import hparams, prompts
 
-SHAPES = ("classic", "early", "clip", "tables", "packages")
+SHAPES = (
+    "classic",
+    "early",
+    "clip",
+    "tables",
+    "packages",
+    "parts",
+    "init_step",
+    "keywords",
+    "registry",
+)
 OWN_TRANSFORMS = ("clip", "packages")
 
 CLASS_NAMES = {
@@ -116,6 +127,44 @@ def test_a_sweep_is_launched_and_collected(installations, data, hparams_of_user,
     assert files_of(root) == files_before
 
 
+def check_parts(first: dict, last: dict) -> None:
+    """What the host measured itself is what it was given, and only `update` steps the schedule."""
+    for record in (first, last):
+        assert record["accuracy"] == pytest.approx(record["measured_accuracy"])
+        progress = (record["step"] + 1) / record["hparams"]["total_steps"]
+        rate = record["hparams"]["lr"] * 0.5 * (1 + math.cos(math.pi * progress))
+        assert record["rate"] == pytest.approx(rate)
+
+
+def check_network(first: dict, last: dict) -> None:
+    """The average of the networks is the network at first, and no more once this has moved."""
+    assert first["gap_to_average"] < 1e-5 < last["gap_to_average"]
+
+
+def check_weights(first: dict, last: dict) -> None:
+    """The saved network has weights; the base class asserts its further argument itself."""
+    assert first["saved_weights"] == last["saved_weights"] > 0
+
+
+def check_defaults(first: dict, last: dict) -> None:
+    """The host's rate stays; ours are the rest of the defaults."""
+    expected = {name: pair[0] for name, pair in hparams.overlay("CARFT", "Pets", 0).items()}
+    recorded = last["hparams"]
+    assert recorded["lr"] == 5e-5
+    assert expected.keys() <= recorded.keys()
+    for name in ("kl_weight", "weight_decay", "protocol", "grad_clip", "contexts"):
+        assert recorded[name] == expected[name]
+
+
+# Of the shapes whose `train` measures more of an algorithm.
+HOST_CHECKS = {
+    "parts": check_parts,
+    "init_step": check_network,
+    "keywords": check_weights,
+    "registry": check_defaults,
+}
+
+
 @pytest.mark.parametrize(("kind", "shape"), CASES)
 def test_a_checkout_of_each_shape_trains_carft(
     installations, kind, shape, data, hparams_of_user, tmp_path
@@ -136,6 +185,10 @@ def test_a_checkout_of_each_shape_trains_carft(
     check_last_record(last, shape, dataset)
     assert first["loss_kl"] == 0.0 < last["loss_kl"]
     assert files_of(root) == files_before
+    if shape in HOST_CHECKS:
+        HOST_CHECKS[shape](first, last)
+    else:
+        assert "train_acc" not in last
 
 
 def records_by_algorithm(output: Path) -> dict[str, tuple[dict, dict]]:
@@ -159,6 +212,35 @@ def check_last_record(record: dict, shape: str, dataset: str) -> None:
     contexts = prompts.contexts("imagenet")
     assert recorded_hparams["class_names"] == f"dataset:{dataset}"
     assert recorded_hparams["prompts_digest"] == prompts.digest(contexts, class_names)
+
+
+def test_an_algorithm_without_an_optimizer_takes_the_parts_that_a_host_sets_to_none(
+    installations, data, hparams_of_user, tmp_path
+) -> None:
+    root = write_shape("parts", tmp_path)
+    train = "-m domainbed.scripts.train --algorithm CLIPZeroShot --dataset Pets --test_envs 1"
+    paths = ["--data_dir", str(data), "--output_dir", str(tmp_path / "output" / "job")]
+
+    run(installations["editable"], root, *train.split(), *paths, "--hparams", hparams_of_user)
+
+    _, last = records_by_algorithm(tmp_path / "output")["CLIPZeroShot"]
+    assert last["accuracy"] == pytest.approx(last["measured_accuracy"])
+    assert last["rate"] == last["hparams"]["lr"]
+
+
+def test_a_host_whose_registry_lacks_our_hparams_is_told_which_values_stay(
+    installations, data, hparams_of_user, tmp_path
+) -> None:
+    root = write_shape("registry", tmp_path)
+    train = "-m domainbed.scripts.train --algorithm CARFT --dataset Pets --test_envs 1 --steps 1"
+    paths = ["--data_dir", str(data), "--output_dir", str(tmp_path / "job")]
+    words = [*train.split(), *paths, "--hparams", hparams_of_user]
+
+    done = installations["editable"].run_with_torch(*words, cwd=root)
+
+    assert done.returncode == 0, done.stderr
+    assert "this DomainBed's registry does not know CARFT" in done.stderr
+    assert "lr is 5e-05 (by default 5e-06). Set them with --hparams" in done.stderr
 
 
 def test_each_algorithm_trains_in_one_process(installations, tmp_path) -> None:

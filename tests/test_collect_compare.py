@@ -4,56 +4,79 @@ import itertools
 import json
 import shlex
 import shutil
+from dataclasses import replace
 
 import collect_sweeps
 import numpy as np
 import pytest
+import scipy
 
 from domainbed_carft import cli
 from domainbed_carft.report import frames
-from domainbed_carft.results import collection, paired, published
+from domainbed_carft.results import collect as collecting
+from domainbed_carft.results import collection, published
 
 
-def test_paired_differences_equal_numpys(tmp_path):
-    collect_sweeps.write_sweep(tmp_path, ["CARFT", "CLIPFineTune"], trials=3)
+@pytest.mark.parametrize("trials", [1, 3])
+def test_the_difference_of_a_pair_has_students_interval_over_environments_and_pairs(
+    tmp_path, trials
+):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT", "CLIPFineTune"], trials=trials)
     document = collect_sweeps.collect(
         tmp_path, methods=["training-domain"], paired=["CARFT", "CLIPFineTune"]
     )
-    (entry,) = document.sections["paired"]
     checkpoints = frames.checkpoints(
         collection.gather([tmp_path]).groups[0].runs, "training-domain"
     )
-    table = checkpoints[checkpoints["selected"]].pivot_table(
+    by_algorithm = checkpoints[checkpoints["selected"]].pivot_table(
         index=["target", "trial"], columns="algorithm", values="out_of_domain"
     )
-    difference = (table["CARFT"] - table["CLIPFineTune"]).to_numpy()
+    difference = 100 * (by_algorithm["CARFT"] - by_algorithm["CLIPFineTune"])
+    values_of_units = {
+        "environment": difference.groupby("target").mean().to_numpy(),
+        "pair": difference.to_numpy(),
+    }
 
-    assert entry["mean_difference"] == pytest.approx(100 * difference.mean())
+    entries = document.sections["paired"]
+    assert [entry["unit"] for entry in entries] == list(values_of_units)
+    for entry, grid in zip(entries, document.grids[-2:], strict=True):
+        values = values_of_units[entry["unit"]]
+        interval = scipy.stats.ttest_1samp(values, 0).confidence_interval()
+        assert (entry["low"], entry["high"]) == pytest.approx([interval.low, interval.high])
+        assert entry["mean_difference"] == pytest.approx(values.mean())
 
-    counts = (entry["wins"], entry["losses"], entry["ties"])
-    assert counts == tuple(int(x.sum()) for x in (difference > 0, difference < 0, difference == 0))
-    assert (entry["pairs"], entry["targets"]) == (12, 4)
-    assert entry["low"] < entry["mean_difference"] < entry["high"]
+        counts = (entry["wins"], entry["losses"], entry["ties"])
+        assert counts == ((values > 0).sum(), (values < 0).sum(), (values == 0).sum())
+        assert (entry["a"], entry["b"]) == ("CARFT", "CLIPFineTune")
+        assert (entry["n"], entry["pairs"], entry["targets"]) == (len(values), 4 * trials, 4)
 
-    grid = document.grids[-1]
-    assert grid.rows[0][1] == f"{100 * difference.mean():+.2f}"
+        (row,) = grid.rows
+        assert row[3] == f"{interval.low:+.2f} to {interval.high:+.2f}"
+    assert "optimistic" in document.grids[-1].title
 
 
-def test_the_interval_is_over_targets_not_over_pairs():
-    """Three trials that agree within each target carry no more than one of them."""
-    draw = np.random.default_rng(1)
-    targets = draw.normal(1, 2, size=24)
-    once = paired.interval_of_mean(targets, np.ones(24, dtype=int))
-    thrice = paired.interval_of_mean(3 * targets, np.full(24, 3))
+def test_a_pair_is_a_row_of_the_comparison_against_one(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT", "CLIPFineTune", "ERM"], trials=2)
+    results = collecting.collect(tmp_path, pair=("CARFT", "ERM"), against="ERM")
 
-    assert thrice == pytest.approx(once)
+    rows = [entry for entry in results.comparisons_against if entry.algorithm == "CARFT"]
+    assert [replace(entry, p_holm=None) for entry in results.differences] == [
+        replace(entry, p_holm=None) for entry in rows
+    ]
+    assert all(entry.p_holm == entry.p for entry in results.differences)
 
-    # Of so many targets it is near the normal approximation.
-    error = targets.std() / np.sqrt(len(targets))
-    expected = targets.mean() - 1.96 * error, targets.mean() + 1.96 * error
 
-    assert once == pytest.approx(expected, abs=0.15)
-    assert paired.interval_of_mean(np.array([3.0]), np.array([2])) == (None, None)
+def test_one_environment_has_no_interval(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM"], trials=3)
+    for target, trial in itertools.product((1, 2, 3), range(3)):
+        for folder in tmp_path.glob(f"*-{target}-{trial}-*"):
+            shutil.rmtree(folder)
+    document = collect_sweeps.collect(tmp_path, methods=["oracle"], paired=["CARFT", "ERM"])
+
+    by_environment, by_pair = document.sections["paired"]
+    assert (by_environment["low"], by_environment["high"], by_environment["n"]) == (None, None, 1)
+    assert by_pair["low"] < by_pair["high"] and by_pair["n"] == 3
+    assert document.grids[-2].rows[0][3] == "none (one environment)"
 
 
 def test_every_published_figure_has_a_source_and_its_average():

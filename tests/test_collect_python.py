@@ -1,6 +1,8 @@
 """`collect`, `top` and `write_report` as functions of Python: the same as the commands print."""
 
 import json
+import re
+from pathlib import Path
 
 import collect_sweeps
 import numpy as np
@@ -86,6 +88,25 @@ def test_an_unknown_part_to_ignore_is_named(sweep):
 def test_a_pair_that_shares_no_trial_is_refused(sweep):
     with pytest.raises(CarftError, match="CARFT and ERM .*CLIPFineTune"):
         collect(sweep, pair=("CARFT", "ERM"))
+
+
+@pytest.mark.parametrize("form", [str, Path, lambda path: [str(path)], lambda path: (path,)])
+def test_folders_are_a_path_or_several(sweep, tmp_path, form):
+    folders = form(sweep)
+    assert collect(folders).as_dict() == collect([sweep]).as_dict()
+    assert top(folders).entries == top([sweep]).entries
+    report = write_report(folders, str(tmp_path / "report"), n_examples=0)
+    assert report.index == tmp_path / "report" / "index.html" and report.index.is_file()
+
+
+@pytest.mark.parametrize("wrong", ["runs", ["runs"], 5, None, [5], b"runs"])
+def test_what_is_no_folder_is_named_in_a_carft_error(wrong, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = str(wrong[0] if isinstance(wrong, list) else wrong)
+    functions = [collect, top, lambda folders: write_report(folders, "report")]
+    for function in functions:
+        with pytest.raises(CarftError, match=f"(folder: |path is ){re.escape(name)}"):
+            function(wrong)
 
 
 def test_top_returns_what_the_command_prints(sweep, capsys):

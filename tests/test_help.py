@@ -4,6 +4,7 @@ import argparse
 import shlex
 
 import pytest
+from domainbed.lib import train_arguments
 
 from domainbed_carft import cli
 from domainbed_carft.cli import help_pages
@@ -46,3 +47,52 @@ def test_help_begins_with_examples_that_parse(command, capsys):
 
     plain = options.partition("options:")[2].partition("\n\n")[0]
     assert sum(line.startswith("  -") for line in plain.splitlines()) <= MOST_UNGROUPED
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_every_flag_takes_hyphens_and_underscores(command):
+    """One spelling is shown; the other, and a beginning of it, parse to the same."""
+    parser = PARSERS[command]
+    flags = [
+        action for action in parser._actions if "_" in action.dest.strip("_") and action.nargs == 0
+    ]
+    positional = [action for action in parser._actions if not action.option_strings]
+    words = ["x"] * sum(action.nargs != "?" for action in positional)
+    words += [
+        word
+        for a in parser._actions
+        if a.required and a.option_strings
+        for word in (a.option_strings[0], "y")
+    ]
+    for action in flags:
+        (shown,) = (flag for flag in action.option_strings if flag.startswith("--"))
+        spellings = {f"--{shown[2:].replace(*pair)}" for pair in ("-_", "_-")}
+        assert len(spellings) == 2
+        namespaces = [vars(parser.parse_args([*words, flag])) for flag in spellings]
+        assert namespaces[0] == namespaces[1]
+        assert namespaces[0][action.dest] is not parser.get_default(action.dest)
+
+
+def test_values_keep_their_spelling_and_unknown_flags_are_named(capsys):
+    words = ["sweep", "launch", "a-b_c", "--output-dir", "x-y_z", "--data-dir=d-e_f", "--dry_run"]
+    arguments = cli._parser().parse_args([*words, "--extra", "a-b_c=d", "--skip-train"])
+    assert (arguments.sweep, str(arguments.output_dir)) == ("a-b_c", "x-y_z")
+    assert (arguments.data_dir, arguments.dry_run) == ("d-e_f", True)
+    assert arguments.extra == ["a-b_c=d"] and arguments.skip_training_in_splits
+
+    with pytest.raises(SystemExit):
+        cli._parser().parse_args([*words, "--no-such_flag"])
+    assert "unrecognized arguments: --no-such_flag" in capsys.readouterr().err
+
+
+def test_the_end_of_the_help_shows_how_to_train_and_python(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    lines = capsys.readouterr().out.rstrip().splitlines()
+    assert lines[-4] == "" and max(map(len, lines[-3:])) < 80
+
+    train, python = "\n".join(lines[-3:]).split("in Python:")
+    words = shlex.split(train.partition(":")[2].replace("\\\n", ""))
+    assert words[:3] == ["python", "-m", "domainbed.scripts.train"]
+    assert train_arguments.build_parser().parse_args(words[3:]).dataset == "EmojiStyles"
+    assert python.strip() == 'domainbed_carft.load_run("OUT").predict(["cat.png"])'

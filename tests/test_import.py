@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fake_checkout import REPO, run_python, write_files
+from fake_checkout import REPO, run_python, run_python_with_torch, write_checkout, write_files
 
 # Runs under -S, so that no `.pth` file has imported anything before the watch begins.
 START = """
@@ -73,3 +73,29 @@ def test_a_damaged_installation_prints_one_line_at_the_start(tmp_path, damage, l
     assert len(done.stderr.splitlines()) == lines, done.stderr
     if lines:
         assert "domainbed-carft is damaged" in done.stderr
+
+
+# In whatever order modules are imported, `domainbed.algorithms` has our algorithms.
+FIRST = """
+import importlib, sys
+importlib.import_module(sys.argv[1])
+from domainbed import algorithms
+from domainbed_carft.method.algorithms import CARFT
+assert issubclass(algorithms.get_algorithm_class("CARFT"), CARFT)
+assert algorithms.CARFT is algorithms.get_algorithm_class("CARFT")
+assert "CARFT" in algorithms.ALGORITHMS
+"""
+METHOD_MODULES = sorted(
+    f"domainbed_carft.method.{path.stem}"
+    for path in (REPO / "domainbed_carft" / "method").glob("[!_]*.py")
+)
+
+
+@pytest.mark.parametrize("shape", ["classic", None])
+def test_any_module_of_ours_may_be_imported_before_domainbed(tmp_path: Path, shape) -> None:
+    if shape:
+        write_checkout(tmp_path, shape)
+
+    for module in METHOD_MODULES:
+        done = run_python_with_torch("-c", FIRST, module, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), module

@@ -1,10 +1,15 @@
 """LoRA of the image encoder: its formula, what it trains, and what a run of it leaves."""
 
 import copy
+import itertools
+import json
+import os
+import signal
 
 import pytest
 import torch
-from domainbed.lib import algorithm_state
+from domainbed.lib import algorithm_state, evaluation
+from domainbed.scripts import train
 from runs_jobs import train_job
 from test_algorithms import make, minibatches, same_state, settings
 
@@ -15,7 +20,7 @@ from domainbed_carft.method.lora import LoRA, merged_weights
 from domainbed_carft.runs import api, saved
 
 RANK = 2
-ALPHA = 1.0
+SCALE = 0.7
 
 
 @pytest.fixture
@@ -31,7 +36,7 @@ def pictures(encoder):
 
 def adapted(encoder, dropout=0.0):
     """LoRA with factors that are not zero, not merged yet."""
-    lora = LoRA(encoder, RANK, ALPHA, dropout)
+    lora = LoRA(encoder, RANK, SCALE, dropout)
     generator = torch.Generator().manual_seed(1)
     for layer in lora.layers:
         layer.up.data = torch.randn(layer.up.shape, generator=generator) * 0.05
@@ -40,7 +45,7 @@ def adapted(encoder, dropout=0.0):
 
 def test_new_factors_change_nothing(encoder, pictures):
     expected = encoder(pictures)
-    lora = LoRA(encoder, RANK, ALPHA, 0.25)
+    lora = LoRA(encoder, RANK, SCALE, 0.25)
     lora.merge(encoder)
     torch.testing.assert_close(encoder.train()(pictures), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(encoder.eval()(pictures), expected)
@@ -54,7 +59,7 @@ def test_attention_computes_with_w_plus_scaled_b_a_in_float64(encoder):
     reference = torch.nn.MultiheadAttention(attention.embed_dim, attention.num_heads).double()
     reference.load_state_dict(attention.state_dict())
     for index, part in enumerate(reference.in_proj_weight.data.chunk(3)):  # views of the weight
-        part += ALPHA / RANK * layer.up[index].detach() @ layer.down[index].detach()
+        part += SCALE * layer.up[index].detach() @ layer.down[index].detach()
 
     x = torch.randn(5, 3, attention.embed_dim, dtype=torch.float64)
     expected = reference(x, x, x, need_weights=False)[0]
@@ -66,7 +71,7 @@ def test_attention_computes_with_w_plus_scaled_b_a_in_float64(encoder):
     for index, gradient in enumerate(reference.in_proj_weight.grad.chunk(3)):
         up = layer.up[index].detach()
         down = layer.down[index].detach()
-        scaled = ALPHA / RANK * gradient
+        scaled = SCALE * gradient
         torch.testing.assert_close(layer.up.grad[index], scaled @ down.T, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(layer.down.grad[index], up.T @ scaled, rtol=1e-9, atol=1e-9)
 
@@ -80,7 +85,7 @@ def test_merged_weights_predict_what_training_computes(encoder, pictures):
 
 def test_only_the_factors_are_trained_and_names_of_the_encoder_stay(encoder):
     names = [*encoder.state_dict()]
-    lora = LoRA(encoder, RANK, ALPHA, 0.25)
+    lora = LoRA(encoder, RANK, SCALE, 0.25)
     assert [*encoder.state_dict()] == names
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     assert all(parameter.requires_grad for parameter in lora.parameters())
@@ -124,7 +129,7 @@ def test_a_resnet_is_refused_with_a_remedy():
     for number in range(1, 5):
         setattr(resnet, f"layer{number}", torch.nn.Sequential())
     with pytest.raises(CarftError, match="lora_rank is 2, which needs .* Set it to 0"):
-        LoRA(resnet, RANK, ALPHA, 0.0)
+        LoRA(resnet, RANK, SCALE, 0.0)
 
 
 # The random "tiny" CLIP of the tests, and rates that move its factors far.
@@ -142,6 +147,81 @@ def test_steps_move_the_factors_and_merged_weights_alone(random_tiny):
         assert torch.equal(tensor, start[name]) != is_adapted, name
     for weight, layer in zip(merged_weights(algorithm.encoder), algorithm.lora.layers):
         torch.testing.assert_close(weight, layer.original + layer.delta())
+
+
+@pytest.mark.parametrize(
+    ("hparams", "scale"),
+    [
+        ({}, 0.5**0.5),  # as in the released code, at rank 2 and alpha 1
+        ({"lora_scaling": "alpha/r"}, 0.5),
+        ({"lora_rank": 4, "lora_alpha": 3.0}, 1.5),
+        ({"lora_rank": 4, "lora_alpha": 3.0, "lora_scaling": "alpha/r"}, 0.75),
+    ],
+)
+def test_what_the_factors_add_has_the_scale_of_the_hparams(random_tiny, hparams, scale):
+    algorithm = make(random_tiny, "CARFT", **{**JOB, **hparams})
+    start = [weight.detach().clone() for weight in merged_weights(algorithm.encoder)]
+    for seed in range(3):
+        algorithm.update(minibatches(seed))
+
+    for weight, original, layer in zip(
+        merged_weights(algorithm.encoder), start, algorithm.lora.layers, strict=True
+    ):
+        for part, original_part, up, down in zip(
+            weight.double().chunk(3), original.double().chunk(3), layer.up, layer.down
+        ):
+            added = scale * up.double() @ down.double()
+            torch.testing.assert_close(part, original_part + added, rtol=1e-5, atol=1e-6)
+            assert added.abs().max() > 1e-4
+
+
+def test_a_job_of_0_2_0_keeps_its_scale_where_it_is_resumed(random_tiny, tmp_path, monkeypatch):
+    """Its state and records say nothing of the scale, which was alpha / rank."""
+    hparams = {"clip_backbone": str(random_tiny), "lr": 1e-2, "warmup_steps": 0, "batch_size": 4}
+    hparams |= {"total_steps": 5}
+    former = {**hparams, "lora_scaling": "alpha/r"}
+    assert train.main(command(tmp_path / "whole", former)) == 0
+    with monkeypatch.context() as patch:
+        stop_in_the_second_evaluation(patch)
+        assert train.main(command(tmp_path / "stopped", former)) == 75
+
+    path = tmp_path / "stopped" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    del state["hyperparameters"]["lora_scaling"]
+    state["arguments"]["hparams"] = json.dumps(hparams)
+    torch.save(state, path)
+    assert train.main(command(tmp_path / "stopped", {**hparams, "lora_scaling": "alpha/sqrt(r)"}))
+    assert train.main(command(tmp_path / "stopped", hparams)) == 0
+
+    contents = [
+        torch.load(tmp_path / name / "model.pkl", weights_only=True)
+        for name in ("stopped", "whole")
+    ]
+    stopped, whole = (content["model_dict"] for content in contents)
+    assert all(torch.equal(stopped[name], whole[name]) for name in whole)
+    assert contents[0]["model_hparams"]["lora_scaling"] == "alpha/r"
+
+    assert train.main(command(tmp_path / "today", hparams)) == 0
+    today = torch.load(tmp_path / "today" / "model.pkl", weights_only=True)["model_dict"]
+    assert any(not torch.equal(today[name], whole[name]) for name in whole)
+
+
+def command(folder, hparams):
+    """Arguments of a job of CLIPLoRA with three evaluations."""
+    words = "--algorithm CLIPLoRA --dataset Debug28 --workers 0 --steps 5 --checkpoint_freq 2"
+    return [*words.split(), "--hparams", json.dumps(hparams), "--output_dir", str(folder)]
+
+
+def stop_in_the_second_evaluation(patch):
+    accuracies = evaluation.Evaluator.accuracies
+    calls = itertools.count(1)
+
+    def stop(evaluator):
+        if next(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return accuracies(evaluator)
+
+    patch.setattr(evaluation.Evaluator, "accuracies", stop)
 
 
 @pytest.mark.parametrize("average", ["none", "sma", "ema", "beta"])
@@ -214,7 +294,7 @@ def test_a_saved_run_of_lora_is_a_run_for_the_commands(pets, tmp_path):
 
 def test_runs_from_before_lora_still_open(pets, tmp_path):
     content = torch.load(pets / "CARFT" / "model.pkl", weights_only=True)
-    for name in ("lora_rank", "lora_alpha", "lora_dropout"):
+    for name in ("lora_rank", "lora_alpha", "lora_scaling", "lora_dropout"):
         del content["model_hparams"][name]
     torch.save(content, tmp_path / "old.pkl")
     assert saved.open_run(tmp_path / "old.pkl").classes == content_classes(pets)

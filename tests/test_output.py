@@ -11,6 +11,7 @@ import pytest
 
 from domainbed_carft import cli, files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.launchers import pool
 from domainbed_carft.report import page
 
 
@@ -69,6 +70,19 @@ def test_ctrl_c_prints_no_traceback(sweep, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(page, "build", interrupt)
     assert cli.main(["report", str(sweep), "-o", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "carft: interrupted\n"
+
+
+def test_ctrl_c_in_a_launch_or_the_demo_says_that_the_command_resumes(
+    tmp_path, monkeypatch, capsys
+):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool.Pool, "__call__", interrupt)
+    for words in (["demo"], ["sweep", "launch", "demo", "--yes"]):
+        assert cli.main([*words, "--output_dir", str(tmp_path / words[0])]) == 130
+        last_line = capsys.readouterr().err.splitlines()[-1]
+        assert last_line == "carft: interrupted; to resume, run the same command again"
 
 
 def test_a_symlink_at_the_temporary_file_is_not_followed(tmp_path, monkeypatch):

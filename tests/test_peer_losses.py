@@ -1,5 +1,9 @@
 """The peers' formulas against float64 by hand, their gradients, and their values at the start."""
 
+import copy
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -118,6 +122,28 @@ def test_ldifs_equals_numpys(normal, axis, dim):
     assert distance.item() == pytest.approx(expected, rel=1e-12)
     check_gradients(lambda *x: peer_losses.ldifs(x, activations_0, axis), *activations)
     assert peer_losses.ldifs(activations, activations, axis).item() == 0
+
+
+def test_the_default_of_ldifs_is_as_much_smaller_than_the_released_code_as_the_page_says():
+    """On "tiny" with weights that have moved by a fifth of their size."""
+    original = backbone.load("tiny").model.visual
+    tuned = copy.deepcopy(original)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in tuned.parameters():
+            weight += 0.2 * weight.std() * torch.randn(weight.shape, generator=generator)
+        pictures = torch.randn(16, 3, 48, 48, generator=generator)
+        now, start = (
+            activations.encode(encoder, pictures, False, ["ldifs"]).activations["ldifs"]
+            for encoder in (tuned, original)
+        )
+    ours, released = (float(peer_losses.ldifs(now, start, axis)) for axis in ("channel", "token"))
+
+    page = (Path(__file__).parents[1] / "docs" / "methods" / "ldifs.md").read_text("utf-8")
+    (stated_share,) = re.findall(r"about\s+(0\.\d+) of the official one on `tiny`", page)
+    (stated_factor,) = re.findall(r"term is ([\d.]+) times as large on `tiny`", page)
+    assert ours / released == pytest.approx(float(stated_share), rel=0.1)
+    assert released / ours == pytest.approx(float(stated_factor), rel=0.1)
 
 
 def test_lipsum_equals_numpys(normal):

@@ -5,6 +5,7 @@ import re
 
 import collect_sweeps
 import numpy as np
+import packed_records
 import pytest
 from packed_records import NAMES_OF_VARIANTS
 
@@ -128,8 +129,30 @@ def test_the_rates_that_are_not_the_usual_one_are_listed(tables, jobs_of):
     rates = {name: set(jobs["lr"]) for name, jobs in jobs_of.items() if name != "CLIPZeroShot"}
     exceptions = {name: lr for name, lr in rates.items() if lr != {USUAL_RATE}}
 
-    listed = {name: {float(rate)} for name, (rate, _) in tables[2].items()}
+    listed = {name: {float(rate)} for name, (rate, *_) in tables[2].items()}
     assert listed == exceptions
+
+
+def test_each_listed_rate_is_said_to_be_at_the_edge_to_tie_or_to_be_the_best(tables, peers_emoji):
+    """Of rates that are equal in validation the highest is chosen."""
+    searched = packed_records.searched_rates(peers_emoji)
+    for (variant, algorithm), rates in searched.groupby(["variant", "algorithm"]):
+        name = NAMES_OF_VARIANTS[variant].format(algorithm)
+        lr = rates["lr"]
+        *equal, chosen = lr[np.isclose(rates["validation"], rates["validation"].max())]
+        if name not in tables[2]:
+            assert chosen == USUAL_RATE and not equal
+            continue
+
+        where = "at the edge" if chosen in (lr.min(), lr.max()) else "between others"
+        if equal:
+            where = f"ties with {', '.join(map(rate_text, equal))}"
+        assert tables[2][name] == [rate_text(chosen), ", ".join(map(rate_text, lr)), where]
+
+
+def rate_text(rate):
+    """A learning rate as the page shows it."""
+    return f"{rate:.0e}".replace("e-0", "e-")
 
 
 def test_the_page_of_swad_has_the_differences_that_it_makes(selected):

@@ -2,13 +2,14 @@
 
 import ast
 import io
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from domainbed.lib import misc
-from sweep_folders import launched
-from sweep_jobs import command, run
+from sweep_folders import finish, launched, record
+from sweep_jobs import command, run, wait_until
 
 from domainbed_carft import text
 from domainbed_carft.sweep import printing, states
@@ -89,6 +90,24 @@ def test_all_long_tasks_show_progress():
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "tqdm"
     }
     assert calls == {"text.py"}
+
+
+def test_a_sweeps_bar_estimates_the_rest_once_a_job_has_ended(tmp_path, monkeypatch):
+    """Before, a demo of three minutes began with an estimate of 36."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(printing, "LEAST_SECONDS", 0.01)
+    jobs = launched(tmp_path / "out")
+    finish(jobs[0])
+
+    with printing.bar([states.status(job, {}) for job in jobs], {}):
+        record(jobs[1], step=5)
+        wait_until(lambda: "17/" in terminal.getvalue(), 20)
+        assert "<" not in terminal.getvalue() and "step/s" not in terminal.getvalue()
+        finish(jobs[1])
+        wait_until(lambda: f"2 of {len(jobs)} jobs" in terminal.getvalue(), 20)
+    last_line = terminal.getvalue().rpartition("\r")[2]
+    assert re.search(r"\[\d\d:\d\d<\d", last_line)
 
 
 def test_a_sweep_into_a_pipe_prints_lines(tmp_path, monkeypatch, capsys):

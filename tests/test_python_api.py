@@ -3,6 +3,7 @@
 import doctest
 import json
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -43,6 +44,56 @@ def test_the_examples_of_the_docstrings(pets, picture, tmp_path):
         example.globs.update(names)
         runner.run(example)
     assert runner.summarize().failed == 0
+
+
+@pytest.mark.parametrize("kind", [str, pathlib.Path])
+def test_paths_are_text_or_path_objects(pets, tmp_path, kind):
+    job = kind(pets / "CARFT")
+    data = kind(pets / "my pets")
+    common = {"device": "cpu", "workers": 0, "data_dir": data}
+
+    assert domainbed_carft.load_run(job, device="cpu").path == pets / "CARFT" / "model_best.pkl"
+    assert len(domainbed_carft.evaluate(job, **common).splits) == 6
+    domainbed_carft.wise_ft(job, [0.5], output=kind(tmp_path / "mix"), save=[0.5], **common)
+    assert (tmp_path / "mix" / "model_alpha_0.50.pkl").exists()
+    domainbed_carft.export(job, kind(tmp_path / "clip.pt"))
+    assert (tmp_path / "clip.pt").exists()
+    for average in (domainbed_carft.soup, domainbed_carft.model_stock):
+        with pytest.raises(CarftError, match="1 run, expected at least two"):
+            average(job)
+        average([job, kind(pets / "CLIPLinearProbe")], **common)
+
+
+@pytest.mark.parametrize("wrong", [["OUT"], 5, None, b"OUT", "no/such", pathlib.Path("no/such")])
+def test_what_is_no_path_is_a_carft_error(wrong, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for function in (
+        domainbed_carft.load_run,
+        domainbed_carft.evaluate,
+        domainbed_carft.wise_ft,
+        domainbed_carft.soup,
+        domainbed_carft.model_stock,
+    ):
+        with pytest.raises(CarftError):
+            function(wrong)
+    with pytest.raises(CarftError):
+        domainbed_carft.export(wrong, "clip.pt")
+
+
+def test_documented_modules_are_attributes_in_any_order():
+    code = """if True:
+        import domainbed_carft
+        domainbed_carft.collect
+        domainbed_carft.results.top.top
+        domainbed_carft.report.page.write_report
+        domainbed_carft.errors.CarftError
+        domainbed_carft.sweep.launch.plan
+        assert not hasattr(domainbed_carft, "no_such")
+        assert not hasattr(domainbed_carft.results, "no_such")
+        print("well")
+    """
+    done = run_python("-c", code, cwd=REPO, path=[REPO])
+    assert done.stdout == "well\n", done.stderr
 
 
 def test_names_of_the_api_load_lazily():

@@ -291,3 +291,33 @@ def test_every_documented_command_is_valid(document):
             launchers.make(arguments.launcher, options)
             if arguments.sweep != "NAME":
                 declaration_file.load(arguments.sweep)
+
+
+def test_hparams_that_only_some_algorithms_have_belong_into_overrides():
+    """ERM beside CLIP methods, with hyperparameters of CLIP."""
+    text = SMALLEST.replace("[CARFT]", "[ERM, CARFT, CLIPFineTune]")
+    with pytest.raises(CarftError) as caught:
+        declaration_file.parse(text + "hparams: {clip_backbone: tiny, contexts: emoji}\n", "x.yaml")
+    assert [problem.place.path for problem in caught.value.problems] == [
+        ("hparams", "clip_backbone"),
+        ("hparams", "contexts"),
+    ]
+    for problem in caught.value.problems:
+        assert problem.remedy == "move it to overrides, with algorithms: [CARFT, CLIPFineTune]"
+        assert "no hyperparameter of ERM is called" in str(problem)
+
+    moved = (
+        text
+        + """
+overrides:
+  - algorithms: [CARFT, CLIPFineTune]
+    hparams: {clip_backbone: tiny, contexts: emoji}
+"""
+    )
+    declaration = declaration_file.parse(moved, "x.yaml")
+    assert hparams(declaration, "PACS", "ERM") == {}
+    assert hparams(declaration, "PACS", "CARFT")["contexts"] == "emoji"
+
+    # A name that no algorithm has is a mistake, for which near names are proposed.
+    with pytest.raises(CarftError, match="'contxts'; did you mean contexts"):
+        declaration_file.parse(text + "hparams: {contxts: emoji}\n", "x.yaml")

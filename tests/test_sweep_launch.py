@@ -14,7 +14,7 @@ from sweep_folders import declared, ended, finish, launched, record
 from domainbed_carft import cli, launchers
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.sweep import costs, declaration_file, host
+from domainbed_carft.sweep import costs, declaration_file, host, states, upkeep
 from domainbed_carft.sweep import launch as launching
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.job_settings import SKIP_VARIABLE
@@ -114,6 +114,23 @@ def test_a_plan_from_python_writes_nothing_and_runs(out, monkeypatch):
     assert launching.run_plan(plan) == []
     assert (out / "sweep.json").exists()
     assert launching.plan(sweep, "/data", out, "local").jobs_to_run == []
+
+
+def test_a_sweeps_paths_are_text_or_path_objects(out, monkeypatch):
+    monkeypatch.setattr(launchers, "make", lambda *arguments: finish_all)
+    sweep, *_ = declared(out.parent)
+    plans = [launching.plan(kind(sweep), kind("/data"), kind(out), "local") for kind in (str, Path)]
+    assert plans[0].jobs == plans[1].jobs
+    assert [job.args["data_dir"] for job in plans[1].jobs] == ["/data"] * 3
+
+    assert launching.run_plan(plans[0]) == []
+    for folder in (str(out), out):
+        assert len(states.of_output(folder).in_state(states.DONE)) == 3
+        assert upkeep.retry(folder).failed == []
+    for wrong in ([out], 5, None):
+        for function in (states.of_output, upkeep.retry, declaration_file.load):
+            with pytest.raises(CarftError, match="the path is"):
+                function(wrong)
 
 
 def test_problems_of_a_sweep_and_of_its_launcher_come_together(tmp_path):

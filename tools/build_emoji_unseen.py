@@ -5,10 +5,11 @@
     python tools/build_emoji_unseen.py --check
 
 DIR has the packages that iconify.py and emoji_sources.py name. The first command writes
-WORK/pretrain.npz, the pictures that `tiny` was trained on; the second lists them, with digests and
-difference hashes, in assets/tiny_pretraining.csv. emoji_icons.csv says which icon of each style
-shows which thing; it was made by name and reviewed by eye. All files are the same bytes on every
-run with Pillow 13.0 and resvg-py 0.5.
+WORK/pretrain.npz, the pictures that `tiny` was trained on. The second lists them, with digests and
+difference hashes, in assets/tiny_pretraining.csv, and the pictures of EmojiStyles that nearly equal
+one of them in assets/emoji_styles_near_duplicates.csv. emoji_icons.csv says which icon of each
+style shows which thing; it was made by name and reviewed by eye. All files are the same bytes on
+every run with Pillow 13.0 and resvg-py 0.5.
 
 Two kinds of pictures are left out. A picture that equals an earlier one of its style, pixel by
 pixel, tells nothing new. A picture of a never-seen style that nearly equals one of pre-training, or
@@ -38,6 +39,7 @@ from domainbed_carft.data.emoji_styles import Style
 
 LICENSES = ASSETS / "LICENSES_further_styles.txt"
 AUDIT = ASSETS / "tiny_pretraining.csv"
+NEAR_DUPLICATES = ASSETS / "emoji_styles_near_duplicates.csv"
 ICONS = Path(__file__).resolve().parent / "emoji_icons.csv"
 #: All assets together, so that the wheel stays small.
 LIMIT = 32 * 2**20
@@ -57,10 +59,40 @@ def write_audit(pretrain: Path) -> None:
             writer.writerow((key, style, digest, as_text(bits)))
 
 
+def read_audit() -> list[dict[str, str]]:
+    """The pictures of pre-training, as `write_audit` lists them."""
+    with AUDIT.open(newline="", encoding="ascii") as stream:
+        return list(csv.DictReader(stream))
+
+
 def read_audited_hashes() -> np.ndarray:
     """The difference hashes of all pictures of pre-training."""
-    with AUDIT.open(newline="", encoding="ascii") as stream:
-        return np.stack([from_text(row["hash"]) for row in csv.DictReader(stream)])
+    return np.stack([from_text(row["hash"]) for row in read_audit()])
+
+
+def near_duplicates() -> str:
+    """A table of the pictures of EmojiStyles that nearly equal one of pre-training, as CSV.
+
+    Columns: the picture, how many bits differ, thing and style of the nearest in pre-training, and
+    whether the two are equal to the pixel.
+    """
+    pictures = read_pictures(ASSETS / emoji.ARCHIVE)
+    names = sorted(pictures)
+    audit = read_audit()
+    hashes = difference_hashes(np.stack([pictures[name] for name in names]))
+    bits = distances(hashes, read_audited_hashes())
+
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("picture", "bits", "codepoints", "style", "identical"))
+    for name, of_picture in zip(names, bits, strict=True):
+        nearest = audit[int(of_picture.argmin())]
+        digest = hashlib.sha256(pictures[name].tobytes()).hexdigest()[:16]
+        identical = "yes" if digest == nearest["sha256"] else "no"
+        if of_picture.min() <= NEAR:
+            row = (name, of_picture.min(), nearest["codepoints"], nearest["style"], identical)
+            writer.writerow(row)
+    return stream.getvalue()
 
 
 def read_pictures(path: Path) -> dict[str, np.ndarray]:
@@ -128,6 +160,7 @@ def near_seen(
 def build(node_modules: Path, work_dir: Path) -> None:
     """Writes the audit, the archive and the counts of EmojiUnseen."""
     write_audit(work_dir / "pretrain.npz")
+    NEAR_DUPLICATES.write_text(near_duplicates(), encoding="ascii")
     audited = read_audited_hashes()
     same_things = seen_hashes()
     members = {"LICENSES.txt": LICENSES.read_bytes()}
@@ -173,6 +206,9 @@ def check() -> None:
             raise ValueError(f"emoji_styles.json says {style.pictures} pictures of {style.name}")
         if near and style.label == emoji_styles.NEVER_SEEN:
             raise ValueError(f"{style.name} is not unseen: {near}")
+
+    if NEAR_DUPLICATES.read_text(encoding="ascii") != near_duplicates():
+        raise ValueError(f"{NEAR_DUPLICATES.name} is not what the pictures give")
 
     size = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
     if size > LIMIT:

@@ -17,8 +17,9 @@ from domainbed_carft.cli import preflight as preflight_command
 from domainbed_carft.cli import results as collect_commands
 from domainbed_carft.cli import runs as run_commands
 from domainbed_carft.cli import sweep as sweep_commands
+from domainbed_carft.cli import sweep_launch
 from domainbed_carft.cli import top as top_command
-from domainbed_carft.cli.help_pages import CommandParser
+from domainbed_carft.cli.help_pages import BESIDE_COMMANDS, CommandParser
 from domainbed_carft.errors import CarftError, Problem, UnreadableError
 from domainbed_carft.text import printable
 from domainbed_carft.version import __version__
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CarftError as error:
         return _fail(str(error), arguments.status_of_errors)
     except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
+        return _fail(arguments.interrupted, INTERRUPTED)
     except BrokenPipeError:  # what is printed goes into head, say
         _stop_printing()
         return 0
@@ -89,8 +90,13 @@ def _stop_printing() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="carft", description="CAR-FT for DomainBed.")
-    parser.set_defaults(status_of_errors=OTHER_ERRORS)
+    parser = CommandParser(
+        prog="carft",
+        description="CAR-FT for DomainBed.",
+        epilog=BESIDE_COMMANDS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(status_of_errors=OTHER_ERRORS, interrupted="interrupted")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -123,7 +129,7 @@ def _add_demo(commands: Any) -> None:
         "distribution against the shifts, with WiSE-FT's curve",
     )
     demo.add_argument("--trials", type=int, help="trials per cell (default: 2, with --suite 1)")
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_demo, interrupted=sweep_launch.INTERRUPTED)
 
 
 def _add_doctor(commands: Any) -> None:

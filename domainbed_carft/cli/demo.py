@@ -9,7 +9,14 @@ from domainbed_carft.cli import demo_table, run_texts
 from domainbed_carft.data.emoji import UNSEEN
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.report import output_folder, page
-from domainbed_carft.results import collect, collection, formats, suite_pairs, suites
+from domainbed_carft.results import (
+    against_one,
+    collect,
+    collection,
+    formats,
+    suite_pairs,
+    suites,
+)
 from domainbed_carft.results.document import Document
 from domainbed_carft.runs import saved, wise_ft
 from domainbed_carft.runs.default_weights import choose_weights, describe_choice
@@ -40,9 +47,12 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     raise_for(evaluate_sweep_on_suite(sweep_folder, UNSEEN, SweepOptions()).problems)
 
     results = collect.collect([sweep_folder], columns=[demo_table.TRAINED_ON])
-    pairs = suite_pairs.compare(results.collection.groups, UNSEEN, CARFT)
-    table = demo_table.table_text(results, pairs)
-    _report(output, sweep_folder, table, demo_table.conclusion(pairs))
+    by_style, by_pair = (
+        suite_pairs.compare(results.collection.groups, UNSEEN, CARFT, unit)
+        for unit in against_one.UNITS
+    )
+    table = demo_table.table_text(results, by_style)
+    _report(output, sweep_folder, table, demo_table.conclusion(by_style, by_pair))
 
 
 def run_suite(output: Path, trials: int | None = None, declared: str | Path = "demo-suite") -> None:

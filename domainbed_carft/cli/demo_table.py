@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from domainbed_carft.data.emoji import UNSEEN
 from domainbed_carft.results import formats, suite_pairs
-from domainbed_carft.results.cells import PLUS_MINUS, format_accuracy
+from domainbed_carft.results.against_one import LEVEL, Comparison
+from domainbed_carft.results.cells import format_accuracy
 from domainbed_carft.results.collect import Results
 from domainbed_carft.results.document import Document, Grid
-from domainbed_carft.results.suite_pairs import SuitePair
 from domainbed_carft.text import quantity
 
 # Columns of `collect` on styles trained on, and means of the suite -> titles in the table
@@ -24,15 +24,19 @@ _NOTE = (
     "Accuracy in %. Trained on: held-out pictures of the three styles that a run saw in training. "
     "The other columns are styles that it did not: the one left out; four by teams of whose "
     "styles the CLIP has seen another; five that the CLIP has never seen. All ten: their mean. "
-    f"CARFT minus it: the difference in this mean, {PLUS_MINUS} its standard error."
+    f"CARFT minus it: the difference in this mean, with its {LEVEL}% interval over the styles left "
+    "out."
 )
 
 
-def table_text(results: Results, pairs: Sequence[SuitePair]) -> str:
-    """The table of a sweep: a row for each algorithm."""
+def table_text(results: Results, by_style: Sequence[Comparison]) -> str:
+    """The table of a sweep: a row for each algorithm.
+
+    ``by_style``: CARFT against the others, with the style left out as unit.
+    """
     trained_on = {row.algorithm: row.shown[0].mean for row in results.tables[0].rows}
     all_styles = suite_pairs.mean_accuracies(results.collection.groups, UNSEEN)
-    differences = {pair.against: _difference(pair) for pair in pairs}
+    differences = {entry.against: _difference(entry) for entry in by_style}
 
     rows = [
         [
@@ -50,28 +54,31 @@ def table_text(results: Results, pairs: Sequence[SuitePair]) -> str:
     return formats.FORMATS["text"](Document([_NOTE], [grid], {}, []))
 
 
-def _difference(pair: SuitePair) -> str:
-    text = f"{pair.mean_difference:+.1f}"
-    return text if pair.standard_error is None else f"{text} {PLUS_MINUS} {pair.standard_error:.1f}"
+def _difference(entry: Comparison) -> str:
+    text = f"{entry.mean_difference:+.1f}"
+    return text if entry.low is None else f"{text} ({entry.interval_text(digits=1)})"
 
 
-def conclusion(pairs: Sequence[SuitePair]) -> str:
-    """What the table shows, and how sure that is."""
+def conclusion(by_style: Sequence[Comparison], by_pair: Sequence[Comparison]) -> str:
+    """What the table shows, and how sure that is: by styles left out, and by pairs of runs."""
     clauses = []
-    for pair in pairs:
-        if not pair.is_clear:
-            relation = "not clearly different from"
-        else:
-            relation = "better than" if pair.mean_difference > 0 else "worse than"
-        interval = ""
-        if pair.low is not None:
-            interval = f", 95% interval {pair.low:+.1f} to {pair.high:+.1f}"
-        clauses.append(f"{relation} {pair.against} ({pair.mean_difference:+.1f} points{interval})")
+    for style_entry, pair_entry in zip(by_style, by_pair, strict=True):
+        relation = "not clearly different from"
+        if style_entry.is_clear:
+            relation = "better than" if style_entry.mean_difference > 0 else "worse than"
+        clauses.append(
+            f"{relation} {style_entry.against} ({style_entry.mean_difference:+.1f} points; over "
+            f"pairs {pair_entry.interval_text(digits=1)})"
+        )
 
-    count = min((pair.pairs for pair in pairs), default=0)
-    sentence = (
-        f"On styles that it was not trained on, CARFT is {'; '.join(clauses)}. The intervals are "
-        f"over {quantity(count, 'pair')} of runs: they say how much other seeds would change the "
-        "table. All runs share their test pictures."
+    style_count = min((entry.n for entry in by_style), default=0)
+    pair_count = min((entry.n for entry in by_pair), default=0)
+    basis = "With one style left out there are no intervals over styles."
+    if style_count > 1:
+        basis = f"That is by the table's intervals, over {style_count} styles left out."
+    paragraph = (
+        f"On styles that it was not trained on, CARFT is {'; '.join(clauses)}. {basis} Those over "
+        f"{quantity(pair_count, 'pair')} of runs tend to be optimistic, since all runs share their "
+        "test pictures."
     )
-    return textwrap.fill(sentence, formats.TEXT_WIDTH) + "\n"
+    return textwrap.fill(paragraph, formats.TEXT_WIDTH) + "\n"

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 WIDTH = 79
+
+# The end of ``carft --help``: what no command of ``carft`` does.
+BESIDE_COMMANDS = """\
+train a job:  python -m domainbed.scripts.train --algorithm CARFT \\
+                --dataset EmojiStyles --test_envs 0 --output_dir OUT
+in Python:    domainbed_carft.load_run("OUT").predict(["cat.png"])"""
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ PAGES = {
         "[options]",
         {
             "carft demo": "about two minutes on two cores",
-            "carft demo --trials 6": "smaller errors, three times as long",
+            "carft demo --trials 6": "more trials, three times as long",
         },
     ),
     "carft doctor": HelpPage(
@@ -165,3 +173,23 @@ class CommandParser(argparse.ArgumentParser):
             self.usage = f"{self.prog} {page.arguments}"
             self.description = page.text(f"{summary[:1].upper()}{summary[1:].rstrip('.')}.")
             self.formatter_class = argparse.RawDescriptionHelpFormatter
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse words in which every flag may have hyphens or underscores."""
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)
+        return super().parse_known_args(
+            [*map(self._as_declared, words[:end]), *words[end:]], namespace
+        )
+
+    def _as_declared(self, word: str) -> str:
+        """A flag, or the beginning of one, in the spelling in which it was added."""
+        name, equals, value = word.partition("=")
+        if not name.startswith("--"):
+            return word
+        for flag in self._option_string_actions:
+            if flag.replace("-", "_").startswith(name.replace("-", "_")):
+                return f"{flag[: len(name)]}{equals}{value}"
+        return word

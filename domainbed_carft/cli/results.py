@@ -46,7 +46,7 @@ def _add_collect(commands: Any) -> None:
         "--paired",
         nargs=2,
         metavar=("A", "B"),
-        help="show algorithm A minus B, paired over data set, environment and trial",
+        help="show algorithm A minus B: --against B with the row of A alone",
     )
     _add_output(parser.add_argument_group("output"))
 
@@ -108,7 +108,6 @@ def _add_report(commands: Any) -> None:
     )
     examples.add_argument(
         "--no_examples",
-        "--no-examples",
         action="store_true",
         help="show no pictures, and read neither data nor weights",
     )
@@ -138,7 +137,6 @@ def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None
     )
     runs.add_argument(
         "--single-source",
-        "--single_source",
         action="store_true",
         help="jobs that leave out all environments but one have a single source: for jobs of which "
         "no manifest says so, as of a checkout's --test_envs 1 2 3",

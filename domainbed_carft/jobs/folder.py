@@ -25,12 +25,13 @@ STATE = "state.pt"
 
 MAX_ATTEMPTS = 3
 
-# Exit statuses of train: another process runs the job (EX_CANTCREAT of sysexits.h); it was told to
-# stop and has saved itself (EX_TEMPFAIL).
+# Exit statuses of train: another process runs the job (EX_CANTCREAT of sysexits.h); the disk is
+# full (EX_IOERR); it was told to stop and has saved itself (EX_TEMPFAIL).
 HELD_ELSEWHERE = 73
+NO_SPACE = 74
 STOPPED = 75
 # These are not counted as failures of the job, nor are Ctrl-C and signals it did not catch.
-UNCOUNTED_STATUSES = (HELD_ELSEWHERE, STOPPED, 130, -15, -10)
+UNCOUNTED_STATUSES = (HELD_ELSEWHERE, NO_SPACE, STOPPED, 130, -15, -10)
 WRONG_ARGUMENTS = 2  # trying again is useless
 
 # By this variable a launcher hands the lock that it holds to the job that it starts.

@@ -23,10 +23,10 @@ NO_ACCURACIES = (
 
 _ACCURACY = re.compile(r"env[0-9]+_[a-z]+_acc")
 
-# Hyperparameters that release 0.1.0 did not have. Where a later version has resumed one of its
-# runs, only the later records have them. A test compares them with `method.hparams`.
+# Hyperparameters that were added after release 0.1.0. Where a later version has resumed a run of an
+# earlier one, only the later records have them. A test compares them with `method.hparams`.
 YOUNGER_HPARAMS = frozenset(
-    "lora_rank lora_alpha lora_dropout swad_converge swad_tolerance swad_ratio "
+    "lora_rank lora_alpha lora_scaling lora_dropout swad_converge swad_tolerance swad_ratio "
     "carot_distillation carot_orthogonality carot_interval".split()
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import os
 import re
 import shlex
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, is_no_space
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import (
     STOPPED,
@@ -34,7 +35,10 @@ from domainbed_carft.text import quantity
 
 CANNOT_START = 127  # as a shell says it
 
-Result = Literal["done", "failed", "again", "interrupted", "held"]
+# A disk with less free space cannot hold the state of a job.
+LEAST_FREE_SPACE = 2**20
+
+Result = Literal["done", "failed", "again", "interrupted", "held", "no space"]
 VariablesOf = (
     Callable[[Job], Mapping[str, str]] | None
 )  # the environment variables to set for a job
@@ -45,7 +49,8 @@ class Outcome:
     """The outcome of a job in one call of a launcher, and of the last attempt at it.
 
     "failed" jobs are not to be retried, "again" are those that may be, "held" ones are run by
-    another process. ``attempts`` counts those that failed.
+    another process, and "no space" are those that a full disk ended. ``attempts`` counts those that
+    failed.
     """
 
     folder: Path
@@ -58,9 +63,9 @@ class Outcome:
         if self.result == "held":
             return self.last_words
 
-        result = "was stopped"
-        if self.result != "interrupted":
-            result = f"failed {quantity(self.attempts, 'time')}"
+        result = f"failed {quantity(self.attempts, 'time')}"
+        if self.result in ("interrupted", "no space"):
+            result = "was stopped"
         return f"{self.folder}: {result}, {describe_end(self.status, self.last_words)}"
 
 
@@ -134,6 +139,8 @@ def run(
     except Held as held:
         return Outcome(job.folder, "held", last_words=str(held))
     except (OSError, CarftError) as error:  # of the folder: no attempt can be made, or noted
+        if is_no_space(error):
+            return Outcome(job.folder, "no space", job_folder.NO_SPACE, last_words=str(error))
         return Outcome(job.folder, "failed", status=CANNOT_START, attempts=1, last_words=str(error))
 
 
@@ -166,7 +173,7 @@ def _describe_attempt(outcome: Outcome) -> str:
     reason = describe_end(outcome.status, outcome.last_words)
     if outcome.result == "held":
         return f"left to another process, {reason}"
-    if outcome.result == "interrupted":
+    if outcome.result in ("interrupted", "no space"):
         return f"stopped, {reason}"
     return f"failed {quantity(outcome.attempts, 'time')}, {reason}"
 
@@ -183,6 +190,8 @@ def _outcome(folder: JobFolder) -> Outcome:
         result = "failed"
     elif last_attempt.status == job_folder.HELD_ELSEWHERE:
         result = "held"
+    elif last_attempt.status == job_folder.NO_SPACE:
+        result = "no space"
     elif last_attempt.status in UNCOUNTED_STATUSES:
         result = "interrupted"
 
@@ -230,6 +239,8 @@ def _attempt(
             last_words = "ended with status 0 but wrote no file 'done'"
         elif status and not last_words:
             last_words = _last_error(folder, started)
+        if status == 1 and _is_disk_full(folder.path, last_words):  # a checkout's train
+            status = job_folder.NO_SPACE
     finally:
         attempt = Attempt(
             started=started,
@@ -241,6 +252,13 @@ def _attempt(
             step=folder.last_step() if status == STOPPED else None,
         )
         folder.add_attempt(attempt)
+
+
+def _is_disk_full(folder: Path, last_words: str) -> bool:
+    """Whether there is no space left in a folder, or a job's last words are of a quota."""
+    disk = os.statvfs(folder)
+    has_space = disk.f_bavail * disk.f_frsize >= LEAST_FREE_SPACE
+    return not has_space or os.strerror(errno.EDQUOT) in last_words
 
 
 def _last_error(folder: JobFolder, started: float) -> str:

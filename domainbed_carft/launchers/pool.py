@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from domainbed_carft import machine, text
-from domainbed_carft.errors import raise_for
+from domainbed_carft.errors import PassingError, raise_for
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS
 from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.job import Job
@@ -46,11 +46,13 @@ class Pool:
 
         A job that failed is retried after all others. Where standard error is no terminal, it says
         which jobs start and end. Returns the outcomes of those that are not done. Raises CarftError
-        if a job is to have more GPUs than there are.
+        if a job is to have more GPUs than there are, and if the disk is full: then no other job
+        starts.
         """
         raise_for(self.problems())
         waiting = deque(jobs)
         not_done: list[Outcome] = []
+        without_space: list[Outcome] = []
         interruptions: Counter[Path] = Counter()
         fork_server = ForkServer(detached=True)
         children = Children(fork_server)
@@ -60,7 +62,7 @@ class Pool:
             text.log(f"{self.name}: {line}")
 
         def work(slot: Mapping[str, str]) -> None:
-            while children.stopped_by is None:
+            while children.stopped_by is None and not without_space:
                 try:
                     job = waiting.popleft()
                 except IndexError:  # no job is waiting
@@ -73,6 +75,8 @@ class Pool:
                 may_retry = outcome.result in ("again", "interrupted")
                 if may_retry and interruptions[job.folder] < MAX_ATTEMPTS:
                     waiting.append(job)
+                elif outcome.result == "no space":
+                    without_space.append(outcome)
                 elif outcome.result != "done":
                     not_done.append(outcome)
 
@@ -81,6 +85,11 @@ class Pool:
             for _ in workers.map(work, slots):
                 pass
 
+        if without_space:
+            raise PassingError(
+                f"no space left on the disk of {without_space[0].folder}; this counts as no "
+                "attempt. Free some space, then run the same command again"
+            )
         for line in text.limited(
             [text.printable(f"{self.name}: {outcome}") for outcome in not_done]
         ):

@@ -29,7 +29,7 @@ from domainbed_carft.method import (
 )
 from domainbed_carft.method.blocks import configure_blocks
 from domainbed_carft.method.clip_predictor import CLIPPredictor
-from domainbed_carft.method.lora import LoRA, merged_weights
+from domainbed_carft.method.lora import LoRA, merged_weights, scale_of
 from domainbed_carft.method.micro_batches import MicroBatch
 from domainbed_carft.method.terms import Terms
 from domainbed_carft.pictures.preprocessing import IMAGENET, Normalisation
@@ -59,9 +59,10 @@ class CLIPAlgorithm(CLIPPredictor):
         num_classes: int,
         num_domains: int,
         hparams: dict[str, Any],
+        **host_arguments: Any,
     ) -> None:
         facts = job_facts.recall(hparams)
-        super().__init__(input_shape, num_classes, num_domains, hparams)
+        super().__init__(input_shape, num_classes, num_domains, hparams, **host_arguments)
         environments = facts.data.environments
         normalisation = dataset_facts.agreed_normalisation(environments) or IMAGENET
         mean, std = normalisation
@@ -121,7 +122,7 @@ class CLIPAlgorithm(CLIPPredictor):
             self.lora = LoRA(
                 self.encoder,
                 rank=hparams["lora_rank"],
-                alpha=hparams["lora_alpha"],
+                scale=scale_of(hparams),
                 dropout=hparams["lora_dropout"],
             )
 
@@ -278,7 +279,7 @@ class CLIPAlgorithm(CLIPPredictor):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPAlgorithm:
         super()._apply(fn, recurse)
-        if hasattr(self, "optimizer"):
+        if getattr(self, "optimizer", None):  # a host may set it to None
             optimizer.fuse(self.optimizer)
         if self.predicting is not None:
             self.predicting.apply(fn)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,6 +76,15 @@ def classifier_of(algorithm: Any) -> Classifier:
     return Classifier(head.weight, head.bias, factor)
 
 
+def network_of(algorithm: Any) -> nn.Sequential:
+    """The featurizer and the classifier of ``algorithm``: from pictures to class logits (N, K)."""
+    return nn.Sequential(featurizer_of(algorithm), classifier_of(algorithm))
+
+
+# What hosts call the parts of an algorithm -> the function that makes it.
+PARTS = {"featurizer": featurizer_of, "classifier": classifier_of, "network": network_of}
+
+
 def _with_weights(module: nn.Module, prefix: str, weights: Mapping[str, Tensor]) -> Any:
     """``module``, or a copy with its ``weights`` where these are others; no tensor is copied."""
     tensors: dict[int, Tensor] = {id(buffer): buffer for buffer in module.buffers()}
@@ -92,17 +103,52 @@ def _with_weights(module: nn.Module, prefix: str, weights: Mapping[str, Tensor])
 class HostedAlgorithm(Algorithm):
     """The answers of an algorithm to its host: on its hyperparameters, and on its parts.
 
-    kebaek/DomainBed prints the parameters of ``classifier``, and T3A predicts by its own use of
-    ``featurizer`` and ``classifier``. Both are properties, so that a state dict has no more keys.
+    kebaek/DomainBed prints the parameters of ``classifier``, T3A predicts by its own use of
+    ``featurizer`` and ``classifier``, and verylarge_dropout averages ``network``. These parts are
+    made when a host asks for one, so that a state dict has no more keys. What a host assigns by
+    such a name takes its place.
     """
 
     # The hparams that weight a term of the loss; None: no terms, and the drift is not measured.
     term_weights: tuple[str, ...] | None = ()
     trains_encoder = True
     trains_head = True
+    # The scale of LoRA, for one, which was another before it could be chosen.
+    EARLIER_HPARAMS = hparams.EARLIER_VALUES
     wanted_pictures = staticmethod(job_facts.wanted_pictures)
-    featurizer = property(featurizer_of)
-    classifier = property(classifier_of)
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: Any,
+        **host_arguments: Any,
+    ) -> None:
+        """Call the host's constructor with those of these arguments that it takes.
+
+        ``host_arguments``: what a fork passes beyond upstream's four.
+        """
+        arguments = {
+            "input_shape": input_shape,
+            "num_classes": num_classes,
+            "num_domains": num_domains,
+            "hparams": hparams,
+            **host_arguments,
+        }
+        names = inspect.signature(Algorithm.__init__).parameters
+        super().__init__(**{name: arguments[name] for name in names if name in arguments})
+
+        # DomainBed-v2 sets them to None, for its subclasses to replace.
+        for name in PARTS:
+            with contextlib.suppress(AttributeError):
+                delattr(self, name)
+
+    def __getattr__(self, name: str) -> Any:
+        """A part of the algorithm, unless the host has assigned something by this name."""
+        if name in PARTS and name not in self._modules:
+            return PARTS[name](self)
+        return super().__getattr__(name)
 
     @classmethod
     def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:

@@ -194,6 +194,7 @@ HPARAMS: tuple[Hparam, ...] = (
     # Low-rank adaptation in place of training the encoder: MaxZanella/CLIP-LoRA, run_utils.py.
     kinds.count("lora_rank", kinds.by_algorithm("CLIPLoRA", 2, 0))._replace(absent=0),
     kinds.positive("lora_alpha", 1.0)._replace(absent=1.0),
+    kinds.choice("lora_scaling", "alpha/sqrt(r)", "alpha/r")._replace(absent="alpha/r"),
     Hparam(
         "lora_dropout", 0.25, lambda v: kinds.is_number(v) and v < 1, "a number in [0, 1)"
     )._replace(absent=0.25),
@@ -210,6 +211,9 @@ HPARAMS: tuple[Hparam, ...] = (
     ),
     kinds.term_weight("miro_weight", "CLIPMIRO", 1.0, -2, 0),
 )
+
+# Name -> the value that runs had in effect before there was a hyperparameter of that name.
+EARLIER_VALUES = {hparam.name: hparam.absent for hparam in HPARAMS if hparam.absent is not None}
 
 
 def has_kl(algorithm: str, kl_weight: Any) -> bool:

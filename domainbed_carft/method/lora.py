@@ -1,8 +1,9 @@
 """Low-rank adaptation (LoRA) of the image encoder's queries, keys and values.
 
-CLIP-LoRA, Zanella and Ben Ayed, arXiv 2405.18541; MaxZanella/CLIP-LoRA, loralib/layers.py and
-run_utils.py: in every block the query, key and value weights are W + (alpha / rank) B A, of which
-only A and B are trained. Dropout acts on what goes into A.
+CLIP-LoRA, Zanella and Ben Ayed, arXiv 2405.18541; MaxZanella/CLIP-LoRA at 358f0d7,
+loralib/layers.py and run_utils.py: in every block the query, key and value weights are
+W + s B A, of which only A and B are trained. The scale s is alpha / sqrt(rank) in that code, and
+alpha / rank in LoRA's (arXiv 2106.09685). Dropout acts on what goes into A.
 
 The encoder always holds the merged weights: after each step `LoRA.merge` writes them. So whatever
 reads the encoder, from predictions and averages to saved files, needs to know nothing of LoRA. Only
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 import types
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,11 +28,18 @@ from domainbed_carft.method.blocks import encoder_blocks
 PROJECTIONS = 3
 
 
+def scale_of(hparams: Mapping[str, Any]) -> float:
+    """The factor of B A by ``lora_alpha``, ``lora_rank`` and ``lora_scaling``."""
+    alpha: float = hparams["lora_alpha"]
+    rank: int = hparams["lora_rank"]
+    return alpha / rank if hparams["lora_scaling"] == "alpha/r" else alpha / math.sqrt(rank)
+
+
 class LoRALayer(nn.Module):
     """The low-rank factors of one block's stacked query, key and value weight.
 
     ``weight`` (3 E, E): the parameter that is adapted; it stays where it is and is not trained.
-    ``rank``: columns of B; ``scale``: alpha / rank; ``dropout``: its rate, in [0, 1).
+    ``rank``: columns of B; ``scale``: of B A; ``dropout``: its rate, in [0, 1).
     """
 
     original: Tensor
@@ -68,12 +77,13 @@ class LoRA(nn.Module):
     """The LoRA layers of an image encoder, of which nothing else is trained from now on.
 
     ``encoder``: a ViT of OpenAI's, open_clip's or timm's. In training mode its attention computes
-    with the factors; in eval mode with its own weights, which `merge` keeps up to date.
+    with the factors; in eval mode with its own weights, which `merge` keeps up to date. ``scale``:
+    of what the factors add to a weight.
 
     Raises CarftError for an encoder without blocks of self-attention, such as a ResNet.
     """
 
-    def __init__(self, encoder: nn.Module, rank: int, alpha: float, dropout: float) -> None:
+    def __init__(self, encoder: nn.Module, rank: int, scale: float, dropout: float) -> None:
         super().__init__()
         layers = []
         encoder.requires_grad_(False)
@@ -87,7 +97,7 @@ class LoRA(nn.Module):
                     f"with stacked queries, keys and values, such as ViT-B/16; this one's blocks "
                     f"are {type(block).__name__}s. Set it to 0"
                 )
-            layer = LoRALayer(weight, rank, alpha / rank, dropout)
+            layer = LoRALayer(weight, rank, scale, dropout)
             _compute_with(attention, layer)
             layers.append(layer)
 

@@ -77,6 +77,22 @@ def _resized(plan: PicturePlan, picture: Tensor) -> Tensor:
     return pixels[0].permute(1, 2, 0).contiguous()
 
 
+def resized_by_pillow(plan: PicturePlan, picture: Tensor) -> Tensor:
+    """A picture (H, W, 3), uint8, as a plan's square (S, S, 3) by Pillow, as its transform does.
+
+    `first_stage` resizes by torch, which differs by rounding. ``plan``: without augmentation.
+    """
+    whole = Image.fromarray(picture.numpy())
+    mode = transforms.InterpolationMode(plan.interpolation)
+    square = [plan.size, plan.size]
+    if plan.resize == "squash":
+        resized = pil_functional.resize(whole, square, mode)
+    else:
+        shortest = pil_functional.resize(whole, [plan.size], mode)
+        resized = pil_functional.center_crop(shortest, square)
+    return torch.from_numpy(np.array(resized))
+
+
 def _jittered_by_pillow(
     pixels: Tensor, ranges: tuple[Range | None, ...], order: list[int], factors: list[float]
 ) -> Tensor:

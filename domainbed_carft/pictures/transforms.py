@@ -5,10 +5,12 @@ No other module looks into the steps of a transform.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch.utils.data import Subset
 from torchvision import transforms
 
 from domainbed_carft.pictures.plan import INTERPOLATIONS, N_CHANNELS, Augmentation, PicturePlan
@@ -116,6 +118,22 @@ def plan_of(transform: Any) -> PicturePlan | None:
     if plan is None and type(transform) in (transforms.Compose, PlanTransform):
         return _recognised_plan(_steps(transform))
     return plan
+
+
+def unaugmented(dataset: Any) -> Any:
+    """A data set of pictures, or a part of one, with the test transform in place of its own.
+
+    The given one stays as it is. Where a transform has no plan, it is kept.
+    """
+    if isinstance(dataset, Subset):
+        return Subset(unaugmented(dataset.dataset), dataset.indices)
+
+    plan = plan_of(getattr(dataset, "transform", None))
+    if plan is None or not plan.draws:
+        return dataset
+    tested = copy.copy(dataset)
+    tested.transform = PlanTransform(plan.without_augmentation())
+    return tested
 
 
 def _known_plan(transform: Any) -> PicturePlan | None:

@@ -16,7 +16,7 @@ from typing import Any
 from domainbed_carft.errors import CarftError
 from domainbed_carft.plugin import foreign_jobs
 from domainbed_carft.plugin.changes import JOURNAL
-from domainbed_carft.plugin.hooked_modules import OWN_MODULES, RUNNING, warn_of_kept_names
+from domainbed_carft.plugin.hooked_modules import warn_of_kept_names
 from domainbed_carft.plugin.registry_functions import HostNames, extended_function
 
 HOST_NAMES = HostNames()
@@ -25,9 +25,6 @@ HOST_NAMES = HostNames()
 def apply(module: ModuleType) -> None:
     """Make all additions to `module`, one of domainbed's. Raises CarftError where one fails."""
     name = module.__name__
-    if any(OWN_MODULES[running] == name for running in RUNNING):
-        return
-
     try:
         for add in ADDITIONS.get(name, ()):
             add(module)

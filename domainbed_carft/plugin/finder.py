@@ -9,7 +9,13 @@ from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from types import ModuleType
 
-from domainbed_carft.plugin.hooked_modules import HOST_MODULES, OWN_MODULES, RUNNING, warn_once
+from domainbed_carft.plugin.hooked_modules import (
+    HOST_MODULES,
+    OWN_PREFIX,
+    RUNNING,
+    WAITING,
+    warn_once,
+)
 
 # Modules whose search is in progress: another hook may search as we do, and so come back to us.
 _IN_SEARCH: set[str] = set()
@@ -19,7 +25,8 @@ def extended_spec(
     hook: object, name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
     """The spec that the finders beside `hook` find, with a loader that extends the module."""
-    if name in _IN_SEARCH or name not in (*HOST_MODULES, *OWN_MODULES):
+    is_relevant = name in HOST_MODULES or name.startswith(OWN_PREFIX)
+    if name in _IN_SEARCH or not is_relevant:
         return None
 
     other_finders = [finder for finder in sys.meta_path if finder is not hook]
@@ -124,7 +131,7 @@ def _extend_when_executed(spec: ModuleSpec, hook: object) -> None:
             original(module)
             return
 
-        if name in OWN_MODULES:
+        if name not in HOST_MODULES:
             RUNNING.add(name)
         try:
             original(module)
@@ -134,23 +141,23 @@ def _extend_when_executed(spec: ModuleSpec, hook: object) -> None:
                 del loader.exec_module
 
         if hook in sys.meta_path:
-            _extend_host_of(name)
+            if name in HOST_MODULES:
+                WAITING.append(name)
+            _extend_waiting()
 
     loader.exec_module = exec_module  # type: ignore[method-assign]
 
 
-def _extend_host_of(name: str) -> None:
-    """Make the additions to domainbed's module `name`, or to the one that ours of this name needs.
+def _extend_waiting() -> None:
+    """Make the additions to the modules of domainbed that wait for them, unless ours are running.
 
     If they fail, this warns, and the host continues.
     """
-    host_name = OWN_MODULES.get(name, name)
-    if host_name not in sys.modules:
-        return
+    while WAITING and not RUNNING:
+        name = WAITING.pop(0)
+        try:
+            from domainbed_carft.plugin import additions
 
-    try:
-        from domainbed_carft.plugin import additions
-
-        additions.apply(sys.modules[host_name])
-    except Exception as error:
-        warn_once(host_name, error.__cause__ or error)
+            additions.apply(sys.modules[name])
+        except Exception as error:
+            warn_once(name, error.__cause__ or error)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import inspect
 import json
 import os
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
@@ -19,6 +20,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from domainbed_carft.errors import Problem, raise_for
+from domainbed_carft.plugin.hooked_modules import warn_of_hosts_values
 
 # How alike a key and one of ours are if a host is taken to have misspelt it, in [0, 1].
 MISSPELT = 0.85
@@ -27,22 +29,67 @@ MISSPELT = 0.85
 _host_keys = {"data_augmentation", "class_balanced"}
 
 
+# The arguments of upstream's constructor, in their order.
+UPSTREAM_ARGUMENTS = ("input_shape", "num_classes", "num_domains", "hparams")
+
+
+class StepValues(dict[str, float]):
+    """What `update` returns, with ``train_acc`` for a host that asks for it, as DomainBed-v2 does.
+
+    That is the share of the batch that is predicted right after the step. It takes a forward pass,
+    so it is measured when it is asked for, and no record of any other host has it.
+    """
+
+    def __init__(self, values: Mapping[str, float], algorithm: Any, minibatches: Any) -> None:
+        super().__init__(values)
+        self._algorithm = algorithm
+        self._minibatches = minibatches
+
+    def __missing__(self, name: str) -> float:
+        if name != "train_acc" or self._minibatches is None:
+            raise KeyError(name)
+
+        import torch
+
+        x, y = map(torch.cat, zip(*self._minibatches))
+        self._algorithm.eval()
+        with torch.no_grad():
+            is_right = self._algorithm.predict(x).argmax(1) == y
+        self._algorithm.train()
+        return is_right.float().mean().item()
+
+
 class CompletingJob:
     """Stands before an algorithm of ours in the bases of the class that a foreign host gets."""
 
-    def __init__(
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        """Build the algorithm with a host's own arguments.
+
+        Positional ones are in the order of the host's ``Algorithm``. A fork may leave out
+        ``num_domains`` and pass more than upstream, of which its ``Algorithm`` gets what it takes.
+        """
+        from domainbed import algorithms
+
+        names: Sequence[str] = [*inspect.signature(algorithms.Algorithm.__init__).parameters][1:]
+        if "hparams" not in names:
+            names = UPSTREAM_ARGUMENTS
+        self._build_in_host(**dict(zip(names, args)), **keywords)
+
+    def _build_in_host(
         self,
         input_shape: Sequence[int],
         num_classes: int,
-        num_domains: int,
         hparams: MutableMapping[str, Any],
+        num_domains: int = 1,
+        **host_arguments: Any,
     ) -> None:
         """Complete ``hparams`` in place, then build the algorithm.
 
-        Raises CarftError for hparams that are unknown, missing or invalid, and for what this host
-        cannot do; all problems come at once.
+        Raises CarftError for hparams that are unknown or invalid, and for what this host cannot do;
+        all problems come at once.
         """
         algorithm: Any = type(self)
+        add_missing_hparams(hparams, algorithm.__name__)
         raise_for(job_problems(input_shape, hparams, algorithm.__name__))
 
         complete = algorithm.resolve_hparams(input_shape, num_classes, hparams, planned_steps())
@@ -50,7 +97,15 @@ class CompletingJob:
             if hparams[name] != value:
                 hparams[name] = value
         build: Any = super().__init__
-        build(input_shape, num_classes, num_domains, hparams)
+        build(input_shape, num_classes, num_domains, hparams, **host_arguments)
+
+    def update(self, minibatches: Any = None, *args: Any, **keywords: Any) -> StepValues:
+        """Take a training step, as `CLIPAlgorithm.update` does."""
+        algorithm: Any = super()
+        return StepValues(algorithm.update(minibatches, *args, **keywords), self, minibatches)
+
+    def scheduler_step(self) -> None:
+        """Do nothing: `update` has stepped the schedule. DomainBed-v2 calls it once an epoch."""
 
 
 @functools.cache
@@ -61,6 +116,35 @@ def completing(algorithm: type[Any], module: str) -> type[Any]:
     """
     namespace = {"__module__": module, "__doc__": algorithm.__doc__}
     return type(algorithm.__name__, (CompletingJob, algorithm), namespace)
+
+
+def add_missing_hparams(hparams: MutableMapping[str, Any], algorithm: str) -> None:
+    """Put the defaults of those of our hparams that the host has left out into ``hparams``.
+
+    A fork's own entry point may replace the functions of `hparams_registry` (AISG's ``dwa_train``).
+    What the host gives by one of our names, such as ``lr``, stays; a warning says so where it is
+    not our default.
+    """
+    from domainbed_carft.method.hparams import overlay
+
+    values = dict(hparams)
+    dataset = _parse_command_line().dataset or ""
+    pairs = overlay(algorithm, dataset, 0, values.get("clip_backbone", ""))
+    defaults = {name: default for name, (default, _) in pairs.items()}
+    missing = {name: default for name, default in defaults.items() if name not in values}
+    if not missing:
+        return
+
+    for name, default in missing.items():
+        hparams[name] = default
+    by_hand = hparams_by_hand()
+    kept = [
+        f"{name} is {values[name]!r} (by default {default!r})"
+        for name, default in defaults.items()
+        if name in values and name not in by_hand and values[name] != default
+    ]
+    if kept:
+        warn_of_hosts_values(algorithm, kept)
 
 
 def job_problems(

@@ -20,12 +20,13 @@ HOST_MODULES = (
     "domainbed.command_launchers",
 )
 
-# Our module that imports one of domainbed's at its top. Where ours is imported first, there is
-# nothing to add yet when the host's is through; its turn comes again once ours is.
-OWN_MODULES = {"domainbed_carft.method.algorithms": "domainbed.algorithms"}
+# Our modules some of which import one of domainbed's at their top, and each other.
+OWN_PREFIX = "domainbed_carft.method."
 
-# Those of OWN_MODULES that are being executed just now.
+# Those of ours that are being executed just now, and the host's modules that were through
+# meanwhile. Nothing can be added to these yet; their turn comes once ours are through.
 RUNNING: set[str] = set()
+WAITING: list[str] = []
 
 # What this process could not extend first; it warns of nothing more.
 _failures: list[str] = []
@@ -58,6 +59,14 @@ def warn_of_hparams_to_add(hparams: str) -> None:
     _warn(
         "this DomainBed's defaults cannot see that clip_backbone is 'tiny': its learning rate and "
         f"batch are those of a larger CLIP. Run with --hparams {shlex.quote(hparams)}"
+    )
+
+
+def warn_of_hosts_values(algorithm: str, values: Sequence[str]) -> None:
+    """Warn, once a process, that a job has ``values`` of its host in place of our defaults."""
+    _warn(
+        f"this DomainBed's registry does not know {algorithm}, so the job has the host's values: "
+        f"{', '.join(values)}. Set them with --hparams"
     )
 
 

@@ -1,1 +1,9 @@
 """``carft report``: the results of a sweep as one page and its figures."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from domainbed_carft import imported_attribute
+
+__getattr__ = partial(imported_attribute, __name__)

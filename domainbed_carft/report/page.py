@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordWarning, Run, describe_warnings
+from domainbed_carft.paths import AnyPath, as_path, as_paths, as_text
 from domainbed_carft.report import output_folder, page_tables, provenance, summary
 from domainbed_carft.report.legend import make_legend
 from domainbed_carft.report.sections import SectionMaker, unique_names
@@ -74,8 +75,8 @@ DEFAULT_TABLES = PageTables()
 
 
 def write_report(
-    folders: Sequence[Path],
-    output: Path,
+    folders: AnyPath | Iterable[AnyPath],
+    output: AnyPath,
     *,
     methods: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
@@ -83,19 +84,22 @@ def write_report(
     pair: Sequence[str] | None = None,
     tables: PageTables = DEFAULT_TABLES,
     n_examples: int = 4,
-    data_dir: str | None = None,
+    data_dir: AnyPath | None = None,
 ) -> Report:
     """Write the report on sweeps in ``folders`` into the folder ``output``, as ``carft report``.
 
-    ``methods``: of selection, by default those that the sweeps name; the figures show the first.
-    ``ignored``: parts of a setting that may differ between runs that are averaged.
-    ``single_source``: as of `collect`. ``pair``: the algorithms to compare, by default PAIR if both
-    have jobs; ``tables``: which tables there are; ``n_examples``: pictures per environment, of each
-    direction, 0 for none; ``data_dir``: where the data is now.
+    ``folders``: one output folder of a sweep, or several. ``methods``: of selection, by default
+    those that the sweeps name; the figures show the first. ``ignored``: parts of a setting that may
+    differ between runs that are averaged. ``single_source``: as of `collect`. ``pair``: the
+    algorithms to compare, by default PAIR if both have jobs; ``tables``: which tables there are;
+    ``n_examples``: pictures per environment, of each direction, 0 for none; ``data_dir``: where the
+    data is now.
 
     Raises CarftError if ``output`` has other files, if there is no record, if a method or an
     algorithm of ``pair`` has no jobs, or if a job was run twice with different records.
     """
+    folders = as_paths(folders)
+    output = as_path(output)
     output_folder.require_place(output)  # before anything takes time
     results = collect_for_page(
         folders,
@@ -105,7 +109,7 @@ def write_report(
         pair=pair,
         tables=tables,
     )
-    content = build(results, n_examples=n_examples, data_dir=data_dir)
+    content = build(results, n_examples=n_examples, data_dir=as_text(data_dir))
     content["sweeps"] = provenance.sweeps(folders)
     return Report(
         index=output_folder.write(output, content),

@@ -9,7 +9,6 @@ from domainbed_carft.results import (
     choices,
     document,
     measures,
-    paired,
     power,
     published,
     ranking,
@@ -63,16 +62,10 @@ def grids_below(table: Table, all_tables: Sequence[Table]) -> list[Grid]:
 
 def grids_of_comparisons(results: Results, method: str) -> list[Grid]:
     """The tables of paired differences by ``method``: of the pair, against one, and power."""
-    differences = [entry for entry in results.differences if entry["selection"] == method]
+    differences = [entry for entry in results.differences if entry.selection == method]
     against = [entry for entry in results.comparisons_against if entry.selection == method]
     powers = [entry for entry in results.powers if entry.selection == method]
-
-    grids = [paired.grid(differences)] if differences else []
-    if against:
-        grids += against_one.grids(against)
-    if powers:
-        grids += power.grids(powers)
-    return grids
+    return [*against_one.grids(differences), *against_one.grids(against), *power.grids(powers)]
 
 
 def grids_of_published(results: Results, method: str) -> list[Grid]:
@@ -100,8 +93,8 @@ def captions(results: Results) -> dict[str, Sequence[str]]:
     if results.suite_scores:
         table_captions.append(suites.caption(error))
 
-    comparison_captions = [paired.CAPTION] if results.differences else []
-    if results.comparisons_against:
+    comparison_captions: list[str] = []
+    if results.differences or results.comparisons_against:
         comparison_captions += against_one.CAPTION
     if results.powers:
         comparison_captions += power.CAPTION

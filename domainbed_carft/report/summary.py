@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import paired, ranking, selection
+from domainbed_carft.results import against_one, ranking, selection
+from domainbed_carft.results.against_one import Comparison
 from domainbed_carft.results.collect import Results
 from domainbed_carft.results.tables import Row, Table
-from domainbed_carft.text import quantity
 
 
 def headline(results: Results, method: str, setting: str) -> list[str]:
@@ -27,15 +26,17 @@ def headline(results: Results, method: str, setting: str) -> list[str]:
     of_datasets = [table for table in tables if not table.averages]
     # Of several data sets the averages say it, if all are complete.
     of_setting = averages if len(of_datasets) > 1 else of_datasets
-    differences = [
-        entry
+    of_unit = {
+        entry.unit: entry
         for entry in results.differences
-        if (entry["selection"], entry["setting"]) == (method, setting)
-    ]
-    return [
-        *(_sentence_on_pair(entry, of_setting) for entry in differences),
-        *(sentence for table in of_setting for sentence in findings(table)),
-    ]
+        if (entry.selection, entry.setting) == (method, setting)
+    }
+    sentences = []
+    if of_unit:
+        by_environment = of_unit[against_one.ENVIRONMENT]
+        sentences.append(_sentence_on_difference(by_environment, of_setting))
+        sentences.append(_sentences_on_intervals(by_environment, of_unit[against_one.PAIR]))
+    return [*sentences, *(text for table in of_setting for text in findings(table))]
 
 
 def findings(table: Table) -> list[str]:
@@ -60,26 +61,38 @@ def _has_average(table: Table) -> bool:
     return any(row.average is not None for row in table.rows)
 
 
-def _sentence_on_pair(entry: Mapping[str, Any], tables: Sequence[Table]) -> str:
-    """By how much one algorithm is better than another, and how sure that is."""
-    first = entry["a"]
-    second = entry["b"]
-    difference = entry["mean_difference"]
-    side = "more" if difference >= 0 else "less"
+def _sentence_on_difference(entry: Comparison, tables: Sequence[Table]) -> str:
+    """By how much one algorithm is better than another, on average over the environments."""
+    side = "more" if entry.mean_difference >= 0 else "less"
     text = (
-        f"{first} is {abs(difference):.1f} points {side} accurate than {second} on environments "
-        "left out of training"
+        f"{entry.algorithm} is {abs(entry.mean_difference):.1f} points {side} accurate than "
+        f"{entry.against} on environments left out of training"
     )
 
     averages = {row.algorithm: row.average for table in tables for row in table.rows}
-    if averages.get(first) is not None and averages.get(second) is not None:
-        text += f": {averages[first]:.1f}% against {averages[second]:.1f}%"
-    if entry["low"] is None:
-        return f"{text}, over {quantity(entry['pairs'], 'pair')}."
+    first = averages.get(entry.algorithm)
+    second = averages.get(entry.against)
+    if first is not None and second is not None:
+        text += f": {first:.1f}% against {second:.1f}%"
+    return f"{text}."
 
-    interval = f"{paired.LEVEL}% interval {entry['low']:+.1f} to {entry['high']:+.1f}"
-    includes_0 = " includes 0" if entry["low"] <= 0 <= entry["high"] else ""
-    return f"{text} ({interval}{includes_0}, {quantity(entry['pairs'], 'pair')})."
+
+def _sentences_on_intervals(by_environment: Comparison, by_pair: Comparison) -> str:
+    """How sure the difference is, by environments, and how sure it seems by pairs."""
+    interval = f"{against_one.LEVEL}% interval"
+    count = by_environment.n
+    text = f"With one environment there is no {interval} over environments."
+    if by_environment.low is not None:
+        includes_0 = "" if by_environment.is_clear else ", which includes 0"
+        values = by_environment.interval_text(digits=1)
+        text = f"Its {interval} over {count} environments is {values}{includes_0}."
+
+    if by_pair.n > count:
+        text += (
+            f" Over {by_pair.n} pairs of runs it is {by_pair.interval_text(digits=1)}, which is "
+            "optimistic: pairs of an environment share test pictures."
+        )
+    return text
 
 
 def _sentence_on_best(table: Table) -> str:

@@ -1,1 +1,9 @@
 """Tables from the records of sweeps: ``carft collect`` and ``carft top``. No torch."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from domainbed_carft import imported_attribute
+
+__getattr__ = partial(imported_attribute, __name__)

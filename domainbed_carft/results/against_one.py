@@ -1,4 +1,4 @@
-"""Every algorithm against one of them: paired differences, with intervals and p-values."""
+"""Algorithms against one of them: paired differences, with intervals and p-values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError
 from domainbed_carft.results import order, selection, sign_flips
 from domainbed_carft.results.cells import sample_error, student_interval
 from domainbed_carft.results.document import Grid
@@ -20,6 +19,7 @@ ACCURACY = "accuracy"
 IN_DOMAIN = "in-domain"
 ENVIRONMENT = "environment"
 PAIR = "pair"
+UNITS = (ENVIRONMENT, PAIR)
 
 LEVEL = 95
 FEWEST_PAIRS = 5
@@ -30,7 +30,7 @@ _TIE = 1e-9  # points, by which a mean of equal accuracies may differ from 0
 
 _UNIT_TITLES = {
     ENVIRONMENT: "unit: environment, its mean over trials",
-    PAIR: "unit: pair, so p-values are optimistic",
+    PAIR: "unit: pair, so intervals and p-values are optimistic",
 }
 _MEASURE_TITLES = {ACCURACY: "", IN_DOMAIN: "in-domain accuracy"}
 
@@ -56,7 +56,8 @@ class Comparison:
     """One algorithm minus another, by one selection method in one group of runs.
 
     ``measure``: ACCURACY, that of the tables, or IN_DOMAIN, that on the environments trained on.
-    ``unit``: of the ``n`` differences, ENVIRONMENT or PAIR; ``pairs``: how many pairs there are.
+    ``unit``: of the ``n`` differences, ENVIRONMENT or PAIR; ``pairs``, ``environments``: how many
+    of these there are.
     Differences, error and interval are in points; error and interval are None for a single
     difference, p-values below FEWEST_PAIRS pairs; ``p_holm`` is corrected for the algorithms of one
     comparison.
@@ -80,43 +81,66 @@ class Comparison:
     p: float | None
     p_holm: float | None
     smallest_p: float
+    environments: int
 
     def as_dict(self) -> dict[str, Any]:
         """An entry for JSON and CSV."""
         return asdict(self)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+    def interval_text(self, digits: int) -> str:
+        """The interval with so many digits after the point, or why there is none."""
+        if self.low is None:
+            return f"none (one {self.unit})"
+        return f"{self.low:+.{digits}f} to {self.high:+.{digits}f}"
 
 
 def compare(
     groups: Sequence[Group],
     methods: Sequence[str],
     against: str,
+    *,
+    algorithm: str | None = None,
     measures: Sequence[str] = (ACCURACY,),
 ) -> list[Comparison]:
     """Every other algorithm minus ``against``, for each group, method, measure and unit.
 
-    Algorithms come in the order of the tables. Raises CarftError, which names the algorithms, if no
-    other shares a pair with ``against``.
+    Algorithms come in the order of the tables. Only those that share a pair with ``against``, and
+    with ``algorithm`` only this one.
     """
     comparisons = []
     for group, method, measure in itertools.product(groups, methods, measures):
         differences = differences_by_algorithm(group, method, against, measure)
-        for unit in (ENVIRONMENT, PAIR):
+        if algorithm:
+            differences = {name: differences[name] for name in differences if name == algorithm}
+        for unit in UNITS:
             of_unit = [
-                _comparison(group.title, method, measure, unit, name, against, pairs)
+                comparison_of(
+                    pairs,
+                    unit,
+                    algorithm=name,
+                    against=against,
+                    setting=group.title,
+                    method=method,
+                    measure=measure,
+                )
                 for name, pairs in differences.items()
             ]
             comparisons += _with_holm(of_unit)
-
-    if not comparisons:
-        names = order.ordered_algorithms(
-            (run.algorithm for group in groups for run in group.runs),
-            (name for group in groups for name in group.declared),
-        )
-        raise CarftError(
-            f"--against {against}: no other algorithm shares a (data set, environment, trial) with "
-            f"it; expected one of {', '.join(names)}"
-        )
     return comparisons
+
+
+def available_algorithms(groups: Sequence[Group]) -> str:
+    """The algorithms that have runs, for messages."""
+    names = order.ordered_algorithms(
+        (run.algorithm for group in groups for run in group.runs),
+        (name for group in groups for name in group.declared),
+    )
+    return ", ".join(names)
 
 
 def differences_by_algorithm(
@@ -164,16 +188,20 @@ def standard_error(values: Sequence[float]) -> float | None:
     return sample_error(np.asarray(values)) if len(values) > 1 else None
 
 
-def _comparison(
+def comparison_of(
+    differences: Mapping[PairKey, float],
+    unit: str,
+    *,
+    algorithm: str,
+    against: str,
     setting: str,
     method: str,
     measure: str,
-    unit: str,
-    algorithm: str,
-    against: str,
-    differences: Mapping[PairKey, float],
 ) -> Comparison:
-    """The comparison of one algorithm, its p-value not yet corrected."""
+    """The comparison of one algorithm, from its differences by pair, its p-value not corrected.
+
+    ``method``: of selection.
+    """
     values = unit_means(differences, unit)
     low, high = student_interval(values, LEVEL)
     return Comparison(
@@ -195,6 +223,7 @@ def _comparison(
         p=sign_flips.p_value(values) if len(differences) >= FEWEST_PAIRS else None,
         p_holm=None,
         smallest_p=sign_flips.smallest_p(len(values)),
+        environments=len({(dataset, target) for dataset, target, _ in differences}),
     )
 
 
@@ -230,15 +259,10 @@ def _grid(comparisons: Sequence[Comparison]) -> Grid:
 
 
 def _row(entry: Comparison) -> list[str]:
-    error = "-"
-    interval = "none (one unit)"
-    if entry.standard_error is not None:
-        error = f"{entry.standard_error:.2f}"
-        interval = f"{entry.low:+.2f} to {entry.high:+.2f}"
-
+    error = "-" if entry.standard_error is None else f"{entry.standard_error:.2f}"
     counts = [str(count) for count in (entry.wins, entry.losses, entry.ties, entry.n)]
     p_values = [p_text(p) for p in (entry.p, entry.p_holm, entry.smallest_p)]
-    difference = [f"{entry.mean_difference:+.2f}", error, interval]
+    difference = [f"{entry.mean_difference:+.2f}", error, entry.interval_text(digits=2)]
     return [entry.algorithm, *difference, *counts, *p_values]
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordWarning
+from domainbed_carft.paths import AnyPath
 from domainbed_carft.results import (
     against_one,
     divisions,
-    paired,
     published,
     suites,
     table_options,
@@ -49,9 +48,9 @@ class Results:
     its tables, of each selection method one a data set, then that of the averages.
     ``suite_scores``: accuracies on whole test sets. ``comparisons``: for each group its accuracies
     beside published ones, if these were asked for. ``pair``: the two algorithms to compare, if any;
-    ``differences``: between these, an entry for each group and method. ``comparisons_against``:
-    every algorithm against one, and ``powers``: what a difference from it needs to be found, if
-    these were asked for. ``document``: all of these as words, and as entries for JSON.
+    ``differences``: between these, for each group, method and unit. ``comparisons_against``: every
+    algorithm against one, and ``powers``: what a difference from it needs to be found, if these
+    were asked for. ``document``: all of these as words, and as entries for JSON.
     ``tables_of_sources``: where several targets were left out together, the tables of all sources,
     in which those of the groups stand side by side.
     """
@@ -62,7 +61,7 @@ class Results:
     suite_scores: Sequence[Scores]
     comparisons: Sequence[GroupComparison]
     pair: tuple[str, str] | None
-    differences: Sequence[dict[str, Any]]
+    differences: Sequence[Comparison]
     comparisons_against: Sequence[Comparison]
     powers: Sequence[Power]
     document: Document
@@ -153,7 +152,7 @@ class Results:
 
 
 def collect(
-    folders: Path | str | Iterable[Path | str],
+    folders: AnyPath | Iterable[AnyPath],
     *,
     methods: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
@@ -190,11 +189,7 @@ def collect(
     if power is not None:
         power_of_tests.require_difference(power, against)
 
-    if isinstance(folders, (str, os.PathLike)):
-        folders = [folders]
-    collection = collecting.gather(
-        list(folders), methods, ignored, single_source=single_source, by=by
-    )
+    collection = collecting.gather(folders, methods, ignored, single_source=single_source, by=by)
 
     results = build(
         collection,
@@ -205,7 +200,11 @@ def collect(
         power_difference=power,
     )
     if pair and not results.differences:
-        raise paired.no_shared_trial(collection.groups, collection.methods, *pair)
+        raise CarftError(
+            f"{pair[0]} and {pair[1]} share no (data set, environment, trial) under the same "
+            f"settings by {', '.join(collection.methods)}; expected two different algorithms of "
+            f"{against_one.available_algorithms(collection.groups)}"
+        )
     return results
 
 
@@ -280,20 +279,32 @@ def _compare_published(
     ]
 
 
-def _compare_pair(collection: Collection, pair: tuple[str, str]) -> list[dict[str, Any]]:
-    """The differences between two algorithms, an entry for each group and selection method."""
+def _compare_pair(collection: Collection, pair: tuple[str, str]) -> list[Comparison]:
+    """The first algorithm of a pair minus the second."""
     first, second = pair
-    return paired.compare(collection.groups, collection.methods, first, second)
+    return against_one.compare(collection.groups, collection.methods, second, algorithm=first)
 
 
 def _compare_against(
     collection: Collection, against: str, options: TableOptions
 ) -> list[Comparison]:
-    """Every algorithm against one, in-domain, too, if the tables show that."""
+    """Every algorithm against one, in-domain, too, if the tables show that.
+
+    Raises CarftError, which names the algorithms, if no other shares a pair with it.
+    """
     tested = [against_one.ACCURACY]
     if against_one.IN_DOMAIN in options.columns:
         tested.append(against_one.IN_DOMAIN)
-    return against_one.compare(collection.groups, collection.methods, against, measures=tested)
+    comparisons = against_one.compare(
+        collection.groups, collection.methods, against, measures=tested
+    )
+
+    if not comparisons:
+        raise CarftError(
+            f"--against {against}: no other algorithm shares a (data set, environment, trial) with "
+            f"it; expected one of {against_one.available_algorithms(collection.groups)}"
+        )
+    return comparisons
 
 
 def _powers(collection: Collection, against: str, difference: float | None) -> list[Power]:

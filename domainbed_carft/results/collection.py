@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import RecordWarning, Run, RunsAndWarnings
 from domainbed_carft.jobs.setting import KINDS
+from domainbed_carft.paths import AnyPath, as_paths
 from domainbed_carft.results import joint_rows, roles, selection, settings
 from domainbed_carft.results.joint_rows import JointRow, JointRows
 from domainbed_carft.results.settings import Group
@@ -40,14 +41,14 @@ class Collection(NamedTuple):
 
 
 def gather(
-    folders: Sequence[Path | str],
+    folders: AnyPath | Iterable[AnyPath],
     methods: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
     *,
     single_source: bool = False,
     by: Sequence[str] = (),
 ) -> Collection:
-    """Read ``folders``, group runs of the same setting, count each job once.
+    """Read one or several ``folders``, group runs of the same setting, count each job once.
 
     ``methods``: None for those that the sweeps' manifests name, else those that have jobs.
     ``single_source``: take jobs that leave out all environments but one for jobs with a single
@@ -61,6 +62,7 @@ def gather(
         if name not in KINDS:
             raise CarftError(text.unknown("part of a setting", name, KINDS))
 
+    folders = as_paths(folders)
     runs, warnings = _read_runs(folders)
     sweeps = [_read_manifest(folder, warnings) for folder in folders]
     sweeps = roles.assign_to_planned(sweeps, single_source)
@@ -96,7 +98,7 @@ def gather(
     )
 
 
-def _read_runs(folders: Sequence[Path | str]) -> RunsAndWarnings:
+def _read_runs(folders: Sequence[Path]) -> RunsAndWarnings:
     """The runs in the folders; raises CarftError, with the warnings, if there are none."""
     found = records.read(folders)
     if not found.runs:
@@ -132,10 +134,10 @@ def _number_left_out(job: Job) -> int:
     return 1 if job.role.leaves_out_together else len(job.args["test_envs"])
 
 
-def _read_manifest(folder: Path | str, warnings: list[RecordWarning]) -> Sweep:
+def _read_manifest(folder: Path, warnings: list[RecordWarning]) -> Sweep:
     """The manifest of ``folder``; an empty one if there is none, or, with a warning, if broken."""
     try:
-        return manifest.read(Path(folder)) or Sweep(())
+        return manifest.read(folder) or Sweep(())
     except CarftError as error:
         text = f"{error}. Until then the expected jobs are inferred from the records"
         warnings.append(RecordWarning("unreadable", str(folder), text))

@@ -10,7 +10,6 @@ from domainbed_carft.results import (
     choices,
     document,
     measures,
-    paired,
     power,
     published,
     suites,
@@ -34,7 +33,7 @@ def make_document(
     tables_of_sources: Sequence[Table],
     scores: Sequence[Scores],
     published_comparisons: Sequence[GroupComparison] | None,
-    differences: list[dict[str, Any]],
+    differences: Sequence[Comparison],
     comparisons_against: Sequence[Comparison],
     powers: Sequence[Power],
 ) -> Document:
@@ -133,19 +132,21 @@ class _DocumentMaker:
             "figures": published.figures(methods),
         }
 
-    def add_differences(self, differences: list[dict[str, Any]]) -> None:
-        """Add the table of two algorithms' differences."""
-        self._csv_rows = differences
-        self._sections["paired"] = differences
-        self._grids.append(paired.grid(differences))
-        self._caption.append(paired.CAPTION)
+    def add_differences(self, differences: Sequence[Comparison]) -> None:
+        """Add the tables of two algorithms' differences."""
+        self._csv_rows = [_paired_entry(entry) for entry in differences]
+        self._sections["paired"] = self._csv_rows
+        self._add_comparisons(differences)
 
     def add_against(self, comparisons: Sequence[Comparison]) -> None:
         """Add the tables of every algorithm's differences from one of them."""
         self._csv_rows = [entry.as_dict() for entry in comparisons]
         self._sections["against"] = self._csv_rows
+        self._add_comparisons(comparisons)
+
+    def _add_comparisons(self, comparisons: Sequence[Comparison]) -> None:
         self._grids += against_one.grids(comparisons)
-        self._caption += against_one.CAPTION
+        self._caption += [text for text in against_one.CAPTION if text not in self._caption]
 
     def add_power(self, powers: Sequence[Power]) -> None:
         """Add the tables of how many trials a difference needs."""
@@ -163,6 +164,12 @@ class _DocumentMaker:
             records=self._csv_rows,
             legend=[text for text in self._caption if text not in self._remarks],
         )
+
+
+def _paired_entry(entry: Comparison) -> dict[str, Any]:
+    """A comparison for JSON and CSV, with the keys that ``--paired`` has had since 0.1.0."""
+    names = {"a": entry.algorithm, "b": entry.against, "targets": entry.environments}
+    return names | entry.as_dict()
 
 
 def _summary(collection: Collection, all_tables: Sequence[Table]) -> dict[str, Any]:

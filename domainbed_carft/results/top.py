@@ -7,12 +7,12 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import overrides
 from domainbed_carft.jobs.records import RecordWarning
+from domainbed_carft.paths import AnyPath
 from domainbed_carft.results import collection as collecting
 from domainbed_carft.results import order, selection
 from domainbed_carft.results.collection import Collection
@@ -74,7 +74,7 @@ class Top:
 
 
 def top(
-    folders: Sequence[Path | str],
+    folders: AnyPath | Iterable[AnyPath],
     *,
     methods: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
@@ -85,9 +85,9 @@ def top(
 ) -> Top:
     """The best hyperparameters of each trial in the records of sweeps, as of ``carft top``.
 
-    ``methods``, ``ignored`` and ``single_source``: as for `collect`. ``dataset``, ``algorithm`` and
-    ``test_env`` leave only the entries with these values. Raises CarftError if no entry has one of
-    them, or none is by one of ``methods``, and for what `collect` does.
+    ``folders``, ``methods``, ``ignored`` and ``single_source``: as for `collect`. ``dataset``,
+    ``algorithm`` and ``test_env`` leave only the entries with these values. Raises CarftError if no
+    entry has one of them, or none is by one of ``methods``, and for what `collect` does.
     """
     collection = collecting.gather(folders, methods, ignored, single_source=single_source)
     entries = list(best_hparams(collection))

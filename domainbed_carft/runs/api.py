@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
+from domainbed_carft.paths import AnyPath, as_path, as_text
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.runs import evaluate as evaluating
 from domainbed_carft.runs import export as exporting
@@ -24,6 +23,7 @@ from domainbed_carft.runs.loaded_run import (
     AnyRun,
     Run,
     loaded_run,
+    loaded_runs,
     options_for,
     options_of,
 )
@@ -42,7 +42,7 @@ from domainbed_carft.runs.wise_ft import WiseFT
 def evaluate(
     run: AnyRun,
     suite: str | None = None,
-    data_dir: str | None = None,
+    data_dir: AnyPath | None = None,
     device: str | None = None,
     *,
     batch_size: int = BATCH_SIZE,
@@ -70,11 +70,14 @@ def evaluate(
     >>> evaluation.as_dict()["splits"][0]["pictures"] == evaluation.splits[0].counts.count
     True
     """
-    if not isinstance(run, Run) and is_sweep_folder(Path(run)):
+    if not isinstance(run, Run) and is_sweep_folder(as_path(run)):
         options_of_flags = SweepOptions(
-            device=device, batch_size=batch_size, workers=workers, data_dir=data_dir
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            data_dir=as_text(data_dir),
         )
-        return evaluate_sweep(Path(run), sweep_options or options_of_flags)
+        return evaluate_sweep(as_path(run), sweep_options or options_of_flags)
 
     loaded = loaded_run(run, device)
     options = options_for(loaded, data_dir, batch_size, workers)
@@ -88,10 +91,10 @@ def wise_ft(
     alphas: Iterable[float] = DEFAULT_ALPHAS,
     *,
     suite: str | None = None,
-    data_dir: str | None = None,
+    data_dir: AnyPath | None = None,
     device: str | None = None,
-    original: str | None = None,
-    output: str | os.PathLike[str] | None = None,
+    original: AnyPath | None = None,
+    output: AnyPath | None = None,
     save: Sequence[float] = (),
     layers: str = UNIFORM,
     batch_size: int = BATCH_SIZE,
@@ -121,20 +124,20 @@ def wise_ft(
         alphas,
         options_for(loaded, data_dir, batch_size, workers),
         suite=suite,
-        original=original,
-        folder=Path(output) if output is not None else None,
+        original=as_text(original),
+        folder=as_path(output) if output is not None else None,
         saved_alphas=save,
         layers=layers,
     )
 
 
 def soup(
-    runs: Sequence[AnyRun],
+    runs: AnyRun | Iterable[AnyRun],
     *,
     suite: str | None = None,
-    data_dir: str | None = None,
+    data_dir: AnyPath | None = None,
     device: str | None = None,
-    output: str | os.PathLike[str] | None = None,
+    output: AnyPath | None = None,
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
 ) -> Soups:
@@ -152,23 +155,23 @@ def soup(
     >>> soups.greedy.accuracies.in_domain >= soups.uniform.members[0].validation
     True
     """
-    loaded_runs = [loaded_run(run, device) for run in runs]
+    opened_runs = loaded_runs(runs, device)
     return souping.soup(
-        [run.trained for run in loaded_runs],
-        options_of(loaded_runs, device, data_dir, batch_size, workers),
+        [run.trained for run in opened_runs],
+        options_of(opened_runs, device, data_dir, batch_size, workers),
         suite=suite,
-        folder=Path(output) if output is not None else None,
+        folder=as_path(output) if output is not None else None,
     )
 
 
 def model_stock(
-    runs: Sequence[AnyRun],
+    runs: AnyRun | Iterable[AnyRun],
     *,
     suite: str | None = None,
-    data_dir: str | None = None,
+    data_dir: AnyPath | None = None,
     device: str | None = None,
-    original: str | None = None,
-    output: str | os.PathLike[str] | None = None,
+    original: AnyPath | None = None,
+    output: AnyPath | None = None,
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
 ) -> ModelStock:
@@ -184,21 +187,21 @@ def model_stock(
     >>> all(0 <= ratio <= 1 for ratio in stock.ratios.values())
     True
     """
-    loaded_runs = [loaded_run(run, device) for run in runs]
+    opened_runs = loaded_runs(runs, device)
     return stocking.model_stock(
-        [run.trained for run in loaded_runs],
-        options_of(loaded_runs, device, data_dir, batch_size, workers),
-        original=original,
+        [run.trained for run in opened_runs],
+        options_of(opened_runs, device, data_dir, batch_size, workers),
+        original=as_text(original),
         suite=suite,
-        folder=Path(output) if output is not None else None,
+        folder=as_path(output) if output is not None else None,
     )
 
 
 def export(
     run: AnyRun,
-    path: str | os.PathLike[str],
+    path: AnyPath,
     *,
-    original: str | None = None,
+    original: AnyPath | None = None,
     half: bool = False,
     force: bool = False,
 ) -> ExportedFiles:
@@ -217,8 +220,8 @@ def export(
     """
     return exporting.export(
         loaded_run(run, "cpu" if not isinstance(run, Run) else None).trained,
-        Path(path),
-        original=original,
+        as_path(path),
+        original=as_text(original),
         half=half,
         force=force,
     )

@@ -1,8 +1,8 @@
 """The weights between the original CLIP and a run, in one copy of the model.
 
 Wortsman et al., "Robust fine-tuning of zero-shot models", arXiv 2109.01903: (1 - alpha) times the
-zero-shot weights plus alpha times the fine-tuned ones, encoder and head. With linear layers alpha
-is the share of the first block only; see `layer_shares`.
+zero-shot weights plus alpha times the fine-tuned ones, encoder and head. With linear layers the
+share grows from alpha in the first block to 1 in the last; see `layer_shares`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,6 @@ class Interpolation:
     ) -> None:
         _require_fit(run, layers)
         encoder_depths = layer_shares.depths(run.algorithm.encoder, layers)
-        head_depth = 1.0 if layers == layer_shares.LINEAR else 0.0
         weights_of_original = original_weights(run, original)
         self.algorithm = run.algorithm.to(device)
 
@@ -69,7 +68,7 @@ class Interpolation:
                 current=state[name],
                 tuned=state[name].clone(),
                 original=weights.to(device),
-                depth=encoder_depths.get(name.removeprefix("encoder."), head_depth),
+                depth=encoder_depths.get(name.removeprefix("encoder."), 0.0),  # of the head 0
             )
             for name, weights in weights_of_original.items()
             if weights.is_floating_point() and not torch.equal(state[name].cpu(), weights)

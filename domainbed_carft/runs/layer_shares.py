@@ -1,8 +1,9 @@
 """How far each layer moves from the original CLIP to a run: all layers alike, or late ones further.
 
-LiNeS, Wang et al., arXiv 2410.17146: the early blocks keep what pre-training has taught them, the
-last ones what fine-tuning has. Its scale of block l of L is a + b (l - 1) / (L - 1); here a + b is
-1, so that the last block is the run's, and a is the alpha of WiSE-FT.
+LiNeS, Wang et al., arXiv 2410.17146; wang-kee/LiNeS at 43a7bdd, src/eval/eval.py: the early blocks
+keep what pre-training has taught them, the last ones what fine-tuning has. Its scale of block l of
+L is a + b (l - 1) / (L - 1), and a outside of the blocks. Here a + b is 1, so that the last block
+is the run's, and a is the alpha of WiSE-FT.
 """
 
 from __future__ import annotations
@@ -16,25 +17,13 @@ UNIFORM = "uniform"
 LINEAR = "linear"
 LAYERS = (UNIFORM, LINEAR)
 
-# What comes after an encoder's last block, in OpenAI's models and in timm's.
-_AFTER_BLOCKS = (
-    "ln_post.",
-    "proj",
-    "attnpool.",
-    "trunk.norm.",
-    "trunk.fc_norm.",
-    "trunk.attn_pool.",
-    "trunk.head",
-    "head.",
-)
-
 
 def depths(encoder: nn.Module, layers: str) -> dict[str, float]:
     """The depth of each tensor of ``encoder``: 0 moves by alpha alone, 1 all the way to the run.
 
-    ``layers`` is one of LAYERS. Uniform layers have depth 0. Of linear ones the first block and the
-    embeddings before it have depth 0, the last block and all after it have depth 1, and the blocks
-    between grow linearly. The keys are those of the encoder's state dict.
+    ``layers`` is one of LAYERS. Uniform layers have depth 0. Of linear ones the first block has
+    depth 0, the last block depth 1, and the blocks between grow linearly; all outside of the blocks
+    has depth 0. The keys are those of the encoder's state dict.
 
     Raises CarftError for linear layers of an encoder that has fewer than two blocks.
     """
@@ -62,4 +51,4 @@ def _depth(name: str, block_depths: dict[str, float]) -> float:
     for prefix, depth in block_depths.items():
         if name.startswith(prefix):
             return depth
-    return 1.0 if name.startswith(_AFTER_BLOCKS) else 0.0
+    return 0.0

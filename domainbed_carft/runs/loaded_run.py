@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
+from domainbed_carft.paths import AnyPath, as_list, as_path, as_text
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.runs import predict as predicting
 from domainbed_carft.runs.default_weights import choose_weights
@@ -80,12 +80,10 @@ class Run:
 
 
 # A run that is loaded, or the folder of its job, or a weights file.
-AnyRun: TypeAlias = Run | str | os.PathLike[str]
+AnyRun: TypeAlias = Run | AnyPath
 
 
-def load_run(
-    path: str | os.PathLike[str], which: str | None = None, device: str | None = None
-) -> Run:
+def load_run(path: AnyPath, which: str | None = None, device: str | None = None) -> Run:
     """The run in a job's folder or a weights file.
 
     ``which``: in a folder "last" for model.pkl or "best" for model_best.pkl; by default the weights
@@ -102,7 +100,7 @@ def load_run(
     True
     """
     chosen_device = choose_device(device)
-    trained = open_run(choose_weights(Path(path), which))
+    trained = open_run(choose_weights(as_path(path), which))
     trained.algorithm.to(chosen_device)
     return Run(trained)
 
@@ -116,20 +114,25 @@ def loaded_run(run: AnyRun, device: str | None) -> Run:
     return run
 
 
+def loaded_runs(runs: AnyRun | Iterable[AnyRun], device: str | None) -> list[Run]:
+    """The runs, one or several, on ``device`` if that is given."""
+    return [loaded_run(run, device) for run in as_list(runs)]
+
+
 def options_of(
     runs: Sequence[Run],
     device: str | None,
-    data_dir: str | None,
+    data_dir: AnyPath | None,
     batch_size: int,
     workers: int | None,
 ) -> LoadingOptions:
     """The options for several runs, which are on the first one's device unless one is given."""
     if runs and device is None:
         return options_for(runs[0], data_dir, batch_size, workers)
-    return LoadingOptions(choose_device(device), batch_size, workers, data_dir)
+    return LoadingOptions(choose_device(device), batch_size, workers, as_text(data_dir))
 
 
 def options_for(
-    run: Run, data_dir: str | None, batch_size: int, workers: int | None
+    run: Run, data_dir: AnyPath | None, batch_size: int, workers: int | None
 ) -> LoadingOptions:
-    return LoadingOptions(run.device, batch_size, workers, data_dir)
+    return LoadingOptions(run.device, batch_size, workers, as_text(data_dir))

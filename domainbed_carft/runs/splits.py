@@ -16,6 +16,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.splits import Split as NamedSplit
 from domainbed_carft.jobs.splits import name_splits, select_evaluated, split_environments
 from domainbed_carft.method import dataset_facts, host_lookup, prompts
+from domainbed_carft.paths import AnyPath, as_text
 from domainbed_carft.pictures import rng
 from domainbed_carft.runs.same_data import require_same_data
 from domainbed_carft.runs.saved import TrainedRun
@@ -69,7 +70,7 @@ class RunData:
         return RunData(self.dataset, splits, pictures)
 
 
-def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
+def splits(run: TrainedRun, data_dir: AnyPath | None = None) -> list[Split]:
     """The splits of the run's job: all in-splits, all out-splits, all uda-splits.
 
     ``data_dir`` defaults to the one that the job was trained with; for a user's own data it is the
@@ -79,7 +80,7 @@ def splits(run: TrainedRun, data_dir: str | None = None) -> list[Split]:
 
     Raises CarftError if the data is missing, or is not the run's.
     """
-    return read_data(run, data_dir, is_augmented=run.soup is None).splits
+    return read_data(run, as_text(data_dir), is_augmented=run.soup is None).splits
 
 
 def read_data(run: TrainedRun, data_dir: str | None = None, *, is_augmented: bool) -> RunData:

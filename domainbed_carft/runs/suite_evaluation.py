@@ -101,7 +101,9 @@ class SuiteTest:
             name=test_set.name,
             environment=self.suite.name,
             is_target=test_set.is_shifted,
-            items=TestSetPictures(located.copy.samples, test_set.border, self.plan),
+            items=TestSetPictures(
+                located.copy.samples, test_set.border, self.plan, test_set.is_resized_by_pillow
+            ),
         )
         counts = count_predictions(
             [split],

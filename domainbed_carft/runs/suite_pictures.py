@@ -63,8 +63,8 @@ def _by_set(problems: Mapping[str, Sequence[str]]) -> str:
 class TestSetPictures(Dataset[Any]):
     """Squares (S, S, 3), uint8, before they are normalised, and labels.
 
-    ``samples``: paths or arrays (H, W, 3) with their labels. ``border``: pixels to cut off each
-    side. ``plan``: how a picture becomes a square.
+    ``samples``: paths or arrays (H, W, 3) with their labels. ``border`` and
+    ``is_resized_by_pillow``: as of `TestSet`. ``plan``: how a picture becomes a square.
     """
 
     __test__ = False  # no test of pytest's
@@ -72,6 +72,7 @@ class TestSetPictures(Dataset[Any]):
     samples: Sequence[tuple[Any, int]]
     border: int
     plan: PicturePlan
+    is_resized_by_pillow: bool = False
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -97,4 +98,6 @@ class TestSetPictures(Dataset[Any]):
             )
 
         inside = pixels[self.border : height - self.border, self.border : width - self.border]
+        if self.is_resized_by_pillow:
+            return stages.resized_by_pillow(self.plan, inside)
         return stages.first_stage(self.plan, inside)[0]

@@ -64,7 +64,9 @@ def _style_set(style: str, members: Mapping[str, Sequence[str]], classes: Sequen
 
     groups = tuple(tuple(map(classes.index, class_names)) for class_names in members.values())
     is_shifted = style != emoji.TRAINED_STYLE
-    return TestSet(style, tuple(members), groups, find, is_shifted=is_shifted)
+    return TestSet(
+        style, tuple(members), groups, find, is_shifted=is_shifted, is_resized_by_pillow=True
+    )
 
 
 def of_task(name: str) -> Suite:

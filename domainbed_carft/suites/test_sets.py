@@ -40,6 +40,8 @@ class TestSet:
     counts in the mean of the shifts. ``border``: pixels to cut off each side of each picture.
     ``reports_mean_per_class``: whether others report the mean of the classes' accuracies.
     ``group``: the name of a group with a mean of its own, in which it counts instead.
+    ``is_resized_by_pillow``: whether Pillow resizes the pictures, as it does those of the embedded
+    data sets, and not torch.
     """
 
     __test__ = False  # no test of pytest's
@@ -52,6 +54,7 @@ class TestSet:
     border: int = 0
     reports_mean_per_class: bool = False
     group: str = ""
+    is_resized_by_pillow: bool = False
 
 
 @dataclass(frozen=True)

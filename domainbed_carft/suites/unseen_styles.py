@@ -39,4 +39,4 @@ def test_set(name: str, classes: Sequence[str]) -> TestSet:
         return Folders((name,), labels, style.pictures)(root)
 
     groups = tuple((label,) for label in range(len(classes)))
-    return TestSet(name, tuple(classes), groups, find, group=style.label)
+    return TestSet(name, tuple(classes), groups, find, group=style.label, is_resized_by_pillow=True)

@@ -1,1 +1,9 @@
 """Declared sweeps: which jobs there are, in what state they are, and how to get them done."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from domainbed_carft import imported_attribute
+
+__getattr__ = partial(imported_attribute, __name__)

@@ -13,6 +13,7 @@ from domainbed_carft.errors import CarftError, Place, Problem, raise_for
 from domainbed_carft.files import parsing, validation
 from domainbed_carft.files.parsing import YamlPath, YamlSource
 from domainbed_carft.method import hparams
+from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep import name_checks
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.fields import Override, Search, SearchOverride, Seeds, Trials, Variant
@@ -33,12 +34,12 @@ _MODELS: dict[Any, type[BaseModel]] = {
 }
 
 
-def load(sweep: str | Path) -> Declaration:
+def load(sweep: AnyPath) -> Declaration:
     """The sweep that a file declares, or an included one by its bare name, such as ``demo``.
 
     Raises CarftError with all problems of the file, each at its line.
     """
-    path = Path(sweep)
+    path = as_path(sweep)
     if not path.is_file():
         included = included_sweeps()
         if str(sweep) not in included:

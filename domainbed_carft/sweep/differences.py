@@ -6,13 +6,13 @@ Compared are settings, versions, data editions and prompts; neither accuracies n
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from domainbed_carft.jobs.records import RecordWarning
 from domainbed_carft.jobs.setting import DEFAULT, HPARAM
+from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep import known_settings
 from domainbed_carft.sweep.known_settings import KnownSettings, Side
 
@@ -78,7 +78,7 @@ class Comparison:
         }
 
 
-def diff(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Comparison:
+def diff(first: AnyPath, second: AnyPath) -> Comparison:
     """In what two runs, two sweeps, or a run and a declared sweep differ, as ``carft diff``.
 
     Each is a job's folder, a sweep's output folder, a file that declares a sweep, or the name of an
@@ -88,7 +88,7 @@ def diff(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Compa
 
     Raises CarftError if one of them is none of these, or a declaration has mistakes.
     """
-    sides = [known_settings.read(os.fspath(name)) for name in (first, second)]
+    sides = [known_settings.read(str(as_path(name))) for name in (first, second)]
     kinds = [side.kind for side in sides]
     nearest_job = ""
     if kinds.count(known_settings.RUN) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from domainbed_carft.jobs.search import Search
 from domainbed_carft.launchers import Launcher
 from domainbed_carft.launchers.attempt import Outcome
 from domainbed_carft.launchers.slurm import Slurm
+from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep import (
     data_checks,
     declaration_file,
@@ -40,9 +42,9 @@ OTHER_LAUNCH_POLL_SECONDS = 1.0
 
 
 def plan(
-    sweep: str | Path | Declaration,
-    data_dir: str | None,
-    output: Path,
+    sweep: AnyPath | Declaration,
+    data_dir: AnyPath | None,
+    output: AnyPath,
     launcher: str = "pool",
     options: Mapping[str, Any] | None = None,
     *,
@@ -55,10 +57,12 @@ def plan(
     the launcher. Raises CarftError, with all problems, for a wrong declaration, launcher or option.
     What else a launch would be refused for are the plan's ``problems``.
     """
+    output = as_path(output)
     declaration, launcher_object = _load(sweep, launcher, options or {})
     settings = settings or JobSettings()
     if data_dir is None:
         data_dir = data_checks.default_data_dir(declaration.datasets)
+    data_dir = os.fspath(as_path(data_dir))
 
     launch_plan = _plan_without_checks(
         declaration,
@@ -92,8 +96,8 @@ def plan(
 
 def run(
     declaration: Declaration,
-    data_dir: str,
-    output: Path,
+    data_dir: AnyPath,
+    output: AnyPath,
     launcher: Launcher,
     launcher_name: str = "pool",
     job_variables: JobVariables | None = None,
@@ -106,8 +110,8 @@ def run(
     """
     launch_plan = _plan_without_checks(
         declaration,
-        data_dir,
-        output,
+        os.fspath(data_dir),
+        as_path(output),
         launcher,
         launcher_name=launcher_name,
         job_variables=job_variables or (lambda job: {}),
@@ -209,7 +213,7 @@ def write_manifest(
 
 
 def _load(
-    sweep: str | Path | Declaration, launcher: str, options: Mapping[str, Any]
+    sweep: AnyPath | Declaration, launcher: str, options: Mapping[str, Any]
 ) -> tuple[Declaration, Launcher]:
     """The declaration and the launcher, or the problems of both together."""
     if isinstance(sweep, Declaration):

@@ -248,6 +248,7 @@ def _problems_of_setting(
 ) -> Iterator[Problem]:
     """Whether algorithms that a setting is for lack the key; values that train would misread."""
     names_by_algorithm: dict[str, list[str]] = {}  # of algorithms that have no such key
+    algorithms_with_key: dict[str, None] = {}
     for dataset in datasets:
         for algorithm in algorithms:
             if not setting.covers(dataset, algorithm):
@@ -255,7 +256,10 @@ def _problems_of_setting(
 
             if setting.name not in valid_names(algorithm, dataset):
                 names_by_algorithm.setdefault(algorithm, valid_names(algorithm, dataset))
-            elif setting.name in _SWITCHES and setting.value not in (0, 1):
+                continue
+
+            algorithms_with_key[algorithm] = None
+            if setting.name in _SWITCHES and setting.value not in (0, 1):
                 yield Problem(setting.name, setting.value, expected="true or false")
             elif setting.name in ("batch_size", "shots") and not _is_positive_integer(
                 setting.value
@@ -263,8 +267,16 @@ def _problems_of_setting(
                 yield Problem(setting.name, setting.value, expected="a whole number > 0")
 
     if names_by_algorithm:
-        names = dict.fromkeys(name for names in names_by_algorithm.values() for name in names)
         kind = f"hyperparameter of {', '.join(names_by_algorithm)}"
+        if algorithms_with_key and setting.path[0] == "hparams":
+            listing = ", ".join(algorithms_with_key)
+            yield Problem(
+                message=f"no {kind} is called {setting.name!r}",
+                remedy=f"move it to overrides, with algorithms: [{listing}]",
+            )
+            return
+
+        names = dict.fromkeys(name for names in names_by_algorithm.values() for name in names)
         yield Problem(message=unknown(kind, setting.name, names))
 
 

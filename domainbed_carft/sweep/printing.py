@@ -14,9 +14,10 @@ from tqdm import tqdm
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import CHOOSE, REPEAT
 from domainbed_carft.jobs.search import ChosenValues, trials_phrase
+from domainbed_carft.launchers import slurm_cluster
 from domainbed_carft.sweep import states
 from domainbed_carft.sweep.states import Status, SweepState
-from domainbed_carft.text import limited, printable, progress, quantity, table
+from domainbed_carft.text import NO_ESTIMATE, limited, printable, progress, quantity, table
 
 # How long the bar waits before it looks at all jobs again: for each job, and at least.
 SECONDS_PER_JOB = 0.01
@@ -57,7 +58,25 @@ def overview(statuses: Sequence[Status]) -> str:
         ]
         if listed:
             lines += ["", title, *limited([f"  {_status_line(status)}" for status in listed])]
+    if waiting := waiting_lines(statuses):
+        lines += ["", *waiting]
     return "\n".join(lines)
+
+
+def waiting_lines(statuses: Iterable[Status]) -> list[str]:
+    """How many jobs wait in SLURM for which of its reasons, and what to do if they never start."""
+    counter = Counter(status.slurm_reason for status in statuses)
+    reasons = [reason for reason in counter if reason not in ("", slurm_cluster.NO_REASON)]
+    if not reasons:
+        return []
+
+    lines = ["Waiting in SLURM:"]
+    for reason in sorted(reasons):
+        line = f"  {quantity(counter[reason], 'job')}: {reason}"
+        if slurm_cluster.is_lasting(reason):
+            line += ". SLURM does not start them: carft sweep cancel, change the request, launch"
+        lines.append(printable(line))
+    return lines
 
 
 def search_lines(state: SweepState) -> list[str]:
@@ -125,11 +144,15 @@ def command_line(command: str, output: Path) -> str:
 
 @contextmanager
 def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> Iterator[None]:
-    """Show how far all steps of the sweep are while the block runs, from locks and records."""
+    """Show how far all steps of the sweep are while the block runs, from locks and records.
+
+    The bar has an estimate of the time left once a job has ended.
+    """
     latest = list(statuses)
     block_ended = threading.Event()
     total = sum(status.steps or 1 for status in latest)
     done = sum(map(_shown_steps, latest))
+    jobs_done_before = states.counts(latest)[states.DONE]
 
     def watch() -> None:
         is_last = False
@@ -144,11 +167,16 @@ def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> It
             note = f"{counts[states.DONE]} of {len(latest)} jobs done"
             if counts[states.FAILED]:
                 note += f", {counts[states.FAILED]} failed"
+            # Before, start and first evaluation of the jobs count for more than their steps.
+            if counts[states.DONE] > jobs_done_before:
+                progress_bar.bar_format = None
             progress_bar.set_postfix_str(note)
             # A job that starts over has fewer: the bar waits for it.
             progress_bar.update(max(0, sum(map(_shown_steps, latest)) - progress_bar.n))
 
-    with progress(total=total, done=done, unit="step", description="sweep") as progress_bar:
+    with progress(
+        total=total, done=done, unit="step", description="sweep", bar_format=NO_ESTIMATE
+    ) as progress_bar:
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:

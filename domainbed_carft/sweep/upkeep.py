@@ -18,6 +18,7 @@ from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.deletion import delete_claimed, delete_remains
 from domainbed_carft.jobs.folder import UNKNOWN, Held, Holder, JobFolder
 from domainbed_carft.launchers import slurm_cluster
+from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep import states
 from domainbed_carft.sweep.queue import Queue, queue_of
 from domainbed_carft.sweep.states import Status, SweepState
@@ -73,7 +74,7 @@ class CleanReport:
         return {"files": [*map(str, self.files)], "jobs": [*map(str, self.jobs)]}
 
 
-def retry(output: Path, pattern: str = "") -> RetryReport:
+def retry(output: AnyPath, pattern: str = "") -> RetryReport:
     """Let the next launch run failed jobs again whose folder or description has ``pattern`` in it.
 
     Their attempts are kept in attempts-1.jsonl and so on. Raises CarftError if jobs have failed,
@@ -145,11 +146,12 @@ def clean(state: SweepState) -> CleanReport:
     return CleanReport(files=files)
 
 
-def delete_jobs(output: Path, jobs: Iterable[Status]) -> CleanReport:
+def delete_jobs(output: AnyPath, jobs: Iterable[Status]) -> CleanReport:
     """Delete the folders of these jobs, but of none that is done, running or queued by now.
 
     Raises CarftError, and deletes nothing, if SLURM does not say which jobs are queued.
     """
+    output = as_path(output)
     queue = queue_of(output)  # others may have launched meanwhile
     if queue.note:
         raise CarftError(f"no job was deleted, since some may be queued: {queue.note}")

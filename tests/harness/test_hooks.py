@@ -18,7 +18,8 @@ from . import fakes
 HARNESS = Path(domainbed.__file__).parent
 
 ALGORITHM_HOOKS = {
-    *("is_constant", "process_group", "RESOLVED_HPARAMS", "hparam_problems", "implied_hparams"),
+    *("is_constant", "process_group", "hparam_problems", "implied_hparams"),
+    *("RESOLVED_HPARAMS", "EARLIER_HPARAMS"),
     *("wants_validation_loss", "trained_logits", "at_checkpoint"),
     *(
         "resolve_hparams",

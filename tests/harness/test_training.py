@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from domainbed import algorithms
 from domainbed.lib import evaluation, preparation
 from domainbed.scripts import train
+from PIL import Image
+from runs_jobs import write_pictures
 
 from . import fakes
 
@@ -155,6 +159,48 @@ def test_the_validation_loss_of_the_trained_weights_comes_before_the_evaluation(
     expected = validation_loss(tmp_path, last_weight, weights["linear.bias"])
     assert last_loss == pytest.approx(expected, rel=1e-5)
     assert len({loss for loss, _ in handed_over}) == 4
+
+
+@pytest.mark.parametrize("mode", ["fast", "pillow"])
+def test_the_validation_loss_is_that_of_the_pictures_through_the_test_transform(
+    tmp_path, handed_over, mode
+):
+    """As long as the weights stay, it is the same number; accuracies are of augmented pictures."""
+    command = [
+        *fakes.quick(tmp_path / "job", "--dataset", str(write_pictures(tmp_path / "noise"))),
+        *("--pictures", mode, "--hparams", json.dumps({"batch_size": 4, "lr": 0})),
+    ]
+    assert train.main(command) == 0
+
+    losses = [loss for loss, _ in handed_over]
+    assert len(losses) == 4 and len(set(losses)) == 1
+    weights = torch.load(tmp_path / "job" / "model.pkl", weights_only=True)["model_dict"]
+    expected = loss_of_test_pictures(command, weights)
+    assert losses[0] == pytest.approx(expected, rel=1e-3)  # pixels are rounded
+
+    accuracies = {record["env1_in_acc"] for record in fakes.records(tmp_path / "job")}
+    assert len(accuracies) > 1
+
+
+def loss_of_test_pictures(command, weights):
+    """The validation loss by Pillow and float64: squashed to 224 px and normalised, no more."""
+    args = train.build_parser().parse_args(command)
+    _, environments = preparation.load_environments(args, preparation.choose_hparams(args, {}))
+    mean, std = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    losses = []
+    for environment in environments[1:]:
+        split = environment.out_split
+        samples = [split.underlying_dataset.samples[position] for position in split.keys]
+        own_losses = []
+        for path, label in samples:
+            picture = Image.open(path).convert("RGB")
+            squashed = picture.resize((224, 224), Image.Resampling.BILINEAR)
+            pixels = (np.asarray(squashed) / 255 - mean) / std
+            x = torch.from_numpy(pixels.transpose(2, 0, 1).reshape(-1))
+            logits = weights["linear.weight"].double() @ x + weights["linear.bias"].double()
+            own_losses.append(-float(logits.log_softmax(0)[label]))
+        losses.append(sum(own_losses) / len(own_losses))
+    return sum(losses) / len(losses)
 
 
 def test_the_newest_weights_are_the_best_of_an_algorithm_that_chooses_by_itself(

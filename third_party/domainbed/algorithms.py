@@ -70,8 +70,12 @@ class Algorithm(torch.nn.Module):
     # Hparams whose value "auto" it replaces by what suits the machine where the job begins. A job
     # that is resumed elsewhere keeps their values. The former name, SETTLED, still counts.
     RESOLVED_HPARAMS: tuple[str, ...] = ()
+    # Hparams that it got after its first release -> their value in effect before. A job that began
+    # without one keeps that value where it is resumed.
+    EARLIER_HPARAMS: Mapping[str, Any] = {}
     # Whether it chooses by a validation loss which weights predict. `at_checkpoint` is then called
-    # after one more evaluation of the out-splits, and the newest weights count as the best ones.
+    # after one more evaluation of the out-splits, through the test transform. The newest weights
+    # count as the best ones.
     wants_validation_loss: bool = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -179,8 +183,9 @@ class Algorithm(torch.nn.Module):
         """Take the validation loss at a checkpoint, before anything is evaluated or saved.
 
         `validation_loss`: cross-entropy in nats of `trained_logits`, averaged over the out-split of
-        each training environment, then over these. `train` calls this if `wants_validation_loss`,
-        and once more at the checkpoint that an interrupted job resumes in.
+        each training environment, then over these. Pictures go through the test transform. `train`
+        calls this if `wants_validation_loss`, and once more at the checkpoint that an interrupted
+        job resumes in.
         """
 
     def training_state(self) -> Any:

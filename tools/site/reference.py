@@ -54,8 +54,9 @@ def commands_page() -> str:
     """Every command with its arguments, from the parsers that read the command line."""
     parts = [
         "# Commands",
-        "`carft` has these commands. DomainBed's own commands run from a checkout of yours, or "
-        "from the included harness, whose options are listed here.",
+        "`carft` has these commands, whose flags you may write with hyphens or underscores. "
+        "DomainBed's own commands run from a checkout of yours, or from the included harness, "
+        "whose options are listed here.",
     ]
     for command, parser in command_parsers():
         parts += _command_section(command, parser)

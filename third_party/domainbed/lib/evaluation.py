@@ -59,7 +59,7 @@ class Evaluator:
             self._accuracies = {
                 f"{name}_acc": misc.accuracy(
                     self.algorithm,
-                    self._batches_of_split(name),
+                    self._unstopped(self.batches.split_batches(name)),
                     weights=None,
                     device=self.device,
                     all_reduce=self.process_group.all_reduce,
@@ -71,7 +71,8 @@ class Evaluator:
     def validation_loss(self) -> float:
         """Return the mean over the validated splits of each one's mean cross-entropy, in nats.
 
-        By the weights that are trained. Raises Stopped as `accuracies` does.
+        By the weights that are trained, on pictures that are not augmented. Raises Stopped as
+        `accuracies` does.
         """
         with _generators_kept_if_stopped():
             losses = [self._mean_loss(name) for name in self.batches.validated]
@@ -81,7 +82,7 @@ class Evaluator:
         sums = torch.zeros(2, dtype=torch.float64)  # of losses, and how many
         self.algorithm.eval()
         with torch.no_grad():
-            for inputs, labels in self._batches_of_split(name):
+            for inputs, labels in self._unstopped(self.batches.validation_batches(name)):
                 logits = self.algorithm.trained_logits(inputs.to(self.device))
                 targets = labels.to(self.device)
                 loss = F.cross_entropy(logits.float(), targets, reduction="sum")
@@ -92,8 +93,9 @@ class Evaluator:
         self.process_group.all_reduce([sums])
         return float(sums[0] / sums[1])
 
-    def _batches_of_split(self, name: str) -> Iterator[Batch]:
-        for batch in self.batches.split_batches(name):
+    def _unstopped(self, batches: Iterator[Batch | None]) -> Iterator[Batch]:
+        """This process's batches; raises Stopped if a signal comes between two."""
+        for batch in batches:
             self.stop.check()
             if batch is not None:
                 yield batch

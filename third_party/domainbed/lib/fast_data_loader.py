@@ -91,7 +91,7 @@ def load_batches(
         try:
             loaded = iter(loader)
         except OSError as error:  # their locks are in /dev/shm
-            raise shared_batches.unshared(error) from error
+            raise shared_batches.unshared(error) from None  # no full disk
         processes = set(multiprocessing.active_children()) - earlier_children
 
     try:

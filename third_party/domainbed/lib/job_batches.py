@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -43,7 +43,8 @@ class JobBatches:
     device: torch.device  # where the batches are to be
     process_group: ProcessGroup  # this one gets its slice of every batch
     stop: stopping.StopSignals | None = None  # which end the wait for a loader process
-    validated: Sequence[str] = ()  # which of `evaluated` each evaluation begins with, once more
+    # What a validation loss is measured on, by name, before each evaluation; nothing is drawn.
+    validated: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._evaluation_batch_size = EVALUATION_BATCH_SIZE * self.process_group.size
@@ -77,7 +78,7 @@ class JobBatches:
         `pending`: whether the evaluation after the previous step comes first; `once`: whether to
         evaluate only once, for algorithms that training does not change.
         """
-        data = [*self.in_splits, *self.evaluated.values()]
+        data = [*self.in_splits, *self.evaluated.values(), *self.validated.values()]
         full_batches = self._requests(step, pending, once)
         slices = (batch[self.process_group.slice_of(len(batch))] for batch in full_batches)
         requests = filter(None, slices)  # this process may have no picture of a small batch
@@ -97,11 +98,19 @@ class JobBatches:
             return list(itertools.islice(self._batches, len(self.in_splits)))
 
     def split_batches(self, name: str) -> Iterator[Batch | None]:
-        """The batches of what is evaluated next; None where this process has no slice of one.
+        """The batches of one of `evaluated`, which is what is evaluated next.
 
-        Raises Stopped for a signal that comes while this process waits for a batch.
+        None where this process has no slice of one. Raises Stopped for a signal that comes while
+        this process waits for a batch.
         """
-        size = len(self.evaluated[name])
+        return self._slices(len(self.evaluated[name]))
+
+    def validation_batches(self, name: str) -> Iterator[Batch | None]:
+        """The batches of one of `validated`, as `split_batches` returns those of a split."""
+        return self._slices(len(self.validated[name]))
+
+    def _slices(self, size: int) -> Iterator[Batch | None]:
+        """This process's slices of the next batches, of ``size`` pictures together."""
         for begin in range(0, size, self._evaluation_batch_size):
             part = self.process_group.slice_of(min(self._evaluation_batch_size, size - begin))
             if part.start == part.stop:
@@ -142,9 +151,10 @@ class JobBatches:
 
     def _evaluation(self, step: int) -> Iterator[list[Request]]:
         key = (self.seed % 2**64, step)
-        for names in filter(None, (self.validated, self.evaluated)):
-            # What is left out keeps its place, on which the random numbers depend.
-            sizes = [len(split) if name in names else 0 for name, split in self.evaluated.items()]
-            yield from loader.evaluation_requests(
-                sizes, self._evaluation_batch_size, key, len(self.in_splits)
-            )
+        n_trained = len(self.in_splits)
+        for splits, first in (
+            (self.validated, n_trained + len(self.evaluated)),
+            (self.evaluated, n_trained),
+        ):
+            sizes = [len(split) for split in splits.values()]
+            yield from loader.evaluation_requests(sizes, self._evaluation_batch_size, key, first)

@@ -36,7 +36,8 @@ def choose_hparams(
 
     `overrides` are those of --hparams. In between comes what the algorithm's class takes as implied
     by them. A resumed run, whose hyperparameters are `stored`, takes only what was implied when it
-    began, and keeps what its first machine made of "auto".
+    began, and keeps what its first machine made of "auto". Of those that were added since it has
+    the values in effect before.
     """
     if args.hparams_seed:
         seed = misc.seed_hash(args.hparams_seed, args.trial_seed)
@@ -51,7 +52,7 @@ def choose_hparams(
         return {**hparams, **implied, **overrides}
 
     kept = {name: value for name, value in implied.items() if stored.get(name) == value}
-    chosen = {**hparams, **kept, **overrides}
+    chosen = {**hparams, **_earlier_values(args, stored), **kept, **overrides}
     for name in algorithm_class.RESOLVED_HPARAMS:
         if chosen.get(name) == "auto":
             chosen[name] = stored.get(name, "auto")
@@ -75,12 +76,20 @@ def changed_hparams(
 
 
 def with_newer_defaults(args: argparse.Namespace, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `stored` hyperparameters of a state, and the defaults of those that are younger.
+    """Return the `stored` hyperparameters of a state, and the values of those that are younger.
 
-    `args`: the job's, with its algorithm and data set.
+    These are what the algorithm's class had in effect before, else the defaults. `args`: the job's,
+    with its algorithm and data set.
     """
     defaults = hparams_registry.default_hparams(args.algorithm, args.dataset)
-    return {**{name: misc.plain(value) for name, value in defaults.items()}, **stored}
+    plain_defaults = {name: misc.plain(value) for name, value in defaults.items()}
+    return {**plain_defaults, **_earlier_values(args, stored), **stored}
+
+
+def _earlier_values(args: argparse.Namespace, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the hyperparameters that the algorithm got after a run had `stored` its own."""
+    earlier = algorithms.get_algorithm_class(args.algorithm).EARLIER_HPARAMS
+    return {name: value for name, value in earlier.items() if name not in stored}
 
 
 def resolve_hparams(args: argparse.Namespace, dataset: Any, hparams: dict[str, Any]) -> None:

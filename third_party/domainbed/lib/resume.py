@@ -86,7 +86,9 @@ def naming_failed_writes(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
         free = shutil.disk_usage(path.parent).free / 2**20
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        # torch hides the error of a write behind one of its own.
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
         raise ResumeError(
             f"{path} cannot be written: {reason}. {free:.0f} MiB are free; earlier saves are "
             "untouched: free disk space, then rerun the command"

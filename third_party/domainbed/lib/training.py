@@ -35,7 +35,7 @@ from domainbed_carft import machine, text
 from domainbed_carft.jobs import splits
 from domainbed_carft.jobs.folder import JobFolder, Lock
 from domainbed_carft.machine import devices
-from domainbed_carft.pictures import rng
+from domainbed_carft.pictures import rng, transforms
 
 
 @dataclass
@@ -87,7 +87,10 @@ class Run:
         self._initial_structure = algorithm_state.structure(self.algorithm)
         wants_loss = self.algorithm.wants_validation_loss
         if wants_loss:
-            self.batches.validated = [f"env{i}_out" for i in training_envs]
+            self.batches.validated = {
+                f"env{i}_out": transforms.unaugmented(self.environments[i].out_split)
+                for i in training_envs
+            }
         self.row_printer = evaluation.RowPrinter()
         self.evaluator = self._build_evaluator()
         self.progress = ProgressPublisher(self.lock, self.n_steps, self.num_domains * batch_size)

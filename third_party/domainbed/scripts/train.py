@@ -33,7 +33,7 @@ from domainbed.lib.process_group import ProcessGroup
 from domainbed.lib.process_start import is_first, join_process_group
 from domainbed.lib.train_arguments import UNRECORDED_FLAGS, build_parser, check
 from domainbed_carft import text
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, is_no_space
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import Held, JobFolder, Lock
 
@@ -111,7 +111,8 @@ def _print(title: str, values: Iterable[tuple[str, object]]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 after a failure, 2 after a wrong argument, 73 if another process
-    trains this job, 75 if stopped by a signal with its state saved, 130 if interrupted.
+    trains this job, 74 if the disk is full, 75 if stopped by a signal with its state saved, 130 if
+    interrupted.
     """
     args = build_parser().parse_args(argv)
     flags = argparse.Namespace()
@@ -141,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return print_error("train", error)
     except OSError as error:
         print(f"train: --output_dir {args.output_dir} cannot be used: {error}", file=sys.stderr)
-        return 1
+        return job_folder.NO_SPACE if is_no_space(error) else 1
 
 
 def _run_and_report(
@@ -156,7 +157,8 @@ def _run_and_report(
         with join_process_group(flags.processes, command_line, args.output_dir) as process_group:
             run(args, lock, flags, process_group)
     except CarftError as error:
-        return print_error("train", error)
+        status = print_error("train", error)
+        return job_folder.NO_SPACE if is_no_space(error) else status
     except stopping.Stopped as signal:
         print(f"train: stopped by {signal}; to resume, rerun the command", file=sys.stderr)
         return job_folder.STOPPED
@@ -166,7 +168,10 @@ def _run_and_report(
             file=sys.stderr,
         )
         return 130
-    except Exception:
+    except Exception as error:
+        if is_no_space(error):
+            print(f"train: {error}; free some space, then rerun the command", file=sys.stderr)
+            return job_folder.NO_SPACE
         traceback.print_exc()
         return 1
     return 0

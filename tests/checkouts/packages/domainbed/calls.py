@@ -30,6 +30,10 @@ def make_dataset(args, hparams):
     return get_dataset(args)
 
 
+def make_algorithm(algorithm_class, dataset, num_domains, hparams):
+    return algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, hparams)
+
+
 def update(algorithm, minibatches, step):
     xs, ys = zip(*minibatches)
     return algorithm.update(x=list(xs), y=list(ys), step=step)

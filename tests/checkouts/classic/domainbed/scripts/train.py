@@ -37,9 +37,9 @@ def main() -> None:
 
     dataset = calls.make_dataset(args, hparams)
     torch.manual_seed(0)
-    algorithm = algorithms.get_algorithm_class(args.algorithm)(
-        dataset.input_shape, dataset.num_classes, len(dataset) - len(args.test_envs), hparams
-    )
+    algorithm_class = algorithms.get_algorithm_class(args.algorithm)
+    num_domains = len(dataset) - len(args.test_envs)
+    algorithm = calls.make_algorithm(algorithm_class, dataset, num_domains, hparams)
 
     loaders = [
         DataLoader(environment, batch_size=hparams["batch_size"], shuffle=True)

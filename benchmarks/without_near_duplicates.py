@@ -1,0 +1,184 @@
+"""The table of a sweep on EmojiStyles with and without near duplicates of pre-training pictures.
+
+    carft sweep launch peers-emoji --output_dir peers-emoji
+    carft evaluate peers-emoji --select training-domain
+    python benchmarks/without_near_duplicates.py peers-emoji/methods
+
+163 of the 1,716 pictures nearly equal one that `tiny` was trained on, by
+assets/emoji_styles_near_duplicates.csv. The accuracies are of the pictures whose predictions `carft
+evaluate` has kept beside each run that training-domain validation selects; a run without them is
+left out. Below are the differences from CARFT in points, over the targets and over the pairs of
+runs, with 95% intervals by Student's t.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from domainbed.lib import misc
+from tabulate import tabulate
+
+from domainbed_carft.data import emoji, emoji_styles
+from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.splits import split_environments
+from domainbed_carft.results import against_one, collection, picture_rows, selection
+from domainbed_carft.results.against_one import PairKey
+from domainbed_carft.results.method_names import TRAINING_DOMAIN
+from domainbed_carft.results.selection import Selected
+
+REFERENCE = "CARFT"
+PICTURE_SETS = ("all", "without", "near duplicates")
+
+# Picture set -> algorithm -> (data set, target, trial) -> accuracy in percent
+Accuracies = Mapping[str, Mapping[str, Mapping[PairKey, float]]]
+
+
+@functools.cache
+def near_duplicates() -> frozenset[str]:
+    """The listed pictures, style/class/thing.png."""
+    table = files("domainbed_carft") / "assets" / "emoji_styles_near_duplicates.csv"
+    with table.open(encoding="ascii") as stream:
+        return frozenset(row["picture"] for row in csv.DictReader(stream))
+
+
+@functools.cache
+def pictures_of(style: str) -> list[str]:
+    """The pictures of a style in the order of its environment, style/class/thing.png."""
+    folder = emoji.style_folders() / style
+    return [path.relative_to(folder.parent).as_posix() for path in sorted(folder.glob("*/*.png"))]
+
+
+def reported_pictures(target: int, trial: int, holdout_fraction: float) -> list[str]:
+    """The pictures of the target's in-split, in the order of the rows."""
+    environments = [pictures_of(style) for style in emoji_styles.names(emoji_styles.SEEN)]
+    splits = split_environments(environments, [target], trial, holdout_fraction, 0, misc)
+    return [str(picture) for picture in splits[target].in_split]
+
+
+def correct_by_picture(selected: Selected) -> tuple[list[str], npt.NDArray[np.bool_]]:
+    """The pictures that a run was tested on, and whether it was right.
+
+    Raises CarftError if its predictions are not of these pictures, or are damaged.
+    """
+    run = selected.outcome.run
+    rows, facts = picture_rows.load_rows(Path(run.folder), int(selected.outcome.step))
+    holdout_fraction = run.job.args["holdout_fraction"]
+    pictures = reported_pictures(selected.target, selected.trial, holdout_fraction)
+
+    labels = [facts.classes.index(picture.split("/")[1]) for picture in pictures]
+    if labels != rows.label.tolist():
+        raise CarftError(f"{run.folder}: the rows are not of the target's in-split")
+    return pictures, rows.label == rows.predicted
+
+
+def accuracies(folder: Path) -> tuple[Accuracies, int]:
+    """The accuracies of the selected runs, and how many of them have kept no predictions."""
+    percent: dict[str, dict[str, dict[PairKey, float]]] = {
+        name: defaultdict(dict) for name in PICTURE_SETS
+    }
+    missing = 0
+    (group,) = collection.gather([folder], [TRAINING_DOMAIN]).groups
+    for selected in selection.select(group.runs, TRAINING_DOMAIN):
+        folder_of_run = Path(selected.outcome.run.folder)
+        if not picture_rows.rows_path(folder_of_run, int(selected.outcome.step)).exists():
+            missing += 1
+            continue
+
+        pictures, is_correct = correct_by_picture(selected)
+        is_near = np.array([picture in near_duplicates() for picture in pictures])
+        pair = (selected.dataset, selected.target, selected.trial)
+        masks = (np.ones_like(is_near), ~is_near, is_near)
+        for name, mask in zip(PICTURE_SETS, masks, strict=True):
+            percent[name][selected.algorithm][pair] = 100 * float(is_correct[mask].mean())
+    return percent, missing
+
+
+def table_of_accuracies(percent: Accuracies) -> list[list[str]]:
+    """A row an algorithm, the best first: the mean accuracy on each set of pictures."""
+    means = {
+        algorithm: [float(np.mean([*percent[name][algorithm].values()])) for name in PICTURE_SETS]
+        for algorithm in percent["all"]
+    }
+    by_accuracy = sorted(means, key=lambda algorithm: -means[algorithm][0])
+    return [[name, *(f"{mean:.1f}" for mean in means[name])] for name in by_accuracy]
+
+
+def table_of_styles(percent: Accuracies) -> list[list[str]]:
+    """A row an algorithm: on each style left out the accuracy on all pictures, and without."""
+    rows = []
+    for algorithm in percent["all"]:
+        cells = []
+        for target in range(len(emoji_styles.names(emoji_styles.SEEN))):
+            means = [
+                np.mean([v for key, v in percent[name][algorithm].items() if key[1] == target])
+                for name in PICTURE_SETS[:2]
+            ]
+            cells.append(f"{means[0]:.1f} / {means[1]:.1f}")
+        rows.append([algorithm, *cells])
+    return rows
+
+
+def table_of_differences(percent: Accuracies) -> list[list[str]]:
+    """A row for each other algorithm and set of pictures: its mean minus CARFT's, with intervals.
+
+    Of the near duplicates alone there are too few in most styles.
+    """
+    rows = []
+    for algorithm in percent["all"]:
+        if algorithm == REFERENCE:
+            continue
+        for name in PICTURE_SETS[:2]:
+            minuend = percent[name][algorithm]
+            subtrahend = percent[name][REFERENCE]
+            differences = {key: minuend[key] - subtrahend[key] for key in minuend}
+            over_targets, over_pairs = (
+                against_one.comparison_of(
+                    differences,
+                    unit,
+                    algorithm=algorithm,
+                    against=REFERENCE,
+                    setting="",
+                    method=TRAINING_DOMAIN,
+                    measure=against_one.ACCURACY,
+                )
+                for unit in against_one.UNITS
+            )
+            mean = f"{over_targets.mean_difference:+.1f}"
+            intervals = [entry.interval_text(digits=1) for entry in (over_targets, over_pairs)]
+            rows.append([algorithm, name, mean, *intervals])
+    return rows
+
+
+def printed_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sweep", type=Path, help="output folder of a sweep, or of a variant")
+    arguments = parser.parse_args()
+    percent, missing = accuracies(arguments.sweep)
+    if not percent["all"].get(REFERENCE):
+        parser.error(
+            f"no predictions of {REFERENCE} in {arguments.sweep}; run carft evaluate on it"
+        )
+
+    print(printed_table(["out of domain, %", *PICTURE_SETS], table_of_accuracies(percent)))
+    styles = emoji_styles.names(emoji_styles.SEEN)
+    print("\n" + printed_table(["all / without, %", *styles], table_of_styles(percent)))
+    header = [f"minus {REFERENCE}", "pictures", "mean", "over targets", "over pairs, optimistic"]
+    print("\n" + printed_table(header, table_of_differences(percent)))
+    if missing:
+        print(f"\nLeft out, without kept predictions: {missing} runs.")
+
+
+if __name__ == "__main__":
+    main()

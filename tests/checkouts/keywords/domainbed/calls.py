@@ -1,0 +1,30 @@
+"""Constructors get all by keyword, without a number of domains, and `train` saves the network."""
+
+from domainbed import datasets
+
+
+def own_hparams(hparams, args):
+    return hparams
+
+
+def make_dataset(args, hparams):
+    return vars(datasets)[args.dataset](args.data_dir, args.test_envs, hparams)
+
+
+def make_algorithm(algorithm_class, dataset, num_domains, hparams):
+    algorithm = algorithm_class(
+        input_shape=dataset.input_shape,
+        num_classes=dataset.num_classes,
+        hparams=hparams,
+        what_is_trained="all",
+        path_init="",
+        featurizers={},
+    )
+    assert algorithm.what_is_trained == "all"
+    return algorithm
+
+
+def update(algorithm, minibatches, step):
+    values = algorithm.update(minibatches)
+    weights = sum(tensor.numel() for tensor in algorithm.network.state_dict().values())
+    return {**values, "saved_weights": weights}

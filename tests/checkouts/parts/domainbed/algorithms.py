@@ -1,0 +1,30 @@
+"""A base class that has a place for each part, and a schedule that `train` steps: 2024."""
+
+import torch
+
+ALGORITHMS = ["ERM"]
+
+
+def get_algorithm_class(algorithm_name):
+    if algorithm_name not in globals():
+        raise NotImplementedError(algorithm_name)
+    return globals()[algorithm_name]
+
+
+class Algorithm(torch.nn.Module):
+    def __init__(self, input_shape, num_classes, num_domains, hparams):
+        super().__init__()
+        self.hparams = hparams
+        self.optimizer = self.scheduler = None
+        self.featurizer = self.classifier = None
+
+    def scheduler_step(self):
+        if self.scheduler:
+            self.scheduler.step()
+
+    def learning_rate(self):
+        return self.scheduler.get_last_lr()[0] if self.scheduler else self.hparams["lr"]
+
+
+class ERM(Algorithm):
+    pass
