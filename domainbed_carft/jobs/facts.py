@@ -22,7 +22,16 @@ NAMES = (
     "amp",
 )
 
-
+# Hyperparameters of 0.2.0 and before that are no more -> the value in which a job is the same without.
+# There was `original_precision`, too: a job is the same if that is what ``amp`` was resolved to.
+NEUTRAL_RETIRED = {
+    "kl_over": "contexts",
+    "context_clusters": 20,
+    "kl_schedule": "constant",
+    "sp_form": "coupled",
+    "lipsum_texts": 80,
+    "lipsum_length": 8,
+}
 FOREIGN = "facts"  # the hyperparameter of a foreign host's records
 
 
@@ -35,7 +44,5 @@ def hparams_and_facts(content: Mapping[str, Any], hparams: Any) -> dict[str, Any
     hparams = hparams if isinstance(hparams, Mapping) else {}
     added = hparams.get(FOREIGN)
     places = [added if isinstance(added, Mapping) else {}, content]
-    facts = {
-        name: place[name] for place in reversed(places) for name in NAMES if place.get(name)
-    }
+    facts = {name: place[name] for place in reversed(places) for name in NAMES if place.get(name)}
     return {name: value for name, value in {**hparams, **facts}.items() if name != FOREIGN}

@@ -245,7 +245,9 @@ def _by_dataset(text_for: Callable[[str], str]) -> str:
     for dataset, label in SPECIAL_DATASETS.items():
         if (text := text_for(dataset)) != usual:
             datasets_of.setdefault(text, []).append(label)
-    return ", ".join([usual, *(f"{', '.join(names)} {text}" for text, names in datasets_of.items())])
+    return ", ".join(
+        [usual, *(f"{', '.join(names)} {text}" for text, names in datasets_of.items())]
+    )
 
 
 class _End(np.random.RandomState):

@@ -136,9 +136,7 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]
     problems += checks.task_problems(args.task)
     try:
         overrides = checks.parse_hparams(args.hparams)
-        problems += checks.hparams_problems(
-            overrides, args.algorithm, args.dataset, args.steps
-        )
+        problems += checks.hparams_problems(overrides, args.algorithm, args.dataset, args.steps)
     except CarftError as error:
         problems += error.problems
     problems += checks.holdout_problems(args.holdout_fraction)
