@@ -22,7 +22,7 @@ NAMES = (
     "amp",
 )
 
-# Hyperparameters of 0.2.0 and before that are no more -> the value in which a job is the same without.
+# Hyperparameters of 0.2.0 and before that went -> the value in which a job is the same without.
 # There was `original_precision`, too: a job is the same if that is what ``amp`` was resolved to.
 NEUTRAL_RETIRED = {
     "kl_over": "contexts",

@@ -58,7 +58,8 @@ def changed_hparams(
     """The hyperparameters of a run that differ from the defaults, those set by ``--hparams`` first.
 
     ``recorded``: all of the run; ``is_drawn``: whether a random search drew them; ``steps``: that
-    the run trained, if they were set. Of algorithms that are not ours these are the ones that were set, and if they were drawn, all.
+    the run trained, if they were set. Of algorithms that are not ours these are the ones that
+    were set, and if they were drawn, all.
     """
     clip_backbone = recorded.get("clip_backbone")
     hparams_of_backbone = {"clip_backbone": clip_backbone} if clip_backbone else {}
