@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tarfile
 import tempfile
 import warnings
@@ -105,6 +106,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return f"group {number}" if number < len(GROUPS) else file
 
     return ByGroup(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _no_facts_of_other_tests() -> Iterator[None]:
+    """Forget what the data sets of a test have shown: a process usually has one job."""
+    yield
+    module: Any = sys.modules.get("domainbed_carft.method.dataset_facts")
+    if module is not None:
+        module._facts_by_class_names.clear()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,6 +7,7 @@ import signal
 import collect_sweeps
 import numpy as np
 import pytest
+import report_page
 from domainbed.scripts import train
 from PIL import Image
 
@@ -79,6 +80,21 @@ def test_a_link_in_place_of_a_suites_records_is_not_appended_to(sweep, victim):
     with pytest.raises(CarftError, match="suites.jsonl could not be written: it is a link"):
         suite_records.append(job, record)
     assert victim.read_text() == PRECIOUS
+
+
+def test_a_report_replaces_a_link_in_place_of_its_figures(sweep, tmp_path, monkeypatch):
+    report_page.leave_undrawn(monkeypatch)
+    page = tmp_path / "page"
+    assert report_page.report(sweep, page) == 0
+    figures = {path.name for path in (page / "figures").iterdir()}
+    (page / "figures").rename(tmp_path / "mine")
+    (page / "figures").symlink_to(tmp_path / "mine")
+    for path in (tmp_path / "mine").iterdir():
+        path.write_text(PRECIOUS)
+
+    assert report_page.report(sweep, page) == 0
+    assert {path.name for path in (page / "figures").iterdir()} == figures
+    assert {path.read_text() for path in (tmp_path / "mine").iterdir()} == {PRECIOUS}
 
 
 # The files that end a command early if they cannot be read, and all others.

@@ -14,8 +14,8 @@ from runs_jobs import train_job
 from test_algorithms import make, minibatches, same_state, settings
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.method import averages, hparam_checks
+from domainbed_carft.errors import CarftError
+from domainbed_carft.method import algorithms, averages
 from domainbed_carft.method.lora import LoRA, merged_weights
 from domainbed_carft.runs import api, saved
 
@@ -277,7 +277,7 @@ def test_a_run_resumes_to_the_bit(random_tiny):
 def test_what_lora_does_not_go_with_is_refused_by_name(random_tiny, algorithm, hparams, message):
     values = settings(random_tiny, algorithm, **JOB, **hparams)
     with pytest.raises(CarftError, match=message):
-        raise_for(hparam_checks.job_problems((3, 28, 28), values, algorithm))
+        getattr(algorithms, algorithm)((3, 28, 28), 3, 2, values)
 
 
 def test_a_saved_run_of_lora_is_a_run_for_the_commands(pets, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import objective
+from domainbed_carft.method import fd_align, objective, starft
 
 M = 7
 K = 5
@@ -143,20 +143,20 @@ def test_kl_over_clusters_uses_cluster_centres_of_the_contexts():
     usual = np.concatenate([c + 1e-3 * rng.normal(size=(10, D)) for c in centres])
     odd = 4 * rng.normal(size=(10, D))
     contexts = torch.tensor(np.concatenate([odd, usual]), dtype=torch.float32)
-    clusters = objective.clustered(contexts, 3)
+    clusters = fd_align.clustered(contexts, 3)
     nearest = torch.cdist(torch.tensor(centres, dtype=torch.float32), clusters).min(dim=1).values
 
     assert clusters.shape == (3, D)
     assert float(nearest.max()) < 5e-3  # and so no odd one is among them
-    with pytest.raises(CarftError, match="context_clusters is 31, expected at most 30"):
-        objective.clustered(contexts, 31)
+    with pytest.raises(CarftError, match="FD-Align makes 31 clusters .* these are 30 of 40; give more contexts"):
+        fd_align.clustered(contexts, 31)
 
 
 def test_kl_over_other_captions_leaves_out_the_own_class():
     rng = np.random.default_rng(3)
     labels = torch.tensor([0, 1, 1, 2, 0, 2])
     logit_pair = [torch.tensor(rng.normal(size=(6, 6))) for _ in range(2)]
-    masked = [objective.without_own_class(logits, labels, labels) for logits in logit_pair]
+    masked = [starft.without_own_class(logits, labels, labels) for logits in logit_pair]
     got = objective.context_kl(*masked, objective.KL_DIRECTIONS[0])
     expected = []
     for n in range(6):
@@ -166,5 +166,5 @@ def test_kl_over_other_captions_leaves_out_the_own_class():
 
     assert float(got) == pytest.approx(np.mean(expected), rel=1e-6)
 
-    all_masked = objective.without_own_class(logit_pair[0], torch.zeros(6), torch.zeros(6))
+    all_masked = starft.without_own_class(logit_pair[0], torch.zeros(6), torch.zeros(6))
     assert float(objective.context_kl(all_masked, all_masked + 1, objective.KL_DIRECTIONS[0])) == 0

@@ -24,7 +24,8 @@ from domainbed_carft.clips import backbone, open_clip_models
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.method import algorithm, encoders, penalties
+from domainbed_carft.method import encoders, penalties
+from domainbed_carft.method.algorithm import EMBEDDINGS
 from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
@@ -193,8 +194,8 @@ def test_hooked_activations_have_the_batch_first(kind, folders):
     encoder = backbone.load(folders[kind]).model.visual
     size = open_clip_folders.MODELS[kind]["vision_cfg"]["image_size"]
     x = torch.randn(3, 3, size, size)
-    for method in activations.FIRST_MODULES:
-        modules = activations.compared_modules(encoder, method)
+    for penalty in (penalties.LDIFSPenalty, penalties.MIROPenalty):
+        modules = penalty.places(encoder)
         with torch.no_grad(), encoders.record_activations(encoder, modules) as outputs:
             features = encoder(x), encoder(x[:2])
 
@@ -217,7 +218,7 @@ def test_timm_embeddings_get_no_weight_decay(folders):
     groups = algorithm.optimizer.param_groups
     no_decay = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
     named = dict(algorithm.named_parameters())
-    embeddings = [n for n in named if n.split(".")[-1] in algorithm.EMBEDDINGS]
+    embeddings = [n for n in named if n.split(".")[-1] in EMBEDDINGS]
 
     assert {n.split(".")[-1] for n in embeddings} == {"pos_embed", "latent", "cls_token"}
     assert all(id(named[name]) in no_decay for name in embeddings)

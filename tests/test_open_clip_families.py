@@ -10,6 +10,7 @@ from test_algorithms import make, minibatches, reopened, train
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import encoders, flyp
+from domainbed_carft.method.penalties import LDIFSPenalty, MIROPenalty
 
 PIXELS = 64
 SMALLER = {"img_size": PIXELS, "embed_dim": 64, "depth": 4, "num_heads": 2}
@@ -112,9 +113,10 @@ def test_features_are_open_clips_and_activations_have_the_batch_first(folders, f
     with torch.no_grad():
         features = loaded.model.visual(pictures)
         torch.testing.assert_close(features, reference.encode_image(pictures))
-        for method in activations.FIRST_MODULES:
-            encoding = encoders.encode(loaded.model.visual, pictures, False, [method])
-            outputs = encoding.activations[method]
+        for penalty in (LDIFSPenalty, MIROPenalty):
+            places = {penalty.name: penalty.places}
+            encoding = encoders.encode(loaded.model.visual, pictures, False, places)
+            outputs = encoding.activations[penalty.name]
             assert len(outputs) == 5 and {output.shape[0] for output in outputs} == {3}
 
 

@@ -134,7 +134,7 @@ def test_the_default_of_ldifs_is_as_much_smaller_than_the_released_code_as_the_p
             weight += 0.2 * weight.std() * torch.randn(weight.shape, generator=generator)
         pictures = torch.randn(16, 3, 48, 48, generator=generator)
         now, start = (
-            encoders.encode(encoder, pictures, False, ["ldifs"]).activations["ldifs"]
+            encoders.encode(encoder, pictures, False, {"ldifs": penalties.LDIFSPenalty.places}).activations["ldifs"]
             for encoder in (tuned, original)
         )
     ours, released = (float(penalties.ldifs(now, start, axis)) for axis in ("channel", "token"))
@@ -295,7 +295,7 @@ def test_miro_on_a_resnet_compares_the_end_of_the_stem_and_the_four_stages():
         hook.remove()
 
     with torch.no_grad():
-        encoded = encoders.encode(encoder, pictures, False, ["miro"])
+        encoded = encoders.encode(encoder, pictures, False, {"miro": penalties.MIROPenalty.places})
     expected = [output.flatten(2).permute(0, 2, 1) for output in outputs]
 
     assert len(encoded.activations["miro"]) == 5

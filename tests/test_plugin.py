@@ -120,7 +120,7 @@ print(json.dumps({
     }
 
 
-def test_class_names_are_handed_on_by_the_hparams_object_which_stays_as_it_was(
+def test_class_names_are_handed_on_by_the_name_of_the_data_set(
     site: Site, tmp_path: Path
 ) -> None:
     signature = "augment, hparams):\n"
@@ -136,20 +136,20 @@ import json, sys
 from domainbed import datasets
 from domainbed_carft.method import dataset_facts
 
-def recalled(hparams, name=None):
-    environments = dataset_facts.recall(hparams, name).environments
+def recalled(hparams):
+    environments = dataset_facts.recall(hparams).environments
     return [[e.name, e.classes, e.normalisation] for e in environments]
 
 hparams = {"class_names": "dataset:Pets"}
 datasets.Pets(sys.argv[1], [0], hparams)
-print(json.dumps([recalled(hparams), recalled(dict(hparams), "Pets"), hparams]))
+print(json.dumps([recalled(dict(hparams)), recalled({"class_names": "dataset:PACS"}), hparams]))
 """
-    by_object, by_name, hparams = site.json("-c", code, str(data), cwd=fork)
+    of_pets, of_another, hparams = site.json("-c", code, str(data), cwd=fork)
 
     classes = ["cat", "dog"]
     normalisation = [[0.5, 0.25, 0.0], [2.0, 1.0, 1.0]]
-    assert by_object == [["art", classes, normalisation], ["photo", classes, normalisation]]
-    assert by_name == []
+    assert of_pets == [["art", classes, normalisation], ["photo", classes, normalisation]]
+    assert of_another == []
     assert hparams == {"class_names": "dataset:Pets"}
 
 
@@ -169,7 +169,8 @@ pets = datasets.Pets(sys.argv[1], [0], hparams)
 transforms = [e.transform if isinstance(e.transform, list) else "host's" for e in pets.datasets]
 print(json.dumps([transforms, dataset_facts.recall(hparams).protocol]))
 """
-    hparams = json.dumps({"protocol": protocol} if protocol else {})
+    values = {"class_names": "dataset:Pets"} | ({"protocol": protocol} if protocol else {})
+    hparams = json.dumps(values)
     result = site.json("-c", code, str(site.folder / "data"), hparams, cwd=checkout)
 
     if protocol == "clip":
@@ -179,7 +180,7 @@ print(json.dumps([transforms, dataset_facts.recall(hparams).protocol]))
 
 
 @pytest.mark.parametrize(
-    "module", ["method/algorithms", "method/hparams", "plugin/data_sets", "method/dataset_facts"]
+    "module", ["method/algorithms", "jobs/facts", "plugin/data_sets", "method/dataset_facts"]
 )
 def test_a_failing_plugin_warns_once_and_the_host_works(
     site: Site, checkout: Path, module: str

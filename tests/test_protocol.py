@@ -116,6 +116,6 @@ def test_a_hosts_own_transforms_are_recorded_as_host(random_tiny, capsys):
         values = settings(random_tiny, class_names="dataset:Pets", protocol=requested)
         environments = [dataset_facts.Environment(name, ["a", "b", "c"]) for name in "xy"]
         dataset_facts.remember(values, "Pets", environments, None, "host")
-        build(algorithms.CARFT, (3, 28, 28), 3, 2, values)
-        assert values["protocol"] == "host"
+        algorithm = build(algorithms.CARFT, (3, 28, 28), 3, 2, values)
+        assert algorithm.recorded_facts()["protocol"] == "host"
         assert "CLIP protocol: host (this DomainBed's own transforms" in capsys.readouterr().out

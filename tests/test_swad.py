@@ -16,7 +16,7 @@ from domainbed.scripts import train
 from test_algorithms import make, minibatches, reopened
 from test_peers import logits
 
-from domainbed_carft.method.swad import LossValley
+from domainbed_carft.method.averages import LossValley
 from domainbed_carft.runs import saved
 from domainbed_carft.sweep import costs, declaration_file
 

@@ -33,7 +33,6 @@ from domainbed_carft.method import (
     job,
     objective,
     penalties,
-    swad,
 )
 from domainbed_carft.method.batch import (
     Batch,
@@ -377,7 +376,7 @@ class CLIPAlgorithm(Algorithm):
         self.scheduler = schedule(self.optimizer, hparams)
         if hparams["average"] != "none" or hparams["wise_alpha"] < 1:
             averaged = self._averaged_weights(trained)
-            kind = swad.SWAD if hparams["average"] == "swad" else averages.Predicting
+            kind = averages.SWAD if hparams["average"] == "swad" else averages.Predicting
             self.predicting = kind(averaged, hparams)
 
     def _averaged_weights(self, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -554,11 +553,11 @@ class CLIPAlgorithm(Algorithm):
     @property
     def wants_validation_loss(self) -> bool:  # type: ignore[override]
         """Whether `at_checkpoint` is to be called: SWAD ends a segment there."""
-        return isinstance(self.predicting, swad.SWAD)
+        return isinstance(self.predicting, averages.SWAD)
 
     def at_checkpoint(self, validation_loss: float) -> None:
         """Take the validation loss in nats of the weights being trained; SWAD decides by it."""
-        if isinstance(self.predicting, swad.SWAD):
+        if isinstance(self.predicting, averages.SWAD):
             self.predicting.at_checkpoint(validation_loss)
 
     # As a module, and taken apart by hosts
@@ -606,7 +605,9 @@ class CLIPAlgorithm(Algorithm):
         ``featurizer`` and ``classifier``, and verylarge_dropout averages ``network``. They are made
         when a host asks for one, so that a state dict has no more keys.
         """
-        return PARTS[name](self) if name in PARTS else super().__getattr__(name)
+        if name in PARTS and name not in self._modules:
+            return PARTS[name](self)
+        return super().__getattr__(name)
 
 
 class Featurizer(nn.Module):
@@ -667,7 +668,7 @@ def classifier_of(algorithm: CLIPAlgorithm) -> Classifier:
 
 
 def network_of(algorithm: CLIPAlgorithm) -> nn.Sequential:
-    """The featurizer of ``algorithm``, then its classifier: from pictures to class logits (N, K)."""
+    """The featurizer and the classifier of ``algorithm``: from pictures to class logits (N, K)."""
     return nn.Sequential(featurizer_of(algorithm), classifier_of(algorithm))
 
 

@@ -85,14 +85,14 @@ class ForeignJob:
     ) -> None:
         """Build the algorithm, and add what it found about its job to ``hparams``, as ``facts``.
 
-        Raises CarftError for hparams that are unknown, and for what this host cannot do; all such
-        problems come at once, before those of the algorithm.
+        Raises CarftError for hparams that are unknown or invalid, and for what this host cannot do;
+        all problems come at once.
         """
         algorithm: Any = self
         values = dict(hparams)  # a fork's configuration object may have keys and items, no more
-        raise_for([*unknown_names(values), *_host_problems(values)])
-        build: Any = super().__init__
         complete = with_missing_hparams(values, type(algorithm).__name__)
+        raise_for(job_problems(type(algorithm), input_shape, complete))
+        build: Any = super().__init__
         build(input_shape, num_classes, num_domains, complete, **host_arguments)
         hparams[FOREIGN] = algorithm.facts
 
@@ -113,6 +113,20 @@ def in_foreign_host(algorithm: type[Any], module: str) -> type[Any]:
     """
     namespace = {"__module__": module, "__doc__": algorithm.__doc__}
     return type(algorithm.__name__, (ForeignJob, algorithm), namespace)
+
+
+def job_problems(
+    algorithm: Any, input_shape: Sequence[int], hparams: Mapping[str, Any]
+) -> list[Problem]:
+    """The problems of a job in a foreign host, whose `train` has checked nothing.
+
+    ``algorithm``: its class. These are unknown and invalid hparams, pictures not in RGB, and what
+    the host lacks.
+    """
+    from domainbed_carft.method import hparam_checks
+
+    invalid = hparam_checks.job_problems(algorithm, input_shape, hparams)
+    return [*unknown_names(hparams), *invalid, *_host_problems(hparams)]
 
 
 def with_missing_hparams(values: Mapping[str, Any], algorithm: str) -> dict[str, Any]:

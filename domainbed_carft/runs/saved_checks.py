@@ -49,7 +49,6 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     ),
     **dict.fromkeys(("model_num_classes", "model_num_domains"), lambda n: type(n) is int),
     "args": lambda args: True,
-    "model_hparams": lambda hparams: bool(hparams),
     "picture_plan": lambda plan: plan is None or bool(PicturePlan.from_json(plan)),
     **dict.fromkeys(("best_step", "wise_ft_step"), _is_step),
     "wise_ft_alpha": lambda alpha: alpha is None or (type(alpha) is float and 0 <= alpha <= 1),
@@ -146,14 +145,13 @@ def require_run(content: Any, path: Path) -> None:
     parts = content if isinstance(content, dict) else {}
     arguments = parts["args"] if isinstance(parts.get("args"), dict) else {}
 
-    for name, fits in _FITS.items():
+    fits_by_name = {**_FITS, "model_hparams": lambda hparams: _hparams_fit(parts)}
+    for name, fits in fits_by_name.items():
         source = arguments if name in _ARGUMENT_FITS else parts
         value = source.get(name)
         is_fitting = False
         with contextlib.suppress(Exception):  # a tensor compares to no truth, say
             is_fitting = bool(json.dumps(value)) and fits(value)
-            if name == "model_hparams":
-                is_fitting = is_fitting and _hparams_fit(parts)
         if not is_fitting:
             raise CarftError(
                 f"{path} is not a run of {', '.join(ALGORITHMS)}: its {name} is "

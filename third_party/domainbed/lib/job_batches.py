@@ -157,4 +157,6 @@ class JobBatches:
             (self.evaluated, n_trained),
         ):
             sizes = [len(split) for split in splits.values()]
+            if not sizes:
+                continue
             yield from loader.evaluation_requests(sizes, self._evaluation_batch_size, key, first)
