@@ -1,10 +1,12 @@
 """The table of ``carft top``: what selection chose in each cell and trial."""
 
 import json
+import shlex
 
 import collect_sweeps
 
 from domainbed_carft import cli
+from domainbed_carft.results.top import top
 from domainbed_carft.sweep.hparam_defaults import changed_hparams, defaults
 
 
@@ -92,6 +94,27 @@ def test_changed_hparams_are_those_that_are_not_the_default():
     tiny = defaults("CARFT", "PACS", {"clip_backbone": "tiny"}) | {"clip_backbone": "tiny"}
     assert tiny["lr"] == 3e-4
     assert changed_hparams(**arguments, recorded=tiny, hparams_set={}) == {"clip_backbone": "tiny"}
+
+
+def test_steps_that_the_schedule_follows_are_no_change():
+    recorded = defaults("CARFT", "PACS") | {"total_steps": 26}
+    arguments = {"algorithm": "CARFT", "dataset": "PACS", "recorded": recorded, "hparams_set": {}}
+    assert changed_hparams(**arguments, is_drawn=False, steps=26) == {}
+    assert changed_hparams(**arguments, is_drawn=False, steps=30) == {"total_steps": 26}
+
+
+def test_the_argument_of_a_run_of_0_2_0_has_no_name_that_went(tmp_path):
+    recorded = {"lr": 0.1, "kl_over": "contexts", "lipsum_texts": 80, "original_precision": "bf16"}
+    collect_sweeps.write_job(tmp_path / "as-now", algorithm="CARFT", recorded=recorded)
+    recorded |= {"kl_over": "captions", "clip_digest": "1"}
+    collect_sweeps.write_job(tmp_path / "other", algorithm="CARFT", recorded=recorded)
+
+    for folder, expected in (
+        ("as-now", {"lr": 0.1}),
+        ("other", {"lr": 0.1, "kl_over": "captions"}),
+    ):
+        entry = top([tmp_path / folder]).entries[0]
+        assert json.loads(shlex.split(entry.argument)[1]) == expected
 
 
 def test_changed_hparams_of_other_algorithms_are_those_set_or_drawn():

@@ -22,7 +22,16 @@ NAMES = (
     "amp",
 )
 
-
+# Hyperparameters of 0.2.0 and before that went -> the value in which a job is the same without.
+# There was `original_precision`, too: a job is the same if that is what ``amp`` was resolved to.
+NEUTRAL_RETIRED = {
+    "kl_over": "contexts",
+    "context_clusters": 20,
+    "kl_schedule": "constant",
+    "sp_form": "coupled",
+    "lipsum_texts": 80,
+    "lipsum_length": 8,
+}
 FOREIGN = "facts"  # the hyperparameter of a foreign host's records
 
 

@@ -23,6 +23,7 @@ from torch.func import functional_call
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError, Problem, raise_for
 from domainbed_carft.jobs.algorithms import Style as Style
+from domainbed_carft.jobs.facts import NEUTRAL_RETIRED
 from domainbed_carft.machine import devices
 from domainbed_carft.method import (
     averages,
@@ -287,7 +288,7 @@ class CLIPAlgorithm(Algorithm):
         if facts.get("data_edition") == hparam_module.UNCHECKED:
             del facts["data_edition"]
         same_without = {
-            **hparam_module.NEUTRAL_RETIRED,
+            **NEUTRAL_RETIRED,
             "original_precision": "bf16" if stored.get("amp") == "bf16" else "fp32",
         }
         hparams = {

@@ -36,15 +36,6 @@ RETIRED = {
     "lipsum_length": "Lipsum-FT has the published 8; leave lipsum_length out",
     "original_precision": "the original follows amp; leave original_precision out",
 }
-# The values of some of them in which a job is the same without them.
-NEUTRAL_RETIRED = {
-    "kl_over": "contexts",
-    "context_clusters": 20,
-    "kl_schedule": "constant",
-    "sp_form": "coupled",
-    "lipsum_texts": 80,
-    "lipsum_length": 8,
-}
 _PREPROCESSING = r"([1-9][0-9]{0,2}|[123][0-9]{3}) (bicubic|bilinear) (shortest|squash)"
 _AS_HERE = object()
 

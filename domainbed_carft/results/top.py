@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.facts import NEUTRAL_RETIRED
 from domainbed_carft.jobs.job import overrides
 from domainbed_carft.jobs.records import RecordWarning
 from domainbed_carft.paths import AnyPath
@@ -36,7 +37,8 @@ class BestHparams:
     ``setting``: of the group of runs, where there are several. ``test_env`` and ``environment``:
     index and name of the target; None, as is ``accuracy``, if nothing was left out. Accuracies are
     in [0, 1]. ``hparams``: as recorded; ``argument``: for the command line of another run;
-    ``hparams_set``: those that the run's own command line sets. ``folders``: of the jobs that
+    ``hparams_set``: those that the run's own command line sets; ``steps``: it sets, None for the
+    data set's. ``folders``: of the jobs that
     selection used, the run itself first. ``values``: searched hyperparameter -> the chosen value;
     ``members``: among how many choices this one was chosen.
     """
@@ -56,6 +58,7 @@ class BestHparams:
     argument: str
     folders: list[str]
     hparams_set: dict[str, Any]
+    steps: int | None
     values: dict[str, Any]
     members: int
     row: str
@@ -147,7 +150,11 @@ def _entry(selected: Selected, setting: str, method: str, environment: str | Non
     run = outcome.runs[0]
 
     filled_in = {*RECORDED_FACTS} - overrides(run.job.args).keys()
-    to_repeat = {name: value for name, value in run.recorded.items() if name not in filled_in}
+    to_repeat = {
+        name: value
+        for name, value in run.recorded.items()
+        if name not in {*filled_in, "original_precision"} and NEUTRAL_RETIRED.get(name) != value
+    }
     return BestHparams(
         setting=setting,
         selection=method,
@@ -164,6 +171,7 @@ def _entry(selected: Selected, setting: str, method: str, environment: str | Non
         argument=f"--hparams {shlex.quote(json.dumps(to_repeat, sort_keys=True))}",
         folders=[run.folder for run in outcome.runs],
         hparams_set=overrides(run.job.args),
+        steps=run.job.args.get("steps"),
         values=dict(outcome.values),
         members=outcome.members,
         row=selected.algorithm,

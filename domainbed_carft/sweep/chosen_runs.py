@@ -63,6 +63,7 @@ def _changed_hparams(entry: BestHparams) -> dict[str, Any]:
         recorded=entry.hparams,
         hparams_set=entry.hparams_set,
         is_drawn=entry.hparams_seed != 0,
+        steps=entry.steps,
     )
 
 

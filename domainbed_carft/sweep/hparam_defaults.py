@@ -53,15 +53,17 @@ def changed_hparams(
     recorded: Mapping[str, Any],
     hparams_set: Mapping[str, Any],
     is_drawn: bool,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """The hyperparameters of a run that differ from the defaults, those set by ``--hparams`` first.
 
-    ``recorded``: all of the run; ``is_drawn``: whether a random search drew them. Of algorithms
-    that are not ours these are the ones that were set, and if they were drawn, all.
+    ``recorded``: all of the run; ``is_drawn``: whether a random search drew them; ``steps``: that
+    the run trained, if they were set. Of algorithms that are not ours these are the ones that
+    were set, and if they were drawn, all.
     """
     clip_backbone = recorded.get("clip_backbone")
     hparams_of_backbone = {"clip_backbone": clip_backbone} if clip_backbone else {}
-    usual_values = defaults(algorithm, dataset, hparams_of_backbone)
+    usual_values = defaults(algorithm, dataset, hparams_of_backbone, steps)
 
     changed = {}
     for name in dict.fromkeys([*hparams_set, *recorded]):

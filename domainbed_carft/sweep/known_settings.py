@@ -13,11 +13,11 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError, Problem
 from domainbed_carft.jobs import manifest, records
+from domainbed_carft.jobs.facts import NEUTRAL_RETIRED
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.jobs.records import RecordWarning, Run
 from domainbed_carft.jobs.setting import DEFAULT, HPARAM, SCHEDULE, setting
-from domainbed_carft.method.hparams import NEUTRAL_RETIRED
 from domainbed_carft.sweep import declaration_file, hparam_defaults
 
 RUN = "run"

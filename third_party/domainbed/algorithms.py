@@ -70,8 +70,8 @@ class Algorithm(torch.nn.Module):
     # Hparams whose value "auto" stands for what suits the machine where the job begins. What that
     # is stands in `recorded_facts` under the same name; a job that is resumed elsewhere keeps it.
     RESOLVED_HPARAMS: tuple[str, ...] = ()
-    # What --hparams may hold beside the hyperparameters: facts that the job is to have, and names of
-    # earlier versions, whose problem `hparam_problems` tells.
+    # What --hparams may hold beside the hyperparameters: facts that the job is to have, and
+    # names of earlier versions, whose problem `hparam_problems` tells.
     FURTHER_HPARAMS: tuple[str, ...] = ()
     # Hparams that it got after its first release -> their value in effect before. A job that began
     # without one keeps that value where it is resumed.
