@@ -98,7 +98,7 @@ def train(
             "seed": seed,
             "checkpoint_freq": checkpoint_freq,
             "holdout_fraction": holdout_fraction,
-            "uda_holdout_fraction": uda_holdout_fraction,
+            "uda_holdout_fraction": uda_holdout_fraction or None,  # by default a whole number
             "workers": workers,
             "processes": processes,
             "pictures": pictures,
