@@ -8,7 +8,8 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,7 +21,9 @@ from domainbed_carft.method.algorithms import CLASSES
 from domainbed_carft.method.host_lookup import in_our_harness
 from domainbed_carft.paths import AnyPath, as_list, as_path, as_text
 from domainbed_carft.pictures import rng
-from domainbed_carft.runs.loaded_run import Run, load_run
+
+if TYPE_CHECKING:
+    from domainbed_carft.runs.loaded_run import Run
 
 # Of the words of a command line: python -m domainbed.scripts.train.
 _WORDS_BEFORE_ARGUMENTS = 3
@@ -111,12 +114,18 @@ def train(
             "log": log,
         }
     )
-    _train(words)
-
-    folder = as_path(output_dir)
     keeps_weights = not skip_model_save and keep_weights != "none"
-    has_weights = keeps_weights and any((folder / name).exists() for name in WEIGHTS.values())
-    return load_run(folder) if algorithm in CLASSES and has_weights else None
+    run = None
+    with preserved_process_state():
+        stopped_by = _train(words)
+        if not stopped_by and keeps_weights and algorithm in CLASSES:
+            run = _load_run(as_path(output_dir))
+
+    if stopped_by:
+        # Its handler is the caller's again; by default it ends this process.
+        signal.raise_signal(signal.Signals[stopped_by])
+        raise PassingError(f"stopped by {stopped_by}; to resume, call train again")
+    return run
 
 
 def _words(arguments: Mapping[str, Any]) -> list[str]:
@@ -127,23 +136,25 @@ def _words(arguments: Mapping[str, Any]) -> list[str]:
         raise CarftError(f"hparams has a value that JSON cannot hold: {error}") from error
 
 
-def _train(words: Sequence[str]) -> None:
-    """Run the harness's train and restore the state of this process."""
+def _train(words: Sequence[str]) -> str:
+    """Run the harness's train; the name of the signal that stopped it, "" if none did."""
     from domainbed.lib.stopping import Stopped
     from domainbed.scripts import train as script
 
-    stopped_by = ""
-    with preserved_process_state():
-        devices.begin_peak_memory(devices.default_device())  # the records have the job's own
-        try:
-            script.train(words)
-        except Stopped as error:
-            stopped_by = str(error)
+    devices.begin_peak_memory(devices.default_device())  # the records have the job's own
+    try:
+        script.train(words)
+    except Stopped as error:
+        return str(error)
+    return ""
 
-    if stopped_by:
-        # Its handler is the caller's again; by default it ends this process.
-        signal.raise_signal(signal.Signals[stopped_by])
-        raise PassingError(f"stopped by {stopped_by}; to resume, call train again")
+
+def _load_run(folder: Path) -> Run | None:
+    """The run in a job's folder; None if a process variable says to keep no weights."""
+    from domainbed_carft.runs.loaded_run import load_run  # which needs more of a host
+
+    has_weights = any((folder / name).exists() for name in WEIGHTS.values())
+    return load_run(folder) if has_weights else None
 
 
 @contextlib.contextmanager
