@@ -28,11 +28,13 @@ def build(
     """An algorithm of this package, ready to train and to predict: a torch module on the CPU.
 
     Its ``update([(x, y), ...])`` takes a training step on pictures x (N, 3, R, R) and labels y (N,)
-    of each domain, ``predict(x)`` returns class logits (N, K), and ``state_dict()`` has the weights
-    that predict. ``preprocess`` turns a Pillow picture into an x (3, R, R) of the size that the CLIP
-    takes, normalised as DomainBed does, by ImageNet's mean and standard deviation. The algorithm
-    itself goes from there to CLIP's normalisation, so do not normalise once more. If a data set with
-    the same class names was built in this process, it counts how that normalises.
+    of each domain. ``predict(x)`` returns class logits (N, K), and ``state_dict()`` the weights that
+    predict.
+
+    ``preprocess`` turns a Pillow picture into an x (3, R, R) of the size that the CLIP takes. It is
+    normalised as DomainBed does, by ImageNet's mean and standard deviation. The algorithm itself
+    goes from there to CLIP's normalisation, so do not normalise once more. If a data set with this
+    very list of class names was built in this process, its normalisation counts instead.
 
     ``class_names``: one name per class, in label order. ``hparams``: those that differ from the
     defaults, such as ``{"clip_backbone": "tiny"}``; the object is not changed. ``steps``: how many

@@ -72,13 +72,6 @@ def train(
     Returns None if the job has kept no weights, or is of an algorithm that is not of this package.
     Raises CarftError with the message that the command prints, and where the domainbed in use is a
     checkout, which has a train of its own.
-
-    >>> run = train("CARFT", "EmojiStyles", [0], folder / "job", hparams=tiny, steps=2, workers=0)
-    ... # doctest: +ELLIPSIS
-    Environment:
-    ...
-    >>> run.path.name
-    'model_best.pkl'
     """
     if not in_our_harness():
         raise CarftError(
@@ -170,7 +163,7 @@ def preserved_process_state() -> Iterator[None]:
     deterministic = torch.backends.cudnn.deterministic
     benchmark = torch.backends.cudnn.benchmark
     variables = dict(os.environ)
-    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in signal.valid_signals()}
 
     with rng.preserved_states(), warnings.catch_warnings():
         try:

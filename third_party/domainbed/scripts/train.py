@@ -141,7 +141,7 @@ def train(command_line: Sequence[str]) -> None:
     of which the command prints the traceback, are raised as they are.
     """
     parser = build_parser()
-    parser.error = _refuse  # type: ignore[assignment]
+    parser.error = _refuse  # type: ignore[method-assign]
     args, flags = _parse(parser, command_line)
     failure: BaseException | None = None
     try:
@@ -154,9 +154,9 @@ def train(command_line: Sequence[str]) -> None:
     except OSError as error:
         raise CarftError(_unusable_folder(args, error)) from error
 
-    if isinstance(failure, Exception) and not isinstance(failure, CarftError):
-        if is_no_space(failure):
-            raise PassingError(_full_disk(failure)) from failure
+    is_known = failure is None or isinstance(failure, CarftError)
+    if isinstance(failure, Exception) and not is_known and is_no_space(failure):
+        raise PassingError(_full_disk(failure)) from failure
     if failure is not None:
         raise failure
 
