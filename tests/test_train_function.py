@@ -221,6 +221,15 @@ def test_a_folder_of_ones_own_is_a_data_set(here):
     assert run.classes == ["cat", "wild dog"]
     assert run.trained.args["test_envs"] == [1] and run.trained.args["dataset"] == "pets"
 
+    by_command = here / "by command"
+    by_command.mkdir()
+    (by_command / "pets").symlink_to(here / "pets")
+    words = ["--algorithm", "CARFT", "--dataset", "pets", "--test_envs", "1", "--steps", "3"]
+    words += ["--hparams", json.dumps(hparams, sort_keys=True), "--workers", "0"]
+    done = warm.run("-m", "domainbed.scripts.train", *words, "--output_dir", "out", cwd=by_command)
+    assert done.returncode == 0, done.stderr
+    require_same_folder(here / "out", by_command / "out")
+
 
 def test_without_weights_there_is_no_run(by_command, here):
     assert train(skip_model_save=True) is None

@@ -28,8 +28,8 @@ def build(
     """An algorithm of this package, ready to train and to predict: a torch module on the CPU.
 
     Its ``update([(x, y), ...])`` takes a training step on pictures x (N, 3, R, R) and labels y (N,)
-    of each domain. ``predict(x)`` returns class logits (N, K), and ``state_dict()`` the weights that
-    predict.
+    of each domain. ``predict(x)`` returns class logits (N, K), and ``state_dict()`` has the weights
+    that predict.
 
     ``preprocess`` turns a Pillow picture into an x (3, R, R) of the size that the CLIP takes. It is
     normalised as DomainBed does, by ImageNet's mean and standard deviation. The algorithm itself

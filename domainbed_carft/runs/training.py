@@ -163,7 +163,9 @@ def preserved_process_state() -> Iterator[None]:
     deterministic = torch.backends.cudnn.deterministic
     benchmark = torch.backends.cudnn.benchmark
     variables = dict(os.environ)
-    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    handlers: dict[int, Any] = {
+        number: signal.getsignal(number) for number in signal.valid_signals()
+    }
 
     with rng.preserved_states(), warnings.catch_warnings():
         try:
