@@ -9,9 +9,11 @@ from domainbed_carft.plugin import register, unregister
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from domainbed_carft.method.build import build
     from domainbed_carft.results.collect import collect
     from domainbed_carft.runs.api import evaluate, export, model_stock, soup, wise_ft
     from domainbed_carft.runs.loaded_run import Run, load_run
+    from domainbed_carft.runs.training import train
     from domainbed_carft.sweep.differences import diff
     from domainbed_carft.version import __version__
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 LAZY_NAMES = {
     "__version__": "domainbed_carft.version",
     "Run": "domainbed_carft.runs.loaded_run",
+    "build": "domainbed_carft.method.build",
     "collect": "domainbed_carft.results.collect",
     "diff": "domainbed_carft.sweep.differences",
     "evaluate": "domainbed_carft.runs.api",
@@ -26,6 +29,7 @@ LAZY_NAMES = {
     "load_run": "domainbed_carft.runs.loaded_run",
     "model_stock": "domainbed_carft.runs.api",
     "soup": "domainbed_carft.runs.api",
+    "train": "domainbed_carft.runs.training",
     "wise_ft": "domainbed_carft.runs.api",
 }
 
@@ -35,6 +39,7 @@ LAZY_PACKAGES = ("errors", "report", "results", "runs", "sweep")
 __all__ = [
     "Run",
     "__version__",
+    "build",
     "collect",
     "diff",
     "evaluate",
@@ -43,6 +48,7 @@ __all__ = [
     "model_stock",
     "register",
     "soup",
+    "train",
     "unregister",
     "wise_ft",
 ]

@@ -55,12 +55,15 @@ from domainbed_carft.method.lora import HPARAMS as LORA_HPARAMS
 from domainbed_carft.method.lora import LoRA, merged_weights, scale_of
 from domainbed_carft.method.prompts import Prompts
 from domainbed_carft.pictures.clip_input import CLIPInput
+from domainbed_carft.pictures.plan import PicturePlan
 from domainbed_carft.pictures.preprocessing import IMAGENET, Normalisation, Preprocessing
+from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.text import printable
 
 Minibatches = Sequence[tuple[Tensor, Tensor]]
 # Of the names in a state dict that no prediction needs.
 TRAINING_PREFIXES = ("terms.", "lora.", "text.", "log_scale")
+GIVE_STEPS = "give steps=..., the number of updates that you will take"
 MIRO_RATE_FACTOR = 10  # of MIRO's variances (khanrc/miro, domainbed/algorithms/miro.py)
 # Parameters with these names do not decay; the last one is timm's.
 EMBEDDINGS = {
@@ -101,6 +104,7 @@ class CLIPAlgorithm(Algorithm):
     - `predicting_weights`: the weights that predict, where they are not those being trained
     - `trained_logits`: class logits by the weights being trained
     - `indivisible`: why several processes cannot share a batch
+    - `problems_without_end`: what of it needs ``total_steps``
 
     ``hparams``: of the algorithm, complete. ``facts``: what it has found out about its job, as the
     records have it. The state dict holds the weights that predict, the context weights and the
@@ -137,6 +141,8 @@ class CLIPAlgorithm(Algorithm):
     logit_scale: Tensor
     terms: penalties.Penalties | None
     lora: LoRA | None  # where low-rank factors are trained instead of the encoder
+    # Mean and std of the pictures that it takes; None where only the weights know them.
+    normalisation: Normalisation | None = None
     original: FrozenOriginal | None = None
     predicting: averages.Predicting | None = None
     restored = False
@@ -167,6 +173,7 @@ class CLIPAlgorithm(Algorithm):
         self.bf16 = facts.amp == "bf16"
         environments = facts.data.environments
         normalisation = dataset_facts.agreed_normalisation(environments) or IMAGENET
+        self.normalisation = normalisation
         mean, std = normalisation
         print(f"CLIP input: undoes mean {list(mean)}, std {list(std)}")
 
@@ -248,6 +255,27 @@ class CLIPAlgorithm(Algorithm):
     def conflicts(cls, hparams: Mapping[str, Any]) -> dict[str, str]:
         """Name -> what is expected, of values that this method does not go with."""
         return {}
+
+    @classmethod
+    def problems_without_end(cls, hparams: Mapping[str, Any]) -> list[Problem]:
+        """What cannot be trained with these complete ``hparams`` if no ``total_steps`` is given."""
+        trains = cls.trains_encoder or cls.trains_head or cls.trains_text
+        problems = []
+        if trains and hparams["lr_schedule"] == "cosine":
+            problems.append(
+                Problem(
+                    message="lr_schedule 'cosine' falls to 0 at the last step, which is unknown",
+                    remedy=f"{GIVE_STEPS}, or set lr_schedule to 'constant'",
+                )
+            )
+        if trains and hparams["average"] == "beta":
+            problems.append(
+                Problem(
+                    message="average 'beta' weights the steps up to the last one, which is unknown",
+                    remedy=f"{GIVE_STEPS}, or set average to 'none', 'sma' or 'ema'",
+                )
+            )
+        return problems
 
     @classmethod
     def implied_hparams(
@@ -391,6 +419,26 @@ class CLIPAlgorithm(Algorithm):
         }
 
     # Predicting
+
+    def preprocess(self, picture: Any) -> Tensor:
+        """The picture (3, R, R) that `update` and `predict` take, of a Pillow picture.
+
+        It is resized and cropped to R pixels a side as the CLIP's own pictures are, and normalised
+        as the data set of the algorithm normalises: without one as DomainBed does, by ImageNet's
+        mean and standard deviation. The algorithm itself goes from there to CLIP's normalisation,
+        so do not normalise once more. Nothing is random; augment before or after.
+        """
+        preprocessing = self.input.preprocessing
+        mean, std = self.normalisation or self.input.undone_normalisation()
+        plan = PicturePlan(
+            size=preprocessing.resolution,
+            resize=preprocessing.resize,
+            interpolation=preprocessing.interpolation,
+            mean=mean,
+            std=std,
+        )
+        tensor: Tensor = PlanTransform(plan)(picture.convert("RGB"))
+        return tensor
 
     def predict(self, x: Tensor) -> Tensor:
         """Class logits (N, K) of pictures (N, 3, H, W) that are normalised as the data set does."""

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from domainbed_carft.clips.backbone import Backbone
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, Problem
 from domainbed_carft.machine.devices import copy_to_device
 from domainbed_carft.method import text_encoder
-from domainbed_carft.method.algorithm import CLIPAlgorithm, Style
+from domainbed_carft.method.algorithm import GIVE_STEPS, CLIPAlgorithm, Style
 from domainbed_carft.method.batch import Batch
 from domainbed_carft.method.encoders import encode
 from domainbed_carft.method.hparams import (
@@ -255,6 +255,18 @@ class CaRot(FLYP):
             measurements["loss_orthogonality"] = constraint
             loss = loss + orthogonality_weight * constraint
         return {**measurements, "loss": loss}
+
+    @classmethod
+    def problems_without_end(cls, hparams: Mapping[str, Any]) -> list[Problem]:
+        """What needs ``total_steps``: also the momentum of the teacher."""
+        problems = super().problems_without_end(hparams)
+        if hparams["carot_distillation"]:
+            message = (
+                "the momentum of CaRot's teacher rises over a share of all steps, whose number is "
+                "unknown"
+            )
+            problems.append(Problem(message=message, remedy=GIVE_STEPS))
+        return problems
 
     def after_step(self) -> None:
         """Let the teacher follow, every ``carot_interval`` steps."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from domainbed_carft.clips.backbone import Backbone
+from domainbed_carft.errors import Problem
 from domainbed_carft.machine.devices import copy_to_device
-from domainbed_carft.method.algorithm import Style
+from domainbed_carft.method.algorithm import GIVE_STEPS, Style
 from domainbed_carft.method.batch import Batch
 from domainbed_carft.method.carft import CARFT
 from domainbed_carft.method.hparams import choice, nonnegative, power_of_ten
@@ -74,6 +78,15 @@ class StarFT(CARFT):
         """The weight of the KL in this step, which falls linearly to 0 at ``total_steps``."""
         remaining = max(0.0, 1 - self.steps_taken / self.hparams["total_steps"])
         return remaining * super().kl_weight()
+
+    @classmethod
+    def problems_without_end(cls, hparams: Mapping[str, Any]) -> list[Problem]:
+        """What needs ``total_steps``: also the weight of the KL."""
+        problems = super().problems_without_end(hparams)
+        if hparams["kl_weight"]:
+            message = "the weight of StarFT's KL falls to 0 at the last step, which is unknown"
+            problems.append(Problem(message=message, remedy=GIVE_STEPS))
+        return problems
 
     def indivisible(self) -> str:
         """Why its batch cannot be divided among processes."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from domainbed_carft.pictures.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Normalisation,
     Preprocessing,
 )
 
@@ -51,3 +52,13 @@ class CLIPInput(nn.Module):
         if x.shape[-2:] != size:
             x = F.interpolate(x, size=size, mode=self.preprocessing.interpolation, antialias=True)
         return x * self.scale + self.shift
+
+    def undone_normalisation(self) -> Normalisation:
+        """Mean and std a channel of the data, computed from the buffers; rounded to float32."""
+        scale = self.scale.flatten().tolist()
+        shift = self.shift.flatten().tolist()
+        model_mean = self.preprocessing.mean
+        model_std = self.preprocessing.std
+        mean = tuple(m + s * offset for m, s, offset in zip(model_mean, model_std, shift))
+        std = tuple(s * factor for s, factor in zip(model_std, scale))
+        return mean, std

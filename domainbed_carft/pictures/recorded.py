@@ -8,7 +8,7 @@ from typing import Any
 
 from domainbed_carft.pictures.clip_input import CLIPInput
 from domainbed_carft.pictures.plan import FAST, JITTER_PART, JITTERS, MODEL_PART, PicturePlan
-from domainbed_carft.pictures.preprocessing import Normalisation, Preprocessing
+from domainbed_carft.pictures.preprocessing import Preprocessing
 from domainbed_carft.pictures.protocols import HOST, plan_for
 
 
@@ -37,7 +37,7 @@ def _plan_without_record(content: Mapping[str, Any], clip_input: CLIPInput) -> P
         preprocessing=Preprocessing.from_hparam(hparams["preprocessing"]),
     )
     if hparams["protocol"] == HOST:
-        mean, std = _undone_normalisation(clip_input)
+        mean, std = clip_input.undone_normalisation()
         plan = dataclasses.replace(plan, mean=mean, std=std)
 
     words = str(content.get("pictures", ""))
@@ -49,14 +49,3 @@ def _plan_without_record(content: Mapping[str, Any], clip_input: CLIPInput) -> P
         preprocessing = clip_input.preprocessing
         plan = plan.for_model(plan.size, preprocessing.mean, preprocessing.std)
     return plan
-
-
-def _undone_normalisation(clip_input: CLIPInput) -> Normalisation:
-    """Mean and std a channel of the data, from ``scale`` and ``shift`` in the weights; rounded."""
-    scale = clip_input.scale.flatten().tolist()
-    shift = clip_input.shift.flatten().tolist()
-    model_mean = clip_input.preprocessing.mean
-    model_std = clip_input.preprocessing.std
-    mean = tuple(m + s * offset for m, s, offset in zip(model_mean, model_std, shift))
-    std = tuple(s * factor for s, factor in zip(model_std, scale))
-    return mean, std

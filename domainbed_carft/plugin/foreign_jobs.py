@@ -142,6 +142,9 @@ def with_missing_hparams(values: Mapping[str, Any], algorithm: str) -> dict[str,
     clip_backbone = values.get("clip_backbone", "")
     pairs = overlay(algorithm, dataset, 0, clip_backbone, steps=planned_steps())
     defaults = {name: default for name, (default, _) in pairs.items()}
+    if not dataset:  # no train of a host's but a notebook: the values are the user's
+        del defaults["class_names"]
+        return {**defaults, **values}
     if defaults.keys() <= values.keys():
         return dict(values)
 

@@ -11,7 +11,9 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import PIL
@@ -33,7 +35,7 @@ from domainbed.lib.process_group import ProcessGroup
 from domainbed.lib.process_start import is_first, join_process_group
 from domainbed.lib.train_arguments import UNRECORDED_FLAGS, build_parser, check
 from domainbed_carft import text
-from domainbed_carft.errors import CarftError, is_no_space
+from domainbed_carft.errors import CarftError, PassingError, is_no_space
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import Held, JobFolder, Lock
 
@@ -113,67 +115,142 @@ def main(argv: Sequence[str] | None = None) -> int:
     trains this job, 74 if the disk is full, 75 if stopped by a signal with its state saved, 130 if
     interrupted.
     """
-    args = build_parser().parse_args(argv)
-    flags = argparse.Namespace()
-    for name in UNRECORDED_FLAGS:
-        setattr(flags, name, vars(args).pop(name))
-
-    folder = JobFolder(args.output_dir)
+    command_line = sys.argv[1:] if argv is None else argv
+    args, flags = _parse(build_parser(), command_line)
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        if not is_first():
-            with (
-                open(os.devnull, "w") as silent,
-                contextlib.redirect_stdout(silent),
-                contextlib.redirect_stderr(silent),  # the first tells what is wrong
-            ):
-                return _run_and_report(args, None, flags, argv)
-
-        with (
-            folder.claim(PATIENCE_SECONDS, job_folder.inherited()) as lock,
-            misc.tee_output(args.output_dir),
-        ):
-            return _run_and_report(args, lock, flags, argv)
+        with _opened_folder(args) as lock:
+            try:
+                _join_and_run(args, lock, flags, command_line)
+            except BaseException as error:
+                return _report(error)  # while err.txt is open: a sweep reports its last line
     except Held as error:  # not into the err.txt of the other
         print_error("train", error)
         return job_folder.HELD_ELSEWHERE
     except CarftError as error:
         return print_error("train", error)
     except OSError as error:
-        print(f"train: --output_dir {args.output_dir} cannot be used: {error}", file=sys.stderr)
+        print(f"train: {_unusable_folder(args, error)}", file=sys.stderr)
         return job_folder.NO_SPACE if is_no_space(error) else 1
+    return 0
 
 
-def _run_and_report(
+def train(command_line: Sequence[str]) -> None:
+    """Train as the command does, for callers in Python: err.txt has what went wrong, and is raised.
+
+    A CarftError has the message that the command prints. Stopped, KeyboardInterrupt, and exceptions
+    of which the command prints the traceback, are raised as they are.
+    """
+    parser = build_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    args, flags = _parse(parser, command_line)
+    failure: BaseException | None = None
+    try:
+        with _opened_folder(args) as lock:
+            try:
+                _join_and_run(args, lock, flags, command_line)
+            except BaseException as error:
+                failure = error
+                _report_into(JobFolder(args.output_dir).path / job_folder.ERRORS, error)
+    except OSError as error:
+        raise CarftError(_unusable_folder(args, error)) from error
+
+    is_known = failure is None or isinstance(failure, CarftError)
+    if isinstance(failure, Exception) and not is_known and is_no_space(failure):
+        raise PassingError(_full_disk(failure)) from failure
+    if failure is not None:
+        raise failure
+
+
+def _report_into(path: Path, error: BaseException) -> None:
+    """Append to a file what the command prints of an error; nothing if the disk is full."""
+    with (
+        contextlib.suppress(OSError),
+        path.open("a", encoding="utf-8", errors="backslashreplace") as file,
+        contextlib.redirect_stderr(file),
+    ):
+        _report(error)
+
+
+def _refuse(message: str) -> NoReturn:
+    """Raise a CarftError of what argparse says of a command line."""
+    raise CarftError(message)
+
+
+def _parse(
+    parser: argparse.ArgumentParser, command_line: Sequence[str]
+) -> tuple[argparse.Namespace, argparse.Namespace]:
+    """The arguments that records have, and UNRECORDED_FLAGS."""
+    args = parser.parse_args(command_line)
+    flags = argparse.Namespace()
+    for name in UNRECORDED_FLAGS:
+        setattr(flags, name, vars(args).pop(name))
+    return args, flags
+
+
+@contextlib.contextmanager
+def _opened_folder(args: argparse.Namespace) -> Iterator[Lock | None]:
+    """Inside the block the job's folder is there and locked, and has what is printed.
+
+    Only the first process of a job does that; of the others nothing is printed. Raises Held,
+    CarftError, and OSError if the folder cannot be used.
+    """
+    folder = JobFolder(args.output_dir)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if not is_first():
+        with (
+            open(os.devnull, "w") as silent,
+            contextlib.redirect_stdout(silent),
+            contextlib.redirect_stderr(silent),  # the first tells what is wrong
+        ):
+            yield None
+        return
+
+    with (
+        folder.claim(PATIENCE_SECONDS, job_folder.inherited()) as lock,
+        misc.tee_output(args.output_dir),
+    ):
+        yield lock
+
+
+def _join_and_run(
     args: argparse.Namespace,
     lock: Lock | None,
     flags: argparse.Namespace,
-    argv: Sequence[str] | None,
-) -> int:
-    """Run, and say what went wrong while err.txt is open: a sweep reports its last line."""
-    try:
-        command_line = sys.argv[1:] if argv is None else argv
-        with join_process_group(flags.processes, command_line, args.output_dir) as process_group:
-            run(args, lock, flags, process_group)
-    except CarftError as error:
+    command_line: Sequence[str],
+) -> None:
+    with join_process_group(flags.processes, command_line, args.output_dir) as process_group:
+        run(args, lock, flags, process_group)
+
+
+def _report(error: BaseException) -> int:
+    """Print what went wrong on standard error; return the command's exit status."""
+    if isinstance(error, CarftError):
         status = print_error("train", error)
         return job_folder.NO_SPACE if is_no_space(error) else status
-    except stopping.Stopped as signal:
-        print(f"train: stopped by {signal}; to resume, rerun the command", file=sys.stderr)
+    if isinstance(error, stopping.Stopped):
+        print(f"train: stopped by {error}; to resume, rerun the command", file=sys.stderr)
         return job_folder.STOPPED
-    except KeyboardInterrupt:
+    if isinstance(error, KeyboardInterrupt):
         print(
             "train: interrupted by Ctrl-C; to resume from the last checkpoint, rerun the command",
             file=sys.stderr,
         )
         return 130
-    except Exception as error:
-        if is_no_space(error):
-            print(f"train: {error}; free some space, then rerun the command", file=sys.stderr)
-            return job_folder.NO_SPACE
-        traceback.print_exc()
-        return 1
-    return 0
+    if not isinstance(error, Exception):
+        raise error
+    if is_no_space(error):
+        print(f"train: {_full_disk(error)}", file=sys.stderr)
+        return job_folder.NO_SPACE
+    traceback.print_exception(error)
+    return 1
+
+
+def _full_disk(error: Exception) -> str:
+    return f"{error}; free some space, then rerun the command"
+
+
+def _unusable_folder(args: argparse.Namespace, error: OSError) -> str:
+    return f"--output_dir {args.output_dir} cannot be used: {error}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,197 @@
+"""`domainbed_carft.build`: an algorithm for a training loop of one's own."""
+
+import doctest
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+import warm
+from domainbed import hparams_registry
+from fake_checkout import REPO
+from PIL import Image
+from torchvision import transforms
+
+import domainbed_carft
+from domainbed_carft.errors import CarftError
+from domainbed_carft.method import algorithms, dataset_facts
+from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+
+NAMES = ["cat", "dog"]
+TINY = {"clip_backbone": "tiny"}
+LABELS = torch.tensor([0, 1, 1, 0])
+
+
+def build(algorithm="CARFT", class_names=NAMES, **options):
+    return domainbed_carft.build(algorithm, class_names, **{"hparams": TINY, **options})
+
+
+def batch():
+    return torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(1)), LABELS
+
+
+@pytest.fixture(scope="module")
+def picture():
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 4), dtype=np.uint8)
+    return Image.fromarray(pixels, "RGBA")
+
+
+def test_it_builds_what_the_four_arguments_build_and_prints_nothing(capfd):
+    algorithm = build(steps=7, num_domains=2)
+    assert capfd.readouterr() == ("", "")
+
+    hparams = {**TINY, "class_names": NAMES, "total_steps": 7}
+    expected = algorithms.CARFT((3, 48, 48), 2, 2, hparams)
+    for _ in range(2):
+        assert algorithm.update([batch()]) == expected.update([batch()])
+    x, _ = batch()
+    assert torch.equal(algorithm.predict(x), expected.predict(x))
+    state = expected.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in algorithm.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "hparams"), [("CARFT", {"head_init": "random"}), ("CLIPLoRA", {})]
+)
+def test_random_generators_and_hparams_stay_as_they_are(algorithm, hparams):
+    given = {**TINY, **hparams}
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    first = build(algorithm, hparams=given, steps=7)
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    second = build(algorithm, hparams=given, steps=7)
+
+    assert before[:2] == after[:2] and torch.equal(before[2], after[2])
+    assert given == {**TINY, **hparams}
+    states = zip(first.state_dict().values(), second.state_dict().values())
+    assert all(torch.equal(*pair) for pair in states)
+
+
+def test_pictures_are_normalised_as_domainbed_does_and_once(picture):
+    algorithm = build(steps=7)
+    square = transforms.Compose(
+        [
+            transforms.Resize(48, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(48),
+            transforms.ToTensor(),
+        ]
+    )(picture.convert("RGB"))
+
+    tensor = algorithm.preprocess(picture)
+
+    assert torch.equal(tensor, transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)(square))
+    clip_input = transforms.Normalize(CLIP_MEAN, CLIP_STD)(square)
+    torch.testing.assert_close(algorithm.input(tensor[None])[0], clip_input, rtol=0, atol=1e-5)
+    for text in (domainbed_carft.build.__doc__, algorithm.preprocess.__doc__):
+        sentences = " ".join(text.split())
+        assert "by ImageNet's mean and standard deviation" in sentences
+        assert "do not normalise once more" in sentences
+
+
+def test_pictures_are_normalised_as_a_data_set_of_these_classes(picture):
+    names = ["heron", "stork"]
+    half = ((0.5,) * 3, (0.25,) * 3)
+    environments = [dataset_facts.Environment("pond", names, half)]
+    dataset_facts.remember({"class_names": names}, "Birds", environments)
+
+    tensor = build(class_names=names, steps=7).preprocess(picture)
+
+    at_imagenets = build(steps=7).preprocess(picture)
+    std, mean = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_STD, IMAGENET_MEAN))
+    torch.testing.assert_close(tensor * 0.25 + 0.5, at_imagenets * std + mean)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "hparams", "messages"),
+    [
+        ("CARFT", {}, ["lr_schedule 'cosine'"]),
+        ("CLIPood", {"lr_schedule": "constant"}, ["average 'beta'"]),
+        ("CLIPood", {}, ["lr_schedule 'cosine'", "average 'beta'"]),
+        ("StarFT", {"lr_schedule": "constant"}, ["StarFT's KL falls to 0"]),
+        ("CaRot", {"lr_schedule": "constant"}, ["CaRot's teacher"]),
+    ],
+)
+def test_without_steps_what_needs_the_end_is_refused(algorithm, hparams, messages):
+    with pytest.raises(CarftError) as caught:
+        build(algorithm, hparams={**TINY, **hparams})
+
+    assert len(caught.value.problems) == len(messages)
+    for problem, message in zip(caught.value.problems, messages):
+        assert message in str(problem) and "give steps=..." in str(problem)
+    if "lr_schedule" not in hparams:
+        assert "set lr_schedule to 'constant'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "hparams"),
+    [
+        ("CARFT", {"lr_schedule": "constant", "average": "ema"}),
+        ("StarFT", {"lr_schedule": "constant", "kl_weight": 0}),
+        ("CLIPZeroShot", {}),
+        ("CARFT", {"total_steps": 9}),
+    ],
+)
+def test_without_steps_the_rest_trains(algorithm, hparams):
+    built = build(algorithm, hparams={**TINY, **hparams})
+    assert built.update([batch()])["loss"] > 0
+
+
+def test_steps_are_when_schedules_end():
+    algorithm = build(steps=2, hparams={**TINY, "warmup_steps": 0})
+    for _ in range(2):
+        algorithm.update([batch()])
+    assert algorithm.optimizer.param_groups[0]["lr"] == 0
+    with pytest.raises(CarftError, match="warmup_steps is 3, expected less than total_steps = 2"):
+        build(steps=2, hparams={**TINY, "warmup_steps": 3})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"algorithm": "CARFTT"}, "no algorithm is called 'CARFTT'; did you mean CARFT"),
+        ({"class_names": "PACS"}, "class_names is 'PACS', expected a list with one name per class"),
+        ({"class_names": []}, r"class_names is \[\], expected a list"),
+        ({"class_names": ["cat", 3]}, "expected a list with one name per class"),
+        ({"hparams": {**TINY, "kl_wieght": 1}}, "called 'kl_wieght'; did you mean kl_weight"),
+        ({"hparams": {**TINY, "lr": -1}}, "lr is -1, expected a number > 0"),
+        ({"hparams": {**TINY, "kl_over": "clusters"}}, "kl_over is no more; use the algorithm"),
+        ({"hparams": {"clip_backbone": "nope.pt"}}, "clip_backbone is 'nope.pt', expected"),
+        ({"steps": 0}, "total_steps is 0, expected a whole number >= 1"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    with pytest.raises(CarftError, match=message):
+        build(**{"algorithm": "CARFT", "steps": 7, **change})
+
+
+def test_the_example_of_the_docstring():
+    from domainbed_carft.method import build as module
+
+    assert doctest.testmod(module) == doctest.TestResults(failed=0, attempted=2)
+
+
+def test_the_hparams_of_a_registry_build():
+    of_registry = hparams_registry.default_hparams("CARFT", "EmojiStyles")
+    assert build(hparams=of_registry).hparams["total_steps"] == of_registry["total_steps"]
+
+
+def test_the_example_trains_predicts_and_saves(tmp_path):
+    path = REPO / "examples" / "train_in_a_loop.py"
+    code = path.read_text(encoding="utf-8")
+    assert len(code.splitlines()) <= 40
+
+    done = warm.run("-c", code, cwd=tmp_path)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    *steps, last = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in steps] == ["step 0", "step 5", "step 10", "step 15"]
+    assert steps[0].endswith("KL 0.0000") and not steps[1].endswith("KL 0.0000")
+    assert float(last.removeprefix("accuracy on an unseen style: ")) > 0.5
+
+    state = torch.load(tmp_path / "carft.pt", weights_only=True)
+    class_names = json.loads(bytes(state["words"].tolist()).decode())["classes"]
+    options = {"class_names": class_names, "hparams": {**TINY, "contexts": "emoji"}, "steps": 20}
+    algorithm = build(**options)
+    algorithm.load_state_dict(state)
+    x, _ = batch()
+    assert not torch.equal(algorithm.eval().predict(x), build(**options).eval().predict(x))
