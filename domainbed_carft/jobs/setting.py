@@ -21,6 +21,7 @@ EDITION = "data edition"
 ENVIRONMENTS = "environments"
 HPARAM = "hparam "
 VERSION = "version of "
+METHOD = "file of "  # of a user's own method
 DEFAULT = "default"
 UNKNOWN = "not recorded"
 # What --ignore leaves out of account -> how the names of such parts begin.
@@ -29,8 +30,10 @@ KINDS = {
     "hparams": HPARAM,
     "protocol": "protocol",
     "data_edition": EDITION,
+    "method": METHOD,
     "versions": VERSION,
 }
+DIGITS = 12  # of a SHA-256 in words
 _PRINTED_BYTES = 1 << 20  # of the beginning of an output, where the versions are
 _PRINTED_VERSION = r"^\t(PyTorch|Torchvision|CUDA|CUDNN|NumPy|PIL): (.*)$"
 
@@ -64,6 +67,10 @@ def setting(
     edition = hparams.get("data_edition")
     if edition:
         parts[EDITION] = str(edition)
+
+    digest = hparams.get("method_digest")
+    if digest:
+        parts[f"{METHOD}{args.get('algorithm')}"] = str(digest)[:DIGITS]
 
     for name, version in sorted((versions or {}).items()):
         parts[VERSION + name] = str(version)

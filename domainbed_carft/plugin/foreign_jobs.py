@@ -90,9 +90,10 @@ class ForeignJob:
         """
         algorithm: Any = self
         values = dict(hparams)  # a fork's configuration object may have keys and items, no more
-        raise_for([*unknown_names(values), *_host_problems(values)])
+        name = type(algorithm).__name__
+        raise_for([*unknown_names(values, name), *_host_problems(values)])
         build: Any = super().__init__
-        complete = with_missing_hparams(values, type(algorithm).__name__)
+        complete = with_missing_hparams(values, name)
         build(input_shape, num_classes, num_domains, complete, **host_arguments)
         hparams[FOREIGN] = algorithm.facts
 
@@ -147,18 +148,17 @@ def allow(keys: Iterable[str]) -> None:
     _host_keys.update(keys)
 
 
-def unknown_names(hparams: Mapping[str, Any]) -> list[Problem]:
-    """The names among ``hparams`` that are none of ours, with all valid names behind the last.
+def unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[Problem]:
+    """The names among ``hparams`` of a job that are none of ours; all valid ones behind the last.
 
     Forks add their own keys between the registry and the algorithm (DPLCLIP its test environments,
     MIRO its whole configuration). So a key counts as unknown only if the user gave it, or if it
     resembles one of ours.
     """
-    from domainbed_carft.jobs.algorithms import ALGORITHMS
     from domainbed_carft.method.algorithms import hparams_of
     from domainbed_carft.method.hparams import DEMANDABLE, RETIRED
 
-    names = sorted(hparams_of(ALGORITHMS[0]))
+    names = sorted(hparams_of(algorithm))
     valid_keys = sorted({*names, *DEMANDABLE, *_host_keys})
     unexpected = {*hparams.keys()} - {*valid_keys, *RETIRED}
     guesses = {key: _guess(key, valid_keys) for key in sorted(unexpected)}
