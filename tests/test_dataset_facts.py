@@ -40,11 +40,11 @@ def in_environments(weights, normalisations, **overrides):
     return build(algorithms.CARFT, (3, 28, 28), 3, 2, values)
 
 
-def test_the_prompt_digest_is_written_into_the_hparams_object(random_tiny):
+def test_the_prompt_digest_is_a_fact_that_can_be_demanded(random_tiny):
     algorithm = make(random_tiny)
     expected = prompts.digest(CONTEXTS, CLASSES)
-    assert algorithm.hparams["prompts_digest"] == expected
-    assert make(random_tiny, prompts_digest=expected).hparams["prompts_digest"] == expected
+    assert algorithm.facts["prompts_digest"] == expected
+    assert make(random_tiny, prompts_digest=expected).facts["prompts_digest"] == expected
     with pytest.raises(CarftError, match=f"is '0123456789abcdef', but .* has '{expected}'"):
         make(random_tiny, prompts_digest="0123456789abcdef")
 
@@ -114,12 +114,12 @@ def published():
 def test_the_data_verdict_is_recorded_and_can_be_required(random_tiny, capsys):
     counts = published()
     algorithm = pets(random_tiny, counts)
-    assert algorithm.hparams["data_edition"] == "verified: as published"
+    assert algorithm.facts["data_edition"] == "verified: as published"
     assert "Data: verified: as published\n" in capsys.readouterr().out
 
     pets(random_tiny, counts, data_edition="verified: as published")
     counts["photo"][0] -= 1
-    edition = pets(random_tiny, counts).hparams["data_edition"]
+    edition = pets(random_tiny, counts).facts["data_edition"]
 
     assert re.fullmatch("differs: [0-9a-f]{8}", edition)
     with pytest.raises(
@@ -145,7 +145,7 @@ def test_a_job_verifies_the_data_folders(random_tiny, tmp_path):
     content = json.dumps({e: {"cat": 4, "dog": 4} for e in ("art", "photo")}, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
 
-    assert algorithm.hparams["data_edition"] == f"consistent: {digest}"
+    assert algorithm.facts["data_edition"] == f"consistent: {digest}"
     assert verify.verify(str(tmp_path)).data_edition == f"consistent: {digest}"
 
 
@@ -154,10 +154,10 @@ def test_a_job_reads_its_domain_names(random_tiny, tmp_path):
     for spec, names in (("domains", "oil pencil photo"), ("domains-without-target", "oil photo")):
         values = settings(random_tiny, class_names=f"dataset:{tmp_path}", contexts=spec)
         dataset = datasets.get_dataset_class(str(tmp_path))(None, [1], values)
-        recorded = build(algorithms.CARFT, dataset.input_shape, 2, 2, values).hparams
+        algorithm = build(algorithms.CARFT, dataset.input_shape, 2, 2, values)
         expected = [f"a {name} of a {{}}." for name in names.split()]
-        assert recorded["prompts_digest"] == prompts.digest(expected, ["cat", "dog"])
-        assert recorded["contexts"] == spec
+        assert algorithm.facts["prompts_digest"] == prompts.digest(expected, ["cat", "dog"])
+        assert algorithm.hparams["contexts"] == spec
 
 
 def test_data_of_a_single_domain_trains(random_tiny, tmp_path):
@@ -171,4 +171,5 @@ def test_data_of_a_single_domain_trains(random_tiny, tmp_path):
 
     record = json.loads((output / "results.jsonl").read_text().splitlines()[-1])
     assert record["environments"] == ["only"]
-    assert record["hparams"]["data_edition"].startswith("consistent: ")
+    assert record["data_edition"].startswith("consistent: ")
+    assert "data_edition" not in record["hparams"]

@@ -26,7 +26,6 @@ from domainbed_carft.doctor import checks, diagnosis, training_step
 from domainbed_carft.doctor.diagnosis import Diagnosis
 from domainbed_carft.doctor.findings import NOTE, OK, PROBLEM, Finding
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.method import 
 
 HARNESS = REPO / "third_party" / "domainbed"
 

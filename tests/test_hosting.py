@@ -5,7 +5,6 @@ import torch
 from test_algorithms import make, reopened, train
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.method import 
 
 PICTURES = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(9))
 SETTINGS = [

@@ -21,8 +21,8 @@ from PIL import Image
 from domainbed_carft import cli
 from domainbed_carft.data import picture_files, shards
 from domainbed_carft.errors import CarftError, PassingError
-from domainbed_carft.method import algorithms, dataset_facts, job_facts, prompts
-from domainbed_carft.method.hparams import overlay
+from domainbed_carft.method import algorithms, dataset_facts, job, prompts
+from domainbed_carft.method.algorithms import overlay
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures.image_lists import WINDOW, Passes
 from domainbed_carft.plugin import foreign_jobs
@@ -208,7 +208,7 @@ def test_folders_of_other_classes_are_refused(tmp_path, spoil, message):
     with pytest.raises(CarftError, match="1,000 of 1,000 classes have no picture"):
         hparams = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
         datasets.get_dataset_class("ImageNet")(str(tmp_path), [], hparams)
-        job_facts.require_fitting_data(hparams, dataset_facts.recall(hparams, "ImageNet"))
+        job.find_facts(hparams, 1000, has_kl=True)
     spoil(tmp_path / "imagenet" / "train")
     with pytest.raises(CarftError, match=message):
         built(tmp_path)
@@ -247,14 +247,15 @@ def test_imagenet_has_openais_class_names_and_a_valid_recipe():
     ]
 
     values |= {"sampling": "passes", "protocol": "domainbed"}
-    facts = dataset_facts.DatasetFacts()
-    job_facts.require_fitting_data(values, facts)
+    values |= {"clip_backbone": "tiny"}
+    assert job.find_facts(values, 1000, has_kl=True).amp == "off"
     message = "sampling is 'passes', expected 'with-replacement'"
     with pytest.raises(CarftError, match=message):
-        job_facts.require_fitting_data({**values, "class_balanced": True}, facts)
+        job.find_facts({**values, "class_balanced": True}, 1000, has_kl=True)
 
-    (problem,) = foreign_jobs.job_problems((3, 224, 224), values, "CARFT")
-    assert message in str(problem)
+    in_checkout = foreign_jobs.in_foreign_host(algorithms.CARFT, "domainbed.algorithms")
+    with pytest.raises(CarftError, match=message):
+        in_checkout((3, 224, 224), 1000, 3, values)
 
 
 # carft data verify and carft sweep launch

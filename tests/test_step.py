@@ -25,21 +25,22 @@ from test_algorithms import (
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.algorithms import TEXT_TRAINING
-from domainbed_carft.machine import devices
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.method import algorithms, encoders, text_encoder
+from domainbed_carft.machine import devices
+from domainbed_carft.method import algorithms, encoders, fd_align, job, text_encoder
+from domainbed_carft.method.penalties import LDIFSPenalty
 
 TERMS = ("sp", "fd", "ldifs", "lipsum", "miro")
-EVERY = {f"{term}_weight": 0.5 for term in TERMS} | {"margin": 0.2, "average": "ema"}
+EVERY = {f"{term}_weight": 0.5 for term in TERMS} | {"average": "ema"}
 CASES = [
     *((name, {}) for name in ALGORITHMS),
-    ("CARFT", EVERY | {"kl_over": "other-captions"}),
-    ("CARFT", {"kl_over": "captions", "lipsum_weight": 0.5, "lp_steps": 1}),
-    ("CLIPL2SP", {"sp_form": "decoupled", "wise_alpha": 0.5}),
+    ("StarFT", EVERY),
+    ("StarFT", {"starft_rows": "captions", "lipsum_weight": 0.5}),
+    ("CLIPLPFT", EVERY | {"lp_steps": 1}),
+    ("CLIPL2SP", {"wise_alpha": 0.5}),
 ]
 # Dropout is drawn for each micro-batch.
-DIVISIBLE = [case for case in CASES if case[0] not in (*TEXT_TRAINING, "CLIPLoRA")]
+DIVISIBLE = [case for case in CASES if case[0] not in ("FLYP", "CaRot", "CLIPLoRA")]
 DIVISIBLE += [("CLIPLoRA", {"lora_dropout": 0.0})]
 
 
@@ -147,7 +148,7 @@ def on_a_gpu(monkeypatch, capability):
 
 def test_amp_is_resolved_by_the_machine(monkeypatch):
     def resolved(*values):
-        return [device.resolve_amp(value, device.device_facts()) for value in values]
+        return [job.resolve_amp(value) for value in values]
 
     assert resolved("auto", "off", "bf16") == ["off", "off", "bf16"]
 
@@ -163,8 +164,8 @@ def test_amp_is_resolved_by_the_machine(monkeypatch):
 def test_the_record_has_the_resolved_amp(random_tiny):
     hparams = settings(random_tiny)
     assert hparams["amp"] == "auto"
-    complete = algorithms.CARFT.resolve_hparams((3, 28, 28), len(CLASSES), hparams, steps=None)
-    assert (hparams["amp"], complete["amp"]) == ("auto", "off")
+    algorithm = algorithms.CARFT((3, 28, 28), len(CLASSES), 2, hparams)
+    assert (hparams["amp"], algorithm.recorded_facts()["amp"]) == ("auto", "off")
     assert "amp" in algorithms.CARFT.RESOLVED_HPARAMS
 
 
@@ -180,7 +181,8 @@ def test_the_original_in_bf16_equals_autocasts(kind, random_tiny, tmp_path):
     near = {"rtol": 0.05, "atol": 0.05} if kind == "gelu" else {"rtol": 0, "atol": 0}
 
     for rounded_output, exact_output in zip(
-        rounded(pictures, ["ldifs"]), exact(pictures, ["ldifs"])
+        rounded(pictures, {"ldifs": LDIFSPenalty.places}),
+        exact(pictures, {"ldifs": LDIFSPenalty.places}),
     ):
         torch.testing.assert_close(rounded_output, exact_output, **near)
 

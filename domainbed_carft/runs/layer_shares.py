@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import nn
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method.blocks import encoder_blocks
+from domainbed_carft.method.encoders import encoder_blocks
 
 UNIFORM = "uniform"
 LINEAR = "linear"

@@ -110,11 +110,11 @@ def test_every_algorithm_resumes_from_its_state(name):
         hparams = hparams_registry.default_hparams(name, dataset) | {"lr": 1e-3}
         if name != "ERM":
             hparams |= {"clip_backbone": "tiny", "total_steps": 9, "warmup_steps": 2}
-            hparams |= {"class_names": ["cat", "dog"], "lp_steps": min(4, hparams["lp_steps"])}
+            hparams |= {"class_names": ["cat", "dog"], "contexts": "imagenet"}
+            hparams |= {"lp_steps": min(4, hparams["lp_steps"])}
         torch.manual_seed(seed)
         algorithm_class = algorithms.get_algorithm_class(name)
-        complete = hparams
-        return algorithm_class(shape, 2, 2, complete)
+        return algorithm_class(shape, 2, 2, hparams)
 
     assert_goes_on(built(0), built(1), lambda a, number=0: a.update(pictures))
 

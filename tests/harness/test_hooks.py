@@ -22,7 +22,8 @@ ALGORITHM_HOOKS = {
     *("RESOLVED_HPARAMS", "EARLIER_HPARAMS"),
     *("wants_validation_loss", "trained_logits", "at_checkpoint"),
     *(
-        "resolve_hparams",
+        "recorded_facts",
+        "upgraded_hparams",
         "wanted_pictures",
         "indivisible",
         "step_on_device",
@@ -54,27 +55,6 @@ def test_no_module_asks_for_a_hook_by_its_name_in_a_text():
                     constant.value for constant in node.args if isinstance(constant, ast.Constant)
                 ]
     assert not {*asked} & (ALGORITHM_HOOKS | DATASET_HOOKS)
-
-
-def test_the_former_name_of_resolved_hparams_still_counts_where_it_is_the_nearest():
-    class Former(algorithms.Algorithm):
-        SETTLED = ("mode",)
-
-    class Mixin:
-        SETTLED = ["of the mixin"]
-
-    class Derived(Former):
-        pass
-
-    class Renamed(Former):
-        RESOLVED_HPARAMS = ("amp",)
-
-    class Mixed(Mixin, Renamed):
-        pass
-
-    classes = [algorithms.Algorithm, Former, Derived, Renamed, Mixed]
-    names = [cls.RESOLVED_HPARAMS for cls in classes]
-    assert names == [(), ("mode",), ("mode",), ("amp",), ("of the mixin",)]
 
 
 class Plain:

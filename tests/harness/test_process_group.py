@@ -28,7 +28,8 @@ from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.launchers.attempt import run_commands
-from domainbed_carft.method.algorithms import CARFT
+from domainbed_carft.method.carft import CARFT
+from domainbed_carft.method.starft import StarFT
 from domainbed_carft.pictures.protocols import plan_for
 
 from . import fakes
@@ -254,8 +255,7 @@ def test_algorithms_and_batches_that_cannot_be_split_are_refused():
         hparams = hparams_registry.default_hparams("CARFT", "EmojiStyles")
         values = {"clip_backbone": "tiny", "contexts": "emoji", **changed}
         chosen = {**hparams, **values}
-        complete = chosen
-        algorithm = algorithm_class((3, 48, 48), 10, 3, complete)
+        algorithm = algorithm_class((3, 48, 48), 10, 3, chosen)
         change(algorithm)
         with pytest.raises(CarftError) as raised:
             attach_process_group(algorithm, ProcessGroup(0, 3), batch_size)
@@ -263,7 +263,7 @@ def test_algorithms_and_batches_that_cannot_be_split_are_refused():
 
     problem = "cannot be trained by 3 processes"
     assert f"batches of 2 {problem}; give them that many" in refusal(CARFT, 2)
-    assert f"CARFT {problem}: kl_over draws captions" in refusal(CARFT, kl_over="captions")
+    assert f"StarFT {problem}: its KL draws captions" in refusal(StarFT)
     assert f"OwnStep {problem}: its step does not add up" in refusal(OwnStep)
 
     dropout = torch.nn.Dropout(0.1)

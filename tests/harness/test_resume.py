@@ -358,10 +358,9 @@ class TestWithAQuickAlgorithm:
             RESOLVED_HPARAMS = ("mode",)
             mode_of_machine = "this machine's"
 
-            @classmethod
-            def resolve_hparams(cls, input_shape, num_classes, hparams, steps):
-                is_auto = hparams["mode"] == "auto"
-                return {**hparams, "mode": cls.mode_of_machine if is_auto else hparams["mode"]}
+            def recorded_facts(self):
+                is_auto = self.hparams["mode"] == "auto"
+                return {"mode": self.mode_of_machine if is_auto else self.hparams["mode"]}
 
         default_hparams = hparams_registry.default_hparams
         monkeypatch.setattr(
@@ -374,8 +373,9 @@ class TestWithAQuickAlgorithm:
 
         Resolving.mode_of_machine = "another's"
         assert train.main(quick(tmp_path)) == 0
-        modes = [record["hparams"]["mode"] for record in fakes.records(tmp_path)]
-        assert modes == ["this machine's"] * 4
+        records = fakes.records(tmp_path)
+        assert [record["mode"] for record in records] == ["this machine's"] * 4
+        assert {record["hparams"]["mode"] for record in records} == {"auto"}
 
     def test_a_hyperparameter_younger_than_the_state_has_its_default(
         self, tmp_path, monkeypatch, capsys
