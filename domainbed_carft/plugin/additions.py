@@ -130,12 +130,14 @@ def add_launchers(module: ModuleType) -> None:
     so with all that is wrong.
     """
     from domainbed_carft import launchers
+    from domainbed_carft.jobs import own_methods
 
-    if HOST_NAMES.problems:
+    if own_methods.files():
+        from domainbed_carft.method import algorithms as algorithms  # and so the host's
         from domainbed_carft.method import host_lookup
 
         if not host_lookup.in_our_harness():
-            raise EndedJob(*HOST_NAMES.problems)
+            HOST_NAMES.require_usable()
     for name, launcher in launchers.LAUNCHERS.items():
         JOURNAL.add_to_table(module.REGISTRY, name, launcher)
 
