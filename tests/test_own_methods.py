@@ -14,6 +14,7 @@ import pytest
 import torch_interpreter
 from fake_checkout import write_checkout
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import own_methods, records
 from domainbed_carft.jobs.algorithms import SHIPPED
 from domainbed_carft.jobs.job import Job
@@ -23,7 +24,6 @@ from domainbed_carft.launchers.slurm import Slurm
 from domainbed_carft.report.styles import styles_of
 from domainbed_carft.results import order
 from domainbed_carft.runs.saved import open_run
-from domainbed_carft.errors import CarftError
 
 METHOD = '''
 import os
@@ -59,7 +59,9 @@ class CLIPAnchor(_Base):
 class CLIPPlain(CLIPFineTune):
     """One without a style and hyperparameters."""
 '''
-TRAIN = "-m domainbed.scripts.train --dataset EmojiStyles --test_envs 0 --data_dir . --steps".split()
+TRAIN = (
+    "-m domainbed.scripts.train --dataset EmojiStyles --test_envs 0 --data_dir . --steps".split()
+)
 HPARAMS = '{"batch_size": 4, "anchor_weight": 0.5}'
 
 
@@ -84,8 +86,8 @@ def python(
 
 
 def train(cwd: Path, output: str, steps: int = 2, name: str = "CLIPAnchor", **variables: str):
-    words = [*TRAIN, steps, "--algorithm", name, "--output_dir", output, "--hparams", HPARAMS]
-    return python(cwd, *words, **variables)
+    words = [*TRAIN, "--steps", steps, "--algorithm", name, "--output_dir", output]
+    return python(cwd, *words, "--hparams", HPARAMS, **variables)
 
 
 def last_record(folder: Path) -> dict:
@@ -112,12 +114,14 @@ def test_the_harness_trains_it_and_its_run_opens_where_the_file_is(folder: Path)
     with pytest.raises(CarftError) as error:
         open_run(folder / "JOB")
     assert own_methods.VARIABLE in str(error.value)
-    assert f"the file that declares CLIPAnchor, whose SHA-256 is {digest(folder / 'anchor.py')}" in (
-        str(error.value)
-    )
+    file = f"the file that declares CLIPAnchor, whose SHA-256 is {digest(folder / 'anchor.py')}"
+    assert file in str(error.value)
     code = "from domainbed_carft.runs.saved import open_run; print(open_run('JOB').title)"
     opened = python(folder, "-c", code)
     assert opened.stdout.splitlines()[-1:] == ["CLIPAnchor"], opened.stderr
+    assert "another version" not in opened.stderr
+    (folder / "anchor.py").write_text(METHOD + "# changed\n")
+    assert "was trained by another version of the file" in python(folder, "-c", code).stderr
 
 
 def test_a_shipped_methods_records_are_the_same_with_the_file_and_without(folder: Path) -> None:
@@ -141,8 +145,11 @@ def test_a_checkout_trains_it(folder: Path) -> None:
     record = last_record(root / "JOB")
     assert record["loss_anchor"] > 0 and record["hparams"]["anchor_weight"] == 0.5
     assert record["hparams"]["facts"]["method_digest"] == digest(folder / "anchor.py")
-    code = "from domainbed import hparams_registry as r; print(r.random_hparams('CLIPAnchor','PACS',1)"
-    drawn = python(root, "-c", f"{code}['anchor_weight'])", methods="../anchor.py")
+    code = (
+        "from domainbed.hparams_registry import random_hparams\n"
+        "print(random_hparams('CLIPAnchor', 'PACS', 1)['anchor_weight'])"
+    )
+    drawn = python(root, "-c", code, methods="../anchor.py")
     assert 0.01 < float(drawn.stdout.splitlines()[-1]) < 1
 
 

@@ -81,6 +81,8 @@ def in_row_order(declarations: Mapping[str, Declaration]) -> dict[str, Declarati
 
 
 # Name -> declaration of this package's algorithms, in the order of their rows.
-SHIPPED = in_row_order(dict(item for file in METHODS.glob("*.py") for item in declarations_in(file)))
+SHIPPED = in_row_order(
+    dict(item for file in METHODS.glob("*.py") for item in declarations_in(file))
+)
 # In the order of the README and of docs/peers.md.
 ALGORITHMS = tuple(SHIPPED)

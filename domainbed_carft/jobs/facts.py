@@ -37,7 +37,5 @@ def hparams_and_facts(content: Mapping[str, Any], hparams: Any) -> dict[str, Any
     hparams = hparams if isinstance(hparams, Mapping) else {}
     added = hparams.get(FOREIGN)
     places = [added if isinstance(added, Mapping) else {}, content]
-    facts = {
-        name: place[name] for place in reversed(places) for name in NAMES if place.get(name)
-    }
+    facts = {name: place[name] for place in reversed(places) for name in NAMES if place.get(name)}
     return {name: value for name, value in {**hparams, **facts}.items() if name != FOREIGN}

@@ -54,7 +54,7 @@ def known() -> dict[str, Declaration]:
 
     Those of files that cannot be read are left out.
     """
-    declarations = {}
+    declarations: dict[str, Declaration] = {}
     for file in files():
         if file.path is not None:
             with contextlib.suppress(OSError, SyntaxError, ValueError):

@@ -146,7 +146,9 @@ class Slurm:
 
         try:
             os.close(launch.write())
-            (job_id,) = self._submit_all(sweep, [_CommandLine(tuple(words), own_methods.variables())], parameters)
+            (job_id,) = self._submit_all(
+                sweep, [_CommandLine(tuple(words), own_methods.variables())], parameters
+            )
         except CarftError:
             raise
         except Exception as error:  # submitit has its own, for what sbatch answers

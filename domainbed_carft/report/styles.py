@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.algorithms import INK as INK
 from domainbed_carft.jobs.algorithms import PAPER as PAPER
-from domainbed_carft.jobs.algorithms import Style
+from domainbed_carft.jobs.algorithms import Style as Style
 
 ZERO_SHOT = "CLIPZeroShot"
 Styles = Mapping[str, Style]
