@@ -59,9 +59,7 @@ class CLIPAnchor(_Base):
 class CLIPPlain(CLIPFineTune):
     """One without a style and hyperparameters."""
 '''
-TRAIN = (
-    "-m domainbed.scripts.train --dataset EmojiStyles --test_envs 0 --data_dir . --steps".split()
-)
+TRAIN = "-m domainbed.scripts.train --dataset EmojiStyles --test_envs 0 --data_dir .".split()
 HPARAMS = '{"batch_size": 4, "anchor_weight": 0.5}'
 
 
