@@ -175,7 +175,7 @@ def is_no_space(error: BaseException) -> bool:
     return False
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """Another package's error, in one line of at most some 200 letters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
 

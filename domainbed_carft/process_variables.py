@@ -114,6 +114,13 @@ CACHE = Variable(
     writer="you",
     reader="`files/`",
 )
+METHODS = Variable(
+    name="DOMAINBED_CARFT_METHODS",
+    meaning="the Python files of your own methods, `:` between them",
+    default="this package's methods, and those of the entry points `domainbed_carft.methods`",
+    writer="you; the launchers `local`, `pool` and `slurm`, with absolute paths, for each job",
+    reader="`jobs/own_methods.py`",
+)
 DISABLE = Variable(
     name="DOMAINBED_CARFT_DISABLE",
     meaning="any value but `0`, `no`, `off` or `false` to leave every `domainbed` as it is",
@@ -124,8 +131,8 @@ DISABLE = Variable(
 
 # For users first, then what only launchers and jobs tell each other.
 ALL = (
-    *(DISABLE, CACHE, LAUNCHER_OPTIONS, COLD_START, CORES, PROCESSES, PICTURES, PICTURE_CACHE),
-    *(KEEP_WEIGHTS, SKIP_TRAINING_IN_SPLITS, LOG, LOCK_DESCRIPTOR, PARENT),
+    *(DISABLE, METHODS, CACHE, LAUNCHER_OPTIONS, COLD_START, CORES, PROCESSES, PICTURES),
+    *(PICTURE_CACHE, KEEP_WEIGHTS, SKIP_TRAINING_IN_SPLITS, LOG, LOCK_DESCRIPTOR, PARENT),
 )
 
 

@@ -77,6 +77,11 @@ CARFT = {
     "jobs/algorithms.py": """
 ALGORITHMS = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
 """,
+    "jobs/own_methods.py": """
+def files():
+    return []
+""",
+    "method/own_methods.py": "",
     "method/hparams.py": """
 DEMANDABLE = ()
 RETIRED = {}
@@ -90,6 +95,7 @@ from domainbed.algorithms import Algorithm
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 
 CLASSES = {name: type(name, (Algorithm,), {}) for name in ALGORITHMS}
+OWN, OWN_PROBLEMS = {}, []
 globals().update(CLASSES)
 
 def hparams_of(algorithm):

@@ -191,10 +191,16 @@ def _finding_of_script(package: Path) -> Finding:
 
 
 def check_algorithms() -> Iterator[Finding]:
-    """Whether the names of our algorithms stand for our classes, or for those made of them."""
+    """Whether the names of our algorithms stand for our classes, and the user's own methods."""
     from domainbed_carft.jobs.algorithms import ALGORITHMS
+    from domainbed_carft.method.algorithms import OWN
+    from domainbed_carft.plugin.additions import HOST_NAMES
 
     host = importlib.import_module("domainbed.algorithms")
+    for problem in HOST_NAMES.problems:
+        yield Finding("own methods", PROBLEM, problem.message, problem.remedy)
+    if HOST_NAMES.problems:
+        return
     not_ours = list(ALGORITHMS)
     for name in ALGORITHMS:
         with contextlib.suppress(Exception):  # upstream raises NotImplementedError, forks KeyError
@@ -210,6 +216,8 @@ def check_algorithms() -> Iterator[Finding]:
         yield Finding("algorithms", state, detail, f"rename its {listed}, or {FIX_EXTENSION}")
     else:
         yield Finding("algorithms", OK, ", ".join(ALGORITHMS))
+    if OWN:
+        yield Finding("own methods", OK, ", ".join(OWN))
 
 
 def check_device() -> Iterator[Finding]:

@@ -7,7 +7,8 @@ styles, and importing a method would load torch, so the declarations are read fr
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,11 +47,16 @@ class Declaration(NamedTuple):
 
 def declarations_in(file: Path) -> Iterator[tuple[str, Declaration]]:
     """Name and declaration of each class with a STYLE in a Python file, which is not run."""
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        for statement in node.body if isinstance(node, ast.ClassDef) else ():
+    for node in public_classes(ast.parse(file.read_bytes())):
+        for statement in node.body:
             if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "STYLE":
-                assert isinstance(node, ast.ClassDef)
                 yield node.name, Declaration(file, _style(statement.value))
+
+
+def public_classes(source: ast.Module) -> list[ast.ClassDef]:
+    """The class statements at the top level of a file whose names have no underscore in front."""
+    classes = [node for node in source.body if isinstance(node, ast.ClassDef)]
+    return [node for node in classes if not node.name.startswith("_")]
 
 
 def _style(call: ast.expr) -> Style | None:
@@ -65,16 +71,18 @@ def _style(call: ast.expr) -> Style | None:
         return None
 
 
-def _shipped() -> dict[str, Declaration]:
-    """Name -> declaration of this package's algorithms, in the order of their rows."""
-    declarations = [item for file in METHODS.glob("*.py") for item in declarations_in(file)]
+def in_row_order(declarations: Mapping[str, Declaration]) -> dict[str, Declaration]:
+    """The declarations in the order of the tables' rows, those without a style last."""
 
     def row(item: tuple[str, Declaration]) -> float:
-        return item[1].style.row if item[1].style else 0
+        return item[1].style.row if item[1].style else math.inf
 
-    return dict(sorted(declarations, key=row))
+    return dict(sorted(declarations.items(), key=row))
 
 
-SHIPPED = _shipped()
+# Name -> declaration of this package's algorithms, in the order of their rows.
+SHIPPED = in_row_order(
+    dict(item for file in METHODS.glob("*.py") for item in declarations_in(file))
+)
 # In the order of the README and of docs/peers.md.
 ALGORITHMS = tuple(SHIPPED)

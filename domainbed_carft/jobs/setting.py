@@ -22,6 +22,7 @@ ENVIRONMENTS = "environments"
 SCHEDULE = "steps of the schedule"  # where it ends: up to 0.2.0 not at the job's last step
 HPARAM = "hparam "
 VERSION = "version of "
+METHOD = "file of "  # of a user's own method
 DEFAULT = "default"
 UNKNOWN = "not recorded"
 # What --ignore leaves out of account -> how the names of such parts begin.
@@ -30,8 +31,10 @@ KINDS = {
     "hparams": HPARAM,
     "protocol": "protocol",
     "data_edition": EDITION,
+    "method": METHOD,
     "versions": VERSION,
 }
+DIGITS = 12  # of a SHA-256 in words
 _PRINTED_BYTES = 1 << 20  # of the beginning of an output, where the versions are
 _PRINTED_VERSION = r"^\t(PyTorch|Torchvision|CUDA|CUDNN|NumPy|PIL): (.*)$"
 
@@ -71,6 +74,10 @@ def setting(
         follows_default = args.get("steps") is None and "total_steps" not in overridden
         follows = follows_default or total_steps == args.get("steps")
         parts[SCHEDULE] = "the job's" if follows else str(total_steps)
+
+    digest = hparams.get("method_digest")
+    if digest:
+        parts[f"{METHOD}{args.get('algorithm')}"] = str(digest)[:DIGITS]
 
     for name, version in sorted((versions or {}).items()):
         parts[VERSION + name] = str(version)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from domainbed_carft import machine, text
 from domainbed_carft.errors import PassingError, raise_for
+from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS
 from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.job import Job
@@ -121,6 +122,7 @@ class Pool:
 
         cores = max(1, machine.cores() // n_slots)
         variables = machine.variables(cores, bool(gpus), os.environ, per_job)
+        variables |= own_methods.variables()
         sees_all_gpus = self.name == "local" and not options.gpus
         if not gpu_groups or sees_all_gpus:
             return [variables] * n_slots

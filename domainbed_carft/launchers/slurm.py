@@ -19,6 +19,7 @@ from typing import Any
 
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, Problem, raise_for
+from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS, STOPPED, JobFolder, slurm_id
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt, launch_file
@@ -53,6 +54,7 @@ class Slurm:
         common_variables = machine.variables(
             self.options.cpus, n_gpus > 0, user_variables={}, processes=max(1, n_gpus)
         )
+        common_variables |= own_methods.variables()
         patience = _SHARE_FOR_SAVING * self.options.signal_seconds
 
         sweeps: dict[Path, list[_Element]] = {}
@@ -164,7 +166,9 @@ class Slurm:
 
         try:
             os.close(launch.write())
-            (job_id,) = self._submit_all(sweep, [_CommandLine(tuple(words))], parameters)
+            (job_id,) = self._submit_all(
+                sweep, [_CommandLine(tuple(words), own_methods.variables())], parameters
+            )
         except CarftError:
             raise
         except Exception as error:  # submitit has its own, for what sbatch answers
@@ -280,9 +284,13 @@ class _Element:
 
 @dataclass(frozen=True)
 class _CommandLine:
-    """What a small SLURM job runs: a command line, in the folder where it was submitted."""
+    """What a small SLURM job runs: a command line, in the folder where it was submitted.
+
+    ``variables``: those of its process that are not SLURM's to give.
+    """
 
     words: tuple[str, ...]
+    variables: Mapping[str, str]
 
     def __call__(self) -> None:
         """Run the command; raises CalledProcessError if it fails, so that SLURM shows it."""
@@ -292,7 +300,7 @@ class _CommandLine:
             if not name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_"))
             or name.startswith(("SLURM_CONF", "SLURM_CLUSTERS"))
         }
-        subprocess.run(self.words, env=variables, check=True)
+        subprocess.run(self.words, env={**variables, **self.variables}, check=True)
 
 
 def _requeue() -> None:

@@ -123,6 +123,8 @@ class CLIPAlgorithm(Algorithm):
     FURTHER_HPARAMS = (*hparam_module.DEMANDABLE, *hparam_module.RETIRED)
     # The hparams for which records have what they are on the job's machine.
     RESOLVED_HPARAMS = ("amp",)
+    # The SHA-256 of the user's file that declares it; "" for this package's methods.
+    method_digest = ""
     # What was in effect before there was a hyperparameter, such as the scale of LoRA.
     EARLIER_HPARAMS = {
         hparam.name: hparam.absent
@@ -170,6 +172,8 @@ class CLIPAlgorithm(Algorithm):
             **host_arguments,
         )
         self.facts = facts.as_record()
+        if self.method_digest:
+            self.facts["method_digest"] = self.method_digest
         self.bf16 = facts.amp == "bf16"
         environments = facts.data.environments
         normalisation = dataset_facts.agreed_normalisation(environments) or IMAGENET

@@ -1,4 +1,7 @@
-"""All of our algorithms by name, and the hyperparameters that a job of each has."""
+"""All of our algorithms by name, and the hyperparameters that a job of each has.
+
+A user's own methods are among them, see `own_methods`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from domainbed_carft.jobs.algorithms import SHIPPED
-from domainbed_carft.method import hparams
+from domainbed_carft.jobs.algorithms import ALGORITHMS, SHIPPED
+from domainbed_carft.method import hparams, own_methods
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
 
@@ -19,7 +22,8 @@ def _shipped_class(name: str, module: str) -> type[CLIPAlgorithm]:
     return algorithm
 
 
-# Each file of this room says which algorithms it has, by a STYLE in their classes.
+# Each file of this room says which algorithms it has, by a STYLE in their classes. At the end of
+# this module a user's own come to them.
 CLASSES: dict[str, type[CLIPAlgorithm]] = {
     name: _shipped_class(name, declaration.file.stem) for name, declaration in SHIPPED.items()
 }
@@ -35,12 +39,13 @@ def __getattr__(name: str) -> type[CLIPAlgorithm]:
 def hparams_of(algorithm: str) -> dict[str, Hparam]:
     """Name -> hyperparameter, of all that records of this algorithm have.
 
-    These are its own and those of the other methods, so that one ``--hparams`` of a sweep can go to
-    all of them, and their records compare.
+    These are its own and those of this package's other methods, so that one ``--hparams`` of a
+    sweep can go to all of them, and their records compare. Those of a user's methods are in no
+    other records: these do not depend on which files a process has.
     """
     own = CLASSES[algorithm].own_hparams()
     others: dict[str, Hparam] = {}
-    for other in CLASSES.values():
+    for other in map(CLASSES.__getitem__, ALGORITHMS):
         for name, hparam in other.own_hparams().items():
             others.setdefault(name, hparam.of_another_method())
     return {**others, **own}
@@ -71,3 +76,9 @@ def implied(
 ) -> dict[str, Any]:
     """The hparams that follow from ``overrides`` and ``steps``: `CLIPAlgorithm.implied_hparams`."""
     return CLASSES[algorithm].implied_hparams(dataset, overrides, random_seed, steps)
+
+
+# A user's own methods, and why some cannot be used: then no job starts. Their files may import this
+# module.
+OWN, OWN_PROBLEMS = own_methods.load(CLASSES)
+CLASSES.update(OWN)

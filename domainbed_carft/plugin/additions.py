@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, EndedJob
 from domainbed_carft.plugin import foreign_jobs
 from domainbed_carft.plugin.changes import JOURNAL
 from domainbed_carft.plugin.hooked_modules import warn_of_kept_names
@@ -28,6 +28,8 @@ def apply(module: ModuleType) -> None:
     try:
         for add in ADDITIONS.get(name, ()):
             add(module)
+    except EndedJob:  # what the user has to mend
+        raise
     except Exception as error:
         raise CarftError(f"{name} cannot be extended: {error}") from error
 
@@ -41,9 +43,10 @@ def undo() -> None:
 def add_algorithms(module: ModuleType) -> None:
     """Put our algorithms into `domainbed.algorithms`, its list and its lookup.
 
-    A foreign host gets classes that check the hparams themselves, see `foreign_jobs`.
+    A foreign host gets classes that check the hparams themselves, see `foreign_jobs`. Where a
+    user's own methods cannot be used, the lookup refuses every name with the problems.
     """
-    from domainbed_carft.method import algorithms, host_lookup
+    from domainbed_carft.method import algorithms, host_lookup, own_methods
 
     classes: dict[str, Any] = dict(algorithms.CLASSES)
     if not host_lookup.in_our_harness():
@@ -52,14 +55,22 @@ def add_algorithms(module: ModuleType) -> None:
             for name, algorithm in classes.items()
         }
     added = _without_names_of_host(module, classes)
-    kept_names = sorted(classes.keys() - added.keys())
+    kept_names = sorted(classes.keys() - added.keys() - algorithms.OWN.keys())
+    own_kept = [value for name, value in algorithms.OWN.items() if name not in added]
+    HOST_NAMES.problems[:] = [
+        *algorithms.OWN_PROBLEMS,
+        *(own_methods.name_taken(algorithm, module.__name__) for algorithm in own_kept),
+    ]
     if kept_names:
         HOST_NAMES.algorithms.update(kept_names)
         warn_of_kept_names(module.__name__, kept_names)
 
     _add_to_listing(module, "ALGORITHMS", added)
     _add_classes(module, added)
-    _add_to_lookup(module, "get_algorithm_class", added)
+    if HOST_NAMES.problems:
+        _refuse_lookups(module, "get_algorithm_class")
+    else:
+        _add_to_lookup(module, "get_algorithm_class", added)
 
 
 def wrap_hparams(module: ModuleType) -> None:
@@ -113,9 +124,20 @@ def add_datasets(module: ModuleType) -> None:
 
 
 def add_launchers(module: ModuleType) -> None:
-    """Put our launchers into `domainbed.command_launchers.REGISTRY`, beside those of the host."""
-    from domainbed_carft import launchers
+    """Put our launchers into `domainbed.command_launchers.REGISTRY`, beside those of the host.
 
+    A foreign host's sweep ends here where a user's own methods cannot be used; our harness's says
+    so with all that is wrong.
+    """
+    from domainbed_carft import launchers
+    from domainbed_carft.jobs import own_methods
+
+    if own_methods.files():
+        from domainbed_carft.method import algorithms as algorithms  # and so the host's
+        from domainbed_carft.method import host_lookup
+
+        if not host_lookup.in_our_harness():
+            HOST_NAMES.require_usable()
     for name, launcher in launchers.LAUNCHERS.items():
         JOURNAL.add_to_table(module.REGISTRY, name, launcher)
 
@@ -188,6 +210,20 @@ def _add_to_lookup(module: ModuleType, lookup_name: str, classes: Mapping[str, t
         return original(*args, **kwargs)
 
     JOURNAL.set_attribute(module, lookup_name, lookup)
+
+
+def _refuse_lookups(module: ModuleType, lookup_name: str) -> None:
+    """Let the module's function `lookup_name` raise the problems of a user's own methods."""
+    original = getattr(module, lookup_name, None)
+    if original is None or JOURNAL.has_set(module, lookup_name):
+        return
+
+    @functools.wraps(original)
+    def refusal(*args: Any, **kwargs: Any) -> Any:
+        HOST_NAMES.require_usable()
+        return original(*args, **kwargs)
+
+    JOURNAL.set_attribute(module, lookup_name, refusal)
 
 
 def _finds(lookup: Callable[[str], Any], name: str, expected: type) -> bool:

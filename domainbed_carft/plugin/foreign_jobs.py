@@ -126,7 +126,7 @@ def job_problems(
     from domainbed_carft.method import hparam_checks
 
     invalid = hparam_checks.job_problems(algorithm, input_shape, hparams)
-    return [*unknown_names(hparams), *invalid, *_host_problems(hparams)]
+    return [*unknown_names(hparams, algorithm.__name__), *invalid, *_host_problems(hparams)]
 
 
 def with_missing_hparams(values: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
@@ -164,18 +164,17 @@ def allow(keys: Iterable[str]) -> None:
     _host_keys.update(keys)
 
 
-def unknown_names(hparams: Mapping[str, Any]) -> list[Problem]:
-    """The names among ``hparams`` that are none of ours, with all valid names behind the last.
+def unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[Problem]:
+    """The names among ``hparams`` of a job that are none of ours; all valid ones behind the last.
 
     Forks add their own keys between the registry and the algorithm (DPLCLIP its test environments,
     MIRO its whole configuration). So a key counts as unknown only if the user gave it, or if it
     resembles one of ours.
     """
-    from domainbed_carft.jobs.algorithms import ALGORITHMS
     from domainbed_carft.method.algorithms import hparams_of
     from domainbed_carft.method.hparams import DEMANDABLE, RETIRED
 
-    names = sorted(hparams_of(ALGORITHMS[0]))
+    names = sorted(hparams_of(algorithm))
     valid_keys = sorted({*names, *DEMANDABLE, *_host_keys})
     unexpected = {*hparams.keys()} - {*valid_keys, *RETIRED}
     guesses = {key: _guess(key, valid_keys) for key in sorted(unexpected)}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from domainbed_carft.errors import CarftError, EndedJob, Problem
 from domainbed_carft.plugin.hooked_modules import warn_of_hparams_to_add, warn_of_kept_names
 
 
@@ -16,16 +17,26 @@ class HostNames:
     """Names of ours by which the host already has something, which stays in place.
 
     These are its own algorithms, its own data sets, or what else it imports by the name of a data
-    set of ours, such as torchvision's CIFAR100.
+    set of ours, such as torchvision's CIFAR100. ``problems``: why a user's own methods cannot be
+    used, as where the host has something by one of their names.
     """
 
     algorithms: set[str] = field(default_factory=set)
     datasets: set[str] = field(default_factory=set)
+    problems: list[Problem] = field(default_factory=list)
 
     def clear(self) -> None:
         """Forget all names."""
         self.algorithms.clear()
         self.datasets.clear()
+        self.problems.clear()
+
+    def require_usable(self) -> None:
+        """Raise CarftError, which ends a foreign host's script, if there are ``problems``."""
+        if self.problems:
+            from domainbed_carft.method import host_lookup
+
+            raise (CarftError if host_lookup.in_our_harness() else EndedJob)(*self.problems)
 
 
 def extended_function(
@@ -36,8 +47,6 @@ def extended_function(
     For an algorithm of ours the result has our hyperparameters over the host's; for any other it is
     what ``original`` returns.
     """
-    from domainbed_carft.jobs.algorithms import ALGORITHMS
-
     signature = inspect.signature(original)
 
     @functools.wraps(original)
@@ -49,7 +58,8 @@ def extended_function(
             return original(*args, **kwargs)
 
         algorithm = values[0]
-        if algorithm not in ALGORITHMS or algorithm in host_names.algorithms:
+        host_names.require_usable()
+        if not _is_ours(algorithm) or algorithm in host_names.algorithms:
             return original(*args, **kwargs)
 
         dataset = values[1]
@@ -65,6 +75,19 @@ def extended_function(
         )
 
     return registry_function
+
+
+def _is_ours(algorithm: str) -> bool:
+    """Whether it is one of this package's algorithms or of a user's own methods."""
+    from domainbed_carft.jobs import own_methods
+    from domainbed_carft.jobs.algorithms import ALGORITHMS
+
+    if algorithm in ALGORITHMS or not own_methods.files():
+        return algorithm in ALGORITHMS
+
+    from domainbed_carft.method.algorithms import OWN  # takes the seconds of importing torch
+
+    return algorithm in OWN
 
 
 def with_our_hparams(

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.jobs.manifest import Dataset
-from domainbed_carft.method.algorithms import hparams_of
+from domainbed_carft.method.algorithms import CLASSES, hparams_of
 from domainbed_carft.method.hparams import DEMANDABLE
 from domainbed_carft.sweep import costs
 from domainbed_carft.text import shortened
@@ -81,7 +80,7 @@ def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:
 
 def _costly_hparams(job: Job) -> dict[str, Any]:
     """The hparams that a job sets and that change what a step costs for a picture."""
-    known = hparams_of(job.key.algorithm) if job.key.algorithm in ALGORITHMS else {}
+    known = hparams_of(job.key.algorithm) if job.key.algorithm in CLASSES else {}
     costless = {name for name, hparam in known.items() if not hparam.changes_cost}
     costless |= {*DEMANDABLE} - {"preprocessing"}
     costly = {}

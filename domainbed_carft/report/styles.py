@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.algorithms import INK as INK
 from domainbed_carft.jobs.algorithms import PAPER as PAPER
-from domainbed_carft.jobs.algorithms import SHIPPED, Style
+from domainbed_carft.jobs.algorithms import Style as Style
 
 ZERO_SHOT = "CLIPZeroShot"
 Styles = Mapping[str, Style]
 
-# Algorithms of other packages, again in turn if there are more.
+# Algorithms that declare none, again in turn if there are more.
 _STYLES_OF_OTHERS = (
     Style(0, "#57606a", "o", (0, (1, 1)), hollow=True),
     Style(0, "#0072B2", "s", (0, (3, 2)), hollow=True),
@@ -24,11 +25,12 @@ _STYLES_OF_OTHERS = (
 
 
 def styles_of(algorithms: Sequence[str]) -> dict[str, Style]:
-    """Algorithm -> its style; ours have a fixed one each, others get theirs in the order given."""
+    """Algorithm -> the style that it declares, else the next of the others' in the order given."""
+    known = own_methods.known()
     styles = {}
     number = 0
     for name in algorithms:
-        declaration = SHIPPED.get(name)
+        declaration = known.get(name)
         if declaration and declaration.style:
             styles[name] = declaration.style
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import Run
 
@@ -65,9 +65,9 @@ def environment_labels(
 def ordered_algorithms(names: Iterable[str], declared: Iterable[str] = ()) -> list[str]:
     """``names``, each once, in the order of rows, legends and bars.
 
-    First those that a sweep ``declared``, in its order, then CARFT and our other algorithms in the
-    order of the docs, then all others by name.
+    First those that a sweep ``declared``, in its order, then ours and those of a user's files by
+    the rows of their styles, then all others by name.
     """
     distinct = set(names)
-    order = dict.fromkeys((*declared, *ALGORITHMS, *sorted(distinct)))
+    order = dict.fromkeys((*declared, *own_methods.known(), *sorted(distinct)))
     return [name for name in order if name in distinct]

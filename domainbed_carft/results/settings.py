@@ -15,7 +15,15 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import Candidate, Choice, Job
 from domainbed_carft.jobs.records import RecordWarning, Run
-from domainbed_carft.jobs.setting import DEFAULT, ENVIRONMENTS, HPARAM, KINDS, SCHEDULE, UNKNOWN
+from domainbed_carft.jobs.setting import (
+    DEFAULT,
+    ENVIRONMENTS,
+    HPARAM,
+    KINDS,
+    METHOD,
+    SCHEDULE,
+    UNKNOWN,
+)
 from domainbed_carft.jobs.setting import setting as setting_of
 from domainbed_carft.results import order
 from domainbed_carft.text import quantity
@@ -265,6 +273,8 @@ def _differences(
         rows_by_value: dict[str, dict[str, None]] = {}
         for (dataset, algorithm), settings in settings_by_row.items():
             for setting in settings:
+                if part.startswith(METHOD) and part not in setting:  # of another algorithm
+                    continue
                 rows = rows_by_value.setdefault(_part_value(setting, part), {})
                 rows[f"{algorithm} on {titles[dataset]}"] = None
 

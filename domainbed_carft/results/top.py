@@ -26,6 +26,7 @@ RECORDED_FACTS = (
     "clip_revision",
     "preprocessing",
     "data_edition",
+    "method_digest",
 )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from domainbed.algorithms import Algorithm
 
 from domainbed_carft.clips import backbone, open_clip_models
-from domainbed_carft.errors import CarftError, brief
+from domainbed_carft.errors import CarftError, CarftWarning, brief
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.method import algorithms, objective, prompts
@@ -24,7 +25,7 @@ from domainbed_carft.method.algorithm import TRAINING_PREFIXES, CLIPAlgorithm
 from domainbed_carft.pictures.plan import PicturePlan
 from domainbed_carft.pictures.recorded import recorded_plan
 from domainbed_carft.runs.saved_checks import require_run, soup_of, with_facts_among_hparams
-from domainbed_carft.text import quantity
+from domainbed_carft.text import printable, quantity
 
 _ENCODER = "encoder."  # how the names of the encoder's weights begin
 
@@ -88,6 +89,14 @@ def run_of(content: Any, file: Path) -> TrainedRun:
     require_run(content, file)
     algorithm, contexts, classes = _restore(content, file)
     _require_finite(algorithm, file)
+    digest = content["model_hparams"].get("method_digest", "")
+    if digest != algorithm.method_digest:
+        message = (
+            f"{file} was trained by another version of the file that declares "
+            f"{type(algorithm).__name__}: its SHA-256 was {digest or 'not recorded'}, and is "
+            f"{algorithm.method_digest or 'none'} now"
+        )
+        warnings.warn(printable(message), CarftWarning, stacklevel=3)
 
     soup = soup_of(content)
     step = content.get("best_step", content.get("wise_ft_step"))

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.facts import hparams_and_facts
-from domainbed_carft.method.algorithms import CLASSES
+from domainbed_carft.method.algorithms import CLASSES, OWN_PROBLEMS
 from domainbed_carft.method.hparams import is_preprocessing
 from domainbed_carft.pictures.plan import LARGEST_SIDE, PicturePlan
 from domainbed_carft.runs.layer_shares import LAYERS
@@ -33,7 +34,7 @@ def _is_share(value: Any) -> bool:
 # Whether an argument in the file, None where it is missing, is as `domainbed.scripts.train` takes
 # it; `splits` divides and draws by the last ones.
 _ARGUMENT_FITS: dict[str, Callable[[Any], bool]] = {
-    "algorithm": lambda name: name in ALGORITHMS,
+    "algorithm": lambda name: name in CLASSES,
     "dataset": lambda name: type(name) is str,
     "test_envs": lambda envs: {*map(type, envs)} <= {int},
     "data_dir": lambda folder: folder is None or type(folder) is str,
@@ -138,10 +139,26 @@ def _hparams_fit(parts: Mapping[str, Any]) -> bool:
     )
 
 
+def _require_own_method(parts: Mapping[str, Any], name: Any, path: Path) -> None:
+    """Raise CarftError if ``parts`` are of a user's own method that this process does not have."""
+    digest = hparams_and_facts(parts, parts.get("model_hparams")).get("method_digest")
+    is_of_own = type(name) is str and name.isidentifier()
+    if not is_of_own or name in CLASSES or not re.fullmatch("[0-9a-f]{64}", str(digest)):
+        return
+
+    problem = Problem(
+        message=f"{path} is of the method {name}, which is none of {', '.join(CLASSES)}",
+        remedy=f"set the process variable {own_methods.VARIABLE} to the file that declares "
+        f"{name}, whose SHA-256 is {digest}",
+    )
+    raise CarftError(problem, *OWN_PROBLEMS)
+
+
 def require_run(content: Any, path: Path) -> None:
     """Raise CarftError, with the first part that does not fit, unless ``content`` is a run's."""
     parts = content if isinstance(content, dict) else {}
     arguments = parts["args"] if isinstance(parts.get("args"), dict) else {}
+    _require_own_method(parts, arguments.get("algorithm"), path)
 
     fits_by_name = {**_FITS, "model_hparams": lambda hparams: _hparams_fit(parts)}
     for name, fits in fits_by_name.items():
@@ -152,6 +169,6 @@ def require_run(content: Any, path: Path) -> None:
             is_fitting = bool(json.dumps(value)) and fits(value)
         if not is_fitting:
             raise CarftError(
-                f"{path} is not a run of {', '.join(ALGORITHMS)}: its {name} is "
+                f"{path} is not a run of {', '.join(CLASSES)}: its {name} is "
                 f"{reprlib.repr(value)[:200]}. Expected a weights file from domainbed.scripts.train"
             )

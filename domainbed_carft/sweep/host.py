@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from domainbed_carft.data import benchmarks, tasks
-from domainbed_carft.errors import CarftError, Problem
-from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.errors import CarftError, Problem, raise_for
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method.host_lookup import (
     evaluated_kinds,
@@ -45,6 +44,14 @@ def skips_in_splits() -> bool:
     """Whether train of the domainbed in use can leave out the training in-splits: our harness's."""
     module("algorithms")  # found from the current folder, as a job would find it
     return in_our_harness()
+
+
+def require_own_methods() -> None:
+    """Raise CarftError if a user's own methods cannot be used; then no job would start."""
+    module("algorithms")
+    from domainbed_carft.method.algorithms import OWN_PROBLEMS
+
+    raise_for(OWN_PROBLEMS)
 
 
 def algorithm_class(name: str) -> Any:

@@ -39,8 +39,9 @@ class CheckedNames:
 def check(shape: Shape, source: YamlSource) -> CheckedNames:
     """Look up all names of a sweep in the domainbed in use, and check its hyperparameters.
 
-    Raises CarftError if that domainbed cannot be imported.
+    Raises CarftError if that domainbed cannot be imported, or a user's own methods cannot be used.
     """
+    host.require_own_methods()
     published_rows = list(dict.fromkeys(figure["method"] for figure in published.figures()))
 
     datasets, dataset_problems = _look_up(host.dataset_facts, shape.datasets, source, "datasets")

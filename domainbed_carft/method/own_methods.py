@@ -1,0 +1,160 @@
+"""The classes of a user's own methods: their files are run, checked, and marked by a digest.
+
+Each public class at the top level of such a file that derives from `CLIPAlgorithm` is an algorithm.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import sys
+import traceback
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from domainbed_carft.errors import CarftError, Problem, brief
+from domainbed_carft.jobs.algorithms import public_classes
+from domainbed_carft.jobs.own_methods import MethodFile, files
+from domainbed_carft.method.algorithm import CLIPAlgorithm
+from domainbed_carft.method.hparams import Conditions, Hparam
+
+# Data sets with each kind of default.
+_USUAL_DATASETS = ("EmojiStyles", "PACS")
+
+
+class OwnMethods(NamedTuple):
+    """Name -> class of a user's own methods, and the problems of their files."""
+
+    classes: dict[str, type[CLIPAlgorithm]]
+    problems: list[Problem]
+
+
+def load(taken: Collection[str]) -> OwnMethods:
+    """Run the files of this process's own methods; ``taken``: the names that are ours."""
+    classes: dict[str, type[CLIPAlgorithm]] = {}
+    problems: list[Problem] = []
+    for file in files():
+        try:
+            loaded = _classes_in(file)
+        except CarftError as error:
+            problems += error.problems
+            continue
+
+        for algorithm in loaded:
+            name = algorithm.__name__
+            if name in taken:
+                problems.append(name_taken(algorithm, "an algorithm of domainbed-carft"))
+            elif name in classes:
+                problems.append(name_taken(algorithm, f"one in {_file_of(classes[name])}"))
+            else:
+                classes[name] = algorithm
+                problems += _hparam_problems(algorithm)
+    return OwnMethods(classes, problems)
+
+
+def name_taken(algorithm: type[CLIPAlgorithm], owner: str) -> Problem:
+    """That ``owner`` has the name of a user's algorithm."""
+    return Problem(
+        message=f"{_file_of(algorithm)}: the name {algorithm.__name__} is taken by {owner}",
+        remedy="rename the class",
+    )
+
+
+def _file_of(algorithm: type[CLIPAlgorithm]) -> str:
+    return str(sys.modules[algorithm.__module__].__file__)
+
+
+def _classes_in(file: MethodFile) -> list[type[CLIPAlgorithm]]:
+    """The algorithms of a file; CarftError if it is missing or broken, or declares none."""
+    if file.path is None:
+        raise CarftError(
+            f"{file.named_by}: no source file of such a module is found; expected the name of a "
+            "module, such as my_package.my_method"
+        )
+    try:
+        content = file.path.read_bytes()
+    except OSError as error:
+        raise CarftError(
+            f"{file.named_by} names {file.path}, which cannot be read: {error.strerror}; correct "
+            "the path, or leave the file out"
+        ) from error
+
+    module = _run(file, file.path, content)
+    names = [node.name for node in public_classes(ast.parse(content))]
+    classes = [
+        value
+        for value in map(vars(module).get, names)
+        if isinstance(value, type) and issubclass(value, CLIPAlgorithm)
+    ]
+    if not classes:
+        raise CarftError(
+            f"{file.path} has no public class that derives from CLIPAlgorithm; expected one, such "
+            "as class MyMethod(CLIPFineTune)"
+        )
+    for algorithm in classes:
+        algorithm.method_digest = hashlib.sha256(content).hexdigest()
+    return classes
+
+
+def _run(file: MethodFile, path: Path, content: bytes) -> ModuleType:
+    """Run a file as a module of its own, beside one that the user may import by its name.
+
+    That one may be half imported just now, and the digest is of what is run.
+    """
+    module = ModuleType(f"domainbed_carft_methods.{file.module or path.stem}")
+    if module.__name__ in sys.modules:  # of another folder
+        module.__name__ += f"_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    module.__file__ = str(path)
+    module.__package__ = file.module.rpartition(".")[0]
+    sys.modules[module.__name__] = module
+    try:
+        if module.__package__:
+            importlib.import_module(module.__package__)
+        exec(compile(content, path, "exec"), vars(module))
+    except (Exception, SystemExit) as error:
+        del sys.modules[module.__name__]
+        line = _line_of(error, str(path))
+        raise CarftError(f"{path}{line} cannot be loaded: {brief(error)}") from error
+    return module
+
+
+def _line_of(error: BaseException, path: str) -> str:
+    """``, line 3,`` where a file raised an error; "" if it did not get there."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == path
+    ]
+    if isinstance(error, SyntaxError) and error.filename == path:
+        lines.append(error.lineno)
+    return f", line {lines[-1]}," if lines else ""
+
+
+def _hparam_problems(algorithm: type[CLIPAlgorithm]) -> Iterator[Problem]:
+    """What is no hyperparameter in HPARAMS, and which of them lack a valid default."""
+    place = f"{_file_of(algorithm)}: {algorithm.__name__}.HPARAMS"
+    declared = vars(algorithm).get("HPARAMS", ())
+    if not isinstance(declared, (tuple, list)):
+        yield Problem(message=f"{place} is no tuple", remedy="write a comma behind its only entry")
+        return
+
+    for hparam in declared:
+        if not isinstance(hparam, Hparam):
+            yield Problem(
+                message=f"{place} has {hparam!r:.80}, expected hyperparameters, such as "
+                "nonnegative('my_weight', 1.0)"
+            )
+        elif not all(_has_default(hparam, dataset) for dataset in _USUAL_DATASETS):
+            yield Problem(
+                message=f"{place}: {hparam.name} has no valid default, expected {hparam.expected}"
+            )
+
+
+def _has_default(hparam: Hparam, dataset: str) -> bool:
+    try:
+        return bool(hparam.valid(hparam.default_for(Conditions(dataset))))
+    except Exception:  # of the user's functions
+        return False
