@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from domainbed_carft.method.algorithm import GIVE_STEPS, CLIPAlgorithm, Style
 from domainbed_carft.method.batch import Batch
 from domainbed_carft.method.encoders import encode
 from domainbed_carft.method.hparams import (
+    Hparam,
     by_size,
     choice,
     count,
@@ -67,7 +68,7 @@ class FLYP(CLIPAlgorithm):
     """
 
     STYLE = Style(row=13, colour="#882255", marker="h", dash=(0, (8, 1, 2, 1)), hollow=True)
-    HPARAMS = (
+    HPARAMS: ClassVar[tuple[Hparam, ...]] = (
         choice(
             "flyp_targets",
             *("same-class", "diagonal"),

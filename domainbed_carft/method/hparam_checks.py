@@ -89,8 +89,9 @@ def _value_problems(algorithm: Any, hparams: Mapping[str, Any]) -> list[Problem]
         fewest = _fewest_contexts(algorithm, hparams) if "kl_weight" not in invalid else 1
         context_problems = problems_of(prompts.contexts, hparams["contexts"], fewest)
         problems += [problem.with_subject("contexts") for problem in context_problems]
-    if not invalid:
-        problems += _conflicts(algorithm, hparams)
+    defaults = algorithm.complete_hparams({"class_names": hparams["class_names"]})
+    usable = {**hparams, **{name: defaults[name] for name in invalid if name in defaults}}
+    problems += _conflicts(algorithm, usable)
     return problems
 
 

@@ -317,7 +317,7 @@ class Penalties(nn.Module):
     @property
     def places(self) -> dict[str, Places]:
         """Name -> the modules whose outputs the penalty of that name compares."""
-        return {penalty.name: penalty.places for penalty in self.active if penalty.places}
+        return {penalty.name: type(penalty).places for penalty in self.active if penalty.places}
 
     def measure(
         self, batch: Batch, encoder: nn.Module, original: FrozenOriginal

@@ -10,6 +10,7 @@ from typing import Any
 
 from domainbed_carft.data import benchmarks, tasks
 from domainbed_carft.errors import CarftError, Problem, raise_for
+from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method.host_lookup import (
     evaluated_kinds,
