@@ -57,6 +57,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """One of LAZY_NAMES or LAZY_PACKAGES, imported now; AttributeError for any other name."""
     if name in LAZY_PACKAGES:
+        from domainbed_carft.lazy import imported_attribute
+
         return imported_attribute(__name__, name)
     if name not in LAZY_NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -64,18 +66,6 @@ def __getattr__(name: str) -> object:
     import importlib
 
     return getattr(importlib.import_module(LAZY_NAMES[name]), name)
-
-
-def imported_attribute(package: str, name: str) -> object:
-    """The module of this name in a package, imported now; AttributeError if there is none."""
-    import importlib
-
-    try:
-        return importlib.import_module(f"{package}.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"{package}.{name}":
-            raise
-        raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
 
 
 def __dir__() -> list[str]:

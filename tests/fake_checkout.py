@@ -61,6 +61,7 @@ OUR_HPARAMS = {"lr": 5e-6, "kl_weight": 1.0, "class_balanced": False}
 REAL_MODULES = (
     "__init__.py",
     "version.py",
+    "lazy.py",
     "process_variables.py",
     "errors.py",
     "text.py",

@@ -17,7 +17,7 @@ HARNESS = "third_party/domainbed"
 # Each may use all below it; rooms of one floor do not know each other.
 FLOORS = (
     ("process_variables",),
-    ("text", "questions", "machine", "version"),
+    ("text", "questions", "machine", "version", "lazy"),
     ("errors",),
     ("files", "paths"),
     ("data", "jobs"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from domainbed_carft import imported_attribute
+from domainbed_carft.lazy import imported_attribute
 
 # Pictures per batch, as in the harness's `train`: the last bits of a logit depend on the batch.
 BATCH_SIZE = 64
