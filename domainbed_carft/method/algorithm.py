@@ -8,7 +8,6 @@ in `penalties`.
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,6 +52,7 @@ from domainbed_carft.method.encoders import (
 from domainbed_carft.method.hparams import Conditions, Hparam
 from domainbed_carft.method.lora import HPARAMS as LORA_HPARAMS
 from domainbed_carft.method.lora import LoRA, merged_weights, scale_of
+from domainbed_carft.method.parts import PARTS
 from domainbed_carft.method.prompts import Prompts
 from domainbed_carft.pictures.clip_input import CLIPInput
 from domainbed_carft.pictures.plan import PicturePlan
@@ -654,98 +654,11 @@ class CLIPAlgorithm(Algorithm):
     def __getattr__(self, name: str) -> Any:
         """A part of the algorithm, unless the host has assigned something by this name.
 
-        kebaek/DomainBed prints the parameters of ``classifier``, T3A predicts by its own use of
-        ``featurizer`` and ``classifier``, and verylarge_dropout averages ``network``. They are made
-        when a host asks for one, so that a state dict has no more keys.
+        They are made when a host asks for one, so that a state dict has no more keys.
         """
         if name in PARTS and name not in self._modules:
             return PARTS[name](self)
         return super().__getattr__(name)
-
-
-class Featurizer(nn.Module):
-    """From pictures (N, 3, H, W), as ``predict`` takes them, to image features (N, D)."""
-
-    def __init__(self, clip_input: nn.Module, encoder: nn.Module, dim: int, bf16: bool) -> None:
-        super().__init__()
-        self.input = clip_input
-        self.encoder = encoder
-        self.n_outputs = dim  # as DomainBed's featurizers call it
-        self.bf16 = bf16
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Image features (N, D), not normalised, of pictures (N, 3, H, W)."""
-        return encode(self.encoder, self.input(x), self.bf16).features
-
-
-class Classifier(nn.Module):
-    """From image features (N, D) to class logits (N, K)."""
-
-    factor: Tensor
-
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter, factor: Tensor) -> None:
-        super().__init__()
-        self.weight = weight
-        self.bias = bias
-        self.register_buffer("factor", factor)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Class logits (N, K) of image features (N, D)."""
-        return objective.class_logits(features, self.weight, self.bias, self.factor)
-
-
-def featurizer_of(algorithm: CLIPAlgorithm) -> Featurizer:
-    """The image encoder of ``algorithm`` with the weights that predict now.
-
-    Its parameters are the algorithm's own, or where others predict (averages, WiSE-FT), these. Ask
-    again after a training step.
-    """
-    weights = algorithm.predicting_weights()
-    return Featurizer(
-        clip_input=algorithm.input,
-        encoder=_with_weights(algorithm.encoder, "encoder.", weights),
-        dim=algorithm.head.weight.shape[1],
-        bf16=algorithm.bf16,
-    )
-
-
-def classifier_of(algorithm: CLIPAlgorithm) -> Classifier:
-    """The head of ``algorithm`` with the weights that predict now.
-
-    Its parameters are the algorithm's own, or copies of these weights where others are trained.
-    """
-    weights = algorithm.predicting_weights()
-    head = _with_weights(algorithm.head, "head.", weights)
-    factor = weights.get("head_factor", algorithm.head_factor)
-    return Classifier(head.weight, head.bias, factor)
-
-
-def network_of(algorithm: CLIPAlgorithm) -> nn.Sequential:
-    """The featurizer and the classifier of ``algorithm``: from pictures to class logits (N, K)."""
-    return nn.Sequential(featurizer_of(algorithm), classifier_of(algorithm))
-
-
-# What hosts call the parts of an algorithm -> the function that makes it.
-PARTS: dict[str, Callable[[CLIPAlgorithm], nn.Module]] = {
-    "featurizer": featurizer_of,
-    "classifier": classifier_of,
-    "network": network_of,
-}
-
-
-def _with_weights(module: nn.Module, prefix: str, weights: Mapping[str, Tensor]) -> Any:
-    """``module``, or a copy with its ``weights`` where these are others; no tensor is copied."""
-    tensors: dict[int, Tensor] = {id(buffer): buffer for buffer in module.buffers()}
-    differs = False
-
-    for name, parameter in module.named_parameters():
-        replacement = weights.get(prefix + name)
-        tensors[id(parameter)] = parameter
-        if replacement is not None:
-            tensors[id(parameter)] = nn.Parameter(replacement, requires_grad=False)
-            differs = True
-
-    return copy.deepcopy(module, memo=dict(tensors)) if differs else module
 
 
 def adamw(
