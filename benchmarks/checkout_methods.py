@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from domainbed_carft.method import hparams as ours
+from domainbed_carft.jobs.algorithms import ALGORITHMS
 
 
 def main() -> int:
@@ -35,7 +35,7 @@ def main() -> int:
     if not Path(registry.__file__ or "").is_relative_to(checkout):
         parser.error(f"{checkout} holds no domainbed; {registry.__file__} was imported")
     good = True
-    for name in ours.ALGORITHMS:
+    for name in ALGORITHMS:
         losses = trained(name, registry)
         good &= all(map(math.isfinite, losses))
         print(f"{name:24} loss " + ", ".join(f"{loss:.4f}" for loss in losses))

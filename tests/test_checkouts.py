@@ -148,13 +148,11 @@ def check_weights(first: dict, last: dict) -> None:
 
 
 def check_defaults(first: dict, last: dict) -> None:
-    """The host's rate stays; ours are the rest of the defaults."""
-    expected = {name: pair[0] for name, pair in algorithms.overlay("CARFT", "Pets", 0).items()}
+    """The host's rate stays, and nothing but the facts comes to what it recorded."""
     recorded = last["hparams"]
     assert recorded["lr"] == 5e-5
-    assert expected.keys() <= recorded.keys()
-    for name in ("kl_weight", "weight_decay", "protocol", "grad_clip", "contexts"):
-        assert recorded[name] == expected[name]
+    added = recorded.keys() & {"facts", *algorithms.hparams_of("CARFT")}
+    assert added == {"facts", "lr", "batch_size", "class_names", "clip_backbone"} & recorded.keys()
 
 
 # Of the shapes whose `train` measures more of an algorithm.
@@ -205,14 +203,15 @@ def check_last_record(record: dict, shape: str, dataset: str) -> None:
     """Assert what a job's second step records in a checkout of this shape."""
     recorded_hparams = record["hparams"]
     assert record["step"] == 1 and record["loss"] > 0
-    assert recorded_hparams["protocol"] == ("host" if shape in OWN_TRANSFORMS else "domainbed")
+    facts = recorded_hparams["facts"]
+    assert facts["protocol"] == ("host" if shape in OWN_TRANSFORMS else "domainbed")
     assert recorded_hparams["data_augmentation"] is True  # the host's own are there too
 
     # The digest is that of the prompts that the job should have read; names are not written down.
     class_names = CLASS_NAMES[dataset]
     contexts = prompts.contexts("imagenet")
     assert recorded_hparams["class_names"] == f"dataset:{dataset}"
-    assert recorded_hparams["prompts_digest"] == prompts.digest(contexts, class_names)
+    assert facts["prompts_digest"] == prompts.digest(contexts, class_names)
 
 
 def test_an_algorithm_without_an_optimizer_takes_the_parts_that_a_host_sets_to_none(

@@ -383,7 +383,7 @@ def test_loading_a_run_looks_nothing_up_on_the_hub(folders, tmp_path, no_network
         saved.original_clip(run)
     assert saved.original_clip(run, folders["gelu"]).digest == run.hparams["clip_digest"]
 
-    algorithm.hparams["preprocessing"] = ""  # the data set would ask the CLIP
+    del algorithm.facts["preprocessing"]  # the data set would ask the CLIP
     with pytest.raises(CarftError, match="its model_hparams is"):
         reopened(algorithm, tmp_path)
 
@@ -468,7 +468,7 @@ def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp
     size = open_clip_folders.MODELS[kind]["vision_cfg"]["image_size"]
     resize = "squash" if kind == "siglip" else "shortest"
 
-    assert record["hparams"]["preprocessing"] == f"{size} bicubic {resize}"
+    assert record["preprocessing"] == f"{size} bicubic {resize}"
 
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     export = tmp_path / "export"

@@ -32,6 +32,7 @@ PICTURES = 12
 # Only with two environments as targets, so that the third one's jobs are missing.
 JOBS = [("CARFT", 0), ("CARFT", 1), ("CLIPFineTune", 0), ("CLIPFineTune", 1), ("CLIPZeroShot", 0)]
 HPARAMS = {
+    "total_steps": 5001,
     "clip_backbone": "tiny",
     "contexts": "emoji",
     "batch_size": 4,

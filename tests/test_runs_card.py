@@ -11,6 +11,7 @@ from domainbed.scripts import train
 from export_jobs import debug
 
 from domainbed_carft.clips import backbone
+from domainbed_carft.jobs.facts import hparams_and_facts
 from domainbed_carft.runs import export, model_card, saved
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "export.md"
@@ -29,8 +30,9 @@ def test_the_model_card_states_files_original_and_run(files, trained):
 
     record = json.loads((trained / "results.jsonl").read_text().splitlines()[-1])
     run_facts = facts["run"]
-    for name in ("hparams", "data_edition", "step"):
+    for name in ("data_edition", "step", "prompts_digest", "clip_digest"):
         assert run_facts[name] == record[name]
+    assert run_facts["hparams"] == {**record["hparams"], **hparams_and_facts(record, {})}
     assert run_facts["test_environments"] == ["fluent3d"] and run_facts["test_envs"] == [0]
     assert run_facts["accuracies"]["fluent3d"]["in"] == record["env0_in_acc"]
     assert run_facts["accuracies"]["twemoji"]["out"] == record["env3_out_acc"]

@@ -278,15 +278,12 @@ def check_step() -> Iterator[Finding]:
     import torch
 
     from domainbed_carft.machine import devices
-    from domainbed_carft.method import host_lookup
 
     algorithms = importlib.import_module("domainbed.algorithms")
     registry = importlib.import_module("domainbed.hparams_registry")
     device = devices.default_device()
     hparams = registry.default_hparams("CARFT", "EmojiStyles")
     carft = algorithms.get_algorithm_class("CARFT")
-    if host_lookup.in_our_harness():  # in others the class does so, where it is called
-        hparams = carft.resolve_hparams(INPUT_SHAPE, CLASS_COUNT, hparams, steps=None)
     algorithm = carft(INPUT_SHAPE, CLASS_COUNT, DOMAIN_COUNT, hparams).to(device)
 
     minibatches = []

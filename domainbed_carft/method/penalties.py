@@ -317,7 +317,12 @@ class Penalties(nn.Module):
     @property
     def places(self) -> dict[str, Places]:
         """Name -> the modules whose outputs the penalty of that name compares."""
-        return {penalty.name: type(penalty).places for penalty in self.active if penalty.places}
+        places_by_name = {}
+        for penalty in self.active:
+            places = type(penalty).places
+            if places is not None:
+                places_by_name[penalty.name] = places
+        return places_by_name
 
     def measure(
         self, batch: Batch, encoder: nn.Module, original: FrozenOriginal

@@ -105,6 +105,8 @@ def read_data(run: TrainedRun, data_dir: str | None = None, *, is_augmented: boo
             "with --data_dir; for your own data, the data folder itself"
         ) from error
 
+    # Its facts are known by its own name, which for a user's folder is the place it has now.
+    hparams["class_names"] = f"{dataset_facts.DATASET_PREFIX}{type(dataset).__name__}"
     pictures = _recorded_pictures(run, hparams)
     facts = dataset_facts.recall(hparams)
     require_same_data(run, dataset, targets, facts)

@@ -222,7 +222,7 @@ def test_the_first_process_reports_why_another_has_failed(pictures, tmp_path):
     assert "FLYP cannot be trained by 2 processes: its loss compares each picture" in message
 
     arguments = train_arguments(pictures, tmp_path / "other")
-    processes = start_disturbed(arguments, "set_up", 1, "self.hparams['lr'] = 0.5")
+    processes = start_disturbed(arguments, "build_for_prediction", 1, "self.hparams['lr'] = 0.5")
     assert [process.wait() for process in processes] == [2, 2]
 
     message = (tmp_path / "other" / "err.txt").read_text()
