@@ -78,7 +78,7 @@ def test_each_benchmark_trains_and_is_tabulated(name, test_env, tmp_path, capsys
     assert last["data_edition"].startswith("differs: ")
 
     prompts_digest = prompts.digest(CONTEXTS, [prompts.clean(c) for c in benchmark.classes])
-    assert last["hparams"]["prompts_digest"] == prompts_digest
+    assert last["prompts_digest"] == prompts_digest
 
     # an accuracy over n pictures is a whole number of n-ths, and n tells which were read
     for index, classes in enumerate(counts.values()):
