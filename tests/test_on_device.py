@@ -214,7 +214,7 @@ def noise(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(noise, tmp_path_factory):
     """A job that nothing interrupts, on the processor."""
-    return train_job(tmp_path_factory.mktemp("jobs") / "job", noise, "CARFT", *EACH_STEP, **JOB)
+    return train_job(tmp_path_factory.mktemp("jobs") / "job", noise, "CLIPLPFT", *EACH_STEP, **JOB)
 
 
 EACH_STEP = ("--checkpoint_freq", "1")
@@ -241,7 +241,7 @@ def test_a_job_resumes_on_another_device(
     def train(on_device):
         chosen = device if on_device else devices.CPU
         monkeypatch.setattr(devices, "default_device", lambda: chosen)
-        return train_job(tmp_path / "job", noise, "CARFT", *EACH_STEP, **JOB)
+        return train_job(tmp_path / "job", noise, "CLIPLPFT", *EACH_STEP, **JOB)
 
     with monkeypatch.context() as patches:
         stop_after(patches, steps=2)

@@ -389,9 +389,11 @@ def test_algorithms_that_read_the_same_data_share_it(prepared: PreparedJob, tmp_
     third = prepared_job.prepare(emoji_job("CLIPFineTune", protocol="clip"), {}, tmp_path)
 
     assert second.dataset is first.dataset and third.dataset is not first.dataset
-    assert second.facts and first.facts and second.facts.data == first.facts.data
-    assert third.facts and third.facts.data.protocol == "clip"
-    assert second.build_algorithm(torch.device("cpu")).hparams["lr"] == 0.1
+    cpu = torch.device("cpu")
+    assert third.build_algorithm(cpu).recorded_facts()["protocol"] == "clip"
+    rebuilt = prepared_job.prepare(emoji_job("CLIPFineTune", lr=0.1), {}, tmp_path)
+    assert rebuilt.build_algorithm(cpu).recorded_facts()["protocol"] == "domainbed"
+    assert rebuilt.build_algorithm(cpu).hparams["lr"] == 0.1
 
 
 # Resume

@@ -15,6 +15,7 @@ import numpy as np
 import scipy
 
 from domainbed_carft.machine import devices
+from domainbed_carft.method import job
 from domainbed_carft.preflight.prepared_job import PreparedJob, quiet
 from domainbed_carft.preflight.rows import Row, failed_row, passed_row, warning_row
 from domainbed_carft.results import published
@@ -71,7 +72,8 @@ def gate_row(prepared: PreparedJob) -> Row:
     zero_shot = measure(prepared, MOST_PICTURES)
     rows = published_rows(prepared.args.dataset, prepared.hparams["clip_backbone"])
     label = f"{Path(prepared.args.dataset).name}, {prepared.hparams['clip_backbone']}"
-    return judge(label, zero_shot, rows, prepared.hparams["prompts_digest"])
+    facts = job.find_facts(prepared.hparams, prepared.dataset.num_classes, has_kl=False)
+    return judge(label, zero_shot, rows, facts.prompts.digest)
 
 
 def published_rows(dataset: str, clip: str) -> list[dict[str, Any]]:
