@@ -31,7 +31,7 @@ class StarFT(CARFT):
     is trained (ours is the original's), and its weight falls by the epoch (ours by the step).
     """
 
-    STYLE = Style(row=17, colour="#1F6F78", marker="X", dash=(0, (3, 1, 3, 1, 1, 1)), hollow=True)
+    STYLE = Style(row=17, colour="#1F6F78", marker="d", dash=(0, (3, 1, 3, 1, 1, 1)), hollow=True)
     HPARAMS = (
         nonnegative(
             "kl_weight",
