@@ -315,6 +315,8 @@ def test_a_dry_run_shows_costs_and_verdicts_before_it_refuses(data, capsys):
 def test_data_missing_here_is_no_error_for_slurm(data, capsys, monkeypatch):
     monkeypatch.setattr("domainbed_carft.launchers.problems", lambda *arguments: [])
     monkeypatch.setattr(launching, "run_plan", lambda plan: [])
+    nothing_submitted = SimpleNamespace(statuses=[])
+    monkeypatch.setattr("domainbed_carft.sweep.states.of_output", lambda output: nothing_submitted)
     flags = ["--data_dir", "/nowhere", "--launcher", "slurm", "--yes"]
     status, out, err = carft(capsys, ["PACS"], *flags)
     assert status == 0 and "Data: not checked, no --data_dir /nowhere here; each job" in out, err

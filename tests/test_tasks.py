@@ -508,7 +508,7 @@ def test_a_task_is_trained_and_tested_on_under_openais_words(
         pytest.approx(right / 10),
     )
 
-    (record,) = records.read(tmp_path / "out")  # of two evaluations
+    (record,) = records.read(tmp_path / "out", warnings=[])  # of two evaluations
     assert record["suite"] == "EuroSAT"
     assert record["sets"]["test (own split)"]["right"] == right
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files.weights import sha256
-from domainbed_carft.method.algorithms import hparams_of, overlay
+from domainbed_carft.method.algorithms import CLASSES, hparams_of, overlay
 from domainbed_carft.pictures.plan import FAST, PicturePlan
 from domainbed_carft.runs import saved, splits
 
@@ -82,7 +82,7 @@ def require_alike(runs: Sequence[saved.TrainedRun]) -> None:
                 "the zero-shot head"
             )
         algorithm = run.args["algorithm"]
-        if run.algorithm.trains_text:
+        if CLASSES[algorithm].trains_text:
             raise CarftError(
                 f"{run.path} is a run of {algorithm}, whose head is made by its own text encoder; "
                 "expected runs that share a head"
