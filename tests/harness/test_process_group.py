@@ -222,11 +222,13 @@ def test_the_first_process_reports_why_another_has_failed(pictures, tmp_path):
     assert "FLYP cannot be trained by 2 processes: its loss compares each picture" in message
 
     arguments = train_arguments(pictures, tmp_path / "other")
-    processes = start_disturbed(arguments, "build_for_prediction", 1, "self.hparams['lr'] = 0.5")
+    processes = start_disturbed(arguments, "recorded_facts", 1, "self.facts['amp'] = 'bf16'")
     assert [process.wait() for process in processes] == [2, 2]
 
     message = (tmp_path / "other" / "err.txt").read_text()
-    assert "process 1 of 2 has other settings than the first: lr is 0.5, expected 0.001" in message
+    assert (
+        "process 1 of 2 has other settings than the first: amp is 'bf16', expected 'off'" in message
+    )
 
     arguments = train_arguments(pictures, tmp_path / "broken")
     statement = "raise RuntimeError('broken on purpose')"
