@@ -27,6 +27,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkout", type=Path, help="the folder that contains domainbed/")
     checkout = parser.parse_args().checkout.resolve()
+    if not (checkout / "domainbed").is_dir():
+        parser.error(f"expected a checkout of DomainBed in {checkout}")
     sys.path.insert(0, str(checkout))
     os.chdir(checkout)
     registry = importlib.import_module("domainbed.algorithms")

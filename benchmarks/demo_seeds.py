@@ -4,10 +4,11 @@
 
 Trains what `carft demo` trains, with the trials 200 and 201 for the first seed, 202 and 203 for the
 second, and so on, tests all runs on the drawing styles that they were not trained on, and prints a
-Markdown table: CARFT minus each other algorithm in points, with the standard error over the 8 pairs
-of runs that the demo prints. Below, over the seeds: the mean, the standard deviation, which a
-standard error should equal, and the root mean square of the standard errors. The last row has the
-latter for what the demo was before: one trial, on the in-split of the style left out.
+Markdown table: CARFT minus each other algorithm in points, with the interval over the four styles
+left out that the demo prints. Below, over the seeds: the mean and the standard deviation; how many
+of the intervals hold the mean, over styles and over the 8 pairs of runs; and the root mean squares
+of the standard errors, which should equal the standard deviation. The last row has that of what the
+demo was before: one trial, on the in-split of the style left out.
 
 What is done is not redone; an interrupted command goes on where it was. --no-train only reads.
 """
@@ -26,6 +27,7 @@ from domainbed_carft.cli.demo import CARFT, DATA_DIR
 from domainbed_carft.data.emoji import UNSEEN
 from domainbed_carft.errors import raise_for
 from domainbed_carft.results import against_one, collection, suite_pairs
+from domainbed_carft.results.against_one import Comparison
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
 from domainbed_carft.results.settings import Group
 from domainbed_carft.runs.evaluation_processes import SweepOptions
@@ -55,44 +57,57 @@ def group_of_trials(group: Group, first: int, count: int) -> Group:
 
 def rows_of(group: Group, seeds: int) -> list[list[str]]:
     """A row for each seed, then those over the seeds."""
-    means = []
-    errors = []
-    rows = []
+    entries: dict[str, list[list[Comparison]]] = {unit: [] for unit in against_one.UNITS}
     for seed in range(seeds):
         demo = group_of_trials(group, FIRST_TRIAL + TRIALS_OF_DEMO * seed, TRIALS_OF_DEMO)
-        pairs = {pair.against: pair for pair in suite_pairs.compare([demo], UNSEEN, CARFT)}
-        means.append([pairs[name].mean_difference for name in OTHERS])
-        errors.append([pairs[name].standard_error for name in OTHERS])
-        cells = [f"{m:+.2f} ({e:.2f})" for m, e in zip(means[-1], errors[-1], strict=True)]
-        rows.append([str(seed), *cells])
+        for unit in against_one.UNITS:
+            compared = suite_pairs.compare([demo], UNSEEN, CARFT, unit)
+            by_name = {entry.against: entry for entry in compared}
+            entries[unit].append([by_name[name] for name in OTHERS])
 
-    rows.append(["mean", *(f"{value:+.2f}" for value in np.mean(means, axis=0))])
+    by_style = entries[against_one.ENVIRONMENT]
+    by_pair = entries[against_one.PAIR]
+    rows = [
+        [str(seed), *(f"{e.mean_difference:+.2f} ({e.interval_text(digits=2)})" for e in of_seed)]
+        for seed, of_seed in enumerate(by_style)
+    ]
+    means = np.array([[entry.mean_difference for entry in of_seed] for of_seed in by_style])
+    rows.append(["mean", *(f"{value:+.2f}" for value in means.mean(axis=0))])
     if seeds > 1:
-        deviations = np.std(means, axis=0, ddof=1)
+        deviations = means.std(axis=0, ddof=1)
         rows.append(["standard deviation", *(f"{value:.2f}" for value in deviations)])
-    rows.append(["standard error", *_root_mean_squares(errors)])
+    rows.append(["intervals over styles with the mean", *_holding(by_style, means.mean(axis=0))])
+    rows.append(["intervals over pairs with the mean", *_holding(by_pair, means.mean(axis=0))])
+    rows.append(["standard error over styles", *_root_mean_squares(by_style)])
+    rows.append(["standard error over pairs", *_root_mean_squares(by_pair)])
     rows.append(["standard error of one trial, in-splits", *_root_mean_squares(earlier(group))])
     return rows
 
 
-def earlier(group: Group) -> list[list[float | None]]:
-    """The standard errors of each single trial, on the in-split of the style left out."""
-    errors = []
+def earlier(group: Group) -> list[list[Comparison]]:
+    """Each single trial, on the in-split of the style left out."""
+    entries = []
     for trial in sorted({run.job.key.trial for run in group.runs}):
         of_trial = group_of_trials(group, trial, 1)
-        entries = against_one.compare([of_trial], [TRAINING_DOMAIN], CARFT)
-        by_name = {
-            entry.algorithm: entry.standard_error
-            for entry in entries
-            if entry.unit == against_one.PAIR
-        }
-        errors.append([by_name[name] for name in OTHERS])
-    return errors
+        compared = against_one.compare([of_trial], [TRAINING_DOMAIN], CARFT)
+        by_name = {e.algorithm: e for e in compared if e.unit == against_one.ENVIRONMENT}
+        entries.append([by_name[name] for name in OTHERS])
+    return entries
 
 
-def _root_mean_squares(errors: Sequence[Sequence[float | None]]) -> list[str]:
-    values = np.array(errors, dtype=float)
-    return [f"{value:.2f}" for value in np.sqrt((values**2).mean(axis=0))]
+def _holding(entries: Sequence[Sequence[Comparison]], means: Sequence[float]) -> list[str]:
+    """Of how many seeds the interval has the mean of all seeds in it, for each algorithm."""
+    columns = zip(*entries, strict=True)
+    return [
+        f"{sum(entry.low <= mean <= entry.high for entry in column)} of {len(column)}"  # type: ignore[operator]
+        for column, mean in zip(columns, means, strict=True)
+    ]
+
+
+def _root_mean_squares(entries: Sequence[Sequence[Comparison]]) -> list[str]:
+    """Of the standard errors of the seeds, for each algorithm."""
+    errors = np.array([[entry.standard_error for entry in row] for row in entries], dtype=float)
+    return [f"{value:.2f}" for value in np.sqrt((errors**2).mean(axis=0))]
 
 
 def main() -> None:

@@ -276,6 +276,36 @@ class Attacks:
         require(status == 0, f"after {kind}: {status}, {output[-2000:]}")
         require(figures.read_bytes() == measured[1], f"after {kind} the figures differ")
 
+    def links(self) -> None:
+        """A link to a file of the user, a pipe or a device in place of any file of a sweep."""
+        folder = self.new() / ("0" * 32)
+        shutil.copytree(self.plain, folder)
+        words = ["evaluate", str(folder.parent), "--device", "cpu", "--jobs", "1"]
+        status, output = carft(*words)
+        require(status == 0, f"the sweep is not evaluated: {output[-2000:]}")
+        victim = self.new().parent / "victim"
+        victim.write_text("precious")
+
+        names = ["lock", "attempts.jsonl", "suites.jsonl", "../sweep.json", "../sweep.yaml"]
+        paths = [folder / name for name in names] + list(folder.iterdir())
+        for path in self.draw.sample(paths, 3):
+            path.unlink(missing_ok=True)
+            kind = self.draw.choice(("link", "pipe", "device"))
+            if kind == "pipe":
+                os.mkfifo(path)
+            else:
+                path.symlink_to(victim if kind == "link" else "/dev/zero")
+        for command in (
+            words,
+            ["collect", str(folder.parent)],
+            ["sweep", "status", str(folder.parent)],
+        ):
+            carft(*command)
+        process = train(folder)
+        _, err = process.communicate(timeout=300)
+        require("Traceback" not in err, f"train in a folder with links: {err[-2000:]}")
+        require(victim.read_text() == "precious", "a link was written through")
+
     def yaml(self) -> None:
         """A damaged declaration; nothing is launched."""
         folder = self.new()
@@ -305,7 +335,10 @@ class Attacks:
             subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
-ATTACKS = ("kills", "signals", "launchers", "records", "weights", "evaluations", "yaml", "disk")
+ATTACKS = (
+    *("kills", "signals", "launchers", "records", "weights", "evaluations", "links", "yaml"),
+    "disk",
+)
 
 
 def main() -> int:

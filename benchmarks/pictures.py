@@ -101,13 +101,13 @@ def upstream(root: str) -> None:
     serve({"training": trained, "test": tested}, {"harness": str(Path(domainbed.__file__).parent)})
 
 
-def ours(root: str, store_folder: str) -> None:
+def ours(root: str, temporary_folder: str) -> None:
     import torch
     from domainbed.datasets import MultipleEnvironmentImageFolder
 
     from domainbed_carft.pictures import loading, rng, stages, store_folder, transforms
 
-    tempfile.tempdir = store_folder
+    tempfile.tempdir = temporary_folder
     kept, line = store_folder.open_store(str(BOUND), root)
     assert kept, line
     environments = MultipleEnvironmentImageFolder(root, [1], True, {})
@@ -148,7 +148,7 @@ def ours(root: str, store_folder: str) -> None:
     for number in (0, 1):
         for path, _ in environments[number].samples:
             loading.load(plans[number], path, kept)
-    tempfile.tempdir = str(Path(store_folder) / "small")
+    tempfile.tempdir = str(Path(temporary_folder) / "small")
     Path(tempfile.tempdir).mkdir()
     small, line = store_folder.open_store(str(SMALL_BOUND), root)
     assert small, line

@@ -92,6 +92,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=41)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
+    if not (given.upstream / "domainbed" / "scripts").is_dir():
+        parser.error(f"expected a checkout of DomainBed in {given.upstream}")
     with tempfile.TemporaryDirectory(prefix="carft-stages-") as folder:
         count, classes = photographs(Path(folder), 24)
         hparams = {"clip_backbone": "tiny", "contexts": "emoji", "class_names": classes}

@@ -73,6 +73,8 @@ def main() -> None:
     parser.add_argument("--python", default=sys.executable, help="runs the checkout")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
+    if not (given.upstream / "domainbed" / "scripts").is_dir():
+        parser.error(f"expected a checkout of DomainBed in {given.upstream}")
     if given.rounds < 2:
         parser.error(f"--rounds is {given.rounds}, expected at least 2 for a median and quartiles")
     upstream = given.upstream.resolve()

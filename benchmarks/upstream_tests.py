@@ -36,6 +36,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--upstream", type=Path, required=True, help="a checkout of DomainBed")
     upstream = parser.parse_args().upstream / "domainbed"
+    if not (upstream / "scripts").is_dir():
+        parser.error(f"expected a checkout of DomainBed in {upstream.parent}")
     good = True
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "domainbed"

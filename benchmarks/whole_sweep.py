@@ -94,6 +94,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=41)
     parser.add_argument("--pictures", type=int, default=24, help="of a class and environment")
     given = parser.parse_args()
+    if not (given.upstream / "domainbed" / "scripts").is_dir():
+        parser.error(f"expected a checkout of DomainBed in {given.upstream}")
     # The caller's would keep the launchers from sharing out the cores.
     os.environ.pop("OMP_NUM_THREADS", None)
     times: dict[str, list[float]] = {name: [] for name in SWEEPS}

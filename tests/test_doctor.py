@@ -24,7 +24,7 @@ from domainbed_carft.cli import doctor as doctor_command
 from domainbed_carft.clips import backbone
 from domainbed_carft.doctor import checks, diagnosis, training_step
 from domainbed_carft.doctor.diagnosis import Diagnosis
-from domainbed_carft.doctor.findings import NOTE, OK, PROBLEM, Finding
+from domainbed_carft.doctor.findings import NOTE, OK, PROBLEM, SKIPPED, Finding
 from domainbed_carft.method import hparams
 
 HARNESS = REPO / "third_party" / "domainbed"
@@ -57,7 +57,7 @@ def examine(python: Any, folder: Path, **options: Any) -> dict[str, Finding]:
     arguments = ("-m", "domainbed_carft", "doctor", "--json")
     status, report = json_of(python, folder, *arguments, **options)
     findings = [Finding.from_dict(fields) for fields in report["findings"]]
-    findings.sort(key=lambda finding: (OK, NOTE, PROBLEM).index(finding.state))
+    findings.sort(key=lambda finding: (SKIPPED, OK, NOTE, PROBLEM).index(finding.state))
 
     has_problem = findings[-1].state == PROBLEM
     assert status == int(has_problem)
@@ -104,7 +104,7 @@ def test_doctor_finds_a_checkout_in_the_current_folder_or_on_the_path(
     [
         (
             "domainbed.datasets",
-            {"datasets": "import wilds\n" + module_text("datasets")},
+            {"datasets": "exec('import wilds')\n" + module_text("datasets")},
             "import of domainbed.datasets fails: No module named 'wilds'",
             "pip install wilds",
         ),
@@ -189,42 +189,83 @@ STEP = [
 
 
 @pytest.mark.parametrize(
-    ("line", "code", "state", "detail"),
+    ("line", "code", "states", "detail"),
     [
-        (5, "pass", "ok", "one step of CARFT on EmojiStyles by its own command"),
-        (5, "None.classifier", "problem", "exit status 1: AttributeError: 'NoneType' object has"),
-        (6, "pass", "problem", "ended with status 0 but wrote no file 'done'"),
-        (3, "record = {'step': 0, 'loss': 1}", "problem", "its records have no accuracies"),
-        (1, "import time; time.sleep(300)", "problem", "did not finish within 5 seconds"),
+        (5, "pass", [OK], "one step of CARFT on EmojiStyles by its own command"),
+        (5, "None.classifier", [PROBLEM], "exit status 1: AttributeError: 'NoneType' object has"),
+        (6, "pass", [OK, PROBLEM], "ended with status 0 but wrote no file 'done'"),
+        (3, "record = {'step': 0}", [OK, PROBLEM], "its records have no accuracies"),
+        (4, "pass", [OK, PROBLEM], "its records have no accuracies"),
+        (1, "import time; time.sleep(300)", [PROBLEM], "did not finish within 5 seconds"),
+        (
+            1,
+            "import argparse; argparse.ArgumentParser().parse_args()",
+            [SKIPPED],
+            "not tried: train.py: error: unrecognized arguments: --algorithm CARFT",
+        ),
     ],
 )
 def test_doctor_judges_a_step_of_the_hosts_train(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: int, code: str, state: str, detail: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: int, code: str, states: Any, detail: str
 ) -> None:
     lines = list(STEP)
     lines[line] = code
     write_checkout(tmp_path, modules={"scripts/train": "\n".join(lines)})
     monkeypatch.chdir(tmp_path)
 
-    finding = training_step.train_one_step(patience=5 if "sleep" in code else 120)
+    findings = training_step.train_one_step(patience=5 if "sleep" in code else 120)
 
-    assert (finding.name, finding.state) == ("train", state)
-    assert detail in finding.detail
+    assert [finding.name for finding in findings] == ["train", "results"][: len(states)]
+    assert [finding.state for finding in findings] == states
+    assert detail in findings[-1].detail
     command = "python -m domainbed.scripts.train --algorithm CARFT --data_dir embedded --dataset "
-    assert (command in finding.remedy) == (state == PROBLEM)
+    assert (command in findings[-1].remedy) == (states[-1] == PROBLEM)
 
 
-def test_a_checkout_without_train_is_a_note(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_checkout_without_train_is_not_tried_and_its_own_scripts_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    (write_checkout(tmp_path) / "domainbed" / "scripts" / "train.py").unlink()
-    monkeypatch.chdir(tmp_path)
-    finding = training_step.train_one_step(patience=120)
-    assert (finding.name, finding.state) == ("train", NOTE)
+    root = write_checkout(tmp_path / "host", "classic")
+    scripts = root / "domainbed" / "scripts"
+    (scripts / "train.py").rename(scripts / "trainv2.py")
+    monkeypatch.chdir(root)
+    real = diagnosis.run_checks
+    monkeypatch.setattr(diagnosis, "run_checks", lambda patience: real(patience, ["domainbed"]))
+
+    for flags, status, verdict in (
+        ([], 0, "A training job may start, if this checkout's train works."),
+        (["--train"], 1, "No training job was tried: see the arrow of train."),
+    ):
+        assert cli.main(["doctor", *flags]) == status
+        printed = capsys.readouterr().out
+        assert "not tried: this checkout has no domainbed.scripts.train" in printed
+        assert "by its own entry point, such as domainbed/scripts/trainv2.py" in printed
+        assert verdict in printed
+
+
+def test_all_missing_libraries_of_a_checkout_are_named_at_once(bare: Path, tmp_path: Path) -> None:
+    train = "import h5py, json\nfrom ..lib import loader\n" + module_text("scripts/train")
+    optional = "try:\n    import backpack\nexcept ImportError:\n    backpack = None\n"
+    modules = {
+        "datasets": "import wilds.datasets\n" + optional + module_text("datasets"),
+        "scripts/train": train,
+        "lib/loader": "from domainbed.lib import extra\nimport cv2\n",
+        "lib/extra": "import own_module\n",
+        "scripts/download": "import gdown\n",  # no job imports it
+    }
+    host = write_checkout(tmp_path / "host", modules=modules)
+    write_files(host, {"own_module.py": ""})
+
+    libraries = examine(bare, tmp_path, cwd=host)["libraries"]
+
+    detail = "this checkout's training imports cv2, h5py, wilds, not installed"
+    assert libraries == Finding(
+        "libraries", PROBLEM, detail, "pip install opencv-python h5py wilds"
+    )
 
 
 WEIGHTS_MISSING = Finding("backbone ViT-B/16", NOTE, "")
-TRAIN_NOT_TRIED = Finding("train", NOTE, "")
+TRAIN_NOT_TRIED = Finding("train", SKIPPED, "")
 
 
 @pytest.mark.parametrize(
@@ -242,6 +283,10 @@ TRAIN_NOT_TRIED = Finding("train", NOTE, "")
             "A training job on EmojiStyles, or with tiny as clip_backbone, may start, if this "
             "checkout's train works. Others need the weights of ViT-B/16, which are not here.",
         ),
+        (
+            (Finding("train", OK, ""), Finding("results", PROBLEM, "")),
+            "A training job starts, but its results do not count: see the arrow.",
+        ),
     ],
 )
 def test_the_verdict_claims_no_more_than_was_checked(findings: Any, verdict: str) -> None:
@@ -252,7 +297,7 @@ def test_a_step_is_trained_only_on_request_and_without_problems(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     step = Finding("train", OK, "a step")
-    monkeypatch.setattr(diagnosis, "train_one_step", lambda patience: step)
+    monkeypatch.setattr(diagnosis, "train_one_step", lambda patience: [step])
 
     def main(state: str, *flags: str) -> tuple[int, str]:
         findings = [TRAIN_NOT_TRIED, Finding("x", state, "detail")]
@@ -267,6 +312,7 @@ def test_a_step_is_trained_only_on_request_and_without_problems(
     status, printed = main(PROBLEM, "--train")
     assert status == 1
     assert "a step" not in printed and "cannot start" in printed
+    assert "train not tried -> fix the problems above first" in " ".join(printed.split())
 
     status, printed = main(NOTE)
     assert status == 0
@@ -324,7 +370,7 @@ def test_a_foreign_checkout_passes_and_damaged_weights_are_noted(tmp_path: Path)
 
     assert findings["domainbed"].detail.startswith("foreign: ")
     assert findings["step"].state == OK
-    assert findings["train"].state == NOTE
+    assert findings["train"].state == SKIPPED
     assert "carft doctor --train" in findings["train"].remedy
 
     algorithms = findings["algorithms"]
@@ -370,7 +416,7 @@ def test_doctor_trains_one_step_in_a_checkout(
     monkeypatch: pytest.MonkeyPatch, classic: Path
 ) -> None:
     monkeypatch.chdir(classic)
-    finding = training_step.train_one_step(patience=300)
+    (finding,) = training_step.train_one_step(patience=300)
     assert finding.state == OK, finding
     assert "one step of CARFT on EmojiStyles" in finding.detail
 

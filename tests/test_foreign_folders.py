@@ -7,6 +7,7 @@ import signal
 import collect_sweeps
 import numpy as np
 import pytest
+import report_page
 from domainbed.scripts import train
 from PIL import Image
 
@@ -81,6 +82,21 @@ def test_a_link_in_place_of_a_suites_records_is_not_appended_to(sweep, victim):
     assert victim.read_text() == PRECIOUS
 
 
+def test_a_report_replaces_a_link_in_place_of_its_figures(sweep, tmp_path, monkeypatch):
+    report_page.leave_undrawn(monkeypatch)
+    page = tmp_path / "page"
+    assert report_page.report(sweep, page) == 0
+    figures = {path.name for path in (page / "figures").iterdir()}
+    (page / "figures").rename(tmp_path / "mine")
+    (page / "figures").symlink_to(tmp_path / "mine")
+    for path in (tmp_path / "mine").iterdir():
+        path.write_text(PRECIOUS)
+
+    assert report_page.report(sweep, page) == 0
+    assert {path.name for path in (page / "figures").iterdir()} == figures
+    assert {path.read_text() for path in (tmp_path / "mine").iterdir()} == {PRECIOUS}
+
+
 # The files that end a command early if they cannot be read, and all others.
 PLACES = (
     ("sweep.json",),
@@ -134,7 +150,7 @@ def test_a_small_file_is_read_up_to_its_limit(tmp_path, monkeypatch):
     path.write_bytes(b"0123456789 ")
     with pytest.raises(OSError, match="it has 11 bytes, expected at most 10"):
         files.read_small(path)
-    with pytest.raises(OSError, match="a device or a folder"):
+    with pytest.raises(OSError, match="Is a directory"):
         files.read_small(tmp_path)
 
 

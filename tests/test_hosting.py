@@ -1,4 +1,4 @@
-"""An algorithm taken apart by a host: `classifier` and `featurizer`."""
+"""An algorithm taken apart by a host: `classifier`, `featurizer` and `network`."""
 
 import pytest
 import torch
@@ -27,6 +27,7 @@ def check_parts(algorithm):
         expected = algorithm.predict(PICTURES)
         features = featurizer(PICTURES)
         torch.testing.assert_close(classifier(features), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(algorithm.network(PICTURES), expected, rtol=0, atol=1e-6)
 
     state = algorithm.state_dict()
     named = dict(featurizer.named_parameters())
@@ -77,3 +78,16 @@ def test_reading_the_parts_leaves_training_as_it_is(random_tiny):
         measured.append([*first, *train(algorithm, 2)])
 
     assert measured[0] == measured[1]
+
+
+@pytest.mark.parametrize("part", ["featurizer", "classifier", "network", "anything"])
+@pytest.mark.parametrize("value", [None, "text", torch.nn.Identity()])
+def test_what_a_host_assigns_is_what_it_reads(random_tiny, part, value):
+    algorithm = make(random_tiny)
+    expected = algorithm.predict(PICTURES)
+    setattr(algorithm, part, value)
+    assert getattr(algorithm, part) is value
+    assert torch.equal(algorithm.predict(PICTURES), expected)
+
+    delattr(algorithm, part)
+    assert hasattr(algorithm, part) == (part != "anything")

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from sweep_jobs import commands, events, run
 from domainbed_carft import launchers, machine
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.launchers import options, slurm
+from domainbed_carft.launchers import options, slurm, slurm_cluster
 from domainbed_carft.launchers.options import PoolOptions, SlurmOptions
 from domainbed_carft.launchers.pool import Pool
 from domainbed_carft.launchers.slurm import Slurm
@@ -280,3 +281,23 @@ def test_a_process_keeps_freed_memory_for_reuse():
 
     assert faults[0] > 5 * 64 << 8, faults  # each page of 4 KiB is asked for anew
     assert faults[1] < faults[0] / 100, faults
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        ("90", 90 * 60),
+        ("90:30", 90 * 60 + 30),
+        ("1:30:00", 90 * 60),
+        ("1-0", 24 * 3600),
+        ("2-12", 60 * 3600),
+        ("1-0:30", 24 * 3600 + 1800),
+        ("10-00:00:01", 240 * 3600 + 1),
+        ("UNLIMITED", math.inf),
+        ("0", math.inf),
+        ("soon", math.inf),
+    ],
+)
+def test_limits_of_time_are_read_as_slurm_reads_them(time, seconds):
+    """The forms of sbatch's manual, for --time."""
+    assert slurm_cluster.seconds(time) == seconds

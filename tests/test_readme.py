@@ -6,6 +6,7 @@ import re
 import shlex
 
 import pytest
+import scipy
 from fake_checkout import REPO
 
 from domainbed_carft.cli import _parser
@@ -51,8 +52,16 @@ def test_the_table_has_the_accuracies_of_the_packed_records(selected):
         assert in_domain == f"{means.loc[algorithm, 'in']:.1f}%"
         if difference:
             differences = by_pair[algorithm] - by_pair["CARFT"]
+            of_targets = differences.groupby("target").mean()
+            low, high = scipy.stats.ttest_1samp(of_targets, 0).confidence_interval()
             figures = re.findall(r"-?\d+\.\d", difference)
-            assert figures == [f"{differences.mean():.1f}", f"{differences.sem():.1f}"]
+            assert figures == [f"{value:.1f}" for value in (differences.mean(), low, high)]
+            assert low < 0 < high
+
+            low, high = scipy.stats.ttest_1samp(differences, 0).confidence_interval()
+            (printed,) = re.findall(rf"^# +pair +{algorithm} +(.+)$", TEXT, re.MULTILINE)
+            expected = [f"{value:.1f}" for value in (differences.mean(), low, high)]
+            assert printed.split() == expected
 
 
 @pytest.mark.parametrize("line", re.findall(r"^    (carft .+?)(?:  +#.*)?$", TEXT, re.MULTILINE))

@@ -1,6 +1,8 @@
 """The launcher and `carft sweep` on a real SLURM, such as .ci/slurm starts; else these skip."""
 
 import json
+import math
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -63,7 +65,7 @@ def end_soon(sweep):
 
     def ended():
         for name, state in unfinished(sweep).items():
-            if state == "PENDING":
+            if state.name == "PENDING":
                 time.sleep(6)
                 subprocess.run(["scontrol", "update", f"jobid={name}", "starttime=now"])
         return not unfinished(sweep)
@@ -162,6 +164,75 @@ def test_a_slurm_sweep_is_launched_cancelled_and_cleaned(tmp_path):
 
     cleaned = carft("clean", out)
     assert cleaned.returncode == 0 and not list(out.glob("launches/*.json"))
+
+
+@pytest.fixture
+def partition():
+    """A partition of its own, with a limit of ten minutes."""
+    name = f"carft-{os.getpid()}"
+    created = subprocess.run(
+        ["scontrol", "create", f"partitionname={name}", "nodes=ALL", "maxtime=10"],
+        capture_output=True,
+        text=True,
+    )
+    if created.returncode:
+        pytest.skip(f"may not create a partition: {created.stderr.strip()}")
+    yield name
+    subprocess.run(["scancel", f"--partition={name}"], check=True)
+    wait_for(
+        lambda: (
+            not subprocess.run(
+                ["squeue", "--noheader", f"--partition={name}"], capture_output=True
+            ).stdout
+        )
+    )
+    subprocess.run(["scontrol", "delete", f"partitionname={name}"], check=True)
+
+
+def test_jobs_that_slurm_never_starts_are_reported_with_its_reason(tmp_path, partition):
+    out = tmp_path / "out"
+    words = [*declared(tmp_path), "--output_dir", out, *SLURM, "--partition", partition]
+
+    launched = carft("launch", *words, "--extra", "hold")
+    assert launched.returncode == 0, launched.stderr
+    held = "  3 jobs: JobHeldUser. SLURM does not start them: carft sweep cancel"
+    assert "Waiting in SLURM:" in launched.stdout and held in launched.stdout
+    assert held in carft("launch", *words).stdout
+
+    (jobs,) = launched_in(out)
+    limit = ["scontrol", "update", f"partitionname={partition}", "maxtime=1"]
+    subprocess.run(limit, check=True)
+    subprocess.run(["scontrol", "release", ",".join(jobs.values())], check=True)
+    wait_for(lambda: look(out)["jobs"][0]["slurm_reason"] == "PartitionTimeLimit", 30)
+
+    status = look(out)
+    assert [job["slurm_reason"] for job in status["jobs"]] == ["PartitionTimeLimit"] * 3
+    assert status["counts"]["queued"] == 3
+    printed = carft("status", out).stdout
+    assert "  3 jobs: PartitionTimeLimit. SLURM does not start them: carft sweep cancel" in printed
+
+
+def test_a_time_above_the_partitions_limit_is_refused_before_anything_is_submitted(
+    tmp_path, partition
+):
+    out = tmp_path / "out"
+    words = [*declared(tmp_path), "--output_dir", out, "--launcher", "slurm"]
+    for flags, limit in (
+        (["--time", "0:10:01"], "0:10:01"),
+        (["--extra", "time=11"], "11"),
+        ([], "1-0"),
+    ):
+        refused = carft("launch", *words, "--partition", partition, *flags)
+        message = (
+            f"carft: slurm: time is '{limit}', expected at most 00:10:00, the limit of the "
+            f"partition {partition}; give --time, or another --partition"
+        )
+        assert refused.returncode == 1 and refused.stderr.splitlines()[-1] == message
+    assert not out.exists()
+
+    limits = [slurm_cluster.time_limit(name)[0] for name in (partition, f"main,{partition}", None)]
+    assert limits == [600, 3600, 3600]
+    assert slurm_cluster.time_limit("no-such-partition")[0] == math.inf
 
 
 ONE = """

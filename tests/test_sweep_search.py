@@ -317,7 +317,7 @@ class _Slurm:
 def test_a_small_job_waits_for_all_of_the_first_stage(
     listed, small_jobs, waits_for, tmp_path, monkeypatch
 ):
-    queue = Queue({}, [], [], listed, "")
+    queue = Queue({}, [], [], listed, "", {})
     monkeypatch.setattr(second_stage, "queue_of", lambda output: queue)
     for number, job_id in enumerate(small_jobs):
         launch_of_it = launch_file.begin("slurm", tmp_path, f"second-stage{number}")

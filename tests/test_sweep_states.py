@@ -50,6 +50,7 @@ def test_a_job_is_queued_while_its_launcher_lives(sweep, foreign_processes):
 
 
 STATUS_KEYS = {
+    "slurm_reason",
     "folder",
     "variant",
     "dataset",

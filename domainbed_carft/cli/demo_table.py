@@ -73,12 +73,12 @@ def conclusion(by_style: Sequence[Comparison], by_pair: Sequence[Comparison]) ->
 
     style_count = min((entry.n for entry in by_style), default=0)
     pair_count = min((entry.n for entry in by_pair), default=0)
-    basis = "With one style left out there is no interval over styles."
+    basis = "With one style left out there are no intervals over styles."
     if style_count > 1:
-        basis = f"That is by the table's intervals over {style_count} styles left out."
+        basis = f"That is by the table's intervals, over {style_count} styles left out."
     paragraph = (
-        f"On styles that it was not trained on, CARFT is {'; '.join(clauses)}. {basis} Intervals "
-        f"over {quantity(pair_count, 'pair')} of runs are optimistic, since all runs share their "
+        f"On styles that it was not trained on, CARFT is {'; '.join(clauses)}. {basis} Those over "
+        f"{quantity(pair_count, 'pair')} of runs tend to be optimistic, since all runs share their "
         "test pictures."
     )
     return textwrap.fill(paragraph, formats.TEXT_WIDTH) + "\n"

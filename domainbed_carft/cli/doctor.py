@@ -11,7 +11,7 @@ from domainbed_carft.text import printable, quantity
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the findings and the verdict; 1 if a job could not start."""
+    """Print the findings and the verdict; 1 if a job could not start, or was not tried."""
     diagnosis = diagnose(with_training=arguments.train)
 
     if arguments.json:
@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print_findings(diagnosis)
         print(f"\n{verdict(diagnosis)}")
-    return 0 if diagnosis.can_start else 1
+    return 0 if diagnosis.is_ok else 1
 
 
 def print_findings(diagnosis: Diagnosis) -> None:
@@ -32,9 +32,14 @@ def print_findings(diagnosis: Diagnosis) -> None:
 
 def verdict(diagnosis: Diagnosis) -> str:
     """Which training jobs can start, as far as the findings tell."""
+    if diagnosis.has_started:
+        return "A training job starts, but its results do not count: see the arrow."
     if not diagnosis.can_start:
         problems = quantity(diagnosis.problem_count, "problem")
         return f"A training job cannot start: {problems}, see the arrows."
+
+    if not diagnosis.is_ok:
+        return "No training job was tried: see the arrow of train."
 
     can_start = "can start"
     if diagnosis.is_train_untried:

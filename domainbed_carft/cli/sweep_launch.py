@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from domainbed_carft.text import printable, quantity
 if TYPE_CHECKING:
     from domainbed_carft.sweep.launch_plan import LaunchPlan
     from domainbed_carft.sweep.preflight_file import Preflight
+    from domainbed_carft.sweep.states import Status
 
 # What Ctrl-C ends with, where jobs have saved what they did.
 INTERRUPTED = "interrupted; to resume, run the same command again"
@@ -120,7 +122,7 @@ def add_launcher_flags(parser: Any) -> None:
 
 def _launch(arguments: argparse.Namespace) -> int:
     """Launch the jobs that are not done; 1 if one failed, or is not done when the launcher ends."""
-    from domainbed_carft.sweep import launch, printing
+    from domainbed_carft.sweep import launch, printing, states
 
     launch_plan = plan(arguments)
     if arguments.dry_run:
@@ -131,6 +133,7 @@ def _launch(arguments: argparse.Namespace) -> int:
         _require_second_stage(launch_plan)
     _print_plan(launch_plan)
     _print_failed(launch_plan)
+    _print_waiting(launch_plan.statuses)
     if launch_plan.launcher_name != "dummy":
         count = len(launch_plan.jobs_to_run)
         if count:
@@ -149,6 +152,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     elif launch_plan.launcher_name == "slurm" and launch_plan.jobs_to_run:
         watch = printing.command_line("status", launch_plan.output)
         print(f"Submitted. To watch the jobs: {watch} --watch 30")
+        _print_waiting(states.of_output(launch_plan.output).statuses)
     return int(bool(unfinished))
 
 
@@ -256,6 +260,14 @@ def _print_stages(plan: LaunchPlan) -> None:
         print(f"Second stage, {trials}: {jobs} when the first is done.")
     else:
         print(printing.stage_line("Second", declaration.trial_seeds, by_stage.get(REPEAT, ())))
+
+
+def _print_waiting(statuses: Sequence[Status]) -> None:
+    """Say why SLURM does not start jobs, if it says so."""
+    from domainbed_carft.sweep import printing
+
+    for line in printing.waiting_lines(statuses):
+        print(line)
 
 
 def _print_failed(plan: LaunchPlan) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from domainbed_carft import files
 from domainbed_carft.clips import open_clip_files, open_clip_sizes, open_clip_tokenizers
 from domainbed_carft.clips.open_clip_files import CONFIG, HUB
 from domainbed_carft.clips.open_clip_files import PREFIX as PREFIX
@@ -78,7 +79,7 @@ def configuration(name: str) -> Config:
 
     path = open_clip_files.config_file(name)
     try:
-        content = parsing.parse_json(path.read_bytes())
+        content = parsing.parse_json(files.read_small(path))
     except (OSError, ValueError) as error:
         raise CarftError(f"{path} cannot be read ({error}); expected open_clip's JSON") from error
 

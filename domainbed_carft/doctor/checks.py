@@ -23,8 +23,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from domainbed_carft import files, machine, process_variables
-from domainbed_carft.doctor.findings import NOTE, OK, PROBLEM, Finding
-from domainbed_carft.doctor.import_errors import error_message, import_error, installation_command
+from domainbed_carft.doctor import host_files
+from domainbed_carft.doctor.findings import NOTE, OK, PROBLEM, SKIPPED, Finding
+from domainbed_carft.doctor.import_errors import (
+    error_message,
+    import_error,
+    installation_command,
+    pip_command,
+)
 from domainbed_carft.plugin import SWITCH, Finder, switched_off
 from domainbed_carft.version import __version__
 
@@ -57,6 +63,8 @@ HOST_MODULES = (
     "domainbed.hparams_registry",
     "domainbed.datasets",
 )
+
+TRAIN_SCRIPT = "domainbed/scripts/train.py"
 
 SAFE_TORCH = (2, 10)
 
@@ -157,13 +165,29 @@ def check_domainbed() -> Iterator[Finding]:
     owner = "ours, the harness" if is_harness else "foreign"
     yield Finding("domainbed", OK, f"{owner}: {path}")
 
-    if not is_harness:
-        yield Finding("train", NOTE, "not tried: this checkout has its own train", TRAIN_A_STEP)
-    if error:
+    # An import fails of the first that is missing.
+    missing = [] if is_harness else host_files.missing_libraries(Path(path))
+    if missing:
+        detail = f"this checkout's training imports {', '.join(missing)}, not installed"
+        yield Finding("libraries", PROBLEM, detail, pip_command(missing))
+    elif error:
         detail = f"import of {failed_module} fails: {error_message(error)}"
         remedy = installation_command(error)
         remedy = remedy or f"python -c 'import {failed_module}' shows where it fails"
         yield Finding(failed_module, PROBLEM, detail, remedy)
+    if not is_harness:
+        yield _finding_of_script(Path(path))
+
+
+def _finding_of_script(package: Path) -> Finding:
+    """That a checkout's training is not tried here, and how to try it."""
+    scripts = host_files.training_scripts(package)
+    if TRAIN_SCRIPT in scripts:
+        return Finding("train", SKIPPED, "not tried: this checkout has its own train", TRAIN_A_STEP)
+
+    detail = "not tried: this checkout has no domainbed.scripts.train"
+    examples = f", such as {', '.join(scripts)}" if scripts else ""
+    return Finding("train", SKIPPED, detail, f"take a step by its own entry point{examples}")
 
 
 def check_algorithms() -> Iterator[Finding]:

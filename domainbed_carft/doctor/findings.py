@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 OK = "ok"
 NOTE = "note"  # a job starts, but something may surprise its user
-PROBLEM = "problem"  # no job starts
-SKIPPED = "skipped"  # not tried; by `carft preflight` only
+PROBLEM = "problem"  # no job starts, or its results do not count
+SKIPPED = "skipped"  # not tried
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of looking at one thing: ``state`` is OK, NOTE or PROBLEM."""
+    """The result of looking at one thing: ``state`` is OK, NOTE, PROBLEM or SKIPPED."""
 
     name: str
     state: str

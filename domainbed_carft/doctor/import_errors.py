@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 
 # What pip installs a module by, where it is not the module's name.
 DISTRIBUTIONS = {
     "pkg_resources": "'setuptools<82'",
     "clip": "clip-anytorch",
     "PIL": "pillow",
+    "backpack": "backpack-for-pytorch",
+    "cv2": "opencv-python",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
 }
 
 
@@ -35,6 +40,9 @@ def installation_command(error: BaseException) -> str:
         return ""
 
     top_module = error.name.partition(".")[0]
-    if top_module == "domainbed":
-        return ""
-    return f"pip install {DISTRIBUTIONS.get(top_module, top_module)}"
+    return "" if top_module == "domainbed" else pip_command([top_module])
+
+
+def pip_command(modules: Sequence[str]) -> str:
+    """How to install these ``modules``."""
+    return " ".join(["pip install", *(DISTRIBUTIONS.get(name, name) for name in modules)])

@@ -63,10 +63,14 @@ def open_itself(path: str | os.PathLike[str], flags: int) -> int:
 def _open_without_waiting(path: str | os.PathLike[str], flags: int) -> int:
     """A descriptor of a regular file; OSError for a pipe, a socket, a device or a folder."""
     descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
         return descriptor
+
     os.close(descriptor)
-    reason = "it is a pipe, a socket, a device or a folder, expected a regular file"
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    reason = "it is a pipe, a socket or a device, expected a regular file"
     raise OSError(errno.EINVAL, reason, str(path))
 
 

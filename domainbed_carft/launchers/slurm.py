@@ -18,14 +18,14 @@ from types import FrameType
 from typing import Any
 
 from domainbed_carft import machine
-from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.errors import CarftError, Problem, raise_for
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS, STOPPED, JobFolder, slurm_id
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt, launch_file
 from domainbed_carft.launchers.attempt import VariablesOf
 from domainbed_carft.launchers.children import Children
 from domainbed_carft.launchers.options import SlurmOptions
-from domainbed_carft.launchers.slurm_cluster import call, largest_array
+from domainbed_carft.launchers.slurm_cluster import call, largest_array, seconds, time_limit
 
 # SLURM starts a job again while a process of its last run may still hold the lock.
 _LOCK_PATIENCE = 30.0  # seconds
@@ -71,7 +71,7 @@ class Slurm:
             # One after another, several arrays together have no more jobs at a time than the cap.
             previous_array = last_array if n_elements > self.options.array_cap else None
 
-    def problems(self, sweeps: Iterable[Path]) -> Iterator[str]:
+    def problems(self, sweeps: Iterable[Path]) -> Iterator[str | Problem]:
         """Reasons why nothing can be submitted from here, or for jobs in the folders ``sweeps``."""
         missing = [name for name in ("sbatch", "srun", "squeue", "scontrol") if not which(name)]
         if importlib.util.find_spec("submitit") is None:
@@ -79,11 +79,31 @@ class Slurm:
             yield f"the slurm launcher needs the package submitit: {install}"
         elif missing:
             yield f"the slurm launcher needs {', '.join(missing)}, which are not on PATH here"
+        else:
+            yield from self._problems_of_time()
 
         for sweep in sweeps:
             path = str(sweep.absolute())
             if re.search(r"[\n\r%\\]", path):  # the last two: SLURM's patterns for names
                 yield f"slurm: {path!r} has a line break, % or \\; choose another --output_dir"
+
+    def _problems_of_time(self) -> Iterator[Problem]:
+        """A time above the partition's limit, with which a job would wait for ever."""
+        options = self.options
+        if options.qos:  # which may allow more
+            return
+
+        extra = options.extra or {}
+        time = str(extra.get("time", options.time))
+        partition = os.environ.get("SBATCH_PARTITION") or options.partition
+        limit, limit_as_written, name = time_limit(partition)
+        if seconds(time) > limit:
+            yield Problem(
+                "slurm: time",
+                time,
+                expected=f"at most {limit_as_written}, the limit of the partition {name}",
+                remedy="give --time, or another --partition",
+            )
 
     def _submit(
         self, sweep: Path, elements: list[_Element], previous_array: str | None

@@ -3,18 +3,58 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import subprocess
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from domainbed_carft.errors import CarftError
 
+PENDING = "PENDING"
+NO_REASON = "None"  # of a job that SLURM has not looked at yet
 
-def states(ids: Iterable[str]) -> dict[str, str]:
-    """SLURM's state (PENDING, RUNNING, COMPLETING, ...) of each of these jobs that has not ended.
+# Reasons of SLURM for which a job waits until somebody changes the request or the cluster.
+_LASTING_REASONS = (
+    "AccountNotAllowed",
+    "BadConstraints",
+    "DependencyNeverSatisfied",
+    "InvalidAccount",
+    "InvalidQOS",
+    "JobHeldAdmin",
+    "JobHeldUser",
+    "PartitionNodeLimit",
+    "PartitionTimeLimit",
+    "QOSNotAllowed",
+    "QOSTimeLimit",
+)
+_LASTING_LIMITS = "PerJobLimit"  # the end of the names of many others
 
-    The reason of a wait follows, as in PENDING (Resources). The ids are those of jobs, or of
-    elements of arrays, as "123_4". Raises CarftError if SLURM does not answer.
+# What SLURM and sbatch write for no limit of time.
+_UNLIMITED = ("UNLIMITED", "INFINITE", "0")
+
+
+@dataclass(frozen=True)
+class JobState:
+    """SLURM's state of a job (PENDING, RUNNING, COMPLETING, ...), and why it waits, else ""."""
+
+    name: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})" if self.reason else self.name
+
+
+def is_lasting(reason: str) -> bool:
+    """Whether a job that waits for this reason of SLURM does not start by itself."""
+    return reason in _LASTING_REASONS or reason.endswith(_LASTING_LIMITS)
+
+
+def states(ids: Iterable[str]) -> dict[str, JobState]:
+    """SLURM's state of each of these jobs that has not ended.
+
+    The ids are those of jobs, or of elements of arrays, as "123_4". Raises CarftError if SLURM does
+    not answer.
     """
     distinct_ids = set(ids)
     if not distinct_ids:
@@ -24,7 +64,7 @@ def states(ids: Iterable[str]) -> dict[str, str]:
     output = call("squeue", "--noheader", "--array", "--format=%i|%T|%r", f"--jobs={jobs}")
     lines = [line.strip().split("|") for line in output.splitlines() if line.count("|") == 2]
     return {
-        job_id: f"{state} ({reason})" if state == "PENDING" else state
+        job_id: JobState(state, reason if state == PENDING else "")
         for job_id, state, reason in lines
         if job_id in distinct_ids
     }
@@ -43,6 +83,49 @@ def largest_array() -> int | None:
         if size:
             return max(1, int(size[1]))
     return None
+
+
+def time_limit(partition: str | None) -> tuple[float, str, str]:
+    """The longest time in seconds of a partition, as SLURM writes it, and the partition's name.
+
+    Of several partitions, separated by commas, the one with the longest time counts; None is the
+    cluster's default. Infinite where SLURM does not say.
+    """
+    limits = [(math.inf, "", "")]
+    with contextlib.suppress(CarftError):
+        lines = call("scontrol", "show", "partition", "--oneliner").splitlines()
+        partitions = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
+        names = partition.split(",") if partition else []
+        limits = [
+            (seconds(fields["MaxTime"]), fields["MaxTime"], fields["PartitionName"])
+            for fields in partitions
+            if fields.get("PartitionName") in names
+            or (not names and fields.get("Default") == "YES")
+        ] or limits
+    return max(limits)
+
+
+def seconds(time: str) -> float:
+    """A limit of time as SLURM and sbatch write it, such as 90, 1:30:00 or 1-12, in seconds.
+
+    Infinite for no limit, and for what is no time: sbatch refuses that.
+    """
+    if time.upper() in _UNLIMITED:
+        return math.inf
+
+    days, dash, clock = time.rpartition("-")
+    try:
+        numbers = [int(part) for part in clock.split(":")]
+        if dash:
+            numbers = [*numbers, 0, 0][:3]
+        elif len(numbers) == 1:
+            numbers = [0, *numbers, 0]
+        elif len(numbers) == 2:
+            numbers = [0, *numbers]
+        hours, minutes, rest = numbers
+        return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest)
+    except ValueError:
+        return math.inf
 
 
 def call(*command: str) -> str:

@@ -77,7 +77,7 @@ def classifier_of(algorithm: Any) -> Classifier:
 
 
 def network_of(algorithm: Any) -> nn.Sequential:
-    """The featurizer of ``algorithm``, then its classifier: from pictures to class logits (N, K)."""
+    """The featurizer and the classifier of ``algorithm``: from pictures to class logits (N, K)."""
     return nn.Sequential(featurizer_of(algorithm), classifier_of(algorithm))
 
 
@@ -146,7 +146,9 @@ class HostedAlgorithm(Algorithm):
 
     def __getattr__(self, name: str) -> Any:
         """A part of the algorithm, unless the host has assigned something by this name."""
-        return PARTS[name](self) if name in PARTS else super().__getattr__(name)
+        if name in PARTS and name not in self._modules:
+            return PARTS[name](self)
+        return super().__getattr__(name)
 
     @classmethod
     def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:

@@ -129,8 +129,9 @@ TASKS = {name: type(name, (TaskData,), {"TASK": task}) for name, task in tasks.T
 class EmojiStyles(PackageDataset):
     """Ten classes in four styles, 48 px, or as many as the CLIP of one of our algorithms wants.
 
-    ``root`` is not read: the pictures are in the package. Concepts in them are disjoint from those
-    that the embedded ``tiny`` CLIP was pre-trained on.
+    ``root`` is not read: the pictures are in the package. Their things have other names than those
+    that the embedded ``tiny`` CLIP was pre-trained on; ``emoji_styles_near_duplicates.csv`` in the
+    assets lists those that look alike.
     """
 
     N_STEPS = 101

@@ -63,7 +63,7 @@ def warn_of_hparams_to_add(hparams: str) -> None:
 
 
 def warn_of_hosts_values(algorithm: str, values: Sequence[str]) -> None:
-    """Warn, once a process, that a job has these ``values`` of its host in place of our defaults."""
+    """Warn, once a process, that a job has ``values`` of its host in place of our defaults."""
     _warn(
         f"this DomainBed's registry does not know {algorithm}, so the job has the host's values: "
         f"{', '.join(values)}. Set them with --hparams"

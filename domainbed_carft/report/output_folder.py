@@ -62,6 +62,8 @@ def write(folder: Path, page: Mapping[str, Any]) -> Path:
             for name, content in contents.items():
                 (Path(stage) / name).write_bytes(content)
 
+            if (folder / FIGURES).is_symlink():  # to a folder that is not the report's
+                (folder / FIGURES).unlink()
             earlier_figures = {*_FIGURE_LINK.findall(_earlier_page(folder))}
             for name in contents:  # the page first: by it the folder is known for a report
                 (folder / name).parent.mkdir(exist_ok=True)

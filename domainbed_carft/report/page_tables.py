@@ -93,7 +93,7 @@ def captions(results: Results) -> dict[str, Sequence[str]]:
     if results.suite_scores:
         table_captions.append(suites.caption(error))
 
-    comparison_captions = []
+    comparison_captions: list[str] = []
     if results.differences or results.comparisons_against:
         comparison_captions += against_one.CAPTION
     if results.powers:

@@ -39,7 +39,8 @@ class Status:
     """A job's state and details; ``step`` counts the steps done.
 
     ``step_seconds``: seconds per step in the last record, without evaluation. ``diverged`` is of
-    jobs that are done: whether their loss was not finite.
+    jobs that are done: whether their loss was not finite. ``slurm_reason`` is why SLURM does not
+    start a queued job, else "".
     """
 
     job: Job
@@ -51,6 +52,7 @@ class Status:
     step_seconds: float | None = None
     detail: str = ""
     diverged: bool = False
+    slurm_reason: str = ""
 
     @property
     def pictures_per_second(self) -> float | None:
@@ -90,6 +92,7 @@ class Status:
             "last_words": getattr(self.attempt, "last_words", None),
             "detail": self.detail,
             "diverged": self.diverged,
+            "slurm_reason": self.slurm_reason or None,
         }
 
 
@@ -178,10 +181,10 @@ def of_output(output: AnyPath) -> SweepState:
 
 def statuses_of(jobs: Iterable[Job], datasets: Mapping[str, Dataset], queue: Queue) -> list[Status]:
     """The states of these jobs, in their order."""
-    return [status(job, datasets, queue.positions) for job in jobs]
+    return [status(job, datasets, queue) for job in jobs]
 
 
-def status(job: Job, datasets: Mapping[str, Dataset], positions: Mapping[Path, str] = {}) -> Status:
+def status(job: Job, datasets: Mapping[str, Dataset], queue: Queue | None = None) -> Status:
     """The state of one job now, by the facts of a manifest and by where it waits."""
     folder = JobFolder(job.folder)
     steps = _declared_steps(job, datasets)
@@ -207,8 +210,15 @@ def status(job: Job, datasets: Mapping[str, Dataset], positions: Mapping[Path, s
     if failed := folder.failed():
         detail = attempt.describe_end(failed.status, failed.last_words)
         return Status(job, FAILED, step, steps, attempt=failed, detail=detail)
-    if job.folder in positions:
-        return Status(job, QUEUED, step, steps, detail=positions[job.folder])
+    if queue and job.folder in queue.positions:
+        return Status(
+            job,
+            QUEUED,
+            step=step,
+            steps=steps,
+            detail=queue.positions[job.folder],
+            slurm_reason=queue.reasons.get(job.folder, ""),
+        )
     return _status_of_idle_job(job, folder, step, steps)
 
 

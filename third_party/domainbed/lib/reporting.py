@@ -27,7 +27,7 @@ def load_records(path: str) -> Q:
 
     records: list[dict[str, Any]] = []
     # Sorted: sums, and with them a mean that ends in an exact half, depend on the order.
-    for file in filter(Path.is_file, sorted(Path(path).glob(f"*/{RECORDS}"))):
+    for file in sorted(Path(path).glob(f"*/{RECORDS}")):
         complete, warnings = job_records.read_file(file)
         records += complete
         for warning in warnings:

@@ -1,7 +1,6 @@
 """`train` asks each algorithm for its accuracy on the batch, and steps its schedule each epoch."""
 
 import torch
-
 from domainbed import datasets
 
 
