@@ -41,7 +41,7 @@ SWEEP = {
     "hparams": {**HPARAMS, "total_steps": 3, "warmup_steps": 1},
 }  # fmt: skip
 ESCAPE = "\x1b]0;owned\x07\u202e"
-PARTING = (0, 1, 2, 3, 75, 130)  # the exit statuses that the documentation knows
+PARTING = (0, 1, 2, 3, 74, 75, 130)  # the exit statuses that the documentation knows
 
 
 class Broken(AssertionError):
@@ -326,6 +326,8 @@ class Attacks:
             process = train(folder / "out")
             _, err = process.communicate()
             require("Traceback" not in err, f"a full disk: {err[-2000:]}")
+            status = process.returncode
+            require(status in (0, 74), f"a full disk: status {status}, {err[-2000:]}")
             subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
             process = train(folder / "out")
             process.communicate()

@@ -60,7 +60,7 @@ def make(arguments: argparse.Namespace) -> None:
 def inside(arguments: argparse.Namespace) -> None:
     """In a job's own process: build the data set, or train."""
     clock = Clock()
-    from domainbed.lib import checks, job_batches, preparation, step_meters, training
+    from domainbed.lib import checks, evaluation, job_batches, preparation, step_meters, training
     from domainbed.scripts import train
 
     from domainbed_carft.data import shard_reading
@@ -72,7 +72,7 @@ def inside(arguments: argparse.Namespace) -> None:
     clock.watch(preparation, "split_environments", "splits")
     clock.watch(job_batches.JobBatches, "step_batches", "waiting for the pictures of steps")
     clock.watch(step_meters, "step", "steps")
-    clock.watch(training.Run, "_evaluate", "evaluating what is held out")
+    clock.watch(evaluation.Evaluator, "evaluate", "evaluating what is held out")
     hparams = {
         "clip_backbone": "tiny",
         "contexts": ["a {}.", "a photo of a {}."],

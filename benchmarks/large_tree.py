@@ -127,7 +127,14 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
     Of the checkpoints that of the first step is left out.
     """
     clock = Clock()
-    from domainbed.lib import image_folders, job_batches, preparation, step_meters, training
+    from domainbed.lib import (
+        evaluation,
+        image_folders,
+        job_batches,
+        preparation,
+        step_meters,
+        training,
+    )
     from domainbed.scripts import train
 
     from domainbed_carft.clips import backbone
@@ -141,7 +148,7 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
     clock.watch(training.Run, "__init__", "loaders and algorithm, text features included")
     clock.watch(job_batches.JobBatches, "step_batches", "waiting for the pictures of steps")
     clock.watch(step_meters, "step", "steps")
-    clock.watch(training.Run, "_evaluate", "evaluations")
+    clock.watch(evaluation.Evaluator, "evaluate", "evaluations")
     if only_start:
 
         def stop(*_: Any) -> None:

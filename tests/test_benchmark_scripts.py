@@ -36,13 +36,14 @@ COMMANDS = {
     "compiled.py": "--pictures 1 --rounds 2",
     "contamination.py": "{records}/contamination",
     "demo_seeds.py": "{records}/demo-seeds --seeds 2 --no-train",
-    "evaluation.py": "--pictures 64 --rounds 1 --workers 0",
+    "evaluation.py": "--pictures 64 --rounds 2 --workers 0",
     "freed_memory.py": "--shape tiny --rounds 2",
     "hook_cost.py": "--runs 2",
     "hostile.py": "--minutes 0.01",
-    "imagenet_scale.py": "--folder {new} --pictures 2000 --steps 1 --batch_size 4 --workers 0",
+    "imagenet_scale.py": "--folder {new} --pictures 2000 --steps 2 --batch_size 4 --workers 0",
     "large_tree.py": (
-        "--folder {new} --scale 0.002 --train_scale 0.002 --steps 1 --workers 0 --distinct 2"
+        "--folder {new} --scale 0.002 --train_scale 0.002 --steps 2 --workers 0 --distinct 10 "
+        "--parts verify lists train"
     ),
     "launch.py": "--jobs 2 --launchers harness local pool",
     "memory.py": "--shape tiny --batch 1 --steps 1",
