@@ -44,7 +44,7 @@ def selected_checkpoints(output: Path) -> pd.DataFrame:
     """A row for each job: its checkpoint by training-domain validation, and what it cost.
 
     Columns: variant, algorithm, target, trial, lr, step (of the checkpoint), ``out`` and ``in``
-    (accuracies in percent), step_seconds and hours (of training), folder. Of SWAD this is the last
+    (accuracies in percent), step_seconds and hours (of training), device, folder. Of SWAD this is the last
     checkpoint. The jobs of the search for a learning rate are left out.
     """
     paths = (path for variant in SETTINGS for path in output.glob(f"{variant}/*/results.jsonl"))
@@ -86,6 +86,7 @@ def _selected(path: Path, is_swad: bool) -> dict[str, Any]:
         "in": 100 * validation[chosen],
         "step_seconds": np.average(seconds[later], weights=counts[later]),
         "hours": (seconds * counts).sum() / 3600,
+        "device": records[0]["device"],
         "folder": path.parent,
     }
 

@@ -14,6 +14,7 @@ from domainbed_carft.results.collect import collect
 REFERENCE = "CARFT (methods)"
 STYLES = ("fluent3d", "line", "noto", "twemoji")
 USUAL_RATE = 3e-4
+DEVICE = "AMD EPYC, 1 core"  # on which times were measured
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,10 @@ def p_text(p):
 def test_figures_of_evaluation_and_cost_are_those_of_the_records(tables, jobs_of):
     for name, (worst, ece, gained, lost, _, step_seconds) in tables[1].items():
         jobs = jobs_of[name]
-        assert step_seconds == f"{jobs['step_seconds'].mean():.3f}"
+        if set(jobs["device"]) == {DEVICE}:
+            assert step_seconds == f"{jobs['step_seconds'].mean():.3f}"
+        else:  # of former records, which the page says
+            assert step_seconds.endswith("†")
         by_target = jobs.groupby("target")["out"].mean()
         assert worst == f"{by_target.min():.1f} {STYLES[by_target.idxmin()]}"
 
