@@ -44,8 +44,8 @@ def selected_checkpoints(output: Path) -> pd.DataFrame:
     """A row for each job: its checkpoint by training-domain validation, and what it cost.
 
     Columns: variant, algorithm, target, trial, lr, step (of the checkpoint), ``out`` and ``in``
-    (accuracies in percent), step_seconds and hours (of training), device, folder. Of SWAD this is the last
-    checkpoint. The jobs of the search for a learning rate are left out.
+    (accuracies in percent), step_seconds and hours (of training), device, folder. Of SWAD this is
+    the last checkpoint. The jobs of the search for a learning rate are left out.
     """
     paths = (path for variant in SETTINGS for path in output.glob(f"{variant}/*/results.jsonl"))
     return pd.DataFrame([_selected(path, path.parts[-3] == "SWAD") for path in paths])
