@@ -567,7 +567,7 @@ def test_a_real_slurm_job_rehearses_a_sweep(
     output = tmp_path / "out"
     arguments = ["preflight", str(declared), "--output_dir", str(output), "--launcher", "slurm"]
 
-    assert cli.main([*arguments, "--cpus", "1", "--json"]) == 0
+    assert cli.main([*arguments, "--cpus", "1", "--time", "0:50:00", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     del printed["attach"]
     assert printed == json.loads((output / preflight_file.NAME).read_text())
