@@ -42,7 +42,7 @@ def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
         drift = _drift_by_step(run)
 
         for step, inside, outside in zip(run.steps, in_domain, out_of_domain):
-            key = (selected.dataset, selected.algorithm, target, selected.trial, step)
+            key = (selected.dataset, selected.row, target, selected.trial, step)
             is_selected = step == selected.outcome.step
             drift_values = drift.get(step, [np.nan] * len(DRIFT))
             rows[key] = (*key, inside, outside, is_selected, *drift_values)
@@ -62,17 +62,17 @@ def choices(runs: Sequence[Run], method: str, first_stage: Sequence[Run] = ()) -
     """
     rule = selection.METHODS[method]
     repeated_values = {
-        (run.algorithm, target, run.job.choice.values) for run in runs for target in run.test_envs
+        (run.row, target, run.job.choice.values) for run in runs for target in run.test_envs
     }
     rows = []
     for candidates in selection.candidates_by_target([*runs, *first_stage]):
         outcomes = selection.ranked_outcomes(candidates, rule)
-        cell = (candidates.dataset, candidates.algorithm, candidates.target, candidates.trial)
+        cell = (candidates.dataset, candidates.row, candidates.target, candidates.trial)
         if len(outcomes) > 1:
             for outcome in outcomes:
                 is_selected = outcome is outcomes[0]
                 if outcome.run.job.role.stage == CHOOSE and first_stage:
-                    repeated = (candidates.algorithm, candidates.target, outcome.choice.values)
+                    repeated = (candidates.row, candidates.target, outcome.choice.values)
                     is_selected = repeated in repeated_values
                 accuracies = (outcome.validation, outcome.accuracy)
                 rows.append((*cell, outcome.choice, *accuracies, is_selected))

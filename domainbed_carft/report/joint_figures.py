@@ -12,7 +12,7 @@ from domainbed_carft.report.canvas import Figure
 from domainbed_carft.report.figures import Axis
 from domainbed_carft.report.styles import styles_of
 from domainbed_carft.results.cells import DOMAINBED, ErrorKind
-from domainbed_carft.results.joint_rows import JointRow
+from domainbed_carft.results.rows import JointRow
 
 _VALUES = ("out_of_domain", "in_domain")
 # Positive numbers that span as much have a logarithmic axis.

@@ -20,7 +20,7 @@ from domainbed_carft.report.styles import styles_of
 from domainbed_carft.results import (
     collect,
     document,
-    order,
+    rows,
     selection,
     suites,
 )
@@ -80,7 +80,6 @@ def write_report(
     *,
     methods: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
-    single_source: bool = False,
     pair: Sequence[str] | None = None,
     tables: PageTables = DEFAULT_TABLES,
     n_examples: int = 4,
@@ -90,7 +89,7 @@ def write_report(
 
     ``folders``: one output folder of a sweep, or several. ``methods``: of selection, by default
     those that the sweeps name; the figures show the first. ``ignored``: parts of a setting that may
-    differ between runs that are averaged. ``single_source``: as of `collect`. ``pair``: the
+    differ between runs that are averaged. ``pair``: the
     algorithms to compare, by default PAIR if both have jobs; ``tables``: which tables there are;
     ``n_examples``: pictures per environment, of each direction, 0 for none; ``data_dir``: where the
     data is now.
@@ -105,7 +104,6 @@ def write_report(
         folders,
         methods=methods,
         ignored=ignored,
-        single_source=single_source,
         pair=pair,
         tables=tables,
     )
@@ -124,14 +122,11 @@ def collect_for_page(
     *,
     methods: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
-    single_source: bool = False,
     pair: Sequence[str] | None = None,
     tables: PageTables = DEFAULT_TABLES,
 ) -> Results:
     """The results that `build` shows; arguments and errors as of `write_report`."""
-    collection = collecting.gather(
-        folders, methods, ignored, single_source=single_source, by=tables.by
-    )
+    collection = collecting.gather(folders, methods, ignored, by=tables.by)
     chosen_pair = _pair(_algorithms(collection), pair, collection.methods[0])
     return collect.build(
         collection,
@@ -193,14 +188,13 @@ def build(results: Results, *, n_examples: int = 4, data_dir: str | None = None)
 
 def _algorithms(collection: Collection) -> list[str]:
     """The algorithms that have runs, in the order of rows and legends."""
-    names = [run.algorithm for run in collection.runs]
-    return order.ordered_algorithms(names, collection.groups[0].declared)
+    return collection.rows
 
 
 def _title(runs: Sequence[Run], algorithms: Sequence[str]) -> str:
     """The data sets, what was left out, and the algorithms that are compared."""
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
-    titles = benchmarks.dataset_titles(order.environment_labels(runs))
+    titles = benchmarks.dataset_titles(rows.environment_labels(runs))
     names = algorithms
     if len(algorithms) > _NAMED_ALGORITHMS:
         names = [*algorithms[: _NAMED_ALGORITHMS - 1]]

@@ -60,7 +60,7 @@ def pool_evaluations(runs: Sequence[Run], method: str) -> dict[str, PooledEvalua
     """
     selected_runs: dict[str, list[Selected]] = {}
     for selected in selection.select(runs, method):
-        selected_runs.setdefault(selected.algorithm, []).append(selected)
+        selected_runs.setdefault(selected.row, []).append(selected)
 
     pooled = {algorithm: _pool(cells) for algorithm, cells in selected_runs.items()}
     return {algorithm: evaluation for algorithm, evaluation in pooled.items() if evaluation}

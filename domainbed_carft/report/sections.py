@@ -26,7 +26,7 @@ from domainbed_carft.report import (
 from domainbed_carft.report.canvas import Figure
 from domainbed_carft.report.styles import Styles
 from domainbed_carft.results import suites
-from domainbed_carft.results.joint_rows import JointRow
+from domainbed_carft.results.rows import JointRow
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import BestHparams
 
@@ -208,9 +208,9 @@ class SectionMaker:
         self, table: Table, dataset_runs: Sequence[Run], first_stage: Sequence[Run]
     ) -> list[Figure | None]:
         """A figure of all choices for each algorithm that had several."""
-        cells = {(run.dataset, run.algorithm, run.job.role.cell) for run in dataset_runs}
+        cells = {(run.dataset, run.row, run.job.role.cell) for run in dataset_runs}
         searched_runs = [
-            run for run in first_stage if (run.dataset, run.algorithm, run.job.role.cell) in cells
+            run for run in first_stage if (run.dataset, run.row, run.job.role.cell) in cells
         ]
         choices = frames.choices(dataset_runs, table.method, searched_runs)
         return [

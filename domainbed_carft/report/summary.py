@@ -46,7 +46,7 @@ def findings(table: Table) -> list[str]:
 
 def facts(runs: Sequence[Run], method: str) -> list[tuple[str, str]]:
     """Names and values: how many jobs there are, of what, how long they trained, and how chosen."""
-    algorithms = {run.job.args["algorithm"] for run in runs}
+    algorithms = {run.algorithm for run in runs}
     trials = {run.job.key.trial for run in runs}
     return [
         ("Jobs", f"{len(runs):,}"),
