@@ -14,6 +14,7 @@ from domainbed_carft.results import (
     ranking,
     suites,
 )
+from domainbed_carft.results.against_one import Comparison
 from domainbed_carft.results.cells import DOMAINBED
 from domainbed_carft.results.collect import Results
 from domainbed_carft.results.columns import ENVIRONMENTS
@@ -60,12 +61,11 @@ def grids_below(table: Table, all_tables: Sequence[Table]) -> list[Grid]:
     return [chosen, *grids] if chosen else grids
 
 
-def grids_of_comparisons(results: Results, method: str) -> list[Grid]:
+def grids_of_comparisons(results: Results, pair: Sequence[Comparison], method: str) -> list[Grid]:
     """The tables of paired differences by ``method``: of the pair, against one, and power."""
-    differences = [entry for entry in results.differences if entry.selection == method]
     against = [entry for entry in results.comparisons_against if entry.selection == method]
     powers = [entry for entry in results.powers if entry.selection == method]
-    return [*against_one.grids(differences), *against_one.grids(against), *power.grids(powers)]
+    return [*against_one.grids(pair), *against_one.grids(against), *power.grids(powers)]
 
 
 def grids_of_published(results: Results, method: str) -> list[Grid]:
@@ -79,7 +79,7 @@ def grids_of_published(results: Results, method: str) -> list[Grid]:
     return grids + suites.grids_with_published(results.suite_scores)
 
 
-def captions(results: Results) -> dict[str, Sequence[str]]:
+def captions(results: Results, pair: Sequence[Comparison]) -> dict[str, Sequence[str]]:
     """The paragraphs that explain the tables, by kind of table."""
     error = results.tables[0].error if results.tables else DOMAINBED
     columns = [column for table in results.tables for column in table.shown]
@@ -94,7 +94,7 @@ def captions(results: Results) -> dict[str, Sequence[str]]:
         table_captions.append(suites.caption(error))
 
     comparison_captions: list[str] = []
-    if results.differences or results.comparisons_against:
+    if pair or results.comparisons_against:
         comparison_captions += against_one.CAPTION
     if results.powers:
         comparison_captions += power.CAPTION
