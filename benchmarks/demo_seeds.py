@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,8 @@ from domainbed_carft.data.emoji import UNSEEN
 from domainbed_carft.errors import raise_for
 from domainbed_carft.results import against_one, collection, suite_pairs
 from domainbed_carft.results.against_one import Comparison
+from domainbed_carft.results.collection import Group
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
-from domainbed_carft.results.settings import Group
 from domainbed_carft.runs.evaluation_processes import SweepOptions
 from domainbed_carft.runs.runs_on_suite import evaluate_sweep_on_suite
 from domainbed_carft.sweep import declaration_file, launch
@@ -52,7 +53,7 @@ def train(output: Path, seeds: int) -> None:
 def group_of_trials(group: Group, first: int, count: int) -> Group:
     """The runs of ``count`` trials."""
     runs = [run for run in group.runs if first <= run.job.key.trial < first + count]
-    return group._replace(runs=runs)
+    return replace(group, runs=runs)
 
 
 def rows_of(group: Group, seeds: int) -> list[list[str]]:

@@ -87,8 +87,8 @@ def test_wrong_arguments_are_refused(tmp_path, capsys):
     assert "ERM and ERM share no (data set, environment, trial)" in capsys.readouterr().err
     assert cli.main(["collect", folder, "--paired", "ERM", "CLIP"]) == 1
     assert "expected two different algorithms of ERM, Mixup" in capsys.readouterr().err
-    assert cli.main(["top", folder, "--algorithm", "ERN"]) == 1
-    assert "selected with algorithm ERN; available: ERM, Mixup" in capsys.readouterr().err
+    assert cli.main(["top", folder, "--only", "ERN"]) == 1
+    assert "no chosen job matches 'ERN'" in capsys.readouterr().err
     assert cli.main(["top", "--select", "leave-one-domain-out", "--", folder]) == 1
     assert "no run was selected with selection leave-one-domain-out" in capsys.readouterr().err
 

@@ -242,7 +242,7 @@ def test_the_best_hyperparameters_are_ready_to_train_with(tmp_path, capsys):
         place = f"{entry['test_env']}-{entry['trial_seed']}-{entry['hparams_seed']}"
         assert entry["folders"][0] == str(tmp_path / f"{entry['algorithm']}-{place}")
 
-    filters = ["--algorithm", "Mixup", "--test_env", "2", "--select", "oracle"]
+    filters = ["--only", "Mixup, test environments 2,", "--select", "oracle"]
     (first, second) = top(capsys, tmp_path, *filters)
     assert (first["environment"], first["algorithm"], second["trial_seed"]) == ("P", "Mixup", 1)
 

@@ -110,8 +110,8 @@ def test_what_is_no_folder_is_named_in_a_carft_error(wrong, tmp_path, monkeypatc
 
 
 def test_top_returns_what_the_command_prints(sweep, capsys):
-    best = top([sweep], methods=["oracle"], algorithm="CARFT", test_env=1)
-    options = ["--json", "--select", "oracle", "--algorithm", "CARFT", "--test_env", "1"]
+    best = top([sweep], methods=["oracle"], only="CARFT, test environments 1")
+    options = ["--json", "--select", "oracle", "--only", "CARFT, test environments 1"]
     entries = [entry.as_dict() for entry in best.entries]
     assert entries == printed_json(capsys, "top", sweep, *options)
 

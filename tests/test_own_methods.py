@@ -22,7 +22,7 @@ from domainbed_carft.launchers.options import PoolOptions, SlurmOptions
 from domainbed_carft.launchers.pool import Pool
 from domainbed_carft.launchers.slurm import Slurm
 from domainbed_carft.report.plots import styles_of
-from domainbed_carft.results import order
+from domainbed_carft.results import rows
 from domainbed_carft.runs.saved import open_run
 
 METHOD = '''
@@ -353,7 +353,7 @@ def test_styles_and_rows_are_read_from_source_that_is_not_run(
     assert styles["CLIPPlain"] == neutral
     assert styles["CARFT"] == SHIPPED["CARFT"].style
     expected = ["CLIPFineTune", "CLIPAnchor", "CLIPLinearProbe", "CLIPPlain"]
-    assert order.ordered_algorithms(names) == expected
+    assert rows.ordered_rows(names) == expected
 
 
 def test_launchers_give_jobs_absolute_paths(

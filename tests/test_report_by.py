@@ -12,7 +12,7 @@ import report_page
 from domainbed_carft import cli
 from domainbed_carft.report import frames, plots
 from domainbed_carft.results import collection, selection
-from domainbed_carft.results.joint_rows import JointRow
+from domainbed_carft.results.rows import JointRow
 
 RATES = (0.001, 0.01, 0.1)
 

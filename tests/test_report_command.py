@@ -221,7 +221,7 @@ def test_the_page_begins_with_the_difference_the_best_averages_and_the_jobs(swee
 
 
 def test_a_cell_leads_to_its_jobs_with_settings_folders_and_commands(sweep, page):
-    entries = top([sweep], methods=["training-domain"], algorithm="CARFT", test_env=2).entries
+    entries = top([sweep], methods=["training-domain"], only="CARFT, test environments 2").entries
     href = next(
         attributes["href"]
         for attributes in page.all("a")

@@ -132,12 +132,6 @@ def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None
         help=f"merge runs that differ in these parts, separated by commas: {', '.join(KINDS)}",
     )
     runs.add_argument(
-        "--single-source",
-        action="store_true",
-        help="jobs that leave out all environments but one have a single source: for jobs of which "
-        "no manifest says so, as of a checkout's --test_envs 1 2 3",
-    )
-    runs.add_argument(
         "--select",
         type=some_of(METHOD_NAMES),
         action="extend",
@@ -160,7 +154,6 @@ def _collect(arguments: argparse.Namespace) -> int:
         arguments.folders,
         methods=arguments.select,
         ignored=arguments.ignore,
-        single_source=arguments.single_source,
         pair=arguments.paired,
         compare_published=bool(arguments.compare),
         columns=table_options.columns(arguments),
@@ -248,7 +241,6 @@ def _report(arguments: argparse.Namespace) -> None:
         data_dir=arguments.data_dir,
         methods=arguments.select,
         ignored=arguments.ignore,
-        single_source=arguments.single_source,
         columns=table_options.columns(arguments),
         error=arguments.error,
         one_setting=arguments.one_setting,

@@ -103,7 +103,7 @@ class Scored(NamedTuple):
     @property
     def algorithm(self) -> str:
         """The name of the run's algorithm."""
-        return self.selected.algorithm
+        return self.selected.row
 
     @property
     def is_right(self) -> Tensor:
@@ -185,7 +185,7 @@ def _remark(scored: Scored) -> str:
     checkpoint = "selected" if is_selected else f"selected: step {outcome.step:g}"
 
     accuracy = 100 * scored.is_right.double().mean()
-    text = f"{run.algorithm}: {scored.run.path.name}, step {step} ({checkpoint}); "
+    text = f"{run.row}: {scored.run.path.name}, step {step} ({checkpoint}); "
     text += f"accuracy {accuracy:.1f}% now"
     if step in run.steps:
         in_splits, _ = selection.accuracies(run)
@@ -197,7 +197,7 @@ def _remark(scored: Scored) -> str:
 def _pair_with_weights(selected: Sequence[Selected], pair: Sequence[str]) -> list[Selected]:
     """What was selected for ``pair`` in the first trial in which both have their weights."""
     saved_selections = {
-        (candidate.trial, candidate.algorithm): candidate
+        (candidate.trial, candidate.row): candidate
         for candidate in selected
         if _saved_weights(candidate)
     }

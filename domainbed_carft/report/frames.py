@@ -56,7 +56,7 @@ def checkpoints(selected_runs: Sequence[Selected]) -> pd.DataFrame:
         drift = _drift_by_step(run)
 
         for step, inside, outside in zip(run.steps, in_domain, out_of_domain):
-            key = (selected.dataset, selected.algorithm, target, selected.trial, step)
+            key = (selected.dataset, selected.row, target, selected.trial, step)
             is_selected = step == selected.outcome.step
             kl, agreement = drift.get(step, [math.nan, math.nan])
             rows[key] = (*key, 100 * inside, 100 * outside, is_selected, kl, 100 * agreement)
@@ -142,17 +142,17 @@ def choices(runs: Sequence[Run], method: str, first_stage: Sequence[Run] = ()) -
     """
     rule = selection.METHODS[method]
     repeated_values = {
-        (run.algorithm, target, run.job.choice.values) for run in runs for target in run.test_envs
+        (run.row, target, run.job.choice.values) for run in runs for target in run.test_envs
     }
     rows = []
     for candidates in selection.candidates_by_target([*runs, *first_stage]):
         outcomes = selection.ranked_outcomes(candidates, rule)
-        cell = (candidates.dataset, candidates.algorithm, candidates.target, candidates.trial)
+        cell = (candidates.dataset, candidates.row, candidates.target, candidates.trial)
         if len(outcomes) > 1:
             for outcome in outcomes:
                 is_selected = outcome is outcomes[0]
                 if outcome.run.job.role.stage == CHOOSE and first_stage:
-                    repeated = (candidates.algorithm, candidates.target, outcome.choice.values)
+                    repeated = (candidates.row, candidates.target, outcome.choice.values)
                     is_selected = repeated in repeated_values
                 accuracies = (outcome.validation, outcome.accuracy)
                 rows.append((*cell, outcome.choice, *accuracies, is_selected))
@@ -181,7 +181,7 @@ def evaluated_splits(selected_runs: Sequence[Selected]) -> list[EvaluatedSplit]:
         part = figures.of_environment(selected.target) if isinstance(figures, RunFigures) else None
         if part:
             folder = selected.outcome.run.folder
-            evaluated.append(EvaluatedSplit(selected.algorithm, selected.target, folder, part))
+            evaluated.append(EvaluatedSplit(selected.row, selected.target, folder, part))
     return evaluated
 
 
@@ -192,9 +192,7 @@ def evaluated_names(
     names = {}
     for algorithm in dict.fromkeys(split.algorithm for split in evaluated):
         n_evaluated = len({split.folder for split in evaluated if split.algorithm == algorithm})
-        n_selected = len(
-            {run.outcome.run.folder for run in selected_runs if run.algorithm == algorithm}
-        )
+        n_selected = len({run.outcome.run.folder for run in selected_runs if run.row == algorithm})
         names[algorithm] = algorithm
         if n_evaluated < n_selected:
             names[algorithm] += f" ({n_evaluated} of {n_selected} runs)"

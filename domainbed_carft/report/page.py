@@ -28,15 +28,15 @@ from domainbed_carft.results import (
     against_one,
     collect,
     document,
-    order,
     ranking,
     selection,
     suites,
 )
+from domainbed_carft.results import rows as row_names
 from domainbed_carft.results.against_one import Comparison
 from domainbed_carft.results.cells import Cell
 from domainbed_carft.results.collect import Results
-from domainbed_carft.results.collection import Collection
+from domainbed_carft.results.collection import Collection, Group
 from domainbed_carft.results.document import Grid
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.tables import Table
@@ -186,7 +186,7 @@ def build(
     """
     collection = results.collection
     method = collection.methods[0]
-    algorithms = _algorithms(collection)
+    algorithms = collection.rows
     differences: list[Comparison] = []
     if pair:
         first, second = pair
@@ -227,12 +227,6 @@ def build(
     )
 
 
-def _algorithms(collection: Collection) -> list[str]:
-    """The algorithms that have runs, in the order of rows and legends."""
-    names = [run.algorithm for run in collection.runs]
-    return order.ordered_algorithms(names, collection.groups[0].declared)
-
-
 def choose_pair(
     collection: Collection, requested: Sequence[str] | None = None
 ) -> tuple[str, str] | None:
@@ -245,7 +239,7 @@ def choose_pair(
             "there is nothing to show yet: by sweep.json all jobs with records are of the first "
             "stage of a search that is over; wait for the first record of the second stage"
         )
-    algorithms = _algorithms(collection)
+    algorithms = collection.rows
     method = collection.methods[0]
     first, second = requested or PAIR
     if method != selection.IN_DOMAIN and first != second and {first, second} <= {*algorithms}:
@@ -283,7 +277,7 @@ def _why_no_examples(pair: Sequence[str] | None, algorithms: Sequence[str]) -> s
 def _title(runs: Sequence[Run], algorithms: Sequence[str]) -> str:
     """The data sets, what was left out, and the algorithms that are compared."""
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
-    titles = benchmarks.dataset_titles(order.environment_labels(runs))
+    titles = benchmarks.dataset_titles(row_names.environment_labels(runs))
     names = [*algorithms]
     if len(algorithms) > _NAMED_ALGORITHMS:
         names = [*algorithms[: _NAMED_ALGORITHMS - 1]]
@@ -294,7 +288,7 @@ def _title(runs: Sequence[Run], algorithms: Sequence[str]) -> str:
 
 def _facts(runs: Sequence[Run], method: str) -> list[tuple[str, str]]:
     """Names and values: how many jobs there are, of what, how long they trained, and how chosen."""
-    algorithms = {run.job.args["algorithm"] for run in runs}
+    algorithms = {run.algorithm for run in runs}
     trials = {run.job.key.trial for run in runs}
     return [
         ("Jobs", f"{len(runs):,}"),
@@ -451,8 +445,8 @@ class SectionMaker:
 
         sections = [
             self._section_of_table(
+                group,
                 table,
-                [run for run in group.runs if run.dataset == table.dataset],
                 entries.get((table.setting, table.dataset), []),
                 headline,
             )
@@ -466,18 +460,19 @@ class SectionMaker:
 
     def _section_of_table(
         self,
+        group: Group,
         table: Table,
-        runs: Sequence[Run],
         entries: Sequence[BestHparams],
         headline: Sequence[str],
     ) -> Section:
         """The section of one data set: the table, its jobs and figures, and examples of pictures.
 
-        ``runs``: of the table; ``entries``: of what was chosen for it. The section does not repeat
-        the ``headline``.
+        ``entries``: what was chosen for the table. The section does not repeat the ``headline``.
         """
         identity = self.name("data", table.dataset)
-        selected = selection.select(runs, self.method)
+        selected = [
+            entry for entry in group.selected(self.method) if entry.dataset == table.dataset
+        ]
         checkpoints = frames.checkpoints(selected)
         at_selection = checkpoints[checkpoints["selected"]].drop(columns="step")
 
@@ -486,7 +481,7 @@ class SectionMaker:
         findings = self._headline_of(table.setting) if is_only_dataset else _findings(table)
 
         parts = [Part("accuracy", self._dots(table))]
-        parts += self._choices(table, runs)
+        parts += self._choices(table, [run for run in group.runs if run.dataset == table.dataset])
         parts += self._over_hparams(table, at_selection)
         parts.append(Part("steps", self._over_steps(table, checkpoints)))
         parts.append(Part("robustness", self._robustness(table, at_selection)))
@@ -548,11 +543,11 @@ class SectionMaker:
 
     def _choices(self, table: Table, runs: Sequence[Run]) -> list[Part]:
         """A figure of all choices for each algorithm that had several; no part without any."""
-        cells = {(run.dataset, run.algorithm, run.job.role.cell) for run in runs}
+        cells = {(run.dataset, run.row, run.job.role.cell) for run in runs}
         first_stage = [
             run
             for run in self.results.collection.first_stages
-            if (run.dataset, run.algorithm, run.job.role.cell) in cells
+            if (run.dataset, run.row, run.job.role.cell) in cells
         ]
         choices = frames.choices(runs, self.method, first_stage)
         figures = [

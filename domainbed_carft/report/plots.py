@@ -27,7 +27,7 @@ from domainbed_carft.jobs.algorithms import INK, PAPER, Style
 from domainbed_carft.jobs.job import Choice
 from domainbed_carft.report import frames
 from domainbed_carft.results.cells import DOMAINBED, ErrorKind, format_accuracy
-from domainbed_carft.results.joint_rows import JointRow
+from domainbed_carft.results.rows import JointRow
 from domainbed_carft.text import printable
 
 ZERO_SHOT = "CLIPZeroShot"

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.results import order, selection, sign_flips
+from domainbed_carft.results import rows, selection, sign_flips
 from domainbed_carft.results.cells import sample_error, student_interval
+from domainbed_carft.results.collection import Group
 from domainbed_carft.results.document import Grid
-from domainbed_carft.results.settings import Group
 
 ACCURACY = "accuracy"
 IN_DOMAIN = "in-domain"
@@ -136,8 +136,8 @@ def compare(
 
 def available_algorithms(groups: Sequence[Group]) -> str:
     """The algorithms that have runs, for messages."""
-    names = order.ordered_algorithms(
-        (run.algorithm for group in groups for run in group.runs),
+    names = rows.ordered_rows(
+        (run.row for group in groups for run in group.runs),
         (name for group in groups for name in group.declared),
     )
     return ", ".join(names)
@@ -151,17 +151,17 @@ def differences_by_algorithm(
     Only algorithms that share a pair with ``against``, in the order of the tables.
     """
     percent: dict[str, dict[PairKey, float]] = {}
-    for selected in selection.select(group.runs, method):
+    for selected in group.selected(method):
         outcome = selected.outcome
         accuracy = outcome.accuracy
         if measure == IN_DOMAIN:
             accuracy = selection.in_domain_at(outcome)
         pair = (selected.dataset, selected.target, selected.trial)
-        percent.setdefault(selected.algorithm, {})[pair] = 100 * accuracy
+        percent.setdefault(selected.row, {})[pair] = 100 * accuracy
 
     reference = percent.pop(against, {})
     differences = {}
-    for name in order.ordered_algorithms(percent, group.declared):
+    for name in group.ordered(percent):
         shared = sorted(percent[name].keys() & reference.keys())
         if shared:
             differences[name] = {pair: percent[name][pair] - reference[pair] for pair in shared}

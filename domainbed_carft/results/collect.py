@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordWarning
-from domainbed_carft.paths import AnyPath
 from domainbed_carft.results import (
     against_one,
     divisions,
@@ -19,11 +18,10 @@ from domainbed_carft.results import (
     table_options,
     tables,
 )
-from domainbed_carft.results import collection as collecting
 from domainbed_carft.results import power as power_of_tests
 from domainbed_carft.results.against_one import Comparison
 from domainbed_carft.results.cells import DOMAINBED
-from domainbed_carft.results.collection import Collection
+from domainbed_carft.results.collection import Collection, Sweeps, gathered
 from domainbed_carft.results.columns import DEFAULT_COLUMNS
 from domainbed_carft.results.document import Document
 from domainbed_carft.results.document_maker import make_document
@@ -152,45 +150,37 @@ class Results:
 
 
 def collect(
-    folders: AnyPath | Iterable[AnyPath],
+    sweeps: Sweeps,
     *,
-    methods: Sequence[str] | None = None,
-    ignored: Sequence[str] = (),
     pair: tuple[str, str] | None = None,
     compare_published: bool = False,
     columns: Sequence[str] = DEFAULT_COLUMNS,
     error: str = DOMAINBED.name,
-    single_source: bool = False,
     one_setting: bool = False,
-    by: Sequence[str] = (),
     against: str | None = None,
     power: float | None = None,
+    **reading: Any,
 ) -> Results:
     """Read the records of sweeps and make their tables, as ``carft collect`` does.
 
-    ``folders``: one output folder of a sweep, or several. ``methods``: names of selection methods,
-    by default those that the sweeps declare, else all that have jobs. ``ignored``: parts of a
-    setting that may differ between runs that are averaged, as for ``--ignore``. ``pair``: two
+    ``sweeps``: one output folder of a sweep, several, or the collection that `gather` read of them;
+    ``reading``: the options of `gather`, such as ``methods``. ``pair``: two
     algorithms to compare over the trials that both have. ``compare_published``: whether to add
     published accuracies. ``columns``: what the tables show, names of ``measures.NAMES``. ``error``:
     what stands behind a mean, "domainbed", "sample" or "std". ``one_setting``: whether to add
-    tables of one choice of hyperparameters for all targets. ``by``: hyperparameters, arguments or
-    "variant" by which runs have rows of their own instead of tables. ``against``: an algorithm to
+    tables of one choice of hyperparameters for all targets. ``against``: an algorithm to
     compare all others with; ``power``: a difference from it in points, to say what it needs to be
-    found. ``single_source``: whether jobs that leave out all environments but one have a single
-    source, where no manifest says so.
+    found.
 
-    Raises CarftError if there is no record, if a method has no jobs, if no column or kind of error
-    has the name, if a name of ``by`` does not vary, if no algorithm shares a trial with another of
-    ``pair`` or with ``against``, if ``power`` is not above 0 or without ``against``, or if a job
-    was run twice with different records.
+    Raises CarftError for what `gather` does, if no column or kind of error has the name, if no
+    algorithm shares a trial with another of ``pair`` or with ``against``, or if ``power`` is not
+    above 0 or without ``against``.
     """
     options = table_options.by_name(columns, error, one_setting)
     if power is not None:
         power_of_tests.require_difference(power, against)
 
-    collection = collecting.gather(folders, methods, ignored, single_source=single_source, by=by)
-
+    collection = gathered(sweeps, **reading)
     results = build(
         collection,
         pair,
@@ -232,7 +222,7 @@ def build(
         for group in collection.groups
         for row in suites.scores(group, suite_warnings, options.error)
     ]
-    collection = collection._replace(warnings=[*collection.warnings, *suite_warnings])
+    collection = replace(collection, warnings=[*collection.warnings, *suite_warnings])
 
     comparisons = None
     if compare_published:

@@ -12,8 +12,8 @@ import numpy as np
 
 from domainbed_carft.results import measures
 from domainbed_carft.results.cells import Cell, cell_of
+from domainbed_carft.results.collection import Group
 from domainbed_carft.results.columns import DEFAULT_COLUMNS
-from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Row, Table
 
 ALL_SOURCES = "mean over sources"

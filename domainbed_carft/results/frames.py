@@ -11,7 +11,7 @@ import pandas as pd
 
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import document, selection
-from domainbed_carft.results.settings import Group
+from domainbed_carft.results.collection import Group
 from domainbed_carft.results.tables import Table
 
 CELL_COLUMNS = (
@@ -110,7 +110,7 @@ def _record_rows(run: Run, setting: str) -> Sequence[Mapping[str, Any]]:
         "setting": setting,
         "folder": run.folder,
         "dataset": key.dataset,
-        "algorithm": key.algorithm,
+        "algorithm": run.row,
         "test_envs": run.test_envs,
         "trial_seed": key.trial,
         "hparams_seed": key.choice,

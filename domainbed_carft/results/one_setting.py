@@ -13,7 +13,7 @@ from domainbed_carft.results.selection import Outcome, Selected
 
 TITLE = "one setting for all environments"
 
-# (data set, algorithm, trial)
+# (data set, row, trial)
 _Trial = tuple[str, str, int]
 
 
@@ -28,7 +28,7 @@ def select(runs: Iterable[Run], method: str) -> list[Selected]:
     rule = selection.METHODS[method]
     outcomes: dict[_Trial, dict[int, dict[Choice, Outcome]]] = {}
     for candidates in selection.candidates_by_target(runs):
-        trial = (candidates.dataset, candidates.algorithm, candidates.trial)
+        trial = (candidates.dataset, candidates.row, candidates.trial)
         by_choice = {
             outcome.choice: outcome for outcome in selection.ranked_outcomes(candidates, rule)
         }
@@ -36,8 +36,8 @@ def select(runs: Iterable[Run], method: str) -> list[Selected]:
             outcomes.setdefault(trial, {})[candidates.target] = by_choice
 
     return [
-        Selected(dataset, algorithm, target, trial, by_target[target][choice])
-        for (dataset, algorithm, trial), by_target in outcomes.items()
+        Selected(dataset, row, target, trial, by_target[target][choice])
+        for (dataset, row, trial), by_target in outcomes.items()
         for choice in [_best_choice(by_target)]
         if choice is not None
         for target in by_target

@@ -21,8 +21,8 @@ from domainbed_carft.results.against_one import (
     unit_means,
 )
 from domainbed_carft.results.cells import sample_deviation
+from domainbed_carft.results.collection import Group
 from domainbed_carft.results.document import Grid
-from domainbed_carft.results.settings import Group
 
 LEVEL = 0.05
 POWER = 0.8

@@ -13,8 +13,8 @@ from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import verdicts
 from domainbed_carft.results.cells import Cell, ErrorKind, cell_of, format_accuracy
+from domainbed_carft.results.collection import Group
 from domainbed_carft.results.document import Grid
-from domainbed_carft.results.settings import Group
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.verdicts import Verdict
 
@@ -93,10 +93,10 @@ def figures(methods: Sequence[str] = ()) -> list[dict[str, Any]]:
 
 def counterpart(run: Run) -> str | None:
     """The published method that a run is of, whatever its row is called; None if it has none."""
-    if run.job.args["algorithm"] == "CLIPFineTune":
+    if run.algorithm == "CLIPFineTune":
         start = "random" if run.recorded.get("head_init") == "random" else "zero-shot"
         return f"ERM, {start} head"
-    return _COUNTERPARTS.get(run.job.args["algorithm"])
+    return _COUNTERPARTS.get(run.algorithm)
 
 
 def compare(group: Group, group_tables: Iterable[Table]) -> GroupComparison:
@@ -159,7 +159,7 @@ def _deviations_by_row(runs: Iterable[Run]) -> dict[tuple[str, str], dict[str, N
     deviations: dict[tuple[str, str], dict[str, None]] = {}
     for run in runs:
         for dataset in (run.dataset, AVERAGE):
-            row = deviations.setdefault((run.algorithm, dataset), {})
+            row = deviations.setdefault((run.row, dataset), {})
             row.update(dict.fromkeys(_deviations(run)))
     return deviations
 
@@ -172,7 +172,7 @@ def _counterparts(runs: Iterable[Run]) -> dict[tuple[str, str], str]:
     methods: dict[tuple[str, str], set[str | None]] = {}
     for run in runs:
         for dataset in (run.dataset, AVERAGE):
-            methods.setdefault((run.algorithm, dataset), set()).add(counterpart(run))
+            methods.setdefault((run.row, dataset), set()).add(counterpart(run))
 
     return {
         key: method
@@ -184,13 +184,13 @@ def _counterparts(runs: Iterable[Run]) -> dict[tuple[str, str], str]:
 
 def _deviations(run: Run) -> list[str]:
     """What a run has that the published method of its name has not."""
-    method_hparams = _HPARAMS_OF_METHOD.get(run.job.args["algorithm"], ())
+    method_hparams = _HPARAMS_OF_METHOD.get(run.algorithm, ())
     deviations = []
     for name, published_value in _PUBLISHED_HPARAMS.items():
         value = run.recorded.get(name, published_value)
         if name not in method_hparams and value not in (published_value, None):
             deviations.append(f"{name} {value}")
-    if run.job.args["algorithm"] == "CLIPMIRO":
+    if run.algorithm == "CLIPMIRO":
         deviations.append("a head that starts zero-shot instead of random")
     return deviations
 
@@ -201,7 +201,7 @@ def _deviation_remark(run: Run) -> str:
     method = counterpart(run)
     if not (method and deviations):
         return ""
-    return _NOT_COMPARABLE.format(_clause(run.algorithm, deviations, method))
+    return _NOT_COMPARABLE.format(_clause(run.row, deviations, method))
 
 
 def _clause(algorithm: str, deviations: Sequence[str], method: str) -> str:

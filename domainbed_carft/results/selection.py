@@ -32,7 +32,7 @@ class Candidates(NamedTuple):
     """
 
     dataset: str
-    algorithm: str
+    row: str
     target: int
     trial: int
     singles: dict[Choice, Run]
@@ -71,13 +71,26 @@ class Outcome(NamedTuple):
 
 
 class Selected(NamedTuple):
-    """The accuracy that counts for one (data set, algorithm, target, trial)."""
+    """The outcome that counts for one (data set, row, target, trial).
+
+    ``row``: what tables call the row, which is the algorithm's name unless ``--by`` divides it.
+    """
 
     dataset: str
-    algorithm: str
+    row: str
     target: int
     trial: int
     outcome: Outcome
+
+    @property
+    def run(self) -> Run:
+        """The run whose accuracy counts."""
+        return self.outcome.runs[0]
+
+    @property
+    def algorithm(self) -> str:
+        """The name of the algorithm, whatever the row is called."""
+        return self.run.algorithm
 
 
 class Method(NamedTuple):
@@ -93,18 +106,17 @@ class Method(NamedTuple):
 
 
 def candidates_by_target(runs: Iterable[Run]) -> list[Candidates]:
-    """The candidates of each (data set, algorithm, target, trial) among ``runs``.
+    """The candidates of each (data set, row, target, trial) among ``runs``.
 
     They come in the order of DomainBed's groups, on which the last bit of a mean depends.
     """
     by_target: dict[tuple[str, str, int, int], Candidates] = {}
     for run in runs:
-        dataset, algorithm, test_envs, trial, _ = run.job.key
-        choice = run.job.choice
+        dataset, row, test_envs, trial, choice = run.job.candidate
         for target in run.test_envs:
             candidates = by_target.setdefault(
-                (dataset, algorithm, target, trial),
-                Candidates(dataset, algorithm, target, trial, singles={}, pairs={}),
+                (dataset, row, target, trial),
+                Candidates(dataset, row, target, trial, singles={}, pairs={}),
             )
             if len(test_envs) == 1 or run.job.role.leaves_out_together:
                 candidates.singles[choice] = run
@@ -140,7 +152,7 @@ def select(runs: Iterable[Run], name: str) -> list[Selected]:
         if outcomes:
             best = Selected(
                 dataset=candidates.dataset,
-                algorithm=candidates.algorithm,
+                row=candidates.row,
                 target=candidates.target,
                 trial=candidates.trial,
                 outcome=outcomes[0],
@@ -255,7 +267,7 @@ def _in_domain(runs: Iterable[Run]) -> list[Selected]:
 
     runs_without_targets = [run for run in runs if not run.test_envs]
     n_choices = Counter(_trial_of(run) for run in runs_without_targets)
-    for run in sorted(runs_without_targets, key=lambda run: (run.job.key, run.job.choice)):
+    for run in sorted(runs_without_targets, key=lambda run: run.job.candidate):
         key = _trial_of(run)
         row = _last_row(run)
         _, out_splits = accuracies(run)
@@ -277,16 +289,16 @@ def _in_domain(runs: Iterable[Run]) -> list[Selected]:
             ]
 
     return [
-        Selected(dataset, algorithm, target, trial, outcome)
-        for dataset, algorithm, trial in sorted(outcomes)
-        for target, outcome in enumerate(outcomes[dataset, algorithm, trial])
+        Selected(dataset, row, target, trial, outcome)
+        for dataset, row, trial in sorted(outcomes)
+        for target, outcome in enumerate(outcomes[dataset, row, trial])
     ]
 
 
 def _trial_of(run: Run) -> tuple[str, str, int]:
-    """Data set, algorithm and trial of a run that left nothing out."""
+    """Data set, row and trial of a run that left nothing out."""
     key = run.job.key
-    return key.dataset, key.algorithm, key.trial
+    return key.dataset, run.row, key.trial
 
 
 METHODS = {

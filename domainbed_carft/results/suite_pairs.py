@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from domainbed_carft.results import against_one, order
+from domainbed_carft.results import against_one
 from domainbed_carft.results.against_one import Comparison, PairKey
+from domainbed_carft.results.collection import Group
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
-from domainbed_carft.results.settings import Group
 from domainbed_carft.results.suite_runs import selected_records
 
 
@@ -32,7 +32,7 @@ def compare(groups: Iterable[Group], suite: str, algorithm: str, unit: str) -> l
     for group in groups:
         percent = _percent_by_run(group, suite)
         minuend = percent.pop(algorithm, {})
-        for against in order.ordered_algorithms(percent, group.declared):
+        for against in group.ordered(percent):
             subtrahend = percent[against]
             shared = sorted(minuend.keys() & subtrahend.keys())
             if shared:
@@ -56,5 +56,5 @@ def _percent_by_run(group: Group, suite: str) -> dict[str, dict[PairKey, float]]
         if record["suite"] == suite and record["wise_ft_alpha"] is None:
             accuracies = [scores["accuracy"] for scores in record["sets"].values()]
             run = (selected.dataset, selected.target, selected.trial)
-            percent.setdefault(selected.algorithm, {})[run] = 100 * float(np.mean(accuracies))
+            percent.setdefault(selected.row, {})[run] = 100 * float(np.mean(accuracies))
     return percent

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed_carft.jobs.records import RecordWarning
-from domainbed_carft.results import order, selection
+from domainbed_carft.results import selection
+from domainbed_carft.results.collection import Group
 from domainbed_carft.results.selection import Selected
-from domainbed_carft.results.settings import Group
 from domainbed_carft.suites import catalogue, records
 
 
@@ -31,11 +31,11 @@ class SuiteRun(NamedTuple):
 
 def selected_runs(group: Group) -> list[SuiteRun]:
     """Each run of the group that validation chose, once."""
-    labels = order.environment_labels(group.runs, group.planned, group.labels)
+    labels = group.environments
     selected_of_folder = {
         selected.outcome.run.folder: selected
         for method in (selection.IN_DOMAIN, selection.TRAINING_DOMAIN)
-        for selected in selection.select(group.runs, method)
+        for selected in group.selected(method)
     }
     suite_runs = []
     for selected in selected_of_folder.values():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.jobs.records import RecordWarning
-from domainbed_carft.results import order, published
+from domainbed_carft.results import published
 from domainbed_carft.results.cells import (
     DOMAINBED,
     PLUS_MINUS,
@@ -17,9 +17,9 @@ from domainbed_carft.results.cells import (
     cell_of,
     format_accuracy,
 )
+from domainbed_carft.results.collection import Group
 from domainbed_carft.results.columns import NOT_DECLARED
 from domainbed_carft.results.document import Grid
-from domainbed_carft.results.settings import Group
 from domainbed_carft.results.suite_runs import selected_records
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Suite
@@ -117,7 +117,7 @@ def scores(
     for selected, record in selected_records(group, warnings):
         backbone = str(selected.outcome.run.recorded.get("clip_backbone", ""))
         suite, weights, alpha = (record[name] for name in records.KEY)
-        key = _ScoresKey(selected.dataset, selected.algorithm, backbone, suite, weights, alpha)
+        key = _ScoresKey(selected.dataset, selected.row, backbone, suite, weights, alpha)
         trials_by_key.setdefault(key, {}).setdefault(selected.trial, []).append(record)
 
     rows = [
@@ -133,7 +133,7 @@ def scores(
         )
         for key, trials in trials_by_key.items()
     ]
-    algorithms = order.ordered_algorithms((key.algorithm for key in trials_by_key), group.declared)
+    algorithms = group.ordered(key.algorithm for key in trials_by_key)
     return sorted(rows, key=lambda row: row._sorting_key(algorithms))
 
 

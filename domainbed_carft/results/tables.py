@@ -9,12 +9,12 @@ import numpy as np
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import measures, one_setting, order, selection
+from domainbed_carft.results import measures, one_setting, selection
 from domainbed_carft.results.cells import DOMAINBED, Cell, ErrorKind, cell_of
+from domainbed_carft.results.collection import Group
 from domainbed_carft.results.columns import DEFAULT_COLUMNS, Column, RowRuns, candidate_runs
 from domainbed_carft.results.gaps import Gaps
 from domainbed_carft.results.selection import Selected
-from domainbed_carft.results.settings import Group
 from domainbed_carft.results.table_options import DEFAULT_OPTIONS, TableOptions
 
 _UNDECLARED = "-: no job was declared for this cell; Avg is over the other cells."
@@ -90,14 +90,14 @@ def build(
 ) -> list[Table]:
     """All tables of one group: for each method one a data set, then that of the averages."""
     gaps = Gaps(group.runs, group.planned)
-    environments = order.environment_labels(group.runs, group.planned, group.labels)
+    environments = group.environments
 
     tables = []
     for method in methods:
-        selected = selection.select(group.runs, method)
+        selected = group.selected(method)
         tables += _TableMaker(group, method, selected, gaps, environments, options).tables()
         if options.one_setting and selection.METHODS[method].leaves_out:
-            selected = one_setting.select(group.runs, method)
+            selected = group.selected(method, one_setting_for_all=True)
             maker = _TableMaker(group, method, selected, gaps, environments, options)
             tables += [table._replace(one_setting=True) for table in maker.tables()]
     return tables
@@ -127,16 +127,16 @@ class _TableMaker:
         # the last bit of a mean depends.
         self._selected: dict[tuple[str, str], list[Selected]] = {}
         for entry in selected:
-            self._selected.setdefault((entry.algorithm, entry.dataset), []).append(entry)
+            self._selected.setdefault((entry.row, entry.dataset), []).append(entry)
 
         self._candidates: dict[tuple[str, str], list[Run]] = {}
         for run in candidate_runs(group.runs, method):
-            self._candidates.setdefault((run.algorithm, run.dataset), []).append(run)
+            self._candidates.setdefault((run.row, run.dataset), []).append(run)
 
         jobs = gaps.keys_of(method)
         self._datasets = {job.dataset for job in jobs}
-        algorithms = (job.algorithm for job in jobs)
-        self._row_labels = order.ordered_algorithms(algorithms, group.declared)
+        row_names = (job.row for job in jobs)
+        self._row_labels = group.ordered(row_names)
 
     def tables(self) -> list[Table]:
         """A table for each data set, then that of the averages, unless nothing was left out."""
@@ -182,7 +182,7 @@ class _TableMaker:
         """The accuracy on one target, of what was ``selected`` for the algorithm's row."""
         missing = self._gaps.missing_in_cell(
             dataset=dataset,
-            algorithm=algorithm,
+            row=algorithm,
             target=target,
             method=self._method,
             n_environments=len(self._environments[dataset]),

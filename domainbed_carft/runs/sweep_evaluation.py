@@ -11,9 +11,9 @@ from typing import Any
 from domainbed_carft.errors import Problem
 from domainbed_carft.jobs.folder import RECORDS, WEIGHTS
 from domainbed_carft.jobs.manifest import NAME as MANIFEST
-from domainbed_carft.results import collection, order, selection
+from domainbed_carft.results import collection, selection
+from domainbed_carft.results.collection import Group
 from domainbed_carft.results.run_figures import SplitFigures
-from domainbed_carft.results.settings import Group
 from domainbed_carft.runs import evaluate_job
 from domainbed_carft.runs.evaluation_processes import (
     EvaluationEnd,
@@ -99,10 +99,7 @@ def evaluate_sweep(folder: Path, options: SweepOptions) -> SweepEvaluation:
     only the runs in progress.
     """
     gathered = collection.gather([folder], options.methods)
-    labels = {
-        group.title: order.environment_labels(group.runs, group.planned, group.labels)
-        for group in gathered.groups
-    }
+    labels = {group.title: group.environments for group in gathered.groups}
     selected = [
         (group, method, chosen)
         for group in gathered.groups
@@ -130,14 +127,13 @@ def _selected_in_order(
     group: Group, method: str, datasets: Sequence[str]
 ) -> list[selection.Selected]:
     """What a method selects from a group, in the order of its tables, rows, columns and trials."""
-    selected = selection.select(group.runs, method)
-    names = (chosen.algorithm for chosen in selected)
-    algorithms = order.ordered_algorithms(names, group.declared)
+    selected = group.selected(method)
+    rows = group.ordered(chosen.row for chosen in selected)
     return sorted(
         selected,
         key=lambda chosen: (
             datasets.index(chosen.dataset),
-            algorithms.index(chosen.algorithm),
+            rows.index(chosen.row),
             chosen.target,
             chosen.trial,
         ),
@@ -165,7 +161,7 @@ def _evaluated_run(
         setting=group.title,
         method=method,
         dataset=chosen.dataset,
-        algorithm=chosen.algorithm,
+        algorithm=chosen.row,
         environment=labels[chosen.dataset][chosen.target],
         target=chosen.target,
         trial=chosen.trial,

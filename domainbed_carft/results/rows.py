@@ -1,4 +1,4 @@
-"""Joint tables: runs that differ in a hyperparameter, or in the variant, as rows of one table."""
+"""The rows of tables: names, also of those that ``--by`` makes, and the order of all labels."""
 
 from __future__ import annotations
 
@@ -9,17 +9,81 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, HPARAM
 from domainbed_carft.jobs.setting import setting as setting_of
-from domainbed_carft.results import order
 
 VARIANT = "variant"
 
+# DomainBed's order, ours after its; means over data sets depend on it in the last bit.
+_DATASETS = (
+    "Debug28",
+    "Debug224",
+    "ColoredMNIST",
+    "RotatedMNIST",
+    "VLCS",
+    "PACS",
+    "OfficeHome",
+    "TerraIncognita",
+    "DomainNet",
+    "SVIRO",
+    "EmojiStyles",
+    "EmojiUnseen",
+)
+
 # The values of the names of ``by``, as words.
 _Values = tuple[str, ...]
+
+
+def environment_labels(
+    runs: Iterable[Run], planned: Iterable[Job] = (), listed: Mapping[str, Sequence[str]] = {}
+) -> dict[str, tuple[str, ...]]:
+    """Data set -> labels of its environments, in the order of the tables.
+
+    The labels of a record, else of a manifest, else the known ones, if their number matches the
+    accuracies of the record; else env0, env1, ...
+    """
+    recorded: dict[str, tuple[str, ...]] = {}
+    counts: dict[str, int] = {}
+    for run in runs:
+        counts[run.dataset] = max(run.n_environments, counts.get(run.dataset, 0))
+        if run.environments:
+            recorded.setdefault(run.dataset, run.environments)
+
+    benchmark_labels: Mapping[str, Sequence[str]] = {
+        name: [environment.label for environment in benchmark.environments]
+        for name, benchmark in benchmarks.BENCHMARKS.items()
+    }
+    for name in {job.key.dataset: None for job in planned}:
+        counts.setdefault(name, len(listed.get(name, ()) or benchmark_labels.get(name, ())))
+
+    ordered = [name for name in _DATASETS if name in counts]
+    ordered += [name for name in counts if name not in _DATASETS]
+
+    labels_of: dict[str, tuple[str, ...]] = {}
+    for name in ordered:
+        labels_of[name] = tuple(f"env{number}" for number in range(counts[name]))
+        for source in (recorded, listed, benchmark_labels):
+            names_in_source = source.get(name, ())
+            if len(names_in_source) == counts[name]:
+                labels_of[name] = tuple(names_in_source)
+                break
+    return labels_of
+
+
+def ordered_rows(names: Iterable[str], declared: Iterable[str] = ()) -> list[str]:
+    """``names``, each once, in the order of rows, legends and bars.
+
+    First those that a sweep ``declared``, in its order, then ours and those of a user's files by
+    the rows of their styles, then all others by name.
+    """
+    distinct = set(names)
+    order = dict.fromkeys((*declared, *own_methods.known(), *sorted(distinct)))
+    return [name for name in order if name in distinct]
 
 
 class _JobFacts(NamedTuple):
@@ -95,7 +159,7 @@ def label_rows(
 
     defaults = _recorded_defaults(by, runs)
     names: dict[tuple[str, _Values], str] = {}
-    for algorithm in order.ordered_algorithms(values_by_algorithm, declared):
+    for algorithm in ordered_rows(values_by_algorithm, declared):
         all_values = _sorted_values(by, algorithm, values_by_algorithm[algorithm], defaults)
         for values_of_row in all_values:
             name = _name(algorithm, by, values_of_row, all_values, defaults)
