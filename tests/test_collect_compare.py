@@ -14,7 +14,7 @@ import scipy
 from domainbed_carft import cli
 from domainbed_carft.report import frames
 from domainbed_carft.results import collect as collecting
-from domainbed_carft.results import collection, published
+from domainbed_carft.results import collection, published, selection
 
 
 @pytest.mark.parametrize("trials", [1, 3])
@@ -25,13 +25,12 @@ def test_the_difference_of_a_pair_has_students_interval_over_environments_and_pa
     document = collect_sweeps.collect(
         tmp_path, methods=["training-domain"], paired=["CARFT", "CLIPFineTune"]
     )
-    checkpoints = frames.checkpoints(
-        collection.gather([tmp_path]).groups[0].runs, "training-domain"
-    )
+    runs = collection.gather([tmp_path]).groups[0].runs
+    checkpoints = frames.checkpoints(selection.select(runs, "training-domain"))
     by_algorithm = checkpoints[checkpoints["selected"]].pivot_table(
         index=["target", "trial"], columns="algorithm", values="out_of_domain"
     )
-    difference = 100 * (by_algorithm["CARFT"] - by_algorithm["CLIPFineTune"])
+    difference = by_algorithm["CARFT"] - by_algorithm["CLIPFineTune"]
     values_of_units = {
         "environment": difference.groupby("target").mean().to_numpy(),
         "pair": difference.to_numpy(),

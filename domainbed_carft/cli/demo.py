@@ -8,7 +8,7 @@ from domainbed_carft import files, launchers
 from domainbed_carft.cli import demo_table, run_texts
 from domainbed_carft.data.emoji import UNSEEN
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.report import output_folder, page
+from domainbed_carft.report import page
 from domainbed_carft.results import collect, collection, comparisons, formats, suites
 from domainbed_carft.results.comparisons import Comparison
 from domainbed_carft.runs import saved, wise_ft
@@ -95,7 +95,7 @@ def _train(declaration: Declaration, output: Path, description: str) -> None:
     steps = declaration.steps_of(dataset)
     algorithms = ", ".join(declaration.algorithms)
     print(f"{algorithms}: each trained {steps} steps on {dataset} {description}")
-    output_folder.require_place(output / "report")
+    page.require_place(output / "report")
 
     sweep_folder = output / "sweep"
     unfinished_jobs = launch.run(

@@ -93,12 +93,8 @@ def _add_report(commands: Any) -> None:
         "--n_examples",
         type=int,
         default=4,
-        help="pictures per environment that A gets right and B wrong, and vice versa (default: 4)",
-    )
-    examples.add_argument(
-        "--no_examples",
-        action="store_true",
-        help="show no pictures, and read neither data nor weights",
+        help="pictures per environment that A gets right and B wrong, and vice versa (default: 4; "
+        "0 reads neither data nor weights)",
     )
     examples.add_argument(
         "--data_dir", help="folder that contains the data now (default: as recorded)"
@@ -211,27 +207,22 @@ def _strict_status(defects: Mapping[str, int]) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.report.page import PageTables, write_report
-    from domainbed_carft.results import power
-    from domainbed_carft.results.table_options import by_name
+    from domainbed_carft.report.page import write_report
 
-    if arguments.power is not None:
-        power.require_difference(arguments.power, arguments.against)
-    tables = PageTables(
-        options=by_name(table_options.columns(arguments), arguments.error, arguments.one_setting),
-        by=arguments.by,
-        against=arguments.against,
-        power_difference=arguments.power,
-    )
     report = write_report(
         arguments.folders,
         arguments.output,
+        pair=arguments.examples,
+        n_examples=arguments.n_examples,
+        data_dir=arguments.data_dir,
         methods=arguments.select,
         ignored=arguments.ignore,
-        pair=arguments.examples,
-        tables=tables,
-        n_examples=0 if arguments.no_examples else max(0, arguments.n_examples),
-        data_dir=arguments.data_dir,
+        columns=table_options.columns(arguments),
+        error=arguments.error,
+        one_setting=arguments.one_setting,
+        by=arguments.by,
+        against=arguments.against,
+        power=arguments.power,
     )
     print_errors(describe_warnings(report.warnings))
     if report.why_no_examples:
