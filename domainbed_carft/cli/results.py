@@ -217,7 +217,7 @@ def _report(arguments: argparse.Namespace) -> None:
         data_dir=arguments.data_dir,
         methods=arguments.select,
         ignored=arguments.ignore,
-        columns=table_options.columns(arguments),
+        columns=arguments.columns or DEFAULT_COLUMNS,
         error=arguments.error,
         one_setting=arguments.one_setting,
         by=arguments.by,

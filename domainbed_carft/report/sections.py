@@ -1,0 +1,347 @@
+"""The sections of a report's page: a table, its jobs, its figures and example pictures."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import pandas as pd
+
+from domainbed_carft.jobs.records import Run
+from domainbed_carft.report import evaluation_plots, frames, plots, provenance
+from domainbed_carft.report.plots import Figure, Styles
+from domainbed_carft.report.provenance import TableJobs
+from domainbed_carft.results import suites
+from domainbed_carft.results.collect import Results
+from domainbed_carft.results.collection import Group
+from domainbed_carft.results.columns import Cell
+from domainbed_carft.results.formats import Grid
+from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.tables import Table
+from domainbed_carft.results.top import BestHparams
+
+if TYPE_CHECKING:
+    from domainbed_carft.report.examples import TargetExamples
+
+
+class Part(NamedTuple):
+    """Figures of one kind, for which the template has a title and words."""
+
+    kind: str
+    figures: Sequence[Figure]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page: of a data set, or of a suite.
+
+    ``id``: its place on the page; ``findings``: sentences on the table; ``lead``: the figures above
+    the table; ``ranks``: for each row the ranks of its cells, 0 for none; ``more_tables``: below
+    it; ``examples``: those of each environment left out.
+    """
+
+    id: str
+    title: str
+    table: Grid
+    parts: Sequence[Part]
+    findings: Sequence[str] = ()
+    lead: Sequence[Figure] = ()
+    ranks: Sequence[Sequence[int]] = ()
+    jobs: TableJobs | None = None
+    more_tables: Sequence[Grid] = ()
+    examples: Sequence[TargetExamples] = ()
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All figures of the section."""
+        return [*self.lead, *(figure for part in self.parts for figure in part.figures)]
+
+
+def unique_names() -> Callable[..., str]:
+    """A maker of unique names for files and places on the page, from words."""
+    counts: Counter[str] = Counter()
+
+    def name(*words: str) -> str:
+        plain = (re.sub(r"[^A-Za-z0-9.]+", "_", word).strip("_.")[:60] or "_" for word in words)
+        stem = "-".join(plain)
+        counts[stem] += 1
+        return stem if counts[stem] == 1 else f"{stem}-{counts[stem]}"
+
+    return name
+
+
+@dataclass(frozen=True)
+class SectionMaker:
+    """Makes the sections of a page.
+
+    ``name(word, ...)``: makes unique names for files and places on the page; ``examples_of``: makes
+    the examples of environments and selected runs, if any are to be shown.
+    """
+
+    results: Results
+    styles: Styles
+    name: Callable[..., str]
+    examples_of: Callable[..., list[TargetExamples]] | None
+
+    def of_table(
+        self,
+        group: Group,
+        table: Table,
+        entries: Sequence[BestHparams],
+        findings: Sequence[str],
+    ) -> Section:
+        """The section of one data set: the table, its jobs and figures, and examples of pictures.
+
+        ``group``: of the table; ``entries``: what was chosen for it; ``findings``: sentences on it.
+        """
+        identity = self.name("data", table.dataset)
+        runs = [run for run in group.runs if run.dataset == table.dataset]
+        selected = [
+            entry for entry in group.selected(table.method) if entry.dataset == table.dataset
+        ]
+        checkpoints = frames.checkpoints(selected)
+        at_selection = checkpoints[checkpoints["selected"]].drop(columns="step")
+
+        parts = [Part("accuracy", self._dots(table))]
+        parts += self._choices(table, runs)
+        parts += self._over_hparams(table, at_selection)
+        parts.append(Part("steps", self._over_steps(table, checkpoints)))
+        parts.append(Part("robustness", self._robustness(table, at_selection)))
+        parts.append(Part("drift", self._drift(table, checkpoints)))
+        parts += self._evaluations(table, selected)
+        return Section(
+            id=identity,
+            title="; ".join(filter(None, [table.dataset_title, table.setting])),
+            table=table.grid_of_one_trial(),
+            parts=parts,
+            findings=findings,
+            lead=self._lead(table, at_selection),
+            ranks=table.ranks,
+            jobs=provenance.jobs_of_table(table, entries, self.name),
+            more_tables=_grids_below(table, self.results.tables),
+            examples=self.examples_of(table.columns, selected) if self.examples_of else (),
+        )
+
+    def _lead(self, table: Table, at_selection: pd.DataFrame) -> list[Figure]:
+        """The first figures: in-domain against out-of-domain accuracy, and the averages.
+
+        None of a single algorithm, which is compared with nothing.
+        """
+        if len(table.rows) < 2:
+            return []
+
+        trials = frames.over_targets(at_selection, frames.ACCURACIES)
+        means = frames.means_of_trials(trials, table.error)
+        averages = _cell_frame((row.algorithm, Cell(row.average)) for row in table.rows)
+        lead = []
+        if len(means):
+            name = self.name(table.dataset, "robustness")
+            title = "In-domain against out-of-domain"
+            lead.append(plots.robustness(title, name, means, self.styles))
+        if len(averages):
+            name = self.name(table.dataset, "accuracy", "average")
+            title = "Average over environments"
+            limits = plots.dot_limits(averages)
+            lead.append(plots.dots(title, name, averages, self.styles, limits))
+        return lead
+
+    def _dots(self, table: Table) -> list[Figure]:
+        """The accuracies of each environment, all on the same axis."""
+        cells_of = {
+            label: _cell_frame((row.algorithm, row.cells[number]) for row in table.rows)
+            for number, label in enumerate(table.columns)
+        }
+        all_cells = pd.concat(cells_of.values())
+        if all_cells.empty:
+            return []
+        limits = plots.dot_limits(all_cells)
+        return [
+            plots.dots(
+                label, self.name(table.dataset, "accuracy", label), cells, self.styles, limits
+            )
+            for label, cells in cells_of.items()
+            if len(cells)
+        ]
+
+    def _choices(self, table: Table, runs: Sequence[Run]) -> list[Part]:
+        """A figure of all choices for each algorithm that had several; no part without any."""
+        cells = {(run.dataset, run.row, run.job.role.cell) for run in runs}
+        first_stage = [
+            run
+            for run in self.results.collection.first_stages
+            if (run.dataset, run.row, run.job.role.cell) in cells
+        ]
+        choices = frames.choices(runs, table.method, first_stage)
+        figures = [
+            plots.choices(
+                algorithm,
+                self.name(table.dataset, "choices", algorithm),
+                choices[choices["algorithm"] == algorithm],
+                style,
+            )
+            for algorithm, style in self.styles.items()
+            if (choices["algorithm"] == algorithm).any()
+        ]
+        return [Part("choices", figures)] if figures else []
+
+    def _over_hparams(self, table: Table, at_selection: pd.DataFrame) -> list[Part]:
+        """Accuracy over what the rows of a joint table differ in; no part for any other table."""
+        figures = plots.over_hparams(
+            frames.over_targets(at_selection, frames.ACCURACIES),
+            self.results.collection.joint_rows,
+            title=table.dataset_title,
+            name=self.name,
+            error=table.error,
+        )
+        return [Part("hparams", figures)] if figures else []
+
+    def _over_steps(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
+        """Accuracy over steps, the mean over the environments left out and each of them."""
+        rows_of: dict[str, pd.DataFrame] = {}
+        if checkpoints["target"].nunique() > 1:
+            means = frames.over_targets(checkpoints, frames.ACCURACIES)
+            rows_of["mean over environments"] = means
+        rows_of |= _by_target(table, checkpoints)
+        lines_of = {
+            title: frames.over_trials(rows, frames.ACCURACIES, table.error)
+            for title, rows in rows_of.items()
+        }
+        lines_of = {title: lines for title, lines in lines_of.items() if len(lines)}
+        if not lines_of:
+            return []
+
+        limits = plots.line_limits(pd.concat(lines_of.values()))
+        return [
+            plots.curves(
+                title,
+                self.name(table.dataset, "over_steps", title),
+                lines,
+                self.styles,
+                limits=limits,
+            )
+            for title, lines in lines_of.items()
+        ]
+
+    def _robustness(self, table: Table, at_selection: pd.DataFrame) -> list[Figure]:
+        """In-domain against out-of-domain accuracy, a mark a run, for each environment left out."""
+        columns = ["algorithm", "trial", *frames.ACCURACIES]
+        points = at_selection.dropna(subset=frames.ACCURACIES)
+        if points.empty:
+            return []
+        limits = {
+            name: plots.padded(points[name].min(), points[name].max()) for name in frames.ACCURACIES
+        }
+        return [
+            plots.robustness(
+                title,
+                self.name(table.dataset, "robustness", title),
+                rows[columns],
+                self.styles,
+                limits,
+            )
+            for title, rows in _by_target(table, points).items()
+        ]
+
+    def _drift(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
+        """How far the context distribution moves, if any run recorded that."""
+        drift = frames.over_targets(checkpoints, frames.DRIFT)
+        lines = frames.over_trials(drift, frames.DRIFT, table.error)
+        if lines.empty:
+            return []
+        name = self.name(table.dataset, "context_drift")
+        return [plots.curves(table.dataset_title, name, lines, self.styles)]
+
+    def _evaluations(self, table: Table, selected: Sequence[Selected]) -> list[Part]:
+        """Figures of what ``carft evaluate`` measured; an empty part without any evaluated run."""
+        evaluated = frames.evaluated_splits(selected)
+        if not evaluated:
+            return [Part("evaluation", [])]
+
+        names = frames.evaluated_names(selected, evaluated)
+        bins = frames.reliability(evaluated)
+        reliability = [
+            evaluation_plots.reliability(
+                names[algorithm],
+                self.name(table.dataset, "reliability", algorithm),
+                bins[bins["algorithm"] == algorithm],
+                style,
+            )
+            for algorithm, style in self.styles.items()
+            if algorithm in names
+        ]
+        alignment = evaluation_plots.over_alignment(
+            table.dataset_title,
+            self.name(table.dataset, "over_alignment"),
+            frames.alignment(evaluated),
+            self.styles,
+            names,
+            thresholds=sorted({split.figures.alignment.threshold for split in evaluated}),
+        )
+        return [
+            Part("reliability", reliability),
+            Part("flips", self._flips(table, frames.flips(evaluated, table.columns), names)),
+            Part("alignment", [alignment]),
+        ]
+
+    def _flips(self, table: Table, rows: pd.DataFrame, names: Mapping[str, str]) -> list[Figure]:
+        """A figure of all environments; of many algorithms one for each environment."""
+        title = table.dataset_title
+        if len(names) <= evaluation_plots.MOST_BARS_IN_GROUP:
+            name = self.name(table.dataset, "flips")
+            return [evaluation_plots.flips(title, name, rows, self.styles, names)]
+        return [
+            evaluation_plots.flips(
+                f"{title}, {label}",
+                self.name(table.dataset, "flips", label),
+                rows[rows["environment"] == label],
+                self.styles,
+                names,
+            )
+            for label in dict.fromkeys(rows["environment"])
+        ]
+
+    def of_suite(self, rows: Sequence[suites.Scores]) -> Section:
+        """The section of a suite: its table, and where it has shifts, the figure."""
+        table = suites.grid(rows)
+        identity = self.name("suite", rows[0].suite)
+        columns = ["algorithm", "alpha", "in_distribution", "mean_of_shifts"]
+        points = pd.DataFrame(suites.points(rows), columns=columns)
+        parts = []
+        if points["alpha"].isna().any():
+            parts.append(Part("suite", [plots.suite(table.title, identity, points, self.styles)]))
+        return Section(id=identity, title=table.title, table=table, parts=parts)
+
+
+def _cell_frame(cells: Iterable[tuple[str, Cell]]) -> pd.DataFrame:
+    """What `plots.dots` draws: algorithms and their cells, of those that have a value."""
+    rows = [
+        (algorithm, cell.mean, cell.standard_error, cell.n)
+        for algorithm, cell in cells
+        if cell.mean is not None
+    ]
+    frame = pd.DataFrame(rows, columns=["algorithm", "accuracy", "error", "n"])
+    return frame.astype({"accuracy": float, "error": float})
+
+
+def _by_target(table: Table, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """A title and the rows of each environment left out; all rows if nothing was left out."""
+    if (rows["target"] == frames.NO_TARGET).any():  # as in all of them
+        return {"nothing left out": rows}
+
+    rows_of_target = {
+        f"{label} left out": rows[rows["target"] == target]
+        for target, label in enumerate(table.columns)
+    }
+    return {title: target_rows for title, target_rows in rows_of_target.items() if len(target_rows)}
+
+
+def _grids_below(table: Table, all_tables: Sequence[Table]) -> list[Grid]:
+    """Tables below a table: of the values that its search chose, and of one setting for all."""
+    grids = [
+        other.grid() for other in all_tables if other.one_setting and other.dataset == table.dataset
+    ]
+    chosen = table.grid_of_choices()
+    return [chosen, *grids] if chosen else grids
