@@ -33,7 +33,7 @@ from domainbed_carft.results.settings import Group
 from domainbed_carft.runs.evaluation_processes import SweepOptions
 from domainbed_carft.runs.runs_on_suite import evaluate_sweep_on_suite
 from domainbed_carft.sweep import declaration_file, launch
-from domainbed_carft.sweep.fields import Seeds
+from domainbed_carft.sweep.declaration import Seeds
 
 FIRST_TRIAL = 200
 TRIALS_OF_DEMO = 2

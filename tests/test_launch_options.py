@@ -14,7 +14,7 @@ from sweep_jobs import commands, events, run
 from domainbed_carft import launchers, machine
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.launchers import options, slurm, slurm_cluster
+from domainbed_carft.launchers import options, slurm
 from domainbed_carft.launchers.options import PoolOptions, SlurmOptions
 from domainbed_carft.launchers.pool import Pool
 from domainbed_carft.launchers.slurm import Slurm
@@ -300,4 +300,4 @@ def test_a_process_keeps_freed_memory_for_reuse():
 )
 def test_limits_of_time_are_read_as_slurm_reads_them(time, seconds):
     """The forms of sbatch's manual, for --time."""
-    assert slurm_cluster.seconds(time) == seconds
+    assert slurm.seconds(time) == seconds

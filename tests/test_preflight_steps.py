@@ -31,7 +31,6 @@ from domainbed_carft import cli
 from domainbed_carft.clips import backbone
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import slurm as slurm_launcher
-from domainbed_carft.launchers import slurm_cluster
 from domainbed_carft.pictures import loading as picture_loading
 from domainbed_carft.preflight import (
     cards,
@@ -519,7 +518,7 @@ def test_slurm_gets_one_short_job_with_the_resources_of_the_sweeps(
 
     monkeypatch.setattr(slurm_launcher.Slurm, "_submit_all", submit_all)
     monkeypatch.setattr(slurm_launcher.Slurm, "problems", lambda self, sweeps: iter(()))
-    monkeypatch.setattr(slurm_cluster, "states", lambda ids: {})
+    monkeypatch.setattr(slurm_launcher, "states", lambda ids: {})
 
     flags = "--launcher slurm --partition gpu --gpus 1 --cpus 8 --memory_gb 32".split()
     arguments = ["preflight", "demo", "--output_dir", str(output), *flags, "--strict"]
@@ -546,7 +545,7 @@ def test_a_slurm_job_that_writes_nothing_fails_with_the_place_of_its_logs(
 ) -> None:
     monkeypatch.setattr(slurm_launcher.Slurm, "_submit_all", lambda *_: ["12"])
     monkeypatch.setattr(slurm_launcher.Slurm, "problems", lambda self, sweeps: iter(()))
-    monkeypatch.setattr(slurm_cluster, "states", lambda ids: {})
+    monkeypatch.setattr(slurm_launcher, "states", lambda ids: {})
     monkeypatch.setattr(slurm_job, "PATIENCE", 0.0)
 
     output = tmp_path / "out"

@@ -13,9 +13,9 @@ from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.launchers import launch_file
-from domainbed_carft.sweep import launch, printing, second_stage, stages, states
-from domainbed_carft.sweep.job_settings import JobSettings
-from domainbed_carft.sweep.queue import Queue
+from domainbed_carft.sweep import launch, printing, search, states
+from domainbed_carft.sweep.launch import JobSettings
+from domainbed_carft.sweep.states import Queue
 
 
 def values_of(job):
@@ -160,7 +160,7 @@ def test_status_prints_the_command_for_a_second_stage_that_nobody_launches(tmp_p
         plan.declaration,
         tmp_path,
         plan.jobs,
-        search=launch.stages.search_entry(plan.declaration, plan.staged_jobs, plan.command),
+        search=search.search_entry(plan.declaration, plan.staged_jobs, plan.command),
     )
     assert "To launch" not in status_text(tmp_path)
 
@@ -318,14 +318,14 @@ def test_a_small_job_waits_for_all_of_the_first_stage(
     listed, small_jobs, waits_for, tmp_path, monkeypatch
 ):
     queue = Queue({}, [], [], listed, "", {})
-    monkeypatch.setattr(second_stage, "queue_of", lambda output: queue)
+    monkeypatch.setattr(search, "queue_of", lambda output: queue)
     for number, job_id in enumerate(small_jobs):
         launch_of_it = launch_file.begin("slurm", tmp_path, f"second-stage{number}")
         launch_of_it.jobs["second-stage"] = job_id
         os.close(launch_of_it.write())
 
     launcher = _Slurm()
-    second_stage.submit(launcher, tmp_path, ["sweep", "launch", "x.yaml"])
+    search.submit(launcher, tmp_path, ["sweep", "launch", "x.yaml"])
     assert [after for _, after in launcher.submitted] == ([waits_for] if waits_for else [])
     for words, _ in launcher.submitted:
         assert words[1:] == ["-m", "domainbed_carft", "sweep", "launch", "x.yaml", "--second_stage"]
@@ -350,7 +350,7 @@ def test_the_second_stage_alone_is_refused_until_the_first_is_done(tmp_path, cap
 
 
 def test_the_command_of_the_second_stage_has_all_flags_of_the_first():
-    words = stages.launch_command(
+    words = launch.launch_command(
         Path("/out"),
         "D",
         "slurm",

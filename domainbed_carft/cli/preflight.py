@@ -16,7 +16,7 @@ from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.text import printable, quantity
 
 if TYPE_CHECKING:
-    from domainbed_carft.sweep.launch_plan import LaunchPlan
+    from domainbed_carft.sweep.launch import LaunchPlan
     from domainbed_carft.sweep.preflight_file import Preflight, PrintedRow
 
 # Exit statuses.

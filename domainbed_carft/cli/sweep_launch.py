@@ -17,7 +17,7 @@ from domainbed_carft.questions import confirm
 from domainbed_carft.text import printable, quantity
 
 if TYPE_CHECKING:
-    from domainbed_carft.sweep.launch_plan import LaunchPlan
+    from domainbed_carft.sweep.launch import LaunchPlan
     from domainbed_carft.sweep.preflight_file import Preflight
     from domainbed_carft.sweep.states import Status
 
@@ -170,7 +170,7 @@ def _require_second_stage(plan: LaunchPlan) -> None:
 def plan(arguments: argparse.Namespace) -> LaunchPlan:
     """The plan of a launch with these arguments. Raises CarftError as `sweep.launch.plan`."""
     from domainbed_carft.sweep import launch
-    from domainbed_carft.sweep.job_settings import JobSettings
+    from domainbed_carft.sweep.launch import JobSettings
 
     return launch.plan(
         arguments.sweep,
@@ -248,7 +248,7 @@ def _readable_preflight(plan: LaunchPlan) -> Preflight | None:
 def _print_stages(plan: LaunchPlan) -> None:
     """Say how many jobs each stage of a search has, and on which trials."""
     from domainbed_carft.jobs.job import CHOOSE, REPEAT
-    from domainbed_carft.jobs.search import trials_phrase
+    from domainbed_carft.jobs.manifest import trials_phrase
     from domainbed_carft.sweep import printing
 
     by_stage = plan.statuses_by_stage

@@ -18,8 +18,7 @@ from domainbed_carft.jobs.folder import MAX_ATTEMPTS
 from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt
-from domainbed_carft.launchers.attempt import Outcome, VariablesOf
-from domainbed_carft.launchers.children import Children, stopping
+from domainbed_carft.launchers.attempt import Children, Outcome, VariablesOf, stopping
 from domainbed_carft.launchers.launch_file import announce
 from domainbed_carft.launchers.options import PoolOptions
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError
-from domainbed_carft.launchers import launch_file, slurm_cluster
+from domainbed_carft.launchers import launch_file, slurm
 from domainbed_carft.launchers.options import SlurmOptions
 from domainbed_carft.launchers.slurm import Slurm
 from domainbed_carft.sweep import preflight_file
-from domainbed_carft.sweep.launch_plan import LaunchPlan
+from domainbed_carft.sweep.launch import LaunchPlan
 from domainbed_carft.sweep.preflight_file import Preflight
 
 NAME = "preflight"
@@ -44,7 +44,7 @@ def run(plan: LaunchPlan, words: Sequence[str]) -> Preflight:
     try:
         _wait_for(job_id)
     except KeyboardInterrupt:
-        slurm_cluster.cancel([job_id])
+        slurm.cancel([job_id])
         raise
 
     deadline = time.monotonic() + PATIENCE
@@ -60,7 +60,7 @@ def run(plan: LaunchPlan, words: Sequence[str]) -> Preflight:
 
 def _wait_for(job_id: str) -> None:
     """Wait until SLURM has no such job any more."""
-    while slurm_cluster.states([job_id]):
+    while slurm.states([job_id]):
         time.sleep(POLL_SECONDS)
 
 

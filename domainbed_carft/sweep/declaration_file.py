@@ -13,10 +13,18 @@ from domainbed_carft.errors import CarftError, Place, Problem, raise_for
 from domainbed_carft.files import parsing, validation
 from domainbed_carft.files.parsing import YamlPath, YamlSource
 from domainbed_carft.paths import AnyPath, as_path
-from domainbed_carft.sweep import name_checks
-from domainbed_carft.sweep.declaration import Declaration
-from domainbed_carft.sweep.fields import Override, Search, SearchOverride, Seeds, Trials, Variant
-from domainbed_carft.sweep.shape import Shape, folder_name
+from domainbed_carft.sweep import declaration_checks
+from domainbed_carft.sweep.declaration import (
+    Declaration,
+    Override,
+    Search,
+    SearchOverride,
+    Seeds,
+    Shape,
+    Trials,
+    Variant,
+    folder_name,
+)
 from domainbed_carft.text import unknown
 
 MOST_JOBS = 100_000
@@ -62,7 +70,7 @@ def parse(text: str, name: str) -> Declaration:
     shape = _parse_shape(document, source)
     _require_few_jobs(shape, source)
 
-    checked = name_checks.check(shape, source)
+    checked = declaration_checks.check(shape, source)
     problems = checked.problems
     if clash := _shared_folder(shape):
         message = f"several combinations would share {clash}; use named variants instead"

@@ -2,43 +2,199 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import files, launchers
-from domainbed_carft.errors import CarftError, as_problem, problems_of, raise_for
-from domainbed_carft.jobs import manifest
+from domainbed_carft import files, launchers, process_variables
+from domainbed_carft.errors import CarftError, Problem, as_problem, problems_of, raise_for
+from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.jobs.search import Search
+from domainbed_carft.jobs.manifest import Search
 from domainbed_carft.launchers import Launcher
 from domainbed_carft.launchers.attempt import Outcome
 from domainbed_carft.launchers.slurm import Slurm
 from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep import (
+    costs,
     data_checks,
     declaration_file,
     host,
     printing,
-    second_stage,
-    stages,
+    search,
     states,
 )
+from domainbed_carft.sweep.costs import Cost, Group
+from domainbed_carft.sweep.data_checks import DataVerdict
 from domainbed_carft.sweep.declaration import Declaration
-from domainbed_carft.sweep.job_settings import (
-    JobSettings,
-    JobVariables,
-    skips_training_in_splits,
-)
-from domainbed_carft.sweep.launch_plan import LaunchPlan, launchable_jobs
-from domainbed_carft.sweep.queue import queue_of
-from domainbed_carft.sweep.states import Status
+from domainbed_carft.sweep.preflight_file import Preflight
+from domainbed_carft.sweep.search import StagedJobs
+from domainbed_carft.sweep.states import Status, queue_of
+
+SKIP_VARIABLE = process_variables.SKIP_TRAINING_IN_SPLITS.name
+
+RUN_HERE = ("local", "pool")
 
 # How often a launch that has no more jobs looks whether another one still runs some.
 OTHER_LAUNCH_POLL_SECONDS = 1.0
+
+JobVariables = Callable[[Job], Mapping[str, str]]  # the process variables of a job
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """Settings of all jobs that are not part of their identity; None leaves each to its default.
+
+    ``log`` names the scalar logs: tensorboard, wandb.
+    """
+
+    keep_weights: str | None = None
+    pictures: str | None = None
+    picture_cache: str | None = None
+    log: Sequence[str] = ()
+
+    def variables(self, job: Job, sweep_name: str) -> dict[str, str]:
+        """The process variables by which a job of the sweep gets these settings."""
+        variables = {
+            process_variables.KEEP_WEIGHTS.name: self.keep_weights,
+            process_variables.PICTURES.name: self.pictures,
+            process_variables.PICTURE_CACHE.name: self.picture_cache,
+            process_variables.LOG.name: " ".join(self.log),
+        }
+        if "wandb" in self.log and "WANDB_RUN_GROUP" not in os.environ:  # a user's own stays
+            variables["WANDB_RUN_GROUP"] = f"{sweep_name}/{job.variant}".rstrip("/")
+        return {name: value for name, value in variables.items() if value}
+
+
+def skips_training_in_splits(
+    output: Path, jobs: Sequence[Job], chosen: bool | None = None
+) -> bool | None:
+    """Whether the jobs leave out the accuracies on the training environments' in-splits.
+
+    The first of these decides: ``chosen``, the user's variable, the manifest of the sweep, the
+    records of a sweep that 0.1.0 began. A new sweep leaves them out. Returns None for a domainbed
+    whose train always has them. Raises CarftError for another value of the variable.
+    """
+    if not host.skips_in_splits():
+        return None
+    if chosen is not None:
+        return chosen
+
+    variable = process_variables.SKIP_TRAINING_IN_SPLITS.read()
+    if variable not in ("", "0", "1"):
+        raise CarftError(Problem(SKIP_VARIABLE, variable, expected="0 or 1"))
+    if variable:
+        return variable == "1"
+
+    sweep = manifest.read(output) if output.is_dir() else None
+    if sweep and sweep.skip_training_in_splits is not None:
+        return sweep.skip_training_in_splits
+
+    # 0.1.0 evaluated them unless a flag said otherwise, which only the records tell.
+    recorded_args = [args for job in jobs if (args := records.recorded_arguments(job.folder))]
+    if recorded_args or sweep:
+        skips = [args.get("skip_training_in_splits") is True for args in recorded_args]
+        return bool(skips) and all(skips)
+    return True
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """A launch before it begins: nothing has been written, and nothing runs.
+
+    ``statuses`` are the states of all jobs of the sweep when the plan was made, ``verdicts`` those
+    on its data. Of a search with stages the second one's jobs are known, and have states, once the
+    first is done; ``command`` has the words after ``carft`` that launch them then.
+    ``skips_training_in_splits`` is None for a domainbed that cannot. ``log_problems`` and
+    ``launcher_problems`` are why the jobs could not log, and why the launcher could not run.
+    """
+
+    declaration: Declaration
+    data_dir: str
+    output: Path
+    launcher: Launcher
+    launcher_name: str
+    staged_jobs: StagedJobs
+    statuses: Sequence[Status]
+    job_variables: JobVariables
+    skips_training_in_splits: bool | None
+    verdicts: Sequence[DataVerdict] = ()
+    launcher_problems: Sequence[Problem] = ()
+    log_problems: Sequence[Problem] = ()
+    command: Sequence[str] = ()
+
+    @property
+    def waiting_jobs(self) -> Sequence[Job]:
+        """Jobs that stand for a second stage whose values are not chosen yet."""
+        return self.staged_jobs.waiting
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs of the sweep, each in its folder."""
+        return [status.job for status in self.statuses]
+
+    @property
+    def jobs_to_run(self) -> list[Job]:
+        """The jobs that the launcher gets."""
+        return launchable_jobs(self.statuses, self.launcher_name)
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the jobs run on this machine, which then needs their data."""
+        return self.launcher_name in RUN_HERE
+
+    @property
+    def statuses_by_stage(self) -> dict[str, list[Status]]:
+        """Stage -> the states of its jobs; "" for those of a sweep without stages."""
+        by_stage: dict[str, list[Status]] = {}
+        for status in self.statuses:
+            by_stage.setdefault(status.job.role.stage, []).append(status)
+        return by_stage
+
+    @property
+    def data_problems(self) -> list[Problem]:
+        """Broken data, which jobs would refuse wherever they run."""
+        return [verdict.broken for verdict in self.verdicts if verdict.broken]
+
+    @property
+    def problems(self) -> list[Problem]:
+        """All that a launch would be refused for."""
+        problems = [*self.launcher_problems, *self.log_problems]
+        for verdict in self.verdicts:
+            if verdict.broken:
+                problems.append(verdict.broken)
+            if verdict.missing and self.runs_here:
+                problems.append(verdict.missing)
+        return problems
+
+    def variables(self, job: Job) -> dict[str, str]:
+        """The process variables of a job: one for what is evaluated, unless the plan's set it."""
+        skip_variable: dict[str, str] = {}
+        if self.skips_training_in_splits is not None:
+            skip_variable[SKIP_VARIABLE] = "1" if self.skips_training_in_splits else "0"
+        return {**skip_variable, **self.job_variables(job)}
+
+    def costs(self, preflight: Preflight | None = None) -> dict[Group, Cost]:
+        """Jobs, steps, pictures and hours of each variant, data set and algorithm, and of all.
+
+        ``preflight``: the sweep's rehearsal, for what no record tells.
+        """
+        facts = self.declaration.facts
+        waiting = [states.status(job, facts) for job in self.waiting_jobs]
+        skips = bool(self.skips_training_in_splits)
+        return costs.costs([*self.statuses, *waiting], facts, skips, preflight)
+
+
+def launchable_jobs(statuses: Sequence[Status], launcher_name: str) -> list[Job]:
+    """The jobs for a launcher; one that runs jobs here also gets those queued by others."""
+    launchable = [states.NOT_LAUNCHED, states.INTERRUPTED]
+    if launcher_name in RUN_HERE:
+        launchable.append(states.QUEUED)
+    return [status.job for status in statuses if status.state in launchable]
 
 
 def plan(
@@ -73,7 +229,7 @@ def plan(
         job_variables=lambda job: settings.variables(job, output.absolute().name),
         skip_training_in_splits=skip_training_in_splits,
     )
-    command = stages.launch_command(
+    command = launch_command(
         output,
         data_dir,
         launcher,
@@ -136,7 +292,7 @@ def run_plan(launch_plan: LaunchPlan) -> list[Status]:
     if launch_plan.launcher_name == "slurm":
         is_followed = launch_plan.waiting_jobs and launch_plan.command
         if is_followed and isinstance(launch_plan.launcher, Slurm):
-            second_stage.submit(launch_plan.launcher, launch_plan.output, launch_plan.command)
+            search.submit(launch_plan.launcher, launch_plan.output, launch_plan.command)
         return unfinished
 
     if launch_plan.waiting_jobs and not unfinished:
@@ -155,7 +311,7 @@ def _run_launchable_jobs(launch_plan: LaunchPlan) -> list[Status]:
         launch_plan.output,
         jobs,
         launch_plan.skips_training_in_splits,
-        stages.search_entry(launch_plan.declaration, launch_plan.staged_jobs, launch_plan.command),
+        search.search_entry(launch_plan.declaration, launch_plan.staged_jobs, launch_plan.command),
     )
 
     variables = launch_plan.variables
@@ -182,7 +338,7 @@ def _planned_anew(launch_plan: LaunchPlan) -> LaunchPlan:
     """A plan with the jobs and states of now, which may be those of a second stage."""
     declaration = launch_plan.declaration
     output = launch_plan.output
-    jobs = stages.staged_jobs(declaration, launch_plan.data_dir, output)
+    jobs = search.staged_jobs(declaration, launch_plan.data_dir, output)
     statuses = states.statuses_of(jobs.launchable, declaration.facts, queue_of(output))
     return replace(launch_plan, staged_jobs=jobs, statuses=statuses)
 
@@ -212,6 +368,50 @@ def write_manifest(
     files.save_text(output / manifest.DECLARATION_FILE, declaration.text)
 
 
+def launch_command(
+    output: Path,
+    data_dir: str,
+    launcher: str,
+    *,
+    options: Mapping[str, Any],
+    settings: JobSettings,
+    skips_training_in_splits: bool | None,
+) -> list[str]:
+    """The words after ``carft`` that launch what an output folder's sweep still lacks."""
+    folder = os.path.abspath(output)
+    declaration = os.path.join(folder, manifest.DECLARATION_FILE)
+    words = ["sweep", "launch", declaration, "--output_dir", folder]
+    words += ["--data_dir", data_dir, "--launcher", launcher, "--yes"]
+    for name, value in options.items():
+        words += _option_words(name, value)
+
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if value and field.name != "log":
+            words += [f"--{field.name}", str(value)]
+    if settings.log:
+        words += ["--log", *settings.log]
+    if skips_training_in_splits is not None:
+        words.append(
+            "--skip_training_in_splits" if skips_training_in_splits else "--training_in_splits"
+        )
+    return words
+
+
+def _option_words(name: str, value: Any) -> list[str]:
+    """A launcher's option as flags; one that may be repeated as several."""
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        value = [key if item is True else f"{key}={item}" for key, item in value.items()]
+    values = value if isinstance(value, (list, tuple)) else [value]
+
+    words = []
+    for item in values:
+        words += [f"--{name}", str(item)]
+    return words
+
+
 def _load(
     sweep: AnyPath | Declaration, launcher: str, options: Mapping[str, Any]
 ) -> tuple[Declaration, Launcher]:
@@ -238,7 +438,7 @@ def _plan_without_checks(
     skip_training_in_splits: bool | None,
 ) -> LaunchPlan:
     """A plan that has looked neither at the data nor at what the launcher needs."""
-    jobs = stages.staged_jobs(declaration, data_dir, output)
+    jobs = search.staged_jobs(declaration, data_dir, output)
     statuses = states.statuses_of(jobs.launchable, declaration.facts, queue_of(output))
     skips = skips_training_in_splits(output, jobs.launchable, skip_training_in_splits)
     return LaunchPlan(

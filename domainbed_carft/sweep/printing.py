@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import CHOOSE, REPEAT
-from domainbed_carft.jobs.search import ChosenValues, trials_phrase
-from domainbed_carft.launchers import slurm_cluster
+from domainbed_carft.jobs.manifest import ChosenValues, trials_phrase
+from domainbed_carft.launchers import slurm
 from domainbed_carft.sweep import states
 from domainbed_carft.sweep.states import Status, SweepState
 from domainbed_carft.text import NO_ESTIMATE, limited, printable, progress, quantity, table
@@ -66,14 +66,14 @@ def overview(statuses: Sequence[Status]) -> str:
 def waiting_lines(statuses: Iterable[Status]) -> list[str]:
     """How many jobs wait in SLURM for which of its reasons, and what to do if they never start."""
     counter = Counter(status.slurm_reason for status in statuses)
-    reasons = [reason for reason in counter if reason not in ("", slurm_cluster.NO_REASON)]
+    reasons = [reason for reason in counter if reason not in ("", slurm.NO_REASON)]
     if not reasons:
         return []
 
     lines = ["Waiting in SLURM:"]
     for reason in sorted(reasons):
         line = f"  {quantity(counter[reason], 'job')}: {reason}"
-        if slurm_cluster.is_lasting(reason):
+        if slurm.is_lasting(reason):
             line += ". SLURM does not start them: carft sweep cancel, change the request, launch"
         lines.append(printable(line))
     return lines

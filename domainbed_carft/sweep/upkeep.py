@@ -15,13 +15,18 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
-from domainbed_carft.jobs.deletion import delete_claimed, delete_remains
-from domainbed_carft.jobs.folder import UNKNOWN, Held, Holder, JobFolder
-from domainbed_carft.launchers import slurm_cluster
+from domainbed_carft.jobs.folder import (
+    UNKNOWN,
+    Held,
+    Holder,
+    JobFolder,
+    delete_claimed,
+    delete_remains,
+)
+from domainbed_carft.launchers import slurm
 from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep import states
-from domainbed_carft.sweep.queue import Queue, queue_of
-from domainbed_carft.sweep.states import Status, SweepState
+from domainbed_carft.sweep.states import Queue, Status, SweepState, queue_of
 
 SECONDS_TO_SAVE = 120  # that stopped jobs have
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -100,7 +105,7 @@ def cancel(state: SweepState) -> CancelReport:
     queue = state.queue
     unreachable = [queue.note] if queue.note else []
     if queue.slurm_states:
-        slurm_cluster.cancel(queue.slurm_states)
+        slurm.cancel(queue.slurm_states)
 
     signalled_pids = {
         launch.pid for launch in queue.live_launches if _signal_to_stop(launch.host, launch.pid)
