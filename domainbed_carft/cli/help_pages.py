@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from domainbed_carft.launchers import options
+
 WIDTH = 79
 
 # The end of ``carft --help``: what no command of ``carft`` does.
@@ -137,7 +139,10 @@ PAGES = {
     ),
     "carft sweep status": HelpPage(
         "OUTPUT_DIR [options]",
-        {"carft sweep status OUT --watch 30": "refresh every 30 seconds"},
+        {
+            "carft sweep status OUT": "which jobs run, wait, have failed or are done",
+            "carft sweep status OUT --json": "for scripts",
+        },
     ),
     "carft sweep retry": HelpPage(
         "OUTPUT_DIR [options]",
@@ -150,6 +155,17 @@ PAGES = {
         "OUTPUT_DIR [options]",
         {"carft sweep clean OUT --incomplete": "asks before it deletes jobs"},
     ),
+}
+
+
+# Command -> the name of a flag of 0.2.0 that went, such as "picture_cache" -> what takes its place.
+REMOVED_FLAGS = {
+    "carft sweep launch": {
+        **options.REMOVED,
+        "second_stage": "leave it out; a launch does what the sweep lacks, its second stage too",
+        "skip_training_in_splits": "give --training_in_splits no",
+    },
+    "carft sweep status": {"watch": "run watch -n 30 carft sweep status OUT"},
 }
 
 
@@ -177,9 +193,18 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse words in which every flag may have hyphens or underscores."""
+        """Parse words in which every flag may have hyphens or underscores.
+
+        A flag that went is refused with what takes its place.
+        """
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)
+        for word in words[:end]:
+            flag = word.partition("=")[0]
+            name = flag[2:].replace("-", "_") if flag.startswith("--") else ""
+            successor = REMOVED_FLAGS.get(self.prog, {}).get(name)
+            if successor:
+                self.error(f"the flag {flag} is no more: {successor}")
         return super().parse_known_args(
             [*map(self._as_declared, words[:end]), *words[end:]], namespace
         )

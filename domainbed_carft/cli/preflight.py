@@ -138,7 +138,7 @@ def rehearsal_words(arguments: argparse.Namespace, plan: LaunchPlan) -> list[str
         if value:
             words += [f"--{flag}", value]
     if plan.skips_training_in_splits is False:
-        words.append("--training_in_splits")
+        words += ["--training_in_splits", "yes"]
     return words
 
 

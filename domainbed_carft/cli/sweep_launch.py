@@ -48,11 +48,6 @@ def _add_launch_flags(parser: Any) -> None:
     add("--data_dir", help="folder that contains the data sets' folders")
     add("--output_dir", type=Path, required=True, help="folder for the jobs")
     add("--dry-run", action="store_true", help="print the cost, and run nothing")
-    add(
-        "--second_stage",
-        action="store_true",
-        help="launch only the second stage of a search; refused until the first is done",
-    )
     add_yes(parser)
 
 
@@ -79,21 +74,13 @@ def add_job_flags(parser: Any) -> None:
         f"for nothing (default: ${process_variables.PICTURE_CACHE.name}, else a quarter of the "
         "memory, at most 8G, under SLURM nothing)",
     )
-    splits = jobs.add_mutually_exclusive_group()
-    splits.add_argument(
+    add(
         "--training_in_splits",
-        action="store_false",
-        dest="skip_training_in_splits",
-        default=None,
-        help="also evaluate the training environments' in-splits, which takes most of the "
-        "evaluation's time and which no selection uses",
-    )
-    splits.add_argument(
-        "--skip_training_in_splits",
-        action="store_true",
-        default=None,
-        help=f"do not evaluate them (default: ${process_variables.SKIP_TRAINING_IN_SPLITS.name}, "
-        "else as the sweep was begun; new sweeps skip them)",
+        choices=("yes", "no"),
+        help="whether to evaluate the training environments' in-splits, too, which takes most of "
+        "the evaluation's time and which no selection uses (default: the opposite of "
+        f"${process_variables.SKIP_TRAINING_IN_SPLITS.name}, else as the sweep was begun; new "
+        "sweeps: no)",
     )
     add(
         "--log",
@@ -129,8 +116,6 @@ def _launch(arguments: argparse.Namespace) -> int:
         return _dry_run(launch_plan)
 
     raise_for(launch_plan.problems)
-    if arguments.second_stage:
-        _require_second_stage(launch_plan)
     _print_plan(launch_plan)
     _print_failed(launch_plan)
     _print_waiting(launch_plan.statuses)
@@ -151,20 +136,9 @@ def _launch(arguments: argparse.Namespace) -> int:
         print(printing.failures(unfinished, launch_plan.output), file=sys.stderr)
     elif launch_plan.launcher_name == "slurm" and launch_plan.jobs_to_run:
         watch = printing.command_line("status", launch_plan.output)
-        print(f"Submitted. To watch the jobs: {watch} --watch 30")
+        print(f"Submitted. To watch the jobs: watch -n 30 {watch}")
         _print_waiting(states.of_output(launch_plan.output).statuses)
     return int(bool(unfinished))
-
-
-def _require_second_stage(plan: LaunchPlan) -> None:
-    """Refuse `--second_stage` for a sweep without stages, or while the first is not done."""
-    from domainbed_carft.sweep import printing
-
-    if not plan.declaration.has_stages:
-        raise CarftError("--second_stage: the sweep has no search with choose_on, so no stages")
-    if plan.waiting_jobs:
-        counts = printing.counts_phrase(plan.statuses)
-        raise CarftError(f"--second_stage: the first stage is not done: {counts}")
 
 
 def plan(arguments: argparse.Namespace) -> LaunchPlan:
@@ -172,6 +146,7 @@ def plan(arguments: argparse.Namespace) -> LaunchPlan:
     from domainbed_carft.sweep import launch
     from domainbed_carft.sweep.launch import JobSettings
 
+    in_splits = arguments.training_in_splits
     return launch.plan(
         arguments.sweep,
         arguments.data_dir,
@@ -184,7 +159,7 @@ def plan(arguments: argparse.Namespace) -> LaunchPlan:
             picture_cache=arguments.picture_cache,
             log=arguments.log,
         ),
-        skip_training_in_splits=arguments.skip_training_in_splits,
+        skip_training_in_splits=None if in_splits is None else in_splits == "no",
     )
 
 

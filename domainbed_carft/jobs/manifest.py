@@ -46,7 +46,6 @@ class Search:
 
     ``method``: the selection method that chooses; ``choose_by``: "dataset" or "target".
     ``repeats``: number of jobs of the second stage; ``chosen``: empty until the first is done.
-    ``command``: the words of the command line that launches what is missing.
     """
 
     method: str
@@ -55,7 +54,6 @@ class Search:
     repeat_on: tuple[int, ...]
     repeats: int
     chosen: tuple[ChosenValues, ...] = ()
-    command: tuple[str, ...] = ()
 
     def is_chosen(self, job: Job) -> bool:
         """Whether a job of the second stage trains the values that the first one chose."""
@@ -84,7 +82,6 @@ def parse_search(content: Any) -> Search:
         repeat_on=tuple(map(int, content["repeat_on"])),
         repeats=int(content["repeats"]),
         chosen=tuple(map(_parse_chosen, content["chosen"])),
-        command=tuple(map(str, content["command"])),
     )
 
 

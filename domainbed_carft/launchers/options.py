@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,15 +63,17 @@ class SlurmOptions:
     cpus: Annotated[int, Ge(1)] = _option(1, "cores per job, for its threads and loaders")
     memory_gb: Annotated[float, Gt(0)] | None = _option(None, "main memory per job, in GB")
     array_cap: Annotated[int, Ge(1)] = _option(100, "jobs at a time")
-    array_size: Annotated[int, Ge(1)] = _option(1000, "jobs per submission; others wait for it")
-    signal_seconds: Annotated[int, Ge(10)] = _option(
-        120, "seconds before the time limit at which a job saves its state and stops"
-    )
     setup: tuple[str, ...] = _option((), "shell line first, as 'module load cuda'", repeated=True)
     extra: Mapping[str, str | bool] | None = _option(
         None, "KEY=VALUE for sbatch, such as constraint=a100", repeated=True
     )
 
+
+# Options of 0.2.0 that went -> what takes their place.
+REMOVED = {
+    "array_size": "leave it out; an array has as many jobs as the cluster allows (MaxArraySize)",
+    "signal_seconds": "leave it out; a job is told to save two minutes before its time limit",
+}
 
 OPTIONS: dict[str, type] = {
     "dummy": dataclasses.make_dataclass("NoOptions", ()),
@@ -95,7 +97,7 @@ def resolve(launcher: str, caller_options: Mapping[str, Any]) -> Any:
     merged |= {name: value for name, value in caller_options.items() if value is not None}
     valid_names = [field.name for field in dataclasses.fields(OPTIONS[launcher])]
     problems = [
-        Problem(message=text.unknown(f"option of {launcher}", name, valid_names))
+        _unknown_option(launcher, name, valid_names)
         for name in sorted(merged.keys() - set(valid_names))
     ]
 
@@ -106,6 +108,12 @@ def resolve(launcher: str, caller_options: Mapping[str, Any]) -> Any:
         problems += [_as_problem(launcher, details) for details in error.errors()]
     raise_for(problems)
     return resolved
+
+
+def _unknown_option(launcher: str, name: str, valid_names: Sequence[str]) -> Problem:
+    if name in REMOVED:
+        return Problem(message=f"the option {name} is no more", remedy=REMOVED[name])
+    return Problem(message=text.unknown(f"option of {launcher}", name, valid_names))
 
 
 def _as_problem(launcher: str, error: Mapping[str, Any]) -> Problem:

@@ -55,8 +55,13 @@ _LOCK_PATIENCE = 30.0  # seconds
 # How often a job that another process holds is restarted: SLURM waits two minutes in between.
 _MAX_RESTARTS = 5
 
-# Of a job's time between the signal and the end, the share in which it may save its state.
+# How long before its time limit a job is told to save its state and stop, and for how much of that
+# time it may save.
+SIGNAL_SECONDS = 120
 _SHARE_FOR_SAVING = 0.7
+
+# Jobs of an array where the cluster does not say how many it allows.
+_USUAL_ARRAY = 1000
 
 # After so many submitit gives a job up; for us time-outs are no failures.
 _MAX_TIMEOUTS = 10**9
@@ -183,7 +188,7 @@ class Slurm:
             self.options.cpus, n_gpus > 0, user_variables={}, processes=max(1, n_gpus)
         )
         common_variables |= own_methods.variables()
-        patience = _SHARE_FOR_SAVING * self.options.signal_seconds
+        patience = _SHARE_FOR_SAVING * SIGNAL_SECONDS
 
         sweeps: dict[Path, list[_Element]] = {}
         for job in jobs:
@@ -244,7 +249,7 @@ class Slurm:
         """
         launch = launch_file.begin("slurm", sweep)
         os.close(launch.write())  # where nothing can be noted, nothing is submitted
-        size = min(self.options.array_size, largest_array() or sys.maxsize)
+        size = largest_array() or _USUAL_ARRAY
 
         for begin in range(0, len(elements), size):
             chunk = elements[begin : begin + size]
@@ -269,15 +274,15 @@ class Slurm:
             )
         return previous_array
 
-    def submit_command(
+    def submit_job(
         self,
-        words: Sequence[str],
+        function: Callable[[], None],
         sweep: Path,
         name: str,
         after: Iterable[str] = (),
         is_small: bool = True,
     ) -> str:
-        """Submit one job that runs a command line when the jobs ``after`` have ended.
+        """Submit one job that calls a function when the jobs ``after`` have ended.
 
         It has one core and no GPU if it ``is_small``, else what a job of the sweep has. It is
         listed among the launches of the folder ``sweep`` as ``name``. Returns its SLURM id. Raises
@@ -294,9 +299,7 @@ class Slurm:
 
         try:
             os.close(launch.write())
-            (job_id,) = self._submit_all(
-                sweep, [_CommandLine(tuple(words), own_methods.variables())], parameters
-            )
+            (job_id,) = self._submit_all(sweep, [function], parameters)
         except CarftError:
             raise
         except Exception as error:  # submitit has its own, for what sbatch answers
@@ -351,7 +354,7 @@ class Slurm:
             "cpus_per_task": options.cpus,
             "gpus_per_node": options.gpus or None,
             "array_parallelism": options.array_cap,
-            "signal_delay_s": options.signal_seconds,
+            "signal_delay_s": SIGNAL_SECONDS,
             "setup": list(options.setup) or None,
             "mem": f"{int(1024 * options.memory_gb)}MB" if options.memory_gb else None,
             # Since SLURM 22.05 a step does not know how many cores its job was given.
@@ -410,25 +413,12 @@ class _Element:
         raise CarftError(str(outcome))
 
 
-@dataclass(frozen=True)
-class _CommandLine:
-    """What a small SLURM job runs: a command line, in the folder where it was submitted.
-
-    ``variables``: those of its process that are not SLURM's to give.
-    """
-
-    words: tuple[str, ...]
-    variables: Mapping[str, str]
-
-    def __call__(self) -> None:
-        """Run the command; raises CalledProcessError if it fails, so that SLURM shows it."""
-        variables = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_"))
-            or name.startswith(("SLURM_CONF", "SLURM_CLUSTERS"))
-        }
-        subprocess.run(self.words, env={**variables, **self.variables}, check=True)
+def forget_own_job() -> None:
+    """Drop the variables of the SLURM job that this process runs in, before it submits others."""
+    for name in list(os.environ):
+        is_of_cluster = name.startswith(("SLURM_CONF", "SLURM_CLUSTERS"))
+        if name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_")) and not is_of_cluster:
+            del os.environ[name]
 
 
 def _requeue() -> None:

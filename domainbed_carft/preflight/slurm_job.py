@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError
@@ -38,7 +39,7 @@ def run(plan: LaunchPlan, words: Sequence[str]) -> Preflight:
     command = ["env", *settings, sys.executable, "-m", "domainbed_carft", *words]
     plan.output.mkdir(parents=True, exist_ok=True)
     sweep = plan.output.absolute()
-    job_id = Slurm(options).submit_command(command, sweep, NAME, is_small=False)
+    job_id = Slurm(options).submit_job(_CommandLine(command), sweep, NAME, is_small=False)
     print(f"slurm: job {job_id} rehearses the sweep; waiting for it", file=sys.stderr)
 
     try:
@@ -56,6 +57,18 @@ def run(plan: LaunchPlan, words: Sequence[str]) -> Preflight:
             logs = sweep / launch_file.FOLDER / "slurm-logs"
             raise CarftError(f"SLURM job {job_id} ended without a result; see its logs in {logs}")
         time.sleep(POLL_SECONDS)
+
+
+@dataclass(frozen=True)
+class _CommandLine:
+    """What the SLURM job calls: it runs a command line, in the folder where it was submitted."""
+
+    words: Sequence[str]
+
+    def __call__(self) -> None:
+        """Run the command; raises CalledProcessError if it fails, so that SLURM shows it."""
+        slurm.forget_own_job()
+        subprocess.run(self.words, check=True)
 
 
 def _wait_for(job_id: str) -> None:

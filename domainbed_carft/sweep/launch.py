@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files, launchers, process_variables
 from domainbed_carft.errors import CarftError, Problem, as_problem, problems_of, raise_for
-from domainbed_carft.jobs import manifest, records
+from domainbed_carft.jobs import manifest, own_methods, records
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Search
 from domainbed_carft.launchers import Launcher
 from domainbed_carft.launchers.attempt import Outcome
-from domainbed_carft.launchers.slurm import Slurm
+from domainbed_carft.launchers.slurm import Slurm, forget_own_job
 from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep import (
     costs,
@@ -41,8 +40,6 @@ RUN_HERE = ("local", "pool")
 
 # How often a launch that has no more jobs looks whether another one still runs some.
 OTHER_LAUNCH_POLL_SECONDS = 1.0
-
-JobVariables = Callable[[Job], Mapping[str, str]]  # the process variables of a job
 
 
 @dataclass(frozen=True)
@@ -108,9 +105,9 @@ class LaunchPlan:
 
     ``statuses`` are the states of all jobs of the sweep when the plan was made, ``verdicts`` those
     on its data. Of a search with stages the second one's jobs are known, and have states, once the
-    first is done; ``command`` has the words after ``carft`` that launch them then.
-    ``skips_training_in_splits`` is None for a domainbed that cannot. ``log_problems`` and
-    ``launcher_problems`` are why the jobs could not log, and why the launcher could not run.
+    first is done. ``options`` are the caller's, of the launcher. ``skips_training_in_splits`` is
+    None for a domainbed that cannot. ``log_problems`` and ``launcher_problems`` are why the jobs
+    could not log, and why the launcher could not run.
     """
 
     declaration: Declaration
@@ -118,14 +115,14 @@ class LaunchPlan:
     output: Path
     launcher: Launcher
     launcher_name: str
+    options: Mapping[str, Any]
+    settings: JobSettings
+    skips_training_in_splits: bool | None
     staged_jobs: StagedJobs
     statuses: Sequence[Status]
-    job_variables: JobVariables
-    skips_training_in_splits: bool | None
-    verdicts: Sequence[DataVerdict] = ()
-    launcher_problems: Sequence[Problem] = ()
-    log_problems: Sequence[Problem] = ()
-    command: Sequence[str] = ()
+    verdicts: Sequence[DataVerdict]
+    launcher_problems: Sequence[Problem]
+    log_problems: Sequence[Problem]
 
     @property
     def waiting_jobs(self) -> Sequence[Job]:
@@ -139,8 +136,11 @@ class LaunchPlan:
 
     @property
     def jobs_to_run(self) -> list[Job]:
-        """The jobs that the launcher gets."""
-        return launchable_jobs(self.statuses, self.launcher_name)
+        """The jobs that the launcher gets; one that runs them here also those queued by others."""
+        launchable = [states.NOT_LAUNCHED, states.INTERRUPTED]
+        if self.runs_here:
+            launchable.append(states.QUEUED)
+        return [status.job for status in self.statuses if status.state in launchable]
 
     @property
     def runs_here(self) -> bool:
@@ -172,11 +172,11 @@ class LaunchPlan:
         return problems
 
     def variables(self, job: Job) -> dict[str, str]:
-        """The process variables of a job: one for what is evaluated, unless the plan's set it."""
-        skip_variable: dict[str, str] = {}
+        """The process variables of a job: its settings, and which splits it evaluates."""
+        variables = self.settings.variables(job, self.output.absolute().name)
         if self.skips_training_in_splits is not None:
-            skip_variable[SKIP_VARIABLE] = "1" if self.skips_training_in_splits else "0"
-        return {**skip_variable, **self.job_variables(job)}
+            variables[SKIP_VARIABLE] = "1" if self.skips_training_in_splits else "0"
+        return variables
 
     def costs(self, preflight: Preflight | None = None) -> dict[Group, Cost]:
         """Jobs, steps, pictures and hours of each variant, data set and algorithm, and of all.
@@ -187,14 +187,6 @@ class LaunchPlan:
         waiting = [states.status(job, facts) for job in self.waiting_jobs]
         skips = bool(self.skips_training_in_splits)
         return costs.costs([*self.statuses, *waiting], facts, skips, preflight)
-
-
-def launchable_jobs(statuses: Sequence[Status], launcher_name: str) -> list[Job]:
-    """The jobs for a launcher; one that runs jobs here also gets those queued by others."""
-    launchable = [states.NOT_LAUNCHED, states.INTERRUPTED]
-    if launcher_name in RUN_HERE:
-        launchable.append(states.QUEUED)
-    return [status.job for status in statuses if status.state in launchable]
 
 
 def plan(
@@ -220,60 +212,28 @@ def plan(
         data_dir = data_checks.default_data_dir(declaration.datasets)
     data_dir = os.fspath(as_path(data_dir))
 
-    launch_plan = _plan_without_checks(
-        declaration,
-        data_dir,
-        output,
-        launcher_object,
-        launcher_name=launcher,
-        job_variables=lambda job: settings.variables(job, output.absolute().name),
-        skip_training_in_splits=skip_training_in_splits,
-    )
-    command = launch_command(
-        output,
-        data_dir,
-        launcher,
-        options=options or {},
-        settings=settings,
-        skips_training_in_splits=launch_plan.skips_training_in_splits,
-    )
-    all_jobs = [*launch_plan.jobs, *launch_plan.waiting_jobs]
+    jobs = search.staged_jobs(declaration, data_dir, output)
     log_problems: Sequence[str] = ()
     if settings.log:  # as each job would refuse it: a train that cannot log, a missing library
         log_problems = host.module("lib.scalar_logs").problems(settings.log)
-    return replace(
-        launch_plan,
-        verdicts=data_checks.verdicts(declaration.datasets, all_jobs, data_dir),
+
+    return LaunchPlan(
+        declaration=declaration,
+        data_dir=data_dir,
+        output=output,
+        launcher=launcher_object,
+        launcher_name=launcher,
+        options=options or {},
+        settings=settings,
+        skips_training_in_splits=skips_training_in_splits(
+            output, jobs.launchable, skip_training_in_splits
+        ),
+        staged_jobs=jobs,
+        statuses=states.statuses_of(jobs.launchable, declaration.facts, queue_of(output)),
+        verdicts=data_checks.verdicts(declaration.datasets, [*jobs.first, *jobs.second], data_dir),
         launcher_problems=[*map(as_problem, launchers.problems(launcher_object, [output]))],
         log_problems=[*map(as_problem, log_problems)],
-        command=command,
     )
-
-
-def run(
-    declaration: Declaration,
-    data_dir: AnyPath,
-    output: AnyPath,
-    launcher: Launcher,
-    launcher_name: str = "pool",
-    job_variables: JobVariables | None = None,
-    skip_training_in_splits: bool | None = None,
-) -> list[Status]:
-    """Run the jobs of a sweep that are not done, by a launcher of `launchers.make`.
-
-    ``job_variables`` gives each job more process variables. ``skip_training_in_splits`` is resolved
-    as by the function `skips_training_in_splits`. Returns what `run_plan` does.
-    """
-    launch_plan = _plan_without_checks(
-        declaration,
-        os.fspath(data_dir),
-        as_path(output),
-        launcher,
-        launcher_name=launcher_name,
-        job_variables=job_variables or (lambda job: {}),
-        skip_training_in_splits=skip_training_in_splits,
-    )
-    return run_plan(launch_plan)
 
 
 def run_plan(launch_plan: LaunchPlan) -> list[Status]:
@@ -288,45 +248,56 @@ def run_plan(launch_plan: LaunchPlan) -> list[Status]:
         launch_plan.launcher(launch_plan.jobs_to_run, launch_plan.variables)
         return []
 
-    unfinished = _run_launchable_jobs(launch_plan)
-    if launch_plan.launcher_name == "slurm":
-        is_followed = launch_plan.waiting_jobs and launch_plan.command
-        if is_followed and isinstance(launch_plan.launcher, Slurm):
-            search.submit(launch_plan.launcher, launch_plan.output, launch_plan.command)
-        return unfinished
-
-    if launch_plan.waiting_jobs and not unfinished:
-        return _run_launchable_jobs(_planned_anew(launch_plan))
-    return unfinished
-
-
-def _run_launchable_jobs(launch_plan: LaunchPlan) -> list[Status]:
-    """Run the jobs of a plan whose values are known; returns what `run_plan` does."""
-    # Others may have launched since the plan was made.
-    jobs = launch_plan.jobs
-    statuses = _statuses(jobs, launch_plan)
-    jobs_to_run = launchable_jobs(statuses, launch_plan.launcher_name)
     write_manifest(
         launch_plan.declaration,
         launch_plan.output,
-        jobs,
+        launch_plan.jobs,
         launch_plan.skips_training_in_splits,
-        search.search_entry(launch_plan.declaration, launch_plan.staged_jobs, launch_plan.command),
+        search.search_entry(launch_plan.declaration, launch_plan.staged_jobs),
     )
-
-    variables = launch_plan.variables
     if launch_plan.launcher_name == "slurm":
-        launch_plan.launcher(jobs_to_run, variables)
-        return [] if jobs_to_run else [s for s in statuses if s.state == states.FAILED]
+        return _submit(launch_plan)
 
-    endings: Sequence[Outcome] = ()
-    if jobs_to_run or any(status.state == states.RUNNING for status in statuses):
+    unfinished = _run_here(launch_plan)
+    if launch_plan.waiting_jobs and not unfinished:
+        return run_plan(_planned_second_stage(launch_plan))
+    return unfinished
+
+
+def _submit(launch_plan: LaunchPlan) -> list[Status]:
+    """Submit the jobs, and a small one for a second stage; returns what `run_plan` does."""
+    launcher = launch_plan.launcher
+    launcher(launch_plan.jobs_to_run, launch_plan.variables)
+    if launch_plan.waiting_jobs and isinstance(launcher, Slurm):
+        second_stage = SecondStage(
+            output=launch_plan.output.absolute(),
+            data_dir=launch_plan.data_dir,
+            options=launch_plan.options,
+            settings=launch_plan.settings,
+            skips_training_in_splits=launch_plan.skips_training_in_splits,
+            method_variables=own_methods.variables(),
+        )
+        search.submit(launcher, launch_plan.output, second_stage)
+
+    if launch_plan.jobs_to_run:
+        return []
+    return [status for status in launch_plan.statuses if status.state == states.FAILED]
+
+
+def _run_here(launch_plan: LaunchPlan) -> list[Status]:
+    """Run the jobs on this machine, and wait for other launches; returns what `run_plan` does."""
+    statuses = launch_plan.statuses
+    outcomes: Sequence[Outcome] = ()
+    if launch_plan.jobs_to_run or any(status.state == states.RUNNING for status in statuses):
         with printing.bar(statuses, launch_plan.declaration.facts):
-            if jobs_to_run:
-                endings = launch_plan.launcher(jobs_to_run, variables) or ()
-            statuses = _statuses_after_other_launches(jobs, launch_plan)
+            if launch_plan.jobs_to_run:
+                outcomes = (
+                    launch_plan.launcher(launch_plan.jobs_to_run, launch_plan.variables) or ()
+                )
+            statuses = _statuses_after_other_launches(launch_plan)
+
     # Where there could be no attempt, such as for a full disk, only the launcher knows why.
-    last_words = {Path(ending.folder): ending.last_words for ending in endings}
+    last_words = {Path(outcome.folder): outcome.last_words for outcome in outcomes}
     unfinished = [status for status in statuses if status.state != states.DONE]
     return [
         replace(status, detail=status.detail or last_words.get(status.job.folder, ""))
@@ -334,13 +305,63 @@ def _run_launchable_jobs(launch_plan: LaunchPlan) -> list[Status]:
     ]
 
 
-def _planned_anew(launch_plan: LaunchPlan) -> LaunchPlan:
-    """A plan with the jobs and states of now, which may be those of a second stage."""
+def _statuses_after_other_launches(launch_plan: LaunchPlan) -> list[Status]:
+    """The states of the plan's jobs once no other launch that is alive runs one of them."""
+    facts = launch_plan.declaration.facts
+    while True:
+        queue = queue_of(launch_plan.output)
+        statuses = states.statuses_of(launch_plan.jobs, facts, queue)
+        is_running = any(status.state == states.RUNNING for status in statuses)
+        if not (queue.live_launches and is_running):
+            return statuses
+        time.sleep(OTHER_LAUNCH_POLL_SECONDS)
+
+
+def _planned_second_stage(launch_plan: LaunchPlan) -> LaunchPlan:
+    """The plan once the first stage is done: with the jobs of the second, and all states."""
     declaration = launch_plan.declaration
     output = launch_plan.output
     jobs = search.staged_jobs(declaration, launch_plan.data_dir, output)
     statuses = states.statuses_of(jobs.launchable, declaration.facts, queue_of(output))
     return replace(launch_plan, staged_jobs=jobs, statuses=statuses)
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """What a small SLURM job calls when the first stage of a search has ended.
+
+    It launches the copy of the declaration in the folder ``output``, with the data folder, options,
+    settings and splits of the first stage. ``method_variables``: where own methods are.
+    """
+
+    output: Path
+    data_dir: str
+    options: Mapping[str, Any]
+    settings: JobSettings
+    skips_training_in_splits: bool | None
+    method_variables: Mapping[str, str]
+
+    def __call__(self) -> None:
+        """Submit the jobs of the second stage.
+
+        Raises CarftError, which SLURM shows, if the first is not done or SLURM takes no more.
+        """
+        forget_own_job()
+        os.environ.update(self.method_variables)
+        launch_plan = plan(
+            self.output / manifest.DECLARATION_FILE,
+            self.data_dir,
+            self.output,
+            "slurm",
+            self.options,
+            settings=self.settings,
+            skip_training_in_splits=self.skips_training_in_splits,
+        )
+        if launch_plan.waiting_jobs:
+            counts = printing.counts_phrase(launch_plan.statuses)
+            raise CarftError(f"the first stage is not done: {counts}; launch the sweep again")
+        raise_for(launch_plan.problems)
+        run_plan(launch_plan)
 
 
 def write_manifest(
@@ -368,50 +389,6 @@ def write_manifest(
     files.save_text(output / manifest.DECLARATION_FILE, declaration.text)
 
 
-def launch_command(
-    output: Path,
-    data_dir: str,
-    launcher: str,
-    *,
-    options: Mapping[str, Any],
-    settings: JobSettings,
-    skips_training_in_splits: bool | None,
-) -> list[str]:
-    """The words after ``carft`` that launch what an output folder's sweep still lacks."""
-    folder = os.path.abspath(output)
-    declaration = os.path.join(folder, manifest.DECLARATION_FILE)
-    words = ["sweep", "launch", declaration, "--output_dir", folder]
-    words += ["--data_dir", data_dir, "--launcher", launcher, "--yes"]
-    for name, value in options.items():
-        words += _option_words(name, value)
-
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if value and field.name != "log":
-            words += [f"--{field.name}", str(value)]
-    if settings.log:
-        words += ["--log", *settings.log]
-    if skips_training_in_splits is not None:
-        words.append(
-            "--skip_training_in_splits" if skips_training_in_splits else "--training_in_splits"
-        )
-    return words
-
-
-def _option_words(name: str, value: Any) -> list[str]:
-    """A launcher's option as flags; one that may be repeated as several."""
-    if value is None:
-        return []
-    if isinstance(value, Mapping):
-        value = [key if item is True else f"{key}={item}" for key, item in value.items()]
-    values = value if isinstance(value, (list, tuple)) else [value]
-
-    words = []
-    for item in values:
-        words += [f"--{name}", str(item)]
-    return words
-
-
 def _load(
     sweep: AnyPath | Declaration, launcher: str, options: Mapping[str, Any]
 ) -> tuple[Declaration, Launcher]:
@@ -425,47 +402,3 @@ def _load(
         raise_for([*error.problems, *problems_of(launchers.make, launcher, options)])
         raise
     return declaration, launchers.make(launcher, options)
-
-
-def _plan_without_checks(
-    declaration: Declaration,
-    data_dir: str,
-    output: Path,
-    launcher: Launcher,
-    *,
-    launcher_name: str,
-    job_variables: JobVariables,
-    skip_training_in_splits: bool | None,
-) -> LaunchPlan:
-    """A plan that has looked neither at the data nor at what the launcher needs."""
-    jobs = search.staged_jobs(declaration, data_dir, output)
-    statuses = states.statuses_of(jobs.launchable, declaration.facts, queue_of(output))
-    skips = skips_training_in_splits(output, jobs.launchable, skip_training_in_splits)
-    return LaunchPlan(
-        declaration=declaration,
-        data_dir=data_dir,
-        output=output,
-        launcher=launcher,
-        launcher_name=launcher_name,
-        staged_jobs=jobs,
-        statuses=statuses,
-        job_variables=job_variables,
-        skips_training_in_splits=skips,
-    )
-
-
-def _statuses(jobs: Sequence[Job], launch_plan: LaunchPlan) -> list[Status]:
-    """The states of the plan's jobs now."""
-    queue = queue_of(launch_plan.output)
-    return states.statuses_of(jobs, launch_plan.declaration.facts, queue)
-
-
-def _statuses_after_other_launches(jobs: Sequence[Job], launch_plan: LaunchPlan) -> list[Status]:
-    """The states of the plan's jobs once no other launch that is alive runs one of them."""
-    while True:
-        queue = queue_of(launch_plan.output)
-        statuses = states.statuses_of(jobs, launch_plan.declaration.facts, queue)
-        is_running = any(status.state == states.RUNNING for status in statuses)
-        if not (queue.live_launches and is_running):
-            return statuses
-        time.sleep(OTHER_LAUNCH_POLL_SECONDS)

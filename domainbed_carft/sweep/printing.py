@@ -80,7 +80,7 @@ def waiting_lines(statuses: Iterable[Status]) -> list[str]:
 
 
 def search_lines(state: SweepState) -> list[str]:
-    """How far the stages of a search are, what it chose, and the command for what is missing."""
+    """How far the stages of a search are, what it chose, and what to do about what is missing."""
     search = state.search
     if search is None:
         return []
@@ -95,8 +95,7 @@ def search_lines(state: SweepState) -> list[str]:
     jobs = quantity(search.repeats, "job")
     lines.append(f"Second stage, {trials_phrase(search.repeat_on)}: {jobs} when the first is done.")
     if state.needs_second_stage:
-        command = shlex.join(["carft", *search.command]) if search.command else "launch again"
-        lines.append(f"The first stage is done. To launch the second: {command}")
+        lines.append("The first stage is done. To launch the second, launch the sweep again.")
     return lines
 
 
@@ -118,8 +117,8 @@ def _chosen_phrase(chosen: ChosenValues) -> str:
 def evaluation_line(skips: bool) -> str:
     """What the jobs evaluate, and the flag for the opposite."""
     if skips:
-        return "Evaluation: without training in-splits (--training_in_splits adds them)."
-    return "Evaluation: with training in-splits (--skip_training_in_splits leaves them out)."
+        return "Evaluation: without training in-splits (--training_in_splits yes adds them)."
+    return "Evaluation: with training in-splits (--training_in_splits no leaves them out)."
 
 
 def failures(unfinished: Sequence[Status], output: Path) -> str:

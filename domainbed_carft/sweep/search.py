@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,9 +26,6 @@ from domainbed_carft.launchers.slurm import Slurm
 from domainbed_carft.results import selection
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.states import queue_of
-
-# The flag of `carft sweep launch` that launches the second stage alone.
-SECOND_STAGE_FLAG = "--second_stage"
 
 # The name of the small job among the jobs of a launch, where others have the names of folders.
 NAME = "second-stage"
@@ -76,10 +72,8 @@ def staged_jobs(declaration: Declaration, data_dir: str, output: Path) -> Staged
     return StagedJobs(first, manifest.reuse_folders(second, output), chosen)
 
 
-def search_entry(
-    declaration: Declaration, jobs: StagedJobs, command: Sequence[str] = ()
-) -> Search | None:
-    """A search with stages for the manifest; ``command``: the words that launch what is missing."""
+def search_entry(declaration: Declaration, jobs: StagedJobs) -> Search | None:
+    """A search with stages for the manifest; None if the sweep has none."""
     search = declaration.search
     if search is None or not declaration.has_stages:
         return None
@@ -90,7 +84,6 @@ def search_entry(
         repeat_on=tuple(declaration.trial_seeds),
         repeats=len(jobs.second),
         chosen=tuple(jobs.chosen or ()),
-        command=tuple(command),
     )
 
 
@@ -200,11 +193,10 @@ def _validations(runs: Sequence[Run], method: str, by_target: bool) -> Iterator[
                 yield _Validation(row, choice, run, accuracy)
 
 
-def submit(launcher: Slurm, output: Path, command: Sequence[str]) -> None:
-    """Submit the small job, after all jobs of the sweep that SLURM has.
+def submit(launcher: Slurm, output: Path, launch_second_stage: Callable[[], None]) -> None:
+    """Submit a small job that calls a function after all jobs of the sweep that SLURM has.
 
     Does nothing if SLURM has none, or has a small job already that waits for all of them.
-    ``command``: the words after ``carft`` that launch what the sweep lacks.
     """
     queue = queue_of(output)
     waiting_ids = _ids_of_small_jobs(output) & queue.slurm_states.keys()
@@ -215,8 +207,7 @@ def submit(launcher: Slurm, output: Path, command: Sequence[str]) -> None:
     arrays = sorted({job_id.partition("_")[0] for job_id in job_ids}, key=int)
     if waiting_ids and max(map(int, waiting_ids)) > int(arrays[-1]):
         return  # it was submitted after all of them
-    words = [sys.executable, "-m", "domainbed_carft", *command, SECOND_STAGE_FLAG]
-    job_id = launcher.submit_command(words, output.absolute(), name=NAME, after=arrays)
+    job_id = launcher.submit_job(launch_second_stage, output.absolute(), name=NAME, after=arrays)
     print(f"slurm: job {job_id} submits the second stage when these have ended")
 
 

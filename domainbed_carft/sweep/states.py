@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -209,16 +208,15 @@ class SweepState:
         }
 
     def _search_as_dict(self) -> dict[str, Any] | None:
-        """The stages of a search, what it has chosen, and the command that launches the second."""
+        """The stages of a search, what it has chosen, and whether the second is to be launched."""
         if self.search is None:
             return None
-        can_launch = self.needs_second_stage and self.search.command
         return {
             "first_stage": counts(self.of_stage(CHOOSE)),
             "second_stage": counts(self.of_stage(REPEAT)),
             "second_stage_jobs": self.search.repeats,
             "chosen": [dataclasses.asdict(chosen) for chosen in self.search.chosen],
-            "command": shlex.join(["carft", *self.search.command]) if can_launch else None,
+            "needs_launch": self.needs_second_stage,
         }
 
 
