@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import errno
 import os
 import re
@@ -123,12 +122,10 @@ def run(
     variables: Mapping[str, str],
     children: Children,
     patience: float = 0.25,
-    log: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Make one attempt at a job, unless it is done, held by another process, or failed for good.
 
-    ``patience``: seconds to wait for another process's lock. ``log`` gets a line when the attempt
-    starts and one when it ends.
+    ``patience``: seconds to wait for another process's lock.
     """
     folder = JobFolder(job.folder)
     try:
@@ -136,8 +133,7 @@ def run(
             folder.path.mkdir(parents=True, exist_ok=True)
             with folder.claim(patience) as lock:
                 if not folder.done and folder.failed() is None:
-                    with _log_attempt(job, log):
-                        _attempt(folder, job.command, variables, lock.descriptor, children)
+                    _attempt(folder, job.command, variables, lock.descriptor, children)
         return _outcome(folder)
     except Held as held:
         return Outcome(job.folder, "held", last_words=str(held))
@@ -145,40 +141,6 @@ def run(
         if is_no_space(error):
             return Outcome(job.folder, "no space", job_folder.NO_SPACE, last_words=str(error))
         return Outcome(job.folder, "failed", status=CANNOT_START, attempts=1, last_words=str(error))
-
-
-@contextlib.contextmanager
-def _log_attempt(job: Job, log: Callable[[str], None] | None) -> Iterator[None]:
-    """Log that the attempt in the block starts, and how it ended."""
-    if log is None:
-        yield
-        return
-
-    label = f"{job}; {job.folder}" if job.args else str(job.folder)  # a Command has no arguments
-    log(f"started: {label}")
-    started = time.monotonic()
-    try:
-        yield
-    except (OSError, CarftError) as error:  # such as a full disk, where it cannot be noted
-        log(f"failed, {error}: {label}")
-        raise
-
-    outcome = _outcome(JobFolder(job.folder))
-    duration = datetime.timedelta(seconds=int(time.monotonic() - started))
-    log(f"{_describe_attempt(outcome)}: {label}; after {duration}")
-
-
-def _describe_attempt(outcome: Outcome) -> str:
-    """How the last attempt at a job ended, for the log."""
-    if outcome.result == "done":
-        return "done"
-
-    reason = describe_end(outcome.status, outcome.last_words)
-    if outcome.result == "held":
-        return f"left to another process, {reason}"
-    if outcome.result in ("interrupted", "no space"):
-        return f"stopped, {reason}"
-    return f"failed {quantity(outcome.attempts, 'time')}, {reason}"
 
 
 def _outcome(folder: JobFolder) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -167,14 +168,14 @@ def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> It
             if counts[states.FAILED]:
                 note += f", {counts[states.FAILED]} failed"
             # Before, start and first evaluation of the jobs count for more than their steps.
-            if counts[states.DONE] > jobs_done_before:
+            if counts[states.DONE] > jobs_done_before and progress_bar.bar_format == NO_ESTIMATE:
                 progress_bar.bar_format = None
-            progress_bar.set_postfix_str(note)
+            progress_bar.set_postfix_str(note, refresh=sys.stderr.isatty())
             # A job that starts over has fewer: the bar waits for it.
             progress_bar.update(max(0, sum(map(_shown_steps, latest)) - progress_bar.n))
 
     with progress(
-        total=total, done=done, unit="step", description="sweep", bar_format=NO_ESTIMATE
+        total=total, done=done, unit="step", description="sweep", has_estimate=False
     ) as progress_bar:
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
