@@ -6,7 +6,6 @@ A folder that upstream's own sweep filled has none; its jobs are found by their 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -113,7 +112,9 @@ def parse_role(content: Any) -> Role:
 NAME = "sweep.json"
 VERSION = 1
 
-# Its neighbours in the output folder: the declaration that was launched, and a rehearsal of it.
+# Its neighbours in the output folder: its lock, since the manifest itself is replaced; the
+# declaration that was launched; and a rehearsal of it.
+LOCK_FILE = ".sweep.lock"
 DECLARATION_FILE = "sweep.yaml"
 REHEARSAL_FILE = "preflight.json"
 
@@ -238,18 +239,19 @@ def read_jobs(output: Path) -> tuple[Sweep | None, list[Job]]:
 @contextlib.contextmanager
 def _locked(output: Path) -> Iterator[Sweep | None]:
     """The manifest, while no other process changes it."""
+    from filelock import FileLock
+
+    lock = FileLock(output / LOCK_FILE)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(output, os.O_RDONLY)
+        lock.acquire()
     except OSError as error:
         raise CarftError(f"{output} cannot be used as --output_dir: {error.strerror}") from error
 
     try:
-        # The folder itself is locked: the file is replaced, and a lock would go with the old one.
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield read(output)
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def _write(output: Path, sweep: Sweep) -> None:
