@@ -96,3 +96,14 @@ def test_the_end_of_the_help_shows_how_to_train_and_python(capsys):
     assert words[:3] == ["python", "-m", "domainbed.scripts.train"]
     assert train_arguments.build_parser().parse_args(words[3:]).dataset == "EmojiStyles"
     assert python.strip() == 'domainbed_carft.load_run("OUT").predict(["cat.png"])'
+
+
+@pytest.mark.parametrize("words", ["--pictures pillow", "--picture_cache 0", "--picture-cache 0"])
+def test_a_removed_flag_is_refused_with_its_successor(words, capsys):
+    command = ["sweep", "launch", "demo", "--output_dir", "out", *words.split()]
+    with pytest.raises(SystemExit) as refusal:
+        cli.main(command)
+    assert refusal.value.code == 2
+    message = capsys.readouterr().err
+    assert "was removed; " in message
+    assert ("DOMAINBED_PICTURE_MEMORY" in message) == ("cache" in words)

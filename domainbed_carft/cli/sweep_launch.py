@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft import process_variables
+from domainbed_carft import process_variables, removed_flags
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.launchers.options import OPTIONS
 from domainbed_carft.questions import confirm
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 # What Ctrl-C ends with, where jobs have saved what they did.
 INTERRUPTED = "interrupted; to resume, run the same command again"
+
+REMOVED_FLAGS = {
+    "--pictures": "files become batches in one way only",
+    "--picture_cache": "evaluation pictures stay in each job's memory; "
+    f"${process_variables.PICTURE_MEMORY.name} says how much of it",
+}
 
 # The options of all launchers, by name.
 FIELDS = {field.name: field for kind in OPTIONS.values() for field in dataclasses.fields(kind)}
@@ -66,19 +72,7 @@ def add_job_flags(parser: Any) -> None:
         help="weights to keep: last, best in validation, both or none (default: "
         f"${process_variables.KEEP_WEIGHTS.name}, else both)",
     )
-    add(
-        "--pictures",
-        choices=("fast", "pillow"),
-        help="how files become batches: fast, or pillow by upstream's transforms, from which the "
-        f"fast ones differ by rounding (default: ${process_variables.PICTURES.name}, else fast)",
-    )
-    add(
-        "--picture_cache",
-        metavar="SIZE",
-        help="how much of the decoded pictures to keep on each machine's local disk, such as 8G; 0 "
-        f"for nothing (default: ${process_variables.PICTURE_CACHE.name}, else a quarter of the "
-        "memory, at most 8G, under SLURM nothing)",
-    )
+    removed_flags.refuse(parser, REMOVED_FLAGS)
     splits = jobs.add_mutually_exclusive_group()
     splits.add_argument(
         "--training_in_splits",
@@ -180,8 +174,6 @@ def plan(arguments: argparse.Namespace) -> LaunchPlan:
         options={name: getattr(arguments, name) for name in FIELDS},
         settings=JobSettings(
             keep_weights=arguments.keep_weights,
-            pictures=arguments.pictures,
-            picture_cache=arguments.picture_cache,
             log=arguments.log,
         ),
         skip_training_in_splits=arguments.skip_training_in_splits,
