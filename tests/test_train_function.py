@@ -1,5 +1,6 @@
 """`domainbed_carft.train`: the folder of the command, and a process that stays as it was."""
 
+import argparse
 import contextlib
 import json
 import os
