@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from domainbed_carft.launchers import options
-
 WIDTH = 79
 
 # The end of ``carft --help``: what no command of ``carft`` does.
@@ -158,17 +156,6 @@ PAGES = {
 }
 
 
-# Command -> the name of a flag of 0.2.0 that went, such as "picture_cache" -> what takes its place.
-REMOVED_FLAGS = {
-    "carft sweep launch": {
-        **options.REMOVED,
-        "second_stage": "leave it out; a launch does what the sweep lacks, its second stage too",
-        "skip_training_in_splits": "give --training_in_splits no",
-    },
-    "carft sweep status": {"watch": "run watch -n 30 carft sweep status OUT"},
-}
-
-
 class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
     """Commands whose line in the list of commands also describes them in their own help."""
 
@@ -193,18 +180,9 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse words in which every flag may have hyphens or underscores.
-
-        A flag that went is refused with what takes its place.
-        """
+        """Parse words in which every flag may have hyphens or underscores."""
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)
-        for word in words[:end]:
-            flag = word.partition("=")[0]
-            name = flag[2:].replace("-", "_") if flag.startswith("--") else ""
-            successor = REMOVED_FLAGS.get(self.prog, {}).get(name)
-            if successor:
-                self.error(f"the flag {flag} is no more: {successor}")
         return super().parse_known_args(
             [*map(self._as_declared, words[:end]), *words[end:]], namespace
         )

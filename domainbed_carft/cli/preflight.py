@@ -133,10 +133,8 @@ def rehearsal_words(arguments: argparse.Namespace, plan: LaunchPlan) -> list[str
     """The words after ``carft`` that rehearse a plan where they are run."""
     words = ["preflight", arguments.sweep, "--launcher", "local", "--data_dir", plan.data_dir]
     words += ["--output_dir", str(plan.output.absolute())]
-    for flag in ("keep_weights", "pictures", "picture_cache"):
-        value = getattr(arguments, flag)
-        if value:
-            words += [f"--{flag}", value]
+    if arguments.keep_weights:
+        words += ["--keep_weights", arguments.keep_weights]
     if plan.skips_training_in_splits is False:
         words += ["--training_in_splits", "yes"]
     return words

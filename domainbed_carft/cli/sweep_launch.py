@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft import process_variables
+from domainbed_carft import process_variables, removed_flags
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.launchers import options
 from domainbed_carft.launchers.options import OPTIONS
 from domainbed_carft.questions import confirm
 from domainbed_carft.text import printable, quantity
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 
 # What Ctrl-C ends with, where jobs have saved what they did.
 INTERRUPTED = "interrupted; to resume, run the same command again"
+
+REMOVED_FLAGS = {
+    "--pictures": "files become batches in one way only",
+    "--picture_cache": "evaluation pictures stay in each job's memory; "
+    f"${process_variables.PICTURE_MEMORY.name} says how much of it",
+    "--second_stage": "a launch does all that the sweep lacks, its second stage too",
+    "--skip_training_in_splits": "give --training_in_splits no",
+    **{f"--{name}": remedy for name, remedy in options.REMOVED.items()},
+}
 
 # The options of all launchers, by name.
 FIELDS = {field.name: field for kind in OPTIONS.values() for field in dataclasses.fields(kind)}
@@ -61,19 +71,7 @@ def add_job_flags(parser: Any) -> None:
         help="weights to keep: last, best in validation, both or none (default: "
         f"${process_variables.KEEP_WEIGHTS.name}, else both)",
     )
-    add(
-        "--pictures",
-        choices=("fast", "pillow"),
-        help="how files become batches: fast, or pillow by upstream's transforms, from which the "
-        f"fast ones differ by rounding (default: ${process_variables.PICTURES.name}, else fast)",
-    )
-    add(
-        "--picture_cache",
-        metavar="SIZE",
-        help="how much of the decoded pictures to keep on each machine's local disk, such as 8G; 0 "
-        f"for nothing (default: ${process_variables.PICTURE_CACHE.name}, else a quarter of the "
-        "memory, at most 8G, under SLURM nothing)",
-    )
+    removed_flags.refuse(parser, REMOVED_FLAGS)
     add(
         "--training_in_splits",
         choices=("yes", "no"),
@@ -155,8 +153,6 @@ def plan(arguments: argparse.Namespace) -> LaunchPlan:
         options={name: getattr(arguments, name) for name in FIELDS},
         settings=JobSettings(
             keep_weights=arguments.keep_weights,
-            pictures=arguments.pictures,
-            picture_cache=arguments.picture_cache,
             log=arguments.log,
         ),
         skip_training_in_splits=None if in_splits is None else in_splits == "no",

@@ -71,8 +71,8 @@ class SlurmOptions:
 
 # Options of 0.2.0 that went -> what takes their place.
 REMOVED = {
-    "array_size": "leave it out; an array has as many jobs as the cluster allows (MaxArraySize)",
-    "signal_seconds": "leave it out; a job is told to save two minutes before its time limit",
+    "array_size": "an array has as many jobs as the cluster allows (MaxArraySize)",
+    "signal_seconds": "a job is told to save two minutes before its time limit",
 }
 
 OPTIONS: dict[str, type] = {
@@ -112,7 +112,7 @@ def resolve(launcher: str, caller_options: Mapping[str, Any]) -> Any:
 
 def _unknown_option(launcher: str, name: str, valid_names: Sequence[str]) -> Problem:
     if name in REMOVED:
-        return Problem(message=f"the option {name} is no more", remedy=REMOVED[name])
+        return Problem(message=f"the option {name} was removed", remedy=REMOVED[name])
     return Problem(message=text.unknown(f"option of {launcher}", name, valid_names))
 
 
