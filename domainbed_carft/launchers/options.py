@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from domainbed_carft import process_variables, text
-from domainbed_carft.errors import CarftError, Place, Problem, raise_for
+from domainbed_carft.errors import CarftError, Problem, raise_for
 from domainbed_carft.files import parsing, validation
 
 with contextlib.suppress(ModuleNotFoundError):  # `carft doctor` starts without, and says so
@@ -131,13 +131,11 @@ def _read_file(launcher: str) -> dict[str, Any]:
         return {}
 
     try:
-        content = parsing.parse_yaml(path.read_text(encoding="utf-8"))[0] or {}
-    except parsing.YamlError as error:
-        place = Place(str(path), error.line)
-        raise CarftError(Problem(message=error.message, place=place)) from error
-    except (OSError, ValueError) as error:
+        text_of_file = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise CarftError(f"{path} cannot be read: {error}") from error
 
+    content = parsing.parse_yaml(text_of_file, str(path))[0] or {}
     section = content.get(launcher) or {} if isinstance(content, dict) else None
     if not isinstance(section, dict) or not content.keys() <= OPTIONS.keys():
         names = ", ".join(OPTIONS)

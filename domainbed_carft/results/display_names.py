@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.errors import CarftError, Place, Problem, raise_for
+from domainbed_carft.errors import CarftError, Problem, raise_for
 from domainbed_carft.files import parsing
 from domainbed_carft.files.parsing import YamlSource
 from domainbed_carft.text import unknown
@@ -33,14 +33,10 @@ def read(path: Path) -> DisplayNames:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        document, lines = parsing.parse_yaml(text)
     except (OSError, UnicodeDecodeError) as error:
         raise CarftError(f"{path} cannot be read: {error}") from error
-    except parsing.YamlError as error:
-        place = Place(str(path), error.line)
-        raise CarftError(Problem(message=error.message, place=place)) from error
 
-    source = YamlSource(str(path), lines)
+    document, source = parsing.parse_yaml(text, str(path))
     keys = [each.name for each in fields(DisplayNames)]
     if not isinstance(document, dict):
         expected = f"a mapping with {', '.join(keys)}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from domainbed_carft.errors import CarftError, Place, Problem, raise_for
+from domainbed_carft.errors import CarftError, Problem, raise_for
 from domainbed_carft.files import parsing, validation
 from domainbed_carft.files.parsing import YamlPath, YamlSource
 from domainbed_carft.paths import AnyPath, as_path
@@ -60,13 +60,7 @@ def parse(text: str, name: str) -> Declaration:
 
     Raises CarftError with all problems: of the form first, of names and values once that is right.
     """
-    try:
-        document, lines = parsing.parse_yaml(text)
-    except parsing.YamlError as error:
-        place = Place(name, error.line)
-        raise CarftError(Problem(message=error.message, place=place)) from error
-
-    source = YamlSource(name, lines)
+    document, source = parsing.parse_yaml(text, name)
     shape = _parse_shape(document, source)
     _require_few_jobs(shape, source)
 
