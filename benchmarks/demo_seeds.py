@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from domainbed_carft import launchers
 from domainbed_carft.cli.demo import CARFT, DATA_DIR
 from domainbed_carft.data.emoji import UNSEEN
 from domainbed_carft.errors import raise_for
@@ -34,7 +33,7 @@ from domainbed_carft.results.method_names import TRAINING_DOMAIN
 from domainbed_carft.runs.evaluation_processes import SweepOptions
 from domainbed_carft.runs.runs_on_suite import evaluate_sweep_on_suite
 from domainbed_carft.sweep import declaration_file, launch
-from domainbed_carft.sweep.fields import Seeds
+from domainbed_carft.sweep.declaration import Seeds
 
 FIRST_TRIAL = 200
 TRIALS_OF_DEMO = 2
@@ -45,8 +44,7 @@ def train(output: Path, seeds: int) -> None:
     """Run the jobs of all seeds, and their tests on other styles."""
     trials = Seeds.model_validate({"from": FIRST_TRIAL, "n": TRIALS_OF_DEMO * seeds})
     declaration = declaration_file.load("demo").model_copy(update={"trials": trials})
-    pool = launchers.make("pool", {})
-    launch.run(declaration, DATA_DIR, output, pool, skip_training_in_splits=True)
+    launch.run_plan(launch.plan(declaration, DATA_DIR, output, skip_training_in_splits=True))
     raise_for(evaluate_sweep_on_suite(output, UNSEEN, SweepOptions()).problems)
 
 

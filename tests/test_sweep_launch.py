@@ -17,7 +17,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.sweep import costs, declaration_file, host, states, upkeep
 from domainbed_carft.sweep import launch as launching
 from domainbed_carft.sweep.declaration import Declaration
-from domainbed_carft.sweep.job_settings import SKIP_VARIABLE
+from domainbed_carft.sweep.launch import SKIP_VARIABLE
 
 
 @pytest.fixture
@@ -217,9 +217,10 @@ def test_a_new_sweep_skips_the_training_in_splits_until_a_flag_undoes_it(
 ):
     assert values("--launcher", "local") == values() == "1"
     stdout = capsys.readouterr().out
-    assert "Evaluation: without training in-splits (--training_in_splits adds them)" in stdout
-    assert values("--training_in_splits") == values() == values("--launcher", "slurm") == "0"
-    assert values("--skip_training_in_splits") == values() == "1"
+    assert "Evaluation: without training in-splits (--training_in_splits yes adds them)" in stdout
+    assert values("--training_in_splits", "yes") == values() == "0"
+    assert values("--launcher", "slurm") == "0"
+    assert values("--training_in_splits", "no") == values() == "1"
     monkeypatch.setenv(SKIP_VARIABLE, "0")
     assert values() == "0"
 

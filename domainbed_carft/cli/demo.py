@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from domainbed_carft import files, launchers
+from domainbed_carft import files
 from domainbed_carft.cli import demo_table, run_texts
 from domainbed_carft.data.emoji import UNSEEN
 from domainbed_carft.errors import CarftError, raise_for
@@ -87,15 +87,9 @@ def _train(declaration: Declaration, output: Path, description: str) -> None:
     page.require_place(output / "report")
 
     sweep_folder = output / "sweep"
-    unfinished_jobs = launch.run(
-        declaration,
-        DATA_DIR,
-        sweep_folder,
-        launchers.make("pool", {}),
-        # No selection uses these splits, which are two thirds of the evaluation.
-        skip_training_in_splits=True,
-    )
-
+    # No selection uses the training in-splits, which are two thirds of the evaluation.
+    plan = launch.plan(declaration, DATA_DIR, sweep_folder, skip_training_in_splits=True)
+    unfinished_jobs = launch.run_plan(plan)
     if unfinished_jobs:
         first = unfinished_jobs[0]
         raise CarftError(

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft.jobs.record_lines import describe_warnings
+from domainbed_carft.jobs.records import describe_warnings
 from domainbed_carft.text import printable, table
 
 if TYPE_CHECKING:

@@ -137,7 +137,10 @@ PAGES = {
     ),
     "carft sweep status": HelpPage(
         "OUTPUT_DIR [options]",
-        {"carft sweep status OUT --watch 30": "refresh every 30 seconds"},
+        {
+            "carft sweep status OUT": "which jobs run, wait, have failed or are done",
+            "carft sweep status OUT --json": "for scripts",
+        },
     ),
     "carft sweep retry": HelpPage(
         "OUTPUT_DIR [options]",

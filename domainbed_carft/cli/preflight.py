@@ -16,7 +16,7 @@ from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.text import printable, quantity
 
 if TYPE_CHECKING:
-    from domainbed_carft.sweep.launch_plan import LaunchPlan
+    from domainbed_carft.sweep.launch import LaunchPlan
     from domainbed_carft.sweep.preflight_file import Preflight, PrintedRow
 
 # Exit statuses.
@@ -122,12 +122,10 @@ def rehearsal_words(arguments: argparse.Namespace, plan: LaunchPlan) -> list[str
     """The words after ``carft`` that rehearse a plan where they are run."""
     words = ["preflight", arguments.sweep, "--launcher", "local", "--data_dir", plan.data_dir]
     words += ["--output_dir", str(plan.output.absolute())]
-    for flag in ("keep_weights", "pictures", "picture_cache"):
-        value = getattr(arguments, flag)
-        if value:
-            words += [f"--{flag}", value]
+    if arguments.keep_weights:
+        words += ["--keep_weights", arguments.keep_weights]
     if plan.skips_training_in_splits is False:
-        words.append("--training_in_splits")
+        words += ["--training_in_splits", "yes"]
     return words
 
 

@@ -10,19 +10,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft import process_variables
+from domainbed_carft import process_variables, removed_flags
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.launchers import options
 from domainbed_carft.launchers.options import OPTIONS
 from domainbed_carft.questions import confirm
 from domainbed_carft.text import printable, quantity
 
 if TYPE_CHECKING:
-    from domainbed_carft.sweep.launch_plan import LaunchPlan
+    from domainbed_carft.sweep.launch import LaunchPlan
     from domainbed_carft.sweep.preflight_file import Preflight
     from domainbed_carft.sweep.states import Status
 
 # What Ctrl-C ends with, where jobs have saved what they did.
 INTERRUPTED = "interrupted; to resume, run the same command again"
+
+REMOVED_FLAGS = {
+    "--pictures": "files become batches in one way only",
+    "--picture_cache": "evaluation pictures stay in each job's memory; "
+    f"${process_variables.PICTURE_MEMORY.name} says how much of it",
+    "--second_stage": "a launch does all that the sweep lacks, its second stage too",
+    "--skip_training_in_splits": "give --training_in_splits no",
+    **{f"--{name}": remedy for name, remedy in options.REMOVED.items()},
+}
 
 # The options of all launchers, by name.
 FIELDS = {field.name: field for kind in OPTIONS.values() for field in dataclasses.fields(kind)}
@@ -48,11 +58,6 @@ def _add_launch_flags(parser: Any) -> None:
     add("--data_dir", help="folder that contains the data sets' folders")
     add("--output_dir", type=Path, required=True, help="folder for the jobs")
     add("--dry-run", action="store_true", help="print the cost, and run nothing")
-    add(
-        "--second_stage",
-        action="store_true",
-        help="launch only the second stage of a search; refused until the first is done",
-    )
     add_yes(parser)
 
 
@@ -66,34 +71,14 @@ def add_job_flags(parser: Any) -> None:
         help="weights to keep: last, best in validation, both or none (default: "
         f"${process_variables.KEEP_WEIGHTS.name}, else both)",
     )
+    removed_flags.refuse(parser, REMOVED_FLAGS)
     add(
-        "--pictures",
-        choices=("fast", "pillow"),
-        help="how files become batches: fast, or pillow by upstream's transforms, from which the "
-        f"fast ones differ by rounding (default: ${process_variables.PICTURES.name}, else fast)",
-    )
-    add(
-        "--picture_cache",
-        metavar="SIZE",
-        help="how much of the decoded pictures to keep on each machine's local disk, such as 8G; 0 "
-        f"for nothing (default: ${process_variables.PICTURE_CACHE.name}, else a quarter of the "
-        "memory, at most 8G, under SLURM nothing)",
-    )
-    splits = jobs.add_mutually_exclusive_group()
-    splits.add_argument(
         "--training_in_splits",
-        action="store_false",
-        dest="skip_training_in_splits",
-        default=None,
-        help="also evaluate the training environments' in-splits, which takes most of the "
-        "evaluation's time and which no selection uses",
-    )
-    splits.add_argument(
-        "--skip_training_in_splits",
-        action="store_true",
-        default=None,
-        help=f"do not evaluate them (default: ${process_variables.SKIP_TRAINING_IN_SPLITS.name}, "
-        "else as the sweep was begun; new sweeps skip them)",
+        choices=("yes", "no"),
+        help="whether to evaluate the training environments' in-splits, too, which takes most of "
+        "the evaluation's time and which no selection uses (default: the opposite of "
+        f"${process_variables.SKIP_TRAINING_IN_SPLITS.name}, else as the sweep was begun; new "
+        "sweeps: no)",
     )
     add(
         "--log",
@@ -129,8 +114,6 @@ def _launch(arguments: argparse.Namespace) -> int:
         return _dry_run(launch_plan)
 
     raise_for(launch_plan.problems)
-    if arguments.second_stage:
-        _require_second_stage(launch_plan)
     _print_plan(launch_plan)
     _print_failed(launch_plan)
     _print_waiting(launch_plan.statuses)
@@ -151,27 +134,17 @@ def _launch(arguments: argparse.Namespace) -> int:
         print(printing.failures(unfinished, launch_plan.output), file=sys.stderr)
     elif launch_plan.launcher_name == "slurm" and launch_plan.jobs_to_run:
         watch = printing.command_line("status", launch_plan.output)
-        print(f"Submitted. To watch the jobs: {watch} --watch 30")
+        print(f"Submitted. To watch the jobs: watch -n 30 {watch}")
         _print_waiting(states.of_output(launch_plan.output).statuses)
     return int(bool(unfinished))
-
-
-def _require_second_stage(plan: LaunchPlan) -> None:
-    """Refuse `--second_stage` for a sweep without stages, or while the first is not done."""
-    from domainbed_carft.sweep import printing
-
-    if not plan.declaration.has_stages:
-        raise CarftError("--second_stage: the sweep has no search with choose_on, so no stages")
-    if plan.waiting_jobs:
-        counts = printing.counts_phrase(plan.statuses)
-        raise CarftError(f"--second_stage: the first stage is not done: {counts}")
 
 
 def plan(arguments: argparse.Namespace) -> LaunchPlan:
     """The plan of a launch with these arguments. Raises CarftError as `sweep.launch.plan`."""
     from domainbed_carft.sweep import launch
-    from domainbed_carft.sweep.job_settings import JobSettings
+    from domainbed_carft.sweep.launch import JobSettings
 
+    in_splits = arguments.training_in_splits
     return launch.plan(
         arguments.sweep,
         arguments.data_dir,
@@ -180,11 +153,9 @@ def plan(arguments: argparse.Namespace) -> LaunchPlan:
         options={name: getattr(arguments, name) for name in FIELDS},
         settings=JobSettings(
             keep_weights=arguments.keep_weights,
-            pictures=arguments.pictures,
-            picture_cache=arguments.picture_cache,
             log=arguments.log,
         ),
-        skip_training_in_splits=arguments.skip_training_in_splits,
+        skip_training_in_splits=None if in_splits is None else in_splits == "no",
     )
 
 
@@ -248,7 +219,7 @@ def _readable_preflight(plan: LaunchPlan) -> Preflight | None:
 def _print_stages(plan: LaunchPlan) -> None:
     """Say how many jobs each stage of a search has, and on which trials."""
     from domainbed_carft.jobs.job import CHOOSE, REPEAT
-    from domainbed_carft.jobs.search import trials_phrase
+    from domainbed_carft.jobs.manifest import trials_phrase
     from domainbed_carft.sweep import printing
 
     by_stage = plan.statuses_by_stage

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from domainbed_carft.cli.results import add_common, print_errors
-from domainbed_carft.jobs.record_lines import describe_warnings
+from domainbed_carft.jobs.records import describe_warnings
 from domainbed_carft.text import printable, table
 
 if TYPE_CHECKING:

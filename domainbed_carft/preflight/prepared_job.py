@@ -199,9 +199,8 @@ def _load(
     with quiet():
         dataset, environments = _load_data(args, hparams)
         pictures = host.module("lib.picture_batches").choose(
-            flags.pictures,
-            flags.picture_cache,
             dataset,
+            memory_limit=0,  # no evaluation comes twice
             ask_model=functools.partial(algorithm_class.wanted_pictures, hparams),
         )
 

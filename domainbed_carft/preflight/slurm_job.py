@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError
-from domainbed_carft.launchers import launch_file, slurm_cluster
+from domainbed_carft.launchers import launch_file, slurm
 from domainbed_carft.launchers.options import SlurmOptions
 from domainbed_carft.launchers.slurm import Slurm
 from domainbed_carft.sweep import preflight_file
-from domainbed_carft.sweep.launch_plan import LaunchPlan
+from domainbed_carft.sweep.launch import LaunchPlan
 from domainbed_carft.sweep.preflight_file import Preflight
 
 NAME = "preflight"
@@ -38,13 +39,13 @@ def run(plan: LaunchPlan, words: Sequence[str]) -> Preflight:
     command = ["env", *settings, sys.executable, "-m", "domainbed_carft", *words]
     plan.output.mkdir(parents=True, exist_ok=True)
     sweep = plan.output.absolute()
-    job_id = Slurm(options).submit_command(command, sweep, NAME, is_small=False)
+    job_id = Slurm(options).submit_job(_CommandLine(command), sweep, NAME, is_small=False)
     print(f"slurm: job {job_id} rehearses the sweep; waiting for it", file=sys.stderr)
 
     try:
         _wait_for(job_id)
     except KeyboardInterrupt:
-        slurm_cluster.cancel([job_id])
+        slurm.cancel([job_id])
         raise
 
     deadline = time.monotonic() + PATIENCE
@@ -58,9 +59,21 @@ def run(plan: LaunchPlan, words: Sequence[str]) -> Preflight:
         time.sleep(POLL_SECONDS)
 
 
+@dataclass(frozen=True)
+class _CommandLine:
+    """What the SLURM job calls: it runs a command line, in the folder where it was submitted."""
+
+    words: Sequence[str]
+
+    def __call__(self) -> None:
+        """Run the command; raises CalledProcessError if it fails, so that SLURM shows it."""
+        slurm.forget_own_job()
+        subprocess.run(self.words, check=True)
+
+
 def _wait_for(job_id: str) -> None:
     """Wait until SLURM has no such job any more."""
-    while slurm_cluster.states([job_id]):
+    while slurm.states([job_id]):
         time.sleep(POLL_SECONDS)
 
 

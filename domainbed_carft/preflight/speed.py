@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,19 +25,6 @@ SECONDS_ON_PROCESSOR = 0.7
 MOST_STEPS = 200
 # Loading slower than this share of the steps bounds the job.
 _LOADING_BOUNDS = 0.95
-
-
-@dataclass(frozen=True)
-class LoadingSpeed:
-    """Pictures a second of a data set's loaders alone: from files, and from a full store."""
-
-    files: float
-    store: float | None
-
-    @property
-    def usual(self) -> float:
-        """Pictures a second once the store is full; from files where there is none."""
-        return self.store or self.files
 
 
 @dataclass(frozen=True)
@@ -62,27 +47,13 @@ def measuring_seconds() -> float:
     return SECONDS if job_device.has_gpu() else SECONDS_ON_PROCESSOR
 
 
-def measure_loading(prepared: PreparedJob, seconds: float) -> LoadingSpeed:
-    """The speed of the loaders of a prepared job; the store is filled before it is measured."""
-    store = getattr(prepared.pictures, "store", None)
-    without_store = replace(prepared.pictures, store=None) if store else prepared.pictures
-    n_steps, files = _loading_speed(prepared, without_store, seconds)
-    if store is None:
-        return LoadingSpeed(files, None)
-
-    _loading_speed(prepared, prepared.pictures, math.inf, n_steps)  # the same pictures: fills it
-    return LoadingSpeed(files, _loading_speed(prepared, prepared.pictures, math.inf, n_steps)[1])
-
-
-def _loading_speed(
-    prepared: PreparedJob, pictures: Any, seconds: float, most_steps: int = MOST_STEPS
-) -> tuple[int, float]:
-    """How many steps' batches were loaded, and pictures a second."""
-    with prepared.loaded_batches(devices.default_device(), pictures) as batches, quiet():
+def measure_loading(prepared: PreparedJob, seconds: float) -> float:
+    """Pictures a second that the loaders of a prepared job deliver."""
+    with prepared.loaded_batches(devices.default_device()) as batches, quiet():
         n_steps, seconds_taken = _repeat(
-            batches.step_batches, seconds, most_steps, warm_up=_read_ahead(prepared)
+            batches.step_batches, seconds, MOST_STEPS, warm_up=_read_ahead(prepared)
         )
-    return n_steps, n_steps * prepared.pictures_per_step / seconds_taken
+    return n_steps * prepared.pictures_per_step / seconds_taken
 
 
 def measure_steps(step: TrainedStep, seconds: float) -> StepSpeed:
@@ -155,20 +126,17 @@ def _repeat(
     return count, time.monotonic() - started
 
 
-def loading_row(prepared: PreparedJob, loading: LoadingSpeed) -> Row:
-    """The row of a data set's loaders."""
-    store = f", {loading.store:,.0f} from the store" if loading.store else ", and no store"
-    detail = (
-        f"{loading.files:,.0f} pictures a second from files{store}, by "
-        f"{prepared.worker_count or 'no'} loader processes"
-    )
+def loading_row(prepared: PreparedJob, loading: float) -> Row:
+    """The row of a data set's loaders, which deliver ``loading`` pictures a second."""
+    workers = prepared.worker_count or "no"
+    detail = f"{loading:,.0f} pictures a second from files, by {workers} loader processes"
     name = f"loading {Path(prepared.args.dataset).name}"
-    return passed_row(SECTION, name, detail, files=loading.files, store=loading.store)
+    return passed_row(SECTION, name, detail, files=loading)
 
 
-def speed_row(label: str, speed: StepSpeed, loading: LoadingSpeed, precision: str) -> Row:
+def speed_row(label: str, speed: StepSpeed, loading: float, precision: str) -> Row:
     """The row of an algorithm's steps: what bounds its job, and the share of the device's peak."""
-    is_bound_by_loading = loading.usual < _LOADING_BOUNDS * speed.steps
+    is_bound_by_loading = loading < _LOADING_BOUNDS * speed.steps
     bound = "loading" if is_bound_by_loading else device_phrase()
     device_name = job_device.name()
     peak = peak_of(device_name, precision) or measured_peak(precision)
@@ -182,7 +150,7 @@ def speed_row(label: str, speed: StepSpeed, loading: LoadingSpeed, precision: st
     figures = {**vars(speed), "bound": bound, "peak_flops": peak.flops, "share_of_peak": share}
     if not is_bound_by_loading:
         return passed_row(SECTION, f"{label}: speed", detail, **figures)
-    remedy = "give the job more cores, and keep decoded pictures by --picture_cache on a local disk"
+    remedy = "give the job more cores, and copy the data to a local disk"
     return warning_row(SECTION, f"{label}: speed", detail, remedy, **figures)
 
 

@@ -131,7 +131,7 @@ def _sweeps(folders: Iterable[Path]) -> list[DeclaredSweep]:
             if any(job.args.get("data_dir") not in _NO_DATA_FOLDERS for job in jobs):
                 words += ["--data_dir", "DATA"]
             if launched and launched.skip_training_in_splits:
-                words.append("--skip_training_in_splits")
+                words += ["--training_in_splits", "no"]
             declared.append(DeclaredSweep(" ".join(words), text))
     return declared
 

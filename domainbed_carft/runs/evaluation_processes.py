@@ -20,7 +20,7 @@ from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError, Problem, raise_for
 from domainbed_carft.jobs.folder import last_line
 from domainbed_carft.jobs.fork_server import ForkServer
-from domainbed_carft.launchers.children import Children, stopping
+from domainbed_carft.launchers.attempt import Children, stopping
 from domainbed_carft.results import alignment_scores, picture_rows, run_figures
 from domainbed_carft.results.run_figures import RunFigures
 from domainbed_carft.runs import BATCH_SIZE, evaluate_job

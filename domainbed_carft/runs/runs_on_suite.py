@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from domainbed_carft.errors import Problem
-from domainbed_carft.launchers.children import Children
+from domainbed_carft.launchers.attempt import Children
 from domainbed_carft.results import collection
 from domainbed_carft.results.suites import SuiteRun, selected_runs
 from domainbed_carft.runs import suite_job

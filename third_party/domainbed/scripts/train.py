@@ -24,6 +24,7 @@ from domainbed import algorithms
 from domainbed.lib import (
     misc,
     picture_batches,
+    picture_memory,
     preparation,
     resume,
     scalar_logs,
@@ -65,12 +66,14 @@ def run(
         preparation.seed_everything(args.seed)
         dataset, environments = preparation.load_environments(args, hparams)
         algorithm_class = algorithms.get_algorithm_class(args.algorithm)
+        memory_limit = picture_memory.memory_limit(flags.picture_memory)
         pictures = picture_batches.choose(
-            flags.pictures,
-            flags.picture_cache,
             dataset,
+            memory_limit,
             ask_model=functools.partial(algorithm_class.wanted_pictures, hparams),
         )
+        if pictures.plan:
+            print(f"Pictures: {pictures.description}; {picture_memory.describe(memory_limit)}")
         job = training.Run(
             args=args,
             hparams=hparams,

@@ -1,24 +1,90 @@
-"""The choice of a search's first stage: the member with the highest mean validation accuracy.
+"""A search in two stages: its choice, the jobs of both stages, and how the second one follows.
 
-It looks at no target: the first selection method that a sweep declares and that needs none gives
-each run's validation accuracy. A mean is over the first stage's trials and, unless the choice is by
-target, over the targets. Of equally good members the last counts, as in DomainBed.
+The first stage trains every member; the one with the highest mean validation accuracy is trained on
+the trials of the second. The choice looks at no target: the first selection method that a sweep
+declares and that needs none gives each run's validation accuracy. A mean is over the first stage's
+trials and, unless the choice is by target, over the targets. Of equally good members the last
+counts, as in DomainBed.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from domainbed_carft.errors import Problem, raise_for
-from domainbed_carft.jobs import records
+from domainbed_carft.jobs import manifest, records
+from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.job import Choice, Job
+from domainbed_carft.jobs.manifest import ChosenValues, Search
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.jobs.search import ChosenValues
+from domainbed_carft.launchers import launch_file
+from domainbed_carft.launchers.slurm import Slurm
 from domainbed_carft.results import selection
+from domainbed_carft.sweep.declaration import Declaration
+from domainbed_carft.sweep.states import queue_of
+
+# The name of the small job among the jobs of a launch, where others have the names of folders.
+NAME = "second-stage"
+
+
+@dataclass(frozen=True)
+class StagedJobs:
+    """The jobs of a sweep by stage, each in its folder; a sweep without stages has first ones only.
+
+    ``chosen``: None until the first stage is done. Until then the jobs ``second`` stand for those
+    that will follow: they train values that are not chosen yet.
+    """
+
+    first: Sequence[Job]
+    second: Sequence[Job] = ()
+    chosen: Sequence[ChosenValues] | None = None
+
+    @property
+    def launchable(self) -> list[Job]:
+        """The jobs that may be launched now."""
+        return [*self.first, *(self.second if self.chosen is not None else ())]
+
+    @property
+    def waiting(self) -> Sequence[Job]:
+        """The jobs that stand for a second stage whose values are not chosen yet."""
+        return self.second if self.chosen is None else ()
+
+
+def staged_jobs(declaration: Declaration, data_dir: str, output: Path) -> StagedJobs:
+    """All jobs of a sweep; chooses among the members of a search whose first stage is done.
+
+    Raises CarftError if that is impossible, as where all members have diverged.
+    """
+    first = manifest.reuse_folders(declaration.jobs(data_dir, output), output)
+    if not declaration.has_stages:
+        return StagedJobs(first)
+
+    if not all(JobFolder(job.folder).done for job in first):
+        return StagedJobs(first, declaration.repeated_jobs(data_dir, output, chosen=()))
+
+    by_target = declaration.search is not None and declaration.search.choose_by == "target"
+    chosen = choose(first, str(declaration.choosing_method), by_target)
+    second = declaration.repeated_jobs(data_dir, output, chosen)
+    return StagedJobs(first, manifest.reuse_folders(second, output), chosen)
+
+
+def search_entry(declaration: Declaration, jobs: StagedJobs) -> Search | None:
+    """A search with stages for the manifest; None if the sweep has none."""
+    search = declaration.search
+    if search is None or not declaration.has_stages:
+        return None
+    return Search(
+        method=str(declaration.choosing_method),
+        choose_by=search.choose_by,
+        choose_on=tuple(declaration.choosing_trials),
+        repeat_on=tuple(declaration.trial_seeds),
+        repeats=len(jobs.second),
+        chosen=tuple(jobs.chosen or ()),
+    )
 
 
 @dataclass(frozen=True)
@@ -125,3 +191,28 @@ def _validations(runs: Sequence[Run], method: str, by_target: bool) -> Iterator[
                 outcome = selection.METHODS[method].outcome(candidates, choice)
                 accuracy = outcome.validation if outcome else math.nan
                 yield _Validation(row, choice, run, accuracy)
+
+
+def submit(launcher: Slurm, output: Path, launch_second_stage: Callable[[], None]) -> None:
+    """Submit a small job that calls a function after all jobs of the sweep that SLURM has.
+
+    Does nothing if SLURM has none, or has a small job already that waits for all of them.
+    """
+    queue = queue_of(output)
+    waiting_ids = _ids_of_small_jobs(output) & queue.slurm_states.keys()
+    job_ids = queue.slurm_states.keys() - waiting_ids
+    if not job_ids:
+        return
+
+    arrays = sorted({job_id.partition("_")[0] for job_id in job_ids}, key=int)
+    if waiting_ids and max(map(int, waiting_ids)) > int(arrays[-1]):
+        return  # it was submitted after all of them
+    job_id = launcher.submit_job(launch_second_stage, output.absolute(), name=NAME, after=arrays)
+    print(f"slurm: job {job_id} submits the second stage when these have ended")
+
+
+def _ids_of_small_jobs(output: Path) -> set[str]:
+    """The SLURM ids of all small jobs that were ever submitted and are still listed."""
+    launches = launch_file.read(output)
+    ids = (launch.jobs.get(NAME) for launch in launches if launch.launcher == "slurm")
+    return {job_id for job_id in ids if job_id}
