@@ -91,6 +91,6 @@ $(VENV)/.installed-docs: $(VENV)/.created $(DECLARATIONS)
 
 $(OLDEST_VENV)/.installed-test: $(DECLARATIONS)
 	$(OLDEST) -m venv $(OLDEST_VENV)
-	$(OLDEST_VENV)/bin/python -m pip install 'torch>=2.1,<2.2' 'torchvision>=0.16,<0.17' 'numpy<2' \
+	$(OLDEST_VENV)/bin/python -m pip install 'torch>=2.6,<2.7' 'torchvision>=0.21,<0.22' 'numpy<2' \
 	  --editable '.[test]'
 	@touch $@
