@@ -14,7 +14,7 @@ OLDEST := python3.10
 OLDEST_VENV := .venv-oldest
 OLDEST_TESTS := tests/harness $(wildcard tests/test_runs_*.py) \
   $(addprefix tests/test_,$(addsuffix .py,algorithms arguments backbone hparams objective \
-  dataset_facts prompts step training))
+  checkouts dataset_facts devices plugin prompts step training weights))
 
 # What an installation depends on. Sources are no part of it: it is an editable one.
 DECLARATIONS := pyproject.toml setup.cfg build_backend/carft_backend.py
@@ -30,7 +30,7 @@ test: $(VENV)/.installed-test
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(PARALLEL) -m slow $(PYTEST_ARGS)
 
-# On what old checkouts have: `make OLDEST=/path/to/python3.10 test-oldest`.
+# On the oldest torch that installs: `make OLDEST=/path/to/python3.10 test-oldest`.
 test-oldest: $(OLDEST_VENV)/.installed-test
 	$(OLDEST_VENV)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) $(OLDEST_TESTS)
 

@@ -95,10 +95,9 @@ def _read(name: str) -> Backbone:
         return Backbone(name, **open_clip.load(name))
 
     path, expected = locate(name)
-    with open(path, "rb") as file:
-        digest = weights.digest_of(file)
-        _require_published(name, path, digest, expected)
-        model = openai.read(file, path, digest)
+    digest = weights.sha256(path)
+    _require_published(name, path, digest, expected)
+    model = openai.read(path, digest)
     if digest not in _published_digests():
         print(
             f"CLIP weights: {path} is none of OpenAI's files, so QuickGELU and attention heads 64 "
