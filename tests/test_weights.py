@@ -199,23 +199,11 @@ def test_a_clip_with_nan_weights_is_refused(tmp_path, random_tiny):
 WORDS = [["a photo of a dog", "a photo of a cat"]]
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        None,
-        {"a": 1},
-        torch.full((2, 128), torch.nan),
-        torch.zeros(3, 3),
-        torch.zeros(2, 128).half(),
-    ],
-)
-def test_invalid_cached_text_features_are_computed_again(
-    random_tiny, tmp_path, monkeypatch, content
-):
+def test_damaged_cached_text_features_are_computed_again(random_tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path))
     clip_model = backbone.load(str(random_tiny))
     first = backbone.text_features(clip_model, WORDS)
     (kept,) = (tmp_path / "text").iterdir()
-    flip(kept) if content is None else torch.save(content, kept)
+    flip(kept)
     assert torch.equal(backbone.text_features(clip_model, WORDS), first)
     assert torch.equal(weights.load_weights(kept).view_as(first), first)

@@ -398,10 +398,9 @@ def _create(config: Config, path: Path | None = None) -> Any:
             link = folder / (PICKLED_WEIGHTS if is_pickled else WEIGHTS)
             link.symlink_to(path.absolute())
 
+        device = torch.empty(0).device
         with _without_log():
-            return package().create_model(
-                f"{LOCAL}{folder}", device=torch.get_default_device(), pretrained_text=False
-            )
+            return package().create_model(f"{LOCAL}{folder}", device=device, pretrained_text=False)
 
 
 @contextmanager

@@ -26,18 +26,18 @@ FREE_BYTES = 16 << 20
 # ... and this many times its size. Probabilities hardly shrink when they are compressed.
 MOST_EXPANSION = 20
 
-Arrays = Mapping[str, np.ndarray]
 
-
-def save_arrays(path: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
     """Write one-dimensional ``arrays`` of equal length, and JSON ``facts``, whole or not at all.
 
     Equal content makes equal files. Raises CarftError if the file cannot be written.
     """
 
+    columns: dict[str, Any] = dict(arrays)
+
     def write_archive(part: Path) -> None:
         with part.open("wb") as file:  # a file object: numpy adds .npz to a name
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **columns)
         with zipfile.ZipFile(part, "a") as archive:
             member = zipfile.ZipInfo(FACTS)  # without today's date
             archive.writestr(member, json.dumps(facts, sort_keys=True), zipfile.ZIP_DEFLATED)

@@ -7,7 +7,6 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,7 +48,13 @@ def load_weights(path: Path | str) -> Any:
     except Exception as error:  # torch and zipfile raise a dozen types
         raise _refusal(path, error) from error
 
-    _require_plain(_tensors(content), path)
+    tensors = _tensors(content)
+    _require_small(sum(tensor.numel() * tensor.element_size() for tensor in tensors), path)
+    if any(t.is_quantized or t.is_meta or t.layout is not torch.strided for t in tensors):
+        raise CarftError(
+            f"{path} holds quantized, sparse or empty tensors; expected dense ones of "
+            "plain numbers, as the state dict of a float32 model has them"
+        )
     return content
 
 
@@ -87,18 +92,6 @@ def _require_small(nbytes: int, path: Path | str) -> None:
         raise CarftError(f"{path} was not used: its tensors are far larger than the file")
 
 
-def _require_plain(tensors: Sequence[Any], path: Path | str) -> None:
-    """Refuse tensors that are larger than their file, or are not dense numbers in memory."""
-    _require_small(sum(tensor.numel() * tensor.element_size() for tensor in tensors), path)
-    odd = next((tensor for tensor in tensors if not _is_plain(tensor)), None)
-    if odd is not None:
-        kind = "quantized" if odd.is_quantized else str(odd.layout).removeprefix("torch.")
-        raise CarftError(
-            f"{path} holds a {kind} tensor on {odd.device.type}; expected dense tensors of plain "
-            "numbers, as the state dict of a float32 model has them"
-        )
-
-
 def _tensors(content: Any) -> list[Any]:
     """All tensors in it, views and repeated ones as often as they are there."""
     import torch
@@ -114,11 +107,3 @@ def _tensors(content: Any) -> list[Any]:
             visited_ids.add(id(item))
             pending += item.values() if isinstance(item, dict) else item
     return tensors
-
-
-def _is_plain(tensor: Any) -> bool:
-    """Whether it is dense, in memory, and not quantized, as all code here takes for granted."""
-    import torch
-
-    is_dense = tensor.layout is torch.strided and not tensor.is_nested
-    return bool(is_dense and tensor.device.type == "cpu" and not tensor.is_quantized)
