@@ -9,10 +9,6 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.machine import devices
 from domainbed_carft.runs import measuring
 
-needs_accelerator_module = pytest.mark.skipif(
-    not hasattr(torch, "accelerator"), reason="torch before 2.6 knows no accelerators but GPUs"
-)
-
 
 def with_accelerator(monkeypatch, device):
     """Let torch find this accelerator; None for a machine without one."""
@@ -20,7 +16,6 @@ def with_accelerator(monkeypatch, device):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(device))
 
 
-@needs_accelerator_module
 @pytest.mark.parametrize(("found", "expected"), [("cuda", "cuda"), (None, "cpu")])
 def test_the_gpu_computes_if_there_is_one(monkeypatch, found, expected):
     with_accelerator(monkeypatch, found)
@@ -28,19 +23,11 @@ def test_the_gpu_computes_if_there_is_one(monkeypatch, found, expected):
     assert devices.process_group_backend() == ("cpu:gloo,cuda:nccl" if found else "gloo")
 
 
-@needs_accelerator_module
 @pytest.mark.parametrize("found", ["mps", "xpu"])
 def test_another_accelerator_leaves_the_work_to_the_processor_with_a_warning(monkeypatch, found):
     with_accelerator(monkeypatch, found)
     with pytest.warns(UserWarning, match=f"the type {found} are not supported; .* CUDA or ROCm"):
         assert devices.default_device() == devices.CPU
-
-
-@pytest.mark.parametrize("available", [False, True])
-def test_an_old_torch_is_asked_for_cuda(monkeypatch, available):
-    monkeypatch.delattr(torch, "accelerator", raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    assert devices.default_device() == (devices.GPU if available else devices.CPU)
 
 
 @pytest.mark.parametrize("name", ["mps", "xpu", "meta"])

@@ -15,7 +15,7 @@ from PIL import Image
 from runs_jobs import CLASSES
 
 from domainbed_carft import cli
-from domainbed_carft.clips import backbone, openai_models
+from domainbed_carft.clips import backbone, openai
 from domainbed_carft.data import picture_files
 from domainbed_carft.method import prompts
 from domainbed_carft.pictures import loading
@@ -390,8 +390,8 @@ def test_retained_is_of_a_run(pets, suite, capsys):
 
 def test_the_thousand_names_reach_the_tokenizer_unchanged(monkeypatch):
     texts = []
-    tokenize = openai_models.tokenize
-    monkeypatch.setattr(openai_models, "tokenize", lambda m, t: texts.extend(t) or tokenize(m, t))
+    tokenize = openai.tokenize
+    monkeypatch.setattr(openai, "tokenize", lambda m, t: texts.extend(t) or tokenize(m, t))
     monkeypatch.setattr(prompts, "contexts", lambda spec, least: ["{}"])
     suite = catalogue.get("imagenet")
     ZeroShotHead.of_suite(suite, backbone.load("tiny"), torch.device("cpu"))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from domainbed_carft.clips import backbone, open_clip_models
+from domainbed_carft.clips import backbone, open_clip
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import not_written, require_output
 from domainbed_carft.files.weights import load_weights
@@ -50,7 +50,7 @@ class ExportedFiles:
     def inside(cls, folder: Path) -> ExportedFiles:
         """The files of an export for open_clip, all in one folder."""
         return cls(
-            weights=folder / open_clip_models.WEIGHTS,
+            weights=folder / open_clip.WEIGHTS,
             head=folder / "head.pt",
             card=folder / "card.json",
             readme=folder / "README.md",
@@ -143,7 +143,7 @@ def _write(
     if is_folder:
         folder = files.weights.parent
         folder.mkdir()
-        open_clip_models.save(folder, state, clip.architecture, clip.tokenizer)
+        open_clip.save(folder, state, clip.architecture, clip.tokenizer)
     _save(files.head, _head(run))
     if not is_folder:
         _save(files.weights, state)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from domainbed_carft import text
-from domainbed_carft.clips import backbone, openai_models
+from domainbed_carft.clips import backbone, openai
 from domainbed_carft.data import benchmarks
 from domainbed_carft.files.weights import sha256
 from domainbed_carft.jobs import records
@@ -125,7 +125,7 @@ def open_clip_config(model: Any) -> dict[str, Any]:
 
 def open_clip_name(name: str) -> str | None:
     """What open_clip calls one of OpenAI's CLIPs with QuickGELU; None for any other."""
-    if name not in openai_models.OPENAI_WEIGHTS:
+    if name not in openai.OPENAI_WEIGHTS:
         return None
     return name.replace("/", "-").replace("@336px", "-336") + "-quickgelu"
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from domainbed.algorithms import Algorithm
 
-from domainbed_carft.clips import backbone, open_clip_models
+from domainbed_carft.clips import backbone, open_clip
 from domainbed_carft.errors import CarftError, CarftWarning, brief
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import WEIGHTS
@@ -203,7 +203,7 @@ def _restore(content: Mapping[str, Any], path: Path) -> tuple[CLIPAlgorithm, lis
 
     state: Any = content.get("model_dict")
     if isinstance(state, dict) and "architecture" in state:
-        open_clip_models.package()
+        open_clip.package()
     try:
         templates, classes = prompts.from_json(bytes(state["words"].tolist()).decode())
         contexts = prompts.contexts(templates, least=1)

@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +39,6 @@ RESOLUTIONS = {
     "RN50x64": 448,
     "ViT-L/14@336px": 336,
 }
-MOST_TENSORS = 2000  # in a CLIP: RN50x64, which has the most of OpenAI's, has some 1,400
 HEAD_WIDTH = 64  # of the attention in all of OpenAI's models
 RESNET_STRIDE = 32  # pixels of a picture, a side, that become one position of the last stage
 # A tensor whose last dimension is the width of a tower, for each kind of tower.
@@ -50,12 +49,12 @@ _WIDTH_TENSORS = (
 )
 
 
-def read(file: IO[bytes], path: Path, digest: str) -> Any:
-    """The frozen CLIP in an opened file of this SHA-256.
+def read(path: Path, digest: str) -> Any:
+    """The frozen CLIP in a file of this SHA-256.
 
     Raises CarftError, with the ``path``, for what is no CLIP, and for programs but OpenAI's own.
     """
-    state = _load_state(file, path, digest)
+    state = _load_state(path, digest)
     try:
         model = _build(state)
     except Exception as error:  # what other content makes of build_model: any type
@@ -66,11 +65,11 @@ def read(file: IO[bytes], path: Path, digest: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _load_state(file: IO[bytes], path: Path, digest: str) -> Any:
+def _load_state(path: Path, digest: str) -> Any:
     # To load TorchScript is to run it, and it can write files: none runs but OpenAI's own.
     is_published = any(digest == published for _, published in OPENAI_WEIGHTS.values())
     if not is_published:
-        return weights.load_opened_weights(file, path)
+        return weights.load_weights(path)
 
     with warnings.catch_warnings():  # torch 2.13 deprecates the format OpenAI publishes
         warnings.simplefilter("ignore")
@@ -80,8 +79,6 @@ def _load_state(file: IO[bytes], path: Path, digest: str) -> Any:
 def _build(state: Any) -> Any:
     """The CLIP with this state dict, in float32; an exception of any type for other content."""
     build_model = package().model.build_model
-    if len(state) > MOST_TENSORS:
-        raise ValueError(f"it has {len(state)} tensors")
     for key in _WIDTH_TENSORS:
         width = state[key].shape[-1] if key in state else 0
         if width % HEAD_WIDTH:
