@@ -74,7 +74,7 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created $(DECLARATIONS)
-	$(BIN)/python -m pip install --editable .
+	$(BIN)/python -m pip install --editable '.[fast]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.created $(DECLARATIONS)
