@@ -98,7 +98,9 @@ def test_suite_rows_are_means_over_trials(sweep):
     assert rows["CLIPZeroShot"][5] == f"{shown(zero_shot)}*"
     assert rows["CLIPZeroShot"][6].endswith(" (1)")
 
-    entries = {(entry["algorithm"], entry["alpha"]): entry for entry in document.sections["suites"]}
+    entries = {
+        (entry["algorithm"], entry["alpha"]): entry for entry in document.as_dict()["suites"]
+    }
     assert entries["CARFT", 0.5]["cells"]["mean"]["n"] == 2
     assert entries["CLIPZeroShot", None]["partial"] == ["ObjectNet"]
 

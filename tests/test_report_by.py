@@ -112,7 +112,7 @@ def test_the_page_has_the_tables_that_its_options_ask_for(sweep, tmp_path, monke
     assert any("one setting for all environments" in title for title in titles)
 
     captions = re.sub("<[^>]+>", "", page.text)
-    assert "Power: how many pairs" in captions and "Worst: the environment" in captions
+    assert "Needed: how many pairs" in captions and "Worst: the environment" in captions
 
 
 def test_a_power_without_a_comparison_is_refused_before_anything_is_written(

@@ -25,7 +25,8 @@ from report_page import TABLE, contents, page_of, report
 from domainbed_carft import cli
 from domainbed_carft.report.page import PAIR
 from domainbed_carft.results import collect as collecting
-from domainbed_carft.results import document, selection
+from domainbed_carft.results import selection
+from domainbed_carft.results.columns import NO_VALUE
 from domainbed_carft.results.top import top
 
 
@@ -106,7 +107,7 @@ def test_dots_show_the_means_and_the_table_marks_the_best(report_folder, page):
         for kind in ("best", "second")
     }
     for column in range(1, len(header)):
-        values = [row[column] for row in rows if row[column] != document.NO_VALUE]
+        values = [row[column] for row in rows if row[column] != NO_VALUE]
         means = sorted({float(text.split()[0]) for text in values}, reverse=True)
         for kind, mean in zip(("best", "second"), means):
             expected = [text for text in values if float(text.split()[0]) == mean]
@@ -301,7 +302,7 @@ def test_an_unusable_output_folder_is_refused_first(sweep, tmp_path, monkeypatch
     assert "has other files (index.html); expected a new or empty folder" in capsys.readouterr().err
     assert contents(tmp_path) == {"index.html": b"mine"}
 
-    monkeypatch.setattr("domainbed_carft.report.page.build", None)  # which may take minutes
+    monkeypatch.setattr("domainbed_carft.report.page.SectionMaker", None)  # which may take minutes
     for place in (tmp_path / "index.html" / "report", Path("/proc/report")):
         assert report(sweep, place) == 1
         assert f"{place} could not be written" in capsys.readouterr().err

@@ -9,15 +9,8 @@ from domainbed_carft.cli import demo_table, run_texts
 from domainbed_carft.data.emoji import UNSEEN
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.report import page
-from domainbed_carft.results import (
-    against_one,
-    collect,
-    collection,
-    formats,
-    suite_pairs,
-    suites,
-)
-from domainbed_carft.results.document import Document
+from domainbed_carft.results import collect, collection, comparisons, formats, suites
+from domainbed_carft.results.comparisons import Comparison
 from domainbed_carft.runs import saved, wise_ft
 from domainbed_carft.runs.default_weights import choose_weights, describe_choice
 from domainbed_carft.runs.evaluation_processes import SweepOptions
@@ -47,12 +40,22 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     raise_for(evaluate_sweep_on_suite(sweep_folder, UNSEEN, SweepOptions()).problems)
 
     results = collect.collect([sweep_folder], columns=[demo_table.TRAINED_ON])
-    by_style, by_pair = (
-        suite_pairs.compare(results.collection.groups, UNSEEN, CARFT, unit)
-        for unit in against_one.UNITS
-    )
-    table = demo_table.table_text(results, by_style)
+    accuracies = suites.accuracies_by_run(results.collection.groups[0], UNSEEN)
+    by_style = _against_others(accuracies, comparisons.ENVIRONMENT)
+    by_pair = _against_others(accuracies, comparisons.PAIR)
+    table = demo_table.table_text(results, accuracies, by_style)
     _report(output, sweep_folder, table, demo_table.conclusion(by_style, by_pair))
+
+
+def _against_others(accuracies: comparisons.Accuracies, unit: str) -> list[Comparison]:
+    """CARFT minus each other algorithm on the styles that the runs were not trained on."""
+    others = [name for name in accuracies if name != CARFT]
+    pairs = [{CARFT: accuracies[CARFT], other: accuracies[other]} for other in others]
+    return [
+        entry
+        for pair, other in zip(pairs, others)
+        for entry in comparisons.compare(pair, other, unit, measure=UNSEEN)
+    ]
 
 
 def run_suite(output: Path, trials: int | None = None, declared: str | Path = "demo-suite") -> None:
@@ -119,8 +122,7 @@ def _suite_table(sweep_folder: Path) -> str:
     rows = [row for group in groups for row in suites.scores(group, warnings=[])]
     shown_rows = [row for row in rows if row.alpha in (None, TABLE_ALPHA)]
     (suite_rows,) = suites.rows_by_table(shown_rows)
-    table = Document([suites.caption()], [suites.grid(suite_rows)], {}, [])
-    return formats.FORMATS["text"](table)
+    return formats.as_text([suites.grid(suite_rows)], [suites.caption()])
 
 
 def _evaluate_on_suite(job_folder: Path, suite: str, output: Path) -> None:

@@ -19,8 +19,11 @@ from domainbed_carft.report.plots import (
     new_canvas,
     save_figure,
 )
-from domainbed_carft.results import alignment_scores
-from domainbed_carft.results.alignment import BIN_EDGES
+from domainbed_carft.results.evaluations import (
+    ALIGNMENT_EDGES,
+    HIGHEST_ALIGNMENT,
+    LOWEST_ALIGNMENT,
+)
 from domainbed_carft.text import printable
 
 # Of more algorithms each environment has a figure of its own: a page prints 9 inches.
@@ -182,8 +185,8 @@ def _draw_over_alignment(upper: Any, lower: Any, bins: pd.DataFrame, style: Styl
     """A line of the bins that have pictures, and one of how many; returns the first."""
     with_pictures = bins[bins["pictures"] > 0]
     # The last bin has no end: it is drawn as wide as the others.
-    width = BIN_EDGES[1] - BIN_EDGES[0]
-    middles = with_pictures["bin_end"].clip(upper=BIN_EDGES[-1] + width) - width / 2
+    width = ALIGNMENT_EDGES[1] - ALIGNMENT_EDGES[0]
+    middles = with_pictures["bin_end"].clip(upper=ALIGNMENT_EDGES[-1] + width) - width / 2
     (line,) = upper.plot(
         middles,
         100 * with_pictures["correct"] / with_pictures["pictures"],
@@ -206,6 +209,6 @@ def _draw_cuts(all_axes: Sequence[Any], thresholds: Sequence[float]) -> None:
 
     limits = all_axes[0].get_xlim()
     for axes in all_axes:
-        for score in (alignment_scores.LOWEST, alignment_scores.HIGHEST):
+        for score in (LOWEST_ALIGNMENT, HIGHEST_ALIGNMENT):
             axes.axvline(score, color=MUTED, lw=1, ls=(0, (1, 2)), zorder=1)
         axes.set_xlim(limits)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.report import evaluation_plots, frames, page_tables, plots, provenance
+from domainbed_carft.report import evaluation_plots, frames, plots, provenance
 from domainbed_carft.report.plots import Figure, Styles
 from domainbed_carft.report.provenance import TableJobs
 from domainbed_carft.results import suites
-from domainbed_carft.results.cells import Cell
 from domainbed_carft.results.collect import Results
 from domainbed_carft.results.collection import Group
-from domainbed_carft.results.document import Grid
+from domainbed_carft.results.columns import AVERAGE, ENVIRONMENTS
+from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import BestHparams
@@ -115,15 +115,26 @@ class SectionMaker:
         return Section(
             id=identity,
             title="; ".join(filter(None, [table.dataset_title, table.setting])),
-            table=page_tables.grid(table),
+            table=table.grid_of_one_trial(),
             parts=parts,
             findings=findings,
             lead=self._lead(table, at_selection),
-            ranks=page_tables.ranks(table),
+            ranks=table.ranks,
             jobs=provenance.jobs_of_table(table, entries, self.name),
-            more_tables=page_tables.grids_below(table, self.results.tables),
+            more_tables=self._tables_below(table),
             examples=self.examples_of(table.columns, selected) if self.examples_of else (),
         )
+
+    def _tables_below(self, table: Table) -> list[Grid]:
+        """The values that a search chose, and the same data set with one setting for all."""
+        grids = [
+            other.grid()
+            for other in self.results.tables
+            if other.one_setting
+            and (other.setting, other.dataset) == (table.setting, table.dataset)
+        ]
+        chosen = table.grid_of_choices()
+        return [chosen, *grids] if chosen else grids
 
     def _lead(self, table: Table, at_selection: pd.DataFrame) -> list[Figure]:
         """The first figures: in-domain against out-of-domain accuracy, and the averages.
@@ -135,7 +146,8 @@ class SectionMaker:
 
         trials = frames.over_targets(at_selection, frames.ACCURACIES)
         means = frames.means_of_trials(trials, table.error)
-        averages = _cell_frame((row.algorithm, Cell(row.average)) for row in table.rows)
+        cells = frames.accuracies(table)
+        averages = cells[cells["column"] == AVERAGE]
         lead = []
         if len(means):
             name = self.name(table.dataset, "robustness")
@@ -150,20 +162,18 @@ class SectionMaker:
 
     def _dots(self, table: Table) -> list[Figure]:
         """The accuracies of each environment, all on the same axis."""
-        cells_of = {
-            label: _cell_frame((row.algorithm, row.cells[number]) for row in table.rows)
-            for number, label in enumerate(table.columns)
-        }
-        all_cells = pd.concat(cells_of.values())
-        if all_cells.empty:
-            return []
-        limits = plots.dot_limits(all_cells)
+        cells = frames.accuracies(table)
+        cells = cells[cells["column"] == ENVIRONMENTS]
+        limits = plots.dot_limits(cells)
         return [
             plots.dots(
-                label, self.name(table.dataset, "accuracy", label), cells, self.styles, limits
+                label,
+                self.name(table.dataset, "accuracy", label),
+                of_environment,
+                self.styles,
+                limits,
             )
-            for label, cells in cells_of.items()
-            if len(cells)
+            for label, of_environment in frames.rows_by(cells, "environment").items()
         ]
 
     def _choices(self, table: Table, runs: Sequence[Run]) -> list[Part]:
@@ -313,17 +323,6 @@ class SectionMaker:
         if points["alpha"].isna().any():
             parts.append(Part("suite", [plots.suite(table.title, identity, points, self.styles)]))
         return Section(id=identity, title=table.title, table=table, parts=parts)
-
-
-def _cell_frame(cells: Iterable[tuple[str, Cell]]) -> pd.DataFrame:
-    """What `plots.dots` draws: algorithms and their cells, of those that have a value."""
-    rows = [
-        (algorithm, cell.mean, cell.standard_error, cell.n)
-        for algorithm, cell in cells
-        if cell.mean is not None
-    ]
-    frame = pd.DataFrame(rows, columns=["algorithm", "accuracy", "error", "n"])
-    return frame.astype({"accuracy": float, "error": float})
 
 
 def _by_target(table: Table, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from domainbed_carft.errors import Problem
 from domainbed_carft.launchers.children import Children
 from domainbed_carft.results import collection
-from domainbed_carft.results.suite_runs import SuiteRun, selected_runs
+from domainbed_carft.results.suites import SuiteRun, selected_runs
 from domainbed_carft.runs import suite_job
 from domainbed_carft.runs.default_weights import choose_weights
 from domainbed_carft.runs.evaluation_processes import SweepOptions, evaluate_in_pool, run_process
