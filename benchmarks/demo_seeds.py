@@ -2,13 +2,13 @@
 
     python benchmarks/demo_seeds.py OUT --seeds 10
 
-Trains benchmarks/demo_seeds.yaml, the demo of 0.2.0, with the trials 200 and 201 for the first seed,
-202 and 203 for the second, and so on, tests all runs on the drawing styles that they were not trained
-on, and prints a Markdown table: CARFT minus each other algorithm in points, with the interval over
-the four styles left out. Below, over the seeds: the mean and the standard deviation; how many
-of the intervals hold the mean, over styles and over the 8 pairs of runs; and the root mean squares
-of the standard errors, which should equal the standard deviation. The last row has that of what the
-demo was before: one trial, on the in-split of the style left out.
+Trains benchmarks/demo_seeds.yaml, the demo of 0.2.0, with the trials 200 and 201 for the first
+seed, 202 and 203 for the second, and so on, tests all runs on the drawing styles that they were not
+trained on, and prints a Markdown table: CARFT minus each other algorithm in points, with the
+interval over the four styles left out. Below, over the seeds: the mean and the standard deviation;
+how many of the intervals hold the mean, over styles and over the 8 pairs of runs; and the root mean
+squares of the standard errors, which should equal the standard deviation. The last row has that of
+one trial, on the in-split of the style left out.
 
 What is done is not redone; an interrupted command goes on where it was. --no-train only reads.
 """

@@ -36,7 +36,7 @@ PAGES = {
         "[options]",
         {
             "carft demo": "about two minutes on two cores",
-            "carft demo --trials 6": "more trials, three times as long",
+            "carft demo --trials 5": "all trials of the packed records, five times as long",
         },
     ),
     "carft doctor": HelpPage(
