@@ -123,10 +123,10 @@ def test_the_demos_jobs_are_those_of_the_packed_records(tmp_path):
     jobs = {}
     for path in (tmp_path / "peers-emoji" / "methods").glob("*/results.jsonl"):
         args = json.loads(path.open().readline())["args"]
-        jobs[args["algorithm"], *args["test_envs"], args["trial_seed"]] = args
+        jobs[(args["algorithm"], *args["test_envs"], args["trial_seed"])] = args
 
     for job in declaration_file.load("demo").jobs(demo.DATA_DIR, tmp_path):
-        packed = jobs[job.key.algorithm, *job.key.test_envs, job.key.trial]
+        packed = jobs[(job.key.algorithm, *job.key.test_envs, job.key.trial)]
         for name in ("seed", "hparams_seed", "steps", "holdout_fraction", "checkpoint_freq"):
             assert job.args.get(name) == packed.get(name), name
         hparams = json.loads(packed["hparams"])
