@@ -10,7 +10,6 @@ from domainbed_carft.data.emoji import UNSEEN
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.report import page
 from domainbed_carft.results import collect, collection, comparisons, formats, suites
-from domainbed_carft.results.comparisons import Comparison
 from domainbed_carft.runs import saved, wise_ft
 from domainbed_carft.runs.default_weights import choose_weights, describe_choice
 from domainbed_carft.runs.evaluation_processes import SweepOptions
@@ -41,21 +40,11 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
 
     results = collect.collect([sweep_folder], columns=[demo_table.TRAINED_ON])
     accuracies = suites.accuracies_by_run(results.collection.groups[0], UNSEEN)
-    by_style = _against_others(accuracies, comparisons.ENVIRONMENT)
-    by_pair = _against_others(accuracies, comparisons.PAIR)
+    by_style, by_pair = (
+        comparisons.compare_with_each(accuracies, CARFT, unit) for unit in comparisons.UNITS
+    )
     table = demo_table.table_text(results, accuracies, by_style)
     _report(output, sweep_folder, table, demo_table.conclusion(by_style, by_pair))
-
-
-def _against_others(accuracies: comparisons.Accuracies, unit: str) -> list[Comparison]:
-    """CARFT minus each other algorithm on the styles that the runs were not trained on."""
-    others = [name for name in accuracies if name != CARFT]
-    pairs = [{CARFT: accuracies[CARFT], other: accuracies[other]} for other in others]
-    return [
-        entry
-        for pair, other in zip(pairs, others)
-        for entry in comparisons.compare(pair, other, unit, measure=UNSEEN)
-    ]
 
 
 def run_suite(output: Path, trials: int | None = None, declared: str | Path = "demo-suite") -> None:

@@ -198,6 +198,18 @@ def compare(
     return [replace(entry, p_holm=corrected.get(entry.algorithm)) for entry in comparisons]
 
 
+def compare_with_each(
+    accuracies: Accuracies, row: str, unit: str, *, measure: str = ACCURACY
+) -> list[Comparison]:
+    """``row`` minus each other one that shares a pair with it, in the order of ``accuracies``."""
+    comparisons = []
+    for other, by_pair in accuracies.items():
+        if row in accuracies and other != row:
+            both = {row: accuracies[row], other: by_pair}
+            comparisons += compare(both, other, unit, measure=measure)
+    return comparisons
+
+
 def compare_rows(
     collection: Collection,
     against: str,
