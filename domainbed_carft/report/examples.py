@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,25 +66,17 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Disagreement:
-    """Examples that one algorithm gets right and the other wrong; the title has their number."""
-
-    title: str
-    examples: Sequence[Example]
-
-
-@dataclass(frozen=True)
 class TargetExamples:
     """The examples of one environment left out.
 
     ``text``: how many pictures each algorithm gets right, or why there are no examples;
-    ``remarks``: on the weights.
+    ``remarks``: on the weights. ``examples``: a title, such as who is right -> its examples.
     """
 
     environment: str
     text: str
     remarks: Sequence[str] = ()
-    disagreements: Sequence[Disagreement] = ()
+    examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)
 
 
 class Scored(NamedTuple):
@@ -157,15 +149,13 @@ def _target_examples(
         )
 
     counts = []
-    disagreements = []
+    examples = {}
     for winner, loser in ((first, second), (second, first)):
         indices = (winner.is_right & ~loser.is_right).nonzero().flatten().tolist()
-        examples = [_example(index, (first, second), original) for index in indices[:count]]
-        title = (
-            f"{winner.algorithm} right, {loser.algorithm} wrong: {len(examples)} of {len(indices)}"
-        )
+        shown = [_example(index, (first, second), original) for index in indices[:count]]
+        title = f"{winner.algorithm} right, {loser.algorithm} wrong"
+        examples[f"{title}: {len(shown)} of {len(indices)}"] = shown
         counts.append(f"only {winner.algorithm} gets {len(indices)} right")
-        disagreements.append(Disagreement(title, examples))
 
     n_both_right = int((first.is_right & second.is_right).sum())
     n_both_wrong = int((~first.is_right & ~second.is_right).sum())
@@ -173,7 +163,7 @@ def _target_examples(
         f"Of {len(first.labels)} pictures, both get {n_both_right} right and {n_both_wrong} wrong; "
         f"{', '.join(counts)}."
     )
-    return TargetExamples(label, text, remarks, disagreements)
+    return TargetExamples(label, text, remarks, examples)
 
 
 def _remark(scored: Scored) -> str:
