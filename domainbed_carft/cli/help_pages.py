@@ -161,6 +161,26 @@ class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
         return super().add_parser(name, **kwargs)
 
 
+class _RemovedFlag(argparse.Action):
+    """A flag of an earlier version: an error that names its successor."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        parser.error(f"{option_string} was removed; use {self.metavar}")
+
+
+def add_removed_flag(parser: argparse.ArgumentParser, flag: str, successor: str) -> None:
+    """Have a flag of an earlier version, with or without a value, fail with its successor."""
+    parser.add_argument(
+        flag, action=_RemovedFlag, nargs="?", metavar=successor, help=argparse.SUPPRESS
+    )
+
+
 class CommandParser(argparse.ArgumentParser):
     """The parser of a command, whose help has its `HelpPage` before the options."""
 

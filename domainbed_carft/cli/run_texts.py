@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.runs.confusion import ECE_BINS
+from domainbed_carft.results import selection
+from domainbed_carft.results.evaluations import (
+    ALIGNED_FROM,
+    ECE_BINS,
+    HIGHEST_ALIGNMENT,
+    LOWEST_ALIGNMENT,
+    SplitFigures,
+)
 from domainbed_carft.runs.evaluate import Evaluation
-from domainbed_carft.runs.model_stock import ModelStock
+from domainbed_carft.runs.merge import ModelStock, Soups, WiseFT
 from domainbed_carft.runs.predict import PicturePrediction, most_likely
-from domainbed_carft.runs.retained import RetainedAbility
-from domainbed_carft.runs.soup import Soups
-from domainbed_carft.runs.suite_scores import SuiteEvaluation, SuiteScores
-from domainbed_carft.runs.wise_ft import WiseFT
+from domainbed_carft.runs.suites import SuiteEvaluation, SuiteScores
+from domainbed_carft.runs.sweep import EvaluatedRun, SweepEvaluation
 from domainbed_carft.suites import catalogue
-from domainbed_carft.text import printable, quantity, table
+from domainbed_carft.text import limited, printable, quantity, table
 
 PICTURES_OF_A_SOUP = (
     "Pictures: all through the test transform; a soup has no seed and no step to augment by."
@@ -67,25 +73,25 @@ def _table_by_split(evaluation: Evaluation) -> str:
     rows = []
     for split in evaluation.splits:
         environment = f"{split.environment} (test)" if split.is_target else split.environment
-        counts = split.counts
+        figures = split.figures
         rows.append(
             [
                 split.name,
                 environment,
-                str(counts.count),
-                percent(counts.accuracy),
-                percent(counts.ece),
+                str(split.pictures),
+                percent(figures.accuracy if figures else None),
+                percent(figures.calibration.ece if figures else None),
             ]
         )
     return table(["split", "environment", "pictures", "accuracy (%)", "ECE (%)"], rows)
 
 
 def _table_by_class(evaluation: Evaluation) -> str:
-    by_class_of_splits = [split.counts.by_class for split in evaluation.splits]
-    rows = []
-    for label, name in enumerate(evaluation.classes):
-        accuracies = [percent(by_class[label].accuracy) for by_class in by_class_of_splits]
-        rows.append([name, *accuracies])
+    accuracies_of_splits = [split.class_accuracies() for split in evaluation.splits]
+    rows = [
+        [name, *map(percent, accuracies)]
+        for name, *accuracies in zip(evaluation.classes, *accuracies_of_splits)
+    ]
     return table(["class", *(split.name for split in evaluation.splits)], rows)
 
 
@@ -109,37 +115,6 @@ def suite_text(evaluation: SuiteEvaluation) -> str:
     lines.append(f"Intervals are Wilson's; ECE has {ECE_BINS} bins.")
     if published:
         lines.append(f"Published: {suite.source}.")
-    return "\n".join([*lines, ""])
-
-
-def retained_text(retained: RetainedAbility) -> str:
-    """A table of the test sets with both encoders, the means, and what is missing."""
-    suite = catalogue.get(retained.original.suite)
-    title = f"{retained.model['title']} ({retained.model['run']})"
-    rows = []
-    for name, original in retained.original.sets.items():
-        fine_tuned = retained.fine_tuned.sets[name]
-        rows.append(
-            [
-                name if original.is_complete else f"{name} (incomplete)",
-                f"{original.pictures:,}",
-                percent(original.accuracy),
-                percent(fine_tuned.accuracy),
-                f"{100 * (fine_tuned.accuracy - original.accuracy):+.1f}",
-            ]
-        )
-
-    head = ["test set", "pictures", "original CLIP (%)", "fine-tuned (%)", "difference"]
-    lines = [
-        printable(f"{title} under the original text head on the suite {suite.name}"),
-        "",
-        table(head, rows),
-        "",
-    ]
-    for key, mean_title in suite.mean_titles.items():
-        means = (retained.original.means[key], retained.fine_tuned.means[key])
-        lines.append(f"{mean_title}: {percent(means[0])}, fine-tuned {percent(means[1])}")
-    lines += _problem_lines(retained.original)
     return "\n".join([*lines, ""])
 
 
@@ -274,3 +249,105 @@ def prediction_line(prediction: PicturePrediction, top: int | None) -> str:
 
 def _listed(probabilities: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {100 * share:.1f}%" for name, share in probabilities.items())
+
+
+def _scaled_ece(figures: SplitFigures) -> float | None:
+    return figures.scaled.ece if figures.scaled else None
+
+
+def _scaled_nll(figures: SplitFigures) -> float | None:
+    return figures.scaled.nll if figures.scaled else None
+
+
+def _scaled_brier(figures: SplitFigures) -> float | None:
+    return figures.scaled.brier if figures.scaled else None
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+# Head of a column, the figure of a run, how it is written.
+_COLUMNS: Sequence[
+    tuple[str, Callable[[SplitFigures], float | None], Callable[[float | None], str]]
+] = (
+    ("acc", lambda figures: figures.accuracy, percent),
+    ("per class", lambda figures: figures.mean_per_class, percent),
+    ("worst", lambda figures: figures.worst_class.accuracy, percent),
+    ("ECE", lambda figures: figures.calibration.ece, percent),
+    ("ECE/T", _scaled_ece, percent),
+    ("NLL", lambda figures: figures.calibration.nll, _number),
+    ("NLL/T", _scaled_nll, _number),
+    ("Brier", lambda figures: figures.calibration.brier, _number),
+    ("Brier/T", _scaled_brier, _number),
+    ("gained", lambda figures: figures.gained, percent),
+    ("lost", lambda figures: figures.lost, percent),
+    ("aligned", lambda figures: figures.alignment.aligned, percent),
+    ("unaligned", lambda figures: figures.alignment.unaligned, percent),
+)
+
+
+def sweep_text(evaluation: SweepEvaluation) -> str:
+    """A table for each data set and selection method, what its columns mean, and the problems."""
+    lines = [
+        printable(
+            f"{evaluation.folder}: {quantity(evaluation.measured, 'run')} evaluated, "
+            f"{evaluation.current:,} were evaluated before"
+        )
+    ]
+    for title, runs in itertools.groupby(evaluation.runs, _title):
+        lines += ["", printable(title), _table(list(runs))]
+    lines += ["", *_legend()]
+
+    if evaluation.problems:
+        lines += ["", "X: the figures are incomplete."]
+        problems = [
+            printable(f"- {folder}, step {step}: {problem}")
+            for (folder, step), problem in evaluation.problems.items()
+        ]
+        lines += limited(problems)
+    return "\n".join([*lines, ""])
+
+
+def _title(run: EvaluatedRun) -> str:
+    dataset = benchmarks.dataset_title(run.selected.dataset)
+    parts = [dataset, selection.METHODS[run.method].title, run.setting]
+    return "; ".join(filter(None, parts))
+
+
+def _table(runs: Sequence[EvaluatedRun]) -> str:
+    """A row for each algorithm and environment: means over the trials."""
+    cells: dict[tuple[str, str], list[EvaluatedRun]] = {}
+    for run in runs:
+        cells.setdefault((run.selected.row, run.environment), []).append(run)
+
+    rows = []
+    for (algorithm, environment), trials in cells.items():
+        figures = [run.on_target for run in trials if run.on_target]
+        if len(figures) < len(trials):
+            values = ["X" for _ in _COLUMNS]
+        else:
+            values = [
+                write(_mean(figure(part) for part in figures)) for _, figure, write in _COLUMNS
+            ]
+        rows.append([algorithm, environment, str(len(trials)), *values])
+    return table(["algorithm", "environment", "trials", *(head for head, _, _ in _COLUMNS)], rows)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean over the trials; None if one of them has no value."""
+    numbers = list(values)
+    known = [number for number in numbers if number is not None]
+    return sum(known) / len(known) if known and len(known) == len(numbers) else None
+
+
+def _legend() -> list[str]:
+    return [
+        "acc, per class, worst: accuracy (%), its mean over classes, and that of the worst class.",
+        f"ECE (%) over {ECE_BINS} bins, NLL in nats, Brier score; /T: at the temperature fitted on "
+        "the out-splits of the training environments.",
+        "gained, lost (%): pictures that only the run, or only zero-shot CLIP predicts correctly.",
+        f"aligned, unaligned: accuracy (%) of pictures with an alignment score from "
+        f"{ALIGNED_FROM:g} to {HIGHEST_ALIGNMENT:g}, and from {LOWEST_ALIGNMENT:g} to "
+        f"{ALIGNED_FROM:g}.",
+    ]

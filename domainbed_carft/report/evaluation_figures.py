@@ -22,10 +22,14 @@ from domainbed_carft.report.canvas import (
 )
 from domainbed_carft.report.pooled_evaluations import PooledEvaluation
 from domainbed_carft.report.styles import INK, PAPER, Style, Styles
-from domainbed_carft.results import alignment_scores
-from domainbed_carft.results.alignment import BIN_EDGES
-from domainbed_carft.results.calibration import ECE_BINS, ReliabilityBins
-from domainbed_carft.results.run_figures import Flips
+from domainbed_carft.results.evaluations import (
+    ALIGNMENT_EDGES,
+    ECE_BINS,
+    HIGHEST_ALIGNMENT,
+    LOWEST_ALIGNMENT,
+    Flips,
+    ReliabilityBins,
+)
 from domainbed_carft.text import printable
 
 Evaluations = Mapping[str, PooledEvaluation]
@@ -231,7 +235,7 @@ def over_alignment(title: str, name: str, evaluations: Evaluations, styles: Styl
         f"Lines of accuracy over the alignment score, with the threshold {marked}: {title}, for "
         f"{', '.join(names)}."
     )
-    bins = {"bin_end": [*BIN_EDGES, math.inf]}
+    bins = {"bin_end": [*ALIGNMENT_EDGES, math.inf]}
     data = pd.concat(
         pd.DataFrame(bins).assign(
             algorithm=algorithm,
@@ -251,7 +255,7 @@ def _draw_cuts(all_axes: Sequence[Any], thresholds: Sequence[float]) -> None:
 
     limits = all_axes[0].get_xlim()
     for axes in all_axes:
-        for score in (alignment_scores.LOWEST, alignment_scores.HIGHEST):
+        for score in (LOWEST_ALIGNMENT, HIGHEST_ALIGNMENT):
             axes.axvline(score, color=MUTED, lw=1, ls=(0, (1, 2)), zorder=1)
         axes.set_xlim(limits)
 
@@ -260,8 +264,10 @@ def _draw_over_alignment(
     upper: Any, lower: Any, evaluation: PooledEvaluation, style: Style
 ) -> Line2D:
     """A line of the bins that have pictures, and one of how many; returns the first."""
-    width = BIN_EDGES[1] - BIN_EDGES[0]
-    middles = np.array([edge - width / 2 for edge in [*BIN_EDGES, BIN_EDGES[-1] + width]])
+    width = ALIGNMENT_EDGES[1] - ALIGNMENT_EDGES[0]
+    middles = np.array(
+        [edge - width / 2 for edge in [*ALIGNMENT_EDGES, ALIGNMENT_EDGES[-1] + width]]
+    )
     pictures = np.array(evaluation.alignment_pictures)
     has_pictures = pictures > 0
     accuracy = np.array(evaluation.alignment_correct)[has_pictures] / pictures[has_pictures]

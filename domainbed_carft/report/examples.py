@@ -24,7 +24,8 @@ from domainbed_carft.method import objective
 from domainbed_carft.results import selection
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.tables import Table
-from domainbed_carft.runs import measuring, saved, splits
+from domainbed_carft.runs import predictions, saved, splits
+from domainbed_carft.runs.run import Run as TrainedRun
 
 BATCH_SIZE = 64
 CONTEXTS_PER_RUN = 3
@@ -44,7 +45,7 @@ class Scored(NamedTuple):
     """
 
     selected: Selected
-    run: saved.TrainedRun
+    run: TrainedRun
     pictures: Any
     probabilities: Tensor
     labels: Tensor
@@ -163,7 +164,7 @@ def _saved_weights(selected: Selected) -> list[str]:
     return [kind for kind, name in WEIGHTS.items() if (folder / name).exists()]
 
 
-def _open(selected: Selected) -> saved.TrainedRun:
+def _open(selected: Selected) -> TrainedRun:
     """The weights of the selected checkpoint if they were saved, else others of the run."""
     run = selected.outcome.runs[0]
     kinds = _saved_weights(selected)
@@ -178,9 +179,7 @@ def _open(selected: Selected) -> saved.TrainedRun:
     return opened
 
 
-def _open_original(
-    candidates: Sequence[Selected], pair: Sequence[Scored]
-) -> saved.TrainedRun | None:
+def _open_original(candidates: Sequence[Selected], pair: Sequence[Scored]) -> TrainedRun | None:
     """A saved run whose encoder is the CLIP that both of ``pair`` started from."""
     for candidate in candidates:
         if candidate.algorithm in _WITH_ORIGINAL_ENCODER and _saved_weights(candidate):
@@ -193,7 +192,7 @@ def _open_original(
     return None
 
 
-def _start(run: saved.TrainedRun) -> tuple[Any, list[Any]]:
+def _start(run: TrainedRun) -> tuple[Any, list[Any]]:
     """The contexts and hparams that tell from which CLIP a run started."""
     return run.contexts, [run.hparams[name] for name in _HPARAMS_OF_ORIGINAL]
 
@@ -206,12 +205,12 @@ def _score(selected: Selected, data_dir: str | None) -> Scored:
     if not split:
         raise CarftError(f"{run.path} has no pictures in {name}, the split left out")
 
-    device = measuring.choose_device(None)
+    device = predictions.choose_device(None)
     run.algorithm.to(device)
     probabilities = []
     labels = []
     with torch.inference_mode():
-        for _, x, y in measuring.split_batches([split], BATCH_SIZE, None):
+        for _, x, y in predictions.split_batches([split], BATCH_SIZE, None):
             probabilities.append(run.algorithm.predict(x.to(device)).softmax(dim=1).cpu())
             labels.append(y)
     run.algorithm.to("cpu")
@@ -225,9 +224,7 @@ def _score(selected: Selected, data_dir: str | None) -> Scored:
     )
 
 
-def _example(
-    index: int, pair: Sequence[Scored], original: saved.TrainedRun | None
-) -> dict[str, Any]:
+def _example(index: int, pair: Sequence[Scored], original: TrainedRun | None) -> dict[str, Any]:
     """One picture: what it is, what both predict, with probabilities in [0, 1] and KL in nats."""
     run = pair[0].run
     label = int(pair[0].labels[index])
@@ -280,7 +277,7 @@ def _prediction(scored: Scored, index: int, classes: Sequence[str]) -> dict[str,
     }
 
 
-def _picture_uri(run: saved.TrainedRun, x: Tensor) -> str:
+def _picture_uri(run: TrainedRun, x: Tensor) -> str:
     """The picture (1, 3, H, W) as the model sees it, as a data URI."""
     from torchvision.transforms.functional import to_pil_image
 

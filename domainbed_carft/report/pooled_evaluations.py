@@ -12,13 +12,15 @@ import numpy as np
 
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import selection
-from domainbed_carft.results.calibration import (
+from domainbed_carft.results.evaluated_columns import figures_of
+from domainbed_carft.results.evaluations import (
     Calibration,
+    Flips,
     ReliabilityBins,
+    RunFigures,
+    SplitFigures,
     expected_calibration_error,
 )
-from domainbed_carft.results.evaluated_columns import figures_of
-from domainbed_carft.results.run_figures import Flips, RunFigures, SplitFigures
 from domainbed_carft.results.selection import Selected
 
 

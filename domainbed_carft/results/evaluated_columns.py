@@ -10,11 +10,17 @@ from typing import TypeAlias
 import numpy as np
 
 from domainbed_carft.errors import Problem
-from domainbed_carft.results import alignment_scores
 from domainbed_carft.results.cells import Cell
 from domainbed_carft.results.columns import Column, RowRuns, accuracy_text
-from domainbed_carft.results.picture_rows import summary_path
-from domainbed_carft.results.run_figures import RunFigures, SplitFigures, find_figures
+from domainbed_carft.results.evaluations import (
+    ALIGNED_FROM,
+    HIGHEST_ALIGNMENT,
+    LOWEST_ALIGNMENT,
+    RunFigures,
+    SplitFigures,
+    figures_path,
+    find_figures,
+)
 from domainbed_carft.results.selection import Selected
 
 # A figure of one run on the environment left out, of all that was measured there; None if there is
@@ -30,7 +36,7 @@ def figures_of(selected: Selected) -> RunFigures | Problem:
     run = selected.outcome.runs[0]
     folder = Path(run.folder)
     step = int(selected.outcome.step)
-    path = summary_path(folder, step)
+    path = figures_path(folder, step)
     changed = path.stat().st_mtime_ns if path.exists() else 0
 
     figures = _read_figures(folder, step, changed)
@@ -126,7 +132,7 @@ def _scaled(part: SplitFigures, name: str) -> float | None:
 
 
 _AT_TEMPERATURE = "the same at the temperature fitted on the training environments."
-_FROM = f"the threshold of carft evaluate (default {alignment_scores.THRESHOLD})"
+_FROM = f"{ALIGNED_FROM}"
 
 EVALUATED = (
     _accuracy_column(
@@ -192,13 +198,13 @@ EVALUATED = (
     _accuracy_column(
         "aligned",
         "Aligned",
-        f"accuracy of pictures with an alignment score from {_FROM} to {alignment_scores.HIGHEST}.",
+        f"accuracy of pictures with an alignment score from {_FROM} to {HIGHEST_ALIGNMENT}.",
         lambda part: part.alignment.aligned,
     ),
     _accuracy_column(
         "unaligned",
         "Unaligned",
-        f"accuracy of pictures with an alignment score from {alignment_scores.LOWEST} to {_FROM}.",
+        f"accuracy of pictures with an alignment score from {LOWEST_ALIGNMENT} to {_FROM}.",
         lambda part: part.alignment.unaligned,
     ),
 )
