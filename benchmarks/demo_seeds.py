@@ -27,9 +27,9 @@ from domainbed_carft import launchers
 from domainbed_carft.cli.demo import CARFT, DATA_DIR
 from domainbed_carft.data.emoji import UNSEEN
 from domainbed_carft.errors import raise_for
-from domainbed_carft.results import against_one, collection, suite_pairs
-from domainbed_carft.results.against_one import Comparison
+from domainbed_carft.results import collection, comparisons, suites
 from domainbed_carft.results.collection import Group
+from domainbed_carft.results.comparisons import Comparison
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
 from domainbed_carft.runs.sweep import SweepOptions, evaluate_sweep_on_suite
 from domainbed_carft.sweep import declaration_file, launch
@@ -57,16 +57,17 @@ def group_of_trials(group: Group, first: int, count: int) -> Group:
 
 def rows_of(group: Group, seeds: int) -> list[list[str]]:
     """A row for each seed, then those over the seeds."""
-    entries: dict[str, list[list[Comparison]]] = {unit: [] for unit in against_one.UNITS}
+    entries: dict[str, list[list[Comparison]]] = {unit: [] for unit in comparisons.UNITS}
     for seed in range(seeds):
         demo = group_of_trials(group, FIRST_TRIAL + TRIALS_OF_DEMO * seed, TRIALS_OF_DEMO)
-        for unit in against_one.UNITS:
-            compared = suite_pairs.compare([demo], UNSEEN, CARFT, unit)
+        accuracies = suites.accuracies_by_run(demo, UNSEEN)
+        for unit in comparisons.UNITS:
+            compared = comparisons.compare_with_each(accuracies, CARFT, unit)
             by_name = {entry.against: entry for entry in compared}
             entries[unit].append([by_name[name] for name in OTHERS])
 
-    by_style = entries[against_one.ENVIRONMENT]
-    by_pair = entries[against_one.PAIR]
+    by_style = entries[comparisons.ENVIRONMENT]
+    by_pair = entries[comparisons.PAIR]
     rows = [
         [str(seed), *(f"{e.mean_difference:+.2f} ({e.interval_text(digits=2)})" for e in of_seed)]
         for seed, of_seed in enumerate(by_style)
@@ -89,8 +90,9 @@ def earlier(group: Group) -> list[list[Comparison]]:
     entries = []
     for trial in sorted({run.job.key.trial for run in group.runs}):
         of_trial = group_of_trials(group, trial, 1)
-        compared = against_one.compare([of_trial], [TRAINING_DOMAIN], CARFT)
-        by_name = {e.algorithm: e for e in compared if e.unit == against_one.ENVIRONMENT}
+        accuracies = comparisons.accuracies_of(of_trial.selected(TRAINING_DOMAIN))
+        compared = comparisons.compare(accuracies, CARFT, comparisons.ENVIRONMENT)
+        by_name = {entry.algorithm: entry for entry in compared}
         entries.append([by_name[name] for name in OTHERS])
     return entries
 

@@ -212,7 +212,7 @@ def test_a_search_lists_the_chosen_values_of_each_cell(tmp_path):
     } == chosen
     assert [cell.mean for cell in row.shown[-2:]] == [3, 24]
 
-    grid = next(grid for grid in results.document.grids if "chosen" in grid.title)
+    grid = next(grid for grid in results.grids if "chosen" in grid.title)
     assert grid.header == ["Algorithm", "A", "C", "P", "S", "Of"]
     for target, text in enumerate(grid.rows[0][1:5]):
         for trial in range(2):

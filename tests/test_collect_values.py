@@ -21,7 +21,7 @@ printed_tables = collect_sweeps.benchmark("printed_tables")
 
 def our_tables(folder):
     methods = list(printed_tables.METHODS.values())
-    entries = collect_sweeps.collect(folder, methods=methods).sections["tables"]
+    entries = collect_sweeps.collect(folder, methods=methods).as_dict()["tables"]
     return printed_tables.of_json(entries)
 
 

@@ -27,7 +27,7 @@ from domainbed_carft.data import benchmarks, emoji, emoji_styles, verify
 from domainbed_carft.data.emoji_styles import FAMILY_SEEN, NEVER_SEEN, SEEN
 from domainbed_carft.method import algorithms, prompts
 from domainbed_carft.plugin import data_sets
-from domainbed_carft.results import against_one, collection, evaluations, selection, suites
+from domainbed_carft.results import collection, comparisons, evaluations, selection, suites
 from domainbed_carft.runs.predictions import LoadingOptions
 from domainbed_carft.runs.suites import SuiteTest
 from domainbed_carft.suites import catalogue, records
@@ -472,13 +472,13 @@ def test_the_environments_of_a_family_are_one_unit_of_an_interval(tmp_path):
             dataset="EmojiUnseen",
             environments=labels,
         )
-    groups = collection.gather([tmp_path]).groups
-    found, _ = against_one.compare(groups, ["oracle"], "ERM", algorithm="CARFT")
+    gathered = collection.gather([tmp_path], ["oracle"])
+    found, _ = comparisons.compare_rows(gathered, "ERM", row="CARFT")
     assert (found.unit, found.environments, found.n, found.pairs) == ("environment", 5, 3, 10)
 
     accuracies = {
         (one.algorithm, one.target, one.trial): 100 * one.outcome.accuracy
-        for one in selection.select(groups[0].runs, "oracle")
+        for one in selection.select(gathered.runs, "oracle")
     }
     of_targets = [
         sum(accuracies["CARFT", k, t] - accuracies["ERM", k, t] for t in range(2)) for k in range(5)
@@ -494,8 +494,11 @@ def test_the_styles_of_a_family_are_one_environment_of_a_test():
         for target in range(4)
         for trial in range(2)
     }
-    assert against_one.unit_means(pairs, "environment") == [5.5, 15.5]
-    assert against_one.unit_means(pairs, "pair") == list(pairs.values())
+    accuracies = {"CARFT": pairs, "ERM": dict.fromkeys(pairs, 0.0)}
+    (by_environment,) = comparisons.compare(accuracies, "ERM", "environment")
+    (by_pair,) = comparisons.compare(accuracies, "ERM", "pair")
+    assert (by_environment.n, by_environment.mean_difference) == (2, (5.5 + 15.5) / 2)
+    assert (by_pair.n, by_pair.mean_difference) == (8, 8.0)
 
 
 def test_the_contamination_table_compares_gains_by_group(tmp_path):

@@ -10,7 +10,8 @@ from sweep_folders import launched, record
 
 from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
-from domainbed_carft.report import figures, page
+from domainbed_carft.report import page, plots
+from domainbed_carft.results.collect import collect
 
 DECLARED = ["CARFT", "ERM", "CLIPood", "CLIPMIRO", "CLIPWiSEFT"]
 # Three declared orders in which nobody would sort them.
@@ -33,14 +34,14 @@ def order_of_top(folder, capsys):
 def orders_in_report(folder, monkeypatch):
     """The rows of the page's tables, and the algorithms of bars and curves in drawing order."""
     dots = []
-    monkeypatch.setattr(
-        figures,
-        "_dots",
-        lambda title, name, group, *_: dots.append([algorithm for algorithm, _ in group]),
-    )
-    content = page.build(page.collect_for_page([folder]), n_examples=0)
-    rows = [[row[0] for row in section["table"].rows] for section in content["sections"]]
-    return [*rows, *dots, [key.algorithm for key in content["legend"].keys]]
+
+    def draw(title, name, cells, *_):
+        dots.append([*cells["algorithm"]])
+
+    monkeypatch.setattr(plots, "dots", draw)
+    content = page.build(collect([folder]), n_examples=0)
+    rows = [[row[0] for row in section.table.rows] for section in content.sections]
+    return [*rows, *dots, [*content.keys]]
 
 
 @pytest.mark.parametrize("declared", ORDERS)

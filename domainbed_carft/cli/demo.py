@@ -8,16 +8,8 @@ from domainbed_carft import files, launchers
 from domainbed_carft.cli import demo_table, run_texts
 from domainbed_carft.data.emoji import UNSEEN
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.report import output_folder, page
-from domainbed_carft.results import (
-    against_one,
-    collect,
-    collection,
-    formats,
-    suite_pairs,
-    suites,
-)
-from domainbed_carft.results.document import Document
+from domainbed_carft.report import page
+from domainbed_carft.results import collect, collection, comparisons, formats, suites
 from domainbed_carft.runs import merge
 from domainbed_carft.runs.evaluate import evaluate
 from domainbed_carft.runs.saved import describe_choice, load_run
@@ -46,11 +38,11 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     raise_for(evaluate_sweep_on_suite(sweep_folder, UNSEEN, SweepOptions()).problems)
 
     results = collect.collect([sweep_folder], columns=[demo_table.TRAINED_ON])
+    accuracies = suites.accuracies_by_run(results.collection.groups[0], UNSEEN)
     by_style, by_pair = (
-        suite_pairs.compare(results.collection.groups, UNSEEN, CARFT, unit)
-        for unit in against_one.UNITS
+        comparisons.compare_with_each(accuracies, CARFT, unit) for unit in comparisons.UNITS
     )
-    table = demo_table.table_text(results, by_style)
+    table = demo_table.table_text(results, accuracies, by_style)
     _report(output, sweep_folder, table, demo_table.conclusion(by_style, by_pair))
 
 
@@ -91,7 +83,7 @@ def _train(declaration: Declaration, output: Path, description: str) -> None:
     steps = declaration.steps_of(dataset)
     algorithms = ", ".join(declaration.algorithms)
     print(f"{algorithms}: each trained {steps} steps on {dataset} {description}")
-    output_folder.require_place(output / "report")
+    page.require_place(output / "report")
 
     sweep_folder = output / "sweep"
     unfinished_jobs = launch.run(
@@ -118,8 +110,7 @@ def _suite_table(sweep_folder: Path) -> str:
     rows = [row for group in groups for row in suites.scores(group, warnings=[])]
     shown_rows = [row for row in rows if row.alpha in (None, TABLE_ALPHA)]
     (suite_rows,) = suites.rows_by_table(shown_rows)
-    table = Document([suites.caption()], [suites.grid(suite_rows)], {}, [])
-    return formats.FORMATS["text"](table)
+    return formats.as_text([suites.grid(suite_rows)], [suites.caption()])
 
 
 def _evaluate_on_suite(job_folder: Path, suite: str, output: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from statistics import fmean
 
 from domainbed_carft.data.emoji import UNSEEN
-from domainbed_carft.results import formats, suite_pairs
-from domainbed_carft.results.against_one import LEVEL, Comparison
-from domainbed_carft.results.cells import format_accuracy
+from domainbed_carft.results import formats
 from domainbed_carft.results.collect import Results
-from domainbed_carft.results.document import Document, Grid
+from domainbed_carft.results.columns import format_accuracy
+from domainbed_carft.results.comparisons import LEVEL, Accuracies, Comparison
+from domainbed_carft.results.formats import Grid
 from domainbed_carft.text import quantity
 
 # Columns of `collect` on styles trained on, and means of the suite -> titles in the table
@@ -29,13 +30,14 @@ _NOTE = (
 )
 
 
-def table_text(results: Results, by_style: Sequence[Comparison]) -> str:
+def table_text(results: Results, accuracies: Accuracies, by_style: Sequence[Comparison]) -> str:
     """The table of a sweep: a row for each algorithm.
 
-    ``by_style``: CARFT against the others, with the style left out as unit.
+    ``accuracies``: of the runs on all styles that they were not trained on; ``by_style``: CARFT
+    against the others, with the style left out as unit.
     """
     trained_on = {row.algorithm: row.shown[0].mean for row in results.tables[0].rows}
-    all_styles = suite_pairs.mean_accuracies(results.collection.groups, UNSEEN)
+    all_styles = {row: fmean(by_run.values()) for row, by_run in accuracies.items()}
     differences = {entry.against: _difference(entry) for entry in by_style}
 
     rows = [
@@ -51,7 +53,7 @@ def table_text(results: Results, by_style: Sequence[Comparison]) -> str:
     ]
     header = ["Algorithm", "trained on", *MEANS.values(), "all ten", "CARFT minus it"]
     grid = Grid("Accuracy by drawing style", header, rows, notes=[])
-    return formats.FORMATS["text"](Document([_NOTE], [grid], {}, []))
+    return formats.as_text([grid], [_NOTE])
 
 
 def _difference(entry: Comparison) -> str:

@@ -17,7 +17,6 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, Problem
 from domainbed_carft.jobs.records import RecordWarning, describe_warnings
 from domainbed_carft.results import collection, formats, suites
-from domainbed_carft.results.document import Document
 from domainbed_carft.runs import SOME_SKIPPED, merge
 from domainbed_carft.runs.evaluate import Evaluation, evaluate
 from domainbed_carft.runs.export import export
@@ -140,9 +139,11 @@ def _evaluate_sweep_on_suite(arguments: argparse.Namespace, options: SweepOption
     ]
     grids = [suites.grid(rows) for rows in suites.rows_by_table(scores)]
     entries = {"suites": [row.entry() for row in scores]}
-    document = Document([suites.caption()], grids, entries, records=[])
     with files.stream(arguments.output) as out:
-        out.write(formats.FORMATS["json" if arguments.json else "text"](document))
+        if arguments.json:
+            out.write(formats.as_json({"caption": [suites.caption()], **entries}))
+        else:
+            out.write(formats.as_text(grids, [suites.caption()]))
     log(f"evaluate: {quantity(outcome.measured, 'run')} measured on {arguments.suite}")
     for line in describe_warnings(warnings):
         print(line, file=sys.stderr)

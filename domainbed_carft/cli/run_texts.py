@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import shlex
+from collections.abc import Mapping
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.results import selection
-from domainbed_carft.results.evaluations import (
-    ALIGNED_FROM,
-    ECE_BINS,
-    HIGHEST_ALIGNMENT,
-    LOWEST_ALIGNMENT,
-    SplitFigures,
-)
+from domainbed_carft.results import columns, formats, tables
+from domainbed_carft.results.evaluations import ECE_BINS
 from domainbed_carft.runs.evaluate import Evaluation
 from domainbed_carft.runs.merge import ModelStock, Soups, WiseFT
 from domainbed_carft.runs.predict import PicturePrediction, most_likely
 from domainbed_carft.runs.suites import SuiteEvaluation, SuiteScores
-from domainbed_carft.runs.sweep import EvaluatedRun, SweepEvaluation
+from domainbed_carft.runs.sweep import SweepEvaluation
 from domainbed_carft.suites import catalogue
 from domainbed_carft.text import limited, printable, quantity, table
 
 PICTURES_OF_A_SOUP = (
     "Pictures: all through the test transform; a soup has no seed and no step to augment by."
+)
+# Of a sweep, as of `carft collect --columns`.
+SWEEP_COLUMNS = (
+    "accuracy",
+    "in-domain-unaugmented",
+    "per-class",
+    "worst-class",
+    "ece",
+    "ece-scaled",
+    "nll",
+    "nll-scaled",
+    "brier",
+    "brier-scaled",
+    "gained",
+    "lost",
+    "aligned",
+    "unaligned",
 )
 TOP = 3  # classes and contexts of a picture, unless --top says otherwise
 
@@ -251,56 +263,23 @@ def _listed(probabilities: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {100 * share:.1f}%" for name, share in probabilities.items())
 
 
-def _scaled_ece(figures: SplitFigures) -> float | None:
-    return figures.scaled.ece if figures.scaled else None
-
-
-def _scaled_nll(figures: SplitFigures) -> float | None:
-    return figures.scaled.nll if figures.scaled else None
-
-
-def _scaled_brier(figures: SplitFigures) -> float | None:
-    return figures.scaled.brier if figures.scaled else None
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-# Head of a column, the figure of a run, how it is written.
-_COLUMNS: Sequence[
-    tuple[str, Callable[[SplitFigures], float | None], Callable[[float | None], str]]
-] = (
-    ("acc", lambda figures: figures.accuracy, percent),
-    ("per class", lambda figures: figures.mean_per_class, percent),
-    ("worst", lambda figures: figures.worst_class.accuracy, percent),
-    ("ECE", lambda figures: figures.calibration.ece, percent),
-    ("ECE/T", _scaled_ece, percent),
-    ("NLL", lambda figures: figures.calibration.nll, _number),
-    ("NLL/T", _scaled_nll, _number),
-    ("Brier", lambda figures: figures.calibration.brier, _number),
-    ("Brier/T", _scaled_brier, _number),
-    ("gained", lambda figures: figures.gained, percent),
-    ("lost", lambda figures: figures.lost, percent),
-    ("aligned", lambda figures: figures.alignment.aligned, percent),
-    ("unaligned", lambda figures: figures.alignment.unaligned, percent),
-)
-
-
 def sweep_text(evaluation: SweepEvaluation) -> str:
     """A table for each data set and selection method, what its columns mean, and the problems."""
-    lines = [
-        printable(
-            f"{evaluation.folder}: {quantity(evaluation.measured, 'run')} evaluated, "
-            f"{evaluation.current:,} were evaluated before"
-        )
+    measured = quantity(evaluation.measured, "run")
+    heading = (
+        f"{evaluation.folder}: {measured} evaluated, {evaluation.current:,} were evaluated before"
+    )
+    shown_tables = tables.by_environment(evaluation.collection, SWEEP_COLUMNS)
+    captions = [
+        "Means over the trials. With errors, and in other formats: carft collect "
+        f"{shlex.quote(str(evaluation.folder))} --columns {columns.EVALUATED}",
+        *columns.explanations(column for one in shown_tables for column in one.shown),
     ]
-    for title, runs in itertools.groupby(evaluation.runs, _title):
-        lines += ["", printable(title), _table(list(runs))]
-    lines += ["", *_legend()]
+    grids = [_without_errors(one).grid() for one in shown_tables]
+    lines = [printable(heading), "", formats.as_text(grids, captions).removesuffix("\n")]
 
     if evaluation.problems:
-        lines += ["", "X: the figures are incomplete."]
+        lines += ["", f"{columns.NO_VALUE}: the figures are incomplete."]
         problems = [
             printable(f"- {folder}, step {step}: {problem}")
             for (folder, step), problem in evaluation.problems.items()
@@ -309,45 +288,7 @@ def sweep_text(evaluation: SweepEvaluation) -> str:
     return "\n".join([*lines, ""])
 
 
-def _title(run: EvaluatedRun) -> str:
-    dataset = benchmarks.dataset_title(run.selected.dataset)
-    parts = [dataset, selection.METHODS[run.method].title, run.setting]
-    return "; ".join(filter(None, parts))
-
-
-def _table(runs: Sequence[EvaluatedRun]) -> str:
-    """A row for each algorithm and environment: means over the trials."""
-    cells: dict[tuple[str, str], list[EvaluatedRun]] = {}
-    for run in runs:
-        cells.setdefault((run.selected.row, run.environment), []).append(run)
-
-    rows = []
-    for (algorithm, environment), trials in cells.items():
-        figures = [run.on_target for run in trials if run.on_target]
-        if len(figures) < len(trials):
-            values = ["X" for _ in _COLUMNS]
-        else:
-            values = [
-                write(_mean(figure(part) for part in figures)) for _, figure, write in _COLUMNS
-            ]
-        rows.append([algorithm, environment, str(len(trials)), *values])
-    return table(["algorithm", "environment", "trials", *(head for head, _, _ in _COLUMNS)], rows)
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean over the trials; None if one of them has no value."""
-    numbers = list(values)
-    known = [number for number in numbers if number is not None]
-    return sum(known) / len(known) if known and len(known) == len(numbers) else None
-
-
-def _legend() -> list[str]:
-    return [
-        "acc, per class, worst: accuracy (%), its mean over classes, and that of the worst class.",
-        f"ECE (%) over {ECE_BINS} bins, NLL in nats, Brier score; /T: at the temperature fitted on "
-        "the out-splits of the training environments.",
-        "gained, lost (%): pictures that only the run, or only zero-shot CLIP predicts correctly.",
-        f"aligned, unaligned: accuracy (%) of pictures with an alignment score from "
-        f"{ALIGNED_FROM:g} to {HIGHEST_ALIGNMENT:g}, and from {LOWEST_ALIGNMENT:g} to "
-        f"{ALIGNED_FROM:g}.",
-    ]
+def _without_errors(shown_table: tables.Table) -> tables.Table:
+    """The table with the means alone, so that its many columns fit into a line."""
+    cells = [cell._replace(standard_error=None, n=0) for cell in shown_table.cells]
+    return dataclasses.replace(shown_table, cells=cells)

@@ -10,7 +10,7 @@ import base64
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +19,11 @@ from torch import Tensor
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import WEIGHTS
-from domainbed_carft.jobs.records import Run
 from domainbed_carft.method import objective
 from domainbed_carft.results import selection
 from domainbed_carft.results.selection import Selected
-from domainbed_carft.results.tables import Table
 from domainbed_carft.runs import predictions, saved, splits
-from domainbed_carft.runs.run import Run as TrainedRun
+from domainbed_carft.runs.run import Run
 
 BATCH_SIZE = 64
 CONTEXTS_PER_RUN = 3
@@ -37,6 +35,59 @@ _WITH_ORIGINAL_ENCODER = ("CLIPZeroShot", "CLIPLinearProbe")
 _HPARAMS_OF_ORIGINAL = ("clip_digest", "prompts_digest", "protocol", "context_scale")
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What an algorithm predicts of a picture, with probabilities in [0, 1].
+
+    ``kl``: from the original CLIP over all contexts, in nats; None without the original.
+    """
+
+    algorithm: str
+    predicted: str
+    probability: float
+    probability_of_truth: float
+    is_right: bool
+    kl: float | None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture, with its number in the split, its true class, and what both algorithms predict.
+
+    ``uri``: the picture as the models see it. ``models``: the columns of ``contexts``, whose rows
+    are a template and its probability by each model.
+    """
+
+    uri: str
+    number: int
+    truth: str
+    predictions: Sequence[Prediction]
+    models: Sequence[str]
+    contexts: Sequence[tuple[str, Sequence[float]]]
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Examples that one algorithm gets right and the other wrong; the title has their number."""
+
+    title: str
+    examples: Sequence[Example]
+
+
+@dataclass(frozen=True)
+class TargetExamples:
+    """The examples of one environment left out.
+
+    ``text``: how many pictures each algorithm gets right, or why there are no examples;
+    ``remarks``: on the weights.
+    """
+
+    environment: str
+    text: str
+    remarks: Sequence[str] = ()
+    disagreements: Sequence[Disagreement] = ()
+
+
 class Scored(NamedTuple):
     """A selected run's predictions on the N pictures of a split with K classes.
 
@@ -45,7 +96,7 @@ class Scored(NamedTuple):
     """
 
     selected: Selected
-    run: TrainedRun
+    run: Run
     pictures: Any
     probabilities: Tensor
     labels: Tensor
@@ -61,28 +112,31 @@ class Scored(NamedTuple):
         return self.probabilities.argmax(dim=1) == self.labels
 
 
-def part(
-    table: Table, runs: Sequence[Run], pair: Sequence[str], count: int, data_dir: str | None
-) -> dict[str, Any]:
-    """The examples of one table's section: for each environment left out, or why there are none.
+def examples_of(
+    environments: Sequence[str],
+    selected: Sequence[Selected],
+    pair: Sequence[str],
+    count: int,
+    data_dir: str | None,
+) -> list[TargetExamples]:
+    """The examples of each of the ``environments``, or why there are none.
 
-    ``pair``: the algorithms to compare; ``count``: examples of each direction, at most.
+    ``selected``: the selected runs on their data set; ``pair``: the algorithms to compare;
+    ``count``: examples of each direction, at most.
     """
-    selected = selection.select(runs, table.method)
     targets = []
-    for target, label in enumerate(table.columns):
+    for target, label in enumerate(environments):
         target_selections = [candidate for candidate in selected if candidate.target == target]
         try:
-            content = _target_content(label, target_selections, pair, count, data_dir)
+            targets.append(_target_examples(label, target_selections, pair, count, data_dir))
         except CarftError as error:
-            content = {"text": str(error), "remarks": (), "directions": ()}
-        targets.append({"environment": label, **content})
-    return {"kind": "examples", "figures": (), "targets": targets}
+            targets.append(TargetExamples(label, str(error)))
+    return targets
 
 
-def _target_content(
+def _target_examples(
     label: str, selected: Sequence[Selected], pair: Sequence[str], count: int, data_dir: str | None
-) -> dict[str, Any]:
+) -> TargetExamples:
     """The examples of one environment; ``selected``: what was selected with it left out."""
     first, second = (_score(run, data_dir) for run in _pair_with_weights(selected, pair))
     is_same_split = torch.equal(first.labels, second.labels)
@@ -104,7 +158,7 @@ def _target_content(
         )
 
     counts = []
-    directions = []
+    disagreements = []
     for winner, loser in ((first, second), (second, first)):
         indices = (winner.is_right & ~loser.is_right).nonzero().flatten().tolist()
         examples = [_example(index, (first, second), original) for index in indices[:count]]
@@ -112,7 +166,7 @@ def _target_content(
             f"{winner.algorithm} right, {loser.algorithm} wrong: {len(examples)} of {len(indices)}"
         )
         counts.append(f"only {winner.algorithm} gets {len(indices)} right")
-        directions.append((title, examples))
+        disagreements.append(Disagreement(title, examples))
 
     n_both_right = int((first.is_right & second.is_right).sum())
     n_both_wrong = int((~first.is_right & ~second.is_right).sum())
@@ -120,7 +174,7 @@ def _target_content(
         f"Of {len(first.labels)} pictures, both get {n_both_right} right and {n_both_wrong} wrong; "
         f"{', '.join(counts)}."
     )
-    return {"text": text, "remarks": remarks, "directions": directions}
+    return TargetExamples(label, text, remarks, disagreements)
 
 
 def _remark(scored: Scored) -> str:
@@ -164,7 +218,7 @@ def _saved_weights(selected: Selected) -> list[str]:
     return [kind for kind, name in WEIGHTS.items() if (folder / name).exists()]
 
 
-def _open(selected: Selected) -> TrainedRun:
+def _open(selected: Selected) -> Run:
     """The weights of the selected checkpoint if they were saved, else others of the run."""
     run = selected.outcome.runs[0]
     kinds = _saved_weights(selected)
@@ -179,7 +233,7 @@ def _open(selected: Selected) -> TrainedRun:
     return opened
 
 
-def _open_original(candidates: Sequence[Selected], pair: Sequence[Scored]) -> TrainedRun | None:
+def _open_original(candidates: Sequence[Selected], pair: Sequence[Scored]) -> Run | None:
     """A saved run whose encoder is the CLIP that both of ``pair`` started from."""
     for candidate in candidates:
         if candidate.algorithm in _WITH_ORIGINAL_ENCODER and _saved_weights(candidate):
@@ -192,7 +246,7 @@ def _open_original(candidates: Sequence[Selected], pair: Sequence[Scored]) -> Tr
     return None
 
 
-def _start(run: TrainedRun) -> tuple[Any, list[Any]]:
+def _start(run: Run) -> tuple[Any, list[Any]]:
     """The contexts and hparams that tell from which CLIP a run started."""
     return run.contexts, [run.hparams[name] for name in _HPARAMS_OF_ORIGINAL]
 
@@ -224,60 +278,60 @@ def _score(selected: Selected, data_dir: str | None) -> Scored:
     )
 
 
-def _example(index: int, pair: Sequence[Scored], original: TrainedRun | None) -> dict[str, Any]:
-    """One picture: what it is, what both predict, with probabilities in [0, 1] and KL in nats."""
+def _example(index: int, pair: Sequence[Scored], original: Run | None) -> Example:
+    """One picture of the split, with what both of the ``pair`` predict."""
     run = pair[0].run
-    label = int(pair[0].labels[index])
     x = pair[0].pictures[index][0][None]
-
-    names = [scored.algorithm for scored in pair]
-    runs = [scored.run for scored in pair]
+    models = {scored.algorithm: scored.run for scored in pair}
     if original:
-        names.insert(0, ORIGINAL)
-        runs.insert(0, original)
+        models = {ORIGINAL: original, **models}
     with torch.inference_mode():
-        logits = [
-            saved_run.algorithm.context_logits(saved_run.algorithm.features(x))
-            for saved_run in runs
-        ]
+        logits = {
+            name: model.algorithm.context_logits(model.algorithm.features(x))
+            for name, model in models.items()
+        }
 
-    # The context probabilities: a row a run, a column a context.
-    contexts = torch.cat(logits).softmax(dim=1)
+    # The context probabilities: a row a model, a column a context.
+    contexts = torch.cat([*logits.values()]).softmax(dim=1)
     top = contexts.topk(min(CONTEXTS_PER_RUN, contexts.shape[1])).indices.unique().tolist()
     top.sort(key=lambda context: -contexts[:, context].max())
 
-    predictions = [_prediction(scored, index, run.classes) for scored in pair]
-    for prediction, tuned_logits in zip(predictions, logits[-2:]):
-        if original:
-            kl = objective.context_kl(logits[0], tuned_logits, objective.KL_DIRECTIONS[0])
-            prediction["kl"] = float(kl)
-
-    return {
-        "picture": _picture_uri(run, x),
-        "number": index,
-        "truth": run.classes[label],
-        "predictions": predictions,
-        "columns": names,
-        "contexts": [(run.contexts[context], contexts[:, context].tolist()) for context in top],
-    }
+    return Example(
+        uri=_picture_uri(run, x),
+        number=index,
+        truth=run.classes[int(pair[0].labels[index])],
+        predictions=[
+            _prediction(scored, index, _kl(logits.get(ORIGINAL), logits[scored.algorithm]))
+            for scored in pair
+        ],
+        models=[*models],
+        contexts=[(run.contexts[context], contexts[:, context].tolist()) for context in top],
+    )
 
 
-def _prediction(scored: Scored, index: int, classes: Sequence[str]) -> dict[str, Any]:
+def _kl(original_logits: Tensor | None, tuned_logits: Tensor) -> float | None:
+    """The divergence of the context distribution from the original's in nats, None without one."""
+    if original_logits is None:
+        return None
+    return float(objective.context_kl(original_logits, tuned_logits, objective.KL_DIRECTIONS[0]))
+
+
+def _prediction(scored: Scored, index: int, kl: float | None) -> Prediction:
     """The most likely class of a picture, and its probability and that of the true class."""
     probabilities = scored.probabilities[index]
     predicted = int(probabilities.argmax())
     label = int(scored.labels[index])
-    return {
-        "algorithm": scored.algorithm,
-        "predicted": classes[predicted],
-        "probability": float(probabilities[predicted]),
-        "of_truth": float(probabilities[label]),
-        "right": predicted == label,
-        "kl": None,
-    }
+    return Prediction(
+        algorithm=scored.algorithm,
+        predicted=scored.run.classes[predicted],
+        probability=float(probabilities[predicted]),
+        probability_of_truth=float(probabilities[label]),
+        is_right=predicted == label,
+        kl=kl,
+    )
 
 
-def _picture_uri(run: TrainedRun, x: Tensor) -> str:
+def _picture_uri(run: Run, x: Tensor) -> str:
     """The picture (1, 3, H, W) as the model sees it, as a data URI."""
     from torchvision.transforms.functional import to_pil_image
 

@@ -31,7 +31,7 @@ from domainbed_carft.jobs.setting import (
 )
 from domainbed_carft.jobs.setting import setting as setting_of
 from domainbed_carft.paths import AnyPath, as_paths
-from domainbed_carft.results import one_setting, roles, selection
+from domainbed_carft.results import roles, selection
 from domainbed_carft.results import rows as row_names
 from domainbed_carft.results.rows import JointRow, JointRows
 from domainbed_carft.results.selection import Selected
@@ -77,11 +77,11 @@ class Group:
         """What a selection method selects from the runs, computed once.
 
         ``one_setting_for_all``: with one choice of hyperparameters for all targets of a data set,
-        as `one_setting.select` makes it, instead of one for each.
+        instead of one for each target.
         """
         key = (method, one_setting_for_all)
         if key not in self._selections:
-            select = one_setting.select if one_setting_for_all else selection.select
+            select = selection.select_one_setting if one_setting_for_all else selection.select
             self._selections[key] = select(self.runs, method)
         return self._selections[key]
 

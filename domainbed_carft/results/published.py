@@ -1,22 +1,25 @@
-"""Published figures, each with its source, and ours beside those of ``assets/published.csv``."""
+"""Published figures, each with its source, and ours beside those of ``assets/published.csv``.
+
+A verdict says whether our runs reproduce a published figure, and if there is none, why not.
+"""
 
 from __future__ import annotations
 
 import csv
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import verdicts
-from domainbed_carft.results.cells import Cell, ErrorKind, cell_of, format_accuracy
 from domainbed_carft.results.collection import Group
-from domainbed_carft.results.document import Grid
+from domainbed_carft.results.columns import Cell, ErrorKind, cell_of, format_accuracy
+from domainbed_carft.results.comparisons import LEVEL, student_interval
+from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.tables import Table
-from domainbed_carft.results.verdicts import Verdict
 
 AVERAGE = "average"
 BACKBONE = "ViT-B/16"
@@ -26,8 +29,18 @@ CAPTION = (
     "from several sources and protocols. The error is that of the mean "
     "over n trials, both where they were published. Selected on: what checkpoint and "
     "hyperparameters were chosen on; what was selected on the target is not comparable.",
-    verdicts.CAPTION,
+    f"Verdict: reproduced, if the published mean, to its last digit, lies in the {LEVEL}% interval "
+    "of our mean, by Student's t distribution over our trials; above and below say where our mean "
+    "lies otherwise. The spread of the published figure does not count.",
 )
+
+REPRODUCED = "reproduced"
+ABOVE = "above"
+BELOW = "below"
+NOT_COMPARABLE = "not comparable"
+ORACLE = "oracle"
+# What a published checkpoint was chosen on, if it is also a selection method of ours.
+_SELECTED_ON_METHODS = ("training-domain",)
 
 _TEXT_COLUMNS = ("method", "dataset", "backbone", "selection", "source", "note")
 # Hparams by which a run may differ from the published methods, and their value where it does not.
@@ -55,10 +68,11 @@ _COUNTERPARTS = {
     "CLIPMIRO": "MIRO",
 }
 
-_NOT_COMPARABLE = "Not comparable: {}."
+_NOT_COMPARABLE_REMARK = "Not comparable: {}."
 
 
-class GroupComparison(NamedTuple):
+@dataclass(frozen=True)
+class GroupComparison:
     """A group's accuracies beside published ones.
 
     ``entries``: a dict for each comparison, for JSON and CSV, in percent and points; ``remarks``:
@@ -67,6 +81,20 @@ class GroupComparison(NamedTuple):
 
     entries: list[dict[str, Any]]
     remarks: list[str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How our mean stands to a published one.
+
+    ``name``: REPRODUCED, ABOVE, BELOW or NOT_COMPARABLE; ``reason``: why it is not comparable, else
+    "". ``low`` and ``high``: the interval of our mean in percent, None for fewer than two trials.
+    """
+
+    name: str
+    reason: str
+    low: float | None
+    high: float | None
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -119,7 +147,7 @@ def compare(group: Group, group_tables: Iterable[Table]) -> GroupComparison:
                 if figure and cell.mean is not None:
                     deviations = deviations_of_row.get((row.algorithm, dataset), {})
                     deviation = _clause(row.algorithm, list(deviations), method)
-                    verdict = verdicts.judge(cell, table.method, figure, deviation)
+                    verdict = judge(cell, table.method, figure, deviation)
                     labels = {
                         "setting": table.setting,
                         "selection": table.method,
@@ -152,6 +180,45 @@ def _entry(cell: Cell, figure: Mapping[str, Any], verdict: Verdict) -> dict[str,
         "low": verdict.low,
         "high": verdict.high,
     }
+
+
+def judge(cell: Cell, method: str, figure: Mapping[str, Any], deviation: str) -> Verdict:
+    """The verdict on a cell that has a mean, beside a published figure.
+
+    ``method``: our selection method; ``figure``: a row of published.csv; ``deviation``: a clause on
+    what our runs have that the published method has not, "" if nothing.
+    """
+    low, high = student_interval([100 * accuracy for accuracy in cell.accuracies.values()])
+    reason = deviation or _reason_against(cell, method, figure)
+    if reason or low is None or high is None or cell.mean is None:
+        return Verdict(NOT_COMPARABLE, reason or "one trial has no interval", low, high)
+
+    rounding = _half_of_last_digit(figure["accuracy"])
+    if low - rounding <= figure["accuracy"] <= high + rounding:
+        name = REPRODUCED
+    else:
+        name = ABOVE if cell.mean > figure["accuracy"] else BELOW
+    return Verdict(name, reason="", low=low, high=high)
+
+
+def _reason_against(cell: Cell, method: str, figure: Mapping[str, Any]) -> str:
+    """Why the two figures must not be compared; "" if nothing is known against it."""
+    selected_on = figure["selection"]
+    if cell.missing or cell.partial:
+        return "ours is incomplete"
+    if method == ORACLE:
+        return "ours was selected on the target"
+    if "target" in selected_on:
+        return f"the published one was selected on: {selected_on}"
+    if selected_on in _SELECTED_ON_METHODS and selected_on != method:
+        return f"ours was selected by {method}, the published one by {selected_on}"
+    return ""
+
+
+def _half_of_last_digit(value: float) -> float:
+    """Half a unit of the last digit that a published percentage has: 0.05 for 96.8."""
+    _, _, decimals = str(value).partition(".")
+    return float(0.5 * 10.0 ** -len(decimals))
 
 
 def _deviations_by_row(runs: Iterable[Run]) -> dict[tuple[str, str], dict[str, None]]:
@@ -201,7 +268,7 @@ def _deviation_remark(run: Run) -> str:
     method = counterpart(run)
     if not (method and deviations):
         return ""
-    return _NOT_COMPARABLE.format(_clause(run.row, deviations, method))
+    return _NOT_COMPARABLE_REMARK.format(_clause(run.row, deviations, method))
 
 
 def _clause(algorithm: str, deviations: Sequence[str], method: str) -> str:
@@ -232,7 +299,7 @@ def grid(comparisons: Sequence[Mapping[str, Any]], remarks: Sequence[str]) -> Gr
     numbers = {reason: number for number, reason in enumerate(reasons, 1)}
     rows = [_comparison_row(entry, numbers.get(entry["reason"])) for entry in comparisons]
 
-    numbered_remarks = [_NOT_COMPARABLE.format(reason) for reason in numbers]
+    numbered_remarks = [_NOT_COMPARABLE_REMARK.format(reason) for reason in numbers]
     notes = [f"[{number}] {remark}" for number, remark in enumerate(numbered_remarks, 1)]
     notes += [remark for remark in remarks if remark not in numbered_remarks]
 

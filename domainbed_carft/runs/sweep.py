@@ -26,10 +26,10 @@ from domainbed_carft.jobs.manifest import NAME as MANIFEST
 from domainbed_carft.launchers.children import Children, stopping
 from domainbed_carft.results import collection
 from domainbed_carft.results.collection import Collection, Group
-from domainbed_carft.results.evaluated_columns import figures_of
+from domainbed_carft.results.columns import figures_of
 from domainbed_carft.results.evaluations import ALIGNED_FROM, RunFigures, SplitFigures
 from domainbed_carft.results.selection import Selected
-from domainbed_carft.results.suite_runs import SuiteRun, selected_runs
+from domainbed_carft.results.suites import SuiteRun, selected_runs
 from domainbed_carft.runs import BATCH_SIZE, sweep_job
 from domainbed_carft.runs.saved import choose_weights
 from domainbed_carft.suites import catalogue, records
