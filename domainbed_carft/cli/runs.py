@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.cli.help_pages import add_removed_flag
 from domainbed_carft.cli.table_options import some_of
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import WEIGHTS
@@ -73,17 +72,6 @@ def _add_sweep_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="runs at a time (default: one on each GPU, else one per core)",
     )
-    add_removed_flag(
-        parser,
-        "--retained",
-        "carft export RUN -o clip.pt, then carft evaluate --clip clip.pt --suite SUITE",
-    )
-    add_removed_flag(
-        parser,
-        "--threshold",
-        "the bins of the alignment score in evaluation_stepN.json, 0.01 wide",
-    )
-    add_removed_flag(parser, "--jobs_per_gpu", "--jobs")
 
 
 def _add_predict(commands: Any) -> None:

@@ -246,16 +246,15 @@ def require_comparisons(
     if comparisons:
         return
 
-    shared = "(data set, environment, trial)"
     names = ", ".join(collection.rows)
     message = (
-        f"--against {against}: no other algorithm shares a {shared} with it; expected one of "
-        f"{names}"
+        f"--against {against}: no other algorithm shares a (data set, environment, trial) with it; "
+        f"expected one of {names}"
     )
     if row is not None:
         message = (
-            f"{row} and {against} share no {shared} under the same settings by "
-            f"{', '.join(collection.methods)}; expected two different algorithms of {names}"
+            f"{row} and {against} share no (data set, environment, trial) under the same settings "
+            f"by {', '.join(collection.methods)}; expected two different algorithms of {names}"
         )
     remedy = ""
     if "ERM" in (row, against) and "ERM" not in collection.rows:
