@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
@@ -52,7 +53,9 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
             workers=arguments.workers,
             data_dir=arguments.data_dir,
         )
-        return _print_evaluation(arguments, evaluate_clip(arguments.clip, arguments.suite, options))
+        with contextlib.redirect_stdout(sys.stderr):  # what is assumed of the CLIP is no result
+            evaluation_of_clip = evaluate_clip(arguments.clip, arguments.suite, options)
+        return _print_evaluation(arguments, evaluation_of_clip)
 
     file = choose_weights(arguments.path, arguments.which)
     files.require_output(arguments.output, (file,))
@@ -205,7 +208,7 @@ def _prediction_line(prediction: PicturePrediction, line_format: str, top: int |
 def wise_ft_command(arguments: argparse.Namespace) -> int:
     """Write results and weights, and print the accuracies; 3 if a test set cannot be read."""
     alphas = merge.sorted_alphas(arguments.alphas)
-    saved_alphas = merge.choose_saved_alphas(arguments.save, alphas)
+    saved_alphas = _chosen_alphas(arguments.save, alphas)
     run = load_run(arguments.path, arguments.which, arguments.device)
     result = merge.wise_ft(
         run,
@@ -232,6 +235,24 @@ def wise_ft_command(arguments: argparse.Namespace) -> int:
     else:
         print(f"Results: {folder}; for weights add --save all, or some of --alphas")
     return SOME_SKIPPED if result.has_unread_sets else 0
+
+
+def _chosen_alphas(words: Sequence[str], alphas: Sequence[float]) -> list[float]:
+    """The alphas whose weights ``--save`` asks for: all, none, or some of ``alphas``.
+
+    Raises CarftError for a word that is no such alpha.
+    """
+    if list(words) == ["all"]:
+        return list(alphas)
+    if list(words) == ["none"]:
+        return []
+    try:
+        return sorted({alphas[alphas.index(float(word))] for word in words})
+    except ValueError:
+        raise CarftError(
+            f"--save {' '.join(words)}: expected all, none, or some of --alphas "
+            f"{merge.listed_alphas(alphas)}"
+        ) from None
 
 
 def soup_command(arguments: argparse.Namespace) -> int:

@@ -21,10 +21,8 @@ import torch
 from torch import Tensor
 
 from domainbed_carft import files
-from domainbed_carft.clips import backbone
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.method import objective, prompts
 from domainbed_carft.paths import AnyPath, as_list, as_path, as_text
 from domainbed_carft.runs import BATCH_SIZE, merge_weights, saved, wise_ft_curve
 from domainbed_carft.runs import splits as splitting
@@ -394,7 +392,7 @@ def model_stock(
     members = members_of(loaded)
     measurement = _SoupMeasurement.of(members, options, suite)
 
-    start = original_weights(measurement.run, as_text(original))
+    start = saved.original_weights(measurement.run, as_text(original))
     between, ratios = merge_weights.model_stock([member.state for member in members], start)
     weights = {**mean_weights(members), **between}
     accuracies, suite_scores = measurement.evaluate(weights)
@@ -440,24 +438,6 @@ def sorted_alphas(alphas: Iterable[float]) -> list[float]:
     return ascending
 
 
-def choose_saved_alphas(words: Sequence[str], alphas: Sequence[float]) -> list[float]:
-    """The alphas whose weights ``--save`` asks for: all, none, or some of ``alphas``.
-
-    Raises CarftError for a word that is no such alpha.
-    """
-    if list(words) == ["all"]:
-        return list(alphas)
-    if list(words) == ["none"]:
-        return []
-    try:
-        return sorted({alphas[alphas.index(float(word))] for word in words})
-    except ValueError:
-        raise CarftError(
-            f"--save {' '.join(words)}: expected all, none, or some of --alphas "
-            f"{listed_alphas(alphas)}"
-        ) from None
-
-
 def listed_alphas(alphas: Sequence[float]) -> str:
     """The alphas as words on a command line."""
     return " ".join(f"{alpha:g}" for alpha in alphas)
@@ -485,7 +465,7 @@ def alpha_setter(run: Run, original: str | None, layers: str) -> Callable[[float
     state = algorithm.state_dict()
     moved = {
         name: weights.to(run.device)
-        for name, weights in original_weights(run, original).items()
+        for name, weights in saved.original_weights(run, original).items()
         if weights.is_floating_point() and not torch.equal(state[name].cpu(), weights)
     }
     tuned = {name: state[name].clone() for name in moved}
@@ -519,21 +499,6 @@ def _require_interpolable(run: Run, layers: str) -> None:
             f"--layers linear: {run.path} is already between the original CLIP and a run (alpha "
             f"{reached_alpha(run):g}); expected the run itself, or --layers uniform"
         )
-
-
-def original_weights(run: Run, original: str | None) -> dict[str, Tensor]:
-    """The zero-shot CLIP's encoder and head, under the names of the run's state dict.
-
-    The head has the scale of the run's. ``original`` and what is raised: as `saved.original_clip`.
-    """
-    clip = saved.original_clip(run, original)
-    text_features = backbone.text_features(clip, prompts.prompts(run.contexts, run.classes))
-    head_scale = float(run.algorithm.logit_scale / run.algorithm.head_factor)
-
-    weights = {f"encoder.{name}": w for name, w in clip.model.visual.state_dict().items()}
-    weights["head.weight"] = head_scale * objective.zero_shot_weights(text_features).classes
-    weights["head.bias"] = torch.zeros(len(run.classes))
-    return weights
 
 
 def reached_alpha(run: Run) -> float:

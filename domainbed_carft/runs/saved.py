@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import torch
 from domainbed.algorithms import Algorithm
+from torch import Tensor
 
 from domainbed_carft.clips import backbone, open_clip_models
 from domainbed_carft.errors import CarftError, CarftWarning, brief
@@ -239,6 +240,21 @@ def original_clip(run: Run, file: str | None = None) -> backbone.Backbone:
     if _shapes(clip.model.visual) != _shapes(run.algorithm.encoder):
         raise CarftError(f"the image encoders of {run.path} and {clip.path} differ in shape")
     return clip
+
+
+def original_weights(run: Run, original: str | None) -> dict[str, Tensor]:
+    """The zero-shot CLIP's encoder and head, under the names of the run's state dict.
+
+    The head has the scale of the run's. ``original`` and what is raised: as `original_clip`.
+    """
+    clip = original_clip(run, original)
+    text_features = backbone.text_features(clip, prompts.prompts(run.contexts, run.classes))
+    head_scale = float(run.algorithm.logit_scale / run.algorithm.head_factor)
+
+    weights = {f"encoder.{name}": w for name, w in clip.model.visual.state_dict().items()}
+    weights["head.weight"] = head_scale * objective.zero_shot_weights(text_features).classes
+    weights["head.bias"] = torch.zeros(len(run.classes))
+    return weights
 
 
 def _shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
