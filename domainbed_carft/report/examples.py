@@ -170,11 +170,10 @@ def _target_examples(
 
 def _remark(scored: Scored) -> str:
     """Which weights were scored, and their accuracy now and as recorded."""
-    outcome = scored.selected.outcome
-    run = outcome.runs[0]
+    run = scored.selected.run
     step = scored.run.step or 0
-    is_selected = step == outcome.step
-    checkpoint = "selected" if is_selected else f"selected: step {outcome.step:g}"
+    selected_step = scored.selected.outcome.step
+    checkpoint = "selected" if step == selected_step else f"selected: step {selected_step:g}"
 
     accuracy = 100 * scored.rows.is_correct.mean()
     text = f"{run.row}: {scored.run.path.name}, step {step} ({checkpoint}); "
@@ -205,20 +204,18 @@ def _pair_with_weights(selected: Sequence[Selected], pair: Sequence[str]) -> lis
 
 def _saved_weights(selected: Selected) -> list[str]:
     """The keys of WEIGHTS whose files are in the folder of the selected run."""
-    folder = Path(selected.outcome.runs[0].folder)
+    folder = Path(selected.run.folder)
     return [kind for kind, name in WEIGHTS.items() if (folder / name).exists()]
 
 
 def _open(selected: Selected) -> Run:
     """The weights of the selected checkpoint if they were saved, else others of the run."""
-    run = selected.outcome.runs[0]
-    kinds = _saved_weights(selected)
-    kind = "last" if selected.outcome.step == max(run.steps) else "best"
-    opened = saved.open_run(run.folder, kind if kind in kinds else kinds[0])
-
-    names = ("dataset", "algorithm", "test_envs", "trial_seed")
-    if any(opened.args.get(name) != run.job.args[name] for name in names):
-        raise CarftError(f"{opened.path} does not belong to the records in its folder")
+    run = selected.run
+    opened = saved.open_step(run, int(selected.outcome.step))
+    if opened is None:
+        *_, kind = _saved_weights(selected)
+        opened = saved.open_run(run.folder, kind)
+        saved.require_same_job(opened, run)
     if opened.step is None:
         return replace(opened, step=int(max(run.steps)))
     return opened
