@@ -13,7 +13,7 @@ import report_page
 from domainbed_carft.cli import demo, main
 from domainbed_carft.errors import CarftError
 from domainbed_carft.results import collection
-from domainbed_carft.runs import default_weights
+from domainbed_carft.runs import saved
 from domainbed_carft.suites import catalogue, records
 
 ROOT = Path(__file__).parents[1]
@@ -112,7 +112,7 @@ def test_the_demo_trains_tests_and_writes_one_table_and_the_report(tmp_path, dec
     assert cells["CARFT"][1] in row and cells["CARFT"][3] in row
 
     # Damaged weights of one run cost no other its figures.
-    damaged = default_weights.choose_weights(folder, None)
+    damaged = saved.choose_weights(folder, None)
     damaged.write_bytes(b"no weights")
     assert main(["evaluate", str(output / "sweep"), "--suite", "EmojiUnseen"]) == 3
     printed = capsys.readouterr()
