@@ -302,7 +302,7 @@ def test_an_unusable_output_folder_is_refused_first(sweep, tmp_path, monkeypatch
     assert "has other files (index.html); expected a new or empty folder" in capsys.readouterr().err
     assert contents(tmp_path) == {"index.html": b"mine"}
 
-    monkeypatch.setattr("domainbed_carft.report.page.build", None)  # which may take minutes
+    monkeypatch.setattr("domainbed_carft.report.page.SectionMaker", None)  # which may take minutes
     for place in (tmp_path / "index.html" / "report", Path("/proc/report")):
         assert report(sweep, place) == 1
         assert f"{place} could not be written" in capsys.readouterr().err

@@ -398,7 +398,7 @@ def test_the_tables_have_the_figures_as_columns(output, evaluation):
             100 * np.mean([part.worst_class.accuracy for part in parts]),
             np.mean([part.temperature for part in parts]),
         ]
-        assert [cell.mean for cell in row.shown] == pytest.approx(expected, rel=TOLERANCE)
+        assert [cell.mean for cell in row.printed_cells] == pytest.approx(expected, rel=TOLERANCE)
 
 
 def test_a_table_says_what_was_not_evaluated(copy, capsys):

@@ -20,9 +20,10 @@ from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import CHOOSE
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import selection
-from domainbed_carft.results.columns import DOMAINBED, ErrorKind, figures_of
+from domainbed_carft.results.columns import AVERAGE, DOMAINBED, ENVIRONMENTS, ErrorKind, figures_of
 from domainbed_carft.results.evaluations import ALIGNMENT_EDGES, RunFigures, SplitFigures
 from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.tables import Table
 
 RUN = ["dataset", "algorithm", "target", "trial"]
 NO_TARGET = -1  # of a run that left nothing out
@@ -34,7 +35,22 @@ BEFORE_SCALING = "before scaling"
 AT_TEMPERATURE = "at the fitted temperature"
 
 
-# Accuracies of the checkpoints
+# Accuracies
+
+
+def accuracies(table: Table) -> pd.DataFrame:
+    """The accuracies of a table and their averages, of those cells that have a value.
+
+    Columns: ``column`` (ENVIRONMENTS or AVERAGE), ``environment``, ``algorithm``, ``accuracy``,
+    ``error`` (nan without one) and ``n``.
+    """
+    rows = [
+        (cell.column, cell.of, cell.row, cell.mean, cell.standard_error, cell.n)
+        for cell in table.cells
+        if cell.column in (ENVIRONMENTS, AVERAGE) and cell.mean is not None
+    ]
+    columns = ["column", "environment", "algorithm", "accuracy", "error", "n"]
+    return pd.DataFrame(rows, columns=columns).astype({"accuracy": float, "error": float})
 
 
 def checkpoints(selected_runs: Sequence[Selected]) -> pd.DataFrame:
@@ -46,7 +62,7 @@ def checkpoints(selected_runs: Sequence[Selected]) -> pd.DataFrame:
     """
     rows: dict[tuple[object, ...], tuple[object, ...]] = {}
     for selected in selected_runs:
-        run = selected.outcome.run
+        run = selected.run
         target = selected.target if run.test_envs else NO_TARGET
         in_domain = selection.in_domain(run)
         in_splits, _ = selection.accuracies(run)
@@ -178,7 +194,7 @@ def evaluated_splits(selected_runs: Sequence[Selected]) -> list[EvaluatedSplit]:
         figures = figures_of(selected)
         part = figures.of_environment(selected.target) if isinstance(figures, RunFigures) else None
         if part:
-            folder = selected.outcome.run.folder
+            folder = selected.run.folder
             evaluated.append(EvaluatedSplit(selected.row, selected.target, folder, part))
     return evaluated
 
@@ -190,7 +206,7 @@ def evaluated_names(
     names = {}
     for algorithm in dict.fromkeys(split.algorithm for split in evaluated):
         n_evaluated = len({split.folder for split in evaluated if split.algorithm == algorithm})
-        n_selected = len({run.outcome.run.folder for run in selected_runs if run.row == algorithm})
+        n_selected = len({run.run.folder for run in selected_runs if run.row == algorithm})
         names[algorithm] = algorithm
         if n_evaluated < n_selected:
             names[algorithm] += f" ({n_evaluated} of {n_selected} runs)"

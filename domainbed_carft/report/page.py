@@ -7,7 +7,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,17 +17,17 @@ from domainbed_carft import files, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordWarning, Run, describe_warnings
-from domainbed_carft.paths import AnyPath, as_path, as_paths, as_text
+from domainbed_carft.paths import AnyPath, as_path, as_text
 from domainbed_carft.report import plots, provenance
 from domainbed_carft.report.plots import Figure
 from domainbed_carft.report.provenance import Provenance
 from domainbed_carft.report.sections import Section, SectionMaker, unique_names
-from domainbed_carft.results import collect, comparisons, published, selection, suites
-from domainbed_carft.results import columns as table_columns
+from domainbed_carft.results import comparisons, published, selection, suites
 from domainbed_carft.results import rows as row_names
-from domainbed_carft.results.collect import Results
-from domainbed_carft.results.collection import Collection
-from domainbed_carft.results.comparisons import Comparison
+from domainbed_carft.results.collect import Results, collect
+from domainbed_carft.results.collection import Collection, Sweeps, gathered
+from domainbed_carft.results.columns import BEST, DEFAULT_COLUMNS, DOMAINBED, SECOND, ranks
+from domainbed_carft.results.comparisons import Comparison, compare_rows
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import BestHparams, best_hparams
@@ -66,7 +66,6 @@ class Page:
 
     results: Results
     title: str
-    method: str
     headline: Sequence[str]
     facts: Sequence[tuple[str, str]]
     keys: Mapping[str, str]
@@ -75,10 +74,6 @@ class Page:
     averages: Sequence[Grid]
     comparisons: Sequence[Grid]
     published: Sequence[Grid]
-    captions: Mapping[str, Sequence[str]]
-    notes: Sequence[str]
-    warnings: Sequence[str]
-    is_complete: bool
     why_no_examples: str
     provenance: Provenance
 
@@ -87,39 +82,67 @@ class Page:
         """All figures, the legend first."""
         return [self.legend, *(figure for section in self.sections for figure in section.figures)]
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether no cell of the tables is incomplete."""
+        return not any(table.n_incomplete for table in self.results.tables)
+
+    @property
+    def notes(self) -> list[str]:
+        """What differs between the runs."""
+        return [note for group in self.results.collection.groups for note in group.notes]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong in the files that were read, as lines."""
+        return describe_warnings(self.results.warnings)
+
 
 def write_report(
-    folders: AnyPath | Iterable[AnyPath],
+    sweeps: Sweeps,
     output: AnyPath,
     *,
-    pair: Sequence[str] | None = None,
+    pair: tuple[str, str] | None = None,
     n_examples: int = 4,
     data_dir: AnyPath | None = None,
-    **options: Any,
+    columns: Sequence[str] = DEFAULT_COLUMNS,
+    error: str = DOMAINBED.name,
+    one_setting: bool = False,
+    against: str | None = None,
+    power: float | None = None,
+    **reading: Any,
 ) -> Report:
-    """Write the report on sweeps in ``folders`` into the folder ``output``, as ``carft report``.
+    """Write the report on ``sweeps`` into the folder ``output``, as ``carft report`` does.
 
-    ``folders``: one output folder of a sweep, or several. ``pair``: the algorithms to compare, by
-    default PAIR if both have jobs; ``n_examples``: pictures per environment, of each direction, 0
-    for none; ``data_dir``: where the data is now. ``options``: of `collect`, such as ``columns`` or
-    ``methods``; figures show the first selection method.
+    ``pair``: the algorithms to compare, by default PAIR if both have jobs; ``n_examples``: pictures
+    per environment that one of them gets right and the other wrong, 0 for none; ``data_dir``: where
+    the data is now. ``sweeps``, ``reading``, and ``columns`` to ``power``: as for `collect`. The
+    page is by the first selection method.
 
     Raises CarftError if ``output`` has other files, if the pair cannot be compared, and for what
     `collect` does.
     """
     output = as_path(output)
-    folders = as_paths(folders)
-    results = collect.collect(folders, compare_published=True, **options)
-    chosen_pair = choose_pair(results.collection, pair)
+    collection = gathered(sweeps, **reading)
+    if not collection.runs:
+        raise CarftError(
+            "there is nothing to show yet: by sweep.json all jobs with records are of the first "
+            "stage of a search that is over; wait for the first record of the second stage"
+        )
+    collection = replace(collection, methods=collection.methods[:1])
+    results = collect(
+        collection,
+        pair=_choose_pair(collection, pair),
+        compare_published=True,
+        columns=columns,
+        error=error,
+        one_setting=one_setting,
+        against=against,
+        power=power,
+    )
     require_place(output)  # before figures and examples, which take time
 
-    page = build(
-        results,
-        folders,
-        pair=chosen_pair,
-        n_examples=n_examples,
-        data_dir=as_text(data_dir),
-    )
+    page = _page_on(results, n_examples=n_examples, data_dir=as_text(data_dir))
     _write(output, page)
     return Report(
         index=output / INDEX,
@@ -129,66 +152,61 @@ def write_report(
     )
 
 
-def build(
-    results: Results,
-    folders: Iterable[Path] = (),
-    *,
-    pair: tuple[str, str] | None = None,
-    n_examples: int = 4,
-    data_dir: str | None = None,
-) -> Page:
-    """The page on ``results`` of the sweeps in ``folders``.
+def _choose_pair(
+    collection: Collection, requested: tuple[str, str] | None
+) -> tuple[str, str] | None:
+    """The requested algorithms, else those of PAIR if they can be compared.
 
-    ``pair``: of `choose_pair`; the rest as for `write_report`.
+    Raises CarftError if the requested ones cannot be compared.
     """
-    collection = results.collection
-    method = collection.methods[0]
-    algorithms = collection.rows
-    if pair:
-        first, second = pair
-        entries = comparisons.compare_rows(collection, second, row=first)
-        results = replace(results, pair=pair, differences=entries)
-    differences = [entry for entry in results.differences if entry.selection == method]
+    first, second = requested or PAIR
+    is_valid = first != second and {first, second} <= {*collection.rows}
+    if is_valid and collection.methods != [selection.IN_DOMAIN]:
+        if requested or compare_rows(collection, second, row=first):
+            return first, second
+    elif requested:
+        raise CarftError(
+            f"--examples {first} {second}: expected two different algorithms of "
+            f"{', '.join(collection.rows)}, and a --select other than in-domain"
+        )
+    return None
 
+
+def _page_on(results: Results, n_examples: int, data_dir: str | None) -> Page:
+    """The page on ``results`` by one selection method; the rest as for `write_report`."""
+    collection = results.collection
     with plots.figure_style():
         maker = SectionMaker(
             results=results,
-            styles=plots.styles_of(algorithms),
+            styles=plots.styles_of(collection.rows),
             name=unique_names(),
-            examples_of=_examples_of(pair, n_examples, data_dir),
+            examples_of=_examples_of(results.pair, n_examples, data_dir),
         )
         legend = plots.legend(maker.styles, maker.name("legend"))
         keys = plots.legend_keys(maker.styles)
-        sections = _sections(results, method, differences, maker)
+        sections = _sections(results, maker)
 
-    tables = [table for table in results.tables if table.method == method]
+    averages = [table for table in results.tables if table.averages and len(table.columns) > 1]
     return Page(
         results=results,
-        title=_title(collection.runs, algorithms),
-        method=selection.METHODS[method].title,
-        headline=_headline(results, differences, method),
-        facts=_facts(collection.runs, method),
+        title=_title(collection),
+        headline=_headline(results),
+        facts=_facts(collection),
         keys=keys,
         legend=legend,
         sections=sections,
-        averages=_averages(results),
-        comparisons=_comparison_grids(results, method),
-        published=_published_grids(results, method),
-        captions=results.captions,
-        notes=[note for group in collection.groups for note in group.notes],
-        warnings=describe_warnings(results.warnings),
-        is_complete=not any(table.n_incomplete for table in tables),
-        why_no_examples="" if maker.examples_of else _why_no_examples(pair, algorithms),
-        provenance=provenance.provenance_of(collection.runs, folders),
+        averages=[table.grid() for table in (*results.tables_of_sources, *averages)],
+        comparisons=comparisons.grids([*results.differences, *results.comparisons_against]),
+        published=_grids_of_published(results),
+        why_no_examples="" if maker.examples_of else _why_no_examples(results),
+        provenance=provenance.provenance_of(collection),
     )
 
 
-def _sections(
-    results: Results, method: str, differences: Sequence[Comparison], maker: SectionMaker
-) -> list[Section]:
+def _sections(results: Results, maker: SectionMaker) -> list[Section]:
     """A section for each data set of each group, those of most rows first, then each suite's."""
     entries: dict[tuple[str, str], list[BestHparams]] = {}
-    for entry in best_hparams(results.collection, methods=[method]):
+    for entry in best_hparams(results.collection):
         entries.setdefault((entry.setting, entry.dataset), []).append(entry)
 
     groups = zip(results.collection.groups, results.tables_of_groups, strict=True)
@@ -197,40 +215,27 @@ def _sections(
             group,
             table,
             entries.get((table.setting, table.dataset), []),
-            _findings_of(table, results, differences),
+            _findings_of(table, results),
         )
         for group, tables in groups
         for table in tables
-        if table.method == method and not (table.averages or table.one_setting)
+        if not (table.averages or table.one_setting)
     ]
     sections.sort(key=lambda section: -len(section.table.rows))
     suite_rows = suites.rows_by_table(results.suite_scores)
     return [*sections, *(maker.of_suite(rows) for rows in suite_rows)]
 
 
-def choose_pair(
-    collection: Collection, requested: Sequence[str] | None = None
-) -> tuple[str, str] | None:
-    """Two algorithms to compare; None without a request if those of PAIR have no jobs.
-
-    Raises CarftError if the requested ones cannot be compared, or no run can be shown.
-    """
-    if not collection.runs:
-        raise CarftError(
-            "there is nothing to show yet: by sweep.json all jobs with records are of the first "
-            "stage of a search that is over; wait for the first record of the second stage"
-        )
-    algorithms = collection.rows
-    method = collection.methods[0]
-    first, second = requested or PAIR
-    if method != selection.IN_DOMAIN and first != second and {first, second} <= {*algorithms}:
-        return first, second
-    if requested:
-        raise CarftError(
-            f"--examples {' '.join(requested)}: expected two different algorithms of "
-            f"{', '.join(algorithms)}, and a --select other than in-domain"
-        )
-    return None
+def _grids_of_published(results: Results) -> list[Grid]:
+    """Tables beside published figures: of each group, if its data sets have any, and of suites."""
+    grids = suites.grids_with_published(results.suite_scores)
+    datasets = {run.dataset for run in results.collection.runs}
+    if datasets.isdisjoint(figure["dataset"] for figure in published.figures()):
+        return grids
+    of_groups = [
+        published.grid(group.entries, group.remarks) for group in results.comparisons or ()
+    ]
+    return [*of_groups, *grids]
 
 
 def _examples_of(
@@ -244,31 +249,33 @@ def _examples_of(
     return partial(examples.examples_of, pair=pair, count=n_examples, data_dir=data_dir)
 
 
-def _why_no_examples(pair: Sequence[str] | None, algorithms: Sequence[str]) -> str:
+def _why_no_examples(results: Results) -> str:
     """Why the page shows no example pictures, and how to get some."""
-    if pair:
+    if results.pair:
         return "they were switched off by --n_examples 0."
     return (
         "they compare two algorithms on the environments left out, by default "
         f"{' and '.join(PAIR)}. For others, add --examples A B; these jobs are of "
-        f"{', '.join(algorithms)}."
+        f"{', '.join(results.collection.rows)}."
     )
 
 
-def _title(runs: Sequence[Run], algorithms: Sequence[str]) -> str:
+def _title(collection: Collection) -> str:
     """The data sets, what was left out, and the algorithms that are compared."""
+    runs = collection.runs
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
     titles = benchmarks.dataset_titles(row_names.environment_labels(runs))
-    names = [*algorithms]
-    if len(algorithms) > _NAMED_ALGORITHMS:
-        names = [*algorithms[: _NAMED_ALGORITHMS - 1]]
-        names.append(f"{len(algorithms) - len(names)} other methods")
+    names = collection.rows
+    if len(names) > _NAMED_ALGORITHMS:
+        n_others = len(names) - _NAMED_ALGORITHMS + 1
+        names = [*names[: _NAMED_ALGORITHMS - 1], f"{n_others} other methods"]
     listing = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     return f"{', '.join(titles.values())}, {left_out} left out: {listing}"
 
 
-def _facts(runs: Sequence[Run], method: str) -> list[tuple[str, str]]:
+def _facts(collection: Collection) -> list[tuple[str, str]]:
     """Names and values: how many jobs there are, of what, how long they trained, and how chosen."""
+    runs = collection.runs
     algorithms = {run.algorithm for run in runs}
     trials = {run.job.key.trial for run in runs}
     return [
@@ -276,7 +283,7 @@ def _facts(runs: Sequence[Run], method: str) -> list[tuple[str, str]]:
         ("Methods", f"{len(algorithms):,}"),
         ("Trials", f"{len(trials):,}"),
         *(("Training", text) for text in _training_times(runs)),
-        ("Selected by", selection.METHODS[method].title),
+        ("Selected by", selection.METHODS[collection.methods[0]].title),
     ]
 
 
@@ -291,58 +298,38 @@ def _training_times(runs: Sequence[Run]) -> list[str]:
     return [f"{duration} on {devices.pop()}"]
 
 
-def _averages(results: Results) -> list[Grid]:
-    tables = [table for table in results.tables if table.averages and len(table.columns) > 1]
-    return [table.grid() for table in (*results.tables_of_sources, *tables)]
-
-
-def _comparison_grids(results: Results, method: str) -> list[Grid]:
-    """The tables of differences by ``method``: between the pair, and from one algorithm."""
-    entries = [*results.differences, *results.comparisons_against]
-    return comparisons.grids([entry for entry in entries if entry.selection == method])
-
-
-def _published_grids(results: Results, method: str) -> list[Grid]:
-    """Tables beside published figures: of each group, if its data sets have any, and of suites."""
-    grids = []
-    datasets = {run.dataset for run in results.collection.runs}
-    if not datasets.isdisjoint(figure["dataset"] for figure in published.figures()):
-        for comparison in results.comparisons or ():
-            entries = [entry for entry in comparison.entries if entry["selection"] == method]
-            grids.append(published.grid(entries, comparison.remarks))
-    return grids + suites.grids_with_published(results.suite_scores)
-
-
 # What the page and its sections say first
 
 
-def _headline(results: Results, differences: Sequence[Comparison], method: str) -> list[str]:
+def _headline(results: Results) -> list[str]:
     """What the page says first: all that can be said of the setting that has the most rows."""
-    tables = [table for table in results.tables if table.method == method and not table.averages]
+    tables = [table for table in results.tables if not table.averages]
     if not tables:
         return []
-    return _sentences(
-        results, differences, method, max(tables, key=lambda table: len(table.rows)).setting
-    )
+    return _sentences(results, max(tables, key=lambda table: len(table.rows)).setting)
 
 
-def _sentences(
-    results: Results, differences: Sequence[Comparison], method: str, setting: str
-) -> list[str]:
-    """Sentences on all runs of one setting by ``method``, the most important one first.
+def _findings_of(table: Table, results: Results) -> list[str]:
+    """The sentences on a table: of the only data set of its setting, all that can be said."""
+    tables = [other for other in results.tables if other.setting == table.setting]
+    if len({other.dataset for other in tables if not other.averages}) == 1:
+        return _sentences(results, table.setting)
+    return _best_averages(table)
+
+
+def _sentences(results: Results, setting: str) -> list[str]:
+    """Sentences on all runs of one setting, the most important one first.
 
     The difference between the pair of algorithms, if they are compared, and the best averages.
     """
     tables = [
-        table
-        for table in results.tables
-        if (table.method, table.setting) == (method, setting) and not table.one_setting
+        table for table in results.tables if table.setting == setting and not table.one_setting
     ]
     averages = [table for table in tables if table.averages and len(table.columns) > 1]
     of_datasets = [table for table in tables if not table.averages]
     # Of several data sets the averages say it, if all are complete.
     tables = averages if len(of_datasets) > 1 else of_datasets
-    of_unit = {entry.unit: entry for entry in differences if entry.setting == setting}
+    of_unit = {entry.unit: entry for entry in results.differences if entry.setting == setting}
     sentences = []
     if of_unit:
         by_environment = of_unit[comparisons.ENVIRONMENT]
@@ -351,20 +338,12 @@ def _sentences(
     return [*sentences, *(sentence for table in tables for sentence in _best_averages(table))]
 
 
-def _findings_of(table: Table, results: Results, differences: Sequence[Comparison]) -> list[str]:
-    """The sentences on a table: of the only data set of its setting, all that can be said."""
-    tables = [other for other in results.tables if other.setting == table.setting]
-    if len({other.dataset for other in tables if not other.averages}) == 1:
-        return _sentences(results, differences, table.method, table.setting)
-    return _best_averages(table)
-
-
 def _best_averages(table: Table) -> list[str]:
     """The sentence on the highest averages of a table, and the next; none without averages."""
-    ranks = table_columns.ranks([row.average for row in table.rows])
+    rank_of_row = ranks([row.average for row in table.rows])
     rows_of_rank = {
-        rank: [row for row, of_row in zip(table.rows, ranks, strict=True) if of_row == rank]
-        for rank in (table_columns.BEST, table_columns.SECOND)
+        rank: [row for row, of_row in zip(table.rows, rank_of_row, strict=True) if of_row == rank]
+        for rank in (BEST, SECOND)
     }
     leaders = [
         f"{' and '.join(row.algorithm for row in rows)} with {rows[0].average:.1f}%"

@@ -232,8 +232,8 @@ def dots(
 ) -> Figure:
     """A dot for the accuracy of each algorithm, from top to bottom, with its error.
 
-    ``cells``: a row an algorithm, with the columns ``algorithm``, ``accuracy``, ``error`` (nan
-    without one) and ``n``. ``limits``: of the axis, as `dot_limits` returns them.
+    ``cells``: of `frames.accuracies`, a row an algorithm. ``limits``: of the axis, as `dot_limits`
+    returns them.
     """
     canvas = new_canvas(0.7 + _DOT_ROW * len(cells))
     axes = canvas.subplots()
@@ -262,7 +262,7 @@ def dots(
     axes.set_xlabel("accuracy (%)")
 
     alt = f"Dots of the accuracy, {title}, as in the table above, for {len(cells)} algorithms."
-    return save_figure(canvas, title, name, alt, cells)
+    return save_figure(canvas, title, name, alt, cells[["algorithm", "accuracy", "error", "n"]])
 
 
 def dot_limits(cells: pd.DataFrame) -> tuple[float, float]:

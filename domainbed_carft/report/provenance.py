@@ -19,7 +19,8 @@ from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.jobs.setting import EDITION
-from domainbed_carft.results.columns import ENVIRONMENTS
+from domainbed_carft.results.collection import Collection
+from domainbed_carft.results.columns import ENVIRONMENTS, Cell
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import BestHparams
@@ -64,14 +65,15 @@ class Provenance:
     sweeps: Sequence[DeclaredSweep]
 
 
-def provenance_of(runs: Sequence[Run], folders: Iterable[Path]) -> Provenance:
-    """The provenance of a page on these runs, in ``folders`` of sweeps."""
+def provenance_of(collection: Collection) -> Provenance:
+    """The provenance of a page on these runs."""
+    runs = collection.runs
     return Provenance(
         software=", ".join(f"{package} {version(package)}" for package in _SOFTWARE),
         settings=_settings(runs),
         digest=_digest(runs),
         commands=_commands(runs),
-        sweeps=_sweeps(folders),
+        sweeps=_sweeps(collection.folders),
     )
 
 
@@ -178,15 +180,13 @@ def jobs_of_table(
         place = name("cell", table.dataset, algorithm, environment or "all")
         cells.append(CellJobs(place, algorithm, environment, list(cell_runs)))
 
-    # Jobs that left nothing out are those of each environment. Other columns are of no single one.
     place_of = {(cell.algorithm, cell.environment): cell.place for cell in cells}
-    places = [
-        [
-            place_of.get((row.algorithm, column.title)) or place_of.get((row.algorithm, ""), "")
-            if column.name == ENVIRONMENTS
-            else ""
-            for column in table.shown
-        ]
-        for row in table.rows
-    ]
+
+    def place_of_jobs(cell: Cell) -> str:
+        if cell.column != ENVIRONMENTS:
+            return ""
+        of_all = place_of.get((cell.row, ""), "")  # of jobs that left nothing out
+        return place_of.get((cell.row, cell.of), of_all)
+
+    places = [[place_of_jobs(cell) for cell in row.printed_cells] for row in table.rows]
     return TableJobs(cells, shared, places)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +17,7 @@ from domainbed_carft.report.provenance import TableJobs
 from domainbed_carft.results import suites
 from domainbed_carft.results.collect import Results
 from domainbed_carft.results.collection import Group
-from domainbed_carft.results.columns import Cell
+from domainbed_carft.results.columns import AVERAGE, ENVIRONMENTS
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.tables import Table
@@ -121,9 +121,20 @@ class SectionMaker:
             lead=self._lead(table, at_selection),
             ranks=table.ranks,
             jobs=provenance.jobs_of_table(table, entries, self.name),
-            more_tables=_grids_below(table, self.results.tables),
+            more_tables=self._tables_below(table),
             examples=self.examples_of(table.columns, selected) if self.examples_of else (),
         )
+
+    def _tables_below(self, table: Table) -> list[Grid]:
+        """The values that a search chose, and the same data set with one setting for all."""
+        grids = [
+            other.grid()
+            for other in self.results.tables
+            if other.one_setting
+            and (other.setting, other.dataset) == (table.setting, table.dataset)
+        ]
+        chosen = table.grid_of_choices()
+        return [chosen, *grids] if chosen else grids
 
     def _lead(self, table: Table, at_selection: pd.DataFrame) -> list[Figure]:
         """The first figures: in-domain against out-of-domain accuracy, and the averages.
@@ -135,7 +146,8 @@ class SectionMaker:
 
         trials = frames.over_targets(at_selection, frames.ACCURACIES)
         means = frames.means_of_trials(trials, table.error)
-        averages = _cell_frame((row.algorithm, Cell(row.average)) for row in table.rows)
+        cells = frames.accuracies(table)
+        averages = cells[cells["column"] == AVERAGE]
         lead = []
         if len(means):
             name = self.name(table.dataset, "robustness")
@@ -150,20 +162,18 @@ class SectionMaker:
 
     def _dots(self, table: Table) -> list[Figure]:
         """The accuracies of each environment, all on the same axis."""
-        cells_of = {
-            label: _cell_frame((row.algorithm, row.cells[number]) for row in table.rows)
-            for number, label in enumerate(table.columns)
-        }
-        all_cells = pd.concat(cells_of.values())
-        if all_cells.empty:
-            return []
-        limits = plots.dot_limits(all_cells)
+        cells = frames.accuracies(table)
+        cells = cells[cells["column"] == ENVIRONMENTS]
+        limits = plots.dot_limits(cells)
         return [
             plots.dots(
-                label, self.name(table.dataset, "accuracy", label), cells, self.styles, limits
+                label,
+                self.name(table.dataset, "accuracy", label),
+                of_environment,
+                self.styles,
+                limits,
             )
-            for label, cells in cells_of.items()
-            if len(cells)
+            for label, of_environment in frames.rows_by(cells, "environment").items()
         ]
 
     def _choices(self, table: Table, runs: Sequence[Run]) -> list[Part]:
@@ -315,17 +325,6 @@ class SectionMaker:
         return Section(id=identity, title=table.title, table=table, parts=parts)
 
 
-def _cell_frame(cells: Iterable[tuple[str, Cell]]) -> pd.DataFrame:
-    """What `plots.dots` draws: algorithms and their cells, of those that have a value."""
-    rows = [
-        (algorithm, cell.mean, cell.standard_error, cell.n)
-        for algorithm, cell in cells
-        if cell.mean is not None
-    ]
-    frame = pd.DataFrame(rows, columns=["algorithm", "accuracy", "error", "n"])
-    return frame.astype({"accuracy": float, "error": float})
-
-
 def _by_target(table: Table, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """A title and the rows of each environment left out; all rows if nothing was left out."""
     if (rows["target"] == frames.NO_TARGET).any():  # as in all of them
@@ -336,12 +335,3 @@ def _by_target(table: Table, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         for target, label in enumerate(table.columns)
     }
     return {title: target_rows for title, target_rows in rows_of_target.items() if len(target_rows)}
-
-
-def _grids_below(table: Table, all_tables: Sequence[Table]) -> list[Grid]:
-    """Tables below a table: of the values that its search chose, and of one setting for all."""
-    grids = [
-        other.grid() for other in all_tables if other.one_setting and other.dataset == table.dataset
-    ]
-    chosen = table.grid_of_choices()
-    return [chosen, *grids] if chosen else grids

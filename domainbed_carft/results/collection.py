@@ -101,7 +101,7 @@ class Collection:
 
     ``methods``: names of selection methods; ``compare_with``: names of published methods.
     ``first_stages``: runs of searches in two stages, of which the groups have the second.
-    ``joint_rows``: what rows that ``by`` makes are of, by name.
+    ``joint_rows``: what rows that ``by`` makes are of, by name. ``folders``: those that were read.
     """
 
     groups: Sequence[Group]
@@ -110,6 +110,7 @@ class Collection:
     compare_with: Sequence[str]
     first_stages: Sequence[Run] = ()
     joint_rows: Mapping[str, JointRow] = field(default_factory=dict)
+    folders: Sequence[Path] = ()
 
     @property
     def runs(self) -> list[Run]:
@@ -190,6 +191,7 @@ def gather(
         compare_with=list(compare_with),
         first_stages=last_stage.first_stages,
         joint_rows=rows.rows,
+        folders=folders,
     )
 
 
