@@ -36,7 +36,7 @@ def table_text(results: Results, accuracies: Accuracies, by_style: Sequence[Comp
     ``accuracies``: of the runs on all styles that they were not trained on; ``by_style``: CARFT
     against the others, with the style left out as unit.
     """
-    trained_on = {row.algorithm: row.shown[0].mean for row in results.tables[0].rows}
+    trained_on = {row.algorithm: row.printed_cells[0].mean for row in results.tables[0].rows}
     all_styles = {row: fmean(by_run.values()) for row, by_run in accuracies.items()}
     differences = {entry.against: _difference(entry) for entry in by_style}
 

@@ -273,7 +273,7 @@ def sweep_text(evaluation: SweepEvaluation) -> str:
     captions = [
         "Means over the trials. With errors, and in other formats: carft collect "
         f"{shlex.quote(str(evaluation.folder))} --columns {columns.EVALUATED}",
-        *columns.explanations(column for one in shown_tables for column in one.shown),
+        *columns.explanations(column for one in shown_tables for column in one.printed_columns),
     ]
     grids = [_without_errors(one).grid() for one in shown_tables]
     lines = [printable(heading), "", formats.as_text(grids, captions).removesuffix("\n")]

@@ -181,5 +181,5 @@ def jobs_of_table(
         of_all = place_of.get((cell.row, ""), "")  # of jobs that left nothing out
         return place_of.get((cell.row, cell.of), of_all)
 
-    places = [[place_of_jobs(cell) for cell in row.shown] for row in table.rows]
+    places = [[place_of_jobs(cell) for cell in row.printed_cells] for row in table.rows]
     return TableJobs(cells, shared, places)
