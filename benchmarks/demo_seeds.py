@@ -29,8 +29,7 @@ from domainbed_carft.results import collection, comparisons, suites
 from domainbed_carft.results.collection import Group
 from domainbed_carft.results.comparisons import Comparison
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
-from domainbed_carft.runs.evaluation_processes import SweepOptions
-from domainbed_carft.runs.runs_on_suite import evaluate_sweep_on_suite
+from domainbed_carft.runs.sweep import SweepOptions, evaluate_sweep_on_suite
 from domainbed_carft.sweep import declaration_file, launch
 from domainbed_carft.sweep.declaration import Seeds
 

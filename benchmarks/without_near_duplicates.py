@@ -29,7 +29,7 @@ from tabulate import tabulate
 from domainbed_carft.data import emoji, emoji_styles
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.splits import split_environments
-from domainbed_carft.results import collection, comparisons, picture_rows
+from domainbed_carft.results import collection, comparisons, evaluations
 from domainbed_carft.results.comparisons import PairKey
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
 from domainbed_carft.results.selection import Selected
@@ -69,14 +69,14 @@ def correct_by_picture(selected: Selected) -> tuple[list[str], npt.NDArray[np.bo
     Raises CarftError if its predictions are not of these pictures, or are damaged.
     """
     run = selected.outcome.run
-    rows, facts = picture_rows.load_rows(Path(run.folder), int(selected.outcome.step))
+    rows, facts = evaluations.load_rows(Path(run.folder), int(selected.outcome.step))
     holdout_fraction = run.job.args["holdout_fraction"]
     pictures = reported_pictures(selected.target, selected.trial, holdout_fraction)
 
     labels = [facts.classes.index(picture.split("/")[1]) for picture in pictures]
-    if labels != rows.label.tolist():
+    if labels != rows.raw.label.tolist():
         raise CarftError(f"{run.folder}: the rows are not of the target's in-split")
-    return pictures, rows.label == rows.predicted
+    return pictures, rows.raw.is_correct
 
 
 def accuracies(folder: Path) -> tuple[Accuracies, int]:
@@ -88,7 +88,7 @@ def accuracies(folder: Path) -> tuple[Accuracies, int]:
     (group,) = collection.gather([folder], [TRAINING_DOMAIN]).groups
     for selected in group.selected(TRAINING_DOMAIN):
         folder_of_run = Path(selected.outcome.run.folder)
-        if not picture_rows.rows_path(folder_of_run, int(selected.outcome.step)).exists():
+        if not evaluations.rows_path(folder_of_run, int(selected.outcome.step)).exists():
             missing += 1
             continue
 

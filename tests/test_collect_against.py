@@ -193,6 +193,13 @@ def test_an_algorithm_that_shares_no_pair_is_refused(tmp_path):
         collect(tmp_path, against="CAFRT")
 
 
+@pytest.mark.parametrize("options", [{"against": "ERM"}, {"pair": ("CARFT", "ERM")}])
+def test_erm_among_runs_of_clip_is_told_from_plain_fine_tuning(options, tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT", "CLIPFineTune"])
+    with pytest.raises(CarftError, match="ERM is DomainBed's ResNet; .* of CLIP is CLIPFineTune"):
+        collect(tmp_path, **options)
+
+
 def test_power_needs_a_difference_and_an_algorithm(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM"])
     with pytest.raises(CarftError, match="--power is 0, expected a difference in points > 0"):

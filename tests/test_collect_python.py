@@ -11,6 +11,7 @@ import pytest
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report.page import write_report
+from domainbed_carft.results import collection, selection, tables
 from domainbed_carft.results.collect import collect
 from domainbed_carft.results.top import top
 
@@ -114,6 +115,23 @@ def test_top_returns_what_the_command_prints(sweep, capsys):
     options = ["--json", "--select", "oracle", "--only", "CARFT, test environments 1"]
     entries = [entry.as_dict() for entry in best.entries]
     assert entries == printed_json(capsys, "top", sweep, *options)
+
+
+def test_what_was_gathered_is_selected_once_for_all_that_show_it(sweep, monkeypatch):
+    calls = []
+    select = selection.select
+
+    def counted(runs, method):
+        calls.append(method)
+        return select(runs, method)
+
+    monkeypatch.setattr(selection, "select", counted)
+    gathered = collection.gather(sweep, methods=["oracle", "training-domain"])
+    collect(gathered, columns=["all"], against="CARFT", compare_published=True)
+    top(gathered)
+    tables.by_environment(gathered, ["jobs"])
+    # The last is asked for by suites.
+    assert sorted(calls) == ["in-domain", "oracle", "training-domain"]
 
 
 def test_a_report_says_that_it_is_incomplete(sweep, tmp_path):

@@ -12,10 +12,10 @@ from domainbed_carft.report import page
 from domainbed_carft.report.sections import Section
 from domainbed_carft.results import collection, comparisons, formats, suites
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
-from domainbed_carft.runs import saved, wise_ft
-from domainbed_carft.runs.default_weights import choose_weights, describe_choice
-from domainbed_carft.runs.measuring import LoadingOptions, choose_device
-from domainbed_carft.runs.suite_evaluation import append_record, evaluate_on_suite
+from domainbed_carft.runs import merge
+from domainbed_carft.runs.evaluate import evaluate
+from domainbed_carft.runs.saved import describe_choice, load_run
+from domainbed_carft.runs.suites import SuiteEvaluation, append_record
 from domainbed_carft.sweep import declaration_file, launch
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.text import quantity
@@ -119,21 +119,20 @@ def _suite_table(sweep_folder: Path) -> str:
 
 def _evaluate_on_suite(job_folder: Path, suite: str, output: Path) -> None:
     """Measure a job on the suite, also at WISE_FT_ALPHAS; the records stay in its folder."""
-    run = saved.open_run(choose_weights(job_folder, None))
-    options = LoadingOptions(choose_device(None), workers=0)
-
-    evaluation = evaluate_on_suite(suite, run, options)
+    run = load_run(job_folder)
+    evaluation = evaluate(run, suite, workers=0)
+    assert isinstance(evaluation, SuiteEvaluation)  # of a run on a suite
     choice = describe_choice(job_folder, None, run.path)
     text = run_texts.suite_text(evaluation)
     files.save_text(output / "accuracies.txt", f"{choice}\n{text}")
     append_record(run.path, evaluation)
 
     wise_ft_folder = output / "wise-ft"
-    is_done = (wise_ft_folder / wise_ft.TABLE).exists()
+    is_done = (wise_ft_folder / merge.WISE_FT_TABLE).exists()
     if is_done or run.args["algorithm"] == "CLIPZeroShot":
         return
 
-    result = wise_ft.wise_ft(run, WISE_FT_ALPHAS, options, suite=suite, folder=wise_ft_folder)
+    result = merge.wise_ft(run, WISE_FT_ALPHAS, suite=suite, output=wise_ft_folder, workers=0)
     for evaluation in result.suite_evaluations:
         append_record(run.path, evaluation)
 

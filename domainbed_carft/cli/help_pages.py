@@ -187,6 +187,12 @@ REMOVED_FLAGS = {
         "--test_env": _ONLY,
         "--single-source": _MANIFEST,
     },
+    "carft evaluate": {
+        "--retained": "carft export RUN -o clip.pt, then carft evaluate --clip clip.pt --suite "
+        "SUITE",
+        "--threshold": "evaluation_stepN.json has the accuracy in bins of alignment, 0.01 wide",
+        "--jobs_per_gpu": "use --jobs",
+    },
 }
 
 

@@ -44,25 +44,18 @@ class JobCommand:
 
 
 @dataclass(frozen=True)
-class DeclaredSweep:
-    """A sweep that a file declares: the command that launches it, and the file's text."""
-
-    command: str
-    declaration: str
-
-
-@dataclass(frozen=True)
 class Provenance:
     """How to get a page again.
 
-    ``commands``: folder of a job -> its command; ``digest``: SHA-256 of the records.
+    ``commands``: folder of a job -> its command; ``digest``: SHA-256 of the records; ``sweeps``: of
+    each that a file declares, the command that launches it, and the file's text.
     """
 
     software: str
     settings: Grid
     digest: str
     commands: Mapping[str, JobCommand]
-    sweeps: Sequence[DeclaredSweep]
+    sweeps: Sequence[tuple[str, str]]
 
 
 def provenance_of(collection: Collection) -> Provenance:
@@ -120,8 +113,8 @@ def _commands(runs: Iterable[Run]) -> dict[str, JobCommand]:
     return commands
 
 
-def _sweeps(folders: Iterable[Path]) -> list[DeclaredSweep]:
-    """The sweeps in these output folders that have a copy of their declaration."""
+def _sweeps(folders: Iterable[Path]) -> list[tuple[str, str]]:
+    """Command and declaration of the sweeps in these output folders that have a copy of it."""
     declared = []
     for folder in folders:
         with contextlib.suppress(OSError, CarftError):
@@ -134,7 +127,7 @@ def _sweeps(folders: Iterable[Path]) -> list[DeclaredSweep]:
                 words += ["--data_dir", "DATA"]
             if launched and launched.skip_training_in_splits:
                 words += ["--training_in_splits", "no"]
-            declared.append(DeclaredSweep(" ".join(words), text))
+            declared.append((" ".join(words), text))
     return declared
 
 
@@ -188,5 +181,5 @@ def jobs_of_table(
         of_all = place_of.get((cell.row, ""), "")  # of jobs that left nothing out
         return place_of.get((cell.row, cell.of), of_all)
 
-    places = [[place_of_jobs(cell) for cell in row.shown] for row in table.rows]
+    places = [[place_of_jobs(cell) for cell in row.printed_cells] for row in table.rows]
     return TableJobs(cells, shared, places)

@@ -74,7 +74,7 @@ class Results:
     sets. ``comparisons``: for each group its accuracies beside published ones, None unless these
     were asked for. ``pair``: the two algorithms to compare, if any; ``differences``: between these,
     for each group, method and unit. ``comparisons_against``: every algorithm against one, if this
-    was asked for. ``columns``: the names of the shown columns; ``error``: what stands behind means.
+    was asked for. ``column_names``: of the columns to print; ``error``: what stands behind means.
     """
 
     collection: Collection
@@ -85,7 +85,7 @@ class Results:
     pair: tuple[str, str] | None
     differences: Sequence[Comparison]
     comparisons_against: Sequence[Comparison]
-    columns_shown: Sequence[str]
+    column_names: Sequence[str]
     error: ErrorKind
 
     @property
@@ -143,8 +143,8 @@ class Results:
 
     @property
     def _tables_to_print(self) -> list[Table]:
-        """Of single sources only that of all sources, unless it lacks columns that are shown."""
-        has_default_columns = tuple(self.columns_shown) == DEFAULT_COLUMNS
+        """Of single sources only that of all sources, unless it lacks columns that are printed."""
+        has_default_columns = tuple(self.column_names) == DEFAULT_COLUMNS
         tables = [
             table
             for group, group_tables in zip(
@@ -158,13 +158,13 @@ class Results:
     @property
     def captions(self) -> dict[str, list[str]]:
         """The paragraphs that explain "tables", "published" figures and "comparisons"."""
-        shown = [column for table in self.tables for column in table.shown]
+        printed_columns = [column for table in self.tables for column in table.printed_columns]
         of_tables = [
             _ACCURACY_CAPTION.format(error=self.error.title),
             f"{self.error.definition}; a single trial has no error. {_AVERAGES_CAPTION}",
             _NOTES_CAPTION,
             *self._remarks,
-            *table_columns.explanations(shown),
+            *table_columns.explanations(printed_columns),
         ]
         if any(table.grid_of_choices() for table in self._tables_to_print):
             of_tables.append(_CHOICES_CAPTION)
@@ -197,8 +197,8 @@ class Results:
     def short_captions(self) -> list[str]:
         """One line for what is the same for every sweep, and the rest of the paragraphs."""
         line = f"Cells: mean {PLUS_MINUS} {self.error.title} (n trials). More: docs/collect.md"
-        shown = [column for table in self.tables for column in table.shown]
-        return [line, *self._remarks, *table_columns.warnings_about(shown), *self.notes]
+        printed_columns = [column for table in self.tables for column in table.printed_columns]
+        return [line, *self._remarks, *table_columns.warnings_about(printed_columns), *self.notes]
 
     def as_dict(self) -> dict[str, Any]:
         """The content of ``carft collect --format json``."""
@@ -250,7 +250,7 @@ class Results:
             return self._paired_entries
         if self.comparisons is not None:
             return self._published_entries
-        if tuple(self.columns_shown) == DEFAULT_COLUMNS:
+        if tuple(self.column_names) == DEFAULT_COLUMNS:
             return _accuracy_records(self.tables)
         return _column_records(self.tables)
 
@@ -281,7 +281,7 @@ class Results:
 
     @cached_property
     def columns(self) -> pd.DataFrame:
-        """A row for each row and shown column of the tables: what ``--columns`` adds, too.
+        """A row for each row and printed column of the tables: what ``--columns`` adds, too.
 
         ``setting``, ``selection`` (the method), ``dataset``, ``algorithm``, ``column`` (its name),
         ``of`` (the environment, or what else the value is of), ``device`` (of a cost), ``unit``,
@@ -364,7 +364,7 @@ def collect(
         build(
             group,
             collection.methods,
-            shown=columns,
+            column_names=columns,
             error=ERROR_KINDS[error],
             with_one_setting=one_setting,
         )
@@ -407,7 +407,7 @@ def collect(
         pair=pair,
         differences=differences,
         comparisons_against=comparisons_against,
-        columns_shown=columns,
+        column_names=columns,
         error=ERROR_KINDS[error],
     )
 
@@ -415,7 +415,7 @@ def collect(
 def _table_entry(table: Table) -> dict[str, Any]:
     """A table for JSON, with every trial's accuracy in percent.
 
-    "measures" are the shown columns beside the accuracies of environments and their average.
+    "measures" are the printed columns beside the accuracies of environments and their average.
     """
     entry = {
         "setting": table.setting,
@@ -430,7 +430,7 @@ def _table_entry(table: Table) -> dict[str, Any]:
     }
     measures = [
         {"name": column.name, "title": column.title, "unit": column.unit, "device": column.device}
-        for column in table.shown
+        for column in table.printed_columns
         if column.name not in DEFAULT_COLUMNS
     ]
     return entry | {"measures": measures} if measures else entry
@@ -462,7 +462,7 @@ def _row_entry(row: Row, table: Table) -> dict[str, Any]:
             "label": cell.of,
             "missing": list(cell.missing),
         }
-        for cell in row.shown
+        for cell in row.printed_cells
         if cell.column not in DEFAULT_COLUMNS
     ]
     row_entry = {"algorithm": row.algorithm, "cells": cells, "average": row.average}
@@ -505,13 +505,13 @@ def _accuracy_record(cell: Cell, has_one_setting: bool = False) -> dict[str, Any
 
 
 def _column_records(tables: Iterable[Table]) -> list[dict[str, Any]]:
-    """A record for each shown cell of the tables but those of the averages."""
+    """A record for each printed cell of the tables but those of the averages."""
     return [
         _column_record(cell)
         for table in tables
         if not table.averages
         for row in table.rows
-        for cell in row.shown
+        for cell in row.printed_cells
     ]
 
 

@@ -626,7 +626,7 @@ def warnings_about(columns: Iterable[Column]) -> list[str]:
 
 
 def explanations(columns: Iterable[Column]) -> list[str]:
-    """What the shown columns mean, and on which devices costs were measured: for captions."""
+    """What the printed columns mean, and on which devices costs were measured: for captions."""
     columns = list(columns)
     sentences = [column.explanation for column in columns if column.name not in DEFAULT_COLUMNS]
     devices = dict.fromkeys(column.device for column in columns if column.device)

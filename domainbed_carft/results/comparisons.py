@@ -203,10 +203,10 @@ def compare_with_each(
 ) -> list[Comparison]:
     """``row`` minus each other one that shares a pair with it, in the order of ``accuracies``."""
     comparisons = []
-    for other, by_pair in accuracies.items():
-        if row in accuracies and other != row:
-            both = {row: accuracies[row], other: by_pair}
-            comparisons += compare(both, other, unit, measure=measure)
+    for against, by_pair in accuracies.items():
+        if row in accuracies and against != row:
+            pair = {row: accuracies[row], against: by_pair}
+            comparisons += compare(pair, against, unit, measure=measure)
     return comparisons
 
 

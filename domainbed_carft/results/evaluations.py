@@ -28,7 +28,7 @@ from domainbed_carft.jobs.job import IDENTITY, Job
 
 # Of rows and figures. Format 1, of carft 0.2.0, has no validation splits: its figures are read,
 # and `carft evaluate` measures the run again.
-FORMAT = 2
+FORMAT: Literal[2] = 2
 
 ECE_BINS = 15  # of equal width, for the expected calibration error
 
@@ -64,6 +64,21 @@ class PictureRows:
     def is_correct(self) -> npt.NDArray[np.bool_]:
         """(N,): whether the prediction is right."""
         return self.predicted == self.label
+
+    @classmethod
+    def joined(cls, parts: Sequence[PictureRows]) -> PictureRows:
+        """The rows of all parts in turn; none without parts."""
+
+        def column(name: str, dtype: type) -> Any:
+            return np.concatenate([np.empty(0, dtype), *(getattr(part, name) for part in parts)])
+
+        return cls(
+            label=column("label", np.uint16),
+            predicted=column("predicted", np.uint16),
+            top=column("top", np.float64),
+            log_true=column("log_true", np.float64),
+            sum_of_squares=column("sum_of_squares", np.float64),
+        )
 
     def part(self, begin: int, end: int) -> PictureRows:
         """The rows of the pictures from ``begin`` to before ``end``."""

@@ -65,9 +65,11 @@ def tabular(all_tables: Sequence[Table], comparisons: Sequence[Comparison] = ())
 
     tables = _tables_of_first_method(all_tables)
     rows = [(table, row) for table in tables for row in table.rows]
-    shown = {(column.name, column.title): column for table in tables for column in table.shown}
-    titles = [escape_latex(column.title) for column in shown.values()]
-    texts = [_column_texts(key, column, rows) for key, column in shown.items()]
+    column_of_key = {
+        (column.name, column.title): column for table in tables for column in table.printed_columns
+    }
+    titles = [escape_latex(column.title) for column in column_of_key.values()]
+    texts = [_column_texts(key, column, rows) for key, column in column_of_key.items()]
     if comparisons:
         titles.append(rf"$\Delta$ {escape_latex(comparisons[0].against)}")
         texts.append(_difference_texts(rows, comparisons))
@@ -110,10 +112,10 @@ def _row_label(algorithm: str, setting: str) -> str:
 
 
 def _cells_of(row: Row, table: Table) -> dict[_Key, Cell]:
-    """The shown cells of a row; an average of incomplete ones lacks something, too."""
+    """The printed cells of a row; an average of incomplete ones lacks something, too."""
     is_complete = not any(cell.missing or cell.partial for cell in row.cells)
     cells = {}
-    for column, cell in zip(table.shown, row.shown, strict=True):
+    for column, cell in zip(table.printed_columns, row.printed_cells, strict=True):
         is_partial = cell.partial or (column.name == AVERAGE and not is_complete)
         cells[column.name, column.title] = cell._replace(partial=is_partial)
     return cells
@@ -188,9 +190,9 @@ def _comments(
         "Bold: the best of a column as printed; underlined: the second; equal ones alike.",
         r"Needs \usepackage{booktabs}.",
     ]
-    shown = [column for table in tables for column in table.shown]
-    sentences += columns.warnings_about(shown)
-    if any(cell.missing or cell.partial for _, row in rows for cell in row.shown):
+    printed_columns = [column for table in tables for column in table.printed_columns]
+    sentences += columns.warnings_about(printed_columns)
+    if any(cell.missing or cell.partial for _, row in rows for cell in row.printed_cells):
         sentences.append("*: not complete, and not ranked; carft collect says what is missing.")
     if comparisons:
         sentences += [

@@ -131,8 +131,10 @@ def compare(group: Group, group_tables: Iterable[Table]) -> GroupComparison:
     """Our averages over targets beside the published ones; ``group_tables``: all of the group."""
     published = {(figure["method"], figure["dataset"]): figure for figure in figures()}
     datasets = dict.fromkeys(dataset for _, dataset in published if dataset != AVERAGE)
-    counterparts = _counterparts(group.runs)
-    deviations_of_row = _deviations_by_row(group.runs)
+    runs_of_cell: dict[tuple[str, str], list[Run]] = {}
+    for run in group.runs:
+        for dataset in (run.dataset, AVERAGE):
+            runs_of_cell.setdefault((run.row, dataset), []).append(run)
 
     entries = []
     for table in group_tables:
@@ -142,10 +144,11 @@ def compare(group: Group, group_tables: Iterable[Table]) -> GroupComparison:
             cells[AVERAGE] = _over_all(cells_of_datasets, table.error)
 
             for dataset, cell in cells.items():
-                method = counterparts.get((row.algorithm, dataset), "")
+                runs = runs_of_cell.get((row.algorithm, dataset), [])
+                method = _common_counterpart(runs)
                 figure = published.get((method, dataset))
                 if figure and cell.mean is not None:
-                    deviations = deviations_of_row.get((row.algorithm, dataset), {})
+                    deviations = dict.fromkeys(name for run in runs for name in _deviations(run))
                     deviation = _clause(row.algorithm, list(deviations), method)
                     verdict = judge(cell, table.method, figure, deviation)
                     labels = {
@@ -221,32 +224,10 @@ def _half_of_last_digit(value: float) -> float:
     return float(0.5 * 10.0 ** -len(decimals))
 
 
-def _deviations_by_row(runs: Iterable[Run]) -> dict[tuple[str, str], dict[str, None]]:
-    """(Algorithm, data set or AVERAGE) -> how any of its runs deviate from the published method."""
-    deviations: dict[tuple[str, str], dict[str, None]] = {}
-    for run in runs:
-        for dataset in (run.dataset, AVERAGE):
-            row = deviations.setdefault((run.row, dataset), {})
-            row.update(dict.fromkeys(_deviations(run)))
-    return deviations
-
-
-def _counterparts(runs: Iterable[Run]) -> dict[tuple[str, str], str]:
-    """(Algorithm, data set or AVERAGE) -> the published method that its runs are instances of.
-
-    Runs that are of several methods, or of none, have no entry: nothing can be compared.
-    """
-    methods: dict[tuple[str, str], set[str | None]] = {}
-    for run in runs:
-        for dataset in (run.dataset, AVERAGE):
-            methods.setdefault((run.row, dataset), set()).add(counterpart(run))
-
-    return {
-        key: method
-        for key, run_methods in methods.items()
-        for method in run_methods
-        if method and len(run_methods) == 1
-    }
+def _common_counterpart(runs: Iterable[Run]) -> str:
+    """The published method that all runs are of; "" if they are of several, or of none."""
+    methods = {counterpart(run) for run in runs}
+    return (methods.pop() or "") if len(methods) == 1 else ""
 
 
 def _deviations(run: Run) -> list[str]:

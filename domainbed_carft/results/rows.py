@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.errors import Problem, raise_for
 from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import Run
@@ -35,8 +35,8 @@ _DATASETS = (
     "EmojiUnseen",
 )
 
-# The values of the names of ``by``, as words.
-_Values = tuple[str, ...]
+# The values of the names of ``by``, as settings have them.
+_Words = tuple[str, ...]
 
 
 def environment_labels(
@@ -93,17 +93,28 @@ class _JobFacts(NamedTuple):
     setting: Mapping[str, str]
     variant: str
 
-    def values(self, by: Sequence[str]) -> _Values:
-        """The job's value of each name, as words."""
-        values = []
+    def words(self, by: Sequence[str]) -> _Words:
+        """The job's value of each name."""
+        words = []
         for name in by:
             if name == VARIANT:
-                values.append(self.variant)
+                words.append(self.variant)
             elif name in self.job.role.values:
-                values.append("")  # the selection method chooses it
+                words.append("")  # the selection method chooses it
             else:
-                values.append(self.setting.get(_part(name), DEFAULT))
-        return tuple(values)
+                words.append(self.setting.get(_part(name), DEFAULT))
+        return tuple(words)
+
+
+class _Value(NamedTuple):
+    """An algorithm's value of one name of ``by``: its ``text`` in the row's name, and itself.
+
+    ``is_ranked_by_word``: whether rows with words are sorted by them.
+    """
+
+    text: str
+    plain: Any
+    is_ranked_by_word: bool = True
 
 
 @dataclass(frozen=True)
@@ -151,22 +162,26 @@ def label_rows(
         *(_JobFacts(job, setting_of(job.args), _variant(job, folders)) for job in planned),
         *(_JobFacts(run.job, run.setting, _variant(run.job, folders)) for run in runs),
     ]
-    values_by_algorithm: dict[str, dict[_Values, None]] = {}
+    _require_varying(by, facts)
+    words_by_algorithm: dict[str, dict[_Words, None]] = {}
     for of_job in facts:
-        values = values_by_algorithm.setdefault(of_job.job.key.algorithm, {})
-        values[of_job.values(by)] = None
-    _require_varying(by, values_by_algorithm, facts)
+        words_by_algorithm.setdefault(of_job.job.key.algorithm, {})[of_job.words(by)] = None
 
     defaults = _recorded_defaults(by, runs)
-    names: dict[tuple[str, _Values], str] = {}
-    for algorithm in ordered_rows(values_by_algorithm, declared):
-        all_values = _sorted_values(by, algorithm, values_by_algorithm[algorithm], defaults)
-        for values_of_row in all_values:
-            name = _name(algorithm, by, values_of_row, all_values, defaults)
-            names[algorithm, values_of_row] = name
+    names: dict[tuple[str, _Words], str] = {}
+    rows = {}
+    for algorithm in ordered_rows(words_by_algorithm, declared):
+        of_algorithm = _values_in_order(algorithm, by, words_by_algorithm[algorithm], defaults)
+        varying = [len({words[number] for words in of_algorithm}) > 1 for number in range(len(by))]
+        for words, values in of_algorithm.items():
+            texts = [value.text for value, varies in zip(values, varying, strict=True) if varies]
+            name = f"{algorithm} ({', '.join(texts)})" if texts else algorithm
+            names[algorithm, words] = name
+            plain = [value.plain for value in values]
+            rows[name] = JointRow(algorithm, dict(zip(by, plain, strict=True)))
 
     jobs = [
-        replace(of_job.job, row_name=names[of_job.job.key.algorithm, of_job.values(by)])
+        replace(of_job.job, row_name=names[of_job.job.key.algorithm, of_job.words(by)])
         for of_job in facts
     ]
     return JointRows(
@@ -174,24 +189,8 @@ def label_rows(
         planned=jobs[: len(planned)],
         names=list(names.values()),
         parts=[_part(name) for name in by if name != VARIANT],
-        rows={
-            name: _joint_row(algorithm, by, values_of_row, defaults)
-            for (algorithm, values_of_row), name in names.items()
-        },
+        rows=rows,
     )
-
-
-def _joint_row(
-    algorithm: str,
-    by: Sequence[str],
-    values: _Values,
-    defaults: Mapping[tuple[str, str], Any],
-) -> JointRow:
-    plain_values = {}
-    for name, value in zip(by, values, strict=True):
-        default = defaults.get((algorithm, name), value)
-        plain_values[name] = default if value == DEFAULT else _plain(value)
-    return JointRow(algorithm, plain_values)
 
 
 def _variant(job: Job, folders: Iterable[Path | str]) -> str:
@@ -212,51 +211,31 @@ def _part(name: str) -> str:
     return name if name in ARGUMENTS else HPARAM + name
 
 
-def _require_varying(
-    by: Sequence[str],
-    values_by_algorithm: Mapping[str, Mapping[_Values, None]],
-    facts: Sequence[_JobFacts],
-) -> None:
+def _require_varying(by: Sequence[str], facts: Sequence[_JobFacts]) -> None:
     """Raise CarftError for names of which no algorithm has several values."""
-    constant = [
-        name
-        for number, name in enumerate(by)
-        if all(
-            len({values[number] for values in values_of_algorithm}) < 2
-            for values_of_algorithm in values_by_algorithm.values()
-        )
-    ]
-    if not constant:
-        return
-
-    varying = _varying_names(facts)
-    expected = f"one that varies: {', '.join(varying)}" if varying else "one that varies"
-    remedy = "" if varying else "no setting varies in these folders, so leave --by out"
-    problems = [
-        Problem(
-            f"--by {name}: no algorithm has several values of it between its tables, "
-            f"expected {expected}",
-            remedy=remedy,
-        )
-        for name in constant
-    ]
-    raise CarftError(*problems)
-
-
-def _varying_names(facts: Sequence[_JobFacts]) -> list[str]:
-    """The names of which some algorithm has several values, VARIANT last."""
     parts = dict.fromkeys(part for of_job in facts for part in of_job.setting)
     candidates = [
         part.removeprefix(HPARAM) for part in parts if part in ARGUMENTS or part.startswith(HPARAM)
     ]
     varying = []
     for name in [*candidates, VARIANT]:
-        values: dict[str, set[_Values]] = {}
+        words: dict[str, set[_Words]] = {}
         for of_job in facts:
-            values.setdefault(of_job.job.key.algorithm, set()).add(of_job.values([name]))
-        if any(len(values_of_algorithm) > 1 for values_of_algorithm in values.values()):
+            words.setdefault(of_job.job.key.algorithm, set()).add(of_job.words([name]))
+        if any(len(words_of_algorithm) > 1 for words_of_algorithm in words.values()):
             varying.append(name)
-    return varying
+
+    expected = f"one that varies: {', '.join(varying)}" if varying else "one that varies"
+    remedy = "" if varying else "no setting varies in these folders, so leave --by out"
+    raise_for(
+        Problem(
+            f"--by {name}: no algorithm has several values of it between its tables, "
+            f"expected {expected}",
+            remedy=remedy,
+        )
+        for name in by
+        if name not in varying
+    )
 
 
 def _recorded_defaults(by: Sequence[str], runs: Iterable[Run]) -> dict[tuple[str, str], Any]:
@@ -271,61 +250,49 @@ def _recorded_defaults(by: Sequence[str], runs: Iterable[Run]) -> dict[tuple[str
     return {key: values[0] for key, values in recorded.items() if len(values) == 1}
 
 
-def _name(
+def _values_in_order(
     algorithm: str,
     by: Sequence[str],
-    values: _Values,
-    all_values: Iterable[_Values],
+    all_words: Iterable[_Words],
     defaults: Mapping[tuple[str, str], Any],
-) -> str:
-    """The name of a row: the algorithm, and its values where it has several."""
-    parts = [
-        _value_text(algorithm, name, values[number], defaults)
-        for number, name in enumerate(by)
-        if len({other[number] for other in all_values}) > 1
-    ]
-    return f"{algorithm} ({', '.join(parts)})" if parts else algorithm
+) -> dict[_Words, list[_Value]]:
+    """The values of an algorithm's rows, in the order of these."""
+    values_of_words = {
+        words: [
+            _value(name, word, defaults.get((algorithm, name)))
+            for name, word in zip(by, words, strict=True)
+        ]
+        for words in all_words
+    }
+    return dict(sorted(values_of_words.items(), key=lambda item: _ranks(item[1])))
 
 
-def _value_text(
-    algorithm: str, name: str, value: str, defaults: Mapping[tuple[str, str], Any]
-) -> str:
-    """``lr 0.001``, ``lr 5e-06, the default``, or the variant's name."""
+def _value(name: str, word: str, default: Any) -> _Value:
+    """An algorithm's value of a name; ``default``: if it was not set, None where unknown."""
     if name == VARIANT:
-        return value or "no variant"
-    if value != DEFAULT:
-        return f"{name} {_plain(value)}"
+        return _Value(word or "no variant", _plain(word), is_ranked_by_word=False)
+    if word != DEFAULT:
+        return _Value(f"{name} {_plain(word)}", _plain(word))
+    if default is None:
+        return _Value(f"{name} {DEFAULT}", DEFAULT)
+    return _Value(f"{name} {default}, the {DEFAULT}", default)
 
-    default = defaults.get((algorithm, name))
-    return f"{name} {DEFAULT}" if default is None else f"{name} {default}, the {DEFAULT}"
 
-
-def _plain(value: str) -> Any:
+def _plain(word: str) -> Any:
     """A value of a setting, which for a hyperparameter is JSON."""
     try:
-        return json.loads(value)
+        return json.loads(word)
     except ValueError:
-        return value
+        return word
 
 
-def _sorted_values(
-    by: Sequence[str],
-    algorithm: str,
-    all_values: Iterable[_Values],
-    defaults: Mapping[tuple[str, str], Any],
-) -> list[_Values]:
-    """The values in the order of rows: numbers by size, then words; variants as they come."""
-
-    def rank(values: _Values) -> list[tuple[int, float, str]]:
-        ranks = []
-        for name, value in zip(by, values, strict=True):
-            plain = _plain(value)
-            if value == DEFAULT:
-                plain = defaults.get((algorithm, name), value)
-            is_number = isinstance(plain, (int, float)) and not isinstance(plain, bool)
-            number = float(plain) if is_number else 0.0
-            words = "" if is_number or name == VARIANT else str(plain)
-            ranks.append((0 if is_number else 1, number, words))
-        return ranks
-
-    return sorted(all_values, key=rank)
+def _ranks(values: Iterable[_Value]) -> list[tuple[int, float, str]]:
+    """What rows are sorted by: numbers by size, then words; variants as they come."""
+    ranks = []
+    for value in values:
+        is_number = isinstance(value.plain, (int, float)) and not isinstance(value.plain, bool)
+        if is_number:
+            ranks.append((0, float(value.plain), ""))
+        else:
+            ranks.append((1, 0.0, str(value.plain) if value.is_ranked_by_word else ""))
+    return ranks

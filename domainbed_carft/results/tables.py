@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,15 +46,15 @@ class Row(NamedTuple):
     """A row of a table: its part of the table's cells.
 
     ``algorithm``: what the row is called; ``cells``: one for each environment or data set;
-    ``average``: their mean in percent, None if an expected cell has no value. ``shown``: a cell for
-    each of the table's ``shown`` columns. ``selected``: the choices behind the accuracies of one
-    data set, by target and trial.
+    ``average``: their mean in percent, None if an expected cell has no value; ``printed_cells``:
+    one for each column that the table prints. ``selected``: the choices behind the accuracies of
+    one data set, by target and trial.
     """
 
     algorithm: str
     cells: Sequence[Cell]
     average: float | None
-    shown: Sequence[Cell]
+    printed_cells: Sequence[Cell]
     selected: Sequence[Selected] = ()
 
     def chosen(self, target: int) -> list[Selected]:
@@ -66,10 +66,10 @@ class Row(NamedTuple):
 class Table:
     """The cells of a group's algorithms on one data set, by one selection method.
 
-    ``cells``: row by row: the accuracies on the environments, their average, then what else is
-    ``shown``. ``columns``: the environments, or in a table of ``averages`` the data sets.
-    ``error``: what stands behind the means. ``dataset_titles``: what data sets are called, where
-    that is not their name. ``one_setting``: whether all targets share one choice of
+    ``cells``: row by row: the accuracies on the environments, their average, then those of the
+    other ``printed_columns``. ``columns``: the environments, or in a table of ``averages`` the data
+    sets. ``error``: what stands behind the means. ``dataset_titles``: what data sets are called,
+    where that is not their name. ``one_setting``: whether all targets share one choice of
     hyperparameters. ``selected``: the row's name -> the choices behind its accuracies.
     """
 
@@ -77,7 +77,7 @@ class Table:
     method: str
     dataset: str
     columns: Sequence[str]
-    shown: Sequence[Column]
+    printed_columns: Sequence[Column]
     cells: Sequence[Cell]
     notes: Sequence[str] = ()
     averages: bool = False
@@ -89,24 +89,25 @@ class Table:
     @cached_property
     def rows(self) -> list[Row]:
         """The cells row by row."""
-        rows = []
-        for name, cells in itertools.groupby(self.cells, key=lambda cell: cell.row):
-            rows.append(self._row(name, list(cells)))
-        return rows
+        by_row = itertools.groupby(self.cells, key=lambda cell: cell.row)
+        return [self._row(name, list(cells)) for name, cells in by_row]
 
     def _row(self, name: str, cells: Sequence[Cell]) -> Row:
-        environments = [cell for cell in cells if cell.column == ENVIRONMENTS]
-        others = {(cell.column, cell.device): cell for cell in cells}
-        remaining = iter(environments)
-        shown = [
-            next(remaining) if column.name == ENVIRONMENTS else others[column.name, column.device]
-            for column in self.shown
-        ]
+        accuracies = [cell for cell in cells if cell.column == ENVIRONMENTS]
+        cell_of_column = {(cell.column, cell.device): cell for cell in cells}
+
+        printed_cells = []
+        remaining_accuracies = iter(accuracies)
+        for column in self.printed_columns:
+            if column.name == ENVIRONMENTS:
+                printed_cells.append(next(remaining_accuracies))
+            else:
+                printed_cells.append(cell_of_column[column.name, column.device])
         return Row(
             algorithm=name,
-            cells=environments,
-            average=others[AVERAGE, ""].mean,
-            shown=shown,
+            cells=accuracies,
+            average=cell_of_column[AVERAGE, ""].mean,
+            printed_cells=printed_cells,
             selected=self.selected.get(name, ()),
         )
 
@@ -137,27 +138,28 @@ class Table:
 
     @property
     def ranks(self) -> list[list[int]]:
-        """For each row the ranks of its shown cells in their columns, of accuracies only."""
+        """For each row the ranks of its printed cells in their columns, of accuracies only."""
         ranks_of_columns = []
-        for number, column in enumerate(self.shown):
-            means = [row.shown[number].mean if column.is_ranked else None for row in self.rows]
-            ranks_of_columns.append(columns.ranks(means))
+        for number, column in enumerate(self.printed_columns):
+            means = [row.printed_cells[number].mean for row in self.rows]
+            without_ranks: list[float | None] = [None] * len(means)
+            ranks_of_columns.append(columns.ranks(means if column.is_ranked else without_ranks))
         return [list(row_ranks) for row_ranks in zip(*ranks_of_columns, strict=True)]
 
     def grid(self) -> Grid:
-        """The shown cells as words, with numbered notes on incomplete ones."""
+        """The printed cells as words, with numbered notes on incomplete ones."""
         note_numbers: dict[tuple[str, ...], int] = {}
         rows = []
         for row in self.rows:
             texts = [row.algorithm]
-            for column, cell in zip(self.shown, row.shown, strict=True):
+            for column, cell in zip(self.printed_columns, row.printed_cells, strict=True):
                 note_number = None
                 if cell.missing:  # a new reason gets the next number
                     note_number = note_numbers.setdefault(cell.missing, len(note_numbers) + 1)
                 texts.append(column.text(cell, note_number))
             rows.append(texts)
 
-        header = ["Algorithm", *(column.title for column in self.shown)]
+        header = ["Algorithm", *(column.title for column in self.printed_columns)]
         notes = [f"[{number}] {'. '.join(missing)}." for missing, number in note_numbers.items()]
         return Grid(self.title, header, rows, [*notes, *self.notes])
 
@@ -206,36 +208,39 @@ def build(
     group: Group,
     methods: Sequence[str],
     *,
-    shown: Sequence[str] = DEFAULT_COLUMNS,
+    column_names: Sequence[str] = DEFAULT_COLUMNS,
     error: ErrorKind = DOMAINBED,
     with_one_setting: bool = False,
 ) -> list[Table]:
     """All tables of one group: for each method one a data set, then that of the averages.
 
-    ``shown``: names of columns; ``error``: what stands behind the means; ``with_one_setting``:
-    whether tables of one choice for all targets follow those of a choice for each.
+    ``column_names``: as for ``--columns``; ``error``: what stands behind the means;
+    ``with_one_setting``: whether tables of one choice for all targets follow those of a choice for
+    each.
     """
     gaps = Gaps(group.runs, group.planned)
     tables = []
     for method in methods:
-        tables += _TableMaker(group, method, gaps, shown, error).tables()
+        maker = _TableMaker(group, method, gaps, column_names, error)
+        tables += maker.tables()
         if with_one_setting and selection.METHODS[method].leaves_out:
-            tables += _TableMaker(group, method, gaps, shown, error, one_setting=True).tables()
+            maker = _TableMaker(group, method, gaps, column_names, error, one_setting=True)
+            tables += maker.tables()
     return tables
 
 
 def by_environment(
-    collection: Collection, shown: Sequence[str], error: ErrorKind = DOMAINBED
+    collection: Collection, column_names: Sequence[str], error: ErrorKind = DOMAINBED
 ) -> list[Table]:
     """For each group, method and data set a table with a row for each algorithm and environment.
 
-    ``shown``: names of columns, each measured on the runs that left that environment out.
+    ``column_names``: as for ``--columns``, each of the runs that left that environment out.
     """
     tables = []
     for group in collection.groups:
         gaps = Gaps(group.runs, group.planned)
         for method in collection.methods:
-            tables += _TableMaker(group, method, gaps, shown, error).tables_by_environment()
+            tables += _TableMaker(group, method, gaps, column_names, error).tables_by_environment()
     return tables
 
 
@@ -247,14 +252,14 @@ class _TableMaker:
         group: Group,
         method: str,
         gaps: Gaps,
-        shown: Sequence[str],
+        column_names: Sequence[str],
         error: ErrorKind,
         one_setting: bool = False,
     ) -> None:
         self._group = group
         self._method = method
         self._gaps = gaps
-        self._names = shown
+        self._column_names = column_names
         self._error = error
         self._one_setting = one_setting
         self._environments = group.environments
@@ -272,67 +277,64 @@ class _TableMaker:
             self._candidates.setdefault((run.row, run.dataset), []).append(run)
 
         jobs = gaps.keys_of(method)
-        self._datasets = {job.dataset for job in jobs}
+        with_jobs = {job.dataset for job in jobs}
+        self._datasets = [name for name in self._environments if name in with_jobs]
         self._row_names = group.ordered(job.row for job in jobs)
 
     def tables(self) -> list[Table]:
         """A table for each data set, then that of the averages, unless nothing was left out."""
-        tables = [
-            self._dataset_table(dataset, environments)
-            for dataset, environments in self._environments.items()
-            if dataset in self._datasets
-        ]
+        tables = [self._dataset_table(dataset) for dataset in self._datasets]
         # Of one source, the table of all sources has the averages.
         has_averages = self._leaves_out and tables and not self._group.source
         return [*tables, self._averages(tables)] if has_averages else tables
 
     def tables_by_environment(self) -> list[Table]:
         """A table for each data set, with a row for each of its rows and environments."""
-        return [
-            self._table_by_environment(dataset, environments)
-            for dataset, environments in self._environments.items()
-            if dataset in self._datasets
-        ]
+        return [self._table_by_environment(dataset) for dataset in self._datasets]
 
-    def _dataset_table(self, dataset: str, environments: Sequence[str]) -> Table:
+    def _dataset_table(self, dataset: str) -> Table:
         """The table of one data set: a row an algorithm."""
-        runs = [run for run in self._group.runs if run.dataset == dataset]
-        shown = columns.choose(self._names, environments, runs)
-
+        environments = self._environments[dataset]
+        printed_columns = columns.choose(self._column_names, environments, self._runs_on(dataset))
         cells: list[Cell] = []
         for name in self._row_names:
-            row_runs = self._row_runs(name, dataset, environments)
-            cells += self._placed(row_runs, shown, dataset=dataset, row=name)
+            cells += self._row_cells(self._row_runs(name, dataset), printed_columns, dataset, name)
 
-        accuracies = [cell for cell in cells if cell.column == ENVIRONMENTS]
-        is_declared = all(cell.is_expected for cell in accuracies)
-        notes = [] if is_declared else [_TRAINED_ON if self._group.source else _UNDECLARED]
-        selected = {name: self._selected.get((name, dataset), []) for name in self._row_names}
+        is_declared = all(cell.is_expected for cell in cells if cell.column == ENVIRONMENTS)
+        note = _TRAINED_ON if self._group.source else _UNDECLARED
         return self._table(
-            dataset, environments, shown=shown, cells=cells, notes=notes, selected=selected
+            dataset,
+            environments,
+            printed_columns,
+            cells,
+            notes=[] if is_declared else [note],
+            selected={name: self._selected.get((name, dataset), []) for name in self._row_names},
         )
 
-    def _table_by_environment(self, dataset: str, environments: Sequence[str]) -> Table:
+    def _table_by_environment(self, dataset: str) -> Table:
         """The table of one data set: a row for each algorithm and environment left out."""
-        runs = [run for run in self._group.runs if run.dataset == dataset]
-        names = [name for name in self._names if name != ENVIRONMENTS]
-        shown = columns.choose(names, (), runs)
-
+        environments = self._environments[dataset]
+        names = [name for name in self._column_names if name != ENVIRONMENTS]
+        printed_columns = columns.choose(names, (), self._runs_on(dataset))
         cells: list[Cell] = []
         for name in self._row_names:
-            row_runs = self._row_runs(name, dataset, environments)
+            row_runs = self._row_runs(name, dataset)
             for target, environment in enumerate(environments):
-                of_target = [entry for entry in row_runs.selected if entry.target == target]
-                if of_target:
+                selected = [entry for entry in row_runs.selected if entry.target == target]
+                if selected:
                     accuracies = [Cell() for _ in environments]
                     accuracies[target] = row_runs.cells[target]
-                    part = replace(row_runs, cells=accuracies, selected=of_target)
+                    part = replace(row_runs, cells=accuracies, selected=selected)
                     label = f"{name}, {environment}"
-                    cells += self._placed(part, shown, dataset=dataset, row=label)
-        return self._table(dataset, environments, shown=shown, cells=cells)
+                    cells += self._row_cells(part, printed_columns, dataset, label)
+        return self._table(dataset, environments, printed_columns, cells)
 
-    def _row_runs(self, name: str, dataset: str, environments: Sequence[str]) -> RowRuns:
+    def _runs_on(self, dataset: str) -> list[Run]:
+        return [run for run in self._group.runs if run.dataset == dataset]
+
+    def _row_runs(self, name: str, dataset: str) -> RowRuns:
         """What the cells of one row are computed from."""
+        environments = self._environments[dataset]
         selected = self._selected.get((name, dataset), [])
         return RowRuns(
             environments=environments,
@@ -362,21 +364,23 @@ class _TableMaker:
         }
         return cell_of(trials, missing, self._error)
 
-    def _placed(
-        self, row_runs: RowRuns, shown: Sequence[Column], *, dataset: str, row: str
-    ) -> Iterator[Cell]:
-        """The cells of a row, with their places: accuracies, their average, and what is shown."""
-        accuracies = zip(row_runs.environments, row_runs.cells, strict=True)
-        for environment, cell in accuracies:
-            yield self._cell(cell._replace(of=environment), ENVIRONMENTS, "%", dataset, row)
-
-        average = columns.COLUMNS[AVERAGE]
-        others = [column for column in shown if column.name not in DEFAULT_COLUMNS]
-        for column in (average, *others):
+    def _row_cells(
+        self, row_runs: RowRuns, printed_columns: Sequence[Column], dataset: str, row: str
+    ) -> list[Cell]:
+        """The cells of a row in their places: accuracies, their average, what else is printed."""
+        cells = [
+            self._place(cell._replace(of=environment), ENVIRONMENTS, "%", dataset, row)
+            for environment, cell in zip(row_runs.environments, row_runs.cells, strict=True)
+        ]
+        measured = [columns.COLUMNS[AVERAGE]]
+        measured += [column for column in printed_columns if column.name not in DEFAULT_COLUMNS]
+        for column in measured:
             cell = column.measure(row_runs)._replace(device=column.device)
-            yield self._cell(cell, column.name, column.unit, dataset, row)
+            cells.append(self._place(cell, column.name, column.unit, dataset, row))
+        return cells
 
-    def _cell(self, cell: Cell, column: str, unit: str, dataset: str, row: str) -> Cell:
+    def _place(self, cell: Cell, column: str, unit: str, dataset: str, row: str) -> Cell:
+        """The cell at its place in the long list."""
         return cell._replace(
             setting=self._group.title,
             selection=self._method,
@@ -389,9 +393,6 @@ class _TableMaker:
 
     def _averages(self, tables: Sequence[Table]) -> Table:
         """A column a data set: means over each trial's mean over the targets that it has."""
-        datasets = [table.dataset for table in tables]
-        titles = [self._dataset_titles.get(dataset, dataset) for dataset in datasets]
-
         cells: list[Cell] = []
         notes = []
         for number, name in enumerate(self._row_names):
@@ -399,19 +400,25 @@ class _TableMaker:
             for table in tables:
                 accuracies = table.rows[number].cells
                 cell = self._dataset_average(name, table, accuracies)
-                undeclared = [other.of for other in accuracies if not other.is_expected]
+                undeclared = [accuracy.of for accuracy in accuracies if not accuracy.is_expected]
                 if cell.is_expected and undeclared:
                     names = ", ".join(undeclared)
                     notes.append(f"{name} on {table.dataset_title}: no job declared for {names}.")
                     cell = cell._replace(partial=True)
-                placed = cell._replace(of=AVERAGE)
-                row_cells.append(self._cell(placed, ENVIRONMENTS, "%", table.dataset, name))
+                cell = cell._replace(of=AVERAGE)
+                row_cells.append(self._place(cell, ENVIRONMENTS, "%", table.dataset, name))
 
             average = Cell(columns.average(row_cells))
-            cells += [*row_cells, self._cell(average, AVERAGE, "%", dataset="", row=name)]
-        shown = columns.choose(DEFAULT_COLUMNS, titles, runs=())
+            cells += [*row_cells, self._place(average, AVERAGE, "%", dataset="", row=name)]
+
+        titles = [table.dataset_title for table in tables]
         return self._table(
-            "Averages", datasets, shown=shown, cells=cells, notes=notes, averages=True
+            "Averages",
+            [table.dataset for table in tables],
+            columns.choose(DEFAULT_COLUMNS, titles, runs=()),
+            cells,
+            notes=notes,
+            averages=True,
         )
 
     def _dataset_average(self, name: str, table: Table, accuracies: Sequence[Cell]) -> Cell:
@@ -431,26 +438,22 @@ class _TableMaker:
         self,
         dataset: str,
         environments: Sequence[str],
-        *,
-        shown: Sequence[Column],
+        printed_columns: Sequence[Column],
         cells: Sequence[Cell],
-        notes: Sequence[str] = (),
-        averages: bool = False,
-        selected: Mapping[str, Sequence[Selected]] = {},
+        **details: Any,
     ) -> Table:
+        """A table of this group and method; ``details``: its other fields."""
         return Table(
             setting=self._group.title,
             method=self._method,
             dataset=dataset,
             columns=environments,
-            shown=shown,
+            printed_columns=printed_columns,
             cells=cells,
-            notes=notes,
-            averages=averages,
             dataset_titles=self._dataset_titles,
             error=self._error,
             one_setting=self._one_setting,
-            selected=selected,
+            **details,
         )
 
 
@@ -510,7 +513,7 @@ def _table_of_sources(setting: str, by_source: Mapping[str, Table]) -> Table:
         setting=setting,
         cells=[cell._replace(setting=setting) for cell in cells],
         notes=[_NOTE_ON_SOURCES],
-        shown=columns.choose(DEFAULT_COLUMNS, first.columns, runs=()),
+        printed_columns=columns.choose(DEFAULT_COLUMNS, first.columns, runs=()),
         selected=selected,
     )
 

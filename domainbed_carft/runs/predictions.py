@@ -1,12 +1,13 @@
-"""Measuring a model on pictures: how they are loaded, batch by batch, and what is counted."""
+"""Predicting splits: how pictures are loaded, batch by batch, and the row that each one gets."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -14,9 +15,9 @@ from torch.utils.data import DataLoader
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError
 from domainbed_carft.machine import devices
+from domainbed_carft.results.evaluations import PictureRows
 from domainbed_carft.runs import BATCH_SIZE
-from domainbed_carft.runs.confusion import ConfusionCounts
-from domainbed_carft.runs.saved import TrainedRun
+from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.splits import Split
 from domainbed_carft.text import progress
 
@@ -109,33 +110,48 @@ def split_batches(
                 ) from error
 
 
-def run_predictor(run: TrainedRun, device: torch.device) -> Predictor:
+@torch.no_grad()
+def predict_rows(
+    splits: Sequence[Split], predict: Predictor, options: LoadingOptions, variants: int = 1
+) -> list[list[PictureRows]]:
+    """The rows of all pictures: for each of the ``variants`` that ``predict`` gives, each split's.
+
+    All variants share one pass over the pictures. Raises CarftError where one cannot be read.
+    """
+    batches: list[list[list[PictureRows]]] = [[[] for _ in splits] for _ in range(variants)]
+    for batch in split_batches(splits, options.batch_size, options.workers):
+        variant_logits = predict(batch.pictures.to(options.device))
+        labels = batch.labels.to(options.device)
+        for batches_of_variant, logits in zip(batches, variant_logits):
+            batches_of_variant[batch.position].append(_rows_of(logits, labels))
+    return [[PictureRows.joined(parts) for parts in of_splits] for of_splits in batches]
+
+
+def _rows_of(logits: Tensor, labels: Tensor) -> PictureRows:
+    """The rows of a batch, by its logits (N, K) and labels (N,)."""
+    log_probabilities = logits.double().log_softmax(dim=1)
+    probabilities = log_probabilities.exp()
+    columns = torch.stack(
+        [
+            probabilities.amax(dim=1),
+            log_probabilities.gather(1, labels[:, None]).squeeze(1),
+            (probabilities**2).sum(dim=1),
+        ]
+    )
+    top, log_true, sum_of_squares = columns.cpu().numpy()
+    return PictureRows(
+        label=labels.cpu().numpy().astype(np.uint16),
+        predicted=logits.argmax(dim=1).cpu().numpy().astype(np.uint16),
+        top=top,
+        log_true=log_true,
+        sum_of_squares=sum_of_squares,
+    )
+
+
+def run_predictor(run: Run, device: torch.device) -> Predictor:
     """Predicts with the weights that the run then has; moves the run to ``device``."""
     algorithm = run.algorithm.to(device)
     return lambda pictures: [algorithm.predict(pictures)]
-
-
-@torch.no_grad()
-def count_predictions(
-    splits: Sequence[Split],
-    predict: Predictor,
-    options: LoadingOptions,
-    *,
-    num_classes: int,
-    variants: int = 1,
-    groups: Sequence[Sequence[int]] = (),
-) -> list[list[ConfusionCounts]]:
-    """The predictions on each split, for each of the ``variants`` that ``predict`` gives.
-
-    ``num_classes``, ``groups``: of the splits, as in `ConfusionCounts`. Raises CarftError where a
-    picture cannot be read.
-    """
-    counts = [[ConfusionCounts.empty(num_classes, groups) for _ in splits] for _ in range(variants)]
-    for batch in split_batches(splits, options.batch_size, options.workers):
-        variant_logits = predict(batch.pictures.to(options.device))
-        for variant_counts, logits in zip(counts, variant_logits):
-            variant_counts[batch.position].add(logits, batch.labels)
-    return counts
 
 
 @dataclass(frozen=True)
@@ -150,14 +166,13 @@ class SplitAccuracies:
     out_of_domain: float | None
     splits: dict[str, float | None]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The fields, for JSON."""
-        return dict(vars(self))
 
-
-def split_accuracies(splits: Sequence[Split], counts: Sequence[ConfusionCounts]) -> SplitAccuracies:
+def split_accuracies(splits: Sequence[Split], rows: Sequence[PictureRows]) -> SplitAccuracies:
     """The accuracies of one variant of the weights on the splits, and their two means."""
-    accuracies = {split.name: count.accuracy for split, count in zip(splits, counts)}
+    accuracies = {
+        split.name: int(part.is_correct.sum()) / len(part.label) if len(part.label) else None
+        for split, part in zip(splits, rows)
+    }
     in_domain = [
         accuracies[split.name]
         for split in splits
