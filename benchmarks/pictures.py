@@ -119,7 +119,7 @@ def ours(root: str) -> None:
 
     def batches(number: int, size: int, stage_count: int, numba: bool) -> int:
         stages.has_numba = has_numba if numba else lambda: False
-        steps_plan = dataclasses.replace(plans[number], jitter="numba" if numba else "pillow")
+        steps_plan = dataclasses.replace(plans[number], jitter="numba" if numba else "torch")
         samples = environments[number].samples
         order = range(len(samples))
         if not number:

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ REMOVED_FLAGS = {
 
 # The options of all launchers, by name.
 FIELDS = {field.name: field for kind in OPTIONS.values() for field in dataclasses.fields(kind)}
+POOL_FLAGS = [field.name for field in dataclasses.fields(OPTIONS["pool"])]
+SLURM_FLAGS = [name for name in FIELDS if name not in POOL_FLAGS]
 
 
 def add_to(subcommands: Any) -> None:
@@ -59,6 +61,7 @@ def _add_launch_flags(parser: Any) -> None:
     add("--output_dir", type=Path, required=True, help="folder for the jobs")
     add("--dry-run", action="store_true", help="print the cost, and run nothing")
     add_yes(parser)
+    removed_flags.refuse(parser, REMOVED_FLAGS)
 
 
 def add_job_flags(parser: Any) -> None:
@@ -71,7 +74,6 @@ def add_job_flags(parser: Any) -> None:
         help="weights to keep: last, best in validation, both or none (default: "
         f"${process_variables.KEEP_WEIGHTS.name}, else both)",
     )
-    removed_flags.refuse(parser, REMOVED_FLAGS)
     add(
         "--training_in_splits",
         choices=("yes", "no"),
@@ -93,16 +95,26 @@ def add_job_flags(parser: Any) -> None:
 
 def add_launcher_flags(parser: Any) -> None:
     """Add ``--launcher`` and the options of all launchers."""
-    add = parser.add_argument_group("launcher").add_argument
-    add("--launcher", default="pool", help=f"{', '.join(OPTIONS)} (default: pool, on this machine)")
-    for name, field in FIELDS.items():
+    group = parser.add_argument_group("launcher")
+    launchers = ", ".join(OPTIONS)
+    group.add_argument(
+        "--launcher", default="pool", help=f"{launchers} (default: pool, on this machine)"
+    )
+    add_launcher_options(group, FIELDS)
+
+
+def add_launcher_options(parser: Any, names: Iterable[str]) -> None:
+    """Add a flag for each of these options of launchers."""
+    for name in names:
+        field = FIELDS[name]
         launchers = ", ".join(kind for kind, options in OPTIONS.items() if hasattr(options, name))
         description = field.metadata["help"]
         if field.default not in (None, ()) and "default" not in description:
             description += f" (default: {field.default})"
 
         action = "append" if field.metadata["repeated"] else "store"
-        add(f"--{name}", action=action, metavar="VALUE", help=f"{launchers}: {description}")
+        help_text = f"{launchers}: {description}"
+        parser.add_argument(f"--{name}", action=action, metavar="VALUE", help=help_text)
 
 
 def _launch(arguments: argparse.Namespace) -> int:

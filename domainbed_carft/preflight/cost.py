@@ -24,12 +24,14 @@ _HOUR = 3600
 class Measurements:
     """All speeds of a rehearsal: of each data set's loaders, and of each recipe by its label.
 
-    ``loading``: pictures a second, by the data set. ``peak_memory``: bytes, by the label.
+    ``loading``: pictures a second, by the data set. ``peak_memory`` and ``weights``: bytes, by the
+    label.
     """
 
     loading: dict[str, float] = field(default_factory=dict)
     steps: dict[str, StepSpeed] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
 
 
 def training_seconds(speed: StepSpeed, measured_on: float, loading: float) -> float:

@@ -16,7 +16,6 @@ from domainbed_carft.preflight.rows import Row, failed_row, passed_row, row_of_p
 
 SECTION = "environment"
 LOADING_SECTION = "speed and cost"  # of what is known only after the data is loaded
-SAVING_SECTION = "resume"  # of what is known only after a short job
 
 # The checks of `carft doctor` that this rehearsal does not make itself, on the sweep's own jobs.
 DOCTORS_CHECKS = ("versions", "hook", "cache", "imports", "domainbed", "algorithms", "device")
@@ -96,8 +95,8 @@ def disk_row(weights_bytes: int, state_bytes: int, free: int, output: Path) -> R
     problem = "the disk will be full" if needed > free else ""
     remedy = "free some space, choose another --output_dir, or launch with --keep_weights best"
     if not problem and needed > _MOST_OF_A_DISK * free:
-        return warning_row(SAVING_SECTION, "disk space", detail, remedy, **figures)
-    return row_of_problem(SAVING_SECTION, "disk space", detail, problem, remedy, **figures)
+        return warning_row(LOADING_SECTION, "disk space", detail, remedy, **figures)
+    return row_of_problem(LOADING_SECTION, "disk space", detail, problem, remedy, **figures)
 
 
 def memory_row(free: int, total: int, device_name: str) -> Row:

@@ -28,8 +28,6 @@ from domainbed_carft.preflight import (
     data_rows,
     environment,
     prepared_job,
-    process_rows,
-    resume_row,
     speed,
     step_rows,
     zero_shot_gate,
@@ -45,10 +43,10 @@ from domainbed_carft.sweep.launch import LaunchPlan
 from domainbed_carft.sweep.preflight_file import JobCost, Preflight, PrintedRow
 from domainbed_carft.version import __version__
 
-# Where one step takes longer, jobs are not rehearsed further: a real sweep on a processor.
-SLOW_STEP_SECONDS = 20.0
-# How many files of weights a job keeps, by the flag --keep_weights.
+# How many files of weights a job keeps, by the process variable of --keep_weights.
 _KEPT_FILES = {"both": 2, "last": 1, "best": 1, "none": 0}
+# A state has the weights, and at most two moments of each.
+_STATE_FACTOR = 3
 
 
 @dataclass
@@ -113,7 +111,6 @@ class Rehearsal:
                 reason = f"{recipe.job.key.dataset} or its CLIP has a failure above"
                 yield skipped_row("one step", name, reason)
         yield from guarded("speed and cost", "hours", partial(self._cost_rows, recipes))
-        yield from self._short_job_rows(recipes, folder)
 
     def _environment_rows(self, findings: Future[list[Finding]]) -> Iterator[Row]:
         yield from environment.environment_rows(findings.result())
@@ -168,14 +165,14 @@ class Rehearsal:
             return
 
         self.measurements.peak_memory[recipe.label] = use.peak
-        yield from step_rows.step_rows(recipe.label, step)
+        self.measurements.weights[recipe.label] = step_rows.weights_bytes(step.algorithm)
+        step.take()
+        yield step_rows.gradients_row(recipe.label, step.algorithm)
         step_speed = speed.measure_steps(step, speed.measuring_seconds())
         self.measurements.steps[recipe.label] = step_speed
         loading = self.measurements.loading.get(recipe.job.key.dataset)
         if loading:
-            precision = prepared.precision
-            row = speed.speed_row(recipe.label, step_speed, loading, precision)
-            self._later_rows.append(row)
+            self._later_rows.append(speed.speed_row(recipe.label, step_speed, loading))
 
     def _cost_rows(self, recipes: Sequence[Recipe]) -> Iterator[Row]:
         yield from self._later_rows
@@ -183,44 +180,25 @@ class Rehearsal:
         skips = bool(self.plan.skips_training_in_splits)
         self.hours = cost.hours_of_jobs(self.jobs, self.job_costs, self.datasets, skips)
         yield from cost.cost_rows(self.jobs, self.hours, devices.gpu_count())
+        if self.measurements.weights:
+            yield self._disk_row(recipes)
 
-    def _short_job_rows(self, recipes: Sequence[Recipe], folder: Path) -> Iterator[Row]:
-        """The rows on resuming and on several processes, of the recipe with the slowest steps."""
-        trained = [recipe for recipe in recipes if self._is_quick(recipe)]
-        if not trained:
-            reason = f"no algorithm was seen to train in steps of {SLOW_STEP_SECONDS:g} s or less"
-            yield skipped_row(resume_row.SECTION, "rehearsal", reason)
-            return
-
-        recipe = min(trained, key=lambda recipe: self.measurements.steps[recipe.label].steps)
-        for section, part in (
-            (resume_row.SECTION, self._resume_rows),
-            (process_rows.SECTION, self._process_rows),
-        ):
-            yield from guarded(section, recipe.label, partial(part, recipe, folder))
-
-    def _is_quick(self, recipe: Recipe) -> bool:
-        """Whether the recipe was measured, trains something, and takes steps soon enough."""
-        measured = self.measurements.steps.get(recipe.label)
-        if measured is None or host.algorithm_class(recipe.job.args["algorithm"]).is_constant:
-            return False
-        return measured.pictures_per_step / measured.steps < SLOW_STEP_SECONDS
-
-    def _resume_rows(self, recipe: Recipe, folder: Path) -> Iterator[Row]:
-        prepared = self._prepare(recipe.job, folder)
-        row, outcome = resume_row.resume_row(recipe.label, prepared, folder)
-        yield row
-
-        file_count = _KEPT_FILES[prepared.args.keep_weights]
-        at_a_time = max(1, devices.gpu_count())
-        free = shutil.disk_usage(self.plan.output).free
-        weights_bytes = file_count * outcome.weights_bytes * len(self.plan.jobs_to_run)
-        yield environment.disk_row(
-            weights_bytes, at_a_time * outcome.state_bytes, free, self.plan.output
+    def _disk_row(self, recipes: Sequence[Recipe]) -> Row:
+        """Whether the weights of all jobs, and the states of those that run, fit on the disk."""
+        weights = self.measurements.weights
+        jobs_left = {job.folder for job in (*self.plan.jobs_to_run, *self.plan.waiting_jobs)}
+        weights_bytes = sum(
+            weights.get(recipe.label, 0) * sum(job.folder in jobs_left for job in recipe.jobs)
+            for recipe in recipes
         )
-
-    def _process_rows(self, recipe: Recipe, folder: Path) -> Iterator[Row]:
-        yield process_rows.process_row(recipe.label, self._prepare(recipe.job, folder), folder)
+        file_count = _KEPT_FILES[process_variables.KEEP_WEIGHTS.read() or "both"]
+        at_a_time = max(1, devices.gpu_count())
+        return environment.disk_row(
+            weights_bytes=file_count * weights_bytes,
+            state_bytes=at_a_time * _STATE_FACTOR * max(weights.values()),
+            free=shutil.disk_usage(self.plan.output).free,
+            output=self.plan.output,
+        )
 
     def _prepare(self, job: Job, folder: Path) -> PreparedJob:
         return prepared_job.prepare(job, self.plan.variables(job), folder)

@@ -18,8 +18,6 @@ from domainbed_carft.preflight.rows import (
     failed_row,
     passed_row,
     row_of_problem,
-    skipped_row,
-    warning_row,
 )
 from domainbed_carft.sweep import host
 from domainbed_carft.text import quantity
@@ -33,7 +31,6 @@ COMPARED_PICTURES = 24  # of a batch: a processor needs seconds for each step of
 _REFERENCE = {"amp": "off", "compile_blocks": False}
 
 MOST_MEMORY = 0.95  # of the device; fragments take the rest
-_MOST_PLACES = 3  # that are named, of those that wait for the device
 
 _FIX_LOSS = "set amp to 'off', and report this card and the versions above if that helps"
 _FIX_GRADIENTS = "set amp to 'off' or a lower lr; a job would diverge at its first step"
@@ -136,20 +133,10 @@ def gradients_row(label: str, algorithm: Any) -> Row:
     return row_of_problem(SECTION, name, detail, problem, _FIX_GRADIENTS)
 
 
-def waits_row(label: str, take: Callable[[], object]) -> Row:
-    """Whether the processor waits for the device inside a step, which costs time."""
-    with job_device.recorded_waits() as places:
-        take()
-
-    name = f"{label}: synchronisations"
-    if not places:
-        return passed_row(SECTION, name, "none inside the step")
-    listing = ", ".join(places[:_MOST_PLACES])
-    count = quantity(len(places), "place")
-    detail = f"the processor waits for the device at {count}: {listing}"
-    return warning_row(
-        SECTION, name, detail, "keep values on the device until a checkpoint reads them"
-    )
+def weights_bytes(algorithm: Any) -> int:
+    """The bytes of an algorithm's weights, as a file of them has them."""
+    tensors = [value for value in algorithm.state_dict().values() if isinstance(value, Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def memory_row(label: str, step: TrainedStep) -> tuple[Row, MemoryUse]:
@@ -233,13 +220,3 @@ def _loss_of(algorithm: Any, batches: Sequence[Batch]) -> float:
     with quiet():
         values = take_step(algorithm, batches)
     return float(values["loss"]) if "loss" in values else 0.0
-
-
-def step_rows(label: str, step: TrainedStep) -> Iterator[Row]:
-    """The rows on the gradients and on the synchronisations of a job's steps."""
-    step.take()
-    yield gradients_row(label, step.algorithm)
-    if step.algorithm.is_constant:
-        yield skipped_row(SECTION, f"{label}: synchronisations", "it trains nothing")
-    else:
-        yield waits_row(label, step.take)

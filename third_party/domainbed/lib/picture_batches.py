@@ -64,11 +64,20 @@ class Pictures:
     # set's own transforms make the pictures.
     plan: PicturePlan | None = None
     memory_limit: int = 0  # bytes of evaluation pictures that may stay in memory
+    # Whether the loader does the second stage, too; a GPU does its own.
+    finished_by_loader: bool = True
 
     @property
     def description(self) -> str:
         """The plan in words; "" if the data set's own transforms make the pictures."""
         return self.plan.describe() if self.plan else ""
+
+    @property
+    def lacks_numba(self) -> bool:
+        """Whether a processor does the colour jitter without numba, slower than all of the rest."""
+        augmentation = self.plan and self.plan.augmentation
+        has_jitter = augmentation is not None and augmentation.jitter_ranges is not None
+        return has_jitter and self.finished_by_loader and not stages.has_numba()
 
     def recorded_facts(self) -> dict[str, Any]:
         """What records and files of weights say of the pictures."""
@@ -103,7 +112,7 @@ class Pictures:
         plan = replace(own_plan, mode=FAST, jitter=self.plan.jitter)
         if self.plan.is_for_model:
             plan = plan.for_model(self.plan.size, self.plan.mean, self.plan.std)
-        return Source(environment, positions, plan)
+        return Source(environment, positions, plan, self.finished_by_loader)
 
 
 def environment_plan(environment: Any) -> PicturePlan | None:
@@ -128,7 +137,8 @@ def choose(
     if not readable:
         return Pictures()
 
-    jitter = stages.jitter_path(devices.default_device())
+    device = devices.default_device()
+    jitter = stages.jitter_path(device)
     plan = replace(_common_plan(readable), mode=FAST, jitter=jitter)
     wanted_input = ask_model() if ask_model and len(readable) == len(dataset) else None
     if wanted_input:
@@ -137,7 +147,7 @@ def choose(
         size = model_input.size if plan.size == UPSTREAM_SIZE else plan.size
         plan = plan.for_model(size, model_input.mean, model_input.std)
         dataset.input_shape = (3, plan.size, plan.size)
-    return Pictures(plan, memory_limit)
+    return Pictures(plan, memory_limit, finished_by_loader=not devices.is_gpu(device))
 
 
 def _common_plan(environments: Sequence[Any]) -> PicturePlan:
@@ -154,6 +164,7 @@ class Source:
     folder: ImageFolder
     positions: Sequence[int] | None  # of the part's items in the environment; None for all
     plan: PicturePlan
+    finished_by_loader: bool = True
 
     def batch(self, requests: Sequence[tuple[int, int, tuple[int, ...]]]) -> Any:
         """Read a batch: pictures (N, 3, S, S) and labels (N,).
@@ -179,5 +190,5 @@ class Source:
         batch = UnfinishedBatch(
             self.plan, torch.stack(squares), torch.stack(choices), torch.tensor(labels)
         )
-        is_unfinished = self.plan.jitter == "torch" or not self.plan.draws
-        return batch if is_unfinished else batch.finish()
+        is_finished = self.finished_by_loader and self.plan.draws
+        return batch.finish() if is_finished else batch
