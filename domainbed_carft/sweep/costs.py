@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from domainbed_carft.jobs import records
-from domainbed_carft.jobs.job import Job, overrides, seed_hash
+from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.sweep import host, preflight_file
 from domainbed_carft.sweep.preflight_file import Preflight
@@ -135,7 +135,9 @@ def job_cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:
     """Steps and pictures of a job; ``skips``: without the training environments' in-splits."""
     target_count = len(job.key.test_envs)
     steps = int(job.args.get("steps") or facts.steps)
-    trained = steps * _batch_size(job) * (len(facts.labels) - target_count)
+    # In a step there are so many pictures of each environment that is trained on.
+    batch_size = int(host.job_hparams(job.args)["batch_size"])
+    trained = steps * batch_size * (len(facts.labels) - target_count)
 
     evaluated = math.nan
     if facts.pictures is not None:
@@ -154,21 +156,6 @@ def job_cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:
         checkpoint_freq = int(job.args.get("checkpoint_freq") or facts.checkpoint_freq)
         evaluated = _checkpoint_count(steps, checkpoint_freq) * per_checkpoint
     return Cost(jobs=1, steps=steps, trained=trained, evaluated=evaluated)
-
-
-def _batch_size(job: Job) -> int:
-    """Pictures of each training environment in a step, by the registry of the domainbed in use."""
-    registry = host.module("hparams_registry")
-    key = job.key
-    seed = seed_hash(key.choice, key.trial) if key.choice else None
-    if seed is None:
-        hparams = registry.default_hparams(key.algorithm, key.dataset)
-    else:
-        hparams = registry.random_hparams(key.algorithm, key.dataset, seed)
-
-    set_hparams = overrides(job.args)
-    implied = host.implied_hparams(key.algorithm, key.dataset, set_hparams, seed)
-    return int({**hparams, **implied, **set_hparams}["batch_size"])
 
 
 def _checkpoint_count(steps: int, checkpoint_freq: int) -> int:

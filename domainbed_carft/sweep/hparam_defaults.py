@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.jobs.job import overrides, seed_hash
+from domainbed_carft.jobs.job import overrides
 from domainbed_carft.results.top import RECORDED_FACTS
+from domainbed_carft.sweep import host
 
 # The value of a hyperparameter that a run replaces by what suits its device.
 _RESOLVED_BY_RUN = "auto"
@@ -23,29 +24,13 @@ def expected_hparams(args: Mapping[str, Any]) -> dict[str, Any]:
     on its device; of others those that ``--hparams`` sets.
     """
     hparams_set = overrides(args)
-    is_drawn = args["hparams_seed"] != 0
-    random_seed = seed_hash(args["hparams_seed"], args["trial_seed"]) if is_drawn else None
-    values = _values(
-        args["algorithm"], args["dataset"], hparams_set, random_seed, steps=args.get("steps")
-    )
-    values |= hparams_set
-    return {name: value for name, value in values.items() if value != _RESOLVED_BY_RUN}
+    if args["algorithm"] not in ALGORITHMS:
+        return hparams_set
 
-
-def _values(
-    algorithm: str,
-    dataset: str,
-    hparams_set: Mapping[str, Any],
-    random_seed: int | None,
-    steps: int | None,
-) -> dict[str, Any]:
-    """The defaults, or with a ``random_seed`` the values that a random search draws by it."""
-    if algorithm not in ALGORITHMS:
-        return {}
-
-    from domainbed_carft.method import algorithms  # takes the seconds of importing torch
-
-    index = 0 if random_seed is None else 1  # in the pairs of default and random value
-    pairs = algorithms.overlay(algorithm, dataset, random_seed or 0)
-    values = {name: pair[index] for name, pair in pairs.items() if name not in RECORDED_FACTS}
-    return values | algorithms.implied(algorithm, dataset, hparams_set, random_seed, steps)
+    hparams = host.job_hparams(args)
+    filled_in = {*RECORDED_FACTS} - hparams_set.keys()
+    return {
+        name: value
+        for name, value in hparams.items()
+        if value != _RESOLVED_BY_RUN and name not in filled_in
+    }
