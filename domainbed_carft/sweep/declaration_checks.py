@@ -271,9 +271,7 @@ def _problems_of_setting(
             algorithms_with_key[algorithm] = None
             if setting.name in _SWITCHES and setting.value not in (0, 1):
                 yield Problem(setting.name, setting.value, expected="true or false")
-            elif setting.name in ("batch_size", "shots") and not _is_positive_integer(
-                setting.value
-            ):
+            elif setting.name in _COUNTS and not _is_positive_integer(setting.value):
                 yield Problem(setting.name, setting.value, expected="a whole number > 0")
 
     if names_by_algorithm:

@@ -16,8 +16,8 @@ from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep import declaration_checks
 from domainbed_carft.sweep.declaration import (
     Declaration,
+    DeclaredSearch,
     Override,
-    Search,
     SearchOverride,
     Seeds,
     Shape,
@@ -35,7 +35,7 @@ _MODELS: dict[Any, type[BaseModel]] = {
     "hparams_seeds": Seeds,
     "overrides": Override,
     "variants": Variant,
-    "search": Search,
+    "search": DeclaredSearch,
     "choose_on": Trials,
     "repeat_on": Trials,
 }
