@@ -146,7 +146,7 @@ def _launch(arguments: argparse.Namespace) -> int:
         print(printing.failures(unfinished, launch_plan.output), file=sys.stderr)
     elif launch_plan.launcher_name == "slurm" and launch_plan.jobs_to_run:
         watch = printing.command_line("status", launch_plan.output)
-        print(f"Submitted. To watch the jobs: watch -n 30 {watch}")
+        print(f"Submitted. To watch the jobs: {watch}")
         _print_waiting(states.of_output(launch_plan.output).statuses)
     return int(bool(unfinished))
 
