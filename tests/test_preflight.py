@@ -27,7 +27,7 @@ from domainbed_carft.jobs.job import Job
 from domainbed_carft.method import objective, prompts
 from domainbed_carft.preflight import data_rows, environment, prepared_job, rehearsal, rows
 from domainbed_carft.preflight import zero_shot_gate as gate
-from domainbed_carft.preflight.prepared_job import PreparedJob
+from domainbed_carft.preflight.prepared_job import RehearsedJob
 from domainbed_carft.preflight.rows import Row
 from domainbed_carft.preflight.zero_shot_gate import ZeroShot
 from domainbed_carft.results import published
@@ -76,7 +76,7 @@ def job_on_folder(root: Path) -> Job:
 
 
 @pytest.fixture(scope="module")
-def zero_shot(tmp_path_factory: pytest.TempPathFactory) -> PreparedJob:
+def zero_shot(tmp_path_factory: pytest.TempPathFactory) -> RehearsedJob:
     """CLIPZeroShot on the embedded data, of a CARFT job."""
     folder = tmp_path_factory.mktemp("zero-shot")
     return prepared_job.prepare_zero_shot(emoji_job(), {}, folder)
@@ -192,7 +192,7 @@ def test_missing_and_broken_data_fail() -> None:
 
 
 def test_pictures_that_are_cut_off_are_found_among_random_ones(
-    tmp_path: Path, zero_shot: PreparedJob
+    tmp_path: Path, zero_shot: RehearsedJob
 ) -> None:
     assert state_of(data_rows.decoding_row(zero_shot)) == "pass"
 
@@ -266,17 +266,17 @@ def test_the_interval_is_the_exact_binomial_one() -> None:
     assert result.high == pytest.approx(100 * scipy.stats.beta.ppf(0.975, 41, 60))
 
 
-def test_the_gate_measures_what_a_loop_over_the_same_pictures_does(zero_shot: PreparedJob) -> None:
+def test_the_gate_measures_what_a_loop_over_the_same_pictures_does(zero_shot: RehearsedJob) -> None:
     result = gate.measure(zero_shot, picture_count=120)
 
     clip = backbone.load("tiny")
-    contexts = prompts.contexts(zero_shot.hparams["contexts"])
-    classes = [prompts.clean(name) for name in zero_shot.dataset[0].classes]
+    contexts = prompts.contexts(zero_shot.job.hparams["contexts"])
+    classes = [prompts.clean(name) for name in zero_shot.job.dataset[0].classes]
     features = backbone.text_features(clip, prompts.prompts(contexts, classes))
     class_weights = objective.zero_shot_weights(features).classes
     accuracies = []
     with torch.no_grad():
-        for images in zero_shot.dataset:
+        for images in zero_shot.job.dataset:
             order = list(range(len(images)))
             np.random.RandomState(0).shuffle(order)
             pictures, labels = zip(*(images[position] for position in order[:30]))

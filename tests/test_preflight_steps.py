@@ -29,7 +29,7 @@ from domainbed_carft.preflight import (
     step_rows,
 )
 from domainbed_carft.preflight import device as job_device
-from domainbed_carft.preflight.prepared_job import PreparedJob
+from domainbed_carft.preflight.prepared_job import RehearsedJob
 from domainbed_carft.preflight.speed import StepSpeed
 from domainbed_carft.preflight.step_rows import MemoryUse, TrainedStep
 from domainbed_carft.sweep import declaration_file
@@ -39,13 +39,13 @@ OUT_OF_MEMORY = RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedJob:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> RehearsedJob:
     """CARFT on the embedded data, with batches of four pictures a domain."""
     return prepared_job.prepare(emoji_job(), {}, tmp_path_factory.mktemp("job"))
 
 
 @pytest.fixture(scope="module")
-def step(prepared: PreparedJob) -> TrainedStep:
+def step(prepared: RehearsedJob) -> TrainedStep:
     return TrainedStep.of(prepared)
 
 
@@ -53,21 +53,21 @@ def step(prepared: PreparedJob) -> TrainedStep:
 
 
 def test_a_loss_that_is_another_on_the_device_fails(
-    prepared: PreparedJob, monkeypatch: pytest.MonkeyPatch
+    prepared: RehearsedJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = step_rows.loss_row("CARFT", prepared)
     assert state_of(whole) == "pass"
     assert whole.figures["loss"] == whole.figures["reference"], "both are of the processor"
 
-    build = PreparedJob.build_algorithm
+    build = RehearsedJob.build_algorithm
 
-    def with_broken_head(self: PreparedJob, device: Any, changed: Any = None) -> Any:
+    def with_broken_head(self: RehearsedJob, device: Any, changed: Any = None) -> Any:
         algorithm = build(self, device, changed)
         if changed is None:  # the one on the device
             algorithm.head_factor.mul_(0.5)
         return algorithm
 
-    monkeypatch.setattr(PreparedJob, "build_algorithm", with_broken_head)
+    monkeypatch.setattr(RehearsedJob, "build_algorithm", with_broken_head)
     broken = step_rows.loss_row("CARFT", prepared)
     assert state_of(broken) == "failure" and "another on this device" in broken.finding.detail
 
@@ -138,7 +138,7 @@ def test_too_little_memory_is_told_by_several_errors(error: Exception) -> None:
 
 
 def test_a_batch_that_does_not_fit_fails_with_the_micro_batch_to_set(
-    prepared: PreparedJob, monkeypatch: pytest.MonkeyPatch
+    prepared: RehearsedJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own_step = TrainedStep.of(prepared)
 
@@ -271,12 +271,14 @@ variants:
     assert [job.variant for job in found] == ["plain", "words"]
 
 
-def test_algorithms_that_read_the_same_data_share_it(prepared: PreparedJob, tmp_path: Path) -> None:
+def test_algorithms_that_read_the_same_data_share_it(
+    prepared: RehearsedJob, tmp_path: Path
+) -> None:
     first = prepared_job.prepare(emoji_job(), {}, tmp_path)
     second = prepared_job.prepare(emoji_job("CLIPFineTune", lr=0.1), {}, tmp_path)
     third = prepared_job.prepare(emoji_job("CLIPFineTune", protocol="clip"), {}, tmp_path)
 
-    assert second.dataset is first.dataset and third.dataset is not first.dataset
+    assert second.job.dataset is first.job.dataset and third.job.dataset is not first.job.dataset
     cpu = torch.device("cpu")
     assert third.build_algorithm(cpu).recorded_facts()["protocol"] == "clip"
     rebuilt = prepared_job.prepare(emoji_job("CLIPFineTune", lr=0.1), {}, tmp_path)

@@ -10,7 +10,7 @@ import numpy as np
 from domainbed_carft.clips import backbone
 from domainbed_carft.data.picture_files import refuse_truncated_files
 from domainbed_carft.errors import CarftError
-from domainbed_carft.preflight.prepared_job import PreparedJob
+from domainbed_carft.preflight.prepared_job import RehearsedJob
 from domainbed_carft.preflight.rows import Row, failed_row, passed_row
 from domainbed_carft.sweep.data_checks import DataVerdict
 from domainbed_carft.text import quantity
@@ -50,9 +50,9 @@ def verdict_rows(verdicts: Sequence[DataVerdict]) -> Iterator[Row]:
             )
 
 
-def decoding_row(prepared: PreparedJob, count: int = DECODED_PICTURES) -> Row:
+def decoding_row(prepared: RehearsedJob, count: int = DECODED_PICTURES) -> Row:
     """Whether random pictures of a data set can be decoded, without a remainder."""
-    sizes = [len(environment) for environment in prepared.dataset]
+    sizes = [len(environment) for environment in prepared.job.dataset]
     random_state = np.random.RandomState(_SEED)
     chosen = random_state.choice(sum(sizes), min(count, sum(sizes)), replace=False)
     ends = np.cumsum(sizes)
@@ -63,11 +63,11 @@ def decoding_row(prepared: PreparedJob, count: int = DECODED_PICTURES) -> Row:
             number = int(np.searchsorted(ends, position, side="right"))
             in_environment = int(position - (ends[number] - sizes[number]))
             try:
-                prepared.dataset[number][in_environment]
+                prepared.job.dataset[number][in_environment]
             except (OSError, CarftError) as error:
                 problems.append(" ".join(str(error).split()))
 
-    name = f"pictures {Path(prepared.args.dataset).name}"
+    name = f"pictures {Path(prepared.job.args.dataset).name}"
     decoded = f"{quantity(len(chosen), 'random picture')} decoded"
     if not problems:
         return passed_row(SECTION, name, decoded)

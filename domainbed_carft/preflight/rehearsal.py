@@ -34,7 +34,7 @@ from domainbed_carft.preflight import (
 )
 from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.cost import Measurements
-from domainbed_carft.preflight.prepared_job import PreparedJob
+from domainbed_carft.preflight.prepared_job import RehearsedJob
 from domainbed_carft.preflight.recipes import Recipe, recipes_of, zero_shot_jobs
 from domainbed_carft.preflight.rows import Row, guarded, skipped_row, verdict
 from domainbed_carft.preflight.step_rows import TrainedStep
@@ -137,7 +137,7 @@ class Rehearsal:
             yield data_rows.decoding_row(zero_shot)
         yield zero_shot_gate.gate_row(zero_shot)
         if is_new:
-            sizes = tuple(len(environment) for environment in zero_shot.dataset)
+            sizes = tuple(len(environment) for environment in zero_shot.job.dataset)
             self.datasets[name] = replace(self.datasets[name], pictures=sizes)
             self._measure_loading(job, variables, folder)
 
@@ -148,7 +148,7 @@ class Rehearsal:
         self.measurements.loading[job.key.dataset] = loading
         shared_memory = environment.shared_memory_row(
             prepared.picture_bytes,
-            prepared.hparams["batch_size"],
+            prepared.job.hparams["batch_size"],
             prepared.worker_count,
             environment.free_shared_memory(),
         )
@@ -200,7 +200,7 @@ class Rehearsal:
             output=self.plan.output,
         )
 
-    def _prepare(self, job: Job, folder: Path) -> PreparedJob:
+    def _prepare(self, job: Job, folder: Path) -> RehearsedJob:
         return prepared_job.prepare(job, self.plan.variables(job), folder)
 
     def as_file(self) -> Preflight:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from domainbed_carft.machine import devices
 from domainbed_carft.preflight import device as job_device
-from domainbed_carft.preflight.prepared_job import Batch, PreparedJob, quiet
+from domainbed_carft.preflight.prepared_job import Batch, RehearsedJob, quiet
 from domainbed_carft.preflight.rows import (
     Row,
     failed_row,
@@ -51,12 +51,12 @@ class MemoryUse:
 class TrainedStep:
     """An algorithm on the device with a batch of its job, ready to take steps."""
 
-    prepared: PreparedJob
+    prepared: RehearsedJob
     algorithm: Any
     batches: Sequence[Batch]
 
     @classmethod
-    def of(cls, prepared: PreparedJob) -> TrainedStep:
+    def of(cls, prepared: RehearsedJob) -> TrainedStep:
         """The algorithm of a prepared job, and the batch of one of its steps."""
         device = devices.default_device()
         with prepared.loaded_batches(device) as loaded, quiet():
@@ -80,7 +80,7 @@ def take_step(algorithm: Any, batches: Sequence[Batch]) -> Mapping[str, Tensor]:
     return values
 
 
-def loss_row(label: str, prepared: PreparedJob) -> Row:
+def loss_row(label: str, prepared: RehearsedJob) -> Row:
     """Whether a step's loss is finite, and near that of float32 on the processor."""
     device = devices.default_device()
     with prepared.loaded_batches(device) as loaded:
