@@ -30,6 +30,7 @@ from domainbed_carft.preflight import (
 )
 from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.prepared_job import RehearsedJob
+from domainbed_carft.preflight.rows import row_as_dict
 from domainbed_carft.preflight.speed import StepSpeed
 from domainbed_carft.preflight.step_rows import MemoryUse, TrainedStep
 from domainbed_carft.sweep import declaration_file
@@ -69,7 +70,7 @@ def test_a_loss_that_is_another_on_the_device_fails(
 
     monkeypatch.setattr(RehearsedJob, "build_algorithm", with_broken_head)
     broken = step_rows.loss_row("CARFT", prepared)
-    assert state_of(broken) == "failure" and "another on this device" in broken.finding.detail
+    assert state_of(broken) == "failure" and "another on this device" in broken.found
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_a_loss_has_to_be_finite_and_within_the_tolerance_of_its_precision(
     """A twentieth of 2 nats in bf16, a hundredth of them in float32."""
     row = step_rows.judge_loss("CARFT", loss, reference=2.0, precision=precision)
     assert state_of(row) == state
-    assert json.dumps(row.as_dict(), allow_nan=False)
+    assert json.dumps(row_as_dict(row), allow_nan=False)
 
 
 def test_gradients_that_are_not_finite_fail(step: TrainedStep) -> None:
@@ -101,9 +102,7 @@ def test_gradients_that_are_not_finite_fail(step: TrainedStep) -> None:
     )
     parameter.grad[0] = math.nan
     row = step_rows.gradients_row("CARFT", step.algorithm)
-    assert state_of(row) == "failure" and f"1 are not finite, the first of {name}" in (
-        row.finding.detail
-    )
+    assert state_of(row) == "failure" and f"1 are not finite, the first of {name}" in (row.found)
 
 
 # Memory
@@ -149,12 +148,12 @@ def test_a_batch_that_does_not_fit_fails_with_the_micro_batch_to_set(
     monkeypatch.setattr(job_device, "total_memory", lambda: 4 * 10**9)
     row, use = step_rows.memory_row("CARFT", own_step)
     assert use == MemoryUse(3 * 10**9, 3)
-    assert state_of(row) == "failure" and "micro_batch to 3" in row.finding.remedy
+    assert state_of(row) == "failure" and "micro_batch to 3" in row.remedy
     assert own_step.algorithm.hparams["micro_batch"] == 3, "further steps are taken so"
 
     monkeypatch.setattr(job_device, "total_memory", lambda: 10**9 // 2)
     row, use = step_rows.memory_row("CARFT", own_step)
-    assert use.micro_batch is None and "batch_size" in row.finding.remedy
+    assert use.micro_batch is None and "batch_size" in row.remedy
 
 
 def test_the_peak_memory_of_a_step_is_measured(step: TrainedStep) -> None:
@@ -188,7 +187,7 @@ def test_loaders_that_are_slower_than_the_steps_are_a_warning() -> None:
     slow = speed.speed_row("CARFT", speed_of(100), 60)
 
     assert [state_of(row) for row in (fast, slow)] == ["pass", "warning"]
-    assert "loading bounds it" in slow.finding.detail and "cores" in slow.finding.remedy
+    assert "loading bounds it" in slow.found and "cores" in slow.remedy
 
 
 def test_hours_on_several_cards_are_those_of_a_queue() -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
+from domainbed_carft.doctor import Finding
 from domainbed_carft.machine import devices
 from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.prepared_job import RehearsedJob, quiet
-from domainbed_carft.preflight.rows import Row, passed_row, warning_row
+from domainbed_carft.preflight.rows import passed_row, warning_row
 from domainbed_carft.preflight.step_rows import TrainedStep
 
 SECTION = "speed and cost"
@@ -113,7 +114,7 @@ def _repeat(
     return count, time.monotonic() - started
 
 
-def loading_row(prepared: RehearsedJob, loading: float) -> Row:
+def loading_row(prepared: RehearsedJob, loading: float) -> Finding:
     """The row of a data set's loaders, which deliver ``loading`` pictures a second."""
     workers = prepared.worker_count or "no"
     detail = f"{loading:,.0f} pictures a second from files, by {workers} loader processes"
@@ -121,7 +122,7 @@ def loading_row(prepared: RehearsedJob, loading: float) -> Row:
     return passed_row(SECTION, name, detail, files=loading)
 
 
-def speed_row(label: str, speed: StepSpeed, loading: float) -> Row:
+def speed_row(label: str, speed: StepSpeed, loading: float) -> Finding:
     """The row of an algorithm's steps, and what bounds its job."""
     is_bound_by_loading = loading < _LOADING_BOUNDS * speed.steps
     device = "the GPU" if job_device.has_gpu() else "the processor"

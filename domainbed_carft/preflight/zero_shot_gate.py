@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import scipy
 
+from domainbed_carft.doctor import Finding
 from domainbed_carft.machine import devices
 from domainbed_carft.method import job
 from domainbed_carft.preflight.prepared_job import RehearsedJob, quiet
-from domainbed_carft.preflight.rows import Row, failed_row, passed_row, warning_row
+from domainbed_carft.preflight.rows import failed_row, passed_row, warning_row
 from domainbed_carft.results import published
 from domainbed_carft.sweep import host
 
@@ -67,7 +68,7 @@ class ZeroShot:
         )
 
 
-def gate_row(prepared: RehearsedJob) -> Row:
+def gate_row(prepared: RehearsedJob) -> Finding:
     """The row of a data set, of the job that `prepare_zero_shot` made of one of its jobs."""
     zero_shot = measure(prepared, MOST_PICTURES)
     rows = published_rows(prepared.job.args.dataset, prepared.job.hparams["clip_backbone"])
@@ -89,7 +90,7 @@ def published_rows(dataset: str, clip: str) -> list[dict[str, Any]]:
 
 def judge(
     label: str, zero_shot: ZeroShot, rows: Sequence[dict[str, Any]], prompt_digest: str
-) -> Row:
+) -> Finding:
     """The row of an accuracy beside the published ``rows``, if there are any.
 
     A warning where it is below the lowest of them by more than the interval; a failure where it is
