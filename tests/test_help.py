@@ -75,10 +75,10 @@ def test_every_flag_takes_hyphens_and_underscores(command):
 
 def test_values_keep_their_spelling_and_unknown_flags_are_named(capsys):
     words = ["sweep", "launch", "a-b_c", "--output-dir", "x-y_z", "--data-dir=d-e_f", "--dry_run"]
-    arguments = cli._parser().parse_args([*words, "--extra", "a-b_c=d", "--skip-train"])
+    arguments = cli._parser().parse_args([*words, "--extra", "a-b_c=d", "--training-in"])
     assert (arguments.sweep, str(arguments.output_dir)) == ("a-b_c", "x-y_z")
     assert (arguments.data_dir, arguments.dry_run) == ("d-e_f", True)
-    assert arguments.extra == ["a-b_c=d"] and arguments.skip_training_in_splits
+    assert arguments.extra == ["a-b_c=d"] and arguments.skip_training_in_splits is False
 
     with pytest.raises(SystemExit):
         cli._parser().parse_args([*words, "--no-such_flag"])

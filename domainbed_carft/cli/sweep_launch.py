@@ -28,6 +28,8 @@ REMOVED_FLAGS = {
     "--pictures": "files become batches in one way only",
     "--picture_cache": "evaluation pictures stay in each job's memory; "
     f"${process_variables.PICTURE_MEMORY.name} says how much of it",
+    "--skip_training_in_splits": "new sweeps skip them; for a sweep that was begun with them set "
+    f"{process_variables.SKIP_TRAINING_IN_SPLITS.name}=1",
 }
 
 # The options of all launchers, by name.
@@ -75,21 +77,15 @@ def add_job_flags(parser: Any) -> None:
         f"${process_variables.KEEP_WEIGHTS.name}, else both)",
     )
     removed_flags.refuse(parser, REMOVED_FLAGS)
-    splits = jobs.add_mutually_exclusive_group()
-    splits.add_argument(
+    add(
         "--training_in_splits",
         action="store_false",
         dest="skip_training_in_splits",
         default=None,
         help="also evaluate the training environments' in-splits, which takes most of the "
-        "evaluation's time and which no selection uses",
-    )
-    splits.add_argument(
-        "--skip_training_in_splits",
-        action="store_true",
-        default=None,
-        help=f"do not evaluate them (default: ${process_variables.SKIP_TRAINING_IN_SPLITS.name}, "
-        "else as the sweep was begun; new sweeps skip them)",
+        "evaluation's time and which no selection uses (default: "
+        f"${process_variables.SKIP_TRAINING_IN_SPLITS.name}, else as the sweep was begun; new "
+        "sweeps skip them)",
     )
     add(
         "--log",
