@@ -29,7 +29,8 @@ from domainbed_carft.preflight import (
     step_rows,
 )
 from domainbed_carft.preflight import device as job_device
-from domainbed_carft.preflight.prepared_job import PreparedJob
+from domainbed_carft.preflight.prepared_job import RehearsedJob
+from domainbed_carft.preflight.rows import row_as_dict
 from domainbed_carft.preflight.speed import StepSpeed
 from domainbed_carft.preflight.step_rows import MemoryUse, TrainedStep
 from domainbed_carft.sweep import declaration_file
@@ -39,13 +40,13 @@ OUT_OF_MEMORY = RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedJob:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> RehearsedJob:
     """CARFT on the embedded data, with batches of four pictures a domain."""
     return prepared_job.prepare(emoji_job(), {}, tmp_path_factory.mktemp("job"))
 
 
 @pytest.fixture(scope="module")
-def step(prepared: PreparedJob) -> TrainedStep:
+def step(prepared: RehearsedJob) -> TrainedStep:
     return TrainedStep.of(prepared)
 
 
@@ -53,23 +54,23 @@ def step(prepared: PreparedJob) -> TrainedStep:
 
 
 def test_a_loss_that_is_another_on_the_device_fails(
-    prepared: PreparedJob, monkeypatch: pytest.MonkeyPatch
+    prepared: RehearsedJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = step_rows.loss_row("CARFT", prepared)
     assert state_of(whole) == "pass"
     assert whole.figures["loss"] == whole.figures["reference"], "both are of the processor"
 
-    build = PreparedJob.build_algorithm
+    build = RehearsedJob.build_algorithm
 
-    def with_broken_head(self: PreparedJob, device: Any, changed: Any = None) -> Any:
+    def with_broken_head(self: RehearsedJob, device: Any, changed: Any = None) -> Any:
         algorithm = build(self, device, changed)
         if changed is None:  # the one on the device
             algorithm.head_factor.mul_(0.5)
         return algorithm
 
-    monkeypatch.setattr(PreparedJob, "build_algorithm", with_broken_head)
+    monkeypatch.setattr(RehearsedJob, "build_algorithm", with_broken_head)
     broken = step_rows.loss_row("CARFT", prepared)
-    assert state_of(broken) == "failure" and "another on this device" in broken.finding.detail
+    assert state_of(broken) == "failure" and "another on this device" in broken.found
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_a_loss_has_to_be_finite_and_within_the_tolerance_of_its_precision(
     """A twentieth of 2 nats in bf16, a hundredth of them in float32."""
     row = step_rows.judge_loss("CARFT", loss, reference=2.0, precision=precision)
     assert state_of(row) == state
-    assert json.dumps(row.as_dict(), allow_nan=False)
+    assert json.dumps(row_as_dict(row), allow_nan=False)
 
 
 def test_gradients_that_are_not_finite_fail(step: TrainedStep) -> None:
@@ -101,9 +102,7 @@ def test_gradients_that_are_not_finite_fail(step: TrainedStep) -> None:
     )
     parameter.grad[0] = math.nan
     row = step_rows.gradients_row("CARFT", step.algorithm)
-    assert state_of(row) == "failure" and f"1 are not finite, the first of {name}" in (
-        row.finding.detail
-    )
+    assert state_of(row) == "failure" and f"1 are not finite, the first of {name}" in (row.found)
 
 
 # Memory
@@ -138,7 +137,7 @@ def test_too_little_memory_is_told_by_several_errors(error: Exception) -> None:
 
 
 def test_a_batch_that_does_not_fit_fails_with_the_micro_batch_to_set(
-    prepared: PreparedJob, monkeypatch: pytest.MonkeyPatch
+    prepared: RehearsedJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own_step = TrainedStep.of(prepared)
 
@@ -149,12 +148,12 @@ def test_a_batch_that_does_not_fit_fails_with_the_micro_batch_to_set(
     monkeypatch.setattr(job_device, "total_memory", lambda: 4 * 10**9)
     row, use = step_rows.memory_row("CARFT", own_step)
     assert use == MemoryUse(3 * 10**9, 3)
-    assert state_of(row) == "failure" and "micro_batch to 3" in row.finding.remedy
+    assert state_of(row) == "failure" and "micro_batch to 3" in row.remedy
     assert own_step.algorithm.hparams["micro_batch"] == 3, "further steps are taken so"
 
     monkeypatch.setattr(job_device, "total_memory", lambda: 10**9 // 2)
     row, use = step_rows.memory_row("CARFT", own_step)
-    assert use.micro_batch is None and "batch_size" in row.finding.remedy
+    assert use.micro_batch is None and "batch_size" in row.remedy
 
 
 def test_the_peak_memory_of_a_step_is_measured(step: TrainedStep) -> None:
@@ -188,7 +187,7 @@ def test_loaders_that_are_slower_than_the_steps_are_a_warning() -> None:
     slow = speed.speed_row("CARFT", speed_of(100), 60)
 
     assert [state_of(row) for row in (fast, slow)] == ["pass", "warning"]
-    assert "loading bounds it" in slow.finding.detail and "cores" in slow.finding.remedy
+    assert "loading bounds it" in slow.found and "cores" in slow.remedy
 
 
 def test_hours_on_several_cards_are_those_of_a_queue() -> None:
@@ -271,12 +270,14 @@ variants:
     assert [job.variant for job in found] == ["plain", "words"]
 
 
-def test_algorithms_that_read_the_same_data_share_it(prepared: PreparedJob, tmp_path: Path) -> None:
+def test_algorithms_that_read_the_same_data_share_it(
+    prepared: RehearsedJob, tmp_path: Path
+) -> None:
     first = prepared_job.prepare(emoji_job(), {}, tmp_path)
     second = prepared_job.prepare(emoji_job("CLIPFineTune", lr=0.1), {}, tmp_path)
     third = prepared_job.prepare(emoji_job("CLIPFineTune", protocol="clip"), {}, tmp_path)
 
-    assert second.dataset is first.dataset and third.dataset is not first.dataset
+    assert second.job.dataset is first.job.dataset and third.job.dataset is not first.job.dataset
     cpu = torch.device("cpu")
     assert third.build_algorithm(cpu).recorded_facts()["protocol"] == "clip"
     rebuilt = prepared_job.prepare(emoji_job("CLIPFineTune", lr=0.1), {}, tmp_path)

@@ -119,13 +119,14 @@ def _output_folder(arguments: argparse.Namespace) -> Iterator[Path]:
 def _run_here(arguments: argparse.Namespace, plan: LaunchPlan) -> Preflight:
     """Rehearse in this process; prints each row as soon as it is known."""
     from domainbed_carft.preflight.rehearsal import Rehearsal
+    from domainbed_carft.preflight.rows import row_as_dict
     from domainbed_carft.sweep import preflight_file
     from domainbed_carft.sweep.preflight_file import PrintedRow
 
     rehearsal = Rehearsal(plan)
     section = ""
     for row in rehearsal.rows():
-        printed = PrintedRow.model_validate(row.as_dict())
+        printed = PrintedRow.model_validate(row_as_dict(row))
         if not arguments.json:
             section = _print_row(printed, section)
 

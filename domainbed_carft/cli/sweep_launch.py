@@ -29,8 +29,9 @@ REMOVED_FLAGS = {
     "--pictures": "files become batches in one way only",
     "--picture_cache": "evaluation pictures stay in each job's memory; "
     f"${process_variables.PICTURE_MEMORY.name} says how much of it",
+    "--skip_training_in_splits": "new sweeps skip them; for a sweep that was begun with them set "
+    f"{process_variables.SKIP_TRAINING_IN_SPLITS.name}=1",
     "--second_stage": "a launch does all that the sweep lacks, its second stage too",
-    "--skip_training_in_splits": "give --training_in_splits no",
     **{f"--{name}": remedy for name, remedy in options.REMOVED.items()},
 }
 
@@ -76,11 +77,13 @@ def add_job_flags(parser: Any) -> None:
     )
     add(
         "--training_in_splits",
-        choices=("yes", "no"),
-        help="whether to evaluate the training environments' in-splits, too, which takes most of "
-        "the evaluation's time and which no selection uses (default: the opposite of "
+        action="store_false",
+        dest="skip_training_in_splits",
+        default=None,
+        help="also evaluate the training environments' in-splits, which takes most of the "
+        "evaluation's time and which no selection uses (default: "
         f"${process_variables.SKIP_TRAINING_IN_SPLITS.name}, else as the sweep was begun; new "
-        "sweeps: no)",
+        "sweeps skip them)",
     )
     add(
         "--log",
@@ -156,7 +159,6 @@ def plan(arguments: argparse.Namespace) -> LaunchPlan:
     from domainbed_carft.sweep import launch
     from domainbed_carft.sweep.launch import JobSettings
 
-    in_splits = arguments.training_in_splits
     return launch.plan(
         arguments.sweep,
         arguments.data_dir,
@@ -167,7 +169,7 @@ def plan(arguments: argparse.Namespace) -> LaunchPlan:
             keep_weights=arguments.keep_weights,
             log=arguments.log,
         ),
-        skip_training_in_splits=None if in_splits is None else in_splits == "no",
+        skip_training_in_splits=arguments.skip_training_in_splits,
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from domainbed_carft import process_variables
-from domainbed_carft.doctor.findings import OK, Finding
+from domainbed_carft.doctor import OK, Finding
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.launchers import pool
@@ -34,9 +34,9 @@ from domainbed_carft.preflight import (
 )
 from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.cost import Measurements
-from domainbed_carft.preflight.prepared_job import PreparedJob
+from domainbed_carft.preflight.prepared_job import RehearsedJob
 from domainbed_carft.preflight.recipes import Recipe, recipes_of, zero_shot_jobs
-from domainbed_carft.preflight.rows import Row, guarded, skipped_row, verdict
+from domainbed_carft.preflight.rows import guarded, row_as_dict, skipped_row, verdict
 from domainbed_carft.preflight.step_rows import TrainedStep
 from domainbed_carft.sweep import host, preflight_file
 from domainbed_carft.sweep.launch import LaunchPlan
@@ -56,11 +56,11 @@ class Rehearsal:
     plan: LaunchPlan
     measurements: Measurements = field(default_factory=Measurements)
     datasets: dict[str, Dataset] = field(default_factory=dict)
-    made_rows: list[Row] = field(default_factory=list)
+    made_rows: list[Finding] = field(default_factory=list)
     job_costs: list[JobCost] = field(default_factory=list)
     hours: list[float] = field(default_factory=list)
     _has_clip: dict[str, bool] = field(default_factory=dict)  # by its name, once looked at
-    _later_rows: list[Row] = field(default_factory=list)  # of speeds, under one heading
+    _later_rows: list[Finding] = field(default_factory=list)  # of speeds, under one heading
 
     def __post_init__(self) -> None:
         self.datasets |= self.plan.declaration.facts
@@ -70,7 +70,7 @@ class Rehearsal:
         """All jobs of the sweep, those of a second stage, too."""
         return [*self.plan.jobs, *self.plan.waiting_jobs]
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Finding]:
         """Make the rows, in the order in which they are printed.
 
         Meanwhile this process has the variables of a job.
@@ -87,7 +87,7 @@ class Rehearsal:
                 self.made_rows.append(row)
                 yield row
 
-    def _all_rows(self, findings: Future[list[Finding]], folder: Path) -> Iterator[Row]:
+    def _all_rows(self, findings: Future[list[Finding]], folder: Path) -> Iterator[Finding]:
         yield from self._environment_rows(findings)
         yield from data_rows.verdict_rows(self.plan.verdicts)
         if not host.skips_in_splits():
@@ -112,19 +112,19 @@ class Rehearsal:
                 yield skipped_row("one step", name, reason)
         yield from guarded("speed and cost", "hours", partial(self._cost_rows, recipes))
 
-    def _environment_rows(self, findings: Future[list[Finding]]) -> Iterator[Row]:
-        yield from environment.environment_rows(findings.result())
+    def _environment_rows(self, findings: Future[list[Finding]]) -> Iterator[Finding]:
+        yield from findings.result()
         yield environment.lock_row(self.plan.output)
         free = job_device.free_memory()
         yield environment.memory_row(free, job_device.total_memory(), job_device.name())
 
-    def _data_rows(self, job: Job, folder: Path) -> Iterator[Row]:
+    def _data_rows(self, job: Job, folder: Path) -> Iterator[Finding]:
         """The CLIP, pictures, zero-shot accuracy and loaders of the data set of a job."""
         variables = self.plan.variables(job)
         clip = prepared_job.clip_of(job, variables, folder)
         if clip and clip not in self._has_clip:
             row = data_rows.weights_row(clip)
-            self._has_clip[clip] = row.finding.state == OK
+            self._has_clip[clip] = row.state == OK
             yield row
         if clip and not self._has_clip[clip]:
             yield skipped_row("zero-shot gate", job.key.dataset, f"{clip} has a failure above")
@@ -137,7 +137,7 @@ class Rehearsal:
             yield data_rows.decoding_row(zero_shot)
         yield zero_shot_gate.gate_row(zero_shot)
         if is_new:
-            sizes = tuple(len(environment) for environment in zero_shot.dataset)
+            sizes = tuple(len(environment) for environment in zero_shot.job.dataset)
             self.datasets[name] = replace(self.datasets[name], pictures=sizes)
             self._measure_loading(job, variables, folder)
 
@@ -148,13 +148,13 @@ class Rehearsal:
         self.measurements.loading[job.key.dataset] = loading
         shared_memory = environment.shared_memory_row(
             prepared.picture_bytes,
-            prepared.hparams["batch_size"],
+            prepared.job.hparams["batch_size"],
             prepared.worker_count,
             environment.free_shared_memory(),
         )
         self._later_rows += [shared_memory, speed.loading_row(prepared, loading)]
 
-    def _recipe_rows(self, recipe: Recipe, folder: Path) -> Iterator[Row]:
+    def _recipe_rows(self, recipe: Recipe, folder: Path) -> Iterator[Finding]:
         """The rows on a step of a recipe, and on its speed."""
         prepared = self._prepare(recipe.job, folder)
         yield step_rows.loss_row(recipe.label, prepared)  # before the batch fills the device
@@ -174,7 +174,7 @@ class Rehearsal:
         if loading:
             self._later_rows.append(speed.speed_row(recipe.label, step_speed, loading))
 
-    def _cost_rows(self, recipes: Sequence[Recipe]) -> Iterator[Row]:
+    def _cost_rows(self, recipes: Sequence[Recipe]) -> Iterator[Finding]:
         yield from self._later_rows
         self.job_costs = cost.job_costs(recipes, self.measurements)
         skips = bool(self.plan.skips_training_in_splits)
@@ -183,7 +183,7 @@ class Rehearsal:
         if self.measurements.weights:
             yield self._disk_row(recipes)
 
-    def _disk_row(self, recipes: Sequence[Recipe]) -> Row:
+    def _disk_row(self, recipes: Sequence[Recipe]) -> Finding:
         """Whether the weights of all jobs, and the states of those that run, fit on the disk."""
         weights = self.measurements.weights
         jobs_left = {job.folder for job in (*self.plan.jobs_to_run, *self.plan.waiting_jobs)}
@@ -200,7 +200,7 @@ class Rehearsal:
             output=self.plan.output,
         )
 
-    def _prepare(self, job: Job, folder: Path) -> PreparedJob:
+    def _prepare(self, job: Job, folder: Path) -> RehearsedJob:
         return prepared_job.prepare(job, self.plan.variables(job), folder)
 
     def as_file(self) -> Preflight:
@@ -215,7 +215,7 @@ class Rehearsal:
             device=job_device.name(),
             verdict=verdict(self.made_rows),
             hours=hours if self.hours and math.isfinite(hours) else None,
-            rows=[PrintedRow.model_validate(row.as_dict()) for row in self.made_rows],
+            rows=[PrintedRow.model_validate(row_as_dict(row)) for row in self.made_rows],
             costs=self.job_costs,
         )
 

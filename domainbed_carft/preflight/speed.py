@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
+from domainbed_carft.doctor import Finding
 from domainbed_carft.machine import devices
 from domainbed_carft.preflight import device as job_device
-from domainbed_carft.preflight.prepared_job import PreparedJob, quiet
-from domainbed_carft.preflight.rows import Row, passed_row, warning_row
+from domainbed_carft.preflight.prepared_job import RehearsedJob, quiet
+from domainbed_carft.preflight.rows import passed_row, warning_row
 from domainbed_carft.preflight.step_rows import TrainedStep
 
 SECTION = "speed and cost"
@@ -40,7 +41,7 @@ def measuring_seconds() -> float:
     return SECONDS if job_device.has_gpu() else SECONDS_ON_PROCESSOR
 
 
-def measure_loading(prepared: PreparedJob, seconds: float) -> float:
+def measure_loading(prepared: RehearsedJob, seconds: float) -> float:
     """Pictures a second that the loaders of a prepared job deliver."""
     with prepared.loaded_batches(devices.default_device()) as batches, quiet():
         n_steps, seconds_taken = _repeat(
@@ -87,9 +88,9 @@ def _prediction_speed(step: TrainedStep, seconds: float) -> float:
     return n_batches * len(pictures) / seconds_taken
 
 
-def _read_ahead(prepared: PreparedJob) -> int:
+def _read_ahead(prepared: RehearsedJob) -> int:
     """Steps whose batches the loader processes have ready at the beginning, and one more."""
-    return -(-2 * prepared.worker_count // max(1, len(prepared.training_envs))) + 1
+    return -(-2 * prepared.worker_count // max(1, len(prepared.job.training_envs))) + 1
 
 
 def _repeat(
@@ -113,15 +114,15 @@ def _repeat(
     return count, time.monotonic() - started
 
 
-def loading_row(prepared: PreparedJob, loading: float) -> Row:
+def loading_row(prepared: RehearsedJob, loading: float) -> Finding:
     """The row of a data set's loaders, which deliver ``loading`` pictures a second."""
     workers = prepared.worker_count or "no"
     detail = f"{loading:,.0f} pictures a second from files, by {workers} loader processes"
-    name = f"loading {Path(prepared.args.dataset).name}"
+    name = f"loading {Path(prepared.job.args.dataset).name}"
     return passed_row(SECTION, name, detail, files=loading)
 
 
-def speed_row(label: str, speed: StepSpeed, loading: float) -> Row:
+def speed_row(label: str, speed: StepSpeed, loading: float) -> Finding:
     """The row of an algorithm's steps, and what bounds its job."""
     is_bound_by_loading = loading < _LOADING_BOUNDS * speed.steps
     device = "the GPU" if job_device.has_gpu() else "the processor"

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from domainbed_carft.doctor import Finding
 from domainbed_carft.machine import devices
 from domainbed_carft.preflight import device as job_device
-from domainbed_carft.preflight.prepared_job import Batch, PreparedJob, quiet
+from domainbed_carft.preflight.prepared_job import Batch, RehearsedJob, quiet
 from domainbed_carft.preflight.rows import (
-    Row,
     failed_row,
     passed_row,
     row_of_problem,
@@ -51,12 +51,12 @@ class MemoryUse:
 class TrainedStep:
     """An algorithm on the device with a batch of its job, ready to take steps."""
 
-    prepared: PreparedJob
+    prepared: RehearsedJob
     algorithm: Any
     batches: Sequence[Batch]
 
     @classmethod
-    def of(cls, prepared: PreparedJob) -> TrainedStep:
+    def of(cls, prepared: RehearsedJob) -> TrainedStep:
         """The algorithm of a prepared job, and the batch of one of its steps."""
         device = devices.default_device()
         with prepared.loaded_batches(device) as loaded, quiet():
@@ -80,7 +80,7 @@ def take_step(algorithm: Any, batches: Sequence[Batch]) -> Mapping[str, Tensor]:
     return values
 
 
-def loss_row(label: str, prepared: PreparedJob) -> Row:
+def loss_row(label: str, prepared: RehearsedJob) -> Finding:
     """Whether a step's loss is finite, and near that of float32 on the processor."""
     device = devices.default_device()
     with prepared.loaded_batches(device) as loaded:
@@ -93,7 +93,7 @@ def loss_row(label: str, prepared: PreparedJob) -> Row:
     return judge_loss(label, loss, reference, prepared.precision)
 
 
-def judge_loss(label: str, loss: float, reference: float, precision: str) -> Row:
+def judge_loss(label: str, loss: float, reference: float, precision: str) -> Finding:
     """The row of a loss beside its ``reference``; ``precision``: a key of TOLERANCES."""
     tolerance = TOLERANCES[precision] * max(1.0, abs(reference))
     detail = (
@@ -116,7 +116,7 @@ def first_pictures(batches: Sequence[Batch], count: int) -> list[Batch]:
     return [(pictures[:of_each], labels[:of_each]) for pictures, labels in batches]
 
 
-def gradients_row(label: str, algorithm: Any) -> Row:
+def gradients_row(label: str, algorithm: Any) -> Finding:
     """Whether all gradients of the step that was taken last are finite."""
     gradients = {
         name: parameter.grad
@@ -139,7 +139,7 @@ def weights_bytes(algorithm: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def memory_row(label: str, step: TrainedStep) -> tuple[Row, MemoryUse]:
+def memory_row(label: str, step: TrainedStep) -> tuple[Finding, MemoryUse]:
     """The peak memory of a step against the device's, and a micro-batch that fits."""
     total = job_device.total_memory()
 
@@ -156,7 +156,7 @@ def memory_row(label: str, step: TrainedStep) -> tuple[Row, MemoryUse]:
     return judge_memory(label, use, total, declared), use
 
 
-def judge_memory(label: str, use: MemoryUse, total: int, declared: int) -> Row:
+def judge_memory(label: str, use: MemoryUse, total: int, declared: int) -> Finding:
     """The row of the memory that steps take, on a device with ``total`` bytes.
 
     ``declared``: the hparam micro_batch of the job.
