@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -84,16 +85,13 @@ def evaluated(words: list[str], way: str) -> tuple[float, float, dict[str, float
     for name in train.UNRECORDED_FLAGS:
         del vars(args)[name]
     hparams = preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
-    preparation.seed_everything(0)
     with contextlib.redirect_stdout(io.StringIO()):
-        dataset, environments = preparation.load_environments(args, hparams)
-        limit = MEMORY if way == IN_MEMORY else 0
-        pictures = picture_batches.choose(dataset, limit)
+        job = preparation.prepare(args, hparams, MEMORY if way == IN_MEMORY else 0)
         if way == TRANSFORMS:
-            pictures = picture_batches.Pictures()
+            job = dataclasses.replace(job, pictures=picture_batches.Pictures())
         with training.stopping.StopSignals() as stop, JobFolder(args.output_dir).claim(1) as lock:
-            run = training.Run(args, hparams, dataset, environments, None, stop, lock, pictures)
-            run.batches.begin(1, True, False, run.n_workers, pictures)
+            run = training.Run(job, None, stop, lock)
+            run.batches.begin(1, True, False, run.n_workers, job.pictures)
             with contextlib.closing(run.batches):
                 run.evaluator.accuracies()
                 run.batches.step_batches()

@@ -304,7 +304,7 @@ def test_a_small_job_submits_the_second_stage_after_the_first(tmp_path):
     wait_for(lambda: look(out)["counts"]["done"] == 3, 400)
     search = look(out)["search"]
     assert search["first_stage"]["done"] == 2 and search["second_stage"]["done"] == 1
-    assert search["command"] is None and search["chosen"][0]["members"] == 2
+    assert not search["needs_launch"] and search["chosen"][0]["members"] == 2
 
 
 def test_cancel_ends_the_small_job_of_the_second_stage_too(tmp_path):

@@ -217,12 +217,11 @@ def test_a_new_sweep_skips_the_training_in_splits_until_a_flag_undoes_it(
 ):
     assert values("--launcher", "local") == values() == "1"
     stdout = capsys.readouterr().out
-    assert "Evaluation: without training in-splits (--training_in_splits yes adds them)" in stdout
-    assert values("--training_in_splits", "yes") == values() == "0"
-    assert values("--launcher", "slurm") == "0"
-    assert values("--training_in_splits", "no") == values() == "1"
-    monkeypatch.setenv(SKIP_VARIABLE, "0")
-    assert values() == "0"
+    assert "Evaluation: without training in-splits (--training_in_splits adds them)" in stdout
+    assert values("--training_in_splits") == values() == values("--launcher", "slurm") == "0"
+    monkeypatch.setenv(SKIP_VARIABLE, "1")
+    assert values() == "1"
+    assert values("--training_in_splits") == "0"
 
 
 @pytest.mark.parametrize(

@@ -110,13 +110,12 @@ def test_retry_clean_and_cancel_return_reports(sweep):
 
     state = states.of_output(folder)
     assert state.as_dict()["counts"]["failed"] == 1 and not state.is_moving
-    assert upkeep.clean(state).as_dict() == {"files": [str(done.folder / "state.pt")], "jobs": []}
-    assert upkeep.retry(folder).as_dict() == {
-        "failed": [str(failed.folder)],
-        "retried": [str(failed.folder)],
-    }
-    assert upkeep.cancel(state).as_dict() == {"slurm_jobs": [], "stopped": [], "unreachable": []}
+    assert upkeep.clean(state) == upkeep.CleanReport(files=[done.folder / "state.pt"])
+    retried = upkeep.retry(folder)
+    assert [status.job.folder for status in retried.failed] == [failed.folder]
+    assert retried.retried == retried.failed
+    assert upkeep.cancel(state) == upkeep.CancelReport([], [], [])
 
-    deleted = upkeep.delete_jobs(folder, state.statuses).as_dict()["jobs"]
-    assert str(failed.folder) in deleted and str(done.folder) not in deleted
+    deleted = upkeep.delete_jobs(folder, state.statuses).jobs
+    assert failed.folder in deleted and done.folder not in deleted
     assert listed_folders(folder) == {done.folder}

@@ -97,7 +97,7 @@ def _train(declaration: Declaration, output: Path, description: str) -> None:
 
     sweep_folder = output / "sweep"
     # No selection uses the training in-splits, which are two thirds of the evaluation.
-    plan = launch.plan(declaration, DATA_DIR, sweep_folder, skip_training_in_splits=True)
+    plan = launch.plan(declaration, DATA_DIR, sweep_folder)
     unfinished_jobs = launch.run_plan(plan)
     if unfinished_jobs:
         first = unfinished_jobs[0]

@@ -88,7 +88,6 @@ PAGES = {
         "A B [--json]",
         {
             "carft diff OUT/JOB OUT/JOB2": "two runs",
-            "carft diff OUT peers-emoji": "a sweep and a declaration",
         },
     ),
     "carft evaluate": HelpPage(

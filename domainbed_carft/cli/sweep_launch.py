@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +29,16 @@ REMOVED_FLAGS = {
     "--pictures": "files become batches in one way only",
     "--picture_cache": "evaluation pictures stay in each job's memory; "
     f"${process_variables.PICTURE_MEMORY.name} says how much of it",
+    "--skip_training_in_splits": "new sweeps skip them; for a sweep that was begun with them set "
+    f"{process_variables.SKIP_TRAINING_IN_SPLITS.name}=1",
     "--second_stage": "a launch does all that the sweep lacks, its second stage too",
-    "--skip_training_in_splits": "give --training_in_splits no",
     **{f"--{name}": remedy for name, remedy in options.REMOVED.items()},
 }
 
 # The options of all launchers, by name.
 FIELDS = {field.name: field for kind in OPTIONS.values() for field in dataclasses.fields(kind)}
+POOL_FLAGS = [field.name for field in dataclasses.fields(OPTIONS["pool"])]
+SLURM_FLAGS = [name for name in FIELDS if name not in POOL_FLAGS]
 
 
 def add_to(subcommands: Any) -> None:
@@ -59,6 +62,7 @@ def _add_launch_flags(parser: Any) -> None:
     add("--output_dir", type=Path, required=True, help="folder for the jobs")
     add("--dry-run", action="store_true", help="print the cost, and run nothing")
     add_yes(parser)
+    removed_flags.refuse(parser, REMOVED_FLAGS)
 
 
 def add_job_flags(parser: Any) -> None:
@@ -71,14 +75,15 @@ def add_job_flags(parser: Any) -> None:
         help="weights to keep: last, best in validation, both or none (default: "
         f"${process_variables.KEEP_WEIGHTS.name}, else both)",
     )
-    removed_flags.refuse(parser, REMOVED_FLAGS)
     add(
         "--training_in_splits",
-        choices=("yes", "no"),
-        help="whether to evaluate the training environments' in-splits, too, which takes most of "
-        "the evaluation's time and which no selection uses (default: the opposite of "
+        action="store_false",
+        dest="skip_training_in_splits",
+        default=None,
+        help="also evaluate the training environments' in-splits, which takes most of the "
+        "evaluation's time and which no selection uses (default: "
         f"${process_variables.SKIP_TRAINING_IN_SPLITS.name}, else as the sweep was begun; new "
-        "sweeps: no)",
+        "sweeps skip them)",
     )
     add(
         "--log",
@@ -93,16 +98,26 @@ def add_job_flags(parser: Any) -> None:
 
 def add_launcher_flags(parser: Any) -> None:
     """Add ``--launcher`` and the options of all launchers."""
-    add = parser.add_argument_group("launcher").add_argument
-    add("--launcher", default="pool", help=f"{', '.join(OPTIONS)} (default: pool, on this machine)")
-    for name, field in FIELDS.items():
+    group = parser.add_argument_group("launcher")
+    launchers = ", ".join(OPTIONS)
+    group.add_argument(
+        "--launcher", default="pool", help=f"{launchers} (default: pool, on this machine)"
+    )
+    add_launcher_options(group, FIELDS)
+
+
+def add_launcher_options(parser: Any, names: Iterable[str]) -> None:
+    """Add a flag for each of these options of launchers."""
+    for name in names:
+        field = FIELDS[name]
         launchers = ", ".join(kind for kind, options in OPTIONS.items() if hasattr(options, name))
         description = field.metadata["help"]
         if field.default not in (None, ()) and "default" not in description:
             description += f" (default: {field.default})"
 
         action = "append" if field.metadata["repeated"] else "store"
-        add(f"--{name}", action=action, metavar="VALUE", help=f"{launchers}: {description}")
+        help_text = f"{launchers}: {description}"
+        parser.add_argument(f"--{name}", action=action, metavar="VALUE", help=help_text)
 
 
 def _launch(arguments: argparse.Namespace) -> int:
@@ -134,7 +149,7 @@ def _launch(arguments: argparse.Namespace) -> int:
         print(printing.failures(unfinished, launch_plan.output), file=sys.stderr)
     elif launch_plan.launcher_name == "slurm" and launch_plan.jobs_to_run:
         watch = printing.command_line("status", launch_plan.output)
-        print(f"Submitted. To watch the jobs: watch -n 30 {watch}")
+        print(f"Submitted. To watch the jobs: {watch}")
         _print_waiting(states.of_output(launch_plan.output).statuses)
     return int(bool(unfinished))
 
@@ -144,7 +159,6 @@ def plan(arguments: argparse.Namespace) -> LaunchPlan:
     from domainbed_carft.sweep import launch
     from domainbed_carft.sweep.launch import JobSettings
 
-    in_splits = arguments.training_in_splits
     return launch.plan(
         arguments.sweep,
         arguments.data_dir,
@@ -155,7 +169,7 @@ def plan(arguments: argparse.Namespace) -> LaunchPlan:
             keep_weights=arguments.keep_weights,
             log=arguments.log,
         ),
-        skip_training_in_splits=None if in_splits is None else in_splits == "no",
+        skip_training_in_splits=arguments.skip_training_in_splits,
     )
 
 

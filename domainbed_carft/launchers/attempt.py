@@ -47,7 +47,7 @@ VariablesOf = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """The outcome of a job in one call of a launcher, and of the last attempt at it.
 
     "failed" jobs are not to be retried, "again" are those that may be, "held" ones are run by
@@ -72,7 +72,7 @@ class Outcome:
 
 
 # Of jobs and maybe VariablesOf: the outcomes of those not done, None if it does not wait.
-Launcher = Callable[..., list[Outcome] | None]
+Launcher = Callable[..., list[JobOutcome] | None]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Command(Job):
         return list(self.words)
 
 
-def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[Outcome] | None:
+def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[JobOutcome] | None:
     """Have a launcher run jobs given as command lines, as DomainBed's and its forks' sweeps do.
 
     T3A and DPLCLIP write ``NAME=value python -m ...`` for a shell; no shell is involved here.
@@ -122,7 +122,7 @@ def run(
     variables: Mapping[str, str],
     children: Children,
     patience: float = 0.25,
-) -> Outcome:
+) -> JobOutcome:
     """Make one attempt at a job, unless it is done, held by another process, or failed for good.
 
     ``patience``: seconds to wait for another process's lock.
@@ -136,17 +136,19 @@ def run(
                     _attempt(folder, job.command, variables, lock.descriptor, children)
         return _outcome(folder)
     except Held as held:
-        return Outcome(job.folder, "held", last_words=str(held))
+        return JobOutcome(job.folder, "held", last_words=str(held))
     except (OSError, CarftError) as error:  # of the folder: no attempt can be made, or noted
         if is_no_space(error):
-            return Outcome(job.folder, "no space", job_folder.NO_SPACE, last_words=str(error))
-        return Outcome(job.folder, "failed", status=CANNOT_START, attempts=1, last_words=str(error))
+            return JobOutcome(job.folder, "no space", job_folder.NO_SPACE, last_words=str(error))
+        return JobOutcome(
+            job.folder, "failed", status=CANNOT_START, attempts=1, last_words=str(error)
+        )
 
 
-def _outcome(folder: JobFolder) -> Outcome:
+def _outcome(folder: JobFolder) -> JobOutcome:
     """The outcome of a job whose last attempt has ended."""
     if folder.done:
-        return Outcome(folder.path, "done")
+        return JobOutcome(folder.path, "done")
 
     attempts = folder.attempts()
     last_attempt = attempts[-1]
@@ -160,7 +162,7 @@ def _outcome(folder: JobFolder) -> Outcome:
     elif last_attempt.status in UNCOUNTED_STATUSES:
         result = "interrupted"
 
-    return Outcome(
+    return JobOutcome(
         folder=folder.path,
         result=result,
         status=last_attempt.status,

@@ -18,7 +18,7 @@ from domainbed_carft.jobs.folder import MAX_ATTEMPTS
 from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt
-from domainbed_carft.launchers.attempt import Children, Outcome, VariablesOf, stopping
+from domainbed_carft.launchers.attempt import Children, JobOutcome, VariablesOf, stopping
 from domainbed_carft.launchers.launch_file import announce
 from domainbed_carft.launchers.options import PoolOptions
 
@@ -41,7 +41,7 @@ class Pool:
     options: PoolOptions
     name: str = "pool"
 
-    def __call__(self, jobs: Sequence[Job], variables_of: VariablesOf = None) -> list[Outcome]:
+    def __call__(self, jobs: Sequence[Job], variables_of: VariablesOf = None) -> list[JobOutcome]:
         """Run all jobs, one at a time in each slot, with the slot's variables below their own.
 
         A job that failed is retried after all others. Returns the outcomes of those that are not
@@ -50,8 +50,8 @@ class Pool:
         """
         raise_for(self.problems())
         waiting = deque(jobs)
-        not_done: list[Outcome] = []
-        without_space: list[Outcome] = []
+        not_done: list[JobOutcome] = []
+        without_space: list[JobOutcome] = []
         interruptions: Counter[Path] = Counter()
         fork_server = ForkServer(detached=True)
         children = Children(fork_server)

@@ -279,23 +279,20 @@ class Slurm:
         function: Callable[[], None],
         sweep: Path,
         name: str,
-        after: Iterable[str] = (),
-        is_small: bool = True,
+        after: Iterable[str],
     ) -> str:
         """Submit one job that calls a function when the jobs ``after`` have ended.
 
-        It has one core and no GPU if it ``is_small``, else what a job of the sweep has. It is
-        listed among the launches of the folder ``sweep`` as ``name``. Returns its SLURM id. Raises
-        CarftError if SLURM does not take it.
+        It has one core and no GPU, and is listed among the launches of the folder ``sweep`` as
+        ``name``. Returns its SLURM id. Raises CarftError if SLURM does not take it.
         """
         launch = launch_file.begin("slurm", sweep, name)
         parameters = self.parameters(":".join(after))
         parameters.pop("array_parallelism")
         parameters["job_name"] = f"carft-{name}"
-        if is_small:
-            for parameter in ("gpus_per_node", "mem"):
-                parameters.pop(parameter, None)
-            parameters |= {"cpus_per_task": 1, "srun_args": []}
+        for parameter in ("gpus_per_node", "mem"):
+            parameters.pop(parameter, None)
+        parameters |= {"cpus_per_task": 1, "srun_args": []}
 
         try:
             os.close(launch.write())

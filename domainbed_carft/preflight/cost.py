@@ -7,10 +7,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from domainbed_carft.doctor import Finding
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.preflight.recipes import Recipe
-from domainbed_carft.preflight.rows import Row, passed_row, skipped_row
+from domainbed_carft.preflight.rows import passed_row, skipped_row
 from domainbed_carft.preflight.speed import SECTION, StepSpeed
 from domainbed_carft.sweep import costs
 from domainbed_carft.sweep.preflight_file import JobCost
@@ -24,12 +25,14 @@ _HOUR = 3600
 class Measurements:
     """All speeds of a rehearsal: of each data set's loaders, and of each recipe by its label.
 
-    ``loading``: pictures a second, by the data set. ``peak_memory``: bytes, by the label.
+    ``loading``: pictures a second, by the data set. ``peak_memory`` and ``weights``: bytes, by the
+    label.
     """
 
     loading: dict[str, float] = field(default_factory=dict)
     steps: dict[str, StepSpeed] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
 
 
 def training_seconds(speed: StepSpeed, measured_on: float, loading: float) -> float:
@@ -104,7 +107,7 @@ def hours_on_cards(hours: Sequence[float], cards: int) -> float:
     return max(free_at)
 
 
-def cost_rows(jobs: Sequence[Job], hours: Sequence[float], cards_here: int) -> Iterator[Row]:
+def cost_rows(jobs: Sequence[Job], hours: Sequence[float], cards_here: int) -> Iterator[Finding]:
     """The hours of the jobs of each data set, and of the sweep on one card or several."""
     if all(map(math.isnan, hours)):
         yield skipped_row(SECTION, "hours", "no speed was measured")

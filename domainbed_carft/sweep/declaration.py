@@ -141,7 +141,7 @@ class Trials(Keys):
         return seeds_of(self.trials)
 
 
-class Search(Keys):
+class DeclaredSearch(Keys):
     """Hyperparameters that are chosen by validation: listed values, draws, or both.
 
     With ``choose_on`` the search has two stages: all members are trained on these trials, and the
@@ -187,7 +187,7 @@ class Override(Variant):
 
 
 @dataclass(frozen=True)
-class Cell:
+class SweepCell:
     """What has its own row in a table: a variant's jobs on one data set, of one algorithm.
 
     ``name``: the variant's, the folder of its jobs where nothing is searched.
@@ -215,7 +215,7 @@ class Shape(Keys):
     overrides: list[Override] = []
     variants: dict[FolderName, Variant] = {}
     grid: dict[str, Distinct[Setting]] = {}
-    search: Search | None = None
+    search: DeclaredSearch | None = None
     test_environments: OneOrEach[Division, dict[DatasetName, Division]] = {}
     selection: Distinct[MethodName] = ["training-domain", "oracle"]
     # None is another job than "domainbed"
@@ -269,13 +269,13 @@ class Shape(Keys):
             variants_by_folder[folder] = variant.model_copy(update={"hparams": hparams})
         return variants_by_folder
 
-    def cells(self) -> Iterator[Cell]:
+    def cells(self) -> Iterator[SweepCell]:
         """All cells, variant by variant."""
         for (name, variant), dataset, algorithm in itertools.product(
             self.settings.items(), self.datasets, self.algorithms
         ):
             if variant.covers(dataset, algorithm):
-                yield Cell(name, variant, dataset, algorithm)
+                yield SweepCell(name, variant, dataset, algorithm)
 
     def members(self, dataset: str, algorithm: str) -> list[Values]:
         """The combinations of searched values; a single empty one if nothing is searched."""
@@ -363,7 +363,7 @@ def _indices(environments: Any, labels: Sequence[str]) -> set[int]:
 
 
 # The roles that jobs of a cell with these test environments have.
-_RolesOf = Callable[[Cell, Sequence[int]], list[Role]]
+_RolesOf = Callable[[SweepCell, Sequence[int]], list[Role]]
 
 
 class Declaration(Shape):
@@ -372,7 +372,7 @@ class Declaration(Shape):
     facts: Mapping[str, Dataset] = {}
     text: str = ""
 
-    def checkpoint_freq_of(self, cell: Cell) -> int:
+    def checkpoint_freq_of(self, cell: SweepCell) -> int:
         """Declared steps from one checkpoint to the next; 0 leaves them to the data set."""
         for layer in (cell.variant, *reversed(self.overrides)):
             if layer.checkpoint_freq and layer.covers(cell.dataset, cell.algorithm):
@@ -390,7 +390,7 @@ class Declaration(Shape):
         stage = CHOOSE if self.has_stages else ""
         trials = self.choosing_trials if self.has_stages else self.trial_seeds
 
-        def roles(cell: Cell, test_envs: Sequence[int]) -> list[Role]:
+        def roles(cell: SweepCell, test_envs: Sequence[int]) -> list[Role]:
             members = self.members(cell.dataset, cell.algorithm)
             if self.has_stages and len(members) < 2:  # there is nothing to choose
                 return []
@@ -410,7 +410,7 @@ class Declaration(Shape):
             row = (choice.cell, choice.dataset, choice.algorithm)
             chosen_of_cell.setdefault(row, []).append(choice)
 
-        def roles(cell: Cell, test_envs: Sequence[int]) -> list[Role]:
+        def roles(cell: SweepCell, test_envs: Sequence[int]) -> list[Role]:
             members = self.members(cell.dataset, cell.algorithm)
             values = [
                 choice.values
@@ -440,7 +440,7 @@ class Declaration(Shape):
             if not variant.covers(dataset, algorithm):
                 continue
 
-            cell = Cell(name, variant, dataset, algorithm)
+            cell = SweepCell(name, variant, dataset, algorithm)
             for test_envs, choice in itertools.product(self.targets(dataset), self.choices):
                 seed = seed_hash(dataset, algorithm, test_envs, choice, trial)
                 for role in roles_of(cell, test_envs):
@@ -455,7 +455,7 @@ class Declaration(Shape):
         return jobs
 
     def _common_arguments(
-        self, cell: Cell, values: Mapping[str, Any], data_dir: str, trial: int
+        self, cell: SweepCell, values: Mapping[str, Any], data_dir: str, trial: int
     ) -> dict[str, Any]:
         """The arguments that a cell's jobs of one trial and member share."""
         arguments: dict[str, Any] = {
@@ -476,7 +476,7 @@ class Declaration(Shape):
             arguments["hparams"] = json.dumps(hparams, sort_keys=True)
         return arguments
 
-    def _job(self, args: Mapping[str, Any], cell: Cell, role: Role, output: Path) -> Job:
+    def _job(self, args: Mapping[str, Any], cell: SweepCell, role: Role, output: Path) -> Job:
         """A job in its folder; without a role that says more than its arguments."""
         folder = cell.name if role.stage == REPEAT else folder_name(cell.name, role.values)
         together = self.leaves_out_together(cell.dataset) and len(args["test_envs"]) > 1

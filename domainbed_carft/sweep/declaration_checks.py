@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,18 +36,11 @@ _FEWEST_ENVIRONMENTS_FOR_LEAVE_ONE_OUT = 3
 _KINDS = {"datasets": "data set", "algorithms": "algorithm"}
 
 
-@dataclass(frozen=True)
-class CheckedNames:
-    """The facts of each known data set of a sweep, and all problems of its names and values."""
-
-    datasets: dict[str, Dataset]
-    problems: list[Problem]
-
-
-def check(shape: Shape, source: YamlSource) -> CheckedNames:
+def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[Problem]]:
     """Look up all names of a sweep in the domainbed in use, and check its hyperparameters.
 
-    Raises CarftError if that domainbed cannot be imported, or a user's own methods cannot be used.
+    Returns the facts of each known data set, and all problems of names and values. Raises
+    CarftError if that domainbed cannot be imported, or a user's own methods cannot be used.
     """
     host.require_own_methods()
     published_rows = list(dict.fromkeys(figure["method"] for figure in published.figures()))
@@ -67,12 +61,14 @@ def check(shape: Shape, source: YamlSource) -> CheckedNames:
         *algorithm_problems,
         *row_problems,
         *_problems_of_references(shape, source),
-        *_problems_of_environments(shape, source, datasets),
-        *problems_of_divisions(shape, source, datasets),
-        *problems_of_search(shape, source),
+        *itertools.chain.from_iterable(
+            _problems_of_environments(shape, source, name, facts.labels)
+            for name, facts in datasets.items()
+        ),
+        *_problems_of_search(shape, source),
         *_problems_of_hparams(shape, source, list(datasets), algorithms),
     ]
-    return CheckedNames(datasets, problems)
+    return datasets, problems
 
 
 def _require_listed(kind: str, name: str, valid_names: Sequence[str]) -> str:
@@ -121,28 +117,38 @@ def _blocks(shape: Shape) -> list[tuple[YamlPath, Variant]]:
 
 
 def _problems_of_environments(
-    shape: Shape, source: YamlSource, datasets: Mapping[str, Dataset]
+    shape: Shape, source: YamlSource, dataset: str, labels: Sequence[str]
 ) -> Iterator[Problem]:
-    """Data sets with too few environments, and unknown test environments."""
+    """Too few environments of a data set, unknown ones, and too many that are left out together."""
+    has_leave_one_out = LEAVE_ONE_OUT in shape.selection
     fewest = _FEWEST_ENVIRONMENTS
-    if LEAVE_ONE_OUT in shape.selection:
+    if has_leave_one_out:
         fewest = _FEWEST_ENVIRONMENTS_FOR_LEAVE_ONE_OUT
+    if 1 < len(labels) < fewest:
+        message = f"{dataset} has 2 environments; leave-one-domain-out needs at least 3"
+        place = source.place(("datasets", shape.datasets.index(dataset)))
+        yield Problem(message=message, place=place)
 
-    for name, facts in datasets.items():
-        labels = facts.labels
-        if 1 < len(labels) < fewest:
-            message = f"{name} has 2 environments; leave-one-domain-out needs at least 3"
-            place = source.place(("datasets", shape.datasets.index(name)))
-            yield Problem(message=message, place=place)
+    path: YamlPath = ("test_environments",)
+    if isinstance(shape.test_environments, dict):
+        path = ("test_environments", dataset)
+    valid = [f"{label} ({index})" for index, label in enumerate(labels)]
+    for keys, environment in _listed_environments(shape.division_of(dataset)):
+        if environment_index(environment, labels) is None:
+            message = unknown(f"environment of {dataset}", str(environment), valid)
+            yield Problem(message=message, place=source.place((*path, *keys)))
 
-        path: YamlPath = ("test_environments",)
-        if isinstance(shape.test_environments, dict):
-            path = ("test_environments", name)
-        valid = [f"{label} ({index})" for index, label in enumerate(labels)]
-        for keys, environment in _listed_environments(shape.division_of(name)):
-            if environment_index(environment, labels) is None:
-                message = unknown(f"environment of {name}", str(environment), valid)
-                yield Problem(message=message, place=source.place((*path, *keys)))
+    if len(labels) == 1 or not shape.leaves_out_together(dataset):
+        return
+    if has_leave_one_out:
+        message = f"{LEAVE_ONE_OUT} selects for a single target, not for several together"
+        remedy = "select by training-domain, oracle or both"
+        yield Problem(message=message, remedy=remedy, place=source.place(path))
+    for test_envs in shape.targets(dataset, labels):
+        if len(test_envs) == len(labels):
+            message = f"all {len(labels)} environments of {dataset} are left out"
+            remedy = "keep at least one to train on"
+            yield Problem(message=message, remedy=remedy, place=source.place(path))
 
 
 def _listed_environments(division: Division) -> Iterator[tuple[YamlPath, int | str]]:
@@ -271,9 +277,7 @@ def _problems_of_setting(
             algorithms_with_key[algorithm] = None
             if setting.name in _SWITCHES and setting.value not in (0, 1):
                 yield Problem(setting.name, setting.value, expected="true or false")
-            elif setting.name in ("batch_size", "shots") and not _is_positive_integer(
-                setting.value
-            ):
+            elif setting.name in _COUNTS and not _is_positive_integer(setting.value):
                 yield Problem(setting.name, setting.value, expected="a whole number > 0")
 
     if names_by_algorithm:
@@ -298,36 +302,13 @@ _FIXED_OR_SEARCHED = "a search chooses one value, and a set value leaves nothing
 _GRID_OR_SEARCH = "a grid makes a table for each value, a search chooses one value"
 
 
-def problems_of_search(shape: Shape, source: YamlSource) -> Iterator[Problem]:
+def _problems_of_search(shape: Shape, source: YamlSource) -> Iterator[Problem]:
     """Problems of the key ``search``, at their places."""
     for problem, path in _problems_of_values(shape):
         yield problem.at(source.place(path))
     if shape.search is not None:
         for problem, key in _problems_of_draws_and_stages(shape):
             yield problem.at(source.place(("search", *key)))
-
-
-def problems_of_divisions(
-    shape: Shape, source: YamlSource, datasets: Mapping[str, Dataset]
-) -> Iterator[Problem]:
-    """Problems of environments that are left out together, at their places."""
-    for name, facts in datasets.items():
-        n_environments = len(facts.labels)
-        if n_environments == 1 or not shape.leaves_out_together(name):
-            continue
-
-        path: YamlPath = ("test_environments",)
-        if isinstance(shape.test_environments, dict):
-            path = ("test_environments", name)
-        if LEAVE_ONE_OUT in shape.selection:
-            message = f"{LEAVE_ONE_OUT} selects for a single target, not for several together"
-            remedy = "select by training-domain, oracle or both"
-            yield Problem(message=message, remedy=remedy, place=source.place(path))
-        for test_envs in shape.targets(name, facts.labels):
-            if len(test_envs) == n_environments:
-                message = f"all {n_environments} environments of {name} are left out"
-                remedy = "keep at least one to train on"
-                yield Problem(message=message, remedy=remedy, place=source.place(path))
 
 
 def _problems_of_values(shape: Shape) -> Iterator[tuple[Problem, YamlPath]]:

@@ -16,8 +16,8 @@ from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep import declaration_checks
 from domainbed_carft.sweep.declaration import (
     Declaration,
+    DeclaredSearch,
     Override,
-    Search,
     SearchOverride,
     Seeds,
     Shape,
@@ -35,7 +35,7 @@ _MODELS: dict[Any, type[BaseModel]] = {
     "hparams_seeds": Seeds,
     "overrides": Override,
     "variants": Variant,
-    "search": Search,
+    "search": DeclaredSearch,
     "choose_on": Trials,
     "repeat_on": Trials,
 }
@@ -64,14 +64,13 @@ def parse(text: str, name: str) -> Declaration:
     shape = _parse_shape(document, source)
     _require_few_jobs(shape, source)
 
-    checked = declaration_checks.check(shape, source)
-    problems = checked.problems
+    datasets, problems = declaration_checks.check(shape, source)
     if clash := _shared_folder(shape):
         message = f"several combinations would share {clash}; use named variants instead"
         place = source.place(("grid" if shape.grid else "search",))
         problems.append(Problem(message=message, place=place))
     raise_for(problems)
-    return Declaration.model_construct(**dict(shape), facts=checked.datasets, text=text)
+    return Declaration.model_construct(**dict(shape), facts=datasets, text=text)
 
 
 def included_sweeps() -> dict[str, Path]:

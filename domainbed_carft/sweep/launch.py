@@ -15,7 +15,7 @@ from domainbed_carft.jobs import manifest, own_methods, records
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Search
 from domainbed_carft.launchers import Launcher
-from domainbed_carft.launchers.attempt import Outcome
+from domainbed_carft.launchers.attempt import JobOutcome
 from domainbed_carft.launchers.slurm import Slurm, forget_own_job
 from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep import (
@@ -27,7 +27,7 @@ from domainbed_carft.sweep import (
     search,
     states,
 )
-from domainbed_carft.sweep.costs import Cost, Group
+from domainbed_carft.sweep.costs import CostGroup, JobsCost
 from domainbed_carft.sweep.data_checks import DataVerdict
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.sweep.preflight_file import Preflight
@@ -174,7 +174,7 @@ class LaunchPlan:
             variables[SKIP_VARIABLE] = "1" if self.skips_training_in_splits else "0"
         return variables
 
-    def costs(self, preflight: Preflight | None = None) -> dict[Group, Cost]:
+    def costs(self, preflight: Preflight | None = None) -> dict[CostGroup, JobsCost]:
         """Jobs, steps, pictures and hours of each variant, data set and algorithm, and of all.
 
         ``preflight``: the sweep's rehearsal, for what no record tells.
@@ -283,7 +283,7 @@ def _submit(launch_plan: LaunchPlan) -> list[Status]:
 def _run_here(launch_plan: LaunchPlan) -> list[Status]:
     """Run the jobs on this machine, and wait for other launches; returns what `run_plan` does."""
     statuses = launch_plan.statuses
-    outcomes: Sequence[Outcome] = ()
+    outcomes: Sequence[JobOutcome] = ()
     if launch_plan.jobs_to_run or any(status.state == states.RUNNING for status in statuses):
         with printing.bar(statuses, launch_plan.declaration.facts):
             if launch_plan.jobs_to_run:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from domainbed_carft import process_variables
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import CHOOSE, REPEAT
 from domainbed_carft.jobs.manifest import ChosenValues, trials_phrase
@@ -118,8 +119,9 @@ def _chosen_phrase(chosen: ChosenValues) -> str:
 def evaluation_line(skips: bool) -> str:
     """What the jobs evaluate, and the flag for the opposite."""
     if skips:
-        return "Evaluation: without training in-splits (--training_in_splits yes adds them)."
-    return "Evaluation: with training in-splits (--training_in_splits no leaves them out)."
+        return "Evaluation: without training in-splits (--training_in_splits adds them)."
+    variable = process_variables.SKIP_TRAINING_IN_SPLITS.name
+    return f"Evaluation: with training in-splits ({variable}=1 leaves them out)."
 
 
 def failures(unfinished: Sequence[Status], output: Path) -> str:

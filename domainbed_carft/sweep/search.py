@@ -107,16 +107,6 @@ class _Row:
         return f"{name} on {self.dataset}{left_out}"
 
 
-@dataclass(frozen=True)
-class _Validation:
-    """The validation accuracy in [0, 1] of a run's choice, nan if it has none."""
-
-    row: _Row
-    choice: Choice
-    run: Run
-    accuracy: float
-
-
 def choose(jobs: Sequence[Job], method: str, by_target: bool) -> tuple[ChosenValues, ...]:
     """What the finished ``jobs`` of a first stage choose, in the order of their rows.
 
@@ -124,18 +114,14 @@ def choose(jobs: Sequence[Job], method: str, by_target: bool) -> tuple[ChosenVal
     environment left out. Raises CarftError, naming the rows, if no member of a row has validation
     accuracies in all of its jobs, as where all have diverged.
     """
-    validations_of_row: dict[_Row, dict[Choice, list[_Validation]]] = {}
-    for validation in _validations(_runs_of(jobs), method, by_target):
-        members = validations_of_row.setdefault(validation.row, {})
-        members.setdefault(validation.choice, []).append(validation)
+    accuracies_of_row: dict[_Row, dict[Choice, list[float]]] = {}
+    for row, choice, accuracy in _validation_accuracies(_runs_of(jobs), method, by_target):
+        accuracies_of_row.setdefault(row, {}).setdefault(choice, []).append(accuracy)
 
     chosen = []
     problems = []
-    for row, members in validations_of_row.items():
-        means = {
-            choice: statistics.fmean(validation.accuracy for validation in validations)
-            for choice, validations in members.items()
-        }
+    for row, accuracies_of_choice in accuracies_of_row.items():
+        means = {choice: statistics.fmean(each) for choice, each in accuracies_of_choice.items()}
         complete = [choice for choice in sorted(means) if not math.isnan(means[choice])]
         if not complete:
             message = f"no member of the search has all validation accuracies: {row}"
@@ -144,15 +130,14 @@ def choose(jobs: Sequence[Job], method: str, by_target: bool) -> tuple[ChosenVal
             continue
 
         best = max(reversed(complete), key=means.__getitem__)  # of equal ones the last
-        values = members[best][0].run.job.role.values
         chosen.append(
             ChosenValues(
                 cell=row.cell,
                 dataset=row.dataset,
                 algorithm=row.algorithm,
                 test_envs=row.test_envs,
-                values=values,
-                members=len(members),
+                values=best.searched_values,
+                members=len(means),
                 validation=means[best],
             )
         )
@@ -171,8 +156,10 @@ def _runs_of(jobs: Sequence[Job]) -> list[Run]:
     return runs
 
 
-def _validations(runs: Sequence[Run], method: str, by_target: bool) -> Iterator[_Validation]:
-    """The validation accuracies of all runs and targets, variant by variant."""
+def _validation_accuracies(
+    runs: Sequence[Run], method: str, by_target: bool
+) -> Iterator[tuple[_Row, Choice, float]]:
+    """The validation accuracy in [0, 1] of each run and target, nan if there is none."""
     runs_of_cell: dict[str, list[Run]] = {}
     for run in runs:
         runs_of_cell.setdefault(run.job.role.cell, []).append(run)
@@ -181,16 +168,14 @@ def _validations(runs: Sequence[Run], method: str, by_target: bool) -> Iterator[
         for run in cell_runs:
             if not run.test_envs:
                 row = _Row(cell, run.dataset, run.algorithm, test_envs=None)
-                accuracy = selection.validation_without_targets(run)
-                yield _Validation(row, run.job.choice, run, accuracy)
+                yield row, run.job.choice, selection.validation_without_targets(run)
 
         for candidates in selection.candidates_by_target(cell_runs):
             for choice, run in candidates.singles.items():
                 test_envs = tuple(sorted(run.test_envs)) if by_target else None
                 row = _Row(cell, run.dataset, run.algorithm, test_envs)
                 outcome = selection.METHODS[method].outcome(candidates, choice)
-                accuracy = outcome.validation if outcome else math.nan
-                yield _Validation(row, choice, run, accuracy)
+                yield row, choice, outcome.validation if outcome else math.nan
 
 
 def submit(launcher: Slurm, output: Path, launch_second_stage: Callable[[], None]) -> None:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
@@ -44,10 +43,6 @@ class RetryReport:
     failed: Sequence[Status]
     retried: Sequence[Status]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The folders of both, for JSON."""
-        return {"failed": _folders(self.failed), "retried": _folders(self.retried)}
-
 
 @dataclass(frozen=True)
 class CancelReport:
@@ -57,14 +52,6 @@ class CancelReport:
     stopped: Sequence[Path]
     unreachable: Sequence[str]
 
-    def as_dict(self) -> dict[str, Any]:
-        """SLURM's ids, folders of jobs and sentences, for JSON."""
-        return {
-            "slurm_jobs": list(self.slurm_jobs),
-            "stopped": [str(folder) for folder in self.stopped],
-            "unreachable": list(self.unreachable),
-        }
-
 
 @dataclass(frozen=True)
 class CleanReport:
@@ -72,10 +59,6 @@ class CleanReport:
 
     files: Sequence[Path] = ()
     jobs: Sequence[Path] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """The paths, for JSON."""
-        return {"files": [*map(str, self.files)], "jobs": [*map(str, self.jobs)]}
 
 
 def retry(output: AnyPath, pattern: str = "") -> RetryReport:
@@ -164,10 +147,6 @@ def delete_jobs(output: AnyPath, jobs: Iterable[Status]) -> CleanReport:
     deleted = [folder for folder in folders if _delete_job(folder, queue)]
     manifest.drop(output, deleted)
     return CleanReport(jobs=deleted)
-
-
-def _folders(statuses: Iterable[Status]) -> list[str]:
-    return [str(status.job.folder) for status in statuses]
 
 
 def _wait_for(folders: Sequence[JobFolder]) -> list[JobFolder]:

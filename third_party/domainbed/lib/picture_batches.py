@@ -75,9 +75,10 @@ class Pictures:
     @property
     def lacks_numba(self) -> bool:
         """Whether a processor does the colour jitter without numba, slower than all of the rest."""
-        augmentation = self.plan and self.plan.augmentation
-        has_jitter = augmentation is not None and augmentation.jitter_ranges is not None
-        return has_jitter and self.finished_by_loader and not stages.has_numba()
+        augmentation = self.plan.augmentation if self.plan else None
+        if augmentation is None or augmentation.jitter_ranges is None:
+            return False
+        return self.finished_by_loader and not stages.has_numba()
 
     def recorded_facts(self) -> dict[str, Any]:
         """What records and files of weights say of the pictures."""
