@@ -136,7 +136,7 @@ PAGES = {
     ),
     "carft sweep status": HelpPage(
         "OUTPUT_DIR [options]",
-        {"carft sweep status OUT --watch 30": "refresh every 30 seconds"},
+        {"carft sweep status OUT": "what each job is doing"},
     ),
     "carft sweep retry": HelpPage(
         "OUTPUT_DIR [options]",

@@ -28,6 +28,8 @@ REMOVED_FLAGS = {
     "--pictures": "files become batches in one way only",
     "--picture_cache": "evaluation pictures stay in each job's memory; "
     f"${process_variables.PICTURE_MEMORY.name} says how much of it",
+    "--array_size": "the cluster's MaxArraySize says it",
+    "--signal_seconds": "jobs save their states two minutes before the time limit",
     "--skip_training_in_splits": "new sweeps skip them; for a sweep that was begun with them set "
     f"{process_variables.SKIP_TRAINING_IN_SPLITS.name}=1",
 }
@@ -152,8 +154,8 @@ def _launch(arguments: argparse.Namespace) -> int:
     if unfinished:
         print(printing.failures(unfinished, launch_plan.output), file=sys.stderr)
     elif launch_plan.launcher_name == "slurm" and launch_plan.jobs_to_run:
-        watch = printing.command_line("status", launch_plan.output)
-        print(f"Submitted. To watch the jobs: {watch} --watch 30")
+        status = printing.command_line("status", launch_plan.output)
+        print(f"Submitted. To see what the jobs do: {status}")
         _print_waiting(states.of_output(launch_plan.output).statuses)
     return int(bool(unfinished))
 
