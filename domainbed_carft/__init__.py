@@ -5,7 +5,7 @@ every interpreter of the environment that it is installed in (see `plugin`). The
 and LAZY_PACKAGES load what they need when they are first used.
 """
 
-from domainbed_carft.plugin import register, unregister
+from domainbed_carft.plugin import register
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,6 @@ __all__ = [
     "register",
     "soup",
     "train",
-    "unregister",
     "wise_ft",
 ]
 

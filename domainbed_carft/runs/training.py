@@ -52,7 +52,6 @@ def train(
     skip_model_save: bool = False,
     save_model_every_checkpoint: bool = False,
     keep_weights: str | None = None,
-    restart: bool = False,
     log: Sequence[str] | None = None,
 ) -> Run | None:
     """Train one algorithm on one data set, and return the run, as `load_run` of its folder does.
@@ -101,7 +100,6 @@ def train(
             "skip_model_save": skip_model_save,
             "save_model_every_checkpoint": save_model_every_checkpoint,
             "keep_weights": keep_weights,
-            "restart": restart,
             "log": log,
         }
     )

@@ -55,7 +55,6 @@ _HPARAM_COLUMNS = (
 # What the commands of sweeps and tables are in Python, beside the names of the package itself.
 FURTHER_API = (
     "domainbed_carft.plugin.register",
-    "domainbed_carft.plugin.unregister",
     "domainbed_carft.runs.evaluation_processes.SweepOptions",
     "domainbed_carft.sweep.launch.plan",
     "domainbed_carft.sweep.launch.run_plan",
