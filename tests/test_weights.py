@@ -16,7 +16,7 @@ from test_algorithms import make
 from test_runs_wise_ft import changed
 
 from domainbed_carft import cli
-from domainbed_carft.clips import backbone
+from domainbed_carft.clips import backbone, openai
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.runs import saved
@@ -86,7 +86,7 @@ def test_the_user_names_the_clip_that_a_run_started_from(
     pets, tmp_path, capsys, monkeypatch, command
 ):
     """Even a good file is not opened for a run's word alone."""
-    shutil.copy(backbone.locate("tiny")[0], tmp_path / "mine.pt")
+    shutil.copy(openai.locate("tiny")[0], tmp_path / "mine.pt")
     monkeypatch.chdir(tmp_path)
     run = changed(pets, tmp_path / "stranger", clip_backbone="mine.pt")
     arguments = [command, str(run), "-o", str(tmp_path / "out.pt")]

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,13 +75,6 @@ _SMALL_TEXT = {"context_length": 4, "vocab_size": 4, "width": 8, "heads": 1, "la
 Config = Mapping[str, Any]  # of an open_clip_config.json: model_cfg and preprocess_cfg
 
 
-class TableEntry(NamedTuple):
-    """A model in open_clip's own table, and the tag of its weights."""
-
-    model: str
-    tag: str
-
-
 def package() -> Any:
     """open_clip; CarftError, with what to pip install, if it cannot be imported."""
     return imported("open_clip", "'open_clip_torch>=3,<4'")
@@ -125,10 +118,10 @@ def _has_own_config(name: str) -> bool:
     return name.removeprefix(PREFIX).startswith((LOCAL, HUB))
 
 
-def _table_entry(name: str) -> TableEntry:
-    """The model and the tag of a ``name`` such as open_clip:ViT-B-32/laion2b_s34b_b79k."""
+def _model_and_tag(name: str) -> tuple[str, str]:
+    """The model in open_clip's own table and the tag of its weights, of open_clip:MODEL/TAG."""
     model, _, tag = name.removeprefix(PREFIX).partition("/")
-    return TableEntry(model, tag)
+    return model, tag
 
 
 def _folder(name: str) -> Path | None:
@@ -165,7 +158,7 @@ def weights_file(name: str) -> Path:
         if location.startswith(HUB):
             repository = location.removeprefix(HUB)
             return Path(open_clip.pretrained.download_pretrained_from_hf(repository))
-        pretrained = open_clip.get_pretrained_cfg(*_table_entry(name))
+        pretrained = open_clip.get_pretrained_cfg(*_model_and_tag(name))
         return Path(open_clip.download_pretrained(pretrained))
 
 
@@ -293,7 +286,7 @@ def _config_problem(model_config: Mapping[str, Any]) -> str:
 def _table_config(name: str) -> Config:
     """The configuration of a model in open_clip's own table, under one of its tags."""
     open_clip = package()
-    model, tag = _table_entry(name)
+    model, tag = _model_and_tag(name)
     model_config = open_clip.get_model_config(model)
     if model_config is None:
         raise CarftError(unknown("model of open_clip", model, open_clip.list_models()))
@@ -448,8 +441,9 @@ def _tokenizer(name: str, text_config: Mapping[str, Any]) -> Any:
     # Without that name it is CLIP's, which is part of open_clip.
     options = {"trust_remote_code": False} if text_config.get("hf_tokenizer_name") else {}
     if folder is None:
+        model, _ = _model_and_tag(name)
         with _asking_the_hub(name, "the tokenizer"):
-            return package().get_tokenizer(_table_entry(name).model, **options)
+            return package().get_tokenizer(model, **options)
 
     if options:
         _require_plain_tokenizer(folder)

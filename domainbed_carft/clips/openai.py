@@ -1,11 +1,13 @@
-"""CLIPs in OpenAI's format: their published files, how they are read, what their prompts become."""
+"""CLIPs in OpenAI's format, published or a user's own: found, verified, built; their tokens."""
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from domainbed_carft.errors import CarftError, PassingError, brief, imported
 from domainbed_carft.files import weights
+from domainbed_carft.pictures.preprocessing import Preprocessing
 
 # File name and SHA-256 of OpenAI's published weights (openai/CLIP, clip/clip.py).
 OPENAI_WEIGHTS = {
@@ -30,6 +33,9 @@ OPENAI_WEIGHTS = {
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
     ),
 }
+
+PUBLISHED = ("tiny", *OPENAI_WEIGHTS)
+TINY_SHA256 = "2da2085a2fb7b15be7f92d98a09ecfe573528b7e1828dc2d06357175073341fe"
 
 DEFAULT_RESOLUTION = 224  # in pixels a side
 RESOLUTIONS = {
@@ -49,20 +55,74 @@ _WIDTH_TENSORS = (
 )
 
 
-def read(path: Path, digest: str) -> Any:
-    """The frozen CLIP in a file of this SHA-256.
+def load(name: str) -> dict[str, Any]:
+    """Fields of `backbone.Backbone` for ``name``; in float32 and eval mode on the CPU.
 
-    Raises CarftError, with the ``path``, for what is no CLIP, and for programs but OpenAI's own.
+    Raises CarftError, with the path, as `verified_file`, for what is no CLIP, and for programs but
+    OpenAI's own.
     """
+    path, digest = verified_file(name)
     state = _load_state(path, digest)
     try:
-        model = _build(state)
+        model = _build(state).eval().requires_grad_(False)
     except Exception as error:  # what other content makes of build_model: any type
         raise CarftError(
             f"{path} is not a CLIP in OpenAI's format ({brief(error)}); expected only the state "
             "dict of OpenAI's clip.model.CLIP, with keys such as visual.conv1.weight"
         ) from error
-    return model.eval().requires_grad_(False)
+
+    if all(digest != published(published_name)[1] for published_name in PUBLISHED):
+        print(
+            f"CLIP weights: {path} is none of OpenAI's files, so QuickGELU and attention heads 64 "
+            "wide are assumed; for open_clip's own use open_clip:NAME/TAG"
+        )
+    return {
+        "model": model,
+        "digest": digest,
+        "path": path,
+        "preprocessing": Preprocessing(int(model.visual.input_resolution)),
+        "dim": model.text_projection.shape[1],
+        "tokenize": functools.partial(tokenize, model),
+    }
+
+
+def verified_file(name: str) -> tuple[Path, str]:
+    """The file for ``name`` and its SHA-256. Raises CarftError as `locate`, and for a wrong one."""
+    path, expected = locate(name)
+    digest = weights.sha256(path)
+    if expected and digest != expected:
+        raise CarftError(
+            f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}. Delete the file, "
+            "or to use it, give its path as clip_backbone"
+        )
+    return path, digest
+
+
+def locate(name: str) -> tuple[Path, str | None]:
+    """The file for ``name``, and the SHA-256 that it must have; None if any will do.
+
+    Downloads OpenAI's weights. Raises CarftError where that fails, and for an unknown name.
+    """
+    if name in PUBLISHED:
+        path, digest = published(name)
+        if name in OPENAI_WEIGHTS and not path.is_file():
+            _download(name, path)
+        return path, digest
+    if Path(name).is_file():
+        return Path(name), None
+
+    raise CarftError(
+        f"clip_backbone is {name!r}, expected an existing file, open_clip:NAME/TAG, or one of: "
+        f"{', '.join(PUBLISHED)}"
+    )
+
+
+def published(name: str) -> tuple[Path, str]:
+    """Where the weights that are published as ``name`` belong, and their SHA-256."""
+    if name == "tiny":
+        return Path(str(resources.files("domainbed_carft") / "assets" / "tiny.pt")), TINY_SHA256
+    file_name, digest = OPENAI_WEIGHTS[name]
+    return Path("~/.cache/clip").expanduser() / file_name, digest
 
 
 def _load_state(path: Path, digest: str) -> Any:
@@ -148,7 +208,7 @@ def tokenize(model: Any, prompts: Sequence[str]) -> Tensor:
     return tokens[:, : last_end + 1]
 
 
-def download(name: str, path: Path) -> None:
+def _download(name: str, path: Path) -> None:
     """Fetch OpenAI's weights through their own package, which checks them; whole or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ def require_weights(hparams: Any) -> None:
     if not isinstance(hparams, dict) or "clip_backbone" not in hparams:
         return
 
-    from domainbed_carft.clips import backbone, open_clip
+    from domainbed_carft.clips import open_clip, openai
     from domainbed_carft.method.host_lookup import in_our_harness
 
     name = hparams.get("clip_backbone")
@@ -83,7 +83,7 @@ def require_weights(hparams: Any) -> None:
         return
 
     try:
-        backbone.locate(str(name))
+        openai.locate(str(name))
     except CarftError as error:
         raise EndedJob(str(error)) from None
 
