@@ -43,7 +43,7 @@ class CellJobs:
 class TableJobs:
     """The jobs behind the cells of one table.
 
-    ``shared``: the hyperparameters of all of them that are not the default, in words; ``places``:
+    ``shared``: the hyperparameters that were set or chosen alike for all of them, in words; ``places``:
     for each row, and each column but the first, the place of the cell's jobs, "" for none.
     """
 

@@ -29,7 +29,7 @@ IDENTITY = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
 # Arguments that a declaration leaves out if they have their defaults.
 _LEFT_OUT_BY_DEFAULT = ("steps", "checkpoint_freq")
 # Hyperparameters that are parts of their own.
-_PARTS_OF_THEIR_OWN = ("protocol", "data_edition", "method_digest")
+_PARTS_OF_THEIR_OWN = ("protocol", "data_edition", "method_digest", "method_file")
 
 
 @dataclass(frozen=True)
