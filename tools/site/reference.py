@@ -53,7 +53,7 @@ _HYPERPARAMETERS = """This page is made from the declarations in `domainbed_carf
 - Random search draws uniformly in the logarithm, `wise_alpha` uniformly in the value. What has no
   range keeps its default."""
 _HPARAM_COLUMNS = (
-    "| name | what it does | default | random search | valid | source |\n|---|---|---|---|---|---|"
+    "| name | what it does | default | values; random search | source |\n|---|---|---|---|---|"
 )
 # Title of a table -> the first of its names; it goes on to the first one of the next table.
 _GROUPS_OF_ALL = {
@@ -203,19 +203,21 @@ def _cell(text: str) -> str:
 def hyperparameters_page() -> str:
     """Every hyperparameter of our algorithms, from their declarations."""
     everyone = [*CLIPAlgorithm.own_hparams()]
-    sections: dict[str, tuple[Sequence[str], list[str]]] = {}
+    groups = {first: title for title, first in _GROUPS_OF_ALL.items()}
+    shared: dict[str, tuple[Sequence[str], list[str]]] = {}
+    of_some: dict[str, tuple[Sequence[str], list[str]]] = {}
+    title = ""
+    for name in everyone:
+        title = groups.get(name, title)
+        shared.setdefault(title, (ALGORITHMS, []))[1].append(name)
+
     for name in algorithms.hparams_of("CARFT"):
         if name not in everyone:
             owners = tuple(a for a in ALGORITHMS if name in algorithms.CLASSES[a].own_hparams())
-            sections.setdefault(f"Only {', '.join(owners)}", (owners, []))[1].append(name)
+            of_some.setdefault(f"Only {', '.join(owners)}", (owners, []))[1].append(name)
 
-    # A name that is not in its declared place, such as drift_every, goes on with its neighbours.
-    title = ""
-    titles = {first: title for title, first in _GROUPS_OF_ALL.items()}
-    for name in everyone:
-        title = titles.get(name, title)
-        sections.setdefault(title, (ALGORITHMS, []))[1].append(name)
-
+    (first, of_carft), *others = of_some.items()  # CAR-FT's own, which most readers look for
+    sections = {first: of_carft, **shared, **dict(others)}
     parts = ["# Hyperparameters", _HYPERPARAMETERS]
     for title, (owners, names) in sections.items():
         rows = "\n".join(_hparam_row(name, owners) for name in names)
@@ -227,12 +229,13 @@ def _hparam_row(name: str, owners: Sequence[str]) -> str:
     """The row of a hyperparameter; ``owners``: the algorithms on which it has an effect."""
     hparams = {owner: algorithms.hparams_of(owner)[name] for owner in owners}
     hparam = hparams[owners[0]]
+    values = _plain(hparam.expected).replace("False, True", "false, true")  # as in JSON
+    search = _usual_and_exceptions({owner: _draws(owned) for owner, owned in hparams.items()})
     cells = [
         f"`{name}`",
         _cell(hparam.meaning),
         _usual_and_exceptions({owner: _defaults(owned) for owner, owned in hparams.items()}),
-        _usual_and_exceptions({owner: _draws(owned) for owner, owned in hparams.items()}),
-        _plain(hparam.expected).replace("False, True", "false, true"),  # as in JSON
+        f"{values}; *search* {search}" if search else values,
         _cell("; ".join(dict.fromkeys(owned.source for owned in hparams.values()))),
     ]
     return f"| {' | '.join(cells)} |"
@@ -284,7 +287,8 @@ def _draws(hparam: Hparam) -> str:
         return ""
 
     def ends(dataset: str) -> str:
-        return " to ".join(_number(draw(end, Conditions(dataset))) for end in _ENDS)
+        low, high = (float(f"{draw(end, Conditions(dataset)):.2g}") for end in _ENDS)
+        return f"{_number(low)} to {_number(high)}"
 
     return _by_dataset(ends)
 
