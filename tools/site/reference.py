@@ -76,7 +76,7 @@ _NOTES = """## Notes
 - `amp`: `auto` is resolved where a job starts, to `bf16` on a CUDA device of compute capability 8.0
   or more and to `off` on others and on processors. Records have what it was resolved to. If the
   machines of a sweep differ, give `bf16` or `off`, or the jobs of one cell are trained in both.
-- `compile_blocks` changes results by rounding only. It needs torch 2.5 and a C++ compiler.
+- `compile_blocks` changes results by rounding only. It needs a C++ compiler.
 - `sampling`: other repositories train on ImageNet in `passes`; [ImageNet](../imagenet.md#training)
   describes `passes-by-shard`. Both need the included harness.
 - DomainBed's own `data_augmentation` and `class_balanced` keep their meaning. The others that it
