@@ -35,7 +35,7 @@ PROCESSES = Variable(
     name="DOMAINBED_PROCESSES",
     meaning="the processes that train one job together, as `train --processes`",
     default="`1`",
-    writer="the launchers, by their option `gpus_per_job`; you",
+    writer="the launchers, by their option `gpus`; you",
     reader="the harness's `lib/train_arguments.py`; `plugin/foreign_jobs.py`, which refuses "
     "several in a foreign host; `machine/__init__.py`, for the threads of each",
 )

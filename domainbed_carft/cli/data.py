@@ -59,7 +59,7 @@ def _add_download(commands: Any) -> None:
     parser.add_argument(
         "--accept_different",
         action="store_true",
-        help="install usable data even if it differs from the data_sets editions",
+        help="install usable data even if it differs from all known editions",
     )
     parser.set_defaults(run=_download)
 

@@ -29,7 +29,7 @@ def _option(default: Any, description: str, repeated: bool = False) -> Any:
     return dataclasses.field(default=default, metadata={"help": description, "repeated": repeated})
 
 
-_GPUS = "GPUs per job, with a process on each (default: 1; slurm: 0)"
+_GPUS = "GPUs of one job, with a process on each (default: 1; slurm: 0)"
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class SlurmOptions:
     partition: str | None = _option(None, "partition (default: the cluster's)")
     account: str | None = _option(None, "account to charge")
     qos: str | None = _option(None, "quality of service")
-    time: str = _option("1-0", "time limit per job: minutes or D-HH:MM:SS")
+    time: str = _option("1-0", "time limit of one turn, after which a job resumes: minutes or D-HH:MM:SS")
     gpus: Annotated[int, Ge(0)] = _option(0, _GPUS)
     cpus: Annotated[int, Ge(1)] = _option(1, "cores per job, for its threads and loaders")
     memory_gb: Annotated[float, Gt(0)] | None = _option(None, "main memory per job, in GB")
-    array_cap: Annotated[int, Ge(1)] = _option(100, "jobs at a time")
+    array_cap: Annotated[int, Ge(1)] = _option(100, "jobs at a time (default: 100)")
     setup: tuple[str, ...] = _option((), "shell line first, as 'module load cuda'", repeated=True)
     extra: Mapping[str, str | bool] | None = _option(
         None, "KEY=VALUE for sbatch, such as constraint=a100", repeated=True
