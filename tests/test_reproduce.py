@@ -91,6 +91,56 @@ def test_the_page_quotes_the_published_figures():
     assert dict(zip(names, map(float, figures), strict=True)) == published_figures()
 
 
+IMAGE_GFLOP = 35.1  # of ViT-B/16's forward pass; training takes three, and CAR-FT's original one
+SHARE_OF_DATA_SHEET = 0.45
+TFLOPS = {"H100 SXM": 989, "A100": 312, "RTX 4090": 165, "RTX 3090": 71}
+
+
+def test_gpu_hours_are_the_arithmetic_that_the_page_says():
+    images = {
+        name: [
+            int(count.replace(",", ""))
+            for count in re.search(
+                r"([\d,]+) (?:pictures|images) trained, ([\d,]+) evaluated",
+                (REPO / "sweeps" / f"{name}.yaml").read_text(),
+            ).groups()
+        ]
+        for name in ("domainbed", "domainbed-search")
+    }
+    for card, tflops in TFLOPS.items():
+        flop_per_second = SHARE_OF_DATA_SHEET * tflops * 1e12
+        trained_per_second = flop_per_second / (4 * IMAGE_GFLOP * 1e9)
+        hours = {
+            name: (trained * 4 + evaluated) * IMAGE_GFLOP * 1e9 / flop_per_second / 3600
+            for name, (trained, evaluated) in images.items()
+        }
+        row = (
+            f"| {card} ({tflops}) | {trained_per_second:,.0f} "
+            f"| {hours['domainbed']:.1f} | {hours['domainbed-search']:.0f} |"
+        )
+        assert row in PAGE
+
+
+@pytest.mark.parametrize(
+    "clip,parameters,tokens,width,blocks",
+    [
+        ("ViT-B/32", 87.8e6, 50, 768, 12),
+        ("ViT-B/16", 86.2e6, 197, 768, 12),
+        ("ViT-L/14", 304e6, 257, 1024, 24),
+        ("ViT-L/14@336px", 304.3e6, 577, 1024, 24),
+    ],
+)
+def test_the_largest_batches_are_the_arithmetic_that_the_page_says(
+    clip, parameters, tokens, width, blocks
+):
+    cells = []
+    for gibibytes in (24, 40, 80):
+        free = (0.9 * gibibytes - 1) * 2**30 - 20 * parameters
+        images = free / (45 * tokens * width * blocks)
+        cells.append(f"{int(images) // 10 * 10:,}")
+    assert f"| {clip} | {' | '.join(cells)} |" in PAGE
+
+
 def test_the_page_verifies_each_data_set_of_the_sweep():
     assert declaration_file.load("domainbed").datasets == [*DATASETS]
     assert [words[2] for words in commands("data verify")] == [*DATASETS]
