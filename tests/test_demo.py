@@ -192,7 +192,7 @@ def test_the_documented_seeds_are_those_of_the_packed_records(tmp_path):
     computed = [figures.findall(" ".join(row[1:])) for row in rows]
 
     section = (
-        (ROOT / "docs" / "measured.md")
+        (ROOT / "benchmarks" / "README.md")
         .read_text()
         .split("## Ten seeds of a short sweep")[1]
         .split("##")[0]

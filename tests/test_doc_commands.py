@@ -22,8 +22,8 @@ pytestmark = pytest.mark.slow
 
 # Commands that no test here runs -> why. The first that matches holds.
 NOT_RUN = {
-    r"\bpip install\b": "asks a package index",
-    r"^(source|make|wandb|git|tensorboard)\b": "changes the environment, or serves",
+    r"\bpip (install|download)\b": "asks a package index",
+    r"^(source|make|wandb|git|tensorboard|cd|export PIP|python3? -m venv)\b": "changes the environment, or serves",
     r"^(docker|apptainer|srun)\b": "needs a container runtime; tests/test_containers.py",
     r"preflight demo": "tests/test_preflight_steps.py",
     r"\.\.\.": "the reader fills in a part",
@@ -35,9 +35,9 @@ NOT_RUN = {
     r"--by\b": "needs a sweep with a grid; tests/test_collect_by.py",
     r"--which last": "the command of the line above has written the file",
     r"wandb": "needs an account; tests of logs run it offline",
-    r"--data_dir (DATA|\.)": "needs a benchmark's pictures or OpenAI's weights",
-    r"--dataset path/to/root|--suite imagenet": "needs OpenAI's weights",
-    r"open_clip:": "needs a checkpoint from the hub; tests/test_open_clip.py",
+    r"--data_dir (DATA|\.)|DATA/imagenetv2": "needs a benchmark's pictures or OpenAI's weights",
+    r"--dataset path/to/root|--suite imagenet|clip\.load\(": "needs OpenAI's weights",
+    r"open_clip:|open_clip\.create_model": "needs a checkpoint from the hub; tests/test_open_clip.py",
     r"benchmarks/|tools/pretrain": "takes minutes to hours; benchmarks/ are run by hand",
     r"contamination|(peers|settle|amp)-emoji": "takes hours",
     r"^carft demo|sweep launch demo|EmojiShift": "tests/test_demo.py, tests/test_suites_runs.py",
@@ -162,8 +162,13 @@ PYTHON_NOT_RUN = {
     "export.md": "its model is ViT-B/16's; tests/test_runs_export.py",
     "sweeps.md": "it launches the demo; tests/test_sweep_launch.py",
 }
+MADE_FROM_CODE = "<!-- made by"  # whose examples tests/test_help.py has
 RUN_PAGES = [
-    page for page in PAGES if page not in (TUTORIAL, OWN_METHOD) and [*runnable_blocks(page)]
+    page
+    for page in PAGES
+    if page not in (TUTORIAL, OWN_METHOD)
+    and not page.read_text(encoding="utf-8").startswith(MADE_FROM_CODE)
+    and [*runnable_blocks(page)]
 ]
 
 

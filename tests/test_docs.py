@@ -45,11 +45,15 @@ def reference():
     return module
 
 
-def test_the_page_of_hyperparameters_is_made_from_their_declarations(reference):
-    page = reference.HYPERPARAMETERS.read_text(encoding="utf-8")
-    expected = reference.GENERATED + reference.hyperparameters_page()
+@pytest.mark.parametrize("name", ["commands", "hyperparameters", "sweeps", "api"])
+def test_pages_of_reference_are_those_that_the_code_makes(reference, name):
+    page = (reference.FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    expected = reference.GENERATED + reference.PAGES[name]()
     assert page == expected, "run python tools/site/reference.py"
 
+
+def test_the_page_of_hyperparameters_has_each_with_its_meaning(reference):
+    page = (reference.FOLDER / "hyperparameters.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \| [`<].*\| (.+?) \|$", page, flags=re.MULTILINE)
     assert {name for name, meaning, source in rows} == {*algorithms.hparams_of("CARFT")}
     assert len(rows) == len(algorithms.hparams_of("CARFT"))
@@ -143,6 +147,25 @@ def test_troubleshooting_quotes_messages_that_the_code_has():
     quoted = re.findall(r"^### `(.*)`$", page, flags=re.MULTILINE)
     assert len(quoted) >= 30
     assert [message for message in quoted if message not in code] == []
+
+
+def test_the_first_page_links_to_every_other():
+    """The contents for readers of the repository, in the order of the site's navigation."""
+    index = ROOT / "docs" / "index.md"
+    text = index.read_text(encoding="utf-8")
+    pages = {page.relative_to(index.parent) for page in index.parent.rglob("*.md")}
+    linked = {Path(target) for target in re.findall(r"\]\(([^)#]+\.md)\)", text)}
+    assert pages - linked == {Path("index.md")}
+
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:")[1]
+    assert {str(page) for page in pages} <= {*re.findall(r"\S+\.md", navigation)}
+
+
+def test_no_page_needs_the_site_to_be_read():
+    """GitHub shows admonitions, tabs and pictures of one colour scheme as they are written."""
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"^(!!!|\?\?\?|===) |#only-(light|dark)", text, re.MULTILINE), page
 
 
 def test_each_algorithm_has_a_page_with_the_measured_results():

@@ -572,7 +572,7 @@ def test_the_documented_table_is_that_of_the_packed_records(tmp_path):
 
     rows = tool.table(list(tool.read_scores(tmp_path / "contamination")))
 
-    page = (collect_sweeps.REPO / "docs" / "measured.md").read_text()
+    page = (collect_sweeps.REPO / "benchmarks" / "README.md").read_text()
     section = page.split("## Styles that the CLIP has never seen")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     assert lines[2:] == [f"| {' | '.join(row.values())} |" for row in rows]

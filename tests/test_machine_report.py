@@ -1,4 +1,4 @@
-"""The page of machines: what to run on them, and the files that a report of a run needs."""
+"""The page of what is verified: what to run on them, and the files that a report of a run needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from domainbed_carft import cli
 
 GPU = "NVIDIA A100-SXM4-80GB"
 FORM = REPO / ".github" / "ISSUE_TEMPLATE" / "ran-on-a-gpu.yml"
-PAGE = REPO / "docs" / "machines.md"
+PAGE = REPO / "docs" / "verified.md"
 
 
 def test_the_commands_of_the_page_write_the_files_that_the_form_asks_for(

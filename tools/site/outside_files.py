@@ -18,6 +18,7 @@ PAGES = {
     "CHANGELOG.md": "project/changelog.md",
     "CONTRIBUTING.md": "project/contributing.md",
     "SECURITY.md": "project/security.md",
+    "benchmarks/README.md": "project/measurements.md",
     "domainbed_carft/assets/README.md": "project/embedded-data.md",
     "sweeps/README.md": "reference/sweeps.md",
 }
@@ -36,7 +37,7 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **arguments: Any) -> str:
     """The text with its links between documents as links between pages."""
     page_path = page.file.src_uri
-    document = next((d for d, path in PAGES.items() if path == page_path), f"docs/{page_path}")
+    document = next((d for d in COPIED if PAGES[d] == page_path), f"docs/{page_path}")
 
     def replace(match: re.Match[str]) -> str:
         label, target, anchor = match.group(1), match.group(2), match.group(3) or ""

@@ -1,15 +1,21 @@
-"""A hook of MkDocs: reference pages that are made from the code, so that they are never stale."""
+"""Writes the pages of docs/reference that are made from the code; a test says when they are stale.
+
+    python tools/site/reference.py
+"""
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
+import inspect
 import json
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +26,11 @@ from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
 from domainbed_carft.sweep import declaration_file
 
-if TYPE_CHECKING:  # the pages are also made where MkDocs is not installed
-    from mkdocs.structure.files import Files
-
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = "<!-- made by tools/site/reference.py -->\n"
-HYPERPARAMETERS = ROOT / "docs" / "reference" / "hyperparameters.md"
+FOLDER = ROOT / "docs" / "reference"
+LONGEST_SIGNATURE = 88
+_EXAMPLE = re.compile(r"^>>> .*?(?=\n\s*\n|\Z)", re.DOTALL | re.MULTILINE)
 USUAL_DATASET = "PACS"
 # Data sets whose defaults differ from those of all others, and what the page calls them.
 SPECIAL_DATASETS = {
@@ -85,7 +90,7 @@ _NOTES = """## Notes
 # What the commands of sweeps and tables are in Python, beside the names of the package itself.
 FURTHER_API = (
     "domainbed_carft.plugin.register",
-    "domainbed_carft.runs.evaluation_processes.SweepOptions",
+    "domainbed_carft.runs.sweep.SweepOptions",
     "domainbed_carft.sweep.launch.plan",
     "domainbed_carft.sweep.launch.run_plan",
     "domainbed_carft.sweep.states.of_output",
@@ -94,20 +99,6 @@ FURTHER_API = (
     "domainbed_carft.report.page.write_report",
     "domainbed_carft.errors.CarftError",
 )
-
-
-def on_files(files: Files, config: Any) -> Files:
-    """Add the generated pages."""
-    from mkdocs.structure.files import File
-
-    pages = {
-        "commands": commands_page(),
-        "sweeps": sweeps_page(),
-        "api": api_page(),
-    }
-    for name, text in pages.items():
-        files.append(File.generated(config, f"reference/{name}.md", content=GENERATED + text))
-    return files
 
 
 def commands_page() -> str:
@@ -154,7 +145,7 @@ def _command_section(command: str, parser: argparse.ArgumentParser) -> Iterator[
     yield f"## {command}"
     if parser.description:
         yield _text(parser.description)
-    yield f"```text\n{_usage(parser)}\n```"
+    yield f"```text\n{_usage(command, parser)}\n```"
     for group in parser._action_groups:
         actions = [a for a in group._group_actions if a.help != argparse.SUPPRESS]
         actions = [a for a in actions if not isinstance(a, argparse._HelpAction)]
@@ -162,7 +153,7 @@ def _command_section(command: str, parser: argparse.ArgumentParser) -> Iterator[
             continue
         is_named = group.title not in ("positional arguments", "options")
         title = f"**{(group.title or '').capitalize()}**\n\n" if is_named else ""
-        rows = (f"| {_invocation(action)} | {_help(action, parser)} |" for action in actions)
+        rows = (f"| `{_cell(_invocation(action))}` | {_help(action, parser)} |" for action in actions)
         yield f"{title}| argument | meaning |\n|---|---|\n" + "\n".join(rows)
     if parser.epilog:
         yield f"```text\n{parser.epilog.strip()}\n```"
@@ -176,15 +167,25 @@ def _text(description: str) -> str:
     return f"{text}\n\n```bash\n{commands}\n```" if commands else text
 
 
-def _usage(parser: argparse.ArgumentParser) -> str:
-    formatter = argparse.RawDescriptionHelpFormatter(parser.prog, width=88)
-    formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups, prefix="")
-    return formatter.format_help().strip()
+def _usage(command: str, parser: argparse.ArgumentParser) -> str:
+    """The command with what it requires; the table below it has the rest."""
+    actions = [action for action in parser._actions if action.required or not action.option_strings]
+    options = [action for action in parser._actions if action not in actions]
+    words = [_invocation(action) for action in actions if action.help != argparse.SUPPRESS]
+    return " ".join([command, *words, *(["[options]"] if len(options) > 1 else [])])
 
 
 def _invocation(action: argparse.Action) -> str:
+    """An argument as it is typed, the same in all versions of Python."""
     formatter = argparse.HelpFormatter("")
-    return f"`{_cell(formatter._format_action_invocation(action))}`"
+    if not action.option_strings:
+        (metavar,) = formatter._metavar_formatter(action, action.dest)(1)
+        return formatter._format_args(action, metavar) if action.nargs else metavar
+
+    names = ", ".join(action.option_strings)
+    if action.nargs == 0:
+        return names
+    return f"{names} {formatter._format_args(action, action.dest.upper())}"
 
 
 def _help(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
@@ -321,7 +322,8 @@ _ENDS = (_End(0), _End(1))
 def sweeps_page() -> str:
     """The table of the included sweeps, then each declaration with its number of jobs."""
     text = (ROOT / "sweeps" / "README.md").read_text(encoding="utf-8")
-    parts = [re.sub(r"\]\(([\w-]+)\.yaml\)", r"](#\1)", text).strip()]
+    text = re.sub(r"\]\(([\w-]+)\.yaml\)", r"](#\1)", text).replace("](../docs/", "](../")
+    parts = [text.strip()]
     for name, path in declaration_file.included_sweeps().items():
         declaration = declaration_file.load(name)
         count = len(declaration.jobs("DATA", Path("OUT")))
@@ -333,17 +335,89 @@ def sweeps_page() -> str:
 
 
 def api_page(names: Mapping[str, str] = LAZY_NAMES) -> str:
-    """The public functions and classes, each by its docstring."""
+    """The public functions and classes, each by its signature and docstring."""
     public = [f"{module}.{name}" for name, module in names.items() if name != "__version__"]
     parts = [
         "# Python API",
         "`import domainbed_carft` has the first of these names as attributes, up to `wise_ft`; "
-        "[Trained runs in Python](../python.md) shows them at work.",
+        "[Trained runs](../runs.md) shows them at work.",
     ]
-    parts += [f"::: {path}" for path in public]
-    parts += [f"::: {path}\n    options: {{show_root_full_path: true}}" for path in FURTHER_API]
+    for path in public:
+        parts += _api_section(path.rpartition(".")[2], path)
+    for path in FURTHER_API:
+        parts += _api_section(path, path)
     return "\n\n".join(parts) + "\n"
 
 
-if __name__ == "__main__":  # the one page that readers of the repository have, too
-    HYPERPARAMETERS.write_text(GENERATED + hyperparameters_page(), encoding="utf-8")
+def _api_section(title: str, path: str) -> Iterator[str]:
+    """A function, or a class with its public methods and properties."""
+    module, _, name = path.rpartition(".")
+    member = getattr(importlib.import_module(module), name)
+    yield f"## {title}"
+    yield _signature(name, member)
+    yield _docstring(member)
+    if not inspect.isclass(member):
+        return
+
+    for method_name, attribute in vars(member).items():
+        if method_name.startswith("_"):
+            continue
+        method = getattr(attribute, "__func__", attribute)
+        if inspect.isfunction(method):
+            yield f"### {name}.{method_name}"
+            yield _signature(method_name, method)
+            yield _docstring(method)
+        elif isinstance(attribute, property | functools.cached_property):
+            yield f"### {name}.{method_name}"
+            yield _docstring(attribute)
+
+
+def _signature(name: str, member: Any) -> str:
+    """The call as a block of code, with a line for each argument if one line is too long."""
+    signature = inspect.signature(member)
+    arguments = []
+    for parameter in signature.parameters.values():
+        is_keyword = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        if is_keyword and not any(argument.startswith("*") for argument in arguments):
+            arguments.append("*")
+        if parameter.name != "self":
+            arguments.append(_argument(parameter))
+
+    returned = ""
+    if signature.return_annotation is not inspect.Signature.empty and not inspect.isclass(member):
+        returned = f" -> {signature.return_annotation}"
+    text = f"{name}({', '.join(arguments)}){returned}"
+    if len(text) > LONGEST_SIGNATURE:
+        lines = "".join(f"    {argument},\n" for argument in arguments)
+        text = f"{name}(\n{lines}){returned}"
+    return f"```text\n{text}\n```"
+
+
+def _argument(parameter: inspect.Parameter) -> str:
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    text = stars.get(parameter.kind, "") + parameter.name
+    if parameter.annotation is not inspect.Parameter.empty:
+        text += f": {parameter.annotation}"
+    if parameter.default is not inspect.Parameter.empty:
+        text += f" = {parameter.default!r}"
+    return text
+
+
+def _docstring(member: Any) -> str:
+    """The docstring with its examples, from `>>>` to the next empty line, as blocks of code."""
+    text = inspect.getdoc(member) or ""
+    return _EXAMPLE.sub(r"```pycon\n\g<0>\n```", text)
+
+
+# The pages and what makes each; readers of the repository have them, too.
+PAGES = {
+    "commands": commands_page,
+    "hyperparameters": hyperparameters_page,
+    "sweeps": sweeps_page,
+    "api": api_page,
+}
+
+
+if __name__ == "__main__":
+    for page_name, make_page in PAGES.items():
+        (FOLDER / f"{page_name}.md").write_text(GENERATED + make_page(), encoding="utf-8")
