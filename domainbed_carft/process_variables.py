@@ -17,7 +17,6 @@ class Variable(NamedTuple):
     meaning: str  # what it is for, and which values it takes
     default: str  # what holds where it is not set
     writer: str  # who sets it
-    reader: str  # the modules that read it
 
     def read(self, default: str = "") -> str:
         """The value that this process has, ``default`` where it is not set."""
@@ -29,23 +28,19 @@ CORES = Variable(
     meaning="the cores that a job may use, shared between the processes that load and compute",
     default="all that CPU affinity and cgroups allow",
     writer="the launchers `local`, `pool` and `slurm`, for each job; you",
-    reader="`machine/__init__.py`",
 )
 PROCESSES = Variable(
     name="DOMAINBED_PROCESSES",
     meaning="the processes that train one job together, as `train --processes`",
     default="`1`",
     writer="the launchers, by their option `gpus`; you",
-    reader="the harness's `lib/train_arguments.py`; `plugin/foreign_jobs.py`, which refuses "
-    "several in a foreign host; `machine/__init__.py`, for the threads of each",
 )
 PICTURE_MEMORY = Variable(
     name="DOMAINBED_PICTURE_MEMORY",
-    meaning="how much memory a job's evaluation pictures may stay in, such as `8G`; `0` for none, "
+    meaning="how much memory a job's evaluation images may stay in, such as `8G`; `0` for none, "
     "as `train --picture_memory`",
     default="a quarter of the memory that the job may use",
     writer="the launcher `pool`, for each of several jobs at a time; you",
-    reader="the harness's `lib/train_arguments.py`",
 )
 KEEP_WEIGHTS = Variable(
     name="DOMAINBED_KEEP_WEIGHTS",
@@ -53,7 +48,6 @@ KEEP_WEIGHTS = Variable(
     "--keep_weights`",
     default="`both`",
     writer="`carft sweep launch --keep_weights`; you",
-    reader="the harness's `lib/train_arguments.py`",
 )
 SKIP_TRAINING_IN_SPLITS = Variable(
     name="DOMAINBED_SKIP_TRAINING_IN_SPLITS",
@@ -62,7 +56,6 @@ SKIP_TRAINING_IN_SPLITS = Variable(
     default="`train` records them; `carft sweep launch` goes on as the sweep was begun, and leaves "
     "them out of a new one",
     writer="`carft sweep launch`, for each job; you",
-    reader="the harness's `lib/train_arguments.py`; `sweep/launch.py`",
 )
 LOG = Variable(
     name="DOMAINBED_LOG",
@@ -70,71 +63,61 @@ LOG = Variable(
     "between them, as `train --log`",
     default="nowhere else",
     writer="`carft sweep launch --log`, the harness's `sweep --log`; you",
-    reader="the harness's `lib/scalar_logs.py`",
 )
 COLD_START = Variable(
     name="DOMAINBED_COLD_START",
     meaning="any value but `0` to start each job in a new interpreter instead of forking it",
     default="jobs are forks where that is possible",
     writer="you, for instance to attach a debugger",
-    reader="`jobs/fork_server.py`",
 )
 LOCK_DESCRIPTOR = Variable(
     name="DOMAINBED_LOCK_FD",
     meaning="the file descriptor by which a job inherits the lock of its folder",
     default="`train` locks its folder itself",
     writer="the launchers `local`, `pool` and `slurm` (`launchers/attempt.py`), for each job",
-    reader="`jobs/folder.py`, for `train`",
 )
 PARENT = Variable(
     name="DOMAINBED_PARENT",
     meaning="the process id of the first process of a job, with which the others end",
     default="nobody is followed, as under torchrun",
     writer="the harness's `lib/process_start.py`, for the processes that it starts",
-    reader="the same, in these processes",
 )
 LAUNCHER_OPTIONS = Variable(
     name="DOMAINBED_CARFT_LAUNCHER",
     meaning="the YAML file with the options of the launchers",
     default="`launchers.yaml` in the current folder, if there is one",
     writer="you",
-    reader="`launchers/options.py`",
 )
 CACHE = Variable(
     name="DOMAINBED_CARFT_CACHE",
     meaning="the folder for text features, the unpacked benchmark and the index of shards",
     default="`domainbed_carft` in `$XDG_CACHE_HOME` or `~/.cache`",
     writer="you",
-    reader="`files/`",
 )
 METHODS = Variable(
     name="DOMAINBED_CARFT_METHODS",
     meaning="the Python files of your own methods, `:` between them",
     default="this package's methods, and those of the entry points `domainbed_carft.methods`",
     writer="you; the launchers `local`, `pool` and `slurm`, with absolute paths, for each job",
-    reader="`jobs/own_methods.py`",
 )
 DISABLE = Variable(
     name="DOMAINBED_CARFT_DISABLE",
     meaning="any value but `0`, `no`, `off` or `false` to leave every `domainbed` as it is",
     default="the plugin extends the `domainbed` that is imported",
     writer="you",
-    reader="`plugin/`",
 )
 
-# For users first, then what only launchers and jobs tell each other.
-ALL = (
+FOR_USERS = (
     *(DISABLE, METHODS, CACHE, LAUNCHER_OPTIONS, COLD_START, CORES, PROCESSES),
-    *(PICTURE_MEMORY, KEEP_WEIGHTS, SKIP_TRAINING_IN_SPLITS, LOG, LOCK_DESCRIPTOR, PARENT),
+    *(PICTURE_MEMORY, KEEP_WEIGHTS, SKIP_TRAINING_IN_SPLITS, LOG),
 )
+# With what only launchers and jobs tell each other.
+ALL = (*FOR_USERS, LOCK_DESCRIPTOR, PARENT)
 
 
 def as_markdown() -> str:
-    """The table of all variables, as docs/variables.md has it."""
-    rows = [
-        "| Variable | Meaning | If it is not set | Who sets it | Who reads it |",
-        "|---|---|---|---|---|",
-    ]
-    for name, *descriptions in ALL:
+    """The table of the variables that users set, as docs/variables.md has it."""
+    rows = ["| Variable | Meaning | If it is not set | Who sets it |", "|---|---|---|---|"]
+    for name, *descriptions in FOR_USERS:
         rows.append(f"| {' | '.join([f'`{name}`', *descriptions])} |")
     return "\n".join(rows)

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.slow
 # Commands that no test here runs -> why. The first that matches holds.
 NOT_RUN = {
     r"\bpip (install|download)\b": "asks a package index",
-    r"^(source|make|wandb|git|tensorboard|cd|export PIP|python3? -m venv)\b": "changes the environment, or serves",
+    r"^(source|make|wandb|git|tensorboard|cd|export PIP|python3? -m venv)\b": "changes the "
+    "environment, or serves",
     r"^(docker|apptainer|srun)\b": "needs a container runtime; tests/test_containers.py",
     r"preflight demo": "tests/test_preflight_steps.py",
     r"\.\.\.": "the reader fills in a part",
@@ -37,7 +38,8 @@ NOT_RUN = {
     r"wandb": "needs an account; tests of logs run it offline",
     r"--data_dir (DATA|\.)|DATA/imagenetv2": "needs a benchmark's pictures or OpenAI's weights",
     r"--dataset path/to/root|--suite imagenet|clip\.load\(": "needs OpenAI's weights",
-    r"open_clip:|open_clip\.create_model": "needs a checkpoint from the hub; tests/test_open_clip.py",
+    r"open_clip:|open_clip\.create_model": "needs a checkpoint from the hub; "
+    "tests/test_open_clip.py",
     r"benchmarks/|tools/pretrain": "takes minutes to hours; benchmarks/ are run by hand",
     r"contamination|(peers|settle|amp)-emoji": "takes hours",
     r"^carft demo|sweep launch demo|EmojiShift": "tests/test_demo.py, tests/test_suites_runs.py",

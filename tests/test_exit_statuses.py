@@ -25,7 +25,7 @@ TESTED_ELSEWHERE = {
     ("`evaluate` of a sweep", 3): "test_sweep_evaluation.py",
     ("`evaluate` of a sweep", 1): "test_sweep_evaluation.py",
     ("`preflight`", 0): "test_preflight_steps.py",
-    ("`preflight`", 1): "test_preflight_steps.py",
+    ("`preflight`", 1): "test_preflight.py",
     ("`sweep launch`", 0): "test_sweep_commands.py",
     ("`sweep launch`", 1): "test_sweep_commands.py",
     ("`sweep cancel`", 1): "test_sweep_upkeep.py",

@@ -27,7 +27,9 @@ FURTHER_ARCHIVE = "emoji_further_styles.zip"
 UNSEEN = "EmojiUnseen"
 SHIFT = "EmojiShift"
 TRAINED_STYLE = "noto"
-TRAINED_SHARE = 2 / 3  # of the things of each class; chosen by test results, see benchmarks/README.md
+TRAINED_SHARE = (
+    2 / 3
+)  # of the things of each class; chosen by test results, see benchmarks/README.md
 
 
 def environment_folder(name: str) -> Path:

@@ -58,7 +58,9 @@ class SlurmOptions:
     partition: str | None = _option(None, "partition (default: the cluster's)")
     account: str | None = _option(None, "account to charge")
     qos: str | None = _option(None, "quality of service")
-    time: str = _option("1-0", "time limit of one turn, after which a job resumes: minutes or D-HH:MM:SS")
+    time: str = _option(
+        "1-0", "time limit of one turn, after which a job resumes: minutes or D-HH:MM:SS"
+    )
     gpus: Annotated[int, Ge(0)] = _option(0, _GPUS)
     cpus: Annotated[int, Ge(1)] = _option(1, "cores per job, for its threads and loaders")
     memory_gb: Annotated[float, Gt(0)] | None = _option(None, "main memory per job, in GB")

@@ -1,6 +1,6 @@
 """Writes the pages of docs/reference that are made from the code; a test says when they are stale.
 
-    python tools/site/reference.py
+python tools/site/reference.py
 """
 
 from __future__ import annotations
@@ -153,7 +153,9 @@ def _command_section(command: str, parser: argparse.ArgumentParser) -> Iterator[
             continue
         is_named = group.title not in ("positional arguments", "options")
         title = f"**{(group.title or '').capitalize()}**\n\n" if is_named else ""
-        rows = (f"| `{_cell(_invocation(action))}` | {_help(action, parser)} |" for action in actions)
+        rows = (
+            f"| `{_cell(_invocation(action))}` | {_help(action, parser)} |" for action in actions
+        )
         yield f"{title}| argument | meaning |\n|---|---|\n" + "\n".join(rows)
     if parser.epilog:
         yield f"```text\n{parser.epilog.strip()}\n```"
