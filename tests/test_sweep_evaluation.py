@@ -351,6 +351,33 @@ def test_flags_of_a_run_are_refused_for_a_sweep(copy, capsys):
     assert "--which is for a run" in capsys.readouterr().err
 
 
+def test_selection_methods_are_names_with_commas_that_are_checked(copy, capsys):
+    carft("evaluate", copy, "--json", "--jobs", 1, "--select", "oracle,training-domain")
+    document = json.loads(capsys.readouterr().out)
+    assert [run["selection"] for run in document["runs"]] == ["oracle"] * 2 + [
+        "training-domain"
+    ] * 2
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["evaluate", str(copy), "--select", "oracel"])
+    assert ended.value.code == 2
+    assert "expected one or more of training-domain" in capsys.readouterr().err
+
+
+def test_the_command_prints_a_row_for_each_algorithm_and_environment(copy, evaluation, capsys):
+    carft("evaluate", copy, "--jobs", 1, "--select", "training-domain")
+    lines = capsys.readouterr().out.splitlines()
+    (run,) = (
+        run
+        for run in evaluation.runs
+        if (run.selected.row, run.selected.target) == ("CARFT", 0)
+        and run.method == "training-domain"
+    )
+    (row,) = (line.split() for line in lines if line.startswith("CARFT, art "))
+    figures = [run.on_target.accuracy, run.figures.in_domain, run.on_target.mean_per_class]
+    assert row[2:5] == [f"{100 * figure:.1f}" for figure in figures]
+
+
 def test_the_tables_have_the_figures_as_columns(output, evaluation):
     """Over the trials, of each trial's mean over the environments left out."""
     names = ["ece", "nll-scaled", "flips", "lost", "aligned", "worst-class", "temperature"]
