@@ -22,7 +22,8 @@ MEANS = {
     "mean_never_seen": "never seen",
 }
 _NOTE = (
-    "Accuracy in %. Trained on: held-out pictures of the three styles that a run saw in training. "
+    "Accuracy in %. Trained on: held-out pictures of the three styles that a run saw in training, "
+    "augmented as in training; so compare within this column, not with the others. "
     "The other columns are styles that it did not: the one left out; four by teams of whose "
     "styles the CLIP has seen another; five that the CLIP has never seen. All ten: their mean. "
     f"CARFT minus it: the difference in this mean, with its {LEVEL}% interval over the styles left "
