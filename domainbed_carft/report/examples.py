@@ -10,8 +10,8 @@ import base64
 import contextlib
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,25 +75,17 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Disagreement:
-    """Examples that one algorithm gets right and the other wrong; the title has their number."""
-
-    title: str
-    examples: Sequence[Example]
-
-
-@dataclass(frozen=True)
 class TargetExamples:
     """The examples of one environment left out.
 
     ``text``: how many pictures each algorithm gets right, or why there are no examples;
-    ``remarks``: on the weights.
+    ``remarks``: on the weights. ``examples``: a title, such as who is right -> its examples.
     """
 
     environment: str
     text: str
     remarks: Sequence[str] = ()
-    disagreements: Sequence[Disagreement] = ()
+    examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)
 
 
 class Scored(NamedTuple):
@@ -159,15 +151,13 @@ def _target_examples(
         )
 
     counts = []
-    disagreements = []
+    examples = {}
     for winner, loser in ((first, second), (second, first)):
         indices = np.flatnonzero(winner.rows.is_correct & ~loser.rows.is_correct).tolist()
-        examples = [_example(index, (first, second), original) for index in indices[:count]]
-        title = (
-            f"{winner.algorithm} right, {loser.algorithm} wrong: {len(examples)} of {len(indices)}"
-        )
+        shown = [_example(index, (first, second), original) for index in indices[:count]]
+        title = f"{winner.algorithm} right, {loser.algorithm} wrong"
+        examples[f"{title}: {len(shown)} of {len(indices)}"] = shown
         counts.append(f"only {winner.algorithm} gets {len(indices)} right")
-        disagreements.append(Disagreement(title, examples))
 
     n_both_right = int((first.rows.is_correct & second.rows.is_correct).sum())
     n_both_wrong = int((~first.rows.is_correct & ~second.rows.is_correct).sum())
@@ -175,16 +165,15 @@ def _target_examples(
         f"Of {len(first.rows.label)} pictures, both get {n_both_right} right and {n_both_wrong} "
         f"wrong; {', '.join(counts)}."
     )
-    return TargetExamples(label, text, remarks, disagreements)
+    return TargetExamples(label, text, remarks, examples)
 
 
 def _remark(scored: Scored) -> str:
     """Which weights were scored, and their accuracy now and as recorded."""
-    outcome = scored.selected.outcome
-    run = outcome.runs[0]
+    run = scored.selected.run
     step = scored.run.step or 0
-    is_selected = step == outcome.step
-    checkpoint = "selected" if is_selected else f"selected: step {outcome.step:g}"
+    selected_step = scored.selected.outcome.step
+    checkpoint = "selected" if step == selected_step else f"selected: step {selected_step:g}"
 
     accuracy = 100 * scored.rows.is_correct.mean()
     text = f"{run.row}: {scored.run.path.name}, step {step} ({checkpoint}); "
@@ -215,20 +204,18 @@ def _pair_with_weights(selected: Sequence[Selected], pair: Sequence[str]) -> lis
 
 def _saved_weights(selected: Selected) -> list[str]:
     """The keys of WEIGHTS whose files are in the folder of the selected run."""
-    folder = Path(selected.outcome.runs[0].folder)
+    folder = Path(selected.run.folder)
     return [kind for kind, name in WEIGHTS.items() if (folder / name).exists()]
 
 
 def _open(selected: Selected) -> Run:
     """The weights of the selected checkpoint if they were saved, else others of the run."""
-    run = selected.outcome.runs[0]
-    kinds = _saved_weights(selected)
-    kind = "last" if selected.outcome.step == max(run.steps) else "best"
-    opened = saved.open_run(run.folder, kind if kind in kinds else kinds[0])
-
-    names = ("dataset", "algorithm", "test_envs", "trial_seed")
-    if any(opened.args.get(name) != run.job.args[name] for name in names):
-        raise CarftError(f"{opened.path} does not belong to the records in its folder")
+    run = selected.run
+    opened = saved.open_step(run, int(selected.outcome.step))
+    if opened is None:
+        *_, kind = _saved_weights(selected)
+        opened = saved.open_run(run.folder, kind)
+        saved.require_same_job(opened, run)
     if opened.step is None:
         return replace(opened, step=int(max(run.steps)))
     return opened

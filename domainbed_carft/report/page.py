@@ -30,7 +30,7 @@ from domainbed_carft.results.columns import BEST, DEFAULT_COLUMNS, DOMAINBED, SE
 from domainbed_carft.results.comparisons import Comparison, compare_rows
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.tables import Table
-from domainbed_carft.results.top import BestHparams, best_hparams
+from domainbed_carft.results.top import best_hparams
 from domainbed_carft.version import __version__
 
 if TYPE_CHECKING:
@@ -205,16 +205,17 @@ def _page_on(results: Results, n_examples: int, data_dir: str | None) -> Page:
 
 def _sections(results: Results, maker: SectionMaker) -> list[Section]:
     """A section for each data set of each group, those of most rows first, then each suite's."""
-    entries: dict[tuple[str, str], list[BestHparams]] = {}
-    for entry in best_hparams(results.collection):
-        entries.setdefault((entry.setting, entry.dataset), []).append(entry)
-
+    entries = list(best_hparams(results.collection))
     groups = zip(results.collection.groups, results.tables_of_groups, strict=True)
     sections = [
         maker.of_table(
             group,
             table,
-            entries.get((table.setting, table.dataset), []),
+            [
+                entry
+                for entry in entries
+                if (entry.setting, entry.dataset) == (table.setting, table.dataset)
+            ],
             _findings_of(table, results),
         )
         for group, tables in groups

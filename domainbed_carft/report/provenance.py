@@ -44,25 +44,18 @@ class JobCommand:
 
 
 @dataclass(frozen=True)
-class DeclaredSweep:
-    """A sweep that a file declares: the command that launches it, and the file's text."""
-
-    command: str
-    declaration: str
-
-
-@dataclass(frozen=True)
 class Provenance:
     """How to get a page again.
 
-    ``commands``: folder of a job -> its command; ``digest``: SHA-256 of the records.
+    ``commands``: folder of a job -> its command; ``digest``: SHA-256 of the records; ``sweeps``: of
+    each that a file declares, the command that launches it, and the file's text.
     """
 
     software: str
     settings: Grid
     digest: str
     commands: Mapping[str, JobCommand]
-    sweeps: Sequence[DeclaredSweep]
+    sweeps: Sequence[tuple[str, str]]
 
 
 def provenance_of(collection: Collection) -> Provenance:
@@ -120,8 +113,8 @@ def _commands(runs: Iterable[Run]) -> dict[str, JobCommand]:
     return commands
 
 
-def _sweeps(folders: Iterable[Path]) -> list[DeclaredSweep]:
-    """The sweeps in these output folders that have a copy of their declaration."""
+def _sweeps(folders: Iterable[Path]) -> list[tuple[str, str]]:
+    """Command and declaration of the sweeps in these output folders that have a copy of it."""
     declared = []
     for folder in folders:
         with contextlib.suppress(OSError, CarftError):
@@ -134,7 +127,7 @@ def _sweeps(folders: Iterable[Path]) -> list[DeclaredSweep]:
                 words += ["--data_dir", "DATA"]
             if launched and launched.skip_training_in_splits:
                 words.append("--skip_training_in_splits")
-            declared.append(DeclaredSweep(" ".join(words), text))
+            declared.append((" ".join(words), text))
     return declared
 
 

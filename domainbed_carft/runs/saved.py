@@ -136,12 +136,13 @@ def open_step(recorded: RecordedRun, step: int) -> Run | None:
         run = open_run(file)
         is_last = file.name == WEIGHTS["last"]
         if step == (max(recorded.steps) if is_last else run.step):
-            _require_same_job(run, recorded)
+            require_same_job(run, recorded)
             return run
     return None
 
 
-def _require_same_job(run: Run, recorded: RecordedRun) -> None:
+def require_same_job(run: Run, recorded: RecordedRun) -> None:
+    """Raise CarftError if the weights are not of the job that the records are of."""
     for name in _SHARED_ARGUMENTS:
         in_weights = run.args.get(name)
         in_records = recorded.job.args.get(name)
