@@ -12,7 +12,6 @@ import hashlib
 import importlib
 import json
 import math
-import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -24,13 +23,11 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
-from domainbed_carft import process_variables
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.records import Run as RecordedRun
-from domainbed_carft.pictures import store_folder
-from domainbed_carft.pictures.plan import FAST, PicturePlan
+from domainbed_carft.pictures.plan import PicturePlan
 from domainbed_carft.results import evaluations
 from domainbed_carft.results.evaluations import (
     EvaluatedRows,
@@ -169,14 +166,11 @@ class EvaluationTask:
 
 
 def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
-    """The task of a run, its pictures through the test transform and from the picture store.
+    """The task of a run, its pictures through the test transform.
 
     Raises CarftError as `splits.splits`, and for a run whose targets have no in-split.
     """
     data = splitting.read_data(run, data_dir, is_augmented=False)
-    if data.pictures is not None and run.picture_plan.mode == FAST:
-        data = _with_store(data)
-
     reported = [part for part in data.splits if part.name.endswith("_out") and len(part)]
     validation = []
     if run.args["test_envs"]:
@@ -186,13 +180,6 @@ def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
     if not reported:
         raise CarftError(f"{run.path} has no pictures whose accuracy the tables report")
     return EvaluationTask(run, step, data, reported, validation)
-
-
-def _with_store(data: RunData) -> RunData:
-    """The data, whose decoded pictures are kept for other runs."""
-    folder = os.path.dirname(str(getattr(data.dataset[0], "root", "")))
-    store, _ = store_folder.open_store(process_variables.PICTURE_CACHE.read() or None, folder)
-    return data.with_pictures(dataclasses.replace(data.pictures, store=store))
 
 
 def facts_of(task: EvaluationTask) -> EvaluationFacts:
