@@ -19,7 +19,7 @@ OLDEST_TESTS := tests/harness $(wildcard tests/test_runs_*.py) \
 # What an installation depends on. Sources are no part of it: it is an editable one.
 DECLARATIONS := pyproject.toml setup.cfg build_backend/carft_backend.py
 
-.PHONY: demo test test-slow test-oldest lint format docs wheel clean
+.PHONY: demo test test-slow test-gpu test-oldest lint format docs wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/carft demo
@@ -29,6 +29,10 @@ test: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(PARALLEL) -m slow $(PYTEST_ARGS)
+
+# Once on a machine with a GPU: steps that never wait, resuming, predictions, and with two GPUs ranks.
+test-gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 # On the oldest torch that installs: `make OLDEST=/path/to/python3.10 test-oldest`.
 test-oldest: $(OLDEST_VENV)/.installed-test
@@ -74,7 +78,7 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created $(DECLARATIONS)
-	$(BIN)/python -m pip install --editable .
+	$(BIN)/python -m pip install --editable '.[fast]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.created $(DECLARATIONS)

@@ -9,11 +9,10 @@ is trained for one step. Then each round does three things, in another order eac
 - evaluation: `carft evaluate` of a sweep of which nothing is known;
 - cached: the same, where the predictions of zero-shot CLIP are in the cache folder.
 
-All run in the same pool, with the fork server, and with the store of decoded pictures full.
-Processor time is that of all processes: the command, the fork server, and the runs. Other work on
-the machine changes it less than the time on the clock. Zero-shot CLIP predicts each environment
-once for all runs, so --trials counts. The exit status is 1 if the evaluation takes more processor
-time than the bar says.
+All run in the same pool, with the fork server. Processor time is that of all processes: the
+command, the fork server, and the runs. Other work on the machine changes it less than the time on
+the clock. Zero-shot CLIP predicts each environment once for all runs, so --trials counts. The exit
+status is 1 if the evaluation takes more processor time than the bar says.
 """
 
 from __future__ import annotations
@@ -149,14 +148,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="carft-sweep-evaluation-") as name:
         folder = Path(name)
         cache = folder / "cache"
-        os.environ["TMPDIR"] = name  # where the picture store is
         os.environ[process_variables.CACHE.name] = str(cache)
         print(
             f"{platform.processor() or platform.machine()}, {machine.cores()} cores, Python "
             f"{platform.python_version()}, torch {torch.__version__}"
         )
         output = train(folder, arguments.pictures, arguments.trials)
-        measure(counted_job.EVALUATION, output, cache, arguments.device)  # which fills the store
+        measure(counted_job.EVALUATION, output, cache, arguments.device)  # warms up
 
         for number in range(arguments.rounds):
             first = number % len(WAYS)

@@ -9,12 +9,12 @@ from domainbed_carft.plugin import register, unregister
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from domainbed_carft.jobs.differences import diff
     from domainbed_carft.method.build import build
     from domainbed_carft.results.collect import collect
     from domainbed_carft.runs.api import evaluate, export, model_stock, soup, wise_ft
     from domainbed_carft.runs.loaded_run import Run, load_run
     from domainbed_carft.runs.training import train
-    from domainbed_carft.sweep.differences import diff
     from domainbed_carft.version import __version__
 
 # The functions of the Python API, and the modules that they come from.
@@ -23,7 +23,7 @@ LAZY_NAMES = {
     "Run": "domainbed_carft.runs.loaded_run",
     "build": "domainbed_carft.method.build",
     "collect": "domainbed_carft.results.collect",
-    "diff": "domainbed_carft.sweep.differences",
+    "diff": "domainbed_carft.jobs.differences",
     "evaluate": "domainbed_carft.runs.api",
     "export": "domainbed_carft.runs.api",
     "load_run": "domainbed_carft.runs.loaded_run",

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from domainbed_carft import machine
-from domainbed_carft.doctor import checks
+from domainbed_carft import doctor, machine
 from domainbed_carft.errors import CarftError
 from domainbed_carft.machine import devices
 from domainbed_carft.runs import measuring
@@ -60,6 +59,6 @@ def test_doctor_names_capability_runtime_and_driver_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(machine, "gpu_driver", lambda: "570.86")
 
-    (finding,) = checks.check_device()
+    (finding,) = doctor.check_device()
     expected = "NVIDIA H100, 80 GB, compute capability 9.0; CUDA 12.8, driver 570.86"
-    assert finding.detail == expected
+    assert finding.found == expected

@@ -75,10 +75,10 @@ def test_every_flag_takes_hyphens_and_underscores(command):
 
 def test_values_keep_their_spelling_and_unknown_flags_are_named(capsys):
     words = ["sweep", "launch", "a-b_c", "--output-dir", "x-y_z", "--data-dir=d-e_f", "--dry_run"]
-    arguments = cli._parser().parse_args([*words, "--extra", "a-b_c=d", "--skip-train"])
+    arguments = cli._parser().parse_args([*words, "--extra", "a-b_c=d", "--training-in"])
     assert (arguments.sweep, str(arguments.output_dir)) == ("a-b_c", "x-y_z")
     assert (arguments.data_dir, arguments.dry_run) == ("d-e_f", True)
-    assert arguments.extra == ["a-b_c=d"] and arguments.skip_training_in_splits
+    assert arguments.extra == ["a-b_c=d"] and arguments.skip_training_in_splits is False
 
     with pytest.raises(SystemExit):
         cli._parser().parse_args([*words, "--no-such_flag"])
@@ -96,3 +96,14 @@ def test_the_end_of_the_help_shows_how_to_train_and_python(capsys):
     assert words[:3] == ["python", "-m", "domainbed.scripts.train"]
     assert train_arguments.build_parser().parse_args(words[3:]).dataset == "EmojiStyles"
     assert python.strip() == 'domainbed_carft.load_run("OUT").predict(["cat.png"])'
+
+
+@pytest.mark.parametrize("words", ["--pictures pillow", "--picture_cache 0", "--picture-cache 0"])
+def test_a_removed_flag_is_refused_with_its_successor(words, capsys):
+    command = ["sweep", "launch", "demo", "--output_dir", "out", *words.split()]
+    with pytest.raises(SystemExit) as refusal:
+        cli.main(command)
+    assert refusal.value.code == 2
+    message = capsys.readouterr().err
+    assert "was removed; " in message
+    assert ("DOMAINBED_PICTURE_MEMORY" in message) == ("cache" in words)

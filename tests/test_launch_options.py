@@ -83,12 +83,13 @@ def submitted(monkeypatch):
     return submitted_jobs
 
 
-def test_a_refused_submission_is_reported_and_earlier_arrays_stay(tmp_path, submitted):
+def test_a_refused_submission_is_reported_and_earlier_arrays_stay(tmp_path, monkeypatch, submitted):
     for number in range(5):
         (tmp_path / f"job{number:02}").mkdir()
+    monkeypatch.setattr(slurm, "ARRAY_SIZE", 3)
     message = "refused: no more of yours. 3 of 5 jobs in .* are submitted; launch the rest later"
     with pytest.raises(CarftError, match=message):
-        run("slurm", commands(tmp_path, 5), array_size=3)
+        run("slurm", commands(tmp_path, 5))
 
     # DomainBed's sweep would pass over jobs whose folders are there.
     assert sorted(path.name for path in tmp_path.glob("job*")) == ["job00", "job01", "job02"]

@@ -93,7 +93,7 @@ def test_the_page_of_machines_has_rows_to_fill_with_their_commands():
     rows = [line.split(" | ") for line in page.splitlines() if " | not run yet | " in line]
     for machine in ("H100", "A100", "RTX 4090", "ROCm"):
         commands = [row[3] for row in rows if machine in row[0]]
-        assert any("-m gpu" in command for command in commands), machine
+        assert any("make test-gpu" in command for command in commands), machine
         assert any("carft preflight" in command for command in commands), machine
 
     for attachment in machine_report.attachments(["OUT"])[1:]:

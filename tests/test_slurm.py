@@ -24,12 +24,12 @@ from sweep_jobs import (
 )
 
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.launchers import slurm_cluster
+from domainbed_carft.launchers import slurm, slurm_cluster
 
 _MISSING = missing_slurm()
 pytestmark = pytest.mark.skipif(bool(_MISSING), reason=_MISSING)
 
-QUICK = {"time": 5, "signal_seconds": 30}
+QUICK = {"time": 5}
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def end_soon(sweep):
 
 
 def test_jobs_run_as_arrays_with_at_most_array_cap_at_once(sweep, capsys):
-    """SLURM's own limit, 6 here, is below the option array_size; the cap holds over two arrays."""
+    """SLURM's own limit, 6 here, is below ours; the cap holds over two arrays."""
     hparams = 'it\'s "a" $(touch pwned)\nline; `x`'
     jobs = commands(sweep, 8, seconds=0.5, hparams=hparams)
     jobs[0] = f"CUDA_VISIBLE_DEVICES='its own' {jobs[0]}"
@@ -111,12 +111,13 @@ def test_jobs_run_as_arrays_with_at_most_array_cap_at_once(sweep, capsys):
 
 
 @pytest.mark.slow
-def test_a_job_at_its_time_limit_saves_and_resumes(sweep):
+def test_a_job_at_its_time_limit_saves_and_resumes(sweep, monkeypatch):
     """One minute is SLURM's shortest limit. Its warning comes up to half a minute early.
 
     So with 20 s it comes 10 to 40 s after the start. One that comes at the start itself is lost.
     """
-    submit([command(sweep / "long", seconds=50)], time=1, signal_seconds=20)
+    monkeypatch.setattr(slurm, "SIGNAL_SECONDS", 20)
+    submit([command(sweep / "long", seconds=50)], time=1)
     end_soon(sweep)
     job_events = events(sweep / "long")
 
@@ -126,7 +127,7 @@ def test_a_job_at_its_time_limit_saves_and_resumes(sweep):
     assert set(statuses[:-1]) == {75} and statuses[-1] == 0
 
 
-SLURM = ["--launcher", "slurm", "--time", "10", "--signal_seconds", "30"]
+SLURM = ["--launcher", "slurm", "--time", "10"]
 
 
 def wait_for(condition, seconds=240):
@@ -140,7 +141,7 @@ def test_a_slurm_sweep_is_launched_cancelled_and_cleaned(tmp_path):
     launched = carft("launch", *endless, "--array_cap", 1)
 
     assert launched.returncode == 0, launched.stderr
-    assert "Submitted. To watch the jobs: carft sweep status" in launched.stdout
+    assert "Submitted. To see what the jobs do: carft sweep status" in launched.stdout
 
     wait_for(lambda: any(job["step"] for job in look(out)["jobs"] if job["state"] == "running"))
     status = look(out)

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 
 from sweep_folders import ended, finish, record, status
@@ -132,21 +130,3 @@ def test_damaged_files_in_job_folders_are_reported_in_one_line(sweep, capsys):
 
     printed = capsys.readouterr().err
     assert "sweep.json is not a readable manifest" in printed and printed.count("\n") == 1
-
-
-def test_watch_repeats_until_no_job_moves(sweep, foreign_processes):
-    folder, (job, *_) = sweep
-    process = foreign_processes.hold(job)
-    watching = subprocess.Popen(
-        [sys.executable, "-m", "domainbed_carft", "sweep", "status", str(folder), "--watch", "0.2"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    first_lines = [watching.stdout.readline() for _ in range(2)]
-    assert "1 running" in first_lines[1]
-
-    process.stdin.close()
-    later_output, _ = watching.communicate(timeout=60)
-    assert "1 running" not in later_output.split("jobs:")[-1]
-    assert "\033" not in "".join(first_lines) + later_output  # nobody's terminal
-    assert watching.returncode == 0

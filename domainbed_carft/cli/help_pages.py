@@ -88,7 +88,6 @@ PAGES = {
         "A B [--json]",
         {
             "carft diff OUT/JOB OUT/JOB2": "two runs",
-            "carft diff OUT peers-emoji": "a sweep and a declaration",
         },
     ),
     "carft evaluate": HelpPage(
@@ -137,7 +136,7 @@ PAGES = {
     ),
     "carft sweep status": HelpPage(
         "OUTPUT_DIR [options]",
-        {"carft sweep status OUT --watch 30": "refresh every 30 seconds"},
+        {"carft sweep status OUT": "what each job is doing"},
     ),
     "carft sweep retry": HelpPage(
         "OUTPUT_DIR [options]",

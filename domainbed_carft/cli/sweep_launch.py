@@ -6,11 +6,11 @@ import argparse
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft import process_variables
+from domainbed_carft import process_variables, removed_flags
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.launchers.options import OPTIONS
 from domainbed_carft.questions import confirm
@@ -24,8 +24,20 @@ if TYPE_CHECKING:
 # What Ctrl-C ends with, where jobs have saved what they did.
 INTERRUPTED = "interrupted; to resume, run the same command again"
 
+REMOVED_FLAGS = {
+    "--pictures": "files become batches in one way only",
+    "--picture_cache": "evaluation pictures stay in each job's memory; "
+    f"${process_variables.PICTURE_MEMORY.name} says how much of it",
+    "--array_size": "the cluster's MaxArraySize says it",
+    "--signal_seconds": "jobs save their states two minutes before the time limit",
+    "--skip_training_in_splits": "new sweeps skip them; for a sweep that was begun with them set "
+    f"{process_variables.SKIP_TRAINING_IN_SPLITS.name}=1",
+}
+
 # The options of all launchers, by name.
 FIELDS = {field.name: field for kind in OPTIONS.values() for field in dataclasses.fields(kind)}
+POOL_FLAGS = [field.name for field in dataclasses.fields(OPTIONS["pool"])]
+SLURM_FLAGS = [name for name in FIELDS if name not in POOL_FLAGS]
 
 
 def add_to(subcommands: Any) -> None:
@@ -66,34 +78,16 @@ def add_job_flags(parser: Any) -> None:
         help="weights to keep: last, best in validation, both or none (default: "
         f"${process_variables.KEEP_WEIGHTS.name}, else both)",
     )
+    removed_flags.refuse(parser, REMOVED_FLAGS)
     add(
-        "--pictures",
-        choices=("fast", "pillow"),
-        help="how files become batches: fast, or pillow by upstream's transforms, from which the "
-        f"fast ones differ by rounding (default: ${process_variables.PICTURES.name}, else fast)",
-    )
-    add(
-        "--picture_cache",
-        metavar="SIZE",
-        help="how much of the decoded pictures to keep on each machine's local disk, such as 8G; 0 "
-        f"for nothing (default: ${process_variables.PICTURE_CACHE.name}, else a quarter of the "
-        "memory, at most 8G, under SLURM nothing)",
-    )
-    splits = jobs.add_mutually_exclusive_group()
-    splits.add_argument(
         "--training_in_splits",
         action="store_false",
         dest="skip_training_in_splits",
         default=None,
         help="also evaluate the training environments' in-splits, which takes most of the "
-        "evaluation's time and which no selection uses",
-    )
-    splits.add_argument(
-        "--skip_training_in_splits",
-        action="store_true",
-        default=None,
-        help=f"do not evaluate them (default: ${process_variables.SKIP_TRAINING_IN_SPLITS.name}, "
-        "else as the sweep was begun; new sweeps skip them)",
+        "evaluation's time and which no selection uses (default: "
+        f"${process_variables.SKIP_TRAINING_IN_SPLITS.name}, else as the sweep was begun; new "
+        "sweeps skip them)",
     )
     add(
         "--log",
@@ -108,16 +102,26 @@ def add_job_flags(parser: Any) -> None:
 
 def add_launcher_flags(parser: Any) -> None:
     """Add ``--launcher`` and the options of all launchers."""
-    add = parser.add_argument_group("launcher").add_argument
-    add("--launcher", default="pool", help=f"{', '.join(OPTIONS)} (default: pool, on this machine)")
-    for name, field in FIELDS.items():
+    group = parser.add_argument_group("launcher")
+    launchers = ", ".join(OPTIONS)
+    group.add_argument(
+        "--launcher", default="pool", help=f"{launchers} (default: pool, on this machine)"
+    )
+    add_launcher_options(group, FIELDS)
+
+
+def add_launcher_options(parser: Any, names: Iterable[str]) -> None:
+    """Add a flag for each of these options of launchers."""
+    for name in names:
+        field = FIELDS[name]
         launchers = ", ".join(kind for kind, options in OPTIONS.items() if hasattr(options, name))
         description = field.metadata["help"]
         if field.default not in (None, ()) and "default" not in description:
             description += f" (default: {field.default})"
 
         action = "append" if field.metadata["repeated"] else "store"
-        add(f"--{name}", action=action, metavar="VALUE", help=f"{launchers}: {description}")
+        help_text = f"{launchers}: {description}"
+        parser.add_argument(f"--{name}", action=action, metavar="VALUE", help=help_text)
 
 
 def _launch(arguments: argparse.Namespace) -> int:
@@ -150,8 +154,8 @@ def _launch(arguments: argparse.Namespace) -> int:
     if unfinished:
         print(printing.failures(unfinished, launch_plan.output), file=sys.stderr)
     elif launch_plan.launcher_name == "slurm" and launch_plan.jobs_to_run:
-        watch = printing.command_line("status", launch_plan.output)
-        print(f"Submitted. To watch the jobs: {watch} --watch 30")
+        status = printing.command_line("status", launch_plan.output)
+        print(f"Submitted. To see what the jobs do: {status}")
         _print_waiting(states.of_output(launch_plan.output).statuses)
     return int(bool(unfinished))
 
@@ -180,8 +184,6 @@ def plan(arguments: argparse.Namespace) -> LaunchPlan:
         options={name: getattr(arguments, name) for name in FIELDS},
         settings=JobSettings(
             keep_weights=arguments.keep_weights,
-            pictures=arguments.pictures,
-            picture_cache=arguments.picture_cache,
             log=arguments.log,
         ),
         skip_training_in_splits=arguments.skip_training_in_splits,

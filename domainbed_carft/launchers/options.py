@@ -63,10 +63,6 @@ class SlurmOptions:
     cpus: Annotated[int, Ge(1)] = _option(1, "cores per job, for its threads and loaders")
     memory_gb: Annotated[float, Gt(0)] | None = _option(None, "main memory per job, in GB")
     array_cap: Annotated[int, Ge(1)] = _option(100, "jobs at a time")
-    array_size: Annotated[int, Ge(1)] = _option(1000, "jobs per submission; others wait for it")
-    signal_seconds: Annotated[int, Ge(10)] = _option(
-        120, "seconds before the time limit at which a job saves its state and stops"
-    )
     setup: tuple[str, ...] = _option((), "shell line first, as 'module load cuda'", repeated=True)
     extra: Mapping[str, str | bool] | None = _option(
         None, "KEY=VALUE for sbatch, such as constraint=a100", repeated=True

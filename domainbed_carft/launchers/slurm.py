@@ -34,6 +34,12 @@ _LOCK_PATIENCE = 30.0  # seconds
 # How often a job that another process holds is restarted: SLURM waits two minutes in between.
 _MAX_RESTARTS = 5
 
+# How long before its time limit a job is told to save its state.
+SIGNAL_SECONDS = 120
+
+# Jobs in an array, where the cluster does not say how many it takes; others wait for it.
+ARRAY_SIZE = 1000
+
 # Of a job's time between the signal and the end, the share in which it may save its state.
 _SHARE_FOR_SAVING = 0.7
 
@@ -55,7 +61,7 @@ class Slurm:
             self.options.cpus, n_gpus > 0, user_variables={}, processes=max(1, n_gpus)
         )
         common_variables |= own_methods.variables()
-        patience = _SHARE_FOR_SAVING * self.options.signal_seconds
+        patience = _SHARE_FOR_SAVING * SIGNAL_SECONDS
 
         sweeps: dict[Path, list[_Element]] = {}
         for job in jobs:
@@ -116,7 +122,7 @@ class Slurm:
         """
         launch = launch_file.begin("slurm", sweep)
         os.close(launch.write())  # where nothing can be noted, nothing is submitted
-        size = min(self.options.array_size, largest_array() or sys.maxsize)
+        size = min(ARRAY_SIZE, largest_array() or ARRAY_SIZE)
 
         for begin in range(0, len(elements), size):
             chunk = elements[begin : begin + size]
@@ -147,22 +153,19 @@ class Slurm:
         sweep: Path,
         name: str,
         after: Iterable[str] = (),
-        is_small: bool = True,
     ) -> str:
         """Submit one job that runs a command line when the jobs ``after`` have ended.
 
-        It has one core and no GPU if it ``is_small``, else what a job of the sweep has. It is
-        listed among the launches of the folder ``sweep`` as ``name``. Returns its SLURM id. Raises
-        CarftError if SLURM does not take it.
+        It has one core and no GPU, and is listed among the launches of the folder ``sweep`` as
+        ``name``. Returns its SLURM id. Raises CarftError if SLURM does not take it.
         """
         launch = launch_file.begin("slurm", sweep, name)
         parameters = self.parameters(":".join(after))
         parameters.pop("array_parallelism")
         parameters["job_name"] = f"carft-{name}"
-        if is_small:
-            for parameter in ("gpus_per_node", "mem"):
-                parameters.pop(parameter, None)
-            parameters |= {"cpus_per_task": 1, "srun_args": []}
+        for parameter in ("gpus_per_node", "mem"):
+            parameters.pop(parameter, None)
+        parameters |= {"cpus_per_task": 1, "srun_args": []}
 
         try:
             os.close(launch.write())
@@ -223,7 +226,7 @@ class Slurm:
             "cpus_per_task": options.cpus,
             "gpus_per_node": options.gpus or None,
             "array_parallelism": options.array_cap,
-            "signal_delay_s": options.signal_seconds,
+            "signal_delay_s": SIGNAL_SECONDS,
             "setup": list(options.setup) or None,
             "mem": f"{int(1024 * options.memory_gb)}MB" if options.memory_gb else None,
             # Since SLURM 22.05 a step does not know how many cores its job was given.

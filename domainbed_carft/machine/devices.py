@@ -136,13 +136,10 @@ def set_generator_states(states: Sequence[Tensor], device: torch.device) -> None
 
 
 @contextlib.contextmanager
-def refused_waits(mode: str = "error") -> Iterator[None]:
-    """Inside, torch raises RuntimeError where the processor would wait for the GPU.
-
-    With the ``mode`` "warn" it warns instead, and goes on.
-    """
+def refused_waits() -> Iterator[None]:
+    """Inside, torch raises RuntimeError where the processor would wait for the GPU."""
     mode_before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode(mode)
+    torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

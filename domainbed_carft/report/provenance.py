@@ -59,8 +59,8 @@ def sweeps(folders: Iterable[Path]) -> list[DeclaredSweep]:
             jobs = launched.jobs if launched else ()
             if any(job.args.get("data_dir") not in _NO_DATA_FOLDERS for job in jobs):
                 words += ["--data_dir", "DATA"]
-            if launched and launched.skip_training_in_splits:
-                words.append("--skip_training_in_splits")
+            if launched and launched.skip_training_in_splits is False:
+                words.append("--training_in_splits")
             declared.append(DeclaredSweep(" ".join(words), text))
     return declared
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from domainbed_carft import process_variables
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.pictures import store_folder
-from domainbed_carft.pictures.plan import FAST
 from domainbed_carft.results import picture_rows
 from domainbed_carft.results.calibration import PredictedProbabilities
 from domainbed_carft.results.picture_rows import (
@@ -54,14 +50,11 @@ class EvaluationTask:
 
 
 def prepare(run: TrainedRun, step: int, data_dir: str | None = None) -> EvaluationTask:
-    """The task of a run, its pictures through the test transform and from the picture store.
+    """The task of a run, its pictures through the test transform.
 
     Raises CarftError as `splits.splits`, and for a run whose targets have no in-split.
     """
     data = splitting.read_data(run, data_dir, is_augmented=False)
-    if data.pictures is not None and run.picture_plan.mode == FAST:
-        data = _with_store(data)
-
     has_targets = bool(run.args["test_envs"])
     out_splits = [part for part in data.splits if part.name.endswith("_out")]
     reported = out_splits
@@ -73,13 +66,6 @@ def prepare(run: TrainedRun, step: int, data_dir: str | None = None) -> Evaluati
     if not sum(map(len, reported)):
         raise CarftError(f"{run.path} has no pictures whose accuracy the tables report")
     return EvaluationTask(run, step, data, reported, validation)
-
-
-def _with_store(data: RunData) -> RunData:
-    """The data, whose decoded pictures are kept for other runs."""
-    folder = os.path.dirname(str(getattr(data.dataset[0], "root", "")))
-    store, _ = store_folder.open_store(process_variables.PICTURE_CACHE.read() or None, folder)
-    return data.with_pictures(dataclasses.replace(data.pictures, store=store))
 
 
 def facts_of(task: EvaluationTask) -> EvaluationFacts:

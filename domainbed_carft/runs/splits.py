@@ -6,7 +6,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from domainbed.lib import misc
@@ -61,13 +61,6 @@ class RunData:
         """The pictures of an environment at these positions, as the splits' pictures are read."""
         part = Subset(self.dataset[number], positions)
         return _KeyedItems(part, (number,), self.pictures)
-
-    def with_pictures(self, pictures: Any) -> RunData:
-        """The same data, whose pictures our harness reads in another way."""
-        splits = [
-            replace(split, items=split.items.with_pictures(pictures)) for split in self.splits
-        ]
-        return RunData(self.dataset, splits, pictures)
 
 
 def splits(run: TrainedRun, data_dir: AnyPath | None = None) -> list[Split]:
@@ -251,10 +244,6 @@ class _KeyedItems(Dataset[Any]):
     def host_items(self) -> Any:
         """The items as the host has them: an environment, or a part of one."""
         return self._items
-
-    def with_pictures(self, pictures: Any) -> _KeyedItems:
-        """The same items, read in another way."""
-        return _KeyedItems(self._items, self._key, pictures)
 
     def __len__(self) -> int:
         return len(self._items)

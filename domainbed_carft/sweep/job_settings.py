@@ -26,16 +26,12 @@ class JobSettings:
     """
 
     keep_weights: str | None = None
-    pictures: str | None = None
-    picture_cache: str | None = None
     log: Sequence[str] = ()
 
     def variables(self, job: Job, sweep_name: str) -> dict[str, str]:
         """The process variables by which a job of the sweep gets these settings."""
         variables = {
             process_variables.KEEP_WEIGHTS.name: self.keep_weights,
-            process_variables.PICTURES.name: self.pictures,
-            process_variables.PICTURE_CACHE.name: self.picture_cache,
             process_variables.LOG.name: " ".join(self.log),
         }
         if "wandb" in self.log and "WANDB_RUN_GROUP" not in os.environ:  # a user's own stays

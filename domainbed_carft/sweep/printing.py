@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from domainbed_carft import process_variables
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import CHOOSE, REPEAT
 from domainbed_carft.jobs.search import ChosenValues, trials_phrase
@@ -119,7 +120,8 @@ def evaluation_line(skips: bool) -> str:
     """What the jobs evaluate, and the flag for the opposite."""
     if skips:
         return "Evaluation: without training in-splits (--training_in_splits adds them)."
-    return "Evaluation: with training in-splits (--skip_training_in_splits leaves them out)."
+    variable = process_variables.SKIP_TRAINING_IN_SPLITS.name
+    return f"Evaluation: with training in-splits ({variable}=1 leaves them out)."
 
 
 def failures(unfinished: Sequence[Status], output: Path) -> str:

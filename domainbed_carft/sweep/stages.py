@@ -103,10 +103,8 @@ def launch_command(
             words += [f"--{field.name}", str(value)]
     if settings.log:
         words += ["--log", *settings.log]
-    if skips_training_in_splits is not None:
-        words.append(
-            "--skip_training_in_splits" if skips_training_in_splits else "--training_in_splits"
-        )
+    if skips_training_in_splits is False:
+        words.append("--training_in_splits")
     return words
 
 

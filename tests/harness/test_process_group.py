@@ -28,6 +28,7 @@ from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.launchers.attempt import run_commands
+from domainbed_carft.machine import devices
 from domainbed_carft.method.carft import CARFT
 from domainbed_carft.method.starft import StarFT
 from domainbed_carft.pictures.protocols import plan_for
@@ -167,6 +168,24 @@ def test_two_processes_train_to_the_weights_of_one(pictures, tmp_path, algorithm
         command = train_arguments(pictures, tmp_path / str(size), algorithm)
         assert train_jobs(size, command) == [0] * size
     assert_same(tmp_path / "2", tmp_path / "1")
+
+
+@pytest.mark.gpu
+def test_two_gpus_train_to_the_weights_of_one(pictures, tmp_path):
+    """Within a tenth of the way of training: kernels of a GPU add up in any order."""
+    if devices.gpu_count() < 2:
+        pytest.skip("there is one GPU")
+    for size in (1, 2):
+        assert train_jobs(size, train_arguments(pictures, tmp_path / str(size))) == [0] * size
+    one_step = [*train_arguments(pictures, tmp_path / "begun"), "--steps", "1"]
+    assert train_jobs(1, one_step) == [0]
+
+    one, two, start = (outcome(tmp_path / name).weights for name in ("1", "2", "begun"))
+    way, apart = (
+        sum(float((weights[name] - one[name]).square().sum()) for name in one)
+        for weights in (start, two)
+    )
+    assert apart <= 0.01 * way
 
 
 DISTURBED = """
