@@ -6,7 +6,7 @@ import torch
 from domainbed_carft import doctor, machine
 from domainbed_carft.errors import CarftError
 from domainbed_carft.machine import devices
-from domainbed_carft.runs import measuring
+from domainbed_carft.runs import predictions
 
 
 def with_accelerator(monkeypatch, device):
@@ -32,7 +32,7 @@ def test_another_accelerator_leaves_the_work_to_the_processor_with_a_warning(mon
 @pytest.mark.parametrize("name", ["mps", "xpu", "meta"])
 def test_another_accelerator_is_refused_by_its_type(name):
     with pytest.raises(CarftError, match=f"--device {name} .*type {name} are not supported.* cuda"):
-        measuring.choose_device(name)
+        predictions.choose_device(name)
 
 
 def test_every_number_of_a_gpu_is_a_gpu():

@@ -30,7 +30,7 @@ from domainbed_carft.method.algorithm import EMBEDDINGS
 from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
-from domainbed_carft.runs import interpolation, predict, saved, soup
+from domainbed_carft.runs import merge, saved, soup_members
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("open_clip") and find_spec("transformers")),
@@ -309,16 +309,15 @@ def test_text_features_are_cached_per_activation(folders, tmp_path):
     with pytest.raises(CarftError, match="not the configuration of the CLIP"):
         saved.original_clip(opened, plain_name)
     with pytest.raises(CarftError, match="differ in the CLIP's architecture"):
-        soup.require_alike([opened, reopened(make(plain_name), tmp_path / "other")])
+        soup_members.require_alike([opened, reopened(make(plain_name), tmp_path / "other")])
 
     train(run, 1)
     opened = reopened(run, tmp_path)
-    mixed = interpolation.Interpolation(opened, torch.device("cpu"), folders["quickgelu"])
-    mixed.set(0.0)
+    merge.alpha_setter(opened, folders["quickgelu"], "uniform")(0.0)
     zero_shot = make(folders["quickgelu"], "CLIPZeroShot").eval()
     x = torch.randn(4, 3, 28, 28)
     with torch.no_grad():
-        torch.testing.assert_close(mixed.algorithm.predict(x), zero_shot.predict(x))
+        torch.testing.assert_close(opened.algorithm.predict(x), zero_shot.predict(x))
 
 
 def test_a_state_dict_that_is_not_openais_says_what_is_assumed(tmp_path, random_tiny, capsys):
@@ -506,7 +505,7 @@ def check_exported_pictures(job, export, picture_path):
     picture = Image.open(picture_path).convert("RGB")
     head = torch.load(export / "head.pt", weights_only=True)
     with torch.no_grad():
-        x = predict.picture_transform(run)(picture)[None]
+        x = run.transform()(picture)[None]
         features = exported.eval().encode_image(preprocess(picture)[None])
         run_features = run.algorithm.features(x)
         torch.testing.assert_close(features, run_features, rtol=1e-4, atol=1e-5)
