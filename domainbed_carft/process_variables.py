@@ -62,7 +62,7 @@ SKIP_TRAINING_IN_SPLITS = Variable(
     default="`train` records them; `carft sweep launch` goes on as the sweep was begun, and leaves "
     "them out of a new one",
     writer="`carft sweep launch`, for each job; you",
-    reader="the harness's `lib/train_arguments.py`; `sweep/job_settings.py`",
+    reader="the harness's `lib/train_arguments.py`; `sweep/launch.py`",
 )
 LOG = Variable(
     name="DOMAINBED_LOG",

@@ -17,7 +17,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.sweep import costs, declaration_file, host, states, upkeep
 from domainbed_carft.sweep import launch as launching
 from domainbed_carft.sweep.declaration import Declaration
-from domainbed_carft.sweep.job_settings import SKIP_VARIABLE
+from domainbed_carft.sweep.launch import SKIP_VARIABLE
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from domainbed_carft import process_variables, removed_flags
 from domainbed_carft.cli import sweep_launch
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.launchers import options
 from domainbed_carft.text import printable, quantity
 
 if TYPE_CHECKING:
-    from domainbed_carft.sweep.launch_plan import LaunchPlan
+    from domainbed_carft.sweep.launch import LaunchPlan
     from domainbed_carft.sweep.preflight_file import Preflight, PrintedRow
 
 # Exit statuses beside 0.
@@ -32,7 +33,9 @@ _OF_A_LAUNCH = "it is a flag of carft sweep launch only"
 REMOVED_FLAGS = {
     "--strict": "the exit status is 1 if something failed, and --json has the warnings",
     "--launcher": _ON_A_NODE,
-    **dict.fromkeys([f"--{name}" for name in sweep_launch.SLURM_FLAGS], _ON_A_NODE),
+    **dict.fromkeys(
+        [f"--{name}" for name in (*sweep_launch.SLURM_FLAGS, *options.REMOVED)], _ON_A_NODE
+    ),
     "--keep_weights": f"set {process_variables.KEEP_WEIGHTS.name}",
     "--pictures": "files become batches in one way only",
     **dict.fromkeys(
@@ -82,23 +85,12 @@ def _preflight(arguments: argparse.Namespace) -> int:
         preflight = _run_here(arguments, plan)
 
     if arguments.json:
-        print(json.dumps(_document(preflight, output), indent=2))
+        print(json.dumps(preflight.model_dump(), indent=2))
     else:
         print(f"\n{conclusion(preflight)}")
         if named_output:
             print(f"Details: {named_output / preflight_file.NAME}")
     return FAILED if preflight.verdict == preflight_file.FAILED else 0
-
-
-def _document(preflight: Preflight, output: Path) -> dict[str, Any]:
-    """What ``--json`` prints: the file and, if it is kept, as "attach" what a report needs."""
-    from domainbed_carft.results import machine_report
-
-    document = preflight.model_dump()
-    if output.exists():
-        attachments = machine_report.attachments([output])
-        document["attach"] = [attachment.as_dict() for attachment in attachments]
-    return document
 
 
 @contextlib.contextmanager

@@ -6,15 +6,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from domainbed_carft import removed_flags
 from domainbed_carft.cli import sweep_launch
 from domainbed_carft.questions import confirm
 from domainbed_carft.text import printable, quantity
-
-if TYPE_CHECKING:
-    pass
 
 
 def add_to(commands: Any) -> None:
@@ -28,7 +25,7 @@ def add_to(commands: Any) -> None:
 
     status = _add_command(subcommands, "status", _status, "show what each job is doing")
     status.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    removed_flags.refuse(status, {"--watch": "use watch -n 30 carft sweep status OUTPUT_DIR"})
+    removed_flags.refuse(status, {"--watch": "run watch -n 30 carft sweep status OUT"})
 
     retry = _add_command(subcommands, "retry", _retry, "allow failed jobs to run again")
     pattern_help = "only jobs whose folder or description contains PATTERN"
@@ -54,7 +51,7 @@ def _add_command(subcommands: Any, name: str, run: Any, description: str) -> Any
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    """Print the states; 1 if a job failed."""
+    """Print the state of each job, how far a search is, and SLURM's silence; 1 if a job failed."""
     from domainbed_carft.sweep import printing, states
 
     state = states.of_output(arguments.output_dir)
@@ -62,8 +59,7 @@ def _status(arguments: argparse.Namespace) -> int:
         print(json.dumps(state.as_dict(), indent=1))
     else:
         print(printing.overview(state.statuses))
-        search_lines = printing.search_lines(state)
-        if search_lines:
+        if search_lines := printing.search_lines(state):
             print("", *search_lines, sep="\n")
         if state.queue.note:
             print(state.queue.note)

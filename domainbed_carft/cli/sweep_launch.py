@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed_carft import process_variables, removed_flags
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.launchers import options
 from domainbed_carft.launchers.options import OPTIONS
 from domainbed_carft.questions import confirm
 from domainbed_carft.text import printable, quantity
 
 if TYPE_CHECKING:
-    from domainbed_carft.sweep.launch_plan import LaunchPlan
+    from domainbed_carft.sweep.launch import LaunchPlan
     from domainbed_carft.sweep.preflight_file import Preflight
     from domainbed_carft.sweep.states import Status
 
@@ -28,10 +29,10 @@ REMOVED_FLAGS = {
     "--pictures": "files become batches in one way only",
     "--picture_cache": "evaluation pictures stay in each job's memory; "
     f"${process_variables.PICTURE_MEMORY.name} says how much of it",
-    "--array_size": "the cluster's MaxArraySize says it",
-    "--signal_seconds": "jobs save their states two minutes before the time limit",
     "--skip_training_in_splits": "new sweeps skip them; for a sweep that was begun with them set "
     f"{process_variables.SKIP_TRAINING_IN_SPLITS.name}=1",
+    "--second_stage": "a launch does all that the sweep lacks, its second stage too",
+    **{f"--{name}": remedy for name, remedy in options.REMOVED.items()},
 }
 
 # The options of all launchers, by name.
@@ -60,12 +61,8 @@ def _add_launch_flags(parser: Any) -> None:
     add("--data_dir", help="folder that contains the data sets' folders")
     add("--output_dir", type=Path, required=True, help="folder for the jobs")
     add("--dry-run", action="store_true", help="print the cost, and run nothing")
-    add(
-        "--second_stage",
-        action="store_true",
-        help="launch only the second stage of a search; refused until the first is done",
-    )
     add_yes(parser)
+    removed_flags.refuse(parser, REMOVED_FLAGS)
 
 
 def add_job_flags(parser: Any) -> None:
@@ -78,7 +75,6 @@ def add_job_flags(parser: Any) -> None:
         help="weights to keep: last, best in validation, both or none (default: "
         f"${process_variables.KEEP_WEIGHTS.name}, else both)",
     )
-    removed_flags.refuse(parser, REMOVED_FLAGS)
     add(
         "--training_in_splits",
         action="store_false",
@@ -133,8 +129,6 @@ def _launch(arguments: argparse.Namespace) -> int:
         return _dry_run(launch_plan)
 
     raise_for(launch_plan.problems)
-    if arguments.second_stage:
-        _require_second_stage(launch_plan)
     _print_plan(launch_plan)
     _print_failed(launch_plan)
     _print_waiting(launch_plan.statuses)
@@ -154,27 +148,16 @@ def _launch(arguments: argparse.Namespace) -> int:
     if unfinished:
         print(printing.failures(unfinished, launch_plan.output), file=sys.stderr)
     elif launch_plan.launcher_name == "slurm" and launch_plan.jobs_to_run:
-        status = printing.command_line("status", launch_plan.output)
-        print(f"Submitted. To see what the jobs do: {status}")
+        watch = printing.command_line("status", launch_plan.output)
+        print(f"Submitted. To watch the jobs: {watch}")
         _print_waiting(states.of_output(launch_plan.output).statuses)
     return int(bool(unfinished))
-
-
-def _require_second_stage(plan: LaunchPlan) -> None:
-    """Refuse `--second_stage` for a sweep without stages, or while the first is not done."""
-    from domainbed_carft.sweep import printing
-
-    if not plan.declaration.has_stages:
-        raise CarftError("--second_stage: the sweep has no search with choose_on, so no stages")
-    if plan.waiting_jobs:
-        counts = printing.counts_phrase(plan.statuses)
-        raise CarftError(f"--second_stage: the first stage is not done: {counts}")
 
 
 def plan(arguments: argparse.Namespace) -> LaunchPlan:
     """The plan of a launch with these arguments. Raises CarftError as `sweep.launch.plan`."""
     from domainbed_carft.sweep import launch
-    from domainbed_carft.sweep.job_settings import JobSettings
+    from domainbed_carft.sweep.launch import JobSettings
 
     return launch.plan(
         arguments.sweep,
@@ -250,7 +233,7 @@ def _readable_preflight(plan: LaunchPlan) -> Preflight | None:
 def _print_stages(plan: LaunchPlan) -> None:
     """Say how many jobs each stage of a search has, and on which trials."""
     from domainbed_carft.jobs.job import CHOOSE, REPEAT
-    from domainbed_carft.jobs.search import trials_phrase
+    from domainbed_carft.jobs.manifest import trials_phrase
     from domainbed_carft.sweep import printing
 
     by_stage = plan.statuses_by_stage

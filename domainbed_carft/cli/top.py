@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from domainbed_carft.cli.results import add_common, print_errors
-from domainbed_carft.jobs.record_lines import describe_warnings
+from domainbed_carft.jobs.records import describe_warnings
 from domainbed_carft.text import printable, table
 
 if TYPE_CHECKING:
@@ -34,12 +34,15 @@ def add_to(commands: Any) -> None:
         "top",
         help="print the hyperparameters that selection chose in each trial, with step and folder",
         description="Print which run selection chose for each cell and trial: the hyperparameters "
-        "that differ from the defaults, the step of the checkpoint, and the job's folder.",
+        "that were drawn or set, the step of the checkpoint, and the job's folder.",
     )
     add_common(parser, _top)
-    parser.add_argument("--dataset", help="show only this data set")
-    parser.add_argument("--algorithm", help="show only this algorithm")
-    parser.add_argument("--test_env", type=int, help="show only the environment with this index")
+    parser.add_argument(
+        "--only",
+        metavar="PATTERN",
+        default="",
+        help="only jobs whose folder or description contains PATTERN",
+    )
     parser.add_argument(
         "--json",
         action="store_true",
@@ -55,10 +58,7 @@ def _top(arguments: argparse.Namespace) -> None:
         arguments.folders,
         methods=arguments.select,
         ignored=arguments.ignore,
-        single_source=arguments.single_source,
-        dataset=arguments.dataset,
-        algorithm=arguments.algorithm,
-        test_env=arguments.test_env,
+        only=arguments.only,
     )
     if arguments.json:
         sys.stdout.write(formats.as_json([entry.as_dict() for entry in best.entries]))

@@ -6,7 +6,6 @@ It is locked and there while jobs are run by the launcher, and stays, with their
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -40,19 +39,16 @@ class Launch:
             with files.replacing(self.path) as temporary:
                 temporary.write_bytes(json.dumps(content).encode() + b"\n")
                 descriptor = os.open(temporary, os.O_RDWR)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)  # before the file has its name
+                files.try_lock(descriptor)  # before the file has its name
         except OSError as error:
             raise files.not_written(self.path, error) from error
         return descriptor
 
     def is_alive(self) -> bool:
         """Whether the process that wrote the file lives."""
-        try:
-            with files.open_regular(self.path) as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            return isinstance(error, BlockingIOError)  # else the file is gone, or not a launch's
-        return False
+        with contextlib.suppress(OSError), files.open_regular(self.path) as file:
+            return not files.try_lock(file.fileno(), shared=True)
+        return False  # the file is gone
 
 
 def begin(launcher: str, sweep: Path, purpose: str = "") -> Launch:

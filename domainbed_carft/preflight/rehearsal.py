@@ -39,7 +39,7 @@ from domainbed_carft.preflight.recipes import Recipe, recipes_of, zero_shot_jobs
 from domainbed_carft.preflight.rows import guarded, row_as_dict, skipped_row, verdict
 from domainbed_carft.preflight.step_rows import TrainedStep
 from domainbed_carft.sweep import host, preflight_file
-from domainbed_carft.sweep.launch_plan import LaunchPlan
+from domainbed_carft.sweep.launch import LaunchPlan
 from domainbed_carft.sweep.preflight_file import JobCost, Preflight, PrintedRow
 from domainbed_carft.version import __version__
 

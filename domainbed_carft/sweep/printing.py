@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,8 +15,8 @@ from tqdm import tqdm
 from domainbed_carft import process_variables
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import CHOOSE, REPEAT
-from domainbed_carft.jobs.search import ChosenValues, trials_phrase
-from domainbed_carft.launchers import slurm_cluster
+from domainbed_carft.jobs.manifest import ChosenValues, trials_phrase
+from domainbed_carft.launchers import slurm
 from domainbed_carft.sweep import states
 from domainbed_carft.sweep.states import Status, SweepState
 from domainbed_carft.text import NO_ESTIMATE, limited, printable, progress, quantity, table
@@ -67,21 +68,21 @@ def overview(statuses: Sequence[Status]) -> str:
 def waiting_lines(statuses: Iterable[Status]) -> list[str]:
     """How many jobs wait in SLURM for which of its reasons, and what to do if they never start."""
     counter = Counter(status.slurm_reason for status in statuses)
-    reasons = [reason for reason in counter if reason not in ("", slurm_cluster.NO_REASON)]
+    reasons = [reason for reason in counter if reason not in ("", slurm.NO_REASON)]
     if not reasons:
         return []
 
     lines = ["Waiting in SLURM:"]
     for reason in sorted(reasons):
         line = f"  {quantity(counter[reason], 'job')}: {reason}"
-        if slurm_cluster.is_lasting(reason):
+        if slurm.is_lasting(reason):
             line += ". SLURM does not start them: carft sweep cancel, change the request, launch"
         lines.append(printable(line))
     return lines
 
 
 def search_lines(state: SweepState) -> list[str]:
-    """How far the stages of a search are, what it chose, and the command for what is missing."""
+    """How far the stages of a search are, what it chose, and what to do about what is missing."""
     search = state.search
     if search is None:
         return []
@@ -96,8 +97,7 @@ def search_lines(state: SweepState) -> list[str]:
     jobs = quantity(search.repeats, "job")
     lines.append(f"Second stage, {trials_phrase(search.repeat_on)}: {jobs} when the first is done.")
     if state.needs_second_stage:
-        command = shlex.join(["carft", *search.command]) if search.command else "launch again"
-        lines.append(f"The first stage is done. To launch the second: {command}")
+        lines.append("The first stage is done. To launch the second, launch the sweep again.")
     return lines
 
 
@@ -170,14 +170,14 @@ def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> It
             if counts[states.FAILED]:
                 note += f", {counts[states.FAILED]} failed"
             # Before, start and first evaluation of the jobs count for more than their steps.
-            if counts[states.DONE] > jobs_done_before:
+            if counts[states.DONE] > jobs_done_before and progress_bar.bar_format == NO_ESTIMATE:
                 progress_bar.bar_format = None
-            progress_bar.set_postfix_str(note)
+            progress_bar.set_postfix_str(note, refresh=sys.stderr.isatty())
             # A job that starts over has fewer: the bar waits for it.
             progress_bar.update(max(0, sum(map(_shown_steps, latest)) - progress_bar.n))
 
     with progress(
-        total=total, done=done, unit="step", description="sweep", bar_format=NO_ESTIMATE
+        total=total, done=done, unit="step", description="sweep", has_estimate=False
     ) as progress_bar:
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()

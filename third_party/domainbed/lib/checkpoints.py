@@ -19,7 +19,7 @@ from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.jobs.record_lines import is_broken_loss
+from domainbed_carft.jobs.records import is_broken_loss
 
 KEEP = ("both", "last", "best", "none")
 

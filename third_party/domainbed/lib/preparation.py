@@ -22,6 +22,7 @@ from domainbed.lib.job_batches import JobBatches
 from domainbed.lib.picture_batches import Pictures
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.jobs.job import draw_seed, registry_hparams
 from domainbed_carft.jobs.splits import (
     EnvironmentSplits,
     Split,
@@ -87,13 +88,8 @@ def choose_hparams(
     began, and keeps what its first machine made of "auto". Of those that were added since it has
     the values in effect before.
     """
-    if args.hparams_seed:
-        seed = misc.seed_hash(args.hparams_seed, args.trial_seed)
-        hparams = hparams_registry.random_hparams(args.algorithm, args.dataset, seed)
-    else:
-        seed = None
-        hparams = hparams_registry.default_hparams(args.algorithm, args.dataset)
-
+    hparams = registry_hparams(hparams_registry, vars(args))
+    seed = draw_seed(vars(args))
     algorithm_class = algorithms.get_algorithm_class(args.algorithm)
     implied = algorithm_class.implied_hparams(args.dataset, overrides, seed, steps=args.steps)
     if stored is None:

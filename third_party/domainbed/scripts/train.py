@@ -201,7 +201,7 @@ def _join_and_run(
     flags: argparse.Namespace,
     command_line: Sequence[str],
 ) -> None:
-    with join_process_group(flags.processes, command_line, args.output_dir) as process_group:
+    with join_process_group(flags.processes, command_line) as process_group:
         _run(args, lock, flags, process_group)
 
 
