@@ -38,7 +38,7 @@ os.listdir = lambda path=".": sorted(unsorted(path))
 runpy.run_module("domainbed.scripts.collect_results", run_name="__main__", alter_sys=True)
 """
 COLLECT = "carft collect"
-COLLECT_ALL = "carft collect --full --against CARFT"
+COLLECT_ALL = "carft collect --columns all --against CARFT"
 MIB = 1024  # in the kernel's KiB
 
 
@@ -90,7 +90,7 @@ def commands(arguments: argparse.Namespace) -> dict[str, tuple[list[str], Path]]
     collect += ["--select", ",".join(printed_tables.METHODS.values())]
     ways = {
         COLLECT: (collect, here),
-        COLLECT_ALL: ([*collect, "--full", "--against", "CARFT"], here),
+        COLLECT_ALL: ([*collect, "--columns", "all", "--against", "CARFT"], here),
     }
     script = [sys.executable, "-m", "domainbed.scripts.collect_results", "--input_dir"]
     if not arguments.no_harness:

@@ -1,27 +1,26 @@
 """A process of `sweep_evaluation.py`, which says how much processor time it took.
 
-The pool runs it in the place of `domainbed_carft.runs.evaluate_job`, with the arguments of that.
-COUNTED_WAY: "evaluation" to do what that does, "predictions" to count predictions on the same
+The pool runs it in the place of `domainbed_carft.runs.sweep_job`, with the task of that.
+COUNTED_WAY: "evaluation" to do what that does, "predictions" to predict the same
 pictures; COUNTED_FOLDER: where to write the seconds of processors, in a file for each process.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
 import sys
 from pathlib import Path
 
 from domainbed_carft.jobs import records
-from domainbed_carft.runs import evaluate_job, picture_evaluation
-from domainbed_carft.runs import preloaded as preloaded  # by the fork server
-from domainbed_carft.runs.measuring import (
+from domainbed_carft.runs import sweep_job
+from domainbed_carft.runs.predictions import (
     LoadingOptions,
     choose_device,
-    count_predictions,
+    predict_rows,
     run_predictor,
 )
-from domainbed_carft.runs.step_weights import open_step
+from domainbed_carft.runs.saved import open_step
 
 EVALUATION = "evaluation"
 PREDICTIONS = "predictions"
@@ -30,32 +29,26 @@ FOLDER = "COUNTED_FOLDER"
 
 
 def predict_alone(words: list[str]) -> int:
-    """Count the predictions on the pictures that an evaluation needs; returns the exit status."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder")
-    parser.add_argument("--step", type=int)
-    parser.add_argument("--batch_size", type=int)
-    parser.add_argument("--device")
-    parser.add_argument("--workers", type=int)
-    arguments = parser.parse_args(words)
+    """Predict the pictures that an evaluation needs; returns the exit status."""
+    task = json.loads(words[0])
     options = LoadingOptions(
-        device=choose_device(arguments.device),
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
+        device=choose_device(task["device"]),
+        batch_size=task["batch_size"],
+        workers=task["workers"],
     )
 
-    (recorded,), _ = records.read([Path(arguments.folder)])
-    run = open_step(recorded, arguments.step)
-    task = picture_evaluation.prepare(run, arguments.step)
-    splits = [*task.reported, *task.validation]
-    predict = run_predictor(run, options.device)
-    (counts,) = count_predictions(splits, predict, options, num_classes=len(run.classes))
-    return 0 if all(count.count for count in counts) else 1
+    (recorded,), _ = records.read([Path(task["folder"])])
+    run = open_step(recorded, task["step"])
+    assert run is not None  # it was trained for this
+    evaluation = sweep_job.prepare(run, task["step"])
+    splits = [*evaluation.reported, *evaluation.validation]
+    (rows,) = predict_rows(splits, run_predictor(run, options.device), options)
+    return 0 if all(len(part.label) for part in rows) else 1
 
 
 def main() -> int:
     """Do the work of one process, and write what it took."""
-    work = evaluate_job.main if os.environ[WAY] == EVALUATION else predict_alone
+    work = sweep_job.main if os.environ[WAY] == EVALUATION else predict_alone
     status = work(sys.argv[1:])
     seconds = sum(os.times()[:4])
     Path(os.environ[FOLDER], str(os.getpid())).write_text(str(seconds))

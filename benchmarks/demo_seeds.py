@@ -1,14 +1,14 @@
-"""The demo with other seeds: CARFT's differences in each, their errors, and how much they vary.
+"""Ten seeds of a short sweep: CARFT's differences in each, their errors, and how much they vary.
 
     python benchmarks/demo_seeds.py OUT --seeds 10
 
-Trains what `carft demo` trains, with the trials 200 and 201 for the first seed, 202 and 203 for the
-second, and so on, tests all runs on the drawing styles that they were not trained on, and prints a
-Markdown table: CARFT minus each other algorithm in points, with the interval over the four styles
-left out that the demo prints. Below, over the seeds: the mean and the standard deviation; how many
-of the intervals hold the mean, over styles and over the 8 pairs of runs; and the root mean squares
-of the standard errors, which should equal the standard deviation. The last row has that of what the
-demo was before: one trial, on the in-split of the style left out.
+Trains benchmarks/demo_seeds.yaml, the demo of 0.2.0, with the trials 200 and 201 for the first
+seed, 202 and 203 for the second, and so on, tests all runs on the drawing styles that they were not
+trained on, and prints a Markdown table: CARFT minus each other algorithm in points, with the
+interval over the four styles left out. Below, over the seeds: the mean and the standard deviation;
+how many of the intervals hold the mean, over styles and over the 8 pairs of runs; and the root mean
+squares of the standard errors, which should equal the standard deviation. The last row has that of
+one trial, on the in-split of the style left out.
 
 What is done is not redone; an interrupted command goes on where it was. --no-train only reads.
 """
@@ -17,32 +17,34 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from tabulate import tabulate
 
-from domainbed_carft.cli.demo import CARFT, DATA_DIR
 from domainbed_carft.data.emoji import UNSEEN
 from domainbed_carft.errors import raise_for
-from domainbed_carft.results import against_one, collection, suite_pairs
-from domainbed_carft.results.against_one import Comparison
+from domainbed_carft.results import collection, comparisons, suites
+from domainbed_carft.results.collection import Group
+from domainbed_carft.results.comparisons import Comparison
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
-from domainbed_carft.results.settings import Group
-from domainbed_carft.runs.evaluation_processes import SweepOptions
-from domainbed_carft.runs.runs_on_suite import evaluate_sweep_on_suite
+from domainbed_carft.runs.sweep import SweepOptions, evaluate_sweep_on_suite
 from domainbed_carft.sweep import declaration_file, launch
 from domainbed_carft.sweep.declaration import Seeds
 
+SWEEP = Path(__file__).with_suffix(".yaml")
+DATA_DIR = "embedded"  # not read: the pictures are in the package
 FIRST_TRIAL = 200
 TRIALS_OF_DEMO = 2
+CARFT = "CARFT"
 OTHERS = ("CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
 
 
 def train(output: Path, seeds: int) -> None:
     """Run the jobs of all seeds, and their tests on other styles."""
     trials = Seeds.model_validate({"from": FIRST_TRIAL, "n": TRIALS_OF_DEMO * seeds})
-    declaration = declaration_file.load("demo").model_copy(update={"trials": trials})
+    declaration = declaration_file.load(SWEEP).model_copy(update={"trials": trials})
     launch.run_plan(launch.plan(declaration, DATA_DIR, output, skip_training_in_splits=True))
     raise_for(evaluate_sweep_on_suite(output, UNSEEN, SweepOptions()).problems)
 
@@ -50,21 +52,22 @@ def train(output: Path, seeds: int) -> None:
 def group_of_trials(group: Group, first: int, count: int) -> Group:
     """The runs of ``count`` trials."""
     runs = [run for run in group.runs if first <= run.job.key.trial < first + count]
-    return group._replace(runs=runs)
+    return replace(group, runs=runs)
 
 
 def rows_of(group: Group, seeds: int) -> list[list[str]]:
     """A row for each seed, then those over the seeds."""
-    entries: dict[str, list[list[Comparison]]] = {unit: [] for unit in against_one.UNITS}
+    entries: dict[str, list[list[Comparison]]] = {unit: [] for unit in comparisons.UNITS}
     for seed in range(seeds):
         demo = group_of_trials(group, FIRST_TRIAL + TRIALS_OF_DEMO * seed, TRIALS_OF_DEMO)
-        for unit in against_one.UNITS:
-            compared = suite_pairs.compare([demo], UNSEEN, CARFT, unit)
+        accuracies = suites.accuracies_by_run(demo, UNSEEN)
+        for unit in comparisons.UNITS:
+            compared = comparisons.compare_with_each(accuracies, CARFT, unit)
             by_name = {entry.against: entry for entry in compared}
             entries[unit].append([by_name[name] for name in OTHERS])
 
-    by_style = entries[against_one.ENVIRONMENT]
-    by_pair = entries[against_one.PAIR]
+    by_style = entries[comparisons.ENVIRONMENT]
+    by_pair = entries[comparisons.PAIR]
     rows = [
         [str(seed), *(f"{e.mean_difference:+.2f} ({e.interval_text(digits=2)})" for e in of_seed)]
         for seed, of_seed in enumerate(by_style)
@@ -87,8 +90,9 @@ def earlier(group: Group) -> list[list[Comparison]]:
     entries = []
     for trial in sorted({run.job.key.trial for run in group.runs}):
         of_trial = group_of_trials(group, trial, 1)
-        compared = against_one.compare([of_trial], [TRAINING_DOMAIN], CARFT)
-        by_name = {e.algorithm: e for e in compared if e.unit == against_one.ENVIRONMENT}
+        accuracies = comparisons.accuracies_of(of_trial.selected(TRAINING_DOMAIN))
+        compared = comparisons.compare(accuracies, CARFT, comparisons.ENVIRONMENT)
+        by_name = {entry.algorithm: entry for entry in compared}
         entries.append([by_name[name] for name in OTHERS])
     return entries
 

@@ -5,7 +5,7 @@
 A sweep of CARFT on the tiny CLIP, each environment of a PACS-shaped tree of JPEGs left out in turn,
 is trained for one step. Then each round does three things, in another order each time:
 
-- predictions: `count_predictions` on the pictures that the evaluation needs, and nothing else;
+- predictions: `predict_rows` on the pictures that the evaluation needs, and nothing else;
 - evaluation: `carft evaluate` of a sweep of which nothing is known;
 - cached: the same, where the predictions of zero-shot CLIP are in the cache folder.
 
@@ -36,9 +36,9 @@ import torch
 from synthetic_tree import photographs
 
 from domainbed_carft import machine, process_variables
-from domainbed_carft.runs import evaluate_job
-from domainbed_carft.runs.evaluation_processes import EvaluationProcesses, SweepOptions
-from domainbed_carft.runs.sweep_evaluation import evaluate_sweep
+from domainbed_carft.errors import Problem
+from domainbed_carft.runs import sweep, sweep_job
+from domainbed_carft.runs.sweep import SweepOptions, evaluate_sweep
 
 BAR = 1.15
 CACHED = "cached"
@@ -56,12 +56,12 @@ class Cost:
 
 def run_sweep(output: Path, device: str) -> None:
     """Evaluate the sweep, or predict alone, in processes that are `counted_job`s."""
-    evaluate_job.MODULE = counted_job.__name__
+    sweep_job.MODULE = counted_job.__name__
     if os.environ[counted_job.WAY] == counted_job.PREDICTIONS:
-        EvaluationProcesses._figures = lambda *arguments, **options: None  # type: ignore
+        sweep.figures_of = lambda _: Problem(message="only predicted")
 
     evaluation = evaluate_sweep(output, SweepOptions(device=device))
-    n_runs = len({run.run_step for run in evaluation.runs})
+    n_runs = len({(run.folder, run.step) for run in evaluation.runs})
     if evaluation.measured != n_runs:
         raise SystemExit(f"{evaluation.measured} of {n_runs} runs were measured")
 

@@ -29,8 +29,8 @@ from tabulate import tabulate
 from domainbed_carft.data import emoji, emoji_styles
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.splits import split_environments
-from domainbed_carft.results import against_one, collection, picture_rows, selection
-from domainbed_carft.results.against_one import PairKey
+from domainbed_carft.results import collection, comparisons, evaluations
+from domainbed_carft.results.comparisons import PairKey
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
 from domainbed_carft.results.selection import Selected
 
@@ -69,14 +69,14 @@ def correct_by_picture(selected: Selected) -> tuple[list[str], npt.NDArray[np.bo
     Raises CarftError if its predictions are not of these pictures, or are damaged.
     """
     run = selected.outcome.run
-    rows, facts = picture_rows.load_rows(Path(run.folder), int(selected.outcome.step))
+    rows, facts = evaluations.load_rows(Path(run.folder), int(selected.outcome.step))
     holdout_fraction = run.job.args["holdout_fraction"]
     pictures = reported_pictures(selected.target, selected.trial, holdout_fraction)
 
     labels = [facts.classes.index(picture.split("/")[1]) for picture in pictures]
-    if labels != rows.label.tolist():
+    if labels != rows.raw.label.tolist():
         raise CarftError(f"{run.folder}: the rows are not of the target's in-split")
-    return pictures, rows.label == rows.predicted
+    return pictures, rows.raw.is_correct
 
 
 def accuracies(folder: Path) -> tuple[Accuracies, int]:
@@ -86,9 +86,9 @@ def accuracies(folder: Path) -> tuple[Accuracies, int]:
     }
     missing = 0
     (group,) = collection.gather([folder], [TRAINING_DOMAIN]).groups
-    for selected in selection.select(group.runs, TRAINING_DOMAIN):
+    for selected in group.selected(TRAINING_DOMAIN):
         folder_of_run = Path(selected.outcome.run.folder)
-        if not picture_rows.rows_path(folder_of_run, int(selected.outcome.step)).exists():
+        if not evaluations.rows_path(folder_of_run, int(selected.outcome.step)).exists():
             missing += 1
             continue
 
@@ -97,7 +97,7 @@ def accuracies(folder: Path) -> tuple[Accuracies, int]:
         pair = (selected.dataset, selected.target, selected.trial)
         masks = (np.ones_like(is_near), ~is_near, is_near)
         for name, mask in zip(PICTURE_SETS, masks, strict=True):
-            percent[name][selected.algorithm][pair] = 100 * float(is_correct[mask].mean())
+            percent[name][selected.row][pair] = 100 * float(is_correct[mask].mean())
     return percent, missing
 
 
@@ -136,20 +136,9 @@ def table_of_differences(percent: Accuracies) -> list[list[str]]:
         if algorithm == REFERENCE:
             continue
         for name in PICTURE_SETS[:2]:
-            minuend = percent[name][algorithm]
-            subtrahend = percent[name][REFERENCE]
-            differences = {key: minuend[key] - subtrahend[key] for key in minuend}
+            both = {row: percent[name][row] for row in (algorithm, REFERENCE)}
             over_targets, over_pairs = (
-                against_one.comparison_of(
-                    differences,
-                    unit,
-                    algorithm=algorithm,
-                    against=REFERENCE,
-                    setting="",
-                    method=TRAINING_DOMAIN,
-                    measure=against_one.ACCURACY,
-                )
-                for unit in against_one.UNITS
+                comparisons.compare(both, REFERENCE, unit)[0] for unit in comparisons.UNITS
             )
             mean = f"{over_targets.mean_difference:+.1f}"
             intervals = [entry.interval_text(digits=1) for entry in (over_targets, over_pairs)]

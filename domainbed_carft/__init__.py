@@ -5,32 +5,35 @@ every interpreter of the environment that it is installed in (see `plugin`). The
 and LAZY_PACKAGES load what they need when they are first used.
 """
 
-from domainbed_carft.plugin import register, unregister
+from domainbed_carft.plugin import register
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from domainbed_carft.jobs.differences import diff
     from domainbed_carft.method.build import build
     from domainbed_carft.results.collect import collect
-    from domainbed_carft.runs.api import evaluate, export, model_stock, soup, wise_ft
-    from domainbed_carft.runs.loaded_run import Run, load_run
+    from domainbed_carft.runs.evaluate import evaluate
+    from domainbed_carft.runs.export import export
+    from domainbed_carft.runs.merge import model_stock, soup, wise_ft
+    from domainbed_carft.runs.run import Run
+    from domainbed_carft.runs.saved import load_run
     from domainbed_carft.runs.training import train
     from domainbed_carft.version import __version__
 
 # The functions of the Python API, and the modules that they come from.
 LAZY_NAMES = {
     "__version__": "domainbed_carft.version",
-    "Run": "domainbed_carft.runs.loaded_run",
+    "Run": "domainbed_carft.runs.run",
     "build": "domainbed_carft.method.build",
     "collect": "domainbed_carft.results.collect",
     "diff": "domainbed_carft.jobs.differences",
-    "evaluate": "domainbed_carft.runs.api",
-    "export": "domainbed_carft.runs.api",
-    "load_run": "domainbed_carft.runs.loaded_run",
-    "model_stock": "domainbed_carft.runs.api",
-    "soup": "domainbed_carft.runs.api",
+    "evaluate": "domainbed_carft.runs.evaluate",
+    "export": "domainbed_carft.runs.export",
+    "load_run": "domainbed_carft.runs.saved",
+    "model_stock": "domainbed_carft.runs.merge",
+    "soup": "domainbed_carft.runs.merge",
     "train": "domainbed_carft.runs.training",
-    "wise_ft": "domainbed_carft.runs.api",
+    "wise_ft": "domainbed_carft.runs.merge",
 }
 
 # Whose modules are attributes, too, such as `domainbed_carft.results.top`.
@@ -49,7 +52,6 @@ __all__ = [
     "register",
     "soup",
     "train",
-    "unregister",
     "wise_ft",
 ]
 

@@ -418,11 +418,11 @@ def check_backbones() -> Iterator[Finding]:
 
     Others are not missed: few jobs ask for them. `check_step` loads tiny.
     """
-    from domainbed_carft.clips import backbone
+    from domainbed_carft.clips import openai
     from domainbed_carft.method.hparams import SMALL_DATASETS
 
-    for name in backbone.PUBLISHED[1:]:
-        path, checksum = backbone.published(name)
+    for name in openai.PUBLISHED[1:]:
+        path, checksum = openai.published(name)
         if path.exists():
             yield _finding_of_weights(name, path, checksum)
         elif name == DEFAULT_BACKBONE:

@@ -170,7 +170,7 @@ def tables(
     document = collect(*folders, methods=methods, ignored=ignored)
     return {
         (table["setting"], table["selection"], table["dataset"] or "Averages"): table
-        for table in document.sections["tables"]
+        for table in document.as_dict()["tables"]
     }
 
 
@@ -180,15 +180,14 @@ def collect(
     ignored: Sequence[str] = (),
     **options: Any,
 ) -> Any:
-    """The document of ``carft collect``."""
-    results = collecting.collect(
+    """What ``carft collect`` shows."""
+    return collecting.collect(
         folders,
         methods=methods,
         ignored=ignored,
         pair=options.get("paired"),
         compare_published=options.get("compare", False),
     )
-    return results.document
 
 
 def cell(table: Any, algorithm: str, column: str) -> Any:

@@ -6,13 +6,14 @@ import numpy as np
 from runs_jobs import train_job, write_pictures
 
 from domainbed_carft.jobs.job import IDENTITY, identity
-from domainbed_carft.results import picture_rows, run_figures
-from domainbed_carft.results.calibration import PredictedProbabilities
-from domainbed_carft.results.picture_rows import (
+from domainbed_carft.results import evaluations
+from domainbed_carft.results.evaluations import (
+    EvaluatedRows,
     EvaluatedSplit,
     EvaluationFacts,
     PictureRows,
     Temperature,
+    ValidationSplit,
 )
 
 STEPS = 3
@@ -47,13 +48,13 @@ def write_figures(sweep, num_classes=7):
         for record in map(json.loads, path.read_text().splitlines()):
             facts = _facts(record, n_pictures, num_classes)
             rows = _random_rows(draw, n_pictures, num_classes)
-            run_figures.save_figures(path.parent, run_figures.measure_run(rows, facts))
+            evaluations.save_figures(path.parent, evaluations.measure_run(rows, facts))
 
 
 def _facts(record, n_pictures, num_classes):
     (target,) = record["args"]["test_envs"]
     return EvaluationFacts(
-        format=picture_rows.FORMAT,
+        format=evaluations.FORMAT,
         **{name: record["args"][name] for name in IDENTITY},
         test_envs=[target],
         step=record["step"],
@@ -66,20 +67,22 @@ def _facts(record, n_pictures, num_classes):
         pictures=n_pictures,
         splits=[EvaluatedSplit(f"env{target}", target, f"env{target}_in", n_pictures)],
         temperature=Temperature(1.3, 100, False),
+        validation=[ValidationSplit("env9", 9, "env9_out", 100, 80 + target)],
     )
 
 
 def _random_rows(draw, n_pictures, num_classes):
-    def probabilities():
-        top = draw.uniform(0.2, 1, n_pictures)
-        return PredictedProbabilities(top, np.log(draw.uniform(0.01, 1, n_pictures)), top**2)
-
     classes = draw.integers(0, num_classes, (3, n_pictures)).astype(np.uint16)
-    return PictureRows(
-        label=classes[0],
-        predicted=np.where(draw.random(n_pictures) < 0.5, classes[0], classes[1]),
+    predicted = np.where(draw.random(n_pictures) < 0.5, classes[0], classes[1])
+
+    def rows():
+        top = draw.uniform(0.2, 1, n_pictures)
+        log_true = np.log(draw.uniform(0.01, 1, n_pictures))
+        return PictureRows(classes[0], predicted, top, log_true, top**2)
+
+    return EvaluatedRows(
         zero_shot=np.where(draw.random(n_pictures) < 0.4, classes[0], classes[2]),
         alignment=draw.normal(0.22, 0.04, n_pictures).astype(np.float32),
-        raw=probabilities(),
-        scaled=probabilities(),
+        raw=rows(),
+        scaled=rows(),
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.runs import model_card
+from domainbed_carft.runs import export
 
 _MODELS_FOLDER = tempfile.TemporaryDirectory(prefix="carft-test-open-clip-")
 
@@ -132,6 +132,6 @@ def write_tiny(folder: Path) -> str:
     model = backbone.load("tiny").model
     folder.mkdir(parents=True)
     save_file(dict(model.state_dict()), folder / "open_clip_model.safetensors")
-    config = {"model_cfg": model_card.open_clip_config(model), "preprocess_cfg": {}}
+    config = {"model_cfg": export.open_clip_config(model), "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     return f"open_clip:local-dir:{folder}"

@@ -14,14 +14,8 @@ import pandas as pd
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.report import (
-    evaluation_figures,
-    figures,
-    legend,
-    plane_figures,
-    search_figures,
-)
-from domainbed_carft.report.canvas import Figure, data_as_csv
+from domainbed_carft.report import evaluation_plots, plots
+from domainbed_carft.report.plots import Figure, data_as_csv
 
 VOID = {"meta", "link", "img", "source", "br", "input", "wbr"}
 TABLE = "PACS; training-domain validation set"
@@ -88,13 +82,13 @@ def leave_undrawn(patch: pytest.MonkeyPatch) -> None:
         svg = '<svg viewBox="0 0 288 200"></svg>'
         return Figure(title, name, alt, svg, b"a picture", data_as_csv(data))
 
-    for module in (figures, plane_figures, search_figures, evaluation_figures, legend):
+    for module in (plots, evaluation_plots):
         patch.setattr(module, "save_figure", save_undrawn)
 
 
 def report(sweep: Path, output: Path, *words: str) -> int:
     """The exit status of ``carft report`` without pictures."""
-    return cli.main(["report", str(sweep), "-o", str(output), "--no-examples", *words])
+    return cli.main(["report", str(sweep), "-o", str(output), "--n-examples", "0", *words])
 
 
 def read(folder: Path) -> Page:

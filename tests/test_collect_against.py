@@ -11,7 +11,7 @@ import scipy
 
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
-from domainbed_carft.results import power, sign_flips
+from domainbed_carft.results import comparisons
 from domainbed_carft.results.collect import collect
 
 REFERENCE = "CARFT (methods)"
@@ -111,37 +111,37 @@ def test_p_values_are_corrected_over_the_rows_of_a_table(results):
 def test_sign_flips_are_scipys(n):
     draw = np.random.default_rng(n)
     for values in (draw.normal(0.3, 1, size=n), draw.integers(-2, 3, size=n), np.zeros(n)):
-        assert sign_flips.p_value(values) == pytest.approx(enumerated_p(values), abs=1e-12)
+        assert comparisons.p_value(values) == pytest.approx(enumerated_p(values), abs=1e-12)
         if n > 1:
             test = scipy.stats.permutation_test(
                 (values,), np.mean, permutation_type="samples", n_resamples=np.inf
             )
-            assert sign_flips.p_value(values) == pytest.approx(test.pvalue, abs=1e-12)
+            assert comparisons.p_value(values) == pytest.approx(test.pvalue, abs=1e-12)
 
 
 def test_many_differences_are_flipped_at_random():
     values = np.random.default_rng(0).normal(0.25, 1, size=60)
-    p = sign_flips.p_value(values)
+    p = comparisons.p_value(values)
     normal = 2 * scipy.stats.norm.sf(abs(values.sum()) / np.sqrt((values**2).sum()))
 
     assert p == pytest.approx(normal, abs=0.005)
-    assert sign_flips.p_value(np.ones(60)) == sign_flips.smallest_p(60) == 1e-5
+    assert comparisons.p_value(np.ones(60)) == comparisons.smallest_p(60) == 1e-5
 
 
 def test_what_few_environments_cannot_show_is_said(results):
-    environments, pairs, *_ = [
-        grid for grid in results.document.grids if grid.title.startswith("Minus")
-    ]
+    environments, pairs, *_ = [grid for grid in results.grids if grid.title.startswith("Minus")]
     assert environments.title.startswith(f"Minus {REFERENCE}; unit: environment")
     assert environments.notes == [
         "With n = 4 environments no p-value is below 0.125: read the difference and the wins."
     ]
     assert "optimistic" in pairs.title
-    assert [row[-1] for row in environments.rows] == ["0.125"] * 21
+    assert [row[10] for row in environments.rows] == ["0.125"] * 21
 
 
 def test_power_is_that_of_the_noncentral_t_distribution(results, differences):
-    for entry in results.powers:
+    entries = results.power.itertuples()
+    assert len(results.power) == 21
+    for entry in entries:
         frame = differences[entry.algorithm, "accuracy"]
         pairs = frame.to_numpy().ravel()
         assert entry.spread == pytest.approx(pairs.std(ddof=1), abs=1e-9)
@@ -166,7 +166,7 @@ def _scipys_power(n, spread):
 
 
 def test_equal_pairs_need_the_fewest():
-    assert power.needed_count(0.0, 1.0) == 2
+    assert comparisons.needed_count(0.0, 1.0) == 2
 
 
 def test_fewer_than_five_pairs_have_no_p_value(tmp_path, capsys):
@@ -193,6 +193,13 @@ def test_an_algorithm_that_shares_no_pair_is_refused(tmp_path):
         collect(tmp_path, against="CAFRT")
 
 
+@pytest.mark.parametrize("options", [{"against": "ERM"}, {"pair": ("CARFT", "ERM")}])
+def test_erm_among_runs_of_clip_is_told_from_plain_fine_tuning(options, tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT", "CLIPFineTune"])
+    with pytest.raises(CarftError, match="ERM is DomainBed's ResNet; .* of CLIP is CLIPFineTune"):
+        collect(tmp_path, **options)
+
+
 def test_power_needs_a_difference_and_an_algorithm(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM"])
     with pytest.raises(CarftError, match="--power is 0, expected a difference in points > 0"):
@@ -209,5 +216,5 @@ def test_csv_has_one_of_the_tables(tmp_path, capsys):
     assert header.startswith("setting,selection,measure,unit,algorithm,against,pairs,n,")
     assert len(lines) == 2
 
-    assert cli.main([*csv, "--full"]) == 1
-    assert "use either --full or --against" in capsys.readouterr().err
+    assert cli.main([*csv, "--columns", "all"]) == 1
+    assert "use either --columns or --against" in capsys.readouterr().err

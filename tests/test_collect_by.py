@@ -210,9 +210,9 @@ def test_a_search_lists_the_chosen_values_of_each_cell(tmp_path):
         for target in range(4)
         for entry in row.chosen(target)
     } == chosen
-    assert [cell.mean for cell in row.shown[-2:]] == [3, 24]
+    assert [cell.mean for cell in row.printed_cells[-2:]] == [3, 24]
 
-    grid = next(grid for grid in results.document.grids if "chosen" in grid.title)
+    grid = next(grid for grid in results.grids if "chosen" in grid.title)
     assert grid.header == ["Algorithm", "A", "C", "P", "S", "Of"]
     for target, text in enumerate(grid.rows[0][1:5]):
         for trial in range(2):

@@ -1,4 +1,4 @@
-"""The columns of ``carft collect --columns`` and ``--full``, against pandas on packed records."""
+"""The columns of ``carft collect --columns``, against pandas on packed records."""
 
 import collect_sweeps
 import numpy as np
@@ -6,18 +6,17 @@ import pytest
 from packed_records import SETTINGS, unpack
 
 from domainbed_carft import cli
-from domainbed_carft.cli import table_options as command
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import cost
-from domainbed_carft.results import cells, measures
+from domainbed_carft.results import columns as table_columns
+from domainbed_carft.results import evaluations
 from domainbed_carft.results.collect import collect
 
 
 @pytest.fixture(scope="session")
 def all_columns(peers_emoji):
     """All columns of the records by training-domain validation, as a frame."""
-    names = command.COLUMNS_OF_RECORDS
-    results = collect(peers_emoji, methods=["training-domain"], columns=names)
+    results = collect(peers_emoji, methods=["training-domain"], columns=["all"])
     return results.columns
 
 
@@ -56,7 +55,7 @@ def test_every_column_is_that_of_pandas(all_columns, selected):
         assert (shown("jobs")["mean"], shown("draws")["mean"]) == (20, rates)
 
 
-@pytest.mark.parametrize("kind", cells.ERROR_KINDS)
+@pytest.mark.parametrize("kind", table_columns.ERROR_KINDS)
 def test_errors_are_those_of_pandas(peers_emoji, selected, kind):
     results = collect(peers_emoji, methods=["training-domain"], error=kind)
     by_cell = selected.groupby(["variant", "algorithm", "target"])["out"]
@@ -75,7 +74,7 @@ def test_errors_are_those_of_pandas(peers_emoji, selected, kind):
         (row,) = (row for row in table.rows if row.algorithm == algorithm)
         assert row.cells[target].standard_error == pytest.approx(error, abs=1e-9)
 
-    assert cells.ERROR_KINDS[kind].definition in " ".join(results.as_dict()["caption"])
+    assert table_columns.ERROR_KINDS[kind].definition in " ".join(results.as_dict()["caption"])
     assert {entry["error"] for entry in results.as_dict()["tables"]} == {kind}
 
 
@@ -84,7 +83,7 @@ def test_what_records_lack_is_x_and_says_why(tmp_path):
     results = collect(
         tmp_path / "amp-emoji",
         methods=["training-domain"],
-        columns=command.COLUMNS_OF_RECORDS,
+        columns=["all"],
     )
     frame = results.columns
     lacking = frame[frame["missing"] != ""].groupby("column")["missing"].unique()
@@ -117,9 +116,21 @@ def test_an_unknown_column_or_error_is_named(peers_emoji, capsys):
     assert "'worts'; expected one or more of environments," in capsys.readouterr().err
 
 
-def test_the_command_has_the_names_of_the_modules():
-    assert command.COLUMNS == measures.NAMES
-    assert tuple(cells.ERROR_KINDS) == command.ERRORS
+def test_the_columns_of_alignment_name_its_bounds():
+    for name, bounds in (
+        ("aligned", (evaluations.ALIGNED_FROM, evaluations.HIGHEST_ALIGNMENT)),
+        ("unaligned", (evaluations.LOWEST_ALIGNMENT, evaluations.ALIGNED_FROM)),
+    ):
+        assert table_columns.COLUMNS[name].explanation.endswith("from {} to {}.".format(*bounds))
+
+
+def test_in_domain_beside_out_of_domain_is_not_to_be_compared_with_it(peers_emoji):
+    def warns(*names):
+        captions = collect(peers_emoji, methods=["oracle"], columns=names).short_captions
+        return any("not in-domain with out-of-domain" in caption for caption in captions)
+
+    assert warns("all") and warns("average", "in-domain")
+    assert not warns("environments", "average", "memory")
 
 
 def write_costs(folder, algorithm, device, **keys):
@@ -138,7 +149,7 @@ def test_costs_of_two_devices_stand_in_columns_of_their_own(tmp_path):
     keys = {"evaluation_time": 9.0, "mem_gb": 7.5, "trained_parameters": 12_345}
     seconds = write_costs(tmp_path, "CARFT", "GPU A", **keys)
     write_costs(tmp_path, "ERM", "GPU B", **keys)
-    results = collect(tmp_path, methods=["oracle"], columns=measures.NAMES)
+    results = collect(tmp_path, methods=["oracle"], columns=table_columns.NAMES)
 
     frame = results.columns.set_index(["algorithm", "column", "device"])
     steps = [1, 100, 100]  # checkpoints at 0, 100 and 200
@@ -156,7 +167,7 @@ def test_costs_of_two_devices_stand_in_columns_of_their_own(tmp_path):
         assert frame.loc[("CARFT", column, "GPU B"), "missing"] == ""
     assert frame.loc[("ERM", "parameters", ""), "mean"] == 12_345
 
-    header = results.document.grids[0].header
+    header = results.grids[0].header
     assert "s/step, GPU A" in header and "s/step, GPU B" in header
     assert "Costs were measured on GPU A; GPU B." in results.as_dict()["caption"]
 
@@ -178,7 +189,7 @@ def test_foreign_records_without_costs_have_x_that_names_the_keys(tmp_path):
     columns = ["step-seconds", "evaluation-hours", "parameters"]
     results = collect(tmp_path, methods=["oracle"], columns=columns)
 
-    grid = results.document.grids[0]
+    grid = results.grids[0]
     assert grid.rows == [["ERM", "X [1]", "X [2]", "X [3]"]]
     assert grid.notes[0] == "[1] the records have no step_time."
     assert set(results.columns["device"]) == {cost.UNKNOWN_DEVICE, ""}

@@ -18,7 +18,7 @@ assert not {"torch", "matplotlib", "pandas", "jinja2", "domainbed", "clip"} & se
 
 def test_collect_loads_neither_torch_nor_pandas(tmp_path):
     collect_sweeps.write_sweep(tmp_path)
-    options = ["--compare", "published", "--paired", "ERM", "Mixup", "--format", "latex"]
+    options = ["--compare", "published", "--paired", "ERM", "Mixup", "--columns", "all"]
     subprocess.run([sys.executable, "-c", LOADED, "collect", tmp_path, *options], check=True)
 
 
@@ -43,19 +43,34 @@ def test_warnings_are_printed_beside_the_tables(tmp_path, capsys):
     assert "none" not in out
 
 
-def test_the_legend_is_one_line_unless_all_of_it_is_asked_for(tmp_path, capsys):
+def test_the_legend_is_one_line_as_text_and_whole_in_the_other_formats(tmp_path, capsys):
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
-    short = "Cells: mean +/- standard deviation (n trials). More: --legend, docs/collect.md"
+    short = "Cells: mean +/- standard deviation (n trials). More: docs/collect.md"
     command = ["collect", str(tmp_path), "--select", "oracle", "--error", "std"]
 
     assert cli.main(command) == 0
-    *tables, legend = capsys.readouterr().out.rstrip().split("\n\n")
-    assert legend == short
+    assert capsys.readouterr().out.rstrip().split("\n\n")[-1] == short
 
-    assert cli.main([*command, "--legend"]) == 0
+    assert cli.main([*command, "--format", "markdown"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("\n\n".join(tables)) and short not in out
     assert "Standard deviation over the n trials, divisor n - 1" in out
+    assert short not in out
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "advice"),
+    [
+        ("collect", "--full", "use --columns all"),
+        ("collect", "--single_source", "test_environments: single-source"),
+        ("report", "--no-examples", "use --n_examples 0"),
+        ("top", "--test-env=2", "use --only PATTERN"),
+    ],
+)
+def test_a_flag_that_went_names_what_takes_its_place(command, flag, advice, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([command, "OUT", flag])
+    error = capsys.readouterr().err
+    assert "is no more" in error and advice in error
 
 
 def test_groups_have_rows_and_notes_of_their_own(tmp_path, capsys):
@@ -87,8 +102,8 @@ def test_wrong_arguments_are_refused(tmp_path, capsys):
     assert "ERM and ERM share no (data set, environment, trial)" in capsys.readouterr().err
     assert cli.main(["collect", folder, "--paired", "ERM", "CLIP"]) == 1
     assert "expected two different algorithms of ERM, Mixup" in capsys.readouterr().err
-    assert cli.main(["top", folder, "--algorithm", "ERN"]) == 1
-    assert "selected with algorithm ERN; available: ERM, Mixup" in capsys.readouterr().err
+    assert cli.main(["top", folder, "--only", "ERN"]) == 1
+    assert "no chosen job matches 'ERN'" in capsys.readouterr().err
     assert cli.main(["top", "--select", "leave-one-domain-out", "--", folder]) == 1
     assert "no run was selected with selection leave-one-domain-out" in capsys.readouterr().err
 

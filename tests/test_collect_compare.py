@@ -14,7 +14,7 @@ import scipy
 from domainbed_carft import cli
 from domainbed_carft.report import frames
 from domainbed_carft.results import collect as collecting
-from domainbed_carft.results import collection, published
+from domainbed_carft.results import collection, published, selection
 
 
 @pytest.mark.parametrize("trials", [1, 3])
@@ -25,19 +25,18 @@ def test_the_difference_of_a_pair_has_students_interval_over_environments_and_pa
     document = collect_sweeps.collect(
         tmp_path, methods=["training-domain"], paired=["CARFT", "CLIPFineTune"]
     )
-    checkpoints = frames.checkpoints(
-        collection.gather([tmp_path]).groups[0].runs, "training-domain"
-    )
+    runs = collection.gather([tmp_path]).groups[0].runs
+    checkpoints = frames.checkpoints(selection.select(runs, "training-domain"))
     by_algorithm = checkpoints[checkpoints["selected"]].pivot_table(
         index=["target", "trial"], columns="algorithm", values="out_of_domain"
     )
-    difference = 100 * (by_algorithm["CARFT"] - by_algorithm["CLIPFineTune"])
+    difference = by_algorithm["CARFT"] - by_algorithm["CLIPFineTune"]
     values_of_units = {
         "environment": difference.groupby("target").mean().to_numpy(),
         "pair": difference.to_numpy(),
     }
 
-    entries = document.sections["paired"]
+    entries = document.as_dict()["paired"]
     assert [entry["unit"] for entry in entries] == list(values_of_units)
     for entry, grid in zip(entries, document.grids[-2:], strict=True):
         values = values_of_units[entry["unit"]]
@@ -73,7 +72,7 @@ def test_one_environment_has_no_interval(tmp_path):
             shutil.rmtree(folder)
     document = collect_sweeps.collect(tmp_path, methods=["oracle"], paired=["CARFT", "ERM"])
 
-    by_environment, by_pair = document.sections["paired"]
+    by_environment, by_pair = document.as_dict()["paired"]
     assert (by_environment["low"], by_environment["high"], by_environment["n"]) == (None, None, 1)
     assert by_pair["low"] < by_pair["high"] and by_pair["n"] == 3
     assert document.grids[-2].rows[0][3] == "none (one environment)"
@@ -109,7 +108,7 @@ def test_our_averages_are_compared_with_published_ones(tmp_path):
         )
 
     document = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
-    *entries, average = document.sections["published"]["comparisons"]
+    *entries, average = document.as_dict()["published"]["comparisons"]
     published_accuracies = {entry["dataset"]: entry["published"] for entry in entries}
     assert len(entries) == 5
     assert published_accuracies["PACS"] == 96.8
@@ -127,7 +126,7 @@ def test_our_averages_are_compared_with_published_ones(tmp_path):
     for target in range(6):  # the five have not the same trials any more
         shutil.rmtree(tmp_path / "DomainNet" / f"{target}1")
     document = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
-    entries = document.sections["published"]["comparisons"]
+    entries = document.as_dict()["published"]["comparisons"]
 
     assert "average" not in [entry["dataset"] for entry in entries]
 
@@ -180,7 +179,7 @@ def compared_document(tmp_path):
 
 
 def test_runs_are_compared_with_the_published_row_of_their_head(compared_document):
-    entries = compared_document.sections["published"]["comparisons"]
+    entries = compared_document.as_dict()["published"]["comparisons"]
     published_as = {
         (entry["algorithm"], entry["dataset"]): (entry["method"], entry["published"])
         for entry in entries
@@ -205,7 +204,7 @@ def test_deviations_from_published_methods_are_noted(compared_document):
     rows = {(row[0], row[2]): row for row in published_grid.rows}
     for algorithm, deviation in deviations.items():
         note = f"Not comparable: {algorithm} has {deviation}"
-        assert note in compared_document.sections["notes"]
+        assert note in compared_document.as_dict()["notes"]
 
         _, number = rows[algorithm, "PACS"][6].split("not comparable ")
         assert f"{number} {note}" in published_grid.notes
@@ -243,7 +242,7 @@ def test_the_best_hyperparameters_are_ready_to_train_with(tmp_path, capsys):
         place = f"{entry['test_env']}-{entry['trial_seed']}-{entry['hparams_seed']}"
         assert entry["folders"][0] == str(tmp_path / f"{entry['algorithm']}-{place}")
 
-    filters = ["--algorithm", "Mixup", "--test_env", "2", "--select", "oracle"]
+    filters = ["--only", "Mixup, test environments 2,", "--select", "oracle"]
     (first, second) = top(capsys, tmp_path, *filters)
     assert (first["environment"], first["algorithm"], second["trial_seed"]) == ("P", "Mixup", 1)
 

@@ -55,7 +55,7 @@ def test_a_sweep_over_one_target_is_complete(tmp_path, capsys):
     assert rows[0].split()[1:4] == ["-", "-", "-"]
 
     document = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
-    (comparison,) = document.sections["published"]["comparisons"]
+    (comparison,) = document.as_dict()["published"]["comparisons"]
     assert (comparison["dataset"], comparison["complete"]) == ("PACS", False)
 
 
@@ -101,7 +101,7 @@ def test_missing_jobs_are_reported_per_variant(tmp_path, capsys, all_unrun):
     document = collect_sweeps.collect(
         tmp_path, compare=True
     )  # the manifest names the published rows
-    figures = document.sections["published"]["figures"]
+    figures = document.as_dict()["published"]["figures"]
     assert {row["method"] for row in figures} == {"CLIPood", "MIRO"}
 
 

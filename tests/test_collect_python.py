@@ -11,6 +11,7 @@ import pytest
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report.page import write_report
+from domainbed_carft.results import collection, selection, tables
 from domainbed_carft.results.collect import collect
 from domainbed_carft.results.top import top
 
@@ -110,10 +111,27 @@ def test_what_is_no_folder_is_named_in_a_carft_error(wrong, tmp_path, monkeypatc
 
 
 def test_top_returns_what_the_command_prints(sweep, capsys):
-    best = top([sweep], methods=["oracle"], algorithm="CARFT", test_env=1)
-    options = ["--json", "--select", "oracle", "--algorithm", "CARFT", "--test_env", "1"]
+    best = top([sweep], methods=["oracle"], only="CARFT, test environments 1")
+    options = ["--json", "--select", "oracle", "--only", "CARFT, test environments 1"]
     entries = [entry.as_dict() for entry in best.entries]
     assert entries == printed_json(capsys, "top", sweep, *options)
+
+
+def test_what_was_gathered_is_selected_once_for_all_that_show_it(sweep, monkeypatch):
+    calls = []
+    select = selection.select
+
+    def counted(runs, method):
+        calls.append(method)
+        return select(runs, method)
+
+    monkeypatch.setattr(selection, "select", counted)
+    gathered = collection.gather(sweep, methods=["oracle", "training-domain"])
+    collect(gathered, columns=["all"], against="CARFT", compare_published=True)
+    top(gathered)
+    tables.by_environment(gathered, ["jobs"])
+    # The last is asked for by suites.
+    assert sorted(calls) == ["in-domain", "oracle", "training-domain"]
 
 
 def test_a_report_says_that_it_is_incomplete(sweep, tmp_path):
@@ -122,4 +140,3 @@ def test_a_report_says_that_it_is_incomplete(sweep, tmp_path):
     assert report.index.is_file()
     assert not report.is_complete
     assert "switched off" in report.why_no_examples
-    assert report.as_dict()["complete"] is False

@@ -7,6 +7,8 @@ from search_sweeps import LABELS, SEARCH, STAGES, parse, read_records, recorded,
 
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.job import Job, Role, identity
 from domainbed_carft.results import collection as collecting
 from domainbed_carft.results import selection
 from domainbed_carft.results.collect import collect
@@ -223,28 +225,30 @@ THREE = {"dataset": "three", "algorithm": "ERM", "trial_seed": 0, "hparams_seed"
 
 
 def write_three(out, test_envs):
-    """A job on three environments in no manifest."""
-    folder = out / "-".join(map(str, test_envs))
+    """A job on three environments in no manifest; returns it."""
+    args = {**THREE, "test_envs": test_envs}
+    folder = out / identity(args)
     folder.mkdir()
-    record = {"step": 1, "args": {**THREE, "test_envs": test_envs}, "hparams": {}}
+    record = {"step": 1, "args": args, "hparams": {}}
     for env in range(3):
         record |= {f"env{env}_in_acc": 0.1 * (env + 1), f"env{env}_out_acc": 0.5}
     (folder / "results.jsonl").write_text(json.dumps(record) + "\n")
+    return Job(args, folder, role=Role(leaves_out_together=True))
 
 
 def test_two_of_three_left_out_is_refused_until_you_say_what_for(tmp_path, capsys):
-    for test_envs in ([0, 1], [0, 2], [1, 2]):
-        write_three(tmp_path, test_envs)
-    with pytest.raises(CarftError, match="2 of 3 environments .*--single-source.*leave-one"):
+    jobs = [write_three(tmp_path, test_envs) for test_envs in ([0, 1], [0, 2], [1, 2])]
+    with pytest.raises(CarftError, match="2 of 3 environments .*: single-source.*leave-one"):
         collect(tmp_path)
+    assert collect(tmp_path, methods=["leave-one-domain-out"]).summary["jobs"] == 3
 
-    results = collect(tmp_path, single_source=True, methods=["training-domain"])
+    manifest.add(tmp_path, manifest.Sweep(tuple(jobs)))
+    results = collect(tmp_path, methods=["training-domain"])
     (table,) = results.tables_of_sources
     assert [row.algorithm for row in table.rows[:3]] == ["ERM, env0", "ERM, env1", "ERM, env2"]
     assert table.rows[0].cells[1].mean == pytest.approx(20)
-    assert cli.main(["collect", str(tmp_path), "--single-source"]) == 0
+    assert cli.main(["collect", str(tmp_path)]) == 0
     assert "ERM, mean over sources" in capsys.readouterr().out
-    assert collect(tmp_path, methods=["leave-one-domain-out"]).summary["jobs"] == 3
 
 
 def test_pairs_of_three_beside_single_targets_are_for_cross_validation(tmp_path):

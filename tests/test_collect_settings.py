@@ -68,7 +68,7 @@ def test_algorithms_with_a_setting_each_share_a_table_that_says_so(tmp_path):
 
     assert titles(tmp_path) == [""]
 
-    notes = collect_sweeps.collect(tmp_path).sections["notes"]
+    notes = collect_sweeps.collect(tmp_path).notes
     assert notes == [
         "Not all runs have the same steps: 1: CLIPZeroShot on PACS; "
         "default: CARFT on PACS, CLIPFineTune on PACS.",

@@ -9,7 +9,7 @@ import scipy
 from collect_sweeps import collect, write_job
 
 from domainbed_carft.report import page
-from domainbed_carft.results import collection, suite_pairs, suites
+from domainbed_carft.results import collection, comparisons, suites
 from domainbed_carft.suites import catalogue, records
 
 SETS = [one.name for one in catalogue.get("imagenet").sets]
@@ -98,7 +98,9 @@ def test_suite_rows_are_means_over_trials(sweep):
     assert rows["CLIPZeroShot"][5] == f"{shown(zero_shot)}*"
     assert rows["CLIPZeroShot"][6].endswith(" (1)")
 
-    entries = {(entry["algorithm"], entry["alpha"]): entry for entry in document.sections["suites"]}
+    entries = {
+        (entry["algorithm"], entry["alpha"]): entry for entry in document.as_dict()["suites"]
+    }
     assert entries["CARFT", 0.5]["cells"]["mean"]["n"] == 2
     assert entries["CLIPZeroShot", None]["partial"] == ["ObjectNet"]
 
@@ -209,7 +211,8 @@ def test_runs_count_on_sets_that_they_were_not_trained_on(tmp_path):
         assert rows["CARFT, best"][name] == shown(means)
     assert rows["CARFT, best"]["fluent3d"] == "-"
 
-    groups = collection.gather([tmp_path]).groups
+    (group,) = collection.gather([tmp_path]).groups
+    accuracies_by_run = suites.accuracies_by_run(group, suite.name)
     means = {
         run: np.mean([accuracies[key] for key in accuracies if key[:3] == run])
         for run in {key[:3] for key in accuracies}
@@ -221,7 +224,7 @@ def test_runs_count_on_sets_that_they_were_not_trained_on(tmp_path):
         ]
     )
     for unit, differences in (("environment", by_pair.mean(axis=1)), ("pair", by_pair.ravel())):
-        (entry,) = suite_pairs.compare(groups, suite.name, "CARFT", unit)
+        (entry,) = comparisons.compare_with_each(accuracies_by_run, "CARFT", unit)
         low, high = scipy.stats.ttest_1samp(differences, 0).confidence_interval()
         found = (entry.mean_difference, entry.standard_error, entry.low, entry.high)
         expected = (np.mean(differences), scipy.stats.sem(differences), low, high)

@@ -21,7 +21,7 @@ printed_tables = collect_sweeps.benchmark("printed_tables")
 
 def our_tables(folder):
     methods = list(printed_tables.METHODS.values())
-    entries = collect_sweeps.collect(folder, methods=methods).sections["tables"]
+    entries = collect_sweeps.collect(folder, methods=methods).as_dict()["tables"]
     return printed_tables.of_json(entries)
 
 
@@ -37,7 +37,7 @@ def test_tables_equal_upstreams(tmp_path, kind):
 def test_rankings_equal_upstreams_to_the_bit(tmp_path, kind):
     synthetic_records.write_sweep(tmp_path, kind)
     candidates = {
-        (of_target.trial, of_target.dataset, of_target.algorithm, of_target.target): of_target
+        (of_target.trial, of_target.dataset, of_target.row, of_target.target): of_target
         for of_target in selection.candidates_by_target(records.read([tmp_path]).runs)
     }
     expected = json.loads((GOLDEN / f"selections_{kind}.json").read_text())

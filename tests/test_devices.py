@@ -6,11 +6,7 @@ import torch
 from domainbed_carft import doctor, machine
 from domainbed_carft.errors import CarftError
 from domainbed_carft.machine import devices
-from domainbed_carft.runs import measuring
-
-needs_accelerator_module = pytest.mark.skipif(
-    not hasattr(torch, "accelerator"), reason="torch before 2.6 knows no accelerators but GPUs"
-)
+from domainbed_carft.runs import predictions
 
 
 def with_accelerator(monkeypatch, device):
@@ -19,7 +15,6 @@ def with_accelerator(monkeypatch, device):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(device))
 
 
-@needs_accelerator_module
 @pytest.mark.parametrize(("found", "expected"), [("cuda", "cuda"), (None, "cpu")])
 def test_the_gpu_computes_if_there_is_one(monkeypatch, found, expected):
     with_accelerator(monkeypatch, found)
@@ -27,7 +22,6 @@ def test_the_gpu_computes_if_there_is_one(monkeypatch, found, expected):
     assert devices.process_group_backend() == ("cpu:gloo,cuda:nccl" if found else "gloo")
 
 
-@needs_accelerator_module
 @pytest.mark.parametrize("found", ["mps", "xpu"])
 def test_another_accelerator_leaves_the_work_to_the_processor_with_a_warning(monkeypatch, found):
     with_accelerator(monkeypatch, found)
@@ -35,17 +29,10 @@ def test_another_accelerator_leaves_the_work_to_the_processor_with_a_warning(mon
         assert devices.default_device() == devices.CPU
 
 
-@pytest.mark.parametrize("available", [False, True])
-def test_an_old_torch_is_asked_for_cuda(monkeypatch, available):
-    monkeypatch.delattr(torch, "accelerator", raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    assert devices.default_device() == (devices.GPU if available else devices.CPU)
-
-
 @pytest.mark.parametrize("name", ["mps", "xpu", "meta"])
 def test_another_accelerator_is_refused_by_its_type(name):
     with pytest.raises(CarftError, match=f"--device {name} .*type {name} are not supported.* cuda"):
-        measuring.choose_device(name)
+        predictions.choose_device(name)
 
 
 def test_every_number_of_a_gpu_is_a_gpu():

@@ -29,13 +29,14 @@ NOT_RUN = {
     r"\.\.\.": "the reader fills in a part",
     r"--launcher slurm": "needs a cluster; tests/test_slurm.py",
     r"torchrun|--gpus|--jobs_per_gpu|--processes": "needs GPUs; tests/harness/test_processes.py",
-    r"--dataset EmojiStyles --test_envs 0 --output_dir JOB": "tests/test_step.py trains them all",
+    r"--dataset EmojiStyles --test_envs 0 --output_dir JOB": "tests/test_step.py trains them all; "
+    "tests/test_docs.py checks their hyperparameters",
     r"\bRATES$": "trains 18 jobs; tests/test_sweep_search.py",
     r"--by\b": "needs a sweep with a grid; tests/test_collect_by.py",
     r"--which last": "the command of the line above has written the file",
     r"wandb": "needs an account; tests of logs run it offline",
     r"--data_dir (DATA|\.)": "needs a benchmark's pictures or OpenAI's weights",
-    r"--dataset path/to/root|--suite imagenet|--retained imagenet": "needs OpenAI's weights",
+    r"--dataset path/to/root|--suite imagenet": "needs OpenAI's weights",
     r"open_clip:": "needs a checkpoint from the hub; tests/test_open_clip.py",
     r"benchmarks/|tools/pretrain": "takes minutes to hours; benchmarks/ are run by hand",
     r"contamination|(peers|settle|amp)-emoji": "takes hours",
@@ -44,7 +45,7 @@ NOT_RUN = {
     r"carft report OUT (MORE|-o)": "the tutorial writes a report; tests/test_report_command.py",
     r"^carft doctor": "tests/test_doctor.py",
     r"carft diff OUT": "tests/test_diff.py",
-    r"weights\.pkl|names\.yaml|CARFT_IMAGENET": "the file is the reader's",
+    r"weights\.pkl|CARFT_IMAGENET": "the file is the reader's",
 }
 
 

@@ -21,7 +21,7 @@ from fake_checkout import (
 
 from domainbed_carft import cli, doctor
 from domainbed_carft.cli import doctor as doctor_command
-from domainbed_carft.clips import backbone
+from domainbed_carft.clips import openai
 from domainbed_carft.doctor import NOTE, OK, PROBLEM, SKIPPED, Finding
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 
@@ -379,7 +379,7 @@ def test_a_foreign_checkout_passes_and_damaged_weights_are_noted(tmp_path: Path)
 
     weights = findings["backbone RN50"]
     assert weights.state == NOTE, "a job needs these weights only if its user names them"
-    assert backbone.OPENAI_WEIGHTS["RN50"][1] in weights.found
+    assert openai.OPENAI_WEIGHTS["RN50"][1] in weights.found
     assert weights.remedy.startswith("rm ") and "RN50.pt" in weights.remedy
 
 

@@ -27,11 +27,9 @@ from domainbed_carft.data import benchmarks, emoji, emoji_styles, verify
 from domainbed_carft.data.emoji_styles import FAMILY_SEEN, NEVER_SEEN, SEEN
 from domainbed_carft.method import algorithms, prompts
 from domainbed_carft.plugin import data_sets
-from domainbed_carft.results import against_one, collection, picture_rows, selection, suites
-from domainbed_carft.results.calibration import PredictedProbabilities
-from domainbed_carft.runs import suite_pictures
-from domainbed_carft.runs.measuring import LoadingOptions
-from domainbed_carft.runs.suite_evaluation import SuiteTest
+from domainbed_carft.results import collection, comparisons, evaluations, selection, suites
+from domainbed_carft.runs.predictions import LoadingOptions
+from domainbed_carft.runs.suites import SuiteTest
 from domainbed_carft.suites import catalogue, records
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
@@ -204,9 +202,9 @@ def keep_predictions(job, target, trial, draw):
 
     lines = [json.loads(line) for line in (job / "results.jsonl").open()]
     columns = np.full(len(labels), 0.5)
-    split = picture_rows.EvaluatedSplit(dataset.ENVIRONMENTS[target], target, "in", len(labels))
-    facts = picture_rows.EvaluationFacts(
-        format=picture_rows.FORMAT,
+    split = evaluations.EvaluatedSplit(dataset.ENVIRONMENTS[target], target, "in", len(labels))
+    facts = evaluations.EvaluationFacts(
+        format=evaluations.FORMAT,
         dataset="EmojiStyles",
         algorithm=lines[0]["args"]["algorithm"],
         test_envs=[target],
@@ -223,16 +221,14 @@ def keep_predictions(job, target, trial, draw):
         splits=[split],
         temperature=None,
     )
-    rows = picture_rows.PictureRows(
-        label=labels,
-        predicted=predicted,
+    rows = evaluations.EvaluatedRows(
+        raw=evaluations.PictureRows(labels, predicted, columns, -columns, columns),
+        scaled=None,
         zero_shot=labels,
         alignment=columns,
-        raw=PredictedProbabilities(columns, -columns, columns),
-        scaled=None,
     )
     for record in lines:
-        picture_rows.save_rows(job, rows, dataclasses.replace(facts, step=record["step"]))
+        evaluations.save_rows(job, rows, dataclasses.replace(facts, step=record["step"]))
     return {
         "/".join(Path(path).parts[-3:]): bool(right)
         for (path, _), right in zip(samples, is_right, strict=True)
@@ -403,9 +399,11 @@ def test_the_suite_and_the_data_set_make_the_same_input_of_a_picture(protocol):
     hparams_of_run = {**HPARAMS, "protocol": protocol}
     dataset = data_sets.EmojiUnseen("not read", [*range(len(styles))], hparams_of_run)
     whole_suite = catalogue.get("EmojiUnseen")
+    suite = dataclasses.replace(whole_suite, sets=whole_suite.sets[: len(styles)])
     test = SuiteTest(
-        suite=dataclasses.replace(whole_suite, sets=whole_suite.sets[: len(styles)]),
-        located_sets=suite_pictures.locate_sets(whole_suite, None)[: len(styles)],
+        suite=suite,
+        copies={test_set.name: test_set.find(Path()) for test_set in suite.sets},
+        unread={},
         plan=dataset[0].transform.plan,
         options=LoadingOptions(torch.device("cpu"), workers=0),
     )
@@ -422,7 +420,7 @@ def test_the_suite_and_the_data_set_make_the_same_input_of_a_picture(protocol):
         for environment in dataset
         for (path, _), (picture, _) in zip(environment.samples, environment, strict=True)
     }
-    paths = [path for located in test.located_sets for path, _ in located.copy.samples]
+    paths = [path for copy in test.copies.values() for path, _ in copy.samples]
     expected = torch.stack([by_path[path] for path in paths])
     assert torch.allclose(torch.cat(batches), expected, rtol=0, atol=1e-5)
 
@@ -474,13 +472,13 @@ def test_the_environments_of_a_family_are_one_unit_of_an_interval(tmp_path):
             dataset="EmojiUnseen",
             environments=labels,
         )
-    groups = collection.gather([tmp_path]).groups
-    found, _ = against_one.compare(groups, ["oracle"], "ERM", algorithm="CARFT")
+    gathered = collection.gather([tmp_path], ["oracle"])
+    found, _ = comparisons.compare_rows(gathered, "ERM", row="CARFT")
     assert (found.unit, found.environments, found.n, found.pairs) == ("environment", 5, 3, 10)
 
     accuracies = {
         (one.algorithm, one.target, one.trial): 100 * one.outcome.accuracy
-        for one in selection.select(groups[0].runs, "oracle")
+        for one in selection.select(gathered.runs, "oracle")
     }
     of_targets = [
         sum(accuracies["CARFT", k, t] - accuracies["ERM", k, t] for t in range(2)) for k in range(5)
@@ -496,8 +494,11 @@ def test_the_styles_of_a_family_are_one_environment_of_a_test():
         for target in range(4)
         for trial in range(2)
     }
-    assert against_one.unit_means(pairs, "environment") == [5.5, 15.5]
-    assert against_one.unit_means(pairs, "pair") == list(pairs.values())
+    accuracies = {"CARFT": pairs, "ERM": dict.fromkeys(pairs, 0.0)}
+    (by_environment,) = comparisons.compare(accuracies, "ERM", "environment")
+    (by_pair,) = comparisons.compare(accuracies, "ERM", "pair")
+    assert (by_environment.n, by_environment.mean_difference) == (2, (5.5 + 15.5) / 2)
+    assert (by_pair.n, by_pair.mean_difference) == (8, 8.0)
 
 
 def test_the_contamination_table_compares_gains_by_group(tmp_path):

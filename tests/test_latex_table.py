@@ -1,5 +1,6 @@
-"""``--format latex-table``: one tabular for a paper, with names from a file."""
+"""``--format latex``: one tabular for a paper, with differences and their marks."""
 
+import itertools
 import re
 import shutil
 
@@ -8,8 +9,7 @@ import pytest
 from latex import compile_document, needs_latex
 
 from domainbed_carft import cli
-from domainbed_carft.errors import CarftError
-from domainbed_carft.results import display_names, measures, ranking
+from domainbed_carft.results import columns as table_columns
 
 DOCUMENT = r"""\documentclass{article}
 \usepackage[utf8]{inputenc}
@@ -27,7 +27,7 @@ SELECT = ("--select", "training-domain")
 
 def latex_table(capsys, folder, *words):
     """What the command prints for a sweep, by training-domain validation."""
-    command = ["collect", str(folder), "--format", "latex-table", *SELECT, *map(str, words)]
+    command = ["collect", str(folder), "--format", "latex", *SELECT, *map(str, words)]
     assert cli.main(command) == 0
     return capsys.readouterr().out
 
@@ -71,9 +71,9 @@ def test_the_cells_are_those_of_the_table_and_the_best_two_are_marked(sweep, cap
 
 
 def test_means_that_read_the_same_share_their_rank():
-    assert ranking.ranks([71.04, 70.96, 70.0, None, 69.9]) == [1, 1, 2, 0, 0]
-    assert ranking.ranks([None, 3.0]) == [0, 1]
-    assert ranking.ranks([]) == []
+    assert table_columns.ranks([71.04, 70.96, 70.0, None, 69.9]) == [1, 1, 2, 0, 0]
+    assert table_columns.ranks([None, 3.0]) == [0, 1]
+    assert table_columns.ranks([]) == []
 
 
 def test_errors_costs_and_what_is_the_same_for_all_have_no_rank():
@@ -84,10 +84,10 @@ def test_errors_costs_and_what_is_the_same_for_all_have_no_rank():
         *("ece", "ece-scaled", "nll", "nll-scaled", "brier", "brier-scaled", "temperature"),
         *("zero-shot", "flips", "gained", "lost"),
     }
-    columns = measures.choose(measures.NAMES, ["art"], runs=[])
-    ranked = {column.name for column in columns if ranking.is_ranked(column)}
-    assert ranked == {*measures.NAMES} - unranked
-    assert unranked < {*measures.NAMES}
+    names = {*table_columns.COLUMNS}
+    ranked = {name for name in names if table_columns.COLUMNS[name].is_ranked}
+    assert ranked == names - unranked
+    assert unranked < names
 
 
 def test_an_incomplete_cell_has_a_star_and_no_rank(sweep, tmp_path, capsys):
@@ -109,7 +109,7 @@ def test_an_incomplete_cell_has_a_star_and_no_rank(sweep, tmp_path, capsys):
 
 def test_several_data_sets_have_a_column_each(sweep, tmp_path, capsys):
     collect_sweeps.write_sweep(tmp_path, ["CARFT"], choices=1, dataset="VLCS")
-    command = ["collect", str(sweep), str(tmp_path), "--format", "latex-table", *SELECT]
+    command = ["collect", str(sweep), str(tmp_path), "--format", "latex", *SELECT]
     assert cli.main(command) == 0
     header, *rows = rows_of(capsys.readouterr().out)
 
@@ -126,58 +126,51 @@ def test_rows_of_several_settings_stand_in_one_table(tmp_path, capsys):
     _, *rows = rows_of(latex_table(capsys, tmp_path))
     assert [row[0] for row in rows] == ["ERM; hparam lr 0.1", "ERM; hparam lr 0.2"]
 
-    names = tmp_path / "names.yaml"
-    names.write_text("methods: {'ERM; hparam lr 0.1': 'ERM, slow', ERM: ERM$^2$}\n")
-    _, *rows = rows_of(latex_table(capsys, tmp_path, "--names", names))
-    assert [row[0] for row in rows] == ["ERM, slow", "ERM$^2$; hparam lr 0.2"]
-
 
 @needs_latex
-def test_it_compiles_with_names_from_a_file(sweep, tmp_path, capsys):
-    names = tmp_path / "names.yaml"
-    names.write_text(
-        "methods:\n  CARFT: CAR-FT \\emph{(ours)}\nenvironments: {A: Art, S: 'R\\&D'}\n"
-    )
-    words = ("--names", names, "--full", "--error", "sample")
-    text = latex_table(capsys, sweep, *words)
-    assert r"CAR-FT \emph{(ours)} & " in text and r"Art & C & P & R\&D & Avg" in text
+def test_it_compiles_with_awkward_names(tmp_path, capsys):
+    labels = ["art", "[50%_off]", "猫", "real | world"]
+    collect_sweeps.write_sweep(tmp_path, ["An_Algorithm&more", "ERM"], environments=labels)
+    words = ("--columns", "all", "--error", "sample", "--against", "An_Algorithm&more")
 
-    (tmp_path / "tables.tex").write_text(text, encoding="utf-8")
+    (tmp_path / "tables.tex").write_text(latex_table(capsys, tmp_path, *words), encoding="utf-8")
     document = tmp_path / "paper.tex"
     document.write_text(DOCUMENT)
     compile_document(document)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("method: {CARFT: x}", "names.yaml:1.*did you mean methods"),
-        ("methods: [CARFT]", "names.yaml:1: methods.*expected a mapping"),
-        ("methods:\n  CARFT: 3", "names.yaml:2: methods.CARFT.*got 3, expected text"),
-        ("- a", "expected a mapping with methods, datasets, environments"),
-        ("a: [", "names.yaml:1.*not YAML"),
-    ],
-)
-def test_a_wrong_file_of_names_is_refused_with_its_line(tmp_path, text, message):
-    path = tmp_path / "names.yaml"
-    path.write_text(text)
-    with pytest.raises(CarftError, match=message):
-        display_names.read(path)
+def test_differences_are_a_last_column_with_their_marks(tmp_path, capsys):
+    """BETTER is 1 to 4 points above ERM, so that its interval leaves out 0."""
+    gains = {"BETTER": (0.01, 0.02, 0.03, 0.04), "CARFT": (0.01, -0.01, 0.01, -0.01)}
+    gains["ERM"] = (0.0, 0.0, 0.0, 0.0)
+    for algorithm, trial in itertools.product(gains, range(2)):
+        for target, gain in enumerate(gains[algorithm]):
+            job = collect_sweeps.write_job(
+                tmp_path,
+                f"{algorithm}-{target}-{trial}",
+                algorithm=algorithm,
+                test_envs=[target],
+                trial_seed=trial,
+            )
+            accuracy = {f"env{target}_in_acc": 0.5 + gain}
+            collect_sweeps.change_records(job, lambda record, new=accuracy: record | new)
+    text = latex_table(capsys, tmp_path, "--against", "ERM")
+    header, *rows = rows_of(text)
+    assert header[-1] == r"$\Delta$ ERM"
+    assert {row[0]: row[-1] for row in rows} == {
+        "BETTER": r"$+2.5$$^{\dagger}$",
+        "CARFT": "$+0.0$",
+        "ERM": "--",
+    }
+    assert r"% \dagger: the 95% interval over environments" in text
 
 
-@pytest.mark.parametrize(
-    ("options", "remedy"),
-    [
-        (["--format", "latex-table", "--compare", "published"], "--format latex for --compare"),
-        (["--format", "latex", "--names", "x"], "--names goes with --format latex-table"),
-        (["--format", "latex-table", "--names", "missing.yaml"], "missing.yaml cannot be read"),
-    ],
-)
-def test_options_that_do_not_go_together_are_refused(sweep, capsys, options, remedy):
+def test_what_one_tabular_does_not_hold_is_refused(sweep, capsys):
+    options = ["--format", "latex", "--compare", "published"]
     assert cli.main(["collect", str(sweep), *SELECT, *options]) == 1
-    assert remedy in capsys.readouterr().err
+    assert "--format latex holds one table of accuracies" in capsys.readouterr().err
 
 
 def test_the_method_that_is_not_shown_is_named(sweep, capsys):
-    assert cli.main(["collect", str(sweep), "--format", "latex-table"]) == 0
+    assert cli.main(["collect", str(sweep), "--format", "latex"]) == 0
     assert "for another, use --select oracle" in capsys.readouterr().err

@@ -25,8 +25,9 @@ from domainbed_carft.machine import devices
 from domainbed_carft.method import algorithm as algorithm_module
 from domainbed_carft.method import averages
 from domainbed_carft.method.encoders import FrozenOriginal
-from domainbed_carft.results import picture_rows
-from domainbed_carft.runs import evaluate_job
+from domainbed_carft.results import evaluations
+from domainbed_carft.runs import predictions, sweep_job
+from domainbed_carft.runs.predictions import LoadingOptions
 
 TERMS = ("sp", "fd", "ldifs", "lipsum", "miro")
 ALL_TERMS = {f"{term}_weight": 0.5 for term in TERMS}
@@ -285,16 +286,17 @@ def test_a_command_gives_the_processors_results(
 
 
 def test_the_rows_of_pictures_are_the_processors(device, pets, tmp_path):
-    evaluations = []
+    measured = []
     for place in ("cpu", str(device)):
         job = shutil.copytree(pets / "CARFT", tmp_path / place)
-        words = [str(job), "--step", "2", "--batch_size", "8", "--workers", "0", "--device", place]
-        assert evaluate_job.main(words) == 0
-        evaluations.append(picture_rows.load_rows(job, 2)[0])
+        options = LoadingOptions(predictions.choose_device(place), batch_size=8, workers=0)
+        assert sweep_job.evaluate_run(job, 2, options)
+        measured.append(evaluations.load_rows(job, 2)[0])
 
-    expected, actual = evaluations
-    for column in ("label", "predicted", "zero_shot"):
-        np.testing.assert_array_equal(getattr(actual, column), getattr(expected, column))
+    expected, actual = measured
+    np.testing.assert_array_equal(actual.zero_shot, expected.zero_shot)
+    for column in ("label", "predicted"):
+        np.testing.assert_array_equal(getattr(actual.raw, column), getattr(expected.raw, column))
     np.testing.assert_allclose(actual.alignment, expected.alignment, atol=0.01)
     np.testing.assert_allclose(actual.scaled.top, expected.scaled.top, atol=0.01)
 

@@ -20,7 +20,8 @@ from test_algorithms import make, minibatches, reopened, train
 from torch.nn.functional import normalize
 
 from domainbed_carft import cli
-from domainbed_carft.clips import backbone, open_clip_models
+from domainbed_carft.clips import backbone
+from domainbed_carft.clips import open_clip as our_open_clip
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.algorithms import ALGORITHMS
@@ -29,7 +30,7 @@ from domainbed_carft.method.algorithm import EMBEDDINGS
 from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
-from domainbed_carft.runs import interpolation, predict, saved, soup
+from domainbed_carft.runs import merge, saved, soup_members
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("open_clip") and find_spec("transformers")),
@@ -208,7 +209,7 @@ def test_hooked_activations_have_the_batch_first(kind, folders):
 
 def test_towers_without_blocks_are_refused():
     vision = {"timm_model_name": "test_convnext", "image_size": 160}
-    encoder = open_clip_models.image_encoder({"model_cfg": {"embed_dim": 8, "vision_cfg": vision}})
+    encoder = our_open_clip.image_encoder({"model_cfg": {"embed_dim": 8, "vision_cfg": vision}})
     with pytest.raises(CarftError, match="ConvNeXt of timm has none"):
         penalties.LDIFSPenalty.places(encoder)
 
@@ -238,13 +239,13 @@ def test_weights_under_another_activation_are_refused_with_the_right_spelling(no
         if bool(pretrained.get("quick_gelu")) and not model.get("quick_gelu"):
             refused += 1
             with pytest.raises(CarftError, match=f"use open_clip:{name}-quickgelu/{tag}"):
-                open_clip_models.check(spelled)
+                our_open_clip.check(spelled)
             spelled = f"open_clip:{name}-quickgelu/{tag}"
         if "multimodal_cfg" in model:
             with pytest.raises(CarftError, match="is a CoCa"):
-                open_clip_models.check(spelled)
+                our_open_clip.check(spelled)
         elif "vision_cfg" in model:
-            open_clip_models.check(spelled)
+            our_open_clip.check(spelled)
             backbone.preprocessing(spelled)
 
     assert refused > 20
@@ -308,16 +309,15 @@ def test_text_features_are_cached_per_activation(folders, tmp_path):
     with pytest.raises(CarftError, match="not the configuration of the CLIP"):
         saved.original_clip(opened, plain_name)
     with pytest.raises(CarftError, match="differ in the CLIP's architecture"):
-        soup.require_alike([opened, reopened(make(plain_name), tmp_path / "other")])
+        soup_members.require_alike([opened, reopened(make(plain_name), tmp_path / "other")])
 
     train(run, 1)
     opened = reopened(run, tmp_path)
-    mixed = interpolation.Interpolation(opened, torch.device("cpu"), folders["quickgelu"])
-    mixed.set(0.0)
+    merge.alpha_setter(opened, folders["quickgelu"], "uniform")(0.0)
     zero_shot = make(folders["quickgelu"], "CLIPZeroShot").eval()
     x = torch.randn(4, 3, 28, 28)
     with torch.no_grad():
-        torch.testing.assert_close(mixed.algorithm.predict(x), zero_shot.predict(x))
+        torch.testing.assert_close(opened.algorithm.predict(x), zero_shot.predict(x))
 
 
 def test_a_state_dict_that_is_not_openais_says_what_is_assumed(tmp_path, random_tiny, capsys):
@@ -505,7 +505,7 @@ def check_exported_pictures(job, export, picture_path):
     picture = Image.open(picture_path).convert("RGB")
     head = torch.load(export / "head.pt", weights_only=True)
     with torch.no_grad():
-        x = predict.picture_transform(run)(picture)[None]
+        x = run.transform()(picture)[None]
         features = exported.eval().encode_image(preprocess(picture)[None])
         run_features = run.algorithm.features(x)
         torch.testing.assert_close(features, run_features, rtol=1e-4, atol=1e-5)
@@ -578,8 +578,8 @@ def test_open_clip_models_of_full_size_are_rebuilt_from_their_configuration(name
     """Built from the configuration alone, as a saved run is."""
     import open_clip
 
-    config = open_clip_models.checked({"model_cfg": open_clip.get_model_config(name)}, name)
-    encoder = open_clip_models.image_encoder(config).eval()
+    config = our_open_clip.checked({"model_cfg": open_clip.get_model_config(name)}, name)
+    encoder = our_open_clip.image_encoder(config).eval()
     state = {key: value.shape for key, value in encoder.state_dict().items()}
     rebuilt, how, dim = backbone.empty_image_encoder(state, json.dumps(config))
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """The order of algorithms in tables, `carft top` and reports: as declared, else as in the docs."""
 
 import json
+import re
 from pathlib import Path
 
 import collect_sweeps
@@ -10,7 +11,7 @@ from sweep_folders import launched, record
 
 from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
-from domainbed_carft.report import figures, page
+from domainbed_carft.report import plots
 
 DECLARED = ["CARFT", "ERM", "CLIPood", "CLIPMIRO", "CLIPWiSEFT"]
 # Three declared orders in which nobody would sort them.
@@ -31,16 +32,19 @@ def order_of_top(folder, capsys):
 
 
 def orders_in_report(folder, monkeypatch):
-    """The rows of the page's tables, and the algorithms of bars and curves in drawing order."""
+    """The rows of the page's table, and the algorithms of dots and legend in drawing order."""
     dots = []
-    monkeypatch.setattr(
-        figures,
-        "_dots",
-        lambda title, name, group, *_: dots.append([algorithm for algorithm, _ in group]),
-    )
-    content = page.build(page.collect_for_page([folder]), n_examples=0)
-    rows = [[row[0] for row in section["table"].rows] for section in content["sections"]]
-    return [*rows, *dots, [key.algorithm for key in content["legend"].keys]]
+    draw = plots.dots
+
+    def draw_and_note(title, name, cells, *options):
+        dots.append([*cells["algorithm"]])
+        return draw(title, name, cells, *options)
+
+    monkeypatch.setattr(plots, "dots", draw_and_note)
+    page = report_page.page_of(folder)
+    table = next(iter(page.tables.values()))
+    legend = re.findall("<li><img [^>]*> (.*?)</li>", page.text)
+    return [[row[0] for row in table[1:]], *dots, legend]
 
 
 @pytest.mark.parametrize("declared", ORDERS)

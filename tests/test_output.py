@@ -67,7 +67,7 @@ def test_ctrl_c_prints_no_traceback(sweep, tmp_path, monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(page, "build", interrupt)
+    monkeypatch.setattr(page, "require_place", interrupt)
     assert cli.main(["report", str(sweep), "-o", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "carft: interrupted\n"
 

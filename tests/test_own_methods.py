@@ -21,8 +21,8 @@ from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers.options import PoolOptions, SlurmOptions
 from domainbed_carft.launchers.pool import Pool
 from domainbed_carft.launchers.slurm import Slurm
-from domainbed_carft.report.styles import styles_of
-from domainbed_carft.results import order
+from domainbed_carft.report.plots import styles_of
+from domainbed_carft.results import rows
 from domainbed_carft.runs.saved import open_run
 
 METHOD = '''
@@ -194,7 +194,7 @@ def test_tables_and_reports_need_no_file_and_run_none(sweep: Path, file: str) ->
     assert "CLIPAnchor (anchor_weight 0.1)" in table.stdout
 
     page = sweep / f"report {file}"
-    words = "-m domainbed_carft report OUT --no_examples -o".split()
+    words = "-m domainbed_carft report OUT --n_examples 0 -o".split()
     report = python(sweep, *words, page, methods=file)
     assert report.returncode == 0, report.stderr
     assert "CLIPAnchor" in (page / "index.html").read_text()
@@ -354,7 +354,7 @@ def test_styles_and_rows_are_read_from_source_that_is_not_run(
     assert styles["CLIPPlain"] == neutral
     assert styles["CARFT"] == SHIPPED["CARFT"].style
     expected = ["CLIPFineTune", "CLIPAnchor", "CLIPLinearProbe", "CLIPPlain"]
-    assert order.ordered_algorithms(names) == expected
+    assert rows.ordered_rows(names) == expected
 
 
 def test_launchers_give_jobs_absolute_paths(

@@ -17,7 +17,7 @@ COLUMNS = ["ece", "ece-scaled", "nll", "brier", "flips", "gained", "lost", "alig
 def cells(sweep):
     """(Algorithm, cells) of each row of the tables."""
     results = domainbed_carft.collect(sweep, columns=["average", *COLUMNS])
-    return [(row.algorithm, row.shown) for table in results.tables for row in table.rows]
+    return [(row.algorithm, row.printed_cells) for table in results.tables for row in table.rows]
 
 
 def test_packed_summaries_remake_the_table_without_weights_and_rows(tmp_path):

@@ -1,6 +1,7 @@
 """The file of what was measured picture by picture: small, whole, and no stranger's tool."""
 
 import dataclasses
+import io
 import json
 import random
 import resource
@@ -12,14 +13,14 @@ import numpy as np
 import pytest
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import arrays
-from domainbed_carft.results import picture_rows, run_figures
-from domainbed_carft.results.calibration import PredictedProbabilities
-from domainbed_carft.results.picture_rows import (
+from domainbed_carft.results import evaluations
+from domainbed_carft.results.evaluations import (
+    EvaluatedRows,
     EvaluatedSplit,
     EvaluationFacts,
     PictureRows,
     Temperature,
+    ValidationSplit,
 )
 
 STEP = 300
@@ -27,7 +28,7 @@ STEP = 300
 
 def facts_of(pictures, num_classes, **changed):
     facts = EvaluationFacts(
-        format=picture_rows.FORMAT,
+        format=evaluations.FORMAT,
         dataset="PACS",
         algorithm="CARFT",
         test_envs=[0],
@@ -43,6 +44,10 @@ def facts_of(pictures, num_classes, **changed):
         pictures=pictures,
         splits=[EvaluatedSplit("art", 0, "env0_in", pictures)],
         temperature=Temperature(1.3, 100, False),
+        validation=[
+            ValidationSplit("photo", 1, "env1_out", 100, 90),
+            ValidationSplit("sketch", 2, "env2_out", 50, 30),
+        ],
     )
     return dataclasses.replace(facts, **changed)
 
@@ -51,22 +56,24 @@ def random_rows(count, num_classes, seed=0):
     """Rows as a model's: probabilities of random logits."""
     draw = np.random.default_rng(seed)
 
-    def probabilities():
-        top = draw.uniform(0.2, 1, count)
-        return PredictedProbabilities(top, np.log(draw.uniform(0.01, 1, count)), top**2)
+    label = np.sort(draw.integers(0, num_classes, count)).astype(np.uint16)
+    predicted = draw.integers(0, num_classes, count).astype(np.uint16)
 
-    return PictureRows(
-        label=np.sort(draw.integers(0, num_classes, count)).astype(np.uint16),
-        predicted=draw.integers(0, num_classes, count).astype(np.uint16),
+    def rows():
+        top = draw.uniform(0.2, 1, count)
+        log_true = np.log(draw.uniform(0.01, 1, count))
+        return PictureRows(label, predicted, top, log_true, top**2)
+
+    return EvaluatedRows(
         zero_shot=draw.integers(0, num_classes, count).astype(np.uint16),
         alignment=draw.normal(0.25, 0.03, count).astype(np.float32),
-        raw=probabilities(),
-        scaled=probabilities(),
+        raw=rows(),
+        scaled=rows(),
     )
 
 
 def assert_equal_rows(first, second):
-    for name in ("label", "predicted", "zero_shot", "alignment"):
+    for name in ("zero_shot", "alignment"):
         assert np.array_equal(getattr(first, name), getattr(second, name))
     for name in ("raw", "scaled"):
         pair = (dataclasses.astuple(getattr(rows, name)) for rows in (first, second))
@@ -78,13 +85,13 @@ def saved(tmp_path):
     """A folder with the rows of 500 pictures of 7 classes; the rows, their facts."""
     rows = random_rows(500, 7)
     facts = facts_of(500, 7)
-    picture_rows.save_rows(tmp_path, rows, facts)
+    evaluations.save_rows(tmp_path, rows, facts)
     return tmp_path, rows, facts
 
 
 def test_rows_come_back_to_the_bit_and_numpy_opens_the_file(saved):
     folder, rows, facts = saved
-    loaded_rows, loaded_facts = picture_rows.load_rows(folder, STEP)
+    loaded_rows, loaded_facts = evaluations.load_rows(folder, STEP)
     assert loaded_facts == facts
     assert_equal_rows(loaded_rows, rows)
 
@@ -97,7 +104,7 @@ def test_rows_come_back_to_the_bit_and_numpy_opens_the_file(saved):
     ("pictures", "num_classes", "most_bytes"), [(3144, 7, 1e6), (138_000, 345, 40e6)]
 )
 def test_a_file_is_small(tmp_path, pictures, num_classes, most_bytes):
-    picture_rows.save_rows(
+    evaluations.save_rows(
         tmp_path, random_rows(pictures, num_classes), facts_of(pictures, num_classes)
     )
     assert (tmp_path / f"evaluation_step{STEP}.npz").stat().st_size < most_bytes
@@ -114,7 +121,7 @@ def test_a_flipped_bit_is_noticed_or_harmless(saved):
         altered[draw.randrange(len(altered))] ^= 1 << draw.randrange(8)
         path.write_bytes(altered)
         try:
-            loaded_rows, loaded_facts = picture_rows.load_rows(folder, STEP)
+            loaded_rows, loaded_facts = evaluations.load_rows(folder, STEP)
         except CarftError:
             refused += 1
         else:  # a bit of a date, say
@@ -132,7 +139,7 @@ def test_a_file_that_is_cut_off_or_no_archive_is_refused(saved):
         if altered.endswith(content):  # a zip file may begin with anything
             continue
         with pytest.raises(CarftError):
-            picture_rows.load_rows(folder, STEP)
+            evaluations.load_rows(folder, STEP)
 
 
 def rewritten(path, facts, **members):
@@ -156,13 +163,13 @@ def test_a_lying_number_of_pictures_takes_no_memory(saved, count):
         import resource, sys
         from pathlib import Path
         from domainbed_carft.errors import CarftError
-        from domainbed_carft.results import picture_rows
+        from domainbed_carft.results import evaluations
         import pydantic
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
-            picture_rows.load_rows(Path({str(folder)!r}), {STEP})
+            evaluations.load_rows(Path({str(folder)!r}), {STEP})
         except CarftError as error:
-            assert "damaged" in str(error) or "expected format" in str(error), error
+            assert "damaged" in str(error), error
         else:
             sys.exit("accepted")
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
@@ -173,7 +180,7 @@ def test_a_lying_number_of_pictures_takes_no_memory(saved, count):
         return
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        loaded = picture_rows.load_rows(folder, STEP)[1]
+        loaded = evaluations.load_rows(folder, STEP)[1]
     except CarftError:
         pass
     else:  # 500.0 and "500" are 500 to a reader that is not strict
@@ -183,13 +190,13 @@ def test_a_lying_number_of_pictures_takes_no_memory(saved, count):
 
 def test_a_column_that_expands_a_thousandfold_is_refused_before_it_is_read(saved):
     folder, _, facts = saved
-    header = arrays._npy_header(np.dtype("<f8"), 10**8)
     content = dataclasses.asdict(facts)
-    content["pictures"] = content["splits"][0]["pictures"] = 10**8
-    bomb = header + bytes(8 * 10**6)
-    rewritten(folder / f"evaluation_step{STEP}.npz", content, **{"top.npy": bomb})
-    with pytest.raises(CarftError, match="says that it has 100000000 rows"):
-        picture_rows.load_rows(folder, STEP)
+    content["pictures"] = content["splits"][0]["pictures"] = 10**7
+    bomb = io.BytesIO()
+    np.save(bomb, np.zeros(10**7))
+    rewritten(folder / f"evaluation_step{STEP}.npz", content, **{"top.npy": bomb.getvalue()})
+    with pytest.raises(CarftError, match="is far larger than the file"):
+        evaluations.load_rows(folder, STEP)
 
 
 def test_pickles_are_not_read(saved):
@@ -203,42 +210,65 @@ def test_pickles_are_not_read(saved):
         **{"top.npy": path.read_bytes()},
     )
     with pytest.raises(CarftError):
-        picture_rows.load_rows(folder, STEP)
+        evaluations.load_rows(folder, STEP)
 
 
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [("top", np.nan), ("top", 1.5), ("log_true", 0.5), ("sum_of_squares", -1), ("label", 7)],
-)
-def test_values_that_no_prediction_can_have_are_refused(tmp_path, column, value):
+def test_a_class_that_the_run_does_not_have_is_refused(tmp_path):
     rows = random_rows(500, 7)
-    target = rows if column == "label" else rows.raw
-    getattr(target, column)[3] = value
-    picture_rows.save_rows(tmp_path, rows, facts_of(500, 7))
-    with pytest.raises(CarftError, match="no prediction can have"):
-        picture_rows.load_rows(tmp_path, STEP)
+    rows.raw.label[3] = 7
+    evaluations.save_rows(tmp_path, rows, facts_of(500, 7))
+    with pytest.raises(CarftError, match="has no valid rows; run carft evaluate"):
+        evaluations.load_rows(tmp_path, STEP)
 
 
 def test_a_summary_comes_back_and_a_damaged_one_does_not(saved):
     folder, rows, facts = saved
-    figures = run_figures.measure_run(rows, facts)
-    run_figures.save_figures(folder, figures)
-    assert run_figures.load_figures(folder, STEP) == figures
+    figures = evaluations.measure_run(rows, facts)
+    evaluations.save_figures(folder, figures)
+    assert evaluations.find_figures(folder, STEP) == figures
 
     path = folder / f"evaluation_step{STEP}.json"
     text = path.read_text()
-    for damaged in (text[:-100], text.replace('"ece": 0', '"ece": NaN'), "[]", "{}", "1" * 5000):
+    for damaged in (text[:-100], text.replace('"ece": 0', '"ece": "0'), "[]", "{}", "1" * 5000):
         path.write_text(damaged)
-        assert not isinstance(run_figures.find_figures(folder, STEP), run_figures.RunFigures)
+        assert not isinstance(evaluations.find_figures(folder, STEP), evaluations.RunFigures)
+
+
+def test_the_in_domain_accuracy_is_the_mean_over_the_environments_trained_on(saved):
+    _, rows, facts = saved
+    assert evaluations.measure_run(rows, facts).in_domain == pytest.approx((0.9 + 0.6) / 2)
+
+    of_0_2_0 = evaluations.measure_run(rows, dataclasses.replace(facts, format=1, validation=[]))
+    assert of_0_2_0.in_domain is None
+
+    left_nothing_out = dataclasses.replace(facts, test_envs=[], validation=[])
+    figures = evaluations.measure_run(rows, left_nothing_out)
+    assert figures.in_domain == figures.splits[0].accuracy
+
+
+def test_a_summary_of_0_2_0_is_read(saved):
+    folder, rows, facts = saved
+    figures = evaluations.measure_run(rows, dataclasses.replace(facts, format=1, validation=[]))
+    evaluations.save_figures(folder, figures)
+    path = folder / f"evaluation_step{STEP}.json"
+    document = json.loads(path.read_text())
+    del document["facts"]["validation"]
+    path.write_text(json.dumps(document))
+    assert evaluations.find_figures(folder, STEP) == figures
 
 
 @pytest.mark.parametrize(
-    "place", ["flips gained", "calibration reliability correct", "alignment bin_pictures"]
+    ("place", "value"),
+    [
+        ("calibration reliability correct", [1, 2]),
+        ("alignment bin_pictures", []),
+        ("split pictures", 0),
+        ("accuracy", "high"),
+    ],
 )
-@pytest.mark.parametrize("value", [-1, 10**6])
-def test_a_summary_whose_numbers_of_pictures_do_not_fit_is_refused(saved, place, value):
+def test_a_summary_with_other_bins_or_types_is_refused(saved, place, value):
     folder, rows, facts = saved
-    run_figures.save_figures(folder, run_figures.measure_run(rows, facts))
+    evaluations.save_figures(folder, evaluations.measure_run(rows, facts))
     path = folder / f"evaluation_step{STEP}.json"
     document = json.loads(path.read_text())
 
@@ -246,13 +276,13 @@ def test_a_summary_whose_numbers_of_pictures_do_not_fit_is_refused(saved, place,
     part = document["splits"][0]
     for name in names:
         part = part[name]
-    part[last_name] = value if last_name == "gained" else [value, *part[last_name][1:]]
+    part[last_name] = value
     path.write_text(json.dumps(document))
-    with pytest.raises(CarftError, match="do not fit each other; run carft evaluate"):
-        run_figures.load_figures(folder, STEP)
+    problem = evaluations.find_figures(folder, STEP)
+    assert f"has no valid splits.0.{'.'.join([*names, last_name])}" in str(problem)
 
 
 def test_a_missing_summary_says_why(tmp_path):
-    assert "weights of step 5 were not kept" in str(run_figures.find_figures(tmp_path, 5.0))
+    assert "weights of step 5 were not kept" in str(evaluations.find_figures(tmp_path, 5.0))
     (tmp_path / "model_best.pkl").touch()
-    assert "run carft evaluate" in str(run_figures.find_figures(tmp_path, 5.0))
+    assert "run carft evaluate" in str(evaluations.find_figures(tmp_path, 5.0))

@@ -15,7 +15,8 @@ from runs_jobs import by_split, carft, evaluated
 
 import domainbed_carft
 from domainbed_carft.errors import CarftError
-from domainbed_carft.runs import BATCH_SIZE, api, loaded_run
+from domainbed_carft.runs import BATCH_SIZE, evaluate, export, merge, saved
+from domainbed_carft.runs import run as run_module
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,14 @@ def test_the_examples_of_the_docstrings(pets, picture, tmp_path):
         "second_job": pets / "CLIPLinearProbe",
         "picture": picture,
         "folder": tmp_path,
+        "load_run": domainbed_carft.load_run,
     }
-    documented = [*doctest.DocTestFinder().find(loaded_run), *doctest.DocTestFinder().find(api)]
-    examples = [test for test in documented if test.examples]
+    examples = [
+        test
+        for module in (run_module, saved, evaluate, merge, export)
+        for test in doctest.DocTestFinder().find(module)
+        if test.examples
+    ]
     assert len(examples) == 7  # one for each function, and for Run.predict
 
     runner = doctest.DocTestRunner()
@@ -124,7 +130,7 @@ def test_paths_pictures_and_tensors_give_what_the_command_gives(pets, picture, r
         row = predictions.context_probabilities[0].tolist()
         assert dict(zip(predictions.contexts, row)) == expected["contexts"]
 
-    transformed = loaded_run.predicting.picture_transform(run.trained)(image.convert("RGB"))
+    transformed = run.transform()(image.convert("RGB"))
     again = run.predict(transformed[None])
     assert torch.equal(again.class_probabilities, predictions.class_probabilities)
 
@@ -161,9 +167,9 @@ def test_evaluate_gives_the_document_of_the_command(pets, run, capsys):
 
 
 def test_wise_ft_writes_only_into_its_output_and_leaves_the_run_as_it_was(pets, run, tmp_path):
-    before = {name: t.clone() for name, t in run.trained.algorithm.state_dict().items()}
+    before = {name: t.clone() for name, t in run.algorithm.state_dict().items()}
     result = domainbed_carft.wise_ft(run, [1, 0.5], workers=0)
-    for name, tensor in run.trained.algorithm.state_dict().items():
+    for name, tensor in run.algorithm.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
     folder = tmp_path / "mix"
@@ -171,7 +177,7 @@ def test_wise_ft_writes_only_into_its_output_and_leaves_the_run_as_it_was(pets, 
     assert written.as_dict() == result.as_dict()
     assert json.loads((folder / "wise_ft.json").read_text()) == result.as_dict()
     half = domainbed_carft.load_run(folder / "model_alpha_0.50.pkl", device="cpu")
-    assert half.trained.alpha == 0.5 and half.device == run.device
+    assert half.alpha == 0.5 and half.device == run.device
 
 
 def test_only_weights_of_the_alphas_can_be_saved(run, tmp_path):

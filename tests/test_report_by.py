@@ -10,8 +10,9 @@ import pytest
 import report_page
 
 from domainbed_carft import cli
-from domainbed_carft.report import frames, joint_figures
-from domainbed_carft.results import collection
+from domainbed_carft.report import frames, plots
+from domainbed_carft.results import collection, selection
+from domainbed_carft.results.rows import JointRow
 
 RATES = (0.001, 0.01, 0.1)
 
@@ -45,18 +46,19 @@ def sweep(tmp_path_factory):
 def test_the_lines_over_a_hyperparameter_are_the_means_of_the_table(sweep, monkeypatch):
     collected = collection.gather([sweep], by=["lr"])
     (group,) = collected.groups
-    checkpoints = frames.checkpoints(group.runs, "training-domain")
+    checkpoints = frames.checkpoints(selection.select(group.runs, "training-domain"))
     selected = checkpoints[checkpoints["selected"]].drop(columns="step")
+    means = frames.over_targets(selected, frames.ACCURACIES)
 
     drawn = []
     monkeypatch.setattr(
-        joint_figures.figures,
+        plots,
         "curves",
-        lambda title, name, rows, panels, styles, over, **_: drawn.append((rows, over, [*styles])),
+        lambda title, name, lines, styles, over, **_: drawn.append((lines, over, [*styles])),
     )
-    rows = collected.joint_rows
-    joint_figures.over_hparams(selected, rows, "PACS", lambda *words: "-".join(words))
+    plots.over_hparams(means, collected.joint_rows, "PACS", lambda *words: "-".join(words))
     ((lines, axis, names),) = drawn
+    lines = lines[lines["panel"] == "out_of_domain"]
 
     assert names == ["CARFT", "CLIPFineTune"]
     assert axis.is_logarithmic
@@ -64,27 +66,28 @@ def test_the_lines_over_a_hyperparameter_are_the_means_of_the_table(sweep, monke
 
     for rate in RATES:
         trials = selected[selected["algorithm"] == f"CARFT (lr {rate})"].groupby("trial")
-        expected = sorted(trials["out_of_domain"].mean())
-        line = lines[(lines["algorithm"] == "CARFT") & (lines["step"] == rate)]
-        assert sorted(line["out_of_domain"]) == pytest.approx(expected, abs=1e-12)
+        expected = trials["out_of_domain"].mean()
+        (line,) = lines[(lines["algorithm"] == "CARFT") & (lines["step"] == rate)].itertuples()
+        assert line.mean == pytest.approx(expected.mean())
+        assert line.error == pytest.approx(expected.std(ddof=0) / 3**0.5)
     assert {*lines[lines["algorithm"] == "CLIPFineTune"]["step"]} == {0.01}
 
 
 def test_words_stand_side_by_side_in_the_order_of_the_rows():
     rows = {
-        "A (average sma)": joint_figures.JointRow("A", {"average": "sma"}),
-        "A (average ema)": joint_figures.JointRow("A", {"average": "ema"}),
+        "A (average sma)": JointRow("A", {"average": "sma"}),
+        "A (average ema)": JointRow("A", {"average": "ema"}),
     }
-    selected = pd.DataFrame(
+    means = pd.DataFrame(
         {
             "algorithm": list(rows),
-            "target": [0, 0],
             "trial": [0, 0],
-            "out_of_domain": [0.5, 0.75],
-            "in_domain": [0.5, np.nan],
+            "out_of_domain": [50.0, 75.0],
+            "in_domain": [50.0, np.nan],
         }
     )
-    (figure,) = joint_figures.over_hparams(selected, rows, "PACS", lambda *words: "-".join(words))
+    with plots.figure_style():
+        (figure,) = plots.over_hparams(means, rows, "PACS", lambda *words: "-".join(words))
 
     assert figure.name == "PACS-over-average"
     places = [figure.svg.index(f">{name}</text>") for name in ("sma", "ema")]
@@ -109,7 +112,7 @@ def test_the_page_has_the_tables_that_its_options_ask_for(sweep, tmp_path, monke
     assert any("one setting for all environments" in title for title in titles)
 
     captions = re.sub("<[^>]+>", "", page.text)
-    assert "Power: how many pairs" in captions and "Worst: the environment" in captions
+    assert "Needed: how many pairs" in captions and "Worst: the environment" in captions
 
 
 def test_a_power_without_a_comparison_is_refused_before_anything_is_written(

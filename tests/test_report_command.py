@@ -25,7 +25,8 @@ from report_page import TABLE, contents, page_of, report
 from domainbed_carft import cli
 from domainbed_carft.report.page import PAIR
 from domainbed_carft.results import collect as collecting
-from domainbed_carft.results import document, selection
+from domainbed_carft.results import selection
+from domainbed_carft.results.columns import NO_VALUE
 from domainbed_carft.results.top import top
 
 
@@ -78,7 +79,7 @@ def test_figures_are_files_and_stand_on_the_page_with_descriptions(report_folder
             assert picture.width > 600 and len(thumbnail.getcolors(90 * 90)) > 20
 
     pictures = [picture for picture in page.all("img") if picture["alt"]]
-    assert len(pictures) == len(files) / 3 - 1
+    assert len(pictures) == len(files) / 3 - 1  # but for the legend
     assert len(page.all("img")) == len(pictures) + 3  # the keys of the legend, beside their names
 
     for picture in pictures:
@@ -106,7 +107,7 @@ def test_dots_show_the_means_and_the_table_marks_the_best(report_folder, page):
         for kind in ("best", "second")
     }
     for column in range(1, len(header)):
-        values = [row[column] for row in rows if row[column] != document.NO_VALUE]
+        values = [row[column] for row in rows if row[column] != NO_VALUE]
         means = sorted({float(text.split()[0]) for text in values}, reverse=True)
         for kind, mean in zip(("best", "second"), means):
             expected = [text for text in values if float(text.split()[0]) == mean]
@@ -143,7 +144,7 @@ def test_the_page_is_well_made_and_asks_nothing_from_elsewhere(report_folder, pa
 
 def test_the_same_records_give_the_same_bytes(sweep, report_folder, tmp_path):
     """Also in another process, elsewhere, with hashes salted otherwise."""
-    words = ["-m", "domainbed_carft", "report", str(sweep), "-o", "again", "--no-examples"]
+    words = ["-m", "domainbed_carft", "report", str(sweep), "-o", "again", "--n_examples", "0"]
     process = subprocess.run(
         [sys.executable, *words],
         cwd=tmp_path,
@@ -221,7 +222,7 @@ def test_the_page_begins_with_the_difference_the_best_averages_and_the_jobs(swee
 
 
 def test_a_cell_leads_to_its_jobs_with_settings_folders_and_commands(sweep, page):
-    entries = top([sweep], methods=["training-domain"], algorithm="CARFT", test_env=2).entries
+    entries = top([sweep], methods=["training-domain"], only="CARFT, test environments 2").entries
     href = next(
         attributes["href"]
         for attributes in page.all("a")
@@ -301,7 +302,7 @@ def test_an_unusable_output_folder_is_refused_first(sweep, tmp_path, monkeypatch
     assert "has other files (index.html); expected a new or empty folder" in capsys.readouterr().err
     assert contents(tmp_path) == {"index.html": b"mine"}
 
-    monkeypatch.setattr("domainbed_carft.report.page.build", None)  # which may take minutes
+    monkeypatch.setattr("domainbed_carft.report.page.SectionMaker", None)  # which may take minutes
     for place in (tmp_path / "index.html" / "report", Path("/proc/report")):
         assert report(sweep, place) == 1
         assert f"{place} could not be written" in capsys.readouterr().err
@@ -423,11 +424,15 @@ def test_a_pair_that_cannot_be_compared_is_refused_and_leaves_no_page(
     [
         (
             ["CLIPood", "CARFT", "CLIPMIRO"],
-            "by default they compare CARFT and CLIPFineTune, and there are no jobs of "
-            "CLIPFineTune. For pictures and a paired comparison, add --examples A B, with two of "
-            "CARFT, CLIPood, CLIPMIRO, such as --examples CARFT CLIPood.",
+            "they compare two algorithms on the environments left out, by default CARFT and "
+            "CLIPFineTune. For others, add --examples A B; these jobs are of CARFT, CLIPood, "
+            "CLIPMIRO.",
         ),
-        (["CLIPMIRO"], "they compare two algorithms, and these jobs are all of CLIPMIRO."),
+        (
+            ["CLIPMIRO"],
+            "they compare two algorithms on the environments left out, by default CARFT and "
+            "CLIPFineTune. For others, add --examples A B; these jobs are of CLIPMIRO.",
+        ),
     ],
 )
 def test_a_report_without_examples_says_why_and_how_to_get_them(
@@ -444,4 +449,4 @@ def test_a_report_without_examples_says_why_and_how_to_get_them(
 
 def test_a_report_says_when_its_examples_were_switched_off(undrawn, tmp_path):
     report_page.write_ours(tmp_path / "sweep", trials=1)
-    assert "omit --no_examples" in page_of(tmp_path / "sweep").text
+    assert "switched off by --n_examples 0" in page_of(tmp_path / "sweep").text

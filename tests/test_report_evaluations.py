@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import report_page
 
-from domainbed_carft.report import evaluation_figures
-from domainbed_carft.report.canvas import save_figure
+from domainbed_carft.report import evaluation_plots
+from domainbed_carft.report.plots import save_figure
 from domainbed_carft.results import collection, selection
 
 METHOD = "training-domain"
@@ -51,7 +51,7 @@ def drawn(sweep, tmp_path_factory):
     output = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         report_page.leave_undrawn(patch)
-        patch.setattr(evaluation_figures, "save_figure", save)
+        patch.setattr(evaluation_plots, "save_figure", save)
         assert report_page.report(sweep, output, "--select", METHOD) == 0
     return canvases
 

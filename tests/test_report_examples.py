@@ -266,5 +266,5 @@ def test_unusable_weights_are_named_on_the_page(one_target, damage, reason):
 
     assert reason in block(page, "noto") and "figures/" in page
 
-    without = page_of(one_target, "--no-examples")
+    without = page_of(one_target, "--n_examples", "0")
     assert "they were switched off" in without and "left out</h4>" not in without

@@ -11,7 +11,7 @@ from domainbed.lib import reporting
 from domainbed.model_selection import IIDAccuracySelectionMethod
 
 from domainbed_carft.report import frames
-from domainbed_carft.results import collection
+from domainbed_carft.results import collection, selection
 
 ENVIRONMENTS = 4
 KEYS = ("algorithm", "test_envs", "trial_seed", "hparams_seed")
@@ -59,7 +59,7 @@ def test_frames_mark_the_checkpoints_that_domainbed_selects(sweep, runs):
         for group in groups
     }
     records = records_by_checkpoint(sweep)
-    checkpoints = frames.checkpoints(runs, "training-domain")
+    checkpoints = frames.checkpoints(selection.select(runs, "training-domain"))
 
     assert len(checkpoints) == 2 * 3 * ENVIRONMENTS * len(STEPS)
 
@@ -67,39 +67,41 @@ def test_frames_mark_the_checkpoints_that_domainbed_selects(sweep, runs):
     assert len(chosen) == 2 * 3 * ENVIRONMENTS
 
     for row in chosen.itertuples():
-        assert row.out_of_domain == harness_accuracies[row.algorithm, row.target, row.trial]
+        assert row.out_of_domain == 100 * harness_accuracies[row.algorithm, row.target, row.trial]
     for row in checkpoints.itertuples():
         key = (row.algorithm, f"[{row.target}]", str(row.trial))
         choices = [records[(*key, str(choice), row.step)] for choice in range(2)]
-        drift = [getattr(row, name) for name in frames.DRIFT]
-        values = [row.out_of_domain, *(None if np.isnan(value) else value for value in drift)]
+        drift = (row.loss_kl, row.context_agreement / 100)
+        values = [row.out_of_domain / 100, *drift]
         names = (f"env{row.target}_in_acc", *frames.DRIFT)
         training = [f"env{env}_out_acc" for env in range(ENVIRONMENTS) if env != row.target]
         assert any(
-            [record.get(name) for name in names] == values
-            and np.mean([record[name] for name in training]) == pytest.approx(row.in_domain)
+            [record.get(name, np.nan) for name in names] == pytest.approx(values, nan_ok=True)
+            and np.mean([record[name] for name in training]) == pytest.approx(row.in_domain / 100)
             for record in choices
         )
 
-    oracle = frames.checkpoints(runs, "oracle")
+    oracle = frames.checkpoints(selection.select(runs, "oracle"))
     assert set(oracle[oracle["selected"]]["step"]) == {STEPS[-1]}
     # Of the pairs there is but (0, 1), so that no target has all that this method needs.
-    assert frames.checkpoints(runs, "leave-one-domain-out").empty
+    assert frames.checkpoints(selection.select(runs, "leave-one-domain-out")).empty
 
 
 def test_means_over_targets_then_over_trials(runs):
-    checkpoints = frames.checkpoints(runs, "training-domain")
+    checkpoints = frames.checkpoints(selection.select(runs, "training-domain"))
     means = frames.over_targets(checkpoints, ["out_of_domain", *frames.DRIFT])
-    lines = dict(frames.over_trials(means, "out_of_domain"))
+    lines = frames.over_trials(means, ["out_of_domain", "loss_kl"]).set_index(
+        ["panel", "algorithm"]
+    )
 
-    assert list(lines) == ["CARFT", "CLIPFineTune"]
-    assert list(dict(frames.over_trials(means, "loss_kl"))) == ["CARFT"]
+    assert {*lines.loc["out_of_domain"].index} == {"CARFT", "CLIPFineTune"}
+    assert {*lines.loc["loss_kl"].index} == {"CARFT"}
+    line = lines.loc["out_of_domain", "CARFT"].set_index("step")
 
     for step in STEPS:
         rows = checkpoints[(checkpoints["algorithm"] == "CARFT") & (checkpoints["step"] == step)]
         trials = [
             rows[rows["trial"] == trial]["out_of_domain"].to_numpy().mean() for trial in range(3)
         ]
-        line = lines["CARFT"].loc[step]
         expected = (np.mean(trials), np.std(trials) / 3**0.5)
-        assert (line["mean"], line["error"]) == pytest.approx(expected)
+        assert tuple(line.loc[step, ["mean", "error"]]) == pytest.approx(expected)

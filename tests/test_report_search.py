@@ -12,8 +12,7 @@ import report_page
 import sweep_folders
 
 from domainbed_carft.jobs.job import CHOOSE, REPEAT, Role
-from domainbed_carft.report import frames, search_figures
-from domainbed_carft.report.styles import styles_of
+from domainbed_carft.report import frames, plots
 from domainbed_carft.results import collection
 from domainbed_carft.sweep import host
 
@@ -25,7 +24,7 @@ trials: 2
 search: {values: {lr: [1e-6, 3e-6, 1e-5]}}
 """
 RATES = (1e-6, 3e-6, 1e-5)
-STYLES = styles_of(["CARFT"])
+STYLES = plots.styles_of(["CARFT"])
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +102,8 @@ def test_without_a_search_there_are_no_dots(tmp_path):
 def test_the_figure_has_a_dot_for_every_run_and_those_chosen_are_filled(runs):
     rows = frames.choices(runs, "training-domain")
     style = STYLES["CARFT"]
-    svg = search_figures.choices("CARFT", "dots", rows, style).svg
+    with plots.figure_style():
+        svg = plots.choices("CARFT", "dots", rows, style).svg
 
     dots = re.findall(rf'<use [^>]*style="fill: (#\w+); stroke: {style.colour}', svg, re.IGNORECASE)
     chosen = dots.count(style.colour.lower())
@@ -149,4 +149,5 @@ def test_a_manifest_that_hides_all_jobs_is_named(sweep, tmp_path, capsys, planne
 def test_a_job_without_a_role_is_a_choice_without_a_value(runs):
     without_role = replace(runs[0], job=replace(runs[0].job, role=Role()))
     rows = frames.choices([without_role, *runs[1:]], "training-domain")
-    assert ">default</text>" in search_figures.choices("CARFT", "dots", rows, STYLES["CARFT"]).svg
+    with plots.figure_style():
+        assert ">default</text>" in plots.choices("CARFT", "dots", rows, STYLES["CARFT"]).svg

@@ -10,9 +10,9 @@ import torch
 from domainbed.scripts import train
 from export_jobs import debug
 
-from domainbed_carft.clips import backbone
+from domainbed_carft.clips import openai
 from domainbed_carft.jobs.facts import hparams_and_facts
-from domainbed_carft.runs import export, model_card, saved
+from domainbed_carft.runs import export, saved
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "export.md"
 
@@ -24,7 +24,7 @@ def test_the_model_card_states_files_original_and_run(files, trained):
         size = path.stat().st_size
         assert facts[name] == {"file": path.name, "sha256": digest, "bytes": size}
         assert digest in files.readme.read_text(encoding="utf-8")
-    assert facts["original"] == {"name": "tiny", "sha256": backbone.TINY_SHA256}
+    assert facts["original"] == {"name": "tiny", "sha256": openai.TINY_SHA256}
     assert facts["quick_gelu"] is facts["open_clip_config"]["quick_gelu"] is True
     assert facts["precision"] == "fp32" and facts["open_clip_name"] is None
 
@@ -66,7 +66,7 @@ def test_the_command_in_the_card_trains_the_same_again(tmp_path):
 def test_an_own_data_set_is_called_by_its_folders_name(files):
     facts = json.loads(files.card.read_text(encoding="utf-8"))
     facts["run"]["dataset"] = "../somewhere/own3"
-    page = model_card.readme(facts, "x.json")
+    page = export.readme(facts, "x.json")
     assert page.startswith("# CARFT on own3\n") and "\nData: own3" in page
     assert "somewhere" not in page.replace(facts["run"]["command"], "")
 
@@ -74,7 +74,7 @@ def test_an_own_data_set_is_called_by_its_folders_name(files):
 def test_the_readme_escapes_names_for_markdown(files):
     facts = json.loads(files.card.read_text(encoding="utf-8"))
     facts["run"]["hparams"] = {"contexts": ["a|b", "<i>", "`c`", "d\ne"]}
-    page = model_card.readme(facts, "x.json")
+    page = export.readme(facts, "x.json")
     row = next(line for line in page.splitlines() if line.startswith("| contexts"))
     assert row == r'| contexts | \["a\|b", "\<i\>", "\`c\`", "d\\ne"\] |'
     assert "| fluent3d (left out) |" in page and "| twemoji |" in page
@@ -86,5 +86,5 @@ def test_the_documentation_has_all_keys_and_names(files):
     head = torch.load(files.head, weights_only=True)
     documented = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
     assert documented == [*head, *facts]
-    for name in backbone.OPENAI_WEIGHTS:
-        assert f"`{model_card.open_clip_name(name)}`" in text
+    for name in openai.OPENAI_WEIGHTS:
+        assert f"`{export.open_clip_name(name)}`" in text

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.splits import split_environments
 from domainbed_carft.method import dataset_facts
-from domainbed_carft.runs import same_data, saved
+from domainbed_carft.runs import saved
 from domainbed_carft.runs import splits as data
 
 
@@ -188,7 +188,7 @@ def test_of_a_thousand_classes_only_different_ones_are_named():
     )
     message = r"classes \['class 700'\] then, \['another'\] now"
     with pytest.raises(CarftError, match=message) as raised:
-        same_data.require_same_data(run, OneEnvironment(), [], facts)
+        data.require_same_data(run, OneEnvironment(), [], facts)
     assert len(str(raised.value)) < 300
 
 

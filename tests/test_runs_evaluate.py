@@ -10,7 +10,7 @@ from runs_jobs import accuracies, by_split, carft, evaluated, records
 from torch.utils.data import DataLoader
 
 from domainbed_carft import cli
-from domainbed_carft.runs import default_weights, saved, splits
+from domainbed_carft.runs import saved, splits
 
 
 def test_evaluate_reproduces_the_last_record_to_the_digit(trained, tmp_path):
@@ -41,7 +41,7 @@ def test_selected_weights_are_evaluated_if_environments_were_left_out(trained, c
 
 def test_the_chosen_weights_are_described_with_the_flag_for_the_others(trained):
     chosen_path = trained / "model_best.pkl"
-    sentence = default_weights.describe_choice(trained, None, chosen_path)
+    sentence = saved.describe_choice(trained, None, chosen_path)
     assert sentence.startswith("Weights: model_best.pkl of ") and "--which last" in sentence
 
 
@@ -49,11 +49,11 @@ def test_without_records_the_weights_themselves_say_what_is_selected(trained, tm
     job = shutil.copytree(trained, tmp_path / "job")
     for name in ("results.jsonl", "model.pkl"):
         (job / name).unlink()
-        assert default_weights.choose_weights(job, None) == job / "model_best.pkl"
+        assert saved.choose_weights(job, None) == job / "model_best.pkl"
 
     shutil.copy(trained / "model.pkl", job)
     (job / "model_best.pkl").unlink()
-    assert default_weights.choose_weights(job, None) == job / "model.pkl"
+    assert saved.choose_weights(job, None) == job / "model.pkl"
 
 
 def test_last_weights_are_evaluated_if_nothing_was_left_out(trained, tmp_path, capsys):
@@ -63,10 +63,10 @@ def test_last_weights_are_evaluated_if_nothing_was_left_out(trained, tmp_path, c
         content["args"]["test_envs"] = []
         content["model_num_domains"] = 4
         torch.save(content, tmp_path / name)
-    assert default_weights.choose_weights(tmp_path, None) == tmp_path / "model.pkl"
-    assert default_weights.choose_weights(tmp_path, "best") == tmp_path / "model_best.pkl"
+    assert saved.choose_weights(tmp_path, None) == tmp_path / "model.pkl"
+    assert saved.choose_weights(tmp_path, "best") == tmp_path / "model_best.pkl"
 
-    sentence = default_weights.describe_choice(tmp_path, None, tmp_path / "model.pkl")
+    sentence = saved.describe_choice(tmp_path, None, tmp_path / "model.pkl")
     assert (
         sentence == f"Weights: model.pkl of {tmp_path}, of the last step "
         "(for model_best.pkl: --which best)"

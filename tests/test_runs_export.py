@@ -14,12 +14,12 @@ from torch.nn.functional import cosine_similarity, normalize
 from torchvision.datasets.folder import default_loader
 
 from domainbed_carft import cli
-from domainbed_carft.clips import backbone
+from domainbed_carft.clips import backbone, openai
 from domainbed_carft.files.weights import sha256
 from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin import data_sets
-from domainbed_carft.runs import export, model_card, predict, saved
+from domainbed_carft.runs import export, saved
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -134,11 +134,11 @@ def test_a_resnet_is_exported(tmp_path):
         torch.testing.assert_close(open_clip_model.encode_image(x), features, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", backbone.OPENAI_WEIGHTS)
+@pytest.mark.parametrize("name", openai.OPENAI_WEIGHTS)
 def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(name):
     import open_clip
 
-    config = open_clip.get_model_config(model_card.open_clip_name(name))
+    config = open_clip.get_model_config(export.open_clip_name(name))
     vision = config["vision_cfg"]
     text = config["text_cfg"]
     with torch.device("meta"):
@@ -154,7 +154,7 @@ def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(nam
             text["heads"],
             text["layers"],
         )
-    assert model_card.open_clip_config(model) == config
+    assert export.open_clip_config(model) == config
 
 
 def test_a_missing_moved_or_wrong_original_is_refused(random_tiny, tmp_path, capsys):
@@ -247,7 +247,7 @@ def test_flyp_has_its_own_text_encoder_and_the_originals_contexts(tmp_path):
     with torch.no_grad():
         features = normalize(clip_model.encode_image(run.algorithm.input(x)), dim=-1)
     logits = head["context_scale"] * features @ head["context_weights"].T
-    predicted = predict.predict_batch(run, x).context_probabilities
+    predicted = run.predict(x).context_probabilities
     torch.testing.assert_close(predicted, logits.double().softmax(1), rtol=0, atol=1e-5)
 
     check_card_of_flyp(files)

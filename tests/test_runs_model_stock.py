@@ -7,9 +7,8 @@ import pytest
 import torch
 from runs_jobs import by_split, carft, evaluated, train_job, weights
 
-from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
-from domainbed_carft.runs import api, layer_shares, model_stock, saved
+from domainbed_carft.runs import merge, merge_weights, saved, saved_checks
 
 # The tiny CLIP's encoder has this many blocks.
 BLOCKS = 4
@@ -43,8 +42,8 @@ def ratio_by_numpy(displacements):
 
 def test_each_tensor_of_model_stock_is_the_papers_formula(pets, runs, tmp_path):
     carft("soup", *runs, "--method", "model-stock", "-o", tmp_path / "out")
-    stock = weights(tmp_path / "out" / model_stock.FILE)
-    ratios = json.loads((tmp_path / "out" / model_stock.TABLE).read_text())["ratios"]
+    stock = weights(tmp_path / "out" / merge.STOCK_FILE)
+    ratios = json.loads((tmp_path / "out" / merge.STOCK_TABLE).read_text())["ratios"]
     original = original_weights(pets)
     states = [weights(path) for path in runs]
 
@@ -72,13 +71,13 @@ def test_the_ratio_of_some_angles_is_known():
     along_y = torch.tensor([0.0, 3.0], dtype=torch.float64)
     diagonal = torch.tensor([1.0, 3**0.5], dtype=torch.float64)  # 60 degrees to x
 
-    assert model_stock.stock_ratio([along_x, 5 * along_x]) == pytest.approx(1)
-    assert model_stock.stock_ratio([along_x, diagonal]) == pytest.approx(2 / 3)
-    assert model_stock.stock_ratio([along_x, along_y]) == 0
-    assert model_stock.stock_ratio([along_x, -diagonal]) == 0
-    assert model_stock.stock_ratio([along_x, along_x, along_x]) == pytest.approx(1)
+    assert merge_weights.stock_ratio([along_x, 5 * along_x]) == pytest.approx(1)
+    assert merge_weights.stock_ratio([along_x, diagonal]) == pytest.approx(2 / 3)
+    assert merge_weights.stock_ratio([along_x, along_y]) == 0
+    assert merge_weights.stock_ratio([along_x, -diagonal]) == 0
+    assert merge_weights.stock_ratio([along_x, along_x, along_x]) == pytest.approx(1)
     three = [along_x, diagonal, diagonal]  # cosines 1/2, 1/2 and 1
-    assert model_stock.stock_ratio(three) == pytest.approx(3 * (2 / 3) / (1 + 2 * (2 / 3)))
+    assert merge_weights.stock_ratio(three) == pytest.approx(3 * (2 / 3) / (1 + 2 * (2 / 3)))
 
 
 def test_a_model_stock_opens_as_a_run_and_predicts_what_was_printed(runs, tmp_path, capsys):
@@ -86,8 +85,8 @@ def test_a_model_stock_opens_as_a_run_and_predicts_what_was_printed(runs, tmp_pa
     output = capsys.readouterr().out
     assert "Model Stock of 2 runs" in output and "0 is the original CLIP" in output
 
-    path = tmp_path / "out" / model_stock.FILE
-    document = json.loads((tmp_path / "out" / model_stock.TABLE).read_text())
+    path = tmp_path / "out" / merge.STOCK_FILE
+    document = json.loads((tmp_path / "out" / merge.STOCK_TABLE).read_text())
     run = saved.open_run(path)
     assert run.title == "soup of 2 runs (CARFT)" and run.soup["kind"] == "model-stock"
 
@@ -96,13 +95,13 @@ def test_a_model_stock_opens_as_a_run_and_predicts_what_was_printed(runs, tmp_pa
 
 def test_model_stock_refuses_what_is_no_soup_and_does_not_overwrite(pets, runs, tmp_path):
     with pytest.raises(CarftError, match="1 run, expected at least two"):
-        api.model_stock(runs[:1])
+        merge.model_stock(runs[:1])
     with pytest.raises(CarftError, match="a run is given twice"):
-        api.model_stock([runs[0], runs[0]])
+        merge.model_stock([runs[0], runs[0]])
 
-    (tmp_path / model_stock.FILE).touch()
-    with pytest.raises(CarftError, match=f"already has {model_stock.FILE}"):
-        api.model_stock(runs, output=tmp_path)
+    (tmp_path / merge.STOCK_FILE).touch()
+    with pytest.raises(CarftError, match=f"already has {merge.STOCK_FILE}"):
+        merge.model_stock(runs, output=tmp_path)
 
 
 def linear_share(name, alpha):
@@ -140,34 +139,31 @@ def test_linear_layers_grow_from_alpha_in_the_first_block_to_the_run_in_the_last
 
 def test_weights_between_clip_and_a_run_are_refused_for_linear_layers(pets, tmp_path):
     job = pets / "CARFT" / "model.pkl"
-    api.wise_ft(job, [0.5], output=tmp_path / "uniform", save=[0.5], workers=0)
+    merge.wise_ft(job, [0.5], output=tmp_path / "uniform", save=[0.5], workers=0)
     with pytest.raises(CarftError, match=r"alpha 0\.5\); expected the run itself"):
-        api.wise_ft(tmp_path / "uniform" / "model_alpha_0.50.pkl", [0.5], layers="linear")
+        merge.wise_ft(tmp_path / "uniform" / "model_alpha_0.50.pkl", [0.5], layers="linear")
 
-    api.wise_ft(job, [0.5], output=tmp_path / "linear", save=[0.5], layers="linear", workers=0)
-    for layers in layer_shares.LAYERS:
+    merge.wise_ft(job, [0.5], output=tmp_path / "linear", save=[0.5], layers="linear", workers=0)
+    for layers in saved_checks.LAYERS:
         with pytest.raises(CarftError, match="expected the run that it was made from"):
-            api.wise_ft(tmp_path / "linear" / "model_alpha_0.50.pkl", [0.5], layers=layers)
+            merge.wise_ft(tmp_path / "linear" / "model_alpha_0.50.pkl", [0.5], layers=layers)
 
 
 def test_the_depths_of_a_resnets_tensors_follow_its_stages():
-    state = backbone.load("tiny").model.visual.state_dict()
-    assert layer_shares.depths(backbone.load("tiny").model.visual, "uniform").keys() == state.keys()
-
     resnet = torch.nn.Module()
     resnet.conv1 = torch.nn.Conv2d(3, 4, 1)
     for number in range(1, 5):
         setattr(resnet, f"layer{number}", torch.nn.Linear(2, 2))
     resnet.attnpool = torch.nn.Linear(2, 2)
-    depths = layer_shares.depths(resnet, "linear")
-    assert depths["conv1.weight"] == depths["layer1.weight"] == 0
-    assert depths["layer2.bias"] == pytest.approx(1 / 3)
-    assert depths["layer4.weight"] == 1
-    assert depths["attnpool.bias"] == 0
+    depths = merge_weights.linear_depths(resnet)
+    assert depths["encoder.layer1.weight"] == 0
+    assert depths["encoder.layer2.bias"] == pytest.approx(1 / 3)
+    assert depths["encoder.layer4.weight"] == 1
+    assert {name.split(".")[1] for name in depths} == {f"layer{number}" for number in range(1, 5)}
 
 
 def test_an_encoder_without_blocks_has_no_linear_layers():
     encoder = torch.nn.Module()
     encoder.trunk = torch.nn.Linear(2, 2)
     with pytest.raises(CarftError, match="made of 0 blocks, expected two or more"):
-        layer_shares.depths(encoder, "linear")
+        merge_weights.linear_depths(encoder)

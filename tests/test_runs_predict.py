@@ -18,7 +18,6 @@ from domainbed_carft.pictures.clip_input import CLIPInput
 from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
-from domainbed_carft.runs import predict as predicting
 from domainbed_carft.runs import saved
 
 
@@ -189,7 +188,7 @@ def test_predictions_undo_a_hosts_normalisation(pets, tmp_path):
         del run.content[key]
     half = (0.5, 0.5, 0.5)
     run.algorithm.input = CLIPInput(run.algorithm.input.preprocessing, half, half)
-    transform = predicting.picture_transform(run)
+    transform = run.transform()
     x = transform(default_loader(str(noise(tmp_path / "x.png"))))
     raw = PlanTransform(plan_for("domainbed", 48, False))(default_loader(str(tmp_path / "x.png")))
     std, mean = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_STD, IMAGENET_MEAN))

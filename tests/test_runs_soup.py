@@ -13,7 +13,15 @@ from domainbed_carft import cli
 from domainbed_carft.cli import run_texts
 from domainbed_carft.errors import CarftError
 from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD
-from domainbed_carft.runs import export, saved, saved_checks, soup, soup_members, splits
+from domainbed_carft.runs import (
+    export,
+    merge,
+    merge_weights,
+    saved,
+    saved_checks,
+    soup_members,
+    splits,
+)
 
 # Of different rates, seeds and settings; the last two differ in how they scale the head, too.
 TRAINED = (
@@ -43,7 +51,7 @@ def last_of(jobs):
 def made(folder):
     """The document of a soup, and the content of both of its files."""
     document = json.loads((folder / "soup.json").read_text())
-    contents = [torch.load(folder / name, weights_only=True) for name in soup.FILES.values()]
+    contents = [torch.load(folder / name, weights_only=True) for name in merge.SOUP_FILES.values()]
     return document, contents
 
 
@@ -202,7 +210,7 @@ def test_a_folded_head_predicts_the_same(runs):
     x = torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         before = run.algorithm.predict(x)
-        run.algorithm.load_state_dict(soup_members.fold_head_scale(run.algorithm.state_dict()))
+        run.algorithm.load_state_dict(merge_weights.fold_head_scale(run.algorithm.state_dict()))
         torch.testing.assert_close(run.algorithm.predict(x), before, rtol=1e-5, atol=1e-4)
     assert float(run.algorithm.head_factor) == 1
 
@@ -224,13 +232,13 @@ def test_a_soup_describes_itself_without_settings_of_its_runs(runs, tmp_path, ca
     paths = last_of([runs[2], runs[0]])  # one that predicts half-way to the original comes first
     carft("soup", *paths, "-o", tmp_path / "out")
     document, contents = made(tmp_path / "out")
-    for content, kind in zip(contents, soup.FILES):
+    for content, kind in zip(contents, merge.SOUP_FILES):
         assert content["model_hparams"]["wise_alpha"] == 1
         assert (
             not {"seed", "steps", "hparams", "hparams_seed", "output_dir"} & content["args"].keys()
         )
         assert content["soup"]["kind"] == kind
-        assert content["soup"]["chosen_by"] == soup.CHOSEN_BY[kind]
+        assert content["soup"]["chosen_by"] == merge.CHOSEN_BY[kind]
         (row,) = (soup_row for soup_row in document["soups"] if soup_row["soup"] == kind)
         assert content["soup"]["in_domain"] == row["in_domain"]
         members = content["soup"]["members"]
@@ -317,7 +325,7 @@ def test_runs_that_held_out_other_pictures_are_refused_by_name(runs, tmp_path, c
         opened = [saved.open_run(run) for run in runs[:2]]
         getattr(opened[1], name.removeprefix("model_")).update(changed)
         with pytest.raises(CarftError, match=message):
-            soup.require_alike(opened)
+            soup_members.require_alike(opened)
     assert list(tmp_path.iterdir()) == []
 
 

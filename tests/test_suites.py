@@ -15,8 +15,10 @@ from data_trees import PICTURE, carft, grow, packed
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import describe_warnings
 from domainbed_carft.method import prompts
-from domainbed_carft.runs import confusion, suite_scores
+from domainbed_carft.runs import suites
 from domainbed_carft.suites import imagenet, records
+
+NORMAL_QUANTILE = 1.959963984540054  # of a two-sided 95% interval
 
 SETS = {one.name: one for one in imagenet.suite().sets}
 
@@ -57,7 +59,7 @@ def test_objectnet_groups_imagenet_classes():
 def test_scores_are_the_maximum_over_each_group():
     logits = torch.randn(5, 1000, generator=torch.Generator().manual_seed(0))
     for name, test_set in SETS.items():
-        grouped = confusion.group_logits(logits, test_set.groups)
+        grouped = suites.group_logits(logits, test_set.groups)
         expected = [
             [max(row[k] for k in group) for group in test_set.groups] for row in logits.tolist()
         ]
@@ -68,10 +70,8 @@ def test_scores_are_the_maximum_over_each_group():
 
 @pytest.mark.parametrize(("right", "count"), [(0, 7), (8, 10), (34_150, 50_000), (3, 3)])
 def test_wilsons_interval_solves_its_equation(right, count):
-    for share in suite_scores.wilson_interval(right, count):
-        off = (right / count - share) ** 2 - suite_scores.NORMAL_QUANTILE**2 * share * (
-            1 - share
-        ) / count
+    for share in suites.wilson_interval(right, count):
+        off = (right / count - share) ** 2 - NORMAL_QUANTILE**2 * share * (1 - share) / count
         assert off == pytest.approx(0, abs=1e-12)
 
 
@@ -110,7 +110,7 @@ def test_imagenet_a_without_a_class_is_reported_and_still_masked(tmp_path):
     message = f"no picture of 1 of its 200 classes; expected them in the folders '{gone.name}'"
     assert copy.problems == [message, "199 pictures, expected 200"]
     assert dict(copy.samples)[str(gone.parent / test_set.classes[8] / "0.jpg")] == 8
-    assert confusion.group_logits(torch.zeros(1, 1000), test_set.groups).shape == (1, 200)
+    assert suites.group_logits(torch.zeros(1, 1000), test_set.groups).shape == (1, 200)
 
 
 @pytest.mark.parametrize(

@@ -15,22 +15,14 @@ from PIL import Image
 from runs_jobs import CLASSES
 
 from domainbed_carft import cli
-from domainbed_carft.clips import backbone, openai_models
+from domainbed_carft.clips import backbone, openai
 from domainbed_carft.data import picture_files
 from domainbed_carft.method import prompts
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures.plan import PicturePlan
-from domainbed_carft.runs import (
-    default_weights,
-    predict,
-    runs_on_suite,
-    saved,
-    suite_job,
-    suite_pictures,
-)
-from domainbed_carft.runs.measuring import LoadingOptions
-from domainbed_carft.runs.suite_evaluation import evaluate_on_suite
-from domainbed_carft.runs.zero_shot_head import ZeroShotHead
+from domainbed_carft.runs import saved, suites, sweep, sweep_job
+from domainbed_carft.runs.predictions import LoadingOptions
+from domainbed_carft.runs.suites import evaluate_on_suite, zero_shot_classifier
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Folders, Suite, TestSet
 
@@ -85,9 +77,7 @@ def expected(run, test_set, pictures):
             (test_set.border, test_set.border, width - test_set.border, height - test_set.border)
         )
         with torch.no_grad():
-            (logits,) = run.algorithm.predict(
-                predict.picture_transform(run)(picture)[None]
-            ).tolist()
+            (logits,) = run.algorithm.predict(run.transform()(picture)[None]).tolist()
         scores = [max(logits[k] for k in group) for group in test_set.groups]
         right.append(scores.index(max(scores)) == label)
     return sum(right), len(right)
@@ -279,10 +269,10 @@ def test_wise_ft_and_soup_end_with_3_if_a_set_cannot_be_read(pets, suite, job, c
 def test_runs_that_share_a_pass_are_measured_as_alone(pets, suite, job, tmp_path):
     """Also one that wants its pictures in another way, after one that does not."""
     other = runs_jobs.train_job(tmp_path / "other", pets / "my pets", "CARFT", protocol="clip")
-    weights = [default_weights.choose_weights(folder, None) for folder in (job, other)]
+    weights = [saved.choose_weights(folder, None) for folder in (job, other)]
     options = LoadingOptions(torch.device("cpu"), workers=0, data_dir=str(pets / "my pets"))
 
-    suite_job.evaluate_together(weights, "pets", options, skipped=["One"])
+    sweep_job.evaluate_together(weights, "pets", options, skipped=["One"])
 
     for path in weights:
         (record,) = records.read(path.parent, [])
@@ -301,8 +291,8 @@ def test_a_pass_holds_as_many_runs_as_memory_allows(tmp_path, monkeypatch):
     for file, size in zip(files, (40, 60, 10, 150, 5)):
         file.write_bytes(bytes(size))
 
-    monkeypatch.setattr(runs_on_suite, "_PASS_BYTES", 100)
-    assert list(runs_on_suite._parts(files)) == [files[:2], files[2:3], files[3:4], files[4:]]
+    monkeypatch.setattr(sweep, "_PASS_BYTES", 100)
+    assert list(sweep._parts(files)) == [files[:2], files[2:3], files[3:4], files[4:]]
 
 
 def test_wise_ft_and_soup_on_a_suite(pets, suite, job, capsys, tmp_path):
@@ -340,25 +330,22 @@ def test_a_clip_is_evaluated_without_a_run(pets, suite, capsys):
     assert "published (%)" in text and "12.5" in text
 
     run = saved.open_run(pets / "CLIPZeroShot")
-    head = ZeroShotHead.of_suite(suite, backbone.load("tiny"), torch.device("cpu"))
+    plan, predict = zero_shot_classifier(suite, backbone.load("tiny"), torch.device("cpu"))
     x = torch.randn(3, 3, 48, 48)
-    (clip_logits,) = head.predictor([head.encoder])(x)
+    (clip_logits,) = predict(x)
     algorithm = run.algorithm
     assert torch.allclose(clip_logits, algorithm.class_logits(algorithm.encoder(x)), atol=1e-4)
-    plan = head.plan
     assert (plan.size, plan.resize, plan.interpolation) == (48, "shortest", "bicubic")
     assert plan.mean == backbone.load("tiny").preprocessing.mean
 
 
-def test_the_encoder_of_a_run_is_scored_under_the_original_text_head(pets, suite, capsys):
+def test_an_exported_run_is_scored_under_the_original_text_head(pets, suite, capsys, tmp_path):
+    """How much zero-shot ability a run has left, by export and --clip."""
     pictures = pets / "my pets"
-    words = ("--retained", "pets", "--data_dir", pictures, "--json")
-    retained = json.loads(carft(capsys, "evaluate", pets / "CARFT", *words))
-    original = json.loads(
-        carft(capsys, "evaluate", "--clip", "tiny", "--suite", "pets", *words[2:])
-    )
-    for name in GROUPS:
-        assert retained["original"]["sets"][name] == original["sets"][name]
+    assert cli.main(["export", str(pets / "CARFT"), "-o", str(tmp_path / "clip.pt")]) == 0
+    capsys.readouterr()
+    words = ("--suite", "pets", "--data_dir", pictures, "--json")
+    document = json.loads(carft(capsys, "evaluate", "--clip", tmp_path / "clip.pt", *words))
 
     run = saved.open_run(pets / "CARFT", "best")
     clip = backbone.load("tiny")
@@ -367,34 +354,40 @@ def test_the_encoder_of_a_run_is_scored_under_the_original_text_head(pets, suite
         features = torch.stack([clip.model.encode_text(clip.tokenize(row)) for row in texts])
         unit = torch.nn.functional.normalize(features, dim=-1).mean(dim=0)
         text_head = torch.nn.functional.normalize(unit, dim=-1)
-        transform = predict.picture_transform(saved.open_run(pets / "CLIPZeroShot"))
+        transform = saved.open_run(pets / "CLIPZeroShot").transform()
 
         right = []
         test_set = next(part for part in suite.sets if part.name == "Usual")
         for path, label in test_set.find(pictures).samples:
             x = run.algorithm.input(transform(picture_files.open_picture(path))[None])
             right.append((run.algorithm.encoder(x) @ text_head.T).argmax().item() == label)
-    found = retained["fine_tuned"]["sets"]["Usual"]
+    found = document["sets"]["Usual"]
     assert (found["right"], found["n"]) == (sum(right), len(right))
 
-    unchanged = json.loads(carft(capsys, "evaluate", pets / "CLIPZeroShot", *words))
-    assert unchanged["fine_tuned"]["sets"] == unchanged["original"]["sets"]
 
-
-def test_retained_is_of_a_run(pets, suite, capsys):
-    words = ("--retained", "pets", "--suite", "pets")
-    assert "takes the place of --suite" in carft(
-        capsys, "evaluate", pets / "CARFT", *words, status=1
-    )
+@pytest.mark.parametrize(
+    ("words", "successor"),
+    [
+        (["--retained", "pets"], "carft evaluate --clip"),
+        (["--threshold", "0.2"], "evaluation_stepN.json"),
+        (["--jobs_per_gpu", "2"], "--jobs"),
+    ],
+)
+def test_removed_flags_name_their_successors(capsys, words, successor):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["evaluate", "OUT", *words])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert f"{words[0]} is no more: " in error and successor in error
 
 
 def test_the_thousand_names_reach_the_tokenizer_unchanged(monkeypatch):
     texts = []
-    tokenize = openai_models.tokenize
-    monkeypatch.setattr(openai_models, "tokenize", lambda m, t: texts.extend(t) or tokenize(m, t))
+    tokenize = openai.tokenize
+    monkeypatch.setattr(openai, "tokenize", lambda m, t: texts.extend(t) or tokenize(m, t))
     monkeypatch.setattr(prompts, "contexts", lambda spec, least: ["{}"])
     suite = catalogue.get("imagenet")
-    ZeroShotHead.of_suite(suite, backbone.load("tiny"), torch.device("cpu"))
+    zero_shot_classifier(suite, backbone.load("tiny"), torch.device("cpu"))
     assert tuple(texts) == catalogue.get("imagenet").classes and "T-shirt" in texts
 
 
@@ -405,7 +398,7 @@ def test_objectnets_border_is_cut_and_no_others(tmp_path):
     picture.save(tmp_path / "0.png")
     plan = PicturePlan(20, "squash", "bilinear", (0,) * 3, (1,) * 3)
     for test_set in catalogue.get("imagenet").sets:
-        square, label = suite_pictures.TestSetPictures(
+        square, label = suites.TestSetPictures(
             [(str(tmp_path / "0.png"), 3)], test_set.border, plan
         )[0]
         assert bool((square == 255).all()) == (test_set.name == "ObjectNet") and label == 3

@@ -341,9 +341,9 @@ def test_tables_count_the_last_record_of_swad_and_say_so(tmp_path, method):
 
     document = collect_sweeps.collect(tmp_path / "all", methods=[method])
     expected = collect_sweeps.collect(tmp_path / "last", methods=[method])
-    rows = [table["rows"] for table in document.sections["tables"]]
-    assert rows == [table["rows"] for table in expected.sections["tables"]]
-    assert rows != [table["rows"] for table in plain.sections["tables"]]
+    rows = [table["rows"] for table in document.as_dict()["tables"]]
+    assert rows == [table["rows"] for table in expected.as_dict()["tables"]]
+    assert rows != [table["rows"] for table in plain.as_dict()["tables"]]
     assert [text for text in document.caption if "average 'swad'" in text]
     assert not [text for text in plain.caption if "swad" in text]
 

@@ -1,6 +1,7 @@
 """`carft evaluate OUT`: the figures of a sweep, against another computation from the logits."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -21,13 +22,11 @@ from torch.utils.data import DataLoader
 
 import domainbed_carft
 from domainbed_carft import cli
-from domainbed_carft.cli import evaluation_flags
 from domainbed_carft.clips import backbone
 from domainbed_carft.method import prompts
-from domainbed_carft.results import alignment, collection, run_figures, selection
-from domainbed_carft.runs import evaluate_job, evaluation_processes, saved, splits
-from domainbed_carft.runs.evaluation_processes import SweepOptions
-from domainbed_carft.runs.sweep_evaluation import evaluate_sweep
+from domainbed_carft.results import collection, evaluations, selection
+from domainbed_carft.runs import saved, splits, sweep, sweep_job
+from domainbed_carft.runs.sweep import SweepOptions, evaluate_sweep
 
 OPTIONS = SweepOptions(device="cpu", workers=0, jobs=1)
 TOLERANCE = 1e-9
@@ -36,33 +35,33 @@ TOLERANCE = 1e-9
 def run_here(command, slot, children):
     """What a process for one run does, without the seconds that a new one takes to start."""
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
-        status = evaluate_job.main(command[3:])
-    return status, stderr.getvalue().strip()
+        status = sweep_job.main(command[3:])
+    return sweep.End(status, stderr.getvalue().strip())
 
 
 @pytest.fixture(scope="module", autouse=True)
 def in_this_process():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation_processes, "run_process", run_here)
+        patch.setattr(sweep, "run_process", run_here)
         yield patch
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory, in_this_process):
+def output(tmp_path_factory, in_this_process):
     return train_sweep(tmp_path_factory.mktemp("sweep"), ("CARFT", "CLIPZeroShot"))
 
 
 @pytest.fixture(scope="module")
-def evaluation(sweep):
+def evaluation(output):
     """What a first evaluation finds."""
-    return evaluate_sweep(sweep, OPTIONS)
+    return evaluate_sweep(output, OPTIONS)
 
 
 @pytest.fixture
-def copy(sweep, evaluation, tmp_path):
+def copy(evaluation, tmp_path):
     """A copy of the evaluated sweep of one target, to be damaged; its rows are true."""
     output = tmp_path / "OUT"
-    for folder in {run.run_step.folder for run in evaluation.runs if run.target == 0}:
+    for folder in {run.folder for run in evaluation.runs if run.selected.target == 0}:
         shutil.copytree(folder, output / folder.name)
     assert evaluate_sweep(output, OPTIONS).measured == 0
     return output
@@ -141,7 +140,7 @@ def share(values):
 def assert_equal_figures(evaluated):
     """All figures of an evaluated run, from its weights and pictures."""
     which = "last" if evaluated.method == "oracle" else "best"
-    run = saved.open_run(evaluated.run_step.folder, which)
+    run = saved.open_run(evaluated.folder, which)
     data = splits.read_data(run, is_augmented=False)
     (target,) = (part for part in data.splits if part.is_target and part.name.endswith("_in"))
     validation = [
@@ -149,11 +148,13 @@ def assert_equal_figures(evaluated):
         for part in data.splits
         if not part.is_target and part.name.endswith("_out")
     ]
+    shares = [(logits.argmax(axis=1) == labels).mean() for logits, labels in validation]
+    assert evaluated.figures.in_domain == pytest.approx(np.mean(shares), abs=TOLERANCE)
     temperature = best_temperature(*map(np.concatenate, zip(*validation)))
-    assert evaluated.figures.temperature == pytest.approx(temperature, rel=TOLERANCE)
+    assert evaluated.on_target.temperature == pytest.approx(temperature, rel=TOLERANCE)
 
     logits, labels = logits_of(run, target.items)
-    figures = evaluated.figures
+    figures = evaluated.on_target
     for measured, scale in ((figures.calibration, 1), (figures.scaled, temperature)):
         expected = calibration_of(softmax(logits / scale), labels)
         assert (measured.ece, measured.nll, measured.brier) == pytest.approx(
@@ -197,8 +198,8 @@ def test_all_figures_of_16_jobs_equal_an_independent_computation(tmp_path):
         assert_equal_figures(evaluated)
 
 
-def test_the_accuracy_is_that_of_the_tables(sweep, evaluation):
-    gathered = collection.gather([sweep])
+def test_the_accuracy_is_that_of_the_tables(output, evaluation):
+    gathered = collection.gather([output])
     (group,) = gathered.groups
     expected = [
         (method, chosen.algorithm, chosen.target, chosen.outcome.accuracy)
@@ -206,16 +207,17 @@ def test_the_accuracy_is_that_of_the_tables(sweep, evaluation):
         for chosen in selection.select(group.runs, method)
     ]
     found = [
-        (run.method, run.algorithm, run.target, run.figures.accuracy) for run in evaluation.runs
+        (run.method, run.selected.row, run.selected.target, run.on_target.accuracy)
+        for run in evaluation.runs
     ]
     assert found == sorted(expected, key=lambda row: (row[0] != expected[0][0], row[1:]))
 
 
 def test_zero_shot_clip_flips_nothing_against_itself(evaluation):
     for run in evaluation.runs:
-        if run.algorithm == "CLIPZeroShot":
-            assert (run.figures.flips.gained, run.figures.flips.lost) == (0, 0)
-            assert run.figures.accuracy == run.figures.zero_shot_accuracy
+        if run.selected.row == "CLIPZeroShot":
+            assert (run.on_target.flips.gained, run.on_target.flips.lost) == (0, 0)
+            assert run.on_target.accuracy == run.on_target.zero_shot_accuracy
 
 
 def test_a_damaged_file_is_measured_again_and_equal_to_the_byte(copy):
@@ -256,14 +258,28 @@ def test_a_changed_picture_is_measured_again(copy):
         os.utime(picture, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_another_threshold_needs_no_prediction(copy):
-    threshold = 0.25
-    evaluation = evaluate_sweep(copy, SweepOptions(device="cpu", jobs=1, threshold=threshold))
-    assert evaluation.measured == 0
-    for run in evaluation.runs:
-        rows, _ = run_figures.picture_rows.load_rows(run.run_step.folder, run.run_step.step)
-        is_aligned = (rows.alignment.astype(float) >= threshold) & (rows.alignment <= 0.4)
-        assert run.figures.alignment.aligned_pictures == is_aligned.sum()
+def test_figures_alone_are_made_of_the_rows(copy):
+    """Without a prediction, if they are missing."""
+    expected = {}
+    for path in copy.glob("*/evaluation_step*.json"):
+        expected[path] = path.read_bytes()
+        path.unlink()
+    assert evaluate_sweep(copy, OPTIONS).measured == 0
+    assert expected == {path: path.read_bytes() for path in expected}
+
+
+def test_a_run_that_0_2_0_evaluated_is_measured_again(copy):
+    """It has no in-domain accuracy through the test transform."""
+    path = sorted(copy.glob("*/evaluation_step*.npz"))[0]
+    step = int(path.stem.removeprefix("evaluation_step"))
+    rows, facts = evaluations.load_rows(path.parent, step)
+    earlier = dataclasses.replace(facts, format=1, validation=[])
+    evaluations.save_rows(path.parent, rows, earlier)
+    evaluations.save_figures(path.parent, evaluations.measure_run(rows, earlier))
+
+    evaluation = evaluate_sweep(copy, OPTIONS)
+    assert evaluation.measured == 1
+    assert all(run.figures.in_domain is not None for run in evaluation.runs)
 
 
 def test_another_step_never_stands_in(copy, capsys):
@@ -274,8 +290,8 @@ def test_another_step_never_stands_in(copy, capsys):
     evaluation = evaluate_sweep(copy, OPTIONS)
     last_step = 2
     for run in evaluation.runs:
-        if run.run_step.step != last_step:
-            message = f"weights of step {run.run_step.step} were not kept"
+        if run.step != last_step:
+            message = f"weights of step {run.step} were not kept"
             assert run.figures is None and str(run.problem) == message
     assert evaluation.problems
 
@@ -294,7 +310,7 @@ def test_deleted_weights_leave_what_was_measured(copy):
 def test_json_has_every_run_and_python_the_same(copy, capsys):
     carft("evaluate", copy, "--json", "--jobs", 1)
     document = json.loads(capsys.readouterr().out)
-    in_python = domainbed_carft.evaluate(copy, sweep_options=OPTIONS)
+    in_python = domainbed_carft.evaluate(copy, device="cpu", workers=0, jobs=1)
     assert document == json.loads(json.dumps(in_python.as_dict()))
     assert len(document["runs"]) == 4 and document["threshold"] == 0.21
 
@@ -316,14 +332,17 @@ def test_links_in_the_folder_of_a_run_are_replaced(copy, tmp_path):
 
 def test_rows_are_in_the_order_of_the_tables(copy, evaluation):
     """Whatever the folders are called."""
-    rows = [(run.method, run.algorithm, run.target, run.trial) for run in evaluation.runs]
+    rows = [
+        (run.method, run.selected.row, run.selected.target, run.selected.trial)
+        for run in evaluation.runs
+    ]
     assert rows == sorted(rows, key=lambda row: (row[0] != rows[0][0], row[1:]))
 
     for folder in list(copy.iterdir()):
         record = json.loads((folder / "results.jsonl").read_text().splitlines()[0])
         digit = "f" if record["args"]["algorithm"] == "CARFT" else "0"
         folder.rename(copy / (digit * 32))
-    algorithms = [run.algorithm for run in evaluate_sweep(copy, OPTIONS).runs]
+    algorithms = [run.selected.row for run in evaluate_sweep(copy, OPTIONS).runs]
     assert algorithms == ["CARFT", "CLIPZeroShot"] * 2  # of each selection method
 
 
@@ -332,16 +351,43 @@ def test_flags_of_a_run_are_refused_for_a_sweep(copy, capsys):
     assert "--which is for a run" in capsys.readouterr().err
 
 
-def test_the_tables_have_the_figures_as_columns(sweep, evaluation):
+def test_selection_methods_are_names_with_commas_that_are_checked(copy, capsys):
+    carft("evaluate", copy, "--json", "--jobs", 1, "--select", "oracle,training-domain")
+    document = json.loads(capsys.readouterr().out)
+    assert [run["selection"] for run in document["runs"]] == ["oracle"] * 2 + [
+        "training-domain"
+    ] * 2
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["evaluate", str(copy), "--select", "oracel"])
+    assert ended.value.code == 2
+    assert "expected one or more of training-domain" in capsys.readouterr().err
+
+
+def test_the_command_prints_a_row_for_each_algorithm_and_environment(copy, evaluation, capsys):
+    carft("evaluate", copy, "--jobs", 1, "--select", "training-domain")
+    lines = capsys.readouterr().out.splitlines()
+    (run,) = (
+        run
+        for run in evaluation.runs
+        if (run.selected.row, run.selected.target) == ("CARFT", 0)
+        and run.method == "training-domain"
+    )
+    (row,) = (line.split() for line in lines if line.startswith("CARFT, art "))
+    figures = [run.on_target.accuracy, run.figures.in_domain, run.on_target.mean_per_class]
+    assert row[2:5] == [f"{100 * figure:.1f}" for figure in figures]
+
+
+def test_the_tables_have_the_figures_as_columns(output, evaluation):
     """Over the trials, of each trial's mean over the environments left out."""
     names = ["ece", "nll-scaled", "flips", "lost", "aligned", "worst-class", "temperature"]
-    results = domainbed_carft.collect(sweep, methods=["training-domain"], columns=names)
+    results = domainbed_carft.collect(output, methods=["training-domain"], columns=names)
     (table, *_) = results.tables
     for row in table.rows:
         parts = [
-            run.figures
+            run.on_target
             for run in evaluation.runs
-            if run.algorithm == row.algorithm and run.method == "training-domain"
+            if run.selected.row == row.algorithm and run.method == "training-domain"
         ]
         expected = [
             100 * np.mean([part.calibration.ece for part in parts]),
@@ -352,7 +398,7 @@ def test_the_tables_have_the_figures_as_columns(sweep, evaluation):
             100 * np.mean([part.worst_class.accuracy for part in parts]),
             np.mean([part.temperature for part in parts]),
         ]
-        assert [cell.mean for cell in row.shown] == pytest.approx(expected, rel=TOLERANCE)
+        assert [cell.mean for cell in row.printed_cells] == pytest.approx(expected, rel=TOLERANCE)
 
 
 def test_a_table_says_what_was_not_evaluated(copy, capsys):
@@ -365,9 +411,9 @@ def test_a_table_says_what_was_not_evaluated(copy, capsys):
 
 
 @pytest.mark.slow
-def test_processes_measure_what_this_one_does(sweep, evaluation, tmp_path):
+def test_processes_measure_what_this_one_does(output, evaluation, tmp_path):
     """By the command, two runs at a time, each a fork of a server."""
-    output = shutil.copytree(sweep, tmp_path / "OUT")
+    output = shutil.copytree(output, tmp_path / "OUT")
     for path in output.glob("*/evaluation*"):
         path.unlink()
 
@@ -375,15 +421,15 @@ def test_processes_measure_what_this_one_does(sweep, evaluation, tmp_path):
     done = warm.run(*words, "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert document["measured"] == len({run.run_step for run in evaluation.runs})
+    assert document["measured"] == len({(run.folder, run.step) for run in evaluation.runs})
     assert [run["figures"] for run in document["runs"]] == [
         json.loads(json.dumps(run.as_dict()["figures"])) for run in evaluation.runs
     ]
 
 
 @pytest.mark.slow
-def test_an_interrupted_evaluation_goes_on_where_it_was(sweep, evaluation, tmp_path):
-    output = shutil.copytree(sweep, tmp_path / "OUT")
+def test_an_interrupted_evaluation_goes_on_where_it_was(output, evaluation, tmp_path):
+    output = shutil.copytree(output, tmp_path / "OUT")
     for path in output.glob("*/evaluation*"):
         path.unlink()
 
@@ -396,13 +442,9 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(sweep, evaluation, tmp_p
     n_measured = len(list(output.glob("*/evaluation*.npz")))
 
     resumed = evaluate_sweep(output, OPTIONS)
-    assert resumed.measured + n_measured == len({run.run_step for run in resumed.runs})
+    assert resumed.measured + n_measured == len({(run.folder, run.step) for run in resumed.runs})
     assert resumed.current == n_measured
     assert [run.figures for run in resumed.runs] == [run.figures for run in evaluation.runs]
-
-
-def test_the_command_line_has_the_default_threshold_of_the_module():
-    assert evaluation_flags.THRESHOLD == alignment.THRESHOLD
 
 
 def test_the_line_of_progress_counts_the_runs_of_each_task(monkeypatch):
@@ -416,14 +458,9 @@ def test_the_line_of_progress_counts_the_runs_of_each_task(monkeypatch):
         counts.append(total)
         return Bar()
 
-    monkeypatch.setattr(evaluation_processes, "progress", start)
-    measured = []
-    evaluation_processes.evaluate_in_pool(
-        [("a", "b"), ("c",)],
-        lambda task, slot, children: measured.append(task),
-        SweepOptions(jobs=1),
-        evaluate_job.MODULE,
-        count_runs=len,
-    )
-    assert measured == [("a", "b"), ("c",)]
+    monkeypatch.setattr(sweep, "progress", start)
+    monkeypatch.setattr(sweep, "run_process", lambda command, *_: sweep.End(0, command[-1]))
+    tasks = [{"suite": "pets", "weights": ["a", "b"]}, {"suite": "pets", "weights": ["c"]}]
+    ends = sweep.run_in_pool(tasks, SweepOptions(jobs=1))
+    assert [json.loads(end.message)["weights"] for end in ends] == [["a", "b"], ["c"]]
     assert counts == [3, 2, 1]

@@ -27,7 +27,8 @@ from domainbed_carft.method import prompts
 from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin import data_sets
-from domainbed_carft.runs import confusion, predict, saved
+from domainbed_carft.results.evaluations import PictureRows, measure
+from domainbed_carft.runs import saved
 from domainbed_carft.suites import catalogue, records
 
 savemat = pytest.importorskip("scipy.io", reason="needs scipy").savemat
@@ -494,7 +495,7 @@ def test_a_task_is_trained_and_tested_on_under_openais_words(
     text = capsys.readouterr().out
     run = saved.open_run(tmp_path / "out")
     pictures = tasks.read_split(small, data, False)
-    pictures.transform = predict.picture_transform(run)
+    pictures.transform = run.transform()
     with torch.no_grad():
         right = sum(int(run.algorithm.predict(x[None]).argmax()) == y for x, y in pictures)
     rows = [re.split("  +", line)[:3] for line in text.splitlines()]
@@ -581,11 +582,14 @@ def test_a_clip_is_tested_with_the_single_template_of_a_task(planted, capsys):
 
 
 def test_the_mean_over_classes_weighs_classes_equally():
-    counts = confusion.ConfusionCounts.empty(3)
-    counts.add(torch.eye(3)[[0, 0, 0, 1]], torch.tensor([0, 0, 1, 1]))
-    assert counts.accuracy == 0.75
-    assert counts.mean_per_class == 0.75
+    def figures(predicted, label):
+        probabilities = np.ones(len(label))
+        columns = (np.array(label, np.uint16), np.array(predicted, np.uint16))
+        rows = PictureRows(*columns, probabilities, 0 * probabilities, probabilities)
+        return measure(rows, ("cat", "dog", "none of the pictures"))
 
-    counts.add(torch.eye(3)[[0, 0]], torch.tensor([0, 0]))
-    assert counts.mean_per_class == 0.75
-    assert counts.accuracy == 5 / 6
+    few = figures([0, 0, 0, 1], label=[0, 0, 1, 1])
+    assert (few.accuracy, few.mean_per_class) == (0.75, 0.75)
+
+    more = figures([0, 0, 0, 1, 0, 0], label=[0, 0, 1, 1, 0, 0])
+    assert (more.accuracy, more.mean_per_class) == (5 / 6, 0.75)

@@ -221,7 +221,7 @@ def test_a_folder_of_ones_own_is_a_data_set(here):
     run = train(pathlib.Path("out"), dataset=pathlib.Path("pets"), test_envs=1, hparams=hparams)
 
     assert run.classes == ["cat", "wild dog"]
-    assert run.trained.args["test_envs"] == [1] and run.trained.args["dataset"] == "pets"
+    assert run.args["test_envs"] == [1] and run.args["dataset"] == "pets"
 
     by_command = here / "by command"
     by_command.mkdir()

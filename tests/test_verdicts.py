@@ -6,15 +6,15 @@ import collect_sweeps
 import pytest
 import scipy
 
-from domainbed_carft.results import verdicts
-from domainbed_carft.results.cells import cell_of
+from domainbed_carft.results import published
+from domainbed_carft.results.columns import cell_of
 
 FIGURE = {"accuracy": 80.0, "selection": "training-domain"}
 
 
 def judge(accuracies, method="training-domain", deviation="", missing=(), **figure):
     cell = cell_of(dict(enumerate(accuracies)), missing)
-    return verdicts.judge(cell, method, FIGURE | figure, deviation)
+    return published.judge(cell, method, FIGURE | figure, deviation)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_the_comparison_has_verdicts_for_every_data_set(tmp_path):
             recorded=recorded | kind,
         )
     document = collect_sweeps.collect(tmp_path, methods=["training-domain"], compare=True)
-    second, first = document.sections["published"]["comparisons"]
+    second, first = document.as_dict()["published"]["comparisons"]
 
     expected = "reproduced" if first["high"] >= 96.75 else "below"
     assert (first["dataset"], first["verdict"], first["reason"]) == ("PACS", expected, "")

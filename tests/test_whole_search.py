@@ -107,7 +107,7 @@ def test_a_search_over_single_sources_goes_on_after_interruptions_to_its_tables(
                 accuracy = best(job)[1][f"env{target}_in_acc"]
                 assert cell.accuracies[job["trial_seed"]] == accuracy
 
-    assert cli.main(["report", str(out), "-o", str(tmp_path / "page"), "--no_examples"]) == 0
+    assert cli.main(["report", str(out), "-o", str(tmp_path / "page"), "--n_examples", "0"]) == 0
     page = Page((tmp_path / "page" / "index.html").read_text())
     assert any(
         "CARFT, mean over sources" in row[0] for rows in page.tables.values() for row in rows

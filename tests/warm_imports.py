@@ -5,7 +5,9 @@ from domainbed.scripts import train as train
 
 import domainbed_carft.cli.demo
 import domainbed_carft.results.formats
-import domainbed_carft.runs.api
+import domainbed_carft.runs.evaluate
+import domainbed_carft.runs.export
+import domainbed_carft.runs.merge
 import domainbed_carft.sweep.launch
 import domainbed_carft.sweep.printing
 import domainbed_carft.sweep.upkeep  # noqa: F401

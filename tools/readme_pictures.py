@@ -19,18 +19,15 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
 from matplotlib import colors
 from matplotlib.figure import Figure
 from PIL import Image
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.report import frames, plane_figures
-from domainbed_carft.report.canvas import RC_PARAMS, data_as_csv, save_figure
+from domainbed_carft.report import frames, plots
 from domainbed_carft.report.page import write_report
-from domainbed_carft.report.styles import styles_of
-from domainbed_carft.results import collection
+from domainbed_carft.results import collection, selection
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "records" / "peers-emoji.tar.xz"
@@ -61,29 +58,29 @@ def main() -> None:
 
 
 def means_of(sweep: Path) -> pd.DataFrame:
-    """A row a method, as `plane_figures.means_of_trials` returns them."""
+    """A row a method, as `frames.means_of_trials` returns them."""
     (group,) = collection.gather([sweep]).groups
-    checkpoints = frames.checkpoints(group.runs, SELECTION)
+    checkpoints = frames.checkpoints(selection.select(group.runs, SELECTION))
     selected = checkpoints[checkpoints["selected"]].drop(columns="step")
-    trials = frames.over_targets(selected, ["in_domain", "out_of_domain"])
-    return plane_figures.means_of_trials(trials, styles_of(ALGORITHMS))
+    return frames.means_of_trials(frames.over_targets(selected, frames.ACCURACIES))
 
 
 def digest(means: pd.DataFrame) -> str:
     """SHA-256 of the rows as CSV, sorted by name, numbers with six digits that count."""
-    return hashlib.sha256(data_as_csv(means.sort_values("algorithm")).encode()).hexdigest()
+    return hashlib.sha256(plots.data_as_csv(means.sort_values("algorithm")).encode()).hexdigest()
 
 
-@matplotlib.rc_context(RC_PARAMS)
 def robustness_figure(means: pd.DataFrame) -> str:
     """The SVG, with the `digest` of its data as description."""
-    canvas = Figure(figsize=SIZE, layout="constrained")
-    axes = canvas.subplots()
-    handles = plane_figures.draw_means(axes, means, styles_of(ALGORITHMS))
-    axes.set_title("EmojiStyles: each of four drawing styles left out, five trials")
-    canvas.legend(list(handles.values()), list(handles), loc="outside right upper")
+    with plots.figure_style():
+        canvas = Figure(figsize=SIZE, layout="constrained")
+        axes = canvas.subplots()
+        styles = plots.styles_of(ALGORITHMS)
+        handles = plots.draw_marks(axes, means, styles, x="in_domain", y="out_of_domain")
+        axes.set_title("EmojiStyles: each of four drawing styles left out, five trials")
+        canvas.legend(list(handles.values()), list(handles), loc="outside right upper")
+        svg = plots.save_figure(canvas, "", "", "", means).svg
 
-    svg = save_figure(canvas, "", "", "", means).svg
     beginning, end = svg.split(">", 1)
     return f"{beginning}>\n <desc>Data: SHA-256 {digest(means)}</desc>{end}"
 

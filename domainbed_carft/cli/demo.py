@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 from domainbed_carft import files
 from domainbed_carft.cli import demo_table, run_texts
-from domainbed_carft.data.emoji import UNSEEN
-from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.report import output_folder, page
-from domainbed_carft.results import (
-    against_one,
-    collect,
-    collection,
-    formats,
-    suite_pairs,
-    suites,
-)
-from domainbed_carft.results.document import Document
-from domainbed_carft.runs import saved, wise_ft
-from domainbed_carft.runs.default_weights import choose_weights, describe_choice
-from domainbed_carft.runs.evaluation_processes import SweepOptions
-from domainbed_carft.runs.measuring import LoadingOptions, choose_device
-from domainbed_carft.runs.runs_on_suite import evaluate_sweep_on_suite
-from domainbed_carft.runs.suite_evaluation import append_record, evaluate_on_suite
+from domainbed_carft.errors import CarftError
+from domainbed_carft.report import page
+from domainbed_carft.report.sections import Section
+from domainbed_carft.results import collection, comparisons, formats, suites
+from domainbed_carft.results.method_names import TRAINING_DOMAIN
+from domainbed_carft.runs import merge
+from domainbed_carft.runs.evaluate import evaluate
+from domainbed_carft.runs.saved import describe_choice, load_run
+from domainbed_carft.runs.suites import SuiteEvaluation, append_record
 from domainbed_carft.sweep import declaration_file, launch
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.text import quantity
@@ -31,11 +23,10 @@ from domainbed_carft.text import quantity
 DATA_DIR = "embedded"  # not read: the pictures are in the package
 WISE_FT_ALPHAS = (0, 0.25, 0.5, 0.75, 1)
 TABLE_ALPHA = 0.5  # of the row beside that of the run
-CARFT = "CARFT"
 
 
 def run(output: Path, trials: int | None = None, declared: str | Path = "demo") -> None:
-    """Train, test on other styles, collect and report into ``output``.
+    """Train, collect and report into ``output``, beside the packed records of the same jobs.
 
     What was done or begun there before is not redone. ``declared`` is a sweep of EmojiStyles;
     ``trials`` replaces its number of trials. Raises CarftError for a sweep that is not finished,
@@ -43,16 +34,26 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     """
     sweep_folder = output / "sweep"
     declaration = _load_declaration(declared, trials)
-    _train(declaration, output, "with one style left out, and tested on that and nine more")
-    raise_for(evaluate_sweep_on_suite(sweep_folder, UNSEEN, SweepOptions()).problems)
+    _train(declaration, output, "with one drawing style left out")
 
-    results = collect.collect([sweep_folder], columns=[demo_table.TRAINED_ON])
-    by_style, by_pair = (
-        suite_pairs.compare(results.collection.groups, UNSEEN, CARFT, unit)
-        for unit in against_one.UNITS
+    (group,) = collection.gather([sweep_folder]).groups
+    accuracies = comparisons.accuracies_of(group.selected(TRAINING_DOMAIN))
+    in_order = {row: accuracies[row] for row in group.ordered(accuracies)}
+    (dataset,) = declaration.datasets
+    packed = demo_table.packed_accuracies(dataset)
+    grid = demo_table.grid(in_order, packed, group.environments[dataset])
+    conclusion = demo_table.conclusion(in_order, packed)
+
+    table = formats.as_text([grid], [demo_table.NOTE])
+    opening = Section(
+        id="demo",
+        title="This run beside the packed records",
+        table=grid,
+        parts=[],
+        findings=[conclusion, demo_table.NOTE],
     )
-    table = demo_table.table_text(results, by_style)
-    _report(output, sweep_folder, table, demo_table.conclusion(by_style, by_pair))
+    note = textwrap.fill(conclusion, formats.TEXT_WIDTH)
+    _report(output, sweep_folder, table, f"{note}\n", opening)
 
 
 def run_suite(output: Path, trials: int | None = None, declared: str | Path = "demo-suite") -> None:
@@ -92,11 +93,11 @@ def _train(declaration: Declaration, output: Path, description: str) -> None:
     steps = declaration.steps_of(dataset)
     algorithms = ", ".join(declaration.algorithms)
     print(f"{algorithms}: each trained {steps} steps on {dataset} {description}")
-    output_folder.require_place(output / "report")
+    page.require_place(output / "report")
 
     sweep_folder = output / "sweep"
     # No selection uses the training in-splits, which are two thirds of the evaluation.
-    plan = launch.plan(declaration, DATA_DIR, sweep_folder, skip_training_in_splits=True)
+    plan = launch.plan(declaration, DATA_DIR, sweep_folder)
     unfinished_jobs = launch.run_plan(plan)
     if unfinished_jobs:
         first = unfinished_jobs[0]
@@ -113,37 +114,40 @@ def _suite_table(sweep_folder: Path) -> str:
     rows = [row for group in groups for row in suites.scores(group, warnings=[])]
     shown_rows = [row for row in rows if row.alpha in (None, TABLE_ALPHA)]
     (suite_rows,) = suites.rows_by_table(shown_rows)
-    table = Document([suites.caption()], [suites.grid(suite_rows)], {}, [])
-    return formats.FORMATS["text"](table)
+    return formats.as_text([suites.grid(suite_rows)], [suites.caption()])
 
 
 def _evaluate_on_suite(job_folder: Path, suite: str, output: Path) -> None:
     """Measure a job on the suite, also at WISE_FT_ALPHAS; the records stay in its folder."""
-    run = saved.open_run(choose_weights(job_folder, None))
-    options = LoadingOptions(choose_device(None), workers=0)
-
-    evaluation = evaluate_on_suite(suite, run, options)
+    run = load_run(job_folder)
+    evaluation = evaluate(run, suite, workers=0)
+    assert isinstance(evaluation, SuiteEvaluation)  # of a run on a suite
     choice = describe_choice(job_folder, None, run.path)
     text = run_texts.suite_text(evaluation)
     files.save_text(output / "accuracies.txt", f"{choice}\n{text}")
     append_record(run.path, evaluation)
 
     wise_ft_folder = output / "wise-ft"
-    is_done = (wise_ft_folder / wise_ft.TABLE).exists()
+    is_done = (wise_ft_folder / merge.WISE_FT_TABLE).exists()
     if is_done or run.args["algorithm"] == "CLIPZeroShot":
         return
 
-    result = wise_ft.wise_ft(run, WISE_FT_ALPHAS, options, suite=suite, folder=wise_ft_folder)
+    result = merge.wise_ft(run, WISE_FT_ALPHAS, suite=suite, output=wise_ft_folder, workers=0)
     for evaluation in result.suite_evaluations:
         append_record(run.path, evaluation)
 
 
-def _report(output: Path, sweep_folder: Path, table: str, note: str) -> None:
-    """Write the table and the report, print the table and where everything is."""
+def _report(
+    output: Path, sweep_folder: Path, table: str, note: str, opening: Section | None = None
+) -> None:
+    """Write the table and the report, print the table and where everything is.
+
+    ``opening``: the first section of the report.
+    """
     files.save_text(output / "results.txt", table)
     print(f"{table}\n{note}")
 
-    report = page.write_report([sweep_folder], output / "report").index
+    report = page.write_report([sweep_folder], output / "report", opening=opening).index
     print(f"Table:    {output / 'results.txt'}")
     print(f"Report:   {report} (open it in a browser)")
     print(f"Records:  {sweep_folder}/*/results.jsonl, next to out.txt, err.txt and model.pkl")

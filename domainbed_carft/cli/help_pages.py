@@ -36,7 +36,7 @@ PAGES = {
         "[options]",
         {
             "carft demo": "about two minutes on two cores",
-            "carft demo --trials 6": "more trials, three times as long",
+            "carft demo --trials 5": "all trials of the packed records, five times as long",
         },
     ),
     "carft doctor": HelpPage(
@@ -66,22 +66,22 @@ PAGES = {
         "DIR... [options]",
         {
             "carft collect OUT": "tables of a sweep",
-            "carft collect OUT --full --against CARFT": "more columns, paired tests",
-            "carft collect OUT --format latex-table -o table.tex": "for a paper",
+            "carft collect OUT --columns all --against CARFT": "more columns, paired tests",
+            "carft collect OUT --format latex -o table.tex": "for a paper",
         },
     ),
     "carft report": HelpPage(
         "DIR... -o FOLDER [options]",
         {
             "carft report OUT -o report": "open report/index.html",
-            "carft report OUT -o report --no_examples": "without data or weights",
+            "carft report OUT -o report --n_examples 0": "without data or weights",
         },
     ),
     "carft top": HelpPage(
         "DIR... [options]",
         {
             "carft top OUT": "the chosen run of each cell",
-            "carft top OUT --algorithm CARFT --json": "hyperparameters for --hparams",
+            "carft top OUT --only CARFT --json": "hyperparameters for --hparams",
         },
     ),
     "carft diff": HelpPage(
@@ -163,6 +163,38 @@ class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
         return super().add_parser(name, **kwargs)
 
 
+_COLUMNS_ALL = "use --columns all"
+_MANIFEST = "the sweep's declaration says it: test_environments: single-source"
+_ONLY = "use --only PATTERN, a part of the job's folder or description"
+
+# Command -> flag that went -> what to do instead.
+REMOVED_FLAGS = {
+    "carft collect": {
+        "--full": _COLUMNS_ALL,
+        "--legend": "all formats but text explain the tables in full, as does docs/collect.md",
+        "--names": "edit the names in the file that --format latex writes",
+        "--single-source": _MANIFEST,
+    },
+    "carft report": {
+        "--full": _COLUMNS_ALL,
+        "--no_examples": "use --n_examples 0",
+        "--single-source": _MANIFEST,
+    },
+    "carft top": {
+        "--dataset": _ONLY,
+        "--algorithm": _ONLY,
+        "--test_env": _ONLY,
+        "--single-source": _MANIFEST,
+    },
+    "carft evaluate": {
+        "--retained": "carft export RUN -o clip.pt, then carft evaluate --clip clip.pt --suite "
+        "SUITE",
+        "--threshold": "evaluation_stepN.json has the accuracy in bins of alignment, 0.01 wide",
+        "--jobs_per_gpu": "use --jobs",
+    },
+}
+
+
 class CommandParser(argparse.ArgumentParser):
     """The parser of a command, whose help has its `HelpPage` before the options."""
 
@@ -179,12 +211,23 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse words in which every flag may have hyphens or underscores."""
+        """Parse words in which every flag may have hyphens or underscores.
+
+        The error for one of REMOVED_FLAGS says what to do instead.
+        """
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)
-        return super().parse_known_args(
+        parsed, unknown_words = super().parse_known_args(
             [*map(self._as_declared, words[:end]), *words[end:]], namespace
         )
+
+        removed = REMOVED_FLAGS.get(self.prog, {})
+        spelled = {flag.replace("-", "_"): flag for flag in removed}
+        for word in unknown_words:
+            flag = spelled.get(word.partition("=")[0].replace("-", "_"))
+            if flag:
+                self.error(f"{flag} is no more: {removed[flag]}")
+        return parsed, unknown_words
 
     def _as_declared(self, word: str) -> str:
         """A flag, or the beginning of one, in the spelling in which it was added."""

@@ -85,23 +85,12 @@ def _preflight(arguments: argparse.Namespace) -> int:
         preflight = _run_here(arguments, plan)
 
     if arguments.json:
-        print(json.dumps(_document(preflight, output), indent=2))
+        print(json.dumps(preflight.model_dump(), indent=2))
     else:
         print(f"\n{conclusion(preflight)}")
         if named_output:
             print(f"Details: {named_output / preflight_file.NAME}")
     return FAILED if preflight.verdict == preflight_file.FAILED else 0
-
-
-def _document(preflight: Preflight, output: Path) -> dict[str, Any]:
-    """What ``--json`` prints: the file and, if it is kept, as "attach" what a report needs."""
-    from domainbed_carft.results import machine_report
-
-    document = preflight.model_dump()
-    if output.exists():
-        attachments = machine_report.attachments([output])
-        document["attach"] = [attachment.as_dict() for attachment in attachments]
-    return document
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ from domainbed_carft.cli.table_options import some_of
 from domainbed_carft.errors import CarftError, Problem
 from domainbed_carft.jobs.records import describe_warnings
 from domainbed_carft.jobs.setting import KINDS
+from domainbed_carft.results.columns import DEFAULT_COLUMNS
+from domainbed_carft.results.formats import FORMATS
 from domainbed_carft.results.method_names import METHOD_NAMES
 from domainbed_carft.text import printable, quantity
 
@@ -21,10 +23,6 @@ if TYPE_CHECKING:
     from domainbed_carft.results.collect import Results
 
 INCOMPLETE = 3  # exit status of --strict
-
-# As a module that takes a while to load has them, which a test compares.
-FORMATS = ("text", "markdown", "csv", "json", "latex")
-LATEX_TABLE = "latex-table"
 
 
 def add_to(commands: Any) -> None:
@@ -54,22 +52,13 @@ def _add_collect(commands: Any) -> None:
 def _add_output(output: Any) -> None:
     output.add_argument(
         "--format",
-        choices=(*FORMATS, LATEX_TABLE),
+        choices=FORMATS,
         default="text",
-        help="output format (default: text); latex is a document, latex-table one tabular for "
-        "\\input, by the first selection method",
-    )
-    output.add_argument(
-        "--names",
-        type=Path,
-        metavar="FILE",
-        help="YAML file of names to print in a latex-table: methods, datasets, environments",
+        help="output format (default: text); latex is one tabular for \\input, by the first "
+        "selection method, and with --against its differences",
     )
     output.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write here instead of printing"
-    )
-    output.add_argument(
-        "--legend", action="store_true", help="as text: explain the tables in full below them"
     )
     output.add_argument(
         "--strict",
@@ -104,12 +93,8 @@ def _add_report(commands: Any) -> None:
         "--n_examples",
         type=int,
         default=4,
-        help="pictures per environment that A gets right and B wrong, and vice versa (default: 4)",
-    )
-    examples.add_argument(
-        "--no_examples",
-        action="store_true",
-        help="show no pictures, and read neither data nor weights",
+        help="pictures per environment that A gets right and B wrong, and vice versa (default: 4; "
+        "0 reads neither data nor weights)",
     )
     examples.add_argument(
         "--data_dir", help="folder that contains the data now (default: as recorded)"
@@ -136,12 +121,6 @@ def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None
         help=f"merge runs that differ in these parts, separated by commas: {', '.join(KINDS)}",
     )
     runs.add_argument(
-        "--single-source",
-        action="store_true",
-        help="jobs that leave out all environments but one have a single source: for jobs of which "
-        "no manifest says so, as of a checkout's --test_envs 1 2 3",
-    )
-    runs.add_argument(
         "--select",
         type=some_of(METHOD_NAMES),
         action="extend",
@@ -153,8 +132,6 @@ def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None
 
 
 def _collect(arguments: argparse.Namespace) -> int:
-    from domainbed_carft.results import formats, machine_report
-    from domainbed_carft.results.cells import ERROR_KINDS
     from domainbed_carft.results.collect import collect
 
     _require_one_table(arguments)
@@ -164,30 +141,24 @@ def _collect(arguments: argparse.Namespace) -> int:
         arguments.folders,
         methods=arguments.select,
         ignored=arguments.ignore,
-        single_source=arguments.single_source,
-        pair=arguments.paired,
-        compare_published=bool(arguments.compare),
-        columns=table_options.columns(arguments),
+        by=arguments.by,
+        columns=arguments.columns or DEFAULT_COLUMNS,
         error=arguments.error,
         one_setting=arguments.one_setting,
-        by=arguments.by,
+        compare_published=bool(arguments.compare),
+        pair=arguments.paired,
         against=arguments.against,
         power=arguments.power,
     )
-    if arguments.format == LATEX_TABLE:
-        text = _latex_table(results, arguments.names)
-    else:
-        document = results.document
-        if arguments.format == "text" and not arguments.legend:
-            document = document.with_short_legend(ERROR_KINDS[arguments.error])
-        text = formats.FORMATS[arguments.format](document)
+    text = results.write(arguments.format)
     with files.stream(arguments.output) as out:
         out.write(text)
 
     if arguments.format == "csv":  # which has no room for notes
         print_errors(results.notes)
+    if arguments.format == "latex":
+        _print_methods_left_out(results)
     print_errors([*describe_warnings(results.warnings), _summary_line(results.summary)])
-    print_errors(machine_report.describe(results.collection.runs, arguments.folders))
     return _strict_status(results.defects) if arguments.strict else 0
 
 
@@ -200,26 +171,20 @@ def _require_one_table(arguments: argparse.Namespace) -> None:
             remedy=f"use either {' or '.join(more_tables)}",
         )
         raise CarftError(problem)
-    if arguments.format == LATEX_TABLE and {*more_tables} & {*table_options.COMPARISONS}:
+
+    refused = [flag for flag in more_tables if flag in ("--compare", "--paired", "--power")]
+    if arguments.format == "latex" and refused:
         raise CarftError(
-            "--format latex-table holds one table of accuracies; use --format latex for "
-            f"{' and '.join(more_tables)}"
+            "--format latex holds one table of accuracies, and with --against of differences; "
+            f"leave out {' and '.join(refused)}"
         )
-    if arguments.names and arguments.format != LATEX_TABLE:
-        raise CarftError(f"--names goes with --format latex-table, not {arguments.format}")
 
 
-def _latex_table(results: Results, names_file: Path | None) -> str:
-    """The tabular of the first selection method, after a line on what it leaves out."""
-    from domainbed_carft.results import display_names, latex_table
-
-    names = display_names.read(names_file) if names_file else display_names.DisplayNames()
-    text = latex_table.write(results.tables, names)
-    left_out = latex_table.methods_left_out(results.tables)
-    if left_out:
-        shown = results.tables[0].method
-        print_errors([f"The table is by {shown}; for another, use --select {left_out[0]}."])
-    return text
+def _print_methods_left_out(results: Results) -> None:
+    """Say by which method the one table is, if there are several."""
+    shown, *others = results.collection.methods
+    if others:
+        print_errors([f"The table is by {shown}; for another, use --select {others[0]}."])
 
 
 def _summary_line(summary: Mapping[str, Any]) -> str:
@@ -242,28 +207,22 @@ def _strict_status(defects: Mapping[str, int]) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from domainbed_carft.report.page import PageTables, write_report
-    from domainbed_carft.results import power
-    from domainbed_carft.results.table_options import by_name
+    from domainbed_carft.report.page import write_report
 
-    if arguments.power is not None:
-        power.require_difference(arguments.power, arguments.against)
-    tables = PageTables(
-        options=by_name(table_options.columns(arguments), arguments.error, arguments.one_setting),
-        by=arguments.by,
-        against=arguments.against,
-        power_difference=arguments.power,
-    )
     report = write_report(
         arguments.folders,
         arguments.output,
+        pair=arguments.examples,
+        n_examples=arguments.n_examples,
+        data_dir=arguments.data_dir,
         methods=arguments.select,
         ignored=arguments.ignore,
-        single_source=arguments.single_source,
-        pair=arguments.examples,
-        tables=tables,
-        n_examples=0 if arguments.no_examples else max(0, arguments.n_examples),
-        data_dir=arguments.data_dir,
+        columns=arguments.columns or DEFAULT_COLUMNS,
+        error=arguments.error,
+        one_setting=arguments.one_setting,
+        by=arguments.by,
+        against=arguments.against,
+        power=arguments.power,
     )
     print_errors(describe_warnings(report.warnings))
     if report.why_no_examples:

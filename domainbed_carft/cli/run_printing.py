@@ -3,92 +3,159 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
+import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
 from domainbed_carft import files
-from domainbed_carft.cli import run_texts, sweep_printing
+from domainbed_carft.cli import run_texts
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError
-from domainbed_carft.runs import SOME_SKIPPED, saved
-from domainbed_carft.runs.alphas import choose_saved_alphas, sorted_alphas
-from domainbed_carft.runs.default_weights import choose_weights, describe_choice
+from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.jobs.records import RecordWarning, describe_warnings
+from domainbed_carft.results import collection, formats, suites
+from domainbed_carft.runs import SOME_SKIPPED, merge
 from domainbed_carft.runs.evaluate import Evaluation, evaluate
 from domainbed_carft.runs.export import export
-from domainbed_carft.runs.layer_shares import UNIFORM
-from domainbed_carft.runs.measuring import LoadingOptions, choose_device
-from domainbed_carft.runs.model_stock import model_stock
-from domainbed_carft.runs.predict import (
-    PicturePrediction,
-    default_workers,
-    find_pictures,
-    predict_files,
+from domainbed_carft.runs.merge import ModelStock, Soups
+from domainbed_carft.runs.predict import PicturePrediction, find_pictures, predict_files
+from domainbed_carft.runs.predictions import LoadingOptions, choose_device, worker_count
+from domainbed_carft.runs.run import Run
+from domainbed_carft.runs.saved import choose_weights, describe_choice, load_run
+from domainbed_carft.runs.saved_checks import UNIFORM
+from domainbed_carft.runs.suites import SuiteEvaluation, append_record, evaluate_clip
+from domainbed_carft.runs.sweep import (
+    SweepOptions,
+    evaluate_sweep,
+    evaluate_sweep_on_suite,
+    is_sweep_folder,
 )
-from domainbed_carft.runs.retained import RetainedAbility, evaluate_retained
-from domainbed_carft.runs.saved import TrainedRun
-from domainbed_carft.runs.soup import soup
-from domainbed_carft.runs.suite_evaluation import append_record, evaluate_clip, evaluate_on_suite
-from domainbed_carft.runs.suite_scores import SuiteEvaluation
-from domainbed_carft.runs.sweep_evaluation import is_sweep_folder
-from domainbed_carft.runs.wise_ft import wise_ft
-from domainbed_carft.text import printable, quantity
+from domainbed_carft.text import log, printable, progress, quantity
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
     """Print or write the scores, and keep those on a suite; 3 if a test set cannot be read."""
     if arguments.path is not None and is_sweep_folder(arguments.path):
-        return sweep_printing.evaluate_sweep_command(arguments)
+        return _evaluate_sweep(arguments)
 
     has_run = arguments.path is not None
     if has_run == (arguments.clip is not None) or (arguments.clip and not arguments.suite):
         raise CarftError("give RUN [--suite NAME], or --clip NAME --suite NAME")
-    if arguments.retained and (arguments.suite or not has_run):
-        raise CarftError("--retained SUITE is of a run, and takes the place of --suite; give RUN")
+    if not has_run:
+        files.require_output(arguments.output)
+        options = LoadingOptions(
+            device=choose_device(arguments.device),
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
+            data_dir=arguments.data_dir,
+        )
+        with contextlib.redirect_stdout(sys.stderr):  # what is assumed of the CLIP is no result
+            evaluation_of_clip = evaluate_clip(arguments.clip, arguments.suite, options)
+        return _print_evaluation(arguments, evaluation_of_clip)
 
-    file = choose_weights(arguments.path, arguments.which) if has_run else None
+    file = choose_weights(arguments.path, arguments.which)
     files.require_output(arguments.output, (file,))
-    evaluation, text = _evaluation_and_text(arguments, file)
-    if file:
-        choice = describe_choice(arguments.path, arguments.which, file)
-        text = f"{choice}\n{text}" if choice else text
+    evaluation = evaluate(
+        load_run(file, device=arguments.device),
+        suite=arguments.suite,
+        data_dir=arguments.data_dir,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+    )
+    assert isinstance(evaluation, (Evaluation, SuiteEvaluation))  # of a run
+    choice = describe_choice(arguments.path, arguments.which, file)
+    status = _print_evaluation(arguments, evaluation, choice)
 
+    on_suite = evaluation.test_set if isinstance(evaluation, Evaluation) else evaluation
+    if on_suite:
+        append_record(file, on_suite)
+    return status
+
+
+def _print_evaluation(
+    arguments: argparse.Namespace, evaluation: Evaluation | SuiteEvaluation, choice: str = ""
+) -> int:
+    """Print or write the scores, after a line on the ``choice`` of weights; the exit status."""
+    if arguments.json:
+        text = json.dumps(evaluation.as_dict(), indent=1) + "\n"
+    else:
+        text = f"{choice}\n" if choice else ""
+        if isinstance(evaluation, SuiteEvaluation):
+            text += run_texts.suite_text(evaluation)
+        else:
+            text += run_texts.evaluation_text(evaluation)
     with files.stream(arguments.output) as out:
-        out.write(json.dumps(evaluation.as_dict(), indent=1) + "\n" if arguments.json else text)
-    if file:
-        _append_record(file, evaluation)
+        out.write(text)
     return SOME_SKIPPED if evaluation.has_unread_sets else 0
 
 
-def _evaluation_and_text(
-    arguments: argparse.Namespace, file: Path | None
-) -> tuple[Evaluation | SuiteEvaluation | RetainedAbility, str]:
-    """What was measured, of the weights in ``file`` or of a CLIP without a run; how it reads."""
-    options = _loading_options(arguments, arguments.data_dir)
-    if file is None:
-        of_clip = evaluate_clip(arguments.clip, arguments.suite, options)
-        return of_clip, run_texts.suite_text(of_clip)
-
-    run = saved.open_run(file)
-    if arguments.retained:
-        retained = evaluate_retained(arguments.retained, run, options, arguments.original)
-        return retained, run_texts.retained_text(retained)
+def _evaluate_sweep(arguments: argparse.Namespace) -> int:
+    """Evaluate a sweep, and print or write the figures; 3 if some runs have none, 1 if all."""
+    for name in ("which", "clip"):
+        if getattr(arguments, name) is not None:
+            raise CarftError(
+                Problem(
+                    message=f"--{name} is for a run, and {arguments.path} is a sweep's folder",
+                    remedy="give the folder of one of its jobs, or leave the flag out",
+                )
+            )
+    files.require_output(arguments.output)
+    options = SweepOptions(
+        device=arguments.device,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        data_dir=arguments.data_dir,
+        original=arguments.original,
+        jobs=arguments.jobs,
+    )
     if arguments.suite:
-        on_suite = evaluate_on_suite(arguments.suite, run, options)
-        return on_suite, run_texts.suite_text(on_suite)
+        return _evaluate_sweep_on_suite(arguments, options)
 
-    evaluation = evaluate(run, options)
-    return evaluation, run_texts.evaluation_text(evaluation)
+    evaluation = evaluate_sweep(arguments.path, options, arguments.select)
+    with files.stream(arguments.output) as out:
+        if arguments.json:
+            out.write(json.dumps(evaluation.as_dict(), indent=1) + "\n")
+        else:
+            out.write(run_texts.sweep_text(evaluation))
+
+    if not evaluation.problems:
+        return 0
+    return SOME_SKIPPED if any(run.figures for run in evaluation.runs) else 1
 
 
-def _append_record(file: Path, evaluation: Evaluation | SuiteEvaluation | RetainedAbility) -> None:
-    """Keep the scores on a suite, if there are any, in the folder of the job."""
-    on_suite = evaluation.test_set if isinstance(evaluation, Evaluation) else evaluation
-    if isinstance(on_suite, SuiteEvaluation):
-        append_record(file, on_suite)
+def _evaluate_sweep_on_suite(arguments: argparse.Namespace, options: SweepOptions) -> int:
+    """Evaluate a sweep on a suite, and print or write the suite's table.
+
+    Returns 3 if some runs have figures and others could not be measured, 1 if none has.
+    """
+    outcome = evaluate_sweep_on_suite(arguments.path, arguments.suite, options)
+    warnings: list[RecordWarning] = []
+    scores = [
+        row
+        for group in collection.gather([arguments.path]).groups
+        for row in suites.scores(group, warnings)
+        if row.suite == arguments.suite
+    ]
+    grids = [suites.grid(rows) for rows in suites.rows_by_table(scores)]
+    entries = {"suites": [row.entry() for row in scores]}
+    with files.stream(arguments.output) as out:
+        if arguments.json:
+            out.write(formats.as_json({"caption": [suites.caption()], **entries}))
+        else:
+            out.write(formats.as_text(grids, [suites.caption()]))
+    log(f"evaluate: {quantity(outcome.measured, 'run')} measured on {arguments.suite}")
+    for line in describe_warnings(warnings):
+        print(line, file=sys.stderr)
+    for problem in outcome.problems:
+        log(f"evaluate: not measured: {problem.sentence()}")
+
+    if not outcome.problems:
+        return 0
+    return SOME_SKIPPED if scores else 1
 
 
 def predict_command(arguments: argparse.Namespace) -> int:
@@ -97,16 +164,23 @@ def predict_command(arguments: argparse.Namespace) -> int:
     file = choose_weights(arguments.path, arguments.which)
     files.require_output(arguments.output, (file, *paths))
 
-    workers = default_workers(arguments.pictures, arguments.workers)
-    options = _loading_options(arguments, workers=workers)
-    run = saved.open_run(file)
+    has_folder = any(map(os.path.isdir, arguments.pictures))
+    workers = worker_count(arguments.workers, has_many_pictures=has_folder)
+    run = load_run(file, device=arguments.device)
     choice = describe_choice(arguments.path, arguments.which, file)
     if choice:
         print(f"carft: {choice}", file=sys.stderr)
 
+    batches = progress(
+        predict_files(run, paths, arguments.batch_size, workers),
+        total=math.ceil(len(paths) / arguments.batch_size),
+        unit="batch",
+        description="predicting",
+        delay=2,
+    )
     skipped = 0
     with files.stream(arguments.output) as out:
-        for batch in predict_files(run, paths, options):
+        for batch in batches:
             for prediction in batch:
                 skipped += bool(prediction.error)
                 _print_skipped(prediction)
@@ -133,24 +207,23 @@ def _prediction_line(prediction: PicturePrediction, line_format: str, top: int |
 
 def wise_ft_command(arguments: argparse.Namespace) -> int:
     """Write results and weights, and print the accuracies; 3 if a test set cannot be read."""
-    alphas = sorted_alphas(arguments.alphas)
-    saved_alphas = choose_saved_alphas(arguments.save, alphas)
-    options = _loading_options(arguments, arguments.data_dir)
-    run = saved.open_run(choose_weights(arguments.path, arguments.which))
-    result = wise_ft(
+    alphas = merge.sorted_alphas(arguments.alphas)
+    saved_alphas = _chosen_alphas(arguments.save, alphas)
+    run = load_run(arguments.path, arguments.which, arguments.device)
+    result = merge.wise_ft(
         run,
         alphas,
-        options,
         suite=arguments.suite,
+        data_dir=arguments.data_dir,
         original=arguments.original,
-        folder=arguments.output,
-        saved_alphas=saved_alphas,
+        output=arguments.output,
+        save=saved_alphas,
         layers=arguments.layers,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
     )
 
-    choice = describe_choice(arguments.path, arguments.which, run.path)
-    if choice:
-        print(choice)
+    _print_choice(arguments, run)
     print(run_texts.wise_ft_text(result, is_soup=run.soup is not None))
     if arguments.layers == UNIFORM:  # in a record, an alpha is that of all layers
         for evaluation in result.suite_evaluations:
@@ -164,43 +237,66 @@ def wise_ft_command(arguments: argparse.Namespace) -> int:
     return SOME_SKIPPED if result.has_unread_sets else 0
 
 
+def _chosen_alphas(words: Sequence[str], alphas: Sequence[float]) -> list[float]:
+    """The alphas whose weights ``--save`` asks for: all, none, or some of ``alphas``.
+
+    Raises CarftError for a word that is no such alpha.
+    """
+    if list(words) == ["all"]:
+        return list(alphas)
+    if list(words) == ["none"]:
+        return []
+    try:
+        return sorted({alphas[alphas.index(float(word))] for word in words})
+    except ValueError:
+        raise CarftError(
+            f"--save {' '.join(words)}: expected all, none, or some of --alphas "
+            f"{merge.listed_alphas(alphas)}"
+        ) from None
+
+
 def soup_command(arguments: argparse.Namespace) -> int:
     """Write results and weights, and print the accuracies; 3 if a test set cannot be read."""
-    options = _loading_options(arguments, arguments.data_dir)
-    weights = [choose_weights(path, arguments.which) for path in arguments.paths]
-    runs = [saved.open_run(file) for file in weights]
+    # The runs wait on the CPU; their mean is measured on the device.
+    device = str(choose_device(arguments.device))
+    runs = [load_run(path, arguments.which, "cpu") for path in arguments.paths]
+    result: Soups | ModelStock
     if arguments.method == "model-stock":
-        return _model_stock(arguments, runs, options)
+        result = merge.model_stock(
+            runs,
+            suite=arguments.suite,
+            data_dir=arguments.data_dir,
+            device=device,
+            original=arguments.original,
+            output=arguments.output,
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
+        )
+        title = "Model Stock"
+        text = run_texts.model_stock_text(result)
+    else:
+        result = merge.soup(
+            runs,
+            suite=arguments.suite,
+            data_dir=arguments.data_dir,
+            device=device,
+            output=arguments.output,
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
+        )
+        title = "soups"
+        text = run_texts.soups_text(result)
 
-    soups = soup(runs, options, suite=arguments.suite, folder=arguments.output)
-
-    dataset = printable(str(soups.arguments["dataset"]))
-    print(f"{dataset}: soups of {quantity(len(runs), 'run')}")
-    print(run_texts.soups_text(soups))
+    dataset = printable(str(result.arguments["dataset"]))
+    print(f"{dataset}: {title} of {quantity(len(runs), 'run')}")
+    print(text)
     print(f"Results and weights: {printable(str(arguments.output))}")
-    return SOME_SKIPPED if soups.has_unread_sets else 0
-
-
-def _model_stock(
-    arguments: argparse.Namespace, runs: Sequence[TrainedRun], options: LoadingOptions
-) -> int:
-    stock = model_stock(
-        runs,
-        options,
-        original=arguments.original,
-        suite=arguments.suite,
-        folder=arguments.output,
-    )
-    dataset = printable(str(stock.arguments["dataset"]))
-    print(f"{dataset}: Model Stock of {quantity(len(runs), 'run')}")
-    print(run_texts.model_stock_text(stock))
-    print(f"Results and weights: {printable(str(arguments.output))}")
-    return SOME_SKIPPED if stock.has_unread_sets else 0
+    return SOME_SKIPPED if result.has_unread_sets else 0
 
 
 def export_command(arguments: argparse.Namespace) -> None:
     """Write the export, and print where it is."""
-    run = saved.open_run(choose_weights(arguments.path, arguments.which))
+    run = load_run(arguments.path, arguments.which, "cpu")
     exported = export(
         run,
         arguments.output,
@@ -209,24 +305,16 @@ def export_command(arguments: argparse.Namespace) -> None:
         force=arguments.force,
     )
 
-    choice = describe_choice(arguments.path, arguments.which, run.path)
-    if choice:
-        print(choice)
+    _print_choice(arguments, run)
     dataset = benchmarks.dataset_title(run.args["dataset"])
     description = f"{run.title} on {dataset}, {run.path.name}"
     print(printable(f"{arguments.output}: {description} (see {exported.readme})"))
 
 
-def _loading_options(
-    arguments: argparse.Namespace, data_dir: str | None = None, workers: int | None = None
-) -> LoadingOptions:
-    """The options by which pictures are loaded; ``workers``: instead of those of the arguments."""
-    return LoadingOptions(
-        device=choose_device(arguments.device),
-        batch_size=arguments.batch_size,
-        workers=arguments.workers if workers is None else workers,
-        data_dir=data_dir,
-    )
+def _print_choice(arguments: argparse.Namespace, run: Run) -> None:
+    choice = describe_choice(arguments.path, arguments.which, run.path)
+    if choice:
+        print(choice)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {

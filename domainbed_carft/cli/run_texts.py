@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 from collections.abc import Mapping
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.runs.confusion import ECE_BINS
+from domainbed_carft.results import columns, formats, tables
+from domainbed_carft.results.evaluations import ECE_BINS
 from domainbed_carft.runs.evaluate import Evaluation
-from domainbed_carft.runs.model_stock import ModelStock
+from domainbed_carft.runs.merge import ModelStock, Soups, WiseFT
 from domainbed_carft.runs.predict import PicturePrediction, most_likely
-from domainbed_carft.runs.retained import RetainedAbility
-from domainbed_carft.runs.soup import Soups
-from domainbed_carft.runs.suite_scores import SuiteEvaluation, SuiteScores
-from domainbed_carft.runs.wise_ft import WiseFT
+from domainbed_carft.runs.suites import SuiteEvaluation, SuiteScores
+from domainbed_carft.runs.sweep import SweepEvaluation
 from domainbed_carft.suites import catalogue
-from domainbed_carft.text import printable, quantity, table
+from domainbed_carft.text import limited, printable, quantity, table
 
 PICTURES_OF_A_SOUP = (
     "Pictures: all through the test transform; a soup has no seed and no step to augment by."
+)
+# Of a sweep, as of `carft collect --columns`.
+SWEEP_COLUMNS = (
+    "accuracy",
+    "in-domain-unaugmented",
+    "per-class",
+    "worst-class",
+    "ece",
+    "ece-scaled",
+    "nll",
+    "nll-scaled",
+    "brier",
+    "brier-scaled",
+    "gained",
+    "lost",
+    "aligned",
+    "unaligned",
 )
 TOP = 3  # classes and contexts of a picture, unless --top says otherwise
 
@@ -67,25 +85,25 @@ def _table_by_split(evaluation: Evaluation) -> str:
     rows = []
     for split in evaluation.splits:
         environment = f"{split.environment} (test)" if split.is_target else split.environment
-        counts = split.counts
+        figures = split.figures
         rows.append(
             [
                 split.name,
                 environment,
-                str(counts.count),
-                percent(counts.accuracy),
-                percent(counts.ece),
+                str(split.pictures),
+                percent(figures.accuracy if figures else None),
+                percent(figures.calibration.ece if figures else None),
             ]
         )
     return table(["split", "environment", "pictures", "accuracy (%)", "ECE (%)"], rows)
 
 
 def _table_by_class(evaluation: Evaluation) -> str:
-    by_class_of_splits = [split.counts.by_class for split in evaluation.splits]
-    rows = []
-    for label, name in enumerate(evaluation.classes):
-        accuracies = [percent(by_class[label].accuracy) for by_class in by_class_of_splits]
-        rows.append([name, *accuracies])
+    accuracies_of_splits = [split.class_accuracies() for split in evaluation.splits]
+    rows = [
+        [name, *map(percent, accuracies)]
+        for name, *accuracies in zip(evaluation.classes, *accuracies_of_splits)
+    ]
     return table(["class", *(split.name for split in evaluation.splits)], rows)
 
 
@@ -109,37 +127,6 @@ def suite_text(evaluation: SuiteEvaluation) -> str:
     lines.append(f"Intervals are Wilson's; ECE has {ECE_BINS} bins.")
     if published:
         lines.append(f"Published: {suite.source}.")
-    return "\n".join([*lines, ""])
-
-
-def retained_text(retained: RetainedAbility) -> str:
-    """A table of the test sets with both encoders, the means, and what is missing."""
-    suite = catalogue.get(retained.original.suite)
-    title = f"{retained.model['title']} ({retained.model['run']})"
-    rows = []
-    for name, original in retained.original.sets.items():
-        fine_tuned = retained.fine_tuned.sets[name]
-        rows.append(
-            [
-                name if original.is_complete else f"{name} (incomplete)",
-                f"{original.pictures:,}",
-                percent(original.accuracy),
-                percent(fine_tuned.accuracy),
-                f"{100 * (fine_tuned.accuracy - original.accuracy):+.1f}",
-            ]
-        )
-
-    head = ["test set", "pictures", "original CLIP (%)", "fine-tuned (%)", "difference"]
-    lines = [
-        printable(f"{title} under the original text head on the suite {suite.name}"),
-        "",
-        table(head, rows),
-        "",
-    ]
-    for key, mean_title in suite.mean_titles.items():
-        means = (retained.original.means[key], retained.fine_tuned.means[key])
-        lines.append(f"{mean_title}: {percent(means[0])}, fine-tuned {percent(means[1])}")
-    lines += _problem_lines(retained.original)
     return "\n".join([*lines, ""])
 
 
@@ -274,3 +261,34 @@ def prediction_line(prediction: PicturePrediction, top: int | None) -> str:
 
 def _listed(probabilities: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {100 * share:.1f}%" for name, share in probabilities.items())
+
+
+def sweep_text(evaluation: SweepEvaluation) -> str:
+    """A table for each data set and selection method, what its columns mean, and the problems."""
+    measured = quantity(evaluation.measured, "run")
+    heading = (
+        f"{evaluation.folder}: {measured} evaluated, {evaluation.current:,} were evaluated before"
+    )
+    shown_tables = tables.by_environment(evaluation.collection, SWEEP_COLUMNS)
+    captions = [
+        "Means over the trials. With errors, and in other formats: carft collect "
+        f"{shlex.quote(str(evaluation.folder))} --columns {columns.EVALUATED}",
+        *columns.explanations(column for one in shown_tables for column in one.printed_columns),
+    ]
+    grids = [_without_errors(one).grid() for one in shown_tables]
+    lines = [printable(heading), "", formats.as_text(grids, captions).removesuffix("\n")]
+
+    if evaluation.problems:
+        lines += ["", f"{columns.NO_VALUE}: the figures are incomplete."]
+        problems = [
+            printable(f"- {folder}, step {step}: {problem}")
+            for (folder, step), problem in evaluation.problems.items()
+        ]
+        lines += limited(problems)
+    return "\n".join([*lines, ""])
+
+
+def _without_errors(shown_table: tables.Table) -> tables.Table:
+    """The table with the means alone, so that its many columns fit into a line."""
+    cells = [cell._replace(standard_error=None, n=0) for cell in shown_table.cells]
+    return dataclasses.replace(shown_table, cells=cells)

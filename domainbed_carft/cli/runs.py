@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.cli.evaluation_flags import add_sweep_flags, at_least
+from domainbed_carft.cli.table_options import some_of
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import WEIGHTS
+from domainbed_carft.results.method_names import METHOD_NAMES
 from domainbed_carft.runs import BATCH_SIZE
 
 PATH_HELP = "a job's folder, or a weights file in one"
@@ -37,7 +39,7 @@ def _add_evaluate(commands: Any) -> None:
     _add_data(parser)
     _add_original(parser)
     _add_output_file(parser)
-    add_sweep_flags(parser)
+    _add_sweep_flags(parser)
 
     parser.add_argument(
         "path",
@@ -52,6 +54,24 @@ def _add_evaluate(commands: Any) -> None:
         help="with --suite: a CLIP without a run, zero-shot: ViT-B/16, open_clip:..., a file",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, for scripts")
+
+
+def _add_sweep_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("of a sweep")
+    group.add_argument(
+        "--select",
+        type=some_of(METHOD_NAMES),
+        action="extend",
+        metavar="METHOD,...",
+        help=f"selection methods, separated by commas: {', '.join(METHOD_NAMES)} (default: those "
+        "of the tables)",
+    )
+    group.add_argument(
+        "--jobs",
+        type=at_least(1),
+        metavar="N",
+        help="runs at a time (default: one on each GPU, else one per core)",
+    )
 
 
 def _add_predict(commands: Any) -> None:
@@ -253,3 +273,16 @@ def _run(name: str, arguments: argparse.Namespace) -> int | None:
             f"out of memory with --batch_size {arguments.batch_size}; choose a smaller one or "
             "another --device"
         ) from error
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """A parser of whole numbers that are not below ``minimum``."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}; expected a whole number of at least {minimum}"
+            )
+        return int(text)
+
+    return parse

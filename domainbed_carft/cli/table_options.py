@@ -3,67 +3,37 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
-# As modules that take a while to load have them, which a test compares.
-ERRORS = ("domainbed", "sample", "std")
-DEFAULT_COLUMNS = ("environments", "average")
-COLUMNS_OF_RECORDS = (
-    *DEFAULT_COLUMNS,
-    "out-of-domain",
-    "worst",
-    "in-domain",
-    "step-seconds",
-    "training-hours",
-    "evaluation-hours",
-    "memory",
-    "parameters",
-    "jobs",
-    "draws",
+from domainbed_carft.results.columns import (
+    ALL,
+    COLUMNS,
+    DEFAULT_COLUMNS,
+    DOMAINBED,
+    ENVIRONMENTS,
+    ERROR_KINDS,
+    EVALUATED,
+    NAMES,
 )
-COLUMNS = (
-    *COLUMNS_OF_RECORDS,
-    "per-class",
-    "worst-class",
-    "ece",
-    "ece-scaled",
-    "nll",
-    "nll-scaled",
-    "brier",
-    "brier-scaled",
-    "temperature",
-    "zero-shot",
-    "flips",
-    "gained",
-    "lost",
-    "aligned",
-    "unaligned",
-)
-
-# Flags that add tables to those of the accuracies
-COMPARISONS = ("--compare", "--paired", "--against", "--power")
 
 
 def add_to(parser: argparse.ArgumentParser) -> Any:
     """Add the flags to the parser of ``carft collect``; returns the group of comparisons."""
     tables = parser.add_argument_group("what the tables show")
-    shown = tables.add_mutually_exclusive_group()
-    shown.add_argument(
+    tables.add_argument(
         "--columns",
-        type=some_of(COLUMNS),
+        type=some_of(NAMES),
         action="extend",
         metavar="COLUMN,...",
-        help=f"columns of the tables, separated by commas: {', '.join(COLUMNS)} "
+        help=f"columns of the tables, separated by commas: {', '.join((ENVIRONMENTS, *COLUMNS))}; "
+        f"{EVALUATED} for those that carft evaluate measures, {ALL} for all others "
         f"(default: {','.join(DEFAULT_COLUMNS)})",
-    )
-    shown.add_argument(
-        "--full", action="store_true", help="show all columns but those of carft evaluate"
     )
     tables.add_argument(
         "--error",
-        choices=ERRORS,
-        default=ERRORS[0],
+        choices=tuple(ERROR_KINDS),
+        default=DOMAINBED.name,
         help="what stands behind a mean: DomainBed's standard error (divisor n), that of a sample "
         "(divisor n - 1), or the standard deviation (default: domainbed)",
     )
@@ -91,7 +61,7 @@ def add_to(parser: argparse.ArgumentParser) -> Any:
         "--power",
         type=float,
         metavar="POINTS",
-        help="with --against: how many trials a difference of so many points needs",
+        help="with --against: columns of how many trials a difference of so many points needs",
     )
     return comparisons
 
@@ -109,18 +79,12 @@ def some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
     return parse
 
 
-def columns(arguments: argparse.Namespace) -> Sequence[str]:
-    """The names of the columns that were asked for."""
-    return COLUMNS_OF_RECORDS if arguments.full else arguments.columns or DEFAULT_COLUMNS
-
-
 def more_tables(arguments: argparse.Namespace) -> list[str]:
     """The given flags that ask for another table than that of the cells."""
     given = {
         "--compare": arguments.compare,
         "--paired": arguments.paired,
         "--columns": arguments.columns,
-        "--full": arguments.full,
         "--against": arguments.against and not arguments.power,
         "--power": arguments.power,
     }

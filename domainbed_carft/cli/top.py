@@ -37,9 +37,12 @@ def add_to(commands: Any) -> None:
         "that were drawn or set, the step of the checkpoint, and the job's folder.",
     )
     add_common(parser, _top)
-    parser.add_argument("--dataset", help="show only this data set")
-    parser.add_argument("--algorithm", help="show only this algorithm")
-    parser.add_argument("--test_env", type=int, help="show only the environment with this index")
+    parser.add_argument(
+        "--only",
+        metavar="PATTERN",
+        default="",
+        help="only jobs whose folder or description contains PATTERN",
+    )
     parser.add_argument(
         "--json",
         action="store_true",
@@ -55,10 +58,7 @@ def _top(arguments: argparse.Namespace) -> None:
         arguments.folders,
         methods=arguments.select,
         ignored=arguments.ignore,
-        single_source=arguments.single_source,
-        dataset=arguments.dataset,
-        algorithm=arguments.algorithm,
-        test_env=arguments.test_env,
+        only=arguments.only,
     )
     if arguments.json:
         sys.stdout.write(formats.as_json([entry.as_dict() for entry in best.entries]))

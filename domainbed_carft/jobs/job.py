@@ -58,10 +58,13 @@ class Choice:
 
 
 class Candidate(NamedTuple):
-    """A job's identity among the candidates of a cell: a `Key` whose choice may be a member."""
+    """A job among those that a cell of the tables is selected from.
+
+    ``row``: what tables call the cell's row; ``choice``: may be a member of a search.
+    """
 
     dataset: str
-    algorithm: str
+    row: str
     test_envs: frozenset[int]
     trial: int
     choice: Choice
@@ -96,7 +99,7 @@ class Job:
     """One call of train: its arguments without the folder, the folder, the variant's name.
 
     ``variant`` is the folder of the sweep that the job's folder lies in, "" for the sweep's own.
-    ``row_name``: what tables call the job's row, "" for the algorithm's name.
+    ``row_name``: what ``--by`` calls the job's row, "" for the algorithm's name.
     """
 
     args: Mapping[str, Any]
@@ -107,13 +110,10 @@ class Job:
 
     @functools.cached_property
     def key(self) -> Key:
-        """The job's identity; raises KeyError and TypeError for arguments that name no job.
-
-        Its algorithm is the ``row_name``, if the job has one.
-        """
+        """The job's identity; raises KeyError and TypeError for arguments that name no job."""
         key = Key(
             dataset=self.args["dataset"],
-            algorithm=self.row_name or self.args["algorithm"],
+            algorithm=self.args["algorithm"],
             test_envs=frozenset(self.args["test_envs"]),
             trial=self.args["trial_seed"],
             choice=self.args["hparams_seed"],
@@ -132,9 +132,14 @@ class Job:
 
     @functools.cached_property
     def candidate(self) -> Candidate:
-        """The job's identity, where the members of a search differ; errors as of ``key``."""
+        """The job among those of its cell; errors as of ``key``."""
         key = self.key
-        return Candidate(key.dataset, key.algorithm, key.test_envs, key.trial, self.choice)
+        return Candidate(key.dataset, self.row, key.test_envs, key.trial, self.choice)
+
+    @property
+    def row(self) -> str:
+        """What tables call the job's row: the algorithm's name, unless ``--by`` divides it."""
+        return self.row_name or str(self.args["algorithm"])
 
     @property
     def command(self) -> list[str]:

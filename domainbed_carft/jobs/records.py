@@ -216,6 +216,11 @@ class Run:
         return self.job.key.algorithm
 
     @property
+    def row(self) -> str:
+        """What tables call the row of the run: the algorithm's name, unless ``--by`` divides it."""
+        return self.job.row
+
+    @property
     def test_envs(self) -> tuple[int, ...]:
         """The environments left out, in the order of the arguments."""
         return tuple(self.job.args["test_envs"])

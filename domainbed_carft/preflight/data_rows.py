@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from domainbed_carft.clips import backbone
+from domainbed_carft.clips import backbone, openai
 from domainbed_carft.data.picture_files import refuse_truncated_files
 from domainbed_carft.doctor import Finding
 from domainbed_carft.errors import CarftError
@@ -33,7 +33,7 @@ def weights_row(name: str) -> Finding:
     except CarftError as error:
         return failed_row(SECTION, label, str(error), _GET_WEIGHTS)
 
-    is_published = name in backbone.PUBLISHED
+    is_published = name in openai.PUBLISHED
     published = ", as published" if is_published else "; nothing is published to compare with"
     return passed_row(SECTION, label, f"SHA-256 {facts.digest}{published}", digest=facts.digest)
 

@@ -9,24 +9,31 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import WEIGHTS
-from domainbed_carft.jobs.records import Run
 from domainbed_carft.method import objective
 from domainbed_carft.results import selection
+from domainbed_carft.results.evaluations import PictureRows
 from domainbed_carft.results.selection import Selected
-from domainbed_carft.results.tables import Table
-from domainbed_carft.runs import measuring, saved, splits
+from domainbed_carft.runs import saved, splits
+from domainbed_carft.runs.predictions import (
+    LoadingOptions,
+    choose_device,
+    predict_rows,
+    run_predictor,
+)
+from domainbed_carft.runs.run import Run
 
-BATCH_SIZE = 64
 CONTEXTS_PER_RUN = 3
 PICTURE_SIDE = 144  # px of a picture on the page, at most
 ORIGINAL = "original CLIP"
@@ -36,55 +43,96 @@ _WITH_ORIGINAL_ENCODER = ("CLIPZeroShot", "CLIPLinearProbe")
 _HPARAMS_OF_ORIGINAL = ("clip_digest", "prompts_digest", "protocol", "context_scale")
 
 
-class Scored(NamedTuple):
-    """A selected run's predictions on the N pictures of a split with K classes.
+@dataclass(frozen=True)
+class Prediction:
+    """What an algorithm predicts of a picture, with probabilities in [0, 1].
 
-    ``pictures``: the split's data set of (picture, label); ``probabilities``: (N, K), in [0, 1];
-    ``labels``: (N,).
+    ``kl``: from the original CLIP over all contexts, in nats; None without the original.
+    """
+
+    algorithm: str
+    predicted: str
+    probability: float
+    probability_of_truth: float
+    is_right: bool
+    kl: float | None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture, with its number in the split, its true class, and what both algorithms predict.
+
+    ``uri``: the picture as the models see it. ``models``: the columns of ``contexts``, whose rows
+    are a template and its probability by each model.
+    """
+
+    uri: str
+    number: int
+    truth: str
+    predictions: Sequence[Prediction]
+    models: Sequence[str]
+    contexts: Sequence[tuple[str, Sequence[float]]]
+
+
+@dataclass(frozen=True)
+class TargetExamples:
+    """The examples of one environment left out.
+
+    ``text``: how many pictures each algorithm gets right, or why there are no examples;
+    ``remarks``: on the weights. ``examples``: a title, such as who is right -> its examples.
+    """
+
+    environment: str
+    text: str
+    remarks: Sequence[str] = ()
+    examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+
+
+class Scored(NamedTuple):
+    """A selected run's predictions on the pictures of a split.
+
+    ``pictures``: the split's data set of (picture, label); ``rows``: a row for each of them.
     """
 
     selected: Selected
-    run: saved.TrainedRun
+    run: Run
     pictures: Any
-    probabilities: Tensor
-    labels: Tensor
+    rows: PictureRows
 
     @property
     def algorithm(self) -> str:
         """The name of the run's algorithm."""
-        return self.selected.algorithm
-
-    @property
-    def is_right(self) -> Tensor:
-        """(N,): whether the most likely class is the true one."""
-        return self.probabilities.argmax(dim=1) == self.labels
+        return self.selected.row
 
 
-def part(
-    table: Table, runs: Sequence[Run], pair: Sequence[str], count: int, data_dir: str | None
-) -> dict[str, Any]:
-    """The examples of one table's section: for each environment left out, or why there are none.
+def examples_of(
+    environments: Sequence[str],
+    selected: Sequence[Selected],
+    pair: Sequence[str],
+    count: int,
+    data_dir: str | None,
+) -> list[TargetExamples]:
+    """The examples of each of the ``environments``, or why there are none.
 
-    ``pair``: the algorithms to compare; ``count``: examples of each direction, at most.
+    ``selected``: the selected runs on their data set; ``pair``: the algorithms to compare;
+    ``count``: examples of each direction, at most.
     """
-    selected = selection.select(runs, table.method)
     targets = []
-    for target, label in enumerate(table.columns):
+    for target, label in enumerate(environments):
         target_selections = [candidate for candidate in selected if candidate.target == target]
         try:
-            content = _target_content(label, target_selections, pair, count, data_dir)
+            targets.append(_target_examples(label, target_selections, pair, count, data_dir))
         except CarftError as error:
-            content = {"text": str(error), "remarks": (), "directions": ()}
-        targets.append({"environment": label, **content})
-    return {"kind": "examples", "figures": (), "targets": targets}
+            targets.append(TargetExamples(label, str(error)))
+    return targets
 
 
-def _target_content(
+def _target_examples(
     label: str, selected: Sequence[Selected], pair: Sequence[str], count: int, data_dir: str | None
-) -> dict[str, Any]:
+) -> TargetExamples:
     """The examples of one environment; ``selected``: what was selected with it left out."""
     first, second = (_score(run, data_dir) for run in _pair_with_weights(selected, pair))
-    is_same_split = torch.equal(first.labels, second.labels)
+    is_same_split = np.array_equal(first.rows.label, second.rows.label)
     if not is_same_split or first.run.contexts != second.run.contexts:
         raise CarftError(
             f"{first.run.path} and {second.run.path} have different splits of {label} or different "
@@ -103,35 +151,32 @@ def _target_content(
         )
 
     counts = []
-    directions = []
+    examples = {}
     for winner, loser in ((first, second), (second, first)):
-        indices = (winner.is_right & ~loser.is_right).nonzero().flatten().tolist()
-        examples = [_example(index, (first, second), original) for index in indices[:count]]
-        title = (
-            f"{winner.algorithm} right, {loser.algorithm} wrong: {len(examples)} of {len(indices)}"
-        )
+        indices = np.flatnonzero(winner.rows.is_correct & ~loser.rows.is_correct).tolist()
+        shown = [_example(index, (first, second), original) for index in indices[:count]]
+        title = f"{winner.algorithm} right, {loser.algorithm} wrong"
+        examples[f"{title}: {len(shown)} of {len(indices)}"] = shown
         counts.append(f"only {winner.algorithm} gets {len(indices)} right")
-        directions.append((title, examples))
 
-    n_both_right = int((first.is_right & second.is_right).sum())
-    n_both_wrong = int((~first.is_right & ~second.is_right).sum())
+    n_both_right = int((first.rows.is_correct & second.rows.is_correct).sum())
+    n_both_wrong = int((~first.rows.is_correct & ~second.rows.is_correct).sum())
     text = (
-        f"Of {len(first.labels)} pictures, both get {n_both_right} right and {n_both_wrong} wrong; "
-        f"{', '.join(counts)}."
+        f"Of {len(first.rows.label)} pictures, both get {n_both_right} right and {n_both_wrong} "
+        f"wrong; {', '.join(counts)}."
     )
-    return {"text": text, "remarks": remarks, "directions": directions}
+    return TargetExamples(label, text, remarks, examples)
 
 
 def _remark(scored: Scored) -> str:
     """Which weights were scored, and their accuracy now and as recorded."""
-    outcome = scored.selected.outcome
-    run = outcome.runs[0]
+    run = scored.selected.run
     step = scored.run.step or 0
-    is_selected = step == outcome.step
-    checkpoint = "selected" if is_selected else f"selected: step {outcome.step:g}"
+    selected_step = scored.selected.outcome.step
+    checkpoint = "selected" if step == selected_step else f"selected: step {selected_step:g}"
 
-    accuracy = 100 * scored.is_right.double().mean()
-    text = f"{run.algorithm}: {scored.run.path.name}, step {step} ({checkpoint}); "
+    accuracy = 100 * scored.rows.is_correct.mean()
+    text = f"{run.row}: {scored.run.path.name}, step {step} ({checkpoint}); "
     text += f"accuracy {accuracy:.1f}% now"
     if step in run.steps:
         in_splits, _ = selection.accuracies(run)
@@ -143,7 +188,7 @@ def _remark(scored: Scored) -> str:
 def _pair_with_weights(selected: Sequence[Selected], pair: Sequence[str]) -> list[Selected]:
     """What was selected for ``pair`` in the first trial in which both have their weights."""
     saved_selections = {
-        (candidate.trial, candidate.algorithm): candidate
+        (candidate.trial, candidate.row): candidate
         for candidate in selected
         if _saved_weights(candidate)
     }
@@ -159,28 +204,24 @@ def _pair_with_weights(selected: Sequence[Selected], pair: Sequence[str]) -> lis
 
 def _saved_weights(selected: Selected) -> list[str]:
     """The keys of WEIGHTS whose files are in the folder of the selected run."""
-    folder = Path(selected.outcome.runs[0].folder)
+    folder = Path(selected.run.folder)
     return [kind for kind, name in WEIGHTS.items() if (folder / name).exists()]
 
 
-def _open(selected: Selected) -> saved.TrainedRun:
+def _open(selected: Selected) -> Run:
     """The weights of the selected checkpoint if they were saved, else others of the run."""
-    run = selected.outcome.runs[0]
-    kinds = _saved_weights(selected)
-    kind = "last" if selected.outcome.step == max(run.steps) else "best"
-    opened = saved.open_run(run.folder, kind if kind in kinds else kinds[0])
-
-    names = ("dataset", "algorithm", "test_envs", "trial_seed")
-    if any(opened.args.get(name) != run.job.args[name] for name in names):
-        raise CarftError(f"{opened.path} does not belong to the records in its folder")
+    run = selected.run
+    opened = saved.open_step(run, int(selected.outcome.step))
+    if opened is None:
+        *_, kind = _saved_weights(selected)
+        opened = saved.open_run(run.folder, kind)
+        saved.require_same_job(opened, run)
     if opened.step is None:
         return replace(opened, step=int(max(run.steps)))
     return opened
 
 
-def _open_original(
-    candidates: Sequence[Selected], pair: Sequence[Scored]
-) -> saved.TrainedRun | None:
+def _open_original(candidates: Sequence[Selected], pair: Sequence[Scored]) -> Run | None:
     """A saved run whose encoder is the CLIP that both of ``pair`` started from."""
     for candidate in candidates:
         if candidate.algorithm in _WITH_ORIGINAL_ENCODER and _saved_weights(candidate):
@@ -193,7 +234,7 @@ def _open_original(
     return None
 
 
-def _start(run: saved.TrainedRun) -> tuple[Any, list[Any]]:
+def _start(run: Run) -> tuple[Any, list[Any]]:
     """The contexts and hparams that tell from which CLIP a run started."""
     return run.contexts, [run.hparams[name] for name in _HPARAMS_OF_ORIGINAL]
 
@@ -206,81 +247,64 @@ def _score(selected: Selected, data_dir: str | None) -> Scored:
     if not split:
         raise CarftError(f"{run.path} has no pictures in {name}, the split left out")
 
-    device = measuring.choose_device(None)
-    run.algorithm.to(device)
-    probabilities = []
-    labels = []
-    with torch.inference_mode():
-        for _, x, y in measuring.split_batches([split], BATCH_SIZE, None):
-            probabilities.append(run.algorithm.predict(x.to(device)).softmax(dim=1).cpu())
-            labels.append(y)
+    options = LoadingOptions(choose_device(None))
+    ((rows,),) = predict_rows([split], run_predictor(run, options.device), options)
     run.algorithm.to("cpu")
-
-    return Scored(
-        selected=selected,
-        run=run,
-        pictures=split.items,
-        probabilities=torch.cat(probabilities),
-        labels=torch.cat(labels),
-    )
+    return Scored(selected=selected, run=run, pictures=split.items, rows=rows)
 
 
-def _example(
-    index: int, pair: Sequence[Scored], original: saved.TrainedRun | None
-) -> dict[str, Any]:
-    """One picture: what it is, what both predict, with probabilities in [0, 1] and KL in nats."""
+def _example(index: int, pair: Sequence[Scored], original: Run | None) -> Example:
+    """One picture of the split, with what both of the ``pair`` predict."""
     run = pair[0].run
-    label = int(pair[0].labels[index])
     x = pair[0].pictures[index][0][None]
-
-    names = [scored.algorithm for scored in pair]
-    runs = [scored.run for scored in pair]
+    models = {scored.algorithm: scored.run for scored in pair}
     if original:
-        names.insert(0, ORIGINAL)
-        runs.insert(0, original)
+        models = {ORIGINAL: original, **models}
     with torch.inference_mode():
-        logits = [
-            saved_run.algorithm.context_logits(saved_run.algorithm.features(x))
-            for saved_run in runs
-        ]
+        logits = {
+            name: model.algorithm.context_logits(model.algorithm.features(x))
+            for name, model in models.items()
+        }
 
-    # The context probabilities: a row a run, a column a context.
-    contexts = torch.cat(logits).softmax(dim=1)
+    # The context probabilities: a row a model, a column a context.
+    contexts = torch.cat([*logits.values()]).softmax(dim=1)
     top = contexts.topk(min(CONTEXTS_PER_RUN, contexts.shape[1])).indices.unique().tolist()
     top.sort(key=lambda context: -contexts[:, context].max())
 
-    predictions = [_prediction(scored, index, run.classes) for scored in pair]
-    for prediction, tuned_logits in zip(predictions, logits[-2:]):
-        if original:
-            kl = objective.context_kl(logits[0], tuned_logits, objective.KL_DIRECTIONS[0])
-            prediction["kl"] = float(kl)
-
-    return {
-        "picture": _picture_uri(run, x),
-        "number": index,
-        "truth": run.classes[label],
-        "predictions": predictions,
-        "columns": names,
-        "contexts": [(run.contexts[context], contexts[:, context].tolist()) for context in top],
-    }
+    return Example(
+        uri=_picture_uri(run, x),
+        number=index,
+        truth=run.classes[int(pair[0].rows.label[index])],
+        predictions=[
+            _prediction(scored, index, _kl(logits.get(ORIGINAL), logits[scored.algorithm]))
+            for scored in pair
+        ],
+        models=[*models],
+        contexts=[(run.contexts[context], contexts[:, context].tolist()) for context in top],
+    )
 
 
-def _prediction(scored: Scored, index: int, classes: Sequence[str]) -> dict[str, Any]:
+def _kl(original_logits: Tensor | None, tuned_logits: Tensor) -> float | None:
+    """The divergence of the context distribution from the original's in nats, None without one."""
+    if original_logits is None:
+        return None
+    return float(objective.context_kl(original_logits, tuned_logits, objective.KL_DIRECTIONS[0]))
+
+
+def _prediction(scored: Scored, index: int, kl: float | None) -> Prediction:
     """The most likely class of a picture, and its probability and that of the true class."""
-    probabilities = scored.probabilities[index]
-    predicted = int(probabilities.argmax())
-    label = int(scored.labels[index])
-    return {
-        "algorithm": scored.algorithm,
-        "predicted": classes[predicted],
-        "probability": float(probabilities[predicted]),
-        "of_truth": float(probabilities[label]),
-        "right": predicted == label,
-        "kl": None,
-    }
+    rows = scored.rows
+    return Prediction(
+        algorithm=scored.algorithm,
+        predicted=scored.run.classes[int(rows.predicted[index])],
+        probability=float(rows.top[index]),
+        probability_of_truth=math.exp(rows.log_true[index]),
+        is_right=bool(rows.is_correct[index]),
+        kl=kl,
+    )
 
 
-def _picture_uri(run: saved.TrainedRun, x: Tensor) -> str:
+def _picture_uri(run: Run, x: Tensor) -> str:
     """The picture (1, 3, H, W) as the model sees it, as a data URI."""
     from torchvision.transforms.functional import to_pil_image
 

@@ -1,14 +1,17 @@
-"""The selected runs of a group as pandas frames; accuracies in [0, 1].
+"""What the figures of a report are drawn from: pandas frames of the selected runs.
 
-In-domain accuracy is the mean over the out-splits of the environments trained on; out-of-domain
-accuracy is that on the target's in-split, which DomainBed reports.
+In-domain accuracy is the mean over the out-splits of the environments trained on, whose pictures
+are augmented as DomainBed evaluates them; out-of-domain accuracy is that on the target's in-split,
+which DomainBed reports. Both are in percent.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,24 +20,49 @@ from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import CHOOSE
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.results import selection
-from domainbed_carft.results.cells import DOMAINBED, ErrorKind
+from domainbed_carft.results.columns import AVERAGE, DOMAINBED, ENVIRONMENTS, ErrorKind, figures_of
+from domainbed_carft.results.evaluations import ALIGNMENT_EDGES, RunFigures, SplitFigures
+from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.tables import Table
 
 RUN = ["dataset", "algorithm", "target", "trial"]
 NO_TARGET = -1  # of a run that left nothing out
-# Recorded by our algorithms: how far the context distribution has moved.
-DRIFT = ("loss_kl", "context_agreement")
+ACCURACIES = ["out_of_domain", "in_domain"]
+# Recorded by our algorithms: how far the context distribution has moved, in nats and as a share.
+DRIFT = ["loss_kl", "context_agreement"]
+
+BEFORE_SCALING = "before scaling"
+AT_TEMPERATURE = "at the fitted temperature"
 
 
-def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
-    """A row for each checkpoint of the runs that the method selects, sorted by RUN and step.
+# Accuracies
 
-    Columns: RUN, ``step``, ``in_domain``, ``out_of_domain``, ``selected`` (the checkpoint that the
-    method takes) and, nan where they were not recorded, DRIFT. Runs that left nothing out have the
-    target NO_TARGET, and no ``out_of_domain``.
+
+def accuracies(table: Table) -> pd.DataFrame:
+    """The accuracies of a table and their averages, of those cells that have a value.
+
+    Columns: ``column`` (ENVIRONMENTS or AVERAGE), ``environment``, ``algorithm``, ``accuracy``,
+    ``error`` (nan without one) and ``n``.
+    """
+    rows = [
+        (cell.column, cell.of, cell.row, cell.mean, cell.standard_error, cell.n)
+        for cell in table.cells
+        if cell.column in (ENVIRONMENTS, AVERAGE) and cell.mean is not None
+    ]
+    columns = ["column", "environment", "algorithm", "accuracy", "error", "n"]
+    return pd.DataFrame(rows, columns=columns).astype({"accuracy": float, "error": float})
+
+
+def checkpoints(selected_runs: Sequence[Selected]) -> pd.DataFrame:
+    """A row for each checkpoint of the selected runs, sorted by RUN and step.
+
+    Columns: RUN, ``step``, ``in_domain``, ``out_of_domain``, ``selected`` (whether the method takes
+    this checkpoint) and, nan where they were not recorded, DRIFT, the agreement in percent. Runs
+    that left nothing out have the target NO_TARGET, and no ``out_of_domain``.
     """
     rows: dict[tuple[object, ...], tuple[object, ...]] = {}
-    for selected in selection.select(runs, method):
-        run = selected.outcome.runs[0]
+    for selected in selected_runs:
+        run = selected.run
         target = selected.target if run.test_envs else NO_TARGET
         in_domain = selection.in_domain(run)
         in_splits, _ = selection.accuracies(run)
@@ -42,43 +70,14 @@ def checkpoints(runs: Sequence[Run], method: str) -> pd.DataFrame:
         drift = _drift_by_step(run)
 
         for step, inside, outside in zip(run.steps, in_domain, out_of_domain):
-            key = (selected.dataset, selected.algorithm, target, selected.trial, step)
+            key = (selected.dataset, selected.row, target, selected.trial, step)
             is_selected = step == selected.outcome.step
-            drift_values = drift.get(step, [np.nan] * len(DRIFT))
-            rows[key] = (*key, inside, outside, is_selected, *drift_values)
+            kl, agreement = drift.get(step, [math.nan, math.nan])
+            rows[key] = (*key, 100 * inside, 100 * outside, is_selected, kl, 100 * agreement)
 
     columns = [*RUN, "step", "in_domain", "out_of_domain", "selected", *DRIFT]
     frame = pd.DataFrame(rows.values(), columns=columns).astype({"selected": bool})
     return frame.sort_values([*RUN, "step"], ignore_index=True)
-
-
-def choices(runs: Sequence[Run], method: str, first_stage: Sequence[Run] = ()) -> pd.DataFrame:
-    """A row for each choice of hyperparameters that the method had, where it had several.
-
-    ``first_stage``: of a search in two stages, of which ``runs`` are the second.
-
-    Columns: RUN, ``choice``, ``validation`` and ``out_of_domain`` accuracy at the checkpoint that
-    the method takes, and ``selected``: whether this one was chosen for its target and trial.
-    """
-    rule = selection.METHODS[method]
-    repeated_values = {
-        (run.algorithm, target, run.job.choice.values) for run in runs for target in run.test_envs
-    }
-    rows = []
-    for candidates in selection.candidates_by_target([*runs, *first_stage]):
-        outcomes = selection.ranked_outcomes(candidates, rule)
-        cell = (candidates.dataset, candidates.algorithm, candidates.target, candidates.trial)
-        if len(outcomes) > 1:
-            for outcome in outcomes:
-                is_selected = outcome is outcomes[0]
-                if outcome.run.job.role.stage == CHOOSE and first_stage:
-                    repeated = (candidates.algorithm, candidates.target, outcome.choice.values)
-                    is_selected = repeated in repeated_values
-                accuracies = (outcome.validation, outcome.accuracy)
-                rows.append((*cell, outcome.choice, *accuracies, is_selected))
-
-    columns = [*RUN, "choice", "validation", "out_of_domain", "selected"]
-    return pd.DataFrame(rows, columns=columns).astype({"selected": bool})
 
 
 def _drift_by_step(run: Run) -> dict[float, list[float]]:
@@ -91,7 +90,7 @@ def _drift_by_step(run: Run) -> dict[float, list[float]]:
 
 def _finite_or_nan(value: Any) -> float:
     is_finite = type(value) in (int, float) and abs(value) <= sys.float_info.max
-    return float(value) if is_finite else np.nan
+    return float(value) if is_finite else math.nan
 
 
 def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
@@ -110,14 +109,177 @@ def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
 
 
 def over_trials(
-    frame: pd.DataFrame, value: str, error: ErrorKind = DOMAINBED
-) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(algorithm, frame of ``mean`` and ``error`` by step) of all that have values.
+    frame: pd.DataFrame, values: Sequence[str], error: ErrorKind = DOMAINBED
+) -> pd.DataFrame:
+    """Lines over steps: ``panel`` (a name of ``values``), ``algorithm``, ``step``, mean and error.
 
     A single trial has an error of 0.
     """
-    measured_rows = frame.dropna(subset=[value])
-    for algorithm, rows in measured_rows.groupby("algorithm", sort=False):
-        by_step = rows.groupby("step")[value]
-        errors = by_step.agg(lambda values: error.of(values.to_numpy()) if len(values) > 1 else 0.0)
-        yield str(algorithm), pd.DataFrame({"mean": by_step.mean(), "error": errors})
+    lines = []
+    for value in values:
+        measured_rows = frame.dropna(subset=[value])
+        for (algorithm, step), rows in measured_rows.groupby(["algorithm", "step"]):
+            trials = rows[value].to_numpy()
+            error_of_mean = error.of(trials) if len(trials) > 1 else 0.0
+            lines.append((value, algorithm, step, trials.mean(), error_of_mean))
+    return pd.DataFrame(lines, columns=["panel", "algorithm", "step", "mean", "error"])
+
+
+def means_of_trials(frame: pd.DataFrame, error: ErrorKind = DOMAINBED) -> pd.DataFrame:
+    """A row an algorithm: means of both accuracies, errors (nan of one trial), ``trials``.
+
+    ``frame``: of `over_targets`. Columns: ``algorithm``, ``in_domain``, ``in_domain_error``,
+    ``out_of_domain``, ``out_of_domain_error`` and ``trials``.
+    """
+    means = []
+    for algorithm, rows in frame.dropna(subset=ACCURACIES).groupby("algorithm"):
+        row: dict[str, object] = {"algorithm": algorithm}
+        for name in ("in_domain", "out_of_domain"):
+            trials = rows[name].to_numpy()
+            row[name] = trials.mean()
+            row[f"{name}_error"] = error.of(trials) if len(trials) > 1 else math.nan
+        means.append({**row, "trials": len(rows)})
+
+    columns = ["algorithm", "in_domain", "in_domain_error"]
+    columns += ["out_of_domain", "out_of_domain_error", "trials"]
+    return pd.DataFrame(means, columns=columns)
+
+
+def choices(runs: Sequence[Run], method: str, first_stage: Sequence[Run] = ()) -> pd.DataFrame:
+    """A row for each choice of hyperparameters that the method had, where it had several.
+
+    ``first_stage``: of a search in two stages, of which ``runs`` are the second.
+
+    Columns: RUN, ``choice``, ``validation`` and ``out_of_domain`` accuracy, in [0, 1], at the
+    checkpoint that the method takes, and ``selected``: whether this one was chosen for its target
+    and trial.
+    """
+    rule = selection.METHODS[method]
+    repeated_values = {
+        (run.row, target, run.job.choice.values) for run in runs for target in run.test_envs
+    }
+    rows = []
+    for candidates in selection.candidates_by_target([*runs, *first_stage]):
+        outcomes = selection.ranked_outcomes(candidates, rule)
+        cell = (candidates.dataset, candidates.row, candidates.target, candidates.trial)
+        if len(outcomes) > 1:
+            for outcome in outcomes:
+                is_selected = outcome is outcomes[0]
+                if outcome.run.job.role.stage == CHOOSE and first_stage:
+                    repeated = (candidates.row, candidates.target, outcome.choice.values)
+                    is_selected = repeated in repeated_values
+                accuracies = (outcome.validation, outcome.accuracy)
+                rows.append((*cell, outcome.choice, *accuracies, is_selected))
+
+    columns = [*RUN, "choice", "validation", "out_of_domain", "selected"]
+    return pd.DataFrame(rows, columns=columns).astype({"selected": bool})
+
+
+# What `carft evaluate` measured
+
+
+class EvaluatedSplit(NamedTuple):
+    """What was measured of a selected run on the environment that it left out."""
+
+    algorithm: str
+    target: int
+    folder: str
+    figures: SplitFigures
+
+
+def evaluated_splits(selected_runs: Sequence[Selected]) -> list[EvaluatedSplit]:
+    """The evaluations of the selected runs that have one."""
+    evaluated = []
+    for selected in selected_runs:
+        figures = figures_of(selected)
+        part = figures.of_environment(selected.target) if isinstance(figures, RunFigures) else None
+        if part:
+            folder = selected.run.folder
+            evaluated.append(EvaluatedSplit(selected.row, selected.target, folder, part))
+    return evaluated
+
+
+def evaluated_names(
+    selected_runs: Sequence[Selected], evaluated: Sequence[EvaluatedSplit]
+) -> dict[str, str]:
+    """Algorithm -> its name, with how many of its runs were evaluated unless all were."""
+    names = {}
+    for algorithm in dict.fromkeys(split.algorithm for split in evaluated):
+        n_evaluated = len({split.folder for split in evaluated if split.algorithm == algorithm})
+        n_selected = len({run.run.folder for run in selected_runs if run.row == algorithm})
+        names[algorithm] = algorithm
+        if n_evaluated < n_selected:
+            names[algorithm] += f" ({n_evaluated} of {n_selected} runs)"
+    return names
+
+
+def reliability(evaluated: Sequence[EvaluatedSplit]) -> pd.DataFrame:
+    """Numbers of pictures by confidence, all evaluated pictures of an algorithm as one set.
+
+    Columns: ``algorithm``, ``series`` (BEFORE_SCALING, and AT_TEMPERATURE of those algorithms of
+    which every run has a temperature), ``bin``, ``pictures``, ``correct``, and ``confidence``, the
+    sum over the pictures.
+    """
+    unscaled = {split.algorithm for split in evaluated if not split.figures.scaled}
+    rows = []
+    for split in evaluated:
+        series = {BEFORE_SCALING: split.figures.calibration}
+        if split.figures.scaled and split.algorithm not in unscaled:
+            series[AT_TEMPERATURE] = split.figures.scaled
+        for label, calibration in series.items():
+            bins = calibration.reliability
+            counts = zip(bins.pictures, bins.correct, bins.confidence)
+            rows += [(split.algorithm, label, number, *bin) for number, bin in enumerate(counts)]
+
+    columns = ["algorithm", "series", "bin", "pictures", "correct", "confidence"]
+    return _summed(pd.DataFrame(rows, columns=columns), by=["algorithm", "series", "bin"])
+
+
+def calibration_error(bins: pd.DataFrame) -> float:
+    """The expected calibration error of one algorithm and series of `reliability`, in percent."""
+    return 100 * float((bins["correct"] - bins["confidence"]).abs().sum() / bins["pictures"].sum())
+
+
+def flips(evaluated: Sequence[EvaluatedSplit], environments: Sequence[str]) -> pd.DataFrame:
+    """Numbers of pictures by whether zero-shot CLIP and the runs predict them correctly.
+
+    ``environments``: their labels, by number. Columns: ``environment``, ``algorithm``, ``gained``,
+    ``lost``, ``both_right``, ``both_wrong``.
+    """
+    rows = [
+        {
+            "environment": environments[split.target],
+            "algorithm": split.algorithm,
+            **dataclasses.asdict(split.figures.flips),
+        }
+        for split in sorted(evaluated, key=lambda split: split.target)
+    ]
+    return _summed(pd.DataFrame(rows), by=["environment", "algorithm"])
+
+
+def alignment(evaluated: Sequence[EvaluatedSplit]) -> pd.DataFrame:
+    """Numbers of pictures by alignment score.
+
+    Columns: ``algorithm``, ``bin_end``, ``pictures`` and ``correct``.
+    """
+    rows = [
+        (split.algorithm, *bin)
+        for split in evaluated
+        for bin in zip(
+            [*ALIGNMENT_EDGES, math.inf],
+            split.figures.alignment.bin_pictures,
+            split.figures.alignment.bin_correct,
+        )
+    ]
+    columns = ["algorithm", "bin_end", "pictures", "correct"]
+    return _summed(pd.DataFrame(rows, columns=columns), by=["algorithm", "bin_end"])
+
+
+def rows_by(frame: pd.DataFrame, column: str) -> dict[str, pd.DataFrame]:
+    """Value of a column of names -> its rows, in the order of the first ones."""
+    return {str(value): rows for value, rows in frame.groupby(column, sort=False)}
+
+
+def _summed(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """The sums over rows that are equal in the columns ``by``, in the order of the first ones."""
+    return frame.groupby(by, sort=False, as_index=False).sum()

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import contextlib
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from domainbed_carft import files, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordWarning, Run, describe_warnings
-from domainbed_carft.paths import AnyPath, as_path, as_paths, as_text
-from domainbed_carft.report import output_folder, page_tables, provenance, summary
-from domainbed_carft.report.legend import make_legend
-from domainbed_carft.report.sections import SectionMaker, unique_names
-from domainbed_carft.report.styles import styles_of
-from domainbed_carft.results import (
-    collect,
-    document,
-    order,
-    selection,
-    suites,
-)
-from domainbed_carft.results import collection as collecting
-from domainbed_carft.results.collect import Results
-from domainbed_carft.results.collection import Collection
-from domainbed_carft.results.table_options import DEFAULT_OPTIONS, TableOptions
-from domainbed_carft.results.top import BestHparams, best_hparams
+from domainbed_carft.paths import AnyPath, as_path, as_text
+from domainbed_carft.report import plots, provenance
+from domainbed_carft.report.plots import Figure
+from domainbed_carft.report.provenance import Provenance
+from domainbed_carft.report.sections import Section, SectionMaker, unique_names
+from domainbed_carft.results import comparisons, published, selection, suites
+from domainbed_carft.results import rows as row_names
+from domainbed_carft.results.collect import Results, collect
+from domainbed_carft.results.collection import Collection, Sweeps, gathered
+from domainbed_carft.results.columns import BEST, DEFAULT_COLUMNS, DOMAINBED, SECOND, ranks
+from domainbed_carft.results.comparisons import Comparison, compare_rows
+from domainbed_carft.results.formats import Grid
+from domainbed_carft.results.tables import Table
+from domainbed_carft.results.top import best_hparams
+from domainbed_carft.version import __version__
+
+if TYPE_CHECKING:
+    from domainbed_carft.report.examples import TargetExamples
 
 PAIR = ("CARFT", "CLIPFineTune")
+INDEX = "index.html"
+FIGURES = "figures"
+
+_GENERATOR = '<meta name="generator" content="domainbed-carft '
+_FIGURE_LINK = re.compile(rf'href="({FIGURES}/[A-Za-z0-9_.-]+\.(?:csv|png|svg))"')
 _NAMED_ALGORITHMS = 4  # in the page's title
+_NAMED_FILES = 3  # in a message
 
 
 @dataclass(frozen=True)
@@ -47,245 +59,396 @@ class Report:
     why_no_examples: str
     warnings: Sequence[RecordWarning]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return {
-            "index": str(self.index),
-            "complete": self.is_complete,
-            "no_examples": self.why_no_examples,
-            "faults": [warning._asdict() for warning in self.warnings],
-        }
-
 
 @dataclass(frozen=True)
-class PageTables:
-    """Which tables a page has, as the options of ``carft collect`` say.
+class Page:
+    """What the template shows; ``keys``: algorithm -> a picture of its line, as a data URI."""
 
-    ``options``: as `table_options.by_name` makes them; ``by`` and ``against``: as of `collect`;
-    ``power_difference``: as its ``power``.
-    """
+    results: Results
+    title: str
+    headline: Sequence[str]
+    facts: Sequence[tuple[str, str]]
+    keys: Mapping[str, str]
+    legend: Figure
+    sections: Sequence[Section]
+    averages: Sequence[Grid]
+    comparisons: Sequence[Grid]
+    published: Sequence[Grid]
+    why_no_examples: str
+    provenance: Provenance
 
-    options: TableOptions = DEFAULT_OPTIONS
-    by: Sequence[str] = ()
-    against: str | None = None
-    power_difference: float | None = None
+    @property
+    def figures(self) -> list[Figure]:
+        """All figures, the legend first."""
+        return [self.legend, *(figure for section in self.sections for figure in section.figures)]
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether no cell of the tables is incomplete."""
+        return not any(table.n_incomplete for table in self.results.tables)
 
-DEFAULT_TABLES = PageTables()
+    @property
+    def notes(self) -> list[str]:
+        """What differs between the runs."""
+        return [note for group in self.results.collection.groups for note in group.notes]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong in the files that were read, as lines."""
+        return describe_warnings(self.results.warnings)
 
 
 def write_report(
-    folders: AnyPath | Iterable[AnyPath],
+    sweeps: Sweeps,
     output: AnyPath,
     *,
-    methods: Sequence[str] | None = None,
-    ignored: Sequence[str] = (),
-    single_source: bool = False,
-    pair: Sequence[str] | None = None,
-    tables: PageTables = DEFAULT_TABLES,
+    pair: tuple[str, str] | None = None,
     n_examples: int = 4,
     data_dir: AnyPath | None = None,
+    opening: Section | None = None,
+    columns: Sequence[str] = DEFAULT_COLUMNS,
+    error: str = DOMAINBED.name,
+    one_setting: bool = False,
+    against: str | None = None,
+    power: float | None = None,
+    **reading: Any,
 ) -> Report:
-    """Write the report on sweeps in ``folders`` into the folder ``output``, as ``carft report``.
+    """Write the report on ``sweeps`` into the folder ``output``, as ``carft report`` does.
 
-    ``folders``: one output folder of a sweep, or several. ``methods``: of selection, by default
-    those that the sweeps name; the figures show the first. ``ignored``: parts of a setting that may
-    differ between runs that are averaged. ``single_source``: as of `collect`. ``pair``: the
-    algorithms to compare, by default PAIR if both have jobs; ``tables``: which tables there are;
-    ``n_examples``: pictures per environment, of each direction, 0 for none; ``data_dir``: where the
-    data is now.
+    ``pair``: the algorithms to compare, by default PAIR if both have jobs; ``n_examples``: pictures
+    per environment that one of them gets right and the other wrong, 0 for none; ``data_dir``: where
+    the data is now; ``opening``: a section before those of the data sets. ``sweeps``, ``reading``,
+    and ``columns`` to ``power``: as for `collect`. The page is by the first selection method.
 
-    Raises CarftError if ``output`` has other files, if there is no record, if a method or an
-    algorithm of ``pair`` has no jobs, or if a job was run twice with different records.
+    Raises CarftError if ``output`` has other files, if the pair cannot be compared, and for what
+    `collect` does.
     """
-    folders = as_paths(folders)
     output = as_path(output)
-    output_folder.require_place(output)  # before anything takes time
-    results = collect_for_page(
-        folders,
-        methods=methods,
-        ignored=ignored,
-        single_source=single_source,
-        pair=pair,
-        tables=tables,
-    )
-    content = build(results, n_examples=n_examples, data_dir=as_text(data_dir))
-    content["sweeps"] = provenance.sweeps(folders)
-    return Report(
-        index=output_folder.write(output, content),
-        is_complete=content["complete"],
-        why_no_examples=content["no_examples"],
-        warnings=results.warnings,
-    )
-
-
-def collect_for_page(
-    folders: Sequence[Path],
-    *,
-    methods: Sequence[str] | None = None,
-    ignored: Sequence[str] = (),
-    single_source: bool = False,
-    pair: Sequence[str] | None = None,
-    tables: PageTables = DEFAULT_TABLES,
-) -> Results:
-    """The results that `build` shows; arguments and errors as of `write_report`."""
-    collection = collecting.gather(
-        folders, methods, ignored, single_source=single_source, by=tables.by
-    )
-    chosen_pair = _pair(_algorithms(collection), pair, collection.methods[0])
-    return collect.build(
-        collection,
-        chosen_pair,
-        compare_published=True,
-        options=tables.options,
-        against=tables.against,
-        power_difference=tables.power_difference,
-    )
-
-
-def build(results: Results, *, n_examples: int = 4, data_dir: str | None = None) -> dict[str, Any]:
-    """The page's content, by the names that its template uses.
-
-    ``n_examples``: pictures per environment, of each direction; ``data_dir``: where the data is
-    now, by default as recorded.
-    """
-    groups = results.collection.groups
-    runs = results.collection.runs
-    if not runs:
+    collection = gathered(sweeps, **reading)
+    if not collection.runs:
         raise CarftError(
             "there is nothing to show yet: by sweep.json all jobs with records are of the first "
             "stage of a search that is over; wait for the first record of the second stage"
         )
-    method = results.collection.methods[0]
-    algorithms = _algorithms(results.collection)
-    example_part = _example_part(results.pair, n_examples, data_dir)
-    make_section = SectionMaker(
-        styles=styles_of(algorithms),
-        name=unique_names(),
-        example_part=example_part,
-        joint_rows=results.collection.joint_rows,
+    collection = replace(collection, methods=collection.methods[:1])
+    results = collect(
+        collection,
+        pair=_choose_pair(collection, pair),
+        compare_published=True,
+        columns=columns,
+        error=error,
+        one_setting=one_setting,
+        against=against,
+        power=power,
+    )
+    require_place(output)  # before figures and examples, which take time
+
+    page = _page_on(results, n_examples=n_examples, data_dir=as_text(data_dir))
+    if opening:
+        page = replace(page, sections=[opening, *page.sections])
+    _write(output, page)
+    return Report(
+        index=output / INDEX,
+        is_complete=page.is_complete,
+        why_no_examples=page.why_no_examples,
+        warnings=results.warnings,
     )
 
-    sections = _sections(results, method, make_section)
-    tables = results.tables
-    averages = [table for table in tables if table.averages and len(table.columns) > 1]
-    no_examples = "" if example_part else _why_no_examples(algorithms, results.pair, method)
-    content = {
-        "title": _title(runs, algorithms),
-        "method": selection.METHODS[method].title,
-        "headline": _headline(results, method, sections),
-        "facts": summary.facts(runs, method),
-        "legend": make_legend(make_section.styles, make_section.name("legend")),
-        "sections": sections,
-        "averages": [
-            document.table_grid(table) for table in (*results.tables_of_sources, *averages)
-        ],
-        "no_examples": no_examples,
-        "paired": page_tables.grids_of_comparisons(results, method),
-        "published": page_tables.grids_of_published(results, method),
-        "captions": page_tables.captions(results),
-        "notes": [note for group in groups for note in group.notes],
-        "complete": not any(table.n_incomplete for table in tables if table.method == method),
-        "warnings": describe_warnings(results.warnings),
-    }
-    return content | provenance.describe(runs) | {"sweeps": []}
 
-
-def _algorithms(collection: Collection) -> list[str]:
-    """The algorithms that have runs, in the order of rows and legends."""
-    names = [run.algorithm for run in collection.runs]
-    return order.ordered_algorithms(names, collection.groups[0].declared)
-
-
-def _title(runs: Sequence[Run], algorithms: Sequence[str]) -> str:
-    """The data sets, what was left out, and the algorithms that are compared."""
-    left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
-    titles = benchmarks.dataset_titles(order.environment_labels(runs))
-    names = algorithms
-    if len(algorithms) > _NAMED_ALGORITHMS:
-        names = [*algorithms[: _NAMED_ALGORITHMS - 1]]
-        names.append(f"{len(algorithms) - len(names)} other methods")
-    listing = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-    return f"{', '.join(titles.values())}, {left_out} left out: {listing}"
-
-
-def _sections(results: Results, method: str, make: SectionMaker) -> list[dict[str, Any]]:
-    """A section for each data set of each group, those of most rows first, then each suite's."""
-    collection = results.collection
-    entries_of_table: dict[tuple[str, str], list[BestHparams]] = {}
-    for entry in best_hparams(collection, methods=[method]):
-        entries_of_table.setdefault((entry.setting, entry.dataset), []).append(entry)
-
-    sections = []
-    for group, group_tables in zip(collection.groups, results.tables_of_groups, strict=True):
-        of_method = [table for table in group_tables if table.method == method]
-        for table in of_method:
-            if not (table.averages or table.one_setting):
-                section = make.of_table(
-                    table,
-                    group.runs,
-                    entries=entries_of_table.get((table.setting, table.dataset), []),
-                    first_stage=collection.first_stages,
-                )
-                section["more_tables"] = page_tables.grids_below(table, of_method)
-                section["findings"] = summary.findings(table)
-                if len({other.dataset for other in of_method if not other.averages}) == 1:
-                    section["findings"] = summary.headline(results, method, table.setting)
-                sections.append(section)
-
-    sections.sort(key=lambda section: -len(section["table"].rows))
-    return sections + [make.of_suite(rows) for rows in suites.rows_by_table(results.suite_scores)]
-
-
-def _headline(results: Results, method: str, sections: Sequence[dict[str, Any]]) -> list[str]:
-    """What the page says first: of the first section's setting. That section does not repeat it."""
-    sentences = summary.headline(results, method, sections[0]["setting"]) if sections else []
-    if sections and sections[0]["findings"] == sentences:
-        sections[0]["findings"] = []
-    return sentences
-
-
-def _pair(
-    algorithms: Sequence[str], requested: Sequence[str] | None, method: str
+def _choose_pair(
+    collection: Collection, requested: tuple[str, str] | None
 ) -> tuple[str, str] | None:
-    """Two algorithms to compare; None without a request if the default ones have no jobs."""
+    """The requested algorithms, else those of PAIR if they can be compared.
+
+    Raises CarftError if the requested ones cannot be compared.
+    """
     first, second = requested or PAIR
-    if method != selection.IN_DOMAIN and first != second and {first, second} <= {*algorithms}:
-        return first, second
-    if requested:
+    is_valid = first != second and {first, second} <= {*collection.rows}
+    if is_valid and collection.methods != [selection.IN_DOMAIN]:
+        if requested or compare_rows(collection, second, row=first):
+            return first, second
+    elif requested:
         raise CarftError(
-            f"--examples {' '.join(requested)}: expected two different algorithms of "
-            f"{', '.join(algorithms)}, and a --select other than in-domain"
+            f"--examples {first} {second}: expected two different algorithms of "
+            f"{', '.join(collection.rows)}, and a --select other than in-domain"
         )
     return None
 
 
-def _why_no_examples(algorithms: Sequence[str], pair: Sequence[str] | None, method: str) -> str:
-    """Why the page shows no example pictures, and how to get some.
+def _page_on(results: Results, n_examples: int, data_dir: str | None) -> Page:
+    """The page on ``results`` by one selection method; the rest as for `write_report`."""
+    collection = results.collection
+    with plots.figure_style():
+        maker = SectionMaker(
+            results=results,
+            styles=plots.styles_of(collection.rows),
+            name=unique_names(),
+            examples_of=_examples_of(results.pair, n_examples, data_dir),
+        )
+        legend = plots.legend(maker.styles, maker.name("legend"))
+        keys = plots.legend_keys(maker.styles)
+        sections = _sections(results, maker)
 
-    ``pair``: the algorithms that could be compared, None without a paired comparison.
-    """
-    if pair:
-        return "they were switched off. For pictures, omit --no_examples and --n_examples 0."
-    if method == selection.IN_DOMAIN:
-        return "these jobs left no environment out, so there are no pictures of an unseen one."
-    if len(algorithms) < 2:
-        return f"they compare two algorithms, and these jobs are all of {algorithms[0]}."
-
-    missing = " and ".join(name for name in PAIR if name not in algorithms)
-    return (
-        f"by default they compare {' and '.join(PAIR)}, and there are no jobs of {missing}. For "
-        f"pictures and a paired comparison, add --examples A B, with two of "
-        f"{', '.join(algorithms)}, such as --examples {shlex.join(algorithms[:2])}."
+    averages = [table for table in results.tables if table.averages and len(table.columns) > 1]
+    return Page(
+        results=results,
+        title=_title(collection),
+        headline=_headline(results),
+        facts=_facts(collection),
+        keys=keys,
+        legend=legend,
+        sections=sections,
+        averages=[table.grid() for table in (*results.tables_of_sources, *averages)],
+        comparisons=comparisons.grids([*results.differences, *results.comparisons_against]),
+        published=_grids_of_published(results),
+        why_no_examples="" if maker.examples_of else _why_no_examples(results),
+        provenance=provenance.provenance_of(collection),
     )
 
 
-def _example_part(
-    pair: Sequence[str] | None, n_examples: int, data_dir: str | None
-) -> Callable[..., dict[str, Any]] | None:
-    """What makes the examples of a table and its runs; None if none are to be shown."""
-    if not (pair and n_examples):
+def _sections(results: Results, maker: SectionMaker) -> list[Section]:
+    """A section for each data set of each group, those of most rows first, then each suite's."""
+    entries = list(best_hparams(results.collection))
+    groups = zip(results.collection.groups, results.tables_of_groups, strict=True)
+    sections = [
+        maker.of_table(
+            group,
+            table,
+            [
+                entry
+                for entry in entries
+                if (entry.setting, entry.dataset) == (table.setting, table.dataset)
+            ],
+            _findings_of(table, results),
+        )
+        for group, tables in groups
+        for table in tables
+        if not (table.averages or table.one_setting)
+    ]
+    sections.sort(key=lambda section: -len(section.table.rows))
+    suite_rows = suites.rows_by_table(results.suite_scores)
+    return [*sections, *(maker.of_suite(rows) for rows in suite_rows)]
+
+
+def _grids_of_published(results: Results) -> list[Grid]:
+    """Tables beside published figures: of each group, if its data sets have any, and of suites."""
+    grids = suites.grids_with_published(results.suite_scores)
+    datasets = {run.dataset for run in results.collection.runs}
+    if datasets.isdisjoint(figure["dataset"] for figure in published.figures()):
+        return grids
+    of_groups = [
+        published.grid(group.entries, group.remarks) for group in results.comparisons or ()
+    ]
+    return [*of_groups, *grids]
+
+
+def _examples_of(
+    pair: tuple[str, str] | None, n_examples: int, data_dir: str | None
+) -> Callable[..., list[TargetExamples]] | None:
+    """What makes the examples of environments and selected runs; None if none are to be shown."""
+    if not (pair and n_examples > 0):
         return None
     from domainbed_carft.report import examples  # which loads torch
 
-    return partial(examples.part, pair=pair, count=n_examples, data_dir=data_dir)
+    return partial(examples.examples_of, pair=pair, count=n_examples, data_dir=data_dir)
+
+
+def _why_no_examples(results: Results) -> str:
+    """Why the page shows no example pictures, and how to get some."""
+    if results.pair:
+        return "they were switched off by --n_examples 0."
+    return (
+        "they compare two algorithms on the environments left out, by default "
+        f"{' and '.join(PAIR)}. For others, add --examples A B; these jobs are of "
+        f"{', '.join(results.collection.rows)}."
+    )
+
+
+def _title(collection: Collection) -> str:
+    """The data sets, what was left out, and the algorithms that are compared."""
+    runs = collection.runs
+    left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
+    titles = benchmarks.dataset_titles(row_names.environment_labels(runs))
+    names = collection.rows
+    if len(names) > _NAMED_ALGORITHMS:
+        n_others = len(names) - _NAMED_ALGORITHMS + 1
+        names = [*names[: _NAMED_ALGORITHMS - 1], f"{n_others} other methods"]
+    listing = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return f"{', '.join(titles.values())}, {left_out} left out: {listing}"
+
+
+def _facts(collection: Collection) -> list[tuple[str, str]]:
+    """Names and values: how many jobs there are, of what, how long they trained, and how chosen."""
+    runs = collection.runs
+    algorithms = {run.algorithm for run in runs}
+    trials = {run.job.key.trial for run in runs}
+    return [
+        ("Jobs", f"{len(runs):,}"),
+        ("Methods", f"{len(algorithms):,}"),
+        ("Trials", f"{len(trials):,}"),
+        *(("Training", text) for text in _training_times(runs)),
+        ("Selected by", selection.METHODS[collection.methods[0]].title),
+    ]
+
+
+def _training_times(runs: Sequence[Run]) -> list[str]:
+    """The hours of all jobs, if one device trained them and the records have their times."""
+    hours = [run.cost.training_hours for run in runs if run.cost.training_hours is not None]
+    devices = {run.cost.device for run in runs}
+    if len(devices) > 1 or len(hours) < len(runs):
+        return []
+    total = math.fsum(hours)
+    duration = f"{total:.2g} hours" if total >= 1 else f"{60 * total:.2g} minutes"
+    return [f"{duration} on {devices.pop()}"]
+
+
+# What the page and its sections say first
+
+
+def _headline(results: Results) -> list[str]:
+    """What the page says first: all that can be said of the setting that has the most rows."""
+    tables = [table for table in results.tables if not table.averages]
+    if not tables:
+        return []
+    return _sentences(results, max(tables, key=lambda table: len(table.rows)).setting)
+
+
+def _findings_of(table: Table, results: Results) -> list[str]:
+    """The sentences on a table: of the only data set of its setting, all that can be said."""
+    tables = [other for other in results.tables if other.setting == table.setting]
+    if len({other.dataset for other in tables if not other.averages}) == 1:
+        return _sentences(results, table.setting)
+    return _best_averages(table)
+
+
+def _sentences(results: Results, setting: str) -> list[str]:
+    """Sentences on all runs of one setting, the most important one first.
+
+    The difference between the pair of algorithms, if they are compared, and the best averages.
+    """
+    tables = [
+        table for table in results.tables if table.setting == setting and not table.one_setting
+    ]
+    averages = [table for table in tables if table.averages and len(table.columns) > 1]
+    of_datasets = [table for table in tables if not table.averages]
+    # Of several data sets the averages say it, if all are complete.
+    tables = averages if len(of_datasets) > 1 else of_datasets
+    of_unit = {entry.unit: entry for entry in results.differences if entry.setting == setting}
+    sentences = []
+    if of_unit:
+        by_environment = of_unit[comparisons.ENVIRONMENT]
+        sentences.append(_sentence_on_difference(by_environment, tables))
+        sentences.append(_sentences_on_intervals(by_environment, of_unit[comparisons.PAIR]))
+    return [*sentences, *(sentence for table in tables for sentence in _best_averages(table))]
+
+
+def _best_averages(table: Table) -> list[str]:
+    """The sentence on the highest averages of a table, and the next; none without averages."""
+    rank_of_row = ranks([row.average for row in table.rows])
+    rows_of_rank = {
+        rank: [row for row, of_row in zip(table.rows, rank_of_row, strict=True) if of_row == rank]
+        for rank in (BEST, SECOND)
+    }
+    leaders = [
+        f"{' and '.join(row.algorithm for row in rows)} with {rows[0].average:.1f}%"
+        for rows in rows_of_rank.values()
+        if rows
+    ]
+    return [f"Highest average accuracy: {', then '.join(leaders)}."] if leaders else []
+
+
+def _sentence_on_difference(entry: Comparison, tables: Sequence[Table]) -> str:
+    """By how much one algorithm is better than another, on average over the environments."""
+    side = "more" if entry.mean_difference >= 0 else "less"
+    sentence = (
+        f"{entry.algorithm} is {abs(entry.mean_difference):.1f} points {side} accurate than "
+        f"{entry.against} on environments left out of training"
+    )
+
+    averages = {row.algorithm: row.average for table in tables for row in table.rows}
+    first = averages.get(entry.algorithm)
+    second = averages.get(entry.against)
+    if first is not None and second is not None:
+        sentence += f": {first:.1f}% against {second:.1f}%"
+    return f"{sentence}."
+
+
+def _sentences_on_intervals(by_environment: Comparison, by_pair: Comparison) -> str:
+    """How sure the difference is, by environments, and how sure it seems by pairs."""
+    interval = f"{comparisons.LEVEL}% interval"
+    count = by_environment.n
+    sentences = f"With one environment there is no {interval} over environments."
+    if by_environment.low is not None:
+        includes_0 = "" if by_environment.is_clear else ", which includes 0"
+        values = by_environment.interval_text(digits=1)
+        sentences = f"Its {interval} over {count} environments is {values}{includes_0}."
+
+    if by_pair.n > count:
+        sentences += (
+            f" Over {by_pair.n} pairs of runs it is {by_pair.interval_text(digits=1)}, which is "
+            "optimistic: pairs of an environment share test pictures."
+        )
+    return sentences
+
+
+# The folder
+
+
+def require_place(folder: Path) -> None:
+    """Raise CarftError unless ``folder`` can take a report: new, empty, or an earlier report's."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = sorted(name for name in os.listdir(folder) if name[0] != ".")
+    except OSError as error:
+        raise files.not_written(folder, error) from error
+
+    if names and _GENERATOR not in _earlier_page(folder):
+        listing = ", ".join(names[:_NAMED_FILES])
+        if len(names) > _NAMED_FILES:
+            listing += ", ..."
+        raise CarftError(
+            f"-o {folder} has other files ({listing}); "
+            "expected a new or empty folder, or the folder of an earlier report"
+        )
+
+
+def _write(folder: Path, page: Page) -> None:
+    """Write the page and its figures, and remove figures of an earlier report that it has not.
+
+    An earlier report stays as it is until all of this one could be written.
+    """
+    contents = {INDEX: _render(page)}
+    for figure in page.figures:
+        contents |= {f"{FIGURES}/{name}": content for name, content in figure.files.items()}
+
+    earlier_figures = {*_FIGURE_LINK.findall(_earlier_page(folder))}
+    try:
+        with tempfile.TemporaryDirectory(prefix=".carft-", dir=folder) as stage:
+            (Path(stage) / FIGURES).mkdir()
+            for name, content in contents.items():
+                (Path(stage) / name).write_bytes(content)
+
+            (folder / FIGURES).mkdir(exist_ok=True)
+            for name in contents:  # the page first: by it the folder is known for a report
+                os.replace(Path(stage) / name, folder / name)
+        for name in earlier_figures.difference(contents):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise files.not_written(folder, error) from error
+
+
+def _render(page: Page) -> bytes:
+    """The page as HTML."""
+    templates = text.templates(autoescape=True)
+    # Names are anybody's; what is markup already has come through here.
+    templates.finalize = lambda value: text.printable(value) if type(value) is str else value
+    html = templates.get_template("report/page.html.j2").render(page=page, version=__version__)
+
+    # Halves of characters, which names may have, are in no encoding.
+    return html.encode("utf-8", "backslashreplace")
+
+
+def _earlier_page(folder: Path) -> str:
+    with contextlib.suppress(OSError):
+        return files.read_small(folder / INDEX).decode(errors="replace")
+    return ""

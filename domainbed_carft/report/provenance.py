@@ -1,16 +1,16 @@
-"""Where the numbers of a page come from, and how to get them again."""
+"""Where the numbers of a page come from: the jobs of each cell, and how to get them again."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from domainbed_carft import files
 from domainbed_carft.data import benchmarks
@@ -19,9 +19,14 @@ from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.jobs.setting import EDITION
-from domainbed_carft.report import chosen_jobs
-from domainbed_carft.results.document import Grid
+from domainbed_carft.results.collection import Collection
+from domainbed_carft.results.columns import ENVIRONMENTS, Cell
+from domainbed_carft.results.formats import Grid
+from domainbed_carft.results.tables import Table
+from domainbed_carft.results.top import BestHparams
+from domainbed_carft.sweep import chosen_runs
 
+_OUTPUT = "OUT"  # stands for the folder of the sweeps
 _SOFTWARE = ("matplotlib", "pandas", "numpy", "jinja2")
 # What jobs have as data_dir whose data sets need no folder.
 _NO_DATA_FOLDERS = (None, "", ".", "embedded")
@@ -29,40 +34,40 @@ _NO_DATA_FOLDERS = (None, "", ".", "embedded")
 _CLIP_AND_PROMPTS = ("clip_backbone", "clip_digest", "contexts", "class_names", "prompts_digest")
 
 
-def describe(runs: Sequence[Run]) -> dict[str, Any]:
-    """Software, settings, digest of the records, and commands, by their names in the template."""
-    return {
-        "software": ", ".join(f"{package} {version(package)}" for package in _SOFTWARE),
-        "settings": _settings(runs),
-        "digest": _digest(runs),
-        "commands": chosen_jobs.commands(runs),
-    }
+@dataclass(frozen=True)
+class JobCommand:
+    """A job on the page: the name of its place there, its folder below OUT, its command line."""
+
+    place: str
+    folder: str
+    line: str
 
 
 @dataclass(frozen=True)
-class DeclaredSweep:
-    """A sweep that a file declares: the command that launches it, and the file's text."""
+class Provenance:
+    """How to get a page again.
 
-    command: str
-    declaration: str
+    ``commands``: folder of a job -> its command; ``digest``: SHA-256 of the records; ``sweeps``: of
+    each that a file declares, the command that launches it, and the file's text.
+    """
+
+    software: str
+    settings: Grid
+    digest: str
+    commands: Mapping[str, JobCommand]
+    sweeps: Sequence[tuple[str, str]]
 
 
-def sweeps(folders: Iterable[Path]) -> list[DeclaredSweep]:
-    """The sweeps in these output folders that have a copy of their declaration."""
-    declared = []
-    for folder in folders:
-        with contextlib.suppress(OSError, CarftError):
-            text = files.read_small(folder / manifest.DECLARATION_FILE).decode(errors="replace")
-            words = ["carft", "sweep", "launch", manifest.DECLARATION_FILE]
-            words += ["--output_dir", "OUT"]
-            launched = manifest.read(folder)
-            jobs = launched.jobs if launched else ()
-            if any(job.args.get("data_dir") not in _NO_DATA_FOLDERS for job in jobs):
-                words += ["--data_dir", "DATA"]
-            if launched and launched.skip_training_in_splits is False:
-                words.append("--training_in_splits")
-            declared.append(DeclaredSweep(" ".join(words), text))
-    return declared
+def provenance_of(collection: Collection) -> Provenance:
+    """The provenance of a page on these runs."""
+    runs = collection.runs
+    return Provenance(
+        software=", ".join(f"{package} {version(package)}" for package in _SOFTWARE),
+        settings=_settings(runs),
+        digest=_digest(runs),
+        commands=_commands(runs),
+        sweeps=_sweeps(collection.folders),
+    )
 
 
 def _settings(runs: Sequence[Run]) -> Grid:
@@ -78,10 +83,10 @@ def _settings(runs: Sequence[Run]) -> Grid:
         counts.update(settings.items())
 
     rows = []
-    recorded_values = [(entry, count) for entry, count in counts.items() if entry[1] != "None"]
-    for (setting, value), count in sorted(recorded_values):
-        text = benchmarks.edition_label(value) if setting == EDITION else value
-        rows.append([setting, text, str(count)])
+    for (setting, value), count in sorted(counts.items()):
+        if value != "None":
+            text = benchmarks.edition_label(value) if setting == EDITION else value
+            rows.append([setting, text, str(count)])
     return Grid("Settings and versions", ["Setting", "Value", "Jobs"], rows, notes=[])
 
 
@@ -90,3 +95,91 @@ def _digest(runs: Iterable[Run]) -> str:
     folders = sorted({run.folder for run in runs}, key=os.fsencode)
     contents = [files.read_small(Path(folder, RECORDS)) for folder in folders]
     return hashlib.sha256(b"".join(contents)).hexdigest()
+
+
+def _commands(runs: Iterable[Run]) -> dict[str, JobCommand]:
+    """A job's folder -> its command for a shell, with the arguments that were recorded.
+
+    The folders on the page are below OUT, so that it does not tell where the sweeps are here.
+    """
+    jobs = {run.folder: run.job for run in runs}
+    above = os.path.commonpath([os.path.dirname(os.path.abspath(folder)) for folder in jobs])
+
+    commands = {}
+    for number, (folder, job) in enumerate(jobs.items(), 1):
+        label = os.path.join(_OUTPUT, os.path.relpath(os.path.abspath(folder), above))
+        line = replace(job, folder=Path(label)).line
+        commands[folder] = JobCommand(f"job-{number}", label, line)
+    return commands
+
+
+def _sweeps(folders: Iterable[Path]) -> list[tuple[str, str]]:
+    """Command and declaration of the sweeps in these output folders that have a copy of it."""
+    declared = []
+    for folder in folders:
+        with contextlib.suppress(OSError, CarftError):
+            text = files.read_small(folder / manifest.DECLARATION_FILE).decode(errors="replace")
+            words = ["carft", "sweep", "launch", manifest.DECLARATION_FILE]
+            words += ["--output_dir", _OUTPUT]
+            launched = manifest.read(folder)
+            jobs = launched.jobs if launched else ()
+            if any(job.args.get("data_dir") not in _NO_DATA_FOLDERS for job in jobs):
+                words += ["--data_dir", "DATA"]
+            if launched and launched.skip_training_in_splits is False:
+                words.append("--training_in_splits")
+            declared.append((" ".join(words), text))
+    return declared
+
+
+@dataclass(frozen=True)
+class CellJobs:
+    """The runs that were chosen in one cell, one for each trial.
+
+    ``place``: the name of their place on the page; ``environment``: the one left out, "" if none.
+    """
+
+    place: str
+    algorithm: str
+    environment: str
+    runs: Sequence[chosen_runs.ChosenRun]
+
+
+@dataclass(frozen=True)
+class TableJobs:
+    """The jobs behind the cells of one table.
+
+    ``shared``: the hyperparameters that were set or chosen alike for all of them; ``places``:
+    for each row, and each column but the first, the place of the cell's jobs, "" for none.
+    """
+
+    cells: Sequence[CellJobs]
+    shared: str
+    places: Sequence[Sequence[str]]
+
+
+def jobs_of_table(
+    table: Table, entries: Sequence[BestHparams], name: Callable[..., str]
+) -> TableJobs:
+    """The jobs behind the cells of ``table``.
+
+    ``entries``: what was chosen for the table; ``name(word, ...)``: makes unique names for places
+    on the page.
+    """
+    runs, shared = chosen_runs.describe(entries)
+    cells = []
+    for (algorithm, environment), cell_runs in itertools.groupby(
+        runs, key=lambda run: (run.entry.row, run.entry.environment or "")
+    ):
+        place = name("cell", table.dataset, algorithm, environment or "all")
+        cells.append(CellJobs(place, algorithm, environment, list(cell_runs)))
+
+    place_of = {(cell.algorithm, cell.environment): cell.place for cell in cells}
+
+    def place_of_jobs(cell: Cell) -> str:
+        if cell.column != ENVIRONMENTS:
+            return ""
+        of_all = place_of.get((cell.row, ""), "")  # of jobs that left nothing out
+        return place_of.get((cell.row, cell.of), of_all)
+
+    places = [[place_of_jobs(cell) for cell in row.printed_cells] for row in table.rows]
+    return TableJobs(cells, shared, places)

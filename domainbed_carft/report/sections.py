@@ -1,4 +1,4 @@
-"""The sections of a report's page: a table, its figures and examples of pictures."""
+"""The sections of a report's page: a table, its jobs, its figures and example pictures."""
 
 from __future__ import annotations
 
@@ -6,29 +6,58 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.report import (
-    chosen_jobs,
-    evaluation_figures,
-    figures,
-    frames,
-    joint_figures,
-    page_tables,
-    plane_figures,
-    pooled_evaluations,
-    search_figures,
-)
-from domainbed_carft.report.canvas import Figure
-from domainbed_carft.report.styles import Styles
+from domainbed_carft.report import evaluation_plots, frames, plots, provenance
+from domainbed_carft.report.plots import Figure, Styles
+from domainbed_carft.report.provenance import TableJobs
 from domainbed_carft.results import suites
-from domainbed_carft.results.joint_rows import JointRow
+from domainbed_carft.results.collect import Results
+from domainbed_carft.results.collection import Group
+from domainbed_carft.results.columns import AVERAGE, ENVIRONMENTS
+from domainbed_carft.results.formats import Grid
+from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import BestHparams
+
+if TYPE_CHECKING:
+    from domainbed_carft.report.examples import TargetExamples
+
+
+class Part(NamedTuple):
+    """Figures of one kind, for which the template has a title and words."""
+
+    kind: str
+    figures: Sequence[Figure]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page: of a data set, or of a suite.
+
+    ``id``: its place on the page; ``findings``: sentences on the table; ``lead``: the figures above
+    the table; ``ranks``: for each row the ranks of its cells, 0 for none; ``more_tables``: below
+    it; ``examples``: those of each environment left out.
+    """
+
+    id: str
+    title: str
+    table: Grid
+    parts: Sequence[Part]
+    findings: Sequence[str] = ()
+    lead: Sequence[Figure] = ()
+    ranks: Sequence[Sequence[int]] = ()
+    jobs: TableJobs | None = None
+    more_tables: Sequence[Grid] = ()
+    examples: Sequence[TargetExamples] = ()
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All figures of the section."""
+        return [*self.lead, *(figure for part in self.parts for figure in part.figures)]
 
 
 def unique_names() -> Callable[..., str]:
@@ -46,62 +75,68 @@ def unique_names() -> Callable[..., str]:
 
 @dataclass(frozen=True)
 class SectionMaker:
-    """Makes the sections of a page, by the names that its template uses.
+    """Makes the sections of a page.
 
-    ``name(word, ...)``: makes unique names for files and places on the page; ``example_part``:
-    makes the examples of a table and the runs on its data set, if any are to be shown.
-    ``joint_rows``: the rows of a joint table, by name.
+    ``name(word, ...)``: makes unique names for files and places on the page; ``examples_of``: makes
+    the examples of environments and selected runs, if any are to be shown.
     """
 
+    results: Results
     styles: Styles
     name: Callable[..., str]
-    example_part: Callable[..., dict[str, Any]] | None
-    joint_rows: Mapping[str, JointRow]
+    examples_of: Callable[..., list[TargetExamples]] | None
 
     def of_table(
         self,
+        group: Group,
         table: Table,
-        runs: Sequence[Run],
         entries: Sequence[BestHparams],
-        first_stage: Sequence[Run] = (),
-    ) -> dict[str, Any]:
+        findings: Sequence[str],
+    ) -> Section:
         """The section of one data set: the table, its jobs and figures, and examples of pictures.
 
-        ``runs``: of the table's group, on any data set; ``entries``: of what was chosen for the
-        table; ``first_stage``: the runs among which searches in two stages have chosen.
+        ``group``: of the table; ``entries``: what was chosen for it; ``findings``: sentences on it.
         """
         identity = self.name("data", table.dataset)
-        dataset_runs = [run for run in runs if run.dataset == table.dataset]
-        figures_by_kind: dict[str, list[Figure | None]] = {
-            "accuracy": [*figures.dots(table, self.styles, self.name)]
-        }
-        figures_of_choices = self._figures_of_choices(table, dataset_runs, first_stage)
-        if figures_of_choices:
-            figures_by_kind["choices"] = figures_of_choices
-        checkpoints = frames.checkpoints(dataset_runs, table.method)
-        figures_over_hparams = self._figures_over_hparams(table, checkpoints)
-        if figures_over_hparams:
-            figures_by_kind["hparams"] = figures_over_hparams
-        figures_by_kind |= self._figures_of_checkpoints(table, checkpoints)
-        figures_by_kind |= self._figures_of_evaluations(table, dataset_runs)
+        runs = [run for run in group.runs if run.dataset == table.dataset]
+        selected = [
+            entry for entry in group.selected(table.method) if entry.dataset == table.dataset
+        ]
+        checkpoints = frames.checkpoints(selected)
+        at_selection = checkpoints[checkpoints["selected"]].drop(columns="step")
 
-        # The template has title and text for each kind, also where there is no figure.
-        parts = [_part(kind, kind_figures) for kind, kind_figures in figures_by_kind.items()]
-        if self.example_part:
-            parts.append(self.example_part(table, dataset_runs))
-        return {
-            "id": identity,
-            "title": "; ".join(filter(None, [table.dataset_title, table.setting])),
-            "setting": table.setting,
-            "findings": [],
-            "lead": self._lead(table, checkpoints),
-            "table": page_tables.grid(table),
-            "ranks": page_tables.ranks(table),
-            "jobs": chosen_jobs.jobs_of_table(table, entries, self.name),
-            "parts": parts,
-        }
+        parts = [Part("accuracy", self._dots(table))]
+        parts += self._choices(table, runs)
+        parts += self._over_hparams(table, at_selection)
+        parts.append(Part("steps", self._over_steps(table, checkpoints)))
+        parts.append(Part("robustness", self._robustness(table, at_selection)))
+        parts.append(Part("drift", self._drift(table, checkpoints)))
+        parts += self._evaluations(table, selected)
+        return Section(
+            id=identity,
+            title="; ".join(filter(None, [table.dataset_title, table.setting])),
+            table=table.grid_of_one_trial(),
+            parts=parts,
+            findings=findings,
+            lead=self._lead(table, at_selection),
+            ranks=table.ranks,
+            jobs=provenance.jobs_of_table(table, entries, self.name),
+            more_tables=self._tables_below(table),
+            examples=self.examples_of(table.columns, selected) if self.examples_of else (),
+        )
 
-    def _lead(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
+    def _tables_below(self, table: Table) -> list[Grid]:
+        """The values that a search chose, and the same data set with one setting for all."""
+        grids = [
+            other.grid()
+            for other in self.results.tables
+            if other.one_setting
+            and (other.setting, other.dataset) == (table.setting, table.dataset)
+        ]
+        chosen = table.grid_of_choices()
+        return [chosen, *grids] if chosen else grids
+
+    def _lead(self, table: Table, at_selection: pd.DataFrame) -> list[Figure]:
         """The first figures: in-domain against out-of-domain accuracy, and the averages.
 
         None of a single algorithm, which is compared with nothing.
@@ -109,164 +144,185 @@ class SectionMaker:
         if len(table.rows) < 2:
             return []
 
-        selected = checkpoints[checkpoints["selected"]].drop(columns="step")
-        means = plane_figures.means(
-            "In-domain against out-of-domain",
-            self.name(table.dataset, "robustness"),
-            frames.over_targets(selected, ["in_domain", "out_of_domain"]),
-            self.styles,
-            error=table.error,
-        )
-        averages = figures.dots_of_averages(table, self.styles, self.name)
-        return list(filter(None, [means, averages]))
+        trials = frames.over_targets(at_selection, frames.ACCURACIES)
+        means = frames.means_of_trials(trials, table.error)
+        cells = frames.accuracies(table)
+        averages = cells[cells["column"] == AVERAGE]
+        lead = []
+        if len(means):
+            name = self.name(table.dataset, "robustness")
+            title = "In-domain against out-of-domain"
+            lead.append(plots.robustness(title, name, means, self.styles))
+        if len(averages):
+            name = self.name(table.dataset, "accuracy", "average")
+            title = "Average over environments"
+            limits = plots.dot_limits(averages)
+            lead.append(plots.dots(title, name, averages, self.styles, limits))
+        return lead
 
-    def _figures_of_checkpoints(
-        self, table: Table, checkpoints: pd.DataFrame
-    ) -> dict[str, list[Figure | None]]:
-        """Kind of part -> its figures; None where a figure would be empty."""
-        dataset = table.dataset
-        styles = self.styles
-        selected = checkpoints[checkpoints["selected"]].drop(columns="step")
-        drift = frames.over_targets(checkpoints, frames.DRIFT)
-
-        rows_by_title = {**_mean_over_targets(checkpoints), **_by_target(table, checkpoints)}
-        limits = figures.shared_limits(rows_by_title.values(), figures.ACCURACY, table.error)
-        over_steps = [
-            figures.curves(
-                title,
-                self.name(dataset, "over_steps", title),
-                rows,
-                figures.ACCURACY,
-                styles,
-                error=table.error,
-                limits=limits,
-            )
-            for title, rows in rows_by_title.items()
-        ]
-        limits = plane_figures.plane_limits(selected)
-        return {
-            "steps": over_steps,
-            "robustness": [
-                plane_figures.marks(
-                    title,
-                    self.name(dataset, "robustness", title),
-                    rows,
-                    styles,
-                    limits=limits,
-                )
-                for title, rows in _by_target(table, selected).items()
-            ],
-            "drift": [
-                figures.curves(
-                    table.dataset_title,
-                    self.name(dataset, "context_drift"),
-                    drift,
-                    figures.DRIFT,
-                    styles,
-                    error=table.error,
-                )
-            ],
-        }
-
-    def _figures_of_evaluations(
-        self, table: Table, dataset_runs: Sequence[Run]
-    ) -> dict[str, list[Figure | None]]:
-        """Kind of part -> its figures, of what ``carft evaluate`` measured.
-
-        Without any evaluated run the kind ``evaluation`` is there, empty.
-        """
-        evaluations = pooled_evaluations.pool_evaluations(dataset_runs, table.method)
-        if not evaluations:
-            return {"evaluation": []}
-
-        reliability: list[Figure | None] = [
-            evaluation_figures.reliability(
-                title=algorithm,
-                name=self.name(table.dataset, "reliability", algorithm),
-                evaluation=evaluations[algorithm],
-                style=style,
-            )
-            for algorithm, style in self.styles.items()
-            if algorithm in evaluations
-        ]
-        flips = evaluation_figures.flips(
-            table.dataset_title,
-            evaluations,
-            environments=table.columns,
-            styles=self.styles,
-            name=partial(self.name, table.dataset),
-        )
-        over_alignment = evaluation_figures.over_alignment(
-            table.dataset_title,
-            self.name(table.dataset, "over_alignment"),
-            evaluations,
-            self.styles,
-        )
-        return {"reliability": reliability, "flips": [*flips], "alignment": [over_alignment]}
-
-    def _figures_of_choices(
-        self, table: Table, dataset_runs: Sequence[Run], first_stage: Sequence[Run]
-    ) -> list[Figure | None]:
-        """A figure of all choices for each algorithm that had several."""
-        cells = {(run.dataset, run.algorithm, run.job.role.cell) for run in dataset_runs}
-        searched_runs = [
-            run for run in first_stage if (run.dataset, run.algorithm, run.job.role.cell) in cells
-        ]
-        choices = frames.choices(dataset_runs, table.method, searched_runs)
+    def _dots(self, table: Table) -> list[Figure]:
+        """The accuracies of each environment, all on the same axis."""
+        cells = frames.accuracies(table)
+        cells = cells[cells["column"] == ENVIRONMENTS]
+        limits = plots.dot_limits(cells)
         return [
-            search_figures.choices(
-                title=algorithm,
-                name=self.name(table.dataset, "choices", algorithm),
-                rows=choices[choices["algorithm"] == algorithm],
-                style=style,
+            plots.dots(
+                label,
+                self.name(table.dataset, "accuracy", label),
+                of_environment,
+                self.styles,
+                limits,
+            )
+            for label, of_environment in frames.rows_by(cells, "environment").items()
+        ]
+
+    def _choices(self, table: Table, runs: Sequence[Run]) -> list[Part]:
+        """A figure of all choices for each algorithm that had several; no part without any."""
+        cells = {(run.dataset, run.row, run.job.role.cell) for run in runs}
+        first_stage = [
+            run
+            for run in self.results.collection.first_stages
+            if (run.dataset, run.row, run.job.role.cell) in cells
+        ]
+        choices = frames.choices(runs, table.method, first_stage)
+        figures = [
+            plots.choices(
+                algorithm,
+                self.name(table.dataset, "choices", algorithm),
+                choices[choices["algorithm"] == algorithm],
+                style,
             )
             for algorithm, style in self.styles.items()
             if (choices["algorithm"] == algorithm).any()
         ]
+        return [Part("choices", figures)] if figures else []
 
-    def _figures_over_hparams(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure | None]:
-        """Accuracy over what the rows of a joint table differ in; empty for any other table."""
-        selected = checkpoints[checkpoints["selected"]].drop(columns="step")
+    def _over_hparams(self, table: Table, at_selection: pd.DataFrame) -> list[Part]:
+        """Accuracy over what the rows of a joint table differ in; no part for any other table."""
+        figures = plots.over_hparams(
+            frames.over_targets(at_selection, frames.ACCURACIES),
+            self.results.collection.joint_rows,
+            title=table.dataset_title,
+            name=self.name,
+            error=table.error,
+        )
+        return [Part("hparams", figures)] if figures else []
+
+    def _over_steps(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
+        """Accuracy over steps, the mean over the environments left out and each of them."""
+        rows_of: dict[str, pd.DataFrame] = {}
+        if checkpoints["target"].nunique() > 1:
+            means = frames.over_targets(checkpoints, frames.ACCURACIES)
+            rows_of["mean over environments"] = means
+        rows_of |= _by_target(table, checkpoints)
+        lines_of = {
+            title: frames.over_trials(rows, frames.ACCURACIES, table.error)
+            for title, rows in rows_of.items()
+        }
+        lines_of = {title: lines for title, lines in lines_of.items() if len(lines)}
+        if not lines_of:
+            return []
+
+        limits = plots.line_limits(pd.concat(lines_of.values()))
         return [
-            *joint_figures.over_hparams(
-                selected,
-                self.joint_rows,
-                title=table.dataset_title,
-                name=self.name,
-                error=table.error,
+            plots.curves(
+                title,
+                self.name(table.dataset, "over_steps", title),
+                lines,
+                self.styles,
+                limits=limits,
             )
+            for title, lines in lines_of.items()
         ]
 
-    def of_suite(self, rows: Sequence[suites.Scores]) -> dict[str, Any]:
+    def _robustness(self, table: Table, at_selection: pd.DataFrame) -> list[Figure]:
+        """In-domain against out-of-domain accuracy, a mark a run, for each environment left out."""
+        columns = ["algorithm", "trial", *frames.ACCURACIES]
+        points = at_selection.dropna(subset=frames.ACCURACIES)
+        if points.empty:
+            return []
+        limits = {
+            name: plots.padded(points[name].min(), points[name].max()) for name in frames.ACCURACIES
+        }
+        return [
+            plots.robustness(
+                title,
+                self.name(table.dataset, "robustness", title),
+                rows[columns],
+                self.styles,
+                limits,
+            )
+            for title, rows in _by_target(table, points).items()
+        ]
+
+    def _drift(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
+        """How far the context distribution moves, if any run recorded that."""
+        drift = frames.over_targets(checkpoints, frames.DRIFT)
+        lines = frames.over_trials(drift, frames.DRIFT, table.error)
+        if lines.empty:
+            return []
+        name = self.name(table.dataset, "context_drift")
+        return [plots.curves(table.dataset_title, name, lines, self.styles)]
+
+    def _evaluations(self, table: Table, selected: Sequence[Selected]) -> list[Part]:
+        """Figures of what ``carft evaluate`` measured; an empty part without any evaluated run."""
+        evaluated = frames.evaluated_splits(selected)
+        if not evaluated:
+            return [Part("evaluation", [])]
+
+        names = frames.evaluated_names(selected, evaluated)
+        bins = frames.reliability(evaluated)
+        reliability = [
+            evaluation_plots.reliability(
+                names[algorithm],
+                self.name(table.dataset, "reliability", algorithm),
+                bins[bins["algorithm"] == algorithm],
+                style,
+            )
+            for algorithm, style in self.styles.items()
+            if algorithm in names
+        ]
+        alignment = evaluation_plots.over_alignment(
+            table.dataset_title,
+            self.name(table.dataset, "over_alignment"),
+            frames.alignment(evaluated),
+            self.styles,
+            names,
+            thresholds=sorted({split.figures.alignment.threshold for split in evaluated}),
+        )
+        return [
+            Part("reliability", reliability),
+            Part("flips", self._flips(table, frames.flips(evaluated, table.columns), names)),
+            Part("alignment", [alignment]),
+        ]
+
+    def _flips(self, table: Table, rows: pd.DataFrame, names: Mapping[str, str]) -> list[Figure]:
+        """A figure of all environments; of many algorithms one for each environment."""
+        title = table.dataset_title
+        if len(names) <= evaluation_plots.MOST_BARS_IN_GROUP:
+            name = self.name(table.dataset, "flips")
+            return [evaluation_plots.flips(title, name, rows, self.styles, names)]
+        return [
+            evaluation_plots.flips(
+                f"{title}, {label}",
+                self.name(table.dataset, "flips", label),
+                rows[rows["environment"] == label],
+                self.styles,
+                names,
+            )
+            for label in dict.fromkeys(rows["environment"])
+        ]
+
+    def of_suite(self, rows: Sequence[suites.Scores]) -> Section:
         """The section of a suite: its table, and where it has shifts, the figure."""
         table = suites.grid(rows)
         identity = self.name("suite", rows[0].suite)
-        figure = plane_figures.suite(table.title, identity, suites.points(rows), self.styles)
-        parts = [_part("suite", [figure])] if figure else []
-        return {
-            "id": identity,
-            "title": table.title,
-            "setting": rows[0].setting,
-            "findings": [],
-            "lead": [],
-            "table": table,
-            "ranks": None,
-            "jobs": None,
-            "more_tables": [],
-            "parts": parts,
-        }
-
-
-def _part(kind: str, figures_or_none: Sequence[Figure | None]) -> dict[str, Any]:
-    return {"kind": kind, "figures": list(filter(None, figures_or_none)), "targets": ()}
-
-
-def _mean_over_targets(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """A title and the means over the environments left out, if there are several."""
-    if rows["target"].nunique() < 2:
-        return {}
-    means = frames.over_targets(rows, ["in_domain", "out_of_domain"])
-    return {} if means.empty else {"mean over environments": means}
+        columns = ["algorithm", "alpha", "in_distribution", "mean_of_shifts"]
+        points = pd.DataFrame(suites.points(rows), columns=columns)
+        parts = []
+        if points["alpha"].isna().any():
+            parts.append(Part("suite", [plots.suite(table.title, identity, points, self.styles)]))
+        return Section(id=identity, title=table.title, table=table, parts=parts)
 
 
 def _by_target(table: Table, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

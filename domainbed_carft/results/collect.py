@@ -1,43 +1,66 @@
-"""``carft collect`` as a function: the tables of some folders, their document and data frames."""
+"""``carft collect`` as a function: the tables of sweeps, what explains them, and every format."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.records import RecordWarning
-from domainbed_carft.paths import AnyPath
-from domainbed_carft.results import (
-    against_one,
-    divisions,
-    published,
-    suites,
-    table_options,
-    tables,
+from domainbed_carft.jobs.records import RecordWarning, Run
+from domainbed_carft.results import columns as table_columns
+from domainbed_carft.results import comparisons as comparing
+from domainbed_carft.results import formats, published, selection, suites
+from domainbed_carft.results.collection import Collection, Sweeps, gathered
+from domainbed_carft.results.columns import (
+    DEFAULT_COLUMNS,
+    DOMAINBED,
+    ERROR_KINDS,
+    IN_DOMAIN,
+    NO_VALUE,
+    PLUS_MINUS,
+    Cell,
+    ErrorKind,
 )
-from domainbed_carft.results import collection as collecting
-from domainbed_carft.results import power as power_of_tests
-from domainbed_carft.results.against_one import Comparison
-from domainbed_carft.results.cells import DOMAINBED
-from domainbed_carft.results.collection import Collection
-from domainbed_carft.results.columns import DEFAULT_COLUMNS
-from domainbed_carft.results.document import Document
-from domainbed_carft.results.document_maker import make_document
-from domainbed_carft.results.power import Power
+from domainbed_carft.results.comparisons import ACCURACY, Comparison
+from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.published import GroupComparison
+from domainbed_carft.results.selection import Selected, counts_last_record
 from domainbed_carft.results.suites import Scores
-from domainbed_carft.results.table_options import DEFAULT_OPTIONS, TableOptions
-from domainbed_carft.results.tables import Table
+from domainbed_carft.results.tables import Row, Table, build, tables_of_sources
+from domainbed_carft.text import unknown
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Kinds of warnings about files that may lack a cell's accuracies
 _DEFECTS = ("no records", "no accuracies", "unreadable", "diverged")
+
+_ACCURACY_CAPTION = (
+    "Accuracy in % on the in-split of the environment left out, which names the column, at the "
+    "checkpoint and with the hyperparameters that the selection method chose in each trial; where "
+    "nothing was left out, on each out-split at the last step. "
+    f"Cells: mean {PLUS_MINUS} {{error}} (n, the number of trials)."
+)
+_AVERAGES_CAPTION = (
+    "Avg: mean of the row's cells. Averages: over each trial's mean over the environments left out."
+)
+_NOTES_CAPTION = (
+    f"[k] marks an incomplete cell; note [k] says why. {NO_VALUE}: no trial has a value."
+)
+_CHOICES_CAPTION = (
+    "Chosen: the values of the search that the selection method chose, with the number of trials "
+    "if not in all of them; Of: among how many members and draws in each."
+)
+_SWAD_REMARK = (
+    "Jobs with the hparam average 'swad' count at their last checkpoint under every selection "
+    "method: SWAD itself chooses the weights that predict there."
+)
 
 
 @dataclass(frozen=True)
@@ -46,25 +69,24 @@ class Results:
 
     ``collection``: the runs in groups that may be averaged. ``tables_of_groups``: for each group
     its tables, of each selection method one a data set, then that of the averages.
-    ``suite_scores``: accuracies on whole test sets. ``comparisons``: for each group its accuracies
-    beside published ones, if these were asked for. ``pair``: the two algorithms to compare, if any;
-    ``differences``: between these, for each group, method and unit. ``comparisons_against``: every
-    algorithm against one, and ``powers``: what a difference from it needs to be found, if these
-    were asked for. ``document``: all of these as words, and as entries for JSON.
     ``tables_of_sources``: where several targets were left out together, the tables of all sources,
-    in which those of the groups stand side by side.
+    in which those of the groups stand side by side. ``suite_scores``: accuracies on whole test
+    sets. ``comparisons``: for each group its accuracies beside published ones, None unless these
+    were asked for. ``pair``: the two algorithms to compare, if any; ``differences``: between these,
+    for each group, method and unit. ``comparisons_against``: every algorithm against one, if this
+    was asked for. ``column_names``: of the columns to print; ``error``: what stands behind means.
     """
 
     collection: Collection
     tables_of_groups: Sequence[Sequence[Table]]
     tables_of_sources: Sequence[Table]
     suite_scores: Sequence[Scores]
-    comparisons: Sequence[GroupComparison]
+    comparisons: Sequence[GroupComparison] | None
     pair: tuple[str, str] | None
     differences: Sequence[Comparison]
     comparisons_against: Sequence[Comparison]
-    powers: Sequence[Power]
-    document: Document
+    column_names: Sequence[str]
+    error: ErrorKind
 
     @property
     def tables(self) -> list[Table]:
@@ -79,20 +101,173 @@ class Results:
     @property
     def notes(self) -> list[str]:
         """Remarks on how the runs differ from each other, and from published methods."""
-        return list(self.document.sections["notes"])
+        notes = [note for group in self.collection.groups for note in group.notes]
+        remarks = [remark for entry in self.comparisons or () for remark in entry.remarks]
+        return [*notes, *remarks]
 
     @property
     def summary(self) -> dict[str, Any]:
         """Numbers of "records", "jobs", "cells" and "incomplete_cells", and the "faults"."""
-        return dict(self.document.sections["summary"])
+        runs = self.collection.runs
+        cells = [cell for table in self.tables for cell in table.accuracies]
+        return {
+            "records": sum(len(run.steps) for run in runs),
+            "jobs": len(runs),
+            "incomplete_cells": sum(bool(cell.missing) for cell in cells),
+            "cells": sum(cell.is_expected for cell in cells),
+            "faults": [warning._asdict() for warning in self.warnings],
+        }
 
     @property
     def defects(self) -> dict[str, int]:
         """Kind -> number of what makes the tables incomplete, such as "incomplete cells"."""
         counts = Counter(warning.kind for warning in self.warnings)
-        defects = {"incomplete cells": self.summary["incomplete_cells"]}
+        defects = {"incomplete cells": sum(table.n_incomplete for table in self.tables)}
         defects |= {kind: counts[kind] for kind in _DEFECTS}
         return {kind: count for kind, count in defects.items() if count}
+
+    @property
+    def grids(self) -> list[Grid]:
+        """All tables as words."""
+        grids = []
+        for table in self._tables_to_print:
+            grids += [table.grid(), *filter(None, [table.grid_of_choices()])]
+
+        grids += [suites.grid(rows) for rows in suites.rows_by_table(self.suite_scores)]
+        if self.comparisons is not None:
+            grids += [published.grid(entry.entries, entry.remarks) for entry in self.comparisons]
+            grids.append(published.overview(self.collection.compare_with))
+            grids += suites.grids_with_published(self.suite_scores)
+        grids += comparing.grids(self.differences)
+        return grids + comparing.grids(self.comparisons_against)
+
+    @property
+    def _tables_to_print(self) -> list[Table]:
+        """Of single sources only that of all sources, unless it lacks columns that are printed."""
+        has_default_columns = tuple(self.column_names) == DEFAULT_COLUMNS
+        tables = [
+            table
+            for group, group_tables in zip(
+                self.collection.groups, self.tables_of_groups, strict=True
+            )
+            for table in group_tables
+            if not (group.source and has_default_columns)
+        ]
+        return [*tables, *self.tables_of_sources]
+
+    @property
+    def captions(self) -> dict[str, list[str]]:
+        """The paragraphs that explain "tables", "published" figures and "comparisons"."""
+        printed_columns = [column for table in self.tables for column in table.printed_columns]
+        of_tables = [
+            _ACCURACY_CAPTION.format(error=self.error.title),
+            f"{self.error.definition}; a single trial has no error. {_AVERAGES_CAPTION}",
+            _NOTES_CAPTION,
+            *self._remarks,
+            *table_columns.explanations(printed_columns),
+        ]
+        if any(table.grid_of_choices() for table in self._tables_to_print):
+            of_tables.append(_CHOICES_CAPTION)
+        if self.suite_scores:
+            of_tables.append(suites.caption(self.error))
+
+        of_comparisons: list[str] = []
+        if self.differences or self.comparisons_against:
+            of_comparisons += comparing.CAPTION
+        if any(entry.points is not None for entry in self.comparisons_against):
+            of_comparisons.append(comparing.POWER_CAPTION)
+        return {
+            "tables": of_tables,
+            "published": list(published.CAPTION) if self.comparisons is not None else [],
+            "comparisons": of_comparisons,
+        }
+
+    @property
+    def _remarks(self) -> list[str]:
+        """What explains the tables of these runs, and not those of every sweep."""
+        return [_SWAD_REMARK] if any(map(counts_last_record, self.collection.runs)) else []
+
+    @property
+    def all_captions(self) -> list[str]:
+        """All paragraphs that explain the tables, and the notes."""
+        captions = [paragraph for part in self.captions.values() for paragraph in part]
+        return [*captions, *self.notes]
+
+    @property
+    def short_captions(self) -> list[str]:
+        """One line for what is the same for every sweep, and the rest of the paragraphs."""
+        line = f"Cells: mean {PLUS_MINUS} {self.error.title} (n trials). More: docs/collect.md"
+        printed_columns = [column for table in self.tables for column in table.printed_columns]
+        return [line, *self._remarks, *table_columns.warnings_about(printed_columns), *self.notes]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of ``carft collect --format json``."""
+        content: dict[str, Any] = {
+            "caption": self.all_captions,
+            "tables": [_table_entry(table) for table in self.tables],
+            "notes": self.notes,
+        }
+        if self.tables_of_sources:
+            content["sources"] = [_table_entry(table) for table in self.tables_of_sources]
+        if self.suite_scores:
+            content["suites"] = [row.entry() for row in self.suite_scores]
+        if self.comparisons is not None:
+            content["published"] = {
+                "comparisons": self._published_entries,
+                "figures": published.figures(self.collection.compare_with),
+            }
+        if self.differences:
+            content["paired"] = self._paired_entries
+        if self.comparisons_against:
+            content["against"] = [entry.as_dict() for entry in self.comparisons_against]
+        power_entries = comparing.power_entries(self.comparisons_against)
+        if power_entries:
+            content["power"] = power_entries
+        return content | {"summary": self.summary}
+
+    @property
+    def _published_entries(self) -> list[dict[str, Any]]:
+        return [entry for comparison in self.comparisons or () for entry in comparison.entries]
+
+    @property
+    def _paired_entries(self) -> list[dict[str, Any]]:
+        """The differences of the pair, with the keys that ``--paired`` has had since 0.1.0."""
+        return [
+            {"a": entry.algorithm, "b": entry.against, "targets": entry.environments}
+            | entry.as_dict()
+            for entry in self.differences
+        ]
+
+    @property
+    def records_for_csv(self) -> list[dict[str, Any]]:
+        """The rows of the one table for CSV: of what was asked for, else of the tables' cells."""
+        power_entries = comparing.power_entries(self.comparisons_against)
+        if power_entries:
+            return power_entries
+        if self.comparisons_against:
+            return [entry.as_dict() for entry in self.comparisons_against]
+        if self.differences:
+            return self._paired_entries
+        if self.comparisons is not None:
+            return self._published_entries
+        if tuple(self.column_names) == DEFAULT_COLUMNS:
+            return _accuracy_records(self.tables)
+        return _column_records(self.tables)
+
+    def write(self, output_format: str) -> str:
+        """The results in one of `formats.FORMATS`."""
+        if output_format == "text":
+            return formats.as_text(self.grids, self.short_captions)
+        if output_format == "markdown":
+            return formats.as_markdown(self.grids, self.all_captions)
+        if output_format == "csv":
+            return formats.as_csv(self.records_for_csv)
+        if output_format == "json":
+            return formats.as_json(self.as_dict())
+
+        from domainbed_carft.results import latex  # which loads pandas
+
+        return latex.tabular(self.tables, self.comparisons_against)
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -102,36 +277,33 @@ class Results:
         mean over a data set's environments), ``algorithm``, ``mean`` and ``standard_error`` in
         percent, ``n`` (trials) and ``missing`` (why the cell is incomplete, else empty).
         """
-        from domainbed_carft.results import frames
-
-        return frames.cell_frame(self.document.sections["tables"])
+        return _frame(_accuracy_records(self.tables), empty=_accuracy_record(Cell()))
 
     @cached_property
     def columns(self) -> pd.DataFrame:
-        """A row for each row and shown column of the tables: what ``--columns`` adds, too.
+        """A row for each row and printed column of the tables: what ``--columns`` adds, too.
 
         ``setting``, ``selection`` (the method), ``dataset``, ``algorithm``, ``column`` (its name),
         ``of`` (the environment, or what else the value is of), ``device`` (of a cost), ``unit``,
         ``mean``, ``standard_error``, ``n`` (trials or jobs) and ``missing`` (why there is no value,
         or it is incomplete; else empty).
         """
-        from domainbed_carft.results import frames
-
-        return frames.column_frame(self.tables)
+        return _frame(_column_records(self.tables), empty=_column_record(Cell()))
 
     @cached_property
     def against(self) -> pd.DataFrame:
         """A row for each of ``comparisons_against``, with its fields as columns; empty if none."""
-        from domainbed_carft.results import frames
+        import pandas as pd
 
-        return frames.entry_frame(self.comparisons_against, Comparison)
+        names = [field.name for field in dataclasses.fields(Comparison)]
+        return pd.DataFrame(map(dataclasses.asdict, self.comparisons_against), columns=names)
 
     @cached_property
     def power(self) -> pd.DataFrame:
-        """A row for each of ``powers``, with its fields as columns; empty if none."""
-        from domainbed_carft.results import frames
+        """What a difference needs to be found: a row for each algorithm that was compared."""
+        import pandas as pd
 
-        return frames.entry_frame(self.powers, Power)
+        return pd.DataFrame(comparing.power_entries(self.comparisons_against))
 
     @cached_property
     def records(self) -> pd.DataFrame:
@@ -142,173 +314,270 @@ class Results:
         [0, 1] as in the records: ``env0_in_acc``, ``env0_out_acc``, and so on. Accuracies are nan
         where the record has none, and from the checkpoint on at which the training diverged.
         """
-        from domainbed_carft.results import frames
+        import pandas as pd
 
-        return frames.record_frame(self.collection.groups)
+        rows: list[Mapping[str, Any]] = []
+        for group in self.collection.groups:
+            for run in group.runs:
+                rows += _checkpoint_rows(run, group.title)
 
-    def as_dict(self) -> dict[str, Any]:
-        """The content of ``carft collect --format json``."""
-        return self.document.as_dict()
+        n_environments = max((run.n_environments for run in self.collection.runs), default=0)
+        accuracies = [
+            f"env{env}_{split}_acc" for env in range(n_environments) for split in ("in", "out")
+        ]
+        return pd.DataFrame(rows, columns=[*_RECORD_COLUMNS, *accuracies])
 
 
 def collect(
-    folders: AnyPath | Iterable[AnyPath],
+    sweeps: Sweeps,
     *,
-    methods: Sequence[str] | None = None,
-    ignored: Sequence[str] = (),
     pair: tuple[str, str] | None = None,
     compare_published: bool = False,
     columns: Sequence[str] = DEFAULT_COLUMNS,
     error: str = DOMAINBED.name,
-    single_source: bool = False,
     one_setting: bool = False,
-    by: Sequence[str] = (),
     against: str | None = None,
     power: float | None = None,
+    **reading: Any,
 ) -> Results:
     """Read the records of sweeps and make their tables, as ``carft collect`` does.
 
-    ``folders``: one output folder of a sweep, or several. ``methods``: names of selection methods,
-    by default those that the sweeps declare, else all that have jobs. ``ignored``: parts of a
-    setting that may differ between runs that are averaged, as for ``--ignore``. ``pair``: two
-    algorithms to compare over the trials that both have. ``compare_published``: whether to add
-    published accuracies. ``columns``: what the tables show, names of ``measures.NAMES``. ``error``:
-    what stands behind a mean, "domainbed", "sample" or "std". ``one_setting``: whether to add
-    tables of one choice of hyperparameters for all targets. ``by``: hyperparameters, arguments or
-    "variant" by which runs have rows of their own instead of tables. ``against``: an algorithm to
-    compare all others with; ``power``: a difference from it in points, to say what it needs to be
-    found. ``single_source``: whether jobs that leave out all environments but one have a single
-    source, where no manifest says so.
+    ``sweeps``: one output folder of a sweep, several, or the collection that `gather` read of them;
+    ``reading``: the options of `gather`, such as ``methods``. ``columns``: what the tables show,
+    names of `columns.NAMES`. ``error``: what stands behind a mean, "domainbed", "sample" or "std".
+    ``one_setting``: whether to add tables of one choice of hyperparameters for all targets.
+    ``compare_published``: whether to add published accuracies. ``against``: an algorithm to compare
+    all others with; ``pair``: the one to compare, and the one to compare it with; ``power``: a
+    difference from ``against`` in points, to say what it needs to be found.
 
-    Raises CarftError if there is no record, if a method has no jobs, if no column or kind of error
-    has the name, if a name of ``by`` does not vary, if no algorithm shares a trial with another of
-    ``pair`` or with ``against``, if ``power`` is not above 0 or without ``against``, or if a job
-    was run twice with different records.
+    Raises CarftError for what `gather` does, if no column or kind of error has the name, if no
+    algorithm shares a trial with another of ``pair`` or with ``against``, or if ``power`` is not
+    above 0 or without ``against``.
     """
-    options = table_options.by_name(columns, error, one_setting)
-    if power is not None:
-        power_of_tests.require_difference(power, against)
+    columns = table_columns.expand(columns)
+    if error not in ERROR_KINDS:
+        raise CarftError(unknown("kind of error", error, ERROR_KINDS))
+    comparing.require_points(power, against)
+    collection = gathered(sweeps, **reading)
 
-    collection = collecting.gather(folders, methods, ignored, single_source=single_source, by=by)
-
-    results = build(
-        collection,
-        pair,
-        compare_published,
-        options,
-        against=against,
-        power_difference=power,
-    )
-    if pair and not results.differences:
-        raise CarftError(
-            f"{pair[0]} and {pair[1]} share no (data set, environment, trial) under the same "
-            f"settings by {', '.join(collection.methods)}; expected two different algorithms of "
-            f"{against_one.available_algorithms(collection.groups)}"
-        )
-    return results
-
-
-def build(
-    collection: Collection,
-    pair: tuple[str, str] | None = None,
-    compare_published: bool = False,
-    options: TableOptions = DEFAULT_OPTIONS,
-    *,
-    against: str | None = None,
-    power_difference: float | None = None,
-) -> Results:
-    """The results of ``collection``, with the options of `collect`.
-
-    ``power_difference`` is in points, and counts with ``against`` only. Without a shared trial of
-    the ``pair`` there are no ``differences``.
-    """
     tables_of_groups = [
-        tables.build(group, collection.methods, options) for group in collection.groups
+        build(
+            group,
+            collection.methods,
+            column_names=columns,
+            error=ERROR_KINDS[error],
+            with_one_setting=one_setting,
+        )
+        for group in collection.groups
     ]
-    tables_of_sources = divisions.tables(collection.groups, tables_of_groups)
     suite_warnings: list[RecordWarning] = []
     scores = [
         row
         for group in collection.groups
-        for row in suites.scores(group, suite_warnings, options.error)
+        for row in suites.scores(group, suite_warnings, ERROR_KINDS[error])
     ]
-    collection = collection._replace(warnings=[*collection.warnings, *suite_warnings])
+    collection = replace(collection, warnings=[*collection.warnings, *suite_warnings])
 
     comparisons = None
     if compare_published:
-        comparisons = _compare_published(collection, tables_of_groups)
-    differences = _compare_pair(collection, pair) if pair else []
+        comparisons = [
+            published.compare(group, [table for table in group_tables if not table.one_setting])
+            for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
+        ]
+    differences: list[Comparison] = []
+    if pair:
+        row, reference = pair
+        differences = comparing.compare_rows(collection, reference, row=row)
+        comparing.require_comparisons(differences, collection, reference, row=row)
 
     comparisons_against: list[Comparison] = []
-    powers: list[Power] = []
     if against:
-        comparisons_against = _compare_against(collection, against, options)
-        powers = _powers(collection, against, power_difference)
+        measures = [ACCURACY, IN_DOMAIN] if IN_DOMAIN in columns else [ACCURACY]
+        comparisons_against = comparing.compare_rows(
+            collection, against, measures=measures, points=power
+        )
+        comparing.require_comparisons(comparisons_against, collection, against)
 
     return Results(
         collection=collection,
         tables_of_groups=tables_of_groups,
-        tables_of_sources=tables_of_sources,
+        tables_of_sources=tables_of_sources(collection.groups, tables_of_groups),
         suite_scores=scores,
-        comparisons=comparisons or [],
+        comparisons=comparisons,
         pair=pair,
         differences=differences,
         comparisons_against=comparisons_against,
-        powers=powers,
-        document=make_document(
-            collection,
-            options,
-            tables_of_groups=tables_of_groups,
-            tables_of_sources=tables_of_sources,
-            scores=scores,
-            published_comparisons=comparisons,
-            differences=differences,
-            comparisons_against=comparisons_against,
-            powers=powers,
-        ),
+        column_names=columns,
+        error=ERROR_KINDS[error],
     )
 
 
-def _compare_published(
-    collection: Collection, tables_of_groups: Sequence[Sequence[Table]]
-) -> list[GroupComparison]:
-    """Each group's accuracies beside published ones, by a choice for each target."""
+def _table_entry(table: Table) -> dict[str, Any]:
+    """A table for JSON, with every trial's accuracy in percent.
+
+    "measures" are the printed columns beside the accuracies of environments and their average.
+    """
+    entry = {
+        "setting": table.setting,
+        "selection": table.method,
+        "dataset": None if table.averages else table.dataset,
+        "title": table.title,
+        "error": table.error.name,
+        "one_setting": table.one_setting,
+        "columns": list(table.columns),
+        "rows": [_row_entry(row, table) for row in table.rows],
+        "notes": list(table.notes),
+    }
+    measures = [
+        {"name": column.name, "title": column.title, "unit": column.unit, "device": column.device}
+        for column in table.printed_columns
+        if column.name not in DEFAULT_COLUMNS
+    ]
+    return entry | {"measures": measures} if measures else entry
+
+
+def _row_entry(row: Row, table: Table) -> dict[str, Any]:
+    cells: list[dict[str, Any]] = []
+    for target, (column, cell) in enumerate(zip(table.columns, row.cells, strict=True)):
+        entry: dict[str, Any] = {
+            "column": column,
+            "mean": cell.mean,
+            "standard_error": cell.standard_error,
+            "n": cell.n,
+            "trials": {str(trial): 100 * value for trial, value in cell.accuracies.items()},
+            "missing": list(cell.missing),
+        }
+        chosen = row.chosen(target)
+        if chosen:
+            entry["chosen"] = [_choice_entry(selected) for selected in chosen]
+        cells.append(entry)
+
+    measures = [
+        {
+            "name": cell.column,
+            "device": cell.device,
+            "mean": cell.mean,
+            "standard_error": cell.standard_error,
+            "n": cell.n,
+            "label": cell.of,
+            "missing": list(cell.missing),
+        }
+        for cell in row.printed_cells
+        if cell.column not in DEFAULT_COLUMNS
+    ]
+    row_entry = {"algorithm": row.algorithm, "cells": cells, "average": row.average}
+    return row_entry | {"measures": measures} if measures else row_entry
+
+
+def _choice_entry(selected: Selected) -> dict[str, Any]:
+    """What a search chose for one cell in one trial."""
+    outcome = selected.outcome
+    return {
+        "trial": selected.trial,
+        "values": dict(outcome.values),
+        "hparams_seed": outcome.hparams_seed,
+        "members": outcome.members,
+    }
+
+
+def _accuracy_records(tables: Iterable[Table]) -> list[dict[str, Any]]:
+    """A record for each accuracy of the tables.
+
+    "one_setting" is a key only if a table shows one setting for all targets.
+    """
+    tables = list(tables)
+    has_one_setting = any(table.one_setting for table in tables)
     return [
-        published.compare(group, [table for table in group_tables if not table.one_setting])
-        for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
+        _accuracy_record(cell, has_one_setting) for table in tables for cell in table.accuracies
     ]
 
 
-def _compare_pair(collection: Collection, pair: tuple[str, str]) -> list[Comparison]:
-    """The first algorithm of a pair minus the second."""
-    first, second = pair
-    return against_one.compare(collection.groups, collection.methods, second, algorithm=first)
+def _accuracy_record(cell: Cell, has_one_setting: bool = False) -> dict[str, Any]:
+    record: dict[str, Any] = {"setting": cell.setting, "selection": cell.selection}
+    if has_one_setting:
+        record["one_setting"] = cell.one_setting
+    return record | {
+        "dataset": cell.dataset,
+        "environment": cell.of,
+        "algorithm": cell.row,
+        **_value_record(cell),
+    }
 
 
-def _compare_against(
-    collection: Collection, against: str, options: TableOptions
-) -> list[Comparison]:
-    """Every algorithm against one, in-domain, too, if the tables show that.
-
-    Raises CarftError, which names the algorithms, if no other shares a pair with it.
-    """
-    tested = [against_one.ACCURACY]
-    if against_one.IN_DOMAIN in options.columns:
-        tested.append(against_one.IN_DOMAIN)
-    comparisons = against_one.compare(
-        collection.groups, collection.methods, against, measures=tested
-    )
-
-    if not comparisons:
-        raise CarftError(
-            f"--against {against}: no other algorithm shares a (data set, environment, trial) with "
-            f"it; expected one of {against_one.available_algorithms(collection.groups)}"
-        )
-    return comparisons
+def _column_records(tables: Iterable[Table]) -> list[dict[str, Any]]:
+    """A record for each printed cell of the tables but those of the averages."""
+    return [
+        _column_record(cell)
+        for table in tables
+        if not table.averages
+        for row in table.rows
+        for cell in row.printed_cells
+    ]
 
 
-def _powers(collection: Collection, against: str, difference: float | None) -> list[Power]:
-    """What a difference in points needs to be found; empty without one."""
-    if difference is None:
-        return []
-    return power_of_tests.powers(collection.groups, collection.methods, against, difference)
+def _column_record(cell: Cell) -> dict[str, Any]:
+    return {
+        "setting": cell.setting,
+        "selection": cell.selection,
+        "dataset": cell.dataset,
+        "one_setting": cell.one_setting,
+        "algorithm": cell.row,
+        "column": cell.column,
+        "of": cell.of,
+        "device": cell.device,
+        "unit": cell.unit,
+        **_value_record(cell),
+    }
+
+
+def _value_record(cell: Cell) -> dict[str, Any]:
+    return {
+        "mean": cell.mean,
+        "standard_error": cell.standard_error,
+        "n": cell.n,
+        "missing": ". ".join(cell.missing),
+    }
+
+
+def _frame(records: Sequence[Mapping[str, Any]], empty: Mapping[str, Any]) -> pd.DataFrame:
+    """The records as a frame; ``empty``: one whose keys are the columns without any."""
+    import pandas as pd
+
+    frame = pd.DataFrame(records, columns=list(records[0] if records else empty))
+    return frame.astype({"mean": float, "standard_error": float, "n": int})
+
+
+_RECORD_COLUMNS = (
+    "setting",
+    "folder",
+    "dataset",
+    "algorithm",
+    "test_envs",
+    "trial_seed",
+    "hparams_seed",
+    "step",
+)
+
+
+def _checkpoint_rows(run: Run, setting: str) -> list[Mapping[str, Any]]:
+    """A row for each checkpoint of a run: column -> value."""
+    in_splits, out_splits = selection.accuracies(run)
+    names = [
+        f"env{env}_{split}_acc" for split in ("in", "out") for env in range(run.n_environments)
+    ]
+    accuracies = np.concatenate([in_splits, out_splits], axis=1).tolist()
+
+    key = run.job.key
+    job = {
+        "setting": setting,
+        "folder": run.folder,
+        "dataset": key.dataset,
+        "algorithm": run.row,
+        "test_envs": run.test_envs,
+        "trial_seed": key.trial,
+        "hparams_seed": key.choice,
+    }
+    return [
+        job | {"step": int(step)} | dict(zip(names, values, strict=True))
+        for step, values in zip(run.steps, accuracies, strict=True)
+    ]

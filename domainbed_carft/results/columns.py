@@ -1,94 +1,208 @@
-"""A column of a table as an object: what it holds, how a cell is computed, how it is written."""
+"""The columns that tables can have, an entry each: accuracies, costs, counts, and what
+``carft evaluate`` measured; their cells, and the errors that stand behind means.
+
+Importing this module loads no numpy, so that command lines can name the columns.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.jobs.cost import Cost
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import selection
-from domainbed_carft.results.cells import Cell, ErrorKind, format_accuracy
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.text import unknown
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from domainbed_carft.results.evaluations import RunFigures, SplitFigures
+    from domainbed_carft.results.selection import Selected
+
+PLUS_MINUS = "±"
 NO_VALUE = "X"
 NOT_DECLARED = "-"
+PERCENT = 100.0
+
+ENVIRONMENTS = "environments"
+AVERAGE = "average"
+IN_DOMAIN = "in-domain"
+DEFAULT_COLUMNS = (ENVIRONMENTS, AVERAGE)
+
+_CACHED_SUMMARIES = 4096
 
 
 @dataclass(frozen=True)
-class RowRuns:
-    """What the cells of a row are computed from: one algorithm on one data set, by one method.
+class ErrorKind:
+    """What stands behind a mean, after the sign ±.
 
-    ``environments`` names the columns of ``cells``, the accuracies on each target, and ``average``
-    is their mean in percent. ``selected``: what the method chose for each target and trial.
-    ``candidates``: all runs that it chose from. ``error``: of the cells.
-    """
-
-    environments: Sequence[str]
-    cells: Sequence[Cell]
-    average: float | None
-    selected: Sequence[Selected]
-    candidates: Sequence[Run]
-    error: ErrorKind
-
-    @property
-    def selected_runs(self) -> list[Run]:
-        """The runs whose accuracies count, each once."""
-        runs = [selected.outcome.run for selected in self.selected]
-        return list({id(run): run for run in runs}.values())
-
-    def on_device(self, device: str) -> RowRuns:
-        """The row with only the runs on one device; its accuracies stay."""
-        return replace(
-            self,
-            selected=[
-                selected for selected in self.selected if selected.outcome.run.cost.device == device
-            ],
-            candidates=[run for run in self.candidates if run.cost.device == device],
-        )
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    ``name``: as for ``--columns``, of a target ENVIRONMENTS; ``title``: the header; ``unit``: of
-    the cells' means, such as "%" or "s"; ``explanation``: a sentence for captions, if it needs one.
-    ``measure`` computes a row's cell, ``write`` makes its text, "" without a value. ``device``: of
-    a cost, the device that it was measured on. ``placeholder``: the text of a cell that lacks
-    nothing and has no value.
+    ``name``: as for ``--error``; ``title``: in words; ``definition``: a sentence for captions;
+    ``of``: computes it from the values of two or more trials.
     """
 
     name: str
     title: str
-    unit: str
-    explanation: str
-    measure: Callable[[RowRuns], Cell]
-    write: Callable[[Cell], str]
+    definition: str
+    of: Callable[[npt.NDArray[np.float64]], float]
+
+
+def domainbed_error(values: npt.NDArray[np.float64]) -> float:
+    """The standard error of the mean with divisor n, as DomainBed computes it, to the last bit."""
+    # Divided before, not after: the last bit decides how a half is rounded.
+    return float((values / values.size**0.5).std())
+
+
+def sample_error(values: npt.NDArray[np.float64]) -> float:
+    """The standard error of the mean of two or more values, with divisor n - 1."""
+    return float(values.std(ddof=1) / values.size**0.5)
+
+
+def sample_deviation(values: npt.NDArray[np.float64]) -> float:
+    """The standard deviation of two or more values, with divisor n - 1."""
+    return float(values.std(ddof=1))
+
+
+DOMAINBED = ErrorKind(
+    "domainbed",
+    "standard error",
+    "Standard error = s / sqrt(n), with s the standard deviation over the n trials, divisor n "
+    "(numpy.std with ddof 0), as DomainBed computes it",
+    domainbed_error,
+)
+SAMPLE = ErrorKind(
+    "sample",
+    "standard error",
+    "Standard error = s / sqrt(n), with s the standard deviation over the n trials, "
+    "divisor n - 1 (numpy.std with ddof 1)",
+    sample_error,
+)
+DEVIATION = ErrorKind(
+    "std",
+    "standard deviation",
+    "Standard deviation over the n trials, divisor n - 1 (numpy.std with ddof 1)",
+    sample_deviation,
+)
+ERROR_KINDS = {kind.name: kind for kind in (DOMAINBED, SAMPLE, DEVIATION)}
+
+
+class Cell(NamedTuple):
+    """A value of ``n`` trials or jobs, and its place in the long list of all tables' cells.
+
+    Accuracies are in percent, other values in the ``unit`` of their column. ``standard_error``: of
+    the kind that the tables were made with; None for a single trial. The mean is None if there is
+    no value; ``missing`` says what it lacks. ``accuracies``: trial -> accuracy in [0, 1].
+    ``partial``: an average over some of the environments, or of a copy that is not complete.
+
+    ``setting``: the group's title; ``selection``: the method; ``row``: what tables call it;
+    ``column``: its name; ``of``: the environment, "average" for the mean over a data set's
+    environments, or what else the value is of; ``device``: of a cost.
+    """
+
+    mean: float | None = None
+    standard_error: float | None = None
+    n: int = 0
+    missing: tuple[str, ...] = ()
+    accuracies: Mapping[int, float] = {}
+    partial: bool = False
+    setting: str = ""
+    selection: str = ""
+    dataset: str = ""
+    one_setting: bool = False
+    row: str = ""
+    column: str = ""
+    of: str = ""
     device: str = ""
-    placeholder: str = NOT_DECLARED
+    unit: str = ""
 
-    def text(self, cell: Cell, note_number: int | None = None) -> str:
-        """The cell's text, with the number of the note that says what it lacks, if it does."""
-        text = self.write(cell)
-        if note_number is None:
-            return text or self.placeholder
-        return f"{text or NO_VALUE} [{note_number}]"
+    @property
+    def is_expected(self) -> bool:
+        """Whether the cell should have a value."""
+        return self.mean is not None or bool(self.missing)
+
+    def at(self, place: Cell, **changes: Any) -> Cell:
+        """The value at the place of another cell, but for ``changes``."""
+        return self._replace(
+            setting=place.setting,
+            selection=place.selection,
+            dataset=place.dataset,
+            one_setting=place.one_setting,
+            row=place.row,
+            column=place.column,
+            of=place.of,
+            device=place.device,
+            unit=place.unit,
+        )._replace(**changes)
 
 
-ENVIRONMENTS = "environments"
-AVERAGE = "average"
-DEFAULT_COLUMNS = (ENVIRONMENTS, AVERAGE)
+def cell_of(
+    values_by_trial: Mapping[int, float],
+    missing: Sequence[str] = (),
+    error: ErrorKind = DOMAINBED,
+    scale: float = PERCENT,
+) -> Cell:
+    """The mean over the trials and its ``error``, times ``scale``; of accuracies in [0, 1].
+
+    As in DomainBed's collect_results, to the last bit, but that one trial has no error.
+    """
+    import numpy as np
+
+    if not values_by_trial:
+        return Cell(missing=tuple(missing or ["no accuracy recorded on this environment"]))
+
+    values = np.array([*values_by_trial.values()])
+    return Cell(
+        mean=scale * values.mean(),
+        standard_error=scale * error.of(values) if values.size > 1 else None,
+        n=values.size,
+        missing=tuple(missing),
+        accuracies=values_by_trial,
+    )
+
+
+def format_accuracy(
+    value: float | None, standard_error: float | None = None, n: int | None = None
+) -> str:
+    """A percentage with its standard error and number of trials, as ``96.8 ± 0.4 (3)``.
+
+    What is None (or ``n`` 0) is left out; without a value the text is empty.
+    """
+    return _format_mean(value, standard_error, n, digits=1)
+
+
+def _format_mean(
+    value: float | None, standard_error: float | None, n: int | None, digits: int
+) -> str:
+    if value is None:
+        return ""
+
+    text = f"{value:.{digits}f}"
+    if standard_error is not None:
+        text += f" {PLUS_MINUS} {standard_error:.{digits}f}"
+    if n:
+        text += f" ({n})"
+    return text
 
 
 def accuracy_text(cell: Cell) -> str:
     """An accuracy in percent with error and number of trials, and what it is of, if anything."""
     text = format_accuracy(cell.mean, cell.standard_error, cell.n)
-    return f"{text} {cell.label}" if text and cell.label else text
+    names_environment = cell.of and cell.column != ENVIRONMENTS
+    return f"{text} {cell.of}" if text and names_environment else text
 
 
-def figure_text(cell: Cell) -> str:
-    """A figure with three digits that count, or more before the point: 0.0214, 12.3, 1,234."""
+def score_text(cell: Cell) -> str:
+    """A score with three decimals, its error, and the number of trials."""
+    return _format_mean(cell.mean, cell.standard_error, cell.n, digits=3)
+
+
+def cost_text(cell: Cell) -> str:
+    """A cost with three digits that count, or more before the point: 0.0214, 12.3, 1,234."""
     if cell.mean is None:
         return ""
     if cell.mean == 0:
@@ -105,15 +219,433 @@ def count_text(cell: Cell) -> str:
     return f"{cell.mean:,.0f}" if cell.mean == int(cell.mean) else f"{cell.mean:,.1f}"
 
 
-def candidate_runs(runs: Sequence[Run], method: str) -> list[Run]:
-    """The runs that the method can choose from, each once."""
-    if not selection.METHODS[method].leaves_out:
-        return [run for run in runs if not run.test_envs]
+@dataclass(frozen=True)
+class RowRuns:
+    """What the cells of a row are computed from: one algorithm on one data set, by one method.
 
-    candidates: dict[int, Run] = {}
-    for of_target in selection.candidates_by_target(runs):
-        of_method = [*of_target.singles.values()]
-        if method == selection.LEAVE_ONE_OUT:
-            of_method += [run for pairs in of_target.pairs.values() for run in pairs.values()]
-        candidates |= {id(run): run for run in of_method}
-    return list(candidates.values())
+    ``environments`` names the columns of ``cells``, the accuracies on each target. ``selected``:
+    what the method chose for each target and trial. ``candidates``: all runs that it chose from.
+    ``error``: of the cells.
+    """
+
+    environments: Sequence[str]
+    cells: Sequence[Cell]
+    selected: Sequence[Selected]
+    candidates: Sequence[Run]
+    error: ErrorKind
+
+    @property
+    def selected_runs(self) -> list[Run]:
+        """The runs whose accuracies count, each once."""
+        return list({id(selected.run): selected.run for selected in self.selected}.values())
+
+    @property
+    def incomplete(self) -> tuple[str, ...]:
+        """The environments with incomplete cells, as a reason that a mean over them lacks some."""
+        cells = zip(self.environments, self.cells, strict=True)
+        names = [name for name, cell in cells if cell.missing]
+        return (f"incomplete: {', '.join(names)}",) if names else ()
+
+    def on_device(self, device: str) -> RowRuns:
+        """The row with only the runs on one device; its accuracies stay."""
+        return replace(
+            self,
+            selected=[entry for entry in self.selected if entry.run.cost.device == device],
+            candidates=[run for run in self.candidates if run.cost.device == device],
+        )
+
+
+Measure = Callable[[RowRuns], Cell]
+CostOf = Callable[[Cost], float | None]
+Combine = Callable[[list[float]], float]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    ``name``: as for ``--columns``, of a target ENVIRONMENTS; ``title``: the header; ``unit``: of
+    the cells' means, such as "%" or "s"; ``explanation``: a sentence for captions, if it needs one.
+    ``measure`` computes a row's cell, ``write`` makes its text, "" without a value. ``is_ranked``:
+    whether the highest value is the best. ``is_cost``: whether each device has a column of its own,
+    and ``device``: which one this is of. ``placeholder``: the text of a cell that lacks nothing and
+    has no value.
+    """
+
+    name: str
+    title: str
+    unit: str
+    explanation: str
+    measure: Measure
+    write: Callable[[Cell], str] = accuracy_text
+    is_ranked: bool = False
+    is_cost: bool = False
+    device: str = ""
+    placeholder: str = NOT_DECLARED
+
+    def text(self, cell: Cell, note_number: int | None = None) -> str:
+        """The cell's text, with the number of the note that says what it lacks, if it does."""
+        text = self.write(cell)
+        if note_number is None:
+            return text or self.placeholder
+        return f"{text or NO_VALUE} [{note_number}]"
+
+    def on_device(self, device: str, of_several: bool) -> Column:
+        """The column of a cost on one device, which its title names if there are several."""
+        return replace(
+            self,
+            title=f"{self.title}, {device}" if of_several else self.title,
+            measure=lambda row: self.measure(row.on_device(device)),
+            device=device,
+        )
+
+
+def environment_column(number: int, title: str) -> Column:
+    """The accuracy on the target ``number`` of a data set's environments."""
+    return Column(ENVIRONMENTS, title, "%", "", lambda row: row.cells[number], is_ranked=True)
+
+
+def average(cells: Iterable[Cell]) -> float | None:
+    """The mean of the expected cells in percent; None if one of them has no value."""
+    means = [cell.mean for cell in cells if cell.is_expected]
+    values = [mean for mean in means if mean is not None]
+
+    is_complete = len(values) == len(means)
+    return sum(values) / len(values) if values and is_complete else None
+
+
+def trial_means(values: Iterable[tuple[int, float]]) -> dict[int, float]:
+    """Trial -> the mean of its values, from (trial, value) in the order in which they are summed.
+
+    Trials come in ascending order.
+    """
+    import numpy as np
+
+    values_by_trial: dict[int, list[float]] = {}
+    for trial, value in values:
+        values_by_trial.setdefault(trial, []).append(value)
+    return {trial: float(np.mean(values_by_trial[trial])) for trial in sorted(values_by_trial)}
+
+
+def _out_of_domain(row: RowRuns) -> Cell:
+    """Over the trials: each trial's mean over the targets that it has."""
+    means = trial_means(
+        (entry.trial, entry.outcome.accuracy) for entry in row.selected if entry.run.test_envs
+    )
+    return cell_of(means, row.incomplete, row.error) if means else Cell()
+
+
+def _in_domain(row: RowRuns) -> Cell:
+    """Over the trials: each trial's mean over the targets, of the validation accuracy."""
+    from domainbed_carft.results.selection import in_domain_at
+
+    means = trial_means((entry.trial, in_domain_at(entry.outcome)) for entry in row.selected)
+    return cell_of(means, (), row.error) if means else Cell()
+
+
+def _worst(row: RowRuns) -> Cell:
+    """The cell with the lowest mean, if every expected cell has one."""
+    expected = [
+        cell._replace(of=name)
+        for name, cell in zip(row.environments, row.cells, strict=True)
+        if cell.is_expected
+    ]
+    without_value = [cell.of for cell in expected if cell.mean is None]
+    if without_value:
+        return Cell(missing=(f"no value: {', '.join(without_value)}",))
+    if not expected:
+        return Cell()
+    return min(expected, key=lambda cell: math.inf if cell.mean is None else cell.mean)
+
+
+def _of_chosen(cost_of: CostOf, combine: Combine, key: str) -> Measure:
+    """What combines the costs of the chosen runs; ``key``: of the records that have them."""
+    return lambda row: _cost_cell(row.selected_runs, cost_of, combine, key)
+
+
+def _of_candidates(cost_of: CostOf, combine: Combine, key: str) -> Measure:
+    """What combines the costs of all runs, chosen or not; ``key``: as of `_of_chosen`."""
+    return lambda row: _cost_cell(row.candidates, cost_of, combine, key)
+
+
+def _cost_cell(runs: Sequence[Run], cost_of: CostOf, combine: Combine, key: str) -> Cell:
+    """The runs' costs combined; without a value if there is no run, or if any lacks the key."""
+    if not runs:
+        return Cell()
+
+    costs = [cost_of(run.cost) for run in runs]
+    known = [cost for cost in costs if cost is not None]
+    if len(known) < len(costs):
+        return Cell(missing=(f"the records have no {key}",))
+    return Cell(combine(known), n=len(known))
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _n_jobs(row: RowRuns) -> Cell:
+    return Cell(float(len(row.candidates)), n=len(row.candidates)) if row.candidates else Cell()
+
+
+def _n_draws(row: RowRuns) -> Cell:
+    """The mean over targets and trials of how many choices the chosen one was chosen from."""
+    members = [float(entry.outcome.members) for entry in row.selected]
+    return Cell(_mean(members), n=len(members)) if members else Cell()
+
+
+def figures_of(selected: Selected) -> RunFigures | Problem:
+    """What ``carft evaluate`` measured of a selected run at its step, or why there is nothing."""
+    from domainbed_carft.results.evaluations import figures_path
+
+    folder = Path(selected.run.folder)
+    step = int(selected.outcome.step)
+    path = figures_path(folder, step)
+    changed = path.stat().st_mtime_ns if path.exists() else 0
+
+    figures = _read_figures(folder, step, changed)
+    if isinstance(figures, Problem) or figures.facts.is_of(selected.run.job):
+        return figures
+    return Problem(message="evaluated was another job", remedy="run carft evaluate on the sweep")
+
+
+@functools.lru_cache(maxsize=_CACHED_SUMMARIES)
+def _read_figures(folder: Path, step: int, changed: int) -> RunFigures | Problem:
+    """What `find_figures` finds, read once for all columns; ``changed``: the time of change."""
+    from domainbed_carft.results.evaluations import find_figures
+
+    return find_figures(folder, step)
+
+
+def _evaluated(figure: Callable[[SplitFigures], float | None], scale: float = PERCENT) -> Measure:
+    """What computes a cell from a figure of each selected run on the environment left out.
+
+    Over the trials of each trial's mean over the environments; ``figure`` is None where the run has
+    none, and is multiplied by ``scale``.
+    """
+
+    def figure_of_run(figures: RunFigures, target: int) -> float | None:
+        part = figures.of_environment(target)
+        return figure(part) if part else None
+
+    return _evaluated_run(figure_of_run, scale)
+
+
+def _evaluated_run(
+    figure: Callable[[RunFigures, int], float | None], scale: float = PERCENT
+) -> Measure:
+    """What computes a cell from a figure of each selected run and target, as `_evaluated` does."""
+
+    def measure(row: RowRuns) -> Cell:
+        values = []
+        lacking: dict[str, list[str]] = {}
+        for selected in row.selected:
+            figures = figures_of(selected)
+            if isinstance(figures, Problem):
+                place = f"{row.environments[selected.target]} trial {selected.trial}"
+                lacking.setdefault(str(figures), []).append(place)
+                continue
+            value = figure(figures, selected.target)
+            if value is not None:
+                values.append((selected.trial, scale * value))
+
+        if lacking:
+            reasons = [f"{why}: {', '.join(sorted(places))}" for why, places in lacking.items()]
+            return Cell(missing=tuple(reasons))
+        if not values:
+            return Cell()
+        return cell_of(trial_means(values), row.incomplete, row.error, scale=1)
+
+    return measure
+
+
+def _scaled(name: str) -> Callable[[SplitFigures], float | None]:
+    """The figure of calibration with this name at the fitted temperature, None without one."""
+    return lambda part: getattr(part.scaled, name) if part.scaled else None
+
+
+_GAINED = _evaluated(lambda part: part.gained)
+_LOST = _evaluated(lambda part: part.lost)
+_NET = _evaluated(lambda part: part.gained - part.lost)
+
+
+def _flips(row: RowRuns) -> Cell:
+    """The gained minus the lost pictures in percent, of both."""
+    gained = _GAINED(row)
+    lost = _LOST(row)
+    net = _NET(row)
+    if gained.mean is None or lost.mean is None:
+        return net
+    return net._replace(of=f"{gained.mean:.1f} gained, {lost.mean:.1f} lost")
+
+
+_AT_TEMPERATURE = "the same at the temperature fitted on the training environments."
+
+# fmt: off
+OF_RECORDS = (
+    Column(AVERAGE, "Avg", "%", "Avg: mean of the row's cells.",
+           lambda row: Cell(average(row.cells)), is_ranked=True, placeholder=NO_VALUE),
+    Column("out-of-domain", "Out of domain", "%",
+           "Out of domain: over the trials, of each trial's mean over the environments left out.",
+           _out_of_domain, is_ranked=True),
+    Column("worst", "Worst", "%", "Worst: the environment left out with the lowest mean.",
+           _worst, is_ranked=True),
+    Column(IN_DOMAIN, "In-domain", "%",
+           "In-domain: at the chosen checkpoints, the mean accuracy on the out-splits of the "
+           "environments trained on; over the trials, of each trial's mean over the environments "
+           "left out.",
+           _in_domain, is_ranked=True),
+    Column("step-seconds", "s/step", "s",
+           "s/step: seconds a training step took, mean over the chosen jobs, without the first "
+           "record of each.",
+           _of_chosen(lambda cost: cost.step_seconds, _mean, "step_time"),
+           cost_text, is_cost=True),
+    Column("training-hours", "Training h", "h",
+           "Training h: hours of all training steps of all jobs behind the row, chosen or not.",
+           _of_candidates(lambda cost: cost.training_hours, math.fsum, "step_time"),
+           cost_text, is_cost=True),
+    Column("evaluation-hours", "Evaluation h", "h",
+           "Evaluation h: hours of the evaluations of all these jobs.",
+           _of_candidates(lambda cost: cost.evaluation_hours, math.fsum, "evaluation_time"),
+           cost_text, is_cost=True),
+    Column("memory", "GiB", "GiB", "GiB: the most GPU memory that a chosen job had in use.",
+           _of_chosen(lambda cost: cost.memory_gb, max, "memory of a GPU (mem_gb)"),
+           cost_text, is_cost=True),
+    Column("parameters", "Trained", "",
+           "Trained: how many parameters a chosen job trained, the most of any.",
+           _of_chosen(lambda cost: cost.trained_parameters, max, "trained_parameters"), count_text),
+    Column("jobs", "Jobs", "",
+           "Jobs: how many have a record, of those that the method chooses from.",
+           _n_jobs, count_text),
+    Column("draws", "Draws", "",
+           "Draws: among how many hyperparameters the method chose, draws and members of a search; "
+           "on average over environments and trials.",
+           _n_draws, count_text),
+)
+OF_EVALUATE = (
+    Column("accuracy", "Accuracy", "%",
+           "Accuracy: on the environment left out, of the weights that carft evaluate measured.",
+           _evaluated(lambda part: part.accuracy), is_ranked=True),
+    Column("in-domain-unaugmented", "In-domain, unaugmented", "%",
+           "In-domain, unaugmented: the mean accuracy on the out-splits of the environments "
+           "trained on, through the test transform, as all other figures of carft evaluate.",
+           _evaluated_run(lambda figures, target: figures.in_domain), is_ranked=True),
+    Column("per-class", "Per class", "%", "Per class: accuracy, the mean over classes.",
+           _evaluated(lambda part: part.mean_per_class), is_ranked=True),
+    Column("worst-class", "Worst class", "%", "Worst class: accuracy of the worst class.",
+           _evaluated(lambda part: part.worst_class.accuracy), is_ranked=True),
+    Column("ece", "ECE", "%", "ECE: expected calibration error over 15 bins.",
+           _evaluated(lambda part: part.calibration.ece)),
+    Column("ece-scaled", "ECE/T", "%", f"ECE/T: {_AT_TEMPERATURE}",
+           _evaluated(_scaled("ece"))),
+    Column("nll", "NLL", "nats", "NLL: mean negative log-likelihood, nats.",
+           _evaluated(lambda part: part.calibration.nll, scale=1), score_text),
+    Column("nll-scaled", "NLL/T", "nats", f"NLL/T: {_AT_TEMPERATURE}",
+           _evaluated(_scaled("nll"), scale=1), score_text),
+    Column("brier", "Brier", "", "Brier: Brier score, from 0 to 2.",
+           _evaluated(lambda part: part.calibration.brier, scale=1), score_text),
+    Column("brier-scaled", "Brier/T", "", f"Brier/T: {_AT_TEMPERATURE}",
+           _evaluated(_scaled("brier"), scale=1), score_text),
+    Column("temperature", "T", "", "T: the fitted temperature.",
+           _evaluated(lambda part: part.temperature, scale=1), score_text),
+    Column("zero-shot", "Zero-shot", "%", "Zero-shot: accuracy of the original CLIP.",
+           _evaluated(lambda part: part.zero_shot_accuracy)),
+    Column("flips", "Flips", "%",
+           "Flips: pictures that only the run predicts correctly (gained) minus those that only "
+           "zero-shot CLIP does (lost).",
+           _flips),
+    Column("gained", "Gained", "%", "Gained: pictures that only the run predicts correctly.",
+           _GAINED),
+    Column("lost", "Lost", "%", "Lost: pictures that only zero-shot CLIP predicts correctly.",
+           _LOST),
+    Column("aligned", "Aligned", "%",
+           "Aligned: accuracy of pictures with an alignment score from 0.21 to 0.4.",
+           _evaluated(lambda part: part.alignment.aligned), is_ranked=True),
+    Column("unaligned", "Unaligned", "%",
+           "Unaligned: accuracy of pictures with an alignment score from 0.15 to 0.21.",
+           _evaluated(lambda part: part.alignment.unaligned), is_ranked=True),
+)
+# fmt: on
+COLUMNS = {column.name: column for column in (*OF_RECORDS, *OF_EVALUATE)}
+
+# Names that stand for several columns.
+ALL = "all"
+EVALUATED = "evaluated"
+COLUMN_SETS = {
+    ALL: (ENVIRONMENTS, *(column.name for column in OF_RECORDS)),
+    EVALUATED: tuple(column.name for column in OF_EVALUATE),
+}
+NAMES = (ENVIRONMENTS, *COLUMNS, *COLUMN_SETS)
+
+
+def expand(names: Iterable[str]) -> tuple[str, ...]:
+    """The names of columns, each once, with those that a name of COLUMN_SETS stands for.
+
+    Raises CarftError for a name that is not one of NAMES.
+    """
+    expanded: dict[str, None] = {}
+    for name in names:
+        if name not in NAMES:
+            raise CarftError(unknown("column", name, NAMES))
+        expanded |= dict.fromkeys(COLUMN_SETS.get(name, (name,)))
+    return tuple(expanded)
+
+
+def choose(
+    names: Sequence[str], environments: Sequence[str], runs: Iterable[Run]
+) -> tuple[Column, ...]:
+    """The columns with these names, in their order.
+
+    ``environments``: titles of the targets, which have a column each. A cost has a column for each
+    device that ``runs`` were trained on: such figures are never averaged over devices.
+    """
+    devices = list(dict.fromkeys(sorted(run.cost.device for run in runs)))
+    chosen: list[Column] = []
+    for name in expand(names):
+        if name == ENVIRONMENTS:
+            chosen += [environment_column(*numbered) for numbered in enumerate(environments)]
+        elif COLUMNS[name].is_cost:
+            of_several = len(devices) > 1
+            chosen += [COLUMNS[name].on_device(device, of_several) for device in devices]
+        else:
+            chosen.append(COLUMNS[name])
+    return tuple(chosen)
+
+
+_WITHIN_COLUMNS = (
+    "In-domain accuracies are measured on augmented pictures, as DomainBed does, and the others "
+    "are not: compare within a column, not in-domain with out-of-domain."
+)
+
+
+def warnings_about(columns: Iterable[Column]) -> list[str]:
+    """What would be read wrongly in tables with these columns: augmented pictures beside others."""
+    names = {column.name for column in columns}
+    out_of_domain = {ENVIRONMENTS, AVERAGE, "out-of-domain", "worst"}
+    return [_WITHIN_COLUMNS] if IN_DOMAIN in names and names & out_of_domain else []
+
+
+def explanations(columns: Iterable[Column]) -> list[str]:
+    """What the printed columns mean, and on which devices costs were measured: for captions."""
+    columns = list(columns)
+    sentences = [column.explanation for column in columns if column.name not in DEFAULT_COLUMNS]
+    devices = dict.fromkeys(column.device for column in columns if column.device)
+    if devices:
+        sentences.append(f"Costs were measured on {'; '.join(devices)}.")
+    return list(dict.fromkeys([*sentences, *warnings_about(columns)]))
+
+
+BEST = 1
+SECOND = 2
+OTHER = 0
+
+
+def ranks(means: Sequence[float | None]) -> list[int]:
+    """BEST, SECOND or OTHER for each of a column's means in percent; None is OTHER.
+
+    Means that read the same with one decimal share a rank, so that there may be several of each.
+    """
+    printed = [None if mean is None else float(f"{mean:.1f}") for mean in means]
+    highest = sorted({value for value in printed if value is not None}, reverse=True)
+    rank_of_value = dict(zip(highest, (BEST, SECOND)))
+    return [OTHER if value is None else rank_of_value.get(value, OTHER) for value in printed]

@@ -17,7 +17,7 @@ from domainbed_carft.results import selection
 from domainbed_carft.results.selection import LEAVE_ONE_OUT, METHODS
 
 _Choices = dict[int, list[Choice]]  # trial -> choices of hyperparameters
-_Kind = tuple[str, str, bool]  # data set, algorithm, whether anything is left out
+_Kind = tuple[str, str, bool]  # data set, row, whether anything is left out
 
 
 class Gaps:
@@ -59,11 +59,11 @@ class Gaps:
         ]
 
     def missing_in_cell(
-        self, dataset: str, algorithm: str, target: int, method: str, n_environments: int
+        self, dataset: str, row: str, target: int, method: str, n_environments: int
     ) -> list[str] | None:
         """Reasons why a cell of the tables is incomplete; None where no job is expected."""
         leaves_out = METHODS[method].leaves_out
-        kind = (dataset, algorithm, leaves_out)
+        kind = (dataset, row, leaves_out)
         if kind not in self._keys_by_kind:
             return None if self._listed else ["no job of the algorithm on this data set"]
 
@@ -85,7 +85,7 @@ class Gaps:
         choices_by_reason: dict[str, _Choices] = {}
         for envs, (trial, choices) in itertools.product(test_envs, expected_choices.items()):
             for choice in choices:
-                reason = self._reason(Candidate(dataset, algorithm, envs, trial, choice))
+                reason = self._reason(Candidate(dataset, row, envs, trial, choice))
                 if reason:
                     missing_choices = choices_by_reason.setdefault(reason, {})
                     missing_choices.setdefault(trial, []).append(choice)
@@ -143,7 +143,7 @@ class Gaps:
 
 
 def _kind(key: Candidate) -> _Kind:
-    return key.dataset, key.algorithm, bool(key.test_envs)
+    return key.dataset, key.row, bool(key.test_envs)
 
 
 def _schedule(run: Run) -> tuple[object, ...]:

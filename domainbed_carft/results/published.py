@@ -1,22 +1,25 @@
-"""Published figures, each with its source, and ours beside those of ``assets/published.csv``."""
+"""Published figures, each with its source, and ours beside those of ``assets/published.csv``.
+
+A verdict says whether our runs reproduce a published figure, and if there is none, why not.
+"""
 
 from __future__ import annotations
 
 import csv
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import verdicts
-from domainbed_carft.results.cells import Cell, ErrorKind, cell_of, format_accuracy
-from domainbed_carft.results.document import Grid
-from domainbed_carft.results.settings import Group
+from domainbed_carft.results.collection import Group
+from domainbed_carft.results.columns import Cell, ErrorKind, cell_of, format_accuracy
+from domainbed_carft.results.comparisons import LEVEL, student_interval
+from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.tables import Table
-from domainbed_carft.results.verdicts import Verdict
 
 AVERAGE = "average"
 BACKBONE = "ViT-B/16"
@@ -26,8 +29,18 @@ CAPTION = (
     "from several sources and protocols. The error is that of the mean "
     "over n trials, both where they were published. Selected on: what checkpoint and "
     "hyperparameters were chosen on; what was selected on the target is not comparable.",
-    verdicts.CAPTION,
+    f"Verdict: reproduced, if the published mean, to its last digit, lies in the {LEVEL}% interval "
+    "of our mean, by Student's t distribution over our trials; above and below say where our mean "
+    "lies otherwise. The spread of the published figure does not count.",
 )
+
+REPRODUCED = "reproduced"
+ABOVE = "above"
+BELOW = "below"
+NOT_COMPARABLE = "not comparable"
+ORACLE = "oracle"
+# What a published checkpoint was chosen on, if it is also a selection method of ours.
+_SELECTED_ON_METHODS = ("training-domain",)
 
 _TEXT_COLUMNS = ("method", "dataset", "backbone", "selection", "source", "note")
 # Hparams by which a run may differ from the published methods, and their value where it does not.
@@ -55,10 +68,11 @@ _COUNTERPARTS = {
     "CLIPMIRO": "MIRO",
 }
 
-_NOT_COMPARABLE = "Not comparable: {}."
+_NOT_COMPARABLE_REMARK = "Not comparable: {}."
 
 
-class GroupComparison(NamedTuple):
+@dataclass(frozen=True)
+class GroupComparison:
     """A group's accuracies beside published ones.
 
     ``entries``: a dict for each comparison, for JSON and CSV, in percent and points; ``remarks``:
@@ -67,6 +81,20 @@ class GroupComparison(NamedTuple):
 
     entries: list[dict[str, Any]]
     remarks: list[str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How our mean stands to a published one.
+
+    ``name``: REPRODUCED, ABOVE, BELOW or NOT_COMPARABLE; ``reason``: why it is not comparable, else
+    "". ``low`` and ``high``: the interval of our mean in percent, None for fewer than two trials.
+    """
+
+    name: str
+    reason: str
+    low: float | None
+    high: float | None
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -93,18 +121,20 @@ def figures(methods: Sequence[str] = ()) -> list[dict[str, Any]]:
 
 def counterpart(run: Run) -> str | None:
     """The published method that a run is of, whatever its row is called; None if it has none."""
-    if run.job.args["algorithm"] == "CLIPFineTune":
+    if run.algorithm == "CLIPFineTune":
         start = "random" if run.recorded.get("head_init") == "random" else "zero-shot"
         return f"ERM, {start} head"
-    return _COUNTERPARTS.get(run.job.args["algorithm"])
+    return _COUNTERPARTS.get(run.algorithm)
 
 
 def compare(group: Group, group_tables: Iterable[Table]) -> GroupComparison:
     """Our averages over targets beside the published ones; ``group_tables``: all of the group."""
     published = {(figure["method"], figure["dataset"]): figure for figure in figures()}
     datasets = dict.fromkeys(dataset for _, dataset in published if dataset != AVERAGE)
-    counterparts = _counterparts(group.runs)
-    deviations_of_row = _deviations_by_row(group.runs)
+    runs_of_cell: dict[tuple[str, str], list[Run]] = {}
+    for run in group.runs:
+        for dataset in (run.dataset, AVERAGE):
+            runs_of_cell.setdefault((run.row, dataset), []).append(run)
 
     entries = []
     for table in group_tables:
@@ -114,12 +144,13 @@ def compare(group: Group, group_tables: Iterable[Table]) -> GroupComparison:
             cells[AVERAGE] = _over_all(cells_of_datasets, table.error)
 
             for dataset, cell in cells.items():
-                method = counterparts.get((row.algorithm, dataset), "")
+                runs = runs_of_cell.get((row.algorithm, dataset), [])
+                method = _common_counterpart(runs)
                 figure = published.get((method, dataset))
                 if figure and cell.mean is not None:
-                    deviations = deviations_of_row.get((row.algorithm, dataset), {})
+                    deviations = dict.fromkeys(name for run in runs for name in _deviations(run))
                     deviation = _clause(row.algorithm, list(deviations), method)
-                    verdict = verdicts.judge(cell, table.method, figure, deviation)
+                    verdict = judge(cell, table.method, figure, deviation)
                     labels = {
                         "setting": table.setting,
                         "selection": table.method,
@@ -154,43 +185,60 @@ def _entry(cell: Cell, figure: Mapping[str, Any], verdict: Verdict) -> dict[str,
     }
 
 
-def _deviations_by_row(runs: Iterable[Run]) -> dict[tuple[str, str], dict[str, None]]:
-    """(Algorithm, data set or AVERAGE) -> how any of its runs deviate from the published method."""
-    deviations: dict[tuple[str, str], dict[str, None]] = {}
-    for run in runs:
-        for dataset in (run.dataset, AVERAGE):
-            row = deviations.setdefault((run.algorithm, dataset), {})
-            row.update(dict.fromkeys(_deviations(run)))
-    return deviations
+def judge(cell: Cell, method: str, figure: Mapping[str, Any], deviation: str) -> Verdict:
+    """The verdict on a cell that has a mean, beside a published figure.
 
-
-def _counterparts(runs: Iterable[Run]) -> dict[tuple[str, str], str]:
-    """(Algorithm, data set or AVERAGE) -> the published method that its runs are instances of.
-
-    Runs that are of several methods, or of none, have no entry: nothing can be compared.
+    ``method``: our selection method; ``figure``: a row of published.csv; ``deviation``: a clause on
+    what our runs have that the published method has not, "" if nothing.
     """
-    methods: dict[tuple[str, str], set[str | None]] = {}
-    for run in runs:
-        for dataset in (run.dataset, AVERAGE):
-            methods.setdefault((run.algorithm, dataset), set()).add(counterpart(run))
+    low, high = student_interval([100 * accuracy for accuracy in cell.accuracies.values()])
+    reason = deviation or _reason_against(cell, method, figure)
+    if reason or low is None or high is None or cell.mean is None:
+        return Verdict(NOT_COMPARABLE, reason or "one trial has no interval", low, high)
 
-    return {
-        key: method
-        for key, run_methods in methods.items()
-        for method in run_methods
-        if method and len(run_methods) == 1
-    }
+    rounding = _half_of_last_digit(figure["accuracy"])
+    if low - rounding <= figure["accuracy"] <= high + rounding:
+        name = REPRODUCED
+    else:
+        name = ABOVE if cell.mean > figure["accuracy"] else BELOW
+    return Verdict(name, reason="", low=low, high=high)
+
+
+def _reason_against(cell: Cell, method: str, figure: Mapping[str, Any]) -> str:
+    """Why the two figures must not be compared; "" if nothing is known against it."""
+    selected_on = figure["selection"]
+    if cell.missing or cell.partial:
+        return "ours is incomplete"
+    if method == ORACLE:
+        return "ours was selected on the target"
+    if "target" in selected_on:
+        return f"the published one was selected on: {selected_on}"
+    if selected_on in _SELECTED_ON_METHODS and selected_on != method:
+        return f"ours was selected by {method}, the published one by {selected_on}"
+    return ""
+
+
+def _half_of_last_digit(value: float) -> float:
+    """Half a unit of the last digit that a published percentage has: 0.05 for 96.8."""
+    _, _, decimals = str(value).partition(".")
+    return float(0.5 * 10.0 ** -len(decimals))
+
+
+def _common_counterpart(runs: Iterable[Run]) -> str:
+    """The published method that all runs are of; "" if they are of several, or of none."""
+    methods = {counterpart(run) for run in runs}
+    return (methods.pop() or "") if len(methods) == 1 else ""
 
 
 def _deviations(run: Run) -> list[str]:
     """What a run has that the published method of its name has not."""
-    method_hparams = _HPARAMS_OF_METHOD.get(run.job.args["algorithm"], ())
+    method_hparams = _HPARAMS_OF_METHOD.get(run.algorithm, ())
     deviations = []
     for name, published_value in _PUBLISHED_HPARAMS.items():
         value = run.recorded.get(name, published_value)
         if name not in method_hparams and value not in (published_value, None):
             deviations.append(f"{name} {value}")
-    if run.job.args["algorithm"] == "CLIPMIRO":
+    if run.algorithm == "CLIPMIRO":
         deviations.append("a head that starts zero-shot instead of random")
     return deviations
 
@@ -201,7 +249,7 @@ def _deviation_remark(run: Run) -> str:
     method = counterpart(run)
     if not (method and deviations):
         return ""
-    return _NOT_COMPARABLE.format(_clause(run.algorithm, deviations, method))
+    return _NOT_COMPARABLE_REMARK.format(_clause(run.row, deviations, method))
 
 
 def _clause(algorithm: str, deviations: Sequence[str], method: str) -> str:
@@ -232,7 +280,7 @@ def grid(comparisons: Sequence[Mapping[str, Any]], remarks: Sequence[str]) -> Gr
     numbers = {reason: number for number, reason in enumerate(reasons, 1)}
     rows = [_comparison_row(entry, numbers.get(entry["reason"])) for entry in comparisons]
 
-    numbered_remarks = [_NOT_COMPARABLE.format(reason) for reason in numbers]
+    numbered_remarks = [_NOT_COMPARABLE_REMARK.format(reason) for reason in numbers]
     notes = [f"[{number}] {remark}" for number, remark in enumerate(numbered_remarks, 1)]
     notes += [remark for remark in remarks if remark not in numbered_remarks]
 

@@ -18,8 +18,6 @@ from domainbed_carft.jobs.manifest import Search, Sweep, trials_phrase
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.text import quantity
 
-SINGLE_SOURCE_FLAG = "--single-source"
-
 # With so few environments a pair for cross-validation also has a single source.
 _ENVIRONMENTS_OF_A_PAIR_WITH_ONE_SOURCE = 3
 
@@ -40,51 +38,19 @@ class LastStage:
     notes: list[str]
 
 
-def assign_to_runs(
-    runs: Iterable[Run], sweeps: Sequence[Sweep], single_source: bool = False
-) -> list[Run]:
-    """The runs, each with its job's role: from the manifest that lists it, else inferred.
-
-    ``single_source``: a job that leaves out all environments but one has a single source, whatever
-    the manifest says.
-    """
+def assign_to_runs(runs: Iterable[Run], sweeps: Sequence[Sweep]) -> list[Run]:
+    """The runs, each with its job's role: from the manifest that lists it, else inferred."""
     listed_roles = {job.folder: job.role for sweep in sweeps for job in sweep.jobs}
 
     assigned = []
     for run in runs:
-        n_left_out = len(run.test_envs)
         role = listed_roles.get(run.job.folder)
         if role is None:
-            role = Role(leaves_out_together=n_left_out > 2)
-        if single_source and _has_single_source(n_left_out, run.n_environments):
-            role = replace(role, leaves_out_together=True)
-
+            role = Role(leaves_out_together=len(run.test_envs) > 2)
         if role != run.job.role:
             run = replace(run, job=replace(run.job, role=role))
         assigned.append(run)
     return assigned
-
-
-def assign_to_planned(sweeps: Iterable[Sweep], single_source: bool = False) -> list[Sweep]:
-    """The sweeps; with ``single_source`` their jobs have the roles as of `assign_to_runs`."""
-    if not single_source:
-        return list(sweeps)
-
-    assigned = []
-    for sweep in sweeps:
-        jobs = []
-        for job in sweep.jobs:
-            facts = sweep.datasets.get(job.key.dataset)
-            if facts and _has_single_source(len(job.key.test_envs), len(facts.labels)):
-                job = replace(job, role=replace(job.role, leaves_out_together=True))
-            jobs.append(job)
-        assigned.append(replace(sweep, jobs=tuple(jobs)))
-    return assigned
-
-
-def _has_single_source(n_left_out: int, n_environments: int) -> bool:
-    """Whether one environment is left to train on, and several are left out."""
-    return n_left_out > 1 and n_left_out == n_environments - 1
 
 
 def require_known_roles(runs: Sequence[Run], sweeps: Iterable[Sweep]) -> None:
@@ -112,8 +78,9 @@ def require_known_roles(runs: Sequence[Run], sweeps: Iterable[Sweep]) -> None:
                 f"(--test_envs {left_out}), and no manifest says what for"
             )
             remedy = (
-                f"for tables of a single source add {SINGLE_SOURCE_FLAG}; for "
-                "cross-validation add --select leave-one-domain-out"
+                "for tables of a single source declare the jobs in a sweep with "
+                "test_environments: single-source, and launch it; for cross-validation add "
+                "--select leave-one-domain-out"
             )
             raise CarftError(Problem(message=message, remedy=remedy))
 

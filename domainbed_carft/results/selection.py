@@ -21,7 +21,11 @@ from domainbed_carft.results.method_names import LEAVE_ONE_OUT as LEAVE_ONE_OUT
 from domainbed_carft.results.method_names import ORACLE
 from domainbed_carft.results.method_names import TRAINING_DOMAIN as TRAINING_DOMAIN
 
+ONE_SETTING = "one setting for all environments"
+
 Floats = npt.NDArray[np.float64]
+# (data set, row, trial)
+_TrialKey = tuple[str, str, int]
 
 
 class Candidates(NamedTuple):
@@ -32,7 +36,7 @@ class Candidates(NamedTuple):
     """
 
     dataset: str
-    algorithm: str
+    row: str
     target: int
     trial: int
     singles: dict[Choice, Run]
@@ -71,13 +75,26 @@ class Outcome(NamedTuple):
 
 
 class Selected(NamedTuple):
-    """The accuracy that counts for one (data set, algorithm, target, trial)."""
+    """The outcome that counts for one (data set, row, target, trial).
+
+    ``row``: what tables call the row, which is the algorithm's name unless ``--by`` divides it.
+    """
 
     dataset: str
-    algorithm: str
+    row: str
     target: int
     trial: int
     outcome: Outcome
+
+    @property
+    def run(self) -> Run:
+        """The run whose accuracy counts."""
+        return self.outcome.runs[0]
+
+    @property
+    def algorithm(self) -> str:
+        """The name of the algorithm, whatever the row is called."""
+        return self.run.algorithm
 
 
 class Method(NamedTuple):
@@ -93,18 +110,17 @@ class Method(NamedTuple):
 
 
 def candidates_by_target(runs: Iterable[Run]) -> list[Candidates]:
-    """The candidates of each (data set, algorithm, target, trial) among ``runs``.
+    """The candidates of each (data set, row, target, trial) among ``runs``.
 
     They come in the order of DomainBed's groups, on which the last bit of a mean depends.
     """
     by_target: dict[tuple[str, str, int, int], Candidates] = {}
     for run in runs:
-        dataset, algorithm, test_envs, trial, _ = run.job.key
-        choice = run.job.choice
+        dataset, row, test_envs, trial, choice = run.job.candidate
         for target in run.test_envs:
             candidates = by_target.setdefault(
-                (dataset, algorithm, target, trial),
-                Candidates(dataset, algorithm, target, trial, singles={}, pairs={}),
+                (dataset, row, target, trial),
+                Candidates(dataset, row, target, trial, singles={}, pairs={}),
             )
             if len(test_envs) == 1 or run.job.role.leaves_out_together:
                 candidates.singles[choice] = run
@@ -140,13 +156,65 @@ def select(runs: Iterable[Run], name: str) -> list[Selected]:
         if outcomes:
             best = Selected(
                 dataset=candidates.dataset,
-                algorithm=candidates.algorithm,
+                row=candidates.row,
                 target=candidates.target,
                 trial=candidates.trial,
                 outcome=outcomes[0],
             )
             selected.append(best)
     return selected
+
+
+def select_one_setting(runs: Iterable[Run], method: str) -> list[Selected]:
+    """What ``method`` selects if in each trial all targets of a data set share one choice.
+
+    It is the choice with the highest mean validation accuracy over the targets; of equally good
+    ones the last, as for a single target. A choice counts if it has an outcome for every target
+    that any choice of the trial has. Checkpoints remain those of each target's own run.
+    ``method``: one that leaves environments out. The order is that of `select`.
+    """
+    rule = METHODS[method]
+    outcomes: dict[_TrialKey, dict[int, dict[Choice, Outcome]]] = {}
+    for candidates in candidates_by_target(runs):
+        trial = (candidates.dataset, candidates.row, candidates.trial)
+        by_choice = {outcome.choice: outcome for outcome in ranked_outcomes(candidates, rule)}
+        if by_choice:
+            outcomes.setdefault(trial, {})[candidates.target] = by_choice
+
+    return [
+        Selected(dataset, row, target, trial, by_target[target][choice])
+        for (dataset, row, trial), by_target in outcomes.items()
+        for choice in [_best_choice(by_target)]
+        if choice is not None
+        for target in by_target
+    ]
+
+
+def _best_choice(by_target: dict[int, dict[Choice, Outcome]]) -> Choice | None:
+    """The choice with the highest mean over all targets; None if none has all of them."""
+    complete = set.intersection(*(set(by_choice) for by_choice in by_target.values()))
+    if not complete:
+        return None
+
+    def rank(choice: Choice) -> tuple[float, Choice]:
+        validations = [by_choice[choice].validation for by_choice in by_target.values()]
+        return float(np.mean(validations)), choice
+
+    return max(complete, key=rank)
+
+
+def candidate_runs(runs: Sequence[Run], name: str) -> list[Run]:
+    """The runs that the method called ``name`` can choose from, each once."""
+    if not METHODS[name].leaves_out:
+        return [run for run in runs if not run.test_envs]
+
+    candidate_runs: dict[int, Run] = {}
+    for candidates in candidates_by_target(runs):
+        of_method = [*candidates.singles.values()]
+        if name == LEAVE_ONE_OUT:
+            of_method += [run for pairs in candidates.pairs.values() for run in pairs.values()]
+        candidate_runs |= {id(run): run for run in of_method}
+    return list(candidate_runs.values())
 
 
 def accuracies(run: Run) -> tuple[Floats, Floats]:
@@ -255,7 +323,7 @@ def _in_domain(runs: Iterable[Run]) -> list[Selected]:
 
     runs_without_targets = [run for run in runs if not run.test_envs]
     n_choices = Counter(_trial_of(run) for run in runs_without_targets)
-    for run in sorted(runs_without_targets, key=lambda run: (run.job.key, run.job.choice)):
+    for run in sorted(runs_without_targets, key=lambda run: run.job.candidate):
         key = _trial_of(run)
         row = _last_row(run)
         _, out_splits = accuracies(run)
@@ -277,16 +345,16 @@ def _in_domain(runs: Iterable[Run]) -> list[Selected]:
             ]
 
     return [
-        Selected(dataset, algorithm, target, trial, outcome)
-        for dataset, algorithm, trial in sorted(outcomes)
-        for target, outcome in enumerate(outcomes[dataset, algorithm, trial])
+        Selected(dataset, row, target, trial, outcome)
+        for dataset, row, trial in sorted(outcomes)
+        for target, outcome in enumerate(outcomes[dataset, row, trial])
     ]
 
 
 def _trial_of(run: Run) -> tuple[str, str, int]:
-    """Data set, algorithm and trial of a run that left nothing out."""
+    """Data set, row and trial of a run that left nothing out."""
     key = run.job.key
-    return key.dataset, key.algorithm, key.trial
+    return key.dataset, run.row, key.trial
 
 
 METHODS = {

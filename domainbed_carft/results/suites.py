@@ -1,26 +1,33 @@
-"""Runs on whole test sets: a row for each algorithm's weights, from the jobs' suites.jsonl."""
+"""Runs on whole test sets: a row for each algorithm's weights, from the jobs' suites.jsonl.
+
+A run counts without the sets that it was trained on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.jobs.records import RecordWarning
-from domainbed_carft.results import order, published
-from domainbed_carft.results.cells import (
+from domainbed_carft.results import published, selection
+from domainbed_carft.results.collection import Group
+from domainbed_carft.results.columns import (
     DOMAINBED,
+    NOT_DECLARED,
     PLUS_MINUS,
     Cell,
     ErrorKind,
     cell_of,
     format_accuracy,
 )
-from domainbed_carft.results.columns import NOT_DECLARED
-from domainbed_carft.results.document import Grid
-from domainbed_carft.results.settings import Group
-from domainbed_carft.results.suite_runs import selected_records
+from domainbed_carft.results.comparisons import PairKey
+from domainbed_carft.results.formats import Grid
+from domainbed_carft.results.selection import Selected
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Suite
 
@@ -34,6 +41,81 @@ def caption(error: ErrorKind = DOMAINBED) -> str:
         "is formed. Of runs that left environments out: the mean of each trial's runs, without the "
         "styles that a run was trained on."
     )
+
+
+class SuiteRun(NamedTuple):
+    """A run that validation chose, and the environments that it was trained on.
+
+    ``trained_on``: their names, if the run left others out, else none: they say which sets of a
+    suite cannot test the run.
+    """
+
+    selected: Selected
+    trained_on: frozenset[str]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run's job."""
+        return Path(self.selected.run.folder)
+
+
+def selected_runs(group: Group) -> list[SuiteRun]:
+    """Each run of the group that validation chose, once."""
+    labels = group.environments
+    selected_of_folder = {
+        selected.run.folder: selected
+        for method in (selection.IN_DOMAIN, selection.TRAINING_DOMAIN)
+        for selected in group.selected(method)
+    }
+    suite_runs = []
+    for selected in selected_of_folder.values():
+        left_out = selected.run.test_envs
+        trained_on = (
+            label
+            for number, label in enumerate(labels[selected.dataset])
+            if left_out and number not in left_out
+        )
+        suite_runs.append(SuiteRun(selected, frozenset(trained_on)))
+    return suite_runs
+
+
+def selected_records(
+    group: Group, warnings: list[RecordWarning]
+) -> Iterator[tuple[Selected, Mapping[str, Any]]]:
+    """The suite records of the `selected_runs`, without sets of environments trained on.
+
+    The means of a record are then over its other sets. What is wrong in the files is added to
+    ``warnings``.
+    """
+    for suite_run in selected_runs(group):
+        for record in records.read(suite_run.folder, warnings):
+            if record["suite"] in catalogue.SUITES:
+                yield suite_run.selected, _without_sets(record, suite_run.trained_on)
+
+
+def _without_sets(record: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
+    """The record without the sets called ``names``, and with the means of the others."""
+    sets = {name: scores for name, scores in record["sets"].items() if name not in names}
+    if len(sets) == len(record["sets"]):
+        return record
+
+    suite = catalogue.get(record["suite"]).without(names)
+    complete = {name: scores["accuracy"] for name, scores in sets.items() if scores["complete"]}
+    return {**record, "sets": sets, **suite.means(complete)}
+
+
+def accuracies_by_run(group: Group, suite: str) -> dict[str, dict[PairKey, float]]:
+    """Row -> (data set, target, trial) -> the run's mean accuracy over the suite's sets, in %.
+
+    Over the sets that the run was not trained on; the rows are in the order of the tables.
+    """
+    percent: dict[str, dict[PairKey, float]] = {}
+    for selected, record in selected_records(group, warnings=[]):
+        if record["suite"] == suite and record["wise_ft_alpha"] is None:
+            accuracies = [scores["accuracy"] for scores in record["sets"].values()]
+            run = (selected.dataset, selected.target, selected.trial)
+            percent.setdefault(selected.row, {})[run] = 100 * float(np.mean(accuracies))
+    return {row: percent[row] for row in group.ordered(percent)}
 
 
 class Scores(NamedTuple):
@@ -117,7 +199,7 @@ def scores(
     for selected, record in selected_records(group, warnings):
         backbone = str(selected.outcome.run.recorded.get("clip_backbone", ""))
         suite, weights, alpha = (record[name] for name in records.KEY)
-        key = _ScoresKey(selected.dataset, selected.algorithm, backbone, suite, weights, alpha)
+        key = _ScoresKey(selected.dataset, selected.row, backbone, suite, weights, alpha)
         trials_by_key.setdefault(key, {}).setdefault(selected.trial, []).append(record)
 
     rows = [
@@ -133,7 +215,7 @@ def scores(
         )
         for key, trials in trials_by_key.items()
     ]
-    algorithms = order.ordered_algorithms((key.algorithm for key in trials_by_key), group.declared)
+    algorithms = group.ordered(key.algorithm for key in trials_by_key)
     return sorted(rows, key=lambda row: row._sorting_key(algorithms))
 
 

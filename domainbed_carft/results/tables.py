@@ -1,38 +1,60 @@
-"""Tables of means over trials and their errors."""
+"""Tables of means over trials and their errors: their cells, one long list, and their notes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.results import measures, one_setting, order, selection
-from domainbed_carft.results.cells import DOMAINBED, Cell, ErrorKind, cell_of
-from domainbed_carft.results.columns import DEFAULT_COLUMNS, Column, RowRuns, candidate_runs
+from domainbed_carft.results import columns, selection
+from domainbed_carft.results.collection import Collection, Group
+from domainbed_carft.results.columns import (
+    AVERAGE,
+    DEFAULT_COLUMNS,
+    DOMAINBED,
+    ENVIRONMENTS,
+    NOT_DECLARED,
+    Cell,
+    Column,
+    ErrorKind,
+    RowRuns,
+    cell_of,
+)
+from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.gaps import Gaps
 from domainbed_carft.results.selection import Selected
-from domainbed_carft.results.settings import Group
-from domainbed_carft.results.table_options import DEFAULT_OPTIONS, TableOptions
+
+ALL_SOURCES = "mean over sources"
 
 _UNDECLARED = "-: no job was declared for this cell; Avg is over the other cells."
 _TRAINED_ON = "-: the runs were trained on this environment; Avg is over the other cells."
+_NOTE_ON_SOURCES = (
+    f"A row's label names the environments trained on, whose cells are -. In the row {ALL_SOURCES} "
+    "a cell is over each trial's mean over the sources that have the target."
+)
+_NOTE_ON_ONE_TRIAL = "Each cell is of one trial, so it has no error."
 
 
 class Row(NamedTuple):
-    """An algorithm's accuracies, and what the table shows of it.
+    """A row of a table: its part of the table's cells.
 
-    ``cells``: one for each environment or data set; ``average``: their mean in percent, None if an
-    expected cell has no value. ``shown``: a cell for each of the table's ``shown`` columns.
-    ``selected``: the choices behind the accuracies of one data set, by target and trial.
+    ``algorithm``: what the row is called; ``cells``: one for each environment or data set;
+    ``average``: their mean in percent, None if an expected cell has no value; ``printed_cells``:
+    one for each column that the table prints. ``selected``: the choices behind the accuracies of
+    one data set, by target and trial.
     """
 
     algorithm: str
     cells: Sequence[Cell]
     average: float | None
-    shown: Sequence[Cell]
+    printed_cells: Sequence[Cell]
     selected: Sequence[Selected] = ()
 
     def chosen(self, target: int) -> list[Selected]:
@@ -40,26 +62,54 @@ class Row(NamedTuple):
         return [entry for entry in self.selected if entry.target == target and entry.outcome.values]
 
 
-class Table(NamedTuple):
-    """The accuracies of a group's algorithms on one data set, by one selection method.
+@dataclass(frozen=True)
+class Table:
+    """The cells of a group's algorithms on one data set, by one selection method.
 
-    A row is an algorithm. ``columns``: the environments, or in a table of ``averages`` the data
-    sets. ``shown``: the columns to print, by default these and their average. ``error``: what
-    stands behind the means. ``dataset_titles``: what data sets are called, where that is not their
-    name. ``one_setting``: whether all targets share one choice of hyperparameters.
+    ``cells``: row by row: the accuracies on the environments, their average, then those of the
+    other ``printed_columns``. ``columns``: the environments, or in a table of ``averages`` the data
+    sets. ``error``: what stands behind the means. ``dataset_titles``: what data sets are called,
+    where that is not their name. ``one_setting``: whether all targets share one choice of
+    hyperparameters. ``selected``: the row's name -> the choices behind its accuracies.
     """
 
     setting: str
     method: str
     dataset: str
     columns: Sequence[str]
-    rows: Sequence[Row]
-    notes: Sequence[str]
-    shown: Sequence[Column]
+    printed_columns: Sequence[Column]
+    cells: Sequence[Cell]
+    notes: Sequence[str] = ()
     averages: bool = False
-    dataset_titles: Mapping[str, str] = {}
+    dataset_titles: Mapping[str, str] = field(default_factory=dict)
     error: ErrorKind = DOMAINBED
     one_setting: bool = False
+    selected: Mapping[str, Sequence[Selected]] = field(default_factory=dict)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The cells row by row."""
+        by_row = itertools.groupby(self.cells, key=lambda cell: cell.row)
+        return [self._row(name, list(cells)) for name, cells in by_row]
+
+    def _row(self, name: str, cells: Sequence[Cell]) -> Row:
+        accuracies = [cell for cell in cells if cell.column == ENVIRONMENTS]
+        cell_of_column = {(cell.column, cell.device): cell for cell in cells}
+
+        printed_cells = []
+        remaining_accuracies = iter(accuracies)
+        for column in self.printed_columns:
+            if column.name == ENVIRONMENTS:
+                printed_cells.append(next(remaining_accuracies))
+            else:
+                printed_cells.append(cell_of_column[column.name, column.device])
+        return Row(
+            algorithm=name,
+            cells=accuracies,
+            average=cell_of_column[AVERAGE, ""].mean,
+            printed_cells=printed_cells,
+            selected=self.selected.get(name, ()),
+        )
 
     @property
     def dataset_title(self) -> str:
@@ -69,120 +119,239 @@ class Table(NamedTuple):
     @property
     def title(self) -> str:
         """Data set, selection method, and the group's setting."""
+        choice = selection.ONE_SETTING if self.one_setting else ""
+        return self._title(self.dataset_title, choice)
+
+    def _title(self, first: str, choice: str = "") -> str:
         method = selection.METHODS[self.method].title
-        choice = one_setting.TITLE if self.one_setting else ""
-        parts = [self.dataset_title, method, choice, self.setting]
-        return "; ".join(filter(None, parts))
+        return "; ".join(filter(None, [first, method, choice, self.setting]))
 
     @property
-    def cells(self) -> list[Cell]:
-        """The cells of all rows."""
-        return [cell for row in self.rows for cell in row.cells]
+    def accuracies(self) -> list[Cell]:
+        """The cells of the environments, or of the data sets."""
+        return [cell for cell in self.cells if cell.column == ENVIRONMENTS]
 
     @property
     def n_incomplete(self) -> int:
-        """How many cells are incomplete."""
-        return sum(bool(cell.missing) for cell in self.cells)
+        """How many accuracies are incomplete."""
+        return sum(bool(cell.missing) for cell in self.accuracies)
+
+    @property
+    def ranks(self) -> list[list[int]]:
+        """For each row the ranks of its printed cells in their columns, of accuracies only."""
+        ranks_of_columns = []
+        for number, column in enumerate(self.printed_columns):
+            means = [row.printed_cells[number].mean for row in self.rows]
+            without_ranks: list[float | None] = [None] * len(means)
+            ranks_of_columns.append(columns.ranks(means if column.is_ranked else without_ranks))
+        return [list(row_ranks) for row_ranks in zip(*ranks_of_columns, strict=True)]
+
+    def grid(self) -> Grid:
+        """The printed cells as words, with numbered notes on incomplete ones."""
+        note_numbers: dict[tuple[str, ...], int] = {}
+        rows = []
+        for row in self.rows:
+            texts = [row.algorithm]
+            for column, cell in zip(self.printed_columns, row.printed_cells, strict=True):
+                note_number = None
+                if cell.missing:  # a new reason gets the next number
+                    note_number = note_numbers.setdefault(cell.missing, len(note_numbers) + 1)
+                texts.append(column.text(cell, note_number))
+            rows.append(texts)
+
+        header = ["Algorithm", *(column.title for column in self.printed_columns)]
+        notes = [f"[{number}] {'. '.join(missing)}." for missing, number in note_numbers.items()]
+        return Grid(self.title, header, rows, [*notes, *self.notes])
+
+    def grid_of_one_trial(self) -> Grid:
+        """The same as `grid`; where no cell has several trials, a note says so instead of each."""
+        if any(cell.n > 1 for cell in self.accuracies):
+            return self.grid()
+        cells = [cell._replace(n=0) if cell.column == ENVIRONMENTS else cell for cell in self.cells]
+        return replace(self, cells=cells, notes=[*self.notes, _NOTE_ON_ONE_TRIAL]).grid()
+
+    def grid_of_choices(self) -> Grid | None:
+        """The values of a search that were chosen for the cells; None if no row had a search."""
+        rows = []
+        for row in self.rows:
+            chosen = [row.chosen(target) for target in range(len(self.columns))]
+            if any(chosen):
+                all_chosen = [entry for of_cell in chosen for entry in of_cell]
+                texts = map(_choices_text, chosen)
+                rows.append([row.algorithm, *texts, _members_text(all_chosen)])
+        if not rows:
+            return None
+        title = self._title(f"{self.dataset_title}, chosen")
+        return Grid(title, ["Algorithm", *self.columns, "Of"], rows, notes=[])
+
+
+def _choices_text(trials: Sequence[Selected]) -> str:
+    """``lr 0.001`` if all trials chose it, else ``lr 0.001 (2), lr 0.0003 (1)``."""
+    counts = Counter(
+        ", ".join(f"{name} {value}" for name, value in entry.outcome.values.items())
+        for entry in trials
+    )
+    if len(counts) < 2:
+        return next(iter(counts), NOT_DECLARED)
+    return ", ".join(f"{text} ({count})" for text, count in counts.most_common())
+
+
+def _members_text(selections: Sequence[Selected]) -> str:
+    """Among how many each was chosen, as ``3`` or ``2 to 3``."""
+    numbers = [selected.outcome.members for selected in selections]
+    fewest = min(numbers)
+    most = max(numbers)
+    return str(most) if fewest == most else f"{fewest} to {most}"
 
 
 def build(
-    group: Group, methods: Sequence[str], options: TableOptions = DEFAULT_OPTIONS
+    group: Group,
+    methods: Sequence[str],
+    *,
+    column_names: Sequence[str] = DEFAULT_COLUMNS,
+    error: ErrorKind = DOMAINBED,
+    with_one_setting: bool = False,
 ) -> list[Table]:
-    """All tables of one group: for each method one a data set, then that of the averages."""
-    gaps = Gaps(group.runs, group.planned)
-    environments = order.environment_labels(group.runs, group.planned, group.labels)
+    """All tables of one group: for each method one a data set, then that of the averages.
 
+    ``column_names``: as for ``--columns``; ``error``: what stands behind the means;
+    ``with_one_setting``: whether tables of one choice for all targets follow those of a choice for
+    each.
+    """
+    gaps = Gaps(group.runs, group.planned)
     tables = []
     for method in methods:
-        selected = selection.select(group.runs, method)
-        tables += _TableMaker(group, method, selected, gaps, environments, options).tables()
-        if options.one_setting and selection.METHODS[method].leaves_out:
-            selected = one_setting.select(group.runs, method)
-            maker = _TableMaker(group, method, selected, gaps, environments, options)
-            tables += [table._replace(one_setting=True) for table in maker.tables()]
+        maker = _TableMaker(group, method, gaps, column_names, error)
+        tables += maker.tables()
+        if with_one_setting and selection.METHODS[method].leaves_out:
+            maker = _TableMaker(group, method, gaps, column_names, error, one_setting=True)
+            tables += maker.tables()
+    return tables
+
+
+def by_environment(
+    collection: Collection, column_names: Sequence[str], error: ErrorKind = DOMAINBED
+) -> list[Table]:
+    """For each group, method and data set a table with a row for each algorithm and environment.
+
+    ``column_names``: as for ``--columns``, each of the runs that left that environment out.
+    """
+    tables = []
+    for group in collection.groups:
+        gaps = Gaps(group.runs, group.planned)
+        for method in collection.methods:
+            tables += _TableMaker(group, method, gaps, column_names, error).tables_by_environment()
     return tables
 
 
 class _TableMaker:
-    """Makes the tables of one group by one method, of what the method ``selected``."""
+    """Makes the tables of one group by one method."""
 
     def __init__(
         self,
         group: Group,
         method: str,
-        selected: Sequence[Selected],
         gaps: Gaps,
-        environments: Mapping[str, Sequence[str]],
-        options: TableOptions,
+        column_names: Sequence[str],
+        error: ErrorKind,
+        one_setting: bool = False,
     ) -> None:
         self._group = group
         self._method = method
         self._gaps = gaps
-        self._environments = environments
-        self._dataset_titles = benchmarks.dataset_titles(environments)
-        self._options = options
+        self._column_names = column_names
+        self._error = error
+        self._one_setting = one_setting
+        self._environments = group.environments
+        self._dataset_titles = benchmarks.dataset_titles(self._environments)
         self._leaves_out = selection.METHODS[method].leaves_out
 
-        # (algorithm, data set) -> what was selected, in the order of DomainBed's groups, on which
-        # the last bit of a mean depends.
+        # (row, data set) -> what was selected, in the order of DomainBed's groups, on which the
+        # last bit of a mean depends.
         self._selected: dict[tuple[str, str], list[Selected]] = {}
-        for entry in selected:
-            self._selected.setdefault((entry.algorithm, entry.dataset), []).append(entry)
+        for entry in group.selected(method, one_setting_for_all=one_setting):
+            self._selected.setdefault((entry.row, entry.dataset), []).append(entry)
 
         self._candidates: dict[tuple[str, str], list[Run]] = {}
-        for run in candidate_runs(group.runs, method):
-            self._candidates.setdefault((run.algorithm, run.dataset), []).append(run)
+        for run in selection.candidate_runs(group.runs, method):
+            self._candidates.setdefault((run.row, run.dataset), []).append(run)
 
         jobs = gaps.keys_of(method)
-        self._datasets = {job.dataset for job in jobs}
-        algorithms = (job.algorithm for job in jobs)
-        self._row_labels = order.ordered_algorithms(algorithms, group.declared)
+        with_jobs = {job.dataset for job in jobs}
+        self._datasets = [name for name in self._environments if name in with_jobs]
+        self._row_names = group.ordered(job.row for job in jobs)
 
     def tables(self) -> list[Table]:
         """A table for each data set, then that of the averages, unless nothing was left out."""
-        tables = [
-            self._dataset_table(dataset, environments)
-            for dataset, environments in self._environments.items()
-            if dataset in self._datasets
-        ]
+        tables = [self._dataset_table(dataset) for dataset in self._datasets]
         # Of one source, the table of all sources has the averages.
         has_averages = self._leaves_out and tables and not self._group.source
         return [*tables, self._averages(tables)] if has_averages else tables
 
-    def _dataset_table(self, dataset: str, environments: Sequence[str]) -> Table:
+    def tables_by_environment(self) -> list[Table]:
+        """A table for each data set, with a row for each of its rows and environments."""
+        return [self._table_by_environment(dataset) for dataset in self._datasets]
+
+    def _dataset_table(self, dataset: str) -> Table:
         """The table of one data set: a row an algorithm."""
-        runs = [run for run in self._group.runs if run.dataset == dataset]
-        columns = measures.choose(self._options.columns, environments, runs)
+        environments = self._environments[dataset]
+        printed_columns = columns.choose(self._column_names, environments, self._runs_on(dataset))
+        cells: list[Cell] = []
+        for name in self._row_names:
+            cells += self._row_cells(self._row_runs(name, dataset), printed_columns, dataset, name)
 
-        rows = []
-        for algorithm in self._row_labels:
-            selected = self._selected.get((algorithm, dataset), [])
-            cells = [
-                self._cell(algorithm, dataset, target, selected)
+        is_declared = all(cell.is_expected for cell in cells if cell.column == ENVIRONMENTS)
+        note = _TRAINED_ON if self._group.source else _UNDECLARED
+        return self._table(
+            dataset,
+            environments,
+            printed_columns,
+            cells,
+            notes=[] if is_declared else [note],
+            selected={name: self._selected.get((name, dataset), []) for name in self._row_names},
+        )
+
+    def _table_by_environment(self, dataset: str) -> Table:
+        """The table of one data set: a row for each algorithm and environment left out."""
+        environments = self._environments[dataset]
+        names = [name for name in self._column_names if name != ENVIRONMENTS]
+        printed_columns = columns.choose(names, (), self._runs_on(dataset))
+        cells: list[Cell] = []
+        for name in self._row_names:
+            row_runs = self._row_runs(name, dataset)
+            for target, environment in enumerate(environments):
+                selected = [entry for entry in row_runs.selected if entry.target == target]
+                if selected:
+                    accuracies = [Cell() for _ in environments]
+                    accuracies[target] = row_runs.cells[target]
+                    part = replace(row_runs, cells=accuracies, selected=selected)
+                    label = f"{name}, {environment}"
+                    cells += self._row_cells(part, printed_columns, dataset, label)
+        return self._table(dataset, environments, printed_columns, cells)
+
+    def _runs_on(self, dataset: str) -> list[Run]:
+        return [run for run in self._group.runs if run.dataset == dataset]
+
+    def _row_runs(self, name: str, dataset: str) -> RowRuns:
+        """What the cells of one row are computed from."""
+        environments = self._environments[dataset]
+        selected = self._selected.get((name, dataset), [])
+        return RowRuns(
+            environments=environments,
+            cells=[
+                self._accuracy(name, dataset, target, selected)
                 for target in range(len(environments))
-            ]
-            row_runs = RowRuns(
-                environments=environments,
-                cells=cells,
-                average=_average(cells),
-                selected=selected,
-                candidates=self._candidates.get((algorithm, dataset), []),
-                error=self._options.error,
-            )
-            shown = [column.measure(row_runs) for column in columns]
-            rows.append(Row(algorithm, cells, row_runs.average, shown, selected))
+            ],
+            selected=selected,
+            candidates=self._candidates.get((name, dataset), []),
+            error=self._error,
+        )
 
-        is_declared = all(cell.is_expected for row in rows for cell in row.cells)
-        notes = [] if is_declared else [_TRAINED_ON if self._group.source else _UNDECLARED]
-        return self._table(dataset, environments, rows=rows, notes=notes, shown=columns)
-
-    def _cell(
-        self, algorithm: str, dataset: str, target: int, selected: Sequence[Selected]
-    ) -> Cell:
-        """The accuracy on one target, of what was ``selected`` for the algorithm's row."""
+    def _accuracy(self, name: str, dataset: str, target: int, selected: Sequence[Selected]) -> Cell:
+        """The accuracy on one target, of what was ``selected`` for the row."""
         missing = self._gaps.missing_in_cell(
             dataset=dataset,
-            algorithm=algorithm,
+            row=name,
             target=target,
             method=self._method,
             n_environments=len(self._environments[dataset]),
@@ -193,80 +362,189 @@ class _TableMaker:
         trials = {
             entry.trial: entry.outcome.accuracy for entry in selected if entry.target == target
         }
-        return cell_of(trials, missing, self._options.error)
+        return cell_of(trials, missing, self._error)
+
+    def _row_cells(
+        self, row_runs: RowRuns, printed_columns: Sequence[Column], dataset: str, row: str
+    ) -> list[Cell]:
+        """The cells of a row in their places: accuracies, their average, what else is printed."""
+        cells = [
+            self._place(cell._replace(of=environment), ENVIRONMENTS, "%", dataset, row)
+            for environment, cell in zip(row_runs.environments, row_runs.cells, strict=True)
+        ]
+        measured = [columns.COLUMNS[AVERAGE]]
+        measured += [column for column in printed_columns if column.name not in DEFAULT_COLUMNS]
+        for column in measured:
+            cell = column.measure(row_runs)._replace(device=column.device)
+            cells.append(self._place(cell, column.name, column.unit, dataset, row))
+        return cells
+
+    def _place(self, cell: Cell, column: str, unit: str, dataset: str, row: str) -> Cell:
+        """The cell at its place in the long list."""
+        return cell._replace(
+            setting=self._group.title,
+            selection=self._method,
+            dataset=dataset,
+            one_setting=self._one_setting,
+            row=row,
+            column=column,
+            unit=unit,
+        )
 
     def _averages(self, tables: Sequence[Table]) -> Table:
         """A column a data set: means over each trial's mean over the targets that it has."""
-        datasets = [table.dataset for table in tables]
-        titles = [self._dataset_titles.get(dataset, dataset) for dataset in datasets]
-        columns = measures.choose(DEFAULT_COLUMNS, titles, runs=())
-
-        rows = []
+        cells: list[Cell] = []
         notes = []
-        for number, algorithm in enumerate(self._row_labels):
-            cells = []
+        for number, name in enumerate(self._row_names):
+            row_cells = []
             for table in tables:
-                cell_by_target = dict(zip(table.columns, table.rows[number].cells, strict=True))
-                undeclared = [name for name, cell in cell_by_target.items() if not cell.is_expected]
-                cell = self._dataset_average(algorithm, table, cell_by_target)
+                accuracies = table.rows[number].cells
+                cell = self._dataset_average(name, table, accuracies)
+                undeclared = [accuracy.of for accuracy in accuracies if not accuracy.is_expected]
                 if cell.is_expected and undeclared:
                     names = ", ".join(undeclared)
-                    note = f"{algorithm} on {table.dataset_title}: no job declared for {names}."
-                    notes.append(note)
-                cells.append(cell._replace(partial=cell.is_expected and bool(undeclared)))
+                    notes.append(f"{name} on {table.dataset_title}: no job declared for {names}.")
+                    cell = cell._replace(partial=True)
+                cell = cell._replace(of=AVERAGE)
+                row_cells.append(self._place(cell, ENVIRONMENTS, "%", table.dataset, name))
 
-            average = _average(cells)
-            rows.append(Row(algorithm, cells, average, shown=[*cells, Cell(average)]))
+            average = Cell(columns.average(row_cells))
+            cells += [*row_cells, self._place(average, AVERAGE, "%", dataset="", row=name)]
+
+        titles = [table.dataset_title for table in tables]
         return self._table(
-            "Averages", datasets, rows=rows, notes=notes, shown=columns, averages=True
+            "Averages",
+            [table.dataset for table in tables],
+            columns.choose(DEFAULT_COLUMNS, titles, runs=()),
+            cells,
+            notes=notes,
+            averages=True,
         )
 
-    def _dataset_average(
-        self, algorithm: str, table: Table, cell_by_target: Mapping[str, Cell]
-    ) -> Cell:
+    def _dataset_average(self, name: str, table: Table, accuracies: Sequence[Cell]) -> Cell:
         """The cell of one data set in the table of averages."""
-        if not any(cell.is_expected for cell in cell_by_target.values()):
+        if not any(cell.is_expected for cell in accuracies):
             return Cell()
 
-        incomplete = [name for name, cell in cell_by_target.items() if cell.missing]
+        incomplete = [cell.of for cell in accuracies if cell.missing]
         missing = []
         if incomplete:
             missing.append(f"incomplete in {table.dataset_title}: {', '.join(incomplete)}")
-
-        accuracies: dict[int, list[float]] = {}
-        for entry in self._selected.get((algorithm, table.dataset), []):
-            accuracies.setdefault(entry.trial, []).append(entry.outcome.accuracy)
-        means = {trial: float(np.mean(accuracies[trial])) for trial in sorted(accuracies)}
-        return cell_of(means, missing, self._options.error)
+        selected = self._selected.get((name, table.dataset), [])
+        means = columns.trial_means((entry.trial, entry.outcome.accuracy) for entry in selected)
+        return cell_of(means, missing, self._error)
 
     def _table(
         self,
         dataset: str,
-        columns: Sequence[str],
-        *,
-        rows: Sequence[Row],
-        notes: Sequence[str],
-        shown: Sequence[Column],
-        averages: bool = False,
+        environments: Sequence[str],
+        printed_columns: Sequence[Column],
+        cells: Sequence[Cell],
+        **details: Any,
     ) -> Table:
+        """A table of this group and method; ``details``: its other fields."""
         return Table(
             setting=self._group.title,
             method=self._method,
             dataset=dataset,
-            columns=columns,
-            rows=rows,
-            notes=notes,
-            shown=shown,
-            averages=averages,
+            columns=environments,
+            printed_columns=printed_columns,
+            cells=cells,
             dataset_titles=self._dataset_titles,
-            error=self._options.error,
+            error=self._error,
+            one_setting=self._one_setting,
+            **details,
         )
 
 
-def _average(cells: Sequence[Cell]) -> float | None:
-    """The mean of the expected cells in percent; None if one of them has no value."""
-    means = [cell.mean for cell in cells if cell.is_expected]
-    values = [mean for mean in means if mean is not None]
+def tables_of_sources(
+    groups: Sequence[Group], tables_of_groups: Sequence[Sequence[Table]]
+) -> list[Table]:
+    """Where several targets were left out together: a row a source, a column a target.
 
-    is_complete = len(values) == len(means)
-    return sum(values) / len(values) if values and is_complete else None
+    The groups of such runs have one set of environments trained on, their source, so that no cell
+    mixes two. Here they come together, for each setting, selection method and data set, with the
+    means over the sources. ``tables_of_groups``: those of the groups, which are in the same order.
+    """
+    tables_of_setting: dict[tuple[str, str, str, bool], dict[str, Table]] = {}
+    for group, group_tables in zip(groups, tables_of_groups, strict=True):
+        if group.source:
+            for table in group_tables:
+                setting = group.setting_without_source
+                key = (setting, table.method, table.dataset, table.one_setting)
+                tables_of_setting.setdefault(key, {})[group.source] = table
+
+    return [
+        _table_of_sources(setting, by_source)
+        for (setting, *_), by_source in tables_of_setting.items()
+    ]
+
+
+def _table_of_sources(setting: str, by_source: Mapping[str, Table]) -> Table:
+    """One table of those of several sources: for each algorithm a row a source, then their mean."""
+    first = next(iter(by_source.values()))
+
+    def place(source: str) -> list[int]:
+        """Where the environments of a source stand among all."""
+        labels = source.split(", ")
+        return [first.columns.index(label) for label in labels if label in first.columns]
+
+    ordered = sorted(by_source, key=place)
+    names = dict.fromkeys(row.algorithm for table in by_source.values() for row in table.rows)
+
+    cells: list[Cell] = []
+    selected = {}
+    for name in names:
+        rows_by_source = {
+            source: row
+            for source in ordered
+            for row in by_source[source].rows
+            if row.algorithm == name
+        }
+        for source, row in rows_by_source.items():
+            label = f"{name}, {source}"
+            cells += _source_cells(label, row.cells, row.average)
+            selected[label] = row.selected
+        if len(rows_by_source) > 1:
+            cells += _mean_cells(f"{name}, {ALL_SOURCES}", rows_by_source.values(), first.error)
+
+    return replace(
+        first,
+        setting=setting,
+        cells=[cell._replace(setting=setting) for cell in cells],
+        notes=[_NOTE_ON_SOURCES],
+        printed_columns=columns.choose(DEFAULT_COLUMNS, first.columns, runs=()),
+        selected=selected,
+    )
+
+
+def _source_cells(label: str, accuracies: Sequence[Cell], average: float | None) -> list[Cell]:
+    """The cells of a row called ``label``."""
+    average_cell = Cell(average).at(accuracies[0], column=AVERAGE, of="")
+    return [cell._replace(row=label) for cell in (*accuracies, average_cell)]
+
+
+def _mean_cells(label: str, rows: Iterable[Row], error: ErrorKind) -> list[Cell]:
+    """The means over the sources: of each target, and of the rows' averages."""
+    rows = list(rows)
+    accuracies = []
+    for number, place in enumerate(rows[0].cells):
+        expected = [row.cells[number] for row in rows if row.cells[number].is_expected]
+        cell = _mean_over_sources(expected, error) if expected else Cell()
+        accuracies.append(cell.at(place))
+
+    averages = [row.average for row in rows]
+    values = [average for average in averages if average is not None]
+    average = sum(values) / len(values) if values and len(values) == len(averages) else None
+    return _source_cells(label, accuracies, average)
+
+
+def _mean_over_sources(cells: Sequence[Cell], error: ErrorKind) -> Cell:
+    """The cell of one target over its sources: each trial's mean, if it has all of them."""
+    reasons = dict.fromkeys(reason for cell in cells for reason in cell.missing)
+    accuracies = {
+        trial: float(np.mean([cell.accuracies[trial] for cell in cells]))
+        for trial in sorted(cells[0].accuracies)
+        if all(trial in cell.accuracies for cell in cells)
+    }
+    return cell_of(accuracies, tuple(reasons), error)

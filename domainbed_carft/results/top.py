@@ -13,10 +13,8 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.facts import NAMES, NEUTRAL_RETIRED
 from domainbed_carft.jobs.job import overrides
 from domainbed_carft.jobs.records import RecordWarning, Run
-from domainbed_carft.paths import AnyPath
-from domainbed_carft.results import collection as collecting
-from domainbed_carft.results import order, selection
-from domainbed_carft.results.collection import Collection
+from domainbed_carft.results import selection
+from domainbed_carft.results.collection import Collection, Group, Sweeps, gathered
 from domainbed_carft.results.selection import Selected
 
 # Values that a run fills in and records; passed on, they would refuse any other data set.
@@ -78,58 +76,41 @@ class Top:
     warnings: Sequence[RecordWarning]
 
 
-def top(
-    folders: AnyPath | Iterable[AnyPath],
-    *,
-    methods: Sequence[str] | None = None,
-    ignored: Sequence[str] = (),
-    single_source: bool = False,
-    dataset: str | None = None,
-    algorithm: str | None = None,
-    test_env: int | None = None,
-) -> Top:
+def top(sweeps: Sweeps, *, only: str = "", **reading: Any) -> Top:
     """The best hyperparameters of each trial in the records of sweeps, as of ``carft top``.
 
-    ``folders``, ``methods``, ``ignored`` and ``single_source``: as for `collect`. ``dataset``,
-    ``algorithm`` and ``test_env`` leave only the entries with these values. Raises CarftError if no
-    entry has one of them, or none is by one of ``methods``, and for what `collect` does.
+    ``sweeps``: output folders, or the collection that `gather` read; ``reading``: the options of
+    `gather`. ``only``: a part of a job's folder or description, such as ``PACS CARFT``; other jobs
+    have no entry. Raises CarftError if no chosen job has it, if a requested method chose none,
+    and for what `gather` does.
     """
-    collection = collecting.gather(folders, methods, ignored, single_source=single_source)
-    entries = list(best_hparams(collection))
+    collection = gathered(sweeps, **reading)
+    for method in reading.get("methods") or ():
+        if not collection.selected(method):
+            raise CarftError(f"no run was selected with selection {method}")
 
-    wanted = {"dataset": dataset, "algorithm": algorithm, "test_env": test_env}
-    for name, value in wanted.items():
-        if value is not None:
-            _require(entries, name, value)
-            entries = [entry for entry in entries if getattr(entry, name) == value]
-    for method in methods or ():
-        _require(entries, "selection", method)
+    entries = list(best_hparams(collection, only=only))
+    if only and not entries:
+        raise CarftError(f"no chosen job matches {only!r}; for a list: carft top without --only")
     return Top(entries, collection.warnings)
 
 
-def _require(entries: Iterable[BestHparams], name: str, value: object) -> None:
-    """Raise CarftError, naming the available values, unless an entry has this one."""
-    available = sorted({getattr(entry, name) for entry in entries} - {None})
-    if value not in available:
-        listing = ", ".join(map(str, available)) or "none"
-        raise CarftError(f"no run was selected with {name} {value}; available: {listing}")
-
-
 def best_hparams(
-    collection: Collection, methods: Sequence[str] | None = None
+    collection: Collection, methods: Sequence[str] | None = None, only: str = ""
 ) -> Iterator[BestHparams]:
     """The chosen hyperparameters of each group, method, data set, algorithm, target and trial.
 
-    ``methods``: of selection, by default those of the collection.
+    ``methods``: of selection, by default those of the collection. ``only``: as of `top`.
     """
     drawn = drawn_hparams(collection.runs)
     for group, method in itertools.product(collection.groups, methods or collection.methods):
-        labels = order.environment_labels(group.runs, listed=group.labels)
+        labels = group.environments
         leaves_out = selection.METHODS[method].leaves_out
 
-        for selected in _in_row_order(selection.select(group.runs, method), group.declared):
+        for selected in _in_row_order(group, method):
             # Jobs that leave nothing out select the same for each column.
-            if leaves_out or selected.target == 0:
+            is_first = leaves_out or selected.target == 0
+            if is_first and only in f"{selected.run.job.folder.name} {selected.run.job}":
                 environment = labels[selected.dataset][selected.target] if leaves_out else None
                 yield _entry(selected, group.title, method, environment, drawn)
 
@@ -153,14 +134,13 @@ def drawn_hparams(runs: Iterable[Run]) -> dict[tuple[str, str], list[str]]:
     }
 
 
-def _in_row_order(selections: Iterable[Selected], declared: Sequence[str]) -> list[Selected]:
-    """By data set, then in the tables' order of algorithms, then by target and trial."""
-    selections = list(selections)
-    algorithms = order.ordered_algorithms((selected.algorithm for selected in selections), declared)
+def _in_row_order(group: Group, method: str) -> list[Selected]:
+    """What the method selects, by data set, row in the tables' order, target and trial."""
+    selections = group.selected(method)
+    names = group.ordered(selected.row for selected in selections)
 
     def row_and_trial(selected: Selected) -> tuple[str, int, int, int]:
-        row = algorithms.index(selected.algorithm)
-        return selected.dataset, row, selected.target, selected.trial
+        return selected.dataset, names.index(selected.row), selected.target, selected.trial
 
     return sorted(selections, key=row_and_trial)
 
@@ -194,7 +174,7 @@ def _entry(
         setting=setting,
         selection=method,
         dataset=selected.dataset,
-        algorithm=run.job.args["algorithm"],
+        algorithm=run.algorithm,
         test_env=selected.target if leaves_out else None,
         environment=environment,
         trial_seed=selected.trial,
@@ -213,5 +193,5 @@ def _entry(
         },
         values=dict(outcome.values),
         members=outcome.members,
-        row=selected.algorithm,
+        row=selected.row,
     )

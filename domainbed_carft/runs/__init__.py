@@ -1,7 +1,7 @@
 """Using a trained run: evaluate, predict, interpolate (WiSE-FT), average (soups), export.
 
-`api` has the functions of Python's `domainbed_carft.evaluate` and its like. The commands of `carft`
-call the same functions of this room, and print what these return.
+The commands of `carft` and the Python API call the same functions. A function takes a run, or the
+path of a job's folder or a weights file.
 """
 
 from __future__ import annotations

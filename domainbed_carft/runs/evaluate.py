@@ -2,45 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from domainbed_carft.data.tasks import TASKS
 from domainbed_carft.errors import CarftError, UnreadableError
+from domainbed_carft.paths import AnyPath, as_path, as_text
+from domainbed_carft.results.evaluations import ECE_BINS, Figures, confusion_matrix, measure
+from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.runs import splits as splitting
-from domainbed_carft.runs.confusion import ECE_BINS, ConfusionCounts
-from domainbed_carft.runs.measuring import LoadingOptions, count_predictions, run_predictor
-from domainbed_carft.runs.saved import TrainedRun
-from domainbed_carft.runs.suite_evaluation import evaluate_on_suite
-from domainbed_carft.runs.suite_scores import SuiteEvaluation
+from domainbed_carft.runs.predictions import LoadingOptions, predict_rows, run_predictor
+from domainbed_carft.runs.run import Run
+from domainbed_carft.runs.saved import AnyRun, as_run
+from domainbed_carft.runs.suites import SuiteEvaluation, evaluate_on_suite
+from domainbed_carft.runs.sweep import (
+    SweepEvaluation,
+    SweepOptions,
+    evaluate_sweep,
+    is_sweep_folder,
+)
 from domainbed_carft.suites import catalogue
 
 
 @dataclass(frozen=True)
 class SplitScores:
-    """The predictions on one split of ``environment``; ``is_target``: whether it was left out."""
+    """The predictions on one split of ``environment``; ``is_target``: whether it was left out.
+
+    ``figures``: None without pictures. ``confusion`` (K, K): pictures by true class (row) and
+    predicted class (column).
+    """
 
     name: str
     environment: str
     is_target: bool
-    counts: ConfusionCounts
+    pictures: int
+    figures: Figures | None
+    confusion: npt.NDArray[np.int64]
 
-    def as_dict(self, classes: list[str]) -> dict[str, Any]:
+    def class_accuracies(self) -> list[float | None]:
+        """The accuracy (recall) of each class, in label order; None without pictures."""
+        totals = self.confusion.sum(axis=1).tolist()
+        hits = self.confusion.diagonal().tolist()
+        return [hit / total if total else None for hit, total in zip(hits, totals)]
+
+    def as_dict(self, classes: Sequence[str]) -> dict[str, Any]:
         """The scores, for JSON; ``classes``: the names in label order."""
-        by_class = [
-            {"class": name, "pictures": row.pictures, "accuracy": row.accuracy}
-            for name, row in zip(classes, self.counts.by_class)
-        ]
+        totals = self.confusion.sum(axis=1).tolist()
         return {
             "name": self.name,
             "environment": self.environment,
             "is_target": self.is_target,
-            "pictures": self.counts.count,
-            "accuracy": self.counts.accuracy,
-            "ece": self.counts.ece,
-            "by_class": by_class,
-            "confusion": self.counts.confusion.tolist(),
+            "pictures": self.pictures,
+            "accuracy": self.figures.accuracy if self.figures else None,
+            "ece": self.figures.calibration.ece if self.figures else None,
+            "by_class": [
+                {"class": name, "pictures": total, "accuracy": accuracy}
+                for name, total, accuracy in zip(classes, totals, self.class_accuracies())
+            ],
+            "confusion": self.confusion.tolist(),
         }
 
 
@@ -101,17 +124,73 @@ class Evaluation:
         return document
 
 
-def evaluate(run: TrainedRun, options: LoadingOptions) -> Evaluation:
+def evaluate(
+    run: AnyRun,
+    suite: str | None = None,
+    data_dir: AnyPath | None = None,
+    device: str | None = None,
+    *,
+    batch_size: int = BATCH_SIZE,
+    workers: int | None = None,
+    original: AnyPath | None = None,
+    methods: Sequence[str] | None = None,
+    jobs: int | None = None,
+) -> Evaluation | SuiteEvaluation | SweepEvaluation:
+    """Accuracy, calibration and confusion of a run on the splits of its data set, or on a suite.
+
+    Of the output folder of a sweep: calibration, flips and alignment of every selected run, which
+    are kept in the runs' folders.
+
+    ``suite``: the name of whole test sets, such as "imagenet", instead of the splits. ``data_dir``:
+    the folder above the data set's, or your own data folder itself; by default the recorded one.
+    ``device``: by default the run's, of a path the GPU if there is one. ``workers``: processes that
+    load pictures; by default one per core where there are many pictures.
+
+    Of sweeps alone: ``methods``, selection methods, by default those of the tables; ``jobs``, how
+    many runs at a time; ``original``, the CLIP that the runs started from, needed unless that is a
+    published one.
+
+    Raises CarftError if the data is missing or not the run's, and for an unknown suite. Unlike
+    ``carft evaluate --suite`` it writes no record.
+
+    >>> evaluation = evaluate(job, workers=0)
+    >>> evaluation.splits[0].name, evaluation.splits[0].is_target
+    ('env0_in', True)
+    >>> 0 <= evaluation.splits[0].figures.accuracy <= 1
+    True
+    >>> evaluation.as_dict()["splits"][0]["pictures"] == evaluation.splits[0].pictures
+    True
+    """
+    if not isinstance(run, Run) and is_sweep_folder(as_path(run)):
+        if suite:
+            raise CarftError(
+                "a suite is for a run here; for a sweep use runs.sweep.evaluate_sweep_on_suite"
+            )
+        sweep_options = SweepOptions(
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            data_dir=as_text(data_dir),
+            original=as_text(original),
+            jobs=jobs,
+        )
+        return evaluate_sweep(as_path(run), sweep_options, methods)
+
+    loaded = as_run(run, device)
+    options = LoadingOptions(loaded.device, batch_size, workers, as_text(data_dir))
+    if suite:
+        return evaluate_on_suite(suite, loaded, options)
+    return evaluate_splits(loaded, options)
+
+
+def evaluate_splits(run: Run, options: LoadingOptions) -> Evaluation:
     """The run on the splits of its data set, and on the task's own test set if it has one.
 
     Raises CarftError if the data is missing or not the run's, and where a picture of a split cannot
     be read.
     """
     splits = splitting.splits(run, options.data_dir)
-    (counts,) = count_predictions(
-        splits, run_predictor(run, options.device), options, num_classes=len(run.classes)
-    )
-    step = splitting.step_of(run, options.data_dir)
+    (rows,) = predict_rows(splits, run_predictor(run, options.device), options)
     test_set, test_set_error = _evaluate_own_test_set(run, options)
 
     return Evaluation(
@@ -121,14 +200,21 @@ def evaluate(run: TrainedRun, options: LoadingOptions) -> Evaluation:
         soup=run.soup,
         dataset=run.args["dataset"],
         weights=run.path.name,
-        step=step,
+        step=splitting.step_of(run, options.data_dir),
         wise_ft_alpha=run.alpha,
         transform=splitting.transform_name(run),
         targets=sorted({split.environment for split in splits if split.is_target}),
         classes=run.classes,
         splits=[
-            SplitScores(split.name, split.environment, split.is_target, split_counts)
-            for split, split_counts in zip(splits, counts)
+            SplitScores(
+                name=split.name,
+                environment=split.environment,
+                is_target=split.is_target,
+                pictures=len(part.label),
+                figures=measure(part, run.classes) if len(part.label) else None,
+                confusion=confusion_matrix(part, len(run.classes)),
+            )
+            for split, part in zip(splits, rows)
         ],
         test_set=test_set,
         test_set_error=test_set_error,
@@ -136,7 +222,7 @@ def evaluate(run: TrainedRun, options: LoadingOptions) -> Evaluation:
 
 
 def _evaluate_own_test_set(
-    run: TrainedRun, options: LoadingOptions
+    run: Run, options: LoadingOptions
 ) -> tuple[SuiteEvaluation | None, CarftError | None]:
     """The scores on the task's own test set, or why there are none; neither for other data sets."""
     task = run.args["dataset"]

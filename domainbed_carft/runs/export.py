@@ -1,14 +1,17 @@
 """A run exported as a CLIP that other libraries read, its class head, and a card.
 
 The CLIP is the original's state dict with the fine-tuned image encoder, in OpenAI's format, or for
-open_clip's checkpoints a folder that its ``local-dir:`` loads. Neither has a place for a head.
+open_clip's checkpoints a folder that its ``local-dir:`` loads. Neither has a place for a head. The
+card says what the export holds and how it was made, as JSON and as a page for people.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +19,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from domainbed_carft.clips import backbone, open_clip_models
+from domainbed_carft import text
+from domainbed_carft.clips import backbone, open_clip, openai
+from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import not_written, require_output
-from domainbed_carft.files.weights import load_weights
-from domainbed_carft.runs import model_card
-from domainbed_carft.runs.saved import TrainedRun, architecture_of, original_clip
+from domainbed_carft.files.weights import load_weights, sha256
+from domainbed_carft.jobs import records
+from domainbed_carft.jobs.folder import RECORDS
+from domainbed_carft.jobs.job import command as train_command
+from domainbed_carft.jobs.setting import printed_versions
+from domainbed_carft.paths import AnyPath, as_path, as_text
+from domainbed_carft.pictures.protocols import PROTOCOLS
+from domainbed_carft.results.formats import escape_markdown
+from domainbed_carft.runs.run import Run
+from domainbed_carft.runs.saved import AnyRun, architecture_of, load_run, original_clip
+from domainbed_carft.runs.soup_members import DESCRIBING, SAME_ARGS
+from domainbed_carft.version import __version__
 
 SUFFIXES = (".pt", ".pth")
 _TEXT_ENCODER = "text."  # how the names of a trained text encoder begin
+
+# The arguments of a run by which it is repeated; not those that only say where files are.
+REPEATED_ARGS = (
+    "algorithm",
+    "dataset",
+    "test_envs",
+    "hparams_seed",
+    "trial_seed",
+    "seed",
+    "holdout_fraction",
+    "uda_holdout_fraction",
+    "task",
+    "steps",
+    "checkpoint_freq",
+)
+# Those of them that a soup keeps.
+SOUP_ARGS = ("algorithm", *SAME_ARGS, "task")
+
+CLIP_HEAD_WIDTH = 64  # of the text encoder's attention heads, in all of OpenAI's CLIPs
 
 
 @dataclass(frozen=True)
@@ -50,7 +83,7 @@ class ExportedFiles:
     def inside(cls, folder: Path) -> ExportedFiles:
         """The files of an export for open_clip, all in one folder."""
         return cls(
-            weights=folder / open_clip_models.WEIGHTS,
+            weights=folder / open_clip.WEIGHTS,
             head=folder / "head.pt",
             card=folder / "card.json",
             readme=folder / "README.md",
@@ -67,22 +100,30 @@ class ExportedFiles:
 
 
 def export(
-    run: TrainedRun,
-    output: Path,
+    run: AnyRun,
+    path: AnyPath,
     *,
-    original: str | None = None,
+    original: AnyPath | None = None,
     half: bool = False,
     force: bool = False,
 ) -> ExportedFiles:
-    """Write a run's weights, head and cards, all of them or none.
+    """Write a run as a CLIP that clip and open_clip load, with class head and card; returns where.
 
-    ``output``: the weights file, for one of open_clip's checkpoints a folder; ``original``: the
-    name of the CLIP that the run started from, needed unless that is a published one; ``half``: in
-    half precision as OpenAI publishes its weights, else in float32; ``force``: overwrite.
+    ``path``: a name that ends in .pt; of a run that started from open_clip:..., a folder.
+    ``original``: the CLIP that the run started from, needed unless that is a published one.
+    ``half``: in half precision, as OpenAI publishes its weights. ``force``: overwrite. All files
+    are written, or none is.
 
-    Raises CarftError if a file already exists or cannot be written, if the original is missing or
+    Raises CarftError if a file is there already or cannot be written, if the original is missing or
     not the run's, and for weights that are not finite.
+
+    >>> files = export(job, folder / "clip.pt")
+    >>> files.head.name, files.card.name
+    ('clip.head.pt', 'clip.json')
     """
+    run = run if isinstance(run, Run) else load_run(run, device="cpu")
+    output = as_path(path)
+    original = as_text(original)
     is_folder = bool(architecture_of(run))
     _require_fitting_name(run, output, is_folder, half)
     files = _files_of(output, is_folder)
@@ -116,7 +157,7 @@ def _files_of(output: Path, is_folder: bool) -> ExportedFiles:
     return ExportedFiles.inside(output) if is_folder else ExportedFiles.named_after(output)
 
 
-def _require_fitting_name(run: TrainedRun, output: Path, is_folder: bool, half: bool) -> None:
+def _require_fitting_name(run: Run, output: Path, is_folder: bool, half: bool) -> None:
     """Raise CarftError unless the name of the output fits what the run started from."""
     has_suffix = output.suffix in SUFFIXES
     if is_folder and (half or has_suffix):
@@ -134,7 +175,7 @@ def _require_fitting_name(run: TrainedRun, output: Path, is_folder: bool, half: 
 
 def _write(
     files: ExportedFiles,
-    run: TrainedRun,
+    run: Run,
     clip: backbone.Backbone,
     state: dict[str, Tensor],
     is_folder: bool,
@@ -143,14 +184,14 @@ def _write(
     if is_folder:
         folder = files.weights.parent
         folder.mkdir()
-        open_clip_models.save(folder, state, clip.architecture, clip.tokenizer)
+        open_clip.save(folder, state, clip.architecture, clip.tokenizer)
     _save(files.head, _head(run))
     if not is_folder:
         _save(files.weights, state)
 
-    card = model_card.card_of(run, clip, state, weights=files.weights, head=files.head)
+    card = card_of(run, clip, state, weights=files.weights, head=files.head)
     files.card.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    page = model_card.readme(card, files.card.name)
+    page = readme(card, files.card.name)
     # "replace": file names need not be text.
     files.readme.write_text(page, encoding="utf-8", errors="replace")
 
@@ -160,7 +201,7 @@ def _save(path: Path, content: Any) -> None:
         torch.save(content, file)
 
 
-def _state_dict(run: TrainedRun, clip: backbone.Backbone, half: bool) -> dict[str, Tensor]:
+def _state_dict(run: Run, clip: backbone.Backbone, half: bool) -> dict[str, Tensor]:
     """The original's state dict with what the run trained; CarftError for values not finite."""
     model = clip.model
     model.visual.load_state_dict(run.algorithm.encoder.state_dict())
@@ -191,7 +232,7 @@ def _load_text_encoder(model: Any, run_state: dict[str, Tensor]) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def _head(run: TrainedRun) -> dict[str, Any]:
+def _head(run: Run) -> dict[str, Any]:
     """The head, which classifies the features: tensors and plain values only.
 
     Class logits are ``logit_scale`` * unit features . ``weight`` + ``bias``, context logits
@@ -210,3 +251,200 @@ def _head(run: TrainedRun) -> dict[str, Any]:
         "contexts": run.contexts,
         "context_scale": float(context_scale),
     }
+
+
+def card_of(
+    run: Run,
+    clip: backbone.Backbone,
+    state: Mapping[str, Tensor],
+    *,
+    weights: Path,
+    head: Path,
+) -> dict[str, Any]:
+    """The card, for JSON.
+
+    ``clip``: the original; ``state``: the exported state dict; ``weights``, ``head``: its files.
+    """
+    protocol = run.hparams["protocol"]
+    architecture = json.loads(clip.architecture or "{}")
+    config = architecture.get("model_cfg") or open_clip_config(clip.model)
+    is_half = any(tensor.dtype == torch.float16 for tensor in state.values())
+    card = {
+        "format": "open_clip folder" if architecture else "OpenAI CLIP state dict",
+        "quick_gelu": bool(config.get("quick_gelu")),
+        "precision": "fp16" if is_half else "fp32",
+        "open_clip_name": open_clip_name(clip.name),
+        "open_clip_config": config,
+        "weights": _file_facts(weights),
+        "head": _file_facts(head),
+        "original": {"name": run.hparams["clip_backbone"], "sha256": clip.digest},
+        "text_encoder": text_encoder(run),
+        "run": run_facts(run),
+        "classes": run.classes,
+        "contexts": run.contexts,
+        "pictures": {  # side lengths in pixels, mean and deviation of [0, 1]
+            **clip.preprocessing._asdict(),
+            "protocol": protocol,
+            "means": PROTOCOLS[protocol],
+            "data_set_size": run.content["model_input_shape"][-1],
+        },
+        "versions": {"domainbed_carft": __version__, "torch": torch.__version__},
+    }
+    # JSON has no word for what is not a number.
+    serialised = json.dumps(card, default=str)
+    return dict(json.loads(serialised, parse_constant=lambda name: None))
+
+
+def _file_facts(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
+
+
+def open_clip_config(model: Any) -> dict[str, Any]:
+    """The architecture of a ``clip.model.CLIP`` as an open_clip configuration."""
+    visual = model.visual
+    text_transformer = model.transformer
+    if hasattr(visual, "transformer"):
+        layers = visual.transformer.layers
+        width = visual.transformer.width
+        patch_size = visual.conv1.kernel_size[0]
+    else:  # a ResNet
+        layers = [len(getattr(visual, f"layer{n}")) for n in range(1, 5)]
+        width = visual.layer1[0].conv1.out_channels
+        patch_size = None
+
+    return {
+        "embed_dim": model.text_projection.shape[1],
+        "quick_gelu": True,
+        "vision_cfg": {
+            "image_size": visual.input_resolution,
+            "layers": layers,
+            "width": width,
+            "patch_size": patch_size,
+        },
+        "text_cfg": {
+            "context_length": model.context_length,
+            "vocab_size": model.vocab_size,
+            "width": text_transformer.width,
+            "heads": text_transformer.width // CLIP_HEAD_WIDTH,
+            "layers": text_transformer.layers,
+        },
+    }
+
+
+def open_clip_name(name: str) -> str | None:
+    """What open_clip calls one of OpenAI's CLIPs with QuickGELU; None for any other."""
+    if name not in openai.OPENAI_WEIGHTS:
+        return None
+    return name.replace("/", "-").replace("@336px", "-336") + "-quickgelu"
+
+
+def text_encoder(run: Run) -> dict[str, str]:
+    """Which text encoder the export has, and which the heads are of: "original" or "fine-tuned".
+
+    Context weights and their scale are always the original's, as in the run's own predictions.
+    """
+    state = "fine-tuned" if run.algorithm.trains_text else "original"
+    return {
+        "weights": state,
+        "logit_scale": state,
+        "class_head": state,
+        "context_head": "original",
+    }
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """What the card says of the run: arguments, settings, accuracies, how it was made."""
+    is_soup = run.soup is not None
+    known_args = SOUP_ARGS if is_soup else REPEATED_ARGS
+    arguments = {name: run.args.get(name) if name in known_args else None for name in REPEATED_ARGS}
+    record = {} if is_soup else _record_of(run, arguments)
+
+    environments = _environment_names(arguments["dataset"], record)
+    targets = [f"env{index}" for index in arguments["test_envs"] or ()]
+    hparams = dict(run.hparams)
+    if is_soup:  # which has no settings of a training
+        hparams = {name: value for name, value in hparams.items() if name in DESCRIBING}
+
+    return {
+        "title": run.title,
+        "soup": run.soup,
+        **arguments,
+        "test_environments": [environments.get(target, target) for target in targets],
+        "file": run.path.name,
+        "wise_ft_alpha": run.alpha,
+        "wise_ft_layers": run.layers,
+        "step": record.get("step", None if is_soup else run.step),
+        "accuracies": _accuracies(record, environments),
+        "data_edition": run.hparams.get("data_edition", ""),
+        "prompts_digest": run.hparams["prompts_digest"],
+        "clip_digest": run.hparams["clip_digest"],
+        "hparams": hparams,
+        "versions": printed_versions(run.path.parent) if record else {},
+        "command": None if is_soup else _command(run, arguments),
+    }
+
+
+def _record_of(run: Run, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The last record of the job that is of these weights; {} if there is none."""
+    if run.alpha is not None:  # no record is of weights that nobody has trained
+        return {}
+
+    matching = [
+        record
+        for record in records.read_file(run.path.parent / RECORDS)[0]
+        if all(record["args"].get(name) == value for name, value in arguments.items())
+        and run.step in (None, record["step"])
+    ]
+    return max(matching, key=lambda record: float(record["step"]), default={})
+
+
+def _environment_names(dataset: Any, record: Mapping[str, Any]) -> dict[str, str]:
+    """From env0, env1, ... to the environments' names, as the record or the benchmark has them."""
+    names = record.get("environments")
+    if not isinstance(names, list):
+        benchmark = benchmarks.BENCHMARKS.get(str(dataset))
+        names = [environment.folder for environment in getattr(benchmark, "environments", ())]
+    return {f"env{index}": str(name) for index, name in enumerate(names)}
+
+
+def _accuracies(
+    record: Mapping[str, Any], environments: Mapping[str, str]
+) -> dict[str, dict[str, float | None]]:
+    """The record's accuracies on in-split and out-split, by environment."""
+    shares = {name: value for name, value in record.items() if isinstance(value, float)}
+    accuracies = {}
+    for index in range(len(record)):
+        key = f"env{index}"
+        if f"{key}_out_acc" in record:
+            accuracies[environments.get(key, key)] = {
+                "in": shares.get(f"{key}_in_acc"),
+                "out": shares.get(f"{key}_out_acc"),
+            }
+    return accuracies
+
+
+def _command(run: Run, arguments: Mapping[str, Any]) -> str:
+    """The command line that trains the run again, without where its data is and its output goes."""
+    return shlex.join(train_command({**arguments, "hparams": run.args.get("hparams")}))
+
+
+def readme(card: Mapping[str, Any], card_file: str) -> str:
+    """The card for people, in Markdown; ``card_file`` is the name of the JSON beside it."""
+    environment = text.templates(autoescape=False)
+    environment.filters["words"] = _markdown_text
+    environment.filters["python"] = repr
+    environment.filters["percent"] = _percent
+
+    template = environment.get_template("model_card.md.j2")
+    dataset = benchmarks.dataset_title(str(card["run"]["dataset"]))
+    return template.render(card=card, card_file=card_file, dataset=dataset)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}%"
+
+
+def _markdown_text(value: Any) -> str:
+    """A value as plain text within Markdown, also between the bars of a table."""
+    plain = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return escape_markdown(plain)

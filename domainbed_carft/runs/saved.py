@@ -1,4 +1,4 @@
-"""A saved run: its weights, arguments, hyperparameters, class names and contexts.
+"""Saved runs: which file of a job's folder holds the weights, and the run that is in it.
 
 The file may be a stranger's: nothing in it is run, and no path in it is opened.
 """
@@ -9,69 +9,151 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from domainbed.algorithms import Algorithm
+from torch import Tensor
 
-from domainbed_carft.clips import backbone, open_clip_models
+from domainbed_carft.clips import backbone, open_clip, openai
 from domainbed_carft.errors import CarftError, CarftWarning, brief
 from domainbed_carft.files import weights
+from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import WEIGHTS
+from domainbed_carft.jobs.records import Run as RecordedRun
 from domainbed_carft.method import algorithms, objective, prompts
 from domainbed_carft.method.algorithm import TRAINING_PREFIXES, CLIPAlgorithm
-from domainbed_carft.pictures.plan import PicturePlan
-from domainbed_carft.pictures.recorded import recorded_plan
+from domainbed_carft.paths import AnyPath, as_path
+from domainbed_carft.runs.predictions import choose_device
+from domainbed_carft.runs.run import Run as Run
 from domainbed_carft.runs.saved_checks import require_run, soup_of, with_facts_among_hparams
 from domainbed_carft.text import printable, quantity
 
 _ENCODER = "encoder."  # how the names of the encoder's weights begin
 
+# The arguments by which weights belong to the records in their folder.
+_SHARED_ARGUMENTS = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
 
-@dataclass(frozen=True)
-class TrainedRun:
-    """A run of one of our algorithms, read from the file ``path``, on the CPU and in eval mode.
+# A run that is loaded, or the folder of its job, or a weights file.
+AnyRun: TypeAlias = Run | AnyPath
 
-    ``classes``: the names of the prompts, in label order; ``contexts``: the templates, in the order
-    of ``context_logits``. ``hparams``: of the run, and the facts of its job. ``step``: after which
-    the weights were saved, None for the run's last. ``alpha`` and ``layers``: of ``carft wise-ft``,
-    else None. ``content``: what the file holds besides weights. ``soup``: of ``carft soup``, how it
-    was made (as `runs.soup` writes it), else None; a soup has neither seed nor step.
+
+def load_run(path: AnyPath, which: str | None = None, device: str | None = None) -> Run:
+    """The run in a job's folder or a weights file.
+
+    ``which``: in a folder "last" for model.pkl or "best" for model_best.pkl; by default the weights
+    that the tables are of, which is "best" if the job left environments out and has that file.
+    ``device``: where to predict, such as "cpu" or "cuda:1"; by default the GPU if there is one.
+
+    Nothing in the file is executed. Raises CarftError for a folder without the weights, a file that
+    is not a run of one of our algorithms, weights that are not finite, and an unknown device.
+
+    >>> run = load_run(job, device="cpu")
+    >>> run.classes
+    ['cat', 'wild dog']
+    >>> len(run.contexts) > 1
+    True
     """
-
-    path: Path
-    algorithm: CLIPAlgorithm
-    args: Mapping[str, Any]
-    hparams: Mapping[str, Any]
-    classes: list[str]
-    contexts: list[str]
-    step: int | None
-    alpha: float | None
-    content: Mapping[str, Any]
-    soup: Mapping[str, Any] | None = None
-    layers: str | None = None
-
-    @property
-    def picture_plan(self) -> PicturePlan:
-        """How the job made its training pictures; its test pictures are without augmentation."""
-        return recorded_plan(self.content, self.algorithm.input)
-
-    @property
-    def title(self) -> str:
-        """Its algorithm; of a soup the number of its runs and their algorithms."""
-        if self.soup is None:
-            return str(self.args["algorithm"])
-
-        members = self.soup["members"]
-        if not members:
-            return "soup"
-        names = sorted({member["algorithm"] for member in members})
-        return f"soup of {quantity(len(members), 'run')} ({', '.join(names)})"
+    chosen_device = choose_device(device)
+    run = open_run(choose_weights(as_path(path), which))
+    run.algorithm.to(chosen_device)
+    return run
 
 
-def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
+def as_run(run: AnyRun, device: str | None = None) -> Run:
+    """The run, loaded if it is a path, and on ``device`` if that is given."""
+    if not isinstance(run, Run):
+        return load_run(run, device=device)
+    if device is not None:
+        run.algorithm.to(choose_device(device))
+    return run
+
+
+def choose_weights(path: Path, which: str | None) -> Path:
+    """The file that a command reads: in a folder ``which``, else the one that the tables are of.
+
+    That is model_best.pkl if the job left environments out and has that file, else model.pkl.
+    Raises CarftError for a folder without the file.
+    """
+    best = path / WEIGHTS["best"]
+    if which is None and os.path.isdir(path) and best.exists():
+        # Without records the weights themselves say what was left out.
+        arguments: Mapping[str, Any] = records.recorded_arguments(path) or open_run(best).args
+        which = "best" if arguments["test_envs"] else None
+    return weights_file(path, which)
+
+
+def describe_choice(path: Path, which: str | None, file: Path) -> str:
+    """A sentence on the ``file`` that `choose_weights` took; "" if the user named it."""
+    if which is not None or path == file:
+        return ""
+
+    if file.name == WEIGHTS["best"]:
+        reason = "selected by training-domain validation"
+        alternative = "last"
+    else:
+        reason = "of the last step"
+        alternative = "best"
+
+    alternative_file = WEIGHTS[alternative]
+    hint = ""
+    if (path / alternative_file).exists():
+        hint = f" (for {alternative_file}: --which {alternative})"
+    return printable(f"Weights: {file.name} of {path}, {reason}{hint}")
+
+
+def weights_file(path: Path, which: str | None) -> Path:
+    """The file that `open_run` reads; CarftError for a folder without it."""
+    if not os.path.isdir(path):
+        if which is not None and os.path.exists(path):
+            raise CarftError(f"--which chooses a file in a folder; omit it, since {path} is a file")
+        return path
+
+    file = path / WEIGHTS[which or "last"]
+    if not file.exists():
+        hint = "expected the folder of a finished job that kept its weights"
+        for alternative, name in reversed(WEIGHTS.items()):
+            if (path / name).exists():
+                hint = f"use --which {alternative} for its {name}"
+        raise CarftError(f"{path} has no {file.name}; {hint}")
+    return file
+
+
+def open_step(recorded: RecordedRun, step: int) -> Run | None:
+    """The recorded run with its weights of a step, on the CPU; None if no file has them.
+
+    Another step never stands in. Raises CarftError for a file that cannot be read as `open_run`, or
+    is not of the job that the records are of.
+    """
+    folder = Path(recorded.folder)
+    # Those first whose name or place says the step.
+    names = [f"model_step{step}.pkl", WEIGHTS["best"]]
+    if step == max(recorded.steps) and recorded.done:
+        names.insert(1, WEIGHTS["last"])
+
+    for file in (folder / name for name in names if (folder / name).exists()):
+        run = open_run(file)
+        is_last = file.name == WEIGHTS["last"]
+        if step == (max(recorded.steps) if is_last else run.step):
+            require_same_job(run, recorded)
+            return run
+    return None
+
+
+def require_same_job(run: Run, recorded: RecordedRun) -> None:
+    """Raise CarftError if the weights are not of the job that the records are of."""
+    for name in _SHARED_ARGUMENTS:
+        in_weights = run.args.get(name)
+        in_records = recorded.job.args.get(name)
+        if in_weights != in_records:
+            raise CarftError(
+                f"{run.path} does not belong to the records in its folder: {name} is "
+                f"{in_weights!r} in the weights and {in_records!r} in the records"
+            )
+
+
+def open_run(path: Path | str, which: str | None = None) -> Run:
     """The run in a job's folder or a weights file; ``which`` of WEIGHTS to read in a folder.
 
     In a folder the default is "last". The run can predict but not train: the file has neither the
@@ -83,7 +165,7 @@ def open_run(path: Path | str, which: str | None = None) -> TrainedRun:
     return run_of(weights.load_weights(file), file)
 
 
-def run_of(content: Any, file: Path) -> TrainedRun:
+def run_of(content: Any, file: Path) -> Run:
     """The run that the ``content`` of the weights file ``file`` is; raises as `open_run`."""
     content = with_facts_among_hparams(content)
     require_run(content, file)
@@ -104,7 +186,7 @@ def run_of(content: Any, file: Path) -> TrainedRun:
     if step is None and step_in_name and soup is None:  # by --save_model_every_checkpoint
         step = int(step_in_name[1])
 
-    return TrainedRun(
+    return Run(
         path=file,
         algorithm=algorithm,
         args=content["args"],
@@ -130,7 +212,7 @@ def _require_finite(algorithm: CLIPAlgorithm, file: Path) -> None:
         )
 
 
-def original_clip(run: TrainedRun, file: str | None = None) -> backbone.Backbone:
+def original_clip(run: Run, file: str | None = None) -> backbone.Backbone:
     """The CLIP that the run started from: ``file`` if given, else the published one it names.
 
     ``file`` may be any name of `backbone.load`. Raises CarftError where the run names a path or one
@@ -138,7 +220,7 @@ def original_clip(run: TrainedRun, file: str | None = None) -> backbone.Backbone
     the run recorded, and as `backbone.load`.
     """
     name = file or run.hparams["clip_backbone"]
-    if not file and name not in backbone.PUBLISHED:
+    if not file and name not in openai.PUBLISHED:
         raise CarftError(
             f"{run.path} started from the CLIP {name!r}. Paths named in a run are not opened, and "
             "no hub is asked; give that CLIP with --original FILE or --original open_clip:..."
@@ -161,31 +243,29 @@ def original_clip(run: TrainedRun, file: str | None = None) -> backbone.Backbone
     return clip
 
 
+def original_weights(run: Run, original: str | None) -> dict[str, Tensor]:
+    """The zero-shot CLIP's encoder and head, under the names of the run's state dict.
+
+    The head has the scale of the run's. ``original`` and what is raised: as `original_clip`.
+    """
+    clip = original_clip(run, original)
+    text_features = backbone.text_features(clip, prompts.prompts(run.contexts, run.classes))
+    head_scale = float(run.algorithm.logit_scale / run.algorithm.head_factor)
+
+    weights = {f"encoder.{name}": w for name, w in clip.model.visual.state_dict().items()}
+    weights["head.weight"] = head_scale * objective.zero_shot_weights(text_features).classes
+    weights["head.bias"] = torch.zeros(len(run.classes))
+    return weights
+
+
 def _shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 
-def architecture_of(run: TrainedRun) -> str:
+def architecture_of(run: Run) -> str:
     """open_clip's configuration of the run's CLIP as JSON; "" for OpenAI's format."""
     characters = run.algorithm.state_dict().get("architecture", torch.empty(0))
     return bytes(characters.tolist()).decode()
-
-
-def weights_file(path: Path, which: str | None) -> Path:
-    """The file that `open_run` reads; CarftError for a folder without it."""
-    if not os.path.isdir(path):
-        if which is not None and os.path.exists(path):
-            raise CarftError(f"--which chooses a file in a folder; omit it, since {path} is a file")
-        return path
-
-    file = path / WEIGHTS[which or "last"]
-    if not file.exists():
-        hint = "expected the folder of a finished job that kept its weights"
-        for alternative, name in reversed(WEIGHTS.items()):
-            if (path / name).exists():
-                hint = f"use --which {alternative} for its {name}"
-        raise CarftError(f"{path} has no {file.name}; {hint}")
-    return file
 
 
 def _restore(content: Mapping[str, Any], path: Path) -> tuple[CLIPAlgorithm, list[str], list[str]]:
@@ -203,7 +283,7 @@ def _restore(content: Mapping[str, Any], path: Path) -> tuple[CLIPAlgorithm, lis
 
     state: Any = content.get("model_dict")
     if isinstance(state, dict) and "architecture" in state:
-        open_clip_models.package()
+        open_clip.package()
     try:
         templates, classes = prompts.from_json(bytes(state["words"].tolist()).decode())
         contexts = prompts.contexts(templates, least=1)

@@ -19,7 +19,11 @@ from domainbed_carft.jobs.facts import hparams_and_facts
 from domainbed_carft.method.algorithms import CLASSES, OWN_PROBLEMS
 from domainbed_carft.method.hparams import is_preprocessing
 from domainbed_carft.pictures.plan import LARGEST_SIDE, PicturePlan
-from domainbed_carft.runs.layer_shares import LAYERS
+
+# How far each layer moves from the original CLIP to a run: all alike, or late ones further.
+UNIFORM = "uniform"
+LINEAR = "linear"
+LAYERS = (UNIFORM, LINEAR)
 
 
 def _is_step(value: Any) -> bool:

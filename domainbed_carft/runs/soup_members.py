@@ -15,6 +15,8 @@ from domainbed_carft.files.weights import sha256
 from domainbed_carft.method.algorithms import CLASSES, hparams_of, overlay
 from domainbed_carft.pictures.plan import FAST, PicturePlan
 from domainbed_carft.runs import saved, splits
+from domainbed_carft.runs.merge_weights import fold_head_scale, mean
+from domainbed_carft.runs.run import Run
 
 # Of a run's arguments and hparams: those whose runs held out the same pictures and started alike.
 SAME_ARGS = ("dataset", "test_envs", "trial_seed", "holdout_fraction", "uda_holdout_fraction")
@@ -44,10 +46,18 @@ class Member:
     ``validation``: its mean accuracy on the out-splits of the training environments, once measured.
     """
 
-    run: saved.TrainedRun
+    run: Run
     sha256: str
     state: Mapping[str, Tensor]
     validation: float = math.nan
+
+    def as_dict(self) -> dict[str, Any]:
+        """The run, its digest and its algorithm, for JSON."""
+        return {
+            "run": str(self.run.path),
+            "sha256": self.sha256,
+            "algorithm": self.run.args["algorithm"],
+        }
 
     def description(self, weight: float) -> dict[str, Any]:
         """What the soup's file says of it; ``weight``: its share of the mean."""
@@ -58,9 +68,7 @@ class Member:
             return seed if type(seed) is int and run.soup is None else None
 
         return {
-            "run": str(run.path),
-            "sha256": self.sha256,
-            "algorithm": run.args["algorithm"],
+            **self.as_dict(),
             "hparams_seed": seed_of("hparams_seed"),
             "seed": seed_of("seed"),
             "step": splits.step_of(run),
@@ -70,7 +78,7 @@ class Member:
         }
 
 
-def require_alike(runs: Sequence[saved.TrainedRun]) -> None:
+def require_alike(runs: Sequence[Run]) -> None:
     """Raise CarftError, naming run and difference, unless the mean of their weights makes sense."""
     if len(runs) < 2:
         raise CarftError("carft soup has 1 run, expected at least two")
@@ -101,7 +109,7 @@ def require_alike(runs: Sequence[saved.TrainedRun]) -> None:
             )
 
 
-def _differences(run: saved.TrainedRun, first: saved.TrainedRun) -> list[str]:
+def _differences(run: Run, first: Run) -> list[str]:
     """In what two runs differ that the members of a soup have to share."""
     differences = [name for name in SAME_ARGS if run.args.get(name) != first.args.get(name)]
     differences += [
@@ -118,7 +126,7 @@ def _differences(run: saved.TrainedRun, first: saved.TrainedRun) -> list[str]:
     return differences
 
 
-def members_of(runs: Sequence[saved.TrainedRun]) -> list[Member]:
+def members_of(runs: Sequence[Run]) -> list[Member]:
     """The runs as members, in the order of their files' digests, and with one head scale.
 
     A head predicts by its scale times its weights, and some algorithms train the product and others
@@ -139,15 +147,6 @@ def members_of(runs: Sequence[saved.TrainedRun]) -> list[Member]:
 
 def _by_digest(member: Member) -> tuple[str, str]:
     return member.sha256, str(member.run.path)
-
-
-def fold_head_scale(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with the scale of the head in its weights; logits are equal up to rounding."""
-    return {
-        **state,
-        "head.weight": state["head.weight"] * state["head_factor"],
-        "head_factor": torch.ones_like(state["head_factor"]),
-    }
 
 
 def shared_content(members: Sequence[Member], data_dir: str | None) -> dict[str, Any]:
@@ -209,15 +208,4 @@ def _shared_items(mappings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def mean_weights(members: Sequence[Member]) -> dict[str, Tensor]:
     """The mean of the members' weights, equal to the bit in whichever order they are given."""
-    return mean_state([member.state for member in sorted(members, key=_by_digest)])
-
-
-def mean_state(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each floating-point tensor, added in float64; of others, the first."""
-    means = {}
-    for name, tensor in states[0].items():
-        if tensor.is_floating_point():
-            total = sum(state[name].double() for state in states[1:]) + tensor.double()
-            tensor = (total / len(states)).to(tensor.dtype)
-        means[name] = tensor
-    return means
+    return mean([member.state for member in sorted(members, key=_by_digest)])

@@ -1,25 +1,34 @@
-"""The splits of a saved run, divided as upstream's domainbed/scripts/train.py does at b93c22a."""
+"""The splits of a saved run, divided as upstream's domainbed/scripts/train.py does at b93c22a.
+
+Only of the data that the run was trained on: other data is refused. Their digests tell whether the
+pictures are still those that a run was evaluated on.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from domainbed.lib import misc
 from torch.utils.data import Dataset, Subset
 
+from domainbed_carft.data.picture_files import Member
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.splits import Split as NamedSplit
 from domainbed_carft.jobs.splits import name_splits, select_evaluated, split_environments
-from domainbed_carft.method import dataset_facts, host_lookup
+from domainbed_carft.method import dataset_facts, host_lookup, prompts
+from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.paths import AnyPath, as_text
 from domainbed_carft.pictures import rng
-from domainbed_carft.runs.same_data import require_same_data
-from domainbed_carft.runs.saved import TrainedRun
+from domainbed_carft.pictures.clip_input import CLIPInput
+from domainbed_carft.runs.run import Run
+from domainbed_carft.text import differences
 
 MOST_ENVIRONMENTS = 4096  # of a data set; a number in a file must not take all memory
 SEEDS = 2**64  # a key's seed is taken modulo this
@@ -63,7 +72,7 @@ class RunData:
         return _KeyedItems(part, (number,), self.pictures)
 
 
-def splits(run: TrainedRun, data_dir: AnyPath | None = None) -> list[Split]:
+def splits(run: Run, data_dir: AnyPath | None = None) -> list[Split]:
     """The splits of the run's job: all in-splits, all out-splits, all uda-splits.
 
     ``data_dir`` defaults to the one that the job was trained with; for a user's own data it is the
@@ -76,7 +85,7 @@ def splits(run: TrainedRun, data_dir: AnyPath | None = None) -> list[Split]:
     return read_data(run, as_text(data_dir), is_augmented=run.soup is None).splits
 
 
-def read_data(run: TrainedRun, data_dir: str | None = None, *, is_augmented: bool) -> RunData:
+def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> RunData:
     """The data of the run's job, split as in training; raises as `splits`.
 
     ``is_augmented``: whether the pictures of training environments are augmented, as in training,
@@ -123,7 +132,51 @@ def read_data(run: TrainedRun, data_dir: str | None = None, *, is_augmented: boo
     return RunData(dataset, evaluated_splits, pictures)
 
 
-def _split_as_trained(run: TrainedRun, dataset: Any) -> list[NamedSplit]:
+def require_same_data(
+    run: Run, dataset: Any, targets: Sequence[int], facts: dataset_facts.DatasetFacts
+) -> None:
+    """Raise CarftError, with both values, if the data differs from what the run was trained on."""
+    domains = run.content["model_num_domains"] + len(targets)
+    # A fact of the data: its name, its value in training, and its value now.
+    comparisons: list[tuple[str, Any, Any]] = [
+        ("environments", domains, len(dataset)),
+        ("classes", len(run.classes), dataset.num_classes),
+    ]
+    if dataset_facts.named_dataset(run.hparams["class_names"]) is not None:
+        for environment in facts.environments:
+            if environment.classes:
+                names = [prompts.clean(name) for name in environment.classes]
+                comparisons.append(("classes", run.classes, names))
+
+    edition = run.hparams.get("data_edition", "")
+    if facts.edition and edition not in ("", UNCHECKED):
+        comparisons.append(("data_edition", edition, facts.edition))
+
+    normalisation = dataset_facts.agreed_normalisation(facts.environments)
+    if normalisation:
+        model_input = run.algorithm.input
+        input_now = CLIPInput(model_input.preprocessing, *normalisation)
+        comparisons.append(("normalisation", _rounded(model_input), _rounded(input_now)))
+
+    for name, before, now in comparisons:
+        if before != now:
+            is_text = isinstance(before, str)
+            before_text, now_text = (before, now) if is_text else differences(before, now)
+            raise CarftError(
+                f"the data set {run.args['dataset']} is not what {run.path} was trained on: {name} "
+                f"{before_text} then, {now_text} now. Restore the data, or give its place with "
+                "--data_dir"
+            )
+
+
+def _rounded(model_input: CLIPInput) -> list[list[float]]:
+    """Scale and shift of an input, to four decimals."""
+    return [
+        [round(value, 4) for value in buffer.flatten().tolist()] for buffer in model_input.buffers()
+    ]
+
+
+def _split_as_trained(run: Run, dataset: Any) -> list[NamedSplit]:
     """All splits of the run's job; raises ValueError for targets that the data set has not."""
     targets = run.args["test_envs"]
     unknown_targets = set(targets) - set(range(len(dataset)))
@@ -149,7 +202,7 @@ def _environment_names(facts: dataset_facts.DatasetFacts, count: int) -> list[st
     return names if len(names) == count else [str(index) for index in range(count)]
 
 
-def step_of(run: TrainedRun, data_dir: str | None = None) -> int | None:
+def step_of(run: Run, data_dir: str | None = None) -> int | None:
     """The step of the run's weights; None for a soup, and where the number of steps is unknown."""
     if run.soup is not None or run.step is not None:
         return run.step
@@ -161,13 +214,13 @@ def step_of(run: TrainedRun, data_dir: str | None = None) -> int | None:
     return steps - 1 if type(steps) is int else None
 
 
-def transform_name(run: TrainedRun) -> str:
+def transform_name(run: Run) -> str:
     """How `splits` transforms the pictures of training environments, for a key in JSON."""
     return "as in training" if run.soup is None else "test"
 
 
 def _make_dataset(
-    run: TrainedRun, data_dir: str | None, hparams: dict[str, Any], is_augmented: bool
+    run: Run, data_dir: str | None, hparams: dict[str, Any], is_augmented: bool
 ) -> Any:
     """The run's data set, drawn by its seed as in training; raises whatever its class raises."""
     dataset_class = _dataset_class(run, data_dir)
@@ -181,7 +234,7 @@ def _make_dataset(
     return dataset
 
 
-def _dataset_class(run: TrainedRun, data_dir: str | None) -> Any:
+def _dataset_class(run: Run, data_dir: str | None) -> Any:
     """The host's class of the run's data set; of a user's own data, of the folder ``data_dir``."""
     from domainbed import datasets
 
@@ -193,7 +246,7 @@ def _dataset_class(run: TrainedRun, data_dir: str | None) -> Any:
     return host_lookup.find_dataset_class(name)
 
 
-def _unaugmented_environments(run: TrainedRun, is_augmented: bool) -> list[int]:
+def _unaugmented_environments(run: Run, is_augmented: bool) -> list[int]:
     """The environments that the data set shall not augment: those left out, else all."""
     targets: list[int] = run.args["test_envs"]
     if is_augmented:
@@ -203,7 +256,7 @@ def _unaugmented_environments(run: TrainedRun, is_augmented: bool) -> list[int]:
     return list(range(min(count, MOST_ENVIRONMENTS)))
 
 
-def _recorded_pictures(run: TrainedRun, hparams: dict[str, Any]) -> Any:
+def _recorded_pictures(run: Run, hparams: dict[str, Any]) -> Any:
     """How our harness reads the job's pictures; None on another host.
 
     Where the model's normalisation was applied, ``hparams`` gets it for the data set's.
@@ -227,6 +280,56 @@ def positions_in_environment(split: Split) -> list[int]:
         positions = [items.keys[position] for position in positions]
         items = items.underlying_dataset
     return positions
+
+
+def digest_of_pictures(environment: Any, positions: Sequence[int]) -> str:
+    """The SHA-256 of the pictures of a host's environment at these positions, in order.
+
+    Pictures in files count by their path below the environment's folder, label, size and time of
+    change; those of a tensor by the tensor itself. Of other data sets only the labels are known,
+    and the number of pictures. Raises OSError for a file that is missing.
+    """
+    digest = hashlib.sha256()
+    for line in _descriptions(environment, positions):
+        digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
+    return digest.hexdigest()
+
+
+def _descriptions(environment: Any, positions: Sequence[int]) -> Iterator[str]:
+    samples = getattr(environment, "samples", None)
+    if samples is not None:
+        root = str(getattr(environment, "root", ""))
+        for position in positions:
+            path, label = samples[position]
+            yield f"{_file_description(path, root)} {label}"
+        return
+
+    tensors = getattr(environment, "tensors", None)
+    if tensors is not None:
+        for tensor in tensors:
+            part = tensor[list(positions)].contiguous()
+            yield hashlib.sha256(part.numpy().tobytes()).hexdigest()
+        return
+
+    yield f"{len(environment)} pictures"
+    targets = getattr(environment, "targets", None)
+    if targets is not None:
+        yield " ".join(str(int(targets[position])) for position in positions)
+
+
+def _file_description(path: str | Member, root: str) -> str:
+    """A picture's path below ``root``, size and time of change; in a shard its offset, too."""
+    if isinstance(path, Member):
+        name = path.path.removeprefix(root)
+        return f"{name} {path.offset} {path.size} {_shard_time(path.path)}"
+
+    status = os.stat(path)
+    return f"{path.removeprefix(root)} {status.st_size} {status.st_mtime_ns}"
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _shard_time(path: str) -> int:
+    return os.stat(path).st_mtime_ns
 
 
 class _KeyedItems(Dataset[Any]):

@@ -23,7 +23,7 @@ from domainbed_carft.paths import AnyPath, as_list, as_path, as_text
 from domainbed_carft.pictures import rng
 
 if TYPE_CHECKING:
-    from domainbed_carft.runs.loaded_run import Run
+    from domainbed_carft.runs.run import Run
 
 # Of the words of a command line: python -m domainbed.scripts.train.
 _WORDS_BEFORE_ARGUMENTS = 3
@@ -52,7 +52,6 @@ def train(
     skip_model_save: bool = False,
     save_model_every_checkpoint: bool = False,
     keep_weights: str | None = None,
-    restart: bool = False,
     log: Sequence[str] | None = None,
 ) -> Run | None:
     """Train one algorithm on one data set, and return the run, as `load_run` of its folder does.
@@ -101,7 +100,6 @@ def train(
             "skip_model_save": skip_model_save,
             "save_model_every_checkpoint": save_model_every_checkpoint,
             "keep_weights": keep_weights,
-            "restart": restart,
             "log": log,
         }
     )
@@ -142,7 +140,7 @@ def _train(words: Sequence[str]) -> str:
 
 def _load_run(folder: Path) -> Run | None:
     """The run in a job's folder; None if a process variable says to keep no weights."""
-    from domainbed_carft.runs.loaded_run import load_run  # which needs more of a host
+    from domainbed_carft.runs.saved import load_run  # which needs more of a host
 
     has_weights = any((folder / name).exists() for name in WEIGHTS.values())
     return load_run(folder) if has_weights else None

@@ -28,10 +28,14 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.files import arrays
 from domainbed_carft.method import objective, prompts
 from domainbed_carft.runs import saved
-from domainbed_carft.runs.measuring import LoadingOptions, split_batches
-from domainbed_carft.runs.picture_digest import digest_of_pictures
-from domainbed_carft.runs.saved import TrainedRun
-from domainbed_carft.runs.splits import RunData, Split, positions_in_environment
+from domainbed_carft.runs.predictions import LoadingOptions, split_batches
+from domainbed_carft.runs.run import Run
+from domainbed_carft.runs.splits import (
+    RunData,
+    Split,
+    digest_of_pictures,
+    positions_in_environment,
+)
 
 FORMAT = 1
 # From this share of an environment on, all of it is predicted: other runs need the rest.
@@ -49,7 +53,7 @@ class ZeroShotColumns:
 
 
 def zero_shot_columns(
-    run: TrainedRun, data: RunData, split: Split, options: LoadingOptions, original: str | None
+    run: Run, data: RunData, split: Split, options: LoadingOptions, original: str | None
 ) -> ZeroShotColumns:
     """The original CLIP on the pictures of a split, under the run's prompts.
 
@@ -84,7 +88,7 @@ def zero_shot_columns(
     return ZeroShotColumns(columns.predicted[rows], columns.alignment[rows])
 
 
-def _key(run: TrainedRun, data: RunData, split: Split, positions: Sequence[int]) -> str:
+def _key(run: Run, data: RunData, split: Split, positions: Sequence[int]) -> str:
     """A digest of all that the answer depends on: CLIP, prompts, pictures, how they are made."""
     environment = data.dataset[split.number]
     parts = {
@@ -131,7 +135,7 @@ def _load(path: Path, length: int) -> ZeroShotColumns | None:
 
 @torch.no_grad()
 def _predict(
-    run: TrainedRun, split: Split, options: LoadingOptions, original: str | None
+    run: Run, split: Split, options: LoadingOptions, original: str | None
 ) -> ZeroShotColumns:
     """The answer for all pictures of a split, in float32 even where the run predicts in bf16."""
     clip = saved.original_clip(run, original)

@@ -1,4 +1,4 @@
 """Whole test sets for a trained model: what they are, whether a copy is complete, how they score.
 
-`domainbed_carft.runs.suite_evaluation` measures runs on them.
+`domainbed_carft.runs.suites` measures runs on them.
 """

@@ -1,4 +1,4 @@
-"""The suites by name: ImageNet's, EmojiShift, and the test split of each task."""
+"""The suites by name: ImageNet's, EmojiShift, EmojiUnseen, and the test split of each task."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from domainbed_carft import text
-from domainbed_carft.data import benchmarks, emoji, tasks
+from domainbed_carft.data import benchmarks, emoji, emoji_styles, tasks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.suites import imagenet, unseen_styles
+from domainbed_carft.suites import imagenet
 from domainbed_carft.suites.test_sets import Folders, Suite, TestSet, TestSetCopy
+
+# Styles that `tiny` has not seen, or of which it has seen only the family: the groups tell how much
+# of a method's gain rests on styles that were in the pre-training data.
+FURTHER_STYLES = (
+    *emoji_styles.names(emoji_styles.NEVER_SEEN),
+    *emoji_styles.names(emoji_styles.FAMILY_SEEN),
+)
 
 
 def get(name: str) -> Suite:
@@ -43,8 +50,31 @@ def emoji_shift() -> Suite:
         _style_set("line", without_people, classes),
         _style_set("twemoji", unions, classes),
     )
-    further = [unseen_styles.test_set(style, classes) for style in unseen_styles.FURTHER]
+    further = [_held_out_set(style, classes) for style in FURTHER_STYLES]
     return Suite(emoji.SHIFT, classes, (*sets, *further), contexts="emoji")
+
+
+@functools.cache
+def emoji_unseen() -> Suite:
+    """The held-out things of all styles, in three groups: never seen, family seen, seen."""
+    classes = benchmarks.get(emoji.UNSEEN).classes
+    styles = (*FURTHER_STYLES, *emoji_styles.names(emoji_styles.SEEN))
+    sets = tuple(_held_out_set(style, classes) for style in styles)
+    return Suite(emoji.UNSEEN, classes, sets, contexts="emoji")
+
+
+def _held_out_set(name: str, classes: Sequence[str]) -> TestSet:
+    """All pictures of one style, in the group that its label names."""
+    style = emoji_styles.get(name)
+    labels = {class_name: label for label, class_name in enumerate(classes)}
+
+    def find(data_dir: Path) -> TestSetCopy:
+        """The pictures of the package, wherever ``data_dir`` is."""
+        root = emoji.style_folders(style.label)
+        return Folders((name,), labels, style.pictures)(root)
+
+    groups = tuple((label,) for label in range(len(classes)))
+    return TestSet(name, tuple(classes), groups, find, group=style.label, is_resized_by_pillow=True)
 
 
 def _style_set(style: str, members: Mapping[str, Sequence[str]], classes: Sequence[str]) -> TestSet:
@@ -79,8 +109,9 @@ def of_task(name: str) -> Suite:
         try:
             split = tasks.read_split(task, data_dir, train=False)
         except CarftError as error:
-            is_unreadable = isinstance(error.__cause__, PermissionError)
-            return TestSetCopy(None, (), [str(error)], is_unreadable)
+            if isinstance(error.__cause__, PermissionError):
+                raise
+            return TestSetCopy(None, (), [str(error)])
 
         problems = tasks.class_problems(task, "test", split)
         expected = task.pictures[1]
@@ -114,6 +145,6 @@ def of_task(name: str) -> Suite:
 SUITES: dict[str, Callable[[], Suite]] = {
     "imagenet": imagenet.suite,
     "EmojiShift": emoji_shift,
-    "EmojiUnseen": unseen_styles.suite,
+    "EmojiUnseen": emoji_unseen,
     **{name: functools.partial(of_task, name) for name in tasks.TASKS},
 }

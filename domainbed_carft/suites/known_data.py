@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,52 +11,19 @@ from typing import Any
 from domainbed_carft import text
 from domainbed_carft.data import benchmarks, download, tasks
 from domainbed_carft.data import verify as verification
-from domainbed_carft.data.benchmarks import Benchmark
-from domainbed_carft.data.tasks import Task
 from domainbed_carft.errors import CarftError
 from domainbed_carft.suites import imagenet
 
 TASK_STEPS = 5001  # DomainBed's default for data sets without a number of their own
 
 
-@dataclass(frozen=True)
-class KnownSet:
-    """One test set of the suite ``imagenet``."""
-
-    name: str
-    folder: str  # below the data folder
-    classes: int
-    pictures: int
-    facts: Mapping[str, Any]  # as assets/suites/sets.json has them
-
-
-@dataclass(frozen=True)
-class KnownData:
-    """All data sets that are known by name."""
-
-    benchmarks: Sequence[Benchmark]
-    tasks: Sequence[Task]
-    test_sets: Sequence[KnownSet]
-
-    def as_dicts(self) -> list[dict[str, Any]]:
-        """One object for each data set, as `carft data list --json` prints them."""
-        return [
-            *map(asdict, self.benchmarks),
-            *map(asdict, self.tasks),
-            *({**known_set.facts, "suite": "imagenet"} for known_set in self.test_sets),
-        ]
-
-
-def known_data() -> KnownData:
-    """What is known of each data set, in the order in which they are listed."""
-    classes = {test_set.name: len(test_set.classes) for test_set in imagenet.suite().sets}
-    test_sets = [
-        KnownSet(name, facts["folders"][0], classes[name], facts["pictures"], facts)
-        for name, facts in imagenet.facts().items()
+def known_data() -> list[dict[str, Any]]:
+    """One object for each benchmark, task and test set, as `carft data list --json` prints them."""
+    return [
+        *map(asdict, benchmarks.BENCHMARKS.values()),
+        *map(asdict, tasks.TASKS.values()),
+        *({**facts, "suite": "imagenet"} for facts in imagenet.facts().values()),
     ]
-    return KnownData(
-        tuple(benchmarks.BENCHMARKS.values()), tuple(tasks.TASKS.values()), tuple(test_sets)
-    )
 
 
 def verify_data(

@@ -22,13 +22,11 @@ class TestSetCopy:
 
     ``root``: its folder, None where there is none. ``samples``: pictures with their labels, each a
     path or an array (H, W, 3) of uint8. ``problems``: sentences; a copy with one is not complete.
-    ``is_unreadable``: whether one of them is a folder or a file that cannot be read.
     """
 
     root: Path | None
     samples: Sequence[tuple[Any, int]]
     problems: Sequence[str] = ()
-    is_unreadable: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,8 @@ class TestSet:
     """Pictures of classes of their own, and which of the model's classes count as each.
 
     ``classes`` are in label order; ``groups[j]`` are the model's classes that count as class j, by
-    their places in the suite's. ``find(data_dir)`` gives the pictures. ``is_shifted``: whether it
+    their places in the suite's. ``find(data_dir)`` gives the pictures, and raises CarftError for a
+    folder or a file that cannot be read. ``is_shifted``: whether it
     counts in the mean of the shifts. ``border``: pixels to cut off each side of each picture.
     ``reports_mean_per_class``: whether others report the mean of the classes' accuracies.
     ``group``: the name of a group with a mean of its own, in which it counts instead.
@@ -155,7 +154,10 @@ class Folders:
     unsorted_remedy: str = SORT_BY_CLASS
 
     def __call__(self, data_dir: Path) -> TestSetCopy:
-        """The copy below ``data_dir``; its folders are listed, its files are not opened."""
+        """The copy below ``data_dir``; its folders are listed, its files are not opened.
+
+        Raises CarftError for a folder or a file that cannot be read.
+        """
         try:
             root = self._find_root(data_dir)
             if root is None:
@@ -172,10 +174,11 @@ class Folders:
             listed_copy = listing.list_classes(root, class_names)
         except OSError as error:
             path = Path(error.filename)
-            problem = f"{path} cannot be read ({error.strerror}); check its permissions"
-            return TestSetCopy(None, (), [problem], is_unreadable=True)
-        except CarftError as error:
-            return TestSetCopy(None, (), [str(error)], is_unreadable=True)
+            raise CarftError(
+                f"{path} cannot be read ({error.strerror}); check its permissions"
+            ) from error
+        if any(_class_folder(path) in self.labels for path in listed_copy.faults["path"]):
+            raise CarftError(f"{root}: {'; '.join(listed_copy.problems)}")
 
         samples = [
             (str(root / path), self.labels[_class_folder(path)])
@@ -188,10 +191,7 @@ class Folders:
             *self._folder_problems(counts, Counter(label for _, label in samples)),
             *self.find_further_problems(root),
         ]
-        is_unreadable = any(
-            _class_folder(path) in self.labels for path in listed_copy.faults["path"]
-        )
-        return TestSetCopy(root, samples, problems, is_unreadable)
+        return TestSetCopy(root, samples, problems)
 
     def _folder_problems(
         self, folder_names: Iterable[str], label_counts: Mapping[int, int]

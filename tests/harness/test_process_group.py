@@ -256,10 +256,6 @@ def test_the_first_process_reports_why_another_has_failed(pictures, tmp_path):
 
     message = processes[0].communicate()[1]
     assert message == (tmp_path / "broken" / "err.txt").read_text()
-    if not hasattr(torch.distributed.TCPStore, "check"):  # before torch 2.3
-        assert "one of the 2 processes of this job exited without an error message" in message
-        return
-
     assert message.startswith("train: process 1 of 2: Traceback")
     assert message.endswith("\nRuntimeError: broken on purpose\n")
 

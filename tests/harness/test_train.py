@@ -215,8 +215,8 @@ def test_a_flag_or_a_variable_chooses_which_weights_are_kept(
 
     monkeypatch.setenv("DOMAINBED_KEEP_WEIGHTS", "all")
     assert run(tmp_path) == 2
-    assert run(tmp_path, "--restart", "--keep_weights", "last") == 0
-    assert [path.name for path in tmp_path.glob("*.pkl")] == ["model.pkl"]
+    assert run(tmp_path / "new", "--keep_weights", "last") == 0
+    assert [path.name for path in (tmp_path / "new").glob("*.pkl")] == ["model.pkl"]
 
 
 def test_loaders_and_threads_share_the_cores(monkeypatch):

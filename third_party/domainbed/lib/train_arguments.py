@@ -15,10 +15,11 @@ from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, Problem, raise_for
 
 # Flags that do not change what is trained, hence in no record.
-UNRECORDED_FLAGS = ("log", "picture_memory", "processes", "restart")
+UNRECORDED_FLAGS = ("log", "picture_memory", "processes")
 
 REMOVED_FLAGS = {
     "--pictures": "files become batches in one way only",
+    "--restart": "to start over, delete the job's folder",
     "--picture_cache": "use --picture_memory: evaluation pictures stay in the job's memory",
 }
 
@@ -106,12 +107,6 @@ def build_parser() -> argparse.ArgumentParser:
         default=process_variables.KEEP_WEIGHTS.read(checkpoints.KEEP[0]),
         help="last: model.pkl; best: model_best.pkl, selected by training-domain validation; "
         f"both (default); or none (for all jobs: ${process_variables.KEEP_WEIGHTS.name})",
-    )
-    add(
-        "--restart",
-        action="store_true",
-        help="start over: delete state and weights of an earlier run, move its records to "
-        "results-1.jsonl",
     )
     scalar_logs.add_flag(parser)
     removed_flags.refuse(parser, REMOVED_FLAGS)

@@ -289,7 +289,7 @@ class Run:
         except (ValueError, KeyError, RuntimeError, AttributeError) as error:
             raise resume.ResumeError(
                 f"{self.state_path} does not fit {self.args.algorithm}, whose code may have "
-                f"changed: {error}. To start over: --restart"
+                f"changed: {error}. To start over, delete the folder"
             ) from error
 
         self.interval.begin(state["interval"])

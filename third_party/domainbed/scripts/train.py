@@ -53,7 +53,7 @@ def _run(
         stop.check()
         _print("Environment:", _versions().items())
         _print("Args:", sorted(vars(args).items()))
-        state = None if flags.restart else resume.load(args.output_dir)
+        state = resume.load(args.output_dir)
         stored = state["hyperparameters"] if state else None
         hparams = preparation.choose_hparams(args, overrides, stored)
         changed_hparams = preparation.changed_hparams(args, overrides, hparams)
@@ -68,8 +68,6 @@ def _run(
             print("Warning: without numba pictures load at a third of the speed: pip install numba")
         run = training.Run(job=job, state=state, stop=stop, lock=lock, process_group=process_group)
 
-        if flags.restart and process_group.is_leader:  # now that the run can begin
-            run.files.begin_anew()
         print(f"Workers: {run.n_workers}")
         log_kinds = flags.log if process_group.is_leader else ()
         with scalar_logs.Logs(log_kinds, vars(args), hparams) as logs:

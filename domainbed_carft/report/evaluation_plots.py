@@ -1,0 +1,214 @@
+"""Figures of what `carft evaluate` measured: reliability, flips, and accuracy over alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from domainbed_carft.jobs.algorithms import INK, PAPER, Style
+from domainbed_carft.report.frames import AT_TEMPERATURE, calibration_error, rows_by
+from domainbed_carft.report.plots import (
+    MUTED,
+    Figure,
+    Styles,
+    add_legend,
+    new_canvas,
+    save_figure,
+)
+from domainbed_carft.results.evaluations import (
+    ALIGNMENT_EDGES,
+    HIGHEST_ALIGNMENT,
+    LOWEST_ALIGNMENT,
+)
+from domainbed_carft.text import printable
+
+# Of more algorithms each environment has a figure of its own: a page prints 9 inches.
+MOST_BARS_IN_GROUP = 6
+
+_BAR_HEIGHT = 0.2  # inches from one bar to the next
+_GROUP_GAP = 1.6  # bars between two groups, for the title of the second
+_ROOM_FOR_NUMBERS = 1.35  # of the longest bar
+_LIGHT = 0.45  # opacity of lost pictures' bars
+
+
+def reliability(title: str, name: str, bins: pd.DataFrame, style: Style) -> Figure:
+    """Accuracy over confidence, and below how many pictures each bin has.
+
+    ``bins``: of `frames.reliability`, the rows of one algorithm, which is the ``title``; the
+    figure's title has its expected calibration error, too.
+    """
+    series = rows_by(bins, "series")
+    canvas = new_canvas(3.9, [*series])
+    upper, lower = canvas.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 100], [0, 100], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
+    handles = {
+        label: _draw_reliability(upper, lower, rows, style, is_hollow=label == AT_TEMPERATURE)
+        for label, rows in series.items()
+    }
+    upper.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy (%)")
+    lower.set(xlabel="confidence (%)", ylabel="pictures (%)")
+    lower.set_ylim(bottom=0)
+    add_legend(canvas, handles)
+
+    first, *scaled = [calibration_error(rows) for rows in series.values()]
+    title += f": ECE {first:.1f}%"
+    if scaled:
+        title += f", {AT_TEMPERATURE} {scaled[0]:.1f}%"
+    alt = f"Lines of accuracy over confidence, {' and '.join(series)}: {title}."
+    return save_figure(canvas, title, name, alt, bins.drop(columns="algorithm"))
+
+
+def _draw_reliability(
+    upper: Any, lower: Any, bins: pd.DataFrame, style: Style, is_hollow: bool
+) -> Line2D:
+    """A line of the bins that have pictures, and steps of how many; returns the line."""
+    with_pictures = bins[bins["pictures"] > 0]
+    dash: Any = (0, (3, 1.5)) if is_hollow else "solid"
+    (line,) = upper.plot(
+        100 * with_pictures["confidence"] / with_pictures["pictures"],
+        100 * with_pictures["correct"] / with_pictures["pictures"],
+        color=style.colour,
+        lw=1.6,
+        ls=dash,
+        marker=style.marker,
+        ms=5,
+        mec=style.colour if is_hollow else INK,
+        mfc=PAPER if is_hollow else style.colour,
+        mew=0.9,
+        zorder=3,
+    )
+
+    shares = 100 * bins["pictures"] / bins["pictures"].sum()
+    edges = np.linspace(0, 100, len(bins) + 1)
+    lower.stairs(shares, edges, color=style.colour, lw=1.4, ls=dash, fill=False)
+    return line
+
+
+def flips(
+    title: str, name: str, rows: pd.DataFrame, styles: Styles, names: Mapping[str, str]
+) -> Figure:
+    """Bars of the gained pictures to the right and of the lost ones to the left, in percent.
+
+    ``rows``: of `frames.flips`; there is a group of bars for each environment. ``names``: of the
+    algorithms on the page.
+    """
+    groups = rows_by(rows, "environment")
+    canvas = new_canvas(0.75 + _BAR_HEIGHT * (len(rows) + _GROUP_GAP * len(groups)))
+    axes = canvas.subplots()
+
+    height = 0.0
+    longest = 0.0
+    ticks = {}
+    for label, group in groups.items():
+        axes.text(0, height, printable(label), ha="center", va="center", weight="bold")
+        counts_of = group.set_index("algorithm")
+        for algorithm, style in styles.items():
+            if algorithm in counts_of.index:
+                height += 1
+                ticks[height] = printable(names[algorithm])
+                length = _draw_flips(axes, height, counts_of.loc[algorithm], style.colour)
+                longest = max(longest, length)
+        height += _GROUP_GAP
+
+    reach = (longest or 1.0) * _ROOM_FOR_NUMBERS
+    axes.axvline(0, color=INK, lw=0.8)
+    axes.set_yticks(list(ticks), list(ticks.values()))
+    axes.tick_params(axis="y", length=0)
+    axes.set(ylim=(height - 0.7, -0.8), xlim=(-reach, reach))
+    axes.xaxis.set_major_formatter(lambda value, position: f"{abs(value):g}")
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("lost ← pictures (%) → gained")
+
+    alt = (
+        "Bars of the pictures gained and lost against zero-shot CLIP on "
+        f"{', '.join(groups)}: {title}."
+    )
+    data = rows.assign(algorithm=rows["algorithm"].map(names))
+    return save_figure(canvas, title, name, alt, data)
+
+
+def _draw_flips(axes: Any, height: float, counts: pd.Series[int], colour: str) -> float:
+    """The two bars of one algorithm with their numbers; returns the length of the longer one."""
+    n_pictures = counts[["gained", "lost", "both_right", "both_wrong"]].sum()
+    gained_percent = 100 * counts["gained"] / n_pictures
+    lost_percent = 100 * counts["lost"] / n_pictures
+    axes.barh(height, gained_percent, 0.78, color=colour, edgecolor=INK, linewidth=0.6)
+    axes.barh(height, -lost_percent, 0.78, color=colour, alpha=_LIGHT, edgecolor=INK, linewidth=0.6)
+
+    axes.text(gained_percent, height, f" {gained_percent:.1f}", va="center", fontsize=9)
+    axes.text(-lost_percent, height, f"{lost_percent:.1f} ", va="center", ha="right", fontsize=9)
+    return max(gained_percent, lost_percent)
+
+
+def over_alignment(
+    title: str,
+    name: str,
+    bins: pd.DataFrame,
+    styles: Styles,
+    names: Mapping[str, str],
+    thresholds: Sequence[float],
+) -> Figure:
+    """Accuracy over the alignment score, a line an algorithm, and below the share of pictures.
+
+    ``bins``: of `frames.alignment`; ``names``: of the algorithms on the page. A solid upright line
+    is at each of the ``thresholds``; between the dotted ones lie the pictures that count as in or
+    out of pre-training.
+    """
+    algorithms = [algorithm for algorithm in styles if algorithm in names]
+    canvas = new_canvas(3.6, [names[algorithm] for algorithm in algorithms])
+    upper, lower = canvas.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    handles: dict[str, Any] = {}
+    for algorithm in reversed(algorithms):  # the first algorithm lies on top
+        rows = bins[bins["algorithm"] == algorithm]
+        handles[algorithm] = _draw_over_alignment(upper, lower, rows, styles[algorithm])
+
+    _draw_cuts([upper, lower], thresholds)
+    upper.set(ylim=(-3, 103), ylabel="accuracy (%)")
+    lower.set(xlabel="alignment score", ylabel="pictures (%)")
+    lower.set_ylim(bottom=0)
+    add_legend(canvas, {names[algorithm]: handles[algorithm] for algorithm in algorithms})
+
+    marked = " and ".join(f"{score:g}" for score in thresholds)
+    alt = (
+        f"Lines of accuracy over the alignment score, with the threshold {marked}: {title}, for "
+        f"{', '.join(names[algorithm] for algorithm in algorithms)}."
+    )
+    return save_figure(canvas, title, name, alt, bins)
+
+
+def _draw_over_alignment(upper: Any, lower: Any, bins: pd.DataFrame, style: Style) -> Line2D:
+    """A line of the bins that have pictures, and one of how many; returns the first."""
+    with_pictures = bins[bins["pictures"] > 0]
+    # The last bin has no end: it is drawn as wide as the others.
+    width = ALIGNMENT_EDGES[1] - ALIGNMENT_EDGES[0]
+    middles = with_pictures["bin_end"].clip(upper=ALIGNMENT_EDGES[-1] + width) - width / 2
+    (line,) = upper.plot(
+        middles,
+        100 * with_pictures["correct"] / with_pictures["pictures"],
+        color=style.colour,
+        lw=1.6,
+        ls=style.dash,
+        ms=4.5,
+        **style.mark,
+    )
+    shares = 100 * with_pictures["pictures"] / bins["pictures"].sum()
+    lower.plot(middles, shares, color=style.colour, lw=1.4, ls=style.dash)
+    return line
+
+
+def _draw_cuts(all_axes: Sequence[Any], thresholds: Sequence[float]) -> None:
+    """Upright lines at the thresholds, and dotted ones at the other cuts if there is room."""
+    for axes in all_axes:
+        for score in thresholds:
+            axes.axvline(score, color=INK, lw=1, zorder=1)
+
+    limits = all_axes[0].get_xlim()
+    for axes in all_axes:
+        for score in (LOWEST_ALIGNMENT, HIGHEST_ALIGNMENT):
+            axes.axvline(score, color=MUTED, lw=1, ls=(0, (1, 2)), zorder=1)
+        axes.set_xlim(limits)

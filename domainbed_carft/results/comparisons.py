@@ -1,0 +1,516 @@
+"""Differences between the rows of tables: paired, with intervals, p-values, and what they need.
+
+Every comparison is by `compare`: of ``--against`` and ``--paired``, of the demo's last column, and
+of a report's first sentences.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from domainbed_carft.data import benchmarks
+from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.results import selection
+from domainbed_carft.results.collection import Collection
+from domainbed_carft.results.columns import IN_DOMAIN, sample_deviation, sample_error
+from domainbed_carft.results.formats import Grid
+from domainbed_carft.results.selection import Selected
+
+ACCURACY = "accuracy"
+ENVIRONMENT = "environment"
+PAIR = "pair"
+UNITS = (ENVIRONMENT, PAIR)
+
+LEVEL = 95  # % of intervals
+POWER = 0.8
+FEWEST_PAIRS = 5
+# Below so many units no two-sided p-value by sign flips is below 5%.
+FEWEST_FOR_FIVE_PERCENT = 6
+
+# Of more differences than this, signs are flipped at random instead of in all 2^n ways.
+MOST_EXACT = 36
+RANDOM_FLIPS = 99_999
+SEED = 0
+
+_FLIPS_AT_ONCE = 11_111  # a divisor of RANDOM_FLIPS
+_SAME_SUM = 1e-9  # of sums that are equal but for rounding, relative to the sum of sizes
+_TIE = 1e-9  # points, by which a mean of equal accuracies may differ from 0
+
+_UNIT_TITLES = {
+    ENVIRONMENT: "unit: environment, its mean over trials",
+    PAIR: "unit: pair, so intervals and p-values are optimistic",
+}
+_MEASURE_TITLES = {ACCURACY: "", IN_DOMAIN: "in-domain accuracy"}
+
+# (data set, target, trial)
+PairKey = tuple[str, int, int]
+# Row -> pair -> its accuracy in percent
+Accuracies = Mapping[str, Mapping[PairKey, float]]
+Floats = npt.NDArray[np.float64]
+
+CAPTION = (
+    "Minus: accuracy of the row's algorithm minus that of the one in the title, in points, over "
+    "every (data set, environment left out, trial) that both have. s.e.: standard error of the "
+    f"mean (divisor n - 1); interval: {LEVEL}% by Student's t, both over the n differences. p: "
+    f"two-sided, by flipping the signs of the n differences, exactly up to {MOST_EXACT} and else "
+    f"by {RANDOM_FLIPS:,} random flips; Holm: corrected for the number of rows; smallest p: what n "
+    "differences can attain at best.",
+    "Unit environment: one difference for each environment left out, its mean over trials (one for "
+    "a family, such as EmojiUnseen's three of EmojiOne). Unit pair: one for each trial; trials of "
+    "an environment share test pictures, so these p-values are too small and these intervals too "
+    "narrow.",
+)
+POWER_CAPTION = (
+    f"Needed: how many pairs a two-sided paired t test at {1 - LEVEL / 100:.0%} needs to find a "
+    f"difference of this size in {POWER:.0%} of sweeps, if pairs spread normally and as in this "
+    "sweep (spread: standard deviation of the differences, divisor n - 1); trials: for so many "
+    "pairs with this sweep's environments. Environments: how many would be needed with one "
+    "difference each, its mean over this sweep's trials; more trials do not replace them."
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row minus another, by one selection method in one group of runs.
+
+    ``measure``: ACCURACY, that of the tables, IN_DOMAIN, that on the environments trained on, or
+    the suite on which it was measured. ``unit``: of the ``n`` differences, ENVIRONMENT or PAIR;
+    ``pairs``, ``environments``, ``trials``: how many of these there are.
+
+    Differences, error, interval and spread are in points; error and interval are None for a single
+    difference, p-values and spread below FEWEST_PAIRS pairs; ``p_holm`` is corrected for the rows
+    that are compared. ``spread``: the standard deviation of the differences; ``needed``: how many
+    of these find a difference of ``points``, where one was asked for.
+    """
+
+    setting: str
+    selection: str
+    measure: str
+    unit: str
+    algorithm: str
+    against: str
+    pairs: int
+    n: int
+    mean_difference: float
+    standard_error: float | None
+    low: float | None
+    high: float | None
+    wins: int
+    losses: int
+    ties: int
+    p: float | None
+    p_holm: float | None
+    smallest_p: float
+    environments: int
+    trials: int
+    spread: float | None = None
+    points: float | None = None
+    needed: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """An entry for JSON and CSV, without what a difference of ``points`` needs."""
+        entry = asdict(self)
+        return {name: entry[name] for name in entry if name not in _FIELDS_OF_POWER}
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+    @property
+    def needed_trials(self) -> int | None:
+        """In how many trials the environments have the ``needed`` pairs."""
+        return None if self.needed is None else math.ceil(self.needed / self.environments)
+
+    def interval_text(self, digits: int) -> str:
+        """The interval with so many digits after the point, or why there is none."""
+        if self.low is None:
+            return f"none (one {self.unit})"
+        return f"{self.low:+.{digits}f} to {self.high:+.{digits}f}"
+
+
+_FIELDS_OF_POWER = ("trials", "spread", "points", "needed")
+
+
+def compare(
+    accuracies: Accuracies,
+    against: str,
+    unit: str,
+    points: float | None = None,
+    *,
+    setting: str = "",
+    method: str = selection.TRAINING_DOMAIN,
+    measure: str = ACCURACY,
+) -> list[Comparison]:
+    """Every other row minus ``against``, in the order of ``accuracies``.
+
+    Only rows that share a pair with it. ``points``: a difference, to say how many differences find
+    it. ``setting``, ``method`` and ``measure``: what the accuracies are of.
+    """
+    reference = accuracies.get(against, {})
+    comparisons = []
+    for row, by_pair in accuracies.items():
+        shared = sorted(by_pair.keys() & reference.keys())
+        if row == against or not shared:
+            continue
+
+        by_unit = _by_unit({pair: by_pair[pair] - reference[pair] for pair in shared}, unit)
+        low, high = student_interval(by_unit)
+        has_pairs = len(shared) >= FEWEST_PAIRS
+        spread = None
+        if has_pairs and len(by_unit) > 1:
+            spread = sample_deviation(np.array(by_unit))
+        comparison = Comparison(
+            setting=setting,
+            selection=method,
+            measure=measure,
+            unit=unit,
+            algorithm=row,
+            against=against,
+            pairs=len(shared),
+            n=len(by_unit),
+            mean_difference=float(np.mean(by_unit)),
+            standard_error=sample_error(np.array(by_unit)) if len(by_unit) > 1 else None,
+            low=low,
+            high=high,
+            wins=sum(value > _TIE for value in by_unit),
+            losses=sum(value < -_TIE for value in by_unit),
+            ties=sum(abs(value) <= _TIE for value in by_unit),
+            p=p_value(by_unit) if has_pairs else None,
+            p_holm=None,
+            smallest_p=smallest_p(len(by_unit)),
+            environments=len({(dataset, target) for dataset, target, _ in shared}),
+            trials=len({trial for _, _, trial in shared}),
+            spread=spread,
+            points=points,
+            needed=None if points is None or spread is None else needed_count(spread, points),
+        )
+        comparisons.append(comparison)
+
+    corrected = holm({entry.algorithm: entry.p for entry in comparisons if entry.p is not None})
+    return [replace(entry, p_holm=corrected.get(entry.algorithm)) for entry in comparisons]
+
+
+def compare_with_each(
+    accuracies: Accuracies, row: str, unit: str, *, measure: str = ACCURACY
+) -> list[Comparison]:
+    """``row`` minus each other one that shares a pair with it, in the order of ``accuracies``."""
+    comparisons = []
+    for against, by_pair in accuracies.items():
+        if row in accuracies and against != row:
+            pair = {row: accuracies[row], against: by_pair}
+            comparisons += compare(pair, against, unit, measure=measure)
+    return comparisons
+
+
+def compare_rows(
+    collection: Collection,
+    against: str,
+    *,
+    row: str | None = None,
+    measures: Sequence[str] = (ACCURACY,),
+    points: float | None = None,
+) -> list[Comparison]:
+    """What `compare` says for each group, method, measure and unit; of ``row`` only, if given."""
+    comparisons = []
+    for group, method, measure in itertools.product(
+        collection.groups, collection.methods, measures
+    ):
+        by_row = accuracies_of(group.selected(method), measure)
+        names = [name for name in group.ordered(by_row) if row in (None, name) or name == against]
+        accuracies = {name: by_row[name] for name in names}
+        for unit in UNITS:
+            comparisons += compare(
+                accuracies,
+                against,
+                unit,
+                points,
+                setting=group.title,
+                method=method,
+                measure=measure,
+            )
+    return comparisons
+
+
+def require_comparisons(
+    comparisons: Sequence[Comparison], collection: Collection, against: str, row: str | None = None
+) -> None:
+    """Raise CarftError, which names the rows, if nothing shares a pair with ``against``."""
+    if comparisons:
+        return
+
+    names = ", ".join(collection.rows)
+    message = (
+        f"--against {against}: no other algorithm shares a (data set, environment, trial) with it; "
+        f"expected one of {names}"
+    )
+    if row is not None:
+        message = (
+            f"{row} and {against} share no (data set, environment, trial) under the same settings "
+            f"by {', '.join(collection.methods)}; expected two different algorithms of {names}"
+        )
+    remedy = ""
+    if "ERM" in (row, against) and "ERM" not in collection.rows:
+        remedy = "ERM is DomainBed's ResNet; plain fine-tuning of CLIP is CLIPFineTune"
+    raise CarftError(Problem(message, remedy=remedy))
+
+
+def require_points(points: float | None, against: str | None) -> None:
+    """Raise CarftError for a difference that is not above 0, or is from nothing."""
+    if points is None:
+        return
+    if not 0 < points < math.inf:
+        raise CarftError(Problem("--power", points, "a difference in points > 0, such as 1.0"))
+    if not against:
+        raise CarftError(
+            Problem("--power needs an algorithm to differ from", remedy="add --against ALGORITHM")
+        )
+
+
+def accuracies_of(
+    selections: Iterable[Selected], measure: str = ACCURACY
+) -> dict[str, dict[PairKey, float]]:
+    """Row -> pair -> its accuracy in percent: on the target, or IN_DOMAIN."""
+    percent: dict[str, dict[PairKey, float]] = {}
+    for selected in selections:
+        outcome = selected.outcome
+        accuracy = outcome.accuracy
+        if measure == IN_DOMAIN:
+            accuracy = selection.in_domain_at(outcome)
+        pair = (selected.dataset, selected.target, selected.trial)
+        percent.setdefault(selected.row, {})[pair] = 100 * accuracy
+    return percent
+
+
+def _by_unit(differences: Mapping[PairKey, float], unit: str) -> list[float]:
+    """The differences of units: those of the pairs, or the mean of each environment's pairs.
+
+    The environments of a family are one unit.
+    """
+    if unit == PAIR:
+        return list(differences.values())
+
+    by_unit: dict[tuple[str, str], list[float]] = {}
+    for (dataset, target, _), difference in differences.items():
+        key = (dataset, benchmarks.independent_unit(dataset, target))
+        by_unit.setdefault(key, []).append(difference)
+    return [float(np.mean(values)) for values in by_unit.values()]
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """The interval of the mean by Student's t, at LEVEL percent; Nones for a single value."""
+    if len(values) < 2:
+        return None, None
+
+    from scipy.special import stdtrit  # scipy.stats takes a second to load
+
+    mean = float(np.mean(values))
+    quantile = float(stdtrit(len(values) - 1, (1 + LEVEL / 100) / 2))
+    half_width = quantile * sample_error(np.asarray(values))
+    return mean - half_width, mean + half_width
+
+
+def p_value(differences: Sequence[float]) -> float:
+    """The two-sided p-value of the mean of at least one difference, by flipping signs.
+
+    It is the share of the 2^n ways to flip the signs of the n differences of which the sum is at
+    least as far from 0: exact up to MOST_EXACT differences, as
+    ``scipy.stats.permutation_test(permutation_type="samples")`` enumerates them. Of more it is by
+    RANDOM_FLIPS random flips (numpy's default_rng, SEED), the observed signs counted as one.
+    """
+    values = np.asarray(differences, dtype=float)
+    tolerance = _SAME_SUM * float(np.abs(values).sum())
+    threshold = abs(float(values.sum())) - tolerance
+    if threshold <= 0:
+        return 1.0
+    if values.size <= MOST_EXACT:
+        return 2 * _count_of_sums(values, threshold) / 2**values.size
+    return (1 + _count_of_random_sums(values, threshold)) / (1 + RANDOM_FLIPS)
+
+
+def smallest_p(n: int) -> float:
+    """The smallest p-value that `p_value` can return for n differences."""
+    smallest = 2.0 ** (1 - n)
+    return smallest if n <= MOST_EXACT else 1 / (1 + RANDOM_FLIPS)
+
+
+def _count_of_sums(values: Floats, threshold: float) -> int:
+    """Of all sums with flipped signs, how many are at least ``threshold``.
+
+    Each is a sum of one half of the values and one of the other, so 2^(n/2) of each are enough.
+    """
+    middle = values.size // 2
+    first = np.sort(_signed_sums(values[:middle]))
+    second = np.sort(_signed_sums(values[middle:]))
+    below = np.searchsorted(first, threshold - second, side="left")
+    return int(first.size * second.size - below.sum())
+
+
+def _signed_sums(values: Floats) -> Floats:
+    """The sums of all 2^n ways to give the values signs."""
+    sums = np.zeros(1)
+    for value in values:
+        sums = np.concatenate([sums + value, sums - value])
+    return sums
+
+
+def _count_of_random_sums(values: Floats, threshold: float) -> int:
+    """Of RANDOM_FLIPS sums with random signs, how many are ``threshold`` or more from 0."""
+    rng = np.random.default_rng(SEED)
+    count = 0
+    for _ in range(RANDOM_FLIPS // _FLIPS_AT_ONCE):
+        signs = 2.0 * rng.integers(2, size=(_FLIPS_AT_ONCE, values.size), dtype=np.int8) - 1
+        count += int((np.abs(signs @ values) >= threshold).sum())
+    return count
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Name -> p-value, corrected for the number of tests by Holm's step-down method."""
+    corrected: dict[str, float] = {}
+    largest = 0.0
+    ordered = sorted(p_values.items(), key=lambda item: item[1])
+    for rank, (name, value) in enumerate(ordered):
+        largest = max(largest, min(1.0, (len(ordered) - rank) * value))
+        corrected[name] = largest
+    return corrected
+
+
+def needed_count(spread: float, points: float) -> int:
+    """How many differences with this standard deviation find a mean of ``points``.
+
+    The fewest, at least 2, of which a two-sided paired t test at 5% has POWER.
+    """
+    from scipy.special import ndtri  # scipy.stats takes a second to load
+
+    quantiles = ndtri((1 + LEVEL / 100) / 2) + ndtri(POWER)
+    normal = (quantiles * spread / points) ** 2  # with a known standard deviation
+    count = max(2, math.floor(normal))
+    while power_of_t_test(count, spread, points) < POWER:
+        count += 1
+    return count
+
+
+def power_of_t_test(count: int, spread: float, points: float) -> float:
+    """The chance that a paired t test at 5% of ``count`` differences finds a mean of ``points``."""
+    from scipy.special import nctdtr, stdtrit
+
+    if spread == 0:
+        return 1.0
+    freedom = count - 1
+    shift = points * count**0.5 / spread
+    threshold = stdtrit(freedom, (1 + LEVEL / 100) / 2)
+    missed = nctdtr(freedom, shift, threshold) - nctdtr(freedom, shift, -threshold)
+    return float(1 - missed)
+
+
+def power_entries(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """What a difference of ``points`` needs, for JSON and CSV: an entry a row, of both units."""
+    by_environment = {
+        (entry.setting, entry.selection, entry.algorithm): entry
+        for entry in comparisons
+        if entry.unit == ENVIRONMENT and entry.measure == ACCURACY
+    }
+    entries = []
+    for of_pairs in comparisons:
+        if of_pairs.unit == PAIR and of_pairs.measure == ACCURACY and of_pairs.points is not None:
+            key = (of_pairs.setting, of_pairs.selection, of_pairs.algorithm)
+            of_environments = by_environment[key]
+            entry = {
+                "setting": of_pairs.setting,
+                "selection": of_pairs.selection,
+                "algorithm": of_pairs.algorithm,
+                "against": of_pairs.against,
+                "difference": of_pairs.points,
+                "pairs": of_pairs.pairs,
+                "environments": of_pairs.environments,
+                "trials": of_pairs.trials,
+                "spread": of_pairs.spread,
+                "needed_pairs": of_pairs.needed,
+                "needed_trials": of_pairs.needed_trials,
+                "environment_spread": of_environments.spread,
+                "needed_environments": of_environments.needed,
+            }
+            entries.append(entry)
+    return entries
+
+
+def grids(comparisons: Sequence[Comparison]) -> list[Grid]:
+    """A table for each group, method, measure and unit: a row for each row that was compared."""
+    by_table: dict[tuple[str, ...], list[Comparison]] = {}
+    for entry in comparisons:
+        key = (entry.setting, entry.selection, entry.measure, entry.unit, entry.against)
+        by_table.setdefault(key, []).append(entry)
+    return [_grid(entries) for entries in by_table.values()]
+
+
+def _grid(comparisons: Sequence[Comparison]) -> Grid:
+    first = comparisons[0]
+    needed = "" if first.points is None else f"needed to find {first.points:g} points"
+    parts = [
+        f"Minus {first.against}",
+        _MEASURE_TITLES.get(first.measure, first.measure),
+        _UNIT_TITLES[first.unit],
+        selection.METHODS[first.selection].title,
+        first.setting,
+        needed,
+    ]
+    header = ["Algorithm", "Mean", "s.e.", f"{LEVEL}% interval", "Wins", "Losses", "Ties", "n"]
+    header += ["p", "Holm", "Smallest p"]
+    if first.points is not None:
+        header += ["Spread", f"{first.unit.title()}s needed"]
+        if first.unit == PAIR:
+            header += ["Trials needed", "Trials now"]
+    rows = [_row(entry) for entry in comparisons]
+    return Grid("; ".join(filter(None, parts)), header, rows, _notes(comparisons))
+
+
+def _row(entry: Comparison) -> list[str]:
+    error = "-" if entry.standard_error is None else f"{entry.standard_error:.2f}"
+    counts = [str(count) for count in (entry.wins, entry.losses, entry.ties, entry.n)]
+    p_values = [p_text(p) for p in (entry.p, entry.p_holm, entry.smallest_p)]
+    difference = [f"{entry.mean_difference:+.2f}", error, entry.interval_text(digits=2)]
+    texts = [entry.algorithm, *difference, *counts, *p_values]
+    if entry.points is not None:
+        texts += [_or_dash(entry.spread, ".2f"), _or_dash(entry.needed, ",d")]
+        if entry.unit == PAIR:
+            texts += [_or_dash(entry.needed_trials, ",d"), str(entry.trials)]
+    return texts
+
+
+def _or_dash(value: float | None, style: str) -> str:
+    return "-" if value is None else f"{value:{style}}"
+
+
+def p_text(p: float | None) -> str:
+    """A p-value with three decimals or two digits that count; "-" without one."""
+    if p is None:
+        return "-"
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
+
+
+def _notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """Which rows have too few pairs for a p-value, and what so few environments can show."""
+    notes = []
+    for entry in comparisons:
+        if entry.pairs < FEWEST_PAIRS:
+            needs = "a p-value" if entry.points is None else "a p-value and their spread"
+            notes.append(
+                f"{entry.algorithm} and {entry.against} share {entry.pairs} (data set, environment "
+                f"left out, trial), expected at least {FEWEST_PAIRS} for {needs}; run more trials."
+            )
+
+    counts = [entry.n for entry in comparisons if entry.unit == ENVIRONMENT]
+    n = min(counts, default=FEWEST_FOR_FIVE_PERCENT)
+    if n < FEWEST_FOR_FIVE_PERCENT:
+        notes.append(
+            f"With n = {n} environments no p-value is below {p_text(smallest_p(n))}: read the "
+            "difference and the wins."
+        )
+    return notes

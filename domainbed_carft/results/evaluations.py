@@ -1,0 +1,585 @@
+"""What is measured of predictions: a row for each picture, and the figures that follow from rows.
+
+Of a sweep's runs both are kept beside the records, in two files for each step that was selected;
+selection methods that choose the same step share them. Tables need the figures alone, neither rows
+nor weights. The files may be a stranger's: no path is in them, and nothing in them is run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from annotated_types import Gt, Len
+
+from domainbed_carft import files
+from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.files import arrays, parsing
+from domainbed_carft.jobs.folder import WEIGHTS
+from domainbed_carft.jobs.job import IDENTITY, Job
+
+# Of rows and figures. Format 1, of carft 0.2.0, has no validation splits: its figures are read,
+# and `carft evaluate` measures the run again.
+FORMAT: Literal[2] = 2
+
+ECE_BINS = 15  # of equal width, for the expected calibration error
+
+# Alignment scores, of arXiv 2412.02856: what divides pictures in and out of pre-training, below
+# which score a label is taken to be wrong, and above which one the picture to show its class name.
+ALIGNED_FROM = 0.21
+LOWEST_ALIGNMENT = 0.15
+HIGHEST_ALIGNMENT = 0.4
+# Accuracy over alignment: bins of 0.01 between 0 and 0.5, and one on each side.
+ALIGNMENT_EDGES = [number / 100 for number in range(51)]
+
+Labels = npt.NDArray[np.uint16]
+Floats = npt.NDArray[np.float64]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PictureRows:
+    """A row for each of N pictures, (N,) each.
+
+    ``label``, ``predicted``: the true class and the most likely one. ``top``: the probability of
+    the latter; ``log_true``: the logarithm of that of the former, in nats; ``sum_of_squares``: of
+    the probabilities of all classes.
+    """
+
+    label: Labels
+    predicted: Labels
+    top: Floats
+    log_true: Floats
+    sum_of_squares: Floats
+
+    @property
+    def is_correct(self) -> npt.NDArray[np.bool_]:
+        """(N,): whether the prediction is right."""
+        return self.predicted == self.label
+
+    @classmethod
+    def joined(cls, parts: Sequence[PictureRows]) -> PictureRows:
+        """The rows of all parts in turn; none without parts."""
+
+        def column(name: str, dtype: type) -> Any:
+            return np.concatenate([np.empty(0, dtype), *(getattr(part, name) for part in parts)])
+
+        return cls(
+            label=column("label", np.uint16),
+            predicted=column("predicted", np.uint16),
+            top=column("top", np.float64),
+            log_true=column("log_true", np.float64),
+            sum_of_squares=column("sum_of_squares", np.float64),
+        )
+
+    def part(self, begin: int, end: int) -> PictureRows:
+        """The rows of the pictures from ``begin`` to before ``end``."""
+        return PictureRows(
+            label=self.label[begin:end],
+            predicted=self.predicted[begin:end],
+            top=self.top[begin:end],
+            log_true=self.log_true[begin:end],
+            sum_of_squares=self.sum_of_squares[begin:end],
+        )
+
+
+@dataclass(frozen=True)
+class ReliabilityBins:
+    """ECE_BINS bins of equal width by confidence, the probability of the predicted class.
+
+    Of each bin the number of pictures, how many of them are predicted correctly, and the sum of
+    their confidences. Bin m, from 0, holds confidences in (m / ECE_BINS, (m + 1) / ECE_BINS].
+    """
+
+    pictures: Annotated[list[int], Len(ECE_BINS, ECE_BINS)]
+    correct: Annotated[list[int], Len(ECE_BINS, ECE_BINS)]
+    confidence: Annotated[list[float], Len(ECE_BINS, ECE_BINS)]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How well the probabilities of a set of pictures fit the outcomes; all are 0 at best.
+
+    ``ece``: expected calibration error, a share of 1 (Guo et al., ICML 2017, equation 3). ``nll``:
+    mean negative log-likelihood, in nats. ``brier``: mean squared distance between the vector of
+    probabilities and that of the true class, from 0 to 2 (Brier 1950).
+    """
+
+    ece: float
+    nll: float
+    brier: float
+    reliability: ReliabilityBins
+
+
+@dataclass(frozen=True)
+class WorstClass:
+    """The class with the lowest accuracy, a share of 1; of equal ones the first."""
+
+    name: str
+    label: int
+    pictures: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of predictions on a set of pictures; accuracies are shares of 1.
+
+    ``mean_per_class``: over the classes that have pictures. ``class_pictures``, ``class_correct``:
+    numbers of pictures, in label order.
+    """
+
+    accuracy: float
+    mean_per_class: float
+    worst_class: WorstClass
+    calibration: Calibration
+    class_pictures: list[int]
+    class_correct: list[int]
+
+
+def measure(rows: PictureRows, classes: Sequence[str]) -> Figures:
+    """The figures of N > 0 pictures; ``classes``: the names in label order."""
+    class_pictures = np.bincount(rows.label, minlength=len(classes))
+    class_correct = np.bincount(rows.label[rows.is_correct], minlength=len(classes))
+    present = np.flatnonzero(class_pictures)
+    accuracies = class_correct[present] / class_pictures[present]
+    worst = int(present[accuracies.argmin()])
+
+    return Figures(
+        accuracy=float(rows.is_correct.mean()),
+        mean_per_class=float(accuracies.mean()),
+        worst_class=WorstClass(
+            name=classes[worst],
+            label=worst,
+            pictures=int(class_pictures[worst]),
+            accuracy=float(accuracies.min()),
+        ),
+        calibration=measure_calibration(rows),
+        class_pictures=class_pictures.tolist(),
+        class_correct=class_correct.tolist(),
+    )
+
+
+def measure_calibration(rows: PictureRows) -> Calibration:
+    """The calibration on N > 0 pictures."""
+    bins = np.ceil(rows.top * ECE_BINS).astype(np.int64) - 1
+    bins = np.clip(bins, 0, ECE_BINS - 1)
+    reliability = ReliabilityBins(
+        pictures=np.bincount(bins, minlength=ECE_BINS).tolist(),
+        correct=np.bincount(bins[rows.is_correct], minlength=ECE_BINS).tolist(),
+        confidence=np.bincount(bins, rows.top, minlength=ECE_BINS).tolist(),
+    )
+
+    # Of one picture: the sum over classes of (p - [true class])^2.
+    squared_distance = rows.sum_of_squares - 2 * np.exp(rows.log_true) + 1
+    return Calibration(
+        ece=expected_calibration_error(reliability),
+        nll=float(-rows.log_true.mean()),
+        brier=float(squared_distance.mean()),
+        reliability=reliability,
+    )
+
+
+def expected_calibration_error(reliability: ReliabilityBins) -> float:
+    """The sum over bins of their share of the pictures times |accuracy - mean confidence|."""
+    # Each is |accuracy - mean confidence| times the number of pictures in the bin.
+    gaps = np.abs(np.array(reliability.correct) - np.array(reliability.confidence))
+    return float(gaps.sum() / sum(reliability.pictures))
+
+
+def confusion_matrix(rows: PictureRows, num_classes: int) -> npt.NDArray[np.int64]:
+    """(K, K): the number of pictures by true class (row) and predicted class (column)."""
+    cells = rows.label.astype(np.int64) * num_classes + rows.predicted
+    counts = np.bincount(cells, minlength=num_classes * num_classes)
+    return counts.reshape(num_classes, num_classes)
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Numbers of pictures, by whether zero-shot CLIP and the run predict them correctly.
+
+    ``gained``: only the run does. ``lost``: only zero-shot CLIP does.
+    """
+
+    gained: int
+    lost: int
+    both_right: int
+    both_wrong: int
+
+
+@dataclass(frozen=True)
+class AlignmentFigures:
+    """Accuracies, shares of 1, of pictures by their alignment score; None without any picture.
+
+    The score of a picture is the cosine of the original CLIP's image feature with the zero-shot
+    weight of the true class, as in Teterwak et al., "Is Large-Scale Pretraining the Secret to Good
+    Domain Generalization?" (arXiv 2412.02856), which takes high scores for pictures like those of
+    the pre-training.
+
+    ``aligned``: of scores in [threshold, highest]; ``unaligned``: of those in [lowest, threshold).
+    ``pictures_below``, ``pictures_above``: how many are in neither, since their score is below
+    ``lowest`` or above ``highest``. ``bin_pictures``, ``bin_correct``: the number of pictures, and
+    of those predicted correctly, in bins: below ALIGNMENT_EDGES[0], between neighbours [low, high),
+    and from ALIGNMENT_EDGES[-1] on.
+    """
+
+    threshold: float
+    lowest: float
+    highest: float
+    aligned: float | None
+    unaligned: float | None
+    aligned_pictures: int
+    unaligned_pictures: int
+    pictures_below: int
+    pictures_above: int
+    bin_pictures: Annotated[list[int], Len(len(ALIGNMENT_EDGES) + 1, len(ALIGNMENT_EDGES) + 1)]
+    bin_correct: Annotated[list[int], Len(len(ALIGNMENT_EDGES) + 1, len(ALIGNMENT_EDGES) + 1)]
+
+
+def measure_alignment(
+    scores: npt.NDArray[np.floating], is_correct: npt.NDArray[np.bool_]
+) -> AlignmentFigures:
+    """The accuracies by alignment; ``scores`` and ``is_correct`` are of the same pictures, (N,)."""
+    exact_scores = scores.astype(np.float64)
+    is_valid = (exact_scores >= LOWEST_ALIGNMENT) & (exact_scores <= HIGHEST_ALIGNMENT)
+    is_aligned = is_valid & (exact_scores >= ALIGNED_FROM)
+    is_unaligned = is_valid & (exact_scores < ALIGNED_FROM)
+
+    bins = np.searchsorted(ALIGNMENT_EDGES, exact_scores, side="right")
+    n_bins = len(ALIGNMENT_EDGES) + 1
+    return AlignmentFigures(
+        threshold=ALIGNED_FROM,
+        lowest=LOWEST_ALIGNMENT,
+        highest=HIGHEST_ALIGNMENT,
+        aligned=_share(is_correct[is_aligned]),
+        unaligned=_share(is_correct[is_unaligned]),
+        aligned_pictures=int(is_aligned.sum()),
+        unaligned_pictures=int(is_unaligned.sum()),
+        pictures_below=int((exact_scores < LOWEST_ALIGNMENT).sum()),
+        pictures_above=int((exact_scores > HIGHEST_ALIGNMENT).sum()),
+        bin_pictures=np.bincount(bins, minlength=n_bins).tolist(),
+        bin_correct=np.bincount(bins[is_correct], minlength=n_bins).tolist(),
+    )
+
+
+def _share(is_correct: npt.NDArray[np.bool_]) -> float | None:
+    return float(is_correct.mean()) if len(is_correct) else None
+
+
+@dataclass(frozen=True)
+class EvaluatedSplit:
+    """A split that was measured: its environment, the number of that, its name in the records."""
+
+    environment: str
+    number: int
+    name: str
+    pictures: Annotated[int, Gt(0)]
+
+
+@dataclass(frozen=True)
+class ValidationSplit:
+    """The out-split of an environment trained on, and how many of its pictures are predicted right.
+
+    Its pictures go through the test transform, unlike those that the records are of.
+    """
+
+    environment: str
+    number: int
+    name: str
+    pictures: Annotated[int, Gt(0)]
+    correct: int
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """What the logits are divided by: fitted on ``pictures`` of the training environments.
+
+    ``is_at_limit``: whether the best value lies outside the range that is searched.
+    """
+
+    value: float
+    pictures: int
+    is_at_limit: bool
+
+
+@dataclass(frozen=True)
+class EvaluationFacts:
+    """What was measured, and of what: the facts that tell whether a file is still true.
+
+    ``weights`` and ``data`` are SHA-256 of the file of weights and of the list of pictures; the
+    digests of prompts and CLIP are those in the records. ``splits``: in the order of the rows.
+    ``temperature``: None where no training environment has an out-split of its own.
+    ``validation``: the out-splits of the training environments; none where the job left nothing
+    out.
+    """
+
+    format: Literal[1, 2]
+    dataset: str
+    algorithm: str
+    test_envs: list[int]
+    trial_seed: int
+    hparams_seed: int
+    step: int
+    weights: str
+    data: str
+    prompts_digest: str
+    clip_digest: str
+    classes: Annotated[list[str], Len(1)]
+    contexts: list[str]
+    pictures: Annotated[int, Gt(0)]
+    splits: Annotated[list[EvaluatedSplit], Len(1)]
+    temperature: Temperature | None
+    validation: list[ValidationSplit] = dataclasses.field(default_factory=list)
+
+    def is_of(self, job: Job) -> bool:
+        """Whether a job with these arguments was evaluated."""
+        identity = {name: getattr(self, name) for name in IDENTITY}
+        return job.key.test_envs == set(self.test_envs) and all(
+            job.args[name] == value for name, value in identity.items()
+        )
+
+
+@dataclass(frozen=True)
+class EvaluatedRows:
+    """The rows of an evaluated run on some splits, one split after the other.
+
+    ``raw``, ``scaled``: at temperature 1, and at the fitted one, None without. ``zero_shot``,
+    ``alignment``: (N,), the class that the original CLIP predicts, and the alignment score.
+    """
+
+    raw: PictureRows
+    scaled: PictureRows | None
+    zero_shot: Labels
+    alignment: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SplitFigures(Figures):
+    """The figures of an evaluated run on one split.
+
+    ``calibration``: of the probabilities as they are; ``scaled``: of those at the fitted
+    ``temperature``, None without.
+    """
+
+    split: EvaluatedSplit
+    zero_shot_accuracy: float
+    flips: Flips
+    scaled: Calibration | None
+    temperature: float | None
+    alignment: AlignmentFigures
+
+    @property
+    def gained(self) -> float:
+        """The share of the pictures that only the run predicts correctly."""
+        return self.flips.gained / self.split.pictures
+
+    @property
+    def lost(self) -> float:
+        """The share of the pictures that only zero-shot CLIP predicts correctly."""
+        return self.flips.lost / self.split.pictures
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """The figures of a run at one step, in the order of its splits."""
+
+    facts: EvaluationFacts
+    splits: Annotated[list[SplitFigures], Len(1)]
+
+    def of_environment(self, number: int) -> SplitFigures | None:
+        """The figures of the environment with this number, if it was measured."""
+        return next((part for part in self.splits if part.split.number == number), None)
+
+    @property
+    def in_domain(self) -> float | None:
+        """The mean accuracy over the out-splits of the environments trained on, a share of 1.
+
+        Like the in-domain accuracy of the tables, but without augmentation: all pictures go through
+        the test transform. None in files of carft 0.2.0 for jobs that left environments out.
+        """
+        accuracies = [split.correct / split.pictures for split in self.facts.validation]
+        if not self.facts.test_envs:
+            accuracies = [split.accuracy for split in self.splits]
+        return fmean(accuracies) if accuracies else None
+
+
+def measure_run(rows: EvaluatedRows, facts: EvaluationFacts) -> RunFigures:
+    """The figures of all splits."""
+    figures = []
+    begin = 0
+    for split in facts.splits:
+        end = begin + split.pictures
+        part = EvaluatedRows(
+            raw=rows.raw.part(begin, end),
+            scaled=rows.scaled.part(begin, end) if rows.scaled else None,
+            zero_shot=rows.zero_shot[begin:end],
+            alignment=rows.alignment[begin:end],
+        )
+        figures.append(_measure_split(part, split, facts))
+        begin = end
+    return RunFigures(facts, figures)
+
+
+def _measure_split(
+    rows: EvaluatedRows, split: EvaluatedSplit, facts: EvaluationFacts
+) -> SplitFigures:
+    figures = measure(rows.raw, facts.classes)
+    is_correct = rows.raw.is_correct
+    is_zero_shot_correct = rows.zero_shot == rows.raw.label
+    return SplitFigures(
+        accuracy=figures.accuracy,
+        mean_per_class=figures.mean_per_class,
+        worst_class=figures.worst_class,
+        calibration=figures.calibration,
+        class_pictures=figures.class_pictures,
+        class_correct=figures.class_correct,
+        split=split,
+        zero_shot_accuracy=float(is_zero_shot_correct.mean()),
+        flips=Flips(
+            gained=int((is_correct & ~is_zero_shot_correct).sum()),
+            lost=int((~is_correct & is_zero_shot_correct).sum()),
+            both_right=int((is_correct & is_zero_shot_correct).sum()),
+            both_wrong=int((~is_correct & ~is_zero_shot_correct).sum()),
+        ),
+        scaled=measure_calibration(rows.scaled) if rows.scaled else None,
+        temperature=facts.temperature.value if facts.temperature else None,
+        alignment=measure_alignment(rows.alignment, is_correct),
+    )
+
+
+_LABEL = np.dtype("<u2")
+_PROBABILITY = np.dtype("<f8")
+# The columns of the file of rows, and those that only a run with a fitted temperature has.
+_COLUMNS: dict[str, np.dtype[Any]] = {
+    "label": _LABEL,
+    "predicted": _LABEL,
+    "zero_shot": _LABEL,
+    "alignment": np.dtype("<f4"),
+    "top": _PROBABILITY,
+    "log_true": _PROBABILITY,
+    "sum_of_squares": _PROBABILITY,
+}
+_SCALED_COLUMNS: dict[str, np.dtype[Any]] = {
+    "scaled_top": _PROBABILITY,
+    "scaled_log_true": _PROBABILITY,
+    "scaled_sum_of_squares": _PROBABILITY,
+}
+
+
+def rows_path(folder: Path, step: int) -> Path:
+    """The file of the rows in a job's folder."""
+    return folder / f"evaluation_step{step}.npz"
+
+
+def figures_path(folder: Path, step: int) -> Path:
+    """The file of the figures in a job's folder."""
+    return folder / f"evaluation_step{step}.json"
+
+
+def save_rows(folder: Path, rows: EvaluatedRows, facts: EvaluationFacts) -> None:
+    """Write the file of rows, whole or not at all. Raises CarftError if it cannot be written."""
+    columns: dict[str, npt.NDArray[Any]] = {
+        "label": rows.raw.label,
+        "predicted": rows.raw.predicted,
+        "zero_shot": rows.zero_shot,
+        "alignment": rows.alignment,
+        "top": rows.raw.top,
+        "log_true": rows.raw.log_true,
+        "sum_of_squares": rows.raw.sum_of_squares,
+    }
+    if rows.scaled:
+        columns["scaled_top"] = rows.scaled.top
+        columns["scaled_log_true"] = rows.scaled.log_true
+        columns["scaled_sum_of_squares"] = rows.scaled.sum_of_squares
+
+    dtypes = {**_COLUMNS, **_SCALED_COLUMNS}
+    typed = {name: column.astype(dtypes[name]) for name, column in columns.items()}
+    arrays.save_arrays(rows_path(folder, facts.step), typed, dataclasses.asdict(facts))
+
+
+def load_rows(folder: Path, step: int) -> tuple[EvaluatedRows, EvaluationFacts]:
+    """The rows and their facts; raises CarftError for a file that is missing or damaged."""
+    path = rows_path(folder, step)
+    facts = _validated(EvaluationFacts, arrays.load_facts(path), path)
+    dtypes = {**_COLUMNS, **(_SCALED_COLUMNS if facts.temperature else {})}
+    _, columns = arrays.load_arrays(path, dtypes, "pictures")
+    largest = max(int(columns[name].max()) for name in ("label", "predicted", "zero_shot"))
+    if largest >= len(facts.classes) or sum(s.pictures for s in facts.splits) != facts.pictures:
+        raise _damaged(path, "rows")
+
+    raw = PictureRows(
+        label=columns["label"],
+        predicted=columns["predicted"],
+        top=columns["top"],
+        log_true=columns["log_true"],
+        sum_of_squares=columns["sum_of_squares"],
+    )
+    scaled = None
+    if facts.temperature:
+        scaled = dataclasses.replace(
+            raw,
+            top=columns["scaled_top"],
+            log_true=columns["scaled_log_true"],
+            sum_of_squares=columns["scaled_sum_of_squares"],
+        )
+    return EvaluatedRows(raw, scaled, columns["zero_shot"], columns["alignment"]), facts
+
+
+def save_figures(folder: Path, figures: RunFigures) -> None:
+    """Write the file of figures, whole or not at all. Raises CarftError if it cannot be written."""
+    text = json.dumps(dataclasses.asdict(figures), indent=1, sort_keys=True)
+    files.save_text(figures_path(folder, figures.facts.step), f"{text}\n")
+
+
+def find_figures(folder: Path, step: float) -> RunFigures | Problem:
+    """The figures of the run in a job's folder at a step, or why there are none."""
+    path = figures_path(folder, int(step))
+    try:
+        return _validated(RunFigures, parsing.parse_json(files.read_small(path)), path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return Problem(message=f"{path} cannot be read: {error.strerror}")
+    except CarftError as error:
+        return error.problems[0]
+    except ValueError:  # no JSON
+        return _damaged(path, "content").problems[0]
+
+    names = (*WEIGHTS.values(), f"model_step{int(step)}.pkl")
+    if not any((folder / name).exists() for name in names):
+        return Problem(message=f"weights of step {step:g} were not kept")
+    return Problem(message="not evaluated", remedy="run carft evaluate on the sweep")
+
+
+def _validated(kind: Callable[..., T], content: Any, path: Path) -> T:
+    """The dataclass that a file's content is; CarftError, with ``path``, if it is none."""
+    from pydantic import ValidationError
+
+    try:
+        value: T = _adapter(kind).validate_python(content)
+    except ValidationError as error:
+        first, *_ = error.errors()
+        raise _damaged(path, ".".join(map(str, first["loc"])) or "content") from error
+    return value
+
+
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter  # takes half a second to import
+
+    return TypeAdapter(kind)
+
+
+def _damaged(path: Path, part: str) -> CarftError:
+    return CarftError(
+        f"{path} is damaged, or was not written by this carft: it has no valid {part}; run carft "
+        "evaluate on its sweep"
+    )

@@ -1,0 +1,206 @@
+r"""``--format latex``: one ``tabular`` for a paper's ``\input``; it needs booktabs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.results import columns, selection
+from domainbed_carft.results.columns import AVERAGE, ENVIRONMENTS, PLUS_MINUS, Cell, Column
+from domainbed_carft.results.comparisons import ACCURACY, ENVIRONMENT, LEVEL, Comparison
+from domainbed_carft.results.tables import Row, Table
+from domainbed_carft.text import printable
+
+_NO_VALUE = "--"
+_INCOMPLETE = "$^{*}$"
+_CLEAR = r"$^{\dagger}$"
+_SIGNIFICANT = r"$^{\ddagger}$"
+_MARKS = {columns.BEST: r"\textbf{%s}", columns.SECOND: r"\underline{%s}"}
+
+# Not ASCII, nor what TeX's first font encoding makes of letters and accents.
+_NOT_IN_FONT = re.compile(f"[^ -~\u00c0-\u00ff{PLUS_MINUS}]|[ÐÞðþ×÷]")
+_SIGN_NAMES = {
+    "\\": "backslash",
+    "~": "asciitilde",
+    "^": "asciicircum",
+    "<": "less",
+    ">": "greater",
+    "|": "bar",
+}
+_SIGNS = str.maketrans(
+    {
+        **{sign: "\\" + sign for sign in "&%$#_{}"},
+        **{sign: rf"\text{name}{{}}" for sign, name in _SIGN_NAMES.items()},
+        PLUS_MINUS: r"$\pm$",
+        '"': "''",
+        "-": r"{-}",  # two in a row would become a dash
+        "[": "{[}",  # after a row's end it would be read as a length
+    }
+)
+
+# Of a column: its name and title
+_Key = tuple[str, str]
+
+
+def escape_latex(text: str) -> str:
+    """Text as LaTeX prints it; of what pdfLaTeX has no letter for, the code point."""
+
+    def code_point(match: re.Match[str]) -> str:
+        return f"(U+{ord(match[0]):04X})"
+
+    return _NOT_IN_FONT.sub(code_point, text).translate(_SIGNS)
+
+
+def tabular(all_tables: Sequence[Table], comparisons: Sequence[Comparison] = ()) -> str:
+    """The tables of the first selection method as one ``tabular``.
+
+    Of one data set the columns are its environments; of several they are the data sets, with the
+    mean over the environments. Rows of several settings stand in one table. In a column of
+    accuracies the best are bold and the second underlined, ties alike; cells that are not complete
+    have a star and no rank. ``comparisons``: with one row, whose differences are a last column,
+    with marks of significance. Raises CarftError without a table.
+    """
+    import pandas as pd
+
+    tables = _tables_of_first_method(all_tables)
+    rows = [(table, row) for table in tables for row in table.rows]
+    column_of_key = {
+        (column.name, column.title): column for table in tables for column in table.printed_columns
+    }
+    titles = [escape_latex(column.title) for column in column_of_key.values()]
+    texts = [_column_texts(key, column, rows) for key, column in column_of_key.items()]
+    if comparisons:
+        titles.append(rf"$\Delta$ {escape_latex(comparisons[0].against)}")
+        texts.append(_difference_texts(rows, comparisons))
+
+    has_settings = len({table.setting for table in tables}) > 1
+    labels = [
+        _row_label(row.algorithm, table.setting if has_settings else "") for table, row in rows
+    ]
+    frame = pd.DataFrame(zip(labels, *texts, strict=True), columns=["Method", *titles])
+    layout = f"l{'c' * len(texts)}"
+    body = frame.style.hide(axis="index").to_latex(hrules=True, column_format=layout)
+    comments = "".join(f"% {printable(line)}\n" for line in _comments(tables, rows, comparisons))
+    return comments + body
+
+
+def methods_left_out(all_tables: Iterable[Table]) -> list[str]:
+    """The selection methods that `tabular` does not show, by name."""
+    return list(dict.fromkeys(table.method for table in all_tables))[1:]
+
+
+def _tables_of_first_method(all_tables: Sequence[Table]) -> list[Table]:
+    """The tables of the first method: of its one data set, or else the averages."""
+    if not all_tables:
+        raise CarftError("--format latex: no table; expected jobs on data sets of domains")
+
+    tables = [
+        table
+        for table in all_tables
+        if table.method == all_tables[0].method and not table.one_setting
+    ]
+    of_datasets = [table for table in tables if not table.averages]
+    has_averages = any(table.averages for table in tables)
+    if has_averages and len({table.dataset for table in of_datasets}) > 1:
+        return [table for table in tables if table.averages]
+    return of_datasets
+
+
+def _row_label(algorithm: str, setting: str) -> str:
+    return escape_latex("; ".join(filter(None, [algorithm, setting])))
+
+
+def _cells_of(row: Row, table: Table) -> dict[_Key, Cell]:
+    """The printed cells of a row; an average of incomplete ones lacks something, too."""
+    is_complete = not any(cell.missing or cell.partial for cell in row.cells)
+    cells = {}
+    for column, cell in zip(table.printed_columns, row.printed_cells, strict=True):
+        is_partial = cell.partial or (column.name == AVERAGE and not is_complete)
+        cells[column.name, column.title] = cell._replace(partial=is_partial)
+    return cells
+
+
+def _column_texts(key: _Key, column: Column, rows: Sequence[tuple[Table, Row]]) -> list[str]:
+    """The texts of one column, the best and the second marked."""
+    cells = [_cells_of(row, table).get(key, Cell()) for table, row in rows]
+    is_incomplete = [bool(cell.missing or cell.partial) for cell in cells]
+    means = [
+        None if incomplete or not column.is_ranked else cell.mean
+        for cell, incomplete in zip(cells, is_incomplete)
+    ]
+
+    texts = []
+    for cell, rank, incomplete in zip(cells, columns.ranks(means), is_incomplete):
+        is_accuracy = column.unit == "%"
+        text = _accuracy_text(cell, rank) if is_accuracy else escape_latex(column.write(cell))
+        texts.append(f"{text or _NO_VALUE}{_INCOMPLETE if text and incomplete else ''}")
+    return texts
+
+
+def _accuracy_text(cell: Cell, rank: int) -> str:
+    """Mean and error, as LaTeX, and what the mean is of, such as the worst environment."""
+    if cell.mean is None:
+        return ""
+
+    text = _MARKS.get(rank, "%s") % f"{cell.mean:.1f}"
+    if cell.standard_error is not None:
+        text += rf" $\pm$ {cell.standard_error:.1f}"
+    is_named = cell.of and cell.column != ENVIRONMENTS
+    return f"{text} ({escape_latex(cell.of)})" if is_named else text
+
+
+def _difference_texts(
+    rows: Sequence[tuple[Table, Row]], comparisons: Sequence[Comparison]
+) -> list[str]:
+    """Each row's difference in points, by the means of environments, with its marks."""
+    by_row = {
+        (entry.setting, entry.selection, entry.algorithm): entry
+        for entry in comparisons
+        if entry.unit == ENVIRONMENT and entry.measure == ACCURACY
+    }
+    texts = []
+    for table, row in rows:
+        entry = by_row.get((table.setting, table.method, row.algorithm))
+        if entry is None:
+            texts.append(_NO_VALUE)
+            continue
+        marks = _CLEAR if entry.is_clear else ""
+        if entry.p_holm is not None and entry.p_holm < 1 - LEVEL / 100:
+            marks += _SIGNIFICANT
+        texts.append(f"${entry.mean_difference:+.1f}${marks}")
+    return texts
+
+
+def _comments(
+    tables: Sequence[Table],
+    rows: Sequence[tuple[Table, Row]],
+    comparisons: Sequence[Comparison],
+) -> list[str]:
+    """What the table shows and what its marks mean."""
+    method = selection.METHODS[tables[0].method].title
+    datasets = dict.fromkeys(table.dataset_title for table in tables)
+    error = tables[0].error
+    counts = sorted({cell.n for _, row in rows for cell in row.cells})
+    trials = " to ".join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))
+
+    sentences = [
+        f"{', '.join(datasets)}; {method}.",
+        f"Means over {trials} trials, and their {error.title}. {error.definition}.",
+        "Bold: the best of a column as printed; underlined: the second; equal ones alike.",
+        r"Needs \usepackage{booktabs}.",
+    ]
+    printed_columns = [column for table in tables for column in table.printed_columns]
+    sentences += columns.warnings_about(printed_columns)
+    if any(cell.missing or cell.partial for _, row in rows for cell in row.printed_cells):
+        sentences.append("*: not complete, and not ranked; carft collect says what is missing.")
+    if comparisons:
+        sentences += [
+            rf"\Delta: minus {comparisons[0].against}, in points, the mean over environments left "
+            "out of each one's mean over the shared trials.",
+            rf"\dagger: the {LEVEL}% interval over environments, by Student's t, leaves out 0; not "
+            "corrected for the number of rows.",
+            r"\ddagger: p < 0.05 by flipping the signs of the environments' differences, corrected "
+            "for the number of rows (Holm).",
+        ]
+    return sentences

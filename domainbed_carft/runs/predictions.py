@@ -1,0 +1,189 @@
+"""Predicting splits: how pictures are loaded, batch by batch, and the row that each one gets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from domainbed_carft import machine
+from domainbed_carft.errors import CarftError
+from domainbed_carft.machine import devices
+from domainbed_carft.results.evaluations import PictureRows
+from domainbed_carft.runs import BATCH_SIZE
+from domainbed_carft.runs.run import Run
+from domainbed_carft.runs.splits import Split
+from domainbed_carft.text import progress
+
+MANY_PICTURES = 5000  # below, starting processes takes longer than they save
+MOST_WORKERS = 8  # unless the user asks for more
+
+# From pictures (N, 3, R, R) to logits (N, K), once for each variant of the weights.
+Predictor = Callable[[Tensor], Iterable[Tensor]]
+
+
+@dataclass(frozen=True)
+class LoadingOptions:
+    """Where and how pictures are loaded and predicted.
+
+    ``device``: where the model predicts. ``batch_size``: pictures per batch. ``workers``: processes
+    that load pictures; None for one per core where there are many pictures. ``data_dir``: the
+    folder of the data; None for the one that the run recorded.
+    """
+
+    device: torch.device
+    batch_size: int = BATCH_SIZE
+    workers: int | None = None
+    data_dir: str | None = None
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device called ``name``, such as "cuda:1"; for None the GPU if there is one.
+
+    Makes convolutions deterministic, as DomainBed's train does. Raises CarftError if this machine
+    has no such device.
+    """
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+    name = name or str(devices.default_device())
+    try:
+        device = torch.device(name)
+        reason = devices.refusal(device)
+        if not reason:
+            device = torch.empty(1, device=device).device  # with its number
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+    if reason:
+        raise CarftError(
+            f"--device {name} cannot be used ({reason}); expected cpu, cuda or cuda:N of this "
+            "machine"
+        )
+
+    if not devices.is_gpu(device):
+        machine.keep_freed_memory()
+    return device
+
+
+def worker_count(workers: int | None, has_many_pictures: bool) -> int:
+    """How many processes load pictures: ``workers``, else one per core if there are many."""
+    if workers is not None:
+        return workers
+    return min(MOST_WORKERS, machine.cores()) if has_many_pictures else 0
+
+
+class SplitBatch(NamedTuple):
+    """Pictures (N, 3, H, W) and labels (N,) of the split with this position in a list of splits."""
+
+    position: int
+    pictures: Tensor
+    labels: Tensor
+
+
+def split_batches(
+    splits: Sequence[Split], batch_size: int, workers: int | None
+) -> Iterator[SplitBatch]:
+    """All pictures of all splits, in order, in batches that hold one split's pictures each.
+
+    Raises CarftError, with the split's name, where a picture cannot be read.
+    """
+    total = sum(map(len, splits))
+    processes = worker_count(workers, total >= MANY_PICTURES)
+
+    with progress(total=total, unit="picture", description="evaluating", delay=2) as bar:
+        for position, split in enumerate(splits):
+            try:
+                for pictures, labels in DataLoader(split.items, batch_size, num_workers=processes):
+                    yield SplitBatch(position, pictures, labels)
+                    bar.update(len(pictures))
+            except (OSError, CarftError) as error:  # Pillow's, the harness's; a worker's traceback
+                last_line = str(error).rstrip().rpartition("\n")[2]
+                reason = re.sub(r"^[\w.]+Error: ", "", last_line)
+                raise CarftError(
+                    f"a picture of {split.environment} ({split.name}): {reason}"
+                ) from error
+
+
+@torch.no_grad()
+def predict_rows(
+    splits: Sequence[Split], predict: Predictor, options: LoadingOptions, variants: int = 1
+) -> list[list[PictureRows]]:
+    """The rows of all pictures: for each of the ``variants`` that ``predict`` gives, each split's.
+
+    All variants share one pass over the pictures. Raises CarftError where one cannot be read.
+    """
+    batches: list[list[list[PictureRows]]] = [[[] for _ in splits] for _ in range(variants)]
+    for batch in split_batches(splits, options.batch_size, options.workers):
+        variant_logits = predict(batch.pictures.to(options.device))
+        labels = batch.labels.to(options.device)
+        for batches_of_variant, logits in zip(batches, variant_logits):
+            batches_of_variant[batch.position].append(_rows_of(logits, labels))
+    return [[PictureRows.joined(parts) for parts in of_splits] for of_splits in batches]
+
+
+def _rows_of(logits: Tensor, labels: Tensor) -> PictureRows:
+    """The rows of a batch, by its logits (N, K) and labels (N,)."""
+    log_probabilities = logits.double().log_softmax(dim=1)
+    probabilities = log_probabilities.exp()
+    columns = torch.stack(
+        [
+            probabilities.amax(dim=1),
+            log_probabilities.gather(1, labels[:, None]).squeeze(1),
+            (probabilities**2).sum(dim=1),
+        ]
+    )
+    top, log_true, sum_of_squares = columns.cpu().numpy()
+    return PictureRows(
+        label=labels.cpu().numpy().astype(np.uint16),
+        predicted=logits.argmax(dim=1).cpu().numpy().astype(np.uint16),
+        top=top,
+        log_true=log_true,
+        sum_of_squares=sum_of_squares,
+    )
+
+
+def run_predictor(run: Run, device: torch.device) -> Predictor:
+    """Predicts with the weights that the run then has; moves the run to ``device``."""
+    algorithm = run.algorithm.to(device)
+    return lambda pictures: [algorithm.predict(pictures)]
+
+
+@dataclass(frozen=True)
+class SplitAccuracies:
+    """Accuracies as shares of 1; None where there is no picture.
+
+    ``in_domain``: the mean over the out-splits of the training environments. ``out_of_domain``: the
+    mean over the in-splits of the test environments. ``splits``: by the split's name.
+    """
+
+    in_domain: float | None
+    out_of_domain: float | None
+    splits: dict[str, float | None]
+
+
+def split_accuracies(splits: Sequence[Split], rows: Sequence[PictureRows]) -> SplitAccuracies:
+    """The accuracies of one variant of the weights on the splits, and their two means."""
+    accuracies = {
+        split.name: int(part.is_correct.sum()) / len(part.label) if len(part.label) else None
+        for split, part in zip(splits, rows)
+    }
+    in_domain = [
+        accuracies[split.name]
+        for split in splits
+        if not split.is_target and split.name.endswith("_out")
+    ]
+    out_of_domain = [
+        accuracies[split.name] for split in splits if split.is_target and split.name.endswith("_in")
+    ]
+    return SplitAccuracies(_mean(in_domain), _mean(out_of_domain), accuracies)
+
+
+def _mean(accuracies: Sequence[float | None]) -> float | None:
+    measured = [accuracy for accuracy in accuracies if accuracy is not None]
+    return sum(measured) / len(measured) if measured else None

@@ -1,0 +1,247 @@
+"""A trained run: everything that its weights file holds, and its predictions for pictures."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from domainbed_carft.data import picture_files
+from domainbed_carft.errors import CarftError
+from domainbed_carft.method.algorithm import CLIPAlgorithm
+from domainbed_carft.pictures.plan import PicturePlan
+from domainbed_carft.pictures.recorded import recorded_plan
+from domainbed_carft.pictures.transforms import PlanTransform
+from domainbed_carft.runs import BATCH_SIZE
+from domainbed_carft.text import quantity
+
+# A path, a Pillow picture, or a tensor (3, H, W).
+Picture = Any
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Probabilities of N pictures, float64, on the CPU; each row sums to 1.
+
+    ``class_probabilities``: (N, K), over ``classes``. ``context_probabilities``: (N, M), over
+    ``contexts``, the templates such as "a sketch of a {}.". Where two classes have the same name,
+    their labels are added.
+    """
+
+    class_probabilities: Tensor
+    context_probabilities: Tensor
+    classes: list[str]
+    contexts: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The names, and the probabilities as nested lists."""
+        return {
+            "classes": self.classes,
+            "contexts": self.contexts,
+            "class_probabilities": self.class_probabilities.tolist(),
+            "context_probabilities": self.context_probabilities.tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run of one of our algorithms, ready to predict; `load_run` makes it.
+
+    ``path``: the weights file. ``algorithm``: a torch module in eval mode. ``classes``: the names
+    of the K classes as prompts have them, in label order; ``contexts``: the M templates, such as "a
+    sketch of a {}.". ``hparams``: of the run, and the facts of its job. ``step``: after which the
+    weights were saved, None for the run's last. ``alpha`` and ``layers``: of ``carft wise-ft``,
+    else None. ``content``: what the file holds besides weights. ``soup``: of ``carft soup``, how it
+    was made (as `runs.merge` writes it), else None; a soup has neither seed nor step.
+    """
+
+    path: Path
+    algorithm: CLIPAlgorithm
+    args: Mapping[str, Any]
+    hparams: Mapping[str, Any]
+    classes: list[str]
+    contexts: list[str]
+    step: int | None
+    alpha: float | None
+    content: Mapping[str, Any]
+    soup: Mapping[str, Any] | None = None
+    layers: str | None = None
+
+    @property
+    def trained(self) -> Run:
+        """The run itself, which carft 0.2.0 had under this name."""
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run predicts."""
+        return self.algorithm.context_weights.device
+
+    @property
+    def picture_plan(self) -> PicturePlan:
+        """How the job made its training pictures; its test pictures are without augmentation."""
+        return recorded_plan(self.content, self.algorithm.input)
+
+    @property
+    def title(self) -> str:
+        """Its algorithm; of a soup the number of its runs and their algorithms."""
+        if self.soup is None:
+            return str(self.args["algorithm"])
+
+        members = self.soup["members"]
+        if not members:
+            return "soup"
+        names = sorted({member["algorithm"] for member in members})
+        return f"soup of {quantity(len(members), 'run')} ({', '.join(names)})"
+
+    @property
+    def distinct_classes(self) -> list[str]:
+        """The classes; those that two folders share, since they are read as the same words, with
+        their labels.
+        """
+        times = Counter(self.classes)
+        return [
+            name if times[name] == 1 else f"{name} (label {label})"
+            for label, name in enumerate(self.classes)
+        ]
+
+    def transform(self) -> Callable[[Any], Tensor]:
+        """The transform of the run's test pictures, from a Pillow picture to a tensor (3, S, S).
+
+        Of the protocol ``host`` only the normalisation is recorded; its pictures are squeezed to a
+        square, as DomainBed's are.
+        """
+        return PlanTransform(self.picture_plan.without_augmentation())
+
+    def predict(
+        self, pictures: Picture | Sequence[Picture], batch_size: int = BATCH_SIZE
+    ) -> Predictions:
+        """Class and context probabilities of one or several pictures, on the run's device.
+
+        ``pictures``: paths, Pillow pictures, and uint8 tensors (3, H, W) or (N, 3, H, W) from 0 to
+        255, which all go through the run's test transform. Floating-point tensors are taken as they
+        are: transform them first, as `Run.transform` does.
+
+        Raises CarftError for a picture that cannot be read, and if there is none.
+
+        >>> predictions = load_run(job).predict([picture, picture])
+        >>> predictions.class_probabilities.shape
+        torch.Size([2, 2])
+        >>> predictions.class_probabilities.sum(dim=1).round(decimals=6).tolist()
+        [1.0, 1.0]
+        >>> sorted(predictions.as_dict())
+        ['class_probabilities', 'classes', 'context_probabilities', 'contexts']
+        """
+        is_single = isinstance(pictures, (str, os.PathLike, Image.Image))
+        items = [pictures] if is_single else list(pictures)
+        if not items:
+            raise CarftError("there are no pictures to predict; give at least one")
+
+        batches = []
+        for batch in self.predicted_batches(items, batch_size):
+            for picture, error in zip(batch.pictures, batch.errors):
+                if error:
+                    raise CarftError(f"{os.fspath(picture)} cannot be read: {error}")
+            batches.append(batch.predictions)
+        return Predictions(
+            class_probabilities=torch.cat([part.class_probabilities for part in batches]),
+            context_probabilities=torch.cat([part.context_probabilities for part in batches]),
+            classes=self.distinct_classes,
+            contexts=self.contexts,
+        )
+
+    def predicted_batches(
+        self, pictures: Sequence[Picture], batch_size: int, workers: int = 0
+    ) -> Iterator[PredictedBatch]:
+        """The predictions of pictures as `predict` takes them, with only a few in memory.
+
+        ``workers``: how many processes read them.
+        """
+        loader: DataLoader[Any] = DataLoader(
+            pictures,  # type: ignore[arg-type]
+            batch_size,
+            num_workers=workers,
+            collate_fn=functools.partial(_read_batch, self.transform()),
+            generator=torch.Generator(),  # torch's own stays as it is
+        )
+        for batch in loader:
+            inputs = [part for _, part in batch if isinstance(part, Tensor)]
+            yield PredictedBatch(
+                pictures=[picture for picture, _ in batch],
+                errors=[part if isinstance(part, str) else "" for _, part in batch],
+                predictions=self._predict_inputs(inputs),
+            )
+
+    @torch.no_grad()
+    def _predict_inputs(self, inputs: list[Tensor]) -> Predictions:
+        """The predictions of transformed pictures (3, S, S); there may be none."""
+        classes = torch.empty(0, len(self.classes), dtype=torch.float64)
+        contexts = torch.empty(0, len(self.contexts), dtype=torch.float64)
+        if inputs:
+            features = self.algorithm.features(torch.stack(inputs).to(self.device))
+            classes = self.algorithm.class_logits(features).double().softmax(dim=1).cpu()
+            contexts = self.algorithm.context_logits(features).double().softmax(dim=1).cpu()
+        return Predictions(classes, contexts, self.distinct_classes, self.contexts)
+
+
+@dataclass(frozen=True)
+class PredictedBatch:
+    """Some pictures, why each could not be read ("" if it was), and predictions of the others."""
+
+    pictures: Sequence[Picture]
+    errors: Sequence[str]
+    predictions: Predictions
+
+
+def _read_batch(
+    transform: Callable[[Any], Tensor], pictures: Sequence[Picture]
+) -> list[tuple[Picture, Tensor | str]]:
+    return [(picture, _as_input(transform, picture)) for picture in pictures]
+
+
+def _as_input(transform: Callable[[Any], Tensor], picture: Picture) -> Tensor | str:
+    """The model's input (3, S, S) for a picture; of a file that cannot be read, why."""
+    if isinstance(picture, (str, os.PathLike)):
+        return _read_picture(transform, os.fspath(picture))
+    if isinstance(picture, Image.Image):
+        return transform(picture.convert("RGB"))
+
+    if not isinstance(picture, Tensor) or picture.ndim != 3 or picture.shape[0] != 3:
+        shape = tuple(picture.shape) if isinstance(picture, Tensor) else type(picture).__name__
+        raise CarftError(
+            f"a picture is {shape}; expected a path, a Pillow picture, a tensor (3, H, W) or "
+            "(N, 3, H, W)"
+        )
+    if picture.is_floating_point():
+        return picture
+    if picture.dtype != torch.uint8:
+        raise CarftError(
+            f"a picture is a tensor of {picture.dtype}; expected uint8 from 0 to 255, or floats "
+            "that are transformed already"
+        )
+    return transform(transforms.functional.to_pil_image(picture))
+
+
+def _read_picture(transform: Callable[[Any], Tensor], path: str) -> Tensor | str:
+    """A file as DomainBed reads it, as RGB, but no file that is cut off; else why there is none."""
+    try:
+        with picture_files.refuse_truncated_files():
+            return transform(picture_files.open_picture(path))
+    except IsADirectoryError:
+        return f"no pictures in this folder ({', '.join(IMG_EXTENSIONS)})"
+    except UnidentifiedImageError:
+        return "not an image Pillow can read"
+    except Exception as error:  # of Pillow's decoders, half a dozen types
+        reason = getattr(error, "strerror", None) or str(error)
+        return " ".join(reason.split()) or type(error).__name__

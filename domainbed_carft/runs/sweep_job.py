@@ -1,0 +1,361 @@
+"""The process that `carft evaluate OUT` starts: it measures one run, or several on a suite.
+
+`python -m domainbed_carft.runs.sweep_job TASK` with the task as JSON. The exit status and the last
+line of standard error say how it ended; what was measured is in the runs' folders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import json
+import math
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import optimize
+from torch import Tensor
+
+from domainbed_carft.errors import CarftError
+from domainbed_carft.files import weights
+from domainbed_carft.jobs import records
+from domainbed_carft.jobs.records import Run as RecordedRun
+from domainbed_carft.pictures.plan import PicturePlan
+from domainbed_carft.results import evaluations
+from domainbed_carft.results.evaluations import (
+    EvaluatedRows,
+    EvaluatedSplit,
+    EvaluationFacts,
+    PictureRows,
+    Temperature,
+    ValidationSplit,
+)
+from domainbed_carft.runs import saved
+from domainbed_carft.runs import splits as splitting
+from domainbed_carft.runs.predictions import (
+    LoadingOptions,
+    Predictor,
+    choose_device,
+    predict_rows,
+    split_batches,
+)
+from domainbed_carft.runs.run import Run
+from domainbed_carft.runs.splits import RunData, Split
+from domainbed_carft.runs.suites import (
+    SuiteEvaluation,
+    append_record,
+    evaluation_plan,
+    require_classes,
+    run_facts,
+    suite_test,
+)
+from domainbed_carft.runs.zero_shot import zero_shot_columns
+from domainbed_carft.suites import catalogue
+from domainbed_carft.text import printable
+
+# A process needs this only when it reads its first picture; the fork server imports it once for
+# all. Without numba, or beside a numpy that it does not fit, torch and Pillow do the work.
+with contextlib.suppress(Exception):
+    importlib.import_module("domainbed_carft.pictures.compiled")
+
+MODULE = "domainbed_carft.runs.sweep_job"
+
+# Exit statuses beside 0, measured now.
+FAILED = 1
+CURRENT = 3  # the files in the folder are still true
+
+LOWEST_TEMPERATURE = 0.01
+HIGHEST_TEMPERATURE = 100.0
+_PRECISION = 1e-15  # of the logarithm of the temperature
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do the task that is the argument; returns the exit status."""
+    (text,) = argv or sys.argv[1:]
+    task = json.loads(text)
+    try:
+        options = LoadingOptions(
+            device=choose_device(task["device"]),
+            batch_size=task["batch_size"],
+            workers=task["workers"],
+            data_dir=task["data_dir"],
+        )
+        if "suite" in task:
+            files = [Path(file) for file in task["weights"]]
+            evaluate_together(files, task["suite"], options, skipped=task["skipped"])
+            return 0
+        is_new = evaluate_run(Path(task["folder"]), task["step"], options, task["original"])
+        return 0 if is_new else CURRENT
+    except (CarftError, OSError, RuntimeError) as error:  # torch's, of memory
+        print(printable(str(error).splitlines()[0]), file=sys.stderr)
+        return FAILED
+
+
+def evaluate_run(
+    folder: Path, step: int, options: LoadingOptions, original: str | None = None
+) -> bool:
+    """Open a run, predict, measure, save; whether it had to be predicted.
+
+    If the rows in the folder are of the same weights, pictures and prompts, only the figures are
+    made. ``original``: the CLIP that the run started from, as in `saved.original_clip`. Raises
+    CarftError if that, the weights of the step or a picture cannot be read.
+    """
+    recorded = _recorded_run(folder, step)
+    earlier = None
+    with contextlib.suppress(CarftError):  # none, or a damaged one
+        earlier = evaluations.load_rows(folder, step)
+
+    run = saved.open_step(recorded, step)
+    if run is None:
+        # Weights that were deleted since then can make nothing stale.
+        if earlier is None or not earlier[1].is_of(recorded.job):
+            raise CarftError(f"weights of step {step} were not kept")
+        _save_figures(folder, *earlier)
+        return False
+
+    task = prepare(run, step, options.data_dir)
+    facts = facts_of(task)
+    if earlier and dataclasses.replace(earlier[1], temperature=None, validation=[]) == facts:
+        _save_figures(folder, *earlier)
+        return False
+
+    with torch.random.fork_rng(devices=[]):
+        rows, facts = evaluate_pictures(task, facts, options, original)
+    evaluations.save_rows(folder, rows, facts)
+    _save_figures(folder, rows, facts)
+    return True
+
+
+def _recorded_run(folder: Path, step: int) -> RecordedRun:
+    """The run whose records in the folder have this step."""
+    runs, _ = records.read([folder])
+    run = next((candidate for candidate in runs if step in candidate.steps), None)
+    if run is None:
+        raise CarftError(f"{folder} has no record of step {step}")
+    return run
+
+
+def _save_figures(folder: Path, rows: EvaluatedRows, facts: EvaluationFacts) -> None:
+    """Write the figures of the rows, unless they are there."""
+    figures = evaluations.measure_run(rows, facts)
+    if evaluations.find_figures(folder, facts.step) != figures:
+        evaluations.save_figures(folder, figures)
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """A run at one step, on the pictures that its evaluation needs, all as the model takes them.
+
+    ``reported``: the splits whose accuracy the tables report: the in-splits of the targets, or
+    without any the out-splits. ``validation``: the out-splits of the training environments, that
+    the temperature is fitted on; none without a target. None of them is empty.
+    """
+
+    run: Run
+    step: int
+    data: RunData
+    reported: list[Split]
+    validation: list[Split]
+
+
+def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
+    """The task of a run, its pictures through the test transform.
+
+    Raises CarftError as `splits.splits`, and for a run whose targets have no in-split.
+    """
+    data = splitting.read_data(run, data_dir, is_augmented=False)
+    reported = [part for part in data.splits if part.name.endswith("_out") and len(part)]
+    validation = []
+    if run.args["test_envs"]:
+        validation = [part for part in reported if not part.is_target]
+        in_splits = [part for part in data.splits if part.name.endswith("_in") and len(part)]
+        reported = [part for part in in_splits if part.is_target]
+    if not reported:
+        raise CarftError(f"{run.path} has no pictures whose accuracy the tables report")
+    return EvaluationTask(run, step, data, reported, validation)
+
+
+def facts_of(task: EvaluationTask) -> EvaluationFacts:
+    """What the task will measure, without its temperature and validation splits."""
+    run = task.run
+    return EvaluationFacts(
+        format=evaluations.FORMAT,
+        dataset=run.args["dataset"],
+        algorithm=run.args["algorithm"],
+        test_envs=list(run.args["test_envs"]),
+        trial_seed=run.args.get("trial_seed") or 0,
+        hparams_seed=run.args.get("hparams_seed") or 0,
+        step=task.step,
+        weights=weights.sha256(run.path),
+        data=_data_digest(task),
+        prompts_digest=run.hparams["prompts_digest"],
+        clip_digest=run.hparams["clip_digest"],
+        classes=list(run.classes),
+        contexts=list(run.contexts),
+        pictures=sum(map(len, task.reported)),
+        splits=[
+            EvaluatedSplit(part.environment, part.number, part.name, len(part))
+            for part in task.reported
+        ],
+        temperature=None,
+    )
+
+
+def _data_digest(task: EvaluationTask) -> str:
+    """A SHA-256 of all pictures that are predicted, split by split."""
+    digest = hashlib.sha256()
+    for part in (*task.reported, *task.validation):
+        environment = task.data.dataset[part.number]
+        positions = splitting.positions_in_environment(part)
+        pictures = splitting.digest_of_pictures(environment, positions)
+        digest.update(f"{part.name} {part.environment} {pictures}\n".encode())
+    return digest.hexdigest()
+
+
+def evaluate_pictures(
+    task: EvaluationTask,
+    facts: EvaluationFacts,
+    options: LoadingOptions,
+    original: str | None = None,
+) -> tuple[EvaluatedRows, EvaluationFacts]:
+    """The rows of the reported splits, and the facts with temperature and validation splits.
+
+    ``original``: the CLIP that the run started from, as in `saved.original_clip`. Raises CarftError
+    where it or a picture cannot be read.
+    """
+    algorithm = task.run.algorithm.to(options.device)
+    temperature, validation = _validate(task, options)
+
+    def predict_at_temperatures(pictures: Tensor) -> Iterator[Tensor]:
+        logits = algorithm.predict(pictures)
+        yield logits
+        if temperature:
+            yield logits.double() / temperature.value
+
+    rows = predict_rows(
+        task.reported, predict_at_temperatures, options, variants=2 if temperature else 1
+    )
+    zero_shot = [
+        zero_shot_columns(task.run, task.data, part, options, original) for part in task.reported
+    ]
+    evaluated_rows = EvaluatedRows(
+        raw=PictureRows.joined(rows[0]),
+        scaled=PictureRows.joined(rows[1]) if temperature else None,
+        zero_shot=np.concatenate([columns.predicted for columns in zero_shot]),
+        alignment=np.concatenate([columns.alignment for columns in zero_shot]),
+    )
+    return evaluated_rows, dataclasses.replace(
+        facts, temperature=temperature, validation=validation
+    )
+
+
+@torch.no_grad()
+def _validate(
+    task: EvaluationTask, options: LoadingOptions
+) -> tuple[Temperature | None, list[ValidationSplit]]:
+    """The temperature on the validation splits, None without any, and how many they have right."""
+    logits = []
+    labels = []
+    correct: Counter[int] = Counter()
+    for batch in split_batches(task.validation, options.batch_size, options.workers):
+        batch_logits = task.run.algorithm.predict(batch.pictures.to(options.device))
+        batch_labels = batch.labels.to(options.device)
+        correct[batch.position] += int((batch_logits.argmax(dim=1) == batch_labels).sum())
+        logits.append(batch_logits.float())
+        labels.append(batch_labels)
+
+    validation = [
+        ValidationSplit(part.environment, part.number, part.name, len(part), correct[position])
+        for position, part in enumerate(task.validation)
+    ]
+    temperature = fit_temperature(torch.cat(logits), torch.cat(labels)) if logits else None
+    return temperature, validation
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> Temperature:
+    """The temperature with the least mean negative log-likelihood (Guo et al., ICML 2017).
+
+    It is from LOWEST_TEMPERATURE to HIGHEST_TEMPERATURE: if all pictures are predicted correctly,
+    the best one is 0, and the answer is the lowest. ``logits``: (N, K), of any floating-point type,
+    N > 0; ``labels``: (N,).
+    """
+    exact_logits = logits.double()
+    true_logits = exact_logits.gather(1, labels[:, None]).squeeze(1)
+
+    def slope(log_temperature: float) -> float:
+        """The derivative of the mean negative log-likelihood in the inverse temperature.
+
+        That likelihood is convex in the inverse temperature, so there is one root at most.
+        """
+        probabilities = (exact_logits / math.exp(log_temperature)).softmax(dim=1)
+        mean = (probabilities * exact_logits).sum(dim=1)
+        return float((mean - true_logits).mean())
+
+    lowest = math.log(LOWEST_TEMPERATURE)
+    highest = math.log(HIGHEST_TEMPERATURE)
+    if slope(lowest) <= 0:
+        return Temperature(LOWEST_TEMPERATURE, len(labels), is_at_limit=True)
+    if slope(highest) >= 0:
+        return Temperature(HIGHEST_TEMPERATURE, len(labels), is_at_limit=True)
+    root = optimize.brentq(slope, lowest, highest, xtol=_PRECISION)
+    return Temperature(math.exp(root), len(labels), is_at_limit=False)
+
+
+def evaluate_together(
+    files: Sequence[Path], suite: str, options: LoadingOptions, skipped: Collection[str] = ()
+) -> None:
+    """Measure runs on the sets of a suite but the ``skipped``; each adds to its suites.jsonl.
+
+    ``files``: their weights. Runs whose pictures are made in one way share a pass over them. Raises
+    CarftError as `open_run` and `suite_test`, and if a set cannot be read; then the runs of that
+    pass get no record.
+    """
+    runs_by_plan: dict[PicturePlan, list[Run]] = defaultdict(list)
+    for file in files:
+        run = saved.open_run(file)
+        require_classes(run, catalogue.get(suite))
+        runs_by_plan[evaluation_plan(run)].append(run)
+
+    options = dataclasses.replace(options, workers=options.workers or 0)
+    for runs in runs_by_plan.values():
+        test = suite_test(suite, runs[0], options, skipped)
+        all_scores = test.scores(_predictor(runs, options), variants=len(runs))
+        first = all_scores[0]
+        if first.unread:
+            reasons = [f"{name}: {'; '.join(first.problems[name])}" for name in first.unread]
+            raise CarftError(f"{suite} cannot be read: {'; '.join(reasons)}")
+        for run, scores in zip(runs, all_scores, strict=True):
+            append_record(run.path, SuiteEvaluation(run_facts(run), scores))
+
+
+def _predictor(runs: Sequence[Run], options: LoadingOptions) -> Predictor:
+    """Predicts by each run in turn.
+
+    Runs that do not train the encoder share the image features of the CLIP that they started from.
+    """
+    algorithms = [run.algorithm.to(options.device) for run in runs]
+
+    def predict(pictures: Tensor) -> Iterator[Tensor]:
+        features_by_clip: dict[tuple[str, str], Tensor] = {}
+        for algorithm in algorithms:
+            if algorithm.trains_encoder:
+                yield algorithm.predict(pictures)
+                continue
+
+            clip = (str(algorithm.hparams["clip_digest"]), str(algorithm.hparams["amp"]))
+            if clip not in features_by_clip:
+                features_by_clip[clip] = algorithm.features(pictures)
+            yield algorithm.class_logits(features_by_clip[clip])
+
+    return predict
+
+
+if __name__ == "__main__":
+    sys.exit(main())
