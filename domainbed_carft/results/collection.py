@@ -197,14 +197,16 @@ def gather(
 
 def _read_runs(folders: Sequence[Path]) -> RunsAndWarnings:
     """The runs in the folders; raises CarftError, with the warnings, if there are none."""
-    found = records.read(folders)
-    if not found.runs:
-        listing = "".join(f"\n{line}" for line in records.describe_warnings(found.warnings))
+    runs_and_warnings = records.read(folders)
+    if not runs_and_warnings.runs:
+        listing = "".join(
+            f"\n{line}" for line in records.describe_warnings(runs_and_warnings.warnings)
+        )
         raise CarftError(
             f"no records in {', '.join(map(str, folders))} or up to {records.DEPTH} levels below; "
             f"expected folders of jobs with results.jsonl{listing}"
         )
-    return found
+    return runs_and_warnings
 
 
 def _number_left_out(job: Job) -> int:
