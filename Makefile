@@ -14,12 +14,12 @@ OLDEST := python3.10
 OLDEST_VENV := .venv-oldest
 OLDEST_TESTS := tests/harness $(wildcard tests/test_runs_*.py) \
   $(addprefix tests/test_,$(addsuffix .py,algorithms arguments backbone hparams objective \
-  dataset_facts prompts step training))
+  checkouts dataset_facts devices plugin prompts step training weights))
 
 # What an installation depends on. Sources are no part of it: it is an editable one.
 DECLARATIONS := pyproject.toml setup.cfg build_backend/carft_backend.py
 
-.PHONY: demo test test-slow test-oldest lint format docs wheel clean
+.PHONY: demo test test-slow test-gpu test-oldest lint format docs wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/carft demo
@@ -30,7 +30,11 @@ test: $(VENV)/.installed-test
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(PARALLEL) -m slow $(PYTEST_ARGS)
 
-# On what old checkouts have: `make OLDEST=/path/to/python3.10 test-oldest`.
+# Once on a machine with a GPU: steps that never wait, resuming, predictions, and with two GPUs ranks.
+test-gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+
+# On the oldest torch that installs: `make OLDEST=/path/to/python3.10 test-oldest`.
 test-oldest: $(OLDEST_VENV)/.installed-test
 	$(OLDEST_VENV)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) $(OLDEST_TESTS)
 
@@ -74,7 +78,7 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created $(DECLARATIONS)
-	$(BIN)/python -m pip install --editable .
+	$(BIN)/python -m pip install --editable '.[fast]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.created $(DECLARATIONS)
@@ -91,6 +95,6 @@ $(VENV)/.installed-docs: $(VENV)/.created $(DECLARATIONS)
 
 $(OLDEST_VENV)/.installed-test: $(DECLARATIONS)
 	$(OLDEST) -m venv $(OLDEST_VENV)
-	$(OLDEST_VENV)/bin/python -m pip install 'torch>=2.1,<2.2' 'torchvision>=0.16,<0.17' 'numpy<2' \
+	$(OLDEST_VENV)/bin/python -m pip install 'torch>=2.6,<2.7' 'torchvision>=0.21,<0.22' 'numpy<2' \
 	  --editable '.[test]'
 	@touch $@

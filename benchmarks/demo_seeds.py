@@ -1,14 +1,14 @@
-"""The demo with other seeds: CARFT's differences in each, their errors, and how much they vary.
+"""Ten seeds of a short sweep: CARFT's differences in each, their errors, and how much they vary.
 
     python benchmarks/demo_seeds.py OUT --seeds 10
 
-Trains what `carft demo` trains, with the trials 200 and 201 for the first seed, 202 and 203 for the
-second, and so on, tests all runs on the drawing styles that they were not trained on, and prints a
-Markdown table: CARFT minus each other algorithm in points, with the interval over the four styles
-left out that the demo prints. Below, over the seeds: the mean and the standard deviation; how many
-of the intervals hold the mean, over styles and over the 8 pairs of runs; and the root mean squares
-of the standard errors, which should equal the standard deviation. The last row has that of what the
-demo was before: one trial, on the in-split of the style left out.
+Trains benchmarks/demo_seeds.yaml, the demo of 0.2.0, with the trials 200 and 201 for the first
+seed, 202 and 203 for the second, and so on, tests all runs on the drawing styles that they were not
+trained on, and prints a Markdown table: CARFT minus each other algorithm in points, with the
+interval over the four styles left out. Below, over the seeds: the mean and the standard deviation;
+how many of the intervals hold the mean, over styles and over the 8 pairs of runs; and the root mean
+squares of the standard errors, which should equal the standard deviation. The last row has that of
+one trial, on the in-split of the style left out.
 
 What is done is not redone; an interrupted command goes on where it was. --no-train only reads.
 """
@@ -23,8 +23,6 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from domainbed_carft import launchers
-from domainbed_carft.cli.demo import CARFT, DATA_DIR
 from domainbed_carft.data.emoji import UNSEEN
 from domainbed_carft.errors import raise_for
 from domainbed_carft.results import collection, comparisons, suites
@@ -33,19 +31,21 @@ from domainbed_carft.results.comparisons import Comparison
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
 from domainbed_carft.runs.sweep import SweepOptions, evaluate_sweep_on_suite
 from domainbed_carft.sweep import declaration_file, launch
-from domainbed_carft.sweep.fields import Seeds
+from domainbed_carft.sweep.declaration import Seeds
 
+SWEEP = Path(__file__).with_suffix(".yaml")
+DATA_DIR = "embedded"  # not read: the pictures are in the package
 FIRST_TRIAL = 200
 TRIALS_OF_DEMO = 2
+CARFT = "CARFT"
 OTHERS = ("CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
 
 
 def train(output: Path, seeds: int) -> None:
     """Run the jobs of all seeds, and their tests on other styles."""
     trials = Seeds.model_validate({"from": FIRST_TRIAL, "n": TRIALS_OF_DEMO * seeds})
-    declaration = declaration_file.load("demo").model_copy(update={"trials": trials})
-    pool = launchers.make("pool", {})
-    launch.run(declaration, DATA_DIR, output, pool, skip_training_in_splits=True)
+    declaration = declaration_file.load(SWEEP).model_copy(update={"trials": trials})
+    launch.run_plan(launch.plan(declaration, DATA_DIR, output, skip_training_in_splits=True))
     raise_for(evaluate_sweep_on_suite(output, UNSEEN, SweepOptions()).problems)
 
 

@@ -4,9 +4,10 @@
 
 All splits of a tree of PACS's shape (four environments, seven classes, JPEGs of 227 x 227 px) are
 evaluated by CARFT on the embedded tiny CLIP, the training environments' pictures augmented as in
-upstream, in turn by --pictures pillow and by --pictures fast: from the files, and from the store of
-decoded pictures once it has them. Processor time of all processes counts, since other work on the
-machine changes it less than the time on the clock; both are printed. ``--before`` adds what this
+upstream, in turn by the data set's own transforms, which are upstream's, and as a job does it: the
+second of two evaluations, with and without the target's pictures in memory. Processor time of all
+processes counts, since other work on the machine changes it less than the time on the clock; both
+are printed. ``--before`` adds what this
 package took at an earlier commit, in a checkout of it (`git worktree add CHECKOUT 77cac3e`), where
 all pictures had 224 px for every CLIP and each pass started its own loaders.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -38,6 +40,10 @@ from domainbed_carft.jobs.folder import JobFolder
 ENVIRONMENTS = ("art_painting", "cartoon", "photo", "sketch")
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 SIDE = 227
+TRANSFORMS = "upstream's transforms"
+FROM_FILES = "ours, from the files"
+IN_MEMORY = "ours, the target in memory"
+MEMORY = 6 << 30  # bytes
 BEFORE = """
 import json, os, sys, time
 from domainbed.lib import training
@@ -73,20 +79,23 @@ def grow(root: Path, count: int) -> None:
         os.link(originals[index % 64], place / f"{index}.jpg")
 
 
-def evaluated(words: list[str]) -> tuple[float, float, dict[str, float]]:
+def evaluated(words: list[str], way: str) -> tuple[float, float, dict[str, float]]:
     """Seconds on the clock, seconds of processors, and the accuracies."""
     args = train.build_parser().parse_args(words)
-    flags = {name: vars(args).pop(name) for name in train.UNRECORDED_FLAGS}
+    for name in train.UNRECORDED_FLAGS:
+        del vars(args)[name]
     hparams = preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
-    preparation.seed_everything(0)
     with contextlib.redirect_stdout(io.StringIO()):
-        dataset, environments = preparation.load_environments(args, hparams)
-        pictures = picture_batches.choose(flags["pictures"], flags["picture_cache"], dataset)
+        job = preparation.prepare(args, hparams, MEMORY if way == IN_MEMORY else 0)
+        if way == TRANSFORMS:
+            job = dataclasses.replace(job, pictures=picture_batches.Pictures())
         with training.stopping.StopSignals() as stop, JobFolder(args.output_dir).claim(1) as lock:
-            run = training.Run(args, hparams, dataset, environments, None, stop, lock, pictures)
-            began, spent = time.perf_counter(), sum(os.times()[:4])
-            run.batches.begin(1, True, False, run.n_workers, pictures)
+            run = training.Run(job, None, stop, lock)
+            run.batches.begin(1, True, False, run.n_workers, job.pictures)
             with contextlib.closing(run.batches):
+                run.evaluator.accuracies()
+                run.batches.step_batches()
+                began, spent = time.perf_counter(), sum(os.times()[:4])
                 accuracies = run.evaluator.accuracies()
             return time.perf_counter() - began, sum(os.times()[:4]) - spent, accuracies
 
@@ -115,28 +124,22 @@ def main() -> None:
         f"{arguments.workers} loader process(es), {arguments.pictures:,} pictures"
     )
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["TMPDIR"] = tempfile.tempdir = folder  # where the store is
         grow(Path(folder), arguments.pictures)
         shared = [
             *("--algorithm", "CARFT", "--dataset", "PACS", "--data_dir", folder),
             *("--hparams", '{"clip_backbone": "tiny", "data_edition": "unchecked"}'),
             *("--workers", str(arguments.workers), "--output_dir", f"{folder}/job"),
+            *("--steps", "10", "--checkpoint_freq", "1"),
         ]
         Path(folder, "job").mkdir()
-        ways = {
-            "upstream's transforms": ["--pictures", "pillow"],
-            "ours, from the files": ["--picture_cache", "0"],
-            "ours, from the store": ["--picture_cache", "6G"],
-        }
-        evaluated([*shared, *ways["ours, from the store"]])  # the first pass
-        found: dict[str, list[Any]] = {way: [] for way in ways}
+        found: dict[str, list[Any]] = {way: [] for way in (TRANSFORMS, FROM_FILES, IN_MEMORY)}
         then: list[Any] = []
         for _ in range(arguments.rounds):
-            for way, more in ways.items():
-                found[way].append(evaluated([*shared, *more]))
+            for way, measured in found.items():
+                measured.append(evaluated(shared, way))
             if arguments.before:
                 then.append(before(arguments.before, shared))
-    (old, *others) = ways
+    (old, *others) = found
     if then:
         ratios = [ours[1] / theirs[1] for ours, theirs in zip(found[others[-1]], then)]
         spent = statistics.median(times[1] for times in then)

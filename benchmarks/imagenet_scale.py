@@ -84,7 +84,7 @@ def inside(arguments: argparse.Namespace) -> None:
     flags = (
         "--algorithm CARFT --dataset ImageNet --test_envs --holdout_fraction 0.02 "
         f"--steps {arguments.steps} --checkpoint_freq {arguments.steps - 1} --skip_model_save "
-        f"--workers {arguments.workers} --picture_cache 0 --output_dir {arguments.folder}/output"
+        f"--workers {arguments.workers} --output_dir {arguments.folder}/output"
     )
     command = [*flags.split(), "--data_dir", str(arguments.data), "--hparams", json.dumps(hparams)]
     status = 0

@@ -117,8 +117,7 @@ def demo_seconds(launcher: str, steps: int | None) -> float:
         declaration = declaration.model_copy(update={"steps": steps})
     with tempfile.TemporaryDirectory(prefix="carft-launch-demo-") as folder:
         begin = time.perf_counter()
-        made = launchers.make(launcher, {})
-        failed = launch.run(declaration, "embedded", Path(folder), made, launcher)
+        failed = launch.run_plan(launch.plan(declaration, "embedded", Path(folder), launcher))
         taken = time.perf_counter() - begin
     if failed:
         raise SystemExit(f"{launcher}: {len(failed)} jobs failed, such as {failed[0]}")

@@ -5,9 +5,11 @@
 A side is a process of one thread, which loads in itself: upstream's data set of image folders by
 its `InfiniteDataLoader` (training, batches of 32) and `FastDataLoader` (test, of 64); ours by
 `domainbed_carft.pictures`, with a seed for each picture as the harness sets it, and batches
-stacked. In each round each takes its turn with the same files; ratios are of processor time a
-picture, the median over rounds with quartiles. "Loader's part" is the first stage by itself, which
-is all that a processor has to do beside a GPU. Test batches of ours use the same memory again.
+stacked. From memory, test pictures are those that a job keeps after their first evaluation. In
+each round each takes its turn with the same files; ratios are of processor time a picture, the
+median over rounds with quartiles. "Loader's part" is the first stage by itself, which is all that
+a processor has to do beside a GPU. Test batches from the file use the same memory again; as in a
+job, the process keeps what it frees.
 
 The pictures are JPEGs of 500 x 400, quality 75, of smooth random content with noise, or those of
 --data, FOLDER/environment/class/picture: training of the first environment, test of the second.
@@ -35,19 +37,16 @@ from typing import Any
 
 DISTINCT, COPIES = 48, 4  # pictures an environment
 TRAINING_BATCH, TEST_BATCH = 32, 64  # upstream's
-BOUND, SMALL_BOUND = 1 << 30, 32 << 20
 # As `-m` finds it: domainbed in the folder where it is started, else the harness.
 SIDE = "import runpy, sys; runpy.run_path(sys.argv[1])[sys.argv[2]](*sys.argv[3:])"
 
 # The case, what of upstream's it is compared with, the goal.
 CASES = {
     "training, from the file": ("training", "2.4"),
-    "training, from the store": ("training", "5.0"),
     "training, loader's part, from the file": ("training", "3.0"),
-    "training, loader's part, from the store": ("training", "10.0"),
     "training, from the file, without numba": ("training", "none"),
     "test, from the file": ("test", "2.0"),
-    "test, from the store": ("test", "20.0"),
+    "test, from memory": ("test", "20.0"),
 }
 
 
@@ -101,15 +100,16 @@ def upstream(root: str) -> None:
     serve({"training": trained, "test": tested}, {"harness": str(Path(domainbed.__file__).parent)})
 
 
-def ours(root: str, temporary_folder: str) -> None:
+def ours(root: str) -> None:
     import torch
     from domainbed.datasets import MultipleEnvironmentImageFolder
+    from domainbed.lib import fast_data_loader, picture_batches
+    from domainbed.lib.picture_memory import PictureMemory
 
-    from domainbed_carft.pictures import loading, rng, stages, store_folder, transforms
+    from domainbed_carft import machine
+    from domainbed_carft.pictures import loading, rng, stages, transforms
 
-    tempfile.tempdir = temporary_folder
-    kept, line = store_folder.open_store(str(BOUND), root)
-    assert kept, line
+    machine.keep_freed_memory()
     environments = MultipleEnvironmentImageFolder(root, [1], True, {})
     steps = itertools.count()
 
@@ -117,9 +117,9 @@ def ours(root: str, temporary_folder: str) -> None:
     has_numba = stages.has_numba
     memory = torch.empty(TEST_BATCH, 3, 224, 224)
 
-    def batches(number: int, size: int, stage_count: int, kept: Any, numba: bool) -> int:
+    def batches(number: int, size: int, stage_count: int, numba: bool) -> int:
         stages.has_numba = has_numba if numba else lambda: False
-        steps_plan = dataclasses.replace(plans[number], jitter="numba" if numba else "pillow")
+        steps_plan = dataclasses.replace(plans[number], jitter="numba" if numba else "torch")
         samples = environments[number].samples
         order = range(len(samples))
         if not number:
@@ -131,33 +131,34 @@ def ours(root: str, temporary_folder: str) -> None:
                 for place in order[start : start + size]:
                     # Plans draw from this generator alone.
                     torch.default_generator.manual_seed(rng.seed_of(number, next(steps), place))
-                    items.append(loading.load(steps_plan, samples[place][0], kept))
+                    items.append(loading.load(steps_plan, samples[place][0]))
             pictures, drawn = (torch.stack(part) for part in zip(*items))
             if stage_count == 2:
                 stages.second_stage(steps_plan, pictures, drawn, memory if number else None)
         return len(order) // size * size
 
+    test = environments[1]
+    in_memory = PictureMemory({0: 3 * 224**2}, limit=1 << 30, pinned=False)
+    pictures = picture_batches.choose(environments, memory_limit=0)
+
+    def evaluated() -> int:
+        stages.has_numba = has_numba
+        requests = [*fast_data_loader.evaluation_requests([len(test)], TEST_BATCH, ())]
+        missing = in_memory.missing(iter(requests))
+        loaded = fast_data_loader.load_batches([test], missing, 0, pictures)
+        kept = in_memory.batches(iter(requests), loaded)
+        return sum(len(y) for _, y in fast_data_loader.on_device(kept, torch.device("cpu")))
+
+    evaluated()  # the first evaluation
     cases = {}
     for name in CASES:
         number, size = (0, TRAINING_BATCH) if name.startswith("training") else (1, TEST_BATCH)
         stage_count = 1 if "loader's part" in name else 2
-        source = kept if name.endswith("store") else None
         numba = "without numba" not in name
-        cases[name] = lambda given=(number, size, stage_count, source, numba): batches(*given)
-    # All kept before anything is measured; a second store ends at its bound.
-    for number in (0, 1):
-        for path, _ in environments[number].samples:
-            loading.load(plans[number], path, kept)
-    tempfile.tempdir = str(Path(temporary_folder) / "small")
-    Path(tempfile.tempdir).mkdir()
-    small, line = store_folder.open_store(str(SMALL_BOUND), root)
-    assert small, line
-    for path, _ in environments[0].samples:
-        loading.load(plans[0], path, small)
+        cases[name] = lambda given=(number, size, stage_count, numba): batches(*given)
+    cases["test, from memory"] = evaluated
     told = {
         "pictures": [len(environment) for environment in environments][:2],
-        "store": kept.size(),
-        "small": small.size(),
         "jitter": stages.jitter_path("cpu"),
     }
     serve(cases, told)
@@ -242,11 +243,10 @@ def main() -> None:
         data = arguments.data.resolve() if arguments.data else work / "data"
         if not arguments.data:
             make_pictures(data)
-        (work / "store").mkdir()
         (work / "empty").mkdir()
         with (
             serving("upstream", checkout, str(data)) as (theirs, upstreams),
-            serving("ours", work / "empty", str(data), str(work / "store")) as (told, our),
+            serving("ours", work / "empty", str(data)) as (told, our),
         ):
             assert Path(theirs["harness"]) == checkout / "domainbed", theirs
             times: dict[str, list[float]] = {case: [] for case in ("training", "test", *CASES)}
@@ -267,10 +267,6 @@ def main() -> None:
                 against, goal = CASES[case]
                 line += f" {spread([a / b for a, b in zip(times[against], values)])}, goal {goal}"
             print(line.rstrip())
-        print(
-            f"store: {told['store'] / 2**20:.0f} MiB of at most {BOUND >> 20}; all training "
-            f"pictures into one of at most {SMALL_BOUND >> 20}: {told['small'] / 2**20:.1f} MiB"
-        )
         for state in ("empty", "filled"):
             process = started("first_batch", work / "empty", NUMBA_CACHE_DIR=str(work / "numba"))
             imported, called = json.loads(process.communicate()[0])

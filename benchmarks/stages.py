@@ -4,9 +4,9 @@
 
 A job of `whole_sweep.py` (CARFT on the tiny CLIP, 3 x 16 JPEGs of 500 x 400 a step, evaluated at
 the first and the last), in one process of one thread that loads in itself, so that its stages
-follow one another: on upstream's harness; on ours with upstream's transforms; on ours as it is by
-default, reading the files; and the same once the store has the pictures. Processor time, since
-other work on the machine changes it least; the median over rounds, in which the jobs take turns.
+follow one another: on upstream's harness; on ours with the data set's own transforms, which are
+upstream's; and on ours as it is. Processor time, since other work on the machine changes it least;
+the median over rounds, in which the jobs take turns.
 
 PYTHON (default: this one) runs the checkout, and has upstream's requirements and this package.
 """
@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 STAGES = ("imports", "pictures, training", "steps", "pictures, evaluation", "predicting", "rest")
+TRANSFORMS = "ours, upstream's transforms"
 # As `-m` finds it: domainbed in the folder where it is started, else the harness.
 JOB = "import runpy, sys; runpy.run_path(sys.argv[1])['timed_job'](*sys.argv[2:])"
 
 
-def timed_job(report: str, *arguments: str) -> None:
+def timed_job(way: str, report: str, *arguments: str) -> None:
     """Run train, and write the seconds of each stage as JSON."""
     spent: dict[str, float] = defaultdict(float)
 
@@ -53,9 +54,13 @@ def timed_job(report: str, *arguments: str) -> None:
     spent["imports"] = time.process_time()
     datasets.MultipleDomainDataset.N_WORKERS = 0
     misc.accuracy = timed("evaluation", misc.accuracy)
-    own = getattr(fast_data_loader, "batches", None)
+    own = hasattr(fast_data_loader, "load_batches")
     if own:
+        from domainbed.lib import picture_batches
         from domainbed.lib.job_batches import JobBatches
+
+        if way == TRANSFORMS:
+            picture_batches.environment_plan = lambda environment: None  # type: ignore[assignment]
 
         JobBatches.step_batches = timed("pictures, training", JobBatches.step_batches)  # type: ignore[method-assign]
     else:
@@ -102,27 +107,23 @@ def main() -> None:
         words += ["--steps", str(given.steps), "--hparams", json.dumps(hparams)]
         ways = {
             "upstream's harness": [],
-            "ours, --pictures pillow": ["--workers", "0", "--pictures", "pillow"],
-            "ours, from the files": ["--workers", "0", "--picture_cache", "0"],
-            "ours, from the store": ["--workers", "0", "--picture_cache", "2G"],
+            TRANSFORMS: ["--workers", "0"],
+            "ours": ["--workers", "0"],
         }
         found: dict[str, list[dict[str, float]]] = defaultdict(list)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": folder}
-        for number in range(given.rounds + 1):
+        for number in range(given.rounds):
             for way, more in ways.items():
                 theirs = way == "upstream's harness"
-                if not number and way != "ours, from the store":  # which that round fills
-                    continue
                 report, output = f"{folder}/report", f"{folder}/{number} {way}"
                 command = [given.python if theirs else sys.executable, "-c", JOB, __file__]
-                command += [report, *words, *more]
+                command += [way, report, *words, *more]
                 subprocess.run(
                     [*command, "--output_dir", output], env=environment, check=True,
                     cwd=given.upstream if theirs else folder, stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                 )  # fmt: skip
-                if number:
-                    found[way].append(json.loads(Path(report).read_text(encoding="utf-8")))
+                found[way].append(json.loads(Path(report).read_text(encoding="utf-8")))
     print(f"{count} pictures, {given.steps} steps of 3 x 16, one core, {given.rounds} rounds")
     for way, rounds in found.items():
         times = {stage: statistics.median(one[stage] for one in rounds) for stage in STAGES}

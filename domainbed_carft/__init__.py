@@ -5,10 +5,11 @@ every interpreter of the environment that it is installed in (see `plugin`). The
 and LAZY_PACKAGES load what they need when they are first used.
 """
 
-from domainbed_carft.plugin import register, unregister
+from domainbed_carft.plugin import register
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from domainbed_carft.jobs.differences import diff
     from domainbed_carft.method.build import build
     from domainbed_carft.results.collect import collect
     from domainbed_carft.runs.evaluate import evaluate
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from domainbed_carft.runs.run import Run
     from domainbed_carft.runs.saved import load_run
     from domainbed_carft.runs.training import train
-    from domainbed_carft.sweep.differences import diff
     from domainbed_carft.version import __version__
 
 # The functions of the Python API, and the modules that they come from.
@@ -26,7 +26,7 @@ LAZY_NAMES = {
     "Run": "domainbed_carft.runs.run",
     "build": "domainbed_carft.method.build",
     "collect": "domainbed_carft.results.collect",
-    "diff": "domainbed_carft.sweep.differences",
+    "diff": "domainbed_carft.jobs.differences",
     "evaluate": "domainbed_carft.runs.evaluate",
     "export": "domainbed_carft.runs.export",
     "load_run": "domainbed_carft.runs.saved",
@@ -52,7 +52,6 @@ __all__ = [
     "register",
     "soup",
     "train",
-    "unregister",
     "wise_ft",
 ]
 

@@ -39,20 +39,13 @@ PROCESSES = Variable(
     reader="the harness's `lib/train_arguments.py`; `plugin/foreign_jobs.py`, which refuses "
     "several in a foreign host; `machine/__init__.py`, for the threads of each",
 )
-PICTURES = Variable(
-    name="DOMAINBED_PICTURES",
-    meaning="how files become batches, `fast` or `pillow`, as `train --pictures`",
-    default="`fast`",
-    writer="`carft sweep launch --pictures`; you",
+PICTURE_MEMORY = Variable(
+    name="DOMAINBED_PICTURE_MEMORY",
+    meaning="how much memory a job's evaluation pictures may stay in, such as `8G`; `0` for none, "
+    "as `train --picture_memory`",
+    default="a quarter of the memory that the job may use",
+    writer="the launcher `pool`, for each of several jobs at a time; you",
     reader="the harness's `lib/train_arguments.py`",
-)
-PICTURE_CACHE = Variable(
-    name="DOMAINBED_PICTURE_CACHE",
-    meaning="how much of the decoded pictures to keep on the local disk, such as `8G`; `0` for "
-    "nothing, as `train --picture_cache`",
-    default="a quarter of the memory, at most 8G; nothing under SLURM or on a network file system",
-    writer="`carft sweep launch --picture_cache`; you",
-    reader="the harness's `lib/train_arguments.py`; `runs/picture_evaluation.py`",
 )
 KEEP_WEIGHTS = Variable(
     name="DOMAINBED_KEEP_WEIGHTS",
@@ -69,7 +62,7 @@ SKIP_TRAINING_IN_SPLITS = Variable(
     default="`train` records them; `carft sweep launch` goes on as the sweep was begun, and leaves "
     "them out of a new one",
     writer="`carft sweep launch`, for each job; you",
-    reader="the harness's `lib/train_arguments.py`; `sweep/job_settings.py`",
+    reader="the harness's `lib/train_arguments.py`; `sweep/launch.py`",
 )
 LOG = Variable(
     name="DOMAINBED_LOG",
@@ -131,8 +124,8 @@ DISABLE = Variable(
 
 # For users first, then what only launchers and jobs tell each other.
 ALL = (
-    *(DISABLE, METHODS, CACHE, LAUNCHER_OPTIONS, COLD_START, CORES, PROCESSES, PICTURES),
-    *(PICTURE_CACHE, KEEP_WEIGHTS, SKIP_TRAINING_IN_SPLITS, LOG, LOCK_DESCRIPTOR, PARENT),
+    *(DISABLE, METHODS, CACHE, LAUNCHER_OPTIONS, COLD_START, CORES, PROCESSES),
+    *(PICTURE_MEMORY, KEEP_WEIGHTS, SKIP_TRAINING_IN_SPLITS, LOG, LOCK_DESCRIPTOR, PARENT),
 )
 
 

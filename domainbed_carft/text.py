@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import difflib
+import functools
 import io
 import itertools
 import re
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 # Control characters, what else ends a line, turns its direction or has no width, and halves of
@@ -147,114 +145,56 @@ def progress(
     total: int | None = None,
     done: int = 0,
     delay: float = 0,
-    interval: float | None = None,
-    bar_format: str | None = None,
+    has_estimate: bool = True,
 ) -> Any:
-    """How far a task is, on standard error: a bar on a terminal, else a line now and then.
+    """How far a task is, on standard error: tqdm's bar on a terminal, else a line a minute.
 
-    Iterate over it to get the ``items``, or use it as a context manager with ``update(count)`` and
-    ``set_postfix_str(note)``. ``unit``: what is counted, in the singular; ``done``: how many were
-    done before. The bar appears after ``delay`` seconds. Lines come every ``interval`` seconds
-    (default: LINE_SECONDS); a task with a delay that ends before the first line prints none.
-    ``bar_format``: as of tqdm, such as NO_ESTIMATE; it is an attribute of what is returned.
+    ``unit``: what is counted, in the singular; ``done``: how many were done before. Nothing is
+    shown for ``delay`` seconds. Without an estimate the bar has no time left and no rate.
 
     A job copies its standard error to err.txt, whose last line is taken for the job's error. So
     there the bar goes to the terminal alone, and there are no lines.
     """
-    if total is None and items is not None:
-        total = len(items)  # type: ignore[arg-type]
+    from tqdm import tqdm
+
     stream = sys.stderr
     is_copied = stream is not None and not isinstance(stream, io.TextIOBase)
     if is_copied:
         stream = sys.__stderr__
+    is_terminal = stream is not None and stream.isatty()
 
-    if stream is not None and stream.isatty():
-        from tqdm import tqdm  # where there is no terminal, nobody waits for its import
+    tqdm.monitor_interval = 0  # its thread would be in the way of forks
+    bar = functools.partial(
+        tqdm, items, description, total, unit=unit, initial=done, delay=delay, smoothing=0
+    )
+    if is_terminal:
+        return bar(file=stream, bar_format=None if has_estimate else NO_ESTIMATE)
 
-        return tqdm(
-            items,
-            description,
-            total,
-            unit=unit,
-            initial=done,
-            delay=delay,
-            smoothing=0,
-            file=stream,
-            bar_format=bar_format,
-        )
-    return PlainProgress(
-        items=items,
-        description=description,
-        unit=unit,
-        total=total,
-        done=done,
-        always_prints_end=not delay,
-        interval=LINE_SECONDS if interval is None else interval,
-        stream=None if is_copied else stream,
-        bar_format=bar_format,
+    units = unit + ("es" if unit.endswith(("s", "ch")) else "s")
+    share = f"{{n_fmt}} of {{total_fmt}} {units} ({{percentage:.0f}}%)"
+    return bar(
+        file=_Lines(stream),
+        disable=stream is None or is_copied,
+        bar_format=f"{{desc}}: {share}{{postfix}}, after {{elapsed}}",
+        mininterval=LINE_SECONDS,
+        miniters=0,  # each look may print a line
+        position=0,  # no line is below another
     )
 
 
-@dataclass(kw_only=True)
-class PlainProgress:
-    """The lines of `progress`, with as much of tqdm's interface as is used; no ``stream``: none."""
+class _Lines:
+    """A stream to which tqdm writes lines, each of its own."""
 
-    items: Iterable[Any] | None
-    description: str
-    unit: str
-    total: int | None
-    done: int
-    always_prints_end: bool
-    interval: float
-    stream: TextIO | None
-    note: str = ""
-    bar_format: str | None = None  # lines have no bar
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
 
-    def __post_init__(self) -> None:
-        self._started = time.monotonic()
-        self._last_line = self._started
+    def write(self, text: str) -> None:
+        """Print a line, without the carriage return by which tqdm replaces the last one."""
+        if self._stream is not None and text.strip():
+            _print_line(text.strip(), self._stream)
 
-    def __iter__(self) -> Iterator[Any]:
-        with self:
-            for item in self.items or ():
-                yield item
-                self.update()
-
-    def __enter__(self) -> PlainProgress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.always_prints_end:
-            self._print_line()
-
-    @property
-    def n(self) -> int:
-        """How many are done, as tqdm calls it."""
-        return self.done
-
-    def update(self, count: int = 1) -> None:
-        """Count what was done; print a line if the last one is old enough."""
-        self.done += count
-        if time.monotonic() - self._last_line >= self.interval:
-            self._print_line()
-            self.always_prints_end = True
-
-    def set_postfix_str(self, note: str, refresh: bool = True) -> None:
-        """What the next line also says."""
-        self.note = note
-
-    def _print_line(self) -> None:
-        self._last_line = time.monotonic()
-        if self.stream is None:
-            return
-
-        total = self.total or 0
-        units = self.unit + ("es" if self.unit.endswith(("s", "ch")) else "s")
-        share = f" ({100 * self.done / total:.0f}%)" if total else ""
-        note = f", {self.note}" if self.note else ""
-        seconds = datetime.timedelta(seconds=int(self._last_line - self._started))
-        progress = f"{self.done:,} of {quantity(total, self.unit, units)}{share}{note}"
-        _print_line(f"{self.description}: {progress}, after {seconds}", self.stream)
+    def flush(self) -> None:
+        """Do nothing: each line is written at once."""
 
 
 def log(line: str) -> None:

@@ -45,7 +45,6 @@ for _number in (signal.SIGINT, signal.SIGHUP):
 # neither read nor written.
 _cache = tempfile.TemporaryDirectory(prefix="carft-test-cache-")
 os.environ["DOMAINBED_CARFT_CACHE"] = _cache.name
-os.environ["DOMAINBED_PICTURE_CACHE"] = "0"
 
 # Under `make test` a module runs in one worker, and so do those that stand together here, since
 # they share what is built once a worker. These start first, in this order: SLURM's mostly wait, and

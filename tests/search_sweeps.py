@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.sweep import declaration_file, stages
+from domainbed_carft.sweep import declaration_file, search
 from domainbed_carft.sweep.declaration import Declaration
-from domainbed_carft.sweep.stages import StagedJobs
+from domainbed_carft.sweep.search import StagedJobs
 
 LABELS = ["art_painting", "cartoon", "photo", "sketch"]
 
@@ -72,4 +72,4 @@ def validation(job: Job) -> float:
 
 
 def staged(declaration: Declaration, out: Path) -> StagedJobs:
-    return stages.staged_jobs(declaration, "D", out)
+    return search.staged_jobs(declaration, "D", out)

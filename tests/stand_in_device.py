@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -189,8 +188,6 @@ def record_wait(operation: str) -> None:
     message = f"called a synchronizing CUDA operation: {operation}"
     if _debug_modes[-1] == "error":
         raise RuntimeError(message)
-    if _debug_modes[-1] == "warn":
-        warnings.warn(message, stacklevel=3)  # where the operation is called
 
 
 @contextlib.contextmanager
@@ -205,15 +202,9 @@ def recorded_waits() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def refused_waits(mode: str = "error") -> Iterator[None]:
-    """`devices.refused_waits`, with the warning that torch has of the mode itself."""
-    if mode == "warn":
-        warnings.warn(
-            "Synchronization debug mode is a prototype feature and does not yet detect all "
-            "synchronizing operations",
-            stacklevel=3,
-        )
-    _debug_modes.append(mode)
+def refused_waits() -> Iterator[None]:
+    """`devices.refused_waits` for the stand-in."""
+    _debug_modes.append("error")
     try:
         yield
     finally:

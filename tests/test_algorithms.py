@@ -12,7 +12,7 @@ from PIL import Image
 from test_backbone import as_archive
 from torchvision import transforms
 
-from domainbed_carft.clips import backbone
+from domainbed_carft.clips import backbone, openai
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.algorithms import ALGORITHMS
@@ -352,7 +352,7 @@ def test_openais_shapes_load_train_save_reload_and_predict(shape, tmp_path, monk
     """As OpenAI publishes them, in TorchScript archives."""
     path = tmp_path / "weights.pt"
     as_archive(random_clip(**shape), path)
-    monkeypatch.setitem(backbone.OPENAI_WEIGHTS, "RN50", ("RN50.pt", weights.sha256(path)))
+    monkeypatch.setitem(openai.OPENAI_WEIGHTS, "RN50", ("RN50.pt", weights.sha256(path)))
     algorithm = make(path, lr=1e-5, amp="off")
     first, second = (algorithm.update(minibatches(seed, n=1, size=224)) for seed in range(2))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TINY_SHAPE, random_clip
 
-from domainbed_carft.clips import backbone
+from domainbed_carft.clips import backbone, openai
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 
@@ -42,7 +42,7 @@ def test_a_state_dict_loads_exactly_and_in_float32(random_tiny):
 def test_openais_archive_equals_a_state_dict(random_tiny, tmp_path, monkeypatch):
     as_archive(random_clip(**TINY_SHAPE), tmp_path / "archive.pt")
     published = ("ViT-B-32.pt", weights.sha256(tmp_path / "archive.pt"))
-    monkeypatch.setitem(backbone.OPENAI_WEIGHTS, "ViT-B/32", published)
+    monkeypatch.setitem(openai.OPENAI_WEIGHTS, "ViT-B/32", published)
     a = backbone.load(str(tmp_path / "archive.pt")).model.state_dict()
     b = backbone.load(str(random_tiny)).model.state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -51,7 +51,7 @@ def test_openais_archive_equals_a_state_dict(random_tiny, tmp_path, monkeypatch)
 def test_tiny_is_a_clip_that_openais_own_package_reads():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        openai_model, _ = clip.load(str(backbone.locate("tiny")[0]), device="cpu")
+        openai_model, _ = clip.load(str(openai.locate("tiny")[0]), device="cpu")
 
     loaded = backbone.load("tiny")
     picture = torch.rand(2, 3, 48, 48)
@@ -106,7 +106,7 @@ def test_published_names_and_checksums_equal_openais():
 
     parts = {name: url.split("/") for name, url in _MODELS.items()}
     openai_weights = {name: (part[-1], part[-2]) for name, part in parts.items()}
-    assert openai_weights == backbone.OPENAI_WEIGHTS
+    assert openai_weights == openai.OPENAI_WEIGHTS
 
 
 def test_a_failed_download_names_the_file_and_where_to_put_it(tmp_path, monkeypatch):
@@ -121,7 +121,7 @@ def test_a_failed_download_names_the_file_and_where_to_put_it(tmp_path, monkeypa
 
     message = str(caught.value)
     assert str(tmp_path / ".cache" / "clip" / "ViT-B-16.pt") in message
-    assert backbone.OPENAI_WEIGHTS["ViT-B/16"][1] in message and "no network" in message
+    assert openai.OPENAI_WEIGHTS["ViT-B/16"][1] in message and "no network" in message
     assert not list((tmp_path / ".cache" / "clip").iterdir())
 
 

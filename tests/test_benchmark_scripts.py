@@ -47,7 +47,6 @@ COMMANDS = {
     ),
     "launch.py": "--jobs 2 --launchers harness local pool",
     "memory.py": "--shape tiny --batch 1 --steps 1",
-    "picture_checksum.py": "--rounds 2",
     "pictures.py": f"--upstream {HARNESS} --rounds 2",
     "step_cost.py": "--shape tiny --rounds 2",
     "sweep_evaluation.py": "--rounds 1 --trials 1 --pictures 4",

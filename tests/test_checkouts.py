@@ -286,18 +286,14 @@ assert registered != before, "nothing was added, so this shows nothing"
 hparams_registry.default_hparams("CARFT", "Pets")
 domainbed_carft.register()
 print_differences("after a second time:", registered, snapshot())
-domainbed_carft.unregister()
-print_differences("after unregistering:", before, snapshot())
 """
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_registering_twice_is_registering_once_and_unregistering_undoes_both(
-    installations, shape, tmp_path
-) -> None:
+def test_registering_twice_is_registering_once(installations, shape, tmp_path) -> None:
     root = write_shape(shape, tmp_path)
     differences = run(installations["wheel"], root, "-c", SNAPSHOT, DOMAINBED_CARFT_DISABLE="1")
-    assert differences == "after a second time:\nafter unregistering:\n"
+    assert differences == "after a second time:\n"
 
 
 HOSTS_OWN_CALLS = """

@@ -9,7 +9,7 @@ import collect_sweeps
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.jobs import record_lines, records
+from domainbed_carft.jobs import records
 from domainbed_carft.results import formats
 from domainbed_carft.results.formats import Grid
 
@@ -51,7 +51,7 @@ def test_records_without_accuracies_are_reported(tmp_path, capsys):
 
     assert records.read([tmp_path]) == (
         [],
-        [("no accuracies", str(path), record_lines.NO_ACCURACIES)],
+        [("no accuracies", str(path), records.NO_ACCURACIES)],
     )
     assert cli.main(["collect", str(tmp_path)]) == 1
 

@@ -12,7 +12,7 @@ from domainbed_carft.jobs.job import Job, Role, identity
 from domainbed_carft.results import collection as collecting
 from domainbed_carft.results import selection
 from domainbed_carft.results.collect import collect
-from domainbed_carft.sweep import launch
+from domainbed_carft.sweep import launch, search
 
 SOURCES = SEARCH.split("search:")[0] + "test_environments: single-source\n"
 
@@ -26,8 +26,8 @@ def launched(text, out, records=recorded):
     jobs = staged(declaration, out)
     for job in jobs.second:
         records(job)
-    search = launch.stages.search_entry(declaration, jobs)
-    launch.write_manifest(declaration, out, jobs.launchable, search=search)
+    staged_search = search.search_entry(declaration, jobs)
+    launch.write_manifest(declaration, out, jobs.launchable, search=staged_search)
     return jobs
 
 
@@ -139,8 +139,8 @@ def test_a_first_stage_without_a_second_is_shown_with_a_note(tmp_path):
     jobs = staged(declaration, tmp_path)
     for job in jobs.first[:20]:
         recorded(job)
-    search = launch.stages.search_entry(declaration, jobs)
-    launch.write_manifest(declaration, tmp_path, jobs.launchable, search=search)
+    staged_search = search.search_entry(declaration, jobs)
+    launch.write_manifest(declaration, tmp_path, jobs.launchable, search=staged_search)
 
     results = collect(tmp_path)
     assert results.summary["jobs"] == 20

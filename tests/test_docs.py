@@ -3,34 +3,59 @@
 import ast
 import configparser
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
 
 import doc_blocks
+import pytest
+from domainbed.lib import train_arguments
 
 from domainbed_carft import cli, process_variables
 from domainbed_carft.jobs import folder
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import algorithms
+from domainbed_carft.method.hparams import Conditions
+from domainbed_carft.pictures.protocols import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parents[1]
+METHOD_PAGES = sorted(
+    {*(ROOT / "docs" / "methods").glob("*.md")} - {ROOT / "docs/methods/index.md"}
+)
+SECTIONS = [
+    "When to use it",
+    "Formula",
+    "Limits",
+    "Tuning",
+    "Defaults",
+    "Deviations",
+    "Command",
+    "Cite",
+]
 
 
-def test_the_page_of_hyperparameters_is_made_from_their_declarations():
+@pytest.fixture(scope="module")
+def reference():
+    """The module that makes the pages of reference."""
     path = ROOT / "tools" / "site" / "reference.py"
     spec = importlib.util.spec_from_file_location("reference", path)
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
-    page = reference.HYPERPARAMETERS.read_text(encoding="utf-8")
-    assert page == reference.GENERATED + reference.hyperparameters_page(), f"run python {path}"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| `.*\| (.+?) \|$", page, flags=re.MULTILINE)
+
+def test_the_page_of_hyperparameters_is_made_from_their_declarations(reference):
+    page = reference.HYPERPARAMETERS.read_text(encoding="utf-8")
+    expected = reference.GENERATED + reference.hyperparameters_page()
+    assert page == expected, "run python tools/site/reference.py"
+
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| [`<].*\| (.+?) \|$", page, flags=re.MULTILINE)
     assert {name for name, meaning, source in rows} == {*algorithms.hparams_of("CARFT")}
     assert len(rows) == len(algorithms.hparams_of("CARFT"))
     # The probe's rate on the embedded data sets and the ends of its draw, in figures of their own.
-    assert "CLIPLinearProbe: `5e-05`, tiny `0.003`" in page
-    assert "CLIPLinearProbe, CLIPLoRA: 1e-05 to 0.00032, tiny 0.00032 to 0.01" in page
+    assert "CLIPLinearProbe: `5e-5` (tiny `3e-3`;" in page
+    assert "CLIPLinearProbe, CLIPLoRA: 1e-5 to 3.2e-4 (tiny 3.2e-4 to 0.01) |" in page
 
 
 def test_the_page_of_process_variables_has_the_table_of_the_code():
@@ -122,7 +147,7 @@ def test_troubleshooting_quotes_messages_that_the_code_has():
 
 def test_each_algorithm_has_a_page_with_the_measured_results():
     table = (ROOT / "docs" / "peers.md").read_text(encoding="utf-8")
-    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "methods").glob("*.md")]
+    pages = [page.read_text(encoding="utf-8") for page in METHOD_PAGES]
 
     for algorithm in ALGORITHMS:
         page = next(text for text in pages if f"--algorithm {algorithm} \\\n" in text)
@@ -130,7 +155,72 @@ def test_each_algorithm_has_a_page_with_the_measured_results():
             rf"^\| \**{algorithm}\** \| ([\d.]+) \|[^|]*\| ([\d.]+) \|", table, re.MULTILINE
         )
         if row:
-            assert f"**{row[1]}% out of domain, {row[2]}% in-domain**" in page, algorithm
+            results = f"**{row[1]}% out of domain, {row[2]}% in-domain**"
+            assert results in " ".join(page.split()), algorithm
+
+
+@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
+def test_the_page_of_a_method_has_all_sections_and_a_command_that_train_takes(page):
+    text = page.read_text(encoding="utf-8")
+    assert re.findall("^## (.*)$", text, flags=re.MULTILINE) == SECTIONS
+
+    (command,) = (block.text for block in doc_blocks.blocks(page) if block.language == "bash")
+    words = shlex.split(command.replace("\\\n", ""))
+    assert words[:3] == ["python", "-m", "domainbed.scripts.train"]
+    args = train_arguments.build_parser().parse_args(words[3:])
+    hparams = json.loads(args.hparams)
+    algorithm_class = algorithms.CLASSES[args.algorithm]
+    assert hparams.keys() <= algorithms.hparams_of(args.algorithm).keys()
+    assert algorithm_class.hparam_problems(args.dataset, hparams) == []
+
+
+@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
+def test_the_defaults_on_the_page_of_a_method_are_the_declared_ones(page):
+    """Of each row the default in front, and those that it gives for some data sets."""
+    text = page.read_text(encoding="utf-8")
+    hparams = algorithms.hparams_of(re.search(r"--algorithm (\w+)", text)[1])
+    section = text.split("## Defaults")[1].split("\n## ")[0]
+    compared = 0
+    for names, cell in re.findall(r"^\| (`.+?`) \| (.+?) \| ", section, flags=re.MULTILINE):
+        cell = re.sub("</?code>", "`", cell).replace("&#124;", "|")
+        names = re.findall(r"`(\w+)`", names)
+        usual = re.match(r"(\d[\d.e-]*|`[^`]+`)(?:,? (?:and )?(\d[\d.e-]*|`[^`]+`))?", cell)
+        for name, shown in zip(names, usual.groups() if usual else ()):
+            compared += shown is not None
+            assert shown is None or is_default(shown, hparams[name], "PACS"), name
+
+        for shown, datasets in re.findall(r"(\d[\d.e-]*) (?:for|on) ([^;|,]+)", cell):
+            for dataset in re.findall(r"embedded|OfficeHome|DomainNet", datasets):
+                dataset = dataset.replace("embedded", "EmojiStyles")
+                assert is_default(shown, hparams[names[0]], dataset), (names, dataset)
+    assert compared or page.stem == "zero-shot"
+
+
+def test_the_ranges_on_the_pages_of_methods_are_those_of_the_random_search(reference):
+    stated = 0
+    for page in METHOD_PAGES:
+        text = page.read_text(encoding="utf-8")
+        hparams = algorithms.hparams_of(re.search(r"--algorithm (\w+)", text)[1])
+        pattern = r"`(\w+)`[^`.]*random search\s+draws\s+from\s+([\d.e-]+) to ([\d.e-]+)"
+        for name, low, high in re.findall(pattern, text):
+            stated += 1
+            assert f"{low} to {high}".rstrip(".") == reference._draws(hparams[name]).split(" (")[0]
+    assert stated > 5
+
+
+def is_default(shown, hparam, dataset):
+    """Whether a page shows the hyperparameter's default on a data set."""
+    default = hparam.default_for(Conditions(dataset))
+    if isinstance(default, str):
+        return shown.strip("`") == default
+    return float(shown) == pytest.approx(default)
+
+
+def test_the_table_of_all_methods_has_each_algorithm_and_each_page():
+    text = (ROOT / "docs" / "methods" / "index.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[.+?\]\(([\w-]+\.md)\),? `(\w+)`", text, flags=re.MULTILINE)
+    assert {page for page, _ in rows} == {path.name for path in METHOD_PAGES}
+    assert {name for _, name in rows} == {*ALGORITHMS, "average"}
 
 
 def test_the_page_of_exit_statuses_has_those_of_train():
@@ -140,3 +230,25 @@ def test_the_page_of_exit_statuses_has_those_of_train():
     documented = {int(status) for status in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)}
     uncounted = {status for status in folder.UNCOUNTED_STATUSES if status > 0}
     assert documented == {0, 1, folder.WRONG_ARGUMENTS, *uncounted}
+
+
+def test_a_word_is_defined_in_one_glossary():
+    """The glossary has what users read, and CONTRIBUTING where it lives, and the code's words."""
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = contributing.split("## Glossary\n")[1].split("\n## ")[0]
+    for_users, of_code = section.split("Words that only the code uses")
+
+    words = terms(glossary)
+    assert terms(for_users) <= words
+    assert not terms(of_code) & words
+    for word in ("ERM", "lambda", "host", "in-domain selection"):
+        assert word in words
+    (protocol,) = re.findall(r"^\| protocol \| (.*) \|$", glossary, flags=re.MULTILINE)
+    assert {*re.findall("`([^`]+)`", protocol)} == {*PROTOCOLS}
+
+
+def terms(tables):
+    """The words in the first column of tables, of which a cell may have several."""
+    cells = re.findall(r"^\| ([^|]+?) \| ", tables, flags=re.MULTILINE)
+    return {term.strip() for cell in cells for term in cell.split(",")} - {"word", "Term"}

@@ -19,12 +19,10 @@ from fake_checkout import (
     write_start_hook,
 )
 
-from domainbed_carft import cli
+from domainbed_carft import cli, doctor
 from domainbed_carft.cli import doctor as doctor_command
-from domainbed_carft.clips import backbone
-from domainbed_carft.doctor import checks, diagnosis, training_step
-from domainbed_carft.doctor.diagnosis import Diagnosis
-from domainbed_carft.doctor.findings import NOTE, OK, PROBLEM, SKIPPED, Finding
+from domainbed_carft.clips import openai
+from domainbed_carft.doctor import NOTE, OK, PROBLEM, SKIPPED, Finding
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 
 HARNESS = REPO / "third_party" / "domainbed"
@@ -56,7 +54,7 @@ def examine(python: Any, folder: Path, **options: Any) -> dict[str, Finding]:
     """The worst finding of each name, by `carft doctor --json`."""
     arguments = ("-m", "domainbed_carft", "doctor", "--json")
     status, report = json_of(python, folder, *arguments, **options)
-    findings = [Finding.from_dict(fields) for fields in report["findings"]]
+    findings = [Finding(**fields) for fields in report["findings"]]
     findings.sort(key=lambda finding: (SKIPPED, OK, NOTE, PROBLEM).index(finding.state))
 
     has_problem = findings[-1].state == PROBLEM
@@ -125,7 +123,7 @@ def test_a_host_that_fails_to_import_is_a_problem_with_a_remedy(
 
     assert findings["hook"].state == OK
     assert findings[name].state == PROBLEM
-    assert detail in findings[name].detail
+    assert detail in findings[name].found
     assert remedy in findings[name].remedy
 
 
@@ -133,14 +131,14 @@ def test_a_host_that_hangs_is_stopped_and_reported(bare: Path, tmp_path: Path) -
     host = write_checkout(tmp_path / "host", modules={"__init__": "import time; time.sleep(120)\n"})
     code = """
 import json
-from domainbed_carft.doctor.diagnosis import run_checks
-print(json.dumps(run_checks(patience=1.5)[-1].as_dict()))
+from domainbed_carft.doctor import run_checks
+print(json.dumps(vars(run_checks(patience=1.5)[-1])))
 """
     _, fields = json_of(bare, tmp_path, "-c", code, cwd=host)
 
-    last = Finding.from_dict(fields)
+    last = Finding(**fields)
     assert (last.name, last.state) == ("domainbed", PROBLEM)
-    assert "did not finish within 1.5 seconds and was stopped" in last.detail
+    assert "did not finish within 1.5 seconds and was stopped" in last.found
 
 
 def test_a_disabled_hook_is_reported_with_the_variable(bare: Path, tmp_path: Path) -> None:
@@ -157,7 +155,7 @@ def test_a_missing_start_file_is_reported_with_the_remedy(tmp_path: Path, bare: 
 
     (site_packages,) = bare.parent.parent.glob("lib/python3*/site-packages")
     assert hook.state == PROBLEM
-    assert f"pth is missing or damaged in {site_packages}" in hook.detail
+    assert f"pth is missing or damaged in {site_packages}" in hook.found
     assert f"-m pip install {REPO}" in hook.remedy
 
 
@@ -170,8 +168,8 @@ def test_without_torch_every_problem_says_what_to_do(bare: Path, tmp_path: Path)
     detail = "import of torch fails: No module named 'torch'"
     expected = Finding("imports torch", PROBLEM, detail, "pip install torch")
     assert findings["imports torch"] == expected
-    assert {f"imports {name}" for name in checks.MODULES} <= findings.keys()
-    assert findings["cache"].state == PROBLEM and cache in findings["cache"].detail
+    assert {f"imports {name}" for name in doctor.MODULES} <= findings.keys()
+    assert findings["cache"].state == PROBLEM and cache in findings["cache"].found
     step = Finding("step", NOTE, "No module named 'torch'", "pip install torch")
     assert findings["step"] == step
 
@@ -213,11 +211,11 @@ def test_doctor_judges_a_step_of_the_hosts_train(
     write_checkout(tmp_path, modules={"scripts/train": "\n".join(lines)})
     monkeypatch.chdir(tmp_path)
 
-    findings = training_step.train_one_step(patience=5 if "sleep" in code else 120)
+    findings = doctor.train_one_step(patience=5 if "sleep" in code else 120)
 
     assert [finding.name for finding in findings] == ["train", "results"][: len(states)]
     assert [finding.state for finding in findings] == states
-    assert detail in findings[-1].detail
+    assert detail in findings[-1].found
     command = "python -m domainbed.scripts.train --algorithm CARFT --data_dir embedded --dataset "
     assert (command in findings[-1].remedy) == (states[-1] == PROBLEM)
 
@@ -229,8 +227,8 @@ def test_a_checkout_without_train_is_not_tried_and_its_own_scripts_are_named(
     scripts = root / "domainbed" / "scripts"
     (scripts / "train.py").rename(scripts / "trainv2.py")
     monkeypatch.chdir(root)
-    real = diagnosis.run_checks
-    monkeypatch.setattr(diagnosis, "run_checks", lambda patience: real(patience, ["domainbed"]))
+    real = doctor.run_checks
+    monkeypatch.setattr(doctor, "run_checks", lambda patience: real(patience, ["domainbed"]))
 
     for flags, status, verdict in (
         ([], 0, "A training job may start, if this checkout's train works."),
@@ -290,18 +288,18 @@ TRAIN_NOT_TRIED = Finding("train", SKIPPED, "")
     ],
 )
 def test_the_verdict_claims_no_more_than_was_checked(findings: Any, verdict: str) -> None:
-    assert doctor_command.verdict(Diagnosis(findings)) == verdict
+    assert doctor_command.verdict(findings) == verdict
 
 
 def test_a_step_is_trained_only_on_request_and_without_problems(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     step = Finding("train", OK, "a step")
-    monkeypatch.setattr(diagnosis, "train_one_step", lambda patience: [step])
+    monkeypatch.setattr(doctor, "train_one_step", lambda patience: [step])
 
     def main(state: str, *flags: str) -> tuple[int, str]:
         findings = [TRAIN_NOT_TRIED, Finding("x", state, "detail")]
-        monkeypatch.setattr(diagnosis, "run_checks", lambda patience: findings)
+        monkeypatch.setattr(doctor, "run_checks", lambda patience: findings)
         status = cli.main(["doctor", *flags])
         return status, capsys.readouterr().out
 
@@ -324,7 +322,7 @@ def test_the_exit_status_is_1_only_for_problems(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, state: str, status: int
 ) -> None:
     finding = Finding("x", state, "found \x1b[31m", "do this")
-    monkeypatch.setattr(diagnosis, "run_checks", lambda patience: [finding])
+    monkeypatch.setattr(doctor, "run_checks", lambda patience: [finding])
 
     assert cli.main(["doctor"]) == status
 
@@ -338,25 +336,25 @@ def test_a_torch_that_crafted_weights_may_harm_is_noted(
     monkeypatch: pytest.MonkeyPatch, version: str, notes: list[str]
 ) -> None:
     versions = {"torch": version}
-    monkeypatch.setattr(checks, "_installed_version", lambda name: versions.get(name, "1"))
-    assert [f.name for f in checks.check_versions() if f.state == NOTE] == notes
+    monkeypatch.setattr(doctor, "_installed_version", lambda name: versions.get(name, "1"))
+    assert [f.name for f in doctor.check_versions() if f.state == NOTE] == notes
 
 
 def test_the_harness_passes_all_checks(tmp_path: Path) -> None:
     findings = examine(sys.executable, tmp_path)
 
     assert {finding.state for finding in findings.values()} <= {OK, NOTE}
-    assert findings.keys() >= checks.CHECKS.keys() - {"backbones"}
-    assert findings["domainbed"].detail.startswith(f"ours, the harness: {HARNESS}")
+    assert findings.keys() >= doctor.CHECKS.keys() - {"backbones"}
+    assert findings["domainbed"].found.startswith(f"ours, the harness: {HARNESS}")
     assert findings["algorithms"] == Finding("algorithms", OK, ", ".join(ALGORITHMS))
-    assert "one CARFT step on " in findings["step"].detail
+    assert "one CARFT step on " in findings["step"].found
     assert "train" not in findings
 
     weights = findings["backbone ViT-B/16"]
     path = tmp_path / "home" / ".cache" / "clip" / "ViT-B-16.pt"
     assert weights.state == NOTE
-    assert weights.detail.startswith(f"no {path};")
-    assert "all data sets but EmojiStyles, " in weights.detail
+    assert weights.found.startswith(f"no {path};")
+    assert "all data sets but EmojiStyles, " in weights.found
     assert "downloads it" in weights.remedy
 
 
@@ -368,20 +366,20 @@ def test_a_foreign_checkout_passes_and_damaged_weights_are_noted(tmp_path: Path)
 
     findings = examine(sys.executable, tmp_path, cwd=root)
 
-    assert findings["domainbed"].detail.startswith("foreign: ")
+    assert findings["domainbed"].found.startswith("foreign: ")
     assert findings["step"].state == OK
     assert findings["train"].state == SKIPPED
     assert "carft doctor --train" in findings["train"].remedy
 
     algorithms = findings["algorithms"]
     assert algorithms.state == NOTE
-    assert algorithms.detail == "CLIPZeroShot: missing, or domainbed's own instead of ours"
+    assert algorithms.found == "CLIPZeroShot: missing, or domainbed's own instead of ours"
     assert "rename its CLIPZeroShot" in algorithms.remedy
-    assert "domainbed.algorithms has its own CLIPZeroShot" in findings["plugin"].detail
+    assert "domainbed.algorithms has its own CLIPZeroShot" in findings["plugin"].found
 
     weights = findings["backbone RN50"]
     assert weights.state == NOTE, "a job needs these weights only if its user names them"
-    assert backbone.OPENAI_WEIGHTS["RN50"][1] in weights.detail
+    assert openai.OPENAI_WEIGHTS["RN50"][1] in weights.found
     assert weights.remedy.startswith("rm ") and "RN50.pt" in weights.remedy
 
 
@@ -416,9 +414,9 @@ def test_doctor_trains_one_step_in_a_checkout(
     monkeypatch: pytest.MonkeyPatch, classic: Path
 ) -> None:
     monkeypatch.chdir(classic)
-    (finding,) = training_step.train_one_step(patience=300)
+    (finding,) = doctor.train_one_step(patience=300)
     assert finding.state == OK, finding
-    assert "one step of CARFT on EmojiStyles" in finding.detail
+    assert "one step of CARFT on EmojiStyles" in finding.found
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def test_a_forked_job_trains_like_a_cold_one_even_if_resumed(tmp_path):
 
     assert_same_outcome(stopped.folder, cold.folder)
     assert "stopped by SIGTERM" in (stopped.folder / "err.txt").read_text()
-    assert "Traceback" not in (cold.folder / "err.txt").read_text()  # torch 2.1 has a warning
+    assert "Traceback" not in (cold.folder / "err.txt").read_text()
 
 
 IN_A_CHECKOUT = """

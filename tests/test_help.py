@@ -75,14 +75,38 @@ def test_every_flag_takes_hyphens_and_underscores(command):
 
 def test_values_keep_their_spelling_and_unknown_flags_are_named(capsys):
     words = ["sweep", "launch", "a-b_c", "--output-dir", "x-y_z", "--data-dir=d-e_f", "--dry_run"]
-    arguments = cli._parser().parse_args([*words, "--extra", "a-b_c=d", "--skip-train"])
+    arguments = cli._parser().parse_args([*words, "--extra", "a-b_c=d", "--training-in"])
     assert (arguments.sweep, str(arguments.output_dir)) == ("a-b_c", "x-y_z")
     assert (arguments.data_dir, arguments.dry_run) == ("d-e_f", True)
-    assert arguments.extra == ["a-b_c=d"] and arguments.skip_training_in_splits
+    assert arguments.extra == ["a-b_c=d"] and arguments.skip_training_in_splits is False
 
     with pytest.raises(SystemExit):
         cli._parser().parse_args([*words, "--no-such_flag"])
     assert "unrecognized arguments: --no-such_flag" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "successor"),
+    [
+        ("sweep launch x --output_dir o --array_size 3", "MaxArraySize"),
+        ("sweep launch x --output_dir o --signal-seconds=3", "two minutes before"),
+        ("sweep launch x --output_dir o --second_stage", "its second stage too"),
+        (
+            "sweep launch x --output_dir o --skip_training_in_splits",
+            "DOMAINBED_SKIP_TRAINING_IN_SPLITS=1",
+        ),
+        ("sweep launch x --output_dir o --pictures pillow", "in one way only"),
+        ("sweep launch x --output_dir o --picture_cache 0", "DOMAINBED_PICTURE_MEMORY"),
+        ("sweep launch x --output_dir o --picture-cache 0", "DOMAINBED_PICTURE_MEMORY"),
+        ("sweep status o --watch 3", "watch -n 30 carft sweep status"),
+    ],
+)
+def test_a_removed_flag_is_refused_with_its_successor(words, successor, capsys):
+    with pytest.raises(SystemExit) as refusal:
+        cli.main(words.split())
+    assert refusal.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "is no more: " in message and successor in message
 
 
 def test_the_end_of_the_help_shows_how_to_train_and_python(capsys):

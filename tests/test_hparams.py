@@ -10,7 +10,7 @@ from domainbed.lib import misc, preparation
 from domainbed.scripts import train
 from fake_checkout import run_python_with_torch, write_checkout
 
-from domainbed_carft.jobs import facts, record_lines
+from domainbed_carft.jobs import facts, records
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import algorithms, hparams
 from domainbed_carft.method.hparam_checks import job_problems
@@ -174,10 +174,10 @@ def test_records_of_one_run_may_lack_the_hparams_that_came_after_0_1_0():
         for name, hparam in algorithms.hparams_of(algorithm).items()
         if hparam.absent is not None
     }
-    assert younger | {*hparams.RETIRED, *facts.NAMES, "facts"} == record_lines.NOT_IN_ALL_VERSIONS
+    assert younger | {*hparams.RETIRED, *facts.NAMES, "facts"} == records.NOT_IN_ALL_VERSIONS
 
     args = {"algorithm": "CARFT", "dataset": "PACS", "test_envs": [0]}
     recorded = {"lr": 1e-3}
-    key = record_lines.run_key(args, recorded, 8)
-    assert record_lines.run_key(args, {**recorded, "lora_rank": 0}, 8) == key
-    assert record_lines.run_key(args, {"lr": 1e-4}, 8) != key
+    key = records.run_key(args, recorded, 8)
+    assert records.run_key(args, {**recorded, "lora_rank": 0}, 8) == key
+    assert records.run_key(args, {"lr": 1e-4}, 8) != key

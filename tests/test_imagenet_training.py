@@ -138,7 +138,7 @@ def test_training_from_folders_and_from_shards_gives_the_same_records(
 
     def run(folder, name, steps=4):
         flags = f"--dataset ImageNet --algorithm CARFT --test_envs --checkpoint_freq 2 --workers 0 \
-            --steps {steps} --holdout_fraction 0.02 --picture_cache 0 --keep_weights last"
+            --steps {steps} --holdout_fraction 0.02 --keep_weights last"
         paths = ["--data_dir", str(data / folder), "--output_dir", str(tmp_path / name)]
         assert train.main([*flags.split(), *paths, "--hparams", json.dumps(hparams)]) == 0
         return [*records(tmp_path / name)]

@@ -14,7 +14,7 @@ from sweep_jobs import commands, events, run
 from domainbed_carft import launchers, machine
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.launchers import options, slurm, slurm_cluster
+from domainbed_carft.launchers import options, slurm
 from domainbed_carft.launchers.options import PoolOptions, SlurmOptions
 from domainbed_carft.launchers.pool import Pool
 from domainbed_carft.launchers.slurm import Slurm
@@ -83,12 +83,13 @@ def submitted(monkeypatch):
     return submitted_jobs
 
 
-def test_a_refused_submission_is_reported_and_earlier_arrays_stay(tmp_path, submitted):
+def test_a_refused_submission_is_reported_and_earlier_arrays_stay(tmp_path, submitted, monkeypatch):
     for number in range(5):
         (tmp_path / f"job{number:02}").mkdir()
+    monkeypatch.setattr(slurm, "largest_array", lambda: 3)
     message = "refused: no more of yours. 3 of 5 jobs in .* are submitted; launch the rest later"
     with pytest.raises(CarftError, match=message):
-        run("slurm", commands(tmp_path, 5), array_size=3)
+        run("slurm", commands(tmp_path, 5))
 
     # DomainBed's sweep would pass over jobs whose folders are there.
     assert sorted(path.name for path in tmp_path.glob("job*")) == ["job00", "job01", "job02"]
@@ -300,4 +301,4 @@ def test_a_process_keeps_freed_memory_for_reuse():
 )
 def test_limits_of_time_are_read_as_slurm_reads_them(time, seconds):
     """The forms of sbatch's manual, for --time."""
-    assert slurm_cluster.seconds(time) == seconds
+    assert slurm.seconds(time) == seconds

@@ -92,7 +92,7 @@ def test_a_job_that_fails_three_times_is_given_up_with_its_reason(name, tmp_path
     assert r"exit status 2: no \x1b]0;own flag" in capfd.readouterr().err
 
     (failed,) = run(name, jobs)
-    assert failed == launchers.Outcome(bad, "failed", 3, 3, "no such picture")
+    assert failed == launchers.JobOutcome(bad, "failed", 3, 3, "no such picture")
     assert str(failed) == f"{bad}: failed 3 times, exit status 3: no such picture"
     assert str(failed) in capfd.readouterr().err
     assert statuses(bad) == [3, 3, 3] and JobFolder(good).done

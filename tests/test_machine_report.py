@@ -51,5 +51,5 @@ def test_the_page_has_rows_to_fill_with_their_commands():
     rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if " not run yet " in line]
     for machine in ("H100", "A100", "RTX 4090", "ROCm"):
         commands = [row[3] for row in rows if machine in row[0]]
-        assert any("-m gpu" in command for command in commands), machine
+        assert any("make test-gpu" in command for command in commands), machine
         assert any("carft preflight" in command for command in commands), machine

@@ -19,14 +19,12 @@ from test_algorithms import make, minibatches
 from test_step import clip_of
 
 from domainbed_carft import cli
-from domainbed_carft.doctor.findings import NOTE, OK
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.machine import devices
 from domainbed_carft.method import algorithm as algorithm_module
 from domainbed_carft.method import averages
 from domainbed_carft.method.encoders import FrozenOriginal
-from domainbed_carft.preflight import step_rows
 from domainbed_carft.results import evaluations
 from domainbed_carft.runs import predictions, sweep_job
 from domainbed_carft.runs.predictions import LoadingOptions
@@ -190,15 +188,6 @@ def test_a_state_that_stays_on_the_processor_is_found(stand_in, random_tiny, tmp
 
 
 # A rehearsal
-
-
-def test_preflight_names_where_a_step_waits(device):
-    tensor = torch.ones(2, 2).to(device)
-    finding = step_rows.waits_row("label", lambda: tensor @ tensor).finding
-    assert finding.state == OK
-
-    finding = step_rows.waits_row("label", lambda: tensor.sum().item()).finding
-    assert finding.state == NOTE and finding.detail.count("test_on_device.py:") == 1
 
 
 # Whole jobs

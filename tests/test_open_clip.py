@@ -20,7 +20,8 @@ from test_algorithms import make, minibatches, reopened, train
 from torch.nn.functional import normalize
 
 from domainbed_carft import cli
-from domainbed_carft.clips import backbone, open_clip_models
+from domainbed_carft.clips import backbone
+from domainbed_carft.clips import open_clip as our_open_clip
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.algorithms import ALGORITHMS
@@ -208,7 +209,7 @@ def test_hooked_activations_have_the_batch_first(kind, folders):
 
 def test_towers_without_blocks_are_refused():
     vision = {"timm_model_name": "test_convnext", "image_size": 160}
-    encoder = open_clip_models.image_encoder({"model_cfg": {"embed_dim": 8, "vision_cfg": vision}})
+    encoder = our_open_clip.image_encoder({"model_cfg": {"embed_dim": 8, "vision_cfg": vision}})
     with pytest.raises(CarftError, match="ConvNeXt of timm has none"):
         penalties.LDIFSPenalty.places(encoder)
 
@@ -238,13 +239,13 @@ def test_weights_under_another_activation_are_refused_with_the_right_spelling(no
         if bool(pretrained.get("quick_gelu")) and not model.get("quick_gelu"):
             refused += 1
             with pytest.raises(CarftError, match=f"use open_clip:{name}-quickgelu/{tag}"):
-                open_clip_models.check(spelled)
+                our_open_clip.check(spelled)
             spelled = f"open_clip:{name}-quickgelu/{tag}"
         if "multimodal_cfg" in model:
             with pytest.raises(CarftError, match="is a CoCa"):
-                open_clip_models.check(spelled)
+                our_open_clip.check(spelled)
         elif "vision_cfg" in model:
-            open_clip_models.check(spelled)
+            our_open_clip.check(spelled)
             backbone.preprocessing(spelled)
 
     assert refused > 20
@@ -577,8 +578,8 @@ def test_open_clip_models_of_full_size_are_rebuilt_from_their_configuration(name
     """Built from the configuration alone, as a saved run is."""
     import open_clip
 
-    config = open_clip_models.checked({"model_cfg": open_clip.get_model_config(name)}, name)
-    encoder = open_clip_models.image_encoder(config).eval()
+    config = our_open_clip.checked({"model_cfg": open_clip.get_model_config(name)}, name)
+    encoder = our_open_clip.image_encoder(config).eval()
     state = {key: value.shape for key, value in encoder.state_dict().items()}
     rebuilt, how, dim = backbone.empty_image_encoder(state, json.dumps(config))
     with torch.no_grad():

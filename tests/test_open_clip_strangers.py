@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ import pytest
 import torch
 import warm
 
-from domainbed_carft.clips import backbone, open_clip_models, open_clip_tokenizers
+from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 
 pytestmark = pytest.mark.skipif(
@@ -138,14 +139,14 @@ def outcomes(tmp_path_factory):
 
 
 CASES = {
-    with_code_for_the_tokenizer: "tokenizer_config.json has an 'auto_map'",
-    with_code_for_the_configuration: "config.json has an 'auto_map'",
-    with_code_of_another_repository: "tokenizer_config.json has an 'auto_map'",
-    with_code_in_a_nested_key: "config.json has an 'auto_map'",
-    with_a_tokenizer_that_reads_a_subfolder: "has no tokenizer.json, which .*'RagTokenizer' needs",
+    with_code_for_the_tokenizer: "config.json has 'auto_map'.* Nothing in a folder",
+    with_code_for_the_configuration: "config.json has 'auto_map'",
+    with_code_of_another_repository: "tokenizer_config.json has 'auto_map'",
+    with_code_in_a_nested_key: "loaded",
+    with_a_tokenizer_that_reads_a_subfolder: "class is 'RagTokenizer', expected one of",
     with_another_repository_for_the_text: "'evil/model', which is not looked up",
-    with_another_repository_for_the_tokenizer: "has no tokenizer.*That name is not looked up",
-    with_a_file_elsewhere_for_the_tokenizer: "loaded",
+    with_another_repository_for_the_tokenizer: "has no tokenizer.* hf_tokenizer_name is not looked",
+    with_a_file_elsewhere_for_the_tokenizer: "has 'tokenizer_file'.* no other file is opened",
     with_another_repository_for_the_pictures: "'resnet18.hf-hub:evil/model', which timm does not",
 }
 
@@ -175,19 +176,16 @@ def test_a_file_that_would_fill_memory_is_not_read(name, tmp_path):
     spelled = open_clip_folders.write(tmp_path / "model", "siglip")
     with (tmp_path / "model" / name).open("ab") as file:
         file.truncate(1 << 40)  # takes no place on the disk
-    with pytest.raises(CarftError, match=f"{name} has 1,099,511,627,776 bytes; expected at most"):
+    with pytest.raises(CarftError, match=f"{name} .* it has 1,099,511,627,776 bytes, expected"):
         backbone.load(spelled)
 
 
-def test_a_text_encoder_by_name_runs_no_code(tmp_path, monkeypatch):
-    change_json(tmp_path / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.T"})
-    (tmp_path / "evil.py").write_text(EVIL)
-    monkeypatch.setattr("builtins.input", lambda question: pytest.fail("somebody is asked"))
-    text_config = {"hf_model_name": str(tmp_path)}
-    config = {"model_cfg": {**open_clip_folders.MODELS["gelu"], "text_cfg": text_config}}
-
-    with pytest.raises(ValueError, match="custom code"):
-        open_clip_models._build(config)
+def test_a_pipe_in_the_place_of_a_tokenizers_file_is_not_waited_for(tmp_path):
+    spelled = open_clip_folders.write(tmp_path / "model", "siglip")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    os.mkfifo(tmp_path / "model" / "tokenizer.json")
+    with pytest.raises(CarftError, match="tokenizer.json is no file of a tokenizer: it is a pipe"):
+        backbone.load(spelled)
 
 
 WORDS = "a photo sketch of the dog cat owl".split()
@@ -223,19 +221,23 @@ def test_tokens_equal_open_clips(name, tmp_path):
     if int(transformers.__version__.split(".")[0]) < 5:
         pytest.skip("made as since transformers 5.0")
 
+    text_config = open_clip_folders.MODELS["siglip"]["text_cfg"]
+    text_config = {**text_config, "vocab_size": 200, "context_length": 24, "tokenizer_kwargs": {}}
+    spelled = open_clip_folders.write(tmp_path / "a", "siglip", text_cfg=text_config)
+    for path in (tmp_path / "a").glob("token*"):
+        path.unlink()
     getattr(transformers, name)(**TOKENIZERS[name]).save_pretrained(tmp_path / "a")
     prompts = ["a photo of the cat", "dog"]
-    expected = open_clip.tokenizer.HFTokenizer(str(tmp_path / "a"), context_length=9)(prompts)
-    text_config = {"context_length": 9, "hf_tokenizer_name": "nobody/asked"}
-    tokenizer = open_clip_tokenizers.from_folder(tmp_path / "a", text_config)
+    expected = open_clip.tokenizer.HFTokenizer(str(tmp_path / "a"), context_length=24)(prompts)
+    loaded = backbone.load(spelled)
 
-    assert torch.equal(tokenizer(prompts), expected)
+    assert torch.equal(loaded.tokenize(prompts), expected)
 
     # As an export keeps it.
-    tokenizer.save_pretrained(tmp_path / "b")
-    again = open_clip_tokenizers.from_folder(tmp_path / "b", text_config)
+    spelled = open_clip_folders.write(tmp_path / "b", "siglip", text_cfg=text_config)
+    loaded.tokenizer.save_pretrained(tmp_path / "b")
 
-    assert torch.equal(again(prompts), expected)
+    assert torch.equal(backbone.load(spelled).tokenize(prompts), expected)
 
 
 # Sizes
@@ -263,36 +265,31 @@ print(json.dumps(outcomes))
 """
 VISION = "vision_cfg"
 TEXT = "text_cfg"
-# What a configuration says beside the weights of `gelu`, and the refusal.
+# What a configuration says beside the weights of `gelu`.
 SIZES = [
-    (VISION, {"width": 16384, "head_width": 64, "layers": 40}, "layers, the weights only|shape"),
-    (VISION, {"width": 8000}, r"visual.* has the shape \[80.*\] in the weights, \[8000"),
-    (VISION, {"layers": 512}, "has 514 layers, the weights only 62 tensors"),
-    (VISION, {"layers": [512, 512, 512, 512]}, "2050 layers, the weights only"),
-    (VISION, {"mlp_ratio": 16000.0}, r"mlp.c_fc.weight has the shape .*\[1280000, 80\] in"),
-    (VISION, {"image_size": 1024, "patch_size": 1}, "patches; no CLIP has so many"),
-    (
-        VISION,
-        {"image_size": 1024, "patch_size": 8, "pos_embed_type": "sin_cos_2d"},
-        r"visual.positional_embedding has the shape \[10, 80\] in the weights",
-    ),
-    (
-        VISION,
-        {"attentional_pool": True, "attn_pooler_queries": 16000},
-        r"visual.* has the shape .* in the configuration",
-    ),
-    (VISION, {"timm_model_name": "vit_giant_patch14_224"}, "the weights have no visual.trunk"),
-    (VISION, {"timm_model_name": "vit_7b_patch16_dinov3"}, "the weights have no visual.trunk"),
-    (TEXT, {"layers": 10**6}, "has the text_cfg.layers 1000000; expected"),
-    (TEXT, {"layers": 40}, "the weights have no transformer.resblocks.2"),
-    (TEXT, {"vocab_size": 2 * 10**9}, "has the text_cfg.vocab_size 2000000000; expected"),
-    (TEXT, {"vocab_size": 4 * 10**6}, r"token_embedding.weight .*\[4000000, 64\] in the conf"),
-    (TEXT, {"context_length": 10**9}, "has the text_cfg.context_length 1000000000; expected"),
-    (TEXT, {"context_length": 2000}, r"^(?!.*alloc).*positional_embedding has the shape \[77, 64"),
-    (TEXT, {"width": 10**6}, "has the text_cfg.width 1000000; expected"),
-    (TEXT, {"width": 16384, "heads": 8}, r"has the shape .*16384\] in the configuration"),
-    (TEXT, {"mlp_ratio": 1e5}, r"mlp.c_fc.weight has the shape"),
+    (VISION, {"width": 16384, "head_width": 64, "layers": 40}),
+    (VISION, {"width": 8000}),
+    (VISION, {"layers": 512}),
+    (VISION, {"layers": 10**6}),
+    (VISION, {"layers": [512, 512, 512, 512]}),
+    (VISION, {"mlp_ratio": 16000.0}),
+    (VISION, {"image_size": 1024, "patch_size": 1}),
+    (VISION, {"image_size": 40_000, "patch_size": 10_000}),
+    (VISION, {"image_size": 1024, "patch_size": 8, "pos_embed_type": "sin_cos_2d"}),
+    (VISION, {"attentional_pool": True, "attn_pooler_queries": 16000}),
+    (VISION, {"timm_model_name": "vit_giant_patch14_224"}),
+    (VISION, {"timm_model_name": "vit_7b_patch16_dinov3"}),
+    (TEXT, {"layers": 10**6}),
+    (TEXT, {"layers": 40}),
+    (TEXT, {"vocab_size": 2 * 10**9}),
+    (TEXT, {"vocab_size": 4 * 10**6}),
+    (TEXT, {"context_length": 10**9}),
+    (TEXT, {"width": 10**6}),
+    (TEXT, {"width": 16384, "heads": 8}),
+    (TEXT, {"mlp_ratio": 1e5}),
 ]
+# What is refused for its numbers, or because the weights do not fit.
+REFUSAL = "does not fit|layers .*expected 1 to 512|expected learnable ones|at most 1024 pixels"
 
 
 def write_sizes(folder, part, sizes):
@@ -308,7 +305,7 @@ def write_sizes(folder, part, sizes):
 def measured(tmp_path_factory):
     """The message and the processor time of each of SIZES, under a limit on memory."""
     place = tmp_path_factory.mktemp("sizes")
-    names = [write_sizes(place / str(n), *case[:2]) for n, case in enumerate(SIZES)]
+    names = [write_sizes(place / str(n), *case) for n, case in enumerate(SIZES)]
     good = open_clip_folders.write(place / "good", "gelu")
     done = warm.run("-c", MEASURING, good, *names)
 
@@ -320,8 +317,7 @@ def measured(tmp_path_factory):
 @pytest.mark.parametrize("number", range(len(SIZES)))
 def test_sizes_that_contradict_the_weights_are_refused_without_memory(number, measured):
     message, seconds = measured[number]
-    with pytest.raises(CarftError, match=SIZES[number][2]):
-        raise CarftError(message)
+    assert re.search(REFUSAL, message), message
     assert seconds < 10
 
 
@@ -334,7 +330,7 @@ def test_sizes_are_checked_against_pickled_weights_too(tmp_path):
     nested = {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}
     torch.save(nested, tmp_path / "model" / "open_clip_pytorch_model.bin")
 
-    with pytest.raises(CarftError, match=r"has the shape .*8192\] in the configuration"):
+    with pytest.raises(CarftError, match="bytes of tensors, the weights only"):
         backbone.load(name)
 
     change_json(
@@ -356,20 +352,19 @@ def test_positions_may_still_be_interpolated(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({VISION: {"layers": "x"}}, "vision_cfg.layers 'x'; expected whole numbers"),
+        ({VISION: {"layers": "x"}}, "vision_cfg.layers 'x'; expected 1 to 512"),
         ({VISION: {"layers": [2, "x"]}}, "vision_cfg.layers .2, 'x'.; expected"),
         ({VISION: {"layers": True}}, "vision_cfg.layers True; expected"),
-        ({VISION: {"width": None}}, "vision_cfg.width None; expected"),
-        ({VISION: {"patch_size": 0}}, "vision_cfg.patch_size 0; expected"),
-        ({VISION: {"image_size": {}}}, "vision_cfg.image_size {}; expected"),
-        ({VISION: {"image_size": []}}, "vision_cfg.image_size ..; expected"),
-        ({VISION: {"mlp_ratio": float("nan")}}, "vision_cfg.mlp_ratio nan; expected"),
-        ({VISION: {"timm_model_name": 5}}, "image encoder '5', which timm does not know"),
+        ({VISION: {"width": None}}, "does not fit its architecture"),
+        ({VISION: {"patch_size": 0}}, "does not fit its architecture"),
+        ({VISION: {"image_size": {}}}, "the model wants pictures as .*; expected square ones"),
+        ({VISION: {"mlp_ratio": float("nan")}}, "does not fit its architecture"),
+        ({VISION: {"timm_model_name": 5}}, "does not fit its architecture"),
         ({VISION: {"timm_model_name": ["x"]}}, "image encoder .*, which timm does not know"),
         ({TEXT: {"layers": "x"}}, "text_cfg.layers 'x'; expected"),
-        ({TEXT: {"width": -1}}, "text_cfg.width -1; expected"),
-        ({TEXT: {"tokenizer_kwargs": 3}}, "tokenizer_kwargs '3', of which"),
-        ({TEXT: {"tokenizer_kwargs": {"clean": "evil"}}}, "does not take the tokenizer_kwargs"),
+        ({TEXT: {"width": -1}}, "does not fit its architecture"),
+        ({TEXT: {"tokenizer_kwargs": 3}}, "tokenizer_kwargs 3, of which"),
+        ({TEXT: {"tokenizer_kwargs": {"clean": "evil"}}}, "tokenizer in .* cannot be used"),
         ({TEXT: {"act_kwargs": "x"}}, "does not fit its architecture"),
     ],
 )

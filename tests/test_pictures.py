@@ -397,7 +397,7 @@ def test_the_jitter_implementation_depends_on_device_and_numba(monkeypatch):
     monkeypatch.setattr(stages, "has_numba", lambda: True)
     assert stages.jitter_path("cpu") == "numba"
     monkeypatch.setattr(stages, "has_numba", lambda: False)
-    assert stages.jitter_path(torch.device("cpu")) == "pillow"
+    assert stages.jitter_path(torch.device("cpu")) == "torch"
 
 
 def resized_header(content: bytes, height: int, width: int) -> bytes:

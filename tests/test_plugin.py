@@ -285,7 +285,7 @@ print(json.dumps([
     assert names == ["ERM", *OUR_ALGORITHMS, "Pets", "EmojiStyles", "EmojiUnseen"]
 
 
-# The switch, registering and unregistering
+# The switch, and registering
 
 
 def test_the_disable_variable_switches_the_plugin_off(site: Site, checkout: Path) -> None:
@@ -303,86 +303,6 @@ def test_register_raises_errors_that_the_hook_only_warns_of(site: Site, checkout
     code = "import domainbed.algorithms, domainbed_carft; domainbed_carft.register()"
     done = site.run("-c", code, cwd=checkout, DOMAINBED_CARFT_DISABLE="1")
     assert done.stderr.endswith("CarftError: domainbed.algorithms cannot be extended: planted\n")
-
-
-def test_unregistering_removes_our_names_and_hooks_until_we_register_again(
-    site: Site, checkout: Path
-) -> None:
-    code = """
-import json, sys
-import domainbed_carft
-from domainbed import algorithms, command_launchers, datasets, hparams_registry
-
-def is_extended():
-    return [
-        hasattr(algorithms, "CARFT"),
-        "CARFT" in algorithms.ALGORITHMS,
-        "kl_weight" in hparams_registry.default_hparams("CARFT", "Pets"),
-        hasattr(datasets, "EmojiStyles"),
-        "EmojiStyles" in datasets.DATASETS,
-        "EmojiStyles" in datasets.NUM_ENVIRONMENTS,
-        "pool" in command_launchers.REGISTRY,
-        any(type(finder).__module__ == "domainbed_carft.plugin" for finder in sys.meta_path),
-    ]
-
-states = [is_extended()]
-for change in (
-    domainbed_carft.unregister,
-    domainbed_carft.unregister,
-    domainbed_carft.register,
-    domainbed_carft.unregister,
-):
-    change()
-    states.append(is_extended())
-print(json.dumps(states))
-"""
-    extended = [True] * 8
-    bare = [False] * 8
-    assert site.json("-c", code, cwd=checkout) == [extended, bare, bare, extended, bare]
-
-
-def test_after_unregistering_imports_are_the_hosts_own(site: Site, checkout: Path) -> None:
-    code = """
-import sys
-import domainbed_carft
-domainbed_carft.unregister()
-from domainbed import algorithms
-print(hasattr(algorithms, "CARFT"), "domainbed_carft.plugin.additions" in sys.modules)
-"""
-    assert site.run("-c", code, cwd=checkout).stdout == "False False\n"
-    # There is no checkout in an empty folder, and our harness is not served any more.
-    assert "No module named 'domainbed'" in site.run("-c", code).stderr
-
-
-def test_a_module_that_is_executed_after_unregistering_stays_as_it_was(
-    site: Site, checkout: Path
-) -> None:
-    """Its loader was prepared for our additions before."""
-    code = """
-import importlib.util
-import domainbed, domainbed_carft
-spec = importlib.util.find_spec("domainbed.command_launchers")
-domainbed_carft.unregister()
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-print(*module.REGISTRY)
-"""
-    assert site.run("-c", code, cwd=checkout).stdout == "local\n"
-
-
-def test_unregistering_leaves_what_somebody_else_has_changed_since(
-    site: Site, checkout: Path
-) -> None:
-    code = """
-import domainbed_carft
-from domainbed import algorithms, command_launchers
-algorithms.CARFT = "theirs"
-algorithms.ALGORITHMS.remove("CLIPFineTune")
-command_launchers.REGISTRY["pool"] = "theirs"
-domainbed_carft.unregister()
-print(algorithms.CARFT, algorithms.ALGORITHMS, command_launchers.REGISTRY["pool"])
-"""
-    assert site.run("-c", code, cwd=checkout).stdout == "theirs ['ERM'] theirs\n"
 
 
 def test_numpy_values_of_a_hosts_registry_are_stored_as_pythons() -> None:

@@ -100,8 +100,8 @@ def test_words_and_plan_are_in_records_and_weights(folder):
     for record in records:
         assert record["pictures"] == content["pictures"]
         assert record["picture_plan"] == content["picture_plan"]
-    by_pillow = content["pictures"].replace("numba", "pillow")  # without the extra "fast"
-    assert by_pillow == old_content["pictures"].replace("numba", "pillow")
+    by_numba = content["pictures"].replace("torch", "numba")  # without the extra "fast"
+    assert by_numba == old_content["pictures"]
     assert old_records[0].keys() < records[0].keys()
 
 

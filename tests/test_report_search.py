@@ -14,7 +14,7 @@ import sweep_folders
 from domainbed_carft.jobs.job import CHOOSE, REPEAT, Role
 from domainbed_carft.report import frames, plots
 from domainbed_carft.results import collection
-from domainbed_carft.sweep.hparam_defaults import expected_hparams
+from domainbed_carft.sweep import host
 
 SEARCH = """
 name: x
@@ -32,7 +32,7 @@ def sweep(tmp_path_factory):
     """A declared search over three rates, all jobs of which have records."""
     folder = tmp_path_factory.mktemp("search")
     for job in sweep_folders.launched(folder, SEARCH):
-        recorded = expected_hparams(job.args)
+        recorded = host.job_hparams(job.args)
         collect_sweeps.write_job(job.folder.parent, job.folder.name, **job.args, recorded=recorded)
     return folder
 

@@ -10,7 +10,7 @@ import torch
 from domainbed.scripts import train
 from export_jobs import debug
 
-from domainbed_carft.clips import backbone
+from domainbed_carft.clips import openai
 from domainbed_carft.jobs.facts import hparams_and_facts
 from domainbed_carft.runs import export, saved
 
@@ -24,7 +24,7 @@ def test_the_model_card_states_files_original_and_run(files, trained):
         size = path.stat().st_size
         assert facts[name] == {"file": path.name, "sha256": digest, "bytes": size}
         assert digest in files.readme.read_text(encoding="utf-8")
-    assert facts["original"] == {"name": "tiny", "sha256": backbone.TINY_SHA256}
+    assert facts["original"] == {"name": "tiny", "sha256": openai.TINY_SHA256}
     assert facts["quick_gelu"] is facts["open_clip_config"]["quick_gelu"] is True
     assert facts["precision"] == "fp32" and facts["open_clip_name"] is None
 
@@ -86,5 +86,5 @@ def test_the_documentation_has_all_keys_and_names(files):
     head = torch.load(files.head, weights_only=True)
     documented = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
     assert documented == [*head, *facts]
-    for name in backbone.OPENAI_WEIGHTS:
+    for name in openai.OPENAI_WEIGHTS:
         assert f"`{export.open_clip_name(name)}`" in text

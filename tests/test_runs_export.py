@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from torchvision.datasets.folder import default_loader
 
 from domainbed_carft import cli
-from domainbed_carft.clips import backbone
+from domainbed_carft.clips import backbone, openai
 from domainbed_carft.files.weights import sha256
 from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
@@ -134,7 +134,7 @@ def test_a_resnet_is_exported(tmp_path):
         torch.testing.assert_close(open_clip_model.encode_image(x), features, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", backbone.OPENAI_WEIGHTS)
+@pytest.mark.parametrize("name", openai.OPENAI_WEIGHTS)
 def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(name):
     import open_clip
 

@@ -19,7 +19,9 @@ LOOKED_AT = (
     "index.html",
     "tutorial.html",
     "collect.html",
+    "methods/index.html",
     "methods/carft.html",
+    "reference/hyperparameters.html",
     "reference/commands.html",
     "reference/api.html",
 )

@@ -109,7 +109,6 @@ def test_checkpointed_blocks_change_only_memory(kind, random_tiny, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.skipif(torch.__version__ < "2.5", reason="compile_blocks needs torch 2.5")
 def test_compiled_blocks_change_only_rounding():
     """In a process of its own: torch.compile needs setuptools, and that no other test has pip."""
     code = "import test_step; test_step.check_compiled_blocks()"

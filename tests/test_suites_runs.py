@@ -15,7 +15,7 @@ from PIL import Image
 from runs_jobs import CLASSES
 
 from domainbed_carft import cli
-from domainbed_carft.clips import backbone, openai_models
+from domainbed_carft.clips import backbone, openai
 from domainbed_carft.data import picture_files
 from domainbed_carft.method import prompts
 from domainbed_carft.pictures import loading
@@ -383,8 +383,8 @@ def test_removed_flags_name_their_successors(capsys, words, successor):
 
 def test_the_thousand_names_reach_the_tokenizer_unchanged(monkeypatch):
     texts = []
-    tokenize = openai_models.tokenize
-    monkeypatch.setattr(openai_models, "tokenize", lambda m, t: texts.extend(t) or tokenize(m, t))
+    tokenize = openai.tokenize
+    monkeypatch.setattr(openai, "tokenize", lambda m, t: texts.extend(t) or tokenize(m, t))
     monkeypatch.setattr(prompts, "contexts", lambda spec, least: ["{}"])
     suite = catalogue.get("imagenet")
     zero_shot_classifier(suite, backbone.load("tiny"), torch.device("cpu"))

@@ -17,7 +17,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.sweep import costs, declaration_file, host, states, upkeep
 from domainbed_carft.sweep import launch as launching
 from domainbed_carft.sweep.declaration import Declaration
-from domainbed_carft.sweep.job_settings import SKIP_VARIABLE
+from domainbed_carft.sweep.launch import SKIP_VARIABLE
 
 
 @pytest.fixture
@@ -219,9 +219,9 @@ def test_a_new_sweep_skips_the_training_in_splits_until_a_flag_undoes_it(
     stdout = capsys.readouterr().out
     assert "Evaluation: without training in-splits (--training_in_splits adds them)" in stdout
     assert values("--training_in_splits") == values() == values("--launcher", "slurm") == "0"
-    assert values("--skip_training_in_splits") == values() == "1"
-    monkeypatch.setenv(SKIP_VARIABLE, "0")
-    assert values() == "0"
+    monkeypatch.setenv(SKIP_VARIABLE, "1")
+    assert values() == "1"
+    assert values("--training_in_splits") == "0"
 
 
 @pytest.mark.parametrize(

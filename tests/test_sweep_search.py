@@ -3,19 +3,19 @@
 import hashlib
 import json
 import os
+import pickle
 import re
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 from search_sweeps import SEARCH, STAGES, parse, recorded, staged, validation
 
-from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.launchers import launch_file
-from domainbed_carft.sweep import launch, printing, second_stage, stages, states
-from domainbed_carft.sweep.job_settings import JobSettings
-from domainbed_carft.sweep.queue import Queue
+from domainbed_carft.sweep import launch, printing, search, states
+from domainbed_carft.sweep.launch import JobSettings
+from domainbed_carft.sweep.states import Queue
 
 
 def values_of(job):
@@ -127,7 +127,8 @@ class _Launcher:
 
 def launched(out, most=1000):
     launcher = _Launcher(most)
-    unfinished = launch.run(parse(STAGES), "D", out, launcher)
+    plan = replace(launch.plan(parse(STAGES), "D", out), launcher=launcher)
+    unfinished = launch.run_plan(plan)
     return launcher, unfinished
 
 
@@ -154,22 +155,17 @@ def test_the_second_stage_follows_when_the_first_is_done_and_resumes(tmp_path):
     assert f"CARFT: lr={chosen[0].values['lr']} of 3" in status_text(tmp_path)
 
 
-def test_status_prints_the_command_for_a_second_stage_that_nobody_launches(tmp_path):
-    plan = launch.plan(parse(STAGES), "D", tmp_path, "pool", {"jobs": 2})
-    launch.write_manifest(
-        plan.declaration,
-        tmp_path,
-        plan.jobs,
-        search=launch.stages.search_entry(plan.declaration, plan.staged_jobs, plan.command),
-    )
-    assert "To launch" not in status_text(tmp_path)
+def test_status_says_if_nobody_launches_the_second_stage(tmp_path):
+    plan = launch.plan(parse(STAGES), "D", tmp_path, "pool")
+    entry = search.search_entry(plan.declaration, plan.staged_jobs)
+    launch.write_manifest(plan.declaration, tmp_path, plan.jobs, search=entry)
+    assert "launch the sweep again" not in status_text(tmp_path)
+    assert not states.of_output(tmp_path).as_dict()["search"]["needs_launch"]
 
     for job in plan.jobs:
         recorded(job)
-    expected = f"carft sweep launch .*sweep.yaml --output_dir {re.escape(str(tmp_path))} "
-    assert re.search(
-        expected + "--data_dir D --launcher pool --yes --jobs 2", status_text(tmp_path)
-    )
+    assert "To launch the second, launch the sweep again." in status_text(tmp_path)
+    assert states.of_output(tmp_path).as_dict()["search"]["needs_launch"]
 
 
 def test_a_plan_counts_the_second_stage_before_it_is_known(tmp_path):
@@ -299,9 +295,13 @@ class _Slurm:
     def __init__(self):
         self.submitted = []
 
-    def submit_command(self, words, sweep, name, after):
-        self.submitted.append((words, list(after)))
+    def submit_job(self, function, sweep, name, after):
+        self.submitted.append((function, list(after)))
         return "99"
+
+
+def launch_second_stage():
+    """What the small job is to call."""
 
 
 @pytest.mark.parametrize(
@@ -318,48 +318,47 @@ def test_a_small_job_waits_for_all_of_the_first_stage(
     listed, small_jobs, waits_for, tmp_path, monkeypatch
 ):
     queue = Queue({}, [], [], listed, "", {})
-    monkeypatch.setattr(second_stage, "queue_of", lambda output: queue)
+    monkeypatch.setattr(search, "queue_of", lambda output: queue)
     for number, job_id in enumerate(small_jobs):
         launch_of_it = launch_file.begin("slurm", tmp_path, f"second-stage{number}")
         launch_of_it.jobs["second-stage"] = job_id
-        os.close(launch_of_it.write())
+        launch_of_it.write()
 
     launcher = _Slurm()
-    second_stage.submit(launcher, tmp_path, ["sweep", "launch", "x.yaml"])
-    assert [after for _, after in launcher.submitted] == ([waits_for] if waits_for else [])
-    for words, _ in launcher.submitted:
-        assert words[1:] == ["-m", "domainbed_carft", "sweep", "launch", "x.yaml", "--second_stage"]
+    search.submit(launcher, tmp_path, launch_second_stage)
+    expected = [(launch_second_stage, waits_for)] if waits_for else []
+    assert launcher.submitted == expected
 
 
-def test_the_second_stage_alone_is_refused_until_the_first_is_done(tmp_path, capsys):
-    path = tmp_path / "x.yaml"
-    path.write_text(STAGES)
-    words = ["sweep", "launch", str(path), "--data_dir", "D", "--output_dir", str(tmp_path / "o")]
-    words += ["--second_stage", "--launcher", "dummy"]
-    assert cli.main(words) == 1
-    assert "the first stage is not done: 24 not launched" in capsys.readouterr().err
-
-    for job in parse(STAGES).jobs("D", tmp_path / "o"):
-        recorded(job)
-    assert cli.main(words) == 0
-    assert capsys.readouterr().out.count("Dummy launcher:") == 24
-
-    path.write_text(SEARCH)
-    assert cli.main(words) == 1
-    assert "no stages" in capsys.readouterr().err
-
-
-def test_the_command_of_the_second_stage_has_all_flags_of_the_first():
-    words = stages.launch_command(
-        Path("/out"),
-        "D",
-        "slurm",
-        options={"gpus": 2, "extra": {"exclusive": True, "constraint": "a100"}, "setup": ["a b"]},
-        settings=JobSettings(keep_weights="none", log=["wandb"]),
-        skips_training_in_splits=False,
+def test_the_second_stage_alone_is_refused_until_the_first_is_done(tmp_path, monkeypatch):
+    run_plans = []
+    monkeypatch.setattr(launch, "run_plan", run_plans.append)
+    monkeypatch.setattr(launch.LaunchPlan, "problems", [])  # there is no SLURM here
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("DOMAINBED_CARFT_METHODS", "")
+    second_stage = pickle.loads(
+        pickle.dumps(
+            launch.SecondStage(
+                output=tmp_path,
+                data_dir="D",
+                options={"gpus": 2, "extra": {"exclusive": True}, "setup": ["a b"]},
+                settings=JobSettings(keep_weights="none", log=["wandb"]),
+                skips_training_in_splits=False,
+                method_variables={"DOMAINBED_CARFT_METHODS": "mine.py"},
+            )
+        )
     )
-    arguments = cli._parser().parse_args(words)
-    assert (arguments.gpus, arguments.extra) == ("2", ["exclusive", "constraint=a100"])
-    assert arguments.setup == ["a b"] and arguments.keep_weights == "none"
-    assert arguments.log == ["wandb"] and arguments.skip_training_in_splits is False
-    assert arguments.yes and arguments.sweep == "/out/sweep.yaml"
+    (tmp_path / "sweep.yaml").write_text(STAGES)
+    with pytest.raises(CarftError, match="the first stage is not done: 24 not launched"):
+        second_stage()
+
+    for job in parse(STAGES).jobs("D", tmp_path):
+        recorded(job)
+    second_stage()
+    (plan,) = run_plans
+    assert len(plan.jobs_to_run) == 24 and plan.launcher_name == "slurm"
+    assert plan.launcher.options.gpus == 2 and plan.launcher.options.setup == ("a b",)
+    assert plan.variables(plan.jobs_to_run[0])["DOMAINBED_KEEP_WEIGHTS"] == "none"
+    assert plan.skips_training_in_splits is False
+    assert "SLURM_JOB_ID" not in os.environ
+    assert os.environ["DOMAINBED_CARFT_METHODS"] == "mine.py"

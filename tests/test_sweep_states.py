@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 
 from sweep_folders import ended, finish, record, status
@@ -105,17 +103,15 @@ def test_status_prints_text_and_json(sweep, foreign_processes, capsys):
 
 
 def test_damaged_files_in_job_folders_are_reported_in_one_line(sweep, capsys):
-    folder, (job, second, third, *_) = sweep
+    folder, (job, second, *_) = sweep
     evil = "\x1b]0;own\x07\u202e\x1b[31m"
     record(job, 3, args={**job.args, "dataset": evil, "algorithm": evil})
     (second.folder / "x").mkdir(parents=True)
     (second.folder / "results.jsonl").write_text('{"step": ' + "[" * 100_000 + "\n")
-    (second.folder / "attempts.jsonl").write_text('{"started": "x", "ended": [], "status": "2"}\n')
+    (second.folder / "attempts.jsonl").write_text('{"started": 1.0, "ended": \n')
     (second.folder / "lock").write_text(
         '{"host": 3, "pid": "x", "slurm": [], "since": "' + "[" * 9000
     )
-    third.folder.mkdir()
-    (third.folder / "lock").write_text('{"host": "h", "pid": 1, "slurm": null, "since": Infinity}')
     (folder / "launches").mkdir()
     for name, pid in (("a", "1"), ("b", "Infinity")):
         (folder / f"launches/{name}.json").write_text(
@@ -132,21 +128,3 @@ def test_damaged_files_in_job_folders_are_reported_in_one_line(sweep, capsys):
 
     printed = capsys.readouterr().err
     assert "sweep.json is not a readable manifest" in printed and printed.count("\n") == 1
-
-
-def test_watch_repeats_until_no_job_moves(sweep, foreign_processes):
-    folder, (job, *_) = sweep
-    process = foreign_processes.hold(job)
-    watching = subprocess.Popen(
-        [sys.executable, "-m", "domainbed_carft", "sweep", "status", str(folder), "--watch", "0.2"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    first_lines = [watching.stdout.readline() for _ in range(2)]
-    assert "1 running" in first_lines[1]
-
-    process.stdin.close()
-    later_output, _ = watching.communicate(timeout=60)
-    assert "1 running" not in later_output.split("jobs:")[-1]
-    assert "\033" not in "".join(first_lines) + later_output  # nobody's terminal
-    assert watching.returncode == 0

@@ -31,7 +31,7 @@ def test_similar_names_and_synonyms_are_suggested(name, valid, expected):
 
 
 def test_every_synonym_stands_for_an_hparam_an_algorithm_or_a_key_of_a_sweep():
-    from domainbed_carft.sweep.shape import Shape
+    from domainbed_carft.sweep.declaration import Shape
 
     valid_names = {*HPARAMS, *ALGORITHMS, *Shape.model_fields}
     assert {*text._SYNONYMS.values()} <= valid_names and not text._SYNONYMS.keys() & valid_names

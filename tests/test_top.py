@@ -2,12 +2,13 @@
 
 import json
 import shlex
+import subprocess
+import sys
 
 import collect_sweeps
 
 from domainbed_carft import cli
 from domainbed_carft.results.top import top
-from domainbed_carft.sweep.hparam_defaults import changed_hparams, defaults
 
 
 def lines_of_top(capsys, *words):
@@ -16,19 +17,19 @@ def lines_of_top(capsys, *words):
 
 
 def write_ours(folder, trial, **hparams):
-    """A job of CARFT under today's defaults, but for ``hparams``."""
-    facts = {"prompts_digest": "0123", "amp": "off"}  # as a run fills them in and resolves them
+    """A job of CARFT whose command line sets ``hparams``."""
+    others = {"lr": 5e-6, "prompts_digest": "0123", "amp": "off"}
     collect_sweeps.write_job(
         folder,
         f"trial-{trial}",
         algorithm="CARFT",
         trial_seed=trial,
-        recorded=defaults("CARFT", "PACS") | facts | hparams,
+        recorded=others | hparams,
         hparams=json.dumps(hparams),
     )
 
 
-def test_a_row_has_cell_step_accuracies_and_folder_and_the_changed_hparams(tmp_path, capsys):
+def test_a_row_has_cell_step_accuracies_and_folder_and_the_hparams_that_are_set(tmp_path, capsys):
     write_ours(tmp_path, trial=0, kl_weight=3, wise_alpha=1.0)
     write_ours(tmp_path, trial=1, kl_weight=3, wise_alpha=0.5)
     options = ["--select", "training-domain", "--ignore", "hparams"]
@@ -40,7 +41,9 @@ def test_a_row_has_cell_step_accuracies_and_folder_and_the_changed_hparams(tmp_p
     assert head.split() == (
         "Data set Algorithm Left out Trial Hyperparameters Step Validation Accuracy Folder".split()
     )
-    for entry, row, hparams in zip(entries, rows, [[], ["wise_alpha", "0.5"]], strict=True):
+    for entry, row, hparams in zip(
+        entries, rows, [["wise_alpha", "1.0"], ["wise_alpha", "0.5"]], strict=True
+    ):
         assert row.split() == [
             "PACS",
             "CARFT",
@@ -81,26 +84,35 @@ def test_names_in_records_move_no_terminal(tmp_path, capsys):
     assert "\x1b" not in "".join(lines_of_top(capsys, tmp_path))
 
 
-def test_changed_hparams_are_those_that_are_not_the_default():
-    recorded = defaults("CARFT", "PACS") | {"amp": "off", "resnet18": True, "clip_digest": "1"}
-    arguments = {"algorithm": "CARFT", "dataset": "PACS", "is_drawn": False}
-    assert changed_hparams(**arguments, recorded=recorded, hparams_set={}) == {}
+def test_of_a_random_search_the_drawn_hparams_are_shown_and_the_default_draw_has_none(tmp_path):
+    drawn = {1: {"lr": 0.1, "batch_size": 8}, 2: {"lr": 0.2, "batch_size": 9}}
+    for trial, hparams_seed in ((0, 1), (1, 2), (2, 0)):
+        values = drawn.get(hparams_seed, {"lr": 1, "batch_size": 8})
+        collect_sweeps.write_job(
+            tmp_path,
+            f"trial-{trial}",
+            trial_seed=trial,
+            hparams_seed=hparams_seed,
+            recorded={"dropout": 0.5, **values, "margin": 3, "clip_digest": str(trial)},
+            hparams='{"margin": 3}',
+        )
+    entries = top([tmp_path], methods=["training-domain"]).entries
+    chosen = [{"margin": 3, **drawn.get(entry.hparams_seed, {})} for entry in entries]
+    assert [entry.hparams_seed for entry in entries] == [1, 2, 0]
+    assert [entry.hparams_chosen for entry in entries] == chosen
 
-    changed = changed_hparams(
-        **arguments, recorded=recorded | {"lr": 1.0}, hparams_set={"amp": "off", "resnet18": True}
+
+def test_top_and_report_load_no_torch(tmp_path):
+    write_ours(tmp_path, trial=0, kl_weight=3)
+    code = (
+        "import sys\n"
+        "from domainbed_carft import cli\n"
+        f"status = cli.main(['top', {str(tmp_path)!r}])\n"
+        f"status += cli.main(['report', {str(tmp_path)!r}, '-o', {str(tmp_path / 'report')!r}])\n"
+        "print(status, 'torch' in sys.modules)\n"
     )
-    assert changed == {"amp": "off", "resnet18": True, "lr": 1.0}
-
-    tiny = defaults("CARFT", "PACS", {"clip_backbone": "tiny"}) | {"clip_backbone": "tiny"}
-    assert tiny["lr"] == 3e-4
-    assert changed_hparams(**arguments, recorded=tiny, hparams_set={}) == {"clip_backbone": "tiny"}
-
-
-def test_steps_that_the_schedule_follows_are_no_change():
-    recorded = defaults("CARFT", "PACS") | {"total_steps": 26}
-    arguments = {"algorithm": "CARFT", "dataset": "PACS", "recorded": recorded, "hparams_set": {}}
-    assert changed_hparams(**arguments, is_drawn=False, steps=26) == {}
-    assert changed_hparams(**arguments, is_drawn=False, steps=30) == {"total_steps": 26}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 False", done.stderr
 
 
 def test_the_argument_of_a_run_of_0_2_0_has_no_name_that_went(tmp_path):
@@ -115,10 +127,3 @@ def test_the_argument_of_a_run_of_0_2_0_has_no_name_that_went(tmp_path):
     ):
         entry = top([tmp_path / folder]).entries[0]
         assert json.loads(shlex.split(entry.argument)[1]) == expected
-
-
-def test_changed_hparams_of_other_algorithms_are_those_set_or_drawn():
-    recorded = {"lr": 0.1, "batch_size": 8}
-    arguments = {"algorithm": "ERM", "dataset": "PACS", "recorded": recorded}
-    assert changed_hparams(**arguments, hparams_set={"lr": 0.1}, is_drawn=False) == {"lr": 0.1}
-    assert changed_hparams(**arguments, hparams_set={}, is_drawn=True) == recorded

@@ -24,8 +24,7 @@ from types import ModuleType
 from typing import Any, TextIO
 
 from domainbed_carft.jobs import fork_server
-from domainbed_carft.jobs.fork_server import ForkServer
-from domainbed_carft.jobs.fork_server_process import Request
+from domainbed_carft.jobs.fork_server import ForkServer, Request
 
 HERE = Path(__file__).resolve().parent
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import domainbed_carft
-from domainbed_carft.sweep.shape import Shape
+from domainbed_carft.sweep.declaration import Shape
 
 PATH = Path(domainbed_carft.__file__).parent / "assets" / "sweep.schema.json"
 

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-_WORDS = ("domainbed.scripts.train", "domainbed_carft.jobs.fork_server_process")
+_WORDS = ("domainbed.scripts.train", "domainbed_carft.jobs.fork_server")
 
 if "FIRST_STEP" in os.environ and any(word in sys.orig_argv for word in _WORDS):
     from torch.optim.optimizer import register_optimizer_step_post_hook

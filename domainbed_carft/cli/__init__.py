@@ -128,7 +128,7 @@ def _add_demo(commands: Any) -> None:
         help="train on one style instead, and test on whole test sets in four: accuracy in "
         "distribution against the shifts, with WiSE-FT's curve",
     )
-    demo.add_argument("--trials", type=int, help="trials per cell (default: 2, with --suite 1)")
+    demo.add_argument("--trials", type=int, help="trials per cell (default: 1)")
     demo.set_defaults(run=_demo, interrupted=sweep_launch.INTERRUPTED)
 
 

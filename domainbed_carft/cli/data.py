@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import text
+from domainbed_carft import removed_flags, text
 from domainbed_carft.errors import CarftError
 
 NO_VERDICT = 2  # exit status if there is no data; argparse uses it for wrong options
@@ -36,7 +36,7 @@ def _add_verify(commands: Any) -> None:
         "verify",
         help="check the layout and the picture counts of a data set",
         description="Check the layout and the picture counts of a data set. Exit status: 1 if the "
-        "data is broken, or with --strict not as published; 2 if there is none; 0 otherwise.",
+        "data is broken, 2 if there is none, 0 otherwise. --json has the verdict.",
     )
     parser.add_argument(
         "data",
@@ -45,10 +45,8 @@ def _add_verify(commands: Any) -> None:
     )
     parser.add_argument("--data_dir", type=Path, help="folder that contains the benchmark's folder")
     parser.add_argument("--decode", action="store_true", help="decode all pictures, on all cores")
-    parser.add_argument(
-        "--strict", action="store_true", help="exit with 1 for data that differs, too"
-    )
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    removed_flags.refuse(parser, {"--strict": "--json has the verdict, such as differs"})
     parser.set_defaults(run=_verify)
 
 
@@ -138,8 +136,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         return NO_VERDICT
 
     print(json.dumps(report.as_dict(), indent=2) if arguments.json else report.as_text())
-    refused = ("broken", "differs") if arguments.strict else ("broken",)
-    return int(report.verdict in refused)
+    return int(report.verdict == "broken")
 
 
 def _download(arguments: argparse.Namespace) -> None:

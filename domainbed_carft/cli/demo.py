@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
-from domainbed_carft import files, launchers
+from domainbed_carft import files
 from domainbed_carft.cli import demo_table, run_texts
-from domainbed_carft.data.emoji import UNSEEN
-from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.errors import CarftError
 from domainbed_carft.report import page
-from domainbed_carft.results import collect, collection, comparisons, formats, suites
+from domainbed_carft.report.sections import Section
+from domainbed_carft.results import collection, comparisons, formats, suites
+from domainbed_carft.results.method_names import TRAINING_DOMAIN
 from domainbed_carft.runs import merge
 from domainbed_carft.runs.evaluate import evaluate
 from domainbed_carft.runs.saved import describe_choice, load_run
 from domainbed_carft.runs.suites import SuiteEvaluation, append_record
-from domainbed_carft.runs.sweep import SweepOptions, evaluate_sweep_on_suite
 from domainbed_carft.sweep import declaration_file, launch
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.text import quantity
@@ -22,11 +23,10 @@ from domainbed_carft.text import quantity
 DATA_DIR = "embedded"  # not read: the pictures are in the package
 WISE_FT_ALPHAS = (0, 0.25, 0.5, 0.75, 1)
 TABLE_ALPHA = 0.5  # of the row beside that of the run
-CARFT = "CARFT"
 
 
 def run(output: Path, trials: int | None = None, declared: str | Path = "demo") -> None:
-    """Train, test on other styles, collect and report into ``output``.
+    """Train, collect and report into ``output``, beside the packed records of the same jobs.
 
     What was done or begun there before is not redone. ``declared`` is a sweep of EmojiStyles;
     ``trials`` replaces its number of trials. Raises CarftError for a sweep that is not finished,
@@ -34,16 +34,26 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     """
     sweep_folder = output / "sweep"
     declaration = _load_declaration(declared, trials)
-    _train(declaration, output, "with one style left out, and tested on that and nine more")
-    raise_for(evaluate_sweep_on_suite(sweep_folder, UNSEEN, SweepOptions()).problems)
+    _train(declaration, output, "with one drawing style left out")
 
-    results = collect.collect([sweep_folder], columns=[demo_table.TRAINED_ON])
-    accuracies = suites.accuracies_by_run(results.collection.groups[0], UNSEEN)
-    by_style, by_pair = (
-        comparisons.compare_with_each(accuracies, CARFT, unit) for unit in comparisons.UNITS
+    (group,) = collection.gather([sweep_folder]).groups
+    accuracies = comparisons.accuracies_of(group.selected(TRAINING_DOMAIN))
+    in_order = {row: accuracies[row] for row in group.ordered(accuracies)}
+    (dataset,) = declaration.datasets
+    packed = demo_table.packed_accuracies(dataset)
+    grid = demo_table.grid(in_order, packed, group.environments[dataset])
+    conclusion = demo_table.conclusion(in_order, packed)
+
+    table = formats.as_text([grid], [demo_table.NOTE])
+    opening = Section(
+        id="demo",
+        title="This run beside the packed records",
+        table=grid,
+        parts=[],
+        findings=[conclusion, demo_table.NOTE],
     )
-    table = demo_table.table_text(results, accuracies, by_style)
-    _report(output, sweep_folder, table, demo_table.conclusion(by_style, by_pair))
+    note = textwrap.fill(conclusion, formats.TEXT_WIDTH)
+    _report(output, sweep_folder, table, f"{note}\n", opening)
 
 
 def run_suite(output: Path, trials: int | None = None, declared: str | Path = "demo-suite") -> None:
@@ -86,15 +96,9 @@ def _train(declaration: Declaration, output: Path, description: str) -> None:
     page.require_place(output / "report")
 
     sweep_folder = output / "sweep"
-    unfinished_jobs = launch.run(
-        declaration,
-        DATA_DIR,
-        sweep_folder,
-        launchers.make("pool", {}),
-        # No selection uses these splits, which are two thirds of the evaluation.
-        skip_training_in_splits=True,
-    )
-
+    # No selection uses the training in-splits, which are two thirds of the evaluation.
+    plan = launch.plan(declaration, DATA_DIR, sweep_folder)
+    unfinished_jobs = launch.run_plan(plan)
     if unfinished_jobs:
         first = unfinished_jobs[0]
         raise CarftError(
@@ -133,12 +137,17 @@ def _evaluate_on_suite(job_folder: Path, suite: str, output: Path) -> None:
         append_record(run.path, evaluation)
 
 
-def _report(output: Path, sweep_folder: Path, table: str, note: str) -> None:
-    """Write the table and the report, print the table and where everything is."""
+def _report(
+    output: Path, sweep_folder: Path, table: str, note: str, opening: Section | None = None
+) -> None:
+    """Write the table and the report, print the table and where everything is.
+
+    ``opening``: the first section of the report.
+    """
     files.save_text(output / "results.txt", table)
     print(f"{table}\n{note}")
 
-    report = page.write_report([sweep_folder], output / "report").index
+    report = page.write_report([sweep_folder], output / "report", opening=opening).index
     print(f"Table:    {output / 'results.txt'}")
     print(f"Report:   {report} (open it in a browser)")
     print(f"Records:  {sweep_folder}/*/results.jsonl, next to out.txt, err.txt and model.pkl")

@@ -1,87 +1,125 @@
-"""The one table of ``carft demo``, and the sentences on what it shows, from the jobs' records."""
+"""The table of ``carft demo``, and what it shows: this run beside the packed records."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
+import csv
+from collections.abc import Mapping, Sequence
+from importlib import resources
 from statistics import fmean
 
-from domainbed_carft.data.emoji import UNSEEN
-from domainbed_carft.results import formats
-from domainbed_carft.results.collect import Results
-from domainbed_carft.results.columns import format_accuracy
-from domainbed_carft.results.comparisons import LEVEL, Accuracies, Comparison
+from domainbed_carft.results import comparisons
+from domainbed_carft.results.columns import cell_of, format_accuracy
+from domainbed_carft.results.comparisons import ENVIRONMENT, LEVEL, PAIR, Accuracies
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.text import quantity
 
-# Columns of `collect` on styles trained on, and means of the suite -> titles in the table
-TRAINED_ON = "in-domain"
-MEANS = {
-    "mean_seen": "left out",
-    "mean_family_seen": "family seen",
-    "mean_never_seen": "never seen",
-}
-_NOTE = (
-    "Accuracy in %. Trained on: held-out pictures of the three styles that a run saw in training, "
-    "augmented as in training; so compare within this column, not with the others. "
-    "The other columns are styles that it did not: the one left out; four by teams of whose "
-    "styles the CLIP has seen another; five that the CLIP has never seen. All ten: their mean. "
-    f"CARFT minus it: the difference in this mean, with its {LEVEL}% interval over the styles left "
-    "out."
+CARFT = "CARFT"
+FINE_TUNE = "CLIPFineTune"  # ERM, in DomainBed's words
+TITLE = "Accuracy on the drawing style left out, in %"
+NOTE = (
+    "This run: on each style, by the model that was trained on the three others, and the mean. "
+    "Packed: the same jobs as we trained them, and all five trials of them, mean ± standard error "
+    "(benchmarks/records/peers-emoji.tar.xz)."
 )
 
 
-def table_text(results: Results, accuracies: Accuracies, by_style: Sequence[Comparison]) -> str:
-    """The table of a sweep: a row for each algorithm.
+def packed_accuracies(dataset: str) -> Accuracies:
+    """Algorithm -> (``dataset``, target, trial) -> accuracy in percent, of README's table.
 
-    ``accuracies``: of the runs on all styles that they were not trained on; ``by_style``: CARFT
-    against the others, with the style left out as unit.
+    From the package's file ``assets/demo.csv``, which ``tools/demo_numbers.py`` makes.
     """
-    trained_on = {row.algorithm: row.printed_cells[0].mean for row in results.tables[0].rows}
-    all_styles = {row: fmean(by_run.values()) for row, by_run in accuracies.items()}
-    differences = {entry.against: _difference(entry) for entry in by_style}
+    file = resources.files("domainbed_carft") / "assets" / "demo.csv"
+    accuracies: dict[str, dict[comparisons.PairKey, float]] = {}
+    for line in csv.DictReader(file.read_text().splitlines()):
+        pair = (dataset, int(line["target"]), int(line["trial"]))
+        accuracies.setdefault(line["algorithm"], {})[pair] = float(line["accuracy"])
+    return accuracies
 
-    rows = [
-        [
-            scores.algorithm,
-            format_accuracy(trained_on[scores.algorithm]),
-            *(format_accuracy(scores.cells[key].mean) for key in MEANS),
-            format_accuracy(all_styles[scores.algorithm]),
-            differences.get(scores.algorithm, "-"),
+
+def grid(accuracies: Accuracies, packed: Accuracies, environments: Sequence[str]) -> Grid:
+    """A row for each algorithm of this run: its accuracies, and the packed ones beside their mean.
+
+    ``accuracies`` and ``packed``: of this run, and of the packed records; ``environments``: the
+    names of all targets, by number.
+    """
+    targets = sorted({target for by_pair in accuracies.values() for _, target, _ in by_pair})
+    rows = []
+    for algorithm, by_pair in accuracies.items():
+        packed_by_pair = packed.get(algorithm, {})
+        same_jobs = {pair: packed_by_pair[pair] for pair in by_pair if pair in packed_by_pair}
+        all_trials = {
+            pair: accuracy for pair, accuracy in packed_by_pair.items() if pair[1] in targets
+        }
+        of_targets = [
+            fmean(accuracy for pair, accuracy in by_pair.items() if pair[1] == target)
+            for target in targets
         ]
-        for scores in results.suite_scores
-        if scores.suite == UNSEEN and scores.alpha is None
-    ]
-    header = ["Algorithm", "trained on", *MEANS.values(), "all ten", "CARFT minus it"]
-    grid = Grid("Accuracy by drawing style", header, rows, notes=[])
-    return formats.as_text([grid], [_NOTE])
-
-
-def _difference(entry: Comparison) -> str:
-    text = f"{entry.mean_difference:+.1f}"
-    return text if entry.low is None else f"{text} ({entry.interval_text(digits=1)})"
-
-
-def conclusion(by_style: Sequence[Comparison], by_pair: Sequence[Comparison]) -> str:
-    """What the table shows, and how sure that is: by styles left out, and by pairs of runs."""
-    clauses = []
-    for style_entry, pair_entry in zip(by_style, by_pair, strict=True):
-        relation = "not clearly different from"
-        if style_entry.is_clear:
-            relation = "better than" if style_entry.mean_difference > 0 else "worse than"
-        clauses.append(
-            f"{relation} {style_entry.against} ({style_entry.mean_difference:+.1f} points; over "
-            f"pairs {pair_entry.interval_text(digits=1)})"
+        rows.append(
+            [
+                algorithm,
+                *map(format_accuracy, of_targets),
+                format_accuracy(fmean(of_targets)),
+                _mean_text(same_jobs) if same_jobs.keys() == by_pair.keys() else "-",
+                _mean_text(all_trials),
+            ]
         )
 
-    style_count = min((entry.n for entry in by_style), default=0)
-    pair_count = min((entry.n for entry in by_pair), default=0)
-    basis = "With one style left out there are no intervals over styles."
-    if style_count > 1:
-        basis = f"That is by the table's intervals, over {style_count} styles left out."
-    paragraph = (
-        f"On styles that it was not trained on, CARFT is {'; '.join(clauses)}. {basis} Those over "
-        f"{quantity(pair_count, 'pair')} of runs tend to be optimistic, since all runs share their "
-        "test pictures."
+    styles = [environments[target] for target in targets]
+    header = ["Algorithm", *styles, "this run", "packed", "packed, five trials"]
+    return Grid(TITLE, header, rows, notes=[])
+
+
+def _mean_text(by_pair: Mapping[comparisons.PairKey, float]) -> str:
+    """The mean over the trials of each trial's mean, and its error if there are several."""
+    by_trial: dict[int, list[float]] = {}
+    for (_, _, trial), accuracy in by_pair.items():
+        by_trial.setdefault(trial, []).append(accuracy)
+    if not by_trial:
+        return "-"
+
+    means = {trial: fmean(accuracies) for trial, accuracies in by_trial.items()}
+    cell = cell_of(means, scale=1)
+    return format_accuracy(cell.mean, cell.standard_error)
+
+
+def conclusion(accuracies: Accuracies, packed: Accuracies) -> str:
+    """Whether CARFT is ahead in this run, and what a single trial can show and what it cannot.
+
+    "" without CARFT and another algorithm in the run.
+    """
+    means = {algorithm: fmean(by_pair.values()) for algorithm, by_pair in accuracies.items()}
+    others = [algorithm for algorithm in means if algorithm != CARFT]
+    if CARFT not in means or not others:
+        return ""
+
+    ahead_of = [name for name in others if means[CARFT] > means[name]]
+    behind = [name for name in others if name not in ahead_of]
+    clauses = []
+    if ahead_of:
+        clauses.append(f"ahead of {_with_means(ahead_of, means)}")
+    if behind:
+        clauses.append(f"not ahead of {_with_means(behind, means)}")
+    first = f"In this run CARFT ({means[CARFT]:.1f}) is {', but '.join(clauses)}."
+
+    second = (
+        "One trial can show that your machine trains what ours trained, since the jobs are the "
+        "same; it cannot show which method is better, for which there are the five trials"
     )
-    return textwrap.fill(paragraph, formats.TEXT_WIDTH) + "\n"
+    return f"{first} {second}{_over_trials(packed)}."
+
+
+def _with_means(names: Sequence[str], means: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} ({means[name]:.1f})" for name in names)
+
+
+def _over_trials(packed: Accuracies) -> str:
+    """``: CARFT minus CLIPFineTune is ...``, with the intervals over styles and over pairs."""
+    pair = {name: packed[name] for name in (CARFT, FINE_TUNE)}
+    (by_style,) = comparisons.compare(pair, FINE_TUNE, ENVIRONMENT)
+    (by_pair,) = comparisons.compare(pair, FINE_TUNE, PAIR)
+    return (
+        f": there CARFT minus {FINE_TUNE} is {by_style.mean_difference:+.1f} points, {LEVEL}% "
+        f"interval {by_style.interval_text(digits=1)} over {quantity(by_style.n, 'style')}, and "
+        f"{by_pair.interval_text(digits=1)} over {quantity(by_pair.n, 'pair')} of runs, which is "
+        "optimistic, since all runs share their test images"
+    )

@@ -11,21 +11,38 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from domainbed_carft import process_variables, removed_flags
 from domainbed_carft.cli import sweep_launch
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.launchers import options
 from domainbed_carft.text import printable, quantity
 
 if TYPE_CHECKING:
-    from domainbed_carft.sweep.launch_plan import LaunchPlan
+    from domainbed_carft.sweep.launch import LaunchPlan
     from domainbed_carft.sweep.preflight_file import Preflight, PrintedRow
 
-# Exit statuses.
-PASSED = 0
+# Exit statuses beside 0.
 FAILED = 1
 WRONG_ARGUMENTS = 2
-WARNINGS = 3
 
 _DEMO = "demo"
+_LAUNCHER = "pool"
+
+_ON_A_NODE = "rehearse on a node: srun carft preflight, with srun's own options"
+_OF_A_LAUNCH = "it is a flag of carft sweep launch only"
+REMOVED_FLAGS = {
+    "--strict": "the exit status is 1 if something failed, and --json has the warnings",
+    "--launcher": _ON_A_NODE,
+    **dict.fromkeys(
+        [f"--{name}" for name in (*sweep_launch.SLURM_FLAGS, *options.REMOVED)], _ON_A_NODE
+    ),
+    "--keep_weights": f"set {process_variables.KEEP_WEIGHTS.name}",
+    "--pictures": "files become batches in one way only",
+    **dict.fromkeys(
+        ("--picture_cache", "--log", "--training_in_splits", "--skip_training_in_splits"),
+        _OF_A_LAUNCH,
+    ),
+}
 
 
 def add_to(commands: Any) -> None:
@@ -33,10 +50,9 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "preflight",
         help="rehearse a sweep in minutes: data, zero-shot accuracy, steps, memory, hours",
-        description="Rehearse in minutes what a sweep is about to do, on this machine or, by "
-        "--launcher slurm, in one short job on the partition that the sweep would use. The exit "
-        "status is 0 if it passed, 1 if something failed, 2 for wrong arguments, and 3 for "
-        "warnings under --strict.",
+        description="Rehearse in minutes on this machine what a sweep is about to do. The exit "
+        "status is 0 if it passed, maybe with warnings, 1 if something failed, and 2 for wrong "
+        "arguments.",
     )
     add = parser.add_argument
     add("sweep", metavar="SWEEP", help="a sweep file, or the name of an included sweep")
@@ -47,25 +63,26 @@ def add_to(commands: Any) -> None:
         help="the sweep's folder for the jobs, which gets preflight.json (demo: none is needed)",
     )
     add("--json", action="store_true", help="print JSON, for scripts")
-    add("--strict", action="store_true", help="exit with 3 if there are warnings")
-    sweep_launch.add_job_flags(parser)
-    sweep_launch.add_launcher_flags(parser)
+    sweep_launch.add_launcher_options(parser, sweep_launch.POOL_FLAGS)
+    removed_flags.refuse(parser, REMOVED_FLAGS)
     parser.set_defaults(run=_preflight, status_of_errors=WRONG_ARGUMENTS)
 
 
 def _preflight(arguments: argparse.Namespace) -> int:
-    from domainbed_carft.sweep import preflight_file
+    from domainbed_carft.sweep import launch, preflight_file
 
     named_output = arguments.output_dir
     with _output_folder(arguments) as output:
-        arguments.output_dir = output
-        plan = sweep_launch.plan(arguments)
-        raise_for([*plan.launcher_problems, *plan.log_problems])
+        plan = launch.plan(
+            arguments.sweep,
+            arguments.data_dir,
+            output,
+            _LAUNCHER,
+            options={name: getattr(arguments, name) for name in sweep_launch.POOL_FLAGS},
+        )
+        raise_for(plan.launcher_problems)
         arguments.status_of_errors = FAILED  # from here on they are no wrong arguments
-        if plan.launcher_name == "slurm":
-            preflight = _run_on_slurm(arguments, plan)
-        else:
-            preflight = _run_here(arguments, plan)
+        preflight = _run_here(arguments, plan)
 
     if arguments.json:
         print(json.dumps(preflight.model_dump(), indent=2))
@@ -73,7 +90,7 @@ def _preflight(arguments: argparse.Namespace) -> int:
         print(f"\n{conclusion(preflight)}")
         if named_output:
             print(f"Details: {named_output / preflight_file.NAME}")
-    return exit_status(preflight, is_strict=arguments.strict)
+    return FAILED if preflight.verdict == preflight_file.FAILED else 0
 
 
 @contextlib.contextmanager
@@ -91,44 +108,20 @@ def _output_folder(arguments: argparse.Namespace) -> Iterator[Path]:
 def _run_here(arguments: argparse.Namespace, plan: LaunchPlan) -> Preflight:
     """Rehearse in this process; prints each row as soon as it is known."""
     from domainbed_carft.preflight.rehearsal import Rehearsal
+    from domainbed_carft.preflight.rows import row_as_dict
     from domainbed_carft.sweep import preflight_file
     from domainbed_carft.sweep.preflight_file import PrintedRow
 
     rehearsal = Rehearsal(plan)
     section = ""
     for row in rehearsal.rows():
-        printed = PrintedRow.model_validate(row.as_dict())
+        printed = PrintedRow.model_validate(row_as_dict(row))
         if not arguments.json:
             section = _print_row(printed, section)
 
     preflight = rehearsal.as_file()
     preflight_file.write(plan.output, preflight)
     return preflight
-
-
-def _run_on_slurm(arguments: argparse.Namespace, plan: LaunchPlan) -> Preflight:
-    """Rehearse in a job of the sweep's partition; prints its rows when it has ended."""
-    from domainbed_carft.preflight import slurm_job
-
-    preflight = slurm_job.run(plan, rehearsal_words(arguments, plan))
-    if not arguments.json:
-        section = ""
-        for row in preflight.rows:
-            section = _print_row(row, section)
-    return preflight
-
-
-def rehearsal_words(arguments: argparse.Namespace, plan: LaunchPlan) -> list[str]:
-    """The words after ``carft`` that rehearse a plan where they are run."""
-    words = ["preflight", arguments.sweep, "--launcher", "local", "--data_dir", plan.data_dir]
-    words += ["--output_dir", str(plan.output.absolute())]
-    for flag in ("keep_weights", "pictures", "picture_cache"):
-        value = getattr(arguments, flag)
-        if value:
-            words += [f"--{flag}", value]
-    if plan.skips_training_in_splits is False:
-        words.append("--training_in_splits")
-    return words
 
 
 def _print_row(row: PrintedRow, section: str) -> str:
@@ -156,13 +149,3 @@ def conclusion(preflight: Preflight) -> str:
     if counts["warning"]:
         return f"Passed with {warnings} of {rows}, see the arrows."
     return f"Passed: {rows}, {counts['skipped']} of them skipped."
-
-
-def exit_status(preflight: Preflight, is_strict: bool) -> int:
-    """The exit status of the command for a verdict."""
-    from domainbed_carft.sweep import preflight_file
-
-    if preflight.verdict == preflight_file.FAILED:
-        return FAILED
-    has_warnings = preflight.verdict == preflight_file.WARNINGS
-    return WARNINGS if is_strict and has_warnings else PASSED

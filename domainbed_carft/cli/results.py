@@ -12,7 +12,7 @@ from domainbed_carft import files
 from domainbed_carft.cli import table_options
 from domainbed_carft.cli.table_options import some_of
 from domainbed_carft.errors import CarftError, Problem
-from domainbed_carft.jobs.record_lines import describe_warnings
+from domainbed_carft.jobs.records import describe_warnings
 from domainbed_carft.jobs.setting import KINDS
 from domainbed_carft.results.columns import DEFAULT_COLUMNS
 from domainbed_carft.results.formats import FORMATS

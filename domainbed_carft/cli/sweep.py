@@ -5,21 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from domainbed_carft import removed_flags
 from domainbed_carft.cli import sweep_launch
 from domainbed_carft.questions import confirm
 from domainbed_carft.text import printable, quantity
-
-if TYPE_CHECKING:
-    from domainbed_carft.sweep.states import SweepState
-
-SHORTEST_WATCH = 0.2  # seconds
-
-# Clears the screen and what was scrolled off it, then starts at its top.
-_CLEAR_SCREEN = "\033[2J\033[3J\033[H"
 
 
 def add_to(commands: Any) -> None:
@@ -32,8 +24,8 @@ def add_to(commands: Any) -> None:
     sweep_launch.add_to(subcommands)
 
     status = _add_command(subcommands, "status", _status, "show what each job is doing")
-    status.add_argument("--watch", type=float, metavar="SECONDS", help="refresh every SECONDS")
     status.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    removed_flags.refuse(status, {"--watch": "run watch -n 30 carft sweep status OUT"})
 
     retry = _add_command(subcommands, "retry", _retry, "allow failed jobs to run again")
     pattern_help = "only jobs whose folder or description contains PATTERN"
@@ -59,35 +51,19 @@ def _add_command(subcommands: Any, name: str, run: Any, description: str) -> Any
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    """Print the states, repeatedly with ``--watch``; 1 if a job failed."""
-    from domainbed_carft.sweep import states
+    """Print the state of each job, how far a search is, and SLURM's silence; 1 if a job failed."""
+    from domainbed_carft.sweep import printing, states
 
-    while True:
-        state = states.of_output(arguments.output_dir)
-        if arguments.json:
-            print(json.dumps(state.as_dict(), indent=1), flush=True)
-        else:
-            _print_state(state, has_head=arguments.watch is not None)
-
-        if arguments.watch is None or not state.is_moving:
-            return int(bool(state.in_state(states.FAILED)))
-        time.sleep(max(SHORTEST_WATCH, arguments.watch))
-
-
-def _print_state(state: SweepState, has_head: bool) -> None:
-    """Print an overview; with a head on a clear screen, of the folder and the time."""
-    from domainbed_carft.sweep import printing
-
-    if has_head:
-        if sys.stdout.isatty():
-            print(_CLEAR_SCREEN, end="")
-        print(f"{printable(str(state.output))}  {time.strftime('%Y-%m-%d %H:%M:%S')}")
-    print(printing.overview(state.statuses))
-    if search_lines := printing.search_lines(state):
-        print("", *search_lines, sep="\n")
-    if state.queue.note:
-        print(state.queue.note)
-    sys.stdout.flush()
+    state = states.of_output(arguments.output_dir)
+    if arguments.json:
+        print(json.dumps(state.as_dict(), indent=1))
+    else:
+        print(printing.overview(state.statuses))
+        if search_lines := printing.search_lines(state):
+            print("", *search_lines, sep="\n")
+        if state.queue.note:
+            print(state.queue.note)
+    return int(bool(state.in_state(states.FAILED)))
 
 
 def _retry(arguments: argparse.Namespace) -> None:

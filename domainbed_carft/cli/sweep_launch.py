@@ -6,26 +6,39 @@ import argparse
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft import process_variables
+from domainbed_carft import process_variables, removed_flags
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.launchers import options
 from domainbed_carft.launchers.options import OPTIONS
 from domainbed_carft.questions import confirm
 from domainbed_carft.text import printable, quantity
 
 if TYPE_CHECKING:
-    from domainbed_carft.sweep.launch_plan import LaunchPlan
+    from domainbed_carft.sweep.launch import LaunchPlan
     from domainbed_carft.sweep.preflight_file import Preflight
     from domainbed_carft.sweep.states import Status
 
 # What Ctrl-C ends with, where jobs have saved what they did.
 INTERRUPTED = "interrupted; to resume, run the same command again"
 
+REMOVED_FLAGS = {
+    "--pictures": "files become batches in one way only",
+    "--picture_cache": "evaluation pictures stay in each job's memory; "
+    f"${process_variables.PICTURE_MEMORY.name} says how much of it",
+    "--skip_training_in_splits": "new sweeps skip them; for a sweep that was begun with them set "
+    f"{process_variables.SKIP_TRAINING_IN_SPLITS.name}=1",
+    "--second_stage": "a launch does all that the sweep lacks, its second stage too",
+    **{f"--{name}": remedy for name, remedy in options.REMOVED.items()},
+}
+
 # The options of all launchers, by name.
 FIELDS = {field.name: field for kind in OPTIONS.values() for field in dataclasses.fields(kind)}
+POOL_FLAGS = [field.name for field in dataclasses.fields(OPTIONS["pool"])]
+SLURM_FLAGS = [name for name in FIELDS if name not in POOL_FLAGS]
 
 
 def add_to(subcommands: Any) -> None:
@@ -48,12 +61,8 @@ def _add_launch_flags(parser: Any) -> None:
     add("--data_dir", help="folder that contains the data sets' folders")
     add("--output_dir", type=Path, required=True, help="folder for the jobs")
     add("--dry-run", action="store_true", help="print the cost, and run nothing")
-    add(
-        "--second_stage",
-        action="store_true",
-        help="launch only the second stage of a search; refused until the first is done",
-    )
     add_yes(parser)
+    removed_flags.refuse(parser, REMOVED_FLAGS)
 
 
 def add_job_flags(parser: Any) -> None:
@@ -66,35 +75,18 @@ def add_job_flags(parser: Any) -> None:
         help="weights to keep: last, best in validation, both or none (default: "
         f"${process_variables.KEEP_WEIGHTS.name}, else both)",
     )
+
     add(
-        "--pictures",
-        choices=("fast", "pillow"),
-        help="how files become batches: fast, or pillow by upstream's transforms, from which the "
-        f"fast ones differ by rounding (default: ${process_variables.PICTURES.name}, else fast)",
-    )
-    add(
-        "--picture_cache",
-        metavar="SIZE",
-        help="how much of the decoded pictures to keep on each machine's local disk, such as 8G; 0 "
-        f"for nothing (default: ${process_variables.PICTURE_CACHE.name}, else a quarter of the "
-        "memory, at most 8G, under SLURM nothing)",
-    )
-    splits = jobs.add_mutually_exclusive_group()
-    splits.add_argument(
         "--training_in_splits",
         action="store_false",
         dest="skip_training_in_splits",
         default=None,
         help="also evaluate the training environments' in-splits, which takes most of the "
-        "evaluation's time and which no selection uses",
+        "evaluation's time and which no selection uses (default: "
+        f"${process_variables.SKIP_TRAINING_IN_SPLITS.name}, else as the sweep was begun; new "
+        "sweeps skip them)",
     )
-    splits.add_argument(
-        "--skip_training_in_splits",
-        action="store_true",
-        default=None,
-        help=f"do not evaluate them (default: ${process_variables.SKIP_TRAINING_IN_SPLITS.name}, "
-        "else as the sweep was begun; new sweeps skip them)",
-    )
+
     add(
         "--log",
         nargs="+",
@@ -108,16 +100,26 @@ def add_job_flags(parser: Any) -> None:
 
 def add_launcher_flags(parser: Any) -> None:
     """Add ``--launcher`` and the options of all launchers."""
-    add = parser.add_argument_group("launcher").add_argument
-    add("--launcher", default="pool", help=f"{', '.join(OPTIONS)} (default: pool, on this machine)")
-    for name, field in FIELDS.items():
+    group = parser.add_argument_group("launcher")
+    launchers = ", ".join(OPTIONS)
+    group.add_argument(
+        "--launcher", default="pool", help=f"{launchers} (default: pool, on this machine)"
+    )
+    add_launcher_options(group, FIELDS)
+
+
+def add_launcher_options(parser: Any, names: Iterable[str]) -> None:
+    """Add a flag for each of these options of launchers."""
+    for name in names:
+        field = FIELDS[name]
         launchers = ", ".join(kind for kind, options in OPTIONS.items() if hasattr(options, name))
         description = field.metadata["help"]
         if field.default not in (None, ()) and "default" not in description:
             description += f" (default: {field.default})"
 
         action = "append" if field.metadata["repeated"] else "store"
-        add(f"--{name}", action=action, metavar="VALUE", help=f"{launchers}: {description}")
+        help_text = f"{launchers}: {description}"
+        parser.add_argument(f"--{name}", action=action, metavar="VALUE", help=help_text)
 
 
 def _launch(arguments: argparse.Namespace) -> int:
@@ -129,8 +131,6 @@ def _launch(arguments: argparse.Namespace) -> int:
         return _dry_run(launch_plan)
 
     raise_for(launch_plan.problems)
-    if arguments.second_stage:
-        _require_second_stage(launch_plan)
     _print_plan(launch_plan)
     _print_failed(launch_plan)
     _print_waiting(launch_plan.statuses)
@@ -151,26 +151,15 @@ def _launch(arguments: argparse.Namespace) -> int:
         print(printing.failures(unfinished, launch_plan.output), file=sys.stderr)
     elif launch_plan.launcher_name == "slurm" and launch_plan.jobs_to_run:
         watch = printing.command_line("status", launch_plan.output)
-        print(f"Submitted. To watch the jobs: {watch} --watch 30")
+        print(f"Submitted. To watch the jobs: {watch}")
         _print_waiting(states.of_output(launch_plan.output).statuses)
     return int(bool(unfinished))
-
-
-def _require_second_stage(plan: LaunchPlan) -> None:
-    """Refuse `--second_stage` for a sweep without stages, or while the first is not done."""
-    from domainbed_carft.sweep import printing
-
-    if not plan.declaration.has_stages:
-        raise CarftError("--second_stage: the sweep has no search with choose_on, so no stages")
-    if plan.waiting_jobs:
-        counts = printing.counts_phrase(plan.statuses)
-        raise CarftError(f"--second_stage: the first stage is not done: {counts}")
 
 
 def plan(arguments: argparse.Namespace) -> LaunchPlan:
     """The plan of a launch with these arguments. Raises CarftError as `sweep.launch.plan`."""
     from domainbed_carft.sweep import launch
-    from domainbed_carft.sweep.job_settings import JobSettings
+    from domainbed_carft.sweep.launch import JobSettings
 
     return launch.plan(
         arguments.sweep,
@@ -180,8 +169,6 @@ def plan(arguments: argparse.Namespace) -> LaunchPlan:
         options={name: getattr(arguments, name) for name in FIELDS},
         settings=JobSettings(
             keep_weights=arguments.keep_weights,
-            pictures=arguments.pictures,
-            picture_cache=arguments.picture_cache,
             log=arguments.log,
         ),
         skip_training_in_splits=arguments.skip_training_in_splits,
@@ -248,18 +235,17 @@ def _readable_preflight(plan: LaunchPlan) -> Preflight | None:
 def _print_stages(plan: LaunchPlan) -> None:
     """Say how many jobs each stage of a search has, and on which trials."""
     from domainbed_carft.jobs.job import CHOOSE, REPEAT
-    from domainbed_carft.jobs.search import trials_phrase
     from domainbed_carft.sweep import printing
 
     by_stage = plan.statuses_by_stage
-    declaration = plan.declaration
-    print(printing.stage_line("First", declaration.choosing_trials, by_stage.get(CHOOSE, ())))
-    if plan.waiting_jobs:
-        jobs = quantity(len(plan.waiting_jobs), "job")
-        trials = trials_phrase(declaration.trial_seeds)
-        print(f"Second stage, {trials}: {jobs} when the first is done.")
-    else:
-        print(printing.stage_line("Second", declaration.trial_seeds, by_stage.get(REPEAT, ())))
+    lines = printing.stage_lines(
+        plan.declaration.choosing_trials,
+        first=by_stage.get(CHOOSE, ()),
+        repeat_on=plan.declaration.trial_seeds,
+        second=by_stage.get(REPEAT, ()),
+        waiting=len(plan.waiting_jobs),
+    )
+    print(*lines, sep="\n")
 
 
 def _print_waiting(statuses: Sequence[Status]) -> None:

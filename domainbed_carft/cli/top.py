@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from domainbed_carft.cli.results import add_common, print_errors
-from domainbed_carft.jobs.record_lines import describe_warnings
+from domainbed_carft.jobs.records import describe_warnings
 from domainbed_carft.text import printable, table
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def add_to(commands: Any) -> None:
         "top",
         help="print the hyperparameters that selection chose in each trial, with step and folder",
         description="Print which run selection chose for each cell and trial: the hyperparameters "
-        "that differ from the defaults, the step of the checkpoint, and the job's folder.",
+        "that were drawn or set, the step of the checkpoint, and the job's folder.",
     )
     add_common(parser, _top)
     parser.add_argument(

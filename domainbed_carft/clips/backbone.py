@@ -1,4 +1,4 @@
-"""Find, verify and load a CLIP, of OpenAI's format or open_clip's; encode prompts once."""
+"""Any CLIP, of OpenAI's format or open_clip's: its facts, the model, its prompts encoded once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from domainbed_carft import files
-from domainbed_carft.clips import open_clip_files, open_clip_models, openai_models
-from domainbed_carft.clips.openai_models import OPENAI_WEIGHTS
+from domainbed_carft.clips import open_clip, openai
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing, weights
 from domainbed_carft.machine import devices
 from domainbed_carft.pictures.preprocessing import Preprocessing
 from domainbed_carft.text import progress
-
-PUBLISHED = ("tiny", *OPENAI_WEIGHTS)
-TINY_SHA256 = "2da2085a2fb7b15be7f92d98a09ecfe573528b7e1828dc2d06357175073341fe"
 
 TEXT_BATCH = 256  # prompts encoded at once
 
@@ -63,14 +58,12 @@ def clip_facts(name: str, preprocessing: Preprocessing) -> ClipFacts:
     would have to be loaded. Raises CarftError for an unknown name, a failed download, and a wrong
     SHA-256.
     """
-    if name.startswith(open_clip_models.PREFIX):
-        path = open_clip_files.weights_file(name)
-        revision = open_clip_files.revision_of(path)
+    if name.startswith(open_clip.PREFIX):
+        path = open_clip.weights_file(name)
+        revision = open_clip.revision_of(path)
         return ClipFacts(weights.sha256(path), revision, preprocessing)
 
-    path, expected = locate(name)
-    digest = weights.sha256(path)
-    _require_published(name, path, digest, expected)
+    _, digest = openai.verified_file(name)
     return ClipFacts(digest, "", preprocessing)
 
 
@@ -81,7 +74,8 @@ def load(name: str) -> Backbone:
     which turns to NaN when trained, and rounds float32 files through it. Raises CarftError for an
     unknown name, a failed download, a wrong SHA-256, and a file that is no CLIP or may be code.
     """
-    backbone = _read(name)
+    loader = open_clip if name.startswith(open_clip.PREFIX) else openai
+    backbone = Backbone(name, **loader.load(name))
     for key, value in backbone.model.state_dict().items():
         if not value.isfinite().all():
             raise CarftError(
@@ -90,59 +84,20 @@ def load(name: str) -> Backbone:
     return backbone
 
 
-def _read(name: str) -> Backbone:
-    if name.startswith(open_clip_models.PREFIX):
-        return Backbone(name, **open_clip_models.load(name))
-
-    path, expected = locate(name)
-    with open(path, "rb") as file:
-        digest = weights.digest_of(file)
-        _require_published(name, path, digest, expected)
-        model = openai_models.read(file, path, digest)
-    if digest not in _published_digests():
-        print(
-            f"CLIP weights: {path} is none of OpenAI's files, so QuickGELU and attention heads 64 "
-            "wide are assumed; for open_clip's own use open_clip:NAME/TAG"
-        )
-    return Backbone(
-        name=name,
-        model=model,
-        digest=digest,
-        path=path,
-        preprocessing=Preprocessing(int(model.visual.input_resolution)),
-        dim=model.text_projection.shape[1],
-        tokenize=functools.partial(openai_models.tokenize, model),
-    )
-
-
-def _require_published(name: str, path: Path, digest: str, expected: str | None) -> None:
-    """Raise CarftError for another SHA-256 than ``expected`` for ``name``; None: any will do."""
-    if expected and digest != expected:
-        raise CarftError(
-            f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}. Delete the file, "
-            "or to use it, give its path as clip_backbone"
-        )
-
-
 def preprocessing(name: str) -> Preprocessing:
     """What the CLIP ``name`` wants of pictures; an exception of any type if it cannot be read."""
-    if name.startswith(open_clip_models.PREFIX):
-        return open_clip_models.preprocessing(open_clip_models.configuration(name))
+    if name.startswith(open_clip.PREFIX):
+        return open_clip.preprocessing(open_clip.configuration(name))
 
     if is_own_file(name):
         return load(name).preprocessing
-    resolutions = openai_models.RESOLUTIONS
-    return Preprocessing(resolutions.get(name, openai_models.DEFAULT_RESOLUTION))
+    resolutions = openai.RESOLUTIONS
+    return Preprocessing(resolutions.get(name, openai.DEFAULT_RESOLUTION))
 
 
 def is_own_file(name: str) -> bool:
     """Whether the CLIP is a user's file in OpenAI's format, which has to be read for its facts."""
-    return name not in PUBLISHED and not name.startswith(open_clip_models.PREFIX)
-
-
-def _published_digests() -> dict[str, str]:
-    """SHA-256 -> the name under which these weights are published."""
-    return {published(name)[1]: name for name in PUBLISHED}
+    return name not in openai.PUBLISHED and not name.startswith(open_clip.PREFIX)
 
 
 def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tensor:
@@ -157,7 +112,7 @@ def text_features(backbone: Backbone, prompts: Sequence[Sequence[str]]) -> Tenso
         key.update(backbone.architecture.encode() + tokens.numpy().tobytes())
 
     path = files.cache_folder() / "text" / f"{key.hexdigest()}.pt"
-    features = _cached(path, (len(flat), backbone.dim))
+    features = _cached(path)
     if features is None:
         features = _encode(backbone.model, tokens)
         with suppress(CarftError):  # a full cache costs time, never a job
@@ -173,13 +128,10 @@ def empty_image_encoder(
     Also what it wants of pictures, and D of its features (N, D). Raises an exception of any type
     for shapes that are no such encoder's, before they take memory.
     """
-    if len(shapes) > openai_models.MOST_TENSORS:
-        raise ValueError(f"the image encoder has {len(shapes)} tensors")
-
-    build: Callable[[], Any] = functools.partial(openai_models.image_encoder, shapes)
+    build: Callable[[], Any] = functools.partial(openai.image_encoder, shapes)
     if architecture:
-        config = open_clip_models.checked(parsing.parse_json(architecture), "the architecture")
-        build = functools.partial(open_clip_models.image_encoder, config)
+        config = open_clip.checked(parsing.parse_json(architecture), "the architecture")
+        build = functools.partial(open_clip.image_encoder, config)
     with torch.device("meta"):
         built_shapes = {key: value.shape for key, value in build().state_dict().items()}
     differing = sorted(built_shapes.items() ^ shapes.items())
@@ -188,32 +140,8 @@ def empty_image_encoder(
 
     encoder = build()
     if architecture:
-        return encoder, open_clip_models.preprocessing(config), config["model_cfg"]["embed_dim"]
+        return encoder, open_clip.preprocessing(config), config["model_cfg"]["embed_dim"]
     return encoder, Preprocessing(int(encoder.input_resolution)), int(encoder.output_dim)
-
-
-def locate(name: str) -> tuple[Path, str | None]:
-    """The file for ``name``, and the SHA-256 that it must have; None if any will do."""
-    if name in PUBLISHED:
-        path, digest = published(name)
-        if name in OPENAI_WEIGHTS and not path.is_file():
-            openai_models.download(name, path)
-        return path, digest
-    if Path(name).is_file():
-        return Path(name), None
-
-    raise CarftError(
-        f"clip_backbone is {name!r}, expected an existing file, open_clip:NAME/TAG, or one of: "
-        f"{', '.join(PUBLISHED)}"
-    )
-
-
-def published(name: str) -> tuple[Path, str]:
-    """Where the weights that are published as ``name`` belong, and their SHA-256."""
-    if name == "tiny":
-        return Path(str(resources.files("domainbed_carft") / "assets" / "tiny.pt")), TINY_SHA256
-    file_name, digest = OPENAI_WEIGHTS[name]
-    return Path("~/.cache/clip").expanduser() / file_name, digest
 
 
 def _encode(model: Any, tokens: Tensor) -> Tensor:
@@ -230,13 +158,8 @@ def _encode(model: Any, tokens: Tensor) -> Tensor:
     return torch.cat(features).clone()
 
 
-def _cached(path: Path, shape: tuple[int, int]) -> Tensor | None:
-    """Cached features of this shape, else None: a damaged cache costs time, never a job."""
-    features: Any = None
+def _cached(path: Path) -> Tensor | None:
+    """Cached features, else None: a damaged cache costs time, never a job."""
     with suppress(CarftError):
-        features = weights.load_weights(path)
-    if not isinstance(features, Tensor):
-        return None
-
-    fits = features.dtype == torch.float32 and features.shape == shape
-    return features if fits and features.isfinite().all() else None
+        return weights.load_weights(path)
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -72,6 +73,20 @@ def _open_without_waiting(path: str | os.PathLike[str], flags: int) -> int:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     reason = "it is a pipe, a socket or a device, expected a regular file"
     raise OSError(errno.EINVAL, reason, str(path))
+
+
+def try_lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Lock an open file (flock) without waiting; False if another process has locked it.
+
+    The lock ends when all descriptors of this opening are closed, those of child processes, too. It
+    can be ``shared`` with others that only look. Raises OSError if the file system has no locks.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def append_line(path: Path, line: str) -> None:

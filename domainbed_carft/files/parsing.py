@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from domainbed_carft.errors import Place
+from domainbed_carft.errors import CarftError, Place, Problem
 
 YamlPath = tuple["str | int", ...]  # keys and list indices from the top of the file
 
-MOST_YAML_VALUES = 20_000
+LARGEST_YAML = 1 << 20  # characters
 MOST_LEVELS = 40
 
 # The values of YAML's plain scalars, by the last part of their tags.
@@ -26,18 +26,18 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 }
 
 
-class YamlError(ValueError):
+class _YamlError(ValueError):
     """Text that is not YAML, or has what is not supported: the ``message``, and its ``line``."""
 
     def __init__(self, line: int, message: str) -> None:
-        super().__init__(f"line {line}: {message}")
+        super().__init__(message)
         self.line = line
         self.message = message
 
 
 @dataclass(frozen=True)
 class YamlSource:
-    """The name of a YAML file, and the line of each path in it."""
+    """The name of a YAML file, and the line of each path in it: ``("hparams", "lr")``, say."""
 
     name: str
     lines: Mapping[YamlPath, int]
@@ -72,67 +72,62 @@ def is_deep(value: Any, levels: int = MOST_LEVELS) -> bool:
     return type(value) is list and any(is_deep(item, levels - 1) for item in value)
 
 
-def parse_yaml(text: str) -> tuple[Any, dict[YamlPath, int]]:
-    """Plain data of YAML 1.2, and the line of each path in it: ``("hparams", "lr")``, say.
+def parse_yaml(text: str, name: str) -> tuple[Any, YamlSource]:
+    """Plain data of YAML 1.2 text, the content of the file ``name``, and where in it each value is.
 
-    ``off`` is a word and ``1e-5`` a number. Raises YamlError for text that is not YAML, repeated
-    keys, tags, aliases, of which a few lines can expand to all of the memory, and more levels than
-    a person writes.
+    ``off`` is a word and ``1e-5`` a number; keys are texts as they are written, since names of
+    folders follow from them. Raises CarftError, with the line, for text that is not YAML, repeated
+    keys, tags, and aliases, of which a few lines can expand to all of the memory.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError
     from ruamel.yaml.error import YAMLError as RuamelError
 
-    reader = YAML(typ="safe", pure=True)
     lines: dict[YamlPath, int] = {(): 1}
     try:
-        node = reader.compose(text)
+        if len(text) > LARGEST_YAML:
+            raise _YamlError(1, f"the file has more than {LARGEST_YAML:,} characters")
+        node = YAML(typ="safe", pure=True).compose(text)
         value = None if node is None else _plain_value(node, (), lines)
+        if is_deep(value):
+            raise RecursionError
+        return value, YamlSource(name, lines)
     except RecursionError:
-        raise YamlError(1, "the file has too many levels of lists and mappings") from None
+        line = 1
+        message = "the file has too many levels of lists and mappings"
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        reason = " ".join(part for part in (error.context, error.problem) if part)
         line = mark.line + 1 if mark else 1
-        raise YamlError(line, f"this is not YAML: {reason}") from error
+        reason = " ".join(part for part in (error.context, error.problem) if part)
+        message = f"this is not YAML: {reason}"
     except RuamelError as error:  # a character that YAML has no place for
         line = text.count("\n", 0, getattr(error, "position", 0)) + 1
-        raise YamlError(line, f"this is not YAML: {' '.join(str(error).split())}") from error
-
-    return value, lines
+        message = f"this is not YAML: {' '.join(str(error).split())}"
+    except _YamlError as error:
+        line = error.line
+        message = error.message
+    raise CarftError(Problem(message=message, place=Place(name, line)))
 
 
 def _plain_value(node: Any, path: YamlPath, lines: dict[YamlPath, int]) -> Any:
     """The value of a node of ruamel's; adds the lines of all paths in it to ``lines``."""
     line = node.start_mark.line + 1
     lines.setdefault(path, line)
-    _require_supported(node, path, len(lines))
+    if node.anchor:
+        raise _YamlError(line, "this is an anchor for aliases, which is not supported")
 
     kind = str(node.tag).rpartition(":")[2]
     if kind == "seq":
         return [_plain_value(item, (*path, i), lines) for i, item in enumerate(node.value)]
     if kind == "map":
         return _plain_mapping(node, path, lines)
-
     if kind not in _SCALARS:
-        raise YamlError(line, f"the tag {node.tag} is not supported; remove it")
+        raise _YamlError(line, f"the tag {node.tag} is not supported; remove it")
+
     try:
         return _SCALARS[kind](node.value)
     except ValueError:
-        raise YamlError(line, f"{node.value[:20]!r} cannot be read as a number") from None
-
-
-def _require_supported(node: Any, path: YamlPath, value_count: int) -> None:
-    excess = ""
-    if value_count > MOST_YAML_VALUES:
-        excess = f"more than {MOST_YAML_VALUES:,} values"
-    elif node.anchor:
-        excess = "an anchor for aliases"
-    elif len(path) > MOST_LEVELS:
-        excess = f"more than {MOST_LEVELS} levels deep"
-
-    if excess:
-        raise YamlError(node.start_mark.line + 1, f"this is {excess}, which is not supported")
+        raise _YamlError(line, f"{node.value[:20]!r} cannot be read as a number") from None
 
 
 def _plain_mapping(node: Any, path: YamlPath, lines: dict[YamlPath, int]) -> dict[str, Any]:
@@ -141,10 +136,10 @@ def _plain_mapping(node: Any, path: YamlPath, lines: dict[YamlPath, int]) -> dic
         line = key.start_mark.line + 1
         key_path = (*path, key.value)
         if not isinstance(key.value, str):
-            raise YamlError(line, "a key is a list or a mapping; expected a word")
+            raise _YamlError(line, "a key is a list or a mapping; expected a word")
         if key.value in mapping:
             first_line = lines[key_path]
-            raise YamlError(
+            raise _YamlError(
                 line, f"the key {key.value!r} appears twice, first in line {first_line}; keep one"
             )
 

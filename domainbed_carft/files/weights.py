@@ -5,33 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from domainbed_carft import files
-from domainbed_carft.errors import CarftError, brief
+from domainbed_carft.errors import CarftError
 
 CHUNK_BYTES = 1 << 20  # read at a time
 MOST_EXPANSION = 10  # tensors to file, in bytes; modules share some tensors, so it may be over 1
 
 _ZIP_SIGNATURE = b"PK\3\4"
-_TORCHSCRIPT_MARK = b"constants.pkl"  # a member of its archives
 
 
 def sha256(path: Path | str) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return digest_of(file)
-
-
-def digest_of(file: IO[bytes]) -> str:
-    """The SHA-256 of an opened file, in hexadecimal digits; ``file`` is at its start again."""
     digest = hashlib.sha256()
-    while chunk := file.read(CHUNK_BYTES):
-        digest.update(chunk)
-    file.seek(0)
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -41,20 +34,13 @@ def load_weights(path: Path | str) -> Any:
     Every weights file is opened here. Raises CarftError, in one line, for a file that cannot be
     read, is damaged, holds more than plain data and tensors, or would take far more memory.
     """
-    try:
-        with files.open_regular(path) as file:
-            return load_opened_weights(file, path)
-    except OSError as error:
-        raise CarftError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def load_opened_weights(file: IO[bytes], path: Path | str) -> Any:
-    """The content of a weights file that is open and at its start; raises as `load_weights`."""
     import torch
 
     try:
-        _require_sound(file, path)
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with files.open_regular(path) as file, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'torch.load' received .* TorchScript archive")
+            _require_sound_archive(file, path)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except (CarftError, MemoryError):
         raise
     except OSError as error:
@@ -62,27 +48,23 @@ def load_opened_weights(file: IO[bytes], path: Path | str) -> Any:
     except Exception as error:  # torch and zipfile raise a dozen types
         raise _refusal(path, error) from error
 
-    _require_plain(_tensors(content), path)
+    tensors = _tensors(content)
+    _require_small(sum(tensor.numel() * tensor.element_size() for tensor in tensors), path)
+    if any(t.is_quantized or t.is_meta or t.layout is not torch.strided for t in tensors):
+        raise CarftError(
+            f"{path} holds quantized, sparse or empty tensors; expected dense ones of "
+            "plain numbers, as the state dict of a float32 model has them"
+        )
     return content
-
-
-def safetensors_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in a safetensors file, from its header; takes no memory for them.
-
-    Raises CarftError for a file whose header and size do not fit each other.
-    """
-    from safetensors import safe_open
-
-    try:
-        with safe_open(str(path), "pt") as file:
-            names = file.keys()
-            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    except Exception as error:  # safetensors has a type of its own, and OSError without its parts
-        raise CarftError(f"{path} is not a safetensors file ({brief(error)})") from error
 
 
 def _refusal(path: Path | str, error: Exception) -> CarftError:
     """What to raise where torch does not load a file; its own text tells to read it unsafely."""
+    if "TorchScript" in str(error):
+        return CarftError(
+            f"{path} was not opened: the file is TorchScript, which is a program. If you trust "
+            "it, convert it to a state dict: torch.save(clip_model.state_dict(), path)"
+        )
     named = re.search(r"(?:GLOBAL|[Uu]nsupported class) ([\w.]+)", str(error))
     fault = f"holds {named[1]}, which" if named else "is cut off, or holds something that"
     return CarftError(
@@ -91,52 +73,23 @@ def _refusal(path: Path | str, error: Exception) -> CarftError:
     )
 
 
-def _require_sound(file: IO[bytes], path: Path | str) -> None:
-    """Check what torch does not, and leave ``file`` at its start."""
-    _require_no_program(file, path)
+def _require_sound_archive(file: IO[bytes], path: Path | str) -> None:
+    """Refuse what torch does not: flipped bits, and compression that would fill the memory.
 
-    size = file.tell()
-    file.seek(0)
+    Leaves ``file`` at its start.
+    """
     if file.read(len(_ZIP_SIGNATURE)) == _ZIP_SIGNATURE:
         with zipfile.ZipFile(file) as archive:
-            parts = archive.infolist()
-            content_size = sum(part.file_size for part in parts)
-            if any(part.compress_type for part in parts) or size < content_size:
-                raise CarftError(f"{path} is compressed, which torch.save never does")
+            _require_small(sum(part.file_size for part in archive.infolist()), path)
             if bad := archive.testzip():
                 raise CarftError(f"{path} is damaged: the checksum of {bad} is wrong; copy it anew")
     file.seek(0)
 
 
-def _require_no_program(file: IO[bytes], path: Path | str) -> None:
-    """Refuse TorchScript, which torch before 2.6 runs even with weights_only; reads to the end.
-
-    Its mark is searched as bytes, because zipfile and torch may see other members in a file that
-    was made to deceive.
-    """
-    previous_end = b""
-    while chunk := file.read(CHUNK_BYTES):
-        if _TORCHSCRIPT_MARK in previous_end + chunk:
-            raise CarftError(
-                f"{path} was not opened: the file is TorchScript, which is a program. If you trust "
-                "it, convert it to a state dict: torch.save(clip_model.state_dict(), path)"
-            )
-        previous_end = chunk[1 - len(_TORCHSCRIPT_MARK) :]
-
-
-def _require_plain(tensors: Sequence[Any], path: Path | str) -> None:
-    """Refuse tensors that are larger than their file, or are not dense numbers in memory."""
-    nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def _require_small(nbytes: int, path: Path | str) -> None:
+    """Refuse a file whose content is far larger than itself."""
     if nbytes > MOST_EXPANSION * os.path.getsize(path):
         raise CarftError(f"{path} was not used: its tensors are far larger than the file")
-
-    odd = next((tensor for tensor in tensors if not _is_plain(tensor)), None)
-    if odd is not None:
-        kind = "quantized" if odd.is_quantized else str(odd.layout).removeprefix("torch.")
-        raise CarftError(
-            f"{path} holds a {kind} tensor on {odd.device.type}; expected dense tensors of plain "
-            "numbers, as the state dict of a float32 model has them"
-        )
 
 
 def _tensors(content: Any) -> list[Any]:
@@ -154,11 +107,3 @@ def _tensors(content: Any) -> list[Any]:
             visited_ids.add(id(item))
             pending += item.values() if isinstance(item, dict) else item
     return tensors
-
-
-def _is_plain(tensor: Any) -> bool:
-    """Whether it is dense, in memory, and not quantized, as all code here takes for granted."""
-    import torch
-
-    is_dense = tensor.layout is torch.strided and not tensor.is_nested
-    return bool(is_dense and tensor.device.type == "cpu" and not tensor.is_quantized)

@@ -84,5 +84,5 @@ def in_row_order(declarations: Mapping[str, Declaration]) -> dict[str, Declarati
 SHIPPED = in_row_order(
     dict(item for file in METHODS.glob("*.py") for item in declarations_in(file))
 )
-# In the order of the README and of docs/peers.md.
+# In the order of the rows of tables.
 ALGORITHMS = tuple(SHIPPED)

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from domainbed_carft.jobs.record_lines import NUMBERS
-
 # What the records of checkouts and of our earlier versions tell of the device: its memory.
 UNNAMED_GPU = "a GPU that the records do not name"
 UNNAMED_PROCESSOR = "a processor that the records do not name"
@@ -78,7 +76,7 @@ def _step_counts(ordered: Sequence[Mapping[str, Any]]) -> list[float]:
 def _number(record: Mapping[str, Any], name: str) -> float | None:
     """A recorded number that is finite and not negative; None for all else."""
     value: Any = record.get(name)
-    is_number = type(value) in NUMBERS and 0 <= value < math.inf
+    is_number = type(value) in (int, float) and 0 <= value < math.inf
     return float(value) if is_number else None
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 # SHA-256 of the CLIP's file, the hub's revision of it, the prompt digest, the verdict on the data,
-# how data sets deliver pictures, the protocol that they follow, "bf16" or "off", and the SHA-256 of
-# the file of a user's own method.
+# how data sets deliver pictures, the protocol that they follow, "bf16" or "off", and SHA-256 and
+# name of the file of a user's own method.
 NAMES = (
     "clip_digest",
     "clip_revision",
@@ -22,6 +22,7 @@ NAMES = (
     "protocol",
     "amp",
     "method_digest",
+    "method_file",
 )
 
 # Hyperparameters of 0.2.0 and before that went -> the value in which a job is the same without.

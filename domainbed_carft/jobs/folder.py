@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -88,6 +88,8 @@ class Lock:
     """The lock of a job's folder, while held; other processes can read the progress in it.
 
     A child that is given the ``descriptor`` holds the lock too, in case this process is killed.
+    That is why it is no lock of the library filelock, which hands out no descriptor; and its file
+    would stay when the lock is released, as if the process had died.
     """
 
     def __init__(self, descriptor: int, launcher: Holder | None = None) -> None:
@@ -133,7 +135,7 @@ class JobFolder:
         except OSError:  # there is none, or what is there is no lock
             return False
         try:
-            return not self._flock(descriptor, fcntl.LOCK_SH)
+            return not self._try_lock(descriptor, shared=True)
         finally:
             os.close(descriptor)
 
@@ -208,7 +210,7 @@ class JobFolder:
                     raise Held(self.path, self.holder() or UNKNOWN) from None
                 raise
 
-            locked = self._flock(descriptor, fcntl.LOCK_EX)
+            locked = self._try_lock(descriptor)
             # The holder before may have removed the file before we had locked it.
             if locked and self._is_lock(descriptor):
                 return descriptor
@@ -225,18 +227,15 @@ class JobFolder:
         except OSError:
             return False
 
-    def _flock(self, descriptor: int, kind: int) -> bool:
+    def _try_lock(self, descriptor: int, *, shared: bool = False) -> bool:
         """Lock without waiting; False if another process has it."""
         try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            return files.try_lock(descriptor, shared=shared)
         except OSError as error:
             raise CarftError(
                 f"{self.path} cannot be locked: {error}. Put the output folder on a file system "
                 "with flock: a local disk, NFS version 4, or Lustre mounted with -o flock"
             ) from error
-        return True
 
     def _written_holder(self) -> Holder | None:
         with contextlib.suppress(OSError):
@@ -269,18 +268,30 @@ def slurm_id() -> str | None:
 
 
 def _parse(line: str, kind: Any) -> Any:
-    """A line of JSON as a named tuple of this kind; None if the line is cut or of another kind."""
-
-    def fits(name: str, value: Any) -> bool:
-        if value is None:
-            return name == "slurm" or name in kind._field_defaults
-        if name in ("host", "slurm", "last_words"):
-            return type(value) is str
-        # No count and no time of a person's is larger, and strftime takes no larger one.
-        return type(value) in (int, float) and abs(value) < 1e15
-
+    """A line of JSON as a named tuple of this kind; None if the line was cut."""
     with contextlib.suppress(ValueError, TypeError, RecursionError):
         content = json.loads(line)
-        parsed = kind(**{name: content[name] for name in kind._fields if name in content})
-        return parsed if all(map(fits, kind._fields, parsed)) else None
+        return kind(**{name: content[name] for name in kind._fields if name in content})
     return None
+
+
+# How the name of a folder begins that is being deleted.
+_PREFIX = ".deleted-"
+
+
+def delete_claimed(folder: JobFolder) -> None:
+    """Delete a folder whose lock this process holds.
+
+    First it gets another name: a launch from then on makes a new folder, with a lock of its own.
+    Raises OSError if that is impossible.
+    """
+    folder.records_path.unlink(missing_ok=True)  # no table has half a folder
+    moved = folder.path.with_name(f"{_PREFIX}{folder.path.name}-{os.getpid()}")
+    folder.path.rename(moved)
+    shutil.rmtree(moved)
+
+
+def delete_remains(output: Path) -> None:
+    """Delete what interrupted deletions have left in an output folder and its variants."""
+    for path in (*output.glob(f"{_PREFIX}*"), *output.glob(f"*/{_PREFIX}*")):
+        shutil.rmtree(path, ignore_errors=True)

@@ -202,6 +202,23 @@ def overrides(args: Mapping[str, Any]) -> dict[str, Any]:
     return dict(hparams) if isinstance(hparams, Mapping) else {"--hparams": hparams}
 
 
+def registry_hparams(registry: Any, args: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of a job without its ``--hparams``, by a host's `hparams_registry`.
+
+    These are the defaults, or for an hparams seed other than 0 a random draw.
+    """
+    if not args["hparams_seed"]:
+        return dict(registry.default_hparams(args["algorithm"], args["dataset"]))
+    seed = draw_seed(args)
+    return dict(registry.random_hparams(args["algorithm"], args["dataset"], seed))
+
+
+def draw_seed(args: Mapping[str, Any]) -> int | None:
+    """The seed of a job's random draw of hyperparameters; None if it takes the defaults."""
+    is_drawn = args["hparams_seed"] != 0
+    return seed_hash(args["hparams_seed"], args["trial_seed"]) if is_drawn else None
+
+
 def data_independent_key(args: Mapping[str, Any]) -> str:
     """The arguments of a job that can change its result, as one text to compare them by.
 

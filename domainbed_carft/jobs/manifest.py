@@ -6,7 +6,6 @@ A folder that upstream's own sweep filled has none; its jobs are found by their 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,12 +18,103 @@ from domainbed_carft.files import parsing
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.job import FOLDER_NAME, Job, Role, data_independent_key
-from domainbed_carft.jobs.search import Search, parse_role, parse_search
+
+
+@dataclass(frozen=True)
+class ChosenValues:
+    """What the first stage of a search chose for one variant, data set and algorithm.
+
+    ``test_envs``: the environments left out by the jobs that the choice is for, None where it is
+    for all jobs.
+    ``members``: among how many these values were chosen; ``validation``: their mean validation
+    accuracy in [0, 1].
+    """
+
+    cell: str
+    dataset: str
+    algorithm: str
+    test_envs: tuple[int, ...] | None
+    values: Mapping[str, Any]
+    members: int
+    validation: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search in two stages: every member on the trials ``choose_on``, the chosen on others.
+
+    ``method``: the selection method that chooses; ``choose_by``: "dataset" or "target".
+    ``repeats``: number of jobs of the second stage; ``chosen``: empty until the first is done.
+    """
+
+    method: str
+    choose_by: str
+    choose_on: tuple[int, ...]
+    repeat_on: tuple[int, ...]
+    repeats: int
+    chosen: tuple[ChosenValues, ...] = ()
+
+    def is_chosen(self, job: Job) -> bool:
+        """Whether a job of the second stage trains the values that the first one chose."""
+        key = job.key
+        row = (job.role.cell, key.dataset, key.algorithm)
+        chosen_values = [
+            chosen.values
+            for chosen in self.chosen
+            if (chosen.cell, chosen.dataset, chosen.algorithm) == row
+            and (chosen.test_envs is None or {*chosen.test_envs} <= key.test_envs)
+        ]
+        return not chosen_values or job.role.values in chosen_values
+
+
+def trials_phrase(seeds: Sequence[int]) -> str:
+    """``trial 5`` or ``trials 0, 1, 2``."""
+    return f"{'trial' if len(seeds) == 1 else 'trials'} {', '.join(map(str, seeds))}"
+
+
+def parse_search(content: Any) -> Search:
+    """The search that a manifest describes; KeyError, TypeError or ValueError if it is none."""
+    return Search(
+        method=str(content["method"]),
+        choose_by=str(content["choose_by"]),
+        choose_on=tuple(map(int, content["choose_on"])),
+        repeat_on=tuple(map(int, content["repeat_on"])),
+        repeats=int(content["repeats"]),
+        chosen=tuple(map(_parse_chosen, content["chosen"])),
+    )
+
+
+def _parse_chosen(content: Any) -> ChosenValues:
+    test_envs = content["test_envs"]
+    return ChosenValues(
+        cell=str(content["cell"]),
+        dataset=str(content["dataset"]),
+        algorithm=str(content["algorithm"]),
+        test_envs=None if test_envs is None else tuple(map(int, test_envs)),
+        values=dict(content["values"]),
+        members=int(content["members"]),
+        validation=float(content["validation"]),
+    )
+
+
+def parse_role(content: Any) -> Role:
+    """A job's role in a manifest; KeyError, TypeError or ValueError if it is none."""
+    return Role(
+        cell=str(content["cell"]),
+        values=dict(content["values"]),
+        member=int(content["member"]),
+        stage=str(content["stage"]),
+        members=int(content["members"]),
+        leaves_out_together=bool(content["leaves_out_together"]),
+    )
+
 
 NAME = "sweep.json"
 VERSION = 1
 
-# Its neighbours in the output folder: the declaration that was launched, and a rehearsal of it.
+# Its neighbours in the output folder: its lock, since the manifest itself is replaced; the
+# declaration that was launched; and a rehearsal of it.
+LOCK_FILE = ".sweep.lock"
 DECLARATION_FILE = "sweep.yaml"
 REHEARSAL_FILE = "preflight.json"
 
@@ -149,18 +239,19 @@ def read_jobs(output: Path) -> tuple[Sweep | None, list[Job]]:
 @contextlib.contextmanager
 def _locked(output: Path) -> Iterator[Sweep | None]:
     """The manifest, while no other process changes it."""
+    from filelock import FileLock
+
+    lock = FileLock(output / LOCK_FILE)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(output, os.O_RDONLY)
+        lock.acquire()
     except OSError as error:
         raise CarftError(f"{output} cannot be used as --output_dir: {error.strerror}") from error
 
     try:
-        # The folder itself is locked: the file is replaced, and a lock would go with the old one.
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield read(output)
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def _write(output: Path, sweep: Sweep) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 from domainbed_carft.errors import Problem, problems_of
 from domainbed_carft.launchers import options, pool, slurm
-from domainbed_carft.launchers.attempt import Launcher, Outcome, run_commands
+from domainbed_carft.launchers.attempt import JobOutcome, Launcher, run_commands
 from domainbed_carft.launchers.options import OPTIONS, PoolOptions
 
-__all__ = ["LAUNCHERS", "OPTIONS", "Launcher", "Outcome", "make", "problems"]
+__all__ = ["LAUNCHERS", "OPTIONS", "JobOutcome", "Launcher", "make", "problems"]
 
 _KINDS: dict[str, Callable[[Any], Launcher]] = {
     "dummy": lambda options: pool.dummy,
@@ -48,7 +48,7 @@ class Registered:
         self._name = name
         self.runs_here = runs_here
 
-    def __call__(self, commands: Sequence[str]) -> list[Outcome]:
+    def __call__(self, commands: Sequence[str]) -> list[JobOutcome]:
         """Run the commands; returns the jobs that failed, none if SLURM runs them."""
         not_done = run_commands(make(self._name), commands) or []
         return [outcome for outcome in not_done if outcome.result != "held"]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import errno
 import os
 import re
 import shlex
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from types import FrameType
+from typing import IO, Literal
 
 from domainbed_carft.errors import CarftError, is_no_space
 from domainbed_carft.jobs import folder as job_folder
@@ -29,8 +31,8 @@ from domainbed_carft.jobs.folder import (
     last_line,
     slurm_id,
 )
+from domainbed_carft.jobs.fork_server import ForkServer, Process
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.launchers.children import Children
 from domainbed_carft.text import quantity
 
 CANNOT_START = 127  # as a shell says it
@@ -45,7 +47,7 @@ VariablesOf = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """The outcome of a job in one call of a launcher, and of the last attempt at it.
 
     "failed" jobs are not to be retried, "again" are those that may be, "held" ones are run by
@@ -70,7 +72,7 @@ class Outcome:
 
 
 # Of jobs and maybe VariablesOf: the outcomes of those not done, None if it does not wait.
-Launcher = Callable[..., list[Outcome] | None]
+Launcher = Callable[..., list[JobOutcome] | None]
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Command(Job):
         return list(self.words)
 
 
-def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[Outcome] | None:
+def run_commands(launcher: Launcher, commands: Sequence[str]) -> list[JobOutcome] | None:
     """Have a launcher run jobs given as command lines, as DomainBed's and its forks' sweeps do.
 
     T3A and DPLCLIP write ``NAME=value python -m ...`` for a shell; no shell is involved here.
@@ -120,12 +122,10 @@ def run(
     variables: Mapping[str, str],
     children: Children,
     patience: float = 0.25,
-    log: Callable[[str], None] | None = None,
-) -> Outcome:
+) -> JobOutcome:
     """Make one attempt at a job, unless it is done, held by another process, or failed for good.
 
-    ``patience``: seconds to wait for another process's lock. ``log`` gets a line when the attempt
-    starts and one when it ends.
+    ``patience``: seconds to wait for another process's lock.
     """
     folder = JobFolder(job.folder)
     try:
@@ -133,55 +133,22 @@ def run(
             folder.path.mkdir(parents=True, exist_ok=True)
             with folder.claim(patience) as lock:
                 if not folder.done and folder.failed() is None:
-                    with _log_attempt(job, log):
-                        _attempt(folder, job.command, variables, lock.descriptor, children)
+                    _attempt(folder, job.command, variables, lock.descriptor, children)
         return _outcome(folder)
     except Held as held:
-        return Outcome(job.folder, "held", last_words=str(held))
+        return JobOutcome(job.folder, "held", last_words=str(held))
     except (OSError, CarftError) as error:  # of the folder: no attempt can be made, or noted
         if is_no_space(error):
-            return Outcome(job.folder, "no space", job_folder.NO_SPACE, last_words=str(error))
-        return Outcome(job.folder, "failed", status=CANNOT_START, attempts=1, last_words=str(error))
+            return JobOutcome(job.folder, "no space", job_folder.NO_SPACE, last_words=str(error))
+        return JobOutcome(
+            job.folder, "failed", status=CANNOT_START, attempts=1, last_words=str(error)
+        )
 
 
-@contextlib.contextmanager
-def _log_attempt(job: Job, log: Callable[[str], None] | None) -> Iterator[None]:
-    """Log that the attempt in the block starts, and how it ended."""
-    if log is None:
-        yield
-        return
-
-    label = f"{job}; {job.folder}" if job.args else str(job.folder)  # a Command has no arguments
-    log(f"started: {label}")
-    started = time.monotonic()
-    try:
-        yield
-    except (OSError, CarftError) as error:  # such as a full disk, where it cannot be noted
-        log(f"failed, {error}: {label}")
-        raise
-
-    outcome = _outcome(JobFolder(job.folder))
-    duration = datetime.timedelta(seconds=int(time.monotonic() - started))
-    log(f"{_describe_attempt(outcome)}: {label}; after {duration}")
-
-
-def _describe_attempt(outcome: Outcome) -> str:
-    """How the last attempt at a job ended, for the log."""
-    if outcome.result == "done":
-        return "done"
-
-    reason = describe_end(outcome.status, outcome.last_words)
-    if outcome.result == "held":
-        return f"left to another process, {reason}"
-    if outcome.result in ("interrupted", "no space"):
-        return f"stopped, {reason}"
-    return f"failed {quantity(outcome.attempts, 'time')}, {reason}"
-
-
-def _outcome(folder: JobFolder) -> Outcome:
+def _outcome(folder: JobFolder) -> JobOutcome:
     """The outcome of a job whose last attempt has ended."""
     if folder.done:
-        return Outcome(folder.path, "done")
+        return JobOutcome(folder.path, "done")
 
     attempts = folder.attempts()
     last_attempt = attempts[-1]
@@ -195,7 +162,7 @@ def _outcome(folder: JobFolder) -> Outcome:
     elif last_attempt.status in UNCOUNTED_STATUSES:
         result = "interrupted"
 
-    return Outcome(
+    return JobOutcome(
         folder=folder.path,
         result=result,
         status=last_attempt.status,
@@ -276,3 +243,101 @@ def describe_end(status: int, words: str) -> str:
     names: dict[int, str] = {-number: f"killed by {number.name}" for number in signal.Signals}
     names[-signal.SIGKILL] += " (often: out of memory)"
     return f"{names.get(status, f'exit status {status}')}: {words or 'no error message'}"
+
+
+class Children:
+    """The jobs that this process runs now.
+
+    ``stopped_by``: the number of the signal that told this process to stop, if one did.
+    """
+
+    def __init__(self, fork_server: ForkServer | None = None) -> None:
+        self.stopped_by: int | None = None
+        self._fork_server = fork_server
+        self._running: dict[int, Process | subprocess.Popen[bytes]] = {}
+
+    def run(
+        self, words: Sequence[str], variables: Mapping[str, str], lock: int, stderr: IO[bytes]
+    ) -> int:
+        """Run a child, which holds the lock too, in a session of its own; returns its status."""
+        process = self._start(words, variables, lock, stderr)
+        if self.stopped_by is not None:  # told while the child was being started
+            process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait()
+        finally:
+            self._running.pop(process.pid, None)
+
+    def _start(
+        self, words: Sequence[str], variables: Mapping[str, str], lock: int, stderr: IO[bytes]
+    ) -> Process | subprocess.Popen[bytes]:
+        """Start a child, while signals that are not meant for it are blocked."""
+        # SLURM sends submitit's signal to every process of a job. It is meant for submitit alone
+        # and would kill the others; what is blocked here stays blocked in a child.
+        signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        try:
+            process: Process | subprocess.Popen[bytes] | None = None
+            if self._fork_server:
+                process = self._fork_server.start(words, variables, lock, stderr.fileno())
+
+            if process is None:
+                process = subprocess.Popen(
+                    words,
+                    env=variables,
+                    pass_fds=(lock,),
+                    start_new_session=True,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=stderr,
+                )
+            self._running[process.pid] = process
+            return process
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
+
+    def stop(self, stopped_by: int | None, signal_number: int = signal.SIGTERM) -> None:
+        """Send all children a signal, and start no others.
+
+        ``stopped_by``: the signal, if any, that told this process to stop.
+        """
+        self.stopped_by = stopped_by or self.stopped_by
+        for process in list(self._running.values()):
+            process.send_signal(signal_number)
+
+
+@contextlib.contextmanager
+def stopping(children: Children, name: str) -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and a closed terminal end the children with SIGTERM, then this process.
+
+    A second Ctrl-C kills those still running. At the end raises KeyboardInterrupt after Ctrl-C,
+    SystemExit with 128 + the signal's number after other signals, as shells do.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        is_repeated = children.stopped_by is not None
+        if not is_repeated:
+            print(f"{name}: stopping; waiting for the running jobs to save", file=sys.stderr)
+            children.stop(number)
+        else:
+            kills = number == signal.SIGINT
+            children.stop(None, signal.SIGKILL if kills else signal.SIGTERM)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # Ignored signals stay ignored, for nohup.
+    is_main = threading.current_thread() is threading.main_thread()  # others may handle none
+    handlers = {number: signal.getsignal(number) for number in numbers if is_main}
+    replaced = {
+        number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN
+    }
+    for number in replaced:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+
+    if children.stopped_by == signal.SIGINT:
+        raise KeyboardInterrupt
+    if children.stopped_by is not None:
+        raise SystemExit(128 + children.stopped_by)

@@ -6,7 +6,6 @@ It is locked and there while jobs are run by the launcher, and stays, with their
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -33,26 +32,27 @@ class Launch:
     pid: int = field(default_factory=os.getpid)
     jobs: dict[str, str | None] = field(default_factory=dict)
 
-    def write(self) -> int:
+    def write(self) -> None:
+        """Rewrite the file, whole or not at all. Raises CarftError where that fails."""
+        os.close(self.write_locked())
+
+    def write_locked(self) -> int:
         """Rewrite the file; return a descriptor that holds its lock, for the caller to close."""
         content = {name: value for name, value in vars(self).items() if name != "path"}
         try:
             with files.replacing(self.path) as temporary:
                 temporary.write_bytes(json.dumps(content).encode() + b"\n")
                 descriptor = os.open(temporary, os.O_RDWR)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)  # before the file has its name
+                files.try_lock(descriptor)  # before the file has its name
         except OSError as error:
             raise files.not_written(self.path, error) from error
         return descriptor
 
     def is_alive(self) -> bool:
         """Whether the process that wrote the file lives."""
-        try:
-            with files.open_regular(self.path) as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            return isinstance(error, BlockingIOError)  # else the file is gone, or not a launch's
-        return False
+        with contextlib.suppress(OSError), files.open_regular(self.path) as file:
+            return not files.try_lock(file.fileno(), shared=True)
+        return False  # the file is gone
 
 
 def begin(launcher: str, sweep: Path, purpose: str = "") -> Launch:
@@ -98,6 +98,6 @@ def announce(launcher: str, jobs: Sequence[Job]) -> Iterator[None]:
             for job in jobs:
                 if job.folder.parent == sweep:
                     launch.jobs[job.folder.name] = None
-            stack.callback(os.close, launch.write())
+            stack.callback(os.close, launch.write_locked())
             stack.callback(launch.path.unlink, missing_ok=True)
         yield

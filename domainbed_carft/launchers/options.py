@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from domainbed_carft import process_variables, text
-from domainbed_carft.errors import CarftError, Place, Problem, raise_for
+from domainbed_carft.errors import CarftError, Problem, raise_for
 from domainbed_carft.files import parsing, validation
 
 with contextlib.suppress(ModuleNotFoundError):  # `carft doctor` starts without, and says so
@@ -63,15 +63,17 @@ class SlurmOptions:
     cpus: Annotated[int, Ge(1)] = _option(1, "cores per job, for its threads and loaders")
     memory_gb: Annotated[float, Gt(0)] | None = _option(None, "main memory per job, in GB")
     array_cap: Annotated[int, Ge(1)] = _option(100, "jobs at a time")
-    array_size: Annotated[int, Ge(1)] = _option(1000, "jobs per submission; others wait for it")
-    signal_seconds: Annotated[int, Ge(10)] = _option(
-        120, "seconds before the time limit at which a job saves its state and stops"
-    )
     setup: tuple[str, ...] = _option((), "shell line first, as 'module load cuda'", repeated=True)
     extra: Mapping[str, str | bool] | None = _option(
         None, "KEY=VALUE for sbatch, such as constraint=a100", repeated=True
     )
 
+
+# Options of 0.2.0 that went -> what takes their place.
+REMOVED = {
+    "array_size": "an array has as many jobs as the cluster allows (MaxArraySize)",
+    "signal_seconds": "a job is told to save two minutes before its time limit",
+}
 
 OPTIONS: dict[str, type] = {
     "dummy": dataclasses.make_dataclass("NoOptions", ()),
@@ -95,7 +97,7 @@ def resolve(launcher: str, caller_options: Mapping[str, Any]) -> Any:
     merged |= {name: value for name, value in caller_options.items() if value is not None}
     valid_names = [field.name for field in dataclasses.fields(OPTIONS[launcher])]
     problems = [
-        Problem(message=text.unknown(f"option of {launcher}", name, valid_names))
+        _unknown_option(launcher, name, valid_names)
         for name in sorted(merged.keys() - set(valid_names))
     ]
 
@@ -106,6 +108,12 @@ def resolve(launcher: str, caller_options: Mapping[str, Any]) -> Any:
         problems += [_as_problem(launcher, details) for details in error.errors()]
     raise_for(problems)
     return resolved
+
+
+def _unknown_option(launcher: str, name: str, valid_names: Sequence[str]) -> Problem:
+    if name in REMOVED:
+        return Problem(message=f"the option {name} is no more", remedy=REMOVED[name])
+    return Problem(message=text.unknown(f"option of {launcher}", name, valid_names))
 
 
 def _as_problem(launcher: str, error: Mapping[str, Any]) -> Problem:
@@ -123,13 +131,11 @@ def _read_file(launcher: str) -> dict[str, Any]:
         return {}
 
     try:
-        content = parsing.parse_yaml(path.read_text(encoding="utf-8"))[0] or {}
-    except parsing.YamlError as error:
-        place = Place(str(path), error.line)
-        raise CarftError(Problem(message=error.message, place=place)) from error
-    except (OSError, ValueError) as error:
+        text_of_file = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise CarftError(f"{path} cannot be read: {error}") from error
 
+    content = parsing.parse_yaml(text_of_file, str(path))[0] or {}
     section = content.get(launcher) or {} if isinstance(content, dict) else None
     if not isinstance(section, dict) or not content.keys() <= OPTIONS.keys():
         names = ", ".join(OPTIONS)

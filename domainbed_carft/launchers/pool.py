@@ -18,8 +18,7 @@ from domainbed_carft.jobs.folder import MAX_ATTEMPTS
 from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt
-from domainbed_carft.launchers.attempt import Outcome, VariablesOf
-from domainbed_carft.launchers.children import Children, stopping
+from domainbed_carft.launchers.attempt import Children, JobOutcome, VariablesOf, stopping
 from domainbed_carft.launchers.launch_file import announce
 from domainbed_carft.launchers.options import PoolOptions
 
@@ -42,25 +41,21 @@ class Pool:
     options: PoolOptions
     name: str = "pool"
 
-    def __call__(self, jobs: Sequence[Job], variables_of: VariablesOf = None) -> list[Outcome]:
+    def __call__(self, jobs: Sequence[Job], variables_of: VariablesOf = None) -> list[JobOutcome]:
         """Run all jobs, one at a time in each slot, with the slot's variables below their own.
 
-        A job that failed is retried after all others. Where standard error is no terminal, it says
-        which jobs start and end. Returns the outcomes of those that are not done. Raises CarftError
-        if a job is to have more GPUs than there are, and if the disk is full: then no other job
-        starts.
+        A job that failed is retried after all others. Returns the outcomes of those that are not
+        done, and prints them. Raises CarftError if a job is to have more GPUs than there are, and
+        if the disk is full: then no other job starts.
         """
         raise_for(self.problems())
         waiting = deque(jobs)
-        not_done: list[Outcome] = []
-        without_space: list[Outcome] = []
+        not_done: list[JobOutcome] = []
+        without_space: list[JobOutcome] = []
         interruptions: Counter[Path] = Counter()
         fork_server = ForkServer(detached=True)
         children = Children(fork_server)
         slots = self.slots(len(jobs))
-
-        def log(line: str) -> None:
-            text.log(f"{self.name}: {line}")
 
         def work(slot: Mapping[str, str]) -> None:
             while children.stopped_by is None and not without_space:
@@ -70,7 +65,7 @@ class Pool:
                     return
 
                 variables = variables_of(job) if variables_of else {}
-                outcome = attempt.run(job, {**slot, **variables}, children, log=log)
+                outcome = attempt.run(job, {**slot, **variables}, children)
                 # Someone may want it to restart, but a job could also do this forever.
                 interruptions[job.folder] += outcome.result == "interrupted"
                 may_retry = outcome.result in ("again", "interrupted")
@@ -122,6 +117,8 @@ class Pool:
 
         cores = max(1, machine.cores() // n_slots)
         variables = machine.variables(cores, bool(gpus), os.environ, per_job)
+        if n_slots > 1 and machine.PICTURE_MEMORY not in os.environ:
+            variables[machine.PICTURE_MEMORY] = str(machine.picture_memory(n_slots))
         variables |= own_methods.variables()
         sees_all_gpus = self.name == "local" and not options.gpus
         if not gpu_groups or sees_all_gpus:

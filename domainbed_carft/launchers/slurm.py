@@ -1,9 +1,10 @@
-"""Jobs as elements of SLURM job arrays, and small jobs that run a command, through submitit."""
+"""What SLURM says of its jobs, and jobs as elements of its arrays, through submitit."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 import re
 import signal
@@ -23,10 +24,30 @@ from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS, STOPPED, JobFolder, slurm_id
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt, launch_file
-from domainbed_carft.launchers.attempt import VariablesOf
-from domainbed_carft.launchers.children import Children
+from domainbed_carft.launchers.attempt import Children, VariablesOf
 from domainbed_carft.launchers.options import SlurmOptions
-from domainbed_carft.launchers.slurm_cluster import call, largest_array, seconds, time_limit
+
+PENDING = "PENDING"
+NO_REASON = "None"  # of a job that SLURM has not looked at yet
+
+# Reasons of SLURM for which a job waits until somebody changes the request or the cluster.
+_LASTING_REASONS = (
+    "AccountNotAllowed",
+    "BadConstraints",
+    "DependencyNeverSatisfied",
+    "InvalidAccount",
+    "InvalidQOS",
+    "JobHeldAdmin",
+    "JobHeldUser",
+    "PartitionNodeLimit",
+    "PartitionTimeLimit",
+    "QOSNotAllowed",
+    "QOSTimeLimit",
+)
+_LASTING_LIMITS = "PerJobLimit"  # the end of the names of many others
+
+# What SLURM and sbatch write for no limit of time.
+_UNLIMITED = ("UNLIMITED", "INFINITE", "0")
 
 # SLURM starts a job again while a process of its last run may still hold the lock.
 _LOCK_PATIENCE = 30.0  # seconds
@@ -34,11 +55,123 @@ _LOCK_PATIENCE = 30.0  # seconds
 # How often a job that another process holds is restarted: SLURM waits two minutes in between.
 _MAX_RESTARTS = 5
 
-# Of a job's time between the signal and the end, the share in which it may save its state.
+# How long before its time limit a job is told to save its state and stop, and for how much of that
+# time it may save.
+SIGNAL_SECONDS = 120
 _SHARE_FOR_SAVING = 0.7
+
+# Jobs of an array where the cluster does not say how many it allows.
+_USUAL_ARRAY = 1000
 
 # After so many submitit gives a job up; for us time-outs are no failures.
 _MAX_TIMEOUTS = 10**9
+
+
+@dataclass(frozen=True)
+class JobState:
+    """SLURM's state of a job (PENDING, RUNNING, COMPLETING, ...), and why it waits, else ""."""
+
+    name: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})" if self.reason else self.name
+
+
+def is_lasting(reason: str) -> bool:
+    """Whether a job that waits for this reason of SLURM does not start by itself."""
+    return reason in _LASTING_REASONS or reason.endswith(_LASTING_LIMITS)
+
+
+def states(ids: Iterable[str]) -> dict[str, JobState]:
+    """SLURM's state of each of these jobs that has not ended.
+
+    The ids are those of jobs, or of elements of arrays, as "123_4". Raises CarftError if SLURM does
+    not answer.
+    """
+    distinct_ids = set(ids)
+    if not distinct_ids:
+        return {}
+
+    jobs = ",".join(sorted({job_id.partition("_")[0] for job_id in distinct_ids}))
+    output = call("squeue", "--noheader", "--array", "--format=%i|%T|%r", f"--jobs={jobs}")
+    lines = [line.strip().split("|") for line in output.splitlines() if line.count("|") == 2]
+    return {
+        job_id: JobState(state, reason if state == PENDING else "")
+        for job_id, state, reason in lines
+        if job_id in distinct_ids
+    }
+
+
+def cancel(ids: Iterable[str]) -> None:
+    """Cancel these jobs, or elements of arrays; a running one gets a signal first, and saves."""
+    call("scancel", *sorted(set(ids)))
+
+
+def largest_array() -> int | None:
+    """How many elements the cluster allows an array; None if it does not say."""
+    with contextlib.suppress(CarftError):
+        config = call("scontrol", "show", "config")
+        size = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.M)
+        if size:
+            return max(1, int(size[1]))
+    return None
+
+
+def time_limit(partition: str | None) -> tuple[float, str, str]:
+    """The longest time in seconds of a partition, as SLURM writes it, and the partition's name.
+
+    Of several partitions, separated by commas, the one with the longest time counts; None is the
+    cluster's default. Infinite where SLURM does not say.
+    """
+    limits = [(math.inf, "", "")]
+    with contextlib.suppress(CarftError):
+        lines = call("scontrol", "show", "partition", "--oneliner").splitlines()
+        partitions = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
+        names = partition.split(",") if partition else []
+        limits = [
+            (seconds(fields["MaxTime"]), fields["MaxTime"], fields["PartitionName"])
+            for fields in partitions
+            if fields.get("PartitionName") in names
+            or (not names and fields.get("Default") == "YES")
+        ] or limits
+    return max(limits)
+
+
+def seconds(time: str) -> float:
+    """A limit of time as SLURM and sbatch write it, such as 90, 1:30:00 or 1-12, in seconds.
+
+    Infinite for no limit, and for what is no time: sbatch refuses that.
+    """
+    if time.upper() in _UNLIMITED:
+        return math.inf
+
+    days, dash, clock = time.rpartition("-")
+    try:
+        numbers = [int(part) for part in clock.split(":")]
+        if dash:
+            numbers = [*numbers, 0, 0][:3]
+        elif len(numbers) == 1:
+            numbers = [0, *numbers, 0]
+        elif len(numbers) == 2:
+            numbers = [0, *numbers]
+        hours, minutes, rest = numbers
+        return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest)
+    except ValueError:
+        return math.inf
+
+
+def call(*command: str) -> str:
+    """What a command of SLURM prints; raises CarftError if it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a null byte
+        raise CarftError(f"SLURM does not answer: {error}") from error
+
+    # Jobs that have ended are forgotten after a while.
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise CarftError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
+    return done.stdout
 
 
 @dataclass(frozen=True)
@@ -55,7 +188,7 @@ class Slurm:
             self.options.cpus, n_gpus > 0, user_variables={}, processes=max(1, n_gpus)
         )
         common_variables |= own_methods.variables()
-        patience = _SHARE_FOR_SAVING * self.options.signal_seconds
+        patience = _SHARE_FOR_SAVING * SIGNAL_SECONDS
 
         sweeps: dict[Path, list[_Element]] = {}
         for job in jobs:
@@ -115,8 +248,8 @@ class Slurm:
         Returns the SLURM id of the last.
         """
         launch = launch_file.begin("slurm", sweep)
-        os.close(launch.write())  # where nothing can be noted, nothing is submitted
-        size = min(self.options.array_size, largest_array() or sys.maxsize)
+        launch.write()  # where nothing can be noted, nothing is submitted
+        size = largest_array() or _USUAL_ARRAY
 
         for begin in range(0, len(elements), size):
             chunk = elements[begin : begin + size]
@@ -134,41 +267,36 @@ class Slurm:
 
             for element, job_id in zip(chunk, ids):
                 launch.jobs[element.job.folder.name] = job_id
-            os.close(launch.write())
+            launch.write()
             previous_array, _, _ = ids[0].partition("_")
             print(
                 f"slurm: job {previous_array} runs {len(chunk)} of the sweep's {len(elements)} jobs"
             )
         return previous_array
 
-    def submit_command(
+    def submit_job(
         self,
-        words: Sequence[str],
+        function: Callable[[], None],
         sweep: Path,
         name: str,
-        after: Iterable[str] = (),
-        is_small: bool = True,
+        after: Iterable[str],
     ) -> str:
-        """Submit one job that runs a command line when the jobs ``after`` have ended.
+        """Submit one job that calls a function when the jobs ``after`` have ended.
 
-        It has one core and no GPU if it ``is_small``, else what a job of the sweep has. It is
-        listed among the launches of the folder ``sweep`` as ``name``. Returns its SLURM id. Raises
-        CarftError if SLURM does not take it.
+        It has one core and no GPU, and is listed among the launches of the folder ``sweep`` as
+        ``name``. Returns its SLURM id. Raises CarftError if SLURM does not take it.
         """
         launch = launch_file.begin("slurm", sweep, name)
         parameters = self.parameters(":".join(after))
         parameters.pop("array_parallelism")
         parameters["job_name"] = f"carft-{name}"
-        if is_small:
-            for parameter in ("gpus_per_node", "mem"):
-                parameters.pop(parameter, None)
-            parameters |= {"cpus_per_task": 1, "srun_args": []}
+        for parameter in ("gpus_per_node", "mem"):
+            parameters.pop(parameter, None)
+        parameters |= {"cpus_per_task": 1, "srun_args": []}
 
         try:
-            os.close(launch.write())
-            (job_id,) = self._submit_all(
-                sweep, [_CommandLine(tuple(words), own_methods.variables())], parameters
-            )
+            launch.write()
+            (job_id,) = self._submit_all(sweep, [function], parameters)
         except CarftError:
             raise
         except Exception as error:  # submitit has its own, for what sbatch answers
@@ -176,7 +304,7 @@ class Slurm:
             raise CarftError(f"slurm: the submission of {name} was refused: {reason}") from error
 
         launch.jobs[name] = job_id
-        os.close(launch.write())
+        launch.write()
         return job_id
 
     def _submit_array(
@@ -223,7 +351,7 @@ class Slurm:
             "cpus_per_task": options.cpus,
             "gpus_per_node": options.gpus or None,
             "array_parallelism": options.array_cap,
-            "signal_delay_s": options.signal_seconds,
+            "signal_delay_s": SIGNAL_SECONDS,
             "setup": list(options.setup) or None,
             "mem": f"{int(1024 * options.memory_gb)}MB" if options.memory_gb else None,
             # Since SLURM 22.05 a step does not know how many cores its job was given.
@@ -282,25 +410,12 @@ class _Element:
         raise CarftError(str(outcome))
 
 
-@dataclass(frozen=True)
-class _CommandLine:
-    """What a small SLURM job runs: a command line, in the folder where it was submitted.
-
-    ``variables``: those of its process that are not SLURM's to give.
-    """
-
-    words: tuple[str, ...]
-    variables: Mapping[str, str]
-
-    def __call__(self) -> None:
-        """Run the command; raises CalledProcessError if it fails, so that SLURM shows it."""
-        variables = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_"))
-            or name.startswith(("SLURM_CONF", "SLURM_CLUSTERS"))
-        }
-        subprocess.run(self.words, env={**variables, **self.variables}, check=True)
+def forget_own_job() -> None:
+    """Drop the variables of the SLURM job that this process runs in, before it submits others."""
+    for name in list(os.environ):
+        is_of_cluster = name.startswith(("SLURM_CONF", "SLURM_CLUSTERS"))
+        if name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_")) and not is_of_cluster:
+            del os.environ[name]
 
 
 def _requeue() -> None:

@@ -20,6 +20,12 @@ CORES = process_variables.CORES.name
 # The variable for the number of its processes, each with a GPU of its own.
 PROCESSES = process_variables.PROCESSES.name
 
+# The variable for the memory that its evaluation pictures may stay in.
+PICTURE_MEMORY = process_variables.PICTURE_MEMORY.name
+
+# The share of a job's memory that this is by default.
+_PICTURE_SHARE = 4
+
 # How a line of /proc/self/cgroup begins that names a group of version 2, below the root.
 _CGROUP_V2 = "0::/"
 # Options of glibc's mallopt, from malloc.h.
@@ -71,10 +77,23 @@ def gpu_driver(root: Path = Path("/")) -> str:
 
 
 def memory(root: Path = Path("/")) -> int:
-    """The bytes of memory this process may use: the machine's, or fewer if a cgroup has a limit."""
+    """The bytes of memory this process may use.
+
+    The machine's, or fewer if a cgroup has a limit, or a job of SLURM, which not every cluster
+    enforces by cgroups.
+    """
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     sizes += [int(limit) for limit in _cgroup_limits("memory.max", root) if limit != "max"]
+
+    megabytes = os.environ.get("SLURM_MEM_PER_NODE", "")
+    if megabytes.isdecimal() and int(megabytes):  # 0 stands for all
+        sizes.append(int(megabytes) << 20)
     return min(sizes)
+
+
+def picture_memory(jobs: int = 1) -> int:
+    """The bytes that evaluation pictures of each of so many jobs on this machine may stay in."""
+    return memory() // _PICTURE_SHARE // jobs
 
 
 def _cgroup_limits(name: str, root: Path) -> list[str]:

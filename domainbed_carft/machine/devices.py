@@ -1,7 +1,7 @@
 """The device that computes, a GPU or the processor: the only module that calls ``torch.cuda``.
 
 A GPU is what ``torch.cuda`` drives: NVIDIA's by CUDA, and AMD's by ROCm, which answer by the same
-name. `torch.accelerator` is asked which accelerator there is, from torch 2.6 on.
+name. `torch.accelerator` is asked which accelerator there is.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ def default_device() -> torch.device:
 
 
 def _find_accelerator() -> torch.device | None:
-    """The accelerator of this machine; before torch 2.6 only a GPU is found."""
-    if not hasattr(torch, "accelerator"):
-        return GPU if torch.cuda.is_available() else None
+    """The accelerator of this machine; None without one."""
     if not torch.accelerator.is_available():
         return None
     return torch.accelerator.current_accelerator()
@@ -138,13 +136,10 @@ def set_generator_states(states: Sequence[Tensor], device: torch.device) -> None
 
 
 @contextlib.contextmanager
-def refused_waits(mode: str = "error") -> Iterator[None]:
-    """Inside, torch raises RuntimeError where the processor would wait for the GPU.
-
-    With the ``mode`` "warn" it warns instead, and goes on.
-    """
+def refused_waits() -> Iterator[None]:
+    """Inside, torch raises RuntimeError where the processor would wait for the GPU."""
     mode_before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode(mode)
+    torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

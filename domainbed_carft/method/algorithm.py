@@ -123,8 +123,9 @@ class CLIPAlgorithm(Algorithm):
     FURTHER_HPARAMS = (*hparam_module.DEMANDABLE, *hparam_module.RETIRED)
     # The hparams for which records have what they are on the job's machine.
     RESOLVED_HPARAMS = ("amp",)
-    # The SHA-256 of the user's file that declares it; "" for this package's methods.
+    # The SHA-256 and the name of the user's file that declares it; "" for this package's methods.
     method_digest = ""
+    method_file = ""
     # What was in effect before there was a hyperparameter, such as the scale of LoRA.
     EARLIER_HPARAMS = {
         hparam.name: hparam.absent
@@ -174,6 +175,7 @@ class CLIPAlgorithm(Algorithm):
         self.facts = facts.as_record()
         if self.method_digest:
             self.facts["method_digest"] = self.method_digest
+            self.facts["method_file"] = self.method_file
         self.bf16 = facts.amp == "bf16"
         environments = facts.data.environments
         normalisation = dataset_facts.agreed_normalisation(environments) or IMAGENET

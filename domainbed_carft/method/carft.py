@@ -31,7 +31,7 @@ class CARFT(CLIPAlgorithm):
             "kl_weight",
             1.0,
             draw=power_of_ten(-1, 1),
-            meaning="the weight of the KL term; 0 is plain fine-tuning",
+            meaning="lambda, the weight of the KL term; 0 is ERM (plain fine-tuning)",
             source="ours, the paper's is unknown",
         ),
         choice(

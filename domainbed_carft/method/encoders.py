@@ -19,8 +19,6 @@ from torch.utils.checkpoint import checkpoint
 
 from domainbed_carft.errors import CarftError
 
-# An older torch goes on with the weights of the first call, where averages take their place.
-COMPILING_TORCH = "2.5"
 # The modules of an encoder whose outputs something compares, in the order in which they run.
 Places = Callable[[Any], Sequence[nn.Module]]
 
@@ -145,12 +143,6 @@ def configure_blocks(
 
 
 def _compile(blocks: list[nn.Module]) -> None:
-    if torch.__version__ < COMPILING_TORCH:
-        raise CarftError(
-            f"compile_blocks is True, which needs torch {COMPILING_TORCH} or newer, and this is "
-            f"{torch.__version__}; set it to False"
-        )
-
     compiled = {type(block): torch.compile(type(block).forward) for block in blocks}
     for block in blocks:
         # A method, so that a copy of the module computes with its own weights.

@@ -72,7 +72,7 @@ class FLYP(CLIPAlgorithm):
         choice(
             "flyp_targets",
             *("same-class", "diagonal"),
-            meaning="the partners of a picture: all captions of its class, or its own alone",
+            meaning="the partners of an image: all captions of its class, or its own alone",
             source="ours; the official code's is diagonal",
             changes_cost=False,
         ),

@@ -209,9 +209,9 @@ def _conflicts_of_other_methods(algorithm: Any, hparams: Mapping[str, Any]) -> d
 def _require_backbone(name: str) -> None:
     """Raise CarftError for a CLIP that cannot be found without downloading anything."""
     # Takes the seconds of importing torch.
-    from domainbed_carft.clips import backbone, open_clip_models, openai_models
+    from domainbed_carft.clips import open_clip, openai
 
-    if name.startswith(open_clip_models.PREFIX):
-        open_clip_models.check(name)
-    elif name not in openai_models.OPENAI_WEIGHTS:  # may have to be downloaded, in their turn
-        backbone.locate(name)
+    if name.startswith(open_clip.PREFIX):
+        open_clip.check(name)
+    elif name not in openai.OPENAI_WEIGHTS:  # may have to be downloaded, in their turn
+        openai.locate(name)

@@ -215,7 +215,7 @@ def weight_decay(default: float = 0.1, is_drawn: bool = True) -> Hparam:
         "weight_decay",
         default,
         draw=power_of_ten(-3, 0) if is_drawn else None,
-        meaning="AdamW's decay of matrices and convolutions",
+        meaning="AdamW's weight decay of matrices and convolutions",
         source="WiSE-FT's and CLIPood's",
         changes_cost=False,
     )
@@ -267,7 +267,7 @@ COMMON: tuple[Hparam, ...] = (
         "logit_scale",
         lambda v: v == "logit_scale" or is_positive(v),
         "'logit_scale' or a number > 0",
-        meaning="t, which multiplies the cosines to the contexts: what zero-shot CLIP uses, or a "
+        meaning="what multiplies the cosines to the contexts: the scale of zero-shot CLIP, or a "
         "number",
         changes_cost=False,
     ),
@@ -276,7 +276,7 @@ COMMON: tuple[Hparam, ...] = (
         _contexts,
         _is_text_or_texts,
         "a shipped list ('imagenet7', ...), 'domains', a text file, or a list of templates",
-        meaning="the templates that class names are put into",
+        meaning="the contexts, templates into which class names are put",
         source="OpenAI's 80 ImageNet templates",
     ),
     Hparam(
@@ -291,7 +291,7 @@ COMMON: tuple[Hparam, ...] = (
         "protocol",
         *("domainbed", "clip", "wise-ft", "lipsum-ft", "host"),
         default=_protocol,
-        meaning="the transforms of the pictures",
+        meaning="how images are transformed in training and testing",
         source="DomainBed's; CLIP's for the tasks",
     ),
     choice(
@@ -311,13 +311,13 @@ COMMON: tuple[Hparam, ...] = (
     choice(
         "weight_decay_all",
         *(False, True),
-        meaning="whether biases, norms and embeddings decay, too",
+        meaning="whether the weight decay is also that of biases, norms and embeddings",
         changes_cost=False,
     ),
     choice(
         "sampling",
         *("with-replacement", "passes", "passes-by-shard"),
-        meaning="how batches are drawn; passes have each picture once before any comes again",
+        meaning="how batches are drawn; passes have each image once before any comes again",
         source="DomainBed's",
     ),
     count(
@@ -325,7 +325,7 @@ COMMON: tuple[Hparam, ...] = (
         lambda conditions: 16 if conditions.trains_tiny else 32,
         1,
         draw=_draw_batch_size,
-        meaning="pictures a step of each training environment",
+        meaning="images of each training environment in a step",
         source="DomainBed's; tiny's is ours",
         changes_cost=False,  # of a picture
     ),
@@ -355,7 +355,7 @@ COMMON: tuple[Hparam, ...] = (
         1.0,
         is_number,
         "a number >= 0 (0 is off)",
-        meaning="the norm that the gradients of a step are clipped to",
+        meaning="the norm to which the gradients of a step are clipped",
         source="mlfoundations/wise-ft",
         changes_cost=False,
     ),
@@ -367,12 +367,12 @@ COMMON: tuple[Hparam, ...] = (
     count(
         "micro_batch",
         0,
-        meaning="pictures of a batch that are computed at a time; 0 is all",
+        meaning="images that are computed at a time, with accumulated gradients; 0 is the batch",
     ),
     choice(
         "checkpoint_blocks",
         *(False, True),
-        meaning="whether the encoder's blocks are computed anew for the gradients, to save memory",
+        meaning="whether the encoder's blocks are computed again for the gradients, to save memory",
     ),
     choice(
         "compile_blocks",

@@ -52,7 +52,7 @@ HPARAMS = (
         "lora_alpha",
         1.0,
         absent=1.0,
-        meaning="what scales the factors, with the rank",
+        meaning="the numerator of the factors' scale",
         source="MaxZanella/CLIP-LoRA, run_utils.py",
         changes_cost=False,
     ),

@@ -96,6 +96,7 @@ def _classes_in(file: MethodFile) -> list[type[CLIPAlgorithm]]:
         )
     for algorithm in classes:
         algorithm.method_digest = hashlib.sha256(content).hexdigest()
+        algorithm.method_file = file.path.name
     return classes
 
 

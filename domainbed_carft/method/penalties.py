@@ -4,7 +4,7 @@ Every algorithm that trains the image encoder under a cross-entropy may add any 
 is active if its weight, a hyperparameter, is not 0. N pictures, D the dimension of CLIP's joint
 embedding; a 0 in a name stands for the frozen original. Each is a scalar that is 0 at the original
 weights, but MIRO's, which then is half the mean logarithm of its variances. Where we deviate from
-official code: docs/peers.md.
+official code: docs/methods.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The first stage from a file, or from the picture store.
+"""The first stage from a file.
 
 Torchvision decodes plain JPEGs to Pillow's pixels, without Pillow's copies; Pillow the rest.
 """
@@ -10,21 +10,14 @@ import struct
 import numpy as np
 import PIL.Image
 import torch
-import torchvision
 from torch import Tensor
 from torchvision import io
 
 from domainbed_carft.data import picture_files
 from domainbed_carft.data.picture_files import Member
-from domainbed_carft.pictures import augmentation, store
+from domainbed_carft.pictures import augmentation
 from domainbed_carft.pictures.plan import PicturePlan
 from domainbed_carft.pictures.stages import first_stage
-from domainbed_carft.pictures.store import Store
-
-# Part of the keys in the store, since other versions may round otherwise.
-DECODER_VERSIONS = (
-    f"torch {torch.__version__} torchvision {torchvision.__version__} PIL {PIL.__version__}"
-)
 
 JPEG_BEGINNING = b"\xff\xd8\xff"
 MARKER_PREFIX = 0xFF
@@ -40,29 +33,12 @@ NO_AUGMENTATION = torch.tensor(
 )
 
 
-def load(
-    plan: PicturePlan, path: str | Member, cache: Store | None = None
-) -> tuple[Tensor, Tensor]:
+def load(plan: PicturePlan, path: str | Member) -> tuple[Tensor, Tensor]:
     """A file's square (S, S, 3), uint8, and the random choices for it, (10,), as `first_stage`.
 
-    ``cache`` has whole pictures, or squares where the plan draws nothing; what it lacks is decoded
-    and added. Raises what Pillow raises for a file that it cannot read.
+    Raises what Pillow raises for a file that it cannot read.
     """
-    if cache is None:
-        return first_stage(plan, decode(path))
-
-    kind = "whole" if plan.draws else f"{plan.size} {plan.interpolation} {plan.resize}"
-    form = f"{kind} {DECODER_VERSIONS}"
-    if isinstance(path, Member):
-        key = store.picture_key(path.path, f"{path.offset} {form}")
-    else:
-        key = store.picture_key(path, form)
-
-    picture = cache.get(key)
-    if picture is None:
-        picture = decode(path) if plan.draws else first_stage(plan, decode(path))[0]
-        cache.put(key, picture)
-    return first_stage(plan, picture) if plan.draws else (picture, NO_AUGMENTATION)
+    return first_stage(plan, decode(path))
 
 
 def decode(path: str | Member) -> Tensor:

@@ -18,7 +18,8 @@ FAST = "fast"
 PILLOW = "pillow"
 MODES = (FAST, PILLOW)
 
-JITTERS = ("torch", "numba", "pillow")  # what applies the colour jitter
+# What applies the colour jitter; up to 0.2.0 also Pillow, whose rounding differs a little.
+JITTERS = ("torch", "numba", "pillow")
 RESIZES = ("squash", "shortest")  # both sides; the shorter side, then the central square
 INTERPOLATIONS = ("bilinear", "bicubic")
 N_CHANNELS = 3

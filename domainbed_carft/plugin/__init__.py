@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-__all__ = ["SWITCH", "install", "register", "unregister"]
+__all__ = ["SWITCH", "install", "register"]
 
 # Repeated in `hooked_modules`, which a test compares: only this module loads at every start.
 SWITCH = "DOMAINBED_CARFT_DISABLE"
@@ -65,8 +65,8 @@ def switched_off() -> bool:
 def register() -> None:
     """Add CAR-FT to `domainbed`: to loaded modules now, to others when they are imported.
 
-    A second call changes nothing, and the switch does not apply. `unregister` undoes it. Raises
-    CarftError if a loaded module of domainbed cannot be extended.
+    A second call changes nothing, and the switch does not apply. Raises CarftError if a loaded
+    module of domainbed cannot be extended.
     """
     from domainbed_carft.plugin import additions, hooked_modules
 
@@ -76,28 +76,9 @@ def register() -> None:
             additions.apply(sys.modules[name])
 
 
-def unregister() -> None:
-    """Remove CAR-FT from `domainbed`: from its loaded modules now, and from later imports.
-
-    The modules get back what they had, except where somebody else has changed it since. What your
-    code took out of them before, such as a class, goes on working, and so does our harness if it is
-    the `domainbed` that is loaded. A second call changes nothing.
-    """
-    _remove_finders()
-    additions = sys.modules.get("domainbed_carft.plugin.additions")
-    if additions is not None:
-        additions.undo()
-
-
 def _add_finders() -> None:
     """Put one finder first, to see domainbed's imports, and one last, as a last resort."""
     if _EXTENDING_FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _EXTENDING_FINDER)
     if _HARNESS_FINDER not in sys.meta_path:
         sys.meta_path.append(_HARNESS_FINDER)
-
-
-def _remove_finders() -> None:
-    for finder in (_EXTENDING_FINDER, _HARNESS_FINDER):
-        if finder in sys.meta_path:
-            sys.meta_path.remove(finder)

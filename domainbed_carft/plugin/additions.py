@@ -15,11 +15,13 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError, EndedJob
 from domainbed_carft.plugin import foreign_jobs
-from domainbed_carft.plugin.changes import JOURNAL
 from domainbed_carft.plugin.hooked_modules import warn_of_kept_names
 from domainbed_carft.plugin.registry_functions import HostNames, extended_function
 
 HOST_NAMES = HostNames()
+
+# All values that this process has set as attributes of a host's modules and classes.
+_set_values: list[object] = []
 
 
 def apply(module: ModuleType) -> None:
@@ -32,12 +34,6 @@ def apply(module: ModuleType) -> None:
         raise
     except Exception as error:
         raise CarftError(f"{name} cannot be extended: {error}") from error
-
-
-def undo() -> None:
-    """Take all additions back, the last one first."""
-    JOURNAL.undo()
-    HOST_NAMES.clear()
 
 
 def add_algorithms(module: ModuleType) -> None:
@@ -76,10 +72,10 @@ def add_algorithms(module: ModuleType) -> None:
 def wrap_hparams(module: ModuleType) -> None:
     """Have the two functions that every fork's `hparams_registry` has answer for ours as well."""
     for name, draws in (("default_hparams", False), ("random_hparams", True)):
-        if not JOURNAL.has_set(module, name):
+        if not _has_set(module, name):
             original = getattr(module, name)
             function = extended_function(original, draws=draws, host_names=HOST_NAMES)
-            JOURNAL.set_attribute(module, name, function)
+            _set(module, name, function)
 
 
 def wrap_image_folders(module: ModuleType) -> None:
@@ -88,9 +84,9 @@ def wrap_image_folders(module: ModuleType) -> None:
 
     for part in _loaded_parts(module):
         base: Any = vars(part).get("MultipleEnvironmentImageFolder")
-        if base is not None and not JOURNAL.has_set(base, "__init__"):
+        if base is not None and not _has_set(base, "__init__"):
             constructor = image_folders.with_data_check(base.__init__)
-            JOURNAL.set_attribute(base, "__init__", constructor)
+            _set(base, "__init__", constructor)
 
 
 def add_datasets(module: ModuleType) -> None:
@@ -120,7 +116,7 @@ def add_datasets(module: ModuleType) -> None:
     environment_counts = getattr(home, "NUM_ENVIRONMENTS", None)  # of 2020's sweep and collection
     if isinstance(environment_counts, dict):
         for name, dataset in added.items():
-            JOURNAL.add_to_table(environment_counts, name, len(dataset.ENVIRONMENTS))
+            environment_counts.setdefault(name, len(dataset.ENVIRONMENTS))
 
 
 def add_launchers(module: ModuleType) -> None:
@@ -139,7 +135,7 @@ def add_launchers(module: ModuleType) -> None:
         if not host_lookup.in_our_harness():
             HOST_NAMES.require_usable()
     for name, launcher in launchers.LAUNCHERS.items():
-        JOURNAL.add_to_table(module.REGISTRY, name, launcher)
+        module.REGISTRY.setdefault(name, launcher)
 
 
 ADDITIONS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
@@ -160,7 +156,7 @@ def _loaded_parts(module: ModuleType) -> list[ModuleType]:
 def _class_of_host(home: ModuleType, dataset: Any) -> Any:
     """Our class `dataset` as one of the host's module, with the host's base class behind it."""
     name = dataset.__name__
-    if JOURNAL.has_set(home, name):
+    if _has_set(home, name):
         return vars(home)[name]
 
     bases = (dataset, getattr(home, "MultipleDomainDataset", object))
@@ -178,14 +174,26 @@ def _add_to_listing(module: ModuleType, listing_name: str, classes: Mapping[str,
     listing = getattr(module, listing_name, [])
     for name, added in classes.items():
         if isinstance(listing, dict):
-            JOURNAL.add_to_table(listing, name, added)
-        else:
-            JOURNAL.add_to_list(listing, name)
+            listing.setdefault(name, added)
+        elif name not in listing:
+            listing.append(name)
 
 
 def _add_classes(module: ModuleType, classes: Mapping[str, Any]) -> None:
     for name, added in classes.items():
-        JOURNAL.set_attribute(module, name, added)
+        _set(module, name, added)
+
+
+def _set(owner: Any, name: str, value: object) -> None:
+    """Set the attribute ``name`` of ``owner``, a module or a class of a host."""
+    setattr(owner, name, value)
+    _set_values.append(value)
+
+
+def _has_set(owner: Any, name: str) -> bool:
+    """Whether the attribute ``name`` of ``owner`` is a value that we have set."""
+    current = vars(owner).get(name)
+    return any(current is value for value in _set_values)
 
 
 def _add_to_lookup(module: ModuleType, lookup_name: str, classes: Mapping[str, type]) -> None:
@@ -194,7 +202,7 @@ def _add_to_lookup(module: ModuleType, lookup_name: str, classes: Mapping[str, t
     Upstream's does, from the module's globals; one with a table of its own does not.
     """
     original = getattr(module, lookup_name, None)
-    if original is None or JOURNAL.has_set(module, lookup_name):
+    if original is None or _has_set(module, lookup_name):
         return
 
     missed = {name: added for name, added in classes.items() if not _finds(original, name, added)}
@@ -209,13 +217,13 @@ def _add_to_lookup(module: ModuleType, lookup_name: str, classes: Mapping[str, t
             return missed[name]
         return original(*args, **kwargs)
 
-    JOURNAL.set_attribute(module, lookup_name, lookup)
+    _set(module, lookup_name, lookup)
 
 
 def _refuse_lookups(module: ModuleType, lookup_name: str) -> None:
     """Let the module's function `lookup_name` raise the problems of a user's own methods."""
     original = getattr(module, lookup_name, None)
-    if original is None or JOURNAL.has_set(module, lookup_name):
+    if original is None or _has_set(module, lookup_name):
         return
 
     @functools.wraps(original)
@@ -223,7 +231,7 @@ def _refuse_lookups(module: ModuleType, lookup_name: str) -> None:
         HOST_NAMES.require_usable()
         return original(*args, **kwargs)
 
-    JOURNAL.set_attribute(module, lookup_name, refusal)
+    _set(module, lookup_name, refusal)
 
 
 def _finds(lookup: Callable[[str], Any], name: str, expected: type) -> bool:

@@ -39,7 +39,7 @@ def extended_spec(
 
     if spec is not None:
         try:
-            _extend_when_executed(spec, hook)
+            _extend_when_executed(spec)
         except Exception as error:
             warn_once(name, error)
     return spec
@@ -114,11 +114,8 @@ def _search(
     return None
 
 
-def _extend_when_executed(spec: ModuleSpec, hook: object) -> None:
-    """Let the loader of `spec` make our additions after it has executed the module, this once.
-
-    It makes none if `hook` has been removed meanwhile.
-    """
+def _extend_when_executed(spec: ModuleSpec) -> None:
+    """Let the loader of `spec` make our additions after it has executed the module, this once."""
     name = spec.name
     loader = spec.loader
     if loader is None:
@@ -141,10 +138,9 @@ def _extend_when_executed(spec: ModuleSpec, hook: object) -> None:
             if vars(loader).get("exec_module") is exec_module:
                 del loader.exec_module
 
-        if hook in sys.meta_path:
-            if name in HOST_MODULES:
-                WAITING.append(name)
-            _extend_waiting()
+        if name in HOST_MODULES:
+            WAITING.append(name)
+        _extend_waiting()
 
     loader.exec_module = exec_module  # type: ignore[method-assign]
 

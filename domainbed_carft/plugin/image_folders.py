@@ -74,16 +74,16 @@ def require_weights(hparams: Any) -> None:
     if not isinstance(hparams, dict) or "clip_backbone" not in hparams:
         return
 
-    from domainbed_carft.clips import backbone, open_clip_models
+    from domainbed_carft.clips import open_clip, openai
     from domainbed_carft.method.host_lookup import in_our_harness
 
     name = hparams.get("clip_backbone")
-    is_file = isinstance(name, str) and not name.startswith(open_clip_models.PREFIX)
+    is_file = isinstance(name, str) and not name.startswith(open_clip.PREFIX)
     if not is_file or in_our_harness():
         return
 
     try:
-        backbone.locate(str(name))
+        openai.locate(str(name))
     except CarftError as error:
         raise EndedJob(str(error)) from None
 

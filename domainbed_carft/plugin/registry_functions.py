@@ -25,12 +25,6 @@ class HostNames:
     datasets: set[str] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
 
-    def clear(self) -> None:
-        """Forget all names."""
-        self.algorithms.clear()
-        self.datasets.clear()
-        self.problems.clear()
-
     def require_usable(self) -> None:
         """Raise CarftError, which ends a foreign host's script, if there are ``problems``."""
         if self.problems:

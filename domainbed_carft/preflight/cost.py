@@ -7,11 +7,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from domainbed_carft.doctor import Finding
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.preflight.recipes import Recipe
-from domainbed_carft.preflight.rows import Row, passed_row, skipped_row
-from domainbed_carft.preflight.speed import SECTION, LoadingSpeed, StepSpeed
+from domainbed_carft.preflight.rows import passed_row, skipped_row
+from domainbed_carft.preflight.speed import SECTION, StepSpeed
 from domainbed_carft.sweep import costs
 from domainbed_carft.sweep.preflight_file import JobCost
 from domainbed_carft.text import quantity
@@ -24,27 +25,30 @@ _HOUR = 3600
 class Measurements:
     """All speeds of a rehearsal: of each data set's loaders, and of each recipe by its label.
 
-    ``peak_memory``: bytes, by the label.
+    ``loading``: pictures a second, by the data set. ``peak_memory`` and ``weights``: bytes, by the
+    label.
     """
 
-    loading: dict[str, LoadingSpeed] = field(default_factory=dict)
+    loading: dict[str, float] = field(default_factory=dict)
     steps: dict[str, StepSpeed] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
 
 
-def training_seconds(speed: StepSpeed, measured_on: LoadingSpeed, loading: LoadingSpeed) -> float:
+def training_seconds(speed: StepSpeed, measured_on: float, loading: float) -> float:
     """Seconds for each picture that is trained on.
 
     The slower of loading and steps counts, and by how much both together were slower than it on the
-    data set on which they were measured.
+    data set on which they were measured. ``measured_on`` and ``loading``: pictures a second that
+    the loaders of that data set and of the job's deliver.
     """
-    overlap = min(speed.steps, measured_on.usual) / speed.with_loading
-    return max(1.0, overlap) / min(speed.steps, loading.usual)
+    overlap = min(speed.steps, measured_on) / speed.with_loading
+    return max(1.0, overlap) / min(speed.steps, loading)
 
 
-def evaluation_seconds(speed: StepSpeed, loading: LoadingSpeed) -> float:
+def evaluation_seconds(speed: StepSpeed, loading: float) -> float:
     """Seconds for each picture that is evaluated: the slower of loading and predictions counts."""
-    return 1 / min(speed.predictions, loading.usual)
+    return 1 / min(speed.predictions, loading)
 
 
 def job_costs(recipes: Sequence[Recipe], measurements: Measurements) -> list[JobCost]:
@@ -103,7 +107,7 @@ def hours_on_cards(hours: Sequence[float], cards: int) -> float:
     return max(free_at)
 
 
-def cost_rows(jobs: Sequence[Job], hours: Sequence[float], cards_here: int) -> Iterator[Row]:
+def cost_rows(jobs: Sequence[Job], hours: Sequence[float], cards_here: int) -> Iterator[Finding]:
     """The hours of the jobs of each data set, and of the sweep on one card or several."""
     if all(map(math.isnan, hours)):
         yield skipped_row(SECTION, "hours", "no speed was measured")

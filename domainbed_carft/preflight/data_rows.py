@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from domainbed_carft.clips import backbone
+from domainbed_carft.clips import backbone, openai
 from domainbed_carft.data.picture_files import refuse_truncated_files
+from domainbed_carft.doctor import Finding
 from domainbed_carft.errors import CarftError
-from domainbed_carft.preflight.prepared_job import PreparedJob
-from domainbed_carft.preflight.rows import Row, failed_row, passed_row
+from domainbed_carft.preflight.prepared_job import RehearsedJob
+from domainbed_carft.preflight.rows import failed_row, passed_row
 from domainbed_carft.sweep.data_checks import DataVerdict
 from domainbed_carft.text import quantity
 
@@ -24,7 +25,7 @@ _GET_DATA = "carft data verify says more; carft data download or copy the set"
 _GET_WEIGHTS = "copy the file there, or let a machine with a network download it once"
 
 
-def weights_row(name: str) -> Row:
+def weights_row(name: str) -> Finding:
     """Whether a CLIP is found, and its digest is the published one; downloads it if it is not."""
     label = f"CLIP {name}"
     try:
@@ -32,12 +33,12 @@ def weights_row(name: str) -> Row:
     except CarftError as error:
         return failed_row(SECTION, label, str(error), _GET_WEIGHTS)
 
-    is_published = name in backbone.PUBLISHED
+    is_published = name in openai.PUBLISHED
     published = ", as published" if is_published else "; nothing is published to compare with"
     return passed_row(SECTION, label, f"SHA-256 {facts.digest}{published}", digest=facts.digest)
 
 
-def verdict_rows(verdicts: Sequence[DataVerdict]) -> Iterator[Row]:
+def verdict_rows(verdicts: Sequence[DataVerdict]) -> Iterator[Finding]:
     """A row for each data set: its edition, or why jobs would refuse it."""
     for verdict in verdicts:
         name = f"data {verdict.dataset}".rstrip()
@@ -50,9 +51,9 @@ def verdict_rows(verdicts: Sequence[DataVerdict]) -> Iterator[Row]:
             )
 
 
-def decoding_row(prepared: PreparedJob, count: int = DECODED_PICTURES) -> Row:
+def decoding_row(prepared: RehearsedJob, count: int = DECODED_PICTURES) -> Finding:
     """Whether random pictures of a data set can be decoded, without a remainder."""
-    sizes = [len(environment) for environment in prepared.dataset]
+    sizes = [len(environment) for environment in prepared.job.dataset]
     random_state = np.random.RandomState(_SEED)
     chosen = random_state.choice(sum(sizes), min(count, sum(sizes)), replace=False)
     ends = np.cumsum(sizes)
@@ -63,11 +64,11 @@ def decoding_row(prepared: PreparedJob, count: int = DECODED_PICTURES) -> Row:
             number = int(np.searchsorted(ends, position, side="right"))
             in_environment = int(position - (ends[number] - sizes[number]))
             try:
-                prepared.dataset[number][in_environment]
+                prepared.job.dataset[number][in_environment]
             except (OSError, CarftError) as error:
                 problems.append(" ".join(str(error).split()))
 
-    name = f"pictures {Path(prepared.args.dataset).name}"
+    name = f"pictures {Path(prepared.job.args.dataset).name}"
     decoded = f"{quantity(len(chosen), 'random picture')} decoded"
     if not problems:
         return passed_row(SECTION, name, decoded)

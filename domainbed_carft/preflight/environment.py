@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-from domainbed_carft.doctor.diagnosis import run_checks
-from domainbed_carft.doctor.findings import Finding
+from domainbed_carft.doctor import Finding, run_checks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.preflight.rows import Row, failed_row, passed_row, row_of_problem, warning_row
+from domainbed_carft.preflight.rows import failed_row, passed_row, row_of_problem, warning_row
 
 SECTION = "environment"
 LOADING_SECTION = "speed and cost"  # of what is known only after the data is loaded
-SAVING_SECTION = "resume"  # of what is known only after a short job
 
 # The checks of `carft doctor` that this rehearsal does not make itself, on the sweep's own jobs.
 DOCTORS_CHECKS = ("versions", "hook", "cache", "imports", "domainbed", "algorithms", "device")
@@ -28,16 +26,11 @@ _MOST_OF_A_DISK = 0.9  # of the free space; others write there, too
 
 def doctors_findings() -> list[Finding]:
     """The findings of `carft doctor` that matter here, from a fresh interpreter."""
-    return run_checks(names=DOCTORS_CHECKS)
+    findings = run_checks(names=DOCTORS_CHECKS)
+    return [dataclasses.replace(finding, section=SECTION) for finding in findings]
 
 
-def environment_rows(findings: list[Finding]) -> Iterator[Row]:
-    """A row for each finding of `doctors_findings`."""
-    for finding in findings:
-        yield Row(SECTION, finding)
-
-
-def lock_row(output: Path) -> Row:
+def lock_row(output: Path) -> Finding:
     """Whether a lock on a file of the output folder keeps another process out."""
     remedy = "put the output folder on a local disk, NFS version 4, or Lustre with -o flock"
     try:
@@ -54,7 +47,9 @@ def lock_row(output: Path) -> Row:
     return passed_row(SECTION, "file locks", f"{output}: a second process is kept out")
 
 
-def shared_memory_row(picture_bytes: int, batch_size: int, workers: int, free: int | None) -> Row:
+def shared_memory_row(
+    picture_bytes: int, batch_size: int, workers: int, free: int | None
+) -> Finding:
     """Whether what loader processes read ahead fits into the memory that they share with the job.
 
     ``free``: bytes of /dev/shm, which is needed only where the system refuses memory without a file
@@ -85,7 +80,7 @@ def free_shared_memory() -> int | None:
     return None
 
 
-def disk_row(weights_bytes: int, state_bytes: int, free: int, output: Path) -> Row:
+def disk_row(weights_bytes: int, state_bytes: int, free: int, output: Path) -> Finding:
     """Whether the weights of all jobs and the states of running ones fit into ``free`` bytes."""
     needed = weights_bytes + state_bytes
     detail = (
@@ -96,11 +91,11 @@ def disk_row(weights_bytes: int, state_bytes: int, free: int, output: Path) -> R
     problem = "the disk will be full" if needed > free else ""
     remedy = "free some space, choose another --output_dir, or launch with --keep_weights best"
     if not problem and needed > _MOST_OF_A_DISK * free:
-        return warning_row(SAVING_SECTION, "disk space", detail, remedy, **figures)
-    return row_of_problem(SAVING_SECTION, "disk space", detail, problem, remedy, **figures)
+        return warning_row(LOADING_SECTION, "disk space", detail, remedy, **figures)
+    return row_of_problem(LOADING_SECTION, "disk space", detail, problem, remedy, **figures)
 
 
-def memory_row(free: int, total: int, device_name: str) -> Row:
+def memory_row(free: int, total: int, device_name: str) -> Finding:
     """How much memory of the device others use now."""
     detail = f"{device_name}: {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     if free >= _MOST_OF_A_DISK * total:

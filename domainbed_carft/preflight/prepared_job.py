@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,9 @@ from domainbed_carft.method.dataset_facts import DatasetFacts
 from domainbed_carft.method.job import resolve_amp
 from domainbed_carft.preflight import device as job_device
 from domainbed_carft.sweep import host
+
+if TYPE_CHECKING:
+    from domainbed.lib.preparation import PreparedJob
 
 Batch = tuple[Tensor, Tensor]
 
@@ -51,103 +53,73 @@ _last_data: _LoadedData | None = None
 
 
 @dataclass(frozen=True)
-class PreparedJob:
-    """What `train` has before it builds the algorithm of a job; its harness is the one in use.
+class RehearsedJob:
+    """A job of the sweep as the harness in use prepares it.
 
-    ``flags``: those that no record has. ``worker_count``: the processes that would load its
-    pictures.
+    ``job``: the harness's `PreparedJob`. ``worker_count``: the processes that load its pictures.
     """
 
-    job: Job
-    args: argparse.Namespace
-    flags: argparse.Namespace
-    hparams: dict[str, Any]
-    dataset: Any
-    environments: Sequence[EnvironmentSplits]
-    pictures: Any
+    job: PreparedJob
     worker_count: int
-
-    @property
-    def training_envs(self) -> list[int]:
-        """The numbers of the environments that are trained on."""
-        return [n for n in range(len(self.environments)) if n not in self.args.test_envs]
 
     @property
     def pictures_per_step(self) -> int:
         """How many pictures a step trains on."""
-        return len(self.training_envs) * int(self.hparams["batch_size"])
+        return len(self.job.training_envs) * int(self.job.hparams["batch_size"])
 
     @property
     def precision(self) -> str:
         """In which precision it computes: "bf16" or "off"."""
-        amp = str(self.hparams.get("amp", "off"))
+        amp = str(self.job.hparams.get("amp", "off"))
         return resolve_amp(amp) if amp == "auto" else amp
 
     @property
     def picture_bytes(self) -> int:
         """The bytes of a picture as loaders hand it on: float32, or before a GPU uint8."""
-        channels, height, width = self.dataset.input_shape
+        channels, height, width = self.job.dataset.input_shape
         return int(channels * height * width * (1 if job_device.has_gpu() else 4))
 
     def build_algorithm(
         self, device: torch.device, changed_hparams: Mapping[str, Any] | None = None
     ) -> Any:
         """The job's algorithm on ``device``, with some hparams changed; equal each time."""
-        hparams = {**self.hparams, **(changed_hparams or {})}
-        self.seed()
+        self._seed()
         with quiet():
-            algorithm = host.algorithm_class(self.args.algorithm)(
-                self.dataset.input_shape,
-                self.dataset.num_classes,
-                len(self.training_envs),
-                hparams,
-            )
+            algorithm = self.job.build_algorithm({**self.job.hparams, **(changed_hparams or {})})
         return algorithm.to(device)
-
-    def seed(self) -> None:
-        """Seed all random numbers as the job does."""
-        host.module("lib.preparation").seed_everything(self.args.seed)
 
     @contextlib.contextmanager
     def loaded_batches(
-        self, device: torch.device, pictures: Any = None, process_group: Any = None
+        self, device: torch.device, evaluated: Mapping[str, Any] | None = None
     ) -> Iterator[Any]:
         """The harness's batches of this job's steps; its loader processes end with the block.
 
-        ``pictures``: how files are read, by default as the job would.
+        ``evaluated``: splits by name, of which an evaluation comes first.
         """
-        self.seed()
-        batches = self.job_batches(device, evaluated={}, process_group=process_group)
+        self._seed()
+        batches = self.job.batches(
+            evaluated or {},
+            steps=_NEVER,
+            checkpoint_freq=_NEVER,
+            device=device,
+            process_group=host.module("lib.process_group").SINGLE_PROCESS,
+        )
         batches.begin(
             step=1,  # there is an evaluation after step 0
-            pending=False,
+            pending=bool(evaluated),
             once=False,
             workers=self.worker_count,
-            pictures=self.pictures if pictures is None else pictures,
+            pictures=self.job.pictures,
         )
         with contextlib.closing(batches):
             yield batches
 
-    def job_batches(
-        self, device: torch.device, evaluated: Mapping[str, Any], process_group: Any = None
-    ) -> Any:
-        """The harness's `JobBatches`, with what is ``evaluated`` by name."""
-        splits = host.module("lib.few_shots").training_splits(
-            self.dataset, self.environments, self.training_envs, self.hparams
-        )
-        return host.module("lib.job_batches").JobBatches(
-            in_splits=splits,
-            evaluated=evaluated,
-            hparams=self.hparams,
-            steps=_NEVER,
-            checkpoint_freq=_NEVER,
-            seed=self.args.seed,
-            device=device,
-            process_group=process_group or host.module("lib.process_group").SINGLE_PROCESS,
-        )
+    def _seed(self) -> None:
+        """Seed all random numbers as the job does."""
+        host.module("lib.preparation").seed_everything(self.job.args.seed)
 
 
-def prepare(job: Job, variables: Mapping[str, str], output: Path) -> PreparedJob:
+def prepare(job: Job, variables: Mapping[str, str], output: Path) -> RehearsedJob:
     """Prepare a job: check its arguments, load and split its data.
 
     ``variables``: the process variables that its launcher gives it; they stay set. ``output``: what
@@ -157,7 +129,7 @@ def prepare(job: Job, variables: Mapping[str, str], output: Path) -> PreparedJob
     args, flags = _arguments(job, output)
     overrides = host.module("lib.train_arguments").check(args, flags)
     hparams = host.module("lib.preparation").choose_hparams(args, overrides)
-    return _load(job, args, flags, hparams)
+    return _prepare(args, hparams)
 
 
 def clip_of(job: Job, variables: Mapping[str, str], output: Path) -> str:
@@ -169,13 +141,13 @@ def clip_of(job: Job, variables: Mapping[str, str], output: Path) -> str:
     return str(hparams.get("clip_backbone", ""))
 
 
-def prepare_zero_shot(job: Job, variables: Mapping[str, str], output: Path) -> PreparedJob:
+def prepare_zero_shot(job: Job, variables: Mapping[str, str], output: Path) -> RehearsedJob:
     """Prepare CLIPZeroShot on a job's data set, with its CLIP, prompts and protocol.
 
     No environment is augmented: all of them are left out of training.
     """
     os.environ.update(variables)
-    args, flags = _arguments(job, output)
+    args, _ = _arguments(job, output)
     check = host.module("lib.checks").parse_hparams
     preparation = host.module("lib.preparation")
     hparams = preparation.choose_hparams(args, check(args.hparams))
@@ -186,35 +158,15 @@ def prepare_zero_shot(job: Job, variables: Mapping[str, str], output: Path) -> P
     shared = {name: hparams.get(name, value) for name, value in zero_shot_hparams.items()}
     if shared["contexts"] == "domains-without-target":  # nothing would be left
         shared["contexts"] = "domains"
-    return _load(job, args, flags, shared)
+    return _prepare(args, shared)
 
 
-def _load(
-    job: Job, args: argparse.Namespace, flags: argparse.Namespace, hparams: dict[str, Any]
-) -> PreparedJob:
+def _prepare(args: argparse.Namespace, hparams: dict[str, Any]) -> RehearsedJob:
     preparation = host.module("lib.preparation")
-    algorithm_class = host.algorithm_class(args.algorithm)
-    preparation.seed_everything(args.seed)
-
     with quiet():
-        dataset, environments = _load_data(args, hparams)
-        pictures = host.module("lib.picture_batches").choose(
-            flags.pictures,
-            flags.picture_cache,
-            dataset,
-            ask_model=functools.partial(algorithm_class.wanted_pictures, hparams),
-        )
-
-    return PreparedJob(
-        job=job,
-        args=args,
-        flags=flags,
-        hparams=hparams,
-        dataset=dataset,
-        environments=environments,
-        pictures=pictures,
-        worker_count=preparation.share_cores(args.workers, dataset, job_device.has_gpu()),
-    )
+        job = preparation.prepare(args, hparams, memory_limit=0, load=_load_data)
+    workers = preparation.share_cores(args.workers, job.dataset, job_device.has_gpu())
+    return RehearsedJob(job, workers)
 
 
 def _load_data(args: argparse.Namespace, hparams: dict[str, Any]) -> tuple[Any, Any]:

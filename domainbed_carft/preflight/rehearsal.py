@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from domainbed_carft import process_variables
-from domainbed_carft.doctor.findings import OK, Finding
+from domainbed_carft.doctor import OK, Finding
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.launchers import pool
@@ -28,27 +28,25 @@ from domainbed_carft.preflight import (
     data_rows,
     environment,
     prepared_job,
-    process_rows,
-    resume_row,
     speed,
     step_rows,
     zero_shot_gate,
 )
 from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.cost import Measurements
-from domainbed_carft.preflight.prepared_job import PreparedJob
+from domainbed_carft.preflight.prepared_job import RehearsedJob
 from domainbed_carft.preflight.recipes import Recipe, recipes_of, zero_shot_jobs
-from domainbed_carft.preflight.rows import Row, guarded, skipped_row, verdict
+from domainbed_carft.preflight.rows import guarded, row_as_dict, skipped_row, verdict
 from domainbed_carft.preflight.step_rows import TrainedStep
 from domainbed_carft.sweep import host, preflight_file
-from domainbed_carft.sweep.launch_plan import LaunchPlan
+from domainbed_carft.sweep.launch import LaunchPlan
 from domainbed_carft.sweep.preflight_file import JobCost, Preflight, PrintedRow
 from domainbed_carft.version import __version__
 
-# Where one step takes longer, jobs are not rehearsed further: a real sweep on a processor.
-SLOW_STEP_SECONDS = 20.0
-# How many files of weights a job keeps, by the flag --keep_weights.
+# How many files of weights a job keeps, by the process variable of --keep_weights.
 _KEPT_FILES = {"both": 2, "last": 1, "best": 1, "none": 0}
+# A state has the weights, and at most two moments of each.
+_STATE_FACTOR = 3
 
 
 @dataclass
@@ -58,11 +56,11 @@ class Rehearsal:
     plan: LaunchPlan
     measurements: Measurements = field(default_factory=Measurements)
     datasets: dict[str, Dataset] = field(default_factory=dict)
-    made_rows: list[Row] = field(default_factory=list)
+    made_rows: list[Finding] = field(default_factory=list)
     job_costs: list[JobCost] = field(default_factory=list)
     hours: list[float] = field(default_factory=list)
     _has_clip: dict[str, bool] = field(default_factory=dict)  # by its name, once looked at
-    _later_rows: list[Row] = field(default_factory=list)  # of speeds, under one heading
+    _later_rows: list[Finding] = field(default_factory=list)  # of speeds, under one heading
 
     def __post_init__(self) -> None:
         self.datasets |= self.plan.declaration.facts
@@ -72,7 +70,7 @@ class Rehearsal:
         """All jobs of the sweep, those of a second stage, too."""
         return [*self.plan.jobs, *self.plan.waiting_jobs]
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Finding]:
         """Make the rows, in the order in which they are printed.
 
         Meanwhile this process has the variables of a job.
@@ -89,7 +87,7 @@ class Rehearsal:
                 self.made_rows.append(row)
                 yield row
 
-    def _all_rows(self, findings: Future[list[Finding]], folder: Path) -> Iterator[Row]:
+    def _all_rows(self, findings: Future[list[Finding]], folder: Path) -> Iterator[Finding]:
         yield from self._environment_rows(findings)
         yield from data_rows.verdict_rows(self.plan.verdicts)
         if not host.skips_in_splits():
@@ -113,21 +111,20 @@ class Rehearsal:
                 reason = f"{recipe.job.key.dataset} or its CLIP has a failure above"
                 yield skipped_row("one step", name, reason)
         yield from guarded("speed and cost", "hours", partial(self._cost_rows, recipes))
-        yield from self._short_job_rows(recipes, folder)
 
-    def _environment_rows(self, findings: Future[list[Finding]]) -> Iterator[Row]:
-        yield from environment.environment_rows(findings.result())
+    def _environment_rows(self, findings: Future[list[Finding]]) -> Iterator[Finding]:
+        yield from findings.result()
         yield environment.lock_row(self.plan.output)
         free = job_device.free_memory()
         yield environment.memory_row(free, job_device.total_memory(), job_device.name())
 
-    def _data_rows(self, job: Job, folder: Path) -> Iterator[Row]:
+    def _data_rows(self, job: Job, folder: Path) -> Iterator[Finding]:
         """The CLIP, pictures, zero-shot accuracy and loaders of the data set of a job."""
         variables = self.plan.variables(job)
         clip = prepared_job.clip_of(job, variables, folder)
         if clip and clip not in self._has_clip:
             row = data_rows.weights_row(clip)
-            self._has_clip[clip] = row.finding.state == OK
+            self._has_clip[clip] = row.state == OK
             yield row
         if clip and not self._has_clip[clip]:
             yield skipped_row("zero-shot gate", job.key.dataset, f"{clip} has a failure above")
@@ -140,7 +137,7 @@ class Rehearsal:
             yield data_rows.decoding_row(zero_shot)
         yield zero_shot_gate.gate_row(zero_shot)
         if is_new:
-            sizes = tuple(len(environment) for environment in zero_shot.dataset)
+            sizes = tuple(len(environment) for environment in zero_shot.job.dataset)
             self.datasets[name] = replace(self.datasets[name], pictures=sizes)
             self._measure_loading(job, variables, folder)
 
@@ -151,13 +148,13 @@ class Rehearsal:
         self.measurements.loading[job.key.dataset] = loading
         shared_memory = environment.shared_memory_row(
             prepared.picture_bytes,
-            prepared.hparams["batch_size"],
+            prepared.job.hparams["batch_size"],
             prepared.worker_count,
             environment.free_shared_memory(),
         )
         self._later_rows += [shared_memory, speed.loading_row(prepared, loading)]
 
-    def _recipe_rows(self, recipe: Recipe, folder: Path) -> Iterator[Row]:
+    def _recipe_rows(self, recipe: Recipe, folder: Path) -> Iterator[Finding]:
         """The rows on a step of a recipe, and on its speed."""
         prepared = self._prepare(recipe.job, folder)
         yield step_rows.loss_row(recipe.label, prepared)  # before the batch fills the device
@@ -168,61 +165,42 @@ class Rehearsal:
             return
 
         self.measurements.peak_memory[recipe.label] = use.peak
-        yield from step_rows.step_rows(recipe.label, step)
+        self.measurements.weights[recipe.label] = step_rows.weights_bytes(step.algorithm)
+        step.take()
+        yield step_rows.gradients_row(recipe.label, step.algorithm)
         step_speed = speed.measure_steps(step, speed.measuring_seconds())
         self.measurements.steps[recipe.label] = step_speed
         loading = self.measurements.loading.get(recipe.job.key.dataset)
         if loading:
-            precision = prepared.precision
-            row = speed.speed_row(recipe.label, step_speed, loading, precision)
-            self._later_rows.append(row)
+            self._later_rows.append(speed.speed_row(recipe.label, step_speed, loading))
 
-    def _cost_rows(self, recipes: Sequence[Recipe]) -> Iterator[Row]:
+    def _cost_rows(self, recipes: Sequence[Recipe]) -> Iterator[Finding]:
         yield from self._later_rows
         self.job_costs = cost.job_costs(recipes, self.measurements)
         skips = bool(self.plan.skips_training_in_splits)
         self.hours = cost.hours_of_jobs(self.jobs, self.job_costs, self.datasets, skips)
         yield from cost.cost_rows(self.jobs, self.hours, devices.gpu_count())
+        if self.measurements.weights:
+            yield self._disk_row(recipes)
 
-    def _short_job_rows(self, recipes: Sequence[Recipe], folder: Path) -> Iterator[Row]:
-        """The rows on resuming and on several processes, of the recipe with the slowest steps."""
-        trained = [recipe for recipe in recipes if self._is_quick(recipe)]
-        if not trained:
-            reason = f"no algorithm was seen to train in steps of {SLOW_STEP_SECONDS:g} s or less"
-            yield skipped_row(resume_row.SECTION, "rehearsal", reason)
-            return
-
-        recipe = min(trained, key=lambda recipe: self.measurements.steps[recipe.label].steps)
-        for section, part in (
-            (resume_row.SECTION, self._resume_rows),
-            (process_rows.SECTION, self._process_rows),
-        ):
-            yield from guarded(section, recipe.label, partial(part, recipe, folder))
-
-    def _is_quick(self, recipe: Recipe) -> bool:
-        """Whether the recipe was measured, trains something, and takes steps soon enough."""
-        measured = self.measurements.steps.get(recipe.label)
-        if measured is None or host.algorithm_class(recipe.job.args["algorithm"]).is_constant:
-            return False
-        return measured.pictures_per_step / measured.steps < SLOW_STEP_SECONDS
-
-    def _resume_rows(self, recipe: Recipe, folder: Path) -> Iterator[Row]:
-        prepared = self._prepare(recipe.job, folder)
-        row, outcome = resume_row.resume_row(recipe.label, prepared, folder)
-        yield row
-
-        file_count = _KEPT_FILES[prepared.args.keep_weights]
+    def _disk_row(self, recipes: Sequence[Recipe]) -> Finding:
+        """Whether the weights of all jobs, and the states of those that run, fit on the disk."""
+        weights = self.measurements.weights
+        jobs_left = {job.folder for job in (*self.plan.jobs_to_run, *self.plan.waiting_jobs)}
+        weights_bytes = sum(
+            weights.get(recipe.label, 0) * sum(job.folder in jobs_left for job in recipe.jobs)
+            for recipe in recipes
+        )
+        file_count = _KEPT_FILES[process_variables.KEEP_WEIGHTS.read() or "both"]
         at_a_time = max(1, devices.gpu_count())
-        free = shutil.disk_usage(self.plan.output).free
-        weights_bytes = file_count * outcome.weights_bytes * len(self.plan.jobs_to_run)
-        yield environment.disk_row(
-            weights_bytes, at_a_time * outcome.state_bytes, free, self.plan.output
+        return environment.disk_row(
+            weights_bytes=file_count * weights_bytes,
+            state_bytes=at_a_time * _STATE_FACTOR * max(weights.values()),
+            free=shutil.disk_usage(self.plan.output).free,
+            output=self.plan.output,
         )
 
-    def _process_rows(self, recipe: Recipe, folder: Path) -> Iterator[Row]:
-        yield process_rows.process_row(recipe.label, self._prepare(recipe.job, folder), folder)
-
-    def _prepare(self, job: Job, folder: Path) -> PreparedJob:
+    def _prepare(self, job: Job, folder: Path) -> RehearsedJob:
         return prepared_job.prepare(job, self.plan.variables(job), folder)
 
     def as_file(self) -> Preflight:
@@ -237,7 +215,7 @@ class Rehearsal:
             device=job_device.name(),
             verdict=verdict(self.made_rows),
             hours=hours if self.hours and math.isfinite(hours) else None,
-            rows=[PrintedRow.model_validate(row.as_dict()) for row in self.made_rows],
+            rows=[PrintedRow.model_validate(row_as_dict(row)) for row in self.made_rows],
             costs=self.job_costs,
         )
 

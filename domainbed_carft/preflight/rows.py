@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from domainbed_carft.doctor.findings import NOTE, OK, PROBLEM, SKIPPED, Finding
-from domainbed_carft.doctor.import_errors import error_message, installation_command
+from domainbed_carft.doctor import (
+    NOTE,
+    OK,
+    PROBLEM,
+    SKIPPED,
+    Finding,
+    error_message,
+    installation_command,
+)
 from domainbed_carft.errors import CarftError
 from domainbed_carft.sweep.preflight_file import FAILED, PASSED, WARNINGS, Verdict
 
@@ -19,56 +25,41 @@ LABELS = {OK: "pass", NOTE: "warning", PROBLEM: "failure", SKIPPED: "skipped"}
 _TRACEBACK_LINES = 6  # the last ones, of an error that is not ours
 
 
-@dataclass(frozen=True)
-class Row:
-    """One finding of a part of the rehearsal, with the ``figures`` behind it, for JSON."""
-
-    section: str
-    finding: Finding
-    figures: Mapping[str, Any] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The row, for JSON."""
-        return {
-            "section": self.section,
-            "name": self.finding.name,
-            "state": LABELS[self.finding.state],
-            "found": self.finding.detail,
-            "remedy": self.finding.remedy,
-            "figures": dict(self.figures),
-        }
+def row_as_dict(row: Finding) -> dict[str, Any]:
+    """A row of a rehearsal, for JSON."""
+    return {**vars(row), "state": LABELS[row.state]}
 
 
-def passed_row(section: str, name: str, detail: str, **figures: Any) -> Row:
+def passed_row(section: str, name: str, found: str, **figures: Any) -> Finding:
     """A row of something that is as it should be."""
-    return Row(section, Finding(name, OK, detail), figures)
+    return Finding(name, OK, found, section=section, figures=figures)
 
 
-def warning_row(section: str, name: str, detail: str, remedy: str, **figures: Any) -> Row:
+def warning_row(section: str, name: str, found: str, remedy: str, **figures: Any) -> Finding:
     """A row of something that may surprise a user, but stops no job."""
-    return Row(section, Finding(name, NOTE, detail, remedy), figures)
+    return Finding(name, NOTE, found, remedy, section, figures)
 
 
-def failed_row(section: str, name: str, detail: str, remedy: str, **figures: Any) -> Row:
+def failed_row(section: str, name: str, found: str, remedy: str, **figures: Any) -> Finding:
     """A row of something that would stop jobs, or make their results worthless."""
-    return Row(section, Finding(name, PROBLEM, detail, remedy), figures)
+    return Finding(name, PROBLEM, found, remedy, section, figures)
 
 
-def skipped_row(section: str, name: str, reason: str) -> Row:
+def skipped_row(section: str, name: str, reason: str) -> Finding:
     """A row of something that was not tried, for this ``reason``."""
-    return Row(section, Finding(name, SKIPPED, reason))
+    return Finding(name, SKIPPED, reason, section=section)
 
 
 def row_of_problem(
-    section: str, name: str, detail: str, problem: str, remedy: str, **figures: Any
-) -> Row:
+    section: str, name: str, found: str, problem: str, remedy: str, **figures: Any
+) -> Finding:
     """A failed row that begins with the ``problem``; a passed one if that is ""."""
     if not problem:
-        return passed_row(section, name, detail, **figures)
-    return failed_row(section, name, f"{problem}; {detail}", remedy, **figures)
+        return passed_row(section, name, found, **figures)
+    return failed_row(section, name, f"{problem}; {found}", remedy, **figures)
 
 
-def guarded(section: str, name: str, part: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+def guarded(section: str, name: str, part: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
     """The rows of a part as they come, and a failed one if it raises an error.
 
     Warnings inside are not printed: what matters of them is in the rows.
@@ -87,9 +78,9 @@ def guarded(section: str, name: str, part: Callable[[], Iterable[Row]]) -> Itera
         yield failed_row(section, name, error_message(error), remedy, traceback=lines)
 
 
-def verdict(rows: Sequence[Row]) -> Verdict:
+def verdict(rows: Sequence[Finding]) -> Verdict:
     """What all rows together say: PASSED, WARNINGS or FAILED."""
-    states = {row.finding.state for row in rows}
+    states = {row.state for row in rows}
     if PROBLEM in states:
         return FAILED
     return WARNINGS if NOTE in states else PASSED

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from domainbed_carft.doctor import Finding
 from domainbed_carft.machine import devices
 from domainbed_carft.preflight import device as job_device
-from domainbed_carft.preflight.cards import Peak, measured_peak, peak_of
-from domainbed_carft.preflight.prepared_job import PreparedJob, quiet
-from domainbed_carft.preflight.rows import Row, passed_row, warning_row
+from domainbed_carft.preflight.prepared_job import RehearsedJob, quiet
+from domainbed_carft.preflight.rows import passed_row, warning_row
 from domainbed_carft.preflight.step_rows import TrainedStep
 
 SECTION = "speed and cost"
@@ -30,30 +27,12 @@ _LOADING_BOUNDS = 0.95
 
 
 @dataclass(frozen=True)
-class LoadingSpeed:
-    """Pictures a second of a data set's loaders alone: from files, and from a full store."""
-
-    files: float
-    store: float | None
-
-    @property
-    def usual(self) -> float:
-        """Pictures a second once the store is full; from files where there is none."""
-        return self.store or self.files
-
-
-@dataclass(frozen=True)
 class StepSpeed:
-    """Pictures a second of steps alone, of steps with loading, and of predictions.
-
-    ``flops``: of a step, as torch counts those of products and convolutions; None of one that is
-    compiled.
-    """
+    """Pictures a second of steps alone, of steps with loading, and of predictions."""
 
     steps: float
     with_loading: float
     predictions: float
-    flops: float | None
     pictures_per_step: int
 
 
@@ -62,27 +41,13 @@ def measuring_seconds() -> float:
     return SECONDS if job_device.has_gpu() else SECONDS_ON_PROCESSOR
 
 
-def measure_loading(prepared: PreparedJob, seconds: float) -> LoadingSpeed:
-    """The speed of the loaders of a prepared job; the store is filled before it is measured."""
-    store = getattr(prepared.pictures, "store", None)
-    without_store = replace(prepared.pictures, store=None) if store else prepared.pictures
-    n_steps, files = _loading_speed(prepared, without_store, seconds)
-    if store is None:
-        return LoadingSpeed(files, None)
-
-    _loading_speed(prepared, prepared.pictures, math.inf, n_steps)  # the same pictures: fills it
-    return LoadingSpeed(files, _loading_speed(prepared, prepared.pictures, math.inf, n_steps)[1])
-
-
-def _loading_speed(
-    prepared: PreparedJob, pictures: Any, seconds: float, most_steps: int = MOST_STEPS
-) -> tuple[int, float]:
-    """How many steps' batches were loaded, and pictures a second."""
-    with prepared.loaded_batches(devices.default_device(), pictures) as batches, quiet():
+def measure_loading(prepared: RehearsedJob, seconds: float) -> float:
+    """Pictures a second that the loaders of a prepared job deliver."""
+    with prepared.loaded_batches(devices.default_device()) as batches, quiet():
         n_steps, seconds_taken = _repeat(
-            batches.step_batches, seconds, most_steps, warm_up=_read_ahead(prepared)
+            batches.step_batches, seconds, MOST_STEPS, warm_up=_read_ahead(prepared)
         )
-    return n_steps, n_steps * prepared.pictures_per_step / seconds_taken
+    return n_steps * prepared.pictures_per_step / seconds_taken
 
 
 def measure_steps(step: TrainedStep, seconds: float) -> StepSpeed:
@@ -102,16 +67,10 @@ def measure_steps(step: TrainedStep, seconds: float) -> StepSpeed:
         n_steps, seconds_taken = _repeat(load_and_take, seconds, MOST_STEPS, _read_ahead(prepared))
     with_loading = n_steps * pictures_per_step / seconds_taken
 
-    flops = None
-    if not step.algorithm.hparams.get("compile_blocks"):  # what is compiled cannot be counted
-        with FlopCounterMode(display=False) as counter:
-            step.take()
-        flops = float(counter.get_total_flops())
     return StepSpeed(
         steps=steps,
         with_loading=with_loading,
         predictions=_prediction_speed(step, seconds),
-        flops=flops,
         pictures_per_step=pictures_per_step,
     )
 
@@ -129,9 +88,9 @@ def _prediction_speed(step: TrainedStep, seconds: float) -> float:
     return n_batches * len(pictures) / seconds_taken
 
 
-def _read_ahead(prepared: PreparedJob) -> int:
+def _read_ahead(prepared: RehearsedJob) -> int:
     """Steps whose batches the loader processes have ready at the beginning, and one more."""
-    return -(-2 * prepared.worker_count // max(1, len(prepared.training_envs))) + 1
+    return -(-2 * prepared.worker_count // max(1, len(prepared.job.training_envs))) + 1
 
 
 def _repeat(
@@ -155,45 +114,26 @@ def _repeat(
     return count, time.monotonic() - started
 
 
-def loading_row(prepared: PreparedJob, loading: LoadingSpeed) -> Row:
-    """The row of a data set's loaders."""
-    store = f", {loading.store:,.0f} from the store" if loading.store else ", and no store"
-    detail = (
-        f"{loading.files:,.0f} pictures a second from files{store}, by "
-        f"{prepared.worker_count or 'no'} loader processes"
-    )
-    name = f"loading {Path(prepared.args.dataset).name}"
-    return passed_row(SECTION, name, detail, files=loading.files, store=loading.store)
+def loading_row(prepared: RehearsedJob, loading: float) -> Finding:
+    """The row of a data set's loaders, which deliver ``loading`` pictures a second."""
+    workers = prepared.worker_count or "no"
+    detail = f"{loading:,.0f} pictures a second from files, by {workers} loader processes"
+    name = f"loading {Path(prepared.job.args.dataset).name}"
+    return passed_row(SECTION, name, detail, files=loading)
 
 
-def speed_row(label: str, speed: StepSpeed, loading: LoadingSpeed, precision: str) -> Row:
-    """The row of an algorithm's steps: what bounds its job, and the share of the device's peak."""
-    is_bound_by_loading = loading.usual < _LOADING_BOUNDS * speed.steps
-    bound = "loading" if is_bound_by_loading else device_phrase()
-    device_name = job_device.name()
-    peak = peak_of(device_name, precision) or measured_peak(precision)
-    share = share_of_peak(speed, peak)
-    shown_share = "an unknown share" if share is None else f"{share:.0%}"
+def speed_row(label: str, speed: StepSpeed, loading: float) -> Finding:
+    """The row of an algorithm's steps, and what bounds its job."""
+    is_bound_by_loading = loading < _LOADING_BOUNDS * speed.steps
+    device = "the GPU" if job_device.has_gpu() else "the processor"
+    bound = "loading" if is_bound_by_loading else device
     detail = (
         f"{speed.steps:,.0f} pictures a second in steps alone, {speed.with_loading:,.0f} with "
-        f"loading, {speed.predictions:,.0f} in evaluation; {bound} bounds it; {shown_share} of "
-        f"{peak.flops / 1e12:.3g} TFLOP/s ({peak.source})"
+        f"loading, {speed.predictions:,.0f} in evaluation; {bound} bounds it"
     )
-    figures = {**vars(speed), "bound": bound, "peak_flops": peak.flops, "share_of_peak": share}
+    name = f"{label}: speed"
+    figures = {**vars(speed), "bound": bound}
     if not is_bound_by_loading:
-        return passed_row(SECTION, f"{label}: speed", detail, **figures)
-    remedy = "give the job more cores, and keep decoded pictures by --picture_cache on a local disk"
-    return warning_row(SECTION, f"{label}: speed", detail, remedy, **figures)
-
-
-def share_of_peak(speed: StepSpeed, peak: Peak) -> float | None:
-    """The share of a device's peak that steps alone reach; None if it is unknown."""
-    if speed.flops is None:
-        return None
-    steps_per_second = speed.steps / speed.pictures_per_step
-    return speed.flops * steps_per_second / peak.flops
-
-
-def device_phrase() -> str:
-    """What computes here, in words."""
-    return "the GPU" if job_device.has_gpu() else "the processor"
+        return passed_row(SECTION, name, detail, **figures)
+    remedy = "give the job more cores, and copy the data to a local disk"
+    return warning_row(SECTION, name, detail, remedy, **figures)

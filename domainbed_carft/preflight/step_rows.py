@@ -10,16 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from domainbed_carft.doctor import Finding
 from domainbed_carft.machine import devices
 from domainbed_carft.preflight import device as job_device
-from domainbed_carft.preflight.prepared_job import Batch, PreparedJob, quiet
+from domainbed_carft.preflight.prepared_job import Batch, RehearsedJob, quiet
 from domainbed_carft.preflight.rows import (
-    Row,
     failed_row,
     passed_row,
     row_of_problem,
-    skipped_row,
-    warning_row,
 )
 from domainbed_carft.sweep import host
 from domainbed_carft.text import quantity
@@ -33,7 +31,6 @@ COMPARED_PICTURES = 24  # of a batch: a processor needs seconds for each step of
 _REFERENCE = {"amp": "off", "compile_blocks": False}
 
 MOST_MEMORY = 0.95  # of the device; fragments take the rest
-_MOST_PLACES = 3  # that are named, of those that wait for the device
 
 _FIX_LOSS = "set amp to 'off', and report this card and the versions above if that helps"
 _FIX_GRADIENTS = "set amp to 'off' or a lower lr; a job would diverge at its first step"
@@ -54,12 +51,12 @@ class MemoryUse:
 class TrainedStep:
     """An algorithm on the device with a batch of its job, ready to take steps."""
 
-    prepared: PreparedJob
+    prepared: RehearsedJob
     algorithm: Any
     batches: Sequence[Batch]
 
     @classmethod
-    def of(cls, prepared: PreparedJob) -> TrainedStep:
+    def of(cls, prepared: RehearsedJob) -> TrainedStep:
         """The algorithm of a prepared job, and the batch of one of its steps."""
         device = devices.default_device()
         with prepared.loaded_batches(device) as loaded, quiet():
@@ -83,7 +80,7 @@ def take_step(algorithm: Any, batches: Sequence[Batch]) -> Mapping[str, Tensor]:
     return values
 
 
-def loss_row(label: str, prepared: PreparedJob) -> Row:
+def loss_row(label: str, prepared: RehearsedJob) -> Finding:
     """Whether a step's loss is finite, and near that of float32 on the processor."""
     device = devices.default_device()
     with prepared.loaded_batches(device) as loaded:
@@ -96,7 +93,7 @@ def loss_row(label: str, prepared: PreparedJob) -> Row:
     return judge_loss(label, loss, reference, prepared.precision)
 
 
-def judge_loss(label: str, loss: float, reference: float, precision: str) -> Row:
+def judge_loss(label: str, loss: float, reference: float, precision: str) -> Finding:
     """The row of a loss beside its ``reference``; ``precision``: a key of TOLERANCES."""
     tolerance = TOLERANCES[precision] * max(1.0, abs(reference))
     detail = (
@@ -119,7 +116,7 @@ def first_pictures(batches: Sequence[Batch], count: int) -> list[Batch]:
     return [(pictures[:of_each], labels[:of_each]) for pictures, labels in batches]
 
 
-def gradients_row(label: str, algorithm: Any) -> Row:
+def gradients_row(label: str, algorithm: Any) -> Finding:
     """Whether all gradients of the step that was taken last are finite."""
     gradients = {
         name: parameter.grad
@@ -136,23 +133,13 @@ def gradients_row(label: str, algorithm: Any) -> Row:
     return row_of_problem(SECTION, name, detail, problem, _FIX_GRADIENTS)
 
 
-def waits_row(label: str, take: Callable[[], object]) -> Row:
-    """Whether the processor waits for the device inside a step, which costs time."""
-    with job_device.recorded_waits() as places:
-        take()
-
-    name = f"{label}: synchronisations"
-    if not places:
-        return passed_row(SECTION, name, "none inside the step")
-    listing = ", ".join(places[:_MOST_PLACES])
-    count = quantity(len(places), "place")
-    detail = f"the processor waits for the device at {count}: {listing}"
-    return warning_row(
-        SECTION, name, detail, "keep values on the device until a checkpoint reads them"
-    )
+def weights_bytes(algorithm: Any) -> int:
+    """The bytes of an algorithm's weights, as a file of them has them."""
+    tensors = [value for value in algorithm.state_dict().values() if isinstance(value, Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def memory_row(label: str, step: TrainedStep) -> tuple[Row, MemoryUse]:
+def memory_row(label: str, step: TrainedStep) -> tuple[Finding, MemoryUse]:
     """The peak memory of a step against the device's, and a micro-batch that fits."""
     total = job_device.total_memory()
 
@@ -169,7 +156,7 @@ def memory_row(label: str, step: TrainedStep) -> tuple[Row, MemoryUse]:
     return judge_memory(label, use, total, declared), use
 
 
-def judge_memory(label: str, use: MemoryUse, total: int, declared: int) -> Row:
+def judge_memory(label: str, use: MemoryUse, total: int, declared: int) -> Finding:
     """The row of the memory that steps take, on a device with ``total`` bytes.
 
     ``declared``: the hparam micro_batch of the job.
@@ -233,13 +220,3 @@ def _loss_of(algorithm: Any, batches: Sequence[Batch]) -> float:
     with quiet():
         values = take_step(algorithm, batches)
     return float(values["loss"]) if "loss" in values else 0.0
-
-
-def step_rows(label: str, step: TrainedStep) -> Iterator[Row]:
-    """The rows on the gradients and on the synchronisations of a job's steps."""
-    step.take()
-    yield gradients_row(label, step.algorithm)
-    if step.algorithm.is_constant:
-        yield skipped_row(SECTION, f"{label}: synchronisations", "it trains nothing")
-    else:
-        yield waits_row(label, step.take)

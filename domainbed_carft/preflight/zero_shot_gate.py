@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import scipy
 
+from domainbed_carft.doctor import Finding
 from domainbed_carft.machine import devices
 from domainbed_carft.method import job
-from domainbed_carft.preflight.prepared_job import PreparedJob, quiet
-from domainbed_carft.preflight.rows import Row, failed_row, passed_row, warning_row
+from domainbed_carft.preflight.prepared_job import RehearsedJob, quiet
+from domainbed_carft.preflight.rows import failed_row, passed_row, warning_row
 from domainbed_carft.results import published
 from domainbed_carft.sweep import host
 
@@ -67,12 +68,12 @@ class ZeroShot:
         )
 
 
-def gate_row(prepared: PreparedJob) -> Row:
+def gate_row(prepared: RehearsedJob) -> Finding:
     """The row of a data set, of the job that `prepare_zero_shot` made of one of its jobs."""
     zero_shot = measure(prepared, MOST_PICTURES)
-    rows = published_rows(prepared.args.dataset, prepared.hparams["clip_backbone"])
-    label = f"{Path(prepared.args.dataset).name}, {prepared.hparams['clip_backbone']}"
-    facts = job.find_facts(prepared.hparams, prepared.dataset.num_classes, has_kl=False)
+    rows = published_rows(prepared.job.args.dataset, prepared.job.hparams["clip_backbone"])
+    label = f"{Path(prepared.job.args.dataset).name}, {prepared.job.hparams['clip_backbone']}"
+    facts = job.find_facts(prepared.job.hparams, prepared.job.dataset.num_classes, has_kl=False)
     return judge(label, zero_shot, rows, facts.prompts.digest)
 
 
@@ -89,7 +90,7 @@ def published_rows(dataset: str, clip: str) -> list[dict[str, Any]]:
 
 def judge(
     label: str, zero_shot: ZeroShot, rows: Sequence[dict[str, Any]], prompt_digest: str
-) -> Row:
+) -> Finding:
     """The row of an accuracy beside the published ``rows``, if there are any.
 
     A warning where it is below the lowest of them by more than the interval; a failure where it is
@@ -125,47 +126,36 @@ def judge(
     return passed_row(SECTION, label, detail, **figures)
 
 
-def measure(prepared: PreparedJob, picture_count: int) -> ZeroShot:
+def measure(prepared: RehearsedJob, picture_count: int) -> ZeroShot:
     """The zero-shot accuracy, as a job evaluates: on all pictures or so many, drawn by a seed."""
     misc = host.module("lib.misc")
-    share = picture_count // len(prepared.dataset)
-    is_small = sum(map(len, prepared.dataset)) <= picture_count
+    share = picture_count // len(prepared.job.dataset)
+    is_small = sum(map(len, prepared.job.dataset)) <= picture_count
     splits = {}
-    for number, environment in enumerate(prepared.dataset):
+    for number, environment in enumerate(prepared.job.dataset):
         size = len(environment) if is_small else min(share, len(environment))
         splits[f"env{number}"] = misc.split_dataset(environment, size, _SEED)[0]
 
     accuracies = _accuracies(prepared, splits)
     totals = [len(split) for split in splits.values()]
     correct = [round(accuracies[f"{name}_acc"] * len(splits[name])) for name in splits]
-    return ZeroShot.of_counts(correct, totals, prepared.dataset.num_classes)
+    return ZeroShot.of_counts(correct, totals, prepared.job.dataset.num_classes)
 
 
-def _accuracies(prepared: PreparedJob, splits: dict[str, Any]) -> dict[str, float]:
+def _accuracies(prepared: RehearsedJob, splits: dict[str, Any]) -> dict[str, float]:
     """The accuracy on each split, through the loaders and the evaluator of the harness."""
     device = devices.default_device()
     algorithm = prepared.build_algorithm(device)
     stopping = host.module("lib.stopping")
-    batches = prepared.job_batches(device, evaluated=splits)
-    batches.begin(
-        step=1,
-        pending=True,
-        once=False,
-        workers=prepared.worker_count,
-        pictures=prepared.pictures,
-    )
-    evaluator = host.module("lib.evaluation").Evaluator(
-        algorithm=algorithm,
-        splits=[*splits],
-        batches=batches,
-        device=device,
-        stop=stopping.StopSignals(),
-        process_group=host.module("lib.process_group").SINGLE_PROCESS,
-        is_constant=False,
-    )
-    try:
-        with quiet():
-            accuracies: dict[str, float] = evaluator.accuracies()
-    finally:
-        batches.close()
+    with prepared.loaded_batches(device, evaluated=splits) as batches, quiet():
+        evaluator = host.module("lib.evaluation").Evaluator(
+            algorithm=algorithm,
+            splits=[*splits],
+            batches=batches,
+            device=device,
+            stop=stopping.StopSignals(),
+            process_group=host.module("lib.process_group").SINGLE_PROCESS,
+            is_constant=False,
+        )
+        accuracies: dict[str, float] = evaluator.accuracies()
     return accuracies

@@ -105,6 +105,7 @@ def write_report(
     pair: tuple[str, str] | None = None,
     n_examples: int = 4,
     data_dir: AnyPath | None = None,
+    opening: Section | None = None,
     columns: Sequence[str] = DEFAULT_COLUMNS,
     error: str = DOMAINBED.name,
     one_setting: bool = False,
@@ -116,8 +117,8 @@ def write_report(
 
     ``pair``: the algorithms to compare, by default PAIR if both have jobs; ``n_examples``: pictures
     per environment that one of them gets right and the other wrong, 0 for none; ``data_dir``: where
-    the data is now. ``sweeps``, ``reading``, and ``columns`` to ``power``: as for `collect`. The
-    page is by the first selection method.
+    the data is now; ``opening``: a section before those of the data sets. ``sweeps``, ``reading``,
+    and ``columns`` to ``power``: as for `collect`. The page is by the first selection method.
 
     Raises CarftError if ``output`` has other files, if the pair cannot be compared, and for what
     `collect` does.
@@ -143,6 +144,8 @@ def write_report(
     require_place(output)  # before figures and examples, which take time
 
     page = _page_on(results, n_examples=n_examples, data_dir=as_text(data_dir))
+    if opening:
+        page = replace(page, sections=[opening, *page.sections])
     _write(output, page)
     return Report(
         index=output / INDEX,

@@ -125,8 +125,8 @@ def _sweeps(folders: Iterable[Path]) -> list[tuple[str, str]]:
             jobs = launched.jobs if launched else ()
             if any(job.args.get("data_dir") not in _NO_DATA_FOLDERS for job in jobs):
                 words += ["--data_dir", "DATA"]
-            if launched and launched.skip_training_in_splits:
-                words.append("--skip_training_in_splits")
+            if launched and launched.skip_training_in_splits is False:
+                words.append("--training_in_splits")
             declared.append((" ".join(words), text))
     return declared
 
@@ -148,7 +148,7 @@ class CellJobs:
 class TableJobs:
     """The jobs behind the cells of one table.
 
-    ``shared``: the hyperparameters of all of them that are not the default, in words; ``places``:
+    ``shared``: the hyperparameters that were set or chosen alike for all of them; ``places``:
     for each row, and each column but the first, the place of the cell's jobs, "" for none.
     """
 

@@ -14,9 +14,8 @@ from typing import Any
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, Problem
 from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job, Role
-from domainbed_carft.jobs.manifest import Sweep
+from domainbed_carft.jobs.manifest import Search, Sweep, trials_phrase
 from domainbed_carft.jobs.records import Run
-from domainbed_carft.jobs.search import Search, trials_phrase
 from domainbed_carft.text import quantity
 
 # With so few environments a pair for cross-validation also has a single source.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.facts import NEUTRAL_RETIRED
+from domainbed_carft.jobs.facts import NAMES, NEUTRAL_RETIRED
 from domainbed_carft.jobs.job import overrides
-from domainbed_carft.jobs.records import RecordWarning
+from domainbed_carft.jobs.records import RecordWarning, Run
 from domainbed_carft.results import selection
 from domainbed_carft.results.collection import Collection, Group, Sweeps, gathered
 from domainbed_carft.results.selection import Selected
@@ -25,6 +25,7 @@ RECORDED_FACTS = (
     "preprocessing",
     "data_edition",
     "method_digest",
+    "method_file",
 )
 
 
@@ -36,10 +37,10 @@ class BestHparams:
     ``setting``: of the group of runs, where there are several. ``test_env`` and ``environment``:
     index and name of the target; None, as is ``accuracy``, if nothing was left out. Accuracies are
     in [0, 1]. ``hparams``: as recorded; ``argument``: for the command line of another run;
-    ``hparams_set``: those that the run's own command line sets; ``steps``: it sets, None for the
-    data set's. ``folders``: of the jobs that
-    selection used, the run itself first. ``values``: searched hyperparameter -> the chosen value;
-    ``members``: among how many choices this one was chosen.
+    ``hparams_set``: those that the run's own command line sets; ``hparams_chosen``: these and those
+    that a random search drew. ``folders``: of the jobs that selection used, the run itself first.
+    ``values``: searched hyperparameter -> the chosen value; ``members``: among how many choices
+    this one was chosen.
     """
 
     setting: str
@@ -57,7 +58,7 @@ class BestHparams:
     argument: str
     folders: list[str]
     hparams_set: dict[str, Any]
-    steps: int | None
+    hparams_chosen: dict[str, Any]
     values: dict[str, Any]
     members: int
     row: str
@@ -101,6 +102,7 @@ def best_hparams(
 
     ``methods``: of selection, by default those of the collection. ``only``: as of `top`.
     """
+    drawn = drawn_hparams(collection.runs)
     for group, method in itertools.product(collection.groups, methods or collection.methods):
         labels = group.environments
         leaves_out = selection.METHODS[method].leaves_out
@@ -110,7 +112,26 @@ def best_hparams(
             is_first = leaves_out or selected.target == 0
             if is_first and only in f"{selected.run.job.folder.name} {selected.run.job}":
                 environment = labels[selected.dataset][selected.target] if leaves_out else None
-                yield _entry(selected, group.title, method, environment)
+                yield _entry(selected, group.title, method, environment, drawn)
+
+
+def drawn_hparams(runs: Iterable[Run]) -> dict[tuple[str, str], list[str]]:
+    """(data set, algorithm) -> the hyperparameters in which the draws of a random search differ.
+
+    Only the records tell, so that no algorithm need be installed. Of a lone draw they tell nothing.
+    """
+    values: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for run in runs:
+        args = run.job.args
+        values_of_row = values.setdefault((args["dataset"], args["algorithm"]), {})
+        for name, value in run.recorded.items():
+            if name not in NAMES:
+                values_of_row.setdefault(name, set()).add(json.dumps(value, sort_keys=True))
+
+    return {
+        row: [name for name, distinct in values_of_row.items() if len(distinct) > 1]
+        for row, values_of_row in values.items()
+    }
 
 
 def _in_row_order(group: Group, method: str) -> list[Selected]:
@@ -124,13 +145,26 @@ def _in_row_order(group: Group, method: str) -> list[Selected]:
     return sorted(selections, key=row_and_trial)
 
 
-def _entry(selected: Selected, setting: str, method: str, environment: str | None) -> BestHparams:
-    """The hparams that were selected; ``environment``: the one left out, None if none was."""
+def _entry(
+    selected: Selected,
+    setting: str,
+    method: str,
+    environment: str | None,
+    drawn: Mapping[tuple[str, str], Sequence[str]],
+) -> BestHparams:
+    """The hparams that were selected; ``environment``: the one left out, None if none was.
+
+    ``drawn``: as `drawn_hparams` returns it.
+    """
     leaves_out = environment is not None
     outcome = selected.outcome
     run = outcome.runs[0]
 
-    filled_in = {*RECORDED_FACTS} - overrides(run.job.args).keys()
+    hparams_set = overrides(run.job.args)
+    is_drawn = outcome.hparams_seed != 0
+    drawn_names = drawn[selected.dataset, run.job.args["algorithm"]] if is_drawn else ()
+
+    filled_in = {*RECORDED_FACTS} - hparams_set.keys()
     to_repeat = {
         name: value
         for name, value in run.recorded.items()
@@ -151,8 +185,12 @@ def _entry(selected: Selected, setting: str, method: str, environment: str | Non
         hparams=dict(run.recorded),
         argument=f"--hparams {shlex.quote(json.dumps(to_repeat, sort_keys=True))}",
         folders=[run.folder for run in outcome.runs],
-        hparams_set=overrides(run.job.args),
-        steps=run.job.args.get("steps"),
+        hparams_set=hparams_set,
+        hparams_chosen={
+            name: run.recorded[name]
+            for name in dict.fromkeys([*hparams_set, *drawn_names])
+            if name in run.recorded and name not in RECORDED_FACTS
+        },
         values=dict(outcome.values),
         members=outcome.members,
         row=selected.row,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from domainbed_carft import text
-from domainbed_carft.clips import backbone, open_clip_models, openai_models
+from domainbed_carft.clips import backbone, open_clip, openai
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import not_written, require_output
@@ -83,7 +83,7 @@ class ExportedFiles:
     def inside(cls, folder: Path) -> ExportedFiles:
         """The files of an export for open_clip, all in one folder."""
         return cls(
-            weights=folder / open_clip_models.WEIGHTS,
+            weights=folder / open_clip.WEIGHTS,
             head=folder / "head.pt",
             card=folder / "card.json",
             readme=folder / "README.md",
@@ -184,7 +184,7 @@ def _write(
     if is_folder:
         folder = files.weights.parent
         folder.mkdir()
-        open_clip_models.save(folder, state, clip.architecture, clip.tokenizer)
+        open_clip.save(folder, state, clip.architecture, clip.tokenizer)
     _save(files.head, _head(run))
     if not is_folder:
         _save(files.weights, state)
@@ -333,7 +333,7 @@ def open_clip_config(model: Any) -> dict[str, Any]:
 
 def open_clip_name(name: str) -> str | None:
     """What open_clip calls one of OpenAI's CLIPs with QuickGELU; None for any other."""
-    if name not in openai_models.OPENAI_WEIGHTS:
+    if name not in openai.OPENAI_WEIGHTS:
         return None
     return name.replace("/", "-").replace("@336px", "-336") + "-quickgelu"
 

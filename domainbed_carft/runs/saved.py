@@ -16,7 +16,7 @@ import torch
 from domainbed.algorithms import Algorithm
 from torch import Tensor
 
-from domainbed_carft.clips import backbone, open_clip_models
+from domainbed_carft.clips import backbone, open_clip, openai
 from domainbed_carft.errors import CarftError, CarftWarning, brief
 from domainbed_carft.files import weights
 from domainbed_carft.jobs import records
@@ -220,7 +220,7 @@ def original_clip(run: Run, file: str | None = None) -> backbone.Backbone:
     the run recorded, and as `backbone.load`.
     """
     name = file or run.hparams["clip_backbone"]
-    if not file and name not in backbone.PUBLISHED:
+    if not file and name not in openai.PUBLISHED:
         raise CarftError(
             f"{run.path} started from the CLIP {name!r}. Paths named in a run are not opened, and "
             "no hub is asked; give that CLIP with --original FILE or --original open_clip:..."
@@ -283,7 +283,7 @@ def _restore(content: Mapping[str, Any], path: Path) -> tuple[CLIPAlgorithm, lis
 
     state: Any = content.get("model_dict")
     if isinstance(state, dict) and "architecture" in state:
-        open_clip_models.package()
+        open_clip.package()
     try:
         templates, classes = prompts.from_json(bytes(state["words"].tolist()).decode())
         contexts = prompts.contexts(templates, least=1)

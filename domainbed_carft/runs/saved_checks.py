@@ -64,6 +64,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 # Of a soup that carft 0.1.0 has saved, which does not say what it is made of.
 UNKNOWN_SOUP: Mapping[str, Any] = {"kind": "unknown", "members": []}
 _NONE = type(None)
+_FILE_NAME = re.compile(r"[\w.-]{1,100}")
 SOUPS = ("uniform", "greedy", "model-stock", UNKNOWN_SOUP["kind"])
 
 
@@ -145,15 +146,18 @@ def _hparams_fit(parts: Mapping[str, Any]) -> bool:
 
 def _require_own_method(parts: Mapping[str, Any], name: Any, path: Path) -> None:
     """Raise CarftError if ``parts`` are of a user's own method that this process does not have."""
-    digest = hparams_and_facts(parts, parts.get("model_hparams")).get("method_digest")
+    facts = hparams_and_facts(parts, parts.get("model_hparams"))
+    digest = facts.get("method_digest")
     is_of_own = type(name) is str and name.isidentifier()
     if not is_of_own or name in CLASSES or not re.fullmatch("[0-9a-f]{64}", str(digest)):
         return
 
+    file_name = str(facts.get("method_file"))
+    file = f"{file_name}, the file" if _FILE_NAME.fullmatch(file_name) else "the file"
     problem = Problem(
         message=f"{path} is of the method {name}, which is none of {', '.join(CLASSES)}",
-        remedy=f"set the process variable {own_methods.VARIABLE} to the file that declares "
-        f"{name}, whose SHA-256 is {digest}",
+        remedy=f"set the process variable {own_methods.VARIABLE} to the path of {file} that "
+        f"declares {name}, whose SHA-256 is {digest}",
     )
     raise CarftError(problem, *OWN_PROBLEMS)
 

@@ -23,7 +23,7 @@ from domainbed_carft.errors import Problem, raise_for
 from domainbed_carft.jobs.folder import RECORDS, WEIGHTS, last_line
 from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.manifest import NAME as MANIFEST
-from domainbed_carft.launchers.children import Children, stopping
+from domainbed_carft.launchers.attempt import Children, stopping
 from domainbed_carft.results import collection
 from domainbed_carft.results.collection import Collection, Group
 from domainbed_carft.results.columns import figures_of

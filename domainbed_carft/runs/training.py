@@ -47,13 +47,11 @@ def train(
     uda_holdout_fraction: float = 0,
     workers: int | None = None,
     processes: int | None = None,
-    pictures: str | None = None,
-    picture_cache: str | None = None,
+    picture_memory: str | None = None,
     skip_training_in_splits: bool = False,
     skip_model_save: bool = False,
     save_model_every_checkpoint: bool = False,
     keep_weights: str | None = None,
-    restart: bool = False,
     log: Sequence[str] | None = None,
 ) -> Run | None:
     """Train one algorithm on one data set, and return the run, as `load_run` of its folder does.
@@ -97,13 +95,11 @@ def train(
             "uda_holdout_fraction": uda_holdout_fraction or None,  # by default a whole number
             "workers": workers,
             "processes": processes,
-            "pictures": pictures,
-            "picture_cache": picture_cache,
+            "picture_memory": picture_memory,
             "skip_training_in_splits": skip_training_in_splits,
             "skip_model_save": skip_model_save,
             "save_model_every_checkpoint": save_model_every_checkpoint,
             "keep_weights": keep_weights,
-            "restart": restart,
             "log": log,
         }
     )

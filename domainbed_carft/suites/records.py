@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files
-from domainbed_carft.jobs.record_lines import NUMBERS, RecordWarning, parse_line
+from domainbed_carft.jobs.records import NUMBERS, RecordWarning, parse_line
 
 FILE = "suites.jsonl"
 FIELDS = (

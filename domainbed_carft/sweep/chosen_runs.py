@@ -9,7 +9,6 @@ from typing import Any
 
 from domainbed_carft.results.columns import format_accuracy
 from domainbed_carft.results.top import BestHparams
-from domainbed_carft.sweep import hparam_defaults
 
 _LONGEST_VALUE = 40  # of a hyperparameter, such as a list of contexts
 
@@ -18,8 +17,9 @@ _LONGEST_VALUE = 40  # of a hyperparameter, such as a list of contexts
 class ChosenRun:
     """A chosen run in words.
 
-    ``hparams``: the values that a search chose, and others that are not the default, unless all
-    rows share them. ``measured``: step, validation accuracy and accuracy, in percent, "" without.
+    ``hparams``: the values that a search chose or drew and those that ``--hparams`` sets, unless
+    all rows share them. ``measured``: step, validation accuracy and accuracy, in percent, ""
+    without.
     """
 
     entry: BestHparams
@@ -30,20 +30,24 @@ class ChosenRun:
 def describe(entries: Sequence[BestHparams]) -> tuple[list[ChosenRun], str]:
     """The rows of a table of chosen runs, and the hyperparameters that all rows share, in words.
 
-    The chosen values of a search are in each row, whether or not they are the default.
+    The chosen values of a search are in each row, shared or not.
     """
-    changed = [_changed_hparams(entry) for entry in entries]
     searched = {name for entry in entries for name in entry.values}
     shared = {
         name: value
-        for name, value in (changed[0] if changed else {}).items()
+        for name, value in (entries[0].hparams_chosen if entries else {}).items()
         if name not in searched
-        and all(name in hparams and hparams[name] == value for hparams in changed)
+        and all(
+            name in entry.hparams_chosen and entry.hparams_chosen[name] == value
+            for entry in entries
+        )
     }
 
     runs = []
-    for entry, hparams in zip(entries, changed, strict=True):
-        own_hparams = {name: value for name, value in hparams.items() if name not in shared}
+    for entry in entries:
+        own_hparams = {
+            name: value for name, value in entry.hparams_chosen.items() if name not in shared
+        }
         accuracy = None if entry.accuracy is None else 100 * entry.accuracy
         validation = format_accuracy(100 * entry.validation_accuracy)
         run = ChosenRun(
@@ -53,18 +57,6 @@ def describe(entries: Sequence[BestHparams]) -> tuple[list[ChosenRun], str]:
         )
         runs.append(run)
     return runs, _hparams_text(shared)
-
-
-def _changed_hparams(entry: BestHparams) -> dict[str, Any]:
-    """The hyperparameters of the run that differ from the defaults."""
-    return hparam_defaults.changed_hparams(
-        algorithm=entry.algorithm,
-        dataset=entry.dataset,
-        recorded=entry.hparams,
-        hparams_set=entry.hparams_set,
-        is_drawn=entry.hparams_seed != 0,
-        steps=entry.steps,
-    )
 
 
 def _hparams_text(hparams: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from domainbed_carft.jobs import records
-from domainbed_carft.jobs.job import Job, overrides, seed_hash
+from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.sweep import host, preflight_file
 from domainbed_carft.sweep.preflight_file import Preflight
@@ -30,7 +30,7 @@ _HEAD = (
 )
 
 
-class Group(NamedTuple):
+class CostGroup(NamedTuple):
     """The jobs of one row of the costs: a variant's, on one data set, of one algorithm."""
 
     variant: str
@@ -38,11 +38,11 @@ class Group(NamedTuple):
     algorithm: str
 
 
-TOTAL = Group("all", "", "")
+TOTAL = CostGroup("all", "", "")
 
 
 @dataclass(frozen=True)
-class Cost:
+class JobsCost:
     """Of some jobs: pictures trained on and evaluated, hours left; nan means unknown.
 
     ``memory_gb``: the most that a step of one of them takes of its device; 0 if it is unknown.
@@ -56,9 +56,9 @@ class Cost:
     hours: float = 0.0
     memory_gb: float = 0.0
 
-    def __add__(self, other: Cost) -> Cost:
+    def __add__(self, other: JobsCost) -> JobsCost:
         """The cost of both together."""
-        return Cost(
+        return JobsCost(
             jobs=self.jobs + other.jobs,
             done=self.done + other.done,
             steps=self.steps + other.steps,
@@ -74,7 +74,7 @@ def costs(
     datasets: Mapping[str, Dataset],
     skips: bool = False,
     preflight: Preflight | None = None,
-) -> dict[Group, Cost]:
+) -> dict[CostGroup, JobsCost]:
     """The cost of each group of jobs, then that of all, as TOTAL; ``skips`` is as in ``job_cost``.
 
     Hours are by the step times in the records of the jobs of the same data set and algorithm, or
@@ -85,25 +85,25 @@ def costs(
     ]
     paces = _paces(statuses, job_costs)
 
-    sums: dict[Group, Cost] = {}
+    sums: dict[CostGroup, JobsCost] = {}
     for status, cost in zip(statuses, job_costs):
         key = status.job.key
-        group = Group(status.job.variant, key.dataset, key.algorithm)
+        group = CostGroup(status.job.variant, key.dataset, key.algorithm)
         rehearsed = preflight.cost_of(*group) if preflight else None
         if status.state == DONE:
-            share_left = Cost(done=1)
+            share_left = JobsCost(done=1)
         else:
             unrecorded_pace = rehearsed.training_seconds if rehearsed else math.nan
             pace = statistics.mean(paces.get((key.dataset, key.algorithm), [unrecorded_pace]))
             memory_gb = (rehearsed.memory_gb if rehearsed else None) or 0.0
-            share_left = Cost(hours=pace * cost.trained / 3600, memory_gb=memory_gb)
+            share_left = JobsCost(hours=pace * cost.trained / 3600, memory_gb=memory_gb)
 
-        sums[group] = sums.get(group, Cost()) + cost + share_left
-    return {**sums, TOTAL: sum(sums.values(), Cost())}
+        sums[group] = sums.get(group, JobsCost()) + cost + share_left
+    return {**sums, TOTAL: sum(sums.values(), JobsCost())}
 
 
 def costs_table(
-    costs_by_group: Mapping[Group, Cost], skips: bool, preflight: Preflight | None = None
+    costs_by_group: Mapping[CostGroup, JobsCost], skips: bool, preflight: Preflight | None = None
 ) -> str:
     """The costs that ``--dry-run`` prints, with an explanation; ``preflight``: as in `costs`."""
     rows = []
@@ -131,11 +131,13 @@ def costs_table(
     return text
 
 
-def job_cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:
+def job_cost(job: Job, facts: Dataset, skips: bool = False) -> JobsCost:
     """Steps and pictures of a job; ``skips``: without the training environments' in-splits."""
     target_count = len(job.key.test_envs)
     steps = int(job.args.get("steps") or facts.steps)
-    trained = steps * _batch_size(job) * (len(facts.labels) - target_count)
+    # In a step there are so many pictures of each environment that is trained on.
+    batch_size = int(host.job_hparams(job.args)["batch_size"])
+    trained = steps * batch_size * (len(facts.labels) - target_count)
 
     evaluated = math.nan
     if facts.pictures is not None:
@@ -153,22 +155,7 @@ def job_cost(job: Job, facts: Dataset, skips: bool = False) -> Cost:
             )
         checkpoint_freq = int(job.args.get("checkpoint_freq") or facts.checkpoint_freq)
         evaluated = _checkpoint_count(steps, checkpoint_freq) * per_checkpoint
-    return Cost(jobs=1, steps=steps, trained=trained, evaluated=evaluated)
-
-
-def _batch_size(job: Job) -> int:
-    """Pictures of each training environment in a step, by the registry of the domainbed in use."""
-    registry = host.module("hparams_registry")
-    key = job.key
-    seed = seed_hash(key.choice, key.trial) if key.choice else None
-    if seed is None:
-        hparams = registry.default_hparams(key.algorithm, key.dataset)
-    else:
-        hparams = registry.random_hparams(key.algorithm, key.dataset, seed)
-
-    set_hparams = overrides(job.args)
-    implied = host.implied_hparams(key.algorithm, key.dataset, set_hparams, seed)
-    return int({**hparams, **implied, **set_hparams}["batch_size"])
+    return JobsCost(jobs=1, steps=steps, trained=trained, evaluated=evaluated)
 
 
 def _checkpoint_count(steps: int, checkpoint_freq: int) -> int:
@@ -178,7 +165,7 @@ def _checkpoint_count(steps: int, checkpoint_freq: int) -> int:
 
 
 def _paces(
-    statuses: Sequence[Status], job_costs: Sequence[Cost]
+    statuses: Sequence[Status], job_costs: Sequence[JobsCost]
 ) -> dict[tuple[str, str], list[float]]:
     """Recorded seconds per picture trained on, of the jobs by data set and algorithm."""
     paces: dict[tuple[str, str], list[float]] = {}

@@ -9,14 +9,22 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from domainbed_carft.errors import CarftError, Place, Problem, raise_for
+from domainbed_carft.errors import CarftError, Problem, raise_for
 from domainbed_carft.files import parsing, validation
 from domainbed_carft.files.parsing import YamlPath, YamlSource
 from domainbed_carft.paths import AnyPath, as_path
-from domainbed_carft.sweep import name_checks
-from domainbed_carft.sweep.declaration import Declaration
-from domainbed_carft.sweep.fields import Override, Search, SearchOverride, Seeds, Trials, Variant
-from domainbed_carft.sweep.shape import Shape, folder_name
+from domainbed_carft.sweep import declaration_checks
+from domainbed_carft.sweep.declaration import (
+    Declaration,
+    DeclaredSearch,
+    Override,
+    SearchOverride,
+    Seeds,
+    Shape,
+    Trials,
+    Variant,
+    folder_name,
+)
 from domainbed_carft.text import unknown
 
 MOST_JOBS = 100_000
@@ -27,7 +35,7 @@ _MODELS: dict[Any, type[BaseModel]] = {
     "hparams_seeds": Seeds,
     "overrides": Override,
     "variants": Variant,
-    "search": Search,
+    "search": DeclaredSearch,
     "choose_on": Trials,
     "repeat_on": Trials,
 }
@@ -52,24 +60,17 @@ def parse(text: str, name: str) -> Declaration:
 
     Raises CarftError with all problems: of the form first, of names and values once that is right.
     """
-    try:
-        document, lines = parsing.parse_yaml(text)
-    except parsing.YamlError as error:
-        place = Place(name, error.line)
-        raise CarftError(Problem(message=error.message, place=place)) from error
-
-    source = YamlSource(name, lines)
+    document, source = parsing.parse_yaml(text, name)
     shape = _parse_shape(document, source)
     _require_few_jobs(shape, source)
 
-    checked = name_checks.check(shape, source)
-    problems = checked.problems
+    datasets, problems = declaration_checks.check(shape, source)
     if clash := _shared_folder(shape):
         message = f"several combinations would share {clash}; use named variants instead"
         place = source.place(("grid" if shape.grid else "search",))
         problems.append(Problem(message=message, place=place))
     raise_for(problems)
-    return Declaration.model_construct(**dict(shape), facts=checked.datasets, text=text)
+    return Declaration.model_construct(**dict(shape), facts=datasets, text=text)
 
 
 def included_sweeps() -> dict[str, Path]:

@@ -11,6 +11,7 @@ from typing import Any
 from domainbed_carft.data import benchmarks, tasks
 from domainbed_carft.errors import CarftError, Problem, raise_for
 from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.jobs.job import draw_seed, overrides, registry_hparams
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method.host_lookup import (
     evaluated_kinds,
@@ -62,21 +63,23 @@ def algorithm_class(name: str) -> Any:
     return _ask_host("algorithm", name, host.get_algorithm_class, valid_names)
 
 
-def implied_hparams(
-    algorithm: str, dataset: str, overrides: Mapping[str, Any], random_seed: int | None
-) -> Mapping[str, Any]:
-    """The hparams that a job takes as implied by its ``--hparams``: none but in our harness."""
+def job_hparams(args: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of a job that has not run: of the registry, implied ones, those set.
+
+    ``args``: of ``train``. Only our harness takes any as implied by ``--hparams``.
+    """
+    hparams = registry_hparams(module("hparams_registry"), args)
+    hparams_set = overrides(args)
     module("algorithms")
-    if not in_our_harness():
-        return {}
-    hparams: Mapping[str, Any] = algorithm_class(algorithm).implied_hparams(
-        dataset, overrides, random_seed
-    )
-    return hparams
+    if in_our_harness():
+        hparams |= algorithm_class(args["algorithm"]).implied_hparams(
+            args["dataset"], hparams_set, draw_seed(args), args.get("steps")
+        )
+    return {**hparams, **hparams_set}
 
 
 def hparam_problems(
-    algorithm: Any, dataset: str, overrides: Mapping[str, Any], steps: int | None
+    algorithm: Any, dataset: str, hparams_set: Mapping[str, Any], steps: int | None
 ) -> Sequence[str | Problem]:
     """The problems that an algorithm's class has with ``--hparams``.
 
@@ -86,8 +89,8 @@ def hparam_problems(
     find_problems = getattr(algorithm, "hparam_problems", None)
     if not find_problems:
         return []
-    implied = algorithm.implied_hparams(dataset, overrides, None, steps)
-    problems: Sequence[str | Problem] = find_problems(dataset, {**implied, **overrides})
+    implied = algorithm.implied_hparams(dataset, hparams_set, None, steps)
+    problems: Sequence[str | Problem] = find_problems(dataset, {**implied, **hparams_set})
     return problems
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,10 +12,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from domainbed_carft import process_variables
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import CHOOSE, REPEAT
-from domainbed_carft.jobs.search import ChosenValues, trials_phrase
-from domainbed_carft.launchers import slurm_cluster
+from domainbed_carft.jobs.manifest import ChosenValues, trials_phrase
+from domainbed_carft.launchers import slurm
 from domainbed_carft.sweep import states
 from domainbed_carft.sweep.states import Status, SweepState
 from domainbed_carft.text import NO_ESTIMATE, limited, printable, progress, quantity, table
@@ -66,44 +68,56 @@ def overview(statuses: Sequence[Status]) -> str:
 def waiting_lines(statuses: Iterable[Status]) -> list[str]:
     """How many jobs wait in SLURM for which of its reasons, and what to do if they never start."""
     counter = Counter(status.slurm_reason for status in statuses)
-    reasons = [reason for reason in counter if reason not in ("", slurm_cluster.NO_REASON)]
+    reasons = [reason for reason in counter if reason not in ("", slurm.NO_REASON)]
     if not reasons:
         return []
 
     lines = ["Waiting in SLURM:"]
     for reason in sorted(reasons):
         line = f"  {quantity(counter[reason], 'job')}: {reason}"
-        if slurm_cluster.is_lasting(reason):
+        if slurm.is_lasting(reason):
             line += ". SLURM does not start them: carft sweep cancel, change the request, launch"
         lines.append(printable(line))
     return lines
 
 
 def search_lines(state: SweepState) -> list[str]:
-    """How far the stages of a search are, what it chose, and the command for what is missing."""
+    """How far the stages of a search are, what it chose, and what to do about what is missing."""
     search = state.search
     if search is None:
         return []
 
-    first = state.of_stage(CHOOSE)
-    lines = [stage_line("First", search.choose_on, first)]
-    if search.chosen:
-        lines.append(stage_line("Second", search.repeat_on, state.of_stage(REPEAT)))
-        lines += limited([f"  chosen: {_chosen_phrase(chosen)}" for chosen in search.chosen])
-        return lines
-
-    jobs = quantity(search.repeats, "job")
-    lines.append(f"Second stage, {trials_phrase(search.repeat_on)}: {jobs} when the first is done.")
+    lines = stage_lines(
+        search.choose_on,
+        first=state.of_stage(CHOOSE),
+        repeat_on=search.repeat_on,
+        second=state.of_stage(REPEAT),
+        waiting=0 if search.chosen else search.repeats,
+    )
+    lines += limited([f"  chosen: {_chosen_phrase(chosen)}" for chosen in search.chosen])
     if state.needs_second_stage:
-        command = shlex.join(["carft", *search.command]) if search.command else "launch again"
-        lines.append(f"The first stage is done. To launch the second: {command}")
+        lines.append("The first stage is done. To launch the second, launch the sweep again.")
     return lines
 
 
-def stage_line(number: str, trials: Sequence[int], statuses: Sequence[Status]) -> str:
-    """``First stage, trial 5: 12 jobs: 10 done, 2 running.``."""
-    jobs = quantity(len(statuses), "job")
-    return f"{number} stage, {trials_phrase(trials)}: {jobs}: {counts_phrase(statuses)}."
+def stage_lines(
+    choose_on: Sequence[int],
+    first: Sequence[Status],
+    repeat_on: Sequence[int],
+    second: Sequence[Status],
+    waiting: int,
+) -> list[str]:
+    """The states of both stages, or how many jobs of the second are ``waiting`` for the first.
+
+    ``choose_on`` and ``repeat_on``: the trials of the first and of the second.
+    """
+    counted = f"{quantity(len(first), 'job')}: {counts_phrase(first)}."
+    lines = [f"First stage, {trials_phrase(choose_on)}: {counted}"]
+
+    counted = f"{quantity(len(second), 'job')}: {counts_phrase(second)}."
+    if waiting:
+        counted = f"{quantity(waiting, 'job')} when the first is done."
+    return [*lines, f"Second stage, {trials_phrase(repeat_on)}: {counted}"]
 
 
 def _chosen_phrase(chosen: ChosenValues) -> str:
@@ -119,7 +133,8 @@ def evaluation_line(skips: bool) -> str:
     """What the jobs evaluate, and the flag for the opposite."""
     if skips:
         return "Evaluation: without training in-splits (--training_in_splits adds them)."
-    return "Evaluation: with training in-splits (--skip_training_in_splits leaves them out)."
+    variable = process_variables.SKIP_TRAINING_IN_SPLITS.name
+    return f"Evaluation: with training in-splits ({variable}=1 leaves them out)."
 
 
 def failures(unfinished: Sequence[Status], output: Path) -> str:
@@ -168,14 +183,14 @@ def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> It
             if counts[states.FAILED]:
                 note += f", {counts[states.FAILED]} failed"
             # Before, start and first evaluation of the jobs count for more than their steps.
-            if counts[states.DONE] > jobs_done_before:
+            if counts[states.DONE] > jobs_done_before and progress_bar.bar_format == NO_ESTIMATE:
                 progress_bar.bar_format = None
-            progress_bar.set_postfix_str(note)
+            progress_bar.set_postfix_str(note, refresh=sys.stderr.isatty())
             # A job that starts over has fewer: the bar waits for it.
             progress_bar.update(max(0, sum(map(_shown_steps, latest)) - progress_bar.n))
 
     with progress(
-        total=total, done=done, unit="step", description="sweep", bar_format=NO_ESTIMATE
+        total=total, done=done, unit="step", description="sweep", has_estimate=False
     ) as progress_bar:
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()

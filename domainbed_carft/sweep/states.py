@@ -1,10 +1,9 @@
-"""The state of each job of a sweep, from the files in its folder and from locks."""
+"""The state of each job of a sweep, from the files in its folder, from locks, and from SLURM."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,15 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.folder import OUTPUT, RECORDS, STATE, Attempt, Holder, JobFolder
 from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job
-from domainbed_carft.jobs.manifest import Dataset
-from domainbed_carft.jobs.record_lines import is_broken_loss
-from domainbed_carft.jobs.search import Search
-from domainbed_carft.launchers import attempt
+from domainbed_carft.jobs.manifest import Dataset, Search
+from domainbed_carft.jobs.records import is_broken_loss
+from domainbed_carft.launchers import attempt, launch_file, slurm
+from domainbed_carft.launchers.launch_file import Launch
+from domainbed_carft.launchers.slurm import JobState
 from domainbed_carft.paths import AnyPath, as_path
-from domainbed_carft.sweep.queue import Queue, queue_of
 
 NOT_LAUNCHED = "not launched"
 QUEUED = "queued"
@@ -32,6 +32,71 @@ STATES = (DONE, RUNNING, QUEUED, NOT_LAUNCHED, INTERRUPTED, FAILED)
 
 # Larger numbers in a record are no count of anything.
 LARGEST_COUNT = 1e12
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The launchers and queued jobs of an output folder.
+
+    ``positions``: job folder -> where the job waits; ``reasons``: job folder -> SLURM's reason for
+    the wait, of jobs that wait there; ``live_launches``: those whose process lives;
+    ``ended_files``: files of launches that have ended. ``slurm_states``: SLURM's state of each of
+    its jobs that has not ended; ``note``: why SLURM could not be asked, else "".
+    """
+
+    positions: Mapping[Path, str]
+    live_launches: Sequence[Launch]
+    ended_files: Sequence[Path]
+    slurm_states: Mapping[str, JobState]
+    note: str
+    reasons: Mapping[Path, str]
+
+
+def queue_of(output: Path) -> Queue:
+    """The queue of an output folder, from all launch files of it and its variants.
+
+    Asks SLURM once; if it does not answer, the reason is the queue's ``note``.
+    """
+    known_launches = launch_file.read(output)
+    slurm_ids = [name for launch in known_launches for name in launch.jobs.values() if name]
+    slurm_states: Mapping[str, JobState] = {}
+    note = ""
+    try:
+        slurm_states = slurm.states(slurm_ids)
+    except CarftError as error:
+        note = str(error)
+
+    positions: dict[Path, str] = {}
+    reasons: dict[Path, str] = {}
+    live_launches: list[Launch] = []
+    ended_files: list[Path] = []
+    for launch in known_launches:
+        is_live = launch.launcher != "slurm" and launch.is_alive()
+        queued: dict[str, str] = {}
+        sweep_folder = launch.path.parent.parent
+        if is_live:
+            live_launches.append(launch)
+            position = f"{launch.launcher} on {launch.host}, process {launch.pid}"
+            queued = dict.fromkeys(launch.jobs, position)
+        else:
+            for name, state in _states_in_slurm(launch, slurm_states).items():
+                queued[name] = f"SLURM job {launch.jobs[name]}, {state}"
+                reasons[sweep_folder / name] = state.reason
+
+        positions.update((sweep_folder / name, position) for name, position in queued.items())
+        is_unknown = note and launch.launcher == "slurm"
+        if not queued and not is_unknown:
+            ended_files.append(launch.path)
+    return Queue(positions, live_launches, ended_files, slurm_states, note, reasons)
+
+
+def _states_in_slurm(launch: Launch, slurm_states: Mapping[str, JobState]) -> dict[str, JobState]:
+    """SLURM's states of the jobs of a launch that have not ended, by the names of their folders."""
+    return {
+        name: slurm_states[slurm_id]
+        for name, slurm_id in launch.jobs.items()
+        if slurm_id is not None and slurm_id in slurm_states
+    }
 
 
 @dataclass(frozen=True)
@@ -143,16 +208,15 @@ class SweepState:
         }
 
     def _search_as_dict(self) -> dict[str, Any] | None:
-        """The stages of a search, what it has chosen, and the command that launches the second."""
+        """The stages of a search, what it has chosen, and whether the second is to be launched."""
         if self.search is None:
             return None
-        can_launch = self.needs_second_stage and self.search.command
         return {
             "first_stage": counts(self.of_stage(CHOOSE)),
             "second_stage": counts(self.of_stage(REPEAT)),
             "second_stage_jobs": self.search.repeats,
             "chosen": [dataclasses.asdict(chosen) for chosen in self.search.chosen],
-            "command": shlex.join(["carft", *self.search.command]) if can_launch else None,
+            "needs_launch": self.needs_second_stage,
         }
 
 

@@ -11,17 +11,20 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
-from domainbed_carft.jobs.deletion import delete_claimed, delete_remains
-from domainbed_carft.jobs.folder import UNKNOWN, Held, Holder, JobFolder
-from domainbed_carft.launchers import slurm_cluster
+from domainbed_carft.jobs.folder import (
+    UNKNOWN,
+    Held,
+    JobFolder,
+    delete_claimed,
+    delete_remains,
+)
+from domainbed_carft.launchers import slurm
 from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.sweep import states
-from domainbed_carft.sweep.queue import Queue, queue_of
-from domainbed_carft.sweep.states import Status, SweepState
+from domainbed_carft.sweep.states import Queue, Status, SweepState, queue_of
 
 SECONDS_TO_SAVE = 120  # that stopped jobs have
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -40,10 +43,6 @@ class RetryReport:
     failed: Sequence[Status]
     retried: Sequence[Status]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The folders of both, for JSON."""
-        return {"failed": _folders(self.failed), "retried": _folders(self.retried)}
-
 
 @dataclass(frozen=True)
 class CancelReport:
@@ -53,14 +52,6 @@ class CancelReport:
     stopped: Sequence[Path]
     unreachable: Sequence[str]
 
-    def as_dict(self) -> dict[str, Any]:
-        """SLURM's ids, folders of jobs and sentences, for JSON."""
-        return {
-            "slurm_jobs": list(self.slurm_jobs),
-            "stopped": [str(folder) for folder in self.stopped],
-            "unreachable": list(self.unreachable),
-        }
-
 
 @dataclass(frozen=True)
 class CleanReport:
@@ -68,10 +59,6 @@ class CleanReport:
 
     files: Sequence[Path] = ()
     jobs: Sequence[Path] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """The paths, for JSON."""
-        return {"files": [*map(str, self.files)], "jobs": [*map(str, self.jobs)]}
 
 
 def retry(output: AnyPath, pattern: str = "") -> RetryReport:
@@ -100,7 +87,7 @@ def cancel(state: SweepState) -> CancelReport:
     queue = state.queue
     unreachable = [queue.note] if queue.note else []
     if queue.slurm_states:
-        slurm_cluster.cancel(queue.slurm_states)
+        slurm.cancel(queue.slurm_states)
 
     signalled_pids = {
         launch.pid for launch in queue.live_launches if _signal_to_stop(launch.host, launch.pid)
@@ -116,7 +103,7 @@ def cancel(state: SweepState) -> CancelReport:
         folder = JobFolder(status.job.folder)
         # A launcher that got the signal stops its own jobs.
         is_stopping = holder.slurm in queue.slurm_states or holder.pid in signalled_pids
-        if is_stopping or not folder.is_held() or _stop_holder(holder):
+        if is_stopping or not folder.is_held() or _signal_to_stop(holder.host, holder.pid):
             stopping.append(folder)
         else:
             place = f"{folder.path} is run by {holder}"
@@ -162,10 +149,6 @@ def delete_jobs(output: AnyPath, jobs: Iterable[Status]) -> CleanReport:
     return CleanReport(jobs=deleted)
 
 
-def _folders(statuses: Iterable[Status]) -> list[str]:
-    return [str(status.job.folder) for status in statuses]
-
-
 def _wait_for(folders: Sequence[JobFolder]) -> list[JobFolder]:
     """Wait until nobody runs these jobs; returns those that still run after SECONDS_TO_SAVE."""
     deadline = time.monotonic() + SECONDS_TO_SAVE
@@ -174,24 +157,6 @@ def _wait_for(folders: Sequence[JobFolder]) -> list[JobFolder]:
         time.sleep(SECONDS_BETWEEN_LOOKS)
         running = [folder for folder in running if folder.is_held()]
     return running
-
-
-def _stop_holder(holder: Holder) -> bool:
-    """Tell the process that wrote a lock to save and exit; whether it could be told."""
-    return _has_same_process(holder) and _signal_to_stop(holder.host, holder.pid)
-
-
-def _has_same_process(holder: Holder) -> bool:
-    """Whether a lock's process id still belongs to the process that wrote it: ids are reused."""
-    try:
-        # The second field is the program's name, which may have any characters in it.
-        stat = Path(f"/proc/{holder.pid}/stat").read_text(errors="replace")
-        start_ticks = int(stat.rpartition(")")[2].split()[19])
-        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        started = booted + start_ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, AttributeError):  # it has ended; or a system without /proc, taken at its word
-        return not os.path.isdir("/proc/self")
-    return started < max(holder.since, holder.updated or 0) + 1
 
 
 def _signal_to_stop(host: str, pid: int) -> bool:

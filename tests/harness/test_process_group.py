@@ -28,6 +28,7 @@ from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.launchers.attempt import run_commands
+from domainbed_carft.machine import devices
 from domainbed_carft.method.carft import CARFT
 from domainbed_carft.method.starft import StarFT
 from domainbed_carft.pictures.protocols import plan_for
@@ -169,6 +170,24 @@ def test_two_processes_train_to_the_weights_of_one(pictures, tmp_path, algorithm
     assert_same(tmp_path / "2", tmp_path / "1")
 
 
+@pytest.mark.gpu
+def test_two_gpus_train_to_the_weights_of_one(pictures, tmp_path):
+    """Within a tenth of the way of training: kernels of a GPU add up in any order."""
+    if devices.gpu_count() < 2:
+        pytest.skip("there is one GPU")
+    for size in (1, 2):
+        assert train_jobs(size, train_arguments(pictures, tmp_path / str(size))) == [0] * size
+    one_step = [*train_arguments(pictures, tmp_path / "begun"), "--steps", "1"]
+    assert train_jobs(1, one_step) == [0]
+
+    one, two, start = (outcome(tmp_path / name).weights for name in ("1", "2", "begun"))
+    way, apart = (
+        sum(float((weights[name] - one[name]).square().sum()) for name in one)
+        for weights in (start, two)
+    )
+    assert apart <= 0.01 * way
+
+
 DISTURBED = """
 import os, sys
 from domainbed.scripts import train
@@ -237,10 +256,6 @@ def test_the_first_process_reports_why_another_has_failed(pictures, tmp_path):
 
     message = processes[0].communicate()[1]
     assert message == (tmp_path / "broken" / "err.txt").read_text()
-    if not hasattr(torch.distributed.TCPStore, "check"):  # before torch 2.3
-        assert "one of the 2 processes of this job exited without an error message" in message
-        return
-
     assert message.startswith("train: process 1 of 2: Traceback")
     assert message.endswith("\nRuntimeError: broken on purpose\n")
 
@@ -273,23 +288,9 @@ def test_algorithms_and_batches_that_cannot_be_split_are_refused():
     assert "its encoder has dropout" in dropped
 
 
-FIRST_IS_GONE = (
-    "train: process 0 of 2 exited without an error message; it may have run out of memory, or a "
-    "signal killed it. To resume, rerun the command"
-)
-
-
-@pytest.mark.parametrize(
-    ("killed", "reason"),
-    [
-        ("second", "train: process 1 of 2 was killed by SIGKILL"),
-        ("first", FIRST_IS_GONE),
-    ],
-)
-def test_if_one_process_is_killed_all_end_with_the_reason_and_resume(
-    pictures, alone, tmp_path, killed, reason
-):
-    """Whichever is killed, err.txt has the reason once; then one process trains to the end."""
+@pytest.mark.parametrize("killed", ["first", "second"])
+def test_if_one_process_is_killed_all_end_and_resume(pictures, alone, tmp_path, killed):
+    """If it is not the first, err.txt has the reason once; then one process trains to the end."""
     arguments = train_arguments(pictures, tmp_path / "job")
     first = warm.start(*TRAIN, *arguments, "--processes", "2")
     children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
@@ -301,7 +302,8 @@ def test_if_one_process_is_killed_all_end_with_the_reason_and_resume(
     wait_until(lambda: not Path(f"/proc/{child}").exists())
     assert (tmp_path / "job" / "state.pt").exists()
     lines = (tmp_path / "job" / "err.txt").read_text().splitlines()
-    assert lines[-1] == reason and lines.count(reason) == 1
+    reason = "train: process 1 of 2 was killed by SIGKILL"
+    assert lines.count(reason) == (killed == "second")
 
     assert train_jobs(1, arguments) == [0]
     assert_same(tmp_path / "job", alone)
@@ -326,7 +328,6 @@ def test_the_pool_retries_a_job_whose_first_process_was_killed(
 
     killer.join()
     assert [attempt.status for attempt in folder.attempts()] == [-signal.SIGKILL, 0]
-    assert FIRST_IS_GONE in (folder.path / "err.txt").read_text().splitlines()
 
     (folder.path / "attempts.jsonl").unlink()  # which a job without a launcher has not
     assert_same(folder.path, alone)

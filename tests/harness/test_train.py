@@ -107,20 +107,18 @@ def test_skipping_training_in_splits_changes_no_other_value(
 
 def test_all_problems_are_reported_at_once_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(datasets, "Debug28", None)
-    monkeypatch.setenv("DOMAINBED_PICTURES", "slow")
     arguments = ["--algorithm", "LinearSDG", "--hparams", "{'lr': 1}", "--holdout_fraction", "1"]
 
     assert run(tmp_path, *arguments, "--dataset", "Debug82", "--workers", "-1") == 2
 
     message = capsys.readouterr().err
-    assert message.startswith("train: 6 problems, nothing was done\n- no algorithm is called")
+    assert message.startswith("train: 5 problems, nothing was done\n- no algorithm is called")
     for part in (
         "no algorithm is called 'LinearSDG'; did you mean LinearSGD?",
         "no data set is called 'Debug82'; did you mean Debug28",
         "--hparams is not valid JSON (",
         "--holdout_fraction must be at least 0 and less than 1, not 1.0",
         "--workers must be at least 0, not -1",
-        "DOMAINBED_PICTURES is 'slow', expected fast, pillow",
     ):
         assert part in message
 
@@ -134,7 +132,7 @@ def test_all_problems_are_reported_at_once_before_anything_is_loaded(tmp_path, c
         ("--test_envs 0 3", "--test_envs 3: Debug28 has no such environment. Valid: 0 (0), 1 (1)"),
         ("--test_envs 1 1", "--test_envs 1 1 names an environment twice"),
         ("--test_envs 0 1 2", "--test_envs 0 1 2 leaves no environment of Debug28 to train on"),
-        ("--picture_cache much", "--picture_cache is 'much', expected a size such as 8G"),
+        ("--picture_memory much", "--picture_memory is 'much', expected a size such as 8G"),
         ("--dataset PACS", "PACS needs --data_dir, the folder that contains PACS"),
         ("--hparams kl_weight=3", """such as --hparams '{"kl_weight": 3}'"""),
         ("--hparams {lr:1}", """such as --hparams '{"lr": 0.1}'"""),
@@ -217,8 +215,8 @@ def test_a_flag_or_a_variable_chooses_which_weights_are_kept(
 
     monkeypatch.setenv("DOMAINBED_KEEP_WEIGHTS", "all")
     assert run(tmp_path) == 2
-    assert run(tmp_path, "--restart", "--keep_weights", "last") == 0
-    assert [path.name for path in tmp_path.glob("*.pkl")] == ["model.pkl"]
+    assert run(tmp_path / "new", "--keep_weights", "last") == 0
+    assert [path.name for path in (tmp_path / "new").glob("*.pkl")] == ["model.pkl"]
 
 
 def test_loaders_and_threads_share_the_cores(monkeypatch):

@@ -161,14 +161,13 @@ def test_the_validation_loss_of_the_trained_weights_comes_before_the_evaluation(
     assert len({loss for loss, _ in handed_over}) == 4
 
 
-@pytest.mark.parametrize("mode", ["fast", "pillow"])
 def test_the_validation_loss_is_that_of_the_pictures_through_the_test_transform(
-    tmp_path, handed_over, mode
+    tmp_path, handed_over
 ):
     """As long as the weights stay, it is the same number; accuracies are of augmented pictures."""
     command = [
         *fakes.quick(tmp_path / "job", "--dataset", str(write_pictures(tmp_path / "noise"))),
-        *("--pictures", mode, "--hparams", json.dumps({"batch_size": 4, "lr": 0})),
+        *("--hparams", json.dumps({"batch_size": 4, "lr": 0})),
     ]
     assert train.main(command) == 0
 

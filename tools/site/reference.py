@@ -37,25 +37,54 @@ SPECIAL_DATASETS = {
     "DTD": "tasks",
 }
 _HYPERPARAMETERS = """This page is made from the declarations in `domainbed_carft/method`, by
-`python tools/site/reference.py`. Set hyperparameters with `--hparams '{"name": value}'`, or under
-`hparams` in a declared sweep. [The method](../method.md#hyperparameters) says how they are checked
-and recorded.
+`python tools/site/reference.py`. Set hyperparameters with `--hparams '{"name": value}'`
+([examples](../howto/lambda-and-learning-rate.md)), or under `hparams` in a declared sweep.
 
-"tiny" stands for the embedded data sets and Debug28 and Debug224, "tasks" for the eleven tasks; of
-these the page has DTD's. Without such a word a default is that of all data sets. With
-`clip_backbone` `tiny` on other data sets, `lr` and `batch_size` are tiny's. Draws of the random
-search are uniform in the logarithm; that of `wise_alpha` is uniform in the value.
-
-The first table counts for every algorithm. Those below have what only some methods have. The
-records of other algorithms have these, too, without an effect."""
+- All methods accept all names, because a sweep passes one `--hparams` to all of them. A name that
+  only one method has is without an effect in the others, but they refuse `margin` and `lp_steps`.
+- Unknown and misspelt names are refused with a list of the valid ones, and names of earlier
+  versions with [what takes their place](../upgrading.md#hyperparameters-that-went). Names that a
+  fork adds are accepted.
+- Records have every value that a job used. `out.txt` lists those that differ from the defaults, and
+  in a DomainBed checkout those that you set. If a value is a path, keep the file with the records.
+- In parentheses are the data sets with another default or range. *Tiny* stands for the embedded
+  data sets and Debug28 and Debug224, *tasks* for the eleven tasks, of which the page has DTD's.
+  With `clip_backbone` `tiny` on other data sets only `lr` and `batch_size` are tiny's.
+- Random search draws uniformly in the logarithm, `wise_alpha` uniformly in the value. What has no
+  range keeps its default."""
 _HPARAM_COLUMNS = (
-    "| name | what it does | default | of some algorithms | random search | valid | source |\n"
-    "|---|---|---|---|---|---|---|"
+    "| name | what it does | default | values; random search | source |\n|---|---|---|---|---|"
 )
+# Title of a table -> the first of its names; it goes on to the first one of the next table.
+_GROUPS_OF_ALL = {
+    "CLIP, prompts and images": "clip_backbone",
+    "The head": "head_init",
+    "Optimizer and schedule": "lr",
+    "Precision, memory and measurements": "amp",
+    "Weights that predict": "average",
+    "LoRA": "lora_rank",
+    "Penalties": "sp_weight",
+}
+_NOTES = """## Notes
+
+- `total_steps` is the number of steps that the job trains: `--steps`, or else the data set's own.
+  If you set it, the learning rate reaches 0 there and stays.
+- `head_scale`: with `folded` the head starts as the class weights times CLIP's logit scale, with a
+  bias that starts at 0. AdamW then moves it a hundred times less for its size than with `outside`,
+  where its rows have length 1 and the scale multiplies its logits. A linear probe, LP-FT's first
+  phase and a random head are always outside.
+- `amp`: `auto` is resolved where a job starts, to `bf16` on a CUDA device of compute capability 8.0
+  or more and to `off` on others and on processors. Records have what it was resolved to. If the
+  machines of a sweep differ, give `bf16` or `off`, or the jobs of one cell are trained in both.
+- `compile_blocks` changes results by rounding only. It needs a C++ compiler.
+- `sampling`: other repositories train on ImageNet in `passes`; [ImageNet](../imagenet.md#training)
+  describes `passes-by-shard`. Both need the included harness.
+- DomainBed's own `data_augmentation` and `class_balanced` keep their meaning. The others that it
+  adds to every run (`resnet18`, `freeze_bn`, `vit`, ...) have no effect here."""
+
 # What the commands of sweeps and tables are in Python, beside the names of the package itself.
 FURTHER_API = (
     "domainbed_carft.plugin.register",
-    "domainbed_carft.plugin.unregister",
     "domainbed_carft.runs.evaluation_processes.SweepOptions",
     "domainbed_carft.sweep.launch.plan",
     "domainbed_carft.sweep.launch.run_plan",
@@ -172,46 +201,54 @@ def _cell(text: str) -> str:
 
 def hyperparameters_page() -> str:
     """Every hyperparameter of our algorithms, from their declarations."""
-    everyone = CLIPAlgorithm.own_hparams()
-    sections = {"Every algorithm": (ALGORITHMS, [*everyone])}
-    for name in algorithms.hparams_of("CARFT"):
-        owners = tuple(a for a in ALGORITHMS if name in algorithms.CLASSES[a].own_hparams())
-        if name not in everyone:
-            sections.setdefault(", ".join(owners), (owners, []))[1].append(name)
+    everyone = [*CLIPAlgorithm.own_hparams()]
+    groups = {first: title for title, first in _GROUPS_OF_ALL.items()}
+    shared: dict[str, tuple[Sequence[str], list[str]]] = {}
+    of_some: dict[str, tuple[Sequence[str], list[str]]] = {}
+    title = ""
+    for name in everyone:
+        title = groups.get(name, title)
+        shared.setdefault(title, (ALGORITHMS, []))[1].append(name)
 
+    for name in algorithms.hparams_of("CARFT"):
+        if name not in everyone:
+            owners = tuple(a for a in ALGORITHMS if name in algorithms.CLASSES[a].own_hparams())
+            of_some.setdefault(f"Only {', '.join(owners)}", (owners, []))[1].append(name)
+
+    (first, of_carft), *others = of_some.items()  # CAR-FT's own, which most readers look for
+    sections = {first: of_carft, **shared, **dict(others)}
     parts = ["# Hyperparameters", _HYPERPARAMETERS]
     for title, (owners, names) in sections.items():
         rows = "\n".join(_hparam_row(name, owners) for name in names)
         parts.append(f"## {title}\n\n{_HPARAM_COLUMNS}\n{rows}")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, _NOTES]) + "\n"
 
 
 def _hparam_row(name: str, owners: Sequence[str]) -> str:
     """The row of a hyperparameter; ``owners``: the algorithms on which it has an effect."""
     hparams = {owner: algorithms.hparams_of(owner)[name] for owner in owners}
     hparam = hparams[owners[0]]
-    defaults = {owner: _defaults(owned) for owner, owned in hparams.items()}
-    draws = {owner: _draws(owned) for owner, owned in hparams.items()}
+    values = _plain(hparam.expected).replace("False, True", "false, true")  # as in JSON
+    search = _usual_and_exceptions({owner: _draws(owned) for owner, owned in hparams.items()})
     cells = [
         f"`{name}`",
         _cell(hparam.meaning),
-        *_usual_and_exceptions(defaults),
-        "; ".join(text for text in _usual_and_exceptions(draws) if text),
-        _cell(hparam.expected),
+        _usual_and_exceptions({owner: _defaults(owned) for owner, owned in hparams.items()}),
+        f"{values}; *search* {search}" if search else values,
         _cell("; ".join(dict.fromkeys(owned.source for owned in hparams.values()))),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _usual_and_exceptions(texts: Mapping[str, str]) -> tuple[str, str]:
-    """The text of the first algorithm, and those that differ, with their algorithms."""
+def _usual_and_exceptions(texts: Mapping[str, str]) -> str:
+    """The text of the first algorithm, then those that differ, with their algorithms."""
     usual, *_ = texts.values()
     algorithms_of: dict[str, list[str]] = {}
     for algorithm, text in texts.items():
         if text != usual:
             algorithms_of.setdefault(text, []).append(algorithm)
     exceptions = [f"{', '.join(names)}: {text or 'fixed'}" for text, names in algorithms_of.items()]
-    return usual, "; ".join(exceptions)
+    return "; ".join(filter(None, [usual, *exceptions]))
 
 
 def _defaults(hparam: Hparam) -> str:
@@ -219,10 +256,27 @@ def _defaults(hparam: Hparam) -> str:
         value = hparam.default_for(Conditions(dataset))
         if isinstance(value, str):
             value = value.replace(dataset, "NAME")
-        text = f"{value:g}" if isinstance(value, float) else json.dumps(value)
-        return f"`{_cell(text)}`"
+        return _code(_number(value) if isinstance(value, float) else json.dumps(value))
 
     return _by_dataset(default)
+
+
+def _number(value: float) -> str:
+    """A number as papers write it: 5e-6, 0.25."""
+    if 0 < value < 0.01:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:.3g}"
+
+
+def _code(text: str) -> str:
+    """Code in a cell. In backticks a bar is shown with its backslash by some renderers."""
+    return f"<code>{_plain(text)}</code>" if "|" in text else f"`{text}`"
+
+
+def _plain(text: str) -> str:
+    """Text in a cell with its bars as entities, which every renderer shows as bars."""
+    return text.replace("<", "&lt;").replace("|", "&#124;")
 
 
 def _draws(hparam: Hparam) -> str:
@@ -232,22 +286,21 @@ def _draws(hparam: Hparam) -> str:
         return ""
 
     def ends(dataset: str) -> str:
-        low, high = (draw(end, Conditions(dataset)) for end in _ENDS)
-        return " to ".join(f"{end:.2g}" if end < 10 else f"{end:.0f}" for end in (low, high))
+        low, high = (float(f"{draw(end, Conditions(dataset)):.2g}") for end in _ENDS)
+        return f"{_number(low)} to {_number(high)}"
 
     return _by_dataset(ends)
 
 
 def _by_dataset(text_for: Callable[[str], str]) -> str:
-    """The text of most data sets, then those that differ, with their data sets."""
+    """The text of most data sets, then in parentheses those that differ, with their data sets."""
     usual = text_for(USUAL_DATASET)
     datasets_of: dict[str, list[str]] = {}
     for dataset, label in SPECIAL_DATASETS.items():
         if (text := text_for(dataset)) != usual:
             datasets_of.setdefault(text, []).append(label)
-    return ", ".join(
-        [usual, *(f"{', '.join(names)} {text}" for text, names in datasets_of.items())]
-    )
+    others = "; ".join(f"{', '.join(names)} {text}" for text, names in datasets_of.items())
+    return f"{usual} ({others})" if others else usual
 
 
 class _End(np.random.RandomState):

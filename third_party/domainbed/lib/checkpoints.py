@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import parsing
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.jobs.record_lines import is_broken_loss
+from domainbed_carft.jobs.records import is_broken_loss
 
 KEEP = ("both", "last", "best", "none")
 
@@ -80,24 +79,6 @@ class Files:
         text = "".join(lines)
         is_cut_off = bool(text) and not text.endswith("\n")
         return text + "\n" if is_cut_off else text
-
-    def begin_anew(self) -> None:
-        """Delete the state and weights of an earlier run; set its records aside."""
-        folder = self._folder.path
-        records = self._folder.records_path
-        # `done` first: whatever comes in between, half a run must not pass for a whole one.
-        for path in (folder / "done", self._folder.state_path, *folder.glob("model*.pkl")):
-            path.unlink(missing_ok=True)
-        for path in folder.glob("evaluation_step*"):  # by carft evaluate, of those weights
-            path.unlink(missing_ok=True)
-        resume.tidy_up(folder)
-        scalar_logs.forget(folder)
-        if records.exists():
-            candidates = (folder / f"results-{number}.jsonl" for number in itertools.count(1))
-            records.rename(next(path for path in candidates if not path.exists()))
-
-        self._records = ""
-        self._begins_at = 0
 
     def watch(self, step: int, name: str, value: float) -> None:
         """Warn of the run's first loss that is not finite; later records are marked."""

@@ -17,9 +17,11 @@ from domainbed.lib import fast_data_loader as loader
 from domainbed.lib import misc, stopping
 from domainbed.lib.fast_data_loader import Batch, Request
 from domainbed.lib.picture_batches import Pictures
+from domainbed.lib.picture_memory import PictureMemory
 from domainbed.lib.process_group import ProcessGroup
 from domainbed_carft.machine import devices
 from domainbed_carft.pictures import image_lists, rng
+from domainbed_carft.pictures.plan import N_CHANNELS
 
 EVALUATION_BATCH_SIZE = 64
 
@@ -82,11 +84,29 @@ class JobBatches:
         full_batches = self._requests(step, pending, once)
         slices = (batch[self.process_group.slice_of(len(batch))] for batch in full_batches)
         requests = filter(None, slices)  # this process may have no picture of a small batch
+        loader_requests, all_requests = itertools.tee(requests)
+
+        on_gpu = devices.is_gpu(self.device)
+        limit = 0 if once else pictures.memory_limit // self.process_group.local_size
+        memory = PictureMemory(self._constant_pictures(pictures), limit, pinned=on_gpu)
         self._loaded = loader.load_batches(
-            data, requests, workers, pictures, pinned=devices.is_gpu(self.device)
+            data, memory.missing(loader_requests), workers, pictures, pinned=on_gpu
         )
-        self._batches = loader.on_device(self._loaded, self.device)
+        self._batches = loader.on_device(memory.batches(all_requests, self._loaded), self.device)
         self._n_workers = workers
+
+    def _constant_pictures(self, pictures: Pictures) -> dict[int, int]:
+        """The bytes of a picture of each evaluated data set of which nothing is drawn.
+
+        By the data set's number in the requests.
+        """
+        sizes = {}
+        evaluated = [*self.evaluated.values(), *self.validated.values()]
+        for number, dataset in enumerate(evaluated, start=len(self.in_splits)):
+            source = pictures.source(dataset)
+            if source and not source.plan.draws:
+                sizes[number] = N_CHANNELS * source.plan.size**2
+        return sizes
 
     def is_due(self, step: int) -> bool:
         """Whether there is a checkpoint after the step."""

@@ -6,7 +6,6 @@ For the environments that `image_folders` reads; equal by rounding to upstream's
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -18,11 +17,9 @@ from torchvision.datasets import ImageFolder
 from domainbed.lib import image_folders
 from domainbed_carft.data import picture_files
 from domainbed_carft.machine import devices
-from domainbed_carft.pictures import loading, rng, stages, store_folder
-from domainbed_carft.pictures.plan import FAST, JITTERS, PILLOW, PicturePlan
-from domainbed_carft.pictures.plan import MODES as MODES
+from domainbed_carft.pictures import loading, rng, stages
+from domainbed_carft.pictures.plan import FAST, JITTERS, PicturePlan
 from domainbed_carft.pictures.protocols import UPSTREAM_SIZE
-from domainbed_carft.pictures.store import Store
 from domainbed_carft.pictures.transforms import plan_of
 
 
@@ -46,6 +43,18 @@ class UnfinishedBatch(NamedTuple):
         """The pictures, (N, 3, S, S), float32 and normalised, and the labels, (N,)."""
         return stages.second_stage(self.plan, self.pictures, self.choices), self.labels
 
+    def copy(self) -> UnfinishedBatch:
+        """The batch in memory of its own, not in what it shares with a loader process."""
+        return self._replace(
+            pictures=self.pictures.clone(),
+            choices=self.choices.clone(),
+            labels=self.labels.clone(),
+        )
+
+    def pinned(self) -> UnfinishedBatch:
+        """The batch, of which what a GPU needs is in memory that it copies from by itself."""
+        return self._replace(pictures=self.pictures.pin_memory(), labels=self.labels.pin_memory())
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -54,12 +63,22 @@ class Pictures:
     # What all environments share, with the augmentation of those that have one; None if the data
     # set's own transforms make the pictures.
     plan: PicturePlan | None = None
-    store: Store | None = None  # of decoded pictures
+    memory_limit: int = 0  # bytes of evaluation pictures that may stay in memory
+    # Whether the loader does the second stage, too; a GPU does its own.
+    finished_by_loader: bool = True
 
     @property
     def description(self) -> str:
         """The plan in words; "" if the data set's own transforms make the pictures."""
         return self.plan.describe() if self.plan else ""
+
+    @property
+    def lacks_numba(self) -> bool:
+        """Whether a processor does the colour jitter without numba, slower than all of the rest."""
+        augmentation = self.plan.augmentation if self.plan else None
+        if augmentation is None or augmentation.jitter_ranges is None:
+            return False
+        return self.finished_by_loader and not stages.has_numba()
 
     def recorded_facts(self) -> dict[str, Any]:
         """What records and files of weights say of the pictures."""
@@ -94,7 +113,7 @@ class Pictures:
         plan = replace(own_plan, mode=FAST, jitter=self.plan.jitter)
         if self.plan.is_for_model:
             plan = plan.for_model(self.plan.size, self.plan.mean, self.plan.std)
-        return Source(environment, positions, plan, self.store)
+        return Source(environment, positions, plan, self.finished_by_loader)
 
 
 def environment_plan(environment: Any) -> PicturePlan | None:
@@ -105,26 +124,23 @@ def environment_plan(environment: Any) -> PicturePlan | None:
 
 
 def choose(
-    mode: str,
-    cache: str | None,
     dataset: Any,
+    memory_limit: int,
     ask_model: Callable[[], Sequence[Any] | None] | None = None,
 ) -> Pictures:
-    """How a job gets the pictures of its data set; prints a line about it.
+    """How a job gets the pictures of its data set.
 
-    `mode` is one of `plan.MODES`, `cache` the value of --picture_cache. `ask_model` returns the
-    fields of a ModelInput, or None; it is called only if all environments can be read so, and then
-    changes the data set's `input_shape`. Raises CarftError if `cache` is no size.
+    ``memory_limit``: the bytes of evaluation pictures that may stay in memory. ``ask_model``
+    returns the fields of a ModelInput, or None; it is called only if all environments can be read
+    so, and then changes the data set's `input_shape`.
     """
     readable = [environment for environment in dataset if environment_plan(environment)]
     if not readable:
         return Pictures()
-    plan = _common_plan(readable)
-    if mode == PILLOW:
-        return Pictures(plan)
 
-    jitter = stages.jitter_path(devices.default_device())
-    plan = replace(plan, mode=FAST, jitter=jitter)
+    device = devices.default_device()
+    jitter = stages.jitter_path(device)
+    plan = replace(_common_plan(readable), mode=FAST, jitter=jitter)
     wanted_input = ask_model() if ask_model and len(readable) == len(dataset) else None
     if wanted_input:
         model_input = ModelInput(*wanted_input)
@@ -132,10 +148,7 @@ def choose(
         size = model_input.size if plan.size == UPSTREAM_SIZE else plan.size
         plan = plan.for_model(size, model_input.mean, model_input.std)
         dataset.input_shape = (3, plan.size, plan.size)
-
-    store, store_line = store_folder.open_store(cache, os.path.dirname(readable[0].root))
-    print(f"Pictures: {plan.describe()}; {store_line}")
-    return Pictures(plan, store)
+    return Pictures(plan, memory_limit, finished_by_loader=not devices.is_gpu(device))
 
 
 def _common_plan(environments: Sequence[Any]) -> PicturePlan:
@@ -152,15 +165,15 @@ class Source:
     folder: ImageFolder
     positions: Sequence[int] | None  # of the part's items in the environment; None for all
     plan: PicturePlan
-    store: Store | None  # of decoded pictures
+    finished_by_loader: bool = True
 
     def batch(self, requests: Sequence[tuple[int, int, tuple[int, ...]]]) -> Any:
         """Read a batch: pictures (N, 3, S, S) and labels (N,).
 
-        An UnfinishedBatch where a GPU does the second stage. Raises PassingError for a picture that
-        cannot be read.
+        An UnfinishedBatch where a GPU does the second stage, and of a plan that draws nothing:
+        such pictures may stay in memory. Raises PassingError for a picture that cannot be read.
         """
-        load = functools.partial(loading.load, self.plan, cache=self.store)
+        load = functools.partial(loading.load, self.plan)
         squares = []
         choices = []
         labels = []
@@ -178,4 +191,5 @@ class Source:
         batch = UnfinishedBatch(
             self.plan, torch.stack(squares), torch.stack(choices), torch.tensor(labels)
         )
-        return batch if self.plan.jitter == "torch" else batch.finish()
+        is_finished = self.finished_by_loader and self.plan.draws
+        return batch.finish() if is_finished else batch

@@ -1,4 +1,4 @@
-"""The preparation of a run: hyperparameters, seeds, the data set and its splits.
+"""The preparation of a job: hyperparameters, seeds, the data set, its splits and pictures.
 
 Follows upstream file domainbed/scripts/train.py at b93c22a, the splits to the item.
 """
@@ -6,18 +6,23 @@ Follows upstream file domainbed/scripts/train.py at b93c22a, the splits to the i
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from domainbed import algorithms, datasets, hparams_registry
-from domainbed.lib import misc
+from domainbed.lib import few_shots, misc, picture_batches
+from domainbed.lib.job_batches import JobBatches
+from domainbed.lib.picture_batches import Pictures
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.jobs.job import draw_seed, registry_hparams
 from domainbed_carft.jobs.splits import (
     EnvironmentSplits,
     Split,
@@ -25,6 +30,50 @@ from domainbed_carft.jobs.splits import (
     split_environments,
 )
 from domainbed_carft.machine import devices
+
+LoadedData = tuple[Any, Sequence[EnvironmentSplits]]  # a data set, and its splits
+
+
+@dataclass(frozen=True)
+class PreparedJob:
+    """What a job has before its algorithm is built; `prepare` makes it."""
+
+    args: argparse.Namespace
+    hparams: dict[str, Any]  # those that the data set was built with
+    dataset: Any
+    environments: Sequence[EnvironmentSplits]
+    pictures: Pictures
+
+    @property
+    def training_envs(self) -> list[int]:
+        """The numbers of the environments that are trained on."""
+        return [i for i in range(len(self.environments)) if i not in self.args.test_envs]
+
+    def build_algorithm(self, hparams: Mapping[str, Any]) -> Any:
+        """The job's algorithm with these hyperparameters, on the processor."""
+        algorithm_class = algorithms.get_algorithm_class(self.args.algorithm)
+        return algorithm_class(
+            self.dataset.input_shape,
+            self.dataset.num_classes,
+            len(self.training_envs),
+            dict(hparams),
+        )
+
+    def batches(self, evaluated: Mapping[str, Any], **options: Any) -> JobBatches:
+        """The batches of the job's steps and evaluations; draws the seed of its training.
+
+        ``options``: the other fields of `JobBatches`. Raises CarftError for too few `shots`.
+        """
+        in_splits = few_shots.training_splits(
+            self.dataset, self.environments, self.training_envs, self.hparams
+        )
+        return JobBatches(
+            in_splits=in_splits,
+            evaluated=evaluated,
+            hparams=self.hparams,
+            seed=self.args.seed,
+            **options,
+        )
 
 
 def choose_hparams(
@@ -39,13 +88,8 @@ def choose_hparams(
     began, and keeps what its first machine made of "auto". Of those that were added since it has
     the values in effect before.
     """
-    if args.hparams_seed:
-        seed = misc.seed_hash(args.hparams_seed, args.trial_seed)
-        hparams = hparams_registry.random_hparams(args.algorithm, args.dataset, seed)
-    else:
-        seed = None
-        hparams = hparams_registry.default_hparams(args.algorithm, args.dataset)
-
+    hparams = registry_hparams(hparams_registry, vars(args))
+    seed = draw_seed(vars(args))
     algorithm_class = algorithms.get_algorithm_class(args.algorithm)
     implied = algorithm_class.implied_hparams(args.dataset, overrides, seed, steps=args.steps)
     if stored is None:
@@ -204,3 +248,25 @@ def load_environments(
         if not (len(splits.in_split) and len(splits.out_split))
     )
     return dataset, environments
+
+
+def prepare(
+    args: argparse.Namespace,
+    hparams: dict[str, Any],
+    memory_limit: int,
+    load: Callable[[argparse.Namespace, dict[str, Any]], LoadedData] = load_environments,
+) -> PreparedJob:
+    """Seed all random numbers, load the data and choose how its pictures are read.
+
+    ``hparams``: by `choose_hparams`. ``memory_limit``: the bytes of evaluation pictures that may
+    stay in memory. Raises what ``load`` does.
+    """
+    seed_everything(args.seed)
+    dataset, environments = load(args, hparams)
+    algorithm_class = algorithms.get_algorithm_class(args.algorithm)
+    pictures = picture_batches.choose(
+        dataset,
+        memory_limit,
+        ask_model=functools.partial(algorithm_class.wanted_pictures, hparams),
+    )
+    return PreparedJob(args, hparams, dataset, environments, pictures)

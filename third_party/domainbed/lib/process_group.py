@@ -150,7 +150,7 @@ class ProcessGroup:
     def _reported_failure(self) -> CarftError | None:
         """The error that another process has left by `report_failure`."""
         with contextlib.suppress(RuntimeError):  # the process that had the store has ended
-            if hasattr(self.store, "check") and self.store.check([_FAILURE]):  # torch 2.3
+            if self.store.check([_FAILURE]):
                 is_passing, message = json.loads(self.store.get(_FAILURE))
                 return ProcessExitedError(message) if is_passing else CarftError(message)
         return None

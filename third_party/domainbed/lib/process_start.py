@@ -5,16 +5,16 @@ torchrun starts them, or the first of them does. Upstream has no equivalent.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
+import ctypes
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch.distributed as dist
 
@@ -24,15 +24,13 @@ from domainbed.lib.process_group import (
     ProcessExitedError,
     ProcessGroup,
 )
-from domainbed_carft import files, machine, process_variables
+from domainbed_carft import machine, process_variables
 from domainbed_carft.errors import CarftError, brief
-from domainbed_carft.jobs.folder import ERRORS
 from domainbed_carft.machine import devices
 
 VARIABLE = machine.PROCESSES
 
-# How often a process checks whether its parent is alive.
-_PARENT_POLL_SECONDS = 0.1
+_PR_SET_PDEATHSIG = 1  # of prctl: the signal that a process gets when its parent ends
 
 # How long gloo's threads get to free the tensors of the last collective.
 _LAST_COLLECTIVE_SECONDS = 0.1
@@ -55,14 +53,11 @@ def is_first() -> bool:
 
 
 @contextlib.contextmanager
-def join_process_group(
-    processes: int, arguments: Sequence[str], output_dir: str
-) -> Iterator[ProcessGroup]:
+def join_process_group(processes: int, arguments: Sequence[str]) -> Iterator[ProcessGroup]:
     """Join the processes that torchrun has started, or start `processes` of train's `arguments`.
 
-    On GPUs each has the GPU of its local rank. If the first process is killed, one that it has
-    started reports that in err.txt in `output_dir`. Raises CarftError if there are too few GPUs, or
-    the processes cannot join.
+    On GPUs each has the GPU of its local rank. If the first process is killed, those that it has
+    started end with it. Raises CarftError if there are too few GPUs, or the processes cannot join.
     """
     size = _int_variable("WORLD_SIZE", processes, least=1)
     if size < 2:
@@ -74,7 +69,7 @@ def join_process_group(
     is_over = threading.Event()
     process_group = SINGLE_PROCESS
     try:
-        process_group = _create_process_group(size, local_size, arguments, Path(output_dir))
+        process_group = _create_process_group(size, local_size, arguments)
         watcher = threading.Thread(
             target=process_group.end_with_children, args=(is_over,), daemon=True
         )
@@ -109,13 +104,11 @@ def _require_gpus(local_size: int) -> None:
         )
 
 
-def _create_process_group(
-    size: int, local_size: int, arguments: Sequence[str], output_dir: Path
-) -> ProcessGroup:
+def _create_process_group(size: int, local_size: int, arguments: Sequence[str]) -> ProcessGroup:
     """The process group as this process sees it, which starts the others unless torchrun did."""
     if "WORLD_SIZE" in os.environ:
         rank = _int_variable("RANK", 0)
-        _follow_the_parent(rank, size, output_dir / ERRORS)
+        _end_with_parent()
         _require_address()
         store = next(dist.rendezvous("env://"))[0]
         return ProcessGroup(rank, size, local_size, store)
@@ -178,39 +171,17 @@ def _start_children(
     return children
 
 
-def _follow_the_parent(rank: int, size: int, errors: Path) -> None:
-    """End this process as soon as the one that has started it, the first of the job, has ended.
+def _end_with_parent() -> None:
+    """Have Linux end this process with the one that has started it, the first of the job.
 
-    The first ends before the others only if it was killed or has crashed. It cannot report that
-    itself, so process 1 appends the reason to the file `errors`. Without such a parent, as under
-    torchrun, nothing happens.
+    The first ends before the others only if it was killed or has crashed. Without such a parent, as
+    under torchrun, nothing happens.
     """
     parent = process_variables.PARENT.read()
-    if not parent:
-        return
-
-    lock = threading.Lock()
-
-    def end_without_parent() -> None:
-        with lock:
-            if os.getppid() == int(parent):
-                return
-            if rank == 1:
-                with contextlib.suppress(OSError):
-                    files.append_line(
-                        errors,
-                        f"train: process 0 of {size} exited without an error message; it may have "
-                        "run out of memory, or a signal killed it. To resume, rerun the command",
-                    )
+    if parent:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(parent):  # it has ended already
             os._exit(1)
-
-    def watch_parent() -> None:
-        while True:
-            end_without_parent()
-            time.sleep(_PARENT_POLL_SECONDS)
-
-    atexit.register(end_without_parent)  # this process may fail first, for want of the other
-    threading.Thread(target=watch_parent, daemon=True).start()
 
 
 def _wait_for(children: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -57,7 +57,7 @@ def load(folder: str) -> dict[str, Any] | None:
             raise ValueError(f"{path} is not the state of a run")
         return state
     except ValueError as error:
-        advice = "Replace the file with a good copy, or start over with --restart"
+        advice = "Replace the file with a good copy, or delete the folder to start over"
         raise ResumeError(f"{error}. {advice}") from error
 
 
@@ -114,5 +114,5 @@ def require_same(path: Path, kind: str, stored: dict[str, Any], current: dict[st
         listed = "; ".join(differing)
         raise ResumeError(
             f"{path} is of a run with other {kind} ({listed}). Resume with its values, or start a "
-            "new run with another --output_dir, or with --restart, which deletes this one."
+            "new run with another --output_dir; to start this one over, delete its folder."
         )

@@ -81,11 +81,6 @@ def hand_on(kinds: Sequence[str], sweep_output_dir: str) -> None:
         os.environ.setdefault("WANDB_RUN_GROUP", name)
 
 
-def forget(folder: Path) -> None:
-    """Make the next run in a job's folder a new one in W&B; TensorBoard needs nothing."""
-    (folder / _ID).unlink(missing_ok=True)
-
-
 def name_of(args: Mapping[str, Any]) -> str:
     """What a person calls a run, as a file may be called: CARFT_PACS_test0_trial1_hparams0."""
     environments = "+".join(map(str, args["test_envs"])) or "none"

@@ -9,14 +9,19 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from domainbed.lib import checkpoints, checks, picture_batches, scalar_logs
-from domainbed_carft import process_variables
+from domainbed.lib import checkpoints, checks, picture_memory, scalar_logs
+from domainbed_carft import process_variables, removed_flags
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, Problem, raise_for
-from domainbed_carft.pictures import store_folder
 
 # Flags that do not change what is trained, hence in no record.
-UNRECORDED_FLAGS = ("log", "picture_cache", "pictures", "processes", "restart")
+UNRECORDED_FLAGS = ("log", "picture_memory", "processes")
+
+REMOVED_FLAGS = {
+    "--pictures": "files become batches in one way only",
+    "--restart": "to start over, delete the job's folder",
+    "--picture_cache": "use --picture_memory: evaluation pictures stay in the job's memory",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,21 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
         "its number)",
     )
     add(
-        "--pictures",
-        choices=picture_batches.MODES,
-        default=process_variables.PICTURES.read(picture_batches.MODES[0]),
-        help="fast: decode, crop and resize bytes, and jitter a batch at once (default); pillow: "
-        f"upstream's transforms, from which the fast pictures differ by rounding (for all jobs: "
-        f"${process_variables.PICTURES.name})",
-    )
-    add(
-        "--picture_cache",
+        "--picture_memory",
         metavar="SIZE",
-        default=process_variables.PICTURE_CACHE.read() or None,
-        help="how much of the decoded pictures to keep on a local disk for all jobs of this "
-        "machine, such as 8G or 500M; 0 for nothing (default: a quarter of the memory, at most "
-        "8G; nothing under SLURM or on a network file system; for all jobs: "
-        f"${process_variables.PICTURE_CACHE.name})",
+        default=process_variables.PICTURE_MEMORY.read() or None,
+        help="how much memory evaluation pictures may stay in, those of which nothing is drawn, "
+        "such as 8G or 500M; 0 for none (default: a quarter of what the job may use; for all "
+        f"jobs: ${process_variables.PICTURE_MEMORY.name})",
     )
     add(
         "--skip_training_in_splits",
@@ -112,13 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="last: model.pkl; best: model_best.pkl, selected by training-domain validation; "
         f"both (default); or none (for all jobs: ${process_variables.KEEP_WEIGHTS.name})",
     )
-    add(
-        "--restart",
-        action="store_true",
-        help="start over: delete state and weights of an earlier run, move its records to "
-        "results-1.jsonl",
-    )
     scalar_logs.add_flag(parser)
+    removed_flags.refuse(parser, REMOVED_FLAGS)
     return parser
 
 
@@ -145,7 +136,6 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]
     skip = process_variables.SKIP_TRAINING_IN_SPLITS
     defaults = (  # of flags whose values argparse has checked
         (process_variables.KEEP_WEIGHTS, args.keep_weights, checkpoints.KEEP),
-        (process_variables.PICTURES, flags.pictures, picture_batches.MODES),
         (skip, skip.read() or "0", ("0", "1")),
     )
     problems += [
@@ -154,8 +144,7 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]
         if value not in valid
     ]
 
-    if flags.picture_cache is not None:
-        problems += checks.problems_of(store_folder.parse_size, flags.picture_cache)
+    problems += checks.problems_of(picture_memory.memory_limit, flags.picture_memory)
     for flag in ("steps", "checkpoint_freq", "workers"):
         problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
     problems += checks.range_problems("--processes", flags.processes, 1)

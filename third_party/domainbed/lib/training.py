@@ -5,10 +5,9 @@ Follows upstream file domainbed/scripts/train.py at b93c22a; resuming a run is o
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from typing import Any
 
@@ -19,7 +18,6 @@ from domainbed.lib import (
     algorithm_state,
     checkpoints,
     evaluation,
-    few_shots,
     misc,
     preparation,
     resume,
@@ -27,8 +25,7 @@ from domainbed.lib import (
     stopping,
 )
 from domainbed.lib.job_batches import JobBatches
-from domainbed.lib.picture_batches import Pictures
-from domainbed.lib.preparation import share_cores
+from domainbed.lib.preparation import PreparedJob, share_cores
 from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup, attach_process_group
 from domainbed.lib.progress import ProgressPublisher
 from domainbed_carft import machine, text
@@ -46,21 +43,21 @@ class Run:
     Raises CarftError if the state does not fit this run, or several processes cannot train it.
     """
 
-    args: argparse.Namespace
-    hparams: dict[str, Any]  # those that the data set was built with
-    dataset: Any
-    environments: Sequence[splits.EnvironmentSplits]
+    job: PreparedJob
     state: InitVar[dict[str, Any] | None]  # what an earlier process of the same run has saved
     stop: stopping.StopSignals
     lock: Lock | None  # where to publish the progress, in the first process
-    pictures: Pictures
     process_group: ProcessGroup = SINGLE_PROCESS
 
     _is_storable = True  # until the algorithm's state turns out to have no copy
 
     def __post_init__(self, state: dict[str, Any] | None) -> None:
-        args = self.args
-        training_envs = [i for i in range(len(self.environments)) if i not in args.test_envs]
+        args = self.args = self.job.args
+        self.hparams = self.job.hparams
+        self.dataset = self.job.dataset
+        self.environments = self.job.environments
+        self.pictures = self.job.pictures
+        training_envs = self.job.training_envs
         self.num_domains = len(training_envs)
         self.device = devices.default_device()
         on_gpu = devices.is_gpu(self.device)
@@ -81,7 +78,7 @@ class Run:
         self.splits = {split.name: split.items for split in named_splits}
         skipped = training_envs if args.skip_training_in_splits else ()
         self.evaluated = preparation.evaluated_names(named_splits, self.dataset, skipped)
-        self.batches = self._build_batches(training_envs)
+        self.batches = self._build_batches()
 
         self.algorithm = self._build_algorithm(state)
         self.facts = dict(self.algorithm.recorded_facts())
@@ -106,18 +103,13 @@ class Run:
         if state:
             self._restore(state)
 
-    def _build_batches(self, training_envs: Sequence[int]) -> JobBatches:
-        return JobBatches(
-            in_splits=few_shots.training_splits(
-                self.dataset, self.environments, training_envs, self.hparams
-            ),
+    def _build_batches(self) -> JobBatches:
+        return self.job.batches(
             evaluated={
                 name: split if name in self.evaluated else [] for name, split in self.splits.items()
             },
-            hparams=self.hparams,
             steps=self.n_steps,
             checkpoint_freq=self.args.checkpoint_freq or self.dataset.CHECKPOINT_FREQ,
-            seed=self.args.seed,
             device=self.device,
             process_group=self.process_group,
             stop=self.stop,
@@ -142,9 +134,7 @@ class Run:
             if hparams.get(name) == "auto" and name in stored_facts:
                 hparams[name] = stored_facts[name]
 
-        algorithm = algorithm_class(
-            self.dataset.input_shape, self.dataset.num_classes, self.num_domains, hparams
-        )
+        algorithm = self.job.build_algorithm(hparams)
         if self.process_group.size > 1:
             attach_process_group(algorithm, self.process_group, hparams["batch_size"])
         algorithm.to(self.device)
@@ -299,7 +289,7 @@ class Run:
         except (ValueError, KeyError, RuntimeError, AttributeError) as error:
             raise resume.ResumeError(
                 f"{self.state_path} does not fit {self.args.algorithm}, whose code may have "
-                f"changed: {error}. To start over: --restart"
+                f"changed: {error}. To start over, delete the folder"
             ) from error
 
         self.interval.begin(state["interval"])

@@ -26,8 +26,7 @@ from domainbed_carft import questions
 from domainbed_carft.errors import CarftError, PassingError
 from domainbed_carft.jobs import job as jobs_room
 from domainbed_carft.jobs import manifest
-from domainbed_carft.jobs.deletion import delete_claimed
-from domainbed_carft.jobs.folder import Held, JobFolder
+from domainbed_carft.jobs.folder import Held, JobFolder, delete_claimed
 
 
 class Job:

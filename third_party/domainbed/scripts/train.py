@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import os
 import sys
 import traceback
@@ -20,10 +19,9 @@ import PIL
 import torch
 import torchvision
 
-from domainbed import algorithms
 from domainbed.lib import (
     misc,
-    picture_batches,
+    picture_memory,
     preparation,
     resume,
     scalar_logs,
@@ -43,7 +41,7 @@ from domainbed_carft.jobs.folder import Held, JobFolder, Lock
 PATIENCE_SECONDS = 15.0
 
 
-def run(
+def _run(
     args: argparse.Namespace,
     lock: Lock | None,
     flags: argparse.Namespace,
@@ -55,41 +53,26 @@ def run(
         stop.check()
         _print("Environment:", _versions().items())
         _print("Args:", sorted(vars(args).items()))
-        state = None if flags.restart else resume.load(args.output_dir)
+        state = resume.load(args.output_dir)
         stored = state["hyperparameters"] if state else None
         hparams = preparation.choose_hparams(args, overrides, stored)
         changed_hparams = preparation.changed_hparams(args, overrides, hparams)
         _print("HParams:", sorted(changed_hparams.items()))
         print(f"\t{len(hparams) - len(changed_hparams)} others have their defaults")
 
-        preparation.seed_everything(args.seed)
-        dataset, environments = preparation.load_environments(args, hparams)
-        algorithm_class = algorithms.get_algorithm_class(args.algorithm)
-        pictures = picture_batches.choose(
-            flags.pictures,
-            flags.picture_cache,
-            dataset,
-            ask_model=functools.partial(algorithm_class.wanted_pictures, hparams),
-        )
-        job = training.Run(
-            args=args,
-            hparams=hparams,
-            dataset=dataset,
-            environments=environments,
-            state=state,
-            stop=stop,
-            lock=lock,
-            pictures=pictures,
-            process_group=process_group,
-        )
+        memory_limit = picture_memory.memory_limit(flags.picture_memory)
+        job = preparation.prepare(args, hparams, memory_limit)
+        if job.pictures.plan:
+            print(f"Pictures: {job.pictures.description}; {picture_memory.describe(memory_limit)}")
+        if job.pictures.lacks_numba:
+            print("Warning: without numba pictures load at a third of the speed: pip install numba")
+        run = training.Run(job=job, state=state, stop=stop, lock=lock, process_group=process_group)
 
-        if flags.restart and process_group.is_leader:  # now that the run can begin
-            job.files.begin_anew()
-        print(f"Workers: {job.n_workers}")
+        print(f"Workers: {run.n_workers}")
         log_kinds = flags.log if process_group.is_leader else ()
         with scalar_logs.Logs(log_kinds, vars(args), hparams) as logs:
-            job.files.log_to(logs)
-            job.train()
+            run.files.log_to(logs)
+            run.train()
 
 
 def _versions() -> dict[str, object]:
@@ -218,8 +201,8 @@ def _join_and_run(
     flags: argparse.Namespace,
     command_line: Sequence[str],
 ) -> None:
-    with join_process_group(flags.processes, command_line, args.output_dir) as process_group:
-        run(args, lock, flags, process_group)
+    with join_process_group(flags.processes, command_line) as process_group:
+        _run(args, lock, flags, process_group)
 
 
 def _report(error: BaseException) -> int:

@@ -1,0 +1,499 @@
+"""open_clip's checkpoints: found, checked, built by open_clip, and rebuilt from a saved run.
+
+A folder or a repository is a stranger's: nothing in it is run, no name in its files is looked up,
+and its configuration takes no memory that its weights do not confirm.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from domainbed_carft import files
+from domainbed_carft.errors import CarftError, PassingError, brief, imported
+from domainbed_carft.files import parsing, weights
+from domainbed_carft.pictures.plan import INTERPOLATIONS, RESIZES
+from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
+from domainbed_carft.text import unknown
+
+PREFIX = "open_clip:"
+LOCAL = "local-dir:"
+HUB = "hf-hub:"
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+PICKLED_WEIGHTS = "open_clip_pytorch_model.bin"
+# The weights of a folder, the first that is there: as open_clip prefers them.
+WEIGHT_FILES = (
+    WEIGHTS,
+    "open_clip_pytorch_model.safetensors",
+    PICKLED_WEIGHTS,
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+)
+
+# A tokenizer's files: its settings, and all that a repository of the hub is asked for.
+TOKENIZER_SETTINGS = "tokenizer_config.json"
+MODEL_SETTINGS = "config.json"
+SMALL_FILES = ("*.json", "*.txt", "*.model")
+LARGEST_SMALL_FILE = 1 << 28  # bytes; a vocabulary of a hundred languages has some 2**26
+# The tokenizers of open_clip's own models: by class, or by the kind of model if a folder has only
+# that. Others of transformers load further tokenizers, or ask whether they may run code.
+TOKENIZERS = {
+    "BertTokenizer",
+    "CLIPTokenizer",
+    "GemmaTokenizer",
+    "NllbTokenizer",
+    "PreTrainedTokenizer",
+    "RobertaTokenizer",
+    "T5Tokenizer",
+    "TokenizersBackend",
+    "XLMRobertaTokenizer",
+    "bert",
+    "roberta",
+    "xlm-roberta",
+}
+TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}  # others may run code
+
+DEFAULT_IMAGE_SIZE = 224  # pixels a side
+# None of open_clip's models comes near these.
+MOST_PIXELS = 1024  # a side
+MOST_LAYERS = 512  # of an encoder
+_SMALL_TEXT = {"context_length": 4, "vocab_size": 4, "width": 8, "heads": 1, "layers": 1}
+
+Config = Mapping[str, Any]  # of an open_clip_config.json: model_cfg and preprocess_cfg
+
+
+def package() -> Any:
+    """open_clip; CarftError, with what to pip install, if it cannot be imported."""
+    return imported("open_clip", "'open_clip_torch>=3,<4'")
+
+
+def load(name: str) -> dict[str, Any]:
+    """Fields of `backbone.Backbone` for ``name``, with PREFIX; in float32 and eval mode on the CPU.
+
+    Raises CarftError as `check`, for a failed download, and files that do not fit each other.
+    """
+    config = configuration(name)
+    path = weights_file(name)
+    model = _load_model(name, config, path)
+    tokenizer = _tokenizer(name, config["model_cfg"]["text_cfg"])
+    return {
+        "model": model.requires_grad_(False),
+        "digest": weights.sha256(path),
+        "path": path,
+        "preprocessing": preprocessing(config),
+        "dim": config["model_cfg"]["embed_dim"],
+        "tokenize": functools.partial(tokenize, tokenizer),
+        "architecture": json.dumps(config, sort_keys=True),
+        "revision": revision_of(path),
+        "tokenizer": tokenizer,
+    }
+
+
+def check(name: str) -> None:
+    """Raise CarftError for what is wrong as far as it shows without asking the hub."""
+    if name.startswith(PREFIX + HUB):
+        package()
+    else:
+        configuration(name)
+
+
+# Where the files are
+
+
+def _has_own_config(name: str) -> bool:
+    """Whether the configuration of ``name`` is a file, and not from open_clip's own table."""
+    return name.removeprefix(PREFIX).startswith((LOCAL, HUB))
+
+
+def _model_and_tag(name: str) -> tuple[str, str]:
+    """The model in open_clip's own table and the tag of its weights, of open_clip:MODEL/TAG."""
+    model, _, tag = name.removeprefix(PREFIX).partition("/")
+    return model, tag
+
+
+def _folder(name: str) -> Path | None:
+    """The folder with configuration and tokenizer; None for a model of open_clip's own table.
+
+    It is the user's, or a repository's in the hub's cache. The hub is asked only for a name that
+    the user gives, never for one in a file.
+    """
+    location = name.removeprefix(PREFIX)
+    if location.startswith(LOCAL):
+        return Path(location.removeprefix(LOCAL))
+    if not location.startswith(HUB):
+        return None
+
+    from huggingface_hub import snapshot_download
+
+    repository = location.removeprefix(HUB)
+    with _asking_the_hub(name, CONFIG):
+        return Path(snapshot_download(repository, allow_patterns=list(SMALL_FILES)))
+
+
+def weights_file(name: str) -> Path:
+    """The weights of ``name``, downloaded if they are of the hub. Raises CarftError without any."""
+    open_clip = package()
+    location = name.removeprefix(PREFIX)
+    if location.startswith(LOCAL):
+        folder = Path(location.removeprefix(LOCAL))
+        present = [folder / file for file in WEIGHT_FILES if (folder / file).is_file()]
+        if not present:
+            raise CarftError(f"{folder} has no {WEIGHTS}; expected {CONFIG} and {WEIGHTS}")
+        return present[0]
+
+    with _asking_the_hub(name, "weights"):
+        if location.startswith(HUB):
+            repository = location.removeprefix(HUB)
+            return Path(open_clip.pretrained.download_pretrained_from_hf(repository))
+        pretrained = open_clip.get_pretrained_cfg(*_model_and_tag(name))
+        return Path(open_clip.download_pretrained(pretrained))
+
+
+def revision_of(path: Path) -> str:
+    """The commit of the hub's repository that the cached file ``path`` is from; "" for others."""
+    return path.parent.name if path.parent.parent.name == "snapshots" else ""
+
+
+@contextmanager
+def _asking_the_hub(name: str, content: str) -> Iterator[None]:
+    """Raise PassingError where the block fails, which says what to do offline.
+
+    ``content``: what is loaded of ``name``, such as "weights".
+    """
+    try:
+        yield
+    except Exception as error:  # of the hub's client and transformers, a dozen types
+        raise PassingError(
+            f"{content} of {name!r} could not be loaded ({brief(error)}). On a machine with "
+            "internet access load it once and copy the hub's cache (HF_HOME), or save it as a "
+            f"folder for {PREFIX}{LOCAL}FOLDER. SigLIP's needs pip install transformers "
+            "sentencepiece"
+        ) from error
+
+
+# Configurations
+
+
+def configuration(name: str) -> Config:
+    """The configuration of ``name``, as in an open_clip_config.json; asks the hub for a HUB name.
+
+    Raises CarftError if there is none, for a model that this package cannot use, and for a file
+    that takes its text encoder from another repository.
+    """
+    package()
+    folder = _folder(name)
+    if folder is None:
+        return checked(_table_config(name), name)
+
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CarftError(f"{folder} has no {CONFIG}; expected {CONFIG} and {WEIGHTS}")
+    config = checked(_read_json(path), name)
+    text_encoder = config["model_cfg"]["text_cfg"].get("hf_model_name")
+    if text_encoder:
+        raise CarftError(
+            f"{path} takes its text encoder from {text_encoder!r:.80}, which is not looked up: no "
+            f"hub is asked for a name in a file. If open_clip lists the model, use {PREFIX}NAME/TAG"
+        )
+    return config
+
+
+def checked(config: Any, name: str) -> Config:
+    """``config`` with its two parts. Raises CarftError for what is no model, or none for us."""
+    parts = config if isinstance(config, dict) else {}
+    preprocess_config = parts.get("preprocess_cfg") or {}
+    model_config = parts.get("model_cfg")
+    if not isinstance(model_config, dict):
+        model_config = {}
+
+    sections = [preprocess_config, model_config.get("vision_cfg"), model_config.get("text_cfg")]
+    is_clip = all(type(section) is dict for section in sections)
+    if not is_clip or type(model_config.get("embed_dim")) is not int:
+        raise CarftError(
+            f"{name} has no image or no text encoder; expected the configuration of a CLIP with "
+            "model_cfg, and in it embed_dim, vision_cfg and text_cfg"
+        )
+
+    problem = _config_problem(model_config)
+    if problem:
+        raise CarftError(f"{name} {problem}")
+    return {"model_cfg": model_config, "preprocess_cfg": preprocess_config}
+
+
+def preprocessing(config: Config) -> Preprocessing:
+    """What a model wants of pictures. Raises CarftError for what our transforms do not do.
+
+    From the configuration, since the data are made before the model.
+    """
+    options = {key: value for key, value in config["preprocess_cfg"].items() if value is not None}
+    size = config["model_cfg"]["vision_cfg"].get("image_size", DEFAULT_IMAGE_SIZE)
+    side = size[0] if isinstance(size, list) and len({*size}) == 1 else size
+    interpolation = options.get("interpolation", "bicubic")
+    resize_mode = options.get("resize_mode", "shortest")
+    mean = _numbers(options.get("mean", CLIP_MEAN))
+    std = _numbers(options.get("std", CLIP_STD))
+
+    is_known = interpolation in INTERPOLATIONS and resize_mode in RESIZES
+    is_size = type(side) is int and 0 < side <= MOST_PIXELS
+    if not (is_known and is_size and len(mean) == len(std) == 3 and all(std)):
+        requested = {"image_size": size, **options}
+        raise CarftError(
+            f"the model wants pictures as {repr(requested)[:200]}; expected square ones of at "
+            f"most {MOST_PIXELS} pixels, bicubic or bilinear, shortest or squash, mean and std of "
+            "three channels"
+        )
+    return Preprocessing(side, interpolation, resize_mode, mean, std)
+
+
+def _config_problem(model_config: Mapping[str, Any]) -> str:
+    """Why this package cannot use the model, to follow its name; "" if it can."""
+    vision = model_config["vision_cfg"]
+    text = model_config["text_cfg"]
+    if "multimodal_cfg" in model_config or vision.get("output_tokens") or text.get("output_tokens"):
+        return "is a CoCa, whose encoders return tokens, too; expected a CLIP or a SigLIP"
+
+    for section, layers in (("vision", vision.get("layers", 12)), ("text", text.get("layers", 12))):
+        stages = layers if isinstance(layers, list) else [layers]
+        if not all(type(count) is int and 0 < count <= MOST_LAYERS for count in stages):
+            return f"has the {section}_cfg.layers {layers!r:.80}; expected 1 to {MOST_LAYERS}"
+
+    # A tag such as "resnet18.hf-hub:ORG/REPO" would be looked up.
+    timm_model = vision.get("timm_model_name")
+    if timm_model and not re.fullmatch(r"\w+(\.\w+)?", str(timm_model), re.ASCII):
+        return f"has an image encoder {timm_model!r:.80}, which timm does not know"
+
+    positions = vision.get("pos_embed_type") or "learnable"
+    if positions != "learnable":
+        return f"has positions of the type {positions!r:.80}; expected learnable ones"
+
+    options = text.get("tokenizer_kwargs") or {}
+    if not isinstance(options, dict) or not {*options} <= TOKENIZER_OPTIONS:
+        return f"has tokenizer_kwargs {options!r:.80}, of which some may run code"
+    return ""
+
+
+def _table_config(name: str) -> Config:
+    """The configuration of a model in open_clip's own table, under one of its tags."""
+    open_clip = package()
+    model, tag = _model_and_tag(name)
+    model_config = open_clip.get_model_config(model)
+    if model_config is None:
+        raise CarftError(unknown("model of open_clip", model, open_clip.list_models()))
+    pretrained = open_clip.get_pretrained_cfg(model, tag)
+    if not pretrained:
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise CarftError(unknown(f"tag of open_clip's {model}", tag, tags))
+
+    trained_quick = bool(pretrained.get("quick_gelu"))
+    computes_quick = bool(model_config.get("quick_gelu"))
+    fitting = f"{model}-quickgelu" if trained_quick else model.removesuffix("-quickgelu")
+    if trained_quick != computes_quick and fitting != model:
+        raise CarftError(
+            f"the weights {tag!r} were trained with another activation than {model!r} computes, "
+            f"which gives other features; use {PREFIX}{fitting}/{tag}"
+        )
+
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    preprocess_config = {key: pretrained[key] for key in keys if key in pretrained}
+    return {"model_cfg": model_config, "preprocess_cfg": preprocess_config}
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    """A list of numbers as a tuple, () for anything else."""
+    numbers = value if isinstance(value, (list, tuple)) else ()
+    return tuple(map(float, numbers)) if {*map(type, numbers)} <= {int, float} else ()
+
+
+# Models
+
+
+def image_encoder(config: Config) -> Any:
+    """An untrained image encoder of this `checked` configuration, on torch's default device.
+
+    Nothing is run or asked that it may name: the text encoder is left out, and timm builds only
+    models of its own list. Raises an exception of any type for sizes that do not fit.
+    """
+    return _create({"model_cfg": {**config["model_cfg"], "text_cfg": _SMALL_TEXT}}).visual
+
+
+def save(folder: Path, state: Mapping[str, Tensor], architecture: str, tokenizer: Any) -> None:
+    """Write a model into ``folder`` so that ``local-dir:`` loads it, tokenizer included.
+
+    Raises OSError if the folder cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    (folder / CONFIG).write_text(json.dumps(json.loads(architecture), indent=2) + "\n")
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    try:
+        save_file(tensors, folder / WEIGHTS)
+    except SafetensorError as error:  # which has the operating system's words in it
+        raise OSError(str(error)) from error
+    if hasattr(tokenizer, "save_pretrained"):  # OpenAI's is in the package
+        tokenizer.save_pretrained(folder)
+
+
+def _load_model(name: str, config: Config, path: Path) -> Any:
+    """The model with the weights at ``path``, in eval mode; CarftError if they do not fit."""
+    if path.suffix != ".safetensors":
+        weights.load_weights(path)  # raises for what open_clip would not refuse
+    size = preprocessing(config).resolution
+    dim = config["model_cfg"]["embed_dim"]
+    try:
+        if _has_own_config(name):  # the sizes of open_clip's own table are known
+            _require_fitting_size(config, path)
+        model = _create(config, path)
+        with torch.no_grad():
+            features = model.eval().visual(torch.zeros(1, 3, size, size))
+        if getattr(features, "shape", None) != (1, dim):
+            raise ValueError(f"its image encoder gives no feature of {dim} numbers a picture")
+    except Exception as error:  # what other files make of open_clip: any type
+        raise CarftError(f"{path} does not fit its architecture ({brief(error)})") from error
+    return model
+
+
+def _require_fitting_size(config: Config, path: Path) -> None:
+    """Raise ValueError for a model far larger than its weights, before it takes memory."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tensors = _create(config).state_dict().values()
+
+    nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    file_size = path.stat().st_size
+    if nbytes > weights.MOST_EXPANSION * file_size:
+        raise ValueError(
+            f"its configuration has {nbytes:,} bytes of tensors, the weights only {file_size:,}"
+        )
+
+
+def _create(config: Config, path: Path | None = None) -> Any:
+    """The model that open_clip makes, with the weights at ``path``, else with random ones.
+
+    On torch's default device. open_clip sees a folder of these two files and nothing else.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / CONFIG).write_text(json.dumps(config), "utf-8")
+        if path is not None:
+            is_pickled = path.suffix != ".safetensors"
+            link = folder / (PICKLED_WEIGHTS if is_pickled else WEIGHTS)
+            link.symlink_to(path.absolute())
+
+        device = torch.empty(0).device
+        with _without_log():
+            return package().create_model(f"{LOCAL}{folder}", device=device, pretrained_text=False)
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Leave out what open_clip logs of a model without weights."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
+
+
+# Tokenizers
+
+
+def tokenize(tokenizer: Callable[..., Tensor], prompts: Sequence[str]) -> Tensor:
+    """The tokens (N, L) of prompts, L what the model reads; CarftError for one that would be cut.
+
+    Full length: SigLIP's text encoder has no causal mask and is read at the last position.
+    """
+    texts = list(prompts)
+    length: int = tokenizer.context_length  # type: ignore[attr-defined]
+    tokens = tokenizer(texts, context_length=length)
+    roomier = tokenizer(texts, context_length=length + 1)
+
+    # With room for one token more a prompt that fits has one more of padding, wherever that is.
+    padding = getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None) or 0
+    is_cut = roomier.sum(dim=1) - tokens.sum(dim=1) != padding
+    if is_cut.any():
+        longest = texts[int(is_cut.nonzero()[0])]
+        raise CarftError(
+            f"the prompt {longest!r} is longer than the {length} tokens that this model reads; "
+            "shorten the context or the class name"
+        )
+    return tokens
+
+
+def _tokenizer(name: str, text_config: Mapping[str, Any]) -> Any:
+    """The tokenizer of a folder, of a repository of the hub, or of a model in open_clip's table.
+
+    Of the ``hf_tokenizer_name`` in a folder only the presence counts: the files are the folder's.
+    """
+    folder = _folder(name)
+    # Without that name it is CLIP's, which is part of open_clip.
+    options = {"trust_remote_code": False} if text_config.get("hf_tokenizer_name") else {}
+    if folder is None:
+        model, _ = _model_and_tag(name)
+        with _asking_the_hub(name, "the tokenizer"):
+            return package().get_tokenizer(model, **options)
+
+    if options:
+        _require_plain_tokenizer(folder)
+        options["local_files_only"] = True
+    try:
+        return package().get_tokenizer(f"{LOCAL}{folder}", **options)
+    except Exception as error:  # of transformers, tokenizers and sentencepiece, a dozen types
+        raise CarftError(
+            f"the tokenizer in {folder} cannot be used ({brief(error)}). Save it again with "
+            "save_pretrained; SigLIP's needs pip install transformers sentencepiece"
+        ) from error
+
+
+def _require_plain_tokenizer(folder: Path) -> None:
+    """Raise CarftError for a tokenizer that would take more than data from its own folder."""
+    for path in [path for pattern in SMALL_FILES for path in folder.glob(pattern)]:
+        try:
+            files.open_regular(path, LARGEST_SMALL_FILE).close()
+        except OSError as error:
+            raise CarftError(f"{path} is no file of a tokenizer: {error.strerror}") from error
+
+    class_name = ""
+    for path in (folder / TOKENIZER_SETTINGS, folder / MODEL_SETTINGS):
+        settings = _read_json(path) if path.exists() else {}
+        for key, value in settings.items():
+            if value and (key in ("auto_map", "init_inputs") or key.endswith(("_file", "_files"))):
+                raise CarftError(
+                    f"{path} has {key!r}, which names Python code or files. Nothing in a folder is "
+                    f"run, and no other file is opened: remove {key!r}, or get another tokenizer"
+                )
+        class_name = class_name or settings.get("tokenizer_class") or settings.get("model_type", "")
+
+    if str(class_name).removesuffix("Fast") not in TOKENIZERS:
+        raise CarftError(
+            f"{folder} has no tokenizer that this package opens: its class is {class_name!r:.80}, "
+            f"expected one of {', '.join(sorted(TOKENIZERS))}. A hf_tokenizer_name is not looked "
+            "up; copy the tokenizer's files into the folder"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; CarftError if it holds something else."""
+    try:
+        content = parsing.parse_json(files.read_small(path))
+    except (OSError, ValueError) as error:
+        raise CarftError(f"{path} cannot be read ({error}); expected a JSON object") from error
+    if not isinstance(content, dict):
+        raise CarftError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+    return content

@@ -1,0 +1,33 @@
+"""Makes the packed numbers that `carft demo` compares with, from the records of peers-emoji.
+
+    tar -xf benchmarks/records/peers-emoji.tar.xz
+    python tools/demo_numbers.py peers-emoji > domainbed_carft/assets/demo.csv
+
+A line for each of the demo's methods, the style left out and the trial: the accuracy in percent on
+that style, at the checkpoint that training-domain validation chooses.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+from domainbed_carft.results import collection, comparisons
+from domainbed_carft.results.method_names import TRAINING_DOMAIN
+from domainbed_carft.sweep import declaration_file
+
+
+def main() -> None:
+    (group,) = collection.gather([Path(sys.argv[1]) / "methods"]).groups
+    accuracies = comparisons.accuracies_of(group.selected(TRAINING_DOMAIN))
+
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["algorithm", "target", "trial", "accuracy"])
+    for algorithm in declaration_file.load("demo").algorithms:
+        for (_, target, trial), accuracy in sorted(accuracies[algorithm].items()):
+            writer.writerow([algorithm, target, trial, f"{accuracy:.4f}"])
+
+
+if __name__ == "__main__":
+    main()
