@@ -16,6 +16,7 @@ from domainbed_carft import cli, process_variables
 from domainbed_carft.jobs import folder
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import algorithms
+from domainbed_carft.method.hparams import Conditions
 from domainbed_carft.pictures.protocols import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,13 +35,20 @@ SECTIONS = [
 ]
 
 
-def test_the_page_of_hyperparameters_is_made_from_their_declarations():
+@pytest.fixture(scope="module")
+def reference():
+    """The module that makes the pages of reference."""
     path = ROOT / "tools" / "site" / "reference.py"
     spec = importlib.util.spec_from_file_location("reference", path)
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_hyperparameters_is_made_from_their_declarations(reference):
     page = reference.HYPERPARAMETERS.read_text(encoding="utf-8")
-    assert page == reference.GENERATED + reference.hyperparameters_page(), f"run python {path}"
+    expected = reference.GENERATED + reference.hyperparameters_page()
+    assert page == expected, "run python tools/site/reference.py"
 
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \| [`<].*\| (.+?) \|$", page, flags=re.MULTILINE)
     assert {name for name, meaning, source in rows} == {*algorithms.hparams_of("CARFT")}
@@ -164,6 +172,48 @@ def test_the_page_of_a_method_has_all_sections_and_a_command_that_train_takes(pa
     algorithm_class = algorithms.CLASSES[args.algorithm]
     assert hparams.keys() <= algorithms.hparams_of(args.algorithm).keys()
     assert algorithm_class.hparam_problems(args.dataset, hparams) == []
+
+
+@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
+def test_the_defaults_on_the_page_of_a_method_are_the_declared_ones(page):
+    """Of each row the default in front, and those that it gives for some data sets."""
+    text = page.read_text(encoding="utf-8")
+    hparams = algorithms.hparams_of(re.search(r"--algorithm (\w+)", text)[1])
+    section = text.split("## Defaults")[1].split("\n## ")[0]
+    compared = 0
+    for names, cell in re.findall(r"^\| (`.+?`) \| (.+?) \| ", section, flags=re.MULTILINE):
+        cell = re.sub("</?code>", "`", cell).replace("&#124;", "|")
+        names = re.findall(r"`(\w+)`", names)
+        usual = re.match(r"(\d[\d.e-]*|`[^`]+`)(?:,? (?:and )?(\d[\d.e-]*|`[^`]+`))?", cell)
+        for name, shown in zip(names, usual.groups() if usual else ()):
+            compared += shown is not None
+            assert shown is None or is_default(shown, hparams[name], "PACS"), name
+
+        for shown, datasets in re.findall(r"(\d[\d.e-]*) (?:for|on) ([^;|,]+)", cell):
+            for dataset in re.findall(r"embedded|OfficeHome|DomainNet", datasets):
+                dataset = dataset.replace("embedded", "EmojiStyles")
+                assert is_default(shown, hparams[names[0]], dataset), (names, dataset)
+    assert compared or page.stem == "zero-shot"
+
+
+def test_the_ranges_on_the_pages_of_methods_are_those_of_the_random_search(reference):
+    stated = 0
+    for page in METHOD_PAGES:
+        text = page.read_text(encoding="utf-8")
+        hparams = algorithms.hparams_of(re.search(r"--algorithm (\w+)", text)[1])
+        pattern = r"`(\w+)`[^`.]*random search\s+draws\s+from\s+([\d.e-]+) to ([\d.e-]+)"
+        for name, low, high in re.findall(pattern, text):
+            stated += 1
+            assert f"{low} to {high}".rstrip(".") == reference._draws(hparams[name]).split(" (")[0]
+    assert stated > 5
+
+
+def is_default(shown, hparam, dataset):
+    """Whether a page shows the hyperparameter's default on a data set."""
+    default = hparam.default_for(Conditions(dataset))
+    if isinstance(default, str):
+        return shown.strip("`") == default
+    return float(shown) == pytest.approx(default)
 
 
 def test_the_table_of_all_methods_has_each_algorithm_and_each_page():
