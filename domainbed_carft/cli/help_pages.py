@@ -210,6 +210,7 @@ class CommandParser(argparse.ArgumentParser):
             self.usage = f"{self.prog} {page.arguments}"
             self.description = page.text(f"{summary[:1].upper()}{summary[1:].rstrip('.')}.")
             self.formatter_class = argparse.RawDescriptionHelpFormatter
+        removed_flags.refuse(self, REMOVED_FLAGS.get(self.prog, {}))
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
