@@ -203,7 +203,6 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register("action", "parsers", _Commands)
-        removed_flags.refuse(self, REMOVED_FLAGS.get(self.prog, {}))
         page = PAGES.get(self.prog)
         if page:
             summary = self.description or ""
