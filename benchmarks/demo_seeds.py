@@ -62,9 +62,11 @@ def rows_of(group: Group, seeds: int) -> list[list[str]]:
         demo = group_of_trials(group, FIRST_TRIAL + TRIALS_OF_DEMO * seed, TRIALS_OF_DEMO)
         accuracies = suites.accuracies_by_run(demo, UNSEEN)
         for unit in comparisons.UNITS:
-            compared = comparisons.compare_with_each(accuracies, CARFT, unit)
-            by_name = {entry.against: entry for entry in compared}
-            entries[unit].append([by_name[name] for name in OTHERS])
+            compared = []
+            for name in OTHERS:
+                pair = {CARFT: accuracies[CARFT], name: accuracies[name]}
+                compared += comparisons.compare(pair, name, unit)
+            entries[unit].append(compared)
 
     by_style = entries[comparisons.ENVIRONMENT]
     by_pair = entries[comparisons.PAIR]

@@ -101,7 +101,8 @@ def inside(arguments: argparse.Namespace) -> None:
                 checkpoint(run, step)
 
         training.Run._checkpoint = after_the_last
-        status = train.main([*command, "--restart"])
+        shutil.rmtree(arguments.folder / "output", ignore_errors=True)  # of the kind before
+        status = train.main(command)
     clock.show()
     raise SystemExit(status)
 

@@ -70,8 +70,9 @@ MODULES = {
     "tabulate": "tabulate",
     "jinja2": "jinja2",
 }
-# For carft data download, --log twice, and clip_backbone open_clip:... with SigLIP's tokenizer.
-OPTIONAL = ("gdown", "tensorboard", "wandb", "open_clip_torch", "transformers")
+# For a processor, carft data download, --log twice, and clip_backbone open_clip:... with
+# SigLIP's tokenizer.
+OPTIONAL = ("numba", "gdown", "tensorboard", "wandb", "open_clip_torch", "transformers")
 
 # What our algorithms need of a host, and most hosts' training scripts import.
 HOST_MODULES = (

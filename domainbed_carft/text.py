@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import io
 import itertools
 import re
@@ -162,25 +163,22 @@ def progress(
         stream = sys.__stderr__
     is_terminal = stream is not None and stream.isatty()
 
-    units = unit + ("es" if unit.endswith(("s", "ch")) else "s")
-    line = f"{{desc}}: {{n_fmt}} of {{total_fmt}} {units} ({{percentage:.0f}}%){{postfix}}"
     tqdm.monitor_interval = 0  # its thread would be in the way of forks
-    return tqdm(
-        items,
-        description,
-        total,
-        unit=unit,
-        initial=done,
-        delay=delay,
-        smoothing=0,
-        file=stream if is_terminal else _Lines(stream),
-        disable=stream is None or (is_copied and not is_terminal),
-        bar_format=(None if has_estimate else NO_ESTIMATE)
-        if is_terminal
-        else f"{line}, after {{elapsed}}",
-        mininterval=0.1 if is_terminal else LINE_SECONDS,
-        miniters=None if is_terminal else 0,
-        position=None if is_terminal else 0,
+    bar = functools.partial(
+        tqdm, items, description, total, unit=unit, initial=done, delay=delay, smoothing=0
+    )
+    if is_terminal:
+        return bar(file=stream, bar_format=None if has_estimate else NO_ESTIMATE)
+
+    units = unit + ("es" if unit.endswith(("s", "ch")) else "s")
+    share = f"{{n_fmt}} of {{total_fmt}} {units} ({{percentage:.0f}}%)"
+    return bar(
+        file=_Lines(stream),
+        disable=stream is None or is_copied,
+        bar_format=f"{{desc}}: {share}{{postfix}}, after {{elapsed}}",
+        mininterval=LINE_SECONDS,
+        miniters=0,  # each look may print a line
+        position=0,  # no line is below another
     )
 
 

@@ -54,7 +54,7 @@ def test_versions_that_differ_split_and_can_be_ignored(tmp_path):
     ]
     assert titles(tmp_path, ignored=["versions"]) == [""]
 
-    caption = collect_sweeps.collect(tmp_path, ignored=["versions"]).caption
+    caption = collect_sweeps.collect(tmp_path, ignored=["versions"]).all_captions
     assert (
         "Not all runs have the same version of PyTorch: "
         "2.0: CARFT on PACS; 2.1: CARFT on PACS." in caption

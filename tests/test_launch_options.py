@@ -180,7 +180,7 @@ def test_an_invalid_options_file_is_refused_in_one_line(
 
 def test_the_pool_is_as_wide_as_cores_and_gpus_allow(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(machine, "cores", lambda: 6)
+    monkeypatch.setattr(machine, "cores", lambda root=None: 6)
 
     def width(gpus, jobs_in_all=100, **pool_options):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
@@ -199,7 +199,7 @@ def test_the_pool_is_as_wide_as_cores_and_gpus_allow(monkeypatch):
 def test_a_job_has_several_gpus_and_a_process_on_each(monkeypatch, name, count):
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(machine, "cores", lambda: 16)
+    monkeypatch.setattr(machine, "cores", lambda root=None: 16)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7,GPU-1,9")
     launcher = launchers.make(name, {"gpus": "2"})
     slots = launcher.slots(100)

@@ -113,7 +113,7 @@ def test_the_pool_divides_the_cores_among_its_jobs(tmp_path, monkeypatch):
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(machine, "cores", lambda: 7)
+    monkeypatch.setattr(machine, "cores", lambda root=None: 7)
     run("pool", commands(tmp_path, 3, seconds=1), jobs=2)
     folders = [tmp_path / f"job{n:02}" for n in range(3)]
     names = ("OMP_NUM_THREADS", "DOMAINBED_CORES", "OMP_WAIT_POLICY")

@@ -123,8 +123,8 @@ def test_the_ends_of_the_curve_are_labelled_side_by_side(width):
     assert {text.get_text() for text in axes.texts} == {"0 (original CLIP)", "1 (the run)"}
     assert not first.overlaps(second)
     for box in (first, second):
-        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
-        assert box.y0 >= 0 and box.y1 <= figure.bbox.y1
+        assert axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
+        assert axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1
 
 
 def test_a_picture_is_read_once_for_all_alphas(pets, tmp_path, monkeypatch):

@@ -150,30 +150,14 @@ ALTERED = {
 }
 
 
-# Whoever may write the cache and makes the checksum anew can leave pictures out, unnoticed.
-PLAUSIBLE = ("nothing", "without its last row", "one column")
-
-
-@pytest.mark.parametrize(
-    ("alteration", "with_checksum"),
-    [*((a, False) for a in ALTERED), *((a, True) for a in ALTERED if a not in PLAUSIBLE)],
-)
-def test_an_altered_index_is_built_again(alteration, with_checksum, tmp_path, cache):
+@pytest.mark.parametrize("alteration", ALTERED)
+def test_an_altered_index_is_built_again(alteration, tmp_path, cache):
     path = write_labels(tmp_path / "0.tar", [0, 0, 1, 2])
     first = shards.index([path], CLASSES)
     (cache_file,) = (cache / "shards").iterdir()
 
     table = np.column_stack([first.locations, first.labels]).astype("<i8")
     rows = ALTERED[alteration](table)
-    if with_checksum:
-        keys = []
-        checksum = shards._checksum
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                shards, "_checksum", lambda key, rows: keys.append(key) or checksum(key, rows)
-            )
-            shards.index([path], CLASSES)
-        rows = checksum(keys[0], rows) + rows
     cache_file.write_bytes(rows)
 
     index = shards.index([path], CLASSES)

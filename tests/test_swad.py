@@ -344,8 +344,8 @@ def test_tables_count_the_last_record_of_swad_and_say_so(tmp_path, method):
     rows = [table["rows"] for table in document.as_dict()["tables"]]
     assert rows == [table["rows"] for table in expected.as_dict()["tables"]]
     assert rows != [table["rows"] for table in plain.as_dict()["tables"]]
-    assert [text for text in document.caption if "average 'swad'" in text]
-    assert not [text for text in plain.caption if "swad" in text]
+    assert [text for text in document.all_captions if "average 'swad'" in text]
+    assert not [text for text in plain.all_captions if "swad" in text]
 
 
 def with_swad(record):

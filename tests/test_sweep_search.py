@@ -322,7 +322,7 @@ def test_a_small_job_waits_for_all_of_the_first_stage(
     for number, job_id in enumerate(small_jobs):
         launch_of_it = launch_file.begin("slurm", tmp_path, f"second-stage{number}")
         launch_of_it.jobs["second-stage"] = job_id
-        os.close(launch_of_it.write())
+        launch_of_it.write()
 
     launcher = _Slurm()
     search.submit(launcher, tmp_path, launch_second_stage)

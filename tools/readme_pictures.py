@@ -36,6 +36,27 @@ METHODS = "peers-emoji/methods"  # the variant with every method's published wei
 SELECTION = "training-domain"
 SIZE = (7.6, 4.3)  # inches
 DARKEST = 0.07  # lightness of white paper on a dark page
+SPACE_FOR_LABELS = 3.5  # points of in-domain accuracy, on the right
+GREY = "#6e7781"  # of methods that are not highlighted
+HIGHLIGHTED = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
+# Where each label stands beside its mark: points to the right and up, and its alignment.
+LABELS = {
+    "CARFT": (18, 6, "left"),
+    "CLIPZeroShot": (10, 9, "left"),
+    "CLIPLinearProbe": (-24, 8, "right"),
+    "CLIPFineTune": (20, -4, "left"),
+    "CLIPWiSEFT": (-10, 16, "center"),
+    "LipsumFT": (2, 18, "center"),
+    "CLIPMIRO": (26, -6, "left"),
+    "CLIPFeatureDistillation": (20, 0, "left"),
+    "CLIPood": (-2, 18, "center"),
+    "CLIPL2SP": (-24, -3, "right"),
+    "LDIFS": (28, 0, "left"),
+    "CLIPLPFT": (-8, -26, "center"),
+    "CLIPLoRA": (-28, 0, "right"),
+    "CaRot": (22, 0, "left"),
+    "FLYP": (28, 0, "left"),
+}
 PAGE_SIZE = {"width": 1440, "height": 1100}  # px
 
 
@@ -75,10 +96,29 @@ def robustness_figure(means: pd.DataFrame) -> str:
     with plots.figure_style():
         canvas = Figure(figsize=SIZE, layout="constrained")
         axes = canvas.subplots()
-        styles = plots.styles_of(ALGORITHMS)
-        handles = plots.draw_marks(axes, means, styles, x="in_domain", y="out_of_domain")
+        all_styles = plots.styles_of(ALGORITHMS)
+        styles = {
+            name: style if name in HIGHLIGHTED else style._replace(colour=GREY)
+            for name, style in all_styles.items()
+        }
+        plots.draw_marks(axes, means, styles, x="in_domain", y="out_of_domain")
+        for row in means.itertuples():
+            is_highlighted = row.algorithm in HIGHLIGHTED
+            right, up, alignment = LABELS[row.algorithm]
+            axes.annotate(
+                row.algorithm,
+                (row.in_domain, row.out_of_domain),
+                xytext=(right, up),
+                textcoords="offset points",
+                ha=alignment,
+                va="center",
+                fontsize=9 if is_highlighted else 8,
+                weight="bold" if is_highlighted else "normal",
+                color=all_styles[row.algorithm].colour if is_highlighted else GREY,
+            )
+        left, right_end = axes.get_xlim()
+        axes.set_xlim(left, right_end + SPACE_FOR_LABELS)
         axes.set_title("EmojiStyles: each of four drawing styles left out, five trials")
-        canvas.legend(list(handles.values()), list(handles), loc="outside right upper")
         svg = plots.save_figure(canvas, "", "", "", means).svg
 
     beginning, end = svg.split(">", 1)

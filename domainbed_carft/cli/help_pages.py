@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from domainbed_carft import removed_flags
+
 WIDTH = 79
 
 # The end of ``carft --help``: what no command of ``carft`` does.
@@ -207,27 +209,17 @@ class CommandParser(argparse.ArgumentParser):
             self.usage = f"{self.prog} {page.arguments}"
             self.description = page.text(f"{summary[:1].upper()}{summary[1:].rstrip('.')}.")
             self.formatter_class = argparse.RawDescriptionHelpFormatter
+        removed_flags.refuse(self, REMOVED_FLAGS.get(self.prog, {}))
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse words in which every flag may have hyphens or underscores.
-
-        The error for one of REMOVED_FLAGS says what to do instead.
-        """
+        """Parse words in which every flag may have hyphens or underscores."""
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)
-        parsed, unknown_words = super().parse_known_args(
+        return super().parse_known_args(
             [*map(self._as_declared, words[:end]), *words[end:]], namespace
         )
-
-        removed = REMOVED_FLAGS.get(self.prog, {})
-        spelled = {flag.replace("-", "_"): flag for flag in removed}
-        for word in unknown_words:
-            flag = spelled.get(word.partition("=")[0].replace("-", "_"))
-            if flag:
-                self.error(f"{flag} is no more: {removed[flag]}")
-        return parsed, unknown_words
 
     def _as_declared(self, word: str) -> str:
         """A flag, or the beginning of one, in the spelling in which it was added."""

@@ -75,6 +75,7 @@ def add_job_flags(parser: Any) -> None:
         help="weights to keep: last, best in validation, both or none (default: "
         f"${process_variables.KEEP_WEIGHTS.name}, else both)",
     )
+
     add(
         "--training_in_splits",
         action="store_false",
@@ -85,6 +86,7 @@ def add_job_flags(parser: Any) -> None:
         f"${process_variables.SKIP_TRAINING_IN_SPLITS.name}, else as the sweep was begun; new "
         "sweeps skip them)",
     )
+
     add(
         "--log",
         nargs="+",
@@ -233,18 +235,17 @@ def _readable_preflight(plan: LaunchPlan) -> Preflight | None:
 def _print_stages(plan: LaunchPlan) -> None:
     """Say how many jobs each stage of a search has, and on which trials."""
     from domainbed_carft.jobs.job import CHOOSE, REPEAT
-    from domainbed_carft.jobs.manifest import trials_phrase
     from domainbed_carft.sweep import printing
 
     by_stage = plan.statuses_by_stage
-    declaration = plan.declaration
-    print(printing.stage_line("First", declaration.choosing_trials, by_stage.get(CHOOSE, ())))
-    if plan.waiting_jobs:
-        jobs = quantity(len(plan.waiting_jobs), "job")
-        trials = trials_phrase(declaration.trial_seeds)
-        print(f"Second stage, {trials}: {jobs} when the first is done.")
-    else:
-        print(printing.stage_line("Second", declaration.trial_seeds, by_stage.get(REPEAT, ())))
+    lines = printing.stage_lines(
+        plan.declaration.choosing_trials,
+        first=by_stage.get(CHOOSE, ()),
+        repeat_on=plan.declaration.trial_seeds,
+        second=by_stage.get(REPEAT, ()),
+        waiting=len(plan.waiting_jobs),
+    )
+    print(*lines, sep="\n")
 
 
 def _print_waiting(statuses: Sequence[Status]) -> None:

@@ -69,7 +69,9 @@ TOKENIZERS = {
 TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}  # others may run code
 
 DEFAULT_IMAGE_SIZE = 224  # pixels a side
-MOST_LAYERS = 512  # of an encoder; none of open_clip's comes near
+# None of open_clip's models comes near these.
+MOST_PIXELS = 1024  # a side
+MOST_LAYERS = 512  # of an encoder
 _SMALL_TEXT = {"context_length": 4, "vocab_size": 4, "width": 8, "heads": 1, "layers": 1}
 
 Config = Mapping[str, Any]  # of an open_clip_config.json: model_cfg and preprocess_cfg
@@ -247,11 +249,13 @@ def preprocessing(config: Config) -> Preprocessing:
     std = _numbers(options.get("std", CLIP_STD))
 
     is_known = interpolation in INTERPOLATIONS and resize_mode in RESIZES
-    if not (is_known and type(side) is int and len(mean) == len(std) == 3 and all(std)):
+    is_size = type(side) is int and 0 < side <= MOST_PIXELS
+    if not (is_known and is_size and len(mean) == len(std) == 3 and all(std)):
         requested = {"image_size": size, **options}
         raise CarftError(
-            f"the model wants pictures as {repr(requested)[:200]}; expected square ones, bicubic "
-            "or bilinear, shortest or squash, mean and std of three channels"
+            f"the model wants pictures as {repr(requested)[:200]}; expected square ones of at "
+            f"most {MOST_PIXELS} pixels, bicubic or bilinear, shortest or squash, mean and std of "
+            "three channels"
         )
     return Preprocessing(side, interpolation, resize_mode, mean, std)
 
@@ -459,14 +463,11 @@ def _tokenizer(name: str, text_config: Mapping[str, Any]) -> Any:
 
 def _require_plain_tokenizer(folder: Path) -> None:
     """Raise CarftError for a tokenizer that would take more than data from its own folder."""
-    for pattern in SMALL_FILES:
-        for path in folder.glob(pattern):
-            size = path.stat().st_size
-            if size > LARGEST_SMALL_FILE:
-                raise CarftError(
-                    f"{path} has {size:,} bytes; expected at most {LARGEST_SMALL_FILE:,} for a "
-                    "tokenizer's file"
-                )
+    for path in [path for pattern in SMALL_FILES for path in folder.glob(pattern)]:
+        try:
+            files.open_regular(path, LARGEST_SMALL_FILE).close()
+        except OSError as error:
+            raise CarftError(f"{path} is no file of a tokenizer: {error.strerror}") from error
 
     class_name = ""
     for path in (folder / TOKENIZER_SETTINGS, folder / MODEL_SETTINGS):

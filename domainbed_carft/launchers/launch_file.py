@@ -32,7 +32,11 @@ class Launch:
     pid: int = field(default_factory=os.getpid)
     jobs: dict[str, str | None] = field(default_factory=dict)
 
-    def write(self) -> int:
+    def write(self) -> None:
+        """Rewrite the file, whole or not at all. Raises CarftError where that fails."""
+        os.close(self.write_locked())
+
+    def write_locked(self) -> int:
         """Rewrite the file; return a descriptor that holds its lock, for the caller to close."""
         content = {name: value for name, value in vars(self).items() if name != "path"}
         try:
@@ -94,6 +98,6 @@ def announce(launcher: str, jobs: Sequence[Job]) -> Iterator[None]:
             for job in jobs:
                 if job.folder.parent == sweep:
                     launch.jobs[job.folder.name] = None
-            stack.callback(os.close, launch.write())
+            stack.callback(os.close, launch.write_locked())
             stack.callback(launch.path.unlink, missing_ok=True)
         yield

@@ -248,7 +248,7 @@ class Slurm:
         Returns the SLURM id of the last.
         """
         launch = launch_file.begin("slurm", sweep)
-        os.close(launch.write())  # where nothing can be noted, nothing is submitted
+        launch.write()  # where nothing can be noted, nothing is submitted
         size = largest_array() or _USUAL_ARRAY
 
         for begin in range(0, len(elements), size):
@@ -267,7 +267,7 @@ class Slurm:
 
             for element, job_id in zip(chunk, ids):
                 launch.jobs[element.job.folder.name] = job_id
-            os.close(launch.write())
+            launch.write()
             previous_array, _, _ = ids[0].partition("_")
             print(
                 f"slurm: job {previous_array} runs {len(chunk)} of the sweep's {len(elements)} jobs"
@@ -295,7 +295,7 @@ class Slurm:
         parameters |= {"cpus_per_task": 1, "srun_args": []}
 
         try:
-            os.close(launch.write())
+            launch.write()
             (job_id,) = self._submit_all(sweep, [function], parameters)
         except CarftError:
             raise
@@ -304,7 +304,7 @@ class Slurm:
             raise CarftError(f"slurm: the submission of {name} was refused: {reason}") from error
 
         launch.jobs[name] = job_id
-        os.close(launch.write())
+        launch.write()
         return job_id
 
     def _submit_array(

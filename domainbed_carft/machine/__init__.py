@@ -82,7 +82,7 @@ def memory(root: Path = Path("/")) -> int:
     The machine's, or fewer if a cgroup has a limit, or a job of SLURM, which not every cluster
     enforces by cgroups.
     """
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    sizes = [_installed_memory()]
     sizes += [int(limit) for limit in _cgroup_limits("memory.max", root) if limit != "max"]
 
     megabytes = os.environ.get("SLURM_MEM_PER_NODE", "")
@@ -91,9 +91,20 @@ def memory(root: Path = Path("/")) -> int:
     return min(sizes)
 
 
+def _installed_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def picture_memory(jobs: int = 1) -> int:
-    """The bytes that evaluation pictures of each of so many jobs on this machine may stay in."""
-    return memory() // _PICTURE_SHARE // jobs
+    """The bytes that evaluation pictures of each of so many jobs on this machine may stay in.
+
+    Where nothing limits the memory of a process, it has as large a share of it as of the cores: on
+    the others there may be other jobs, as on a node of SLURM.
+    """
+    available = memory()
+    if available == _installed_memory():
+        available = available * job_cores() // (os.cpu_count() or 1)
+    return available // _PICTURE_SHARE // jobs
 
 
 def _cgroup_limits(name: str, root: Path) -> list[str]:

@@ -428,6 +428,8 @@ def _write(folder: Path, page: Page) -> None:
             for name, content in contents.items():
                 (Path(stage) / name).write_bytes(content)
 
+            if (folder / FIGURES).is_symlink():  # to a folder that is not the report's
+                (folder / FIGURES).unlink()
             (folder / FIGURES).mkdir(exist_ok=True)
             for name in contents:  # the page first: by it the folder is known for a report
                 os.replace(Path(stage) / name, folder / name)

@@ -519,7 +519,8 @@ def suite(title: str, name: str, points: pd.DataFrame, styles: Styles) -> Figure
     handles = draw_marks(axes, runs, styles, x="in_distribution", y="mean_of_shifts")
     add_legend(canvas, handles, handlelength=1.2)
 
-    zero_shot = points[(points["algorithm"] == ZERO_SHOT) | (points["alpha"] == 0)].head(1)
+    originals = points[points["alpha"] == 0]
+    zero_shot = pd.concat([runs[runs["algorithm"] == ZERO_SHOT], originals]).head(1)
     for algorithm in handles:
         colour = styles[algorithm].colour
         of_algorithm = points[points["algorithm"] == algorithm]

@@ -197,33 +197,16 @@ def gather(
 
 def _read_runs(folders: Sequence[Path]) -> RunsAndWarnings:
     """The runs in the folders; raises CarftError, with the warnings, if there are none."""
-    found = records.read(folders)
-    if not found.runs:
-        listing = "".join(f"\n{line}" for line in records.describe_warnings(found.warnings))
+    runs_and_warnings = records.read(folders)
+    if not runs_and_warnings.runs:
+        listing = "".join(
+            f"\n{line}" for line in records.describe_warnings(runs_and_warnings.warnings)
+        )
         raise CarftError(
             f"no records in {', '.join(map(str, folders))} or up to {records.DEPTH} levels below; "
             f"expected folders of jobs with results.jsonl{listing}"
         )
-    return found
-
-
-def _groups(
-    rows: JointRows,
-    labels: Mapping[str, Sequence[str]],
-    ignored: Sequence[str],
-    warnings: list[RecordWarning],
-) -> list[Group]:
-    """The groups of the runs, each job once; adds a warning for each run that is passed over.
-
-    ``labels``: data set -> environments, as manifests have them.
-    """
-    groups = []
-    for group in _groups_by_setting(rows.runs, rows.planned, ignored, labels, rows.parts):
-        distinct_runs, duplicates = _distinct(group.runs)
-        declared = tuple(rows.names)
-        groups.append(replace(group, runs=distinct_runs, labels=labels, declared=declared))
-        warnings += duplicates
-    return groups
+    return runs_and_warnings
 
 
 def _number_left_out(job: Job) -> int:
@@ -270,57 +253,65 @@ def _methods_to_show(
     return [name for name in methods_with_jobs if name in named]
 
 
-def _groups_by_setting(
-    runs: Sequence[Run],
-    planned: Sequence[Job] = (),
-    ignored: Sequence[str] = (),
-    labels: Mapping[str, Sequence[str]] = {},
-    row_parts: Sequence[str] = (),
+def _groups(
+    rows: JointRows,
+    labels: Mapping[str, Sequence[str]],
+    ignored: Sequence[str],
+    warnings: list[RecordWarning],
 ) -> list[Group]:
-    """Split ``runs`` where one algorithm on one data set was run under several settings.
+    """The runs, split where one row on one data set was run under several settings.
 
-    Algorithms or data sets that differ in their one setting stay together, since no cell mixes
-    them; a note names the differences. ``ignored``: keys of KINDS that do not count. ``labels``:
-    data set -> environments, as manifests have them. ``row_parts``: parts that the rows' names
-    tell, which notes leave out.
+    Rows or data sets that differ in their one setting stay together, since no cell mixes them; a
+    note names the differences. ``labels``: data set -> environments, as manifests have them;
+    ``ignored``: keys of KINDS that do not count. Each job counts once: a warning is added for each
+    run that is passed over.
     """
-    ignored_prefixes = tuple(KINDS[name] for name in ignored)
-    environments = row_names.environment_labels(runs, planned, labels)
-    run_settings = [_cell_setting(run.job, run.setting, environments) for run in runs]
-    planned_settings = [
-        (job, _cell_setting(job, setting_of(job.args), environments)) for job in planned
+    environments = row_names.environment_labels(rows.runs, rows.planned, labels)
+    runs = [(run, _cell_setting(run.job, run.setting, environments)) for run in rows.runs]
+    planned = [
+        (job, _cell_setting(job, setting_of(job.args), environments)) for job in rows.planned
     ]
-
-    ran = _by_row((run.job, setting) for run, setting in zip(runs, run_settings))
-    conflicts = _conflicts(ran, _by_row(planned_settings))
-    parts = [part for part in conflicts if not part.startswith(ignored_prefixes)]
-    all_settings = [*run_settings, *(setting for _, setting in planned_settings)]
-    if TRAINED_ON not in parts and any(TRAINED_ON in setting for setting in all_settings):
-        parts.append(TRAINED_ON)
+    parts = _parts_that_split([(run.job, setting) for run, setting in runs], planned, ignored)
 
     members: dict[_GroupKey, list[Run]] = {}
-    for run, setting in zip(runs, run_settings):
+    for run, setting in runs:
         members.setdefault(_group_key(setting, parts), []).append(run)
-    waiting = _planned_by_group(planned_settings, parts, members)
+    planned_by_group = _planned_by_group(planned, parts, members)
 
-    result = []
-    for key in sorted({*members, *waiting}):
-        values = dict(zip(parts, key))
-        source = values.get(TRAINED_ON, ALL_OTHERS)
-        without_source = {part: value for part, value in values.items() if part != TRAINED_ON}
+    groups = []
+    for key in sorted({*members, *planned_by_group}):
+        values = dict(zip(parts, key, strict=True))
         title = _title(values)
+        source = values.pop(TRAINED_ON, ALL_OTHERS)
         group_runs = members.get(key, [])
-        differences = _differences(group_runs, environments, row_parts)
+        distinct_runs, duplicates = _distinct(group_runs)
+        warnings += duplicates
+        differences = _differences(group_runs, environments, rows.parts)
         group = Group(
             title=title,
-            runs=group_runs,
-            planned=waiting.get(key, []),
+            runs=distinct_runs,
+            planned=planned_by_group.get(key, []),
             notes=[f"{title}: {note}" if title else note for note in differences],
+            labels=labels,
+            declared=tuple(rows.names),
             source="" if source == ALL_OTHERS else source,
-            setting_without_source=_title(without_source),
+            setting_without_source=_title(values),
         )
-        result.append(group)
-    return result
+        groups.append(group)
+    return groups
+
+
+def _parts_that_split(
+    ran: Sequence[tuple[Job, Mapping[str, str]]],
+    planned: Sequence[tuple[Job, Mapping[str, str]]],
+    ignored: Sequence[str],
+) -> list[str]:
+    """The parts of a setting by which groups differ; ``ran``, ``planned``: jobs, their settings."""
+    ignored_prefixes = tuple(KINDS[name] for name in ignored)
+    conflicts = _conflicts(_by_row(ran), _by_row(planned))
+    parts = [part for part in conflicts if not part.startswith(ignored_prefixes)]
+    has_sources = any(TRAINED_ON in setting for _, setting in (*ran, *planned))
+    return [*parts, TRAINED_ON] if has_sources and TRAINED_ON not in parts else parts
 
 
 def _title(values: Mapping[str, str]) -> str:
@@ -352,7 +343,13 @@ def _planned_by_group(
     parts: Sequence[str],
     members: Mapping[_GroupKey, Sequence[Run]],
 ) -> dict[_GroupKey, list[Job]]:
-    """The planned jobs that belong to each group; a job may belong to several, or to a new one."""
+    """The planned jobs that belong to each group; a job may belong to several, or to a new one.
+
+    Say that trial 0 ran with one version of PyTorch and trial 1 with another, which no plan tells:
+    then there are two groups. A planned job of trial 0 that ran belongs to the first group. One
+    that did not run may belong to either, so that both miss it. One with a hyperparameter that no
+    run has makes a group of its own, without runs.
+    """
     ran = {key: {run.job.candidate for run in runs} for key, runs in members.items()}
     trials = {key: {_without_test_envs(job) for job in jobs} for key, jobs in ran.items()}
 

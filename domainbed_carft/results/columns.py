@@ -374,10 +374,10 @@ def _cost_cell(runs: Sequence[Run], cost_of: CostOf, combine: Combine, key: str)
         return Cell()
 
     costs = [cost_of(run.cost) for run in runs]
-    known = [cost for cost in costs if cost is not None]
-    if len(known) < len(costs):
+    recorded_costs = [cost for cost in costs if cost is not None]
+    if len(recorded_costs) < len(costs):
         return Cell(missing=(f"the records have no {key}",))
-    return Cell(combine(known), n=len(known))
+    return Cell(combine(recorded_costs), n=len(recorded_costs))
 
 
 def _mean(values: list[float]) -> float:
@@ -450,7 +450,9 @@ def _evaluated_run(
                 values.append((selected.trial, scale * value))
 
         if lacking:
-            reasons = [f"{why}: {', '.join(sorted(places))}" for why, places in lacking.items()]
+            reasons = [
+                f"{problem}: {', '.join(sorted(places))}" for problem, places in lacking.items()
+            ]
             return Cell(missing=tuple(reasons))
         if not values:
             return Cell()

@@ -1,7 +1,6 @@
 """Differences between the rows of tables: paired, with intervals, p-values, and what they need.
 
-Every comparison is by `compare`: of ``--against`` and ``--paired``, of the demo's last column, and
-of a report's first sentences.
+Every comparison is by `compare`: of ``--against`` and ``--paired``, and of a report's headline.
 """
 
 from __future__ import annotations
@@ -196,18 +195,6 @@ def compare(
 
     corrected = holm({entry.algorithm: entry.p for entry in comparisons if entry.p is not None})
     return [replace(entry, p_holm=corrected.get(entry.algorithm)) for entry in comparisons]
-
-
-def compare_with_each(
-    accuracies: Accuracies, row: str, unit: str, *, measure: str = ACCURACY
-) -> list[Comparison]:
-    """``row`` minus each other one that shares a pair with it, in the order of ``accuracies``."""
-    comparisons = []
-    for against, by_pair in accuracies.items():
-        if row in accuracies and against != row:
-            pair = {row: accuracies[row], against: by_pair}
-            comparisons += compare(pair, against, unit, measure=measure)
-    return comparisons
 
 
 def compare_rows(

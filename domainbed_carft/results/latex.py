@@ -3,7 +3,7 @@ r"""``--format latex``: one ``tabular`` for a paper's ``\input``; it needs bookt
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.results import columns, selection
@@ -83,11 +83,6 @@ def tabular(all_tables: Sequence[Table], comparisons: Sequence[Comparison] = ())
     body = frame.style.hide(axis="index").to_latex(hrules=True, column_format=layout)
     comments = "".join(f"% {printable(line)}\n" for line in _comments(tables, rows, comparisons))
     return comments + body
-
-
-def methods_left_out(all_tables: Iterable[Table]) -> list[str]:
-    """The selection methods that `tabular` does not show, by name."""
-    return list(dict.fromkeys(table.method for table in all_tables))[1:]
 
 
 def _tables_of_first_method(all_tables: Sequence[Table]) -> list[Table]:

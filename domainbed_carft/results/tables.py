@@ -199,9 +199,9 @@ def _choices_text(trials: Sequence[Selected]) -> str:
 def _members_text(selections: Sequence[Selected]) -> str:
     """Among how many each was chosen, as ``3`` or ``2 to 3``."""
     numbers = [selected.outcome.members for selected in selections]
-    fewest = min(numbers)
-    most = max(numbers)
-    return str(most) if fewest == most else f"{fewest} to {most}"
+    smallest = min(numbers)
+    largest = max(numbers)
+    return str(largest) if smallest == largest else f"{smallest} to {largest}"
 
 
 def build(

@@ -17,6 +17,7 @@ ENDS = {0.0: " (original CLIP)", 1.0: " (the run)"}  # what the alphas at the en
 
 LINE_COLOR = "#0072B2"
 LABEL_OFFSET = 6  # points between an end of the curve and its label
+LABEL_MARGIN = 0.15  # of the width and the height of the curve, around it
 
 # Of the axes: in domain, out of domain.
 SPLIT_LABELS = (
@@ -47,7 +48,7 @@ def save(folder: Path, points: Sequence[CurvePoint], title: str, is_on_suite: bo
 def curve_figure(
     points: Sequence[CurvePoint], title: str, is_on_suite: bool
 ) -> matplotlib.figure.Figure:
-    """The curve through the points of all alphas; its ends are labelled, on opposite sides."""
+    """The curve through the points of all alphas; its ends are labelled, below and above."""
     from matplotlib.figure import Figure
 
     in_domain, out_of_domain = SUITE_LABELS if is_on_suite else SPLIT_LABELS
@@ -55,21 +56,21 @@ def curve_figure(
     axes = figure.add_subplot(xlabel=in_domain, ylabel=out_of_domain)
     places = [(100 * point.in_domain, 100 * point.out_of_domain) for point in points]
     axes.plot(*zip(*places), color=LINE_COLOR, marker="o", markersize=5)
-    axes.margins(0.1)
+    axes.margins(LABEL_MARGIN)
     heading = f"{title}: (1 - α) original + α fine-tuned"
     axes.set_title(heading, fontsize=10, parse_math=False)
 
-    # The first to the left and below, the last to the right and above; of one point only that.
-    for index in range(-1, min(len(points) - 1, 1)):
-        side = -1 if index == 0 else 1
-        alpha = points[index].alpha
+    # The first below its point, the last above: they do not meet, wherever the points are.
+    ends = {0: ("top", -LABEL_OFFSET), len(points) - 1: ("bottom", LABEL_OFFSET)}
+    for number, (alignment, offset) in ends.items():
+        alpha = points[number].alpha
         axes.annotate(
             f"{alpha:g}{ENDS.get(alpha, '')}",
-            places[index],
+            places[number],
             textcoords="offset points",
-            xytext=(LABEL_OFFSET * side, LABEL_OFFSET * side),
-            ha="right" if side < 0 else "left",
-            va="top" if side < 0 else "bottom",
+            xytext=(0, offset),
+            ha="center",
+            va=alignment,
             fontsize=8,
         )
     return figure

@@ -344,6 +344,7 @@ class SecondStage:
         """
         forget_own_job()
         os.environ.update(self.method_variables)
+
         launch_plan = plan(
             self.output / manifest.DECLARATION_FILE,
             self.data_dir,
@@ -356,6 +357,7 @@ class SecondStage:
         if launch_plan.waiting_jobs:
             counts = printing.counts_phrase(launch_plan.statuses)
             raise CarftError(f"the first stage is not done: {counts}; launch the sweep again")
+
         raise_for(launch_plan.problems)
         run_plan(launch_plan)
 

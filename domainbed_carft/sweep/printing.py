@@ -87,24 +87,37 @@ def search_lines(state: SweepState) -> list[str]:
     if search is None:
         return []
 
-    first = state.of_stage(CHOOSE)
-    lines = [stage_line("First", search.choose_on, first)]
-    if search.chosen:
-        lines.append(stage_line("Second", search.repeat_on, state.of_stage(REPEAT)))
-        lines += limited([f"  chosen: {_chosen_phrase(chosen)}" for chosen in search.chosen])
-        return lines
-
-    jobs = quantity(search.repeats, "job")
-    lines.append(f"Second stage, {trials_phrase(search.repeat_on)}: {jobs} when the first is done.")
+    lines = stage_lines(
+        search.choose_on,
+        first=state.of_stage(CHOOSE),
+        repeat_on=search.repeat_on,
+        second=state.of_stage(REPEAT),
+        waiting=0 if search.chosen else search.repeats,
+    )
+    lines += limited([f"  chosen: {_chosen_phrase(chosen)}" for chosen in search.chosen])
     if state.needs_second_stage:
         lines.append("The first stage is done. To launch the second, launch the sweep again.")
     return lines
 
 
-def stage_line(number: str, trials: Sequence[int], statuses: Sequence[Status]) -> str:
-    """``First stage, trial 5: 12 jobs: 10 done, 2 running.``."""
-    jobs = quantity(len(statuses), "job")
-    return f"{number} stage, {trials_phrase(trials)}: {jobs}: {counts_phrase(statuses)}."
+def stage_lines(
+    choose_on: Sequence[int],
+    first: Sequence[Status],
+    repeat_on: Sequence[int],
+    second: Sequence[Status],
+    waiting: int,
+) -> list[str]:
+    """The states of both stages, or how many jobs of the second are ``waiting`` for the first.
+
+    ``choose_on`` and ``repeat_on``: the trials of the first and of the second.
+    """
+    counted = f"{quantity(len(first), 'job')}: {counts_phrase(first)}."
+    lines = [f"First stage, {trials_phrase(choose_on)}: {counted}"]
+
+    counted = f"{quantity(len(second), 'job')}: {counts_phrase(second)}."
+    if waiting:
+        counted = f"{quantity(waiting, 'job')} when the first is done."
+    return [*lines, f"Second stage, {trials_phrase(repeat_on)}: {counted}"]
 
 
 def _chosen_phrase(chosen: ChosenValues) -> str:
