@@ -9,6 +9,7 @@ import packed_records
 import pytest
 from packed_records import NAMES_OF_VARIANTS
 
+from domainbed_carft import cli
 from domainbed_carft.results.collect import collect
 
 REFERENCE = "CARFT (methods)"
@@ -152,6 +153,21 @@ def test_each_listed_rate_is_said_to_be_at_the_edge_to_tie_or_to_be_the_best(tab
         if equal:
             where = f"ties with {', '.join(map(rate_text, equal))}"
         assert tables[2][name] == [rate_text(chosen), ", ".join(map(rate_text, lr)), where]
+
+
+def test_the_examples_on_the_page_of_statistics_are_those_of_the_records(peers_emoji, capsys):
+    page = (collect_sweeps.REPO / "docs" / "statistics.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```text\n(.+?)^```", page, re.MULTILINE | re.DOTALL)
+    options = (
+        ["--against", "CLIPFineTune"],
+        ["--columns", "out-of-domain,worst,ece,ece-scaled,nll,gained,lost"],
+    )
+    for example, words in zip(examples, options, strict=True):
+        folder = str(peers_emoji / "methods")
+        assert cli.main(["collect", folder, "--select", "training-domain", *words]) == 0
+        printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+        for line in example.splitlines():
+            assert " ".join(line.split()) in printed
 
 
 def rate_text(rate):
