@@ -74,6 +74,35 @@ def test_links_between_the_documents_lead_somewhere():
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
+def test_anchors_lead_to_headings_by_the_names_that_github_gives_them():
+    """The site is built strictly and checks its own names, which differ where a heading has signs."""
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    for document in [*documents, ROOT / "benchmarks" / "README.md"]:
+        text = without_code(document.read_text(encoding="utf-8"))
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text):
+            page = document.parent / target if target else document
+            if page.suffix == ".md":
+                assert anchor in github_anchors(page), f"{document.name}: {target}#{anchor}"
+
+
+def github_anchors(page):
+    """The anchors of a page's headings on GitHub, of which repeated ones are numbered."""
+    headings = re.findall(
+        r"^#+ (.+)$", without_code(page.read_text(encoding="utf-8")), re.MULTILINE
+    )
+    anchors = []
+    for heading in headings:
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        anchor = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        anchors.append(f"{anchor}-{anchors.count(anchor)}" if anchor in anchors else anchor)
+    return anchors
+
+
+def without_code(text):
+    """A page without its fenced blocks, in which a comment looks like a heading."""
+    return re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def texts_for_users():
     """File -> text, of all that tells users what to type; the changelog has what they once did."""
     patterns = ("*.md", "docs/*.md", "sweeps/*", "domainbed_carft/**/*.py", "third_party/**/*.py")
