@@ -19,6 +19,7 @@ PAGES = {
     "CONTRIBUTING.md": "project/contributing.md",
     "SECURITY.md": "project/security.md",
     "benchmarks/README.md": "project/measurements.md",
+    "third_party/domainbed/README.md": "project/harness.md",
     "domainbed_carft/assets/README.md": "project/embedded-data.md",
     "sweeps/README.md": "reference/sweeps.md",
 }
