@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 # Commands that no test here runs -> why. The first that matches holds.
 NOT_RUN = {
-    r"\bpip (install|download)\b": "asks a package index",
+    r"\bpip (install|wheel)\b": "asks a package index",
     r"^(source|make|wandb|git|tensorboard|watch|cd|export PIP|python3? -m venv)\b": "changes the "
     "environment, or serves",
     r"^(docker|apptainer|srun)\b": "needs a container runtime; tests/test_containers.py",
