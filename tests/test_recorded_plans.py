@@ -18,6 +18,7 @@ from domainbed.scripts import train
 from PIL import Image
 from runs_jobs import carft, evaluated
 
+from domainbed_carft.clips import backbone
 from domainbed_carft.pictures.plan import PicturePlan
 from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD
 from domainbed_carft.pictures.protocols import plan_for
@@ -179,5 +180,8 @@ def test_jobs_with_and_without_a_plan_share_a_table(folder):
     assert row["cells"][0]["n"] == 2
 
 
-def test_a_clip_given_as_a_file_is_opened_for_its_facts_and_to_train_it(folder):
-    assert opened_files["clip.pt"] == 2
+def test_a_clip_given_as_a_file_is_loaded_for_its_facts_and_to_train_it(folder, monkeypatch):
+    opened_in_job = opened_files["clip.pt"]
+    monkeypatch.chdir(folder)
+    backbone.load("clip.pt")
+    assert opened_in_job == 2 * (opened_files["clip.pt"] - opened_in_job)
