@@ -17,7 +17,7 @@ import report_page
 from domainbed_carft.cli import demo, demo_table, main
 from domainbed_carft.errors import CarftError
 from domainbed_carft.results import collection
-from domainbed_carft.runs import default_weights
+from domainbed_carft.runs import saved
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.sweep import declaration_file, launch
 
@@ -173,7 +173,7 @@ def test_the_sweep_can_be_tested_on_styles_that_no_job_has_seen(tmp_path, declar
     assert "0 runs measured on EmojiUnseen" in capsys.readouterr().err
 
     # Damaged weights of one run cost no other its figures.
-    damaged = default_weights.choose_weights(path.parent, None)
+    damaged = saved.choose_weights(path.parent, None)
     damaged.write_bytes(b"no weights")
     assert main(command) == 3
     printed = capsys.readouterr()
