@@ -75,7 +75,7 @@ def test_links_between_the_documents_lead_somewhere():
 
 
 def test_anchors_lead_to_headings_by_the_names_that_github_gives_them():
-    """The site is built strictly and checks its own names, which differ where a heading has signs."""
+    """The site is built strictly and checks its names, which differ where a heading has signs."""
     documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     for document in [*documents, ROOT / "benchmarks" / "README.md"]:
         text = without_code(document.read_text(encoding="utf-8"))
