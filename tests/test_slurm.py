@@ -141,7 +141,7 @@ def test_a_slurm_sweep_is_launched_cancelled_and_cleaned(tmp_path):
     launched = carft("launch", *endless, "--array_cap", 1)
 
     assert launched.returncode == 0, launched.stderr
-    assert "Submitted. To see what the jobs do: carft sweep status" in launched.stdout
+    assert "Submitted. To watch the jobs: carft sweep status" in launched.stdout
 
     wait_for(lambda: any(job["step"] for job in look(out)["jobs"] if job["state"] == "running"))
     status = look(out)
