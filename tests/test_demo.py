@@ -92,6 +92,14 @@ def test_the_demo_trains_and_shows_the_packed_records_beside_it(tmp_path, declar
     assert (output / "results.txt").read_text() == table
 
 
+def test_the_folder_of_an_earlier_demo_can_be_used_again(tmp_path, declared):
+    for steps in (2, 1):  # 0.2.0 had other steps
+        declared.write_text(SMALL.replace("steps: 1", f"steps: {steps}").replace("line, ", ""))
+        demo.run(tmp_path / "out", declared=declared)
+        assert "CARFT" in (tmp_path / "out" / "results.txt").read_text()
+    assert len(list((tmp_path / "out" / "sweep").glob("*/done"))) == 4
+
+
 def packed_accuracies():
     """(algorithm, trial) -> target -> accuracy in %, of the file that the demo reads."""
     frame = pd.read_csv(ROOT / "domainbed_carft" / "assets" / "demo.csv")
@@ -139,7 +147,7 @@ def test_the_demos_jobs_are_those_of_the_packed_records(tmp_path):
     [
         (
             {"CLIPZeroShot": 60, "CLIPFineTune": 61, "CARFT": 62},
-            "In this run CARFT (62.0) is ahead of CLIPZeroShot (60.0), CLIPFineTune (61.0).",
+            "In this run CARFT (62.0) is ahead of CLIPZeroShot (60.0) and CLIPFineTune (61.0).",
         ),
         (
             {"CLIPZeroShot": 60, "CLIPFineTune": 63, "CARFT": 62},

@@ -11,6 +11,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.report import page
 from domainbed_carft.report.sections import Section
 from domainbed_carft.results import collection, comparisons, formats, suites
+from domainbed_carft.results.collection import Group
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
 from domainbed_carft.runs import merge
 from domainbed_carft.runs.evaluate import evaluate
@@ -36,7 +37,7 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     declaration = _load_declaration(declared, trials)
     _train(declaration, output, "with one drawing style left out")
 
-    (group,) = collection.gather([sweep_folder]).groups
+    group = _group_of(declaration, sweep_folder)
     accuracies = comparisons.accuracies_of(group.selected(TRAINING_DOMAIN))
     in_order = {row: accuracies[row] for row in group.ordered(accuracies)}
     (dataset,) = declaration.datasets
@@ -54,6 +55,15 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     )
     note = textwrap.fill(conclusion, formats.TEXT_WIDTH)
     _report(output, sweep_folder, table, f"{note}\n", opening)
+
+
+def _group_of(declaration: Declaration, sweep_folder: Path) -> Group:
+    """The runs of the declared jobs; the folder may have an earlier demo's, too."""
+    names = {job.folder.name for job in declaration.jobs(DATA_DIR, sweep_folder)}
+    groups = collection.gather([sweep_folder]).groups
+    return next(
+        group for group in groups if any(run.job.folder.name in names for run in group.runs)
+    )
 
 
 def run_suite(output: Path, trials: int | None = None, declared: str | Path = "demo-suite") -> None:

@@ -109,7 +109,8 @@ def conclusion(accuracies: Accuracies, packed: Accuracies) -> str:
 
 
 def _with_means(names: Sequence[str], means: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} ({means[name]:.1f})" for name in names)
+    *first, last = [f"{name} ({means[name]:.1f})" for name in names]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _over_trials(packed: Accuracies) -> str:
