@@ -17,7 +17,7 @@ class _RemovedFlag(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        parser.error(f"{option_string} is no more: {self.const}")
+        parser.error(f"{option_string} was removed: {self.const}")
 
 
 def refuse(parser: argparse.ArgumentParser, remedies: Mapping[str, str]) -> None:

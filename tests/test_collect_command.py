@@ -70,7 +70,7 @@ def test_a_flag_that_went_names_what_takes_its_place(command, flag, advice, caps
     with pytest.raises(SystemExit, match="2"):
         cli.main([command, "OUT", flag])
     error = capsys.readouterr().err
-    assert "is no more: " in error and advice in error
+    assert "was removed: " in error and advice in error
 
 
 def test_groups_have_rows_and_notes_of_their_own(tmp_path, capsys):

@@ -106,7 +106,7 @@ def test_a_removed_flag_is_refused_with_its_successor(words, successor, capsys):
         cli.main(words.split())
     assert refusal.value.code == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert "is no more: " in message and successor in message
+    assert "was removed: " in message and successor in message
 
 
 def test_the_end_of_the_help_shows_how_to_train_and_python(capsys):

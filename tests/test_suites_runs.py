@@ -378,7 +378,7 @@ def test_removed_flags_name_their_successors(capsys, words, successor):
         cli.main(["evaluate", "OUT", *words])
     assert ended.value.code == 2
     error = capsys.readouterr().err
-    assert f"{words[0]} is no more: " in error and successor in error
+    assert f"{words[0]} was removed: " in error and successor in error
 
 
 def test_the_thousand_names_reach_the_tokenizer_unchanged(monkeypatch):

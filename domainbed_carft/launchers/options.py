@@ -114,7 +114,7 @@ def resolve(launcher: str, caller_options: Mapping[str, Any]) -> Any:
 
 def _unknown_option(launcher: str, name: str, valid_names: Sequence[str]) -> Problem:
     if name in REMOVED:
-        return Problem(message=f"the option {name} is no more", remedy=REMOVED[name])
+        return Problem(message=f"the option {name} was removed", remedy=REMOVED[name])
     return Problem(message=text.unknown(f"option of {launcher}", name, valid_names))
 
 

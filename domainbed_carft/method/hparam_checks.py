@@ -65,7 +65,7 @@ def hparam_problems(algorithm: Any, dataset: str, overrides: Mapping[str, Any]) 
 def retired_names(hparams: Mapping[str, Any]) -> list[Problem]:
     """The names that an earlier version had, with what takes their place."""
     return [
-        Problem(message=f"the hparam {name} is no more", remedy=RETIRED[name])
+        Problem(message=f"the hparam {name} was removed", remedy=RETIRED[name])
         for name in hparams
         if name in RETIRED
     ]
