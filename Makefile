@@ -17,7 +17,7 @@ OLDEST_TESTS := tests/harness $(wildcard tests/test_runs_*.py) \
   checkouts dataset_facts devices plugin prompts step training weights))
 
 # What an installation depends on. Sources are no part of it: it is an editable one.
-DECLARATIONS := pyproject.toml setup.cfg build_backend/carft_backend.py
+DECLARATIONS := pyproject.toml setup.cfg setup.py $(wildcard build_backend/*.py)
 
 .PHONY: demo test test-slow test-gpu test-oldest lint format docs wheel clean
 

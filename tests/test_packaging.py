@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import re
+import runpy
 import tarfile
 import zipfile
 from configparser import ConfigParser
@@ -28,6 +29,7 @@ START_FILES = ("domainbed_carft.pth", "domainbed_carft.start")
 SOURCE_FILES = {
     "pyproject.toml",
     "setup.cfg",
+    "setup.py",
     "ruff.toml",
     "Makefile",
     "LICENSE",
@@ -36,12 +38,15 @@ SOURCE_FILES = {
     "containers/Dockerfile",
     ".github/ISSUE_TEMPLATE/ran-on-a-gpu.yml",
     "build_backend/carft_backend.py",
+    "build_backend/index_page.py",
     "third_party/domainbed/__init__.py",
     "tests/test_packaging.py",
     "benchmarks/hook_cost.py",
 }
 
 LARGEST_WHEEL = 25e6  # bytes
+
+README = (REPO / "README.md").read_text(encoding="utf-8")
 
 pytestmark = pytest.mark.skipif(
     find_spec("pip") is None, reason="building and installing need pip in this environment"
@@ -130,6 +135,45 @@ def test_the_wheel_has_the_package_the_harness_and_the_sweeps(
     for path in (source / "domainbed_carft").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             assert path.relative_to(source).as_posix() in wheel_contents
+
+
+def index_page(address: str) -> str:
+    """README as the package index shows it, for a repository at this address."""
+    make_page = runpy.run_path(str(REPO / "build_backend" / "index_page.py"))["index_page"]
+    return make_page(README, name="domainbed-carft", version="0.3.0", address=address)
+
+
+def test_without_an_address_the_index_shows_no_links_into_the_repository(
+    wheel_contents: dict[str, bytes],
+) -> None:
+    (name,) = (name for name in wheel_contents if name.endswith(".dist-info/METADATA"))
+    page = wheel_contents[name].decode().partition("\n\n")[2]
+
+    assert [link for link in re.findall(r"\]\(([^)]+)\)", page) if "://" not in link] == []
+    assert "<img" not in page
+    assert "pip install domainbed-carft\n" in page
+    assert "/path/to/this/clone" not in page
+    for line in README.splitlines():  # nothing else is lost
+        if (line.startswith("    ") and "clone" not in line) or line.startswith("## "):
+            assert line in page
+
+
+def test_with_an_address_the_index_links_to_the_release() -> None:
+    address = "https://example.org/group/domainbed-carft"
+    page = index_page(address)
+
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    linked = [link for link in links if "://" not in link]
+    assert linked
+    for link in linked:
+        kind = "raw" if link.endswith((".png", ".svg")) else "blob"
+        assert f"]({address}/{kind}/v0.3.0/{link})" in page
+        assert (REPO / link.partition("#")[0]).is_file()
+
+    sources = re.findall(r'(?:src|srcset)="([^"]+)"', page)
+    prefix = f"{address}/raw/v0.3.0/"
+    assert sources and all((REPO / source.removeprefix(prefix)).is_file() for source in sources)
+    assert f"    git clone {address} && cd domainbed-carft\n    make demo" in page
 
 
 def test_installing_and_uninstalling_the_wheel(environment: Environment, wheel: Path) -> None:
