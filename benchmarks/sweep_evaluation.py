@@ -36,7 +36,6 @@ import torch
 from synthetic_tree import photographs
 
 from domainbed_carft import machine, process_variables
-from domainbed_carft.errors import Problem
 from domainbed_carft.runs import sweep, sweep_job
 from domainbed_carft.runs.sweep import SweepOptions, evaluate_sweep
 
@@ -58,7 +57,7 @@ def run_sweep(output: Path, device: str) -> None:
     """Evaluate the sweep, or predict alone, in processes that are `counted_job`s."""
     sweep_job.MODULE = counted_job.__name__
     if os.environ[counted_job.WAY] == counted_job.PREDICTIONS:
-        sweep.figures_of = lambda _: Problem(message="only predicted")
+        sweep.figures_of = lambda _: "only predicted"
 
     evaluation = evaluate_sweep(output, SweepOptions(device=device))
     n_runs = len({(run.folder, run.step) for run in evaluation.runs})

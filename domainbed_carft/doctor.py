@@ -373,7 +373,7 @@ def check_algorithms() -> Iterator[Finding]:
 
     host = importlib.import_module("domainbed.algorithms")
     for problem in HOST_NAMES.problems:
-        yield Finding("own methods", PROBLEM, problem.message, problem.remedy)
+        yield Finding("own methods", PROBLEM, problem)
     if HOST_NAMES.problems:
         return
     not_ours = list(ALGORITHMS)

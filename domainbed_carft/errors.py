@@ -1,12 +1,10 @@
-"""What this package raises and warns with: problems are objects, sentences are made of them.
+"""What this package raises and warns with, and the sentences that say what is wrong.
 
 Loads the standard library only.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import errno
 import importlib
 from collections.abc import Callable, Iterable
@@ -19,108 +17,46 @@ LONGEST_VALUE = 200
 NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
-class _Nothing(enum.Enum):
-    NOTHING = "nothing"
-
-
-# The value of a problem that has none to show, as where a key is missing.
-NOTHING = _Nothing.NOTHING
-
-
 @dataclass(frozen=True)
-class Place:
-    """A place in a file: its name, the line (0: unknown), and the keys that lead to a value.
+class HparamProblem:
+    """What is wrong with the value of a hyperparameter, for those who know where it is set.
 
-    ``path`` is ``("overrides", 0, "hparams", "lr")`` for ``overrides[0].hparams.lr``.
+    ``expected``: what the value should be; or ``message``: a sentence that says what is wrong.
     """
 
     name: str
-    line: int = 0
-    path: tuple[str | int, ...] = ()
-
-    def __str__(self) -> str:
-        parts = [self.name]
-        if self.line:
-            parts.append(f":{self.line}")
-
-        keys = (f"[{key}]" if isinstance(key, int) else f".{key}" for key in self.path)
-        if self.path:
-            parts += [": ", "".join(keys).lstrip(".")]
-        return "".join(parts)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong: subject, the value that came, what was expected, what to do.
-
-    ``subject`` is a name such as ``lr`` or ``--steps``, or a whole clause if there is no ``value``.
-    ``message`` is printed for subject, value and expectation where they do not make a sentence.
-    """
-
-    subject: str = ""
-    value: Any = NOTHING
+    value: Any
     expected: str = ""
-    remedy: str = ""
-    place: Place | None = None
     message: str = ""
 
-    def sentence(self) -> str:
-        """``lr is 'fast', expected a number > 0; REMEDY``, after the place in the file, if any."""
-        text = self.message or self._clause()
-        if self.remedy:
-            text += f"; {self.remedy}"
-        return f"{self.place}: {text}" if self.place else text
-
-    def at(self, place: Place) -> Problem:
-        """This problem, at a place in a file."""
-        return dataclasses.replace(self, place=place)
-
-    def with_subject(self, subject: str) -> Problem:
-        """This problem, as one of ``subject``; its ``message`` stays."""
-        return dataclasses.replace(self, subject=subject)
-
     def __str__(self) -> str:
-        return self.sentence()
+        return self.message or invalid(self.name, self.value, self.expected)
 
-    def _clause(self) -> str:
-        clause = self.subject
-        if self.value is not NOTHING:
-            # The path of a place may name the subject already.
-            is_named = self.place is not None and self.subject in self.place.path
-            name = "" if is_named else self.subject
-            clause = f"{name} is {_short(self.value)}" if name else f"got {_short(self.value)}"
-
-        return f"{clause}, expected {self.expected}" if self.expected else clause
-
-
-def _short(value: object) -> str:
-    from domainbed_carft.text import shortened  # here, where an installation may be damaged
-
-    written = shortened(value)
-    return written if len(written) <= LONGEST_VALUE else f"{written[:LONGEST_VALUE]}..."
+    def behind_its_key(self) -> str:
+        """The message to print behind the key of the value, which names it already."""
+        return self.message or invalid("", self.value, self.expected)
 
 
 class CarftError(ValueError):
     """A request to this package cannot be carried out; its ``problems`` say why, and what to do.
 
-    A text is one problem with that message. The error prints as the sentence of its problem, or as
-    a headline and one line for each of several.
+    Each problem is a sentence. The error prints as its only one, or as a headline and one line for
+    each of several.
     """
 
-    def __init__(self, *problems: str | Problem) -> None:
+    def __init__(self, *problems: str) -> None:
         super().__init__(*problems)
-        self.problems = tuple(map(as_problem, problems))
+        self.problems = problems
 
     def __str__(self) -> str:
-        sentences = [problem.sentence() for problem in self.problems]
-        if len(sentences) < 2:
-            return "".join(sentences)
-        headline = f"{len(sentences)} problems, nothing was done"
-        return "\n".join([headline, *(f"- {sentence}" for sentence in sentences)])
+        if len(self.problems) < 2:
+            return "".join(self.problems)
+        headline = f"{len(self.problems)} problems, nothing was done"
+        return "\n".join([headline, *(f"- {problem}" for problem in self.problems)])
 
     def __reduce__(self) -> Any:
-        # Subclasses are made from other arguments than problems.
-        return _unpickled, (type(self), self.problems), self.__dict__
+        # Subclasses are made from other arguments than problems, so their __init__ is left out.
+        return type(self).__new__, (type(self), *self.problems), self.__dict__
 
 
 class UnreadableError(CarftError):
@@ -148,7 +84,17 @@ class CarftWarning(UserWarning):
     """This package could not do its part and stepped aside; its host continues."""
 
 
-def problems_of(function: Callable[..., object], *arguments: object) -> list[Problem]:
+def invalid(name: str, value: object, expected: str) -> str:
+    """``lr is 'fast', expected a number > 0``; without a name ``got 'fast', expected ...``."""
+    from domainbed_carft.text import shortened  # here, where an installation may be damaged
+
+    written = shortened(value)
+    if len(written) > LONGEST_VALUE:
+        written = f"{written[:LONGEST_VALUE]}..."
+    return f"{f'{name} is' if name else 'got'} {written}, expected {expected}"
+
+
+def problems_of(function: Callable[..., object], *arguments: object) -> list[str]:
     """The problems of the CarftError that ``function(*arguments)`` raises; empty if it does not."""
     try:
         function(*arguments)
@@ -157,11 +103,11 @@ def problems_of(function: Callable[..., object], *arguments: object) -> list[Pro
     return []
 
 
-def raise_for(problems: Iterable[str | Problem]) -> None:
+def raise_for(problems: Iterable[str]) -> None:
     """Raise a CarftError of these problems, each once, if there are any."""
-    distinct = {str(problem): problem for problem in problems}
+    distinct = dict.fromkeys(problems)
     if distinct:
-        raise CarftError(*distinct.values())
+        raise CarftError(*distinct)
 
 
 def is_no_space(error: BaseException) -> bool:
@@ -188,14 +134,3 @@ def imported(module: str, install: str) -> Any:
         raise CarftError(
             f"{module} cannot be imported ({error}); run pip install {install} in this environment"
         ) from error
-
-
-def _unpickled(error_class: type[CarftError], problems: tuple[Problem, ...]) -> CarftError:
-    error = error_class.__new__(error_class)
-    CarftError.__init__(error, *problems)
-    return error
-
-
-def as_problem(problem: str | Problem) -> Problem:
-    """A problem as it is, or one with this message."""
-    return problem if isinstance(problem, Problem) else Problem(message=str(problem))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.errors import CarftError, invalid
 
 AnyPath: TypeAlias = str | os.PathLike[str]
 
@@ -15,7 +15,7 @@ AnyPath: TypeAlias = str | os.PathLike[str]
 def as_path(value: AnyPath) -> Path:
     """The path; raises CarftError for what is none, such as a list."""
     if not isinstance(value, (str, os.PathLike)):
-        raise CarftError(Problem("the path", value, expected="text or a pathlib.Path"))
+        raise CarftError(invalid("the path", value, "text or a pathlib.Path"))
     return Path(value)
 
 

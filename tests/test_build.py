@@ -117,7 +117,7 @@ def test_without_steps_what_needs_the_end_is_refused(algorithm, hparams, message
 
     assert len(caught.value.problems) == len(messages)
     for problem, message in zip(caught.value.problems, messages):
-        assert message in str(problem) and "give steps=..." in str(problem)
+        assert message in problem and "give steps=..." in problem
     if "lr_schedule" not in hparams:
         assert "set lr_schedule to 'constant'" in str(caught.value)
 

@@ -287,7 +287,7 @@ def test_one_context_is_enough_for_carft_without_its_kl(random_tiny):
     assert "loss_ldifs" in values[1] and "loss_kl" not in values[1]
     overrides = {"contexts": SINGLE, "clip_backbone": "tiny"}
     (problem,) = algorithms.CARFT.hparam_problems("PACS", overrides)
-    assert "expected at least two, all different" in problem.sentence()
+    assert "expected at least two, all different" in str(problem)
 
 
 def test_the_algorithms_with_the_kl_are_those_that_need_two_contexts():

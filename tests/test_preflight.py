@@ -20,7 +20,7 @@ from PIL import Image
 from domainbed_carft import cli, doctor, files
 from domainbed_carft.clips import backbone, openai
 from domainbed_carft.doctor import NOTE, OK, PROBLEM
-from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.method import objective, prompts
@@ -181,8 +181,8 @@ def test_a_clip_that_is_not_there_fails(tmp_path: Path) -> None:
 
 
 def test_missing_and_broken_data_fail() -> None:
-    missing = DataVerdict("PACS: not checked", missing=Problem("PACS is gone"), dataset="PACS")
-    broken = DataVerdict("VLCS: broken", broken=Problem("VLCS has no dogs"), dataset="VLCS")
+    missing = DataVerdict("PACS: not checked", missing="PACS is gone", dataset="PACS")
+    broken = DataVerdict("VLCS: broken", broken="VLCS has no dogs", dataset="VLCS")
     whole = DataVerdict("OfficeHome: verified, 15,588 pictures", dataset="OfficeHome")
 
     found = [*data_rows.verdict_rows([missing, broken, whole])]

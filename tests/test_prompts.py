@@ -208,7 +208,7 @@ def test_contexts_of_the_domains_with_and_without_the_one_left_out():
 def test_domain_names_without_words_are_refused_before_a_job_starts():
     for dataset, odd in (("TerraIncognita", "'location_38'"), ("VLCS", "'SUN09'")):
         (problem,) = algorithms.CARFT.hparam_problems(dataset, {"contexts": "domains"})
-        sentence = problem.sentence()
+        sentence = str(problem)
         assert sentence.startswith("contexts is 'domains', but ") and odd in sentence
         assert "'imagenet7'" in sentence and "LabelMe" not in sentence
 

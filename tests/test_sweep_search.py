@@ -261,9 +261,8 @@ ON_FIVE = "choose_on: {trials: {from: 5, n: 1}}"
 def test_each_mistake_of_a_search_is_one_problem_with_its_place(text, message):
     with pytest.raises(CarftError) as raised:
         parse(SMALLEST + text)
-    sentences = [problem.sentence() for problem in raised.value.problems]
-    matching = [sentence for sentence in sentences if re.search(message, sentence)]
-    assert len(matching) == 1, sentences
+    matching = [problem for problem in raised.value.problems if re.search(message, problem)]
+    assert len(matching) == 1, raised.value.problems
     assert matching[0].startswith("x.yaml:")
 
 

@@ -20,7 +20,7 @@ from domainbed_carft.cli import sweep as sweep_commands
 from domainbed_carft.cli import sweep_launch
 from domainbed_carft.cli import top as top_command
 from domainbed_carft.cli.help_pages import BESIDE_COMMANDS, CommandParser
-from domainbed_carft.errors import CarftError, Problem, UnreadableError
+from domainbed_carft.errors import CarftError, UnreadableError, invalid
 from domainbed_carft.text import printable
 from domainbed_carft.version import __version__
 
@@ -149,7 +149,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     from domainbed_carft.cli import demo  # matplotlib and pandas take a second to import
 
     if arguments.trials is not None and arguments.trials < 1:
-        raise CarftError(Problem("--trials", arguments.trials, expected="at least 1"))
+        raise CarftError(invalid("--trials", arguments.trials, "at least 1"))
     run = demo.run_suite if arguments.suite else demo.run
     run(arguments.output_dir, arguments.trials)
 

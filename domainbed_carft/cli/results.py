@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from domainbed_carft import files
 from domainbed_carft.cli import table_options
 from domainbed_carft.cli.table_options import some_of
-from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import describe_warnings
 from domainbed_carft.jobs.setting import KINDS
 from domainbed_carft.results.columns import DEFAULT_COLUMNS
@@ -166,11 +166,10 @@ def _require_one_table(arguments: argparse.Namespace) -> None:
     """Raise CarftError for options that ask more of a format than it holds."""
     more_tables = table_options.more_tables(arguments)
     if arguments.format == "csv" and len(more_tables) > 1:
-        problem = Problem(
-            f"--format csv holds one table; {' and '.join(more_tables)} have one each",
-            remedy=f"use either {' or '.join(more_tables)}",
+        raise CarftError(
+            f"--format csv holds one table; {' and '.join(more_tables)} have one each; "
+            f"use either {' or '.join(more_tables)}"
         )
-        raise CarftError(problem)
 
     refused = [flag for flag in more_tables if flag in ("--compare", "--paired", "--power")]
     if arguments.format == "latex" and refused:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from domainbed_carft import files
 from domainbed_carft.cli import run_texts
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordWarning, describe_warnings
 from domainbed_carft.results import collection, formats, suites
 from domainbed_carft.runs import SOME_SKIPPED, merge
@@ -98,10 +98,8 @@ def _evaluate_sweep(arguments: argparse.Namespace) -> int:
     for name in ("which", "clip"):
         if getattr(arguments, name) is not None:
             raise CarftError(
-                Problem(
-                    message=f"--{name} is for a run, and {arguments.path} is a sweep's folder",
-                    remedy="give the folder of one of its jobs, or leave the flag out",
-                )
+                f"--{name} is for a run, and {arguments.path} is a sweep's folder; "
+                "give the folder of one of its jobs, or leave the flag out"
             )
     files.require_output(arguments.output)
     options = SweepOptions(
@@ -151,7 +149,7 @@ def _evaluate_sweep_on_suite(arguments: argparse.Namespace, options: SweepOption
     for line in describe_warnings(warnings):
         print(line, file=sys.stderr)
     for problem in outcome.problems:
-        log(f"evaluate: not measured: {problem.sentence()}")
+        log(f"evaluate: not measured: {problem}")
 
     if not outcome.problems:
         return 0

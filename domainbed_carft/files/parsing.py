@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from domainbed_carft.errors import CarftError, Place, Problem
+from domainbed_carft.errors import CarftError
 
 YamlPath = tuple["str | int", ...]  # keys and list indices from the top of the file
 
@@ -42,11 +42,16 @@ class YamlSource:
     name: str
     lines: Mapping[YamlPath, int]
 
-    def place(self, path: YamlPath) -> Place:
-        """The place of a path, with the line of the innermost part of it that is there."""
+    def place(self, path: YamlPath) -> str:
+        """A path for messages, such as ``sweep.yaml:9: overrides[0].hparams.lr``.
+
+        The line is that of the innermost part that is there.
+        """
         prefixes = (path[:length] for length in range(len(path), -1, -1))
         line = next(self.lines[prefix] for prefix in prefixes if prefix in self.lines)
-        return Place(self.name, line, path)
+        keys = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+        place = f"{self.name}:{line}"
+        return f"{place}: {keys.lstrip('.')}" if path else place
 
 
 def parse_json(text: str | bytes, unique_keys: bool = False) -> Any:
@@ -106,7 +111,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, YamlSource]:
     except _YamlError as error:
         line = error.line
         message = error.message
-    raise CarftError(Problem(message=message, place=Place(name, line)))
+    raise CarftError(f"{name}:{line}: {message}")
 
 
 def _plain_value(node: Any, path: YamlPath, lines: dict[YamlPath, int]) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.errors import CarftError, invalid
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.facts import NEUTRAL_RETIRED
 from domainbed_carft.jobs.folder import RECORDS
@@ -70,7 +70,7 @@ def _run_in(folder: AnyPath) -> Run:
     runs = records.read([path]).runs if (path / RECORDS).is_file() else []
     if len(runs) != 1:
         expected = f"a job's folder, with the records of one run in {RECORDS}"
-        raise CarftError(Problem("the folder to compare", str(folder), expected=expected))
+        raise CarftError(invalid("the folder to compare", str(folder), expected))
     return runs[0]
 
 

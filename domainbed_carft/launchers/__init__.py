@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.errors import Problem, problems_of
+from domainbed_carft.errors import problems_of
 from domainbed_carft.launchers import options, pool, slurm
 from domainbed_carft.launchers.attempt import JobOutcome, Launcher, run_commands
 from domainbed_carft.launchers.options import OPTIONS, PoolOptions
@@ -30,7 +30,7 @@ def make(name: str, caller_options: Mapping[str, Any] | None = None) -> Launcher
     return _KINDS[name](resolved)
 
 
-def problems(launcher: Launcher, sweeps: Iterable[Path]) -> list[str | Problem]:
+def problems(launcher: Launcher, sweeps: Iterable[Path]) -> list[str]:
     """Why a launcher could not run jobs below these folders now, checked before it is called."""
     find_problems = getattr(launcher, "problems", None)
     return list(find_problems(sweeps)) if find_problems else []
@@ -53,10 +53,9 @@ class Registered:
         not_done = run_commands(make(self._name), commands) or []
         return [outcome for outcome in not_done if outcome.result != "held"]
 
-    def problems(self, sweep: str) -> list[str | Problem]:
+    def problems(self, sweep: str) -> list[str]:
         """Reasons why the launcher could not run jobs below the folder ``sweep``, if any."""
-        unmade: list[str | Problem] = [*problems_of(make, self._name)]
-        return unmade or problems(make(self._name), [Path(sweep)])
+        return problems_of(make, self._name) or problems(make(self._name), [Path(sweep)])
 
 
 # What DomainBed's registry gets beside its own, `multi_gpu` where it has none (upstream has).

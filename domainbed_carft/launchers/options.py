@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from domainbed_carft import process_variables, text
-from domainbed_carft.errors import CarftError, Problem, raise_for
+from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.files import parsing, validation
 
 with contextlib.suppress(ModuleNotFoundError):  # `carft doctor` starts without, and says so
@@ -107,22 +107,22 @@ def resolve(launcher: str, caller_options: Mapping[str, Any]) -> Any:
     try:
         resolved: Any = TypeAdapter(OPTIONS[launcher]).validate_python(values)
     except ValidationError as error:
-        problems += [_as_problem(launcher, details) for details in error.errors()]
+        problems += [_type_problem(launcher, details) for details in error.errors()]
     raise_for(problems)
     return resolved
 
 
-def _unknown_option(launcher: str, name: str, valid_names: Sequence[str]) -> Problem:
+def _unknown_option(launcher: str, name: str, valid_names: Sequence[str]) -> str:
     if name in REMOVED:
-        return Problem(message=f"the option {name} was removed", remedy=REMOVED[name])
-    return Problem(message=text.unknown(f"option of {launcher}", name, valid_names))
+        return f"the option {name} was removed; {REMOVED[name]}"
+    return text.unknown(f"option of {launcher}", name, valid_names)
 
 
-def _as_problem(launcher: str, error: Mapping[str, Any]) -> Problem:
-    """A problem of one of pydantic's errors."""
+def _type_problem(launcher: str, error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors, in our words."""
     # Below the item of a list or a mapping are only the types that it may have.
     path = ".".join(map(str, error["loc"][:2]))
-    return Problem(f"{launcher}: {path}", error["input"], expected=validation.expectation(error))
+    return invalid(f"{launcher}: {path}", error["input"], validation.expectation(error))
 
 
 def _read_file(launcher: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from domainbed_carft import machine
-from domainbed_carft.errors import CarftError, Problem, raise_for
+from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS, STOPPED, JobFolder, slurm_id
 from domainbed_carft.jobs.job import Job
@@ -206,7 +206,7 @@ class Slurm:
             # One after another, several arrays together have no more jobs at a time than the cap.
             previous_array = last_array if n_elements > self.options.array_cap else None
 
-    def problems(self, sweeps: Iterable[Path]) -> Iterator[str | Problem]:
+    def problems(self, sweeps: Iterable[Path]) -> Iterator[str]:
         """Reasons why nothing can be submitted from here, or for jobs in the folders ``sweeps``."""
         missing = [name for name in ("sbatch", "srun", "squeue", "scontrol") if not which(name)]
         if importlib.util.find_spec("submitit") is None:
@@ -222,7 +222,7 @@ class Slurm:
             if re.search(r"[\n\r%\\]", path):  # the last two: SLURM's patterns for names
                 yield f"slurm: {path!r} has a line break, % or \\; choose another --output_dir"
 
-    def _problems_of_time(self) -> Iterator[Problem]:
+    def _problems_of_time(self) -> Iterator[str]:
         """A time above the partition's limit, with which a job would wait for ever."""
         options = self.options
         if options.qos:  # which may allow more
@@ -233,12 +233,9 @@ class Slurm:
         partition = os.environ.get("SBATCH_PARTITION") or options.partition
         limit, limit_as_written, name = time_limit(partition)
         if seconds(time) > limit:
-            yield Problem(
-                "slurm: time",
-                time,
-                expected=f"at most {limit_as_written}, the limit of the partition {name}",
-                remedy="give --time, or another --partition",
-            )
+            expected = f"at most {limit_as_written}, the limit of the partition {name}"
+            problem = invalid("slurm: time", time, expected)
+            yield f"{problem}; give --time, or another --partition"
 
     def _submit(
         self, sweep: Path, elements: list[_Element], previous_array: str | None

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.errors import CarftError, Problem, raise_for
+from domainbed_carft.errors import CarftError, HparamProblem, raise_for
 from domainbed_carft.jobs.algorithms import Style as Style
 from domainbed_carft.jobs.facts import NEUTRAL_RETIRED
 from domainbed_carft.machine import devices
@@ -253,7 +253,9 @@ class CLIPAlgorithm(Algorithm):
         return {**defaults, **given}
 
     @classmethod
-    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:
+    def hparam_problems(
+        cls, dataset: str, overrides: Mapping[str, Any]
+    ) -> list[str | HparamProblem]:
         """The problems of ``--hparams``, for hosts that check before they load anything."""
         return hparam_checks.hparam_problems(cls, dataset, overrides)
 
@@ -263,23 +265,19 @@ class CLIPAlgorithm(Algorithm):
         return {}
 
     @classmethod
-    def problems_without_end(cls, hparams: Mapping[str, Any]) -> list[Problem]:
+    def problems_without_end(cls, hparams: Mapping[str, Any]) -> list[str]:
         """What cannot be trained with these complete ``hparams`` if no ``total_steps`` is given."""
         trains = cls.trains_encoder or cls.trains_head or cls.trains_text
         problems = []
         if trains and hparams["lr_schedule"] == "cosine":
             problems.append(
-                Problem(
-                    message="lr_schedule 'cosine' falls to 0 at the last step, which is unknown",
-                    remedy=f"{GIVE_STEPS}, or set lr_schedule to 'constant'",
-                )
+                "lr_schedule 'cosine' falls to 0 at the last step, which is unknown; "
+                f"{GIVE_STEPS}, or set lr_schedule to 'constant'"
             )
         if trains and hparams["average"] == "beta":
             problems.append(
-                Problem(
-                    message="average 'beta' weights the steps up to the last one, which is unknown",
-                    remedy=f"{GIVE_STEPS}, or set average to 'none', 'sma' or 'ema'",
-                )
+                "average 'beta' weights the steps up to the last one, which is unknown; "
+                f"{GIVE_STEPS}, or set average to 'none', 'sma' or 'ema'"
             )
         return problems
 

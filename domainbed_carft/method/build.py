@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from domainbed_carft.errors import CarftError, Problem, raise_for
+from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.jobs import facts
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.algorithms import CLASSES, hparams_of
@@ -69,13 +69,12 @@ def build(
         return algorithm_class((3, size, size), len(class_names), num_domains, values)
 
 
-def _class_name_problems(class_names: Any) -> list[Problem]:
+def _class_name_problems(class_names: Any) -> list[str]:
     """That the class names are none, such as a single text."""
     is_list = isinstance(class_names, Sequence) and not isinstance(class_names, str)
     if is_list and class_names and all(isinstance(name, str) and name for name in class_names):
         return []
-    expected = "a list with one name per class, in label order"
-    return [Problem("class_names", class_names, expected=expected)]
+    return [invalid("class_names", class_names, "a list with one name per class, in label order")]
 
 
 def _unknown_names(algorithm: str, hparams: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from domainbed_carft.clips.backbone import Backbone
-from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.errors import CarftError
 from domainbed_carft.machine.devices import copy_to_device
 from domainbed_carft.method import text_encoder
 from domainbed_carft.method.algorithm import GIVE_STEPS, CLIPAlgorithm, Style
@@ -258,15 +258,14 @@ class CaRot(FLYP):
         return {**measurements, "loss": loss}
 
     @classmethod
-    def problems_without_end(cls, hparams: Mapping[str, Any]) -> list[Problem]:
+    def problems_without_end(cls, hparams: Mapping[str, Any]) -> list[str]:
         """What needs ``total_steps``: also the momentum of the teacher."""
         problems = super().problems_without_end(hparams)
         if hparams["carot_distillation"]:
-            message = (
+            problems.append(
                 "the momentum of CaRot's teacher rises over a share of all steps, whose number is "
-                "unknown"
+                f"unknown; {GIVE_STEPS}"
             )
-            problems.append(Problem(message=message, remedy=GIVE_STEPS))
         return problems
 
     def after_step(self) -> None:

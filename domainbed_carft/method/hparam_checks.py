@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import Problem, problems_of
+from domainbed_carft.errors import HparamProblem, problems_of
 from domainbed_carft.method import prompts
 from domainbed_carft.method.dataset_facts import named_dataset
 from domainbed_carft.method.host_lookup import in_our_harness
@@ -18,33 +18,33 @@ _OF_ONE_METHOD = {"margin": "CLIPood has a margin", "lp_steps": "CLIPLPFT probes
 
 def job_problems(
     algorithm: Any, input_shape: Sequence[int], hparams: Mapping[str, Any]
-) -> list[Problem]:
+) -> list[str]:
     """The problems of a job with complete ``hparams``: invalid ones, and pictures not in RGB.
 
     ``algorithm``: its class. Keys that are none of its own are the host's or another method's.
     """
     if named_dataset(hparams.get("class_names")) is None and not hparams.get("class_names"):
         return [
-            Problem(
-                message="no class names are given, and CLIP needs them",
-                remedy="give the hparam class_names: a list with one name per class in label "
-                "order, or 'dataset:PACS' for a data set that this package knows",
-            )
+            "no class names are given, and CLIP needs them; give the hparam class_names: a list "
+            "with one name per class in label order, or 'dataset:PACS' for a data set that this "
+            "package knows"
         ]
-    return [*_value_problems(algorithm, hparams), *_shape_problems(input_shape)]
+    return [*map(str, _value_problems(algorithm, hparams)), *_shape_problems(input_shape)]
 
 
-def _shape_problems(input_shape: Sequence[int]) -> list[Problem]:
+def _shape_problems(input_shape: Sequence[int]) -> list[str]:
     """That pictures of this shape are not in RGB, as (channels, height, width)."""
     if len(input_shape) == 3 and input_shape[0] == 3:
         return []
 
     shape = tuple(input_shape)
     expected = "(3, height, width): CLIP reads RGB"
-    return [Problem(message=f"the data set has pictures of shape {shape}, expected {expected}")]
+    return [f"the data set has pictures of shape {shape}, expected {expected}"]
 
 
-def hparam_problems(algorithm: Any, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:
+def hparam_problems(
+    algorithm: Any, dataset: str, overrides: Mapping[str, Any]
+) -> list[str | HparamProblem]:
     """The problems of the hparams that a user sets for a job of the class ``algorithm``.
 
     Not those of ``batch_size``, which our harness itself checks.
@@ -57,45 +57,43 @@ def hparam_problems(algorithm: Any, dataset: str, overrides: Mapping[str, Any]) 
     if spec in prompts.DOMAIN_LISTS and dataset in benchmarks.BENCHMARKS:
         domains = [environment.folder for environment in benchmarks.get(dataset).environments]
         fewest = _fewest_contexts(algorithm, values)
-        context_problems = problems_of(prompts.domain_contexts, spec, domains, fewest)
-        problems += [problem.with_subject("contexts") for problem in context_problems]
+        messages = problems_of(prompts.domain_contexts, spec, domains, fewest)
+        problems += [HparamProblem("contexts", spec, message=message) for message in messages]
     return problems
 
 
-def retired_names(hparams: Mapping[str, Any]) -> list[Problem]:
+def retired_names(hparams: Mapping[str, Any]) -> list[str]:
     """The names that an earlier version had, with what takes their place."""
     return [
-        Problem(message=f"the hparam {name} was removed", remedy=RETIRED[name])
-        for name in hparams
-        if name in RETIRED
+        f"the hparam {name} was removed; {RETIRED[name]}" for name in hparams if name in RETIRED
     ]
 
 
-def _value_problems(algorithm: Any, hparams: Mapping[str, Any]) -> list[Problem]:
+def _value_problems(algorithm: Any, hparams: Mapping[str, Any]) -> list[str | HparamProblem]:
     """What is invalid among the hparams of a job, one by one and together."""
     invalid = {
-        name: Problem(name, hparams[name], expected=hparam.expected)
+        name: HparamProblem(name, hparams[name], hparam.expected)
         for name, hparam in algorithm.own_hparams().items()
         if not hparam.valid(hparams[name])
     }
     invalid |= _problems_of_demands(hparams)
 
-    problems = [*retired_names(hparams), *invalid.values()]
+    problems: list[str | HparamProblem] = [*retired_names(hparams), *invalid.values()]
     if "clip_backbone" not in invalid:
-        backbone_problems = problems_of(_require_backbone, hparams["clip_backbone"])
-        problems += [problem.with_subject("clip_backbone") for problem in backbone_problems]
+        problems += problems_of(_require_backbone, hparams["clip_backbone"])
     # The contexts that are made from the data set's domains come with it.
     if "contexts" not in invalid and hparams["contexts"] not in prompts.DOMAIN_LISTS:
         fewest = _fewest_contexts(algorithm, hparams) if "kl_weight" not in invalid else 1
-        context_problems = problems_of(prompts.contexts, hparams["contexts"], fewest)
-        problems += [problem.with_subject("contexts") for problem in context_problems]
+        spec = hparams["contexts"]
+        messages = problems_of(prompts.contexts, spec, fewest)
+        problems += [HparamProblem("contexts", spec, message=message) for message in messages]
     defaults = algorithm.complete_hparams({"class_names": hparams["class_names"]})
     usable = {**hparams, **{name: defaults[name] for name in invalid if name in defaults}}
     problems += _conflicts(algorithm, usable)
     return problems
 
 
-def _problems_of_demands(hparams: Mapping[str, Any]) -> dict[str, Problem]:
+def _problems_of_demands(hparams: Mapping[str, Any]) -> dict[str, HparamProblem]:
     """Name -> problem of the facts that a user demands."""
     problems = {}
     for name in DEMANDABLE:
@@ -109,7 +107,7 @@ def _problems_of_demands(hparams: Mapping[str, Any]) -> dict[str, Problem]:
             is_valid = isinstance(value, str)
             expected = "the value in an earlier record"
         if not is_valid:
-            problems[name] = Problem(name, value, expected=expected)
+            problems[name] = HparamProblem(name, value, expected)
     return problems
 
 
@@ -118,7 +116,7 @@ def _fewest_contexts(algorithm: Any, hparams: Mapping[str, Any]) -> int:
     return 2 if algorithm.has_kl(hparams) else 1
 
 
-def _conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> list[Problem]:
+def _conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> list[HparamProblem]:
     """Values that are valid one by one and make no sense together."""
     expectations = {
         **_step_conflicts(algorithm, hparams),
@@ -128,9 +126,7 @@ def _conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> list[Problem]:
         **_conflicts_of_other_methods(algorithm, hparams),
         **algorithm.conflicts(hparams),
     }
-    return [
-        Problem(name, hparams[name], expected=expected) for name, expected in expectations.items()
-    ]
+    return [HparamProblem(name, hparams[name], expected) for name, expected in expectations.items()]
 
 
 def _step_conflicts(algorithm: Any, hparams: Mapping[str, Any]) -> dict[str, str]:

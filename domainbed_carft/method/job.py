@@ -13,7 +13,7 @@ import torch
 from domainbed_carft.clips import backbone
 from domainbed_carft.clips.backbone import ClipFacts
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError, Problem, raise_for
+from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.machine import devices
 from domainbed_carft.method import dataset_facts, prompts
 from domainbed_carft.method.dataset_facts import DatasetFacts
@@ -143,14 +143,12 @@ def resolve_amp(amp: str) -> str:
         return amp
 
     version = ".".join(map(str, gpu.capability))
+    expected = (
+        f"'off' on {gpu.name}, whose compute capability is {version}: bf16 takes 8.0 (A100) or more"
+    )
     raise CarftError(
-        Problem(
-            "amp",
-            amp,
-            expected=f"'off' on {gpu.name}, whose compute capability is {version}: bf16 takes "
-            "8.0 (A100) or more",
-            remedy="set amp to 'off', or resume the job on a card on which it began in bf16",
-        )
+        f"{invalid('amp', amp, expected)}; "
+        "set amp to 'off', or resume the job on a card on which it began in bf16"
     )
 
 
@@ -183,14 +181,10 @@ def _require_fitting_data(hparams: Mapping[str, Any], facts: DatasetFacts) -> No
         )
 
     if hparams["sampling"] != "with-replacement" and hparams.get("class_balanced"):
-        raise CarftError(
-            Problem(
-                "sampling",
-                hparams["sampling"],
-                expected="'with-replacement' where class_balanced is true, since a pass has each "
-                "picture once",
-            )
+        expected = (
+            "'with-replacement' where class_balanced is true, since a pass has each picture once"
         )
+        raise CarftError(invalid("sampling", hparams["sampling"], expected))
 
     requested = hparams["protocol"]
     is_hosts_default = requested == "domainbed" and facts.protocol == "host"  # own transforms
@@ -205,11 +199,8 @@ def _require_fitting_data(hparams: Mapping[str, Any], facts: DatasetFacts) -> No
 def _require_demanded(hparams: Mapping[str, Any], record: Mapping[str, str]) -> None:
     """Raise CarftError where ``hparams`` demand other facts than the job has."""
     raise_for(
-        Problem(
-            message=f"the hparam {name} is {hparams[name]!r}, but this job has {record[name]!r}: "
-            f"{difference}",
-            remedy=f"use the same as the run that the value is from, or omit {name}",
-        )
+        f"the hparam {name} is {hparams[name]!r}, but this job has {record[name]!r}: "
+        f"{difference}; use the same as the run that the value is from, or omit {name}"
         for name, difference in _DEMANDED.items()
         if hparams.get(name, "") not in ("", UNCHECKED, record[name])
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from domainbed_carft.errors import CarftError, Problem, brief
+from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.jobs.algorithms import public_classes
 from domainbed_carft.jobs.own_methods import MethodFile, files
 from domainbed_carft.method.algorithm import CLIPAlgorithm
@@ -29,13 +29,13 @@ class OwnMethods(NamedTuple):
     """Name -> class of a user's own methods, and the problems of their files."""
 
     classes: dict[str, type[CLIPAlgorithm]]
-    problems: list[Problem]
+    problems: list[str]
 
 
 def load(taken: Collection[str]) -> OwnMethods:
     """Run the files of this process's own methods; ``taken``: the names that are ours."""
     classes: dict[str, type[CLIPAlgorithm]] = {}
-    problems: list[Problem] = []
+    problems: list[str] = []
     for file in files():
         try:
             loaded = _classes_in(file)
@@ -55,12 +55,10 @@ def load(taken: Collection[str]) -> OwnMethods:
     return OwnMethods(classes, problems)
 
 
-def name_taken(algorithm: type[CLIPAlgorithm], owner: str) -> Problem:
+def name_taken(algorithm: type[CLIPAlgorithm], owner: str) -> str:
     """That ``owner`` has the name of a user's algorithm."""
-    return Problem(
-        message=f"{_file_of(algorithm)}: the name {algorithm.__name__} is taken by {owner}",
-        remedy="rename the class",
-    )
+    file = _file_of(algorithm)
+    return f"{file}: the name {algorithm.__name__} is taken by {owner}; rename the class"
 
 
 def _file_of(algorithm: type[CLIPAlgorithm]) -> str:
@@ -134,24 +132,22 @@ def _line_of(error: BaseException, path: str) -> str:
     return f", line {lines[-1]}," if lines else ""
 
 
-def _hparam_problems(algorithm: type[CLIPAlgorithm]) -> Iterator[Problem]:
+def _hparam_problems(algorithm: type[CLIPAlgorithm]) -> Iterator[str]:
     """What is no hyperparameter in HPARAMS, and which of them lack a valid default."""
     place = f"{_file_of(algorithm)}: {algorithm.__name__}.HPARAMS"
     declared = vars(algorithm).get("HPARAMS", ())
     if not isinstance(declared, (tuple, list)):
-        yield Problem(message=f"{place} is no tuple", remedy="write a comma behind its only entry")
+        yield f"{place} is no tuple; write a comma behind its only entry"
         return
 
     for hparam in declared:
         if not isinstance(hparam, Hparam):
-            yield Problem(
-                message=f"{place} has {hparam!r:.80}, expected hyperparameters, such as "
+            yield (
+                f"{place} has {hparam!r:.80}, expected hyperparameters, such as "
                 "nonnegative('my_weight', 1.0)"
             )
         elif not all(_has_default(hparam, dataset) for dataset in _USUAL_DATASETS):
-            yield Problem(
-                message=f"{place}: {hparam.name} has no valid default, expected {hparam.expected}"
-            )
+            yield f"{place}: {hparam.name} has no valid default, expected {hparam.expected}"
 
 
 def _has_default(hparam: Hparam, dataset: str) -> bool:

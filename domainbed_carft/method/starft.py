@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from domainbed_carft.clips.backbone import Backbone
-from domainbed_carft.errors import Problem
 from domainbed_carft.machine.devices import copy_to_device
 from domainbed_carft.method.algorithm import GIVE_STEPS, Style
 from domainbed_carft.method.batch import Batch
@@ -80,12 +79,14 @@ class StarFT(CARFT):
         return remaining * super().kl_weight()
 
     @classmethod
-    def problems_without_end(cls, hparams: Mapping[str, Any]) -> list[Problem]:
+    def problems_without_end(cls, hparams: Mapping[str, Any]) -> list[str]:
         """What needs ``total_steps``: also the weight of the KL."""
         problems = super().problems_without_end(hparams)
         if hparams["kl_weight"]:
-            message = "the weight of StarFT's KL falls to 0 at the last step, which is unknown"
-            problems.append(Problem(message=message, remedy=GIVE_STEPS))
+            problems.append(
+                "the weight of StarFT's KL falls to 0 at the last step, which is unknown; "
+                f"{GIVE_STEPS}"
+            )
         return problems
 
     def indivisible(self) -> str:

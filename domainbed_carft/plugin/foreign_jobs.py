@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from domainbed_carft.errors import Problem, raise_for
+from domainbed_carft.errors import invalid, raise_for
 from domainbed_carft.jobs.facts import FOREIGN
 from domainbed_carft.plugin.hooked_modules import warn_of_hosts_values
 
@@ -117,7 +117,7 @@ def in_foreign_host(algorithm: type[Any], module: str) -> type[Any]:
 
 def job_problems(
     algorithm: Any, input_shape: Sequence[int], hparams: Mapping[str, Any]
-) -> list[Problem]:
+) -> list[str]:
     """The problems of a job in a foreign host, whose `train` has checked nothing.
 
     ``algorithm``: its class. These are unknown and invalid hparams, pictures not in RGB, and what
@@ -125,8 +125,8 @@ def job_problems(
     """
     from domainbed_carft.method import hparam_checks
 
-    invalid = hparam_checks.job_problems(algorithm, input_shape, hparams)
-    return [*unknown_names(hparams, algorithm.__name__), *invalid, *_host_problems(hparams)]
+    problems = hparam_checks.job_problems(algorithm, input_shape, hparams)
+    return [*unknown_names(hparams, algorithm.__name__), *problems, *_host_problems(hparams)]
 
 
 def with_missing_hparams(values: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def allow(keys: Iterable[str]) -> None:
     _host_keys.update(keys)
 
 
-def unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[Problem]:
+def unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
     """The names among ``hparams`` of a job that are none of ours; all valid ones behind the last.
 
     Forks add their own keys between the registry and the algorithm (DPLCLIP its test environments,
@@ -179,11 +179,9 @@ def unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[Problem]:
     unexpected = {*hparams.keys()} - {*valid_keys, *RETIRED}
     guesses = {key: _guess(key, valid_keys) for key in sorted(unexpected)}
     unknown = [f"unknown hparam {key!r}{hint}" for key, hint in guesses.items() if hint is not None]
-    if not unknown:
-        return []
-
-    last = Problem(message=unknown[-1], remedy=f"valid hparams: {', '.join(names)}")
-    return [*(Problem(message=message) for message in unknown[:-1]), last]
+    if unknown:
+        unknown[-1] += f"; valid hparams: {', '.join(names)}"
+    return unknown
 
 
 def hparams_by_hand() -> dict[str, Any]:
@@ -221,16 +219,13 @@ def planned_steps() -> int | None:
     return None
 
 
-def _host_problems(hparams: Mapping[str, Any]) -> list[Problem]:
+def _host_problems(hparams: Mapping[str, Any]) -> list[str]:
     """What only our harness does: train by several processes, and draw batches in passes."""
     from domainbed_carft import process_variables
 
     problems = [
-        Problem(
-            message=f"{name} is {os.environ[name]}, and this DomainBed trains a job in one "
-            "process: it does not synchronise gradients",
-            remedy="start a single process, or use the harness of this package",
-        )
+        f"{name} is {os.environ[name]}, and this DomainBed trains a job in one process: it does "
+        "not synchronise gradients; start a single process, or use the harness of this package"
         for name in ("WORLD_SIZE", process_variables.PROCESSES.name)
         if os.environ.get(name, "").isdecimal() and int(os.environ[name]) > 1
     ]
@@ -240,7 +235,7 @@ def _host_problems(hparams: Mapping[str, Any]) -> list[Problem]:
         expected = (
             "'with-replacement' in any host but the harness of this package, which alone draws so"
         )
-        problems.append(Problem("sampling", sampling, expected=expected))
+        problems.append(invalid("sampling", sampling, expected))
     return problems
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from domainbed_carft.errors import CarftError, EndedJob, Problem
+from domainbed_carft.errors import CarftError, EndedJob
 from domainbed_carft.plugin.hooked_modules import warn_of_hparams_to_add, warn_of_kept_names
 
 
@@ -23,7 +23,7 @@ class HostNames:
 
     algorithms: set[str] = field(default_factory=set)
     datasets: set[str] = field(default_factory=set)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     def require_usable(self) -> None:
         """Raise CarftError, which ends a foreign host's script, if there are ``problems``."""

@@ -44,7 +44,7 @@ def verdict_rows(verdicts: Sequence[DataVerdict]) -> Iterator[Finding]:
         name = f"data {verdict.dataset}".rstrip()
         problem = verdict.broken or verdict.missing
         if problem:
-            yield failed_row(SECTION, name, problem.sentence(), _GET_DATA)
+            yield failed_row(SECTION, name, problem, _GET_DATA)
         else:
             yield passed_row(
                 SECTION, name, verdict.description.removeprefix(f"{verdict.dataset}: ")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.cost import Cost
 from domainbed_carft.jobs.records import Run
 from domainbed_carft.text import unknown
@@ -394,7 +394,7 @@ def _n_draws(row: RowRuns) -> Cell:
     return Cell(_mean(members), n=len(members)) if members else Cell()
 
 
-def figures_of(selected: Selected) -> RunFigures | Problem:
+def figures_of(selected: Selected) -> RunFigures | str:
     """What ``carft evaluate`` measured of a selected run at its step, or why there is nothing."""
     from domainbed_carft.results.evaluations import figures_path
 
@@ -404,13 +404,13 @@ def figures_of(selected: Selected) -> RunFigures | Problem:
     changed = path.stat().st_mtime_ns if path.exists() else 0
 
     figures = _read_figures(folder, step, changed)
-    if isinstance(figures, Problem) or figures.facts.is_of(selected.run.job):
+    if isinstance(figures, str) or figures.facts.is_of(selected.run.job):
         return figures
-    return Problem(message="evaluated was another job", remedy="run carft evaluate on the sweep")
+    return "evaluated was another job; run carft evaluate on the sweep"
 
 
 @functools.lru_cache(maxsize=_CACHED_SUMMARIES)
-def _read_figures(folder: Path, step: int, changed: int) -> RunFigures | Problem:
+def _read_figures(folder: Path, step: int, changed: int) -> RunFigures | str:
     """What `find_figures` finds, read once for all columns; ``changed``: the time of change."""
     from domainbed_carft.results.evaluations import find_figures
 
@@ -441,9 +441,9 @@ def _evaluated_run(
         lacking: dict[str, list[str]] = {}
         for selected in row.selected:
             figures = figures_of(selected)
-            if isinstance(figures, Problem):
+            if isinstance(figures, str):
                 place = f"{row.environments[selected.target]} trial {selected.trial}"
-                lacking.setdefault(str(figures), []).append(place)
+                lacking.setdefault(figures, []).append(place)
                 continue
             value = figure(figures, selected.target)
             if value is not None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.errors import CarftError, invalid
 from domainbed_carft.results import selection
 from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.columns import IN_DOMAIN, sample_deviation, sample_error
@@ -243,10 +243,9 @@ def require_comparisons(
             f"{row} and {against} share no (data set, environment, trial) under the same settings "
             f"by {', '.join(collection.methods)}; expected two different algorithms of {names}"
         )
-    remedy = ""
     if "ERM" in (row, against) and "ERM" not in collection.rows:
-        remedy = "ERM is DomainBed's ResNet; plain fine-tuning of CLIP is CLIPFineTune"
-    raise CarftError(Problem(message, remedy=remedy))
+        message += "; ERM is DomainBed's ResNet; plain fine-tuning of CLIP is CLIPFineTune"
+    raise CarftError(message)
 
 
 def require_points(points: float | None, against: str | None) -> None:
@@ -254,11 +253,9 @@ def require_points(points: float | None, against: str | None) -> None:
     if points is None:
         return
     if not 0 < points < math.inf:
-        raise CarftError(Problem("--power", points, "a difference in points > 0, such as 1.0"))
+        raise CarftError(invalid("--power", points, "a difference in points > 0, such as 1.0"))
     if not against:
-        raise CarftError(
-            Problem("--power needs an algorithm to differ from", remedy="add --against ALGORITHM")
-        )
+        raise CarftError("--power needs an algorithm to differ from; add --against ALGORITHM")
 
 
 def accuracies_of(

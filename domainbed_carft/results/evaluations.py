@@ -21,7 +21,7 @@ import numpy.typing as npt
 from annotated_types import Gt, Len
 
 from domainbed_carft import files
-from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.errors import CarftError
 from domainbed_carft.files import arrays, parsing
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.jobs.job import IDENTITY, Job
@@ -539,7 +539,7 @@ def save_figures(folder: Path, figures: RunFigures) -> None:
     files.save_text(figures_path(folder, figures.facts.step), f"{text}\n")
 
 
-def find_figures(folder: Path, step: float) -> RunFigures | Problem:
+def find_figures(folder: Path, step: float) -> RunFigures | str:
     """The figures of the run in a job's folder at a step, or why there are none."""
     path = figures_path(folder, int(step))
     try:
@@ -547,16 +547,16 @@ def find_figures(folder: Path, step: float) -> RunFigures | Problem:
     except FileNotFoundError:
         pass
     except OSError as error:
-        return Problem(message=f"{path} cannot be read: {error.strerror}")
+        return f"{path} cannot be read: {error.strerror}"
     except CarftError as error:
-        return error.problems[0]
+        return str(error)
     except ValueError:  # no JSON
-        return _damaged(path, "content").problems[0]
+        return str(_damaged(path, "content"))
 
     names = (*WEIGHTS.values(), f"model_step{int(step)}.pkl")
     if not any((folder / name).exists() for name in names):
-        return Problem(message=f"weights of step {step:g} were not kept")
-    return Problem(message="not evaluated", remedy="run carft evaluate on the sweep")
+        return f"weights of step {step:g} were not kept"
+    return "not evaluated; run carft evaluate on the sweep"
 
 
 def _validated(kind: Callable[..., T], content: Any, path: Path) -> T:

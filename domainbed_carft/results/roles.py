@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job, Role
 from domainbed_carft.jobs.manifest import Search, Sweep, trials_phrase
 from domainbed_carft.jobs.records import Run
@@ -73,16 +73,12 @@ def require_known_roles(runs: Sequence[Run], sweeps: Iterable[Sweep]) -> None:
         )
         if is_ambiguous:
             left_out = " ".join(map(str, run.test_envs))
-            message = (
+            raise CarftError(
                 f"{run.folder}: {run.algorithm} on {run.dataset} leaves out 2 of 3 environments "
-                f"(--test_envs {left_out}), and no manifest says what for"
+                f"(--test_envs {left_out}), and no manifest says what for; for tables of a single "
+                "source declare the jobs in a sweep with test_environments: single-source, and "
+                "launch it; for cross-validation add --select leave-one-domain-out"
             )
-            remedy = (
-                "for tables of a single source declare the jobs in a sweep with "
-                "test_environments: single-source, and launch it; for cross-validation add "
-                "--select leave-one-domain-out"
-            )
-            raise CarftError(Problem(message=message, remedy=remedy))
 
 
 def last_stage(runs: Sequence[Run], sweeps: Sequence[Sweep]) -> LastStage:

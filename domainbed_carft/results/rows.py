@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import Problem, raise_for
+from domainbed_carft.errors import raise_for
 from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import Run
@@ -225,14 +225,12 @@ def _require_varying(by: Sequence[str], facts: Sequence[_JobFacts]) -> None:
         if any(len(words_of_algorithm) > 1 for words_of_algorithm in words.values()):
             varying.append(name)
 
-    expected = f"one that varies: {', '.join(varying)}" if varying else "one that varies"
-    remedy = "" if varying else "no setting varies in these folders, so leave --by out"
+    expected = "one that varies; no setting varies in these folders, so leave --by out"
+    if varying:
+        expected = f"one that varies: {', '.join(varying)}"
     raise_for(
-        Problem(
-            f"--by {name}: no algorithm has several values of it between its tables, "
-            f"expected {expected}",
-            remedy=remedy,
-        )
+        f"--by {name}: no algorithm has several values of it between its tables, "
+        f"expected {expected}"
         for name in by
         if name not in varying
     )

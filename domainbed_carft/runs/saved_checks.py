@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.facts import hparams_and_facts
 from domainbed_carft.method.algorithms import CLASSES, OWN_PROBLEMS
@@ -154,10 +154,10 @@ def _require_own_method(parts: Mapping[str, Any], name: Any, path: Path) -> None
 
     file_name = str(facts.get("method_file"))
     file = f"{file_name}, the file" if _FILE_NAME.fullmatch(file_name) else "the file"
-    problem = Problem(
-        message=f"{path} is of the method {name}, which is none of {', '.join(CLASSES)}",
-        remedy=f"set the process variable {own_methods.VARIABLE} to the path of {file} that "
-        f"declares {name}, whose SHA-256 is {digest}",
+    problem = (
+        f"{path} is of the method {name}, which is none of {', '.join(CLASSES)}; set the process "
+        f"variable {own_methods.VARIABLE} to the path of {file} that declares {name}, whose "
+        f"SHA-256 is {digest}"
     )
     raise CarftError(problem, *OWN_PROBLEMS)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed_carft import launchers
-from domainbed_carft.errors import Problem, raise_for
+from domainbed_carft.errors import raise_for
 from domainbed_carft.jobs.folder import RECORDS, WEIGHTS, last_line
 from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.manifest import NAME as MANIFEST
@@ -69,7 +69,7 @@ class EvaluatedRun:
     selected: Selected
     environment: str
     figures: RunFigures | None
-    problem: Problem | None = None
+    problem: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -99,7 +99,7 @@ class EvaluatedRun:
             "step": self.step,
             "figures": dataclasses.asdict(self.on_target) if self.on_target else None,
             "in_domain": self.figures.in_domain if self.figures else None,
-            "problem": str(self.problem) if self.problem else None,
+            "problem": self.problem,
         }
 
 
@@ -117,7 +117,7 @@ class SweepEvaluation:
     current: int = 0
 
     @property
-    def problems(self) -> dict[tuple[Path, int], Problem]:
+    def problems(self) -> dict[tuple[Path, int], str]:
         """Why runs have no figures, by folder and step."""
         return {(run.folder, run.step): run.problem for run in self.runs if run.problem}
 
@@ -193,11 +193,11 @@ def _evaluated_run(
     group: Group, method: str, chosen: Selected, ends: Mapping[tuple[str, int], End]
 ) -> EvaluatedRun:
     end = ends[chosen.run.folder, int(chosen.outcome.step)]
-    figures: RunFigures | Problem = Problem(message=end.message)
+    figures: RunFigures | str = end.message
     if end.status in (0, sweep_job.CURRENT):
         figures = figures_of(chosen)
     if isinstance(figures, RunFigures) and not figures.of_environment(chosen.target):
-        figures = Problem(message=f"environment {chosen.target} has no pictures")
+        figures = f"environment {chosen.target} has no pictures"
 
     return EvaluatedRun(
         setting=group.title,
@@ -205,7 +205,7 @@ def _evaluated_run(
         selected=chosen,
         environment=group.environments[chosen.dataset][chosen.target],
         figures=figures if isinstance(figures, RunFigures) else None,
-        problem=figures if isinstance(figures, Problem) else None,
+        problem=figures if isinstance(figures, str) else None,
     )
 
 
@@ -214,7 +214,7 @@ class SweepOnSuite:
     """How many runs were measured, and why others were not."""
 
     measured: int
-    problems: list[Problem]
+    problems: list[str]
 
 
 def evaluate_sweep_on_suite(folder: Path, suite: str, options: SweepOptions) -> SweepOnSuite:
@@ -234,7 +234,7 @@ def evaluate_sweep_on_suite(folder: Path, suite: str, options: SweepOptions) -> 
         if end.status != 0:
             first = Path(task["weights"][0]).parent
             jobs = quantity(len(task["weights"]), "run")
-            problems.append(Problem(message=f"{jobs}, {first} first: {end.message}"))
+            problems.append(f"{jobs}, {first} first: {end.message}")
     weights = [Path(file) for task in tasks for file in task["weights"]]
     return SweepOnSuite(sum(_has_record(file, suite) for file in weights), problems)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from domainbed_carft.data import benchmarks, tasks, verify
-from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.suites import imagenet_training
@@ -26,8 +26,8 @@ class DataVerdict:
     """
 
     description: str
-    broken: Problem | None = None
-    missing: Problem | None = None
+    broken: str | None = None
+    missing: str | None = None
     dataset: str = ""
 
 
@@ -58,7 +58,7 @@ def verdicts(datasets: Sequence[str], jobs: Iterable[Job], data_dir: str) -> lis
         folder = host.picture_folder(name, data_dir)
         if no_data_dir and folder and not os.path.isdir(folder):
             description = f"not checked, no --data_dir {data_dir} here; {_CHECKED_BY_JOBS}"
-            verdict = DataVerdict(description, missing=Problem(message=no_data_dir[0]))
+            verdict = DataVerdict(description, missing=no_data_dir[0])
         else:
             verdict = _verdict(name, folder, data_dir, is_checked=name in checking_datasets)
             verdict = replace(verdict, dataset=name)
@@ -83,23 +83,19 @@ def _verdict(name: str, folder: str | None, data_dir: str, is_checked: bool) -> 
     if not os.path.isdir(folder):
         return DataVerdict(
             f"{name}: not checked, no {folder} here; each job checks it where it runs",
-            missing=Problem(
-                f"{name} is missing",
-                expected=f"its folder {folder}",
-                remedy=f"is --data_dir {data_dir} right?",
-            ),
+            missing=f"{name} is missing, expected its folder {folder}; "
+            f"is --data_dir {data_dir} right?",
         )
 
     try:
         report = _verify(name, Path(data_dir))
     except CarftError as error:  # a folder, or lists in it, that cannot be read at all
-        return DataVerdict(f"{name}: {error}", broken=Problem(message=str(error)))
+        return DataVerdict(f"{name}: {error}", broken=str(error))
 
     if not report.problems:
         edition = report.data_edition
         return DataVerdict(f"{name}: {edition}, {report.pictures:,} pictures in {report.root}")
-    remedy = f"fix the data, or set the hparam data_edition to {UNCHECKED}"
-    problem = Problem(message=report.refusal, remedy=remedy)
+    problem = f"{report.refusal}; fix the data, or set the hparam data_edition to {UNCHECKED}"
     return DataVerdict(
         f"{name}: broken: {'; '.join(report.problems)}", broken=problem if is_checked else None
     )

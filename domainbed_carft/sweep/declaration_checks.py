@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from domainbed_carft.errors import CarftError, Problem, as_problem
+from domainbed_carft.errors import CarftError, HparamProblem, invalid
 from domainbed_carft.files.parsing import YamlPath, YamlSource
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.results import published
@@ -35,24 +35,25 @@ _FEWEST_ENVIRONMENTS_FOR_LEAVE_ONE_OUT = 3
 # What a name below one of these keys of a declaration is.
 _KINDS = {"datasets": "data set", "algorithms": "algorithm"}
 
+# The keys that lead to what is wrong, and the message.
+_Problem = tuple[YamlPath, str]
 
-def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[Problem]]:
+
+def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[str]]:
     """Look up all names of a sweep in the domainbed in use, and check its hyperparameters.
 
-    Returns the facts of each known data set, and all problems of names and values. Raises
-    CarftError if that domainbed cannot be imported, or a user's own methods cannot be used.
+    Returns the facts of each known data set, and all problems of names and values, behind their
+    places. Raises CarftError if that domainbed cannot be imported, or a user's own methods cannot
+    be used.
     """
     host.require_own_methods()
     published_rows = list(dict.fromkeys(figure["method"] for figure in published.figures()))
 
-    datasets, dataset_problems = _look_up(host.dataset_facts, shape.datasets, source, "datasets")
-    algorithms, algorithm_problems = _look_up(
-        host.algorithm_class, shape.algorithms, source, "algorithms"
-    )
+    datasets, dataset_problems = _look_up(host.dataset_facts, shape.datasets, "datasets")
+    algorithms, algorithm_problems = _look_up(host.algorithm_class, shape.algorithms, "algorithms")
     _, row_problems = _look_up(
         lambda name: _require_listed("row of published figures", name, published_rows),
         shape.compare_with,
-        source,
         "compare_with",
     )
 
@@ -60,15 +61,14 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[Pr
         *dataset_problems,
         *algorithm_problems,
         *row_problems,
-        *_problems_of_references(shape, source),
+        *_problems_of_references(shape),
         *itertools.chain.from_iterable(
-            _problems_of_environments(shape, source, name, facts.labels)
-            for name, facts in datasets.items()
+            _problems_of_environments(shape, name, facts.labels) for name, facts in datasets.items()
         ),
-        *_problems_of_search(shape, source),
-        *_problems_of_hparams(shape, source, list(datasets), algorithms),
+        *_problems_of_search(shape),
+        *_problems_of_hparams(shape, list(datasets), algorithms),
     ]
-    return datasets, problems
+    return datasets, [f"{source.place(path)}: {message}" for path, message in problems]
 
 
 def _require_listed(kind: str, name: str, valid_names: Sequence[str]) -> str:
@@ -78,21 +78,20 @@ def _require_listed(kind: str, name: str, valid_names: Sequence[str]) -> str:
 
 
 def _look_up(
-    find: Callable[[str], Any], names: Sequence[str], source: YamlSource, key: str
-) -> tuple[dict[str, Any], list[Problem]]:
+    find: Callable[[str], Any], names: Sequence[str], key: str
+) -> tuple[dict[str, Any], list[_Problem]]:
     """What ``find`` returns for each of the names listed below a key; its problems with others."""
     values = {}
-    problems = []
+    problems: list[_Problem] = []
     for index, name in enumerate(names):
         try:
             values[name] = find(name)
         except CarftError as error:
-            place = source.place((key, index))
-            problems += [problem.at(place) for problem in error.problems]
+            problems += [((key, index), message) for message in error.problems]
     return values, problems
 
 
-def _problems_of_references(shape: Shape, source: YamlSource) -> Iterator[Problem]:
+def _problems_of_references(shape: Shape) -> Iterator[_Problem]:
     """Names in the settings that are not among the sweep's own data sets and algorithms."""
     references: list[tuple[str, YamlPath, str]] = []
     for key in ("steps", "test_environments"):
@@ -106,8 +105,7 @@ def _problems_of_references(shape: Shape, source: YamlSource) -> Iterator[Proble
 
     for key, path, name in references:
         if name not in getattr(shape, key):
-            message = unknown(f"{_KINDS[key]} of this sweep", name, getattr(shape, key))
-            yield Problem(message=message, place=source.place(path))
+            yield path, unknown(f"{_KINDS[key]} of this sweep", name, getattr(shape, key))
 
 
 def _blocks(shape: Shape) -> list[tuple[YamlPath, Variant]]:
@@ -117,8 +115,8 @@ def _blocks(shape: Shape) -> list[tuple[YamlPath, Variant]]:
 
 
 def _problems_of_environments(
-    shape: Shape, source: YamlSource, dataset: str, labels: Sequence[str]
-) -> Iterator[Problem]:
+    shape: Shape, dataset: str, labels: Sequence[str]
+) -> Iterator[_Problem]:
     """Too few environments of a data set, unknown ones, and too many that are left out together."""
     has_leave_one_out = LEAVE_ONE_OUT in shape.selection
     fewest = _FEWEST_ENVIRONMENTS
@@ -126,8 +124,7 @@ def _problems_of_environments(
         fewest = _FEWEST_ENVIRONMENTS_FOR_LEAVE_ONE_OUT
     if 1 < len(labels) < fewest:
         message = f"{dataset} has 2 environments; leave-one-domain-out needs at least 3"
-        place = source.place(("datasets", shape.datasets.index(dataset)))
-        yield Problem(message=message, place=place)
+        yield ("datasets", shape.datasets.index(dataset)), message
 
     path: YamlPath = ("test_environments",)
     if isinstance(shape.test_environments, dict):
@@ -136,19 +133,17 @@ def _problems_of_environments(
     for keys, environment in _listed_environments(shape.division_of(dataset)):
         if environment_index(environment, labels) is None:
             message = unknown(f"environment of {dataset}", str(environment), valid)
-            yield Problem(message=message, place=source.place((*path, *keys)))
+            yield (*path, *keys), message
 
     if len(labels) == 1 or not shape.leaves_out_together(dataset):
         return
     if has_leave_one_out:
         message = f"{LEAVE_ONE_OUT} selects for a single target, not for several together"
-        remedy = "select by training-domain, oracle or both"
-        yield Problem(message=message, remedy=remedy, place=source.place(path))
+        yield path, f"{message}; select by training-domain, oracle or both"
     for test_envs in shape.targets(dataset, labels):
         if len(test_envs) == len(labels):
             message = f"all {len(labels)} environments of {dataset} are left out"
-            remedy = "keep at least one to train on"
-            yield Problem(message=message, remedy=remedy, place=source.place(path))
+            yield path, f"{message}; keep at least one to train on"
 
 
 def _listed_environments(division: Division) -> Iterator[tuple[YamlPath, int | str]]:
@@ -214,8 +209,8 @@ def _searches(shape: Shape, name: str, value: Any, dataset: str, algorithm: str)
 
 
 def _problems_of_hparams(
-    shape: Shape, source: YamlSource, datasets: Sequence[str], algorithms: Mapping[str, Any]
-) -> Iterator[Problem]:
+    shape: Shape, datasets: Sequence[str], algorithms: Mapping[str, Any]
+) -> Iterator[_Problem]:
     """The problems of each setting by its key, then those that an algorithm has with its values."""
     registry = host.module("hparams_registry")
     optional_names = getattr(registry, "OPTIONAL_HPARAMS", ())  # of our harness
@@ -228,8 +223,8 @@ def _problems_of_hparams(
 
     settings = _settings(shape)
     for setting in settings:
-        for problem in _problems_of_setting(setting, datasets, algorithms, valid_names):
-            yield problem.at(source.place(setting.path))
+        for message in _problems_of_setting(setting, datasets, algorithms, valid_names):
+            yield setting.path, message
 
     # The weights may be on the nodes of a cluster only, so clip_backbone is not checked.
     for variant in shape.settings.values():
@@ -242,17 +237,18 @@ def _problems_of_hparams(
                     values = {**shape.hparams_of(dataset, name, variant), **member}
                     values.pop("clip_backbone", None)
                     steps = shape.steps_of(dataset, name)
-                    problems = host.hparam_problems(algorithm, dataset, values, steps)
-                    for problem in map(as_problem, problems):
-                        yield problem.at(source.place(_path_of(problem, settings)))
+                    for problem in host.hparam_problems(algorithm, dataset, values, steps):
+                        yield _at_its_setting(problem, settings)
 
 
-def _path_of(problem: Problem, settings: Sequence[_Setting]) -> YamlPath:
-    """Where the value of a problem is set, the last of several; ``hparams`` for a default."""
-    of_subject = [setting for setting in settings if setting.name == problem.subject]
-    of_value = [setting for setting in of_subject if setting.value == problem.value]
-    candidates = of_value or of_subject
-    return candidates[-1].path if candidates else ("hparams",)
+def _at_its_setting(problem: str | HparamProblem, settings: Sequence[_Setting]) -> _Problem:
+    """A problem where its value is set, the last of several; at ``hparams`` for a default."""
+    if isinstance(problem, HparamProblem):
+        of_name = [setting for setting in settings if setting.name == problem.name]
+        of_value = [setting for setting in of_name if setting.value == problem.value]
+        if of_name:
+            return (of_value or of_name)[-1].path, problem.behind_its_key()
+    return ("hparams",), str(problem)
 
 
 def _problems_of_setting(
@@ -260,7 +256,7 @@ def _problems_of_setting(
     datasets: Sequence[str],
     algorithms: Mapping[str, Any],
     valid_names: Callable[[str, str], list[str]],
-) -> Iterator[Problem]:
+) -> Iterator[str]:
     """Whether algorithms that a setting is for lack the key; values that train would misread."""
     names_by_algorithm: dict[str, list[str]] = {}  # of algorithms that have no such key
     algorithms_with_key: dict[str, None] = {}
@@ -276,22 +272,22 @@ def _problems_of_setting(
 
             algorithms_with_key[algorithm] = None
             if setting.name in _SWITCHES and setting.value not in (0, 1):
-                yield Problem(setting.name, setting.value, expected="true or false")
+                yield invalid("", setting.value, "true or false")
             elif setting.name in _COUNTS and not _is_positive_integer(setting.value):
-                yield Problem(setting.name, setting.value, expected="a whole number > 0")
+                yield invalid("", setting.value, "a whole number > 0")
 
     if names_by_algorithm:
         kind = f"hyperparameter of {', '.join(names_by_algorithm)}"
         if algorithms_with_key and setting.path[0] == "hparams":
             listing = ", ".join(algorithms_with_key)
-            yield Problem(
-                message=f"no {kind} is called {setting.name!r}",
-                remedy=f"move it to overrides, with algorithms: [{listing}]",
+            yield (
+                f"no {kind} is called {setting.name!r}; "
+                f"move it to overrides, with algorithms: [{listing}]"
             )
             return
 
         names = dict.fromkeys(name for names in names_by_algorithm.values() for name in names)
-        yield Problem(message=unknown(kind, setting.name, names))
+        yield unknown(kind, setting.name, names)
 
 
 def _is_positive_integer(value: Any) -> bool:
@@ -302,17 +298,16 @@ _FIXED_OR_SEARCHED = "a search chooses one value, and a set value leaves nothing
 _GRID_OR_SEARCH = "a grid makes a table for each value, a search chooses one value"
 
 
-def _problems_of_search(shape: Shape, source: YamlSource) -> Iterator[Problem]:
-    """Problems of the key ``search``, at their places."""
-    for problem, path in _problems_of_values(shape):
-        yield problem.at(source.place(path))
+def _problems_of_search(shape: Shape) -> Iterator[_Problem]:
+    """Problems of the key ``search``."""
+    yield from _problems_of_values(shape)
     if shape.search is not None:
-        for problem, key in _problems_of_draws_and_stages(shape):
-            yield problem.at(source.place(("search", *key)))
+        for key, message in _problems_of_draws_and_stages(shape):
+            yield ("search", *key), message
 
 
-def _problems_of_values(shape: Shape) -> Iterator[tuple[Problem, YamlPath]]:
-    """Hyperparameters that are both searched and set, each once, and where they are searched."""
+def _problems_of_values(shape: Shape) -> Iterator[_Problem]:
+    """Hyperparameters that are both searched and set, each once, where they are searched."""
     reported = set()
     for cell in shape.cells():
         fixed = shape.hparams_of(cell.dataset, cell.algorithm, cell.variant)
@@ -324,14 +319,14 @@ def _problems_of_values(shape: Shape) -> Iterator[tuple[Problem, YamlPath]]:
             path = _path_of_values(shape, cell.dataset, cell.algorithm, name)
             if name in shape.grid:
                 message = f"{name} is in grid and in search: {_GRID_OR_SEARCH}"
-                yield Problem(message=message, remedy="remove it from one of them"), path
+                yield path, f"{message}; remove it from one of them"
             else:
                 message = (
                     f"{name} of {cell.algorithm} on {cell.dataset} is searched and also set to "
-                    f"{fixed[name]!r}: {_FIXED_OR_SEARCHED}"
+                    f"{fixed[name]!r}: {_FIXED_OR_SEARCHED}; remove one of them, or search for no "
+                    f"values there: {name}: []"
                 )
-                remedy = f"remove one of them, or search for no values there: {name}: []"
-                yield Problem(message=message, remedy=remedy), path
+                yield path, message
 
 
 def _path_of_values(shape: Shape, dataset: str, algorithm: str, name: str) -> YamlPath:
@@ -347,40 +342,39 @@ def _path_of_values(shape: Shape, dataset: str, algorithm: str, name: str) -> Ya
     return path
 
 
-def _problems_of_draws_and_stages(shape: Shape) -> Iterator[tuple[Problem, YamlPath]]:
-    """Problems of the keys below ``search``, and the keys."""
+def _problems_of_draws_and_stages(shape: Shape) -> Iterator[_Problem]:
+    """Problems of the keys below ``search``, which their paths leave out."""
     search = shape.search
     assert search is not None
     has_values = any(len(shape.members(cell.dataset, cell.algorithm)) > 1 for cell in shape.cells())
 
     if not has_values and not search.draws:
-        message = "the search has nothing to choose from"
         remedy = "list at least two values under values, or give a number of draws"
-        yield Problem(message=message, remedy=remedy), ()
+        yield (), f"the search has nothing to choose from; {remedy}"
     if search.draws and "hparams_seeds" in shape.model_fields_set:
         message = "draws and hparams_seeds both say how many draws there are"
-        yield Problem(message=message, remedy="remove one of them"), ("draws",)
+        yield ("draws",), f"{message}; remove one of them"
 
     if search.choose_on is None:
         for key in ("repeat_on", "choose_by"):
             if key in search.model_fields_set:
                 message = f"{key} needs choose_on, the trials on which the search chooses"
-                yield Problem(message=message, remedy="add choose_on"), (key,)
+                yield (key,), f"{message}; add choose_on"
         return
 
     if "repeat_on" in search.model_fields_set and "trials" in shape.model_fields_set:
         message = "trials and search.repeat_on both name the trials of the tables"
-        yield Problem(message=message, remedy="remove one of them"), ("repeat_on",)
+        yield ("repeat_on",), f"{message}; remove one of them"
     if overlap := sorted({*search.choose_on.seeds} & {*shape.trial_seeds}):
         trials = ", ".join(map(str, overlap))
         message = f"the search chooses on trials that it also repeats: {trials}"
         remedy = f"choose on others, such as {{from: {max(shape.trial_seeds) + 1}, n: 1}}"
-        yield Problem(message=message, remedy=remedy), ("choose_on", "trials")
+        yield ("choose_on", "trials"), f"{message}; {remedy}"
     if len(shape.choices) > 1 or min(shape.choices) > 0:
         message = "draws differ from trial to trial, so that none can be repeated on others"
-        yield Problem(message=message, remedy="list values instead"), ("choose_on",)
+        yield ("choose_on",), f"{message}; list values instead"
     if shape.choosing_method is None:
         message = (
             f"the search cannot choose by {', '.join(shape.selection)}, which looks at the target"
         )
-        yield Problem(message=message, remedy="add training-domain to selection"), ("choose_on",)
+        yield ("choose_on",), f"{message}; add training-domain to selection"

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from domainbed_carft.errors import CarftError, Problem, raise_for
+from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.files import parsing, validation
 from domainbed_carft.files.parsing import YamlPath, YamlSource
 from domainbed_carft.paths import AnyPath, as_path
@@ -66,9 +66,10 @@ def parse(text: str, name: str) -> Declaration:
 
     datasets, problems = declaration_checks.check(shape, source)
     if clash := _shared_folder(shape):
-        message = f"several combinations would share {clash}; use named variants instead"
         place = source.place(("grid" if shape.grid else "search",))
-        problems.append(Problem(message=message, place=place))
+        problems.append(
+            f"{place}: several combinations would share {clash}; use named variants instead"
+        )
     raise_for(problems)
     return Declaration.model_construct(**dict(shape), facts=datasets, text=text)
 
@@ -85,14 +86,14 @@ def included_sweeps() -> dict[str, Path]:
 def _parse_shape(document: Any, source: YamlSource) -> Shape:
     """The keys and values of a declaration, of the right types and in their ranges."""
     if not isinstance(document, dict):
-        expected = "a mapping with name, datasets and algorithms"
-        raise CarftError(Problem(value=document, expected=expected, place=source.place(())))
+        problem = invalid("", document, "a mapping with name, datasets and algorithms")
+        raise CarftError(f"{source.place(())}: {problem}")
 
     try:
         return Shape.model_validate(document)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        raise CarftError(*(_as_problem(item, source) for item in details)) from error
+        raise CarftError(*(_type_problem(item, source) for item in details)) from error
 
 
 def _require_few_jobs(shape: Shape, source: YamlSource) -> None:
@@ -100,8 +101,10 @@ def _require_few_jobs(shape: Shape, source: YamlSource) -> None:
     cells = len(shape.datasets) * len(shape.algorithms) * _point_count(shape)
     n_trials = len(shape.trial_seeds) + len(shape.choosing_trials)
     if n_trials * len(shape.choices) * cells * _most_members(shape) > MOST_JOBS:
-        message = f"the sweep has more than {MOST_JOBS:,} jobs; split it into several sweeps"
-        raise CarftError(Problem(message=message, place=source.place(("datasets",))))
+        place = source.place(("datasets",))
+        raise CarftError(
+            f"{place}: the sweep has more than {MOST_JOBS:,} jobs; split it into several sweeps"
+        )
 
 
 def _point_count(shape: Shape) -> int:
@@ -145,19 +148,18 @@ def _model_at(path: YamlPath) -> type[BaseModel]:
     return _MODELS[keys[-1]]
 
 
-def _as_problem(error: Mapping[str, Any], source: YamlSource) -> Problem:
-    """A problem of one of pydantic's errors, at its place in the file."""
+def _type_problem(error: Mapping[str, Any], source: YamlSource) -> str:
+    """One of pydantic's errors, in our words, behind its place in the file."""
     # Pydantic marks a key as [key]; in angle brackets are tags of the model.
     path: YamlPath = tuple(
         part for part in error["loc"] if part != "[key]" and not str(part).startswith("<")
     )
-    place = source.place(path)
-
     if error["type"] == "missing":
-        return Problem(message=f"the key {path[-1]!r} is missing", place=source.place(path[:-1]))
+        return f"{source.place(path[:-1])}: the key {path[-1]!r} is missing"
+
+    message = invalid("", error["input"], validation.expectation(error))
     if error["type"] == "extra_forbidden":
         fields = _model_at(path[:-1]).model_fields
         valid = sorted(field.alias or name for name, field in fields.items())
-        return Problem(message=unknown("key", str(path[-1]), valid), place=place)
-
-    return Problem(value=error["input"], expected=validation.expectation(error), place=place)
+        message = unknown("key", str(path[-1]), valid)
+    return f"{source.place(path)}: {message}"

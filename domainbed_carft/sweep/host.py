@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from domainbed_carft.data import benchmarks, tasks
-from domainbed_carft.errors import CarftError, Problem, raise_for
+from domainbed_carft.errors import CarftError, HparamProblem, raise_for
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.jobs.job import draw_seed, overrides, registry_hparams
 from domainbed_carft.jobs.manifest import Dataset
@@ -80,7 +80,7 @@ def job_hparams(args: Mapping[str, Any]) -> dict[str, Any]:
 
 def hparam_problems(
     algorithm: Any, dataset: str, hparams_set: Mapping[str, Any], steps: int | None
-) -> Sequence[str | Problem]:
+) -> Sequence[str | HparamProblem]:
     """The problems that an algorithm's class has with ``--hparams``.
 
     ``steps``: of the job, None for the data set's. None of a class that is neither ours nor in our
@@ -90,7 +90,7 @@ def hparam_problems(
     if not find_problems:
         return []
     implied = algorithm.implied_hparams(dataset, hparams_set, None, steps)
-    problems: Sequence[str | Problem] = find_problems(dataset, {**implied, **hparams_set})
+    problems: Sequence[str | HparamProblem] = find_problems(dataset, {**implied, **hparams_set})
     return problems
 
 

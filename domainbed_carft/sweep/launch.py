@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files, launchers, process_variables
-from domainbed_carft.errors import CarftError, Problem, as_problem, problems_of, raise_for
+from domainbed_carft.errors import CarftError, invalid, problems_of, raise_for
 from domainbed_carft.jobs import manifest, own_methods, records
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Search
@@ -79,7 +79,7 @@ def skips_training_in_splits(
 
     variable = process_variables.SKIP_TRAINING_IN_SPLITS.read()
     if variable not in ("", "0", "1"):
-        raise CarftError(Problem(SKIP_VARIABLE, variable, expected="0 or 1"))
+        raise CarftError(invalid(SKIP_VARIABLE, variable, "0 or 1"))
     if variable:
         return variable == "1"
 
@@ -117,8 +117,8 @@ class LaunchPlan:
     staged_jobs: StagedJobs
     statuses: Sequence[Status]
     verdicts: Sequence[DataVerdict]
-    launcher_problems: Sequence[Problem]
-    log_problems: Sequence[Problem]
+    launcher_problems: Sequence[str]
+    log_problems: Sequence[str]
 
     @property
     def waiting_jobs(self) -> Sequence[Job]:
@@ -152,12 +152,12 @@ class LaunchPlan:
         return by_stage
 
     @property
-    def data_problems(self) -> list[Problem]:
+    def data_problems(self) -> list[str]:
         """Broken data, which jobs would refuse wherever they run."""
         return [verdict.broken for verdict in self.verdicts if verdict.broken]
 
     @property
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[str]:
         """All that a launch would be refused for."""
         problems = [*self.launcher_problems, *self.log_problems]
         for verdict in self.verdicts:
@@ -227,8 +227,8 @@ def plan(
         staged_jobs=jobs,
         statuses=states.statuses_of(jobs.launchable, declaration.facts, queue_of(output)),
         verdicts=data_checks.verdicts(declaration.datasets, [*jobs.first, *jobs.second], data_dir),
-        launcher_problems=[*map(as_problem, launchers.problems(launcher_object, [output]))],
-        log_problems=[*map(as_problem, log_problems)],
+        launcher_problems=launchers.problems(launcher_object, [output]),
+        log_problems=log_problems,
     )
 
 

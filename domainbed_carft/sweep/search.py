@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from domainbed_carft.errors import Problem, raise_for
+from domainbed_carft.errors import raise_for
 from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.job import Choice, Job
@@ -124,9 +124,10 @@ def choose(jobs: Sequence[Job], method: str, by_target: bool) -> tuple[ChosenVal
         means = {choice: statistics.fmean(each) for choice, each in accuracies_of_choice.items()}
         complete = [choice for choice in sorted(means) if not math.isnan(means[choice])]
         if not complete:
-            message = f"no member of the search has all validation accuracies: {row}"
-            remedy = "see carft collect for runs that diverged, and search other values"
-            problems.append(Problem(message=message, remedy=remedy))
+            problems.append(
+                f"no member of the search has all validation accuracies: {row}; see carft collect "
+                "for runs that diverged, and search other values"
+            )
             continue
 
         best = max(reversed(complete), key=means.__getitem__)  # of equal ones the last

@@ -15,7 +15,7 @@ import torch
 from domainbed import networks
 from domainbed.lib.command_line import UnknownNameError
 from domainbed_carft import text
-from domainbed_carft.errors import Problem
+from domainbed_carft.errors import HparamProblem
 
 if TYPE_CHECKING:  # which imports this module
     from domainbed.lib.process_group import ProcessGroup
@@ -88,7 +88,9 @@ class Algorithm(torch.nn.Module):
         self.hparams = hparams
 
     @classmethod
-    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> Sequence[str | Problem]:
+    def hparam_problems(
+        cls, dataset: str, overrides: Mapping[str, Any]
+    ) -> Sequence[str | HparamProblem]:
         """Return the problems of `overrides`, a user's `--hparams`, before anything is loaded.
 
         `dataset` is the data set's name. `train` and `sweep` refuse the job if there are any.
@@ -214,13 +216,13 @@ _VALID_VALUES = {
 
 def value_problems(
     hparams: Mapping[str, Any], valid_values: Mapping[str, tuple[str, Any]]
-) -> list[Problem]:
+) -> list[HparamProblem]:
     """Say which hyperparameters have a value that is not valid.
 
     `valid_values` maps a name to what its value is expected to be, and whether a value is.
     """
     return [
-        Problem(name, hparams[name], expected=expected)
+        HparamProblem(name, hparams[name], expected)
         for name, (expected, is_valid) in valid_values.items()
         if name in hparams and not is_valid(hparams[name])
     ]
@@ -234,14 +236,16 @@ class ERM(Algorithm):
     """
 
     @classmethod
-    def hparam_problems(cls, dataset: str, overrides: Mapping[str, Any]) -> list[Problem]:
+    def hparam_problems(
+        cls, dataset: str, overrides: Mapping[str, Any]
+    ) -> list[str | HparamProblem]:
         """Return the problems of ERM's hyperparameters; none for subclasses, which may have others.
 
         Reads nothing but `overrides`.
         """
         if cls is not ERM:
             return []
-        return networks.not_included(overrides) + value_problems(overrides, _VALID_VALUES)
+        return [*networks.not_included(overrides), *value_problems(overrides, _VALID_VALUES)]
 
     def __init__(
         self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: Hparams

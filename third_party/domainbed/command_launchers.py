@@ -20,7 +20,6 @@ from collections.abc import Callable
 from typing import Any
 
 from domainbed_carft import machine, text
-from domainbed_carft.errors import Problem
 from domainbed_carft.jobs.folder import ERRORS, last_line
 from domainbed_carft.jobs.fork_server import ForkServer
 
@@ -90,7 +89,7 @@ def runs_here(name: str) -> bool:
     return name == "local" or getattr(REGISTRY.get(name), "runs_here", False)
 
 
-def problems(name: str, output_dir: str) -> list[str | Problem]:
+def problems(name: str, output_dir: str) -> list[str]:
     """Return the problems of an unknown launcher `name`, or those that the launcher reports."""
     if name not in REGISTRY:
         return [text.unknown("launcher", name, REGISTRY)]

@@ -18,7 +18,7 @@ from domainbed.lib import image_folders
 from domainbed.lib.command_line import UnknownNameError
 from domainbed_carft import text
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError, Problem, problems_of, raise_for
+from domainbed_carft.errors import CarftError, problems_of, raise_for
 from domainbed_carft.jobs import splits
 from domainbed_carft.pictures.protocols import UPSTREAM_SIZE, plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
@@ -97,7 +97,7 @@ class MultipleDomainDataset:
     protocol = ""
 
     @classmethod
-    def data_problems(cls, root: str | None) -> Sequence[str | Problem]:
+    def data_problems(cls, root: str | None) -> Sequence[str]:
         """Return what is wrong with the data below `root`, a user's `--data_dir`.
 
         `train` and `sweep` ask before anything is loaded, and refuse the job if there is something.
@@ -184,7 +184,7 @@ class _Benchmark(MultipleEnvironmentImageFolder):
         super().__init__(self.dir, test_envs, hparams["data_augmentation"], hparams)
 
     @classmethod
-    def data_problems(cls, root: str | None) -> list[str | Problem]:
+    def data_problems(cls, root: str | None) -> list[str]:
         """Say, without reading any, if the data is not where it has to be for `root`."""
         if root is None:
             return [f"{cls.__name__} needs --data_dir, the folder that contains {cls.FOLDER}"]
@@ -203,9 +203,9 @@ class OwnData(_Benchmark):
         super().__init__(None, test_envs, hparams)
 
     @classmethod
-    def data_problems(cls, root: str | None) -> list[str | Problem]:
+    def data_problems(cls, root: str | None) -> list[str]:
         """Say what is wrong with the names of environments and classes; no picture is read."""
-        return [*problems_of(image_folders.require_valid_folders, cls.FOLDER)]
+        return problems_of(image_folders.require_valid_folders, cls.FOLDER)
 
 
 class VLCS(_Benchmark):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
-from domainbed_carft.errors import CarftError, PassingError, Problem, brief, raise_for
+from domainbed_carft.errors import CarftError, PassingError, brief, raise_for
 from domainbed_carft.files import weights
 
 # Upstream's `pretrained=True` means V1, `handle_legacy_interface` in torchvision/models/_utils.py,
@@ -53,13 +53,11 @@ def Featurizer(input_shape: Sequence[int], hparams: dict[str, Any]) -> MNIST_CNN
     )
 
 
-def not_included(hparams: Mapping[str, Any]) -> list[Problem]:
+def not_included(hparams: Mapping[str, Any]) -> list[str]:
     """Say which hyperparameters need parts of upstream that are not included here."""
     return [
-        Problem(
-            message=f"hyperparameter {name}: {part} not included",
-            remedy="set it to false, or use a checkout of facebookresearch/DomainBed",
-        )
+        f"hyperparameter {name}: {part} not included; set it to false, or use a checkout of "
+        "facebookresearch/DomainBed"
         for name, part in _NOT_INCLUDED.items()
         if hparams.get(name)
     ]

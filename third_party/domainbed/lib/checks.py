@@ -11,7 +11,7 @@ from typing import Any
 
 from domainbed import algorithms, datasets, hparams_registry
 from domainbed_carft import text
-from domainbed_carft.errors import CarftError, Problem
+from domainbed_carft.errors import CarftError
 from domainbed_carft.errors import problems_of as problems_of  # train's, too
 from domainbed_carft.files import parsing
 
@@ -33,17 +33,17 @@ def task_problems(task: str) -> list[str]:
     return [f"--task {task} is not included; use a checkout of facebookresearch/DomainBed"]
 
 
-def algorithm_problems(name: str) -> list[Problem]:
+def algorithm_problems(name: str) -> list[str]:
     """Say that an algorithm is unknown."""
     return problems_of(algorithms.get_algorithm_class, name)
 
 
-def dataset_problems(name: str) -> list[Problem]:
+def dataset_problems(name: str) -> list[str]:
     """Say that a data set is unknown, or that a folder is not one."""
     return problems_of(datasets.num_environments, name)
 
 
-def data_problems(dataset: str, data_dir: str | None) -> list[str | Problem]:
+def data_problems(dataset: str, data_dir: str | None) -> list[str]:
     """Say what the class of a known data set finds wrong with the data below a folder."""
     return [*datasets.get_dataset_class(dataset).data_problems(data_dir)]
 
@@ -94,12 +94,12 @@ def parse_hparams(json: str | None) -> dict[str, Any]:
 
 def hparams_problems(
     overrides: Mapping[str, Any], algorithm: str, dataset: str, steps: int | None
-) -> list[str | Problem]:
+) -> list[str]:
     """Say what is wrong with the keys of --hparams, and with values that we or the class checks.
 
     `steps`: those of the job, None for the data set's.
     """
-    problems: list[str | Problem] = [*algorithms.value_problems(overrides, _READ_HERE)]
+    problems = [*map(str, algorithms.value_problems(overrides, _READ_HERE))]
     if not overrides or algorithm_problems(algorithm) or dataset_problems(dataset):
         return problems
 
@@ -111,7 +111,7 @@ def hparams_problems(
             problems.append(text.unknown(f"hyperparameter of {algorithm}", name, valid_names))
 
     implied = algorithm_class.implied_hparams(dataset, overrides, None, steps=steps)
-    problems += algorithm_class.hparam_problems(dataset, {**implied, **overrides})
+    problems += map(str, algorithm_class.hparam_problems(dataset, {**implied, **overrides}))
     return problems
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from domainbed.lib import misc
-from domainbed_carft.errors import Problem, raise_for
+from domainbed_carft.errors import raise_for
 from domainbed_carft.jobs.splits import EnvironmentSplits
 
 
@@ -38,11 +38,9 @@ def training_splits(
         if lacking:
             names = [f"{_class_name(dataset[index], label)} ({counts[label]})" for label in lacking]
             problems.append(
-                Problem(
-                    message=f"shots is {shots}, but {dataset.ENVIRONMENTS[index]!r} has fewer "
-                    f"training pictures of {', '.join(names)}",
-                    remedy="choose fewer shots, or a smaller --holdout_fraction",
-                )
+                f"shots is {shots}, but {dataset.ENVIRONMENTS[index]!r} has fewer training "
+                f"pictures of {', '.join(names)}; choose fewer shots, or a smaller "
+                "--holdout_fraction"
             )
         parts.append(misc.SplitDataset(in_split, _first_positions(labels, shots)))
 

@@ -12,7 +12,7 @@ from domainbed import algorithms as algorithms_module
 from domainbed import command_launchers, datasets
 from domainbed.lib import checks, scalar_logs
 from domainbed_carft.data.benchmarks import shortest_path
-from domainbed_carft.errors import CarftError, Problem, raise_for
+from domainbed_carft.errors import CarftError, raise_for
 
 DATASETS = [name for name in datasets.DATASETS if "Debug" not in name]
 
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check(args: argparse.Namespace) -> None:
     """Raise a CarftError that lists all mistakes, when launching also those of every job."""
-    problems: list[str | Problem] = []
+    problems: list[str] = []
     for algorithm in args.algorithms:
         problems += checks.algorithm_problems(algorithm)
 
@@ -81,7 +81,7 @@ def check(args: argparse.Namespace) -> None:
     raise_for(problems)
 
 
-def _hparams_problems(args: argparse.Namespace) -> list[str | Problem]:
+def _hparams_problems(args: argparse.Namespace) -> list[str]:
     """Say what is wrong with --hparams for each algorithm on each data set."""
     try:
         overrides = checks.parse_hparams(args.hparams)

@@ -12,7 +12,7 @@ from typing import Any
 from domainbed.lib import checkpoints, checks, picture_memory, scalar_logs
 from domainbed_carft import process_variables, removed_flags
 from domainbed_carft.data.benchmarks import shortest_path
-from domainbed_carft.errors import CarftError, Problem, raise_for
+from domainbed_carft.errors import CarftError, raise_for
 
 # Flags that do not change what is trained, hence in no record.
 UNRECORDED_FLAGS = ("log", "picture_memory", "processes")
@@ -120,7 +120,7 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]
     """
     overrides: dict[str, Any] = {}
     unknown_dataset = checks.dataset_problems(args.dataset)
-    problems: list[str | Problem] = [*checks.algorithm_problems(args.algorithm), *unknown_dataset]
+    problems = [*checks.algorithm_problems(args.algorithm), *unknown_dataset]
     if not unknown_dataset:
         problems += checks.test_envs_problems(args.dataset, args.test_envs)
         problems += checks.data_problems(args.dataset, args.data_dir)
