@@ -25,7 +25,7 @@ def _shipped_class(name: str, module: str) -> type[CLIPAlgorithm]:
 # Each file of this room says which algorithms it has, by a STYLE in their classes. At the end of
 # this module a user's own come to them.
 CLASSES: dict[str, type[CLIPAlgorithm]] = {
-    name: _shipped_class(name, declaration.file.stem) for name, declaration in SHIPPED.items()
+    name: _shipped_class(name, algorithm.file.stem) for name, algorithm in SHIPPED.items()
 }
 
 

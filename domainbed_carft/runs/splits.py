@@ -18,10 +18,14 @@ from typing import Any
 from domainbed.lib import misc
 from torch.utils.data import Dataset, Subset
 
-from domainbed_carft.data.picture_files import Member
+from domainbed_carft.data.picture_files import ByteRange
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.splits import Split as NamedSplit
-from domainbed_carft.jobs.splits import name_splits, select_evaluated, split_environments
+from domainbed_carft.jobs.splits import (
+    NamedSplit,
+    name_splits,
+    select_evaluated,
+    split_environments,
+)
 from domainbed_carft.method import dataset_facts, host_lookup, prompts
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.paths import AnyPath, as_text
@@ -317,9 +321,9 @@ def _descriptions(environment: Any, positions: Sequence[int]) -> Iterator[str]:
         yield " ".join(str(int(targets[position])) for position in positions)
 
 
-def _file_description(path: str | Member, root: str) -> str:
+def _file_description(path: str | ByteRange, root: str) -> str:
     """A picture's path below ``root``, size and time of change; in a shard its offset, too."""
-    if isinstance(path, Member):
+    if isinstance(path, ByteRange):
         name = path.path.removeprefix(root)
         return f"{name} {path.offset} {path.size} {_shard_time(path.path)}"
 

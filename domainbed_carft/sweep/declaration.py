@@ -79,11 +79,11 @@ Setting = Annotated[
     ),
 ]
 Hparams = dict[str, Setting]
-Environment = Annotated[
+EnvironmentReference = Annotated[
     Annotated[Index, Tag("<index>")] | Annotated[str, Tag("<label>")],
     Discriminator(lambda value: "<index>" if isinstance(value, int) else "<label>"),
 ]
-Environments = Annotated[list[Environment], Field(min_length=1)]
+EnvironmentReferences = Annotated[list[EnvironmentReference], Field(min_length=1)]
 SINGLE_SOURCE = "single-source"
 
 
@@ -98,8 +98,8 @@ def _division_tag(value: Any) -> str:
 # The environments to leave out: one at a time, or several together.
 Division = Annotated[
     Annotated[Literal["single-source"], Tag("<word>")]
-    | Annotated[Environments, Tag("<list>")]
-    | Annotated[Annotated[list[Environments], Field(min_length=1)], Tag("<lists>")],
+    | Annotated[EnvironmentReferences, Tag("<list>")]
+    | Annotated[Annotated[list[EnvironmentReferences], Field(min_length=1)], Tag("<lists>")],
     Discriminator(_division_tag),
 ]
 MethodName = Literal["training-domain", "leave-one-domain-out", "oracle"]

@@ -25,7 +25,7 @@ from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs.job import draw_seed, registry_hparams
 from domainbed_carft.jobs.splits import (
     EnvironmentSplits,
-    Split,
+    NamedSplit,
     select_evaluated,
     split_environments,
 )
@@ -175,7 +175,7 @@ def warn_of_small_environments(
 
 
 def evaluated_names(
-    named_splits: Iterable[Split],
+    named_splits: Iterable[NamedSplit],
     dataset: datasets.MultipleDomainDataset,
     skipped_environments: Collection[int],
 ) -> list[str]:
