@@ -31,7 +31,7 @@ from domainbed_carft.jobs.setting import (
 )
 from domainbed_carft.jobs.setting import setting as setting_of
 from domainbed_carft.paths import AnyPath, as_paths
-from domainbed_carft.results import roles, selection
+from domainbed_carft.results import job_roles, selection
 from domainbed_carft.results import rows as row_names
 from domainbed_carft.results.rows import JointRow, JointRows
 from domainbed_carft.results.selection import Selected
@@ -162,11 +162,11 @@ def gather(
     folders = as_paths(folders)
     runs, warnings = _read_runs(folders)
     sweeps = [_read_manifest(folder, warnings) for folder in folders]
-    runs = roles.assign_to_runs(runs, sweeps)
+    runs = job_roles.assign_to_runs(runs, sweeps)
     if selection.LEAVE_ONE_OUT not in (methods or ()):
-        roles.require_known_roles(runs, sweeps)
+        job_roles.require_known_roles(runs, sweeps)
 
-    last_stage = roles.last_stage(runs, sweeps)
+    last_stage = job_roles.last_stage(runs, sweeps)
     declared = dict.fromkeys(name for sweep in sweeps for name in sweep.declared_algorithms)
     rows = row_names.label_rows(
         last_stage.runs, last_stage.planned, by=by, folders=folders, declared=declared

@@ -466,9 +466,9 @@ def _scaled(name: str) -> Callable[[SplitFigures], float | None]:
     return lambda part: getattr(part.scaled, name) if part.scaled else None
 
 
-_GAINED = _evaluated(lambda part: part.gained)
-_LOST = _evaluated(lambda part: part.lost)
-_NET = _evaluated(lambda part: part.gained - part.lost)
+_GAINED = _evaluated(lambda part: part.gained_share)
+_LOST = _evaluated(lambda part: part.lost_share)
+_NET = _evaluated(lambda part: part.gained_share - part.lost_share)
 
 
 def _flips(row: RowRuns) -> Cell:

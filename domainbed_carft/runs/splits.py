@@ -362,7 +362,7 @@ class _KeyedItems(Dataset[Any]):
         with rng.preserved_states():
             if self._source:
                 return self._read_by_plan(positions)
-            return [self._read(position) for position in positions]
+            return [self._read_host_item(position) for position in positions]
 
     def _read_by_plan(self, positions: Sequence[int]) -> list[Any]:
         requests = [(0, position, (*self._key, position)) for position in positions]
@@ -371,7 +371,7 @@ class _KeyedItems(Dataset[Any]):
             batch = batch.finish()
         return list(zip(*batch))
 
-    def _read(self, position: int) -> Any:
+    def _read_host_item(self, position: int) -> Any:
         # As in the harness's `lib/fast_data_loader.py`; no other host draws by a key.
         seed_of = rng.seed_of if host_lookup.in_our_harness() else misc.seed_hash
         rng.reseed(int(seed_of(*self._key, position)))
