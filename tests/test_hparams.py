@@ -109,6 +109,25 @@ def test_other_clips_and_algorithms_imply_no_hparams():
     assert chosen("./pets", "ERM")["lr"] == 5e-5
 
 
+@pytest.mark.parametrize(
+    "algorithm, unread",
+    [
+        ("CARFT", []),
+        ("CLIPFineTune", ["kl_weight"]),
+        ("CLIPLinearProbe", ["kl_weight", "sp_weight"]),
+        ("CLIPZeroShot", ["kl_weight", "sp_weight"]),
+        ("FLYP", ["kl_weight", "sp_weight"]),
+        ("CaRot", ["kl_weight", "sp_weight"]),
+        ("ERM", []),
+    ],
+)
+def test_hparams_that_an_algorithm_does_not_read_are_named(algorithm, unread):
+    words = ["--algorithm", algorithm, "--dataset", "PACS"]
+    args = train.build_parser().parse_args(words)
+    names = ["kl_weight", "sp_weight", "lr", "clip_digest", "data_augmentation", "shots"]
+    assert preparation.unread_hparams(args, dict.fromkeys(names)) == unread
+
+
 def test_costs_use_tinys_batch_size_and_job_identities_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for domain, number in itertools.product("abc", "01"):

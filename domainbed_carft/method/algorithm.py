@@ -308,6 +308,14 @@ class CLIPAlgorithm(Algorithm):
         }
 
     @classmethod
+    def unread_hparams(cls, names: Sequence[str]) -> list[str]:
+        """The ``names`` that only other methods read, such as penalties that this cannot add."""
+        read = {*cls.own_hparams(), *cls.FURTHER_HPARAMS}
+        if not (cls.trains_encoder and cls.takes_penalties):
+            read -= {hparam.name for hparam in penalties.HPARAMS}
+        return [name for name in names if name not in read]
+
+    @classmethod
     def has_kl(cls, hparams: Mapping[str, Any]) -> bool:
         """Whether the loss compares distributions over contexts, which takes two of them."""
         return False

@@ -114,6 +114,16 @@ def changed_hparams(
     }
 
 
+def unread_hparams(args: argparse.Namespace, overrides: Mapping[str, Any]) -> Sequence[str]:
+    """Return the names among `overrides` that change nothing for the job's algorithm."""
+    read_here = {
+        *hparams_registry.default_hparams("ERM", args.dataset),
+        *hparams_registry.OPTIONAL_HPARAMS,
+    }
+    names = [name for name in overrides if name not in read_here]
+    return algorithms.get_algorithm_class(args.algorithm).unread_hparams(names)
+
+
 def with_newer_defaults(args: argparse.Namespace, stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `stored` hyperparameters of a state, and the values of those that are younger.
 

@@ -59,6 +59,8 @@ def _run(
         changed_hparams = preparation.changed_hparams(args, overrides, hparams)
         _print("HParams:", sorted(changed_hparams.items()))
         print(f"\t{len(hparams) - len(changed_hparams)} others have their defaults")
+        for name in preparation.unread_hparams(args, overrides):
+            print(f"\t{name} has no effect on {args.algorithm}")
 
         memory_limit = picture_memory.memory_limit(flags.picture_memory)
         job = preparation.prepare(args, hparams, memory_limit)
