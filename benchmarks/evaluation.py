@@ -49,7 +49,7 @@ import json, os, sys, time
 from domainbed.lib import training
 from domainbed.scripts import train
 
-original = training.Run._evaluate
+original = training.Trainer._evaluate
 
 def evaluate(self, step):
     began, spent = time.perf_counter(), sum(os.times()[:4])
@@ -58,7 +58,7 @@ def evaluate(self, step):
     print(json.dumps(told), file=sys.__stdout__, flush=True)
     os._exit(0)
 
-training.Run._evaluate = evaluate
+training.Trainer._evaluate = evaluate
 train.main(sys.argv[1:])
 """
 
@@ -90,7 +90,7 @@ def evaluated(words: list[str], way: str) -> tuple[float, float, dict[str, float
         if way == TRANSFORMS:
             job = dataclasses.replace(job, pictures=picture_batches.Pictures())
         with training.stopping.StopSignals() as stop, JobFolder(args.output_dir).claim(1) as lock:
-            run = training.Run(job, None, stop, lock)
+            run = training.Trainer(job, None, stop, lock)
             run.batches.begin(1, True, False, run.n_workers, job.pictures)
             with contextlib.closing(run.batches):
                 run.evaluator.accuracies()

@@ -94,13 +94,13 @@ def inside(arguments: argparse.Namespace) -> None:
             args, preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
         )
     else:
-        checkpoint = training.Run._checkpoint
+        checkpoint = training.Trainer._checkpoint
 
         def after_the_last(run: Any, step: int) -> None:
             if step:
                 checkpoint(run, step)
 
-        training.Run._checkpoint = after_the_last
+        training.Trainer._checkpoint = after_the_last
         shutil.rmtree(arguments.folder / "output", ignore_errors=True)  # of the kind before
         status = train.main(command)
     clock.show()

@@ -145,7 +145,7 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
     clock.watch(verify, "verify_folder", "our check of the data")
     clock.watch(preparation, "split_environments", "splits")
     clock.watch(backbone, "text_features", "text features of all prompts")
-    clock.watch(training.Run, "__init__", "loaders and algorithm, text features included")
+    clock.watch(training.Trainer, "__init__", "loaders and algorithm, text features included")
     clock.watch(job_batches.JobBatches, "step_batches", "waiting for the pictures of steps")
     clock.watch(step_meters, "step", "steps")
     clock.watch(evaluation.Evaluator, "evaluate", "evaluations")
@@ -155,10 +155,12 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
             clock.show()
             raise SystemExit(0)
 
-        training.Run._checkpoint = stop
+        training.Trainer._checkpoint = stop
     else:
-        checkpoint = training.Run._checkpoint
-        training.Run._checkpoint = lambda run, step: checkpoint(run, step) if step else None
+        checkpoint = training.Trainer._checkpoint
+        training.Trainer._checkpoint = lambda trainer, step: (
+            checkpoint(trainer, step) if step else None
+        )
     status = train.main(job(arguments, arguments.steps))
     clock.show()
     raise SystemExit(status)

@@ -76,9 +76,7 @@ def weights_of(shape: str, folder: Path) -> str:
 
 def make(name: str, backbone: str, precision: str, **more: Any) -> algorithm.CLIPAlgorithm:
     """An algorithm in fp32; ``precision``: that of its original, "fp32" or "bf16"."""
-    settings: dict[str, Any] = {
-        k: default for k, (default, _) in algorithms.overlay(name, "PACS", 0).items()
-    }
+    settings: dict[str, Any] = algorithms.hparam_values(name, "PACS")
     settings.update(
         clip_backbone=backbone, class_names=CLASSES, contexts="emoji", drift_every=0,
         amp="off", warmup_steps=0,

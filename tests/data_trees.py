@@ -33,10 +33,10 @@ def grow(root: Path, counts: Counts, content: bytes = b"x") -> Path:
     return root
 
 
-def report_on(name: str, counts: Counts) -> verify.Report:
+def report_on(name: str, counts: Counts) -> verify.DataReport:
     """The report on a data set with these counts, without a folder."""
     findings = comparison.compare(name, counts)
-    return verify.Report(
+    return verify.DataReport(
         name=name,
         root=Path(name),
         counts=counts,
@@ -70,7 +70,7 @@ def jpeg(mode: str = "RGB", size: tuple[int, int] = (64, 64)) -> bytes:
     return buffer.getvalue()
 
 
-def only(report: verify.Report, kind: str) -> str:
+def only(report: verify.DataReport, kind: str) -> str:
     sentence: str
     (sentence,) = getattr(report, kind)
     return sentence

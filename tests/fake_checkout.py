@@ -95,18 +95,20 @@ def in_our_harness():
 from domainbed.algorithms import Algorithm
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 
-CLASSES = {name: type(name, (Algorithm,), {}) for name in ALGORITHMS}
+implies_nothing = classmethod(lambda cls, dataset, overrides, random_seed: {})
+CLASSES = {
+    name: type(name, (Algorithm,), {"implied_hparams": implies_nothing}) for name in ALGORITHMS
+}
 OWN, OWN_PROBLEMS = {}, []
 globals().update(CLASSES)
 
 def hparams_of(algorithm):
-    return dict.fromkeys(overlay(algorithm, "", 0))
+    return dict.fromkeys(hparam_values(algorithm, ""))
 
-def overlay(algorithm, dataset, random_seed, clip_backbone="", steps=None):
-    return {"lr": (5e-6, random_seed), "kl_weight": (1.0, 2.0)}
-
-def implied(algorithm, dataset, overrides, random_seed, steps=None):
-    return {}
+def hparam_values(algorithm, dataset, random_seed=None, clip_backbone="", steps=None):
+    if random_seed is None:
+        return {"lr": 5e-6, "kl_weight": 1.0}
+    return {"lr": random_seed, "kl_weight": 2.0}
 """,
     "plugin/data_sets.py": """
 class EmojiStyles:

@@ -27,7 +27,7 @@ MANY_CONTEXTS = [f"photo {number} of a {{}}" for number in range(28)]  # as FDAl
 
 
 def settings(weights, algorithm="CARFT", **overrides):
-    values = {k: default for k, (default, _) in algorithms.overlay(algorithm, "Debug28", 0).items()}
+    values = algorithms.hparam_values(algorithm, "Debug28")
     values.update(data_augmentation=True, class_balanced=False)
     values.update(clip_backbone=str(weights), class_names=CLASSES, contexts=CONTEXTS)
     values.update(warmup_steps=2, total_steps=20, drift_every=2)

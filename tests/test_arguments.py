@@ -9,7 +9,7 @@ from domainbed_carft.plugin import foreign_jobs
 
 
 def defaults():
-    return {name: default for name, (default, _) in algorithms.overlay("CARFT", "PACS", 0).items()}
+    return algorithms.hparam_values("CARFT", "PACS")
 
 
 def check(values, input_shape=(3, 32, 32)):

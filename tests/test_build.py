@@ -91,7 +91,7 @@ def test_pictures_are_normalised_as_domainbed_does_and_once(picture):
 def test_pictures_are_normalised_as_a_data_set_of_these_classes(picture):
     names = ["heron", "stork"]
     half = ((0.5,) * 3, (0.25,) * 3)
-    environments = [dataset_facts.Environment("pond", names, half)]
+    environments = [dataset_facts.EnvironmentFacts("pond", names, half)]
     dataset_facts.remember({"class_names": names}, "Birds", environments)
 
     tensor = build(class_names=names, steps=7).preprocess(picture)

@@ -33,7 +33,7 @@ def in_environments(weights, normalisations, **overrides):
     """CARFT in a job whose environments show these normalisations."""
     values = settings(weights, class_names="dataset:Mine", **overrides)
     environments = [
-        dataset_facts.Environment(f"env {i}", ["Alarm_Clock", "Bike", "TV"], normalisation)
+        dataset_facts.EnvironmentFacts(f"env {i}", ["Alarm_Clock", "Bike", "TV"], normalisation)
         for i, normalisation in enumerate(normalisations)
     ]
     dataset_facts.remember(values, "Mine", environments)
@@ -100,7 +100,7 @@ def pets(weights, counts, **overrides):
     """CARFT in a job on PACS that found ``counts`` (environment -> pictures a class)."""
     pacs = benchmarks.get("PACS")
     values = settings(weights, class_names="dataset:PACS", **overrides)
-    environments = [dataset_facts.Environment(name, pacs.classes) for name in counts]
+    environments = [dataset_facts.EnvironmentFacts(name, pacs.classes) for name in counts]
     found_counts = {name: dict(zip(pacs.classes, number)) for name, number in counts.items()}
     dataset_facts.remember(values, "PACS", environments, report_on("PACS", found_counts))
     return build(algorithms.CARFT, (3, 28, 28), 7, 3, values)

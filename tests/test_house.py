@@ -53,6 +53,9 @@ NAMING_VARIABLES = {f"{PACKAGE}.process_variables", f"{PACKAGE}.plugin"}
 DEVICES = f"{PACKAGE}.machine.devices"
 GPU_ATTRIBUTES = {"cuda", "is_cuda", "accelerator", "hip", "mps", "xpu"}
 
+# The one class name that stands for two things: DomainBed's scripts name theirs so, too.
+SHARED_CLASS_NAMES = {"Job"}
+
 # Named in CONTRIBUTING, and no part of the source tree.
 FILES_OF_JOBS = {"sweep.json"}
 
@@ -181,6 +184,23 @@ def test_one_module_talks_to_the_gpu() -> None:
     assert {"torch.cuda", "torch.accelerator"} <= {*found.pop(DEVICES)}
     # Which CUDA torch was built for is printed, as upstream does.
     assert found == {"domainbed.scripts.train": ["torch.version.cuda"]}
+
+
+def public_class_names(path: Path) -> list[str]:
+    """The names of the classes in a file, except those that begin with an underscore."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    names = [node.name for node in nodes if isinstance(node, ast.ClassDef)]
+    return [name for name in names if not name.startswith("_")]
+
+
+def test_a_class_name_stands_for_one_thing() -> None:
+    files_by_name: dict[str, list[Path]] = {}
+    for path in (*MODULES.values(), *sources(HARNESS).values()):
+        for name in public_class_names(path):
+            files_by_name.setdefault(name, []).append(path.relative_to(REPO))
+
+    shared = {name: paths for name, paths in files_by_name.items() if len(paths) > 1}
+    assert shared.keys() == SHARED_CLASS_NAMES, shared
 
 
 def test_the_harness_imports_only_the_lowest_rooms() -> None:

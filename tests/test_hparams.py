@@ -22,21 +22,16 @@ SETS = ["EmojiStyles", "Debug28", "PACS", "VLCS", "OfficeHome", "TerraIncognita"
 @pytest.mark.parametrize("dataset", SETS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_values_are_plain_valid_and_round_trip_through_json(algorithm, dataset):
-    for seed in range(5):
-        values = algorithms.overlay(algorithm, dataset, seed)
-        for index in (0, 1):
-            chosen = {name: pair[index] for name, pair in values.items()}
-            assert all(type(v) in (int, float, bool, str) for v in chosen.values())
-            assert json.loads(json.dumps(chosen)) == chosen
-            algorithm_class = getattr(algorithms, algorithm)
-            assert job_problems(algorithm_class, (3, 8, 8), chosen) == []
+    algorithm_class = getattr(algorithms, algorithm)
+    for seed in (None, *range(5)):
+        values = algorithms.hparam_values(algorithm, dataset, seed)
+        assert all(type(v) in (int, float, bool, str) for v in values.values())
+        assert json.loads(json.dumps(values)) == values
+        assert job_problems(algorithm_class, (3, 8, 8), values) == []
 
 
 def test_draws_are_seeded_in_range_and_independent():
-    draws = [
-        {n: v for n, (_, v) in algorithms.overlay("CARFT", "PACS", seed).items()}
-        for seed in range(50)
-    ]
+    draws = [algorithms.hparam_values("CARFT", "PACS", seed) for seed in range(50)]
 
     assert len({d["lr"] for d in draws}) == 50
     assert all(1e-6 <= d["lr"] <= 10**-4.5 for d in draws)
@@ -110,8 +105,27 @@ def test_learning_rates_of_tiny_are_drawn_from_its_own_range():
 
 def test_other_clips_and_algorithms_imply_no_hparams():
     assert chosen("./pets", clip_backbone="RN50")["lr"] == 5e-6
-    assert algorithms.implied("CARFT", "EmojiStyles", TINY, None) == {}
+    assert algorithms.CARFT.implied_hparams("EmojiStyles", TINY, None) == {}
     assert chosen("./pets", "ERM")["lr"] == 5e-5
+
+
+@pytest.mark.parametrize(
+    "algorithm, unread",
+    [
+        ("CARFT", []),
+        ("CLIPFineTune", ["kl_weight"]),
+        ("CLIPLinearProbe", ["kl_weight", "sp_weight"]),
+        ("CLIPZeroShot", ["kl_weight", "sp_weight"]),
+        ("FLYP", ["kl_weight", "sp_weight"]),
+        ("CaRot", ["kl_weight", "sp_weight"]),
+        ("ERM", []),
+    ],
+)
+def test_hparams_that_an_algorithm_does_not_read_are_named(algorithm, unread):
+    words = ["--algorithm", algorithm, "--dataset", "PACS"]
+    args = train.build_parser().parse_args(words)
+    names = ["kl_weight", "sp_weight", "lr", "clip_digest", "data_augmentation", "shots"]
+    assert preparation.unread_hparams(args, dict.fromkeys(names)) == unread
 
 
 def test_costs_use_tinys_batch_size_and_job_identities_stay(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from domainbed_carft import cli
 from domainbed_carft.data import picture_files, shards
 from domainbed_carft.errors import CarftError, PassingError
 from domainbed_carft.method import algorithms, job, prompts
-from domainbed_carft.method.algorithms import overlay
+from domainbed_carft.method.algorithms import hparam_values
 from domainbed_carft.pictures import loading
 from domainbed_carft.pictures.image_lists import WINDOW, Passes
 from domainbed_carft.plugin import foreign_jobs
@@ -206,7 +206,7 @@ def test_folders_of_other_classes_are_refused(tmp_path, spoil, message):
     for name in imagenet.wordnet_ids():
         (tmp_path / "imagenet" / "train" / name).mkdir(parents=True)
     with pytest.raises(CarftError, match="1,000 of 1,000 classes have no picture"):
-        hparams = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
+        hparams = hparam_values("CARFT", "ImageNet")
         datasets.get_dataset_class("ImageNet")(str(tmp_path), [], hparams)
         job.find_facts(hparams, 1000, has_kl=True)
     spoil(tmp_path / "imagenet" / "train")
@@ -237,7 +237,7 @@ def test_shards_without_pictures_and_labels_are_refused(tmp_path, files, message
 
 
 def test_imagenet_has_openais_class_names_and_a_valid_recipe():
-    values = {name: value for name, (value, _) in overlay("CARFT", "ImageNet", 0).items()}
+    values = hparam_values("CARFT", "ImageNet")
     assert prompts.class_names(values, 1000) == [*imagenet.class_names()]
     assert values["total_steps"] == datasets.get_dataset_class("ImageNet").N_STEPS
 

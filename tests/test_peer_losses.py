@@ -338,7 +338,7 @@ def test_miro_trains_on_a_resnet(resnet):
 )
 def test_a_resnet_learns_at_the_rates_of_the_sweep_baselines(resnet, name, overrides):
     """On one batch the loss falls, and batch norm keeps CLIP's statistics."""
-    rate = algorithms.overlay(name, "PACS", 0)["lr"][0]
+    rate = algorithms.hparam_values(name, "PACS")["lr"]
     algorithm = make(resnet, name, lr=rate, warmup_steps=0, **overrides)
     statistics = {n: b.clone() for n, b in algorithm.encoder.named_buffers()}
     losses = []

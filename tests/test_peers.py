@@ -436,7 +436,7 @@ def test_cliplora_trains_the_factors_under_a_frozen_head_of_text_features(random
     assert moved
     assert all(name.endswith("attn.in_proj_weight") or name.startswith("lora.") for name in moved)
     assert torch.equal(algorithm.head.weight, make(random_tiny, "CLIPZeroShot").head.weight)
-    assert algorithms.overlay("CLIPLoRA", "PACS", 0)["lr"][0] == 2e-4
+    assert algorithms.hparam_values("CLIPLoRA", "PACS")["lr"] == 2e-4
 
 
 def test_wise_ft_starts_from_a_runs_own_interpolation(random_tiny, tmp_path):

@@ -59,7 +59,7 @@ def test_contexts_from_a_file_and_from_a_list(tmp_path):
 def remember(hparams, classes, dataset=None):
     dataset = dataset or dataset_facts.named_dataset((hparams or {}).get("class_names")) or "PACS"
     dataset_facts.remember(
-        hparams, dataset, [dataset_facts.Environment(e, c) for e, c in classes.items()]
+        hparams, dataset, [dataset_facts.EnvironmentFacts(e, c) for e, c in classes.items()]
     )
 
 
@@ -179,7 +179,7 @@ def test_the_digest_is_over_every_word_and_their_order():
 
 
 def known(hparams, names, test_envs=None):
-    environments = [dataset_facts.Environment(name, None) for name in names]
+    environments = [dataset_facts.EnvironmentFacts(name, None) for name in names]
     dataset_facts.remember(hparams, "Mine", environments, test_envs=test_envs)
     return prompts.contexts_of(hparams)
 

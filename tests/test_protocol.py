@@ -102,7 +102,7 @@ def test_emoji_styles_follows_the_protocol(random_tiny, capsys):
 def test_pictures_that_contradict_the_protocol_are_refused(random_tiny, requested, followed):
     values = settings(random_tiny, class_names="dataset:Pets", protocol=requested)
     if followed:
-        environments = [dataset_facts.Environment("art", ["a", "b", "c"])]
+        environments = [dataset_facts.EnvironmentFacts("art", ["a", "b", "c"])]
         dataset_facts.remember(values, "Pets", environments, None, followed)
     else:
         values["class_names"] = ["a", "b", "c"]
@@ -114,7 +114,7 @@ def test_pictures_that_contradict_the_protocol_are_refused(random_tiny, requeste
 def test_a_hosts_own_transforms_are_recorded_as_host(random_tiny, capsys):
     for requested in ("domainbed", "host"):
         values = settings(random_tiny, class_names="dataset:Pets", protocol=requested)
-        environments = [dataset_facts.Environment(name, ["a", "b", "c"]) for name in "xy"]
+        environments = [dataset_facts.EnvironmentFacts(name, ["a", "b", "c"]) for name in "xy"]
         dataset_facts.remember(values, "Pets", environments, None, "host")
         algorithm = build(algorithms.CARFT, (3, 28, 28), 3, 2, values)
         assert algorithm.recorded_facts()["protocol"] == "host"

@@ -21,8 +21,7 @@ from runs_jobs import carft, evaluated
 from domainbed_carft.clips import backbone
 from domainbed_carft.pictures.plan import PicturePlan
 from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD
-from domainbed_carft.pictures.protocols import plan_for
-from domainbed_carft.pictures.recorded import recorded_plan
+from domainbed_carft.pictures.protocols import plan_for, recorded_plan
 from domainbed_carft.runs import saved
 
 GOLDEN = Path(__file__).parent / "golden" / "release-0.1.0"

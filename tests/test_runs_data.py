@@ -178,7 +178,7 @@ class OneEnvironment:
 def test_of_a_thousand_classes_only_different_ones_are_named():
     classes = [f"class {number}" for number in range(1000)]
     changed = [*classes[:700], "another", *classes[701:]]
-    facts = dataset_facts.DatasetFacts([dataset_facts.Environment("train", changed)])
+    facts = dataset_facts.DatasetFacts([dataset_facts.EnvironmentFacts("train", changed)])
     run = SimpleNamespace(
         path=Path("job"),
         args={"dataset": "ImageNet"},

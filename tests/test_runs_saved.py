@@ -47,7 +47,7 @@ def test_class_names_of_the_folders_are_kept(random_tiny, tmp_path):
     """They come from the data set, which is not there any more."""
     values = settings(random_tiny, class_names="dataset:Mine")
     names = ["Alarm_Clock", "Bücher", "TV"]
-    dataset_facts.remember(values, "Mine", [dataset_facts.Environment("a", names)])
+    dataset_facts.remember(values, "Mine", [dataset_facts.EnvironmentFacts("a", names)])
     algorithm = build(algorithms.CARFT, (3, 28, 28), 3, 2, values)
     dataset_facts.remember({}, "Other", [])
     written(tmp_path, algorithm, "model_step40.pkl")

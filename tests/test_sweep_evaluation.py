@@ -392,8 +392,8 @@ def test_the_tables_have_the_figures_as_columns(output, evaluation):
         expected = [
             100 * np.mean([part.calibration.ece for part in parts]),
             np.mean([part.scaled.nll for part in parts]),
-            100 * np.mean([part.gained - part.lost for part in parts]),
-            100 * np.mean([part.lost for part in parts]),
+            100 * np.mean([part.gained_share - part.lost_share for part in parts]),
+            100 * np.mean([part.lost_share for part in parts]),
             100 * np.mean([part.alignment.aligned for part in parts]),
             100 * np.mean([part.worst_class.accuracy for part in parts]),
             np.mean([part.temperature for part in parts]),

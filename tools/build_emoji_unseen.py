@@ -35,7 +35,7 @@ from near_duplicates import NEAR, as_text, difference_hashes, distances, from_te
 from PIL import Image
 
 from domainbed_carft.data import emoji, emoji_styles
-from domainbed_carft.data.emoji_styles import Style
+from domainbed_carft.data.emoji_styles import DrawingStyle
 
 LICENSES = ASSETS / "LICENSES_further_styles.txt"
 AUDIT = ASSETS / "tiny_pretraining.csv"
@@ -121,7 +121,7 @@ def held_out_things() -> dict[str, Concept]:
     return {c.key: c for c in concepts if sides[c.key] == "held_out"}
 
 
-def draw_style(node_modules: Path, style: Style) -> dict[str, np.ndarray]:
+def draw_style(node_modules: Path, style: DrawingStyle) -> dict[str, np.ndarray]:
     """ "class/thing.png" -> pixels, of all things that the style draws, without repetitions."""
     check_package(node_modules, style)
     icons = read_icons(node_modules, style.package)

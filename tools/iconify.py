@@ -20,10 +20,10 @@ import numpy as np
 from emoji_sources import SIZE
 from PIL import Image
 
-from domainbed_carft.data.emoji_styles import Style
+from domainbed_carft.data.emoji_styles import DrawingStyle
 
 
-def check_package(node_modules: Path, style: Style) -> None:
+def check_package(node_modules: Path, style: DrawingStyle) -> None:
     """Raises ValueError unless npm installed just the package that the style names.
 
     npm keeps the version and the digest of each archive in `node_modules/.package-lock.json`.

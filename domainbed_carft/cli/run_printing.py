@@ -8,7 +8,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -80,17 +81,30 @@ def _print_evaluation(
     arguments: argparse.Namespace, evaluation: Evaluation | SuiteEvaluation, choice: str = ""
 ) -> int:
     """Print or write the scores, after a line on the ``choice`` of weights; the exit status."""
-    if arguments.json:
-        text = json.dumps(evaluation.as_dict(), indent=1) + "\n"
+    text = f"{choice}\n" if choice else ""
+    if isinstance(evaluation, SuiteEvaluation):
+        text += run_texts.suite_text(evaluation)
     else:
-        text = f"{choice}\n" if choice else ""
-        if isinstance(evaluation, SuiteEvaluation):
-            text += run_texts.suite_text(evaluation)
-        else:
-            text += run_texts.evaluation_text(evaluation)
-    with files.stream(arguments.output) as out:
-        out.write(text)
+        text += run_texts.evaluation_text(evaluation)
+    _print_result(arguments, _as_json(evaluation.as_dict()), text)
     return SOME_SKIPPED if evaluation.has_unread_sets else 0
+
+
+def _print_result(arguments: argparse.Namespace, as_json: str, text: str) -> None:
+    """Print a result, or write it to ``--output``: with ``--json`` as JSON."""
+    with files.stream(arguments.output) as out:
+        out.write(as_json if arguments.json else text)
+
+
+def _as_json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=1) + "\n"
+
+
+def _sweep_status(problems: Collection[object], has_figures: bool) -> int:
+    """0 if all runs of a sweep were measured; 3 if some have figures, 1 if none has."""
+    if not problems:
+        return 0
+    return SOME_SKIPPED if has_figures else 1
 
 
 def _evaluate_sweep(arguments: argparse.Namespace) -> int:
@@ -114,15 +128,8 @@ def _evaluate_sweep(arguments: argparse.Namespace) -> int:
         return _evaluate_sweep_on_suite(arguments, options)
 
     evaluation = evaluate_sweep(arguments.path, options, arguments.select)
-    with files.stream(arguments.output) as out:
-        if arguments.json:
-            out.write(json.dumps(evaluation.as_dict(), indent=1) + "\n")
-        else:
-            out.write(run_texts.sweep_text(evaluation))
-
-    if not evaluation.problems:
-        return 0
-    return SOME_SKIPPED if any(run.figures for run in evaluation.runs) else 1
+    _print_result(arguments, _as_json(evaluation.as_dict()), run_texts.sweep_text(evaluation))
+    return _sweep_status(evaluation.problems, any(run.figures for run in evaluation.runs))
 
 
 def _evaluate_sweep_on_suite(arguments: argparse.Namespace, options: SweepOptions) -> int:
@@ -140,20 +147,17 @@ def _evaluate_sweep_on_suite(arguments: argparse.Namespace, options: SweepOption
     ]
     grids = [suites.grid(rows) for rows in suites.rows_by_table(scores)]
     entries = {"suites": [row.entry() for row in scores]}
-    with files.stream(arguments.output) as out:
-        if arguments.json:
-            out.write(formats.as_json({"caption": [suites.caption()], **entries}))
-        else:
-            out.write(formats.as_text(grids, [suites.caption()]))
+    _print_result(
+        arguments,
+        formats.as_json({"caption": [suites.caption()], **entries}),
+        formats.as_text(grids, [suites.caption()]),
+    )
     log(f"evaluate: {quantity(outcome.measured, 'run')} measured on {arguments.suite}")
     for line in describe_warnings(warnings):
         print(line, file=sys.stderr)
     for problem in outcome.problems:
         log(f"evaluate: not measured: {problem}")
-
-    if not outcome.problems:
-        return 0
-    return SOME_SKIPPED if scores else 1
+    return _sweep_status(outcome.problems, has_figures=bool(scores))
 
 
 def predict_command(arguments: argparse.Namespace) -> int:

@@ -61,7 +61,7 @@ def clip_facts(name: str, preprocessing: Preprocessing) -> ClipFacts:
     if name.startswith(open_clip.PREFIX):
         path = open_clip.weights_file(name)
         revision = open_clip.revision_of(path)
-        return ClipFacts(weights.sha256(path), revision, preprocessing)
+        return ClipFacts(weights.cached_sha256(path), revision, preprocessing)
 
     _, digest = openai.verified_file(name)
     return ClipFacts(digest, "", preprocessing)

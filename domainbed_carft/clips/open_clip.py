@@ -93,7 +93,7 @@ def load(name: str) -> dict[str, Any]:
     tokenizer = _tokenizer(name, config["model_cfg"]["text_cfg"])
     return {
         "model": model.requires_grad_(False),
-        "digest": weights.sha256(path),
+        "digest": weights.cached_sha256(path),
         "path": path,
         "preprocessing": preprocessing(config),
         "dim": config["model_cfg"]["embed_dim"],

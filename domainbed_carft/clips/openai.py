@@ -89,7 +89,7 @@ def load(name: str) -> dict[str, Any]:
 def verified_file(name: str) -> tuple[Path, str]:
     """The file for ``name`` and its SHA-256. Raises CarftError as `locate`, and for a wrong one."""
     path, expected = locate(name)
-    digest = weights.sha256(path)
+    digest = weights.cached_sha256(path)
     if expected and digest != expected:
         raise CarftError(
             f"{path} has the SHA-256 {digest}, expected {expected} for {name!r}. Delete the file, "

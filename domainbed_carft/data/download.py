@@ -22,12 +22,12 @@ from domainbed_carft.errors import CarftError
 
 Fetch = Callable[[str, Path], None]
 Prepare = Callable[[Path, Path], None]
-Judge = Callable[[str, Path], verify.Report]
+Judge = Callable[[str, Path], verify.DataReport]
 
 
 def download(
     name: str, data_dir: Path, fetch: Fetch | None = None, accept_different: bool = False
-) -> verify.Report:
+) -> verify.DataReport:
     """Fetch, unpack, prepare and verify the benchmark ``name``; only then is it in ``data_dir``.
 
     ``fetch(url, path)`` gets one file, resuming an earlier attempt. Returns the
@@ -57,7 +57,7 @@ def install(
     judge: Judge,
     fetch: Fetch | None = None,
     accept_different: bool = False,
-) -> verify.Report:
+) -> verify.DataReport:
     """Fetch and unpack ``sources``, prepare and verify the data, and then move it to ``target``.
 
     ``prepare(unpacked, ready)`` makes the folder ``ready`` of what the archives held,
@@ -120,7 +120,7 @@ class _WorkFolder:
         self.archives.mkdir(exist_ok=True)
 
 
-def _require_expected(report: verify.Report, work: _WorkFolder, accept_different: bool) -> None:
+def _require_expected(report: verify.DataReport, work: _WorkFolder, accept_different: bool) -> None:
     """Raise CarftError for data that is broken, or differs and is not accepted."""
     if not report.problems and (report.verdict != "differs" or accept_different):
         return

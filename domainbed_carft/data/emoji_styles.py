@@ -16,7 +16,7 @@ NEVER_SEEN = "never seen"
 
 
 @dataclass(frozen=True)
-class Style:
+class DrawingStyle:
     """One drawing style.
 
     ``label`` is SEEN, FAMILY_SEEN or NEVER_SEEN. ``pictures``: how many of the 429 held-out things
@@ -38,10 +38,10 @@ class Style:
 
 
 @functools.cache
-def styles() -> tuple[Style, ...]:
+def styles() -> tuple[DrawingStyle, ...]:
     """All styles: the seen ones, those of a seen family, and those never seen, each sorted."""
     table = files("domainbed_carft") / "assets" / "emoji_styles.json"
-    return tuple(Style(**facts) for facts in json.loads(table.read_text(encoding="utf-8")))
+    return tuple(DrawingStyle(**facts) for facts in json.loads(table.read_text(encoding="utf-8")))
 
 
 def names(label: str) -> list[str]:
@@ -49,7 +49,7 @@ def names(label: str) -> list[str]:
     return [style.name for style in styles() if style.label == label]
 
 
-def get(name: str) -> Style:
+def get(name: str) -> DrawingStyle:
     """The style called ``name``."""
     return next(style for style in styles() if style.name == name)
 

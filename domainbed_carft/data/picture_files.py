@@ -31,8 +31,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 LARGEST_FILE = 1 << 30
 
 
-class Member(NamedTuple):
-    """A part of a file: ``size`` bytes from ``offset`` on."""
+class ByteRange(NamedTuple):
+    """A picture in a larger file: ``size`` bytes from ``offset`` on."""
 
     path: str
     offset: int
@@ -43,15 +43,15 @@ class Member(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_regular(path: str | Path | Member) -> Iterator[tuple[BufferedReader, int]]:
+def open_regular(path: str | Path | ByteRange) -> Iterator[tuple[BufferedReader, int]]:
     """Open a picture's file at its first byte; with it, how many bytes belong to the picture.
 
     Does not wait for a pipe's writer. Raises OSError if it is no regular file, or larger than
     LARGEST_FILE.
     """
-    with files.open_regular(path.path if isinstance(path, Member) else path) as file:
+    with files.open_regular(path.path if isinstance(path, ByteRange) else path) as file:
         size = os.fstat(file.fileno()).st_size
-        if isinstance(path, Member):
+        if isinstance(path, ByteRange):
             file.seek(path.offset)
             size = min(path.size, max(0, size - path.offset))
         if size > LARGEST_FILE:
@@ -59,7 +59,7 @@ def open_regular(path: str | Path | Member) -> Iterator[tuple[BufferedReader, in
         yield file, size
 
 
-def open_picture(path: str | Path | Member) -> Image.Image:
+def open_picture(path: str | Path | ByteRange) -> Image.Image:
     """The picture of a file in RGB; as torchvision's loader, but only of the ``FORMATS``.
 
     Raises OSError if it is no regular file, larger than LARGEST_FILE, or cut off before anything of
@@ -69,7 +69,7 @@ def open_picture(path: str | Path | Member) -> Image.Image:
 
     with open_regular(path) as (file, size):
         source: IO[bytes] = file
-        if isinstance(path, Member):
+        if isinstance(path, ByteRange):
             source = io.BytesIO(file.read(size))
         picture = Image.open(source, formats=FORMATS).convert("RGB")
 
@@ -94,7 +94,7 @@ def refuse_truncated_files() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = setting_before
 
 
-def read_picture(reader: Callable[[Any], Any], path: str | Member) -> Any:
+def read_picture(reader: Callable[[Any], Any], path: str | ByteRange) -> Any:
     """What ``reader`` returns for a picture; PassingError, with its path, if that fails."""
     try:
         return reader(path)

@@ -20,7 +20,7 @@ import numpy as np
 
 from domainbed_carft import files
 from domainbed_carft.data import shard_reading
-from domainbed_carft.data.picture_files import Member
+from domainbed_carft.data.picture_files import ByteRange
 from domainbed_carft.errors import CarftError, PassingError
 
 LAYOUT = 2  # of the cached index; another one is another file
@@ -35,7 +35,7 @@ _LABEL = 3
 
 
 @dataclass(frozen=True)
-class Index(Sequence[tuple[Member, int]]):
+class Index(Sequence[tuple[ByteRange, int]]):
     """The pictures of some shards, sorted by label and then by name, as folders list them."""
 
     shards: Sequence[str]  # their paths
@@ -47,7 +47,7 @@ class Index(Sequence[tuple[Member, int]]):
 
     def __getitem__(self, position: Any) -> Any:
         shard, offset, size = self.locations[position].tolist()
-        return Member(self.shards[shard], offset, size), int(self.labels[position])
+        return ByteRange(self.shards[shard], offset, size), int(self.labels[position])
 
 
 def index(shards: Sequence[Path], classes: Sequence[str]) -> Index:

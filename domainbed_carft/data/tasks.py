@@ -142,7 +142,7 @@ def class_problems(task: Task, split: str, pictures: PictureDataset) -> list[str
     return problems
 
 
-def verify(name: str, data_dir: Path | None, decode: bool = False) -> verifying.Report:
+def verify(name: str, data_dir: Path | None, decode: bool = False) -> verifying.DataReport:
     """Compare the counts of a task's two splits with the published ones.
 
     ``decode`` decodes every picture that is a file. Raises CarftError without data that torchvision
@@ -163,7 +163,7 @@ def verify(name: str, data_dir: Path | None, decode: bool = False) -> verifying.
 
 def report_on(
     task: Task, data_dir: str | Path, splits: Iterable[PictureDataset]
-) -> verifying.Report:
+) -> verifying.DataReport:
     """The report on a task's training set, or on that and its test set, without decoding them."""
     counts: dict[str, dict[str, int]] = {}
     problems: list[str] = []
@@ -178,7 +178,7 @@ def report_on(
         if len(pictures) != expected:
             differences.append(f"{name} has {len(pictures):,} pictures, expected {expected:,}")
 
-    return verifying.Report(
+    return verifying.DataReport(
         name=task.name,
         root=Path(data_dir, task.folder),
         counts=counts,
@@ -189,7 +189,7 @@ def report_on(
     )
 
 
-def download(name: str, data_dir: Path) -> verifying.Report:
+def download(name: str, data_dir: Path) -> verifying.DataReport:
     """Let torchvision download a task and verify it.
 
     Raises CarftError if torchvision cannot download it, or the download fails.

@@ -21,7 +21,7 @@ MOST_ENVIRONMENTS = 50
 
 
 @dataclass(frozen=True)
-class Report:
+class DataReport:
     """What a verification found; each sentence says what to do."""
 
     name: str
@@ -105,7 +105,7 @@ class Report:
         return meanings[self.verdict]
 
 
-def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False) -> Report:
+def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False) -> DataReport:
     """Verify a benchmark below ``data_dir`` by its name, or any data set by its folder's path.
 
     ``decode`` decodes every picture. Raises CarftError for an unknown benchmark or a missing
@@ -133,14 +133,14 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
     return verify_folder(name_or_path, data_dir / folder, decode)
 
 
-def verify_folder(name: str, root: Path, decode: bool = False) -> Report:
+def verify_folder(name: str, root: Path, decode: bool = False) -> DataReport:
     """Verify the folder ``root`` as that of the data set ``name``; decode its pictures if asked.
 
     Raises CarftError where it is not a folder, or cannot be read.
     """
     listing = list_environments(root)
     findings = comparison.compare(name, listing.counts)
-    report = Report(
+    report = DataReport(
         name=name,
         root=root,
         counts=listing.counts,
@@ -155,7 +155,7 @@ def verify_folder(name: str, root: Path, decode: bool = False) -> Report:
     return with_decoding_faults(report, [p for p in listing.pictures if p not in reported])
 
 
-def with_decoding_faults(report: Report, pictures: Sequence[str]) -> Report:
+def with_decoding_faults(report: DataReport, pictures: Sequence[str]) -> DataReport:
     """The report, with what decoding ``pictures``, paths below its root, adds to it.
 
     They are decoded only if the report is ``decoded``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -26,6 +27,17 @@ def sha256(path: Path | str) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def cached_sha256(path: Path | str) -> str:
+    """The SHA-256 of a file, computed once a process unless the file's time or size changes."""
+    state = os.stat(path)
+    return _sha256_in_state(str(path), state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256_in_state(path: str, mtime_ns: int, size: int) -> str:
+    return sha256(path)
 
 
 def load_weights(path: Path | str) -> Any:

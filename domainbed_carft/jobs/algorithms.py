@@ -1,7 +1,7 @@
 """Which algorithms of ours there are, and how figures and tables show them. No torch.
 
 Each method declares its `STYLE` in its own file. Commands that only read records need names and
-styles, and importing a method would load torch, so the declarations are read from the source text.
+styles, and importing a method would load torch, so the styles are read from the source text.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class Style(NamedTuple):
         return {"marker": self.marker, "mfc": self.colour, "mec": INK, "mew": 0.7}
 
 
-class Declaration(NamedTuple):
+class DeclaredAlgorithm(NamedTuple):
     """An algorithm of ours: the file of its class, and its style, None if that cannot be read."""
 
     file: Path
     style: Style | None
 
 
-def declarations_in(file: Path) -> Iterator[tuple[str, Declaration]]:
-    """Name and declaration of each class with a STYLE in a Python file, which is not run."""
+def algorithms_in(file: Path) -> Iterator[tuple[str, DeclaredAlgorithm]]:
+    """Name and algorithm of each class with a STYLE in a Python file, which is not run."""
     for node in public_classes(ast.parse(file.read_bytes())):
         for statement in node.body:
             if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "STYLE":
-                yield node.name, Declaration(file, _style(statement.value))
+                yield node.name, DeclaredAlgorithm(file, _style(statement.value))
 
 
 def public_classes(source: ast.Module) -> list[ast.ClassDef]:
@@ -71,18 +71,16 @@ def _style(call: ast.expr) -> Style | None:
         return None
 
 
-def in_row_order(declarations: Mapping[str, Declaration]) -> dict[str, Declaration]:
-    """The declarations in the order of the tables' rows, those without a style last."""
+def in_row_order(algorithms: Mapping[str, DeclaredAlgorithm]) -> dict[str, DeclaredAlgorithm]:
+    """The algorithms in the order of the tables' rows, those without a style last."""
 
-    def row(item: tuple[str, Declaration]) -> float:
+    def row(item: tuple[str, DeclaredAlgorithm]) -> float:
         return item[1].style.row if item[1].style else math.inf
 
-    return dict(sorted(declarations.items(), key=row))
+    return dict(sorted(algorithms.items(), key=row))
 
 
-# Name -> declaration of this package's algorithms, in the order of their rows.
-SHIPPED = in_row_order(
-    dict(item for file in METHODS.glob("*.py") for item in declarations_in(file))
-)
+# Name -> algorithm of this package's algorithms, in the order of their rows.
+SHIPPED = in_row_order(dict(item for file in METHODS.glob("*.py") for item in algorithms_in(file)))
 # In the order of the rows of tables.
 ALGORITHMS = tuple(SHIPPED)

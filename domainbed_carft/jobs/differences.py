@@ -10,7 +10,7 @@ from domainbed_carft.errors import CarftError, invalid
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.facts import NEUTRAL_RETIRED
 from domainbed_carft.jobs.folder import RECORDS
-from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import HPARAM, SCHEDULE
 from domainbed_carft.paths import AnyPath, as_path
 
@@ -65,7 +65,7 @@ def diff(first: AnyPath, second: AnyPath) -> RunDifferences:
     )
 
 
-def _run_in(folder: AnyPath) -> Run:
+def _run_in(folder: AnyPath) -> RecordedRun:
     path = as_path(folder)
     runs = records.read([path]).runs if (path / RECORDS).is_file() else []
     if len(runs) != 1:
@@ -74,7 +74,7 @@ def _run_in(folder: AnyPath) -> Run:
     return runs[0]
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def _settings(run: RecordedRun) -> dict[str, Any]:
     """Setting -> value, those of IDENTITY first."""
     settings = {name: run.job.args[name] for name in IDENTITY}
     settings["test_envs"] = sorted(settings["test_envs"])

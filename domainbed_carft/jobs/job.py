@@ -202,21 +202,34 @@ def overrides(args: Mapping[str, Any]) -> dict[str, Any]:
     return dict(hparams) if isinstance(hparams, Mapping) else {"--hparams": hparams}
 
 
-def registry_hparams(registry: Any, args: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyperparameters of a job without its ``--hparams``, by a host's `hparams_registry`.
+def unset_hparams(
+    registry: Any,
+    algorithm_class: Any,
+    args: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    stored: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The hyperparameters of a job as they are where ``overrides``, its ``--hparams``, set none.
 
-    These are the defaults, or for an hparams seed other than 0 a random draw.
+    These are the defaults of a host's ``registry``, or for an hparams seed other than 0 its random
+    draw, and over them what the class takes as implied by ``overrides`` and ``--steps``. A run that
+    resumes, whose hyperparameters are ``stored``, takes only what was implied when it began.
+    ``algorithm_class``: None in a host whose classes imply nothing.
     """
-    if not args["hparams_seed"]:
-        return dict(registry.default_hparams(args["algorithm"], args["dataset"]))
-    seed = draw_seed(args)
-    return dict(registry.random_hparams(args["algorithm"], args["dataset"], seed))
+    algorithm, dataset = args["algorithm"], args["dataset"]
+    seed: int | None = None
+    if args["hparams_seed"]:
+        seed = seed_hash(args["hparams_seed"], args["trial_seed"])
+        values = registry.random_hparams(algorithm, dataset, seed)
+    else:
+        values = registry.default_hparams(algorithm, dataset)
 
-
-def draw_seed(args: Mapping[str, Any]) -> int | None:
-    """The seed of a job's random draw of hyperparameters; None if it takes the defaults."""
-    is_drawn = args["hparams_seed"] != 0
-    return seed_hash(args["hparams_seed"], args["trial_seed"]) if is_drawn else None
+    implied: Mapping[str, Any] = {}
+    if algorithm_class is not None:
+        implied = algorithm_class.implied_hparams(dataset, overrides, seed, steps=args.get("steps"))
+    if stored is not None:
+        implied = {name: value for name, value in implied.items() if stored.get(name) == value}
+    return {**values, **implied}
 
 
 def data_independent_key(args: Mapping[str, Any]) -> str:

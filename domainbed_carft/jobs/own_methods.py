@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from domainbed_carft import process_variables
-from domainbed_carft.jobs.algorithms import SHIPPED, Declaration, declarations_in, in_row_order
+from domainbed_carft.jobs.algorithms import SHIPPED, DeclaredAlgorithm, algorithms_in, in_row_order
 
 ENTRY_POINTS = "domainbed_carft.methods"  # the group
 VARIABLE = process_variables.METHODS.name
@@ -49,17 +49,17 @@ def variables() -> dict[str, str]:
     return {VARIABLE: os.pathsep.join(map(str, paths))} if paths else {}
 
 
-def known() -> dict[str, Declaration]:
-    """Name -> declaration of all algorithms whose style is known, in the order of their rows.
+def known() -> dict[str, DeclaredAlgorithm]:
+    """Name -> file and style of all algorithms whose style is known, in the order of their rows.
 
     Those of files that cannot be read are left out.
     """
-    declarations: dict[str, Declaration] = {}
+    algorithms: dict[str, DeclaredAlgorithm] = {}
     for file in files():
         if file.path is not None:
             with contextlib.suppress(OSError, SyntaxError, ValueError):
-                declarations |= dict(declarations_in(file.path))
-    return in_row_order({**declarations, **SHIPPED})
+                algorithms |= dict(algorithms_in(file.path))
+    return in_row_order({**algorithms, **SHIPPED})
 
 
 def _paths_of_variable() -> list[Path]:

@@ -179,7 +179,7 @@ _HIGHEST_ACCURACY = 1 + 1e-6  # weights summed in two orders may slightly exceed
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class RecordedRun:
     """The checkpoints of one training.
 
     ``accuracies``: a row a checkpoint, the in-splits of all environments, then the out-splits, in
@@ -229,7 +229,7 @@ class Run:
 class RunsAndWarnings(NamedTuple):
     """The runs in some folders, and warnings about the files in which they were recorded."""
 
-    runs: list[Run]
+    runs: list[RecordedRun]
     warnings: list[RecordWarning]
 
 
@@ -266,7 +266,7 @@ def read(folders: Sequence[Path | str]) -> RunsAndWarnings:
     return RunsAndWarnings(runs, warnings)
 
 
-def _runs_in(folder: str, warnings: list[RecordWarning]) -> list[Run]:
+def _runs_in(folder: str, warnings: list[RecordWarning]) -> list[RecordedRun]:
     """The runs recorded in one folder: one, unless several wrote there."""
     latest: dict[str, dict[float, dict[str, Any]]] = {}
     file_warnings: list[RecordWarning] = []
@@ -287,7 +287,7 @@ def read_file(path: Path | str) -> tuple[list[dict[str, Any]], list[RecordWarnin
     return list(latest.values()), warnings
 
 
-def run_records(run: Run) -> Iterator[dict[str, Any]]:
+def run_records(run: RecordedRun) -> Iterator[dict[str, Any]]:
     """The whole records of one run, in their order: several may have written into its folder."""
     n_accuracies = run.n_environments + len(run.test_envs)
     key_of_run = run_key(run.job.args, run.recorded, n_accuracies)
@@ -313,7 +313,7 @@ def last_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     return None
 
 
-def _run(folder: str, records: list[dict[str, Any]], warnings: list[RecordWarning]) -> Run:
+def _run(folder: str, records: list[dict[str, Any]], warnings: list[RecordWarning]) -> RecordedRun:
     """The run of these records, one per step."""
     first = records[0]
     args = {name: value for name, value in first["args"].items() if name != "output_dir"}
@@ -331,7 +331,7 @@ def _run(folder: str, records: list[dict[str, Any]], warnings: list[RecordWarnin
         )
         warnings.append(RecordWarning("diverged", folder, text))
 
-    return Run(
+    return RecordedRun(
         job=Job(args, Path(folder)),
         done=os.path.exists(os.path.join(folder, DONE)),
         environments=environments,
@@ -370,7 +370,7 @@ def _steps_with_broken_weights(records: list[dict[str, Any]]) -> set[float]:
 def _accuracies(
     records: list[dict[str, Any]], count: int, broken_steps: set[float]
 ) -> array[float]:
-    """The accuracies of a Run; nan for values outside [0, 1], such as percentages."""
+    """The accuracies of a RecordedRun; nan for values outside [0, 1], such as percentages."""
     names = [f"env{env}_{split}_acc" for split in ("in", "out") for env in range(count)]
     rows = array("d")
     for record in records:

@@ -27,7 +27,7 @@ class EnvironmentSplits(NamedTuple):
     uda_split: Any  # of a target, for domain adaptation; empty for others
 
 
-class Split(NamedTuple):
+class NamedSplit(NamedTuple):
     """A split by its name in the records, such as env0_in."""
 
     name: str
@@ -68,30 +68,31 @@ def split_environments(
     return divided
 
 
-def name_splits(environments: Sequence[EnvironmentSplits]) -> list[Split]:
+def name_splits(environments: Sequence[EnvironmentSplits]) -> list[NamedSplit]:
     """All splits in the order of the records: the in-splits, the out-splits, the uda-splits.
 
     Upstream counts uda-splits that are not empty from 0, whichever environments they belong to.
     """
     in_splits = [
-        Split(f"env{index}_in", index, splits.in_split) for index, splits in enumerate(environments)
+        NamedSplit(f"env{index}_in", index, splits.in_split)
+        for index, splits in enumerate(environments)
     ]
     out_splits = [
-        Split(f"env{index}_out", index, splits.out_split)
+        NamedSplit(f"env{index}_out", index, splits.out_split)
         for index, splits in enumerate(environments)
     ]
 
     adapted = [index for index, splits in enumerate(environments) if len(splits.uda_split)]
     uda_splits = [
-        Split(f"env{number}_uda", index, environments[index].uda_split)
+        NamedSplit(f"env{number}_uda", index, environments[index].uda_split)
         for number, index in enumerate(adapted)
     ]
     return [*in_splits, *out_splits, *uda_splits]
 
 
 def select_evaluated(
-    splits: Iterable[Split], kinds: Collection[str], skipped_environments: Collection[int] = ()
-) -> list[Split]:
+    splits: Iterable[NamedSplit], kinds: Collection[str], skipped_environments: Collection[int] = ()
+) -> list[NamedSplit]:
     """The splits that a record has accuracies of: those of ``kinds``, of KINDS.
 
     The in-splits of ``skipped_environments`` are left out.

@@ -241,13 +241,14 @@ class CLIPAlgorithm(Algorithm):
 
     @classmethod
     def complete_hparams(cls, hparams: Mapping[str, Any]) -> dict[str, Any]:
-        """These ``hparams``, and the defaults of the names that they lack."""
+        """These ``hparams``, and the defaults of the names that they lack.
+
+        A notebook that builds an algorithm has asked no host's registry for them.
+        """
         given = dict(hparams)
         dataset = dataset_facts.named_dataset(given.get("class_names")) or ""
         conditions = Conditions(dataset, str(given.get("clip_backbone", "")))
-        defaults = {
-            name: hparam.default_for(conditions) for name, hparam in cls.own_hparams().items()
-        }
+        defaults = hparam_module.values_of(cls.own_hparams(), conditions)
         if not dataset:
             del defaults["class_names"]
         return {**defaults, **given}
@@ -294,16 +295,23 @@ class CLIPAlgorithm(Algorithm):
         ``random_seed``: of a random draw; None for the defaults. What the user sets comes last.
         """
         clip_backbone = str(overrides.get("clip_backbone", ""))
-        index = 0 if random_seed is None else 1  # in the pairs of default and random value
+        conditions = Conditions(dataset, clip_backbone, steps)
         hparams = cls.own_hparams()
-        seed = random_seed or 0
-        usual = hparam_module.values_of(hparams, Conditions(dataset), seed)
-        implied = hparam_module.values_of(hparams, Conditions(dataset, clip_backbone, steps), seed)
+        usual_values = hparam_module.values_of(hparams, Conditions(dataset), random_seed)
+        values = hparam_module.values_of(hparams, conditions, random_seed)
         return {
-            name: pair[index]
-            for name, pair in implied.items()
-            if pair[index] != usual[name][index] and name not in overrides
+            name: value
+            for name, value in values.items()
+            if value != usual_values[name] and name not in overrides
         }
+
+    @classmethod
+    def unread_hparams(cls, names: Sequence[str]) -> list[str]:
+        """The ``names`` that only other methods read, such as penalties that this cannot add."""
+        read = {*cls.own_hparams(), *cls.FURTHER_HPARAMS}
+        if not (cls.trains_encoder and cls.takes_penalties):
+            read -= {hparam.name for hparam in penalties.HPARAMS}
+        return [name for name in names if name not in read]
 
     @classmethod
     def has_kl(cls, hparams: Mapping[str, Any]) -> bool:

@@ -6,7 +6,6 @@ A user's own methods are among them, see `own_methods`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from typing import Any
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS, SHIPPED
@@ -25,7 +24,7 @@ def _shipped_class(name: str, module: str) -> type[CLIPAlgorithm]:
 # Each file of this room says which algorithms it has, by a STYLE in their classes. At the end of
 # this module a user's own come to them.
 CLASSES: dict[str, type[CLIPAlgorithm]] = {
-    name: _shipped_class(name, declaration.file.stem) for name, declaration in SHIPPED.items()
+    name: _shipped_class(name, algorithm.file.stem) for name, algorithm in SHIPPED.items()
 }
 
 
@@ -51,31 +50,20 @@ def hparams_of(algorithm: str) -> dict[str, Hparam]:
     return {**others, **own}
 
 
-def overlay(
+def hparam_values(
     algorithm: str,
     dataset: str,
-    random_seed: int,
+    random_seed: int | None = None,
     clip_backbone: str = "",
     steps: int | None = None,
-) -> dict[str, tuple[Any, Any]]:
-    """name -> (default, random value), as ``domainbed.hparams_registry._hparams`` returns them.
+) -> dict[str, Any]:
+    """Name -> default, or with a ``random_seed`` its draw, of all that records of this have.
 
     ``clip_backbone``: the CLIP that takes the place of the data set's default, if any. ``steps``:
     how many the job trains, if that is known.
     """
     conditions = Conditions(dataset, clip_backbone, steps)
     return hparams.values_of(hparams_of(algorithm), conditions, random_seed)
-
-
-def implied(
-    algorithm: str,
-    dataset: str,
-    overrides: Mapping[str, Any],
-    random_seed: int | None,
-    steps: int | None = None,
-) -> dict[str, Any]:
-    """The hparams that follow from ``overrides`` and ``steps``: `CLIPAlgorithm.implied_hparams`."""
-    return CLASSES[algorithm].implied_hparams(dataset, overrides, random_seed, steps)
 
 
 # A user's own methods, and why some cannot be used: then no job starts. Their files may import this

@@ -10,14 +10,14 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from domainbed_carft.data.verify import Report
+from domainbed_carft.data.verify import DataReport
 from domainbed_carft.errors import CarftError
 from domainbed_carft.pictures.preprocessing import Normalisation
 
 DATASET_PREFIX = "dataset:"
 
 
-class Environment(NamedTuple):
+class EnvironmentFacts(NamedTuple):
     """One environment: name, class names in label order, normalisation; None what is unknown."""
 
     name: str
@@ -32,8 +32,8 @@ class DatasetFacts(NamedTuple):
     the environments left out, None if the host does not tell.
     """
 
-    environments: Sequence[Environment] = ()
-    report: Report | None = None
+    environments: Sequence[EnvironmentFacts] = ()
+    report: DataReport | None = None
     protocol: str = "domainbed"
     test_envs: Sequence[int] | None = None
 
@@ -50,8 +50,8 @@ _facts_by_class_names: dict[str, DatasetFacts] = {}
 def remember(
     hparams: Any,
     dataset: str,
-    environments: Sequence[Environment],
-    report: Report | None = None,
+    environments: Sequence[EnvironmentFacts],
+    report: DataReport | None = None,
     protocol: str = "domainbed",
     test_envs: Sequence[int] | None = None,
 ) -> DatasetFacts:
@@ -114,7 +114,7 @@ def _key(class_names: Any) -> str:
     return class_names if isinstance(class_names, str) else json.dumps(list(class_names))
 
 
-def agreed_normalisation(environments: Sequence[Environment]) -> Normalisation | None:
+def agreed_normalisation(environments: Sequence[EnvironmentFacts]) -> Normalisation | None:
     """The normalisation of ``environments``, None if none has any; CarftError if they differ."""
     distinct = list(dict.fromkeys(e.normalisation for e in environments if e.normalisation))
     if len(distinct) > 1:

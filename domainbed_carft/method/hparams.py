@@ -1,7 +1,8 @@
 """What a hyperparameter is, and those that all of our algorithms share. No torch.
 
 Every value is a plain Python one, so that a record round-trips through JSON. What one method alone
-has is declared in its file, in the `HPARAMS` of its class; `algorithms.overlay` has all together.
+has is declared in its file, in the `HPARAMS` of its class; `algorithms.hparam_values`
+has all together.
 """
 
 from __future__ import annotations
@@ -96,22 +97,21 @@ class Hparam:
 
 
 def values_of(
-    hparams: Mapping[str, Hparam], conditions: Conditions, random_seed: int
-) -> dict[str, tuple[Any, Any]]:
-    """Name -> (default, random value), as ``domainbed.hparams_registry._hparams`` returns them.
+    hparams: Mapping[str, Hparam], conditions: Conditions, random_seed: int | None = None
+) -> dict[str, Any]:
+    """Name -> default; with a ``random_seed`` the value that it draws, where there is a draw.
 
     As in DomainBed each is drawn from its own generator, so that adding one never moves another.
     """
-    values = {}
+    values = {name: hparam.default_for(conditions) for name, hparam in hparams.items()}
+    if random_seed is None:
+        return values
+
     generator = np.random.RandomState()  # seeding one is much faster than making many
     for name, hparam in hparams.items():
-        default = hparam.default_for(conditions)
-        drawn_value = default
         if hparam.draw:
             generator.seed(seed_hash(random_seed, name))
-            drawn_value = hparam.draw(generator, conditions)
-
-        values[name] = (default, drawn_value)
+            values[name] = hparam.draw(generator, conditions)
     return values
 
 

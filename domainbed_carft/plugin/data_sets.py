@@ -87,7 +87,7 @@ class PackageDataset:
             return self.preprocessing.resolution
         return self.INPUT_SHAPE[-1] if for_a_clip else HOST_SIZE
 
-    def read(self, root: Any) -> tuple[list[Any], verify.Report]:
+    def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
         """The environments below the data folder ``root``, not transformed, and their verdict."""
         raise NotImplementedError
 
@@ -114,7 +114,7 @@ class TaskData(PackageDataset):
             return []
         return [f"{task.name} needs --data_dir, the folder that has {task.folder}; {task.remedy}"]
 
-    def read(self, root: Any) -> tuple[list[Any], verify.Report]:
+    def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
         """The training split as the only environment; CarftError if it is missing."""
         raise_for(self.data_problems(root))
 
@@ -140,7 +140,7 @@ class EmojiStyles(PackageDataset):
     ENVIRONMENTS = ["fluent3d", "line", "noto", "twemoji"]
     INPUT_SHAPE = (3, EMOJI_SIZE, EMOJI_SIZE)
 
-    def read(self, root: Any) -> tuple[list[Any], verify.Report]:
+    def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
         """The styles, from the unpacked archive of the package, and their verdict."""
         folder = emoji.environment_folder(type(self).__name__)
         environments = [
@@ -187,7 +187,7 @@ class ImageNet(PackageDataset):
         """For our harness: what is wrong with the data, before a job starts."""
         return imagenet_training.missing_problems(root)
 
-    def read(self, root: Any) -> tuple[list[Any], verify.Report]:
+    def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
         """The training set, the only environment, and its verdict; CarftError if it is missing."""
         copy = imagenet_training.find_training_set(root)
         if copy is None:

@@ -136,12 +136,11 @@ def with_missing_hparams(values: Mapping[str, Any], algorithm: str) -> dict[str,
     What the host gives by one of our names, such as ``lr``, stays; a warning says so where it is
     not our default.
     """
-    from domainbed_carft.method.algorithms import overlay
+    from domainbed_carft.method.algorithms import hparam_values
 
     dataset = _parse_command_line().dataset or ""
     clip_backbone = values.get("clip_backbone", "")
-    pairs = overlay(algorithm, dataset, 0, clip_backbone, steps=planned_steps())
-    defaults = {name: default for name, (default, _) in pairs.items()}
+    defaults = hparam_values(algorithm, dataset, clip_backbone=clip_backbone, steps=planned_steps())
     if not dataset:  # no train of a host's but a notebook: the values are the user's
         del defaults["class_names"]
         return {**defaults, **values}
@@ -202,7 +201,7 @@ def hparams_to_add(algorithm: str, dataset: str, random_seed: int | None) -> str
     from domainbed_carft.method import algorithms
 
     overrides = hparams_by_hand()
-    missing = algorithms.implied(algorithm, dataset, overrides, random_seed)
+    missing = algorithms.CLASSES[algorithm].implied_hparams(dataset, overrides, random_seed)
     return json.dumps({**overrides, **missing}) if missing else ""
 
 

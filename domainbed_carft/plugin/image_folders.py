@@ -88,7 +88,7 @@ def require_weights(hparams: Any) -> None:
         raise EndedJob(str(error)) from None
 
 
-def _verified(name: str, root: Any, is_for_us: bool) -> verify.Report | None:
+def _verified(name: str, root: Any, is_for_us: bool) -> verify.DataReport | None:
     """What `carft data verify` finds in the folder, before the host may fail of it."""
     try:
         if not isinstance(root, (str, os.PathLike)) or not os.path.isdir(root):
@@ -102,7 +102,7 @@ def _verified(name: str, root: Any, is_for_us: bool) -> verify.Report | None:
     return report
 
 
-def warn_of_broken_data(report: verify.Report, is_for_us: bool) -> None:
+def warn_of_broken_data(report: verify.DataReport, is_for_us: bool) -> None:
     """Print, once a job, that the data is broken.
 
     Nothing is printed if the job ``is_for_us``, one of our algorithms: these refuse such data.
@@ -120,7 +120,7 @@ def warn_of_broken_data(report: verify.Report, is_for_us: bool) -> None:
 
 
 def hand_on_facts(
-    dataset: Any, report: verify.Report | None, protocol: str, hparams: Any, test_envs: Any
+    dataset: Any, report: verify.DataReport | None, protocol: str, hparams: Any, test_envs: Any
 ) -> None:
     """Keep the facts of ``dataset`` for the algorithms whose class names are those of ``hparams``.
 
@@ -129,7 +129,7 @@ def hand_on_facts(
     """
     environments = []
     for index, folder in enumerate(dataset.datasets):
-        environment = dataset_facts.Environment(
+        environment = dataset_facts.EnvironmentFacts(
             os.path.basename(os.path.normpath(getattr(folder, "root", str(index)))),
             getattr(folder, "classes", None),
             normalisation_of(getattr(folder, "transform", None)),

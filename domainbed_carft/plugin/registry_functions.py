@@ -100,10 +100,7 @@ def with_our_hparams(
         if to_add:
             warn_of_hparams_to_add(to_add)
 
-    overlay = algorithms.overlay(algorithm, dataset, random_seed or 0, steps=steps)
-    for name, (default, random_value) in overlay.items():
-        plain[name] = default if random_seed is None else random_value
-    return plain
+    return {**plain, **algorithms.hparam_values(algorithm, dataset, random_seed, steps=steps)}
 
 
 def _as_plain_value(value: Any) -> Any:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import CHOOSE
-from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results import selection
 from domainbed_carft.results.columns import AVERAGE, DOMAINBED, ENVIRONMENTS, ErrorKind, figures_of
 from domainbed_carft.results.evaluations import ALIGNMENT_EDGES, RunFigures, SplitFigures
@@ -80,7 +80,7 @@ def checkpoints(selected_runs: Sequence[Selected]) -> pd.DataFrame:
     return frame.sort_values([*RUN, "step"], ignore_index=True)
 
 
-def _drift_by_step(run: Run) -> dict[float, list[float]]:
+def _drift_by_step(run: RecordedRun) -> dict[float, list[float]]:
     """Step -> the values of DRIFT, which the algorithm measured and ``run`` does not hold."""
     return {
         float(record["step"]): [_finite_or_nan(record.get(name)) for name in DRIFT]
@@ -145,7 +145,9 @@ def means_of_trials(frame: pd.DataFrame, error: ErrorKind = DOMAINBED) -> pd.Dat
     return pd.DataFrame(means, columns=columns)
 
 
-def choices(runs: Sequence[Run], method: str, first_stage: Sequence[Run] = ()) -> pd.DataFrame:
+def choices(
+    runs: Sequence[RecordedRun], method: str, first_stage: Sequence[RecordedRun] = ()
+) -> pd.DataFrame:
     """A row for each choice of hyperparameters that the method had, where it had several.
 
     ``first_stage``: of a search in two stages, of which ``runs`` are the second.
@@ -178,7 +180,7 @@ def choices(runs: Sequence[Run], method: str, first_stage: Sequence[Run] = ()) -
 # What `carft evaluate` measured
 
 
-class EvaluatedSplit(NamedTuple):
+class TargetEvaluation(NamedTuple):
     """What was measured of a selected run on the environment that it left out."""
 
     algorithm: str
@@ -187,25 +189,28 @@ class EvaluatedSplit(NamedTuple):
     figures: SplitFigures
 
 
-def evaluated_splits(selected_runs: Sequence[Selected]) -> list[EvaluatedSplit]:
+def target_evaluations(selected_runs: Sequence[Selected]) -> list[TargetEvaluation]:
     """The evaluations of the selected runs that have one."""
-    evaluated = []
+    evaluations = []
     for selected in selected_runs:
         figures = figures_of(selected)
         part = figures.of_environment(selected.target) if isinstance(figures, RunFigures) else None
         if part:
             folder = selected.run.folder
-            evaluated.append(EvaluatedSplit(selected.row, selected.target, folder, part))
-    return evaluated
+            evaluations.append(TargetEvaluation(selected.row, selected.target, folder, part))
+    return evaluations
 
 
 def evaluated_names(
-    selected_runs: Sequence[Selected], evaluated: Sequence[EvaluatedSplit]
+    selected_runs: Sequence[Selected], evaluations: Sequence[TargetEvaluation]
 ) -> dict[str, str]:
     """Algorithm -> its name, with how many of its runs were evaluated unless all were."""
     names = {}
-    for algorithm in dict.fromkeys(split.algorithm for split in evaluated):
-        n_evaluated = len({split.folder for split in evaluated if split.algorithm == algorithm})
+    for algorithm in dict.fromkeys(evaluation.algorithm for evaluation in evaluations):
+        of_algorithm = [
+            evaluation for evaluation in evaluations if evaluation.algorithm == algorithm
+        ]
+        n_evaluated = len({evaluation.folder for evaluation in of_algorithm})
         n_selected = len({run.run.folder for run in selected_runs if run.row == algorithm})
         names[algorithm] = algorithm
         if n_evaluated < n_selected:
@@ -213,23 +218,25 @@ def evaluated_names(
     return names
 
 
-def reliability(evaluated: Sequence[EvaluatedSplit]) -> pd.DataFrame:
+def reliability(evaluations: Sequence[TargetEvaluation]) -> pd.DataFrame:
     """Numbers of pictures by confidence, all evaluated pictures of an algorithm as one set.
 
     Columns: ``algorithm``, ``series`` (BEFORE_SCALING, and AT_TEMPERATURE of those algorithms of
     which every run has a temperature), ``bin``, ``pictures``, ``correct``, and ``confidence``, the
     sum over the pictures.
     """
-    unscaled = {split.algorithm for split in evaluated if not split.figures.scaled}
+    unscaled = {evaluation.algorithm for evaluation in evaluations if not evaluation.figures.scaled}
     rows = []
-    for split in evaluated:
-        series = {BEFORE_SCALING: split.figures.calibration}
-        if split.figures.scaled and split.algorithm not in unscaled:
-            series[AT_TEMPERATURE] = split.figures.scaled
+    for evaluation in evaluations:
+        series = {BEFORE_SCALING: evaluation.figures.calibration}
+        if evaluation.figures.scaled and evaluation.algorithm not in unscaled:
+            series[AT_TEMPERATURE] = evaluation.figures.scaled
         for label, calibration in series.items():
             bins = calibration.reliability
             counts = zip(bins.pictures, bins.correct, bins.confidence)
-            rows += [(split.algorithm, label, number, *bin) for number, bin in enumerate(counts)]
+            rows += [
+                (evaluation.algorithm, label, number, *bin) for number, bin in enumerate(counts)
+            ]
 
     columns = ["algorithm", "series", "bin", "pictures", "correct", "confidence"]
     return _summed(pd.DataFrame(rows, columns=columns), by=["algorithm", "series", "bin"])
@@ -240,7 +247,7 @@ def calibration_error(bins: pd.DataFrame) -> float:
     return 100 * float((bins["correct"] - bins["confidence"]).abs().sum() / bins["pictures"].sum())
 
 
-def flips(evaluated: Sequence[EvaluatedSplit], environments: Sequence[str]) -> pd.DataFrame:
+def flips(evaluations: Sequence[TargetEvaluation], environments: Sequence[str]) -> pd.DataFrame:
     """Numbers of pictures by whether zero-shot CLIP and the runs predict them correctly.
 
     ``environments``: their labels, by number. Columns: ``environment``, ``algorithm``, ``gained``,
@@ -248,27 +255,27 @@ def flips(evaluated: Sequence[EvaluatedSplit], environments: Sequence[str]) -> p
     """
     rows = [
         {
-            "environment": environments[split.target],
-            "algorithm": split.algorithm,
-            **dataclasses.asdict(split.figures.flips),
+            "environment": environments[evaluation.target],
+            "algorithm": evaluation.algorithm,
+            **dataclasses.asdict(evaluation.figures.flips),
         }
-        for split in sorted(evaluated, key=lambda split: split.target)
+        for evaluation in sorted(evaluations, key=lambda evaluation: evaluation.target)
     ]
     return _summed(pd.DataFrame(rows), by=["environment", "algorithm"])
 
 
-def alignment(evaluated: Sequence[EvaluatedSplit]) -> pd.DataFrame:
+def alignment(evaluations: Sequence[TargetEvaluation]) -> pd.DataFrame:
     """Numbers of pictures by alignment score.
 
     Columns: ``algorithm``, ``bin_end``, ``pictures`` and ``correct``.
     """
     rows = [
-        (split.algorithm, *bin)
-        for split in evaluated
+        (evaluation.algorithm, *bin)
+        for evaluation in evaluations
         for bin in zip(
             [*ALIGNMENT_EDGES, math.inf],
-            split.figures.alignment.bin_pictures,
-            split.figures.alignment.bin_correct,
+            evaluation.figures.alignment.bin_pictures,
+            evaluation.figures.alignment.bin_correct,
         )
     ]
     columns = ["algorithm", "bin_end", "pictures", "correct"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from domainbed_carft import files, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.records import RecordWarning, Run, describe_warnings
+from domainbed_carft.jobs.records import RecordedRun, RecordWarning, describe_warnings
 from domainbed_carft.paths import AnyPath, as_path, as_text
 from domainbed_carft.report import plots, provenance
 from domainbed_carft.report.plots import Figure
@@ -291,7 +291,7 @@ def _facts(collection: Collection) -> list[tuple[str, str]]:
     ]
 
 
-def _training_times(runs: Sequence[Run]) -> list[str]:
+def _training_times(runs: Sequence[RecordedRun]) -> list[str]:
     """The hours of all jobs, if one device trained them and the records have their times."""
     hours = [run.cost.training_hours for run in runs if run.cost.training_hours is not None]
     devices = {run.cost.device for run in runs}

@@ -17,7 +17,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import RECORDS
-from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import EDITION
 from domainbed_carft.results.collection import Collection
 from domainbed_carft.results.columns import ENVIRONMENTS, Cell
@@ -70,7 +70,7 @@ def provenance_of(collection: Collection) -> Provenance:
     )
 
 
-def _settings(runs: Sequence[Run]) -> Grid:
+def _settings(runs: Sequence[RecordedRun]) -> Grid:
     """Arguments, hparams and versions of the jobs, their CLIPs and prompts."""
     counts: Counter[tuple[str, str]] = Counter()
     titles = benchmarks.dataset_titles(run.dataset for run in runs)
@@ -90,14 +90,14 @@ def _settings(runs: Sequence[Run]) -> Grid:
     return Grid("Settings and versions", ["Setting", "Value", "Jobs"], rows, notes=[])
 
 
-def _digest(runs: Iterable[Run]) -> str:
+def _digest(runs: Iterable[RecordedRun]) -> str:
     """SHA-256 of the records of all runs, file after file in the order of their folders."""
     folders = sorted({run.folder for run in runs}, key=os.fsencode)
     contents = [files.read_small(Path(folder, RECORDS)) for folder in folders]
     return hashlib.sha256(b"".join(contents)).hexdigest()
 
 
-def _commands(runs: Iterable[Run]) -> dict[str, JobCommand]:
+def _commands(runs: Iterable[RecordedRun]) -> dict[str, JobCommand]:
     """A job's folder -> its command for a shell, with the arguments that were recorded.
 
     The folders on the page are below OUT, so that it does not tell where the sweeps are here.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.report import evaluation_plots, frames, plots, provenance
 from domainbed_carft.report.plots import Figure, Styles
 from domainbed_carft.report.provenance import TableJobs
@@ -176,7 +176,7 @@ class SectionMaker:
             for label, of_environment in frames.rows_by(cells, "environment").items()
         ]
 
-    def _choices(self, table: Table, runs: Sequence[Run]) -> list[Part]:
+    def _choices(self, table: Table, runs: Sequence[RecordedRun]) -> list[Part]:
         """A figure of all choices for each algorithm that had several; no part without any."""
         cells = {(run.dataset, run.row, run.job.role.cell) for run in runs}
         first_stage = [
@@ -266,12 +266,12 @@ class SectionMaker:
 
     def _evaluations(self, table: Table, selected: Sequence[Selected]) -> list[Part]:
         """Figures of what ``carft evaluate`` measured; an empty part without any evaluated run."""
-        evaluated = frames.evaluated_splits(selected)
-        if not evaluated:
+        evaluations = frames.target_evaluations(selected)
+        if not evaluations:
             return [Part("evaluation", [])]
 
-        names = frames.evaluated_names(selected, evaluated)
-        bins = frames.reliability(evaluated)
+        names = frames.evaluated_names(selected, evaluations)
+        bins = frames.reliability(evaluations)
         reliability = [
             evaluation_plots.reliability(
                 names[algorithm],
@@ -285,14 +285,16 @@ class SectionMaker:
         alignment = evaluation_plots.over_alignment(
             table.dataset_title,
             self.name(table.dataset, "over_alignment"),
-            frames.alignment(evaluated),
+            frames.alignment(evaluations),
             self.styles,
             names,
-            thresholds=sorted({split.figures.alignment.threshold for split in evaluated}),
+            thresholds=sorted(
+                {evaluation.figures.alignment.threshold for evaluation in evaluations}
+            ),
         )
         return [
             Part("reliability", reliability),
-            Part("flips", self._flips(table, frames.flips(evaluated, table.columns), names)),
+            Part("flips", self._flips(table, frames.flips(evaluations, table.columns), names)),
             Part("alignment", [alignment]),
         ]
 

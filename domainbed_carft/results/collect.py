@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.records import RecordWarning, Run
+from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import columns as table_columns
 from domainbed_carft.results import comparisons as comparing
 from domainbed_carft.results import formats, published, selection, suites
@@ -559,7 +559,7 @@ _RECORD_COLUMNS = (
 )
 
 
-def _checkpoint_rows(run: Run, setting: str) -> list[Mapping[str, Any]]:
+def _checkpoint_rows(run: RecordedRun, setting: str) -> list[Mapping[str, Any]]:
     """A row for each checkpoint of a run: column -> value."""
     in_splits, out_splits = selection.accuracies(run)
     names = [

@@ -19,7 +19,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.job import Candidate, Choice, Job
 from domainbed_carft.jobs.manifest import Sweep
-from domainbed_carft.jobs.records import RecordWarning, Run, RunsAndWarnings
+from domainbed_carft.jobs.records import RecordedRun, RecordWarning, RunsAndWarnings
 from domainbed_carft.jobs.setting import (
     DEFAULT,
     ENVIRONMENTS,
@@ -31,7 +31,7 @@ from domainbed_carft.jobs.setting import (
 )
 from domainbed_carft.jobs.setting import setting as setting_of
 from domainbed_carft.paths import AnyPath, as_paths
-from domainbed_carft.results import roles, selection
+from domainbed_carft.results import job_roles, selection
 from domainbed_carft.results import rows as row_names
 from domainbed_carft.results.rows import JointRow, JointRows
 from domainbed_carft.results.selection import Selected
@@ -62,7 +62,7 @@ class Group:
     """
 
     title: str
-    runs: Sequence[Run]
+    runs: Sequence[RecordedRun]
     planned: Sequence[Job]
     notes: Sequence[str]
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -108,12 +108,12 @@ class Collection:
     methods: Sequence[str]
     warnings: Sequence[RecordWarning]
     compare_with: Sequence[str]
-    first_stages: Sequence[Run] = ()
+    first_stages: Sequence[RecordedRun] = ()
     joint_rows: Mapping[str, JointRow] = field(default_factory=dict)
     folders: Sequence[Path] = ()
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[RecordedRun]:
         """The runs of all groups."""
         return [run for group in self.groups for run in group.runs]
 
@@ -162,11 +162,11 @@ def gather(
     folders = as_paths(folders)
     runs, warnings = _read_runs(folders)
     sweeps = [_read_manifest(folder, warnings) for folder in folders]
-    runs = roles.assign_to_runs(runs, sweeps)
+    runs = job_roles.assign_to_runs(runs, sweeps)
     if selection.LEAVE_ONE_OUT not in (methods or ()):
-        roles.require_known_roles(runs, sweeps)
+        job_roles.require_known_roles(runs, sweeps)
 
-    last_stage = roles.last_stage(runs, sweeps)
+    last_stage = job_roles.last_stage(runs, sweeps)
     declared = dict.fromkeys(name for sweep in sweeps for name in sweep.declared_algorithms)
     rows = row_names.label_rows(
         last_stage.runs, last_stage.planned, by=by, folders=folders, declared=declared
@@ -273,7 +273,7 @@ def _groups(
     ]
     parts = _parts_that_split([(run.job, setting) for run, setting in runs], planned, ignored)
 
-    members: dict[_GroupKey, list[Run]] = {}
+    members: dict[_GroupKey, list[RecordedRun]] = {}
     for run, setting in runs:
         members.setdefault(_group_key(setting, parts), []).append(run)
     planned_by_group = _planned_by_group(planned, parts, members)
@@ -341,7 +341,7 @@ def _cell_setting(
 def _planned_by_group(
     planned: Iterable[tuple[Job, Mapping[str, str]]],
     parts: Sequence[str],
-    members: Mapping[_GroupKey, Sequence[Run]],
+    members: Mapping[_GroupKey, Sequence[RecordedRun]],
 ) -> dict[_GroupKey, list[Job]]:
     """The planned jobs that belong to each group; a job may belong to several, or to a new one.
 
@@ -369,13 +369,13 @@ def _without_test_envs(candidate: Candidate) -> tuple[str, str, int, Choice]:
     return candidate.dataset, candidate.row, candidate.trial, candidate.choice
 
 
-def _distinct(runs: Sequence[Run]) -> tuple[list[Run], list[RecordWarning]]:
+def _distinct(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[RecordWarning]]:
     """``runs`` of one group with each job once, and a warning for each run passed over.
 
     Of several, the finished one counts; of several with the same records, the first. Raises
     CarftError, naming all of them, for jobs whose runs have different records.
     """
-    runs_by_job: dict[Candidate, list[Run]] = {}
+    runs_by_job: dict[Candidate, list[RecordedRun]] = {}
     for run in runs:
         runs_by_job.setdefault(run.job.candidate, []).append(run)
 
@@ -404,7 +404,7 @@ def _distinct(runs: Sequence[Run]) -> tuple[list[Run], list[RecordWarning]]:
     return distinct_runs, warnings
 
 
-def _content(run: Run) -> tuple[bytes, bytes]:
+def _content(run: RecordedRun) -> tuple[bytes, bytes]:
     """The steps and accuracies as bytes, since nan is not equal to nan."""
     return run.steps.tobytes(), run.accuracies.tobytes()
 
@@ -466,7 +466,7 @@ def _conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[str]:
 
 
 def _differences(
-    runs: Sequence[Run], environments: Mapping[str, Sequence[str]], row_parts: Sequence[str]
+    runs: Sequence[RecordedRun], environments: Mapping[str, Sequence[str]], row_parts: Sequence[str]
 ) -> Iterator[str]:
     """How the settings of a group's algorithms and data sets differ, a sentence for each part.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.cost import Cost
-from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.text import unknown
 
 if TYPE_CHECKING:
@@ -231,11 +231,11 @@ class RowRuns:
     environments: Sequence[str]
     cells: Sequence[Cell]
     selected: Sequence[Selected]
-    candidates: Sequence[Run]
+    candidates: Sequence[RecordedRun]
     error: ErrorKind
 
     @property
-    def selected_runs(self) -> list[Run]:
+    def selected_runs(self) -> list[RecordedRun]:
         """The runs whose accuracies count, each once."""
         return list({id(selected.run): selected.run for selected in self.selected}.values())
 
@@ -368,7 +368,7 @@ def _of_candidates(cost_of: CostOf, combine: Combine, key: str) -> Measure:
     return lambda row: _cost_cell(row.candidates, cost_of, combine, key)
 
 
-def _cost_cell(runs: Sequence[Run], cost_of: CostOf, combine: Combine, key: str) -> Cell:
+def _cost_cell(runs: Sequence[RecordedRun], cost_of: CostOf, combine: Combine, key: str) -> Cell:
     """The runs' costs combined; without a value if there is no run, or if any lacks the key."""
     if not runs:
         return Cell()
@@ -466,9 +466,9 @@ def _scaled(name: str) -> Callable[[SplitFigures], float | None]:
     return lambda part: getattr(part.scaled, name) if part.scaled else None
 
 
-_GAINED = _evaluated(lambda part: part.gained)
-_LOST = _evaluated(lambda part: part.lost)
-_NET = _evaluated(lambda part: part.gained - part.lost)
+_GAINED = _evaluated(lambda part: part.gained_share)
+_LOST = _evaluated(lambda part: part.lost_share)
+_NET = _evaluated(lambda part: part.gained_share - part.lost_share)
 
 
 def _flips(row: RowRuns) -> Cell:
@@ -594,7 +594,7 @@ def expand(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def choose(
-    names: Sequence[str], environments: Sequence[str], runs: Iterable[Run]
+    names: Sequence[str], environments: Sequence[str], runs: Iterable[RecordedRun]
 ) -> tuple[Column, ...]:
     """The columns with these names, in their order.
 

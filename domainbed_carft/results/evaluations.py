@@ -377,12 +377,12 @@ class SplitFigures(Figures):
     alignment: AlignmentFigures
 
     @property
-    def gained(self) -> float:
+    def gained_share(self) -> float:
         """The share of the pictures that only the run predicts correctly."""
         return self.flips.gained / self.split.pictures
 
     @property
-    def lost(self) -> float:
+    def lost_share(self) -> float:
         """The share of the pictures that only zero-shot CLIP predicts correctly."""
         return self.flips.lost / self.split.pictures
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from domainbed_carft.jobs.job import Candidate, Choice, Job
-from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results import selection
 from domainbed_carft.results.selection import LEAVE_ONE_OUT, METHODS
 
@@ -26,7 +26,7 @@ class Gaps:
     ``keys``: the jobs that were run or listed, in this order.
     """
 
-    def __init__(self, runs: Sequence[Run], planned: Sequence[Job] = ()) -> None:
+    def __init__(self, runs: Sequence[RecordedRun], planned: Sequence[Job] = ()) -> None:
         self.runs = {run.job.candidate: run for run in runs}
         self._listed = {job.candidate for job in planned}
         self._marks_done = bool(planned) or any(run.done for run in runs)
@@ -146,7 +146,7 @@ def _kind(key: Candidate) -> _Kind:
     return key.dataset, key.row, bool(key.test_envs)
 
 
-def _schedule(run: Run) -> tuple[object, ...]:
+def _schedule(run: RecordedRun) -> tuple[object, ...]:
     """What runs have to share to have checkpoints at the same steps."""
     frequency = run.setting.get("checkpoint_freq")
     return (*_kind(run.job.candidate), run.setting.get("steps"), frequency)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from domainbed_carft.data.benchmarks import ASSETS
-from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results.collection import Group
 from domainbed_carft.results.columns import Cell, ErrorKind, cell_of, format_accuracy
 from domainbed_carft.results.comparisons import LEVEL, student_interval
@@ -119,7 +119,7 @@ def figures(methods: Sequence[str] = ()) -> list[dict[str, Any]]:
     return [row | {"n": row["n"] and int(row["n"])} for row in rows]
 
 
-def counterpart(run: Run) -> str | None:
+def counterpart(run: RecordedRun) -> str | None:
     """The published method that a run is of, whatever its row is called; None if it has none."""
     if run.algorithm == "CLIPFineTune":
         start = "random" if run.recorded.get("head_init") == "random" else "zero-shot"
@@ -131,7 +131,7 @@ def compare(group: Group, group_tables: Iterable[Table]) -> GroupComparison:
     """Our averages over targets beside the published ones; ``group_tables``: all of the group."""
     published = {(figure["method"], figure["dataset"]): figure for figure in figures()}
     datasets = dict.fromkeys(dataset for _, dataset in published if dataset != AVERAGE)
-    runs_of_cell: dict[tuple[str, str], list[Run]] = {}
+    runs_of_cell: dict[tuple[str, str], list[RecordedRun]] = {}
     for run in group.runs:
         for dataset in (run.dataset, AVERAGE):
             runs_of_cell.setdefault((run.row, dataset), []).append(run)
@@ -224,13 +224,13 @@ def _half_of_last_digit(value: float) -> float:
     return float(0.5 * 10.0 ** -len(decimals))
 
 
-def _common_counterpart(runs: Iterable[Run]) -> str:
+def _common_counterpart(runs: Iterable[RecordedRun]) -> str:
     """The published method that all runs are of; "" if they are of several, or of none."""
     methods = {counterpart(run) for run in runs}
     return (methods.pop() or "") if len(methods) == 1 else ""
 
 
-def _deviations(run: Run) -> list[str]:
+def _deviations(run: RecordedRun) -> list[str]:
     """What a run has that the published method of its name has not."""
     method_hparams = _HPARAMS_OF_METHOD.get(run.algorithm, ())
     deviations = []
@@ -243,7 +243,7 @@ def _deviations(run: Run) -> list[str]:
     return deviations
 
 
-def _deviation_remark(run: Run) -> str:
+def _deviation_remark(run: RecordedRun) -> str:
     """The sentence on what a run has that the published method has not, "" if nothing."""
     deviations = _deviations(run)
     method = counterpart(run)

@@ -13,7 +13,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import raise_for
 from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.job import Job
-from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, HPARAM
 from domainbed_carft.jobs.setting import setting as setting_of
 
@@ -40,7 +40,9 @@ _Words = tuple[str, ...]
 
 
 def environment_labels(
-    runs: Iterable[Run], planned: Iterable[Job] = (), listed: Mapping[str, Sequence[str]] = {}
+    runs: Iterable[RecordedRun],
+    planned: Iterable[Job] = (),
+    listed: Mapping[str, Sequence[str]] = {},
 ) -> dict[str, tuple[str, ...]]:
     """Data set -> labels of its environments, in the order of the tables.
 
@@ -132,7 +134,7 @@ class JointRows:
     ``parts``: what the names tell, as settings call it; ``rows``: what each is of, by its name.
     """
 
-    runs: list[Run]
+    runs: list[RecordedRun]
     planned: list[Job]
     names: list[str]
     parts: list[str]
@@ -140,7 +142,7 @@ class JointRows:
 
 
 def label_rows(
-    runs: Sequence[Run],
+    runs: Sequence[RecordedRun],
     planned: Sequence[Job],
     *,
     by: Sequence[str],
@@ -236,7 +238,9 @@ def _require_varying(by: Sequence[str], facts: Sequence[_JobFacts]) -> None:
     )
 
 
-def _recorded_defaults(by: Sequence[str], runs: Iterable[Run]) -> dict[tuple[str, str], Any]:
+def _recorded_defaults(
+    by: Sequence[str], runs: Iterable[RecordedRun]
+) -> dict[tuple[str, str], Any]:
     """(Algorithm, hparam) -> its recorded value where it was not set; of several values, none."""
     recorded: dict[tuple[str, str], list[Any]] = {}
     for run in runs:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from domainbed_carft.jobs.job import Choice
-from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results.method_names import IN_DOMAIN as IN_DOMAIN
 from domainbed_carft.results.method_names import LEAVE_ONE_OUT as LEAVE_ONE_OUT
 from domainbed_carft.results.method_names import ORACLE
@@ -39,8 +39,8 @@ class Candidates(NamedTuple):
     row: str
     target: int
     trial: int
-    singles: dict[Choice, Run]
-    pairs: dict[Choice, dict[int, Run]]
+    singles: dict[Choice, RecordedRun]
+    pairs: dict[Choice, dict[int, RecordedRun]]
 
 
 class Outcome(NamedTuple):
@@ -55,11 +55,11 @@ class Outcome(NamedTuple):
     step: float
     validation: float
     accuracy: float
-    runs: Sequence[Run]
+    runs: Sequence[RecordedRun]
     members: int = 1
 
     @property
-    def run(self) -> Run:
+    def run(self) -> RecordedRun:
         """The run whose accuracy counts."""
         return self.runs[0]
 
@@ -87,7 +87,7 @@ class Selected(NamedTuple):
     outcome: Outcome
 
     @property
-    def run(self) -> Run:
+    def run(self) -> RecordedRun:
         """The run whose accuracy counts."""
         return self.outcome.runs[0]
 
@@ -109,7 +109,7 @@ class Method(NamedTuple):
     leaves_out: bool = True
 
 
-def candidates_by_target(runs: Iterable[Run]) -> list[Candidates]:
+def candidates_by_target(runs: Iterable[RecordedRun]) -> list[Candidates]:
     """The candidates of each (data set, row, target, trial) among ``runs``.
 
     They come in the order of DomainBed's groups, on which the last bit of a mean depends.
@@ -144,7 +144,7 @@ def ranked_outcomes(candidates: Candidates, method: Method) -> list[Outcome]:
     ]
 
 
-def select(runs: Iterable[Run], name: str) -> list[Selected]:
+def select(runs: Iterable[RecordedRun], name: str) -> list[Selected]:
     """What the method called ``name``, one of METHODS, selects from runs of one group."""
     method = METHODS[name]
     if not method.leaves_out:
@@ -165,7 +165,7 @@ def select(runs: Iterable[Run], name: str) -> list[Selected]:
     return selected
 
 
-def select_one_setting(runs: Iterable[Run], method: str) -> list[Selected]:
+def select_one_setting(runs: Iterable[RecordedRun], method: str) -> list[Selected]:
     """What ``method`` selects if in each trial all targets of a data set share one choice.
 
     It is the choice with the highest mean validation accuracy over the targets; of equally good
@@ -203,12 +203,12 @@ def _best_choice(by_target: dict[int, dict[Choice, Outcome]]) -> Choice | None:
     return max(complete, key=rank)
 
 
-def candidate_runs(runs: Sequence[Run], name: str) -> list[Run]:
+def candidate_runs(runs: Sequence[RecordedRun], name: str) -> list[RecordedRun]:
     """The runs that the method called ``name`` can choose from, each once."""
     if not METHODS[name].leaves_out:
         return [run for run in runs if not run.test_envs]
 
-    candidate_runs: dict[int, Run] = {}
+    candidate_runs: dict[int, RecordedRun] = {}
     for candidates in candidates_by_target(runs):
         of_method = [*candidates.singles.values()]
         if name == LEAVE_ONE_OUT:
@@ -217,7 +217,7 @@ def candidate_runs(runs: Sequence[Run], name: str) -> list[Run]:
     return list(candidate_runs.values())
 
 
-def accuracies(run: Run) -> tuple[Floats, Floats]:
+def accuracies(run: RecordedRun) -> tuple[Floats, Floats]:
     """Accuracies in [0, 1] on in-splits and on out-splits, nan where a record has none.
 
     Both have a row for each checkpoint and a column for each environment.
@@ -226,7 +226,7 @@ def accuracies(run: Run) -> tuple[Floats, Floats]:
     return table[:, 0], table[:, 1]
 
 
-def in_domain(run: Run) -> Floats:
+def in_domain(run: RecordedRun) -> Floats:
     """Each checkpoint's mean accuracy over the out-splits of the environments trained on."""
     training_envs = [env for env in range(run.n_environments) if env not in run.test_envs]
     _, out_splits = accuracies(run)
@@ -241,12 +241,12 @@ def in_domain_at(outcome: Outcome) -> float:
     return float(in_domain(outcome.run)[row])
 
 
-def counts_last_record(run: Run) -> bool:
+def counts_last_record(run: RecordedRun) -> bool:
     """Whether only the last checkpoint of ``run`` counts: SWAD chooses among weights by itself."""
     return bool(run.recorded.get("average") == "swad")
 
 
-def validation_without_targets(run: Run) -> float:
+def validation_without_targets(run: RecordedRun) -> float:
     """Mean accuracy on the out-splits at the last step, for a run that left nothing out."""
     _, out_splits = accuracies(run)
     return float(out_splits[_last_row(run)].mean())
@@ -300,13 +300,13 @@ def _highest(validation: Floats) -> int:
     return int(np.nan_to_num(validation, nan=-1.0).argmax())
 
 
-def _last_row(run: Run) -> int:
+def _last_row(run: RecordedRun) -> int:
     """The row of the checkpoint with the highest step."""
     return int(np.frombuffer(run.steps).argmax())
 
 
 def _outcome_at(
-    candidates: Candidates, choice: Choice, row: int, validation: float, runs: Sequence[Run]
+    candidates: Candidates, choice: Choice, row: int, validation: float, runs: Sequence[RecordedRun]
 ) -> Outcome | None:
     """The outcome at one checkpoint; None if an accuracy that it needs is nan."""
     in_splits, _ = accuracies(runs[0])
@@ -316,7 +316,7 @@ def _outcome_at(
     return Outcome(choice, runs[0].steps[row], float(validation), accuracy, runs)
 
 
-def _in_domain(runs: Iterable[Run]) -> list[Selected]:
+def _in_domain(runs: Iterable[RecordedRun]) -> list[Selected]:
     """Accuracy on each out-split at the last step, of the choice with the highest sum of these."""
     highest_total: dict[tuple[str, str, int], float] = {}
     outcomes: dict[tuple[str, str, int], list[Outcome]] = {}
@@ -351,7 +351,7 @@ def _in_domain(runs: Iterable[Run]) -> list[Selected]:
     ]
 
 
-def _trial_of(run: Run) -> tuple[str, str, int]:
+def _trial_of(run: RecordedRun) -> tuple[str, str, int]:
     """Data set, row and trial of a run that left nothing out."""
     key = run.job.key
     return key.dataset, run.row, key.trial

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results import columns, selection
 from domainbed_carft.results.collection import Collection, Group
 from domainbed_carft.results.columns import (
@@ -272,7 +272,7 @@ class _TableMaker:
         for entry in group.selected(method, one_setting_for_all=one_setting):
             self._selected.setdefault((entry.row, entry.dataset), []).append(entry)
 
-        self._candidates: dict[tuple[str, str], list[Run]] = {}
+        self._candidates: dict[tuple[str, str], list[RecordedRun]] = {}
         for run in selection.candidate_runs(group.runs, method):
             self._candidates.setdefault((run.row, run.dataset), []).append(run)
 
@@ -329,7 +329,7 @@ class _TableMaker:
                     cells += self._row_cells(part, printed_columns, dataset, label)
         return self._table(dataset, environments, printed_columns, cells)
 
-    def _runs_on(self, dataset: str) -> list[Run]:
+    def _runs_on(self, dataset: str) -> list[RecordedRun]:
         return [run for run in self._group.runs if run.dataset == dataset]
 
     def _row_runs(self, name: str, dataset: str) -> RowRuns:

@@ -12,7 +12,7 @@ from typing import Any
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.facts import NAMES, NEUTRAL_RETIRED
 from domainbed_carft.jobs.job import overrides
-from domainbed_carft.jobs.records import RecordWarning, Run
+from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import selection
 from domainbed_carft.results.collection import Collection, Group, Sweeps, gathered
 from domainbed_carft.results.selection import Selected
@@ -115,7 +115,7 @@ def best_hparams(
                 yield _entry(selected, group.title, method, environment, drawn)
 
 
-def drawn_hparams(runs: Iterable[Run]) -> dict[tuple[str, str], list[str]]:
+def drawn_hparams(runs: Iterable[RecordedRun]) -> dict[tuple[str, str], list[str]]:
     """(data set, algorithm) -> the hyperparameters in which the draws of a random search differ.
 
     Only the records tell, so that no algorithm need be installed. Of a lone draw they tell nothing.

@@ -21,7 +21,7 @@ from domainbed_carft.data import picture_files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.pictures.plan import PicturePlan
-from domainbed_carft.pictures.recorded import recorded_plan
+from domainbed_carft.pictures.protocols import recorded_plan
 from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.text import quantity

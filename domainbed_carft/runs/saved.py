@@ -21,7 +21,7 @@ from domainbed_carft.errors import CarftError, CarftWarning, brief
 from domainbed_carft.files import weights
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import WEIGHTS
-from domainbed_carft.jobs.records import Run as RecordedRun
+from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.method import algorithms, objective, prompts
 from domainbed_carft.method.algorithm import TRAINING_PREFIXES, CLIPAlgorithm
 from domainbed_carft.paths import AnyPath, as_path

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files.weights import sha256
-from domainbed_carft.method.algorithms import CLASSES, hparams_of, overlay
+from domainbed_carft.method.algorithms import CLASSES, hparam_values, hparams_of
 from domainbed_carft.pictures.plan import FAST, PicturePlan
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.runs.merge_weights import fold_head_scale, mean
@@ -181,14 +181,14 @@ def _hparams_of(members: Sequence[Member]) -> dict[str, Any]:
     first = members[0].run.hparams
     shared = _shared_items([member.run.hparams for member in members])
     algorithm_hparams = {*hparams_of(PLAINEST)}
-    defaults = overlay(PLAINEST, members[0].run.args["dataset"], 0)
+    defaults = hparam_values(PLAINEST, members[0].run.args["dataset"])
     is_folded = float(members[0].state["head_factor"]) == 1.0
 
     hparams = {name: value for name, value in shared.items() if name not in algorithm_hparams}
     if "data_augmentation" in first:  # the host's
         hparams["data_augmentation"] = False
 
-    hparams |= {name: default for name, (default, _) in defaults.items()}
+    hparams |= defaults
     hparams |= {name: first[name] for name in DESCRIBING if name in first}
     hparams["head_scale"] = "folded" if is_folded else "outside"
     hparams["amp"] = shared.get("amp", "off")

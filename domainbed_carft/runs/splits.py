@@ -18,10 +18,14 @@ from typing import Any
 from domainbed.lib import misc
 from torch.utils.data import Dataset, Subset
 
-from domainbed_carft.data.picture_files import Member
+from domainbed_carft.data.picture_files import ByteRange
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.splits import Split as NamedSplit
-from domainbed_carft.jobs.splits import name_splits, select_evaluated, split_environments
+from domainbed_carft.jobs.splits import (
+    NamedSplit,
+    name_splits,
+    select_evaluated,
+    split_environments,
+)
 from domainbed_carft.method import dataset_facts, host_lookup, prompts
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.paths import AnyPath, as_text
@@ -317,9 +321,9 @@ def _descriptions(environment: Any, positions: Sequence[int]) -> Iterator[str]:
         yield " ".join(str(int(targets[position])) for position in positions)
 
 
-def _file_description(path: str | Member, root: str) -> str:
+def _file_description(path: str | ByteRange, root: str) -> str:
     """A picture's path below ``root``, size and time of change; in a shard its offset, too."""
-    if isinstance(path, Member):
+    if isinstance(path, ByteRange):
         name = path.path.removeprefix(root)
         return f"{name} {path.offset} {path.size} {_shard_time(path.path)}"
 
@@ -358,7 +362,7 @@ class _KeyedItems(Dataset[Any]):
         with rng.preserved_states():
             if self._source:
                 return self._read_by_plan(positions)
-            return [self._read(position) for position in positions]
+            return [self._read_host_item(position) for position in positions]
 
     def _read_by_plan(self, positions: Sequence[int]) -> list[Any]:
         requests = [(0, position, (*self._key, position)) for position in positions]
@@ -367,7 +371,7 @@ class _KeyedItems(Dataset[Any]):
             batch = batch.finish()
         return list(zip(*batch))
 
-    def _read(self, position: int) -> Any:
+    def _read_host_item(self, position: int) -> Any:
         # As in the harness's `lib/fast_data_loader.py`; no other host draws by a key.
         seed_of = rng.seed_of if host_lookup.in_our_harness() else misc.seed_hash
         rng.reseed(int(seed_of(*self._key, position)))

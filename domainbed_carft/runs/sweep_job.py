@@ -26,7 +26,7 @@ from torch import Tensor
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs import records
-from domainbed_carft.jobs.records import Run as RecordedRun
+from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.pictures.plan import PicturePlan
 from domainbed_carft.results import evaluations
 from domainbed_carft.results.evaluations import (

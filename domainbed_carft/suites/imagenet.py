@@ -145,7 +145,7 @@ def mapping_problems(root: Path) -> list[str]:
     return [f"{mappings} does not join its folders to ImageNet's classes as known"]
 
 
-def verify(name: str, data_dir: Path | None, decode: bool = False) -> verification.Report:
+def verify(name: str, data_dir: Path | None, decode: bool = False) -> verification.DataReport:
     """What is found of the test set ``name``, and of ImageNet's training set if that is the name.
 
     Raises CarftError where there is no folder of it.
@@ -169,7 +169,7 @@ def verify(name: str, data_dir: Path | None, decode: bool = False) -> verificati
     return _joint_report(training, validation)
 
 
-def _verify_test_set(name: str, data_dir: Path, decode: bool) -> verification.Report:
+def _verify_test_set(name: str, data_dir: Path, decode: bool) -> verification.DataReport:
     (test_set,) = [test_set for test_set in suite().sets if test_set.name == name]
     copy = test_set.find(data_dir)
     if copy.root is None:
@@ -178,7 +178,7 @@ def _verify_test_set(name: str, data_dir: Path, decode: bool) -> verification.Re
     label_counts = Counter(label for _, label in copy.samples)
     class_counts = {c: label_counts[label] for label, c in enumerate(test_set.classes)}
     environment = "val" if name == "ImageNet" else name
-    report = verification.Report(
+    report = verification.DataReport(
         name,
         copy.root,
         {environment: class_counts},
@@ -193,13 +193,13 @@ def _verify_test_set(name: str, data_dir: Path, decode: bool) -> verification.Re
     )
 
 
-def _with_note(report: verification.Report, note: str) -> verification.Report:
+def _with_note(report: verification.DataReport, note: str) -> verification.DataReport:
     return dataclasses.replace(report, notes=[*report.notes, note])
 
 
 def _joint_report(
-    training: verification.Report, validation: verification.Report
-) -> verification.Report:
+    training: verification.DataReport, validation: verification.DataReport
+) -> verification.DataReport:
     """One report of ImageNet's two sets, whose sentences begin with ``train`` or ``val``."""
     named = {"train": training, "val": validation}
 
@@ -211,7 +211,7 @@ def _joint_report(
         ]
 
     is_whole = training.edition and validation.edition
-    return verification.Report(
+    return verification.DataReport(
         name="ImageNet",
         root=Path(os.path.commonpath([training.root, validation.root])),
         counts={**training.counts, **validation.counts},
@@ -233,7 +233,7 @@ def terms(name: str) -> str:
 
 def download(
     name: str, data_dir: Path, fetch: downloading.Fetch | None = None
-) -> verification.Report:
+) -> verification.DataReport:
     """As ``data.download``; CarftError with `terms` for what users have to get themselves."""
     fact = facts()[name]
     if not fact["sources"]:

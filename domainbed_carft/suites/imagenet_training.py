@@ -81,7 +81,7 @@ def folder_problems(folder: Path, names: Sequence[str]) -> list[str]:
 
 def report(
     copy: TrainingSet, counts: Mapping[str, int], problems: Sequence[str], expected: int = PICTURES
-) -> verification.Report:
+) -> verification.DataReport:
     """What is found of a copy with ``counts`` pictures of each class, and its ``problems``."""
     problems = list(problems)
     empty = [name for name, number in counts.items() if not number]
@@ -93,12 +93,12 @@ def report(
     if total != expected:
         differences.append(f"has {total:,} pictures, expected {expected:,}")
     edition = None if problems or differences else EDITION
-    return verification.Report(
+    return verification.DataReport(
         "ImageNet", copy.place, {"train": counts}, problems, differences, (), edition
     )
 
 
-def verify(data_dir: str | Path, decode: bool = False) -> verification.Report:
+def verify(data_dir: str | Path, decode: bool = False) -> verification.DataReport:
     """What is found of the training set below ``data_dir``; CarftError if there is none.
 
     ``decode`` reads every picture of class folders; those in archives are not read.

@@ -28,7 +28,7 @@ def known_data() -> list[dict[str, Any]]:
 
 def verify_data(
     name_or_path: str, data_dir: Path | None = None, decode: bool = False
-) -> verification.Report:
+) -> verification.DataReport:
     """Verify a known data set below ``data_dir``, or a folder environment/class/picture by path.
 
     ``decode`` decodes every picture. Raises CarftError for an unknown name or missing data.
@@ -38,7 +38,9 @@ def verify_data(
     return judge(name_or_path, data_dir, decode)
 
 
-def download_data(name: str, data_dir: Path, accept_different: bool = False) -> verification.Report:
+def download_data(
+    name: str, data_dir: Path, accept_different: bool = False
+) -> verification.DataReport:
     """Download a known data set to ``data_dir`` and verify it.
 
     ``accept_different`` installs a benchmark even if it differs from the known editions. Raises

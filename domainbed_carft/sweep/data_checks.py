@@ -101,7 +101,7 @@ def _verdict(name: str, folder: str | None, data_dir: str, is_checked: bool) -> 
     )
 
 
-def _verify(name: str, data_dir: Path) -> verify.Report:
+def _verify(name: str, data_dir: Path) -> verify.DataReport:
     """What `carft data verify` finds of the pictures that jobs of the data set train on."""
     if name == "ImageNet":
         return imagenet_training.verify(data_dir)

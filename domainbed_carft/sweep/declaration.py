@@ -79,11 +79,11 @@ Setting = Annotated[
     ),
 ]
 Hparams = dict[str, Setting]
-Environment = Annotated[
+EnvironmentReference = Annotated[
     Annotated[Index, Tag("<index>")] | Annotated[str, Tag("<label>")],
     Discriminator(lambda value: "<index>" if isinstance(value, int) else "<label>"),
 ]
-Environments = Annotated[list[Environment], Field(min_length=1)]
+EnvironmentReferences = Annotated[list[EnvironmentReference], Field(min_length=1)]
 SINGLE_SOURCE = "single-source"
 
 
@@ -98,8 +98,8 @@ def _division_tag(value: Any) -> str:
 # The environments to leave out: one at a time, or several together.
 Division = Annotated[
     Annotated[Literal["single-source"], Tag("<word>")]
-    | Annotated[Environments, Tag("<list>")]
-    | Annotated[Annotated[list[Environments], Field(min_length=1)], Tag("<lists>")],
+    | Annotated[EnvironmentReferences, Tag("<list>")]
+    | Annotated[Annotated[list[EnvironmentReferences], Field(min_length=1)], Tag("<lists>")],
     Discriminator(_division_tag),
 ]
 MethodName = Literal["training-domain", "leave-one-domain-out", "oracle"]
@@ -390,13 +390,13 @@ class Declaration(Shape):
         stage = CHOOSE if self.has_stages else ""
         trials = self.choosing_trials if self.has_stages else self.trial_seeds
 
-        def roles(cell: SweepCell, test_envs: Sequence[int]) -> list[Role]:
+        def roles_of_members(cell: SweepCell, test_envs: Sequence[int]) -> list[Role]:
             members = self.members(cell.dataset, cell.algorithm)
             if self.has_stages and len(members) < 2:  # there is nothing to choose
                 return []
             return [Role(cell.name, values, number, stage) for number, values in enumerate(members)]
 
-        return self._jobs(trials, roles, data_dir, output)
+        return self._jobs(trials, roles_of_members, data_dir, output)
 
     def repeated_jobs(
         self, data_dir: str, output: Path, chosen: Iterable[ChosenValues]
@@ -410,7 +410,7 @@ class Declaration(Shape):
             row = (choice.cell, choice.dataset, choice.algorithm)
             chosen_of_cell.setdefault(row, []).append(choice)
 
-        def roles(cell: SweepCell, test_envs: Sequence[int]) -> list[Role]:
+        def roles_of_chosen_values(cell: SweepCell, test_envs: Sequence[int]) -> list[Role]:
             members = self.members(cell.dataset, cell.algorithm)
             values = [
                 choice.values
@@ -423,7 +423,7 @@ class Declaration(Shape):
                 for number in dict.fromkeys(numbers)
             ]
 
-        return self._jobs(self.trial_seeds, roles, data_dir, output)
+        return self._jobs(self.trial_seeds, roles_of_chosen_values, data_dir, output)
 
     def targets(self, dataset: str, labels: Sequence[str] | None = None) -> list[list[int]]:
         """As of `Shape`, of the data set's own environments."""

@@ -20,7 +20,7 @@ from domainbed_carft.jobs import manifest, records
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.job import Choice, Job
 from domainbed_carft.jobs.manifest import ChosenValues, Search
-from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.launchers import launch_file
 from domainbed_carft.launchers.slurm import Slurm
 from domainbed_carft.results import selection
@@ -146,7 +146,7 @@ def choose(jobs: Sequence[Job], method: str, by_target: bool) -> tuple[ChosenVal
     return tuple(chosen)
 
 
-def _runs_of(jobs: Sequence[Job]) -> list[Run]:
+def _runs_of(jobs: Sequence[Job]) -> list[RecordedRun]:
     """The runs of these jobs, with the roles of the jobs."""
     job_of_folder = {job.folder: job for job in jobs}
     runs = []
@@ -158,10 +158,10 @@ def _runs_of(jobs: Sequence[Job]) -> list[Run]:
 
 
 def _validation_accuracies(
-    runs: Sequence[Run], method: str, by_target: bool
+    runs: Sequence[RecordedRun], method: str, by_target: bool
 ) -> Iterator[tuple[_Row, Choice, float]]:
     """The validation accuracy in [0, 1] of each run and target, nan if there is none."""
-    runs_of_cell: dict[str, list[Run]] = {}
+    runs_of_cell: dict[str, list[RecordedRun]] = {}
     for run in runs:
         runs_of_cell.setdefault(run.job.role.cell, []).append(run)
 

@@ -19,6 +19,7 @@ HARNESS = Path(domainbed.__file__).parent
 
 ALGORITHM_HOOKS = {
     *("is_constant", "process_group", "hparam_problems", "implied_hparams"),
+    "unread_hparams",
     *("RESOLVED_HPARAMS", "EARLIER_HPARAMS"),
     *("wants_validation_loss", "trained_logits", "at_checkpoint"),
     *(

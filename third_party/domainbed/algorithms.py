@@ -113,6 +113,11 @@ class Algorithm(torch.nn.Module):
         return {}
 
     @classmethod
+    def unread_hparams(cls, names: Sequence[str]) -> Sequence[str]:
+        """Return those of `names`, set by `--hparams`, that only other algorithms read."""
+        return []
+
+    @classmethod
     def upgraded_hparams(cls, stored: Mapping[str, Any]) -> tuple[Hparams, Hparams]:
         """Return the hyperparameters of a state of an earlier version, and the facts among them.
 

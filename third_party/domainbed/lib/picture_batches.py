@@ -98,7 +98,7 @@ class Pictures:
         same_plan = next((plan for plan in plans if plan.describe() == description), self.plan)
         return replace(self, plan=same_plan)
 
-    def source(self, dataset: Any) -> Source | None:
+    def source(self, dataset: Any) -> PictureSource | None:
         """How to read a data set, or a part of one; None if its own transforms do that."""
         environment = dataset
         positions = None
@@ -113,7 +113,7 @@ class Pictures:
         plan = replace(own_plan, mode=FAST, jitter=self.plan.jitter)
         if self.plan.is_for_model:
             plan = plan.for_model(self.plan.size, self.plan.mean, self.plan.std)
-        return Source(environment, positions, plan, self.finished_by_loader)
+        return PictureSource(environment, positions, plan, self.finished_by_loader)
 
 
 def environment_plan(environment: Any) -> PicturePlan | None:
@@ -159,7 +159,7 @@ def _common_plan(environments: Sequence[Any]) -> PicturePlan:
 
 
 @dataclass(frozen=True)
-class Source:
+class PictureSource:
     """An environment, or a part of it, whose pictures are read by a plan."""
 
     folder: ImageFolder

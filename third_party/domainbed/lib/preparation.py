@@ -22,10 +22,10 @@ from domainbed.lib.job_batches import JobBatches
 from domainbed.lib.picture_batches import Pictures
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.jobs.job import draw_seed, registry_hparams
+from domainbed_carft.jobs.job import unset_hparams
 from domainbed_carft.jobs.splits import (
     EnvironmentSplits,
-    Split,
+    NamedSplit,
     select_evaluated,
     split_environments,
 )
@@ -88,15 +88,12 @@ def choose_hparams(
     began, and keeps what its first machine made of "auto". Of those that were added since it has
     the values in effect before.
     """
-    hparams = registry_hparams(hparams_registry, vars(args))
-    seed = draw_seed(vars(args))
     algorithm_class = algorithms.get_algorithm_class(args.algorithm)
-    implied = algorithm_class.implied_hparams(args.dataset, overrides, seed, steps=args.steps)
+    unset = unset_hparams(hparams_registry, algorithm_class, vars(args), overrides, stored)
     if stored is None:
-        return {**hparams, **implied, **overrides}
+        return {**unset, **overrides}
 
-    kept = {name: value for name, value in implied.items() if stored.get(name) == value}
-    chosen = {**hparams, **_earlier_values(args, stored), **kept, **overrides}
+    chosen = {**unset, **_earlier_values(args, stored), **overrides}
     for name in algorithm_class.RESOLVED_HPARAMS:
         if chosen.get(name) == "auto":
             chosen[name] = stored.get(name, "auto")
@@ -108,15 +105,23 @@ def changed_hparams(
 ) -> dict[str, Any]:
     """Those of the chosen `hparams` that differ from the defaults of the algorithm and data set."""
     algorithm_class = algorithms.get_algorithm_class(args.algorithm)
-    defaults = {
-        **hparams_registry.default_hparams(args.algorithm, args.dataset),
-        **algorithm_class.implied_hparams(args.dataset, overrides, None, steps=args.steps),
-    }
+    undrawn = {**vars(args), "hparams_seed": 0}
+    defaults = unset_hparams(hparams_registry, algorithm_class, undrawn, overrides)
     return {
         name: value
         for name, value in hparams.items()
         if name not in defaults or defaults[name] != value
     }
+
+
+def unread_hparams(args: argparse.Namespace, overrides: Mapping[str, Any]) -> Sequence[str]:
+    """Return the names among `overrides` that change nothing for the job's algorithm."""
+    read_here = {
+        *hparams_registry.default_hparams("ERM", args.dataset),
+        *hparams_registry.OPTIONAL_HPARAMS,
+    }
+    names = [name for name in overrides if name not in read_here]
+    return algorithms.get_algorithm_class(args.algorithm).unread_hparams(names)
 
 
 def with_newer_defaults(args: argparse.Namespace, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +180,7 @@ def warn_of_small_environments(
 
 
 def evaluated_names(
-    named_splits: Iterable[Split],
+    named_splits: Iterable[NamedSplit],
     dataset: datasets.MultipleDomainDataset,
     skipped_environments: Collection[int],
 ) -> list[str]:

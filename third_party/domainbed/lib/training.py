@@ -36,8 +36,8 @@ from domainbed_carft.pictures import rng, transforms
 
 
 @dataclass
-class Run:
-    """A data set, its splits, an algorithm, and the folder that the records go to.
+class Trainer:
+    """One training: a data set, its splits, an algorithm, and the folder that the records go to.
 
     Building one draws the loaders' seeds and then builds the algorithm; `train` does the rest.
     Raises CarftError if the state does not fit this run, or several processes cannot train it.

@@ -59,6 +59,8 @@ def _run(
         changed_hparams = preparation.changed_hparams(args, overrides, hparams)
         _print("HParams:", sorted(changed_hparams.items()))
         print(f"\t{len(hparams) - len(changed_hparams)} others have their defaults")
+        for name in preparation.unread_hparams(args, overrides):
+            print(f"\t{name} has no effect on {args.algorithm}")
 
         memory_limit = picture_memory.memory_limit(flags.picture_memory)
         job = preparation.prepare(args, hparams, memory_limit)
@@ -66,13 +68,15 @@ def _run(
             print(f"Pictures: {job.pictures.description}; {picture_memory.describe(memory_limit)}")
         if job.pictures.lacks_numba:
             print("Warning: without numba pictures load at a third of the speed: pip install numba")
-        run = training.Run(job=job, state=state, stop=stop, lock=lock, process_group=process_group)
+        trainer = training.Trainer(
+            job=job, state=state, stop=stop, lock=lock, process_group=process_group
+        )
 
-        print(f"Workers: {run.n_workers}")
+        print(f"Workers: {trainer.n_workers}")
         log_kinds = flags.log if process_group.is_leader else ()
         with scalar_logs.Logs(log_kinds, vars(args), hparams) as logs:
-            run.files.log_to(logs)
-            run.train()
+            trainer.files.log_to(logs)
+            trainer.train()
 
 
 def _versions() -> dict[str, object]:

@@ -15,7 +15,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job, Role
 from domainbed_carft.jobs.manifest import Search, Sweep, trials_phrase
-from domainbed_carft.jobs.records import Run
+from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.text import quantity
 
 # With so few environments a pair for cross-validation also has a single source.
@@ -32,13 +32,13 @@ class LastStage:
     ``first_stages``: the runs among which a search has chosen, and which the tables do not show.
     """
 
-    runs: list[Run]
-    first_stages: list[Run]
+    runs: list[RecordedRun]
+    first_stages: list[RecordedRun]
     planned: list[Job]
     notes: list[str]
 
 
-def assign_to_runs(runs: Iterable[Run], sweeps: Sequence[Sweep]) -> list[Run]:
+def assign_to_runs(runs: Iterable[RecordedRun], sweeps: Sequence[Sweep]) -> list[RecordedRun]:
     """The runs, each with its job's role: from the manifest that lists it, else inferred."""
     listed_roles = {job.folder: job.role for sweep in sweeps for job in sweep.jobs}
 
@@ -53,7 +53,7 @@ def assign_to_runs(runs: Iterable[Run], sweeps: Sequence[Sweep]) -> list[Run]:
     return assigned
 
 
-def require_known_roles(runs: Sequence[Run], sweeps: Iterable[Sweep]) -> None:
+def require_known_roles(runs: Sequence[RecordedRun], sweeps: Iterable[Sweep]) -> None:
     """Refuse runs that may have a single source, or be pairs of which the single jobs are missing.
 
     These are jobs in no manifest that leave out two of three environments, of an algorithm that has
@@ -81,7 +81,7 @@ def require_known_roles(runs: Sequence[Run], sweeps: Iterable[Sweep]) -> None:
             )
 
 
-def last_stage(runs: Sequence[Run], sweeps: Sequence[Sweep]) -> LastStage:
+def last_stage(runs: Sequence[RecordedRun], sweeps: Sequence[Sweep]) -> LastStage:
     """What tables show: of a search with stages the second one, once its jobs are known."""
     hidden: set[Path] = set()
     notes: list[str] = []
