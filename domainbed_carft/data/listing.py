@@ -40,7 +40,8 @@ class Listing:
 
     def paths(self) -> dict[str, dict[str, list[str]]]:
         """Environment -> class -> its pictures, by their whole paths."""
-        paths = (os.path.join(self.root, picture) for picture in self.pictures)
+        prefix = os.path.join(self.root, "")
+        paths = (prefix + picture for picture in self.pictures)
         return {
             environment: {name: list(islice(paths, count)) for name, count in classes.items()}
             for environment, classes in self.counts.items()
@@ -109,7 +110,10 @@ def _list_pictures(listing: Listing, pairs: Sequence[tuple[str, str]]) -> Listin
     for environment, name in progress(pairs, description=description, unit="class", delay=1):
         before = len(listing.pictures)
         _add_pictures(listing, os.path.join(environment, name), ())
-        listing.pictures[before:] = sorted(listing.pictures[before:], key=os.path.split)
+        # By folder, then by name: in the order of os.walk, which ImageFolder sorts.
+        listing.pictures[before:] = sorted(
+            listing.pictures[before:], key=lambda path: path.rpartition("/")
+        )
         listing.counts[environment][name] = len(listing.pictures) - before
     return listing
 
