@@ -127,6 +127,7 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
     Of the checkpoints that of the first step is left out.
     """
     clock = Clock()
+    from domainbed import datasets
     from domainbed.lib import (
         evaluation,
         image_folders,
@@ -138,11 +139,11 @@ def inside_job(arguments: argparse.Namespace, only_start: bool) -> None:
     from domainbed.scripts import train
 
     from domainbed_carft.clips import backbone
-    from domainbed_carft.data import verify
 
     clock.seconds["importing"], clock.calls["importing"] = time.perf_counter() - clock.began, 1
-    clock.watch(image_folders, "read_environment", "listing by torchvision's ImageFolder")
-    clock.watch(verify, "verify_folder", "our check of the data")
+    clock.watch(datasets, "list_environments", "listing")
+    clock.watch(datasets, "verify_listing", "our check of the data")
+    clock.watch(image_folders, "read_environment", "ImageFolders of the listed pictures")
     clock.watch(preparation, "split_environments", "splits")
     clock.watch(backbone, "text_features", "text features of all prompts")
     clock.watch(training.Trainer, "__init__", "loaders and algorithm, text features included")

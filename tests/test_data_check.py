@@ -50,6 +50,36 @@ def train(host, algorithm, hparams='{"batch_size": 2}'):
     return warm.run(*command, cwd=folder, env={**os.environ, "PYTHONPATH": str(FAKES)})
 
 
+COUNTED_JOB = """
+import collections, os, sys
+root, *arguments = sys.argv[1:]
+counts = collections.Counter()
+
+def count(event, arguments):
+    if event in ("os.scandir", "os.listdir"):
+        folder = os.fspath(arguments[0])
+        if folder.startswith(root):
+            counts[os.path.relpath(folder, root)] += 1
+
+sys.addaudithook(count)
+from domainbed.scripts import train
+assert train.main(arguments) == 0
+print({folder: n for folder, n in counts.items() if os.sep in folder})
+"""
+
+
+def test_a_job_lists_each_class_folder_once(tmp_path):
+    root = grow(tmp_path / "pets", even(["cat", "dog"], "abc", 5), jpeg(size=(8, 8)))
+    arguments = ["--algorithm", "CARFT", "--dataset", str(root), "--hparams", CLIP]
+    arguments += ["--steps", "1", "--test_envs", "0", "--output_dir", str(tmp_path / "job")]
+
+    done = warm.run("-c", COUNTED_JOB, str(root), *arguments)
+
+    assert done.returncode == 0, done.stderr
+    folders = [f"{environment}/{name}" for environment in "abc" for name in ("cat", "dog")]
+    assert done.stdout.splitlines()[-1] == str(dict.fromkeys(folders, 1))
+
+
 def test_our_algorithms_refuse_broken_data_unless_unchecked(host):
     done = train(host, "CARFT", CLIP)
     assert done.returncode in (1, 2)  # a host of somebody else's ends as it does

@@ -12,6 +12,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
 
 from domainbed_carft.data import benchmarks, listing, picture_files, verify
 from domainbed_carft.errors import CarftError
+from domainbed_carft.pictures.image_lists import ListedFolder
 
 
 def test_both_editions_of_terra_incognita_are_recognised():
@@ -203,6 +204,8 @@ def test_counts_are_those_of_image_folder(tmp_path):
         (cat / name).write_bytes(b"x")
     (cat / "more" / "deeper").mkdir(parents=True)
     (cat / "more" / "deeper" / "1.png").write_bytes(b"x")
+    (cat / "more-").mkdir()
+    (cat / "more-" / "0.png").write_bytes(b"x")
     (cat / "folder.jpg").mkdir()
     (tmp_path / "art" / "loose.png").write_bytes(b"x")
     (cat / "linked").symlink_to(tmp_path / "photo" / "dog")
@@ -211,14 +214,14 @@ def test_counts_are_those_of_image_folder(tmp_path):
     assert listing.PICTURE_EXTENSIONS == IMG_EXTENSIONS
 
     listed = listing.list_environments(tmp_path)
+    paths = listed.paths()
     for environment in ("art", "photo"):
         image_folder = ImageFolder(str(tmp_path / environment))
-        paths = [p for p in listed.pictures if p.startswith(f"{environment}/")]
-        assert sorted(str(tmp_path / p) for p in paths) == sorted(
-            path for path, _ in image_folder.samples
-        )
+        listed_folder = ListedFolder(str(tmp_path / environment), paths[environment])
+        assert listed_folder.samples == image_folder.samples
+        assert listed_folder.class_to_idx == image_folder.class_to_idx
         counts = listed.counts[environment]
-        assert list(counts) == image_folder.classes
+        assert list(counts) == image_folder.classes == listed_folder.classes
         assert sum(counts.values()) == len(image_folder)
     assert listed.faults["link"] == ["art/cat/gone.png"]
 

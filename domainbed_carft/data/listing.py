@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from domainbed_carft.data.comparison import quoted_names
@@ -34,8 +35,17 @@ class Listing:
 
     root: Path
     counts: dict[str, dict[str, int]]  # environment -> class -> pictures; sorted, in label order
-    pictures: list[str]  # all that are counted
+    pictures: list[str]  # all that are counted, class by class, in the order of ImageFolder
     faults: dict[str, list[str]]  # by FAULT_KINDS, the paths with such a fault
+
+    def paths(self) -> dict[str, dict[str, list[str]]]:
+        """Environment -> class -> its pictures, by their whole paths."""
+        prefix = os.path.join(self.root, "")
+        paths = (prefix + picture for picture in self.pictures)
+        return {
+            environment: {name: list(islice(paths, count)) for name, count in classes.items()}
+            for environment, classes in self.counts.items()
+        }
 
     @property
     def problems(self) -> list[str]:
@@ -100,6 +110,10 @@ def _list_pictures(listing: Listing, pairs: Sequence[tuple[str, str]]) -> Listin
     for environment, name in progress(pairs, description=description, unit="class", delay=1):
         before = len(listing.pictures)
         _add_pictures(listing, os.path.join(environment, name), ())
+        # By folder, then by name: in the order of os.walk, which ImageFolder sorts.
+        listing.pictures[before:] = sorted(
+            listing.pictures[before:], key=lambda path: path.rpartition("/")
+        )
         listing.counts[environment][name] = len(listing.pictures) - before
     return listing
 

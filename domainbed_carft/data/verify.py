@@ -12,7 +12,7 @@ from typing import Any
 from domainbed_carft import text
 from domainbed_carft.data import benchmarks, comparison, emoji
 from domainbed_carft.data.comparison import Counts, quoted_names
-from domainbed_carft.data.listing import list_environments
+from domainbed_carft.data.listing import Listing, list_environments
 from domainbed_carft.data.picture_files import DamagedPicture, damaged_pictures
 from domainbed_carft.errors import CarftError
 
@@ -138,11 +138,15 @@ def verify_folder(name: str, root: Path, decode: bool = False) -> DataReport:
 
     Raises CarftError where it is not a folder, or cannot be read.
     """
-    listing = list_environments(root)
+    return verify_listing(name, list_environments(root), decode)
+
+
+def verify_listing(name: str, listing: Listing, decode: bool = False) -> DataReport:
+    """Verify a listed folder as that of the data set ``name``; decode its pictures if asked."""
     findings = comparison.compare(name, listing.counts)
     report = DataReport(
         name=name,
-        root=root,
+        root=listing.root,
         counts=listing.counts,
         problems=[*findings.problems, *listing.problems],
         differences=findings.differences,

@@ -1,4 +1,4 @@
-"""An environment's pictures as a list of any length, in folders or in shards; passes through it.
+"""An environment's pictures as they were listed, in folders or in shards; passes through them.
 
 Paths and labels are arrays: each loader process would copy a list's million objects, one by one.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torchvision.datasets import ImageFolder
 
+from domainbed_carft.data.listing import PICTURE_EXTENSIONS
 from domainbed_carft.data.picture_files import PictureDataset
 from domainbed_carft.data.shards import Index
 
@@ -46,6 +48,41 @@ class ImageList(PictureDataset):
         super().__init__(samples, classes)
         self.root = root
         self.targets = samples.labels
+
+
+class ListedFolder(ImageFolder):
+    """torchvision's ImageFolder of pictures that are listed already: it reads no folder.
+
+    ``pictures``: class -> paths of its pictures below ``root``. Raises FileNotFoundError, as
+    ImageFolder does, without any class and for a class without pictures.
+    """
+
+    def __init__(self, root: str, pictures: Mapping[str, Sequence[str]], **options: Any) -> None:
+        self._listed_pictures = pictures
+        super().__init__(root, **options)
+        del self._listed_pictures
+
+    def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
+        """The listed classes, and their labels."""
+        classes = list(self._listed_pictures)
+        if not classes:
+            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
+        return classes, {name: label for label, name in enumerate(classes)}
+
+    def make_dataset(self, directory: Any, class_to_idx: Mapping[str, int], **_: Any) -> Any:
+        """The listed pictures with their labels."""
+        empty = [name for name, paths in self._listed_pictures.items() if not paths]
+        if empty:
+            supported = ", ".join(PICTURE_EXTENSIONS)
+            raise FileNotFoundError(
+                f"Found no valid file for the classes {', '.join(empty)}. Supported extensions "
+                f"are: {supported}"
+            )
+        return [
+            (path, class_to_idx[name])
+            for name, paths in self._listed_pictures.items()
+            for path in paths
+        ]
 
 
 def shards_of(dataset: Any) -> np.ndarray | None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets import ImageFolder
 
 from domainbed_carft.data import (
     benchmarks,
@@ -26,7 +25,7 @@ from domainbed_carft.data import (
     verify,
 )
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.pictures.image_lists import ImageList, ImagePaths
+from domainbed_carft.pictures.image_lists import ImageList, ImagePaths, ListedFolder
 from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin.image_folders import (
@@ -143,10 +142,13 @@ class EmojiStyles(PackageDataset):
     def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
         """The styles, from the unpacked archive of the package, and their verdict."""
         folder = emoji.environment_folder(type(self).__name__)
+        listed = listing.list_environments(folder)
+        pictures = listed.paths()
         environments = [
-            ImageFolder(str(folder / name), loader=_decoded_emoji) for name in self.ENVIRONMENTS
+            ListedFolder(str(folder / name), pictures[name], loader=_decoded_emoji)
+            for name in self.ENVIRONMENTS
         ]
-        return environments, verify.verify_folder(type(self).__name__, folder)
+        return environments, verify.verify_listing(type(self).__name__, listed)
 
 
 class EmojiUnseen(EmojiStyles):

@@ -44,14 +44,22 @@ def with_data_check(original: Callable[..., None]) -> Callable[..., None]:
         is_for_us = "clip_backbone" in values
 
         require_weights(values)
-        report = _verified(type(self).__name__, arguments.get("root"), is_for_us)
+        # Our harness reports on what it lists itself, so that no folder is listed twice.
+        is_reported = hasattr(type(self), "report")
+        report = None if is_reported else _verified(type(self).__name__, arguments.get("root"))
 
+        failure = None
         try:
             original(self, *args, **kwargs)
         except Exception as error:
+            failure = error
+        report = self.report if is_reported else report
+        if report is not None:
+            warn_of_broken_data(report, is_for_us)
+        if failure is not None:
             if report is None or not (is_for_us and report.problems):
-                raise
-            raise CarftError(f"{report.refusal}. It cannot be loaded: {error}") from error
+                raise failure
+            raise CarftError(f"{report.refusal}. It cannot be loaded: {failure}") from failure
 
         try:
             # DPLCLIP puts the folders' names here, over what the user may have given.
@@ -88,18 +96,14 @@ def require_weights(hparams: Any) -> None:
         raise EndedJob(str(error)) from None
 
 
-def _verified(name: str, root: Any, is_for_us: bool) -> verify.DataReport | None:
+def _verified(name: str, root: Any) -> verify.DataReport | None:
     """What `carft data verify` finds in the folder, before the host may fail of it."""
     try:
-        if not isinstance(root, (str, os.PathLike)) or not os.path.isdir(root):
-            return None
-        report = verify.verify_folder(name, Path(root))
+        if isinstance(root, (str, os.PathLike)) and os.path.isdir(root):
+            return verify.verify_folder(name, Path(root))
     except Exception as error:
         warn_once(f"the check of {name}", error)
-        return None
-
-    warn_of_broken_data(report, is_for_us)
-    return report
+    return None
 
 
 def warn_of_broken_data(report: verify.DataReport, is_for_us: bool) -> None:

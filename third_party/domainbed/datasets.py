@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from domainbed.lib import image_folders
 from domainbed.lib.command_line import UnknownNameError
 from domainbed_carft import text
 from domainbed_carft.data import benchmarks
+from domainbed_carft.data.listing import list_environments
+from domainbed_carft.data.verify import DataReport, verify_listing
 from domainbed_carft.errors import CarftError, problems_of, raise_for
 from domainbed_carft.jobs import splits
 from domainbed_carft.pictures.protocols import UPSTREAM_SIZE, plan_for
@@ -88,6 +91,8 @@ class MultipleDomainDataset:
     datasets: list[Any]
     input_shape: tuple[int, ...]
     num_classes: int
+    # What was found when the data's folder was listed; None if it has none, or nobody listed it.
+    report: DataReport | None = None
 
     # The kinds of splits that records have accuracies of.
     EVALUATED_SPLITS: Sequence[str] = splits.KINDS
@@ -153,12 +158,18 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
     ) -> None:
         self.input_shape = (3, UPSTREAM_SIZE, UPSTREAM_SIZE)
         environments = image_folders.subfolder_names(root)
+        listing = list_environments(Path(root))
+        self.report = verify_listing(type(self).__name__, listing)
+        paths = listing.paths()
         self.datasets = []
         for index, environment in enumerate(environments):
             is_augmented = augment and index not in test_envs
             plan = plan_for("domainbed", UPSTREAM_SIZE, is_augmented)
             path = os.path.join(root, environment)
-            self.datasets.append(image_folders.read_environment(path, PlanTransform(plan)))
+            pictures = paths[environment]
+            self.datasets.append(
+                image_folders.read_environment(path, pictures, PlanTransform(plan))
+            )
 
         image_folders.require_same_classes(
             environments, [folder.classes for folder in self.datasets]
@@ -205,7 +216,7 @@ class OwnData(_Benchmark):
     @classmethod
     def data_problems(cls, root: str | None) -> list[str]:
         """Say what is wrong with the names of environments and classes; no picture is read."""
-        return problems_of(image_folders.require_valid_folders, cls.FOLDER)
+        return problems_of(image_folders.require_valid_folders, cls.FOLDER, cls.ENVIRONMENTS)
 
 
 class VLCS(_Benchmark):

@@ -7,16 +7,15 @@ own folder may be the name of a data set.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import ImageFile
-from torchvision.datasets import ImageFolder
 
 from domainbed_carft.data import picture_files
 from domainbed_carft.data.comparison import STRAY, quoted_names
 from domainbed_carft.errors import CarftError
-from domainbed_carft.pictures.image_lists import ImageList
+from domainbed_carft.pictures.image_lists import ImageList, ListedFolder
 
 # Upstream reads cut-off pictures instead of failing on them; the splits count on it.
 ImageFile.LOAD_TRUNCATED_IMAGES = True
@@ -56,18 +55,19 @@ def environment_names(root: str, kind: str = "environment") -> list[str]:
     return names
 
 
-def require_valid_folders(root: str) -> None:
-    """Raise CarftError if the folders of a user's own data do not form environments and classes."""
-    names = environment_names(root)
+def require_valid_folders(root: str, names: Sequence[str]) -> None:
+    """Raise CarftError if the environments of a user's own data do not have the same classes."""
     require_same_classes(
         names, [environment_names(os.path.join(root, name), "class") for name in names]
     )
 
 
-def read_environment(path: str, transform: Any) -> ImageFolder:
-    """An environment's pictures. Raises CarftError if a class has none."""
+def read_environment(
+    path: str, pictures: Mapping[str, Sequence[str]], transform: Any
+) -> ListedFolder:
+    """The environment in a folder, by class -> listed pictures. CarftError if a class has none."""
     try:
-        return ImageFolder(path, transform=transform, loader=_picture)
+        return ListedFolder(path, pictures, transform=transform, loader=_picture)
     except FileNotFoundError as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise CarftError(
@@ -78,7 +78,7 @@ def read_environment(path: str, transform: Any) -> ImageFolder:
 def is_image_folder(dataset: Any) -> bool:
     """Whether a data set's items are as `read_environment` makes them."""
     return type(dataset) is ImageList or (
-        type(dataset) is ImageFolder
+        type(dataset) is ListedFolder
         and dataset.loader is _picture
         and dataset.target_transform is None
     )

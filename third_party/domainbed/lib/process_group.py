@@ -7,6 +7,7 @@ weights of a single process. `process_start` starts them. Upstream has no equiva
 from __future__ import annotations
 
 import contextlib
+import datetime
 import itertools
 import json
 import os
@@ -14,7 +15,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,12 +35,8 @@ _FAILURE = "domainbed failure"
 # How long processes may take to end after another one has failed, or after the job.
 GRACE_SECONDS = 20.0
 
-# How often the first process checks whether its children are alive.
-_CHILDREN_POLL_SECONDS = 1.0
-
-# How long to look for the reason why another process has ended.
-_REASON_PATIENCE_SECONDS = 3.0
-_REASON_POLL_SECONDS = 0.05
+# How long to wait for the reason why another process has ended.
+_REASON_PATIENCE = datetime.timedelta(seconds=3)
 
 # All-reduce is done for about so many numbers at a time: 64 MiB.
 _BUCKET_SIZE = 2**24
@@ -127,33 +123,15 @@ class ProcessGroup:
 
     def exit_error(self) -> CarftError:
         """The error to raise if another process has ended, with its reason if it left one."""
-        deadline = time.monotonic() + _REASON_PATIENCE_SECONDS
-        while time.monotonic() < deadline:
-            error = self._killed_child() or self._reported_failure()
-            if error:
-                return error
-            time.sleep(_REASON_POLL_SECONDS)
+        with contextlib.suppress(RuntimeError):  # none was left, or the store's process has ended
+            self.store.wait([_FAILURE], _REASON_PATIENCE)
+            is_passing, message = json.loads(self.store.get(_FAILURE))
+            return ProcessExitedError(message) if is_passing else CarftError(message)
 
         return ProcessExitedError(
             f"one of the {self.size} processes of this job exited without an error message; it may "
             "have run out of memory"
         )
-
-    def _killed_child(self) -> CarftError | None:
-        for rank, child in enumerate(self.children, 1):
-            status = child.poll() or 0
-            if status < 0:
-                name = signal.Signals(-status).name
-                return ProcessExitedError(f"process {rank} of {self.size} was killed by {name}")
-        return None
-
-    def _reported_failure(self) -> CarftError | None:
-        """The error that another process has left by `report_failure`."""
-        with contextlib.suppress(RuntimeError):  # the process that had the store has ended
-            if self.store.check([_FAILURE]):
-                is_passing, message = json.loads(self.store.get(_FAILURE))
-                return ProcessExitedError(message) if is_passing else CarftError(message)
-        return None
 
     def report_failure(self, error: Exception) -> None:
         """Leave the reason why this process ends for the first one, which prints it."""
@@ -168,18 +146,25 @@ class ProcessGroup:
         with contextlib.suppress(RuntimeError):  # the first process has ended
             self.store.set(_FAILURE, report)
 
-    def end_with_children(self, is_over: threading.Event) -> None:
-        """End this process if one that it has started fails, since it may wait for that forever.
+    def end_with_child(self, rank: int, is_over: threading.Event) -> None:
+        """Wait for a process that this one has started; end this one if that has failed.
 
-        Returns once `is_over` is set.
+        For this one may wait for that forever. Leaves the reason for all others if a signal killed
+        it. Returns if `is_over` is set in time.
         """
-        while not is_over.wait(_CHILDREN_POLL_SECONDS):
-            has_failed = any(child.poll() not in (None, 0, STOPPED) for child in self.children)
-            if has_failed and not is_over.wait(GRACE_SECONDS):
-                print(f"train: {self.exit_error()}", file=sys.stderr)
-                for child in self.children:
-                    child.kill()
-                os._exit(1)
+        status = self.children[rank - 1].wait()
+        if status < 0:
+            name = signal.Signals(-status).name
+            reason = f"process {rank} of {self.size} was killed by {name}"
+            # Not the connection of `self.store`, which torch locks while a thread waits for a key.
+            connection = dist.TCPStore(self.store.host, self.store.port)
+            connection.set(_FAILURE, json.dumps([True, reason]))
+
+        if status not in (0, STOPPED) and not is_over.wait(GRACE_SECONDS):
+            print(f"train: {self.exit_error()}", file=sys.stderr)
+            for child in self.children:
+                child.kill()
+            os._exit(1)
 
 
 SINGLE_PROCESS = ProcessGroup()

@@ -6,9 +6,7 @@ torchrun starts them, or the first of them does. Upstream has no equivalent.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import torch.distributed as dist
 
+from domainbed.lib import stopping
 from domainbed.lib.process_group import (
     GRACE_SECONDS,
     SINGLE_PROCESS,
@@ -29,8 +28,6 @@ from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.machine import devices
 
 VARIABLE = machine.PROCESSES
-
-_PR_SET_PDEATHSIG = 1  # of prctl: the signal that a process gets when its parent ends
 
 # How long gloo's threads get to free the tensors of the last collective.
 _LAST_COLLECTIVE_SECONDS = 0.1
@@ -70,10 +67,10 @@ def join_process_group(processes: int, arguments: Sequence[str]) -> Iterator[Pro
     process_group = SINGLE_PROCESS
     try:
         process_group = _create_process_group(size, local_size, arguments)
-        watcher = threading.Thread(
-            target=process_group.end_with_children, args=(is_over,), daemon=True
-        )
-        watcher.start()
+        for rank, _ in enumerate(process_group.children, 1):
+            threading.Thread(
+                target=process_group.end_with_child, args=(rank, is_over), daemon=True
+            ).start()
         _initialise_torch(process_group)
     except (RuntimeError, ValueError) as error:  # ValueError: a variable of torchrun's is missing
         is_over.set()
@@ -108,7 +105,9 @@ def _create_process_group(size: int, local_size: int, arguments: Sequence[str]) 
     """The process group as this process sees it, which starts the others unless torchrun did."""
     if "WORLD_SIZE" in os.environ:
         rank = _int_variable("RANK", 0)
-        _end_with_parent()
+        parent = process_variables.PARENT.read()
+        if parent:  # the first process; under torchrun there is none
+            stopping.end_with_parent(int(parent))
         _require_address()
         store = next(dist.rendezvous("env://"))[0]
         return ProcessGroup(rank, size, local_size, store)
@@ -169,19 +168,6 @@ def _start_children(
         child = subprocess.Popen(command, env={**os.environ, **variables}, stdin=subprocess.DEVNULL)
         children.append(child)
     return children
-
-
-def _end_with_parent() -> None:
-    """Have Linux end this process with the one that has started it, the first of the job.
-
-    The first ends before the others only if it was killed or has crashed. Without such a parent, as
-    under torchrun, nothing happens.
-    """
-    parent = process_variables.PARENT.read()
-    if parent:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(parent):  # it has ended already
-            os._exit(1)
 
 
 def _wait_for(children: Sequence[subprocess.Popen[bytes]]) -> None:

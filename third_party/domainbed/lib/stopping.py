@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -14,8 +15,7 @@ from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
-# How often a worker process checks whether its parent is alive; while it runs, the job is locked.
-_PARENT_POLL_S = 2.0
+_PR_SET_PDEATHSIG = 1  # of prctl: the signal that a process gets when its parent ends
 
 
 class Stopped(BaseException):
@@ -79,31 +79,31 @@ def blocked_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _exists(pid: int | None) -> bool:
-    try:
-        os.kill(pid or 0, 0)
-    except OSError:  # nobody, or somebody else's, who was given the number since
-        return False
-    return True
+def end_with_parent(pid: int) -> None:
+    """Have Linux kill this process when `pid`, which has started it, ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != pid:  # it has ended already
+        os._exit(1)
 
 
 def init_worker(worker_id: int) -> None:
     """Keep a worker process running for the last step when SLURM signals the whole job.
 
-    The process ends when its parent signals it, which only `sigtimedwait` can distinguish, and when
-    its parent has died. Torch alone would miss a parent that died before the process began.
+    The process ends when its parent signals it, which only `sigwaitinfo` can distinguish, and when
+    its parent has died: while it runs, the job is locked. Torch alone would miss a parent that died
+    before the process began.
     """
     # Already blocked, unless a fork server from before `blocked_signals` made this process.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     parent = multiprocessing.parent_process()
     assert parent is not None, "to be called in a loader's process"
+    # A fork server of multiprocessing's ends with the process that it works for.
+    has_server = multiprocessing.get_start_method() == "forkserver"
+    end_with_parent(os.getppid() if has_server else parent.pid)
 
-    def wait() -> None:
-        # The first looks at a pipe, of which loaders that were forked later have copies.
-        while parent.is_alive() and _exists(parent.pid):
-            received = signal.sigtimedwait(SIGNALS, _PARENT_POLL_S)
-            if received is not None and received.si_pid == parent.pid:
-                break
+    def end_when_told() -> None:
+        while signal.sigwaitinfo(SIGNALS).si_pid != parent.pid:
+            continue
         os._exit(0)
 
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=end_when_told, daemon=True).start()
