@@ -280,14 +280,13 @@ def test_the_exit_statuses_of_train_are_documented():
 
 
 def test_a_word_is_defined_in_one_glossary():
-    """The glossary has what users read, and CONTRIBUTING where it lives, and the code's words."""
+    """The glossary has what users read, and CONTRIBUTING the words that only the code uses."""
     glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    section = contributing.split("## Glossary\n")[1].split("\n## ")[0]
-    for_users, of_code = section.split("Words that only the code uses")
+    of_code = contributing.split("## Glossary\n")[1].split("\n## ")[0]
 
     words = terms(glossary)
-    assert terms(for_users) <= words
+    assert terms(of_code)
     assert not terms(of_code) & words
     for word in ("ERM", "lambda", "host", "in-domain selection"):
         assert word in words
