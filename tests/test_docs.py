@@ -219,12 +219,12 @@ def test_the_difference_that_carft_makes_is_that_of_the_table():
 
 @pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
 def test_the_defaults_on_the_page_of_a_method_are_the_declared_ones(page):
-    """Of each row the default in front, and those that it gives for some data sets."""
+    """Of each line the default in front, and those that it gives for some data sets."""
     text = page.read_text(encoding="utf-8")
     hparams = algorithms.hparams_of(algorithm_of(page))
     section = text.split("## Hyperparameters")[1].split("\n## ")[0]
     compared = 0
-    for names, cell in re.findall(r"^\| (`.+?`) \| (.+?) \| ", section, flags=re.MULTILINE):
+    for names, cell in re.findall(r"^- (`.+?`): (.+?)(?: \(|$)", section, flags=re.MULTILINE):
         cell = re.sub("</?code>", "`", cell).replace("&#124;", "|")
         names = re.findall(r"`(\w+)`", names)
         usual = re.match(r"(\d[\d.e-]*|`[^`]+`)(?:,? (?:and )?(\d[\d.e-]*|`[^`]+`))?", cell)
