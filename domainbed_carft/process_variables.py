@@ -1,7 +1,7 @@
 """The process variables that this package and its harness read: one table for code and docs.
 
 All are named here and nowhere else but in two modules: `plugin`, which every interpreter start
-loads, and the harness's `lib/process_start.py`. docs/variables.md is the table as a page.
+loads, and the harness's `lib/process_start.py`. docs/reference/commands.md has the table.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ ALL = (*FOR_USERS, LOCK_DESCRIPTOR, PARENT)
 
 
 def as_markdown() -> str:
-    """The table of the variables that users set, as docs/variables.md has it."""
+    """The table of the variables that users set, for docs/reference/commands.md."""
     rows = ["| Variable | Meaning | If it is not set | Who sets it |", "|---|---|---|---|"]
     for name, *descriptions in FOR_USERS:
         rows.append(f"| {' | '.join([f'`{name}`', *descriptions])} |")

@@ -1,4 +1,4 @@
-"""The table of docs/reference/exit-statuses.md: each row is driven here, or names its test."""
+"""The exit statuses in docs/reference: each row is driven here, or names its test."""
 
 import re
 
@@ -11,11 +11,11 @@ from sweep_folders import ended, launched
 
 from domainbed_carft import cli
 
-PAGE = (REPO / "docs" / "reference" / "exit-statuses.md").read_text(encoding="utf-8")
+PAGE = (REPO / "docs" / "reference" / "files-and-records.md").read_text(encoding="utf-8")
 ROWS = [
     (command, int(status))
     for command, status in re.findall(
-        r"^\| (`.+?) \| (\d) \| .+ \|$", PAGE.split("## python")[0], re.MULTILINE
+        r"^\| (`.+?) \| (\d) \| .+ \|$", PAGE.split("### python")[0], re.MULTILINE
     )
 ]
 # Rows that need a training, a network or many minutes -> where they are tested.

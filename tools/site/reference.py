@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from domainbed_carft import LAZY_NAMES, cli
+from domainbed_carft import LAZY_NAMES, cli, process_variables
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import algorithms
 from domainbed_carft.method.algorithm import CLIPAlgorithm
@@ -48,7 +48,7 @@ _HYPERPARAMETERS = """This page is made from the declarations in `domainbed_carf
 - All methods accept all names, because a sweep passes one `--hparams` to all of them. A name that
   only one method has is without an effect in the others, but they refuse `margin` and `lp_steps`.
 - Unknown and misspelt names are refused with a list of the valid ones, and names of earlier
-  versions with [what takes their place](../upgrading.md#hyperparameters-that-went). Names that a
+  versions with [what takes their place](../../CHANGELOG.md#hyperparameters-that-went). Names that a
   fork adds are accepted.
 - Records have every value that a job used. `out.txt` lists those that differ from the defaults, and
   in a DomainBed checkout those that you set. If a value is a path, keep the file with the records.
@@ -100,6 +100,13 @@ FURTHER_API = (
     "domainbed_carft.errors.CarftError",
 )
 
+_PROCESS_VARIABLES = """A flag of `train` or `carft sweep launch` overrides the variable of the same
+setting. No variable is part of a job's identity, so none changes the folder that a job has.
+
+A launcher also sets the number of threads (`OMP_NUM_THREADS`, `MKL_NUM_THREADS`) and OpenMP's wait
+policy (`OMP_WAIT_POLICY`), unless you have set them. `CUDA_VISIBLE_DEVICES` says which GPUs the
+launchers give to jobs."""
+
 
 def commands_page() -> str:
     """Every command with its arguments, from the parsers that read the command line."""
@@ -111,6 +118,7 @@ def commands_page() -> str:
     ]
     for command, parser in command_parsers():
         parts += _command_section(command, parser)
+    parts += ["## Process variables", _PROCESS_VARIABLES, process_variables.as_markdown()]
     return "\n\n".join(parts) + "\n"
 
 
