@@ -23,7 +23,7 @@ SETTINGS = {
 # Variant -> what docs/peers.md calls its rows
 NAMES_OF_VARIANTS = {
     "methods": "{}",
-    "CARFT+WiSE-FT": "{}, predicting half-way to the original (`wise_alpha` 0.5)",
+    "CARFT+WiSE-FT": "{}, `wise_alpha` 0.5",
     "CARFT+beta": "{}, `average` beta",
     "CARFT+ema": "{}, `average` ema",
     "CARFT+sma": "{}, `average` sma",

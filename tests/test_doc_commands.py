@@ -29,9 +29,7 @@ NOT_RUN = {
     r"preflight demo": "tests/test_preflight_steps.py",
     r"--launcher slurm": "needs a cluster; tests/test_slurm.py",
     r"torchrun|--gpus|--jobs_per_gpu|--processes": "needs GPUs; tests/harness/test_processes.py",
-    r"--dataset EmojiStyles --test_envs 0 --output_dir JOB": "tests/test_step.py trains them all; "
-    "tests/test_docs.py checks their hyperparameters",
-    r"\bRATES$": "trains 18 jobs; tests/test_sweep_search.py",
+    r"--dataset EmojiStyles --test_envs 0 --output_dir JOB": "tests/test_step.py trains them all",
     r"--by\b": "needs a sweep with a grid; tests/test_collect_by.py",
     r"--which last": "the command of the line above has written the file",
     r"wandb": "needs an account; tests of logs run it offline",

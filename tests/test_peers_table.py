@@ -15,7 +15,6 @@ from domainbed_carft.results.collect import collect
 REFERENCE = "CARFT (methods)"
 STYLES = ("fluent3d", "line", "noto", "twemoji")
 USUAL_RATE = 3e-4
-DEVICE = "AMD EPYC, 1 core"  # on which times were measured
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +85,9 @@ def p_text(p):
     return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}".replace("e-0", "e-")
 
 
-def test_figures_of_evaluation_and_cost_are_those_of_the_records(tables, jobs_of):
-    for name, (worst, ece, gained, lost, _, step_seconds) in tables[1].items():
+def test_figures_of_evaluation_are_those_of_the_records(tables, jobs_of):
+    for name, (worst, ece, gained, lost, _) in tables[1].items():
         jobs = jobs_of[name]
-        if set(jobs["device"]) == {DEVICE}:
-            assert step_seconds == f"{jobs['step_seconds'].mean():.3f}"
-        else:  # of former records, which the page says
-            assert step_seconds.endswith("†")
         by_target = jobs.groupby("target")["out"].mean()
         assert worst == f"{by_target.min():.1f} {STYLES[by_target.idxmin()]}"
 
@@ -175,8 +170,8 @@ def rate_text(rate):
     return f"{rate:.0e}".replace("e-0", "e-")
 
 
-def test_the_page_of_swad_has_the_differences_that_it_makes(selected):
-    page = (collect_sweeps.REPO / "docs" / "methods" / "swad.md").read_text(encoding="utf-8")
+def test_the_page_has_the_differences_that_swad_makes(selected):
+    page = (collect_sweeps.REPO / "docs" / "peers.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (.+) with `swad`.*? \| (.+) \| (.+) \| (.+) \| (.+) \|$", page, re.M)
     algorithms = {"CARFT": "CARFT", "plain fine-tuning": "CLIPFineTune", "MIRO": "CLIPMIRO"}
     assert [name for name, *_ in rows] == list(algorithms)

@@ -43,7 +43,7 @@ SPECIAL_DATASETS = {
 }
 _HYPERPARAMETERS = """This page is made from the declarations in `domainbed_carft/method`, by
 `python tools/site/reference.py`. Set hyperparameters with `--hparams '{"name": value}'`
-([examples](../howto/lambda-and-learning-rate.md)), or under `hparams` in a declared sweep.
+([examples](../howto/search.md)), or under `hparams` in a declared sweep.
 
 - All methods accept all names, because a sweep passes one `--hparams` to all of them. A name that
   only one method has is without an effect in the others, but they refuse `margin` and `lp_steps`.
