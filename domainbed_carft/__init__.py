@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from domainbed_carft.results.collect import collect
     from domainbed_carft.runs.evaluate import evaluate
     from domainbed_carft.runs.export import export
-    from domainbed_carft.runs.merge import model_stock, soup, wise_ft
     from domainbed_carft.runs.run import Run
     from domainbed_carft.runs.saved import load_run
+    from domainbed_carft.runs.soup import model_stock, soup
     from domainbed_carft.runs.training import train
+    from domainbed_carft.runs.wise_ft import wise_ft
     from domainbed_carft.version import __version__
 
 # The functions of the Python API, and the modules that they come from.
@@ -30,10 +31,10 @@ LAZY_NAMES = {
     "evaluate": "domainbed_carft.runs.evaluate",
     "export": "domainbed_carft.runs.export",
     "load_run": "domainbed_carft.runs.saved",
-    "model_stock": "domainbed_carft.runs.merge",
-    "soup": "domainbed_carft.runs.merge",
+    "model_stock": "domainbed_carft.runs.soup",
+    "soup": "domainbed_carft.runs.soup",
     "train": "domainbed_carft.runs.training",
-    "wise_ft": "domainbed_carft.runs.merge",
+    "wise_ft": "domainbed_carft.runs.wise_ft",
 }
 
 # Whose modules are attributes, too, such as `domainbed_carft.results.top`.

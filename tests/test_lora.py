@@ -17,7 +17,7 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method import algorithms, averages
 from domainbed_carft.method.lora import LoRA, merged_weights
-from domainbed_carft.runs import merge, saved
+from domainbed_carft.runs import saved, soup
 
 RANK = 2
 SCALE = 0.7
@@ -288,7 +288,7 @@ def test_a_saved_run_of_lora_is_a_run_for_the_commands(pets, tmp_path):
     assert not any(name.startswith("lora.") for name in state)
     assert all(torch.equal(state[name], content[name]) for name in state)
 
-    soups = merge.soup([job, pets / "CARFT"], workers=0)
+    soups = soup.soup([job, pets / "CARFT"], workers=0)
     assert len(soups.uniform.members) == 2
 
 

@@ -30,7 +30,7 @@ from domainbed_carft.method.algorithm import EMBEDDINGS
 from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
-from domainbed_carft.runs import merge, saved, soup_members
+from domainbed_carft.runs import saved, soup_members, wise_ft
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("open_clip") and find_spec("transformers")),
@@ -313,7 +313,7 @@ def test_text_features_are_cached_per_activation(folders, tmp_path):
 
     train(run, 1)
     opened = reopened(run, tmp_path)
-    merge.alpha_setter(opened, folders["quickgelu"], "uniform")(0.0)
+    wise_ft.alpha_setter(opened, folders["quickgelu"], "uniform")(0.0)
     zero_shot = make(folders["quickgelu"], "CLIPZeroShot").eval()
     x = torch.randn(4, 3, 28, 28)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from runs_jobs import by_split, carft, evaluated
 
 import domainbed_carft
 from domainbed_carft.errors import CarftError
-from domainbed_carft.runs import BATCH_SIZE, evaluate, export, merge, saved
+from domainbed_carft.runs import BATCH_SIZE, evaluate, export, saved, soup, wise_ft
 from domainbed_carft.runs import run as run_module
 
 
@@ -39,7 +39,7 @@ def test_the_examples_of_the_docstrings(pets, picture, tmp_path):
     }
     examples = [
         test
-        for module in (run_module, saved, evaluate, merge, export)
+        for module in (run_module, saved, evaluate, soup, wise_ft, export)
         for test in doctest.DocTestFinder().find(module)
         if test.examples
     ]

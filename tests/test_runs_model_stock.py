@@ -8,7 +8,7 @@ import torch
 from runs_jobs import by_split, carft, evaluated, train_job, weights
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.runs import merge, merge_weights, saved, saved_checks
+from domainbed_carft.runs import merge_weights, saved, saved_checks, soup, wise_ft
 
 # The tiny CLIP's encoder has this many blocks.
 BLOCKS = 4
@@ -42,8 +42,8 @@ def ratio_by_numpy(displacements):
 
 def test_each_tensor_of_model_stock_is_the_papers_formula(pets, runs, tmp_path):
     carft("soup", *runs, "--method", "model-stock", "-o", tmp_path / "out")
-    stock = weights(tmp_path / "out" / merge.STOCK_FILE)
-    ratios = json.loads((tmp_path / "out" / merge.STOCK_TABLE).read_text())["ratios"]
+    stock = weights(tmp_path / "out" / soup.STOCK_FILE)
+    ratios = json.loads((tmp_path / "out" / soup.STOCK_TABLE).read_text())["ratios"]
     original = original_weights(pets)
     states = [weights(path) for path in runs]
 
@@ -85,8 +85,8 @@ def test_a_model_stock_opens_as_a_run_and_predicts_what_was_printed(runs, tmp_pa
     output = capsys.readouterr().out
     assert "Model Stock of 2 runs" in output and "0 is the original CLIP" in output
 
-    path = tmp_path / "out" / merge.STOCK_FILE
-    document = json.loads((tmp_path / "out" / merge.STOCK_TABLE).read_text())
+    path = tmp_path / "out" / soup.STOCK_FILE
+    document = json.loads((tmp_path / "out" / soup.STOCK_TABLE).read_text())
     run = saved.open_run(path)
     assert run.title == "soup of 2 runs (CARFT)" and run.soup["kind"] == "model-stock"
 
@@ -95,13 +95,13 @@ def test_a_model_stock_opens_as_a_run_and_predicts_what_was_printed(runs, tmp_pa
 
 def test_model_stock_refuses_what_is_no_soup_and_does_not_overwrite(pets, runs, tmp_path):
     with pytest.raises(CarftError, match="1 run, expected at least two"):
-        merge.model_stock(runs[:1])
+        soup.model_stock(runs[:1])
     with pytest.raises(CarftError, match="a run is given twice"):
-        merge.model_stock([runs[0], runs[0]])
+        soup.model_stock([runs[0], runs[0]])
 
-    (tmp_path / merge.STOCK_FILE).touch()
-    with pytest.raises(CarftError, match=f"already has {merge.STOCK_FILE}"):
-        merge.model_stock(runs, output=tmp_path)
+    (tmp_path / soup.STOCK_FILE).touch()
+    with pytest.raises(CarftError, match=f"already has {soup.STOCK_FILE}"):
+        soup.model_stock(runs, output=tmp_path)
 
 
 def linear_share(name, alpha):
@@ -139,14 +139,14 @@ def test_linear_layers_grow_from_alpha_in_the_first_block_to_the_run_in_the_last
 
 def test_weights_between_clip_and_a_run_are_refused_for_linear_layers(pets, tmp_path):
     job = pets / "CARFT" / "model.pkl"
-    merge.wise_ft(job, [0.5], output=tmp_path / "uniform", save=[0.5], workers=0)
+    wise_ft.wise_ft(job, [0.5], output=tmp_path / "uniform", save=[0.5], workers=0)
     with pytest.raises(CarftError, match=r"alpha 0\.5\); expected the run itself"):
-        merge.wise_ft(tmp_path / "uniform" / "model_alpha_0.50.pkl", [0.5], layers="linear")
+        wise_ft.wise_ft(tmp_path / "uniform" / "model_alpha_0.50.pkl", [0.5], layers="linear")
 
-    merge.wise_ft(job, [0.5], output=tmp_path / "linear", save=[0.5], layers="linear", workers=0)
+    wise_ft.wise_ft(job, [0.5], output=tmp_path / "linear", save=[0.5], layers="linear", workers=0)
     for layers in saved_checks.LAYERS:
         with pytest.raises(CarftError, match="expected the run that it was made from"):
-            merge.wise_ft(tmp_path / "linear" / "model_alpha_0.50.pkl", [0.5], layers=layers)
+            wise_ft.wise_ft(tmp_path / "linear" / "model_alpha_0.50.pkl", [0.5], layers=layers)
 
 
 def test_the_depths_of_a_resnets_tensors_follow_its_stages():

@@ -15,10 +15,10 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD
 from domainbed_carft.runs import (
     export,
-    merge,
     merge_weights,
     saved,
     saved_checks,
+    soup,
     soup_members,
     splits,
 )
@@ -51,7 +51,7 @@ def last_of(jobs):
 def made(folder):
     """The document of a soup, and the content of both of its files."""
     document = json.loads((folder / "soup.json").read_text())
-    contents = [torch.load(folder / name, weights_only=True) for name in merge.SOUP_FILES.values()]
+    contents = [torch.load(folder / name, weights_only=True) for name in soup.SOUP_FILES.values()]
     return document, contents
 
 
@@ -232,13 +232,13 @@ def test_a_soup_describes_itself_without_settings_of_its_runs(runs, tmp_path, ca
     paths = last_of([runs[2], runs[0]])  # one that predicts half-way to the original comes first
     carft("soup", *paths, "-o", tmp_path / "out")
     document, contents = made(tmp_path / "out")
-    for content, kind in zip(contents, merge.SOUP_FILES):
+    for content, kind in zip(contents, soup.SOUP_FILES):
         assert content["model_hparams"]["wise_alpha"] == 1
         assert (
             not {"seed", "steps", "hparams", "hparams_seed", "output_dir"} & content["args"].keys()
         )
         assert content["soup"]["kind"] == kind
-        assert content["soup"]["chosen_by"] == merge.CHOSEN_BY[kind]
+        assert content["soup"]["chosen_by"] == soup.CHOSEN_BY[kind]
         (row,) = (soup_row for soup_row in document["soups"] if soup_row["soup"] == kind)
         assert content["soup"]["in_domain"] == row["in_domain"]
         members = content["soup"]["members"]

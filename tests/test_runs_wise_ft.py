@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from runs_jobs import accuracies, by_split, carft, evaluated, records, weights
 
-from domainbed_carft.runs import merge, saved, splits, wise_ft_curve
-from domainbed_carft.runs.wise_ft_curve import CurvePoint, curve_figure
+from domainbed_carft.runs import saved, splits, wise_ft
+from domainbed_carft.runs.wise_ft import CurvePoint, curve_figure
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_saved_weights_open_in_all_commands(pets, mixed, capsys, tmp_path):
     assert second_run.alpha == 0.25
 
     quarter = saved.open_run(pets / "CARFT")
-    merge.alpha_setter(quarter, None, "uniform")(0.25)
+    wise_ft.alpha_setter(quarter, None, "uniform")(0.25)
     torch.testing.assert_close(
         quarter.algorithm.state_dict(), second_run.algorithm.state_dict(), rtol=1e-5, atol=1e-6
     )
@@ -93,7 +93,9 @@ def test_saved_weights_open_in_all_commands(pets, mixed, capsys, tmp_path):
 
 def test_wise_ft_writes_json_csv_and_a_plot(mixed):
     names = [f"model_alpha_{alpha}.pkl" for alpha in ("0.00", "0.50", "1.00")]
-    assert sorted(os.listdir(mixed)) == sorted([*names, merge.WISE_FT_TABLE, *wise_ft_curve.FILES])
+    assert sorted(os.listdir(mixed)) == sorted(
+        [*names, wise_ft.WISE_FT_TABLE, *wise_ft.CURVE_FILES]
+    )
     assert Image.open(mixed / "wise_ft.png").format == "PNG"
     comments = (mixed / "wise_ft.svg").read_text()  # text is drawn as paths, said in comments
     for words in ("0 (original CLIP)", "1 (the run)", "CARFT on"):
@@ -106,7 +108,7 @@ def test_no_weights_are_saved_unless_asked_for(pets, tmp_path, capsys):
     assert output.startswith(f"Weights: model_best.pkl of {pets / 'CARFT'}, selected by")
     assert f"Results: {tmp_path / 'out'}; for weights add --save all" in output
     assert sorted(os.listdir(tmp_path / "out")) == sorted(
-        [merge.WISE_FT_TABLE, *wise_ft_curve.FILES]
+        [wise_ft.WISE_FT_TABLE, *wise_ft.CURVE_FILES]
     )
 
 
@@ -139,7 +141,7 @@ def test_a_picture_is_read_once_for_all_alphas(pets, tmp_path, monkeypatch):
     carft("wise-ft", pets / "CARFT", "-o", tmp_path / "out", "--alphas", 0.1, 0.2)
     assert len(read_positions) == 60
     assert sorted(os.listdir(tmp_path / "out")) == sorted(
-        [merge.WISE_FT_TABLE, *wise_ft_curve.FILES]
+        [wise_ft.WISE_FT_TABLE, *wise_ft.CURVE_FILES]
     )
 
 

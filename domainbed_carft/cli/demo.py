@@ -13,10 +13,10 @@ from domainbed_carft.report.sections import Section
 from domainbed_carft.results import collection, comparisons, formats, suites
 from domainbed_carft.results.collection import Group
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
-from domainbed_carft.runs import merge
 from domainbed_carft.runs.evaluate import evaluate
 from domainbed_carft.runs.saved import describe_choice, load_run
 from domainbed_carft.runs.suites import SuiteEvaluation, append_record
+from domainbed_carft.runs.wise_ft import WISE_FT_TABLE, wise_ft
 from domainbed_carft.sweep import declaration_file, launch
 from domainbed_carft.sweep.declaration import Declaration
 from domainbed_carft.text import quantity
@@ -138,11 +138,11 @@ def _evaluate_on_suite(job_folder: Path, suite: str, output: Path) -> None:
     append_record(run.path, evaluation)
 
     wise_ft_folder = output / "wise-ft"
-    is_done = (wise_ft_folder / merge.WISE_FT_TABLE).exists()
+    is_done = (wise_ft_folder / WISE_FT_TABLE).exists()
     if is_done or run.args["algorithm"] == "CLIPZeroShot":
         return
 
-    result = merge.wise_ft(run, WISE_FT_ALPHAS, suite=suite, output=wise_ft_folder, workers=0)
+    result = wise_ft(run, WISE_FT_ALPHAS, suite=suite, output=wise_ft_folder, workers=0)
     for evaluation in result.suite_evaluations:
         append_record(run.path, evaluation)
 

@@ -19,15 +19,15 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordWarning, describe_warnings
 from domainbed_carft.results import collection, formats, suites
-from domainbed_carft.runs import SOME_SKIPPED, merge
+from domainbed_carft.runs import SOME_SKIPPED
 from domainbed_carft.runs.evaluate import Evaluation, evaluate
 from domainbed_carft.runs.export import export
-from domainbed_carft.runs.merge import ModelStock, Soups
 from domainbed_carft.runs.predict import PicturePrediction, find_pictures, predict_files
 from domainbed_carft.runs.predictions import LoadingOptions, choose_device, worker_count
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import choose_weights, describe_choice, load_run
 from domainbed_carft.runs.saved_checks import UNIFORM
+from domainbed_carft.runs.soup import ModelStock, Soups, model_stock, soup
 from domainbed_carft.runs.suites import SuiteEvaluation, append_record, evaluate_clip
 from domainbed_carft.runs.sweep import (
     SweepOptions,
@@ -35,6 +35,7 @@ from domainbed_carft.runs.sweep import (
     evaluate_sweep_on_suite,
     is_sweep_folder,
 )
+from domainbed_carft.runs.wise_ft import listed_alphas, sorted_alphas, wise_ft
 from domainbed_carft.text import log, printable, progress, quantity
 
 
@@ -209,10 +210,10 @@ def _prediction_line(prediction: PicturePrediction, line_format: str, top: int |
 
 def wise_ft_command(arguments: argparse.Namespace) -> int:
     """Write results and weights, and print the accuracies; 3 if a test set cannot be read."""
-    alphas = merge.sorted_alphas(arguments.alphas)
+    alphas = sorted_alphas(arguments.alphas)
     saved_alphas = _chosen_alphas(arguments.save, alphas)
     run = load_run(arguments.path, arguments.which, arguments.device)
-    result = merge.wise_ft(
+    result = wise_ft(
         run,
         alphas,
         suite=arguments.suite,
@@ -253,7 +254,7 @@ def _chosen_alphas(words: Sequence[str], alphas: Sequence[float]) -> list[float]
     except ValueError:
         raise CarftError(
             f"--save {' '.join(words)}: expected all, none, or some of --alphas "
-            f"{merge.listed_alphas(alphas)}"
+            f"{listed_alphas(alphas)}"
         ) from None
 
 
@@ -264,7 +265,7 @@ def soup_command(arguments: argparse.Namespace) -> int:
     runs = [load_run(path, arguments.which, "cpu") for path in arguments.paths]
     result: Soups | ModelStock
     if arguments.method == "model-stock":
-        result = merge.model_stock(
+        result = model_stock(
             runs,
             suite=arguments.suite,
             data_dir=arguments.data_dir,
@@ -277,7 +278,7 @@ def soup_command(arguments: argparse.Namespace) -> int:
         title = "Model Stock"
         text = run_texts.model_stock_text(result)
     else:
-        result = merge.soup(
+        result = soup(
             runs,
             suite=arguments.suite,
             data_dir=arguments.data_dir,

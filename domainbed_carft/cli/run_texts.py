@@ -10,10 +10,11 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.results import columns, formats, tables
 from domainbed_carft.results.evaluations import ECE_BINS
 from domainbed_carft.runs.evaluate import Evaluation
-from domainbed_carft.runs.merge import ModelStock, Soups, WiseFT
 from domainbed_carft.runs.predict import PicturePrediction, most_likely
+from domainbed_carft.runs.soup import ModelStock, Soups
 from domainbed_carft.runs.suites import SuiteEvaluation, SuiteScores
 from domainbed_carft.runs.sweep import SweepEvaluation
+from domainbed_carft.runs.wise_ft import WiseFT
 from domainbed_carft.suites import catalogue
 from domainbed_carft.text import limited, printable, quantity, table
 

@@ -1,6 +1,6 @@
 """Weights made of other weights: WiSE-FT, LiNeS, soups and Model Stock, from state dicts to one.
 
-`merge` applies these formulas to runs, measures the result and writes it.
+`wise_ft` and `soup` apply these formulas to runs, measure the results and write them.
 """
 
 from __future__ import annotations

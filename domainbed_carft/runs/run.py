@@ -63,7 +63,7 @@ class Run:
     sketch of a {}.". ``hparams``: of the run, and the facts of its job. ``step``: after which the
     weights were saved, None for the run's last. ``alpha`` and ``layers``: of ``carft wise-ft``,
     else None. ``content``: what the file holds besides weights. ``soup``: of ``carft soup``, how it
-    was made (as `runs.merge` writes it), else None; a soup has neither seed nor step.
+    was made (as `runs.soup` writes it), else None; a soup has neither seed nor step.
     """
 
     path: Path

@@ -5,10 +5,11 @@ The file may be a stranger's: nothing in it is run, and no path in it is opened.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ import torch
 from domainbed.algorithms import Algorithm
 from torch import Tensor
 
+from domainbed_carft import files
 from domainbed_carft.clips import backbone, open_clip, openai
 from domainbed_carft.errors import CarftError, CarftWarning, brief
 from domainbed_carft.files import weights
@@ -328,3 +330,21 @@ def _restore_state(
         name: tensor for name, tensor in state.items() if not name.startswith(TRAINING_PREFIXES)
     }
     algorithm.load_state_dict(trained_state)
+
+
+def new_folder(output: AnyPath | None, names: Iterable[str]) -> Path | None:
+    """The folder for results; CarftError if one of the files is in it already."""
+    if output is None:
+        return None
+    folder = as_path(output)
+    existing = [name for name in names if os.path.lexists(folder / name)]
+    if existing:
+        raise CarftError(
+            f"{folder} already has {', '.join(existing)}; choose another --output, or remove them"
+        )
+    return folder
+
+
+def save_weights(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of weights, whole or not at all."""
+    files.save(path, functools.partial(torch.save, dict(content)))

@@ -23,14 +23,16 @@ from domainbed_carft.method import objective, prompts
 from domainbed_carft.pictures import loading, stages
 from domainbed_carft.pictures.plan import PicturePlan
 from domainbed_carft.results.evaluations import PictureRows, measure
-from domainbed_carft.runs import splits
 from domainbed_carft.runs.predictions import (
     LoadingOptions,
     Predictor,
+    SplitAccuracies,
     predict_rows,
     run_predictor,
+    split_accuracies,
 )
 from domainbed_carft.runs.run import Run
+from domainbed_carft.runs.splits import Split, step_of
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Suite, TestSet, TestSetCopy
 
@@ -176,7 +178,7 @@ class SuiteTest:
             pictures = stages.second_stage(self.plan, squares, no_draws)
             return (group_logits(logits, test_set.groups) for logits in predict(pictures))
 
-        split = splits.Split(
+        split = Split(
             name=test_set.name,
             environment=self.suite.name,
             is_target=test_set.is_shifted,
@@ -247,6 +249,22 @@ def suite_test(
     require_classes(run, suite)
     copies, unread = _locate(suite, options.data_dir or run.args.get("data_dir"))
     return SuiteTest(suite, copies, unread, evaluation_plan(run), options)
+
+
+def measure_variants(
+    predict: Predictor,
+    splits: Sequence[Split],
+    test: SuiteTest | None,
+    options: LoadingOptions,
+    variants: int = 1,
+) -> list[tuple[SplitAccuracies, SuiteScores | None]]:
+    """The accuracies on splits and suite of each of the ``variants`` that ``predict`` gives."""
+    rows_of_variants = predict_rows(splits, predict, options, variants)
+    accuracies = [split_accuracies(splits, rows) for rows in rows_of_variants]
+    on_suite: list[SuiteScores | None] = [None] * variants
+    if test:
+        on_suite = [*test.scores(predict, variants)]
+    return list(zip(accuracies, on_suite))
 
 
 def _locate(suite: Suite, data_dir: str | None) -> tuple[dict[str, TestSetCopy], dict[str, str]]:
@@ -355,7 +373,7 @@ def run_facts(run: Run) -> dict[str, Any]:
         "algorithm": run.args["algorithm"],
         "title": run.title,
         "weights": run.path.name,
-        "step": splits.step_of(run),
+        "step": step_of(run),
         "wise_ft_alpha": run.alpha,
     }
 
