@@ -36,6 +36,7 @@ FLOOR_NUMBERS = {room: number for number, rooms in enumerate(FLOORS) for room in
 GROUND = (
     "data",
     "jobs",
+    "results",
     "files",
     "text",
     "questions",

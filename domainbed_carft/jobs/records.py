@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -337,7 +337,7 @@ def _run(folder: str, records: list[dict[str, Any]], warnings: list[RecordWarnin
         environments=environments,
         n_environments=count,
         steps=array("d", [record["step"] for record in records]),
-        accuracies=_accuracies(records, count, broken_steps),
+        accuracies=accuracies(records, count, broken_steps),
         setting=parts,
         recorded=hparams_and_facts(first, first.get("hparams")),
         diverged_at=min(broken_steps, default=None),
@@ -367,8 +367,8 @@ def _steps_with_broken_weights(records: list[dict[str, Any]]) -> set[float]:
     }
 
 
-def _accuracies(
-    records: list[dict[str, Any]], count: int, broken_steps: set[float]
+def accuracies(
+    records: Sequence[Mapping[str, Any]], count: int, broken_steps: Collection[float] = ()
 ) -> array[float]:
     """The accuracies of a RecordedRun; nan for values outside [0, 1], such as percentages."""
     names = [f"env{env}_{split}_acc" for split in ("in", "out") for env in range(count)]

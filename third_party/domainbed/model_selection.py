@@ -1,33 +1,31 @@
 """Selection of hyperparameters and checkpoints, and their accuracy on the test environment.
 
-As upstream file domainbed/model_selection.py at b93c22a; reported is the in-split accuracy.
+Interface of upstream file domainbed/model_selection.py at b93c22a. The rules are those by which
+`carft collect` selects, but SWAD's last checkpoint, and those of diverged runs, are like any other.
 """
 
 from __future__ import annotations
 
 import itertools
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from domainbed.lib.query import Q
+from domainbed_carft.jobs import records as job_records
+from domainbed_carft.jobs.cost import Cost
+from domainbed_carft.jobs.job import Choice, Job
+from domainbed_carft.results import method_names, selection
+
+# The records that a rule gets are of one choice.
+_CHOICE = Choice(hparams_seed=0)
 
 
 def get_test_records(records: Q) -> Q:
     """The records of jobs with a single test environment."""
     return records.filter(lambda record: len(record["args"]["test_envs"]) == 1)
-
-
-def _num_envs(record: dict[str, Any]) -> int:
-    return next(i for i in itertools.count() if f"env{i}_out_acc" not in record)
-
-
-def _test_env(record: dict[str, Any]) -> int:
-    return int(record["args"]["test_envs"][0])
-
-
-def _outcome(record: dict[str, Any], val_acc: float) -> dict[str, float]:
-    return {"val_acc": val_acc, "test_acc": record[f"env{_test_env(record)}_in_acc"]}
 
 
 class SelectionMethod:
@@ -71,13 +69,8 @@ class OracleSelectionMethod(SelectionMethod):
 
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
-        """The last record's outcome, judged on the test environment's out-split."""
-        candidates = get_test_records(run_records)
-        if not candidates:
-            return None
-
-        last = candidates.sorted(lambda record: record["step"])[-1]
-        return _outcome(last, last[f"env{_test_env(last)}_out_acc"])
+        """The outcome of the last record; of several at its step, of the last of these."""
+        return _outcome(method_names.ORACLE, get_test_records(run_records)[::-1])
 
 
 class IIDAccuracySelectionMethod(SelectionMethod):
@@ -88,13 +81,7 @@ class IIDAccuracySelectionMethod(SelectionMethod):
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
         """The best record's outcome, judged on the training environments' out-splits."""
-        candidates = get_test_records(run_records)
-        return candidates.map(cls._step_acc).argmax("val_acc") if candidates else None
-
-    @classmethod
-    def _step_acc(cls, record: dict[str, Any]) -> dict[str, float]:
-        training = [i for i in range(_num_envs(record)) if i != _test_env(record)]
-        return _outcome(record, float(np.mean([record[f"env{i}_out_acc"] for i in training])))
+        return _outcome(method_names.TRAINING_DOMAIN, get_test_records(run_records))
 
 
 class LeaveOneOutSelectionMethod(SelectionMethod):
@@ -104,27 +91,59 @@ class LeaveOneOutSelectionMethod(SelectionMethod):
 
     @classmethod
     def run_acc(cls, run_records: Q) -> dict[str, float] | None:
-        """The best step's outcome, judged by the jobs that leave out one more environment."""
-        outcomes = run_records.group_map("step", lambda _, records: cls._step_acc(records))
-        complete = outcomes.filter_not_none()
-        return complete.argmax("val_acc") if complete else None
+        """The best step's outcome, judged by the jobs that leave out one more environment.
 
-    @classmethod
-    def _step_acc(cls, records: Q) -> dict[str, float] | None:
-        test_records = get_test_records(records)
-        if len(test_records) != 1:
-            return None
+        Steps of which several records are judged do not count.
+        """
+        singles = get_test_records(run_records)
+        counts = Counter(singles.select("step"))
+        singles = singles.filter(lambda record: counts[record["step"]] == 1)
 
-        test_env = _test_env(test_records[0])
-        validation_accuracies = {}
-        for record in records:
-            match record["args"]["test_envs"]:
-                case [first, second]:
-                    validation_env = second if first == test_env else first
-                    validation_accuracies[validation_env] = record[f"env{validation_env}_in_acc"]
+        pairs: dict[frozenset[int], Q] = {}
+        for record in run_records:
+            if len(record["args"]["test_envs"]) == 2:
+                pairs.setdefault(frozenset(record["args"]["test_envs"]), Q()).append(record)
+        return _outcome(method_names.LEAVE_ONE_OUT, singles, pairs)
 
-        training_envs = [i for i in range(_num_envs(records[0])) if i != test_env]
-        if any(i not in validation_accuracies for i in training_envs):
-            return None
-        total = np.sum([validation_accuracies[i] for i in training_envs])
-        return _outcome(test_records[0], float(total / len(training_envs)))
+
+def _outcome(
+    rule: str, singles: Q, pairs: Mapping[frozenset[int], Q] | None = None
+) -> dict[str, float] | None:
+    """The outcome by a rule of `selection`, if it has one, of these records.
+
+    ``singles``: of jobs that left out the test environment alone; ``pairs``: both test
+    environments -> records of jobs that left out one more.
+    """
+    if not singles:
+        return None
+
+    (target,) = singles[0]["args"]["test_envs"]
+    pair_runs = {sum(envs) - target: _run(records) for envs, records in (pairs or {}).items()}
+    candidates = selection.Candidates(
+        dataset="",
+        row="",
+        target=target,
+        trial=0,
+        singles={_CHOICE: _run(singles)},
+        pairs={_CHOICE: pair_runs},
+    )
+    outcome = selection.METHODS[rule].outcome(candidates, _CHOICE)
+    return outcome and {"val_acc": outcome.validation, "test_acc": outcome.accuracy}
+
+
+def _run(records: Q) -> job_records.Run:
+    """The checkpoints in records of one job, or of one that was run twice, and nothing else."""
+    first: dict[str, Any] = records[0]
+    count = next(i for i in itertools.count() if f"env{i}_out_acc" not in first)
+    return job_records.Run(
+        job=Job(first["args"], Path()),
+        done=True,
+        environments=(),
+        n_environments=count,
+        steps=array("d", records.select("step")),
+        accuracies=job_records.accuracies(records, count),
+        setting={},
+        recorded={},
+        diverged_at=None,
+        cost=Cost(),
+    )

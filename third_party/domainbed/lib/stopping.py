@@ -79,7 +79,7 @@ def blocked_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def end_with_parent(pid: int) -> None:
+def end_with_parent(pid: int | None) -> None:
     """Have Linux kill this process when `pid`, which has started it, ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != pid:  # it has ended already

@@ -43,6 +43,7 @@ class Job:
         self.output_dir = os.path.join(sweep_output_dir, jobs_room.identity(train_args))
         self.train_args = {**copy.deepcopy(train_args), "output_dir": self.output_dir}
         self.command_str = shlex.join(jobs_room.command(self.train_args))
+        self.listed = jobs_room.Job(train_args, Path(self.output_dir))  # as in a manifest
         if JobFolder(self.output_dir).done:
             self.state = Job.DONE
         elif os.path.exists(self.output_dir):
@@ -208,11 +209,6 @@ def _list_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> None:
     """Add the jobs to the manifest, which `carft sweep status` and `carft collect` read."""
     output = Path(args.output_dir)
     stored = manifest.read(output) if output.is_dir() else None
-    listed = []
-    for job in jobs:
-        train_args = {k: v for k, v in job.train_args.items() if k != "output_dir"}
-        listed.append(jobs_room.Job(train_args, Path(job.output_dir)))
-
     facts = {}
     for name in args.datasets:
         dataset_class = datasets.get_dataset_class(name)
@@ -223,7 +219,8 @@ def _list_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> None:
             checkpoint_freq=dataset_class.CHECKPOINT_FREQ,
         )
     sweep = stored or manifest.Sweep(())
-    manifest.add(output, replace(sweep, jobs=tuple(listed), datasets=facts))
+    jobs_listed = tuple(job.listed for job in jobs)
+    manifest.add(output, replace(sweep, jobs=jobs_listed, datasets=facts))
 
 
 def _change_manifest(change: Callable[..., object], *arguments: Any) -> None:
