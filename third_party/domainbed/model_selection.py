@@ -131,11 +131,11 @@ def _outcome(
     return outcome and {"val_acc": outcome.validation, "test_acc": outcome.accuracy}
 
 
-def _run(records: Q) -> job_records.Run:
+def _run(records: Q) -> job_records.RecordedRun:
     """The checkpoints in records of one job, or of one that was run twice, and nothing else."""
     first: dict[str, Any] = records[0]
     count = next(i for i in itertools.count() if f"env{i}_out_acc" not in first)
-    return job_records.Run(
+    return job_records.RecordedRun(
         job=Job(first["args"], Path()),
         done=True,
         environments=(),
