@@ -28,7 +28,7 @@ _warned: set[Path | None] = set()
 
 
 def with_data_check(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap the `__init__` of MultipleEnvironmentImageFolder: it checks the data before.
+    """Wrap the `__init__` of MultipleEnvironmentImageFolder: the data is checked, too.
 
     After it the transforms follow the protocol of our hyperparameters, and our algorithms get the
     facts of the data set. The wrapper raises CarftError for broken data of our algorithms.
@@ -53,6 +53,7 @@ def with_data_check(original: Callable[..., None]) -> Callable[..., None]:
             original(self, *args, **kwargs)
         except Exception as error:
             failure = error
+
         report = self.report if is_reported else report
         if report is not None:
             warn_of_broken_data(report, is_for_us)

@@ -157,8 +157,9 @@ class ProcessGroup:
             name = signal.Signals(-status).name
             reason = f"process {rank} of {self.size} was killed by {name}"
             # Not the connection of `self.store`, which torch locks while a thread waits for a key.
-            connection = dist.TCPStore(self.store.host, self.store.port)
-            connection.set(_FAILURE, json.dumps([True, reason]))
+            with contextlib.suppress(RuntimeError):  # this process ends, too
+                connection = dist.TCPStore(self.store.host, self.store.port)
+                connection.set(_FAILURE, json.dumps([True, reason]))
 
         if status not in (0, STOPPED) and not is_over.wait(GRACE_SECONDS):
             print(f"train: {self.exit_error()}", file=sys.stderr)
