@@ -145,13 +145,13 @@ def normalisation_of(transform):
 """,
     "data/__init__.py": "",
     "data/verify.py": """
-class Report:
+class DataReport:
     data_edition = ""
     problems = differences = ()
     root = None
 
 def verify_folder(name, folder):
-    return Report()
+    return DataReport()
 """,
     "launchers.py": 'LAUNCHERS = {"pool": print}\n',
 }

@@ -1,6 +1,7 @@
 """Files of weights may be a stranger's: nothing in them runs, and none is taken on trust."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -207,3 +208,18 @@ def test_damaged_cached_text_features_are_computed_again(random_tiny, tmp_path, 
     flip(kept)
     assert torch.equal(backbone.text_features(clip_model, WORDS), first)
     assert torch.equal(weights.load_weights(kept).view_as(first), first)
+
+
+def test_a_changed_file_is_hashed_again(tmp_path):
+    path = tmp_path / "clip.pt"
+    path.write_bytes(b"a")
+    assert weights.cached_sha256(path) == weights.sha256(path)
+
+    path.write_bytes(b"ab")
+    assert weights.cached_sha256(path) == weights.sha256(path)
+
+    other = tmp_path / "other.pt"
+    other.write_bytes(b"ba")
+    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    other.replace(path)  # of the same size and time
+    assert weights.cached_sha256(path) == weights.sha256(path)

@@ -30,13 +30,14 @@ def sha256(path: Path | str) -> str:
 
 
 def cached_sha256(path: Path | str) -> str:
-    """The SHA-256 of a file, computed once a process unless the file's time or size changes."""
-    state = os.stat(path)
-    return _sha256_in_state(str(path), state.st_mtime_ns, state.st_size)
+    """The SHA-256 of a file, computed once a process unless the file is another or changes."""
+    status = os.stat(path)
+    state = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+    return _sha256_in_state(str(path), state)
 
 
 @functools.lru_cache(maxsize=16)
-def _sha256_in_state(path: str, mtime_ns: int, size: int) -> str:
+def _sha256_in_state(path: str, state: tuple[int, ...]) -> str:
     return sha256(path)
 
 
