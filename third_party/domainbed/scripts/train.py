@@ -37,8 +37,8 @@ from domainbed_carft.errors import CarftError, PassingError, is_no_space
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import Held, JobFolder, Lock
 
-# How long the lock is waited for: a killed run's loaders keep it for some seconds.
-PATIENCE_SECONDS = 15.0
+# How long the lock is waited for: a killed run's loaders have it until they have ended, too.
+PATIENCE_SECONDS = 5.0
 
 
 def _run(
