@@ -292,6 +292,14 @@ def _write_incomplete_sweep(folder: Path) -> None:
     assert report_page.report(folder / "sweep", folder / "new" / "report") == 0
 
 
+@pytest.fixture(scope="module")
+def warm_launches() -> Iterator[None]:
+    """Launchers of this process fork their jobs from processes that need not import torch again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("domainbed_carft.jobs.fork_server.run_server", warm.run_server)
+        yield
+
+
 @pytest.fixture
 def sweep(tmp_path: Path) -> tuple[Path, list[Job]]:
     """A sweep of 8 jobs that is launched, none of which has begun; its folder, its jobs."""

@@ -1,5 +1,7 @@
 """The demo end to end in small, through real sub-processes, and what it says when jobs fail."""
 
+import contextlib
+import io
 import itertools
 import json
 import re
@@ -7,6 +9,7 @@ import runpy
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import packed_records
@@ -19,7 +22,9 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.results import collection
 from domainbed_carft.runs import saved
 from domainbed_carft.suites import catalogue, records
-from domainbed_carft.sweep import declaration_file, launch
+from domainbed_carft.sweep import declaration_file
+
+pytestmark = pytest.mark.usefixtures("warm_launches")
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,16 +64,36 @@ def declared(tmp_path):
     return path
 
 
-def test_the_demo_trains_and_shows_the_packed_records_beside_it(tmp_path, declared, capsys):
-    output = tmp_path / "it's a demo"
-    demo.run(output, declared=declared)
+class Demo(NamedTuple):
+    """A demo that has run: its folder, the file of its sweep, and what it printed."""
 
-    printed = capsys.readouterr()
+    output: Path
+    declared: Path
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def finished_demo(tmp_path_factory, warm_launches):
+    """A demo of the small sweep. Tests that change its folder copy it."""
+    folder = tmp_path_factory.mktemp("demo")
+    declared = folder / "small.yaml"
+    declared.write_text(SMALL)
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        demo.run(folder / "it's a demo", declared=declared)
+    return Demo(folder / "it's a demo", declared, out.getvalue(), err.getvalue())
+
+
+def test_the_demo_trains_and_shows_the_packed_records_beside_it(finished_demo):
+    output = finished_demo.output
     assert len(list((output / "sweep").glob("*/model.pkl"))) == 4
-    assert "4 of 4 jobs done" in printed.err
+    assert "4 of 4 jobs done" in finished_demo.err
 
     table = (output / "results.txt").read_text()
-    assert table in printed.out
+    assert table in finished_demo.out
     lines = [line.split() for line in table.splitlines()]
     cells = {words[0]: words[1:] for words in lines if words and words[0] in ALGORITHMS}
     assert [*cells] == [*ALGORITHMS]
@@ -86,18 +111,19 @@ def test_the_demo_trains_and_shows_the_packed_records_beside_it(tmp_path, declar
     assert page.tables["Accuracy on the drawing style left out, in %"][-1][0] == "CARFT"
     assert (output / "report" / "figures" / "EmojiStyles-context_drift.png").exists()
     for file in ("results.txt", "report/index.html"):
-        assert str(output / file) in printed.out
+        assert str(output / file) in finished_demo.out
 
-    demo.run(output, declared=declared)  # with nothing left to do
+    demo.run(output, declared=finished_demo.declared)  # with nothing left to do
     assert (output / "results.txt").read_text() == table
 
 
-def test_the_folder_of_an_earlier_demo_can_be_used_again(tmp_path, declared):
-    for steps in (2, 1):  # 0.2.0 had other steps
-        declared.write_text(SMALL.replace("steps: 1", f"steps: {steps}").replace("line, ", ""))
-        demo.run(tmp_path / "out", declared=declared)
-        assert "CARFT" in (tmp_path / "out" / "results.txt").read_text()
-    assert len(list((tmp_path / "out" / "sweep").glob("*/done"))) == 4
+def test_the_folder_of_an_earlier_demo_can_be_used_again(finished_demo, tmp_path, declared):
+    shutil.copytree(finished_demo.output, tmp_path / "out")
+    steps = SMALL.replace("steps: 1", "steps: 2")  # 0.2.0 had other steps
+    declared.write_text(steps.replace("line, ", ""))
+    demo.run(tmp_path / "out", declared=declared)
+    assert "CARFT" in (tmp_path / "out" / "results.txt").read_text()
+    assert len(list((tmp_path / "out" / "sweep").glob("*/done"))) == 4 + 2
 
 
 def packed_accuracies():
@@ -166,9 +192,10 @@ def test_the_conclusion_says_as_plainly_if_carft_is_not_ahead(means, expected):
     )
 
 
-def test_the_sweep_can_be_tested_on_styles_that_no_job_has_seen(tmp_path, declared, capsys):
-    declared.write_text(SMALL.replace("[line, noto]", "[line]"))
-    launch.run_plan(launch.plan(declared, demo.DATA_DIR, tmp_path / "OUT"))
+def test_the_sweep_can_be_tested_on_styles_that_no_job_has_seen(finished_demo, tmp_path, capsys):
+    for path in (finished_demo.output / "sweep").glob("*/results.jsonl"):
+        if '"test_envs": [1]' in path.read_text():  # the others add nothing
+            shutil.copytree(path.parent, tmp_path / "OUT" / path.parent.name)
     command = ["evaluate", str(tmp_path / "OUT"), "--suite", "EmojiUnseen"]
     assert main(command) == 0
     assert "2 runs measured on EmojiUnseen" in capsys.readouterr().err

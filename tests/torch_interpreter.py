@@ -105,8 +105,8 @@ def run(
 
 def _server_of(python: str, variables: Mapping[str, str]) -> subprocess.Popen[str]:
     """The server of this interpreter and these variables; it ends with this process."""
-    at_start = {n: value for n, value in variables.items() if n.startswith(START_VARIABLES)}
-    key = (python, *(f"{name}={at_start[name]}" for name in sorted(at_start)))
+    names = [name for name in sorted(variables) if name.startswith(START_VARIABLES)]
+    key = (python, *(f"{name}={variables[name]}" for name in names if variables[name]))
 
     server = _servers.pop(key, None)
     if server is None:

@@ -5,6 +5,9 @@ stand in for `subprocess.run` and `subprocess.Popen`. Signals, files and exit st
 nothing is shared with the tests' own process. The server is the launchers' `ForkServer`. What the
 interpreter's start does is not done again: a switch of our start hook, another checkout and the
 encoding of the streams need a real one.
+
+The fork servers of launchers that run in such a process, or under the fixture `warm_launches`, are
+forks of this one, too: they need not import torch again.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
@@ -28,7 +32,13 @@ from domainbed_carft.jobs.fork_server import ForkServer, Request
 
 HERE = Path(__file__).resolve().parent
 
-_SERVER = ForkServer(detached=True, module="warm_imports")
+_IMPORTS = "warm_imports"
+_SERVER = ForkServer(detached=True, module=_IMPORTS)
+
+# Variables with the number of a descriptor: the socket on which the server takes requests, by which
+# a child has its launchers' servers forked; and that of such a server.
+_CONTROL = "WARM_CONTROL"
+_LAUNCHERS_CONTROL = "WARM_LAUNCHERS_CONTROL"
 
 
 class Process:
@@ -69,21 +79,11 @@ def start(
 ) -> Process:
     """Start a child, the leader of a process group of its own; `stdout` may be a descriptor."""
     words = [str(argument) for argument in arguments]
-    variables = json.dumps(dict(os.environ if env is None else env))
-    request = Request(
-        module="warm",
-        arguments=[str(cwd or os.getcwd()), variables, *words],
-        variables={},
-        is_detached=True,
-        descriptors=["stdout", "stderr"],
-    )
-    search_path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
-    server_variables = {**os.environ, "PYTHONPATH": search_path}
-
+    variables = dict(os.environ if env is None else env)
     with tempfile.NamedTemporaryFile("a") as out, tempfile.NamedTemporaryFile("a") as err:
-        out_descriptor = stdout or out.fileno()
-        process = _SERVER.fork(request, server_variables, out_descriptor, err.fileno())
-        assert process is not None, "the fork server cannot import the harness, or has threads"
+        descriptors = {"stdout": stdout or out.fileno(), "stderr": err.fileno()}
+        descriptors[_CONTROL] = _control()
+        process = _fork(words, variables, descriptors, cwd or os.getcwd())
         return Process(
             process, words, open(out.name, errors="replace"), open(err.name, errors="replace")
         )
@@ -99,6 +99,67 @@ def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.wait(), *process.communicate())
 
 
+def _fork(
+    words: Sequence[str],
+    variables: Mapping[str, str],
+    descriptors: Mapping[str, int],
+    cwd: str | Path,
+) -> fork_server.Process:
+    """Fork a child of the server; `descriptors` have the names that a `Request` gives them."""
+    request = Request(
+        module="warm",
+        arguments=[str(cwd), json.dumps(dict(variables)), *words],
+        variables={},
+        is_detached=True,
+        descriptors=[*descriptors],
+    )
+    process = _SERVER.fork(request, _server_variables(), *descriptors.values())
+    assert process is not None, "the fork server cannot import the harness, or has threads"
+    return process
+
+
+def _server_variables() -> dict[str, str]:
+    search_path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": search_path}
+
+
+def _control() -> int:
+    """The descriptor of the socket on which the server takes requests."""
+    _SERVER._start_server(_server_variables())
+    return _SERVER._control.fileno()
+
+
+class _InheritedServer(ForkServer):
+    """The server that has forked this process."""
+
+    def __init__(self, control: int) -> None:
+        super().__init__(detached=True)
+        self._control = socket.socket(fileno=control)
+        self._control.set_inheritable(False)
+
+    def _start_server(self, variables: Mapping[str, str]) -> None:
+        """Nothing: it runs."""
+
+
+_run_cold_server = fork_server.run_server
+
+
+def run_server(
+    control: socket.socket, module: str, variables: Mapping[str, str], is_detached: bool
+) -> subprocess.Popen[bytes] | fork_server.Process:
+    """A launcher's `run_server`; one for another domainbed starts cold."""
+    path = [os.getcwd(), *variables.get("PYTHONPATH", "").split(os.pathsep)]
+    has_own_host = any((Path(folder) / "domainbed").exists() for folder in path)
+    if module == _IMPORTS or has_own_host:
+        return _run_cold_server(control, module, variables, is_detached)
+
+    descriptors = {_LAUNCHERS_CONTROL: control.fileno()}
+    if not is_detached:
+        descriptors |= {"stdout": 1, "stderr": 2}
+    words = ["-m", fork_server.MODULE, _LAUNCHERS_CONTROL, module]
+    return _fork(words, variables, descriptors, os.getcwd())
+
+
 @atexit.register
 def _end_server() -> None:
     _SERVER.__exit__()
@@ -106,7 +167,17 @@ def _end_server() -> None:
 
 def _run_as_python_does() -> None:
     """In a child: run the words of its command line, by its own current folder and variables."""
+    global _SERVER
     folder, variables, kind, target, *arguments = sys.argv[1:]
+    if _CONTROL in os.environ:
+        _SERVER = _InheritedServer(int(os.environ[_CONTROL]))
+        fork_server.run_server = run_server
+
+    if target == fork_server.MODULE:
+        _, module = arguments
+        arguments[0] = os.environ[_LAUNCHERS_CONTROL]
+        sys.modules.pop(module, None)  # which its processes run as their main module
+
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(json.loads(variables))

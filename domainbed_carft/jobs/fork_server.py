@@ -48,7 +48,7 @@ GPU_DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/dxg")
 _STREAMS = {"stdout": 1, "stderr": 2}
 
 _MAX_REQUEST = 1 << 20  # bytes
-_MAX_DESCRIPTORS = 3  # the pipe for the answers, and two of the process
+_MAX_DESCRIPTORS = 4  # the pipe for the answers, and three of the process
 _THREADS_PATIENCE = 3.0  # seconds
 
 
@@ -115,7 +115,7 @@ class ForkServer:
         self._detached = detached
         self._module = module
         self._starting = threading.Lock()  # held while a process is started
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Process | None = None
 
     def __enter__(self) -> ForkServer:
         return self
@@ -174,18 +174,8 @@ class ForkServer:
 
         self._started_with = (dict(variables), os.getcwd())
         self._control, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        stream = subprocess.DEVNULL if self._detached else None
         with child_end:
-            words = [sys.executable, "-m", MODULE]
-            self._process = subprocess.Popen(
-                [*words, str(child_end.fileno()), self._module],
-                env=variables,
-                pass_fds=(child_end.fileno(),),
-                start_new_session=self._detached,
-                stdin=stream,
-                stdout=stream,
-                stderr=stream,
-            )
+            self._process = run_server(child_end, self._module, variables, self._detached)
 
     def _send(self, request: Request, descriptors: Sequence[int]) -> Process | None:
         """Ask the server for a process; None if it does not answer.
@@ -200,6 +190,22 @@ class ForkServer:
 
         pid = answers.readline()
         return Process(int(pid), answers) if pid else None
+
+
+def run_server(
+    control: socket.socket, module: str, variables: Mapping[str, str], is_detached: bool
+) -> subprocess.Popen[bytes] | Process:
+    """Start a server with these variables, which takes its requests from ``control``."""
+    stream = subprocess.DEVNULL if is_detached else None
+    return subprocess.Popen(
+        [sys.executable, "-m", MODULE, str(control.fileno()), module],
+        env=variables,
+        pass_fds=(control.fileno(),),
+        start_new_session=is_detached,
+        stdin=stream,
+        stdout=stream,
+        stderr=stream,
+    )
 
 
 def _main() -> None:
