@@ -325,7 +325,7 @@ def test_a_state_dict_that_is_not_openais_says_what_is_assumed(tmp_path, random_
 
     make(random_tiny)
     stdout = capsys.readouterr().out
-    assert "is none of OpenAI's files, so QuickGELU and attention heads 64" in stdout
+    assert "is not an OpenAI checkpoint; assuming QuickGELU and 64-wide" in stdout
     assert "pictures are resized from 28 to 48 pixels" in stdout
 
     backbone.load("tiny")

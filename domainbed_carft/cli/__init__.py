@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
-        "demo", help="train CAR-FT and three baselines on the embedded benchmark; print a table"
+        "demo", help="train CAR-FT and two baselines on the embedded benchmark; print a table"
     )
     demo.add_argument(
         "--output_dir",

@@ -73,8 +73,8 @@ def load(name: str) -> dict[str, Any]:
 
     if all(digest != published(published_name)[1] for published_name in PUBLISHED):
         print(
-            f"CLIP weights: {path} is none of OpenAI's files, so QuickGELU and attention heads 64 "
-            "wide are assumed; for open_clip's own use open_clip:NAME/TAG"
+            f"CLIP weights: {path} is not an OpenAI checkpoint; assuming QuickGELU and 64-wide "
+            "attention heads. For open_clip's own use open_clip:NAME/TAG"
         )
     return {
         "model": model,

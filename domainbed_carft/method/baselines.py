@@ -65,7 +65,7 @@ class CLIPWiSEFT(CLIPFineTune):
             elsewhere=1.0,
             meaning="the share of the trained weights in those that predict; the rest is the "
             "original",
-            source="mlfoundations/wise-ft, README",
+            source="mlfoundations/wise-ft, src/args.py",
         ),
     )
 
