@@ -123,6 +123,17 @@ def _no_facts_of_other_tests() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
+def _clips_built_once() -> Iterator[None]:
+    """Build each CLIP once a worker. A module that has not imported torch yet builds its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "torch" in sys.modules:
+            import clip_cache
+
+            clip_cache.install(patch)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
 def restored_variables() -> Iterator[None]:
     """No module leaves the process variables of a job behind for the next one of its worker."""
     variables = dict(os.environ)
