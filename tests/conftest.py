@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 # take ten times as long. Before torch is imported; sub-processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Else each worker of each run rewrites the assertions of 150 modules, a tenth of a minute.
+sys.dont_write_bytecode = False
+
 # Started by nohup or in the background of a script, the tests inherit that signals are ignored, and
 # so would the processes that they stop by them. A handler is not inherited.
 for _number in (signal.SIGINT, signal.SIGHUP):
@@ -65,6 +68,9 @@ GROUPS = (
         "test_runs_card",
         "test_runs_data",
         "test_runs_export",
+        "test_own_methods",
+        "test_four_arguments",
+        "test_import",
     ),
     ("test_report_examples",),
     ("test_algorithms",),
@@ -114,6 +120,17 @@ def _no_facts_of_other_tests() -> Iterator[None]:
     module: Any = sys.modules.get("domainbed_carft.method.dataset_facts")
     if module is not None:
         module._facts_by_class_names.clear()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _clips_built_once() -> Iterator[None]:
+    """Build each CLIP once a worker. A module that has not imported torch yet builds its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "torch" in sys.modules:
+            import clip_cache
+
+            clip_cache.install(patch)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

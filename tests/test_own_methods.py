@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch_interpreter
 from fake_checkout import write_checkout
+from runs_jobs import write_pictures
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import own_methods, records
@@ -59,14 +60,15 @@ class CLIPAnchor(_Base):
 class CLIPPlain(CLIPFineTune):
     """One without a style and hyperparameters."""
 '''
-TRAIN = "-m domainbed.scripts.train --dataset EmojiStyles --test_envs 0 --data_dir .".split()
-HPARAMS = '{"batch_size": 4, "anchor_weight": 0.5}'
+TRAIN = "-m domainbed.scripts.train --test_envs 0".split()
+HPARAMS = '{"batch_size": 4, "anchor_weight": 0.5, "clip_backbone": "tiny"}'
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the file anchor.py."""
+    """A folder with the file anchor.py, and pictures in Pets."""
     (tmp_path / "anchor.py").write_text(METHOD)
+    write_pictures(tmp_path / "Pets")
     return tmp_path
 
 
@@ -83,9 +85,21 @@ def python(
     )
 
 
-def train(cwd: Path, output: str, steps: int = 2, name: str = "CLIPAnchor", **variables: str):
-    words = [*TRAIN, "--steps", steps, "--algorithm", name, "--output_dir", output]
-    return python(cwd, *words, "--hparams", HPARAMS, **variables)
+def train(
+    cwd: Path,
+    output: str,
+    *data: str,
+    steps: int = 2,
+    name: str = "CLIPAnchor",
+    **variables: str,
+):
+    """Run `train` on the folder Pets, or on other `data`."""
+    words = [*TRAIN, *(data or ("--dataset", "./Pets")), "--steps", steps, "--algorithm", name]
+    return python(cwd, *words, "--output_dir", output, "--hparams", HPARAMS, **variables)
+
+
+# As a checkout of DomainBed finds it from its own folder.
+PETS_OF_THE_HOST = ("--dataset", "Pets", "--data_dir", "..")
 
 
 def last_record(folder: Path) -> dict:
@@ -138,7 +152,7 @@ def test_a_shipped_methods_records_are_the_same_with_the_file_and_without(folder
 
 def test_a_checkout_trains_it(folder: Path) -> None:
     root = write_checkout(folder / "checkout", "classic")
-    done = train(root, "JOB", methods="../anchor.py")
+    done = train(root, "JOB", *PETS_OF_THE_HOST, methods="../anchor.py")
     assert done.returncode == 0, done.stderr
 
     record = last_record(root / "JOB")
@@ -298,7 +312,9 @@ def test_sweeps_and_checkouts_say_so_too(folder: Path) -> None:
         assert "Traceback" not in done.stderr
         assert not (root / "OUT").exists()
 
-    in_checkout = train(folder / "checkout", "JOB", name="CARFT", methods="missing.py")
+    in_checkout = train(
+        folder / "checkout", "JOB", *PETS_OF_THE_HOST, name="CARFT", methods="missing.py"
+    )
     assert in_checkout.returncode == 1
     assert in_checkout.stderr.startswith(f"domainbed-carft: {own_methods.VARIABLE} names ")
 

@@ -1,0 +1,69 @@
+"""CLIPs in OpenAI's format, read and built once a worker: later ones are copies, to the bit.
+
+Building draws random weights, which are then overwritten. So a copy is made only where the random
+generator stands where it stood before, and leaves it where building would have.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from domainbed_carft.clips import openai
+
+MOST_MODELS = 12
+MOST_BYTES = 100 << 20  # of the weights of a model
+
+_load_state = openai._load_state
+_build = openai._build
+
+
+class _State(dict[str, Any]):
+    """A state dict that knows the digest of its file."""
+
+    digest: str
+
+
+_states: dict[str, _State] = {}
+_models: dict[tuple[str, bytes], tuple[Any, torch.Tensor]] = {}  # the last one used is the last
+
+
+def install(patch: pytest.MonkeyPatch) -> None:
+    """Let the package's loader use the copies."""
+    patch.setattr(openai, "_load_state", _cached_state)
+    patch.setattr(openai, "_build", _cached_model)
+
+
+def _cached_state(path: Path, digest: str) -> Any:
+    if digest in _states:
+        return _states[digest]
+
+    state = _load_state(path, digest)
+    if path.stat().st_size < MOST_BYTES and isinstance(state, dict):
+        cached = _State(state)
+        cached.digest = digest
+        _states[digest] = cached
+        return cached
+    return state
+
+
+def _cached_model(state: Any) -> Any:
+    if not isinstance(state, _State):
+        return _build(state)
+
+    key = (state.digest, torch.get_rng_state().numpy().tobytes())
+    found = _models.pop(key, None)
+    if found is None:
+        model = _build(state)
+        found = model, torch.get_rng_state()
+        if len(_models) == MOST_MODELS:
+            _models.pop(next(iter(_models)))
+
+    _models[key] = found
+    model, generator_state = found
+    torch.set_rng_state(generator_state)
+    return copy.deepcopy(model)
