@@ -191,7 +191,7 @@ def test_a_stopped_launcher_lets_its_jobs_save(tmp_path, monkeypatch, number, st
 def test_jobs_of_a_killed_launcher_go_on_and_stay_locked(tmp_path, monkeypatch, cold):
     """The process that they are forks of does not go on, nor do their guards without them."""
     monkeypatch.setenv(SWITCH, cold)
-    jobs = commands(tmp_path, 3, seconds=2.5)
+    jobs = commands(tmp_path, 3, seconds=4)
     killed = launch("pool", jobs, {"jobs": 2})
     running = [JobFolder(tmp_path / name) for name in ("job00", "job01")]
     wait_until(lambda: all(story(folder.path) for folder in running))
