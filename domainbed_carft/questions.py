@@ -11,7 +11,12 @@ def confirm(yes: bool) -> None:
     if yes or not is_terminal:
         return
 
-    ask("Continue? (y/n) ", refusal="Nothing was done.")
+    refusal = "Nothing was done."
+    try:
+        ask("Continue? (y/n) ", refusal)
+    except EOFError:  # Ctrl-D
+        print(f"\n{refusal}")
+        raise SystemExit(0) from None
 
 
 def ask(question: str, refusal: str) -> None:

@@ -1,7 +1,9 @@
 """Retry, cancel and clean, while others are at work in the same folder."""
 
+import io
 import signal
 
+import pytest
 from sweep_folders import ended, finish, status
 
 from domainbed_carft import cli
@@ -119,3 +121,19 @@ def test_retry_clean_and_cancel_return_reports(sweep):
     deleted = upkeep.delete_jobs(folder, state.statuses).jobs
     assert failed.folder in deleted and done.folder not in deleted
     assert listed_folders(folder) == {done.folder}
+
+
+@pytest.mark.parametrize("answer", ["n\n", "", "\n"])
+def test_only_a_yes_deletes_jobs(sweep, capsys, monkeypatch, answer):
+    """Nor does Ctrl-D, which ends standard input."""
+    folder, (job, *_) = sweep
+    ended(job, 1)
+    terminal = io.StringIO(answer)
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+
+    with pytest.raises(SystemExit) as left:
+        cli.main(["sweep", "clean", str(folder), "--incomplete"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.endswith("Nothing was done.\n")
+    assert job.folder.is_dir()
