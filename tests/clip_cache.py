@@ -38,6 +38,12 @@ def install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(openai, "_build", _cached_model)
 
 
+def uninstall(patch: pytest.MonkeyPatch) -> None:
+    """Let the package's loader read and build each CLIP, for a test that counts what is read."""
+    patch.setattr(openai, "_load_state", _load_state)
+    patch.setattr(openai, "_build", _build)
+
+
 def _cached_state(path: Path, digest: str) -> Any:
     if digest in _states:
         return _states[digest]

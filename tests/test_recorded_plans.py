@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import clip_cache
 import collect_sweeps
 import numpy as np
 import pytest
@@ -84,6 +85,7 @@ def folder(tmp_path_factory):
     sys.addaudithook(count_opened)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        clip_cache.uninstall(patch)
         assert train.main(arguments) == 0
     return folder
 
@@ -182,6 +184,7 @@ def test_jobs_with_and_without_a_plan_share_a_table(folder):
 def test_a_clip_given_as_a_file_is_loaded_for_its_facts_and_to_train_it(folder, monkeypatch):
     opened_in_job = opened_files["clip.pt"]
     monkeypatch.chdir(folder)
+    clip_cache.uninstall(monkeypatch)
     backbone.load("clip.pt")  # whose digest is known
     opened_in_load = opened_files["clip.pt"] - opened_in_job
     assert opened_in_job == 2 * opened_in_load + 1
