@@ -158,8 +158,8 @@ def _add_soup(commands: Any) -> None:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="jobs' folders, or weights files in them: of one data set, start, words, test "
-        "environments and trial seed",
+        help="jobs' folders, or weights files in them; all must share data set, initial CLIP, "
+        "prompts, test environments and trial seed",
     )
 
 
