@@ -158,7 +158,7 @@ def test_a_run_stopped_at_random_moments_resumes_to_the_same_weights(
             has_been_resumable = has_been_resumable or (folder / "state.pt").exists()
 
         if (folder / "done").exists():
-            if process.returncode == -signal.SIGKILL:  # maybe before it deleted its lock
+            if process.returncode < 0:  # by a signal, maybe before it deleted its lock
                 (folder / "lock").unlink(missing_ok=True)
             assert_same_outcome(folder, undisturbed)
             folder = tmp_path / f"{len(os.listdir(tmp_path))} ended"
