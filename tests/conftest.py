@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -85,6 +86,12 @@ GROUPS = (
 def _group_number(module: str) -> int:
     """The number of the module's group; modules in none have the number after the last."""
     return next((n for n, group in enumerate(GROUPS) if module in group), len(GROUPS))
+
+
+def pytest_collection_finish() -> None:
+    # What was imported stays; each full collection of garbage would walk through all of it.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import collect_sweeps
 import numpy as np
 import pytest
+import report_page
 
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
@@ -92,7 +93,8 @@ def test_a_pair_that_shares_no_trial_is_refused(sweep):
 
 
 @pytest.mark.parametrize("form", [str, Path, lambda path: [str(path)], lambda path: (path,)])
-def test_folders_are_a_path_or_several(sweep, tmp_path, form):
+def test_folders_are_a_path_or_several(sweep, tmp_path, form, monkeypatch):
+    report_page.leave_undrawn(monkeypatch)
     folders = form(sweep)
     assert collect(folders).as_dict() == collect([sweep]).as_dict()
     assert top(folders).entries == top([sweep]).entries
@@ -134,7 +136,8 @@ def test_what_was_gathered_is_selected_once_for_all_that_show_it(sweep, monkeypa
     assert sorted(calls) == ["in-domain", "oracle", "training-domain"]
 
 
-def test_a_report_says_that_it_is_incomplete(sweep, tmp_path):
+def test_a_report_says_that_it_is_incomplete(sweep, tmp_path, monkeypatch):
+    report_page.leave_undrawn(monkeypatch)
     report = write_report([sweep], tmp_path / "report", n_examples=0)
     assert report.index == tmp_path / "report" / "index.html"
     assert report.index.is_file()

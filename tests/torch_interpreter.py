@@ -18,7 +18,7 @@ from pathlib import Path
 START_VARIABLES = ("PYTHON", "OMP_", "DOMAINBED_CARFT_DISABLE")
 
 SERVER = """
-import atexit, gc, json, os, runpy, sys, threading, warnings
+import atexit, gc, json, os, runpy, sys, threading, warnings, weakref
 
 path_at_start = sys.path[:]
 with warnings.catch_warnings():
@@ -27,6 +27,8 @@ with warnings.catch_warnings():
 sys.path[:] = path_at_start  # clip's pkg_resources adds a folder
 
 gc.freeze()  # or each child copies all of this memory when it ends
+for finalizer in weakref.finalize._registry:  # torch's, which take a tenth of a second
+    finalizer.atexit = False
 answers = os.fdopen(os.dup(1), "w")
 for line in sys.stdin:
     child = os.fork()

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -165,6 +166,12 @@ def _end_server() -> None:
     _SERVER.__exit__()
 
 
+def _keep_what_the_server_imported() -> None:
+    """Run no finalizers of what was imported before the fork: torch's take a tenth of a second."""
+    for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]
+        finalizer.atexit = False
+
+
 def _run_as_python_does() -> None:
     """In a child: run the words of its command line, by its own current folder and variables."""
     global _SERVER
@@ -209,6 +216,7 @@ def _end_at_once(status: int) -> None:
 
 
 if __name__ == "__main__":
+    _keep_what_the_server_imported()
     try:
         _run_as_python_does()
     except SystemExit as end:
