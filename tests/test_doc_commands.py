@@ -6,6 +6,7 @@ The commands run in the tutorial's folder, where OUT is its sweep, JOB and JOB2 
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -48,12 +49,27 @@ NOT_RUN = {
 }
 
 
-def on_a_busy_machine(command):
-    """The command with more seconds until its Ctrl-C: jobs start later where others compute."""
-    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    return re.sub(
-        r"(timeout --signal INT) (\d+)", lambda m: f"{m[1]} {round(int(m[2]) * busy)}", command
-    )
+# Runs a command and presses Ctrl-C when two jobs are training: after how many seconds that is
+# depends on the machine. CLIPZeroShot's end too soon.
+PRESS_CTRL_C = """
+import pathlib, signal, subprocess, sys, time
+
+def trains(records):
+    is_done = (records.parent / "done").exists()
+    return not is_done and "CLIPZeroShot" not in records.read_text()
+
+process = subprocess.Popen(sys.argv[1:])
+while process.poll() is None and sum(map(trains, pathlib.Path().glob("*/*/results.jsonl"))) < 2:
+    time.sleep(0.1)
+process.send_signal(signal.SIGINT)
+sys.exit(process.wait())
+"""
+
+
+def with_ctrl_c_in_time(command):
+    """The command with `PRESS_CTRL_C` in place of `timeout`."""
+    press = f"{sys.executable} -c {shlex.quote(PRESS_CTRL_C)} "
+    return re.sub(r"timeout --signal INT \d+ ", lambda _: press, command)
 
 
 def run_block(block, folder, **variables):
@@ -69,7 +85,7 @@ def run_block(block, folder, **variables):
     folder_of_programs = str(Path(sys.executable).parent)
     path = f"{folder_of_programs}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        [*program, "-c", on_a_busy_machine(block.text)],
+        [*program, "-c", with_ctrl_c_in_time(block.text)],
         cwd=folder,
         env={**os.environ, "PATH": path, "COLUMNS": "100", **variables},
         capture_output=True,
