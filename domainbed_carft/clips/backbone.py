@@ -77,7 +77,7 @@ def load(name: str) -> Backbone:
     loader = open_clip if name.startswith(open_clip.PREFIX) else openai
     backbone = Backbone(name, **loader.load(name))
     for key, value in backbone.model.state_dict().items():
-        # A finite sum has no other parts, and needs no copy. That of huge values is infinite, too.
+        # A sum takes no copy, and is finite only where all values are; of huge ones it may not be.
         if not value.sum().isfinite() and not value.isfinite().all():
             raise CarftError(
                 f"{backbone.path} has NaN or infinity in {key!r}; get a new copy of the weights"
