@@ -49,8 +49,8 @@ NOT_RUN = {
 }
 
 
-# Runs a command and presses Ctrl-C when two jobs are training: after how many seconds that is
-# depends on the machine. CLIPZeroShot's end too soon.
+# Runs a command and presses Ctrl-C once two jobs are training, however long that takes on this
+# machine. Jobs of CLIPZeroShot do not count: they end too soon.
 PRESS_CTRL_C = """
 import pathlib, signal, subprocess, sys, time
 

@@ -169,7 +169,7 @@ def test_what_predicts_and_is_saved_is_the_average_towards_the_original(random_t
 # In LP-FT's first phase, too, and with all that a step may have.
 EVERY = {f"{term}_weight": 0.5 for term in TERMS.values()} | {"average": "ema"}
 FIRST_PHASE = {"lp_steps": 4, "average_start": 2}
-# Without, test_algorithm_state has them.
+# harness/test_algorithm_state resumes each algorithm without an average.
 AVERAGED = {"average": "beta", "wise_alpha": 0.4}
 RESUMED = [
     *((name, AVERAGED) for name in ALGORITHMS),

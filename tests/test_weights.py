@@ -197,6 +197,15 @@ def test_a_clip_with_nan_weights_is_refused(tmp_path, random_tiny):
         backbone.load(str(tmp_path / "x.pt"))
 
 
+def test_a_clip_with_weights_whose_sum_overflows_is_loaded(tmp_path, random_tiny):
+    state = torch.load(random_tiny, weights_only=True)
+    state["visual.proj"][0] = torch.finfo(torch.float32).max
+    assert state["visual.proj"].sum().isinf()
+    torch.save(state, tmp_path / "x.pt")
+    loaded = backbone.load(str(tmp_path / "x.pt"))
+    assert torch.equal(loaded.model.visual.proj, state["visual.proj"])
+
+
 WORDS = [["a photo of a dog", "a photo of a cat"]]
 
 

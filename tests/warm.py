@@ -166,8 +166,8 @@ def _end_server() -> None:
     _SERVER.__exit__()
 
 
-def _keep_what_the_server_imported() -> None:
-    """Run no finalizers of what was imported before the fork: torch's take a tenth of a second."""
+def _skip_finalizers_of_imports() -> None:
+    """End without the finalizers of what was imported before the fork: torch's take 0.1 s."""
     for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]
         finalizer.atexit = False
 
@@ -216,7 +216,7 @@ def _end_at_once(status: int) -> None:
 
 
 if __name__ == "__main__":
-    _keep_what_the_server_imported()
+    _skip_finalizers_of_imports()
     try:
         _run_as_python_does()
     except SystemExit as end:
