@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,7 +26,12 @@ pytestmark = pytest.mark.usefixtures("registered")
 
 @pytest.fixture(autouse=True)
 def quiet_wandb(monkeypatch, tmp_path_factory):
-    """Offline, without reports to anybody, and with nobody's login or settings."""
+    """Offline, without reports to anybody, and with nobody's login or settings.
+
+    W&B reads them once a process, which another test may have made it do.
+    """
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
     for name in [name for name in os.environ if name.startswith(("WANDB_", "DOMAINBED_LOG"))]:
         monkeypatch.delenv(name)
 
