@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import torchvision
 from domainbed.scripts import train
 from PIL import Image
+from scipy.io import savemat
 
 from domainbed_carft import cli
 from domainbed_carft.clips import backbone
@@ -30,9 +31,6 @@ from domainbed_carft.plugin import data_sets
 from domainbed_carft.results.evaluations import PictureRows, measure
 from domainbed_carft.runs import saved
 from domainbed_carft.suites import catalogue, records
-
-savemat = pytest.importorskip("scipy.io", reason="needs scipy").savemat
-
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "task_classes.json").read_text())
 

@@ -85,9 +85,8 @@ def read_split(task: Task, data_dir: str | Path, train: bool) -> PictureDataset:
         # For SUN397 and FGVCAircraft: a class that the data set's own list lacks.
         is_unlisted = isinstance(error, KeyError)
         reason = f"its lists have no entry {error}" if is_unlisted else brief(error)
-        remedy = "pip install scipy" if "scipy" in str(error).lower() else task.remedy
         raise CarftError(
-            f"{task.name} cannot be read below {data_dir} ({reason}); {remedy}"
+            f"{task.name} cannot be read below {data_dir} ({reason}); {task.remedy}"
         ) from error
 
     labels = {normalised_name(name): label for label, name in enumerate(task.class_names)}
