@@ -1,6 +1,5 @@
 """`carft soup`: means of runs, chosen by training-domain validation, and what is refused."""
 
-import itertools
 import json
 
 import numpy as np
@@ -31,17 +30,28 @@ TRAINED = (
     ("CLIPood", 3, {"lr": 1e-3, "head_init": "random"}),
 )
 
+# So many validation pictures that few pictures tell the runs apart.
+HALF = ("--holdout_fraction", "0.5")
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Four runs of one start, and one that left another environment out."""
     place = tmp_path_factory.mktemp("soup")
-    pictures = write_pictures(place / "noise", count=20)
+    pictures = write_pictures(place / "noise")
     jobs = [
-        train_job(place / f"{name} {seed}", pictures, name, "--seed", str(seed), **hparams)
+        train_job(place / f"{name} {seed}", pictures, name, "--seed", str(seed), *HALF, **hparams)
         for name, seed, hparams in TRAINED
     ]
-    return [*jobs, train_job(place / "other", pictures, "CARFT", test_envs=("1",))]
+    return [*jobs, train_job(place / "other", pictures, "CARFT", *HALF, test_envs=("1",))]
+
+
+@pytest.fixture(scope="module")
+def uniform(runs, tmp_path_factory):
+    """The uniform soup of the first two runs, a file."""
+    folder = tmp_path_factory.mktemp("uniform") / "out"
+    carft("soup", *last_of(runs[:2]), "-o", folder)
+    return folder / "model_soup_uniform.pkl"
 
 
 def last_of(jobs):
@@ -122,12 +132,12 @@ def test_soups_are_means_of_the_runs_that_validation_chose(runs, tmp_path, capsy
 
 def test_the_order_of_the_runs_does_not_change_the_soups(runs, tmp_path):
     """To the bit, whichever run is first: its seed and step once chose the pictures."""
+    first, second, third = last_of([runs[0], runs[2], runs[3]])
     results = []
-    for number, order in enumerate(itertools.permutations(last_of(runs[:4]), 4)):
-        if number % 5 == 0:
-            carft("soup", *order, "-o", tmp_path / str(number))
-            results.append(made(tmp_path / str(number)))
-    assert len(results) == 5
+    for order in ((first, second, third), (second, third, first), (third, first, second)):
+        folder = tmp_path / str(len(results))
+        carft("soup", *order, "-o", folder)
+        results.append(made(folder))
 
     first_document, first_contents = results[0]
     for document, contents in results[1:]:
@@ -138,11 +148,9 @@ def test_the_order_of_the_runs_does_not_change_the_soups(runs, tmp_path):
             assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
-def test_pictures_of_a_soup_are_not_augmented(runs, tmp_path, capsys):
+def test_pictures_of_a_soup_are_not_augmented(runs, uniform, tmp_path, capsys):
     """A run's are drawn by its seed and step; evaluate and wise-ft say that a soup has none."""
-    carft("soup", *last_of(runs[:2]), "-o", tmp_path / "out")
-    file = tmp_path / "out" / "model_soup_uniform.pkl"
-    opened = saved.open_run(file)
+    opened = saved.open_run(uniform)
     member_plan = saved.open_run(last_of(runs[:1])[0]).picture_plan
     assert member_plan.augmentation is not None
     assert opened.picture_plan == member_plan.without_augmentation()
@@ -162,16 +170,16 @@ def test_pictures_of_a_soup_are_not_augmented(runs, tmp_path, capsys):
         np.testing.assert_allclose(found_picture, normalised, atol=0.02)  # of bytes, rounded
 
     capsys.readouterr()
-    carft("evaluate", file)
+    carft("evaluate", uniform)
     text = capsys.readouterr().out
     assert run_texts.PICTURES_OF_A_SOUP in text and "soup of 2 runs (CARFT) on " in text
 
     words = ("--alphas", 0, 0.5, 1, "--save", 0.5)
-    carft("wise-ft", file, "-o", tmp_path / "mix", *words)
+    carft("wise-ft", uniform, "-o", tmp_path / "mix", *words)
     assert run_texts.PICTURES_OF_A_SOUP in capsys.readouterr().out
 
     rows = json.loads((tmp_path / "mix" / "wise_ft.json").read_text())["alphas"]
-    assert rows[2]["splits"] == by_split(evaluated(capsys, file))
+    assert rows[2]["splits"] == by_split(evaluated(capsys, uniform))
 
     half = saved.open_run(tmp_path / "mix" / "model_alpha_0.50.pkl")
     assert half.alpha == 0.5 and half.soup == opened.soup
@@ -218,7 +226,7 @@ def test_a_folded_head_predicts_the_same(runs):
 @pytest.mark.parametrize("algorithm", ["CLIPZeroShot", "CLIPLinearProbe"])
 def test_soups_with_an_original_encoder(runs, tmp_path, algorithm):
     pictures = saved.open_run(runs[0]).args["dataset"]
-    job = train_job(tmp_path / "job", pictures, algorithm)
+    job = train_job(tmp_path / "job", pictures, algorithm, *HALF)
     carft("soup", *last_of([runs[0], job]), "-o", tmp_path / "out")
     run = saved.open_run(tmp_path / "out" / "model_soup_uniform.pkl")
     assert run.args["algorithm"] == "CLIPFineTune"
@@ -295,10 +303,9 @@ def test_a_soup_of_release_0_1_0_opens_as_a_soup(runs, tmp_path, capsys):
         {"chosen_by": 3},
     ],
 )
-def test_a_file_with_an_invalid_soup_is_refused(runs, tmp_path, capsys, change):
-    carft("soup", *last_of(runs[:2]), "-o", tmp_path / "out")
-    file = tmp_path / "out" / "model_soup_uniform.pkl"
-    content = torch.load(file, weights_only=True)
+def test_a_file_with_an_invalid_soup_is_refused(uniform, tmp_path, change):
+    content = torch.load(uniform, weights_only=True)
+    file = tmp_path / uniform.name
     torch.save({**content, "soup": {**content["soup"], **change}}, file)
     with pytest.raises(CarftError, match="its soup is "):
         saved.open_run(file)
