@@ -1,5 +1,7 @@
 """Model Stock (`carft soup --method`) and LiNeS (`carft wise-ft --layers`)."""
 
+import contextlib
+import io
 import json
 
 import numpy as np
@@ -22,6 +24,25 @@ def runs(pets, tmp_path_factory):
     return [pets / "CARFT" / "model.pkl", second / "model.pkl"]
 
 
+@pytest.fixture(scope="module")
+def stock(runs, tmp_path_factory):
+    """A folder with the Model Stock of both, and what the command printed."""
+    folder = tmp_path_factory.mktemp("made") / "out"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        carft("soup", *runs, "--method", "model-stock", "-o", folder)
+    return folder, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def linear(pets, tmp_path_factory):
+    """A folder with CARFT's weights of three alphas by linear layers."""
+    folder = tmp_path_factory.mktemp("linear") / "out"
+    options = ("--alphas", "0", "0.4", "1", "--save", "all", "--layers", "linear")
+    carft("wise-ft", pets / "CARFT" / "model.pkl", "-o", folder, *options)
+    return folder
+
+
 def original_weights(pets):
     """The zero-shot CLIP's weights, its scale folded into the head as CARFT's is."""
     zero_shot = weights(pets / "CLIPZeroShot" / "model.pkl")
@@ -40,15 +61,15 @@ def ratio_by_numpy(displacements):
     return len(displacements) * cosine / (1 + (len(displacements) - 1) * cosine)
 
 
-def test_each_tensor_of_model_stock_is_the_papers_formula(pets, runs, tmp_path):
-    carft("soup", *runs, "--method", "model-stock", "-o", tmp_path / "out")
-    stock = weights(tmp_path / "out" / soup.STOCK_FILE)
-    ratios = json.loads((tmp_path / "out" / soup.STOCK_TABLE).read_text())["ratios"]
+def test_each_tensor_of_model_stock_is_the_papers_formula(pets, runs, stock):
+    folder, _ = stock
+    made = weights(folder / soup.STOCK_FILE)
+    ratios = json.loads((folder / soup.STOCK_TABLE).read_text())["ratios"]
     original = original_weights(pets)
     states = [weights(path) for path in runs]
 
     moved = 0
-    for name, tensor in stock.items():
+    for name, tensor in made.items():
         if not name.startswith(("encoder.", "head.")):
             assert torch.equal(tensor, states[0][name]), name
             continue
@@ -80,13 +101,12 @@ def test_the_ratio_of_some_angles_is_known():
     assert merge_weights.stock_ratio(three) == pytest.approx(3 * (2 / 3) / (1 + 2 * (2 / 3)))
 
 
-def test_a_model_stock_opens_as_a_run_and_predicts_what_was_printed(runs, tmp_path, capsys):
-    carft("soup", *runs, "--method", "model-stock", "-o", tmp_path / "out")
-    output = capsys.readouterr().out
-    assert "Model Stock of 2 runs" in output and "0 is the original CLIP" in output
+def test_a_model_stock_opens_as_a_run_and_predicts_what_was_printed(stock, capsys):
+    folder, printed = stock
+    assert "Model Stock of 2 runs" in printed and "0 is the original CLIP" in printed
 
-    path = tmp_path / "out" / soup.STOCK_FILE
-    document = json.loads((tmp_path / "out" / soup.STOCK_TABLE).read_text())
+    path = folder / soup.STOCK_FILE
+    document = json.loads((folder / soup.STOCK_TABLE).read_text())
     run = saved.open_run(path)
     assert run.title == "soup of 2 runs (CARFT)" and run.soup["kind"] == "model-stock"
 
@@ -112,15 +132,12 @@ def linear_share(name, alpha):
     return alpha  # of embeddings, final norm, projection and head
 
 
-def test_linear_layers_grow_from_alpha_in_the_first_block_to_the_run_in_the_last(pets, tmp_path):
-    out = tmp_path / "out"
-    options = ("--alphas", "0", "0.4", "1", "--save", "all", "--layers", "linear")
-    carft("wise-ft", pets / "CARFT" / "model.pkl", "-o", out, *options)
+def test_linear_layers_grow_from_alpha_in_the_first_block_to_the_run_in_the_last(pets, linear):
     original = original_weights(pets)
     run = weights(pets / "CARFT" / "model.pkl")
 
     for alpha in (0.0, 0.4, 1.0):
-        for name, tensor in weights(out / f"model_alpha_{alpha:.2f}.pkl").items():
+        for name, tensor in weights(linear / f"model_alpha_{alpha:.2f}.pkl").items():
             if not name.startswith(("encoder.", "head.")):
                 continue
             share = linear_share(name, alpha)
@@ -132,21 +149,20 @@ def test_linear_layers_grow_from_alpha_in_the_first_block_to_the_run_in_the_last
                 expected = (1 - share) * original[name].double() + share * run[name].double()
                 torch.testing.assert_close(tensor.double(), expected, rtol=1e-6, atol=1e-7)
 
-    assert json.loads((out / "wise_ft.json").read_text())["layers"] == "linear"
+    assert json.loads((linear / "wise_ft.json").read_text())["layers"] == "linear"
     blocks = {name.split(".")[3] for name in run if name.startswith("encoder.transformer.")}
     assert len(blocks) == BLOCKS
 
 
-def test_weights_between_clip_and_a_run_are_refused_for_linear_layers(pets, tmp_path):
+def test_weights_between_clip_and_a_run_are_refused_for_linear_layers(pets, linear, tmp_path):
     job = pets / "CARFT" / "model.pkl"
     wise_ft.wise_ft(job, [0.5], output=tmp_path / "uniform", save=[0.5], workers=0)
     with pytest.raises(CarftError, match=r"alpha 0\.5\); expected the run itself"):
         wise_ft.wise_ft(tmp_path / "uniform" / "model_alpha_0.50.pkl", [0.5], layers="linear")
 
-    wise_ft.wise_ft(job, [0.5], output=tmp_path / "linear", save=[0.5], layers="linear", workers=0)
     for layers in saved_checks.LAYERS:
         with pytest.raises(CarftError, match="expected the run that it was made from"):
-            wise_ft.wise_ft(tmp_path / "linear" / "model_alpha_0.50.pkl", [0.5], layers=layers)
+            wise_ft.wise_ft(linear / "model_alpha_0.40.pkl", [0.5], layers=layers)
 
 
 def test_the_depths_of_a_resnets_tensors_follow_its_stages():

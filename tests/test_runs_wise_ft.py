@@ -103,7 +103,7 @@ def test_wise_ft_writes_json_csv_and_a_plot(mixed):
 
 
 def test_no_weights_are_saved_unless_asked_for(pets, tmp_path, capsys):
-    carft("wise-ft", pets / "CARFT", "-o", tmp_path / "out")
+    carft("wise-ft", pets / "CARFT", "-o", tmp_path / "out", "--alphas", "0.5")
     output = capsys.readouterr().out
     assert output.startswith(f"Weights: model_best.pkl of {pets / 'CARFT'}, selected by")
     assert f"Results: {tmp_path / 'out'}; for weights add --save all" in output
