@@ -13,7 +13,7 @@ from domainbed_carft import cli
 from domainbed_carft.runs import export
 
 # What trains fast, and far enough from the original to tell the two apart.
-FAST = {"warmup_steps": 0, "total_steps": 4, "lr": 0.001}
+FAST = {"batch_size": 8, "warmup_steps": 0, "total_steps": 4, "lr": 0.001}
 
 
 def debug(folder: Path, algorithm: str, *further_arguments: str, **hparams: Any) -> Path:

@@ -25,19 +25,30 @@ from domainbed_carft.runs import saved
 from domainbed_carft.runs import splits as data
 
 
+def split_of(run, name):
+    return next(split for split in data.splits(run) if split.name == name)
+
+
 def test_a_picture_is_the_same_however_it_is_loaded(trained):
-    split = data.splits(saved.open_run(trained))[1]
-    pictures = torch.cat([x for x, _ in DataLoader(split.items, 100)])
+    """Also as the records have it, whose accuracy the pictures give."""
+    run = saved.open_run(trained)
+    items = split_of(run, "env1_out").items
+    pictures, labels = next(iter(DataLoader(items, len(items))))
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    assert torch.equal(split.items[200][0], pictures[200])
+    assert torch.equal(items[50][0], pictures[50])
     assert random.getstate() == before[0] and np.random.get_state()[1].tolist() == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
 
-    with_workers = torch.cat([x for x, _ in DataLoader(split.items, 7, num_workers=2)])
+    with_workers = torch.cat([x for x, _ in DataLoader(items, 7, num_workers=2)])
     assert torch.equal(pictures, with_workers)
 
-    other_step = data.splits(saved.open_run(trained, "best"))[1]
-    assert not torch.equal(other_step.items[200][0], pictures[200])
+    with torch.no_grad():
+        is_correct = run.algorithm.predict(pictures).argmax(dim=1) == labels
+    recorded = runs_jobs.records(trained)[-1]["env1_out_acc"]
+    assert int(is_correct.sum()) / len(items) == recorded
+
+    at_another_step = split_of(saved.open_run(trained, "best"), "env1_out").items
+    assert not torch.equal(at_another_step[50][0], pictures[50])
 
 
 def test_splits_equal_the_harnesss(trained):

@@ -6,36 +6,54 @@ import shutil
 import pytest
 import torch
 import warm
-from runs_jobs import accuracies, by_split, carft, evaluated, records
+from runs_jobs import accuracies, by_split, carft, evaluated, records, train_job
 from torch.utils.data import DataLoader
 
 from domainbed_carft import cli
+from domainbed_carft.data import emoji
 from domainbed_carft.runs import saved, splits
 
 
-def test_evaluate_reproduces_the_last_record_to_the_digit(trained, tmp_path):
+@pytest.fixture(scope="module")
+def of_styles(tmp_path_factory):
+    """A job on a fifth of EmojiStyles's pictures, as a folder of the user's.
+
+    Its rate is so high that the best step is not the last. It has a uda-split.
+    """
+    folder = tmp_path_factory.mktemp("styles")
+    for path in sorted(emoji.environment_folder("EmojiStyles").glob("*/*/*"))[::5]:
+        place = folder / "styles" / path.relative_to(path.parents[2])
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+
+    words = ("--checkpoint_freq", "1", "--seed", "3", "--uda_holdout_fraction", "0.25")
+    return train_job(folder / "CARFT", folder / "styles", "CARFT", *words, lr=3e-3)
+
+
+def test_evaluate_reproduces_the_last_record_to_the_digit(of_styles, tmp_path):
     """By a process of its own, as a user has it, with pictures loaded by others."""
     output = tmp_path / "found.json"
-    command = ["-m", "domainbed_carft", "evaluate", trained, "--which", "last", "--json"]
+    command = ["-m", "domainbed_carft", "evaluate", of_styles, "--which", "last", "--json"]
     done = warm.run(*command, "--workers", "2", "-o", output, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
     document = json.loads(output.read_text())
-    record = records(trained)[-1]
+    record = records(of_styles)[-1]
     assert by_split(document) == accuracies(record)
     assert document["targets"] == ["fluent3d"] and document["transform"] == "as in training"
     assert (document["weights"], document["step"]) == ("model.pkl", record["step"])
 
 
-def test_evaluate_reproduces_the_best_record_to_the_digit(trained, capsys):
-    document = evaluated(capsys, trained, "--which", "best")
-    (record,) = (r for r in records(trained) if r["step"] == document["step"])
-    assert by_split(document) == accuracies(record) != accuracies(records(trained)[-1])
+def test_evaluate_reproduces_the_best_record_to_the_digit(of_styles, capsys):
+    document = evaluated(capsys, of_styles, "--which", "best")
+    (record,) = (r for r in records(of_styles) if r["step"] == document["step"])
+    assert by_split(document) == accuracies(record) != accuracies(records(of_styles)[-1])
 
 
-def test_selected_weights_are_evaluated_if_environments_were_left_out(trained, capsys):
-    record = next(r for r in records(trained) if r["step"] == saved.open_run(trained, "best").step)
-    document = evaluated(capsys, trained)
+def test_selected_weights_are_evaluated_if_environments_were_left_out(of_styles, capsys):
+    best_step = saved.open_run(of_styles, "best").step
+    record = next(r for r in records(of_styles) if r["step"] == best_step)
+    document = evaluated(capsys, of_styles)
     assert document["weights"] == "model_best.pkl" and by_split(document) == accuracies(record)
 
 
