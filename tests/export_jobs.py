@@ -19,7 +19,7 @@ FAST = {"batch_size": 8, "warmup_steps": 0, "total_steps": 4, "lr": 0.001}
 def debug(folder: Path, algorithm: str, *further_arguments: str, **hparams: Any) -> Path:
     """The folder of a job on Debug28."""
     arguments = ["--algorithm", algorithm, "--dataset", "Debug28", "--output_dir", str(folder)]
-    arguments += ["--hparams", json.dumps({**FAST, **hparams}), "--workers", "0", "--steps", "4"]
+    arguments += ["--hparams", json.dumps({**FAST, **hparams}), "--workers", "0", "--steps", "2"]
     assert (
         train.main([*arguments, "--checkpoint_freq", "3", "--test_envs", "2", *further_arguments])
         == 0
