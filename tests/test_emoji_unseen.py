@@ -120,10 +120,12 @@ def test_the_near_duplicates_of_emoji_styles_are_listed(near_duplicates, audit, 
     assert list(listed) == sorted(listed)
 
     found = {}
+    signs = np.where(trained, 1, -1).astype(np.float32)
     for style in emoji_styles.names(SEEN):
-        for thing, picture in drawings[style].items():
-            (bits,) = near_duplicates.difference_hashes(picture[None])
-            differing = (bits != trained).sum(axis=1)
+        hashes = near_duplicates.difference_hashes(np.stack([*drawings[style].values()]))
+        agreements = np.where(hashes, 1, -1).astype(np.float32) @ signs.T  # equal bits minus others
+        n_differing = ((near_duplicates.BITS - agreements) / 2).astype(int)
+        for (thing, picture), differing in zip(drawings[style].items(), n_differing, strict=True):
             if differing.min() <= near_duplicates.NEAR:
                 nearest = audit[differing.argmin()]
                 digest = hashlib.sha256(picture.tobytes()).hexdigest()[:16]

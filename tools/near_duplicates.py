@@ -31,9 +31,10 @@ def difference_hashes(pictures: np.ndarray) -> np.ndarray:
 
 def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """How many bits differ, (n, m), between two sets of hashes (n, BITS) and (m, BITS)."""
-    a = first.astype(np.int32)
-    b = second.astype(np.int32)
-    return a @ (1 - b).T + (1 - a) @ b.T
+    # Whole numbers as small as BITS are exact in float32, and its products are a library's.
+    a = first.astype(np.float32)
+    b = second.astype(np.float32)
+    return (a @ (1 - b).T + (1 - a) @ b.T).astype(np.int32)
 
 
 def as_text(bits: np.ndarray) -> str:
