@@ -52,22 +52,21 @@ def test_the_examples_of_the_docstrings(pets, picture, tmp_path):
     assert runner.summarize().failed == 0
 
 
-@pytest.mark.parametrize("kind", [str, pathlib.Path])
-def test_paths_are_text_or_path_objects(pets, tmp_path, kind):
-    job = kind(pets / "CARFT")
-    data = kind(pets / "my pets")
-    common = {"device": "cpu", "workers": 0, "data_dir": data}
+def test_paths_may_be_text(pets, tmp_path):
+    """The other tests give path objects."""
+    job = str(pets / "CARFT")
+    common = {"device": "cpu", "workers": 0, "data_dir": str(pets / "my pets")}
 
     assert domainbed_carft.load_run(job, device="cpu").path == pets / "CARFT" / "model_best.pkl"
     assert len(domainbed_carft.evaluate(job, **common).splits) == 6
-    domainbed_carft.wise_ft(job, [0.5], output=kind(tmp_path / "mix"), save=[0.5], **common)
+    domainbed_carft.wise_ft(job, [0.5], output=str(tmp_path / "mix"), save=[0.5], **common)
     assert (tmp_path / "mix" / "model_alpha_0.50.pkl").exists()
-    domainbed_carft.export(job, kind(tmp_path / "clip.pt"))
+    domainbed_carft.export(job, str(tmp_path / "clip.pt"))
     assert (tmp_path / "clip.pt").exists()
     for average in (domainbed_carft.soup, domainbed_carft.model_stock):
         with pytest.raises(CarftError, match="1 run, expected at least two"):
             average(job)
-        average([job, kind(pets / "CLIPLinearProbe")], **common)
+        average([job, str(pets / "CLIPLinearProbe")], **common)
 
 
 @pytest.mark.parametrize("wrong", [["OUT"], 5, None, b"OUT", "no/such", pathlib.Path("no/such")])
@@ -162,7 +161,8 @@ def test_pictures_that_cannot_be_predicted_are_refused(run, pictures, message):
 def test_evaluate_gives_the_document_of_the_command(pets, run, capsys):
     expected = evaluated(capsys, pets / "CARFT")
     for argument in (run, os.fspath(pets / "CARFT")):
-        evaluation = domainbed_carft.evaluate(argument, device="cpu", workers=0)
+        options = {"device": "cpu", "workers": 0, "data_dir": pets / "my pets"}
+        evaluation = domainbed_carft.evaluate(argument, **options)
         assert json.loads(json.dumps(evaluation.as_dict())) == expected
 
 

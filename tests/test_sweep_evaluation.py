@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -83,13 +84,27 @@ def logits_of(run, items):
     return tuple(map(np.concatenate, zip(*pairs)))
 
 
-def zero_shot_of(run, data, split):
-    """Class and alignment by the original CLIP and its text encoder, of a split's pictures."""
-    clip = backbone.load("tiny")
-    tokens = [clip.tokenize(row) for row in prompts.prompts(run.contexts, run.classes)]
+@functools.cache
+def tiny():
+    """The original CLIP."""
+    return backbone.load("tiny")
+
+
+@functools.cache
+def zero_shot_weights(contexts, classes):
+    """A vector for each class by the original CLIP's text encoder, (K, D)."""
+    clip = tiny()
+    tokens = [clip.tokenize(row) for row in prompts.prompts(contexts, classes)]
     with torch.no_grad():
         texts = torch.stack([F.normalize(clip.model.encode_text(row), dim=-1) for row in tokens])
-        weights = F.normalize(texts.mean(dim=0), dim=-1)
+        return F.normalize(texts.mean(dim=0), dim=-1)
+
+
+def zero_shot_of(run, data, split):
+    """Class and alignment by the original CLIP and its text encoder, of a split's pictures."""
+    clip = tiny()
+    weights = zero_shot_weights(tuple(run.contexts), tuple(run.classes))
+    with torch.no_grad():
         whole = data.items(split.number, range(len(data.dataset[split.number])))
         pairs = [
             (F.normalize(clip.model.encode_image(run.algorithm.input(x)), dim=-1) @ weights.T, y)
