@@ -5,7 +5,9 @@ A user's own methods are among them, see `own_methods`.
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS, SHIPPED
@@ -42,12 +44,17 @@ def hparams_of(algorithm: str) -> dict[str, Hparam]:
     sweep can go to all of them, and their records compare. Those of a user's methods are in no
     other records: these do not depend on which files a process has.
     """
-    own = CLASSES[algorithm].own_hparams()
+    return {**_hparams_of_other_methods(), **CLASSES[algorithm].own_hparams()}
+
+
+@functools.cache
+def _hparams_of_other_methods() -> Mapping[str, Hparam]:
+    """Name -> hyperparameter, of this package's methods in a job of another one."""
     others: dict[str, Hparam] = {}
     for other in map(CLASSES.__getitem__, ALGORITHMS):
         for name, hparam in other.own_hparams().items():
             others.setdefault(name, hparam.of_another_method())
-    return {**others, **own}
+    return others
 
 
 def hparam_values(
