@@ -32,6 +32,7 @@ def train_sweep(folder, algorithms, targets=(0, 1), trials=(0,)):
                     pictures,
                     algorithm,
                     *("--trial_seed", str(trial), "--checkpoint_freq", "1"),
+                    "--skip_training_in_splits",
                     test_envs=(str(target),),
                 )
     return output

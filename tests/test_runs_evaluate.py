@@ -26,7 +26,7 @@ def of_styles(tmp_path_factory):
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place)
 
-    words = ("--checkpoint_freq", "1", "--seed", "3", "--uda_holdout_fraction", "0.25")
+    words = ("--checkpoint_freq", "2", "--seed", "3", "--uda_holdout_fraction", "0.25")
     return train_job(folder / "CARFT", folder / "styles", "CARFT", *words, lr=3e-3)
 
 

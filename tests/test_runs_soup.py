@@ -31,7 +31,7 @@ TRAINED = (
 )
 
 # So many validation pictures that few pictures tell the runs apart.
-HALF = ("--holdout_fraction", "0.5")
+HALF = ("--holdout_fraction", "0.5", "--skip_training_in_splits")
 
 
 @pytest.fixture(scope="module")
