@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -441,13 +441,17 @@ def _write(folder: Path, page: Page) -> None:
 
 def _render(page: Page) -> bytes:
     """The page as HTML."""
+    html: str = _template().render(page=page, version=__version__)
+    # Halves of characters, which names may have, are in no encoding.
+    return html.encode("utf-8", "backslashreplace")
+
+
+@cache
+def _template() -> Any:
     templates = text.templates(autoescape=True)
     # Names are anybody's; what is markup already has come through here.
     templates.finalize = lambda value: text.printable(value) if type(value) is str else value
-    html = templates.get_template("report/page.html.j2").render(page=page, version=__version__)
-
-    # Halves of characters, which names may have, are in no encoding.
-    return html.encode("utf-8", "backslashreplace")
+    return templates.get_template("report/page.html.j2")
 
 
 def _earlier_page(folder: Path) -> str:

@@ -7,6 +7,7 @@ card says what the export holds and how it was made, as JSON and as a page for p
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -430,14 +431,18 @@ def _command(run: Run, arguments: Mapping[str, Any]) -> str:
 
 def readme(card: Mapping[str, Any], card_file: str) -> str:
     """The card for people, in Markdown; ``card_file`` is the name of the JSON beside it."""
+    dataset = benchmarks.dataset_title(str(card["run"]["dataset"]))
+    page: str = _readme_template().render(card=card, card_file=card_file, dataset=dataset)
+    return page
+
+
+@functools.cache
+def _readme_template() -> Any:
     environment = text.templates(autoescape=False)
     environment.filters["words"] = _markdown_text
     environment.filters["python"] = repr
     environment.filters["percent"] = _percent
-
-    template = environment.get_template("model_card.md.j2")
-    dataset = benchmarks.dataset_title(str(card["run"]["dataset"]))
-    return template.render(card=card, card_file=card_file, dataset=dataset)
+    return environment.get_template("model_card.md.j2")
 
 
 def _percent(share: float | None) -> str:
