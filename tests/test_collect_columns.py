@@ -8,16 +8,21 @@ from packed_records import SETTINGS, unpack
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import cost
+from domainbed_carft.results import collection, evaluations
 from domainbed_carft.results import columns as table_columns
-from domainbed_carft.results import evaluations
 from domainbed_carft.results.collect import collect
 
 
-@pytest.fixture(scope="session")
-def all_columns(peers_emoji):
-    """All columns of the records by training-domain validation, as a frame."""
-    results = collect(peers_emoji, methods=["training-domain"], columns=["all"])
-    return results.columns
+@pytest.fixture(scope="module")
+def validated(peers_emoji):
+    """What was selected by training-domain validation."""
+    return collection.gather([peers_emoji], ["training-domain"])
+
+
+@pytest.fixture(scope="module")
+def all_columns(validated):
+    """All columns of it, as a frame."""
+    return collect(validated, columns=["all"]).columns
 
 
 def value(frame, setting, algorithm, column):
@@ -56,8 +61,8 @@ def test_every_column_is_that_of_pandas(all_columns, selected):
 
 
 @pytest.mark.parametrize("kind", table_columns.ERROR_KINDS)
-def test_errors_are_those_of_pandas(peers_emoji, selected, kind):
-    results = collect(peers_emoji, methods=["training-domain"], error=kind)
+def test_errors_are_those_of_pandas(validated, selected, kind):
+    results = collect(validated, error=kind)
     by_cell = selected.groupby(["variant", "algorithm", "target"])["out"]
     expected = {
         "domainbed": by_cell.sem(ddof=0),
@@ -96,8 +101,9 @@ def test_what_records_lack_is_x_and_says_why(tmp_path):
     assert set(costs["device"]) == {cost.UNNAMED_PROCESSOR}
 
 
-def test_the_default_columns_are_those_of_today(peers_emoji, capsys):
-    options = ["collect", str(peers_emoji), "--select", "training-domain", "--format", "csv"]
+def test_the_default_columns_are_those_of_today(tmp_path, capsys):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM"], choices=1)
+    options = ["collect", str(tmp_path), "--select", "training-domain", "--format", "csv"]
     assert cli.main(options) == 0
     default = capsys.readouterr().out
     assert default.startswith("setting,selection,dataset,environment,algorithm,mean,")
@@ -125,8 +131,10 @@ def test_the_columns_of_alignment_name_its_bounds():
 
 
 def test_in_domain_beside_out_of_domain_is_not_to_be_compared_with_it(peers_emoji):
+    by_oracle = collection.gather([peers_emoji], ["oracle"])
+
     def warns(*names):
-        captions = collect(peers_emoji, methods=["oracle"], columns=names).short_captions
+        captions = collect(by_oracle, columns=names).short_captions
         return any("not in-domain with out-of-domain" in caption for caption in captions)
 
     assert warns("all") and warns("average", "in-domain")
