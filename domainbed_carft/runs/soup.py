@@ -190,10 +190,11 @@ def soup(
     ]
     best_first = sorted(members, key=lambda member: -member.validation)
     chosen = choose_greedily(best_first, measurement.validation_accuracy)
-    uniform, greedy = (
-        Soup(kind, members, *measurement.evaluate(mean_weights(members)))
-        for kind, members in (("uniform", best_first), ("greedy", chosen))
-    )
+    uniform = Soup("uniform", best_first, *measurement.evaluate(mean_weights(best_first)))
+    if len(chosen) == len(best_first):  # then they are the same weights
+        greedy = replace(uniform, kind="greedy")
+    else:
+        greedy = Soup("greedy", chosen, *measurement.evaluate(mean_weights(chosen)))
     run = measurement.run
     soups = Soups(run.args, splitting.transform_name(run), uniform, greedy)
 
