@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import open_clip_folders
@@ -22,11 +20,13 @@ pytestmark = pytest.mark.skipif(
 
 LOCAL = "open_clip:local-dir:"
 EVIL = "import os, pathlib\npathlib.Path(os.environ['RAN']).touch()\nT = object\n"
-# Loads each of the names as training does and as --original does, where standard input says yes to
-# everything. Prints, as JSON, what came of each and which addresses were asked for.
+# Loads each of the names as training does and as --original does, where standard input is a file
+# that says yes to everything. Prints, as JSON, what came of each and which addresses were asked for.
 LOADING = """
-import json, socket, sys
+import json, os, socket, sys
 from types import SimpleNamespace
+answers, *names = sys.argv[1:]
+os.dup2(os.open(answers, os.O_RDONLY), 0)
 asked = []
 def refuse(*arguments, **options):
     asked.append(repr(arguments))
@@ -38,7 +38,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.runs import saved
 run = SimpleNamespace(path="run", hparams={"clip_backbone": "x", "clip_digest": "x"})
 outcomes = []
-for name in sys.argv[1:]:
+for name in names:
     for load in (backbone.load, lambda name: saved.original_clip(run, name)):
         try:
             load(name)
@@ -120,16 +120,10 @@ def outcomes(tmp_path_factory):
         case(folder)
 
     ran = place / "ran"
-    environment = {**os.environ, "RAN": str(ran), "HF_HOME": str(place / "cache")}
-    environment.pop("HF_HUB_OFFLINE", None)
-    done = subprocess.run(
-        [sys.executable, "-c", LOADING, *names],
-        input=ANSWERS,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    answers = place / "answers"
+    answers.write_text(ANSWERS)
+    environment = {**os.environ, "RAN": str(ran)}
+    done = warm.run("-c", LOADING, answers, *names, env=environment, server=warm.OPEN_CLIP)
 
     assert done.returncode == 0, done.stderr
 
@@ -272,6 +266,7 @@ SIZES = [
     (VISION, {"layers": 512}),
     (VISION, {"layers": 10**6}),
     (VISION, {"layers": [512, 512, 512, 512]}),
+    (VISION, {"layers": [128, 128, 128, 128]}),
     (VISION, {"mlp_ratio": 16000.0}),
     (VISION, {"image_size": 1024, "patch_size": 1}),
     (VISION, {"image_size": 40_000, "patch_size": 10_000}),
@@ -307,7 +302,7 @@ def measured(tmp_path_factory):
     place = tmp_path_factory.mktemp("sizes")
     names = [write_sizes(place / str(n), *case) for n, case in enumerate(SIZES)]
     good = open_clip_folders.write(place / "good", "gelu")
-    done = warm.run("-c", MEASURING, good, *names)
+    done = warm.run("-c", MEASURING, good, *names, server=warm.OPEN_CLIP)
 
     assert done.returncode == 0, done.stderr
 

@@ -7,7 +7,8 @@ interpreter's start does is not done again: a switch of our start hook, another 
 encoding of the streams need a real one.
 
 The fork servers of launchers that run in such a process, or under the fixture `warm_launches`, are
-forks of this one, too: they need not import torch again.
+forks of this one, too: they need not import torch again. So is `OPEN_CLIP`, which has imported
+open_clip beside; it knows an empty cache of the hub, and nothing of HF_HUB_OFFLINE.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ def start(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     stdout: int | None = None,
+    server: ForkServer = _SERVER,
 ) -> Process:
     """Start a child, the leader of a process group of its own; `stdout` may be a descriptor."""
     words = [str(argument) for argument in arguments]
@@ -84,7 +86,7 @@ def start(
     with tempfile.NamedTemporaryFile("a") as out, tempfile.NamedTemporaryFile("a") as err:
         descriptors = {"stdout": stdout or out.fileno(), "stderr": err.fileno()}
         descriptors[_CONTROL] = _control()
-        process = _fork(words, variables, descriptors, cwd or os.getcwd())
+        process = _fork(words, variables, descriptors, cwd or os.getcwd(), server)
         return Process(
             process, words, open(out.name, errors="replace"), open(err.name, errors="replace")
         )
@@ -105,8 +107,9 @@ def _fork(
     variables: Mapping[str, str],
     descriptors: Mapping[str, int],
     cwd: str | Path,
+    server: ForkServer,
 ) -> fork_server.Process:
-    """Fork a child of the server; `descriptors` have the names that a `Request` gives them."""
+    """Fork a child of a server; `descriptors` have the names that a `Request` gives them."""
     request = Request(
         module="warm",
         arguments=[str(cwd), json.dumps(dict(variables)), *words],
@@ -114,7 +117,7 @@ def _fork(
         is_detached=True,
         descriptors=[*descriptors],
     )
-    process = _SERVER.fork(request, _server_variables(), *descriptors.values())
+    process = server.fork(request, _server_variables(), *descriptors.values())
     assert process is not None, "the fork server cannot import the harness, or has threads"
     return process
 
@@ -158,11 +161,33 @@ def run_server(
     if not is_detached:
         descriptors |= {"stdout": 1, "stderr": 2}
     words = ["-m", fork_server.MODULE, _LAUNCHERS_CONTROL, module]
-    return _fork(words, variables, descriptors, os.getcwd())
+    return _fork(words, variables, descriptors, os.getcwd(), _SERVER)
+
+
+class _OpenClipServer(ForkServer):
+    """A fork of the server, which imports open_clip."""
+
+    def __init__(self) -> None:
+        super().__init__(detached=True, module="open_clip_imports")
+
+    def _start_server(self, variables: Mapping[str, str]) -> None:
+        if self._process is not None:
+            return
+
+        self._hub = tempfile.TemporaryDirectory(prefix="carft-test-hub-")
+        variables = {**variables, "HF_HOME": self._hub.name}
+        variables.pop("HF_HUB_OFFLINE", None)
+        self._control, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with child_end:
+            self._process = run_server(child_end, self._module, variables, is_detached=True)
+
+
+OPEN_CLIP = _OpenClipServer()
 
 
 @atexit.register
-def _end_server() -> None:
+def _end_servers() -> None:
+    OPEN_CLIP.__exit__()
     _SERVER.__exit__()
 
 

@@ -269,7 +269,8 @@ def _config_problem(model_config: Mapping[str, Any]) -> str:
 
     for section, layers in (("vision", vision.get("layers", 12)), ("text", text.get("layers", 12))):
         stages = layers if isinstance(layers, list) else [layers]
-        if not all(type(count) is int and 0 < count <= MOST_LAYERS for count in stages):
+        are_counts = all(type(count) is int and count > 0 for count in stages)
+        if not are_counts or sum(stages) > MOST_LAYERS:
             return f"has the {section}_cfg.layers {layers!r:.80}; expected 1 to {MOST_LAYERS}"
 
     # A tag such as "resnet18.hf-hub:ORG/REPO" would be looked up.
