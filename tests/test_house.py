@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from domainbed_carft import plugin, process_variables
 from domainbed_carft.plugin import hooked_modules
@@ -73,10 +77,30 @@ def sources(folder: str) -> dict[str, Path]:
 MODULES = sources(PACKAGE)
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All nodes of a file."""
+    return [*ast.walk(parsed(path))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freed_nodes() -> Iterator[None]:
+    """Lets go of what was parsed after the last test."""
+    yield
+    for function in (parsed, nodes, imports):
+        function.cache_clear()
+
+
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Full names in all import statements of a file; of a name in a module both."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -132,22 +156,20 @@ def test_the_start_hook_loads_few_modules() -> None:
     top_packages = {name.split(".")[0] for name in imports(module)}
     assert top_packages <= {*sys.stdlib_module_names, PACKAGE}
 
-    statements = ast.parse(module.read_text(encoding="utf-8")).body
-    assert not [node.module for node in statements if isinstance(node, ast.ImportFrom)]
+    assert not [node.module for node in parsed(module).body if isinstance(node, ast.ImportFrom)]
     assert plugin.SWITCH == hooked_modules.SWITCH == process_variables.DISABLE.name
 
 
 def named_variables(path: Path) -> set[str]:
     """The process variables of ours that a file names in its texts, except in docstrings."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     docstrings = {
         id(node.value)
-        for node in ast.walk(tree)
+        for node in nodes(path)
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
     texts = [
         node.value
-        for node in ast.walk(tree)
+        for node in nodes(path)
         if isinstance(node, ast.Constant)
         and isinstance(node.value, str)
         and id(node) not in docstrings
@@ -169,7 +191,7 @@ def test_process_variables_are_named_in_their_table_only() -> None:
 def gpu_expressions(path: Path) -> list[str]:
     """The expressions by which a file asks for a GPU itself, and the texts that name its type."""
     expressions = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         is_call = isinstance(node, ast.Attribute) and node.attr in GPU_ATTRIBUTES
         is_name = isinstance(node, ast.Constant) and node.value in GPU_ATTRIBUTES
         if is_call or is_name:
@@ -189,8 +211,7 @@ def test_one_module_talks_to_the_gpu() -> None:
 
 def public_class_names(path: Path) -> list[str]:
     """The names of the classes in a file, except those that begin with an underscore."""
-    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    names = [node.name for node in nodes if isinstance(node, ast.ClassDef)]
+    names = [node.name for node in nodes(path) if isinstance(node, ast.ClassDef)]
     return [name for name in names if not name.startswith("_")]
 
 
@@ -220,8 +241,9 @@ def test_only_the_method_and_the_runs_import_a_domainbed_by_name() -> None:
     rooms = {
         room_of(module)
         for module, path in MODULES.items()
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if re.match(r"(from|import) domainbed\b", ast.unparse(node))
+        for node in parsed(path).body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        and re.match(r"(from|import) domainbed\b", ast.unparse(node))
     }
     assert rooms <= {"method", "runs"}
 
