@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils import _pytree as trees
 from torch.utils import backend_registration
 
 from domainbed_carft.machine import devices
@@ -111,7 +110,7 @@ class StandInTensor(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in trees.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = tensors_in([*args, *kwargs.values()])
         refuse_mixture(func, args, tensors)
         if is_wait(func, args, kwargs, tensors):
             record_wait(func.overloadpacket.__name__)
@@ -121,18 +120,37 @@ class StandInTensor(Tensor):
         target = kwargs.get("device")
         if target is not None:
             kwargs = {**kwargs, "device": CPU}
-        inner_args, inner_kwargs = trees.tree_map_only(cls, _content, (args, kwargs))
+        inner_args = mapped(_content, args)
+        inner_kwargs = {name: mapped(_content, value) for name, value in kwargs.items()}
         result = func(*inner_args, **inner_kwargs)
 
         if target == CPU or result is inner_args[0] is args[0]:
             return result
-        return trees.tree_map_only(
-            Tensor, lambda t: stand_ins[id(t)] if id(t) in stand_ins else cls(t), result
-        )
+        return mapped(lambda t: stand_ins[id(t)] if id(t) in stand_ins else cls(t), result)
 
 
-def _content(tensor: StandInTensor) -> Tensor:
-    return tensor.content
+def _content(tensor: Tensor) -> Tensor:
+    return tensor.content if isinstance(tensor, StandInTensor) else tensor
+
+
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among values, and in lists and tuples of them."""
+    tensors = []
+    for value in values:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        elif isinstance(value, (list, tuple)):
+            tensors += tensors_in(value)
+    return tensors
+
+
+def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A value whose tensors, also those in lists and tuples, the function has replaced."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if type(value) in (list, tuple):
+        return type(value)([mapped(function, inner) for inner in value])
+    return value
 
 
 def refuse_mixture(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
@@ -151,6 +169,7 @@ def refuse_mixture(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> N
         raise MixedDevicesError(f"{func} got tensors of the processor, of the shapes {shapes}")
 
 
+@functools.cache
 def is_in_place(func: Any) -> bool:
     """Whether an operation writes into its first argument."""
     alias = func._schema.arguments[0].alias_info
@@ -170,8 +189,7 @@ def is_wait(
     if func in INDEXING:  # true elements of a mask are counted, the processor's indices copied
         return any(
             tensor.dtype in (torch.bool, torch.uint8) or not isinstance(tensor, StandInTensor)
-            for tensor in trees.tree_leaves(args[1])
-            if tensor is not None
+            for tensor in tensors_in(args[1])
         )
     return func in READS
 
@@ -270,8 +288,8 @@ def rounded(func: Any, *args: Any, **kwargs: Any) -> Any:
 
     key_set = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, AUTOCAST_KEY))
     with torch._C._ExcludeDispatchKeyGuard(key_set):
-        args, kwargs = trees.tree_map_only(Tensor, cast, (args, kwargs))
-        return func(*args, **kwargs)
+        rounded_kwargs = {name: mapped(cast, value) for name, value in kwargs.items()}
+        return func(*mapped(cast, args), **rounded_kwargs)
 
 
 @dataclass(frozen=True)

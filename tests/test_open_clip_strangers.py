@@ -21,7 +21,8 @@ pytestmark = pytest.mark.skipif(
 LOCAL = "open_clip:local-dir:"
 EVIL = "import os, pathlib\npathlib.Path(os.environ['RAN']).touch()\nT = object\n"
 # Loads each of the names as training does and as --original does, where standard input is a file
-# that says yes to everything. Prints, as JSON, what came of each and which addresses were asked for.
+# that says yes to everything. Prints, as JSON, what came of each, which addresses were asked for,
+# and how much of the file nobody has read.
 LOADING = """
 import json, os, socket, sys
 from types import SimpleNamespace
