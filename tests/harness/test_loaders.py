@@ -8,13 +8,13 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 import torch
+import warm
 from domainbed.lib import fast_data_loader as loader
 from domainbed.lib import misc, shared_batches, stopping
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
@@ -116,11 +116,17 @@ def test_evaluation_reads_every_item_once_in_batches_of_one_data_set(workers):
     assert items[14:] == [[200, 201, 202, 203], [204, 205, 206, 207]]
 
 
-# Batches of three domains, 32 pictures of 224 px each, by each path; equal to this process's.
+# Loads batches of three domains, 32 pictures of 224 px each, by each path where /dev/shm has 64 MiB,
+# as a container's; by its loaders' processes as by itself.
 LOADS = """
-import sys, torch
+import ctypes, os, subprocess, sys, torch
 from domainbed import datasets
 from domainbed.lib import fast_data_loader as loader, picture_batches
+
+assert ctypes.CDLL(None).unshare(0x20000) == 0  # CLONE_NEWNS: mounts of its own
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", "/dev/shm"], check=True)
+assert os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize == 64 << 20
 
 dataset = datasets.get_dataset_class(sys.argv[1])(None, [3], {"data_augmentation": True})
 
@@ -143,21 +149,13 @@ for path, pictures in ways.items():
 """
 
 
-def in_small_shared_memory(size, *command, **variables):
-    """Run a command where /dev/shm has this size, as a container's; skip where that is refused."""
-    mounted = f'mount -t tmpfs -o size={size} none /dev/shm && exec "$@"'
-    attempt = subprocess.run(
-        ["unshare", "-m", "bash", "-c", mounted, "bash", "true"], capture_output=True, text=True
-    )
+@pytest.fixture
+def private_mounts():
+    """Skips where a process may not have mounts of its own."""
+    mounting = ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/dev/shm"]
+    attempt = subprocess.run(mounting, capture_output=True, text=True)
     if attempt.returncode:
         pytest.skip(f"no private mount: {attempt.stderr.strip()}")
-    return subprocess.Popen(
-        ["unshare", "-m", "bash", "-c", mounted, "bash", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **variables,
-    )
 
 
 @pytest.fixture
@@ -172,14 +170,14 @@ def four_domains(tmp_path):
     return tmp_path / "four"
 
 
+@pytest.mark.usefixtures("private_mounts")
 def test_large_batches_need_no_large_shared_memory(four_domains):
-    command = [sys.executable, "-c", LOADS, str(four_domains)]
-    process = in_small_shared_memory("64m", *command)
+    process = warm.start("-c", LOADS, four_domains)
     try:
-        stdout, stderr = process.communicate(timeout=120)
+        assert process.wait(timeout=120) == 0, process.communicate()
     finally:
         process.kill()
-    assert process.returncode == 0, stderr
+    stdout, _ = process.communicate()
     assert all(f"{path} 6 batches\n" in stdout for path in ("fast", "pillow"))
 
 
