@@ -21,7 +21,6 @@ from domainbed import hparams_registry
 from domainbed.lib import checks, job_batches, picture_batches, preparation
 from domainbed.lib.process_group import ProcessGroup, attach_process_group
 from domainbed.scripts import train
-from runs_jobs import write_pictures
 from sweep_jobs import wait_until
 
 from domainbed_carft import launchers
@@ -116,12 +115,6 @@ def assert_same(folder: Path, alone: Path) -> None:
                 bias.view(3, -1)[1] = 0.0
         torch.testing.assert_close(weight, expected_weight, rtol=1e-3, atol=2e-5)
     assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """Noise of three environments and two classes, ten pictures of each."""
-    return write_pictures(tmp_path_factory.mktemp("data") / "noise")
 
 
 @pytest.fixture(scope="module")
