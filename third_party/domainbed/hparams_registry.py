@@ -24,26 +24,24 @@ OPTIONAL_HPARAMS = ("shots",)
 
 def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:
     """Return the default of every hyperparameter of `algorithm` on `dataset`."""
-    entries = _hparams(algorithm, dataset, 0)
-    return {name: misc.plain(default) for name, (default, _) in entries.items()}
+    return {
+        name: misc.plain(entry[0] if isinstance(entry, tuple) else entry)
+        for name, entry in _entries(dataset).items()
+    }
 
 
 def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
-    """Return one random draw of every hyperparameter, the same for the same `seed`."""
-    entries = _hparams(algorithm, dataset, seed)
-    return {name: misc.plain(drawn) for name, (_, drawn) in entries.items()}
+    """Return one random draw of every hyperparameter, the same for the same `seed`.
 
-
-def _hparams(algorithm: str, dataset: str, random_seed: int) -> dict[str, tuple[Any, Any]]:
-    """Return {name: (default, drawn)}: each draw's seed has its name in it, and moves no other."""
-    hparams = {}
+    Each draw's seed has its name in it, and moves no other.
+    """
+    hparams = default_hparams(algorithm, dataset)
+    generator = np.random.RandomState()  # seeding one is much faster than making many
     for name, entry in _entries(dataset).items():
         if isinstance(entry, tuple):
-            default, draw = entry
-            state = np.random.RandomState(misc.seed_hash(random_seed, name))
-            hparams[name] = (default, draw(state))
-        else:
-            hparams[name] = (entry, entry)
+            _, draw = entry
+            generator.seed(misc.seed_hash(seed, name))
+            hparams[name] = misc.plain(draw(generator))
     return hparams
 
 
