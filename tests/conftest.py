@@ -64,7 +64,12 @@ GROUPS = (
     ("test_process_group",),
     ("test_fork_server",),
     ("test_suites_runs",),
-    ("test_open_clip", "test_open_clip_strangers"),
+    (  # open_clip, which takes seconds to import
+        "test_open_clip",
+        "test_open_clip_strangers",
+        "test_open_clip_families",
+        "test_step",
+    ),
     ("test_demo",),
     (  # an interpreter that has imported torch
         "test_doctor",
@@ -79,7 +84,6 @@ GROUPS = (
     ),
     ("test_report_examples",),
     ("test_algorithms",),
-    ("test_step",),
     ("test_imagenet_training",),
     ("test_processes",),
     ("test_sweep_commands",),

@@ -3,6 +3,7 @@
 A page's first formula must be the one that stands here, so neither changes without the other.
 """
 
+import functools
 import re
 from pathlib import Path
 
@@ -35,6 +36,12 @@ def formula_on(name):
     return re.search(r"\$\$\n(.*?)\n\$\$", text, re.DOTALL)[1]
 
 
+@functools.cache
+def original_of(name):
+    """The CLIP that training starts from, which nothing here changes."""
+    return backbone.load(name)
+
+
 class Symbols:
     """The symbols of the pages, in float64, for an algorithm and a batch."""
 
@@ -44,12 +51,11 @@ class Symbols:
         self.images = algorithm.input(x)
         self.N = len(self.y)
         self.s = float(algorithm.logit_scale)
-        original = make(algorithm.hparams["clip_backbone"], "CLIPZeroShot")
-        self.original = original.encoder
+        clip_model = original_of(algorithm.hparams["clip_backbone"])
+        self.original = clip_model.model.visual
         self.f = unit(algorithm.encoder(self.images))
         self.f_0 = unit(self.original(self.images))
 
-        clip_model = backbone.load(algorithm.hparams["clip_backbone"])
         prompts = [[c.replace("{}", k) for k in CLASSES] for c in algorithm.hparams["contexts"]]
         T = unit(backbone.text_features(clip_model, prompts))
         self.T = T

@@ -479,9 +479,7 @@ def test_a_job_is_saved_restored_and_exported_without_the_hub(kind, folders, tmp
         ["predict", str(job), str(place / "art"), "--workers", "0"],
         exporting,
     ]
-    done = warm.run(
-        "-c", UNREACHABLE, json.dumps(commands), env=environment, server=warm.OPEN_CLIP
-    )
+    done = warm.run("-c", UNREACHABLE, json.dumps(commands), env=environment, server=warm.OPEN_CLIP)
 
     assert done.returncode == 0, done.stderr
 

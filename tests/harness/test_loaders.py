@@ -116,8 +116,8 @@ def test_evaluation_reads_every_item_once_in_batches_of_one_data_set(workers):
     assert items[14:] == [[200, 201, 202, 203], [204, 205, 206, 207]]
 
 
-# Loads batches of three domains, 32 pictures of 224 px each, by each path where /dev/shm has 64 MiB,
-# as a container's; by its loaders' processes as by itself.
+# Where /dev/shm has 64 MiB, as a container's: batches of three domains, 32 pictures of 224 px each,
+# by each path; those of its loaders' processes equal its own.
 LOADS = """
 import ctypes, os, subprocess, sys, torch
 from domainbed import datasets

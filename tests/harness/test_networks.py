@@ -28,9 +28,10 @@ def random_weights(small: bool):
 
 @pytest.fixture(scope="module", autouse=True)
 def freed_networks():
-    """Lets go of the networks after the last test: they take half a gigabyte."""
+    """Lets go of networks and weights after the last test: they take half a gigabyte."""
     yield
     random_weights.cache_clear()
+    fixed_inputs.normal.cache_clear()
     gc.collect()
 
 
