@@ -172,7 +172,7 @@ TINY_SHAPE = {
     "image_resolution": 48,
     "vision_layers": 2,
     "vision_width": 64,
-    "vision_patch_size": 8,
+    "vision_patch_size": 16,
     "context_length": 77,
     "vocab_size": 49408,
     "transformer_width": 64,
