@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 
 import pytest
@@ -31,8 +33,18 @@ def trained(pictures, folder):
     return records
 
 
-def test_the_data_sets_own_transforms_change_the_loss_little(pictures, tmp_path, monkeypatch):
-    fast = trained(pictures, tmp_path / "fast")
+@pytest.fixture(scope="module")
+def fast_job(pictures, tmp_path_factory):
+    """The records of a job whose pictures are made in two stages, by numba, and what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        records = trained(pictures, tmp_path_factory.mktemp("fast"))
+    return records, stdout.getvalue()
+
+
+def test_the_data_sets_own_transforms_change_the_loss_little(
+    pictures, fast_job, tmp_path, monkeypatch
+):
+    fast, _ = fast_job
     assert len(fast) == 3 and {record["pictures"].split()[0] for record in fast} == {"fast,"}
 
     monkeypatch.setattr(picture_batches, "environment_plan", lambda environment: None)
@@ -69,10 +81,10 @@ def test_pictures_are_normalised_once_for_the_model(pictures):
 
 
 def test_a_processor_without_numba_is_told_once_to_install_it(
-    pictures, tmp_path, monkeypatch, capsys
+    pictures, fast_job, tmp_path, monkeypatch, capsys
 ):
-    with_numba = trained(pictures, tmp_path / "with")
-    assert "install numba" not in capsys.readouterr().out
+    with_numba, printed = fast_job
+    assert "Pictures: fast" in printed and "install numba" not in printed
 
     monkeypatch.setattr(stages, "has_numba", lambda: False)
     without = trained(pictures, tmp_path / "without")
