@@ -37,7 +37,7 @@ from . import fakes
 TERMS = {"sp_weight": 1e-4, "fd_weight": 0.1, "ldifs_weight": 1, "lipsum_weight": 0.1}
 HPARAMS = {
     "CARFT": {**TERMS, "miro_weight": 0.1, "grad_clip": 1, "average": "ema", "micro_batch": 4},
-    "CLIPLPFT": {"lp_steps": 3, "average": "swad", "swad_converge": 1},
+    "CLIPLPFT": {"lp_steps": 2, "average": "swad", "swad_converge": 1},
     "CLIPZeroShot": {},
     "FLYP": {},
 }
@@ -46,9 +46,9 @@ HPARAMS = {
 def train_arguments(
     pictures: Path, folder: Path, algorithm: str = "CARFT", **changed: object
 ) -> list[str]:
-    hparams = {"batch_size": 4, "clip_backbone": "tiny", "contexts": "emoji", "total_steps": 7}
+    hparams = {"batch_size": 4, "clip_backbone": "tiny", "contexts": "emoji", "total_steps": 5}
     hparams |= {"warmup_steps": 0, "lr": 1e-3, **HPARAMS[algorithm], **changed}
-    fixed = ("--algorithm", algorithm, "--checkpoint_freq", "3", "--hparams", json.dumps(hparams))
+    fixed = ("--algorithm", algorithm, "--steps", "5", "--hparams", json.dumps(hparams))
     return fakes.quick(folder, *fixed, "--dataset", str(pictures))
 
 
