@@ -116,7 +116,9 @@ COMMANDS = (
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 @pytest.mark.parametrize("places", PLACES)
-def test_no_command_waits_for_a_pipe_or_reads_a_device(places, kind, sweep, tmp_path, impatient):
+@pytest.mark.usefixtures("impatient")
+def test_no_command_waits_for_a_pipe_or_reads_a_device(places, kind, sweep, tmp_path, monkeypatch):
+    report_page.leave_undrawn(monkeypatch)
     for place in places:
         path = sweep / place.replace("JOB", JOB)
         path.parent.mkdir(exist_ok=True)

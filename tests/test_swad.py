@@ -225,18 +225,25 @@ def test_the_probing_phase_has_no_segments(random_tiny):
     assert torch.equal(logits(algorithm), logits(twin))
 
 
-@pytest.mark.parametrize("stop", [2, 3, 6, 9])
-def test_a_resumed_run_is_the_same_to_the_bit(random_tiny, stop):
-    """Also where it stops after the loss was handed over, and gets it once more."""
-    hparams = {**JOB, "wise_alpha": 0.4}
-    undisturbed = make(random_tiny, **hparams)
-    train_with_checkpoints(undisturbed, range(1, 11))
+RESUMED = {**JOB, "wise_alpha": 0.4}
 
-    stopped = make(random_tiny, **hparams)
+
+@pytest.fixture(scope="module")
+def undisturbed(random_tiny):
+    """An algorithm that has taken ten steps without a stop."""
+    algorithm = make(random_tiny, **RESUMED)
+    train_with_checkpoints(algorithm, range(1, 11))
+    return algorithm
+
+
+@pytest.mark.parametrize("stop", [2, 3, 6, 9])
+def test_a_resumed_run_is_the_same_to_the_bit(random_tiny, undisturbed, stop):
+    """Also where it stops after the loss was handed over, and gets it once more."""
+    stopped = make(random_tiny, **RESUMED)
     structure = algorithm_state.structure(stopped)
     train_with_checkpoints(stopped, range(1, stop + 1))
     state = copy.deepcopy(algorithm_state.capture(stopped, structure))
-    resumed = make(random_tiny, **hparams)
+    resumed = make(random_tiny, **RESUMED)
     algorithm_state.restore(resumed, state)
     assert torch.equal(logits(resumed), logits(stopped))
     if stop in CHECKPOINTS:
