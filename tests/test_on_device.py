@@ -198,7 +198,7 @@ JOB = {"average": "swad", "swad_converge": 1, "swad_tolerance": 1, "lp_steps": 1
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("data") / "noise", count=5)
+    return write_pictures(tmp_path_factory.mktemp("data") / "noise", count=3)
 
 
 @pytest.fixture(scope="module")

@@ -82,15 +82,15 @@ def test_training_runs_no_torchscript(tmp_path, hostile, capsys):
     assert "the file is TorchScript, which" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["wise-ft", "export"])
+@pytest.mark.parametrize(("command", "words"), [("wise-ft", ["--alphas", "0.5"]), ("export", [])])
 def test_the_user_names_the_clip_that_a_run_started_from(
-    pets, tmp_path, capsys, monkeypatch, command
+    pets, tmp_path, capsys, monkeypatch, command, words
 ):
     """Even a good file is not opened for a run's word alone."""
     shutil.copy(openai.locate("tiny")[0], tmp_path / "mine.pt")
     monkeypatch.chdir(tmp_path)
     run = changed(pets, tmp_path / "stranger", clip_backbone="mine.pt")
-    arguments = [command, str(run), "-o", str(tmp_path / "out.pt")]
+    arguments = [command, str(run), *words, "-o", str(tmp_path / "out.pt")]
     assert cli.main(arguments) == 1
     assert "started from the CLIP 'mine.pt'" in capsys.readouterr().err
     assert cli.main([*arguments, "--original", "mine.pt"]) == 0
