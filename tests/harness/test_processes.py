@@ -60,7 +60,7 @@ sys.exit(status)
 
 def test_loaders_start_once_and_train_the_same_with_fork_and_forkserver(tmp_path):
     """From Python 3.14 on the loaders' processes start by `forkserver`."""
-    pictures = write_pictures(tmp_path / "pictures")
+    pictures = write_pictures(tmp_path / "pictures", 3)
     hparams = '{"batch_size": 2, "clip_backbone": "tiny"}'
     arguments = ["--algorithm", "CARFT", "--dataset", str(pictures), "--hparams", hparams]
     arguments += ["--workers", "1", "--steps", "2", "--skip_model_save", "--output_dir", "run"]
