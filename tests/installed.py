@@ -73,13 +73,16 @@ class Environment:
     def run_with_torch(
         self, *arguments: str, cwd: Path, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run its interpreter as `run` does, as a fork of one that has imported torch."""
-        return torch_interpreter.run(
-            self.python, *arguments, cwd=cwd, variables=self._variables(variables)
-        )
+        """Run its interpreter as `run` does, as a fork of one that has imported torch.
 
-    def _variables(self, added: dict[str, str]) -> dict[str, str]:
-        path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
+        The shell's `python` is such a fork, too.
+        """
+        forked = Path(torch_interpreter.executable(self.python))
+        all_variables = self._variables(variables, forked.parent)
+        return torch_interpreter.run(self.python, *arguments, cwd=cwd, variables=all_variables)
+
+    def _variables(self, added: dict[str, str], *folders: Path) -> dict[str, str]:
+        path = os.pathsep.join(map(str, [*folders, self.python.parent, os.environ["PATH"]]))
         return {**clean_variables(), "PATH": path, **added}
 
     def files(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""`carft doctor`: in interpreters of its own, most of them without torch, which start at once."""
+"""`carft doctor`: in interpreters of its own, without torch or forked, which start at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch_interpreter
 from fake_checkout import (
     REPO,
     module_text,
@@ -34,6 +35,12 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bare") / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def with_torch() -> str:
+    """An interpreter that has imported torch, and is this one otherwise."""
+    return torch_interpreter.executable(sys.executable)
 
 
 def json_of(python: Any, folder: Path, *arguments: str, **options: Any) -> tuple[int, Any]:
@@ -221,8 +228,9 @@ def test_doctor_judges_a_step_of_the_hosts_train(
 
 
 def test_a_checkout_without_train_is_not_tried_and_its_own_scripts_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    with_torch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    monkeypatch.setattr(sys, "executable", with_torch)
     root = write_checkout(tmp_path / "host", "classic")
     scripts = root / "domainbed" / "scripts"
     (scripts / "train.py").rename(scripts / "trainv2.py")
@@ -340,8 +348,8 @@ def test_a_torch_that_crafted_weights_may_harm_is_noted(
     assert [f.name for f in doctor.check_versions() if f.state == NOTE] == notes
 
 
-def test_the_harness_passes_all_checks(tmp_path: Path) -> None:
-    findings = examine(sys.executable, tmp_path)
+def test_the_harness_passes_all_checks(with_torch: str, tmp_path: Path) -> None:
+    findings = examine(with_torch, tmp_path)
 
     assert {finding.state for finding in findings.values()} <= {OK, NOTE}
     assert findings.keys() >= doctor.CHECKS.keys() - {"backbones"}
@@ -358,13 +366,15 @@ def test_the_harness_passes_all_checks(tmp_path: Path) -> None:
     assert "downloads it" in weights.remedy
 
 
-def test_a_foreign_checkout_passes_and_damaged_weights_are_noted(tmp_path: Path) -> None:
+def test_a_foreign_checkout_passes_and_damaged_weights_are_noted(
+    with_torch: str, tmp_path: Path
+) -> None:
     text = module_text("algorithms", "harness") + "class CLIPZeroShot(Algorithm):\n    pass\n"
     modules = {"algorithms": text, "__init__": ""}  # without the flag of our harness
     root = write_checkout(tmp_path / "host", "harness", modules=modules)
     write_files(tmp_path / "home" / ".cache" / "clip", {"RN50.pt": "half of it"})
 
-    findings = examine(sys.executable, tmp_path, cwd=root)
+    findings = examine(with_torch, tmp_path, cwd=root)
 
     assert findings["domainbed"].found.startswith("foreign: ")
     assert findings["step"].state == OK
@@ -411,8 +421,9 @@ def test_the_hosts_own_algorithms_need_no_weights(tmp_path: Path, classic: Path)
 
 
 def test_doctor_trains_one_step_in_a_checkout(
-    monkeypatch: pytest.MonkeyPatch, classic: Path
+    with_torch: str, monkeypatch: pytest.MonkeyPatch, classic: Path
 ) -> None:
+    monkeypatch.setattr(sys, "executable", with_torch)
     monkeypatch.chdir(classic)
     (finding,) = doctor.train_one_step(patience=300)
     assert finding.state == OK, finding

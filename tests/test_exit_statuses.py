@@ -1,10 +1,12 @@
 """The exit statuses in docs/reference: each row is driven here, or names its test."""
 
 import re
+import sys
 
 import collect_sweeps
 import numpy as np
 import pytest
+import torch_interpreter
 from fake_checkout import REPO
 from PIL import Image
 from sweep_folders import ended, launched
@@ -131,6 +133,7 @@ def test_each_row_is_driven_or_tested_elsewhere():
 @pytest.mark.parametrize("row", DRIVEN, ids=lambda row: f"{row[0].strip('`')}-{row[1]}")
 def test_a_command_ends_with_the_status_of_its_row(row, tmp_path, monkeypatch, capsys, request):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", torch_interpreter.executable(sys.executable))
     if row[0] == "`predict`":
         (tmp_path / "RUN").symlink_to(request.getfixturevalue("trained"))
     assert cli.main(DRIVEN[row](tmp_path)) == row[1]

@@ -73,7 +73,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def python(
-    cwd: Path, *arguments: object, methods: str = "anchor.py", **variables: str
+    cwd: Path,
+    *arguments: object,
+    methods: str = "anchor.py",
+    forks_others: bool = False,
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run the interpreter in a folder with these files of methods."""
     all_variables = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
@@ -81,7 +85,11 @@ def python(
     if methods:
         all_variables[own_methods.VARIABLE] = methods
     return torch_interpreter.run(
-        sys.executable, *map(str, arguments), cwd=cwd, variables=all_variables
+        sys.executable,
+        *map(str, arguments),
+        cwd=cwd,
+        variables=all_variables,
+        forks_others=forks_others,
     )
 
 
@@ -183,7 +191,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "anchor.yaml").write_text(json.dumps(declaration))
     words = "-m domainbed_carft sweep launch anchor.yaml --output_dir OUT --launcher pool --yes"
-    done = python(folder, *words.split())
+    done = python(folder, *words.split(), forks_others=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 

@@ -8,7 +8,8 @@ encoding of the streams need a real one.
 
 The fork servers of launchers that run in such a process, or under the fixture `warm_launches`, are
 forks of this one, too: they need not import torch again. So is `OPEN_CLIP`, which has imported
-open_clip beside; it knows an empty cache of the hub, and nothing of HF_HUB_OFFLINE.
+open_clip beside; it knows an empty cache of the hub, and nothing of HF_HUB_OFFLINE. This one, and
+those for another checkout, are forks of a `torch_interpreter`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
+from unittest import mock
+
+import torch_interpreter
 
 from domainbed_carft.jobs import fork_server
 from domainbed_carft.jobs.fork_server import ForkServer, Request
@@ -35,12 +39,32 @@ from domainbed_carft.jobs.fork_server import ForkServer, Request
 HERE = Path(__file__).resolve().parent
 
 _IMPORTS = "warm_imports"
-_SERVER = ForkServer(detached=True, module=_IMPORTS)
 
 # Variables with the number of a descriptor: the socket on which the server takes requests, by which
 # a child has its launchers' servers forked; and that of such a server.
 _CONTROL = "WARM_CONTROL"
 _LAUNCHERS_CONTROL = "WARM_LAUNCHERS_CONTROL"
+
+_run_cold_server = fork_server.run_server
+
+
+def _run_server_with_torch(
+    control: socket.socket, module: str, variables: Mapping[str, str], is_detached: bool
+) -> subprocess.Popen[bytes] | fork_server.Process:
+    """A launcher's `run_server`, for an interpreter that has imported torch and nothing else."""
+    with mock.patch("sys.executable", torch_interpreter.executable(sys.executable)):
+        return _run_cold_server(control, module, variables, is_detached)
+
+
+class _OwnServer(ForkServer):
+    """The server of this module."""
+
+    def _start_server(self, variables: Mapping[str, str]) -> None:
+        with mock.patch("domainbed_carft.jobs.fork_server.run_server", _run_server_with_torch):
+            super()._start_server(variables)
+
+
+_SERVER: ForkServer = _OwnServer(detached=True, module=_IMPORTS)
 
 
 class Process:
@@ -145,17 +169,14 @@ class _InheritedServer(ForkServer):
         """Nothing: it runs."""
 
 
-_run_cold_server = fork_server.run_server
-
-
 def run_server(
     control: socket.socket, module: str, variables: Mapping[str, str], is_detached: bool
 ) -> subprocess.Popen[bytes] | fork_server.Process:
-    """A launcher's `run_server`; one for another domainbed starts cold."""
+    """A launcher's `run_server`; one for another domainbed imports it itself."""
     path = [os.getcwd(), *variables.get("PYTHONPATH", "").split(os.pathsep)]
     has_own_host = any((Path(folder) / "domainbed").exists() for folder in path)
     if module == _IMPORTS or has_own_host:
-        return _run_cold_server(control, module, variables, is_detached)
+        return _run_server_with_torch(control, module, variables, is_detached)
 
     descriptors = {_LAUNCHERS_CONTROL: control.fileno()}
     if not is_detached:
