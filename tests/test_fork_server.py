@@ -5,17 +5,32 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
+import torch_interpreter
+import warm
 from domainbed.command_launchers import REGISTRY
 from fake_checkout import REPO, write_checkout, write_files
 from harness.test_resume import assert_same_outcome
 from runs_jobs import write_pictures
-from sweep_jobs import STAND_IN, command, is_warm, launch, run, stat, statuses, story, wait_until
+from sweep_jobs import (
+    HERE,
+    LAUNCH,
+    STAND_IN,
+    command,
+    is_warm,
+    launch,
+    run,
+    stat,
+    statuses,
+    story,
+    wait_until,
+)
 
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.jobs.fork_server import SWITCH
+from domainbed_carft.jobs.fork_server import SWITCH, TRAIN
 from domainbed_carft.jobs.job import Job
 
 
@@ -41,13 +56,13 @@ def test_a_forked_job_has_the_environment_of_a_cold_one(tmp_path, monkeypatch):
         commands = [command(folder, hparams={"a b": "'ü"}) for folder in folders]
         assert run("pool", commands, jobs=2) == []
 
-    warm, cold = ([story(folder)[0] for folder in folders] for folders in jobs.values())
+    forked, cold = ([story(folder)[0] for folder in folders] for folders in jobs.values())
     assert not any(map(is_warm, jobs["cold"])) and all(map(is_warm, jobs["warm"]))
-    assert len({facts["imported_by"] for facts in warm}) == 1
-    assert len({facts["drawn"] for facts in warm}) == 3
+    assert len({facts["imported_by"] for facts in forked}) == 1
+    assert len({facts["drawn"] for facts in forked}) == 3
 
     differing = {"drawn", "pid", "imported_by", "parent", "time"}
-    for facts, expected in zip(warm, cold):
+    for facts, expected in zip(forked, cold):
         facts["environment"][SWITCH] = "1"
         expected = json.loads(json.dumps(expected).replace(f"{tmp_path}/cold", f"{tmp_path}/warm"))
         for fact in expected.keys() - differing:
@@ -125,17 +140,17 @@ def test_the_harness_local_launcher_forks_jobs_with_its_streams(tmp_path, monkey
 
 
 def test_a_forked_job_trains_like_a_cold_one_even_if_resumed(tmp_path):
-    """Forked, with loaders that it forks."""
+    """Forked by the server of a launcher, with loaders that it forks; the other has a start."""
     hparams = {"batch_size": 4, "clip_backbone": "tiny", "lr": 1e-3, "warmup_steps": 0}
     pictures = write_pictures(tmp_path / "pictures")
     args = {"algorithm": "CARFT", "dataset": str(pictures), "hparams": hparams, "steps": 9}
     args |= {"checkpoint_freq": 4, "workers": 1, "seed": 7}
     stopped, cold = (Job(args, tmp_path / name) for name in ("stopped", "cold"))
-    process = launch("pool", [stopped.line])
+    process = warm.start("-c", LAUNCH, *map(json.dumps, ("pool", {}, [stopped.line])), cwd=HERE)
     wait_until(lambda: (stopped.folder / "results.jsonl").exists())
     pid = JobFolder(stopped.folder).holder().pid
 
-    assert b"domainbed_carft.jobs.fork_server" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert TRAIN.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
 
     os.kill(pid, signal.SIGTERM)
     out, err = process.communicate()
@@ -149,8 +164,8 @@ def test_a_forked_job_trains_like_a_cold_one_even_if_resumed(tmp_path):
 
 
 IN_A_CHECKOUT = """
-import json, sys
-from domainbed import algorithms, hparams_registry
+import json, os, sys
+from domainbed import algorithms, hparams_registry, imported_by
 
 if __name__ == "__main__":
     folder = sys.argv[sys.argv.index("--output_dir") + 1]
@@ -158,23 +173,26 @@ if __name__ == "__main__":
     facts = dict(
         file=algorithms.__file__, found=str(found.__mro__), listed=algorithms.ALGORITHMS,
         hparams=hparams_registry.default_hparams("CARFT", "Pets"), path=sys.path,
-        command=open("/proc/self/cmdline").read(),
+        is_warm=imported_by.PID != os.getpid(),
     )
     json.dump(facts, open(folder + "/done", "w"))
 """
 
 
 def test_jobs_in_a_checkout_are_forked_from_its_own_train_with_our_plugin(tmp_path, monkeypatch):
-    checkout = write_checkout(tmp_path / "checkout", modules={"scripts/train": IN_A_CHECKOUT})
+    """All of them by interpreters that have imported torch, and nothing of the checkout."""
+    monkeypatch.setattr("sys.executable", torch_interpreter.executable(sys.executable))
+    modules = {"scripts/train": IN_A_CHECKOUT, "imported_by": "import os\nPID = os.getpid()"}
+    checkout = write_checkout(tmp_path / "checkout", modules=modules)
     monkeypatch.chdir(checkout)
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     jobs = [Job({}, tmp_path / "warm").line, f"{SWITCH}=1 {Job({}, tmp_path / 'cold').line}"]
 
     assert run("local", jobs) == []
 
-    warm, cold = (json.loads((tmp_path / name / "done").read_text()) for name in ("warm", "cold"))
-    assert ["jobs.fork_server" in facts.pop("command") for facts in (warm, cold)] == [True, False]
-    assert warm == cold
+    forked, cold = (json.loads((tmp_path / name / "done").read_text()) for name in ("warm", "cold"))
+    assert [facts.pop("is_warm") for facts in (forked, cold)] == [True, False]
+    assert forked == cold
     assert cold["file"] == str(checkout / "domainbed" / "algorithms.py")
     assert "domainbed_carft.method.carft.CARFT" in cold["found"]
 

@@ -226,7 +226,7 @@ def _guard(connection: socket.socket) -> dict[str, Any]:
         os.close(descriptor)
     connection.sendall(b"%d\n" % process)
     end = os.pidfd_open(process)
-    ready, _, _ = select.select([end, connection], [], [])
+    ready, _, _ = select.select([end, connection.fileno()], [], [])
     if end not in ready:
         os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
