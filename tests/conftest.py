@@ -23,7 +23,7 @@ import pytest
 import torch_interpreter
 import warm
 from fake_checkout import REPO, run_python
-from installed import NOT_SOURCE, PIP_OPTIONS, pip
+from installed import NOT_SOURCE, PIP_OPTIONS, Environment, pip
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ os.environ.setdefault(torch_interpreter.FOLDER, _torch_interpreter.name)
 # run beside the others; the others are long, and at the end no worker is to wait for one of them.
 GROUPS = (
     ("test_slurm",),
-    ("test_checkouts", "test_packaging"),  # sdist and wheel
+    ("test_checkouts", "test_packaging"),  # sdist and wheel, installed
     ("test_resume",),
     ("test_process_group",),
     ("test_fork_server",),
@@ -244,6 +244,20 @@ def wheel(sdist: Path) -> Path:
     pip("wheel", *PIP_OPTIONS, "--wheel-dir", str(folder / "wheel"), str(unpacked))
     (built,) = (folder / "wheel").iterdir()
     return built
+
+
+@pytest.fixture(scope="session")
+def installations(
+    tmp_path_factory: pytest.TempPathFactory, wheel: Path, source: Path
+) -> dict[str, Environment]:
+    """Our package in two environments, "wheel" and "editable". Who changes one copies it."""
+    folder = tmp_path_factory.mktemp("installed")
+    from_wheel = Environment(folder / "wheel")
+    from_wheel.install(str(wheel))
+
+    in_place = Environment(folder / "editable")
+    in_place.install("--editable", str(source))
+    return {"wheel": from_wheel, "editable": in_place}
 
 
 def built_once(

@@ -37,21 +37,24 @@ class Environment:
     """
 
     def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
-        subprocess.run(command, check=True)
+        """The environment in this folder, made if it is not there."""
         self.python = folder / "bin" / "python"
+        self.empty = folder / "an empty folder"
+        if not folder.exists():
+            command = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
+            subprocess.run(command, check=True)
+            self.empty.mkdir()
 
         (self.site_packages,) = folder.glob("lib/python3*/site-packages")
         # Several where this environment borrows packages itself.
         borrowed = [path for path in sys.path if path.endswith("site-packages")]
         (self.site_packages / BORROWED).write_text("".join(f"{path}\n" for path in borrowed))
 
-        self.empty = folder / "an empty folder"
-        self.empty.mkdir()
-
     def install(self, *requirements: str) -> None:
         """Install these with pip: the path of a wheel, or "--editable" and a folder."""
-        pip("install", *PIP_OPTIONS, "--ignore-installed", *requirements, python=self.python)
+        # Bytecode is written as modules are imported, which most are not.
+        options = [*PIP_OPTIONS, "--no-compile", "--ignore-installed"]
+        pip("install", *options, *requirements, python=self.python)
 
     def uninstall(self) -> None:
         """Uninstall our package with pip."""

@@ -44,20 +44,6 @@ CASES = [("wheel", shape) for shape in SHAPES if shape != "classic"] + [("editab
 
 
 @pytest.fixture(scope="module")
-def installations(
-    tmp_path_factory: pytest.TempPathFactory, wheel: Path, source: Path
-) -> dict[str, Environment]:
-    """Our package in two environments, "wheel" and "editable"."""
-    folder = tmp_path_factory.mktemp("installed")
-    from_wheel = Environment(folder / "wheel")
-    from_wheel.install(str(wheel))
-
-    in_place = Environment(folder / "editable")
-    in_place.install("--editable", str(source))
-    return {"wheel": from_wheel, "editable": in_place}
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pets: three environments of eight noise pictures, half of them cats."""
     folder = tmp_path_factory.mktemp("the user's data")

@@ -13,6 +13,7 @@ import io
 import os
 import re
 import runpy
+import shutil
 import tarfile
 import zipfile
 from configparser import ConfigParser
@@ -53,9 +54,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> Environment:
-    return Environment(tmp_path / "environment")
+def copy_of(environment: Environment, folder: Path) -> Environment:
+    """The environment once more, in another folder."""
+    shutil.copytree(environment.python.parent.parent, folder, symlinks=True)
+    return Environment(folder)
 
 
 def check_harness(environment: Environment, expected: Path) -> None:
@@ -176,8 +178,10 @@ def test_with_an_address_the_index_links_to_the_release() -> None:
     assert f"    git clone {address} && cd domainbed-carft\n    make demo" in page
 
 
-def test_installing_and_uninstalling_the_wheel(environment: Environment, wheel: Path) -> None:
-    environment.install(str(wheel))
+def test_installing_and_uninstalling_the_wheel(
+    installations: dict[str, Environment], tmp_path: Path
+) -> None:
+    environment = copy_of(installations["wheel"], tmp_path / "environment")
 
     files = environment.files()
     assert {"domainbed_carft", *START_FILES} <= files
@@ -189,8 +193,10 @@ def test_installing_and_uninstalling_the_wheel(environment: Environment, wheel: 
     check_uninstalled(environment)
 
 
-def test_installing_and_uninstalling_in_place(environment: Environment, source: Path) -> None:
-    environment.install("--editable", str(source))
+def test_installing_and_uninstalling_in_place(
+    installations: dict[str, Environment], source: Path, tmp_path: Path
+) -> None:
+    environment = copy_of(installations["editable"], tmp_path / "environment")
 
     files = environment.files()
     assert set(START_FILES) < files
