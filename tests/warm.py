@@ -29,7 +29,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
-from unittest import mock
 
 import torch_interpreter
 
@@ -45,23 +44,36 @@ _IMPORTS = "warm_imports"
 _CONTROL = "WARM_CONTROL"
 _LAUNCHERS_CONTROL = "WARM_LAUNCHERS_CONTROL"
 
-_run_cold_server = fork_server.run_server
-
 
 def _run_server_with_torch(
     control: socket.socket, module: str, variables: Mapping[str, str], is_detached: bool
-) -> subprocess.Popen[bytes] | fork_server.Process:
-    """A launcher's `run_server`, for an interpreter that has imported torch and nothing else."""
-    with mock.patch("sys.executable", torch_interpreter.executable(sys.executable)):
-        return _run_cold_server(control, module, variables, is_detached)
+) -> subprocess.Popen[bytes]:
+    """A launcher's `run_server`, by an interpreter that has imported torch and nothing else."""
+    python = torch_interpreter.executable(sys.executable)
+    stream = subprocess.DEVNULL if is_detached else None
+    return subprocess.Popen(
+        [python, "-m", fork_server.MODULE, str(control.fileno()), module],
+        env=variables,
+        pass_fds=(control.fileno(),),
+        start_new_session=is_detached,
+        stdin=stream,
+        stdout=stream,
+        stderr=stream,
+    )
 
 
 class _OwnServer(ForkServer):
     """The server of this module."""
 
     def _start_server(self, variables: Mapping[str, str]) -> None:
-        with mock.patch("domainbed_carft.jobs.fork_server.run_server", _run_server_with_torch):
-            super()._start_server(variables)
+        if self._process is not None:
+            return
+
+        self._control, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with child_end:
+            self._process = _run_server_with_torch(
+                child_end, self._module, variables, self._detached
+            )
 
 
 _SERVER: ForkServer = _OwnServer(detached=True, module=_IMPORTS)
