@@ -179,12 +179,17 @@ def _be_interpreter(address: str, python: str, *arguments: str) -> None:
 
 
 def _serve(listener: socket.socket, *packages: str) -> dict[str, Any]:
-    """Fork a process for each request, and return the request in it; end with standard input."""
+    """Fork a process for each request, and return the request in it; end with standard input.
+
+    `packages`: the folders of what is imported, torch and what else takes long.
+    """
     path_at_start = sys.path[1:]
     sys.path[:] = [*path_at_start, *packages]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import clip  # noqa: F401
+        import matplotlib.figure  # noqa: F401
+        import pandas  # noqa: F401
         import torch  # noqa: F401
         import torchvision  # noqa: F401
     sys.path[:] = path_at_start
