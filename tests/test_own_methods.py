@@ -181,9 +181,9 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "anchor.py").write_text(METHOD)
     declaration = {
         "name": "anchor",
-        "datasets": ["EmojiStyles"],
+        "datasets": ["Debug28"],
         "algorithms": ["CLIPAnchor"],
-        "test_environments": ["line"],
+        "test_environments": ["0"],
         "trials": 1,
         "steps": 2,
         "hparams": {"batch_size": 4},
