@@ -47,7 +47,11 @@ class DeclaredAlgorithm(NamedTuple):
 
 def algorithms_in(file: Path) -> Iterator[tuple[str, DeclaredAlgorithm]]:
     """Name and algorithm of each class with a STYLE in a Python file, which is not run."""
-    for node in public_classes(ast.parse(file.read_bytes())):
+    source = file.read_bytes()
+    if b"STYLE" not in source:  # as in most files; parsing takes long
+        return
+
+    for node in public_classes(ast.parse(source)):
         for statement in node.body:
             if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "STYLE":
                 yield node.name, DeclaredAlgorithm(file, _style(statement.value))
