@@ -39,8 +39,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def with_torch() -> str:
-    """An interpreter that has imported torch, and is this one otherwise."""
-    return torch_interpreter.executable(sys.executable)
+    """An interpreter that has imported torch, as those that it starts; else it is this one."""
+    return torch_interpreter.executable(sys.executable, forks_others=True)
 
 
 def json_of(python: Any, folder: Path, *arguments: str, **options: Any) -> tuple[int, Any]:

@@ -19,6 +19,7 @@ import fcntl
 import functools
 import gc
 import json
+import multiprocessing
 import os
 import runpy
 import select
@@ -30,6 +31,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import venv
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
@@ -64,7 +66,7 @@ def run(
         _connect(_socket()) as connection,
     ):
         descriptors = {0: stdin.fileno(), 1: stdout.fileno(), 2: stderr.fileno()}
-        python_of_fork = executable(python) if forks_others else str(python)
+        python_of_fork = executable(python, forks_others) if forks_others else str(python)
         _send(connection, str(python), python_of_fork, arguments, cwd, variables, descriptors)
         _, status = _answers(connection)
         for stream in (stdout, stderr):
@@ -73,10 +75,14 @@ def run(
 
 
 @functools.cache
-def executable(python: str | Path) -> str:
-    """The path of a program, named "python", that does what `python` does, as a fork."""
+def executable(python: str | Path, forks_others: bool = False) -> str:
+    """The path of a program, named "python", that does what `python` does, as a fork.
+
+    `forks_others`: as of `run`.
+    """
     path = Path(tempfile.mkdtemp(dir=os.environ[FOLDER])) / "python"
-    words = [sys.executable, "-IS", __file__, _socket(), str(python)]
+    python_of_fork = path if forks_others else python
+    words = [sys.executable, "-IS", __file__, _socket(), str(python), str(python_of_fork)]
     path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
     path.chmod(0o755)
     return str(path)
@@ -98,8 +104,11 @@ def _start_server(path: Path) -> None:
         listener.bind(str(path))
         listener.listen(64)
         packages = [folder for folder in sys.path if folder.endswith("-packages")]
+        # An environment with nothing in it: no `.pth` file of this one is read before the fork.
+        bare = path.with_name("bare")
+        venv.create(bare, symlinks=True)
         server = subprocess.Popen(
-            [sys.executable, "-S", __file__, str(listener.fileno()), *packages],
+            [bare / "bin" / "python", __file__, str(listener.fileno()), *packages],
             cwd=os.sep,
             env={**variables, "OMP_NUM_THREADS": "1"},
             pass_fds=[listener.fileno()],
@@ -150,7 +159,7 @@ def _answers(connection: socket.socket) -> tuple[int, int]:
         return int(answers.readline()), int(answers.readline())
 
 
-def _be_interpreter(address: str, python: str, *arguments: str) -> None:
+def _be_interpreter(address: str, python: str, python_of_fork: str, *arguments: str) -> None:
     """Have a fork do what this process is to do, and end as it does."""
     open_numbers = []
     for name in os.listdir("/proc/self/fd"):
@@ -160,7 +169,7 @@ def _be_interpreter(address: str, python: str, *arguments: str) -> None:
 
     connection = _connect(address)
     descriptors = {number: number for number in open_numbers}
-    _send(connection, python, python, arguments, os.getcwd(), os.environ, descriptors)
+    _send(connection, python, python_of_fork, arguments, os.getcwd(), os.environ, descriptors)
     for number in open_numbers:
         if number > 2:
             os.close(number)
@@ -183,8 +192,8 @@ def _serve(listener: socket.socket, *packages: str) -> dict[str, Any]:
 
     `packages`: the folders of what is imported, torch and what else takes long.
     """
-    path_at_start = sys.path[1:]
-    sys.path[:] = [*path_at_start, *packages]
+    own_path = [folder for folder in sys.path[1:] if not folder.endswith("-packages")]
+    sys.path[:] = [*own_path, *packages]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import clip  # noqa: F401
@@ -192,7 +201,7 @@ def _serve(listener: socket.socket, *packages: str) -> dict[str, Any]:
         import pandas  # noqa: F401
         import torch  # noqa: F401
         import torchvision  # noqa: F401
-    sys.path[:] = path_at_start
+    sys.path[:] = own_path
 
     gc.freeze()  # or each child copies all of this memory when it ends
     for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]
@@ -296,6 +305,7 @@ def _start(
 def _read_site(python: str) -> None:
     """Find the packages of this interpreter, and run the lines of its `.pth` files."""
     sys.executable = python
+    multiprocessing.set_executable(python)
     root = Path(python).parent.parent
     is_environment = (root / "pyvenv.cfg").exists()
     sys.prefix = sys.exec_prefix = str(root) if is_environment else sys.base_prefix
