@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 # take ten times as long. Before torch is imported; sub-processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Memory in huge pages, since on some machines a page is slow to get. glibc reads this when a process
-# starts, so it serves pytest's workers and sub-processes.
+# Memory in huge pages, since on some machines a page is slow to get. glibc reads this when a
+# process starts, so it serves pytest's workers and sub-processes.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 # Else each worker of each run rewrites the assertions of 150 modules, a tenth of a minute.

@@ -15,6 +15,7 @@ those for another checkout, are forks of a `torch_interpreter`.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import runpy
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
@@ -44,36 +45,34 @@ _IMPORTS = "warm_imports"
 _CONTROL = "WARM_CONTROL"
 _LAUNCHERS_CONTROL = "WARM_LAUNCHERS_CONTROL"
 
+_run_cold_server = fork_server.run_server
+
+
+@contextlib.contextmanager
+def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    """Have another value in a module. Children import this file, which pytest would slow down."""
+    earlier = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, earlier)
+
 
 def _run_server_with_torch(
     control: socket.socket, module: str, variables: Mapping[str, str], is_detached: bool
-) -> subprocess.Popen[bytes]:
+) -> subprocess.Popen[bytes] | fork_server.Process:
     """A launcher's `run_server`, by an interpreter that has imported torch and nothing else."""
-    python = torch_interpreter.executable(sys.executable)
-    stream = subprocess.DEVNULL if is_detached else None
-    return subprocess.Popen(
-        [python, "-m", fork_server.MODULE, str(control.fileno()), module],
-        env=variables,
-        pass_fds=(control.fileno(),),
-        start_new_session=is_detached,
-        stdin=stream,
-        stdout=stream,
-        stderr=stream,
-    )
+    with _replaced(sys, "executable", torch_interpreter.executable(sys.executable)):
+        return _run_cold_server(control, module, variables, is_detached)
 
 
 class _OwnServer(ForkServer):
     """The server of this module."""
 
     def _start_server(self, variables: Mapping[str, str]) -> None:
-        if self._process is not None:
-            return
-
-        self._control, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with child_end:
-            self._process = _run_server_with_torch(
-                child_end, self._module, variables, self._detached
-            )
+        with _replaced(fork_server, "run_server", _run_server_with_torch):
+            super()._start_server(variables)
 
 
 _SERVER: ForkServer = _OwnServer(detached=True, module=_IMPORTS)
@@ -210,9 +209,8 @@ class _OpenClipServer(ForkServer):
         self._hub = tempfile.TemporaryDirectory(prefix="carft-test-hub-")
         variables = {**variables, "HF_HOME": self._hub.name}
         variables.pop("HF_HUB_OFFLINE", None)
-        self._control, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with child_end:
-            self._process = run_server(child_end, self._module, variables, is_detached=True)
+        with _replaced(fork_server, "run_server", run_server):
+            super()._start_server(variables)
 
 
 OPEN_CLIP = _OpenClipServer()
