@@ -1,9 +1,9 @@
-"""Makes the packed numbers that `carft demo` compares with, from the records of peers-emoji.
+"""Makes the packed numbers that `carft demo` compares with, from the records of fresh-emoji.
 
-    tar -xf benchmarks/records/peers-emoji.tar.xz
-    python tools/demo_numbers.py peers-emoji > domainbed_carft/assets/demo.csv
+    tar -xf benchmarks/records/fresh-emoji.tar.xz
+    python tools/demo_numbers.py fresh-emoji > domainbed_carft/assets/demo.csv
 
-A line for each of the demo's methods, the style left out and the trial: the accuracy in percent on
+A line for each of the demo's methods, the target style and the trial: the accuracy in percent on
 that style, at the checkpoint that training-domain validation chooses.
 """
 

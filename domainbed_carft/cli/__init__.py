@@ -122,12 +122,6 @@ def _add_demo(commands: Any) -> None:
         default=Path("demo_output"),
         help="folder for jobs, table and report (default: demo_output)",
     )
-    demo.add_argument(
-        "--suite",
-        action="store_true",
-        help="train on one style instead, and test on whole test sets in four: accuracy in "
-        "distribution against the shifts, with WiSE-FT's curve",
-    )
     demo.add_argument("--trials", type=int, help="trials per cell (default: 1)")
     demo.set_defaults(run=_demo, interrupted=sweep_launch.INTERRUPTED)
 
@@ -150,8 +144,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
     if arguments.trials is not None and arguments.trials < 1:
         raise CarftError(invalid("--trials", arguments.trials, "at least 1"))
-    run = demo.run_suite if arguments.suite else demo.run
-    run(arguments.output_dir, arguments.trials)
+    demo.run(arguments.output_dir, arguments.trials)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The demos: a sweep that ``sweeps/`` declares, run on this machine, table and report."""
+"""The demo: a sweep that ``sweeps/`` declares, run on this machine, table and report."""
 
 from __future__ import annotations
 
@@ -6,24 +6,19 @@ import textwrap
 from pathlib import Path
 
 from domainbed_carft import files
-from domainbed_carft.cli import demo_table, run_texts
+from domainbed_carft.cli import demo_table
 from domainbed_carft.errors import CarftError
 from domainbed_carft.report import page
 from domainbed_carft.report.sections import Section
-from domainbed_carft.results import collection, comparisons, formats, suites
+from domainbed_carft.results import collection, comparisons, formats
 from domainbed_carft.results.collection import Group
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
-from domainbed_carft.runs.evaluate import evaluate
-from domainbed_carft.runs.saved import describe_choice, load_run
-from domainbed_carft.runs.suites import SuiteEvaluation, append_record
-from domainbed_carft.runs.wise_ft import WISE_FT_TABLE, wise_ft
 from domainbed_carft.sweep import declaration_file, launch
-from domainbed_carft.sweep.declaration import Declaration
+from domainbed_carft.sweep.declaration import Declaration, Seeds
 from domainbed_carft.text import quantity
 
+ZERO_SHOT = "CLIPZeroShot"
 DATA_DIR = "embedded"  # not read: the pictures are in the package
-WISE_FT_ALPHAS = (0, 0.25, 0.5, 0.75, 1)
-TABLE_ALPHA = 0.5  # of the row beside that of the run
 
 
 def run(output: Path, trials: int | None = None, declared: str | Path = "demo") -> None:
@@ -35,7 +30,7 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     """
     sweep_folder = output / "sweep"
     declaration = _load_declaration(declared, trials)
-    _train(declaration, output, "with one drawing style left out")
+    _train(declaration, output)
 
     group = _group_of(declaration, sweep_folder)
     accuracies = comparisons.accuracies_of(group.selected(TRAINING_DOMAIN))
@@ -66,43 +61,23 @@ def _group_of(declaration: Declaration, sweep_folder: Path) -> Group:
     )
 
 
-def run_suite(output: Path, trials: int | None = None, declared: str | Path = "demo-suite") -> None:
-    """Train and report into ``output``, tested on the suite of the data set's name.
-
-    Also at WiSE-FT's weights between the original CLIP and each run; what was done or begun there
-    before is not redone. ``declared`` is a sweep of one data set that has a suite without a data
-    folder; ``trials`` replaces its number of trials.
-    """
-    declaration = _load_declaration(declared, trials)
-    sweep_folder = output / "sweep"
-    _train(declaration, output, "and tested on other styles")
-
-    (suite,) = declaration.datasets
-    for job in declaration.jobs(DATA_DIR, sweep_folder):
-        job_output = output / "suites" / f"{job.key.algorithm}-{job.key.trial}"
-        job_output.mkdir(parents=True, exist_ok=True)
-        _evaluate_on_suite(job.folder, suite, job_output)
-
-    table = _suite_table(sweep_folder)
-    note = (
-        "Of a single trial, differences of a few points may be chance: --trials 3 takes longer.\n"
-    )
-    _report(output, sweep_folder, table, note)
-
-
-def _load_declaration(declared: str | Path, trials: int | None) -> Declaration:
+def _load_declaration(declared: str | Path, n_trials: int | None) -> Declaration:
     declaration = declaration_file.load(declared)
-    if trials:
-        declaration = declaration.model_copy(update={"trials": trials})
-    return declaration
+    if n_trials is None:
+        return declaration
+    trials = Seeds.model_validate({"from": declaration.trial_seeds[0], "n": n_trials})
+    return declaration.model_copy(update={"trials": trials})
 
 
-def _train(declaration: Declaration, output: Path, description: str) -> None:
+def _train(declaration: Declaration, output: Path) -> None:
     """Run all jobs of the sweep; CarftError if one is not done at the end."""
+    trained = [name for name in declaration.algorithms if name != ZERO_SHOT]
     (dataset,) = declaration.datasets
-    steps = declaration.steps_of(dataset)
-    algorithms = ", ".join(declaration.algorithms)
-    print(f"{algorithms}: each trained {steps} steps on {dataset} {description}")
+    steps = quantity(declaration.steps_of(dataset), "step")
+    print(f"{dataset}, each drawing style held out in turn")
+    if len(trained) < len(declaration.algorithms):
+        print(f"{ZERO_SHOT}: evaluated without training")
+    print(f"{', '.join(trained)}: trained for {steps}")
     page.require_place(output / "report")
 
     sweep_folder = output / "sweep"
@@ -116,35 +91,6 @@ def _train(declaration: Declaration, output: Path, description: str) -> None:
             f"{first.job.folder}: {first.detail}\nFix the cause, run `carft sweep retry "
             f"{sweep_folder}` if jobs failed, then rerun this command"
         )
-
-
-def _suite_table(sweep_folder: Path) -> str:
-    """The accuracies of each run, and of WiSE-FT half way to it, as text."""
-    groups = collection.gather([sweep_folder]).groups
-    rows = [row for group in groups for row in suites.scores(group, warnings=[])]
-    shown_rows = [row for row in rows if row.alpha in (None, TABLE_ALPHA)]
-    (suite_rows,) = suites.rows_by_table(shown_rows)
-    return formats.as_text([suites.grid(suite_rows)], [suites.caption()])
-
-
-def _evaluate_on_suite(job_folder: Path, suite: str, output: Path) -> None:
-    """Measure a job on the suite, also at WISE_FT_ALPHAS; the records stay in its folder."""
-    run = load_run(job_folder)
-    evaluation = evaluate(run, suite, workers=0)
-    assert isinstance(evaluation, SuiteEvaluation)  # of a run on a suite
-    choice = describe_choice(job_folder, None, run.path)
-    text = run_texts.suite_text(evaluation)
-    files.save_text(output / "accuracies.txt", f"{choice}\n{text}")
-    append_record(run.path, evaluation)
-
-    wise_ft_folder = output / "wise-ft"
-    is_done = (wise_ft_folder / WISE_FT_TABLE).exists()
-    if is_done or run.args["algorithm"] == "CLIPZeroShot":
-        return
-
-    result = wise_ft(run, WISE_FT_ALPHAS, suite=suite, output=wise_ft_folder, workers=0)
-    for evaluation in result.suite_evaluations:
-        append_record(run.path, evaluation)
 
 
 def _report(

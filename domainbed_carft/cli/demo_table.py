@@ -18,8 +18,8 @@ FINE_TUNE = "CLIPFineTune"  # ERM, in DomainBed's words
 TITLE = "Accuracy on the drawing style left out, in %"
 NOTE = (
     "This run: on each style, by the model that was trained on the three others, and the mean. "
-    "Packed: the same jobs as we trained them, and all five trials of them, mean ± standard error "
-    "(benchmarks/records/peers-emoji.tar.xz)."
+    "Recorded: the same jobs as we trained them, and all ten trials of them, mean ± standard error "
+    "(benchmarks/records/fresh-emoji.tar.xz)."
 )
 
 
@@ -65,7 +65,7 @@ def grid(accuracies: Accuracies, packed: Accuracies, environments: Sequence[str]
         )
 
     styles = [environments[target] for target in targets]
-    header = ["Algorithm", *styles, "this run", "packed", "packed, five trials"]
+    header = ["Algorithm", *styles, "this run", "recorded", "recorded, ten trials"]
     return Grid(TITLE, header, rows, notes=[])
 
 
@@ -103,7 +103,7 @@ def conclusion(accuracies: Accuracies, packed: Accuracies) -> str:
 
     second = (
         "One trial can show that your machine trains what ours trained, since the jobs are the "
-        "same; it cannot show which method is better, for which there are the five trials"
+        "same; it cannot show which method is better, for which there are the ten trials"
     )
     return f"{first} {second}{_over_trials(packed)}."
 

@@ -38,7 +38,7 @@ PAGES = {
         "[options]",
         {
             "carft demo": "about two minutes on two cores",
-            "carft demo --trials 5": "all trials of the packed records, five times as long",
+            "carft demo --trials 10": "all trials of the records, ten times as long",
         },
     ),
     "carft doctor": HelpPage(
