@@ -73,11 +73,10 @@ def _train(declaration: Declaration, output: Path) -> None:
     """Run all jobs of the sweep; CarftError if one is not done at the end."""
     trained = [name for name in declaration.algorithms if name != ZERO_SHOT]
     (dataset,) = declaration.datasets
-    steps = quantity(declaration.steps_of(dataset), "step")
     print(f"{dataset}, each drawing style held out in turn")
     if len(trained) < len(declaration.algorithms):
         print(f"{ZERO_SHOT}: evaluated without training")
-    print(f"{', '.join(trained)}: trained for {steps}")
+    print(f"{', '.join(trained)}: trained for {declaration.steps_of(dataset)} steps")
     page.require_place(output / "report")
 
     sweep_folder = output / "sweep"
