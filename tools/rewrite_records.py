@@ -2,9 +2,10 @@
 
     python tools/rewrite_records.py benchmarks/records/*.tar.xz
 
-The tables below describe the change. Of the hyperparameters in each record, REMOVED go, facts of the
-job become keys of the record, and missing ones get the value that was in effect: IN_EFFECT, otherwise
-the default. Everything else stays as it is. `tests/test_golden_tables.py` compares the tables of all packed records with those before.
+The tables below describe the change. Of the hyperparameters in each record, REMOVED go, facts of
+the job become keys of the record, and missing ones get the value that was in effect: IN_EFFECT,
+otherwise the default. Everything else stays as it is. `tests/test_golden_tables.py` compares the
+tables of all packed records with those before.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from domainbed_carft.jobs.facts import NAMES
 from domainbed_carft.jobs.folder import RECORDS
+from domainbed_carft.jobs.manifest import NAME as MANIFEST
 from domainbed_carft.method import algorithms
 
 REMOVED = (
@@ -54,6 +56,8 @@ def rewrite(path: Path) -> None:
                 records = map(json.loads, content.splitlines())
                 lines = [json.dumps(rewritten(record), sort_keys=True) for record in records]
                 content = "".join(f"{line}\n" for line in lines).encode()
+            elif name.endswith(f"/{MANIFEST}"):
+                content = json.dumps(with_all_keys(json.loads(content)), indent=2).encode() + b"\n"
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
@@ -70,6 +74,18 @@ def rewritten(record: dict[str, Any]) -> dict[str, Any]:
     args = record["args"]
     defaults = algorithms.hparam_values(args["algorithm"], args["dataset"])
     return {**facts, **record, "hparams": {**defaults, **IN_EFFECT, **hparams}}
+
+
+def with_all_keys(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with the keys of this version."""
+    arguments = [job["args"] for job in manifest["jobs"]]
+    added = {
+        "algorithms": list(dict.fromkeys(args["algorithm"] for args in arguments)),
+        "skip_training_in_splits": False,
+        "search": None,
+    }
+    datasets = {name: {"held_out": False} | facts for name, facts in manifest["datasets"].items()}
+    return {**added, **manifest, "datasets": datasets}
 
 
 if __name__ == "__main__":
