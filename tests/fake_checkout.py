@@ -85,7 +85,6 @@ def files():
     "method/own_methods.py": "",
     "method/hparams.py": """
 DEMANDABLE = ()
-RETIRED = {}
 """,
     "method/host_lookup.py": """
 def in_our_harness():

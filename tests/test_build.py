@@ -154,7 +154,6 @@ def test_steps_are_when_schedules_end():
         ({"class_names": ["cat", 3]}, "expected a list with one name per class"),
         ({"hparams": {**TINY, "kl_wieght": 1}}, "called 'kl_wieght'; did you mean kl_weight"),
         ({"hparams": {**TINY, "lr": -1}}, "lr is -1, expected a number > 0"),
-        ({"hparams": {**TINY, "kl_over": "clusters"}}, "kl_over was removed; use the algorithm"),
         ({"hparams": {"clip_backbone": "nope.pt"}}, "clip_backbone is 'nope.pt', expected"),
         ({"steps": 0}, "total_steps is 0, expected a whole number >= 1"),
     ],

@@ -57,22 +57,6 @@ def test_the_legend_is_one_line_as_text_and_whole_in_the_other_formats(tmp_path,
     assert short not in out
 
 
-@pytest.mark.parametrize(
-    ("command", "flag", "advice"),
-    [
-        ("collect", "--full", "use --columns all"),
-        ("collect", "--single_source", "test_environments: single-source"),
-        ("report", "--no-examples", "use --n_examples 0"),
-        ("top", "--test-env=2", "use --only PATTERN"),
-    ],
-)
-def test_a_flag_that_went_names_what_takes_its_place(command, flag, advice, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        cli.main([command, "OUT", flag])
-    error = capsys.readouterr().err
-    assert "was removed: " in error and advice in error
-
-
 def test_groups_have_rows_and_notes_of_their_own(tmp_path, capsys):
     collect_sweeps.write_sweep(tmp_path / "a", ["ERM"], steps=1)
     collect_sweeps.write_sweep(tmp_path / "b", ["ERM"], steps=2)

@@ -21,7 +21,6 @@ SETTINGS = [
     ({"recorded": {"protocol": "clip"}}, {}, ["protocol clip", "protocol not recorded"]),
     ({"hparams": '{"lr": 1}'}, {"hparams": '{"lr": 1.0}'}, [""]),
     ({"data_edition": "a"}, {"data_edition": "b"}, ["data edition a", "data edition b"]),
-    # Up to 0.2.0 the schedule ended at the data set's steps, and not at those of the job.
     (
         {"steps": 26, "recorded": {"total_steps": 5001}},
         {"steps": 26, "recorded": {"total_steps": 26}},

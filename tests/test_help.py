@@ -85,30 +85,6 @@ def test_values_keep_their_spelling_and_unknown_flags_are_named(capsys):
     assert "unrecognized arguments: --no-such_flag" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("words", "successor"),
-    [
-        ("sweep launch x --output_dir o --array_size 3", "MaxArraySize"),
-        ("sweep launch x --output_dir o --signal-seconds=3", "two minutes before"),
-        ("sweep launch x --output_dir o --second_stage", "its second stage too"),
-        (
-            "sweep launch x --output_dir o --skip_training_in_splits",
-            "DOMAINBED_SKIP_TRAINING_IN_SPLITS=1",
-        ),
-        ("sweep launch x --output_dir o --pictures pillow", "in one way only"),
-        ("sweep launch x --output_dir o --picture_cache 0", "DOMAINBED_PICTURE_MEMORY"),
-        ("sweep launch x --output_dir o --picture-cache 0", "DOMAINBED_PICTURE_MEMORY"),
-        ("sweep status o --watch 3", "watch -n 30 carft sweep status"),
-    ],
-)
-def test_a_removed_flag_is_refused_with_its_successor(words, successor, capsys):
-    with pytest.raises(SystemExit) as refusal:
-        cli.main(words.split())
-    assert refusal.value.code == 2
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert "was removed: " in message and successor in message
-
-
 def test_the_end_of_the_help_shows_how_to_train_and_python(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])

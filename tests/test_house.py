@@ -21,7 +21,7 @@ HARNESS = "third_party/domainbed"
 # Each may use all below it; rooms of one floor do not know each other.
 FLOORS = (
     ("process_variables",),
-    ("text", "questions", "machine", "version", "lazy", "removed_flags"),
+    ("text", "questions", "machine", "version", "lazy"),
     ("errors",),
     ("files", "paths"),
     ("data", "jobs"),
@@ -48,7 +48,6 @@ GROUND = (
     "machine",
     "pictures",
     "process_variables",
-    "removed_flags",
 )
 
 # They name process variables: the table itself, and what every interpreter start loads.

@@ -10,9 +10,8 @@ from domainbed.lib import misc, preparation
 from domainbed.scripts import train
 from fake_checkout import run_python_with_torch, write_checkout
 
-from domainbed_carft.jobs import facts, records
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.method import algorithms, hparams
+from domainbed_carft.method import algorithms
 from domainbed_carft.method.hparam_checks import job_problems
 from domainbed_carft.sweep import costs, declaration_file
 
@@ -83,15 +82,6 @@ def test_tiny_changes_only_learning_rate_and_batch_size(dataset, algorithm):
 
     set_by_hand = chosen(dataset, algorithm, **TINY, lr=1e-5, batch_size=3)
     assert set_by_hand["lr"] == 1e-5 and set_by_hand["batch_size"] == 3
-
-
-def test_a_resumed_run_keeps_its_learning_rate_and_batch_size():
-    words = ["--algorithm", "CARFT", "--dataset", "./pets", "--hparams", json.dumps(TINY)]
-    args = train.build_parser().parse_args(words)
-    of_0_1_0 = {**chosen("./pets"), **TINY}
-    assert preparation.choose_hparams(args, TINY, stored=of_0_1_0) == of_0_1_0
-    of_today = chosen("./pets", **TINY)
-    assert preparation.choose_hparams(args, TINY, stored=of_today) == of_today
 
 
 def test_learning_rates_of_tiny_are_drawn_from_its_own_range():
@@ -179,19 +169,3 @@ def test_swad_is_refused_by_name_in_a_checkout(tmp_path):
     assert done.returncode != 0
     assert "average is 'swad', expected 'none', 'sma', 'ema' or 'beta' in this Dom" in done.stderr
     assert "for SWAD train where domainbed is this package's own" in done.stderr
-
-
-def test_records_of_one_run_may_lack_the_hparams_that_came_after_0_1_0():
-    younger = {
-        name
-        for algorithm in ALGORITHMS
-        for name, hparam in algorithms.hparams_of(algorithm).items()
-        if hparam.absent is not None
-    }
-    assert younger | {*hparams.RETIRED, *facts.NAMES, "facts"} == records.NOT_IN_ALL_VERSIONS
-
-    args = {"algorithm": "CARFT", "dataset": "PACS", "test_envs": [0]}
-    recorded = {"lr": 1e-3}
-    key = records.run_key(args, recorded, 8)
-    assert records.run_key(args, {**recorded, "lora_rank": 0}, 8) == key
-    assert records.run_key(args, {"lr": 1e-4}, 8) != key

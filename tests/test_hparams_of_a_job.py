@@ -1,4 +1,4 @@
-"""What the checks before a job know of it: its steps, the facts it may demand, retired names."""
+"""What the checks before a job know of it: its steps, the facts it may demand."""
 
 import pytest
 from domainbed.lib import checks
@@ -25,15 +25,6 @@ def test_facts_may_be_demanded_of_our_algorithms_only():
 
     (problem, _) = problems("ERM", demands)
     assert "no hyperparameter of ERM is called 'data_edition'" in problem
-
-
-def test_a_retired_name_is_refused_once_with_its_successor():
-    (problem,) = problems("CARFT", {"kl_over": "captions"})
-    assert "kl_over was removed" in problem
-    assert "StarFT" in problem
-    with pytest.raises(CarftError, match=r"x.yaml:5: hparams: .*FDAlign") as caught:
-        declare("CARFT", "kl_over: clusters")
-    assert len(caught.value.problems) == 1
 
 
 def test_a_warm_up_has_to_fit_into_the_steps_of_the_job():

@@ -9,7 +9,6 @@ import signal
 import pytest
 import torch
 from domainbed.lib import algorithm_state, evaluation
-from domainbed.scripts import train
 from runs_jobs import train_job
 from test_algorithms import make, minibatches, same_state, settings
 
@@ -173,37 +172,6 @@ def test_what_the_factors_add_has_the_scale_of_the_hparams(random_tiny, hparams,
             added = scale * up.double() @ down.double()
             torch.testing.assert_close(part, original_part + added, rtol=1e-5, atol=1e-6)
             assert added.abs().max() > 1e-4
-
-
-def test_a_job_of_0_2_0_keeps_its_scale_where_it_is_resumed(random_tiny, tmp_path, monkeypatch):
-    """Its state and records say nothing of the scale, which was alpha / rank."""
-    hparams = {"clip_backbone": str(random_tiny), "lr": 1e-2, "warmup_steps": 0, "batch_size": 4}
-    hparams |= {"total_steps": 5}
-    former = {**hparams, "lora_scaling": "alpha/r"}
-    assert train.main(command(tmp_path / "whole", former)) == 0
-    with monkeypatch.context() as patch:
-        stop_in_the_second_evaluation(patch)
-        assert train.main(command(tmp_path / "stopped", former)) == 75
-
-    path = tmp_path / "stopped" / "state.pt"
-    state = torch.load(path, weights_only=True)
-    del state["hyperparameters"]["lora_scaling"]
-    state["arguments"]["hparams"] = json.dumps(hparams)
-    torch.save(state, path)
-    assert train.main(command(tmp_path / "stopped", {**hparams, "lora_scaling": "alpha/sqrt(r)"}))
-    assert train.main(command(tmp_path / "stopped", hparams)) == 0
-
-    contents = [
-        torch.load(tmp_path / name / "model.pkl", weights_only=True)
-        for name in ("stopped", "whole")
-    ]
-    stopped, whole = (content["model_dict"] for content in contents)
-    assert all(torch.equal(stopped[name], whole[name]) for name in whole)
-    assert contents[0]["model_hparams"]["lora_scaling"] == "alpha/r"
-
-    assert train.main(command(tmp_path / "today", hparams)) == 0
-    today = torch.load(tmp_path / "today" / "model.pkl", weights_only=True)["model_dict"]
-    assert any(not torch.equal(today[name], whole[name]) for name in whole)
 
 
 def command(folder, hparams):

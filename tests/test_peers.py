@@ -255,8 +255,6 @@ def test_each_algorithm_trains_in_bf16(random_tiny, name):
         ),
         ({"beta": 11}, "beta is 11, expected a number in"),
         ({"average": "ema", "swad": True}, "average is 'ema', expected 'none' with this DomainB"),
-        ({"lipsum_length": 8}, "lipsum_length was removed. Lipsum-FT has the published 8; leave"),
-        ({"kl_over": "captions"}, "kl_over was removed. .*FDAlign for 'clusters', StarFT for 'ca"),
     ],
 )
 def test_contradictory_hparams_are_refused(random_tiny, overrides, message):

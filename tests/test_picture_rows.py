@@ -238,17 +238,18 @@ def test_the_in_domain_accuracy_is_the_mean_over_the_environments_trained_on(sav
     _, rows, facts = saved
     assert evaluations.measure_run(rows, facts).in_domain == pytest.approx((0.9 + 0.6) / 2)
 
-    of_0_2_0 = evaluations.measure_run(rows, dataclasses.replace(facts, format=1, validation=[]))
-    assert of_0_2_0.in_domain is None
+    unmeasured = evaluations.measure_run(rows, dataclasses.replace(facts, validation=[]))
+    assert unmeasured.in_domain is None
 
     left_nothing_out = dataclasses.replace(facts, test_envs=[], validation=[])
     figures = evaluations.measure_run(rows, left_nothing_out)
     assert figures.in_domain == figures.splits[0].accuracy
 
 
-def test_a_summary_of_0_2_0_is_read(saved):
+def test_a_summary_without_validation_splits_is_read(saved):
+    """The packed records have none."""
     folder, rows, facts = saved
-    figures = evaluations.measure_run(rows, dataclasses.replace(facts, format=1, validation=[]))
+    figures = evaluations.measure_run(rows, dataclasses.replace(facts, validation=[]))
     evaluations.save_figures(folder, figures)
     path = folder / f"evaluation_step{STEP}.json"
     document = json.loads(path.read_text())

@@ -118,6 +118,7 @@ def test_weights_that_are_no_run_of_ours_are_refused(random_tiny, tmp_path):
         ({"model_input_shape": (3, 60000, 60000)}, "its model_input_shape is "),
         ({"model_hparams": {**algorithm.hparams, (1, 2): 3}}, "its model_hparams is"),
         ({"args": {**ARGS, "task": {(1, 2): 3}}}, "its args is"),
+        ({"format": 2}, "its format is 2"),
         ({"wise_ft_alpha": "0.5"}, "its wise_ft_alpha is '0.5'"),
         ({"best_step": "last"}, "its best_step is 'last'"),
         ({"best_step": -1}, "its best_step is -1"),

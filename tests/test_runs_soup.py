@@ -16,7 +16,6 @@ from domainbed_carft.runs import (
     export,
     merge_weights,
     saved,
-    saved_checks,
     soup,
     soup_members,
     splits,
@@ -272,25 +271,6 @@ def test_a_soup_describes_itself_without_settings_of_its_runs(runs, tmp_path, ca
 
     for member in contents[0]["soup"]["members"]:
         assert member["sha256"] in page
-
-
-def test_a_soup_of_release_0_1_0_opens_as_a_soup(runs, tmp_path, capsys):
-    """It has the first run's arguments and settings, and does not say of what it is made."""
-    content = torch.load(runs[2] / "model.pkl", weights_only=True)
-    torch.save({**content, "wise_ft_step": None}, tmp_path / "model_soup_greedy.pkl")
-    run = saved.open_run(tmp_path / "model_soup_greedy.pkl")
-    assert run.soup == saved_checks.UNKNOWN_SOUP and run.title == "soup"
-
-    document = evaluated(capsys, run.path)
-    assert (document["transform"], document["step"]) == ("test", None)
-
-    carft("wise-ft", run.path, "-o", tmp_path / "mix", "--alphas", 0.5, "--save", "all")
-    half = saved.open_run(tmp_path / "mix" / "model_alpha_0.50.pkl")
-    assert half.alpha == 0.5 and half.soup == saved_checks.UNKNOWN_SOUP
-
-    written = export.export(run, tmp_path / "soup.pt")
-    assert json.loads(written.card.read_text())["run"]["command"] is None
-    assert "domainbed.scripts.train" not in written.readme.read_text()
 
 
 @pytest.mark.parametrize(

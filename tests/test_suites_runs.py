@@ -365,22 +365,6 @@ def test_an_exported_run_is_scored_under_the_original_text_head(pets, suite, cap
     assert (found["right"], found["n"]) == (sum(right), len(right))
 
 
-@pytest.mark.parametrize(
-    ("words", "successor"),
-    [
-        (["--retained", "pets"], "carft evaluate --clip"),
-        (["--threshold", "0.2"], "evaluation_stepN.json"),
-        (["--jobs_per_gpu", "2"], "--jobs"),
-    ],
-)
-def test_removed_flags_name_their_successors(capsys, words, successor):
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["evaluate", "OUT", *words])
-    assert ended.value.code == 2
-    error = capsys.readouterr().err
-    assert f"{words[0]} was removed: " in error and successor in error
-
-
 def test_the_thousand_names_reach_the_tokenizer_unchanged(monkeypatch):
     texts = []
     tokenize = openai.tokenize

@@ -1,7 +1,6 @@
 """`carft evaluate OUT`: the figures of a sweep, against another computation from the logits."""
 
 import contextlib
-import dataclasses
 import functools
 import io
 import json
@@ -25,7 +24,7 @@ import domainbed_carft
 from domainbed_carft import cli
 from domainbed_carft.clips import backbone
 from domainbed_carft.method import prompts
-from domainbed_carft.results import collection, evaluations, selection
+from domainbed_carft.results import collection, selection
 from domainbed_carft.runs import saved, splits, sweep, sweep_job
 from domainbed_carft.runs.sweep import SweepOptions, evaluate_sweep
 
@@ -281,20 +280,6 @@ def test_figures_alone_are_made_of_the_rows(copy):
         path.unlink()
     assert evaluate_sweep(copy, OPTIONS).measured == 0
     assert expected == {path: path.read_bytes() for path in expected}
-
-
-def test_a_run_that_0_2_0_evaluated_is_measured_again(copy):
-    """It has no in-domain accuracy through the test transform."""
-    path = sorted(copy.glob("*/evaluation_step*.npz"))[0]
-    step = int(path.stem.removeprefix("evaluation_step"))
-    rows, facts = evaluations.load_rows(path.parent, step)
-    earlier = dataclasses.replace(facts, format=1, validation=[])
-    evaluations.save_rows(path.parent, rows, earlier)
-    evaluations.save_figures(path.parent, evaluations.measure_run(rows, earlier))
-
-    evaluation = evaluate_sweep(copy, OPTIONS)
-    assert evaluation.measured == 1
-    assert all(run.figures.in_domain is not None for run in evaluation.runs)
 
 
 def test_another_step_never_stands_in(copy, capsys):

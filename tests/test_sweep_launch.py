@@ -1,6 +1,5 @@
 """`carft sweep launch`: what it sees of the data, what it estimates, and how it ends."""
 
-import json
 import os
 import shutil
 import threading
@@ -222,29 +221,6 @@ def test_a_new_sweep_skips_the_training_in_splits_until_a_flag_undoes_it(
     monkeypatch.setenv(SKIP_VARIABLE, "1")
     assert values() == "1"
     assert values("--training_in_splits") == "0"
-
-
-@pytest.mark.parametrize(
-    ("recorded", "expected"), [([], "0"), ([True], "1"), ([False], "0"), ([True, False], "0")]
-)
-def test_a_sweep_of_0_1_0_keeps_what_it_was_begun_with(values, out, recorded, expected):
-    jobs = launched(out, Path(declared(out.parent)[0]).read_text())
-    manifest = json.loads((out / "sweep.json").read_text())
-    del manifest["skip_training_in_splits"]  # which 0.1.0 did not write
-    (out / "sweep.json").write_text(json.dumps(manifest))
-    for job, skips in zip(jobs, recorded):
-        record(job.__class__({**job.args, "skip_training_in_splits": skips}, job.folder), 0)
-    assert values() == expected
-    assert json.loads((out / "sweep.json").read_text())["skip_training_in_splits"] is (
-        expected == "1"
-    )
-
-
-def test_jobs_of_upstreams_sweep_keep_their_evaluation(values, out):
-    for job in launched(out, Path(declared(out.parent)[0]).read_text()):
-        record(job, 0)
-    (out / "sweep.json").unlink()
-    assert values() == "0"
 
 
 def test_a_checkout_gets_no_flag_for_training_in_splits(values, monkeypatch):

@@ -1,7 +1,6 @@
 """The table of ``carft top``: what selection chose in each cell and trial."""
 
 import json
-import shlex
 import subprocess
 import sys
 
@@ -113,17 +112,3 @@ def test_top_and_report_load_no_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0 False", done.stderr
-
-
-def test_the_argument_of_a_run_of_0_2_0_has_no_name_that_went(tmp_path):
-    recorded = {"lr": 0.1, "kl_over": "contexts", "lipsum_texts": 80, "original_precision": "bf16"}
-    collect_sweeps.write_job(tmp_path / "as-now", algorithm="CARFT", recorded=recorded)
-    recorded |= {"kl_over": "captions", "clip_digest": "1"}
-    collect_sweeps.write_job(tmp_path / "other", algorithm="CARFT", recorded=recorded)
-
-    for folder, expected in (
-        ("as-now", {"lr": 0.1}),
-        ("other", {"lr": 0.1, "kl_over": "captions"}),
-    ):
-        entry = top([tmp_path / folder]).entries[0]
-        assert json.loads(shlex.split(entry.argument)[1]) == expected

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import removed_flags, text
+from domainbed_carft import text
 from domainbed_carft.errors import CarftError
 
 NO_VERDICT = 2  # exit status if there is no data; argparse uses it for wrong options
@@ -46,7 +46,6 @@ def _add_verify(commands: Any) -> None:
     parser.add_argument("--data_dir", type=Path, help="folder that contains the benchmark's folder")
     parser.add_argument("--decode", action="store_true", help="decode all pictures, on all cores")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    removed_flags.refuse(parser, {"--strict": "--json has the verdict, such as differs"})
     parser.set_defaults(run=_verify)
 
 

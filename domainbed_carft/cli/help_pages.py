@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from domainbed_carft import removed_flags
-
 WIDTH = 79
 
 # The end of ``carft --help``: what no command of ``carft`` does.
@@ -165,38 +163,6 @@ class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
         return super().add_parser(name, **kwargs)
 
 
-_COLUMNS_ALL = "use --columns all"
-_MANIFEST = "the sweep's declaration says it: test_environments: single-source"
-_ONLY = "use --only PATTERN, a part of the job's folder or description"
-
-# Command -> flag that went -> what to do instead.
-REMOVED_FLAGS = {
-    "carft collect": {
-        "--full": _COLUMNS_ALL,
-        "--legend": "all formats but text explain the tables in full, as does docs/collect.md",
-        "--names": "edit the names in the file that --format latex writes",
-        "--single-source": _MANIFEST,
-    },
-    "carft report": {
-        "--full": _COLUMNS_ALL,
-        "--no_examples": "use --n_examples 0",
-        "--single-source": _MANIFEST,
-    },
-    "carft top": {
-        "--dataset": _ONLY,
-        "--algorithm": _ONLY,
-        "--test_env": _ONLY,
-        "--single-source": _MANIFEST,
-    },
-    "carft evaluate": {
-        "--retained": "carft export RUN -o clip.pt, then carft evaluate --clip clip.pt --suite "
-        "SUITE",
-        "--threshold": "evaluation_stepN.json has the accuracy in bins of alignment, 0.01 wide",
-        "--jobs_per_gpu": "use --jobs",
-    },
-}
-
-
 class CommandParser(argparse.ArgumentParser):
     """The parser of a command, whose help has its `HelpPage` before the options."""
 
@@ -209,7 +175,6 @@ class CommandParser(argparse.ArgumentParser):
             self.usage = f"{self.prog} {page.arguments}"
             self.description = page.text(f"{summary[:1].upper()}{summary[1:].rstrip('.')}.")
             self.formatter_class = argparse.RawDescriptionHelpFormatter
-        removed_flags.refuse(self, REMOVED_FLAGS.get(self.prog, {}))
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft import process_variables, removed_flags
 from domainbed_carft.cli import sweep_launch
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.launchers import options
 from domainbed_carft.text import printable, quantity
 
 if TYPE_CHECKING:
@@ -27,22 +25,6 @@ WRONG_ARGUMENTS = 2
 
 _DEMO = "demo"
 _LAUNCHER = "pool"
-
-_ON_A_NODE = "rehearse on a node: srun carft preflight, with srun's own options"
-_OF_A_LAUNCH = "it is a flag of carft sweep launch only"
-REMOVED_FLAGS = {
-    "--strict": "the exit status is 1 if something failed, and --json has the warnings",
-    "--launcher": _ON_A_NODE,
-    **dict.fromkeys(
-        [f"--{name}" for name in (*sweep_launch.SLURM_FLAGS, *options.REMOVED)], _ON_A_NODE
-    ),
-    "--keep_weights": f"set {process_variables.KEEP_WEIGHTS.name}",
-    "--pictures": "files become batches in one way only",
-    **dict.fromkeys(
-        ("--picture_cache", "--log", "--training_in_splits", "--skip_training_in_splits"),
-        _OF_A_LAUNCH,
-    ),
-}
 
 
 def add_to(commands: Any) -> None:
@@ -64,7 +46,6 @@ def add_to(commands: Any) -> None:
     )
     add("--json", action="store_true", help="print JSON, for scripts")
     sweep_launch.add_launcher_options(parser, sweep_launch.POOL_FLAGS)
-    removed_flags.refuse(parser, REMOVED_FLAGS)
     parser.set_defaults(run=_preflight, status_of_errors=WRONG_ARGUMENTS)
 
 

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from domainbed_carft import removed_flags
 from domainbed_carft.cli import sweep_launch
 from domainbed_carft.questions import confirm
 from domainbed_carft.text import printable, quantity
@@ -25,7 +24,6 @@ def add_to(commands: Any) -> None:
 
     status = _add_command(subcommands, "status", _status, "show what each job is doing")
     status.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    removed_flags.refuse(status, {"--watch": "run watch -n 30 carft sweep status OUT"})
 
     retry = _add_command(subcommands, "retry", _retry, "allow failed jobs to run again")
     pattern_help = "only jobs whose folder or description contains PATTERN"

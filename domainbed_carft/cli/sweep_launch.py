@@ -10,9 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft import process_variables, removed_flags
+from domainbed_carft import process_variables
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.launchers import options
 from domainbed_carft.launchers.options import OPTIONS
 from domainbed_carft.questions import confirm
 from domainbed_carft.text import printable, quantity
@@ -24,16 +23,6 @@ if TYPE_CHECKING:
 
 # What Ctrl-C ends with, where jobs have saved what they did.
 INTERRUPTED = "interrupted; to resume, run the same command again"
-
-REMOVED_FLAGS = {
-    "--pictures": "files become batches in one way only",
-    "--picture_cache": "evaluation pictures stay in each job's memory; "
-    f"${process_variables.PICTURE_MEMORY.name} says how much of it",
-    "--skip_training_in_splits": "new sweeps skip them; for a sweep that was begun with them set "
-    f"{process_variables.SKIP_TRAINING_IN_SPLITS.name}=1",
-    "--second_stage": "a launch does all that the sweep lacks, its second stage too",
-    **{f"--{name}": remedy for name, remedy in options.REMOVED.items()},
-}
 
 # The options of all launchers, by name.
 FIELDS = {field.name: field for kind in OPTIONS.values() for field in dataclasses.fields(kind)}
@@ -62,7 +51,6 @@ def _add_launch_flags(parser: Any) -> None:
     add("--output_dir", type=Path, required=True, help="folder for the jobs")
     add("--dry-run", action="store_true", help="print the cost, and run nothing")
     add_yes(parser)
-    removed_flags.refuse(parser, REMOVED_FLAGS)
 
 
 def add_job_flags(parser: Any) -> None:

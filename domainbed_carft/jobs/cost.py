@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# What the records of checkouts and of our earlier versions tell of the device: its memory.
+# What the records of checkouts tell of the device: its memory.
 UNNAMED_GPU = "a GPU that the records do not name"
 UNNAMED_PROCESSOR = "a processor that the records do not name"
 UNKNOWN_DEVICE = "a device that the records do not tell"

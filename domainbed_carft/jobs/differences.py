@@ -8,7 +8,6 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError, invalid
 from domainbed_carft.jobs import records
-from domainbed_carft.jobs.facts import NEUTRAL_RETIRED
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import HPARAM, SCHEDULE
@@ -83,8 +82,7 @@ def _settings(run: RecordedRun) -> dict[str, Any]:
             settings[name] = value
 
     for name, value in run.recorded.items():
-        is_unset = value == "" or NEUTRAL_RETIRED.get(name) == value
-        if not is_unset and name not in _SETTINGS_OF_THEIR_OWN:
+        if value != "" and name not in _SETTINGS_OF_THEIR_OWN:
             settings[HPARAM + name] = value
     return settings
 

@@ -1,8 +1,7 @@
 """What a job found out about itself: which CLIP, prompts and data it had, and its precision.
 
 Records and files of weights have these facts as keys of their own; in a foreign host, whose records
-hold nothing of ours but the hyperparameters, they are in the one hyperparameter ``facts``. Versions
-up to 0.2.0 put them among the hyperparameters.
+hold nothing of ours but the hyperparameters, they are in the one hyperparameter ``facts``.
 """
 
 from __future__ import annotations
@@ -25,16 +24,6 @@ NAMES = (
     "method_file",
 )
 
-# Hyperparameters of 0.2.0 and before that went -> the value in which a job is the same without.
-# There was `original_precision`, too: a job is the same if that is what ``amp`` was resolved to.
-NEUTRAL_RETIRED = {
-    "kl_over": "contexts",
-    "context_clusters": 20,
-    "kl_schedule": "constant",
-    "sp_form": "coupled",
-    "lipsum_texts": 80,
-    "lipsum_length": 8,
-}
 FOREIGN = "facts"  # the hyperparameter of a foreign host's records
 
 

@@ -21,6 +21,7 @@ ERRORS = "err.txt"
 DONE = "done"
 # Weights: after the last step, and of the step that was best in validation.
 WEIGHTS = {"last": "model.pkl", "best": "model_best.pkl"}
+WEIGHTS_FORMAT = 1
 STATE = "state.pt"
 
 MAX_ATTEMPTS = 3

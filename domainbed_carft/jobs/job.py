@@ -207,13 +207,11 @@ def unset_hparams(
     algorithm_class: Any,
     args: Mapping[str, Any],
     overrides: Mapping[str, Any],
-    stored: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The hyperparameters of a job as they are where ``overrides``, its ``--hparams``, set none.
 
     These are the defaults of a host's ``registry``, or for an hparams seed other than 0 its random
-    draw, and over them what the class takes as implied by ``overrides`` and ``--steps``. A run that
-    resumes, whose hyperparameters are ``stored``, takes only what was implied when it began.
+    draw, and over them what the class takes as implied by ``overrides`` and ``--steps``.
     ``algorithm_class``: None in a host whose classes imply nothing.
     """
     algorithm, dataset = args["algorithm"], args["dataset"]
@@ -227,8 +225,6 @@ def unset_hparams(
     implied: Mapping[str, Any] = {}
     if algorithm_class is not None:
         implied = algorithm_class.implied_hparams(dataset, overrides, seed, steps=args.get("steps"))
-    if stored is not None:
-        implied = {name: value for name, value in implied.items() if stored.get(name) == value}
     return {**values, **implied}
 
 

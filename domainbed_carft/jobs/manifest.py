@@ -137,9 +137,9 @@ class Dataset:
 class Sweep:
     """The jobs launched into an output folder, with what the last launch declared.
 
-    ``algorithms`` is the order in which they were declared, those of the last launch first. The
-    manifests of 0.1.0 have neither that nor ``skip_training_in_splits``. ``search``: that of the
-    last launch, if it has stages.
+    ``algorithms`` is the order in which they were declared, those of the last launch first.
+    ``skip_training_in_splits``: None for a domainbed whose train always has them. ``search``: that
+    of the last launch, if it has stages.
     """
 
     jobs: tuple[Job, ...]
@@ -149,11 +149,6 @@ class Sweep:
     algorithms: tuple[str, ...] = ()
     skip_training_in_splits: bool | None = None
     search: Search | None = None
-
-    @property
-    def declared_algorithms(self) -> tuple[str, ...]:
-        """The algorithms in the declared order; of a manifest without it, in that of the jobs."""
-        return self.algorithms or tuple(dict.fromkeys(job.key.algorithm for job in self.jobs))
 
 
 def read(output: Path) -> Sweep | None:
@@ -180,7 +175,7 @@ def add(output: Path, sweep: Sweep) -> None:
         before = earlier or Sweep(())
         jobs = {job.folder: job for job in (*before.jobs, *sweep.jobs)}
         datasets = {**before.datasets, **sweep.datasets}
-        algorithms = dict.fromkeys((*sweep.declared_algorithms, *before.declared_algorithms))
+        algorithms = dict.fromkeys((*sweep.algorithms, *before.algorithms))
         merged = replace(
             sweep, jobs=tuple(jobs.values()), datasets=datasets, algorithms=tuple(algorithms)
         )
@@ -283,14 +278,14 @@ def _parse_sweep(content: Any, output: Path) -> Sweep:
     if content["version"] != VERSION:
         raise ValueError(f"version is {content['version']!r}, expected {VERSION}")
 
-    skips = content.get("skip_training_in_splits")
-    search = content.get("search")
+    skips = content["skip_training_in_splits"]
+    search = content["search"]
     return Sweep(
         jobs=tuple(_parse_job(job, output) for job in content["jobs"]),
         datasets={name: _parse_dataset(facts) for name, facts in content["datasets"].items()},
         selection=tuple(map(str, content["selection"])),
         compare_with=tuple(map(str, content["compare_with"])),
-        algorithms=tuple(map(str, content.get("algorithms", ()))),
+        algorithms=tuple(map(str, content["algorithms"])),
         skip_training_in_splits=None if skips is None else bool(skips),
         search=None if search is None else parse_search(search),
     )
@@ -303,7 +298,7 @@ def _parse_dataset(facts: Any) -> Dataset:
         pictures=None if pictures is None else tuple(map(int, pictures)),
         steps=int(facts["steps"]),
         checkpoint_freq=int(facts["checkpoint_freq"]),
-        held_out=bool(facts.get("held_out")),
+        held_out=bool(facts["held_out"]),
     )
 
 

@@ -34,14 +34,6 @@ NO_ACCURACIES = (
 
 _ACCURACY = re.compile(r"env[0-9]+_[a-z]+_acc")
 
-# Hyperparameters that not all versions have put into records, and facts that some put there. Where
-# a later version has resumed a run, its records differ in them. A test compares them with `method`.
-NOT_IN_ALL_VERSIONS = frozenset(
-    "lora_rank lora_alpha lora_dropout lora_scaling swad_converge swad_tolerance swad_ratio "
-    "carot_distillation carot_orthogonality carot_interval starft_rows kl_over context_clusters "
-    "kl_schedule sp_form lipsum_texts lipsum_length original_precision".split()
-) | {*NAMES, FOREIGN}
-
 
 class RecordWarning(NamedTuple):
     """Something wrong in a file that was read: its ``kind``, such as "cut line", and what."""
@@ -167,10 +159,9 @@ def is_step(step: Any) -> bool:
 def run_key(args: Mapping[str, Any], hparams: Mapping[str, Any] | None, n_accuracies: int) -> str:
     """The key that records of one run share, and those of other runs in its folder do not."""
     names = (*IDENTITY, "test_envs", "seed", *ARGUMENTS, "hparams")
-    compared_hparams = {
-        name: value for name, value in (hparams or {}).items() if name not in NOT_IN_ALL_VERSIONS
-    }
-    return repr([*map(args.get, names), sorted(compared_hparams.items()), n_accuracies])
+    # Facts are found anew where a run is resumed.
+    chosen = {k: v for k, v in (hparams or {}).items() if k not in (*NAMES, FOREIGN)}
+    return repr([*map(args.get, names), sorted(chosen.items()), n_accuracies])
 
 
 DEPTH = 3  # a folder of sweeps, a sweep, its variants, their jobs

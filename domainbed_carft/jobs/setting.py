@@ -19,7 +19,7 @@ from domainbed_carft.jobs.job import overrides
 ARGUMENTS = ("steps", "checkpoint_freq", "holdout_fraction", "uda_holdout_fraction", "task")
 EDITION = "data edition"
 ENVIRONMENTS = "environments"
-SCHEDULE = "steps of the schedule"  # where it ends: up to 0.2.0 not at the job's last step
+SCHEDULE = "steps of the schedule"  # where it ends, if not at the job's last step
 HPARAM = "hparam "
 VERSION = "version of "
 METHOD = "file of "  # of a user's own method

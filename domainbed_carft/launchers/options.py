@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,12 +71,6 @@ class SlurmOptions:
     )
 
 
-# Options of 0.2.0 that went -> what takes their place.
-REMOVED = {
-    "array_size": "an array has as many jobs as the cluster allows (MaxArraySize)",
-    "signal_seconds": "a job is told to save two minutes before its time limit",
-}
-
 OPTIONS: dict[str, type] = {
     "dummy": dataclasses.make_dataclass("NoOptions", ()),
     "local": LocalOptions,
@@ -99,7 +93,7 @@ def resolve(launcher: str, caller_options: Mapping[str, Any]) -> Any:
     merged |= {name: value for name, value in caller_options.items() if value is not None}
     valid_names = [field.name for field in dataclasses.fields(OPTIONS[launcher])]
     problems = [
-        _unknown_option(launcher, name, valid_names)
+        text.unknown(f"option of {launcher}", name, valid_names)
         for name in sorted(merged.keys() - set(valid_names))
     ]
 
@@ -110,12 +104,6 @@ def resolve(launcher: str, caller_options: Mapping[str, Any]) -> Any:
         problems += [_type_problem(launcher, details) for details in error.errors()]
     raise_for(problems)
     return resolved
-
-
-def _unknown_option(launcher: str, name: str, valid_names: Sequence[str]) -> str:
-    if name in REMOVED:
-        return f"the option {name} was removed; {REMOVED[name]}"
-    return text.unknown(f"option of {launcher}", name, valid_names)
 
 
 def _type_problem(launcher: str, error: Mapping[str, Any]) -> str:

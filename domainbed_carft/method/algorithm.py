@@ -22,7 +22,6 @@ from torch.func import functional_call
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError, HparamProblem, raise_for
 from domainbed_carft.jobs.algorithms import Style as Style
-from domainbed_carft.jobs.facts import NEUTRAL_RETIRED
 from domainbed_carft.machine import devices
 from domainbed_carft.method import (
     averages,
@@ -120,18 +119,12 @@ class CLIPAlgorithm(Algorithm):
     trains_text = False
     takes_penalties = True
     uses_original = True
-    FURTHER_HPARAMS = (*hparam_module.DEMANDABLE, *hparam_module.RETIRED)
+    FURTHER_HPARAMS = hparam_module.DEMANDABLE
     # The hparams for which records have what they are on the job's machine.
     RESOLVED_HPARAMS = ("amp",)
     # The SHA-256 and the name of the user's file that declares it; "" for this package's methods.
     method_digest = ""
     method_file = ""
-    # What was in effect before there was a hyperparameter, such as the scale of LoRA.
-    EARLIER_HPARAMS = {
-        hparam.name: hparam.absent
-        for hparam in (*averages.HPARAMS, *LORA_HPARAMS)
-        if hparam.absent is not None
-    }
     is_constant = False  # whether nothing that is trained changes what it predicts
     # The processes that each get a slice of every batch, where our harness has several.
     process_group: Any = None
@@ -317,26 +310,6 @@ class CLIPAlgorithm(Algorithm):
     def has_kl(cls, hparams: Mapping[str, Any]) -> bool:
         """Whether the loss compares distributions over contexts, which takes two of them."""
         return False
-
-    @classmethod
-    def upgraded_hparams(cls, stored: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The hparams of a state of 0.2.0 or before as this version has them, and the facts.
-
-        Those that are no more are left out if the job is the same without them.
-        """
-        facts = {name: stored[name] for name in hparam_module.DEMANDABLE if name in stored}
-        if facts.get("data_edition") == hparam_module.UNCHECKED:
-            del facts["data_edition"]
-        same_without = {
-            **NEUTRAL_RETIRED,
-            "original_precision": "bf16" if stored.get("amp") == "bf16" else "fp32",
-        }
-        hparams = {
-            name: value
-            for name, value in stored.items()
-            if name not in facts and same_without.get(name) != value
-        }
-        return hparams, facts
 
     def recorded_facts(self) -> dict[str, Any]:
         """What records and files of weights hold beside the hparams: ``facts``."""

@@ -11,7 +11,6 @@ from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.jobs import facts
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.algorithms import CLASSES, hparams_of
-from domainbed_carft.method.hparams import RETIRED
 from domainbed_carft.method.job import wanted_preprocessing
 from domainbed_carft.pictures.protocols import UPSTREAM_SIZE
 from domainbed_carft.text import unknown
@@ -80,7 +79,7 @@ def _class_name_problems(class_names: Any) -> list[str]:
 def _unknown_names(algorithm: str, hparams: Mapping[str, Any]) -> list[str]:
     """The names that no record of the algorithm has among its hyperparameters and facts."""
     valid_names = sorted(hparams_of(algorithm))
-    known_names = {*valid_names, *facts.NAMES, facts.FOREIGN, *RETIRED, *_host_names()}
+    known_names = {*valid_names, *facts.NAMES, facts.FOREIGN, *_host_names()}
     return [
         unknown(f"hyperparameter of {algorithm}", name, valid_names)
         for name in hparams

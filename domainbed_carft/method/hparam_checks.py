@@ -10,7 +10,7 @@ from domainbed_carft.errors import HparamProblem, problems_of
 from domainbed_carft.method import prompts
 from domainbed_carft.method.dataset_facts import named_dataset
 from domainbed_carft.method.host_lookup import in_our_harness
-from domainbed_carft.method.hparams import DEMANDABLE, RETIRED, is_preprocessing
+from domainbed_carft.method.hparams import DEMANDABLE, is_preprocessing
 
 # What one method alone reads, and other methods would ignore without a word.
 _OF_ONE_METHOD = {"margin": "CLIPood has a margin", "lp_steps": "CLIPLPFT probes first"}
@@ -62,13 +62,6 @@ def hparam_problems(
     return problems
 
 
-def retired_names(hparams: Mapping[str, Any]) -> list[str]:
-    """The names that an earlier version had, with what takes their place."""
-    return [
-        f"the hparam {name} was removed; {RETIRED[name]}" for name in hparams if name in RETIRED
-    ]
-
-
 def _value_problems(algorithm: Any, hparams: Mapping[str, Any]) -> list[str | HparamProblem]:
     """What is invalid among the hparams of a job, one by one and together."""
     invalid = {
@@ -78,7 +71,7 @@ def _value_problems(algorithm: Any, hparams: Mapping[str, Any]) -> list[str | Hp
     }
     invalid |= _problems_of_demands(hparams)
 
-    problems: list[str | HparamProblem] = [*retired_names(hparams), *invalid.values()]
+    problems: list[str | HparamProblem] = [*invalid.values()]
     if "clip_backbone" not in invalid:
         problems += problems_of(_require_backbone, hparams["clip_backbone"])
     # The contexts that are made from the data set's domains come with it.

@@ -26,17 +26,6 @@ UNCHECKED = "unchecked"  # the fact data_edition that trains on any data
 
 # What a user may demand of a job in `--hparams` although the job finds it out itself.
 DEMANDABLE = ("clip_digest", "clip_revision", "prompts_digest", "data_edition", "preprocessing")
-# Hyperparameters of 0.2.0 and before, and what takes their place.
-RETIRED = {
-    "kl_over": "use the algorithm FDAlign for 'clusters', StarFT for 'captions' and "
-    "'other-captions'",
-    "context_clusters": "the algorithm FDAlign has the published 20",
-    "kl_schedule": "the algorithm StarFT has the linear decay",
-    "sp_form": "L2-SP is coupled, as published; leave sp_form out",
-    "lipsum_texts": "Lipsum-FT has the published 80; leave lipsum_texts out",
-    "lipsum_length": "Lipsum-FT has the published 8; leave lipsum_length out",
-    "original_precision": "the original follows amp; leave original_precision out",
-}
 _PREPROCESSING = r"([1-9][0-9]{0,2}|[123][0-9]{3}) (bicubic|bilinear) (shortest|squash)"
 _AS_HERE = object()
 
@@ -69,7 +58,6 @@ class Hparam:
     ``expected`` says so in words. ``draw``: for the random search, which keeps the default without
     it. ``meaning``: one sentence on what it does; ``source``: where its default is from.
 
-    ``absent``: of one that was added after 0.1.0, the value that earlier runs had in effect.
     ``elsewhere``: of a method's own, the value in the records of other methods; by default as in
     its own. ``changes_cost``: whether a step's time or memory depends on it.
     """
@@ -81,7 +69,6 @@ class Hparam:
     draw: Draw | None = None
     meaning: str = ""
     source: str = "ours"
-    absent: Any = None
     elsewhere: Any = _AS_HERE
     changes_cost: bool = True
 

@@ -38,7 +38,6 @@ def _rank(default: int) -> Hparam:
     return count(
         "lora_rank",
         default,
-        absent=0,
         elsewhere=0,
         meaning="the rank of the factors that are trained in place of the encoder; 0 is none",
         source="MaxZanella/CLIP-LoRA, run_utils.py",
@@ -51,7 +50,6 @@ HPARAMS = (
     positive(
         "lora_alpha",
         1.0,
-        absent=1.0,
         meaning="the numerator of the factors' scale",
         source="MaxZanella/CLIP-LoRA, run_utils.py",
         changes_cost=False,
@@ -59,7 +57,6 @@ HPARAMS = (
     choice(
         "lora_scaling",
         *("alpha/sqrt(r)", "alpha/r"),
-        absent="alpha/r",
         meaning="the scale of the factors, by lora_alpha and lora_rank r",
         source="MaxZanella/CLIP-LoRA, loralib/layers.py",
         changes_cost=False,
@@ -69,7 +66,6 @@ HPARAMS = (
         0.25,
         lambda v: is_number(v) and v < 1,
         "a number in [0, 1)",
-        absent=0.25,
         meaning="the dropout of what goes into the factors",
         source="MaxZanella/CLIP-LoRA, run_utils.py",
     ),

@@ -45,7 +45,6 @@ class StarFT(CARFT):
             meaning="the captions that the KL is over: those of other classes, StarFT's 'star', or "
             "all, its 'kl'",
             source="alinlab/StarFT, clip/loss.py",
-            absent="other-captions",
         ),
     )
     caption_features: Tensor  # (M, K, D)

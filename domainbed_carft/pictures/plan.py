@@ -18,17 +18,13 @@ FAST = "fast"
 PILLOW = "pillow"
 MODES = (FAST, PILLOW)
 
-# What applies the colour jitter; up to 0.2.0 also Pillow, whose rounding differs a little.
+# What applies the colour jitter; Pillow where the data set's own transform does.
 JITTERS = ("torch", "numba", "pillow")
 RESIZES = ("squash", "shortest")  # both sides; the shorter side, then the central square
 INTERPOLATIONS = ("bilinear", "bicubic")
 N_CHANNELS = 3
 N_JITTER_RANGES = 4  # of brightness, contrast, saturation, hue
 LARGEST_SIDE = 4096  # px; a number in a file must not take all memory
-
-# The parts of a description. Records and files of weights of 0.1.0 have nothing but this text.
-JITTER_PART = ", jitter by "
-MODEL_PART = ", normalised for the model"
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,8 @@ class PicturePlan:
         """The plan in a few words, for people: the value of the key ``pictures`` in records."""
         if self.mode != FAST:
             return self.mode
-        return f"{FAST}{JITTER_PART}{self.jitter}{MODEL_PART if self.is_for_model else ''}"
+        model_part = ", normalised for the model" if self.is_for_model else ""
+        return f"{FAST}, jitter by {self.jitter}{model_part}"
 
     def as_json(self) -> dict[str, Any]:
         """The plan as JSON's objects, lists and values; `from_json` reads it back."""

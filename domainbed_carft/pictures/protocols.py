@@ -1,4 +1,4 @@
-"""The presets of the hparam ``protocol``, in words and as picture plans; the plan of an old job.
+"""The presets of the hparam ``protocol``, in words and as picture plans.
 
 The protocol ``domainbed`` is upstream's (domainbed/datasets.py at b93c22a); ``clip`` is CLIP's own
 preprocessing, after CLIPood's recipe. ``wise-ft`` and ``lipsum-ft`` are the same with the crops and
@@ -11,14 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft.pictures.plan import (
-    FAST,
-    JITTER_PART,
-    JITTERS,
-    MODEL_PART,
-    Augmentation,
-    PicturePlan,
-)
+from domainbed_carft.pictures.plan import Augmentation, PicturePlan
 from domainbed_carft.pictures.preprocessing import (
     CLIP_MEAN,
     CLIP_STD,
@@ -98,20 +91,13 @@ def plan_for(
 def recorded_plan(content: Mapping[str, Any], clip_input: CLIPInput) -> PicturePlan:
     """The plan of a job's training pictures, or of the test pictures if it did not augment.
 
-    ``content`` is that of a file of weights, ``clip_input`` that of the algorithm in it.
+    ``content`` is that of a file of weights, ``clip_input`` that of the algorithm in it. Foreign
+    hosts record no plan: there the protocol tells it. Of ``host`` only the normalisation is known,
+    and pictures are taken to be squashed.
     """
-    fields = content.get("picture_plan")
-    if fields is not None:
-        return PicturePlan.from_json(fields)
-    return _plan_without_record(content, clip_input)
+    if content.get("picture_plan") is not None:
+        return PicturePlan.from_json(content["picture_plan"])
 
-
-def _plan_without_record(content: Mapping[str, Any], clip_input: CLIPInput) -> PicturePlan:
-    """The plan of a file that has only its description, as of carft 0.1.0, or not even that.
-
-    Other hosts describe no pictures. Their protocol tells the plan; of ``host`` pictures only the
-    normalisation is known, and they are taken to be squashed.
-    """
     hparams = content["model_hparams"]
     plan = plan_for(
         hparams["protocol"],
@@ -122,13 +108,4 @@ def _plan_without_record(content: Mapping[str, Any], clip_input: CLIPInput) -> P
     if hparams["protocol"] == HOST:
         mean, std = clip_input.undone_normalisation()
         plan = dataclasses.replace(plan, mean=mean, std=std)
-
-    words = str(content.get("pictures", ""))
-    mode, _, jitter = words.removesuffix(MODEL_PART).partition(JITTER_PART)
-    if mode != FAST or jitter not in JITTERS:
-        return plan
-    plan = dataclasses.replace(plan, mode=FAST, jitter=jitter)
-    if words.endswith(MODEL_PART):
-        preprocessing = clip_input.preprocessing
-        plan = plan.for_model(plan.size, preprocessing.mean, preprocessing.std)
     return plan

@@ -171,11 +171,11 @@ def unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
     resembles one of ours.
     """
     from domainbed_carft.method.algorithms import hparams_of
-    from domainbed_carft.method.hparams import DEMANDABLE, RETIRED
+    from domainbed_carft.method.hparams import DEMANDABLE
 
     names = sorted(hparams_of(algorithm))
     valid_keys = sorted({*names, *DEMANDABLE, *_host_keys})
-    unexpected = {*hparams.keys()} - {*valid_keys, *RETIRED}
+    unexpected = {*hparams.keys()} - {*valid_keys}
     guesses = {key: _guess(key, valid_keys) for key in sorted(unexpected)}
     unknown = [f"unknown hparam {key!r}{hint}" for key, hint in guesses.items() if hint is not None]
     if unknown:

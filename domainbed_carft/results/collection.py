@@ -167,7 +167,7 @@ def gather(
         job_roles.require_known_roles(runs, sweeps)
 
     last_stage = job_roles.last_stage(runs, sweeps)
-    declared = dict.fromkeys(name for sweep in sweeps for name in sweep.declared_algorithms)
+    declared = dict.fromkeys(name for sweep in sweeps for name in sweep.algorithms)
     rows = row_names.label_rows(
         last_stage.runs, last_stage.planned, by=by, folders=folders, declared=declared
     )

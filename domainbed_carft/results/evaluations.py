@@ -26,9 +26,7 @@ from domainbed_carft.files import arrays, parsing
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.jobs.job import IDENTITY, Job
 
-# Of rows and figures. Format 1, of carft 0.2.0, has no validation splits: its figures are read,
-# and `carft evaluate` measures the run again.
-FORMAT: Literal[2] = 2
+FORMAT: Literal[1] = 1  # of rows and figures
 
 ECE_BINS = 15  # of equal width, for the expected calibration error
 
@@ -321,7 +319,7 @@ class EvaluationFacts:
     out.
     """
 
-    format: Literal[1, 2]
+    format: Literal[1]
     dataset: str
     algorithm: str
     test_envs: list[int]
@@ -403,7 +401,7 @@ class RunFigures:
         """The mean accuracy over the out-splits of the environments trained on, a share of 1.
 
         Like the in-domain accuracy of the tables, but without augmentation: all pictures go through
-        the test transform. None in files of carft 0.2.0 for jobs that left environments out.
+        the test transform. None if the validation splits were not measured.
         """
         accuracies = [split.correct / split.pictures for split in self.facts.validation]
         if not self.facts.test_envs:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.facts import NAMES, NEUTRAL_RETIRED
+from domainbed_carft.jobs.facts import NAMES
 from domainbed_carft.jobs.job import overrides
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import selection
@@ -165,11 +165,7 @@ def _entry(
     drawn_names = drawn[selected.dataset, run.job.args["algorithm"]] if is_drawn else ()
 
     filled_in = {*RECORDED_FACTS} - hparams_set.keys()
-    to_repeat = {
-        name: value
-        for name, value in run.recorded.items()
-        if name not in {*filled_in, "original_precision"} and NEUTRAL_RETIRED.get(name) != value
-    }
+    to_repeat = {name: value for name, value in run.recorded.items() if name not in filled_in}
     return BestHparams(
         setting=setting,
         selection=method,

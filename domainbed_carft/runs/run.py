@@ -79,11 +79,6 @@ class Run:
     layers: str | None = None
 
     @property
-    def trained(self) -> Run:
-        """The run itself, which carft 0.2.0 had under this name."""
-        return self
-
-    @property
     def device(self) -> torch.device:
         """Where the run predicts."""
         return self.algorithm.context_weights.device

@@ -29,7 +29,7 @@ from domainbed_carft.method.algorithm import TRAINING_PREFIXES, CLIPAlgorithm
 from domainbed_carft.paths import AnyPath, as_path
 from domainbed_carft.runs.predictions import choose_device
 from domainbed_carft.runs.run import Run as Run
-from domainbed_carft.runs.saved_checks import require_run, soup_of, with_facts_among_hparams
+from domainbed_carft.runs.saved_checks import require_run, with_facts_among_hparams
 from domainbed_carft.text import printable, quantity
 
 _ENCODER = "encoder."  # how the names of the encoder's weights begin
@@ -182,7 +182,7 @@ def run_of(content: Any, file: Path) -> Run:
         )
         warnings.warn(printable(message), CarftWarning, stacklevel=3)
 
-    soup = soup_of(content)
+    soup = content.get("soup")
     step = content.get("best_step", content.get("wise_ft_step"))
     step_in_name = re.fullmatch(r"model_step(\d+)\.pkl", file.name)
     if step is None and step_in_name and soup is None:  # by --save_model_every_checkpoint

@@ -16,6 +16,7 @@ from typing import Any
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.facts import hparams_and_facts
+from domainbed_carft.jobs.folder import WEIGHTS_FORMAT
 from domainbed_carft.method.algorithms import CLASSES, OWN_PROBLEMS
 from domainbed_carft.method.hparams import is_preprocessing
 from domainbed_carft.pictures.plan import LARGEST_SIDE, PicturePlan
@@ -54,6 +55,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     ),
     **dict.fromkeys(("model_num_classes", "model_num_domains"), lambda n: type(n) is int),
     "args": lambda args: True,
+    "format": lambda number: number in (None, WEIGHTS_FORMAT),  # None in a foreign host's
     "picture_plan": lambda plan: plan is None or bool(PicturePlan.from_json(plan)),
     **dict.fromkeys(("best_step", "wise_ft_step"), _is_step),
     "wise_ft_alpha": lambda alpha: alpha is None or (type(alpha) is float and 0 <= alpha <= 1),
@@ -61,11 +63,9 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "soup": lambda soup: soup is None or _is_soup(soup),
 }
 
-# Of a soup that carft 0.1.0 has saved, which does not say what it is made of.
-UNKNOWN_SOUP: Mapping[str, Any] = {"kind": "unknown", "members": []}
 _NONE = type(None)
 _FILE_NAME = re.compile(r"[\w.-]{1,100}")
-SOUPS = ("uniform", "greedy", "model-stock", UNKNOWN_SOUP["kind"])
+SOUPS = ("uniform", "greedy", "model-stock")
 
 
 # The fields of a soup and of its members, and the types that they may have.
@@ -95,36 +95,19 @@ def _is_soup(soup: Any) -> bool:
     members = soup["members"]
     if type(members) is not list or soup["kind"] not in SOUPS:
         return False
-    if members and not _has_types(soup, _SOUP_TYPES):
-        return False
-    return all(_has_types(member, _MEMBER_TYPES) for member in members)
-
-
-def soup_of(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """How the soup in a weights file was made; None for any other file."""
-    soup: Mapping[str, Any] | None = content.get("soup")
-    # 0.1.0 wrote this key, but no alpha, only into soups.
-    if soup is None and "wise_ft_step" in content and "wise_ft_alpha" not in content:
-        return UNKNOWN_SOUP
-    return soup
+    fits = _has_types(soup, _SOUP_TYPES)
+    return fits and all(_has_types(member, _MEMBER_TYPES) for member in members)
 
 
 def with_facts_among_hparams(content: Any) -> Any:
     """The ``content`` of a weights file, its ``model_hparams`` complete and with the job's facts.
 
-    An hparam that the file does not have gets the value that its version had in effect, or else the
-    default. Anything that is not a run of ours is returned as it is.
+    Anything that is not a run of ours is returned as it is.
     """
     with contextlib.suppress(Exception):  # of any type, by what the file has instead
         algorithm = CLASSES[content["args"]["algorithm"]]
         stored = hparams_and_facts(content, content["model_hparams"])
-        absent = {
-            name: hparam.absent
-            for name, hparam in algorithm.own_hparams().items()
-            if hparam.absent is not None
-        }
-        complete = algorithm.complete_hparams({**absent, **stored})
-        return {**content, "model_hparams": complete}
+        return {**content, "model_hparams": algorithm.complete_hparams(stored)}
     return content
 
 

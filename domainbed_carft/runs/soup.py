@@ -30,7 +30,6 @@ from domainbed_carft.runs.predictions import (
 )
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import AnyRun, load_run, new_folder, save_weights
-from domainbed_carft.runs.saved_checks import UNKNOWN_SOUP
 from domainbed_carft.runs.soup_members import (
     Member,
     mean_weights,
@@ -45,6 +44,14 @@ SOUP_TABLE = "soup.json"
 SOUP_FILES = {"uniform": "model_soup_uniform.pkl", "greedy": "model_soup_greedy.pkl"}
 STOCK_TABLE = "model_stock.json"
 STOCK_FILE = "model_stock.pkl"
+# Of a soup while its accuracies are measured.
+_UNMEASURED: Mapping[str, Any] = {
+    "kind": "uniform",
+    "members": [],
+    "chosen_by": "",
+    "in_domain": None,
+    "out_of_domain": None,
+}
 
 # Kind of a soup -> how its runs and their shares were chosen.
 CHOSEN_BY = {
@@ -305,7 +312,7 @@ class _SoupMeasurement:
     ) -> _SoupMeasurement:
         """Find the pictures; raises CarftError if there are none to choose by."""
         content = shared_content(members, options.data_dir)
-        described = {**content, "soup": UNKNOWN_SOUP, "model_dict": mean_weights(members)}
+        described = {**content, "soup": _UNMEASURED, "model_dict": mean_weights(members)}
         run = saved.run_of(described, members[0].run.path)
 
         test = suite_test(suite, run, options) if suite else None

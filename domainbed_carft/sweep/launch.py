@@ -11,7 +11,7 @@ from typing import Any
 
 from domainbed_carft import files, launchers, process_variables
 from domainbed_carft.errors import CarftError, invalid, problems_of, raise_for
-from domainbed_carft.jobs import manifest, own_methods, records
+from domainbed_carft.jobs import manifest, own_methods
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Search
 from domainbed_carft.launchers import Launcher
@@ -63,14 +63,12 @@ class JobSettings:
         return {name: value for name, value in variables.items() if value}
 
 
-def skips_training_in_splits(
-    output: Path, jobs: Sequence[Job], chosen: bool | None = None
-) -> bool | None:
+def skips_training_in_splits(output: Path, chosen: bool | None = None) -> bool | None:
     """Whether the jobs leave out the accuracies on the training environments' in-splits.
 
-    The first of these decides: ``chosen``, the user's variable, the manifest of the sweep, the
-    records of a sweep that 0.1.0 began. A new sweep leaves them out. Returns None for a domainbed
-    whose train always has them. Raises CarftError for another value of the variable.
+    The first of these decides: ``chosen``, the user's variable, the manifest of the sweep. A new
+    sweep leaves them out. Returns None for a domainbed whose train always has them. Raises
+    CarftError for another value of the variable.
     """
     if not host.skips_in_splits():
         return None
@@ -86,12 +84,6 @@ def skips_training_in_splits(
     sweep = manifest.read(output) if output.is_dir() else None
     if sweep and sweep.skip_training_in_splits is not None:
         return sweep.skip_training_in_splits
-
-    # 0.1.0 evaluated them unless a flag said otherwise, which only the records tell.
-    recorded_args = [args for job in jobs if (args := records.recorded_arguments(job.folder))]
-    if recorded_args or sweep:
-        skips = [args.get("skip_training_in_splits") is True for args in recorded_args]
-        return bool(skips) and all(skips)
     return True
 
 
@@ -221,9 +213,7 @@ def plan(
         launcher_name=launcher,
         options=options or {},
         settings=settings,
-        skips_training_in_splits=skips_training_in_splits(
-            output, jobs.launchable, skip_training_in_splits
-        ),
+        skips_training_in_splits=skips_training_in_splits(output, skip_training_in_splits),
         staged_jobs=jobs,
         statuses=states.statuses_of(jobs.launchable, declaration.facts, queue_of(output)),
         verdicts=data_checks.verdicts(declaration.datasets, [*jobs.first, *jobs.second], data_dir),

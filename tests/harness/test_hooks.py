@@ -20,11 +20,10 @@ HARNESS = Path(domainbed.__file__).parent
 ALGORITHM_HOOKS = {
     *("is_constant", "process_group", "hparam_problems", "implied_hparams"),
     "unread_hparams",
-    *("RESOLVED_HPARAMS", "EARLIER_HPARAMS"),
+    "RESOLVED_HPARAMS",
     *("wants_validation_loss", "trained_logits", "at_checkpoint"),
     *(
         "recorded_facts",
-        "upgraded_hparams",
         "wanted_pictures",
         "indivisible",
         "step_on_device",

@@ -94,18 +94,3 @@ def test_a_processor_without_numba_is_told_once_to_install_it(
     }
     for record, expected in zip(without, with_numba, strict=True):
         assert record["loss"] == pytest.approx(expected["loss"], abs=0.02)
-
-
-@pytest.mark.usefixtures("registered")
-def test_a_job_of_0_2_0_without_numba_resumes(pictures, tmp_path):
-    """Its jitter was Pillow's, which torch's or numba's differs from by rounding."""
-    command = fakes.quick(tmp_path, "--dataset", str(pictures))
-    with fakes.stopped_in_step(5):
-        assert train.main(command) == 75
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    state["arguments"]["pictures"] = "fast, jitter by pillow"
-    torch.save(state, tmp_path / "state.pt")
-
-    assert train.main(command) == 0
-    kinds = [record["pictures"].split()[-1] for record in fakes.records(tmp_path)]
-    assert kinds[-1] == "pillow" and len(kinds) == 4

@@ -371,24 +371,6 @@ class TestWithAQuickAlgorithm:
         assert [record["mode"] for record in records] == ["this machine's"] * 4
         assert {record["hparams"]["mode"] for record in records} == {"auto"}
 
-    def test_a_hyperparameter_younger_than_the_state_has_its_default(
-        self, tmp_path, monkeypatch, capsys
-    ):
-        """As for a run that an earlier version began."""
-        self.leave_stopped_run(tmp_path)
-        default_hparams = hparams_registry.default_hparams
-        monkeypatch.setattr(
-            hparams_registry,
-            "default_hparams",
-            lambda *names: {**default_hparams(*names), "new_part": 0},
-        )
-        other_value = ["--hparams", '{"new_part": 1}']
-        assert train.main(quick(tmp_path, *other_value)) in (1, 2)
-        assert "new_part" in capsys.readouterr().err
-
-        assert train.main(quick(tmp_path)) == 0
-        assert fakes.records(tmp_path)[-1]["hparams"]["new_part"] == 0
-
     def test_a_run_is_not_resumed_with_other_arguments(self, tmp_path, capsys):
         self.leave_stopped_run(tmp_path)
         state = (tmp_path / "state.pt").read_bytes()
@@ -406,6 +388,14 @@ class TestWithAQuickAlgorithm:
         (message,) = capsys.readouterr().err.splitlines()
         assert "state.pt is not the state of a run" in message
         assert "delete the folder to start over" in message
+
+    def test_a_state_of_another_format_is_refused_in_a_line(self, tmp_path, capsys):
+        self.leave_stopped_run(tmp_path)
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+        torch.save({**state, "format": 2}, tmp_path / "state.pt")
+        assert train.main(quick(tmp_path)) == 1
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert "state.pt has format 2, expected 1" in message
 
     def test_a_truncated_or_missing_record_is_written_again(self, tmp_path):
         assert train.main(quick(tmp_path / "whole")) == 0

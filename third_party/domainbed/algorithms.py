@@ -70,12 +70,8 @@ class Algorithm(torch.nn.Module):
     # Hparams whose value "auto" stands for what suits the machine where the job begins. What that
     # is stands in `recorded_facts` under the same name; a job that is resumed elsewhere keeps it.
     RESOLVED_HPARAMS: tuple[str, ...] = ()
-    # What --hparams may hold beside the hyperparameters: facts that the job is to have, and
-    # names of earlier versions, whose problem `hparam_problems` tells.
+    # What --hparams may hold beside the hyperparameters: facts that the job is to have.
     FURTHER_HPARAMS: tuple[str, ...] = ()
-    # Hparams that it got after its first release -> their value in effect before. A job that began
-    # without one keeps that value where it is resumed.
-    EARLIER_HPARAMS: Mapping[str, Any] = {}
     # Whether it chooses by a validation loss which weights predict. `at_checkpoint` is then called
     # after one more evaluation of the out-splits, through the test transform. The newest weights
     # count as the best ones.
@@ -116,15 +112,6 @@ class Algorithm(torch.nn.Module):
     def unread_hparams(cls, names: Sequence[str]) -> Sequence[str]:
         """Return those of `names`, set by `--hparams`, that only other algorithms read."""
         return []
-
-    @classmethod
-    def upgraded_hparams(cls, stored: Mapping[str, Any]) -> tuple[Hparams, Hparams]:
-        """Return the hyperparameters of a state of an earlier version, and the facts among them.
-
-        Facts are what `recorded_facts` returns now. What this version does not have is left out if
-        the job is the same without it.
-        """
-        return dict(stored), {}
 
     def recorded_facts(self) -> Mapping[str, Any]:
         """Return what each record says beside the hyperparameters: what it found about its job.

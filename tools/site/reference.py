@@ -47,9 +47,8 @@ _HYPERPARAMETERS = """This page is made from the declarations in `domainbed_carf
 
 - All methods accept all names, because a sweep passes one `--hparams` to all of them. A name that
   only one method has is without an effect in the others, but they refuse `margin` and `lp_steps`.
-- Unknown and misspelt names are refused with a list of the valid ones, and names of earlier
-  versions with [what takes their place](../../CHANGELOG.md#hyperparameters-that-went). Names that a
-  fork adds are accepted.
+- Unknown and misspelt names are refused with a list of the valid ones. Names that a fork adds are
+  accepted.
 - Records have every value that a job used. `out.txt` lists those that differ from the defaults, and
   in a DomainBed checkout those that you set. If a value is a path, keep the file with the records.
 - In parentheses are the data sets with another default or range. *Tiny* stands for the embedded

@@ -86,8 +86,8 @@ def restore(algorithm: Algorithm, state: Mapping[str, Any]) -> None:
     """Bring a newly built algorithm of the same arguments into the state that was captured."""
     algorithm.load_state_dict(state["modules"])
     buffers = dict(algorithm.named_buffers())
-    for name in state["buffers"].keys() & buffers.keys():  # an earlier version may have had more
-        buffers[name].copy_(state["buffers"][name])
+    for name, value in state["buffers"].items():
+        buffers[name].copy_(value)
     for name, parameter in algorithm.named_parameters():
         parameter.requires_grad_(name not in state["fixed"])
 
@@ -95,8 +95,6 @@ def restore(algorithm: Algorithm, state: Mapping[str, Any]) -> None:
     present = dict(_attributes(algorithm))
     for path, stored in state["attributes"].items():
         holder, _, name = path.rpartition(".")
-        if holder not in parts:
-            continue  # an earlier version had this part
         value: Any = present.get(path)
         if _has_state(value):
             value.load_state_dict(stored)

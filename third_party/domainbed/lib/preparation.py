@@ -76,28 +76,15 @@ class PreparedJob:
         )
 
 
-def choose_hparams(
-    args: argparse.Namespace,
-    overrides: Mapping[str, Any],
-    stored: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+def choose_hparams(args: argparse.Namespace, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults, or for a seed other than 0 a random draw, with `overrides` on top.
 
     `overrides` are those of --hparams. In between comes what the algorithm's class takes as implied
-    by them. A resumed run, whose hyperparameters are `stored`, takes only what was implied when it
-    began, and keeps what its first machine made of "auto". Of those that were added since it has
-    the values in effect before.
+    by them.
     """
     algorithm_class = algorithms.get_algorithm_class(args.algorithm)
-    unset = unset_hparams(hparams_registry, algorithm_class, vars(args), overrides, stored)
-    if stored is None:
-        return {**unset, **overrides}
-
-    chosen = {**unset, **_earlier_values(args, stored), **overrides}
-    for name in algorithm_class.RESOLVED_HPARAMS:
-        if chosen.get(name) == "auto":
-            chosen[name] = stored.get(name, "auto")
-    return chosen
+    unset = unset_hparams(hparams_registry, algorithm_class, vars(args), overrides)
+    return {**unset, **overrides}
 
 
 def changed_hparams(
@@ -122,23 +109,6 @@ def unread_hparams(args: argparse.Namespace, overrides: Mapping[str, Any]) -> Se
     }
     names = [name for name in overrides if name not in read_here]
     return algorithms.get_algorithm_class(args.algorithm).unread_hparams(names)
-
-
-def with_newer_defaults(args: argparse.Namespace, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `stored` hyperparameters of a state, and the values of those that are younger.
-
-    These are what the algorithm's class had in effect before, else the defaults. `args`: the job's,
-    with its algorithm and data set.
-    """
-    defaults = hparams_registry.default_hparams(args.algorithm, args.dataset)
-    plain_defaults = {name: misc.plain(value) for name, value in defaults.items()}
-    return {**plain_defaults, **_earlier_values(args, stored), **stored}
-
-
-def _earlier_values(args: argparse.Namespace, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the hyperparameters that the algorithm got after a run had `stored` its own."""
-    earlier = algorithms.get_algorithm_class(args.algorithm).EARLIER_HPARAMS
-    return {name: value for name, value in earlier.items() if name not in stored}
 
 
 def seed_everything(seed: int) -> None:

@@ -27,8 +27,10 @@ _IRRELEVANT_ARGUMENTS = {
     "skip_training_in_splits",
 }
 
-# What a state holds.
+# Of the state; a state with another number is not read.
+FORMAT = 1
 _STATE_KEYS = {
+    "format",
     "steps_done",
     "recorded",
     "interval",
@@ -37,6 +39,7 @@ _STATE_KEYS = {
     "cuda_generators",
     "arguments",
     "hyperparameters",
+    "facts",
     "data",
     "torch",
     "algorithm",
@@ -55,6 +58,8 @@ def load(folder: str) -> dict[str, Any] | None:
         state = weights.load_weights(path) if path.exists() else None
         if state is not None and not (isinstance(state, dict) and state.keys() >= _STATE_KEYS):
             raise ValueError(f"{path} is not the state of a run")
+        if state is not None and state["format"] != FORMAT:
+            raise ValueError(f"{path} has format {state['format']}, expected {FORMAT}")
         return state
     except ValueError as error:
         advice = "Replace the file with a good copy, or delete the folder to start over"

@@ -10,18 +10,12 @@ import argparse
 from typing import Any
 
 from domainbed.lib import checkpoints, checks, picture_memory, scalar_logs
-from domainbed_carft import process_variables, removed_flags
+from domainbed_carft import process_variables
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, raise_for
 
 # Flags that do not change what is trained, hence in no record.
 UNRECORDED_FLAGS = ("log", "picture_memory", "processes")
-
-REMOVED_FLAGS = {
-    "--pictures": "files become batches in one way only",
-    "--restart": "to start over, delete the job's folder",
-    "--picture_cache": "use --picture_memory: evaluation pictures stay in the job's memory",
-}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -109,7 +103,6 @@ def build_parser() -> argparse.ArgumentParser:
         f"both (default); or none (for all jobs: ${process_variables.KEEP_WEIGHTS.name})",
     )
     scalar_logs.add_flag(parser)
-    removed_flags.refuse(parser, REMOVED_FLAGS)
     return parser
 
 

@@ -30,7 +30,7 @@ from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup, attach_pro
 from domainbed.lib.progress import ProgressPublisher
 from domainbed_carft import machine, text
 from domainbed_carft.jobs import splits
-from domainbed_carft.jobs.folder import JobFolder, Lock
+from domainbed_carft.jobs.folder import WEIGHTS_FORMAT, JobFolder, Lock
 from domainbed_carft.machine import devices
 from domainbed_carft.pictures import rng, transforms
 
@@ -129,7 +129,7 @@ class Trainer:
     def _build_algorithm(self, state: Mapping[str, Any] | None) -> Any:
         algorithm_class = algorithms.get_algorithm_class(self.args.algorithm)
         hparams = dict(self.hparams)
-        stored_facts = state.get("facts", {}) if state else {}
+        stored_facts = state["facts"] if state else {}
         for name in algorithm_class.RESOLVED_HPARAMS:
             if hparams.get(name) == "auto" and name in stored_facts:
                 hparams[name] = stored_facts[name]
@@ -225,6 +225,7 @@ class Trainer:
             **self.facts,
             **self.pictures.recorded_facts(),
             "args": vars(self.args),
+            "format": WEIGHTS_FORMAT,
             "model_input_shape": self.dataset.input_shape,
             "model_num_classes": self.dataset.num_classes,
             "model_num_domains": self.num_domains,
@@ -262,6 +263,7 @@ class Trainer:
             return False
 
         state = {
+            "format": resume.FORMAT,
             **self._required_facts(),
             "torch": str(torch.__version__),
             "steps_done": self.steps_done,
@@ -276,14 +278,8 @@ class Trainer:
         return True
 
     def _restore(self, state: dict[str, Any]) -> None:
-        hparams, facts = type(self.algorithm).upgraded_hparams(state["hyperparameters"])
-        stored = {
-            **state,
-            "hyperparameters": preparation.with_newer_defaults(self.args, hparams),
-            "facts": {**self.facts, **facts, **state.get("facts", {})},
-        }
         for kind, facts in self._required_facts().items():
-            resume.require_same(self.state_path, kind, stored[kind], facts)
+            resume.require_same(self.state_path, kind, state[kind], facts)
         try:
             algorithm_state.restore(self.algorithm, state["algorithm"])
         except (ValueError, KeyError, RuntimeError, AttributeError) as error:

@@ -54,8 +54,7 @@ def _run(
         _print("Environment:", _versions().items())
         _print("Args:", sorted(vars(args).items()))
         state = resume.load(args.output_dir)
-        stored = state["hyperparameters"] if state else None
-        hparams = preparation.choose_hparams(args, overrides, stored)
+        hparams = preparation.choose_hparams(args, overrides)
         changed_hparams = preparation.changed_hparams(args, overrides, hparams)
         _print("HParams:", sorted(changed_hparams.items()))
         print(f"\t{len(hparams) - len(changed_hparams)} others have their defaults")
