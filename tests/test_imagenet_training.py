@@ -1,17 +1,14 @@
-"""ImageNet as training data: made-up folders and shards, written by webdataset itself."""
+"""ImageNet as training data: made-up folders of the 1,000 classes."""
 
-import io
 import json
 import re
 import shutil
-import tarfile
 import tempfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-import webdataset
 from data_trees import PICTURE, carft, grow, without_privileges
 from domainbed import datasets
 from domainbed.lib import fast_data_loader, image_folders
@@ -19,53 +16,27 @@ from domainbed.scripts import train
 from PIL import Image
 
 from domainbed_carft import cli
-from domainbed_carft.data import picture_files, shards
+from domainbed_carft.data import picture_files
 from domainbed_carft.errors import CarftError, PassingError
 from domainbed_carft.method import algorithms, job, prompts
 from domainbed_carft.method.algorithms import hparam_values
-from domainbed_carft.pictures import loading
-from domainbed_carft.pictures.image_lists import WINDOW, Passes
+from domainbed_carft.pictures.image_lists import Passes
 from domainbed_carft.plugin import foreign_jobs
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.suites import imagenet
 
-LABELS = (
-    lambda label: {"cls": label},
-    lambda label: {"id": imagenet.wordnet_ids()[label].encode()},
-    lambda label: {"json": {"size": 3, "label": label}},
-)
-PER_SHARD = 60
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Two pictures of each class in folders, and the same in shards, in another order."""
+    """Two pictures of each class."""
     data = tmp_path_factory.mktemp("data")
-    random = np.random.default_rng(0)
-    written = []
     for label, name in enumerate(imagenet.wordnet_ids()):
-        folder = data / "folders" / "imagenet" / "train" / name
+        folder = data / "imagenet" / "train" / name
         folder.mkdir(parents=True)
         for number in (1040, 104):
-            picture = Image.new("RGB", (8 + label % 5, 9), (label % 256, number % 256, label // 4))
-            buffer = io.BytesIO()
-            picture.save(buffer, "JPEG")
-            (folder / f"{name}_{number}.JPEG").write_bytes(buffer.getvalue())
-            written.append((f"{name}_{number}", label, buffer.getvalue()))
-
-    (data / "shards" / "imagenet").mkdir(parents=True)
-    pattern = str(data / "shards" / "imagenet" / "train-%06d.tar")
-    with webdataset.ShardWriter(pattern, maxcount=PER_SHARD, verbose=0) as writer:
-        for place, number in enumerate(random.permutation(len(written))):
-            key, label, content = written[number]
-            writer.write({"__key__": key, "jpg": content, **LABELS[place % 3](label)})
-
+            colour = (label % 256, number % 256, label // 4)
+            picture = Image.new("RGB", (8 + label % 5, 9), colour)
+            picture.save(folder / f"{name}_{number}.JPEG")
     return data
 
 
@@ -74,51 +45,24 @@ def built(root, **values):
     return datasets.get_dataset_class("ImageNet")(str(root), [], hparams)
 
 
-def test_folders_and_shards_are_the_same_data_set(data, cache, monkeypatch):
-    folder_dataset = built(data / "folders")
-    shard_dataset = built(data / "shards")
-    (in_folders,) = folder_dataset
-    (in_shards,) = shard_dataset
-    train_folder = data / "folders" / "imagenet" / "train"
+def test_the_pictures_are_those_of_the_class_folders_by_name(data):
+    dataset = built(data)
+    (environment,) = dataset
     expected = [
-        (path, label)
+        (str(path), label)
         for label, name in enumerate(imagenet.wordnet_ids())
-        for path in sorted((train_folder / name).iterdir())
+        for path in sorted((data / "imagenet" / "train" / name).iterdir())
     ]
+    assert list(environment.samples) == expected
+    assert "differs" in dataset.data_edition
 
-    assert list(in_folders.samples) == [(str(path), label) for path, label in expected]
-    for number, (path, label) in enumerate(expected[::97]):
-        member, shard_label = in_shards.samples[97 * number]
-        assert shard_label == label
-        pixels = np.asarray(Image.open(path))
-        assert np.array_equal(loading.decode(member), pixels)
-        assert np.array_equal(loading.decode_with_pillow(member), pixels)
-    assert folder_dataset.data_edition == shard_dataset.data_edition
-    assert "differs" in folder_dataset.data_edition
 
-    # A damaged index is made anew.
-    (cache_file,) = (cache / "shards").iterdir()
-    cache_file.write_bytes(b"no index")
-    assert np.array_equal(built(data / "shards")[0].targets, in_shards.targets)
-    assert built(data / "shards")[0].samples[5] == in_shards.samples[5]
-
-    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(cache_file))  # nothing can be written below it
-    assert built(data / "shards")[0].samples[5] == in_shards.samples[5]
+def test_an_unreadable_picture_is_named():
     with pytest.raises(PassingError, match=r"gone.png cannot be read: .*restore the file"):
         picture_files.PictureDataset([("gone.png", 0)], ["a"])[0]
 
 
-def records(folder):
-    for line in (folder / "results.jsonl").open():
-        record = json.loads(line)
-        for key in ("data_dir", "output_dir", "workers", "steps"):
-            record["args"].pop(key)
-        yield {k: v for k, v in record.items() if not k.endswith("_time")}
-
-
-def test_training_from_folders_and_from_shards_gives_the_same_records(
-    data, tmp_path, monkeypatch, capsys
-):
+def test_a_job_evaluates_the_two_percent_that_are_held_out(data, tmp_path, monkeypatch, capsys):
     hparams = {
         "clip_backbone": "tiny",
         "contexts": ["a {}.", "a photo of a {}."],
@@ -136,40 +80,29 @@ def test_training_from_folders_and_from_shards_gives_the_same_records(
 
     monkeypatch.setattr(fast_data_loader, "evaluation_requests", noting_requests)
 
-    def run(folder, name, steps=4):
-        flags = f"--dataset ImageNet --algorithm CARFT --test_envs --checkpoint_freq 2 --workers 0 \
-            --steps {steps} --holdout_fraction 0.02 --keep_weights last"
-        paths = ["--data_dir", str(data / folder), "--output_dir", str(tmp_path / name)]
-        assert train.main([*flags.split(), *paths, "--hparams", json.dumps(hparams)]) == 0
-        return [*records(tmp_path / name)]
+    flags = "--dataset ImageNet --algorithm CARFT --test_envs --checkpoint_freq 2 --workers 0 \
+        --steps 4 --holdout_fraction 0.02 --keep_weights last"
+    paths = ["--data_dir", str(data), "--output_dir", str(tmp_path / "a")]
+    assert train.main([*flags.split(), *paths, "--hparams", json.dumps(hparams)]) == 0
+    records = [json.loads(line) for line in (tmp_path / "a" / "results.jsonl").open()]
 
-    expected = run("folders", "a")
-    assert run("shards", "b") == expected
-
-    (split,) = splits.splits(saved.open_run(tmp_path / "b"))
+    (split,) = splits.splits(saved.open_run(tmp_path / "a"))
     assert (split.name, len(split)) == ("env0_out", 40)
     assert {tuple(sizes) for sizes in evaluated} == {(0, 40)}  # of 2,000 the 2% that are held out
-    assert "env0_out_acc" in expected[-1] and "env0_in_acc" not in expected[-1]
-    assert expected[-1]["protocol"] == "wise-ft" and "fast" in expected[-1]["pictures"]
+    assert "env0_out_acc" in records[-1] and "env0_in_acc" not in records[-1]
+    assert records[-1]["protocol"] == "wise-ft" and "fast" in records[-1]["pictures"]
     assert f"CLIP classes: {', '.join(imagenet.class_names())}\n" in capsys.readouterr().out
     assert cli.main(["collect", str(tmp_path / "a")]) == 0
     assert "nothing left out, out-splits at the last step" in capsys.readouterr().out
 
 
 def test_a_pass_has_each_picture_once_and_any_batch_can_be_drawn_first():
-    shards_of = np.repeat(np.arange(40), 5)
-    for passes in (Passes(200, 7), Passes(200, 7, shards_of)):
-        batches = [passes.batch(number, 30) for number in range(20)]
-        flat = np.concatenate(batches)
-        assert all(Counter(flat[i * 200 : (i + 1) * 200]) == Counter(range(200)) for i in range(3))
-        assert not np.array_equal(flat[:200], flat[200:400])
-        assert Passes(200, 7, passes._shards).batch(13, 30) == batches[13]
-        assert Passes(200, 8, passes._shards).batch(13, 30) != batches[13]
-
-    # In shards: so many at a time, and their pictures mixed.
-    windows = [set(shards_of[flat[i : i + 5 * WINDOW]]) for i in (0, 5 * WINDOW)]
-    assert [len(window) for window in windows] == [WINDOW] * 2 and not windows[0] & windows[1]
-    assert len(set(shards_of[flat[:WINDOW]])) > WINDOW / 2
+    batches = [Passes(200, 7).batch(number, 30) for number in range(20)]
+    flat = np.concatenate(batches)
+    assert all(Counter(flat[i * 200 : (i + 1) * 200]) == Counter(range(200)) for i in range(3))
+    assert not np.array_equal(flat[:200], flat[200:400])
+    assert Passes(200, 7).batch(13, 30) == batches[13]
+    assert Passes(200, 8).batch(13, 30) != batches[13]
     assert Passes(3, 0).batch(0, 8) == [*Passes(3, 0).batch(0, 6), *Passes(3, 0).batch(3, 2)]
 
 
@@ -199,7 +132,10 @@ def test_an_unreadable_train_folder_is_reported_in_one_line():
             "missing 'n01440764', extra 'tench'",
         ),
         (lambda train: (train / "00").mkdir(), "missing none, extra '00'"),
-        (lambda train: train.rename(f"{train}ing"), "ImageNet needs --data_dir, .*shards"),
+        (
+            lambda train: train.rename(f"{train}ing"),
+            "ImageNet needs --data_dir, .*a folder of pictures for each",
+        ),
     ],
 )
 def test_folders_of_other_classes_are_refused(tmp_path, spoil, message):
@@ -214,28 +150,6 @@ def test_folders_of_other_classes_are_refused(tmp_path, spoil, message):
         built(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"a.jpg": b"x", "a.cls": b"1000"}, "'a' has the label 1000.*a number from 0 on"),
-        ({"n01440764_1.jpg": b"x", "n01440764_1.cls": b"449"}, "label 449, but .* the label 0"),
-        ({"a.jpg": b"x"}, "'a' has no label"),
-        ({"a.cls": b"1"}, "'a' has 0 pictures"),
-        ({"a.json": b'{"size": 1}', "a.jpg": b"x"}, "'a' has no label .cls, id, label."),
-        ({}, "train-0.tar is not a shard of pictures with labels: "),
-    ],
-)
-def test_shards_without_pictures_and_labels_are_refused(tmp_path, files, message):
-    path = tmp_path / "train-0.tar"
-    with tarfile.open(path, "w" if files else "w:gz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    with pytest.raises(CarftError, match=message):
-        shards.index([path], imagenet.wordnet_ids())
-
-
 def test_imagenet_has_openais_class_names_and_a_valid_recipe():
     values = hparam_values("CARFT", "ImageNet")
     assert prompts.class_names(values, 1000) == [*imagenet.class_names()]
@@ -243,7 +157,7 @@ def test_imagenet_has_openais_class_names_and_a_valid_recipe():
 
     problems = algorithms.CARFT.hparam_problems("ImageNet", {"sampling": "epochs"})
     assert [str(problem) for problem in problems] == [
-        "sampling is 'epochs', expected one of 'with-replacement', 'passes', 'passes-by-shard'"
+        "sampling is 'epochs', expected one of 'with-replacement', 'passes'"
     ]
 
     values |= {"sampling": "passes", "protocol": "domainbed"}
@@ -305,13 +219,6 @@ def test_imagenet_folders_lacking_a_class_are_recognised(copy):
     assert done.returncode == 1
     assert "are ImageNet's classes, not environments" in done.stdout
     assert "\n  ... and 949 more\n" in done.stdout and len(done.stdout.splitlines()) < 60
-
-
-def test_shards_are_verified(data):
-    done = carft("verify", "ImageNet", "--data_dir", data / "shards")
-    assert done.returncode == 0
-    assert "has 2,000 pictures, expected 1,281,167" in done.stdout
-    assert "no validation set" in done.stdout
 
 
 def launched(data_dir, output, *flags):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,35 +30,21 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 LARGEST_FILE = 1 << 30
 
 
-class ByteRange(NamedTuple):
-    """A picture in a larger file: ``size`` bytes from ``offset`` on."""
-
-    path: str
-    offset: int
-    size: int
-
-    def __str__(self) -> str:
-        return f"{self.path} (bytes {self.offset:,} to {self.offset + self.size:,})"
-
-
 @contextlib.contextmanager
-def open_regular(path: str | Path | ByteRange) -> Iterator[tuple[BufferedReader, int]]:
+def open_regular(path: str | Path) -> Iterator[tuple[BufferedReader, int]]:
     """Open a picture's file at its first byte; with it, how many bytes belong to the picture.
 
     Does not wait for a pipe's writer. Raises OSError if it is no regular file, or larger than
     LARGEST_FILE.
     """
-    with files.open_regular(path.path if isinstance(path, ByteRange) else path) as file:
+    with files.open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if isinstance(path, ByteRange):
-            file.seek(path.offset)
-            size = min(path.size, max(0, size - path.offset))
         if size > LARGEST_FILE:
             raise OSError(f"it has {size:,} bytes, expected at most {LARGEST_FILE:,}")
         yield file, size
 
 
-def open_picture(path: str | Path | ByteRange) -> Image.Image:
+def open_picture(path: str | Path) -> Image.Image:
     """The picture of a file in RGB; as torchvision's loader, but only of the ``FORMATS``.
 
     Raises OSError if it is no regular file, larger than LARGEST_FILE, or cut off before anything of
@@ -67,17 +52,14 @@ def open_picture(path: str | Path | ByteRange) -> Image.Image:
     """
     from PIL import Image
 
-    with open_regular(path) as (file, size):
-        source: IO[bytes] = file
-        if isinstance(path, ByteRange):
-            source = io.BytesIO(file.read(size))
-        picture = Image.open(source, formats=FORMATS).convert("RGB")
+    with open_regular(path) as (file, _):
+        picture = Image.open(file, formats=FORMATS).convert("RGB")
 
         # It is of one colour, or nothing of it is left and Pillow has filled it up.
         if picture.getcolors(maxcolors=1):
-            source.seek(0)
+            file.seek(0)
             with refuse_truncated_files():
-                Image.open(source, formats=FORMATS).load()
+                Image.open(file, formats=FORMATS).load()
         return picture
 
 
@@ -94,7 +76,7 @@ def refuse_truncated_files() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = setting_before
 
 
-def read_picture(reader: Callable[[Any], Any], path: str | ByteRange) -> Any:
+def read_picture(reader: Callable[[Any], Any], path: str) -> Any:
     """What ``reader`` returns for a picture; PassingError, with its path, if that fails."""
     try:
         return reader(path)

@@ -303,7 +303,7 @@ COMMON: tuple[Hparam, ...] = (
     ),
     choice(
         "sampling",
-        *("with-replacement", "passes", "passes-by-shard"),
+        *("with-replacement", "passes"),
         meaning="how batches are drawn; passes have each image once before any comes again",
         source="DomainBed's",
     ),

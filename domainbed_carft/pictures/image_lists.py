@@ -1,4 +1,4 @@
-"""An environment's pictures as they were listed, in folders or in shards; passes through them.
+"""An environment's pictures as they were listed, and passes through them.
 
 Paths and labels are arrays: each loader process would copy a list's million objects, one by one.
 """
@@ -16,13 +16,9 @@ from torchvision.datasets import ImageFolder
 
 from domainbed_carft.data.listing import PICTURE_EXTENSIONS
 from domainbed_carft.data.picture_files import PictureDataset
-from domainbed_carft.data.shards import Index
 
 # Values of the hparam `sampling`. With any other, all pictures are shuffled for each pass.
 WITH_REPLACEMENT = "with-replacement"
-PASSES_BY_SHARD = "passes-by-shard"
-
-WINDOW = 16  # shards that are read from at a time
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class ImagePaths(Sequence[tuple[str, int]]):
 class ImageList(PictureDataset):
     """An environment's pictures, up to millions, below ``root``; a map-style data set."""
 
-    def __init__(self, root: str, classes: Sequence[str], samples: ImagePaths | Index) -> None:
+    def __init__(self, root: str, classes: Sequence[str], samples: ImagePaths) -> None:
         super().__init__(samples, classes)
         self.root = root
         self.targets = samples.labels
@@ -85,26 +81,15 @@ class ListedFolder(ImageFolder):
         ]
 
 
-def shards_of(dataset: Any) -> np.ndarray | None:
-    """The number of each item's shard, (N,), also in a subset; None for data without shards."""
-    if hasattr(dataset, "indices"):
-        shards = shards_of(dataset.dataset)
-        return None if shards is None else shards[np.asarray(dataset.indices, dtype=np.int64)]
-    samples = getattr(dataset, "samples", None)
-    return samples.locations[:, 0] if isinstance(samples, Index) else None
-
-
 class Passes:
     """Which items the batches of a training have, each item once a pass.
 
-    A batch is a function of ``seed`` and its number. With the ``shards`` of the items, (``size``,),
-    each pass takes the shards in another order, WINDOW at a time, and mixes their items.
+    A batch is a function of ``seed`` and its number.
     """
 
-    def __init__(self, size: int, seed: int, shards: np.ndarray | None = None) -> None:
+    def __init__(self, size: int, seed: int) -> None:
         self._size = size
         self._seed = seed
-        self._shards = shards
         self._cached_order = functools.lru_cache(maxsize=2)(self._order)
 
     def batch(self, number: int, size: int) -> list[int]:
@@ -119,9 +104,4 @@ class Passes:
 
     def _order(self, pass_number: int) -> np.ndarray:
         """The positions of all items, (size,), in the order of a pass."""
-        generator = np.random.default_rng((self._seed, pass_number))
-        order = generator.permutation(self._size)
-        if self._shards is not None:
-            windows = generator.permutation(int(self._shards.max()) + 1) // WINDOW
-            order = order[np.argsort(windows[self._shards[order]], kind="stable")]
-        return order
+        return np.random.default_rng((self._seed, pass_number)).permutation(self._size)

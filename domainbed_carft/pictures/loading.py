@@ -14,7 +14,6 @@ from torch import Tensor
 from torchvision import io
 
 from domainbed_carft.data import picture_files
-from domainbed_carft.data.picture_files import ByteRange
 from domainbed_carft.pictures import augmentation
 from domainbed_carft.pictures.plan import PicturePlan
 from domainbed_carft.pictures.stages import first_stage
@@ -33,7 +32,7 @@ NO_AUGMENTATION = torch.tensor(
 )
 
 
-def load(plan: PicturePlan, path: str | ByteRange) -> tuple[Tensor, Tensor]:
+def load(plan: PicturePlan, path: str) -> tuple[Tensor, Tensor]:
     """A file's square (S, S, 3), uint8, and the random choices for it, (10,), as `first_stage`.
 
     Raises what Pillow raises for a file that it cannot read.
@@ -41,7 +40,7 @@ def load(plan: PicturePlan, path: str | ByteRange) -> tuple[Tensor, Tensor]:
     return first_stage(plan, decode(path))
 
 
-def decode(path: str | ByteRange) -> Tensor:
+def decode(path: str) -> Tensor:
     """The picture of a file in RGB, (H, W, 3), uint8: that of `picture_files.open_picture`.
 
     An orientation in its EXIF data is ignored. Raises OSError, and what Pillow raises.
@@ -59,7 +58,7 @@ def decode(path: str | ByteRange) -> Tensor:
     return decode_with_pillow(path)
 
 
-def _jpeg_content(path: str | ByteRange) -> np.ndarray | None:
+def _jpeg_content(path: str) -> np.ndarray | None:
     """The bytes of a file, None if they do not begin as a JPEG's."""
     with picture_files.open_regular(path) as (file, size):
         beginning = file.read(len(JPEG_BEGINNING))
@@ -93,6 +92,6 @@ def _is_within_limit(content: np.ndarray) -> bool:
     return False
 
 
-def decode_with_pillow(path: str | ByteRange) -> Tensor:
+def decode_with_pillow(path: str) -> Tensor:
     """The picture of a file in RGB, (H, W, 3), uint8, by Pillow. Raises what Pillow raises."""
     return torch.from_numpy(np.array(picture_files.open_picture(path)))

@@ -20,7 +20,6 @@ from domainbed_carft.data import (
     emoji_styles,
     listing,
     picture_files,
-    shards,
     tasks,
     verify,
 )
@@ -173,7 +172,7 @@ def _decoded_emoji(path: str) -> Image.Image:
 
 
 class ImageNet(PackageDataset):
-    """ILSVRC2012's training set, in folders or shards, its classes in the order of WordNet ids.
+    """ILSVRC2012's training set, its classes in the order of WordNet ids.
 
     The steps are ten passes in batches of 512. Only the out-split is evaluated: the in-split has a
     million pictures.
@@ -191,29 +190,15 @@ class ImageNet(PackageDataset):
 
     def read(self, root: Any) -> tuple[list[Any], verify.DataReport]:
         """The training set, the only environment, and its verdict; CarftError if it is missing."""
-        copy = imagenet_training.find_training_set(root)
-        if copy is None:
+        folder = imagenet_training.find_training_set(root)
+        if folder is None:
             raise CarftError(*self.data_problems(root))
 
-        ids = imagenet.wordnet_ids()
-        problems: list[str] = []
-        samples: ImagePaths | shards.Index
-        if copy.archives:
-            samples = shards.index(copy.archives, ids)
-            count = f"{len(samples):,} pictures in {len(copy.archives):,} shards"
-            print(f"ImageNet: {count} in {copy.place}")
-        else:
-            listed = listing.list_classes(copy.folder)
-            class_folders = list(listed.counts[""])
-            for problem in imagenet_training.folder_problems(copy.folder, class_folders):
-                raise CarftError(problem)
-            samples = _paths(listed)
-            problems = listed.problems
-
-        counts = np.bincount(samples.labels, minlength=len(ids)).tolist()
-        counts_by_id = dict(zip(ids, counts))
-        report = imagenet_training.report(copy, counts_by_id, problems, self.PICTURES[0])
-        return [ImageList(str(copy.folder), imagenet.class_names(), samples)], report
+        listed = listing.list_classes(folder)
+        counts = listed.counts[""]
+        raise_for(imagenet_training.folder_problems(folder, list(counts)))
+        report = imagenet_training.report(folder, counts, listed.problems, self.PICTURES[0])
+        return [ImageList(str(folder), imagenet.class_names(), _paths(listed))], report
 
 
 def _paths(listed: listing.Listing) -> ImagePaths:

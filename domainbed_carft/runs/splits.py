@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,6 @@ from typing import Any
 from domainbed.lib import misc
 from torch.utils.data import Dataset, Subset
 
-from domainbed_carft.data.picture_files import ByteRange
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.splits import (
     NamedSplit,
@@ -321,19 +319,10 @@ def _descriptions(environment: Any, positions: Sequence[int]) -> Iterator[str]:
         yield " ".join(str(int(targets[position])) for position in positions)
 
 
-def _file_description(path: str | ByteRange, root: str) -> str:
-    """A picture's path below ``root``, size and time of change; in a shard its offset, too."""
-    if isinstance(path, ByteRange):
-        name = path.path.removeprefix(root)
-        return f"{name} {path.offset} {path.size} {_shard_time(path.path)}"
-
+def _file_description(path: str, root: str) -> str:
+    """A picture's path below ``root``, size and time of change."""
     status = os.stat(path)
     return f"{path.removeprefix(root)} {status.st_size} {status.st_mtime_ns}"
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _shard_time(path: str) -> int:
-    return os.stat(path).st_mtime_ns
 
 
 class _KeyedItems(Dataset[Any]):

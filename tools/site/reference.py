@@ -81,8 +81,7 @@ _NOTES = """## Notes
   or more and to `off` on others and on processors. Records have what it was resolved to. If the
   machines of a sweep differ, give `bf16` or `off`, or the jobs of one cell are trained in both.
 - `compile_blocks` changes results by rounding only. It needs a C++ compiler.
-- `sampling`: other repositories train on ImageNet in `passes`; [ImageNet](../imagenet.md#training)
-  describes `passes-by-shard`. Both need the included harness.
+- `sampling`: other repositories train on ImageNet in `passes`, which needs the included harness.
 - DomainBed's own `data_augmentation` and `class_balanced` keep their meaning. The others that it
   adds to every run (`resnet18`, `freeze_bn`, `vit`, ...) have no effect here."""
 

@@ -86,8 +86,8 @@ def restore(algorithm: Algorithm, state: Mapping[str, Any]) -> None:
     """Bring a newly built algorithm of the same arguments into the state that was captured."""
     algorithm.load_state_dict(state["modules"])
     buffers = dict(algorithm.named_buffers())
-    for name, value in state["buffers"].items():
-        buffers[name].copy_(value)
+    for name, buffer in state["buffers"].items():
+        buffers[name].copy_(buffer)
     for name, parameter in algorithm.named_parameters():
         parameter.requires_grad_(name not in state["fixed"])
 

@@ -65,11 +65,7 @@ class JobBatches:
 
         sampling = self.hparams.get("sampling", image_lists.WITH_REPLACEMENT)
         self._passes = [
-            image_lists.Passes(
-                len(split),
-                rng.seed_of(self._training_seed, number),
-                image_lists.shards_of(split) if sampling == image_lists.PASSES_BY_SHARD else None,
-            )
+            image_lists.Passes(len(split), rng.seed_of(self._training_seed, number))
             for number, split in enumerate(self.in_splits)
             if sampling != image_lists.WITH_REPLACEMENT
         ]
