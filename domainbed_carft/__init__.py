@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from domainbed_carft.runs.export import export
     from domainbed_carft.runs.run import Run
     from domainbed_carft.runs.saved import load_run
-    from domainbed_carft.runs.soup import model_stock, soup
+    from domainbed_carft.runs.soup import soup
     from domainbed_carft.runs.training import train
     from domainbed_carft.runs.wise_ft import wise_ft
     from domainbed_carft.version import __version__
@@ -31,7 +31,6 @@ LAZY_NAMES = {
     "evaluate": "domainbed_carft.runs.evaluate",
     "export": "domainbed_carft.runs.export",
     "load_run": "domainbed_carft.runs.saved",
-    "model_stock": "domainbed_carft.runs.soup",
     "soup": "domainbed_carft.runs.soup",
     "train": "domainbed_carft.runs.training",
     "wise_ft": "domainbed_carft.runs.wise_ft",
@@ -49,7 +48,6 @@ __all__ = [
     "evaluate",
     "export",
     "load_run",
-    "model_stock",
     "register",
     "soup",
     "train",

@@ -313,7 +313,7 @@ def test_text_features_are_cached_per_activation(folders, tmp_path):
 
     train(run, 1)
     opened = reopened(run, tmp_path)
-    wise_ft.alpha_setter(opened, folders["quickgelu"], "uniform")(0.0)
+    wise_ft.alpha_setter(opened, folders["quickgelu"])(0.0)
     zero_shot = make(folders["quickgelu"], "CLIPZeroShot").eval()
     x = torch.randn(4, 3, 28, 28)
     with torch.no_grad():

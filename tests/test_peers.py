@@ -72,7 +72,7 @@ def test_a_folded_run_is_restored_interpolated_and_exported(random_tiny, tmp_pat
 
     torch.testing.assert_close(by_head, logits(algorithm))
 
-    set_alpha = wise_ft.alpha_setter(run, str(random_tiny), "uniform")
+    set_alpha = wise_ft.alpha_setter(run, str(random_tiny))
     set_alpha(0.0)
     torch.testing.assert_close(run.algorithm.predict(PICTURES), start)
 
@@ -443,7 +443,7 @@ def test_wise_ft_starts_from_a_runs_own_interpolation(random_tiny, tmp_path):
     algorithm = make(random_tiny, "CLIPWiSEFT")
     train(algorithm, 2)
     run = reopened(algorithm, tmp_path)
-    wise_ft.alpha_setter(run, str(random_tiny), "uniform")(0.5)
+    wise_ft.alpha_setter(run, str(random_tiny))(0.5)
     quarter = {
         n: torch.lerp(s, p, 0.25)
         for (n, p), s in zip(

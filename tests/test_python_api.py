@@ -43,7 +43,7 @@ def test_the_examples_of_the_docstrings(pets, picture, tmp_path):
         for test in doctest.DocTestFinder().find(module)
         if test.examples
     ]
-    assert len(examples) == 7  # one for each function, and for Run.predict
+    assert len(examples) == 6  # one for each function, and for Run.predict
 
     runner = doctest.DocTestRunner()
     for example in examples:
@@ -63,10 +63,9 @@ def test_paths_may_be_text(pets, tmp_path):
     assert (tmp_path / "mix" / "model_alpha_0.50.pkl").exists()
     domainbed_carft.export(job, str(tmp_path / "clip.pt"))
     assert (tmp_path / "clip.pt").exists()
-    for average in (domainbed_carft.soup, domainbed_carft.model_stock):
-        with pytest.raises(CarftError, match="1 run, expected at least two"):
-            average(job)
-        average([job, str(pets / "CLIPLinearProbe")], **common)
+    with pytest.raises(CarftError, match="1 run, expected at least two"):
+        domainbed_carft.soup(job)
+    domainbed_carft.soup([job, str(pets / "CLIPLinearProbe")], **common)
 
 
 @pytest.mark.parametrize("wrong", [["OUT"], 5, None, b"OUT", "no/such", pathlib.Path("no/such")])
@@ -77,7 +76,6 @@ def test_what_is_no_path_is_a_carft_error(wrong, tmp_path, monkeypatch):
         domainbed_carft.evaluate,
         domainbed_carft.wise_ft,
         domainbed_carft.soup,
-        domainbed_carft.model_stock,
     ):
         with pytest.raises(CarftError):
             function(wrong)

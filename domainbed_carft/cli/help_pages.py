@@ -117,7 +117,6 @@ PAGES = {
         "RUN... -o FOLDER [options]",
         {
             "carft soup OUT/JOB OUT/JOB2 -o SOUP": "the mean, and a greedy choice",
-            "carft soup OUT/JOB OUT/JOB2 -o STOCK --method model-stock": "Model Stock",
         },
     ),
     "carft export": HelpPage(

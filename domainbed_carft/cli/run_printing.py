@@ -26,8 +26,7 @@ from domainbed_carft.runs.predict import PicturePrediction, find_pictures, predi
 from domainbed_carft.runs.predictions import LoadingOptions, choose_device, worker_count
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import choose_weights, describe_choice, load_run
-from domainbed_carft.runs.saved_checks import UNIFORM
-from domainbed_carft.runs.soup import ModelStock, Soups, model_stock, soup
+from domainbed_carft.runs.soup import soup
 from domainbed_carft.runs.suites import SuiteEvaluation, append_record, evaluate_clip
 from domainbed_carft.runs.sweep import (
     SweepOptions,
@@ -221,16 +220,14 @@ def wise_ft_command(arguments: argparse.Namespace) -> int:
         original=arguments.original,
         output=arguments.output,
         save=saved_alphas,
-        layers=arguments.layers,
         batch_size=arguments.batch_size,
         workers=arguments.workers,
     )
 
     _print_choice(arguments, run)
     print(run_texts.wise_ft_text(result, is_soup=run.soup is not None))
-    if arguments.layers == UNIFORM:  # in a record, an alpha is that of all layers
-        for evaluation in result.suite_evaluations:
-            append_record(run.path, evaluation)
+    for evaluation in result.suite_evaluations:
+        append_record(run.path, evaluation)
 
     folder = printable(str(arguments.output))
     if saved_alphas:
@@ -263,36 +260,19 @@ def soup_command(arguments: argparse.Namespace) -> int:
     # The runs wait on the CPU; their mean is measured on the device.
     device = str(choose_device(arguments.device))
     runs = [load_run(path, arguments.which, "cpu") for path in arguments.paths]
-    result: Soups | ModelStock
-    if arguments.method == "model-stock":
-        result = model_stock(
-            runs,
-            suite=arguments.suite,
-            data_dir=arguments.data_dir,
-            device=device,
-            original=arguments.original,
-            output=arguments.output,
-            batch_size=arguments.batch_size,
-            workers=arguments.workers,
-        )
-        title = "Model Stock"
-        text = run_texts.model_stock_text(result)
-    else:
-        result = soup(
-            runs,
-            suite=arguments.suite,
-            data_dir=arguments.data_dir,
-            device=device,
-            output=arguments.output,
-            batch_size=arguments.batch_size,
-            workers=arguments.workers,
-        )
-        title = "soups"
-        text = run_texts.soups_text(result)
+    result = soup(
+        runs,
+        suite=arguments.suite,
+        data_dir=arguments.data_dir,
+        device=device,
+        output=arguments.output,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+    )
 
     dataset = printable(str(result.arguments["dataset"]))
-    print(f"{dataset}: {title} of {quantity(len(runs), 'run')}")
-    print(text)
+    print(f"{dataset}: soups of {quantity(len(runs), 'run')}")
+    print(run_texts.soups_text(result))
     print(f"Results and weights: {printable(str(arguments.output))}")
     return SOME_SKIPPED if result.has_unread_sets else 0
 

@@ -11,7 +11,7 @@ from domainbed_carft.results import columns, formats, tables
 from domainbed_carft.results.evaluations import ECE_BINS
 from domainbed_carft.runs.evaluate import Evaluation
 from domainbed_carft.runs.predict import PicturePrediction, most_likely
-from domainbed_carft.runs.soup import ModelStock, Soups
+from domainbed_carft.runs.soup import Soups
 from domainbed_carft.runs.suites import SuiteEvaluation, SuiteScores
 from domainbed_carft.runs.sweep import SweepEvaluation
 from domainbed_carft.runs.wise_ft import WiseFT
@@ -230,24 +230,6 @@ def soups_text(soups: Soups) -> str:
     if uniform and greedy:
         lines.append(suite_rows("soup", {"uniform": uniform, "greedy": greedy}))
     return "\n".join(lines)
-
-
-def model_stock_text(stock: ModelStock) -> str:
-    """The accuracies of Model Stock, and the range of its ratios."""
-    accuracies = stock.accuracies
-    row = [percent(accuracies.in_domain), percent(accuracies.out_of_domain)]
-    lines = [table(["in-domain (%)", "out-of-domain (%)"], [row])]
-    if stock.suite:
-        lines.append(suite_rows("soup", {"model-stock": stock.suite}))
-
-    ratios = sorted(stock.ratios.values())
-    if ratios:
-        middle = ratios[len(ratios) // 2]
-        lines.append(
-            f"Ratios of {quantity(len(ratios), 'tensor')}: {ratios[0]:.2f} to {ratios[-1]:.2f}, "
-            f"median {middle:.2f} (0 is the original CLIP, 1 the runs' mean)"
-        )
-    return "\n".join([*lines, PICTURES_OF_A_SOUP])
 
 
 def prediction_line(prediction: PicturePrediction, top: int | None) -> str:

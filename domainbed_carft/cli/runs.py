@@ -125,13 +125,6 @@ def _add_wise_ft(commands: Any) -> None:
         metavar="ALPHA",
         help="alphas to save weights for: none (default), all, or some of --alphas",
     )
-    parser.add_argument(
-        "--layers",
-        choices=("uniform", "linear"),
-        default="uniform",
-        help="linear: alpha is the share of the first block, the last block has 1, those between "
-        "grow linearly, as in LiNeS (default: uniform)",
-    )
 
 
 def _add_soup(commands: Any) -> None:
@@ -139,15 +132,6 @@ def _add_soup(commands: Any) -> None:
         "soup", help="average the weights of several saved runs; evaluate and save"
     )
     parser.set_defaults(run=functools.partial(_run, "soup"))
-    parser.add_argument(
-        "--method",
-        choices=("mean", "model-stock"),
-        default="mean",
-        help="mean: the uniform and the greedy soup (default); model-stock: between the original "
-        "CLIP and the mean, by the angle between the runs",
-    )
-    _add_original(parser)
-
     _add_which(parser)
     _add_loading(parser)
     _add_data(parser)

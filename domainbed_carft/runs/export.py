@@ -373,7 +373,6 @@ def run_facts(run: Run) -> dict[str, Any]:
         "test_environments": [environments.get(target, target) for target in targets],
         "file": run.path.name,
         "wise_ft_alpha": run.alpha,
-        "wise_ft_layers": run.layers,
         "step": record.get("step", None if is_soup else run.step),
         "accuracies": _accuracies(record, environments),
         "data_edition": run.hparams.get("data_edition", ""),

@@ -61,9 +61,9 @@ class Run:
     ``path``: the weights file. ``algorithm``: a torch module in eval mode. ``classes``: the names
     of the K classes as prompts have them, in label order; ``contexts``: the M templates, such as "a
     sketch of a {}.". ``hparams``: of the run, and the facts of its job. ``step``: after which the
-    weights were saved, None for the run's last. ``alpha`` and ``layers``: of ``carft wise-ft``,
-    else None. ``content``: what the file holds besides weights. ``soup``: of ``carft soup``, how it
-    was made (as `runs.soup` writes it), else None; a soup has neither seed nor step.
+    weights were saved, None for the run's last. ``alpha``: of ``carft wise-ft``, else None.
+    ``content``: what the file holds besides weights. ``soup``: of ``carft soup``, how it was made
+    (as `runs.soup` writes it), else None; a soup has neither seed nor step.
     """
 
     path: Path
@@ -76,7 +76,6 @@ class Run:
     alpha: float | None
     content: Mapping[str, Any]
     soup: Mapping[str, Any] | None = None
-    layers: str | None = None
 
     @property
     def device(self) -> torch.device:

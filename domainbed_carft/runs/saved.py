@@ -197,7 +197,6 @@ def run_of(content: Any, file: Path) -> Run:
         contexts=contexts,
         step=step,
         alpha=content.get("wise_ft_alpha"),
-        layers=content.get("wise_ft_layers"),
         content={key: value for key, value in content.items() if key != "model_dict"},
         soup=soup,
     )

@@ -21,11 +21,6 @@ from domainbed_carft.method.algorithms import CLASSES, OWN_PROBLEMS
 from domainbed_carft.method.hparams import is_preprocessing
 from domainbed_carft.pictures.plan import LARGEST_SIDE, PicturePlan
 
-# How far each layer moves from the original CLIP to a run: all alike, or late ones further.
-UNIFORM = "uniform"
-LINEAR = "linear"
-LAYERS = (UNIFORM, LINEAR)
-
 
 def _is_step(value: Any) -> bool:
     """Whether it is a number of steps, which random numbers are drawn by, or None."""
@@ -59,13 +54,12 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "picture_plan": lambda plan: plan is None or bool(PicturePlan.from_json(plan)),
     **dict.fromkeys(("best_step", "wise_ft_step"), _is_step),
     "wise_ft_alpha": lambda alpha: alpha is None or (type(alpha) is float and 0 <= alpha <= 1),
-    "wise_ft_layers": lambda layers: layers in (None, *LAYERS),
     "soup": lambda soup: soup is None or _is_soup(soup),
 }
 
 _NONE = type(None)
 _FILE_NAME = re.compile(r"[\w.-]{1,100}")
-SOUPS = ("uniform", "greedy", "model-stock")
+SOUPS = ("uniform", "greedy")
 
 
 # The fields of a soup and of its members, and the types that they may have.

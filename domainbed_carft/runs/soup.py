@@ -1,6 +1,6 @@
-"""Soups and Model Stock: weights among several runs, measured and written.
+"""Soups: means of the weights of several runs, measured and written.
 
-The formulas are in `merge_weights`. The greedy soup takes runs from the best on and keeps one if
+The formula is in `merge_weights`. The greedy soup takes runs from the best on and keeps one if
 the mean with it is strictly better, by the mean accuracy on the out-splits of the training
 environments alone. Nothing depends on the order in which the runs of a soup are given: all are
 judged on the same pictures, through the test transform, and added in the order of their files'
@@ -20,7 +20,7 @@ from torch import Tensor
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.paths import AnyPath, as_list, as_text
-from domainbed_carft.runs import BATCH_SIZE, merge_weights, saved
+from domainbed_carft.runs import BATCH_SIZE, saved
 from domainbed_carft.runs import splits as splitting
 from domainbed_carft.runs.predictions import (
     LoadingOptions,
@@ -42,8 +42,6 @@ from domainbed_carft.runs.suites import SuiteScores, SuiteTest, measure_variants
 
 SOUP_TABLE = "soup.json"
 SOUP_FILES = {"uniform": "model_soup_uniform.pkl", "greedy": "model_soup_greedy.pkl"}
-STOCK_TABLE = "model_stock.json"
-STOCK_FILE = "model_stock.pkl"
 # Of a soup while its accuracies are measured.
 _UNMEASURED: Mapping[str, Any] = {
     "kind": "uniform",
@@ -58,8 +56,6 @@ CHOSEN_BY = {
     "uniform": "all of the runs that were given",
     "greedy": "from the best run on, each that strictly improves the mean accuracy on the "
     "out-splits of the training environments, through the test transform",
-    "model-stock": "all of the runs that were given; each tensor at its ratio between the original "
-    "CLIP and their mean, by the angle between the runs",
 }
 
 
@@ -67,7 +63,7 @@ CHOSEN_BY = {
 class Soup:
     """Weights made of several runs' weights, and their accuracies as shares of 1.
 
-    ``kind``: "uniform", "greedy" or "model-stock". ``members``: best in validation first. With a
+    ``kind``: "uniform" or "greedy". ``members``: best in validation first. With a
     ``suite`` the ``accuracies`` are of the out-splits of the training environments alone.
     """
 
@@ -118,7 +114,7 @@ class Soups:
     def as_dict(self) -> dict[str, Any]:
         """What soup.json has."""
         return {
-            **_shared_arguments(self.arguments),
+            **{name: self.arguments.get(name) for name in ("dataset", "test_envs", "trial_seed")},
             "transform": self.transform,
             "runs": [
                 {**member.as_dict(), "validation": member.validation}
@@ -126,38 +122,6 @@ class Soups:
             ],
             "soups": [self.uniform.as_dict(), self.greedy.as_dict()],
         }
-
-
-@dataclass(frozen=True)
-class ModelStock(Soup):
-    """Model Stock of some runs.
-
-    ``arguments``, ``transform``: as of `Soups`. ``ratios``: tensor that training has moved -> its
-    share of the runs' mean, from 0 (the original CLIP) to 1.
-    """
-
-    arguments: Mapping[str, Any]
-    transform: str
-    ratios: Mapping[str, float]
-
-    @property
-    def has_unread_sets(self) -> bool:
-        """Whether a test set of the suite is there but could not be read."""
-        return bool(self.suite and self.suite.unread)
-
-    def as_dict(self) -> dict[str, Any]:
-        """What model_stock.json has."""
-        return {
-            **_shared_arguments(self.arguments),
-            "transform": self.transform,
-            **super().as_dict(),
-            "runs": [member.as_dict() for member in self.members],
-            "ratios": dict(self.ratios),
-        }
-
-
-def _shared_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: arguments.get(name) for name in ("dataset", "test_envs", "trial_seed")}
 
 
 def soup(
@@ -212,55 +176,6 @@ def soup(
             content = measurement.content_of(one_soup, weights)
             save_weights(folder / SOUP_FILES[one_soup.kind], content)
     return soups
-
-
-def model_stock(
-    runs: AnyRun | Iterable[AnyRun],
-    *,
-    suite: str | None = None,
-    data_dir: AnyPath | None = None,
-    device: str | None = None,
-    original: AnyPath | None = None,
-    output: AnyPath | None = None,
-    batch_size: int = BATCH_SIZE,
-    workers: int | None = None,
-) -> ModelStock:
-    """Two or more runs and their original CLIP, combined by Model Stock (arXiv 2403.19522).
-
-    ``original``: the CLIP that the runs started from, needed unless that is a published one.
-    ``output``: a folder for the results and the weights; by default nothing is written. The others
-    as in `soup`.
-
-    Raises CarftError as `soup`, and if the original is missing or not the runs'.
-
-    >>> stock = model_stock([job, second_job], workers=0)
-    >>> all(0 <= ratio <= 1 for ratio in stock.ratios.values())
-    True
-    """
-    loaded, chosen_device = _loaded(runs, device)
-    require_alike(loaded)
-    folder = new_folder(output, [STOCK_TABLE, STOCK_FILE])
-    options = LoadingOptions(chosen_device, batch_size, workers, as_text(data_dir))
-    members = members_of(loaded)
-    measurement = _SoupMeasurement.of(members, options, suite)
-
-    start = saved.original_weights(measurement.run, as_text(original))
-    between, ratios = merge_weights.model_stock([member.state for member in members], start)
-    weights = {**mean_weights(members), **between}
-    accuracies, suite_scores = measurement.evaluate(weights)
-    stock = ModelStock(
-        kind="model-stock",
-        members=members,
-        accuracies=accuracies,
-        suite=suite_scores,
-        arguments=measurement.run.args,
-        transform=splitting.transform_name(measurement.run),
-        ratios=ratios,
-    )
-    if folder:
-        files.save_text(folder / STOCK_TABLE, json.dumps(stock.as_dict(), indent=1) + "\n")
-        save_weights(folder / STOCK_FILE, measurement.content_of(stock, weights))
-    return stock
 
 
 def choose_greedily(

@@ -1,6 +1,6 @@
-"""WiSE-FT and LiNeS: weights between a run and its original CLIP, measured, drawn and written.
+"""WiSE-FT: weights between a run and its original CLIP, measured, drawn and written.
 
-The formulas are in `merge_weights`. The curve has accuracy out of distribution against accuracy in
+The formula is in `merge_weights`. The curve has accuracy out of distribution against accuracy in
 distribution.
 """
 
@@ -25,7 +25,6 @@ from domainbed_carft.runs import splits as splitting
 from domainbed_carft.runs.predictions import LoadingOptions, SplitAccuracies
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import AnyRun, as_run, new_folder, save_weights
-from domainbed_carft.runs.saved_checks import LINEAR, UNIFORM
 from domainbed_carft.runs.suites import (
     SuiteEvaluation,
     SuiteScores,
@@ -89,8 +88,8 @@ class WiseFT:
     """A run at several alphas, from 0 (the original CLIP) to 1 (the run).
 
     ``run``: the path of its weights. ``run_alpha``: of a run that is itself between a CLIP and
-    another run, the alpha of its weights. ``layers``: "uniform" or "linear". ``title``: of the
-    curve. ``suite_evaluations``: on a suite the evaluation of each alpha, for the job's records.
+    another run, the alpha of its weights. ``title``: of the curve. ``suite_evaluations``: on a
+    suite the evaluation of each alpha, for the job's records.
     """
 
     run: str
@@ -99,7 +98,6 @@ class WiseFT:
     test_envs: list[int]
     step: int | None
     run_alpha: float | None
-    layers: str
     transform: str
     alphas: list[AlphaScores]
     title: str
@@ -119,7 +117,6 @@ class WiseFT:
             "test_envs": self.test_envs,
             "step": self.step,
             "run_alpha": self.run_alpha,
-            "layers": self.layers,
             "transform": self.transform,
             "alphas": [scores.as_dict() for scores in self.alphas],
         }
@@ -135,7 +132,6 @@ def wise_ft(
     original: AnyPath | None = None,
     output: AnyPath | None = None,
     save: Sequence[float] = (),
-    layers: str = UNIFORM,
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
 ) -> WiseFT:
@@ -144,8 +140,7 @@ def wise_ft(
     One pass over the pictures serves all alphas; the run itself is left as it was. ``original``:
     the CLIP that the run started from, needed unless that is a published one. ``output``: a folder
     for the results, the curve, and the weights of the alphas in ``save``; by default nothing is
-    written. ``layers``: "uniform", or "linear" for shares that grow from alpha in the first block
-    to 1 in the last, as in LiNeS. The others as in `evaluate`.
+    written. The others as in `evaluate`.
 
     Raises CarftError unless the alphas are different numbers from 0 to 1 and ``save`` has some of
     them, if a file is in ``output`` already, for runs that no line connects to a CLIP, and as
@@ -171,7 +166,7 @@ def wise_ft(
 
     test = suite_test(suite, run, options) if suite else None
     splits = [] if suite else splitting.splits(run, options.data_dir)
-    set_alpha = alpha_setter(run, as_text(original), layers)
+    set_alpha = alpha_setter(run, as_text(original))
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -183,13 +178,13 @@ def wise_ft(
 
     try:
         measured = measure_variants(predict_by_alphas, splits, test, options, variants=len(alphas))
-        result = _wise_ft_of(run, alphas, measured, test, layers)
+        result = _wise_ft_of(run, alphas, measured, test)
         if folder:
             files.save_text(folder / WISE_FT_TABLE, json.dumps(result.as_dict(), indent=1) + "\n")
             _draw_curve(folder, result)
             for alpha, name in weights_names.items():
                 set_alpha(alpha)
-                save_weights(folder / name, _content_at(run, alpha, layers))
+                save_weights(folder / name, _content_at(run, alpha))
     finally:
         set_alpha(1.0)
     return result
@@ -218,17 +213,15 @@ def weights_name(alpha: float) -> str:
     return f"model_alpha_{rounded if float(rounded) == alpha else repr(alpha)}.pkl"
 
 
-def alpha_setter(run: Run, original: str | None, layers: str) -> Callable[[float], None]:
+def alpha_setter(run: Run, original: str | None) -> Callable[[float], None]:
     """What makes the run's algorithm predict by the weights of an alpha.
 
     ``original``: the CLIP that the run started from, as in `saved.original_clip`. Raises CarftError
-    for algorithms that train nothing or the text encoder, for a random head, for linear layers of
-    weights that are already between a CLIP and a run or of an encoder without blocks, and as
+    for algorithms that train nothing or the text encoder, for a random head, and as
     `saved.original_clip`.
     """
-    _require_interpolable(run, layers)
+    _require_interpolable(run)
     algorithm = run.algorithm
-    depths = merge_weights.linear_depths(algorithm.encoder) if layers == LINEAR else {}
 
     # What training has not moved stays as it is, to the bit.
     state = algorithm.state_dict()
@@ -240,13 +233,13 @@ def alpha_setter(run: Run, original: str | None, layers: str) -> Callable[[float
     tuned = {name: state[name].clone() for name in moved}
 
     def set_alpha(alpha: float) -> None:
-        weights = merge_weights.interpolate(moved, tuned, alpha, depths)
+        weights = merge_weights.interpolate(moved, tuned, alpha)
         algorithm.load_state_dict(weights, strict=False)
 
     return set_alpha
 
 
-def _require_interpolable(run: Run, layers: str) -> None:
+def _require_interpolable(run: Run) -> None:
     algorithm = run.args["algorithm"]
     reason = ""
     if run.algorithm.is_constant:
@@ -257,17 +250,6 @@ def _require_interpolable(run: Run, layers: str) -> None:
         reason = "which started from a random head; expected one with head_init 'zero-shot'"
     if reason:
         raise CarftError(f"{run.path} is a run of {algorithm}, {reason}")
-
-    if run.layers == LINEAR:
-        raise CarftError(
-            f"{run.path} was saved by carft wise-ft --layers linear; expected the run that it was "
-            "made from"
-        )
-    if layers == LINEAR and reached_alpha(run) != 1.0:
-        raise CarftError(
-            f"--layers linear: {run.path} is already between the original CLIP and a run (alpha "
-            f"{reached_alpha(run):g}); expected the run itself, or --layers uniform"
-        )
 
 
 def reached_alpha(run: Run) -> float:
@@ -285,7 +267,6 @@ def _wise_ft_of(
     alphas: Sequence[float],
     measured: Sequence[tuple[SplitAccuracies, SuiteScores | None]],
     test: SuiteTest | None,
-    layers: str,
 ) -> WiseFT:
     """The result for a run, by what was measured at each alpha."""
     scores = []
@@ -302,7 +283,6 @@ def _wise_ft_of(
         model = {**run_facts(run), "wise_ft_alpha": alpha * reached_alpha(run)}
         evaluations.append(SuiteEvaluation(model, suite))
 
-    suffix = ", linear layers" if layers == LINEAR else ""
     return WiseFT(
         run=str(run.path),
         algorithm=run.args["algorithm"],
@@ -310,10 +290,9 @@ def _wise_ft_of(
         test_envs=list(run.args["test_envs"]),
         step=run.step,
         run_alpha=run.alpha,
-        layers=layers,
         transform=splitting.transform_name(run),
         alphas=scores,
-        title=f"{run.title} on {benchmarks.dataset_title(run.args['dataset'])}{suffix}",
+        title=f"{run.title} on {benchmarks.dataset_title(run.args['dataset'])}",
         suite_evaluations=evaluations,
     )
 
@@ -330,7 +309,7 @@ def _draw_curve(folder: Path, result: WiseFT) -> None:
         save_curve(folder, points, result.title, is_on_suite)
 
 
-def _content_at(run: Run, alpha: float, layers: str) -> dict[str, Any]:
+def _content_at(run: Run, alpha: float) -> dict[str, Any]:
     """The weights file of an alpha, by the weights that the run has now: a file like model.pkl."""
     state = run.algorithm.state_dict()
     content: dict[str, Any] = {
@@ -341,8 +320,6 @@ def _content_at(run: Run, alpha: float, layers: str) -> dict[str, Any]:
         content["soup"] = run.soup
     content["wise_ft_alpha"] = alpha * reached_alpha(run)
     content["wise_ft_step"] = run.step
-    if layers == LINEAR:
-        content["wise_ft_layers"] = layers
     return content
 
 
