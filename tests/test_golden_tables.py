@@ -41,11 +41,14 @@ def test_tables_of_packed_records_are_equal_to_the_digit(pack, peers_emoji, tmp_
         joint,
         columns=["all"],
         one_setting=True,
-        compare_published=True,
         pair=golden["options"]["pair"],
         against=golden["options"]["against"],
         power=1.0,
     )
     content = json.loads(results.write("json"))
     content.pop("caption")
-    assert content == golden["json"]
+
+    expected = golden["json"]
+    del expected["published"]  # that version's figures, and what it said of them
+    expected["notes"] = [n for n in expected["notes"] if not n.startswith("Not comparable")]
+    assert content == expected

@@ -236,10 +236,7 @@ def _grids_of_published(results: Results) -> list[Grid]:
     datasets = {run.dataset for run in results.collection.runs}
     if datasets.isdisjoint(figure["dataset"] for figure in published.figures()):
         return grids
-    of_groups = [
-        published.grid(group.entries, group.remarks) for group in results.comparisons or ()
-    ]
-    return [*of_groups, *grids]
+    return [*map(published.grid, results.comparisons or ()), *grids]
 
 
 def _examples_of(

@@ -29,7 +29,6 @@ from domainbed_carft.results.columns import (
 )
 from domainbed_carft.results.comparisons import ACCURACY, Comparison
 from domainbed_carft.results.formats import Grid
-from domainbed_carft.results.published import GroupComparison
 from domainbed_carft.results.selection import Selected, counts_last_record
 from domainbed_carft.results.suites import Scores
 from domainbed_carft.results.tables import Row, Table, build, tables_of_sources
@@ -81,7 +80,7 @@ class Results:
     tables_of_groups: Sequence[Sequence[Table]]
     tables_of_sources: Sequence[Table]
     suite_scores: Sequence[Scores]
-    comparisons: Sequence[GroupComparison] | None
+    comparisons: Sequence[Sequence[dict[str, Any]]] | None
     pair: tuple[str, str] | None
     differences: Sequence[Comparison]
     comparisons_against: Sequence[Comparison]
@@ -100,10 +99,8 @@ class Results:
 
     @property
     def notes(self) -> list[str]:
-        """Remarks on how the runs differ from each other, and from published methods."""
-        notes = [note for group in self.collection.groups for note in group.notes]
-        remarks = [remark for entry in self.comparisons or () for remark in entry.remarks]
-        return [*notes, *remarks]
+        """Remarks on how the runs differ from each other."""
+        return [note for group in self.collection.groups for note in group.notes]
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -135,7 +132,7 @@ class Results:
 
         grids += [suites.grid(rows) for rows in suites.rows_by_table(self.suite_scores)]
         if self.comparisons is not None:
-            grids += [published.grid(entry.entries, entry.remarks) for entry in self.comparisons]
+            grids += [published.grid(entries) for entries in self.comparisons]
             grids.append(published.overview(self.collection.compare_with))
             grids += suites.grids_with_published(self.suite_scores)
         grids += comparing.grids(self.differences)
@@ -227,7 +224,7 @@ class Results:
 
     @property
     def _published_entries(self) -> list[dict[str, Any]]:
-        return [entry for comparison in self.comparisons or () for entry in comparison.entries]
+        return [entry for entries in self.comparisons or () for entry in entries]
 
     @property
     def _paired_entries(self) -> list[dict[str, Any]]:

@@ -301,6 +301,28 @@ def student_interval(values: Sequence[float]) -> tuple[float, float] | tuple[Non
     return mean - half_width, mean + half_width
 
 
+def welch_interval(
+    values: Sequence[float], mean: float, squared_error: float, n: int
+) -> tuple[float, float] | tuple[None, None]:
+    """The interval of the mean of ``values`` minus ``mean`` by Welch's t, at LEVEL percent.
+
+    ``squared_error``: of ``mean``, its standard error with divisor n - 1 over ``n`` values,
+    squared. Nones for a single value.
+    """
+    if len(values) < 2:
+        return None, None
+
+    from scipy.special import stdtrit
+
+    squared_errors = np.array([sample_error(np.asarray(values)) ** 2, squared_error])
+    freedoms = np.array([len(values) - 1, n - 1])
+    total = squared_errors.sum()
+    freedom = total**2 / (squared_errors**2 / freedoms).sum()
+    half_width = float(stdtrit(freedom, (1 + LEVEL / 100) / 2) * total**0.5)
+    difference = float(np.mean(values)) - mean
+    return difference - half_width, difference + half_width
+
+
 def p_value(differences: Sequence[float]) -> float:
     """The two-sided p-value of the mean of at least one difference, by flipping signs.
 

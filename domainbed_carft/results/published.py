@@ -1,13 +1,14 @@
 """Published figures, each with its source, and ours beside those of ``assets/published.csv``.
 
-A verdict says whether our runs reproduce a published figure, and if there is none, why not.
+A verdict says whether ours lie within MARGIN points of a published figure, and if there is none,
+why not.
 """
 
 from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,32 +18,52 @@ from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results.collection import Group
 from domainbed_carft.results.columns import Cell, ErrorKind, cell_of, format_accuracy
-from domainbed_carft.results.comparisons import LEVEL, student_interval
+from domainbed_carft.results.comparisons import LEVEL, student_interval, welch_interval
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.tables import Table
 
 AVERAGE = "average"
 BACKBONE = "ViT-B/16"
 
+MARGIN = 1.0  # points
+
 CAPTION = (
     f"Published: accuracy in % of CLIP {BACKBONE} with one domain left out, mean over the targets, "
-    "from several sources and protocols. The error is that of the mean "
-    "over n trials, both where they were published. Selected on: what checkpoint and "
-    "hyperparameters were chosen on; what was selected on the target is not comparable.",
-    f"Verdict: reproduced, if the published mean, to its last digit, lies in the {LEVEL}% interval "
-    "of our mean, by Student's t distribution over our trials; above and below say where our mean "
-    "lies otherwise. The spread of the published figure does not count.",
+    "from several sources and protocols. The error over n trials is of the kind that "
+    "assets/published.csv names. Selected on: what checkpoint and hyperparameters were chosen on; "
+    "what was selected on the target is not comparable.",
+    f"Interval: {LEVEL}% of the difference, by Welch's t over our trials and the published ones; "
+    "at least: by Student's t over ours alone, because the published error is not known. Verdict: "
+    f"within, if the interval lies inside +-{MARGIN:g}; differs, if it lies wholly outside; else "
+    "cannot tell. None where the published error is not known, or where selection, steps, protocol "
+    "or edition differ or are not known.",
 )
 
-REPRODUCED = "reproduced"
-ABOVE = "above"
-BELOW = "below"
-NOT_COMPARABLE = "not comparable"
-ORACLE = "oracle"
-# What a published checkpoint was chosen on, if it is also a selection method of ours.
-_SELECTED_ON_METHODS = ("training-domain",)
+WITHIN = "within"
+DIFFERS = "differs"
+CANNOT_TELL = "cannot tell"
+NO_VERDICT = "none"
 
-_TEXT_COLUMNS = ("method", "dataset", "backbone", "selection", "source", "note")
+# What has to be the same in our runs; a published figure lacks what is not known.
+_SETTING = ("selection", "steps", "protocol", "edition")
+_UNKNOWN = ("", "unknown")
+_ZERO_SHOT_STEPS = "0"  # of a figure for which neither steps nor selection matter
+# Kind of error -> the squared standard error of the mean, with divisor n - 1, of n trials.
+_SQUARED_ERRORS: dict[str, Callable[[float, int], float]] = {
+    "standard error, n": lambda error, n: error**2 * n / (n - 1),
+    "standard error, n - 1": lambda error, n: error**2,
+    "deviation": lambda error, n: error**2 / n,
+}
+_TEXT_COLUMNS = (
+    "method",
+    "dataset",
+    "backbone",
+    "error_kind",
+    *_SETTING,
+    "read_in",
+    "source",
+    "note",
+)
 # Hparams by which a run may differ from the published methods, and their value where it does not.
 _PUBLISHED_HPARAMS: dict[str, Any] = {
     "clip_backbone": BACKBONE,
@@ -68,33 +89,21 @@ _COUNTERPARTS = {
     "CLIPMIRO": "MIRO",
 }
 
-_NOT_COMPARABLE_REMARK = "Not comparable: {}."
-
-
-@dataclass(frozen=True)
-class GroupComparison:
-    """A group's accuracies beside published ones.
-
-    ``entries``: a dict for each comparison, for JSON and CSV, in percent and points; ``remarks``:
-    how the group's runs differ from the published methods.
-    """
-
-    entries: list[dict[str, Any]]
-    remarks: list[str]
-
 
 @dataclass(frozen=True)
 class Verdict:
     """How our mean stands to a published one.
 
-    ``name``: REPRODUCED, ABOVE, BELOW or NOT_COMPARABLE; ``reason``: why it is not comparable, else
-    "". ``low`` and ``high``: the interval of our mean in percent, None for fewer than two trials.
+    ``name``: WITHIN, DIFFERS, CANNOT_TELL or NO_VERDICT; ``reason``: of NO_VERDICT, else "".
+    ``low`` and ``high``: the interval of the difference in points, None for fewer than two trials;
+    ``at_least``: the interval has only our error.
     """
 
     name: str
     reason: str
     low: float | None
     high: float | None
+    at_least: bool
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -127,8 +136,11 @@ def counterpart(run: RecordedRun) -> str | None:
     return _COUNTERPARTS.get(run.algorithm)
 
 
-def compare(group: Group, group_tables: Iterable[Table]) -> GroupComparison:
-    """Our averages over targets beside the published ones; ``group_tables``: all of the group."""
+def compare(group: Group, group_tables: Iterable[Table]) -> list[dict[str, Any]]:
+    """Our averages over targets beside the published ones: entries for JSON and CSV.
+
+    ``group_tables``: all of the group. Accuracies are in percent, differences in points.
+    """
     published = {(figure["method"], figure["dataset"]): figure for figure in figures()}
     datasets = dict.fromkeys(dataset for _, dataset in published if dataset != AVERAGE)
     runs_of_cell: dict[tuple[str, str], list[RecordedRun]] = {}
@@ -145,22 +157,17 @@ def compare(group: Group, group_tables: Iterable[Table]) -> GroupComparison:
 
             for dataset, cell in cells.items():
                 runs = runs_of_cell.get((row.algorithm, dataset), [])
-                method = _common_counterpart(runs)
-                figure = published.get((method, dataset))
+                figure = published.get((_common_counterpart(runs), dataset))
                 if figure and cell.mean is not None:
-                    deviations = dict.fromkeys(name for run in runs for name in _deviations(run))
-                    deviation = _clause(row.algorithm, list(deviations), method)
-                    verdict = judge(cell, table.method, figure, deviation)
+                    reason = _reason_against(cell, table.method, runs, figure)
                     labels = {
                         "setting": table.setting,
                         "selection": table.method,
                         "algorithm": row.algorithm,
                         "dataset": dataset,
                     }
-                    entries.append(labels | _entry(cell, figure, verdict))
-
-    remarks = dict.fromkeys(_deviation_remark(run) for run in group.runs)
-    return GroupComparison(entries, [remark for remark in remarks if remark])
+                    entries.append(labels | _entry(cell, figure, judge(cell, figure, reason)))
+    return entries
 
 
 def _entry(cell: Cell, figure: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
@@ -172,56 +179,86 @@ def _entry(cell: Cell, figure: Mapping[str, Any], verdict: Verdict) -> dict[str,
         "complete": not (cell.missing or cell.partial),
         "published": figure["accuracy"],
         "difference": (cell.mean or 0.0) - figure["accuracy"],
+        "low": verdict.low,
+        "high": verdict.high,
+        "at_least": verdict.at_least,
+        "verdict": verdict.name,
+        "reason": verdict.reason,
         "method": figure["method"],
         "source": figure["source"],
+        "read_in": figure["read_in"],
         "published_standard_error": figure["standard_error"],
+        "published_error_kind": figure["error_kind"],
         "published_n": figure["n"],
         "published_selection": figure["selection"],
         "note": figure["note"],
-        "verdict": verdict.name,
-        "reason": verdict.reason,
-        "low": verdict.low,
-        "high": verdict.high,
     }
 
 
-def judge(cell: Cell, method: str, figure: Mapping[str, Any], deviation: str) -> Verdict:
+def judge(cell: Cell, figure: Mapping[str, Any], reason: str = "") -> Verdict:
     """The verdict on a cell that has a mean, beside a published figure.
 
-    ``method``: our selection method; ``figure``: a row of published.csv; ``deviation``: a clause on
-    what our runs have that the published method has not, "" if nothing.
+    ``figure``: a row of published.csv; ``reason``: why there can be no verdict, "" if there can.
     """
-    low, high = student_interval([100 * accuracy for accuracy in cell.accuracies.values()])
-    reason = deviation or _reason_against(cell, method, figure)
-    if reason or low is None or high is None or cell.mean is None:
-        return Verdict(NOT_COMPARABLE, reason or "one trial has no interval", low, high)
-
-    rounding = _half_of_last_digit(figure["accuracy"])
-    if low - rounding <= figure["accuracy"] <= high + rounding:
-        name = REPRODUCED
+    percent = [100 * accuracy for accuracy in cell.accuracies.values()]
+    squared_error = _squared_error(figure)
+    if squared_error is None:
+        low, high = student_interval([value - figure["accuracy"] for value in percent])
     else:
-        name = ABOVE if cell.mean > figure["accuracy"] else BELOW
-    return Verdict(name, reason="", low=low, high=high)
+        low, high = welch_interval(percent, figure["accuracy"], squared_error, figure["n"])
+
+    at_least = squared_error is None
+    if reason or at_least or low is None or high is None:
+        return Verdict(NO_VERDICT, reason, low, high, at_least)
+    if low >= -MARGIN and high <= MARGIN:
+        return Verdict(WITHIN, "", low, high, at_least)
+    is_outside = low > MARGIN or high < -MARGIN
+    return Verdict(DIFFERS if is_outside else CANNOT_TELL, "", low, high, at_least)
 
 
-def _reason_against(cell: Cell, method: str, figure: Mapping[str, Any]) -> str:
-    """Why the two figures must not be compared; "" if nothing is known against it."""
-    selected_on = figure["selection"]
+def _squared_error(figure: Mapping[str, Any]) -> float | None:
+    """The squared standard error of a published mean, divisor n - 1; None if it is not known."""
+    kind = figure["error_kind"]
+    if kind not in _SQUARED_ERRORS or not figure["n"]:
+        return None
+    return _SQUARED_ERRORS[kind](figure["standard_error"], figure["n"])
+
+
+def _reason_against(
+    cell: Cell, method: str, runs: Sequence[RecordedRun], figure: Mapping[str, Any]
+) -> str:
+    """Why there is no verdict on our ``runs``, all reasons in a sentence; "" if there is one."""
+    deviations = dict.fromkeys(name for run in runs for name in _deviations(run))
+    reasons = []
+    if deviations:
+        names = f"{runs[0].row} has {', '.join(deviations)}"
+        reasons.append(f"{names}, unlike the published {figure['method']}")
     if cell.missing or cell.partial:
-        return "ours is incomplete"
-    if method == ORACLE:
-        return "ours was selected on the target"
-    if "target" in selected_on:
-        return f"the published one was selected on: {selected_on}"
-    if selected_on in _SELECTED_ON_METHODS and selected_on != method:
-        return f"ours was selected by {method}, the published one by {selected_on}"
-    return ""
+        reasons.append("ours is incomplete")
+    if cell.n < 2:
+        reasons.append("one trial has no interval")
 
+    ours = {
+        "selection": {method},
+        "steps": {str(int(run.steps[-1]) + 1) for run in runs},
+        "protocol": {run.recorded.get("protocol", "not recorded") for run in runs},
+        "edition": {run.recorded.get("data_edition", "not recorded") for run in runs},
+    }
+    if figure["steps"] == _ZERO_SHOT_STEPS:
+        del ours["selection"], ours["steps"]
 
-def _half_of_last_digit(value: float) -> float:
-    """Half a unit of the last digit that a published percentage has: 0.05 for 96.8."""
-    _, _, decimals = str(value).partition(".")
-    return float(0.5 * 10.0 ** -len(decimals))
+    unknown = []
+    for name, values in ours.items():
+        texts = {text.removeprefix("verified: ") for text in values}
+        if figure[name] in _UNKNOWN:
+            unknown.append(name)
+        elif texts != {figure[name]}:
+            reasons.append(f"{name}: {', '.join(sorted(texts))}, published: {figure[name]}")
+    if _squared_error(figure) is None:
+        unknown.append("error")
+    if unknown:
+        reasons.append(f"not known of the published one: {', '.join(unknown)}")
+    return "; ".join(reasons)
 
 
 def _common_counterpart(runs: Iterable[RecordedRun]) -> str:
@@ -243,22 +280,6 @@ def _deviations(run: RecordedRun) -> list[str]:
     return deviations
 
 
-def _deviation_remark(run: RecordedRun) -> str:
-    """The sentence on what a run has that the published method has not, "" if nothing."""
-    deviations = _deviations(run)
-    method = counterpart(run)
-    if not (method and deviations):
-        return ""
-    return _NOT_COMPARABLE_REMARK.format(_clause(run.row, deviations, method))
-
-
-def _clause(algorithm: str, deviations: Sequence[str], method: str) -> str:
-    """In what an algorithm's runs deviate from the published method, "" if in nothing."""
-    if not deviations:
-        return ""
-    return f"{algorithm} has {', '.join(deviations)}, unlike the published {method}"
-
-
 def _over_all(cells: Sequence[Cell], error: ErrorKind) -> Cell:
     """The average over the published data sets; empty unless all have the same trials."""
     trials = sorted(cells[0].accuracies)
@@ -271,18 +292,15 @@ def _over_all(cells: Sequence[Cell], error: ErrorKind) -> Cell:
     return average._replace(partial=any(cell.partial for cell in cells))
 
 
-def grid(comparisons: Sequence[Mapping[str, Any]], remarks: Sequence[str]) -> Grid:
-    """The table of a `GroupComparison`: a row for each entry; the remarks are notes."""
+def grid(comparisons: Sequence[Mapping[str, Any]]) -> Grid:
+    """The table of the entries of `compare`, a row each."""
     header = ["Algorithm", "Selection", "Data set", "Ours", "Published", "Difference"]
-    header += ["Verdict", "Published as", "Selected on"]
+    header += [f"{LEVEL}% interval", "Verdict", "Published as", "Selected on"]
 
     reasons = dict.fromkeys(entry["reason"] for entry in comparisons if entry["reason"])
     numbers = {reason: number for number, reason in enumerate(reasons, 1)}
     rows = [_comparison_row(entry, numbers.get(entry["reason"])) for entry in comparisons]
-
-    numbered_remarks = [_NOT_COMPARABLE_REMARK.format(reason) for reason in numbers]
-    notes = [f"[{number}] {remark}" for number, remark in enumerate(numbered_remarks, 1)]
-    notes += [remark for remark in remarks if remark not in numbered_remarks]
+    notes = [f"[{number}] No verdict: {reason}." for reason, number in numbers.items()]
 
     settings = {comparison["setting"] for comparison in comparisons} - {""}
     title = "; ".join(["Beside published figures", *settings])
@@ -290,7 +308,7 @@ def grid(comparisons: Sequence[Mapping[str, Any]], remarks: Sequence[str]) -> Gr
 
 
 def _comparison_row(comparison: Mapping[str, Any], note_number: int | None) -> list[str]:
-    """The cells of a row; ``note_number``: of the note that says why it is not comparable."""
+    """The cells of a row; ``note_number``: of the note that says why there is no verdict."""
     our_accuracy = format_accuracy(
         comparison["ours"], comparison["standard_error"], comparison["n"]
     )
@@ -302,6 +320,10 @@ def _comparison_row(comparison: Mapping[str, Any], note_number: int | None) -> l
         comparison["published_standard_error"],
         comparison["published_n"],
     )
+    interval = ""
+    if comparison["low"] is not None:
+        interval = f"{comparison['low']:+.1f} to {comparison['high']:+.1f}"
+        interval = f"at least {interval}" if comparison["at_least"] else interval
     verdict = comparison["verdict"]
     return [
         comparison["algorithm"],
@@ -310,6 +332,7 @@ def _comparison_row(comparison: Mapping[str, Any], note_number: int | None) -> l
         our_accuracy,
         published,
         f"{comparison['difference']:+.1f}",
+        interval,
         f"{verdict} [{note_number}]" if note_number else verdict,
         comparison["method"],
         comparison["published_selection"],
@@ -331,9 +354,10 @@ def overview(methods: Sequence[str] = ()) -> Grid:
         texts = [
             format_accuracy(cell.get("accuracy"), cell.get("standard_error")) for cell in cells
         ]
-        rows.append([method, first["selection"], str(first["n"] or ""), *texts])
+        labels = [method, first["selection"], str(first["n"] or ""), first["error_kind"]]
+        rows.append([*labels, first["read_in"], *texts])
 
-    header = ["Method", "Selected on", "n", *columns]
+    header = ["Method", "Selected on", "n", "Error", "Read in", *columns]
     return Grid(f"Published, CLIP {BACKBONE}", header, rows, sources(entries))
 
 
