@@ -1,10 +1,10 @@
-"""Make the pictures of README from the packed records of `peers-emoji`, in docs/images/.
+"""Make the pictures of README from the packed records of `fresh-emoji`, in docs/images/.
 
     python tools/readme_pictures.py          # robustness-light.svg, robustness-dark.svg
     python tools/readme_pictures.py --page   # and report-light.png, report-dark.png, by Chromium
 
-The figure plots in-domain against out-of-domain accuracy of all methods, means over the trials with
-their standard errors. It holds the digest of what it plots, which a test compares with the records.
+The figure plots in-domain against out-of-domain accuracy of the methods in README's table, means
+over the trials with their standard errors. It holds the digest of what it plots, which a test compares with the records.
 """
 
 from __future__ import annotations
@@ -30,32 +30,24 @@ from domainbed_carft.report.page import write_report
 from domainbed_carft.results import collection, selection
 
 ROOT = Path(__file__).parents[1]
-RECORDS = ROOT / "benchmarks" / "records" / "peers-emoji.tar.xz"
+RECORDS = ROOT / "benchmarks" / "records" / "fresh-emoji.tar.xz"
 IMAGES = ROOT / "docs" / "images"
-METHODS = "peers-emoji/methods"  # the variant with every method's published weights
 SELECTION = "training-domain"
 SIZE = (7.6, 4.3)  # inches
 DARKEST = 0.07  # lightness of white paper on a dark page
 SPACE_FOR_LABELS = 3.5  # points of in-domain accuracy, on the right
 GREY = "#6e7781"  # of methods that are not highlighted
-HIGHLIGHTED = ("CARFT", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
-# Where each label stands beside its mark: points to the right and up, and its alignment.
+HIGHLIGHTED = ("CARFT (methods)", "CLIPFineTune", "CLIPLinearProbe", "CLIPZeroShot")
+# Row of the collector -> its name in README, and where this stands beside its mark: points to the
+# right and up, and its alignment.
 LABELS = {
-    "CARFT": (18, 6, "left"),
-    "CLIPZeroShot": (10, 9, "left"),
-    "CLIPLinearProbe": (-24, 8, "right"),
-    "CLIPFineTune": (20, -4, "left"),
-    "CLIPWiSEFT": (-10, 16, "center"),
-    "LipsumFT": (2, 18, "center"),
-    "CLIPMIRO": (26, -6, "left"),
-    "CLIPFeatureDistillation": (20, 0, "left"),
-    "CLIPood": (-2, 18, "center"),
-    "CLIPL2SP": (-24, -3, "right"),
-    "LDIFS": (28, 0, "left"),
-    "CLIPLPFT": (-8, -26, "center"),
-    "CLIPLoRA": (-28, 0, "right"),
-    "CaRot": (22, 0, "left"),
-    "FLYP": (28, 0, "left"),
+    "CARFT (methods)": ("CAR-FT", 18, 6, "left"),
+    "CARFT (CARFT+beta)": ("CAR-FT, Beta average", -2, 18, "center"),
+    "CLIPZeroShot": ("zero-shot CLIP", 10, 9, "left"),
+    "CLIPLinearProbe": ("linear probe", -24, 8, "right"),
+    "CLIPFineTune": ("ERM", 20, -4, "left"),
+    "CLIPWiSEFT": ("WiSE-FT", -10, 16, "center"),
+    "LipsumFT": ("Lipsum-FT", 2, 18, "center"),
 }
 PAGE_SIZE = {"width": 1440, "height": 1100}  # px
 
@@ -69,18 +61,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(RECORDS) as archive:
             archive.extractall(folder, filter="data")
-        light = robustness_figure(means_of(Path(folder, METHODS)))
+        light = robustness_figure(means_of(Path(folder, "fresh-emoji")))
         (IMAGES / "robustness-light.svg").write_text(light)
         (IMAGES / "robustness-dark.svg").write_text(with_light_turned_round(light))
 
         if arguments.page:
-            report = write_report([Path(folder, METHODS)], Path(folder, "report"), n_examples=0)
+            report = write_report([Path(folder, "fresh-emoji", "methods")], Path(folder, "report"), n_examples=0)
             picture_page(report.index)
 
 
 def means_of(sweep: Path) -> pd.DataFrame:
-    """A row a method, as `frames.means_of_trials` returns them."""
-    (group,) = collection.gather([sweep]).groups
+    """A row for each of LABELS, as `frames.means_of_trials` returns them."""
+    (group,) = collection.gather([sweep], by=["variant"]).groups
     checkpoints = frames.checkpoints(selection.select(group.runs, SELECTION))
     selected = checkpoints[checkpoints["selected"]].drop(columns="step")
     return frames.means_of_trials(frames.over_targets(selected, frames.ACCURACIES))
@@ -96,17 +88,18 @@ def robustness_figure(means: pd.DataFrame) -> str:
     with plots.figure_style():
         canvas = Figure(figsize=SIZE, layout="constrained")
         axes = canvas.subplots()
-        all_styles = plots.styles_of(ALGORITHMS)
+        by_algorithm = plots.styles_of(ALGORITHMS)
+        all_styles = {row: by_algorithm[row.split()[0]] for row in LABELS}
         styles = {
-            name: style if name in HIGHLIGHTED else style._replace(colour=GREY)
-            for name, style in all_styles.items()
+            row: style if row in HIGHLIGHTED else style._replace(colour=GREY)
+            for row, style in all_styles.items()
         }
         plots.draw_marks(axes, means, styles, x="in_domain", y="out_of_domain")
         for row in means.itertuples():
             is_highlighted = row.algorithm in HIGHLIGHTED
-            right, up, alignment = LABELS[row.algorithm]
+            label, right, up, alignment = LABELS[row.algorithm]
             axes.annotate(
-                row.algorithm,
+                label,
                 (row.in_domain, row.out_of_domain),
                 xytext=(right, up),
                 textcoords="offset points",
@@ -118,7 +111,7 @@ def robustness_figure(means: pd.DataFrame) -> str:
             )
         left, right_end = axes.get_xlim()
         axes.set_xlim(left, right_end + SPACE_FOR_LABELS)
-        axes.set_title("EmojiStyles: each of four drawing styles left out, five trials")
+        axes.set_title("EmojiStyles: each of four drawing styles held out, ten trials")
         svg = plots.save_figure(canvas, "", "", "", means).svg
 
     beginning, end = svg.split(">", 1)
