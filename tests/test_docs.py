@@ -234,6 +234,24 @@ def test_the_defaults_on_the_page_of_a_method_are_the_declared_ones(page):
     assert compared or page.stem == "zero-shot"
 
 
+@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
+def test_the_sources_on_the_page_of_a_method_are_the_declared_ones(page):
+    """In the parentheses that end a line, up to the first semicolon, behind which are remarks."""
+    hparams = algorithms.hparams_of(algorithm_of(page))
+    listing = page.read_text(encoding="utf-8").split("## Hyperparameters\n\n")[1].split("\n\n")[0]
+    lines = re.findall(r"^- (.+(?:\n  .+)*)", listing, flags=re.MULTILINE)
+    assert lines
+
+    source = ""
+    for line in map(str.split, lines):
+        names, _, rest = " ".join(line).partition(": ")
+        stated = re.search(r"\(([^();]*)(?:;[^()]*)?\)$", rest)
+        assert stated, f"no source: {names}"
+        source = source if stated[1] == "the same" else stated[1].replace("our choice", "ours")
+        for name in {*re.findall(r"`(\w+)`", names)}:
+            assert source == hparams[name].source.split(";")[0], name
+
+
 def test_the_ranges_on_the_pages_of_methods_are_those_of_the_random_search(reference):
     stated = 0
     for page in METHOD_PAGES:
