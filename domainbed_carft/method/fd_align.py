@@ -31,6 +31,7 @@ class FDAlign(CARFT):
             CARFT.HPARAMS[0],
             source="skingorz/FD-Align, modules/FD_Align_SCP_CoOp.py; the search is ours",
         ),
+        *CARFT.HPARAMS[1:],
     )
     centres: Tensor
 

@@ -283,7 +283,7 @@ COMMON: tuple[Hparam, ...] = (
         _is_text_or_texts,
         "a shipped list ('imagenet7', ...), 'domains', a text file, or a list of templates",
         meaning="the contexts, templates into which class names are put",
-        source="openai/CLIP; Lipsum-FT quotes them as CAR-FT's on ImageNet, elsewhere they are ours",
+        source="openai/CLIP; quoted by Lipsum-FT as CAR-FT's on ImageNet, elsewhere ours",
     ),
     Hparam(
         "class_names",
