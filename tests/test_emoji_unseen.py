@@ -607,3 +607,13 @@ def test_the_leads_on_the_page_of_the_embedded_benchmark_are_those_of_the_record
         points = by_target[group]
         low, high = scipy.stats.ttest_1samp(points, 0).confidence_interval()
         assert text == f"{points.mean():+.1f} ({low:+.1f} to {high:+.1f})"
+
+    quoted = {
+        "README.md": (SEEN, NEVER_SEEN, "seen - never"),
+        "docs/methods/carft.md": (NEVER_SEEN,),
+        "docs/peers.md": ("seen - never",),
+        "docs/verified.md": (NEVER_SEEN,),
+    }
+    for name, groups in quoted.items():
+        page = " ".join((collect_sweeps.REPO / name).read_text().split())
+        assert [group for group in groups if dict(shown)[group] not in page] == [], name
