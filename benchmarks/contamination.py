@@ -9,8 +9,11 @@ which the CLIP knows from pre-training and the job has not been trained on. A ga
 accuracy minus zero-shot CLIP's in the same style, in points, the mean over trials and targets; then
 the mean over the styles of a group, with the lowest and the highest style's in parentheses. That is
 a range, not an interval: the styles are few, and those of a family are alike. "Seen - never" is the
-difference of the two means. A sweep with variants has a row for each, and a job of its first stage
-none. The weights are those that training-domain validation selected, where the job has kept them.
+difference of the two means. The second table has CARFT minus CLIPFineTune with 95% intervals over
+the targets, for these styles alone.
+
+A sweep with variants has a row for each, and a job of its first stage none. The weights are those
+that training-domain validation selected, where the job has kept them.
 """
 
 from __future__ import annotations
@@ -26,9 +29,11 @@ from tabulate import tabulate
 from domainbed_carft.data import emoji, emoji_styles
 from domainbed_carft.data.emoji_styles import FAMILY_SEEN, NEVER_SEEN, SEEN
 from domainbed_carft.jobs import records as job_records
+from domainbed_carft.results.comparisons import student_interval
 from domainbed_carft.suites import records as suite_records
 
 ZERO_SHOT = "CLIPZeroShot"
+PAIR = ("CARFT", "CLIPFineTune")
 TRAINED_STYLES = emoji_styles.names(SEEN)
 #: Of the records of a job the first of these weights counts.
 WEIGHTS = ("model_best.pkl", "model.pkl")
@@ -117,6 +122,35 @@ def table(scores: Sequence[Score]) -> list[dict[str, str]]:
     return [row for _, row in sorted(rows, key=lambda pair: -pair[0])]
 
 
+def table_of_leads(scores: Sequence[Score]) -> list[dict[str, str]]:
+    """A row a group of styles: the lead of PAIR's first method, with an interval over targets."""
+    first, second = ({s[1:4]: s.accuracy for s in scores if s.method == name} for name in PAIR)
+    label_of_style = {style.name: style.label for style in emoji_styles.styles()}
+    leads: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for place in sorted(first.keys() & second.keys()):
+        style, target, _ = place
+        leads[label_of_style[style]][target].append(first[place] - second[place])
+    if not leads:
+        return []
+
+    by_group = {
+        label: [sum(values) / len(values) for values in leads[label].values()]
+        for label in (SEEN, FAMILY_SEEN, NEVER_SEEN)
+    }
+    pairs = zip(by_group[SEEN], by_group[NEVER_SEEN], strict=True)
+    by_group["seen - never"] = [seen - never_seen for seen, never_seen in pairs]
+    return [
+        {" minus ".join(PAIR): group, "points, 95% interval over targets": _interval_text(values)}
+        for group, values in by_group.items()
+    ]
+
+
+def _interval_text(values: Sequence[float]) -> str:
+    mean = sum(values) / len(values)
+    low, high = student_interval(values)
+    return f"{mean:+.1f}" if low is None else f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("sweep", type=Path, help="output folder of the sweep")
@@ -126,7 +160,8 @@ def main() -> None:
     if not scores:
         parser.error(f"no job in {arguments.sweep} was evaluated with --suite {emoji.UNSEEN}")
     style = "github" if arguments.markdown else "simple"
-    print(tabulate(table(scores), headers="keys", tablefmt=style, disable_numparse=True))
+    for rows in filter(None, (table(scores), table_of_leads(scores))):
+        print(tabulate(rows, headers="keys", tablefmt=style, disable_numparse=True), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -201,15 +201,16 @@ def test_the_page_of_a_method_has_all_sections_and_hyperparameters_that_train_ta
         assert problems == [] or page.stem == "lora", shown  # which another method takes
 
 
-def test_the_difference_that_carft_makes_is_that_of_the_table():
-    table = (ROOT / "docs" / "peers.md").read_text(encoding="utf-8")
-    (difference,) = re.findall(r"^\| CLIPFineTune \| [\d.]+ \| -([\d.]+) ", table, re.MULTILINE)
-    row = r"^\| \**(\w+)\** \| .* \| \+([\d.]+) \([^|]*\) \|$"
-    gains = dict(re.findall(row, table, re.MULTILINE))
+def test_readme_the_page_and_the_citation_say_that_only_the_abstract_was_read():
+    for name in ("README.md", "CITATION.cff", "docs/methods/carft.md"):
+        text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
+        assert (
+            "from the paper's abstract and from papers and code that quote it, and have not" in text
+        )
+        assert re.search(r"Compare its method section with \[?our formula\S* before you cite", text)
 
-    page = " ".join((ROOT / "docs" / "methods" / "carft.md").read_text(encoding="utf-8").split())
-    assert f"it is {float(difference):.1f} points above [ERM" in page
-    assert f"CAR-FT is {gains['CARFT']} and ERM {gains['CLIPFineTune']} points above" in page
+    for name, text in texts_for_users().items():
+        assert not re.search(r"2211\.16175\W+section", text), name
 
 
 @pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
@@ -232,6 +233,24 @@ def test_the_defaults_on_the_page_of_a_method_are_the_declared_ones(page):
                 dataset = dataset.replace("embedded", "EmojiStyles")
                 assert is_default(shown, hparams[names[0]], dataset), (names, dataset)
     assert compared or page.stem == "zero-shot"
+
+
+@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
+def test_the_sources_on_the_page_of_a_method_are_the_declared_ones(page):
+    """In the parentheses that end a line, up to the first semicolon, behind which are remarks."""
+    hparams = algorithms.hparams_of(algorithm_of(page))
+    listing = page.read_text(encoding="utf-8").split("## Hyperparameters\n\n")[1].split("\n\n")[0]
+    lines = re.findall(r"^- (.+(?:\n  .+)*)", listing, flags=re.MULTILINE)
+    assert lines
+
+    source = ""
+    for line in map(str.split, lines):
+        names, _, rest = " ".join(line).partition(": ")
+        stated = re.search(r"\(([^();]*)(?:;[^()]*)?\)$", rest)
+        assert stated, f"no source: {names}"
+        source = source if stated[1] == "the same" else stated[1].replace("our choice", "ours")
+        for name in {*re.findall(r"`(\w+)`", names)}:
+            assert source == hparams[name].source.split(";")[0], name
 
 
 def test_the_ranges_on_the_pages_of_methods_are_those_of_the_random_search(reference):

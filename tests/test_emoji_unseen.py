@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import shutil
 import sys
 import zipfile
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import collect_sweeps
 import numpy as np
+import pandas as pd
 import pytest
 import scipy
 import torch
@@ -581,3 +583,37 @@ def test_the_documented_table_is_that_of_the_packed_records(tmp_path):
     section = page.split("## Styles that the CLIP has never seen")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     assert lines[2:] == [f"| {' | '.join(row.values())} |" for row in rows]
+
+
+def test_the_leads_on_the_page_of_the_embedded_benchmark_are_those_of_the_records(tmp_path):
+    records_folder = collect_sweeps.REPO / "benchmarks" / "records"
+    shutil.unpack_archive(records_folder / "contamination.tar.xz", tmp_path, filter="data")
+    tool = collect_sweeps.benchmark("contamination")
+    scores = list(tool.read_scores(tmp_path / "contamination"))
+
+    frame = pd.DataFrame(scores).set_index(["method", "style", "target", "trial"])["accuracy"]
+    leads = (frame["CARFT"] - frame["CLIPFineTune"]).reset_index()
+    leads["group"] = leads["style"].map(
+        {style.name: style.label for style in emoji_styles.styles()}
+    )
+    by_target = leads.groupby(["group", "target"])["accuracy"].mean().unstack("group")
+    by_target["seen - never"] = by_target[SEEN] - by_target[NEVER_SEEN]
+
+    page = (collect_sweeps.REPO / "docs" / "embedded-benchmark.md").read_text()
+    shown = re.findall(r"^\| ([\w -]+) \| ([+-][\d.]+ \(.+\)) \|$", page, re.MULTILINE)
+    assert shown == [tuple(row.values()) for row in tool.table_of_leads(scores)]
+    assert len(shown) == 4
+    for group, text in shown:
+        points = by_target[group]
+        low, high = scipy.stats.ttest_1samp(points, 0).confidence_interval()
+        assert text == f"{points.mean():+.1f} ({low:+.1f} to {high:+.1f})"
+
+    quoted = {
+        "README.md": (SEEN, NEVER_SEEN, "seen - never"),
+        "docs/methods/carft.md": (NEVER_SEEN,),
+        "docs/peers.md": ("seen - never",),
+        "docs/verified.md": (NEVER_SEEN,),
+    }
+    for name, groups in quoted.items():
+        page = " ".join((collect_sweeps.REPO / name).read_text().split())
+        assert [group for group in groups if dict(shown)[group] not in page] == [], name

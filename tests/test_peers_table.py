@@ -6,7 +6,9 @@ import re
 import collect_sweeps
 import numpy as np
 import packed_records
+import pandas as pd
 import pytest
+import scipy
 from packed_records import NAMES_OF_VARIANTS
 
 from domainbed_carft import cli
@@ -163,6 +165,73 @@ def test_the_examples_on_the_page_of_statistics_are_those_of_the_records(peers_e
         printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
         for line in example.splitlines():
             assert " ".join(line.split()) in printed
+
+
+def test_the_pages_say_by_how_many_validation_images_the_rates_were_chosen(peers_emoji):
+    searched = packed_records.searched_rates(peers_emoji)
+    leads = {}
+    for (variant, algorithm), rates in searched.groupby(["variant", "algorithm"]):
+        second, best = sorted(rates["validation"])[-2:]
+        leads[NAMES_OF_VARIANTS[variant].format(algorithm)] = round((best - second) * 10.20)
+
+    carft, lipsum, probe = (leads[name] for name in ("CARFT", "LipsumFT", "CLIPLinearProbe"))
+    range_of_leads = f"by {min(leads.values())} to {max(leads.values())} of 1,020"
+    page = page_text("peers.md")
+    assert f"{range_of_leads} validation images: CARFT's by {carft}, LipsumFT's by {lipsum}" in page
+    assert f"and the linear probe's by {probe}." in page
+    assert f"{range_of_leads} images" in page_text("embedded-benchmark.md")
+    assert f"if only by {lipsum} of 1,020 images" in page_text("methods/lipsum-ft.md")
+
+
+def test_carft_minus_erm_on_the_trial_of_the_search_is_that_of_the_page(peers_emoji):
+    paths = peers_emoji.glob("methods,lr=0.0003/*/results.jsonl")
+    jobs = pd.DataFrame([packed_records._selected(path, is_swad=False) for path in paths])
+    accuracies = jobs.groupby("algorithm")["out"].mean()
+    points = accuracies["CLIPFineTune"] - accuracies["CARFT"]
+    assert f"CAR-FT is {points:.1f} points below ERM" in page_text("embedded-benchmark.md")
+
+
+# Page -> what its text compares over targets: a row, the row subtracted, the accuracy
+METHODS = "methods"
+COMPARED = {
+    "peers.md": [
+        ((METHODS, "CLIPWiSEFT"), (METHODS, "CARFT"), "out"),
+        ((METHODS, "CLIPWiSEFT"), (METHODS, "CARFT"), "in"),
+        ((METHODS, "LipsumFT"), (METHODS, "CARFT"), "out"),
+        ((METHODS, "CLIPMIRO"), (METHODS, "CARFT"), "out"),
+        ((METHODS, "CARFT"), (METHODS, "CLIPFineTune"), "out"),
+        ((METHODS, "CARFT"), (METHODS, "CLIPZeroShot"), "out"),
+        ((METHODS, "CARFT"), (METHODS, "CLIPLinearProbe"), "out"),
+        ((METHODS, "FLYP"), (METHODS, "CLIPZeroShot"), "out"),
+        ((METHODS, "CaRot"), (METHODS, "CLIPZeroShot"), "out"),
+        (("CARFT+WiSE-FT", "CARFT"), (METHODS, "CARFT"), "out"),
+    ],
+    "verified.md": [((METHODS, "CARFT"), (METHODS, "CLIPFineTune"), "out")],
+    "methods/carft.md": [
+        ((METHODS, "CARFT"), (METHODS, "CLIPFineTune"), "out"),
+        ((METHODS, "CARFT"), (METHODS, "CLIPFineTune"), "in"),
+    ],
+    "methods/flyp.md": [((METHODS, "FLYP"), (METHODS, "CLIPZeroShot"), "out")],
+    "methods/lipsum-ft.md": [((METHODS, "LipsumFT"), (METHODS, "CARFT"), "out")],
+    "methods/swad.md": [(("SWAD", "CLIPFineTune"), (METHODS, "CLIPFineTune"), "out")],
+    "methods/wise-ft.md": [((METHODS, "CLIPWiSEFT"), (METHODS, "CLIPFineTune"), "in")],
+}
+
+
+@pytest.mark.parametrize("page", COMPARED)
+def test_the_intervals_over_targets_in_the_text_are_those_of_the_records(page, selected):
+    runs = selected.set_index(["variant", "algorithm", "target", "trial"]).sort_index()
+    text = page_text(page)
+    for row, subtracted, column in COMPARED[page]:
+        by_pair = runs.loc[row][column] - runs.loc[subtracted][column]
+        points = by_pair.groupby("target").mean()
+        low, high = scipy.stats.ttest_1samp(points, 0).confidence_interval()
+        assert f"{points.mean():+.1f} ({low:+.1f} to {high:+.1f})" in text, (row, subtracted)
+
+
+def page_text(name):
+    """A page of docs/ without its line breaks."""
+    return " ".join((collect_sweeps.REPO / "docs" / name).read_text(encoding="utf-8").split())
 
 
 def rate_text(rate):

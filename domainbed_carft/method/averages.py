@@ -40,7 +40,7 @@ from domainbed_carft.method.hparams import (
 )
 
 
-def average(default: str = "none") -> Hparam:
+def average(default: str = "none", source: str = "ours") -> Hparam:
     """The hyperparameter that says which average of the weights predicts."""
     return choice(
         "average",
@@ -48,6 +48,7 @@ def average(default: str = "none") -> Hparam:
         default=default,
         elsewhere="none",
         meaning="which average of the weights predicts",
+        source=source,
     )
 
 

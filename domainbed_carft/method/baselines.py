@@ -37,7 +37,7 @@ class CLIPLinearProbe(CLIPAlgorithm):
     """Only the head is trained, from W_cls, on the original encoder's features."""
 
     STYLE = Style(row=3, colour="#009E73", marker="^", dash=(0, (6, 1.5, 1, 1.5)))
-    HPARAMS = (learning_rate(factor=10),)
+    HPARAMS = (learning_rate(factor=10, source="ours, ten times that of the other methods"),)
     trains_encoder = False
 
 
@@ -136,8 +136,12 @@ class CLIPL2SP(CLIPFineTune):
     """
 
     STYLE = Style(row=8, colour="#332288", marker="P", dash=(0, (3, 1, 1, 1)))
-    # Weight decay would pull to another point.
-    HPARAMS = (penalties.L2SPPenalty.weight, weight_decay(0.0, is_drawn=False))
+    HPARAMS = (
+        penalties.L2SPPenalty.weight,
+        weight_decay(
+            0.0, is_drawn=False, source="ours, because weight decay would pull to another point"
+        ),
+    )
 
 
 class CLIPFeatureDistillation(CLIPFineTune):
@@ -158,14 +162,20 @@ class LipsumFT(CLIPFineTune):
     """Fine-tuning held to the original logits of random texts, arXiv 2404.00860."""
 
     STYLE = Style(row=11, colour="#CC6677", marker="d", dash=(0, (10, 1)))
-    HPARAMS = (penalties.LipsumPenalty.weight, weight_decay(0.0, is_drawn=False))  # the authors'
+    HPARAMS = (
+        penalties.LipsumPenalty.weight,
+        weight_decay(0.0, is_drawn=False, source="cs-giung/lipsum-ft, scripts/Lipsum-FT.py"),
+    )
 
 
 class CLIPMIRO(CLIPFineTune):
     """MIRO, arXiv 2203.10789, on the zero-shot head; the authors' is random."""
 
     STYLE = Style(row=12, colour="#1b1f24", marker="p", dash=(0, (2, 2)))
-    HPARAMS = (penalties.MIROPenalty.weight, weight_decay(0.0, is_drawn=False))  # the authors'
+    HPARAMS = (
+        penalties.MIROPenalty.weight,
+        weight_decay(0.0, is_drawn=False, source="khanrc/miro, issue 10"),
+    )
 
 
 class CLIPLoRA(CLIPFineTune):

@@ -1,4 +1,7 @@
-"""CAR-FT, context-aware robust fine-tuning: Mao et al., arXiv 2211.16175, section 3."""
+"""CAR-FT, context-aware robust fine-tuning: Mao et al., arXiv 2211.16175.
+
+After the paper's abstract, and papers and code that quote it; its full text was not at hand.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class CARFT(CLIPAlgorithm):
             1.0,
             draw=power_of_ten(-1, 1),
             meaning="lambda, the weight of the KL term; 0 is ERM (plain fine-tuning)",
-            source="ours, the paper's is unknown",
+            source="ours, the paper's is unknown to us",
         ),
         choice(
             "kl_direction",

@@ -35,7 +35,7 @@ class CLIPood(CLIPAlgorithm):
             source="thuml/CLIPood, engine.py",
             changes_cost=False,
         ),
-        average(default="beta"),
+        average(default="beta", source="thuml/CLIPood, engine.py"),
     )
     trains_head = False
     uses_original = False
@@ -62,7 +62,7 @@ class CLIPood(CLIPAlgorithm):
 
 
 def margin_logits(logits: Tensor, labels: Tensor, class_texts: Tensor, shift: Tensor) -> Tensor:
-    """CLIPood's margin metric softmax (section 3.1 of the paper): (N, K) class logits.
+    """CLIPood's margin metric softmax (thuml/CLIPood, engine.py): (N, K) class logits.
 
     Each wrong class k gets a head start of ``shift`` * (1 - t_y . t_k) over the true one y.
     ``class_texts``: (K, D) of unit rows; ``shift``: the logit scale times CLIPood's lambda.

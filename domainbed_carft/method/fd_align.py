@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,13 @@ class FDAlign(CARFT):
     """
 
     STYLE = Style(row=16, colour="#6A51A3", marker="h", dash=(0, (6, 1, 1, 1, 1, 1)))
+    HPARAMS = (
+        replace(
+            CARFT.HPARAMS[0],
+            source="skingorz/FD-Align, modules/FD_Align_SCP_CoOp.py; the search is ours",
+        ),
+        *CARFT.HPARAMS[1:],
+    )
     centres: Tensor
 
     def build_for_training(

@@ -46,7 +46,7 @@ def pair_logits(features: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
 
 
 def contrastive(logits: Tensor, labels: Tensor, targets: str) -> Tensor:
-    """FLYP's loss (arXiv 2212.00638, equation 1): CLIP's own, over pictures and their captions.
+    """FLYP's loss (arXiv 2212.00638): CLIP's own, over pictures and their captions.
 
     ``logits``: (N, N) of `pair_logits`, caption n describes the class of picture n; ``targets``:
     what counts as the partner of a picture, each caption of its class in equal parts
@@ -199,7 +199,7 @@ class CaRot(FLYP):
 
     STYLE = Style(row=14, colour="#B5468F", marker="H", dash=(0, (1, 1, 4, 1)), hollow=True)
     HPARAMS = (
-        learning_rate(published=1e-5),  # MLAI-Yonsei/CaRot, README
+        learning_rate(published=1e-5, source="MLAI-Yonsei/CaRot, README"),
         nonnegative(
             "carot_distillation",
             1.5,

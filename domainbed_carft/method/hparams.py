@@ -168,7 +168,11 @@ def fraction(name: str, default: Any, **options: Any) -> Hparam:
     return Hparam(name, default, _is_fraction, "a number in [0, 1]", **options)
 
 
-def learning_rate(factor: float = 1, published: float | None = None) -> Hparam:
+def learning_rate(
+    factor: float = 1,
+    published: float | None = None,
+    source: str = "thuml/CLIPood, scripts.sh; CAR-FT's is unknown to us",
+) -> Hparam:
     """The learning rate: ``factor`` times the usual one, or the ``published`` one but for tiny.
 
     The draw is ``factor`` times the usual one.
@@ -191,19 +195,21 @@ def learning_rate(factor: float = 1, published: float | None = None) -> Hparam:
         default,
         draw=draw,
         meaning="the learning rate of AdamW",
-        source="CLIPood's, as the paper's is unknown; tiny's is ours",
+        source=f"{source}; tiny's is ours",
         changes_cost=False,
     )
 
 
-def weight_decay(default: float = 0.1, is_drawn: bool = True) -> Hparam:
+def weight_decay(
+    default: float = 0.1, is_drawn: bool = True, source: str = "WiSE-FT's and CLIPood's"
+) -> Hparam:
     """AdamW's weight decay, ``default`` unless it is drawn."""
     return nonnegative(
         "weight_decay",
         default,
         draw=power_of_ten(-3, 0) if is_drawn else None,
         meaning="AdamW's weight decay of matrices and convolutions",
-        source="WiSE-FT's and CLIPood's",
+        source=source,
         changes_cost=False,
     )
 
@@ -264,7 +270,7 @@ COMMON: tuple[Hparam, ...] = (
         _is_text_or_texts,
         "a shipped list ('imagenet7', ...), 'domains', a text file, or a list of templates",
         meaning="the contexts, templates into which class names are put",
-        source="OpenAI's 80 ImageNet templates",
+        source="openai/CLIP; quoted by Lipsum-FT as CAR-FT's on ImageNet, elsewhere ours",
     ),
     Hparam(
         "class_names",
@@ -272,7 +278,6 @@ COMMON: tuple[Hparam, ...] = (
         _is_text_or_texts,
         "'dataset:NAME', a shipped list ('cifar10', ...), a text file, or a list of names",
         meaning="the names of the classes, in label order",
-        source="the names of the class folders",
     ),
     choice(
         "protocol",
@@ -285,13 +290,13 @@ COMMON: tuple[Hparam, ...] = (
         "head_init",
         *("zero-shot", "random"),
         meaning="what the head starts from: the text features of the classes, or random weights",
-        source="arXiv 2211.16175, section 3",
+        source="alibaba/easyrobust, clip_models.py; by CAR-FT's first author, for WiSE-FT",
     ),
     choice(
         "head_scale",
         *("folded", "outside"),
         meaning="whether the head's weights contain CLIP's logit scale or are multiplied by it",
-        source="mlfoundations/wise-ft",
+        source="alibaba/easyrobust, clip_models.py; by CAR-FT's first author, for WiSE-FT",
     ),
     learning_rate(),
     weight_decay(),

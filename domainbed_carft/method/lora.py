@@ -71,7 +71,12 @@ HPARAMS = (
     ),
 )
 # As CLIPLoRA has them.
-PUBLISHED = (_rank(2), learning_rate(factor=10, published=2e-4), weight_decay(0.01))
+_RECIPE = "MaxZanella/CLIP-LoRA, run_utils.py"
+PUBLISHED = (
+    _rank(2),
+    learning_rate(factor=10, published=2e-4, source=_RECIPE),
+    weight_decay(0.01, source=_RECIPE),
+)
 
 # Queries, keys and values: the projections that are adapted, stacked in one weight.
 PROJECTIONS = 3

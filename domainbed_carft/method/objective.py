@@ -1,7 +1,7 @@
 """The formulas of CAR-FT as pure functions of tensors.
 
-Notation, after arXiv 2211.16175 section 3 and the papers that quote it: M contexts, K classes,
-N pictures, D the dimension of CLIP's joint embedding. ``T[m, k]`` is the text feature of the
+Notation, after the papers that quote arXiv 2211.16175: M contexts, K classes, N pictures, D the
+dimension of CLIP's joint embedding. ``T[m, k]`` is the text feature of the
 prompt that puts class k into context m ("a sketch of a dog").
 """
 

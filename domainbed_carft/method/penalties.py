@@ -135,7 +135,7 @@ def quarter_ends(encoder: Any, first_in_vit: str, penalty: str) -> list[nn.Modul
 
 
 def ldifs(activations: Sequence[Tensor], activations_0: Sequence[Tensor], axis: str) -> Tensor:
-    """LDIFS (arXiv 2308.13320, equation 2): the distance of activations of several modules.
+    """LDIFS (arXiv 2308.13320): the distance of activations of several modules.
 
     Each is (N, T, C), and is scaled to length 1 along ``axis``, "channel" or "token"; the mean is
     over pictures, tokens and channels of a module, then over modules.
@@ -183,7 +183,7 @@ class LDIFSPenalty(Penalty):
 
 
 def lipsum(features: Tensor, features_0: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """Lipsum-FT (arXiv 2404.00860, equation 3): gaps of the logits of random texts, squared.
+    """Lipsum-FT (arXiv 2404.00860): gaps of the logits of random texts, squared.
 
     The mean over the batch of 1/(2M) sum_m (s f . u_m - s f0 . u_m)^2. ``features``: (N, D) of any
     length; ``texts``: (M, D) text features of any length; ``scale``: s, the logit scale.
@@ -226,7 +226,7 @@ class LipsumPenalty(Penalty):
 def variational(
     activations: Sequence[Tensor], activations_0: Sequence[Tensor], raw: Sequence[Tensor]
 ) -> Tensor:
-    """MIRO (arXiv 2203.10789, equation 5) with the identity as its mean encoder.
+    """MIRO (arXiv 2203.10789) with the identity as its mean encoder.
 
     The sum over modules of the mean over (N, T, C) of ((z - z0)^2 / v + log v) / 2, with the
     variances v = softplus(b) + 1e-5 of each channel; ``raw`` has a b (C,) a module.

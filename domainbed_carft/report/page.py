@@ -372,6 +372,8 @@ def _sentence_on_difference(entry: Comparison, tables: Sequence[Table]) -> str:
 
 def _sentences_on_intervals(by_environment: Comparison, by_pair: Comparison) -> str:
     """How sure the difference is, by environments, and how sure it seems by pairs."""
+    if by_environment.trials == 1:
+        return "These are the runs of one trial, too few for an interval: other trials may differ."
     interval = f"{comparisons.LEVEL}% interval"
     count = by_environment.n
     sentences = f"With one environment there is no {interval} over environments."

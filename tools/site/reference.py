@@ -244,7 +244,7 @@ def _hparam_row(name: str, owners: Sequence[str]) -> str:
         _cell(hparam.meaning),
         _usual_and_exceptions({owner: _defaults(owned) for owner, owned in hparams.items()}),
         f"{values}; *search* {search}" if search else values,
-        _cell("; ".join(dict.fromkeys(owned.source for owned in hparams.values()))),
+        _cell(_usual_and_exceptions({owner: owned.source for owner, owned in hparams.items()})),
     ]
     return f"| {' | '.join(cells)} |"
 
