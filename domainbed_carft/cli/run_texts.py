@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Mapping
+from statistics import median
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.results import columns, formats, tables
@@ -242,10 +243,9 @@ def model_stock_text(stock: ModelStock) -> str:
 
     ratios = sorted(stock.ratios.values())
     if ratios:
-        middle = ratios[len(ratios) // 2]
         lines.append(
             f"Ratios of {quantity(len(ratios), 'tensor')}: {ratios[0]:.2f} to {ratios[-1]:.2f}, "
-            f"median {middle:.2f} (0 is the original CLIP, 1 the runs' mean)"
+            f"median {median(ratios):.2f} (0 is the original CLIP, 1 the runs' mean)"
         )
     return "\n".join([*lines, PICTURES_OF_A_SOUP])
 

@@ -94,18 +94,18 @@ def _finite_or_nan(value: Any) -> float:
 
 
 def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
-    """Each trial's mean over the targets, if the trial has every target that any algorithm has.
+    """Each trial's mean over the targets that it has, as in the tables.
 
-    A value that is missing or NaN for one of the targets has no mean.
-    ``frame``: ``checkpoints`` of one data set. Rows are (algorithm, trial), and step if it has one.
+    Of a trial's steps those count at which it has all of these targets: a line would jump where one
+    ends. ``frame``: ``checkpoints`` of one data set. Rows are (algorithm, trial), and step if it
+    has one.
     """
-    keys = ["algorithm", "trial"]
-    if "step" in frame:
-        keys.append("step")
-
-    by_trial = frame.groupby(keys, sort=True)[list(values)]
-    has_all_targets = by_trial.count() == frame["target"].nunique()
-    return by_trial.mean()[has_all_targets].dropna(how="all").reset_index()
+    trial = ["algorithm", "trial"]
+    keys = [*trial, "step"] if "step" in frame else trial
+    by_step = frame.groupby(keys, sort=True)[list(values)]
+    counts = by_step.count()
+    has_all_targets = counts == counts.groupby(trial).transform("max")
+    return by_step.mean()[has_all_targets & (counts > 0)].dropna(how="all").reset_index()
 
 
 def over_trials(
