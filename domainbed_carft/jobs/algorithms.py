@@ -58,7 +58,7 @@ def algorithms_in(file: Path) -> Iterator[tuple[str, DeclaredAlgorithm]]:
         return
 
     for node in public_classes(ast.parse(source)):
-        assigned = {}
+        assigned: dict[str, ast.expr | None] = {}
         for statement in node.body:
             if isinstance(statement, ast.Assign):
                 assigned[ast.unparse(statement.targets[0])] = statement.value
@@ -98,7 +98,7 @@ def public_classes(source: ast.Module) -> list[ast.ClassDef]:
     return [node for node in classes if not node.name.startswith("_")]
 
 
-def _style(call: ast.expr) -> Style | None:
+def _style(call: ast.expr | None) -> Style | None:
     """The style of ``Style(...)`` in source text; None if its arguments are no literals."""
     if not isinstance(call, ast.Call):
         return None

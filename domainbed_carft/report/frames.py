@@ -42,14 +42,14 @@ def accuracies(table: Table) -> pd.DataFrame:
     """The accuracies of a table and their averages, of those cells that have a value.
 
     Columns: ``column`` (ENVIRONMENTS or AVERAGE), ``environment``, ``algorithm``, ``accuracy``,
-    ``error`` (nan without one) and ``n``.
+    ``error`` (nan without one), ``n`` and ``incomplete``.
     """
     rows = [
-        (cell.column, cell.of, cell.row, cell.mean, cell.standard_error, cell.n)
+        [cell.column, cell.of, cell.row, cell.mean, cell.standard_error, cell.n, cell.is_incomplete]
         for cell in table.cells
         if cell.column in (ENVIRONMENTS, AVERAGE) and cell.mean is not None
     ]
-    columns = ["column", "environment", "algorithm", "accuracy", "error", "n"]
+    columns = ["column", "environment", "algorithm", "accuracy", "error", "n", "incomplete"]
     return pd.DataFrame(rows, columns=columns).astype({"accuracy": float, "error": float})
 
 
