@@ -182,9 +182,42 @@ def test_fewer_than_five_pairs_have_no_p_value(tmp_path, capsys):
 
     assert cli.main(["collect", str(tmp_path), *options]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert (
-        "ERM and CARFT share 4 (data set, environment left out, trial), expected at least 5" in text
-    )
+    assert text.count("expected at least 5 for a p-value") == 1  # not by environment
+    assert "ERM: 4 (data set, environment left out, trial) shared with CARFT, expected" in text
+    assert text.count("With n = 4 environments no p-value is below 0.125") == 1
+
+
+@pytest.mark.parametrize("left_out", [[], [0, 1, 3]], ids=["nothing", "several together"])
+def test_trials_are_the_units_where_one_model_has_all_environments(left_out, tmp_path):
+    for algorithm, trial in itertools.product(("CARFT", "ERM"), range(3)):
+        name = f"{algorithm}-{trial}"
+        collect_sweeps.write_job(
+            tmp_path, name, algorithm=algorithm, test_envs=left_out, trial_seed=trial
+        )
+    method = "oracle" if left_out else "in-domain"
+    results = collect(tmp_path, methods=[method], against="ERM")
+
+    split = "in" if left_out else "out"
+    percent = {
+        job.name: 100 * np.mean([last[f"env{env}_{split}_acc"] for env in left_out or range(4)])
+        for job in tmp_path.iterdir()
+        for last in [json.loads((job / "results.jsonl").read_text().splitlines()[-1])]
+    }
+    differences = [percent[f"CARFT-{trial}"] - percent[f"ERM-{trial}"] for trial in range(3)]
+    interval = scipy.stats.ttest_1samp(differences, 0).confidence_interval()
+
+    (entry,) = results.comparisons_against
+    assert (entry.unit, entry.n) == ("trial", 3)
+    assert entry.mean_difference == pytest.approx(np.mean(differences))
+    assert (entry.low, entry.high) == pytest.approx(interval)
+
+
+def test_few_pairs_are_noted_once_a_table(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM", "Mixup", "MMD", "SagNet"], trials=1)
+    grids = collect(tmp_path, methods=["oracle"], against="CARFT").grids
+    environments, pairs = (grid for grid in grids if grid.title.startswith("Minus"))
+    assert [note.split(" no ")[0] for note in environments.notes] == ["With n = 4 environments"]
+    assert [note.split(":")[0] for note in pairs.notes] == ["ERM, MMD, Mixup, SagNet"]
 
 
 def test_an_algorithm_that_shares_no_pair_is_refused(tmp_path):

@@ -1,6 +1,9 @@
 """The columns of ``carft collect --columns``, against pandas on packed records."""
 
+import json
+
 import collect_sweeps
+import evaluated_sweeps
 import numpy as np
 import pytest
 from packed_records import SETTINGS, unpack
@@ -99,6 +102,21 @@ def test_what_records_lack_is_x_and_says_why(tmp_path):
     }
     costs = frame[frame["column"].isin(["step-seconds", "training-hours"])]
     assert set(costs["device"]) == {cost.UNNAMED_PROCESSOR}
+
+
+def test_a_column_of_evaluations_names_runs_without_its_figure(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM"], choices=1)
+    evaluated_sweeps.write_figures(tmp_path)
+    for path in (tmp_path / "CARFT-2-1-0").glob("evaluation_step*.json"):
+        figures = json.loads(path.read_text())
+        figures["facts"]["validation"] = []
+        path.write_text(json.dumps(figures))
+
+    results = collect(tmp_path, methods=["oracle"], columns=["in-domain-unaugmented"])
+    first, second = (row.printed_cells[0] for row in results.tables[0].rows)
+    assert first.missing == ("no such figure: P trial 1",) and not second.missing
+    assert first.n == second.n == 2
+    assert results.tables[0].ranks == [[0], [1]]
 
 
 def test_the_default_columns_are_those_of_today(tmp_path, capsys):

@@ -8,6 +8,7 @@ import shutil
 import collect_sweeps
 import pytest
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.results.latex import escape_latex
 
 AWKWARD = 'a_b & 50% of $x^2 #1 {y} ~ \\z <i> | `*"[k]" -- --flag é 猫'
@@ -87,6 +88,15 @@ def test_csv_holds_the_tables_only(tmp_path):
     assert all(
         entry["mean"] == "" and entry["n"] == "0" and entry["missing"] for entry in incomplete
     )
+
+
+def test_a_format_without_content_is_refused(document, tmp_path):
+    with pytest.raises(CarftError, match="no format is called 'html'"):
+        document.write("html")
+
+    without_counterpart = collect_sweeps.collect(tmp_path, compare=True)  # of the document
+    with pytest.raises(CarftError, match="no row has a published figure"):
+        without_counterpart.write("csv")
 
 
 def test_latex_special_characters_are_escaped():

@@ -1,5 +1,6 @@
 """Incomplete cells say what they lack."""
 
+import re
 import shutil
 
 import collect_sweeps
@@ -10,7 +11,9 @@ from domainbed.scripts import collect_results
 
 from domainbed_carft import cli
 from domainbed_carft.jobs import records
+from domainbed_carft.results import collect as collecting_results
 from domainbed_carft.results import collection as collecting
+from domainbed_carft.results import columns as table_columns
 
 
 def missing(folder, method, column="A", algorithm="ERM"):
@@ -44,6 +47,45 @@ def test_cells_name_jobs_that_were_not_run(tmp_path):
     table = collect_sweeps.tables(tmp_path)["", "oracle", "PACS"]
     cell = collect_sweeps.cell(table, "ERM", "C")
     assert (cell["n"], list(cell["trials"])) == (2, ["0", "1"])
+
+
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_incomplete_cells_are_marked_and_have_no_rank(is_declared, tmp_path):
+    """CARFT is best everywhere, and lacks a job on C, or has none declared for it."""
+
+    def is_run(args):
+        return (args["algorithm"], args["test_envs"], args["trial_seed"]) != ("CARFT", [1], 1)
+
+    collect_sweeps.launch(tmp_path, ["ERM", "Mixup"])
+    targets = range(4) if is_declared else (0, 2, 3)
+    collect_sweeps.launch(tmp_path, ["CARFT"], targets=targets, run=is_run)
+    for path in tmp_path.glob("*/results.jsonl"):
+        best = {f"env{env}_{split}_acc": 0.99 for env in range(4) for split in ("in", "out")}
+        if '"CARFT"' in path.read_text():
+            change_records(path.parent, lambda record, best=best: record | best)
+
+    names = ["environments", "average", "out-of-domain", "worst", "in-domain"]
+    methods = ["training-domain"]
+    results = collecting_results.collect(tmp_path, methods=methods, columns=names)
+    table, averages = results.tables
+    first, *others = (row[1:] for row in table.grid().rows)
+    marks = ("[1]", "[2]") if is_declared else ("*", "-")
+    is_incomplete = [False, True, False, False, True, True, True, True]
+    assert [text.endswith(marks) for text in first] == is_incomplete
+    assert not any("[" in text or "*" in text for row in others for text in row)
+    assert [rank == table_columns.BEST for rank in table.ranks[0]] == [
+        not incomplete for incomplete in is_incomplete
+    ]
+
+    first, *_ = (row[1:] for row in averages.grid().rows)
+    assert all(text.endswith(("[1]", "[2]", "*")) for text in first)
+    assert averages.ranks[0] == [0, 0]
+
+    (latex,) = re.findall(r"^CARFT & (.*) ", results.write("latex"), re.MULTILINE)
+    stars = [text.endswith(("$^{*}$", "--")) for text in latex.split(" & ")]
+    assert stars == is_incomplete
+    lines = [line for line in results.write("csv").splitlines() if ",CARFT," in line]
+    assert [not line.endswith(",") or ",,,0," in line for line in lines] == is_incomplete
 
 
 def strict(capsys, folder, *options):

@@ -48,7 +48,7 @@ def test_a_sweep_over_one_target_is_complete(tmp_path, capsys):
     cell, undeclared = (collect_sweeps.cell(table, "CARFT", column) for column in "SA")
     assert table["rows"][0]["average"] == cell["mean"]
     assert (undeclared["mean"], undeclared["missing"]) == (None, [])
-    assert tables["", "Averages"]["notes"] == ["CARFT on PACS: no job declared for A, C, P."]
+    assert tables["", "Averages"]["notes"] == ["*: no job was declared for A, C, P on PACS: CARFT."]
 
     cli.main(["collect", str(tmp_path), "--select", "oracle"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CARFT  ")]

@@ -71,8 +71,11 @@ def test_algorithms_with_a_setting_each_share_a_table_that_says_so(tmp_path):
     assert notes == [
         "Not all runs have the same steps: 1: CLIPZeroShot on PACS; "
         "default: CARFT on PACS, CLIPFineTune on PACS.",
-        "Not all runs have the same hparam kl_weight: "
-        "default: CLIPZeroShot on PACS, CLIPFineTune on PACS; 3: CARFT on PACS.",
+    ]
+
+    collect_sweeps.write_sweep(tmp_path / "d", ["FDAlign", "CaRot"])  # of the first, it is CARFT's
+    assert collect_sweeps.collect(tmp_path).notes[1:] == [
+        "Not all runs have the same hparam kl_weight: 3: CARFT on PACS; default: FDAlign on PACS.",
     ]
 
 

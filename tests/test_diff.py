@@ -57,8 +57,9 @@ def test_runs_differ_in_settings_versions_data_and_prompts_and_in_nothing_else(t
     assert (printed["first"], printed["second"]) == (first, second)
 
     assert cli.main(["diff", first, second]) == 1
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["hparam", "lr", "0.001", "0.0003"] in rows
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [f"A: {first}", f"B: {second}", ""]
+    assert ["hparam", "lr", "0.001", "0.0003"] in map(str.split, lines)
 
 
 def test_what_only_one_run_records_is_named_and_is_no_difference(tmp_path):

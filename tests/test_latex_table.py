@@ -73,6 +73,7 @@ def test_the_cells_are_those_of_the_table_and_the_best_two_are_marked(sweep, cap
 def test_means_that_read_the_same_share_their_rank():
     assert table_columns.ranks([71.04, 70.96, 70.0, None, 69.9]) == [1, 1, 2, 0, 0]
     assert table_columns.ranks([None, 3.0]) == [0, 1]
+    assert table_columns.ranks([4.0, 3.0, None]) == [1, 0, 0]  # of two, the second is the worst
     assert table_columns.ranks([]) == []
 
 
@@ -104,6 +105,7 @@ def test_an_incomplete_cell_has_a_star_and_no_rank(sweep, tmp_path, capsys):
 
     assert row[2].endswith("$^{*}$") and "textbf" not in row[2]
     assert row[5].endswith("$^{*}$") and "*" not in row[1]
+    assert "% Means over 2 to 3 trials" in text
     assert "% *: not complete" in text
 
 
@@ -111,7 +113,9 @@ def test_several_data_sets_have_a_column_each(sweep, tmp_path, capsys):
     collect_sweeps.write_sweep(tmp_path, ["CARFT"], choices=1, dataset="VLCS")
     command = ["collect", str(sweep), str(tmp_path), "--format", "latex", *SELECT]
     assert cli.main(command) == 0
-    header, *rows = rows_of(capsys.readouterr().out)
+    text = capsys.readouterr().out
+    assert "% Means over 2 to 3 trials" in text  # not 0, of cells without jobs
+    header, *rows = rows_of(text)
 
     assert header == ["Method", "VLCS", "PACS", "Avg"]
     assert rows[1][:2] == [r"A\_B", "--"]
@@ -162,7 +166,7 @@ def test_differences_are_a_last_column_with_their_marks(tmp_path, capsys):
         "CARFT": "$+0.0$",
         "ERM": "--",
     }
-    assert r"% \dagger: the 95% interval over environments" in text
+    assert r"% \dagger: the 95% interval of the mean over environments" in text
 
 
 def test_what_one_tabular_does_not_hold_is_refused(sweep, capsys):

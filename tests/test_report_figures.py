@@ -26,7 +26,9 @@ def test_twenty_algorithms_differ_in_more_than_colour():
 
 def cells_of(names, error=1.0):
     accuracies = [50.0 + number for number in range(len(names))]
-    return pd.DataFrame({"algorithm": names, "accuracy": accuracies, "error": error, "n": 2})
+    return pd.DataFrame(
+        {"algorithm": names, "accuracy": accuracies, "error": error, "n": 2, "incomplete": False}
+    )
 
 
 def test_dots_lie_on_an_axis_that_ends_near_them(monkeypatch):
@@ -50,9 +52,9 @@ def test_a_figures_csv_has_its_numbers():
     figure = draw_dots(["CARFT", "=A\x1b"])
     rows = [line.split(",") for line in figure.csv.splitlines()]
     assert rows == [
-        ["algorithm", "accuracy", "error", "n"],
-        ["CARFT", "50", "1", "2"],
-        [r"=A\x1b", "51", "1", "2"],
+        ["algorithm", "accuracy", "error", "n", "incomplete"],
+        ["CARFT", "50", "1", "2", "False"],
+        [r"=A\x1b", "51", "1", "2", "False"],
     ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import collect_sweeps
 import numpy as np
@@ -12,6 +13,7 @@ from domainbed.model_selection import IIDAccuracySelectionMethod
 
 from domainbed_carft.report import frames
 from domainbed_carft.results import collection, selection
+from domainbed_carft.results.collect import collect
 
 ENVIRONMENTS = 4
 KEYS = ("algorithm", "test_envs", "trial_seed", "hparams_seed")
@@ -85,6 +87,23 @@ def test_frames_mark_the_checkpoints_that_domainbed_selects(sweep, runs):
     assert set(oracle[oracle["selected"]]["step"]) == {STEPS[-1]}
     # Of the pairs there is but (0, 1), so that no target has all that this method needs.
     assert frames.checkpoints(selection.select(runs, "leave-one-domain-out")).empty
+
+
+def test_means_in_figures_are_the_tables_also_of_incomplete_rows(tmp_path):
+    collect_sweeps.write_sweep(tmp_path, ["CARFT", "CLIPFineTune"], trials=3, choices=1)
+    shutil.rmtree(tmp_path / "CARFT-1-2-0")
+    results = collect(tmp_path, methods=["training-domain"], columns=["out-of-domain", "in-domain"])
+    (group,) = results.collection.groups
+    checkpoints = frames.checkpoints(group.selected("training-domain"))
+    at_selection = checkpoints[checkpoints["selected"]].drop(columns="step")
+    means = frames.means_of_trials(frames.over_targets(at_selection, frames.ACCURACIES))
+
+    for row in means.itertuples():
+        (cells,) = (r.printed_cells for r in results.tables[0].rows if r.algorithm == row.algorithm)
+        assert [row.out_of_domain, row.in_domain] == pytest.approx([cell.mean for cell in cells])
+        errors = [row.out_of_domain_error, row.in_domain_error]
+        assert errors == pytest.approx([cell.standard_error for cell in cells])
+        assert row.trials == 3
 
 
 def test_means_over_targets_then_over_trials(runs):

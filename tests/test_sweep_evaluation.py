@@ -11,6 +11,7 @@ import signal
 import time
 from pathlib import Path
 
+import collect_sweeps
 import numpy as np
 import pytest
 import torch
@@ -346,9 +347,32 @@ def test_rows_are_in_the_order_of_the_tables(copy, evaluation):
     assert algorithms == ["CARFT", "CLIPZeroShot"] * 2  # of each selection method
 
 
-def test_flags_of_a_run_are_refused_for_a_sweep(copy, capsys):
-    assert cli.main(["evaluate", str(copy), "--which", "last"]) == 1
-    assert "--which is for a run" in capsys.readouterr().err
+@pytest.mark.parametrize("sweep_folder", ["OUT", ".", ".."])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("evaluate OUT --which last", "--which is for a run"),
+        ("evaluate OUT --suite dtd --select oracle", "--select is for a sweep without --suite"),
+        ("evaluate OUT --suite dtd --original x", "--original is for a sweep without --suite"),
+        ("evaluate JOB --select oracle", "--select is for a sweep's folder"),
+        ("evaluate JOB --jobs 2", "--jobs is for a sweep's folder"),
+        ("evaluate JOB --original x", "--original is for a sweep's folder"),
+        ("evaluate --clip tiny --suite dtd --which last", "--which is for a run's folder"),
+        ("soup JOB -o soup --original x", "--original is for --method model-stock"),
+    ],
+)
+def test_flags_that_nothing_reads_are_refused(
+    words, message, sweep_folder, tmp_path, monkeypatch, capsys
+):
+    """Also of the folder of several sweeps, and of the one above, as `carft collect` reads them."""
+    sweep_of_jobs = tmp_path / "above" / "sweeps" / "OUT"
+    collect_sweeps.write_job(sweep_of_jobs, "JOB")
+    monkeypatch.chdir(sweep_of_jobs.parent)
+    folders = {"OUT": sweep_folder, "JOB": str(sweep_of_jobs / "JOB")}
+    arguments = [folders.get(word, word) for word in words.split()]
+
+    assert cli.main(arguments) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_selection_methods_are_names_with_commas_that_are_checked(copy, capsys):

@@ -66,7 +66,9 @@ def main() -> None:
         (IMAGES / "robustness-dark.svg").write_text(with_light_turned_round(light))
 
         if arguments.page:
-            report = write_report([Path(folder, "fresh-emoji", "methods")], Path(folder, "report"), n_examples=0)
+            report = write_report(
+                [Path(folder, "fresh-emoji", "methods")], Path(folder, "report"), n_examples=0
+            )
             picture_page(report.index)
 
 

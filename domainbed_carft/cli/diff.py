@@ -49,7 +49,7 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 def _print_differences(found: RunDifferences) -> None:
     """Print a row for each difference, and what only one of the runs has recorded."""
-    print(printable(f"A: {found.first}\nB: {found.second}\n"))
+    print(f"A: {printable(found.first)}\nB: {printable(found.second)}\n")
     if found.is_equal:
         print("No differences.")
     else:

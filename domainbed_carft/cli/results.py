@@ -126,8 +126,7 @@ def add_common(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None
         action="extend",
         metavar="METHOD,...",
         help=f"selection methods, separated by commas: {', '.join(METHOD_NAMES)} (default: those "
-        "that the sweep declares, else all that have jobs); of a report, the first counts for "
-        "figures",
+        "that the sweep declares, else all that have jobs); a report shows the first alone",
     )
 
 

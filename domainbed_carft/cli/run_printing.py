@@ -46,7 +46,9 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     has_run = arguments.path is not None
     if has_run == (arguments.clip is not None) or (arguments.clip and not arguments.suite):
         raise CarftError("give RUN [--suite NAME], or --clip NAME --suite NAME")
+    _refuse_flags(arguments, "select jobs original", "is for a sweep's folder")
     if not has_run:
+        _refuse_flags(arguments, "which", "is for a run's folder")
         files.require_output(arguments.output)
         options = LoadingOptions(
             device=choose_device(arguments.device),
@@ -75,6 +77,14 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     if on_suite:
         append_record(file, on_suite)
     return status
+
+
+def _refuse_flags(arguments: argparse.Namespace, names: str, reason: str, remedy: str = "") -> None:
+    """Raise CarftError for the first flag with one of the ``names`` that was given in vain."""
+    for name in names.split():
+        if getattr(arguments, name) is not None:
+            remedies = " or ".join(filter(None, [remedy, "leave the flag out"]))
+            raise CarftError(f"--{name} {reason}; {remedies}")
 
 
 def _print_evaluation(
@@ -109,12 +119,10 @@ def _sweep_status(problems: Collection[object], has_figures: bool) -> int:
 
 def _evaluate_sweep(arguments: argparse.Namespace) -> int:
     """Evaluate a sweep, and print or write the figures; 3 if some runs have none, 1 if all."""
-    for name in ("which", "clip"):
-        if getattr(arguments, name) is not None:
-            raise CarftError(
-                f"--{name} is for a run, and {arguments.path} is a sweep's folder; "
-                "give the folder of one of its jobs, or leave the flag out"
-            )
+    reason = f"is for a run, and {arguments.path} is a sweep's folder"
+    _refuse_flags(arguments, "which clip", reason, "pass the folder of one of its jobs")
+    if arguments.suite:
+        _refuse_flags(arguments, "select original", "is for a sweep without --suite")
     files.require_output(arguments.output)
     options = SweepOptions(
         device=arguments.device,
@@ -257,6 +265,8 @@ def _chosen_alphas(words: Sequence[str], alphas: Sequence[float]) -> list[float]
 
 def soup_command(arguments: argparse.Namespace) -> int:
     """Write results and weights, and print the accuracies; 3 if a test set cannot be read."""
+    if arguments.method != "model-stock":
+        _refuse_flags(arguments, "original", "is for --method model-stock")
     # The runs wait on the CPU; their mean is measured on the device.
     device = str(choose_device(arguments.device))
     runs = [load_run(path, arguments.which, "cpu") for path in arguments.paths]

@@ -39,10 +39,16 @@ class Style(NamedTuple):
 
 
 class DeclaredAlgorithm(NamedTuple):
-    """An algorithm of ours: the file of its class, and its style, None if that cannot be read."""
+    """An algorithm of ours: the file of its class, and its style, None if that cannot be read.
+
+    ``bases``: names of the classes that its own is derived from; ``hparams``: those that it
+    declares by name, not those that it has in common with others.
+    """
 
     file: Path
     style: Style | None
+    bases: tuple[str, ...] = ()
+    hparams: frozenset[str] = frozenset()
 
 
 def algorithms_in(file: Path) -> Iterator[tuple[str, DeclaredAlgorithm]]:
@@ -52,9 +58,38 @@ def algorithms_in(file: Path) -> Iterator[tuple[str, DeclaredAlgorithm]]:
         return
 
     for node in public_classes(ast.parse(source)):
+        assigned: dict[str, ast.expr | None] = {}
         for statement in node.body:
-            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "STYLE":
-                yield node.name, DeclaredAlgorithm(file, _style(statement.value))
+            if isinstance(statement, ast.Assign):
+                assigned[ast.unparse(statement.targets[0])] = statement.value
+            elif (
+                isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == "HPARAMS"
+            ):
+                assigned["HPARAMS"] = statement.value
+        if "STYLE" in assigned:
+            bases = tuple(map(ast.unparse, node.bases))
+            hparams = frozenset(_names(assigned.get("HPARAMS")))
+            yield node.name, DeclaredAlgorithm(file, _style(assigned["STYLE"]), bases, hparams)
+
+
+def _names(declarations: ast.expr | None) -> Iterator[str]:
+    """The names of hyperparameters such as ``positive("lr", ...)`` in source text."""
+    for declaration in getattr(declarations, "elts", ()):
+        first = next(iter(getattr(declaration, "args", ())), None)
+        if isinstance(first, ast.Constant) and isinstance(first.value, str):
+            yield first.value
+
+
+def owners_of(hparam: str, algorithms: Mapping[str, DeclaredAlgorithm]) -> set[str]:
+    """The algorithms that declare a hyperparameter or inherit it; none of a common one."""
+    owners = {name for name, declared in algorithms.items() if hparam in declared.hparams}
+    while heirs := {
+        name
+        for name, declared in algorithms.items()
+        if name not in owners and not owners.isdisjoint(declared.bases)
+    }:
+        owners |= heirs
+    return owners
 
 
 def public_classes(source: ast.Module) -> list[ast.ClassDef]:
@@ -63,7 +98,7 @@ def public_classes(source: ast.Module) -> list[ast.ClassDef]:
     return [node for node in classes if not node.name.startswith("_")]
 
 
-def _style(call: ast.expr) -> Style | None:
+def _style(call: ast.expr | None) -> Style | None:
     """The style of ``Style(...)`` in source text; None if its arguments are no literals."""
     if not isinstance(call, ast.Call):
         return None

@@ -268,7 +268,32 @@ def _runs_in(folder: str, warnings: list[RecordWarning]) -> list[RecordedRun]:
     has_no_accuracies = any(warning.kind == "no accuracies" for warning in file_warnings)
     if not latest and not has_no_accuracies:
         warnings.append(RecordWarning("no records", folder, "no record"))
-    return [_run(folder, list(steps.values()), warnings) for steps in latest.values()]
+    runs = _without_damaged(list(latest.values()), folder, warnings)
+    return [_run(folder, list(steps.values()), warnings) for steps in runs]
+
+
+def _without_damaged(
+    runs: Sequence[dict[float, dict[str, Any]]], folder: str, warnings: list[RecordWarning]
+) -> list[dict[float, dict[str, Any]]]:
+    """The runs, step -> record, but for steps of one that have other hparams: a damaged line.
+
+    Of these the fewer records are left out, with a warning.
+    """
+    whole: list[dict[float, dict[str, Any]]] = []
+    for run in sorted(runs, key=len, reverse=True):
+        first = next(iter(run.values()))
+        for other in whole:
+            rest = next(iter(other.values()))
+            if first["args"] == rest["args"] and run.keys().isdisjoint(other):
+                ours, theirs = (record.get("hparams") or {} for record in (first, rest))
+                names = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+                steps = ", ".join(f"{step:g}" for step in run)
+                text = f"step {steps} has other hparams than the rest: {', '.join(names)}; skipped"
+                warnings.append(RecordWarning("damaged", folder, text))
+                break
+        else:
+            whole.append(run)
+    return [run for run in runs if any(run is other for other in whole)]
 
 
 def read_file(path: Path | str) -> tuple[list[dict[str, Any]], list[RecordWarning]]:

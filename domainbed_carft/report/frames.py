@@ -42,14 +42,14 @@ def accuracies(table: Table) -> pd.DataFrame:
     """The accuracies of a table and their averages, of those cells that have a value.
 
     Columns: ``column`` (ENVIRONMENTS or AVERAGE), ``environment``, ``algorithm``, ``accuracy``,
-    ``error`` (nan without one) and ``n``.
+    ``error`` (nan without one), ``n`` and ``incomplete``.
     """
     rows = [
-        (cell.column, cell.of, cell.row, cell.mean, cell.standard_error, cell.n)
+        [cell.column, cell.of, cell.row, cell.mean, cell.standard_error, cell.n, cell.is_incomplete]
         for cell in table.cells
         if cell.column in (ENVIRONMENTS, AVERAGE) and cell.mean is not None
     ]
-    columns = ["column", "environment", "algorithm", "accuracy", "error", "n"]
+    columns = ["column", "environment", "algorithm", "accuracy", "error", "n", "incomplete"]
     return pd.DataFrame(rows, columns=columns).astype({"accuracy": float, "error": float})
 
 
@@ -94,18 +94,18 @@ def _finite_or_nan(value: Any) -> float:
 
 
 def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
-    """Each trial's mean over the targets, if the trial has every target that any algorithm has.
+    """Each trial's mean over the targets that it has, as in the tables.
 
-    A value that is missing or NaN for one of the targets has no mean.
-    ``frame``: ``checkpoints`` of one data set. Rows are (algorithm, trial), and step if it has one.
+    Of a trial's steps those count at which it has all of these targets: a line would jump where one
+    ends. ``frame``: ``checkpoints`` of one data set. Rows are (algorithm, trial), and step if it
+    has one.
     """
-    keys = ["algorithm", "trial"]
-    if "step" in frame:
-        keys.append("step")
-
-    by_trial = frame.groupby(keys, sort=True)[list(values)]
-    has_all_targets = by_trial.count() == frame["target"].nunique()
-    return by_trial.mean()[has_all_targets].dropna(how="all").reset_index()
+    trial = ["algorithm", "trial"]
+    keys = [*trial, "step"] if "step" in frame else trial
+    by_step = frame.groupby(keys, sort=True)[list(values)]
+    counts = by_step.count()
+    has_all_targets = counts == counts.groupby(trial).transform("max")
+    return by_step.mean()[has_all_targets & (counts > 0)].dropna(how="all").reset_index()
 
 
 def over_trials(

@@ -26,7 +26,16 @@ from domainbed_carft.results import comparisons, published, selection, suites
 from domainbed_carft.results import rows as row_names
 from domainbed_carft.results.collect import Results, collect
 from domainbed_carft.results.collection import Collection, Sweeps, gathered
-from domainbed_carft.results.columns import BEST, DEFAULT_COLUMNS, DOMAINBED, SECOND, ranks
+from domainbed_carft.results.columns import (
+    AVERAGE,
+    BEST,
+    COLUMNS,
+    DEFAULT_COLUMNS,
+    DOMAINBED,
+    SECOND,
+    Cell,
+    ranks_of,
+)
 from domainbed_carft.results.comparisons import Comparison, compare_rows
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.tables import Table
@@ -328,20 +337,20 @@ def _sentences(results: Results, setting: str) -> list[str]:
     ]
     averages = [table for table in tables if table.averages and len(table.columns) > 1]
     of_datasets = [table for table in tables if not table.averages]
-    # Of several data sets the averages say it, if all are complete.
     tables = averages if len(of_datasets) > 1 else of_datasets
     of_unit = {entry.unit: entry for entry in results.differences if entry.setting == setting}
     sentences = []
     if of_unit:
-        by_environment = of_unit[comparisons.ENVIRONMENT]
-        sentences.append(_sentence_on_difference(by_environment, tables))
-        sentences.append(_sentences_on_intervals(by_environment, of_unit[comparisons.PAIR]))
+        by_pair = of_unit.pop(comparisons.PAIR, None)
+        (by_unit,) = of_unit.values()  # environments, or trials of one model each
+        sentences.append(_sentence_on_difference(by_unit, tables))
+        sentences.append(_sentences_on_intervals(by_unit, by_pair))
     return [*sentences, *(sentence for table in tables for sentence in _best_averages(table))]
 
 
 def _best_averages(table: Table) -> list[str]:
-    """The sentence on the highest averages of a table, and the next; none without averages."""
-    rank_of_row = ranks([row.average for row in table.rows])
+    """The sentence on the highest averages of a table, and the next; none without complete ones."""
+    rank_of_row = ranks_of([row.average_cell for row in table.rows], COLUMNS[AVERAGE])
     rows_of_rank = {
         rank: [row for row, of_row in zip(table.rows, rank_of_row, strict=True) if of_row == rank]
         for rank in (BEST, SECOND)
@@ -355,34 +364,43 @@ def _best_averages(table: Table) -> list[str]:
 
 
 def _sentence_on_difference(entry: Comparison, tables: Sequence[Table]) -> str:
-    """By how much one algorithm is better than another, on average over the environments."""
-    side = "more" if entry.mean_difference >= 0 else "less"
+    """By how much one algorithm is better than another, with their averages if these are of it."""
+    side = "more" if entry.average_difference >= 0 else "less"
     sentence = (
-        f"{entry.algorithm} is {abs(entry.mean_difference):.1f} points {side} accurate than "
+        f"{entry.algorithm} is {abs(entry.average_difference):.1f} points {side} accurate than "
         f"{entry.against} on environments left out of training"
     )
 
-    averages = {row.algorithm: row.average for table in tables for row in table.rows}
-    first = averages.get(entry.algorithm)
-    second = averages.get(entry.against)
-    if first is not None and second is not None:
-        sentence += f": {first:.1f}% against {second:.1f}%"
-    return f"{sentence}."
+    cells = {row.algorithm: row.average_cell for table in tables for row in table.rows}
+    pair = [cells.get(name, Cell()) for name in (entry.algorithm, entry.against)]
+    first, second = (None if cell.is_incomplete else cell.mean for cell in pair)
+    if first is None or second is None:
+        return f"{sentence}, over the trials that both have."
+    if not math.isclose(first - second, entry.average_difference, abs_tol=1e-9):
+        return f"{sentence}, over the trials that both have."
+    return f"{sentence}: {first:.1f}% against {second:.1f}%."
 
 
-def _sentences_on_intervals(by_environment: Comparison, by_pair: Comparison) -> str:
-    """How sure the difference is, by environments, and how sure it seems by pairs."""
-    if by_environment.trials == 1:
+def _sentences_on_intervals(by_unit: Comparison, by_pair: Comparison | None) -> str:
+    """How sure the difference is, by environments or trials, and how sure it seems by pairs."""
+    if by_unit.trials == 1:
         return "These are the runs of one trial, too few for an interval: other trials may differ."
     interval = f"{comparisons.LEVEL}% interval"
-    count = by_environment.n
-    sentences = f"With one environment there is no {interval} over environments."
-    if by_environment.low is not None:
-        includes_0 = "" if by_environment.is_clear else ", which includes 0"
-        values = by_environment.interval_text(digits=1)
-        sentences = f"Its {interval} over {count} environments is {values}{includes_0}."
+    units = f"{by_unit.unit}s"
+    count = by_unit.n
+    sentences = f"With one {by_unit.unit} there is no {interval} over {units}."
+    if by_unit.low is not None:
+        includes_0 = "" if by_unit.is_clear else ", which includes 0"
+        values = by_unit.interval_text(digits=1)
+        subject = f"Its {interval} over {count} {units} is"
+        if not math.isclose(by_unit.mean_difference, by_unit.average_difference, abs_tol=1e-9):
+            subject = (
+                f"If all {count} {units} count alike instead of all data sets, it is "
+                f"{by_unit.mean_difference:+.1f} points, with a {interval} of"
+            )
+        sentences = f"{subject} {values}{includes_0}."
 
-    if by_pair.n > count:
+    if by_pair and by_pair.n > count:
         sentences += (
             f" Over {by_pair.n} pairs of runs it is {by_pair.interval_text(digits=1)}, which is "
             "optimistic: pairs of an environment share test pictures."

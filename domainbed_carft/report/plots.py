@@ -26,7 +26,7 @@ from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.algorithms import INK, PAPER, Style
 from domainbed_carft.jobs.job import Choice
 from domainbed_carft.report import frames
-from domainbed_carft.results.columns import DOMAINBED, ErrorKind, format_accuracy
+from domainbed_carft.results.columns import DOMAINBED, PARTIAL, ErrorKind, format_accuracy
 from domainbed_carft.results.rows import JointRow
 from domainbed_carft.text import printable
 
@@ -252,6 +252,7 @@ def dots(
             **style.mark,
         )
         text = format_accuracy(accuracy, None if math.isnan(cell["error"]) else cell["error"])
+        text += PARTIAL if cell["incomplete"] else ""
         axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
 
     axes.set_yticks(range(len(cells)), [printable(name) for name in cells["algorithm"]])
@@ -262,7 +263,8 @@ def dots(
     axes.set_xlabel("accuracy (%)")
 
     alt = f"Dots of the accuracy, {title}, as in the table above, for {len(cells)} algorithms."
-    return save_figure(canvas, title, name, alt, cells[["algorithm", "accuracy", "error", "n"]])
+    columns = ["algorithm", "accuracy", "error", "n", "incomplete"]
+    return save_figure(canvas, title, name, alt, cells[columns])
 
 
 def dot_limits(cells: pd.DataFrame) -> tuple[float, float]:

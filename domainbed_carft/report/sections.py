@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
@@ -25,6 +25,8 @@ from domainbed_carft.results.top import BestHparams
 
 if TYPE_CHECKING:
     from domainbed_carft.report.examples import TargetExamples
+
+_MOST_NAMES = 3  # of incomplete rows in a figure's title
 
 
 class Part(NamedTuple):
@@ -151,11 +153,11 @@ class SectionMaker:
         lead = []
         if len(means):
             name = self.name(table.dataset, "robustness")
-            title = "In-domain against out-of-domain"
+            title = _marked("In-domain against out-of-domain", table)
             lead.append(plots.robustness(title, name, means, self.styles))
         if len(averages):
             name = self.name(table.dataset, "accuracy", "average")
-            title = "Average over environments"
+            title = _marked("Average over environments", table)
             limits = plots.dot_limits(averages)
             lead.append(plots.dots(title, name, averages, self.styles, limits))
         return lead
@@ -167,7 +169,7 @@ class SectionMaker:
         limits = plots.dot_limits(cells)
         return [
             plots.dots(
-                label,
+                _marked(label, table),
                 self.name(table.dataset, "accuracy", label),
                 of_environment,
                 self.styles,
@@ -187,7 +189,7 @@ class SectionMaker:
         choices = frames.choices(runs, table.method, first_stage)
         figures = [
             plots.choices(
-                algorithm,
+                _marked(algorithm, table),
                 self.name(table.dataset, "choices", algorithm),
                 choices[choices["algorithm"] == algorithm],
                 style,
@@ -206,7 +208,8 @@ class SectionMaker:
             name=self.name,
             error=table.error,
         )
-        return [Part("hparams", figures)] if figures else []
+        marked = [replace(figure, title=_marked(figure.title, table)) for figure in figures]
+        return [Part("hparams", marked)] if marked else []
 
     def _over_steps(self, table: Table, checkpoints: pd.DataFrame) -> list[Figure]:
         """Accuracy over steps, the mean over the environments left out and each of them."""
@@ -226,7 +229,7 @@ class SectionMaker:
         limits = plots.line_limits(pd.concat(lines_of.values()))
         return [
             plots.curves(
-                title,
+                _marked(title, table),
                 self.name(table.dataset, "over_steps", title),
                 lines,
                 self.styles,
@@ -246,7 +249,7 @@ class SectionMaker:
         }
         return [
             plots.robustness(
-                title,
+                _marked(title, table),
                 self.name(table.dataset, "robustness", title),
                 rows[columns],
                 self.styles,
@@ -262,7 +265,7 @@ class SectionMaker:
         if lines.empty:
             return []
         name = self.name(table.dataset, "context_drift")
-        return [plots.curves(table.dataset_title, name, lines, self.styles)]
+        return [plots.curves(_marked(table.dataset_title, table), name, lines, self.styles)]
 
     def _evaluations(self, table: Table, selected: Sequence[Selected]) -> list[Part]:
         """Figures of what ``carft evaluate`` measured; an empty part without any evaluated run."""
@@ -274,7 +277,7 @@ class SectionMaker:
         bins = frames.reliability(evaluations)
         reliability = [
             evaluation_plots.reliability(
-                names[algorithm],
+                f"{names[algorithm]}{_mark(algorithm, table)}",
                 self.name(table.dataset, "reliability", algorithm),
                 bins[bins["algorithm"] == algorithm],
                 style,
@@ -303,10 +306,10 @@ class SectionMaker:
         title = table.dataset_title
         if len(names) <= evaluation_plots.MOST_BARS_IN_GROUP:
             name = self.name(table.dataset, "flips")
-            return [evaluation_plots.flips(title, name, rows, self.styles, names)]
+            return [evaluation_plots.flips(_marked(title, table), name, rows, self.styles, names)]
         return [
             evaluation_plots.flips(
-                f"{title}, {label}",
+                f"{title}, {label}{_mark(label, table)}",
                 self.name(table.dataset, "flips", label),
                 rows[rows["environment"] == label],
                 self.styles,
@@ -333,7 +336,28 @@ def _by_target(table: Table, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         return {"nothing left out": rows}
 
     rows_of_target = {
-        f"{label} left out": rows[rows["target"] == target]
+        _title_of_target(label): rows[rows["target"] == target]
         for target, label in enumerate(table.columns)
     }
     return {title: target_rows for title, target_rows in rows_of_target.items() if len(target_rows)}
+
+
+def _title_of_target(label: str) -> str:
+    return f"{label} left out"
+
+
+def _marked(title: str, table: Table) -> str:
+    """A figure's title, with the rows that are incomplete in what it shows."""
+    return f"{title}{_mark(title, table)}"
+
+
+def _mark(title: str, table: Table) -> str:
+    """The rows that are incomplete in an environment, or in any if ``title`` names none."""
+    environment = {
+        text: label for label in table.columns for text in (label, _title_of_target(label))
+    }
+    names = table.incomplete_rows(environment.get(title, ""))
+    if title in (row.algorithm for row in table.rows):
+        return " (incomplete)" if title in names else ""
+    listing = ", ".join(names) if len(names) <= _MOST_NAMES else f"{len(names)} rows"
+    return f" (incomplete: {listing})" if names else ""

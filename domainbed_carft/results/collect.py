@@ -246,13 +246,20 @@ class Results:
         if self.differences:
             return self._paired_entries
         if self.comparisons is not None:
+            if not self._published_entries:
+                raise CarftError(
+                    "--compare published: no row has a published figure of its data sets, so "
+                    "--format csv has no line; --format text shows all published figures"
+                )
             return self._published_entries
         if tuple(self.column_names) == DEFAULT_COLUMNS:
             return _accuracy_records(self.tables)
         return _column_records(self.tables)
 
     def write(self, output_format: str) -> str:
-        """The results in one of `formats.FORMATS`."""
+        """The results in one of `formats.FORMATS`. Raises CarftError for any other."""
+        if output_format not in formats.FORMATS:
+            raise CarftError(unknown("format", output_format, formats.FORMATS))
         if output_format == "text":
             return formats.as_text(self.grids, self.short_captions)
         if output_format == "markdown":
@@ -442,7 +449,7 @@ def _row_entry(row: Row, table: Table) -> dict[str, Any]:
             "standard_error": cell.standard_error,
             "n": cell.n,
             "trials": {str(trial): 100 * value for trial, value in cell.accuracies.items()},
-            "missing": list(cell.missing),
+            "missing": list(cell.remarks),
         }
         chosen = row.chosen(target)
         if chosen:
@@ -457,7 +464,7 @@ def _row_entry(row: Row, table: Table) -> dict[str, Any]:
             "standard_error": cell.standard_error,
             "n": cell.n,
             "label": cell.of,
-            "missing": list(cell.missing),
+            "missing": list(cell.remarks),
         }
         for cell in row.printed_cells
         if cell.column not in DEFAULT_COLUMNS
@@ -532,7 +539,7 @@ def _value_record(cell: Cell) -> dict[str, Any]:
         "mean": cell.mean,
         "standard_error": cell.standard_error,
         "n": cell.n,
-        "missing": ". ".join(cell.missing),
+        "missing": ". ".join(cell.remarks),
     }
 
 

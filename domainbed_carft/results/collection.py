@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 from domainbed_carft import text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs import manifest, records
+from domainbed_carft.jobs import manifest, own_methods, records
+from domainbed_carft.jobs.algorithms import owners_of
 from domainbed_carft.jobs.job import Candidate, Choice, Job
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning, RunsAndWarnings
@@ -399,7 +400,8 @@ def _distinct(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[Reco
     if problems:
         raise CarftError(
             f"{quantity(len(problems), 'job was', 'jobs were')} run twice under the same settings, "
-            "with different records; move one folder away:\n" + "\n".join(problems)
+            "with different records; keep the folder, or the records in it, of one:\n"
+            + "\n".join(problems)
         )
     return distinct_runs, warnings
 
@@ -476,11 +478,15 @@ def _differences(
         (run.job, _cell_setting(run.job, run.setting, environments)) for run in runs
     )
     titles = benchmarks.dataset_titles(dataset for dataset, _ in settings_by_row)
+    algorithm_of_row = {run.row: run.algorithm for run in runs}
+    known = own_methods.known()
     for part in _parts(settings_by_row):
+        owners = owners_of(part.removeprefix(HPARAM), known) if part.startswith(HPARAM) else ()
         rows_by_value: dict[str, dict[str, None]] = {}
         for (dataset, row), settings in settings_by_row.items():
             for setting in settings:
-                if part.startswith(METHOD) and part not in setting:  # of another algorithm
+                is_of_others = owners and algorithm_of_row[row] not in owners
+                if part not in setting and (is_of_others or part.startswith(METHOD)):
                     continue
                 rows = rows_by_value.setdefault(_part_value(setting, part), {})
                 rows[f"{row} on {titles[dataset]}"] = None

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 PLUS_MINUS = "±"
 NO_VALUE = "X"
 NOT_DECLARED = "-"
+PARTIAL = "*"
+NOT_ALL = "not over all environments"
 PERCENT = 100.0
 
 ENVIRONMENTS = "environments"
@@ -97,7 +99,8 @@ class Cell(NamedTuple):
     Accuracies are in percent, other values in the ``unit`` of their column. ``standard_error``: of
     the kind that the tables were made with; None for a single trial. The mean is None if there is
     no value; ``missing`` says what it lacks. ``accuracies``: trial -> accuracy in [0, 1].
-    ``partial``: an average over some of the environments, or of a copy that is not complete.
+    ``partial``: over some of the environments for which no more jobs are declared, or of a copy
+    that is not complete.
 
     ``setting``: the group's title; ``selection``: the method; ``row``: what tables call it;
     ``column``: its name; ``of``: the environment, "average" for the mean over a data set's
@@ -124,6 +127,16 @@ class Cell(NamedTuple):
     def is_expected(self) -> bool:
         """Whether the cell should have a value."""
         return self.mean is not None or bool(self.missing)
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether the value lacks a part, so that it is marked and has no rank."""
+        return bool(self.missing) or (self.partial and self.mean is not None)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the cell lacks, as reasons."""
+        return self.missing or ((NOT_ALL,) if self.is_incomplete else ())
 
     def at(self, place: Cell, **changes: Any) -> Cell:
         """The value at the place of another cell, but for ``changes``."""
@@ -225,7 +238,7 @@ class RowRuns:
 
     ``environments`` names the columns of ``cells``, the accuracies on each target. ``selected``:
     what the method chose for each target and trial. ``candidates``: all runs that it chose from.
-    ``error``: of the cells.
+    ``error``: of the cells. ``is_partial``: whether jobs are declared for some targets only.
     """
 
     environments: Sequence[str]
@@ -233,6 +246,7 @@ class RowRuns:
     selected: Sequence[Selected]
     candidates: Sequence[RecordedRun]
     error: ErrorKind
+    is_partial: bool = False
 
     @property
     def selected_runs(self) -> list[RecordedRun]:
@@ -245,6 +259,19 @@ class RowRuns:
         cells = zip(self.environments, self.cells, strict=True)
         names = [name for name, cell in cells if cell.missing]
         return (f"incomplete: {', '.join(names)}",) if names else ()
+
+    def mean_over_targets(
+        self, values: Iterable[tuple[int, float]], scale: float = PERCENT
+    ) -> Cell:
+        """Over the trials: each trial's mean over the targets that it has, marked if some lack.
+
+        ``values``: (trial, value) of each target.
+        """
+        means = trial_means(values)
+        if not means and not self.incomplete:
+            return Cell()
+        cell = cell_of(means, self.incomplete, self.error, scale)
+        return cell._replace(partial=self.is_partial)
 
     def on_device(self, device: str) -> RowRuns:
         """The row with only the runs on one device; its accuracies stay."""
@@ -287,7 +314,7 @@ class Column:
         """The cell's text, with the number of the note that says what it lacks, if it does."""
         text = self.write(cell)
         if note_number is None:
-            return text or self.placeholder
+            return f"{text}{PARTIAL if cell.is_incomplete else ''}" or self.placeholder
         return f"{text or NO_VALUE} [{note_number}]"
 
     def on_device(self, device: str, of_several: bool) -> Column:
@@ -327,20 +354,26 @@ def trial_means(values: Iterable[tuple[int, float]]) -> dict[int, float]:
     return {trial: float(np.mean(values_by_trial[trial])) for trial in sorted(values_by_trial)}
 
 
+def _average(row: RowRuns) -> Cell:
+    """The mean of the row's cells, if every expected cell has a value."""
+    return Cell(average(row.cells), missing=row.incomplete, partial=row.is_partial)
+
+
 def _out_of_domain(row: RowRuns) -> Cell:
-    """Over the trials: each trial's mean over the targets that it has."""
-    means = trial_means(
-        (entry.trial, entry.outcome.accuracy) for entry in row.selected if entry.run.test_envs
-    )
-    return cell_of(means, row.incomplete, row.error) if means else Cell()
+    """The accuracy on the environments left out; empty if nothing was."""
+    left_out = [entry for entry in row.selected if entry.run.test_envs]
+    if row.selected and not left_out:
+        return Cell()
+    return row.mean_over_targets((entry.trial, entry.outcome.accuracy) for entry in left_out)
 
 
 def _in_domain(row: RowRuns) -> Cell:
-    """Over the trials: each trial's mean over the targets, of the validation accuracy."""
+    """The validation accuracy, of the runs of all targets."""
     from domainbed_carft.results.selection import in_domain_at
 
-    means = trial_means((entry.trial, in_domain_at(entry.outcome)) for entry in row.selected)
-    return cell_of(means, (), row.error) if means else Cell()
+    return row.mean_over_targets(
+        (entry.trial, in_domain_at(entry.outcome)) for entry in row.selected
+    )
 
 
 def _worst(row: RowRuns) -> Cell:
@@ -355,7 +388,8 @@ def _worst(row: RowRuns) -> Cell:
         return Cell(missing=(f"no value: {', '.join(without_value)}",))
     if not expected:
         return Cell()
-    return min(expected, key=lambda cell: math.inf if cell.mean is None else cell.mean)
+    worst = min(expected, key=lambda cell: math.inf if cell.mean is None else cell.mean)
+    return worst._replace(missing=row.incomplete, partial=row.is_partial)
 
 
 def _of_chosen(cost_of: CostOf, combine: Combine, key: str) -> Measure:
@@ -421,7 +455,7 @@ def _evaluated(figure: Callable[[SplitFigures], float | None], scale: float = PE
     """What computes a cell from a figure of each selected run on the environment left out.
 
     Over the trials of each trial's mean over the environments; ``figure`` is None where the run has
-    none, and is multiplied by ``scale``.
+    none, which the cell names unless no run has any, and is multiplied by ``scale``.
     """
 
     def figure_of_run(figures: RunFigures, target: int) -> float | None:
@@ -438,15 +472,18 @@ def _evaluated_run(
 
     def measure(row: RowRuns) -> Cell:
         values = []
+        without_value: list[str] = []
         lacking: dict[str, list[str]] = {}
         for selected in row.selected:
             figures = figures_of(selected)
+            place = f"{row.environments[selected.target]} trial {selected.trial}"
             if isinstance(figures, str):
-                place = f"{row.environments[selected.target]} trial {selected.trial}"
                 lacking.setdefault(figures, []).append(place)
                 continue
             value = figure(figures, selected.target)
-            if value is not None:
+            if value is None:
+                without_value.append(place)
+            else:
                 values.append((selected.trial, scale * value))
 
         if lacking:
@@ -454,9 +491,11 @@ def _evaluated_run(
                 f"{problem}: {', '.join(sorted(places))}" for problem, places in lacking.items()
             ]
             return Cell(missing=tuple(reasons))
-        if not values:
-            return Cell()
-        return cell_of(trial_means(values), row.incomplete, row.error, scale=1)
+        cell = row.mean_over_targets(values, scale=1)
+        if values and without_value:
+            reason = f"no such figure: {', '.join(sorted(without_value))}"
+            return cell._replace(missing=(*cell.missing, reason))
+        return cell
 
     return measure
 
@@ -486,7 +525,7 @@ _AT_TEMPERATURE = "the same at the temperature fitted on the training environmen
 # fmt: off
 OF_RECORDS = (
     Column(AVERAGE, "Avg", "%", "Avg: mean of the row's cells.",
-           lambda row: Cell(average(row.cells)), is_ranked=True, placeholder=NO_VALUE),
+           _average, is_ranked=True, placeholder=NO_VALUE),
     Column("out-of-domain", "Out of domain", "%",
            "Out of domain: over the trials, of each trial's mean over the environments left out.",
            _out_of_domain, is_ranked=True),
@@ -642,12 +681,20 @@ SECOND = 2
 OTHER = 0
 
 
+def ranks_of(cells: Sequence[Cell], column: Column) -> list[int]:
+    """The `ranks` of a column's cells; an incomplete cell has none, nor has a column of no rank."""
+    has_rank = [column.is_ranked and not cell.is_incomplete for cell in cells]
+    return ranks([cell.mean if ranked else None for cell, ranked in zip(cells, has_rank)])
+
+
 def ranks(means: Sequence[float | None]) -> list[int]:
     """BEST, SECOND or OTHER for each of a column's means in percent; None is OTHER.
 
     Means that read the same with one decimal share a rank, so that there may be several of each.
+    Of two means the lower one is the worst, and no second.
     """
     printed = [None if mean is None else float(f"{mean:.1f}") for mean in means]
-    highest = sorted({value for value in printed if value is not None}, reverse=True)
-    rank_of_value = dict(zip(highest, (BEST, SECOND)))
+    values = [value for value in printed if value is not None]
+    highest = sorted(set(values), reverse=True)
+    rank_of_value = dict(zip(highest, (BEST, SECOND) if len(values) > 2 else (BEST,)))
     return [OTHER if value is None else rank_of_value.get(value, OTHER) for value in printed]

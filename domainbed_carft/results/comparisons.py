@@ -17,7 +17,7 @@ import numpy.typing as npt
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, invalid
 from domainbed_carft.results import selection
-from domainbed_carft.results.collection import Collection
+from domainbed_carft.results.collection import Collection, Group
 from domainbed_carft.results.columns import IN_DOMAIN, sample_deviation, sample_error
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.selection import Selected
@@ -25,6 +25,7 @@ from domainbed_carft.results.selection import Selected
 ACCURACY = "accuracy"
 ENVIRONMENT = "environment"
 PAIR = "pair"
+TRIAL = "trial"
 UNITS = (ENVIRONMENT, PAIR)
 
 LEVEL = 95  # % of intervals
@@ -45,6 +46,7 @@ _TIE = 1e-9  # points, by which a mean of equal accuracies may differ from 0
 _UNIT_TITLES = {
     ENVIRONMENT: "unit: environment, its mean over trials",
     PAIR: "unit: pair, so intervals and p-values are optimistic",
+    TRIAL: "unit: trial, its mean over environments",
 }
 _MEASURE_TITLES = {ACCURACY: "", IN_DOMAIN: "in-domain accuracy"}
 
@@ -64,7 +66,11 @@ CAPTION = (
     "Unit environment: one difference for each environment left out, its mean over trials (one for "
     "a family, such as EmojiUnseen's three of EmojiOne). Unit pair: one for each trial; trials of "
     "an environment share test pictures, so these p-values are too small and these intervals too "
-    "narrow.",
+    "narrow. Unit trial: where one model has all environments of a trial, since nothing was left "
+    "out, or several together.",
+    "All units count alike, and in Avg all data sets do, so that over several data sets the mean "
+    "difference is not the difference of Avg. Environments left out share training domains: their "
+    "differences are not independent, and their intervals are too narrow as well.",
 )
 POWER_CAPTION = (
     f"Needed: how many pairs a two-sided paired t test at {1 - LEVEL / 100:.0%} needs to find a "
@@ -80,8 +86,9 @@ class Comparison:
     """One row minus another, by one selection method in one group of runs.
 
     ``measure``: ACCURACY, that of the tables, IN_DOMAIN, that on the environments trained on, or
-    the suite on which it was measured. ``unit``: of the ``n`` differences, ENVIRONMENT or PAIR;
-    ``pairs``, ``environments``, ``trials``: how many of these there are.
+    the suite on which it was measured. ``unit``: of the ``n`` differences, ENVIRONMENT, PAIR or
+    TRIAL; ``pairs``, ``environments``, ``trials``: how many of these there are. In
+    ``mean_difference`` units count alike, in ``average_difference`` data sets do, as in Avg.
 
     Differences, error, interval and spread are in points; error and interval are None for a single
     difference, p-values and spread below FEWEST_PAIRS pairs; ``p_holm`` is corrected for the rows
@@ -109,14 +116,15 @@ class Comparison:
     smallest_p: float
     environments: int
     trials: int
+    average_difference: float
     spread: float | None = None
     points: float | None = None
     needed: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """An entry for JSON and CSV, without what a difference of ``points`` needs."""
+        """An entry for JSON and CSV, without what other tables have."""
         entry = asdict(self)
-        return {name: entry[name] for name in entry if name not in _FIELDS_OF_POWER}
+        return {name: entry[name] for name in entry if name not in _FIELDS_OF_OTHER_TABLES}
 
     @property
     def is_clear(self) -> bool:
@@ -135,7 +143,7 @@ class Comparison:
         return f"{self.low:+.{digits}f} to {self.high:+.{digits}f}"
 
 
-_FIELDS_OF_POWER = ("trials", "spread", "points", "needed")
+_FIELDS_OF_OTHER_TABLES = ("trials", "average_difference", "spread", "points", "needed")
 
 
 def compare(
@@ -160,7 +168,8 @@ def compare(
         if row == against or not shared:
             continue
 
-        by_unit = _by_unit({pair: by_pair[pair] - reference[pair] for pair in shared}, unit)
+        differences = {pair: by_pair[pair] - reference[pair] for pair in shared}
+        by_unit = _by_unit(differences, unit)
         low, high = student_interval(by_unit)
         has_pairs = len(shared) >= FEWEST_PAIRS
         spread = None
@@ -187,6 +196,7 @@ def compare(
             smallest_p=smallest_p(len(by_unit)),
             environments=len({(dataset, target) for dataset, target, _ in shared}),
             trials=len({trial for _, _, trial in shared}),
+            average_difference=_average_over_datasets(differences),
             spread=spread,
             points=points,
             needed=None if points is None or spread is None else needed_count(spread, points),
@@ -213,7 +223,7 @@ def compare_rows(
         by_row = accuracies_of(group.selected(method), measure)
         names = [name for name in group.ordered(by_row) if row in (None, name) or name == against]
         accuracies = {name: by_row[name] for name in names}
-        for unit in UNITS:
+        for unit in _units_of(group, method):
             comparisons += compare(
                 accuracies,
                 against,
@@ -224,6 +234,12 @@ def compare_rows(
                 measure=measure,
             )
     return comparisons
+
+
+def _units_of(group: Group, method: str) -> Sequence[str]:
+    """The units of a group's comparisons: trials, if one model has all environments of a trial."""
+    has_a_model_for_each_target = selection.METHODS[method].leaves_out and not group.source
+    return UNITS if has_a_model_for_each_target else (TRIAL,)
 
 
 def require_comparisons(
@@ -274,18 +290,35 @@ def accuracies_of(
 
 
 def _by_unit(differences: Mapping[PairKey, float], unit: str) -> list[float]:
-    """The differences of units: those of the pairs, or the mean of each environment's pairs.
+    """The differences of units, each the mean of its pairs.
 
     The environments of a family are one unit.
     """
-    if unit == PAIR:
-        return list(differences.values())
-
-    by_unit: dict[tuple[str, str], list[float]] = {}
-    for (dataset, target, _), difference in differences.items():
-        key = (dataset, benchmarks.independent_unit(dataset, target))
+    by_unit: dict[tuple[object, ...], list[float]] = {}
+    for pair, difference in differences.items():
+        dataset, target, trial = pair
+        key: tuple[object, ...] = pair
+        if unit == ENVIRONMENT:
+            key = (dataset, benchmarks.independent_unit(dataset, target))
+        elif unit == TRIAL:
+            key = (dataset, trial)
         by_unit.setdefault(key, []).append(difference)
     return [float(np.mean(values)) for values in by_unit.values()]
+
+
+def _average_over_datasets(differences: Mapping[PairKey, float]) -> float:
+    """The mean over data sets, of each one's mean over environments, as Avg is formed."""
+    by_dataset: dict[str, dict[int, list[float]]] = {}
+    for (dataset, target, _), difference in differences.items():
+        by_dataset.setdefault(dataset, {}).setdefault(target, []).append(difference)
+    return float(
+        np.mean(
+            [
+                np.mean([np.mean(trials) for trials in by_target.values()])
+                for by_target in by_dataset.values()
+            ]
+        )
+    )
 
 
 def student_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
@@ -502,21 +535,22 @@ def p_text(p: float | None) -> str:
 
 
 def _notes(comparisons: Sequence[Comparison]) -> list[str]:
-    """Which rows have too few pairs for a p-value, and what so few environments can show."""
+    """Which rows have too few pairs for a p-value, and what so few units can show."""
+    first = comparisons[0]
     notes = []
-    for entry in comparisons:
-        if entry.pairs < FEWEST_PAIRS:
-            needs = "a p-value" if entry.points is None else "a p-value and their spread"
-            notes.append(
-                f"{entry.algorithm} and {entry.against} share {entry.pairs} (data set, environment "
-                f"left out, trial), expected at least {FEWEST_PAIRS} for {needs}; run more trials."
-            )
-
-    counts = [entry.n for entry in comparisons if entry.unit == ENVIRONMENT]
-    n = min(counts, default=FEWEST_FOR_FIVE_PERCENT)
-    if n < FEWEST_FOR_FIVE_PERCENT:
+    few = {entry.algorithm: entry.pairs for entry in comparisons if entry.pairs < FEWEST_PAIRS}
+    if few and first.unit != ENVIRONMENT:  # of which more trials make no more
+        counts = " to ".join(str(count) for count in sorted({min(few.values()), max(few.values())}))
+        needs = "a p-value" if first.points is None else "a p-value and their spread"
         notes.append(
-            f"With n = {n} environments no p-value is below {p_text(smallest_p(n))}: read the "
+            f"{', '.join(few)}: {counts} (data set, environment left out, trial) shared with "
+            f"{first.against}, expected at least {FEWEST_PAIRS} for {needs}; run more trials."
+        )
+
+    n = min(entry.n for entry in comparisons)
+    if n < FEWEST_FOR_FIVE_PERCENT and first.unit != PAIR:
+        notes.append(
+            f"With n = {n} {first.unit}s no p-value is below {p_text(smallest_p(n))}: read the "
             "difference and the wins."
         )
     return notes

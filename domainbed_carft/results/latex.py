@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.results import columns, selection
-from domainbed_carft.results.columns import AVERAGE, ENVIRONMENTS, PLUS_MINUS, Cell, Column
-from domainbed_carft.results.comparisons import ACCURACY, ENVIRONMENT, LEVEL, Comparison
+from domainbed_carft.results.columns import ENVIRONMENTS, PLUS_MINUS, Cell, Column
+from domainbed_carft.results.comparisons import ACCURACY, ENVIRONMENT, LEVEL, PAIR, Comparison
 from domainbed_carft.results.tables import Row, Table
 from domainbed_carft.text import printable
 
@@ -107,29 +107,19 @@ def _row_label(algorithm: str, setting: str) -> str:
 
 
 def _cells_of(row: Row, table: Table) -> dict[_Key, Cell]:
-    """The printed cells of a row; an average of incomplete ones lacks something, too."""
-    is_complete = not any(cell.missing or cell.partial for cell in row.cells)
-    cells = {}
-    for column, cell in zip(table.printed_columns, row.printed_cells, strict=True):
-        is_partial = cell.partial or (column.name == AVERAGE and not is_complete)
-        cells[column.name, column.title] = cell._replace(partial=is_partial)
-    return cells
+    """The printed cells of a row."""
+    columns_and_cells = zip(table.printed_columns, row.printed_cells, strict=True)
+    return {(column.name, column.title): cell for column, cell in columns_and_cells}
 
 
 def _column_texts(key: _Key, column: Column, rows: Sequence[tuple[Table, Row]]) -> list[str]:
     """The texts of one column, the best and the second marked."""
     cells = [_cells_of(row, table).get(key, Cell()) for table, row in rows]
-    is_incomplete = [bool(cell.missing or cell.partial) for cell in cells]
-    means = [
-        None if incomplete or not column.is_ranked else cell.mean
-        for cell, incomplete in zip(cells, is_incomplete)
-    ]
-
     texts = []
-    for cell, rank, incomplete in zip(cells, columns.ranks(means), is_incomplete):
+    for cell, rank in zip(cells, columns.ranks_of(cells, column)):
         is_accuracy = column.unit == "%"
         text = _accuracy_text(cell, rank) if is_accuracy else escape_latex(column.write(cell))
-        texts.append(f"{text or _NO_VALUE}{_INCOMPLETE if text and incomplete else ''}")
+        texts.append(f"{text or _NO_VALUE}{_INCOMPLETE if text and cell.is_incomplete else ''}")
     return texts
 
 
@@ -148,11 +138,16 @@ def _accuracy_text(cell: Cell, rank: int) -> str:
 def _difference_texts(
     rows: Sequence[tuple[Table, Row]], comparisons: Sequence[Comparison]
 ) -> list[str]:
-    """Each row's difference in points, by the means of environments, with its marks."""
+    """Each row's difference in points, in which data sets count alike, with its marks."""
     by_row = {
         (entry.setting, entry.selection, entry.algorithm): entry
         for entry in comparisons
-        if entry.unit == ENVIRONMENT and entry.measure == ACCURACY
+        if entry.unit != PAIR and entry.measure == ACCURACY
+    }
+    incomplete_rows = {
+        (table.setting, row.algorithm)
+        for table, row in rows
+        if any(cell.is_incomplete for cell in (*row.cells, row.average_cell))
     }
     texts = []
     for table, row in rows:
@@ -163,7 +158,11 @@ def _difference_texts(
         marks = _CLEAR if entry.is_clear else ""
         if entry.p_holm is not None and entry.p_holm < 1 - LEVEL / 100:
             marks += _SIGNIFICANT
-        texts.append(f"${entry.mean_difference:+.1f}${marks}")
+        if not incomplete_rows.isdisjoint(
+            (table.setting, name) for name in (entry.algorithm, entry.against)
+        ):
+            marks += _INCOMPLETE
+        texts.append(f"${entry.average_difference:+.1f}${marks}")
     return texts
 
 
@@ -176,8 +175,8 @@ def _comments(
     method = selection.METHODS[tables[0].method].title
     datasets = dict.fromkeys(table.dataset_title for table in tables)
     error = tables[0].error
-    counts = sorted({cell.n for _, row in rows for cell in row.cells})
-    trials = " to ".join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))
+    counts = [cell.n for _, row in rows for cell in row.cells if cell.n] or [0]
+    trials = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
 
     sentences = [
         f"{', '.join(datasets)}; {method}.",
@@ -187,15 +186,17 @@ def _comments(
     ]
     printed_columns = [column for table in tables for column in table.printed_columns]
     sentences += columns.warnings_about(printed_columns)
-    if any(cell.missing or cell.partial for _, row in rows for cell in row.printed_cells):
+    if any(cell.is_incomplete for _, row in rows for cell in row.printed_cells):
         sentences.append("*: not complete, and not ranked; carft collect says what is missing.")
     if comparisons:
+        units = [entry.unit for entry in comparisons if entry.selection == tables[0].method]
+        unit = next((name for name in units if name != PAIR), ENVIRONMENT)
         sentences += [
-            rf"\Delta: minus {comparisons[0].against}, in points, the mean over environments left "
-            "out of each one's mean over the shared trials.",
-            rf"\dagger: the {LEVEL}% interval over environments, by Student's t, leaves out 0; not "
-            "corrected for the number of rows.",
-            r"\ddagger: p < 0.05 by flipping the signs of the environments' differences, corrected "
-            "for the number of rows (Holm).",
+            rf"\Delta: minus {comparisons[0].against}, in points, over the shared trials; data "
+            "sets count alike, as in Avg.",
+            rf"\dagger: the {LEVEL}% interval of the mean over {unit}s, which count alike, leaves "
+            "out 0 (Student's t); not corrected for the number of rows.",
+            rf"\ddagger: p < 0.05 by flipping the signs of the {unit}s' differences, corrected for "
+            "the number of rows (Holm).",
         ]
     return sentences

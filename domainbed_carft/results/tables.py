@@ -33,7 +33,9 @@ from domainbed_carft.results.selection import Selected
 
 ALL_SOURCES = "mean over sources"
 
-_UNDECLARED = "-: no job was declared for this cell; Avg is over the other cells."
+_UNDECLARED = (
+    "-: no job was declared for this cell. *: over the other cells, and so without a rank."
+)
 _TRAINED_ON = "-: the runs were trained on this environment; Avg is over the other cells."
 _NOTE_ON_SOURCES = (
     f"A row's label names the environments trained on, whose cells are -. In the row {ALL_SOURCES} "
@@ -46,16 +48,20 @@ class Row(NamedTuple):
     """A row of a table: its part of the table's cells.
 
     ``algorithm``: what the row is called; ``cells``: one for each environment or data set;
-    ``average``: their mean in percent, None if an expected cell has no value; ``printed_cells``:
-    one for each column that the table prints. ``selected``: the choices behind the accuracies of
-    one data set, by target and trial.
+    ``average_cell``: their mean; ``printed_cells``: one for each column that the table prints.
+    ``selected``: the choices behind the accuracies of one data set, by target and trial.
     """
 
     algorithm: str
     cells: Sequence[Cell]
-    average: float | None
+    average_cell: Cell
     printed_cells: Sequence[Cell]
     selected: Sequence[Selected] = ()
+
+    @property
+    def average(self) -> float | None:
+        """The mean of the cells in percent; None if an expected cell has no value."""
+        return self.average_cell.mean
 
     def chosen(self, target: int) -> list[Selected]:
         """The choices of a search behind one cell, a trial each; empty if nothing was searched."""
@@ -106,7 +112,7 @@ class Table:
         return Row(
             algorithm=name,
             cells=accuracies,
-            average=cell_of_column[AVERAGE, ""].mean,
+            average_cell=cell_of_column[AVERAGE, ""],
             printed_cells=printed_cells,
             selected=self.selected.get(name, ()),
         )
@@ -139,12 +145,23 @@ class Table:
     @property
     def ranks(self) -> list[list[int]]:
         """For each row the ranks of its printed cells in their columns, of accuracies only."""
-        ranks_of_columns = []
-        for number, column in enumerate(self.printed_columns):
-            means = [row.printed_cells[number].mean for row in self.rows]
-            without_ranks: list[float | None] = [None] * len(means)
-            ranks_of_columns.append(columns.ranks(means if column.is_ranked else without_ranks))
+        ranks_of_columns = [
+            columns.ranks_of([row.printed_cells[number] for row in self.rows], column)
+            for number, column in enumerate(self.printed_columns)
+        ]
         return [list(row_ranks) for row_ranks in zip(*ranks_of_columns, strict=True)]
+
+    def incomplete_rows(self, environment: str = "") -> list[str]:
+        """The rows with an incomplete cell of an ``environment``, or in their average."""
+        return [
+            row.algorithm
+            for row in self.rows
+            if any(
+                cell.is_incomplete
+                for cell in (*row.cells, row.average_cell)
+                if not environment or cell.of == environment
+            )
+        ]
 
     def grid(self) -> Grid:
         """The printed cells as words, with numbered notes on incomplete ones."""
@@ -324,7 +341,7 @@ class _TableMaker:
                 if selected:
                     accuracies = [Cell() for _ in environments]
                     accuracies[target] = row_runs.cells[target]
-                    part = replace(row_runs, cells=accuracies, selected=selected)
+                    part = replace(row_runs, cells=accuracies, selected=selected, is_partial=False)
                     label = f"{name}, {environment}"
                     cells += self._row_cells(part, printed_columns, dataset, label)
         return self._table(dataset, environments, printed_columns, cells)
@@ -336,15 +353,17 @@ class _TableMaker:
         """What the cells of one row are computed from."""
         environments = self._environments[dataset]
         selected = self._selected.get((name, dataset), [])
+        cells = [
+            self._accuracy(name, dataset, target, selected) for target in range(len(environments))
+        ]
         return RowRuns(
             environments=environments,
-            cells=[
-                self._accuracy(name, dataset, target, selected)
-                for target in range(len(environments))
-            ],
+            cells=cells,
             selected=selected,
             candidates=self._candidates.get((name, dataset), []),
             error=self._error,
+            # Of one source, the environments without a cell were trained on.
+            is_partial=not (self._group.source or all(cell.is_expected for cell in cells)),
         )
 
     def _accuracy(self, name: str, dataset: str, target: int, selected: Sequence[Selected]) -> Cell:
@@ -394,21 +413,26 @@ class _TableMaker:
     def _averages(self, tables: Sequence[Table]) -> Table:
         """A column a data set: means over each trial's mean over the targets that it has."""
         cells: list[Cell] = []
-        notes = []
+        rows_by_undeclared: dict[str, list[str]] = {}
         for number, name in enumerate(self._row_names):
             row_cells = []
             for table in tables:
                 accuracies = table.rows[number].cells
                 cell = self._dataset_average(name, table, accuracies)
                 undeclared = [accuracy.of for accuracy in accuracies if not accuracy.is_expected]
-                if cell.is_expected and undeclared:
-                    names = ", ".join(undeclared)
-                    notes.append(f"{name} on {table.dataset_title}: no job declared for {names}.")
+                if undeclared:
+                    places = f"{', '.join(undeclared)} on {table.dataset_title}"
+                    rows_by_undeclared.setdefault(places, []).append(name)
                     cell = cell._replace(partial=True)
                 cell = cell._replace(of=AVERAGE)
                 row_cells.append(self._place(cell, ENVIRONMENTS, "%", table.dataset, name))
 
-            average = Cell(columns.average(row_cells))
+            incomplete = [self._dataset_titles[cell.dataset] for cell in row_cells if cell.missing]
+            average = Cell(
+                columns.average(row_cells),
+                missing=(f"incomplete: {', '.join(incomplete)}",) if incomplete else (),
+                partial=any(cell.partial for cell in row_cells),
+            )
             cells += [*row_cells, self._place(average, AVERAGE, "%", dataset="", row=name)]
 
         titles = [table.dataset_title for table in tables]
@@ -417,7 +441,10 @@ class _TableMaker:
             [table.dataset for table in tables],
             columns.choose(DEFAULT_COLUMNS, titles, runs=()),
             cells,
-            notes=notes,
+            notes=[
+                f"{columns.PARTIAL}: no job was declared for {undeclared}: {', '.join(names)}."
+                for undeclared, names in rows_by_undeclared.items()
+            ],
             averages=True,
         )
 

@@ -23,6 +23,7 @@ from domainbed_carft.errors import raise_for
 from domainbed_carft.jobs.folder import RECORDS, WEIGHTS, last_line
 from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.manifest import NAME as MANIFEST
+from domainbed_carft.jobs.records import DEPTH
 from domainbed_carft.launchers.attempt import Children, stopping
 from domainbed_carft.results import collection
 from domainbed_carft.results.collection import Collection, Group
@@ -136,8 +137,8 @@ def is_sweep_folder(path: Path) -> bool:
     """Whether a path is the output folder of a sweep, and not that of a job."""
     if not path.is_dir() or any((path / name).exists() for name in (RECORDS, *WEIGHTS.values())):
         return False
-    has_jobs = any(True for pattern in ("*", "*/*") for _ in path.glob(f"{pattern}/{RECORDS}"))
-    return has_jobs or (path / MANIFEST).exists()
+    patterns = ["*/" * levels + RECORDS for levels in range(1, DEPTH + 1)]
+    return (path / MANIFEST).exists() or any(any(path.glob(pattern)) for pattern in patterns)
 
 
 def evaluate_sweep(
