@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from domainbed.lib import checks
 from fake_checkout import REPO
 
 from domainbed_carft import cli, launchers
@@ -136,6 +137,28 @@ def test_all_mistakes_are_reported_at_once_with_their_lines(text, expected):
     for start in expected:
         assert any(line.startswith(start) for line in sentences), (start, sentences)
     assert len(sentences) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("batch_size", [True, 3_000_000_000, 0, 2.0, 8]),
+        ("shots", [False, 0, 16]),
+        ("data_augmentation", [1.0, "no", 2, 1, False]),
+        ("class_balanced", ["no", True]),
+        ("kl_direction", ["forward", "fine-tuned||original"]),
+    ],
+)
+def test_a_sweep_refuses_the_values_that_train_refuses(name, values):
+    text = "name: x\ndatasets: [EmojiStyles]\nalgorithms: [CLIPFineTune]\nhparams: "
+    for value in values:
+        hparams = json.dumps({name: value})
+        by_train = checks.hparams_problems({name: value}, "CLIPFineTune", "EmojiStyles", None)
+        if by_train:
+            (problem,) = problems(text + hparams)
+            assert problem.startswith(f"4: hparams.{name}: got {value!r}, expected ")
+        else:
+            declaration_file.parse(text + hparams, "x.yaml")
 
 
 SYNONYMS = """name: x

@@ -63,6 +63,12 @@ from domainbed_carft.text import printable
 Minibatches = Sequence[tuple[Tensor, Tensor]]
 # Of the names in a state dict that no prediction needs.
 TRAINING_PREFIXES = ("terms.", "lora.", "text.", "log_scale")
+# The hyperparameters without an effect on an algorithm that trains nothing.
+TRAINING_HPARAMS = {
+    *"head_init head_scale lr weight_decay weight_decay_all lr_schedule warmup_steps".split(),
+    *"total_steps grad_clip checkpoint_blocks compile_blocks".split(),
+    *(hparam.name for hparam in (*averages.HPARAMS, *LORA_HPARAMS)),
+}
 GIVE_STEPS = "give steps=..., the number of updates that you will take"
 MIRO_RATE_FACTOR = 10  # of MIRO's variances (khanrc/miro, domainbed/algorithms/miro.py)
 # Parameters with these names do not decay; the last one is timm's.
@@ -307,10 +313,13 @@ class CLIPAlgorithm(Algorithm):
 
     @classmethod
     def unread_hparams(cls, names: Sequence[str]) -> list[str]:
-        """The ``names`` that only other methods read, such as penalties that this cannot add."""
+        """The ``names`` that change nothing here, such as penalties that this cannot add."""
         read = {*cls.own_hparams(), *cls.FURTHER_HPARAMS}
         if not (cls.trains_encoder and cls.takes_penalties):
+            read -= {"drift_every", "kl_direction"}
             read -= {hparam.name for hparam in penalties.HPARAMS}
+        if cls.is_constant:
+            read -= TRAINING_HPARAMS
         return [name for name in names if name not in read]
 
     @classmethod
@@ -584,7 +593,7 @@ class CLIPAlgorithm(Algorithm):
         """How far the distribution over the contexts has moved."""
         original_logits = self.context_logits(batch.original.features)
         tuned_logits = self.context_logits(batch.tuned.features)
-        direction = self.hparams.get("kl_direction", objective.KL_DIRECTIONS[0])
+        direction = self.hparams["kl_direction"]
         return {
             "loss_kl": objective.context_kl(original_logits, tuned_logits, direction),
             "context_agreement": objective.context_agreement(original_logits, tuned_logits),
