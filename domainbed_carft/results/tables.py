@@ -394,7 +394,7 @@ class _TableMaker:
     def _averages(self, tables: Sequence[Table]) -> Table:
         """A column a data set: means over each trial's mean over the targets that it has."""
         cells: list[Cell] = []
-        notes = []
+        rows_by_undeclared: dict[tuple[str, str], list[str]] = {}
         for number, name in enumerate(self._row_names):
             row_cells = []
             for table in tables:
@@ -402,14 +402,20 @@ class _TableMaker:
                 cell = self._dataset_average(name, table, accuracies)
                 undeclared = [accuracy.of for accuracy in accuracies if not accuracy.is_expected]
                 if cell.is_expected and undeclared:
-                    names = ", ".join(undeclared)
-                    notes.append(f"{name} on {table.dataset_title}: no job declared for {names}.")
+                    key = (table.dataset_title, ", ".join(undeclared))
+                    rows_by_undeclared.setdefault(key, []).append(name)
                     cell = cell._replace(partial=True)
                 cell = cell._replace(of=AVERAGE)
                 row_cells.append(self._place(cell, ENVIRONMENTS, "%", table.dataset, name))
 
             average = Cell(columns.average(row_cells))
             cells += [*row_cells, self._place(average, AVERAGE, "%", dataset="", row=name)]
+
+        notes = []
+        for (title, environments), names in rows_by_undeclared.items():
+            has_all_rows = len(names) == len(self._row_names) > 1
+            rows = "all rows" if has_all_rows else ", ".join(names)
+            notes.append(f"{rows} on {title}: no job declared for {environments}.")
 
         titles = [table.dataset_title for table in tables]
         return self._table(
