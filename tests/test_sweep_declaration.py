@@ -196,6 +196,7 @@ BOMB = SMALLEST + f"a0: &a0 [x, x]\n{NESTED}selection: *a8\n"
         (SMALLEST + "hparams:\n  lr: 1\n  lr: 2", "6: the key 'lr' appears twice, .*line 5"),
         ("name: x\ndatasets: [PACS]", "1: the key 'algorithms' is missing"),
         (SMALLEST + "hparams: {average: sma, total_steps: 9}", "4: hparams: average_start is 100,"),
+        (SMALLEST + "<<: {lr: 1}", "4: <<: no key is called '<<'. Valid: algorithms"),
         (SMALLEST + "grid: {lr: [-2, 1]}", r"4: grid.lr\[0\]: got -2, expected a number > 0"),
         (SMALLEST + "grid: {contexts: [a/b, a b]}", "4: grid: several combinations would share"),
         (SMALLEST.replace("CARFT", "ERM") + "protocol: clip", "4: protocol: no hyperparameter of"),
