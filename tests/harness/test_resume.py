@@ -392,7 +392,7 @@ class TestWithAQuickAlgorithm:
     def test_a_run_is_not_resumed_with_other_arguments(self, tmp_path, capsys):
         self.leave_stopped_run(tmp_path)
         state = (tmp_path / "state.pt").read_bytes()
-        assert train.main(quick(tmp_path, "--steps", "9", "--trial_seed", "1")) == 1
+        assert train.main(quick(tmp_path, "--steps", "9", "--trial_seed", "1")) == 2
         message = capsys.readouterr().err
         assert "other arguments (steps: 7 then, 9 now; trial_seed: 0 then, 1 now)" in message
         assert "to start this one over, delete its folder" in message
@@ -402,7 +402,7 @@ class TestWithAQuickAlgorithm:
     @pytest.mark.parametrize("content", [{}, [1], {"steps_done": 3}])
     def test_an_invalid_state_file_is_refused_and_kept(self, tmp_path, capsys, content):
         torch.save(content, tmp_path / "state.pt")
-        assert train.main(quick(tmp_path)) == 1
+        assert train.main(quick(tmp_path)) == 2
         (message,) = capsys.readouterr().err.splitlines()
         assert "state.pt is not the state of a run" in message
         assert "delete the folder to start over" in message
