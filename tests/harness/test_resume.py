@@ -417,6 +417,13 @@ class TestWithAQuickAlgorithm:
             assert train.main(quick(tmp_path / name)) == 0
             assert_same_outcome(tmp_path / name, tmp_path / "whole")
 
+    def test_a_run_in_the_folder_of_a_finished_one_says_that_it_appends(self, tmp_path, capsys):
+        for earlier_runs in (0, 1):
+            assert train.main(quick(tmp_path)) == 0
+            printed = capsys.readouterr().out
+            assert printed.count("results.jsonl has each step again") == earlier_runs
+        assert [record["step"] for record in fakes.records(tmp_path)] == 2 * [0, 2, 4, 6]
+
     def test_an_algorithm_that_cannot_be_stored_trains_with_a_warning(
         self, tmp_path, monkeypatch, capsys
     ):
