@@ -42,6 +42,7 @@ from domainbed_carft.method.batch import (
     all_reduce_gradients,
     all_reduce_measurements,
     has_dropout,
+    require_minibatches,
     split_batch,
 )
 from domainbed_carft.method.encoders import (
@@ -526,7 +527,9 @@ class CLIPAlgorithm(Algorithm):
                 "update(minibatches), a list of (x, y), or update(x=..., y=...), two lists"
             )
 
-        pairs = [*zip(keywords["x"], keywords["y"])] if minibatches is None else minibatches
+        pairs = [*zip(keywords["x"], keywords["y"])] if minibatches is None else [*minibatches]
+        if not (self.restored or self.steps_taken):
+            require_minibatches(pairs, self.head.out_features)
         measurements = self.step_on_device(pairs)
         values = torch.stack([*measurements.values()]).tolist()  # waits once for all
         return dict(zip(measurements, values))
