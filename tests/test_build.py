@@ -173,7 +173,7 @@ IMAGES = torch.zeros(4, 3, 48, 48)
         ((IMAGES, LABELS), "minibatch 0 is a Tensor, expected .* a list of pairs"),
         ([], "got no minibatch, expected .* a list of pairs"),
         ([(IMAGES, LABELS, LABELS)], "minibatch 0 is a tuple, expected"),
-        ([(IMAGES, LABELS), (IMAGES, LABELS + 1)], r"y of minibatch 1 .*\) with 2, .* from 0 to 1$"),
+        ([(IMAGES, LABELS), (IMAGES, LABELS + 1)], r"y of minibatch 1 .*\) with 2, .* 0 to 1$"),
         ([(IMAGES, LABELS - 1)], "y of minibatch 0 .* with -1, expected"),
         ([(IMAGES, LABELS.int())], "is torch.int32 of shape .* expected torch.int64"),
         ([(IMAGES[:3], LABELS)], r"of shape \(4,\), expected .* of shape \(3,\)"),

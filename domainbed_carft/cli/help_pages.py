@@ -44,7 +44,10 @@ PAGES = {
     ),
     "carft doctor": HelpPage(
         "[options]",
-        {"carft doctor": "which jobs can start here", "carft doctor --train": "also train two steps"},
+        {
+            "carft doctor": "which jobs can start here",
+            "carft doctor --train": "also train two steps",
+        },
     ),
     "carft preflight": HelpPage(
         "SWEEP --output_dir DIR [options]",
