@@ -3,7 +3,7 @@
 `diagnose` makes the checks in a fresh interpreter, as a job would be started, since torch may be
 broken: ``python -m domainbed_carft.doctor FILE [CHECK ...]``. After each check FILE gets a line of
 JSON with its findings, so that a crash or a hang loses only that check. If you want, it also takes
-a step of training. No module is imported before its check.
+two steps of training. No module is imported before its check.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import shutil
 import site
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import traceback
@@ -47,7 +48,7 @@ NOTE = "note"  # a job starts, but something may surprise its user
 PROBLEM = "problem"  # no job starts, or its results do not count
 SKIPPED = "skipped"  # not tried
 
-# Seconds for all checks, and for a step. All of OpenAI's weights are 4 GB to hash, and a network
+# Seconds for all checks, and for the steps. All of OpenAI's weights are 4 GB to hash, and a network
 # drive may be slow.
 PATIENCE = 600.0
 
@@ -104,18 +105,19 @@ FIX_ABOVE = "fix the problems above first"
 RUN_BY_HAND = "run python -X faulthandler -m domainbed_carft.doctor /dev/stdout to see more"
 CHOOSE_CACHE = f"set {process_variables.CACHE.name} to a writable folder on a disk with free space"
 MOVE_ENVIRONMENT = "put the Python environment on a local disk, or into a container image"
-TRAIN_A_STEP = "carft doctor --train takes a step with it, on EmojiStyles"
+TRAIN_A_STEP = "carft doctor --train takes two steps with it, on EmojiStyles"
 FIX_EXTENSION = "fix the cause that the warning names; domainbed_carft.register() shows a traceback"
 
-# The job of `train_one_step`: its pictures and weights are in our package, its flags upstream's.
+# The job of `train_two_steps`: its pictures and weights are in our package, its flags upstream's.
 STEP_JOB = {
     "algorithm": "CARFT",
     "dataset": "EmojiStyles",
     "data_dir": "embedded",  # not read
     "test_envs": [0],
-    "steps": 1,
+    "steps": 2,  # some forks evaluate after step 0 only
 }
 RESULTS = "results"  # a finding on what such a job leaves behind
+_FRAME = re.compile(r'^  File "(/.+)", line (\d+)', re.MULTILINE)  # of a traceback
 ACCURACY = re.compile(r"env\d+_(in|out)_acc")
 
 # What pip installs a module by, where it is not the module's name.
@@ -148,18 +150,18 @@ class Finding:
 def diagnose(with_training: bool = False, patience: float = PATIENCE) -> list[Finding]:
     """The findings of all checks in a fresh interpreter, as a job would be started.
 
-    ``with_training`` also takes one step by the `train` of the domainbed in use, if it has one and
-    no check finds a problem. ``patience``: seconds for the checks, and for the step. Raises
-    nothing: what fails is a finding.
+    The first says which domainbed was looked at. ``with_training`` also takes two steps by the
+    `train` of that domainbed, if it has one and no check finds a problem. ``patience``: seconds for
+    the checks, and for the steps. Raises nothing: what fails is a finding.
     """
-    findings = run_checks(patience)
+    findings = sorted(run_checks(patience), key=lambda finding: finding.name != "domainbed")
     if not with_training:
         return findings
 
     if has_problem(findings):
         new_findings = [Finding("train", SKIPPED, "not tried", FIX_ABOVE)]
     else:
-        new_findings = train_one_step(patience)
+        new_findings = train_two_steps(patience)
     if not new_findings:
         return findings
     return [*(finding for finding in findings if finding.name != "train"), *new_findings]
@@ -194,11 +196,15 @@ def run_checks(patience: float = PATIENCE, names: Sequence[str] = ()) -> list[Fi
 
 @dataclass(frozen=True)
 class _EndedPython:
-    """How an interpreter ended: ``exit_status`` is None if it was stopped."""
+    """How an interpreter ended: ``exit_status`` is None if it was stopped.
+
+    ``place``: where it failed, to print behind ``description``; "" if it printed no traceback.
+    """
 
     exit_status: int | None
     description: str
     last_line: str  # of what it printed
+    place: str = ""
 
 
 def _run_python(arguments: Sequence[str], output: Path, patience: float) -> _EndedPython:
@@ -221,7 +227,19 @@ def _run_python(arguments: Sequence[str], output: Path, patience: float) -> _End
 
     printed_last = last_line(output)
     description = f"ended: {describe_end(done.returncode, printed_last)}"
-    return _EndedPython(done.returncode, description, printed_last)
+    return _EndedPython(done.returncode, description, printed_last, _place_of_error(output))
+
+
+def _place_of_error(output: Path) -> str:
+    """The last place outside of libraries in the tracebacks of an output, such as " (FILE:7)"."""
+    frames = _FRAME.findall(output.read_text(encoding="utf-8", errors="replace"))
+    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    places = [
+        f" ({path}:{line})"
+        for path, line in frames
+        if path.startswith(PACKAGE) or not path.startswith(libraries)
+    ]
+    return places[-1] if places else ""
 
 
 def main(path: str, *names: str) -> None:
@@ -337,8 +355,10 @@ def check_domainbed() -> Iterator[Finding]:
     is_harness = False
     with contextlib.suppress(Exception):  # it may fail as a whole
         is_harness = in_our_harness()
-    owner = "ours, the harness" if is_harness else "foreign"
-    yield Finding("domainbed", OK, f"{owner}: {path}")
+    found = f"foreign: {path}"
+    if is_harness:
+        found = f"ours, the harness: {path}; for a checkout run carft doctor in its root"
+    yield Finding("domainbed", OK, found)
 
     # An import fails of the first that is missing.
     missing = [] if is_harness else missing_libraries(Path(path))
@@ -594,8 +614,8 @@ def pip_command(modules: Sequence[str]) -> str:
     return " ".join(["pip install", *(DISTRIBUTIONS.get(name, name) for name in modules)])
 
 
-def train_one_step(patience: float) -> list[Finding]:
-    """Whether `train` does a step within ``patience`` seconds, and writes what tables need.
+def train_two_steps(patience: float) -> list[Finding]:
+    """Whether `train` does two steps within ``patience`` seconds, and writes what tables need.
 
     No findings if the domainbed in use has no `domainbed.scripts.train`.
     """
@@ -611,10 +631,11 @@ def train_one_step(patience: float) -> list[Finding]:
             remedy = "take a step with the arguments that this checkout's train has"
             return [Finding("train", SKIPPED, f"not tried: {ended.last_line}", remedy)]
         if ended.exit_status != 0:
-            return [Finding("train", PROBLEM, ended.description, by_hand)]
+            found = f"{ended.description}{ended.place}"
+            return [Finding("train", PROBLEM, found, by_hand)]
         problem = _problem_of_folder(job_folder)
 
-    findings = [Finding("train", OK, "one step of CARFT on EmojiStyles by its own command")]
+    findings = [Finding("train", OK, "two steps of CARFT on EmojiStyles by its own command")]
     if problem:
         findings.append(Finding(RESULTS, PROBLEM, problem, by_hand))
     return findings

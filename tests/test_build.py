@@ -163,6 +163,30 @@ def test_wrong_arguments_are_named(change, message):
         build(**{"algorithm": "CARFT", "steps": 7, **change})
 
 
+IMAGES = torch.zeros(4, 3, 48, 48)
+
+
+@pytest.mark.parametrize(
+    ("minibatches", "message"),
+    [
+        ((IMAGES, LABELS), "minibatch 0 is a Tensor, expected .* a list of pairs"),
+        ([], "got no minibatch, expected .* a list of pairs"),
+        ([(IMAGES, LABELS, LABELS)], "minibatch 0 is a tuple, expected"),
+        ([(IMAGES, LABELS), (IMAGES, LABELS + 1)], r"y of minibatch 1 .*\) with 2, .* 0 to 1$"),
+        ([(IMAGES, LABELS - 1)], "y of minibatch 0 .* with -1, expected"),
+        ([(IMAGES, LABELS.int())], "is torch.int32 of shape .* expected torch.int64"),
+        ([(IMAGES[:3], LABELS)], r"of shape \(4,\), expected .* of shape \(3,\)"),
+        ([(IMAGES.byte(), LABELS)], "x of minibatch 0 is torch.uint8 .* as preprocess of the"),
+        ([(IMAGES[0], LABELS)], r"x of minibatch 0 is torch.float32 of shape \(3, 48, 48\)"),
+    ],
+)
+def test_what_is_no_list_of_minibatches_is_refused(minibatches, message):
+    algorithm = build(steps=2)
+    with pytest.raises(CarftError, match=message):
+        algorithm.update(minibatches)
+    assert algorithm.steps_taken == 0
+
+
 def test_the_example_of_the_docstring():
     from domainbed_carft.method import build as module
 

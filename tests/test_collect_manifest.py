@@ -59,6 +59,12 @@ def test_a_sweep_over_one_target_is_complete(tmp_path, capsys):
     assert (comparison["dataset"], comparison["complete"]) == ("PACS", False)
 
 
+def test_targets_without_a_job_are_named_once_for_all_rows(tmp_path, capsys):
+    collect_sweeps.launch(tmp_path, ["CARFT", "ERM", "Mixup"], targets=[3])
+    notes = strict(capsys, tmp_path)[1]["", "Averages"]["notes"]
+    assert notes == ["*: no job was declared for A, C, P on PACS: CARFT, ERM, Mixup."]
+
+
 def test_jobs_outside_the_manifest_have_cells(tmp_path, capsys):
     collect_sweeps.launch(tmp_path, targets=[3])
     facts = {"environments": list("ACPS"), "task": "t"}

@@ -181,7 +181,7 @@ def test_without_torch_every_problem_says_what_to_do(bare: Path, tmp_path: Path)
     assert findings["step"] == step
 
 
-# A train of a step on no data, as short as a checkout's can be; each line can be replaced.
+# A train of its steps on no data, as short as a checkout's can be; each line can be replaced.
 STEP = [
     "import json, sys, pathlib",
     "folder = pathlib.Path(sys.argv[sys.argv.index('--output_dir') + 1])",
@@ -193,11 +193,17 @@ STEP = [
 ]
 
 
+# The record of a fork that evaluates after step 0 only.
+AFTER_STEP_0 = "record = {'step': 1, 'env0_in_acc': 1} if '--steps 2' in ' '.join(sys.argv) else {}"
+
+
 @pytest.mark.parametrize(
     ("line", "code", "states", "detail"),
     [
-        (5, "pass", [OK], "one step of CARFT on EmojiStyles by its own command"),
+        (5, "pass", [OK], "two steps of CARFT on EmojiStyles by its own command"),
         (5, "None.classifier", [PROBLEM], "exit status 1: AttributeError: 'NoneType' object has"),
+        (5, "json.loads('{')", [PROBLEM], "/domainbed/scripts/train.py:6)"),  # not json's file
+        (3, AFTER_STEP_0, [OK], "two steps of CARFT on EmojiStyles by its own command"),
         (6, "pass", [OK, PROBLEM], "ended with status 0 but wrote no file 'done'"),
         (3, "record = {'step': 0}", [OK, PROBLEM], "its records have no accuracies"),
         (4, "pass", [OK, PROBLEM], "its records have no accuracies"),
@@ -218,7 +224,7 @@ def test_doctor_judges_a_step_of_the_hosts_train(
     write_checkout(tmp_path, modules={"scripts/train": "\n".join(lines)})
     monkeypatch.chdir(tmp_path)
 
-    findings = doctor.train_one_step(patience=5 if "sleep" in code else 120)
+    findings = doctor.train_two_steps(patience=5 if "sleep" in code else 120)
 
     assert [finding.name for finding in findings] == ["train", "results"][: len(states)]
     assert [finding.state for finding in findings] == states
@@ -235,7 +241,7 @@ def test_a_checkout_without_train_is_not_tried_and_its_own_scripts_are_named(
     scripts = root / "domainbed" / "scripts"
     (scripts / "train.py").rename(scripts / "trainv2.py")
     monkeypatch.chdir(root)
-    findings = doctor.run_checks(names=["domainbed"])
+    findings = doctor.run_checks(names=["versions", "domainbed"])
     monkeypatch.setattr(doctor, "run_checks", lambda patience: findings)
 
     for flags, status, verdict in (
@@ -244,6 +250,7 @@ def test_a_checkout_without_train_is_not_tried_and_its_own_scripts_are_named(
     ):
         assert cli.main(["doctor", *flags]) == status
         printed = capsys.readouterr().out
+        assert printed.startswith(f"ok       domainbed         foreign: {root}")
         assert "not tried: this checkout has no domainbed.scripts.train" in printed
         assert "by its own entry point, such as domainbed/scripts/trainv2.py" in printed
         assert verdict in printed
@@ -303,7 +310,7 @@ def test_a_step_is_trained_only_on_request_and_without_problems(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     step = Finding("train", OK, "a step")
-    monkeypatch.setattr(doctor, "train_one_step", lambda patience: [step])
+    monkeypatch.setattr(doctor, "train_two_steps", lambda patience: [step])
 
     def main(state: str, *flags: str) -> tuple[int, str]:
         findings = [TRAIN_NOT_TRIED, Finding("x", state, "detail")]
@@ -353,7 +360,8 @@ def test_the_harness_passes_all_checks(with_torch: str, tmp_path: Path) -> None:
 
     assert {finding.state for finding in findings.values()} <= {OK, NOTE}
     assert findings.keys() >= doctor.CHECKS.keys() - {"backbones"}
-    assert findings["domainbed"].found.startswith(f"ours, the harness: {HARNESS}")
+    in_root = "; for a checkout run carft doctor in its root"
+    assert findings["domainbed"].found == f"ours, the harness: {HARNESS}{in_root}"
     assert findings["algorithms"] == Finding("algorithms", OK, ", ".join(ALGORITHMS))
     assert "one CARFT step on " in findings["step"].found
     assert "train" not in findings
@@ -420,18 +428,18 @@ def test_the_hosts_own_algorithms_need_no_weights(tmp_path: Path, classic: Path)
     assert "domainbed-carft: " not in done.stderr
 
 
-def test_doctor_trains_one_step_in_a_checkout(
+def test_doctor_trains_two_steps_in_a_checkout(
     with_torch: str, monkeypatch: pytest.MonkeyPatch, classic: Path
 ) -> None:
     monkeypatch.setattr(sys, "executable", with_torch)
     monkeypatch.chdir(classic)
-    (finding,) = doctor.train_one_step(patience=300)
+    (finding,) = doctor.train_two_steps(patience=300)
     assert finding.state == OK, finding
-    assert "one step of CARFT on EmojiStyles" in finding.found
+    assert "two steps of CARFT on EmojiStyles" in finding.found
 
 
 @pytest.mark.slow
-def test_the_command_trains_one_step_in_a_checkout(tmp_path: Path, classic: Path) -> None:
+def test_the_command_trains_two_steps_in_a_checkout(tmp_path: Path, classic: Path) -> None:
     done = run_python(
         "-m",
         "domainbed_carft",
@@ -443,6 +451,6 @@ def test_the_command_trains_one_step_in_a_checkout(tmp_path: Path, classic: Path
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "ok       train             one step of CARFT on EmojiStyles" in done.stdout
+    assert "ok       train             two steps of CARFT on EmojiStyles" in done.stdout
     assert "may start" not in done.stdout
     assert "as clip_backbone, can start." in done.stdout

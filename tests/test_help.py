@@ -51,7 +51,7 @@ def test_help_begins_with_examples_that_parse(command, capsys):
 
 @pytest.mark.parametrize("command", PARSERS)
 def test_every_flag_takes_hyphens_and_underscores(command):
-    """One spelling is shown; the other, and a beginning of it, parse to the same."""
+    """One spelling is shown; the other parses to the same."""
     parser = PARSERS[command]
     flags = [
         action for action in parser._actions if "_" in action.dest.strip("_") and action.nargs == 0
@@ -75,7 +75,7 @@ def test_every_flag_takes_hyphens_and_underscores(command):
 
 def test_values_keep_their_spelling_and_unknown_flags_are_named(capsys):
     words = ["sweep", "launch", "a-b_c", "--output-dir", "x-y_z", "--data-dir=d-e_f", "--dry_run"]
-    arguments = cli._parser().parse_args([*words, "--extra", "a-b_c=d", "--training-in"])
+    arguments = cli._parser().parse_args([*words, "--extra", "a-b_c=d", "--training-in_splits"])
     assert (arguments.sweep, str(arguments.output_dir)) == ("a-b_c", "x-y_z")
     assert (arguments.data_dir, arguments.dry_run) == ("d-e_f", True)
     assert arguments.extra == ["a-b_c=d"] and arguments.skip_training_in_splits is False
@@ -83,6 +83,29 @@ def test_values_keep_their_spelling_and_unknown_flags_are_named(capsys):
     with pytest.raises(SystemExit):
         cli._parser().parse_args([*words, "--no-such_flag"])
     assert "unrecognized arguments: --no-such_flag" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("colect OUT", "carft: error: no command is called 'colect'; did you mean collect?"),
+        ("sweep launc x", "carft sweep: error: no command is called 'launc'; did you mean launch"),
+        (
+            "collect OUT --agains CARFT",
+            "carft collect: error: unrecognized arguments: --agains; did you mean --against?",
+        ),
+        (
+            "sweep launch x --output_dir o --dry",
+            "carft sweep launch: error: unrecognized arguments: --dry; did you mean --dry-run",
+        ),
+    ],
+)
+def test_misspelt_commands_and_shortened_flags_are_refused_with_what_is_near(
+    words, message, capsys
+):
+    with pytest.raises(SystemExit):
+        cli.main(words.split())
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_end_of_the_help_shows_how_to_train_and_python(capsys):

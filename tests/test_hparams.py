@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from domainbed import hparams_registry
-from domainbed.lib import misc, preparation
+from domainbed.lib import checks, misc, preparation
 from domainbed.scripts import train
 from fake_checkout import run_python_with_torch, write_checkout
 
@@ -95,6 +95,8 @@ def test_learning_rates_of_tiny_are_drawn_from_its_own_range():
 
 def test_other_clips_and_algorithms_imply_no_hparams():
     assert chosen("./pets", clip_backbone="RN50")["lr"] == 5e-6
+    usual = chosen("EmojiStyles", clip_backbone="ViT-B/16")
+    assert (usual["lr"], usual["batch_size"], usual["contexts"]) == (5e-6, 32, "emoji")
     assert algorithms.CARFT.implied_hparams("EmojiStyles", TINY, None) == {}
     assert chosen("./pets", "ERM")["lr"] == 5e-5
 
@@ -104,18 +106,26 @@ def test_other_clips_and_algorithms_imply_no_hparams():
     [
         ("CARFT", []),
         ("CLIPFineTune", ["kl_weight"]),
-        ("CLIPLinearProbe", ["kl_weight", "sp_weight"]),
-        ("CLIPZeroShot", ["kl_weight", "sp_weight"]),
-        ("FLYP", ["kl_weight", "sp_weight"]),
-        ("CaRot", ["kl_weight", "sp_weight"]),
+        ("CLIPLinearProbe", ["kl_weight", "sp_weight", "kl_direction"]),
+        ("CLIPZeroShot", ["kl_weight", "sp_weight", "kl_direction", "lr"]),
+        ("FLYP", ["kl_weight", "sp_weight", "kl_direction"]),
+        ("CaRot", ["kl_weight", "sp_weight", "kl_direction"]),
         ("ERM", []),
     ],
 )
 def test_hparams_that_an_algorithm_does_not_read_are_named(algorithm, unread):
     words = ["--algorithm", algorithm, "--dataset", "PACS"]
     args = train.build_parser().parse_args(words)
-    names = ["kl_weight", "sp_weight", "lr", "clip_digest", "data_augmentation", "shots"]
+    names = ["kl_weight", "sp_weight", "kl_direction", "lr", "batch_size", "clip_digest"]
+    names += ["data_augmentation", "shots"]
     assert preparation.unread_hparams(args, dict.fromkeys(names)) == unread
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_refuses_an_unknown_direction_of_the_kl(algorithm):
+    given = {"kl_direction": "forward"}
+    (problem,) = checks.hparams_problems(given, algorithm, "EmojiStyles", None)
+    assert problem.startswith("kl_direction is 'forward', expected one of 'original||fine-tuned'")
 
 
 def test_costs_use_tinys_batch_size_and_job_identities_stay(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from test_preflight import (
+    SMALL_SWEEP,
     emoji_job,
     job_on_folder,
     state_of,
@@ -34,7 +35,7 @@ from domainbed_carft.preflight.rows import row_as_dict
 from domainbed_carft.preflight.speed import StepSpeed
 from domainbed_carft.preflight.step_rows import MemoryUse, TrainedStep
 from domainbed_carft.sweep import declaration_file
-from domainbed_carft.sweep.preflight_file import JobCost
+from domainbed_carft.sweep.preflight_file import JobCost, PrintedRow
 
 OUT_OF_MEMORY = RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
@@ -253,6 +254,18 @@ variants:
     assert found[0].job.variant == "larger", "the one with the largest batch is rehearsed"
     assert [row[0] for row in found[0].rows] == ["plain", "slower", "larger"]
     assert sum(len(recipe.jobs) for recipe in found) == 4 * 2 * 4
+
+
+def test_recipes_that_differ_in_long_contexts_have_labels_that_a_row_can_have() -> None:
+    contexts = [[f"{'a long context ' * 7}{last} {{}}"] * 10 for last in "ab"]
+    jobs = [emoji_job(contexts=texts) for texts in contexts]
+    found = recipes.recipes_of(jobs, jobs_of(SMALL_SWEEP)[1])
+    rows = [
+        PrintedRow(section="steps", name=f"{recipe.label}: gradients", state="pass", found="")
+        for recipe in found
+    ]
+    assert len({row.name for row in rows}) == 2
+    assert all(row.name.startswith("CARFT contexts=['a long context a lo") for row in rows)
 
 
 def test_each_clip_and_protocol_of_a_data_set_has_its_zero_shot_gate() -> None:

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from domainbed.lib import checks
 from fake_checkout import REPO
 
 from domainbed_carft import cli, launchers
@@ -138,6 +139,28 @@ def test_all_mistakes_are_reported_at_once_with_their_lines(text, expected):
     assert len(sentences) == len(expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("batch_size", [True, 3_000_000_000, 0, 2.0, 8]),
+        ("shots", [False, 0, 16]),
+        ("data_augmentation", [1.0, "no", 2, 1, False]),
+        ("class_balanced", ["no", True]),
+        ("kl_direction", ["forward", "fine-tuned||original"]),
+    ],
+)
+def test_a_sweep_refuses_the_values_that_train_refuses(name, values):
+    text = "name: x\ndatasets: [EmojiStyles]\nalgorithms: [CLIPFineTune]\nhparams: "
+    for value in values:
+        hparams = json.dumps({name: value})
+        by_train = checks.hparams_problems({name: value}, "CLIPFineTune", "EmojiStyles", None)
+        if by_train:
+            (problem,) = problems(text + hparams)
+            assert problem.startswith(f"4: hparams.{name}: got {value!r}, expected ")
+        else:
+            declaration_file.parse(text + hparams, "x.yaml")
+
+
 SYNONYMS = """name: x
 datasets: [PACS]
 algorithms: [CARFT, CLIPood, CLIPMIRO]
@@ -173,6 +196,7 @@ BOMB = SMALLEST + f"a0: &a0 [x, x]\n{NESTED}selection: *a8\n"
         (SMALLEST + "hparams:\n  lr: 1\n  lr: 2", "6: the key 'lr' appears twice, .*line 5"),
         ("name: x\ndatasets: [PACS]", "1: the key 'algorithms' is missing"),
         (SMALLEST + "hparams: {average: sma, total_steps: 9}", "4: hparams: average_start is 100,"),
+        (SMALLEST + "<<: {lr: 1}", "4: <<: no key is called '<<'. Valid: algorithms"),
         (SMALLEST + "grid: {lr: [-2, 1]}", r"4: grid.lr\[0\]: got -2, expected a number > 0"),
         (SMALLEST + "grid: {contexts: [a/b, a b]}", "4: grid: several combinations would share"),
         (SMALLEST.replace("CARFT", "ERM") + "protocol: clip", "4: protocol: no hyperparameter of"),

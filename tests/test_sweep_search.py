@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from search_sweeps import SEARCH, STAGES, parse, recorded, staged, validation
 
+from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.launchers import launch_file
@@ -134,6 +135,15 @@ def launched(out, most=1000):
 
 def status_text(out):
     return "\n".join(printing.search_lines(states.of_output(out)))
+
+
+def test_a_dry_run_counts_the_jobs_of_both_stages(tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text(STAGES)
+    words = ["--data_dir", "D", "--output_dir", str(tmp_path / "out"), "--dry-run"]
+    assert cli.main(["sweep", "launch", str(tmp_path / "x.yaml"), *words]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("x: 48 jobs in two stages.\nFirst stage, trial 5: 24 jobs: 24 not launc")
+    assert re.search(r"^all +48 ", out, re.MULTILINE)
 
 
 def test_the_second_stage_follows_when_the_first_is_done_and_resumes(tmp_path):

@@ -109,7 +109,7 @@ def flip(path):
 READERS = {
     "model.pkl": (saved.open_run, CarftError),
     "clip.pt": (lambda path: backbone.load(str(path)), CarftError),
-    "state.pt": (lambda path: resume.load(str(path.parent)), resume.ResumeError),
+    "state.pt": (lambda path: resume.load(str(path.parent)), CarftError),
     "resnet18-f37072fd.pth": (lambda path: networks.pretrained(networks.RESNET18), CarftError),
 }
 

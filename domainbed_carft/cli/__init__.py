@@ -134,7 +134,7 @@ def _add_doctor(commands: Any) -> None:
     doctor.add_argument(
         "--train",
         action="store_true",
-        help="also run train of the domainbed in use, for one step on EmojiStyles",
+        help="also run train of the domainbed in use, for two steps on EmojiStyles",
     )
     doctor.set_defaults(run=_doctor)
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from domainbed_carft.text import near, unknown
+
 WIDTH = 79
 
 # The end of ``carft --help``: what no command of ``carft`` does.
@@ -41,7 +43,10 @@ PAGES = {
     ),
     "carft doctor": HelpPage(
         "[options]",
-        {"carft doctor": "which jobs can start here", "carft doctor --train": "also train a step"},
+        {
+            "carft doctor": "which jobs can start here",
+            "carft doctor --train": "also train two steps",
+        },
     ),
     "carft preflight": HelpPage(
         "SWEEP --output_dir DIR [options]",
@@ -166,7 +171,7 @@ class CommandParser(argparse.ArgumentParser):
     """The parser of a command, whose help has its `HelpPage` before the options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, allow_abbrev=False, **kwargs)
         self.register("action", "parsers", _Commands)
         page = PAGES.get(self.prog)
         if page:
@@ -178,19 +183,29 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse words in which every flag may have hyphens or underscores."""
+        """Parse words in which every flag may have hyphens or underscores; propose near flags."""
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)
-        return super().parse_known_args(
+        namespace, unknown_words = super().parse_known_args(
             [*map(self._as_declared, words[:end]), *words[end:]], namespace
         )
 
+        actions = self._option_string_actions.items()
+        flags = [flag for flag, action in actions if action.help != argparse.SUPPRESS]
+        for word in unknown_words:
+            if word.startswith("--") and (close := near(word.partition("=")[0], flags)):
+                self.error(f"unrecognized arguments: {word}; did you mean {' or '.join(close)}?")
+        return namespace, unknown_words
+
     def _as_declared(self, word: str) -> str:
-        """A flag, or the beginning of one, in the spelling in which it was added."""
+        """A flag in the spelling in which it was added."""
         name, equals, value = word.partition("=")
-        if not name.startswith("--"):
-            return word
         for flag in self._option_string_actions:
-            if flag.replace("-", "_").startswith(name.replace("-", "_")):
-                return f"{flag[: len(name)]}{equals}{value}"
+            if name.startswith("--") and flag.replace("-", "_") == name.replace("-", "_"):
+                return f"{flag}{equals}{value}"
         return word
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, _Commands) and value not in action.choices:
+            self.error(unknown("command", value, action.choices))
+        super()._check_value(action, value)

@@ -185,10 +185,12 @@ def _dry_run(plan: LaunchPlan) -> int:
 def _print_plan(plan: LaunchPlan) -> None:
     from domainbed_carft.sweep import printing
 
-    jobs = quantity(len(plan.statuses), "job")
-    print(f"{plan.declaration.name}: {jobs}: {printing.counts_phrase(plan.statuses)}.")
+    jobs = quantity(len(plan.statuses) + len(plan.waiting_jobs), "job")
     if plan.declaration.has_stages:
+        print(f"{plan.declaration.name}: {jobs} in two stages.")
         _print_stages(plan)
+    else:
+        print(f"{plan.declaration.name}: {jobs}: {printing.counts_phrase(plan.statuses)}.")
     for verdict in plan.verdicts:
         print(printable(f"Data: {verdict.description}."))
     if plan.skips_training_in_splits is not None:

@@ -20,6 +20,17 @@ from typing import Any, NamedTuple
 from domainbed_carft.files import parsing
 
 FOLDER_NAME = re.compile(r"[0-9a-f]{32}")
+# What a value is expected to be, and a check. A text such as "no" would count as true.
+SWITCH = ("true or false", lambda value: isinstance(value, int) and value in (0, 1))
+_SIZE = (
+    "a whole number of at least 1 and less than 2147483648",
+    lambda value: type(value) is int and 1 <= value < 2**31,
+)
+# The hyperparameters that train itself reads, whatever the algorithm.
+READ_BY_TRAIN = {
+    **dict.fromkeys(("data_augmentation", "class_balanced"), SWITCH),
+    **dict.fromkeys(("batch_size", "shots"), _SIZE),
+}
 IDENTITY = {"dataset": str, "algorithm": str, "trial_seed": int, "hparams_seed": int}
 
 

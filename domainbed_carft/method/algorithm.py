@@ -41,6 +41,7 @@ from domainbed_carft.method.batch import (
     all_reduce_gradients,
     all_reduce_measurements,
     has_dropout,
+    require_minibatches,
     split_batch,
 )
 from domainbed_carft.method.encoders import (
@@ -62,6 +63,12 @@ from domainbed_carft.text import printable
 Minibatches = Sequence[tuple[Tensor, Tensor]]
 # Of the names in a state dict that no prediction needs.
 TRAINING_PREFIXES = ("terms.", "lora.", "text.", "log_scale")
+# The hyperparameters without an effect on an algorithm that trains nothing.
+TRAINING_HPARAMS = {
+    *"head_init head_scale lr weight_decay weight_decay_all lr_schedule warmup_steps".split(),
+    *"total_steps grad_clip checkpoint_blocks compile_blocks".split(),
+    *(hparam.name for hparam in (*averages.HPARAMS, *LORA_HPARAMS)),
+}
 GIVE_STEPS = "give steps=..., the number of updates that you will take"
 MIRO_RATE_FACTOR = 10  # of MIRO's variances (khanrc/miro, domainbed/algorithms/miro.py)
 # Parameters with these names do not decay; the last one is timm's.
@@ -300,10 +307,13 @@ class CLIPAlgorithm(Algorithm):
 
     @classmethod
     def unread_hparams(cls, names: Sequence[str]) -> list[str]:
-        """The ``names`` that only other methods read, such as penalties that this cannot add."""
+        """The ``names`` that change nothing here, such as penalties that this cannot add."""
         read = {*cls.own_hparams(), *cls.FURTHER_HPARAMS}
         if not (cls.trains_encoder and cls.takes_penalties):
+            read -= {"drift_every", "kl_direction"}
             read -= {hparam.name for hparam in penalties.HPARAMS}
+        if cls.is_constant:
+            read -= TRAINING_HPARAMS
         return [name for name in names if name not in read]
 
     @classmethod
@@ -490,7 +500,9 @@ class CLIPAlgorithm(Algorithm):
                 "update(minibatches), a list of (x, y), or update(x=..., y=...), two lists"
             )
 
-        pairs = [*zip(keywords["x"], keywords["y"])] if minibatches is None else minibatches
+        pairs = [*zip(keywords["x"], keywords["y"])] if minibatches is None else [*minibatches]
+        if not (self.restored or self.steps_taken):
+            require_minibatches(pairs, self.head.out_features)
         measurements = self.step_on_device(pairs)
         values = torch.stack([*measurements.values()]).tolist()  # waits once for all
         return dict(zip(measurements, values))
@@ -557,7 +569,7 @@ class CLIPAlgorithm(Algorithm):
         """How far the distribution over the contexts has moved."""
         original_logits = self.context_logits(batch.original.features)
         tuned_logits = self.context_logits(batch.tuned.features)
-        direction = self.hparams.get("kl_direction", objective.KL_DIRECTIONS[0])
+        direction = self.hparams["kl_direction"]
         return {
             "loss_kl": objective.context_kl(original_logits, tuned_logits, direction),
             "context_agreement": objective.context_agreement(original_logits, tuned_logits),

@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from domainbed_carft.errors import CarftError
 from domainbed_carft.method.encoders import Encoding
 
 DROPOUT_RATES = ("p", "prob", "drop_prob")  # of torch's modules, open_clip's and timm's
+
+
+def require_minibatches(minibatches: Sequence[Any], class_count: int) -> None:
+    """Raise a CarftError for what is not a list of pairs (x, y), as `update` takes them.
+
+    Labels in floating point are left to torch: they may be the probabilities of the classes.
+    """
+    pairs = "expected update(minibatches) with a list of pairs (x, y), one for each environment"
+    if not minibatches:
+        raise CarftError(f"update got no minibatch, {pairs}")
+
+    for number, pair in enumerate(minibatches):
+        is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
+        if not is_pair or not all(isinstance(part, Tensor) for part in pair):
+            raise CarftError(f"minibatch {number} is a {type(pair).__name__}, {pairs}")
+
+        x, y = pair
+        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+            raise CarftError(
+                f"x of minibatch {number} is {x.dtype} of shape {tuple(x.shape)}, expected "
+                "normalised images in floating point of shape (N, 3, H, W), as preprocess of the "
+                "algorithm returns them"
+            )
+        if y.is_floating_point():
+            continue
+        wrong = y[(y < 0) | (y >= class_count)]
+        if y.shape != x.shape[:1] or y.dtype != torch.int64 or len(wrong):
+            example = f" with {int(wrong[0])}" if len(wrong) else ""
+            raise CarftError(
+                f"y of minibatch {number} is {y.dtype} of shape {tuple(y.shape)}{example}, "
+                f"expected torch.int64 of shape ({len(x)},) with labels from 0 to {class_count - 1}"
+            )
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from domainbed_carft.method.algorithm import CLIPAlgorithm, Style
 from domainbed_carft.method.batch import Batch
-from domainbed_carft.method.hparams import choice, nonnegative, power_of_ten
-from domainbed_carft.method.objective import KL_DIRECTIONS, context_kl
+from domainbed_carft.method.hparams import nonnegative, power_of_ten
+from domainbed_carft.method.objective import context_kl
 
 
 class CARFT(CLIPAlgorithm):
@@ -36,13 +36,6 @@ class CARFT(CLIPAlgorithm):
             draw=power_of_ten(-1, 1),
             meaning="lambda, the weight of the KL term; 0 is ERM (plain fine-tuning)",
             source="ours, the paper's is unknown to us",
-        ),
-        choice(
-            "kl_direction",
-            *KL_DIRECTIONS,
-            meaning="which of the two distributions the divergence is taken from",
-            source="ours, the paper's abstract leaves it open",
-            changes_cost=False,
         ),
     )
 

@@ -22,6 +22,7 @@ EMBEDDED = ("EmojiStyles", "EmojiUnseen", "EmojiShift")
 SMALL_DATASETS = (*EMBEDDED, "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
 DEFAULT_STEPS = 5001  # DomainBed's
 STEPS = dict.fromkeys(EMBEDDED, 101) | {"ImageNet": 25_030}  # of the other data sets
+KL_DIRECTIONS = ("original||fine-tuned", "fine-tuned||original")
 UNCHECKED = "unchecked"  # the fact data_edition that trains on any data
 
 # What a user may demand of a job in `--hparams` although the job finds it out itself.
@@ -44,7 +45,9 @@ class Conditions(NamedTuple):
     @property
     def trains_tiny(self) -> bool:
         """Whether the learning rate and the batch are those of the embedded CLIP."""
-        return self.dataset in SMALL_DATASETS or self.clip_backbone == "tiny"
+        if self.clip_backbone:
+            return self.clip_backbone == "tiny"
+        return self.dataset in SMALL_DATASETS
 
 
 Draw = Callable[[np.random.RandomState, Conditions], Any]
@@ -375,5 +378,13 @@ COMMON: tuple[Hparam, ...] = (
         "drift_every",
         10,
         meaning="steps from one measurement of the drift over contexts to the next; 0 is off",
+    ),
+    choice(
+        "kl_direction",
+        *KL_DIRECTIONS,
+        meaning="which of the two distributions over contexts the divergence is taken from, in the "
+        "loss and in the measured drift",
+        source="ours, the paper's abstract leaves it open",
+        changes_cost=False,
     ),
 )

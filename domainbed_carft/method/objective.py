@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KL_DIRECTIONS = ("original||fine-tuned", "fine-tuned||original")
+from domainbed_carft.method.hparams import KL_DIRECTIONS
 
 
 class ZeroShotWeights(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from domainbed_carft.jobs.job import Job, overrides
@@ -12,10 +13,10 @@ from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method.algorithms import CLASSES, hparams_of
 from domainbed_carft.method.hparams import DEMANDABLE
 from domainbed_carft.sweep import costs
-from domainbed_carft.text import shortened
 
 # Hparams on which the zero-shot accuracy depends.
 _ZERO_SHOT = ("clip_backbone", "class_names", "contexts", "protocol", "preprocessing")
+_MAX_WRITTEN = 60  # characters of a value in a label
 _WEIGHT = "_weight"  # of a term, which is computed unless it is 0
 
 
@@ -60,11 +61,19 @@ def _label(algorithm: str, job: Job, jobs: Sequence[Job]) -> str:
     hparams = _costly_hparams(job)
     of_algorithm = [_costly_hparams(job) for job in jobs if job.key.algorithm == algorithm]
     differing = [
-        f"{name}={shortened(value)}"
+        f"{name}={_abbreviated(value)}"
         for name, value in hparams.items()
         if any(values.get(name) != value for values in of_algorithm)
     ]
     return " ".join([algorithm, *differing])
+
+
+def _abbreviated(value: Any) -> str:
+    """The value as Python writes it; of a long one the beginning, and a digest of all of it."""
+    written = repr(value)
+    if len(written) <= _MAX_WRITTEN:
+        return written
+    return f"{written[:_MAX_WRITTEN]}... (SHA-256 {sha256(written.encode()).hexdigest()[:8]})"
 
 
 def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:

@@ -91,14 +91,16 @@ def costs(
         group = CostGroup(status.job.variant, key.dataset, key.algorithm)
         rehearsed = preflight.cost_of(*group) if preflight else None
         if status.state == DONE:
-            share_left = JobsCost(done=1)
+            remaining = JobsCost(done=1)
         else:
             unrecorded_pace = rehearsed.training_seconds if rehearsed else math.nan
             pace = statistics.mean(paces.get((key.dataset, key.algorithm), [unrecorded_pace]))
             memory_gb = (rehearsed.memory_gb if rehearsed else None) or 0.0
-            share_left = JobsCost(hours=pace * cost.trained / 3600, memory_gb=memory_gb)
+            remaining_share = max(0, cost.steps - status.step) / cost.steps
+            hours = pace * cost.trained * remaining_share / 3600
+            remaining = JobsCost(hours=hours, memory_gb=memory_gb)
 
-        sums[group] = sums.get(group, JobsCost()) + cost + share_left
+        sums[group] = sums.get(group, JobsCost()) + cost + remaining
     return {**sums, TOTAL: sum(sums.values(), JobsCost())}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError, HparamProblem, invalid
 from domainbed_carft.files.parsing import YamlPath, YamlSource
+from domainbed_carft.jobs.job import READ_BY_TRAIN
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.results import published
 from domainbed_carft.sweep import host
@@ -23,10 +24,6 @@ from domainbed_carft.sweep.declaration import (
     environment_index,
 )
 from domainbed_carft.text import unknown
-
-# Hparams that every DomainBed's train and data sets ask whether they are on, as the text "no" is.
-_SWITCHES = ("data_augmentation", "class_balanced")
-_COUNTS = ("batch_size", "shots")
 
 # Leave-one-domain-out trains without two environments.
 _FEWEST_ENVIRONMENTS = 2
@@ -271,10 +268,9 @@ def _problems_of_setting(
                 continue
 
             algorithms_with_key[algorithm] = None
-            if setting.name in _SWITCHES and setting.value not in (0, 1):
-                yield invalid("", setting.value, "true or false")
-            elif setting.name in _COUNTS and not _is_positive_integer(setting.value):
-                yield invalid("", setting.value, "a whole number > 0")
+            expected, is_valid = READ_BY_TRAIN.get(setting.name, ("", bool))
+            if expected and not is_valid(setting.value):
+                yield invalid("", setting.value, expected)
 
     if names_by_algorithm:
         kind = f"hyperparameter of {', '.join(names_by_algorithm)}"
@@ -288,10 +284,6 @@ def _problems_of_setting(
 
         names = dict.fromkeys(name for names in names_by_algorithm.values() for name in names)
         yield unknown(kind, setting.name, names)
-
-
-def _is_positive_integer(value: Any) -> bool:
-    return isinstance(value, int) and value > 0
 
 
 _FIXED_OR_SEARCHED = "a search chooses one value, and a set value leaves nothing to choose"

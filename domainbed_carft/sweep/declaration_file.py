@@ -154,6 +154,8 @@ def _type_problem(error: Mapping[str, Any], source: YamlSource) -> str:
     path: YamlPath = tuple(
         part for part in error["loc"] if part != "[key]" and not str(part).startswith("<")
     )
+    if error["type"] == "extra_forbidden" and path[-1:] != error["loc"][-1:]:
+        path += error["loc"][-1:]  # a user's own <<
     if error["type"] == "missing":
         return f"{source.place(path[:-1])}: the key {path[-1]!r} is missing"
 

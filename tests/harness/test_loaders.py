@@ -181,6 +181,30 @@ def test_large_batches_need_no_large_shared_memory(four_domains):
     assert all(f"{path} 6 batches\n" in stdout for path in ("fast", "pillow"))
 
 
+READ_ONLY = """
+import ctypes, subprocess, torch
+from domainbed.lib import fast_data_loader
+from torch.utils.data import TensorDataset
+
+assert ctypes.CDLL(None).unshare(0x20000) == 0  # CLONE_NEWNS: mounts of its own
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", "/dev/shm"], check=True)
+try:
+    list(fast_data_loader.FastDataLoader(TensorDataset(torch.arange(4), torch.arange(4)), 2, 2))
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.usefixtures("private_mounts")
+def test_read_only_shared_memory_is_reported_in_one_line():
+    process = warm.start("-c", READ_ONLY)
+    stdout, stderr = process.communicate(timeout=120)
+    (line,) = stdout.splitlines()
+    assert "; /dev/shm is read-only. Mount it writable, or load without processes: --wor" in line
+    assert stderr == ""
+
+
 @pytest.mark.parametrize("size", [1, 1000])
 def test_a_batch_that_cannot_be_shared_is_reported_in_one_line(monkeypatch, size):
     def fail(*_):

@@ -374,7 +374,7 @@ class TestWithAQuickAlgorithm:
     def test_a_run_is_not_resumed_with_other_arguments(self, tmp_path, capsys):
         self.leave_stopped_run(tmp_path)
         state = (tmp_path / "state.pt").read_bytes()
-        assert train.main(quick(tmp_path, "--steps", "9", "--trial_seed", "1")) == 1
+        assert train.main(quick(tmp_path, "--steps", "9", "--trial_seed", "1")) == 2
         message = capsys.readouterr().err
         assert "other arguments (steps: 7 then, 9 now; trial_seed: 0 then, 1 now)" in message
         assert "to start this one over, delete its folder" in message
@@ -384,7 +384,7 @@ class TestWithAQuickAlgorithm:
     @pytest.mark.parametrize("content", [{}, [1], {"steps_done": 3}])
     def test_an_invalid_state_file_is_refused_and_kept(self, tmp_path, capsys, content):
         torch.save(content, tmp_path / "state.pt")
-        assert train.main(quick(tmp_path)) == 1
+        assert train.main(quick(tmp_path)) == 2
         (message,) = capsys.readouterr().err.splitlines()
         assert "state.pt is not the state of a run" in message
         assert "delete the folder to start over" in message
@@ -406,6 +406,13 @@ class TestWithAQuickAlgorithm:
 
             assert train.main(quick(tmp_path / name)) == 0
             assert_same_outcome(tmp_path / name, tmp_path / "whole")
+
+    def test_a_run_in_the_folder_of_a_finished_one_says_that_it_appends(self, tmp_path, capsys):
+        for earlier_runs in (0, 1):
+            assert train.main(quick(tmp_path)) == 0
+            printed = capsys.readouterr().out
+            assert printed.count("results.jsonl has each step again") == earlier_runs
+        assert [record["step"] for record in fakes.records(tmp_path)] == 2 * [0, 2, 4, 6]
 
     def test_an_algorithm_that_cannot_be_stored_trains_with_a_warning(
         self, tmp_path, monkeypatch, capsys

@@ -16,6 +16,7 @@ from domainbed import networks
 from domainbed.lib.command_line import UnknownNameError
 from domainbed_carft import text
 from domainbed_carft.errors import HparamProblem
+from domainbed_carft.jobs.job import SWITCH
 
 if TYPE_CHECKING:  # which imports this module
     from domainbed.lib.process_group import ProcessGroup
@@ -194,8 +195,7 @@ class Algorithm(torch.nn.Module):
         raise NotImplementedError
 
 
-# What a value is to be, and whether one is. A text such as "no" would count as true.
-SWITCH = ("true or false", lambda value: isinstance(value, int) and value in (0, 1))
+# What a value is expected to be, and a check.
 _LARGEST = sys.float_info.max
 _AMOUNT = ("a number of at least 0", lambda x: type(x) in (int, float) and 0 <= x <= _LARGEST)
 _VALID_VALUES = {

@@ -72,7 +72,12 @@ class Files:
             ) from error
 
         lines = records.splitlines(keepends=True)
-        if not self._folder.done:
+        if self._folder.done:
+            print(
+                "Warning: the run in this folder is done. It is trained once more, and as in "
+                "DomainBed its records are appended, so results.jsonl has each step again."
+            )
+        else:
             identity = resume.identity(vars(args))
             lines = [line for line in lines if _identity_in(line) != identity]
 

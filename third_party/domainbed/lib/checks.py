@@ -14,16 +14,9 @@ from domainbed_carft import text
 from domainbed_carft.errors import CarftError
 from domainbed_carft.errors import problems_of as problems_of  # train's, too
 from domainbed_carft.files import parsing
+from domainbed_carft.jobs.job import READ_BY_TRAIN
 
 TASKS = ("domain_generalization", "domain_adaptation")
-_SIZE = "a whole number of at least 1 and less than 2147483648"
-# The hyperparameters that the harness itself reads.
-_READ_HERE = {
-    **dict.fromkeys(("data_augmentation", "class_balanced"), algorithms.SWITCH),
-    **dict.fromkeys(
-        ("batch_size", "shots"), (_SIZE, lambda value: type(value) is int and 1 <= value < 2**31)
-    ),
-}
 
 
 def task_problems(task: str) -> list[str]:
@@ -99,7 +92,7 @@ def hparams_problems(
 
     `steps`: those of the job, None for the data set's.
     """
-    problems = [*map(str, algorithms.value_problems(overrides, _READ_HERE))]
+    problems = [*map(str, algorithms.value_problems(overrides, READ_BY_TRAIN))]
     if not overrides or algorithm_problems(algorithm) or dataset_problems(dataset):
         return problems
 

@@ -89,6 +89,8 @@ def load_batches(
     with stopping.blocked_signals():
         earlier_children = set(multiprocessing.active_children())
         try:
+            if workers:
+                multiprocessing.Lock()  # fails alone, where torch would leave half an iterator
             loaded = iter(loader)
         except OSError as error:  # their locks are in /dev/shm
             raise shared_batches.unshared(error) from None  # no full disk

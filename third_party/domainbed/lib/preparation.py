@@ -22,7 +22,7 @@ from domainbed.lib.job_batches import JobBatches
 from domainbed.lib.picture_batches import Pictures
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.jobs.job import unset_hparams
+from domainbed_carft.jobs.job import READ_BY_TRAIN, unset_hparams
 from domainbed_carft.jobs.splits import (
     EnvironmentSplits,
     NamedSplit,
@@ -103,11 +103,7 @@ def changed_hparams(
 
 def unread_hparams(args: argparse.Namespace, overrides: Mapping[str, Any]) -> Sequence[str]:
     """Return the names among `overrides` that change nothing for the job's algorithm."""
-    read_here = {
-        *hparams_registry.default_hparams("ERM", args.dataset),
-        *hparams_registry.OPTIONAL_HPARAMS,
-    }
-    names = [name for name in overrides if name not in read_here]
+    names = [name for name in overrides if name not in READ_BY_TRAIN]
     return algorithms.get_algorithm_class(args.algorithm).unread_hparams(names)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from domainbed_carft import files, text
-from domainbed_carft.errors import PassingError
+from domainbed_carft.errors import CarftError, PassingError
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import JobFolder
 
@@ -47,11 +47,11 @@ _STATE_KEYS = {
 
 
 class ResumeError(PassingError):
-    """The run cannot be saved or resumed; the message says what to do."""
+    """The run cannot be saved, or its state read; the message says what to do."""
 
 
 def load(folder: str) -> dict[str, Any] | None:
-    """Return the state of the run in `folder`, or None; raises ResumeError if it is damaged."""
+    """Return the state of the run in `folder`, or None; raises CarftError if it is damaged."""
     tidy_up(Path(folder))
     path = JobFolder(folder).state_path
     try:
@@ -63,7 +63,9 @@ def load(folder: str) -> dict[str, Any] | None:
         return state
     except ValueError as error:
         advice = "Replace the file with a good copy, or delete the folder to start over"
-        raise ResumeError(f"{error}. {advice}") from error
+        # A fault of the disk may pass.
+        kind = ResumeError if isinstance(error.__cause__, OSError) else CarftError
+        raise kind(f"{error}. {advice}") from error
 
 
 def tidy_up(folder: Path) -> None:
@@ -106,7 +108,7 @@ def identity(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_same(path: Path, kind: str, stored: dict[str, Any], current: dict[str, Any]) -> None:
-    """Raise a ResumeError that names each difference between the state at ``path`` and this run.
+    """Raise a CarftError that names each difference between the state at ``path`` and this run.
 
     ``kind`` says what is compared: arguments, hyperparameters or data.
     """
@@ -117,7 +119,7 @@ def require_same(path: Path, kind: str, stored: dict[str, Any], current: dict[st
             differing.append(f"{name}: {old} then, {new} now")
     if differing:
         listed = "; ".join(differing)
-        raise ResumeError(
+        raise CarftError(
             f"{path} is of a run with other {kind} ({listed}). Resume with its values, or start a "
             "new run with another --output_dir; to start this one over, delete its folder."
         )

@@ -55,18 +55,21 @@ def collated(items: Any) -> Any:
 
 def unshared(error: Exception) -> PassingError:
     """What to raise where the processes of a job cannot share memory."""
-    size = "cannot be read"
+    state = "cannot be read"
+    remedy = "Give the container more shared memory (docker run --shm-size=1g)"
     with contextlib.suppress(OSError):
         status = os.statvfs(SHARED_MEMORY)
         free, total = (
             count * status.f_frsize >> 20 for count in (status.f_bavail, status.f_blocks)
         )
-        size = f"has {total} MiB, of which {free} are free"
+        state = f"has {total} MiB, of which {free} are free"
+        if status.f_flag & os.ST_RDONLY:
+            state = "is read-only"
+            remedy = "Mount it writable"
     reason = " ".join(str(error).split())
     return PassingError(
-        f"loader processes cannot share memory with this job ({reason}); {SHARED_MEMORY} {size}. "
-        "Give the container more shared memory (docker run --shm-size=1g), or load without "
-        "processes: --workers 0"
+        f"loader processes cannot share memory with this job ({reason}); {SHARED_MEMORY} {state}. "
+        f"{remedy}, or load without processes: --workers 0"
     )
 
 

@@ -29,6 +29,7 @@ from domainbed.lib.preparation import PreparedJob, share_cores
 from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup, attach_process_group
 from domainbed.lib.progress import ProgressPublisher
 from domainbed_carft import machine, text
+from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import splits
 from domainbed_carft.jobs.folder import WEIGHTS_FORMAT, JobFolder, Lock
 from domainbed_carft.machine import devices
@@ -283,7 +284,7 @@ class Trainer:
         try:
             algorithm_state.restore(self.algorithm, state["algorithm"])
         except (ValueError, KeyError, RuntimeError, AttributeError) as error:
-            raise resume.ResumeError(
+            raise CarftError(
                 f"{self.state_path} does not fit {self.args.algorithm}, whose code may have "
                 f"changed: {error}. To start over, delete the folder"
             ) from error
