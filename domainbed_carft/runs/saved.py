@@ -34,6 +34,20 @@ from domainbed_carft.text import printable, quantity
 
 _ENCODER = "encoder."  # how the names of the encoder's weights begin
 
+# The functions by which an algorithm predicts, and how the names of the weights begin that it does
+# it with. A user's own method may override the former, and add to the latter.
+_PREDICTING = ("predict", "forward", "features", "class_logits", "context_logits", "logits_over")
+_PREDICTING_WEIGHTS = (
+    _ENCODER,
+    "head.",
+    "head_factor",
+    "context_weights",
+    "logit_scale",
+    "input.",
+    "words",
+    "architecture",
+)
+
 # The arguments by which weights belong to the records in their folder.
 _SHARED_ARGUMENTS = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
 
@@ -211,6 +225,28 @@ def _require_finite(algorithm: CLIPAlgorithm, file: Path) -> None:
             f"{file} has values that are not finite in {quantity(len(not_finite), 'tensor')}, the "
             f"first in {not_finite[0]}: the training diverged. Use --which best, or train with a "
             "smaller lr"
+        )
+
+
+def require_clip_with_head(run: Run) -> None:
+    """Raise CarftError if the run predicts by more than a CLIP's image encoder and the heads.
+
+    The original CLIP has no counterpart to what a user's own method adds, and an export no place.
+    """
+    method = type(run.algorithm)
+    additions = [
+        f"a {name} of its own"
+        for name in _PREDICTING
+        if getattr(method, name) is not getattr(CLIPAlgorithm, name)
+    ]
+    additions += [
+        name for name in run.algorithm.state_dict() if not name.startswith(_PREDICTING_WEIGHTS)
+    ]
+    if additions:
+        raise CarftError(
+            f"{run.path} is a run of {method.__name__}, which predicts by more than CLIP's image "
+            f"encoder and a head: it has {', '.join(additions)}. The original CLIP has no "
+            "counterpart to that, and an exported CLIP has no place for it"
         )
 
 

@@ -222,8 +222,8 @@ def alpha_setter(run: Run, original: str | None, layers: str) -> Callable[[float
     """What makes the run's algorithm predict by the weights of an alpha.
 
     ``original``: the CLIP that the run started from, as in `saved.original_clip`. Raises CarftError
-    for algorithms that train nothing or the text encoder, for a random head, for linear layers of
-    weights that are already between a CLIP and a run or of an encoder without blocks, and as
+    for algorithms that train nothing or the text encoder or that predict by more than the encoder
+    and the head, for a random head, for linear layers of weights that are already between a CLIP and a run or of an encoder without blocks, and as
     `saved.original_clip`.
     """
     _require_interpolable(run, layers)
@@ -247,6 +247,7 @@ def alpha_setter(run: Run, original: str | None, layers: str) -> Callable[[float
 
 
 def _require_interpolable(run: Run, layers: str) -> None:
+    saved.require_clip_with_head(run)
     algorithm = run.args["algorithm"]
     reason = ""
     if run.algorithm.is_constant:
