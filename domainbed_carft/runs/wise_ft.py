@@ -223,8 +223,8 @@ def alpha_setter(run: Run, original: str | None, layers: str) -> Callable[[float
 
     ``original``: the CLIP that the run started from, as in `saved.original_clip`. Raises CarftError
     for algorithms that train nothing or the text encoder or that predict by more than the encoder
-    and the head, for a random head, for linear layers of weights that are already between a CLIP and a run or of an encoder without blocks, and as
-    `saved.original_clip`.
+    and the head, for a random head, for linear layers of weights that are already between a CLIP
+    and a run or of an encoder without blocks, and as `saved.original_clip`.
     """
     _require_interpolable(run, layers)
     algorithm = run.algorithm

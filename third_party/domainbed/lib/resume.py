@@ -56,6 +56,8 @@ def load(folder: str) -> dict[str, Any] | None:
         if state is not None and not (isinstance(state, dict) and state.keys() >= _STATE_KEYS):
             raise ValueError(f"{path} is not the state of a run")
         return state
+    except PassingError:  # too little memory: the file may be whole
+        raise
     except ValueError as error:
         advice = "Replace the file with a good copy, or delete the folder to start over"
         raise ResumeError(f"{error}. {advice}") from error
