@@ -23,7 +23,7 @@ FLOORS = (
     ("process_variables",),
     ("text", "questions", "machine", "version", "lazy", "removed_flags"),
     ("errors",),
-    ("files", "paths"),
+    ("files", "paths", "arguments"),
     ("data", "jobs"),
     ("pictures",),
     ("clips", "suites"),

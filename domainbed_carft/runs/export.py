@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from domainbed_carft import text
+from domainbed_carft.arguments import FLAG, check
 from domainbed_carft.clips import backbone, open_clip, openai
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
@@ -129,6 +130,7 @@ def export(
     >>> files.head.name, files.card.name
     ('clip.head.pt', 'clip.json')
     """
+    check(FLAG, half=half, force=force)
     run = run if isinstance(run, Run) else load_run(run, device="cpu")
     require_clip_with_head(run)
     output = as_path(path)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from domainbed_carft import files
 from domainbed_carft.clips import backbone, open_clip, openai
-from domainbed_carft.errors import CarftError, CarftWarning, brief
+from domainbed_carft.errors import CarftError, CarftWarning, brief, invalid
 from domainbed_carft.files import weights
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.facts import hparams_and_facts
@@ -125,6 +125,8 @@ def describe_choice(path: Path, which: str | None, file: Path) -> str:
 
 def weights_file(path: Path, which: str | None) -> Path:
     """The file that `open_run` reads; CarftError for a folder without it."""
+    if which not in (None, *WEIGHTS):
+        raise CarftError(invalid("which", which, f"one of {', '.join(WEIGHTS)}"))
     if not os.path.isdir(path):
         if which is not None and os.path.exists(path):
             raise CarftError(f"--which chooses a file in a folder; omit it, since {path} is a file")

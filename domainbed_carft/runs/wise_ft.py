@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 from domainbed_carft import files
+from domainbed_carft.arguments import NUMBERS, check
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError
-from domainbed_carft.paths import AnyPath, as_text
+from domainbed_carft.errors import CarftError, invalid
+from domainbed_carft.paths import AnyPath, as_list, as_text
 from domainbed_carft.runs import BATCH_SIZE, merge_weights, saved
 from domainbed_carft.runs import splits as splitting
-from domainbed_carft.runs.predictions import LoadingOptions, SplitAccuracies
+from domainbed_carft.runs.predictions import LoadingOptions, SplitAccuracies, check_loading
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import AnyRun, as_run, new_folder, save_weights
-from domainbed_carft.runs.saved_checks import LINEAR, UNIFORM
+from domainbed_carft.runs.saved_checks import LAYERS, LINEAR, UNIFORM
 from domainbed_carft.runs.suites import (
     SuiteEvaluation,
     SuiteScores,
@@ -157,6 +158,11 @@ def wise_ft(
     >>> sorted(result.alphas[1].as_dict())
     ['alpha', 'in_domain', 'out_of_domain', 'splits']
     """
+    alphas = as_list(alphas)
+    check(NUMBERS, alphas=alphas, save=save)
+    check_loading(suite, batch_size, workers)
+    if layers not in LAYERS:
+        raise CarftError(invalid("layers", layers, f"one of {', '.join(LAYERS)}"))
     alphas = sorted_alphas(alphas)
     saved_alphas = [alpha for alpha in alphas if alpha in save]
     if len(saved_alphas) < len({*save}):
