@@ -17,11 +17,11 @@ class Kind(NamedTuple):
 
 
 def _is_whole(value: Any, least: float = float("-inf")) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return not isinstance(value, bool) and isinstance(value, Real)
 
 
 def _are_all(values: Any, fits: Callable[[Any], bool]) -> bool:
