@@ -15,6 +15,7 @@ from typing import Any
 LONGEST_VALUE = 200
 
 NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,13 @@ def is_no_space(error: BaseException) -> bool:
         # torch's writer raises one of its own while that of the disk is handled.
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU, or this process, has too little memory."""
+    text = str(error).lower()
+    has_words = any(words in text for words in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and has_words)
 
 
 def brief(error: BaseException) -> str:

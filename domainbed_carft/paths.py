@@ -13,10 +13,11 @@ AnyPath: TypeAlias = str | os.PathLike[str]
 
 
 def as_path(value: AnyPath) -> Path:
-    """The path; raises CarftError for what is none, such as a list."""
-    if not isinstance(value, (str, os.PathLike)):
+    """The path; raises CarftError for what is none, such as a list or empty text."""
+    path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(path, str) or not path or "\0" in path:
         raise CarftError(invalid("the path", value, "text or a pathlib.Path"))
-    return Path(value)
+    return Path(path)
 
 
 def as_text(value: AnyPath | None) -> str | None:

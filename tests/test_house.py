@@ -23,7 +23,7 @@ FLOORS = (
     ("process_variables",),
     ("text", "questions", "machine", "version", "lazy"),
     ("errors",),
-    ("files", "paths"),
+    ("files", "paths", "arguments"),
     ("data", "jobs"),
     ("pictures",),
     ("clips", "suites"),

@@ -145,6 +145,50 @@ def test_the_harness_trains_it_and_its_run_opens_where_the_file_is(folder: Path)
     assert "was trained by another version of the file" in python(folder, "-c", code).stderr
 
 
+ADAPTER = """
+import torch
+
+
+class CLIPAdapter(CLIPAnchor):
+    def build_for_prediction(self, encoder, weights, *arguments):
+        super().build_for_prediction(encoder, weights, *arguments)
+        width = weights.classes.shape[1]
+        self.adapter = torch.nn.Linear(width, width)
+
+    def class_logits(self, features):
+        return super().class_logits(features + self.adapter(features))
+"""
+PREDICT_AND_REFUSE = """
+import torch
+from domainbed_carft import cli, load_run
+
+run = load_run("JOB", device="cpu")
+pictures = torch.randn(4, 3, 48, 48)
+adapted = run.algorithm.predict(pictures)
+for parameter in run.algorithm.adapter.parameters():
+    parameter.data.zero_()
+print((adapted - run.algorithm.predict(pictures)).abs().max() > 0.01)
+print(cli.main(["export", "JOB", "-o", "out.pt"]))
+print(cli.main(["wise-ft", "JOB", "-o", "mixed", "--alphas", "0", "--device", "cpu"]))
+"""
+
+
+def test_what_a_method_adds_to_the_prediction_is_neither_exported_nor_interpolated(
+    folder: Path,
+) -> None:
+    (folder / "anchor.py").write_text(METHOD + ADAPTER)
+    done = train(folder, "JOB", name="CLIPAdapter")
+    assert done.returncode == 0, done.stderr
+
+    done = python(folder, "-c", PREDICT_AND_REFUSE)
+
+    assert done.stdout.splitlines()[-3:] == ["tensor(True)", "1", "1"], done.stderr
+    assert not (folder / "out.pt").exists() and not (folder / "mixed").exists()
+    for line in done.stderr.splitlines()[-2:]:
+        assert "is a run of CLIPAdapter, which predicts by more than CLIP's image encoder" in line
+        assert "a class_logits of its own, adapter.weight, adapter.bias" in line
+
+
 def test_a_shipped_methods_records_are_the_same_with_the_file_and_without(folder: Path) -> None:
     code = (
         "from domainbed import algorithms, hparams_registry as r\n"

@@ -21,6 +21,7 @@ from test_preflight import (
     write_pictures,
 )
 
+from domainbed_carft.errors import is_out_of_memory
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.preflight import (
     cost,
@@ -133,8 +134,8 @@ def test_the_largest_micro_batch_that_fits_is_found_by_trying() -> None:
 @pytest.mark.parametrize("error", [OUT_OF_MEMORY, MemoryError(), torch.OutOfMemoryError("x")])
 def test_too_little_memory_is_told_by_several_errors(error: Exception) -> None:
     is_torchs = isinstance(error, torch.OutOfMemoryError)
-    assert job_device.is_out_of_memory(error) or is_torchs
-    assert not job_device.is_out_of_memory(ValueError("out of memory"))
+    assert is_out_of_memory(error) or is_torchs
+    assert not is_out_of_memory(ValueError("out of memory"))
 
 
 def test_a_batch_that_does_not_fit_fails_with_the_micro_batch_to_set(

@@ -68,6 +68,69 @@ def test_paths_may_be_text(pets, tmp_path):
     domainbed_carft.soup([job, str(pets / "CLIPLinearProbe")], **common)
 
 
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        ("load_run", {"which": "x"}),
+        ("train", {"algorithm": ["CARFT"]}),
+        ("train", {"hparams": None}),
+        ("train", {"hparams": "lr"}),
+        ("train", {"test_envs": "0"}),
+        ("train", {"test_envs": None}),
+        ("train", {"steps": 0}),
+        ("train", {"steps": True}),
+        ("train", {"checkpoint_freq": 0}),
+        ("train", {"trial_seed": None}),
+        ("train", {"workers": -1}),
+        ("train", {"holdout_fraction": "0.2"}),
+        ("train", {"skip_model_save": "no"}),
+        ("build", {"algorithm": None}),
+        ("build", {"hparams": None}),
+        ("build", {"steps": 1.5}),
+        ("collect", {"columns": 5}),
+        ("collect", {"error": 3}),
+        ("collect", {"by": 5}),
+        ("evaluate", {"batch_size": 0}),
+        ("evaluate", {"batch_size": None}),
+        ("evaluate", {"workers": -1}),
+        ("evaluate", {"workers": "x"}),
+        ("evaluate", {"suite": 5}),
+        ("evaluate", {"jobs": "x"}),
+        ("evaluate", {"methods": 5}),
+        ("evaluate", {"original": "/nope"}),
+        ("wise_ft", {"alphas": "half"}),
+        ("wise_ft", {"layers": "all"}),
+        ("soup", {"batch_size": 0}),
+        ("export", {"half": 1}),
+    ],
+)
+def test_arguments_of_wrong_types_are_named_before_anything_is_read(
+    function, arguments, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    required = {
+        "train": {"algorithm": "CARFT", "dataset": "Debug28", "test_envs": 0, "output_dir": "out"},
+        "build": {"algorithm": "CARFT", "class_names": ["a", "b"]},
+        "collect": {"sweeps": "gone"},
+        "soup": {"runs": "gone"},
+        "load_run": {"path": "gone"},
+        "export": {"run": "gone", "path": "out.pt"},
+    }
+    call = {**required.get(function, {"run": "gone"}), **arguments}
+    (name,) = arguments
+    with pytest.raises(CarftError, match=rf"^{name} is .*(expected|for the output folder)"):
+        getattr(domainbed_carft, function)(**call)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", ["", "a\0b"])
+def test_a_path_is_neither_empty_nor_cut(wrong, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CarftError, match="the path is .*, expected text or a pathlib.Path"):
+        domainbed_carft.train("CARFT", "Debug28", 0, wrong)
+    assert not os.listdir(tmp_path)
+
+
 @pytest.mark.parametrize("wrong", [["OUT"], 5, None, b"OUT", "no/such", pathlib.Path("no/such")])
 def test_what_is_no_path_is_a_carft_error(wrong, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -206,6 +206,17 @@ def test_classes_of_the_same_name_are_told_apart_by_label(pets, tmp_path, capfd)
     assert sum(prediction["classes"].values()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_weights_that_overflow_are_an_error(pets, tmp_path, capfd, command):
+    content = torch.load(pets / "CARFT" / "model.pkl", weights_only=True)
+    content["model_dict"]["head.weight"].sign_().mul_(3e38)
+    torch.save(content, tmp_path / "model.pkl")
+    pictures = [noise(tmp_path / "x.png")] if command == "predict" else []
+    carft(command, tmp_path, *pictures, status=1)
+    out, err = capfd.readouterr()
+    assert "the weights are finite but overflow: " in err and "nan" not in out
+
+
 def of_the_machine(*_):
     return torch.empty(1 << 60)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import zipfile
 
 import pytest
@@ -181,3 +182,26 @@ def test_missing_files_are_named(random_tiny, tmp_path):
         saved.open_run(tmp_path)
     with pytest.raises(CarftError, match="--which chooses a file in a folder; omit it"):
         saved.open_run(tmp_path / "model_best.pkl", "last")
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("args", "test_envs", [2]),
+        ("args", "trial_seed", 1),
+        ("args", "seed", 1),
+        ("args", "holdout_fraction", 0.4),
+        ("model_hparams", "lr", 1e-4),  # as that of another job of a search
+    ],
+)
+def test_weights_that_contradict_the_records_beside_them_are_refused(
+    pets, tmp_path, part, name, value
+):
+    content = torch.load(pets / "CARFT" / "model.pkl", weights_only=True)
+    torch.save({**content, part: {**content[part], name: value}}, tmp_path / "model.pkl")
+    assert saved.load_run(tmp_path, device="cpu").classes
+
+    shutil.copy(pets / "CARFT" / "results.jsonl", tmp_path)
+    message = rf"model.pkl does not belong to the records in its folder: (hparam )?{name} is .* in"
+    with pytest.raises(CarftError, match=message):
+        saved.load_run(tmp_path, "last", device="cpu")

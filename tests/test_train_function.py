@@ -247,7 +247,7 @@ def test_without_weights_there_is_no_run(by_command, here):
         ({"test_envs": [7]}, "--test_envs 7: Debug28 has no such environment"),
         ({"hparams": {"lr": 0, "kl": 1}}, "2 problems, nothing was done\n"),
         ({"hparams": {"lr": {1}}}, "hparams has a value that JSON cannot hold"),
-        ({"steps": "few"}, "argument --steps: invalid int value: 'few'"),
+        ({"steps": "few"}, "steps is 'few', expected a whole number of at least 1"),
         ({"keep_weights": "some"}, "argument --keep_weights: invalid choice"),
         ({"task": "domain_adaptation"}, "invalid choice|is not included"),
         ({"dataset": 3}, "the path is 3, expected text"),

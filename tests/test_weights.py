@@ -5,14 +5,18 @@ import os
 import random
 import re
 import shutil
+import struct
 import warnings
 import zipfile
+from collections import Counter
 
 import pytest
 import torch
+import warm
 from domainbed import networks
 from domainbed.lib import resume
 from domainbed.scripts import train
+from sweep_jobs import wait_until
 from test_algorithms import make
 from test_runs_wise_ft import changed
 
@@ -143,25 +147,131 @@ def test_every_reader_refuses_flipped_bits_and_code(reader):
     assert "weights_only" not in str(caught.value)  # torch's advice is to read it unsafely
 
 
-def test_damaged_files_are_refused_or_read_unchanged(tmp_path):
-    """benchmarks/hostile.py tries more."""
-    draw = random.Random(1)
+def offsets_outside_of_members(path):
+    """Where the bytes of the directory and of the headers are, without those that only pad."""
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        offsets = [*range(archive.start_dir, len(content))]
+        for member in archive.infolist():
+            start = member.header_offset
+            name_length, extra_length = struct.unpack_from("<HH", content, start + 26)
+            extra_header = min(extra_length, 4)
+            offsets += range(start, start + 30 + name_length + extra_header)
+    return offsets
+
+
+def is_equal(value, expected):
+    """Whether two contents of weights files are equal, NaN included."""
+    if isinstance(expected, torch.Tensor):
+        return value.dtype == expected.dtype and torch.equal(value, expected)
+    if isinstance(expected, dict):
+        return value.keys() == expected.keys() and all(
+            is_equal(value[key], expected[key]) for key in expected
+        )
+    if isinstance(expected, (list, tuple)):
+        return len(value) == len(expected) and all(map(is_equal, value, expected))
+    return value == expected or (value != value and expected != expected)
+
+
+def read_with_flips(path, flips):
+    """How often the file was refused and read, with each of these bits of a byte flipped.
+
+    Fails where something else was read than was written.
+    """
+    expected = weights.load_weights(path)
+    outcomes = Counter()
+    with open(path, "r+b", buffering=0) as file:
+        content = path.read_bytes()
+        for offset, bit in flips:
+            os.pwrite(file.fileno(), bytes([content[offset] ^ 1 << bit]), offset)
+            try:
+                assert is_equal(weights.load_weights(path), expected), (offset, bit)
+                outcomes["read"] += 1
+            except CarftError as error:
+                assert str(path) in str(error) and "\n" not in str(error)
+                outcomes["refused"] += 1
+            os.pwrite(file.fileno(), content[offset : offset + 1], offset)
+    return outcomes
+
+
+def test_every_bit_of_headers_and_directory_is_refused_or_harmless(tmp_path):
     path = tmp_path / "x.pt"
-    state = {"a": torch.rand(500), "b": ["c"] * 9}
-    torch.save(state, path)
+    torch.save({"a": torch.rand(5), "b": ["c"]}, path)
+    flips = [(offset, bit) for offset in offsets_outside_of_members(path) for bit in range(8)]
+    outcomes = read_with_flips(path, flips)
+    assert min(outcomes["refused"], outcomes["read"]) > 1000
+
+
+def test_a_member_marked_as_a_folder_is_refused(tmp_path):
+    """torch makes a tensor of uninitialised memory of it."""
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.rand(5)}, path)
+    content = bytearray(path.read_bytes())
+    name = content.rindex(b"x/data/0")
+    content[name - 46 + 38] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(CarftError, match="x.pt is damaged: x/data/0 in it is marked as a folder"):
+        weights.load_weights(path)
+
+
+@pytest.fixture(scope="module")
+def stopped_job(tmp_path_factory):
+    """The folder of a job that was killed after its second checkpoint."""
+    folder = tmp_path_factory.mktemp("stopped") / "job"
+    words = "--algorithm CARFT --dataset Debug28 --test_envs 0 --steps 9999 --checkpoint_freq 1"
+    more = ["--hparams", '{"batch_size": 4}', "--workers", "0", "--output_dir", str(folder)]
+    job = warm.start("-m", "domainbed.scripts.train", *words.split(), *more)
+    wait_until(lambda: (folder / "state.pt").exists() and (folder / "model_best.pkl").exists())
+    job.kill()
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["state.pt", "model_best.pkl"])
+def test_flipped_bits_of_a_jobs_files_are_refused_or_harmless(stopped_job, tmp_path, name):
+    path = tmp_path / name
+    shutil.copy(stopped_job / name, path)
+    draw = random.Random(1)
+    offsets = [draw.randrange(path.stat().st_size) for _ in range(1000)]
+    offsets += draw.choices(offsets_outside_of_members(path), k=1000)
+    outcomes = read_with_flips(path, [(offset, draw.randrange(8)) for offset in offsets])
+    assert outcomes.total() == 2000 and outcomes["refused"] > 1000
+
+
+def test_files_that_are_cut_off_are_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.rand(500)}, path)
     whole = path.read_bytes()
-    refused = 0
-    for number in range(200):
-        content = bytearray(whole)
-        content[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
-        path.write_bytes(content[: draw.randrange(len(whole)) if number % 4 == 0 else None])
-        try:
-            found = weights.load_weights(path)
-            assert torch.equal(found["a"], state["a"]) and found["b"] == state["b"]
-        except CarftError as error:
-            assert str(path) in str(error) and "\n" not in str(error)
-            refused += 1
-    assert refused > 100
+    for length in random.Random(1).sample(range(len(whole)), 50):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CarftError, match="x.pt.*(is cut off|damaged)"):
+            weights.load_weights(path)
+
+
+READ_IN_LITTLE_MEMORY = """
+import resource
+from domainbed.lib import resume
+from domainbed_carft.errors import PassingError
+from domainbed_carft.files import weights
+
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20),) * 2)
+for read in (lambda: weights.load_weights("state.pt"), lambda: resume.load(".")):
+    try:
+        read()
+    except PassingError as error:
+        print(error)
+"""
+
+
+def test_too_little_memory_is_no_fault_of_the_file(tmp_path):
+    torch.save({"a": torch.zeros(16 << 20)}, tmp_path / "state.pt")  # 64 MiB
+    done = warm.run("-c", READ_IN_LITTLE_MEMORY, cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done.stderr
+    for line in lines:
+        assert "state.pt was not read: out of memory with a file of 67,1" in line
+        assert "delete" not in line
 
 
 def compressed(path):

@@ -4,7 +4,8 @@
     python tools/readme_pictures.py --page   # and report-light.png, report-dark.png, by Chromium
 
 The figure plots in-domain against out-of-domain accuracy of the methods in README's table, means
-over the trials with their standard errors. It holds the digest of what it plots, which a test compares with the records.
+over the trials with their standard errors. It holds the digest of what it plots, which a test
+compares with the records.
 """
 
 from __future__ import annotations

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import functools
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from domainbed_carft.cli.table_options import some_of
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, is_out_of_memory
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.results.method_names import METHOD_NAMES
 from domainbed_carft.runs import BATCH_SIZE
@@ -249,9 +248,8 @@ def _run(name: str, arguments: argparse.Namespace) -> int | None:
 
     try:
         return run_printing.COMMANDS[name](arguments)
-    except RuntimeError as error:  # torch's, of a GPU's memory or of the machine's
-        is_out_of_memory = re.search("out of memory|allocate memory", str(error))
-        if not (is_out_of_memory and hasattr(arguments, "batch_size")):
+    except (RuntimeError, MemoryError) as error:
+        if not (is_out_of_memory(error) and hasattr(arguments, "batch_size")):
             raise
         raise CarftError(
             f"out of memory with --batch_size {arguments.batch_size}; choose a smaller one or "

@@ -6,18 +6,20 @@ import functools
 import hashlib
 import os
 import re
-import warnings
 import zipfile
 from pathlib import Path
 from typing import IO, Any
 
 from domainbed_carft import files
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, PassingError, is_out_of_memory
 
 CHUNK_BYTES = 1 << 20  # read at a time
 MOST_EXPANSION = 10  # tensors to file, in bytes; modules share some tensors, so it may be over 1
 
 _ZIP_SIGNATURE = b"PK\3\4"
+# Bits of a zip member's attributes and flags.
+_DOS_FOLDER = 0x10
+_ENCRYPTED = 0x1
 
 
 def sha256(path: Path | str) -> str:
@@ -45,20 +47,25 @@ def load_weights(path: Path | str) -> Any:
     """The content that torch.save wrote to ``path``, on the CPU; nothing in the file is run.
 
     Every weights file is opened here. Raises CarftError, in one line, for a file that cannot be
-    read, is damaged, holds more than plain data and tensors, or would take far more memory.
+    read, is damaged, holds more than plain data and tensors, or would take far more memory;
+    PassingError if this process has too little memory for it.
     """
     import torch
 
     try:
-        with files.open_regular(path) as file, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "'torch.load' received .* TorchScript archive")
+        with files.open_regular(path) as file:
             _require_sound_archive(file, path)
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except (CarftError, MemoryError):
+    except CarftError:
         raise
     except OSError as error:
         raise CarftError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch and zipfile raise a dozen types
+        if is_out_of_memory(error):
+            raise PassingError(
+                f"{path} was not read: out of memory with a file of {os.path.getsize(path):,} "
+                "bytes; end other processes, or raise this one's limit (ulimit -v)"
+            ) from error
         raise _refusal(path, error) from error
 
     tensors = _tensors(content)
@@ -73,11 +80,6 @@ def load_weights(path: Path | str) -> Any:
 
 def _refusal(path: Path | str, error: Exception) -> CarftError:
     """What to raise where torch does not load a file; its own text tells to read it unsafely."""
-    if "TorchScript" in str(error):
-        return CarftError(
-            f"{path} was not opened: the file is TorchScript, which is a program. If you trust "
-            "it, convert it to a state dict: torch.save(clip_model.state_dict(), path)"
-        )
     named = re.search(r"(?:GLOBAL|[Uu]nsupported class) ([\w.]+)", str(error))
     fault = f"holds {named[1]}, which" if named else "is cut off, or holds something that"
     return CarftError(
@@ -89,14 +91,36 @@ def _refusal(path: Path | str, error: Exception) -> CarftError:
 def _require_sound_archive(file: IO[bytes], path: Path | str) -> None:
     """Refuse what torch does not: flipped bits, and compression that would fill the memory.
 
-    Leaves ``file`` at its start.
+    A member that is marked as a folder would be a tensor of uninitialised memory: zipfile ignores
+    the mark and reads its content, torch reads nothing. Leaves ``file`` at its start.
     """
     if file.read(len(_ZIP_SIGNATURE)) == _ZIP_SIGNATURE:
         with zipfile.ZipFile(file) as archive:
-            _require_small(sum(part.file_size for part in archive.infolist()), path)
+            members = archive.infolist()
+            if any(member.filename.endswith("/constants.pkl") for member in members):
+                raise CarftError(
+                    f"{path} was not opened: the file is TorchScript, which is a program. If you "
+                    "trust it, convert it to a state dict: torch.save(model.state_dict(), path)"
+                )
+            _require_small(sum(member.file_size for member in members), path)
+            for member in members:
+                if not _is_stored_file(member):
+                    raise CarftError(
+                        f"{path} is damaged: {member.filename} in it is marked as a folder, as "
+                        "compressed or as encrypted, which torch.save never does; copy it anew"
+                    )
             if bad := archive.testzip():
                 raise CarftError(f"{path} is damaged: the checksum of {bad} is wrong; copy it anew")
     file.seek(0)
+
+
+def _is_stored_file(member: zipfile.ZipInfo) -> bool:
+    """Whether zipfile and torch read the same bytes of a member."""
+    is_folder = member.is_dir() or member.external_attr & _DOS_FOLDER
+    is_encrypted = member.flag_bits & _ENCRYPTED
+    is_stored = member.compress_type == zipfile.ZIP_STORED
+    has_one_size = member.file_size == member.compress_size
+    return is_stored and has_one_size and not is_folder and not is_encrypted
 
 
 def _require_small(nbytes: int, path: Path | str) -> None:

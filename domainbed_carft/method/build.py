@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from domainbed_carft.arguments import COUNT, MAPPING, TEXT, check
 from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.jobs import facts
 from domainbed_carft.method.algorithm import CLIPAlgorithm
@@ -50,6 +51,10 @@ def build(
     >>> algorithm.hparams["total_steps"]
     10
     """
+    check(TEXT, algorithm=algorithm)
+    check(MAPPING, hparams=hparams)
+    check(COUNT, is_optional=True, steps=steps)
+    check(COUNT, num_domains=num_domains)
     if algorithm not in CLASSES:
         raise CarftError(unknown("algorithm", algorithm, CLASSES))
     raise_for([*_class_name_problems(class_names), *_unknown_names(algorithm, hparams)])

@@ -8,8 +8,6 @@ from pathlib import Path
 from domainbed_carft import machine
 from domainbed_carft.machine import devices
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
-
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # what the kernel takes for it
@@ -55,10 +53,3 @@ def peak_memory() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a GPU, or this process, has too little memory."""
-    text = str(error).lower()
-    has_words = any(words in text for words in _OUT_OF_MEMORY)
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and has_words)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from domainbed_carft.doctor import Finding
+from domainbed_carft.errors import is_out_of_memory
 from domainbed_carft.machine import devices
 from domainbed_carft.preflight import device as job_device
 from domainbed_carft.preflight.prepared_job import Batch, RehearsedJob, quiet
@@ -194,7 +195,7 @@ def find_micro_batch(
         try:
             peak = peak_with(size)
         except (RuntimeError, MemoryError) as error:
-            if not job_device.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             continue  # the next one begins by giving back what this one took
         if peak <= limit:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from domainbed_carft.arguments import TEXT, TEXTS, check
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import columns as table_columns
@@ -358,6 +359,9 @@ def collect(
     algorithm shares a trial with another of ``pair`` or with ``against``, or if ``power`` is not
     above 0 or without ``against``.
     """
+    check(TEXTS, columns=columns)
+    check(TEXT, error=error)
+    check(TEXT, is_optional=True, against=against)
     columns = table_columns.expand(columns)
     if error not in ERROR_KINDS:
         raise CarftError(unknown("kind of error", error, ERROR_KINDS))

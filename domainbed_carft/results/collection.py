@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from domainbed_carft import text
+from domainbed_carft.arguments import TEXTS, check
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, own_methods, records
@@ -156,6 +157,8 @@ def gather(
     tables, or if jobs without a manifest may be either of a single source or for
     leave-one-domain-out.
     """
+    check(TEXTS, ignored=ignored, by=by)
+    check(TEXTS, is_optional=True, methods=methods)
     for name in ignored:
         if name not in KINDS:
             raise CarftError(text.unknown("part of a setting", name, KINDS))

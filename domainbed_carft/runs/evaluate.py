@@ -9,13 +9,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from domainbed_carft.arguments import COUNT, TEXTS, check
 from domainbed_carft.data.tasks import TASKS
 from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.paths import AnyPath, as_path, as_text
 from domainbed_carft.results.evaluations import ECE_BINS, Figures, confusion_matrix, measure
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.runs import splits as splitting
-from domainbed_carft.runs.predictions import LoadingOptions, predict_rows, run_predictor
+from domainbed_carft.runs.predictions import (
+    LoadingOptions,
+    check_loading,
+    predict_rows,
+    run_predictor,
+)
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import AnyRun, as_run
 from domainbed_carft.runs.suites import SuiteEvaluation, evaluate_on_suite
@@ -161,6 +167,9 @@ def evaluate(
     >>> evaluation.as_dict()["splits"][0]["pictures"] == evaluation.splits[0].pictures
     True
     """
+    check_loading(suite, batch_size, workers)
+    check(TEXTS, is_optional=True, methods=methods)
+    check(COUNT, is_optional=True, jobs=jobs)
     if not isinstance(run, Run) and is_sweep_folder(as_path(run)):
         if suite:
             raise CarftError(
@@ -176,6 +185,11 @@ def evaluate(
         )
         return evaluate_sweep(as_path(run), sweep_options, methods)
 
+    for name, value in (("original", original), ("methods", methods), ("jobs", jobs)):
+        if value is not None:
+            raise CarftError(
+                f"{name} is for the output folder of a sweep, and this is a run; leave it out"
+            )
     loaded = as_run(run, device)
     options = LoadingOptions(loaded.device, batch_size, workers, as_text(data_dir))
     if suite:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from domainbed_carft import text
+from domainbed_carft.arguments import FLAG, check
 from domainbed_carft.clips import backbone, open_clip, openai
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
@@ -34,7 +35,13 @@ from domainbed_carft.paths import AnyPath, as_path, as_text
 from domainbed_carft.pictures.protocols import PROTOCOLS
 from domainbed_carft.results.formats import escape_markdown
 from domainbed_carft.runs.run import Run
-from domainbed_carft.runs.saved import AnyRun, architecture_of, load_run, original_clip
+from domainbed_carft.runs.saved import (
+    AnyRun,
+    architecture_of,
+    load_run,
+    original_clip,
+    require_clip_with_head,
+)
 from domainbed_carft.runs.soup_members import DESCRIBING, SAME_ARGS
 from domainbed_carft.version import __version__
 
@@ -116,13 +123,16 @@ def export(
     are written, or none is.
 
     Raises CarftError if a file is there already or cannot be written, if the original is missing or
-    not the run's, and for weights that are not finite.
+    not the run's, for weights that are not finite, and for your own method if it predicts by more
+    than the image encoder and the head.
 
     >>> files = export(job, folder / "clip.pt")
     >>> files.head.name, files.card.name
     ('clip.head.pt', 'clip.json')
     """
+    check(FLAG, half=half, force=force)
     run = run if isinstance(run, Run) else load_run(run, device="cpu")
+    require_clip_with_head(run)
     output = as_path(path)
     original = as_text(original)
     is_folder = bool(architecture_of(run))

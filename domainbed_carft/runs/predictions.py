@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from domainbed_carft import machine
+from domainbed_carft.arguments import COUNT, NATURAL, TEXT, check
 from domainbed_carft.errors import CarftError
 from domainbed_carft.machine import devices
 from domainbed_carft.results.evaluations import PictureRows
 from domainbed_carft.runs import BATCH_SIZE
-from domainbed_carft.runs.run import Run
+from domainbed_carft.runs.run import Run, require_finite
 from domainbed_carft.runs.splits import Split
 from domainbed_carft.text import progress
 
@@ -43,6 +44,13 @@ class LoadingOptions:
     data_dir: str | None = None
 
 
+def check_loading(suite: Any, batch_size: Any, workers: Any) -> None:
+    """Raise CarftError if one of these arguments of the Python API is of another type."""
+    check(TEXT, is_optional=True, suite=suite)
+    check(COUNT, batch_size=batch_size)
+    check(NATURAL, is_optional=True, workers=workers)
+
+
 def choose_device(name: str | None) -> torch.device:
     """The device called ``name``, such as "cuda:1"; for None the GPU if there is one.
 
@@ -58,7 +66,7 @@ def choose_device(name: str | None) -> torch.device:
         reason = devices.refusal(device)
         if not reason:
             device = torch.empty(1, device=device).device  # with its number
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
     if reason:
         raise CarftError(
@@ -138,7 +146,9 @@ def _rows_of(logits: Tensor, labels: Tensor) -> PictureRows:
             (probabilities**2).sum(dim=1),
         ]
     )
-    top, log_true, sum_of_squares = columns.cpu().numpy()
+    columns = columns.cpu()
+    require_finite(columns[0])
+    top, log_true, sum_of_squares = columns.numpy()
     return PictureRows(
         label=labels.cpu().numpy().astype(np.uint16),
         predicted=logits.argmax(dim=1).cpu().numpy().astype(np.uint16),

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from domainbed_carft.arguments import COUNT, check
 from domainbed_carft.data import picture_files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.method.algorithm import CLIPAlgorithm
@@ -137,6 +138,7 @@ class Run:
         >>> sorted(predictions.as_dict())
         ['class_probabilities', 'classes', 'context_probabilities', 'contexts']
         """
+        check(COUNT, batch_size=batch_size)
         is_single = isinstance(pictures, (str, os.PathLike, Image.Image))
         items = [pictures] if is_single else list(pictures)
         if not items:
@@ -186,7 +188,19 @@ class Run:
             features = self.algorithm.features(torch.stack(inputs).to(self.device))
             classes = self.algorithm.class_logits(features).double().softmax(dim=1).cpu()
             contexts = self.algorithm.context_logits(features).double().softmax(dim=1).cpu()
+            require_finite(classes.amax(dim=1))
         return Predictions(classes, contexts, self.distinct_classes, self.contexts)
+
+
+def require_finite(values: Tensor) -> None:
+    """Raise CarftError unless all ``values`` (N,), one for each of N pictures, are finite."""
+    n_broken = int((~values.isfinite()).sum())
+    if n_broken:
+        raise CarftError(
+            f"the weights are finite but overflow: {n_broken} of {len(values)} pictures of a batch "
+            "have no finite logits. Did the training diverge? Use --which best, or train with a "
+            "smaller lr"
+        )
 
 
 @dataclass(frozen=True)

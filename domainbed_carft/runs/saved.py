@@ -6,6 +6,7 @@ The file may be a stranger's: nothing in it is run, and no path in it is opened.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import warnings
@@ -19,11 +20,14 @@ from torch import Tensor
 
 from domainbed_carft import files
 from domainbed_carft.clips import backbone, open_clip, openai
-from domainbed_carft.errors import CarftError, CarftWarning, brief
+from domainbed_carft.errors import CarftError, CarftWarning, brief, invalid
 from domainbed_carft.files import weights
 from domainbed_carft.jobs import records
-from domainbed_carft.jobs.folder import WEIGHTS
+from domainbed_carft.jobs.facts import hparams_and_facts
+from domainbed_carft.jobs.folder import RECORDS, WEIGHTS
+from domainbed_carft.jobs.job import IDENTITY
 from domainbed_carft.jobs.records import RecordedRun
+from domainbed_carft.jobs.setting import ARGUMENTS
 from domainbed_carft.method import algorithms, objective, prompts
 from domainbed_carft.method.algorithm import TRAINING_PREFIXES, CLIPAlgorithm
 from domainbed_carft.paths import AnyPath, as_path
@@ -34,8 +38,22 @@ from domainbed_carft.text import printable, quantity
 
 _ENCODER = "encoder."  # how the names of the encoder's weights begin
 
-# The arguments by which weights belong to the records in their folder.
-_SHARED_ARGUMENTS = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
+# The functions by which an algorithm predicts, and how the names of the weights begin that it does
+# it with. A user's own method may override the former, and add to the latter.
+_PREDICTING = ("predict", "forward", "features", "class_logits", "context_logits", "logits_over")
+_PREDICTING_WEIGHTS = (
+    _ENCODER,
+    "head.",
+    "head_factor",
+    "context_weights",
+    "logit_scale",
+    "input.",
+    "words",
+    "architecture",
+)
+
+# The arguments by which weights belong to the records in their folder, beside the hparams.
+_SHARED_ARGUMENTS = (*IDENTITY, "test_envs", "seed", *ARGUMENTS)
 
 # A run that is loaded, or the folder of its job, or a weights file.
 AnyRun: TypeAlias = Run | AnyPath
@@ -107,6 +125,8 @@ def describe_choice(path: Path, which: str | None, file: Path) -> str:
 
 def weights_file(path: Path, which: str | None) -> Path:
     """The file that `open_run` reads; CarftError for a folder without it."""
+    if which not in (None, *WEIGHTS):
+        raise CarftError(invalid("which", which, f"one of {', '.join(WEIGHTS)}"))
     if not os.path.isdir(path):
         if which is not None and os.path.exists(path):
             raise CarftError(f"--which chooses a file in a folder; omit it, since {path} is a file")
@@ -145,14 +165,45 @@ def open_step(recorded: RecordedRun, step: int) -> Run | None:
 
 def require_same_job(run: Run, recorded: RecordedRun) -> None:
     """Raise CarftError if the weights are not of the job that the records are of."""
-    for name in _SHARED_ARGUMENTS:
-        in_weights = run.args.get(name)
-        in_records = recorded.job.args.get(name)
-        if in_weights != in_records:
-            raise CarftError(
-                f"{run.path} does not belong to the records in its folder: {name} is "
-                f"{in_weights!r} in the weights and {in_records!r} in the records"
-            )
+    difference = _difference(run, recorded.job.args, recorded.recorded)
+    if difference:
+        raise _not_of_records(run, difference)
+
+
+def _require_recorded(run: Run) -> None:
+    """Raise CarftError if there are records beside the weights, all of other jobs."""
+    file = run.path.parent / RECORDS
+    if run.soup is not None or not file.is_file():
+        return
+    jobs = dict(records.keyed_records(file, warnings=[])).values()  # a record of each
+    differences = [
+        _difference(run, record["args"], hparams_and_facts(record, record.get("hparams")))
+        for record in jobs
+    ]
+    if differences and all(differences):
+        raise _not_of_records(run, differences[-1])
+
+
+def _difference(run: Run, args: Mapping[str, Any], hparams: Mapping[str, Any]) -> str:
+    """The first setting that differs between weights and records; "" if they are of one job.
+
+    ``hparams``: the recorded ones, and the facts of the job.
+    """
+    pairs = {name: (run.args.get(name), args.get(name)) for name in _SHARED_ARGUMENTS}
+    for name in sorted(run.hparams.keys() & hparams.keys()):
+        pairs[f"hparam {name}"] = (run.hparams[name], hparams[name])
+
+    for name, (in_weights, in_records) in pairs.items():
+        if json.loads(json.dumps(in_weights)) != in_records:
+            return f"{name} is {in_weights!r} in the weights and {in_records!r} in the records"
+    return ""
+
+
+def _not_of_records(run: Run, difference: str) -> CarftError:
+    return CarftError(
+        f"{run.path} does not belong to the records in its folder: {difference}. Put the job's own "
+        "file there, or move this one to another folder"
+    )
 
 
 def open_run(path: Path | str, which: str | None = None) -> Run:
@@ -160,11 +211,13 @@ def open_run(path: Path | str, which: str | None = None) -> Run:
 
     In a folder the default is "last". The run can predict but not train: the file has neither the
     original encoder nor the optimizer. Raises CarftError for a folder without the weights, a file
-    that `load_weights` refuses or that is not a run of one of our algorithms, and weights that are
-    not finite.
+    that `load_weights` refuses, that is not a run of one of our algorithms or not of the job whose
+    records are in its folder, and weights that are not finite.
     """
     file = weights_file(Path(path), which)
-    return run_of(weights.load_weights(file), file)
+    run = run_of(weights.load_weights(file), file)
+    _require_recorded(run)
+    return run
 
 
 def run_of(content: Any, file: Path) -> Run:
@@ -210,6 +263,28 @@ def _require_finite(algorithm: CLIPAlgorithm, file: Path) -> None:
             f"{file} has values that are not finite in {quantity(len(not_finite), 'tensor')}, the "
             f"first in {not_finite[0]}: the training diverged. Use --which best, or train with a "
             "smaller lr"
+        )
+
+
+def require_clip_with_head(run: Run) -> None:
+    """Raise CarftError if the run predicts by more than a CLIP's image encoder and the heads.
+
+    The original CLIP has no counterpart to what a user's own method adds, and an export no place.
+    """
+    method = type(run.algorithm)
+    additions = [
+        f"a {name} of its own"
+        for name in _PREDICTING
+        if getattr(method, name) is not getattr(CLIPAlgorithm, name)
+    ]
+    additions += [
+        name for name in run.algorithm.state_dict() if not name.startswith(_PREDICTING_WEIGHTS)
+    ]
+    if additions:
+        raise CarftError(
+            f"{run.path} is a run of {method.__name__}, which predicts by more than CLIP's image "
+            f"encoder and a head: it has {', '.join(additions)}. The original CLIP has no "
+            "counterpart to that, and an exported CLIP has no place for it"
         )
 
 

@@ -25,6 +25,7 @@ from domainbed_carft.runs import splits as splitting
 from domainbed_carft.runs.predictions import (
     LoadingOptions,
     SplitAccuracies,
+    check_loading,
     choose_device,
     run_predictor,
 )
@@ -149,6 +150,7 @@ def soup(
     >>> soups.greedy.accuracies.in_domain >= soups.uniform.members[0].validation
     True
     """
+    check_loading(suite, batch_size, workers)
     loaded, chosen_device = _loaded(runs, device)
     require_alike(loaded)
     folder = new_folder(output, [SOUP_TABLE, *SOUP_FILES.values()])

@@ -18,6 +18,7 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.data import picture_files
 from domainbed_carft.data.benchmarks import missing_data_dir
 from domainbed_carft.errors import CarftError, UnreadableError
+from domainbed_carft.files import weights
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.method import objective, prompts
 from domainbed_carft.pictures import loading, stages
@@ -385,7 +386,8 @@ def append_record(weights_file: Path, evaluation: SuiteEvaluation) -> None:
     """
     is_job = (weights_file.parent / RECORDS).exists()
     if is_job and not evaluation.has_unread_sets:
-        records.append(weights_file.parent, evaluation.as_dict())
+        digest = weights.cached_sha256(weights_file)
+        records.append(weights_file.parent, {**evaluation.as_dict(), "weights_digest": digest})
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from domainbed_carft import launchers
 from domainbed_carft.errors import raise_for
+from domainbed_carft.files.weights import cached_sha256
 from domainbed_carft.jobs.folder import RECORDS, WEIGHTS, last_line
 from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.manifest import NAME as MANIFEST
@@ -230,14 +231,16 @@ def evaluate_sweep_on_suite(folder: Path, suite: str, options: SweepOptions) -> 
     tasks = list(_passes([run for group in groups for run in selected_runs(group)], suite))
     ends = run_in_pool(tasks, options)
 
+    measured = 0
     problems = []
     for task, end in zip(tasks, ends):
-        if end.status != 0:
+        n_runs = len(task["weights"])
+        if end.status == 0:
+            measured += n_runs
+        else:
             first = Path(task["weights"][0]).parent
-            jobs = quantity(len(task["weights"]), "run")
-            problems.append(f"{jobs}, {first} first: {end.message}")
-    weights = [Path(file) for task in tasks for file in task["weights"]]
-    return SweepOnSuite(sum(_has_record(file, suite) for file in weights), problems)
+            problems.append(f"{quantity(n_runs, 'run')}, {first} first: {end.message}")
+    return SweepOnSuite(measured, problems)
 
 
 def _passes(runs: Sequence[SuiteRun], suite: str) -> Iterator[dict[str, Any]]:
@@ -275,13 +278,11 @@ def _parts(files: Sequence[Path]) -> Iterator[list[Path]]:
 
 
 def _has_record(weights_file: Path, suite: str) -> bool:
-    """Whether the job's records have this suite by these weights, and are not older than them."""
-    record_file = weights_file.parent / records.FILE
-    if not record_file.exists() or record_file.stat().st_mtime < weights_file.stat().st_mtime:
-        return False
+    """Whether the job's records have this suite by these very weights."""
     return any(
         (record["suite"], record["weights"], record["wise_ft_alpha"])
         == (suite, weights_file.name, None)
+        and record.get("weights_digest") == cached_sha256(weights_file)
         for record in records.read(weights_file.parent, warnings=[])
     )
 

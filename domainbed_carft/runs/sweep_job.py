@@ -46,7 +46,7 @@ from domainbed_carft.runs.predictions import (
     predict_rows,
     split_batches,
 )
-from domainbed_carft.runs.run import Run
+from domainbed_carft.runs.run import Run, require_finite
 from domainbed_carft.runs.splits import RunData, Split
 from domainbed_carft.runs.suites import (
     SuiteEvaluation,
@@ -266,6 +266,7 @@ def _validate(
     correct: Counter[int] = Counter()
     for batch in split_batches(task.validation, options.batch_size, options.workers):
         batch_logits = task.run.algorithm.predict(batch.pictures.to(options.device))
+        require_finite(batch_logits.amax(dim=1))
         batch_labels = batch.labels.to(options.device)
         correct[batch.position] += int((batch_logits.argmax(dim=1) == batch_labels).sum())
         logits.append(batch_logits.float())

@@ -13,6 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from domainbed_carft.arguments import (
+    COUNT,
+    FLAG,
+    INTEGER,
+    MAPPING,
+    NATURAL,
+    NATURALS,
+    NUMBER,
+    TEXT,
+    TEXTS,
+    check,
+)
 from domainbed_carft.errors import CarftError, PassingError
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.jobs.job import command
@@ -77,11 +89,26 @@ def train(
             "use is a checkout; run its own: python -m domainbed.scripts.train"
         )
 
+    targets = as_list(test_envs)
+    check(TEXT, algorithm=algorithm)
+    check(NATURALS, test_envs=targets)
+    check(MAPPING, hparams=hparams)
+    check(COUNT, is_optional=True, steps=steps, checkpoint_freq=checkpoint_freq)
+    check(COUNT, is_optional=True, processes=processes)
+    check(NATURAL, is_optional=True, workers=workers)
+    check(INTEGER, hparams_seed=hparams_seed, trial_seed=trial_seed, seed=seed)
+    check(NUMBER, holdout_fraction=holdout_fraction, uda_holdout_fraction=uda_holdout_fraction)
+    check(TEXT, is_optional=True, task=task, picture_memory=picture_memory)
+    check(TEXT, is_optional=True, keep_weights=keep_weights)
+    check(TEXTS, is_optional=True, log=log)
+    check(FLAG, skip_training_in_splits=skip_training_in_splits, skip_model_save=skip_model_save)
+    check(FLAG, save_model_every_checkpoint=save_model_every_checkpoint)
+
     words = _words(
         {
             "algorithm": algorithm,
             "dataset": as_text(dataset),
-            "test_envs": as_list(test_envs),
+            "test_envs": targets,
             "output_dir": as_text(output_dir),
             "hparams": dict(hparams) or None,
             "steps": steps,

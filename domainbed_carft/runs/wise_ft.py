@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from domainbed_carft import files
+from domainbed_carft.arguments import NUMBERS, check
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.paths import AnyPath, as_text
+from domainbed_carft.paths import AnyPath, as_list, as_text
 from domainbed_carft.runs import BATCH_SIZE, merge_weights, saved
 from domainbed_carft.runs import splits as splitting
-from domainbed_carft.runs.predictions import LoadingOptions, SplitAccuracies
+from domainbed_carft.runs.predictions import LoadingOptions, SplitAccuracies, check_loading
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import AnyRun, as_run, new_folder, save_weights
 from domainbed_carft.runs.suites import (
@@ -152,6 +153,9 @@ def wise_ft(
     >>> sorted(result.alphas[1].as_dict())
     ['alpha', 'in_domain', 'out_of_domain', 'splits']
     """
+    alphas = as_list(alphas)
+    check(NUMBERS, alphas=alphas, save=save)
+    check_loading(suite, batch_size, workers)
     alphas = sorted_alphas(alphas)
     saved_alphas = [alpha for alpha in alphas if alpha in save]
     if len(saved_alphas) < len({*save}):
@@ -217,8 +221,8 @@ def alpha_setter(run: Run, original: str | None) -> Callable[[float], None]:
     """What makes the run's algorithm predict by the weights of an alpha.
 
     ``original``: the CLIP that the run started from, as in `saved.original_clip`. Raises CarftError
-    for algorithms that train nothing or the text encoder, for a random head, and as
-    `saved.original_clip`.
+    for algorithms that train nothing or the text encoder or that predict by more than the encoder
+    and the head, for a random head, and as `saved.original_clip`.
     """
     _require_interpolable(run)
     algorithm = run.algorithm
@@ -240,6 +244,7 @@ def alpha_setter(run: Run, original: str | None) -> Callable[[float], None]:
 
 
 def _require_interpolable(run: Run) -> None:
+    saved.require_clip_with_head(run)
     algorithm = run.args["algorithm"]
     reason = ""
     if run.algorithm.is_constant:

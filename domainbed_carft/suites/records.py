@@ -11,9 +11,11 @@ from domainbed_carft import files
 from domainbed_carft.jobs.records import NUMBERS, RecordWarning, parse_line
 
 FILE = "suites.jsonl"
+# The weights by file name and SHA-256; WiSE-FT's are of the run that it interpolates.
 FIELDS = (
     "suite",
     "weights",
+    "weights_digest",
     "step",
     "wise_ft_alpha",
     "algorithm",

@@ -61,6 +61,8 @@ def load(folder: str) -> dict[str, Any] | None:
         if state is not None and state["format"] != FORMAT:
             raise ValueError(f"{path} has format {state['format']}, expected {FORMAT}")
         return state
+    except PassingError:  # too little memory: the file may be whole
+        raise
     except ValueError as error:
         advice = "Replace the file with a good copy, or delete the folder to start over"
         # A fault of the disk may pass.
