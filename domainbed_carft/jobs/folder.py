@@ -31,7 +31,7 @@ HELD_ELSEWHERE = 73
 NO_SPACE = 74
 STOPPED = 75
 # These are not counted as failures of the job, nor are Ctrl-C and signals it did not catch.
-UNCOUNTED_STATUSES = (HELD_ELSEWHERE, NO_SPACE, STOPPED, 130, -15, -10)
+UNCOUNTED_STATUSES = (HELD_ELSEWHERE, NO_SPACE, STOPPED, 130, -15, -10, -2)
 WRONG_ARGUMENTS = 2  # trying again is useless
 
 # By this variable a launcher hands the lock that it holds to the job that it starts.
