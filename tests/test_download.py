@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -97,6 +98,41 @@ def test_an_interrupted_download_resumes_and_is_verified(server, pacs, tmp_path)
     assert report.verdict == "verified" and not list(tmp_path.glob(".PACS*"))
     with pytest.raises(CarftError, match=r"PACS already exists"):
         download.download("PACS", tmp_path)
+
+
+def answer_slowly(listener: socket.socket, mode: str, is_over: threading.Event) -> None:
+    """Take a request and drip an answer of 20 s, its head or its body, or say nothing so long."""
+    if mode == "not accepted":
+        is_over.wait(20)
+        listener.close()
+        return
+    with listener.accept()[0] as connection, contextlib.suppress(OSError):
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\n\r\n"
+        connection.sendall({"silent": b"", "head drips": b"HTTP/1.1 200 OK\r\n"}.get(mode, head))
+        for _ in range(100):
+            connection.sendall(b"" if mode.startswith("silent") else b"x")
+            if is_over.wait(0.2):
+                return
+
+
+@needs_gdown
+@pytest.mark.parametrize(
+    "mode", ["not accepted", "silent", "silent body", "head drips", "body drips"]
+)
+def test_a_download_without_progress_ends(pacs, tmp_path, monkeypatch, capfd, mode):
+    monkeypatch.setattr(download, "PATIENCE_SECONDS", 0.6)
+    is_over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/PACS.zip"
+        slow = dataclasses.replace(pacs, sources=(benchmarks.Source(url, "PACS.zip"),))
+        monkeypatch.setitem(benchmarks.BENCHMARKS, "PACS", slow)
+        server = threading.Thread(target=answer_slowly, args=(listener, mode, is_over))
+        server.start()
+        with pytest.raises(CarftError, match=r"PACS\.zip failed \(TimeoutError: .* next to noth"):
+            download.download("PACS", tmp_path)
+        is_over.set()
+        server.join()
+    assert capfd.readouterr().err.startswith(f"PACS.zip: fetching {url}\n")
 
 
 @needs_gdown

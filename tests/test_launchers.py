@@ -239,3 +239,13 @@ def test_a_job_that_another_process_trains_is_left_to_it(tmp_path, capfd):
     assert (outcome.result, outcome.last_words) == ("held", "run by someone")
     assert statuses(folder.path) == [73] and "run by someone" in capfd.readouterr().err
     assert launchers.Registered("pool", True)([job]) == []  # no failure to DomainBed's sweep
+
+
+def test_a_job_whose_folder_is_moved_is_reported_and_not_begun_again(tmp_path):
+    folder, moved = tmp_path / "job", tmp_path / "moved"
+    job = command(folder, code=f"os.rename({str(folder)!r}, {str(moved)!r}); sys.exit(1)")
+    (outcome,) = run("pool", [job])
+
+    assert outcome.result == "failed"
+    assert outcome.last_words.startswith(f"{folder} was moved or removed while this job ran there")
+    assert not folder.exists() and not (moved / "attempts.jsonl").exists()

@@ -3,12 +3,16 @@
 import json
 import math
 import os
+import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from harness.test_resume import assert_same_outcome
+from harness.test_resume import carft as carft_arguments
+from runs_jobs import write_pictures
 from sweep_folders import declared
 from sweep_jobs import (
     carft,
@@ -234,6 +238,27 @@ def test_a_time_above_the_partitions_limit_is_refused_before_anything_is_submitt
     limits = [slurm.time_limit(name)[0] for name in (partition, f"main,{partition}", None)]
     assert limits == [600, 3600, 3600]
     assert slurm.time_limit("no-such-partition")[0] == math.inf
+
+
+def test_the_processes_of_a_slurm_job_save_when_it_is_signalled(tmp_path):
+    """As by `--signal`: SLURM signals every process, not only the one that started the others."""
+    folder = tmp_path / "job"
+    pictures = write_pictures(tmp_path / "pictures", 3)
+    words = carft_arguments(pictures, folder, "--steps", "100000", "--processes", "2")
+    train = shlex.join([sys.executable, "-m", "domainbed.scripts.train", *words])
+    options = ("--wait", "--parsable", "--time=10", "--cpus-per-task=2", "--output=/dev/null")
+    submitted = subprocess.Popen(
+        ["sbatch", *options, "--wrap", f"exec {train}"], stdout=subprocess.PIPE, text=True
+    )
+    job = submitted.stdout.readline().strip()
+    try:
+        wait_for((folder / "state.pt").exists)
+        subprocess.run(["scancel", "--full", "--signal=USR1", job], check=True)
+        assert submitted.wait(120) == 75
+    finally:
+        subprocess.run(["scancel", job], check=True)
+    message = "train: stopped by SIGUSR1; to resume, rerun the command\n"
+    assert (folder / "err.txt").read_text() == message
 
 
 ONE = """

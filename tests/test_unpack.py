@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import stat
+import subprocess
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -30,23 +33,98 @@ def test_several_archives_unpack_into_one_folder(tmp_path, kind):
 @KINDS
 def test_members_that_leave_the_folder_are_refused(tmp_path, name, kind):
     archive = packed(tmp_path / f"a.{kind}", ["good.jpg", name])
-    with pytest.raises(CarftError, match=r"evil\.jpg.*outside the folder.*nothing was unpacked"):
+    with pytest.raises(CarftError, match=r"evil\.jpg.*outside the folder\. Nothing was unpacked"):
         archives.unpack(archive, tmp_path / "inner")
     assert [path.name for path in tmp_path.iterdir()] == [archive.name]
 
 
+def of_kind(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type = kind
+    member.linkname = target
+    return member
+
+
+def long_links(outside: str) -> list[tarfile.TarInfo]:
+    """Links so long together that tarfile's filter gives up resolving them (CVE-2025-4517)."""
+    folder = "d" * 247
+    steps = "abcdefghijklmnop"
+    members = []
+    for depth, step in enumerate(steps):
+        parent = f"{folder}/" * depth
+        members += [of_kind(parent + folder, tarfile.DIRTYPE)]
+        members += [of_kind(parent + step, tarfile.SYMTYPE, folder)]
+    last = f"{'/'.join(steps)}/{'l' * 254}"
+    members += [of_kind(last, tarfile.SYMTYPE, "../" * len(steps))]
+    members += [of_kind("escape", tarfile.SYMTYPE, f"{last}/{outside}")]
+    return [*members, of_kind("escape/evil.jpg", tarfile.REGTYPE)]
+
+
 @pytest.mark.parametrize(
-    "links",
+    ("members", "name"),
     [
-        [("link", "../../etc/passwd")],
-        [("d/ln", ".."), ("link", "d/ln/..")],  # the second leads out when the first is there
+        (long_links(".."), "a"),
+        ([of_kind("in/link", tarfile.SYMTYPE, "good.jpg")], "in/link"),
+        ([of_kind("link", tarfile.LNKTYPE, "good.jpg")], "link"),
+        ([of_kind("pipe", tarfile.FIFOTYPE)], "pipe"),
+        ([of_kind("device", tarfile.CHRTYPE)], "device"),
     ],
 )
-def test_links_that_lead_outside_are_refused(tmp_path, links):
-    archive = tarred(tmp_path / "a.tar.gz", ("d/good.jpg", PICTURE), *links)
-    with pytest.raises(CarftError, match=r"not safe to unpack .*'link'.*Do not use") as raised:
-        archives.unpack(archive, tmp_path / "inner")
+def test_tar_members_other_than_files_and_folders_are_refused(tmp_path, members, name):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for member in [of_kind("good.jpg", tarfile.REGTYPE), *members]:
+            archive.addfile(member)
+    expected = f"the member '{name}' is neither a regular file nor a folder"
+    with pytest.raises(CarftError, match=expected) as raised:
+        archives.unpack(tmp_path / "a.tar", tmp_path / "inner")
     assert not isinstance(raised.value, archives.BadFile)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_an_archive_with_links_unpacks_once_it_is_replaced_as_the_message_says(tmp_path):
+    archive = tarred(tmp_path / "a.tar.gz", ("d/good.jpg", PICTURE), ("d/link.jpg", "good.jpg"))
+    with pytest.raises(CarftError) as raised:
+        archives.unpack(archive, tmp_path / "inner")
+
+    command = str(raised.value).partition("of regular files: ")[2]
+    script = f"mkdir NEW && tar -xf a.tar.gz -C NEW && {command}"
+    subprocess.run(script, shell=True, cwd=tmp_path, check=True)
+    archives.unpack(archive, tmp_path / "inner")
+    assert files(tmp_path / "inner") == ["d/good.jpg", "d/link.jpg"]
+    assert (tmp_path / "inner/d/link.jpg").read_bytes() == PICTURE
+
+
+def test_links_in_the_folder_are_not_written_through(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner/link").symlink_to(tmp_path)
+    archive = packed(tmp_path / "a.zip", ["link/evil.jpg"])
+    with pytest.raises(CarftError, match="outside the folder"):
+        archives.unpack(archive, tmp_path / "inner")
+    assert not (tmp_path / "evil.jpg").exists()
+
+
+def test_links_and_encrypted_members_of_a_zip_archive_are_refused(tmp_path):
+    link = zipfile.ZipInfo("link")
+    link.external_attr = stat.S_IFLNK << 16
+    with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
+        archive.writestr(link, "good.jpg")
+    with pytest.raises(CarftError, match="'link' is neither a regular file nor a folder"):
+        archives.unpack(tmp_path / "link.zip", tmp_path / "inner")
+
+    content = bytearray(packed(tmp_path / "secret.zip", ["good.jpg"]).read_bytes())
+    content[6] |= 1  # a flag of the member's header, and in the directory
+    content[content.find(b"PK\1\2") + 8] |= 1
+    (tmp_path / "secret.zip").write_bytes(content)
+    with pytest.raises(CarftError, match=r"'good\.jpg' is encrypted.*unpack it by hand"):
+        archives.unpack(tmp_path / "secret.zip", tmp_path / "inner")
+
+
+@pytest.mark.parametrize("names", [["n" * 5000], ["a", "a/b"], ["a/b", "a"]])
+@KINDS
+def test_names_that_no_disk_can_hold_are_a_fault_of_the_archive(tmp_path, kind, names):
+    archive = packed(tmp_path / f"a.{kind}", names)
+    with pytest.raises(CarftError, match=r"cannot be unpacked: .*(too long|exists|a directory)"):
+        archives.unpack(archive, tmp_path / "inner")
     assert not (tmp_path / "inner").exists()
 
 

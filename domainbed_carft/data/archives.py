@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import shlex
 import shutil
+import stat
 import tarfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.text import progress
+
+# The errors of a name that is too long, or of a file and a folder of one name.
+_NAME_ERRORS = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+
+_OUTSIDE = "would be written outside the folder"
+_ENCRYPTED = 1  # of a zip member's flags
+_MAX_NAME = 100  # characters of a member's name in a message
+_COPY_SIZE = 1 << 20  # bytes
 
 
 class BadFile(CarftError):
@@ -41,51 +53,84 @@ def check(path: Path, is_archive: bool) -> None:
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar archive into ``folder``, which is made, and deleted if that fails.
 
-    Raises BadFile for any other or damaged file, CarftError for members outside ``folder``.
+    Raises BadFile for any other or damaged file, and CarftError for members that are encrypted, are
+    neither regular files nor folders, or cannot be written below ``folder`` by their names.
     """
     check(archive, is_archive=True)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         _unpack(archive, folder)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, CarftError | OSError) or not isinstance(error, Exception):
+        if isinstance(error, CarftError) or not isinstance(error, Exception):
             raise
-        if isinstance(error, getattr(tarfile, "FilterError", ())):  # a link to elsewhere
-            raise _unsafe(archive, str(error)) from error
+        number = getattr(error, "errno", None)  # gzip and bz2 raise an OSError without one
+        if number in _NAME_ERRORS:
+            raise _refusal(archive, str(error)) from error
+        if number is not None:
+            raise
         raise BadFile(archive, f"is damaged or cut off ({error})") from error
 
 
 def _unpack(archive: Path, folder: Path) -> None:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zip_file:
-            for zip_member in _safe_members(archive, zip_file.infolist()):
-                zip_file.extract(zip_member, folder)
+            for zip_member, path in _safe_members(archive, zip_file.infolist(), folder):
+                _write(path, None if zip_member.is_dir() else zip_file.open(zip_member))
         return
 
-    if not hasattr(tarfile, "data_filter"):
-        raise CarftError(
-            "this Python cannot unpack tar archives safely; use 3.10.12, 3.11.4 or later"
-        )
     with tarfile.open(archive) as tar_file:
-        for tar_member in _safe_members(archive, tar_file.getmembers()):
-            tar_file.extract(tar_member, folder, filter="data")
+        for tar_member, path in _safe_members(archive, tar_file.getmembers(), folder):
+            _write(path, tar_file.extractfile(tar_member))  # None for a folder
+
+
+def _write(path: Path, content: IO[bytes] | None) -> None:
+    """Make a folder, or a file of this content."""
+    if content is None:
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with content, path.open("wb") as file:
+        shutil.copyfileobj(content, file, _COPY_SIZE)
 
 
 _Member = TypeVar("_Member", zipfile.ZipInfo, tarfile.TarInfo)
 
 
-def _safe_members(archive: Path, members: Sequence[_Member]) -> Iterable[_Member]:
-    """The members to unpack, with a progress bar. Raises CarftError if one leaves the folder."""
-    for member in members:
-        name = _name(member)
-        # zipfile would drop the `..` and write elsewhere than the archive says.
-        path = name.replace("\\", "/")
-        if path.startswith("/") or ".." in path.split("/"):
-            raise _unsafe(archive, f"{name!r} would be written outside the folder")
+def _safe_members(
+    archive: Path, members: Sequence[_Member], folder: Path
+) -> Iterator[tuple[_Member, Path]]:
+    """Yield the members to unpack and their paths in ``folder``, with a progress bar.
 
+    Raises CarftError for the first unsafe member, before anything is unpacked.
+    """
+    for member in members:
+        if fault := _fault(member):
+            raise _refusal(archive, f"the member {_name(member)[:_MAX_NAME]!r} {fault}")
+
+    root = os.path.realpath(folder)
     selected = [member for member in members if not _is_macos_leftover(member)]
-    return progress(selected, description=f"unpacking {archive.name}", unit="file", delay=1)
+    for member in progress(selected, description=f"unpacking {archive.name}", unit="file", delay=1):
+        path = folder / _name(member)
+        # No member is a link, but the folder may have had some before.
+        if os.path.commonpath([root, os.path.realpath(path)]) != root:
+            raise _refusal(archive, f"the member {_name(member)!r} {_OUTSIDE}")
+        yield member, path
+
+
+def _fault(member: zipfile.ZipInfo | tarfile.TarInfo) -> str:
+    """Return what is wrong with a member; "" for a regular file or a folder below the archive's."""
+    path = _name(member).replace("\\", "/")
+    if path.startswith("/") or ".." in path.split("/"):
+        return _OUTSIDE
+    if isinstance(member, tarfile.TarInfo):
+        is_usual = member.isfile() or member.isdir()
+    else:
+        if member.flag_bits & _ENCRYPTED:
+            return "is encrypted"
+        # The mode of the file system of Unix; without one it is a regular file or a folder.
+        is_usual = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+    return "" if is_usual else "is neither a regular file nor a folder"
 
 
 def _name(member: zipfile.ZipInfo | tarfile.TarInfo) -> str:
@@ -98,7 +143,10 @@ def _is_macos_leftover(member: zipfile.ZipInfo | tarfile.TarInfo) -> bool:
     return "__MACOSX" in parts or (bool(parts) and parts[-1].startswith("._"))
 
 
-def _unsafe(archive: Path, reason: str) -> CarftError:
+def _refusal(archive: Path, reason: str) -> CarftError:
+    quoted = shlex.quote(str(archive))
     return CarftError(
-        f"{archive} is not safe to unpack ({reason}); nothing was unpacked. Do not use this archive"
+        f"{archive} cannot be unpacked: {reason}. Nothing was unpacked. If you trust the archive, "
+        "unpack it by hand into a new folder NEW, and replace it with one of regular files: "
+        f"tar -chf {quoted} --hard-dereference -C NEW ."
     )

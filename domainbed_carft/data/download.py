@@ -7,14 +7,18 @@ domainbed/scripts/download.py at b93c22a.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import os
 import shlex
 import shutil
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from domainbed_carft.data import archives, benchmarks, preparation, verify
 from domainbed_carft.data.archives import BadFile
@@ -23,6 +27,10 @@ from domainbed_carft.errors import CarftError
 Fetch = Callable[[str, Path], None]
 Prepare = Callable[[Path, Path], None]
 Judge = Callable[[str, Path], verify.DataReport]
+
+# A download ends if the process moves fewer bytes than this between memory and files in that time.
+PATIENCE_SECONDS = 60.0
+_MIN_PROGRESS = 1 << 18
 
 
 def download(
@@ -159,7 +167,8 @@ def _fetch_all(sources: Sequence[benchmarks.Source], work: _WorkFolder, fetch: F
         path = work.archives / source.file
         try:
             if not path.is_file():
-                fetch(source.url, path)
+                print(f"{path.name}: fetching {source.url}", file=sys.stderr)
+                with_time_limit(functools.partial(fetch, source.url, path))
         except Exception as error:  # a dozen kinds, from sockets to Drive's quota page
             raise CarftError(
                 f"downloading {source.url} failed ({type(error).__name__}: {error}). Rerun the "
@@ -167,6 +176,35 @@ def _fetch_all(sources: Sequence[benchmarks.Source], work: _WorkFolder, fetch: F
             ) from error
         with _renaming_damaged(sources, work):
             archives.check(path, source.is_archive)
+
+
+def with_time_limit(download: Callable[[], object]) -> None:
+    """Call ``download`` in a thread; raise TimeoutError once it makes no progress.
+
+    A timeout of its sockets would not end a server that sends a byte at a time.
+    """
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(download())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    bytes_before = _bytes_moved()
+    while not concurrent.futures.wait([future], PATIENCE_SECONDS).done:
+        bytes_now = _bytes_moved()
+        if bytes_now - bytes_before < _MIN_PROGRESS:
+            raise TimeoutError(f"the server has sent next to nothing for {PATIENCE_SECONDS:.0f} s")
+        bytes_before = bytes_now
+    future.result()
+
+
+def _bytes_moved() -> int:
+    """Return how many bytes this process has read from files and written to them."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines[:2])  # rchar and wchar
 
 
 def _prepare(sources: Sequence[benchmarks.Source], work: _WorkFolder, prepare: Prepare) -> None:

@@ -9,8 +9,10 @@ pictures of each class as CLIP's own splits have, and reported as "own split".
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +24,7 @@ import numpy as np
 from domainbed_carft.data import benchmarks, listing
 from domainbed_carft.data import verify as verifying
 from domainbed_carft.data.comparison import normalised_name, quoted_names
-from domainbed_carft.data.download import removing_empty_folders
+from domainbed_carft.data.download import removing_empty_folders, with_time_limit
 from domainbed_carft.data.picture_files import PictureDataset
 from domainbed_carft.errors import CarftError, brief
 
@@ -199,10 +201,13 @@ def download(name: str, data_dir: Path) -> verifying.DataReport:
 
     leftovers = data_dir / task.folder / "__MACOSX"  # in Caltech101's archive
     had_leftovers = leftovers.exists()
+    print(f"{task.name}: torchvision fetches it to {data_dir / task.folder}", file=sys.stderr)
     try:
         with removing_empty_folders(data_dir / task.folder):
             for part in (*task.parts[0], *task.parts[1]):
-                _torchvision_dataset(task, data_dir, part, download=True)
+                with_time_limit(
+                    functools.partial(_torchvision_dataset, task, data_dir, part, download=True)
+                )
         if not had_leftovers:
             shutil.rmtree(leftovers, ignore_errors=True)
     except Exception as error:  # sockets', archives', the disk's

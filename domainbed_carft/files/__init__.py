@@ -105,13 +105,12 @@ def append_line(path: Path, line: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Have the block fill a file beside ``path``, then give it that name; folders are made.
+    """Have the block fill a file beside ``path``, then give it that name.
 
     A reader sees the old content or the whole new file; of two concurrent writers, the last one
     wins. A link is replaced, not followed. Permissions are the old file's, else those that the
     umask gives.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # A name that nobody can have put a link at, for this user's eyes alone until it is whole.
     part = path.with_name(f".carft-{secrets.token_hex(8)}.part")
     part.touch(0o600, exist_ok=False)
@@ -132,6 +131,7 @@ def save(path: Path, write_to: Callable[[Path], object]) -> None:
     Raises CarftError if writing fails, and leaves the old file.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             write_to(part)
     except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed_carft import files, process_variables
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, PassingError
 
 RECORDS = "results.jsonl"
 OUTPUT = "out.txt"
@@ -32,7 +32,7 @@ HELD_ELSEWHERE = 73
 NO_SPACE = 74
 STOPPED = 75
 # These are not counted as failures of the job, nor are Ctrl-C and signals it did not catch.
-UNCOUNTED_STATUSES = (HELD_ELSEWHERE, NO_SPACE, STOPPED, 130, -15, -10)
+UNCOUNTED_STATUSES = (HELD_ELSEWHERE, NO_SPACE, STOPPED, 130, -15, -10, -2)
 WRONG_ARGUMENTS = 2  # trying again is useless
 
 # By this variable a launcher hands the lock that it holds to the job that it starts.
@@ -93,7 +93,8 @@ class Lock:
     would stay when the lock is released, as if the process had died.
     """
 
-    def __init__(self, descriptor: int, launcher: Holder | None = None) -> None:
+    def __init__(self, folder: JobFolder, descriptor: int, launcher: Holder | None = None) -> None:
+        self._folder = folder
         self.descriptor = descriptor
 
         # A launcher that has handed the lock on knows since when, and in which SLURM job.
@@ -107,6 +108,15 @@ class Lock:
         with contextlib.suppress(OSError):  # of a full disk: publishing is a courtesy
             os.truncate(self.descriptor, 0)
             os.pwrite(self.descriptor, json.dumps(self._holder._asdict()).encode() + b"\n", 0)
+
+    def require_held(self) -> None:
+        """Raise PassingError if the folder has been moved or removed since it was locked."""
+        if not self._folder.is_lock(self.descriptor):
+            raise PassingError(
+                f"{self._folder.path} was moved or removed while this job ran there. The job ends, "
+                "because another process may run it there by now. To train it there, rerun the "
+                "command; to resume a folder that you moved, give --output_dir its new path"
+            )
 
 
 class JobFolder:
@@ -164,16 +174,16 @@ class JobFolder:
         removes the lock; a descriptor of another file is ignored. Raises Held, naming the process
         that runs this job, and OSError if the folder cannot be written.
         """
-        if inherited is not None and self._is_lock(inherited):
-            yield Lock(inherited, launcher=self._written_holder())
+        if inherited is not None and self.is_lock(inherited):
+            yield Lock(self, inherited, launcher=self._written_holder())
             return
 
         descriptor = self._acquire(patience)
         try:
-            yield Lock(descriptor)
+            yield Lock(self, descriptor)
         finally:
             # Where the folder was moved away, a lock in its place is another's.
-            if self._is_lock(descriptor):
+            if self.is_lock(descriptor):
                 self.lock_path.unlink(missing_ok=True)
             os.close(descriptor)
 
@@ -213,7 +223,7 @@ class JobFolder:
 
             locked = self._try_lock(descriptor)
             # The holder before may have removed the file before we had locked it.
-            if locked and self._is_lock(descriptor):
+            if locked and self.is_lock(descriptor):
                 return descriptor
 
             os.close(descriptor)
@@ -221,7 +231,7 @@ class JobFolder:
                 raise Held(self.path, self.holder() or UNKNOWN)
             time.sleep(0 if locked else 0.02)
 
-    def _is_lock(self, descriptor: int) -> bool:
+    def is_lock(self, descriptor: int) -> bool:
         """Whether a descriptor belongs to the current lock file."""
         try:
             return os.path.samestat(os.lstat(self.lock_path), os.fstat(descriptor))

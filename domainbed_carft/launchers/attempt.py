@@ -28,6 +28,7 @@ from domainbed_carft.jobs.folder import (
     Attempt,
     Held,
     JobFolder,
+    Lock,
     last_line,
     slurm_id,
 )
@@ -133,7 +134,7 @@ def run(
             folder.path.mkdir(parents=True, exist_ok=True)
             with folder.claim(patience) as lock:
                 if not folder.done and folder.failed() is None:
-                    _attempt(folder, job.command, variables, lock.descriptor, children)
+                    _attempt(folder, job.command, variables, lock, children)
         return _outcome(folder)
     except Held as held:
         return JobOutcome(job.folder, "held", last_words=str(held))
@@ -175,13 +176,16 @@ def _attempt(
     folder: JobFolder,
     words: list[str],
     variables: Mapping[str, str],
-    lock: int,
+    lock: Lock,
     children: Children,
 ) -> None:
-    """Run the command and note how it ended, even where this process is interrupted."""
+    """Run the command and note how it ended, even where this process is interrupted.
+
+    Raises PassingError if the folder was moved or removed meanwhile.
+    """
     if words[:1] == ["python"]:  # the jobs need what this interpreter imports
         words = [sys.executable, *words[1:]]
-    all_variables = {**os.environ, **variables, job_folder.LOCK_VARIABLE: str(lock)}
+    all_variables = {**os.environ, **variables, job_folder.LOCK_VARIABLE: str(lock.descriptor)}
 
     started = time.time()
     status: int = -signal.SIGTERM
@@ -189,7 +193,7 @@ def _attempt(
     try:
         with tempfile.NamedTemporaryFile(prefix="carft-job-") as stderr:
             try:
-                status = children.run(words, all_variables, lock, stderr.file)
+                status = children.run(words, all_variables, lock.descriptor, stderr.file)
                 last_words = ""
             except (OSError, ValueError) as error:  # ValueError: a null byte
                 status = CANNOT_START
@@ -218,6 +222,7 @@ def _attempt(
             last_words=last_words,
             step=folder.last_step() if status == STOPPED else None,
         )
+        lock.require_held()
         folder.add_attempt(attempt)
 
 

@@ -40,6 +40,7 @@ class Launch:
         """Rewrite the file; return a descriptor that holds its lock, for the caller to close."""
         content = {name: value for name, value in vars(self).items() if name != "path"}
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(self.path) as temporary:
                 temporary.write_bytes(json.dumps(content).encode() + b"\n")
                 descriptor = os.open(temporary, os.O_RDWR)

@@ -18,7 +18,7 @@ import pytest
 import torch
 import warm
 from domainbed import hparams_registry
-from domainbed.lib import checks, job_batches, picture_batches, preparation
+from domainbed.lib import checks, job_batches, picture_batches, preparation, stopping
 from domainbed.lib.process_group import ProcessGroup, attach_process_group
 from domainbed.scripts import train
 from sweep_jobs import wait_until
@@ -281,25 +281,63 @@ def test_algorithms_and_batches_that_cannot_be_split_are_refused():
     assert "its encoder has dropout" in dropped
 
 
+def start_two(arguments: list[str]) -> tuple[warm.Process, int]:
+    """A job of two processes, the first of which has started the second, and the second's id."""
+    first = warm.start(*TRAIN, *arguments, "--processes", "2")
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
+    wait_until(children.read_text)
+    (second,) = map(int, children.read_text().split())
+    return first, second
+
+
+KILLED = "process 1 of 2 was killed by "
+
+
 @pytest.mark.parametrize("killed", ["first", "second"])
 def test_if_one_process_is_killed_all_end_and_resume(pictures, alone, tmp_path, killed):
     """If it is not the first, err.txt has the reason once; then one process trains to the end."""
     arguments = train_arguments(pictures, tmp_path / "job")
-    first = warm.start(*TRAIN, *arguments, "--processes", "2")
-    children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
+    first, second = start_two(arguments)
     wait_until((tmp_path / "job" / "state.pt").exists)
-    (child,) = map(int, children.read_text().split())
-    os.kill(first.pid if killed == "first" else child, signal.SIGKILL)
+    os.kill(first.pid if killed == "first" else second, signal.SIGKILL)
     assert first.wait() == (-signal.SIGKILL if killed == "first" else 1)
 
-    wait_until(lambda: not Path(f"/proc/{child}").exists())
+    wait_until(lambda: not Path(f"/proc/{second}").exists())
     assert (tmp_path / "job" / "state.pt").exists()
     lines = (tmp_path / "job" / "err.txt").read_text().splitlines()
-    reason = "train: process 1 of 2 was killed by SIGKILL"
-    assert lines.count(reason) == (killed == "second")
+    assert lines.count(f"train: {KILLED}SIGKILL") == (killed == "second")
 
     assert train_jobs(1, arguments) == [0]
     assert_same(tmp_path / "job", alone)
+
+
+def test_a_signal_to_the_first_process_has_all_save_and_stop(pictures, alone, tmp_path):
+    """The signals one after another, each as the job begins to train; then to the end."""
+    arguments = train_arguments(pictures, tmp_path / "job")
+    output = tmp_path / "job" / "out.txt"
+    expected = ""
+    for number in stopping.SIGNALS:
+        first, second = start_two(arguments)
+        n_stops = expected.count("\n")
+        wait_until(lambda n=n_stops: output.exists() and output.read_text().count("Workers:") > n)
+        os.kill(first.pid, number)
+        assert first.wait() == 75
+        assert not Path(f"/proc/{second}").exists()
+
+        expected += f"train: stopped by {number.name}; to resume, rerun the command\n"
+        assert (tmp_path / "job" / "err.txt").read_text() == expected
+
+    assert train_jobs(1, arguments) == [0]
+    assert_same(tmp_path / "job", alone)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGKILL, 1)])
+def test_a_process_that_is_lost_while_they_join_ends_the_job(pictures, tmp_path, number, status):
+    first, second = start_two(train_arguments(pictures, tmp_path / "job"))
+    os.kill(second, number)
+    assert first.wait(60) == status
+    message = f"train: {KILLED}{number.name}\n"
+    assert (tmp_path / "job" / "err.txt").read_text() == message
 
 
 @pytest.mark.slow

@@ -477,3 +477,33 @@ class TestWithAQuickAlgorithm:
             assert f"process {os.getpid()}, since " in capsys.readouterr().err
             assert not (tmp_path / "err.txt").exists()
         assert train.main(quick(tmp_path)) == 0
+
+    @pytest.mark.parametrize("is_anew", [False, True])
+    def test_a_job_whose_folder_is_moved_ends_at_the_next_checkpoint(
+        self, tmp_path, capsys, monkeypatch, is_anew
+    ):
+        """It writes nothing into a folder that another process has made there meanwhile."""
+        job, moved = tmp_path / "job", tmp_path / "moved"
+        update = fakes.LinearSGD.update
+        others = contextlib.ExitStack()
+        calls = []
+
+        def move_before_step_3(*arguments: Any) -> dict[str, float]:
+            calls.append(1)
+            if len(calls) == 4:
+                job.rename(moved)
+                if is_anew:
+                    job.mkdir()
+                    others.enter_context(JobFolder(job).claim())
+            return update(*arguments)
+
+        monkeypatch.setattr(fakes.LinearSGD, "update", move_before_step_3)
+        with others:
+            assert train.main(quick(job)) == 1
+            assert "job was moved or removed while this job ran there." in capsys.readouterr().err
+            assert len(calls) == 5  # of 7
+            written = {path.name for path in job.glob("*")}
+        assert written == ({"lock"} if is_anew else set()) and job.exists() == is_anew
+
+        assert train.main(quick(moved)) == 0
+        assert [record["step"] for record in fakes.records(moved)] == [0, 2, 4, 6]

@@ -17,7 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from domainbed.algorithms import Algorithm
 from domainbed.lib.step_meters import defining_class
 from domainbed_carft import text
 from domainbed_carft.errors import CarftError, PassingError
-from domainbed_carft.jobs.folder import STOPPED
+from domainbed_carft.jobs.folder import STOPPED, UNCOUNTED_STATUSES
 
 # The key, in the store that all processes share, of the reason why one of them ended.
 _FAILURE = "domainbed failure"
@@ -149,23 +149,29 @@ class ProcessGroup:
     def end_with_child(self, rank: int, is_over: threading.Event) -> None:
         """Wait for a process that this one has started; end this one if that has failed.
 
-        For this one may wait for that forever. Leaves the reason for all others if a signal killed
-        it. Returns if `is_over` is set in time.
+        For this one may wait for that forever, as it does while they join. Leaves the reason for
+        all others if a signal killed it. Returns if `is_over` is set in time.
         """
         status = self.children[rank - 1].wait()
-        if status < 0:
-            name = signal.Signals(-status).name
-            reason = f"process {rank} of {self.size} was killed by {name}"
-            # Not the connection of `self.store`, which torch locks while a thread waits for a key.
-            with contextlib.suppress(RuntimeError):  # this process ends, too
-                connection = dist.TCPStore(self.store.host, self.store.port)
-                connection.set(_FAILURE, json.dumps([True, reason]))
+        if status in (0, STOPPED):
+            return
 
-        if status not in (0, STOPPED) and not is_over.wait(GRACE_SECONDS):
-            print(f"train: {self.exit_error()}", file=sys.stderr)
+        with contextlib.suppress(RuntimeError):  # this process ends, too
+            # Not the connection of `self.store`, which torch locks while a thread waits for a key.
+            store = dist.TCPStore(self.store.host, self.store.port)
+            if status < 0:
+                reason = (
+                    f"process {rank} of {self.size} was killed by {signal.Signals(-status).name}"
+                )
+                store.set(_FAILURE, json.dumps([True, reason]))
+            error = replace(self, store=store).exit_error()
+            if is_over.wait(GRACE_SECONDS if dist.is_initialized() else 0):
+                return
+
+            print(f"train: {error}", file=sys.stderr)
             for child in self.children:
                 child.kill()
-            os._exit(1)
+            os._exit(STOPPED if status in UNCOUNTED_STATUSES else 1)
 
 
 SINGLE_PROCESS = ProcessGroup()

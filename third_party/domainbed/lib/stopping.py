@@ -1,4 +1,4 @@
-"""Stopping cleanly on SIGTERM, or on SIGUSR1, SLURM's warning of its time limit."""
+"""Stopping cleanly on SIGTERM, Ctrl-C, or SIGUSR1, SLURM's warning of its time limit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import FrameType
 
 from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 _PR_SET_PDEATHSIG = 1  # of prctl: the signal that a process gets when its parent ends
 
@@ -25,7 +25,8 @@ class Stopped(BaseException):
 class StopSignals:
     """Inside the block the signals do not end the process; `check` raises Stopped instead.
 
-    All processes of the group stop if a signal comes to one; each calls `check` equally often.
+    A second Ctrl-C raises KeyboardInterrupt at once. All processes of the group stop if a signal
+    comes to one; each calls `check` equally often.
     """
 
     def __init__(self, process_group: ProcessGroup = SINGLE_PROCESS) -> None:
@@ -44,6 +45,8 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == self._received == signal.SIGINT:
+            raise KeyboardInterrupt
         self._received = signal.Signals(number)
         if self._waits:
             self._waits = False

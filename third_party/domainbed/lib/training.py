@@ -252,9 +252,14 @@ class Trainer:
         return facts
 
     def _save_state(self) -> bool:
-        """Save the state and return True; False if the algorithm cannot be stored."""
+        """Save the state and return True; False if the algorithm cannot be stored.
+
+        Raises PassingError if the folder has been moved or removed.
+        """
         if not self.process_group.is_leader:
             return True
+        if self.lock is not None:
+            self.lock.require_held()
         try:
             algorithm = algorithm_state.capture(self.algorithm, self._initial_structure)
         except algorithm_state.StateError as error:

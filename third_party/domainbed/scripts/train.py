@@ -99,7 +99,7 @@ def _print(title: str, values: Iterable[tuple[str, object]]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 after a failure, 2 after a wrong argument, 73 if another process
     trains this job, 74 if the disk is full, 75 if stopped by a signal with its state saved, 130 if
-    interrupted.
+    Ctrl-C came before it began or twice.
     """
     command_line = sys.argv[1:] if argv is None else argv
     args, flags = _parse(build_parser(), command_line)
