@@ -1,8 +1,10 @@
 # Everything runs in .venv, which the first target makes. `make PYTHON=python3.12 demo` chooses
-# the interpreter; PIP_* variables of the environment reach pip.
+# the interpreter, VENV=.venv-3.12 another environment; PIP_* variables reach pip.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What pip installs besides; versions, for example.
+REQUIREMENTS :=
 PYTEST_ARGS ?=
 # Two more than the cores that the smallest machine has, since tests of launchers mostly wait.
 # tests/conftest.py says what stays together, and in which order.
@@ -11,15 +13,19 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What meets torch and the interpreter most, for `make test-oldest`.
 OLDEST := python3.10
-OLDEST_VENV := .venv-oldest
 OLDEST_TESTS := tests/harness $(wildcard tests/test_runs_*.py) \
   $(addprefix tests/test_,$(addsuffix .py,algorithms arguments backbone hparams objective \
   checkouts dataset_facts devices plugin prompts step training weights))
 
+# What computes in floating point, for `make test-processors`.
+NUMERICAL_TESTS := $(addprefix tests/test_,$(addsuffix .py,algorithms backbone lora \
+  method_formulas objective own_methods peer_losses peers step swad))
+AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
+
 # What an installation depends on. Sources are no part of it: it is an editable one.
 DECLARATIONS := pyproject.toml setup.cfg setup.py $(wildcard build_backend/*.py)
 
-.PHONY: demo test test-slow test-gpu test-oldest lint format docs wheel clean
+.PHONY: demo test test-slow test-gpu test-oldest test-processors lint format docs wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/carft demo
@@ -35,8 +41,17 @@ test-gpu: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 # On the oldest torch that installs: `make OLDEST=/path/to/python3.10 test-oldest`.
-test-oldest: $(OLDEST_VENV)/.installed-test
-	$(OLDEST_VENV)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) $(OLDEST_TESTS)
+test-oldest:
+	$(MAKE) test PYTHON=$(OLDEST) VENV=.venv-oldest WORKERS=2 PYTEST_ARGS="$(PYTEST_ARGS) $(OLDEST_TESTS)" \
+	  REQUIREMENTS="'torch>=2.6,<2.7' 'torchvision>=0.21,<0.22' 'numpy<2'"
+
+# As processors without AVX-512 and without AVX round, with one thread and with two.
+test-processors: $(VENV)/.installed-test
+	set -e; for threads in 1 2; do for variables in "$(AVX2)" ATEN_CPU_CAPABILITY=default; do \
+	  echo "OMP_NUM_THREADS=$$threads $$variables"; \
+	  env OMP_NUM_THREADS=$$threads OMP_WAIT_POLICY=passive $$variables \
+	    $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) $(NUMERICAL_TESTS); \
+	done; done
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
@@ -56,7 +71,7 @@ wheel: $(VENV)/.created
 	rm -rf build
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
-# The environments stay, since torch is a large download; `rm -r .venv .venv-oldest` removes them.
+# The environments stay, since torch is a large download; `rm -r .venv*` removes them.
 clean:
 	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
@@ -82,7 +97,7 @@ $(VENV)/.installed: $(VENV)/.created $(DECLARATIONS)
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.created $(DECLARATIONS)
-	$(BIN)/python -m pip install --editable '.[test]'
+	$(BIN)/python -m pip install $(REQUIREMENTS) --editable '.[test]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-lint: $(VENV)/.created $(DECLARATIONS)
@@ -92,9 +107,3 @@ $(VENV)/.installed-lint: $(VENV)/.created $(DECLARATIONS)
 $(VENV)/.installed-docs: $(VENV)/.created $(DECLARATIONS)
 	$(BIN)/python -m pip install --editable '.[docs]'
 	@touch $@ $(VENV)/.installed
-
-$(OLDEST_VENV)/.installed-test: $(DECLARATIONS)
-	$(OLDEST) -m venv $(OLDEST_VENV)
-	$(OLDEST_VENV)/bin/python -m pip install 'torch>=2.6,<2.7' 'torchvision>=0.21,<0.22' 'numpy<2' \
-	  --editable '.[test]'
-	@touch $@

@@ -125,16 +125,18 @@ def test_loss_is_cross_entropy_plus_weighted_kl_of_the_two_encoders(random_tiny)
     x, y = (torch.cat(part) for part in zip(*batches))
     original = make(random_tiny)
     with torch.no_grad():
-        tuned_p, original_p = (
-            a.context_logits(a.features(x)).softmax(dim=1) for a in (algorithm, original)
-        )
+        logits, original_logits = (a.context_logits(a.features(x)) for a in (algorithm, original))
+        tuned_p, original_p = (z.double().softmax(dim=1) for z in (logits, original_logits))
         kl = (original_p * (original_p.log() - tuned_p.log())).sum(dim=1).mean()
         cross_entropy = torch.nn.functional.cross_entropy(algorithm.predict(x), y)
         agreement = (original_p.argmax(1) == tuned_p.argmax(1)).float().mean()
 
     values = algorithm.update(batches)
     assert values["loss_ce"] == pytest.approx(float(cross_entropy), rel=1e-5)
-    assert values["loss_kl"] == pytest.approx(float(kl), rel=1e-3)
+    # The step's float32 logits may be summed in another order: a few units in the last place, d.
+    # That moves the KL by |p - q|_1 d for either model, and |p - q|_1 <= sqrt(2 KL) (Pinsker).
+    d = 8 * torch.finfo(torch.float32).eps * float(logits.abs().max())
+    assert values["loss_kl"] == pytest.approx(float(kl), abs=2 * math.sqrt(2 * kl) * d)
     assert values["loss"] == pytest.approx(values["loss_ce"] + 2.5 * values["loss_kl"], rel=1e-6)
     assert values["context_agreement"] == pytest.approx(float(agreement))
 

@@ -108,7 +108,7 @@ CURVES = {
     "never converged": FALLING,
     "in the valley": VALLEY,
     "dead": [*VALLEY, *[0.9] * 9],
-    "converged at once": [0.1, 0.2, 0.3, 0.2, 0.12, 0.12, 0.5, 0.6],
+    "converged at once": [0.1, 0.21, 0.3, 0.2, 0.12, 0.12, 0.5, 0.6],
     "converged at the end": [1.0, 0.9, 0.8, 0.7, 0.3, 0.4, 0.4],
     "one checkpoint": [0.5],
 }

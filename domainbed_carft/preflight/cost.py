@@ -120,7 +120,7 @@ def cost_rows(jobs: Sequence[Job], hours: Sequence[float], cards_here: int) -> I
         longest = max(of_jobs)
         detail = f"{quantity(len(of_jobs), 'job')}, the longest {_hours(longest)}"
         name = f"hours on {dataset}"
-        in_all = sum(of_jobs)
+        in_all = math.fsum(of_jobs)
         figures = {"longest": _json_number(longest), "in_all": _json_number(in_all)}
         yield passed_row(SECTION, name, f"{detail}, in all {_hours(in_all)}", **figures)
 

@@ -334,11 +334,13 @@ def environment_column(number: int, title: str) -> Column:
 
 def average(cells: Iterable[Cell]) -> float | None:
     """The mean of the expected cells in percent; None if one of them has no value."""
+    import numpy as np
+
     means = [cell.mean for cell in cells if cell.is_expected]
     values = [mean for mean in means if mean is not None]
 
     is_complete = len(values) == len(means)
-    return sum(values) / len(values) if values and is_complete else None
+    return float(np.mean(values)) if values and is_complete else None
 
 
 def trial_means(values: Iterable[tuple[int, float]]) -> dict[int, float]:

@@ -329,7 +329,7 @@ def _in_domain(runs: Iterable[RecordedRun]) -> list[Selected]:
         _, out_splits = accuracies(run)
         last_accuracies = out_splits[row].tolist()
 
-        total = sum(last_accuracies)
+        total = float(np.sum(last_accuracies))
         if total > highest_total.get(key, -1):  # nan is not
             highest_total[key] = total
             outcomes[key] = [

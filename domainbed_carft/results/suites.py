@@ -237,7 +237,7 @@ def _cells_over(
                 elif record.get(name) is not None:
                     values.append(record[name])
             if values:
-                accuracies[trial] = sum(values) / len(values)
+                accuracies[trial] = float(np.mean(values))
 
         if accuracies:
             cells[name] = cell_of(accuracies, missing=(), error=error)._replace(partial=partial)

@@ -562,7 +562,7 @@ def _mean_cells(label: str, rows: Iterable[Row], error: ErrorKind) -> list[Cell]
 
     averages = [row.average for row in rows]
     values = [average for average in averages if average is not None]
-    average = sum(values) / len(values) if values and len(values) == len(averages) else None
+    average = float(np.mean(values)) if values and len(values) == len(averages) else None
     return _source_cells(label, accuracies, average)
 
 

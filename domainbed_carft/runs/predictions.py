@@ -196,4 +196,4 @@ def split_accuracies(splits: Sequence[Split], rows: Sequence[PictureRows]) -> Sp
 
 def _mean(accuracies: Sequence[float | None]) -> float | None:
     measured = [accuracy for accuracy in accuracies if accuracy is not None]
-    return sum(measured) / len(measured) if measured else None
+    return float(np.mean(measured)) if measured else None

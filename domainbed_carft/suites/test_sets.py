@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from domainbed_carft.data import listing
 from domainbed_carft.data.comparison import quoted_names
 from domainbed_carft.errors import CarftError
@@ -125,7 +127,7 @@ def _complete_mean(accuracies: Mapping[str, float | None], names: Sequence[str])
         if accuracy is None:
             return None
         values.append(accuracy)
-    return sum(values) / len(values) if values else None
+    return float(np.mean(values)) if values else None
 
 
 def no_further_problems(root: Path) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -76,7 +77,7 @@ class Evaluator:
         """
         with _generators_kept_if_stopped():
             losses = [self._mean_loss(name) for name in self.batches.validated]
-        return sum(losses) / len(losses)
+        return float(np.mean(losses))
 
     def _mean_loss(self, name: str) -> float:
         sums = torch.zeros(2, dtype=torch.float64)  # of losses, and how many
