@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from domainbed_carft.method.algorithm import CLIPAlgorithm, Style
 from domainbed_carft.method.batch import Batch
-from domainbed_carft.method.hparams import nonnegative, power_of_ten
+from domainbed_carft.method.hparams import Hparam, nonnegative, power_of_ten
 from domainbed_carft.method.objective import context_kl
 
 
@@ -26,7 +26,7 @@ class CARFT(CLIPAlgorithm):
     """
 
     STYLE = Style(row=1, colour="#D55E00", marker="o", dash="solid")
-    HPARAMS = (
+    HPARAMS: ClassVar[tuple[Hparam, ...]] = (
         nonnegative(
             "kl_weight",
             1.0,
