@@ -171,7 +171,8 @@ class CommandParser(argparse.ArgumentParser):
     """The parser of a command, whose help has its `HelpPage` before the options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        kwargs["allow_abbrev"] = False
+        super().__init__(*args, **kwargs)
         self.register("action", "parsers", _Commands)
         page = PAGES.get(self.prog)
         if page:
@@ -186,7 +187,7 @@ class CommandParser(argparse.ArgumentParser):
         """Parse words in which every flag may have hyphens or underscores; propose near flags."""
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)
-        namespace, unknown_words = super().parse_known_args(
+        parsed, unknown_words = super().parse_known_args(
             [*map(self._as_declared, words[:end]), *words[end:]], namespace
         )
 
@@ -195,7 +196,7 @@ class CommandParser(argparse.ArgumentParser):
         for word in unknown_words:
             if word.startswith("--") and (close := near(word.partition("=")[0], flags)):
                 self.error(f"unrecognized arguments: {word}; did you mean {' or '.join(close)}?")
-        return namespace, unknown_words
+        return parsed, unknown_words
 
     def _as_declared(self, word: str) -> str:
         """A flag in the spelling in which it was added."""
