@@ -5,12 +5,14 @@
     python benchmarks/contamination.py OUT [--markdown]
 
 Each job was trained on three of the four styles of EmojiStyles. Its "seen" style is the fourth,
-which the CLIP knows from pre-training and the job has not been trained on. A gain is a method's
-accuracy minus zero-shot CLIP's in the same style, in points, the mean over trials and targets; then
-the mean over the styles of a group, with the lowest and the highest style's in parentheses. That is
-a range, not an interval: the styles are few, and those of a family are alike. "Seen - never" is the
-difference of the two means. A sweep with variants has a row for each, and a job of its first stage
-none. The weights are those that training-domain validation selected, where the job has kept them.
+which the CLIP knows from pre-training and the job was not trained on. A gain is a method's accuracy
+minus zero-shot CLIP's in the same style, in points, the mean over trials and targets; then the mean
+over the styles of a group, with the lowest and the highest style's in parentheses. That is a range
+and not an interval. A sweep with variants has a row for each. The weights are those that
+training-domain validation selected, if the job has kept them.
+
+The second table has the difference between CARFT and ERM (plain fine-tuning) in each group, and its
+interaction with the group, with 95% intervals.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from tabulate import tabulate
 from domainbed_carft.data import emoji, emoji_styles
 from domainbed_carft.data.emoji_styles import FAMILY_SEEN, NEVER_SEEN, SEEN
 from domainbed_carft.jobs import records as job_records
+from domainbed_carft.results.comparisons import student_interval
 from domainbed_carft.suites import records as suite_records
 
 ZERO_SHOT = "CLIPZeroShot"
+CARFT, ERM = "CARFT", "CLIPFineTune"  # in a sweep without variants
 TRAINED_STYLES = emoji_styles.names(SEEN)
 #: Of the records of a job the first of these weights counts.
 WEIGHTS = ("model_best.pkl", "model.pkl")
@@ -117,6 +121,44 @@ def table(scores: Sequence[Score]) -> list[dict[str, str]]:
     return [row for _, row in sorted(rows, key=lambda pair: -pair[0])]
 
 
+def advantages(scores: Sequence[Score]) -> dict[str, dict[tuple[int, int], float]]:
+    """CARFT minus ERM in points, by group of styles and (target, trial).
+
+    The never-seen styles count by their mean. "seen - never" is the difference of the other two.
+    """
+    accuracies = {score[:4]: score.accuracy for score in scores}
+
+    def difference(style: str, target: int, trial: int) -> float:
+        carft, erm = (accuracies[name, style, target, trial] for name in (CARFT, ERM))
+        return carft - erm
+
+    by_group: dict[str, dict[tuple[int, int], float]] = defaultdict(dict)
+    for method, style, target, trial in accuracies:
+        if method == CARFT and style == TRAINED_STYLES[target]:
+            seen = difference(style, target, trial)
+            never_seen = [difference(n, target, trial) for n in emoji_styles.names(NEVER_SEEN)]
+            never = sum(never_seen) / len(never_seen)
+            groups = {"seen": seen, "never seen": never, "seen - never": seen - never}
+            for group, value in groups.items():
+                by_group[group][target, trial] = value
+    return by_group
+
+
+def table_of_advantages(scores: Sequence[Score]) -> list[dict[str, str]]:
+    """A row a group of styles: the mean of `advantages`, with 95% intervals by Student's t."""
+    rows = []
+    for group, values in advantages(scores).items():
+        row = {"CARFT minus ERM": group, "mean": f"{sum(values.values()) / len(values):+.1f}"}
+        for place, unit in enumerate(("targets", "trials")):
+            by_unit: dict[int, list[float]] = defaultdict(list)
+            for pair, value in values.items():
+                by_unit[pair[place]].append(value)
+            low, high = student_interval([sum(each) / len(each) for each in by_unit.values()])
+            row[f"over {len(by_unit)} {unit}"] = f"{low:+.1f} to {high:+.1f}"
+        rows.append(row)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("sweep", type=Path, help="output folder of the sweep")
@@ -126,7 +168,8 @@ def main() -> None:
     if not scores:
         parser.error(f"no job in {arguments.sweep} was evaluated with --suite {emoji.UNSEEN}")
     style = "github" if arguments.markdown else "simple"
-    print(tabulate(table(scores), headers="keys", tablefmt=style, disable_numparse=True))
+    for rows in (table(scores), table_of_advantages(scores)):
+        print(tabulate(rows, headers="keys", tablefmt=style, disable_numparse=True), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import shutil
 import sys
 import zipfile
@@ -575,9 +576,38 @@ def test_the_documented_table_is_that_of_the_packed_records(tmp_path):
     shutil.unpack_archive(records_folder / "contamination.tar.xz", tmp_path, filter="data")
     tool = collect_sweeps.benchmark("contamination")
 
-    rows = tool.table(list(tool.read_scores(tmp_path / "contamination")))
+    scores = list(tool.read_scores(tmp_path / "contamination"))
+    rows = [*tool.table(scores), *tool.table_of_advantages(scores)]
 
     page = (collect_sweeps.REPO / "benchmarks" / "README.md").read_text()
     section = page.split("## Styles that the CLIP has never seen")[1].split("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
-    assert lines[2:] == [f"| {' | '.join(row.values())} |" for row in rows]
+    lines = [line for line in section.splitlines() if re.match(r"\| .* [-+]\d", line)]
+    assert lines == [f"| {' | '.join(row.values())} |" for row in rows]
+
+
+def test_the_interaction_of_method_and_style_is_that_of_the_jobs_accuracies():
+    """By scipy, from made-up accuracies."""
+    tool = collect_sweeps.benchmark("contamination")
+    draw = np.random.default_rng(0)
+    accuracy = {
+        (method, style.name, target, trial): draw.uniform(40, 80)
+        for method in ("CARFT", "CLIPFineTune")
+        for style in emoji_styles.styles()
+        for target, trial in itertools.product(range(4), range(3))
+    }
+    never_seen = emoji_styles.names(NEVER_SEEN)
+    leads = np.zeros((4, 3))
+    for target, trial in itertools.product(range(4), range(3)):
+        seen, *never = (
+            accuracy["CARFT", style, target, trial] - accuracy["CLIPFineTune", style, target, trial]
+            for style in (emoji_styles.names(SEEN)[target], *never_seen)
+        )
+        leads[target, trial] = seen - np.mean(never)
+
+    scores = [tool.Score(*key, value) for key, value in accuracy.items()]
+    (row,) = (r for r in tool.table_of_advantages(scores) if r["CARFT minus ERM"] == "seen - never")
+    expected = [f"{leads.mean():+.1f}"]
+    for axis in (1, 0):
+        interval = scipy.stats.ttest_1samp(leads.mean(axis), 0).confidence_interval()
+        expected.append(f"{interval.low:+.1f} to {interval.high:+.1f}")
+    assert list(row.values())[1:] == expected
