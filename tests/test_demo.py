@@ -4,7 +4,6 @@ import contextlib
 import io
 import itertools
 import json
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path

@@ -47,10 +47,10 @@ def near_duplicates():
         pytest.skip("needs the source tree")
     sys.path.insert(0, str(TOOLS))
     try:
-        import near_duplicates
+        import build_emoji
     finally:
         sys.path.remove(str(TOOLS))
-    return near_duplicates
+    return build_emoji
 
 
 @pytest.fixture(scope="module")
