@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from synthetic_tree import write_jpegs
@@ -55,14 +56,14 @@ def count_job(task: str) -> int:
     return status
 
 
-def predict(task: dict[str, object]) -> int:
+def predict(task: dict[str, Any]) -> int:
     """Predict the images that the evaluation of one run needs; returns the exit status."""
     options = predictions.LoadingOptions(
         device=predictions.choose_device(task["device"]),
         batch_size=task["batch_size"],
         workers=task["workers"],
     )
-    (recorded,), _ = records.read([Path(str(task["folder"]))])
+    (recorded,), _ = records.read([Path(task["folder"])])
     run = open_step(recorded, task["step"])
     assert run is not None  # it was trained for this
     evaluation = sweep_job.prepare(run, task["step"])
