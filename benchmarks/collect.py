@@ -1,152 +1,226 @@
-"""How long collecting a sweep takes, and how much memory, with the same values coming out.
+"""Time and memory to collect a sweep, and whether the printed values are equal.
 
     python benchmarks/collect.py FOLDER [--jobs 3840] [--rounds 5] [--upstream CHECKOUT]
 
-writes a sweep that never ran into FOLDER unless one is there already, and collects it with
-``carft collect``, with the harness's ``collect_results``, and with that of an upstream checkout,
-in all three methods of selection; with ``carft collect`` also in all columns, every algorithm
-against CARFT. Seconds are medians of the rounds, which take turns, by the clock
-(with the least and the most) and by the processors; memory is that of a process and its descendants
-together, in a run of its own. Ends with status 1 if a value differs in a printed digit. The
-checkout's own dependencies have to be installed.
+Writes the records of a sweep that was never trained to FOLDER, unless FOLDER exists. Then each
+round collects it with ``carft collect``, the harness's ``collect_results``, and that of an upstream
+checkout, by all three selection methods. The status is 1 if a printed value differs.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
 import json
 import os
-import resource
+import random
+import re
 import statistics
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import printed_tables
-import process_memory
-import synthetic_sweep
-
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+DATASETS = {"PACS": 4, "VLCS": 4}
+ALGORITHMS = ("CLIPZeroShot", "CLIPLinearProbe", "CLIPFineTune", "CARFT")
+TRIALS = 3
+STEPS = tuple(range(0, 4801, 300))
+JOBS_OF_ONE_CHOICE = len(DATASETS) * len(ALGORITHMS) * TRIALS * (4 + 6)
+FURTHER_HPARAMS = 12  # DomainBed's own, and those that a fork adds
 # Upstream reads folders in the file system's order, on which the last bit of a mean depends, and
-# with it how a half is rounded; tests/golden/upstream was made in the same way.
+# with it the rounding of a half; tests/golden/upstream was made in the same way.
 SORTED = """
 import os, runpy
 unsorted = os.listdir
 os.listdir = lambda path=".": sorted(unsorted(path))
 runpy.run_module("domainbed.scripts.collect_results", run_name="__main__", alter_sys=True)
 """
-COLLECT = "carft collect"
-COLLECT_ALL = "carft collect --columns all --against CARFT"
-MIB = 1024  # in the kernel's KiB
+METHODS = {
+    "training-domain validation set": "training-domain",
+    "leave-one-domain-out cross-validation": "leave-one-domain-out",
+    "test-domain validation set (oracle)": "oracle",
+}
+_HEADER = re.compile(r"-------- (?:Dataset: (.+?)|(Averages)), model selection method: (.+)")
+
+# (method, data set or "Averages") -> algorithm -> cells as printed, their average last
+Tables = dict[tuple[str, str], dict[str, list[str]]]
+
+
+class Cost(NamedTuple):
+    """Seconds by the clock and of the processors, and the peak resident memory in MiB."""
+
+    clock: float
+    cpu: float
+    memory: float
+
+
+def write_sweep(folder: Path, jobs: int) -> None:
+    """Write ``jobs`` jobs below ``folder``, rounded to whole choices of hyperparameters.
+
+    Each data set, algorithm and trial has the jobs with one test environment and those with two.
+    """
+    draw = random.Random(0)
+    choices = max(1, round(jobs / JOBS_OF_ONE_CHOICE))
+    for args in _arguments_of_jobs(folder, choices):
+        records = [_record(args, step, draw) for step in STEPS]
+        job = Path(args["output_dir"])
+        job.mkdir(parents=True)
+        lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in records)
+        (job / "results.jsonl").write_text(lines)
+        (job / "done").write_text("done")
+
+
+def _arguments_of_jobs(folder: Path, choices: int) -> Iterator[dict[str, Any]]:
+    for (dataset, count), algorithm in itertools.product(DATASETS.items(), ALGORITHMS):
+        targets = [list(pair) for n in (1, 2) for pair in itertools.combinations(range(count), n)]
+        for envs, trial, choice in itertools.product(targets, range(TRIALS), range(choices)):
+            args = {
+                "algorithm": algorithm, "checkpoint_freq": None, "data_dir": "/data",
+                "dataset": dataset, "holdout_fraction": 0.2, "hparams": None,
+                "hparams_seed": choice, "save_model_every_checkpoint": False, "seed": 0,
+                "skip_model_save": False, "steps": None, "task": "domain_generalization",
+                "test_envs": envs, "trial_seed": trial, "uda_holdout_fraction": 0,
+            }  # fmt: skip
+            name = hashlib.md5(json.dumps(args, sort_keys=True).encode()).hexdigest()
+            yield args | {"output_dir": str(folder / name)}
+
+
+def _record(args: dict[str, Any], step: int, draw: random.Random) -> dict[str, Any]:
+    """A record whose accuracies are shares of 400 images, so that some are equal."""
+    of_choice = random.Random(args["hparams_seed"])
+    hparams = {"batch_size": 32, "clip_backbone": "ViT-B/16", "contexts": "imagenet"}
+    hparams |= {f"hyperparameter_{i}": of_choice.random() for i in range(FURTHER_HPARAMS)}
+    splits = itertools.product(range(DATASETS[args["dataset"]]), ("in", "out"))
+    return {
+        "args": args, "hparams": hparams, "step": step, "epoch": step / 41.75,
+        "loss": draw.random(), "loss_kl": draw.random(), "step_time": draw.random(),
+        "mem_gb": draw.random(), "device": "GPU",
+        **{f"env{env}_{part}_acc": draw.randint(120, 400) / 400 for env, part in splits},
+    }  # fmt: skip
+
+
+def read_printed(text: str) -> Tables:
+    """The tables in the text that ``domainbed.scripts.collect_results`` prints."""
+    found: Tables = {}
+    rows: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if match := _HEADER.match(line):
+            dataset, averages, method = match.groups()
+            rows = found.setdefault((METHODS[method], dataset or averages), {})
+        elif line and not line.startswith(("Algorithm ", "Total records")):
+            label, *cells = re.split(r"\s{2,}", line.strip())
+            rows[label] = cells
+        elif not line:
+            rows = {}
+    return found
+
+
+def read_json(tables: Iterable[Mapping[str, Any]]) -> Tables:
+    """The tables of ``carft collect --format json``, rounded as the text is."""
+    return {
+        (table["selection"], table["dataset"] or "Averages"): {
+            row["algorithm"]: [
+                *map(_cell, row["cells"]),
+                "X" if row["average"] is None else f"{row['average']:.1f}",
+            ]
+            for row in table["rows"]
+        }
+        for table in tables
+    }
+
+
+def _cell(cell: Mapping[str, Any]) -> str:
+    if cell["mean"] is None:
+        return "X"
+    error = cell["standard_error"] or 0.0  # the text also has one of a single trial
+    return f"{cell['mean']:.1f} +/- {error:.1f}"
+
+
+def differences(first: Tables, second: Tables) -> Sequence[str]:
+    """A line for each cell whose text differs."""
+    first_cells, second_cells = (
+        {
+            (*table, algorithm, place): cell
+            for table, rows in tables.items()
+            for algorithm, row in rows.items()
+            for place, cell in enumerate(row)
+        }
+        for tables in (first, second)
+    )
+    return [
+        f"{key}: {first_cells.get(key)} and {second_cells.get(key)}"
+        for key in sorted({**first_cells, **second_cells}, key=str)
+        if first_cells.get(key) != second_cells.get(key)
+    ]
+
+
+def run(command: list[str], folder: Path) -> tuple[str, Cost]:
+    """The output of a command, and what it cost."""
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE
+    )
+    assert process.stdout
+    output = process.stdout.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} ended with status {process.returncode}")
+    clock = time.perf_counter() - begin
+    return output, Cost(clock, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--jobs", type=int, default=3840)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--upstream", type=Path, help="a checkout of DomainBed")
-    parser.add_argument("--no-harness", action="store_true", help="carft collect only")
     arguments = parser.parse_args()
-    describe(arguments.folder, arguments.jobs)
-    ways = commands(arguments)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    texts = {}
-    for _ in range(arguments.rounds):
-        for name, (command, folder) in ways.items():
-            started = time.perf_counter(), used()
-            texts[name] = output(command, folder)
-            times[name].append((time.perf_counter() - started[0], used() - started[1]))
-    for name, (command, folder) in ways.items():
-        clock, processors = map(sorted, zip(*times[name], strict=True))
-        print(
-            f"{name}: {statistics.median(clock):.2f} s ({clock[0]:.2f} to {clock[-1]:.2f}), "
-            f"{statistics.median(processors):.2f} s of processors, "
-            f"{memory(command, folder) / MIB:.0f} MiB"
-        )
-    return compare(texts)
-
-
-def describe(folder: Path, jobs: int) -> None:
-    """Write the sweep if it is not there; say how large it is and where it is read."""
+    folder = arguments.folder.resolve()
     if not folder.exists():
-        synthetic_sweep.write(folder, jobs)
+        write_sweep(folder, arguments.jobs)
     files = list(folder.glob("*/results.jsonl"))
-    size = sum(path.stat().st_size for path in files)
-    lines = sum(path.read_bytes().count(b"\n") for path in files[:1]) * len(files)
-    print(
-        f"{len(files):,} jobs, {lines:,} records, {size / 1e6:.0f} MB; "
-        f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}"
-    )
+    size = sum(path.stat().st_size for path in files) / 1e6
+    print(f"{len(files):,} jobs, {len(files) * len(STEPS):,} records, {size:.0f} MB")
 
-
-def commands(arguments: argparse.Namespace) -> dict[str, tuple[list[str], Path]]:
-    """Name -> command line, and the folder to run it in."""
-    here = Path.cwd()
-    folder = str(arguments.folder.resolve())
-    collect = [sys.executable, "-m", "domainbed_carft", "collect", folder, "--format", "json"]
-    collect += ["--select", ",".join(printed_tables.METHODS.values())]
-    ways = {
-        COLLECT: (collect, here),
-        COLLECT_ALL: ([*collect, "--columns", "all", "--against", "CARFT"], here),
+    select = ["--format", "json", "--select", ",".join(METHODS.values())]
+    script = ["-m", "domainbed.scripts.collect_results", "--input_dir", str(folder)]
+    commands = {
+        "carft collect": (["-m", "domainbed_carft", "collect", str(folder), *select], Path.cwd()),
+        "the harness's collect_results": (script, Path.cwd()),
     }
-    script = [sys.executable, "-m", "domainbed.scripts.collect_results", "--input_dir"]
-    if not arguments.no_harness:
-        ways["the harness's collect_results"] = ([*script, folder], here)
     if arguments.upstream:
-        sweep = ["--input_dir", folder]
-        ways["upstream's collect_results"] = (
-            [sys.executable, "-c", SORTED, *sweep],
-            arguments.upstream,
+        words = ["-c", SORTED, "--input_dir", str(folder)]
+        commands["upstream's collect_results"] = (words, arguments.upstream)
+
+    texts: dict[str, str] = {}
+    costs: dict[str, list[Cost]] = {name: [] for name in commands}
+    for _ in range(arguments.rounds):
+        for name, (words, place) in commands.items():
+            texts[name], cost = run([sys.executable, *words], place)
+            costs[name].append(cost)
+    for name, each in costs.items():
+        clock, cpu, memory = (statistics.median(values) for values in zip(*each, strict=True))
+        low, high = min(each).clock, max(each).clock
+        print(
+            f"{name}: {clock:.2f} s ({low:.2f} to {high:.2f}), {cpu:.2f} s of processors, "
+            f"{memory:.0f} MiB"
         )
-    return ways
 
-
-def used() -> float:
-    """Processor seconds of all descendants that have ended so far."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def output(command: list[str], folder: Path) -> str:
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | ONE_THREAD, capture_output=True, text=True
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
-    return done.stdout
-
-
-def memory(command: list[str], folder: Path) -> int:
-    """Most that the process and its descendants held together, in KiB."""
-    process = subprocess.Popen(
-        command, cwd=folder, env=os.environ | ONE_THREAD,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    peak = 0
-    ended = threading.Event()
-    threading.Thread(target=lambda: (process.wait(), ended.set()), daemon=True).start()
-    while not ended.wait(0.05):
-        held = sum(map(process_memory.proportional, process_memory.family(process.pid)))
-        peak = max(peak, held)
-    return peak
-
-
-def compare(texts: dict[str, str]) -> int:
-    """Say in which cells the others differ from ``carft collect``; the exit status."""
-    ours = printed_tables.of_json(json.loads(texts.pop(COLLECT))["tables"])
-    with_all = printed_tables.of_json(json.loads(texts.pop(COLLECT_ALL))["tables"])
-    status = int(bool(printed_tables.differences(ours, with_all)))
-    for name, text in texts.items():
-        found = printed_tables.differences(ours, printed_tables.read(text))
-        cells = sum(len(row) for rows in ours.values() for row in rows.values())
-        print(f"{name}: {cells - len(found)} of {cells} values equal as printed")
-        for line in found[:10]:
-            print(f"  {line}")
-        status |= bool(found)
-    return status
+    ours, *others = texts
+    our_tables = read_json(json.loads(texts[ours])["tables"])
+    n_cells = sum(len(row) for rows in our_tables.values() for row in rows.values())
+    differing = 0
+    for name in others:
+        lines = differences(our_tables, read_printed(texts[name]))
+        print(f"{name}: {n_cells - len(lines)} of {n_cells} values equal as printed")
+        print("".join(f"  {line}\n" for line in lines[:10]), end="")
+        differing += len(lines)
+    return int(differing > 0)
 
 
 if __name__ == "__main__":

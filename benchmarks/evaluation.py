@@ -1,15 +1,12 @@
-"""What the evaluation of a checkpoint costs, by upstream's transforms and by ours, side by side.
+"""The cost of evaluating a checkpoint, by upstream's transforms and by ours.
 
-    python benchmarks/evaluation.py [--pictures 9991] [--rounds 3] [--workers 1] [--before CHECKOUT]
+    python benchmarks/evaluation.py [--images 9991] [--rounds 3] [--workers 1]
 
 All splits of a tree of PACS's shape (four environments, seven classes, JPEGs of 227 x 227 px) are
 evaluated by CARFT on the embedded tiny CLIP, the training environments' pictures augmented as in
 upstream, in turn by the data set's own transforms, which are upstream's, and as a job does it: the
-second of two evaluations, with and without the target's pictures in memory. Processor time of all
-processes counts, since other work on the machine changes it less than the time on the clock; both
-are printed. ``--before`` adds what this
-package took at an earlier commit, in a checkout of it (`git worktree add CHECKOUT 77cac3e`), where
-all pictures had 224 px for every CLIP and each pass started its own loaders.
+second of two evaluations, with and without the target's images in memory. Processor time of all
+processes counts, since other work on the machine changes it less than the time on the clock.
 """
 
 from __future__ import annotations
@@ -18,11 +15,8 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -44,23 +38,6 @@ TRANSFORMS = "upstream's transforms"
 FROM_FILES = "ours, from the files"
 IN_MEMORY = "ours, the target in memory"
 MEMORY = 6 << 30  # bytes
-BEFORE = """
-import json, os, sys, time
-from domainbed.lib import training
-from domainbed.scripts import train
-
-original = training.Trainer._evaluate
-
-def evaluate(self, step):
-    began, spent = time.perf_counter(), sum(os.times()[:4])
-    found = original(self, step)
-    told = time.perf_counter() - began, sum(os.times()[:4]) - spent, found
-    print(json.dumps(told), file=sys.__stdout__, flush=True)
-    os._exit(0)
-
-training.Trainer._evaluate = evaluate
-train.main(sys.argv[1:])
-"""
 
 
 def grow(root: Path, count: int) -> None:
@@ -100,31 +77,20 @@ def evaluated(words: list[str], way: str) -> tuple[float, float, dict[str, float
             return time.perf_counter() - began, sum(os.times()[:4]) - spent, accuracies
 
 
-def before(checkout: str, words: list[str]) -> tuple[float, float, dict[str, float]]:
-    """`evaluated` of the package in ``checkout``, in a process of its own."""
-    told = subprocess.run(
-        [sys.executable, "-c", BEFORE, *words, "--steps", "1"], capture_output=True, text=True,
-        check=True, env={**os.environ, "PYTHONPATH": checkout}, cwd=checkout,
-    ).stdout  # fmt: skip
-    clock, spent, accuracies = json.loads(told.splitlines()[-1])
-    return clock, spent, accuracies
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=9991, help="in all environments")
+    parser.add_argument("--images", type=int, default=9991, help="in all environments")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--before", help="a checkout of this package at an earlier commit")
     arguments = parser.parse_args()
     if arguments.rounds < 2:
         parser.error(f"--rounds is {arguments.rounds}, expected at least 2 for a spread")
     print(
         f"torch {torch.__version__}, Pillow {PIL.__version__}, {torch.get_num_threads()} threads, "
-        f"{arguments.workers} loader process(es), {arguments.pictures:,} pictures"
+        f"{arguments.workers} loader process(es), {arguments.images:,} pictures"
     )
     with tempfile.TemporaryDirectory() as folder:
-        grow(Path(folder), arguments.pictures)
+        grow(Path(folder), arguments.images)
         shared = [
             *("--algorithm", "CARFT", "--dataset", "PACS", "--data_dir", folder),
             *("--hparams", '{"clip_backbone": "tiny", "data_edition": "unchecked"}'),
@@ -133,20 +99,10 @@ def main() -> None:
         ]
         Path(folder, "job").mkdir()
         found: dict[str, list[Any]] = {way: [] for way in (TRANSFORMS, FROM_FILES, IN_MEMORY)}
-        then: list[Any] = []
         for _ in range(arguments.rounds):
             for way, measured in found.items():
                 measured.append(evaluated(shared, way))
-            if arguments.before:
-                then.append(before(arguments.before, shared))
     (old, *others) = found
-    if then:
-        ratios = [ours[1] / theirs[1] for ours, theirs in zip(found[others[-1]], then)]
-        spent = statistics.median(times[1] for times in then)
-        print(
-            f"{arguments.before}: {spent:.1f} s of processors; {others[-1]}: "
-            f"{statistics.median(ratios):.3f} of that ({min(ratios):.3f} to {max(ratios):.3f})"
-        )
     for way, rounds in found.items():
         wall, spent = (statistics.median(times) for times in list(zip(*rounds))[:2])
         print(f"{way:24} {wall:6.1f} s, {spent:6.1f} s of processors (medians)")

@@ -1,37 +1,33 @@
-"""How much faster pictures come than from DomainBed's own loaders, on one core, side by side.
+"""The speed at which images are loaded, over that of DomainBed's own loaders, on one core.
 
-    python benchmarks/pictures.py --upstream CHECKOUT [--rounds 7] [--data FOLDER]
+    python benchmarks/pictures.py --upstream CHECKOUT [--rounds 7]
 
-A side is a process of one thread, which loads in itself: upstream's data set of image folders by
-its `InfiniteDataLoader` (training, batches of 32) and `FastDataLoader` (test, of 64); ours by
-`domainbed_carft.pictures`, with a seed for each picture as the harness sets it, and batches
-stacked. From memory, test pictures are those that a job keeps after their first evaluation. In
-each round each takes its turn with the same files; ratios are of processor time a picture, the
-median over rounds with quartiles. "Loader's part" is the first stage by itself, which is all that
-a processor has to do beside a GPU. Test batches from the file use the same memory again; as in a
-job, the process keeps what it frees.
+Each side is a process of one thread, which loads in itself: upstream's folder data set by its
+`InfiniteDataLoader` (training, batches of 32) and `FastDataLoader` (test, of 64), and ours by
+`domainbed_carft.pictures`, with a seed for each image as the harness sets it, and batches stacked.
+From memory, test images are those that a job keeps after their first evaluation. In each round each
+takes its turn with the same files; ratios are of processor time an image.
 
-The pictures are JPEGs of 500 x 400, quality 75, of smooth random content with noise, or those of
---data, FOLDER/environment/class/picture: training of the first environment, test of the second.
-Both interpreters are this one, which needs upstream's requirements and the extra `fast`.
+The images are JPEGs of 500 x 400, quality 75, of smooth random content with noise. The interpreter
+needs upstream's requirements and the extra `fast`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
+import functools
 import io
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +36,11 @@ TRAINING_BATCH, TEST_BATCH = 32, 64  # upstream's
 # As `-m` finds it: domainbed in the folder where it is started, else the harness.
 SIDE = "import runpy, sys; runpy.run_path(sys.argv[1])[sys.argv[2]](*sys.argv[3:])"
 
-# The case, what of upstream's it is compared with, the goal.
+# The case, and what of upstream's it is compared with
 CASES = {
-    "training, from the file": ("training", "2.4"),
-    "training, loader's part, from the file": ("training", "3.0"),
-    "training, from the file, without numba": ("training", "none"),
-    "test, from the file": ("test", "2.0"),
-    "test, from memory": ("test", "20.0"),
+    "training, from the file": "training",
+    "test, from the file": "test",
+    "test, from memory": "test",
 }
 
 
@@ -112,14 +106,10 @@ def ours(root: str) -> None:
     machine.keep_freed_memory()
     environments = MultipleEnvironmentImageFolder(root, [1], True, {})
     steps = itertools.count()
-
     plans = [transforms.plan_of(environment.transform) for environment in environments]
-    has_numba = stages.has_numba
     memory = torch.empty(TEST_BATCH, 3, 224, 224)
 
-    def batches(number: int, size: int, stage_count: int, numba: bool) -> int:
-        stages.has_numba = has_numba if numba else lambda: False
-        steps_plan = dataclasses.replace(plans[number], jitter="numba" if numba else "torch")
+    def batches(number: int, size: int) -> int:
         samples = environments[number].samples
         order = range(len(samples))
         if not number:
@@ -131,10 +121,9 @@ def ours(root: str) -> None:
                 for place in order[start : start + size]:
                     # Plans draw from this generator alone.
                     torch.default_generator.manual_seed(rng.seed_of(number, next(steps), place))
-                    items.append(loading.load(steps_plan, samples[place][0]))
-            pictures, drawn = (torch.stack(part) for part in zip(*items))
-            if stage_count == 2:
-                stages.second_stage(steps_plan, pictures, drawn, memory if number else None)
+                    items.append(loading.load(plans[number], samples[place][0]))
+            images, drawn = (torch.stack(part) for part in zip(*items))
+            stages.second_stage(plans[number], images, drawn, memory if number else None)
         return len(order) // size * size
 
     test = environments[1]
@@ -142,7 +131,6 @@ def ours(root: str) -> None:
     pictures = picture_batches.choose(environments, memory_limit=0)
 
     def evaluated() -> int:
-        stages.has_numba = has_numba
         requests = [*fast_data_loader.evaluation_requests([len(test)], TEST_BATCH, ())]
         missing = in_memory.missing(iter(requests))
         loaded = fast_data_loader.load_batches([test], missing, 0, pictures)
@@ -150,47 +138,24 @@ def ours(root: str) -> None:
         return sum(len(y) for _, y in fast_data_loader.on_device(kept, torch.device("cpu")))
 
     evaluated()  # the first evaluation
-    cases = {}
-    for name in CASES:
-        number, size = (0, TRAINING_BATCH) if name.startswith("training") else (1, TEST_BATCH)
-        stage_count = 1 if "loader's part" in name else 2
-        numba = "without numba" not in name
-        cases[name] = lambda given=(number, size, stage_count, numba): batches(*given)
-    cases["test, from memory"] = evaluated
-    told = {
-        "pictures": [len(environment) for environment in environments][:2],
-        "jitter": stages.jitter_path("cpu"),
-    }
-    serve(cases, told)
-
-
-def first_batch() -> None:
-    """Print the processor seconds of numba's import, and of the first call of what it compiles."""
-    import torch
-
-    from domainbed_carft.pictures import stages
-    from domainbed_carft.pictures.plan import PicturePlan
-
-    plan = PicturePlan(224, "squash", "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    start = time.process_time()
-    assert stages.has_numba()
-    imported = time.process_time()
-    drawn = torch.zeros(1, 10)
-    stages.second_stage(plan, torch.zeros(1, 224, 224, 3, dtype=torch.uint8), drawn)
-    print(json.dumps([imported - start, time.process_time() - imported]))
-
-
-def started(side: str, folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **variables}
-    return subprocess.Popen(
-        [sys.executable, "-c", SIDE, str(Path(__file__).resolve()), side, *arguments],
-        cwd=folder, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    cases = (
+        functools.partial(batches, 0, TRAINING_BATCH),
+        functools.partial(batches, 1, TEST_BATCH),
+        evaluated,
+    )
+    serve(dict(zip(CASES, cases)), {"jitter": stages.jitter_path("cpu")})
 
 
 @contextlib.contextmanager
-def serving(side: str, folder: Path, *arguments: str) -> Iterator[tuple[dict[str, Any], Any]]:
-    process = started(side, folder, *arguments)
+def serving(side: str, folder: Path, data: str) -> Iterator[tuple[dict[str, Any], Any]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SIDE, str(Path(__file__).resolve()), side, data],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdin and process.stdout
     if not (told := process.stdout.readline()):
         sys.exit(f"{side}'s side ended with status {process.wait()}; what it said is above")
@@ -205,14 +170,6 @@ def serving(side: str, folder: Path, *arguments: str) -> Iterator[tuple[dict[str
     process.wait()
 
 
-def processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
-
-
 def spread(values: list[float]) -> str:
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:6.2f} ({low:.2f} to {high:.2f})"
@@ -222,27 +179,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--upstream", type=Path, required=True, help="a checkout of DomainBed")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--data", type=Path, help="FOLDER/environment/class/picture")
     arguments = parser.parse_args()
     checkout = arguments.upstream.resolve()
     if arguments.rounds < 2 or not (checkout / "domainbed" / "datasets.py").is_file():
         parser.error(f"expected --rounds of 2 or more, and domainbed/datasets.py in {checkout}")
 
-    import numba
-    import PIL
-    import torch
-    import torchvision
-
-    print(
-        f"{processor()}, one thread; Python {platform.python_version()}, torch {torch.__version__},"
-        f" torchvision {torchvision.__version__}, Pillow {PIL.__version__}, numba "
-        f"{numba.__version__}"
-    )
+    versions = {name: version(name) for name in ("torch", "torchvision", "pillow", "numba")}
+    print(", ".join(f"{name} {number}" for name, number in versions.items()))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        data = arguments.data.resolve() if arguments.data else work / "data"
-        if not arguments.data:
-            make_pictures(data)
+        data = work / "data"
+        make_pictures(data)
         (work / "empty").mkdir()
         with (
             serving("upstream", checkout, str(data)) as (theirs, upstreams),
@@ -256,24 +203,14 @@ def main() -> None:
                     value = (our if case in CASES else upstreams)(case)
                     if index:  # the first round warms up
                         times[case].append(value)
-        print(
-            f"{told['pictures'][0]} pictures for training, {told['pictures'][1]} for test; "
-            f"jitter by {told['jitter']}; median of {arguments.rounds} rounds (quartiles)"
-        )
-        print(f"{'':42} ms a picture             times as fast as upstream")
+        print(f"jitter by {told['jitter']}; medians of {arguments.rounds} rounds, quartiles")
+        print(f"{'':32} ms an image              times upstream's speed")
         for case, values in times.items():
-            line = f"  {case if case in CASES else f'upstream, {case}':40} {spread(values):24}"
+            line = f"  {case if case in CASES else f'upstream, {case}':30} {spread(values):24}"
             if case in CASES:
-                against, goal = CASES[case]
-                line += f" {spread([a / b for a, b in zip(times[against], values)])}, goal {goal}"
+                ratios = [a / b for a, b in zip(times[CASES[case]], values, strict=True)]
+                line += f" {spread(ratios)}"
             print(line.rstrip())
-        for state in ("empty", "filled"):
-            process = started("first_batch", work / "empty", NUMBA_CACHE_DIR=str(work / "numba"))
-            imported, called = json.loads(process.communicate()[0])
-            print(
-                f"start, numba's cache {state}: {imported:.2f} s of processor time to import it, "
-                f"{called:.2f} s for the first batch"
-            )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,12 @@
-"""What `carft evaluate OUT` costs beside the predictions alone, of the same runs and pictures.
+"""The cost of `carft evaluate OUT` over the predictions alone, of the same runs and images.
 
-    python benchmarks/sweep_evaluation.py [--rounds 5] [--trials 4] [--pictures 24] [--device cpu]
+    python benchmarks/sweep_evaluation.py [--rounds 5] [--trials 4] [--images 24] [--device cpu]
 
 A sweep of CARFT on the tiny CLIP, each environment of a PACS-shaped tree of JPEGs left out in turn,
-is trained for one step. Then each round does three things, in another order each time:
-
-- predictions: `predict_rows` on the pictures that the evaluation needs, and nothing else;
-- evaluation: `carft evaluate` of a sweep of which nothing is known;
-- cached: the same, where the predictions of zero-shot CLIP are in the cache folder.
-
-All run in the same pool, with the fork server. Processor time is that of all processes: the
-command, the fork server, and the runs. Other work on the machine changes it less than the time on
-the clock. Zero-shot CLIP predicts each environment once for all runs, so --trials counts. The exit
-status is 1 if the evaluation takes more processor time than the bar says.
+is trained for one step. Each round predicts the images that the evaluation needs, and evaluates a
+sweep of which nothing is known, in turn and in the same pool. Processor time is that of all
+processes: the command, the fork server, and the runs. Zero-shot CLIP predicts each environment once
+for all runs, so --trials counts. The status is 1 if the ratio is above the bar.
 """
 
 from __future__ import annotations
@@ -20,81 +14,84 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import counted_job
 import torch
-from synthetic_tree import photographs
+from synthetic_tree import write_jpegs
 
-from domainbed_carft import machine, process_variables
-from domainbed_carft.runs import sweep, sweep_job
-from domainbed_carft.runs.sweep import SweepOptions, evaluate_sweep
+from domainbed_carft import process_variables
+from domainbed_carft.jobs import records
+from domainbed_carft.runs import predictions, sweep, sweep_job
+from domainbed_carft.runs.saved import open_step
 
 BAR = 1.15
-CACHED = "cached"
-WAYS = (counted_job.PREDICTIONS, counted_job.EVALUATION, CACHED)
-RUN_SWEEP = "--run_sweep"
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Seconds of a command: on the clock, and of the processors."""
-
-    wall: float
-    cpu: float
+WAYS = PREDICTIONS, EVALUATION = ("predictions", "evaluation")
+WAY = "COUNTED_WAY"  # variables of the processes that are counted
+FOLDER = "COUNTED_FOLDER"  # each process writes its seconds to a file there
+SWEEP = "--run_sweep"
 
 
 def run_sweep(output: Path, device: str) -> None:
-    """Evaluate the sweep, or predict alone, in processes that are `counted_job`s."""
-    sweep_job.MODULE = counted_job.__name__
-    if os.environ[counted_job.WAY] == counted_job.PREDICTIONS:
+    """Evaluate the sweep, or predict alone, in processes that run `count_job`."""
+    sweep_job.MODULE = Path(__file__).stem
+    if os.environ[WAY] == PREDICTIONS:
         sweep.figures_of = lambda _: "only predicted"
-
-    evaluation = evaluate_sweep(output, SweepOptions(device=device))
+    evaluation = sweep.evaluate_sweep(output, sweep.SweepOptions(device=device))
     n_runs = len({(run.folder, run.step) for run in evaluation.runs})
     if evaluation.measured != n_runs:
         raise SystemExit(f"{evaluation.measured} of {n_runs} runs were measured")
 
 
-def measure(way: str, output: Path, cache: Path, device: str) -> Cost:
-    """Do one of WAYS in a process of its own."""
+def count_job(task: str) -> int:
+    """Do the task of one process of the pool, and write the processor time that it took."""
+    status = sweep_job.main([task]) if os.environ[WAY] == EVALUATION else predict(json.loads(task))
+    Path(os.environ[FOLDER], str(os.getpid())).write_text(str(sum(os.times()[:4])))
+    return status
+
+
+def predict(task: dict[str, Any]) -> int:
+    """Predict the images that the evaluation of one run needs; returns the exit status."""
+    options = predictions.LoadingOptions(
+        device=predictions.choose_device(task["device"]),
+        batch_size=task["batch_size"],
+        workers=task["workers"],
+    )
+    (recorded,), _ = records.read([Path(task["folder"])])
+    run = open_step(recorded, task["step"])
+    assert run is not None  # it was trained for this
+    evaluation = sweep_job.prepare(run, task["step"])
+    splits = [*evaluation.reported, *evaluation.validation]
+    predictor = predictions.run_predictor(run, options.device)
+    (rows,) = predictions.predict_rows(splits, predictor, options)
+    return 0 if all(len(part.label) for part in rows) else 1
+
+
+def measure(way: str, output: Path, device: str) -> float:
+    """Seconds of all processors to do one of WAYS anew."""
     for path in output.glob("*/evaluation_step*"):
         path.unlink()
-    if way == counted_job.EVALUATION:
-        shutil.rmtree(cache / "zero_shot", ignore_errors=True)
-
-    job_way = way if way == counted_job.PREDICTIONS else counted_job.EVALUATION
+    shutil.rmtree(Path(os.environ[process_variables.CACHE.name], "zero_shot"), ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="carft-counted-") as folder:
-        variables = {counted_job.WAY: job_way, counted_job.FOLDER: folder}
-        variables["PYTHONPATH"] = str(Path(__file__).parent.resolve())
+        variables = {WAY: way, FOLDER: folder, "PYTHONPATH": str(Path(__file__).parent.resolve())}
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        begin = time.perf_counter()
-        subprocess.run(
-            [sys.executable, __file__, RUN_SWEEP, str(output), "--device", device],
-            env={**os.environ, **variables},
-            check=True,
-        )
-        wall = time.perf_counter() - begin
+        command = [sys.executable, __file__, SWEEP, str(output), "--device", device]
+        subprocess.run(command, env={**os.environ, **variables}, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-
         # The fork server does not wait for its processes, so their time is not in `after`.
-        seconds = [float(path.read_text()) for path in Path(folder).iterdir()]
-    command_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(wall, command_seconds + sum(seconds))
+        seconds = sum(float(path.read_text()) for path in Path(folder).iterdir())
+    return seconds + after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def train(folder: Path, pictures: int, trials: int) -> Path:
-    """A sweep of one step on JPEGs in ``folder``; its output folder."""
-    count, classes = photographs(folder, pictures)
+def train(folder: Path, images: int, trials: int) -> Path:
+    """Train a sweep of one step on JPEGs in ``folder``; returns its output folder."""
+    count, classes = write_jpegs(folder, images)
     hparams = {"clip_backbone": "tiny", "contexts": "emoji", "class_names": classes}
     hparams |= {"batch_size": 8, "warmup_steps": 0, "total_steps": 2, "data_edition": "unchecked"}
     output = folder / "OUT"
@@ -104,70 +101,40 @@ def train(folder: Path, pictures: int, trials: int) -> Path:
     command += ["--n_hparams", "1", "--n_trials", str(trials), "--steps", "1"]
     command += ["--hparams", json.dumps(hparams)]
     subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
-
     n_jobs = len([*output.glob("*/done")])
-    print(f"{n_jobs} jobs, {count} JPEGs of 500 x 400", flush=True)
+    print(f"torch {torch.__version__}; {n_jobs} jobs, {count} JPEGs of 500 x 400", flush=True)
     return output
 
 
-def print_ratios(costs: dict[str, list[Cost]]) -> float:
-    """Print the ratios to the predictions alone; returns the evaluation's, of processor time."""
-    alone = costs[counted_job.PREDICTIONS]
-    medians = {}
-    for way in (counted_job.EVALUATION, CACHED):
-        pairs = list(zip(costs[way], alone, strict=True))
-        ratios_by_kind = {
-            "processors": [cost.cpu / reference.cpu for cost, reference in pairs],
-            "clock": [cost.wall / reference.wall for cost, reference in pairs],
-        }
-        for kind, ratios in ratios_by_kind.items():
-            medians[way, kind] = statistics.median(ratios)
-            print(
-                f"{way}, {kind}: {medians[way, kind]:.3f} of the predictions alone "
-                f"({min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} rounds); the bar is {BAR}"
-            )
-    return medians[counted_job.EVALUATION, "processors"]
-
-
 def main() -> int:
-    """Train a sweep, and print what its evaluation takes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=4, help="of four jobs each")
-    parser.add_argument("--pictures", type=int, default=24, help="of a class and environment")
+    parser.add_argument("--images", type=int, default=24, help="of a class and environment")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument(RUN_SWEEP, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument(SWEEP, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run_sweep:
         run_sweep(arguments.run_sweep, arguments.device)
         return 0
 
-    os.environ.pop("OMP_NUM_THREADS", None)  # the caller's would keep the pool from sharing cores
-    costs: dict[str, list[Cost]] = {way: [] for way in WAYS}
+    os.environ.pop("OMP_NUM_THREADS", None)  # it would keep the pool from sharing the cores
+    ratios = []
     with tempfile.TemporaryDirectory(prefix="carft-sweep-evaluation-") as name:
-        folder = Path(name)
-        cache = folder / "cache"
-        os.environ[process_variables.CACHE.name] = str(cache)
-        print(
-            f"{platform.processor() or platform.machine()}, {machine.cores()} cores, Python "
-            f"{platform.python_version()}, torch {torch.__version__}"
-        )
-        output = train(folder, arguments.pictures, arguments.trials)
-        measure(counted_job.EVALUATION, output, cache, arguments.device)  # warms up
-
+        os.environ[process_variables.CACHE.name] = f"{name}/cache"
+        output = train(Path(name), arguments.images, arguments.trials)
+        measure(EVALUATION, output, arguments.device)  # warms up
         for number in range(arguments.rounds):
-            first = number % len(WAYS)
-            for way in (*WAYS[first:], *WAYS[:first]):
-                cost = measure(way, output, cache, arguments.device)
-                costs[way].append(cost)
-                load = os.getloadavg()[0]
-                print(
-                    f"round {number + 1}, {way}: {cost.wall:.1f} s, {cost.cpu:.1f} s of processors "
-                    f"(load {load:.1f})",
-                    flush=True,
-                )
-    return int(print_ratios(costs) > BAR)
+            order = WAYS if number % 2 else WAYS[::-1]
+            seconds = {way: measure(way, output, arguments.device) for way in order}
+            ratios.append(seconds[EVALUATION] / seconds[PREDICTIONS])
+            words = ", ".join(f"{way} {seconds[way]:.1f} s" for way in WAYS)
+            print(f"round {number + 1}: {words}", flush=True)
+    median = statistics.median(ratios)
+    spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+    print(f"evaluation over predictions, processor time: {median:.3f} ({spread}); the bar is {BAR}")
+    return int(median > BAR)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(count_job(sys.argv[1]) if sys.argv[1:2] and sys.argv[1][0] == "{" else main())

@@ -111,21 +111,6 @@ def table_of_accuracies(percent: Accuracies) -> list[list[str]]:
     return [[name, *(f"{mean:.1f}" for mean in means[name])] for name in by_accuracy]
 
 
-def table_of_styles(percent: Accuracies) -> list[list[str]]:
-    """A row an algorithm: on each style left out the accuracy on all pictures, and without."""
-    rows = []
-    for algorithm in percent["all"]:
-        cells = []
-        for target in range(len(emoji_styles.names(emoji_styles.SEEN))):
-            means = [
-                np.mean([v for key, v in percent[name][algorithm].items() if key[1] == target])
-                for name in PICTURE_SETS[:2]
-            ]
-            cells.append(f"{means[0]:.1f} / {means[1]:.1f}")
-        rows.append([algorithm, *cells])
-    return rows
-
-
 def table_of_differences(percent: Accuracies) -> list[list[str]]:
     """A row for each other algorithm and set of pictures: its mean minus CARFT's, with intervals.
 
@@ -161,8 +146,6 @@ def main() -> None:
         )
 
     print(printed_table(["out of domain, %", *PICTURE_SETS], table_of_accuracies(percent)))
-    styles = emoji_styles.names(emoji_styles.SEEN)
-    print("\n" + printed_table(["all / without, %", *styles], table_of_styles(percent)))
     header = [f"minus {REFERENCE}", "pictures", "mean", "over targets", "over pairs, optimistic"]
     print("\n" + printed_table(header, table_of_differences(percent)))
     if missing:

@@ -35,10 +35,10 @@ def concepts():
         pytest.skip("needs the source tree")
     sys.path.insert(0, str(TOOLS))
     try:
-        import emoji_concepts
+        import build_emoji
     finally:
         sys.path.remove(str(TOOLS))
-    return emoji_concepts
+    return build_emoji
 
 
 @pytest.fixture(scope="module")

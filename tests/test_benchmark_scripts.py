@@ -19,50 +19,26 @@ BENCHMARKS = REPO / "benchmarks"
 HARNESS = str(REPO / "third_party")
 SCRIPTS = sorted(path.name for path in BENCHMARKS.glob("*.py"))
 
-# What others import; `counted_job.py` and `first_step/` are run by other scripts.
-MODULES = {
-    "counted_job.py",
-    "printed_tables.py",
-    "process_memory.py",
-    "synthetic_sweep.py",
-    "synthetic_tree.py",
-}
+MODULES = {"synthetic_tree.py"}  # imported by other scripts
 
 # The smallest input of each script that needs no checkout; {new} is a folder that is not there.
 # The exit status 1 of some says that a goal was missed, as on a machine with other work.
 COMMANDS = {
-    "beside_load.py": "--rounds 2 --steps 1",
     "collect.py": "{new} --jobs 24 --rounds 2",
-    "compiled.py": "--pictures 1 --rounds 2",
     "contamination.py": "{records}/contamination",
-    "demo_seeds.py": "{records}/demo-seeds --seeds 2 --no-train",
-    "evaluation.py": "--pictures 64 --rounds 2 --workers 0",
-    "freed_memory.py": "--shape tiny --rounds 2",
+    "evaluation.py": "--images 64 --rounds 2 --workers 0",
     "hook_cost.py": "--runs 2",
     "hostile.py": "--minutes 0.01",
-    "imagenet_scale.py": "--folder {new} --pictures 2000 --steps 2 --batch_size 4 --workers 0",
-    "large_tree.py": (
-        "--folder {new} --scale 0.002 --train_scale 0.002 --steps 2 --workers 0 --distinct 10 "
-        "--parts verify lists train"
-    ),
-    "launch.py": "--jobs 2 --launchers harness local pool",
-    "memory.py": "--shape tiny --batch 1 --steps 1",
+    "large_tree.py": "--folder {new} --scale 0.002 --steps 2 --workers 0 --distinct 10",
     "pictures.py": f"--upstream {HARNESS} --rounds 2",
     "step_cost.py": "--shape tiny --rounds 2",
-    "sweep_evaluation.py": "--rounds 1 --trials 1 --pictures 4",
+    "sweep_evaluation.py": "--rounds 1 --trials 1 --images 4",
 }
 
 # Run by the tests of what they measure, on sweeps that those train.
 RUN_ELSEWHERE = {"without_near_duplicates.py": "test_emoji_unseen.py"}
 
-NEED_A_CHECKOUT = {
-    "checkout_methods.py",
-    "parity.py",
-    "stages.py",
-    "start_up.py",
-    "upstream_tests.py",
-    "whole_sweep.py",
-}
+NEED_A_CHECKOUT = {"checkout_methods.py", "parity.py", "upstream_tests.py", "whole_sweep.py"}
 
 
 def test_every_script_is_run_or_checked():
@@ -74,8 +50,7 @@ def test_every_script_is_run_or_checked():
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     folder = tmp_path_factory.mktemp("records")
-    for name in ("contamination", "demo-seeds"):
-        shutil.unpack_archive(BENCHMARKS / "records" / f"{name}.tar.xz", folder, filter="data")
+    shutil.unpack_archive(BENCHMARKS / "records" / "contamination.tar.xz", folder, filter="data")
     return folder
 
 

@@ -16,21 +16,21 @@ from domainbed_carft.results import formats, selection
 from domainbed_carft.results.method_names import METHOD_NAMES
 
 GOLDEN = Path(__file__).parent / "golden" / "upstream"
-printed_tables = collect_sweeps.benchmark("printed_tables")
+collect_script = collect_sweeps.benchmark("collect")
 
 
 def our_tables(folder):
-    methods = list(printed_tables.METHODS.values())
+    methods = list(collect_script.METHODS.values())
     entries = collect_sweeps.collect(folder, methods=methods).as_dict()["tables"]
-    return printed_tables.of_json(entries)
+    return collect_script.read_json(entries)
 
 
 @pytest.mark.parametrize("kind", synthetic_records.KINDS)
 def test_tables_equal_upstreams(tmp_path, kind):
     synthetic_records.write_sweep(tmp_path, kind)
-    expected = printed_tables.read((GOLDEN / f"tables_{kind}.txt").read_text())
+    expected = collect_script.read_printed((GOLDEN / f"tables_{kind}.txt").read_text())
     assert len(expected) == 9
-    assert printed_tables.differences(our_tables(tmp_path), expected) == []
+    assert collect_script.differences(our_tables(tmp_path), expected) == []
 
 
 @pytest.mark.parametrize("kind", synthetic_records.KINDS)
@@ -58,8 +58,8 @@ def test_rankings_equal_upstreams_to_the_bit(tmp_path, kind):
 
 def check_against_the_harness(folder, capsys):
     assert collect_results.main(["--input_dir", str(folder)]) == 0
-    harness_tables = printed_tables.read(capsys.readouterr().out)
-    assert harness_tables and printed_tables.differences(our_tables(folder), harness_tables) == []
+    harness_tables = collect_script.read_printed(capsys.readouterr().out)
+    assert harness_tables and collect_script.differences(our_tables(folder), harness_tables) == []
 
 
 @pytest.mark.parametrize("seed", range(2))

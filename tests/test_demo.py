@@ -5,8 +5,6 @@ import io
 import itertools
 import json
 import os
-import re
-import runpy
 import shutil
 import time
 from pathlib import Path
@@ -20,7 +18,6 @@ import report_page
 
 from domainbed_carft.cli import demo, demo_table, main
 from domainbed_carft.errors import CarftError
-from domainbed_carft.results import collection
 from domainbed_carft.runs import saved
 from domainbed_carft.suites import records
 from domainbed_carft.sweep import declaration_file
@@ -217,26 +214,6 @@ def test_the_sweep_can_be_tested_on_styles_that_no_job_has_seen(finished_demo, t
     assert f"not measured: 1 run, {path.parent} first: {damaged}" in printed.err
     other = "CARFT" if '"CLIPZeroShot"' in path.read_text() else "CLIPZeroShot"
     assert other in printed.out
-
-
-def test_the_documented_seeds_are_those_of_the_packed_records(tmp_path):
-    archive = ROOT / "benchmarks" / "records" / "demo-seeds.tar.xz"
-    shutil.unpack_archive(archive, tmp_path, filter="data")
-    tool = runpy.run_path(str(ROOT / "benchmarks" / "demo_seeds.py"))
-    (group,) = collection.gather([tmp_path / "demo-seeds"]).groups
-    rows = tool["rows_of"](group, seeds=10)
-    figures = re.compile(r"[-+]?\d+(?:\.\d\d)?")
-    computed = [figures.findall(" ".join(row[1:])) for row in rows]
-
-    section = (
-        (ROOT / "benchmarks" / "README.md")
-        .read_text()
-        .split("## Ten seeds of a short sweep")[1]
-        .split("##")[0]
-    )
-    documented = [row for row in section.splitlines() if row.startswith("|")][2:]
-    cells = [row.split("|", 2)[2] for row in documented]
-    assert [figures.findall(row) for row in cells] == computed
 
 
 def test_a_failing_sweep_is_an_error_that_says_what_to_do(tmp_path, declared):

@@ -213,9 +213,9 @@ def test_each_mistake_is_reported_in_one_line(text, message):
 
 
 def test_the_editor_schema_is_up_to_date():
-    tool = runpy.run_path(str(REPO / "tools" / "sweep_schema.py"))
-    shipped = tool["PATH"].read_text()
-    assert shipped == tool["made"]()
+    tool = runpy.run_path(str(REPO / "tools" / "site" / "reference.py"))
+    shipped = tool["SCHEMA"].read_text()
+    assert shipped == tool["sweep_schema"]()
     documented = (REPO / "docs" / "sweeps.md").read_text()
     assert all(f"`{key}`" in documented for key in json.loads(shipped)["properties"])
 

@@ -22,14 +22,159 @@ import subprocess
 import sys
 import tempfile
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import golden_cases as cases
-import golden_models as models
 import numpy as np
 import torch
+import torchvision
+
+SEED_HASH_ARGS: list[list[Any]] = [
+    [0],
+    [0, 0],
+    [2, 5],
+    [123, "lr"],
+    ["PACS", "ERM", [0], 0, 0],
+    ["PACS", "CARFT", [1, 3], 7, 2],
+    ["naïve", 0.5, None, True],
+]
+
+SWEEPS: dict[str, dict[str, Any]] = {
+    "leave_one_out": {
+        "n_trials": 2,
+        "dataset_names": ["Debug28", "PACS"],
+        "algorithms": ["ERM", "CARFT"],
+        "n_hparams_from": 0,
+        "n_hparams": 2,
+        "steps": None,
+        "data_dir": "/data",
+        "task": "domain_generalization",
+        "holdout_fraction": 0.2,
+        "single_test_envs": False,
+        "hparams": None,
+    },
+    "single_test_envs": {
+        "n_trials": 1,
+        "dataset_names": ["DomainNet", "TerraIncognita"],
+        "algorithms": ["CARFT"],
+        "n_hparams_from": 3,
+        "n_hparams": 5,
+        "steps": 1001,
+        "data_dir": "/my data/it's here/",
+        "task": "domain_generalization",
+        "holdout_fraction": 0.1,
+        "single_test_envs": True,
+        "hparams": '{"lr": 1e-05, "contexts": "a photo of a {}"}',
+    },
+}
+
+HPARAMS_DATASETS = ("Debug28", "PACS", "DomainNet", "SVIRO", "SomeoneElsesData")
+HPARAMS_SEEDS = ((1, 0), (1, 1), (2, 0), (19, 2))
+
+# (items of each environment, test_envs, trial_seed, holdout_fraction, uda_holdout_fraction)
+SPLITS: list[tuple[list[int], list[int], int, float, float]] = [
+    ([16, 16, 16], [0], 0, 0.2, 0.0),
+    ([7, 40, 33, 21], [1, 3], 2, 0.25, 0.5),
+    ([2048, 2344, 1670, 3929], [2], 1, 0.2, 0.1),
+]
+
+# Networks by name: (shape of an input, hyperparameters other than the defaults).
+NETWORKS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "mnist, 1 channel": ((1, 28, 28), {}),
+    "mnist, 2 channels, nonlinear": ((2, 28, 28), {"nonlinear_classifier": True}),
+    "resnet18": ((3, 224, 224), {"resnet18": True, "resnet50_augmix": False}),
+    "resnet18, 5 channels": ((5, 224, 224), {"resnet18": True, "resnet50_augmix": False}),
+    "resnet50": ((3, 224, 224), {"resnet50_augmix": False}),
+    "resnet50_augmix": ((3, 224, 224), {}),
+    "resnet50_augmix over resnet18": ((3, 224, 224), {"resnet18": True}),
+}
+
+# Networks of which a few steps of ERM are computed, and how their hyperparameters differ.
+STEPS: dict[str, dict[str, Any]] = {
+    "mnist, 1 channel": {"weight_decay": 0.1},
+    "mnist, 2 channels, nonlinear": {"lr": 0.01},
+    "resnet18": {"freeze_bn": True},
+}
+
+
+@contextlib.contextmanager
+def no_pretrained_weights() -> Iterator[None]:
+    """Let the builders that upstream calls start from random weights."""
+    timm = importlib.import_module("timm")
+
+    def without(build: Any) -> Any:
+        return lambda pretrained: build(weights=None)
+
+    small, large = torchvision.models.resnet18, torchvision.models.resnet50
+    create = timm.create_model
+    with (
+        mock.patch.object(torchvision.models, "resnet18", without(small)),
+        mock.patch.object(torchvision.models, "resnet50", without(large)),
+        mock.patch.object(timm, "create_model", lambda name, pretrained: create(name)),
+    ):
+        yield
+
+
+def build_erm(name: str, **more: Any) -> Any:
+    """Upstream's ERM with one of the cases' networks, built under the seed 0."""
+    registry = importlib.import_module("domainbed.hparams_registry")
+    algorithms = importlib.import_module("domainbed.algorithms")
+    inputs = importlib.import_module("fixed_inputs")
+    shape, changed = NETWORKS[name]
+    dataset = "Debug28" if 28 in shape else "PACS"
+    hparams = {**registry.default_hparams("ERM", dataset), **changed, **more}
+    torch.manual_seed(0)
+    with no_pretrained_weights():
+        return algorithms.ERM(shape, inputs.CLASSES, 3, hparams)
+
+
+def networks() -> dict[str, Any]:
+    """Names and shapes of all parameters, first draws, and outputs, of each of the networks."""
+    return {name: network(name) for name in NETWORKS}
+
+
+def network(name: str) -> dict[str, Any]:
+    inputs = importlib.import_module("fixed_inputs")
+    algorithm = build_erm(name)
+    following = torch.rand(1).item()
+    shapes = {key: "x".join(map(str, value.shape)) for key, value in algorithm.state_dict().items()}
+    pretrained = 224 in NETWORKS[name][0]
+    drawn = algorithm.classifier if pretrained else algorithm.network
+    result = {
+        "input_shape": NETWORKS[name][0],
+        "hparams": NETWORKS[name][1],
+        "n_outputs": algorithm.featurizer.n_outputs,
+        "shapes": {key: shape for key, shape in shapes.items() if not key.startswith("network.")},
+        "all_names": inputs.digest_of_names(shapes),
+        "drawn": [parameter.flatten()[0].item() for parameter in drawn.parameters()],
+        "drawn_afterwards": following,
+    }
+    inputs.set_weights(algorithm.network)
+    algorithm.eval()
+    with torch.no_grad():
+        logits = algorithm.predict(inputs.normal("x", (2, *NETWORKS[name][0])))
+    return {**result, "logits": logits.tolist()}
+
+
+def erm_steps() -> dict[str, Any]:
+    """Losses of a few steps of ERM, and logits after them."""
+    return {name: steps(name, more) for name, more in STEPS.items()}
+
+
+def steps(name: str, more: dict[str, Any]) -> dict[str, Any]:
+    inputs = importlib.import_module("fixed_inputs")
+    shape = NETWORKS[name][0]
+    algorithm = build_erm(name, **more)
+    inputs.set_weights(algorithm.network)
+    algorithm.train()
+    losses = [algorithm.update(inputs.minibatches(shape, step))["loss"] for step in range(3)]
+    algorithm.eval()
+    with torch.no_grad():
+        logits = algorithm.predict(inputs.normal("x", (2, *shape)))
+    return {"hparams": more, "losses": losses, "logits": logits.tolist()}
+
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMIT = "b93c22a"
@@ -69,7 +214,7 @@ def plain(value: Any) -> Any:
 
 def seed_hashes() -> list[dict[str, Any]]:
     misc = upstream("lib.misc")
-    return [{"args": args, "hash": misc.seed_hash(*args)} for args in cases.SEED_HASH_ARGS]
+    return [{"args": args, "hash": misc.seed_hash(*args)} for args in SEED_HASH_ARGS]
 
 
 def hparams() -> dict[str, Any]:
@@ -85,13 +230,13 @@ def hparams_carft() -> dict[str, Any]:
 def _hparams(algorithm: str) -> dict[str, Any]:
     registry, misc = upstream("hparams_registry"), upstream("lib.misc")
     result: dict[str, Any] = {}
-    for dataset in cases.HPARAMS_DATASETS:
+    for dataset in HPARAMS_DATASETS:
         drawn = [
             {
                 "seeds": seeds,
                 "hparams": registry.random_hparams(algorithm, dataset, misc.seed_hash(*seeds)),
             }
-            for seeds in cases.HPARAMS_SEEDS
+            for seeds in HPARAMS_SEEDS
         ]
         for entry in drawn:
             entry["hparams"] = {k: plain(v) for k, v in entry["hparams"].items()}
@@ -104,7 +249,7 @@ def jobs() -> dict[str, Any]:
     """Folders and command lines of the cases' sweeps, in the order of the list."""
     sweep = upstream("scripts.sweep")
     result = {}
-    for name, keywords in cases.SWEEPS.items():
+    for name, keywords in SWEEPS.items():
         made = [sweep.Job(args, "out dir") for args in sweep.make_args_list(**keywords)]
         result[name] = {"keywords": keywords, "commands": [job.command_str for job in made]}
     return result
@@ -130,7 +275,7 @@ def run_upstream_train(arguments: list[str], output_dir: str) -> str:
 
 def splits() -> list[dict[str, Any]]:
     """Run upstream's train up to its loaders, on numbered items, and look at what they get."""
-    return [split_by_upstream(*case) for case in cases.SPLITS]
+    return [split_by_upstream(*case) for case in SPLITS]
 
 
 def split_by_upstream(
@@ -277,8 +422,16 @@ def main() -> None:
     synthetic = importlib.import_module("synthetic_records")
 
     args.output.mkdir(parents=True, exist_ok=True)
-    of_models = (models.networks, models.erm_steps)
-    for compute in (seed_hashes, hparams, hparams_carft, jobs, splits, train_run, *of_models):
+    for compute in (
+        seed_hashes,
+        hparams,
+        hparams_carft,
+        jobs,
+        splits,
+        train_run,
+        networks,
+        erm_steps,
+    ):
         write_json(args.output / f"{compute.__name__}.json", compute())
     for kind in synthetic.KINDS:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,13 @@
-"""Pre-trains the tiny CLIP by contrastive learning on the emoji that are not held out.
+"""Pre-train the tiny CLIP by contrastive learning on the emoji that are not held out.
 
-    python tools/pretrain_tiny.py --work-dir WORK
+    python tools/pretrain_tiny.py --work-dir WORK --bf16
 
-WORK holds pretrain.npz (build_emoji_styles.py writes it), the checkpoint and the log. A run
-that was stopped goes on from its last checkpoint when started again with the same arguments:
-every step draws from generators seeded by (seed, step), so it ends as an unbroken one would.
-The result, in OpenAI's format, is written to the package's assets.
+WORK holds pretrain.npz, which build_emoji.py writes. Every step draws from generators seeded by
+(seed, step). The weights, in OpenAI's format, and the contexts are written to the package's assets.
+
+A caption states up to three facts about an image: its photometric effect, its style, and what it
+shows. Facts are left out at random, so a caption can be true of several images of a batch, and the
+target is spread over them.
 """
 
 from __future__ import annotations
@@ -14,26 +16,495 @@ import argparse
 import hashlib
 import io
 import math
-import os
-import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import clip
 import numpy as np
 import torch
 import torch.nn.functional as F
-from build_emoji_styles import ASSETS
+from build_emoji import ASSETS, Concept, read_split
 from clip.model import CLIP
-from pretrain_data import Pictures, draw_batch, load_pictures
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+#: Style -> phrases; the first three are also in the contexts file.
+STYLE_PHRASES: dict[str, tuple[str, ...]] = {
+    "fluent3d": (
+        "3d render",
+        "glossy 3d icon",
+        "shiny plastic figure",
+        "rendering",
+        "plastic toy",
+        "3d sculpture",
+        "video game picture",
+    ),
+    "line": (
+        "line drawing",
+        "black and white outline",
+        "ink sketch",
+        "sketch",
+        "pencil drawing",
+        "doodle",
+        "tattoo",
+    ),
+    "noto": (
+        "shaded cartoon",
+        "soft colorful emoji",
+        "rounded cartoon icon",
+        "shaded illustration",
+        "colorful rounded drawing",
+        "cartoon with soft shadows",
+    ),
+    "twemoji": (
+        "flat cartoon",
+        "flat vector icon",
+        "simple flat sticker",
+        "flat illustration",
+        "minimal flat drawing",
+        "clip art picture",
+    ),
+}
+#: Effect -> adjectives; the first two are also in the contexts file.
+EFFECT_WORDS: dict[str, tuple[str, ...]] = {
+    "plain": ("plain", "clean", "clear", "good"),
+    "grayscale": ("grayscale", "gray", "colorless", "monochrome"),
+    "inverted": ("inverted", "negative", "reversed"),
+    "dark": ("dark", "dim", "underexposed", "night"),
+    "bright": ("bright", "pale", "faded", "overexposed"),
+    "blurry": ("blurry", "blurred", "unfocused", "fuzzy"),
+    "pixelated": ("pixelated", "blocky", "low resolution", "mosaic"),
+    "rotated": ("rotated", "tilted", "turned", "crooked"),
+    "tinted": ("tinted", "stained", "toned"),
+    "noisy": ("noisy", "grainy", "dirty", "speckled"),
+    "small": ("small", "tiny", "distant", "little"),
+    "cropped": ("cropped", "close-up", "zoomed", "cut"),
+}
+#: Words that state nothing, so that they are known and change little.
+_MEDIA = ("picture", "image", "photo", "picture", "depiction", "rendition", "art", "drawing")
+_FILLERS = ("nice", "cool", "weird", "bad", "large", "good", "big", "cute", "real")
+_DETERMINERS = ("a", "a", "a", "the", "one", "my", "this", "an", "")
+
+#: What other sub-groups are called; most are their own name with spaces.
+_OTHER_KINDS = {
+    "alphanum": "sign",
+    "av-symbol": "sign",
+    "award-medal": "medal",
+    "book-paper": "paper",
+    "body-parts": "body part",
+    "country-flag": "flag",
+    "currency": "sign",
+    "dishware": "dish",
+    "drink": "drink",
+    "emotion": "symbol",
+    "event": "party",
+    "face-costume": "monster",
+    "gender": "sign",
+    "geometric": "shape",
+    "household": "furniture",
+    "light-video": "device",
+    "musical-instrument": "instrument",
+    "office": "office thing",
+    "other-symbol": "symbol",
+    "other-object": "object",
+    "person-symbol": "silhouette",
+    "place-geographic": "landscape",
+    "place-map": "map",
+    "place-other": "place",
+    "punctuation": "mark",
+    "religion": "symbol",
+    "sky-weather": "weather",
+    "subdivision-flag": "flag",
+    "time": "clock",
+    "transport-sign": "sign",
+    "warning": "sign",
+    "zodiac": "sign",
+}
+
+#: Sub-groups of the ten classes that have a word of their own; the others use the class word.
+_GROUP_WORDS = {
+    "animal-bird": "bird",
+    "animal-bug": "bug",
+    "animal-mammal": "mammal",
+    "animal-marine": "sea animal",
+    "animal-reptile": "reptile",
+    "cat-face": "cat",
+    "face-smiling": "smiling face",
+    "family": "family",
+    "food-fruit": "fruit",
+    "food-sweet": "sweet food",
+    "food-vegetable": "vegetable",
+    "person-sport": "person doing sport",
+    "plant-flower": "flower",
+    "transport-air": "flying vehicle",
+    "transport-ground": "land vehicle",
+    "transport-water": "water vehicle",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is true of a picture, or what a caption states (None: not stated).
+
+    Attributes:
+        effect: photometric effect.
+        style: domain.
+        kind: class word, or the word for the sub-group where it has no class.
+        group: Unicode sub-group.
+        key: the emoji.
+    """
+
+    effect: str | None = None
+    style: str | None = None
+    kind: str | None = None
+    group: str | None = None
+    key: str | None = None
+
+
+def kind_word(concept: Concept) -> str:
+    """The class word, or a word for the sub-group."""
+    return concept.cls or _OTHER_KINDS.get(concept.subgroup, concept.subgroup.replace("-", " "))
+
+
+def group_word(concept: Concept) -> str:
+    """A word between class and name, e.g. "bird" or "fruit"."""
+    return _GROUP_WORDS.get(concept.subgroup, kind_word(concept))
+
+
+def contexts() -> list[tuple[str, Facts]]:
+    """The 36 templates of the contexts file, each with the fact it states."""
+    found = []
+    for style, phrases in STYLE_PHRASES.items():
+        found += [(_template(phrase), Facts(style=style)) for phrase in phrases[:3]]
+    for effect, words in EFFECT_WORDS.items():
+        found += [(_template(f"{word} picture"), Facts(effect=effect)) for word in words[:2]]
+    return found
+
+
+def _template(phrase: str) -> str:
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase} of a {{}}."
+
+
+def caption(picture: Facts, concept: Concept, rng: np.random.Generator) -> tuple[str, Facts]:
+    """One random true caption of a picture, and the facts it states."""
+    thing, stated = _thing(concept, rng)
+    # Mostly one context at a time, as the prompts that ask for a class have it.
+    draw = rng.random()
+    style = picture.style if draw < 0.4 else None
+    effect = picture.effect if 0.3 <= draw < 0.7 else None
+    medium = _style_phrase(style, rng) if style else _pick(_MEDIA, rng)
+    words = [_pick(_DETERMINERS, rng)]
+    if effect:
+        words.append(_pick(EFFECT_WORDS[effect], rng, favoured=2))
+    elif rng.random() < 0.1:
+        words.append(_pick(_FILLERS, rng))
+    words += [medium, "of", _pick(_DETERMINERS, rng), thing]
+    text = " ".join(word for word in words if word) + ("." if rng.random() < 0.7 else "")
+    facts = Facts(effect=effect, style=style, kind=stated.kind, group=stated.group, key=stated.key)
+    return text, facts
+
+
+def _thing(concept: Concept, rng: np.random.Generator) -> tuple[str, Facts]:
+    kind = kind_word(concept)
+    known = Facts(kind=kind, group=concept.subgroup, key=concept.key)
+    draw = rng.random()
+    if draw < 0.55:
+        return kind, Facts(kind=kind)
+    if draw < 0.67:
+        group = concept.subgroup if concept.subgroup in _GROUP_WORDS else None
+        return group_word(concept), Facts(kind=kind, group=group)
+    if draw < 0.8:
+        return concept.name, known
+    joints = ("{n}, a {k}", "{n}, a kind of {k}", "{k}: {n}", "{k}, a {n}")
+    return _pick(joints, rng).format(n=concept.name, k=kind), known
+
+
+def _style_phrase(style: str, rng: np.random.Generator) -> str:
+    return _pick(STYLE_PHRASES[style], rng, favoured=3)
+
+
+def _pick(options: tuple[str, ...], rng: np.random.Generator, favoured: int = 0) -> str:
+    """A random option; three times in four one of the first `favoured`, if any."""
+    if favoured and rng.random() < 0.75:
+        options = options[:favoured]
+    return options[int(rng.integers(len(options)))]
+
+
+def truth_matrix(pictures: list[Facts], captions: list[Facts]) -> np.ndarray:
+    """Which caption is true of which picture: bool, shape (pictures, captions)."""
+    true = np.ones((len(pictures), len(captions)), dtype=bool)
+    for name in ("effect", "style", "kind", "group", "key"):
+        have = np.array([getattr(facts, name) for facts in pictures], dtype=object)
+        said = np.array([getattr(facts, name) for facts in captions], dtype=object)
+        unsaid = np.array([value is None for value in said])
+        true &= (have[:, None] == said[None, :]) | unsaid[None, :]
+    return true
+
+
+EFFECTS = (
+    "plain",
+    "grayscale",
+    "inverted",
+    "dark",
+    "bright",
+    "blurry",
+    "pixelated",
+    "rotated",
+    "tinted",
+    "noisy",
+    "small",
+    "cropped",
+)
+RESOLUTION = 48
+#: Share of augmented pictures whose colours are permuted.
+COLOUR_SHUFFLES = 0.15
+_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
+_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
+_LUMA = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+
+
+def normalise(pictures: torch.Tensor) -> torch.Tensor:
+    """CLIP's mean and standard deviation; shape (n, 3, h, w) kept."""
+    return (pictures - _MEAN) / _STD
+
+
+def view(
+    pictures: torch.Tensor, effects: torch.Tensor, generator: torch.Generator, augment: bool
+) -> torch.Tensor:
+    """Random resized crop and flip, and the effects, at the model's resolution.
+
+    Args:
+        pictures: (n, 3, h, w) in [0, 1], on white.
+        effects: (n,) indices into EFFECTS.
+        generator: source of all randomness.
+        augment: whether to crop, flip and shift hues beside the effects.
+
+    Returns:
+        (n, 3, RESOLUTION, RESOLUTION) in [0, 1].
+    """
+    matrices = _windows(effects, generator, augment)
+    shape = [len(pictures), 3, 2 * RESOLUTION, 2 * RESOLUTION]
+    grid = F.affine_grid(matrices, shape, align_corners=False)
+    # Sampled as ink on zero, since what lies outside is padded with zeros and must be white;
+    # at double resolution, then averaged, against aliasing.
+    ink = F.grid_sample(1 - pictures, grid, mode="bilinear", align_corners=False)
+    result = 1 - F.avg_pool2d(ink, 2)
+    if augment:
+        result = _shuffle_colours(result, generator)
+    return _apply_effects(result, effects, generator).clamp(0, 1)
+
+
+def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+    return torch.rand(n, generator=generator) * (high - low) + low
+
+
+def _windows(effects: torch.Tensor, generator: torch.Generator, augment: bool) -> torch.Tensor:
+    """Affine matrices, (n, 2, 3), from output to input coordinates: the window each one sees."""
+    n = len(effects)
+    spread = 1.0 if augment else 0.0
+    scale = 1 + spread * _uniform(n, -0.25, 0.1, generator)
+    aspect = torch.exp(spread * _uniform(n, -0.15, 0.15, generator))
+    angle = spread * _uniform(n, -0.15, 0.15, generator)
+    slack = (1 - scale).abs() + 0.05 * spread
+    small, cropped, rotated = (effects == EFFECTS.index(e) for e in ("small", "cropped", "rotated"))
+    scale = torch.where(small, _uniform(n, 2.0, 2.8, generator), scale)
+    scale = torch.where(cropped, _uniform(n, 0.35, 0.5, generator), scale)
+    slack = torch.where(small | cropped, 0.5 * (1 - scale).abs(), slack)
+    turn = _uniform(n, 0.7, 2.4, generator) * _sign(n, generator)
+    angle = torch.where(rotated, turn, angle)
+    flip = _sign(n, generator) if augment else torch.ones(n)
+    shift = slack[:, None] * (torch.rand(n, 2, generator=generator) * 2 - 1)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    wide, high = scale * aspect, scale / aspect
+    rows = [flip * wide * cos, -high * sin, shift[:, 0], flip * wide * sin, high * cos, shift[:, 1]]
+    return torch.stack(rows, dim=1).view(n, 2, 3)
+
+
+def _sign(n: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
+
+
+def _shuffle_colours(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Permutes the channels of some pictures: shape tells more than colour does."""
+    n = len(pictures)
+    order = torch.rand(n, 3, generator=generator).argsort(dim=1)
+    keep = torch.rand(n, generator=generator) >= COLOUR_SHUFFLES
+    order[keep] = torch.arange(3)
+    return pictures.gather(1, order[:, :, None, None].expand_as(pictures))
+
+
+def _apply_effects(
+    pictures: torch.Tensor, effects: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    result = pictures.clone()
+    for index, name in enumerate(EFFECTS):
+        rows = (effects == index).nonzero()[:, 0]
+        change = _CHANGES.get(name)
+        if change is not None and len(rows):
+            result[rows] = change(pictures[rows], generator)
+    return result
+
+
+def _grayscale(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return (x * _LUMA).sum(dim=1, keepdim=True).expand_as(x)
+
+
+def _inverted(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return 1 - x
+
+
+def _dark(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return x * _uniform(len(x), 0.2, 0.5, generator).view(-1, 1, 1, 1)
+
+
+def _bright(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return 1 - (1 - x) * _uniform(len(x), 0.2, 0.45, generator).view(-1, 1, 1, 1)
+
+
+def _blurry(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Gaussian blur, each picture with its own width of 1.5 to 3 pixels."""
+    n, channels, height, width = x.shape
+    sigma = _uniform(n, 1.5, 3.0, generator).repeat_interleave(channels)[:, None]
+    taps = torch.arange(-6, 7)
+    kernel = torch.exp(-0.5 * (taps / sigma) ** 2)
+    kernel = kernel / kernel.sum(dim=1, keepdim=True)
+    flat = F.pad(x.reshape(1, n * channels, height, width), (6, 6, 6, 6), mode="replicate")
+    flat = F.conv2d(flat, kernel[:, None, :, None], groups=n * channels)
+    flat = F.conv2d(flat, kernel[:, None, None, :], groups=n * channels)
+    return flat.view_as(x)
+
+
+def _pixelated(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Blocks of 4 or 6 pixels."""
+    coarse = torch.rand(len(x), generator=generator) < 0.5
+    by_size = [F.interpolate(F.avg_pool2d(x, s), scale_factor=float(s)) for s in (4, 6)]
+    return torch.where(coarse.view(-1, 1, 1, 1), by_size[1], by_size[0])
+
+
+def _tinted(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Multiplied with a saturated colour, as through coloured glass."""
+    colour = torch.rand(len(x), 3, generator=generator)
+    low, high = colour.amin(1, keepdim=True), colour.amax(1, keepdim=True)
+    colour = 0.3 + 0.7 * (colour - low) / (high - low + 1e-6)
+    return x * colour[:, :, None, None]
+
+
+def _noisy(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    level = _uniform(len(x), 0.15, 0.35, generator).view(-1, 1, 1, 1)
+    return x + level * torch.randn(x.shape, generator=generator)
+
+
+_CHANGES = {
+    "grayscale": _grayscale,
+    "inverted": _inverted,
+    "dark": _dark,
+    "bright": _bright,
+    "blurry": _blurry,
+    "pixelated": _pixelated,
+    "tinted": _tinted,
+    "noisy": _noisy,
+}
+
+
+#: Share of the batch drawn from the ten classes, the rest being symbols, flags and so on.
+CLASS_SHARE = 0.85
+#: Line art is the hardest to learn from, so it is drawn more often than the other styles.
+LINE_WEIGHT = 1.5
+#: Probability that a picture is left plain.
+PLAIN_SHARE = 0.5
+
+
+@dataclass
+class Pictures:
+    """The pre-training set in memory.
+
+    Attributes:
+        pixels: uint8, (n, 3, 64, 64).
+        facts: what is true of each picture, its effect not yet chosen.
+        weights: probability of each picture, float64, (n,).
+    """
+
+    pixels: torch.Tensor
+    facts: list[Facts]
+    concepts: list[Concept]
+    weights: np.ndarray
+
+
+def load_pictures(path: Path) -> Pictures:
+    """Read pretrain.npz."""
+    concepts, sides = read_split(ASSETS / "emoji_split.csv")
+    by_key = {concept.key: concept for concept in concepts}
+    stored = np.load(path)
+    rows = [by_key[key] for key in stored["keys"]]
+    if any(sides[concept.key] != "pretrain" for concept in rows):
+        raise ValueError(f"{path} holds images that the split does not give to pre-training")
+    pixels = torch.from_numpy(stored["pictures"]).permute(0, 3, 1, 2).contiguous()
+    facts = [
+        Facts(style=str(style), kind=kind_word(c), group=c.subgroup, key=c.key)
+        for style, c in zip(stored["styles"], rows, strict=True)
+    ]
+    return Pictures(pixels, facts, rows, _weights(rows, facts))
+
+
+def _weights(concepts: list[Concept], facts: list[Facts]) -> np.ndarray:
+    """Classes by the square root of their size, and the base names of a class alike."""
+    kinds = [c.cls for c in concepts]
+    bases = [f"{c.cls}/{c.base}" for c in concepts]
+    in_kind = {kind: kinds.count(kind) for kind in set(kinds)}
+    in_base: dict[str, int] = {}
+    for base in bases:
+        in_base[base] = in_base.get(base, 0) + 1
+    # Variants of one thing (man, woman, person) count as one and a half, not as three.
+    raw = np.array([in_base[b] ** -0.6 for b in bases])
+    raw *= np.array([LINE_WEIGHT if f.style == "line" else 1.0 for f in facts])
+    weights = np.zeros(len(concepts))
+    names = np.array(kinds)
+    classes = [k for k in in_kind if k]
+    scale = sum(math.sqrt(in_kind[k]) for k in classes)
+    for kind in in_kind:
+        share = CLASS_SHARE * math.sqrt(in_kind[kind]) / scale if kind else 1 - CLASS_SHARE
+        mask = names == kind
+        weights[mask] = share * raw[mask] / raw[mask].sum()
+    return weights / weights.sum()
+
+
+@dataclass
+class Batch:
+    images: torch.Tensor
+    tokens: torch.Tensor
+    truth: torch.Tensor
+
+
+def draw_batch(data: Pictures, size: int, seed: int, step: int) -> Batch:
+    """The batch of one step, the same whenever it is asked for."""
+    rng = np.random.default_rng([seed, step])
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    rows = rng.choice(len(data.facts), size=size, replace=False, p=data.weights)
+    effects = np.where(rng.random(size) < PLAIN_SHARE, 0, rng.integers(1, len(EFFECTS), size=size))
+    facts = [data.facts[row] for row in rows]
+    # Line art is gray anyway: "grayscale" would not be seen, and its absence a false statement.
+    gray = EFFECTS.index("grayscale")
+    effects = np.array(
+        [0 if e == gray and f.style == "line" else e for e, f in zip(effects, facts, strict=True)]
+    )
+    facts = [
+        Facts(EFFECTS[e], f.style, f.kind, f.group, f.key)
+        for e, f in zip(effects, facts, strict=True)
+    ]
+    said = [caption(f, data.concepts[row], rng) for f, row in zip(facts, rows, strict=True)]
+    tokens = clip.tokenize([text for text, _ in said], truncate=True)
+    # Causal attention: what follows the end token changes nothing, so it is cut off.
+    tokens = tokens[:, : int(tokens.argmax(dim=1).max()) + 1].long()
+    pixels = data.pixels[torch.from_numpy(rows)].float() / 255
+    images = view(pixels, torch.from_numpy(effects), generator, augment=True)
+    truth = torch.from_numpy(truth_matrix(facts, [stated for _, stated in said]))
+    return Batch(normalise(images), tokens, truth)
+
 
 #: OpenAI's constructor: embed, (resolution, layers, width, patch), (text length, vocabulary,
 #: width, heads, layers). Widths are multiples of 64, from which `clip` infers the heads.
 SHAPE = (128, 48, 4, 128, 8, 77, 49_408, 64, 1, 3)
 MAX_LOGIT_SCALE = math.log(100.0)
-#: Arguments that change the weights, so that a checkpoint belongs to their values.
-RECIPE = ("steps", "batch_size", "lr", "weight_decay", "warmup", "seed", "bf16", "set_aside")
 
 
 def contrastive_loss(
@@ -81,12 +552,6 @@ def rate(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def save_atomically(content: object, path: Path) -> None:
-    partial = path.with_suffix(".part")
-    torch.save(content, partial)
-    os.replace(partial, path)
-
-
 def export(model: CLIP, used: torch.Tensor, longest: int, path: Path) -> None:
     """Writes the weights in OpenAI's format and says how large they are.
 
@@ -100,10 +565,8 @@ def export(model: CLIP, used: torch.Tensor, longest: int, path: Path) -> None:
     state = {k: v.half().float() for k, v in state.items()}
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    partial = path.with_suffix(".part")
-    partial.write_bytes(buffer.getvalue())
-    os.replace(partial, path)
     data = buffer.getvalue()
+    path.write_bytes(data)
     print(
         f"{path.name}: {len(data)} bytes, {len(zlib.compress(data, 6))} deflated, "
         f"{int(used.sum())} tokens, SHA-256 {hashlib.sha256(data).hexdigest()}",
@@ -113,32 +576,13 @@ def export(model: CLIP, used: torch.Tensor, longest: int, path: Path) -> None:
 
 @dataclass
 class Run:
-    """State of a run: everything a checkpoint holds."""
+    """State of a run: the model, the tokens that captions have used, and their longest length."""
 
     model: CLIP
     optimiser: torch.optim.Optimizer
     used: torch.Tensor
-    recipe: dict[str, float]
     step: int = 0
     longest: int = 0
-
-    def save(self, path: Path) -> None:
-        state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-        state |= {"used": self.used, "step": self.step, "longest": self.longest}
-        state |= {"recipe": self.recipe}
-        save_atomically(state, path)
-
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint; raises ValueError if it is that of another recipe."""
-        state = torch.load(path, weights_only=True)
-        if state["recipe"] != self.recipe:
-            raise ValueError(
-                f"{path} was trained with {state['recipe']}, now asked for is {self.recipe}; give "
-                "the same arguments, or another --work-dir with a copy of pretrain.npz"
-            )
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.used, self.step, self.longest = state["used"], state["step"], state["longest"]
 
 
 def train_step(run: Run, data: Pictures, args: argparse.Namespace) -> tuple[float, float]:
@@ -165,31 +609,23 @@ def train_step(run: Run, data: Pictures, args: argparse.Namespace) -> tuple[floa
 
 
 def train(run: Run, data: Pictures, args: argparse.Namespace) -> None:
-    """Steps until `args.steps`, with a log line every 50 and a checkpoint every `save_every`."""
-    checkpoint, log = args.work_dir / "checkpoint.pt", args.work_dir / "pretrain.log"
-    started, first = time.monotonic(), run.step
+    """Train to the last step, with a line every 50."""
     recent: list[tuple[float, float]] = []
-    while run.step < min(args.steps, args.stop_at or args.steps):
+    while run.step < args.steps:
         recent.append(train_step(run, data, args))
         if run.step % 50 == 0 or run.step == args.steps:
             loss, right = np.mean(recent, axis=0)
             recent.clear()
-            pace = (time.monotonic() - started) / (run.step - first)
-            line = (
-                f"step {run.step}/{args.steps} loss {loss:.3f} accuracy {right:.3f} "
-                f"scale {run.model.logit_scale.exp().item():.1f} {pace:.3f} s/step "
-                f"ETA {pace * (args.steps - run.step) / 60:.1f} min"
-            )
-            print(line, flush=True)
-            with log.open("a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
-        if run.step in (args.steps, args.stop_at) or run.step % args.save_every == 0:
-            run.save(checkpoint)
+            print(f"step {run.step}/{args.steps} loss {loss:.3f} accuracy {right:.3f}", flush=True)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--work-dir", type=Path, default=Path("work"))
+def write_contexts(path: Path) -> None:
+    path.write_text("".join(f"{template}\n" for template, _ in contexts()), encoding="ascii")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work-dir", type=Path, default=Path("work"), help="with pretrain.npz")
     parser.add_argument("--output", type=Path, default=ASSETS / "tiny.pt")
     parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -197,33 +633,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--weight-decay", type=float, default=0.2)
     parser.add_argument("--warmup", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--set-aside", type=float, default=0.0, help="share of base names kept for development"
-    )
-    parser.add_argument("--stop-at", type=int, default=0, help="pause the run at this step")
-    parser.add_argument("--export-only", action="store_true", help="export the checkpoint as is")
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_arguments()
-    torch.set_num_threads(args.threads)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    data, _ = load_pictures(args.work_dir / "pretrain.npz", args.set_aside)
+    write_contexts(ASSETS / "contexts" / "emoji.txt")
+    data = load_pictures(args.work_dir / "pretrain.npz")
     model = CLIP(*SHAPE)
-    run = Run(
-        model,
-        make_optimiser(model, args.lr, args.weight_decay),
-        torch.zeros(model.vocab_size, dtype=torch.bool),
-        {name: getattr(args, name) for name in RECIPE},
-    )
-    if (args.work_dir / "checkpoint.pt").exists():
-        run.load(args.work_dir / "checkpoint.pt")
-    if not args.export_only:
-        train(run, data, args)
+    optimiser = make_optimiser(model, args.lr, args.weight_decay)
+    run = Run(model, optimiser, torch.zeros(model.vocab_size, dtype=torch.bool))
+    train(run, data, args)
     export(run.model, run.used, run.longest, args.output)
 
 

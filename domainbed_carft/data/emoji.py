@@ -27,9 +27,7 @@ FURTHER_ARCHIVE = "emoji_further_styles.zip"
 UNSEEN = "EmojiUnseen"
 SHIFT = "EmojiShift"
 TRAINED_STYLE = "noto"
-TRAINED_SHARE = (
-    2 / 3
-)  # of the things of each class; chosen by test results, see benchmarks/README.md
+TRAINED_SHARE = 2 / 3  # of the things of each class; chosen after looking at test results
 
 
 def environment_folder(name: str) -> Path:

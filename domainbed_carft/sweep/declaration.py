@@ -1,6 +1,6 @@
 """A declared sweep: its keys, what follows from them, and its jobs.
 
-Editors read the keys as a JSON schema, ``assets/sweep.schema.json`` (``tools/sweep_schema.py``).
+Editors read the keys as a JSON schema, ``assets/sweep.schema.json`` (``tools/site/reference.py``).
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def requested_urls(monkeypatch):
 
 
 def build(golden, name, **changed_hparams):
-    """Our ERM as tools/golden_models.py builds upstream's, and the golden values of its network."""
+    """Our ERM, built as golden_from_upstream.py builds upstream's, and its golden values."""
     expected = golden("networks.json")[name]
     shape = tuple(expected["input_shape"])
     defaults = hparams_registry.default_hparams("ERM", "Debug28" if 28 in shape else "PACS")

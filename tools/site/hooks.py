@@ -1,15 +1,20 @@
-"""A hook of MkDocs: documents beside docs/ are pages of the site, and links to them lead there.
+"""Hooks of MkDocs: files outside docs/, formulas, and wide tables.
 
-A link to any other file of the repository, such as a declared sweep, becomes the name of the file.
+Documents next to docs/ are pages of the site, and links to them lead there. A link to any other
+file of the repository, such as a declared sweep, becomes the name of the file. Formulas become
+MathML, which browsers draw without a script. A table is put into an element that takes the focus,
+so that keys scroll it.
 """
 
 from __future__ import annotations
 
+import html
 import posixpath
 import re
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,3 +57,21 @@ def on_page_markdown(markdown: str, page: Any, **arguments: Any) -> str:
         return f"[{label}]({posixpath.relpath(on_site, posixpath.dirname(page_path))}{anchor})"
 
     return _LINK.sub(replace, markdown)
+
+
+# What the extension pymdownx.arithmatex makes of `$...$` and `$$...$$`.
+_INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL)
+_BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.DOTALL)
+_TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
+
+
+def on_page_content(content: str, **arguments: Any) -> str:
+    """The page's HTML with each formula as MathML and each table in an element that scrolls."""
+    content = _BLOCK.sub(lambda match: _mathml(match.group(1), "block"), content)
+    content = _INLINE.sub(lambda match: _mathml(match.group(1), "inline"), content)
+    return _TABLE.sub(r'<div class="table-scroll" tabindex="0">\g<0></div>', content)
+
+
+def _mathml(escaped_formula: str, display: str) -> str:
+    mathml: str = convert(html.unescape(escaped_formula), display=display)
+    return f'<div class="formula" tabindex="0">{mathml}</div>' if display == "block" else mathml
