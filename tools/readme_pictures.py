@@ -47,7 +47,7 @@ LABELS = {
     "CLIPZeroShot": ("zero-shot CLIP", 10, 9, "left"),
     "CLIPLinearProbe": ("linear probe", -24, 8, "right"),
     "CLIPFineTune": ("ERM", 20, -4, "left"),
-    "CLIPWiSEFT": ("WiSE-FT", -10, 16, "center"),
+    "CLIPWiSEFT": ("WiSE-FT", -14, 0, "right"),
     "LipsumFT": ("Lipsum-FT", 2, 18, "center"),
 }
 PAGE_SIZE = {"width": 1440, "height": 1100}  # px

@@ -1,4 +1,4 @@
-"""The table of ``carft demo``, and what it shows: this run beside the packed records."""
+"""The table of ``carft demo``, and what it shows: this run beside the records of ten trials."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import fmean
 
 from domainbed_carft.results import comparisons
 from domainbed_carft.results.columns import cell_of, format_accuracy
-from domainbed_carft.results.comparisons import ENVIRONMENT, LEVEL, PAIR, Accuracies
+from domainbed_carft.results.comparisons import ENVIRONMENT, LEVEL, PAIR, TRIAL, Accuracies
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.text import quantity
 
@@ -114,13 +114,15 @@ def _with_means(names: Sequence[str], means: Mapping[str, float]) -> str:
 
 
 def _over_trials(packed: Accuracies) -> str:
-    """``: CARFT minus CLIPFineTune is ...``, with the intervals over styles and over pairs."""
+    """``: CARFT minus CLIPFineTune is ...``, with intervals over styles, trials and pairs."""
     pair = {name: packed[name] for name in (CARFT, FINE_TUNE)}
-    (by_style,) = comparisons.compare(pair, FINE_TUNE, ENVIRONMENT)
-    (by_pair,) = comparisons.compare(pair, FINE_TUNE, PAIR)
+    by_style, by_trial, by_pair = (
+        comparisons.compare(pair, FINE_TUNE, unit)[0] for unit in (ENVIRONMENT, TRIAL, PAIR)
+    )
     return (
-        f": there CARFT minus {FINE_TUNE} is {by_style.mean_difference:+.1f} points, {LEVEL}% "
-        f"interval {by_style.interval_text(digits=1)} over {quantity(by_style.n, 'style')}, and "
-        f"{by_pair.interval_text(digits=1)} over {quantity(by_pair.n, 'pair')} of runs, which is "
-        "optimistic, since all runs share their test images"
+        f": there CARFT minus {FINE_TUNE} is {by_style.mean_difference:+.1f} points, with {LEVEL}% "
+        f"intervals of {by_style.interval_text(digits=1)} over {quantity(by_style.n, 'style')}, "
+        f"{by_trial.interval_text(digits=1)} over {quantity(by_trial.n, 'trial')} and "
+        f"{by_pair.interval_text(digits=1)} over {quantity(by_pair.n, 'pair')} of both. The last "
+        "two are optimistic, since all trials share their test images"
     )
