@@ -15,7 +15,6 @@ from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 
 CHUNK_BYTES = 1 << 20  # read at a time
-MOST_EXPANSION = 10  # tensors to file, in bytes; modules share some tensors, so it may be over 1
 
 _ZIP_SIGNATURE = b"PK\3\4"
 
@@ -45,7 +44,7 @@ def load_weights(path: Path | str) -> Any:
     """The content that torch.save wrote to ``path``, on the CPU; nothing in the file is run.
 
     Every weights file is opened here. Raises CarftError, in one line, for a file that cannot be
-    read, is damaged, holds more than plain data and tensors, or would take far more memory.
+    read, is damaged, or holds more than plain data and tensors.
     """
     import torch
 
@@ -62,7 +61,6 @@ def load_weights(path: Path | str) -> Any:
         raise _refusal(path, error) from error
 
     tensors = _tensors(content)
-    _require_small(sum(tensor.numel() * tensor.element_size() for tensor in tensors), path)
     if any(t.is_quantized or t.is_meta or t.layout is not torch.strided for t in tensors):
         raise CarftError(
             f"{path} holds quantized, sparse or empty tensors; expected dense ones of "
@@ -87,22 +85,12 @@ def _refusal(path: Path | str, error: Exception) -> CarftError:
 
 
 def _require_sound_archive(file: IO[bytes], path: Path | str) -> None:
-    """Refuse what torch does not: flipped bits, and compression that would fill the memory.
-
-    Leaves ``file`` at its start.
-    """
+    """Refuse flipped bits, which torch does not; leaves ``file`` at its start."""
     if file.read(len(_ZIP_SIGNATURE)) == _ZIP_SIGNATURE:
         with zipfile.ZipFile(file) as archive:
-            _require_small(sum(part.file_size for part in archive.infolist()), path)
             if bad := archive.testzip():
                 raise CarftError(f"{path} is damaged: the checksum of {bad} is wrong; copy it anew")
     file.seek(0)
-
-
-def _require_small(nbytes: int, path: Path | str) -> None:
-    """Refuse a file whose content is far larger than itself."""
-    if nbytes > MOST_EXPANSION * os.path.getsize(path):
-        raise CarftError(f"{path} was not used: its tensors are far larger than the file")
 
 
 def _tensors(content: Any) -> list[Any]:

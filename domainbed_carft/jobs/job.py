@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from domainbed_carft.files import parsing
-
 FOLDER_NAME = re.compile(r"[0-9a-f]{32}")
 IDENTITY = {"dataset": str, "algorithm": str, "trial_seed": int, "hparams_seed": int}
 
@@ -198,7 +196,7 @@ def overrides(args: Mapping[str, Any]) -> dict[str, Any]:
     hparams = args.get("hparams") or {}
     if isinstance(hparams, str):
         with contextlib.suppress(ValueError):
-            hparams = parsing.parse_json(hparams)
+            hparams = json.loads(hparams)
     return dict(hparams) if isinstance(hparams, Mapping) else {"--hparams": hparams}
 
 
