@@ -84,7 +84,7 @@ PARENT = Variable(
 )
 LAUNCHER_OPTIONS = Variable(
     name="DOMAINBED_CARFT_LAUNCHER",
-    meaning="the YAML file with the options of the launchers",
+    meaning="the YAML file with the options of the launchers, for `domainbed.scripts.sweep`",
     default="`launchers.yaml` in the current folder, if there is one",
     writer="you",
 )

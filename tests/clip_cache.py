@@ -69,13 +69,13 @@ def _cached_model(state: Any) -> Any:
     return _copy_of(state.digest, lambda: _build(state))
 
 
-def _cached_open_clip(name: str, config: open_clip.Config, path: Path) -> Any:
+def _cached_open_clip(config: open_clip.Config, path: Path) -> Any:
     if path.stat().st_size >= MOST_BYTES:
-        return _load_model(name, config, path)
+        return _load_model(config, path)
 
     digest = weights.cached_sha256(path)
-    content = (open_clip._has_own_config(name), json.dumps(config), path.suffix, digest)
-    return _copy_of(content, lambda: _load_model(name, config, path))
+    content = (json.dumps(config), path.suffix, digest)
+    return _copy_of(content, lambda: _load_model(config, path))
 
 
 def _copy_of(content: Hashable, build: Callable[[], Any]) -> Any:

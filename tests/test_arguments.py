@@ -16,7 +16,8 @@ def check(values, input_shape=(3, 32, 32)):
     raise_for(foreign_jobs.job_problems(CARFT, input_shape, values))
 
 
-def test_all_hparam_problems_are_listed_at_once_with_valid_names():
+def test_all_hparam_problems_are_listed_at_once_with_valid_names(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--hparams", '{"kl_wieght": 3.0}'])
     values = {**defaults(), "kl_wieght": 3.0, "lr": 0, "amp": "fp16", "head_init": None}
     values["clip_backbone"] = "nope"
 

@@ -143,17 +143,13 @@ def test_what_is_read_in_place_of_a_file_is_said(sweep, impatient, capsys):
     assert f"{sweep / manifest.NAME} is not a readable manifest (it is a pipe, a socket" in stderr
 
 
-def test_a_small_file_is_read_up_to_its_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "LARGEST_SMALL_FILE", 10)
+def test_a_link_to_a_file_is_read_and_a_folder_is_not(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"0123456789")
     (tmp_path / "link").symlink_to(path)  # as in a snapshot of a hub
-    assert files.read_small(tmp_path / "link") == b"0123456789"
-    path.write_bytes(b"0123456789 ")
-    with pytest.raises(OSError, match="it has 11 bytes, expected at most 10"):
-        files.read_small(path)
+    assert files.read_regular(tmp_path / "link") == b"0123456789"
     with pytest.raises(OSError, match="Is a directory"):
-        files.read_small(tmp_path)
+        files.read_regular(tmp_path)
 
 
 def test_a_lock_that_is_no_file_is_held_by_nobody(tmp_path, impatient):

@@ -1,8 +1,7 @@
-"""A stranger's open_clip folder: nothing is run, nobody is asked, no memory is taken in advance."""
+"""A stranger's open_clip folder: nothing in it is run, and no name in it is looked up."""
 
 import json
 import os
-import re
 from importlib.util import find_spec
 
 import open_clip_folders
@@ -73,7 +72,9 @@ def with_code_of_another_repository(folder):
 
 
 def with_code_in_a_nested_key(folder):
-    change_json(folder / "config.json", text_config={"auto_map": {"AutoTokenizer": ["evil.T"] * 2}})
+    auto_map = {"AutoTokenizer": ["evil.T"] * 2}
+    change_json(folder / "config.json", model_type="rag", question_encoder={"auto_map": auto_map})
+    change_json(folder / "tokenizer_config.json", tokenizer_class="RagTokenizer")
 
 
 def with_a_tokenizer_that_reads_a_subfolder(folder):
@@ -137,10 +138,10 @@ CASES = {
     with_code_for_the_tokenizer: "config.json has 'auto_map'.* Nothing in a folder",
     with_code_for_the_configuration: "config.json has 'auto_map'",
     with_code_of_another_repository: "tokenizer_config.json has 'auto_map'",
-    with_code_in_a_nested_key: "loaded",
-    with_a_tokenizer_that_reads_a_subfolder: "class is 'RagTokenizer', expected one of",
+    with_code_in_a_nested_key: "config.json has 'auto_map'",
+    with_a_tokenizer_that_reads_a_subfolder: "tokenizer_config.json has 'auto_map'",
     with_another_repository_for_the_text: "'evil/model', which is not looked up",
-    with_another_repository_for_the_tokenizer: "has no tokenizer.* hf_tokenizer_name is not looked",
+    with_another_repository_for_the_tokenizer: "the tokenizer in .* cannot be used",
     with_a_file_elsewhere_for_the_tokenizer: "has 'tokenizer_file'.* no other file is opened",
     with_another_repository_for_the_pictures: "'resnet18.hf-hub:evil/model', which timm does not",
 }
@@ -161,18 +162,8 @@ def test_a_model_folder_that_needs_code_or_other_files_is_refused(case, outcomes
     for_training, as_original = outcomes["pairs"][case.__name__]
     with pytest.raises(CarftError, match=CASES[case]):
         raise CarftError(for_training)
-    expected = "is not the CLIP that run started from" if for_training == "loaded" else CASES[case]
-    with pytest.raises(CarftError, match=expected):
+    with pytest.raises(CarftError, match=CASES[case]):
         raise CarftError(as_original)
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
-def test_a_file_that_would_fill_memory_is_not_read(name, tmp_path):
-    spelled = open_clip_folders.write(tmp_path / "model", "siglip")
-    with (tmp_path / "model" / name).open("ab") as file:
-        file.truncate(1 << 40)  # takes no place on the disk
-    with pytest.raises(CarftError, match=f"{name} .* it has 1,099,511,627,776 bytes, expected"):
-        backbone.load(spelled)
 
 
 def test_a_pipe_in_the_place_of_a_tokenizers_file_is_not_waited_for(tmp_path):
@@ -184,27 +175,17 @@ def test_a_pipe_in_the_place_of_a_tokenizers_file_is_not_waited_for(tmp_path):
 
 
 WORDS = "a photo sketch of the dog cat owl".split()
-
-
-def numbered(*special):
-    """A vocabulary of words, letters, and both with the marks of several kinds of tokenizers."""
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    marked = [f"▁{word}" for word in WORDS] + [f"{part}</w>" for part in (*WORDS, *letters)]
-    return {token: number for number, token in enumerate([*special, *WORDS, *letters, *marked])}
-
-
-def scored(*special):
-    return [(token, -float(number)) for token, number in numbered(*special).items()]
-
-
+MARKED = [f"▁{word}" for word in WORDS]  # as T5's begin
 TOKENIZERS = {
-    "BertTokenizer": {"vocab": numbered("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")},
-    "CLIPTokenizer": {"vocab": numbered("<|startoftext|>", "<|endoftext|>"), "merges": []},
-    "GemmaTokenizer": {"vocab": numbered("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")},
-    "NllbTokenizer": {"vocab": numbered("<s>", "<pad>", "</s>", "<unk>"), "src_lang": "fra_Latn"},
-    "RobertaTokenizer": {"vocab": numbered("<s>", "<pad>", "</s>", "<unk>"), "merges": []},
-    "T5Tokenizer": {"vocab": scored("<pad>", "</s>", "<unk>"), "extra_ids": 0},
-    "XLMRobertaTokenizer": {"vocab": scored("<s>", "<pad>", "</s>", "<unk>")},
+    "BertTokenizer": {
+        "vocab": {
+            word: n for n, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
+        }
+    },
+    "T5Tokenizer": {
+        "vocab": [(word, -float(n)) for n, word in enumerate(["<pad>", "</s>", "<unk>", *MARKED])],
+        "extra_ids": 0,
+    },
 }
 
 
@@ -235,57 +216,11 @@ def test_tokens_equal_open_clips(name, tmp_path):
     assert torch.equal(backbone.load(spelled).tokenize(prompts), expected)
 
 
-# Sizes
+# Configurations
 
-# Loads each name with a gigabyte more than is taken already. Prints, as JSON, what came of each and
-# the seconds of processor time that it took.
-MEASURING = """
-import json, resource, sys, time
-from pathlib import Path
-import open_clip, timm, transformers
-from domainbed_carft.clips import backbone
-from domainbed_carft.errors import CarftError
-backbone.load(sys.argv[1])
-taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30,) * 2)
-outcomes = []
-for name in sys.argv[2:]:
-    start = time.process_time()
-    try:
-        backbone.load(name)
-        outcomes.append(["loaded", 0])
-    except CarftError as error:
-        outcomes.append([str(error), time.process_time() - start])
-print(json.dumps(outcomes))
-"""
+
 VISION = "vision_cfg"
 TEXT = "text_cfg"
-# What a configuration says beside the weights of `gelu`.
-SIZES = [
-    (VISION, {"width": 16384, "head_width": 64, "layers": 40}),
-    (VISION, {"width": 8000}),
-    (VISION, {"layers": 512}),
-    (VISION, {"layers": 10**6}),
-    (VISION, {"layers": [512, 512, 512, 512]}),
-    (VISION, {"layers": [128, 128, 128, 128]}),
-    (VISION, {"mlp_ratio": 16000.0}),
-    (VISION, {"image_size": 1024, "patch_size": 1}),
-    (VISION, {"image_size": 40_000, "patch_size": 10_000}),
-    (VISION, {"image_size": 1024, "patch_size": 8, "pos_embed_type": "sin_cos_2d"}),
-    (VISION, {"attentional_pool": True, "attn_pooler_queries": 16000}),
-    (VISION, {"timm_model_name": "vit_giant_patch14_224"}),
-    (VISION, {"timm_model_name": "vit_7b_patch16_dinov3"}),
-    (TEXT, {"layers": 10**6}),
-    (TEXT, {"layers": 40}),
-    (TEXT, {"vocab_size": 2 * 10**9}),
-    (TEXT, {"vocab_size": 4 * 10**6}),
-    (TEXT, {"context_length": 10**9}),
-    (TEXT, {"width": 10**6}),
-    (TEXT, {"width": 16384, "heads": 8}),
-    (TEXT, {"mlp_ratio": 1e5}),
-]
-# What is refused for its numbers, or because the weights do not fit.
-REFUSAL = "does not fit|layers .*expected 1 to 512|expected learnable ones|at most 1024 pixels"
 
 
 def write_sizes(folder, part, sizes):
@@ -295,46 +230,6 @@ def write_sizes(folder, part, sizes):
     config["model_cfg"][part].update(sizes)
     change_json(folder / "open_clip_config.json", **config)
     return name
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """The message and the processor time of each of SIZES, under a limit on memory."""
-    place = tmp_path_factory.mktemp("sizes")
-    names = [write_sizes(place / str(n), *case) for n, case in enumerate(SIZES)]
-    good = open_clip_folders.write(place / "good", "gelu")
-    done = warm.run("-c", MEASURING, good, *names, server=warm.OPEN_CLIP)
-
-    assert done.returncode == 0, done.stderr
-
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.mark.parametrize("number", range(len(SIZES)))
-def test_sizes_that_contradict_the_weights_are_refused_without_memory(number, measured):
-    message, seconds = measured[number]
-    assert re.search(REFUSAL, message), message
-    assert seconds < 10
-
-
-def test_sizes_are_checked_against_pickled_weights_too(tmp_path):
-    import open_clip
-
-    name = write_sizes(tmp_path / "model", TEXT, {"width": 8192, "heads": 8})
-    state = open_clip.factory.load_state_dict(str(tmp_path / "model/open_clip_model.safetensors"))
-    (tmp_path / "model" / "open_clip_model.safetensors").unlink()
-    nested = {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}
-    torch.save(nested, tmp_path / "model" / "open_clip_pytorch_model.bin")
-
-    with pytest.raises(CarftError, match="bytes of tensors, the weights only"):
-        backbone.load(name)
-
-    change_json(
-        tmp_path / "model" / "open_clip_config.json",
-        model_cfg=open_clip_folders.MODELS["gelu"],
-    )
-
-    assert backbone.load(name).dim == 32
 
 
 def test_positions_may_still_be_interpolated(tmp_path):
@@ -348,16 +243,13 @@ def test_positions_may_still_be_interpolated(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({VISION: {"layers": "x"}}, "vision_cfg.layers 'x'; expected 1 to 512"),
-        ({VISION: {"layers": [2, "x"]}}, "vision_cfg.layers .2, 'x'.; expected"),
-        ({VISION: {"layers": True}}, "vision_cfg.layers True; expected"),
+        ({VISION: {"layers": "x"}}, "does not fit its architecture"),
         ({VISION: {"width": None}}, "does not fit its architecture"),
         ({VISION: {"patch_size": 0}}, "does not fit its architecture"),
         ({VISION: {"image_size": {}}}, "the model wants pictures as .*; expected square ones"),
         ({VISION: {"mlp_ratio": float("nan")}}, "does not fit its architecture"),
         ({VISION: {"timm_model_name": 5}}, "does not fit its architecture"),
         ({VISION: {"timm_model_name": ["x"]}}, "image encoder .*, which timm does not know"),
-        ({TEXT: {"layers": "x"}}, "text_cfg.layers 'x'; expected"),
         ({TEXT: {"width": -1}}, "does not fit its architecture"),
         ({TEXT: {"tokenizer_kwargs": 3}}, "tokenizer_kwargs 3, of which"),
         ({TEXT: {"tokenizer_kwargs": {"clean": "evil"}}}, "tokenizer in .* cannot be used"),

@@ -1,12 +1,8 @@
 """The file of what was measured picture by picture: small, whole, and no stranger's tool."""
 
 import dataclasses
-import io
 import json
 import random
-import resource
-import subprocess
-import sys
 import zipfile
 
 import numpy as np
@@ -152,50 +148,13 @@ def rewritten(path, facts, **members):
             archive.writestr(name, data)
 
 
-@pytest.mark.parametrize("count", [10**7, 10**12, 10**30, -1, True, 500.0, "500"])
-def test_a_lying_number_of_pictures_takes_no_memory(saved, count):
+@pytest.mark.parametrize("count", [10**7, -1, True])
+def test_another_number_of_pictures_than_the_columns_have_is_refused(saved, count):
     folder, _, facts = saved
     content = dataclasses.asdict(facts)
     content["pictures"] = content["splits"][0]["pictures"] = count
     rewritten(folder / f"evaluation_step{STEP}.npz", content)
-
-    code = f"""if True:
-        import resource, sys
-        from pathlib import Path
-        from domainbed_carft.errors import CarftError
-        from domainbed_carft.results import evaluations
-        import pydantic
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        try:
-            evaluations.load_rows(Path({str(folder)!r}), {STEP})
-        except CarftError as error:
-            assert "damaged" in str(error), error
-        else:
-            sys.exit("accepted")
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
-    """
-    if count == 10**7:  # one real process; the others are refused by the same line
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    try:
-        loaded = evaluations.load_rows(folder, STEP)[1]
-    except CarftError:
-        pass
-    else:  # 500.0 and "500" are 500 to a reader that is not strict
-        assert loaded.pictures == 500
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
-
-
-def test_a_column_that_expands_a_thousandfold_is_refused_before_it_is_read(saved):
-    folder, _, facts = saved
-    content = dataclasses.asdict(facts)
-    content["pictures"] = content["splits"][0]["pictures"] = 10**7
-    bomb = io.BytesIO()
-    np.save(bomb, np.zeros(10**7))
-    rewritten(folder / f"evaluation_step{STEP}.npz", content, **{"top.npy": bomb.getvalue()})
-    with pytest.raises(CarftError, match="is far larger than the file"):
+    with pytest.raises(CarftError, match="damaged"):
         evaluations.load_rows(folder, STEP)
 
 

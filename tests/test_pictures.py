@@ -9,7 +9,6 @@ import pickle
 import re
 import signal
 import struct
-import tracemalloc
 from pathlib import Path
 from typing import NamedTuple
 
@@ -182,7 +181,7 @@ def test_a_transform_whose_steps_were_changed_has_the_plan_of_its_steps():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("size", 10**9),
+        ("size", 0),
         ("size", 224.0),
         ("resize", "crop"),
         ("interpolation", "nearest"),
@@ -428,21 +427,6 @@ def test_the_pixel_limit_equals_pillows(folder, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         assert decode(str(folder / "plain.jpg")).shape == picture.shape
     assert len(decoded_by_pillow) == 1
-
-
-@pytest.mark.parametrize("read", [decode, picture_files.open_picture])
-@pytest.mark.parametrize("beginning", [b"\xff\xd8\xff", b"RIFF\xff\xff\xff\x7fWEBPVP8 ", b""])
-def test_a_file_of_any_size_takes_little_memory(tmp_path, read, beginning):
-    path = tmp_path / "picture.webp"
-    path.write_bytes(beginning)
-    os.truncate(path, 2 * picture_files.LARGEST_FILE)
-    tracemalloc.start()
-    try:
-        with pytest.raises(OSError, match="2,147,483,648 bytes, expected at most 1,073,741,824"):
-            read(str(path))
-        assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("read", [decode, picture_files.open_picture])

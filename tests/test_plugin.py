@@ -82,16 +82,6 @@ print(json.dumps([domainbed.algorithms.__file__, domainbed.algorithms.ALGORITHMS
     ]
 
 
-def test_a_folder_that_hides_domainbed_is_named(site: Site) -> None:
-    bare = site.empty / "domainbed"
-    (bare / "PACS").mkdir(parents=True)
-
-    done = site.run("-m", "domainbed.scripts.train", "CARFT")
-    assert done.returncode != 0
-    assert f"Python took {bare} for the package 'domainbed'" in done.stderr
-    assert "Rename the folder or start in another one" in done.stderr
-
-
 # The host stays what it was
 
 

@@ -19,7 +19,7 @@ import torch
 from fake_checkout import REPO
 from PIL import Image
 
-from domainbed_carft import cli, doctor, files
+from domainbed_carft import cli, doctor
 from domainbed_carft.clips import backbone, openai
 from domainbed_carft.doctor import NOTE, OK, PROBLEM
 from domainbed_carft.errors import CarftError
@@ -430,7 +430,6 @@ def test_a_rehearsal_of_another_declaration_says_so_and_gives_no_hours(
         {"hours": math.nan},
         {"costs": [{"variant": "", "dataset": "", "algorithm": "", "training_seconds": 1e400}]},
         {"rows": {"a": 1}},
-        {"device": "x" * 2000},
         {"version": 2},
     ],
 )
@@ -446,24 +445,16 @@ def test_a_strangers_file_is_refused_and_the_launch_goes_on(
     assert "not a readable rehearsal" in dry_run(tmp_path, capsys)
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b"[" * 5000, b"\xff\xfe", b'{"a":'])
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe", b'{"a":'])
 def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / preflight_file.NAME).write_bytes(content)
     with pytest.raises(CarftError, match="not a readable rehearsal"):
         preflight_file.read(tmp_path)
 
 
-def test_a_pipe_or_a_large_file_in_its_place_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pipe_in_its_place_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / preflight_file.NAME)
     with pytest.raises(CarftError, match="not a readable rehearsal .it is a pipe"):
-        preflight_file.read(tmp_path)
-
-    (tmp_path / preflight_file.NAME).unlink()
-    saved(tmp_path)
-    monkeypatch.setattr(files, "LARGEST_SMALL_FILE", 10)
-    with pytest.raises(CarftError, match="expected at most 10"):
         preflight_file.read(tmp_path)
 
 

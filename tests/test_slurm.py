@@ -1,7 +1,6 @@
 """The launcher and `carft sweep` on a real SLURM, such as .ci/slurm starts; else these skip."""
 
 import json
-import math
 import os
 import shlex
 import subprocess
@@ -215,29 +214,6 @@ def test_jobs_that_slurm_never_starts_are_reported_with_its_reason(tmp_path, par
     assert status["counts"]["queued"] == 3
     printed = carft("status", out).stdout
     assert "  3 jobs: PartitionTimeLimit. SLURM does not start them: carft sweep cancel" in printed
-
-
-def test_a_time_above_the_partitions_limit_is_refused_before_anything_is_submitted(
-    tmp_path, partition
-):
-    out = tmp_path / "out"
-    words = [*declared(tmp_path), "--output_dir", out, "--launcher", "slurm"]
-    for flags, limit in (
-        (["--time", "0:10:01"], "0:10:01"),
-        (["--extra", "time=11"], "11"),
-        ([], "1-0"),
-    ):
-        refused = carft("launch", *words, "--partition", partition, *flags)
-        message = (
-            f"carft: slurm: time is '{limit}', expected at most 00:10:00, the limit of the "
-            f"partition {partition}; give --time, or another --partition"
-        )
-        assert refused.returncode == 1 and refused.stderr.splitlines()[-1] == message
-    assert not out.exists()
-
-    limits = [slurm.time_limit(name)[0] for name in (partition, f"main,{partition}", None)]
-    assert limits == [600, 3600, 3600]
-    assert slurm.time_limit("no-such-partition")[0] == math.inf
 
 
 def test_the_processes_of_a_slurm_job_save_when_it_is_signalled(tmp_path):

@@ -202,7 +202,6 @@ BOMB = SMALLEST + f"a0: &a0 [x, x]\n{NESTED}selection: *a8\n"
         (SMALLEST.replace("CARFT", "ERM") + "protocol: clip", "4: protocol: no hyperparameter of"),
         (SMALLEST.replace("PACS", "/no/pets"), r"2: datasets\[0\]: no such folder: /no/pets"),
         (BOMB, "4: this is an anchor for aliases, which is not supported"),
-        (SMALLEST + "hparams: " + "[" * 50_000, "1: the file has too many levels"),
         (SMALLEST + "trials: " + "1" * 5000, "4: '1111.*' cannot be read as a number"),
         (SMALLEST + f"grid: {{lr: {[*range(2000)]}, kl_weight: {[*range(2000)]}}}", "100,000 jobs"),
     ],

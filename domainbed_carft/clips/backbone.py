@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from domainbed_carft import files
 from domainbed_carft.clips import open_clip, openai
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import parsing, weights
+from domainbed_carft.files import weights
 from domainbed_carft.machine import devices
 from domainbed_carft.pictures.preprocessing import Preprocessing
 from domainbed_carft.text import progress
@@ -127,19 +128,18 @@ def empty_image_encoder(
     """An untrained image encoder whose state dict has these shapes (keys as in ``visual.*``).
 
     Also what it wants of pictures, and D of its features (N, D). Raises an exception of any type
-    for shapes that are no such encoder's, before they take memory.
+    for shapes that are no such encoder's.
     """
     build: Callable[[], Any] = functools.partial(openai.image_encoder, shapes)
     if architecture:
-        config = open_clip.checked(parsing.parse_json(architecture), "the architecture")
+        config = open_clip.checked(json.loads(architecture), "the architecture")
         build = functools.partial(open_clip.image_encoder, config)
-    with torch.device("meta"):
-        built_shapes = {key: value.shape for key, value in build().state_dict().items()}
+    encoder = build()
+    built_shapes = {key: value.shape for key, value in encoder.state_dict().items()}
     differing = sorted(built_shapes.items() ^ shapes.items())
     if differing:
         raise ValueError(f"{differing[0][0]} does not fit the image encoder")
 
-    encoder = build()
     if architecture:
         return encoder, open_clip.preprocessing(config), config["model_cfg"]["embed_dim"]
     return encoder, Preprocessing(int(encoder.input_resolution)), int(encoder.output_dim)

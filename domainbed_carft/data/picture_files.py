@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from io import BufferedReader
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,34 +24,16 @@ if TYPE_CHECKING:
 # Whatever a file is called, Pillow tries no others: PostScript would be given to an interpreter.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
-# Of a picture, in bytes: more than Pillow's limit of pixels takes without compression. Pillow reads
-# files of some formats whole, before it knows how many pixels they have.
-LARGEST_FILE = 1 << 30
-
-
-@contextlib.contextmanager
-def open_regular(path: str | Path) -> Iterator[tuple[BufferedReader, int]]:
-    """Open a picture's file at its first byte; with it, how many bytes belong to the picture.
-
-    Does not wait for a pipe's writer. Raises OSError if it is no regular file, or larger than
-    LARGEST_FILE.
-    """
-    with files.open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > LARGEST_FILE:
-            raise OSError(f"it has {size:,} bytes, expected at most {LARGEST_FILE:,}")
-        yield file, size
-
 
 def open_picture(path: str | Path) -> Image.Image:
     """The picture of a file in RGB; as torchvision's loader, but only of the ``FORMATS``.
 
-    Raises OSError if it is no regular file, larger than LARGEST_FILE, or cut off before anything of
-    the picture, and what Pillow raises.
+    Raises OSError if it is no regular file, or cut off before anything of the picture, and what
+    Pillow raises.
     """
     from PIL import Image
 
-    with open_regular(path) as (file, _):
+    with files.open_regular(path) as file:
         picture = Image.open(file, formats=FORMATS).convert("RGB")
 
         # It is of one colour, or nothing of it is left and Pillow has filled it up.

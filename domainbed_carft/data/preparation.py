@@ -6,6 +6,7 @@ After upstream's file domainbed/scripts/download.py at b93c22a.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 from collections import defaultdict
@@ -14,7 +15,6 @@ from pathlib import Path
 from domainbed_carft.data import benchmarks
 from domainbed_carft.data.archives import BadFile
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import parsing
 
 # Benchmark -> the folder in its archive that has all of it.
 INNER = {"PACS": "kfold", "VLCS": "VLCS", "OfficeHome": "OfficeHomeDataset_10072016"}
@@ -100,7 +100,7 @@ def _read_terra_annotations(folder: Path) -> list[_TerraPicture]:
     for name in TERRA_FILES:
         file = _required(folder / name)
         try:
-            content = parsing.parse_json(file.read_bytes())
+            content = json.loads(file.read_bytes())
             for image in content["images"]:
                 picture_id = image["id"]
                 pictures[picture_id] = _TerraPicture(

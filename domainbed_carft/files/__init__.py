@@ -23,28 +23,19 @@ HALF_WRITTEN = ".carft-*.part"
 # Files by which a folder is that of a job or a sweep.
 _FILES_OF_JOBS = ("results.jsonl", "sweep.json", "lock", "done")
 
-# Of a file that is read whole: records, manifests, locks, figures. The largest sweeps have a tenth.
-LARGEST_SMALL_FILE = 1 << 26  # bytes
 
-
-def open_regular(path: str | os.PathLike[str], largest: int | None = None) -> BufferedReader:
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """A regular file, opened at its first byte; a link to one is followed.
 
-    Does not wait for a pipe's writer. Raises OSError if it is anything else, or has more than
-    ``largest`` bytes.
+    Does not wait for a pipe's writer. Raises OSError if it is anything else.
     """
-    file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115 - the caller closes it
-    size = os.fstat(file.fileno()).st_size
-    if largest is None or size <= largest:
-        return file
-    file.close()
-    raise OSError(errno.EFBIG, f"it has {size:,} bytes, expected at most {largest:,}", str(path))
+    return open(path, "rb", opener=_open_without_waiting)
 
 
-def read_small(path: str | os.PathLike[str]) -> bytes:
-    """The content of a file of a job or a sweep. Raises OSError as `open_regular`."""
-    with open_regular(path, LARGEST_SMALL_FILE) as file:
-        return file.read(os.fstat(file.fileno()).st_size)
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """The content of a regular file. Raises OSError as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 def open_itself(path: str | os.PathLike[str], flags: int) -> int:

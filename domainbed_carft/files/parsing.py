@@ -1,9 +1,7 @@
-"""JSON and YAML, read without surprises."""
+"""YAML and the keys of JSON, read without surprises."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +9,6 @@ from typing import Any
 from domainbed_carft.errors import CarftError
 
 YamlPath = tuple["str | int", ...]  # keys and list indices from the top of the file
-
-LARGEST_YAML = 1 << 20  # characters
-MOST_LEVELS = 40
 
 # The values of YAML's plain scalars, by the last part of their tags.
 _SCALARS: dict[str, Callable[[str], Any]] = {
@@ -54,29 +49,6 @@ class YamlSource:
         return f"{place}: {keys.lstrip('.')}" if path else place
 
 
-def parse_json(text: str | bytes, unique_keys: bool = False) -> Any:
-    """The value of JSON text; NaN and Infinity, which Python writes, are accepted.
-
-    Raises ValueError for wrong syntax, deep nesting, a number that is too long, and, with
-    ``unique_keys``, a repeated key.
-    """
-    with contextlib.suppress(RecursionError):
-        value = json.loads(text, object_pairs_hook=_mapping_of_pairs if unique_keys else None)
-        if not is_deep(value):
-            return value
-
-    raise ValueError(f"the JSON is nested more than {MOST_LEVELS} levels deep")
-
-
-def is_deep(value: Any, levels: int = MOST_LEVELS) -> bool:
-    """Whether JSON has more levels than a person writes, some of which Python cannot print."""
-    if not levels:
-        return True
-    if type(value) is dict:
-        return any(is_deep(item, levels - 1) for item in value.values())
-    return type(value) is list and any(is_deep(item, levels - 1) for item in value)
-
-
 def parse_yaml(text: str, name: str) -> tuple[Any, YamlSource]:
     """Plain data of YAML 1.2 text, the content of the file ``name``, and where in it each value is.
 
@@ -90,16 +62,9 @@ def parse_yaml(text: str, name: str) -> tuple[Any, YamlSource]:
 
     lines: dict[YamlPath, int] = {(): 1}
     try:
-        if len(text) > LARGEST_YAML:
-            raise _YamlError(1, f"the file has more than {LARGEST_YAML:,} characters")
         node = YAML(typ="safe", pure=True).compose(text)
         value = None if node is None else _plain_value(node, (), lines)
-        if is_deep(value):
-            raise RecursionError
         return value, YamlSource(name, lines)
-    except RecursionError:
-        line = 1
-        message = "the file has too many levels of lists and mappings"
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -153,7 +118,8 @@ def _plain_mapping(node: Any, path: YamlPath, lines: dict[YamlPath, int]) -> dic
     return mapping
 
 
-def _mapping_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping of a JSON object's pairs, for `json.loads`; ValueError for a repeated key."""
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         names = [name for name, _ in pairs]

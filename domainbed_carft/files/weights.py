@@ -14,7 +14,6 @@ from domainbed_carft import files
 from domainbed_carft.errors import CarftError, PassingError, is_out_of_memory
 
 CHUNK_BYTES = 1 << 20  # read at a time
-MOST_EXPANSION = 10  # tensors to file, in bytes; modules share some tensors, so it may be over 1
 
 _ZIP_SIGNATURE = b"PK\3\4"
 # Bits of a zip member's attributes and flags.
@@ -47,8 +46,8 @@ def load_weights(path: Path | str) -> Any:
     """The content that torch.save wrote to ``path``, on the CPU; nothing in the file is run.
 
     Every weights file is opened here. Raises CarftError, in one line, for a file that cannot be
-    read, is damaged, holds more than plain data and tensors, or would take far more memory;
-    PassingError if this process has too little memory for it.
+    read, is damaged, or holds more than plain data and tensors; PassingError if this process has
+    too little memory for it.
     """
     import torch
 
@@ -69,7 +68,6 @@ def load_weights(path: Path | str) -> Any:
         raise _refusal(path, error) from error
 
     tensors = _tensors(content)
-    _require_small(sum(tensor.numel() * tensor.element_size() for tensor in tensors), path)
     if any(t.is_quantized or t.is_meta or t.layout is not torch.strided for t in tensors):
         raise CarftError(
             f"{path} holds quantized, sparse or empty tensors; expected dense ones of "
@@ -89,7 +87,7 @@ def _refusal(path: Path | str, error: Exception) -> CarftError:
 
 
 def _require_sound_archive(file: IO[bytes], path: Path | str) -> None:
-    """Refuse what torch does not: flipped bits, and compression that would fill the memory.
+    """Refuse flipped bits, which torch does not.
 
     A member that is marked as a folder would be a tensor of uninitialised memory: zipfile ignores
     the mark and reads its content, torch reads nothing. Leaves ``file`` at its start.
@@ -102,7 +100,6 @@ def _require_sound_archive(file: IO[bytes], path: Path | str) -> None:
                     f"{path} was not opened: the file is TorchScript, which is a program. If you "
                     "trust it, convert it to a state dict: torch.save(model.state_dict(), path)"
                 )
-            _require_small(sum(member.file_size for member in members), path)
             for member in members:
                 if not _is_stored_file(member):
                     raise CarftError(
@@ -121,12 +118,6 @@ def _is_stored_file(member: zipfile.ZipInfo) -> bool:
     is_stored = member.compress_type == zipfile.ZIP_STORED
     has_one_size = member.file_size == member.compress_size
     return is_stored and has_one_size and not is_folder and not is_encrypted
-
-
-def _require_small(nbytes: int, path: Path | str) -> None:
-    """Refuse a file whose content is far larger than itself."""
-    if nbytes > MOST_EXPANSION * os.path.getsize(path):
-        raise CarftError(f"{path} was not used: its tensors are far larger than the file")
 
 
 def _tensors(content: Any) -> list[Any]:

@@ -190,7 +190,7 @@ class JobFolder:
     def attempts(self) -> list[Attempt]:
         """The ended attempts, first to last, without lines cut by a full disk or a crash."""
         with contextlib.suppress(OSError):
-            text = files.read_small(self.attempts_path).decode(errors="replace")
+            text = files.read_regular(self.attempts_path).decode(errors="replace")
             attempts = [_parse(line, Attempt) for line in text.splitlines()]
             return [attempt for attempt in attempts if attempt]
         return []
@@ -250,7 +250,7 @@ class JobFolder:
 
     def _written_holder(self) -> Holder | None:
         with contextlib.suppress(OSError):
-            return _parse(files.read_small(self.lock_path).decode(errors="replace"), Holder)
+            return _parse(files.read_regular(self.lock_path).decode(errors="replace"), Holder)
         return None
 
 
@@ -280,7 +280,7 @@ def slurm_id() -> str | None:
 
 def _parse(line: str, kind: Any) -> Any:
     """A line of JSON as a named tuple of this kind; None if the line was cut."""
-    with contextlib.suppress(ValueError, TypeError, RecursionError):
+    with contextlib.suppress(ValueError, TypeError):
         content = json.loads(line)
         return kind(**{name: content[name] for name in kind._fields if name in content})
     return None

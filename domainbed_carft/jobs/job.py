@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from domainbed_carft.files import parsing
-
 FOLDER_NAME = re.compile(r"[0-9a-f]{32}")
 # What a value is expected to be, and a check. A text such as "no" would count as true.
 SWITCH = ("true or false", lambda value: isinstance(value, int) and value in (0, 1))
@@ -209,7 +207,7 @@ def overrides(args: Mapping[str, Any]) -> dict[str, Any]:
     hparams = args.get("hparams") or {}
     if isinstance(hparams, str):
         with contextlib.suppress(ValueError):
-            hparams = parsing.parse_json(hparams)
+            hparams = json.loads(hparams)
     return dict(hparams) if isinstance(hparams, Mapping) else {"--hparams": hparams}
 
 

@@ -6,6 +6,7 @@ A folder that upstream's own sweep filled has none; its jobs are found by their 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,6 @@ from typing import Any
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import parsing
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.job import FOLDER_NAME, Job, Role, data_independent_key
@@ -158,7 +158,7 @@ def read(output: Path) -> Sweep | None:
 
     path = output / NAME
     try:
-        return _parse_sweep(parsing.parse_json(files.read_small(path)), output)
+        return _parse_sweep(json.loads(files.read_regular(path)), output)
     except FileNotFoundError:
         return None
     except (ArithmeticError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:

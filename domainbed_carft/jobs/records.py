@@ -7,6 +7,7 @@ becomes a warning.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import re
@@ -19,7 +20,6 @@ from typing import Any, NamedTuple
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import parsing
 from domainbed_carft.jobs.cost import Cost, recorded_cost
 from domainbed_carft.jobs.facts import FOREIGN, NAMES, hparams_and_facts
 from domainbed_carft.jobs.folder import DONE, RECORDS
@@ -58,7 +58,7 @@ def keyed_records(
     import orjson
 
     try:
-        lines = files.read_small(path).split(b"\n")
+        lines = files.read_regular(path).split(b"\n")
     except OSError as error:
         warnings.append(RecordWarning("unreadable", str(path), f"{error.strerror}; skipped"))
         return
@@ -117,7 +117,7 @@ def _lacks_only_accuracies(record: Any) -> bool:
 def parse_line(line: bytes) -> Any:
     """The content of a line, which may have NaN; None if it is no JSON."""
     with contextlib.suppress(ValueError):
-        return parsing.parse_json(line)
+        return json.loads(line)
 
 
 def accuracies_needed(record: Any) -> set[str]:
@@ -139,7 +139,6 @@ def accuracies_needed(record: Any) -> set[str]:
             and needed <= record.keys()
             and isinstance(args.get("hparams"), (str, dict, type(None)))
             and isinstance(record.get("hparams"), (dict, type(None)))
-            and not parsing.is_deep(record)
         )
     except (KeyError, TypeError):
         return set()
@@ -322,7 +321,7 @@ def recorded_arguments(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 def last_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The last whole record of the job in a folder; None without one."""
     with contextlib.suppress(OSError):
-        lines = files.read_small(os.path.join(folder, RECORDS)).split(b"\n")
+        lines = files.read_regular(os.path.join(folder, RECORDS)).split(b"\n")
         for record in map(parse_line, reversed(lines)):
             if isinstance(record, dict) and "step" in record:
                 return record

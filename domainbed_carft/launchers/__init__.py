@@ -22,7 +22,7 @@ _KINDS: dict[str, Callable[[Any], Launcher]] = {
 
 
 def make(name: str, caller_options: Mapping[str, Any] | None = None) -> Launcher:
-    """The launcher `name`, whose options are the caller's, maybe as text, over those of a file.
+    """The launcher `name`, whose options are the caller's, maybe as text.
 
     Raises CarftError, naming all problems, and what was expected.
     """
@@ -39,9 +39,9 @@ def problems(launcher: Launcher, sweeps: Iterable[Path]) -> list[str]:
 class Registered:
     """A launcher for DomainBed's registry: a function of command lines, as ``sweep`` makes them.
 
-    (domainbed/command_launchers.py at b93c22a.) It reads its options when it is called or checked,
-    so that a wrong one stops no other use of the registry. ``runs_here``: its jobs run on this
-    machine, so the data has to be here, which our harness checks before.
+    (domainbed/command_launchers.py at b93c22a.) It reads its options from the file when it is
+    called or checked, so that a wrong one stops no other use of the registry. ``runs_here``: its
+    jobs run on this machine, so the data has to be here, which our harness checks before.
     """
 
     def __init__(self, name: str, runs_here: bool) -> None:
@@ -50,12 +50,15 @@ class Registered:
 
     def __call__(self, commands: Sequence[str]) -> list[JobOutcome]:
         """Run the commands; returns the jobs that failed, none if SLURM runs them."""
-        not_done = run_commands(make(self._name), commands) or []
+        not_done = run_commands(self._make(), commands) or []
         return [outcome for outcome in not_done if outcome.result != "held"]
 
     def problems(self, sweep: str) -> list[str]:
         """Reasons why the launcher could not run jobs below the folder ``sweep``, if any."""
-        return problems_of(make, self._name) or problems(make(self._name), [Path(sweep)])
+        return problems_of(self._make) or problems(self._make(), [Path(sweep)])
+
+    def _make(self) -> Launcher:
+        return make(self._name, options.read_file(self._name))
 
 
 # What DomainBed's registry gets beside its own, `multi_gpu` where it has none (upstream has).

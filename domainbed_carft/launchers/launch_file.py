@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files
-from domainbed_carft.files import parsing
 from domainbed_carft.jobs.job import Job
 
 FOLDER = "launches"
@@ -73,7 +72,7 @@ def read(output: Path) -> list[Launch]:
     launches = []
     for path in sorted(paths, key=lambda path: path.name):
         with contextlib.suppress(ArithmeticError, KeyError, OSError, TypeError, ValueError):
-            launches.append(_parse(path, parsing.parse_json(files.read_small(path))))
+            launches.append(_parse(path, json.loads(files.read_regular(path))))
     return launches
 
 

@@ -1,7 +1,4 @@
-"""The options of each launcher, and the YAML file in which they may stand (docs/sweeps.md).
-
-The file also serves a DomainBed whose sweep has no flags for them.
-"""
+"""The options of each launcher, and the YAML file for DomainBed's own sweep, which has no flags."""
 
 from __future__ import annotations
 
@@ -80,24 +77,23 @@ OPTIONS: dict[str, type] = {
 
 
 def resolve(launcher: str, caller_options: Mapping[str, Any]) -> Any:
-    """The options of a launcher: the caller's that are not None, else the file's, else defaults.
+    """The options of a launcher: the caller's that are not None, else defaults.
 
-    Prints which file was read. Raises CarftError with all problems and what was expected.
+    Raises CarftError with all problems and what was expected.
     """
     from pydantic import TypeAdapter, ValidationError
 
     if launcher not in OPTIONS:
         raise CarftError(text.unknown("launcher", launcher, OPTIONS))
 
-    merged = _read_file(launcher)
-    merged |= {name: value for name, value in caller_options.items() if value is not None}
+    given = {name: value for name, value in caller_options.items() if value is not None}
     valid_names = [field.name for field in dataclasses.fields(OPTIONS[launcher])]
     problems = [
         text.unknown(f"option of {launcher}", name, valid_names)
-        for name in sorted(merged.keys() - set(valid_names))
+        for name in sorted(given.keys() - set(valid_names))
     ]
 
-    values = {name: _expand(name, value) for name, value in merged.items() if name in valid_names}
+    values = {name: _expand(name, value) for name, value in given.items() if name in valid_names}
     try:
         resolved: Any = TypeAdapter(OPTIONS[launcher]).validate_python(values)
     except ValidationError as error:
@@ -113,8 +109,11 @@ def _type_problem(launcher: str, error: Mapping[str, Any]) -> str:
     return invalid(f"{launcher}: {path}", error["input"], validation.expectation(error))
 
 
-def _read_file(launcher: str) -> dict[str, Any]:
-    """The options of a launcher in the YAML file, if there is one; prints that it was read."""
+def read_file(launcher: str) -> dict[str, Any]:
+    """The options of a launcher in the YAML file, if there is one; prints that it was read.
+
+    Raises CarftError for another file.
+    """
     chosen_path = process_variables.LAUNCHER_OPTIONS.read()
     path = Path(chosen_path or DEFAULT).expanduser()
     if not chosen_path and not path.exists():
@@ -132,9 +131,7 @@ def _read_file(launcher: str) -> dict[str, Any]:
         raise CarftError(f"{path}: expected names of launchers ({names}), each with its options")
     if section:
         print(f"{launcher}: options read from {path.absolute()}", file=sys.stderr)
-
-    # An option without a value is one that is not set.
-    return {name: value for name, value in section.items() if value is not None}
+    return section
 
 
 def _expand(name: str, value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import math
 import os
 import re
 import signal
@@ -19,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from domainbed_carft import machine
-from domainbed_carft.errors import CarftError, invalid, raise_for
+from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.folder import MAX_ATTEMPTS, STOPPED, JobFolder, slurm_id
 from domainbed_carft.jobs.job import Job
@@ -45,9 +44,6 @@ _LASTING_REASONS = (
     "QOSTimeLimit",
 )
 _LASTING_LIMITS = "PerJobLimit"  # the end of the names of many others
-
-# What SLURM and sbatch write for no limit of time.
-_UNLIMITED = ("UNLIMITED", "INFINITE", "0")
 
 # SLURM starts a job again while a process of its last run may still hold the lock.
 _LOCK_PATIENCE = 30.0  # seconds
@@ -118,49 +114,6 @@ def largest_array() -> int | None:
     return None
 
 
-def time_limit(partition: str | None) -> tuple[float, str, str]:
-    """The longest time in seconds of a partition, as SLURM writes it, and the partition's name.
-
-    Of several partitions, separated by commas, the one with the longest time counts; None is the
-    cluster's default. Infinite where SLURM does not say.
-    """
-    limits = [(math.inf, "", "")]
-    with contextlib.suppress(CarftError):
-        lines = call("scontrol", "show", "partition", "--oneliner").splitlines()
-        partitions = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
-        names = partition.split(",") if partition else []
-        limits = [
-            (seconds(fields["MaxTime"]), fields["MaxTime"], fields["PartitionName"])
-            for fields in partitions
-            if fields.get("PartitionName") in names
-            or (not names and fields.get("Default") == "YES")
-        ] or limits
-    return max(limits)
-
-
-def seconds(time: str) -> float:
-    """A limit of time as SLURM and sbatch write it, such as 90, 1:30:00 or 1-12, in seconds.
-
-    Infinite for no limit, and for what is no time: sbatch refuses that.
-    """
-    if time.upper() in _UNLIMITED:
-        return math.inf
-
-    days, dash, clock = time.rpartition("-")
-    try:
-        numbers = [int(part) for part in clock.split(":")]
-        if dash:
-            numbers = [*numbers, 0, 0][:3]
-        elif len(numbers) == 1:
-            numbers = [0, *numbers, 0]
-        elif len(numbers) == 2:
-            numbers = [0, *numbers]
-        hours, minutes, rest = numbers
-        return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest)
-    except ValueError:
-        return math.inf
-
-
 def call(*command: str) -> str:
     """What a command of SLURM prints; raises CarftError if it fails."""
     try:
@@ -214,28 +167,11 @@ class Slurm:
             yield f"the slurm launcher needs the package submitit: {install}"
         elif missing:
             yield f"the slurm launcher needs {', '.join(missing)}, which are not on PATH here"
-        else:
-            yield from self._problems_of_time()
 
         for sweep in sweeps:
             path = str(sweep.absolute())
             if re.search(r"[\n\r%\\]", path):  # the last two: SLURM's patterns for names
                 yield f"slurm: {path!r} has a line break, % or \\; choose another --output_dir"
-
-    def _problems_of_time(self) -> Iterator[str]:
-        """A time above the partition's limit, with which a job would wait for ever."""
-        options = self.options
-        if options.qos:  # which may allow more
-            return
-
-        extra = options.extra or {}
-        time = str(extra.get("time", options.time))
-        partition = os.environ.get("SBATCH_PARTITION") or options.partition
-        limit, limit_as_written, name = time_limit(partition)
-        if seconds(time) > limit:
-            expected = f"at most {limit_as_written}, the limit of the partition {name}"
-            problem = invalid("slurm: time", time, expected)
-            yield f"{problem}; give --time, or another --partition"
 
     def _submit(
         self, sweep: Path, elements: list[_Element], previous_array: str | None

@@ -175,8 +175,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, -1)  # nothing goes back
 
 
-def gpus(root: Path = Path("/")) -> list[str]:
-    """The GPUs as CUDA_VISIBLE_DEVICES names them: those it lists, else all NVIDIA's or AMD's.
+def gpus() -> list[str]:
+    """The GPUs as CUDA_VISIBLE_DEVICES names them: those it lists, else all that nvidia-smi does.
 
     ROCm heeds the same variable.
     """
@@ -185,8 +185,7 @@ def gpus(root: Path = Path("/")) -> list[str]:
         names = [name.strip() for name in visible.split(",")]
         return [name for name in names if name and name != "-1"]
 
-    count = _nvidia_gpu_count() or _amd_gpu_count(root)
-    return [str(index) for index in range(count)]
+    return [str(index) for index in range(_nvidia_gpu_count())]
 
 
 def _nvidia_gpu_count() -> int:
@@ -200,11 +199,3 @@ def _nvidia_gpu_count() -> int:
 
     # Slices of a card, indented below it, are left to CUDA_VISIBLE_DEVICES.
     return sum(line.startswith("GPU ") for line in listing.split("\n"))
-
-
-def _amd_gpu_count(root: Path) -> int:
-    """How many GPUs the driver of ROCm lists: its nodes with an id; those of processors have 0."""
-    ids = (root / "sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")
-    with contextlib.suppress(OSError):
-        return sum(path.read_text().strip() not in ("", "0") for path in ids)
-    return 0

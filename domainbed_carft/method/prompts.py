@@ -17,7 +17,6 @@ from typing import Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import parsing
 from domainbed_carft.method import dataset_facts
 from domainbed_carft.method.dataset_facts import DATASET_PREFIX, DatasetFacts, named_dataset
 from domainbed_carft.text import quantity, shortened
@@ -187,7 +186,7 @@ def as_json(templates: Sequence[str], class_names: Sequence[str]) -> str:
 
 def from_json(text: str) -> tuple[list[str], list[str]]:
     """Templates and class names of what `as_json` returned; any exception for other text."""
-    content = parsing.parse_json(text)
+    content = json.loads(text)
     templates = [str(template) for template in content["contexts"]]
     class_names = [str(name) for name in content["classes"]]
     return templates, class_names

@@ -5,6 +5,7 @@ Torchvision decodes plain JPEGs to Pillow's pixels, without Pillow's copies; Pil
 
 from __future__ import annotations
 
+import os
 import struct
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torchvision import io
 
+from domainbed_carft import files
 from domainbed_carft.data import picture_files
 from domainbed_carft.pictures import augmentation
 from domainbed_carft.pictures.plan import PicturePlan
@@ -60,11 +62,11 @@ def decode(path: str) -> Tensor:
 
 def _jpeg_content(path: str) -> np.ndarray | None:
     """The bytes of a file, None if they do not begin as a JPEG's."""
-    with picture_files.open_regular(path) as (file, size):
+    with files.open_regular(path) as file:
         beginning = file.read(len(JPEG_BEGINNING))
         if beginning != JPEG_BEGINNING:
             return None
-        content = np.empty(size, dtype=np.uint8)
+        content = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8)
         content[: len(beginning)] = np.frombuffer(beginning, dtype=np.uint8)
         count = file.readinto(content[len(beginning) :].data)
     return content[: len(beginning) + count]

@@ -24,7 +24,6 @@ RESIZES = ("squash", "shortest")  # both sides; the shorter side, then the centr
 INTERPOLATIONS = ("bilinear", "bicubic")
 N_CHANNELS = 3
 N_JITTER_RANGES = 4  # of brightness, contrast, saturation, hue
-LARGEST_SIDE = 4096  # px; a number in a file must not take all memory
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ _AUGMENTATION_FITS: dict[str, Callable[[Any], bool]] = {
     "grey_probability": _is_probability,
 }
 _PLAN_FITS: dict[str, Callable[[Any], bool]] = {
-    "size": lambda size: type(size) is int and 0 < size <= LARGEST_SIDE,
+    "size": lambda size: type(size) is int and size > 0,
     "resize": RESIZES.__contains__,
     "interpolation": INTERPOLATIONS.__contains__,
     "mean": _has_channels,

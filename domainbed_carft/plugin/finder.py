@@ -60,8 +60,6 @@ def harness_spec(
 
     Python finds submodules by the package's `__path__`; one that gets here is missing.
     """
-    if name.startswith("domainbed."):
-        _refuse_bare_folder(name)
     if name != "domainbed":
         return None
 
@@ -77,29 +75,6 @@ def harness_spec(
         if os.path.isfile(init):
             return spec_from_file_location("domainbed", init, submodule_search_locations=[folder])
     return None
-
-
-def _refuse_bare_folder(name: str) -> None:
-    """Raise if `domainbed` is a folder without `__init__.py` that holds no DomainBed.
-
-    Python takes it for a namespace package before it asks us. SWAD and MIRO have no `__init__.py`.
-    """
-    parent = sys.modules.get("domainbed")
-    if parent is None or getattr(parent, "__file__", None) is not None:
-        return
-
-    folders = list(getattr(parent, "__path__", ()))
-    parts = ("algorithms.py", "algorithms")
-    if any(os.path.exists(os.path.join(folder, part)) for folder in folders for part in parts):
-        return
-
-    raise ModuleNotFoundError(
-        f"No module named {name!r}: Python took {' and '.join(folders)} for the package "
-        "'domainbed', but the folder holds neither an __init__.py nor a DomainBed. Rename the "
-        "folder or start in another one; Python then finds your DomainBed, or else the harness "
-        "of domainbed-carft.",
-        name=name,
-    )
 
 
 def _search(

@@ -15,15 +15,11 @@ import inspect
 import json
 import os
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from domainbed_carft.errors import invalid, raise_for
 from domainbed_carft.jobs.facts import FOREIGN
 from domainbed_carft.plugin.hooked_modules import warn_of_hosts_values
-
-# How alike a key and one of ours are if a host is taken to have misspelt it, in [0, 1].
-MISSPELT = 0.85
 
 # Read by DomainBed's own train; a host's further ones are added by `allow`.
 _host_keys = {"data_augmentation", "class_balanced"}
@@ -167,17 +163,20 @@ def unknown_names(hparams: Mapping[str, Any], algorithm: str) -> list[str]:
     """The names among ``hparams`` of a job that are none of ours; all valid ones behind the last.
 
     Forks add their own keys between the registry and the algorithm (DPLCLIP its test environments,
-    MIRO its whole configuration). So a key counts as unknown only if the user gave it, or if it
-    resembles one of ours.
+    MIRO its whole configuration). So a key counts as unknown only if the user gave it.
     """
+    from domainbed_carft import text
     from domainbed_carft.method.algorithms import hparams_of
     from domainbed_carft.method.hparams import DEMANDABLE
 
     names = sorted(hparams_of(algorithm))
     valid_keys = sorted({*names, *DEMANDABLE, *_host_keys})
-    unexpected = {*hparams.keys()} - {*valid_keys}
-    guesses = {key: _guess(key, valid_keys) for key in sorted(unexpected)}
-    unknown = [f"unknown hparam {key!r}{hint}" for key, hint in guesses.items() if hint is not None]
+    unexpected = ({*hparams} & {*hparams_by_hand()}) - {*valid_keys}
+    unknown = []
+    for key in sorted(unexpected):
+        close = text.near(key, valid_keys, most=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        unknown.append(f"unknown hparam {key!r}{hint}")
     if unknown:
         unknown[-1] += f"; valid hparams: {', '.join(names)}"
     return unknown
@@ -236,19 +235,6 @@ def _host_problems(hparams: Mapping[str, Any]) -> list[str]:
         )
         problems.append(invalid("sampling", sampling, expected))
     return problems
-
-
-def _guess(key: str, valid_keys: Sequence[str]) -> str | None:
-    """A hint at the name that ``key`` stands for, or ""; None for a key of the host's own."""
-    from domainbed_carft import text
-
-    if key in hparams_by_hand():
-        close = text.near(key, valid_keys, most=1)
-    else:
-        close = get_close_matches(key, valid_keys, n=1, cutoff=MISSPELT)
-        if not close:
-            return None
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _parse_command_line() -> argparse.Namespace:

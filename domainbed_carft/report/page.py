@@ -473,5 +473,5 @@ def _template() -> Any:
 
 def _earlier_page(folder: Path) -> str:
     with contextlib.suppress(OSError):
-        return files.read_small(folder / INDEX).decode(errors="replace")
+        return files.read_regular(folder / INDEX).decode(errors="replace")
     return ""

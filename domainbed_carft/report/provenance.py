@@ -93,7 +93,7 @@ def _settings(runs: Sequence[RecordedRun]) -> Grid:
 def _digest(runs: Iterable[RecordedRun]) -> str:
     """SHA-256 of the records of all runs, file after file in the order of their folders."""
     folders = sorted({run.folder for run in runs}, key=os.fsencode)
-    contents = [files.read_small(Path(folder, RECORDS)) for folder in folders]
+    contents = [files.read_regular(Path(folder, RECORDS)) for folder in folders]
     return hashlib.sha256(b"".join(contents)).hexdigest()
 
 
@@ -118,7 +118,7 @@ def _sweeps(folders: Iterable[Path]) -> list[tuple[str, str]]:
     declared = []
     for folder in folders:
         with contextlib.suppress(OSError, CarftError):
-            text = files.read_small(folder / manifest.DECLARATION_FILE).decode(errors="replace")
+            text = files.read_regular(folder / manifest.DECLARATION_FILE).decode(errors="replace")
             words = ["carft", "sweep", "launch", manifest.DECLARATION_FILE]
             words += ["--output_dir", _OUTPUT]
             launched = manifest.read(folder)

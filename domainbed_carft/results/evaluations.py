@@ -22,7 +22,7 @@ from annotated_types import Gt, Len
 
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import arrays, parsing
+from domainbed_carft.files import arrays
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.jobs.job import IDENTITY, Job
 
@@ -541,7 +541,7 @@ def find_figures(folder: Path, step: float) -> RunFigures | str:
     """The figures of the run in a job's folder at a step, or why there are none."""
     path = figures_path(folder, int(step))
     try:
-        return _validated(RunFigures, parsing.parse_json(files.read_small(path)), path)
+        return _validated(RunFigures, json.loads(files.read_regular(path)), path)
     except FileNotFoundError:
         pass
     except OSError as error:

@@ -19,7 +19,7 @@ from domainbed_carft.jobs.facts import hparams_and_facts
 from domainbed_carft.jobs.folder import WEIGHTS_FORMAT
 from domainbed_carft.method.algorithms import CLASSES, OWN_PROBLEMS
 from domainbed_carft.method.hparams import is_preprocessing
-from domainbed_carft.pictures.plan import LARGEST_SIDE, PicturePlan
+from domainbed_carft.pictures.plan import PicturePlan
 
 
 def _is_step(value: Any) -> bool:
@@ -45,9 +45,7 @@ _ARGUMENT_FITS: dict[str, Callable[[Any], bool]] = {
 # The same of the other parts of the file; each is JSON besides, as in the records.
 _FITS: dict[str, Callable[[Any], bool]] = {
     **_ARGUMENT_FITS,
-    "model_input_shape": lambda shape: (
-        [type(n) for n in shape] == [int] * 3 and 0 < min(shape) <= max(shape) <= LARGEST_SIDE
-    ),
+    "model_input_shape": lambda shape: [type(n) for n in shape] == [int] * 3 and min(shape) > 0,
     **dict.fromkeys(("model_num_classes", "model_num_domains"), lambda n: type(n) is int),
     "args": lambda args: True,
     "format": lambda number: number in (None, WEIGHTS_FORMAT),  # None in a foreign host's

@@ -32,7 +32,6 @@ from domainbed_carft.pictures.clip_input import CLIPInput
 from domainbed_carft.runs.run import Run
 from domainbed_carft.text import differences
 
-MOST_ENVIRONMENTS = 4096  # of a data set; a number in a file must not take all memory
 SEEDS = 2**64  # a key's seed is taken modulo this
 DEFAULT_HOLDOUT_FRACTION = 0.2  # as in DomainBed's train
 
@@ -255,7 +254,7 @@ def _unaugmented_environments(run: Run, is_augmented: bool) -> list[int]:
         return targets
 
     count = run.content["model_num_domains"] + len(targets)
-    return list(range(min(count, MOST_ENVIRONMENTS)))
+    return list(range(count))
 
 
 def _recorded_pictures(run: Run, hparams: dict[str, Any]) -> Any:

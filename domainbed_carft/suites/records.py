@@ -46,7 +46,7 @@ def read(folder: Path, warnings: list[RecordWarning]) -> list[dict[str, Any]]:
     """
     path = folder / FILE
     try:
-        lines = files.read_small(path).splitlines()
+        lines = files.read_regular(path).splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -158,11 +158,14 @@ def test_an_interrupted_run_is_a_single_wandb_run(tmp_path):
     assert run(tmp_path, log="wandb") == 0
 
     # W&B's own process may write the last entries after the run has ended.
-    wait_until(lambda: len(wandb_runs(tmp_path)[-1].steps) == 2, seconds=30)
+    wait_until(lambda: len(wandb_runs(tmp_path)[-1].steps) == 4, seconds=30)
     first, second = wandb_runs(tmp_path)
-    assert (first.steps, second.steps) == ([0, 2], [4, 6])
+    assert (first.steps, second.steps) == ([0, 2], STEPS)
     assert first.run_id == second.run_id
-    assert first.scalar_names | second.scalar_names == set(recorded_curves(tmp_path))
+    assert second.scalar_names == set(recorded_curves(tmp_path))
+
+    assert run(tmp_path, log="wandb") == 0  # another run in the folder
+    assert len({run.run_id for run in wandb_runs(tmp_path)}) == 2
 
 
 def test_a_missing_wandb_login_is_one_problem(monkeypatch):

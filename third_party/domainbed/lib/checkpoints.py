@@ -17,7 +17,6 @@ import numpy as np
 from domainbed.lib import resume, scalar_logs
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files import parsing
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.records import is_broken_loss
 
@@ -62,7 +61,7 @@ class Files:
         Those of this run itself are left out if it was interrupted and left no state.
         """
         try:
-            records = files.read_small(self._folder.records_path).decode(errors="replace")
+            records = files.read_regular(self._folder.records_path).decode(errors="replace")
         except FileNotFoundError:
             return ""
         except OSError as error:
@@ -159,5 +158,5 @@ class Files:
 def _identity_in(line: str) -> dict[str, Any] | None:
     """The arguments that a record's result depends on; None for a line that is no record."""
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-        return resume.identity(parsing.parse_json(line)["args"])
+        return resume.identity(json.loads(line)["args"])
     return None

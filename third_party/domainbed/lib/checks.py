@@ -5,6 +5,7 @@ Every check returns a list of problems, so that a command can report all of them
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -62,25 +63,25 @@ def test_envs_problems(dataset: str, test_envs: Sequence[int]) -> list[str]:
     return problems
 
 
-def parse_hparams(json: str | None) -> dict[str, Any]:
+def parse_hparams(hparams: str | None) -> dict[str, Any]:
     """Return what --hparams sets. Raises CarftError for anything but a JSON object."""
-    json = json or "{}"
+    hparams = hparams or "{}"
     try:
-        overrides = parsing.parse_json(json, unique_keys=True)
+        overrides = json.loads(hparams, object_pairs_hook=parsing.unique_keys)
     except ValueError as error:
         # People write NAME=VALUE, or lose the quotes to their shell.
-        name, sign, value = json.partition("=")
+        name, sign, value = hparams.partition("=")
         is_number = re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", value.strip())
         is_assignment = sign and name.strip().isidentifier() and is_number
         example = f'{{"{name.strip()}": {value.strip()}}}' if is_assignment else '{"lr": 0.1}'
         raise CarftError(
-            f"--hparams is not valid JSON ({error}): {json[:200]}; expected a JSON object in "
+            f"--hparams is not valid JSON ({error}): {hparams[:200]}; expected a JSON object in "
             f"quotes, such as --hparams '{example}'"
         ) from error
 
     if not isinstance(overrides, dict):
         raise CarftError(
-            f'--hparams must be a JSON object such as {{"lr": 0.1}}, not: {json[:200]}'
+            f'--hparams must be a JSON object such as {{"lr": 0.1}}, not: {hparams[:200]}'
         )
     return overrides
 

@@ -1,7 +1,7 @@
 """The scalars of the records, sent to TensorBoard and Weights & Biases during the run.
 
 After an interruption each library's own way of resuming completes the log: TensorBoard drops the
-steps that are rewritten, W&B resumes the run of the same id. Upstream has no equivalent.
+steps that are rewritten, W&B resumes the run that has not ended. Upstream has no equivalent.
 """
 
 from __future__ import annotations
@@ -11,19 +11,15 @@ import importlib.util
 import json
 import os
 import re
-import secrets
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from domainbed_carft import files
 from domainbed_carft.errors import PassingError, brief
 from domainbed_carft.process_variables import LOG
 
 KINDS = ("tensorboard", "wandb")
 
 _COMPARED_BY = ("algorithm", "dataset", "test_envs", "trial_seed", "hparams_seed")
-_ID = os.path.join("wandb", "domainbed-run-id")  # in the job's folder
 
 
 def add_flag(parser: argparse.ArgumentParser) -> None:
@@ -162,35 +158,23 @@ class _WeightsAndBiases:
     def __init__(self, args: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
         import wandb
 
-        folder = Path(args["output_dir"]).absolute()
-        self._path = folder / _ID
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-
-        # The id of this run, and its first step that is not logged.
-        stored = files.read_small(self._path).decode().split() if self._path.exists() else []
-        if len(stored) < 2 or (folder / "done").exists():  # another run in the folder
-            stored = [secrets.token_hex(4), "0"]
-        self._id = stored[0]
-        self._first = int(stored[1])
         self._run = wandb.init(
             project=wandb.setup().settings.project or "domainbed",
-            id=self._id,
             name=name_of(args),
-            dir=folder,
+            dir=os.path.abspath(args["output_dir"]),
             config={"args": dict(args), "hparams": dict(hparams)},
-            resume="allow",
+            resume="auto",
             settings=wandb.Settings(console="off", quiet=True),
         )
-        if not self._run.offline:  # what the server has is not sent again
-            self._first = self._run.starting_step
+        # The server has what earlier processes logged. Offline every process logs all records:
+        # what `wandb sync` sends of a run replaces what it has sent of it before.
+        self._first = self._run.starting_step
         print(f"Weights & Biases: {self._run.url or os.path.dirname(self._run.dir)}")
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
         """Log the scalars of a step."""
         if step >= self._first:
             self._run.log(dict(scalars), step=step, commit=True)
-            self._first = step + 1
-            files.save_text(self._path, f"{self._id} {self._first}")
 
     def close(self, status: int) -> None:
         """End the log; `status` is 0 unless the run failed."""
