@@ -373,3 +373,11 @@ def peers_emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def selected(peers_emoji: Path) -> pd.DataFrame:
     """What each job of peers-emoji has at its checkpoint, a frame without our package."""
     return packed_records.selected_checkpoints(peers_emoji)
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """The same of fresh-emoji, whose trials were used for no choice."""
+    folder = tmp_path_factory.mktemp("fresh")
+    packed_records.unpack(folder, "fresh-emoji")
+    return packed_records.selected_checkpoints(folder / "fresh-emoji")

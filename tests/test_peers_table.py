@@ -23,7 +23,7 @@ USUAL_RATE = 3e-4
 def tables():
     """The three tables of the section: of each, a method's name -> its other cells."""
     page = (collect_sweeps.REPO / "docs" / "peers.md").read_text(encoding="utf-8")
-    section = page.split("## All of them on EmojiStyles")[1].split("\n## ")[0]
+    section = page.split("## The search's trials")[1].split("\n## ")[0]
     tables = re.findall(r"(?:^\|.*\|\n)+", section, re.MULTILINE)
     assert len(tables) == 3
 

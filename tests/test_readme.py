@@ -1,4 +1,4 @@
-"""README: its example, the figures of its tables, and its commands."""
+"""README: its example, the figures of its table, which peers.md has too, and its commands."""
 
 import re
 import shlex
@@ -6,22 +6,22 @@ import shlex
 import pytest
 import scipy
 from fake_checkout import REPO
-from packed_records import row_name
 from PIL import Image
 
 from domainbed_carft.cli import _parser, demo_table
 from domainbed_carft.results import formats
 
 TEXT = (REPO / "README.md").read_text(encoding="utf-8")
-# Name in the table -> row of `collect --by variant`
+PAGES = ("README.md", "docs/peers.md")
+# Name in the table -> variant and algorithm
 ROWS = {
-    "WiSE-FT": "CLIPWiSEFT",
-    "Lipsum-FT": "LipsumFT",
-    "CAR-FT with Beta average": "CARFT (CARFT+beta)",
-    "CAR-FT": "CARFT (methods)",
-    "linear probe": "CLIPLinearProbe",
-    "zero-shot CLIP": "CLIPZeroShot",
-    "ERM (plain fine-tuning)": "CLIPFineTune (methods)",
+    "Lipsum-FT": ("methods", "LipsumFT"),
+    "WiSE-FT": ("methods", "CLIPWiSEFT"),
+    "CAR-FT with Beta average": ("CARFT+beta", "CARFT"),
+    "CAR-FT": ("methods", "CARFT"),
+    "linear probe": ("methods", "CLIPLinearProbe"),
+    "zero-shot CLIP": ("methods", "CLIPZeroShot"),
+    "ERM (plain fine-tuning)": ("methods", "CLIPFineTune"),
 }
 
 
@@ -41,46 +41,43 @@ def test_the_python_example_builds_trains_loads_and_predicts(tmp_path, monkeypat
     assert capsys.readouterr().out.endswith(f"\n{probabilities}\n")
 
 
-def test_the_table_has_the_accuracies_of_the_packed_records(selected):
-    rows = selected.apply(lambda run: row_name(run["variant"], run["algorithm"]), axis="columns")
-    runs = selected.assign(row=rows)
+@pytest.mark.parametrize("page", PAGES)
+def test_the_table_of_fresh_trials_has_the_accuracies_and_intervals_of_the_records(page, fresh):
+    rows = [*zip(fresh["variant"], fresh["algorithm"], strict=True)]
+    runs = fresh.assign(row=rows)
     means = runs.groupby("row")[["out", "in"]].mean()
     by_pair = runs.pivot(index=["target", "trial"], columns="row", values="out")
+    assert {*rows} == {*ROWS.values()} and {*fresh["trial"]} == {*range(10, 20)}
+    assert len(by_pair) == 40 and not by_pair.isna().to_numpy().any()
 
-    lines = re.findall(r"^\| (.+%.*) \|$", TEXT, re.MULTILINE)
-    cells = [[cell.strip(" *") for cell in line.split("|")] for line in lines]
+    text = (REPO / page).read_text(encoding="utf-8")
+    lines = re.findall(r"^\| (.+%.*%) \|$", text, re.MULTILINE)
+    cells = [[cell.strip(" *") for cell in line.split("|")] for line in lines][: len(ROWS)]
     assert [name for name, *_ in cells] == [*ROWS]
-    assert [*ROWS] == sorted(ROWS, key=lambda name: -means.loc[ROWS[name], "out"])
+    assert [*ROWS] == sorted(ROWS, key=lambda name: -means.loc[[ROWS[name]], "out"].item())
 
-    for name, out_of_domain, difference, over_targets, over_pairs, in_domain in cells:
+    for name, out_of_domain, difference, *intervals, in_domain in cells:
         row = ROWS[name]
-        assert out_of_domain == f"{means.loc[row, 'out']:.1f}%"
-        assert in_domain == f"{means.loc[row, 'in']:.1f}%"
+        mean = means.loc[[row]].iloc[0]
+        assert (out_of_domain, in_domain) == (f"{mean['out']:.1f}%", f"{mean['in']:.1f}%")
         if name == "CAR-FT":
             assert not difference
             continue
 
         differences = by_pair[row] - by_pair[ROWS["CAR-FT"]]
-        assert difference == f"{differences.mean():.1f}"
-        of_targets = differences.groupby("target").mean()
-        for values, interval in ((differences, over_pairs), (of_targets, over_targets)):
+        assert difference == f"{differences.mean():+.1f}"
+        by_target = differences.groupby("target").mean()
+        by_trial = differences.groupby("trial").mean()
+        for values, interval in zip((by_target, by_trial, differences), intervals, strict=True):
             low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval()
             assert interval == f"{low:.1f} to {high:.1f}"
-        assert low < 0 < high  # over targets nothing is significant, as the text says
-
-
-def test_no_row_of_the_packed_records_above_carft_is_left_out(selected):
-    rows = selected.apply(lambda run: row_name(run["variant"], run["algorithm"]), axis="columns")
-    means = selected.assign(row=rows).groupby("row")["out"].mean()
-    above = means[means > means["CARFT (methods)"]].index
-    assert {*above} <= {*ROWS.values()}
 
 
 def test_the_demos_table_is_what_it_prints_beside_the_records():
-    """The columns of the packed records, whose jobs' accuracies this run had."""
+    """The columns of the records, whose jobs' accuracies this run had."""
     packed = demo_table.packed_accuracies("EmojiStyles")
     one_trial = {
-        row: {pair: accuracy for pair, accuracy in by_pair.items() if pair[2] == 0}
+        row: {pair: accuracy for pair, accuracy in by_pair.items() if pair[2] == 10}
         for row, by_pair in packed.items()
     }
     styles = ["fluent3d", "line", "noto", "twemoji"]

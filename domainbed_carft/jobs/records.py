@@ -116,7 +116,7 @@ def _lacks_only_accuracies(record: Any) -> bool:
 
 def parse_line(line: bytes) -> Any:
     """The content of a line, which may have NaN; None if it is no JSON."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         return json.loads(line)
 
 
