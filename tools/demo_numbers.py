@@ -26,7 +26,7 @@ def main() -> None:
     writer.writerow(["algorithm", "target", "trial", "accuracy"])
     for algorithm in declaration_file.load("demo").algorithms:
         for (_, target, trial), accuracy in sorted(accuracies[algorithm].items()):
-            writer.writerow([algorithm, target, trial, f"{accuracy:.4f}"])
+            writer.writerow([algorithm, target, trial, accuracy])
 
 
 if __name__ == "__main__":
