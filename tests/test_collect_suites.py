@@ -37,7 +37,8 @@ def write_run(folder, algorithm, trial, lines, dataset="ImageNet", suite="imagen
         complete_sets = {name: value for name, value in accuracies.items() if value > 0.1}
         means = catalogue.get(suite).means(complete_sets)
         record = {"suite": suite, "weights": weights, "step": None, "wise_ft_alpha": alpha}
-        records.append(job, {**record, "algorithm": algorithm, "sets": sets, **means})
+        record |= {"weights_digest": "0" * 64, "algorithm": algorithm, "sets": sets}
+        records.append(job, {**record, **means})
     return job
 
 
@@ -136,7 +137,8 @@ def test_task_test_sets_show_the_mean_over_classes(tmp_path):
         job = write_run(tmp_path, "CARFT", trial, [], "DTD")
         counts = {"n": 8, "right": 4, "accuracy": 0.5, "mean_per_class": 0.25 + trial / 2, "ece": 0}
         record = {"suite": "DTD", "weights": "model_best.pkl", "step": 3, "wise_ft_alpha": None}
-        record |= {"algorithm": "CARFT", "mean": None, "mean_without_objectnet": None}
+        record |= {"weights_digest": "0" * 64, "algorithm": "CARFT"}
+        record |= {"mean": None, "mean_without_objectnet": None}
         records.append(job, {**record, "sets": {"test": {**counts, "complete": True}}})
 
     document = collect(tmp_path, compare=True)
@@ -185,7 +187,8 @@ def test_runs_count_on_sets_that_they_were_not_trained_on(tmp_path):
             for name, value in values.items()
         }
         record = {"suite": suite.name, "weights": "model_best.pkl", "step": 0}
-        record |= {"wise_ft_alpha": None, "algorithm": algorithm, "sets": sets}
+        record |= {"wise_ft_alpha": None, "weights_digest": "0" * 64}
+        record |= {"algorithm": algorithm, "sets": sets}
         records.append(job, {**record, **suite.means(values)})
         for name, value in values.items():
             if name == styles[target] or name not in styles:

@@ -99,7 +99,6 @@ def test_paths_may_be_text(pets, tmp_path):
         ("evaluate", {"methods": 5}),
         ("evaluate", {"original": "/nope"}),
         ("wise_ft", {"alphas": "half"}),
-        ("wise_ft", {"layers": "all"}),
         ("soup", {"batch_size": 0}),
         ("export", {"half": 1}),
     ],

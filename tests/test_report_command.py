@@ -273,12 +273,13 @@ def test_differences_weigh_data_sets_as_the_averages_beside_them(tmp_path):
     folder = tmp_path / "sweep"
     gains = {("CARFT", "PACS"): 0.01, ("CARFT", "DomainNet"): 0.0}
     for dataset, labels in (("PACS", "ACPS"), ("DomainNet", "CIPQRS")):
-        for algorithm, target in itertools.product(PAIR, range(len(labels))):
+        for algorithm, target, trial in itertools.product(PAIR, range(len(labels)), range(2)):
             job = collect_sweeps.write_job(
                 folder,
-                f"{dataset}-{algorithm}-{target}",
+                f"{dataset}-{algorithm}-{target}-{trial}",
                 algorithm=algorithm,
                 dataset=dataset,
+                trial_seed=trial,
                 test_envs=[target],
                 environments=list(labels),
             )

@@ -359,7 +359,6 @@ def test_rows_are_in_the_order_of_the_tables(copy, evaluation):
         ("evaluate JOB --jobs 2", "--jobs is for a sweep's folder"),
         ("evaluate JOB --original x", "--original is for a sweep's folder"),
         ("evaluate --clip tiny --suite dtd --which last", "--which is for a run's folder"),
-        ("soup JOB -o soup --original x", "--original is for --method model-stock"),
     ],
 )
 def test_flags_that_nothing_reads_are_refused(words, message, tmp_path, monkeypatch, capsys):

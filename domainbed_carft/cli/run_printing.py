@@ -265,8 +265,6 @@ def _chosen_alphas(words: Sequence[str], alphas: Sequence[float]) -> list[float]
 
 def soup_command(arguments: argparse.Namespace) -> int:
     """Write results and weights, and print the accuracies; 3 if a test set cannot be read."""
-    if arguments.method != "model-stock":
-        _refuse_flags(arguments, "original", "is for --method model-stock")
     # The runs wait on the CPU; their mean is measured on the device.
     device = str(choose_device(arguments.device))
     runs = [load_run(path, arguments.which, "cpu") for path in arguments.paths]

@@ -131,7 +131,11 @@ def save(path: Path, write_to: Callable[[Path], object]) -> None:
 
 def save_text(path: Path, text: str) -> None:
     """Write ``text`` in UTF-8, whole or not at all. Raises CarftError where that fails."""
-    content = text.encode(errors="backslashreplace")
+    save_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def save_bytes(path: Path, content: bytes) -> None:
+    """Write ``content``, whole or not at all. Raises CarftError where that fails."""
     save(path, lambda part: part.write_bytes(content))
 
 

@@ -259,7 +259,7 @@ def _write(output: Path, sweep: Sweep) -> None:
         text = orjson.dumps(content, option=orjson.OPT_INDENT_2)
     except TypeError as error:  # such as a name that is not UTF-8
         raise CarftError(f"{output / NAME} could not be written: {error}") from error
-    files.save(output / NAME, lambda path: path.write_bytes(text + b"\n"))
+    files.save_bytes(output / NAME, text + b"\n")
 
 
 def _job_entry(job: Job, output: Path) -> dict[str, Any]:

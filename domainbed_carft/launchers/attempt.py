@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from domainbed_carft.errors import CarftError, is_no_space
 from domainbed_carft.jobs import folder as job_folder
@@ -259,17 +259,24 @@ class Children:
     def __init__(self, fork_server: ForkServer | None = None) -> None:
         self.stopped_by: int | None = None
         self._fork_server = fork_server
-        self._running: dict[int, Process | subprocess.Popen[bytes]] = {}
+        self._running: dict[int, Process | subprocess.Popen[Any]] = {}
 
     def run(
         self, words: Sequence[str], variables: Mapping[str, str], lock: int, stderr: IO[bytes]
     ) -> int:
         """Run a child, which holds the lock too, in a session of its own; returns its status."""
         process = self._start(words, variables, lock, stderr)
+        with self.running(process):
+            return process.wait()
+
+    @contextlib.contextmanager
+    def running(self, process: Process | subprocess.Popen[Any]) -> Iterator[None]:
+        """Have `stop` signal a process while the block runs."""
+        self._running[process.pid] = process
         if self.stopped_by is not None:  # told while the child was being started
             process.send_signal(signal.SIGTERM)
         try:
-            return process.wait()
+            yield
         finally:
             self._running.pop(process.pid, None)
 
@@ -281,22 +288,18 @@ class Children:
         # and would kill the others; what is blocked here stays blocked in a child.
         signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
         try:
-            process: Process | subprocess.Popen[bytes] | None = None
+            process: Process | None = None
             if self._fork_server:
                 process = self._fork_server.start(words, variables, lock, stderr.fileno())
-
-            if process is None:
-                process = subprocess.Popen(
-                    words,
-                    env=variables,
-                    pass_fds=(lock,),
-                    start_new_session=True,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=stderr,
-                )
-            self._running[process.pid] = process
-            return process
+            return process or subprocess.Popen(
+                words,
+                env=variables,
+                pass_fds=(lock,),
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+            )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
 

@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -430,26 +429,17 @@ def require_place(folder: Path) -> None:
 
 
 def _write(folder: Path, page: Page) -> None:
-    """Write the page and its figures, and remove figures of an earlier report that it has not.
-
-    An earlier report stays as it is until all of this one could be written.
-    """
+    """Write the page and its figures, and remove figures of an earlier report that it has not."""
     contents = {INDEX: _render(page)}
     for figure in page.figures:
         contents |= {f"{FIGURES}/{name}": content for name, content in figure.files.items()}
 
     earlier_figures = {*_FIGURE_LINK.findall(_earlier_page(folder))}
     try:
-        with tempfile.TemporaryDirectory(prefix=".carft-", dir=folder) as stage:
-            (Path(stage) / FIGURES).mkdir()
-            for name, content in contents.items():
-                (Path(stage) / name).write_bytes(content)
-
-            if (folder / FIGURES).is_symlink():  # to a folder that is not the report's
-                (folder / FIGURES).unlink()
-            (folder / FIGURES).mkdir(exist_ok=True)
-            for name in contents:  # the page first: by it the folder is known for a report
-                os.replace(Path(stage) / name, folder / name)
+        if (folder / FIGURES).is_symlink():  # to a folder that is not the report's
+            (folder / FIGURES).unlink()
+        for name, content in contents.items():  # the page first: it marks the folder as a report's
+            files.save_bytes(folder / name, content)
         for name in earlier_figures.difference(contents):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:

@@ -100,4 +100,4 @@ def _escape_csv(value: Any) -> Any:
 def as_json(content: Any) -> str:
     """JSON that every program reads, in any encoding: ASCII, and null for NaN and infinity."""
     without_nan = json.loads(json.dumps(content), parse_constant=lambda name: None)
-    return json.dumps(without_nan, indent=2, allow_nan=False) + "\n"
+    return json.dumps(without_nan, indent=2) + "\n"

@@ -1,17 +1,12 @@
-"""Training from Python: what `python -m domainbed.scripts.train` does, in this process."""
+"""Training from Python: `python -m domainbed.scripts.train` in a process, and the run it leaves."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import threading
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from domainbed_carft.arguments import (
     COUNT,
@@ -28,17 +23,15 @@ from domainbed_carft.arguments import (
 from domainbed_carft.errors import CarftError, PassingError
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.jobs.job import command
-from domainbed_carft.machine import devices
+from domainbed_carft.launchers.attempt import Children, describe_end, stopping
 from domainbed_carft.method.algorithms import CLASSES
 from domainbed_carft.method.host_lookup import in_our_harness
 from domainbed_carft.paths import AnyPath, as_list, as_path, as_text
-from domainbed_carft.pictures import rng
 
 if TYPE_CHECKING:
     from domainbed_carft.runs.run import Run
 
-# Of the words of a command line: python -m domainbed.scripts.train.
-_WORDS_BEFORE_ARGUMENTS = 3
+_WRONG_ARGUMENTS = 2  # train's exit status
 
 
 def train(
@@ -68,20 +61,21 @@ def train(
 ) -> Run | None:
     """Train one algorithm on one data set, and return the run, as `load_run` of its folder does.
 
-    It does what ``python -m domainbed.scripts.train`` does, with the same folder, bit for bit: an
-    interrupted job resumes, a finished one is trained anew. It prints what the command prints. The
-    arguments are the command's flags; None stands for a flag that is not given. ``dataset``: a
-    name, or your own folder environment/class/picture. ``test_envs``: the numbers of the
-    environments left out; an empty list trains on all.
+    It runs ``python -m domainbed.scripts.train`` in a process and prints its lines; the arguments
+    are the command's flags, and None stands for a flag that is not given. An interrupted job
+    resumes, a finished one is trained anew. SIGTERM and Ctrl-C have the training save its state,
+    then end this process as they usually do; call ``train`` again to resume.
 
-    Afterwards, also after an error, the state of this process is as before: random generators,
-    torch's threads, signal handlers, cuDNN's flags, process variables, warnings, and the standard
-    streams. SIGTERM and SIGUSR1 stop the training with its state saved, and then do what they do
-    otherwise. With ``processes`` above 1 a crash of one of them ends all, this one included.
+    Args:
+        dataset: a name, or your own folder environment/class/picture.
+        test_envs: the numbers of the environments left out; an empty list trains on all.
 
-    Returns None if the job has kept no weights, or is of an algorithm that is not of this package.
-    Raises CarftError with the message that the command prints, and where the domainbed in use is a
-    checkout, which has a train of its own.
+    Returns:
+        The run; None if the job kept no weights, or its algorithm is not of this package.
+
+    Raises:
+        CarftError: with what the command prints on its error stream, or if the domainbed in use is
+            a checkout, which has a train of its own.
     """
     if not in_our_harness():
         raise CarftError(
@@ -104,7 +98,7 @@ def train(
     check(FLAG, skip_training_in_splits=skip_training_in_splits, skip_model_save=skip_model_save)
     check(FLAG, save_model_every_checkpoint=save_model_every_checkpoint)
 
-    words = _words(
+    _run(
         {
             "algorithm": algorithm,
             "dataset": as_text(dataset),
@@ -130,88 +124,45 @@ def train(
             "log": log,
         }
     )
-    keeps_weights = not skip_model_save and keep_weights != "none"
-    run = None
-    with preserved_process_state():
-        stopped_by = _train(words)
-        if not stopped_by and keeps_weights and algorithm in CLASSES:
-            run = _load_run(as_path(output_dir))
+    if skip_model_save or keep_weights == "none" or algorithm not in CLASSES:
+        return None
 
-    if stopped_by:
-        # Its handler is the caller's again; by default it ends this process.
-        signal.raise_signal(signal.Signals[stopped_by])
-        raise PassingError(f"stopped by {stopped_by}; to resume, call train again")
-    return run
+    from domainbed_carft.runs.saved import load_run  # which needs more of a host
+
+    folder = as_path(output_dir)  # a process variable, too, may say to keep no weights
+    return load_run(folder) if any((folder / name).exists() for name in WEIGHTS.values()) else None
 
 
-def _words(arguments: Mapping[str, Any]) -> list[str]:
-    """The arguments as words of the command line; CarftError for hparams that JSON cannot hold."""
+def _run(arguments: Mapping[str, Any]) -> None:
+    """Run train in a process and print its lines.
+
+    Raises CarftError if it fails, KeyboardInterrupt and SystemExit after signals.
+    """
     try:
-        return command(arguments)[_WORDS_BEFORE_ARGUMENTS:]
+        words = [sys.executable, *command(arguments)[1:]]
     except TypeError as error:
         raise CarftError(f"hparams has a value that JSON cannot hold: {error}") from error
 
+    children = Children()
+    with tempfile.TemporaryFile("w+", errors="replace") as stderr, stopping(children, "train"):
+        with (
+            subprocess.Popen(
+                words,
+                start_new_session=True,  # or Ctrl-C would come to it twice
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            ) as process,
+            children.running(process),
+        ):
+            for line in process.stdout or ():
+                print(line, end="", flush=True)
+            status = process.wait()
+        stderr.seek(0)
+        errors = stderr.read()
 
-def _train(words: Sequence[str]) -> str:
-    """Run the harness's train; the name of the signal that stopped it, "" if none did."""
-    from domainbed.lib.stopping import Stopped
-    from domainbed.scripts import train as script
-
-    devices.begin_peak_memory(devices.default_device())  # the records have the job's own
-    try:
-        script.train(words)
-    except Stopped as error:
-        return str(error)
-    return ""
-
-
-def _load_run(folder: Path) -> Run | None:
-    """The run in a job's folder; None if a process variable says to keep no weights."""
-    from domainbed_carft.runs.saved import load_run  # which needs more of a host
-
-    has_weights = any((folder / name).exists() for name in WEIGHTS.values())
-    return load_run(folder) if has_weights else None
-
-
-@contextlib.contextmanager
-def preserved_process_state() -> Iterator[None]:
-    """Restore after the block what training changes in a process, even if it fails.
-
-    These are the random generators, torch's threads, signal handlers, cuDNN's flags, process
-    variables, warnings, and the standard streams.
-    """
-    device = devices.default_device()
-    gpu_generators = devices.generator_states(device)
-    threads = torch.get_num_threads()
-    deterministic = torch.backends.cudnn.deterministic
-    benchmark = torch.backends.cudnn.benchmark
-    variables = dict(os.environ)
-    handlers: dict[int, Any] = {
-        number: signal.getsignal(number) for number in signal.valid_signals()
-    }
-
-    with rng.preserved_states(), warnings.catch_warnings():
-        try:
-            yield
-        finally:
-            devices.set_generator_states(gpu_generators, device)
-            torch.set_num_threads(threads)
-            torch.backends.cudnn.deterministic = deterministic
-            torch.backends.cudnn.benchmark = benchmark
-            _restore_variables(variables)
-            _restore_handlers(handlers)
-
-
-def _restore_variables(variables: Mapping[str, str]) -> None:
-    for name in os.environ.keys() - variables.keys():
-        del os.environ[name]
-    os.environ.update(variables)
-
-
-def _restore_handlers(handlers: Mapping[int, Any]) -> None:
-    """Set the changed ones of these signal handlers; other threads than the main one set none."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    for number, handler in handlers.items():
-        if handler is not None and signal.getsignal(number) != handler:
-            signal.signal(number, handler)
+    if status:
+        kind = CarftError if status == _WRONG_ARGUMENTS else PassingError
+        raise kind(errors.strip() or describe_end(status, ""))
+    print(errors, end="", file=sys.stderr)

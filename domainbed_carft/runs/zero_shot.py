@@ -8,11 +8,10 @@ split, trial or weights.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,20 +67,19 @@ def zero_shot_columns(
         scored_positions = range(len(environment))
 
     path = files.cache_folder() / "zero_shot" / f"{_key(run, data, split, scored_positions)}.npz"
-    with _locked(path):
-        columns = _load(path, len(scored_positions))
-        if columns is None:
-            part = Split(
-                name=split.name,
-                environment=split.environment,
-                is_target=split.is_target,
-                items=data.items(split.number, scored_positions),
-                number=split.number,
-            )
-            columns = _predict(run, part, options, original)
-            with contextlib.suppress(CarftError):  # a full cache costs time, never a result
-                facts = {"format": FORMAT, "pictures": len(scored_positions)}
-                arrays.save_arrays(path, vars(columns), facts)
+    columns = _load(path, len(scored_positions))
+    if columns is None:
+        part = Split(
+            name=split.name,
+            environment=split.environment,
+            is_target=split.is_target,
+            items=data.items(split.number, scored_positions),
+            number=split.number,
+        )
+        columns = _predict(run, part, options, original)
+        with contextlib.suppress(CarftError):  # a full cache costs time, never a result
+            facts = {"format": FORMAT, "pictures": len(scored_positions)}
+            arrays.save_arrays(path, vars(columns), facts)
 
     row_of_position = {position: row for row, position in enumerate(scored_positions)}
     rows = [row_of_position[position] for position in positions]
@@ -107,21 +105,6 @@ def _key(run: Run, data: RunData, split: Split, positions: Sequence[int]) -> str
         "torch": torch.__version__,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock, so that of several processes one predicts; without it where there is none."""
-    descriptor = None
-    try:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def _load(path: Path, length: int) -> ZeroShotColumns | None:

@@ -11,8 +11,6 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import PIL
@@ -33,7 +31,7 @@ from domainbed.lib.process_group import ProcessGroup
 from domainbed.lib.process_start import is_first, join_process_group
 from domainbed.lib.train_arguments import UNRECORDED_FLAGS, build_parser, check
 from domainbed_carft import text
-from domainbed_carft.errors import CarftError, PassingError, is_no_space
+from domainbed_carft.errors import CarftError, is_no_space
 from domainbed_carft.jobs import folder as job_folder
 from domainbed_carft.jobs.folder import Held, JobFolder, Lock
 
@@ -102,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Ctrl-C came before it began or twice.
     """
     command_line = sys.argv[1:] if argv is None else argv
-    args, flags = _parse(build_parser(), command_line)
+    args, flags = _parse(command_line)
     try:
         with _opened_folder(args) as lock:
             try:
@@ -120,53 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train(command_line: Sequence[str]) -> None:
-    """Train as the command does, for callers in Python: err.txt has what went wrong, and is raised.
-
-    A CarftError has the message that the command prints. Stopped, KeyboardInterrupt, and exceptions
-    of which the command prints the traceback, are raised as they are.
-    """
-    parser = build_parser()
-    parser.error = _refuse  # type: ignore[method-assign]
-    args, flags = _parse(parser, command_line)
-    failure: BaseException | None = None
-    try:
-        with _opened_folder(args) as lock:
-            try:
-                _join_and_run(args, lock, flags, command_line)
-            except BaseException as error:
-                failure = error
-                _report_into(JobFolder(args.output_dir).path / job_folder.ERRORS, error)
-    except OSError as error:
-        raise CarftError(_unusable_folder(args, error)) from error
-
-    is_known = failure is None or isinstance(failure, CarftError)
-    if isinstance(failure, Exception) and not is_known and is_no_space(failure):
-        raise PassingError(_full_disk(failure)) from failure
-    if failure is not None:
-        raise failure
-
-
-def _report_into(path: Path, error: BaseException) -> None:
-    """Append to a file what the command prints of an error; nothing if the disk is full."""
-    with (
-        contextlib.suppress(OSError),
-        path.open("a", encoding="utf-8", errors="backslashreplace") as file,
-        contextlib.redirect_stderr(file),
-    ):
-        _report(error)
-
-
-def _refuse(message: str) -> NoReturn:
-    """Raise a CarftError of what argparse says of a command line."""
-    raise CarftError(message)
-
-
-def _parse(
-    parser: argparse.ArgumentParser, command_line: Sequence[str]
-) -> tuple[argparse.Namespace, argparse.Namespace]:
+def _parse(command_line: Sequence[str]) -> tuple[argparse.Namespace, argparse.Namespace]:
     """The arguments that records have, and UNRECORDED_FLAGS."""
-    args = parser.parse_args(command_line)
+    args = build_parser().parse_args(command_line)
     flags = argparse.Namespace()
     for name in UNRECORDED_FLAGS:
         setattr(flags, name, vars(args).pop(name))
