@@ -116,7 +116,6 @@ class Cell(NamedTuple):
     setting: str = ""
     selection: str = ""
     dataset: str = ""
-    one_setting: bool = False
     row: str = ""
     column: str = ""
     of: str = ""
@@ -144,7 +143,6 @@ class Cell(NamedTuple):
             setting=place.setting,
             selection=place.selection,
             dataset=place.dataset,
-            one_setting=place.one_setting,
             row=place.row,
             column=place.column,
             of=place.of,
@@ -601,12 +599,6 @@ OF_EVALUATE = (
            _GAINED),
     Column("lost", "Lost", "%", "Lost: pictures that only zero-shot CLIP predicts correctly.",
            _LOST),
-    Column("aligned", "Aligned", "%",
-           "Aligned: accuracy of pictures with an alignment score from 0.21 to 0.4.",
-           _evaluated(lambda part: part.alignment.aligned), is_ranked=True),
-    Column("unaligned", "Unaligned", "%",
-           "Unaligned: accuracy of pictures with an alignment score from 0.15 to 0.21.",
-           _evaluated(lambda part: part.alignment.unaligned), is_ranked=True),
 )
 # fmt: on
 COLUMNS = {column.name: column for column in (*OF_RECORDS, *OF_EVALUATE)}
