@@ -137,19 +137,6 @@ class Cell(NamedTuple):
         """What the cell lacks, as reasons."""
         return self.missing or ((NOT_ALL,) if self.is_incomplete else ())
 
-    def at(self, place: Cell, **changes: Any) -> Cell:
-        """The value at the place of another cell, but for ``changes``."""
-        return self._replace(
-            setting=place.setting,
-            selection=place.selection,
-            dataset=place.dataset,
-            row=place.row,
-            column=place.column,
-            of=place.of,
-            device=place.device,
-            unit=place.unit,
-        )._replace(**changes)
-
 
 def cell_of(
     values_by_trial: Mapping[int, float],
