@@ -35,11 +35,9 @@ def printed_json(capsys, *words):
 
 
 def test_collect_returns_what_the_command_prints(sweep, capsys):
-    results = collect(
-        sweep, methods=["oracle"], pair=("CARFT", "CLIPFineTune"), compare_published=True
-    )
+    results = collect(sweep, methods=["oracle"], against="CLIPFineTune", compare_published=True)
 
-    options = ["--select", "oracle", "--paired", "CARFT", "CLIPFineTune"]
+    options = ["--select", "oracle", "--against", "CLIPFineTune"]
     options += ["--compare", "published", "--format", "json"]
     assert results.as_dict() == printed_json(capsys, "collect", sweep, *options)
 
