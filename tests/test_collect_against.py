@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import collect_sweeps
 import numpy as np
@@ -11,7 +12,9 @@ import scipy
 
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
-from domainbed_carft.results import comparisons
+from domainbed_carft.jobs import manifest
+from domainbed_carft.jobs.job import Role, identity
+from domainbed_carft.results import collection, comparisons
 from domainbed_carft.results.collect import collect
 
 REFERENCE = "CARFT (methods)"
@@ -155,21 +158,29 @@ def test_fewer_than_five_pairs_have_no_p_value(tmp_path, capsys):
 
 @pytest.mark.parametrize("left_out", [[], [0, 1, 3]], ids=["nothing", "several together"])
 def test_trials_are_the_units_where_one_model_has_all_environments(left_out, tmp_path):
+    folders = {}
     for algorithm, trial in itertools.product(("CARFT", "ERM"), range(3)):
-        name = f"{algorithm}-{trial}"
-        collect_sweeps.write_job(
-            tmp_path, name, algorithm=algorithm, test_envs=left_out, trial_seed=trial
+        folders[algorithm, trial] = collect_sweeps.write_job(
+            tmp_path,
+            identity({"algorithm": algorithm, "trial": trial}),
+            algorithm=algorithm,
+            test_envs=left_out,
+            trial_seed=trial,
         )
+    if left_out:
+        role = Role(leaves_out_together=True)
+        jobs = [replace(run.job, role=role) for run in collection.gather(tmp_path).runs]
+        manifest.add(tmp_path, manifest.Sweep(tuple(jobs)))
     method = "oracle" if left_out else "in-domain"
     results = collect(tmp_path, methods=[method], against="ERM")
 
     split = "in" if left_out else "out"
     percent = {
-        job.name: 100 * np.mean([last[f"env{env}_{split}_acc"] for env in left_out or range(4)])
-        for job in tmp_path.iterdir()
+        key: 100 * np.mean([last[f"env{env}_{split}_acc"] for env in left_out or range(4)])
+        for key, job in folders.items()
         for last in [json.loads((job / "results.jsonl").read_text().splitlines()[-1])]
     }
-    differences = [percent[f"CARFT-{trial}"] - percent[f"ERM-{trial}"] for trial in range(3)]
+    differences = [percent["CARFT", trial] - percent["ERM", trial] for trial in range(3)]
     interval = scipy.stats.ttest_1samp(differences, 0).confidence_interval()
 
     (entry,) = results.comparisons_against

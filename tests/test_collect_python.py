@@ -85,11 +85,6 @@ def test_an_unknown_part_to_ignore_is_named(sweep):
         collect(sweep, ignored=["step"])
 
 
-def test_a_pair_that_shares_no_trial_is_refused(sweep):
-    with pytest.raises(CarftError, match="CARFT and ERM .*CLIPFineTune"):
-        collect(sweep, pair=("CARFT", "ERM"))
-
-
 @pytest.mark.parametrize("form", [str, Path, lambda path: [str(path)], lambda path: (path,)])
 def test_folders_are_a_path_or_several(sweep, tmp_path, form, monkeypatch):
     report_page.leave_undrawn(monkeypatch)

@@ -275,13 +275,14 @@ def test_differences_weigh_data_sets_as_the_averages_beside_them(tmp_path):
     folder = tmp_path / "sweep"
     gains = {("CARFT", "PACS"): 0.01, ("CARFT", "DomainNet"): 0.0}
     for dataset, labels in (("PACS", "ACPS"), ("DomainNet", "CIPQRS")):
-        for algorithm, target in itertools.product(PAIR, range(len(labels))):
+        for algorithm, target, trial in itertools.product(PAIR, range(len(labels)), range(2)):
             job = collect_sweeps.write_job(
                 folder,
-                f"{dataset}-{algorithm}-{target}",
+                f"{dataset}-{algorithm}-{target}-{trial}",
                 algorithm=algorithm,
                 dataset=dataset,
                 test_envs=[target],
+                trial_seed=trial,
                 environments=list(labels),
             )
             accuracy = {f"env{target}_in_acc": 0.7 + gains.get((algorithm, dataset), 0)}

@@ -87,7 +87,7 @@ def test_the_page_shows_examples_or_says_why_there_are_none(sweep, tmp_path, mon
 
     text = page()
     assert "<h4>art left out</h4>" in text and 'src="data:image/png;base64,' in text
-    unevaluated = text.split("<h4>photo left out</h4>")[1].split("</details>")[0]
+    unevaluated = text.split("<h4>photo, sketch left out</h4>")[1].split("</details>")[0]
     assert "No trial has the predictions of both CARFT and CLIPZeroShot" in unevaluated
 
     shutil.copytree(sweep.parent / "own", tmp_path / "other")
