@@ -87,8 +87,8 @@ def _add_report(commands: Any) -> None:
         "--n_examples",
         type=int,
         default=4,
-        help="pictures per environment that A gets right and B wrong, and vice versa (default: 4; "
-        "0 reads neither data nor weights)",
+        help="pictures per environment that A gets right and B wrong, and vice versa, by the "
+        "predictions of carft evaluate (default: 4; 0 reads no pictures)",
     )
     examples.add_argument(
         "--data_dir", help="folder that contains the data now (default: as recorded)"
