@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,6 @@ class Answer(NamedTuple):
     algorithm: str
     predicted: str
     probability: float
-    is_right: bool
 
 
 class Example(NamedTuple):
@@ -112,51 +112,39 @@ def _target_examples(
                 "data, or give its place with --data_dir"
             )
 
-    names = [selected.row for selected in pair]
+    rows_of = {pair[0].row: first, pair[1].row: second}
     counts = []
     examples = {}
-    for winner, loser in ((0, 1), (1, 0)):
-        is_right = (first.is_correct, second.is_correct)
-        indices = np.flatnonzero(is_right[winner] & ~is_right[loser]).tolist()
-        title = f"{names[winner]} right, {names[loser]} wrong"
-        counts.append(f"only {names[winner]} gets {len(indices)} right")
-        examples[f"{title}: {len(indices[:count])} of {len(indices)}"] = [
+    for winner, loser in itertools.permutations(rows_of):
+        gained = rows_of[winner].is_correct & ~rows_of[loser].is_correct
+        indices = np.flatnonzero(gained).tolist()
+        counts.append(f"only {winner} gets {len(indices)} right")
+        title = f"{winner} right, {loser} wrong: {len(indices[:count])} of {len(indices)}"
+        examples[title] = [
             Example(
                 uri=_image_uri(images[index][0]),
                 number=index,
                 truth=classes[labels[index]],
                 answers=[
-                    Answer(
-                        algorithm=name,
-                        predicted=classes[int(rows.predicted[index])],
-                        probability=float(rows.top[index]),
-                        is_right=bool(rows.is_correct[index]),
-                    )
-                    for name, rows in zip(names, (first, second))
+                    Answer(name, classes[int(rows.predicted[index])], float(rows.top[index]))
+                    for name, rows in rows_of.items()
                 ],
             )
             for index in indices[:count]
         ]
 
-    n_both_right = int((first.is_correct & second.is_correct).sum())
-    n_both_wrong = int((~first.is_correct & ~second.is_correct).sum())
-    text = (
-        f"Trial {pair[0].trial}: of {len(labels)} pictures, both get {n_both_right} right and "
-        f"{n_both_wrong} wrong; {', '.join(counts)}."
-    )
+    text = f"Trial {pair[0].trial}, {len(labels)} pictures: {', '.join(counts)}."
     return TargetExamples(label, text, examples)
 
 
 def _rows(selected: Selected) -> tuple[PictureRows, list[str]]:
     """The rows of a run's target, and the names of the classes."""
     rows, facts = evaluations.load_rows(Path(selected.run.folder), int(selected.outcome.step))
-    begin = 0
-    for split in facts.splits:
-        end = begin + split.pictures
-        if split.number == selected.target and facts.is_of(selected.run.job):
-            return rows.raw.part(begin, end), facts.classes
-        begin = end
-    raise CarftError("evaluated was another job; run carft evaluate on the sweep")
+    if not facts.is_of(selected.run.job):
+        raise CarftError("evaluated was another job; run carft evaluate on the sweep")
+    number = [split.number for split in facts.splits].index(selected.target)
+    begin = sum(split.pictures for split in facts.splits[:number])
+    return rows.raw.part(begin, begin + facts.splits[number].pictures), facts.classes
 
 
 def _images(selected: Selected, data_dir: str | None) -> list[tuple[str, int]]:
@@ -166,17 +154,15 @@ def _images(selected: Selected, data_dir: str | None) -> list[tuple[str, int]]:
     """
     args = selected.run.job.args
     environments = list(_list_dataset(args, data_dir).values())
-    if len(environments) <= selected.target:
-        raise CarftError(f"the folder of {args['dataset']} lacks environments")
-
     images = [
         (path, label)
-        for label, paths in enumerate(environments[selected.target].values())
+        for classes in environments[selected.target : selected.target + 1]
+        for label, paths in enumerate(classes.values())
         for path in paths
     ]
     # Upstream's: shuffled once for the out-split, and again for the uda-split.
+    seed = seed_hash(args["trial_seed"], selected.target)
     for fraction in ("holdout_fraction", "uda_holdout_fraction"):
-        seed = seed_hash(args["trial_seed"], selected.target)
         np.random.RandomState(seed).shuffle(images)
         images = images[int(len(images) * args.get(fraction, 0)) :]
     return images
