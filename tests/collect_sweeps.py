@@ -185,7 +185,7 @@ def collect(
         folders,
         methods=methods,
         ignored=ignored,
-        pair=options.get("paired"),
+        against=options.get("against"),
         compare_published=options.get("compare", False),
     )
 

@@ -1,10 +1,9 @@
-"""``carft collect --by`` and ``--one-setting``: joint tables, and one choice for all targets."""
+"""``carft collect --by``: joint tables."""
 
 import itertools
 import json
 
 import collect_sweeps
-import numpy as np
 import packed_records
 import pytest
 
@@ -121,43 +120,6 @@ def test_the_command_has_the_joint_table(tmp_path, capsys):
     rows = [row["algorithm"] for row in sections["tables"][0]["rows"]]
     assert rows == ["CARFT (kl_weight 1)", "CARFT (kl_weight 2)"]
     assert {entry["algorithm"] for entry in sections["against"]} == {"CARFT (kl_weight 2)"}
-
-
-def test_one_setting_is_the_choice_with_the_best_mean_over_the_targets(tmp_path):
-    """By enumeration of the choices, in each trial on its own."""
-    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=3, choices=5)
-    validation = np.empty((3, 5, 4))
-    accuracy = np.empty((3, 5, 4))
-    for trial, choice, target in itertools.product(range(3), range(5), range(4)):
-        path = tmp_path / f"ERM-{target}-{trial}-{choice}" / "results.jsonl"
-        records = [json.loads(line) for line in path.open()]
-        others = [env for env in range(4) if env != target]
-        means = [np.mean([r[f"env{env}_out_acc"] for env in others]) for r in records]
-        validation[trial, choice, target] = max(means)
-        best = records[int(np.argmax(means))]
-        accuracy[trial, choice, target] = best[f"env{target}_in_acc"]
-
-    choices = validation.mean(axis=2).argmax(axis=1)
-    expected = 100 * np.mean([accuracy[trial, choices[trial]] for trial in range(3)], axis=0)
-
-    results = collect(tmp_path, methods=["training-domain"], one_setting=True)
-    per_target, _, shared, averages = results.tables
-    assert [cell.mean for cell in shared.rows[0].cells] == pytest.approx(list(expected), abs=1e-9)
-    assert [cell.mean for cell in per_target.rows[0].cells] != pytest.approx(list(expected))
-    assert shared.title.endswith("one setting for all environments")
-    assert averages.one_setting and not per_target.one_setting
-
-    cells = results.cells
-    assert set(cells["one_setting"]) == {True, False}
-    assert "one_setting" not in collect(tmp_path, methods=["training-domain"]).cells
-
-
-def test_a_choice_that_lacks_a_target_is_not_the_one_setting(tmp_path):
-    collect_sweeps.write_sweep(tmp_path, ["ERM"], trials=1, choices=2)
-    (tmp_path / "ERM-1-0-1" / "results.jsonl").unlink()
-    results = collect(tmp_path, methods=["oracle"], one_setting=True)
-    chosen = {entry.outcome.hparams_seed for entry in results.tables[2].rows[0].selected}
-    assert chosen == {0}
 
 
 def test_what_the_rows_tell_is_no_note(tmp_path):

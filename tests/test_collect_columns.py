@@ -11,7 +11,7 @@ from packed_records import SETTINGS, unpack
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import cost
-from domainbed_carft.results import collection, evaluations
+from domainbed_carft.results import collection
 from domainbed_carft.results import columns as table_columns
 from domainbed_carft.results.collect import collect
 
@@ -138,14 +138,6 @@ def test_an_unknown_column_or_error_is_named(peers_emoji, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["collect", str(peers_emoji), "--columns", "worts"])
     assert "'worts'; expected one or more of environments," in capsys.readouterr().err
-
-
-def test_the_columns_of_alignment_name_its_bounds():
-    for name, bounds in (
-        ("aligned", (evaluations.ALIGNED_FROM, evaluations.HIGHEST_ALIGNMENT)),
-        ("unaligned", (evaluations.LOWEST_ALIGNMENT, evaluations.ALIGNED_FROM)),
-    ):
-        assert table_columns.COLUMNS[name].explanation.endswith("from {} to {}.".format(*bounds))
 
 
 def test_in_domain_beside_out_of_domain_is_not_to_be_compared_with_it(peers_emoji):

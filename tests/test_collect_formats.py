@@ -22,7 +22,7 @@ def document(tmp_path):
         tmp_path, ["An_Algorithm&more", "ERM"], dataset="./my_data", environments=labels
     )
     shutil.rmtree(tmp_path / "ERM-0-0-0")
-    result = collect_sweeps.collect(tmp_path, paired=["ERM", "An_Algorithm&more"], compare=True)
+    result = collect_sweeps.collect(tmp_path, against="An_Algorithm&more", compare=True)
     return result
 
 

@@ -35,11 +35,9 @@ def printed_json(capsys, *words):
 
 
 def test_collect_returns_what_the_command_prints(sweep, capsys):
-    results = collect(
-        sweep, methods=["oracle"], pair=("CARFT", "CLIPFineTune"), compare_published=True
-    )
+    results = collect(sweep, methods=["oracle"], against="CLIPFineTune", compare_published=True)
 
-    options = ["--select", "oracle", "--paired", "CARFT", "CLIPFineTune"]
+    options = ["--select", "oracle", "--against", "CLIPFineTune"]
     options += ["--compare", "published", "--format", "json"]
     assert results.as_dict() == printed_json(capsys, "collect", sweep, *options)
 
@@ -85,11 +83,6 @@ def test_data_sets_with_fewer_environments_have_nan(tmp_path):
 def test_an_unknown_part_to_ignore_is_named(sweep):
     with pytest.raises(CarftError, match="'step'.*steps"):
         collect(sweep, ignored=["step"])
-
-
-def test_a_pair_that_shares_no_trial_is_refused(sweep):
-    with pytest.raises(CarftError, match="CARFT and ERM .*CLIPFineTune"):
-        collect(sweep, pair=("CARFT", "ERM"))
 
 
 @pytest.mark.parametrize("form", [str, Path, lambda path: [str(path)], lambda path: (path,)])

@@ -6,7 +6,6 @@ import pytest
 from search_sweeps import LABELS, SEARCH, STAGES, parse, read_records, recorded, staged, validation
 
 from domainbed_carft import cli
-from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.job import Job, Role, identity
 from domainbed_carft.results import collection as collecting
@@ -174,20 +173,18 @@ def test_jobs_of_an_earlier_choice_are_left_out(tmp_path):
     assert len(shown & {job.folder for job in earlier.second}) == 8  # those of CLIPZeroShot
 
 
-@pytest.mark.parametrize("has_manifest", [True, False])
-def test_a_single_source_has_a_table_of_source_by_target(has_manifest, tmp_path):
+def row_of_source(results, label, algorithm):
+    """The row of an algorithm in the one table of those trained on an environment alone."""
+    (table,) = (table for table in results.tables if table.setting == f"trained on {label}")
+    return next(row for row in table.rows if row.algorithm == algorithm)
+
+
+def test_a_single_source_has_a_table_of_its_targets(tmp_path):
     jobs = launched(SOURCES, tmp_path).first
-    if not has_manifest:
-        (tmp_path / "sweep.json").unlink()
+    results = collect(tmp_path, methods=["training-domain"])
 
-    results = collect(tmp_path, methods=["training-domain", "oracle"])
-    table, oracle = results.tables_of_sources
-    assert (table.method, oracle.method) == ("training-domain", "oracle")
-    rows = {row.algorithm: row for row in table.rows}
-
-    by_source = {}
     for source, label in enumerate(LABELS):
-        row = rows[f"CARFT, {label}"]
+        row = row_of_source(results, label, "CARFT")
         for target, cell in enumerate(row.cells):
             if target == source:
                 assert not cell.is_expected
@@ -198,21 +195,13 @@ def test_a_single_source_has_a_table_of_source_by_target(has_manifest, tmp_path)
                 if job.args["algorithm"] == "CARFT" and source not in job.args["test_envs"]
             }
             assert cell.accuracies == expected and len(expected) == 2 and not cell.missing
-            by_source.setdefault(target, []).append(expected)
         means = [100 * sum(cell.accuracies.values()) / 2 for cell in row.cells if cell.is_expected]
         assert row.average == pytest.approx(sum(means) / 3, abs=1e-9)
-
-    for target, sources in by_source.items():
-        expected = [sum(source[trial] for source in sources) / 3 for trial in (0, 1)]
-        cell = rows["CARFT, mean over sources"].cells[target]
-        assert cell.mean == pytest.approx(50 * sum(expected), abs=1e-9) and cell.n == 2
 
 
 def test_single_source_by_oracle_uses_the_targets_out_split_at_the_last_step(tmp_path):
     jobs = launched(SOURCES, tmp_path).first
-    results = collect(tmp_path, methods=["oracle"])
-    (table,) = results.tables_of_sources
-    row = next(row for row in table.rows if row.algorithm == "CLIPFineTune, photo")
+    row = row_of_source(collect(tmp_path, methods=["oracle"]), "photo", "CLIPFineTune")
     for job in jobs:
         if job.args["algorithm"] == "CLIPFineTune" and job.args["test_envs"] == [0, 1, 3]:
             last = read_records(job)[-1]
@@ -236,26 +225,24 @@ def write_three(out, test_envs):
     return Job(args, folder, role=Role(leaves_out_together=True))
 
 
-def test_two_of_three_left_out_is_refused_until_you_say_what_for(tmp_path, capsys):
+def test_two_of_three_left_out_is_a_pair_unless_the_manifest_says_a_single_source(tmp_path, capsys):
     jobs = [write_three(tmp_path, test_envs) for test_envs in ([0, 1], [0, 2], [1, 2])]
-    with pytest.raises(CarftError, match="2 of 3 environments .*: single-source.*leave-one"):
-        collect(tmp_path)
-    assert collect(tmp_path, methods=["leave-one-domain-out"]).summary["jobs"] == 3
+    (table, _) = collect(tmp_path, methods=["training-domain"]).tables
+    assert [cell.mean for cell in table.rows[0].cells] == [None] * 3
 
     manifest.add(tmp_path, manifest.Sweep(tuple(jobs)))
     results = collect(tmp_path, methods=["training-domain"])
-    (table,) = results.tables_of_sources
-    assert [row.algorithm for row in table.rows[:3]] == ["ERM, env0", "ERM, env1", "ERM, env2"]
-    assert table.rows[0].cells[1].mean == pytest.approx(20)
+    assert [table.setting for table in results.tables] == [f"trained on env{n}" for n in range(3)]
+    assert row_of_source(results, "env0", "ERM").cells[1].mean == pytest.approx(20)
     assert cli.main(["collect", str(tmp_path)]) == 0
-    assert "ERM, mean over sources" in capsys.readouterr().out
+    assert "trained on env2" in capsys.readouterr().out
 
 
 def test_pairs_of_three_beside_single_targets_are_for_cross_validation(tmp_path):
     for test_envs in ([0], [1], [2], [0, 1], [0, 2], [1, 2]):
         write_three(tmp_path, test_envs)
     results = collect(tmp_path)
-    assert not results.tables_of_sources and not results.summary["incomplete_cells"]
+    assert not results.summary["incomplete_cells"]
     assert "leave-one-domain-out" in results.collection.methods
 
 

@@ -11,7 +11,7 @@ import report_page
 import domainbed_carft
 
 TOOL = Path(__file__).parents[1] / "tools" / "pack_records.py"
-COLUMNS = ["ece", "ece-scaled", "nll", "brier", "flips", "gained", "lost", "aligned", "unaligned"]
+COLUMNS = ["ece", "ece-scaled", "nll", "brier", "flips", "gained", "lost"]
 
 
 def cells(sweep):

@@ -221,7 +221,6 @@ def test_a_summary_without_validation_splits_is_read(saved):
     ("place", "value"),
     [
         ("calibration reliability correct", [1, 2]),
-        ("alignment bin_pictures", []),
         ("split pictures", 0),
         ("accuracy", "high"),
     ],

@@ -97,7 +97,7 @@ def test_words_stand_side_by_side_in_the_order_of_the_rows():
 def test_the_page_has_the_tables_that_its_options_ask_for(sweep, tmp_path, monkeypatch):
     report_page.leave_undrawn(monkeypatch)
     words = ["--by", "lr", "--columns", "environments,worst,jobs", "--error", "std"]
-    words += ["--against", "CLIPFineTune", "--power", "5", "--one-setting"]
+    words += ["--against", "CLIPFineTune"]
     assert report_page.report(sweep, tmp_path / "report", *words) == 0
 
     page = report_page.read(tmp_path / "report")
@@ -109,19 +109,9 @@ def test_the_page_has_the_tables_that_its_options_ask_for(sweep, tmp_path, monke
 
     titles = list(page.tables)
     assert any(title.startswith("Minus CLIPFineTune") for title in titles)
-    assert any("one setting for all environments" in title for title in titles)
 
     captions = re.sub("<[^>]+>", "", page.text)
-    assert "Needed: how many pairs" in captions and "Worst: the environment" in captions
-
-
-def test_a_power_without_a_comparison_is_refused_before_anything_is_written(
-    sweep, tmp_path, capsys
-):
-    output = tmp_path / "report"
-    assert report_page.report(sweep, output, "--power", "1") == 1
-    assert "--against" in capsys.readouterr().err
-    assert not output.exists()
+    assert "Unit environment: one" in captions and "Worst: the environment" in captions
 
 
 def test_the_jobs_behind_joint_rows_show_what_is_not_the_default(sweep, tmp_path, monkeypatch):

@@ -193,8 +193,10 @@ def test_the_page_begins_with_the_difference_the_best_averages_and_the_jobs(swee
     _, *rows = page.tables[TABLE]
     averages = {row[0]: row[-1] for row in rows}
     assert averages.pop("CLIPFineTune").endswith("[2]")
-    results = collecting.collect([sweep], methods=["training-domain"], pair=PAIR)
-    by_environment, by_pair = results.differences
+    results = collecting.collect([sweep], methods=["training-domain"], against="CLIPFineTune")
+    by_environment, by_pair = (
+        entry for entry in results.comparisons_against if entry.algorithm == "CARFT"
+    )
     points = by_environment.mean_difference
     side = "more" if points >= 0 else "less"
     headline = first_lines.split('<p class="headline">')[1].split("</p>")[0]
@@ -281,6 +283,7 @@ def test_differences_weigh_data_sets_as_the_averages_beside_them(tmp_path):
                 dataset=dataset,
                 trial_seed=trial,
                 test_envs=[target],
+                trial_seed=trial,
                 environments=list(labels),
             )
             accuracy = {f"env{target}_in_acc": 0.7 + gains.get((algorithm, dataset), 0)}

@@ -107,27 +107,6 @@ def test_bars_of_flips_are_shares_of_the_environments_pictures(sweep, drawn):
     assert texts[0] == "A" and f" {expected[0]:.1f}" in texts
 
 
-def test_lines_over_alignment_pool_the_bins_and_mark_the_threshold(sweep, drawn):
-    _, (upper, _) = drawn["PACS-over_alignment"]
-    lines = {
-        line.get_color(): line.get_xydata() for line in upper.lines if len(line.get_xdata()) > 2
-    }
-    colours = {"CLIPZeroShot": "#808080", "CARFT": "#D55E00"}
-
-    for algorithm, colour in colours.items():
-        splits = [split["alignment"] for _, split in selected_files(sweep, algorithm)]
-        points = []
-        for number in range(len(splits[0]["bin_pictures"])):
-            pictures = sum(split["bin_pictures"][number] for split in splits)
-            correct = sum(split["bin_correct"][number] for split in splits)
-            if pictures:
-                points.append((number / 100 - 0.005, 100 * correct / pictures))
-        assert lines[colour] == pytest.approx(np.array(points), rel=1e-9)
-
-    upright = [line.get_xdata()[0] for line in upper.lines if len({*line.get_xdata()}) == 1]
-    assert upright == [0.21, 0.15, 0.4]
-
-
 def test_a_title_says_how_many_runs_were_evaluated(sweep, tmp_path, monkeypatch):
     report_page.leave_undrawn(monkeypatch)
     copy = shutil.copytree(sweep, tmp_path / "sweep")

@@ -40,12 +40,6 @@ def _add_collect(commands: Any) -> None:
     comparisons.add_argument(
         "--compare", choices=["published"], help="show published figures beside your own"
     )
-    comparisons.add_argument(
-        "--paired",
-        nargs=2,
-        metavar=("A", "B"),
-        help="show algorithm A minus B: --against B with the row of A alone",
-    )
     _add_output(parser.add_argument_group("output"))
 
 
@@ -93,8 +87,8 @@ def _add_report(commands: Any) -> None:
         "--n_examples",
         type=int,
         default=4,
-        help="pictures per environment that A gets right and B wrong, and vice versa (default: 4; "
-        "0 reads neither data nor weights)",
+        help="pictures per environment that A gets right and B wrong, and vice versa, by the "
+        "predictions of carft evaluate (default: 4; 0 reads no pictures)",
     )
     examples.add_argument(
         "--data_dir", help="folder that contains the data now (default: as recorded)"
@@ -143,11 +137,8 @@ def _collect(arguments: argparse.Namespace) -> int:
         by=arguments.by,
         columns=arguments.columns or DEFAULT_COLUMNS,
         error=arguments.error,
-        one_setting=arguments.one_setting,
         compare_published=bool(arguments.compare),
-        pair=arguments.paired,
         against=arguments.against,
-        power=arguments.power,
     )
     text = results.write(arguments.format)
     with files.stream(arguments.output) as out:
@@ -170,11 +161,10 @@ def _require_one_table(arguments: argparse.Namespace) -> None:
             f"use either {' or '.join(more_tables)}"
         )
 
-    refused = [flag for flag in more_tables if flag in ("--compare", "--paired", "--power")]
-    if arguments.format == "latex" and refused:
+    if arguments.format == "latex" and arguments.compare:
         raise CarftError(
             "--format latex holds one table of accuracies, and with --against of differences; "
-            f"leave out {' and '.join(refused)}"
+            "leave out --compare"
         )
 
 
@@ -217,10 +207,8 @@ def _report(arguments: argparse.Namespace) -> None:
         ignored=arguments.ignore,
         columns=arguments.columns or DEFAULT_COLUMNS,
         error=arguments.error,
-        one_setting=arguments.one_setting,
         by=arguments.by,
         against=arguments.against,
-        power=arguments.power,
     )
     print_errors(describe_warnings(report.warnings))
     if report.why_no_examples:

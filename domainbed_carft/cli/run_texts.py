@@ -35,8 +35,6 @@ SWEEP_COLUMNS = (
     "brier-scaled",
     "gained",
     "lost",
-    "aligned",
-    "unaligned",
 )
 TOP = 3  # classes and contexts of a picture, unless --top says otherwise
 

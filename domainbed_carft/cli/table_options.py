@@ -38,11 +38,6 @@ def add_to(parser: argparse.ArgumentParser) -> Any:
         "(divisor n - 1), or the standard deviation (default: domainbed)",
     )
     tables.add_argument(
-        "--one-setting",
-        action="store_true",
-        help="add tables of one choice of hyperparameters for all environments of a data set",
-    )
-    tables.add_argument(
         "--by",
         type=lambda text: text.split(","),
         action="extend",
@@ -56,12 +51,6 @@ def add_to(parser: argparse.ArgumentParser) -> Any:
         "--against",
         metavar="ALGORITHM",
         help="compare every algorithm with this one: paired differences, intervals, p-values",
-    )
-    comparisons.add_argument(
-        "--power",
-        type=float,
-        metavar="POINTS",
-        help="with --against: columns of how many trials a difference of so many points needs",
     )
     return comparisons
 
@@ -83,9 +72,7 @@ def more_tables(arguments: argparse.Namespace) -> list[str]:
     """The given flags that ask for another table than that of the cells."""
     given = {
         "--compare": arguments.compare,
-        "--paired": arguments.paired,
         "--columns": arguments.columns,
-        "--against": arguments.against and not arguments.power,
-        "--power": arguments.power,
+        "--against": arguments.against,
     }
     return [flag for flag, value in given.items() if value]

@@ -1,8 +1,8 @@
-"""Figures of what `carft evaluate` measured: reliability, flips, and accuracy over alignment."""
+"""Figures of what `carft evaluate` measured: reliability and flips."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,6 @@ from domainbed_carft.report.plots import (
     add_legend,
     new_canvas,
     save_figure,
-)
-from domainbed_carft.results.evaluations import (
-    ALIGNMENT_EDGES,
-    HIGHEST_ALIGNMENT,
-    LOWEST_ALIGNMENT,
 )
 from domainbed_carft.text import printable
 
@@ -143,72 +138,3 @@ def _draw_flips(axes: Any, height: float, counts: pd.Series[int], colour: str) -
     axes.text(gained_percent, height, f" {gained_percent:.1f}", va="center", fontsize=9)
     axes.text(-lost_percent, height, f"{lost_percent:.1f} ", va="center", ha="right", fontsize=9)
     return max(gained_percent, lost_percent)
-
-
-def over_alignment(
-    title: str,
-    name: str,
-    bins: pd.DataFrame,
-    styles: Styles,
-    names: Mapping[str, str],
-    thresholds: Sequence[float],
-) -> Figure:
-    """Accuracy over the alignment score, a line an algorithm, and below the share of pictures.
-
-    ``bins``: of `frames.alignment`; ``names``: of the algorithms on the page. A solid upright line
-    is at each of the ``thresholds``; between the dotted ones lie the pictures that count as in or
-    out of pre-training.
-    """
-    algorithms = [algorithm for algorithm in styles if algorithm in names]
-    canvas = new_canvas(3.6, [names[algorithm] for algorithm in algorithms])
-    upper, lower = canvas.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    handles: dict[str, Any] = {}
-    for algorithm in reversed(algorithms):  # the first algorithm lies on top
-        rows = bins[bins["algorithm"] == algorithm]
-        handles[algorithm] = _draw_over_alignment(upper, lower, rows, styles[algorithm])
-
-    _draw_cuts([upper, lower], thresholds)
-    upper.set(ylim=(-3, 103), ylabel="accuracy (%)")
-    lower.set(xlabel="alignment score", ylabel="pictures (%)")
-    lower.set_ylim(bottom=0)
-    add_legend(canvas, {names[algorithm]: handles[algorithm] for algorithm in algorithms})
-
-    marked = " and ".join(f"{score:g}" for score in thresholds)
-    alt = (
-        f"Lines of accuracy over the alignment score, with the threshold {marked}: {title}, for "
-        f"{', '.join(names[algorithm] for algorithm in algorithms)}."
-    )
-    return save_figure(canvas, title, name, alt, bins)
-
-
-def _draw_over_alignment(upper: Any, lower: Any, bins: pd.DataFrame, style: Style) -> Line2D:
-    """A line of the bins that have pictures, and one of how many; returns the first."""
-    with_pictures = bins[bins["pictures"] > 0]
-    # The last bin has no end: it is drawn as wide as the others.
-    width = ALIGNMENT_EDGES[1] - ALIGNMENT_EDGES[0]
-    middles = with_pictures["bin_end"].clip(upper=ALIGNMENT_EDGES[-1] + width) - width / 2
-    (line,) = upper.plot(
-        middles,
-        100 * with_pictures["correct"] / with_pictures["pictures"],
-        color=style.colour,
-        lw=1.6,
-        ls=style.dash,
-        ms=4.5,
-        **style.mark,
-    )
-    shares = 100 * with_pictures["pictures"] / bins["pictures"].sum()
-    lower.plot(middles, shares, color=style.colour, lw=1.4, ls=style.dash)
-    return line
-
-
-def _draw_cuts(all_axes: Sequence[Any], thresholds: Sequence[float]) -> None:
-    """Upright lines at the thresholds, and dotted ones at the other cuts if there is room."""
-    for axes in all_axes:
-        for score in thresholds:
-            axes.axvline(score, color=INK, lw=1, zorder=1)
-
-    limits = all_axes[0].get_xlim()
-    for axes in all_axes:
-        for score in (LOWEST_ALIGNMENT, HIGHEST_ALIGNMENT):
-            axes.axvline(score, color=MUTED, lw=1, ls=(0, (1, 2)), zorder=1)
-        axes.set_xlim(limits)

@@ -21,7 +21,7 @@ from domainbed_carft.jobs.job import CHOOSE
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results import selection
 from domainbed_carft.results.columns import AVERAGE, DOMAINBED, ENVIRONMENTS, ErrorKind, figures_of
-from domainbed_carft.results.evaluations import ALIGNMENT_EDGES, RunFigures, SplitFigures
+from domainbed_carft.results.evaluations import RunFigures, SplitFigures
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.tables import Table
 
@@ -262,24 +262,6 @@ def flips(evaluations: Sequence[TargetEvaluation], environments: Sequence[str]) 
         for evaluation in sorted(evaluations, key=lambda evaluation: evaluation.target)
     ]
     return _summed(pd.DataFrame(rows), by=["environment", "algorithm"])
-
-
-def alignment(evaluations: Sequence[TargetEvaluation]) -> pd.DataFrame:
-    """Numbers of pictures by alignment score.
-
-    Columns: ``algorithm``, ``bin_end``, ``pictures`` and ``correct``.
-    """
-    rows = [
-        (evaluation.algorithm, *bin)
-        for evaluation in evaluations
-        for bin in zip(
-            [*ALIGNMENT_EDGES, math.inf],
-            evaluation.figures.alignment.bin_pictures,
-            evaluation.figures.alignment.bin_correct,
-        )
-    ]
-    columns = ["algorithm", "bin_end", "pictures", "correct"]
-    return _summed(pd.DataFrame(rows, columns=columns), by=["algorithm", "bin_end"])
 
 
 def rows_by(frame: pd.DataFrame, column: str) -> dict[str, pd.DataFrame]:

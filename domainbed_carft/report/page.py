@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from domainbed_carft import files, text
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning, describe_warnings
 from domainbed_carft.paths import AnyPath, as_path, as_text
-from domainbed_carft.report import plots, provenance
+from domainbed_carft.report import examples, plots, provenance
+from domainbed_carft.report.examples import TargetExamples
 from domainbed_carft.report.plots import Figure
 from domainbed_carft.report.provenance import Provenance
 from domainbed_carft.report.sections import Section, SectionMaker, unique_names
@@ -40,9 +41,6 @@ from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import best_hparams
 from domainbed_carft.version import __version__
-
-if TYPE_CHECKING:
-    from domainbed_carft.report.examples import TargetExamples
 
 PAIR = ("CARFT", "CLIPFineTune")
 INDEX = "index.html"
@@ -96,6 +94,11 @@ class Page:
         return not any(table.n_incomplete for table in self.results.tables)
 
     @property
+    def comparison_captions(self) -> Sequence[str]:
+        """The paragraphs that explain the comparisons."""
+        return comparisons.CAPTION
+
+    @property
     def notes(self) -> list[str]:
         """What differs between the runs."""
         return [note for group in self.results.collection.groups for note in group.notes]
@@ -116,9 +119,7 @@ def write_report(
     opening: Section | None = None,
     columns: Sequence[str] = DEFAULT_COLUMNS,
     error: str = DOMAINBED.name,
-    one_setting: bool = False,
     against: str | None = None,
-    power: float | None = None,
     **reading: Any,
 ) -> Report:
     """Write the report on ``sweeps`` into the folder ``output``, as ``carft report`` does.
@@ -126,10 +127,10 @@ def write_report(
     ``pair``: the algorithms to compare, by default PAIR if both have jobs; ``n_examples``: pictures
     per environment that one of them gets right and the other wrong, 0 for none; ``data_dir``: where
     the data is now; ``opening``: a section before those of the data sets. ``sweeps``, ``reading``,
-    and ``columns`` to ``power``: as for `collect`. The page is by the first selection method.
+    and ``columns`` to ``against``: as for `collect`. The page is by the first selection method.
 
-    Raises CarftError if ``output`` has other files, if the pair cannot be compared, and for what
-    `collect` does.
+    Raises CarftError if ``output`` has other files, if the pair is not one of algorithms that have
+    jobs, and for what `collect` does.
     """
     output = as_path(output)
     collection = gathered(sweeps, **reading)
@@ -139,19 +140,17 @@ def write_report(
             "stage of a search that is over; wait for the first record of the second stage"
         )
     collection = replace(collection, methods=collection.methods[:1])
+    pair = _choose_pair(collection, pair)
     results = collect(
         collection,
-        pair=_choose_pair(collection, pair),
         compare_published=True,
         columns=columns,
         error=error,
-        one_setting=one_setting,
         against=against,
-        power=power,
     )
     require_place(output)  # before figures and examples, which take time
 
-    page = _page_on(results, n_examples=n_examples, data_dir=as_text(data_dir))
+    page = _page_on(results, pair, n_examples=n_examples, data_dir=as_text(data_dir))
     if opening:
         page = replace(page, sections=[opening, *page.sections])
     _write(output, page)
@@ -166,16 +165,15 @@ def write_report(
 def _choose_pair(
     collection: Collection, requested: tuple[str, str] | None
 ) -> tuple[str, str] | None:
-    """The requested algorithms, else those of PAIR if they can be compared.
+    """The requested algorithms, else those of PAIR if both have jobs.
 
-    Raises CarftError if the requested ones cannot be compared.
+    Raises CarftError if the requested ones are not two of the collection's.
     """
     first, second = requested or PAIR
     is_valid = first != second and {first, second} <= {*collection.rows}
     if is_valid and collection.methods != [selection.IN_DOMAIN]:
-        if requested or compare_rows(collection, second, row=first):
-            return first, second
-    elif requested:
+        return first, second
+    if requested:
         raise CarftError(
             f"--examples {first} {second}: expected two different algorithms of "
             f"{', '.join(collection.rows)}, and a --select other than in-domain"
@@ -183,38 +181,43 @@ def _choose_pair(
     return None
 
 
-def _page_on(results: Results, n_examples: int, data_dir: str | None) -> Page:
+def _page_on(
+    results: Results, pair: tuple[str, str] | None, n_examples: int, data_dir: str | None
+) -> Page:
     """The page on ``results`` by one selection method; the rest as for `write_report`."""
     collection = results.collection
+    differences = compare_rows(collection, pair[1], row=pair[0]) if pair else []
     with plots.figure_style():
         maker = SectionMaker(
             results=results,
             styles=plots.styles_of(collection.rows),
             name=unique_names(),
-            examples_of=_examples_of(results.pair, n_examples, data_dir),
+            examples_of=_examples_of(pair, n_examples, data_dir),
         )
         legend = plots.legend(maker.styles, maker.name("legend"))
         keys = plots.legend_keys(maker.styles)
-        sections = _sections(results, maker)
+        sections = _sections(results, maker, differences)
 
     averages = [table for table in results.tables if table.averages and len(table.columns) > 1]
     return Page(
         results=results,
         title=_title(collection),
-        headline=_headline(results),
+        headline=_headline(results, differences),
         facts=_facts(collection),
         keys=keys,
         legend=legend,
         sections=sections,
-        averages=[table.grid() for table in (*results.tables_of_sources, *averages)],
-        comparisons=comparisons.grids([*results.differences, *results.comparisons_against]),
+        averages=[table.grid() for table in averages],
+        comparisons=comparisons.grids([*differences, *results.comparisons_against]),
         published=_grids_of_published(results),
-        why_no_examples="" if maker.examples_of else _why_no_examples(results),
+        why_no_examples="" if maker.examples_of else _why_no_examples(collection, pair),
         provenance=provenance.provenance_of(collection),
     )
 
 
-def _sections(results: Results, maker: SectionMaker) -> list[Section]:
+def _sections(
+    results: Results, maker: SectionMaker, differences: Sequence[Comparison]
+) -> list[Section]:
     """A section for each data set of each group, those of most rows first, then each suite's."""
     entries = list(best_hparams(results.collection))
     groups = zip(results.collection.groups, results.tables_of_groups, strict=True)
@@ -227,11 +230,11 @@ def _sections(results: Results, maker: SectionMaker) -> list[Section]:
                 for entry in entries
                 if (entry.setting, entry.dataset) == (table.setting, table.dataset)
             ],
-            _findings_of(table, results),
+            _findings_of(table, results, differences),
         )
         for group, tables in groups
         for table in tables
-        if not (table.averages or table.one_setting)
+        if not table.averages
     ]
     sections.sort(key=lambda section: -len(section.table.rows))
     suite_rows = suites.rows_by_table(results.suite_scores)
@@ -253,19 +256,17 @@ def _examples_of(
     """What makes the examples of environments and selected runs; None if none are to be shown."""
     if not (pair and n_examples > 0):
         return None
-    from domainbed_carft.report import examples  # which loads torch
-
     return partial(examples.examples_of, pair=pair, count=n_examples, data_dir=data_dir)
 
 
-def _why_no_examples(results: Results) -> str:
+def _why_no_examples(collection: Collection, pair: tuple[str, str] | None) -> str:
     """Why the page shows no example pictures, and how to get some."""
-    if results.pair:
+    if pair:
         return "they were switched off by --n_examples 0."
     return (
         "they compare two algorithms on the environments left out, by default "
         f"{' and '.join(PAIR)}. For others, add --examples A B; these jobs are of "
-        f"{', '.join(results.collection.rows)}."
+        f"{', '.join(collection.rows)}."
     )
 
 
@@ -310,34 +311,33 @@ def _training_times(runs: Sequence[RecordedRun]) -> list[str]:
 # What the page and its sections say first
 
 
-def _headline(results: Results) -> list[str]:
+def _headline(results: Results, differences: Sequence[Comparison]) -> list[str]:
     """What the page says first: all that can be said of the setting that has the most rows."""
     tables = [table for table in results.tables if not table.averages]
     if not tables:
         return []
-    return _sentences(results, max(tables, key=lambda table: len(table.rows)).setting)
+    setting = max(tables, key=lambda table: len(table.rows)).setting
+    return _sentences(results, differences, setting)
 
 
-def _findings_of(table: Table, results: Results) -> list[str]:
+def _findings_of(table: Table, results: Results, differences: Sequence[Comparison]) -> list[str]:
     """The sentences on a table: of the only data set of its setting, all that can be said."""
     tables = [other for other in results.tables if other.setting == table.setting]
     if len({other.dataset for other in tables if not other.averages}) == 1:
-        return _sentences(results, table.setting)
+        return _sentences(results, differences, table.setting)
     return _best_averages(table)
 
 
-def _sentences(results: Results, setting: str) -> list[str]:
+def _sentences(results: Results, differences: Sequence[Comparison], setting: str) -> list[str]:
     """Sentences on all runs of one setting, the most important one first.
 
     The difference between the pair of algorithms, if they are compared, and the best averages.
     """
-    tables = [
-        table for table in results.tables if table.setting == setting and not table.one_setting
-    ]
+    tables = [table for table in results.tables if table.setting == setting]
     averages = [table for table in tables if table.averages and len(table.columns) > 1]
     of_datasets = [table for table in tables if not table.averages]
     tables = averages if len(of_datasets) > 1 else of_datasets
-    of_unit = {entry.unit: entry for entry in results.differences if entry.setting == setting}
+    of_unit = {entry.unit: entry for entry in differences if entry.setting == setting}
     sentences = []
     if of_unit:
         by_pair = of_unit.pop(comparisons.PAIR, None)

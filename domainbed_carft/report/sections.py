@@ -6,12 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.report import evaluation_plots, frames, plots, provenance
+from domainbed_carft.report.examples import TargetExamples
 from domainbed_carft.report.plots import Figure, Styles
 from domainbed_carft.report.provenance import TableJobs
 from domainbed_carft.results import suites
@@ -22,9 +23,6 @@ from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import BestHparams
-
-if TYPE_CHECKING:
-    from domainbed_carft.report.examples import TargetExamples
 
 _MOST_NAMES = 3  # of incomplete rows in a figure's title
 
@@ -123,20 +121,9 @@ class SectionMaker:
             lead=self._lead(table, at_selection),
             ranks=table.ranks,
             jobs=provenance.jobs_of_table(table, entries, self.name),
-            more_tables=self._tables_below(table),
+            more_tables=[*filter(None, [table.grid_of_choices()])],
             examples=self.examples_of(table.columns, selected) if self.examples_of else (),
         )
-
-    def _tables_below(self, table: Table) -> list[Grid]:
-        """The values that a search chose, and the same data set with one setting for all."""
-        grids = [
-            other.grid()
-            for other in self.results.tables
-            if other.one_setting
-            and (other.setting, other.dataset) == (table.setting, table.dataset)
-        ]
-        chosen = table.grid_of_choices()
-        return [chosen, *grids] if chosen else grids
 
     def _lead(self, table: Table, at_selection: pd.DataFrame) -> list[Figure]:
         """The first figures: in-domain against out-of-domain accuracy, and the averages.
@@ -285,20 +272,9 @@ class SectionMaker:
             for algorithm, style in self.styles.items()
             if algorithm in names
         ]
-        alignment = evaluation_plots.over_alignment(
-            table.dataset_title,
-            self.name(table.dataset, "over_alignment"),
-            frames.alignment(evaluations),
-            self.styles,
-            names,
-            thresholds=sorted(
-                {evaluation.figures.alignment.threshold for evaluation in evaluations}
-            ),
-        )
         return [
             Part("reliability", reliability),
             Part("flips", self._flips(table, frames.flips(evaluations, table.columns), names)),
-            Part("alignment", [alignment]),
         ]
 
     def _flips(self, table: Table, rows: pd.DataFrame, names: Mapping[str, str]) -> list[Figure]:

@@ -32,7 +32,7 @@ from domainbed_carft.results.comparisons import ACCURACY, Comparison
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.selection import Selected, counts_last_record
 from domainbed_carft.results.suites import Scores
-from domainbed_carft.results.tables import Row, Table, build, tables_of_sources
+from domainbed_carft.results.tables import Row, Table, build
 from domainbed_carft.text import unknown
 
 if TYPE_CHECKING:
@@ -69,21 +69,16 @@ class Results:
 
     ``collection``: the runs in groups that may be averaged. ``tables_of_groups``: for each group
     its tables, of each selection method one a data set, then that of the averages.
-    ``tables_of_sources``: where several targets were left out together, the tables of all sources,
-    in which those of the groups stand side by side. ``suite_scores``: accuracies on whole test
-    sets. ``comparisons``: for each group its accuracies beside published ones, None unless these
-    were asked for. ``pair``: the two algorithms to compare, if any; ``differences``: between these,
-    for each group, method and unit. ``comparisons_against``: every algorithm against one, if this
-    was asked for. ``column_names``: of the columns to print; ``error``: what stands behind means.
+    ``suite_scores``: accuracies on whole test sets. ``comparisons``: for each group its accuracies
+    beside published ones, None unless these were asked for. ``comparisons_against``: every
+    algorithm against one, if this was asked for. ``column_names``: of the columns to print;
+    ``error``: what stands behind means.
     """
 
     collection: Collection
     tables_of_groups: Sequence[Sequence[Table]]
-    tables_of_sources: Sequence[Table]
     suite_scores: Sequence[Scores]
     comparisons: Sequence[Sequence[dict[str, Any]]] | None
-    pair: tuple[str, str] | None
-    differences: Sequence[Comparison]
     comparisons_against: Sequence[Comparison]
     column_names: Sequence[str]
     error: ErrorKind
@@ -128,7 +123,7 @@ class Results:
     def grids(self) -> list[Grid]:
         """All tables as words."""
         grids = []
-        for table in self._tables_to_print:
+        for table in self.tables:
             grids += [table.grid(), *filter(None, [table.grid_of_choices()])]
 
         grids += [suites.grid(rows) for rows in suites.rows_by_table(self.suite_scores)]
@@ -136,22 +131,7 @@ class Results:
             grids += [published.grid(entries) for entries in self.comparisons]
             grids.append(published.overview(self.collection.compare_with))
             grids += suites.grids_with_published(self.suite_scores)
-        grids += comparing.grids(self.differences)
         return grids + comparing.grids(self.comparisons_against)
-
-    @property
-    def _tables_to_print(self) -> list[Table]:
-        """Of single sources only that of all sources, unless it lacks columns that are printed."""
-        has_default_columns = tuple(self.column_names) == DEFAULT_COLUMNS
-        tables = [
-            table
-            for group, group_tables in zip(
-                self.collection.groups, self.tables_of_groups, strict=True
-            )
-            for table in group_tables
-            if not (group.source and has_default_columns)
-        ]
-        return [*tables, *self.tables_of_sources]
 
     @property
     def captions(self) -> dict[str, list[str]]:
@@ -164,20 +144,15 @@ class Results:
             *self._remarks,
             *table_columns.explanations(printed_columns),
         ]
-        if any(table.grid_of_choices() for table in self._tables_to_print):
+        if any(table.grid_of_choices() for table in self.tables):
             of_tables.append(_CHOICES_CAPTION)
         if self.suite_scores:
             of_tables.append(suites.caption(self.error))
 
-        of_comparisons: list[str] = []
-        if self.differences or self.comparisons_against:
-            of_comparisons += comparing.CAPTION
-        if any(entry.points is not None for entry in self.comparisons_against):
-            of_comparisons.append(comparing.POWER_CAPTION)
         return {
             "tables": of_tables,
             "published": list(published.CAPTION) if self.comparisons is not None else [],
-            "comparisons": of_comparisons,
+            "comparisons": list(comparing.CAPTION) if self.comparisons_against else [],
         }
 
     @property
@@ -205,8 +180,6 @@ class Results:
             "tables": [_table_entry(table) for table in self.tables],
             "notes": self.notes,
         }
-        if self.tables_of_sources:
-            content["sources"] = [_table_entry(table) for table in self.tables_of_sources]
         if self.suite_scores:
             content["suites"] = [row.entry() for row in self.suite_scores]
         if self.comparisons is not None:
@@ -214,13 +187,8 @@ class Results:
                 "comparisons": self._published_entries,
                 "figures": published.figures(self.collection.compare_with),
             }
-        if self.differences:
-            content["paired"] = self._paired_entries
         if self.comparisons_against:
             content["against"] = [entry.as_dict() for entry in self.comparisons_against]
-        power_entries = comparing.power_entries(self.comparisons_against)
-        if power_entries:
-            content["power"] = power_entries
         return content | {"summary": self.summary}
 
     @property
@@ -228,24 +196,10 @@ class Results:
         return [entry for entries in self.comparisons or () for entry in entries]
 
     @property
-    def _paired_entries(self) -> list[dict[str, Any]]:
-        """The differences of the pair, with the keys that ``--paired`` has had since 0.1.0."""
-        return [
-            {"a": entry.algorithm, "b": entry.against, "targets": entry.environments}
-            | entry.as_dict()
-            for entry in self.differences
-        ]
-
-    @property
     def records_for_csv(self) -> list[dict[str, Any]]:
         """The rows of the one table for CSV: of what was asked for, else of the tables' cells."""
-        power_entries = comparing.power_entries(self.comparisons_against)
-        if power_entries:
-            return power_entries
         if self.comparisons_against:
             return [entry.as_dict() for entry in self.comparisons_against]
-        if self.differences:
-            return self._paired_entries
         if self.comparisons is not None:
             if not self._published_entries:
                 raise CarftError(
@@ -304,13 +258,6 @@ class Results:
         return pd.DataFrame(map(dataclasses.asdict, self.comparisons_against), columns=names)
 
     @cached_property
-    def power(self) -> pd.DataFrame:
-        """What a difference needs to be found: a row for each algorithm that was compared."""
-        import pandas as pd
-
-        return pd.DataFrame(comparing.power_entries(self.comparisons_against))
-
-    @cached_property
     def records(self) -> pd.DataFrame:
         """A row for each record (checkpoint) of the runs, each job once.
 
@@ -336,13 +283,10 @@ class Results:
 def collect(
     sweeps: Sweeps,
     *,
-    pair: tuple[str, str] | None = None,
     compare_published: bool = False,
     columns: Sequence[str] = DEFAULT_COLUMNS,
     error: str = DOMAINBED.name,
-    one_setting: bool = False,
     against: str | None = None,
-    power: float | None = None,
     **reading: Any,
 ) -> Results:
     """Read the records of sweeps and make their tables, as ``carft collect`` does.
@@ -350,14 +294,11 @@ def collect(
     ``sweeps``: one output folder of a sweep, several, or the collection that `gather` read of them;
     ``reading``: the options of `gather`, such as ``methods``. ``columns``: what the tables show,
     names of `columns.NAMES`. ``error``: what stands behind a mean, "domainbed", "sample" or "std".
-    ``one_setting``: whether to add tables of one choice of hyperparameters for all targets.
     ``compare_published``: whether to add published accuracies. ``against``: an algorithm to compare
-    all others with; ``pair``: the one to compare, and the one to compare it with; ``power``: a
-    difference from ``against`` in points, to say what it needs to be found.
+    all others with.
 
-    Raises CarftError for what `gather` does, if no column or kind of error has the name, if no
-    algorithm shares a trial with another of ``pair`` or with ``against``, or if ``power`` is not
-    above 0 or without ``against``.
+    Raises CarftError for what `gather` does, if no column or kind of error has the name, or if no
+    algorithm shares a trial with ``against``.
     """
     check(TEXTS, columns=columns)
     check(TEXT, error=error)
@@ -365,7 +306,6 @@ def collect(
     columns = table_columns.expand(columns)
     if error not in ERROR_KINDS:
         raise CarftError(unknown("kind of error", error, ERROR_KINDS))
-    comparing.require_points(power, against)
     collection = gathered(sweeps, **reading)
 
     tables_of_groups = [
@@ -374,7 +314,6 @@ def collect(
             collection.methods,
             column_names=columns,
             error=ERROR_KINDS[error],
-            with_one_setting=one_setting,
         )
         for group in collection.groups
     ]
@@ -389,31 +328,20 @@ def collect(
     comparisons = None
     if compare_published:
         comparisons = [
-            published.compare(group, [table for table in group_tables if not table.one_setting])
+            published.compare(group, group_tables)
             for group, group_tables in zip(collection.groups, tables_of_groups, strict=True)
         ]
-    differences: list[Comparison] = []
-    if pair:
-        row, reference = pair
-        differences = comparing.compare_rows(collection, reference, row=row)
-        comparing.require_comparisons(differences, collection, reference, row=row)
-
     comparisons_against: list[Comparison] = []
     if against:
         measures = [ACCURACY, IN_DOMAIN] if IN_DOMAIN in columns else [ACCURACY]
-        comparisons_against = comparing.compare_rows(
-            collection, against, measures=measures, points=power
-        )
+        comparisons_against = comparing.compare_rows(collection, against, measures=measures)
         comparing.require_comparisons(comparisons_against, collection, against)
 
     return Results(
         collection=collection,
         tables_of_groups=tables_of_groups,
-        tables_of_sources=tables_of_sources(collection.groups, tables_of_groups),
         suite_scores=scores,
         comparisons=comparisons,
-        pair=pair,
-        differences=differences,
         comparisons_against=comparisons_against,
         column_names=columns,
         error=ERROR_KINDS[error],
@@ -431,7 +359,6 @@ def _table_entry(table: Table) -> dict[str, Any]:
         "dataset": None if table.averages else table.dataset,
         "title": table.title,
         "error": table.error.name,
-        "one_setting": table.one_setting,
         "columns": list(table.columns),
         "rows": [_row_entry(row, table) for row in table.rows],
         "notes": list(table.notes),
@@ -489,22 +416,14 @@ def _choice_entry(selected: Selected) -> dict[str, Any]:
 
 
 def _accuracy_records(tables: Iterable[Table]) -> list[dict[str, Any]]:
-    """A record for each accuracy of the tables.
-
-    "one_setting" is a key only if a table shows one setting for all targets.
-    """
-    tables = list(tables)
-    has_one_setting = any(table.one_setting for table in tables)
-    return [
-        _accuracy_record(cell, has_one_setting) for table in tables for cell in table.accuracies
-    ]
+    """A record for each accuracy of the tables."""
+    return [_accuracy_record(cell) for table in tables for cell in table.accuracies]
 
 
-def _accuracy_record(cell: Cell, has_one_setting: bool = False) -> dict[str, Any]:
-    record: dict[str, Any] = {"setting": cell.setting, "selection": cell.selection}
-    if has_one_setting:
-        record["one_setting"] = cell.one_setting
-    return record | {
+def _accuracy_record(cell: Cell) -> dict[str, Any]:
+    return {
+        "setting": cell.setting,
+        "selection": cell.selection,
         "dataset": cell.dataset,
         "environment": cell.of,
         "algorithm": cell.row,
@@ -528,7 +447,6 @@ def _column_record(cell: Cell) -> dict[str, Any]:
         "setting": cell.setting,
         "selection": cell.selection,
         "dataset": cell.dataset,
-        "one_setting": cell.one_setting,
         "algorithm": cell.row,
         "column": cell.column,
         "of": cell.of,

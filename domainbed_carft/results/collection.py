@@ -59,8 +59,7 @@ class Group:
     ``title``: the setting, "" of a single group. ``planned``: jobs of the sweeps' manifests that
     belong to the group, run or not; ``runs`` may be empty. ``labels``: data set -> environments, as
     in the manifests. ``declared``: the rows in the order in which the manifests declare them.
-    ``source``: the environments trained on, if all others are left out together, else "";
-    ``setting_without_source``: the rest of the title.
+    ``source``: the environments trained on, if all others are left out together, else "".
     """
 
     title: str
@@ -70,22 +69,13 @@ class Group:
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     declared: Sequence[str] = ()
     source: str = ""
-    setting_without_source: str = ""
-    _selections: dict[tuple[str, bool], list[Selected]] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    _selections: dict[str, list[Selected]] = field(default_factory=dict, init=False, repr=False)
 
-    def selected(self, method: str, one_setting_for_all: bool = False) -> list[Selected]:
-        """What a selection method selects from the runs, computed once.
-
-        ``one_setting_for_all``: with one choice of hyperparameters for all targets of a data set,
-        instead of one for each target.
-        """
-        key = (method, one_setting_for_all)
-        if key not in self._selections:
-            select = selection.select_one_setting if one_setting_for_all else selection.select
-            self._selections[key] = select(self.runs, method)
-        return self._selections[key]
+    def selected(self, method: str) -> list[Selected]:
+        """What a selection method selects from the runs, computed once."""
+        if method not in self._selections:
+            self._selections[method] = selection.select(self.runs, method)
+        return self._selections[method]
 
     @property
     def environments(self) -> dict[str, tuple[str, ...]]:
@@ -153,9 +143,8 @@ def gather(
     of their own instead of tables.
 
     Raises CarftError if there is no record, no job for a requested method, if a job was run twice
-    with different records, if a name of ``by`` does not vary, if by the manifests no job counts for
-    tables, or if jobs without a manifest may be either of a single source or for
-    leave-one-domain-out.
+    with different records, if a name of ``by`` does not vary, or if by the manifests no job counts
+    for tables.
     """
     check(TEXTS, ignored=ignored, by=by)
     check(TEXTS, is_optional=True, methods=methods)
@@ -167,9 +156,6 @@ def gather(
     runs, warnings = _read_runs(folders)
     sweeps = [_read_manifest(folder, warnings) for folder in folders]
     runs = job_roles.assign_to_runs(runs, sweeps)
-    if selection.LEAVE_ONE_OUT not in (methods or ()):
-        job_roles.require_known_roles(runs, sweeps)
-
     last_stage = job_roles.last_stage(runs, sweeps)
     declared = dict.fromkeys(name for sweep in sweeps for name in sweep.algorithms)
     rows = row_names.label_rows(
@@ -285,8 +271,8 @@ def _groups(
     groups = []
     for key in sorted({*members, *planned_by_group}):
         values = dict(zip(parts, key, strict=True))
-        title = _title(values)
-        source = values.pop(TRAINED_ON, ALL_OTHERS)
+        title = ", ".join(f"{part} {value}" for part, value in values.items())
+        source = values.get(TRAINED_ON, ALL_OTHERS)
         group_runs = members.get(key, [])
         distinct_runs, duplicates = _distinct(group_runs)
         warnings += duplicates
@@ -299,7 +285,6 @@ def _groups(
             labels=labels,
             declared=tuple(rows.names),
             source="" if source == ALL_OTHERS else source,
-            setting_without_source=_title(values),
         )
         groups.append(group)
     return groups
@@ -316,11 +301,6 @@ def _parts_that_split(
     parts = [part for part in conflicts if not part.startswith(ignored_prefixes)]
     has_sources = any(TRAINED_ON in setting for _, setting in (*ran, *planned))
     return [*parts, TRAINED_ON] if has_sources and TRAINED_ON not in parts else parts
-
-
-def _title(values: Mapping[str, str]) -> str:
-    """The values of a group's parts as words."""
-    return ", ".join(f"{part} {value}" for part, value in values.items())
 
 
 def _cell_setting(

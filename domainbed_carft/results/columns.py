@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.cost import Cost
@@ -116,7 +116,6 @@ class Cell(NamedTuple):
     setting: str = ""
     selection: str = ""
     dataset: str = ""
-    one_setting: bool = False
     row: str = ""
     column: str = ""
     of: str = ""
@@ -137,20 +136,6 @@ class Cell(NamedTuple):
     def remarks(self) -> tuple[str, ...]:
         """What the cell lacks, as reasons."""
         return self.missing or ((NOT_ALL,) if self.is_incomplete else ())
-
-    def at(self, place: Cell, **changes: Any) -> Cell:
-        """The value at the place of another cell, but for ``changes``."""
-        return self._replace(
-            setting=place.setting,
-            selection=place.selection,
-            dataset=place.dataset,
-            one_setting=place.one_setting,
-            row=place.row,
-            column=place.column,
-            of=place.of,
-            device=place.device,
-            unit=place.unit,
-        )._replace(**changes)
 
 
 def cell_of(
@@ -601,12 +586,6 @@ OF_EVALUATE = (
            _GAINED),
     Column("lost", "Lost", "%", "Lost: pictures that only zero-shot CLIP predicts correctly.",
            _LOST),
-    Column("aligned", "Aligned", "%",
-           "Aligned: accuracy of pictures with an alignment score from 0.21 to 0.4.",
-           _evaluated(lambda part: part.alignment.aligned), is_ranked=True),
-    Column("unaligned", "Unaligned", "%",
-           "Unaligned: accuracy of pictures with an alignment score from 0.15 to 0.21.",
-           _evaluated(lambda part: part.alignment.unaligned), is_ranked=True),
 )
 # fmt: on
 COLUMNS = {column.name: column for column in (*OF_RECORDS, *OF_EVALUATE)}

@@ -1,12 +1,11 @@
-"""Differences between the rows of tables: paired, with intervals, p-values, and what they need.
+"""Differences between the rows of tables: paired, with intervals and p-values.
 
-Every comparison is by `compare`: of ``--against`` and ``--paired``, and of a report's headline.
+Every comparison is by `compare`: of ``--against``, and of a report's headline.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError, invalid
+from domainbed_carft.errors import CarftError
 from domainbed_carft.results import selection
 from domainbed_carft.results.collection import Collection, Group
-from domainbed_carft.results.columns import IN_DOMAIN, sample_deviation, sample_error
+from domainbed_carft.results.columns import IN_DOMAIN, sample_error
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.selection import Selected
 
@@ -29,7 +28,6 @@ TRIAL = "trial"
 UNITS = (ENVIRONMENT, PAIR)
 
 LEVEL = 95  # % of intervals
-POWER = 0.8
 FEWEST_PAIRS = 5
 # Below so many units no two-sided p-value by sign flips is below 5%.
 FEWEST_FOR_FIVE_PERCENT = 6
@@ -72,13 +70,6 @@ CAPTION = (
     "difference is not the difference of Avg. Environments left out share training domains: their "
     "differences are not independent, and their intervals are too narrow as well.",
 )
-POWER_CAPTION = (
-    f"Needed: how many pairs a two-sided paired t test at {1 - LEVEL / 100:.0%} needs to find a "
-    f"difference of this size in {POWER:.0%} of sweeps, if pairs spread normally and as in this "
-    "sweep (spread: standard deviation of the differences, divisor n - 1); trials: for so many "
-    "pairs with this sweep's environments. Environments: how many would be needed with one "
-    "difference each, its mean over this sweep's trials; more trials do not replace them."
-)
 
 
 @dataclass(frozen=True)
@@ -90,10 +81,9 @@ class Comparison:
     TRIAL; ``pairs``, ``environments``, ``trials``: how many of these there are. In
     ``mean_difference`` units count alike, in ``average_difference`` data sets do, as in Avg.
 
-    Differences, error, interval and spread are in points; error and interval are None for a single
-    difference, p-values and spread below FEWEST_PAIRS pairs; ``p_holm`` is corrected for the rows
-    that are compared. ``spread``: the standard deviation of the differences; ``needed``: how many
-    of these find a difference of ``points``, where one was asked for.
+    Differences, error and interval are in points; error and interval are None for a single
+    difference, p-values below FEWEST_PAIRS pairs; ``p_holm`` is corrected for the rows that are
+    compared.
     """
 
     setting: str
@@ -117,9 +107,6 @@ class Comparison:
     environments: int
     trials: int
     average_difference: float
-    spread: float | None = None
-    points: float | None = None
-    needed: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """An entry for JSON and CSV, without what other tables have."""
@@ -131,11 +118,6 @@ class Comparison:
         """Whether the interval leaves out 0."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
-    @property
-    def needed_trials(self) -> int | None:
-        """In how many trials the environments have the ``needed`` pairs."""
-        return None if self.needed is None else math.ceil(self.needed / self.environments)
-
     def interval_text(self, digits: int) -> str:
         """The interval with so many digits after the point, or why there is none."""
         if self.low is None:
@@ -143,14 +125,13 @@ class Comparison:
         return f"{self.low:+.{digits}f} to {self.high:+.{digits}f}"
 
 
-_FIELDS_OF_OTHER_TABLES = ("trials", "average_difference", "spread", "points", "needed")
+_FIELDS_OF_OTHER_TABLES = ("trials", "average_difference")
 
 
 def compare(
     accuracies: Accuracies,
     against: str,
     unit: str,
-    points: float | None = None,
     *,
     setting: str = "",
     method: str = selection.TRAINING_DOMAIN,
@@ -158,8 +139,8 @@ def compare(
 ) -> list[Comparison]:
     """Every other row minus ``against``, in the order of ``accuracies``.
 
-    Only rows that share a pair with it. ``points``: a difference, to say how many differences find
-    it. ``setting``, ``method`` and ``measure``: what the accuracies are of.
+    Only rows that share a pair with it. ``setting``, ``method`` and ``measure``: what the
+    accuracies are of.
     """
     reference = accuracies.get(against, {})
     comparisons = []
@@ -172,9 +153,6 @@ def compare(
         by_unit = _by_unit(differences, unit)
         low, high = student_interval(by_unit)
         has_pairs = len(shared) >= FEWEST_PAIRS
-        spread = None
-        if has_pairs and len(by_unit) > 1:
-            spread = sample_deviation(np.array(by_unit))
         comparison = Comparison(
             setting=setting,
             selection=method,
@@ -197,9 +175,6 @@ def compare(
             environments=len({(dataset, target) for dataset, target, _ in shared}),
             trials=len({trial for _, _, trial in shared}),
             average_difference=_average_over_datasets(differences),
-            spread=spread,
-            points=points,
-            needed=None if points is None or spread is None else needed_count(spread, points),
         )
         comparisons.append(comparison)
 
@@ -213,7 +188,6 @@ def compare_rows(
     *,
     row: str | None = None,
     measures: Sequence[str] = (ACCURACY,),
-    points: float | None = None,
 ) -> list[Comparison]:
     """What `compare` says for each group, method, measure and unit; of ``row`` only, if given."""
     comparisons = []
@@ -228,7 +202,6 @@ def compare_rows(
                 accuracies,
                 against,
                 unit,
-                points,
                 setting=group.title,
                 method=method,
                 measure=measure,
@@ -243,7 +216,7 @@ def _units_of(group: Group, method: str) -> Sequence[str]:
 
 
 def require_comparisons(
-    comparisons: Sequence[Comparison], collection: Collection, against: str, row: str | None = None
+    comparisons: Sequence[Comparison], collection: Collection, against: str
 ) -> None:
     """Raise CarftError, which names the rows, if nothing shares a pair with ``against``."""
     if comparisons:
@@ -254,24 +227,9 @@ def require_comparisons(
         f"--against {against}: no other algorithm shares a (data set, environment, trial) with it; "
         f"expected one of {names}"
     )
-    if row is not None:
-        message = (
-            f"{row} and {against} share no (data set, environment, trial) under the same settings "
-            f"by {', '.join(collection.methods)}; expected two different algorithms of {names}"
-        )
-    if "ERM" in (row, against) and "ERM" not in collection.rows:
+    if against == "ERM" and "ERM" not in collection.rows:
         message += "; ERM is DomainBed's ResNet; plain fine-tuning of CLIP is CLIPFineTune"
     raise CarftError(message)
-
-
-def require_points(points: float | None, against: str | None) -> None:
-    """Raise CarftError for a difference that is not above 0, or is from nothing."""
-    if points is None:
-        return
-    if not 0 < points < math.inf:
-        raise CarftError(invalid("--power", points, "a difference in points > 0, such as 1.0"))
-    if not against:
-        raise CarftError("--power needs an algorithm to differ from; add --against ALGORITHM")
 
 
 def accuracies_of(
@@ -421,65 +379,6 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return corrected
 
 
-def needed_count(spread: float, points: float) -> int:
-    """How many differences with this standard deviation find a mean of ``points``.
-
-    The fewest, at least 2, of which a two-sided paired t test at 5% has POWER.
-    """
-    from scipy.special import ndtri  # scipy.stats takes a second to load
-
-    quantiles = ndtri((1 + LEVEL / 100) / 2) + ndtri(POWER)
-    normal = (quantiles * spread / points) ** 2  # with a known standard deviation
-    count = max(2, math.floor(normal))
-    while power_of_t_test(count, spread, points) < POWER:
-        count += 1
-    return count
-
-
-def power_of_t_test(count: int, spread: float, points: float) -> float:
-    """The chance that a paired t test at 5% of ``count`` differences finds a mean of ``points``."""
-    from scipy.special import nctdtr, stdtrit
-
-    if spread == 0:
-        return 1.0
-    freedom = count - 1
-    shift = points * count**0.5 / spread
-    threshold = stdtrit(freedom, (1 + LEVEL / 100) / 2)
-    missed = nctdtr(freedom, shift, threshold) - nctdtr(freedom, shift, -threshold)
-    return float(1 - missed)
-
-
-def power_entries(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """What a difference of ``points`` needs, for JSON and CSV: an entry a row, of both units."""
-    by_environment = {
-        (entry.setting, entry.selection, entry.algorithm): entry
-        for entry in comparisons
-        if entry.unit == ENVIRONMENT and entry.measure == ACCURACY
-    }
-    entries = []
-    for of_pairs in comparisons:
-        if of_pairs.unit == PAIR and of_pairs.measure == ACCURACY and of_pairs.points is not None:
-            key = (of_pairs.setting, of_pairs.selection, of_pairs.algorithm)
-            of_environments = by_environment[key]
-            entry = {
-                "setting": of_pairs.setting,
-                "selection": of_pairs.selection,
-                "algorithm": of_pairs.algorithm,
-                "against": of_pairs.against,
-                "difference": of_pairs.points,
-                "pairs": of_pairs.pairs,
-                "environments": of_pairs.environments,
-                "trials": of_pairs.trials,
-                "spread": of_pairs.spread,
-                "needed_pairs": of_pairs.needed,
-                "needed_trials": of_pairs.needed_trials,
-                "environment_spread": of_environments.spread,
-                "needed_environments": of_environments.needed,
-            }
-            entries.append(entry)
-    return entries
-
-
 def grids(comparisons: Sequence[Comparison]) -> list[Grid]:
     """A table for each group, method, measure and unit: a row for each row that was compared."""
     by_table: dict[tuple[str, ...], list[Comparison]] = {}
@@ -491,21 +390,15 @@ def grids(comparisons: Sequence[Comparison]) -> list[Grid]:
 
 def _grid(comparisons: Sequence[Comparison]) -> Grid:
     first = comparisons[0]
-    needed = "" if first.points is None else f"needed to find {first.points:g} points"
     parts = [
         f"Minus {first.against}",
         _MEASURE_TITLES.get(first.measure, first.measure),
         _UNIT_TITLES[first.unit],
         selection.METHODS[first.selection].title,
         first.setting,
-        needed,
     ]
     header = ["Algorithm", "Mean", "s.e.", f"{LEVEL}% interval", "Wins", "Losses", "Ties", "n"]
     header += ["p", "Holm", "Smallest p"]
-    if first.points is not None:
-        header += ["Spread", f"{first.unit.title()}s needed"]
-        if first.unit == PAIR:
-            header += ["Trials needed", "Trials now"]
     rows = [_row(entry) for entry in comparisons]
     return Grid("; ".join(filter(None, parts)), header, rows, _notes(comparisons))
 
@@ -515,16 +408,7 @@ def _row(entry: Comparison) -> list[str]:
     counts = [str(count) for count in (entry.wins, entry.losses, entry.ties, entry.n)]
     p_values = [p_text(p) for p in (entry.p, entry.p_holm, entry.smallest_p)]
     difference = [f"{entry.mean_difference:+.2f}", error, entry.interval_text(digits=2)]
-    texts = [entry.algorithm, *difference, *counts, *p_values]
-    if entry.points is not None:
-        texts += [_or_dash(entry.spread, ".2f"), _or_dash(entry.needed, ",d")]
-        if entry.unit == PAIR:
-            texts += [_or_dash(entry.needed_trials, ",d"), str(entry.trials)]
-    return texts
-
-
-def _or_dash(value: float | None, style: str) -> str:
-    return "-" if value is None else f"{value:{style}}"
+    return [entry.algorithm, *difference, *counts, *p_values]
 
 
 def p_text(p: float | None) -> str:
@@ -541,10 +425,9 @@ def _notes(comparisons: Sequence[Comparison]) -> list[str]:
     few = {entry.algorithm: entry.pairs for entry in comparisons if entry.pairs < FEWEST_PAIRS}
     if few and first.unit != ENVIRONMENT:  # of which more trials make no more
         counts = " to ".join(str(count) for count in sorted({min(few.values()), max(few.values())}))
-        needs = "a p-value" if first.points is None else "a p-value and their spread"
         notes.append(
             f"{', '.join(few)}: {counts} (data set, environment left out, trial) shared with "
-            f"{first.against}, expected at least {FEWEST_PAIRS} for {needs}; run more trials."
+            f"{first.against}, expected at least {FEWEST_PAIRS} for a p-value; run more trials."
         )
 
     n = min(entry.n for entry in comparisons)

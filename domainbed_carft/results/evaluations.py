@@ -30,14 +30,6 @@ FORMAT: Literal[1] = 1  # of rows and figures
 
 ECE_BINS = 15  # of equal width, for the expected calibration error
 
-# Alignment scores, of arXiv 2412.02856: what divides pictures in and out of pre-training, below
-# which score a label is taken to be wrong, and above which one the picture to show its class name.
-ALIGNED_FROM = 0.21
-LOWEST_ALIGNMENT = 0.15
-HIGHEST_ALIGNMENT = 0.4
-# Accuracy over alignment: bins of 0.01 between 0 and 0.5, and one on each side.
-ALIGNMENT_EDGES = [number / 100 for number in range(51)]
-
 Labels = npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float64]
 T = TypeVar("T")
@@ -214,65 +206,6 @@ class Flips:
 
 
 @dataclass(frozen=True)
-class AlignmentFigures:
-    """Accuracies, shares of 1, of pictures by their alignment score; None without any picture.
-
-    The score of a picture is the cosine of the original CLIP's image feature with the zero-shot
-    weight of the true class, as in Teterwak et al., "Is Large-Scale Pretraining the Secret to Good
-    Domain Generalization?" (arXiv 2412.02856), which takes high scores for pictures like those of
-    the pre-training.
-
-    ``aligned``: of scores in [threshold, highest]; ``unaligned``: of those in [lowest, threshold).
-    ``pictures_below``, ``pictures_above``: how many are in neither, since their score is below
-    ``lowest`` or above ``highest``. ``bin_pictures``, ``bin_correct``: the number of pictures, and
-    of those predicted correctly, in bins: below ALIGNMENT_EDGES[0], between neighbours [low, high),
-    and from ALIGNMENT_EDGES[-1] on.
-    """
-
-    threshold: float
-    lowest: float
-    highest: float
-    aligned: float | None
-    unaligned: float | None
-    aligned_pictures: int
-    unaligned_pictures: int
-    pictures_below: int
-    pictures_above: int
-    bin_pictures: Annotated[list[int], Len(len(ALIGNMENT_EDGES) + 1, len(ALIGNMENT_EDGES) + 1)]
-    bin_correct: Annotated[list[int], Len(len(ALIGNMENT_EDGES) + 1, len(ALIGNMENT_EDGES) + 1)]
-
-
-def measure_alignment(
-    scores: npt.NDArray[np.floating], is_correct: npt.NDArray[np.bool_]
-) -> AlignmentFigures:
-    """The accuracies by alignment; ``scores`` and ``is_correct`` are of the same pictures, (N,)."""
-    exact_scores = scores.astype(np.float64)
-    is_valid = (exact_scores >= LOWEST_ALIGNMENT) & (exact_scores <= HIGHEST_ALIGNMENT)
-    is_aligned = is_valid & (exact_scores >= ALIGNED_FROM)
-    is_unaligned = is_valid & (exact_scores < ALIGNED_FROM)
-
-    bins = np.searchsorted(ALIGNMENT_EDGES, exact_scores, side="right")
-    n_bins = len(ALIGNMENT_EDGES) + 1
-    return AlignmentFigures(
-        threshold=ALIGNED_FROM,
-        lowest=LOWEST_ALIGNMENT,
-        highest=HIGHEST_ALIGNMENT,
-        aligned=_share(is_correct[is_aligned]),
-        unaligned=_share(is_correct[is_unaligned]),
-        aligned_pictures=int(is_aligned.sum()),
-        unaligned_pictures=int(is_unaligned.sum()),
-        pictures_below=int((exact_scores < LOWEST_ALIGNMENT).sum()),
-        pictures_above=int((exact_scores > HIGHEST_ALIGNMENT).sum()),
-        bin_pictures=np.bincount(bins, minlength=n_bins).tolist(),
-        bin_correct=np.bincount(bins[is_correct], minlength=n_bins).tolist(),
-    )
-
-
-def _share(is_correct: npt.NDArray[np.bool_]) -> float | None:
-    return float(is_correct.mean()) if len(is_correct) else None
-
-
-@dataclass(frozen=True)
 class EvaluatedSplit:
     """A split that was measured: its environment, the number of that, its name in the records."""
 
@@ -349,8 +282,9 @@ class EvaluationFacts:
 class EvaluatedRows:
     """The rows of an evaluated run on some splits, one split after the other.
 
-    ``raw``, ``scaled``: at temperature 1, and at the fitted one, None without. ``zero_shot``,
-    ``alignment``: (N,), the class that the original CLIP predicts, and the alignment score.
+    ``raw``, ``scaled``: at temperature 1, and at the fitted one, None without. ``zero_shot``: (N,),
+    the class that the original CLIP predicts. ``alignment``: (N,), the cosine of its image feature
+    with the zero-shot weight of the true class, as in arXiv 2412.02856.
     """
 
     raw: PictureRows
@@ -372,7 +306,6 @@ class SplitFigures(Figures):
     flips: Flips
     scaled: Calibration | None
     temperature: float | None
-    alignment: AlignmentFigures
 
     @property
     def gained_share(self) -> float:
@@ -449,7 +382,6 @@ def _measure_split(
         ),
         scaled=measure_calibration(rows.scaled) if rows.scaled else None,
         temperature=facts.temperature.value if facts.temperature else None,
-        alignment=measure_alignment(rows.alignment, is_correct),
     )
 
 

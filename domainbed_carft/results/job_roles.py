@@ -1,8 +1,4 @@
-"""What each job is for: a member of a search, one of its stages, one source, a pair.
-
-Manifests say so. Without one, a job that leaves out three environments or more leaves them out
-together; one that leaves out two is a pair for leave-one-domain-out cross-validation.
-"""
+"""What each job is for, by the manifests: a member of a search, one of its stages, one source."""
 
 from __future__ import annotations
 
@@ -12,14 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job, Role
+from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job
 from domainbed_carft.jobs.manifest import Search, Sweep, trials_phrase
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.text import quantity
-
-# With so few environments a pair for cross-validation also has a single source.
-_ENVIRONMENTS_OF_A_PAIR_WITH_ONE_SOURCE = 3
 
 # Variant, data set and algorithm
 _Row = tuple[str, str, str]
@@ -39,46 +31,16 @@ class LastStage:
 
 
 def assign_to_runs(runs: Iterable[RecordedRun], sweeps: Sequence[Sweep]) -> list[RecordedRun]:
-    """The runs, each with its job's role: from the manifest that lists it, else inferred."""
+    """The runs, each with the role of its job in the manifest that lists it."""
     listed_roles = {job.folder: job.role for sweep in sweeps for job in sweep.jobs}
 
     assigned = []
     for run in runs:
-        role = listed_roles.get(run.job.folder)
-        if role is None:
-            role = Role(leaves_out_together=len(run.test_envs) > 2)
+        role = listed_roles.get(run.job.folder, run.job.role)
         if role != run.job.role:
             run = replace(run, job=replace(run.job, role=role))
         assigned.append(run)
     return assigned
-
-
-def require_known_roles(runs: Sequence[RecordedRun], sweeps: Iterable[Sweep]) -> None:
-    """Refuse runs that may have a single source, or be pairs of which the single jobs are missing.
-
-    These are jobs in no manifest that leave out two of three environments, of an algorithm that has
-    no job there with one left out. Raises CarftError for them.
-    """
-    listed = {job.folder for sweep in sweeps for job in sweep.jobs}
-    rows_with_single_targets = {
-        (run.dataset, run.algorithm) for run in runs if len(run.test_envs) == 1
-    }
-    for run in runs:
-        is_ambiguous = (
-            len(run.test_envs) == 2
-            and run.n_environments == _ENVIRONMENTS_OF_A_PAIR_WITH_ONE_SOURCE
-            and not run.job.role.leaves_out_together
-            and (run.dataset, run.algorithm) not in rows_with_single_targets
-            and run.job.folder not in listed
-        )
-        if is_ambiguous:
-            left_out = " ".join(map(str, run.test_envs))
-            raise CarftError(
-                f"{run.folder}: {run.algorithm} on {run.dataset} leaves out 2 of 3 environments "
-                f"(--test_envs {left_out}), and no manifest says what for; for tables of a single "
-                "source declare the jobs in a sweep with test_environments: single-source, and "
-                "launch it; for cross-validation add --select leave-one-domain-out"
-            )
 
 
 def last_stage(runs: Sequence[RecordedRun], sweeps: Sequence[Sweep]) -> LastStage:

@@ -90,11 +90,7 @@ def _tables_of_first_method(all_tables: Sequence[Table]) -> list[Table]:
     if not all_tables:
         raise CarftError("--format latex: no table; expected jobs on data sets of domains")
 
-    tables = [
-        table
-        for table in all_tables
-        if table.method == all_tables[0].method and not table.one_setting
-    ]
+    tables = [table for table in all_tables if table.method == all_tables[0].method]
     of_datasets = [table for table in tables if not table.averages]
     has_averages = any(table.averages for table in tables)
     if has_averages and len({table.dataset for table in of_datasets}) > 1:

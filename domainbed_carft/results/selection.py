@@ -21,11 +21,7 @@ from domainbed_carft.results.method_names import LEAVE_ONE_OUT as LEAVE_ONE_OUT
 from domainbed_carft.results.method_names import ORACLE
 from domainbed_carft.results.method_names import TRAINING_DOMAIN as TRAINING_DOMAIN
 
-ONE_SETTING = "one setting for all environments"
-
 Floats = npt.NDArray[np.float64]
-# (data set, row, trial)
-_TrialKey = tuple[str, str, int]
 
 
 class Candidates(NamedTuple):
@@ -163,44 +159,6 @@ def select(runs: Iterable[RecordedRun], name: str) -> list[Selected]:
             )
             selected.append(best)
     return selected
-
-
-def select_one_setting(runs: Iterable[RecordedRun], method: str) -> list[Selected]:
-    """What ``method`` selects if in each trial all targets of a data set share one choice.
-
-    It is the choice with the highest mean validation accuracy over the targets; of equally good
-    ones the last, as for a single target. A choice counts if it has an outcome for every target
-    that any choice of the trial has. Checkpoints remain those of each target's own run.
-    ``method``: one that leaves environments out. The order is that of `select`.
-    """
-    rule = METHODS[method]
-    outcomes: dict[_TrialKey, dict[int, dict[Choice, Outcome]]] = {}
-    for candidates in candidates_by_target(runs):
-        trial = (candidates.dataset, candidates.row, candidates.trial)
-        by_choice = {outcome.choice: outcome for outcome in ranked_outcomes(candidates, rule)}
-        if by_choice:
-            outcomes.setdefault(trial, {})[candidates.target] = by_choice
-
-    return [
-        Selected(dataset, row, target, trial, by_target[target][choice])
-        for (dataset, row, trial), by_target in outcomes.items()
-        for choice in [_best_choice(by_target)]
-        if choice is not None
-        for target in by_target
-    ]
-
-
-def _best_choice(by_target: dict[int, dict[Choice, Outcome]]) -> Choice | None:
-    """The choice with the highest mean over all targets; None if none has all of them."""
-    complete = set.intersection(*(set(by_choice) for by_choice in by_target.values()))
-    if not complete:
-        return None
-
-    def rank(choice: Choice) -> tuple[float, Choice]:
-        validations = [by_choice[choice].validation for by_choice in by_target.values()]
-        return float(np.mean(validations)), choice
-
-    return max(complete, key=rank)
 
 
 def candidate_runs(runs: Sequence[RecordedRun], name: str) -> list[RecordedRun]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.records import RecordedRun
@@ -31,16 +29,10 @@ from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.gaps import Gaps
 from domainbed_carft.results.selection import Selected
 
-ALL_SOURCES = "mean over sources"
-
 _UNDECLARED = (
     "-: no job was declared for this cell. *: over the other cells, and so without a rank."
 )
 _TRAINED_ON = "-: the runs were trained on this environment; Avg is over the other cells."
-_NOTE_ON_SOURCES = (
-    f"A row's label names the environments trained on, whose cells are -. In the row {ALL_SOURCES} "
-    "a cell is over each trial's mean over the sources that have the target."
-)
 _NOTE_ON_ONE_TRIAL = "Each cell is of one trial, so it has no error."
 
 
@@ -75,8 +67,7 @@ class Table:
     ``cells``: row by row: the accuracies on the environments, their average, then those of the
     other ``printed_columns``. ``columns``: the environments, or in a table of ``averages`` the data
     sets. ``error``: what stands behind the means. ``dataset_titles``: what data sets are called,
-    where that is not their name. ``one_setting``: whether all targets share one choice of
-    hyperparameters. ``selected``: the row's name -> the choices behind its accuracies.
+    where that is not their name. ``selected``: the row's name -> the choices behind its accuracies.
     """
 
     setting: str
@@ -89,7 +80,6 @@ class Table:
     averages: bool = False
     dataset_titles: Mapping[str, str] = field(default_factory=dict)
     error: ErrorKind = DOMAINBED
-    one_setting: bool = False
     selected: Mapping[str, Sequence[Selected]] = field(default_factory=dict)
 
     @cached_property
@@ -125,12 +115,11 @@ class Table:
     @property
     def title(self) -> str:
         """Data set, selection method, and the group's setting."""
-        choice = selection.ONE_SETTING if self.one_setting else ""
-        return self._title(self.dataset_title, choice)
+        return self._title(self.dataset_title)
 
-    def _title(self, first: str, choice: str = "") -> str:
+    def _title(self, first: str) -> str:
         method = selection.METHODS[self.method].title
-        return "; ".join(filter(None, [first, method, choice, self.setting]))
+        return "; ".join(filter(None, [first, method, self.setting]))
 
     @property
     def accuracies(self) -> list[Cell]:
@@ -227,22 +216,15 @@ def build(
     *,
     column_names: Sequence[str] = DEFAULT_COLUMNS,
     error: ErrorKind = DOMAINBED,
-    with_one_setting: bool = False,
 ) -> list[Table]:
     """All tables of one group: for each method one a data set, then that of the averages.
 
-    ``column_names``: as for ``--columns``; ``error``: what stands behind the means;
-    ``with_one_setting``: whether tables of one choice for all targets follow those of a choice for
-    each.
+    ``column_names``: as for ``--columns``; ``error``: what stands behind the means.
     """
     gaps = Gaps(group.runs, group.planned)
     tables = []
     for method in methods:
-        maker = _TableMaker(group, method, gaps, column_names, error)
-        tables += maker.tables()
-        if with_one_setting and selection.METHODS[method].leaves_out:
-            maker = _TableMaker(group, method, gaps, column_names, error, one_setting=True)
-            tables += maker.tables()
+        tables += _TableMaker(group, method, gaps, column_names, error).tables()
     return tables
 
 
@@ -271,14 +253,12 @@ class _TableMaker:
         gaps: Gaps,
         column_names: Sequence[str],
         error: ErrorKind,
-        one_setting: bool = False,
     ) -> None:
         self._group = group
         self._method = method
         self._gaps = gaps
         self._column_names = column_names
         self._error = error
-        self._one_setting = one_setting
         self._environments = group.environments
         self._dataset_titles = benchmarks.dataset_titles(self._environments)
         self._leaves_out = selection.METHODS[method].leaves_out
@@ -286,7 +266,7 @@ class _TableMaker:
         # (row, data set) -> what was selected, in the order of DomainBed's groups, on which the
         # last bit of a mean depends.
         self._selected: dict[tuple[str, str], list[Selected]] = {}
-        for entry in group.selected(method, one_setting_for_all=one_setting):
+        for entry in group.selected(method):
             self._selected.setdefault((entry.row, entry.dataset), []).append(entry)
 
         self._candidates: dict[tuple[str, str], list[RecordedRun]] = {}
@@ -301,7 +281,6 @@ class _TableMaker:
     def tables(self) -> list[Table]:
         """A table for each data set, then that of the averages, unless nothing was left out."""
         tables = [self._dataset_table(dataset) for dataset in self._datasets]
-        # Of one source, the table of all sources has the averages.
         has_averages = self._leaves_out and tables and not self._group.source
         return [*tables, self._averages(tables)] if has_averages else tables
 
@@ -404,7 +383,6 @@ class _TableMaker:
             setting=self._group.title,
             selection=self._method,
             dataset=dataset,
-            one_setting=self._one_setting,
             row=row,
             column=column,
             unit=unit,
@@ -479,99 +457,5 @@ class _TableMaker:
             cells=cells,
             dataset_titles=self._dataset_titles,
             error=self._error,
-            one_setting=self._one_setting,
             **details,
         )
-
-
-def tables_of_sources(
-    groups: Sequence[Group], tables_of_groups: Sequence[Sequence[Table]]
-) -> list[Table]:
-    """Where several targets were left out together: a row a source, a column a target.
-
-    The groups of such runs have one set of environments trained on, their source, so that no cell
-    mixes two. Here they come together, for each setting, selection method and data set, with the
-    means over the sources. ``tables_of_groups``: those of the groups, which are in the same order.
-    """
-    tables_of_setting: dict[tuple[str, str, str, bool], dict[str, Table]] = {}
-    for group, group_tables in zip(groups, tables_of_groups, strict=True):
-        if group.source:
-            for table in group_tables:
-                setting = group.setting_without_source
-                key = (setting, table.method, table.dataset, table.one_setting)
-                tables_of_setting.setdefault(key, {})[group.source] = table
-
-    return [
-        _table_of_sources(setting, by_source)
-        for (setting, *_), by_source in tables_of_setting.items()
-    ]
-
-
-def _table_of_sources(setting: str, by_source: Mapping[str, Table]) -> Table:
-    """One table of those of several sources: for each algorithm a row a source, then their mean."""
-    first = next(iter(by_source.values()))
-
-    def place(source: str) -> list[int]:
-        """Where the environments of a source stand among all."""
-        labels = source.split(", ")
-        return [first.columns.index(label) for label in labels if label in first.columns]
-
-    ordered = sorted(by_source, key=place)
-    names = dict.fromkeys(row.algorithm for table in by_source.values() for row in table.rows)
-
-    cells: list[Cell] = []
-    selected = {}
-    for name in names:
-        rows_by_source = {
-            source: row
-            for source in ordered
-            for row in by_source[source].rows
-            if row.algorithm == name
-        }
-        for source, row in rows_by_source.items():
-            label = f"{name}, {source}"
-            cells += _source_cells(label, row.cells, row.average)
-            selected[label] = row.selected
-        if len(rows_by_source) > 1:
-            cells += _mean_cells(f"{name}, {ALL_SOURCES}", rows_by_source.values(), first.error)
-
-    return replace(
-        first,
-        setting=setting,
-        cells=[cell._replace(setting=setting) for cell in cells],
-        notes=[_NOTE_ON_SOURCES],
-        printed_columns=columns.choose(DEFAULT_COLUMNS, first.columns, runs=()),
-        selected=selected,
-    )
-
-
-def _source_cells(label: str, accuracies: Sequence[Cell], average: float | None) -> list[Cell]:
-    """The cells of a row called ``label``."""
-    average_cell = Cell(average).at(accuracies[0], column=AVERAGE, of="")
-    return [cell._replace(row=label) for cell in (*accuracies, average_cell)]
-
-
-def _mean_cells(label: str, rows: Iterable[Row], error: ErrorKind) -> list[Cell]:
-    """The means over the sources: of each target, and of the rows' averages."""
-    rows = list(rows)
-    accuracies = []
-    for number, place in enumerate(rows[0].cells):
-        expected = [row.cells[number] for row in rows if row.cells[number].is_expected]
-        cell = _mean_over_sources(expected, error) if expected else Cell()
-        accuracies.append(cell.at(place))
-
-    averages = [row.average for row in rows]
-    values = [average for average in averages if average is not None]
-    average = float(np.mean(values)) if values and len(values) == len(averages) else None
-    return _source_cells(label, accuracies, average)
-
-
-def _mean_over_sources(cells: Sequence[Cell], error: ErrorKind) -> Cell:
-    """The cell of one target over its sources: each trial's mean, if it has all of them."""
-    reasons = dict.fromkeys(reason for cell in cells for reason in cell.missing)
-    accuracies = {
-        trial: float(np.mean([cell.accuracies[trial] for cell in cells]))
-        for trial in sorted(cells[0].accuracies)
-        if all(trial in cell.accuracies for cell in cells)
-    }
-    return cell_of(accuracies, tuple(reasons), error)

@@ -144,7 +144,7 @@ def evaluate(
 ) -> Evaluation | SuiteEvaluation | SweepEvaluation:
     """Accuracy, calibration and confusion of a run on the splits of its data set, or on a suite.
 
-    Of the output folder of a sweep: calibration, flips and alignment of every selected run, which
+    Of the output folder of a sweep: calibration and flips of every selected run, which
     are kept in the runs' folders.
 
     ``suite``: the name of whole test sets, such as "imagenet", instead of the splits. ``data_dir``:

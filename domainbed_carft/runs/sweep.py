@@ -29,7 +29,7 @@ from domainbed_carft.launchers.attempt import Children, stopping
 from domainbed_carft.results import collection
 from domainbed_carft.results.collection import Collection, Group
 from domainbed_carft.results.columns import figures_of
-from domainbed_carft.results.evaluations import ALIGNED_FROM, RunFigures, SplitFigures
+from domainbed_carft.results.evaluations import RunFigures, SplitFigures
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.suites import SuiteRun, selected_runs
 from domainbed_carft.runs import BATCH_SIZE, sweep_job
@@ -127,7 +127,6 @@ class SweepEvaluation:
         """The evaluation, for JSON."""
         return {
             "sweep": str(self.folder),
-            "threshold": ALIGNED_FROM,
             "measured": self.measured,
             "current": self.current,
             "runs": [run.as_dict() for run in self.runs],
