@@ -155,7 +155,7 @@ def test_steps_are_when_schedules_end():
         ({"hparams": {**TINY, "kl_wieght": 1}}, "called 'kl_wieght'; did you mean kl_weight"),
         ({"hparams": {**TINY, "lr": -1}}, "lr is -1, expected a number > 0"),
         ({"hparams": {"clip_backbone": "nope.pt"}}, "clip_backbone is 'nope.pt', expected"),
-        ({"steps": 0}, "total_steps is 0, expected a whole number >= 1"),
+        ({"steps": 0}, "steps is 0, expected a whole number of at least 1"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):

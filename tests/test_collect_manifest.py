@@ -170,7 +170,6 @@ NUMBERS = '"test_envs": [0], "trial_seed": 0, "hparams_seed": '
         "{}",
         "[",
         '{"version": 9}',
-        "[" * 100_000,
         ODD % (ODD_JOB % ("7", NUMBERS + "0")),
         ODD % (ODD_JOB % (f'"{"a" * 32}"', NUMBERS + '"x"')),
         ODD.replace("{}", '{"PACS": {"labels": [], "pictures": null, "steps": Infinity}}') % "",

@@ -440,6 +440,7 @@ def test_a_record_keeps_the_means_of_the_groups_and_tables_show_them(tmp_path):
         "weights": "model.pkl",
         "step": 3,
         "wise_ft_alpha": None,
+        "weights_digest": "0" * 64,
         "algorithm": "CARFT",
         "sets": {one.name: one_set for one in suite.sets},
         **suite.means({one.name: 0.5 for one in suite.sets}),
@@ -459,6 +460,7 @@ def test_a_record_keeps_the_means_of_the_groups_and_tables_show_them(tmp_path):
 
 def test_an_older_record_without_the_groups_is_read(tmp_path):
     old = {"suite": "EmojiShift", "weights": "model.pkl", "step": 3, "wise_ft_alpha": None}
+    old |= {"weights_digest": "0" * 64}
     old |= {"algorithm": "CARFT", "sets": {}, "mean": 0.5, "mean_without_objectnet": None}
     (tmp_path / records.FILE).write_text(json.dumps(old) + "\n")
     assert records.read(tmp_path, warnings=[]) == [old]
@@ -530,6 +532,7 @@ def test_the_contamination_table_compares_gains_by_group(tmp_path):
         suite = catalogue.get("EmojiUnseen")
         accuracies = {name: 0.5 + gain for name, gain in gains.items()}
         record = {"suite": suite.name, "weights": "model.pkl", "step": 3, "wise_ft_alpha": None}
+        record |= {"weights_digest": "0" * 64}
         sets = {name: {"accuracy": value, "complete": True} for name, value in accuracies.items()}
         records.append(
             job, {**record, "algorithm": algorithm, "sets": sets, **suite.means(accuracies)}
@@ -559,6 +562,7 @@ def test_the_contamination_table_has_a_row_for_each_variant(tmp_path):
         suite = catalogue.get("EmojiUnseen")
         accuracies = {style.name: 0.5 + gain for style in emoji_styles.styles()}
         record = {"suite": suite.name, "weights": "model.pkl", "step": 3, "wise_ft_alpha": None}
+        record |= {"weights_digest": "0" * 64}
         sets = {name: {"accuracy": value, "complete": True} for name, value in accuracies.items()}
         records.append(
             job, {**record, "algorithm": algorithm, "sets": sets, **suite.means(accuracies)}

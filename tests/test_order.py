@@ -86,11 +86,11 @@ def test_an_algorithm_that_is_added_to_the_file_has_its_place_there(tmp_path, ca
     assert all(rows == declared for rows in rows_of_collect(tmp_path, capsys))
 
     launched(tmp_path, f"{SWEEP}[CLIPMIRO]\n")
-    declared = manifest.read(Path(tmp_path)).declared_algorithms
+    declared = manifest.read(Path(tmp_path)).algorithms
     assert declared == ("CLIPMIRO", "CLIPood", "ERM", "CARFT")
 
 
 def test_an_order_of_variants_does_not_change_the_declared_one(tmp_path):
     variants = "variants: {a: {algorithms: [CLIPood]}, b: {algorithms: [CARFT]}}\n"
     launched(tmp_path, f"{SWEEP}[CARFT, CLIPood]\n{variants}")
-    assert manifest.read(Path(tmp_path)).declared_algorithms == ("CARFT", "CLIPood")
+    assert manifest.read(Path(tmp_path)).algorithms == ("CARFT", "CLIPood")

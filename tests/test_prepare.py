@@ -64,7 +64,7 @@ def test_terra_incognita_is_sorted_by_its_annotations(tmp_path):
     assert files(tmp_path / "ready") == expected
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 99_999, b'{"images": [{"id": []}]}'])
+@pytest.mark.parametrize("content", [b"\xff\xfe", b'{"images": [{"id": []}]}'])
 def test_invalid_annotations_are_refused(tmp_path, content):
     unpacked = terra(tmp_path / "unpacked")
     file = unpacked / preparation.TERRA_ANNOTATIONS / preparation.TERRA_FILES[2]

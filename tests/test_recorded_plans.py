@@ -113,14 +113,6 @@ def test_a_job_measures_what_its_records_say(folder, monkeypatch, capsys):
         assert split["accuracy"] == records[-1][f"{split['name']}_acc"]
 
 
-def test_a_plan_that_is_none_is_refused(folder, tmp_path):
-    content, _ = read(folder)
-    content["picture_plan"]["size"] = 10**9
-    torch.save(content, tmp_path / "model.pkl")
-    with pytest.raises(Exception, match="picture_plan is .*Expected a weights file"):
-        saved.open_run(tmp_path)
-
-
 def test_a_clip_given_as_a_file_is_loaded_for_its_facts_and_to_train_it(folder, monkeypatch):
     opened_in_job = opened_files["clip.pt"]
     monkeypatch.chdir(folder)

@@ -283,7 +283,6 @@ def test_differences_weigh_data_sets_as_the_averages_beside_them(tmp_path):
                 dataset=dataset,
                 trial_seed=trial,
                 test_envs=[target],
-                trial_seed=trial,
                 environments=list(labels),
             )
             accuracy = {f"env{target}_in_acc": 0.7 + gains.get((algorithm, dataset), 0)}

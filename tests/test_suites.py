@@ -249,7 +249,7 @@ def test_objectnet_is_no_training_data(tmp_path):
 def suite_record(**changes):
     scores = {"n": 8, "right": 4, "accuracy": 0.5, "ece": 0.1, "complete": True}
     record = {"suite": "DTD", "weights": "model.pkl", "step": 3, "wise_ft_alpha": None}
-    record |= {"algorithm": "CARFT", "sets": {"DTD": scores}}
+    record |= {"weights_digest": "0" * 64, "algorithm": "CARFT", "sets": {"DTD": scores}}
     return {**record, "mean": 0.5, "mean_without_objectnet": None, **changes}
 
 
