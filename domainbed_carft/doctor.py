@@ -106,7 +106,7 @@ def finding_of_error(name: str, error: BaseException) -> Finding:
 
 
 def check_domainbed() -> Iterator[Finding]:
-    """Which domainbed is found, whose it is, and whether its modules can be imported."""
+    """Which domainbed is found, and whose it is."""
     spec = find_spec("domainbed")
     if spec is None:
         remedy = "activate the hook, which provides a harness, or start in your checkout's root"
@@ -120,13 +120,13 @@ def check_domainbed() -> Iterator[Finding]:
     if path in harness_folders():
         found = f"ours, the harness: {path}; for a checkout run carft doctor in its root"
     yield Finding("domainbed", OK, found)
+
+
+def check_algorithms() -> Iterator[Finding]:
+    """Whether its modules can be imported, and have our CARFT; and the user's own methods."""
     for module in HOST_MODULES:
         importlib.import_module(f"domainbed.{module}")
-    yield from _findings_of_algorithms()
 
-
-def _findings_of_algorithms() -> Iterator[Finding]:
-    """The user's own methods, and whether the name CARFT stands for our class."""
     from domainbed_carft.method.algorithms import OWN
     from domainbed_carft.plugin.additions import HOST_NAMES
 
@@ -135,7 +135,9 @@ def _findings_of_algorithms() -> Iterator[Finding]:
     if OWN:
         yield Finding("own methods", OK, ", ".join(OWN))
     carft = importlib.import_module("domainbed.algorithms").get_algorithm_class("CARFT")
-    if not carft.__module__.startswith("domainbed_carft."):
+    if carft.__module__.startswith("domainbed_carft."):
+        yield Finding("algorithms", OK, f"CARFT is {carft.__module__}.{carft.__qualname__}")
+    else:
         found = f"CARFT is the class of {carft.__module__}, not ours"
         yield Finding("algorithms", PROBLEM, found, "rename the class of your domainbed")
 
@@ -234,6 +236,7 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "domainbed": check_domainbed,
     "versions": check_versions,
     "hook": check_hook,
+    "algorithms": check_algorithms,
     "device": check_device,
     "weights": check_weights,
 }
