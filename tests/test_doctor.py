@@ -58,6 +58,7 @@ def examine(python: Any, folder: Path, **options: Any) -> dict[str, Finding]:
     arguments = ("-m", "domainbed_carft", "doctor", "--json")
     status, report = json_of(python, folder, *arguments, **options)
     findings = [Finding(**fields) for fields in report["findings"]]
+    assert findings[0].name == "domainbed", "the first says which one was looked at"
     findings.sort(key=lambda finding: (OK, NOTE, PROBLEM).index(finding.state))
 
     has_problem = findings[-1].state == PROBLEM

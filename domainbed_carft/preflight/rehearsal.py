@@ -107,7 +107,8 @@ class _Rehearsal:
             return
 
         failed = {verdict.dataset for verdict in self.plan.verdicts if _problem_of(verdict)}
-        for clip in filter(None, dict.fromkeys(map(clip_of, self.jobs))):
+        whole = [job for job in self.jobs if not failed & {"", job.key.dataset}]
+        for clip in filter(None, dict.fromkeys(map(clip_of, whole))):
             for row in guarded(WEIGHTS_AND_DATA, f"CLIP {clip}", partial(weights_rows, clip)):
                 yield row
                 failed |= {clip} if row.state == "failure" else set()
