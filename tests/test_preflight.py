@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import math
 import mmap
@@ -14,17 +13,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import scipy
 import torch
 from fake_checkout import REPO
-from PIL import Image
 
 from domainbed_carft import cli, files
 from domainbed_carft.clips import backbone, openai
-from domainbed_carft.errors import CarftError
+from domainbed_carft.errors import CarftError, is_out_of_memory
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.method import objective, prompts
 from domainbed_carft.preflight import prepared_job, recipes, rehearsal, steps
@@ -57,23 +56,6 @@ def emoji_job(algorithm: str = "CARFT", **hparams: Any) -> Job:
     }
     args |= {"trial_seed": 0, "hparams_seed": 0, "seed": 0}
     return Job(args, Path("unused"))
-
-
-def write_pictures(root: Path) -> Path:
-    """Noise in two domains of two classes, five pictures each; returns the folder."""
-    for domain, name in itertools.product(("art", "photo"), ("cat", "dog")):
-        folder = root / domain / name
-        folder.mkdir(parents=True)
-        noise = torch.randint(256, (40, 40, 3), dtype=torch.uint8).numpy()
-        for number in range(5):
-            Image.fromarray(noise).save(folder / f"{number}.png")
-    return root
-
-
-def job_on_folder(root: Path) -> Job:
-    """A job on a user's own folder, with the embedded CLIP."""
-    job = emoji_job(clip_backbone="tiny")
-    return Job({**job.args, "dataset": str(root)}, job.folder)
 
 
 def zero_shot_trainer(folder: Path, job: Job) -> Any:
@@ -253,6 +235,40 @@ def test_steps_of_a_job_are_measured(
     assert math.isfinite(measures.loss) and 10**8 < measures.peak_memory < steps.total_memory()
     assert min(measures.steps, measures.with_loading, measures.predictions) > 0
     assert trainer.algorithm.hparams["batch_size"] == 4
+
+
+OUT_OF_MEMORY = RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+
+@pytest.mark.usefixtures("quick_parts")
+@pytest.mark.parametrize(
+    ("measured", "found", "remedy"),
+    [
+        (OUT_OF_MEMORY, "a step does not fit into the memory of ", "set the hparam micro_batch"),
+        (RuntimeError("shapes differ"), "RuntimeError: shapes differ (", "report this error"),
+        ([StepMeasures(math.nan, 10**9, 1.0, 1.0, 1.0)], "loss nan, 1.00 GB at most", "lower lr"),
+    ],
+)
+def test_steps_that_do_not_fit_or_diverge_fail_and_have_no_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Any, found: str, remedy: str
+) -> None:
+    monkeypatch.setattr(steps, "measure_steps", mock.Mock(side_effect=measured))
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL_SWEEP)
+
+    assert cli.main(["preflight", str(path), "--output_dir", str(tmp_path)]) == 1
+
+    preflight = preflight_file.read(tmp_path)
+    assert preflight is not None and preflight.hours is None and preflight.costs == []
+    (row,) = [row for row in preflight.rows if row.state == "failure"]
+    assert row.name == "CLIPFineTune" and found in row.found and remedy in row.remedy
+
+
+@pytest.mark.parametrize("error", [OUT_OF_MEMORY, MemoryError(), torch.OutOfMemoryError("x")])
+def test_too_little_memory_is_told_by_several_errors(error: Exception) -> None:
+    is_torchs = isinstance(error, torch.OutOfMemoryError)
+    assert is_out_of_memory(error) or is_torchs
+    assert not is_out_of_memory(ValueError("out of memory"))
 
 
 def test_the_peak_memory_is_that_since_its_beginning() -> None:
@@ -561,24 +577,6 @@ def test_missing_data_fails_once_and_what_needs_it_is_skipped(
     skipped = {row["name"] for row in found["rows"] if row["state"] == "skipped"}
     assert skipped == {*names, "CARFT", *(f"on {name}" for name in names), "of the sweep"}
     assert found["hours"] is None and found["costs"] == []
-
-
-@pytest.mark.usefixtures("quick_parts")
-def test_a_damaged_picture_fails_at_the_gate_and_its_steps_are_skipped(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cut_off = write_pictures(tmp_path / "data") / "art" / "dog" / "0.png"
-    cut_off.write_bytes(cut_off.read_bytes()[:-2000])
-    sweep = tmp_path / "own.yaml"
-    text = SMALL_SWEEP.replace("{EmojiStyles: [line]}", f"{{{tmp_path / 'data'}: [art]}}")
-    text = text.replace("[EmojiStyles]", f"[{tmp_path / 'data'}]")
-    sweep.write_text(text.replace("hparams: {", "hparams: {clip_backbone: tiny, "))
-
-    assert cli.main(["preflight", str(sweep), "--output_dir", str(tmp_path / "out")]) == 1
-    shown = capsys.readouterr().out
-    assert f"failure  zero-shot gate, {tmp_path / 'data'}: " in shown and str(cut_off) in shown
-    assert "skipped  one step, CLIPFineTune: " in shown
-    assert "Failed: 1 failure of " in shown
 
 
 @pytest.mark.parametrize(("state", "status"), [("pass", 0), ("warning", 0), ("failure", 1)])

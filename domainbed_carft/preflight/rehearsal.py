@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import socket
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import torch
 
@@ -57,7 +57,7 @@ def rehearse(plan: LaunchPlan, report: Callable[[Row], None]) -> Preflight:
     rows: list[Row] = []
     plan.output.mkdir(parents=True, exist_ok=True)
     with (
-        _restored_variables(),
+        mock.patch.dict(os.environ),  # at the end it is as before
         tempfile.TemporaryDirectory(dir=plan.output, prefix=".preflight-") as folder,
     ):
         rehearsal = _Rehearsal(plan, [*plan.jobs, *plan.waiting_jobs], Path(folder))
@@ -258,18 +258,6 @@ def hours_row(name: str, hours: Sequence[float]) -> Row:
         return Row(HOURS, name, "skipped", "not all of its jobs were measured")
     found = f"{quantity(len(hours), 'job')}, the longest {max(hours):,.2f} h, in all "
     return Row(HOURS, name, "pass", f"{found}{math.fsum(hours):,.2f} h")
-
-
-@contextlib.contextmanager
-def _restored_variables() -> Iterator[None]:
-    """At the end this process has the variables that it had at the beginning."""
-    variables = dict(os.environ)
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - variables.keys():
-            del os.environ[name]
-        os.environ.update(variables)
 
 
 def take_slot(plan: LaunchPlan, job_count: int) -> None:
