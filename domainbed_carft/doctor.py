@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 from domainbed_carft import machine, process_variables
 from domainbed_carft.jobs.job import command
@@ -75,13 +76,14 @@ def diagnose(with_training: bool = False) -> list[Finding]:
     ``with_training`` also takes two steps by the `train` of that domainbed, if no check finds a
     problem. Raises nothing: what fails is a finding.
     """
-    sys.path.insert(0, os.getcwd())  # as for python -m domainbed.scripts.train
     findings: list[Finding] = []
-    for name, check in CHECKS.items():
-        try:
-            findings.extend(check())
-        except (Exception, SystemExit) as error:  # some modules exit when they are imported
-            findings.append(finding_of_error(name, error))
+    # The current folder comes first, as for python -m domainbed.scripts.train.
+    with mock.patch.object(sys, "path", [os.getcwd(), *sys.path]):
+        for name, check in CHECKS.items():
+            try:
+                findings.extend(check())
+            except (Exception, SystemExit) as error:  # some modules exit when they are imported
+                findings.append(finding_of_error(name, error))
     if with_training and not has_problem(findings):
         findings.append(train_two_steps())
     return findings

@@ -26,13 +26,13 @@ from domainbed_carft.clips import backbone, openai
 from domainbed_carft.errors import CarftError, is_out_of_memory
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.method import objective, prompts
-from domainbed_carft.preflight import prepared_job, recipes, rehearsal, steps
+from domainbed_carft.preflight import recipes, rehearsal, steps
 from domainbed_carft.preflight import zero_shot_gate as gate
 from domainbed_carft.preflight.steps import StepMeasures
 from domainbed_carft.preflight.zero_shot_gate import ZeroShot
 from domainbed_carft.sweep import declaration_file, preflight_file
 from domainbed_carft.sweep.data_checks import DataVerdict
-from domainbed_carft.sweep.preflight_file import JobCost, Row
+from domainbed_carft.sweep.preflight_file import JobCost, PreflightRow
 
 SMALL_SWEEP = """
 name: small
@@ -61,7 +61,7 @@ def emoji_job(algorithm: str = "CARFT", **hparams: Any) -> Job:
 def zero_shot_trainer(folder: Path, job: Job) -> Any:
     """The trainer of CLIPZeroShot, with the CLIP and prompts of a job, on all environments."""
     (zero_shot,) = recipes.zero_shot_jobs([job])
-    return prepared_job.prepare(zero_shot, {}, folder, targets=range(4))
+    return steps.prepare(zero_shot, {}, folder, targets=range(4))
 
 
 # Weights and data
@@ -229,7 +229,7 @@ def test_steps_of_a_job_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str
 ) -> None:
     monkeypatch.setattr(steps, "SECONDS_ON_PROCESSOR", 0.05)
-    trainer = prepared_job.prepare(emoji_job(algorithm), {}, tmp_path)
+    trainer = steps.prepare(emoji_job(algorithm), {}, tmp_path)
     measures = steps.measure_steps(trainer)
 
     assert math.isfinite(measures.loss) and 10**8 < measures.peak_memory < steps.total_memory()
@@ -373,7 +373,7 @@ variants:
 
 
 def test_an_error_in_a_part_is_a_failed_row_and_the_rehearsal_goes_on() -> None:
-    fine = Row("part", "first", "pass", "fine")
+    fine = PreflightRow("part", "first", "pass", "fine")
 
     def broken() -> Any:
         yield fine
@@ -407,8 +407,10 @@ def test_the_verdict_is_that_of_the_worst_row(
 # preflight.json
 
 
-def rows_of(*states: Any) -> list[Row]:
-    return [Row("a", "b", state, "c", "" if state == "pass" else "do d") for state in states]
+def rows_of(*states: Any) -> list[PreflightRow]:
+    return [
+        PreflightRow("a", "b", state, "c", "" if state == "pass" else "do d") for state in states
+    ]
 
 
 def saved(folder: Path, **changes: Any) -> preflight_file.Preflight:

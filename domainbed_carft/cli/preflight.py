@@ -13,7 +13,7 @@ from domainbed_carft.errors import raise_for
 from domainbed_carft.text import printable, quantity
 
 if TYPE_CHECKING:
-    from domainbed_carft.sweep.preflight_file import Preflight, Row
+    from domainbed_carft.sweep.preflight_file import Preflight, PreflightRow
 
 # Exit statuses beside 0.
 FAILED = 1
@@ -68,7 +68,7 @@ def _preflight(arguments: argparse.Namespace) -> int:
     return FAILED if preflight.verdict == "failed" else 0
 
 
-def _print_row(row: Row) -> None:
+def _print_row(row: PreflightRow) -> None:
     print(printable(f"{row.state:8} {row.section}, {row.name}: {row.found}"), flush=True)
     if row.remedy:
         print(printable(f"{'':8} -> {row.remedy}"), flush=True)

@@ -25,12 +25,12 @@ from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.launchers import pool
 from domainbed_carft.machine import devices
-from domainbed_carft.preflight import prepared_job, steps, zero_shot_gate
+from domainbed_carft.preflight import steps, zero_shot_gate
 from domainbed_carft.preflight.recipes import Recipe, clip_of, recipes_of, zero_shot_jobs
 from domainbed_carft.sweep import costs, host, preflight_file
 from domainbed_carft.sweep.data_checks import DataVerdict
 from domainbed_carft.sweep.launch import LaunchPlan
-from domainbed_carft.sweep.preflight_file import JobCost, Preflight, Row
+from domainbed_carft.sweep.preflight_file import JobCost, Preflight, PreflightRow
 from domainbed_carft.text import quantity
 from domainbed_carft.version import __version__
 
@@ -49,12 +49,12 @@ _NEED_LESS_MEMORY = (
 _FIX_LOSS = "set amp to 'off' or a lower lr; a job would diverge at its first step"
 
 
-def rehearse(plan: LaunchPlan, report: Callable[[Row], None]) -> Preflight:
+def rehearse(plan: LaunchPlan, report: Callable[[PreflightRow], None]) -> Preflight:
     """Rehearse a sweep in this process; ``report`` is called with each row as soon as it is made.
 
     Meanwhile this process has the variables of a job.
     """
-    rows: list[Row] = []
+    rows: list[PreflightRow] = []
     plan.output.mkdir(parents=True, exist_ok=True)
     with (
         mock.patch.dict(os.environ),  # at the end it is as before
@@ -98,12 +98,12 @@ class _Rehearsal:
     def __post_init__(self) -> None:
         self.datasets: dict[str, Dataset] = dict(self.plan.declaration.facts)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[PreflightRow]:
         """Make the rows, in the order in which they are printed."""
         yield from map(verdict_row, self.plan.verdicts)
         if not host.skips_in_splits():
             reason = "this domainbed has its own train; start where no checkout is found"
-            yield Row(ONE_STEP, "rehearsal", "skipped", reason)
+            yield PreflightRow(ONE_STEP, "rehearsal", "skipped", reason)
             return
 
         failed = {verdict.dataset for verdict in self.plan.verdicts if _problem_of(verdict)}
@@ -117,7 +117,7 @@ class _Rehearsal:
             jobs = [job for job in self.jobs if job.key.dataset == name]
             if failed & {"", name, *map(clip_of, jobs)}:
                 reason = "its data or its CLIP has a failure above"
-                yield Row(zero_shot_gate.SECTION, name, "skipped", reason)
+                yield PreflightRow(zero_shot_gate.SECTION, name, "skipped", reason)
             else:
                 part = partial(self._dataset_rows, name, jobs)
                 yield from guarded(zero_shot_gate.SECTION, name, part)
@@ -126,10 +126,10 @@ class _Rehearsal:
                 yield from guarded(ONE_STEP, recipe.label, partial(self._recipe_rows, recipe))
             else:
                 reason = f"{recipe.job.key.dataset} has a failure above"
-                yield Row(ONE_STEP, recipe.label, "skipped", reason)
+                yield PreflightRow(ONE_STEP, recipe.label, "skipped", reason)
         yield from self._hours_rows()
 
-    def _dataset_rows(self, name: str, jobs: Sequence[Job]) -> Iterator[Row]:
+    def _dataset_rows(self, name: str, jobs: Sequence[Job]) -> Iterator[PreflightRow]:
         """The zero-shot accuracies on a data set; then the speed of its loaders is measured."""
         targets = range(len(self.datasets[name].labels))
         for job in zero_shot_jobs(jobs):
@@ -140,7 +140,7 @@ class _Rehearsal:
         self.datasets[name] = replace(self.datasets[name], pictures=sizes)
         self.loading[name] = steps.measure_loading(trainer)
 
-    def _recipe_rows(self, recipe: Recipe) -> Iterator[Row]:
+    def _recipe_rows(self, recipe: Recipe) -> Iterator[PreflightRow]:
         """The row on a step of a recipe; keeps what its jobs cost."""
         total = steps.total_memory()
         try:
@@ -149,7 +149,7 @@ class _Rehearsal:
             if not is_out_of_memory(error):
                 raise
             found = f"a step does not fit into the memory of {total / 1e9:.1f} GB"
-            yield Row(ONE_STEP, recipe.label, "failure", found, _NEED_LESS_MEMORY)
+            yield PreflightRow(ONE_STEP, recipe.label, "failure", found, _NEED_LESS_MEMORY)
             return
 
         found = (
@@ -157,9 +157,9 @@ class _Rehearsal:
             f"{total / 1e9:.1f} GB"
         )
         if not math.isfinite(measures.loss):
-            yield Row(ONE_STEP, recipe.label, "failure", found, _FIX_LOSS)
+            yield PreflightRow(ONE_STEP, recipe.label, "failure", found, _FIX_LOSS)
             return
-        yield Row(ONE_STEP, recipe.label, "pass", found)
+        yield PreflightRow(ONE_STEP, recipe.label, "pass", found)
 
         measured_on = self.loading[recipe.job.key.dataset]
         for variant, dataset, algorithm in recipe.rows:
@@ -174,7 +174,7 @@ class _Rehearsal:
             )
             self.job_costs.append(cost)
 
-    def _hours_rows(self) -> Iterator[Row]:
+    def _hours_rows(self) -> Iterator[PreflightRow]:
         skips = bool(self.plan.skips_training_in_splits)
         self.hours = hours_of_jobs(self.jobs, self.job_costs, self.datasets, skips)
         for dataset in dict.fromkeys(job.key.dataset for job in self.jobs):
@@ -185,10 +185,12 @@ class _Rehearsal:
         yield hours_row("of the sweep", self.hours)
 
     def _prepare(self, job: Job, targets: Sequence[int] | None = None) -> Trainer:
-        return prepared_job.prepare(job, self.plan.variables(job), self.folder, targets)
+        return steps.prepare(job, self.plan.variables(job), self.folder, targets)
 
 
-def guarded(section: str, name: str, part: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+def guarded(
+    section: str, name: str, part: Callable[[], Iterator[PreflightRow]]
+) -> Iterator[PreflightRow]:
     """The rows of a part as they come, and a failed one if it raises an error.
 
     Warnings inside are not printed: what matters of them is in the rows.
@@ -199,34 +201,34 @@ def guarded(section: str, name: str, part: Callable[[], Iterator[Row]]) -> Itera
             yield from part()
     except CarftError as error:
         found = " ".join(str(error).split())
-        yield Row(section, name, "failure", found, "fix it; a job would stop here")
+        yield PreflightRow(section, name, "failure", found, "fix it; a job would stop here")
     except (Exception, SystemExit) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         found = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
         remedy = "a job would stop here, too: report this error"
-        yield Row(section, name, "failure", found, remedy)
+        yield PreflightRow(section, name, "failure", found, remedy)
 
 
 def _problem_of(verdict: DataVerdict) -> str | None:
     return verdict.broken or verdict.missing
 
 
-def verdict_row(verdict: DataVerdict) -> Row:
+def verdict_row(verdict: DataVerdict) -> PreflightRow:
     """The row of a data set: its edition, or why jobs would refuse it."""
     name = f"data {verdict.dataset}".rstrip()
     problem = _problem_of(verdict)
     if problem:
-        return Row(WEIGHTS_AND_DATA, name, "failure", problem, _GET_DATA)
+        return PreflightRow(WEIGHTS_AND_DATA, name, "failure", problem, _GET_DATA)
     description = verdict.description.removeprefix(f"{verdict.dataset}: ")
-    return Row(WEIGHTS_AND_DATA, name, "pass", description)
+    return PreflightRow(WEIGHTS_AND_DATA, name, "pass", description)
 
 
-def weights_rows(clip: str) -> Iterator[Row]:
+def weights_rows(clip: str) -> Iterator[PreflightRow]:
     """The digest of a CLIP, which is downloaded if it is not here. CarftError if it is another."""
     digest = backbone.clip_facts(clip, backbone.preprocessing(clip)).digest
     is_published = clip in openai.PUBLISHED
     published = ", as published" if is_published else "; nothing is published to compare with"
-    yield Row(WEIGHTS_AND_DATA, f"CLIP {clip}", "pass", f"SHA-256 {digest}{published}")
+    yield PreflightRow(WEIGHTS_AND_DATA, f"CLIP {clip}", "pass", f"SHA-256 {digest}{published}")
 
 
 def hours_of_jobs(
@@ -252,12 +254,12 @@ def hours_of_jobs(
     return hours
 
 
-def hours_row(name: str, hours: Sequence[float]) -> Row:
+def hours_row(name: str, hours: Sequence[float]) -> PreflightRow:
     """The hours of some jobs, one after another, with their evaluations."""
     if any(map(math.isnan, hours)):
-        return Row(HOURS, name, "skipped", "not all of its jobs were measured")
+        return PreflightRow(HOURS, name, "skipped", "not all of its jobs were measured")
     found = f"{quantity(len(hours), 'job')}, the longest {max(hours):,.2f} h, in all "
-    return Row(HOURS, name, "pass", f"{found}{math.fsum(hours):,.2f} h")
+    return PreflightRow(HOURS, name, "pass", f"{found}{math.fsum(hours):,.2f} h")
 
 
 def take_slot(plan: LaunchPlan, job_count: int) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 import scipy
 
 from domainbed_carft.method import job
-from domainbed_carft.preflight.prepared_job import loaded_batches
+from domainbed_carft.preflight.steps import loaded_batches
 from domainbed_carft.results import published
 from domainbed_carft.sweep import host
-from domainbed_carft.sweep.preflight_file import Row
+from domainbed_carft.sweep.preflight_file import PreflightRow
 
 if TYPE_CHECKING:
     from domainbed.lib.training import Trainer
@@ -69,7 +69,7 @@ class ZeroShot:
         )
 
 
-def gate_row(trainer: Trainer) -> Row:
+def gate_row(trainer: Trainer) -> PreflightRow:
     """The row of a data set, of a job of `zero_shot_jobs` that trains on no environment."""
     dataset, clip = trainer.args.dataset, trainer.hparams["clip_backbone"]
     facts = job.find_facts(trainer.hparams, trainer.dataset.num_classes, has_kl=False)
@@ -90,7 +90,7 @@ def published_rows(dataset: str, clip: str) -> list[dict[str, Any]]:
 
 def judge(
     label: str, zero_shot: ZeroShot, rows: Sequence[dict[str, Any]], prompt_digest: str
-) -> Row:
+) -> PreflightRow:
     """The row of an accuracy beside the published ``rows``, if there are any.
 
     A warning where it is below the lowest of them by more than the interval; a failure where it is
@@ -104,16 +104,16 @@ def judge(
     chance = 100 / zero_shot.classes
     if zero_shot.low <= chance or zero_shot.accuracy < NEAR_CHANCE * chance:
         problem = f"near chance, which is {chance:.1f}%: {detail}"
-        return Row(SECTION, label, "failure", problem, CAUSES)
+        return PreflightRow(SECTION, label, "failure", problem, CAUSES)
 
     lowest = min((row["accuracy"] for row in rows), default=0.0)
     if zero_shot.accuracy < lowest - FAILING_POINTS:
         points = lowest - zero_shot.accuracy
         problem = f"{points:.1f} points below the lowest published: {detail}"
-        return Row(SECTION, label, "failure", problem, CAUSES)
+        return PreflightRow(SECTION, label, "failure", problem, CAUSES)
     if zero_shot.high < lowest:
-        return Row(SECTION, label, "warning", f"below all published: {detail}", CAUSES)
-    return Row(SECTION, label, "pass", detail)
+        return PreflightRow(SECTION, label, "warning", f"below all published: {detail}", CAUSES)
+    return PreflightRow(SECTION, label, "pass", detail)
 
 
 def measure(trainer: Trainer) -> ZeroShot:

@@ -28,7 +28,7 @@ _UNITS = (("day", 86400), ("hour", 3600), ("minute", 60))
 
 
 @dataclass(frozen=True)
-class Row:
+class PreflightRow:
     """A row of a rehearsal; ``remedy``: what to do about a warning or a failure."""
 
     section: str
@@ -63,7 +63,7 @@ class Preflight(BaseModel):
     host: str
     device: str
     hours: float | None  # of all jobs, one after another, with their evaluations
-    rows: list[Row]
+    rows: list[PreflightRow]
     costs: list[JobCost]
 
     @computed_field  # type: ignore[prop-decorator]
