@@ -225,9 +225,14 @@ def test_a_foreign_checkout_passes_and_damaged_weights_are_noted(
     with_torch: str, classic: Path, tmp_path: Path
 ) -> None:
     write_files(tmp_path / "home" / ".cache" / "clip", {"RN50.pt": "half of it"})
+    own = "from domainbed_carft.method.baselines import CLIPFineTune\n"
+    write_files(tmp_path, {"own.py": f"{own}class CLIPMine(CLIPFineTune):\n    pass\n"})
+    own_methods = str(tmp_path / "own.py")
 
-    findings = examine(with_torch, tmp_path, cwd=classic)
+    findings = examine(with_torch, tmp_path, cwd=classic, DOMAINBED_CARFT_METHODS=own_methods)
 
+    assert {finding.state for finding in findings.values()} <= {OK, NOTE}
+    assert findings["own methods"] == Finding("own methods", OK, "CLIPMine")
     assert findings["domainbed"] == Finding("domainbed", OK, f"foreign: {classic / 'domainbed'}")
     weights = findings["backbone RN50"]
     assert weights.state == NOTE, "a job needs these weights only if its user names them"
