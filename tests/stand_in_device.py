@@ -325,7 +325,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setattr(devices, "gpu_count", lambda: 1)
     monkeypatch.setattr(devices, "peak_memory", lambda _: 0)
     monkeypatch.setattr(devices, "begin_peak_memory", lambda _: None)
-    monkeypatch.setattr(devices, "free_memory", lambda _: facts.memory)
     monkeypatch.setattr(devices, "wait_for", lambda _: None)
     monkeypatch.setattr(devices, "generator_states", lambda _: [])
     monkeypatch.setattr(devices, "refused_waits", refused_waits)

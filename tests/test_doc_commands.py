@@ -27,7 +27,7 @@ NOT_RUN = {
     r"^(source|make|wandb|git|tensorboard|watch|cd|export PIP|python3? -m venv)\b": "changes the "
     "environment, or serves",
     r"^(docker|apptainer|srun)\b": "needs a container runtime; tests/test_containers.py",
-    r"preflight demo": "tests/test_preflight_steps.py",
+    r"preflight demo": "tests/test_preflight.py",
     r"--launcher slurm": "needs a cluster; tests/test_slurm.py",
     r"torchrun|--gpus|--jobs_per_gpu|--processes": "needs GPUs; tests/harness/test_processes.py",
     r"--dataset EmojiStyles --test_envs 0 --output_dir JOB": "tests/test_step.py trains them all",

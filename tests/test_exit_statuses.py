@@ -26,7 +26,7 @@ TESTED_ELSEWHERE = {
     ("`evaluate`, `wise-ft`, `soup` with `--suite`", 3): "test_suites_runs.py",
     ("`evaluate` of a sweep", 3): "test_sweep_evaluation.py",
     ("`evaluate` of a sweep", 1): "test_sweep_evaluation.py",
-    ("`preflight`", 0): "test_preflight_steps.py",
+    ("`preflight`", 0): "test_preflight.py",
     ("`preflight`", 1): "test_preflight.py",
     ("`sweep launch`", 0): "test_sweep_commands.py",
     ("`sweep launch`", 1): "test_sweep_commands.py",

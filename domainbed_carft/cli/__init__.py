@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from domainbed_carft.cli import sweep_launch
 from domainbed_carft.cli import top as top_command
 from domainbed_carft.cli.help_pages import BESIDE_COMMANDS, CommandParser
 from domainbed_carft.errors import CarftError, UnreadableError, invalid
-from domainbed_carft.text import printable
+from domainbed_carft.text import printable, quantity
 from domainbed_carft.version import __version__
 
 # Exit statuses
@@ -148,6 +149,25 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from domainbed_carft.cli import doctor
+    from domainbed_carft import doctor
 
-    return doctor.run(arguments)
+    findings = doctor.diagnose(with_training=arguments.train)
+    problems = sum(finding.state == doctor.PROBLEM for finding in findings)
+    if arguments.json:
+        rows = [vars(finding) for finding in findings]
+        print(json.dumps({"ok": not problems, "findings": rows}, indent=2))
+        return 1 if problems else 0
+
+    for finding in findings:
+        first, *others = finding.found.splitlines()
+        print(printable(f"{finding.state:8} {finding.name:17} {first}"))
+        for line in [*others, *([f"-> {finding.remedy}"] if finding.remedy else [])]:
+            print(printable(f"{'':8} {line}"))
+    if problems:
+        verdict = f"A training job cannot start: {quantity(problems, 'problem')}, see the arrows."
+    elif arguments.train:
+        verdict = "A training job can start."
+    else:
+        verdict = "No problem found. carft doctor --train takes two steps of training."
+    print(f"\n{verdict}")
+    return 1 if problems else 0

@@ -44,7 +44,7 @@ PAGES = {
     "carft doctor": HelpPage(
         "[options]",
         {
-            "carft doctor": "which jobs can start here",
+            "carft doctor": "what keeps a job from starting here",
             "carft doctor --train": "also train two steps",
         },
     ),

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import sys
-import tempfile
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed_carft.cli import sweep_launch
-from domainbed_carft.errors import CarftError, raise_for
+from domainbed_carft.errors import raise_for
 from domainbed_carft.text import printable, quantity
 
 if TYPE_CHECKING:
-    from domainbed_carft.sweep.launch import LaunchPlan
-    from domainbed_carft.sweep.preflight_file import Preflight, PrintedRow
+    from domainbed_carft.sweep.preflight_file import Preflight, PreflightRow
 
 # Exit statuses beside 0.
 FAILED = 1
 WRONG_ARGUMENTS = 2
 
-_DEMO = "demo"
 _LAUNCHER = "pool"
 
 
@@ -42,7 +37,8 @@ def add_to(commands: Any) -> None:
     add(
         "--output_dir",
         type=Path,
-        help="the sweep's folder for the jobs, which gets preflight.json (demo: none is needed)",
+        required=True,
+        help="the sweep's folder for the jobs, which gets preflight.json",
     )
     add("--json", action="store_true", help="print JSON, for scripts")
     sweep_launch.add_launcher_options(parser, sweep_launch.POOL_FLAGS)
@@ -50,83 +46,41 @@ def add_to(commands: Any) -> None:
 
 
 def _preflight(arguments: argparse.Namespace) -> int:
+    from domainbed_carft.preflight.rehearsal import rehearse
     from domainbed_carft.sweep import launch, preflight_file
 
-    named_output = arguments.output_dir
-    with _output_folder(arguments) as output:
-        plan = launch.plan(
-            arguments.sweep,
-            arguments.data_dir,
-            output,
-            _LAUNCHER,
-            options={name: getattr(arguments, name) for name in sweep_launch.POOL_FLAGS},
-        )
-        raise_for(plan.launcher_problems)
-        arguments.status_of_errors = FAILED  # from here on they are no wrong arguments
-        preflight = _run_here(arguments, plan)
+    plan = launch.plan(
+        arguments.sweep,
+        arguments.data_dir,
+        arguments.output_dir,
+        _LAUNCHER,
+        options={name: getattr(arguments, name) for name in sweep_launch.POOL_FLAGS},
+    )
+    raise_for(plan.launcher_problems)
+    arguments.status_of_errors = FAILED  # from here on they are no wrong arguments
+    preflight = rehearse(plan, report=(lambda row: None) if arguments.json else _print_row)
+    preflight_file.write(plan.output, preflight)
 
     if arguments.json:
         print(json.dumps(preflight.model_dump(), indent=2))
     else:
-        print(f"\n{conclusion(preflight)}")
-        if named_output:
-            print(f"Details: {named_output / preflight_file.NAME}")
-    return FAILED if preflight.verdict == preflight_file.FAILED else 0
+        print(f"\n{conclusion(preflight)}\nDetails: {plan.output / preflight_file.NAME}")
+    return FAILED if preflight.verdict == "failed" else 0
 
 
-@contextlib.contextmanager
-def _output_folder(arguments: argparse.Namespace) -> Iterator[Path]:
-    """The output folder; of the demo a temporary one if none is given. Raises CarftError."""
-    if arguments.output_dir is not None:
-        yield arguments.output_dir
-        return
-    if arguments.sweep != _DEMO:
-        raise CarftError("--output_dir is missing; expected the folder that the sweep will fill")
-    with tempfile.TemporaryDirectory(prefix="carft-preflight-") as folder:
-        yield Path(folder)
-
-
-def _run_here(arguments: argparse.Namespace, plan: LaunchPlan) -> Preflight:
-    """Rehearse in this process; prints each row as soon as it is known."""
-    from domainbed_carft.preflight.rehearsal import Rehearsal
-    from domainbed_carft.preflight.rows import row_as_dict
-    from domainbed_carft.sweep import preflight_file
-    from domainbed_carft.sweep.preflight_file import PrintedRow
-
-    rehearsal = Rehearsal(plan)
-    section = ""
-    for row in rehearsal.rows():
-        printed = PrintedRow.model_validate(row_as_dict(row))
-        if not arguments.json:
-            section = _print_row(printed, section)
-
-    preflight = rehearsal.as_file()
-    preflight_file.write(plan.output, preflight)
-    return preflight
-
-
-def _print_row(row: PrintedRow, section: str) -> str:
-    """Print a row, under its section if that is another than the last; returns the section."""
-    if row.section != section:
-        print(f"{'' if not section else chr(10)}{row.section.capitalize()}")
-    print(printable(f"  {row.state:8} {row.name}: {row.found}"))
+def _print_row(row: PreflightRow) -> None:
+    print(printable(f"{row.state:8} {row.section}, {row.name}: {row.found}"), flush=True)
     if row.remedy:
-        print(printable(f"  {'':8} -> {row.remedy}"))
-    sys.stdout.flush()
-    return row.section
+        print(printable(f"{'':8} -> {row.remedy}"), flush=True)
 
 
 def conclusion(preflight: Preflight) -> str:
     """The verdict on all rows, with what to do about it."""
-    counts = {
-        state: sum(row.state == state for row in preflight.rows)
-        for state in ("pass", "warning", "failure", "skipped")
-    }
+    counts = Counter(row.state for row in preflight.rows)
     rows = quantity(len(preflight.rows), "row")
     if counts["failure"]:
         failures = quantity(counts["failure"], "failure")
         return f"Failed: {failures} of {rows}, see the arrows. Fix them before you launch."
-    warnings = quantity(counts["warning"], "warning")
     if counts["warning"]:
-        return f"Passed with {warnings} of {rows}, see the arrows."
+        return f"Passed with {quantity(counts['warning'], 'warning')} of {rows}, see the arrows."
     return f"Passed: {rows}, {counts['skipped']} of them skipped."

@@ -113,11 +113,6 @@ def begin_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def free_memory(device: torch.device) -> int:
-    """The bytes of a GPU's memory that no process uses now; 0 for the processor."""
-    return int(torch.cuda.mem_get_info(device.index)[0]) if is_gpu(device) else 0
-
-
 def wait_for(device: torch.device) -> None:
     """Wait until a GPU has computed all that it was told to."""
     if is_gpu(device):

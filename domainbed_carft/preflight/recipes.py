@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
+from dataclasses import dataclass, replace
 from typing import Any
 
 from domainbed_carft.jobs.job import Job, overrides
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.method.algorithms import CLASSES, hparams_of
 from domainbed_carft.method.hparams import DEMANDABLE
-from domainbed_carft.sweep import costs
+from domainbed_carft.method.prompts import WITHOUT_TARGET
+from domainbed_carft.sweep import costs, host
 
 # Hparams on which the zero-shot accuracy depends.
 _ZERO_SHOT = ("clip_backbone", "class_names", "contexts", "protocol", "preprocessing")
-_MAX_WRITTEN = 60  # characters of a value in a label
+_MAX_WRITTEN = 60  # characters of an hparam in a label
 _WEIGHT = "_weight"  # of a term, which is computed unless it is 0
 
 
@@ -61,30 +61,30 @@ def _label(algorithm: str, job: Job, jobs: Sequence[Job]) -> str:
     hparams = _costly_hparams(job)
     of_algorithm = [_costly_hparams(job) for job in jobs if job.key.algorithm == algorithm]
     differing = [
-        f"{name}={_abbreviated(value)}"
+        f"{name}={value!r}"[:_MAX_WRITTEN]
         for name, value in hparams.items()
         if any(values.get(name) != value for values in of_algorithm)
     ]
     return " ".join([algorithm, *differing])
 
 
-def _abbreviated(value: Any) -> str:
-    """The value as Python writes it; of a long one the beginning, and a digest of all of it."""
-    written = repr(value)
-    if len(written) <= _MAX_WRITTEN:
-        return written
-    return f"{written[:_MAX_WRITTEN]}... (SHA-256 {sha256(written.encode()).hexdigest()[:8]})"
+def clip_of(job: Job) -> str:
+    """The hparam clip_backbone of a job; "" if its algorithm has none."""
+    return str(host.job_hparams(job.args).get("clip_backbone", ""))
 
 
 def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """For each data set the first job of each CLIP, prompts and protocol that it is used with."""
-    first_jobs: dict[tuple[str, str], Job] = {}
+    """A job of CLIPZeroShot for each CLIP, prompts and protocol that a data set is used with."""
+    zero_shot_jobs: dict[tuple[str, str], Job] = {}
     for job in jobs:
-        hparams = overrides(job.args)
+        hparams = host.job_hparams(job.args)
         shared = {name: hparams[name] for name in _ZERO_SHOT if name in hparams}
-        key = (job.key.dataset, json.dumps(shared, sort_keys=True))
-        first_jobs.setdefault(key, job)
-    return [*first_jobs.values()]
+        if shared.get("contexts") == WITHOUT_TARGET:  # nothing would be left
+            shared["contexts"] = "domains"
+        text = json.dumps(shared, sort_keys=True)
+        args = {**job.args, "algorithm": "CLIPZeroShot", "hparams": text}
+        zero_shot_jobs.setdefault((job.key.dataset, text), replace(job, args=args))
+    return [*zero_shot_jobs.values()]
 
 
 def _costly_hparams(job: Job) -> dict[str, Any]:

@@ -2,234 +2,264 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest import mock
 
 import torch
 
-from domainbed_carft import process_variables
-from domainbed_carft.doctor import OK, Finding
+from domainbed_carft import machine, process_variables
+from domainbed_carft.clips import backbone, openai
+from domainbed_carft.errors import CarftError, is_out_of_memory
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.manifest import Dataset
 from domainbed_carft.launchers import pool
 from domainbed_carft.machine import devices
-from domainbed_carft.preflight import (
-    cost,
-    data_rows,
-    environment,
-    prepared_job,
-    speed,
-    step_rows,
-    zero_shot_gate,
-)
-from domainbed_carft.preflight import device as job_device
-from domainbed_carft.preflight.cost import Measurements
-from domainbed_carft.preflight.prepared_job import RehearsedJob
-from domainbed_carft.preflight.recipes import Recipe, recipes_of, zero_shot_jobs
-from domainbed_carft.preflight.rows import guarded, row_as_dict, skipped_row, verdict
-from domainbed_carft.preflight.step_rows import TrainedStep
-from domainbed_carft.sweep import host, preflight_file
+from domainbed_carft.preflight import steps, zero_shot_gate
+from domainbed_carft.preflight.recipes import Recipe, clip_of, recipes_of, zero_shot_jobs
+from domainbed_carft.sweep import costs, host, preflight_file
+from domainbed_carft.sweep.data_checks import DataVerdict
 from domainbed_carft.sweep.launch import LaunchPlan
-from domainbed_carft.sweep.preflight_file import JobCost, Preflight, PrintedRow
+from domainbed_carft.sweep.preflight_file import JobCost, Preflight, PreflightRow
+from domainbed_carft.text import quantity
 from domainbed_carft.version import __version__
 
-# How many files of weights a job keeps, by the process variable of --keep_weights.
-_KEPT_FILES = {"both": 2, "last": 1, "best": 1, "none": 0}
-# A state has the weights, and at most two moments of each.
-_STATE_FACTOR = 3
+if TYPE_CHECKING:
+    from domainbed.lib.training import Trainer
+
+WEIGHTS_AND_DATA = "weights and data"
+ONE_STEP = "one step"
+HOURS = "hours"
+
+_GET_DATA = "carft data verify says more; carft data download or copy the set"
+_NEED_LESS_MEMORY = (
+    "set the hparam micro_batch, which gives the same gradients, or checkpoint_blocks; or take a "
+    "smaller batch_size or a larger card"
+)
+_FIX_LOSS = "set amp to 'off' or a lower lr; a job would diverge at its first step"
+
+
+def rehearse(plan: LaunchPlan, report: Callable[[PreflightRow], None]) -> Preflight:
+    """Rehearse a sweep in this process; ``report`` is called with each row as soon as it is made.
+
+    Meanwhile this process has the variables of a job.
+    """
+    rows: list[PreflightRow] = []
+    plan.output.mkdir(parents=True, exist_ok=True)
+    with (
+        mock.patch.dict(os.environ),  # at the end it is as before
+        tempfile.TemporaryDirectory(dir=plan.output, prefix=".preflight-") as folder,
+    ):
+        rehearsal = _Rehearsal(plan, [*plan.jobs, *plan.waiting_jobs], Path(folder))
+        take_slot(plan, len(rehearsal.jobs))
+        for row in rehearsal.rows():
+            rows.append(row)
+            report(row)
+
+    hours = math.fsum(rehearsal.hours)
+    has_gpu = devices.is_gpu(devices.default_device())
+    return Preflight(
+        carft=__version__,
+        sweep=plan.declaration.name,
+        declaration=preflight_file.digest(plan.declaration.text),
+        written=time.time(),
+        host=socket.gethostname(),
+        device=devices.gpu_facts().name if has_gpu else machine.processor_name(),
+        hours=hours if rehearsal.hours and math.isfinite(hours) else None,
+        rows=rows,
+        costs=rehearsal.job_costs,
+    )
 
 
 @dataclass
-class Rehearsal:
-    """A rehearsal of ``plan``; `rows` makes its rows one by one, and then it can be saved."""
+class _Rehearsal:
+    """What is known of a sweep so far.
+
+    ``loading``: data set -> the images/s of its loaders; ``hours``: of each job.
+    """
 
     plan: LaunchPlan
-    measurements: Measurements = field(default_factory=Measurements)
-    datasets: dict[str, Dataset] = field(default_factory=dict)
-    made_rows: list[Finding] = field(default_factory=list)
+    jobs: Sequence[Job]
+    folder: Path
+    loading: dict[str, float] = field(default_factory=dict)
     job_costs: list[JobCost] = field(default_factory=list)
     hours: list[float] = field(default_factory=list)
-    _has_clip: dict[str, bool] = field(default_factory=dict)  # by its name, once looked at
-    _later_rows: list[Finding] = field(default_factory=list)  # of speeds, under one heading
 
     def __post_init__(self) -> None:
-        self.datasets |= self.plan.declaration.facts
+        self.datasets: dict[str, Dataset] = dict(self.plan.declaration.facts)
 
-    @property
-    def jobs(self) -> list[Job]:
-        """All jobs of the sweep, those of a second stage, too."""
-        return [*self.plan.jobs, *self.plan.waiting_jobs]
-
-    def rows(self) -> Iterator[Finding]:
-        """Make the rows, in the order in which they are printed.
-
-        Meanwhile this process has the variables of a job.
-        """
-        self.plan.output.mkdir(parents=True, exist_ok=True)
-        with (
-            _restored_variables(),
-            tempfile.TemporaryDirectory(dir=self.plan.output, prefix=".preflight-") as temporary,
-            ThreadPoolExecutor(1) as executor,
-        ):
-            take_slot(self.plan, len(self.jobs))
-            findings = executor.submit(environment.doctors_findings)  # while this process imports
-            for row in self._all_rows(findings, Path(temporary)):
-                self.made_rows.append(row)
-                yield row
-
-    def _all_rows(self, findings: Future[list[Finding]], folder: Path) -> Iterator[Finding]:
-        yield from self._environment_rows(findings)
-        yield from data_rows.verdict_rows(self.plan.verdicts)
+    def rows(self) -> Iterator[PreflightRow]:
+        """Make the rows, in the order in which they are printed."""
+        yield from map(verdict_row, self.plan.verdicts)
         if not host.skips_in_splits():
             reason = "this domainbed has its own train; start where no checkout is found"
-            yield skipped_row("one step", "rehearsal", reason)
+            yield PreflightRow(ONE_STEP, "rehearsal", "skipped", reason)
             return
 
-        recipes = recipes_of(self.jobs, self.datasets)
-        failed_datasets = {v.dataset for v in self.plan.verdicts if v.missing or v.broken}
-        for job in zero_shot_jobs(self.jobs):
-            name = job.key.dataset
-            if {"", name} & failed_datasets:
-                yield skipped_row("zero-shot gate", name, "its data has a failure above")
-            else:
-                yield from guarded("zero-shot gate", name, partial(self._data_rows, job, folder))
-        for recipe in recipes:
-            name = recipe.label
-            if recipe.job.key.dataset in self.measurements.loading:
-                yield from guarded("one step", name, partial(self._recipe_rows, recipe, folder))
-            else:
-                reason = f"{recipe.job.key.dataset} or its CLIP has a failure above"
-                yield skipped_row("one step", name, reason)
-        yield from guarded("speed and cost", "hours", partial(self._cost_rows, recipes))
+        failed = {verdict.dataset for verdict in self.plan.verdicts if _problem_of(verdict)}
+        whole = [job for job in self.jobs if not failed & {"", job.key.dataset}]
+        for clip in filter(None, dict.fromkeys(map(clip_of, whole))):
+            for row in guarded(WEIGHTS_AND_DATA, f"CLIP {clip}", partial(weights_rows, clip)):
+                yield row
+                failed |= {clip} if row.state == "failure" else set()
 
-    def _environment_rows(self, findings: Future[list[Finding]]) -> Iterator[Finding]:
-        yield from findings.result()
-        yield environment.lock_row(self.plan.output)
-        free = job_device.free_memory()
-        yield environment.memory_row(free, job_device.total_memory(), job_device.name())
+        for name in dict.fromkeys(job.key.dataset for job in self.jobs):
+            jobs = [job for job in self.jobs if job.key.dataset == name]
+            if failed & {"", name, *map(clip_of, jobs)}:
+                reason = "its data or its CLIP has a failure above"
+                yield PreflightRow(zero_shot_gate.SECTION, name, "skipped", reason)
+            else:
+                part = partial(self._dataset_rows, name, jobs)
+                yield from guarded(zero_shot_gate.SECTION, name, part)
+        for recipe in recipes_of(self.jobs, self.datasets):
+            if recipe.job.key.dataset in self.loading:
+                yield from guarded(ONE_STEP, recipe.label, partial(self._recipe_rows, recipe))
+            else:
+                reason = f"{recipe.job.key.dataset} has a failure above"
+                yield PreflightRow(ONE_STEP, recipe.label, "skipped", reason)
+        yield from self._hours_rows()
 
-    def _data_rows(self, job: Job, folder: Path) -> Iterator[Finding]:
-        """The CLIP, pictures, zero-shot accuracy and loaders of the data set of a job."""
-        variables = self.plan.variables(job)
-        clip = prepared_job.clip_of(job, variables, folder)
-        if clip and clip not in self._has_clip:
-            row = data_rows.weights_row(clip)
-            self._has_clip[clip] = row.state == OK
-            yield row
-        if clip and not self._has_clip[clip]:
-            yield skipped_row("zero-shot gate", job.key.dataset, f"{clip} has a failure above")
+    def _dataset_rows(self, name: str, jobs: Sequence[Job]) -> Iterator[PreflightRow]:
+        """The zero-shot accuracies on a data set; then the speed of its loaders is measured."""
+        targets = range(len(self.datasets[name].labels))
+        for job in zero_shot_jobs(jobs):
+            yield zero_shot_gate.gate_row(self._prepare(job, targets))
+
+        trainer = self._prepare(jobs[0])
+        sizes = tuple(map(len, trainer.dataset))
+        self.datasets[name] = replace(self.datasets[name], pictures=sizes)
+        self.loading[name] = steps.measure_loading(trainer)
+
+    def _recipe_rows(self, recipe: Recipe) -> Iterator[PreflightRow]:
+        """The row on a step of a recipe; keeps what its jobs cost."""
+        total = steps.total_memory()
+        try:
+            measures = steps.measure_steps(self._prepare(recipe.job))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            found = f"a step does not fit into the memory of {total / 1e9:.1f} GB"
+            yield PreflightRow(ONE_STEP, recipe.label, "failure", found, _NEED_LESS_MEMORY)
             return
 
-        zero_shot = prepared_job.prepare_zero_shot(job, variables, folder)
-        name = job.key.dataset
-        is_new = name not in self.measurements.loading
-        if is_new:
-            yield data_rows.decoding_row(zero_shot)
-        yield zero_shot_gate.gate_row(zero_shot)
-        if is_new:
-            sizes = tuple(len(environment) for environment in zero_shot.job.dataset)
-            self.datasets[name] = replace(self.datasets[name], pictures=sizes)
-            self._measure_loading(job, variables, folder)
-
-    def _measure_loading(self, job: Job, variables: Mapping[str, str], folder: Path) -> None:
-        """Measure the loaders of the data set of a job; its rows come later."""
-        prepared = prepared_job.prepare(job, variables, folder)
-        loading = speed.measure_loading(prepared, speed.measuring_seconds())
-        self.measurements.loading[job.key.dataset] = loading
-        shared_memory = environment.shared_memory_row(
-            prepared.picture_bytes,
-            prepared.job.hparams["batch_size"],
-            prepared.worker_count,
-            environment.free_shared_memory(),
+        found = (
+            f"loss {measures.loss:.4f}, {measures.peak_memory / 1e9:.2f} GB at most, of "
+            f"{total / 1e9:.1f} GB"
         )
-        self._later_rows += [shared_memory, speed.loading_row(prepared, loading)]
-
-    def _recipe_rows(self, recipe: Recipe, folder: Path) -> Iterator[Finding]:
-        """The rows on a step of a recipe, and on its speed."""
-        prepared = self._prepare(recipe.job, folder)
-        yield step_rows.loss_row(recipe.label, prepared)  # before the batch fills the device
-        step = TrainedStep.of(prepared)
-        memory, use = step_rows.memory_row(recipe.label, step)
-        yield memory
-        if use.micro_batch is None:
+        if not math.isfinite(measures.loss):
+            yield PreflightRow(ONE_STEP, recipe.label, "failure", found, _FIX_LOSS)
             return
+        yield PreflightRow(ONE_STEP, recipe.label, "pass", found)
 
-        self.measurements.peak_memory[recipe.label] = use.peak
-        self.measurements.weights[recipe.label] = step_rows.weights_bytes(step.algorithm)
-        step.take()
-        yield step_rows.gradients_row(recipe.label, step.algorithm)
-        step_speed = speed.measure_steps(step, speed.measuring_seconds())
-        self.measurements.steps[recipe.label] = step_speed
-        loading = self.measurements.loading.get(recipe.job.key.dataset)
-        if loading:
-            self._later_rows.append(speed.speed_row(recipe.label, step_speed, loading))
+        measured_on = self.loading[recipe.job.key.dataset]
+        for variant, dataset, algorithm in recipe.rows:
+            loading = self.loading.get(dataset, measured_on)
+            cost = JobCost(
+                variant=variant,
+                dataset=dataset,
+                algorithm=algorithm,
+                training_seconds=measures.training_seconds(measured_on, loading),
+                evaluation_seconds=measures.evaluation_seconds(loading),
+                memory_gb=measures.peak_memory / 1e9,
+            )
+            self.job_costs.append(cost)
 
-    def _cost_rows(self, recipes: Sequence[Recipe]) -> Iterator[Finding]:
-        yield from self._later_rows
-        self.job_costs = cost.job_costs(recipes, self.measurements)
+    def _hours_rows(self) -> Iterator[PreflightRow]:
         skips = bool(self.plan.skips_training_in_splits)
-        self.hours = cost.hours_of_jobs(self.jobs, self.job_costs, self.datasets, skips)
-        yield from cost.cost_rows(self.jobs, self.hours, devices.gpu_count())
-        if self.measurements.weights:
-            yield self._disk_row(recipes)
+        self.hours = hours_of_jobs(self.jobs, self.job_costs, self.datasets, skips)
+        for dataset in dict.fromkeys(job.key.dataset for job in self.jobs):
+            hours = [
+                value for job, value in zip(self.jobs, self.hours) if job.key.dataset == dataset
+            ]
+            yield hours_row(f"on {dataset}", hours)
+        yield hours_row("of the sweep", self.hours)
 
-    def _disk_row(self, recipes: Sequence[Recipe]) -> Finding:
-        """Whether the weights of all jobs, and the states of those that run, fit on the disk."""
-        weights = self.measurements.weights
-        jobs_left = {job.folder for job in (*self.plan.jobs_to_run, *self.plan.waiting_jobs)}
-        weights_bytes = sum(
-            weights.get(recipe.label, 0) * sum(job.folder in jobs_left for job in recipe.jobs)
-            for recipe in recipes
-        )
-        file_count = _KEPT_FILES[process_variables.KEEP_WEIGHTS.read() or "both"]
-        at_a_time = max(1, devices.gpu_count())
-        return environment.disk_row(
-            weights_bytes=file_count * weights_bytes,
-            state_bytes=at_a_time * _STATE_FACTOR * max(weights.values()),
-            free=shutil.disk_usage(self.plan.output).free,
-            output=self.plan.output,
-        )
-
-    def _prepare(self, job: Job, folder: Path) -> RehearsedJob:
-        return prepared_job.prepare(job, self.plan.variables(job), folder)
-
-    def as_file(self) -> Preflight:
-        """What `preflight.json` says of the rows that were made."""
-        hours = math.fsum(self.hours)
-        return Preflight(
-            carft=__version__,
-            sweep=self.plan.declaration.name,
-            declaration=preflight_file.digest(self.plan.declaration.text),
-            written=time.time(),
-            host=socket.gethostname(),
-            device=job_device.name(),
-            verdict=verdict(self.made_rows),
-            hours=hours if self.hours and math.isfinite(hours) else None,
-            rows=[PrintedRow.model_validate(row_as_dict(row)) for row in self.made_rows],
-            costs=self.job_costs,
-        )
+    def _prepare(self, job: Job, targets: Sequence[int] | None = None) -> Trainer:
+        return steps.prepare(job, self.plan.variables(job), self.folder, targets)
 
 
-@contextlib.contextmanager
-def _restored_variables() -> Iterator[None]:
-    """At the end this process has the variables that it had at the beginning."""
-    variables = dict(os.environ)
+def guarded(
+    section: str, name: str, part: Callable[[], Iterator[PreflightRow]]
+) -> Iterator[PreflightRow]:
+    """The rows of a part as they come, and a failed one if it raises an error.
+
+    Warnings inside are not printed: what matters of them is in the rows.
+    """
     try:
-        yield
-    finally:
-        for name in os.environ.keys() - variables.keys():
-            del os.environ[name]
-        os.environ.update(variables)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield from part()
+    except CarftError as error:
+        found = " ".join(str(error).split())
+        yield PreflightRow(section, name, "failure", found, "fix it; a job would stop here")
+    except (Exception, SystemExit) as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        found = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+        remedy = "a job would stop here, too: report this error"
+        yield PreflightRow(section, name, "failure", found, remedy)
+
+
+def _problem_of(verdict: DataVerdict) -> str | None:
+    return verdict.broken or verdict.missing
+
+
+def verdict_row(verdict: DataVerdict) -> PreflightRow:
+    """The row of a data set: its edition, or why jobs would refuse it."""
+    name = f"data {verdict.dataset}".rstrip()
+    problem = _problem_of(verdict)
+    if problem:
+        return PreflightRow(WEIGHTS_AND_DATA, name, "failure", problem, _GET_DATA)
+    description = verdict.description.removeprefix(f"{verdict.dataset}: ")
+    return PreflightRow(WEIGHTS_AND_DATA, name, "pass", description)
+
+
+def weights_rows(clip: str) -> Iterator[PreflightRow]:
+    """The digest of a CLIP, which is downloaded if it is not here. CarftError if it is another."""
+    digest = backbone.clip_facts(clip, backbone.preprocessing(clip)).digest
+    is_published = clip in openai.PUBLISHED
+    published = ", as published" if is_published else "; nothing is published to compare with"
+    yield PreflightRow(WEIGHTS_AND_DATA, f"CLIP {clip}", "pass", f"SHA-256 {digest}{published}")
+
+
+def hours_of_jobs(
+    jobs: Sequence[Job],
+    measured: Sequence[JobCost],
+    datasets: dict[str, Dataset],
+    skips_training_in_splits: bool,
+) -> list[float]:
+    """Hours of each job with its evaluations; nan where nothing was measured.
+
+    The training environments' in-splits are not evaluated if ``skips_training_in_splits``.
+    """
+    cost_of_row = {(cost.variant, cost.dataset, cost.algorithm): cost for cost in measured}
+    hours = []
+    for job in jobs:
+        of_image = cost_of_row.get((job.variant, job.key.dataset, job.key.algorithm))
+        seconds = math.nan
+        if of_image:
+            cost = costs.job_cost(job, datasets[job.key.dataset], skips_training_in_splits)
+            training = of_image.training_seconds * cost.trained
+            seconds = training + of_image.evaluation_seconds * cost.evaluated
+        hours.append(seconds / 3600)
+    return hours
+
+
+def hours_row(name: str, hours: Sequence[float]) -> PreflightRow:
+    """The hours of some jobs, one after another, with their evaluations."""
+    if any(map(math.isnan, hours)):
+        return PreflightRow(HOURS, name, "skipped", "not all of its jobs were measured")
+    found = f"{quantity(len(hours), 'job')}, the longest {max(hours):,.2f} h, in all "
+    return PreflightRow(HOURS, name, "pass", f"{found}{math.fsum(hours):,.2f} h")
 
 
 def take_slot(plan: LaunchPlan, job_count: int) -> None:
@@ -237,7 +267,7 @@ def take_slot(plan: LaunchPlan, job_count: int) -> None:
     if not isinstance(plan.launcher, pool.Pool) or process_variables.CORES.read():
         return
     variables = plan.launcher.slots(job_count)[0]
-    variables.pop("CUDA_VISIBLE_DEVICES", None)  # all cards are looked at
+    variables.pop("CUDA_VISIBLE_DEVICES", None)  # torch may have looked at all cards
     os.environ.update(variables)
 
     threads = os.environ.get("OMP_NUM_THREADS", "")

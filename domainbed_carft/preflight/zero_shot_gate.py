@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy
 
-from domainbed_carft.doctor import Finding
-from domainbed_carft.machine import devices
 from domainbed_carft.method import job
-from domainbed_carft.preflight.prepared_job import RehearsedJob, quiet
-from domainbed_carft.preflight.rows import failed_row, passed_row, warning_row
+from domainbed_carft.preflight.steps import loaded_batches
 from domainbed_carft.results import published
 from domainbed_carft.sweep import host
+from domainbed_carft.sweep.preflight_file import PreflightRow
+
+if TYPE_CHECKING:
+    from domainbed.lib.training import Trainer
 
 SECTION = "zero-shot gate"
 MOST_PICTURES = 2000  # of a data set
@@ -68,13 +69,12 @@ class ZeroShot:
         )
 
 
-def gate_row(prepared: RehearsedJob) -> Finding:
-    """The row of a data set, of the job that `prepare_zero_shot` made of one of its jobs."""
-    zero_shot = measure(prepared, MOST_PICTURES)
-    rows = published_rows(prepared.job.args.dataset, prepared.job.hparams["clip_backbone"])
-    label = f"{Path(prepared.job.args.dataset).name}, {prepared.job.hparams['clip_backbone']}"
-    facts = job.find_facts(prepared.job.hparams, prepared.job.dataset.num_classes, has_kl=False)
-    return judge(label, zero_shot, rows, facts.prompts.digest)
+def gate_row(trainer: Trainer) -> PreflightRow:
+    """The row of a data set, of a job of `zero_shot_jobs` that trains on no environment."""
+    dataset, clip = trainer.args.dataset, trainer.hparams["clip_backbone"]
+    facts = job.find_facts(trainer.hparams, trainer.dataset.num_classes, has_kl=False)
+    label = f"{Path(dataset).name}, {clip}"
+    return judge(label, measure(trainer), published_rows(dataset, clip), facts.prompts.digest)
 
 
 def published_rows(dataset: str, clip: str) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ def published_rows(dataset: str, clip: str) -> list[dict[str, Any]]:
 
 def judge(
     label: str, zero_shot: ZeroShot, rows: Sequence[dict[str, Any]], prompt_digest: str
-) -> Finding:
+) -> PreflightRow:
     """The row of an accuracy beside the published ``rows``, if there are any.
 
     A warning where it is below the lowest of them by more than the interval; a failure where it is
@@ -101,61 +101,34 @@ def judge(
         f"{zero_shot.accuracy:.1f}% [{zero_shot.low:.1f}, {zero_shot.high:.1f}] of "
         f"{zero_shot.pictures:,} pictures, prompts {prompt_digest}; published: {listed or 'none'}"
     )
-    figures = {
-        **vars(zero_shot),
-        "prompt_digest": prompt_digest,
-        "published": [
-            {name: row[name] for name in ("method", "accuracy", "source")} for row in rows
-        ],
-    }
-
     chance = 100 / zero_shot.classes
     if zero_shot.low <= chance or zero_shot.accuracy < NEAR_CHANCE * chance:
         problem = f"near chance, which is {chance:.1f}%: {detail}"
-        return failed_row(SECTION, label, problem, CAUSES, **figures)
-    if not rows:
-        return passed_row(SECTION, label, detail, **figures)
+        return PreflightRow(SECTION, label, "failure", problem, CAUSES)
 
-    lowest = min(row["accuracy"] for row in rows)
+    lowest = min((row["accuracy"] for row in rows), default=0.0)
     if zero_shot.accuracy < lowest - FAILING_POINTS:
         points = lowest - zero_shot.accuracy
         problem = f"{points:.1f} points below the lowest published: {detail}"
-        return failed_row(SECTION, label, problem, CAUSES, **figures)
+        return PreflightRow(SECTION, label, "failure", problem, CAUSES)
     if zero_shot.high < lowest:
-        return warning_row(SECTION, label, f"below all published: {detail}", CAUSES, **figures)
-    return passed_row(SECTION, label, detail, **figures)
+        return PreflightRow(SECTION, label, "warning", f"below all published: {detail}", CAUSES)
+    return PreflightRow(SECTION, label, "pass", detail)
 
 
-def measure(prepared: RehearsedJob, picture_count: int) -> ZeroShot:
-    """The zero-shot accuracy, as a job evaluates: on all pictures or so many, drawn by a seed."""
+def measure(trainer: Trainer) -> ZeroShot:
+    """The zero-shot accuracy, as a job evaluates: on all pictures, or some drawn by a seed."""
     misc = host.module("lib.misc")
-    share = picture_count // len(prepared.job.dataset)
-    is_small = sum(map(len, prepared.job.dataset)) <= picture_count
+    share = MOST_PICTURES // len(trainer.dataset)
+    is_small = sum(map(len, trainer.dataset)) <= MOST_PICTURES
     splits = {}
-    for number, environment in enumerate(prepared.job.dataset):
+    for number, environment in enumerate(trainer.dataset):
         size = len(environment) if is_small else min(share, len(environment))
         splits[f"env{number}"] = misc.split_dataset(environment, size, _SEED)[0]
 
-    accuracies = _accuracies(prepared, splits)
+    trainer.batches.evaluated, trainer.evaluator.splits = splits, [*splits]
+    with loaded_batches(trainer, evaluates=True):
+        accuracies = trainer.evaluator.accuracies()
     totals = [len(split) for split in splits.values()]
     correct = [round(accuracies[f"{name}_acc"] * len(splits[name])) for name in splits]
-    return ZeroShot.of_counts(correct, totals, prepared.job.dataset.num_classes)
-
-
-def _accuracies(prepared: RehearsedJob, splits: dict[str, Any]) -> dict[str, float]:
-    """The accuracy on each split, through the loaders and the evaluator of the harness."""
-    device = devices.default_device()
-    algorithm = prepared.build_algorithm(device)
-    stopping = host.module("lib.stopping")
-    with prepared.loaded_batches(device, evaluated=splits) as batches, quiet():
-        evaluator = host.module("lib.evaluation").Evaluator(
-            algorithm=algorithm,
-            splits=[*splits],
-            batches=batches,
-            device=device,
-            stop=stopping.StopSignals(),
-            process_group=host.module("lib.process_group").SINGLE_PROCESS,
-            is_constant=False,
-        )
-        accuracies: dict[str, float] = evaluator.accuracies()
-    return accuracies
+    return ZeroShot.of_counts(correct, totals, trainer.dataset.num_classes)

@@ -9,7 +9,7 @@ import argparse
 import functools
 import os
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,6 @@ from domainbed_carft.jobs.splits import (
     split_environments,
 )
 from domainbed_carft.machine import devices
-
-LoadedData = tuple[Any, Sequence[EnvironmentSplits]]  # a data set, and its splits
 
 
 @dataclass(frozen=True)
@@ -221,19 +219,14 @@ def load_environments(
     return dataset, environments
 
 
-def prepare(
-    args: argparse.Namespace,
-    hparams: dict[str, Any],
-    memory_limit: int,
-    load: Callable[[argparse.Namespace, dict[str, Any]], LoadedData] = load_environments,
-) -> PreparedJob:
+def prepare(args: argparse.Namespace, hparams: dict[str, Any], memory_limit: int) -> PreparedJob:
     """Seed all random numbers, load the data and choose how its pictures are read.
 
     ``hparams``: by `choose_hparams`. ``memory_limit``: the bytes of evaluation pictures that may
-    stay in memory. Raises what ``load`` does.
+    stay in memory. Raises what `load_environments` does.
     """
     seed_everything(args.seed)
-    dataset, environments = load(args, hparams)
+    dataset, environments = load_environments(args, hparams)
     algorithm_class = algorithms.get_algorithm_class(args.algorithm)
     pictures = picture_batches.choose(
         dataset,
