@@ -159,8 +159,7 @@ def launch(
     dataset_facts = {
         name: manifest.Dataset(tuple(LABELS[name]), None, 5001, 300) for name in datasets
     }
-    facts.setdefault("algorithms", tuple(algorithms))
-    sweep = manifest.Sweep(tuple(jobs), dataset_facts, **facts)
+    sweep = manifest.Sweep(tuple(jobs), dataset_facts, algorithms=tuple(algorithms), **facts)
     manifest.add(Path(folder), sweep)
 
 
