@@ -158,12 +158,12 @@ def open_step(recorded: RecordedRun, step: int) -> Run | None:
         run = open_run(file)
         is_last = file.name == WEIGHTS["last"]
         if step == (max(recorded.steps) if is_last else run.step):
-            require_same_job(run, recorded)
+            _require_same_job(run, recorded)
             return run
     return None
 
 
-def require_same_job(run: Run, recorded: RecordedRun) -> None:
+def _require_same_job(run: Run, recorded: RecordedRun) -> None:
     """Raise CarftError if the weights are not of the job that the records are of."""
     difference = _difference(run, recorded.job.args, recorded.recorded)
     if difference:
