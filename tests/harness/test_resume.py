@@ -393,7 +393,7 @@ class TestWithAQuickAlgorithm:
         self.leave_stopped_run(tmp_path)
         state = torch.load(tmp_path / "state.pt", weights_only=True)
         torch.save({**state, "format": 2}, tmp_path / "state.pt")
-        assert train.main(quick(tmp_path)) == 1
+        assert train.main(quick(tmp_path)) == 2
         message = capsys.readouterr().err.splitlines()[-1]
         assert "state.pt has format 2, expected 1" in message
 
