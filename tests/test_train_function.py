@@ -81,7 +81,7 @@ def test_a_signal_has_the_training_save_before_it_ends_this_process(here, number
     handler = signal.getsignal(number)
     threading.Thread(target=send_after_first_record, daemon=True).start()
     with pytest.raises(error):
-        train(steps=10**6, checkpoint_freq=10**6)
+        train(steps=1_000, checkpoint_freq=1_000)
 
     assert signal.getsignal(number) == handler
     assert (here / "out" / "state.pt").exists() and not (here / "out" / "done").exists()
