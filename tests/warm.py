@@ -250,6 +250,7 @@ def _run_as_python_does() -> None:
     of_server = [path for path in sys.path[1:] if path != str(HERE)]
     sys.path[:] = ["" if kind == "-c" else folder, *added, *of_server]
     if any((Path(path) / "sitecustomize.py").exists() for path in added):
+        sys.modules.pop("sitecustomize", None)  # Debian's Python has one of its own
         runpy.run_module("sitecustomize")
 
     if kind == "-c":
