@@ -90,7 +90,7 @@ LAUNCHER_OPTIONS = Variable(
 )
 CACHE = Variable(
     name="DOMAINBED_CARFT_CACHE",
-    meaning="the folder for text features, and the unpacked benchmark",
+    meaning="the folder for text features, zero-shot predictions and the unpacked benchmark",
     default="`domainbed_carft` in `$XDG_CACHE_HOME` or `~/.cache`",
     writer="you",
 )

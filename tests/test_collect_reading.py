@@ -121,17 +121,26 @@ def test_several_runs_in_one_folder_are_separated(tmp_path):
     assert records.last_record(tmp_path) is None and records.recorded_arguments(tmp_path) is None
 
 
-@pytest.mark.parametrize("line", [0, 1, 2])
-def test_a_line_with_damaged_hparams_is_skipped_and_marked(line, tmp_path):
+OF_HPARAMS = "hparams than the rest: lr_schedule, lr_schedumed"
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "damaged", "difference"),
+    [
+        *((line, "_schedule", "_schedumed", OF_HPARAMS) for line in range(3)),
+        (0, "env3_out_acc", "env3_out_abc", "accuracies than the rest"),
+        (1, "env3_out_acc", "env3_out_abc", "accuracies than the rest"),
+    ],
+)
+def test_a_damaged_line_is_skipped_and_marked(line, name, damaged, difference, tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["ERM"], recorded={"lr_schedule": "cosine"})
     path = tmp_path / "ERM-0-0-0" / "results.jsonl"
     lines = path.read_text().splitlines(keepends=True)
-    lines[line] = lines[line].replace("lr_schedule", "lr_schedumed")
+    lines[line] = lines[line].replace(name, damaged)
     path.write_text("".join(lines))
     results = collect_sweeps.collect(tmp_path, methods=["oracle"])
 
-    names = "lr_schedule, lr_schedumed"
-    text = f"step {100 * line} has other hparams than the rest: {names}; skipped"
+    text = f"step {100 * line} has other {difference}; skipped"
     assert results.warnings == [("damaged", str(path.parent), text)]
     (cell, *complete) = results.tables[0].rows[0].cells
     assert len(cell.missing) == 1 and not any(other.missing for other in complete)

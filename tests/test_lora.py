@@ -1,14 +1,10 @@
 """LoRA of the image encoder: its formula, what it trains, and what a run of it leaves."""
 
 import copy
-import itertools
-import json
-import os
-import signal
 
 import pytest
 import torch
-from domainbed.lib import algorithm_state, evaluation
+from domainbed.lib import algorithm_state
 from runs_jobs import train_job
 from test_algorithms import make, minibatches, same_state, settings
 
@@ -172,24 +168,6 @@ def test_what_the_factors_add_has_the_scale_of_the_hparams(random_tiny, hparams,
             added = scale * up.double() @ down.double()
             torch.testing.assert_close(part, original_part + added, rtol=1e-5, atol=1e-6)
             assert added.abs().max() > 1e-4
-
-
-def command(folder, hparams):
-    """Arguments of a job of CLIPLoRA with three evaluations."""
-    words = "--algorithm CLIPLoRA --dataset Debug28 --workers 0 --steps 5 --checkpoint_freq 2"
-    return [*words.split(), "--hparams", json.dumps(hparams), "--output_dir", str(folder)]
-
-
-def stop_in_the_second_evaluation(patch):
-    accuracies = evaluation.Evaluator.accuracies
-    calls = itertools.count(1)
-
-    def stop(evaluator):
-        if next(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return accuracies(evaluator)
-
-    patch.setattr(evaluation.Evaluator, "accuracies", stop)
 
 
 @pytest.mark.parametrize("average", ["none", "sma", "ema", "beta"])

@@ -43,7 +43,7 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     table = formats.as_text([grid], [demo_table.NOTE])
     opening = Section(
         id="demo",
-        title="This run beside the packed records",
+        title="This run beside the recorded ones",
         table=grid,
         parts=[],
         findings=[conclusion, demo_table.NOTE],

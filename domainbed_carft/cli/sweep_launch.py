@@ -27,7 +27,6 @@ INTERRUPTED = "interrupted; to resume, run the same command again"
 # The options of all launchers, by name.
 FIELDS = {field.name: field for kind in OPTIONS.values() for field in dataclasses.fields(kind)}
 POOL_FLAGS = [field.name for field in dataclasses.fields(OPTIONS["pool"])]
-SLURM_FLAGS = [name for name in FIELDS if name not in POOL_FLAGS]
 
 
 def add_to(subcommands: Any) -> None:

@@ -115,7 +115,7 @@ class Lock:
             raise PassingError(
                 f"{self._folder.path} was moved or removed while this job ran there. The job ends, "
                 "because another process may run it there by now. To train it there, rerun the "
-                "command; to resume a folder that you moved, give --output_dir its new path"
+                "command; to resume a folder that you moved, pass its new path as --output_dir"
             )
 
 

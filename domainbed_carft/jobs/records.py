@@ -76,7 +76,7 @@ def keyed_records(
             record = parse_line(line)
 
         # Most records are of the run of the last: what both have need not be checked again.
-        if not (needed and _is_of_same_run(record, previous, needed)):
+        if not (needed and _is_like(record, previous)):
             needed = accuracies_needed(record)
             if not needed:
                 warning = _warning_on_line(record, number, path)
@@ -89,14 +89,14 @@ def keyed_records(
         yield key, record
 
 
-def _is_of_same_run(record: Any, previous: Mapping[str, Any], needed: set[str]) -> bool:
-    """Whether a record is complete since it is like the ``previous``, which has all ``needed``."""
+def _is_like(record: Any, previous: Mapping[str, Any]) -> bool:
+    """Return True if a record equals the complete ``previous`` one but in step and figures."""
     return (
         type(record) is dict
         and is_step(record.get("step"))
         and record.get("args") == previous["args"]
         and record.get("hparams") == previous.get("hparams")
-        and needed <= record.keys()
+        and record.keys() == previous.keys()
     )
 
 
@@ -274,7 +274,7 @@ def _runs_in(folder: str, warnings: list[RecordWarning]) -> list[RecordedRun]:
 def _without_damaged(
     runs: Sequence[dict[float, dict[str, Any]]], folder: str, warnings: list[RecordWarning]
 ) -> list[dict[float, dict[str, Any]]]:
-    """The runs, step -> record, but for steps of one that have other hparams: a damaged line.
+    """The runs, step -> record, without damaged lines: steps of one with other hparams or names.
 
     Of these the fewer records are left out, with a warning.
     """
@@ -287,7 +287,9 @@ def _without_damaged(
                 ours, theirs = (record.get("hparams") or {} for record in (first, rest))
                 names = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
                 steps = ", ".join(f"{step:g}" for step in run)
-                text = f"step {steps} has other hparams than the rest: {', '.join(names)}; skipped"
+                what = f"hparams than the rest: {', '.join(names)}"
+                what = what if names else "accuracies than the rest"
+                text = f"step {steps} has other {what}; skipped"
                 warnings.append(RecordWarning("damaged", folder, text))
                 break
         else:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from domainbed_carft.method.hparams import KL_DIRECTIONS as KL_DIRECTIONS  # the report's, too
+from domainbed_carft.method.hparams import KL_DIRECTIONS as KL_DIRECTIONS  # tests use it
 
 
 class ZeroShotWeights(NamedTuple):

@@ -56,7 +56,6 @@ _CLIP_AUGMENTATIONS = {
     "lipsum-ft": Augmentation((0.08, 1.0), CROP_RATIO, FLIP_PROBABILITY),
 }
 CLIP_PRESETS = tuple(_CLIP_AUGMENTATIONS)
-PRESETS = ("domainbed", *CLIP_PRESETS)
 
 
 def plan_for(

@@ -75,7 +75,7 @@ def clip_of(job: Job) -> str:
 
 def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:
     """A job of CLIPZeroShot for each CLIP, prompts and protocol that a data set is used with."""
-    zero_shot_jobs: dict[tuple[str, str], Job] = {}
+    job_of_setting: dict[tuple[str, str], Job] = {}
     for job in jobs:
         hparams = host.job_hparams(job.args)
         shared = {name: hparams[name] for name in _ZERO_SHOT if name in hparams}
@@ -83,8 +83,8 @@ def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:
             shared["contexts"] = "domains"
         text = json.dumps(shared, sort_keys=True)
         args = {**job.args, "algorithm": "CLIPZeroShot", "hparams": text}
-        zero_shot_jobs.setdefault((job.key.dataset, text), replace(job, args=args))
-    return [*zero_shot_jobs.values()]
+        job_of_setting.setdefault((job.key.dataset, text), replace(job, args=args))
+    return [*job_of_setting.values()]
 
 
 def _costly_hparams(job: Job) -> dict[str, Any]:

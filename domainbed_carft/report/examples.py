@@ -109,7 +109,7 @@ def _target_examples(
         if classes != other_classes or rows.label.tolist() != labels:
             raise CarftError(
                 f"the images of {label} are not those that carft evaluate predicted; restore the "
-                "data, or give its place with --data_dir"
+                "data, or pass its folder as --data_dir"
             )
 
     rows_of = {pair[0].row: first, pair[1].row: second}
@@ -141,7 +141,7 @@ def _rows(selected: Selected) -> tuple[PictureRows, list[str]]:
     """The rows of a run's target, and the names of the classes."""
     rows, facts = evaluations.load_rows(Path(selected.run.folder), int(selected.outcome.step))
     if not facts.is_of(selected.run.job):
-        raise CarftError("evaluated was another job; run carft evaluate on the sweep")
+        raise CarftError("the evaluation is of another job; run carft evaluate on the sweep")
     number = [split.number for split in facts.splits].index(selected.target)
     begin = sum(split.pictures for split in facts.splits[:number])
     return rows.raw.part(begin, begin + facts.splits[number].pictures), facts.classes

@@ -427,7 +427,7 @@ def figures_of(selected: Selected) -> RunFigures | str:
     figures = _read_figures(folder, step, changed)
     if isinstance(figures, str) or figures.facts.is_of(selected.run.job):
         return figures
-    return "evaluated was another job; run carft evaluate on the sweep"
+    return "the evaluation is of another job; run carft evaluate on the sweep"
 
 
 @functools.lru_cache(maxsize=_CACHED_SUMMARIES)

@@ -76,10 +76,10 @@ CAPTION = (
 class Comparison:
     """One row minus another, by one selection method in one group of runs.
 
-    ``measure``: ACCURACY, that of the tables, IN_DOMAIN, that on the environments trained on, or
-    the suite on which it was measured. ``unit``: of the ``n`` differences, ENVIRONMENT, PAIR or
-    TRIAL; ``pairs``, ``environments``, ``trials``: how many of these there are. In
-    ``mean_difference`` units count alike, in ``average_difference`` data sets do, as in Avg.
+    ``measure``: ACCURACY, that of the tables, or IN_DOMAIN, that on the environments trained on.
+    ``unit``: of the ``n`` differences, ENVIRONMENT, PAIR or TRIAL; ``pairs``, ``environments``,
+    ``trials``: how many of these there are. In ``mean_difference`` units count alike, in
+    ``average_difference`` data sets do, as in Avg.
 
     Differences, error and interval are in points; error and interval are None for a single
     difference, p-values below FEWEST_PAIRS pairs; ``p_holm`` is corrected for the rows that are
@@ -392,7 +392,7 @@ def _grid(comparisons: Sequence[Comparison]) -> Grid:
     first = comparisons[0]
     parts = [
         f"Minus {first.against}",
-        _MEASURE_TITLES.get(first.measure, first.measure),
+        _MEASURE_TITLES[first.measure],
         _UNIT_TITLES[first.unit],
         selection.METHODS[first.selection].title,
         first.setting,

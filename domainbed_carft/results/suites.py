@@ -25,7 +25,6 @@ from domainbed_carft.results.columns import (
     cell_of,
     format_accuracy,
 )
-from domainbed_carft.results.comparisons import PairKey
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.selection import Selected
 from domainbed_carft.suites import catalogue, records
@@ -102,20 +101,6 @@ def _without_sets(record: Mapping[str, Any], names: Collection[str]) -> Mapping[
     suite = catalogue.get(record["suite"]).without(names)
     complete = {name: scores["accuracy"] for name, scores in sets.items() if scores["complete"]}
     return {**record, "sets": sets, **suite.means(complete)}
-
-
-def accuracies_by_run(group: Group, suite: str) -> dict[str, dict[PairKey, float]]:
-    """Row -> (data set, target, trial) -> the run's mean accuracy over the suite's sets, in %.
-
-    Over the sets that the run was not trained on; the rows are in the order of the tables.
-    """
-    percent: dict[str, dict[PairKey, float]] = {}
-    for selected, record in selected_records(group, warnings=[]):
-        if record["suite"] == suite and record["wise_ft_alpha"] is None:
-            accuracies = [scores["accuracy"] for scores in record["sets"].values()]
-            run = (selected.dataset, selected.target, selected.trial)
-            percent.setdefault(selected.row, {})[run] = 100 * float(np.mean(accuracies))
-    return {row: percent[row] for row in group.ordered(percent)}
 
 
 class Scores(NamedTuple):
