@@ -104,8 +104,7 @@ class CLIPAlgorithm(Algorithm):
 
     - `loss` (batch): the loss of a micro-batch, and what its parts measure
     - `build_for_training`: modules, buffers and parameters that only training needs
-    - `build_for_prediction`: all that a run restored from a file has; the names of the state dict
-      are those of earlier versions
+    - `build_for_prediction`: all that a run restored from a file has
     - `after_step`: what follows an optimizer's step
     - `predicting_weights`: the weights that predict, where they are not those being trained
     - `trained_logits`: class logits by the weights being trained
