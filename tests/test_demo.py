@@ -117,7 +117,7 @@ def test_the_demo_trains_and_shows_the_packed_records_beside_it(finished_demo):
 
 def test_the_folder_of_an_earlier_demo_can_be_used_again(finished_demo, tmp_path, declared):
     shutil.copytree(finished_demo.output, tmp_path / "out")
-    steps = SMALL.replace("steps: 1", "steps: 2")  # 0.2.0 had other steps
+    steps = SMALL.replace("steps: 1", "steps: 2")  # another setting than in the folder
     declared.write_text(steps.replace("line, ", "").replace("CLIPZeroShot, ", ""))
     demo.run(tmp_path / "out", declared=declared)
     assert "CARFT" in (tmp_path / "out" / "results.txt").read_text()

@@ -182,6 +182,12 @@ def test_the_pages_say_by_how_many_validation_images_the_rates_were_chosen(peers
     assert f"{range_of_leads} images" in page_text("embedded-benchmark.md")
     assert f"if only by {lipsum} of 1,020 images" in page_text("methods/lipsum-ft.md")
 
+    fresh = ["CARFT", "CARFT, `average` beta", "CLIPFineTune", "CLIPLinearProbe", "CLIPWiSEFT"]
+    leads_of_fresh = [lipsum, *(leads[name] for name in fresh)]
+    range_of_fresh = f"by {min(leads_of_fresh)} to {max(leads_of_fresh)} of 1,020"
+    assert f"trial 5, {range_of_fresh} validation images." in page
+    assert f"{range_of_fresh} images (CAR-FT's by {carft})" in page_text("../README.md")
+
 
 def test_carft_minus_erm_on_the_trial_of_the_search_is_that_of_the_page(peers_emoji):
     paths = peers_emoji.glob("methods,lr=0.0003/*/results.jsonl")

@@ -209,6 +209,7 @@ def test_a_batch_has_a_row_for_each_picture_in_order(picture, run):
         ([], "there are no pictures to predict; give at least one"),
         ("gone.png", "gone.png cannot be read: No such file or directory"),
         ([3], "a picture is int; expected a path, a Pillow picture, a tensor"),
+        (None, "a picture is NoneType; expected a path, a Pillow picture, a tensor"),
         (torch.zeros(2, 1, 8, 8), r"a picture is \(1, 8, 8\); expected a path"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "tensor of torch.int64; expected uint8"),
     ],

@@ -310,7 +310,7 @@ def test_a_constant_algorithm_needs_no_validation_loss(random_tiny):
     assert not make(random_tiny, "CLIPZeroShot", **JOB).wants_validation_loss
 
 
-def test_runs_from_before_swad_still_open(random_tiny, tmp_path):
+def test_a_run_of_a_host_without_its_hparams_opens(random_tiny, tmp_path):
     reopened(make(random_tiny), tmp_path)
     path = tmp_path / "model.pkl"
     content = torch.load(path, weights_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,8 +139,8 @@ class Run:
         ['class_probabilities', 'classes', 'context_probabilities', 'contexts']
         """
         check(COUNT, batch_size=batch_size)
-        is_single = isinstance(pictures, (str, os.PathLike, Image.Image))
-        items = [pictures] if is_single else list(pictures)
+        is_several = isinstance(pictures, Iterable) and not isinstance(pictures, str)
+        items = [*pictures] if is_several else [pictures]
         if not items:
             raise CarftError("there are no pictures to predict; give at least one")
 
