@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 import domainbed_carft
 from domainbed_carft import cli
 from domainbed_carft.clips import backbone
+from domainbed_carft.errors import CarftError
 from domainbed_carft.method import prompts
 from domainbed_carft.results import collection, evaluations, selection
 from domainbed_carft.runs import saved, splits, sweep, sweep_job
@@ -263,6 +264,11 @@ def test_a_changed_picture_is_measured_again(copy):
         assert evaluate_sweep(copy, OPTIONS).measured > 0
     finally:
         os.utime(picture, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_an_original_that_does_not_exist_is_an_error_before_any_run(copy):
+    with pytest.raises(CarftError, match="original is '/nope', expected an existing file"):
+        domainbed_carft.evaluate(copy, original="/nope", workers=0)
 
 
 def test_figures_alone_are_made_of_the_rows(copy):

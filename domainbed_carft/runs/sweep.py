@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed_carft import launchers
-from domainbed_carft.errors import raise_for
+from domainbed_carft.clips import open_clip, openai
+from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.files.weights import cached_sha256
 from domainbed_carft.jobs.folder import RECORDS, WEIGHTS, last_line
 from domainbed_carft.jobs.fork_server import ForkServer
@@ -147,10 +148,15 @@ def evaluate_sweep(
     """Evaluate every run that a selection method chose, unless its figures are there and true.
 
     ``methods``: names of selection methods; None for those that the tables show. A run that cannot
-    be evaluated has a problem instead. Raises CarftError if there is no record, or for an unknown
-    selection method; KeyboardInterrupt and SystemExit after signals, which lose only the runs in
-    progress.
+    be evaluated has a problem instead. Raises CarftError if there is no record, for an unknown
+    selection method, and for an ``original`` that does not exist; KeyboardInterrupt and SystemExit
+    after signals, which lose only the runs in progress.
     """
+    original = options.original
+    if original and not original.startswith(open_clip.PREFIX) and original not in openai.PUBLISHED:
+        if not Path(original).is_file():
+            raise CarftError(invalid("original", original, "an existing file, or a CLIP's name"))
+
     gathered = collection.gather([folder], methods)
     selected = [
         (group, method, chosen)
