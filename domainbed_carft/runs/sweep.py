@@ -152,11 +152,8 @@ def evaluate_sweep(
     selection method, and for an ``original`` that does not exist; KeyboardInterrupt and SystemExit
     after signals, which lose only the runs in progress.
     """
-    original = options.original
-    if original and not original.startswith(open_clip.PREFIX) and original not in openai.PUBLISHED:
-        if not Path(original).is_file():
-            raise CarftError(invalid("original", original, "an existing file, or a CLIP's name"))
-
+    if options.original is not None:
+        _require_original(options.original)
     gathered = collection.gather([folder], methods)
     selected = [
         (group, method, chosen)
@@ -222,6 +219,12 @@ class SweepOnSuite:
 
     measured: int
     problems: list[str]
+
+
+def _require_original(name: str) -> None:
+    is_published = name.startswith(open_clip.PREFIX) or name in openai.PUBLISHED
+    if not is_published and not Path(name).is_file():
+        raise CarftError(invalid("original", name, "an existing file, or the name of a CLIP"))
 
 
 def evaluate_sweep_on_suite(folder: Path, suite: str, options: SweepOptions) -> SweepOnSuite:
