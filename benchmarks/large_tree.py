@@ -105,6 +105,7 @@ def main() -> int:
     arguments, words = parser.parse_known_args()
     folder = arguments.folder
     if arguments.train:
+        words += ["--steps", str(arguments.train), "--workers", str(arguments.workers)]
         return train(words, arguments.train)
 
     os.environ["DOMAINBED_CARFT_CACHE"] = str(folder / "cache")
@@ -117,7 +118,7 @@ def main() -> int:
     job = ["--algorithm", "CARFT", "--dataset", "DomainNet", "--test_envs", 0, "--data_dir", folder]
     job += ["--hparams", json.dumps({"clip_backbone": "tiny"}), "--workers", arguments.workers]
     for name, steps in (("start-1", 1), ("start-2", 1), ("train", arguments.steps)):
-        own = ["--output_dir", folder / name, "--steps", steps, "--checkpoint_freq", steps]
+        own = ["--output_dir", folder / name, "--checkpoint_freq", steps]
         own += ["--skip_model_save"]
         measure(name, __file__, "--folder", folder, TRAIN, steps, *job, *own)
     record = json.loads((folder / "train" / "results.jsonl").read_text().splitlines()[-1])
