@@ -39,7 +39,7 @@ NOT_RUN = {
     r"open_clip:|open_clip\.create_model": "needs a checkpoint from the hub; "
     "tests/test_open_clip.py",
     r"benchmarks/|tools/pretrain": "takes minutes to hours; benchmarks/ are run by hand",
-    r"contamination|(peers|settle|amp)-emoji": "takes hours",
+    r"contamination|(peers|fresh|settle|amp)-emoji": "takes hours",
     r"^carft demo|sweep launch demo|EmojiShift": "tests/test_demo.py, tests/test_suites_runs.py",
     r"EmojiUnseen": "predicts 13 test sets; tests/test_emoji_unseen.py",
     r"carft report OUT (MORE|-o)": "the tutorial writes a report; tests/test_report_command.py",
