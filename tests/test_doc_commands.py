@@ -28,7 +28,7 @@ NOT_RUN = {
     "environment, or serves",
     r"^(docker|apptainer|srun)\b": "needs a container runtime; tests/test_containers.py",
     r"preflight demo": "tests/test_preflight.py",
-    r"--launcher slurm": "needs a cluster; tests/test_slurm.py",
+    r"--launcher slurm|scontrol": "needs a cluster; tests/test_slurm.py",
     r"torchrun|--gpus|--jobs_per_gpu|--processes": "needs GPUs; tests/harness/test_processes.py",
     r"--dataset EmojiStyles --test_envs 0 --output_dir JOB": "tests/test_step.py trains them all",
     r"--by\b": "needs a sweep with a grid; tests/test_collect_by.py",
