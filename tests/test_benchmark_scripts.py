@@ -22,7 +22,6 @@ SCRIPTS = sorted(path.name for path in BENCHMARKS.glob("*.py"))
 MODULES = {"synthetic_tree.py"}  # imported by other scripts
 
 # The smallest input of each script that needs no checkout; {new} is a folder that is not there.
-# The exit status 1 of some says that a goal was missed, as on a machine with other work.
 COMMANDS = {
     "collect.py": "{new} --jobs 24 --rounds 2",
     "contamination.py": "{records}/contamination",
@@ -34,6 +33,9 @@ COMMANDS = {
     "step_cost.py": "--shape tiny --rounds 2",
     "sweep_evaluation.py": "--rounds 1 --trials 1 --images 4",
 }
+
+# Their exit status is 1 if a time misses its goal, as on a machine with other work.
+MAY_MISS_A_GOAL = {"hook_cost.py", "sweep_evaluation.py"}
 
 # Run by the tests of what they measure, on sweeps that those train.
 RUN_ELSEWHERE = {"without_near_duplicates.py": "test_emoji_unseen.py"}
@@ -64,7 +66,9 @@ def test_it_runs_with_its_smallest_input(script, records, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr[-3000:]
+    has_missed_goal = done.returncode == 1 and script in MAY_MISS_A_GOAL
+    assert done.returncode == 0 or has_missed_goal, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
     assert done.stdout.strip()
 
 

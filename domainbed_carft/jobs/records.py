@@ -274,27 +274,37 @@ def _runs_in(folder: str, warnings: list[RecordWarning]) -> list[RecordedRun]:
 def _without_damaged(
     runs: Sequence[dict[float, dict[str, Any]]], folder: str, warnings: list[RecordWarning]
 ) -> list[dict[float, dict[str, Any]]]:
-    """The runs, step -> record, without damaged lines: steps of one with other hparams or names.
+    """Drop damaged lines, with a warning, from the runs of a folder (step -> record).
 
-    Of these the fewer records are left out, with a warning.
+    A line with a damaged name or hyperparameter looks like a run of its own: it has the arguments
+    of a longer run, and steps that the longer run lacks.
     """
-    whole: list[dict[float, dict[str, Any]]] = []
+    intact_runs: list[dict[float, dict[str, Any]]] = []
     for run in sorted(runs, key=len, reverse=True):
-        first = next(iter(run.values()))
-        for other in whole:
-            rest = next(iter(other.values()))
-            if first["args"] == rest["args"] and run.keys().isdisjoint(other):
-                ours, theirs = (record.get("hparams") or {} for record in (first, rest))
-                names = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
-                steps = ", ".join(f"{step:g}" for step in run)
-                what = f"hparams than the rest: {', '.join(names)}"
-                what = what if names else "accuracies than the rest"
-                text = f"step {steps} has other {what}; skipped"
-                warnings.append(RecordWarning("damaged", folder, text))
-                break
-        else:
-            whole.append(run)
-    return [run for run in runs if any(run is other for other in whole)]
+        owner = next((intact for intact in intact_runs if _is_part_of(run, intact)), None)
+        if owner is None:
+            intact_runs.append(run)
+            continue
+
+        steps = ", ".join(f"{step:g}" for step in run)
+        text = f"step {steps} has other {_difference(run, owner)}; skipped"
+        warnings.append(RecordWarning("damaged", folder, text))
+    return [run for run in runs if any(run is intact for intact in intact_runs)]
+
+
+def _is_part_of(run: Mapping[float, Any], longer_run: Mapping[float, Any]) -> bool:
+    """Return True if both have the same arguments, and no step in common."""
+    first, second = (next(iter(records.values())) for records in (run, longer_run))
+    return bool(first["args"] == second["args"]) and run.keys().isdisjoint(longer_run)
+
+
+def _difference(run: Mapping[float, Any], longer_run: Mapping[float, Any]) -> str:
+    """The part of the records in which two runs differ, with the names of hyperparameters."""
+    first, second = (
+        next(iter(records.values())).get("hparams") or {} for records in (run, longer_run)
+    )
+    names = sorted(name for name in first | second if first.get(name) != second.get(name))
+    return f"hparams than the rest: {', '.join(names)}" if names else "accuracies than the rest"
 
 
 def read_file(path: Path | str) -> tuple[list[dict[str, Any]], list[RecordWarning]]:
