@@ -180,7 +180,7 @@ def test_the_demos_jobs_are_those_of_the_packed_records(tmp_path):
 )
 def test_the_conclusion_says_as_plainly_if_carft_is_not_ahead(means, expected):
     accuracies = {name: {("EmojiStyles", 0, 0): float(mean)} for name, mean in means.items()}
-    conclusion = demo_table.conclusion(accuracies, demo_table.packed_accuracies("EmojiStyles"))
+    conclusion = demo_table.conclusion(accuracies, demo_table.recorded_accuracies("EmojiStyles"))
     assert expected in conclusion
     assert "CARFT minus CLIPFineTune is +1.1 points, with 95% intervals of +0.3 to +2.0 over 4" in (
         conclusion

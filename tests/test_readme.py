@@ -75,7 +75,7 @@ def test_the_table_of_fresh_trials_has_the_accuracies_and_intervals_of_the_recor
 
 def test_the_demos_table_is_what_it_prints_beside_the_records():
     """The columns of the records, whose jobs' accuracies this run had."""
-    packed = demo_table.packed_accuracies("EmojiStyles")
+    packed = demo_table.recorded_accuracies("EmojiStyles")
     one_trial = {
         row: {pair: accuracy for pair, accuracy in by_pair.items() if pair[2] == 10}
         for row, by_pair in packed.items()

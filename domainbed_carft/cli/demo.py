@@ -22,7 +22,7 @@ DATA_DIR = "embedded"  # not read: the pictures are in the package
 
 
 def run(output: Path, trials: int | None = None, declared: str | Path = "demo") -> None:
-    """Train, collect and report into ``output``, beside the packed records of the same jobs.
+    """Train, collect and report into ``output``, beside our records of the same jobs.
 
     What was done or begun there before is not redone. ``declared`` is a sweep of EmojiStyles;
     ``trials`` replaces its number of trials. Raises CarftError for a sweep that is not finished,
@@ -36,9 +36,9 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     accuracies = comparisons.accuracies_of(group.selected(TRAINING_DOMAIN))
     in_order = {row: accuracies[row] for row in group.ordered(accuracies)}
     (dataset,) = declaration.datasets
-    packed = demo_table.packed_accuracies(dataset)
-    grid = demo_table.grid(in_order, packed, group.environments[dataset])
-    conclusion = demo_table.conclusion(in_order, packed)
+    recorded = demo_table.recorded_accuracies(dataset)
+    grid = demo_table.grid(in_order, recorded, group.environments[dataset])
+    conclusion = demo_table.conclusion(in_order, recorded)
 
     table = formats.as_text([grid], [demo_table.NOTE])
     opening = Section(

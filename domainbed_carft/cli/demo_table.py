@@ -23,7 +23,7 @@ NOTE = (
 )
 
 
-def packed_accuracies(dataset: str) -> Accuracies:
+def recorded_accuracies(dataset: str) -> Accuracies:
     """Algorithm -> (``dataset``, target, trial) -> accuracy in percent, of README's table.
 
     From the package's file ``assets/demo.csv``, which ``tools/demo_numbers.py`` makes.
@@ -36,19 +36,19 @@ def packed_accuracies(dataset: str) -> Accuracies:
     return accuracies
 
 
-def grid(accuracies: Accuracies, packed: Accuracies, environments: Sequence[str]) -> Grid:
-    """A row for each algorithm of this run: its accuracies, and the packed ones beside their mean.
+def grid(accuracies: Accuracies, recorded: Accuracies, environments: Sequence[str]) -> Grid:
+    """A row for each algorithm of this run: its accuracies and our recorded means.
 
-    ``accuracies`` and ``packed``: of this run, and of the packed records; ``environments``: the
+    ``accuracies`` and ``recorded``: of this run, and of our records; ``environments``: the
     names of all targets, by number.
     """
     targets = sorted({target for by_pair in accuracies.values() for _, target, _ in by_pair})
     rows = []
     for algorithm, by_pair in accuracies.items():
-        packed_by_pair = packed.get(algorithm, {})
-        same_jobs = {pair: packed_by_pair[pair] for pair in by_pair if pair in packed_by_pair}
+        recorded_by_pair = recorded.get(algorithm, {})
+        same_jobs = {pair: recorded_by_pair[pair] for pair in by_pair if pair in recorded_by_pair}
         all_trials = {
-            pair: accuracy for pair, accuracy in packed_by_pair.items() if pair[1] in targets
+            pair: accuracy for pair, accuracy in recorded_by_pair.items() if pair[1] in targets
         }
         of_targets = [
             fmean(accuracy for pair, accuracy in by_pair.items() if pair[1] == target)
@@ -82,7 +82,7 @@ def _mean_text(by_pair: Mapping[comparisons.PairKey, float]) -> str:
     return format_accuracy(cell.mean, cell.standard_error)
 
 
-def conclusion(accuracies: Accuracies, packed: Accuracies) -> str:
+def conclusion(accuracies: Accuracies, recorded: Accuracies) -> str:
     """Whether CARFT is ahead in this run, and what a single trial can show and what it cannot.
 
     "" without CARFT and another algorithm in the run.
@@ -105,7 +105,7 @@ def conclusion(accuracies: Accuracies, packed: Accuracies) -> str:
         "One trial can show that your machine trains what ours trained, since the jobs are the "
         "same; it cannot show which method is better, for which there are the ten trials"
     )
-    return f"{first} {second}{_over_trials(packed)}."
+    return f"{first} {second}{_over_trials(recorded)}."
 
 
 def _with_means(names: Sequence[str], means: Mapping[str, float]) -> str:
@@ -113,9 +113,9 @@ def _with_means(names: Sequence[str], means: Mapping[str, float]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _over_trials(packed: Accuracies) -> str:
+def _over_trials(recorded: Accuracies) -> str:
     """``: CARFT minus CLIPFineTune is ...``, with intervals over styles, trials and pairs."""
-    pair = {name: packed[name] for name in (CARFT, FINE_TUNE)}
+    pair = {name: recorded[name] for name in (CARFT, FINE_TUNE)}
     by_style, by_trial, by_pair = (
         comparisons.compare(pair, FINE_TUNE, unit)[0] for unit in (ENVIRONMENT, TRIAL, PAIR)
     )
