@@ -3,7 +3,6 @@
 import csv
 import io
 import runpy
-import zipfile
 from importlib import resources
 
 import pytest
@@ -17,14 +16,6 @@ def test_no_emoji_is_both_pretraining_and_benchmark(capsys):
     tool = runpy.run_path(str(REPO / "tools" / "build_emoji.py"))
     tool["check_styles"]()
     assert "emoji_styles.zip" in capsys.readouterr().out
-
-
-def test_licences_travel_with_the_images():
-    with zipfile.ZipFile(io.BytesIO((ASSETS / "emoji_styles.zip").read_bytes())) as archive:
-        text = archive.read("LICENSES.txt").decode()
-    assert text == (ASSETS / "LICENSES.txt").read_text("utf-8")
-    for domain in ("fluent3d", "line", "noto", "twemoji"):
-        assert f"\n{domain}/\n" in text
 
 
 @pytest.mark.filterwarnings("ignore:pkg_resources")

@@ -24,7 +24,7 @@ from domainbed_carft.method.algorithm import EMBEDDINGS
 from domainbed_carft.pictures.preprocessing import Preprocessing
 from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
-from domainbed_carft.runs import export, saved, soup_members, wise_ft
+from domainbed_carft.runs import export, saved, soup_members
 
 open_clip = pytest.importorskip("open_clip")
 pytest.importorskip("transformers")
@@ -129,21 +129,6 @@ def test_a_repository_of_the_hub_is_read_from_its_cache_with_its_revision_and_to
     assert "of 'open_clip:hf-hub:else/model' could not be loaded" in done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["ViT-B-32-quickgelu", "ViT-B-16", "ViT-B-16-SigLIP", "RN50", "ViT-H-14"]
-)
-def test_models_of_full_size_are_rebuilt_from_their_configuration_alone(name):
-    config = our_open_clip.checked({"model_cfg": open_clip.get_model_config(name)}, name)
-    encoder = our_open_clip.image_encoder(config).eval()
-    shapes = {key: value.shape for key, value in encoder.state_dict().items()}
-    rebuilt, how, dim = backbone.empty_image_encoder(shapes, json.dumps(config))
-    with torch.no_grad():
-        features = rebuilt.eval()(torch.zeros(1, 3, how.resolution, how.resolution))
-    assert features.shape == (1, dim)
-    assert len(penalties.LDIFSPenalty.places(rebuilt)) == 5
-
-
 # What is refused
 
 
@@ -197,13 +182,6 @@ def test_a_state_dict_that_is_not_openais_says_what_is_assumed(tmp_path, random_
     torch.save(narrow.state_dict(), tmp_path / "narrow.pt")
     with pytest.raises(CarftError, match="is 80 wide, which is not a multiple of 64"):
         backbone.load(str(tmp_path / "narrow.pt"))
-
-
-def test_encoders_without_blocks_are_refused():
-    vision = {"timm_model_name": "test_convnext", "image_size": 160}
-    encoder = our_open_clip.image_encoder({"model_cfg": {"embed_dim": 8, "vision_cfg": vision}})
-    with pytest.raises(CarftError, match="ConvNeXt of timm has none"):
-        penalties.LDIFSPenalty.places(encoder)
 
 
 # Training
@@ -327,19 +305,11 @@ def test_the_same_weights_with_another_activation_are_another_clip(folders, tmp_
     features = [backbone.text_features(loaded, PROMPTS) for loaded in (quick, plain)]
     assert not torch.allclose(*features)
 
-    algorithm = make(folders["quickgelu"])
-    train(algorithm, 1)
-    run = reopened(algorithm, tmp_path)
+    run = reopened(make(folders["quickgelu"]), tmp_path)
     with pytest.raises(CarftError, match="not the configuration of the CLIP"):
         saved.original_clip(run, plain_name)
     with pytest.raises(CarftError, match="differ in the CLIP's architecture"):
         soup_members.require_alike([run, reopened(make(plain_name), tmp_path / "other")])
-
-    wise_ft.alpha_setter(run, folders["quickgelu"])(0.0)
-    zero_shot = make(folders["quickgelu"], "CLIPZeroShot").eval()
-    x = torch.randn(4, 3, 28, 28)
-    with torch.no_grad():
-        torch.testing.assert_close(run.algorithm.predict(x), zero_shot.predict(x))
 
 
 @pytest.mark.parametrize("kind", ["gelu", pytest.param("siglip", marks=pytest.mark.slow)])

@@ -14,7 +14,6 @@ import runpy
 import shutil
 import tarfile
 import zipfile
-from configparser import ConfigParser
 
 import pytest
 from fake_checkout import REPO
@@ -134,12 +133,6 @@ def test_installing_and_uninstalling(kind, installations, source, tmp_path):
     assert (done.returncode, done.stderr) == (0, "") and "domainbed_carft" not in done.stdout
 
 
-def test_versions_agree():
-    config = ConfigParser()
-    config.read(REPO / "setup.cfg")
-    hooks = (REPO / ".pre-commit-config.yaml").read_text()
-    (ruff,) = {*re.findall(r"ruff==[\d.]+", hooks)}
-    assert f"\n{ruff}\n" in config["options.extras_require"]["lint"]
-
+def test_the_citation_is_of_this_version():
     package = runpy.run_path(str(REPO / "domainbed_carft" / "version.py"))["__version__"]
     assert f"\nversion: {package}\n" in (REPO / "CITATION.cff").read_text()

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import random
 import zipfile
 
 import numpy as np
@@ -79,24 +78,6 @@ def test_rows_come_back_to_the_bit_and_numpy_opens_the_file(saved):
         assert np.array_equal(by_numpy["top"], rows.raw.top)
 
 
-def test_a_flipped_bit_is_noticed_or_harmless(saved):
-    content = saved.read_bytes()
-    draw = random.Random(0)
-    refused = 0
-    for _ in range(100):
-        altered = bytearray(content)
-        altered[draw.randrange(len(altered))] ^= 1 << draw.randrange(8)
-        saved.write_bytes(altered)
-        try:
-            rows, facts = evaluations.load_rows(saved.parent, STEP)
-        except CarftError:
-            refused += 1
-        else:  # a bit of a date, for example
-            assert facts == FACTS
-            assert_equal(rows, random_rows())
-    assert refused > 75
-
-
 def with_member(content, name, data):
     """The zip file with another content of a member."""
     file = io.BytesIO(content)
@@ -127,12 +108,13 @@ def npy(array):
     [
         lambda content: b"",
         lambda content: content[:-10],
+        lambda content: content[:1000] + bytes([content[1000] ^ 1]) + content[1001:],
         lambda content: with_member(content, "facts.json", with_pictures(10**7)),
         lambda content: with_member(content, "facts.json", with_pictures(-1)),
         lambda content: with_member(content, "label.npy", npy(np.full(COUNT, 7, np.uint16))),
         lambda content: with_member(content, "top.npy", npy(np.array([{}] * COUNT, object))),
     ],
-    ids=["empty", "cut off", "more pictures", "negative", "unknown class", "pickle"],
+    ids=["empty", "cut off", "flipped bit", "more pictures", "negative", "unknown class", "pickle"],
 )
 def test_a_damaged_file_is_refused(saved, damage):
     content = saved.read_bytes()
