@@ -115,7 +115,7 @@ backbone.load("open_clip:hf-hub:else/model")
 def test_a_repository_of_the_hub_is_read_from_its_cache_with_its_revision_and_tokenizer(
     folders, tmp_path
 ):
-    """As on a node whose cache was copied."""
+    # As on a node to which the cache was copied.
     repository = tmp_path / "hub" / "models--nobody--siglip"
     open_clip_folders.write(repository / "snapshots" / HUB_REVISION, "siglip")
     (repository / "refs").mkdir()
@@ -310,6 +310,13 @@ def test_the_same_weights_with_another_activation_are_another_clip(folders, tmp_
         saved.original_clip(run, plain_name)
     with pytest.raises(CarftError, match="differ in the CLIP's architecture"):
         soup_members.require_alike([run, reopened(make(plain_name), tmp_path / "other")])
+
+
+def test_a_failed_write_of_weights_is_an_os_error(tmp_path):
+    # As on a full disk, for which safetensors has an exception type of its own.
+    (tmp_path / our_open_clip.WEIGHTS).mkdir()
+    with pytest.raises(OSError):
+        our_open_clip.save(tmp_path, {"weight": torch.zeros(1)}, "{}", None)
 
 
 @pytest.mark.parametrize("kind", ["gelu", pytest.param("siglip", marks=pytest.mark.slow)])

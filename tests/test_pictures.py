@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import pickle
 import re
 import signal
 import struct
@@ -117,7 +116,6 @@ def test_upstreams_steps_are_the_plans_of_the_presets():
         ]
     )
     assert plan_of(upstream) == training_plan and training_plan.draws
-    assert pickle.loads(pickle.dumps(training_plan)) == training_plan
 
 
 @pytest.mark.parametrize(("protocol", "preprocessing"), PRESETS)
