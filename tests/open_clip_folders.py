@@ -135,17 +135,17 @@ def _register_small_image_encoders() -> None:
 
     smaller = {"img_size": PIXELS, "embed_dim": 64, "depth": 4, "num_heads": 2}
 
-    @timm.models.register_model
     def small_pe_core(pretrained: bool = False, **options: Any) -> Any:
-        """Return PE-Core's image encoder."""
         return timm.models.eva.vit_pe_core_tiny_patch16_384(
             **smaller, ref_feat_shape=(4, 4), attn_pool_num_heads=2, **options
         )
 
-    @timm.models.register_model
     def small_siglip(pretrained: bool = False, **options: Any) -> Any:
-        """Return SigLIP's image encoder, which SigLIP 2 has kept."""
+        # SigLIP 2 has kept the image encoder of SigLIP.
         return timm.models.vision_transformer.vit_base_patch16_siglip_224(**smaller, **options)
+
+    for entry_point in (small_pe_core, small_siglip):
+        timm.models.register_model(entry_point)
 
 
 def write_tokenizer(folder: Path) -> None:
