@@ -56,6 +56,7 @@ test-processors: $(VENV)/.installed-test
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-lint
@@ -73,7 +74,7 @@ wheel: $(VENV)/.created
 
 # The environments stay, since torch is a large download; `rm -r .venv*` removes them.
 clean:
-	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # The stamps keep a second run from asking the index again.

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch_interpreter
-
 PIP_OPTIONS = ("--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir", "--quiet")
 
 # The file that adds this environment's packages to another one.
@@ -56,37 +54,19 @@ class Environment:
         options = [*PIP_OPTIONS, "--no-compile", "--ignore-installed"]
         pip("install", *options, *requirements, python=self.python)
 
-    def uninstall(self) -> None:
-        """Uninstall our package with pip."""
-        pip("uninstall", "--yes", "--quiet", "domainbed-carft", python=self.python)
-
     def run(
         self, *arguments: str, cwd: Path | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         """Run its interpreter, which is also the shell's `python`, in `cwd` or an empty folder."""
+        path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run(
             [self.python, *arguments],
             cwd=cwd or self.empty,
-            env=self._variables(variables),
+            env={**clean_variables(), "PATH": path, **variables},
             capture_output=True,
             text=True,
             timeout=900,
         )
-
-    def run_with_torch(
-        self, *arguments: str, cwd: Path, **variables: str
-    ) -> subprocess.CompletedProcess[str]:
-        """Run its interpreter as `run` does, as a fork of one that has imported torch.
-
-        The shell's `python` is such a fork, too.
-        """
-        forked = Path(torch_interpreter.executable(self.python))
-        all_variables = self._variables(variables, forked.parent)
-        return torch_interpreter.run(self.python, *arguments, cwd=cwd, variables=all_variables)
-
-    def _variables(self, added: dict[str, str], *folders: Path) -> dict[str, str]:
-        path = os.pathsep.join(map(str, [*folders, self.python.parent, os.environ["PATH"]]))
-        return {**clean_variables(), "PATH": path, **added}
 
     def files(self) -> set[str]:
         """The names in its site-packages that an installation put there."""

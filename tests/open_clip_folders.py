@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 
-from domainbed_carft.clips import backbone
-from domainbed_carft.runs import export
-
 _MODELS_FOLDER = tempfile.TemporaryDirectory(prefix="carft-test-open-clip-")
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
 SIGLIP_LENGTH = 12
+PIXELS = 64  # of the models below that are made smaller than timm's
 WORDS = "a photo sketch of the dog cat owl dark toy zero one wild long".split()
 MODELS: dict[str, dict[str, Any]] = {
     "quickgelu": {
@@ -67,6 +65,27 @@ MODELS: dict[str, dict[str, Any]] = {
         },
     },
 }
+MODELS["pe-core"] = {  # its architecture, narrow and of four blocks
+    "embed_dim": 32,
+    "custom_text": True,
+    "vision_cfg": {
+        "image_size": PIXELS,
+        "timm_model_name": "small_pe_core",
+        "timm_model_pretrained": False,
+        "timm_pool": "map",
+        "timm_proj": None,
+    },
+    "text_cfg": {**TEXT, "context_length": 32},
+}
+MODELS["siglip-2"] = {
+    **MODELS["siglip"],
+    "vision_cfg": {
+        **MODELS["siglip"]["vision_cfg"],
+        "image_size": PIXELS,
+        "timm_model_name": "small_siglip",
+    },
+    "text_cfg": {**MODELS["siglip"]["text_cfg"], "act_kwargs": {"approximate": "tanh"}},
+}
 HOW: dict[str, dict[str, Any]] = {
     "siglip": {
         "mean": [0.5] * 3,
@@ -89,6 +108,7 @@ def _built_model(kind: str, changed_as_json: str) -> Path:
     import open_clip
     from safetensors.torch import save_file
 
+    _register_small_image_encoders()
     config = {**MODELS[kind], **json.loads(changed_as_json)}
     model_config = {key: value for key, value in config.items() if key != "custom_text"}
     with torch.random.fork_rng():
@@ -108,6 +128,26 @@ def _built_model(kind: str, changed_as_json: str) -> Path:
     return folder
 
 
+@functools.cache
+def _register_small_image_encoders() -> None:
+    """Give timm the image encoders of PE-Core and of SigLIP 2, narrow and of four blocks."""
+    import timm
+
+    smaller = {"img_size": PIXELS, "embed_dim": 64, "depth": 4, "num_heads": 2}
+
+    def small_pe_core(pretrained: bool = False, **options: Any) -> Any:
+        return timm.models.eva.vit_pe_core_tiny_patch16_384(
+            **smaller, ref_feat_shape=(4, 4), attn_pool_num_heads=2, **options
+        )
+
+    def small_siglip(pretrained: bool = False, **options: Any) -> Any:
+        # SigLIP 2 has kept the image encoder of SigLIP.
+        return timm.models.vision_transformer.vit_base_patch16_siglip_224(**smaller, **options)
+
+    for entry_point in (small_pe_core, small_siglip):
+        timm.models.register_model(entry_point)
+
+
 def write_tokenizer(folder: Path) -> None:
     """One word, one token; the end of the text is also what is padded with, as SigLIP's."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -123,15 +163,3 @@ def write_tokenizer(folder: Path) -> None:
         tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>"
     )
     fast.save_pretrained(folder)
-
-
-def write_tiny(folder: Path) -> str:
-    """The embedded CLIP, converted."""
-    from safetensors.torch import save_file
-
-    model = backbone.load("tiny").model
-    folder.mkdir(parents=True)
-    save_file(dict(model.state_dict()), folder / "open_clip_model.safetensors")
-    config = {"model_cfg": export.open_clip_config(model), "preprocess_cfg": {}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    return f"open_clip:local-dir:{folder}"

@@ -76,7 +76,7 @@ def files_of(root: Path) -> dict[str, bytes]:
 def run(environment: Environment, root: Path, *arguments: str, **variables: str):
     """Run `arguments` from the checkout's root; return what was printed, demand success."""
     variables.setdefault("DOMAINBED_CARFT_CACHE", os.environ["DOMAINBED_CARFT_CACHE"])
-    done = environment.run_with_torch(*arguments, cwd=root, OMP_NUM_THREADS="1", **variables)
+    done = environment.run(*arguments, cwd=root, OMP_NUM_THREADS="1", **variables)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "domainbed-carft could not" not in done.stderr
@@ -222,7 +222,7 @@ def test_a_host_whose_registry_lacks_our_hparams_is_told_which_values_stay(
     paths = ["--data_dir", str(data), "--output_dir", str(tmp_path / "job")]
     words = [*train.split(), *paths, "--hparams", hparams_of_user]
 
-    done = installations["editable"].run_with_torch(*words, cwd=root)
+    done = installations["editable"].run(*words, cwd=root)
 
     assert done.returncode == 0, done.stderr
     assert "this DomainBed's registry does not know CARFT" in done.stderr

@@ -1,323 +1,272 @@
-"""What the documentation lists is what the code has."""
+"""Documentation: parts that tools make, commands that parse, and a tutorial that runs."""
 
 import ast
-import configparser
-import importlib
-import importlib.util
 import json
+import os
 import re
+import runpy
 import shlex
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
+from typing import NamedTuple
 
-import doc_blocks
 import pytest
+from domainbed.lib import sweep_arguments, train_arguments
+from fake_checkout import REPO
+from PIL import Image
 
 from domainbed_carft import LAZY_NAMES, cli
-from domainbed_carft.jobs import folder
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import algorithms
 from domainbed_carft.method.hparams import Conditions
-from domainbed_carft.pictures.protocols import PROTOCOLS
 
-ROOT = Path(__file__).resolve().parents[1]
-METHOD_PAGES = sorted(
-    {*(ROOT / "docs" / "methods").glob("*.md")} - {ROOT / "docs/methods/index.md"}
-)
-SECTIONS = ["When to use it", "Formula", "Hyperparameters", "Source and deviations", "Cite"]
-
-
-@pytest.fixture(scope="module")
-def reference():
-    """The module that makes the pages of reference."""
-    path = ROOT / "tools" / "site" / "reference.py"
-    spec = importlib.util.spec_from_file_location("reference", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+DOCS = REPO / "docs"
+PAGES = [REPO / "README.md", *sorted(DOCS.rglob("*.md"))]
+SCRIPTS = {
+    "python -m domainbed.scripts.train": train_arguments.build_parser,
+    "python -m domainbed.scripts.sweep": sweep_arguments.build_parser,
+}
+METHOD_PAGES = sorted({*(DOCS / "methods").glob("*.md")} - {DOCS / "methods" / "index.md"})
 
 
-@pytest.mark.parametrize("name", ["commands", "hyperparameters", "sweeps"])
-def test_pages_of_reference_have_the_parts_that_the_code_makes(reference, name):
-    page = (reference.FOLDER / f"{name}.md").read_text(encoding="utf-8")
-    assert f"<!-- begin {name} -->" in page
-    assert page == reference.with_parts(page), "run python tools/site/reference.py"
+class Block(NamedTuple):
+    """A fenced block of a page, whose `title` names the file that it is."""
+
+    language: str
+    title: str
+    text: str
+    line: int
 
 
-def test_the_page_of_the_api_has_every_public_name_at_its_place(reference):
-    page = (reference.FOLDER / "api.md").read_text(encoding="utf-8")
-    paths = re.findall(r"^::: ([\w.]+)\.(\w+)$", page, re.MULTILINE)
-    for module, name in paths:
-        assert getattr(importlib.import_module(module), name).__module__ == module
-    public = {(module, name) for name, module in LAZY_NAMES.items() if name != "__version__"}
-    assert public <= {*paths}
-
-
-def test_the_page_of_hyperparameters_has_each_with_its_meaning(reference):
-    page = (reference.FOLDER / "hyperparameters.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| [`<].*\| (.+?) \|$", page, flags=re.MULTILINE)
-    assert {name for name, meaning, source in rows} == {*algorithms.hparams_of("CARFT")}
-    assert len(rows) == len(algorithms.hparams_of("CARFT"))
-    # The probe's rate on the embedded data sets and the ends of its draw, in figures of their own.
-    assert "CLIPLinearProbe: `5e-5` (tiny `3e-3`;" in page
-    assert "CLIPLinearProbe, CLIPLoRA: 1e-5 to 3.2e-4 (tiny 3.2e-4 to 0.01) |" in page
-
-
-def test_links_between_the_documents_lead_somewhere():
-    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
-            if "://" not in target:
-                assert (document.parent / target).exists(), f"{document.name}: {target}"
-
-
-def test_anchors_lead_to_headings_by_the_names_that_github_gives_them():
-    """The site is built strictly and checks its names, which differ where a heading has signs."""
-    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-    for document in [*documents, ROOT / "benchmarks" / "README.md"]:
-        text = without_code(document.read_text(encoding="utf-8"))
-        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text):
-            page = document.parent / target if target else document
-            if page.suffix == ".md":
-                assert anchor in github_anchors(page), f"{document.name}: {target}#{anchor}"
-
-
-def github_anchors(page):
-    """The anchors of a page's headings on GitHub, of which repeated ones are numbered."""
-    headings = re.findall(
-        r"^#+ (.+)$", without_code(page.read_text(encoding="utf-8")), re.MULTILINE
+def blocks(page):
+    """The fenced blocks of a page, in order."""
+    fence = re.compile(
+        r"^(?P<indent> *)```(?P<language>\w*)(?: title=\"(?P<title>[^\"]*)\")?\n"
+        r"(?P<text>.*?)^(?P=indent)```$",
+        re.MULTILINE | re.DOTALL,
     )
-    anchors = []
-    for heading in headings:
-        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
-        anchor = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
-        anchors.append(f"{anchor}-{anchors.count(anchor)}" if anchor in anchors else anchor)
-    return anchors
+    text = page.read_text(encoding="utf-8")
+    for match in fence.finditer(text):
+        content = textwrap.dedent(match["text"])
+        line = text.count("\n", 0, match.start()) + 1
+        yield Block(match["language"], match["title"] or "", content, line)
 
 
-def without_code(text):
-    """A page without its fenced blocks, in which a comment looks like a heading."""
-    return re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+# Tables and lists that tools make
 
 
-def texts_for_users():
-    """File -> text, of all that tells users what to type; the changelog has what they once did."""
-    patterns = ("*.md", "docs/*.md", "sweeps/*", "domainbed_carft/**/*.py", "third_party/**/*.py")
-    paths = [path for pattern in patterns for path in ROOT.glob(pattern)]
-    return {
-        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-        for path in paths
-        if path.name != "CHANGELOG.md"
-    }
+@pytest.mark.parametrize("tool", ["page_tables", "readme_pictures", "site/reference"])
+def test_pages_have_the_parts_that_a_tool_makes(tool, monkeypatch):
+    path = REPO / "tools" / f"{tool}.py"
+    monkeypatch.setattr(sys, "argv", [str(path), "--check"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name="__main__")
+    assert ended.value.code == 0
 
 
-def test_extras_are_installed_from_a_clone():
-    """The package is on no index, so its name cannot be installed."""
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    extras = {*setup["options.extras_require"]}
-
-    mentioned = set()
-    for name, text in texts_for_users().items():
-        assert not re.search(r"pip\s+install\s+'?domainbed-carft", text), name
-        mentioned |= {*re.findall(r"pip\s+install\s+'\.\[(\w+)\]'", text)}
-
-    assert mentioned
-    assert mentioned <= extras
+def test_the_page_of_the_api_has_every_public_name():
+    page = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
+    documented = {tuple(path) for path in re.findall(r"^::: ([\w.]+)\.(\w+)$", page, re.MULTILINE)}
+    public = {(module, name) for name, module in LAZY_NAMES.items() if name != "__version__"}
+    assert public <= documented
 
 
-def test_a_dry_run_has_one_spelling():
-    for name, text in texts_for_users().items():
-        if not name.endswith(".py"):
-            assert "--dry_run" not in text, name
+# Pages of methods
+
+
+def test_the_table_of_methods_has_each_algorithm_and_each_page():
+    text = (DOCS / "methods" / "index.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[.+?\]\(([\w-]+\.md)\),? `(\w+)`", text, flags=re.MULTILINE)
+    assert {page for page, _ in rows} == {path.name for path in METHOD_PAGES}
+    assert {name for _, name in rows} == {*ALGORITHMS, "average"}
+
+
+@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
+def test_the_defaults_on_the_page_of_a_method_are_the_declared_ones(page):
+    text = page.read_text(encoding="utf-8")
+    algorithm = re.search(r"`(\w+)`", text)[1]
+    hparams = algorithms.hparams_of("CLIPFineTune" if algorithm == "average" else algorithm)
+    section = text.split("## Hyperparameters\n")[1].split("\n## ")[0]
+    defaults = re.findall(r"^- `(\w+)`: (\d[\d.e-]*|`[^`]+`)", section, flags=re.MULTILINE)
+    assert defaults or page.stem in ("zero-shot", "fine-tuning"), "no default is shown"
+    for name, shown in defaults:
+        default = hparams[name].default_for(Conditions("PACS"))
+        if isinstance(default, str):
+            assert shown.strip("`") == default
+        else:
+            assert float(shown) == pytest.approx(default), name
+
+
+# Commands and messages
 
 
 def documented_commands():
-    """Each command line of ``carft`` in README and docs that a reader can type as it is."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    yield from re.findall(r"^    (carft .*)$", readme, flags=re.MULTILINE)
+    """The commands in README and docs/ that our parsers read, each a list of words."""
+    programs = tuple(f"{program} " for program in ("carft", *SCRIPTS))
+    indented = re.findall(r"^    (.*)$", PAGES[0].read_text(), flags=re.MULTILINE)
+    shell = [block.text for page in PAGES for block in blocks(page) if block.language == "bash"]
+    joined = re.sub(r"\s*\\\n\s*", " ", "\n".join([*indented, *shell]))
+    for line in joined.splitlines():
+        is_whole = "..." not in line and "$" not in line and line.count("'") % 2 == 0
+        if line.startswith(programs) and is_whole:
+            words = shlex.split(line, comments=True)
+            ends = [number for number, word in enumerate(words) if word in ("|", ">", "&&", "||")]
+            yield words[: ends[0]] if ends else words
 
-    for page in sorted((ROOT / "docs").rglob("*.md")):
-        for block in doc_blocks.blocks(page):
-            joined = re.sub(r"\s*\\\n\s*", " ", block.text)
-            for line in joined.splitlines() if block.language == "bash" else ():
-                if line.startswith("carft ") and "..." not in line and "$" not in line:
-                    yield line
 
-
-def test_the_parser_takes_each_documented_command():
+def test_the_parsers_read_every_documented_command():
+    commands = [*documented_commands()]
+    assert len(commands) > 100
     parser = cli._parser()
-    lines = [*documented_commands()]
-    assert len(lines) > 100
-
-    for line in lines:
-        words = shlex.split(line, comments=True)
-        for sign in ("|", ">", "||", "&&", ";"):
-            words = words[: words.index(sign)] if sign in words else words
-        assert parser.parse_args(words[1:]).run, line
+    for words in commands:
+        if words[0] == "carft":
+            assert parser.parse_args(words[1:]).run, words
+        else:
+            SCRIPTS[" ".join(words[:3])]().parse_args(words[3:])
 
 
 def test_troubleshooting_quotes_messages_that_the_code_has():
-    texts = []
-    for pattern in ("domainbed_carft/**/*.py", "third_party/**/*.py"):
-        for path in ROOT.glob(pattern):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.JoinedStr):
-                    parts = [v.value if isinstance(v, ast.Constant) else "{}" for v in node.values]
-                    texts.append("".join(map(str, parts)))
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    texts.append(node.value)
-    code = "\n".join(texts)
-
-    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    paths = [*(REPO / "domainbed_carft").rglob("*.py"), *(REPO / "third_party").rglob("*.py")]
+    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    constants = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    code = "\n".join(value for value in constants if isinstance(value, str))
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
     quoted = re.findall(r"^### `(.*)`$", page, flags=re.MULTILINE)
     assert quoted
     assert [message for message in quoted if message not in code] == []
 
 
-def test_the_first_page_links_to_every_other():
-    """The contents for readers of the repository, in the order of the site's navigation."""
-    index = ROOT / "docs" / "index.md"
-    text = index.read_text(encoding="utf-8")
-    pages = {page.relative_to(index.parent) for page in index.parent.rglob("*.md")}
-    linked = {Path(target) for target in re.findall(r"\]\(([^)#]+\.md)\)", text)}
-    assert pages - linked == {Path("index.md")}
+@pytest.mark.slow
+def test_the_python_example_of_readme_builds_trains_loads_and_predicts(
+    tmp_path, monkeypatch, capsys
+):
+    (example,) = (block.text for block in blocks(PAGES[0]) if block.language == "python")
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat.png", "dog.png"):
+        Image.new("RGB", (48, 48), "white").save(name)
 
-    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:")[1]
-    assert {str(page) for page in pages} <= {*re.findall(r"\S+\.md", navigation)}
-
-
-def test_no_page_needs_the_site_to_be_read():
-    """GitHub shows admonitions, tabs and pictures of one colour scheme as they are written."""
-    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
-        text = page.read_text(encoding="utf-8")
-        assert not re.search(r"^(!!!|\?\?\?|===) |#only-(light|dark)", text, re.MULTILINE), page
+    names = {}
+    assert "steps=26\n" in example
+    exec(example.replace("steps=26\n", "steps=1, skip_training_in_splits=True\n"), names)
+    probabilities = names["run"].predict(["cat.png", "dog.png"]).class_probabilities
+    assert probabilities.shape == (2, 10)
+    assert capsys.readouterr().out.endswith(f"\n{probabilities}\n")
 
 
-def algorithm_of(page):
-    """The algorithm that the page of a method names first, as `--algorithm` takes it."""
-    named = re.findall(r"`(\w+)`", page.read_text(encoding="utf-8"))
-    return "CLIPFineTune" if named[0] == "average" else named[0]
+# What is run, in the slow suite
+
+# Presses Ctrl-C once two jobs are training, however long that takes on this machine. Jobs of
+# CLIPZeroShot do not count, because they end too soon.
+PRESS_CTRL_C = """
+import pathlib, signal, subprocess, sys, time
+
+def trains(records):
+    is_done = (records.parent / "done").exists()
+    return not is_done and "CLIPZeroShot" not in records.read_text()
+
+process = subprocess.Popen(sys.argv[1:])
+while process.poll() is None and sum(map(trains, pathlib.Path().glob("*/*/results.jsonl"))) < 2:
+    time.sleep(0.1)
+process.send_signal(signal.SIGINT)
+sys.exit(process.wait())
+"""
 
 
-@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
-def test_the_page_of_a_method_has_all_sections_and_hyperparameters_that_train_takes(page):
-    text = page.read_text(encoding="utf-8")
-    assert re.findall("^## (.*)$", text, flags=re.MULTILINE) == SECTIONS
+def run_block(block, folder, **variables):
+    """What a block printed; a file that its title names is written. Fails where a command fails."""
+    if block.title:
+        path = folder / block.title
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a" if path.suffix == ".py" else "w", encoding="utf-8") as file:
+            file.write(block.text)
+        return ""
 
-    algorithm = algorithm_of(page)
-    for shown in re.findall(r"`(\{\"[^`]+\})`", text):
-        hparams = json.loads(shown)
-        assert hparams.keys() <= algorithms.hparams_of(algorithm).keys()
-        problems = algorithms.CLASSES[algorithm].hparam_problems("EmojiStyles", hparams)
-        assert problems == [] or page.stem == "lora", shown  # which another method takes
-
-
-def test_readme_the_page_and_the_citation_say_that_only_the_abstract_was_read():
-    for name in ("README.md", "CITATION.cff", "docs/methods/carft.md"):
-        text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
-        assert (
-            "from the paper's abstract and from papers and code that quote it, and have not" in text
-        )
-        assert re.search(r"Compare its method section with \[?our formula\S* before you cite", text)
-
-    for name, text in texts_for_users().items():
-        assert not re.search(r"2211\.16175\W+section", text), name
-
-
-@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
-def test_the_defaults_on_the_page_of_a_method_are_the_declared_ones(page):
-    """Of each line the default in front, and those that it gives for some data sets."""
-    text = page.read_text(encoding="utf-8")
-    hparams = algorithms.hparams_of(algorithm_of(page))
-    section = text.split("## Hyperparameters")[1].split("\n## ")[0]
-    compared = 0
-    for names, cell in re.findall(r"^- (`.+?`): (.+?)(?: \(|$)", section, flags=re.MULTILINE):
-        cell = re.sub("</?code>", "`", cell).replace("&#124;", "|")
-        names = re.findall(r"`(\w+)`", names)
-        usual = re.match(r"(\d[\d.e-]*|`[^`]+`)(?:,? (?:and )?(\d[\d.e-]*|`[^`]+`))?", cell)
-        for name, shown in zip(names, usual.groups() if usual else ()):
-            compared += shown is not None
-            assert shown is None or is_default(shown, hparams[name], "PACS"), name
-
-        for shown, datasets in re.findall(r"(\d[\d.e-]*) (?:for|on) ([^;|,]+)", cell):
-            for dataset in re.findall(r"embedded|OfficeHome|DomainNet", datasets):
-                dataset = dataset.replace("embedded", "EmojiStyles")
-                assert is_default(shown, hparams[names[0]], dataset), (names, dataset)
-    assert compared or page.stem == "zero-shot"
+    press = f"{sys.executable} -c {shlex.quote(PRESS_CTRL_C)} "
+    text = re.sub(r"timeout --signal INT \d+ ", lambda _: press, block.text)
+    program = ["bash", "-e", "-o", "pipefail"] if block.language == "bash" else [sys.executable]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [*program, "-c", text],
+        cwd=folder,
+        env={**os.environ, "PATH": path, "COLUMNS": "100", **variables},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, f"line {block.line}:\n{block.text}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
-@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
-def test_the_sources_on_the_page_of_a_method_are_the_declared_ones(page):
-    """In the parentheses that end a line, up to the first semicolon, behind which are remarks."""
-    hparams = algorithms.hparams_of(algorithm_of(page))
-    listing = page.read_text(encoding="utf-8").split("## Hyperparameters\n\n")[1].split("\n\n")[0]
-    lines = re.findall(r"^- (.+(?:\n  .+)*)", listing, flags=re.MULTILINE)
-    assert lines
-
-    source = ""
-    for line in map(str.split, lines):
-        names, _, rest = " ".join(line).partition(": ")
-        stated = re.search(r"\(([^();]*)(?:;[^()]*)?\)$", rest)
-        assert stated, f"no source: {names}"
-        source = source if stated[1] == "the same" else stated[1].replace("our choice", "ours")
-        for name in {*re.findall(r"`(\w+)`", names)}:
-            assert source == hparams[name].source.split(";")[0], name
+def without_variables(text):
+    """A text with what differs between two runs replaced by what stands for it."""
+    for pattern, replacement in (
+        (r"\b[0-9a-f]{8,}\b", "HASH"),
+        (r"(?<![\w.])/[\w./-]+", "PATH"),
+        (r"[+-]?\d[\d,.:]*", "N"),
+        (r"[-=+|─]{3,}", "---"),
+        (r"[ \t]+", " "),
+    ):
+        text = re.sub(pattern, replacement, text)
+    return "\n".join(line.strip() for line in text.strip().splitlines())
 
 
-def test_the_ranges_on_the_pages_of_methods_are_those_of_the_random_search(reference):
-    stated = 0
-    for page in METHOD_PAGES:
-        text = page.read_text(encoding="utf-8")
-        hparams = algorithms.hparams_of(algorithm_of(page))
-        pattern = r"`(\w+)`[^`.]*random search\s+draws\s+from\s+([\d.e-]+) to ([\d.e-]+)"
-        for name, low, high in re.findall(pattern, text):
-            stated += 1
-            assert f"{low} to {high}".rstrip(".") == reference._draws(hparams[name]).split(" (")[0]
-    assert stated
+def is_shown(output, expected):
+    """Whether an output is what a page shows; ``...`` stands for any text, alone for any lines."""
+    pattern = ""
+    for line in without_variables(expected).splitlines():
+        any_text = re.escape(line).replace(r"\.\.\.", ".*") + "\n"
+        pattern += "(?:.*\n)*" if line == "..." else any_text
+    return re.fullmatch(pattern, without_variables(output) + "\n") is not None
 
 
-def is_default(shown, hparam, dataset):
-    """Whether a page shows the hyperparameter's default on a data set."""
-    default = hparam.default_for(Conditions(dataset))
-    if isinstance(default, str):
-        return shown.strip("`") == default
-    return float(shown) == pytest.approx(default)
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory):
+    """The folder in which the tutorial was followed, and the blocks of text that it showed."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    shown = []
+    printed = ""
+    for block in blocks(DOCS / "tutorial.md"):
+        if block.language == "text":
+            shown.append((block, printed))
+        else:
+            printed = run_block(block, folder)
+    return folder, shown
 
 
-def test_the_table_of_all_methods_has_each_algorithm_and_each_page():
-    text = (ROOT / "docs" / "methods" / "index.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| \[.+?\]\(([\w-]+\.md)\),? `(\w+)`", text, flags=re.MULTILINE)
-    assert {page for page, _ in rows} == {path.name for path in METHOD_PAGES}
-    assert {name for _, name in rows} == {*ALGORITHMS, "average"}
-    for page, name in rows:
-        if name != "average":
-            assert algorithm_of(ROOT / "docs" / "methods" / page) == name
+@pytest.mark.slow
+def test_the_tutorial_prints_what_it_shows(tutorial):
+    _, shown = tutorial
+    assert len(shown) > 9
+    for block, printed in shown:
+        assert is_shown(printed, block.text), f"line {block.line}:\n{printed}"
 
 
-def test_the_exit_statuses_of_train_are_documented():
-    page = (ROOT / "docs" / "reference" / "files-and-records.md").read_text(encoding="utf-8")
-    table = page.split("### python -m domainbed.scripts.train")[1]
-
-    documented = {int(status) for status in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)}
-    uncounted = {status for status in folder.UNCOUNTED_STATUSES if status > 0}
-    assert documented == {0, 1, folder.WRONG_ARGUMENTS, *uncounted}
-
-
-def test_a_word_is_defined_in_one_glossary():
-    """The glossary has what users read, and CONTRIBUTING the words that only the code uses."""
-    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
-    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    of_code = contributing.split("## Glossary\n")[1].split("\n## ")[0]
-
-    words = terms(glossary)
-    assert terms(of_code)
-    assert not terms(of_code) & words
-    for word in ("ERM", "lambda", "host", "in-domain selection"):
-        assert word in words
-    (protocol,) = re.findall(r"^\| protocol \| (.*) \|$", glossary, flags=re.MULTILINE)
-    assert {*re.findall("`([^`]+)`", protocol)} == {*PROTOCOLS}
+@pytest.mark.slow
+def test_the_reference_lists_each_file_of_a_job_and_each_key_of_a_record(tutorial):
+    page = (DOCS / "reference" / "files-and-records.md").read_text(encoding="utf-8")
+    listed = {*re.findall(r"`([^`]+)`", page)}
+    for records in (tutorial[0] / "runs").glob("*/results.jsonl"):
+        files = {re.sub(r"_step\d+", "_stepN", path.name) for path in records.parent.iterdir()}
+        assert files <= listed
+        for line in records.read_text(encoding="utf-8").splitlines():
+            assert {re.sub(r"^env\d+", "envN", key) for key in json.loads(line)} <= listed
 
 
-def terms(tables):
-    """The words in the first column of tables, of which a cell may have several."""
-    cells = re.findall(r"^\| ([^|]+?) \| ", tables, flags=re.MULTILINE)
-    return {term.strip() for cell in cells for term in cell.split(",")} - {"word", "Term"}
+@pytest.mark.slow
+def test_a_method_of_ones_own_trains_as_its_page_shows(tmp_path):
+    page = DOCS / "howto" / "own-method.md"
+    printed = ""
+    variables = {}
+    for block in blocks(page):
+        if block.language == "text":
+            assert is_shown(printed, f"{block.text}...")
+        elif block.title or block.language == "bash":
+            train = r"(-m domainbed\.scripts\.train (?:.*\\\n)*.*)"
+            quick = block._replace(text=re.sub(train, r"\1 --steps 2", block.text))
+            printed = run_block(quick, tmp_path, **variables)
+            variables |= dict(re.findall(r"^export (\w+)=(.*)$", block.text, re.MULTILINE))
+
+    records = (tmp_path / "ANCHOR" / "results.jsonl").read_text(encoding="utf-8")
+    assert '"loss_anchor"' in records and '"method_digest"' in records

@@ -1,48 +1,39 @@
 """The archive of `tools/pack_records.py` remakes the tables of an evaluated sweep."""
 
-import subprocess
+import runpy
+import shutil
 import sys
-import tarfile
-from pathlib import Path
 
-import evaluated_sweeps
-import report_page
+from fake_checkout import REPO
 
-import domainbed_carft
-
-TOOL = Path(__file__).parents[1] / "tools" / "pack_records.py"
-COLUMNS = ["ece", "ece-scaled", "nll", "brier", "flips", "gained", "lost"]
+from domainbed_carft.results.collect import collect
 
 
-def cells(sweep):
-    """(Algorithm, cells) of each row of the tables."""
-    results = domainbed_carft.collect(sweep, columns=["average", *COLUMNS])
-    return [(row.algorithm, row.printed_cells) for table in results.tables for row in table.rows]
+def tables(sweep):
+    """The tables as CSV, figures of `carft evaluate` among them."""
+    columns = ["average", "ece", "nll", "gained", "lost"]
+    return collect(sweep, methods=["training-domain"], columns=columns).write("csv")
 
 
-def test_packed_summaries_remake_the_table_without_weights_and_rows(tmp_path):
-    sweep = tmp_path / "sweep"
-    report_page.write_ours(sweep, ("CARFT", "CLIPZeroShot"))
-    evaluated_sweeps.write_figures(sweep)
-    for job in sweep.iterdir():
-        for name in ("model.pkl", "model_best.pkl", "evaluation_step200.npz", "out.txt"):
-            (job / name).write_bytes(b"not to be packed")
-    (sweep / "PACS-CARFT-0-0" / "done").unlink()  # a job that still runs
+def test_packed_summaries_remake_the_table_without_weights_and_rows(
+    peers_emoji, tmp_path, monkeypatch
+):
+    sweep = tmp_path / "SWAD"
+    shutil.copytree(peers_emoji / "SWAD", sweep)
+    expected = tables(sweep)
+    running = sweep / "running"
+    shutil.copytree(next(sweep.iterdir()), running)
+    (running / "done").unlink()
+    for name in ("model.pkl", "evaluation_step100.npz", "out.txt"):
+        (next(sweep.iterdir()) / name).write_bytes(b"not to be packed")
 
-    archive_path = tmp_path / "records.tar.xz"
-    subprocess.run([sys.executable, str(TOOL), str(sweep), str(archive_path)], check=True)
-    with tarfile.open(archive_path) as archive:
-        archive.extractall(tmp_path / "elsewhere", filter="data")
+    path = str(REPO / "tools" / "pack_records.py")
+    monkeypatch.setattr(sys, "argv", [path, str(sweep), str(tmp_path / "records.tar.xz")])
+    runpy.run_path(path, run_name="__main__")
 
-    unpacked = tmp_path / "elsewhere" / "sweep"
-    assert {path.suffix for path in unpacked.rglob("*") if path.is_file()} == {
-        "",
-        ".json",
-        ".jsonl",
-    }
-    assert not (unpacked / "PACS-CARFT-0-0").exists()
-
-    (sweep / "PACS-CARFT-0-0").rename(tmp_path / "unfinished")
-    expected = cells(sweep)
-    assert all(cell.mean is not None for _, shown in expected for cell in shown[1:])
-    assert cells(unpacked) == expected
+    unpacked = tmp_path / "elsewhere"
+    shutil.unpack_archive(tmp_path / "records.tar.xz", unpacked, filter="data")
+    suffixes = {path.suffix for path in unpacked.rglob("*") if path.is_file()}
+    assert suffixes == {"", ".json", ".jsonl"}
+    assert not (unpacked / "SWAD" / "running").exists()
+    assert tables(unpacked / "SWAD") == expected

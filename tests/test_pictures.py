@@ -1,27 +1,21 @@
 """Two stages against Pillow's path, with pictures of all modes: decoding, plans, what is drawn."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
-import pickle
 import re
 import signal
 import struct
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
-from torchvision import io
 from torchvision import transforms as T
 
 from domainbed_carft.data import emoji, picture_files
 from domainbed_carft.machine import devices
-from domainbed_carft.pictures import augmentation, loading, stages, transforms
+from domainbed_carft.pictures import augmentation, stages
 from domainbed_carft.pictures.loading import decode
 from domainbed_carft.pictures.plan import Augmentation, PicturePlan
 from domainbed_carft.pictures.preprocessing import (
@@ -34,15 +28,13 @@ from domainbed_carft.pictures.preprocessing import (
 from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform, plan_of
 
-DECODED_BY_TORCHVISION = (
+FILES = (
     "plain.jpg",
     "progressive.jpg",
     "grey.jpg",
     "rgb inside.jpg",
     "turned.jpg",
     "long.jpg",
-)
-DECODED_BY_PILLOW = (
     "inks.jpg",
     "cut off.jpg",
     "palette.png",
@@ -60,7 +52,7 @@ PRESETS = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """One of our pictures in all modes, not square."""
     folder = tmp_path_factory.mktemp("in all modes")
     emojis = sorted((emoji.style_folders() / "fluent3d" / "face").iterdir())
@@ -90,35 +82,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def as_the_harness_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def truncated_images_as_in_the_harness(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
 
 
-@pytest.mark.parametrize("name", [*DECODED_BY_TORCHVISION, *DECODED_BY_PILLOW])
-def test_pictures_are_decoded_as_by_pillow(folder, monkeypatch, name):
-    decoded_by_pillow = []
-    decode_with_pillow = loading.decode_with_pillow
-    monkeypatch.setattr(
-        loading,
-        "decode_with_pillow",
-        lambda path: decoded_by_pillow.append(path) or decode_with_pillow(path),
-    )
+@pytest.mark.parametrize("name", FILES)
+def test_pictures_are_decoded_as_by_pillow(folder, name):
     decoded = decode(str(folder / name))
     assert np.array_equal(decoded.numpy(), np.array(picture_files.open_picture(folder / name)))
     assert decoded.is_contiguous()
-    assert bool(decoded_by_pillow) == (name in DECODED_BY_PILLOW)
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8\xff\xe0 no picture"])
-def test_pictures_that_pillow_refuses_are_refused(tmp_path, content):
+def test_pictures_that_pillow_refuses_are_refused(tmp_path):
     path = tmp_path / "picture.jpg"
-    path.write_bytes(content)
+    path.write_bytes(b"\xff\xd8\xff\xe0 no picture")
     with pytest.raises(Exception) as expected:
         picture_files.open_picture(path)
     with pytest.raises(expected.type, match=re.escape(str(expected.value))):
         decode(str(path))
-    with pytest.raises(FileNotFoundError):
-        decode(str(tmp_path / "missing.jpg"))
 
 
 def test_upstreams_steps_are_the_plans_of_the_presets():
@@ -135,12 +116,6 @@ def test_upstreams_steps_are_the_plans_of_the_presets():
         ]
     )
     assert plan_of(upstream) == training_plan and training_plan.draws
-    assert pickle.loads(pickle.dumps(training_plan)) == training_plan
-
-    test_plan = plan_for("clip", 96, augment=False, preprocessing=Preprocessing(96))
-    crop = T.Compose([T.Resize(96, T.InterpolationMode.BICUBIC), T.CenterCrop(96)])
-    end = [T.ToTensor(), T.Normalize(CLIP_MEAN, CLIP_STD)]
-    assert plan_of(T.Compose([*crop.transforms, *end])) == test_plan and not test_plan.draws
 
 
 @pytest.mark.parametrize(("protocol", "preprocessing"), PRESETS)
@@ -158,15 +133,6 @@ def test_a_plan_comes_back_from_its_transform_and_from_json(protocol, preprocess
         336, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     )
     assert PicturePlan.from_json(json.loads(json.dumps(job_plan.as_json()))) == job_plan
-
-
-def test_no_steps_are_made_of_a_plan_that_is_only_read(monkeypatch):
-    monkeypatch.setattr(transforms, "_planned_steps", None)
-    plan = plan_for("domainbed", 224, augment=True)
-    transform = PlanTransform(plan)
-    assert plan_of(transform) is plan
-    assert transforms.is_upstream(transform)
-    assert transforms.normalisation_of(transform) == (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def test_a_transform_whose_steps_were_changed_has_the_plan_of_its_steps():
@@ -234,75 +200,36 @@ def level_difference(
     return (actual - expected).abs() * torch.tensor(picture_plan.std).view(3, 1, 1) * 255
 
 
-class Stages(NamedTuple):
-    """Two stages of all pictures, and what they are compared with."""
-
-    plan: PicturePlan
-    squares: torch.Tensor  # (N, S, S, 3), of the first stage
-    choices: torch.Tensor  # (N, 10), of the first stage
-    expected: torch.Tensor  # (N, 3, S, S), by Pillow
-
-    def difference(self) -> torch.Tensor:
-        """Of the second stage's pictures, in grey levels."""
-        pictures = stages.second_stage(self.plan, self.squares, self.choices)
-        return level_difference(self.plan, pictures, self.expected)
-
-
-def first_stage_of_all(picture_plan: PicturePlan, folder: Path) -> Stages:
-    """All pictures after the first stage, with two seeds; it draws as the transform does."""
-    picture_transform = PlanTransform(picture_plan)
-
+@pytest.mark.parametrize(("protocol", "preprocessing"), PRESETS)
+@pytest.mark.parametrize("augment", [False, True])
+def test_both_stages_equal_pillows_transform(folder, protocol, preprocessing, augment):
+    plan = plan_for(protocol, 224, augment, preprocessing)
+    transform = PlanTransform(plan)
     squares = []
     choices = []
     expected = []
-    for seed in range(2):
-        for name in (*DECODED_BY_TORCHVISION, *DECODED_BY_PILLOW):
-            torch.manual_seed(seed)
-            expected.append(picture_transform(picture_files.open_picture(folder / name)))
-            state_after_transform = torch.get_rng_state()
+    for name in FILES:
+        torch.manual_seed(0)
+        expected.append(transform(picture_files.open_picture(folder / name)))
+        state_after_transform = torch.get_rng_state()
 
-            torch.manual_seed(seed)
-            square, square_choices = stages.first_stage(picture_plan, decode(str(folder / name)))
-            assert torch.equal(torch.get_rng_state(), state_after_transform)
-            squares.append(square)
-            choices.append(square_choices)
+        torch.manual_seed(0)
+        square, square_choices = stages.first_stage(plan, decode(str(folder / name)))
+        assert torch.equal(torch.get_rng_state(), state_after_transform)
+        assert square.dtype == torch.uint8 and square.shape == (224, 224, 3)
+        squares.append(square)
+        choices.append(square_choices)
 
-    return Stages(picture_plan, torch.stack(squares), torch.stack(choices), torch.stack(expected))
-
-
-@pytest.mark.parametrize(("protocol", "preprocessing"), PRESETS)
-@pytest.mark.parametrize("augment", [False, True])
-def test_crops_and_resizes_equal_pillows(folder, protocol, preprocessing, augment):
-    plan = plan_for(protocol, 224, augment, preprocessing)
-    both_stages = first_stage_of_all(plan, folder)
-    assert both_stages.squares.dtype == torch.uint8
-    assert both_stages.squares.shape[1:] == (224, 224, 3)
-
-    difference = both_stages.difference()
-
+    pictures = stages.second_stage(plan, torch.stack(squares), torch.stack(choices))
+    difference = level_difference(plan, pictures, torch.stack(expected))
     if not (augment and plan.augmentation.jitter_ranges):
         # Both round between rows and columns; bicubic weights can double such a difference.
         assert difference.max() <= (2.01 if plan.interpolation == "bicubic" else 1.01)
-        assert (difference > 1.01).float().mean() < 1e-5
+        assert (difference > 1.01).float().mean() < 1e-4
         assert difference.mean() <= 0.01
     else:  # of one grey level the jitter makes more
         assert difference.mean() <= 0.05
         assert (difference <= 6).float().mean() >= 0.99
-
-
-@pytest.mark.parametrize("by", ["torch", "numba"])
-def test_colour_jitter_of_batches_equals_pillows(folder, monkeypatch, by):
-    if by == "numba" and not stages.has_numba():
-        pytest.skip("needs numba, the extra 'fast'")
-    monkeypatch.setattr(stages, "has_numba", lambda: by == "numba")
-
-    plan = dataclasses.replace(plan_for("domainbed", 224, True), jitter=by)
-    both_stages = first_stage_of_all(plan, folder)
-    squares = both_stages.squares.clone()
-    difference = both_stages.difference()
-    assert torch.equal(both_stages.squares, squares)
-    assert difference.mean() <= 0.1  # far below what is asked, 1.5: the arithmetic is Pillow's
-    assert (difference <= 6).float().mean() >= 0.99
 
 
 def batch_jitter_plan() -> PicturePlan:
@@ -331,24 +258,6 @@ def random_choices(count: int) -> torch.Tensor:
     return choices
 
 
-def test_the_compiled_jitter_equals_torchs(monkeypatch):
-    if not stages.has_numba():
-        pytest.skip("needs numba, the extra 'fast'")
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randint(256, (24, 16, 16, 3), generator=generator, dtype=torch.uint8)
-    noise[:4] = noise[:4, :, :, :1]  # greys have no hue
-    noise_plan = batch_jitter_plan()
-    out = torch.empty(24, 3, 16, 16)
-    compiled = stages.second_stage(noise_plan, noise, random_choices(24), out)
-    assert compiled is out
-
-    monkeypatch.setattr(stages, "has_numba", lambda: False)
-    difference = level_difference(
-        noise_plan, compiled, stages.second_stage(noise_plan, noise, random_choices(24))
-    )
-    assert (difference < 0.0255).float().mean() > 0.999
-
-
 def test_unneeded_operations_are_left_out():
     half = (0.5,) * 3
     transform_with_jitter = T.Compose(
@@ -366,67 +275,31 @@ def test_unneeded_operations_are_left_out():
     assert difference.mean() < 0.1
 
 
-def test_pictures_are_normalised_for_another_model():
-    data_plan = PicturePlan(4, "squash", "bilinear", (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
-    pixels = torch.arange(48, dtype=torch.uint8).reshape(1, 4, 4, 3)
-    expected = T.functional.normalize(
-        pixels.permute(0, 3, 1, 2) / 255, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
-    )
-    model_plan = data_plan.for_model(4, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    actual = stages.second_stage(model_plan, pixels, torch.zeros(1, 10))
-    assert torch.allclose(actual, expected, atol=1e-5)
-
-
-def test_pictures_are_the_same_on_a_device_and_the_processor(device):
-    pictures = torch.randint(256, (24, 16, 16, 3), dtype=torch.uint8)
+def test_jittered_batches_are_the_same_on_a_device_and_the_processor(device):
+    """By torch on the device and, where it is installed, by numba on the processor."""
+    assert stages.jitter_path(device) == "torch"
+    noise = torch.randint(256, (24, 16, 16, 3), dtype=torch.uint8)
+    noise[:4] = noise[:4, :, :, :1]  # greys have no hue
     noise_plan = batch_jitter_plan()
-    pictures_on_device = pictures.to(device)
+    noise_on_device = noise.to(device)
     with devices.refused_waits():
-        on_device = stages.second_stage(noise_plan, pictures_on_device, random_choices(24))
-    assert on_device.device == pictures_on_device.device
+        on_device = stages.second_stage(noise_plan, noise_on_device, random_choices(24))
+    assert on_device.device == noise_on_device.device
 
-    difference = level_difference(
-        noise_plan, on_device.cpu(), stages.second_stage(noise_plan, pictures, random_choices(24))
-    )
+    on_processor = stages.second_stage(noise_plan, noise, random_choices(24))
+    difference = level_difference(noise_plan, on_device.cpu(), on_processor)
     assert (difference < 0.0255).float().mean() > 0.999
 
 
-def test_the_jitter_implementation_depends_on_device_and_numba(monkeypatch):
-    assert stages.jitter_path("cuda:1") == "torch"
-    monkeypatch.setattr(stages, "has_numba", lambda: True)
-    assert stages.jitter_path("cpu") == "numba"
-    monkeypatch.setattr(stages, "has_numba", lambda: False)
-    assert stages.jitter_path(torch.device("cpu")) == "torch"
-
-
-def resized_header(content: bytes, height: int, width: int) -> bytes:
-    """A JPEG whose header has another size."""
-    frame = content.index(b"\xff\xc0") + 5
-    return content[:frame] + struct.pack(">HH", height, width) + content[frame + 4 :]
-
-
 @pytest.mark.parametrize("marker", [b"", b"\xff\xff\xe1\x00\x04xx", b"\xff\xe1\x00\x04xx"])
-def test_a_jpeg_beyond_pillows_limit_is_not_decoded(folder, tmp_path, monkeypatch, marker):
+def test_a_jpeg_beyond_pillows_limit_is_not_decoded(folder, tmp_path, marker):
     path = tmp_path / "bomb.jpg"
-    content = resized_header((folder / "grey.jpg").read_bytes(), 60_000, 60_000)
+    content = (folder / "grey.jpg").read_bytes()
+    size = content.index(b"\xff\xc0") + 5
+    content = content[:size] + struct.pack(">HH", 60_000, 60_000) + content[size + 4 :]
     path.write_bytes(content[:2] + marker + content[2:])
-    monkeypatch.setattr(io, "decode_jpeg", None)
     with pytest.raises(Image.DecompressionBombError, match="exceeds limit of"):
         decode(str(path))
-
-
-def test_the_pixel_limit_equals_pillows(folder, monkeypatch):
-    picture = decode(str(folder / "plain.jpg"))
-    decoded_by_pillow = []
-    monkeypatch.setattr(loading, "decode_with_pillow", decoded_by_pillow.append)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", picture.shape[0] * picture.shape[1] - 1)
-    decode(str(folder / "plain.jpg"))
-    assert decoded_by_pillow == [str(folder / "plain.jpg")]
-
-    for limit in (picture.shape[0] * picture.shape[1], None):
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        assert decode(str(folder / "plain.jpg")).shape == picture.shape
-    assert len(decoded_by_pillow) == 1
 
 
 @pytest.mark.parametrize("read", [decode, picture_files.open_picture])

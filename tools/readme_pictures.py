@@ -1,11 +1,11 @@
 """Make the pictures of README from the packed records of `fresh-emoji`, in docs/images/.
 
-    python tools/readme_pictures.py          # robustness-light.svg, robustness-dark.svg
-    python tools/readme_pictures.py --page   # and report-light.png, report-dark.png, by Chromium
+    python tools/readme_pictures.py           # robustness-light.svg, robustness-dark.svg
+    python tools/readme_pictures.py --page    # and report-light.png, report-dark.png, by Chromium
+    python tools/readme_pictures.py --check   # exit status 1 if a figure plots other records
 
 The figure plots in-domain against out-of-domain accuracy of the methods in README's table, means
-over the trials with their standard errors. It holds the digest of what it plots, which a test
-compares with the records.
+over the trials with their standard errors. It holds the digest of what it plots.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import hashlib
 import io
 import re
 import shutil
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -53,16 +54,22 @@ LABELS = {
 PAGE_SIZE = {"width": 1440, "height": 1100}  # px
 
 
-def main() -> None:
+def main() -> int:
+    """Make the pictures, or compare them with the records."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--page", action="store_true", help="picture the report page, too")
+    parser.add_argument("--check", action="store_true", help="make nothing, compare")
     arguments = parser.parse_args()
 
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(RECORDS) as archive:
             archive.extractall(folder, filter="data")
-        light = robustness_figure(means_of(Path(folder, "fresh-emoji")))
+        means = means_of(Path(folder, "fresh-emoji"))
+        if arguments.check:
+            return check(digest(means))
+
+        light = robustness_figure(means)
         (IMAGES / "robustness-light.svg").write_text(light)
         (IMAGES / "robustness-dark.svg").write_text(with_light_turned_round(light))
 
@@ -71,6 +78,18 @@ def main() -> None:
                 [Path(folder, "fresh-emoji", "methods")], Path(folder, "report"), n_examples=0
             )
             picture_page(report.index)
+    return 0
+
+
+def check(expected: str) -> int:
+    """Return 1 if a figure has another digest than that of the records."""
+    status = 0
+    for scheme in ("light", "dark"):
+        path = IMAGES / f"robustness-{scheme}.svg"
+        if f"<desc>Data: SHA-256 {expected}</desc>" not in path.read_text():
+            print(f"{path.relative_to(ROOT)} is not up to date", file=sys.stderr)
+            status = 1
+    return status
 
 
 def means_of(sweep: Path) -> pd.DataFrame:
@@ -152,4 +171,4 @@ def picture_page(index: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

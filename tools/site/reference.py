@@ -1,6 +1,7 @@
 """Write the generated parts of docs/reference, and the schema of declared sweeps.
 
-    python tools/site/reference.py
+    python tools/site/reference.py           # write them
+    python tools/site/reference.py --check   # exit status 1 if a file has another part
 
 A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. The schema, by which editors
 check a declared sweep, is assets/sweep.schema.json.
@@ -253,7 +254,22 @@ def sweep_schema() -> str:
     return json.dumps(Shape.model_json_schema(), indent=2) + "\n"
 
 
+def main() -> int:
+    """Write the files, or compare them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    check = parser.parse_args().check
+
+    made = {page: with_parts(page.read_text(encoding="utf-8")) for page in FOLDER.glob("*.md")}
+    status = 0
+    for path, text in {**made, SCHEMA: sweep_schema()}.items():
+        if text != path.read_text(encoding="utf-8") and check:
+            print(f"{path.relative_to(ROOT)} is not up to date", file=sys.stderr)
+            status = 1
+        elif not check:
+            path.write_text(text, encoding="utf-8")
+    return status
+
+
 if __name__ == "__main__":
-    SCHEMA.write_text(sweep_schema(), encoding="utf-8")
-    for page in FOLDER.glob("*.md"):
-        page.write_text(with_parts(page.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.exit(main())

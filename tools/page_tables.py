@@ -1,0 +1,263 @@
+"""Write the tables of README and docs/ that come from packed records or from arithmetic.
+
+    python tools/page_tables.py           # write them
+    python tools/page_tables.py --check   # exit status 1 if a page has another table
+
+A table is found on its page by its header. The records in benchmarks/records are fresh-emoji, whose
+trials were used for no choice, and peers-emoji, on whose trials the methods were developed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from domainbed_carft.results import collection, comparisons
+from domainbed_carft.results.collect import collect
+from domainbed_carft.results.collection import Collection
+from domainbed_carft.results.method_names import TRAINING_DOMAIN
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "benchmarks" / "records"
+sys.path.append(str(ROOT / "benchmarks"))
+
+import contamination  # noqa: E402
+
+SWEEPS = ("fresh-emoji", "peers-emoji")
+REFERENCE = "CARFT (methods)"
+COLUMNS = ["out-of-domain", "in-domain", "worst", "ece", "gained", "lost"]
+FRESH_NAMES = {
+    "LipsumFT": "Lipsum-FT",
+    "CLIPWiSEFT": "WiSE-FT",
+    "CARFT (CARFT+beta)": "CAR-FT with Beta average",
+    REFERENCE: "CAR-FT",
+    "CLIPLinearProbe": "linear probe",
+    "CLIPZeroShot": "zero-shot CLIP",
+    "CLIPFineTune": "ERM (plain fine-tuning)",
+}
+# Variant in the name of a row -> what docs/peers.md calls the row
+NAMES_OF_VARIANTS = {
+    "methods": "{}",
+    "CARFT+WiSE-FT": "{}, `wise_alpha` 0.5",
+    "CARFT+beta": "{}, `average` beta",
+    "CARFT+ema": "{}, `average` ema",
+    "CARFT+sma": "{}, `average` sma",
+    "SWAD": "{}, `average` swad",
+}
+# Algorithm with SWAD -> what docs/peers.md calls the row
+SWAD_NAMES = {
+    "CARFT": "CARFT with `swad`",
+    "CLIPFineTune": "plain fine-tuning with `swad`",
+    "CLIPMIRO": "MIRO with `swad`, at a higher learning rate",
+}
+
+IMAGE_GFLOP = 35.1  # of ViT-B/16's forward pass; training takes three, and CAR-FT's original one
+SHARE_OF_DATA_SHEET = 0.45
+TFLOPS = {"H100 SXM": 989, "A100": 312, "RTX 4090": 165, "RTX 3090": 71}
+# CLIP -> parameters of its image encoder, tokens of an image, width, blocks
+SHAPES = {
+    "ViT-B/32": (87.8e6, 50, 768, 12),
+    "ViT-B/16": (86.2e6, 197, 768, 12),
+    "ViT-L/14": (304e6, 257, 1024, 24),
+    "ViT-L/14@336px": (304.3e6, 577, 1024, 24),
+}
+
+Rows = list[list[str]]
+
+
+def fresh_rows(sweep: Collection) -> Rows:
+    """The methods on fresh trials, with three intervals of the difference from CAR-FT."""
+    values, _ = _collected(sweep, REFERENCE)
+    (group,) = sweep.groups
+    accuracies = comparisons.accuracies_of(group.selected(TRAINING_DOMAIN))
+    by_unit = [
+        {entry.algorithm: entry for entry in comparisons.compare(accuracies, REFERENCE, unit)}
+        for unit in (comparisons.ENVIRONMENT, comparisons.TRIAL, comparisons.PAIR)
+    ]
+    rows = []
+    for row, value in values.iterrows():
+        cells = [FRESH_NAMES[str(row)], f"{value['out-of-domain']:.1f}%"]
+        if row == REFERENCE:
+            cells = [f"**{cell}**" for cell in cells] + [""] * 4
+        else:
+            entries = [differences[str(row)] for differences in by_unit]
+            cells.append(f"{entries[0].mean_difference:+.1f}")
+            cells += [f"{entry.low:.1f} to {entry.high:.1f}" for entry in entries]
+        rows.append([*cells, f"{value['in-domain']:.1f}%"])
+    return rows
+
+
+def accuracy_rows(sweep: Collection) -> Rows:
+    """All methods on the search's trials: accuracies, and their differences from CARFT."""
+    values, against = _collected(sweep, REFERENCE)
+    rows = []
+    for row, value in values.iterrows():
+        out, in_domain = f"{value['out-of-domain']:.1f}", f"{value['in-domain']:.1f}"
+        if row == REFERENCE:
+            rows.append(["**CARFT**", out, "", in_domain, "", ""])
+            continue
+        by_measure = against.loc[:, row, "pair"]
+        differences = [_difference(by_measure.loc[name]) for name in ("accuracy", "in-domain")]
+        p = by_measure.loc["accuracy", "p_holm"]
+        p_text = f"{p:.3f}" if p >= 0.001 else _short(p)
+        rows.append([_name(row), out, differences[0], in_domain, differences[1], p_text])
+    return rows
+
+
+def evaluation_rows(sweep: Collection) -> Rows:
+    """Their worst style, calibration, gained and lost images, and gain in never-seen styles."""
+    values, _ = _collected(sweep, REFERENCE)
+    scores = contamination.table([*contamination.read_scores(*sweep.folders)])
+    gains = {_name(row["gain over zero-shot"]): row["never seen"] for row in scores}
+    rows = []
+    for row, value in values.iterrows():
+        name = _name(row)
+        figures = [f"{value[column]:.1f}" for column in ("ece", "gained", "lost")]
+        worst = f"{value['worst']:.1f} {value['style']}"
+        bold = "**CARFT**" if row == REFERENCE else name
+        rows.append([bold, worst, *figures, gains.get(name, "")])
+    return rows
+
+
+def swad_rows(sweep: Collection) -> Rows:
+    """Methods with SWAD, minus the same method without."""
+    rows = []
+    for algorithm, name in SWAD_NAMES.items():
+        row = f"{algorithm} (SWAD)"
+        values, against = _collected(sweep, f"{algorithm} (methods)")
+        cells = [name]
+        for column, measure in (("out-of-domain", "accuracy"), ("in-domain", "in-domain")):
+            difference = against.loc[measure, row, "pair"]
+            cells += [f"{values.loc[row, column]:.1f}%", _difference(difference)]
+        rows.append(cells)
+    return rows
+
+
+def _collected(sweep: Collection, against: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The columns of each row, the most accurate first; the differences from row ``against``."""
+    results = collect(sweep, columns=COLUMNS, against=against)
+    frame = results.columns
+    values = frame.pivot(index="algorithm", columns="column", values="mean")
+    values["style"] = frame[frame["column"] == "worst"].set_index("algorithm")["of"]
+    differences = results.against.set_index(["measure", "algorithm", "unit"]).sort_index()
+    order = values["out-of-domain"].round(6).sort_values(ascending=False, kind="stable").index
+    return values.loc[order], differences
+
+
+def _name(row: object) -> str:
+    """What docs/peers.md calls a row of the table by variant."""
+    algorithm, _, variant = str(row).partition(" (")
+    return NAMES_OF_VARIANTS[variant.rstrip(")") or "methods"].format(algorithm)
+
+
+def _difference(entry: Mapping[str, float]) -> str:
+    return f"{entry['mean_difference']:+.2f} ({entry['standard_error']:.2f})"
+
+
+def _short(number: float) -> str:
+    return f"{number:.0e}".replace("e-0", "e-")
+
+
+def published_rows() -> Rows:
+    """CAR-FT's published accuracies."""
+    path = ROOT / "domainbed_carft" / "assets" / "published.csv"
+    with path.open(encoding="utf-8") as file:
+        figures = {row["dataset"]: row for row in csv.DictReader(file) if row["method"] == "CAR-FT"}
+    columns = ("PACS", "VLCS", "OfficeHome", "TerraIncognita", "DomainNet", "average")
+    return [[f"{float(figures[column]['accuracy']):.1f}" for column in columns]]
+
+
+def gpu_hour_rows() -> Rows:
+    """Hours of two sweeps on a GPU, by the images that their files count."""
+    gflop_of_sweeps = []
+    for sweep in ("domainbed", "domainbed-search"):
+        text = (ROOT / "sweeps" / f"{sweep}.yaml").read_text(encoding="utf-8")
+        found = re.search(r"([\d,]+) (?:images|pictures) trained, ([\d,]+) evaluated", text)
+        assert found, f"{sweep} does not count its images"
+        trained, evaluated = (int(number.replace(",", "")) for number in found.groups())
+        gflop_of_sweeps.append((4 * trained + evaluated) * IMAGE_GFLOP)
+
+    rows = []
+    for gpu, tflops in TFLOPS.items():
+        gflop_per_second = SHARE_OF_DATA_SHEET * tflops * 1e3
+        once, search = (gflop / gflop_per_second / 3600 for gflop in gflop_of_sweeps)
+        trained_per_second = gflop_per_second / (4 * IMAGE_GFLOP)
+        rows.append(
+            [f"{gpu} ({tflops})", f"{trained_per_second:,.0f}", f"{once:.1f}", f"{search:.0f}"]
+        )
+    return rows
+
+
+def batch_rows() -> Rows:
+    """The largest batches by memory: 20 bytes a parameter, 45 a token, channel and block."""
+    rows = []
+    for clip, (parameters, tokens, width, blocks) in SHAPES.items():
+        cells = []
+        for gibibytes in (24, 40, 80):
+            free = (0.9 * gibibytes - 1) * 2**30 - 20 * parameters
+            images = free / (45 * tokens * width * blocks)
+            cells.append(f"{int(images) // 10 * 10:,}")
+        rows.append([clip, *cells])
+    return rows
+
+
+def all_tables(records: Path) -> list[tuple[str, str, Rows]]:
+    """(Page, beginning of the table's header, rows) of each table."""
+    fresh_sweep, peers = (
+        collection.gather([records / name], [TRAINING_DOMAIN], by=["variant"]) for name in SWEEPS
+    )
+    fresh = fresh_rows(fresh_sweep)
+    return [
+        ("README.md", "| method | out of domain | minus CAR-FT |", fresh),
+        ("docs/peers.md", "| method | out of domain | minus CAR-FT |", fresh),
+        ("docs/peers.md", "| method | out-of-domain | minus CARFT |", accuracy_rows(peers)),
+        ("docs/peers.md", "| method | worst | ECE |", evaluation_rows(peers)),
+        ("docs/peers.md", "| method | out of domain | difference |", swad_rows(peers)),
+        ("docs/reproduce.md", "| PACS | VLCS |", published_rows()),
+        ("docs/reproduce.md", "| GPU (Tflop/s) |", gpu_hour_rows()),
+        ("docs/reproduce.md", "| CLIP | 24 GB", batch_rows()),
+    ]
+
+
+def with_table(text: str, header: str, rows: Rows) -> str:
+    """The text of a page with other rows below a header."""
+    lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    body = re.sub(r"\|  (?=\|)", "| ", lines)
+    table = re.compile(rf"(^{re.escape(header)}.*\n\|-.*\n)(?:\|.*\n)*", re.MULTILINE)
+    assert len(table.findall(text)) == 1, f"no table begins with {header}"
+    return table.sub(lambda match: match[1] + body, text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the tables, or compare them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    check = parser.parse_args(arguments).check
+
+    with tempfile.TemporaryDirectory() as folder:
+        for sweep in SWEEPS:
+            shutil.unpack_archive(RECORDS / f"{sweep}.tar.xz", folder, filter="data")
+        tables = all_tables(Path(folder))
+
+    status = 0
+    for page, header, rows in tables:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        made = with_table(text, header, rows)
+        if made != text and check:
+            print(f"{page}: the table that begins with {header} is not up to date", file=sys.stderr)
+            status = 1
+        elif made != text:
+            (ROOT / page).write_text(made, encoding="utf-8")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
