@@ -34,11 +34,9 @@ class Page(HTMLParser):
         self.tables: dict[str, list[list[str]]] = {}
         self._open: list[str] = []
         self._rows: list[list[str]] = []
-        self._words: str | None = None
-        self._caption = ""
+        self._words = ""
         self.feed(text)
         self.close()
-
         assert not self._open, f"left open: {self._open}"
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -54,22 +52,17 @@ class Page(HTMLParser):
             self._words = ""
 
     def handle_endtag(self, tag: str) -> None:
-        assert self._open and self._open[-1] == tag, f"</{tag}> after {self._open}"
-
-        self._open.pop()
-        text = " ".join((self._words or "").split())
-        if tag == "caption":
-            self._caption = text
+        assert self._open.pop() == tag
+        text = " ".join(self._words.split())
+        if tag == "caption":  # before the rows
+            self.tables.setdefault(text, self._rows)
         elif tag in ("th", "td"):
             self._rows[-1].append(text)
-        elif tag == "table":
-            self.tables.setdefault(self._caption, self._rows)
         elif tag in HEADINGS:
             self.headings.append((int(tag[1]), text))
 
     def handle_data(self, data: str) -> None:
-        if self._words is not None:
-            self._words += data
+        self._words += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
