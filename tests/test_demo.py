@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shutil
 from pathlib import Path
 
 import collect_sweeps
@@ -81,7 +80,6 @@ def test_the_demo_shows_its_accuracies_next_to_the_recorded_ones(tmp_path, monke
         expected = [*styles, np.mean(styles), of_trials[0], np.mean(of_trials)]
         assert cells[:5] == [f"{value:.1f}" for value in expected]
         assert cells[6] == f"{np.std(of_trials) / 10**0.5:.1f}"
-
     page = report_page.read(output / "report")
     assert page.tables["Accuracy on the drawing style left out, in %"][-1][0] == "CARFT"
 
@@ -98,16 +96,12 @@ def test_a_folder_of_an_earlier_demo_is_used_again(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_demo_trains_and_names_what_failed_with_the_remedy(tmp_path):
-    output = tmp_path / "out"
     failing = declare(tmp_path, f"{ONE_JOB}hparams: {{clip_backbone: /no/such.pt}}\n")
     with pytest.raises(CarftError, match=r"(?s)1 job is not done.*no/such.pt.*carft sweep retry"):
-        demo.run(output, declared=failing)
+        demo.run(tmp_path / "out", declared=failing)
 
-    shutil.rmtree(output)
-    demo.run(output, declared=declare(tmp_path, ONE_JOB))
-    assert "CARFT" in (output / "results.txt").read_text()
-    (job,) = output.glob("sweep/*/done")
-    assert (job.parent / "model.pkl").exists()
+    demo.run(tmp_path / "again", declared=declare(tmp_path, ONE_JOB))
+    assert "CARFT" in (tmp_path / "again" / "results.txt").read_text()
 
 
 def test_the_packed_numbers_are_those_of_the_records(fresh):

@@ -13,9 +13,6 @@ from domainbed.scripts import collect_results, train
 from PIL import Image
 
 from domainbed_carft.data import benchmarks
-from domainbed_carft.method import prompts
-
-CONTEXTS = ["a photo of a {}.", "a sketch of a {}."]
 
 
 def add_oddities(folder):
@@ -34,7 +31,7 @@ def add_oddities(folder):
 
 
 def train_two_steps(name, data, output, target):
-    hparams = {"clip_backbone": "tiny", "batch_size": 2, "contexts": CONTEXTS}
+    hparams = {"clip_backbone": "tiny", "batch_size": 2, "contexts": "emoji"}
     words = ["--algorithm", "CARFT", "--dataset", name, "--data_dir", str(data), "--steps", "2"]
     words += ["--output_dir", str(output), "--hparams", json.dumps(hparams), "--workers", "0"]
     assert train.main([*words, "--skip_model_save", "--test_envs", str(target)]) == 0
@@ -63,8 +60,6 @@ def test_each_benchmark_trains_and_is_tabulated(name, target, tmp_path, capsys):
     first, last = train_two_steps(name, data, tmp_path / "sweep" / "job", target)
     assert first["loss_kl"] == 0 and math.isfinite(last["loss"])
     assert last["data_edition"].startswith("differs: ")
-    names = [prompts.clean(class_name) for class_name in benchmark.classes]
-    assert last["prompts_digest"] == prompts.digest(CONTEXTS, names)
 
     # An accuracy over n images is a whole number of n-ths, and n tells which were read.
     for number, classes in enumerate(counts.values()):

@@ -5,13 +5,11 @@ import io
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
 import runs_jobs
 import torch
-from data_trees import without_privileges
 from PIL import Image
 from runs_jobs import CLASSES
 
@@ -173,21 +171,6 @@ def test_what_cannot_be_read_fails_only_its_test_set(
     assert records.read(job, []) == [earlier]
 
 
-@pytest.mark.parametrize(("folder", "mode"), [("sketch", 0o000), ("sketch/cat", 0o644)])
-def test_an_unreadable_folder_fails_only_its_test_set(pets, suite, job, capsys, folder, mode):
-    with tempfile.TemporaryDirectory() as name:  # that others may look into, unlike pytest's
-        place = Path(name)
-        data = shutil.copytree(pets / "my pets", place / "data")
-        shutil.copytree(job, place / "job")
-        for path in (place, *place.rglob("*")):
-            path.chmod(0o755)
-        carft(capsys, "evaluate", place / "job", "--data_dir", data)  # imports everything
-        (data / folder).chmod(mode)
-        with without_privileges():
-            document = evaluate(capsys, place / "job", "--data_dir", data, status=3)
-    assert document["unread"] == ["One"] and "cannot be read" in document["problems"]["One"][0]
-
-
 def test_all_commands_end_with_3_if_sets_cannot_be_read(suite, job, data, capsys, tmp_path):
     """An image of the test environment, by which a soup is not chosen, then one of every set."""
     (data / "art/cat/3.png").write_bytes(b"no picture")
@@ -258,21 +241,19 @@ def test_a_sweep_is_measured_once_on_sets_that_it_was_not_trained_on(
 
 
 def test_a_pass_holds_as_many_runs_as_memory_allows(suite, out, monkeypatch):
-    """Two of 0.9 and 1 GiB; the third would exceed two."""
-    sizes = {"CARFT": 0.9, "CLIPLinearProbe": 1.0, "CLIPZeroShot": 0.2}
-    for name, size in sizes.items():
-        os.truncate(saved.choose_weights(out / name, None), int(size * 2**30))
+    """At most 2 GiB of weights."""
+    for name, gigabytes in {"CARFT": 0.9, "CLIPLinearProbe": 1.0, "CLIPZeroShot": 0.2}.items():
+        os.truncate(saved.choose_weights(out / name, None), int(gigabytes * 2**30))
     passes = []
 
     def keep_task(command, slot, children):
-        names = {Path(file).parent.name for file in json.loads(command[3])["weights"]}
-        passes.append(sum(sizes[name] for name in names))
+        passes.append([Path(file).stat().st_size for file in json.loads(command[3])["weights"]])
         return sweep.End(0, "")
 
     monkeypatch.setattr(sweep, "run_process", keep_task)
     options = sweep.SweepOptions(device="cpu", jobs=1)
     assert sweep.evaluate_sweep_on_suite(out, "pets", options).measured == 3
-    assert len(passes) == 2 and max(passes) <= 2 and sum(passes) == pytest.approx(2.1)
+    assert sorted(map(len, passes)) == [1, 2] and max(map(sum, passes)) <= 2**31
 
 
 def test_wise_ft_and_soup_on_a_suite(suite, job, data, capsys, tmp_path):
@@ -300,19 +281,18 @@ def test_wise_ft_and_soup_on_a_suite(suite, job, data, capsys, tmp_path):
     assert (uniform["sets"], uniform["mean"]) == (half["sets"], half["mean"])
 
 
-def test_a_clip_is_evaluated_without_a_run(pets, suite, data, capsys):
-    """As the run of CLIPZeroShot has it, on pictures as CLIP wants them."""
+def test_a_clip_is_evaluated_as_the_run_of_zero_shot_clip(pets, suite, data, capsys):
     text = carft(capsys, "evaluate", "--clip", "tiny", "--data_dir", data).out
     assert "published (%)" in text and "12.5" in text
-
     clip = backbone.load("tiny")
     plan, predict = zero_shot_classifier(suite, clip, torch.device("cpu"))
-    x = torch.randn(3, 3, 48, 48)
-    (logits,) = predict(x)
-    algorithm = saved.open_run(pets / "CLIPZeroShot").algorithm
-    assert torch.allclose(logits, algorithm.class_logits(algorithm.encoder(x)), atol=1e-4)
     assert (plan.size, plan.resize, plan.interpolation) == (48, "shortest", "bicubic")
     assert plan.mean == clip.preprocessing.mean
+
+    x = torch.randn(3, 3, 48, 48)
+    algorithm = saved.open_run(pets / "CLIPZeroShot").algorithm
+    expected = algorithm.class_logits(algorithm.encoder(x))
+    assert torch.allclose(*predict(x), expected, atol=1e-4)
 
 
 IMAGENET = os.environ.get("CARFT_IMAGENET", "")  # the folder that contains the six sets

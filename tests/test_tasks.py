@@ -212,14 +212,12 @@ def test_a_missing_class_shifts_no_label_and_is_named(name, missing, data, capsy
 def test_one_more_class_shifts_no_label_and_is_named(data):
     task = small("EuroSAT")
     complete = tasks.read_split(task, data, True)
-    (data / "eurosat" / "2750" / ".ipynb_checkpoints").mkdir()  # without a picture it does no harm
-    assert tasks.report_on(task, data, [tasks.read_split(task, data, True)]).verdict == "differs"
-
+    (data / "eurosat" / "2750" / ".ipynb_checkpoints").mkdir()  # without an image it does no harm
     paint(data / "eurosat" / "2750" / "Beach" / "0.jpg", 0)
     split = tasks.read_split(task, data, True)
     assert split.samples == complete.samples
     report = tasks.report_on(task, data, [split])
-    assert report.verdict == "broken" and "'Beach'" in report.problems[0]
+    assert report.verdict == "broken" and "t have: 'Beach'; they" in report.problems[0]
     assert f"carft data verify EuroSAT --data_dir {data}" in report.refusal
 
 
@@ -240,11 +238,9 @@ def test_our_algorithms_refuse_a_task_without_a_class_and_others_warn(data, tmp_
     assert "Warning: the data of OxfordIIITPet" in capsys.readouterr().err
 
 
-def test_missing_data_is_refused_with_the_remedy(tmp_path, capsys):
+def test_missing_data_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(CarftError, match=r"no folder .*dtd\); run `carft data download DTD"):
         tasks.read_split(tasks.TASKS["DTD"], tmp_path, True)
-    assert cli.main(["data", "download", "StanfordCars", "--data_dir", str(tmp_path)]) == 1
-    assert "no longer downloads it" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
 
 
