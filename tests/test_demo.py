@@ -84,16 +84,6 @@ def test_the_demo_shows_its_accuracies_next_to_the_recorded_ones(tmp_path, monke
     assert page.tables["Accuracy on the drawing style left out, in %"][-1][0] == "CARFT"
 
 
-def test_a_folder_of_an_earlier_demo_is_used_again(tmp_path, monkeypatch):
-    report_page.leave_undrawn(monkeypatch)
-    write_records(tmp_path / "out", declare(tmp_path, SMALL))
-    declared = declare(tmp_path, ONE_JOB.replace("steps: 1", "steps: 2"))
-    records = write_records(tmp_path / "out", declared)
-    demo.run(tmp_path / "out", declared=declared)
-    rows = (tmp_path / "out" / "results.txt").read_text().split("CARFT")
-    assert rows[1].split()[0] == f"{selected_accuracy(records['CARFT', 2], 2):.1f}"
-
-
 @pytest.mark.slow
 def test_the_demo_trains_and_names_what_failed_with_the_remedy(tmp_path):
     failing = declare(tmp_path, f"{ONE_JOB}hparams: {{clip_backbone: /no/such.pt}}\n")
