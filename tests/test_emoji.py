@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,7 +10,6 @@ from importlib import resources
 from pathlib import Path
 
 import collect_sweeps
-import pandas as pd
 import pytest
 import scipy
 import torch
@@ -173,22 +171,3 @@ def test_the_styles_of_a_family_are_one_environment_of_an_interval():
     assert (by_environment.low, by_environment.high) == pytest.approx([*interval])
     (by_pair,) = comparisons.compare(accuracies, "ERM", "pair")
     assert (by_pair.n, by_pair.mean_difference) == (10, 10.5)
-
-
-def test_leads_in_groups_of_styles_are_those_of_the_packed_records(tmp_path):
-    archive = collect_sweeps.REPO / "benchmarks" / "records" / "contamination.tar.xz"
-    shutil.unpack_archive(archive, tmp_path, filter="data")
-    tool = collect_sweeps.benchmark("contamination")
-    scores = list(tool.read_scores(tmp_path / "contamination"))
-
-    frame = pd.DataFrame(scores).set_index(["method", "style", "target", "trial"])["accuracy"]
-    leads = (frame["CARFT"] - frame["CLIPFineTune"]).reset_index()
-    leads["group"] = leads["style"].map(lambda name: emoji_styles.get(name).label)
-    by_target = leads.groupby(["group", "target"])["accuracy"].mean().unstack("group")
-    by_target["seen - never"] = by_target[SEEN] - by_target[NEVER_SEEN]
-    rows = [tuple(row.values()) for row in tool.table_of_leads(scores)]
-    assert len(rows) == 4
-    for group, text in rows:
-        points = by_target[group]
-        low, high = scipy.stats.ttest_1samp(points, 0).confidence_interval()
-        assert text == f"{points.mean():+.1f} ({low:+.1f} to {high:+.1f})"
