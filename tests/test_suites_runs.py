@@ -14,11 +14,10 @@ from PIL import Image, ImageOps
 from runs_jobs import CLASSES
 
 from domainbed_carft import cli
-from domainbed_carft.clips import backbone
 from domainbed_carft.data import picture_files
 from domainbed_carft.runs import saved, sweep, sweep_job
 from domainbed_carft.runs.predictions import LoadingOptions
-from domainbed_carft.runs.suites import evaluate_on_suite, zero_shot_classifier
+from domainbed_carft.runs.suites import evaluate_on_suite
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Folders, Suite, TestSet
 
@@ -44,7 +43,7 @@ def suite(monkeypatch):
         make_set("One", "sketch"),
         make_set("Cut", "art", border=4),
     )
-    suite = Suite("pets", CLASSES, sets, "emoji", left_out="Cut", published={"tiny": {"Cut": 12.5}})
+    suite = Suite("pets", CLASSES, sets, "emoji", left_out="Cut")
     monkeypatch.setitem(catalogue.SUITES, "pets", lambda: suite)
     return suite
 
@@ -268,20 +267,6 @@ def test_wise_ft_and_soup_on_a_suite(suite, job, data, capsys, tmp_path):
     carft(capsys, "soup", *ends, "--data_dir", data, "-o", tmp_path / "soup")
     (uniform, _) = json.loads((tmp_path / "soup/soup.json").read_text())["soups"]
     assert (uniform["sets"], uniform["mean"]) == (half["sets"], half["mean"])
-
-
-def test_a_clip_is_evaluated_as_the_run_of_zero_shot_clip(pets, suite, data, capsys):
-    text = carft(capsys, "evaluate", "--clip", "tiny", "--data_dir", data).out
-    assert "published (%)" in text and "12.5" in text
-    clip = backbone.load("tiny")
-    plan, predict = zero_shot_classifier(suite, clip, torch.device("cpu"))
-    assert (plan.size, plan.resize, plan.interpolation) == (48, "shortest", "bicubic")
-    assert plan.mean == clip.preprocessing.mean
-
-    x = torch.randn(3, 3, 48, 48)
-    algorithm = saved.open_run(pets / "CLIPZeroShot").algorithm
-    expected = algorithm.class_logits(algorithm.encoder(x))
-    assert torch.allclose(*predict(x), expected, atol=1e-4)
 
 
 IMAGENET = os.environ.get("CARFT_IMAGENET", "")  # the folder that contains the six sets
