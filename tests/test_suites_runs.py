@@ -179,18 +179,21 @@ def test_all_commands_end_with_3_if_sets_cannot_be_read(suite, job, data, capsys
     assert not (job / records.FILE).exists()
 
 
-def test_runs_that_share_a_pass_are_measured_as_alone(suite, job, data, tmp_path):
-    """Also one that wants its pictures in another way."""
+def test_runs_that_share_a_pass_are_measured_as_alone(pets, suite, job, data, tmp_path):
+    """Two with an encoder that was trained, two with the original, and one that resizes otherwise."""
     other = runs_jobs.train_job(tmp_path / "other", data, "CLIPZeroShot", protocol="clip")
-    weights = [saved.choose_weights(folder, None) for folder in (job, other)]
+    tuned = shutil.copytree(pets / "CARFT", tmp_path / "tuned")
+    zero_shot = shutil.copytree(pets / "CLIPZeroShot", tmp_path / "zero-shot")
+    weights = [saved.choose_weights(folder, None) for folder in (job, zero_shot, other)]
+    weights += [tuned / "model.pkl", tuned / "model_best.pkl"]
     options = LoadingOptions(torch.device("cpu"), workers=0, data_dir=str(data))
     sweep_job.evaluate_together(weights, "pets", options, skipped=["One"])
 
     for path in weights:
-        (record,) = records.read(path.parent, [])
+        by_weights = {record["weights"]: record for record in records.read(path.parent, [])}
         alone = evaluate_on_suite("pets", saved.open_run(path), options).as_dict()["sets"]
         del alone["One"]
-        assert record["sets"] == json.loads(json.dumps(alone))
+        assert by_weights[path.name]["sets"] == json.loads(json.dumps(alone))
 
 
 @pytest.fixture
