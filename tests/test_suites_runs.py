@@ -180,7 +180,7 @@ def test_all_commands_end_with_3_if_sets_cannot_be_read(suite, job, data, capsys
 
 
 def test_runs_that_share_a_pass_are_measured_as_alone(pets, suite, job, data, tmp_path):
-    """Two with an encoder that was trained, two with the original, and one that resizes otherwise."""
+    """Two with an encoder of their own, two with the original, one that resizes otherwise."""
     other = runs_jobs.train_job(tmp_path / "other", data, "CLIPZeroShot", protocol="clip")
     tuned = shutil.copytree(pets / "CARFT", tmp_path / "tuned")
     zero_shot = shutil.copytree(pets / "CLIPZeroShot", tmp_path / "zero-shot")
