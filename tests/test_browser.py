@@ -127,12 +127,3 @@ def test_pages_fit_the_screen_load_only_from_the_site_and_are_accessible(
     assert [message for message in messages if not message.startswith(own_places)] == []
     assert violations(page, ".md-content") == []
     page.close()
-
-
-def test_the_search_finds_an_option(browser, site):
-    page, _ = open_page(browser, site + "index.html", 1440)
-    page.click(".md-search__input")
-    page.type(".md-search__input", "latex-table")
-    page.wait_for_selector(".md-search-result__link", timeout=20_000)
-    links = page.eval_on_selector_all(".md-search-result__link", "a => a.map(x => x.href)")
-    assert any("collect.html" in link or "latex-table.html" in link for link in links)
