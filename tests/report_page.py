@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import collect_sweeps
 import pandas as pd
@@ -34,11 +34,9 @@ class Page(HTMLParser):
         self.tables: dict[str, list[list[str]]] = {}
         self._open: list[str] = []
         self._rows: list[list[str]] = []
-        self._words: str | None = None
-        self._caption = ""
+        self._words = ""
         self.feed(text)
         self.close()
-
         assert not self._open, f"left open: {self._open}"
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -54,22 +52,17 @@ class Page(HTMLParser):
             self._words = ""
 
     def handle_endtag(self, tag: str) -> None:
-        assert self._open and self._open[-1] == tag, f"</{tag}> after {self._open}"
-
-        self._open.pop()
-        text = " ".join((self._words or "").split())
-        if tag == "caption":
-            self._caption = text
+        assert self._open.pop() == tag
+        text = " ".join(self._words.split())
+        if tag == "caption":  # before the rows
+            self.tables.setdefault(text, self._rows)
         elif tag in ("th", "td"):
             self._rows[-1].append(text)
-        elif tag == "table":
-            self.tables.setdefault(self._caption, self._rows)
         elif tag in HEADINGS:
             self.headings.append((int(tag[1]), text))
 
     def handle_data(self, data: str) -> None:
-        if self._words is not None:
-            self._words += data
+        self._words += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
@@ -116,29 +109,23 @@ def drift(draw: random.Random) -> dict[str, float]:
 
 
 def write_ours(
-    folder: Path,
-    algorithms: Sequence[str] = OURS,
-    trials: int = 2,
-    dataset: str = "PACS",
-    **facts: Any,
+    folder: Path, algorithms: Sequence[str] = OURS, trials: int = 2, dataset: str = "PACS"
 ) -> None:
     """A sweep of our algorithms, whose records have what they measure of the drift."""
     draw = random.Random(0)
-    for algorithm in algorithms:
-        for target in range(4):
-            for trial in range(trials):
-                job = collect_sweeps.write_job(
-                    folder,
-                    f"{dataset}-{algorithm}-{target}-{trial}",
-                    algorithm=algorithm,
-                    dataset=dataset,
-                    test_envs=[target],
-                    trial_seed=trial,
-                    recorded={"clip_backbone": "ViT-B/16", "prompts_digest": "0123456789abcdef"},
-                    **facts,
-                )
-                if algorithm in ("CARFT", "CLIPFineTune"):
-                    collect_sweeps.change_records(job, lambda record: record | drift(draw))
+    recorded = {"clip_backbone": "ViT-B/16", "prompts_digest": "0123456789abcdef"}
+    for algorithm, target, trial in itertools.product(algorithms, range(4), range(trials)):
+        job = collect_sweeps.write_job(
+            folder,
+            f"{dataset}-{algorithm}-{target}-{trial}",
+            algorithm=algorithm,
+            dataset=dataset,
+            test_envs=[target],
+            trial_seed=trial,
+            recorded=recorded,
+        )
+        if algorithm in ("CARFT", "CLIPFineTune"):
+            collect_sweeps.change_records(job, lambda record: record | drift(draw))
 
 
 def write_incomplete(folder: Path) -> Path:

@@ -1,139 +1,173 @@
-"""EmojiStyles as DomainBed sees it, and its unpacking."""
+"""The embedded benchmarks: their archives, what `tiny` has seen of them, data sets and suites."""
 
-import dataclasses
-import json
+import csv
+import hashlib
+import io
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
 
+import collect_sweeps
 import pytest
+import scipy
 import torch
+from data_trees import files
+from fake_checkout import run_python
 
-from domainbed_carft import cli
-from domainbed_carft.clips import backbone
-from domainbed_carft.data import benchmarks, emoji, picture_files, verify
-from domainbed_carft.method import objective, prompts
-from domainbed_carft.pictures.protocols import plan_for
-from domainbed_carft.pictures.transforms import PlanTransform
+from domainbed_carft.data import benchmarks, emoji, emoji_styles, verify
+from domainbed_carft.data.emoji_styles import FAMILY_SEEN, NEVER_SEEN, SEEN
+from domainbed_carft.method import prompts
 from domainbed_carft.plugin import data_sets
+from domainbed_carft.results import comparisons
+from domainbed_carft.runs.predictions import LoadingOptions
+from domainbed_carft.runs.suites import SuiteTest
 from domainbed_carft.suites import catalogue
 
-HPARAMS = {"class_names": "dataset:EmojiStyles", "clip_backbone": "tiny"}
+ASSETS = resources.files("domainbed_carft") / "assets"
 
 
-def test_emoji_styles_meets_domainbeds_contract():
-    hparams = dict(HPARAMS)
-    dataset = data_sets.EmojiStyles("not read", [1], hparams)
-    assert len(dataset) == 4 and dataset.num_classes == 10
-    assert dataset.input_shape == (3, 48, 48)
-    assert sorted(dataset.ENVIRONMENTS) == dataset.ENVIRONMENTS  # as sorted folders would be
-    for environment in dataset:
-        x, y = environment[0]
-        assert x.shape == (3, 48, 48) and x.dtype == torch.float32 and y == 0
-    assert prompts.class_names(hparams, 10) == sorted(prompts.BUILT_IN_CLASSES["EmojiStyles"])
-    assert hparams == HPARAMS
+def test_labels_follow_from_the_styles_of_pretraining():
+    rows = csv.DictReader(io.StringIO((ASSETS / "tiny_pretraining.csv").read_text("ascii")))
+    trained = {row["style"] for row in rows}
+    families = {emoji_styles.get(name).family for name in trained}
+    for style in emoji_styles.styles():
+        is_family_seen = style.family in families
+        expected = SEEN if style.name in trained else FAMILY_SEEN if is_family_seen else NEVER_SEEN
+        assert style.label == expected, style.name
 
 
-def test_only_training_environments_are_augmented():
-    dataset = data_sets.EmojiStyles("", [1], dict(HPARAMS))
-    moves = [not torch.equal(env[5][0], env[5][0]) for env in dataset]
-    assert moves == [True, False, True, True]
-    still = data_sets.EmojiStyles("", [1], {**HPARAMS, "data_augmentation": False})
-    assert all(torch.equal(env[5][0], env[5][0]) for env in still)
+@pytest.mark.slow
+def test_archives_are_of_held_out_things_and_their_near_duplicates_are_listed(tmp_path):
+    tool = collect_sweeps.REPO / "tools" / "build_emoji.py"
+    done = run_python(str(tool), "--check", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
-def test_other_hosts_get_pictures_of_224_pixels():
-    dataset = data_sets.EmojiStyles("", [1], {"data_augmentation": True, "batch_size": 8})
-    assert dataset.input_shape == (3, 224, 224)
-    assert all(env[0][0].shape == (3, 224, 224) for env in dataset)
-    dataset = data_sets.EmojiStyles("not read")  # SWAD and MIRO transform by themselves
-    picture, label = dataset[2][0]
-    assert (picture.size, picture.mode, label) == ((64, 64), "RGB", 0)
-    assert dataset.input_shape == (3, 224, 224)
-    assert dataset.environments == dataset.ENVIRONMENTS
-    names = prompts.class_names({"class_names": "dataset:EmojiStyles"}, 10)
-    assert names == sorted(prompts.BUILT_IN_CLASSES["EmojiStyles"])
+def test_archives_keep_their_bytes_and_licences():
+    digest = hashlib.sha256((ASSETS / emoji.ARCHIVE).read_bytes()).hexdigest()
+    assert digest == "ff4d187db8cbeac21a50c6122ee7ebbe35802fc153a4c6f24d53e23fdea9afb9"
+    with zipfile.ZipFile(io.BytesIO((ASSETS / emoji.FURTHER_ARCHIVE).read_bytes())) as archive:
+        text = " ".join(archive.read("LICENSES.txt").decode().split())
+    further = [style for style in emoji_styles.styles() if style.label != SEEN]
+    assert all(f"{style.package} {style.version}" in text for style in further)
 
 
 def test_jobs_that_start_together_share_one_unpacked_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
     with ThreadPoolExecutor(4) as pool:
-        folders = set(pool.map(lambda _: emoji.style_folders(), range(4)))
-    (folder,) = folders
-    with zipfile.ZipFile(str(files("domainbed_carft") / "assets" / "emoji_styles.zip")) as archive:
-        expected = {n for n in archive.namelist() if not n.endswith("/")}
-    unpacked = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert unpacked == expected
-    assert [p.name for p in folder.parent.iterdir()] == [folder.name]  # no left-overs
+        (folder,) = set(pool.map(lambda _: emoji.style_folders(), range(4)))
+    with zipfile.ZipFile(io.BytesIO((ASSETS / emoji.ARCHIVE).read_bytes())) as archive:
+        assert files(folder) == sorted(archive.namelist())
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # no left-overs
 
 
 def test_emoji_shift_divides_the_pictures_of_one_style():
-    sides = [emoji.shift_folders() / side / "noto" for side in ("train", "test")]
-    trained, tested = ({f"{p.parent.name}/{p.name}" for p in at.glob("*/*")} for at in sides)
-    styles = {f"{p.parent.name}/{p.name}" for p in emoji.style_folders().glob("noto/*/*")}
-    assert trained | tested == styles and not trained & tested
-    assert {path.split("/")[0] for path in tested} == {path.split("/")[0] for path in styles}
-    dataset = data_sets.EmojiShift(None, (), dict(HPARAMS))
-    assert len(dataset) == 1 and len(dataset[0]) == len(trained) > 2 * len(tested) - 10
-    assert dataset.data_edition == "verified: of the package"
+    folders = [emoji.shift_folders() / side / "noto" for side in ("train", "test")]
+    trained, tested = ({*files(folder)} for folder in folders)
+    assert trained | tested == {*files(emoji.style_folders() / "noto")} and not trained & tested
+    (environment,) = data_sets.EmojiShift(None, (), {"clip_backbone": "tiny"})
+    assert len(environment) == len(trained)
 
 
-def correct_predictions(clip, weights, classes, style, groups):
-    """Whether each picture of a style is predicted right, by the largest logit of its groups."""
-    root = emoji.shift_folders() / "test" if style == "noto" else emoji.style_folders()
-    paths = [path for path in sorted((root / style).glob("*/*")) if path.parent.name in groups]
-    transform = PlanTransform(plan_for("clip", 48, False))
-    x = torch.stack([transform(picture_files.open_picture(path)) for path in paths])
-    with torch.no_grad():
-        all_logits = (clip.model.visual(x) @ weights.T).tolist()
-
-    correct = []
-    for path, logits in zip(paths, all_logits, strict=True):
-        best = max(groups, key=lambda name: logits[classes.index(name)])
-        correct.append(groups[best] == groups[path.parent.name])
-    return correct
+# The data sets
 
 
-def test_the_emoji_shift_suite_equals_a_direct_computation(monkeypatch, capsys):
+@pytest.mark.parametrize(("name", "label"), [("EmojiStyles", SEEN), ("EmojiUnseen", NEVER_SEEN)])
+def test_data_sets_meet_domainbeds_contract_and_augment_training_alone(name, label):
+    hparams = {"class_names": f"dataset:{name}", "clip_backbone": "tiny"}
+    dataset = getattr(data_sets, name)("not read", [1], dict(hparams))
+    assert sorted(emoji_styles.names(label)) == dataset.ENVIRONMENTS
+    sizes = [emoji_styles.get(style).pictures for style in dataset.ENVIRONMENTS]
+    assert [len(environment) for environment in dataset] == sizes
+    x, y = dataset[0][0]
+    assert x.shape == dataset.input_shape == (3, 48, 48) and x.dtype == torch.float32 and y == 0
+    assert prompts.class_names(hparams, 10) == sorted(prompts.BUILT_IN_CLASSES["EmojiStyles"])
+
+    for number, environment in enumerate(dataset):
+        assert torch.equal(environment[5][0], environment[5][0]) == (number == 1)
+    still = getattr(data_sets, name)("", [1], {**hparams, "data_augmentation": False})
+    assert all(torch.equal(environment[5][0], environment[5][0]) for environment in still)
+    assert verify.verify(name).verdict == "verified"
+
+
+def test_other_hosts_get_pictures_of_224_pixels_or_untransformed_ones():
+    dataset = data_sets.EmojiStyles("", [1], {"data_augmentation": True, "batch_size": 8})
+    assert dataset[0][0][0].shape == dataset.input_shape == (3, 224, 224)
+    picture, label = data_sets.EmojiStyles("not read")[2][0]  # SWAD and MIRO transform themselves
+    assert (picture.size, picture.mode, label) == ((64, 64), "RGB", 0)
+
+
+# The suites
+
+
+def test_emoji_shift_has_class_lists_of_its_own_and_means_of_groups(tmp_path):
     suite = catalogue.get("EmojiShift")
-    of_emoji_styles = dataclasses.replace(suite, sets=suite.sets[:4])  # the others take longer
-    monkeypatch.setitem(catalogue.SUITES, "EmojiShift", lambda: of_emoji_styles)
-    arguments = ["evaluate", "--suite", "EmojiShift", "--clip", "tiny", "--workers", "0", "--json"]
-    assert cli.main(arguments) == 0
-
-    document = json.loads(capsys.readouterr().out)
-    clip = backbone.load("tiny")
-    classes = sorted(prompts.BUILT_IN_CLASSES["EmojiStyles"])
-    words = prompts.prompts(prompts.contexts("emoji"), classes)
-    weights = objective.zero_shot_weights(backbone.text_features(clip, words)).classes
-    people = {"face", "hand", "person"}
-    artefacts = {"building", "clothing", "tool", "vehicle"}
-    union = {name: "people" for name in people} | {name: "made" for name in artefacts}
-    union |= {"animal": "living", "plant": "living", "food": "food"}
-    all_classes = {name: name for name in classes}
-    without_people = {name: name for name in classes if name not in people}
-    means = []
-    groups_by_style = {
-        "noto": all_classes,
-        "fluent3d": all_classes,
-        "line": without_people,
-        "twemoji": union,
+    groups = {
+        test_set.name: [[suite.classes[place] for place in group] for group in test_set.groups]
+        for test_set in suite.sets
     }
-    for style, groups in groups_by_style.items():
-        right = correct_predictions(clip, weights, classes, style, groups)
-        scores = document["sets"][style]
-        assert scores["complete"] and scores["n"] == len(right), style
-        assert abs(scores["right"] - sum(right)) <= 2, style  # resized by torch, not by Pillow
+    people = ["face", "hand", "person"]
+    made = ["building", "clothing", "tool", "vehicle"]
+    assert groups["line"] == [[name] for name in suite.classes if name not in people]
+    assert groups["twemoji"] == [["food"], ["animal", "plant"], people, made]
+    assert not any(test_set.find(tmp_path).problems for test_set in suite.sets)
 
-        means.append(sum(right) / len(right))
-    assert document["mean"] == pytest.approx(sum(means[1:]) / 3, abs=0.02)
+    accuracies = dict.fromkeys(groups, 0.5)
+    accuracies |= {"fluent3d": 0.3, "line": 0.6, "twemoji": 0.9, "streamline": 1.0}
+    means = suite.means(accuracies)
+    assert [means["mean"], means["mean_never_seen"]] == pytest.approx([0.6, 0.6])
+    assert means["mean_family_seen"] == pytest.approx(0.5)
+    del accuracies["streamline"]
+    assert suite.means(accuracies)["mean_never_seen"] is None
 
 
-def test_reports_name_the_embedded_copy():
-    """The value in the records stays what it was."""
-    report = verify.verify("EmojiStyles")
-    assert report.data_edition == "verified: of the package"
-    assert "the 1,716 pictures, the copy included in the package" in report.as_text()
-    label = benchmarks.edition_label(report.data_edition)
-    assert label == "verified: the copy included in the package"
-    assert benchmarks.edition_label("verified: as published") == "verified: as published"
+@pytest.mark.parametrize("protocol", ["domainbed", "clip"])
+def test_the_suite_and_the_data_set_make_the_same_input_of_a_picture(protocol):
+    """Both resize by Pillow; torch's bicubic, of `clip`, differs by a grey level here and there."""
+    styles = emoji_styles.names(NEVER_SEEN)
+    hparams = {"clip_backbone": "tiny", "protocol": protocol}
+    dataset = data_sets.EmojiUnseen("not read", [*range(len(styles))], hparams)
+    whole_suite = catalogue.get("EmojiUnseen")
+    copies = {test_set.name: test_set.find(Path()) for test_set in whole_suite.sets}
+    test = SuiteTest(
+        suite=replace(whole_suite, sets=whole_suite.sets[: len(styles)]),
+        copies={name: replace(copy, samples=copy.samples[::4]) for name, copy in copies.items()},
+        unread={},
+        plan=dataset[0].transform.plan,
+        options=LoadingOptions(torch.device("cpu"), workers=0),
+    )
+    batches = []
+
+    def predict(images):
+        batches.append(images.clone())
+        return [torch.zeros(len(images), 10)]
+
+    test.scores(predict)
+    images = {
+        path: environment[position][0]
+        for environment in dataset
+        for position, (path, _) in enumerate(environment.samples)
+    }
+    paths = [path for style in styles for path, _ in test.copies[style].samples]
+    expected = torch.stack([images[path] for path in paths])
+    assert torch.allclose(torch.cat(batches), expected, rtol=0, atol=1e-5)
+
+
+# Errors
+
+
+def test_the_styles_of_a_family_are_one_environment_of_an_interval():
+    units = [benchmarks.independent_unit("EmojiUnseen", index) for index in range(5)]
+    assert units == ["emojione", "emojione", "emojione", "fxemoji", "streamline"]
+    assert benchmarks.independent_unit("EmojiStyles", 2) == "2"
+
+    pairs = {("EmojiUnseen", k, trial): 5.0 * k + trial for k in range(5) for trial in range(2)}
+    accuracies = {"CARFT": pairs, "ERM": dict.fromkeys(pairs, 0.0)}
+    (by_environment,) = comparisons.compare(accuracies, "ERM", "environment")
+    interval = scipy.stats.ttest_1samp([5.5, 15.5, 20.5], 0).confidence_interval()
+    assert (by_environment.n, by_environment.environments) == (3, 5)
+    assert (by_environment.low, by_environment.high) == pytest.approx([*interval])
+    (by_pair,) = comparisons.compare(accuracies, "ERM", "pair")
+    assert (by_pair.n, by_pair.mean_difference) == (10, 10.5)
