@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-import warm
 from domainbed.scripts import train
 from sweep_jobs import wait_until
 
@@ -74,8 +73,8 @@ while time.monotonic() < end:
         pass
 print(won)
 """
-    arguments = ("-c", code, folder.path, folder.path / "inside")
-    processes = [warm.start(*arguments) for _ in range(4)]
+    words = [sys.executable, "-c", code, folder.path, folder.path / "inside"]
+    processes = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     outputs = [process.communicate() for process in processes]
 
     assert all(process.returncode == 0 for process in processes), outputs

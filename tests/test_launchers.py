@@ -132,14 +132,6 @@ def test_the_pool_divides_the_cores_among_its_jobs(tmp_path, monkeypatch):
     assert [variables_alone.get(name) for name in names] == ["5", "7", None]
 
 
-@pytest.mark.parametrize("on_gpu", [False, True])
-def test_threads_and_loaders_match_the_cores(on_gpu):
-    shares = {cores: machine.share(cores, on_gpu) for cores in range(1, 130)}
-    assert all(min(share) >= 0 and share[0] >= 1 for share in shares.values())
-    # What loads for a GPU runs while it computes.
-    assert {n for n, share in shares.items() if sum(share) != n} == ({1} if on_gpu else set())
-
-
 def test_jobs_are_distributed_over_the_gpus(tmp_path, monkeypatch):
     """Jobs that differ in this, and in their group, may be forks of one process."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
