@@ -163,10 +163,11 @@ def test_a_new_sweep_skips_the_training_in_splits_until_a_flag_undoes_it(launch,
     def value(*flags):
         """What a launch tells the jobs about the training environments' in-splits."""
         values = set()
-        launch(
-            lambda jobs, environment: values.update(environment(job)[SKIP_VARIABLE] for job in jobs),
-            *flags,
-        )
+
+        def note_values(jobs, environment):
+            values.update(environment(job)[SKIP_VARIABLE] for job in jobs)
+
+        launch(note_values, *flags)
         return values
 
     assert value("--launcher", "local") == value() == {"1"}

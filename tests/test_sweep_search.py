@@ -2,21 +2,16 @@
 
 import hashlib
 import json
-import os
-import pickle
 import re
 from dataclasses import replace
 
 import pytest
 from search_sweeps import SEARCH, STAGES, parse, recorded, staged, validation
+from sweep_jobs import carft
 
-from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest
-from domainbed_carft.launchers import launch_file
 from domainbed_carft.sweep import launch, printing, search, states
-from domainbed_carft.sweep.launch import JobSettings
-from domainbed_carft.sweep.states import Queue
 
 
 def values_of(job):
@@ -112,57 +107,51 @@ def test_members_without_validation_accuracy_are_not_chosen(tmp_path):
         staged(declaration, tmp_path)
 
 
-class _Launcher:
-    """Finishes at most so many jobs per call, with random accuracies."""
-
-    def __init__(self, most):
-        self.most = most
-        self.calls = []
-
-    def __call__(self, jobs, variables_of=None):
-        self.calls.append(list(jobs))
-        for job in jobs[: self.most]:
-            recorded(job)
-        return []
-
-
 def launched(out, most=1000):
-    launcher = _Launcher(most)
-    plan = replace(launch.plan(parse(STAGES), "D", out), launcher=launcher)
-    unfinished = launch.run_plan(plan)
-    return launcher, unfinished
+    """Numbers of jobs that a launcher gets, of which it finishes so many, and are not done."""
+    counts = []
+
+    def finish(jobs, variables_of):
+        counts.append(len(jobs))
+        for job in jobs[:most]:
+            recorded(job)
+
+    unfinished = launch.run_plan(replace(launch.plan(parse(STAGES), "D", out), launcher=finish))
+    return counts, len(unfinished)
 
 
 def status_text(out):
     return "\n".join(printing.search_lines(states.of_output(out)))
 
 
-def test_a_dry_run_counts_the_jobs_of_both_stages(tmp_path, capsys):
+def test_a_dry_run_counts_the_jobs_of_both_stages(tmp_path):
     (tmp_path / "x.yaml").write_text(STAGES)
-    words = ["--data_dir", "D", "--output_dir", str(tmp_path / "out"), "--dry-run"]
-    assert cli.main(["sweep", "launch", str(tmp_path / "x.yaml"), *words]) == 0
-    out = capsys.readouterr().out
+    words = [tmp_path / "x.yaml", "--data_dir", "D", "--output_dir", tmp_path / "out"]
+    out = carft("launch", *words, "--dry-run").stdout
     assert out.startswith("x: 48 jobs in two stages.\nFirst stage, trial 5: 24 jobs: 24 not launc")
     assert re.search(r"^all +48 ", out, re.MULTILINE)
 
+    plan = launch.plan(parse(STAGES), "D", tmp_path, "pool")
+    *_, total = plan.costs().values()
+    assert len(plan.jobs) == len(plan.waiting_jobs) == 24
+    assert (total.jobs, total.steps) == (48, 48 * 201)
+
 
 def test_the_second_stage_follows_when_the_first_is_done_and_resumes(tmp_path):
-    launcher, unfinished = launched(tmp_path, most=10)
-    assert len(launcher.calls) == 1 and len(unfinished) == 24 - 10  # no second stage
+    assert launched(tmp_path, most=10) == ([24], 24 - 10)  # no second stage
     text = status_text(tmp_path)
     assert "First stage, trial 5: 24 jobs: 10 done, 14 not launched." in text
     assert "Second stage, trials 0, 1: 24 jobs when the first is done." in text
 
-    launcher, unfinished = launched(tmp_path, most=16)
-    assert [len(call) for call in launcher.calls] == [14, 24] and len(unfinished) == 8
+    assert launched(tmp_path, most=16) == ([14, 24], 8)
     chosen = manifest.read(tmp_path).search.chosen
     assert len(chosen) == 2
 
-    launcher, unfinished = launched(tmp_path)
-    assert [len(call) for call in launcher.calls] == [8] and not unfinished
+    assert launched(tmp_path) == ([8], 0)
     assert manifest.read(tmp_path).search.chosen == chosen
-    assert "Second stage, trials 0, 1: 24 jobs: 24 done." in status_text(tmp_path)
-    assert f"CARFT: lr={chosen[0].values['lr']} of 3" in status_text(tmp_path)
+    text = status_text(tmp_path)
+    assert "Second stage, trials 0, 1: 24 jobs: 24 done." in text
+    assert f"CARFT: lr={chosen[0].values['lr']} of 3" in text
 
 
 def test_status_says_if_nobody_launches_the_second_stage(tmp_path):
@@ -178,13 +167,6 @@ def test_status_says_if_nobody_launches_the_second_stage(tmp_path):
     assert states.of_output(tmp_path).as_dict()["search"]["needs_launch"]
 
 
-def test_a_plan_counts_the_second_stage_before_it_is_known(tmp_path):
-    plan = launch.plan(parse(STAGES), "D", tmp_path, "pool")
-    *_, total = plan.costs().values()
-    assert len(plan.jobs) == 24 and len(plan.waiting_jobs) == 24 and total.jobs == 48
-    assert total.steps == 48 * 201
-
-
 def test_a_manifest_keeps_the_roles_of_jobs_and_refuses_strange_ones(tmp_path):
     declaration = parse(STAGES)
     jobs = declaration.jobs("D", tmp_path)
@@ -197,13 +179,6 @@ def test_a_manifest_keeps_the_roles_of_jobs_and_refuses_strange_ones(tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(CarftError, match="not a readable manifest"):
         manifest.read(tmp_path)
-
-
-def test_an_ordinary_sweep_has_the_manifest_of_before(tmp_path):
-    declaration = parse("name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n")
-    launch.write_manifest(declaration, tmp_path, declaration.jobs("D", tmp_path))
-    content = json.loads((tmp_path / "sweep.json").read_text())
-    assert {*content["jobs"][0]} == {"folder", "variant", "args"}
 
 
 SMALLEST = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n"
@@ -294,80 +269,6 @@ def test_any_division_can_be_listed(tmp_path):
 
 def test_the_dummy_launcher_prints_the_first_stage(tmp_path, capsys):
     launch.run_plan(launch.plan(parse(STAGES), "D", tmp_path / "out", "dummy"))
-    assert capsys.readouterr().out.count("Dummy launcher:") == 24
+    command = "Dummy launcher: DOMAINBED_SKIP_TRAINING_IN_SPLITS=1 python -m domainbed.scripts."
+    assert capsys.readouterr().out.count(command) == 24
     assert not (tmp_path / "out").exists()
-
-
-class _Slurm:
-    """Notes the small jobs that it is to submit, instead of a SLURM launcher."""
-
-    def __init__(self):
-        self.submitted = []
-
-    def submit_job(self, function, sweep, name, after):
-        self.submitted.append((function, list(after)))
-        return "99"
-
-
-def launch_second_stage():
-    """What the small job is to call."""
-
-
-@pytest.mark.parametrize(
-    ("listed", "small_jobs", "waits_for"),
-    [
-        ({"7_0": "RUNNING", "7_1": "PENDING", "8_0": "PENDING"}, [], ["7", "8"]),
-        ({"7_0": "RUNNING", "9": "PENDING"}, ["9"], None),  # it waits already
-        ({"7_0": "RUNNING", "9": "PENDING", "10_0": "PENDING"}, ["9"], ["7", "10"]),
-        ({}, [], None),
-        ({"9": "PENDING"}, ["9"], None),
-    ],
-)
-def test_a_small_job_waits_for_all_of_the_first_stage(
-    listed, small_jobs, waits_for, tmp_path, monkeypatch
-):
-    queue = Queue({}, [], [], listed, "", {})
-    monkeypatch.setattr(search, "queue_of", lambda output: queue)
-    for number, job_id in enumerate(small_jobs):
-        launch_of_it = launch_file.begin("slurm", tmp_path, f"second-stage{number}")
-        launch_of_it.jobs["second-stage"] = job_id
-        launch_of_it.write()
-
-    launcher = _Slurm()
-    search.submit(launcher, tmp_path, launch_second_stage)
-    expected = [(launch_second_stage, waits_for)] if waits_for else []
-    assert launcher.submitted == expected
-
-
-def test_the_second_stage_alone_is_refused_until_the_first_is_done(tmp_path, monkeypatch):
-    run_plans = []
-    monkeypatch.setattr(launch, "run_plan", run_plans.append)
-    monkeypatch.setattr(launch.LaunchPlan, "problems", [])  # there is no SLURM here
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    monkeypatch.setenv("DOMAINBED_CARFT_METHODS", "")
-    second_stage = pickle.loads(
-        pickle.dumps(
-            launch.SecondStage(
-                output=tmp_path,
-                data_dir="D",
-                options={"gpus": 2, "extra": {"exclusive": True}, "setup": ["a b"]},
-                settings=JobSettings(keep_weights="none", log=["wandb"]),
-                skips_training_in_splits=False,
-                method_variables={"DOMAINBED_CARFT_METHODS": "mine.py"},
-            )
-        )
-    )
-    (tmp_path / "sweep.yaml").write_text(STAGES)
-    with pytest.raises(CarftError, match="the first stage is not done: 24 not launched"):
-        second_stage()
-
-    for job in parse(STAGES).jobs("D", tmp_path):
-        recorded(job)
-    second_stage()
-    (plan,) = run_plans
-    assert len(plan.jobs_to_run) == 24 and plan.launcher_name == "slurm"
-    assert plan.launcher.options.gpus == 2 and plan.launcher.options.setup == ("a b",)
-    assert plan.variables(plan.jobs_to_run[0])["DOMAINBED_KEEP_WEIGHTS"] == "none"
-    assert plan.skips_training_in_splits is False
-    assert "SLURM_JOB_ID" not in os.environ
-    assert os.environ["DOMAINBED_CARFT_METHODS"] == "mine.py"
