@@ -7,8 +7,8 @@
 - `classic`: DomainBed as published, cut down to what trains; `usual_calls.py` holds its calls
 - `clip`: a fork whose data sets have CLIP's own transforms, and whose entry point replaces
   `default_hparams`
-- `tables`: a fork that looks algorithms and data sets up in tables, with a base class without a
-  number of domains, all by keyword
+- `tables`: a fork that looks algorithms and their hparams up in tables, with a base class without
+  a number of domains, all by keyword
 - `packages`: a fork whose modules are packages, without `domainbed/__init__.py`, and whose registry
   hands on one generator, as older releases do
 - `parts`: a base class with places for the parts, constructors with more arguments, and a `train`

@@ -1,10 +1,5 @@
 """Options of launchers, the file they come from, and what a machine has."""
 
-import ctypes
-import os
-import subprocess
-import sys
-
 import pytest
 
 from domainbed_carft import launchers, machine
@@ -178,20 +173,3 @@ def test_gpus_are_listed_by_the_variable_or_nvidia_smi(tmp_path, monkeypatch):
     tool.write_text(f"#!/bin/sh\n[ $1 = -L ] && echo '{listing}'\n")
     tool.chmod(0o755)
     assert machine.gpus() == ["0", "1", "2"]
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's allocator")
-def test_a_process_keeps_freed_memory_for_reuse():
-    allocation = "[b'x' * (64 << 20) for _ in range(1)]; "
-    code = (
-        "import resource; from domainbed_carft import machine; {}"
-        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt; "
-        f"{allocation} before = faults(); {5 * allocation} print(faults() - before)"
-    )
-    small_pages = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    without, with_kept_memory = (
-        int(subprocess.check_output([sys.executable, "-c", code.format(setup)], env=small_pages))
-        for setup in ("", "machine.keep_freed_memory(); ")
-    )
-    assert without > 5 * 64 << 8  # each page of 4 KiB is asked for anew
-    assert with_kept_memory < without / 100

@@ -62,13 +62,14 @@ class Cluster:
     def __init__(self, folder):
         self.folder = folder
         (folder / "submitted").mkdir(parents=True)
-        for name in ("queue", "config", "refused", "calls"):
-            setattr(self, name, folder / name)
-            (folder / name).touch()
+        self.queue, self.config, self.refused, self.calls = (
+            folder / name for name in ("queue", "config", "refused", "calls")
+        )
+        for path in (self.queue, self.config, self.refused, self.calls):
+            path.touch()
         for name, code in PROGRAMS.items():
-            program = folder / name
-            program.write_text(f"#!/bin/sh\ncd {folder}\n{code}\n")
-            program.chmod(0o755)
+            (folder / name).write_text(f"#!/bin/sh\ncd {folder}\n{code}\n")
+            (folder / name).chmod(0o755)
 
     def scripts(self):
         """The scripts that were submitted, by the number of their job."""
@@ -212,12 +213,17 @@ def test_an_array_element_tries_three_times_and_fails_in_slurm(tmp_path, cluster
 def test_a_sweep_in_slurms_queue_is_watched_cancelled_and_cleaned(tmp_path, cluster):
     out = tmp_path / "out"
     words = [*declared(tmp_path), "--output_dir", out, "--launcher", "slurm"]
-    cluster.queue.write_text("7_0|RUNNING|None\n7_1|PENDING|JobHeldUser\n7_2|PENDING|Priority\n")
+    cluster.queue.write_text(
+        "7_0|PENDING|QOSMaxCpuPerJobLimit\n7_1|PENDING|JobHeldUser\n7_2|PENDING|Priority\n"
+    )
     launched = carft("launch", *words)
     assert launched.returncode == 0 and "Submitted. To watch the jobs" in launched.stdout
-    assert "  1 job: JobHeldUser. SLURM does not start" in launched.stdout
+    for reason in ("QOSMaxCpuPerJobLimit", "JobHeldUser"):
+        assert f"  1 job: {reason}. SLURM does not start" in launched.stdout
+    assert "Priority. SLURM does not" not in launched.stdout
     assert "There is nothing to launch." in carft("launch", *words).stdout
 
+    cluster.queue.write_text("7_0|RUNNING|None\n7_1|PENDING|JobHeldUser\n7_2|PENDING|Priority\n")
     status = look(out)
     assert status["counts"]["queued"] == 3
     details = {job["detail"]: job["slurm_reason"] for job in status["jobs"]}
@@ -239,14 +245,6 @@ def test_a_sweep_in_slurms_queue_is_watched_cancelled_and_cleaned(tmp_path, clus
     cluster.queue.write_text("")
     assert look(out)["counts"]["not launched"] == 3
     assert "1 leftover file deleted" in carft("clean", out).stdout and not launched_in(out)
-
-
-@pytest.mark.parametrize(
-    ("reason", "expected"),
-    [("JobHeldUser", True), ("QOSMaxCpuPerJobLimit", True), ("Priority", False), ("", False)],
-)
-def test_lasting_reasons_are_those_that_no_waiting_ends(reason, expected):
-    assert slurm.is_lasting(reason) is expected
 
 
 def test_missing_programs_and_folders_that_slurm_cannot_name_are_refused(tmp_path, monkeypatch):
@@ -367,25 +365,6 @@ def test_jobs_run_as_arrays_with_at_most_array_cap_at_once(tmp_path, real_slurm)
     assert not [path for root in (Path.cwd(), tmp_path) for path in root.glob("**/pwned")]
 
 
-@pytest.mark.slow
-def test_a_slurm_sweep_is_launched_cancelled_and_cleaned(tmp_path, real_slurm):
-    out = tmp_path / "it's out"
-    real_slurm.append(out)
-    long = declared(tmp_path, steps=1000000, hparams={"batch_size": 4})
-    launched = carft("launch", *long, *SLURM, "--output_dir", out, "--array_cap", 1)
-    assert launched.returncode == 0, launched.stderr
-
-    wait_for(lambda: any(job["step"] for job in look(out)["jobs"] if job["state"] == "running"))
-    counts = look(out)["counts"]
-    assert (counts["running"], counts["queued"]) == (1, 2)
-    assert "3 SLURM jobs cancelled" in carft("cancel", out, "--yes").stdout
-
-    wait_for(lambda: not look(out)["counts"]["queued"])
-    counts = look(out)["counts"]
-    assert counts["not launched"] == 2 and counts["interrupted"] == 1
-    assert carft("clean", out).returncode == 0 and not launched_in(out)
-
-
 ONE = """
 name: one
 datasets: [EmojiStyles]
@@ -426,33 +405,3 @@ def test_a_requeued_job_resumes_to_the_same_weights(tmp_path, real_slurm):
     )
     assert resumed.keys() == expected.keys()
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
-
-
-SEARCH = """
-name: search
-datasets: [EmojiStyles]
-algorithms: [CARFT]
-trials: 1
-steps: 2
-test_environments: [line]
-hparams: {batch_size: 4, warmup_steps: 0, total_steps: 2}
-search: {values: {lr: [1e-4, 1e-3]}, choose_on: {trials: {from: 5, n: 1}}}
-"""
-
-
-@pytest.mark.slow
-def test_a_small_job_submits_the_second_stage_after_the_first(tmp_path, real_slurm):
-    (tmp_path / "search.yaml").write_text(SEARCH)
-    out = tmp_path / "it's out"
-    real_slurm.append(out)
-    words = ["launch", tmp_path / "search.yaml", "--output_dir", out, *SLURM]
-    for _ in range(2):
-        launched = carft(*words)
-        assert launched.returncode == 0, launched.stderr
-    small_jobs = [jobs for jobs in launched_in(out) if search.NAME in jobs]
-    assert len(small_jobs) == 1  # the second launch has submitted no other
-
-    wait_for(lambda: look(out)["counts"]["done"] == 3, 400)
-    result = look(out)["search"]
-    assert result["first_stage"]["done"] == 2 and result["second_stage"]["done"] == 1
-    assert not result["needs_launch"] and result["chosen"][0]["members"] == 2

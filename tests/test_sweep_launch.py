@@ -117,15 +117,6 @@ def test_what_is_no_path_is_refused(function):
         function(["x"])
 
 
-def test_problems_of_a_sweep_and_of_its_launcher_come_together(tmp_path):
-    sweep, *_ = declared(tmp_path, trials=0)
-    with pytest.raises(CarftError) as caught:
-        launching.plan(sweep, "/data", tmp_path / "out", "local", {"gpus": -1})
-    in_file, of_launcher = caught.value.problems
-    assert in_file.endswith(": trials: got 0, expected at least 1")
-    assert of_launcher == "local: gpus is -1, expected at least 1"
-
-
 @pytest.mark.parametrize(("name", "launched_count"), [("pool", 3), ("local", 3), ("slurm", 2)])
 def test_jobs_queued_by_another_launcher_are_run_by_a_free_slot(
     launch, foreign_processes, name, launched_count
@@ -175,19 +166,14 @@ def test_a_new_sweep_skips_the_training_in_splits_until_a_flag_undoes_it(launch,
     monkeypatch.setenv(SKIP_VARIABLE, "1")
     assert value() == {"1"}
     assert value("--training_in_splits") == {"0"}
+    monkeypatch.setenv(SKIP_VARIABLE, "yes")
+    assert f"{SKIP_VARIABLE} is 'yes', expected 0 or 1" in launch(finish_all).stderr
 
 
 def test_a_checkout_gets_no_flag_for_training_in_splits(out, monkeypatch):
     monkeypatch.setattr(host, "skips_in_splits", lambda: False)
     plan = launching.plan(declared(out.parent)[0], "/data", out)
     assert plan.variables(plan.jobs[0]) == {}
-
-
-def test_a_wrong_value_of_the_variable_is_refused_before_any_job(launch, out, monkeypatch):
-    monkeypatch.setenv(SKIP_VARIABLE, "yes")
-    done = launch(finish_all)
-    assert done.returncode == 1 and not out.exists()
-    assert f"{SKIP_VARIABLE} is 'yes', expected 0 or 1" in done.stderr
 
 
 def launch_data(datasets, *flags, **keys):
@@ -207,33 +193,28 @@ def data(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
-def test_broken_data_is_refused_for_our_algorithms_before_the_first_job(data):
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+def test_broken_data_is_refused_before_the_first_job(data, launcher):
     shutil.rmtree(data / "PACS" / "photo")
-    done = launch_data(["VLCS", "PACS"], "--data_dir", data, algorithms=["ERM", "CARFT"])
-    assert done.returncode == 1 and "2 problems, nothing was done" in done.stderr
+    words = (["VLCS", "PACS"], "--data_dir", data, "--launcher", launcher)
+    refused = launch_data(*words, algorithms=["ERM", "CARFT"])
+    assert refused.returncode == 1 and "nothing was done" in refused.stderr
     for name in ("VLCS", "PACS"):
-        assert f"- the data of {name} in {data}/{name} is broken: the environ" in done.stderr
-    assert done.stderr.count("or set the hparam data_edition to unchecked") == 2
-    assert "jobs" not in done.stdout and not Path("out").exists()
+        assert f"- the data of {name} in {data}/{name} is broken: the environ" in refused.stderr
+    assert refused.stderr.count("or set the hparam data_edition to unchecked") == 2
+
+    dry_run = launch_data(*words, "--dry-run")
+    assert dry_run.returncode == 1 and "__MACOSX" in dry_run.stderr
+    assert "Data: VLCS: broken: " in dry_run.stdout and "8 jobs: 8 not l" in dry_run.stdout
+    assert "40,008" in dry_run.stdout and not Path("out").exists()  # steps of both
 
 
-def test_a_dry_run_shows_costs_and_verdicts_before_it_refuses(data):
-    done = launch_data(["VLCS", "PACS"], "--data_dir", data, "--dry-run")
-    assert done.returncode == 1 and "__MACOSX" in done.stderr and not Path("out").exists()
-    assert "Data: VLCS: broken: " in done.stdout and "Data: PACS: differs: " in done.stdout
-    assert "8 jobs: 8 not launched" in done.stdout and "40,008" in done.stdout  # steps of both
-
-
-def test_data_missing_here_is_no_problem_for_slurm(data):
-    def problems(dataset, data_dir, launcher):
-        sweep, *_ = declared(".", datasets=[dataset], algorithms=["CARFT"])
-        plan = launching.plan(sweep, data_dir, "out", launcher)
-        return [problem for problem in plan.problems if "SLURM" not in problem]
-
-    assert len(problems("PACS", "/nowhere", "local")) == 1
-    in_slurm = problems("PACS", "/nowhere", "slurm")
-    assert not any("/nowhere" in problem for problem in in_slurm)
-    assert "__MACOSX" in "".join(problems("VLCS", data, "slurm"))
+def test_data_missing_here_is_no_problem_for_slurm(tmp_path):
+    sweep, *_ = declared(tmp_path, datasets=["PACS"], algorithms=["CARFT"])
+    plans = [
+        launching.plan(sweep, "/nowhere", tmp_path / "out", name) for name in ("pool", "slurm")
+    ]
+    assert ["/nowhere" in "".join(plan.problems) for plan in plans] == [True, False]
 
 
 @pytest.mark.parametrize(

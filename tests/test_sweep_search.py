@@ -29,21 +29,12 @@ def test_each_value_has_a_folder_and_upstreams_identities(tmp_path):
         assert (values_of(job) is None) == (job.args["algorithm"] == "CLIPZeroShot")
 
 
-def test_several_hyperparameters_have_a_member_for_each_combination():
-    text = SEARCH.replace("lr: [1e-5, 1e-4, 1e-3]", "lr: [1e-5, 1e-4], kl_weight: [1, 2]")
-    text = text.replace("CLIPFineTune, ", "")
-    members = parse(text).members("PACS", "CARFT")
-    assert members == [
-        {"lr": lr, "kl_weight": kl_weight} for lr in (1e-5, 1e-4) for kl_weight in (1, 2)
-    ]
-
-
 def test_an_override_replaces_and_adds_searched_values():
-    text = (
-        SEARCH + "  - algorithms: [CARFT]\n    search: {values: {lr: [1e-2], kl_weight: [1, 3]}}\n"
-    )
-    declaration = parse(text)
-    assert declaration.searched_values("PACS", "CARFT") == {"lr": [1e-2], "kl_weight": [1, 3]}
+    override = "search: {values: {lr: [1e-2, 1e-1], kl_weight: [1, 3]}}"
+    declaration = parse(SEARCH + f"  - algorithms: [CARFT]\n    {override}\n")
+    assert declaration.members("PACS", "CARFT") == [
+        {"lr": lr, "kl_weight": kl_weight} for lr in (1e-2, 1e-1) for kl_weight in (1, 3)
+    ]
     assert declaration.searched_values("PACS", "CLIPFineTune") == {"lr": [1e-5, 1e-4, 1e-3]}
     assert declaration.searched_values("PACS", "CLIPZeroShot") == {}
 
@@ -82,25 +73,21 @@ def test_the_member_with_the_highest_mean_validation_is_chosen(by_target, tmp_pa
     assert len(jobs.second) == 2 * 4 * 3
 
 
-def test_of_equally_good_members_the_last_is_chosen(tmp_path):
+@pytest.mark.parametrize(
+    ("accuracy_of_largest", "best"), [(0.5, 1e-3), (0.45, 1e-4), (float("nan"), 1e-4)]
+)
+def test_of_equally_good_members_the_last_is_chosen(tmp_path, accuracy_of_largest, best):
     declaration = parse(STAGES)
     for job in declaration.jobs("D", tmp_path):
-        recorded(job, accuracies=lambda step: [0.5] * 8)
+        accuracy = accuracy_of_largest if values_of(job) == 1e-3 else 0.5
+        recorded(job, accuracies=lambda step, accuracy=accuracy: [accuracy] * 8)
     chosen = staged(declaration, tmp_path).chosen
-    assert [choice.values for choice in chosen] == [{"lr": 1e-3}] * 2
+    assert [choice.values for choice in chosen] == [{"lr": best}] * 2
     assert {choice.members for choice in chosen} == {3}
 
 
-def test_members_without_validation_accuracy_are_not_chosen(tmp_path):
+def test_a_search_without_validation_accuracies_is_refused(tmp_path):
     declaration = parse(STAGES)
-    for job in declaration.jobs("D", tmp_path):
-        diverges = values_of(job) == 1e-3
-        recorded(
-            job, accuracies=lambda step, diverges=diverges: [float("nan") if diverges else 0.5] * 8
-        )
-    chosen = staged(declaration, tmp_path).chosen
-    assert [choice.values for choice in chosen] == [{"lr": 1e-4}] * 2
-
     for job in declaration.jobs("D", tmp_path):
         recorded(job, accuracies=lambda step: [float("nan")] * 8)
     with pytest.raises(CarftError, match="CARFT on PACS.*search other values"):
@@ -167,18 +154,11 @@ def test_status_says_if_nobody_launches_the_second_stage(tmp_path):
     assert states.of_output(tmp_path).as_dict()["search"]["needs_launch"]
 
 
-def test_a_manifest_keeps_the_roles_of_jobs_and_refuses_strange_ones(tmp_path):
+def test_a_manifest_keeps_the_roles_of_jobs(tmp_path):
     declaration = parse(STAGES)
     jobs = declaration.jobs("D", tmp_path)
     launch.write_manifest(declaration, tmp_path, jobs)
     assert [job.role for job in manifest.read(tmp_path).jobs] == [job.role for job in jobs]
-
-    path = tmp_path / "sweep.json"
-    content = json.loads(path.read_text())
-    content["jobs"][0]["role"]["values"] = 3
-    path.write_text(json.dumps(content))
-    with pytest.raises(CarftError, match="not a readable manifest"):
-        manifest.read(tmp_path)
 
 
 SMALLEST = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n"

@@ -101,21 +101,6 @@ def test_cancel_stops_lock_holders_and_names_those_out_of_reach(sweep, foreign_p
     assert "No jobs are running or queued." in carft("cancel", folder, "--yes").stdout
 
 
-def test_retry_clean_and_cancel_return_reports(sweep):
-    folder, (done, failed, *_) = sweep
-    finish(done)
-    (done.folder / "state.pt").touch()
-    ended(failed, 2)
-
-    state = states.of_output(folder)
-    assert state.as_dict()["counts"]["failed"] == 1 and not state.is_moving
-    assert upkeep.clean(state) == upkeep.CleanReport(files=[done.folder / "state.pt"])
-    retried = upkeep.retry(folder)
-    assert [status.job.folder for status in retried.failed] == [failed.folder]
-    assert retried.retried == retried.failed
-    assert upkeep.cancel(state) == upkeep.CancelReport([], [], [])
-
-
 @pytest.mark.parametrize("answer", ["n\n", "", "\n", "y\n"])
 def test_only_a_yes_deletes_jobs(sweep, monkeypatch, answer):
     """Nor does Ctrl-D, which ends standard input."""

@@ -1,11 +1,6 @@
 """Constructors and `update` get all by keyword, and `train` saves the network."""
 
-from domainbed import datasets
-from domainbed.usual_calls import own_hparams  # noqa: F401
-
-
-def make_dataset(args, hparams):
-    return datasets.get_dataset_class(args.dataset)(args.data_dir, args.test_envs, hparams)
+from domainbed.usual_calls import make_dataset, own_hparams  # noqa: F401
 
 
 def make_algorithm(algorithm_class, dataset, num_domains, hparams):
