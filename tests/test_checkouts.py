@@ -34,6 +34,12 @@ def data(tmp_path_factory):
     return folder
 
 
+def files_of(root):
+    """Relative path -> content, of all files that no interpreter has left."""
+    paths = [path for path in root.rglob("*") if path.suffix != ".pyc" and path.is_file()]
+    return {path.relative_to(root): path.read_bytes() for path in paths}
+
+
 def run(run_interpreter, root, *arguments, **variables):
     """Run `arguments` from the checkout's root, demand success; return all that was printed."""
     variables.setdefault("DOMAINBED_CARFT_CACHE", os.environ["DOMAINBED_CARFT_CACHE"])
@@ -49,6 +55,7 @@ def train_in(data, random_tiny, tmp_path):
 
     def train(run_interpreter, shape, algorithm="CARFT"):
         root = write_checkout(tmp_path / "a user's checkout", shape)
+        files_before = files_of(root)
         hparams = {"clip_backbone": str(random_tiny), "batch_size": 4, "warmup_steps": 0}
         words = f"-m domainbed.scripts.train --algorithm {algorithm} --dataset Pets".split()
         words += ["--test_envs", "1", "--data_dir", str(data), "--hparams", json.dumps(hparams)]
@@ -56,6 +63,7 @@ def train_in(data, random_tiny, tmp_path):
 
         mean = 0.48145466 if shape == "clip" else 0.485  # CLIP's, ImageNet's
         assert printed.count(f"CLIP input: undoes mean [{mean}, ") == 1
+        assert files_of(root) == files_before
         lines = (tmp_path / "job" / "results.jsonl").read_text().splitlines()
         first, last = map(json.loads, lines)
         check_last_record(last, shape)

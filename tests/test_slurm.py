@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from search_sweeps import STAGES, parse, recorded
 from submitit.core.utils import DelayedSubmission
 from sweep_folders import declared, ended
@@ -29,7 +28,6 @@ from sweep_jobs import (
 
 from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
-from domainbed_carft.files.weights import load_weights
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import launch_file, slurm
@@ -314,94 +312,36 @@ def test_the_small_job_submits_the_second_stage_once_the_first_is_done(
     assert "SLURM_JOB_ID" not in os.environ
 
 
-# On a real SLURM, such as .ci/slurm starts
-
-
-@pytest.fixture
-def real_slurm():
-    """Skips the test where no SLURM runs jobs; cancels those of the folders that it returns."""
+@pytest.mark.slow
+def test_arrays_keep_the_cap_and_a_requeued_job_goes_on_in_a_real_slurm(tmp_path):
+    """Such as .ci/slurm starts, where an array may have 6 jobs; the cap holds over two arrays."""
     if missing := missing_slurm():
         pytest.skip(missing)
-    folders = []
-    yield folders
-    slurm.cancel(
-        name for folder in folders for jobs in launched_in(folder) for name in jobs.values()
-    )
-
-
-SLURM = ["--launcher", "slurm", "--time", "10"]
-
-
-def wait_for(condition, seconds=240):
-    return wait_until(condition, seconds, pause=1)
-
-
-@pytest.mark.slow
-def test_jobs_run_as_arrays_with_at_most_array_cap_at_once(tmp_path, real_slurm):
-    """An array has as many jobs as SLURM allows, 6 here; the cap holds over two arrays."""
     sweep = tmp_path / 'the sweep\'s "$(touch pwned)" `touch pwned`; #x'
-    real_slurm.append(sweep)
     hparams = 'it\'s "a" $(touch pwned)\nline; `x`'
-    jobs = commands(sweep, 8, seconds=0.5, hparams=hparams)
-    jobs[0] = f"CUDA_VISIBLE_DEVICES='its own' {jobs[0]}"
+    jobs = [f"CUDA_VISIBLE_DEVICES='its own' {command(sweep / 'long', seconds=15)}"]
+    jobs += commands(sweep, 7, seconds=0.5, hparams=hparams)
     run("slurm", jobs, array_cap=1, cpus=2, time=5)
-
     (ids,) = launched_in(sweep)
-    assert set(slurm.states(ids.values())) == set(ids.values())
-    arrays = {name.partition("_")[0] for name in ids.values()}
-    assert len(arrays) == -(-8 // slurm.largest_array())
+    try:
+        wait_until(lambda: story(sweep / "long"), pause=1)
+        assert set(slurm.states(ids.values())) == set(ids.values())
+        subprocess.run(["scontrol", "requeue", ids["long"]], check=True)
+        wait_until(lambda: statuses(sweep / "long"), pause=1)
+        time.sleep(6)  # sooner, the node would not take it again
+        # By itself SLURM waits two minutes before it starts a job again.
+        now = ["scontrol", "update", f"jobid={ids['long']}", "starttime=now"]
+        subprocess.run(now, check=True)
+        wait_until(lambda: not slurm.states(ids.values()), pause=1)
+    finally:
+        slurm.cancel(ids.values())
 
-    wait_for(lambda: not slurm.states(ids.values()), 120)
-    folders = [sweep / name for name in ids]
+    long, *folders = (sweep / name for name in ids)
+    assert events(long) == ["start", "saved for SIGTERM", "start", "end"]
+    assert statuses(long) == [75, 0]
     assert all(events(folder) == ["start", "end"] for folder in folders)
-    assert most_at_once(folders) == 1
-    assert [attempt.slurm for folder in folders for attempt in JobFolder(folder).attempts()] == [
-        *ids.values()
-    ]
-    first = story(folders[0])[0]
-    assert first["flags"]["--hparams"] == hparams
-    assert first["environment"]["OMP_NUM_THREADS"] == "2"
-    assert first["environment"]["CUDA_VISIBLE_DEVICES"] == "its own"
+    assert most_at_once([long, *folders]) == 1
+    assert {story(folder)[0]["flags"]["--hparams"] for folder in folders} == {hparams}
+    variables = story(long)[0]["environment"]
+    assert variables["OMP_NUM_THREADS"] == "2" and variables["CUDA_VISIBLE_DEVICES"] == "its own"
     assert not [path for root in (Path.cwd(), tmp_path) for path in root.glob("**/pwned")]
-
-
-ONE = """
-name: one
-datasets: [EmojiStyles]
-algorithms: [CARFT]
-trials: 1
-steps: 101
-test_environments: [line]
-"""
-
-
-@pytest.mark.slow
-def test_a_requeued_job_resumes_to_the_same_weights(tmp_path, real_slurm):
-    (tmp_path / "one.yaml").write_text(ONE)
-    outs = [tmp_path / "disturbed", tmp_path / "undisturbed"]
-    real_slurm.extend(outs)
-    for out in outs:
-        launched = carft("launch", tmp_path / "one.yaml", "--output_dir", out, *SLURM)
-        assert launched.returncode == 0, launched.stderr
-
-    def in_the_middle():
-        (job,) = look(outs[0])["jobs"]
-        return job if job["state"] == "running" and 0 < (job["step"] or 0) < 60 else None
-
-    job = wait_for(in_the_middle)
-    subprocess.run(["scontrol", "requeue", job["slurm"]], check=True)
-    folder = JobFolder(job["folder"])
-    wait_for(folder.attempts_path.exists)
-    time.sleep(6)  # sooner, the node would not take it again
-
-    # By itself SLURM waits two minutes before it starts a job again.
-    subprocess.run(["scontrol", "update", f"jobid={job['slurm']}", "starttime=now"], check=True)
-    wait_for(lambda: all(look(out)["counts"]["done"] for out in outs), 600)
-    wait_for(lambda: len(folder.attempts()) == 2)  # it is done a little earlier
-    assert statuses(folder.path) == [75, 0]
-
-    resumed, expected = (
-        load_weights(out / folder.path.name / "model.pkl")["model_dict"] for out in outs
-    )
-    assert resumed.keys() == expected.keys()
-    assert all(torch.equal(resumed[name], expected[name]) for name in expected)

@@ -263,8 +263,3 @@ def test_hparams_that_only_some_algorithms_have_belong_into_overrides():
         f"4: hparams.{name}: no hyperparameter of ERM is called {name!r}; {remedy}"
         for name in ("clip_backbone", "contexts")
     ]
-
-    moved = "overrides:\n  - algorithms: [CARFT, CLIPFineTune]\n    hparams: {contexts: emoji}\n"
-    declaration = declaration_file.parse(text + moved, "x.yaml")
-    assert hparams(declaration, "PACS", "ERM") == {}
-    assert hparams(declaration, "PACS", "CARFT")["contexts"] == "emoji"
