@@ -115,7 +115,7 @@ def test_a_checkout_with_places_for_the_parts_trains_carft(train_in):
 def test_a_checkout_of_each_shape_trains_carft(installations, train_in, kind, shape):
     first, last, printed = train_in(installations[kind].run, shape)
     assert first["loss_kl"] == 0.0 < last["loss_kl"]
-    assert ("train_acc" in last) == (shape == "parts")
+    assert "train_acc" not in last  # measured only where the host asks for it
     if shape == "parts":
         check_parts(first, last)
     if shape == "tables":  # the saved network has weights

@@ -99,65 +99,56 @@ print(json.dumps([
     ]
 
 
-def test_class_names_are_handed_on_by_the_name_of_the_data_set(site, tmp_path):
+@pytest.mark.parametrize(
+    ("protocol", "transforms", "recorded"),
+    [
+        ("clip", [["shortest", 224, False], ["shortest", 224, True]], "clip"),
+        ("domainbed", ["host's", "host's"], "host"),
+    ],
+)
+def test_facts_of_a_data_set_are_handed_on_by_its_name(
+    site, tmp_path, protocol, transforms, recorded
+):
+    """And the protocol of our hparams is followed; the host writes class names, as DPLCLIP does."""
     signature = "augment, hparams):\n"
-    writing = signature + "        hparams['class_names'] = ['by', 'host']\n"  # as DPLCLIP does
+    writing = signature + "        hparams['class_names'] = ['by', 'host']\n"
     text = module_text("datasets").replace(signature, writing)
     fork = write_checkout(tmp_path / "fork", modules={"datasets": text})
-    data = site.folder / "data"
     for folder in ("art/cat", "art/dog", "photo/cat", "photo/dog"):
-        (data / folder).mkdir(parents=True)
-
+        (tmp_path / "data" / folder).mkdir(parents=True)
     code = """
 import json, sys
 from domainbed import datasets
 from domainbed_carft.method import dataset_facts
 
-def recalled(hparams):
-    environments = dataset_facts.recall(hparams).environments
-    return [[e.name, e.classes, e.normalisation] for e in environments]
-
-hparams = {"class_names": "dataset:Pets"}
-datasets.Pets(sys.argv[1], [0], hparams)
-print(json.dumps([recalled(dict(hparams)), recalled({"class_names": "dataset:PACS"}), hparams]))
+root, protocol = sys.argv[1:]
+hparams = {"class_names": "dataset:Pets", "protocol": protocol}
+pets = datasets.Pets(root, [0], hparams)
+facts = dataset_facts.recall(dict(hparams))
+print(json.dumps([
+    [e.transform if isinstance(e.transform, list) else "host's" for e in pets.datasets],
+    facts.protocol,
+    [[e.name, e.classes] for e in facts.environments],
+    [e.normalisation for e in facts.environments],
+    len(dataset_facts.recall({"class_names": "dataset:PACS"}).environments),
+    hparams,
+]))
 """
-    of_pets, of_another, hparams = site.json("-c", code, str(data), cwd=fork)
-
-    classes = ["cat", "dog"]
-    normalisation = [[0.5, 0.25, 0.0], [2.0, 1.0, 1.0]]
-    assert of_pets == [["art", classes, normalisation], ["photo", classes, normalisation]]
-    assert of_another == []
-    assert hparams == {"class_names": "dataset:Pets"}
-
-
-@pytest.mark.parametrize("protocol", ["clip", "domainbed", None])
-def test_the_protocol_of_our_hparams_is_followed(site, checkout, protocol: str | None):
-    for folder in ("art/cat", "photo/cat"):
-        (site.folder / "data" / folder).mkdir(parents=True)
-
-    code = """
-import json, sys
-from domainbed import datasets
-from domainbed_carft.method import dataset_facts
-hparams = json.loads(sys.argv[2])
-pets = datasets.Pets(sys.argv[1], [0], hparams)
-transforms = [e.transform if isinstance(e.transform, list) else "host's" for e in pets.datasets]
-print(json.dumps([transforms, dataset_facts.recall(hparams).protocol]))
-"""
-    values = {"class_names": "dataset:Pets"} | ({"protocol": protocol} if protocol else {})
-    hparams = json.dumps(values)
-    result = site.json("-c", code, str(site.folder / "data"), hparams, cwd=checkout)
-
-    if protocol == "clip":
-        assert result == [[["shortest", 224, False], ["shortest", 224, True]], "clip"]
-    else:
-        assert result == [["host's", "host's"], "host"]
+    normalisation = [[0.5, 0.25, 0.0], [2.0, 1.0, 1.0]] if protocol == "domainbed" else None
+    assert site.json("-c", code, str(tmp_path / "data"), protocol, cwd=fork) == [
+        transforms,
+        recorded,
+        [["art", ["cat", "dog"]], ["photo", ["cat", "dog"]]],
+        [normalisation] * 2,
+        0,
+        {"class_names": "dataset:Pets", "protocol": protocol},
+    ]
 
 
 @pytest.mark.parametrize(
     "module", ["method/algorithms", "jobs/facts", "plugin/data_sets", "method/dataset_facts"]
 )
-def test_a_failing_plugin_warns_once_and_the_host_works(site, checkout, module: str):
+def test_a_failing_plugin_warns_once_and_the_host_works(site, checkout, module):
     (site.package / f"{module}.py").write_text("raise RuntimeError('planted')\n")
 
     code = """
