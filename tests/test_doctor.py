@@ -36,44 +36,36 @@ def examine(python, cwd, path=(), **variables):
     return by_name(Finding(**fields) for fields in report["findings"])
 
 
-@pytest.fixture(scope="module")
-def hook(tmp_path_factory):
-    return write_start_hook(tmp_path_factory.mktemp("hook"))
-
-
-def test_without_torch_the_missing_packages_are_named(bare, hook, tmp_path):
-    checkout = write_checkout(tmp_path / "my checkout's root")
-    findings = examine(bare, checkout, [hook])
-    assert findings["domainbed"] == Finding("domainbed", OK, f"foreign: {checkout / 'domainbed'}")
+def test_missing_packages_are_named_with_the_file_that_imports_them(bare, tmp_path):
+    host = write_checkout(tmp_path / "a user's host", modules={"datasets": "import wilds\n"})
+    findings = examine(bare, host, [write_start_hook(tmp_path / "hook")])
+    assert findings["domainbed"] == Finding("domainbed", OK, f"foreign: {host / 'domainbed'}")
     assert findings["hook"].state == OK
+    found = f"ModuleNotFoundError: No module named 'wilds' ({host}/domainbed/datasets.py:1)"
+    remedy = "install what provides the module wilds"
+    assert findings["algorithms"] == Finding("algorithms", PROBLEM, found, remedy)
     assert findings["device"].found.startswith("ModuleNotFoundError: No module named 'torch' (")
-    assert findings["algorithms"].remedy.startswith("install what provides the module ")
     assert findings["versions"].state == PROBLEM
     assert findings["versions"].remedy == f"pip install {' '.join(doctor.REQUIRED)}"
 
 
-def test_a_host_that_fails_to_import_is_a_problem_with_its_file(bare, hook, tmp_path):
-    host = write_checkout(tmp_path / "host", modules={"datasets": "import wilds\n"})
-    found = f"ModuleNotFoundError: No module named 'wilds' ({host}/domainbed/datasets.py:1)"
-    remedy = "install what provides the module wilds"
-    finding = examine(bare, host, [hook])["algorithms"]
-    assert finding == Finding("algorithms", PROBLEM, found, remedy)
-
-
-def test_a_disabled_hook_is_reported_with_the_variable(bare, hook, tmp_path):
-    findings = examine(bare, tmp_path, [hook], DOMAINBED_CARFT_DISABLE="yes")
-    detail = "not active: DOMAINBED_CARFT_DISABLE is 'yes'"
-    remedy = "unset DOMAINBED_CARFT_DISABLE"
-    assert findings["hook"] == Finding("hook", PROBLEM, detail, remedy)
-    assert findings["domainbed"].state == PROBLEM  # without the hook there is no harness
-
-
-def test_a_missing_start_file_is_reported_with_the_remedy(tmp_path, bare):
-    finding = examine(bare, tmp_path)["hook"]
+@pytest.mark.parametrize(
+    ("variables", "found", "remedy"),
+    [
+        (
+            {"DOMAINBED_CARFT_DISABLE": "yes"},
+            "not active: DOMAINBED_CARFT_DISABLE is 'yes'",
+            "unset DOMAINBED_CARFT_DISABLE",
+        ),
+        ({}, "pth is missing or damaged in {site_packages}", f"-m pip install {REPO}"),
+    ],
+)
+def test_a_hook_that_is_not_active_is_a_problem(bare, tmp_path, variables, found, remedy):
     (site_packages,) = bare.parent.parent.glob("lib/python3*/site-packages")
-    assert finding.state == PROBLEM
-    assert f"pth is missing or damaged in {site_packages}" in finding.found
-    assert f"-m pip install {REPO}" in finding.remedy
+    findings = examine(bare, tmp_path, **variables)
+    assert findings["hook"].state == findings["domainbed"].state == PROBLEM
+    assert found.format(site_packages=site_packages) in findings["hook"].found
+    assert remedy in findings["hook"].remedy
 
 
 # A train of two steps on no data; what it does can be replaced.
