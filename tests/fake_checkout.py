@@ -4,15 +4,15 @@
 `tests/checkouts`, ours, written after DomainBed's contract and after what its forks make of it):
 
 - `small`: the parts that the plugin meets, without torch; imports at once, trains nothing
-- `classic`: DomainBed as published, cut down to what trains, sweeps and collects
-- `early`: a registry without random draws in one function; `calls.py` of an older release
-- `clip`: a fork whose data sets have CLIP's own transforms
-- `tables`: a fork that looks algorithms and data sets up in tables
-- `packages`: a fork whose modules are packages, without `domainbed/__init__.py`
-- `parts`: a base class with places for the parts, and a `train` that asks for `train_acc`
-- `init_step`: constructors with more arguments, and a `train` that averages the `network`
-- `keywords`: a base class without a number of domains, all by keyword
-- `registry`: an entry point that replaces `default_hparams`
+- `classic`: DomainBed as published, cut down to what trains; `usual_calls.py` holds its calls
+- `clip`: a fork whose data sets have CLIP's own transforms, and whose entry point replaces
+  `default_hparams`
+- `tables`: a fork that looks algorithms and their hparams up in tables, with a base class without
+  a number of domains, all by keyword
+- `packages`: a fork whose modules are packages, without `domainbed/__init__.py`, and whose registry
+  hands on one generator, as older releases do
+- `parts`: a base class with places for the parts, constructors with more arguments, and a `train`
+  that asks for `train_acc` and averages the `network`
 - `harness`: a copy of our harness, as somebody else's checkout
 
 `write_carft` makes our package with its real plugin but with modules that need no torch. The
@@ -41,14 +41,10 @@ SHAPES = {
     for name, layers in {
         "small": ["small"],
         "classic": ["classic"],
-        "early": ["classic", "early"],
         "clip": ["classic", "clip"],
         "tables": ["classic", "tables"],
-        "packages": ["classic", "early", "packages"],
+        "packages": ["classic", "packages"],
         "parts": ["classic", "parts"],
-        "init_step": ["classic", "init_step"],
-        "keywords": ["classic", "keywords"],
-        "registry": ["classic", "registry"],
     }.items()
 } | {"harness": [REPO / "third_party" / "domainbed"]}
 

@@ -1,5 +1,7 @@
 """Jobs for launchers to run, and what became of them."""
 
+import contextlib
+import io
 import itertools
 import json
 import shlex
@@ -11,9 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import warm
-
-from domainbed_carft import launchers
+from domainbed_carft import cli, launchers
 from domainbed_carft.jobs.folder import JobFolder
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers.attempt import run_commands
@@ -28,8 +28,12 @@ def command(folder: Path, path: Path | str = STAND_IN, **flags: Any) -> str:
 
 
 def carft(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """`carft sweep`, as a process of its own."""
-    return warm.run("-m", "domainbed_carft", "sweep", *arguments)
+    """Run `carft sweep` in this process."""
+    words = ["sweep", *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = cli.main(words)
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
 def look(out: Path) -> Any:
@@ -118,14 +122,10 @@ def launch(
 
 
 def missing_slurm() -> str:
-    """Why tests that need a SLURM cannot run; "" if they can."""
+    """Reason why tests that need a SLURM cannot run, "" if they can."""
     if not shutil.which("sinfo"):
         return "there is no SLURM here (.ci/slurm installs one)"
-    try:
-        sinfo = subprocess.run(
-            ["sinfo", "--noheader", "--format=%t"], capture_output=True, text=True, timeout=20
-        )
-    except subprocess.TimeoutExpired:
-        return "SLURM does not answer"
-    ready = {"idle", "mix", "alloc", "comp"} & set(sinfo.stdout.split())
+    words = ["timeout", "20", "sinfo", "--noheader", "--format=%t"]
+    states = subprocess.run(words, capture_output=True, text=True).stdout.split()
+    ready = {"idle", "mix", "alloc", "comp"} & {*states}
     return "" if ready else "SLURM has no node for jobs (.ci/slurm starts one)"

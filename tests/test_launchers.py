@@ -34,10 +34,6 @@ def python(code, *arguments):
     return " ".join(["python", "-c", shlex.quote(code), *map(shlex.quote, arguments)])
 
 
-def variables_of(folder):
-    return story(folder)[0]["environment"]
-
-
 def test_domainbeds_registry_has_the_launchers(tmp_path, monkeypatch):
     """DomainBed's own `local` and `dummy` stay its own."""
     monkeypatch.chdir(tmp_path)
@@ -85,21 +81,21 @@ def test_a_job_that_fails_three_times_is_given_up_with_its_reason(name, tmp_path
     good = tmp_path / "good"
     wrong = tmp_path / "wrong"
     words = "no \x1b]0;own flag"  # nothing for a terminal
-    jobs = [command(bad, code="sys.exit(3)", words="no such picture"), command(good)]
+    jobs = [command(bad, code="sys.exit(1)", words="no such picture"), command(good)]
     (final,) = run(name, [command(wrong, code="sys.exit(2)", words=words)])
 
     assert (final.status, final.attempts, final.last_words) == (2, 1, words)
     assert r"exit status 2: no \x1b]0;own flag" in capfd.readouterr().err
 
     (failed,) = run(name, jobs)
-    assert failed == launchers.JobOutcome(bad, "failed", 3, 3, "no such picture")
-    assert str(failed) == f"{bad}: failed 3 times, exit status 3: no such picture"
+    assert failed == launchers.JobOutcome(bad, "failed", 1, 3, "no such picture")
+    assert str(failed) == f"{bad}: failed 3 times, exit status 1: no such picture"
     assert str(failed) in capfd.readouterr().err
-    assert statuses(bad) == [3, 3, 3] and JobFolder(good).done
+    assert statuses(bad) == [1, 1, 1] and JobFolder(good).done
 
     # A later launch tells it again, and tries it no more.
     assert run(name, jobs) == [failed]
-    assert statuses(bad) == [3, 3, 3]
+    assert statuses(bad) == [1, 1, 1]
 
 
 def test_status_0_without_done_and_a_missing_program_are_failures(tmp_path):
@@ -109,52 +105,36 @@ def test_status_0_without_done_and_a_missing_program_are_failures(tmp_path):
     assert absent.status == 127 and "no-such-program" in absent.last_words
 
 
-def test_the_pool_divides_the_cores_among_its_jobs(tmp_path, monkeypatch):
+def test_the_pool_divides_the_cores_among_its_jobs(monkeypatch):
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(machine, "cores", lambda root=None: 7)
-    run("pool", commands(tmp_path, 3, seconds=1), jobs=2)
-    folders = [tmp_path / f"job{n:02}" for n in range(3)]
-    names = ("OMP_NUM_THREADS", "DOMAINBED_CORES", "OMP_WAIT_POLICY")
-    shares = [[variables_of(folder).get(name) for name in names] for folder in folders]
-
-    # On three cores a job loads its pictures itself.
-    assert shares == [["3", "3", "PASSIVE"]] * 3
-    assert most_at_once(folders) == 2
+    pool = launchers.make("pool", {"jobs": 2})
+    share = {"OMP_NUM_THREADS": "3", "DOMAINBED_CORES": "3", "OMP_WAIT_POLICY": "PASSIVE"}
+    # On three cores a job loads its images itself.
+    assert [slot.items() >= share.items() for slot in pool.slots(3)] == [True, True]
 
     # A job alone has more; what the user has set stays.
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     monkeypatch.setenv("GOMP_SPINCOUNT", "9")
-    run("pool", [command(tmp_path / "set")], jobs=2)
-    variables_alone = variables_of(tmp_path / "set")
-
-    assert [variables_alone.get(name) for name in names] == ["5", "7", None]
-
-
-@pytest.mark.parametrize("on_gpu", [False, True])
-def test_threads_and_loaders_match_the_cores(on_gpu):
-    shares = {cores: machine.share(cores, on_gpu) for cores in range(1, 130)}
-    assert all(min(share) >= 0 and share[0] >= 1 for share in shares.values())
-    # What loads for a GPU runs while it computes.
-    assert {n for n, share in shares.items() if sum(share) != n} == ({1} if on_gpu else set())
+    (slot,) = pool.slots(1)
+    assert slot["DOMAINBED_CORES"] == "7" and not slot.keys() & {
+        "OMP_NUM_THREADS",
+        "OMP_WAIT_POLICY",
+    }
 
 
 def test_jobs_are_distributed_over_the_gpus(tmp_path, monkeypatch):
     """Jobs that differ in this, and in their group, may be forks of one process."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
-    jobs = commands(tmp_path, 4, seconds=1.5)
-    jobs = [f"WANDB_RUN_GROUP={number} {job}" for number, job in enumerate(jobs)]
-    run("pool", jobs, jobs_per_gpu=2)
-    folders = [tmp_path / f"job{n:02}" for n in range(4)]
-    variables = [variables_of(folder) for folder in folders]
-
-    gpus = sorted(job_variables["CUDA_VISIBLE_DEVICES"] for job_variables in variables)
-    groups = [job_variables["WANDB_RUN_GROUP"] for job_variables in variables]
-
-    assert gpus == ["3", "3", "GPU-5a", "GPU-5a"]
-    assert groups == ["0", "1", "2", "3"]
-    assert all(map(is_warm, folders))
+    jobs = commands(tmp_path, 3, seconds=1)
+    run("pool", [f"WANDB_RUN_GROUP={number} {job}" for number, job in enumerate(jobs)])
+    folders = [tmp_path / f"job{n:02}" for n in range(3)]
+    variables = [story(folder)[0]["environment"] for folder in folders]
+    assert {each["CUDA_VISIBLE_DEVICES"] for each in variables} == {"3", "GPU-5a"}
+    assert [each["WANDB_RUN_GROUP"] for each in variables] == ["0", "1", "2"]
+    assert most_at_once(folders) == 2 and all(map(is_warm, folders))
 
 
 @pytest.mark.parametrize(

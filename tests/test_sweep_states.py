@@ -1,12 +1,11 @@
 """What status says of each job, from real locks held by real processes."""
 
-import json
 import os
 import time
 
 from sweep_folders import ended, finish, record, status
+from sweep_jobs import carft, look
 
-from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import states
 
@@ -73,16 +72,17 @@ STATUS_KEYS = {
 }
 
 
-def test_status_prints_text_and_json(sweep, foreign_processes, capsys):
+def test_status_prints_text_and_json(sweep, foreign_processes):
     folder, jobs = sweep
     finish(jobs[0])
     record(jobs[0], 10, diverged_at=4)
     ended(jobs[1], -9, -9, -9)
     ended(jobs[3], 1, 1, 75)
     foreign_processes.hold(jobs[2], step=3, steps=11, pictures_per_step=12)
-    assert cli.main(["sweep", "status", str(folder)]) == 1  # one has failed
+    done = carft("status", folder)
+    assert done.returncode == 1  # one has failed
 
-    stdout = capsys.readouterr().out
+    stdout = done.stdout
     counts = "1 done (1 diverged), 1 running, 4 not launched, 1 interrupted, 1 failed"
     assert stdout.startswith(f"8 jobs: {counts}.\n")
     assert "14 of 88 steps (16%)" in stdout
@@ -91,9 +91,7 @@ def test_status_prints_text_and_json(sweep, foreign_processes, capsys):
     assert f"{job}; killed by SIGKILL (often: out of memory): words of -9" in stdout
     assert "exit status 75: words of 75" in stdout
     assert "step 3 of 11" in stdout
-    assert cli.main(["sweep", "status", str(folder), "--json"]) == 1
-
-    document = json.loads(capsys.readouterr().out)
+    document = look(folder)
     assert document["counts"]["failed"] == 1 and len(document["jobs"]) == 8
     assert set(document["jobs"][0]) == STATUS_KEYS
     assert document["jobs"][0]["diverged"] and not document["jobs"][1]["diverged"]
@@ -102,7 +100,7 @@ def test_status_prints_text_and_json(sweep, foreign_processes, capsys):
     assert document["jobs"][2]["state"] == "running" and document["jobs"][2]["step"] == 3
 
 
-def test_damaged_files_in_job_folders_are_reported_in_one_line(sweep, capsys):
+def test_damaged_files_in_job_folders_are_reported_in_one_line(sweep):
     folder, (job, second, *_) = sweep
     evil = "\x1b]0;own\x07\u202e\x1b[31m"
     record(job, 3, args={**job.args, "dataset": evil, "algorithm": evil})
@@ -118,13 +116,11 @@ def test_damaged_files_in_job_folders_are_reported_in_one_line(sweep, capsys):
             f'{{"launcher": "slurm", "host": "h", "pid": {pid}, "jobs": {{"x": "\\u0000"}}}}'
         )
     manifest.drop(folder, [job.folder])
-    assert cli.main(["sweep", "status", str(folder)]) == 0
-
-    printed = capsys.readouterr().out
-    assert "\\x1b]0;own" in printed and not {"\x1b", "\u202e", "\x07"} & set(printed)
+    done = carft("status", folder)
+    assert done.returncode == 0 and "\\x1b]0;own" in done.stdout
+    assert not {"\x1b", "\u202e", "\x07"} & set(done.stdout)
 
     (folder / "sweep.json").write_text('{"version": ' + "[")
-    assert cli.main(["sweep", "status", str(folder)]) == 1
-
-    printed = capsys.readouterr().err
-    assert "sweep.json is not a readable manifest" in printed and printed.count("\n") == 1
+    refused = carft("status", folder)
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1
+    assert "sweep.json is not a readable manifest" in refused.stderr

@@ -2,40 +2,41 @@
 
 import io
 import signal
+import sys
 
 import pytest
 from sweep_folders import ended, finish, status
+from sweep_jobs import carft
 
-from domainbed_carft import cli
 from domainbed_carft.jobs import manifest
 from domainbed_carft.sweep import states, upkeep
-
-
-def carft(capsys, command, folder, *flags, status=0):
-    capsys.readouterr()
-    assert cli.main(["sweep", command, str(folder), *flags]) == status
-    output = capsys.readouterr()
-    return output.err if status else output.out
 
 
 def listed_folders(folder):
     return {job.folder for job in manifest.read(folder).jobs}
 
 
-def test_retry_keeps_the_earlier_attempts(sweep, capsys):
+def test_retry_keeps_the_earlier_attempts(sweep):
     folder, (a, b, *_) = sweep
     ended(a, 1, 1, 1)
     ended(b, 2)
-    output = carft(capsys, "retry", folder, "--only", "test environments 1")
-    assert "1 of 2 failed jobs will be retried" in output
+    done = carft("retry", folder, "--only", "test environments 1")
+    assert "1 of 2 failed jobs will be retried" in done.stdout
     assert [status(folder, job).state for job in (a, b)] == [states.FAILED, states.NOT_LAUNCHED]
     assert (b.folder / "attempts-1.jsonl").read_text().count("words of 2") == 1
 
-    output = carft(capsys, "retry", folder, "--only", "DomainNet", status=1)
-    assert "no failed job matches 'DomainNet'; for a list: carft sweep status" in output
+    done = carft("retry", folder, "--only", "DomainNet")
+    assert done.returncode == 1
+    assert "no failed job matches 'DomainNet'; for a list: carft sweep status" in done.stderr
+
+    ended(b, 2)
+    assert [retried.job.folder for retried in upkeep.retry(folder, b.folder.name).retried] == [
+        b.folder
+    ]
+    assert (b.folder / "attempts-2.jsonl").exists()
 
 
-def test_clean_removes_leftovers_of_done_jobs_only(sweep, capsys):
+def test_clean_removes_leftovers_of_done_jobs_only(sweep):
     folder, (done, unfinished, *_) = sweep
     finish(done)
     unfinished.folder.mkdir()
@@ -44,21 +45,20 @@ def test_clean_removes_leftovers_of_done_jobs_only(sweep, capsys):
             (job.folder / name).write_text("x")
     cut = folder / f".deleted-{unfinished.folder.name}-12"  # a deletion that was cut short
     (cut / ("0" * 32)).mkdir(parents=True)
-    assert "2 leftover files deleted" in carft(capsys, "clean", folder)
+    assert "2 leftover files deleted" in carft("clean", folder).stdout
 
-    names_left = {p.name for p in done.folder.iterdir()}
+    names_left = {path.name for path in done.folder.iterdir()}
     assert names_left == {"model.pkl", "results.jsonl", "done"}
     assert (unfinished.folder / "state.pt").exists() and not cut.exists()
     assert len(listed_folders(folder)) == 8
 
     (done.folder / "kept.part").mkdir()
-    stderr = carft(capsys, "clean", folder, status=1)
-    assert "kept.part: " in stderr and stderr.endswith("; check this path and its permissions\n")
+    refused = carft("clean", folder)
+    assert refused.returncode == 1 and "kept.part: " in refused.stderr
+    assert refused.stderr.endswith("; check this path and its permissions\n")
 
 
-def test_clean_never_touches_done_running_or_queued_jobs(
-    sweep, foreign_processes, monkeypatch, capsys
-):
+def test_clean_never_touches_done_running_or_queued_jobs(sweep, foreign_processes):
     """Nor one that is taken up while it asks."""
     folder, jobs = sweep
     done, running, queued, failed, died, new, *later = jobs
@@ -73,67 +73,47 @@ def test_clean_never_touches_done_running_or_queued_jobs(
         job.folder.mkdir(exist_ok=True)
         (job.folder / "out.txt").touch()
 
-    def meanwhile(yes):
-        foreign_processes.queue(later[0])
-        foreign_processes.hold(later[1])
-
-    monkeypatch.setattr("domainbed_carft.cli.sweep.confirm", meanwhile)
-    stdout = carft(capsys, "clean", folder, "--incomplete")
-    assert "About to delete 5 jobs: 1 not launched, 3 interrupted, 1 failed." in stdout
-    assert "\n3 jobs deleted" in stdout
+    incomplete = states.of_output(folder).in_state(*upkeep.INCOMPLETE)
+    assert [status.job for status in incomplete] == [failed, died, new, *later]
+    foreign_processes.queue(later[0])
+    foreign_processes.hold(later[1])
+    assert len(upkeep.delete_jobs(folder, incomplete).jobs) == 3
     assert all((job.folder / "out.txt").exists() for job in (done, running, *later))
     assert not any(job.folder.exists() for job in (died, failed, new))
     assert listed_folders(folder) == {job.folder for job in (done, running, queued, *later)}
+    assert (
+        "There are no incomplete jobs to delete." in carft("clean", folder, "--incomplete").stdout
+    )
 
-    stdout = carft(capsys, "clean", folder, "--incomplete")
-    assert "There are no incomplete jobs to delete." in stdout
 
-
-def test_cancel_stops_lock_holders_and_names_those_out_of_reach(sweep, foreign_processes, capsys):
+def test_cancel_stops_lock_holders_and_names_those_out_of_reach(sweep, foreign_processes):
     folder, (job, foreign, *_) = sweep
     process = foreign_processes.hold(job)
     elsewhere = foreign_processes.hold(foreign, host="another machine")
-    stderr = carft(capsys, "cancel", folder, "--yes", status=1)
-    assert process.wait(10) == -signal.SIGTERM
-    assert "on another machine" not in stderr and "another machine, process" in stderr
-    assert "which cannot be reached" in stderr
-    assert elsewhere.poll() is None
+    cancelled = carft("cancel", folder, "--yes")
+    assert process.wait(10) == -signal.SIGTERM and elsewhere.poll() is None
+    assert cancelled.returncode == 1 and "1 job stopped" in cancelled.stdout
+    assert "another machine, process" in cancelled.stderr
+    assert "which cannot be reached" in cancelled.stderr
 
     elsewhere.kill()
     elsewhere.wait()
-    assert "No jobs are running or queued." in carft(capsys, "cancel", folder, "--yes")
+    assert "No jobs are running or queued." in carft("cancel", folder, "--yes").stdout
 
 
-def test_retry_clean_and_cancel_return_reports(sweep):
-    folder, (done, failed, *_) = sweep
-    finish(done)
-    (done.folder / "state.pt").touch()
-    ended(failed, 2)
-
-    state = states.of_output(folder)
-    assert state.as_dict()["counts"]["failed"] == 1 and not state.is_moving
-    assert upkeep.clean(state) == upkeep.CleanReport(files=[done.folder / "state.pt"])
-    retried = upkeep.retry(folder)
-    assert [status.job.folder for status in retried.failed] == [failed.folder]
-    assert retried.retried == retried.failed
-    assert upkeep.cancel(state) == upkeep.CancelReport([], [], [])
-
-    deleted = upkeep.delete_jobs(folder, state.statuses).jobs
-    assert failed.folder in deleted and done.folder not in deleted
-    assert listed_folders(folder) == {done.folder}
-
-
-@pytest.mark.parametrize("answer", ["n\n", "", "\n"])
-def test_only_a_yes_deletes_jobs(sweep, capsys, monkeypatch, answer):
+@pytest.mark.parametrize("answer", ["n\n", "", "\n", "y\n"])
+def test_only_a_yes_deletes_jobs(sweep, monkeypatch, answer):
     """Nor does Ctrl-D, which ends standard input."""
     folder, (job, *_) = sweep
     ended(job, 1)
     terminal = io.StringIO(answer)
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
-    monkeypatch.setattr("sys.stdin", terminal)
-
-    with pytest.raises(SystemExit) as left:
-        cli.main(["sweep", "clean", str(folder), "--incomplete"])
-    assert left.value.code == 0
-    assert capsys.readouterr().out.endswith("Nothing was done.\n")
-    assert job.folder.is_dir()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", terminal)
+    if answer == "y\n":
+        done = carft("clean", folder, "--incomplete")
+        assert "About to delete 8 jobs: 7 not launched, 1 interrupted." in done.stdout
+        assert "8 jobs deleted" in done.stdout and not job.folder.exists()
+    else:
+        with pytest.raises(SystemExit) as left:
+            carft("clean", folder, "--incomplete")
+        assert left.value.code == 0 and job.folder.is_dir()

@@ -46,7 +46,7 @@ _LASTING_REASONS = (
 _LASTING_LIMITS = "PerJobLimit"  # the end of the names of many others
 
 # SLURM starts a job again while a process of its last run may still hold the lock.
-_LOCK_PATIENCE = 30.0  # seconds
+LOCK_PATIENCE = 30.0  # seconds
 
 # How often a job that another process holds is restarted: SLURM waits two minutes in between.
 _MAX_RESTARTS = 5
@@ -325,7 +325,7 @@ class _Element:
         signal.signal(signal.SIGTERM, lambda number, frame: children.stop(number))
 
         for _ in range(MAX_ATTEMPTS + 1):
-            outcome = attempt.run(self.job, self.environment, children, _LOCK_PATIENCE)
+            outcome = attempt.run(self.job, self.environment, children, LOCK_PATIENCE)
             if children.stopped_by is not None or outcome.result not in ("again", "interrupted"):
                 break
         if outcome.result == "done":

@@ -1,6 +1,7 @@
 """A configuration of the host's own around the hparams, and `update` all by keyword."""
 
 from domainbed.datasets import get_dataset
+from domainbed.usual_calls import make_algorithm  # noqa: F401
 
 
 class Config:
@@ -28,10 +29,6 @@ def own_hparams(hparams, args):
 
 def make_dataset(args, hparams):
     return get_dataset(args)
-
-
-def make_algorithm(algorithm_class, dataset, num_domains, hparams):
-    return algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, hparams)
 
 
 def update(algorithm, minibatches, step):

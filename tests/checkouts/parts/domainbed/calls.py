@@ -1,34 +1,39 @@
-"""`train` asks each algorithm for its accuracy on the batch, and steps its schedule each epoch."""
+"""`train` asks for the accuracy on the batch, steps the schedule, and averages the network."""
+
+import copy
 
 import torch
-from domainbed import datasets
+from domainbed.usual_calls import make_dataset  # noqa: F401
+
+averages = []
 
 
 def own_hparams(hparams, args):
-    return {**hparams, "optimizer": "Adam", "scheduler": "None", "arch": "resnet50"}
-
-
-def make_dataset(args, hparams):
-    return vars(datasets)[args.dataset](args.data_dir, args.test_envs, hparams)
+    return {**hparams, "optimizer": "Adam", "scheduler": "None", "ma_start_iter": 300}
 
 
 def make_algorithm(algorithm_class, dataset, num_domains, hparams):
-    algorithm = algorithm_class(dataset.input_shape, dataset.num_classes, num_domains, hparams)
-    return algorithm.to("cpu")
+    sizes = (dataset.input_shape, dataset.num_classes, num_domains)
+    algorithm = algorithm_class(*sizes, hparams, init_step=False, path_for_init=None).to("cpu")
+    averages.append(copy.deepcopy(algorithm.network))
+    return algorithm
 
 
 def update(algorithm, minibatches, step):
     values = algorithm.update(minibatches)
-    accuracy = values["train_acc"]
+    measured = {"accuracy": values["train_acc"], "rate": algorithm.learning_rate()}
     algorithm.scheduler_step()
 
-    features = algorithm.featurizer.eval()(minibatches[0][0])
-    logits = algorithm.classifier(features)
-    shares = [logits.argmax(1) == minibatches[0][1]]
-    for x, y in minibatches[1:]:
-        shares.append(algorithm.predict(x).argmax(1) == y)
+    algorithm.eval()
+    logits = [algorithm.classifier(algorithm.featurizer(x)) for x, _ in minibatches]
+    hits = [each.argmax(1) == y for each, (_, y) in zip(logits, minibatches)]
+    measured["measured_accuracy"] = torch.cat(hits).float().mean().item()
 
-    measured = torch.cat(shares).float().mean().item()
+    (average,) = averages
+    with torch.no_grad():
+        for mean, parameter in zip(average.parameters(), algorithm.network.parameters()):
+            mean.lerp_(parameter, 1.0 if step == 0 else 0.5)
+        x = minibatches[0][0]
+        gap = (average.eval()(x) - algorithm.predict(x)).abs().max().item()
     algorithm.train()
-    rate = algorithm.learning_rate()
-    return {**values, "accuracy": accuracy, "measured_accuracy": measured, "rate": rate}
+    return {**values, **measured, "gap_to_average": gap}

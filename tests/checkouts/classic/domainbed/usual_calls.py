@@ -1,4 +1,4 @@
-"""Before unlabeled pictures came in: `update` gets the minibatches and nothing else."""
+"""Usual ways in which `train` calls what it is made of."""
 
 from domainbed import datasets
 
@@ -16,4 +16,4 @@ def make_algorithm(algorithm_class, dataset, num_domains, hparams):
 
 
 def update(algorithm, minibatches, step):
-    return algorithm.update(minibatches)
+    return algorithm.update(minibatches, None)
