@@ -128,6 +128,28 @@ def test_a_checkout_of_each_shape_trains_carft(installations, train_in, kind, sh
 
 
 @pytest.mark.slow
+def test_a_checkouts_own_sweep_and_collector_work(installations, data, random_tiny, tmp_path):
+    root = write_checkout(tmp_path / "a user's checkout", "classic")
+    files_before = files_of(root)
+    python = partial(run, installations["wheel"].run, root)
+    output = tmp_path / "output"
+    hparams = {"clip_backbone": str(random_tiny), "batch_size": 4, "warmup_steps": 0}
+
+    launch = "-m domainbed.scripts.sweep launch --test_envs 1 --command_launcher local".split()
+    launch += ["--datasets", "Pets", "--data_dir", str(data), "--output_dir", str(output)]
+    launch += ["--algorithms", "CARFT", "CLIPZeroShot", "--hparams", json.dumps(hparams)]
+    printed = python(*launch)
+    assert printed.count("CLIP input: undoes mean [0.485, ") == 2
+
+    table = python("-m", "domainbed.scripts.collect_results", "--input_dir", str(output))
+    rows = [line.split()[:2] for line in table.splitlines()]
+    assert rows == [["CARFT", "1"], ["CLIPZeroShot", "1"]]
+    for file in output.glob("*/results.jsonl"):
+        check_last_record(json.loads(file.read_text().splitlines()[-1]), "classic")
+    assert files_of(root) == files_before
+
+
+@pytest.mark.slow
 def test_an_algorithm_without_an_optimizer_takes_the_parts_that_a_host_sets_to_none(
     installations, train_in
 ):
