@@ -54,29 +54,13 @@ def test_tar_members_other_than_files_and_folders_are_refused(tmp_path, kind):
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 
 
-def test_links_and_encrypted_members_of_a_zip_archive_are_refused(tmp_path):
+def test_links_in_a_zip_archive_are_refused(tmp_path):
     link = zipfile.ZipInfo("link")
     link.external_attr = stat.S_IFLNK << 16
-    with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(link, "good.jpg")
     with pytest.raises(CarftError, match="'link' is neither a regular file nor a folder"):
-        archives.unpack(tmp_path / "link.zip", tmp_path / "inner")
-
-    content = bytearray(packed(tmp_path / "secret.zip", ["good.jpg"]).read_bytes())
-    content[6] |= 1  # a flag of the member's header, and in the directory
-    content[content.find(b"PK\1\2") + 8] |= 1
-    (tmp_path / "secret.zip").write_bytes(content)
-    with pytest.raises(CarftError, match=r"'good\.jpg' is encrypted.*unpack it by hand"):
-        archives.unpack(tmp_path / "secret.zip", tmp_path / "inner")
-
-
-@pytest.mark.parametrize("names", [["n" * 5000], ["a", "a/b"], ["a/b", "a"]])
-@KINDS
-def test_names_that_no_disk_can_hold_are_a_fault_of_the_archive(tmp_path, kind, names):
-    archive = packed(tmp_path / f"a.{kind}", names)
-    with pytest.raises(CarftError, match=r"cannot be unpacked: .*(too long|exists|a directory)"):
-        archives.unpack(archive, tmp_path / "inner")
-    assert not (tmp_path / "inner").exists()
+        archives.unpack(tmp_path / "a.zip", tmp_path / "inner")
 
 
 def cut(content: bytes) -> bytes:
