@@ -8,15 +8,13 @@ import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 from PIL import Image
 
 from domainbed_carft import cli
-from domainbed_carft.data import benchmarks, comparison, verify
+from domainbed_carft.data import comparison, verify
 
 # Environment -> class -> how many pictures.
 Counts = Mapping[str, Mapping[str, int]]
@@ -53,27 +51,10 @@ def even(
     return {environment: dict.fromkeys(names, pictures) for environment in environments}
 
 
-def expect_one_picture_a_class(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> tuple[str, dict[str, dict[str, int]]]:
-    """Change what is known of ``name`` to one picture a class; returns its folder and counts."""
-    benchmark = benchmarks.BENCHMARKS[name]
-    table = even(benchmark.classes, [e.folder for e in benchmark.environments])
-    edition = benchmarks.Edition("of the test", {e: len(c) for e, c in table.items()}, table)
-    monkeypatch.setitem(benchmarks.BENCHMARKS, name, replace(benchmark, editions=(edition,)))
-    return benchmark.folder, table
-
-
 def jpeg(mode: str = "RGB", size: tuple[int, int] = (64, 64)) -> bytes:
     buffer = io.BytesIO()
     Image.effect_noise(size, 90).convert(mode).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
-
-
-def only(report: verify.DataReport, kind: str) -> str:
-    sentence: str
-    (sentence,) = getattr(report, kind)
-    return sentence
 
 
 def carft(*arguments: object) -> SimpleNamespace:

@@ -70,9 +70,36 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def changed(job: Path, folder: Path, **parts: Any) -> Path:
+    """Copy a job's weights into a folder with other ``parts``, of mappings only some items.
+
+    ``job``: its folder, for the last weights, or a weights file.
+    """
+    content = torch.load(job / "model.pkl" if job.is_dir() else job, weights_only=True)
+    for name, part in parts.items():
+        content[name] = {**content[name], **part} if isinstance(part, Mapping) else part
+
+    folder.mkdir(exist_ok=True)
+    torch.save(content, folder / "model.pkl")
+    return folder
+
+
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
 def accuracies(record: Mapping[str, Any]) -> dict[str, float]:
     return {key[:-4]: value for key, value in record.items() if key.endswith("_acc")}
+
+
+def calibration_error(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Calibration as Guo et al. 2017, equation 3, has it, one of 15 bins after another."""
+    confidences, predicted = logits.softmax(dim=1).max(dim=1)
+    is_correct = (predicted == labels).double()
+    error = 0.0
+    for number in range(15):
+        inside = (confidences > number / 15) & (confidences <= (number + 1) / 15)
+        if inside.any():
+            gap = is_correct[inside].mean() - confidences[inside].mean()
+            error += float(inside.double().mean() * gap.abs())
+    return error

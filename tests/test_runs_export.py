@@ -1,21 +1,26 @@
-"""`carft export`: what it writes, as clip and open_clip themselves read it; what it refuses."""
+"""`carft export`: its files as clip and open_clip read them, its card, and what it refuses."""
 
+import hashlib
 import json
+import re
+import resource
+import shlex
+import shutil
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
-import warm
-from conftest import TINY_SHAPE, random_clip
-from export_jobs import blocks, debug, exact
-from fake_checkout import run_python_with_torch
+from domainbed.lib.train_arguments import build_parser
+from domainbed.scripts import train
+from runs_jobs import changed
 from torch.nn.functional import cosine_similarity, normalize
 from torchvision.datasets.folder import default_loader
 
 from domainbed_carft import cli
 from domainbed_carft.clips import backbone, openai
+from domainbed_carft.errors import CarftError
 from domainbed_carft.files.weights import sha256
+from domainbed_carft.jobs.facts import hparams_and_facts
 from domainbed_carft.pictures.protocols import plan_for
 from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin import data_sets
@@ -26,112 +31,78 @@ with warnings.catch_warnings():
     import clip
 
 
-@pytest.fixture
-def run(trained):
-    return saved.open_run(trained)
+def load_as_the_card_says(files, library, monkeypatch):
+    """Run the page's code that loads the export, in its folder; its names, and the code after."""
+    monkeypatch.chdir(files.weights.parent)
+    page = files.readme.read_text(encoding="utf-8")
+    *load, classify = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    names = {}
+    exec(load[library], names)
+    return names, classify
 
 
-AFTERWARDS = """
-import sys
-assert not [name for name in sys.modules if name.startswith("domainbed_carft.clips.")]
-assert "domainbed_carft.pictures.clip_input" not in sys.modules
-x = torch.stack([preprocess(Image.open(p).convert("RGB")) for p in sys.argv[2:]])
-with torch.no_grad():
-    features = torch.nn.functional.normalize(model.encode_image(x), dim=-1)
-torch.save(head["logit_scale"] * features @ head["weight"].T + head["bias"], sys.argv[1])
-"""
+CLIP, OPEN_CLIP = 0, 1
+LIBRARIES = pytest.mark.parametrize("library", [CLIP, OPEN_CLIP], ids=["clip", "open_clip"])
 
 
-@pytest.mark.parametrize("library", ["clip", "open_clip"])
-def test_the_cards_code_gives_the_predictions_of_the_run(library, files, run, tmp_path):
-    for path in files.paths:
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+@LIBRARIES
+def test_the_cards_code_gives_the_predictions_of_the_run(
+    library, files, trained, monkeypatch, capsys
+):
+    run = saved.open_run(trained)
     dataset = data_sets.EmojiStyles(None, [0], {"clip_backbone": "tiny"})
-    pictures = [path for path, _ in dataset[0].samples[::9]]  # of the environment left out
-    (tmp_path / "picture.png").write_bytes(Path(pictures[0]).read_bytes())
+    paths = [path for path, _ in dataset[0].samples[::9]]  # of the environment left out
+    pictures = [default_loader(path) for path in paths]
     transform = PlanTransform(plan_for("domainbed", data_sets.EMOJI_SIZE, augment=False))
     with torch.no_grad():
-        x = torch.stack([transform(default_loader(path)) for path in pictures])
-        expected = run.algorithm.predict(x)
-    by_clip, by_open_clip, classify = blocks(files.readme.read_text(encoding="utf-8"))
-    code = (by_clip if library == "clip" else by_open_clip) + classify + AFTERWARDS
-    done = run_python_with_torch("-c", code, "logits", *pictures, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == run.classes[int(expected[0].argmax())]
+        expected = run.algorithm.predict(torch.stack([transform(picture) for picture in pictures]))
 
-    logits = torch.load(tmp_path / "logits", weights_only=True)
+    names, classify = load_as_the_card_says(files, library, monkeypatch)
+    exec(classify.replace("picture.png", paths[0]), names)
+    assert capsys.readouterr().out.strip() == run.classes[int(expected[0].argmax())]
+
+    head = names["head"]
+    with torch.no_grad():
+        x = torch.stack([names["preprocess"](picture) for picture in pictures])
+        features = normalize(names["model"].encode_image(x), dim=-1)
+    logits = head["logit_scale"] * features @ head["weight"].T + head["bias"]
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-3)  # of logits up to 100
     assert len(expected) > 40 and len(set(expected.argmax(dim=1).tolist())) > 1
 
 
-def test_clip_and_open_clip_load_the_exact_weights(files, run):
+@LIBRARIES
+def test_clip_and_open_clip_load_the_exact_weights(library, files, trained, monkeypatch):
+    names, _ = load_as_the_card_says(files, library, monkeypatch)
+    state = names["model"].state_dict()
+    tuned = saved.open_run(trained).algorithm.encoder.state_dict()
     original = backbone.load("tiny").model.state_dict()
-    tuned = run.algorithm.encoder.state_dict()
-    for model in exact(files):
-        state = model.state_dict()
-        for name, tensor in original.items():
-            visual = name.startswith("visual.")
-            expected = tuned[name.removeprefix("visual.")] if visual else tensor
-            assert torch.equal(state[name], expected), name
-        assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert not torch.equal(original["visual.proj"], tuned["proj"])
+    for name, tensor in original.items():
+        is_visual = name.startswith("visual.")
+        expected = tuned[name.removeprefix("visual.")] if is_visual else tensor
+        assert torch.equal(state[name], expected) and state[name].dtype == torch.float32, name
 
 
-def test_half_precision_exports_have_openais_types(files, run, tmp_path):
+@LIBRARIES
+def test_half_precision_exports_have_openais_types(library, files, trained, tmp_path, monkeypatch):
+    run = saved.open_run(trained)
     half = export.export(run, tmp_path / "half.pt", half=True)
-    state = torch.load(half.weights, weights_only=True)
-    model = random_clip(**{**TINY_SHAPE, "vision_width": 128, "vision_layers": 4})
-    clip.model.convert_weights(model)
-    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    assert {n: t.dtype for n, t in state.items() if n in dtypes} == dtypes
     assert half.weights.stat().st_size < 0.9 * files.weights.stat().st_size
-
-    x = torch.randn(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    clip_model, open_clip_model = exact(half)
-    loaded, preprocess = clip.load(str(half.weights), device="cpu")
-    assert preprocess.transforms[0].size == 48
-
-    with torch.no_grad():
-        assert torch.equal(clip_model.encode_image(x), loaded.encode_image(x))
-        torch.testing.assert_close(open_clip_model.encode_image(x), clip_model.encode_image(x))
-        # What is lost by the rounding, which the loaders do anyway.
-        assert cosine_similarity(loaded.encode_image(x), run.algorithm.encoder(x)).min() > 0.9999
     assert json.loads(half.card.read_text())["precision"] == "fp16"
 
-
-@pytest.mark.parametrize("algorithm", ["CLIPFineTune", "CLIPZeroShot"])
-def test_other_algorithms_are_exported(algorithm, tmp_path):
-    run = saved.open_run(debug(tmp_path / "job", algorithm))
-    files = export.export(run, tmp_path / "out.pt")
-    state, head = (torch.load(file, weights_only=True) for file in (files.weights, files.head))
-    original = backbone.load("tiny").model.state_dict()
-    is_original = all(torch.equal(state[name], tensor) for name, tensor in original.items())
-    assert state.keys() == original.keys() and is_original == (algorithm != "CLIPFineTune")
-
-    x = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(0))
-    clip_model, _ = exact(files)
+    loaded, preprocess = clip.load(str(half.weights), device="cpu")
+    assert preprocess.transforms[0].size == 48
+    x = torch.randn(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    names, _ = load_as_the_card_says(half, library, monkeypatch)
     with torch.no_grad():
-        features = normalize(clip_model.encode_image(run.algorithm.input(x)), dim=-1)
-        logits = head["logit_scale"] * features @ head["weight"].T + head["bias"]
-        torch.testing.assert_close(logits, run.algorithm.predict(x), rtol=0, atol=1e-4)
+        features = loaded.encode_image(x)
+        torch.testing.assert_close(names["model"].encode_image(x), features)
+        # What is lost by the rounding, which the loaders do anyway.
+        assert cosine_similarity(features, run.algorithm.encoder(x)).min() > 0.9999
 
-
-def test_a_resnet_is_exported(tmp_path):
-    shape = {**TINY_SHAPE, "vision_layers": (1, 2, 1, 1), "vision_patch_size": None}
-    shape = {**shape, "image_resolution": 64, "vision_width": 16}
-    torch.save(random_clip(**shape).state_dict(), tmp_path / "resnet.pt")
-    job = debug(tmp_path / "job", "CARFT", clip_backbone=str(tmp_path / "resnet.pt"))
-    run = saved.open_run(job)
-    files = export.export(run, tmp_path / "out.pt", original=str(tmp_path / "resnet.pt"))
-    x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    config = json.loads(files.card.read_text())["open_clip_config"]["vision_cfg"]
-    assert config == {"image_size": 64, "layers": [1, 2, 1, 1], "width": 16, "patch_size": None}
-
-    clip_model, open_clip_model = exact(files)
-    with torch.no_grad():
-        features = run.algorithm.encoder(x)
-        assert torch.equal(clip_model.encode_image(x), features)
-        torch.testing.assert_close(open_clip_model.encode_image(x), features, rtol=1e-4, atol=1e-5)
+    clip.model.convert_weights(loaded)
+    state = torch.load(half.weights, weights_only=True)
+    assert all(state[name].dtype == w.dtype for name, w in loaded.state_dict().items())
 
 
 @pytest.mark.parametrize("name", openai.OPENAI_WEIGHTS)
@@ -157,116 +128,129 @@ def test_published_sizes_have_the_names_and_shapes_that_open_clip_gives_them(nam
     assert export.open_clip_config(model) == config
 
 
-def test_a_missing_moved_or_wrong_original_is_refused(random_tiny, tmp_path, capsys):
-    mine = tmp_path / "mine.pt"
-    mine.write_bytes(random_tiny.read_bytes())
-    job = debug(tmp_path / "job", "CARFT", clip_backbone=str(mine))
-    mine.rename(tmp_path / "elsewhere.pt")
-
-    command = ["export", str(job), "-o", str(tmp_path / "out.pt")]
+@pytest.mark.parametrize("command", [("wise-ft", "--alphas", "0.5"), ("export",)])
+def test_the_user_names_the_original_unless_it_is_published(
+    command, pets, random_tiny, tmp_path, monkeypatch, capsys
+):
+    """Even a good file is not opened for a run's word alone."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(openai.locate("tiny")[0], "mine.pt")
+    changed(pets / "CARFT", tmp_path, model_hparams={"clip_backbone": "mine.pt"})
+    command = [command[0], "model.pkl", *command[1:], "-o", "out.pt"]
     assert cli.main(command) == 1
     assert "mine.pt'. Paths named in a run are not opened" in capsys.readouterr().err
 
-    torch.save(random_clip(seed=1, **TINY_SHAPE).state_dict(), mine)
-    for wrong_original in (str(mine), "tiny"):
-        assert cli.main([*command, "--original", wrong_original]) == 1
-        error = capsys.readouterr().err
-        digest = sha256(tmp_path / "elsewhere.pt")
-        assert "is not the CLIP that" in error and f"expected {digest}" in error
-    assert not list(tmp_path.glob("out*"))
-    assert cli.main([*command, "--original", str(tmp_path / "elsewhere.pt")]) == 0
-
-
-def test_a_folder_is_for_runs_that_started_from_open_clip(trained, tmp_path, capsys):
-    original = "open_clip:ViT-B-16/openai"
-    command = ["export", str(trained), "-o", str(tmp_path / "FOLDER"), "--original", original]
-    assert cli.main(command) == 1
+    assert cli.main([*command, "--original", str(random_tiny)]) == 1
     error = capsys.readouterr().err
-    assert "expected a name that ends in .pt or .pth, since this run started from " in error
-    assert "which is no CLIP of open_clip; only runs that started from one" in error
+    assert "is not the CLIP that" in error and f"expected {sha256('mine.pt')}" in error
+
+    assert not list(tmp_path.glob("out*"))
+    assert cli.main([*command, "--original", "mine.pt"]) == 0
 
 
-def test_nothing_is_overwritten_without_the_flag(files, trained, tmp_path, capsys):
-    (tmp_path / "out.md").write_text("mine")
+def test_a_folder_is_for_runs_that_started_from_open_clip(trained, tmp_path):
+    with pytest.raises(CarftError, match="ends in .pt or .pth, since this run started from 'tiny'"):
+        export.export(trained, tmp_path / "FOLDER")
+
+
+def test_an_export_is_whole_or_leaves_what_was_there(files, trained, tmp_path, capsys):
+    for name in ("out.pt", "out.head.pt", "out.json", "out.md"):
+        (tmp_path / name).write_text("earlier")
     command = ["export", str(trained), "--which", "last", "-o", str(tmp_path / "out.pt")]
     assert cli.main(command) == 1
+    assert "out.pt already exists; choose another name, or add --force" in capsys.readouterr().err
 
-    error = capsys.readouterr().err
-    assert "out.md already exists" in error and "--force" in error
-    assert [p.name for p in tmp_path.iterdir()] == ["out.md"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, limits[1]))  # as a disk that is full
+    try:
+        assert cli.main([*command, "--force"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large; choose a writable folder" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"] * 4
+
     assert cli.main([*command, "--force"]) == 0
     assert (tmp_path / "out.pt").read_bytes() == files.weights.read_bytes()
-    assert len(list(tmp_path.iterdir())) == 4 and (tmp_path / "out.md").read_text() != "mine"
 
 
-def test_a_full_disk_leaves_no_export(files, trained, tmp_path):
-    """Neither the weights, nor what was there, is cut."""
-    for path in files.paths:
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    code = (
-        "import resource, sys; from domainbed_carft import cli; "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)); sys.exit(cli.main())"
-    )
-    weights = tmp_path / files.weights.name
-    done = warm.run("-c", code, "export", trained, "-o", weights, "--force")
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "File too large; choose a writable folder" in done.stderr
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_flyp_has_its_own_text_encoder_and_the_originals_contexts(tmp_path):
+def test_flyp_has_its_own_text_encoder_and_the_originals_contexts(tmp_path, monkeypatch):
     """Classes by the exported text encoder, contexts by the original's, as `predict` has them."""
-    run = saved.open_run(debug(tmp_path / "job", "FLYP"))
+    hparams = '{"batch_size": 2, "warmup_steps": 0, "total_steps": 4, "lr": 0.001}'
+    arguments = ["--algorithm", "FLYP", "--dataset", "Debug28", "--hparams", hparams]
+    arguments += ["--workers", "0", "--steps", "2", "--output_dir", str(tmp_path / "job")]
+    assert train.main(arguments) == 0
+
+    run = saved.open_run(tmp_path / "job")
     files = export.export(run, tmp_path / "out.pt")
-    clip_model, _ = exact(files)
+    clip_model = load_as_the_card_says(files, CLIP, monkeypatch)[0]["model"]
     head = torch.load(files.head, weights_only=True)
     original = backbone.load("tiny").model
 
-    def unit_features(model, words):
-        """(M, K, D) of prompts, by the library's own tokenizer."""
-        tokens = clip.tokenize([template.format(name) for template, name in words])
+    def unit_features(model):
+        """(M, K, D) of the prompts, by the library's own tokenizer."""
+        words = [template.format(name) for template in run.contexts for name in run.classes]
         with torch.no_grad():
-            features = normalize(model.encode_text(tokens).float(), dim=-1)
+            features = normalize(model.encode_text(clip.tokenize(words)).float(), dim=-1)
         return features.view(len(run.contexts), len(run.classes), -1)
 
-    words = [(template, name) for template in run.contexts for name in run.classes]
-    tuned, first = (unit_features(model, words) for model in (clip_model, original))
-    assert not torch.allclose(tuned, first, atol=1e-4)
-
-    of_classes = normalize(tuned.mean(dim=0), dim=-1)
-    of_contexts = normalize(first.mean(dim=1), dim=-1)
+    of_classes = normalize(unit_features(clip_model).mean(dim=0), dim=-1)
+    of_contexts = normalize(unit_features(original).mean(dim=1), dim=-1)
     torch.testing.assert_close(head["weight"], of_classes, rtol=1e-4, atol=1e-5)
-
     torch.testing.assert_close(head["context_weights"], of_contexts, rtol=1e-4, atol=1e-5)
     assert head["logit_scale"] == pytest.approx(clip_model.logit_scale.exp().item())
     assert head["context_scale"] == pytest.approx(original.logit_scale.exp().item())
     assert head["logit_scale"] != pytest.approx(head["context_scale"], rel=1e-5)
 
-    x = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        features = normalize(clip_model.encode_image(run.algorithm.input(x)), dim=-1)
-    logits = head["context_scale"] * features @ head["context_weights"].T
-    predicted = run.predict(x).context_probabilities
-    torch.testing.assert_close(predicted, logits.double().softmax(1), rtol=0, atol=1e-5)
-
-    check_card_of_flyp(files)
-
-
-def check_card_of_flyp(files):
-    card = json.loads(files.card.read_text())
-    page = files.readme.read_text()
-    assert card["text_encoder"] == {
-        "weights": "fine-tuned",
-        "logit_scale": "fine-tuned",
-        "class_head": "fine-tuned",
-        "context_head": "original",
-    }
-    assert "its text encoder and its logit scale fine-tuned by FLYP" in page
-    assert "The text encoder and the logit scale are the original ones" not in page
-
-
-def test_other_cards_say_that_the_text_encoder_is_the_original(files):
     text_encoder = json.loads(files.card.read_text())["text_encoder"]
-    assert set(text_encoder.values()) == {"original"}
-    assert "The text encoder and the logit scale are the original ones" in files.readme.read_text()
+    assert [*text_encoder.values()] == ["fine-tuned"] * 3 + ["original"]
+    assert "its text encoder and its logit scale fine-tuned by FLYP" in files.readme.read_text()
+
+
+def test_the_model_card_states_files_original_and_run(files, trained):
+    facts = json.loads(files.card.read_text(encoding="utf-8"))
+    page = files.readme.read_text(encoding="utf-8")
+    for name, path in (("weights", files.weights), ("head", files.head)):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        size = path.stat().st_size
+        assert facts[name] == {"file": path.name, "sha256": digest, "bytes": size}
+        assert digest in page
+    assert facts["original"] == {"name": "tiny", "sha256": openai.TINY_SHA256}
+    assert facts["precision"] == "fp32" and facts["open_clip_name"] is None
+    assert set(facts["text_encoder"].values()) == {"original"}
+    assert "The text encoder and the logit scale are the original ones" in page
+
+    record = json.loads((trained / "results.jsonl").read_text().splitlines()[-1])
+    run_facts = facts["run"]
+    for name in ("data_edition", "step", "prompts_digest", "clip_digest"):
+        assert run_facts[name] == record[name]
+    assert run_facts["hparams"] == {**record["hparams"], **hparams_and_facts(record, {})}
+    assert run_facts["test_environments"] == ["fluent3d"] and run_facts["test_envs"] == [0]
+    assert run_facts["accuracies"]["fluent3d"]["in"] == record["env0_in_acc"]
+    assert run_facts["accuracies"]["twemoji"]["out"] == record["env3_out_acc"]
+
+    run = saved.open_run(trained)
+    assert (facts["classes"], facts["contexts"]) == (run.classes, run.contexts)
+
+
+def test_the_command_in_the_card_has_the_arguments_of_the_run(files, trained):
+    command = json.loads(files.card.read_text())["run"]["command"]
+    assert command.startswith("python -m domainbed.scripts.train ")
+    assert f"\n{command}\n" in files.readme.read_text()
+
+    arguments = vars(build_parser().parse_args(shlex.split(command)[3:]))
+    recorded = saved.open_run(trained).args
+    names = (*export.REPEATED_ARGS, "hparams")
+    assert {n: arguments[n] for n in names} == {n: recorded[n] for n in names}
+
+
+def test_the_readme_names_data_by_its_folder_and_escapes_names_for_markdown(files):
+    facts = json.loads(files.card.read_text(encoding="utf-8"))
+    facts["run"]["dataset"] = "../somewhere/own3"
+    facts["run"]["hparams"] = {"contexts": ["a|b", "<i>", "`c`", "d\ne"]}
+    page = export.readme(facts, "x.json")
+    assert page.startswith("# CARFT on own3\n") and "\nData: own3" in page
+    assert "somewhere" not in page.replace(facts["run"]["command"], "")
+
+    row = next(line for line in page.splitlines() if line.startswith("| contexts"))
+    assert row == r'| contexts | \["a\|b", "\<i\>", "\`c\`", "d\\ne"\] |'
+    assert "| fluent3d (left out) |" in page and "| twemoji |" in page

@@ -5,10 +5,10 @@ import os
 import re
 
 import pytest
-from data_trees import carft, even, grow, jpeg, only, report_on
+from data_trees import carft, even, grow, jpeg, report_on, write
 from PIL import Image, UnidentifiedImageError
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from domainbed_carft.data import benchmarks, listing, picture_files, verify
 from domainbed_carft.errors import CarftError
@@ -24,15 +24,6 @@ def test_both_editions_of_terra_incognita_are_recognised():
         report = report_on("TerraIncognita", counts)
         assert (report.verdict, report.edition) == ("verified", edition.name)
         assert f"the {edition.total:,} pictures, {edition.name}" in report.as_text()
-
-    counts["location_38"]["cat"] += 1
-    report = report_on("TerraIncognita", counts)
-    assert (report.verdict, report.edition) == ("differs", None)
-
-    expected = (
-        "'location_38' has 9,768 pictures, expected 9,767 as in the edition of older papers (+1)"
-    )
-    assert expected in only(report, "differences")
 
 
 def without(table, name):
@@ -106,131 +97,95 @@ def test_environments_of_own_data_must_have_the_same_classes(counts, verdict, se
     assert re.search(sentence, " ".join([*report.problems, *report.notes])), report
 
 
-def test_missing_data_is_refused_with_a_remedy(tmp_path):
-    (tmp_path / "file").touch()
-    for name, folder, message in (
-        ("PACS", tmp_path, r"PACS does not exist, expected the data of PACS there; rename"),
+@pytest.mark.parametrize(
+    ("name", "folder", "message"),
+    [
+        ("PACS", "", r"PACS does not exist, expected the data of PACS there; rename"),
         ("OfficeHome", None, r"needs --data_dir, the folder that contains 'office_home'"),
-        ("PASC", tmp_path, r"no such folder, and no benchmark .* did you mean PACS"),
-        (str(tmp_path / "file"), None, r"file cannot be read as a folder \(Not a directory\)"),
+        ("PASC", "", r"no such folder, and no benchmark .* did you mean PACS"),
+        ("./file", None, r"file cannot be read as a folder \(Not a directory\)"),
         ("a\0b", None, "no such folder"),
-    ):
-        with pytest.raises(CarftError, match=message):
-            verify.verify(name, folder)
+    ],
+)
+def test_missing_data_is_refused_with_a_remedy(tmp_path, monkeypatch, name, folder, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(CarftError, match=message):
+        verify.verify(name, None if folder is None else tmp_path)
 
 
-def test_verify_reports_complete_and_broken_data(tmp_path):
-    """All 9,991 pictures of PACS, a byte each."""
-    root = grow(tmp_path / "PACS", benchmarks.get("PACS").editions[0].by_class)
-    done = carft("verify", "PACS", "--data_dir", tmp_path)
+def test_verify_reports_usable_and_broken_data(tmp_path):
+    root = grow(tmp_path / "own", even(["cat", "dog"], pictures=600))
+    done = carft("verify", root)
     assert (done.returncode, done.stderr) == (0, "")
 
-    first, _, *rows, last = done.stdout.splitlines()
-    assert first == f"PACS in {root}"
-    assert rows[3].split() == ["sketch", "3,929", "7"]
-    assert last == "verified: the 9,991 pictures, as published"
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{root} in {root}"
+    assert lines[2].split() == ["art", "1,200", "2"]
+    assert lines[-1].startswith("consistent: 2,400 pictures")
 
-    (root / "__MACOSX").mkdir()
-    done = carft("verify", "PACS", "--data_dir", tmp_path)
+    (root / "a\nb").mkdir()
+    done = carft("verify", root)
     assert done.returncode == 1 and "\nbroken: " in done.stdout
-    assert "problem: the environments are '__MACOSX', " in done.stdout
+    assert r"'a\nb'" in done.stdout and "a\nb" not in done.stdout
 
 
-def test_verify_prints_json(tmp_path):
+def test_verify_prints_json_and_decodes_pictures(tmp_path):
     root = grow(tmp_path / "my own", even(["cat", "dog"]), jpeg())
     (root / "art" / "cat" / "it's cut.jpg").write_bytes(jpeg()[:-900])
     done = carft("verify", root, "--decode", "--json")
     assert (done.returncode, done.stderr) == (0, "")  # usable; no bar where nobody watches
 
     document = json.loads(done.stdout)
-    assert (document["verdict"], document["pictures"], document["root"]) == (
-        "differs",
-        5,
-        str(root),
-    )
+    assert (document["verdict"], document["pictures"]) == ("differs", 5)
     assert document["counts"]["art"] == {"cat": 2, "dog": 1}
-
     (cut,) = document["damaged"]
     assert (cut["path"], cut["truncated"]) == ("art/cat/it's cut.jpg", True)
 
     (root / "photo" / "dog" / "page.png").write_text("<html>Not found</html>")
     assert carft("verify", root).returncode == 0  # only decoding tells
-
     done = carft("verify", root, "--decode")
     assert done.returncode == 1
     assert "1 picture cannot be decoded (download again): 'photo/dog/page" in done.stdout
-
-    done = carft("verify", "Ofice-Home", "--data_dir", "/", "--json")
-    document = json.loads(done.stdout)
-    assert done.returncode == 2
-    assert (document["name"], document["verdict"]) == ("Ofice-Home", None)
-    assert "did you mean OfficeHome?" in document["error"]
-    assert document["error"] in done.stderr
 
 
 def test_list_names_all_data_sets_and_embedded_ones():
     report = verify.verify("EmojiStyles")
     assert (report.verdict, report.pictures) == ("verified", 1716)
 
-    done = carft("list")
-    assert (done.returncode, done.stderr) == (0, "")
-
-    lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line}
-    assert lines["DomainNet"] == (
-        "DomainNet domain_net clip, info, paint, quick, real, sketch 345 586,575 5,001".split()
-    )
-    assert "24,330 or 24,788" in done.stdout
-
-    by_name = {
-        data_set["name"]: data_set for data_set in json.loads(carft("list", "--json").stdout)
-    }
+    lines = [line.split() for line in carft("list").stdout.splitlines()]
+    row = "DomainNet domain_net clip, info, paint, quick, real, sketch 345 586,575 5,001"
+    assert row.split() in lines
+    by_name = {entry["name"]: entry for entry in json.loads(carft("list", "--json").stdout)}
     assert list(by_name)[: len(benchmarks.BENCHMARKS)] == list(benchmarks.BENCHMARKS)
-    assert len(by_name["DomainNet"]["classes"]) == 345
-    assert by_name["PACS"]["licence"] == "not stated"
     assert by_name["VLCS"]["editions"][0]["by_class"]["SUN09"]["bird"] == 20
 
 
-def test_names_that_would_break_a_terminal_are_quoted(tmp_path):
-    root = grow(tmp_path / "own", even(["cat", "dog"], ["a\nb", os.fsdecode(b"\xff")]))
-    done = carft("verify", root)
-    assert done.returncode == 0, done.stderr
-    assert r"a\nb " in done.stdout and r"\udcff " in done.stdout
-
-
 def test_counts_are_those_of_image_folder(tmp_path):
-    grow(tmp_path, even(["cat", "dog"], pictures=2))
+    names = ("UP.JPG", "a.b.webp", 'it\'s "quoted" {}.png', "ö.tiff", "notes.txt", "jpg")
+    write(tmp_path / "art" / "cat", [*names, "more/deeper/1.png", "more-/0.png", "dir.jpg/x"])
+    write(tmp_path, ["art/dog/1.png", "art/loose.png", "photo/cat/2.png", "photo/dog/3.png"])
     cat = tmp_path / "art" / "cat"
-    for name in ("UP.JPG", "a.b.webp", 'it\'s "quoted" {}.png', "ö.tiff", "notes.txt", "jpg"):
-        (cat / name).write_bytes(b"x")
-    (cat / "more" / "deeper").mkdir(parents=True)
-    (cat / "more" / "deeper" / "1.png").write_bytes(b"x")
-    (cat / "more-").mkdir()
-    (cat / "more-" / "0.png").write_bytes(b"x")
-    (cat / "folder.jpg").mkdir()
-    (tmp_path / "art" / "loose.png").write_bytes(b"x")
     (cat / "linked").symlink_to(tmp_path / "photo" / "dog")
-    (cat / "link.png").symlink_to(cat / "0.jpg")
+    (cat / "link.png").symlink_to(cat / "UP.JPG")
     (cat / "gone.png").symlink_to(cat / "nothing")
     assert listing.PICTURE_EXTENSIONS == IMG_EXTENSIONS
 
     listed = listing.list_environments(tmp_path)
-    paths = listed.paths()
     for environment in ("art", "photo"):
         image_folder = ImageFolder(str(tmp_path / environment))
-        listed_folder = ListedFolder(str(tmp_path / environment), paths[environment])
+        paths = listed.paths()[environment]
+        listed_folder = ListedFolder(str(tmp_path / environment), paths)
         assert listed_folder.samples == image_folder.samples
         assert listed_folder.class_to_idx == image_folder.class_to_idx
-        counts = listed.counts[environment]
-        assert list(counts) == image_folder.classes == listed_folder.classes
-        assert sum(counts.values()) == len(image_folder)
+        assert list(listed.counts[environment]) == image_folder.classes
+        assert sum(listed.counts[environment].values()) == len(image_folder)
     assert listed.faults["link"] == ["art/cat/gone.png"]
 
 
 def test_unreadable_files_are_reported_once_and_not_read(tmp_path):
-    """Each is told once, and none is read: a pipe would be read without end."""
+    """None is read: a pipe would be read without end."""
     root = grow(tmp_path / "mine", even(["cat", "dog"]), jpeg())
-    assert verify.verify(str(root)).verdict == "consistent"
-
     cat = root / "art" / "cat"
     dog = root / "art" / "dog"
     (cat / "empty.jpg").touch()
@@ -242,26 +197,17 @@ def test_unreadable_files_are_reported_once_and_not_read(tmp_path):
     done = carft("verify", root, "--decode", "--json")
     document = json.loads(done.stdout)
     assert done.returncode == 1 and document["damaged"] == []
-    for problem, expected in zip(
-        document["problems"],
-        (
-            r"^1 empty file \(download again\): 'art/cat/empty.jpg'$",
-            r"^2 links to nothing .*: 'art/cat/(gone|circle).jpg', ",
-            r"^2 paths that cannot be read .*: 'art/dog/",
-            r"^1 macOS file with a picture's name \(delete\): 'art/cat/._0.jpg'$",
-        ),
-    ):
-        assert re.search(expected, problem), problem
-    assert len(document["problems"]) == 4
+    empty, links, unreadable, of_macos = document["problems"]
+    assert empty == "1 empty file (download again): 'art/cat/empty.jpg'"
+    assert re.search("^2 links to nothing .*: 'art/cat/(gone|circle).jpg', ", links)
+    assert re.search("^2 paths that cannot be read .*: 'art/dog/", unreadable)
+    assert of_macos == "1 macOS file with a picture's name (delete): 'art/cat/._0.jpg'"
     assert document["pictures"] == 9  # as DomainBed counts them
 
 
 def test_only_picture_formats_are_opened(tmp_path):
     """PostScript, called .png, would be given to Ghostscript."""
     path = tmp_path / "1.png"
-    for ending in ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP"):
-        Image.effect_noise((9, 7), 90).convert("RGB").save(path, ending)
-        assert picture_files.open_picture(path).tobytes() == pil_loader(str(path)).tobytes()
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\nshowpage\n")
     with Image.open(path) as picture:
         assert picture.format == "EPS"  # as Pillow would have it
