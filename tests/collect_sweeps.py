@@ -163,15 +163,10 @@ def launch(
     manifest.add(Path(folder), sweep)
 
 
-def tables(
-    *folders: Path, methods: Sequence[str] | None = None, ignored: Sequence[str] = ()
-) -> dict[tuple[str, str, str], Any]:
-    """The tables by (setting, method, data set)."""
-    document = collect(*folders, methods=methods, ignored=ignored)
-    return {
-        (table["setting"], table["selection"], table["dataset"] or "Averages"): table
-        for table in document.as_dict()["tables"]
-    }
+def cells(folder: Path, method: str, **options: Any) -> Any:
+    """The cells of PACS by a method, by (setting, row, environment)."""
+    frame = collecting.collect(folder, methods=[method], **options).cells
+    return frame[frame["dataset"] == "PACS"].set_index(["setting", "algorithm", "environment"])
 
 
 def collect(
@@ -188,10 +183,3 @@ def collect(
         against=options.get("against"),
         compare_published=options.get("compare", False),
     )
-
-
-def cell(table: Any, algorithm: str, column: str) -> Any:
-    """One entry of a table."""
-    (row,) = (row for row in table["rows"] if row["algorithm"] == algorithm)
-    (entry,) = (cell for cell in row["cells"] if cell["column"] == column)
-    return entry

@@ -1,13 +1,19 @@
-"""``carft collect`` as a command: what it loads, prints and refuses; its benchmark."""
+"""``carft collect`` as a command and as a function: what it loads, prints and refuses."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import collect_sweeps
 import packed_records
 import pytest
 
 from domainbed_carft import cli
+from domainbed_carft.errors import CarftError
+from domainbed_carft.report.page import write_report
+from domainbed_carft.results.collect import collect
+from domainbed_carft.results.top import top
 
 LOADED = """
 import sys
@@ -117,6 +123,23 @@ def test_warnings_and_notes_are_printed_next_to_the_tables(tmp_path, capsys):
     assert "steps 2: Not all runs have the same task" in err
     assert lines[-1] == "144 records of 48 jobs."
     assert "\nsteps 1,oracle,PACS,A,ERM," in out and "none" not in out
+
+
+@pytest.mark.parametrize("form", [str, Path, lambda path: [str(path)], lambda path: (path,)])
+def test_folders_are_a_path_or_several(tmp_path, form):
+    collect_sweeps.write_sweep(tmp_path)
+    folders = form(tmp_path)
+    assert collect(folders).as_dict() == collect([tmp_path]).as_dict()
+    assert top(folders).entries == top([tmp_path]).entries
+
+
+@pytest.mark.parametrize("function", [collect, top, lambda folders: write_report(folders, "page")])
+@pytest.mark.parametrize("wrong", ["runs", ["runs"], 5, None, [5], b"runs"])
+def test_what_is_no_folder_is_named(wrong, function, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = str(wrong[0] if isinstance(wrong, list) else wrong)
+    with pytest.raises(CarftError, match=f"(folder: |path is ){re.escape(name)}"):
+        function(wrong)
 
 
 @pytest.mark.slow

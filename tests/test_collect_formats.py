@@ -1,7 +1,8 @@
-"""The same tables as text, Markdown, CSV and LaTeX."""
+"""The same tables as text, Markdown and CSV, and records as a frame."""
 
 import csv
 import io
+import json
 import re
 import shutil
 
@@ -75,6 +76,19 @@ def test_own_data_is_named_by_its_folder_and_csv_keeps_the_path(tmp_path):
     } == datasets
     for style in ("text", "markdown", "latex"):
         assert "../own3" not in document.write(style)
+
+
+def test_records_have_the_accuracies_of_the_files_and_nan_for_other_environments(tmp_path):
+    collect_sweeps.write_job(tmp_path, "small", environments=["a", "b"], dataset="Own")
+    folder = collect_sweeps.write_job(tmp_path, "large", test_envs=[1])
+    rows = collect_sweeps.collect(tmp_path).records.set_index(["folder", "step"])
+    for line in (folder / "results.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        row = rows.loc[(str(folder), record["step"])]
+        assert row["test_envs"] == (1,)
+        names = [name for name in record if name.endswith("_acc")]
+        assert row[names].tolist() == [record[name] for name in names] and len(names) == 8
+    assert rows.loc[str(tmp_path / "small"), "env3_in_acc"].isna().tolist() == [True] * 3
 
 
 def test_a_format_without_content_is_refused(document, tmp_path):

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import collect_sweeps
 import pytest
-from domainbed.scripts import collect_results
 from search_sweeps import LABELS, SEARCH, STAGES, parse, read_records, recorded, staged, validation
 
 from domainbed_carft.jobs import manifest
@@ -126,13 +125,6 @@ def test_a_first_stage_without_a_second_is_shown_with_a_note(tmp_path):
     assert any("has not chosen yet" in note for note in results.notes)
 
 
-def test_a_choice_by_target_stays_one_cell_a_target(tmp_path):
-    jobs = launched(STAGES.replace("n: 1}}", "n: 1}}\n  choose_by: target"), tmp_path)
-    chosen = {value_of(job) for job in jobs.second if job.args["algorithm"] == "CARFT"}
-    results = collect(tmp_path)
-    assert len(chosen) > 1 and len(results.collection.groups) == 1 and not results.defects
-
-
 def test_jobs_of_an_earlier_choice_are_left_out(tmp_path):
     def launch_preferring(value):
         def write(job):
@@ -194,17 +186,3 @@ def test_pairs_of_three_next_to_single_targets_are_for_cross_validation(tmp_path
     results = collect(tmp_path)
     assert not results.summary["incomplete_cells"]
     assert "leave-one-domain-out" in results.collection.methods
-
-
-@pytest.mark.parametrize(("text", "folder"), [(SEARCH, "lr=0.0001"), (STAGES, ".")])
-def test_domainbeds_own_collector_reads_a_member_or_the_second_stage(
-    text, folder, tmp_path, capsys
-):
-    without_zero_shot = text.split("overrides")[0].replace(", CLIPZeroShot", "")
-    launched(without_zero_shot, tmp_path)
-    assert collect_results.main(["--input_dir", str(tmp_path / folder)]) == 0
-    table = capsys.readouterr().out.split("training-domain validation set")[1]
-    harness_row = next(line for line in table.splitlines() if line.startswith("CARFT"))
-    row = row_of(collect(tmp_path / folder, methods=["training-domain"]), "CARFT")
-    for cell in row.cells:
-        assert f"{cell.mean:.1f} +/- {cell.standard_error:.1f}" in harness_row

@@ -1,20 +1,25 @@
-"""``carft collect`` shows what DomainBed's own collector does, to the last printed digit."""
+"""Tables equal those of DomainBed's own collector and of an earlier version, to the digit."""
 
 import json
+import lzma
 from pathlib import Path
 
 import collect_sweeps
 import numpy as np
+import packed_records
 import pytest
 from domainbed.scripts import collect_results
 from harness import synthetic_records
 
 from domainbed_carft.cli import results
 from domainbed_carft.jobs import records
-from domainbed_carft.results import formats, selection
+from domainbed_carft.results import collection, formats, selection
+from domainbed_carft.results.collect import collect
 from domainbed_carft.results.method_names import METHOD_NAMES
+from domainbed_carft.results.top import top
 
-GOLDEN = Path(__file__).parent / "golden" / "upstream"
+GOLDEN = Path(__file__).parent / "golden"
+PACKS = sorted(path.name.removesuffix(".json.xz") for path in GOLDEN.glob("tables/*.json.xz"))
 collect_script = collect_sweeps.benchmark("collect")
 
 
@@ -22,7 +27,7 @@ def differences(folder, printed):
     """The differences between our tables and those that DomainBed's collector has printed."""
     expected = collect_script.read_printed(printed)
     methods = list(collect_script.METHODS.values())
-    entries = collect_sweeps.collect(folder, methods=methods).as_dict()["tables"]
+    entries = collect(folder, methods=methods).as_dict()["tables"]
     assert len(expected) >= 6
     return collect_script.differences(collect_script.read_json(entries), expected)
 
@@ -30,14 +35,14 @@ def differences(folder, printed):
 @pytest.mark.parametrize("kind", synthetic_records.KINDS)
 def test_tables_and_rankings_equal_upstreams(tmp_path, kind):
     synthetic_records.write_sweep(tmp_path, kind)
-    assert differences(tmp_path, (GOLDEN / f"tables_{kind}.txt").read_text()) == []
+    assert differences(tmp_path, (GOLDEN / "upstream" / f"tables_{kind}.txt").read_text()) == []
 
     candidates = {
         (of_target.trial, of_target.dataset, of_target.row, of_target.target): of_target
         for of_target in selection.candidates_by_target(records.read([tmp_path]).runs)
     }
     by_title = {method.title: method for method in selection.METHODS.values()}
-    expected = json.loads((GOLDEN / f"selections_{kind}.json").read_text())
+    expected = json.loads((GOLDEN / "upstream" / f"selections_{kind}.json").read_text())
     assert len(expected) == 3 * len(candidates)
     for entry in expected:
         keys = ("trial_seed", "dataset", "algorithm", "test_env")
@@ -87,11 +92,37 @@ def test_jobs_without_targets_are_averaged_over_trials(tmp_path):
             accuracies.append([last_record[f"env{env}_out_acc"] for env in range(4)])
         trials.append(max(accuracies, key=sum))
 
-    (table,) = collect_sweeps.collect(tmp_path).tables
+    (table,) = collect(tmp_path).tables
     cells = table.rows[0].cells
     errors = 100 * np.std(trials, axis=0) / 2**0.5
     assert [cell.mean for cell in cells] == pytest.approx(100 * np.mean(trials, axis=0))
     assert [cell.standard_error for cell in cells] == pytest.approx(errors)
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_tables_of_packed_records_are_equal_to_the_digit(pack, peers_emoji, tmp_path, monkeypatch):
+    golden = json.loads(lzma.decompress((GOLDEN / "tables" / f"{pack}.json.xz").read_bytes()))
+    folder = peers_emoji.parent
+    if pack != peers_emoji.name:
+        folder = tmp_path
+        packed_records.unpack(folder, pack)
+    monkeypatch.chdir(folder)  # warnings and entries have the folders
+    methods = ["training-domain", "oracle"]
+    plain = collection.gather([pack], methods)
+    all_columns = collect(plain, columns=["all"])
+    assert collect(plain).write("csv") == golden["csv"]
+    assert all_columns.write("csv") == golden["columns_csv"]
+    assert [list(grid) for grid in all_columns.grids] == golden["text"]
+
+    entries = json.loads(json.dumps([entry.as_dict() for entry in top(plain).entries]))
+    names = golden["top"][0].keys()
+    assert [{name: entry[name] for name in names} for entry in entries] == golden["top"]
+
+    joint = collection.gather([pack], methods, by=golden["options"]["by"])
+    results = collect(joint, columns=["all"], against=golden["options"]["against"])
+    content = json.loads(results.write("json"))
+    content.pop("caption")
+    assert content == golden["json"]
 
 
 def test_names_equal_those_of_the_modules_that_define_them():

@@ -1,4 +1,4 @@
-"""Problems and the errors that carry them: sentences, several at once, pickling."""
+"""Problems and the errors that carry them: sentences, near names, several at once, pickling."""
 
 import pickle
 import subprocess
@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from domainbed_carft import text
 from domainbed_carft.data.archives import BadFile
 from domainbed_carft.errors import (
     CarftError,
@@ -17,6 +18,11 @@ from domainbed_carft.errors import (
     raise_for,
 )
 from domainbed_carft.files.parsing import YamlSource
+from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.method import algorithms
+
+HPARAMS = [*algorithms.hparams_of("CARFT")]
+KEYS = ["algorithms", "compare_with", "datasets", "hparams", "name", "steps", "trials"]
 
 
 @pytest.mark.parametrize(
@@ -77,3 +83,31 @@ def test_an_ended_job_exits_with_its_message_on_stderr():
     script = "from domainbed_carft.errors import EndedJob; raise EndedJob('no CLIP')"
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (process.returncode, process.stderr) == (1, "domainbed-carft: no CLIP\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "valid", "expected"),
+    [
+        ("learning_rate", HPARAMS, ["lr"]),
+        ("learning-rate", HPARAMS, ["lr"]),
+        ("bs", HPARAMS, ["batch_size"]),
+        ("lambda", HPARAMS, ["kl_weight"]),
+        ("temperature", HPARAMS, ["context_scale"]),
+        ("templates", HPARAMS, ["contexts"]),
+        ("epochs", HPARAMS, []),
+        ("epochs", KEYS, ["steps"]),
+        ("metric", KEYS, []),
+        ("learning_rate", KEYS, []),
+        ("MIRO", ALGORITHMS, ["CLIPMIRO"]),
+        ("CAR-FT", ALGORITHMS, ["CARFT"]),
+        ("WiSE-FT", ALGORITHMS, ["CLIPWiSEFT"]),
+    ],
+)
+def test_similar_names_and_synonyms_are_suggested(name, valid, expected):
+    assert text.near(name, valid) == expected
+
+
+def test_an_unknown_name_is_followed_by_the_valid_ones():
+    message = text.unknown("key", "trails", ["trials"])
+    assert message == "no key is called 'trails'; did you mean trials? Valid: trials"
+    assert text.unknown("key", "x", ["trials"]) == "no key is called 'x'. Valid: trials"
