@@ -1,8 +1,6 @@
 """``carft collect --against``, against scipy and enumeration on packed records."""
 
 import itertools
-import json
-from dataclasses import replace
 
 import collect_sweeps
 import numpy as np
@@ -11,9 +9,7 @@ import pytest
 import scipy
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs import manifest
-from domainbed_carft.jobs.job import Role, identity
-from domainbed_carft.results import collection, comparisons
+from domainbed_carft.results import comparisons
 from domainbed_carft.results.collect import collect
 
 REFERENCE = "CARFT (methods)"
@@ -103,61 +99,53 @@ def test_signs_of_many_differences_are_flipped_at_random():
     assert comparisons.p_value(np.ones(60)) == comparisons.smallest_p(60) == 1e-5
 
 
-def test_tables_name_the_unit_and_what_few_environments_cannot_show(results):
-    environments, pairs, *_ = [grid for grid in results.grids if grid.title.startswith("Minus")]
-    assert environments.title.startswith(f"Minus {REFERENCE}; unit: environment")
-    assert "optimistic" in pairs.title
-    (note,) = environments.notes
+def compare(unit, n_environments, n_trials):
+    """Two rows against another one, of random accuracies; these accuracies."""
+    draw = np.random.default_rng(0)
+    pairs = [("PACS", *pair) for pair in np.ndindex(n_environments, n_trials)]
+    accuracies = {row: {pair: draw.uniform(50, 90) for pair in pairs} for row in "ABC"}
+    return comparisons.compare(accuracies, "A", unit), accuracies
+
+
+def test_few_pairs_and_environments_are_noted_once_a_table():
+    four, _ = compare("pair", 4, 1)
+    assert [(entry.p, entry.p_holm, entry.pairs) for entry in four] == [(None, None, 4)] * 2
+    (grid,) = comparisons.grids(four)
+    assert "optimistic" in grid.title
+    (note,) = grid.notes
+    assert note.startswith("B, C: 4 (") and "shared with A, expected at least 5" in note
+    assert all(entry.p and entry.p_holm for entry in compare("pair", 5, 1)[0])
+
+    (grid,) = comparisons.grids(compare("environment", 4, 2)[0])
+    assert grid.title.startswith("Minus A; unit: environment")
+    (note,) = grid.notes
     assert note.startswith("With n = 4 environments no p-value is below 0.125")
-    assert [row[10] for row in environments.rows] == ["0.125"] * 21
+    assert [row[10] for row in grid.rows] == ["0.125"] * 2
+    (grid,) = comparisons.grids(compare("environment", 6, 1)[0])
+    assert not grid.notes
 
 
-def test_fewer_than_five_pairs_have_no_p_value_and_one_note_a_table(tmp_path):
-    collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM", "Mixup"], trials=1)
-    results = collect(tmp_path, methods=["oracle"], against="CARFT")
-    entries = results.comparisons_against
-    assert [(entry.p, entry.p_holm, entry.pairs) for entry in entries] == [(None, None, 4)] * 4
-
-    environments, pairs = (grid for grid in results.grids if grid.title.startswith("Minus"))
-    assert len(environments.notes) == 1
-    (note,) = pairs.notes
-    assert note.startswith("ERM, Mixup: 4 (") and "shared with CARFT, expected at least 5" in note
+def test_one_environment_has_no_interval():
+    entries, _ = compare("environment", 1, 3)
+    assert [(entry.low, entry.standard_error, entry.n) for entry in entries] == [
+        (None, None, 1)
+    ] * 2
+    assert comparisons.grids(entries)[0].rows[0][3] == "none (one environment)"
 
 
-def test_one_environment_has_an_interval_over_pairs_only(tmp_path):
-    for algorithm, trial in itertools.product(("CARFT", "ERM"), range(3)):
-        name = f"{algorithm} {trial}"
-        collect_sweeps.write_job(tmp_path, name, algorithm=algorithm, trial_seed=trial)
-    results = collect(tmp_path, methods=["oracle"], against="ERM")
-
-    by_environment, by_pair = results.comparisons_against
-    assert (by_environment.low, by_environment.standard_error, by_environment.n) == (None, None, 1)
-    assert by_pair.low < by_pair.high and by_pair.n == 3
-    assert results.grids[-2].rows[0][3] == "none (one environment)"
-
-
-@pytest.mark.parametrize("left_out", [[], [0, 1, 3]], ids=["nothing", "several together"])
-def test_trials_are_the_units_where_one_model_has_all_environments(left_out, tmp_path):
-    split = "in" if left_out else "out"
-    percent = {}
-    for algorithm, trial in itertools.product(("CARFT", "ERM"), range(3)):
-        facts = {"algorithm": algorithm, "trial_seed": trial, "test_envs": left_out}
-        job = collect_sweeps.write_job(tmp_path, identity(facts), **facts)
-        last = json.loads((job / "results.jsonl").read_text().splitlines()[-1])
-        accuracies = [last[f"env{env}_{split}_acc"] for env in left_out or range(4)]
-        percent[algorithm, trial] = 100 * np.mean(accuracies)
-    if left_out:
-        role = Role(leaves_out_together=True)
-        jobs = [replace(run.job, role=role) for run in collection.gather(tmp_path).runs]
-        manifest.add(tmp_path, manifest.Sweep(tuple(jobs)))
-
-    method = "oracle" if left_out else "in-domain"
-    (entry,) = collect(tmp_path, methods=[method], against="ERM").comparisons_against
-    differences = [percent["CARFT", trial] - percent["ERM", trial] for trial in range(3)]
-    interval = scipy.stats.ttest_1samp(differences, 0).confidence_interval()
-    assert (entry.unit, entry.n) == ("trial", 3)
-    assert entry.mean_difference == pytest.approx(np.mean(differences))
+def test_differences_of_trials_are_means_over_environments():
+    (entry, _), accuracies = compare("trial", 4, 3)
+    ours, theirs = (np.reshape([*accuracies[row].values()], (4, 3)).mean(axis=0) for row in "BA")
+    interval = scipy.stats.ttest_rel(ours, theirs).confidence_interval()
     assert (entry.low, entry.high) == pytest.approx(interval)
+    assert entry.n == 3
+
+
+def test_trials_are_the_units_where_one_model_has_all_environments(tmp_path):
+    for algorithm in ("CARFT", "ERM"):
+        collect_sweeps.write_job(tmp_path, algorithm, algorithm=algorithm, test_envs=[])
+    (entry,) = collect(tmp_path, methods=["in-domain"], against="ERM").comparisons_against
+    assert entry.unit == "trial"
 
 
 @pytest.mark.parametrize(

@@ -140,13 +140,3 @@ def test_what_is_no_folder_is_named(wrong, function, tmp_path, monkeypatch):
     name = str(wrong[0] if isinstance(wrong, list) else wrong)
     with pytest.raises(CarftError, match=f"(folder: |path is ){re.escape(name)}"):
         function(wrong)
-
-
-@pytest.mark.slow
-def test_the_collect_benchmark_gets_the_harnesss_values(tmp_path):
-    """240 jobs, the fewest that it writes."""
-    script = collect_sweeps.REPO / "benchmarks" / "collect.py"
-    words = [tmp_path / "sweep", "--jobs", "1", "--rounds", "1"]
-    process = subprocess.run([sys.executable, script, *words], capture_output=True, text=True)
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert "the harness's collect_results: 156 of 156 values equal as printed" in process.stdout

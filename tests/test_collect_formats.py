@@ -62,22 +62,6 @@ def test_csv_has_the_cells_of_the_tables_also_without_a_value(tmp_path):
     assert document.cells["mean"].isna().tolist() == [False] * 10 + [True] * 5
 
 
-def test_own_data_is_named_by_its_folder_and_csv_keeps_the_path(tmp_path):
-    datasets = {"../own3", "/a/pets", "/b/pets", "./PACS", "PACS"}
-    for number, dataset in enumerate(datasets):
-        collect_sweeps.write_job(tmp_path, f"job {number}", dataset=dataset)
-    document = collect_sweeps.collect(tmp_path, methods=["oracle"])
-
-    titles = {grid.title.partition(";")[0] for grid in document.grids}
-    assert titles == {"own3", "/a/pets", "/b/pets", "./PACS", "PACS", "Averages"}
-    assert "own3" in document.grids[-1].header
-    assert {
-        row["dataset"] for row in csv.DictReader(io.StringIO(document.write("csv")))
-    } == datasets
-    for style in ("text", "markdown", "latex"):
-        assert "../own3" not in document.write(style)
-
-
 def test_records_have_the_accuracies_of_the_files_and_nan_for_other_environments(tmp_path):
     collect_sweeps.write_job(tmp_path, "small", environments=["a", "b"], dataset="Own")
     folder = collect_sweeps.write_job(tmp_path, "large", test_envs=[1])

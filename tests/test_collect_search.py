@@ -164,25 +164,30 @@ def test_a_single_source_has_a_table_of_its_targets(tmp_path, method):
         assert row.average == pytest.approx(sum(means) / 3, abs=1e-9)
 
 
+def write_three(folder, *targets, **facts):
+    """A job on three environments for each of the targets."""
+    for test_envs in targets:
+        facts |= {"dataset": "three", "environments": ["a", "b", "c"], "test_envs": test_envs}
+        collect_sweeps.write_job(folder, identity(facts), **facts)
+
+
 def test_two_of_three_left_out_is_a_pair_unless_the_manifest_says_a_single_source(tmp_path):
-    for targets in ([0, 1], [0, 2], [1, 2]):
-        facts = {"dataset": "three", "environments": ["a", "b", "c"], "test_envs": targets}
-        collect_sweeps.write_job(tmp_path, identity({"test_envs": targets}), **facts)
+    for algorithm in ("CARFT", "ERM"):
+        write_three(tmp_path, [0, 1], [0, 2], [1, 2], algorithm=algorithm)
     results = collect(tmp_path, methods=["training-domain"])
     assert [cell.mean for cell in row_of(results, "ERM").cells] == [None] * 3
 
     role = Role(leaves_out_together=True)
     jobs = [replace(run.job, role=role) for run in results.collection.runs]
     manifest.add(tmp_path, manifest.Sweep(tuple(jobs)))
-    results = collect(tmp_path, methods=["training-domain"])
+    results = collect(tmp_path, methods=["training-domain"], against="ERM")
+    assert {entry.unit for entry in results.comparisons_against} == {"trial"}
     assert {table.setting for table in results.tables} == {f"trained on {name}" for name in "abc"}
     assert [cell.n for cell in row_of(results, "ERM", "trained on a").cells] == [0, 1, 1]
 
 
 def test_pairs_of_three_next_to_single_targets_are_for_cross_validation(tmp_path):
-    for targets in ([0], [1], [2], [0, 1], [0, 2], [1, 2]):
-        facts = {"dataset": "three", "environments": ["a", "b", "c"], "test_envs": targets}
-        collect_sweeps.write_job(tmp_path, f"{targets}", **facts)
+    write_three(tmp_path, [0], [1], [2], [0, 1], [0, 2], [1, 2])
     results = collect(tmp_path)
     assert not results.summary["incomplete_cells"]
     assert "leave-one-domain-out" in results.collection.methods

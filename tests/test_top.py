@@ -40,17 +40,6 @@ def test_a_row_has_step_accuracies_folder_and_the_hparams_that_are_set(tmp_path,
         assert rows[trial].split() == words
 
 
-def test_each_method_and_setting_has_a_table(tmp_path, capsys):
-    for name, hparams in (("a", '{"lr": 0.1}'), ("b", '{"lr": 0.2}')):
-        collect_sweeps.write_job(tmp_path, name, hparams=hparams)
-    lines = lines_of_top(capsys, tmp_path, "--select", "training-domain,oracle")
-    assert [line for line in lines if "validation set" in line] == [
-        f"{method}; hparam lr {rate}"
-        for rate in (0.1, 0.2)
-        for method in ("training-domain validation set", "test-domain validation set (oracle)")
-    ]
-
-
 def test_a_job_that_left_nothing_out_has_no_target_and_no_accuracy(tmp_path, capsys):
     job = collect_sweeps.write_job(tmp_path, "all", test_envs=[])
     _, head, row = lines_of_top(capsys, tmp_path)
