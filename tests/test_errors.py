@@ -105,9 +105,3 @@ def test_an_ended_job_exits_with_its_message_on_stderr():
 )
 def test_similar_names_and_synonyms_are_suggested(name, valid, expected):
     assert text.near(name, valid) == expected
-
-
-def test_an_unknown_name_is_followed_by_the_valid_ones():
-    message = text.unknown("key", "trails", ["trials"])
-    assert message == "no key is called 'trails'; did you mean trials? Valid: trials"
-    assert text.unknown("key", "x", ["trials"]) == "no key is called 'x'. Valid: trials"

@@ -4,6 +4,7 @@ import re
 import shlex
 
 import pytest
+from collect_sweeps import write_job
 from domainbed.lib import train_arguments
 
 from domainbed_carft import cli
@@ -57,11 +58,10 @@ def test_every_flag_takes_hyphens_and_underscores(command, capsys):
             assert f"unrecognized arguments: --{spelling}" not in error
 
 
-def test_values_keep_their_spelling(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    words = ["--output-dir", "x-y_z", "--data-dir=d-e_f", "--dry_run", "--extra", "g-h_i"]
-    assert cli.main(["sweep", "launch", "a-b_c", *words]) == 1
-    assert "a-b_c" in capsys.readouterr().err
+def test_values_keep_their_spelling(tmp_path, capsys):
+    write_job(tmp_path)
+    assert cli.main(["collect", str(tmp_path), "--against=a-b_c"]) == 1
+    assert "--against a-b_c:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
