@@ -1,5 +1,7 @@
 """Published figures, and verdicts on ours next to them, against scipy."""
 
+import shutil
+
 import collect_sweeps
 import numpy as np
 import pytest
@@ -8,7 +10,6 @@ import scipy
 from domainbed_carft.results import published
 from domainbed_carft.results.columns import cell_of
 
-READ_IN = {"paper", "quoted", "issue"}
 ERROR_KINDS = ("standard error, n", "standard error, n - 1", "deviation")
 
 
@@ -98,11 +99,7 @@ def test_only_runs_of_the_published_setting_have_a_verdict(tmp_path, facts, reas
 
 
 def test_incomplete_runs_have_no_verdict(tmp_path):
-    collect_sweeps.launch(
-        tmp_path,
-        ["CLIPFineTune"],
-        run=lambda args: args["test_envs"] != [3] or args["trial_seed"] == 0,
-    )
+    collect_sweeps.launch(tmp_path, ["CLIPFineTune"], run=lambda args: args["test_envs"] != [3])
     document = collect_sweeps.collect(tmp_path, methods=["training-domain"], compare=True)
     (entry,) = document.as_dict()["published"]["comparisons"]
     assert entry["verdict"] == "none" and "ours is incomplete" in entry["reason"]
@@ -112,9 +109,9 @@ def test_every_published_figure_has_a_source_and_its_average():
     figures = published.figures()
     assert len({(figure["method"], figure["dataset"]) for figure in figures}) == len(figures) > 200
     for figure in figures:
-        assert figure["source"] and figure["selection"] and figure["read_in"] in READ_IN
-        has_error = figure["standard_error"] is not None
-        assert figure["error_kind"] in ((*ERROR_KINDS, "unknown") if has_error else ("",))
+        assert figure["source"] and figure["selection"]
+        kinds = (*ERROR_KINDS, "unknown") if figure["standard_error"] is not None else ("",)
+        assert figure["error_kind"] in kinds
 
     for average in (figure for figure in figures if figure["dataset"] == published.AVERAGE):
         averaged = [f for f in figures if f["method"] == average["method"] and f is not average]
@@ -146,15 +143,8 @@ def test_averages_over_the_five_data_sets_are_compared_if_all_have_the_same_tria
     assert (average["dataset"], average["published"], average["n"]) == ("average", 78.5, 2)
     assert average["ours"] == pytest.approx(table.rows[0].average)
 
-    collect_sweeps.write_job(
-        tmp_path / "DomainNet",
-        "third trial",
-        dataset="DomainNet",
-        algorithm="CARFT",
-        trial_seed=2,
-        recorded=recorded,
-        environments=list("abcdef"),
-    )
+    for path in (tmp_path / "PACS").glob("CARFT-*-1-0"):
+        shutil.rmtree(path)
     document = collect_sweeps.collect(tmp_path, methods=["oracle"], compare=True)
     entries = document.as_dict()["published"]["comparisons"]
     assert "average" not in [entry["dataset"] for entry in entries]

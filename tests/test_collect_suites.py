@@ -1,5 +1,7 @@
 """Whole test sets in `carft collect` and `carft report`, from the lines in jobs' suites.jsonl."""
 
+import itertools
+
 import numpy as np
 import pytest
 import report_page
@@ -10,10 +12,14 @@ from domainbed_carft.results import collection, suites
 from domainbed_carft.suites import catalogue, records
 
 SETS = [test_set.name for test_set in catalogue.get("imagenet").sets]
+CURVE = (None, 0.0, 0.5, 1.0, "zero-shot")  # alphas of CARFT, and CLIPZeroShot
 
 
-def write_run(folder, algorithm, trial, suite="imagenet"):
-    """A job that left nothing out; writes to its suites.jsonl what the returned function gets."""
+def write_run(folder, algorithm, trial, evaluations, suite="imagenet"):
+    """A job that left nothing out; ``evaluations``: (accuracies, alpha, weights) of sets.
+
+    A set with an accuracy below 0.1 is not complete.
+    """
     job = write_job(
         folder,
         f"{algorithm}-{trial}",
@@ -24,19 +30,18 @@ def write_run(folder, algorithm, trial, suite="imagenet"):
         environments=["train"],
         recorded={"clip_backbone": "ViT-B/16"},
     )
-
-    def evaluate(accuracies, alpha=None, weights="model.pkl", **scores):
-        """Below 0.1 a set is not complete."""
+    for accuracies, alpha, weights in evaluations:
+        scores = {"n": 8, "ece": 0.1}
+        if suite == "DTD":
+            scores["mean_per_class"] = 0.25 + trial / 2
         sets = {
-            name: {"n": 8, "accuracy": value, "ece": 0.1, "complete": value > 0.1, **scores}
+            name: {"accuracy": value, "complete": value > 0.1, **scores}
             for name, value in accuracies.items()
         }
         complete = {name: value for name, value in accuracies.items() if value > 0.1}
         record = {"suite": suite, "weights": weights, "step": None, "wise_ft_alpha": alpha}
         record |= {"weights_digest": "0" * 64, "algorithm": algorithm, "sets": sets}
         records.append(job, {**record, **catalogue.get(suite).means(complete)})
-
-    return evaluate
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +50,13 @@ def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     draw = np.random.RandomState(0)
     accuracies_of = {}
+    for trial, alpha in itertools.product(range(2), CURVE):
+        accuracies_of[alpha, trial] = dict(zip(SETS, draw.uniform(0.2, 1, 6).tolist()))
+    accuracies_of["zero-shot", 1]["ObjectNet"] = 0.05
     for trial in range(2):
-        for algorithm in ("CARFT", "CLIPZeroShot"):
-            evaluate = write_run(folder, algorithm, trial)
-            for alpha in (None, 0.0, 0.5, 1.0) if algorithm == "CARFT" else (None,):
-                accuracies = dict(zip(SETS, draw.uniform(0.2, 1, 6).tolist()))
-                if algorithm == "CLIPZeroShot" and trial:
-                    accuracies["ObjectNet"] = 0.05
-                accuracies_of[algorithm, alpha, trial] = accuracies
-                evaluate(accuracies, alpha)
+        *curve, zero_shot = ((accuracies_of[a, trial], a, "model.pkl") for a in CURVE)
+        write_run(folder, "CARFT", trial, curve)
+        write_run(folder, "CLIPZeroShot", trial, [(zero_shot[0], None, "model.pkl")])
     return folder, accuracies_of
 
 
@@ -74,14 +77,14 @@ def test_suite_rows_are_means_over_trials_next_to_published_figures(sweep):
     labels = ["CARFT", "CARFT, alpha 0", "CARFT, alpha 0.5", "CARFT, alpha 1", "CLIPZeroShot"]
     assert list(rows) == labels
     for label, alpha in (("CARFT", None), ("CARFT, alpha 0.5", 0.5)):
-        trials = [[100 * accuracies_of["CARFT", alpha, t][name] for name in SETS] for t in (0, 1)]
+        trials = [[100 * accuracies_of[alpha, t][name] for name in SETS] for t in (0, 1)]
         expected = [cell_text(column) for column in zip(*trials)]
         expected.append(cell_text([np.mean(trial[1:]) for trial in trials]))
         expected.append(cell_text([np.mean(trial[1:5]) for trial in trials]))
         assert rows[label] == expected
 
     # No mean of the second trial needs the set that is not complete.
-    zero_shot = [100 * accuracies_of["CLIPZeroShot", None, trial]["ObjectNet"] for trial in (0, 1)]
+    zero_shot = [100 * accuracies_of["zero-shot", trial]["ObjectNet"] for trial in (0, 1)]
     assert rows["CLIPZeroShot"][5] == f"{cell_text(zero_shot)}*"
     assert rows["CLIPZeroShot"][6].endswith(" (1)")
 
@@ -97,9 +100,7 @@ def test_suite_rows_are_means_over_trials_next_to_published_figures(sweep):
 
 def test_task_test_sets_show_the_mean_over_classes(tmp_path):
     for trial in range(2):
-        evaluate = write_run(tmp_path, "CARFT", trial, "DTD")
-        scores = {"mean_per_class": 0.25 + trial / 2}
-        evaluate({"test": 0.5}, weights="model_best.pkl", **scores)
+        write_run(tmp_path, "CARFT", trial, [({"test": 0.5}, None, "model_best.pkl")], "DTD")
     grids = {grid.title: grid for grid in collect(tmp_path, compare=True).grids}
     assert grids["Suite DTD"].rows == [["CARFT, best", "50.0 ± 17.7 (2)"]]
     published_rows = grids["Suite DTD, beside published figures"].rows
@@ -107,9 +108,9 @@ def test_task_test_sets_show_the_mean_over_classes(tmp_path):
 
 
 def test_a_wise_ft_curve_uses_one_file_of_weights(tmp_path):
-    evaluate = write_run(tmp_path, "CARFT", 0)
-    for alpha, weights in ((None, "model_best.pkl"), (None, "model.pkl"), (0.0, "model.pkl")):
-        evaluate(dict.fromkeys(SETS, 0.5), alpha, weights)
+    accuracies = dict.fromkeys(SETS, 0.5)
+    files = ((None, "model_best.pkl"), (None, "model.pkl"), (0.0, "model.pkl"))
+    write_run(tmp_path, "CARFT", 0, [(accuracies, *file) for file in files])
     (group,) = collection.gather([tmp_path]).groups
     points = suites.points(suites.scores(group, []))
     assert points == [("CARFT", alpha, 50.0, 50.0) for alpha in (None, 0.0)]
