@@ -3,10 +3,8 @@
 import json
 
 import collect_sweeps
-import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.differences import diff
 
 
@@ -48,14 +46,3 @@ def test_what_only_one_run_records_is_named_and_is_no_difference(tmp_path):
     differences = diff(first, second)
     assert differences.is_equal
     assert (differences.only_in_first, differences.only_in_second) == (["hparam new_one"], [])
-
-
-@pytest.mark.parametrize("name", ["nowhere", "empty", "file.yaml", "."])
-def test_what_is_no_run_is_named(tmp_path, monkeypatch, capsys, name):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file.yaml").write_text("name: x")
-    assert cli.main(["diff", write_run(tmp_path), name]) == 2
-    assert name in capsys.readouterr().err
-    with pytest.raises(CarftError):
-        diff(name, name)

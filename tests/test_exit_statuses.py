@@ -39,6 +39,8 @@ def places(tmp_path, monkeypatch, pets):
         ("diff OUT/CARFT-0-0-0 OUT/CARFT-0-0-0", 0),
         ("diff OUT/CARFT-0-0-0 OUT/CARFT-1-0-0", 1),
         ("diff nothing nothing-else", 2),
+        ("diff OUT/CARFT-0-0-0 data", 2),
+        ("diff OUT/CARFT-0-0-0 data/art/cat/1.png", 2),
         ("sweep status WAITING", 0),
         ("sweep status FAILED", 1),
         ("predict RUN data/art --workers 0", 0),

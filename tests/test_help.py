@@ -5,7 +5,6 @@ import shlex
 
 import pytest
 from collect_sweeps import write_job
-from domainbed.lib import train_arguments
 
 from domainbed_carft import cli
 from domainbed_carft.cli.help_pages import PAGES
@@ -77,10 +76,3 @@ def test_misspelt_commands_and_shortened_flags_are_refused_with_what_is_near(
     words, message, capsys
 ):
     assert read_error(capsys, words.split()).startswith(message)
-
-
-def test_the_end_of_the_help_shows_how_to_train(capsys):
-    train = read_help(capsys).partition("train a job:")[2].partition("in Python:")[0]
-    words = shlex.split(train.replace("\\\n", ""))
-    assert words[:3] == ["python", "-m", "domainbed.scripts.train"]
-    assert train_arguments.build_parser().parse_args(words[3:]).dataset == "EmojiStyles"

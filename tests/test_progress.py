@@ -1,13 +1,11 @@
 """How far a task is: a bar on a terminal, plain lines in files and pipes."""
 
 import io
-import re
 import sys
 
 import pytest
 from domainbed.lib import misc
-from sweep_folders import finish, launched, record
-from sweep_jobs import wait_until
+from sweep_folders import launched
 
 from domainbed_carft import text
 from domainbed_carft.sweep import printing, states
@@ -69,20 +67,6 @@ def test_a_closed_pipe_does_not_end_a_task(monkeypatch, frequent):
 
     monkeypatch.setattr(sys, "stderr", Closed())
     assert count(range(3)) == [0, 1, 2]
-
-
-def test_a_sweeps_bar_has_an_estimate_once_a_job_has_ended(tmp_path, monkeypatch):
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    jobs = launched(tmp_path / "out")
-    finish(jobs[0])
-    with printing.bar([states.status(job, {}) for job in jobs], {}):
-        record(jobs[1], step=5)
-        wait_until(lambda: "17/" in terminal.getvalue(), 20)
-        assert "<" not in terminal.getvalue() and "step/s" not in terminal.getvalue()
-        finish(jobs[1])
-        wait_until(lambda: f"2 of {len(jobs)} jobs" in terminal.getvalue(), 20)
-    assert re.search(r"\[\d\d:\d\d<\d", terminal.getvalue().rpartition("\r")[2])
 
 
 def test_a_sweep_into_a_pipe_prints_lines(tmp_path, capsys, frequent):
