@@ -18,7 +18,6 @@ REFERENCE = "CARFT (methods)"
 
 @pytest.fixture(scope="module")
 def results(peers_emoji):
-    """Every row against CARFT."""
     return collect(
         peers_emoji,
         methods=["training-domain"],

@@ -16,7 +16,6 @@ from domainbed_carft.results.collect import collect
 
 @pytest.fixture(scope="module")
 def validated(peers_emoji):
-    """What was selected by training-domain validation."""
     return collection.gather([peers_emoji], ["training-domain"])
 
 

@@ -38,7 +38,6 @@ def test_commands_on_records_load_no_torch_and_tables_no_pandas(tmp_path, comman
 
 @pytest.fixture(scope="module")
 def amp_emoji(tmp_path_factory):
-    """Packed records of CARFT with amp on and off."""
     folder = tmp_path_factory.mktemp("packed")
     packed_records.unpack(folder, "amp-emoji")
     return folder / "amp-emoji"

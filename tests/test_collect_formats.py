@@ -25,7 +25,6 @@ ESCAPED = "two\\nlines \\x1b[31mred \\u2028\\udcff"
 
 @pytest.fixture
 def document(tmp_path):
-    """Tables of a sweep with gaps and awkward names."""
     labels = ["art", "[50%_off]", "猫", "real | world"]
     collect_sweeps.write_sweep(
         tmp_path, ["An_Algorithm&more", "ERM"], dataset="./my_data", environments=labels
@@ -124,7 +123,6 @@ COMPILER = shutil.which("pdflatex") or shutil.which("tectonic")
 
 
 def latex(folders, **options):
-    """The text for sweeps, by training-domain validation."""
     return collect(folders, methods=["training-domain"], **options).write("latex")
 
 
@@ -135,7 +133,6 @@ def rows_of(text):
 
 
 def percent(cell):
-    """The mean of a cell, without marks."""
     return float(re.sub(r"\\textbf|\\underline|[{}]", "", cell).split()[0])
 
 

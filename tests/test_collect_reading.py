@@ -18,7 +18,6 @@ def read_lines(job):
 
 
 def write_lines(job, lines):
-    """Write records, or whatever else, as the lines of a job's file."""
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     (job / "results.jsonl").write_text("".join(f"{text}\n" for text in texts))
 

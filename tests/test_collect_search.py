@@ -43,7 +43,6 @@ def in_accuracy_at_best(job, target):
 
 
 def row_of(results, algorithm, setting=""):
-    """The row of an algorithm in the table of a setting."""
     (table,) = (t for t in results.tables if t.setting == setting and not t.averages)
     return next(row for row in table.rows if row.algorithm == algorithm)
 
@@ -163,7 +162,6 @@ def test_a_single_source_has_a_table_of_its_targets(tmp_path, method):
 
 
 def write_three(folder, *targets, **facts):
-    """A job on three environments for each of the targets."""
     for test_envs in targets:
         facts |= {"dataset": "three", "environments": ["a", "b", "c"], "test_envs": test_envs}
         collect_sweeps.write_job(folder, identity(facts), **facts)

@@ -9,7 +9,6 @@ from domainbed_carft.jobs.differences import diff
 
 
 def write_run(folder, name="job", torch="2.6.0", **facts):
-    """A job's folder with the versions that train printed; returns it as text."""
     job = collect_sweeps.write_job(folder, name, **facts)
     (job / "out.txt").write_text(f"\tPyTorch: {torch}\n\tNumPy: 2.0.1\n")
     return str(job)

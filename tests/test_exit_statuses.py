@@ -11,7 +11,6 @@ from domainbed_carft import cli
 
 @pytest.fixture
 def places(tmp_path, monkeypatch, pets):
-    """Data, sweeps, jobs and a run in the current folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "RUN").symlink_to(pets / "CARFT")
     for data in ("data", "broken"):

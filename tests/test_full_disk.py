@@ -20,7 +20,6 @@ from domainbed_carft.jobs.folder import NO_SPACE, JobFolder
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 2 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     options = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]

@@ -17,7 +17,6 @@ def read_help(capsys, *words):
 
 
 def read_error(capsys, words):
-    """The error of a command line that is not accepted."""
     with pytest.raises(SystemExit, match="2"):
         cli.main(words)
     return capsys.readouterr().err.splitlines()[-1].partition("error: ")[2]

@@ -18,7 +18,6 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def frequent(monkeypatch):
-    """Lines come as often as there is news."""
     monkeypatch.setattr(text, "LINE_SECONDS", 0)
 
 
