@@ -92,6 +92,13 @@ def test_an_unknown_name_is_refused_with_the_valid_ones(tmp_path, options, messa
         collect(tmp_path, **options)
 
 
+@pytest.mark.parametrize(("method", "count"), [("oracle", 16), ("leave-one-domain-out", 40)])
+def test_pairs_of_targets_count_as_jobs_of_their_method_only(tmp_path, method, count):
+    collect_sweeps.write_sweep(tmp_path, ["ERM"], pairs=True)
+    frame = collect(tmp_path, methods=[method], columns=["jobs", "draws"]).columns
+    assert frame["mean"].tolist() == [count, 2]
+
+
 def write_costs(folder, algorithm, devices, **keys):
     """Jobs of an algorithm, a target on each device, with recorded costs; their step times."""
     seconds = {}
