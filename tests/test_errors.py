@@ -17,7 +17,6 @@ from domainbed_carft.errors import (
     problems_of,
     raise_for,
 )
-from domainbed_carft.files.parsing import YamlSource
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import algorithms
 
@@ -43,19 +42,6 @@ def test_a_problem_of_a_hyperparameter_leaves_its_name_to_its_key():
     assert str(problem) == "lr is 'fast', expected a number > 0"
     assert problem.behind_its_key() == "got 'fast', expected a number > 0"
     assert HparamProblem("lr", 3, message="lr is high").behind_its_key() == "lr is high"
-
-
-@pytest.mark.parametrize(
-    ("keys", "place"),
-    [
-        (("overrides", 0, "hparams", "lr"), "x.yaml:9: overrides[0].hparams.lr"),
-        (("overrides",), "x.yaml:7: overrides"),
-        ((), "x.yaml:1"),
-    ],
-)
-def test_a_place_in_a_file_has_the_line_of_the_innermost_known_key(keys, place):
-    source = YamlSource("x.yaml", {(): 1, ("overrides",): 7, ("overrides", 0): 9})
-    assert source.place(keys) == place
 
 
 def test_an_error_lists_each_of_several_problems_once():
