@@ -105,8 +105,8 @@ def test_an_accuracy_that_is_nan_is_never_the_best(tmp_path, method):
 @pytest.mark.parametrize("mark", [{"diverged_at": 42}, {"loss": float("nan")}, {"loss": -1e999}])
 def test_records_of_a_diverged_training_do_not_count(tmp_path, capsys, mark):
     """The train of another checkout marks none, but records a loss that is not finite."""
-    write_sweep(tmp_path, ["ERM"], trials=1, choices=2)
-    job = tmp_path / "ERM-0-0-1"
+    write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
+    job = tmp_path / "ERM-0-0-0"
     change_records(job, lambda record: record | (BEST | mark if record["step"] else {"loss": 1.5}))
     means = {}
     for method in ("training-domain", "oracle"):
@@ -125,7 +125,7 @@ def test_records_of_a_diverged_training_do_not_count(tmp_path, capsys, mark):
     path.write_text(path.read_text().splitlines(keepends=True)[0])
     for method in means:
         cell = collect_sweeps.cells(tmp_path, method).loc[("", "ERM", "A")]
-        assert cell["mean"] == means[method]
+        assert cell["mean"] == pytest.approx(means[method], abs=0, nan_ok=True)
         path.unlink(missing_ok=True)
 
 

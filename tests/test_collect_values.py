@@ -99,6 +99,13 @@ def test_jobs_without_targets_are_averaged_over_trials(tmp_path):
     assert [cell.standard_error for cell in cells] == pytest.approx(errors)
 
 
+@pytest.mark.parametrize(("labels", "has_value"), [("a", False), ("ab", True)])
+def test_training_domain_validation_needs_another_environment(tmp_path, labels, has_value):
+    collect_sweeps.write_job(tmp_path, dataset="own", environments=list(labels))
+    cell = collect(tmp_path, methods=["training-domain"]).tables[0].rows[0].cells[0]
+    assert (cell.mean is not None) == has_value
+
+
 @pytest.mark.parametrize("pack", PACKS)
 def test_tables_of_packed_records_are_equal_to_the_digit(pack, peers_emoji, tmp_path, monkeypatch):
     golden = json.loads(lzma.decompress((GOLDEN / "tables" / f"{pack}.json.xz").read_bytes()))

@@ -35,13 +35,22 @@ def test_a_row_has_step_accuracies_folder_and_the_hparams_that_are_set(tmp_path,
     assert rows[1].split()[3:6] == ["1", "wise_alpha", "0.5"]
 
 
-def test_a_job_that_left_nothing_out_has_no_target_and_no_accuracy(tmp_path, capsys):
-    job = collect_sweeps.write_job(tmp_path, "all", test_envs=[])
+def test_of_jobs_that_left_nothing_out_the_first_of_equals_counts_without_a_target(
+    tmp_path, capsys
+):
+    for hparams_seed in (1, 0):
+        facts = {"test_envs": [], "hparams_seed": hparams_seed}
+        job = collect_sweeps.write_job(tmp_path / f"{hparams_seed}", "equal", **facts)
     _, head, row = lines_of_top(capsys, tmp_path)
     assert head.split() == ["Data", "set", "Algorithm", "Trial", "Step", "Validation", "Folder"]
     assert row.endswith(str(job))
+
     (entry,) = top(tmp_path).entries
     assert (entry.selection, entry.test_env, entry.accuracy) == ("in-domain", None, None)
+    assert (entry.hparams_seed, entry.members) == (0, 2)
+    last = json.loads((job / "results.jsonl").read_text().splitlines()[-1])
+    mean = sum(last[f"env{env}_out_acc"] for env in range(4)) / 4
+    assert math.isclose(entry.validation_accuracy, mean)
 
 
 def test_values_of_records_break_neither_terminal_nor_json(tmp_path, capsys):
