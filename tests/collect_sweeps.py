@@ -1,4 +1,4 @@
-"""Records for the collector's tests, and the tables that the harness prints of them."""
+"""Records for the collector's tests, and what it makes of them."""
 
 from __future__ import annotations
 
@@ -103,22 +103,18 @@ def write_sweep(
     targets = [[i] for i in range(4)]
     targets += [[i, j] for i in range(4) for j in range(i + 1, 4)] if pairs else []
 
-    for algorithm in algorithms:
-        for envs in targets:
-            for trial in range(trials):
-                for choice in range(choices):
-                    name = f"{algorithm}-{'-'.join(map(str, envs))}-{trial}-{choice}"
-                    hparams = {"lr": 0.1 / (1 + choice), **recorded}
-                    write_job(
-                        folder,
-                        name,
-                        algorithm=algorithm,
-                        test_envs=envs,
-                        trial_seed=trial,
-                        hparams_seed=choice,
-                        recorded=hparams,
-                        **facts,
-                    )
+    jobs = itertools.product(algorithms, targets, range(trials), range(choices))
+    for algorithm, envs, trial, choice in jobs:
+        write_job(
+            folder,
+            f"{algorithm}-{'-'.join(map(str, envs))}-{trial}-{choice}",
+            algorithm=algorithm,
+            test_envs=envs,
+            trial_seed=trial,
+            hparams_seed=choice,
+            recorded={"lr": 0.1 / (1 + choice), **recorded},
+            **facts,
+        )
 
 
 LABELS = {"PACS": "ACPS", "VLCS": "CLSV"}
@@ -163,15 +159,10 @@ def launch(
     manifest.add(Path(folder), sweep)
 
 
-def tables(
-    *folders: Path, methods: Sequence[str] | None = None, ignored: Sequence[str] = ()
-) -> dict[tuple[str, str, str], Any]:
-    """The tables by (setting, method, data set)."""
-    document = collect(*folders, methods=methods, ignored=ignored)
-    return {
-        (table["setting"], table["selection"], table["dataset"] or "Averages"): table
-        for table in document.as_dict()["tables"]
-    }
+def cells(folder: Path, method: str, **options: Any) -> Any:
+    """The cells of PACS by a method, by (setting, row, environment)."""
+    frame = collecting.collect(folder, methods=[method], **options).cells
+    return frame[frame["dataset"] == "PACS"].set_index(["setting", "algorithm", "environment"])
 
 
 def collect(
@@ -188,10 +179,3 @@ def collect(
         against=options.get("against"),
         compare_published=options.get("compare", False),
     )
-
-
-def cell(table: Any, algorithm: str, column: str) -> Any:
-    """One entry of a table."""
-    (row,) = (row for row in table["rows"] if row["algorithm"] == algorithm)
-    (entry,) = (cell for cell in row["cells"] if cell["column"] == column)
-    return entry

@@ -20,16 +20,6 @@ SETTINGS = {
     "CARFT+sma": '"sma"',
     "SWAD": '"swad"',
 }
-# Variant -> what docs/peers.md calls its rows
-NAMES_OF_VARIANTS = {
-    "methods": "{}",
-    "CARFT+WiSE-FT": "{}, `wise_alpha` 0.5",
-    "CARFT+beta": "{}, `average` beta",
-    "CARFT+ema": "{}, `average` ema",
-    "CARFT+sma": "{}, `average` sma",
-    "SWAD": "{}, `average` swad",
-}
-
 # Algorithms that more than one variant has, so that the collector names the variant
 OF_SEVERAL_VARIANTS = ("CARFT", "CLIPFineTune", "CLIPMIRO")
 
@@ -49,20 +39,6 @@ def selected_checkpoints(output: Path) -> pd.DataFrame:
     """
     paths = (path for variant in SETTINGS for path in output.glob(f"{variant}/*/results.jsonl"))
     return pd.DataFrame([_selected(path, path.parts[-3] == "SWAD") for path in paths])
-
-
-def searched_rates(output: Path) -> pd.DataFrame:
-    """A row for each learning rate that was searched: variant, algorithm, lr, ``validation``.
-
-    The last is the accuracy by which the search chooses, the mean over the environments left out.
-    """
-    rates = []
-    for path in output.glob("*,lr=*/*/results.jsonl"):
-        variant = path.parts[-3].partition(",lr=")[0]
-        job = _selected(path, is_swad=variant == "SWAD")
-        rates.append({**job, "variant": variant, "validation": job["in"]})
-    row = ["variant", "algorithm", "lr"]
-    return pd.DataFrame(rates).groupby(row, as_index=False)["validation"].mean()
 
 
 def _selected(path: Path, is_swad: bool) -> dict[str, Any]:

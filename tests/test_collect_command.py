@@ -1,116 +1,139 @@
-"""``carft collect`` as a command: what it loads, prints and refuses; its benchmark."""
+"""``carft collect`` as a command and as a function: what it loads, prints and refuses."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import collect_sweeps
+import packed_records
 import pytest
 
 from domainbed_carft import cli
+from domainbed_carft.errors import CarftError
+from domainbed_carft.report.page import write_report
+from domainbed_carft.results.collect import collect
+from domainbed_carft.results.top import top
 
 LOADED = """
 import sys
 from domainbed_carft import cli
 assert cli.main(sys.argv[1:]) == 0
-assert not {"torch", "matplotlib", "pandas", "jinja2", "domainbed", "clip"} & set(sys.modules)
+modules = {"torch", "matplotlib", "pandas", "jinja2", "domainbed", "clip"} & set(sys.modules)
+assert modules <= {"matplotlib", "pandas", "jinja2"} if sys.argv[1] == "report" else not modules
 """
 
 
-def test_collect_loads_neither_torch_nor_pandas(tmp_path):
-    collect_sweeps.write_sweep(tmp_path)
-    options = ["--compare", "published", "--against", "ERM", "--columns", "all"]
-    subprocess.run([sys.executable, "-c", LOADED, "collect", tmp_path, *options], check=True)
+@pytest.mark.parametrize("command", ["collect", "top", "report"])
+def test_commands_on_records_load_no_torch_and_tables_no_pandas(tmp_path, command):
+    collect_sweeps.write_sweep(tmp_path / "sweep")
+    flags = {
+        "collect": ["--compare", "published", "--against", "ERM", "--columns", "all"],
+        "top": [],
+        "report": ["-o", tmp_path / "report"],
+    }
+    words = [command, tmp_path / "sweep", *flags[command]]
+    subprocess.run([sys.executable, "-c", LOADED, *words], check=True)
 
 
-def test_warnings_are_printed_beside_the_tables(tmp_path, capsys):
-    collect_sweeps.write_sweep(tmp_path, ["ERM"])
+@pytest.fixture(scope="module")
+def amp_emoji(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed")
+    packed_records.unpack(folder, "amp-emoji")
+    return folder / "amp-emoji"
+
+
+@pytest.mark.parametrize(
+    ("flags", "printed"),
+    [
+        ("", "Cells: mean ± standard error (n trials). More: docs/collect.md"),
+        ("--error std", "Cells: mean ± standard deviation (n trials)."),
+        ("--error std --format markdown", "Standard deviation over the n trials, divisor n - 1"),
+        ("--columns worst,jobs", "Worst"),
+        ("--compare published", "Beside published figures"),
+        ("--by amp --against", "Minus CARFT (amp off); unit: environment"),
+        ("--format csv", "setting,selection,dataset,environment,algorithm,mean,"),
+        ("--format csv --columns all", "setting,selection,dataset,algorithm,column,of,"),
+        ("--format csv --by amp --against", "setting,selection,measure,unit,algorithm,against,"),
+        ("--format json", '"columns": [ "fluent3d", "line",'),
+        ("--format latex", r"\begin{tabular}"),
+    ],
+)
+def test_flags_choose_what_is_printed(amp_emoji, tmp_path, capsys, flags, printed):
+    words = flags.split()
+    if "--against" in words:
+        words.append("CARFT (amp off)")
+    assert cli.main(["collect", str(amp_emoji), *words]) == 0
+    out, err = capsys.readouterr()
+    assert printed in " ".join(out.split()).replace("+/-", "±")
+    assert err.splitlines()[-1].endswith(" of 40 jobs.")
+
+    path = tmp_path / "tables"
+    assert cli.main(["collect", str(amp_emoji), *words, "-o", str(path)]) == 0
+    assert path.read_text() == out
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        ("collect OUT --select oracle,iid", 2, "'oracle,iid'; expected one or more of training-"),
+        ("collect OUT --columns worts", 2, "'worts'; expected one or more of environments,"),
+        ("collect OUT --format csv --compare published --against E", 1, "csv holds one table"),
+        ("collect OUT --format csv --columns all --against E", 1, "either --columns or --against"),
+        ("collect OUT --format latex --compare published", 1, "latex holds one table"),
+        ("collect NO OUT NO2", 1, "no such folder: NO, NO2; exp"),
+        ("collect OUT --strict --select in-domain", 1, "in-domain: no jobs for this method"),
+        ("top OUT --select in-domain", 1, "in-domain: no jobs for this method"),
+        ("report OUT --select in-domain", 1, "in-domain: no jobs for this method"),
+        ("top OUT --only ERN", 1, "no chosen job matches 'ERN'"),
+        ("top --select leave-one-domain-out -- OUT", 1, "selection leave-one-domain-out"),
+    ],
+)
+def test_wrong_arguments_are_named(tmp_path, monkeypatch, capsys, words, status, message):
+    monkeypatch.chdir(tmp_path)
+    collect_sweeps.write_sweep(tmp_path / "OUT", ["ERM"])
+    if status == 2:
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(words.split())
+    else:
+        assert cli.main(words.split()) == status
+
+    out, err = capsys.readouterr()
+    assert out == "" and message in err
+
+
+def test_warnings_and_notes_are_printed_next_to_the_tables(tmp_path, capsys):
+    job = collect_sweeps.write_job(tmp_path / "a", steps=1)
+    collect_sweeps.write_job(tmp_path / "b", steps=2)
+    collect_sweeps.write_job(tmp_path / "c", steps=2, algorithm="CARFT", task="other")
     for number in range(25):
         (tmp_path / f"none {number:02}").mkdir()
         (tmp_path / f"none {number:02}" / "results.jsonl").touch()
-
-    path = tmp_path / "ERM-0-0-0" / "results.jsonl"
-    with path.open("a") as file:
+    with (job / "results.jsonl").open("a") as file:
         file.write('{"args": {"data')
 
-    assert cli.main(["collect", str(tmp_path), "--select", "oracle"]) == 0
-
+    assert cli.main(["collect", str(tmp_path), "--select", "oracle", "--format", "csv"]) == 0
     out, err = capsys.readouterr()
-    lines = err.splitlines()
-    assert f"cut line: {path}: line 4 is not a complete record; skipped" in lines
-    assert f"no records: {tmp_path / 'none 19'}: no record" in lines
-    assert "  ... and 5 more" in lines
-    assert lines[-1] == "48 records of 16 jobs."
-    assert "none" not in out
-
-
-def test_the_legend_is_one_line_as_text_and_whole_in_the_other_formats(tmp_path, capsys):
-    collect_sweeps.write_sweep(tmp_path, ["ERM"])
-    short = "Cells: mean +/- standard deviation (n trials). More: docs/collect.md"
-    command = ["collect", str(tmp_path), "--select", "oracle", "--error", "std"]
-
-    assert cli.main(command) == 0
-    assert capsys.readouterr().out.rstrip().split("\n\n")[-1] == short
-
-    assert cli.main([*command, "--format", "markdown"]) == 0
-    out = capsys.readouterr().out
-    assert "Standard deviation over the n trials, divisor n - 1" in out
-    assert short not in out
-
-
-def test_groups_have_rows_and_notes_of_their_own(tmp_path, capsys):
-    collect_sweeps.write_sweep(tmp_path / "a", ["ERM"], steps=1)
-    collect_sweeps.write_sweep(tmp_path / "b", ["ERM"], steps=2)
-    collect_sweeps.write_sweep(tmp_path / "c", ["CARFT"], steps=2, task="other")
-
-    assert cli.main(["collect", str(tmp_path), "--format", "csv"]) == 0
-
-    out, err = capsys.readouterr()
+    assert "\nsteps 1,oracle,PACS,A,ERM," in out and "none" not in out
     assert "steps 2: Not all runs have the same task" in err
-    assert out.startswith("setting,selection,") and "\nsteps 1,oracle,PACS,A,ERM," in out
+    lines = err.splitlines()
+    assert f"cut line: {job / 'results.jsonl'}: line 4 is not a complete record; skipped" in lines
+    assert f"no records: {tmp_path / 'none 19'}: no record" in lines
+    assert "  ... and 5 more" in lines and lines[-1].startswith("9 records of 3 jobs; incomplete: ")
 
 
-def test_wrong_arguments_are_refused(tmp_path, capsys):
+@pytest.mark.parametrize("form", [str, Path, lambda path: [str(path)], lambda path: (path,)])
+def test_folders_are_a_path_or_several(tmp_path, form):
     collect_sweeps.write_sweep(tmp_path)
-    folder = str(tmp_path)
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["collect", folder, "--select", "oracle,iid"])
-
-    assert "'oracle,iid'; expected one or more of training-domain," in capsys.readouterr().err
-
-    options = ["--format", "csv", "--compare", "published", "--against", "ERM"]
-    assert cli.main(["collect", folder, *options]) == 1
-    assert "--format csv holds one table" in capsys.readouterr().err
-    assert cli.main(["collect", str(tmp_path / "no")]) == 1
-    assert "no such folder" in capsys.readouterr().err
-    assert cli.main(["top", folder, "--only", "ERN"]) == 1
-    assert "no chosen job matches 'ERN'" in capsys.readouterr().err
-    assert cli.main(["top", "--select", "leave-one-domain-out", "--", folder]) == 1
-    assert "no run was selected with selection leave-one-domain-out" in capsys.readouterr().err
+    folders = form(tmp_path)
+    assert collect(folders).as_dict() == collect([tmp_path]).as_dict()
+    assert top(folders).entries == top([tmp_path]).entries
 
 
-@pytest.mark.parametrize("command", [["collect", "--strict"], ["top"], ["report"]])
-def test_a_selection_method_without_jobs_is_refused(tmp_path, capsys, command):
-    collect_sweeps.write_sweep(tmp_path / "it", ["ERM"], choices=1)
-    output = ["-o", str(tmp_path / "page")] if command == ["report"] else []
-    words = [*command, str(tmp_path / "it"), *output, "--select", "in-domain"]
-
-    assert cli.main(words) == 1
-
-    out, err = capsys.readouterr()
-    assert out == "" and "--select in-domain: no jobs for this method; expected one of" in err
-
-
-@pytest.mark.slow
-def test_the_collect_benchmark_gets_the_harnesss_values(tmp_path):
-    """240 jobs, the fewest that it writes."""
-    command = [sys.executable, "benchmarks/collect.py", str(tmp_path / "sweep")]
-    process = subprocess.run(
-        [*command, "--jobs", "1", "--rounds", "1"],
-        cwd=collect_sweeps.REPO,
-        capture_output=True,
-        text=True,
-    )
-
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert process.stdout.startswith("240 jobs, 4,080 records, ")
-    assert "the harness's collect_results: 156 of 156 values equal as printed" in process.stdout
+@pytest.mark.parametrize("function", [collect, top, lambda folders: write_report(folders, "page")])
+@pytest.mark.parametrize("wrong", ["runs", ["runs"], 5, None, [5], b"runs"])
+def test_what_is_no_folder_is_named(wrong, function, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = str(wrong[0] if isinstance(wrong, list) else wrong)
+    with pytest.raises(CarftError, match=f"(folder: |path is ){re.escape(name)}"):
+        function(wrong)

@@ -1,52 +1,49 @@
-"""Incomplete cells say what they lack."""
+"""What tables expect of sweeps, with and without a manifest, and what incomplete cells lack."""
 
-import re
 import shutil
 
 import collect_sweeps
 import numpy as np
 import pytest
-from collect_sweeps import change_records
-from domainbed.scripts import collect_results
+from collect_sweeps import change_records, launch, write_job, write_sweep
+from sweep_folders import launched
 
 from domainbed_carft import cli
-from domainbed_carft.jobs import records
-from domainbed_carft.results import collect as collecting_results
-from domainbed_carft.results import collection as collecting
+from domainbed_carft.jobs import manifest, records
+from domainbed_carft.results import collection
 from domainbed_carft.results import columns as table_columns
+from domainbed_carft.results.collect import collect
+
+BEST = {f"env{env}_{split}_acc": 1.0 for env in range(4) for split in ("in", "out")}
+FACTS = {"environments": list("ACPS"), "task": "t"}  # as `launch` records them
 
 
-def missing(folder, method, column="A", algorithm="ERM"):
-    table = collect_sweeps.tables(folder)["", method, "PACS"]
-    return collect_sweeps.cell(table, algorithm, column)["missing"]
+def missing_in(folder, place, method="oracle"):
+    """What a cell lacks; ``place``: (setting, algorithm, environment) in tables of PACS."""
+    return collect_sweeps.cells(folder, method).loc[place, "missing"]
 
 
-def remove_jobs(folder, *names):
-    for name in names:
-        shutil.rmtree(folder / name)
+def strict_status(*folders):
+    return cli.main(["collect", *map(str, folders), "--strict"])
 
 
 def test_cells_name_jobs_that_were_not_run(tmp_path):
-    collect_sweeps.write_sweep(tmp_path, trials=3, choices=4, pairs=True)
-    remove_jobs(tmp_path, "ERM-0-1-0", "ERM-0-1-1", "ERM-0-1-3", "ERM-0-2-2", "ERM-0-2-2-1")
-    remove_jobs(tmp_path, *(f"ERM-1-2-{choice}" for choice in range(4)))
+    write_sweep(tmp_path, trials=3, choices=4, pairs=True)
+    names = ["0-1-0", "0-1-1", "0-1-3", "0-2-2", "0-2-2-1", *(f"1-2-{n}" for n in range(4))]
+    for name in names:
+        shutil.rmtree(tmp_path / f"ERM-{name}")
+    for method, row, column, missing in (
+        ("oracle", "ERM", "A", "0: trial 1 hparams_seed 0, 1, 3; trial 2 hparams_seed 2"),
+        ("training-domain", "ERM", "C", "1: trial 2"),
+        ("leave-one-domain-out", "ERM", "P", "0 2: trial 2 hparams_seed 1"),
+    ):
+        expected = f"no job --test_envs {missing}"
+        assert missing_in(tmp_path, ("", row, column), method) == expected
 
-    assert missing(tmp_path, "oracle") == [
-        "no job --test_envs 0: trial 1 hparams_seed 0, 1, 3; trial 2 hparams_seed 2"
-    ]
-    assert missing(tmp_path, "training-domain", "C") == ["no job --test_envs 1: trial 2"]
-    assert missing(tmp_path, "oracle", "P") == []
-    assert missing(tmp_path, "leave-one-domain-out", "P") == [
-        "no job --test_envs 0 2: trial 2 hparams_seed 1"
-    ]
-
-    averages = collect_sweeps.tables(tmp_path)["", "oracle", "Averages"]
-    assert collect_sweeps.cell(averages, "ERM", "PACS")["missing"] == ["incomplete in PACS: A, C"]
-    assert collect_sweeps.cell(averages, "Mixup", "PACS")["missing"] == []
-
-    table = collect_sweeps.tables(tmp_path)["", "oracle", "PACS"]
-    cell = collect_sweeps.cell(table, "ERM", "C")
-    assert (cell["n"], list(cell["trials"])) == (2, ["0", "1"])
+    cells = collect_sweeps.cells(tmp_path, "oracle")
+    assert (cells.loc[("", "ERM", "P"), "missing"], cells.loc[("", "ERM", "C"), "n"]) == ("", 2)
+    assert cells.loc[("", "ERM", "average"), "missing"] == "incomplete in PACS: A, C"
+    assert cells.loc[("", "Mixup", "average"), "missing"] == ""
 
 
 @pytest.mark.parametrize("is_declared", [True, False])
@@ -56,145 +53,80 @@ def test_incomplete_cells_are_marked_and_have_no_rank(is_declared, tmp_path):
     def is_run(args):
         return (args["algorithm"], args["test_envs"], args["trial_seed"]) != ("CARFT", [1], 1)
 
-    collect_sweeps.launch(tmp_path, ["ERM", "Mixup"])
-    targets = range(4) if is_declared else (0, 2, 3)
-    collect_sweeps.launch(tmp_path, ["CARFT"], targets=targets, run=is_run)
+    launch(tmp_path, ["ERM", "Mixup"])
+    launch(tmp_path, ["CARFT"], targets=range(4) if is_declared else (0, 2, 3), run=is_run)
     for path in tmp_path.glob("*/results.jsonl"):
-        best = {f"env{env}_{split}_acc": 0.99 for env in range(4) for split in ("in", "out")}
         if '"CARFT"' in path.read_text():
-            change_records(path.parent, lambda record, best=best: record | best)
+            change_records(path.parent, lambda record: record | BEST)
 
     names = ["environments", "average", "out-of-domain", "worst", "in-domain"]
-    methods = ["training-domain"]
-    results = collecting_results.collect(tmp_path, methods=methods, columns=names)
-    table, averages = results.tables
-    first, *others = (row[1:] for row in table.grid().rows)
-    marks = ("[1]", "[2]") if is_declared else ("*", "-")
+    table, averages = collect(tmp_path, methods=["training-domain"], columns=names).tables
     is_incomplete = [False, True, False, False, True, True, True, True]
+    marks = ("[1]", "[2]") if is_declared else ("*", "-")
+    first, *others = (row[1:] for row in table.grid().rows)
     assert [text.endswith(marks) for text in first] == is_incomplete
     assert not any("[" in text or "*" in text for row in others for text in row)
-    assert [rank == table_columns.BEST for rank in table.ranks[0]] == [
-        not incomplete for incomplete in is_incomplete
-    ]
-
-    first, *_ = (row[1:] for row in averages.grid().rows)
-    assert all(text.endswith(("[1]", "[2]", "*")) for text in first)
+    is_best = [rank == table_columns.BEST for rank in table.ranks[0]]
+    assert is_best == [not incomplete for incomplete in is_incomplete]
     assert averages.ranks[0] == [0, 0]
-
-    (latex,) = re.findall(r"^CARFT & (.*) ", results.write("latex"), re.MULTILINE)
-    stars = [text.endswith(("$^{*}$", "--")) for text in latex.split(" & ")]
-    assert stars == is_incomplete
-    lines = [line for line in results.write("csv").splitlines() if ",CARFT," in line]
-    assert [not line.endswith(",") or ",,,0," in line for line in lines] == is_incomplete
-
-
-def strict(capsys, folder, *options):
-    """The exit status, and what is printed."""
-    status = cli.main(["collect", str(folder), "--strict", *options])
-    return status, *capsys.readouterr()
-
-
-def test_a_sweep_without_target_pairs_is_complete(tmp_path, capsys):
-    collect_sweeps.write_sweep(tmp_path, ["ERM"])
-    status, out, err = strict(capsys, tmp_path)
-    assert (status, err) == (0, "48 records of 16 jobs.\n")
-    assert "leave-one-domain-out" not in out
-
-    status, out, _ = strict(capsys, tmp_path, "--select", "oracle,leave-one-domain-out")
-    assert status == 3
-    assert "no job --test_envs 0 1: in every trial. no job --test_envs 1 2: in every" in out
-
-    collect_sweeps.write_job(tmp_path, "pair", test_envs=[0, 1])
-    status, _, err = strict(capsys, tmp_path)
-    assert status == 3 and "incomplete: 5 of 15 cells (see" in err
 
 
 def test_cells_name_runs_that_are_incomplete(tmp_path):
-    collect_sweeps.write_sweep(tmp_path, algorithms=["ERM"], trials=1, choices=1)
-    remove_jobs(tmp_path, "ERM-0-0-0", "ERM-1-0-0")
-    facts = {"algorithm": "ERM", "recorded": {"lr": 0.1}}
-    collect_sweeps.write_job(tmp_path, "a", at=(0, 100), test_envs=[0], **facts)
-    collect_sweeps.write_job(tmp_path, "b", at=(0, 200), test_envs=[1], **facts)
-    (tmp_path / "ERM-2-0-0" / "done").unlink()
+    write_job(tmp_path, "a", at=(0, 100), test_envs=[0])
+    write_job(tmp_path, "b", at=(0, 200), test_envs=[1])
+    write_job(tmp_path, "c", done=False, test_envs=[2])
+    write_job(tmp_path, "d", test_envs=[3])
+    for column, missing in (
+        ("A", "--test_envs 0 stopped at step 100 of 200: in every trial"),
+        ("C", "--test_envs 1 has 2 of 3 checkpoints: in every trial"),
+        ("P", "--test_envs 2 is not finished (no file 'done'): in every trial"),
+        ("S", ""),
+    ):
+        assert missing_in(tmp_path, ("", "ERM", column)) == missing
 
-    assert missing(tmp_path, "oracle", "A") == [
-        "--test_envs 0 stopped at step 100 of 200: in every trial"
-    ]
-    assert missing(tmp_path, "oracle", "C") == [
-        "--test_envs 1 has 2 of 3 checkpoints: in every trial"
-    ]
-    assert missing(tmp_path, "oracle", "P") == [
-        "--test_envs 2 is not finished (no file 'done'): in every trial"
-    ]
-    assert missing(tmp_path, "oracle", "S") == []
-
-    collect_sweeps.write_sweep(tmp_path / "all", ["ERM"], steps=301)
-    assert missing(tmp_path / "all", "oracle") == [
-        "--test_envs 0 stopped at step 200 of 300: in every trial"
-    ]
+    write_job(tmp_path / "other", steps=301)
+    missing = missing_in(tmp_path / "other", ("", "ERM", "A"))
+    assert missing == "--test_envs 0 stopped at step 200 of 300: in every trial"
 
 
 @pytest.mark.parametrize("method", ["oracle", "training-domain", "in-domain"])
 def test_an_accuracy_that_is_nan_is_never_the_best(tmp_path, method):
     targets = [] if method == "in-domain" else [0]
     for choice in range(2):
-        collect_sweeps.write_job(tmp_path, f"{choice}", test_envs=targets, hparams_seed=choice)
+        write_job(tmp_path, f"{choice}", test_envs=targets, hparams_seed=choice)
     nan = {"env0_out_acc": float("nan"), "env1_out_acc": float("nan"), "env0_in_acc": 0.01}
     change_records(tmp_path / "1", lambda record: {**record, **nan})
-    table = collect_sweeps.tables(tmp_path)["", method, "PACS"]
-    cell = collect_sweeps.cell(table, "ERM", "A")
-
+    cell = collect_sweeps.cells(tmp_path, method).loc[("", "ERM", "A")]
     assert cell["mean"] > 20 and cell["n"] == 1
-
-    (reason,) = cell["missing"]
-    assert reason.endswith(" has accuracies that are not numbers in [0, 1]: trial 0 hparams_seed 1")
-
-
-def harness_tables(folder, capsys):
-    assert collect_results.main(["--input_dir", str(folder)]) == 0
-    return capsys.readouterr().out.split("\n", 1)[1]
+    reason = " has accuracies that are not numbers in [0, 1]: trial 0 hparams_seed 1"
+    assert cell["missing"].endswith(reason)
 
 
 @pytest.mark.parametrize("mark", [{"diverged_at": 42}, {"loss": float("nan")}, {"loss": -1e999}])
 def test_records_of_a_diverged_training_do_not_count(tmp_path, capsys, mark):
-    """Whether our train marked them, or another checkout's left a loss that is not finite."""
-    for name in ("healthy", "sweep"):
-        collect_sweeps.write_sweep(tmp_path / name, ["ERM"], trials=1, choices=2)
-    job = tmp_path / "sweep" / "ERM-0-0-1"
+    """The train of another checkout marks none, but records a loss that is not finite."""
+    write_sweep(tmp_path, ["ERM"], trials=1, choices=1)
+    job = tmp_path / "ERM-0-0-0"
+    change_records(job, lambda record: record | (BEST | mark if record["step"] else {"loss": 1.5}))
+    means = {}
+    for method in ("training-domain", "oracle"):
+        cell = collect_sweeps.cells(tmp_path, method).loc[("", "ERM", "A")]
+        means[method] = cell["mean"]
+        assert cell["missing"].startswith("--test_envs 0 diverged, so it has no accuracies from ")
 
-    # Chance predictions that would win everywhere.
-    best = {f"env{i}_{split}_acc": 1.0 for i in range(4) for split in ("in", "out")}
-    change_records(job, lambda record: {**record, **(best if record["step"] > 0 else {})})
-    unmarked = harness_tables(tmp_path / "sweep", capsys)
-    change_records(
-        job, lambda record: {**record, **(mark if record["step"] > 0 else {"loss": 1.5})}
-    )
+    shutil.copytree(job, tmp_path / "copy")  # counts once, though nan is not equal to nan
+    assert strict_status(tmp_path) == 3
+    warning = f"diverged: {job}: the training diverged; 2 records from step 100 on without"
+    assert warning in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "copy")
 
-    assert harness_tables(tmp_path / "sweep", capsys) == unmarked
-
-    # What is left of the job is its record of step 0.
-    healthy_records = tmp_path / "healthy" / "ERM-0-0-1" / "results.jsonl"
-    healthy_records.write_text(healthy_records.read_text().splitlines(keepends=True)[0])
-    reason = (
-        "--test_envs 0 diverged, so it has no accuracies from step 100 on: trial 0 hparams_seed 1"
-    )
-    for method in ("training-domain", "oracle"):  # the latter takes the last, which it has not
-        cells = [
-            collect_sweeps.cell(
-                collect_sweeps.tables(tmp_path / name)["", method, "PACS"], "ERM", "A"
-            )
-            for name in ("healthy", "sweep")
-        ]
-        assert cells[1]["mean"] == cells[0]["mean"] and cells[1]["missing"] == [reason]
-        healthy_records.unlink(missing_ok=True)
-
-    status, _, err = strict(capsys, tmp_path / "sweep", "--select", "oracle")
-    assert status == 3
-    assert f"diverged: {job}: the training diverged; 2 records from step 100 on without" in err
-
-    # Copies of the job count once, though nan is not equal to nan.
-    shutil.copytree(job, tmp_path / "sweep" / "copy")
-    assert len(collecting.gather([tmp_path / "sweep"]).groups[0].runs) == 8
+    # The record of step 0 counts for training-domain validation, and none for the oracle.
+    path = job / "results.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    for method in means:
+        cell = collect_sweeps.cells(tmp_path, method).loc[("", "ERM", "A")]
+        assert cell["mean"] == pytest.approx(means[method], abs=0, nan_ok=True)
+        path.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -202,11 +134,149 @@ def test_records_of_a_diverged_training_do_not_count(tmp_path, capsys, mark):
 )
 def test_a_record_after_the_update_that_broke_the_weights_does_not_count(tmp_path, step, first):
     """The first loss that is not finite is that of the step after this update."""
-    job = collect_sweeps.write_job(tmp_path)
+    job = write_job(tmp_path)
     change_records(job, lambda r: {**r, **({"diverged_at": step} if r["step"] >= step else {})})
     (run,) = records.read([tmp_path]).runs
-    known = ~np.isnan(np.array(run.accuracies)).reshape(3, 8)
-
-    assert known.all(axis=1).tolist() == known.any(axis=1).tolist()
-    assert known.all(axis=1).tolist() == [at < first for at in (0, 100, 200)]
+    is_nan = np.isnan(np.array(run.accuracies)).reshape(3, 8)
+    assert [row.tolist() for row in is_nan] == [[at >= first] * 8 for at in (0, 100, 200)]
     assert run.diverged_at == first
+
+
+@pytest.mark.parametrize(
+    ("unrun", "row", "trials"),
+    [({"trial_seed": 1}, "ERM", "trial 1"), ({"algorithm": "Mixup"}, "Mixup", "in every trial")],
+)
+def test_declared_jobs_without_records_are_missing(tmp_path, capsys, unrun, row, trials):
+    launch(tmp_path, ["ERM", "Mixup"], run=lambda args: not unrun.items() <= args.items())
+    assert strict_status(tmp_path) == 3
+    assert "cells (see notes)" in capsys.readouterr().err
+    assert missing_in(tmp_path, ("", row, "C")) == f"--test_envs 1 has no record: {trials}"
+
+
+def test_a_sweep_over_one_target_is_complete(tmp_path, capsys):
+    launch(tmp_path, ["CARFT", "ERM"], targets=[3], compare_with=("CLIPood", "MIRO"))
+    assert strict_status(tmp_path) == 0
+    out, err = capsys.readouterr()
+    assert err == "12 records of 4 jobs.\n"
+    assert "*: no job was declared for A, C, P on PACS: CARFT, ERM." in out
+
+    document = collect(tmp_path, methods=["oracle"], compare_published=True)
+    assert document.grids[0].rows[0][1:4] == ["-", "-", "-"]
+    assert document.tables[0].rows[0].average == document.tables[0].rows[0].cells[3].mean
+    published = document.as_dict()["published"]
+    (comparison,) = published["comparisons"]
+    assert (comparison["dataset"], comparison["complete"]) == ("PACS", False)
+    assert {figure["method"] for figure in published["figures"]} == {"CLIPood", "MIRO"}
+
+
+def test_jobs_outside_the_manifest_have_cells(tmp_path):
+    launch(tmp_path, targets=[3])
+    write_job(tmp_path, "more", test_envs=[0], trial_seed=5, **FACTS)
+    write_job(tmp_path, "cut", test_envs=[1], at=(0, 100), **FACTS)
+    cells = collect_sweeps.cells(tmp_path, "oracle").loc[[("", "ERM", name) for name in "ACPS"]]
+    assert cells["n"].tolist() == [1, 1, 0, 2]
+    assert (cells["missing"] != "").tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("by", [[], ["kl_weight"]])
+@pytest.mark.parametrize(("n_run", "trials"), [(0, "in every trial"), (1, "trial 1")])
+def test_missing_jobs_are_named_in_the_table_or_row_of_their_setting(tmp_path, n_run, trials, by):
+    launch(
+        tmp_path,
+        ["CARFT"],
+        hparams=('{"kl_weight": 1}', '{"kl_weight": 3}'),
+        run=lambda args: "1" in args["hparams"] or args["trial_seed"] < n_run,
+    )
+    missing = collect_sweeps.cells(tmp_path, "oracle", by=by)["missing"]
+    places = [(f"hparam kl_weight {value}", "CARFT", "A") for value in (1, 3)]
+    if by:
+        places = [("", f"CARFT (kl_weight {value})", "A") for value in (1, 3)]
+    assert missing[places].tolist() == ["", f"--test_envs 0 has no record: {trials}"]
+
+
+def test_a_sweep_lacks_no_jobs_of_another_or_of_a_pilot(tmp_path):
+    launch(tmp_path / "a", ["ERM"])
+    launch(tmp_path / "b", ["Mixup"], datasets=["VLCS"])
+    for target in range(4):
+        write_job(tmp_path / "a", f"{target}", test_envs=[target], steps=201, **FACTS)
+    assert strict_status(tmp_path / "a", tmp_path / "b") == 0
+
+    for name in "ab":
+        (tmp_path / name / "sweep.json").unlink()
+    assert strict_status(tmp_path / "a", tmp_path / "b") == 3
+
+
+@pytest.mark.parametrize(("unrun", "status"), [(None, 0), ([0, 3], 3)])
+def test_leave_one_domain_out_needs_pairs_of_declared_targets(tmp_path, capsys, unrun, status):
+    targets = [3, [0, 3], [1, 3], [2, 3]]
+    methods = ("leave-one-domain-out",)
+    run = lambda args: args["test_envs"] != unrun  # noqa: E731
+    launch(tmp_path, targets=targets, selection=methods, run=run)
+    assert strict_status(tmp_path) == status
+    reason = "--test_envs 0 3 has no record: in every trial"
+    assert (reason in capsys.readouterr().out) == bool(status)
+
+
+def test_selection_methods_are_those_of_the_manifest(tmp_path):
+    for name, methods in (("one", ("oracle",)), ("none", ())):
+        launch(tmp_path / name, [name], selection=methods)
+    assert collection.gather([tmp_path / "one"]).methods == ["oracle"]
+    both = collection.gather([tmp_path / "one", tmp_path / "none"])
+    assert both.methods == ["training-domain", "oracle"]
+
+    write_job(tmp_path / "one", "pair", test_envs=[0, 1])
+    assert collection.gather([tmp_path / "one"]).methods == ["leave-one-domain-out", "oracle"]
+
+
+MANIFEST = '{"version": 1, "datasets": {}, "selection": [], "compare_with": [], "jobs": [%s]}'
+JOB = '{"folder": %s, "variant": "", "args": {"dataset": "PACS", "algorithm": "ERM", %s}}'
+NUMBERS = '"test_envs": [0], "trial_seed": 0, "hparams_seed": '
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[",
+        '{"version": 9}',
+        MANIFEST % (JOB % ("7", NUMBERS + "0")),
+        MANIFEST % (JOB % (f'"{"a" * 32}"', NUMBERS + '"x"')),
+        MANIFEST.replace("{}", '{"PACS": {"labels": [], "pictures": null, "steps": Infinity}}')
+        % "",
+    ],
+)
+def test_a_manifest_that_cannot_be_read_is_noted_once(tmp_path, capsys, text):
+    launch(tmp_path, run=lambda args: args["trial_seed"] == 0)
+    (tmp_path / manifest.NAME).write_text(text)
+    assert strict_status(tmp_path) == 3
+    error = capsys.readouterr().err
+    assert error.count("unreadable: ") == 1
+    assert error.splitlines()[-1] == "carft: --strict: unreadable (1)"
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        ["CARFT", "ERM", "CLIPood", "CLIPMIRO", "CLIPWiSEFT"],
+        ["CLIPMIRO", "CARFT", "CLIPWiSEFT", "ERM", "CLIPood"],
+    ],
+)
+def test_rows_are_in_the_declared_order(tmp_path, declared):
+    launch(tmp_path, declared)
+    for table in collect(tmp_path).tables:
+        assert [row.algorithm for row in table.rows] == declared
+
+
+def test_a_later_declaration_adds_its_algorithms_in_its_order(tmp_path):
+    variants = "\nvariants: {a: {algorithms: [CARFT]}, b: {algorithms: [CLIPood]}}"
+    for algorithms in (f"[CLIPood, CARFT]{variants}", "[CLIPood, ERM, CARFT]", "[CLIPMIRO]"):
+        keys = "name: x\ndatasets: [PACS]\ntrials: 1\nsteps: 11\n"
+        launched(tmp_path, f"{keys}algorithms: {algorithms}\n")
+    assert manifest.read(tmp_path).algorithms == ("CLIPMIRO", "CLIPood", "ERM", "CARFT")
+
+
+def test_without_a_manifest_carft_is_first_and_algorithms_of_hosts_are_last(tmp_path):
+    algorithms = ["Mixup", "CLIPZeroShot", "ERM", "FLYP", "CLIPFineTune", "CARFT"]
+    write_sweep(tmp_path, algorithms, trials=1, choices=1)
+    rows = [row.algorithm for row in collect(tmp_path).tables[0].rows]
+    assert rows == ["CARFT", "CLIPFineTune", "CLIPZeroShot", "FLYP", "ERM", "Mixup"]

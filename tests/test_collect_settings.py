@@ -1,16 +1,18 @@
-"""What does not belong together is never averaged."""
+"""What does not belong together is never averaged, and ``--by`` puts it into rows."""
 
+import json
 import shutil
 
-import collect_sweeps
 import pytest
+from collect_sweeps import write_job, write_sweep
 
 from domainbed_carft.errors import CarftError
-from domainbed_carft.results import collection as collecting
+from domainbed_carft.results import collection
+from domainbed_carft.results.collect import collect
 
 
-def titles(folder, **options):
-    return sorted({setting for setting, *_ in collect_sweeps.tables(folder, **options)})
+def settings(folder, **options):
+    return sorted({table.setting for table in collect(folder, **options).tables})
 
 
 SETTINGS = [
@@ -31,72 +33,60 @@ SETTINGS = [
 
 @pytest.mark.parametrize(("first", "second", "expected"), SETTINGS)
 def test_runs_under_several_settings_have_tables_of_their_own(tmp_path, first, second, expected):
-    collect_sweeps.write_sweep(tmp_path / "one", ["CARFT"], **first)
-    collect_sweeps.write_sweep(tmp_path / "other", ["CARFT"], **second)
-    assert titles(tmp_path) == expected
+    write_sweep(tmp_path / "one", ["CARFT"], **first)
+    write_sweep(tmp_path / "other", ["CARFT"], **second)
+    assert settings(tmp_path) == expected
 
-    merged = collect_sweeps.tables(tmp_path)
-    for folder in ("one", "other"):
-        alone = collect_sweeps.tables(tmp_path / folder)["", "oracle", "PACS"]["rows"]
-        assert alone in [merged[setting, "oracle", "PACS"]["rows"] for setting in expected]
+    def means(*folders):
+        tables = collect(folders, methods=["oracle"]).tables
+        return [[cell.mean for cell in table.rows[0].cells] for table in tables[::2]]
+
+    together = means(tmp_path)
+    assert len(together) == len(expected)
+    assert all(means(tmp_path / name)[0] in together for name in ("one", "other"))
 
 
 def test_versions_that_differ_split_and_can_be_ignored(tmp_path):
-    collect_sweeps.write_sweep(tmp_path, ["CARFT"], trials=2, choices=1)
-    for job in tmp_path.iterdir():
-        trial = job.name.split("-")[2]
+    for trial in range(2):
+        job = write_job(tmp_path, f"{trial}", trial_seed=trial)
         text = f"Environment:\n\tPyTorch: 2.{trial}\n\tTorchvision: 0.{trial}\n"
         (job / "out.txt").write_text(text)
-
-    assert titles(tmp_path) == [
+    assert settings(tmp_path) == [
         f"version of PyTorch 2.{trial}, version of Torchvision 0.{trial}" for trial in range(2)
     ]
-    assert titles(tmp_path, ignored=["versions"]) == [""]
-
-    caption = collect_sweeps.collect(tmp_path, ignored=["versions"]).all_captions
-    assert (
-        "Not all runs have the same version of PyTorch: "
-        "2.0: CARFT on PACS; 2.1: CARFT on PACS." in caption
-    )
+    assert settings(tmp_path, ignored=["versions"]) == [""]
+    (note, _) = collect(tmp_path, ignored=["versions"]).notes
+    values = "2.0: ERM on PACS; 2.1: ERM on PACS"
+    assert note == f"Not all runs have the same version of PyTorch: {values}."
 
 
-def test_algorithms_with_a_setting_each_share_a_table_that_says_so(tmp_path):
-    collect_sweeps.write_sweep(tmp_path / "a", ["CLIPZeroShot"], steps=1)
-    collect_sweeps.write_sweep(tmp_path / "b", ["CARFT"], hparams='{"kl_weight": 3}')
-    collect_sweeps.write_sweep(tmp_path / "c", ["CLIPFineTune"])
-
-    assert titles(tmp_path) == [""]
-
-    notes = collect_sweeps.collect(tmp_path).notes
-    assert notes == [
-        "Not all runs have the same steps: 1: CLIPZeroShot on PACS; "
-        "default: CARFT on PACS, CLIPFineTune on PACS.",
-    ]
-
-    collect_sweeps.write_sweep(tmp_path / "d", ["FDAlign", "CaRot"])  # of the first, it is CARFT's
-    assert collect_sweeps.collect(tmp_path).notes[1:] == [
-        "Not all runs have the same hparam kl_weight: 3: CARFT on PACS; default: FDAlign on PACS.",
-    ]
+def test_algorithms_with_a_setting_each_share_a_table_with_a_note(tmp_path):
+    write_sweep(tmp_path / "a", ["CLIPZeroShot"], steps=1)
+    write_sweep(tmp_path / "b", ["CARFT"], hparams='{"kl_weight": 3}')
+    # kl_weight is an hparam of FDAlign, but not of CaRot.
+    write_sweep(tmp_path / "c", ["FDAlign", "CaRot"])
+    assert settings(tmp_path) == [""]
+    steps, kl_weight = collect(tmp_path).notes
+    assert steps.startswith("Not all runs have the same steps: 1: CLIPZeroShot on PACS; default: ")
+    values = "3: CARFT on PACS; default: FDAlign on PACS"
+    assert kl_weight == f"Not all runs have the same hparam kl_weight: {values}."
 
 
 def test_a_job_run_twice_counts_once_or_is_refused(tmp_path):
-    first = collect_sweeps.write_job(tmp_path, "a", seed=1)
+    first = write_job(tmp_path, "a", seed=1)
     shutil.copytree(first, tmp_path / "copy")
-    collection = collecting.gather([tmp_path])
-
-    assert len(collection.groups[0].runs) == 1
-    assert [(warning.kind, warning.text) for warning in collection.warnings] == [
+    gathered = collection.gather([tmp_path])
+    assert len(gathered.runs) == 1
+    assert [(warning.kind, warning.text) for warning in gathered.warnings] == [
         ("passed over", f"same job as in {first}, which is used")
     ]
 
-    collect_sweeps.write_job(tmp_path, "b", done=False)
-    assert len(collecting.gather([tmp_path]).groups[0].runs) == 1
-
+    write_job(tmp_path, "b", done=False)
+    assert len(collection.gather([tmp_path]).runs) == 1
     (tmp_path / "b" / "done").touch()
-    with pytest.raises(
-        CarftError, match=r"(?s)1 job was run twice .*\n- PACS ERM, test .*: .*/a, .*/b"
-    ):
-        collecting.gather([tmp_path])
+    message = r"(?s)1 job was run twice .*\n- PACS ERM, test .*: .*/a, .*/b"
+    with pytest.raises(CarftError, match=message):
+        collection.gather([tmp_path])
 
 
 @pytest.mark.parametrize(
@@ -110,14 +100,57 @@ def test_a_job_run_twice_counts_once_or_is_refused(tmp_path):
 )
 def test_other_environments_have_tables_of_their_own(tmp_path, algorithm, environments, expected):
     """Also those of another algorithm: a column has one name."""
-    facts = {"dataset": "./mine"}
-    collect_sweeps.write_job(tmp_path, "a", algorithm="CARFT", environments=["a", "b"], **facts)
-    collect_sweeps.write_job(
-        tmp_path, "b", algorithm=algorithm, trial_seed=1, environments=environments, **facts
-    )
+    first = {"algorithm": "CARFT", "environments": ["a", "b"]}
+    second = {"algorithm": algorithm, "environments": environments, "trial_seed": 1}
+    for name, facts in (("a", first), ("b", second)):
+        write_job(tmp_path, name, dataset="./mine", **facts)
+    assert settings(tmp_path) == expected
+    for table in collect(tmp_path).tables:
+        if table.setting and not table.averages:
+            assert table.setting == f"environments {', '.join(table.columns)}"
 
-    assert titles(tmp_path) == expected
 
-    for (setting, *_), table in collect_sweeps.tables(tmp_path).items():
-        if table["dataset"] and setting:
-            assert setting == f"environments {', '.join(table['columns'])}"
+def write_grid(folder, values, **options):
+    """A variant of a sweep for each value of kl_weight; None leaves it at the default, 1."""
+    for number, value in enumerate(values):
+        hparams = None if value is None else json.dumps({"kl_weight": value})
+        recorded = {"kl_weight": 1.0 if value is None else value}
+        facts = {"hparams": hparams, "recorded": recorded, "seed": number, **options}
+        write_sweep(folder / f"kl_weight={value}", ["CARFT"], choices=1, **facts)
+
+
+def means_of_rows(table):
+    return {row.algorithm: [cell.mean for cell in row.cells] for row in table.rows}
+
+
+def test_values_of_a_hyperparameter_become_ordered_rows_of_one_table(tmp_path):
+    write_grid(tmp_path, [10, None, 0.5])
+    apart = collect(tmp_path, methods=["oracle"]).tables
+    means = {table.setting: means_of_rows(table)["CARFT"] for table in apart if not table.averages}
+    joint = collect(tmp_path, methods=["oracle"], by=["kl_weight"])
+    table, _ = joint.tables
+    assert list(means_of_rows(table).items()) == [
+        ("CARFT (kl_weight 0.5)", means["hparam kl_weight 0.5"]),
+        ("CARFT (kl_weight 1.0, the default)", means["hparam kl_weight default"]),
+        ("CARFT (kl_weight 10)", means["hparam kl_weight 10"]),
+    ]
+    assert not joint.notes
+
+
+def test_what_is_not_named_by_still_divides_the_tables(tmp_path):
+    write_grid(tmp_path / "short", [1, 2], steps=1)
+    write_grid(tmp_path / "long", [1, 2], steps=2)
+    tables = collect(tmp_path, methods=["oracle"], by=["kl_weight"]).tables
+    assert {table.setting: len(table.rows) for table in tables} == {"steps 1": 2, "steps 2": 2}
+    table, _ = collect(tmp_path, methods=["oracle"], by=["kl_weight", "steps"]).tables
+    assert len(table.rows) == 4 and "CARFT (kl_weight 1, steps 2)" in means_of_rows(table)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [([1, 2], "--by lr: .* one that varies: kl_weight, variant"), ([1], "leave --by out")],
+)
+def test_a_name_that_does_not_vary_is_refused(tmp_path, values, message):
+    write_grid(tmp_path, values)
+    with pytest.raises(CarftError, match=message):
+        collect(tmp_path, by=["lr"])

@@ -1,94 +1,82 @@
-"""``carft collect`` says what DomainBed says, to the last printed digit."""
+"""Tables equal those of DomainBed's own collector and of an earlier version, to the digit."""
 
 import json
+import lzma
 from pathlib import Path
 
 import collect_sweeps
 import numpy as np
+import packed_records
 import pytest
-from domainbed import datasets
 from domainbed.scripts import collect_results
 from harness import synthetic_records
 
 from domainbed_carft.cli import results
 from domainbed_carft.jobs import records
-from domainbed_carft.results import formats, selection
+from domainbed_carft.results import collection, formats, selection
+from domainbed_carft.results.collect import collect
 from domainbed_carft.results.method_names import METHOD_NAMES
+from domainbed_carft.results.top import top
 
-GOLDEN = Path(__file__).parent / "golden" / "upstream"
+GOLDEN = Path(__file__).parent / "golden"
+PACKS = sorted(path.name.removesuffix(".json.xz") for path in GOLDEN.glob("tables/*.json.xz"))
 collect_script = collect_sweeps.benchmark("collect")
 
 
-def our_tables(folder):
+def differences(folder, printed):
+    """The differences between our tables and those that DomainBed's collector has printed."""
+    expected = collect_script.read_printed(printed)
     methods = list(collect_script.METHODS.values())
-    entries = collect_sweeps.collect(folder, methods=methods).as_dict()["tables"]
-    return collect_script.read_json(entries)
+    entries = collect(folder, methods=methods).as_dict()["tables"]
+    assert len(expected) >= 6
+    return collect_script.differences(collect_script.read_json(entries), expected)
 
 
 @pytest.mark.parametrize("kind", synthetic_records.KINDS)
-def test_tables_equal_upstreams(tmp_path, kind):
+def test_tables_and_rankings_equal_upstreams(tmp_path, kind):
     synthetic_records.write_sweep(tmp_path, kind)
-    expected = collect_script.read_printed((GOLDEN / f"tables_{kind}.txt").read_text())
-    assert len(expected) == 9
-    assert collect_script.differences(our_tables(tmp_path), expected) == []
+    assert differences(tmp_path, (GOLDEN / "upstream" / f"tables_{kind}.txt").read_text()) == []
 
-
-@pytest.mark.parametrize("kind", synthetic_records.KINDS)
-def test_rankings_equal_upstreams_to_the_bit(tmp_path, kind):
-    synthetic_records.write_sweep(tmp_path, kind)
     candidates = {
         (of_target.trial, of_target.dataset, of_target.row, of_target.target): of_target
         for of_target in selection.candidates_by_target(records.read([tmp_path]).runs)
     }
-    expected = json.loads((GOLDEN / f"selections_{kind}.json").read_text())
     by_title = {method.title: method for method in selection.METHODS.values()}
-
+    expected = json.loads((GOLDEN / "upstream" / f"selections_{kind}.json").read_text())
     assert len(expected) == 3 * len(candidates)
-
     for entry in expected:
         keys = ("trial_seed", "dataset", "algorithm", "test_env")
-        outcomes = selection.ranked_outcomes(
-            candidates[tuple(entry[key] for key in keys)], by_title[entry["method"]]
-        )
-        ranking = [
-            [outcome.hparams_seed, outcome.validation, outcome.accuracy] for outcome in outcomes
-        ]
-        assert ranking == entry["ranking"]
+        of_target = candidates[tuple(entry[key] for key in keys)]
+        outcomes = selection.ranked_outcomes(of_target, by_title[entry["method"]])
+        ranking = [[o.hparams_seed, o.validation, o.accuracy] for o in outcomes]
+        assert ranking == entry["ranking"]  # to the bit
 
 
-def check_against_the_harness(folder, capsys):
-    assert collect_results.main(["--input_dir", str(folder)]) == 0
-    harness_tables = collect_script.read_printed(capsys.readouterr().out)
-    assert harness_tables and collect_script.differences(our_tables(folder), harness_tables) == []
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_tables_equal_the_harnesss_on_other_sweeps(tmp_path, capsys, seed):
-    """With jobs lacking, and with a checkpoint that only some of the jobs have."""
-    collect_sweeps.write_sweep(tmp_path, trials=3, choices=4, pairs=True, seed=seed)
+def write_with_gaps(folder):
+    """A sweep that lacks jobs, and a checkpoint of one job, whose records come in another order."""
+    collect_sweeps.write_sweep(folder, trials=3, choices=4, pairs=True)
     for name in ("ERM-0-1-1", "Mixup-0-1-2-3", "ERM-2-0-0"):
-        (tmp_path / name / "results.jsonl").unlink()
-    path = tmp_path / "ERM-0-1-0-0" / "results.jsonl"
+        (folder / name / "results.jsonl").unlink()
+    path = folder / "ERM-0-1-0-0" / "results.jsonl"
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True)[1:])))
-    check_against_the_harness(tmp_path, capsys)
 
 
-def test_ten_environments_are_summed_in_numpys_order(tmp_path, capsys):
+def write_ten_environments(folder):
     """From eight on, numpy sums a list in another order than from left to right."""
-    labels = list(datasets.SVIRO.ENVIRONMENTS)
+    labels = [f"environment {number}" for number in range(10)]
     for trial in range(3):
-        for envs in [[0], *([0, i] for i in range(1, 10))]:
+        for targets in [[0], *([0, env] for env in range(1, 10))]:
+            facts = {"test_envs": targets, "trial_seed": trial, "environments": labels}
             collect_sweeps.write_job(
-                tmp_path,
-                f"{envs}-{trial}",
-                dataset="SVIRO",
-                test_envs=envs,
-                trial_seed=trial,
-                environments=labels,
-                at=range(0, 500, 20),
+                folder, f"{targets}-{trial}", dataset="SVIRO", at=range(0, 500, 20), **facts
             )
 
-    check_against_the_harness(tmp_path, capsys)
+
+@pytest.mark.parametrize("write", [write_with_gaps, write_ten_environments])
+def test_tables_equal_the_harnesss(tmp_path, capsys, write):
+    write(tmp_path)
+    assert collect_results.main(["--input_dir", str(tmp_path)]) == 0
+    assert differences(tmp_path, capsys.readouterr().out) == []
 
 
 def test_jobs_without_targets_are_averaged_over_trials(tmp_path):
@@ -101,17 +89,49 @@ def test_jobs_without_targets_are_averaged_over_trials(tmp_path):
                 tmp_path, f"{trial}-{choice}", test_envs=[], trial_seed=trial, hparams_seed=choice
             )
             last_record = json.loads((job / "results.jsonl").read_text().splitlines()[-1])
-            accuracies.append([last_record[f"env{i}_out_acc"] for i in range(4)])
+            accuracies.append([last_record[f"env{env}_out_acc"] for env in range(4)])
         trials.append(max(accuracies, key=sum))
 
-    (table,) = collect_sweeps.tables(tmp_path).values()
-    cells = table["rows"][0]["cells"]
-    assert [cell["mean"] for cell in cells] == pytest.approx(100 * np.mean(trials, axis=0))
-
+    (table,) = collect(tmp_path).tables
+    cells = table.rows[0].cells
     errors = 100 * np.std(trials, axis=0) / 2**0.5
-    assert [cell["standard_error"] for cell in cells] == pytest.approx(errors)
+    assert [cell.mean for cell in cells] == pytest.approx(100 * np.mean(trials, axis=0))
+    assert [cell.standard_error for cell in cells] == pytest.approx(errors)
 
 
-def test_names_are_those_of_the_modules_that_know_them():
+@pytest.mark.parametrize(("labels", "has_value"), [("a", False), ("ab", True)])
+def test_training_domain_validation_needs_another_environment(tmp_path, labels, has_value):
+    collect_sweeps.write_job(tmp_path, dataset="own", environments=list(labels))
+    cell = collect(tmp_path, methods=["training-domain"]).tables[0].rows[0].cells[0]
+    assert (cell.mean is not None) == has_value
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_tables_of_packed_records_are_equal_to_the_digit(pack, peers_emoji, tmp_path, monkeypatch):
+    golden = json.loads(lzma.decompress((GOLDEN / "tables" / f"{pack}.json.xz").read_bytes()))
+    folder = peers_emoji.parent
+    if pack != peers_emoji.name:
+        folder = tmp_path
+        packed_records.unpack(folder, pack)
+    monkeypatch.chdir(folder)  # warnings and entries have the folders
+    methods = ["training-domain", "oracle"]
+    plain = collection.gather([pack], methods)
+    all_columns = collect(plain, columns=["all"])
+    assert collect(plain).write("csv") == golden["csv"]
+    assert all_columns.write("csv") == golden["columns_csv"]
+    assert [list(grid) for grid in all_columns.grids] == golden["text"]
+
+    entries = json.loads(json.dumps([entry.as_dict() for entry in top(plain).entries]))
+    names = golden["top"][0].keys()
+    assert [{name: entry[name] for name in names} for entry in entries] == golden["top"]
+
+    joint = collection.gather([pack], methods, by=golden["options"]["by"])
+    results = collect(joint, columns=["all"], against=golden["options"]["against"])
+    content = json.loads(results.write("json"))
+    content.pop("caption")
+    assert content == golden["json"]
+
+
+def test_names_equal_those_of_the_modules_that_define_them():
     assert tuple(selection.METHODS) == METHOD_NAMES
     assert tuple(formats.FORMATS) == results.FORMATS

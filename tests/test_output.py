@@ -1,18 +1,17 @@
 """Where any command's results go: full disks, closed pipes, links, pipes, and who may read them."""
 
+import io
 import os
-import secrets
+import resource
 import stat
 import subprocess
 import sys
 
 import collect_sweeps
 import pytest
+from sweep_folders import ended, launched
 
 from domainbed_carft import cli, files
-from domainbed_carft.errors import CarftError
-from domainbed_carft.launchers import pool
-from domainbed_carft.report import page
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +41,9 @@ def test_a_full_disk_is_an_error_and_a_closed_pipe_is_none(sweep):
     read, write = os.pipe()
     os.close(read)
     with open(write, "w") as closed:
-        enough = collect(sweep, closed)
-    assert enough.returncode == 0
-
-    for stderr in (done.stderr, enough.stderr):
+        piped = collect(sweep, closed)
+    assert piped.returncode == 0
+    for stderr in (done.stderr, piped.stderr):
         assert "Traceback" not in stderr and "Exception" not in stderr
 
 
@@ -54,44 +52,44 @@ def test_characters_that_the_terminal_lacks_are_escaped(sweep):
     assert done.returncode == 0 and r"N\xe4\xefve" in done.stdout
 
 
-@pytest.mark.parametrize("words", [["collect"], ["sweep", "status"], ["predict"], ["report"]])
-def test_control_characters_in_errors_are_escaped(words, tmp_path, capsys):
-    flags = {"predict": [str(tmp_path)], "report": ["-o", str(tmp_path)]}.get(words[0], [])
-    assert cli.main([*words, str(tmp_path / "no\x1b[31m\u202esuch"), *flags]) == 1
+@pytest.mark.parametrize(
+    "words", ["collect {}", "sweep status {}", "predict {} x", "report {} -o x"]
+)
+def test_control_characters_in_errors_are_escaped(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = [word.format("no\x1b[31m\u202esuch") for word in words.split()]
+    assert cli.main(command) == 1
     output = capsys.readouterr()
     assert r"no\x1b[31m\u202esuch" in output.err
-    assert not {"\x1b", "\u202e"} & set(output.err + output.out)
+    assert not {"\x1b", "\u202e"} & {*output.err, *output.out}
 
 
-def test_ctrl_c_prints_no_traceback(sweep, tmp_path, monkeypatch, capsys):
-    def interrupt(*_, **__):
+class InterruptedTerminal(io.StringIO):
+    """A terminal at which the user answers a question with Ctrl-C."""
+
+    def isatty(self):
+        return True
+
+    def readline(self, size=-1):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(page, "require_place", interrupt)
-    assert cli.main(["report", str(sweep), "-o", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == "carft: interrupted\n"
 
-
-def test_ctrl_c_in_a_launch_or_the_demo_says_that_the_command_resumes(
-    tmp_path, monkeypatch, capsys
-):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(pool.Pool, "__call__", interrupt)
-    for words in (["demo"], ["sweep", "launch", "demo", "--yes"]):
-        assert cli.main([*words, "--output_dir", str(tmp_path / words[0])]) == 130
-        last_line = capsys.readouterr().err.splitlines()[-1]
-        assert last_line == "carft: interrupted; to resume, run the same command again"
-
-
-def test_a_symlink_at_the_temporary_file_is_not_followed(tmp_path, monkeypatch):
-    (tmp_path / "victim").write_text("precious")
-    (tmp_path / ".carft-0.part").symlink_to("victim")
-    monkeypatch.setattr(secrets, "token_hex", lambda size: "0")
-    with pytest.raises(CarftError, match="table.txt could not be written: File exists"):
-        files.save_text(tmp_path / "table.txt", "new")
-    assert (tmp_path / "victim").read_text() == "precious"
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("sweep clean OUT --incomplete", "carft: interrupted"),
+        (
+            "sweep launch demo --output_dir NEW",
+            "carft: interrupted; to resume, run the same command again",
+        ),
+    ],
+)
+def test_ctrl_c_prints_one_line(words, message, tmp_path, monkeypatch, capsys):
+    ended(launched(tmp_path / "OUT")[0], 1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", InterruptedTerminal())
+    assert cli.main(words.split()) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == message
 
 
 def write(path, text):
@@ -99,14 +97,12 @@ def write(path, text):
         out.write(text)
 
 
-def test_output_keeps_symlinks_and_permissions(tmp_path):
-    (tmp_path / "target").write_text("old")
-    (tmp_path / "target").chmod(0o640)
-    (tmp_path / "link").symlink_to("target")
-    write(tmp_path / "link", "new")
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
-    assert stat.S_IMODE((tmp_path / "target").stat().st_mode) == 0o640
-    assert sorted(os.listdir(tmp_path)) == ["link", "target"]
+def test_output_keeps_permissions(tmp_path):
+    (tmp_path / "table").write_text("old")
+    (tmp_path / "table").chmod(0o640)
+    write(tmp_path / "table", "new")
+    assert stat.S_IMODE((tmp_path / "table").stat().st_mode) == 0o640
+    assert os.listdir(tmp_path) == ["table"]
 
 
 def test_output_can_be_written_into_a_pipe(tmp_path):
@@ -118,15 +114,13 @@ def test_output_can_be_written_into_a_pipe(tmp_path):
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_a_full_disk_leaves_the_old_table(sweep, tmp_path):
+def test_a_file_that_cannot_grow_leaves_the_old_table(sweep, tmp_path):
     path = tmp_path / "table.txt"
     path.write_text("old")
-    limited = (
-        "import resource, sys; from domainbed_carft import cli\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200)); sys.exit(cli.main(sys.argv[1:]))"
-    )
     done = subprocess.run(
-        [sys.executable, "-c", limited, "collect", str(sweep), "-o", str(path)],
+        [sys.executable, "-m", "domainbed_carft", "collect", str(sweep), "-o", str(path)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200)),
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
     )

@@ -1,8 +1,8 @@
-"""The table of ``carft top``: what selection chose in each cell and trial."""
+"""``carft top``: what selection chose in each cell and trial."""
 
 import json
-import subprocess
-import sys
+import math
+import shlex
 
 import collect_sweeps
 
@@ -15,77 +15,60 @@ def lines_of_top(capsys, *words):
     return capsys.readouterr().out.splitlines()
 
 
-def write_ours(folder, trial, **hparams):
-    """A job of CARFT whose command line sets ``hparams``."""
-    others = {"lr": 5e-6, "prompts_digest": "0123", "amp": "off"}
-    collect_sweeps.write_job(
-        folder,
-        f"trial-{trial}",
-        algorithm="CARFT",
-        trial_seed=trial,
-        recorded=others | hparams,
-        hparams=json.dumps(hparams),
-    )
-
-
-def test_a_row_has_cell_step_accuracies_and_folder_and_the_hparams_that_are_set(tmp_path, capsys):
-    write_ours(tmp_path, trial=0, kl_weight=3, wise_alpha=1.0)
-    write_ours(tmp_path, trial=1, kl_weight=3, wise_alpha=0.5)
+def test_a_row_has_step_accuracies_folder_and_the_hparams_that_are_set(tmp_path, capsys):
+    for trial, wise_alpha in enumerate((1.0, 0.5)):
+        hparams = {"kl_weight": 3, "wise_alpha": wise_alpha}
+        recorded = {"lr": 5e-6, "prompts_digest": "0123", **hparams}
+        facts = {"recorded": recorded, "hparams": json.dumps(hparams), "trial_seed": trial}
+        collect_sweeps.write_job(tmp_path, f"trial-{trial}", **facts)
     options = ["--select", "training-domain", "--ignore", "hparams"]
-    entries = json.loads("\n".join(lines_of_top(capsys, tmp_path, "--json", *options)))
-
     title, shared, head, *rows = lines_of_top(capsys, tmp_path, *options)
     assert title == "training-domain validation set"
     assert shared == "In all rows: kl_weight 3"
-    assert head.split() == (
-        "Data set Algorithm Left out Trial Hyperparameters Step Validation Accuracy Folder".split()
-    )
-    for entry, row, hparams in zip(
-        entries, rows, [["wise_alpha", "1.0"], ["wise_alpha", "0.5"]], strict=True
-    ):
-        assert row.split() == [
-            "PACS",
-            "CARFT",
-            "A",
-            str(entry["trial_seed"]),
-            *hparams,
-            str(entry["step"]),
-            f"{100 * entry['validation_accuracy']:.1f}",
-            f"{100 * entry['accuracy']:.1f}",
-            str(tmp_path / f"trial-{entry['trial_seed']}"),
-        ]
+    names = "Data set Algorithm Left out Trial Hyperparameters Step Validation Accuracy Folder"
+    assert head.split() == names.split()
+
+    entry, _ = top(tmp_path, methods=["training-domain"], ignored=["hparams"]).entries
+    percent = [f"{100 * value:.1f}" for value in (entry.validation_accuracy, entry.accuracy)]
+    labels = ["PACS", "ERM", "A", "0", "wise_alpha", "1.0", str(entry.step)]
+    assert rows[0].split() == [*labels, *percent, str(tmp_path / "trial-0")]
+    assert rows[1].split()[3:6] == ["1", "wise_alpha", "0.5"]
 
 
-def test_each_method_and_setting_has_a_table(tmp_path, capsys):
-    for name, hparams in (("a", '{"lr": 0.1}'), ("b", '{"lr": 0.2}')):
-        collect_sweeps.write_job(tmp_path, name, hparams=hparams)
-    lines = lines_of_top(capsys, tmp_path, "--select", "training-domain,oracle")
-
-    assert [line for line in lines if "validation set" in line] == [
-        f"{method}; hparam lr {rate}"
-        for rate in (0.1, 0.2)
-        for method in ("training-domain validation set", "test-domain validation set (oracle)")
-    ]
-
-
-def test_jobs_that_left_nothing_out_have_a_table_without_target_and_accuracy(tmp_path, capsys):
-    collect_sweeps.write_job(tmp_path, "all", test_envs=[])
+def test_of_jobs_that_left_nothing_out_the_first_of_equals_counts_without_a_target(
+    tmp_path, capsys
+):
+    for hparams_seed in (1, 0):
+        facts = {"test_envs": [], "hparams_seed": hparams_seed}
+        job = collect_sweeps.write_job(tmp_path / f"{hparams_seed}", "equal", **facts)
     _, head, row = lines_of_top(capsys, tmp_path)
-
     assert head.split() == ["Data", "set", "Algorithm", "Trial", "Step", "Validation", "Folder"]
-    assert row.endswith(str(tmp_path / "all"))
+    assert row.endswith(str(job))
+
+    (entry,) = top(tmp_path).entries
+    assert (entry.selection, entry.test_env, entry.accuracy) == ("in-domain", None, None)
+    assert (entry.hparams_seed, entry.members) == (0, 2)
+    last = json.loads((job / "results.jsonl").read_text().splitlines()[-1])
+    mean = sum(last[f"env{env}_out_acc"] for env in range(4)) / 4
+    assert math.isclose(entry.validation_accuracy, mean)
 
 
-def test_names_in_records_move_no_terminal(tmp_path, capsys):
-    collect_sweeps.write_job(
-        tmp_path, "job", algorithm="\x1b[31m", hparams='{"a": "\\u001b[0m"}', recorded={"a": "\x1b"}
-    )
+def test_values_of_records_break_neither_terminal_nor_json(tmp_path, capsys):
+    recorded = {"lr": math.nan, "wd": math.inf, "a": "\x1b"}
+    hparams = '{"a": "\\u001b[0m"}'
+    collect_sweeps.write_job(tmp_path, algorithm="\x1b[31m", hparams=hparams, recorded=recorded)
     assert "\x1b" not in "".join(lines_of_top(capsys, tmp_path))
 
+    lines = lines_of_top(capsys, tmp_path, "--select", "oracle", "--json")
+    assert "NaN" not in lines[1]
+    (entry,) = json.loads("\n".join(lines))
+    assert entry["hparams"] == {"lr": None, "wd": None, "a": "\x1b"}
+    assert '"lr": NaN, "wd": Infinity' in entry["argument"]
 
-def test_of_a_random_search_the_drawn_hparams_are_shown_and_the_default_draw_has_none(tmp_path):
+
+def test_drawn_hparams_are_shown_and_the_default_draw_has_none(tmp_path):
     drawn = {1: {"lr": 0.1, "batch_size": 8}, 2: {"lr": 0.2, "batch_size": 9}}
-    for trial, hparams_seed in ((0, 1), (1, 2), (2, 0)):
+    for trial, hparams_seed in enumerate((1, 2, 0)):
         values = drawn.get(hparams_seed, {"lr": 1, "batch_size": 8})
         collect_sweeps.write_job(
             tmp_path,
@@ -101,14 +84,21 @@ def test_of_a_random_search_the_drawn_hparams_are_shown_and_the_default_draw_has
     assert [entry.hparams_chosen for entry in entries] == chosen
 
 
-def test_top_and_report_load_no_torch(tmp_path):
-    write_ours(tmp_path, trial=0, kl_weight=3)
-    code = (
-        "import sys\n"
-        "from domainbed_carft import cli\n"
-        f"status = cli.main(['top', {str(tmp_path)!r}])\n"
-        f"status += cli.main(['report', {str(tmp_path)!r}, '-o', {str(tmp_path / 'report')!r}])\n"
-        "print(status, 'torch' in sys.modules)\n"
+def test_the_best_hyperparameters_are_ready_to_train_with(tmp_path):
+    recorded = {"words": "it's a {}", "data_edition": "new", "prompts_digest": "d"}
+    collect_sweeps.write_sweep(
+        tmp_path, choices=3, pairs=True, recorded=recorded, hparams='{"data_edition": "new"}'
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "0 False", done.stderr
+    entries = top(tmp_path).entries
+    assert len(entries) == 3 * 2 * 4 * 2
+    for entry in entries:
+        flag, value = shlex.split(entry.argument)
+        hparams = {"lr": 0.1 / (1 + entry.hparams_seed), "words": "it's a {}"}
+        assert (flag, json.loads(value)) == ("--hparams", {**hparams, "data_edition": "new"})
+        pairs = 3 if entry.selection == "leave-one-domain-out" else 0
+        assert len(entry.folders) == 1 + pairs
+        place = f"{entry.test_env}-{entry.trial_seed}-{entry.hparams_seed}"
+        assert entry.folders[0] == str(tmp_path / f"{entry.algorithm}-{place}")
+
+    first, second = top(tmp_path, only="Mixup, test environments 2,", methods=["oracle"]).entries
+    assert (first.environment, first.algorithm, second.trial_seed) == ("P", "Mixup", 1)

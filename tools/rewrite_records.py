@@ -4,7 +4,7 @@
 
 The tables below describe the change. Of the hyperparameters in each record, REMOVED go, facts of
 the job become keys of the record, and missing ones get the value that was in effect: IN_EFFECT,
-otherwise the default. Everything else stays as it is. `tests/test_golden_tables.py` compares the
+otherwise the default. Everything else stays as it is. `tests/test_collect_values.py` compares the
 tables of all packed records with those before.
 """
 
