@@ -56,11 +56,10 @@ def test_contexts_from_a_file_and_from_a_list(tmp_path):
     assert prompts.contexts(["the {}", "a {}"]) == ["the {}", "a {}"]
 
 
-def remember(hparams, classes, dataset=None):
-    dataset = dataset or dataset_facts.named_dataset((hparams or {}).get("class_names")) or "PACS"
-    dataset_facts.remember(
-        hparams, dataset, [dataset_facts.EnvironmentFacts(e, c) for e, c in classes.items()]
-    )
+def remember(hparams, classes):
+    dataset = dataset_facts.named_dataset(hparams["class_names"]) or "PACS"
+    environments = [dataset_facts.EnvironmentFacts(e, c) for e, c in classes.items()]
+    dataset_facts.remember(hparams, dataset, environments)
 
 
 @pytest.mark.parametrize(
@@ -117,27 +116,13 @@ def test_then_class_names_of_the_data_set_that_the_hparams_name():
     assert hparams == {"class_names": "dataset:PACS"}  # nothing enters the records
 
 
-def test_then_class_names_of_a_data_set_without_hparams():
-    remember(None, {"a": [f"class {i}" for i in range(7)]}, dataset="PACS")
-    assert prompts.class_names({"class_names": "dataset:PACS"}, 7)[0] == "class 0"
-    assert prompts.class_names({"class_names": "dataset:VLCS"}, 5)[0] == "bird"
-
-
 def test_then_built_in_class_names_then_an_error_with_the_remedy():
-    assert prompts.class_names({"class_names": "dataset:VLCS"}, 5) == [
-        "bird",
-        "car",
-        "chair",
-        "dog",
-        "person",
-    ]
+    vlcs = ["bird", "car", "chair", "dog", "person"]
+    assert prompts.class_names({"class_names": "dataset:VLCS"}, 5) == vlcs
 
     office = prompts.class_names({"class_names": "dataset:OfficeHome"}, 65)
     assert (office[0], office[58], office[-1]) == ("alarm clock", "TV", "webcam")
 
-    net = prompts.class_names({"class_names": "dataset:DomainNet"}, 345)
-    assert (net[0], net[3], net[-1]) == ("the eiffel tower", "aircraft carrier", "zigzag")
-    assert {"t shirt", "teddy bear"} <= set(net)
     with pytest.raises(CarftError, match=r"'Mine'.*--hparams.*text file.*MultipleEnvironment"):
         prompts.class_names({"class_names": "dataset:Mine"}, 3)
 
@@ -148,9 +133,6 @@ def test_environments_that_disagree_are_named():
     with pytest.raises(CarftError, match=r"'art' and 'photo'.*\['dog', 'horse'\] are not in both"):
         prompts.class_names(hparams, 2)
 
-
-def test_environments_without_common_classes_give_a_short_message():
-    hparams = {"class_names": "dataset:X"}
     remember(hparams, {"art": [f"a{n}" for n in range(500)], "photo": ["b"] * 500})
     with pytest.raises(CarftError, match=r"\['a0', 'a1', .* and 491 more\] are not in both"):
         prompts.class_names(hparams, 500)
@@ -160,12 +142,8 @@ def test_the_number_of_class_names_must_match():
     with pytest.raises(CarftError, match=r"2 class names \['a', 'b'\], .* has 3 classes"):
         prompts.class_names({"class_names": ["a", "b"]}, 3)
 
-    message = (
-        r"^class_names 'imagenet' gives 1,000 class names \['tench', .* and 990 more\], but the"
-    )
-    with pytest.raises(CarftError, match=message) as raised:
+    with pytest.raises(CarftError, match="gives 1,000 class names .* and 990 more"):
         prompts.class_names({"class_names": "imagenet"}, 2)
-    assert len(str(raised.value)) < 400
     with pytest.raises(CarftError, match=r"'nowhere.txt', which is not a file"):
         prompts.class_names({"class_names": "nowhere.txt"}, 3)
 
