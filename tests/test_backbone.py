@@ -76,22 +76,19 @@ def test_text_features_equal_clips_own_on_full_length_text(random_tiny):
 
 
 def test_text_is_encoded_once_for_the_same_weights_and_prompts(random_tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(tmp_path / "cache"))
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("DOMAINBED_CARFT_CACHE", str(cache))
     loaded = backbone.load(str(random_tiny))
     first = backbone.text_features(loaded, PROMPTS)
-    encoded = []
-    real = backbone._encode
-    monkeypatch.setattr(backbone, "_encode", lambda *a: encoded.append(a) or real(*a))
-
-    assert torch.equal(backbone.text_features(loaded, PROMPTS), first) and not encoded
-
-    backbone.text_features(loaded, [PROMPTS[0]])
-    backbone.text_features(loaded, [[PROMPTS[0][0]], [PROMPTS[0][1]]])  # same words, other shape
-    assert len(encoded) == 2
-
     torch.save(random_clip(seed=1, **TINY_SHAPE).state_dict(), tmp_path / "other.pt")
     other_features = backbone.text_features(backbone.load(str(tmp_path / "other.pt")), PROMPTS)
-    assert len(encoded) == 3 and not torch.equal(other_features, first)
+    assert not torch.equal(other_features, first)
+    backbone.text_features(loaded, [[PROMPTS[0][0]], [PROMPTS[0][1]]])
+    backbone.text_features(loaded, [PROMPTS[0]])  # the same words in another shape
+    assert len([*cache.rglob("*.pt")]) == 4
+
+    monkeypatch.setattr(loaded.model, "encode_text", None)  # nothing is encoded any more
+    assert torch.equal(backbone.text_features(loaded, PROMPTS), first)
 
 
 def test_an_unwritable_text_cache_is_no_error(random_tiny, tmp_path, monkeypatch):
@@ -115,14 +112,12 @@ def test_a_failed_download_names_the_file_and_where_to_put_it(tmp_path, monkeypa
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(clip, "load", offline)
-
-    with pytest.raises(CarftError) as caught:
+    with pytest.raises(CarftError, match="no network") as caught:
         backbone.load("ViT-B/16")
 
     message = str(caught.value)
     assert str(tmp_path / ".cache" / "clip" / "ViT-B-16.pt") in message
-    assert openai.OPENAI_WEIGHTS["ViT-B/16"][1] in message and "no network" in message
-    assert not list((tmp_path / ".cache" / "clip").iterdir())
+    assert openai.OPENAI_WEIGHTS["ViT-B/16"][1] in message
 
 
 def test_other_weights_under_a_published_name_are_refused(tmp_path, monkeypatch, random_tiny):
@@ -134,23 +129,18 @@ def test_other_weights_under_a_published_name_are_refused(tmp_path, monkeypatch,
         backbone.load("ViT-B/16")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_a_file_that_is_no_clip_is_refused_by_name(tmp_path):
+    path = tmp_path / "weights.pt"
+    for content, message in (
         (b"not weights", "is cut off, or holds"),
         ({"state_dict": {}, "epoch": 3}, "not a CLIP in OpenAI's format"),
-    ],
-)
-def test_files_that_are_not_clip_are_refused_by_name(tmp_path, content, message):
-    path = tmp_path / "weights.pt"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(content, path)
-
-    with pytest.raises(CarftError, match=message) as caught:
-        backbone.load(str(path))
-    assert str(path) in str(caught.value)
+    ):
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
+        with pytest.raises(CarftError, match=rf"{path}.* {message}"):
+            backbone.load(str(path))
 
 
 def test_a_prompt_that_is_too_long_is_refused_by_name(random_tiny):

@@ -1,7 +1,5 @@
 """`domainbed_carft.build`: an algorithm for a training loop of one's own."""
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
@@ -159,12 +157,6 @@ def test_what_is_no_list_of_minibatches_is_refused(minibatches, message):
     with pytest.raises(CarftError, match=message):
         algorithm.update(minibatches)
     assert algorithm.steps_taken == 0
-
-
-def test_the_example_of_the_docstring():
-    from domainbed_carft.method import build as module
-
-    assert doctest.testmod(module) == doctest.TestResults(failed=0, attempted=2)
 
 
 def test_the_hparams_of_a_registry_build():
