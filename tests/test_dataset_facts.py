@@ -45,30 +45,13 @@ def test_all_facts_that_hparams_demand_in_vain_are_listed_at_once(random_tiny):
         assert f"or omit {name}" in problem
 
 
-class Configuration:
-    """The hparams of a fork: keys and items, and no more."""
-
-    def __init__(self, values):
-        self.values = values
-
-    def keys(self):
-        return self.values.keys()
-
-    def __getitem__(self, name):
-        return self.values[name]
-
-    def __setitem__(self, name, value):
-        self.values[name] = value
-
-
 def test_in_a_foreign_host_the_constructor_adds_one_key(random_tiny):
-    before = settings(random_tiny)
-    configuration = Configuration(dict(before))
+    hparams = settings(random_tiny)
     in_checkout = foreign_jobs.in_foreign_host(algorithms.CARFT, "domainbed.algorithms")
 
-    algorithm = in_checkout((3, 28, 28), 3, 2, configuration)
+    algorithm = in_checkout((3, 28, 28), 3, 2, hparams)
 
-    assert configuration.values == {**before, "facts": algorithm.recorded_facts()}
+    assert hparams == {**settings(random_tiny), "facts": algorithm.recorded_facts()}
     assert same_state(algorithm, make(random_tiny))
     assert (in_checkout.__name__, in_checkout.__module__) == ("CARFT", "domainbed.algorithms")
 

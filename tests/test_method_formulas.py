@@ -101,10 +101,6 @@ def clipood(it):
     return cross_entropy(it.s * (it.f @ it.t.T + head_start), it.y)
 
 
-def wise_ft(it):
-    return it.ce(it.f)
-
-
 def lp_ft(it):
     is_first_phase = it.algorithm.steps_taken < it.algorithm.hparams["lp_steps"]
     return it.ce(it.f_0 if is_first_phase else it.f)
@@ -214,7 +210,6 @@ LOSSES = {
     "CLIPFineTune": fine_tuning,
     "CLIPLinearProbe": linear_probe,
     "CLIPood": clipood,
-    "CLIPWiSEFT": wise_ft,
     "CLIPLPFT": lp_ft,
     "CLIPL2SP": l2_sp,
     "CLIPFeatureDistillation": feature_distillation,
@@ -248,6 +243,14 @@ def test_the_loss_that_trains_is_the_formula_of_the_page(random_tiny, name, over
         torch.manual_seed(5)
         loss = algorithm.update(minibatches(seed))["loss"]
         assert loss == pytest.approx(expected, rel=1e-5), f"step {seed}"
+
+
+@pytest.mark.parametrize("name", ["CARFT", "CLIPZeroShot", "FLYP", "CLIPLoRA"])
+def test_a_new_algorithm_predicts_as_zero_shot_clip(random_tiny, name):
+    it = Symbols(make(random_tiny, name), seed=0)
+    x = torch.cat([x for x, _ in minibatches(0)])
+    expected = it.s * it.f_0 @ it.t.T
+    torch.testing.assert_close(it.algorithm.predict(x).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def weights_of_teacher(algorithm):

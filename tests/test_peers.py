@@ -26,35 +26,21 @@ def logits(algorithm):
     return class_logits
 
 
-def test_a_folded_head_starts_the_same_and_hardly_moves(random_tiny):
-    folded, outside = (make(random_tiny, head_scale=scale) for scale in ("folded", "outside"))
-    torch.testing.assert_close(logits(folded), logits(outside))
-
-    starts = [a.head.weight.detach().clone() for a in (folded, outside)]
-    moved = []
-    for algorithm, start in zip((folded, outside), starts):
-        train(algorithm, 3)
-        moved.append(((algorithm.head.weight - start).norm() / start.norm()).item())
-
-    scale = float(outside.logit_scale)
-    assert moved[1] / moved[0] == pytest.approx(scale, rel=0.3)
-    assert folded.head.bias.abs().sum() > 0 and outside.head.bias.abs().sum() == 0
-
-
-@pytest.mark.parametrize("overrides", [{"algorithm": "CLIPLinearProbe"}, {"head_init": "random"}])
-def test_heads_that_must_move_keep_the_scale_outside(random_tiny, overrides):
-    algorithm = make(random_tiny, head_scale="folded", **overrides)
-    assert float(algorithm.head_factor) == pytest.approx(float(algorithm.logit_scale))
-
-
-@pytest.mark.parametrize("term", ["sp", "fd", "ldifs", "lipsum", "miro"])
-def test_algorithms_that_train_the_encoder_take_any_penalty(random_tiny, term):
-    weights = {f"{term}_weight": 0.5}
-    measured = train(make(random_tiny, **weights), 2)[1]
-    parts = measured["loss_ce"] + measured["loss_kl"] + 0.5 * measured[f"loss_{term}"]
-    assert measured["loss"] == pytest.approx(parts, rel=1e-5)
-    for name in ("CLIPLinearProbe", "FLYP"):
-        assert f"loss_{term}" not in make(random_tiny, name, **weights).update(minibatches())
+@pytest.mark.parametrize(
+    ("name", "overrides", "is_folded"),
+    [
+        ("CARFT", {}, True),
+        ("CARFT", {"head_scale": "outside"}, False),
+        ("CARFT", {"head_init": "random"}, False),
+        ("CLIPLinearProbe", {}, False),
+    ],
+)
+def test_a_head_that_contains_the_scale_trains_its_bias(random_tiny, name, overrides, is_folded):
+    algorithm = make(random_tiny, name, **overrides)
+    factor = 1.0 if is_folded else float(algorithm.logit_scale)
+    assert float(algorithm.head_factor) == pytest.approx(factor)
+    train(algorithm, 1)
+    assert bool(algorithm.head.bias.abs().sum() > 0) == is_folded
 
 
 def test_linear_probing_moves_the_head_first_and_then_all_at_a_new_warm_up(random_tiny):
@@ -96,10 +82,6 @@ def test_what_predicts_and_is_saved_is_the_average_towards_the_original(random_t
     state = algorithm.state_dict()
     for name, tensor in mixed.items():
         torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-7)
-
-    twin.load_state_dict(state)
-    torch.testing.assert_close(logits(algorithm), logits(twin))
-    assert not torch.equal(logits(algorithm), algorithm.eval()(PICTURES))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

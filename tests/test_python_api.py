@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_checkout import REPO, run_python
 from PIL import Image
-from runs_jobs import by_split, carft, evaluated
+from runs_jobs import carft
 
 import domainbed_carft
 from domainbed_carft.errors import CarftError
@@ -180,14 +180,6 @@ def test_pictures_that_cannot_be_predicted_are_refused(run, pictures, message):
         run.predict(pictures)
 
 
-def test_evaluate_gives_the_document_of_the_command(pets, run, capsys):
-    expected = evaluated(capsys, pets / "CARFT")
-    for argument in (run, os.fspath(pets / "CARFT")):
-        options = {"device": "cpu", "workers": 0, "data_dir": pets / "my pets"}
-        evaluation = domainbed_carft.evaluate(argument, **options)
-        assert json.loads(json.dumps(evaluation.as_dict())) == expected
-
-
 def test_wise_ft_writes_only_into_its_output_and_leaves_the_run_as_it_was(pets, run, tmp_path):
     before = {name: t.clone() for name, t in run.algorithm.state_dict().items()}
     result = domainbed_carft.wise_ft(run, [1, 0.5], workers=0)
@@ -200,15 +192,3 @@ def test_wise_ft_writes_only_into_its_output_and_leaves_the_run_as_it_was(pets, 
     assert json.loads((folder / "wise_ft.json").read_text()) == result.as_dict()
     half = domainbed_carft.load_run(folder / "model_alpha_0.50.pkl", device="cpu")
     assert half.alpha == 0.5 and half.device == run.device
-
-
-def test_soup_and_export_take_loaded_runs_and_paths(pets, run, tmp_path, capsys):
-    soups = domainbed_carft.soup([run, pets / "CLIPLinearProbe"], output=tmp_path, device="cpu")
-    document = json.loads((tmp_path / "soup.json").read_text())
-    assert document == soups.as_dict()
-    greedy = tmp_path / "model_soup_greedy.pkl"
-    assert by_split(evaluated(capsys, greedy)) == soups.greedy.accuracies.splits
-
-    files = domainbed_carft.export(greedy, tmp_path / "clip.pt")
-    assert all(path.exists() for path in files.paths)
-    assert files.as_dict()["card"] == str(tmp_path / "clip.json")

@@ -124,22 +124,3 @@ def test_the_original_in_bf16_equals_autocasts(kind, random_tiny, tmp_path):
     rounded_bytes = sum(p.nbytes for p in rounded.encoder.parameters())
     exact_bytes = sum(p.nbytes for p in exact.encoder.parameters())
     assert rounded_bytes < 0.75 * exact_bytes  # small ones have few matrices
-
-
-def test_a_state_of_a_fused_gpu_optimizer_resumes_on_cpu(random_tiny):
-    first = make(random_tiny)
-    second = make(random_tiny)
-    train(first, 2)
-    state = copy.deepcopy(first.optimizer.state_dict())
-
-    assert all(group["fused"] is None for group in state["param_groups"])
-
-    for group in state["param_groups"]:
-        group["fused"] = True
-    second.load_state_dict(first.state_dict())
-    second.optimizer.load_state_dict(state)
-    second.scheduler.load_state_dict(first.scheduler.state_dict())
-    second.steps_taken = first.steps_taken
-
-    assert first.update(minibatches(7)) == second.update(minibatches(7))
-    assert same_state(first, second)

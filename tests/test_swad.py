@@ -11,7 +11,6 @@ from test_algorithms import make, minibatches, reopened, same_state
 from test_peers import logits
 
 from domainbed_carft.method.averages import LossValley
-from domainbed_carft.sweep import costs, declaration_file
 
 # The loss valley
 
@@ -184,20 +183,6 @@ def test_a_resumed_run_is_the_same_to_the_bit(random_tiny, stop):
 
     assert same_state(resumed, undisturbed)
     assert all(map(torch.equal, resumed.parameters(), undisturbed.parameters()))
-
-
-# Tables and costs
-
-
-def test_a_dry_run_counts_the_out_splits_that_are_read_twice(tmp_path):
-    def evaluated(average):
-        text = f"name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\nhparams: {{average: {average}}}\n"
-        declaration = declaration_file.parse(text, "x.yaml")
-        job = declaration.jobs("D", tmp_path)[0]  # leaves out the first environment, of 2,048
-        return costs.job_cost(job, declaration.facts["PACS"]).evaluated
-
-    n_checkpoints = 18  # of 5,001 steps, every 300 and at the last one
-    assert evaluated("swad") - evaluated("ema") == n_checkpoints * (468 + 334 + 785)
 
 
 @pytest.mark.parametrize("method", ["training-domain", "leave-one-domain-out"])
