@@ -14,8 +14,8 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # What meets torch and the interpreter most, for `make test-oldest`.
 OLDEST := python3.10
 OLDEST_TESTS := tests/harness $(wildcard tests/test_runs_*.py) \
-  $(addprefix tests/test_,$(addsuffix .py,algorithms arguments backbone hparams objective \
-  checkouts dataset_facts devices plugin prompts step training weights))
+  $(addprefix tests/test_,$(addsuffix .py,algorithms arguments backbone hparams method_formulas \
+  objective checkouts dataset_facts devices plugin prompts step training weights))
 
 # What computes in floating point, for `make test-processors`.
 NUMERICAL_TESTS := $(addprefix tests/test_,$(addsuffix .py,algorithms backbone lora \

@@ -139,20 +139,6 @@ def test_each_algorithm_trains_its_own_parameters_only(random_tiny, name, traine
     assert torch.equal(before["head.weight"], zero_shot_head) == ("head" not in trained_parts)
 
 
-def test_the_original_is_frozen_in_eval_mode_and_not_part_of_the_module(random_tiny):
-    algorithm = make(random_tiny)
-    original = algorithm.original.encoder
-    before = {k: v.clone() for k, v in original.state_dict().items()}
-    algorithm.train()
-    train(algorithm, 5)
-
-    assert all(torch.equal(before[k], v) for k, v in original.state_dict().items())
-    assert not original.training and algorithm.encoder.training
-    parameters = {id(p) for p in algorithm.parameters()}
-    assert not parameters & {id(p) for p in original.parameters()}
-    assert parameters == {id(p) for g in algorithm.optimizer.param_groups for p in g["params"]}
-
-
 @pytest.mark.parametrize("name", ["CARFT", "FLYP", "CLIPLoRA", "CLIPLinearProbe"])
 def test_a_saved_run_predicts_without_the_clip_it_started_from(name, random_tiny, tmp_path):
     weights = shutil.copy(random_tiny, tmp_path / "weights.pt")

@@ -155,6 +155,11 @@ def test_what_is_no_list_of_minibatches_is_refused(minibatches, message):
     assert algorithm.steps_taken == 0
 
 
+def test_an_update_without_labels_is_refused():
+    with pytest.raises(CarftError, match=r"\['x'\]; expected update\(minibatches\)"):
+        build(steps=2).update(x=[IMAGES])
+
+
 def test_the_hparams_of_a_registry_build():
     of_registry = hparams_registry.default_hparams("CARFT", "EmojiStyles")
     assert build(hparams=of_registry).hparams["total_steps"] == of_registry["total_steps"]

@@ -13,6 +13,30 @@ from fake_checkout import run_python, write_checkout
 from domainbed_carft.method import algorithms
 from domainbed_carft.sweep import costs, declaration_file
 
+# On a benchmark, what a method has otherwise than fine-tuning; most of it is published.
+PUBLISHED = {
+    "CARFT": {"lr": 5e-6, "weight_decay": 0.1, "kl_weight": 1.0, "warmup_steps": 0},
+    "CLIPLinearProbe": {"lr": 5e-5},
+    "CLIPood": {"average": "beta", "beta": 0.5, "margin": 0.3},
+    "CLIPWiSEFT": {"wise_alpha": 0.5},
+    "CLIPLPFT": {"lp_steps": 500},
+    "CLIPL2SP": {"sp_weight": 0.5, "weight_decay": 0.0},
+    "CLIPFeatureDistillation": {"fd_weight": 1.0},
+    "LDIFS": {"ldifs_weight": 10.0, "ldifs_axis": "channel"},
+    "LipsumFT": {"lipsum_weight": 1.0, "weight_decay": 0.0},
+    "CLIPMIRO": {"miro_weight": 1.0, "weight_decay": 0.0},
+    "FLYP": {"flyp_targets": "same-class"},
+    "CaRot": {"lr": 1e-5, "carot_distillation": 1.5, "carot_orthogonality": 0.2},
+    "CLIPLoRA": {"lr": 2e-4, "weight_decay": 0.01, "lora_rank": 2, "lora_dropout": 0.25},
+    "StarFT": {"kl_weight": 0.5, "starft_rows": "other-captions"},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_method_has_the_defaults_of_its_recipe(name):
+    values = algorithms.hparam_values(name, "PACS")
+    assert {key: values[key] for key in PUBLISHED[name]} == PUBLISHED[name]
+
 
 def test_defaults_and_draws_on_our_harness_equal_those_on_upstream():
     golden = Path(__file__).parent / "golden" / "upstream" / "hparams_carft.json"

@@ -7,7 +7,6 @@ import torch
 from test_algorithms import make, minibatches, reopened
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.method import averages
 from domainbed_carft.method.lora import LoRA, merged_weights
 
 RANK = 2
@@ -54,14 +53,6 @@ def test_attention_computes_with_w_plus_scaled_b_a_in_float64(encoder):
         torch.testing.assert_close(layer.down.grad[index], up.T @ scaled, rtol=1e-9, atol=1e-9)
 
 
-def test_merged_weights_predict_what_training_computes(encoder):
-    pictures = torch.randn(3, 3, encoder.input_resolution, encoder.input_resolution)
-    lora = adapted(encoder)
-    trained_on = encoder.train()(pictures)
-    lora.merge(encoder)
-    torch.testing.assert_close(encoder.eval()(pictures), trained_on, rtol=1e-4, atol=1e-5)
-
-
 def test_dropout_acts_on_the_input_of_the_factors_alone(encoder):
     lora = adapted(encoder, dropout=0.25)
     layer = lora.layers[0]
@@ -72,7 +63,7 @@ def test_dropout_acts_on_the_input_of_the_factors_alone(encoder):
 
     # Each input is dropped with the rate, and scaled up so that the mean stays.
     torch.testing.assert_close(change.mean(0), expected[0], rtol=0, atol=0.02)
-    assert change.std(0).min() > 0
+    assert change.std(0).min() > 0 and lora.has_dropout()
     parts = change.chunk(3, dim=1)
     assert not torch.allclose(parts[0].sum(1) - parts[0].sum(1).mean(), parts[1].sum(1))
 
@@ -103,22 +94,6 @@ def test_what_the_factors_add_has_the_scale_of_the_hparams(random_tiny, hparams,
         expected = original.double() + scale * added
         torch.testing.assert_close(weight.double(), expected, rtol=1e-5, atol=1e-6)
         assert added.abs().max() > 1e-4
-
-
-@pytest.mark.parametrize("average", ["none", "ema"])
-def test_averages_and_wise_ft_are_those_of_the_merged_weights(random_tiny, average):
-    hparams = {**JOB, "average": average, "wise_alpha": 0.5, "total_steps": 3}
-    algorithm = make(random_tiny, "CARFT", **hparams)
-    weight = merged_weights(algorithm.encoder)[0]
-    start = weight.detach().double().clone()
-    mean = start.clone()
-    for step in range(1, 4):
-        algorithm.update(minibatches(step))
-        share = averages.share(step, algorithm.hparams) if average != "none" else 1.0
-        mean += share * (weight.detach().double() - mean)
-
-    actual = algorithm.state_dict()["encoder.transformer.resblocks.0.attn.in_proj_weight"]
-    torch.testing.assert_close(actual.double(), (start + mean) / 2, rtol=1e-5, atol=1e-6)
 
 
 def test_a_saved_run_has_no_factors_and_one_from_before_lora_and_swad_opens(random_tiny, tmp_path):

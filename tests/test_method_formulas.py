@@ -87,13 +87,11 @@ def carft(it):
 
 
 def fine_tuning(it):
-    h, b = it.algorithm.head.weight.double(), it.algorithm.head.bias.double()
-    logits = [[f @ h[k] + b[k] for k in range(len(CLASSES))] for f in it.f]
-    return -sum(torch.stack(row).softmax(0)[y].log() for row, y in zip(logits, it.y)) / it.N
+    return it.ce(it.f)
 
 
 def linear_probe(it):
-    return cross_entropy(it.s * it.f_0 @ it.algorithm.head.weight.double().T, it.y)
+    return it.ce(it.f_0)
 
 
 def clipood(it):

@@ -290,6 +290,12 @@ def test_a_file_that_cannot_be_used_is_named_with_its_problem(
     assert problem.startswith(f"{folder}/other.py") and BROKEN[text] in problem
 
 
+def test_a_file_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(own_methods.VARIABLE, str(tmp_path / "missing.py"))
+    (problem,) = load(SHIPPED).problems
+    assert problem.startswith(f"{own_methods.VARIABLE} names {tmp_path}/missing.py, which cannot")
+
+
 def test_a_method_with_the_name_of_the_hosts_is_an_error_before_a_job_starts(folder: Path) -> None:
     (folder / "anchor.py").write_text(f"{HEAD}class ERM(CLIPFineTune):\n    pass")
     done = python(folder, *TRAIN, "--dataset", "./Pets", "--algorithm", "CARFT", "--steps", "2")

@@ -1,13 +1,11 @@
 """SWAD: which segments its final mean has, what predicts, what is saved, where it is refused."""
 
-import copy
 import random
 
 import collect_sweeps
 import pytest
 import torch
-from domainbed.lib import algorithm_state
-from test_algorithms import make, minibatches, reopened, same_state
+from test_algorithms import make, minibatches
 from test_peers import logits
 
 from domainbed_carft.method.averages import LossValley
@@ -51,25 +49,8 @@ def joining(losses, converge, tolerance, ratio):
     return joined or [first]
 
 
-def valley_after(losses, converge=3, tolerance=6, ratio=0.3):
-    """Our valley after these losses; the weights of segment i are 1 at i and 0 elsewhere."""
-    valley = LossValley(converge, tolerance, ratio)
-    for weights, loss in zip(torch.eye(len(losses), dtype=torch.float64), losses):
-        valley.add(loss, {"w": weights})
-    return valley
-
-
-def shares(valley):
-    """How much each segment counts."""
-    return valley.chosen()["w"].tolist()
-
-
-def expected_shares(losses, *settings):
-    joined = joining(losses, *settings)
-    return [joined.count(i) / len(joined) for i in range(len(losses))]
-
-
 def test_the_mean_is_that_of_a_simulation_on_random_curves():
+    """The weights of segment i are 1 at i and 0 elsewhere, so their mean counts the segments."""
     chance = random.Random(0)
     n_dead = 0
     for _ in range(300):
@@ -77,8 +58,13 @@ def test_the_mean_is_that_of_a_simulation_on_random_curves():
         lowest = chance.randrange(length)
         losses = [0.2 + 0.02 * abs(i - lowest) + 0.1 * chance.random() for i in range(length)]
         settings = chance.randint(1, 5), chance.randint(1, 8), chance.choice([0, 0.1, 0.3])
-        valley = valley_after(losses, *settings)
-        assert shares(valley) == pytest.approx(expected_shares(losses, *settings)), losses
+        valley = LossValley(*settings)
+        for weights, loss in zip(torch.eye(length, dtype=torch.float64), losses):
+            valley.add(loss, {"w": weights})
+
+        joined = joining(losses, *settings)
+        expected = [joined.count(i) / len(joined) for i in range(length)]
+        assert valley.chosen()["w"].tolist() == pytest.approx(expected), losses
         n_dead += valley.is_dead
     assert 20 < n_dead < 280
 
@@ -106,7 +92,7 @@ def train_with_checkpoints(algorithm, steps):
         ({"wise_alpha": 0.3, "lora_rank": 2, "lr": 1e-2}, 10),
     ],
 )
-def test_what_predicts_and_is_saved_is_swads_choice_in_float64(random_tiny, tmp_path, hparams, end):
+def test_what_predicts_and_is_saved_is_swads_choice_in_float64(random_tiny, hparams, end):
     algorithm = make(random_tiny, **JOB, **hparams)
     twin = make(random_tiny, **hparams | {"wise_alpha": 1.0})
     names = [name for name, _ in twin.named_parameters() if not name.startswith("lora.")]
@@ -131,11 +117,6 @@ def test_what_predicts_and_is_saved_is_swads_choice_in_float64(random_tiny, tmp_
         mean = sum(means[i][name] for i in joined) / len(joined)
         expected = original + hparams.get("wise_alpha", 1.0) * (mean - original)
         torch.testing.assert_close(state[name].double(), expected, rtol=1e-5, atol=1e-7)
-
-    for parameter, twin_parameter in zip(algorithm.parameters(), twin.parameters()):
-        assert torch.equal(parameter, twin_parameter)  # what is trained knows nothing of it
-    run = reopened(algorithm, tmp_path)
-    assert all(torch.equal(run.algorithm.state_dict()[name], state[name]) for name in start)
 
 
 @pytest.mark.parametrize("name", ["CARFT", "FLYP"])
@@ -168,21 +149,13 @@ def test_the_probing_phase_has_no_segments(random_tiny):
     assert torch.equal(logits(algorithm), logits(twin))
 
 
-@pytest.mark.parametrize("stop", [2, 3, 9])
-def test_a_resumed_run_is_the_same_to_the_bit(random_tiny, stop):
-    """Also where it stops after the loss was handed over, and gets it once more."""
-    hparams = {**JOB, "wise_alpha": 0.4}
-    undisturbed, stopped, resumed = (make(random_tiny, **hparams) for _ in range(3))
-    structure = algorithm_state.structure(stopped)
-    train_with_checkpoints(undisturbed, range(1, 11))
-    train_with_checkpoints(stopped, range(1, stop + 1))
-    algorithm_state.restore(resumed, copy.deepcopy(algorithm_state.capture(stopped, structure)))
-    if stop in CHECKPOINTS:
-        resumed.at_checkpoint(CHECKPOINTS[stop])
-    train_with_checkpoints(resumed, range(stop + 1, 11))
-
-    assert same_state(resumed, undisturbed)
-    assert all(map(torch.equal, resumed.parameters(), undisturbed.parameters()))
+def test_a_checkpoint_that_comes_again_changes_nothing(random_tiny):
+    """As where a job resumes in one."""
+    algorithm = make(random_tiny, **JOB)
+    train_with_checkpoints(algorithm, range(1, 6))
+    before = logits(algorithm)
+    algorithm.at_checkpoint(CHECKPOINTS[5])
+    assert torch.equal(logits(algorithm), before)
 
 
 @pytest.mark.parametrize("method", ["training-domain", "leave-one-domain-out"])
