@@ -190,10 +190,6 @@ def test_a_checkout_trains_it(folder: Path) -> None:
     assert record["loss_anchor"] > 0 and record["hparams"]["anchor_weight"] == 0.5
     assert record["hparams"]["facts"]["method_digest"] == digest(folder / "anchor.py")
 
-    refused = python(root, *TRAIN, *words, methods="missing.py")
-    assert refused.returncode == 1
-    assert refused.stderr.startswith(f"domainbed-carft: {own_methods.VARIABLE} names {root}/missin")
-
 
 @pytest.mark.slow
 def test_a_declared_sweep_over_its_weight_runs_by_the_pool(folder: Path) -> None:
@@ -337,17 +333,14 @@ def test_styles_and_rows_are_read_from_source_that_is_not_run(
 ) -> None:
     file = tmp_path / "anchor.py"
     file.write_text(f"raise SystemExit\n{METHOD}")
-    names = ["CLIPLinearProbe", "CLIPPlain", "CLIPAnchor", "CLIPFineTune"]
-    neutral = styles_of(["CLIPPlain"])["CLIPPlain"]
-
-    assert styles_of(["CLIPAnchor"])["CLIPAnchor"] == neutral
+    neutral = styles_of(["CLIPAnchor"])["CLIPAnchor"]
     monkeypatch.setenv(own_methods.VARIABLE, f"{file}:{tmp_path / 'missing.py'}")
     styles = styles_of(["CLIPAnchor", "CLIPPlain", "CARFT"])
     assert styles["CLIPAnchor"].colour == "#123456" and styles["CLIPAnchor"].row == 2.5
     assert styles["CLIPPlain"] == neutral
     assert styles["CARFT"] == SHIPPED["CARFT"].style
     expected = ["CLIPFineTune", "CLIPAnchor", "CLIPLinearProbe", "CLIPPlain"]
-    assert rows.ordered_rows(names) == expected
+    assert rows.ordered_rows(sorted(expected)) == expected
 
 
 def test_launchers_give_jobs_absolute_paths(
