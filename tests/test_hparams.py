@@ -11,7 +11,6 @@ from domainbed.scripts import train
 from fake_checkout import run_python, write_checkout
 
 from domainbed_carft.method import algorithms
-from domainbed_carft.sweep import costs, declaration_file
 
 # On a benchmark, what a method has otherwise than fine-tuning; most of it is published.
 PUBLISHED = {
@@ -110,15 +109,6 @@ def test_hparams_that_an_algorithm_does_not_read_are_named(algorithm, unread):
     names = ["kl_weight", "sp_weight", "kl_direction", "lr", "batch_size", "clip_digest"]
     names += ["data_augmentation", "shots"]
     assert preparation.unread_hparams(args, dict.fromkeys(names)) == unread
-
-
-def test_costs_use_tinys_batch_size_and_job_identities_stay(tmp_path):
-    text = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\ntrials: 1\nsteps: 10\n"
-    declaration = declaration_file.parse(text + "hparams: {clip_backbone: tiny}\n", "x.yaml")
-    job = declaration.jobs("D", tmp_path)[0]
-
-    assert job.args["hparams"] == '{"clip_backbone": "tiny"}'
-    assert costs.job_cost(job, declaration.facts["PACS"]).trained == 10 * 16 * 3
 
 
 @pytest.mark.slow
