@@ -81,9 +81,8 @@ TRAIN += ["--hparams", HPARAMS]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the file anchor.py, and images in Pets."""
+    """A folder with the file anchor.py."""
     (tmp_path / "anchor.py").write_text(METHOD)
-    write_pictures(tmp_path / "Pets")
     return tmp_path
 
 
@@ -166,6 +165,7 @@ for stop_at, method.method_digest in (("1", digest), ("-1", 64 * "f"), ("-1", di
 
 
 def test_the_harness_trains_it_and_resumes_with_the_same_file_alone(folder: Path) -> None:
+    write_pictures(folder / "Pets")
     words = "--dataset ./Pets --algorithm CLIPAnchor --steps 2 --workers 0".split()
     done = python(folder, "-c", STOP_AND_RESUME, *TRAIN[2:], *words)
     statuses = [line for line in done.stdout.splitlines() if line in ("75", "2", "0")]
@@ -182,6 +182,7 @@ def test_the_harness_trains_it_and_resumes_with_the_same_file_alone(folder: Path
 
 @pytest.mark.slow
 def test_a_checkout_trains_it(folder: Path) -> None:
+    write_pictures(folder / "Pets")
     root = write_checkout(folder / "checkout", "classic")
     words = "--dataset Pets --data_dir .. --algorithm CLIPAnchor --steps 2".split()
     done = python(root, *TRAIN, *words, methods="../anchor.py")
@@ -294,7 +295,7 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_method_with_the_name_of_the_hosts_is_an_error_before_a_job_starts(folder: Path) -> None:
     (folder / "anchor.py").write_text(f"{HEAD}class ERM(CLIPFineTune):\n    pass")
-    done = python(folder, *TRAIN, "--dataset", "./Pets", "--algorithm", "CARFT", "--steps", "2")
+    done = python(folder, *TRAIN, "--dataset", "EmojiStyles", "--algorithm", "CARFT")
     assert done.returncode == 2
     assert f"{folder}/anchor.py: the name ERM is taken by domainbed.algorithms" in done.stderr
     assert "Traceback" not in done.stderr

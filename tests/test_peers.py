@@ -84,9 +84,6 @@ def test_what_predicts_and_is_saved_is_the_average_towards_the_original(random_t
         for name, parameter in twin.named_parameters():
             expected[name] += share * (parameter.detach() - expected[name])
 
-    for (name, parameter), twin_parameter in zip(algorithm.named_parameters(), twin.parameters()):
-        assert torch.equal(parameter, twin_parameter), name  # what is trained knows nothing of it
-
     mixed = {n: (1 - alpha) * start[n] + alpha * expected[n] for n in expected}
     state = algorithm.state_dict()
     for name, tensor in mixed.items():

@@ -188,5 +188,3 @@ def test_wise_ft_writes_only_into_its_output_and_leaves_the_run_as_it_was(pets, 
     written = domainbed_carft.wise_ft(run, [0.5, 1], output=folder, save=[0.5], workers=0)
     assert written.as_dict() == result.as_dict()
     assert json.loads((folder / "wise_ft.json").read_text()) == result.as_dict()
-    half = domainbed_carft.load_run(folder / "model_alpha_0.50.pkl", device="cpu")
-    assert half.alpha == 0.5 and half.device == run.device
