@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import domainbed
 import pytest
@@ -10,7 +11,9 @@ from domainbed.lib import checks, misc, preparation
 from domainbed.scripts import train
 from fake_checkout import run_python, write_checkout
 
+from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import algorithms
+from domainbed_carft.method.hparams import Conditions
 
 # On a benchmark, what a method has otherwise than fine-tuning; most of it is published.
 PUBLISHED = {
@@ -35,6 +38,38 @@ PUBLISHED = {
 def test_each_method_has_the_defaults_of_its_recipe(name):
     values = algorithms.hparam_values(name, "PACS")
     assert {key: values[key] for key in PUBLISHED[name]} == PUBLISHED[name]
+
+
+# The smallest and the largest value of the random search on a benchmark.
+RANGES = {
+    "lr": (1e-6, 10**-4.5),
+    "weight_decay": (1e-3, 1),
+    "batch_size": (8, 45),
+    "kl_weight": (0.1, 10),
+    "margin": (10**-1.3, 1),
+    "wise_alpha": (0.2, 0.9),
+    "sp_weight": (1e-3, 10),
+    "fd_weight": (0.1, 100),
+    "ldifs_weight": (1, 100),
+    "lipsum_weight": (0.1, 10),
+    "miro_weight": (0.01, 1),
+    "carot_distillation": (0.1, 10),
+    "carot_orthogonality": (0.01, 1),
+}
+TEN_TIMES_THE_RATE = ("CLIPLinearProbe", "CLIPLoRA")
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_each_hyperparameter_is_drawn_from_its_range(name):
+    smallest, largest = (
+        SimpleNamespace(uniform=lambda *ends, end=end: ends[end]) for end in (0, 1)
+    )
+    conditions = Conditions("PACS")
+    for hparam in getattr(algorithms, name).own_hparams().values():
+        if hparam.draw:
+            ends = [hparam.draw(drawn, conditions) for drawn in (smallest, largest)]
+            factor = 10 if name in TEN_TIMES_THE_RATE and hparam.name == "lr" else 1
+            assert ends == pytest.approx([factor * end for end in RANGES[hparam.name]])
 
 
 def test_defaults_and_draws_on_our_harness_equal_those_on_upstream():
