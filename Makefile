@@ -14,12 +14,12 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # What meets torch and the interpreter most, for `make test-oldest`.
 OLDEST := python3.10
 OLDEST_TESTS := tests/harness $(wildcard tests/test_runs_*.py) \
-  $(addprefix tests/test_,$(addsuffix .py,algorithms arguments backbone hparams objective \
+  $(addprefix tests/test_,$(addsuffix .py,algorithms arguments backbone hparams method_formulas \
   checkouts dataset_facts devices plugin prompts step training weights))
 
 # What computes in floating point, for `make test-processors`.
 NUMERICAL_TESTS := $(addprefix tests/test_,$(addsuffix .py,algorithms backbone lora \
-  method_formulas objective own_methods peer_losses peers step swad))
+  method_formulas own_methods peers step swad))
 AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 
 # What an installation depends on. Sources are no part of it: it is an editable one.

@@ -4,19 +4,15 @@ import io
 import math
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from conftest import random_clip
-from domainbed.algorithms import Algorithm
-from PIL import Image
 from test_backbone import as_archive
 from torchvision import transforms
 
-from domainbed_carft.clips import backbone, openai
+from domainbed_carft.clips import openai
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
-from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import algorithms
 from domainbed_carft.pictures.clip_input import CLIPInput
 from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET
@@ -95,82 +91,12 @@ def reopened(algorithm, folder):
     return open_run(folder / "model.pkl")
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_each_algorithm_meets_domainbeds_contract(name, random_tiny):
-    algorithm = make(random_tiny, name)
-    assert isinstance(algorithm, Algorithm)
-    for values in train(algorithm, 3):
-        assert all(type(v) is float and math.isfinite(v) for v in values.values())
-        assert "loss" in values and ("loss_ce" in values or algorithm.trains_text)
-    assert algorithm.predict(torch.randn(4, 3, 28, 28)).shape == (4, 3)
-
-    algorithm.update(minibatches(), None)  # as DomainBed calls it
-    algorithm.update(minibatches(), unlabeled=[torch.zeros(1)])  # as domain adaptation does
-    with pytest.raises(CarftError, match=r"\['step', 'x'\]; expected update\(minibatches\)"):
-        algorithm.update(x=[], step=3)
-
-
-def test_carft_with_kl_weight_zero_equals_fine_tuning_to_the_bit(random_tiny):
-    carft = make(random_tiny, "CARFT", kl_weight=0.0)
-    plain = make(random_tiny, "CLIPFineTune")
-    assert train(carft, 6) == train(plain, 6)
-    assert same_state(carft, plain)
-    assert not same_state(make(random_tiny), plain)
-
-
-def test_loss_is_cross_entropy_plus_weighted_kl_of_the_two_encoders(random_tiny):
-    algorithm = make(random_tiny, kl_weight=2.5)
-    train(algorithm, 3)
-    batches = minibatches(9)
-    x, y = (torch.cat(part) for part in zip(*batches))
-    original = make(random_tiny)
-    with torch.no_grad():
-        logits, original_logits = (a.context_logits(a.features(x)) for a in (algorithm, original))
-        tuned_p, original_p = (z.double().softmax(dim=1) for z in (logits, original_logits))
-        kl = (original_p * (original_p.log() - tuned_p.log())).sum(dim=1).mean()
-        cross_entropy = torch.nn.functional.cross_entropy(algorithm.predict(x), y)
-        agreement = (original_p.argmax(1) == tuned_p.argmax(1)).float().mean()
-
-    values = algorithm.update(batches)
-    assert values["loss_ce"] == pytest.approx(float(cross_entropy), rel=1e-5)
-    # The step's float32 logits may be summed in another order: a few units in the last place, d.
-    # That moves the KL by |p - q|_1 d for either model, and |p - q|_1 <= sqrt(2 KL) (Pinsker).
-    d = 8 * torch.finfo(torch.float32).eps * float(logits.abs().max())
-    assert values["loss_kl"] == pytest.approx(float(kl), abs=2 * math.sqrt(2 * kl) * d)
-    assert values["loss"] == pytest.approx(values["loss_ce"] + 2.5 * values["loss_kl"], rel=1e-6)
-    assert values["context_agreement"] == pytest.approx(float(agreement))
-
-
 def test_carft_measures_drift_every_step_and_fine_tuning_every_few(random_tiny):
     assert all("loss_kl" in values for values in train(make(random_tiny), 4))
     measured = ["loss_kl" in v for v in train(make(random_tiny, "CLIPFineTune"), 5)]
     assert measured == [True, False, True, False, True]
     never = make(random_tiny, "CLIPFineTune", drift_every=0)
     assert never.original is None and "loss_kl" not in train(never, 1)[0]
-
-
-def test_the_initial_model_equals_clips_zero_shot_classifier(random_tiny):
-    """From a picture file, through CLIP's own preprocessing and through DomainBed's and ours."""
-    import clip
-
-    rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, size=(48, 48, 3), dtype=np.uint8))
-    loaded = backbone.load(str(random_tiny))
-    to_clip, to_domainbed = (
-        transforms.Compose([transforms.ToTensor(), transforms.Normalize(*normalisation)])
-        for normalisation in ((CLIP_MEAN, CLIP_STD), IMAGENET)
-    )
-    with torch.no_grad():
-        tokens = [clip.tokenize([c.format(k) for k in CLASSES]) for c in CONTEXTS]
-        text = torch.stack([loaded.model.encode_text(prompts) for prompts in tokens])
-        text = text / text.norm(dim=-1, keepdim=True)
-        head = text.mean(dim=0)
-        head = head / head.norm(dim=-1, keepdim=True)
-        feature = loaded.model.encode_image(to_clip(picture)[None])
-        expected = loaded.logit_scale * (feature / feature.norm()) @ head.T
-        for name in {*ALGORITHMS} - {"FDAlign"}:  # which needs more contexts
-            got = make(random_tiny, name).predict(to_domainbed(picture)[None])
-            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_pictures_are_resized_between_the_two_normalisations():
@@ -186,61 +112,45 @@ def test_pictures_are_resized_between_the_two_normalisations():
     torch.testing.assert_close(got, (small - clip_mean) / clip_std, rtol=1e-4, atol=1e-4)
 
 
-def test_each_algorithm_trains_its_own_parameters_only(random_tiny):
-    for name, moves in {
-        "CARFT": {"encoder", "head"},
-        "CLIPFineTune": {"encoder", "head"},
-        "CLIPLinearProbe": {"head"},
-        "CLIPZeroShot": set(),
-    }.items():
-        algorithm = make(random_tiny, name, head_init="random")
-        before = {k: v.clone() for k, v in algorithm.state_dict().items()}
-        algorithm.train()
-        train(algorithm, 4)
-        after = algorithm.state_dict()
+@pytest.mark.parametrize(
+    ("name", "trained_parts"),
+    [
+        ("CARFT", {"encoder", "head"}),
+        ("CLIPFineTune", {"encoder", "head"}),
+        ("CLIPood", {"encoder"}),
+        ("CLIPLoRA", {"encoder", "lora"}),
+        ("CLIPLinearProbe", {"head"}),
+        ("CLIPZeroShot", set()),
+    ],
+)
+def test_each_algorithm_trains_its_own_parameters_only(random_tiny, name, trained_parts):
+    algorithm = make(random_tiny, name, head_init="random")
+    before = {k: v.clone() for k, v in algorithm.state_dict().items()}
+    train(algorithm, 4)
+    after = algorithm.state_dict()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert {k.split(".")[0] for k in changed} == trained_parts
+    if name == "CLIPLoRA":
+        merged = {k for k in changed if k.startswith("encoder.")}
+        assert all(k.endswith("attn.in_proj_weight") for k in merged)
 
-        assert {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])} == moves
-        # One --hparams goes to all algorithms of a sweep: what is never trained stays zero-shot.
-        probe = make(random_tiny, "CLIPLinearProbe")
-        start = torch.equal(before["head.weight"], probe.head.weight)
-        assert start == (name == "CLIPZeroShot")
-
-
-def test_the_original_is_frozen_in_eval_mode_and_not_part_of_the_module(random_tiny):
-    algorithm = make(random_tiny)
-    before = {k: v.clone() for k, v in algorithm.original.encoder.state_dict().items()}
-    algorithm.train()
-    train(algorithm, 5)
-    original = algorithm.original.encoder
-
-    assert all(torch.equal(before[k], v) for k, v in original.state_dict().items())
-    assert not original.training and algorithm.encoder.training
-
-    parameters = {id(p) for p in algorithm.parameters()}
-    assert not parameters & {id(p) for p in original.parameters()}
-
-    optimised = {id(p) for g in algorithm.optimizer.param_groups for p in g["params"]}
-    assert optimised == parameters
-    assert algorithm.to("meta") is algorithm  # moved along, though it is no part
-    assert {p.device.type for p in original.parameters()} == {"meta"}
+    # One --hparams goes to all algorithms of a sweep: a head that is never trained stays zero-shot.
+    zero_shot_head = make(random_tiny, "CLIPZeroShot").head.weight
+    assert torch.equal(before["head.weight"], zero_shot_head) == ("head" not in trained_parts)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", ["CARFT", "FLYP", "CLIPLoRA", "CLIPLinearProbe"])
 def test_a_saved_run_predicts_without_the_clip_it_started_from(name, random_tiny, tmp_path):
     weights = shutil.copy(random_tiny, tmp_path / "weights.pt")
     algorithm = make(weights, name, average="ema")
     train(algorithm, 2)
-    algorithm.eval()
     weights.unlink()
     restored = reopened(algorithm, tmp_path).algorithm
 
-    assert type(restored).__name__ == name and not restored.training
-
     x = torch.randn(5, 3, 28, 28)
-    with torch.no_grad():
-        torch.testing.assert_close(restored.predict(x), algorithm.predict(x))
-        assert torch.equal(restored.context_weights, algorithm.context_weights)
-
+    assert type(restored).__name__ == name and not restored.training
+    torch.testing.assert_close(restored.predict(x), algorithm.eval().predict(x))
+    assert torch.equal(restored.context_weights, algorithm.context_weights)
     with pytest.raises(CarftError, match="can predict but not train"):
         restored.update(minibatches())
 
@@ -289,16 +199,6 @@ def test_gradients_are_clipped_to_grad_clip(random_tiny):
 
     assert norm(grad_clip=0.0) > 0.1
     assert norm(grad_clip=0.01) == pytest.approx(0.01, rel=1e-3)
-
-
-def test_building_an_algorithm_draws_no_global_random_numbers(random_tiny):
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    hparams = settings(random_tiny)
-    assert algorithms.CARFT.wanted_pictures(hparams) is None  # asked of the CLIP's file
-    build(algorithms.CARFT, (3, 28, 28), len(CLASSES), 2, hparams)
-    assert torch.equal(torch.rand(3), expected)
 
 
 VIT_B_16 = dict(

@@ -1,50 +1,75 @@
 """Defaults, draws and refusals of the hyperparameters."""
 
-import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import domainbed
 import pytest
 from domainbed import hparams_registry
 from domainbed.lib import checks, misc, preparation
 from domainbed.scripts import train
-from fake_checkout import run_python_with_torch, write_checkout
+from fake_checkout import run_python, write_checkout
 
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import algorithms
-from domainbed_carft.method.hparam_checks import job_problems
-from domainbed_carft.sweep import costs, declaration_file
+from domainbed_carft.method.hparams import Conditions
 
-SETS = ["EmojiStyles", "Debug28", "PACS", "VLCS", "OfficeHome", "TerraIncognita", "DomainNet"]
+# On a benchmark, what a method has otherwise than fine-tuning; most of it is published.
+PUBLISHED = {
+    "CARFT": {"lr": 5e-6, "weight_decay": 0.1, "kl_weight": 1.0, "warmup_steps": 0},
+    "CLIPLinearProbe": {"lr": 5e-5},
+    "CLIPood": {"average": "beta", "beta": 0.5, "margin": 0.3},
+    "CLIPWiSEFT": {"wise_alpha": 0.5},
+    "CLIPLPFT": {"lp_steps": 500},
+    "CLIPL2SP": {"sp_weight": 0.5, "weight_decay": 0.0},
+    "CLIPFeatureDistillation": {"fd_weight": 1.0},
+    "LDIFS": {"ldifs_weight": 10.0, "ldifs_axis": "channel"},
+    "LipsumFT": {"lipsum_weight": 1.0, "weight_decay": 0.0},
+    "CLIPMIRO": {"miro_weight": 1.0, "weight_decay": 0.0},
+    "FLYP": {"flyp_targets": "same-class"},
+    "CaRot": {"lr": 1e-5, "carot_distillation": 1.5, "carot_orthogonality": 0.2},
+    "CLIPLoRA": {"lr": 2e-4, "weight_decay": 0.01, "lora_rank": 2, "lora_dropout": 0.25},
+    "StarFT": {"kl_weight": 0.5, "starft_rows": "other-captions"},
+}
 
 
-@pytest.mark.parametrize("dataset", SETS)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_values_are_plain_valid_and_round_trip_through_json(algorithm, dataset):
-    algorithm_class = getattr(algorithms, algorithm)
-    for seed in (None, *range(5)):
-        values = algorithms.hparam_values(algorithm, dataset, seed)
-        assert all(type(v) in (int, float, bool, str) for v in values.values())
-        assert json.loads(json.dumps(values)) == values
-        assert job_problems(algorithm_class, (3, 8, 8), values) == []
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_method_has_the_defaults_of_its_recipe(name):
+    values = algorithms.hparam_values(name, "PACS")
+    assert {key: values[key] for key in PUBLISHED[name]} == PUBLISHED[name]
 
 
-def test_draws_are_seeded_in_range_and_independent():
-    draws = [algorithms.hparam_values("CARFT", "PACS", seed) for seed in range(50)]
+# The smallest and the largest value of the random search on a benchmark.
+RANGES = {
+    "lr": (1e-6, 10**-4.5),
+    "weight_decay": (1e-3, 1),
+    "batch_size": (8, 45),
+    "kl_weight": (0.1, 10),
+    "margin": (10**-1.3, 1),
+    "wise_alpha": (0.2, 0.9),
+    "sp_weight": (1e-3, 10),
+    "fd_weight": (0.1, 100),
+    "ldifs_weight": (1, 100),
+    "lipsum_weight": (0.1, 10),
+    "miro_weight": (0.01, 1),
+    "carot_distillation": (0.1, 10),
+    "carot_orthogonality": (0.01, 1),
+}
+TEN_TIMES_THE_RATE = ("CLIPLinearProbe", "CLIPLoRA")
 
-    assert len({d["lr"] for d in draws}) == 50
-    assert all(1e-6 <= d["lr"] <= 10**-4.5 for d in draws)
-    assert all(0.1 <= d["kl_weight"] <= 10 for d in draws)
-    assert all(8 <= d["batch_size"] <= 45 for d in draws)
 
-    # the generator of one name is DomainBed's: RandomState(md5(str((seed, name))) mod 2^31)
-    import hashlib
-
-    import numpy as np
-
-    seed = int(hashlib.md5(b"(7, 'lr')").hexdigest(), 16) % 2**31
-
-    assert draws[7]["lr"] == 10 ** np.random.RandomState(seed).uniform(-6, -4.5)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_each_hyperparameter_is_drawn_from_its_range(name):
+    smallest, largest = (
+        SimpleNamespace(uniform=lambda *ends, end=end: ends[end]) for end in (0, 1)
+    )
+    conditions = Conditions("PACS")
+    for hparam in getattr(algorithms, name).own_hparams().values():
+        if hparam.draw:
+            ends = [hparam.draw(drawn, conditions) for drawn in (smallest, largest)]
+            factor = 10 if name in TEN_TIMES_THE_RATE and hparam.name == "lr" else 1
+            assert ends == pytest.approx([factor * end for end in RANGES[hparam.name]])
 
 
 def test_defaults_and_draws_on_our_harness_equal_those_on_upstream():
@@ -121,61 +146,50 @@ def test_hparams_that_an_algorithm_does_not_read_are_named(algorithm, unread):
     assert preparation.unread_hparams(args, dict.fromkeys(names)) == unread
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_algorithm_refuses_an_unknown_direction_of_the_kl(algorithm):
-    given = {"kl_direction": "forward"}
-    (problem,) = checks.hparams_problems(given, algorithm, "EmojiStyles", None)
-    assert problem.startswith("kl_direction is 'forward', expected one of 'original||fine-tuned'")
-
-
-def test_costs_use_tinys_batch_size_and_job_identities_stay(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for domain, number in itertools.product("abc", "01"):
-        folder = tmp_path / "pets" / domain / number
-        folder.mkdir(parents=True)
-        (folder / "x.png").touch()
-
-    text = "name: x\ndatasets: [./pets]\nalgorithms: [CARFT]\ntrials: 1\nsteps: 10\n"
-    declaration = declaration_file.parse(text + "hparams: {clip_backbone: tiny}\n", "x.yaml")
-    job = declaration.jobs("D", tmp_path)[0]
-
-    assert job.args["hparams"] == '{"clip_backbone": "tiny"}'
-    assert costs.job_cost(job, declaration.facts["./pets"]).trained == 10 * 16 * 2
-
-
+@pytest.mark.slow
 def test_a_checkouts_job_names_once_the_hparams_to_add(tmp_path):
     code = """
-import json, sys
+import sys
 from domainbed import hparams_registry
-ask = hparams_registry.default_hparams
-print(json.dumps([ask("CARFT", sys.argv[1])["lr"], ask("CARFT", sys.argv[1])["batch_size"]]))
+for name in ("lr", "batch_size"):
+    print(hparams_registry.default_hparams("CARFT", sys.argv[1])[name])
 """
     root = write_checkout(tmp_path / "checkout", "classic")
-
-    def default_values(dataset, **overrides):
-        words = ["-c", code, dataset, "--hparams", json.dumps(overrides)]
-        done = run_python_with_torch(*words, cwd=root)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout), done.stderr
-
-    values, stderr = default_values("Pets", **TINY, kl_weight=3)
-
-    assert values == [5e-6, 32]  # a function of its arguments alone
-
     added = {**TINY, "kl_weight": 3, "lr": 3e-4, "batch_size": 16}
-    assert stderr.count(f"Run with --hparams '{json.dumps(added)}'") == 1
-    for dataset, overrides in (("Pets", added), ("EmojiStyles", TINY), ("Pets", {})):
-        assert default_values(dataset, **overrides)[1] == ""
+    for overrides, count in (({**TINY, "kl_weight": 3}, 1), (added, 0)):
+        done = run_python("-c", code, "Pets", "--hparams", json.dumps(overrides), cwd=root)
+        assert done.stdout.split() == ["5e-06", "32"], done.stderr  # by its arguments alone
+        assert done.stderr.count(f"Run with --hparams '{json.dumps(added)}'") == count
 
 
-def test_swad_is_refused_by_name_in_a_checkout(tmp_path):
+def test_swad_is_refused_by_name_in_a_checkout(monkeypatch):
     """Whose training hands no validation loss over."""
-    root = write_checkout(tmp_path / "checkout", "classic")
-    words = (
-        "-m domainbed.scripts.train --algorithm CARFT --dataset EmojiStyles --test_envs 1".split()
-    )
-    words += ["--output_dir", str(tmp_path / "job"), "--data_dir", str(tmp_path)]
-    done = run_python_with_torch(*words, "--hparams", '{"average": "swad"}', cwd=root)
-    assert done.returncode != 0
-    assert "average is 'swad', expected 'none', 'sma', 'ema' or 'beta' in this Dom" in done.stderr
-    assert "for SWAD train where domainbed is this package's own" in done.stderr
+    monkeypatch.setattr(domainbed, "IS_CARFT_HARNESS", False)
+    (problem,) = algorithms.CARFT.hparam_problems("PACS", {"average": "swad"})
+    assert "average is 'swad', expected 'none', 'sma', 'ema' or 'beta' in this Dom" in str(problem)
+
+
+# What the checks before a job know of it: its steps, the facts it may demand
+
+
+def problems(algorithm, hparams, steps=None):
+    return [*map(str, checks.hparams_problems(hparams, algorithm, "EmojiStyles", steps))]
+
+
+def test_facts_may_be_demanded_of_our_algorithms_only():
+    demands = {"data_edition": "unchecked", "prompts_digest": "0123456789abcdef"}
+    assert problems("CARFT", demands) == []
+    (problem, _) = problems("ERM", demands)
+    assert "no hyperparameter of ERM is called 'data_edition'" in problem
+
+
+def test_a_warm_up_has_to_fit_into_the_steps_of_the_job():
+    warm_up = {"warmup_steps": 110}  # the data set's own steps are 101
+    assert problems("CARFT", warm_up, steps=120) == []
+    (problem,) = problems("CARFT", warm_up)
+    assert "expected less than total_steps = 101" in problem
+    (problem,) = problems("CARFT", warm_up, steps=50)
+    assert "expected less than total_steps = 50" in problem
+
+    # A sweep has one warm-up for all its algorithms, and zero-shot CLIP takes a single step.
+    assert problems("CLIPZeroShot", {**warm_up, "average": "sma"}, steps=1) == []
