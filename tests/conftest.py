@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import gc
+import importlib
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
     from domainbed_carft.jobs.job import Job
     from domainbed_carft.runs.export import ExportedFiles
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 # Small models gain nothing from a second thread, and on a busy machine two that wait for each other
 # take ten times as long. Before torch is imported; sub-processes inherit it.
@@ -209,6 +214,40 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     from domainbed_carft.machine import devices
 
     return install(monkeypatch) if request.param == "stand-in" else devices.default_device()
+
+
+@pytest.fixture
+def carft(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `carft ARGUMENTS` in this process: ``carft("evaluate", folder, "--json").stdout``."""
+    from domainbed_carft import cli
+
+    return functools.partial(_run_main, capsys, cli.main)
+
+
+@pytest.fixture
+def script(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `python -m domainbed.scripts.NAME ARGUMENTS` in this process: ``script("train", ...)``.
+
+    Tests that assert on logs of a training read out.txt and err.txt, or the streams returned here.
+    """
+
+    def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        module = importlib.import_module(f"domainbed.scripts.{name}")
+        return _run_main(capsys, module.main, *arguments)
+
+    return run
+
+
+def _run_main(
+    capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], *arguments: object
+) -> subprocess.CompletedProcess[str]:
+    words = [str(argument) for argument in arguments]
+    capsys.readouterr()
+    try:
+        status = main(words)
+    except SystemExit as end:  # argparse's, for wrong arguments and --help
+        status = end.code if isinstance(end.code, int) else 1
+    return subprocess.CompletedProcess(words, status, *capsys.readouterr())
 
 
 @pytest.fixture(scope="session")
