@@ -8,7 +8,6 @@ import fcntl
 import functools
 import gc
 import importlib
-import json
 import os
 import shutil
 import signal
@@ -321,23 +320,13 @@ def built_once(
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a job that `domainbed.scripts.train` has run: CARFT on EmojiStyles.
 
-    Its rate is so high that the best step is not the last. It has a uda-split; of the training
-    environments only the out-splits are recorded.
+    It is unpacked, see trained_jobs.py. Its rate is so high that the best step is not the last. It
+    has a uda-split; of the training environments only the out-splits are recorded.
     """
-    return built_once(tmp_path_factory, "job", _train_on_emoji_styles) / "CARFT job"
+    import trained_jobs
 
-
-def _train_on_emoji_styles(parent: Path) -> None:
-    folder = parent / "CARFT job"
-    hparams = {"batch_size": 4, "warmup_steps": 0, "total_steps": 6, "lr": 0.003}
-    arguments = (
-        "--algorithm CARFT --dataset EmojiStyles --test_envs 0 --steps 4 --checkpoint_freq 3 "
-        "--seed 3 --workers 0 --uda_holdout_fraction 0.25 --skip_training_in_splits"
-    ).split()
-    arguments += ["--hparams", json.dumps(hparams), "--output_dir", str(folder)]
-
-    done = warm.run("-m", "domainbed.scripts.train", *arguments)
-    assert done.returncode == 0, done.stderr
+    unpack = functools.partial(trained_jobs.unpack, trained_jobs.ON_EMOJI_STYLES)
+    return built_once(tmp_path_factory, "job", unpack) / trained_jobs.ON_EMOJI_STYLES
 
 
 @pytest.fixture(scope="session")
@@ -351,15 +340,9 @@ def files(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedFi
 @pytest.fixture(scope="session")
 def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of a user's pictures, "my pets", and beside it a job of each algorithm on them."""
-    return built_once(tmp_path_factory, "pets", _train_on_pets)
+    import trained_jobs
 
-
-def _train_on_pets(folder: Path) -> None:
-    import runs_jobs
-
-    pictures = runs_jobs.write_pictures(folder / "my pets")
-    for algorithm in ("CARFT", "CLIPLinearProbe", "CLIPZeroShot"):
-        runs_jobs.train_job(folder / algorithm, pictures, algorithm)
+    return built_once(tmp_path_factory, "pets", trained_jobs.unpack_pets)
 
 
 @pytest.fixture(scope="session")
