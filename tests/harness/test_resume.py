@@ -10,11 +10,9 @@ import itertools
 import json
 import math
 import os
-import random
 import resource
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -66,34 +64,6 @@ def whole(tmp_path_factory) -> Path:
         patch.setattr(algorithms, "LinearSGD", fakes.LinearSGD, raising=False)
         assert train.main(quick(folder)) == 0
     return folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kills", [3, 20])
-def test_a_run_stopped_at_random_moments_resumes_to_the_same_weights(pictures, tmp_path, kills):
-    numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]
-    numbers += [signal.SIGKILL] * kills
-    chance = random.Random(time.time_ns())
-    undisturbed = tmp_path / "undisturbed"
-    began = time.monotonic()
-    assert status(start(carft(pictures, undisturbed))) == 0
-    longest = time.monotonic() - began
-
-    for number in chance.sample(numbers, len(numbers)):
-        folder = tmp_path / "run"
-        process = start(carft(pictures, folder))
-        process.join(chance.uniform(0.0, longest))
-        if process.is_alive():
-            os.kill(process.pid, number)
-        process.join()
-        if (folder / "done").exists():
-            if process.exitcode < 0:  # by a signal, maybe before it deleted its lock
-                (folder / "lock").unlink(missing_ok=True)
-            assert_same_outcome(folder, undisturbed)
-            folder.rename(tmp_path / f"{len(os.listdir(tmp_path))} ended")
-
-    assert status(start(carft(pictures, folder))) == 0
-    assert_same_outcome(folder, undisturbed)
 
 
 def kill_before_change(folder: Path, number: int) -> None:
