@@ -26,11 +26,7 @@ def trained(pictures, folder):
     fixed = ("--algorithm", "CARFT", "--steps", "4", "--hparams", json.dumps(hparams))
     assert train.main(fakes.quick(folder, *fixed, "--dataset", str(pictures))) == 0
 
-    records = fakes.records(folder)
-    for record in records:
-        del record["step_time"], record["evaluation_time"]
-        del record["args"]["output_dir"], record["args"]["workers"]
-    return records
+    return fakes.comparable_records(folder)
 
 
 @pytest.fixture(scope="module")

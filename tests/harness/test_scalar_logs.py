@@ -7,7 +7,6 @@ import os
 import sys
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -110,31 +109,20 @@ def wandb_entries(path: Path) -> Iterator[bytes]:
             entry = b""
 
 
-@dataclass
-class OfflineRun:
-    """What W&B keeps of a run until it is synchronised."""
-
-    run_id: str = ""
-    steps: list[int] = field(default_factory=list)
-    scalar_names: set[str] = field(default_factory=set)
-
-
-def wandb_runs(folder: Path) -> list[OfflineRun]:
-    """The offline runs in the folder, the oldest first."""
+def wandb_runs(folder: Path) -> list[tuple[str, list[int], set[str]]]:
+    """The id, the steps and the curves' names of each offline run in the folder, oldest first."""
     protobuf = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-    paths = (folder / "wandb").glob("offline-run-*/*.wandb")
-
     runs = []
-    for path in sorted(paths, key=os.path.getmtime):
-        run = OfflineRun()
+    for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb"), key=os.path.getmtime):
+        run_id, steps, names = "", [], set()
         for entry in map(protobuf.Record.FromString, wandb_entries(path)):
-            run.run_id = entry.run.run_id or run.run_id
-            if entry.HasField("history"):
-                items = entry.history.item
-                values = {item.key or item.nested_key[0]: item.value_json for item in items}
-                run.steps.append(int(values["_step"]))
-                run.scalar_names |= {name for name in values if name[0] != "_"}
-        runs.append(run)
+            run_id = entry.run.run_id or run_id
+            items = entry.history.item
+            values = {item.key or item.nested_key[0]: item.value_json for item in items}
+            if values:
+                steps.append(int(values["_step"]))
+                names |= {name for name in values if name[0] != "_"}
+        runs.append((run_id, steps, names))
     return runs
 
 
@@ -152,20 +140,21 @@ def test_tensorboard_has_all_records_after_an_interruption(tmp_path, capsys):
     assert [step for step, _ in tensorboard_curves(tmp_path)["loss"]] == STEPS
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_a_single_wandb_run(tmp_path):
     pytest.importorskip("wandb")
     run_and_interrupt(tmp_path, 4, "wandb")
     assert run(tmp_path, log="wandb") == 0
 
     # W&B's own process may write the last entries after the run has ended.
-    wait_until(lambda: len(wandb_runs(tmp_path)[-1].steps) == 4, seconds=30)
+    wait_until(lambda: len(wandb_runs(tmp_path)[-1][1]) == 4, seconds=30)
     first, second = wandb_runs(tmp_path)
-    assert (first.steps, second.steps) == ([0, 2], STEPS)
-    assert first.run_id == second.run_id
-    assert second.scalar_names == set(recorded_curves(tmp_path))
+    assert (first[1], second[1]) == ([0, 2], STEPS)
+    assert first[0] == second[0]
+    assert second[2] == set(recorded_curves(tmp_path))
 
     assert run(tmp_path, log="wandb") == 0  # another run in the folder
-    assert len({run.run_id for run in wandb_runs(tmp_path)}) == 2
+    assert len({run_id for run_id, *_ in wandb_runs(tmp_path)}) == 2
 
 
 def test_a_missing_wandb_login_is_one_problem(monkeypatch):
