@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import fcntl
 import functools
-import gc
 import importlib
 import os
 import shutil
@@ -22,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import packed_records
 import pytest
-import torch_interpreter
-import warm
 from fake_checkout import REPO, run_python
 from installed import NOT_SOURCE, PIP_OPTIONS, Environment, pip
 
@@ -41,13 +36,6 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 # take ten times as long. Before torch is imported; sub-processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Memory in huge pages, since on some machines a page is slow to get. glibc reads this when a
-# process starts, so it serves pytest's workers and sub-processes.
-os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-
-# Else each worker of each run rewrites the assertions of 150 modules, a tenth of a minute.
-sys.dont_write_bytecode = False
-
 # Started by nohup or in the background of a script, the tests inherit that signals are ignored, and
 # so would the processes that they stop by them. A handler is not inherited.
 for _number in (signal.SIGINT, signal.SIGHUP):
@@ -59,53 +47,6 @@ for _number in (signal.SIGINT, signal.SIGHUP):
 _cache = tempfile.TemporaryDirectory(prefix="carft-test-cache-")
 os.environ["DOMAINBED_CARFT_CACHE"] = _cache.name
 
-# The workers have that of the process that starts them.
-_torch_interpreter = tempfile.TemporaryDirectory(prefix="carft-torch-")
-os.environ.setdefault(torch_interpreter.FOLDER, _torch_interpreter.name)
-
-# Under `make test` a module runs in one worker, and so do those that stand together here, since
-# they share what is built once a worker. These start first, in this order: SLURM's mostly wait, and
-# run beside the others; the others are long, and at the end no worker is to wait for one of them.
-GROUPS = (
-    ("test_slurm",),
-    ("test_checkouts", "test_packaging"),  # sdist and wheel, installed
-    ("test_resume",),
-    ("test_process_group",),
-    ("test_fork_server",),
-    ("test_suites_runs",),
-    (  # open_clip, which takes seconds to import
-        "test_open_clip",
-        "test_open_clip_strangers",
-        "test_open_clip_families",
-        "test_step",
-    ),
-    ("test_demo",),
-    ("test_doctor",),
-    ("test_own_methods",),
-    ("test_runs_export",),
-    ("test_report_examples",),
-    ("test_algorithms",),
-    ("test_imagenet_training",),
-    ("test_processes",),
-    ("test_sweep_commands",),
-    ("test_emoji",),
-)
-
-
-def _group_number(module: str) -> int:
-    """The number of the module's group; modules in none have the number after the last."""
-    return next((n for n, group in enumerate(GROUPS) if module in group), len(GROUPS))
-
-
-def pytest_collection_finish() -> None:
-    # What was imported stays; each full collection of garbage would walk through all of it.
-    gc.collect()
-    gc.freeze()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: _group_number(item.path.stem))
-
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
@@ -115,56 +56,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("there is no GPU that torch can use")
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Schedule by our groups. (xdist 3.8's own, --dist loadgroup, has none with pytest 9.2.)"""
-    from xdist.scheduler import LoadFileScheduling
-
-    class ByGroup(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file: str = super()._split_scope(nodeid)
-            number = _group_number(Path(file).stem)
-            return f"group {number}" if number < len(GROUPS) else file
-
-    return ByGroup(config, log)
-
-
 @pytest.fixture(autouse=True)
 def _no_facts_of_other_tests() -> Iterator[None]:
-    """Forget what the data sets of a test have shown: a process usually has one job."""
+    """Forget what the data sets of a test have shown.
+
+    The process keeps it, since upstream hands its data sets and algorithms nothing but hparams.
+    """
     yield
-    module: Any = sys.modules.get("domainbed_carft.method.dataset_facts")
-    if module is not None:
-        module._facts_by_class_names.clear()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _clips_built_once() -> Iterator[None]:
-    """Build each CLIP once a worker. A module that has not imported torch yet builds its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "torch" in sys.modules:
-            import clip_cache
-
-            clip_cache.install(patch)
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def restored_variables() -> Iterator[None]:
-    """No module leaves the process variables of a job behind for the next one of its worker."""
-    variables = dict(os.environ)
-    yield
-    for name in os.environ.keys() - variables.keys() - {"PYTEST_CURRENT_TEST"}:
-        del os.environ[name]
-    os.environ.update({n: v for n, v in variables.items() if n != "PYTEST_CURRENT_TEST"})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def freed_memory() -> Iterator[None]:
-    """After each module, the system has the memory back that malloc keeps: hundreds of MB."""
-    yield
-    with contextlib.suppress(AttributeError):  # as beside musl
-        ctypes.CDLL(None).malloc_trim(0)
+    if module := sys.modules.get("domainbed_carft.method.dataset_facts"):
+        module.forget()
 
 
 # The arguments of a small ``clip.model.CLIP``.
@@ -356,14 +256,6 @@ def _write_incomplete_sweep(folder: Path) -> None:
 
     report_page.write_incomplete(folder / "sweep")
     assert report_page.report(folder / "sweep", folder / "new" / "report") == 0
-
-
-@pytest.fixture(scope="module")
-def warm_launches() -> Iterator[None]:
-    """Launchers of this process fork their jobs from processes that need not import torch again."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("domainbed_carft.jobs.fork_server.run_server", warm.run_server)
-        yield
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch_interpreter
-
 PIP_OPTIONS = ("--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir", "--quiet")
 
 # The file that adds this environment's packages to another one.
@@ -73,19 +71,8 @@ class Environment:
             timeout=900,
         )
 
-    def run_with_torch(
-        self, *arguments: str, cwd: Path, **variables: str
-    ) -> subprocess.CompletedProcess[str]:
-        """Run its interpreter as `run` does, as a fork of one that has imported torch.
-
-        The shell's `python` is such a fork, too.
-        """
-        forked = Path(torch_interpreter.executable(self.python))
-        all_variables = self._variables(variables, forked.parent)
-        return torch_interpreter.run(self.python, *arguments, cwd=cwd, variables=all_variables)
-
-    def _variables(self, added: dict[str, str], *folders: Path) -> dict[str, str]:
-        path = os.pathsep.join(map(str, [*folders, self.python.parent, os.environ["PATH"]]))
+    def _variables(self, added: dict[str, str]) -> dict[str, str]:
+        path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
         return {**clean_variables(), "PATH": path, **added}
 
     def files(self) -> set[str]:
