@@ -83,23 +83,14 @@ def record(algorithm="ERM", step=0, loss=0.0):
     return {"step": step, "loss": loss, **accuracies, "args": args}
 
 
-def test_cut_lines_are_named_and_the_last_record_of_a_step_counts(tmp_path, capsys):
-    def line(step, loss=0.0):
-        return json.dumps(record("ERM", step, loss)) + "\n"
+def test_the_last_record_of_a_step_counts_and_a_cut_line_is_named(tmp_path, capsys):
+    lines = [json.dumps(record("ERM", step, loss)) for loss, step in enumerate((0, 1, 0, 1, 2))]
+    (tmp_path / "job").mkdir()
+    path = tmp_path / "job" / "results.jsonl"
+    path.write_text("\n".join([*lines, lines[0][:-20]]))
 
-    texts = [line(0) + line(1)[:-20], line(0) + "[1]\n\n" + line(1)]
-    texts.append("".join(map(line, (0, 1, 0, 1, 2), range(5))))
-    for number, text in enumerate(texts):
-        (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / "results.jsonl").write_text(text)
-
-    assert reporting.load_records(str(tmp_path)).select("loss") == [0, 0, 0, 2, 3, 4]
-
-    out, err = capsys.readouterr()
-    assert out == ""
-    for number, message in enumerate(err.splitlines()):
-        assert message.startswith(f"{tmp_path}/{number}/results.jsonl: line 2 is ")
-    assert number == 1
+    assert reporting.load_records(str(tmp_path)).select("loss") == [2, 3, 4]
+    assert capsys.readouterr().err.startswith(f"{path}: line 6 is ")
 
 
 def test_unlisted_algorithms_come_after_the_listed_ones(capsys, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import os
 
 import pytest
@@ -24,15 +23,6 @@ def random_weights(small: bool):
     """The state of a ResNet-18 (small) or ResNet-50 with random weights."""
     with torch.random.fork_rng():
         return networks._random_resnet(small).state_dict()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def freed_networks():
-    """Lets go of networks and weights after the last test: they take half a gigabyte."""
-    yield
-    random_weights.cache_clear()
-    fixed_inputs.normal.cache_clear()
-    gc.collect()
 
 
 @pytest.fixture

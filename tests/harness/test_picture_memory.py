@@ -109,17 +109,6 @@ def test_jobs_beside_each_other_share_a_quarter_of_the_memory(monkeypatch):
     assert machine.PICTURE_MEMORY not in launchers.make("pool", {"jobs": "4"}).slots(10)[0]
 
 
-def test_without_a_limit_a_job_has_the_share_of_the_memory_that_it_has_of_the_cores(monkeypatch):
-    monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
-    monkeypatch.setattr(machine, "_installed_memory", lambda: 32 << 30)
-    monkeypatch.setattr(machine, "memory", lambda: 32 << 30)
-    monkeypatch.setattr(machine.os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(machine, "cores", lambda root: 64)
-    assert machine.picture_memory() == 8 << 30
-    monkeypatch.setenv("DOMAINBED_CORES", "8")
-    assert machine.picture_memory() == 1 << 30
-
-
 def test_a_job_of_slurm_has_the_memory_that_it_asked_for(monkeypatch):
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "2")
     assert machine.memory() == 2 << 20

@@ -71,19 +71,13 @@ def test_an_environment_smaller_than_the_batch_trains_with_a_warning(tmp_path, c
     assert printed.count("Warning") == 2
 
 
-@pytest.mark.parametrize("by_flag", [True, False])
-def test_skipping_training_in_splits_changes_no_other_value(
-    pictures, tmp_path, monkeypatch, by_flag
-):
+def test_skipping_training_in_splits_changes_no_other_value(pictures, tmp_path, monkeypatch):
     """On pictures, since those are augmented in evaluation as upstream does it."""
     arguments = ["--dataset", str(pictures), "--algorithm", "Still", "--steps", "2"]
     arguments += ["--hparams", '{"batch_size": 2}', "--test_envs", "1"]
     assert run(tmp_path / "complete", *arguments) == 0
 
-    if by_flag:
-        arguments.append("--skip_training_in_splits")
-    else:
-        monkeypatch.setenv("DOMAINBED_SKIP_TRAINING_IN_SPLITS", "1")
+    monkeypatch.setenv("DOMAINBED_SKIP_TRAINING_IN_SPLITS", "1")
     assert run(tmp_path / "short", *arguments) == 0
 
     complete_records = fakes.comparable_records(tmp_path / "complete")
