@@ -1,7 +1,5 @@
 """An algorithm's state is taken out and put back; carft check does so with every method."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Data sets, and the command that downloads them."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest
@@ -75,13 +73,12 @@ def calls(monkeypatch):
     return calls
 
 
-def test_the_download_flag_downloads_what_upstream_downloads(calls, capsys):
+def test_upstreams_or_the_named_data_sets_are_downloaded_and_failures_are_shown(calls, capsys):
     assert download.main(["--data_dir", "some where"]) == 0
     assert calls == [("TerraIncognita", "some where")]
     assert "verified: 3 pictures in some where/TerraIncognita" in capsys.readouterr().out
 
-
-def test_named_data_sets_are_downloaded_and_failures_are_shown(calls, capsys):
+    calls.clear()
     assert download.main(["--data_dir", "d", "--datasets", "PACS", "VLCS"]) == 1
     assert calls == [("PACS", "d"), ("VLCS", "d")]
     assert capsys.readouterr().err == "download: the link is dead\n"

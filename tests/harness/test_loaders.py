@@ -1,7 +1,5 @@
 """Batches for training and for evaluation."""
 
-from __future__ import annotations
-
 import itertools
 import multiprocessing
 import os
@@ -65,7 +63,7 @@ def test_infinite_and_fast_loaders_have_upstreams_interface(capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_never_kills_a_loader_process(monkeypatch, number):
-    """SLURM signals all processes of a job; here it comes before anything of ours has run there."""
+    # SLURM signals all processes of a job; here it comes before anything of ours has run there.
     init_worker = stopping.init_worker
 
     def signalled(worker_id: int) -> None:
@@ -80,7 +78,7 @@ def test_a_stop_signal_never_kills_a_loader_process(monkeypatch, number):
 
 @pytest.mark.parametrize("workers", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_loader_processes_end_if_their_parent_was_killed_at_the_start(workers):
-    """They have inherited the job's lock, and nobody else could go on with the job."""
+    # They have inherited the job's lock, and nobody else could go on with the job.
     init_worker = stopping.init_worker
     reading, writing = os.pipe()
     trainer = os.fork()
@@ -186,19 +184,6 @@ def test_a_batch_that_cannot_be_shared_is_reported_in_one_line(monkeypatch, size
         list(FastDataLoader(TensorDataset(numbers, numbers), size, 1))
 
 
-class Unpicklable(TensorDataset):
-    """Its items cannot leave a process."""
-
-    def __getitem__(self, index):
-        return (lambda: index), index
-
-
-def test_an_item_that_cannot_be_pickled_ends_the_loading_with_an_error():
-    with pytest.raises(Exception, match="[Pp]ickle|lambda|function"):
-        list(FastDataLoader(Unpicklable(torch.arange(3)), 2, 1))
-    assert not multiprocessing.active_children()
-
-
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize(
     # After so many items: in a step, in an evaluation.
@@ -244,7 +229,7 @@ def test_a_signal_ends_a_job_that_waits_for_its_loaders(tmp_path, monkeypatch, n
 
 @pytest.mark.parametrize("sampling", ["with-replacement", "passes"])
 def test_batches_from_a_later_step_on_are_those_of_the_whole_job(sampling):
-    """Also within a pass, of which two steps have had 6 of 8 items."""
+    # Also within a pass, of which two steps have had 6 of 8 items.
 
     def batches(first):
         torch.manual_seed(0)

@@ -1,7 +1,5 @@
 """Evaluation pictures that stay in memory: which, how many, and that they change no number."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 
@@ -77,7 +75,7 @@ def test_what_does_not_fit_is_decoded_each_time(pictures, tmp_path, decoded):
 
 
 def test_batches_of_loader_processes_are_copied_out_of_shared_memory():
-    """Each tensor in it takes a file descriptor, of which a process may have a thousand."""
+    # Each tensor in it takes a file descriptor, of which a process may have a thousand.
     shared = torch.zeros(2, 4, 4, 3, dtype=torch.uint8).share_memory_()
     batch = picture_memory.UnfinishedBatch(None, shared, torch.zeros(2, 10), torch.zeros(2))
     copy = batch.copy()

@@ -1,7 +1,5 @@
 """Several processes train a job as one would: on the processor, with gloo."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import multiprocessing
@@ -15,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from domainbed import hparams_registry
-from domainbed.lib import checks, job_batches, picture_batches, preparation, stopping
+from domainbed.lib import checks, job_batches, picture_batches, preparation
 from domainbed.lib.process_group import ProcessGroup, attach_process_group
 from domainbed.scripts import train
 from sweep_jobs import wait_until
@@ -102,7 +100,7 @@ def alone(pictures, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_batch_slices_of_all_processes_make_up_the_batches_of_one(pictures, size):
-    """Its pictures to the bit, augmented, whatever of a batch is left for a process."""
+    # Its pictures to the bit, augmented, whatever of a batch is left for a process.
     args = train.build_parser().parse_args(train_arguments(pictures, Path("unused")))
     hparams = preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
     _, environments = preparation.load_environments(args, hparams)
@@ -124,7 +122,7 @@ def test_batch_slices_of_all_processes_make_up_the_batches_of_one(pictures, size
 
 
 def test_a_signal_to_one_process_stops_all_and_two_and_then_three_resume(pictures, alone, tmp_path):
-    """To the weights of a single process."""
+    # To the weights of a single process.
     arguments = train_arguments(pictures, tmp_path / "job")
 
     def signal_in_third_step():
@@ -147,7 +145,7 @@ def test_a_signal_to_one_process_stops_all_and_two_and_then_three_resume(picture
 
 @pytest.mark.gpu
 def test_two_gpus_train_to_the_weights_of_one(pictures, tmp_path):
-    """Within a tenth of the way of training: kernels of a GPU add up in any order."""
+    # Within a tenth of the way of training: kernels of a GPU add up in any order.
     if devices.gpu_count() < 2:
         pytest.skip("there is one GPU")
     for size in (1, 2):
@@ -231,7 +229,7 @@ def start_two(arguments: list[str]) -> tuple[multiprocessing.Process, int]:
     ("killed", "status"), [("second", 1), pytest.param("first", -9, marks=pytest.mark.slow)]
 )
 def test_if_one_process_is_killed_all_end_and_resume(pictures, alone, tmp_path, killed, status):
-    """If it is not the first, err.txt has the reason once; then one process trains to the end."""
+    # If it is not the first, err.txt has the reason once; then one process trains to the end.
     arguments = train_arguments(pictures, tmp_path / "job")
     first, second = start_two(arguments)
     wait_until((tmp_path / "job" / "state.pt").exists)
@@ -242,23 +240,6 @@ def test_if_one_process_is_killed_all_end_and_resume(pictures, alone, tmp_path, 
     assert (tmp_path / "job" / "state.pt").exists()
     lines = (tmp_path / "job" / "err.txt").read_text().splitlines()
     assert lines.count("train: process 1 of 2 was killed by SIGKILL") == (killed == "second")
-
-    assert fakes.status(fakes.start(arguments)) == 0
-    assert_same(tmp_path / "job", alone)
-
-
-@pytest.mark.slow
-def test_a_signal_to_the_first_process_has_all_save_and_stop(pictures, alone, tmp_path):
-    """The signals one after another, each as the job begins to train; then to the end."""
-    arguments = train_arguments(pictures, tmp_path / "job")
-    output = tmp_path / "job" / "out.txt"
-    for n_stops, number in enumerate(stopping.SIGNALS):
-        first, second = start_two(arguments)
-        wait_until(lambda n=n_stops: output.exists() and output.read_text().count("Workers:") > n)
-        os.kill(first.pid, number)
-        assert fakes.status(first) == 75
-        assert not Path(f"/proc/{second}").exists()
-        assert f"train: stopped by {number.name}; to" in (tmp_path / "job" / "err.txt").read_text()
 
     assert fakes.status(fakes.start(arguments)) == 0
     assert_same(tmp_path / "job", alone)
@@ -275,7 +256,7 @@ def test_a_process_that_is_lost_while_they_join_ends_the_job(pictures, tmp_path,
 
 @pytest.mark.slow
 def test_torchrun_trains_and_saves_when_stopped(pictures, alone, tmp_path):
-    """Told to stop, it gives them time to save."""
+    # Told to stop, it gives them time to save.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     command += ["2", "-m", "domainbed.scripts.train", *train_arguments(pictures, tmp_path / "job")]
     process = subprocess.Popen(command)

@@ -1,7 +1,5 @@
 """The commands as users start them, and jobs in processes of their own."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """Names of algorithms and data sets, and hyperparameters."""
 
-from __future__ import annotations
-
 import pytest
 from domainbed import algorithms, datasets, hparams_registry
 from domainbed.lib import misc

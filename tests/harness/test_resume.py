@@ -3,8 +3,6 @@
 Compared are all records but for times, and the final weights, to the bit.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json
@@ -82,7 +80,7 @@ def kill_before_change(folder: Path, number: int) -> None:
 
 @pytest.mark.parametrize("number", [2, 6, 14, 20, 25, 26])
 def test_a_run_killed_before_a_file_changes_resumes_to_the_same_weights(whole, tmp_path, number):
-    """Before these of the 26 changes that make a whole run."""
+    # Before these of the 26 changes that make a whole run.
     folder = tmp_path / "run"
     killed = start(quick(folder), begin=lambda: kill_before_change(folder, number))
     assert status(killed) == -signal.SIGKILL
@@ -92,7 +90,7 @@ def test_a_run_killed_before_a_file_changes_resumes_to_the_same_weights(whole, t
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_the_state_after_its_step_and_exits_with_status_75(whole, tmp_path, number):
-    """The next process may have another number of loaders."""
+    # The next process may have another number of loaders.
     for step in (2, 4):
         with fakes.before_step(step, lambda: os.kill(os.getpid(), number)):
             assert train.main(quick(tmp_path)) == 75
@@ -107,7 +105,7 @@ def test_a_signal_saves_the_state_after_its_step_and_exits_with_status_75(whole,
 
 
 def test_a_signal_to_the_process_group_with_loaders_saves_the_state(whole, tmp_path):
-    """SLURM signals all processes of a job."""
+    # SLURM signals all processes of a job.
     with fakes.before_step(5, lambda: os.killpg(0, signal.SIGTERM)):
         process = start(quick(tmp_path, "--workers", "2"), begin=os.setpgrp)
         assert status(process) == 75, (tmp_path / "err.txt").read_text()
@@ -235,7 +233,7 @@ def test_an_algorithm_that_cannot_be_stored_trains_with_a_warning(tmp_path, monk
 
 
 def test_a_failed_write_is_an_error_and_keeps_the_earlier_state(tmp_path, capsys):
-    """As of a full disk: from the third step on no file may grow beyond 10 kB."""
+    # As of a full disk: from the third step on no file may grow beyond 10 kB.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     arguments = quick(tmp_path, "--checkpoint_freq", "1")
     try:
@@ -267,7 +265,7 @@ def test_a_second_process_on_a_job_names_the_first_and_exits(tmp_path, capsys, m
 
 @pytest.mark.parametrize("is_anew", [False, True])
 def test_a_job_whose_folder_is_moved_ends_at_the_next_checkpoint(tmp_path, capsys, is_anew):
-    """It writes nothing into a folder that another process has made there meanwhile."""
+    # It writes nothing into a folder that another process has made there meanwhile.
     job, moved = tmp_path / "job", tmp_path / "moved"
     with contextlib.ExitStack() as stack:
 

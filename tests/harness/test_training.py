@@ -1,7 +1,5 @@
 """What the training asks of an algorithm at a step and at a checkpoint."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os
@@ -147,7 +145,7 @@ def test_the_validation_loss_of_the_trained_weights_comes_before_the_evaluation(
 def test_the_validation_loss_is_that_of_the_pictures_through_the_test_transform(
     pictures, tmp_path, handed_over
 ):
-    """As long as the weights stay, it is the same number; accuracies are of augmented pictures."""
+    # As long as the weights stay, it is the same number; accuracies are of augmented pictures.
     hparams = json.dumps({"batch_size": 4, "lr": 0})
     command = fakes.quick(tmp_path / "job", "--dataset", str(pictures), "--hparams", hparams)
     assert train.main(command) == 0
