@@ -12,10 +12,9 @@ from .test_resume import assert_same_outcome, carft
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [3, 20])
-def test_a_run_stopped_at_random_moments_resumes_to_the_same_weights(pictures, tmp_path, kills):
+def test_a_run_stopped_at_random_moments_resumes_to_the_same_weights(pictures, tmp_path):
     numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]
-    numbers += [signal.SIGKILL] * kills
+    numbers += [signal.SIGKILL] * 8
     chance = random.Random(time.time_ns())
     undisturbed = tmp_path / "undisturbed"
     began = time.monotonic()
@@ -39,27 +38,13 @@ def test_a_run_stopped_at_random_moments_resumes_to_the_same_weights(pictures, t
     assert_same_outcome(folder, undisturbed)
 
 
-def test_a_sweep_reports_failing_jobs_skips_done_ones_and_is_collected(
-    script, tmp_path, monkeypatch
-):
+def test_a_sweep_is_launched_and_collected(script, tmp_path):
     folder = tmp_path / "a sweep"
     arguments = [
         *("--algorithms", "ERM", "--datasets", "Debug28", "--single_test_envs", "--n_trials", 1),
         *("--n_hparams", 1, "--steps", 2, "--hparams", '{"batch_size": 8}', "--data_dir", "unused"),
         *("--skip_confirmation", "--output_dir", folder, "--command_launcher", "local"),
     ]
-    with monkeypatch.context() as patch:
-        patch.setenv("DOMAINBED_KEEP_WEIGHTS", "broken on purpose")
-        failed = script("sweep", "launch", *arguments)
-    assert failed.returncode == 1
-    assert "sweep: 3 of 3 jobs failed:" in failed.stderr
-    assert failed.stderr.count("- exit status 2: ") == 3
-
-    skipped = script("sweep", "launch", *arguments)
-    assert "3 jobs: 0 done, 3 incomplete, 0 not launched." in skipped.stdout
-    assert "3 incomplete jobs were not launched" in skipped.stderr
-
-    assert script("sweep", "delete_incomplete", *arguments).returncode == 0
     assert script("sweep", "launch", *arguments).returncode == 0
     table = script("collect_results", "--input_dir", folder)
     assert table.returncode == 0

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,21 @@ def test_an_interrupted_run_is_a_single_wandb_run(tmp_path):
 
     assert run(tmp_path, log="wandb") == 0  # another run in the folder
     assert len({path.name for path in files()}) == 2
+
+
+def test_a_missing_wandb_login_is_one_problem(monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "online")
+
+    def refuse(**_):
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "login", refuse)
+    settings = types.SimpleNamespace(mode="online")
+    monkeypatch.setattr(wandb, "setup", lambda: types.SimpleNamespace(settings=settings))
+
+    advice = "run `wandb login`, or set WANDB_API_KEY or WANDB_MODE=offline"
+    assert scalar_logs.problems(["wandb"]) == [f"--log wandb: you are not logged in; {advice}"]
 
 
 def test_missing_libraries_and_unknown_names_are_refused_before_anything_is_loaded(

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from domainbed import datasets
-from domainbed.command_launchers import local_launcher
+from domainbed.command_launchers import REGISTRY, local_launcher
 from domainbed.scripts import sweep
 from domainbed.scripts.sweep import Job
 from test_launchers import python
@@ -123,6 +123,11 @@ def test_job_problems_are_refused_before_folders_are_made(
     assert message in stderr
     assert "problems, nothing was done" not in stderr
     assert not folder.exists()
+
+
+def test_a_launch_returns_1_if_a_job_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setitem(REGISTRY, "failing", lambda commands: commands[:1])
+    assert run(tmp_path, "--command_launcher", "failing") == 1
 
 
 def test_a_running_job_is_not_deleted(tmp_path, capsys):
