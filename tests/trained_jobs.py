@@ -21,6 +21,7 @@ import torch
 from domainbed.scripts import train
 
 import domainbed_carft
+from domainbed_carft.runs.evaluate import Evaluation
 
 TINY = Path(domainbed_carft.__file__).parent / "assets" / "tiny.pt"
 PACKED = Path(__file__).parent / "trained"
@@ -110,6 +111,7 @@ def round_weights(job: Path) -> None:
         step = content.get("best_step", records[-1]["step"])
         (record,) = (record for record in records if record["step"] == step)
         evaluation = domainbed_carft.evaluate(job / name, device="cpu", workers=0)
+        assert isinstance(evaluation, Evaluation)
         measured = runs_jobs.by_split(evaluation.as_dict())
         for split in runs_jobs.accuracies(record):
             record[f"{split}_acc"] = measured[split]

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,7 @@ def quick(folder: Path, *flags: str) -> list[str]:
     return [*command.split(), "--hparams", '{"batch_size": 4}', "--output_dir", str(folder), *flags]
 
 
-def start(
-    arguments: list[str], begin: Callable[[], object] = int, **variables: str
-) -> multiprocessing.Process:
+def start(arguments: list[str], begin: Callable[[], object] = int, **variables: str) -> BaseProcess:
     """A process of `train`, a fork of this one with these variables, that calls `begin` first."""
 
     def main() -> None:
@@ -100,10 +99,12 @@ def start(
     return process
 
 
-def status(process: multiprocessing.Process) -> int | None:
-    """The exit status of a process, once it has ended."""
-    process.join()
-    return process.exitcode
+def status(process: BaseProcess) -> int | None:
+    """The exit status of a process, once it has ended; None if it had to be killed."""
+    process.join(timeout=300)
+    exit_status = process.exitcode
+    process.kill()
+    return exit_status
 
 
 @contextlib.contextmanager

@@ -95,7 +95,7 @@ def test_the_last_record_of_a_step_counts_and_a_cut_line_is_named(tmp_path, caps
 
 
 def test_unlisted_algorithms_come_after_the_listed_ones(capsys, monkeypatch):
-    # Upstream's in the order of its own list, though they are not here; a plugin's stand last.
+    # Upstream's algorithms keep the order of upstream's list; those of a plugin come last.
     monkeypatch.setattr(algorithms, "ALGORITHMS", ["ERM", "CARFT", "CLIPZeroShot"])
     names = ("Zeta", "URM", "CLIPZeroShot", "CORAL", "CARFT", "Mixup", "Alpha", "IRM", "ERM")
     records = Q([record(name) for name in names])

@@ -63,7 +63,7 @@ def test_infinite_and_fast_loaders_have_upstreams_interface(capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_never_kills_a_loader_process(monkeypatch, number):
-    # SLURM signals all processes of a job; here it comes before anything of ours has run there.
+    # SLURM signals all processes of a job, also before a loader has installed its handlers.
     init_worker = stopping.init_worker
 
     def signalled(worker_id: int) -> None:
@@ -78,7 +78,7 @@ def test_a_stop_signal_never_kills_a_loader_process(monkeypatch, number):
 
 @pytest.mark.parametrize("workers", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_loader_processes_end_if_their_parent_was_killed_at_the_start(workers):
-    # They have inherited the job's lock, and nobody else could go on with the job.
+    # Loader processes inherit the job's lock, so the job could not be resumed while they run.
     init_worker = stopping.init_worker
     reading, writing = os.pipe()
     trainer = os.fork()
@@ -229,7 +229,7 @@ def test_a_signal_ends_a_job_that_waits_for_its_loaders(tmp_path, monkeypatch, n
 
 @pytest.mark.parametrize("sampling", ["with-replacement", "passes"])
 def test_batches_from_a_later_step_on_are_those_of_the_whole_job(sampling):
-    # Also within a pass, of which two steps have had 6 of 8 items.
+    # With passes, step 2 begins within a pass, after 6 of 8 items.
 
     def batches(first):
         torch.manual_seed(0)

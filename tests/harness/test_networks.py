@@ -61,7 +61,6 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_each_network_has_upstreams_parameters_and_outputs(golden, requested_urls, capsys, name):
-    # Same parameter names and shapes, same first draws, same logits from the same weights.
     algorithm, expected = build(golden, name)
     next_random_number = torch.rand(1).item()
     assert [os.path.basename(url) for url in requested_urls] == NETWORKS[name]

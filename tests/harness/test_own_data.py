@@ -41,7 +41,6 @@ def test_a_folder_can_be_given_as_the_data_set(pets, tmp_path):
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_picture_that_cannot_be_read_is_named(pets, tmp_path, capsys, workers):
-    # Also if a worker process reads it; once the file is mended, the job goes on.
     damaged = pets / "my village" / "dog" / "3.jpg"
     content = damaged.read_bytes()
     damaged.write_text("no picture")

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -100,7 +100,6 @@ def alone(pictures, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_batch_slices_of_all_processes_make_up_the_batches_of_one(pictures, size):
-    # Its pictures to the bit, augmented, whatever of a batch is left for a process.
     args = train.build_parser().parse_args(train_arguments(pictures, Path("unused")))
     hparams = preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
     _, environments = preparation.load_environments(args, hparams)
@@ -122,7 +121,6 @@ def test_batch_slices_of_all_processes_make_up_the_batches_of_one(pictures, size
 
 
 def test_a_signal_to_one_process_stops_all_and_two_and_then_three_resume(pictures, alone, tmp_path):
-    # To the weights of a single process.
     arguments = train_arguments(pictures, tmp_path / "job")
 
     def signal_in_third_step():
@@ -141,6 +139,21 @@ def test_a_signal_to_one_process_stops_all_and_two_and_then_three_resume(picture
     assert message == "train: stopped by SIGUSR1; to resume, rerun the command"
     assert train_job(3, arguments) == [0, 0, 0]
     assert_same(tmp_path / "job", alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "hparams"),
+    [
+        ("CLIPLPFT", {"lp_steps": 2, "average": "swad", "swad_converge": 1}),
+        ("CLIPZeroShot", {}),
+    ],
+)
+def test_two_processes_train_to_the_weights_of_one(pictures, tmp_path, algorithm, hparams):
+    for size in (1, 2):
+        arguments = train_arguments(pictures, tmp_path / str(size), algorithm, **hparams)
+        assert train_job(size, arguments) == [0] * size
+    assert_same(tmp_path / "2", tmp_path / "1")
 
 
 @pytest.mark.gpu
@@ -216,7 +229,7 @@ def test_algorithms_and_batches_that_cannot_be_split_are_refused(
         attach_process_group(algorithm, ProcessGroup(0, 3), batch_size)
 
 
-def start_two(arguments: list[str]) -> tuple[multiprocessing.Process, int]:
+def start_two(arguments: list[str]) -> tuple[BaseProcess, int]:
     """A job of two processes, the first of which has started the second, and the second's id."""
     first = fakes.start([*arguments, "--processes", "2"])
     children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
@@ -229,7 +242,6 @@ def start_two(arguments: list[str]) -> tuple[multiprocessing.Process, int]:
     ("killed", "status"), [("second", 1), pytest.param("first", -9, marks=pytest.mark.slow)]
 )
 def test_if_one_process_is_killed_all_end_and_resume(pictures, alone, tmp_path, killed, status):
-    # If it is not the first, err.txt has the reason once; then one process trains to the end.
     arguments = train_arguments(pictures, tmp_path / "job")
     first, second = start_two(arguments)
     wait_until((tmp_path / "job" / "state.pt").exists)
@@ -256,7 +268,6 @@ def test_a_process_that_is_lost_while_they_join_ends_the_job(pictures, tmp_path,
 
 @pytest.mark.slow
 def test_torchrun_trains_and_saves_when_stopped(pictures, alone, tmp_path):
-    # Told to stop, it gives them time to save.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     command += ["2", "-m", "domainbed.scripts.train", *train_arguments(pictures, tmp_path / "job")]
     process = subprocess.Popen(command)

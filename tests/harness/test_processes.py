@@ -6,6 +6,7 @@ import signal
 import time
 
 import pytest
+from fake_checkout import run_python
 
 from .fakes import start, status
 from .test_resume import assert_same_outcome, carft
@@ -36,6 +37,26 @@ def test_a_run_stopped_at_random_moments_resumes_to_the_same_weights(pictures, t
 
     assert status(start(carft(pictures, folder))) == 0
     assert_same_outcome(folder, undisturbed)
+
+
+FORKSERVER = """
+import multiprocessing, sys
+multiprocessing.set_start_method("forkserver")
+from domainbed.scripts import train
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_loaders_of_a_fork_server_train_the_same(pictures, tmp_path):
+    # Python 3.14 starts them so by default.
+    forkserver, fork = (
+        carft(pictures, tmp_path / name, "--workers", "1") for name in ("forkserver", "fork")
+    )
+    done = run_python("-c", FORKSERVER, *forkserver, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert status(start(fork)) == 0
+    assert_same_outcome(tmp_path / "forkserver", tmp_path / "fork")
 
 
 def test_a_sweep_is_launched_and_collected(script, tmp_path):

@@ -80,7 +80,7 @@ def kill_before_change(folder: Path, number: int) -> None:
 
 @pytest.mark.parametrize("number", [2, 6, 14, 20, 25, 26])
 def test_a_run_killed_before_a_file_changes_resumes_to_the_same_weights(whole, tmp_path, number):
-    # Before these of the 26 changes that make a whole run.
+    # A whole run makes 26 changes.
     folder = tmp_path / "run"
     killed = start(quick(folder), begin=lambda: kill_before_change(folder, number))
     assert status(killed) == -signal.SIGKILL
@@ -90,7 +90,6 @@ def test_a_run_killed_before_a_file_changes_resumes_to_the_same_weights(whole, t
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_the_state_after_its_step_and_exits_with_status_75(whole, tmp_path, number):
-    # The next process may have another number of loaders.
     for step in (2, 4):
         with fakes.before_step(step, lambda: os.kill(os.getpid(), number)):
             assert train.main(quick(tmp_path)) == 75
@@ -265,7 +264,6 @@ def test_a_second_process_on_a_job_names_the_first_and_exits(tmp_path, capsys, m
 
 @pytest.mark.parametrize("is_anew", [False, True])
 def test_a_job_whose_folder_is_moved_ends_at_the_next_checkpoint(tmp_path, capsys, is_anew):
-    # It writes nothing into a folder that another process has made there meanwhile.
     job, moved = tmp_path / "job", tmp_path / "moved"
     with contextlib.ExitStack() as stack:
 

@@ -26,7 +26,6 @@ def run(folder: Path, *arguments: str) -> int:
 
 
 def test_a_run_writes_upstreams_records_and_files(golden, tmp_path, capsys):
-    # Same data, splits, accuracies, epochs, checkpoints, header and files, to the last bit.
     expected = golden("train_run.json")
     arguments = [*expected["arguments"], "--workers", "0", "--output_dir", str(tmp_path)]
 
@@ -69,7 +68,7 @@ def test_an_environment_smaller_than_the_batch_trains_with_a_warning(tmp_path, c
 
 
 def test_skipping_training_in_splits_changes_no_other_value(pictures, tmp_path, monkeypatch):
-    # On pictures, since those are augmented in evaluation as upstream does it.
+    # On images, which upstream augments in evaluation, too.
     arguments = ["--dataset", str(pictures), "--algorithm", "Still", "--steps", "2"]
     arguments += ["--hparams", '{"batch_size": 2}', "--test_envs", "1"]
     assert run(tmp_path / "complete", *arguments) == 0
@@ -238,7 +237,6 @@ def test_a_pipe_in_the_output_folder_is_refused_without_waiting(tmp_path, capsys
 
 
 def test_names_from_elsewhere_are_printed_without_control_characters(tmp_path, capsys):
-    # As those of a data set's classes and environments, and of hyperparameters.
     folder = tmp_path / "a\x1b]0;owned\x07"
     assert train.main(fakes.quick(folder)) == 0
     printed = capsys.readouterr().out

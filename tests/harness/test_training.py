@@ -145,7 +145,7 @@ def test_the_validation_loss_of_the_trained_weights_comes_before_the_evaluation(
 def test_the_validation_loss_is_that_of_the_pictures_through_the_test_transform(
     pictures, tmp_path, handed_over
 ):
-    # As long as the weights stay, it is the same number; accuracies are of augmented pictures.
+    # With constant weights the loss is constant; accuracies are those of augmented images.
     hparams = json.dumps({"batch_size": 4, "lr": 0})
     command = fakes.quick(tmp_path / "job", "--dataset", str(pictures), "--hparams", hparams)
     assert train.main(command) == 0
