@@ -24,8 +24,9 @@ from sweep_jobs import (
     wait_until,
 )
 
+from domainbed_carft.jobs import fork_server
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.jobs.fork_server import SWITCH, TRAIN
+from domainbed_carft.jobs.fork_server import SWITCH
 from domainbed_carft.jobs.job import Job
 
 
@@ -146,7 +147,7 @@ def test_a_forked_job_trains_like_a_cold_one_even_if_resumed(tmp_path):
     wait_until(lambda: (stopped.folder / "results.jsonl").exists())
     pid = JobFolder(stopped.folder).holder().pid
 
-    assert TRAIN.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert fork_server.MODULE.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
 
     os.kill(pid, signal.SIGTERM)
     out, err = process.communicate()

@@ -15,7 +15,7 @@ from .test_resume import assert_same_outcome, carft
 @pytest.mark.slow
 def test_a_run_stopped_at_random_moments_resumes_to_the_same_weights(pictures, tmp_path):
     numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]
-    numbers += [signal.SIGKILL] * 8
+    numbers += [signal.SIGKILL] * 3
     chance = random.Random(time.time_ns())
     undisturbed = tmp_path / "undisturbed"
     began = time.monotonic()
