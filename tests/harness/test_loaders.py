@@ -192,7 +192,7 @@ def test_a_batch_that_cannot_be_shared_is_reported_in_one_line(monkeypatch, size
 )
 def test_a_signal_ends_a_job_that_waits_for_its_loaders(tmp_path, monkeypatch, number, hang_after):
     context = multiprocessing.get_context("fork")
-    hanging = context.Event()
+    hanging, released = context.Event(), context.Event()
     n_items = context.Value("i", 0)
 
     class Hanging(torch.utils.data.Dataset):
@@ -207,17 +207,20 @@ def test_a_signal_ends_a_job_that_waits_for_its_loaders(tmp_path, monkeypatch, n
                 n_items.value += 1
             if n_items.value > hang_after:
                 hanging.set()
-                time.sleep(1000)
+                released.wait()
             return self.environment[index]
 
-    def signal_later():
+    def signal_and_release_later():
         assert hanging.wait(60)
         os.kill(os.getpid(), number)
+        time.sleep(60)
+        released.set()
 
     with monkeypatch.context() as patch:
         patch.setattr(datasets.Debug28, "__iter__", lambda self: map(Hanging, self.datasets))
-        threading.Thread(target=signal_later, daemon=True).start()
+        threading.Thread(target=signal_and_release_later, daemon=True).start()
         assert train.main(fakes.quick(tmp_path, "--workers", "2")) == 75
+    assert not released.is_set()
     assert f"stopped by {signal.Signals(number).name}" in (tmp_path / "err.txt").read_text()
     assert not multiprocessing.active_children()
 
