@@ -7,6 +7,7 @@ import pytest
 import torch
 from domainbed import algorithms, hparams_registry, networks
 from domainbed.scripts import train
+from torchvision import models
 
 from domainbed_carft.errors import CarftError
 
@@ -20,7 +21,7 @@ LARGE = (3, 224, 224)
 def random_weights(small: bool):
     """The state of a ResNet-18 (small) or ResNet-50 with random weights."""
     with torch.random.fork_rng():
-        return networks._random_resnet(small).state_dict()
+        return (models.resnet18 if small else models.resnet50)().state_dict()
 
 
 @pytest.fixture
