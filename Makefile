@@ -7,9 +7,8 @@ BIN := $(VENV)/bin
 REQUIREMENTS :=
 PYTEST_ARGS ?=
 # Two more than the cores that the smallest machine has, since tests of launchers mostly wait.
-# tests/conftest.py says what stays together, and in which order.
 WORKERS ?= 4
-PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PARALLEL := -n $(WORKERS) --dist loadfile
 
 # What meets torch and the interpreter most, for `make test-oldest`.
 OLDEST := python3.10

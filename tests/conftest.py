@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import fcntl
-import gc
-import json
+import functools
+import importlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -20,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import packed_records
 import pytest
-import torch_interpreter
-import warm
 from fake_checkout import REPO, run_python
 from installed import NOT_SOURCE, PIP_OPTIONS, Environment, pip
 
@@ -33,16 +30,11 @@ if TYPE_CHECKING:
     from domainbed_carft.jobs.job import Job
     from domainbed_carft.runs.export import ExportedFiles
 
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
 # Small models gain nothing from a second thread, and on a busy machine two that wait for each other
 # take ten times as long. Before torch is imported; sub-processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-# Memory in huge pages, since on some machines a page is slow to get. glibc reads this when a
-# process starts, so it serves pytest's workers and sub-processes.
-os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-
-# Else each worker of each run rewrites the assertions of 150 modules, a tenth of a minute.
-sys.dont_write_bytecode = False
 
 # Started by nohup or in the background of a script, the tests inherit that signals are ignored, and
 # so would the processes that they stop by them. A handler is not inherited.
@@ -55,53 +47,6 @@ for _number in (signal.SIGINT, signal.SIGHUP):
 _cache = tempfile.TemporaryDirectory(prefix="carft-test-cache-")
 os.environ["DOMAINBED_CARFT_CACHE"] = _cache.name
 
-# The workers have that of the process that starts them.
-_torch_interpreter = tempfile.TemporaryDirectory(prefix="carft-torch-")
-os.environ.setdefault(torch_interpreter.FOLDER, _torch_interpreter.name)
-
-# Under `make test` a module runs in one worker, and so do those that stand together here, since
-# they share what is built once a worker. These start first, in this order: SLURM's mostly wait, and
-# run beside the others; the others are long, and at the end no worker is to wait for one of them.
-GROUPS = (
-    ("test_slurm",),
-    ("test_checkouts", "test_packaging"),  # sdist and wheel, installed
-    ("test_resume",),
-    ("test_process_group",),
-    ("test_fork_server",),
-    ("test_suites_runs",),
-    (  # open_clip, which takes seconds to import
-        "test_open_clip",
-        "test_open_clip_strangers",
-        "test_open_clip_families",
-        "test_step",
-    ),
-    ("test_demo",),
-    ("test_doctor",),
-    ("test_own_methods",),
-    ("test_runs_export",),
-    ("test_report_examples",),
-    ("test_algorithms",),
-    ("test_imagenet_training",),
-    ("test_processes",),
-    ("test_sweep_commands",),
-    ("test_emoji",),
-)
-
-
-def _group_number(module: str) -> int:
-    """The number of the module's group; modules in none have the number after the last."""
-    return next((n for n, group in enumerate(GROUPS) if module in group), len(GROUPS))
-
-
-def pytest_collection_finish() -> None:
-    # What was imported stays; each full collection of garbage would walk through all of it.
-    gc.collect()
-    gc.freeze()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: _group_number(item.path.stem))
-
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
@@ -111,56 +56,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("there is no GPU that torch can use")
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Schedule by our groups. (xdist 3.8's own, --dist loadgroup, has none with pytest 9.2.)"""
-    from xdist.scheduler import LoadFileScheduling
-
-    class ByGroup(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file: str = super()._split_scope(nodeid)
-            number = _group_number(Path(file).stem)
-            return f"group {number}" if number < len(GROUPS) else file
-
-    return ByGroup(config, log)
-
-
 @pytest.fixture(autouse=True)
 def _no_facts_of_other_tests() -> Iterator[None]:
-    """Forget what the data sets of a test have shown: a process usually has one job."""
+    """Forget what the data sets of a test have shown.
+
+    The process keeps it, since upstream hands its data sets and algorithms nothing but hparams.
+    """
     yield
-    module: Any = sys.modules.get("domainbed_carft.method.dataset_facts")
-    if module is not None:
-        module._facts_by_class_names.clear()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _clips_built_once() -> Iterator[None]:
-    """Build each CLIP once a worker. A module that has not imported torch yet builds its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "torch" in sys.modules:
-            import clip_cache
-
-            clip_cache.install(patch)
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def restored_variables() -> Iterator[None]:
-    """No module leaves the process variables of a job behind for the next one of its worker."""
-    variables = dict(os.environ)
-    yield
-    for name in os.environ.keys() - variables.keys() - {"PYTEST_CURRENT_TEST"}:
-        del os.environ[name]
-    os.environ.update({n: v for n, v in variables.items() if n != "PYTEST_CURRENT_TEST"})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def freed_memory() -> Iterator[None]:
-    """After each module, the system has the memory back that malloc keeps: hundreds of MB."""
-    yield
-    with contextlib.suppress(AttributeError):  # as beside musl
-        ctypes.CDLL(None).malloc_trim(0)
+    if module := sys.modules.get("domainbed_carft.method.dataset_facts"):
+        module.forget()
 
 
 # The arguments of a small ``clip.model.CLIP``.
@@ -209,6 +113,40 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     from domainbed_carft.machine import devices
 
     return install(monkeypatch) if request.param == "stand-in" else devices.default_device()
+
+
+@pytest.fixture
+def carft(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `carft ARGUMENTS` in this process: ``carft("evaluate", folder, "--json").stdout``."""
+    from domainbed_carft import cli
+
+    return functools.partial(_run_main, capsys, cli.main)
+
+
+@pytest.fixture
+def script(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `python -m domainbed.scripts.NAME ARGUMENTS` in this process: ``script("train", ...)``.
+
+    Tests that assert on logs of a training read out.txt and err.txt, or the streams returned here.
+    """
+
+    def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        module = importlib.import_module(f"domainbed.scripts.{name}")
+        return _run_main(capsys, module.main, *arguments)
+
+    return run
+
+
+def _run_main(
+    capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], *arguments: object
+) -> subprocess.CompletedProcess[str]:
+    words = [str(argument) for argument in arguments]
+    capsys.readouterr()
+    try:
+        status = main(words)
+    except SystemExit as end:  # argparse's, for wrong arguments and --help
+        status = end.code if isinstance(end.code, int) else 1
+    return subprocess.CompletedProcess(words, status, *capsys.readouterr())
 
 
 @pytest.fixture(scope="session")
@@ -282,23 +220,13 @@ def built_once(
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a job that `domainbed.scripts.train` has run: CARFT on EmojiStyles.
 
-    Its rate is so high that the best step is not the last. It has a uda-split; of the training
-    environments only the out-splits are recorded.
+    It is unpacked, see trained_jobs.py. Its rate is so high that the best step is not the last. It
+    has a uda-split; of the training environments only the out-splits are recorded.
     """
-    return built_once(tmp_path_factory, "job", _train_on_emoji_styles) / "CARFT job"
+    import trained_jobs
 
-
-def _train_on_emoji_styles(parent: Path) -> None:
-    folder = parent / "CARFT job"
-    hparams = {"batch_size": 4, "warmup_steps": 0, "total_steps": 6, "lr": 0.003}
-    arguments = (
-        "--algorithm CARFT --dataset EmojiStyles --test_envs 0 --steps 4 --checkpoint_freq 3 "
-        "--seed 3 --workers 0 --uda_holdout_fraction 0.25 --skip_training_in_splits"
-    ).split()
-    arguments += ["--hparams", json.dumps(hparams), "--output_dir", str(folder)]
-
-    done = warm.run("-m", "domainbed.scripts.train", *arguments)
-    assert done.returncode == 0, done.stderr
+    unpack = functools.partial(trained_jobs.unpack, trained_jobs.ON_EMOJI_STYLES)
+    return built_once(tmp_path_factory, "job", unpack) / trained_jobs.ON_EMOJI_STYLES
 
 
 @pytest.fixture(scope="session")
@@ -312,15 +240,9 @@ def files(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedFi
 @pytest.fixture(scope="session")
 def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of a user's pictures, "my pets", and beside it a job of each algorithm on them."""
-    return built_once(tmp_path_factory, "pets", _train_on_pets)
+    import trained_jobs
 
-
-def _train_on_pets(folder: Path) -> None:
-    import runs_jobs
-
-    pictures = runs_jobs.write_pictures(folder / "my pets")
-    for algorithm in ("CARFT", "CLIPLinearProbe", "CLIPZeroShot"):
-        runs_jobs.train_job(folder / algorithm, pictures, algorithm)
+    return built_once(tmp_path_factory, "pets", trained_jobs.unpack_pets)
 
 
 @pytest.fixture(scope="session")
@@ -334,14 +256,6 @@ def _write_incomplete_sweep(folder: Path) -> None:
 
     report_page.write_incomplete(folder / "sweep")
     assert report_page.report(folder / "sweep", folder / "new" / "report") == 0
-
-
-@pytest.fixture(scope="module")
-def warm_launches() -> Iterator[None]:
-    """Launchers of this process fork their jobs from processes that need not import torch again."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("domainbed_carft.jobs.fork_server.run_server", warm.run_server)
-        yield
 
 
 @pytest.fixture

@@ -30,8 +30,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch_interpreter
-
 REPO = Path(__file__).resolve().parent.parent
 _CHECKOUTS = REPO / "tests" / "checkouts"
 
@@ -231,19 +229,6 @@ def run_python(
         capture_output=True,
         text=True,
         timeout=300,
-    )
-
-
-def run_python_with_torch(
-    *arguments: str, cwd: Path, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    """Run this interpreter as `run_python` does, as a fork of one that has imported torch.
-
-    Our hook is that of its installation.
-    """
-    variables.setdefault("OMP_NUM_THREADS", "1")
-    return torch_interpreter.run(
-        sys.executable, *arguments, cwd=cwd, variables=_variables(None, variables)
     )
 
 

@@ -5,19 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
-import torch_interpreter
-import warm
 from domainbed.command_launchers import REGISTRY
 from fake_checkout import REPO, write_checkout, write_files
 from harness.test_resume import assert_same_outcome
 from runs_jobs import write_pictures
 from sweep_jobs import (
-    HERE,
-    LAUNCH,
     STAND_IN,
     command,
     is_warm,
@@ -29,8 +24,9 @@ from sweep_jobs import (
     wait_until,
 )
 
+from domainbed_carft.jobs import fork_server
 from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.jobs.fork_server import SWITCH, TRAIN
+from domainbed_carft.jobs.fork_server import SWITCH
 from domainbed_carft.jobs.job import Job
 
 
@@ -139,6 +135,7 @@ def test_the_harness_local_launcher_forks_jobs_with_its_streams(tmp_path, monkey
     assert {*descendants(os.getpid())} <= before
 
 
+@pytest.mark.slow
 def test_a_forked_job_trains_like_a_cold_one_even_if_resumed(tmp_path):
     """Forked by the server of a launcher, with loaders that it forks; the other has a start."""
     hparams = {"batch_size": 4, "clip_backbone": "tiny", "lr": 1e-3, "warmup_steps": 0}
@@ -146,11 +143,11 @@ def test_a_forked_job_trains_like_a_cold_one_even_if_resumed(tmp_path):
     args = {"algorithm": "CARFT", "dataset": str(pictures), "hparams": hparams, "steps": 9}
     args |= {"checkpoint_freq": 4, "workers": 1, "seed": 7}
     stopped, cold = (Job(args, tmp_path / name) for name in ("stopped", "cold"))
-    process = warm.start("-c", LAUNCH, *map(json.dumps, ("pool", {}, [stopped.line])), cwd=HERE)
+    process = launch("pool", [stopped.line])
     wait_until(lambda: (stopped.folder / "results.jsonl").exists())
     pid = JobFolder(stopped.folder).holder().pid
 
-    assert TRAIN.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert fork_server.MODULE.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
 
     os.kill(pid, signal.SIGTERM)
     out, err = process.communicate()
@@ -179,9 +176,8 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_jobs_in_a_checkout_are_forked_from_its_own_train_with_our_plugin(tmp_path, monkeypatch):
-    """All of them by interpreters that have imported torch, and nothing of the checkout."""
-    monkeypatch.setattr("sys.executable", torch_interpreter.executable(sys.executable))
     modules = {"scripts/train": IN_A_CHECKOUT, "imported_by": "import os\nPID = os.getpid()"}
     checkout = write_checkout(tmp_path / "checkout", modules=modules)
     monkeypatch.chdir(checkout)

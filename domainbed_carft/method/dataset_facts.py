@@ -76,6 +76,11 @@ def recall(hparams: Any) -> DatasetFacts:
     return _facts_by_class_names.get(_key(class_names), DatasetFacts())
 
 
+def forget() -> None:
+    """Forget the facts of all data sets, for a process that goes on to another job."""
+    _facts_by_class_names.clear()
+
+
 def set_normalisation(hparams: Any, normalisation: Normalisation) -> bool:
     """Change the normalisation of the data set whose facts `recall` returns.
 

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import warm
 from domainbed import algorithms
 from runs_jobs import write_pictures
 
 from . import fakes
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "upstream"
-PLUGIN = Path(__file__).resolve().parent / "plugin"
-
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
@@ -48,15 +42,3 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     for fake in fakes.ALL:
         monkeypatch.setattr(algorithms, fake.__name__, fake, raising=False)
     monkeypatch.setattr(algorithms, "ALGORITHMS", [fake.__name__ for fake in fakes.ALL])
-
-
-@pytest.fixture
-def command(tmp_path: Path) -> Run:
-    """Runs `python -m domainbed.scripts.NAME ARGUMENTS` in an empty folder, fakes registered."""
-    search_path = os.pathsep.join([str(PLUGIN), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-    def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, "PYTHONPATH": search_path}
-        return warm.run("-m", f"domainbed.scripts.{name}", *arguments, cwd=tmp_path, env=env)
-
-    return run

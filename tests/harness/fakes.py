@@ -1,4 +1,4 @@
-"""Small algorithms for trying out the harness; `plugin/sitecustomize.py` shows them to children."""
+"""Small algorithms for trying out the harness, and what is done with jobs of them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import contextlib
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from domainbed import algorithms
+from domainbed.scripts import train
 
 
 class Still(algorithms.Algorithm):
@@ -44,7 +48,7 @@ class LinearSGD(algorithms.Algorithm):
         labels = torch.cat([y for _, y in minibatches])
         noisy = inputs + 0.1 * torch.randn_like(inputs)
 
-        loss = torch.nn.functional.cross_entropy(self.predict(noisy), labels)
+        loss = torch.nn.functional.cross_entropy(self.trained_logits(noisy), labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -59,19 +63,21 @@ class LinearSGD(algorithms.Algorithm):
         return logits
 
 
-class Breaks(LinearSGD):
-    """Fails in its first step."""
-
-    def update(self, minibatches: Any, unlabeled: Any = None) -> dict[str, float]:
-        raise RuntimeError("broken on purpose")
-
-
-ALL = (Still, LinearSGD, Breaks)
+ALL = (Still, LinearSGD)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """The records of a run."""
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def comparable_records(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run without what differs between any two."""
+    comparable = records(folder)
+    for record in comparable:
+        del record["step_time"], record["evaluation_time"]
+        del record["args"]["output_dir"], record["args"]["workers"]
+    return comparable
 
 
 def quick(folder: Path, *flags: str) -> list[str]:
@@ -80,17 +86,43 @@ def quick(folder: Path, *flags: str) -> list[str]:
     return [*command.split(), "--hparams", '{"batch_size": 4}', "--output_dir", str(folder), *flags]
 
 
+def start(arguments: list[str], begin: Callable[[], object] = int, **variables: str) -> BaseProcess:
+    """A process of `train`, a fork of this one with these variables, that calls `begin` first."""
+
+    def main() -> None:
+        os.environ.update(variables)
+        begin()
+        sys.exit(train.main(arguments))
+
+    process = multiprocessing.get_context("fork").Process(target=main)
+    process.start()
+    return process
+
+
+def status(process: BaseProcess) -> int | None:
+    """The exit status of a process, once it has ended; None if it had to be killed."""
+    process.join(timeout=300)
+    exit_status = process.exitcode
+    process.kill()
+    return exit_status
+
+
 @contextlib.contextmanager
-def stopped_in_step(number: int) -> Iterator[None]:
-    """While this lasts, LinearSGD's process gets SIGTERM in its step of this number."""
+def before_step(number: int, action: Callable[[], object]) -> Iterator[None]:
+    """While this lasts, LinearSGD calls an action before its step of this number, from 1."""
     original = LinearSGD.update
     steps = itertools.count(1)
 
     def update(self: LinearSGD, *args: Any) -> dict[str, float]:
         if next(steps) == number:
-            os.kill(os.getpid(), signal.SIGTERM)
+            action()
         return original(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LinearSGD, "update", update)
         yield
+
+
+def stopped_in_step(number: int) -> contextlib.AbstractContextManager[None]:
+    """While this lasts, LinearSGD's process gets SIGTERM in its step of this number."""
+    return before_step(number, lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -1,16 +1,16 @@
 """Data sets, and the command that downloads them."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest
 import torch
 from data_trees import even, grow, jpeg
 from domainbed import datasets
-from domainbed.scripts import download
+from domainbed.scripts import download, train
 
 from domainbed_carft.errors import CarftError
+
+from . import fakes
 
 HPARAMS = {"data_augmentation": True}
 
@@ -73,13 +73,44 @@ def calls(monkeypatch):
     return calls
 
 
-def test_the_download_flag_downloads_what_upstream_downloads(calls, capsys):
+def test_upstreams_or_the_named_data_sets_are_downloaded_and_failures_are_shown(calls, capsys):
     assert download.main(["--data_dir", "some where"]) == 0
     assert calls == [("TerraIncognita", "some where")]
     assert "verified: 3 pictures in some where/TerraIncognita" in capsys.readouterr().out
 
-
-def test_named_data_sets_are_downloaded_and_failures_are_shown(calls, capsys):
+    calls.clear()
     assert download.main(["--data_dir", "d", "--datasets", "PACS", "VLCS"]) == 1
     assert calls == [("PACS", "d"), ("VLCS", "d")]
     assert capsys.readouterr().err == "download: the link is dead\n"
+
+
+class Plain:
+    """A data set by upstream's contract alone, without a base class."""
+
+    ENVIRONMENTS = ("a", "b")
+    N_STEPS = 2
+    CHECKPOINT_FREQ = 1
+    N_WORKERS = 0
+    input_shape = (3,)
+    num_classes = 2
+
+    def __init__(self, root, test_envs, hparams):
+        items = torch.arange(30.0).reshape(10, 3), torch.arange(10) % 2
+        self.datasets = [torch.utils.data.TensorDataset(*items) for _ in self.ENVIRONMENTS]
+
+    def __getitem__(self, index):
+        return self.datasets[index]
+
+    def __len__(self):
+        return len(self.datasets)
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_data_set_without_our_base_class_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "Plain", Plain, raising=False)
+    assert train.main(fakes.quick(tmp_path, "--dataset", "Plain", "--algorithm", "Still")) == 0
+
+    last = fakes.records(tmp_path)[-1]
+    assert {"env0_in_acc", "env1_out_acc"} <= last.keys()
+    assert not {"data_edition", "protocol"} & last.keys()
+    assert issubclass(datasets.get_dataset_class("Plain"), Plain)

@@ -1,7 +1,5 @@
 """Batches for training and for evaluation."""
 
-from __future__ import annotations
-
 import itertools
 import multiprocessing
 import os
@@ -10,17 +8,19 @@ import signal
 import subprocess
 import threading
 import time
+import types
 
-import numpy as np
 import pytest
 import torch
-import warm
+from domainbed import datasets
 from domainbed.lib import fast_data_loader as loader
-from domainbed.lib import misc, shared_batches, stopping
+from domainbed.lib import misc, stopping
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
+from domainbed.lib.job_batches import JobBatches
 from domainbed.lib.picture_batches import Pictures
+from domainbed.lib.process_group import ProcessGroup
 from domainbed.scripts import train
-from PIL import Image
+from fake_checkout import run_python
 from torch.utils.data import TensorDataset
 
 from domainbed_carft.errors import PassingError
@@ -62,9 +62,9 @@ def test_infinite_and_fast_loaders_have_upstreams_interface(capsys):
     assert capsys.readouterr().out == "=" * 80 + "\n"
 
 
-@pytest.mark.parametrize("number", stopping.SIGNALS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_never_kills_a_loader_process(monkeypatch, number):
-    """SLURM signals all processes of a job; here it comes before anything of ours has run there."""
+    # SLURM signals all processes of a job, also before a loader has installed its handlers.
     init_worker = stopping.init_worker
 
     def signalled(worker_id: int) -> None:
@@ -77,9 +77,9 @@ def test_a_stop_signal_never_kills_a_loader_process(monkeypatch, number):
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(stopping.SIGNALS)
 
 
-@pytest.mark.parametrize("workers", [1, 20])
+@pytest.mark.parametrize("workers", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_loader_processes_end_if_their_parent_was_killed_at_the_start(workers):
-    """They have inherited the job's lock, and nobody else could go on with the job."""
+    # Loader processes inherit the job's lock, so the job could not be resumed while they run.
     init_worker = stopping.init_worker
     reading, writing = os.pipe()
     trainer = os.fork()
@@ -116,19 +116,21 @@ def test_evaluation_reads_every_item_once_in_batches_of_one_data_set(workers):
     assert items[14:] == [[200, 201, 202, 203], [204, 205, 206, 207]]
 
 
-# Where /dev/shm has 64 MiB, as a container's: batches of three domains, 32 pictures of 224 px each,
-# by each path; those of its loaders' processes equal its own.
-LOADS = """
-import ctypes, os, subprocess, sys, torch
+# Where /dev/shm has 64 MiB, as a container's, and where it is read-only: batches of three domains,
+# 32 pictures of 224 px each, by each path; those of its loaders' processes equal its own.
+WITH_LITTLE_SHARED_MEMORY = """
+import ctypes, subprocess, sys, torch
 from domainbed import datasets
 from domainbed.lib import fast_data_loader as loader, picture_batches
 
+def mount(options):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", "/dev/shm"], check=True)
+
 assert ctypes.CDLL(None).unshare(0x20000) == 0  # CLONE_NEWNS: mounts of its own
 subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", "/dev/shm"], check=True)
-assert os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize == 64 << 20
+mount("size=64m")
 
-dataset = datasets.get_dataset_class(sys.argv[1])(None, [3], {"data_augmentation": True})
+dataset = datasets.get_dataset_class(sys.argv[1])(None, [2], {"data_augmentation": True})
 
 def batches(pictures, workers):
     requests = [
@@ -146,126 +148,102 @@ for path, pictures in ways.items():
         assert all(torch.equal(one, other) for one, other in zip(ours, theirs))
         count += 1
     print(path, count, "batches")
-"""
 
-
-@pytest.fixture
-def private_mounts():
-    """Skips where a process may not have mounts of its own."""
-    mounting = ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/dev/shm"]
-    attempt = subprocess.run(mounting, capture_output=True, text=True)
-    if attempt.returncode:
-        pytest.skip(f"no private mount: {attempt.stderr.strip()}")
-
-
-@pytest.fixture
-def four_domains(tmp_path):
-    """Two random pictures each."""
-    random = np.random.default_rng(0)
-    for domain, number in itertools.product("abcd", range(2)):
-        folder = tmp_path / "four" / domain / "class"
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = random.integers(0, 256, (64, 64, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.jpg")
-    return tmp_path / "four"
-
-
-@pytest.mark.usefixtures("private_mounts")
-def test_large_batches_need_no_large_shared_memory(four_domains):
-    process = warm.start("-c", LOADS, four_domains)
-    try:
-        assert process.wait(timeout=120) == 0, process.communicate()
-    finally:
-        process.kill()
-    stdout, _ = process.communicate()
-    assert all(f"{path} 6 batches\n" in stdout for path in ("fast", "pillow"))
-
-
-READ_ONLY = """
-import ctypes, subprocess, torch
-from domainbed.lib import fast_data_loader
-from torch.utils.data import TensorDataset
-
-assert ctypes.CDLL(None).unshare(0x20000) == 0  # CLONE_NEWNS: mounts of its own
-subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", "/dev/shm"], check=True)
+mount("ro")
 try:
-    list(fast_data_loader.FastDataLoader(TensorDataset(torch.arange(4), torch.arange(4)), 2, 2))
+    list(batches(pictures, 2))
 except ValueError as error:
     print(error)
 """
 
 
-@pytest.mark.usefixtures("private_mounts")
-def test_read_only_shared_memory_is_reported_in_one_line():
-    process = warm.start("-c", READ_ONLY)
-    stdout, stderr = process.communicate(timeout=120)
-    (line,) = stdout.splitlines()
-    assert "; /dev/shm is read-only. Mount it writable, or load without processes: --wor" in line
-    assert stderr == ""
+@pytest.mark.slow
+def test_batches_need_no_large_shared_memory_and_read_only_one_is_named(pictures, tmp_path):
+    mounting = ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/dev/shm"]
+    attempt = subprocess.run(mounting, capture_output=True, text=True)
+    if attempt.returncode:
+        pytest.skip(f"no private mount: {attempt.stderr.strip()}")
+
+    done = run_python("-c", WITH_LITTLE_SHARED_MEMORY, str(pictures), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    fast, pillow, read_only = done.stdout.splitlines()
+    assert (fast, pillow) == ("fast 6 batches", "pillow 6 batches")
+    assert (
+        "; /dev/shm is read-only. Mount it writable, or load without processes: --wo" in read_only
+    )
 
 
-@pytest.mark.parametrize("size", [1, 1000])
-def test_a_batch_that_cannot_be_shared_is_reported_in_one_line(monkeypatch, size):
+def test_a_batch_that_cannot_be_shared_is_reported_in_one_line(monkeypatch):
     def fail(*_):
-        raise OSError(28, "No space left on device")
+        raise OSError(38, "Function not implemented")
 
+    full = types.SimpleNamespace(f_bavail=0, f_blocks=1 << 20, f_frsize=64, f_flag=0)
     monkeypatch.setattr(os, "memfd_create", fail)
-    monkeypatch.setattr(shared_batches, "_require_space", fail)
-    numbers = torch.arange(size)
-    with pytest.raises(PassingError, match="No space left.*/dev/shm has .* MiB.*--workers 0"):
-        list(FastDataLoader(TensorDataset(numbers, numbers), size, 1))
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    message = "no space for 400 bytes.*/dev/shm has 64 MiB, of which 0 are free.*--workers 0"
+    with pytest.raises(PassingError, match=message):
+        list(FastDataLoader(numbered(0, 50), 50, 1))
 
 
-class Unpicklable(TensorDataset):
-    """Its items cannot leave a process."""
-
-    def __getitem__(self, index):
-        return (lambda: index), index
-
-
-def test_an_item_that_cannot_be_pickled_ends_the_loading_with_an_error():
-    with pytest.raises(Exception, match="[Pp]ickle|lambda|function"):
-        list(FastDataLoader(Unpicklable(torch.arange(3)), 2, 1))
-    assert not multiprocessing.active_children()
-
-
-@pytest.mark.parametrize("number", stopping.SIGNALS)
 @pytest.mark.usefixtures("registered")
-@pytest.mark.parametrize("hang_after", [2, 8])  # batches: in a step, in an evaluation
+@pytest.mark.parametrize(
+    # After so many items: in a step, in an evaluation.
+    ("number", "hang_after"),
+    [(signal.SIGTERM, 4), (signal.SIGINT, 20)],
+)
 def test_a_signal_ends_a_job_that_waits_for_its_loaders(tmp_path, monkeypatch, number, hang_after):
-    read = loader._RequestedItems.__getitems__
     context = multiprocessing.get_context("fork")
-    hanging = context.Event()
-    count = context.Value("i", 0)
+    hanging, released = context.Event(), context.Event()
+    n_items = context.Value("i", 0)
 
-    def hang(self, requests):
-        with count.get_lock():
-            count.value += 1
-        if count.value > hang_after:
-            hanging.set()
-            time.sleep(1000)
-        return read(self, requests)
+    class Hanging(torch.utils.data.Dataset):
+        def __init__(self, environment):
+            self.environment = environment
 
-    def signal_later():
+        def __len__(self):
+            return len(self.environment)
+
+        def __getitem__(self, index):
+            with n_items.get_lock():
+                n_items.value += 1
+            if n_items.value > hang_after:
+                hanging.set()
+                released.wait()
+            return self.environment[index]
+
+    def signal_and_release_later():
         assert hanging.wait(60)
-        time.sleep(1)
         os.kill(os.getpid(), number)
+        time.sleep(60)
+        released.set()
 
-    monkeypatch.setattr(loader._RequestedItems, "__getitems__", hang)
-    threading.Thread(target=signal_later, daemon=True).start()
-    arguments = fakes.quick(tmp_path, "--workers", "2")
-    started = time.monotonic()
-    assert train.main(arguments) == 75
-    assert time.monotonic() - started < 30
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.Debug28, "__iter__", lambda self: map(Hanging, self.datasets))
+        threading.Thread(target=signal_and_release_later, daemon=True).start()
+        assert train.main(fakes.quick(tmp_path, "--workers", "2")) == 75
+    assert not released.is_set()
     assert f"stopped by {signal.Signals(number).name}" in (tmp_path / "err.txt").read_text()
     assert not multiprocessing.active_children()
 
-    monkeypatch.setattr(loader._RequestedItems, "__getitems__", read)
-    assert train.main(arguments) == 0
+    assert train.main(fakes.quick(tmp_path)) == 0
     assert train.main(fakes.quick(tmp_path / "undisturbed")) == 0
+    undisturbed = fakes.comparable_records(tmp_path / "undisturbed")
+    assert fakes.comparable_records(tmp_path) == undisturbed
 
-    process, expected = (fakes.records(folder) for folder in (tmp_path, tmp_path / "undisturbed"))
-    for record in (*process, *expected):
-        del record["step_time"], record["evaluation_time"], record["args"]
-    assert process == expected
+
+@pytest.mark.parametrize("sampling", ["with-replacement", "passes"])
+def test_batches_from_a_later_step_on_are_those_of_the_whole_job(sampling):
+    # With passes, step 2 begins within a pass, after 6 of 8 items.
+
+    def batches(first):
+        torch.manual_seed(0)
+        hparams = {"batch_size": 3, "class_balanced": False, "sampling": sampling}
+        data = misc.SplitDataset(numbered(0, 8), range(8))
+        loaded = JobBatches([data], {}, hparams, 6, 100, 0, torch.device("cpu"), ProcessGroup())
+        loaded.begin(first, False, False, 0, Pictures())
+        return [loaded.step_batches()[0][0].tolist() for _ in range(first, 6)]
+
+    whole = batches(0)
+    assert batches(2) == whole[2:]
+    items = list(itertools.chain(*whole))
+    assert (sorted(items[:8]) == [*range(8)]) == (sampling == "passes")

@@ -1,7 +1,5 @@
 """Seeds, splits, weights, accuracy, printing."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys

@@ -1,33 +1,26 @@
 """Several processes train a job as one would: on the processor, with gloo."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
-import shlex
 import signal
 import socket
 import subprocess
 import sys
-import threading
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
-import warm
 from domainbed import hparams_registry
-from domainbed.lib import checks, job_batches, picture_batches, preparation, stopping
+from domainbed.lib import checks, job_batches, picture_batches, preparation
 from domainbed.lib.process_group import ProcessGroup, attach_process_group
 from domainbed.scripts import train
 from sweep_jobs import wait_until
 
-from domainbed_carft import launchers
 from domainbed_carft.errors import CarftError
-from domainbed_carft.jobs.folder import JobFolder
-from domainbed_carft.launchers.attempt import run_commands
 from domainbed_carft.machine import devices
+from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.carft import CARFT
 from domainbed_carft.method.starft import StarFT
 from domainbed_carft.pictures.protocols import plan_for
@@ -35,81 +28,59 @@ from domainbed_carft.pictures.protocols import plan_for
 from . import fakes
 
 TERMS = {"sp_weight": 1e-4, "fd_weight": 0.1, "ldifs_weight": 1, "lipsum_weight": 0.1}
-HPARAMS = {
-    "CARFT": {**TERMS, "miro_weight": 0.1, "grad_clip": 1, "average": "ema", "micro_batch": 4},
-    "CLIPLPFT": {"lp_steps": 2, "average": "swad", "swad_converge": 1},
-    "CLIPZeroShot": {},
-    "FLYP": {},
-}
+TERMS |= {"miro_weight": 0.1, "grad_clip": 1, "average": "ema", "micro_batch": 4}
 
 
 def train_arguments(
     pictures: Path, folder: Path, algorithm: str = "CARFT", **changed: object
 ) -> list[str]:
     hparams = {"batch_size": 4, "clip_backbone": "tiny", "contexts": "emoji", "total_steps": 5}
-    hparams |= {"warmup_steps": 0, "lr": 1e-3, **HPARAMS[algorithm], **changed}
+    hparams |= {"warmup_steps": 0, "lr": 1e-3, **(TERMS if algorithm == "CARFT" else {}), **changed}
     fixed = ("--algorithm", algorithm, "--steps", "5", "--hparams", json.dumps(hparams))
     return fakes.quick(folder, *fixed, "--dataset", str(pictures))
 
 
-def start(size: int, command: list[str]) -> list[warm.Process]:
-    """The processes of a job, as torchrun starts them."""
+def train_job(size: int, arguments: list[str], **begin) -> list[int]:
+    """The exit statuses of a job's processes, with the variables that torchrun sets.
+
+    ``begin``: what the second process calls first.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     shared |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
-    variables = (
-        {**os.environ, **shared, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(size)
-    )
-    return [warm.start(*command, env=env) for env in variables]
+    processes = [
+        fakes.start(
+            arguments, RANK=str(n), LOCAL_RANK=str(n), **shared, **(begin if n == 1 else {})
+        )
+        for n in range(size)
+    ]
+    return [fakes.status(process) for process in processes]
 
 
-TRAIN = ("-m", "domainbed.scripts.train")
-
-
-def train_jobs(size: int, arguments: list[str]) -> list[int]:
-    """The exit statuses of the processes of a job, started as torchrun does."""
-    return [process.wait() for process in start(size, [*TRAIN, *arguments])]
-
-
-class Outcome(NamedTuple):
-    """What a job has written, without what differs between two runs."""
-
-    numbers: list[dict[str, float]]  # of its records
-    settings: list[dict[str, object]]  # hyperparameters and arguments of its records
-    weights: dict[str, torch.Tensor]
-
-
-def outcome(folder: Path) -> Outcome:
-    records = fakes.records(folder)
-    return Outcome(
-        numbers=[
-            {
-                name: value
-                for name, value in record.items()
-                if isinstance(value, float) and not name.endswith("_time")
-            }
-            for record in records
-        ],
-        settings=[
-            {"hparams": record["hparams"], "args": {**record["args"], "output_dir": None}}
-            for record in records
-        ],
-        weights=torch.load(folder / "model.pkl", weights_only=True)["model_dict"],
-    )
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = torch.load(folder / "model.pkl", weights_only=True)
+    return weights["model_dict"]
 
 
 def assert_same(folder: Path, alone: Path) -> None:
     """Assert that two jobs have written the same, up to the rounding of sums."""
-    actual = outcome(folder)
-    expected = outcome(alone)
-    assert actual.settings == expected.settings
-    for numbers, expected_numbers in zip(actual.numbers, expected.numbers, strict=True):
+    records = zip(fakes.comparable_records(folder), fakes.comparable_records(alone), strict=True)
+    for record, expected in records:
+        for facts in (record, expected):
+            del facts["device"]
+            facts.update(facts.pop("args"), **facts.pop("hparams"))
+        numbers, expected_numbers = (
+            {name: value for name, value in facts.items() if isinstance(value, float)}
+            for facts in (record, expected)
+        )
         assert numbers == pytest.approx(expected_numbers, rel=1e-3, abs=1e-5)
+        assert {**record, **numbers} == {**expected, **numbers}
 
-    assert [*actual.weights] == [*expected.weights]
-    for name, weight in actual.weights.items():
-        expected_weight = expected.weights[name]
+    weights, expected_weights = weights_of(folder), weights_of(alone)
+    assert [*weights] == [*expected_weights]
+    for name, weight in weights.items():
+        expected_weight = expected_weights[name]
         if name.endswith("in_proj_bias"):  # Adam takes keys' biases, whose gradients are 0, for any
             for bias in (weight, expected_weight):
                 bias.view(3, -1)[1] = 0.0
@@ -121,15 +92,14 @@ def assert_same(folder: Path, alone: Path) -> None:
 def alone(pictures, tmp_path_factory) -> Path:
     """A job of one process, whose weights move far more than rounding does."""
     folder = tmp_path_factory.mktemp("runs") / "alone"
-    assert train_jobs(1, train_arguments(pictures, folder)) == [0]
-    losses = [record["loss"] for record in outcome(folder).numbers]
+    assert fakes.status(fakes.start(train_arguments(pictures, folder))) == 0
+    losses = [record["loss"] for record in fakes.records(folder)]
     assert max(losses) - min(losses) > 0.05
     return folder
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_batch_slices_of_all_processes_make_up_the_batches_of_one(pictures, size):
-    """Its pictures to the bit, augmented, whatever of a batch is left for a process."""
     args = train.build_parser().parse_args(train_arguments(pictures, Path("unused")))
     hparams = preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
     _, environments = preparation.load_environments(args, hparams)
@@ -150,30 +120,53 @@ def test_batch_slices_of_all_processes_make_up_the_batches_of_one(pictures, size
     assert sum(parts is None for parts in [environment[-1] for environment in together]) == size - 1
 
 
-def test_three_processes_train_to_the_weights_of_one(pictures, alone, tmp_path):
-    assert train_jobs(3, train_arguments(pictures, tmp_path / "three")) == [0, 0, 0]
-    assert_same(tmp_path / "three", alone)
+def test_a_signal_to_one_process_stops_all_and_two_and_then_three_resume(pictures, alone, tmp_path):
+    arguments = train_arguments(pictures, tmp_path / "job")
+
+    def signal_in_third_step():
+        original = CLIPAlgorithm.step_on_device
+        steps = iter(range(1, 9))
+
+        def step_on_device(self, minibatches):
+            if next(steps) == 3:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return original(self, minibatches)
+
+        CLIPAlgorithm.step_on_device = step_on_device
+
+    assert train_job(2, arguments, begin=signal_in_third_step) == [75, 75]
+    message = (tmp_path / "job" / "err.txt").read_text().splitlines()[-1]
+    assert message == "train: stopped by SIGUSR1; to resume, rerun the command"
+    assert train_job(3, arguments) == [0, 0, 0]
+    assert_same(tmp_path / "job", alone)
 
 
-@pytest.mark.parametrize("algorithm", ["CLIPLPFT", "CLIPZeroShot"])
-def test_two_processes_train_to_the_weights_of_one(pictures, tmp_path, algorithm):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "hparams"),
+    [
+        ("CLIPLPFT", {"lp_steps": 2, "average": "swad", "swad_converge": 1}),
+        ("CLIPZeroShot", {}),
+    ],
+)
+def test_two_processes_train_to_the_weights_of_one(pictures, tmp_path, algorithm, hparams):
     for size in (1, 2):
-        command = train_arguments(pictures, tmp_path / str(size), algorithm)
-        assert train_jobs(size, command) == [0] * size
+        arguments = train_arguments(pictures, tmp_path / str(size), algorithm, **hparams)
+        assert train_job(size, arguments) == [0] * size
     assert_same(tmp_path / "2", tmp_path / "1")
 
 
 @pytest.mark.gpu
 def test_two_gpus_train_to_the_weights_of_one(pictures, tmp_path):
-    """Within a tenth of the way of training: kernels of a GPU add up in any order."""
+    # Within a tenth of the way of training: kernels of a GPU add up in any order.
     if devices.gpu_count() < 2:
         pytest.skip("there is one GPU")
     for size in (1, 2):
-        assert train_jobs(size, train_arguments(pictures, tmp_path / str(size))) == [0] * size
+        assert train_job(size, train_arguments(pictures, tmp_path / str(size))) == [0] * size
     one_step = [*train_arguments(pictures, tmp_path / "begun"), "--steps", "1"]
-    assert train_jobs(1, one_step) == [0]
+    assert train_job(1, one_step) == [0]
 
-    one, two, start = (outcome(tmp_path / name).weights for name in ("1", "2", "begun"))
+    one, two, start = (weights_of(tmp_path / name) for name in ("1", "2", "begun"))
     way, apart = (
         sum(float((weights[name] - one[name]).square().sum()) for name in one)
         for weights in (start, two)
@@ -181,76 +174,34 @@ def test_two_gpus_train_to_the_weights_of_one(pictures, tmp_path):
     assert apart <= 0.01 * way
 
 
-DISTURBED = """
-import os, sys
-from domainbed.scripts import train
-from domainbed_carft.method.algorithms import CARFT
-from domainbed_carft.pictures.protocols import plan_for
-
-method, call_number, statement, *arguments = sys.argv[1:]
-owner = next(cls for cls in CARFT.__mro__ if method in vars(cls))
-original = getattr(owner, method)
-calls = []
-
-def disturbed(self, *args, **kwargs):
-    calls.append(1)
-    if os.environ["RANK"] == "1" and len(calls) == int(call_number):
-        exec(statement)
-    return original(self, *args, **kwargs)
-
-setattr(owner, method, disturbed)
-sys.exit(train.main(arguments))
-"""
+def change_facts() -> None:
+    original = CARFT.recorded_facts
+    CARFT.recorded_facts = lambda self: {**original(self), "amp": "bf16"}
 
 
-def start_disturbed(
-    arguments: list[str], method: str, call_number: int, statement: str
-) -> list[warm.Process]:
-    """Start a job of two processes; the second runs ``statement`` before a call of a method."""
-    return start(2, ["-c", DISTURBED, method, str(call_number), statement, *arguments])
+def break_step() -> None:
+    def step_on_device(self, minibatches):
+        raise RuntimeError("broken on purpose")
+
+    CLIPAlgorithm.step_on_device = step_on_device
 
 
-@pytest.mark.parametrize("method, call_number", [("step_on_device", 3), ("predict", 10)])
-def test_a_signal_to_one_process_stops_all_and_one_process_resumes(
-    pictures, alone, tmp_path, method, call_number
+@pytest.mark.parametrize(
+    ("algorithm", "begin", "status", "message"),
+    [
+        ("FLYP", int, 2, "FLYP cannot be trained by 2 processes: its loss compares each picture"),
+        ("CARFT", change_facts, 2, "process 1 of 2 has other settings than the first: amp is 'bf1"),
+        ("CARFT", break_step, 1, "train: process 1 of 2: Traceback"),
+    ],
+)
+def test_the_first_process_reports_why_another_has_failed(
+    pictures, tmp_path, algorithm, begin, status, message
 ):
-    """In a step and in an evaluation; then by one process to the end of the same run."""
-    arguments = train_arguments(pictures, tmp_path / "job")
-    statement = f"os.kill(os.getpid(), {int(signal.SIGUSR1)})"
-    processes = start_disturbed(arguments, method, call_number, statement)
-    assert [process.wait() for process in processes] == [75, 75]
-
-    message = (tmp_path / "job" / "err.txt").read_text().splitlines()[-1]
-    assert message == "train: stopped by SIGUSR1; to resume, rerun the command"
-    assert train_jobs(1, arguments) == [0]
-    assert_same(tmp_path / "job", alone)
-
-
-def test_the_first_process_reports_why_another_has_failed(pictures, tmp_path):
-    refused = train_arguments(pictures, tmp_path / "refused", "FLYP")
-    assert train_jobs(2, refused) == [2, 2]
-
-    message = (tmp_path / "refused" / "err.txt").read_text()
-    assert "FLYP cannot be trained by 2 processes: its loss compares each picture" in message
-
-    arguments = train_arguments(pictures, tmp_path / "other")
-    processes = start_disturbed(arguments, "recorded_facts", 1, "self.facts['amp'] = 'bf16'")
-    assert [process.wait() for process in processes] == [2, 2]
-
-    message = (tmp_path / "other" / "err.txt").read_text()
-    assert (
-        "process 1 of 2 has other settings than the first: amp is 'bf16', expected 'off'" in message
-    )
-
-    arguments = train_arguments(pictures, tmp_path / "broken")
-    statement = "raise RuntimeError('broken on purpose')"
-    processes = start_disturbed(arguments, "step_on_device", 2, statement)
-    assert [process.wait() for process in processes] == [1, 1]
-
-    message = processes[0].communicate()[1]
-    assert message == (tmp_path / "broken" / "err.txt").read_text()
-    assert message.startswith("train: process 1 of 2: Traceback")
-    assert message.endswith("\nRuntimeError: broken on purpose\n")
+    arguments = train_arguments(pictures, tmp_path / "job", algorithm)
+    assert train_job(2, arguments, begin=begin) == [status, status]
+    err = (tmp_path / "job" / "err.txt").read_text()
+    assert message in err
+    assert err.endswith("\nRuntimeError: broken on purpose\n") == (begin is break_step)
 
 
 class OwnStep(CARFT):
@@ -260,74 +211,49 @@ class OwnStep(CARFT):
         return super().update(minibatches)
 
 
-def test_algorithms_and_batches_that_cannot_be_split_are_refused():
-    def refusal(algorithm_class, batch_size=4, change=lambda algorithm: None, **changed):
-        hparams = hparams_registry.default_hparams("CARFT", "EmojiStyles")
-        values = {"clip_backbone": "tiny", "contexts": "emoji", **changed}
-        chosen = {**hparams, **values}
-        algorithm = algorithm_class((3, 48, 48), 10, 3, chosen)
-        change(algorithm)
-        with pytest.raises(CarftError) as raised:
-            attach_process_group(algorithm, ProcessGroup(0, 3), batch_size)
-        return str(raised.value)
-
-    problem = "cannot be trained by 3 processes"
-    assert f"batches of 2 {problem}; give them that many" in refusal(CARFT, 2)
-    assert f"StarFT {problem}: its KL draws captions" in refusal(StarFT)
-    assert f"OwnStep {problem}: its step does not add up" in refusal(OwnStep)
-
-    dropout = torch.nn.Dropout(0.1)
-    dropped = refusal(CARFT, change=lambda algorithm: algorithm.encoder.add_module("drop", dropout))
-    assert "its encoder has dropout" in dropped
+@pytest.mark.parametrize(
+    ("algorithm_class", "batch_size", "reason"),
+    [
+        (CARFT, 2, "batches of 2 cannot be trained by 3 processes; give them that many"),
+        (StarFT, 4, "StarFT cannot be trained by 3 processes: its KL draws captions"),
+        (OwnStep, 4, "OwnStep cannot be trained by 3 processes: its step does not add up"),
+    ],
+)
+def test_algorithms_and_batches_that_cannot_be_split_are_refused(
+    algorithm_class, batch_size, reason
+):
+    hparams = hparams_registry.default_hparams("CARFT", "EmojiStyles")
+    hparams |= {"clip_backbone": "tiny", "contexts": "emoji"}
+    algorithm = algorithm_class((3, 48, 48), 10, 3, hparams)
+    with pytest.raises(CarftError, match=reason):
+        attach_process_group(algorithm, ProcessGroup(0, 3), batch_size)
 
 
-def start_two(arguments: list[str]) -> tuple[warm.Process, int]:
+def start_two(arguments: list[str]) -> tuple[BaseProcess, int]:
     """A job of two processes, the first of which has started the second, and the second's id."""
-    first = warm.start(*TRAIN, *arguments, "--processes", "2")
+    first = fakes.start([*arguments, "--processes", "2"])
     children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
     wait_until(children.read_text)
     (second,) = map(int, children.read_text().split())
     return first, second
 
 
-KILLED = "process 1 of 2 was killed by "
-
-
-@pytest.mark.parametrize("killed", ["first", "second"])
-def test_if_one_process_is_killed_all_end_and_resume(pictures, alone, tmp_path, killed):
-    """If it is not the first, err.txt has the reason once; then one process trains to the end."""
+@pytest.mark.parametrize(
+    ("killed", "status"), [("second", 1), pytest.param("first", -9, marks=pytest.mark.slow)]
+)
+def test_if_one_process_is_killed_all_end_and_resume(pictures, alone, tmp_path, killed, status):
     arguments = train_arguments(pictures, tmp_path / "job")
     first, second = start_two(arguments)
     wait_until((tmp_path / "job" / "state.pt").exists)
     os.kill(first.pid if killed == "first" else second, signal.SIGKILL)
-    assert first.wait() == (-signal.SIGKILL if killed == "first" else 1)
+    assert fakes.status(first) == status
 
     wait_until(lambda: not Path(f"/proc/{second}").exists())
     assert (tmp_path / "job" / "state.pt").exists()
     lines = (tmp_path / "job" / "err.txt").read_text().splitlines()
-    assert lines.count(f"train: {KILLED}SIGKILL") == (killed == "second")
+    assert lines.count("train: process 1 of 2 was killed by SIGKILL") == (killed == "second")
 
-    assert train_jobs(1, arguments) == [0]
-    assert_same(tmp_path / "job", alone)
-
-
-def test_a_signal_to_the_first_process_has_all_save_and_stop(pictures, alone, tmp_path):
-    """The signals one after another, each as the job begins to train; then to the end."""
-    arguments = train_arguments(pictures, tmp_path / "job")
-    output = tmp_path / "job" / "out.txt"
-    expected = ""
-    for number in stopping.SIGNALS:
-        first, second = start_two(arguments)
-        n_stops = expected.count("\n")
-        wait_until(lambda n=n_stops: output.exists() and output.read_text().count("Workers:") > n)
-        os.kill(first.pid, number)
-        assert first.wait() == 75
-        assert not Path(f"/proc/{second}").exists()
-
-        expected += f"train: stopped by {number.name}; to resume, rerun the command\n"
-        assert (tmp_path / "job" / "err.txt").read_text() == expected
-
-    assert train_jobs(1, arguments) == [0]
+    assert fakes.status(fakes.start(arguments)) == 0
     assert_same(tmp_path / "job", alone)
 
 
@@ -335,46 +261,15 @@ def test_a_signal_to_the_first_process_has_all_save_and_stop(pictures, alone, tm
 def test_a_process_that_is_lost_while_they_join_ends_the_job(pictures, tmp_path, number, status):
     first, second = start_two(train_arguments(pictures, tmp_path / "job"))
     os.kill(second, number)
-    assert first.wait(60) == status
-    message = f"train: {KILLED}{number.name}\n"
+    assert fakes.status(first) == status
+    message = f"train: process 1 of 2 was killed by {number.name}\n"
     assert (tmp_path / "job" / "err.txt").read_text() == message
 
 
 @pytest.mark.slow
-def test_the_pool_retries_a_job_whose_first_process_was_killed(
-    pictures, alone, tmp_path, monkeypatch
-):
-    """The pool then tries again, and the job is what it would have been."""
-    monkeypatch.setenv("DOMAINBED_PROCESSES", "2")
-    folder = JobFolder(tmp_path / "job")
-
-    def kill_the_first() -> None:
-        wait_until(folder.state_path.exists)
-        os.kill(folder.holder().pid, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_the_first, daemon=True)
-    killer.start()
-    command = shlex.join(["python", *TRAIN, *train_arguments(pictures, folder.path)])
-    assert run_commands(launchers.make("pool", {}), [command]) == []
-
-    killer.join()
-    assert [attempt.status for attempt in folder.attempts()] == [-signal.SIGKILL, 0]
-
-    (folder.path / "attempts.jsonl").unlink()  # which a job without a launcher has not
-    assert_same(folder.path, alone)
-
-
-@pytest.mark.slow
 def test_torchrun_trains_and_saves_when_stopped(pictures, alone, tmp_path):
-    """Told to stop, it gives them time to save."""
-    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    command = [
-        sys.executable,
-        "-m",
-        *launcher,
-        *TRAIN,
-        *train_arguments(pictures, tmp_path / "job"),
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    command += ["2", "-m", "domainbed.scripts.train", *train_arguments(pictures, tmp_path / "job")]
     process = subprocess.Popen(command)
     wait_until((tmp_path / "job" / "state.pt").exists)
     process.terminate()
@@ -383,7 +278,6 @@ def test_torchrun_trains_and_saves_when_stopped(pictures, alone, tmp_path):
     message = (tmp_path / "job" / "err.txt").read_text().splitlines()[-1]
     assert message == "train: stopped by SIGTERM; to resume, rerun the command"
     assert subprocess.run(command, check=False).returncode == 0
-
     assert_same(tmp_path / "job", alone)
 
 

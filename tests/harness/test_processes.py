@@ -1,79 +1,73 @@
-"""The commands as users start them: in processes of their own."""
+"""The commands as users start them, and jobs in processes of their own."""
 
-from __future__ import annotations
+import os
+import random
+import signal
+import time
 
-import json
-import shlex
+import pytest
+from fake_checkout import run_python
 
-import warm
-from runs_jobs import write_pictures
-
-from domainbed_carft import cli
-
-SWEEP = shlex.split(
-    "launch --datasets Debug28 --n_hparams 1 --n_trials 1 --steps 2 --data_dir unused "
-    "--command_launcher local --single_test_envs --skip_confirmation --output_dir 'a sweep'"
-)
+from .fakes import start, status
+from .test_resume import assert_same_outcome, carft
 
 
-def test_a_sweep_reports_failing_jobs_skips_done_ones_and_is_collected(command, tmp_path, capsys):
-    hparams = ["--hparams", '{"lr": 0.01, "batch_size": 8}']
-    arguments = [*SWEEP, "--algorithms", "Breaks", "Still", *hparams]
+@pytest.mark.slow
+def test_a_run_stopped_at_random_moments_resumes_to_the_same_weights(pictures, tmp_path):
+    numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]
+    numbers += [signal.SIGKILL] * 3
+    chance = random.Random(time.time_ns())
+    undisturbed = tmp_path / "undisturbed"
+    began = time.monotonic()
+    assert status(start(carft(pictures, undisturbed))) == 0
+    longest = time.monotonic() - began
 
-    first = command("sweep", *arguments)
-    assert first.returncode == 1
-    assert "6 jobs: 0 done, 0 incomplete, 6 not launched." in first.stdout
-    assert "sweep: 3 of 6 jobs failed:" in first.stderr
-    assert first.stderr.count(": RuntimeError: broken on purpose\n- exit status 1: a sweep/") == 2
-    assert len(list((tmp_path / "a sweep").glob("*/done"))) == 3
+    for number in chance.sample(numbers, len(numbers)):
+        folder = tmp_path / "run"
+        process = start(carft(pictures, folder))
+        process.join(chance.uniform(0.0, longest))
+        if process.is_alive():
+            os.kill(process.pid, number)
+        process.join()
+        if (folder / "done").exists():
+            if process.exitcode < 0:  # by a signal, maybe before it deleted its lock
+                (folder / "lock").unlink(missing_ok=True)
+            assert_same_outcome(folder, undisturbed)
+            folder.rename(tmp_path / f"{len(os.listdir(tmp_path))} ended")
 
-    second = command("sweep", *arguments)
-    assert second.returncode == 0
-    assert "6 jobs: 3 done, 3 incomplete, 0 not launched." in second.stdout
-    assert "Launched 0 jobs!" in second.stdout
-    assert "3 incomplete jobs were not launched" in second.stderr
-
-    cli.main(["sweep", "status", str(tmp_path / "a sweep"), "--json"])
-    assert len(json.loads(capsys.readouterr().out)["jobs"]) == 6
-
-    table = command("collect_results", "--input_dir", "a sweep")
-    assert table.returncode == 0
-    assert table.stdout.startswith("Total records: 6\n\n-------- Dataset: Debug28, model select")
-    assert table.stderr.startswith("For missing jobs, ") and "carft collect 'a sw" in table.stderr
-    assert (tmp_path / "a sweep" / "results.txt").read_text() == table.stdout
+    assert status(start(carft(pictures, folder))) == 0
+    assert_same_outcome(folder, undisturbed)
 
 
-COUNTING_LOADERS = """
-import multiprocessing as m, sys
-m.set_start_method(sys.argv[1], force=True)
-m.set_forkserver_preload(['domainbed.scripts.train'])  # or each takes seconds
+FORKSERVER = """
+import multiprocessing, sys
+multiprocessing.set_start_method("forkserver")
 from domainbed.scripts import train
-
-start = m.process.BaseProcess.start
-started = []
-m.process.BaseProcess.start = lambda process: [started.append(process), start(process)]
-status = train.main(sys.argv[2:])
-print(len(started), 'processes started')
-sys.exit(status)
+sys.exit(train.main(sys.argv[1:]))
 """
 
 
-def test_loaders_start_once_and_train_the_same_with_fork_and_forkserver(tmp_path):
-    """From Python 3.14 on the loaders' processes start by `forkserver`."""
-    pictures = write_pictures(tmp_path / "pictures", 3)
-    hparams = '{"batch_size": 2, "clip_backbone": "tiny"}'
-    arguments = ["--algorithm", "CARFT", "--dataset", str(pictures), "--hparams", hparams]
-    arguments += ["--workers", "1", "--steps", "2", "--skip_model_save", "--output_dir", "run"]
+@pytest.mark.slow
+def test_loaders_of_a_fork_server_train_the_same(pictures, tmp_path):
+    # Python 3.14 starts them so by default.
+    forkserver, fork = (
+        carft(pictures, tmp_path / name, "--workers", "1") for name in ("forkserver", "fork")
+    )
+    done = run_python("-c", FORKSERVER, *forkserver, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert status(start(fork)) == 0
+    assert_same_outcome(tmp_path / "forkserver", tmp_path / "fork")
 
-    records = []
-    for method in ("fork", "forkserver"):
-        done = warm.run("-c", COUNTING_LOADERS, method, *arguments, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.endswith("\n1 processes started\n")  # for training and evaluations
 
-        lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
-        costs = {"step_time": 0, "evaluation_time": 0, "mem_gb": 0}
-        records.append([{**json.loads(line), **costs} for line in lines])
-        (tmp_path / "run").rename(tmp_path / method)
-
-    assert len(records[0]) == 2 and records[0] == records[1]
+def test_a_sweep_is_launched_and_collected(script, tmp_path):
+    folder = tmp_path / "a sweep"
+    arguments = [
+        *("--algorithms", "ERM", "--datasets", "Debug28", "--single_test_envs", "--n_trials", 1),
+        *("--n_hparams", 1, "--steps", 2, "--hparams", '{"batch_size": 8}', "--data_dir", "unused"),
+        *("--skip_confirmation", "--output_dir", folder, "--command_launcher", "local"),
+    ]
+    assert script("sweep", "launch", *arguments).returncode == 0
+    table = script("collect_results", "--input_dir", folder)
+    assert table.returncode == 0
+    assert table.stdout.startswith("Total records: 6\n\n-------- Dataset: Debug28, model select")
+    assert (folder / "results.txt").read_text() == table.stdout

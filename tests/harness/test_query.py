@@ -1,7 +1,5 @@
 """The query list."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Names of algorithms and data sets, and hyperparameters."""
 
-from __future__ import annotations
-
 import pytest
 from domainbed import algorithms, datasets, hparams_registry
 from domainbed.lib import misc
@@ -56,7 +54,7 @@ def test_invalid_erm_hparams_are_problems_and_random_ones_are_not(name):
 @pytest.mark.parametrize("name", ["stil", "torch", "ALGORITHMS", "Any", "text", "_Still"])
 def test_an_unknown_algorithm_is_refused_with_the_valid_names(registered, monkeypatch, name):
     monkeypatch.setattr(algorithms, "_Still", fakes.Still, raising=False)
-    with pytest.raises(UnknownNameError, match="Valid: Still, LinearSGD, Breaks$"):
+    with pytest.raises(UnknownNameError, match="Valid: Still, LinearSGD$"):
         algorithms.get_algorithm_class(name)
 
 

@@ -1,7 +1,5 @@
 """Training runs, in this process."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal
@@ -28,19 +26,16 @@ def run(folder: Path, *arguments: str) -> int:
 
 
 def test_a_run_writes_upstreams_records_and_files(golden, tmp_path, capsys):
-    """Same data, splits, accuracies, epochs, checkpoints, header and files, to the last bit."""
     expected = golden("train_run.json")
     arguments = [*expected["arguments"], "--workers", "0", "--output_dir", str(tmp_path)]
 
     assert train.main(arguments) == 0
 
-    records = fakes.records(tmp_path)
+    records = fakes.comparable_records(tmp_path)
     for record in records:
-        for name in ("step_time", "evaluation_time"):
-            assert isinstance(record.pop(name), float)
         assert record.pop("device") == machine.processor_name()
         assert record.pop("trained_parameters") == 0
-        for name in ("output_dir", "workers", "keep_weights", "skip_training_in_splits"):
+        for name in ("keep_weights", "skip_training_in_splits"):
             del record["args"][name]
     assert records == expected["records"]
 
@@ -57,53 +52,36 @@ def test_a_run_writes_upstreams_records_and_files(golden, tmp_path, capsys):
 
 
 def test_train_prints_the_hyperparameters_that_differ_from_the_defaults(tmp_path, capsys):
-    defaults = hparams_registry.default_hparams("LinearSGD", "Debug28")
-
     assert run(tmp_path, "--hparams", '{"lr": 0.5, "batch_size": 8}') == 0
-
-    printed = capsys.readouterr().out
-    start = printed.index("HParams:")
-    count = len(defaults) - 2
+    count = len(hparams_registry.default_hparams("LinearSGD", "Debug28")) - 2
     expected = f"HParams:\n\tbatch_size: 8\n\tlr: 0.5\n\t{count} others have their defaults\n"
-    assert printed[start:].startswith(expected)
+    assert expected in capsys.readouterr().out
 
 
 def test_an_environment_smaller_than_the_batch_trains_with_a_warning(tmp_path, capsys):
     assert run(tmp_path, "--test_envs", "1") == 0
 
-    warnings = [line for line in capsys.readouterr().out.splitlines() if "Warning" in line]
-    assert len(warnings) == 2
-    for warning, name in zip(warnings, ("'0'", "'2'"), strict=True):
-        assert f"environment {name} has 13 training items" in warning
-        assert "batch size 64" in warning
+    printed = capsys.readouterr().out
+    for name in ("'0'", "'2'"):
+        assert f"environment {name} has 13 training items, fewer than the batch size 64" in printed
+    assert printed.count("Warning") == 2
 
 
-@pytest.mark.parametrize("by_flag", [True, False])
-def test_skipping_training_in_splits_changes_no_other_value(
-    pictures, tmp_path, monkeypatch, by_flag
-):
-    """On pictures, since those are augmented in evaluation as upstream does it."""
+def test_skipping_training_in_splits_changes_no_other_value(pictures, tmp_path, monkeypatch):
+    # On images, which upstream augments in evaluation, too.
     arguments = ["--dataset", str(pictures), "--algorithm", "Still", "--steps", "2"]
     arguments += ["--hparams", '{"batch_size": 2}', "--test_envs", "1"]
     assert run(tmp_path / "complete", *arguments) == 0
 
-    if by_flag:
-        arguments.append("--skip_training_in_splits")
-    else:
-        monkeypatch.setenv("DOMAINBED_SKIP_TRAINING_IN_SPLITS", "1")
+    monkeypatch.setenv("DOMAINBED_SKIP_TRAINING_IN_SPLITS", "1")
     assert run(tmp_path / "short", *arguments) == 0
 
-    complete_records = fakes.records(tmp_path / "complete")
-    short_records = fakes.records(tmp_path / "short")
+    complete_records = fakes.comparable_records(tmp_path / "complete")
+    short_records = fakes.comparable_records(tmp_path / "short")
     for complete, short in zip(complete_records, short_records, strict=True):
-        for index in (0, 2):
-            del complete[f"env{index}_in_acc"]
-        for record in (complete, short):
-            record.pop("step_time", None)
-            record.pop("evaluation_time")
-            record.pop("args")
+        del complete["env0_in_acc"], complete["env2_in_acc"]
+        del complete["args"], short["args"]
         assert short == complete
-        assert {"env1_in_acc", "env0_out_acc"} < short.keys()
 
 
 def test_all_problems_are_reported_at_once_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
@@ -123,7 +101,6 @@ def test_all_problems_are_reported_at_once_before_anything_is_loaded(tmp_path, c
     ):
         assert part in message
 
-    assert (tmp_path / "err.txt").read_text() == message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["err.txt", "out.txt"]
 
 
@@ -155,11 +132,8 @@ def test_each_mistake_is_one_problem_before_anything_is_loaded(
 ):
     assert run(tmp_path, *arguments.split()) == 2
 
-    stderr = capsys.readouterr().err
-    assert stderr.startswith("train: ")
-    assert message in stderr
-    assert "problems" not in stderr
-    assert "Traceback" not in stderr
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train: ") and message in line
 
 
 def test_a_signal_during_the_data_check_stops_the_job_cleanly(tmp_path, monkeypatch):
@@ -174,19 +148,11 @@ def test_a_signal_during_the_data_check_stops_the_job_cleanly(tmp_path, monkeypa
     assert "stopped by SIGUSR1" in (tmp_path / "err.txt").read_text()
 
 
-@pytest.mark.parametrize(("end", "status"), [("done", 0), ("stopped", 75), ("failed", 1)])
-def test_no_loader_process_remains_at_the_end(tmp_path, monkeypatch, end, status):
-    def update(self, *args):
-        if end == "failed":
-            raise ValueError
-        os.kill(os.getpid(), signal.SIGTERM)
-        return {}
-
-    if end != "done":
-        monkeypatch.setattr(fakes.LinearSGD, "update", update)
-
-    assert run(tmp_path, "--workers", "2") == status
+def test_no_loader_process_remains_after_a_failure(tmp_path, capsys):
+    with fakes.before_step(2, lambda: int("broken on purpose")):
+        assert run(tmp_path, "--workers", "2") == 1
     assert not multiprocessing.active_children()
+    assert "ValueError" in capsys.readouterr().err
 
 
 def test_hparams_seed_draws_upstreams_values_for_the_trial(golden):
@@ -271,8 +237,8 @@ def test_a_pipe_in_the_output_folder_is_refused_without_waiting(tmp_path, capsys
 
 
 def test_names_from_elsewhere_are_printed_without_control_characters(tmp_path, capsys):
-    """As those of a data set's classes and environments, and of hyperparameters."""
     folder = tmp_path / "a\x1b]0;owned\x07"
     assert train.main(fakes.quick(folder)) == 0
     printed = capsys.readouterr().out
-    assert r"a\x1b]0;owned\x07" in printed and not {"\x1b", "\x07"} & set(printed)
+    assert r"a\x1b]0;owned\x07" in printed
+    assert not {"\x1b", "\x07"} & set(printed)

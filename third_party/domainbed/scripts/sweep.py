@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from domainbed import command_launchers, datasets
 from domainbed.lib import checks, misc, scalar_logs
@@ -189,9 +190,10 @@ def _launch(
             file=sys.stderr,
         )
     _change_manifest(_list_jobs, jobs, args)
-    scalar_logs.hand_on(args.log, args.output_dir)
     try:
-        failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])
+        with mock.patch.dict(os.environ):  # at the end it is as before
+            scalar_logs.hand_on(args.log, args.output_dir)
+            failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])
     except CarftError as error:  # by now something has begun
         raise PassingError(*error.problems) from error
     return 1 if failed else 0

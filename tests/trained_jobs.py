@@ -1,0 +1,179 @@
+"""Four trained jobs, packed in tests/trained: `python tests/trained_jobs.py` trains and packs them.
+
+The image encoder of a job is packed as its distance from that of `tiny`, in at most 31 steps each
+way. So the tool rounds the weights of a trained job to such steps, evaluates them again, and writes
+these accuracies into the records: what is unpacked is restored to the bit, and its records are its
+own. `tests/test_trained_jobs.py` trains the jobs again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import runs_jobs
+import torch
+from domainbed.scripts import train
+
+import domainbed_carft
+from domainbed_carft.runs.evaluate import Evaluation
+
+TINY = Path(domainbed_carft.__file__).parent / "assets" / "tiny.pt"
+PACKED = Path(__file__).parent / "trained"
+
+# The jobs that `pets` has, beside the folder "my pets" on which they were trained.
+PETS = ("CARFT", "CLIPLinearProbe", "CLIPZeroShot")
+ON_EMOJI_STYLES = "CARFT job"
+
+WEIGHTS = ("model.pkl", "model_best.pkl")
+MAX_STEPS = 31
+
+# What stands for the folder in which the jobs are, in their records and weights.
+_FOLDER = "/folder/of/the/jobs"
+
+
+def train_on_emoji_styles(folder: Path) -> None:
+    """Train CARFT, with a uda-split and at so high a rate that the best step is not the last.
+
+    Of the training environments only the out-splits are recorded.
+    """
+    hparams = {"batch_size": 4, "warmup_steps": 0, "total_steps": 6, "lr": 0.003}
+    arguments = (
+        "--algorithm CARFT --dataset EmojiStyles --test_envs 0 --steps 4 --checkpoint_freq 3 "
+        "--seed 3 --workers 0 --uda_holdout_fraction 0.25 --skip_training_in_splits"
+    ).split()
+    arguments += ["--hparams", json.dumps(hparams), "--output_dir", str(folder / ON_EMOJI_STYLES)]
+    assert train.main(arguments) == 0
+
+
+def train_on_pets(folder: Path) -> None:
+    """Write a user's images into "my pets", and train a job of each algorithm on them."""
+    pictures = runs_jobs.write_pictures(folder / "my pets")
+    for algorithm in PETS:
+        runs_jobs.train_job(folder / algorithm, pictures, algorithm)
+
+
+def unpack_pets(folder: Path) -> None:
+    """Leave in the folder what `train_on_pets` does, with rounded weights."""
+    runs_jobs.write_pictures(folder / "my pets")
+    for algorithm in PETS:
+        unpack(algorithm, folder)
+
+
+def unpack(name: str, folder: Path) -> None:
+    """Unpack a job into ``folder``, where its own folder gets its name."""
+    job = folder / name
+    job.mkdir(parents=True)
+    with tarfile.open(PACKED / f"{name}.tar.xz") as archive:
+        for member in archive:
+            file = archive.extractfile(member)
+            assert file
+            content = file.read()
+            path = job / member.name
+            if path.name in WEIGHTS:
+                packed = torch.load(io.BytesIO(content), weights_only=True)
+                torch.save(_moved(_restore(packed), _FOLDER, str(folder)), path)
+            else:
+                path.write_text(content.decode().replace(_FOLDER, str(folder)))
+
+
+def pack(job: Path) -> None:
+    """Pack a job whose weights have been rounded."""
+    with tarfile.open(PACKED / f"{job.name}.tar.xz", "w:xz") as archive:
+        for path in sorted(job.iterdir()):
+            if path.name in WEIGHTS:
+                buffer = io.BytesIO()
+                content = torch.load(path, weights_only=True)
+                torch.save(_moved(_shorten(content), str(job.parent), _FOLDER), buffer)
+                data = buffer.getvalue()
+            else:
+                data = path.read_text().replace(str(job.parent), _FOLDER).encode()
+
+            member = tarfile.TarInfo(path.name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def round_weights(job: Path) -> None:
+    """Round the weights to what can be packed, and record the accuracies that they have."""
+    for name in WEIGHTS:
+        content = torch.load(job / name, weights_only=True)
+        torch.save(_restore(_shorten(content)), job / name)
+
+    records = runs_jobs.records(job)
+    for name in WEIGHTS:
+        content = torch.load(job / name, weights_only=True)
+        step = content.get("best_step", records[-1]["step"])
+        (record,) = (record for record in records if record["step"] == step)
+        evaluation = domainbed_carft.evaluate(job / name, device="cpu", workers=0)
+        assert isinstance(evaluation, Evaluation)
+        measured = runs_jobs.by_split(evaluation.as_dict())
+        for split in runs_jobs.accuracies(record):
+            record[f"{split}_acc"] = measured[split]
+
+    lines = [json.dumps(record, sort_keys=True) + "\n" for record in records]
+    (job / "results.jsonl").write_text("".join(lines))
+
+
+def original_weights() -> dict[str, torch.Tensor]:
+    """The image encoder of `tiny`, by the names that weights of jobs have."""
+    state = torch.load(TINY, map_location="cpu", weights_only=True)
+    return {
+        name.replace("visual", "encoder", 1): weight
+        for name, weight in state.items()
+        if name.startswith("visual.")
+    }
+
+
+def step_size(weight: torch.Tensor, original: torch.Tensor) -> float:
+    """Return the power of two in whose multiples a weight's distance is packed."""
+    distance = float((weight.double() - original.double()).abs().max())
+    return 2.0 ** math.ceil(math.log2(distance / MAX_STEPS)) if distance else 1.0
+
+
+def _shorten(content: dict[str, Any]) -> dict[str, Any]:
+    """Replace each weight of the image encoder by its numbers of steps, and their size."""
+    weights = dict(content["model_dict"])
+    for name, original in original_weights().items():
+        size = step_size(weights[name], original)
+        steps = (weights[name].double() - original.double()) / size
+        weights[name] = {"steps": steps.round().to(torch.int8), "size": size}
+    return {**content, "model_dict": weights}
+
+
+def _restore(content: dict[str, Any]) -> dict[str, Any]:
+    """Undo `_shorten`; products and sums are in float64, which rounds once."""
+    weights = dict(content["model_dict"])
+    for name, original in original_weights().items():
+        distance = weights[name]["steps"].double() * weights[name]["size"]
+        weights[name] = (original.double() + distance).float()
+    return {**content, "model_dict": weights}
+
+
+def _moved(content: dict[str, Any], earlier: str, folder: str) -> dict[str, Any]:
+    """Weights whose arguments and hyperparameters name another folder."""
+    moved = {
+        key: json.loads(json.dumps(content[key]).replace(earlier, folder))
+        for key in ("args", "model_hparams")
+    }
+    return {**content, **moved}
+
+
+def main() -> None:
+    """Train, round and pack all four."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        train_on_emoji_styles(folder)
+        train_on_pets(folder)
+        for name in (ON_EMOJI_STYLES, *PETS):
+            round_weights(folder / name)
+            pack(folder / name)
+
+
+if __name__ == "__main__":
+    main()
