@@ -204,9 +204,8 @@ def random_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """The device that computes: the stand-in for a GPU, or with ``-m gpu`` a GPU."""
-    from stand_in_device import install
-
     from domainbed_carft.machine import devices
+    from domainbed_carft.machine.stand_in_device import install
 
     return install(monkeypatch) if request.param == "stand-in" else devices.default_device()
 

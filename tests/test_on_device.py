@@ -10,7 +10,6 @@ import signal
 
 import numpy as np
 import pytest
-import stand_in_device
 import torch
 from domainbed.lib import algorithm_state, resume, step_meters
 from runs_jobs import records, train_job, write_pictures
@@ -21,7 +20,7 @@ from test_step import clip_of
 from domainbed_carft import cli
 from domainbed_carft.files import weights
 from domainbed_carft.jobs.algorithms import ALGORITHMS
-from domainbed_carft.machine import devices
+from domainbed_carft.machine import devices, stand_in_device
 from domainbed_carft.method import algorithm as algorithm_module
 from domainbed_carft.method import averages
 from domainbed_carft.method.encoders import FrozenOriginal

@@ -4,11 +4,12 @@ import copy
 import io
 
 import pytest
-import stand_in_device
 import torch
-from stand_in_device import MixedDevicesError, StandInTensor
 from torch import nn
 from torch.nn import functional as F
+
+from domainbed_carft.machine import stand_in_device
+from domainbed_carft.machine.stand_in_device import MixedDevicesError, StandInTensor
 
 
 @pytest.fixture(autouse=True)
