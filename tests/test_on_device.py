@@ -155,8 +155,9 @@ def test_a_state_goes_on_where_it_is_restored(device, random_tiny, tmp_path, cas
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
-    return stand_in_device.install(monkeypatch)
+def stand_in():
+    with stand_in_device.installed() as device:
+        yield device
 
 
 def test_a_part_left_on_the_processor_is_found(stand_in, random_tiny, monkeypatch):

@@ -13,8 +13,9 @@ from domainbed_carft.machine.stand_in_device import MixedDevicesError, StandInTe
 
 
 @pytest.fixture(autouse=True)
-def stand_in(monkeypatch):
-    return stand_in_device.install(monkeypatch)
+def stand_in():
+    with stand_in_device.installed() as device:
+        yield device
 
 
 def on_both(stand_in, *shape):
