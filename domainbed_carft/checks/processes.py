@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from domainbed_carft.checks.arithmetic import float64
 from domainbed_carft.checks.subject import (
     Inapplicable,
-    Minibatches,
     Subject,
     file_of,
     find_classes,
@@ -25,51 +23,44 @@ from domainbed_carft.checks.subject import (
 from domainbed_carft.method.algorithms import CLASSES
 
 SIZE = 2
-TIMEOUT = 120  # seconds
+TIMEOUT = 300  # seconds
 _CODE = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
-    "from domainbed_carft.checks.processes import main; main(sys.argv[2:])"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from domainbed_carft.checks.processes import main; main(*sys.argv[2:])"
 )
 
-Outcome = tuple[list[dict[str, float]], dict[str, Tensor]]
 
-
-def train_whole(subject: Subject, process_group: Any = None) -> Outcome:
+def train_whole(subject: Subject, process_group: Any = None) -> dict[str, Any]:
     """Train by whole batches, or by the slices of a process; what was measured, and the weights."""
     algorithm = subject.build_exact()
     algorithm.process_group = process_group
-    measured = []
+    outcome: dict[str, Any] = {}
     with float64():
         for seed in range(algorithm.lp_steps + 3):
             batches = minibatches(seed, torch.float64)
             if process_group:
-                batches = _sliced(batches, process_group)
-            measured.append(take_step(algorithm, seed, batches))
-        return measured, algorithm.state_dict()
+                share = process_group.slice_of(len(batches[0][0]))
+                batches = [(x[share], y[share]) for x, y in batches]
+            outcome[f"step {seed}"] = take_step(algorithm, seed, batches)
+        outcome["the state dict"] = algorithm.state_dict()
+    return outcome
 
 
-def _sliced(batches: Minibatches, process_group: Any) -> Minibatches:
-    return [
-        (x[process_group.slice_of(len(x))], y[process_group.slice_of(len(y))]) for x, y in batches
-    ]
+def train_in_group(subject: Subject) -> dict[str, Any]:
+    """Train by `SIZE` processes; what the first of them has measured, and its weights.
 
-
-def train_in_group(subject: Subject) -> Outcome:
-    """Train by `SIZE` processes; what the first of them has measured, and its weights."""
-    algorithm_class = subject.algorithm_class
-    is_shipped = CLASSES.get(subject.name) is algorithm_class
-    method = subject.name if is_shipped else file_of(algorithm_class)
+    Raises AssertionError if one of them fails, and Inapplicable for a class in a notebook.
+    """
+    is_shipped = CLASSES.get(subject.name) is subject.algorithm_class
+    method = subject.name if is_shipped else file_of(subject.algorithm_class)
     if not method:
         raise Inapplicable("its class is in no file that other processes could load")
+
     with tempfile.TemporaryDirectory(prefix="carft-check-") as folder:
-        arguments = [method, subject.name, subject.as_json(), folder]
+        arguments = [method, subject.name, json.dumps(subject.given_hparams), folder]
         command = [sys.executable, "-c", _CODE, json.dumps(sys.path), *arguments]
-        children = [
-            subprocess.Popen(
-                [*command, str(rank)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-            )
-            for rank in range(SIZE)
-        ]
+        pipes: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        children = [subprocess.Popen([*command, str(rank)], **pipes) for rank in range(SIZE)]
         try:
             errors = [child.communicate(timeout=TIMEOUT)[1] for child in children]
         finally:
@@ -77,24 +68,22 @@ def train_in_group(subject: Subject) -> Outcome:
                 child.kill()
         for child, error in zip(children, errors):
             if child.returncode:
-                lines = error.decode(errors="replace").splitlines() or ["it wrote no error"]
-                raise AssertionError(f"a process of {SIZE} failed: {lines[-1]}")
-        measured, state = torch.load(Path(folder) / "outcome.pt", weights_only=True)
-        return measured, state
+                raise AssertionError(f"one of {SIZE} processes ended with {error.strip()[-300:]}")
+        return torch.load(Path(folder) / "outcome.pt", weights_only=True)
 
 
-def main(arguments: list[str]) -> None:
+def main(method: str, name: str, hparams: str, folder: str, rank: str) -> None:
     """Be one of the processes."""
     import torch.distributed as dist
     from domainbed.lib.process_group import ProcessGroup
 
-    method, name, hparams, folder, rank = arguments
+    torch.set_num_threads(1)
     classes = {found.__name__: found for found in find_classes(method)}
-    subject = Subject(classes[name], json.loads(hparams))
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=int(rank), world_size=SIZE
+    meeting_place = f"file://{folder}/meeting_place"
+    dist.init_process_group("gloo", meeting_place, rank=int(rank), world_size=SIZE)
+    outcome = train_whole(
+        Subject(classes[name], json.loads(hparams)), ProcessGroup(int(rank), SIZE)
     )
-    outcome = train_whole(subject, ProcessGroup(int(rank), SIZE))
     if int(rank) == 0:
         torch.save(outcome, Path(folder) / "outcome.pt")
     dist.barrier()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,6 +91,8 @@ class Subject:
 
     Attributes:
         algorithm_class: the class of the method.
+        name: the name of that class.
+        given_hparams: the hyperparameters that the user has set.
         hparams: its complete hyperparameters: the defaults of ``DATASET``, then what suits a few
             steps on noise, then the user's own.
     """
@@ -100,6 +101,7 @@ class Subject:
         self, algorithm_class: type[CLIPAlgorithm], hparams: Mapping[str, Any] = {}
     ) -> None:
         self.algorithm_class = algorithm_class
+        self.name = algorithm_class.__name__
         self.given_hparams = dict(hparams)
         defaults = algorithm_class.complete_hparams({"class_names": f"dataset:{DATASET}"})
         defaults["lp_steps"] = min(LP_STEPS, defaults.get("lp_steps", 0))
@@ -108,27 +110,21 @@ class Subject:
         self._start: dict[bool, CLIPAlgorithm] = {}
         self._trained: dict[bool, CLIPAlgorithm] = {}
 
-    @property
-    def name(self) -> str:
-        """The name of the method."""
-        return self.algorithm_class.__name__
-
-    def build(self, seed: int = 0, **hparams: Any) -> CLIPAlgorithm:
-        """Build the algorithm, with some other ``hparams``; it prints nothing."""
-        return self.build_with({**self.hparams, **hparams}, seed)
-
-    def build_with(self, hparams: Mapping[str, Any], seed: int = 0) -> CLIPAlgorithm:
-        """Build the algorithm with exactly these ``hparams``."""
+    def build(self, hparams: Mapping[str, Any] | None = None, seed: int = 0) -> CLIPAlgorithm:
+        """Build the algorithm, with its ``hparams`` or exactly these; it prints nothing."""
         torch.manual_seed(seed)
         with contextlib.redirect_stdout(io.StringIO()):
-            return self.algorithm_class(SHAPE, len(CLASS_NAMES), DOMAINS, hparams)
+            return self.algorithm_class(
+                SHAPE, len(CLASS_NAMES), DOMAINS, self.hparams if hparams is None else hparams
+            )
 
     def build_exact(self, **hparams: Any) -> CLIPAlgorithm:
         """Build the algorithm for `arithmetic.float64`, without dropout and clipped gradients.
 
         To be called outside of that: files of weights cannot be read in it.
         """
-        return self.build(**{"lora_dropout": 0.0, "grad_clip": 0.0, **hparams}).double()
+        unclipped = {**self.hparams, "lora_dropout": 0.0, "grad_clip": 0.0}
+        return self.build({**unclipped, **hparams}).double()
 
     def start(self, exact: bool = False) -> CLIPAlgorithm:
         """A copy of the algorithm before its first step, by `build_exact` if it is ``exact``."""
@@ -146,7 +142,3 @@ class Subject:
                     take_step(algorithm, seed, minibatches(seed, dtype))
             self._trained[exact] = algorithm
         return copy.deepcopy(self._trained[exact])
-
-    def as_json(self) -> str:
-        """The hyperparameters that the user has set, for another process."""
-        return json.dumps(self.given_hparams)
