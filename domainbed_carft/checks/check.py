@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from domainbed_carft.arguments import FLAG, MAPPING, TEXTS
 from domainbed_carft.arguments import check as check_arguments
 from domainbed_carft.checks.properties import CHECKS
-from domainbed_carft.checks.subject import Inapplicable, Subject, find_classes
+from domainbed_carft.checks.subject import Inapplicable, Subject, file_of, find_classes
 from domainbed_carft.errors import brief, raise_for
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.text import quantity, unknown
@@ -110,7 +110,9 @@ def _run_check(subject: Subject, name: str) -> CheckResult:
     except AssertionError as error:
         return CheckResult(subject.name, name, FAILED, str(error))
     except Exception as error:  # of any type, by what the method does
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        in_method = [f for f in frames if f.filename == file_of(subject.algorithm_class)]
+        frame = (in_method or frames)[-1]
         place = f"{Path(frame.filename).name}, line {frame.lineno}"
         return CheckResult(subject.name, name, FAILED, f"{brief(error)} ({place})")
     return CheckResult(subject.name, name, OK)
