@@ -30,7 +30,7 @@ FLOORS = (
     ("method", "launchers", "results"),
     ("sweep", "runs", "plugin"),
     ("report", "doctor"),
-    ("preflight",),
+    ("preflight", "checks"),
     ("cli",),
     ("__main__",),
 )

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from domainbed_carft.arguments import FLAG, MAPPING, TEXTS
 from domainbed_carft.arguments import check as check_arguments
 from domainbed_carft.checks.properties import CHECKS
@@ -101,6 +103,10 @@ def run_checks(
 
 
 def _run_check(subject: Subject, name: str) -> CheckResult:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(
+        1
+    )  # small models gain nothing from a second one, which waits for the first
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Seems like `optimizer.step")  # of a copied schedule
@@ -115,7 +121,10 @@ def _run_check(subject: Subject, name: str) -> CheckResult:
         frame = (in_method or frames)[-1]
         place = f"{Path(frame.filename).name}, line {frame.lineno}"
         return CheckResult(subject.name, name, FAILED, f"{brief(error)} ({place})")
-    return CheckResult(subject.name, name, OK)
+    else:
+        return CheckResult(subject.name, name, OK)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def summary(results: Sequence[CheckResult]) -> str:

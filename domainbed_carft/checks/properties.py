@@ -156,16 +156,22 @@ def gradients(subject: Subject) -> None:
         skip_if("" if trained else "it trains nothing")
         for part, names in itertools.groupby(trained, lambda name: name.split(".")[0]):
             directions = {name: torch.randn_like(trained[name]) for name in names}
-            derivative = sum(
-                float((trained[name].grad * direction).sum())
-                for name, direction in directions.items()
-                if trained[name].grad is not None
-            )
+            slopes = [
+                (gradient * directions[name]).sum()
+                for name, gradient in gradients_of(stepped).items()
+                if name in directions
+            ]
+            derivative = torch.stack(slopes).sum() if slopes else 0.0
             ahead = loss_along(directions, DIFFERENCE_LENGTH)
             behind = loss_along(directions, -DIFFERENCE_LENGTH)
             expected = (ahead - behind) / (2 * DIFFERENCE_LENGTH)
             name = f"the derivative of the loss along a direction of {part}"
             require_same(name, derivative, expected, DIFFERENCE_TOLERANCE)
+
+
+def gradients_of(algorithm: CLIPAlgorithm) -> dict[str, Tensor]:
+    """Name -> gradient of the last step."""
+    return {name: p.grad for name, p in algorithm.named_parameters() if p.grad is not None}
 
 
 def micro_batches(subject: Subject) -> None:
@@ -180,8 +186,8 @@ def micro_batches(subject: Subject) -> None:
         algorithm.hparams["micro_batch"] = size
         with float64():
             measured = take_step(algorithm, 7, minibatches(7, torch.float64))
-        slopes = {n: p.grad for n, p in algorithm.named_parameters() if p.grad is not None}
-        outcomes.append({**measured, **slopes, "a random number after the step": torch.rand(())})
+        draw = {"a random number after the step": torch.rand(())}
+        outcomes.append({**measured, **gradients_of(algorithm), **draw})
     require_same(f"in micro-batches of {MICRO_BATCH}", outcomes[1], outcomes[0])
 
 

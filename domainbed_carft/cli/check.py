@@ -38,10 +38,10 @@ def add_to(commands: Any) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from domainbed_carft.checks.check import FAILED, run_checks, summary
+    from domainbed_carft.checks.check import FAILED, CheckResult, run_checks, summary
 
     hparams = _parse_hparams(arguments.hparams)
-    results = []
+    results: list[CheckResult] = []
     for result in run_checks(arguments.method, hparams, arguments.only, arguments.without):
         if not results or result.algorithm != results[-1].algorithm:
             print(printable(result.algorithm))

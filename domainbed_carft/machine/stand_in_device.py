@@ -94,20 +94,21 @@ class StandInTensor(Tensor):
         tensor.content = content
         return tensor
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"StandInTensor({self.content!r})"
 
     def tolist(self) -> Any:
         """As a GPU's, of which torch makes a copy; torch refuses it to subclasses."""
         return self.cpu().tolist()
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: Any) -> Any:
         """As a tensor that is restored on the device that ``map_location`` names."""
-        arguments = (self.detach().content, self.dtype, str(self.device), self.requires_grad)
+        detached: Any = self.detach()
+        arguments = (detached.content, self.dtype, str(self.device), self.requires_grad)
         return torch._utils._rebuild_device_tensor_from_cpu_tensor, arguments
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
@@ -292,7 +293,7 @@ class FinishedCopies:
         return self.tensors
 
 
-class CopyStream:
+class _CopyStream:
     """`devices.CopyStream` without a stream."""
 
     def __init__(self, device: torch.device) -> None:
@@ -307,7 +308,7 @@ def installed() -> Iterator[torch.device]:
     """Inside, the package computes on the stand-in as on a GPU; yields the device."""
     device = torch.device(NAME)
     facts = devices.GPUFacts("Stand-in", memory=2**34, capability=(8, 0))
-    replaced = {
+    replaced: dict[str, Any] = {
         "default_device": lambda: device,
         "is_gpu": lambda other: torch.device(other).type == NAME,
         "gpu_facts": lambda: facts,
@@ -317,7 +318,7 @@ def installed() -> Iterator[torch.device]:
         "wait_for": lambda _: None,
         "generator_states": lambda _: [],
         "refused_waits": refused_waits,
-        "CopyStream": CopyStream,
+        "CopyStream": _CopyStream,
     }
     swapping = torch.__future__.get_swap_module_params_on_conversion()
     with (
