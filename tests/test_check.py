@@ -338,3 +338,5 @@ def test_wrong_arguments_are_named(words, named, capsys):
 def test_what_is_no_method_is_refused():
     with pytest.raises(CarftError, match="CLIPAlgorithm"):
         check(torch.nn.Linear)
+    with pytest.raises(CarftError, match="only is 'waits', expected a list"):
+        check("CARFT", only="waits")

@@ -340,7 +340,7 @@ def unsupported() -> str:
     try:
         torch.ones(1, device=NAME, requires_grad=True).sum().backward()
     except RuntimeError:  # torch counts its devices at the first backward pass of a process
-        return "this process took a backward pass before it imported domainbed_carft.checks"
+        return "a backward pass came before the import of domainbed_carft.check; import it first"
     return ""
 
 
