@@ -1,10 +1,11 @@
-"""Modes of torch in which two computations of one value agree: float64, and constant draws."""
+"""What lets two computations of one value agree: float64, and constant random draws."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -23,18 +24,17 @@ _DRAWS = {
 }
 
 
-class _Float64Mode(TorchFunctionMode):
-    """Casts to float64 where the code casts to float32."""
+def _widening(method: Any) -> Any:
+    """A method of tensors that casts to float64 where it is told to cast to float32."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.float:
-            return args[0].double()
-        widened = {name: _widened(value) for name, value in (kwargs or {}).items()}
-        return func(*map(_widened, args), **widened)
+    def widened(value: Any) -> Any:
+        return torch.float64 if value is torch.float32 else value
 
+    def cast(tensor: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        widened_keywords = {name: widened(value) for name, value in keywords.items()}
+        return method(tensor, *map(widened, arguments), **widened_keywords)
 
-def _widened(argument: Any) -> Any:
-    return torch.float64 if argument is torch.float32 else argument
+    return cast
 
 
 class _ConstantDrawsMode(TorchFunctionMode):
@@ -55,9 +55,13 @@ def float64(constant_draws: bool = False) -> Iterator[None]:
     order does not matter.
     """
     dtype = torch.get_default_dtype()
+    casts: dict[str, Any] = {name: _widening(getattr(Tensor, name)) for name in ("to", "type")}
     torch.set_default_dtype(torch.float64)
     try:
-        with _Float64Mode(), _ConstantDrawsMode() if constant_draws else contextlib.nullcontext():
+        with (
+            mock.patch.multiple(Tensor, float=Tensor.double, **casts),
+            _ConstantDrawsMode() if constant_draws else contextlib.nullcontext(),
+        ):
             yield
     finally:
         torch.set_default_dtype(dtype)

@@ -304,7 +304,8 @@ def device_state(subject: Subject) -> None:
     first, second = (minibatches(seed, torch.float64) for seed in (1, 2))
     measured = []
     with stand_in_device.installed() as stand_in:
-        for places in itertools.product((devices.CPU, stand_in), repeat=2):
+        cpu = devices.CPU
+        for places in ((cpu, cpu), (cpu, stand_in), (stand_in, cpu)):
             saved, resumed = (copy.deepcopy(start).to(place) for place in places)
             with float64():
                 structure = algorithm_state.structure(saved)
