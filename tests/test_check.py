@@ -293,7 +293,7 @@ class Slow(CLIPFineTune):
 
 class Wrong(CLIPFineTune):
     def predict(self, x):
-        return x["images"]
+        return x.images
 """
 
 
@@ -306,7 +306,7 @@ def test_the_command_prints_a_line_for_each_check(tmp_path, capsys):
     assert first[0] == "Slow" and second[0] == "Wrong"
     assert "FAILED: update waits for the device in _local_scalar_dense" in first[1]
     assert "rest-of-batch    ok" in first[2] and "zero-weight      skipped: it" in first[3]
-    assert "FAILED: IndexError" in second[2] and "(own.py, line 14)" in second[2]
+    assert "FAILED: AttributeError" in second[2] and "(own.py, line 14)" in second[2]
 
     assert cli.main(["check", "CLIPZeroShot", "--only", "gradients", "waits"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "1 check passed, 0 failed, 1 skipped"

@@ -22,6 +22,9 @@ ROWS = [
 ]
 # Rows that need a training, a network or many minutes -> where they are tested.
 TESTED_ELSEWHERE = {
+    ("`check`", 0): "test_check.py",
+    ("`check`", 1): "test_check.py",
+    ("`check`", 2): "test_check.py",
     ("`doctor`", 1): "test_doctor.py",
     ("`evaluate`, `wise-ft`, `soup` with `--suite`", 3): "test_suites_runs.py",
     ("`evaluate` of a sweep", 3): "test_sweep_evaluation.py",

@@ -65,8 +65,9 @@ def require_same(name: str, actual: Any, expected: Any, tolerance: float = TOLER
     ``tolerance``: a share of the largest element, or of 1 if that is larger; 0 is to the bit.
     """
     if isinstance(expected, Mapping):
-        differing = sorted(actual.keys() ^ expected.keys())
-        require(not differing, f"{name}: {differing} came and were not expected, or did not come")
+        missing, extra = sorted(expected.keys() - actual), sorted(actual.keys() - expected)
+        require(not missing, f"{name}: {missing} did not come, but were expected")
+        require(not extra, f"{name}: {extra} came, but were not expected")
         for key, value in expected.items():
             require_same(f"{name}: {key}", actual[key], value, tolerance)
         return
@@ -321,8 +322,9 @@ def device_state(subject: Subject) -> None:
 def waits(subject: Subject) -> None:
     """A step makes the CPU wait for the device once, where `update` reads what it measured."""
     skip_if(stand_in_device.unsupported())
+    algorithm = subject.start()
     with stand_in_device.installed() as stand_in:
-        algorithm = subject.start().to(stand_in)
+        algorithm.to(stand_in)
         for seed in range(algorithm.lp_steps + 2):
             batches = moved(minibatches(seed), stand_in)
             with stand_in_device.recorded_waits() as operations:

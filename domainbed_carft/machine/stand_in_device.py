@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import types
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -35,9 +35,9 @@ CPU = torch.device("cpu")
 aten = torch.ops.aten
 
 COPIES = {aten.copy_.default, aten._to_copy.default}
-# Of these a GPU takes no scalar of the processor either.
+# Of these a GPU takes no scalar of the CPU either.
 JOINS = {aten.cat.default, aten.stack.default}
-# The processor needs the values, or how many there are.
+# The CPU needs the values, or how many there are.
 READS = {
     aten._local_scalar_dense.default,
     aten.equal.default,
@@ -72,11 +72,11 @@ _BackendModule: Any = getattr(backend_registration, "_DummyBackendModule", objec
 
 
 class MixedDevicesError(RuntimeError):
-    """An operation on tensors of the stand-in and of the processor."""
+    """An operation on tensors of the stand-in and of the CPU."""
 
 
 class StandInTensor(Tensor):
-    """A tensor on the stand-in; ``content`` is the processor's tensor with its values."""
+    """A tensor on the stand-in; ``content`` is the CPU's tensor with its values."""
 
     content: Tensor
 
@@ -109,7 +109,7 @@ class StandInTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        cls, func: Any, types_: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         tensors = tensors_in((args, kwargs))
@@ -283,24 +283,15 @@ def rounded(func: Any, *args: Any, **kwargs: Any) -> Any:
         return func(*rounded_args, **rounded_kwargs)
 
 
-@dataclass(frozen=True)
-class FinishedCopies:
-    """`devices.StartedCopies` without a stream: the copies were made at once."""
-
-    tensors: list[Tensor]
-
-    def wait(self) -> list[Tensor]:
-        return self.tensors
-
-
 class _CopyStream:
-    """`devices.CopyStream` without a stream."""
+    """`devices.CopyStream` without a stream: copies are made at once."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def start(self, tensors: Sequence[Tensor]) -> FinishedCopies:
-        return FinishedCopies([tensor.to(self._device, non_blocking=True) for tensor in tensors])
+    def start(self, tensors: Sequence[Tensor]) -> types.SimpleNamespace:
+        copies = [tensor.to(self._device, non_blocking=True) for tensor in tensors]
+        return types.SimpleNamespace(wait=lambda: copies)
 
 
 @contextlib.contextmanager
