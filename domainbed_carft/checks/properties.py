@@ -29,6 +29,7 @@ from domainbed_carft.checks.subject import (
     SHAPE,
     Inapplicable,
     Subject,
+    gradients_of,
     minibatches,
     moved,
     take_step,
@@ -168,11 +169,6 @@ def gradients(subject: Subject) -> None:
             expected = (ahead - behind) / (2 * DIFFERENCE_LENGTH)
             name = f"the derivative of the loss along a direction of {part}"
             require_same(name, derivative, expected, DIFFERENCE_TOLERANCE)
-
-
-def gradients_of(algorithm: CLIPAlgorithm) -> dict[str, Tensor]:
-    """Name -> gradient of the last step."""
-    return {name: p.grad for name, p in algorithm.named_parameters() if p.grad is not None}
 
 
 def micro_batches(subject: Subject) -> None:

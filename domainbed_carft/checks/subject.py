@@ -60,6 +60,11 @@ def take_step(algorithm: CLIPAlgorithm, seed: int, batches: Minibatches) -> dict
     return measurements
 
 
+def gradients_of(algorithm: CLIPAlgorithm) -> dict[str, Tensor]:
+    """Name -> gradient of the last step."""
+    return {name: p.grad for name, p in algorithm.named_parameters() if p.grad is not None}
+
+
 def find_classes(method: str | Path | type[CLIPAlgorithm]) -> list[type[CLIPAlgorithm]]:
     """The classes of an algorithm's name, of a Python file, or of a class.
 
