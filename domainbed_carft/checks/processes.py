@@ -32,7 +32,7 @@ _CODE = (
 
 
 def train_whole(subject: Subject, process_group: Any = None) -> dict[str, Any]:
-    """Train by whole batches, or by a process's slices; what each step measures, and the gradient."""
+    """Train by whole batches, or a process's slices: what each step measures, the last gradient."""
     algorithm = subject.build_exact()
     algorithm.process_group = process_group
     outcome: dict[str, Any] = {}
