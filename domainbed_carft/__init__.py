@@ -9,6 +9,7 @@ from domainbed_carft.plugin import register
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from domainbed_carft.checks.check import check
     from domainbed_carft.jobs.differences import diff
     from domainbed_carft.method.build import build
     from domainbed_carft.results.collect import collect
@@ -26,6 +27,7 @@ LAZY_NAMES = {
     "__version__": "domainbed_carft.version",
     "Run": "domainbed_carft.runs.run",
     "build": "domainbed_carft.method.build",
+    "check": "domainbed_carft.checks.check",
     "collect": "domainbed_carft.results.collect",
     "diff": "domainbed_carft.jobs.differences",
     "evaluate": "domainbed_carft.runs.evaluate",
@@ -43,6 +45,7 @@ __all__ = [
     "Run",
     "__version__",
     "build",
+    "check",
     "collect",
     "diff",
     "evaluate",

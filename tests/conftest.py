@@ -106,13 +106,17 @@ def random_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """The device that computes: the stand-in for a GPU, or with ``-m gpu`` a GPU."""
-    from stand_in_device import install
+    from domainbed_carft.machine import devices, stand_in_device
 
-    from domainbed_carft.machine import devices
-
-    return install(monkeypatch) if request.param == "stand-in" else devices.default_device()
+    if request.param == "gpu":
+        yield devices.default_device()
+        return
+    if stand_in_device.unsupported():
+        pytest.skip(stand_in_device.unsupported())
+    with stand_in_device.installed() as stand_in:
+        yield stand_in
 
 
 @pytest.fixture

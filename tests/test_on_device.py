@@ -4,7 +4,6 @@ import copy
 import re
 
 import pytest
-import stand_in_device  # noqa: F401  torch must know it before a process's first backward pass
 import torch
 from runs_jobs import records, train_job, write_pictures
 from runs_jobs import weights as saved_weights
@@ -12,7 +11,8 @@ from test_algorithms import make, minibatches
 from test_step import clip_of
 
 from domainbed_carft import cli
-from domainbed_carft.machine import devices
+from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.machine import devices, stand_in_device  # noqa: F401  before any backward pass
 
 
 def assert_equal(actual, expected, tolerance=None):
@@ -31,6 +31,7 @@ SWAD = {"average": "swad", "swad_converge": 1, "swad_tolerance": 1}
     [
         ("ViT", "CARFT", {"amp": "bf16", "ldifs_weight": 0.5}),
         ("ViT", "FLYP", SWAD),
+        *(pytest.param("ViT", name, {}, marks=pytest.mark.gpu) for name in ALGORITHMS),
         *(
             pytest.param(kind, name, {"warmup_steps": 19}, marks=pytest.mark.slow)
             for kind, name in (

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from domainbed_carft.cli import check as check_command
 from domainbed_carft.cli import data as data_commands
 from domainbed_carft.cli import diff as diff_command
 from domainbed_carft.cli import preflight as preflight_command
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     top_command.add_to(commands)
     diff_command.add_to(commands)
     run_commands.add_to(commands)
+    check_command.add_to(commands)
     sweep_commands.add_to(commands)
     return parser
 

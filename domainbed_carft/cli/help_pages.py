@@ -128,6 +128,13 @@ PAGES = {
         "RUN -o FILE [options]",
         {"carft export OUT/JOB -o model.pt": "for clip and open_clip"},
     ),
+    "carft check": HelpPage(
+        "METHOD [options]",
+        {
+            "carft check CARFT": "an algorithm",
+            "carft check my_method.py --without processes": "a method of your own, quickly",
+        },
+    ),
     "carft sweep launch": HelpPage(
         "SWEEP --output_dir DIR [options]",
         {

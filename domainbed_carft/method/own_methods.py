@@ -10,14 +10,14 @@ import hashlib
 import importlib
 import sys
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 from domainbed_carft.errors import CarftError, brief
 from domainbed_carft.jobs.algorithms import public_classes
-from domainbed_carft.jobs.own_methods import MethodFile, files
+from domainbed_carft.jobs.own_methods import MethodFile
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
 
@@ -32,11 +32,11 @@ class OwnMethods(NamedTuple):
     problems: list[str]
 
 
-def load(taken: Collection[str]) -> OwnMethods:
-    """Run the files of this process's own methods; ``taken``: the names that are ours."""
+def load(taken: Collection[str], files: Iterable[MethodFile]) -> OwnMethods:
+    """Run ``files`` with a user's own methods; ``taken``: the names that are ours."""
     classes: dict[str, type[CLIPAlgorithm]] = {}
     problems: list[str] = []
-    for file in files():
+    for file in files:
         try:
             loaded = _classes_in(file)
         except CarftError as error:

@@ -1,12 +1,12 @@
-"""A stand-in for a GPU, on which tests find what would fail on a real one.
+"""A stand-in for a GPU, on which `carft check` and the tests find what would fail on a real one.
 
-Its tensors compute on the processor, to the same bits. It refuses what a GPU refuses: an operation
-that mixes its tensors with the processor's, unless those are scalars (zero-dimensional). It records
-where the processor would wait for a GPU: where it reads a tensor's values, and where it copies one
-without ``non_blocking``.
+Its tensors compute on the CPU, to the same bits. It raises an error for what fails on a GPU: an
+operation that mixes its tensors with the CPU's, unless those are scalars (zero-dimensional). It
+records where the CPU would wait for a GPU: where it reads a tensor's values, and where it copies
+one without ``non_blocking``.
 
-It is torch's device ``privateuseone`` under the name ``standin``, registered from Python, which
-takes torch 2.13 or newer. It cannot see
+It is torch's device ``privateuseone`` under the name ``standin``, registered from Python when this
+module is imported, which takes torch 2.13 or newer. It cannot see
 
 - streams: whether work waits for a copy that has only begun, or memory is used again too early;
 - pinned memory: whether the source of a ``non_blocking`` copy is pinned, without which it waits;
@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import types
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
-import pytest
 import torch
 from torch import Tensor
+from torch.utils import _pytree as trees
 from torch.utils import backend_registration
 
 from domainbed_carft.machine import devices
@@ -34,9 +35,9 @@ CPU = torch.device("cpu")
 aten = torch.ops.aten
 
 COPIES = {aten.copy_.default, aten._to_copy.default}
-# Of these a GPU takes no scalar of the processor either.
+# Of these a GPU takes no scalar of the CPU either.
 JOINS = {aten.cat.default, aten.stack.default}
-# The processor needs the values, or how many there are.
+# The CPU needs the values, or how many there are.
 READS = {
     aten._local_scalar_dense.default,
     aten.equal.default,
@@ -71,11 +72,11 @@ _BackendModule: Any = getattr(backend_registration, "_DummyBackendModule", objec
 
 
 class MixedDevicesError(RuntimeError):
-    """An operation on tensors of the stand-in and of the processor."""
+    """An operation on tensors of the stand-in and of the CPU."""
 
 
 class StandInTensor(Tensor):
-    """A tensor on the stand-in; ``content`` is the processor's tensor with its values."""
+    """A tensor on the stand-in; ``content`` is the CPU's tensor with its values."""
 
     content: Tensor
 
@@ -93,24 +94,25 @@ class StandInTensor(Tensor):
         tensor.content = content
         return tensor
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"StandInTensor({self.content!r})"
 
     def tolist(self) -> Any:
         """As a GPU's, of which torch makes a copy; torch refuses it to subclasses."""
         return self.cpu().tolist()
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: Any) -> Any:
         """As a tensor that is restored on the device that ``map_location`` names."""
-        arguments = (self.detach().content, self.dtype, str(self.device), self.requires_grad)
+        detached: Any = self.detach()
+        arguments = (detached.content, self.dtype, str(self.device), self.requires_grad)
         return torch._utils._rebuild_device_tensor_from_cpu_tensor, arguments
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types_: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        tensors = tensors_in([*args, *kwargs.values()])
+        tensors = tensors_in((args, kwargs))
         refuse_mixture(func, args, tensors)
         if is_wait(func, args, kwargs, tensors):
             record_wait(func.overloadpacket.__name__)
@@ -120,8 +122,7 @@ class StandInTensor(Tensor):
         target = kwargs.get("device")
         if target is not None:
             kwargs = {**kwargs, "device": CPU}
-        inner_args = mapped(_content, args)
-        inner_kwargs = {name: mapped(_content, value) for name, value in kwargs.items()}
+        inner_args, inner_kwargs = mapped(_content, (args, kwargs))
         result = func(*inner_args, **inner_kwargs)
 
         if target == CPU or result is inner_args[0] is args[0]:
@@ -133,24 +134,14 @@ def _content(tensor: Tensor) -> Tensor:
     return tensor.content if isinstance(tensor, StandInTensor) else tensor
 
 
-def tensors_in(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among values, and in lists and tuples of them."""
-    tensors = []
-    for value in values:
-        if isinstance(value, Tensor):
-            tensors.append(value)
-        elif isinstance(value, (list, tuple)):
-            tensors += tensors_in(value)
-    return tensors
+def tensors_in(values: Any) -> list[Tensor]:
+    """The tensors among values, and in containers of them."""
+    return [value for value in trees.tree_leaves(values) if isinstance(value, Tensor)]
 
 
-def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """A value whose tensors, also those in lists and tuples, the function has replaced."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if type(value) in (list, tuple):
-        return type(value)([mapped(function, inner) for inner in value])
-    return value
+def mapped(function: Callable[[Tensor], Tensor], values: Any) -> Any:
+    """Values whose tensors, also those in containers, the function has replaced."""
+    return trees.tree_map_only(Tensor, function, values)
 
 
 def refuse_mixture(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
@@ -288,55 +279,62 @@ def rounded(func: Any, *args: Any, **kwargs: Any) -> Any:
 
     key_set = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, AUTOCAST_KEY))
     with torch._C._ExcludeDispatchKeyGuard(key_set):
-        rounded_kwargs = {name: mapped(cast, value) for name, value in kwargs.items()}
-        return func(*mapped(cast, args), **rounded_kwargs)
+        rounded_args, rounded_kwargs = mapped(cast, (args, kwargs))
+        return func(*rounded_args, **rounded_kwargs)
 
 
-@dataclass(frozen=True)
-class FinishedCopies:
-    """`devices.StartedCopies` without a stream: the copies were made at once."""
-
-    tensors: list[Tensor]
-
-    def wait(self) -> list[Tensor]:
-        return self.tensors
-
-
-class CopyStream:
-    """`devices.CopyStream` without a stream."""
+class _CopyStream:
+    """`devices.CopyStream` without a stream: copies are made at once."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def start(self, tensors: Sequence[Tensor]) -> FinishedCopies:
-        return FinishedCopies([tensor.to(self._device, non_blocking=True) for tensor in tensors])
+    def start(self, tensors: Sequence[Tensor]) -> types.SimpleNamespace:
+        copies = [tensor.to(self._device, non_blocking=True) for tensor in tensors]
+        return types.SimpleNamespace(wait=lambda: copies)
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """Let the package compute on the stand-in, as on a GPU, and return the device."""
-    if not IS_SUPPORTED:
-        pytest.skip("this torch takes no devices that are written in Python")
-
+@contextlib.contextmanager
+def installed() -> Iterator[torch.device]:
+    """Inside, the package computes on the stand-in as on a GPU; yields the device."""
     device = torch.device(NAME)
     facts = devices.GPUFacts("Stand-in", memory=2**34, capability=(8, 0))
-    monkeypatch.setattr(devices, "default_device", lambda: device)
-    monkeypatch.setattr(devices, "is_gpu", lambda other: torch.device(other).type == NAME)
-    monkeypatch.setattr(devices, "gpu_facts", lambda: facts)
-    monkeypatch.setattr(devices, "gpu_count", lambda: 1)
-    monkeypatch.setattr(devices, "peak_memory", lambda _: 0)
-    monkeypatch.setattr(devices, "begin_peak_memory", lambda _: None)
-    monkeypatch.setattr(devices, "wait_for", lambda _: None)
-    monkeypatch.setattr(devices, "generator_states", lambda _: [])
-    monkeypatch.setattr(devices, "refused_waits", refused_waits)
-    monkeypatch.setattr(devices, "CopyStream", CopyStream)
+    replaced: dict[str, Any] = {
+        "default_device": lambda: device,
+        "is_gpu": lambda other: torch.device(other).type == NAME,
+        "gpu_facts": lambda: facts,
+        "gpu_count": lambda: 1,
+        "peak_memory": lambda _: 0,
+        "begin_peak_memory": lambda _: None,
+        "wait_for": lambda _: None,
+        "generator_states": lambda _: [],
+        "refused_waits": refused_waits,
+        "CopyStream": _CopyStream,
+    }
+    swapping = torch.__future__.get_swap_module_params_on_conversion()
+    with (
+        mock.patch.multiple(devices, **replaced),
+        mock.patch.object(Tensor, "pin_memory", lambda tensor: tensor),
+    ):
+        # Parameters keep their identity where a module moves, as they do on a GPU.
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        try:
+            yield device
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(swapping)
 
-    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
-    # Parameters keep their identity where a module moves, as they do on a GPU.
-    future = torch.__future__
-    monkeypatch.setattr(future, "_swap_module_params_on_conversion", True)
-    return device
+
+def unsupported() -> str:
+    """Return why this process has no stand-in; "" if it has one."""
+    if not IS_SUPPORTED:
+        return f"torch {torch.__version__} takes no devices that are written in Python, 2.13 does"
+    try:
+        torch.ones(1, device=NAME, requires_grad=True).sum().backward()
+    except RuntimeError:  # torch counts its devices at the first backward pass of a process
+        return "a backward pass came before the import of domainbed_carft.check; import it first"
+    return ""
 
 
 IS_SUPPORTED = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
-if IS_SUPPORTED:  # at the import: torch counts its devices at the first backward pass of a process
+if IS_SUPPORTED:
     _register()

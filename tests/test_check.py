@@ -1,0 +1,342 @@
+"""`carft check`: all methods have all properties, and a method with a fault does not."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fake_checkout import REPO
+from test_docs import blocks
+
+from domainbed_carft import check, cli
+from domainbed_carft.checks.properties import CHECKS
+from domainbed_carft.errors import CarftError
+from domainbed_carft.jobs.algorithms import ALGORITHMS
+from domainbed_carft.method.baselines import CLIPFineTune
+from domainbed_carft.method.carft import CARFT
+from domainbed_carft.method.hparams import Hparam, by_size, fraction, positive
+
+OWN_METHOD = REPO / "docs" / "howto" / "own-method.md"
+
+# All methods, and options that any of them may have
+
+SWAD = {"average": "swad", "swad_converge": 1, "swad_tolerance": 1}
+TERMS = ("sp", "fd", "ldifs", "lipsum", "miro")
+ALL_TERMS = {f"{term}_weight": 0.5 for term in TERMS}
+OPTIONS = {
+    "all terms": ("CARFT", {**ALL_TERMS, "average": "ema", "checkpoint_blocks": True}),
+    "captions": ("StarFT", {"starft_rows": "captions", "lipsum_weight": 0.5}),
+    "swad": ("CARFT", SWAD),
+    "flyp with swad": ("FLYP", SWAD),
+    "linear probing first": ("CLIPLPFT", {**ALL_TERMS, "average": "sma", "average_start": 1}),
+    "wise-ft of an average": ("CLIPWiSEFT", {"average": "beta", "head_scale": "outside"}),
+    "random head": ("CARFT", {"head_init": "random"}),
+    "lora": ("CARFT", {"lora_rank": 2, "average": "ema"}),
+}
+CASES = {**{name: (name, {}) for name in ALGORITHMS}, **OPTIONS}
+SLOW_CASES = ("FDAlign", "flyp with swad", "captions", "wise-ft of an average")
+NO_WEIGHT = {"zero-weight"}
+CONTRASTS = {"zero-weight", "micro-batches"}
+SKIPPED = {
+    "CLIPFineTune": NO_WEIGHT,
+    "CLIPLinearProbe": NO_WEIGHT,
+    "CLIPZeroShot": {"zero-weight", "gradients"},
+    "CLIPood": NO_WEIGHT,
+    "CLIPWiSEFT": NO_WEIGHT,
+    "CLIPLPFT": NO_WEIGHT,
+    "CLIPLoRA": NO_WEIGHT,
+    "FLYP": CONTRASTS,
+    "CaRot": CONTRASTS,
+    "linear probing first": NO_WEIGHT,
+    "wise-ft of an average": NO_WEIGHT,
+    "flyp with swad": CONTRASTS,
+    "random head": {"class-order"},
+}
+
+
+def names_of(results, state):
+    return {result.check for result in results if result.state == state}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW_CASES else []) for c in CASES],
+)
+def test_every_method_has_every_property(case, random_tiny):
+    name, options = CASES[case]
+    hparams = {**options, "clip_backbone": str(random_tiny)}
+    results = check(name, hparams=hparams, without=["processes"])
+    assert [result.check for result in results] == [name for name in CHECKS if name != "processes"]
+    assert names_of(results, "skipped") == SKIPPED.get(case, set())
+
+
+def test_the_documented_method_has_every_property(tmp_path, random_tiny):
+    (block,) = (b for b in blocks(OWN_METHOD) if b.title == "anchor.py")
+    (tmp_path / "anchor.py").write_text(block.text)
+    hparams = {"clip_backbone": str(random_tiny)}
+    results = check(tmp_path / "anchor.py", hparams=hparams, without=["processes"])
+    assert {result.algorithm for result in results} == {"CLIPAnchor"}
+    assert names_of(results, "ok") == CHECKS.keys() - {"processes"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "hparams"), [("CARFT", {**ALL_TERMS, "micro_batch": 3}), ("CLIPLPFT", {})]
+)
+def test_several_processes_train_as_one(name, hparams):
+    (result,) = check(name, hparams=hparams, only=["processes"])
+    assert result.state == "ok"
+
+
+# Methods with one fault each
+
+
+class ChangesItsHparams(CARFT):
+    def __init__(self, input_shape, num_classes, num_domains, hparams):
+        hparams["kl_over"] = "contexts"
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+
+
+class LosesAGradient(CARFT):
+    def kl(self, batch):
+        return super().kl(batch).detach()
+
+
+class AddsWhatTheBatchSays(CLIPFineTune):
+    def loss(self, batch):
+        losses = super().loss(batch)
+        return {**losses, "loss": losses["loss"] + batch.tuned.features.var(dim=0).mean()}
+
+
+class DropsAMeasurement(CARFT):
+    def update(self, *arguments, **keywords):
+        return {"loss": super().update(*arguments, **keywords)["loss"]}
+
+
+class ForgetsWhenResumed(CLIPFineTune):
+    """A number in an object that no state has."""
+
+    def build_for_training(self, *arguments):
+        super().build_for_training(*arguments)
+        self.head.memory = SimpleNamespace(factor=1.0)
+
+    def after_step(self):
+        self.head.memory.factor *= 1.1
+
+    def loss(self, batch):
+        return {name: self.head.memory.factor * v for name, v in super().loss(batch).items()}
+
+
+class PredictsByMoreThanItsState(CLIPFineTune):
+    temperature = 1.0
+
+    def after_step(self):
+        self.temperature *= 1.1
+
+    def class_logits(self, features):
+        return self.temperature * super().class_logits(features)
+
+
+class AddsAConstantOfTheCPU(CLIPFineTune):
+    def loss(self, batch):
+        losses = super().loss(batch)
+        features = batch.tuned.features
+        return {
+            **losses,
+            "loss": losses["loss"] + (features @ torch.ones(features.shape[1])).mean(),
+        }
+
+
+class Direction:
+    """A state that stays where it is loaded."""
+
+    def __init__(self, size):
+        self.vector = torch.ones(size)
+
+    def state_dict(self):
+        return {"vector": self.vector}
+
+    def load_state_dict(self, state):
+        self.vector = state["vector"]
+
+
+class LeavesItsStateOnTheCPU(CLIPFineTune):
+    def build_for_training(self, *arguments):
+        super().build_for_training(*arguments)
+        self.direction = Direction(self.head.in_features)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self.direction.vector = fn(self.direction.vector)
+        return self
+
+    def loss(self, batch):
+        losses = super().loss(batch)
+        along = (batch.tuned.features @ self.direction.vector).mean()
+        return {**losses, "loss": losses["loss"] + along}
+
+
+class ReadsAValue(CLIPFineTune):
+    def loss(self, batch):
+        losses = super().loss(batch)
+        return losses if losses["loss"].item() < 1e6 else {}
+
+
+class CentresFeatures(CLIPFineTune):
+    def features(self, x):
+        features = super().features(x)
+        return features - 0.1 * features.mean(dim=0)
+
+
+class RepeatsTheFirstDomain(CLIPFineTune):
+    def step_on_device(self, minibatches):
+        return super().step_on_device([minibatches[0], *minibatches])
+
+
+class PrefersTheLastClass(CLIPFineTune):
+    def class_logits(self, features):
+        logits = super().class_logits(features)
+        return logits + torch.arange(logits.shape[1], device=logits.device)
+
+
+class KeepsAWeight(CARFT):
+    def kl_weight(self):
+        return super().kl_weight() + 0.1
+
+
+class TrainsOnTheTarget(CLIPFineTune):
+    def update(self, minibatches=None, unlabeled=None, **keywords):
+        for images in unlabeled or ():
+            self.predict(images)
+        return super().update(minibatches, **keywords)
+
+
+class AdaptsToTestImages(CLIPFineTune):
+    """It moves its bias while it predicts."""
+
+    def predict(self, x):
+        logits = super().predict(x)
+        self.head.bias.data += 0.1 * logits.mean(dim=0)
+        return logits
+
+
+class HasAWrongDefault(CLIPFineTune):
+    HPARAMS = (positive("factor", by_size(1.0, 0.0)),)
+
+
+class DrawsAWrongValue(CLIPFineTune):
+    HPARAMS = (fraction("share", 0.5, draw=lambda random_state, conditions: 1.5),)
+
+
+class AcceptsAnything(CLIPFineTune):
+    HPARAMS = (Hparam("factor", 1.0, lambda value: True, "a number"),)
+
+
+FAULTS = {
+    ChangesItsHparams: {"four-arguments"},
+    LosesAGradient: {"gradients"},
+    AddsWhatTheBatchSays: {"micro-batches"},
+    DropsAMeasurement: {"records"},
+    ForgetsWhenResumed: {"resume"},
+    PredictsByMoreThanItsState: {"state-dict"},
+    AddsAConstantOfTheCPU: {"device", "device-state", "waits"},
+    LeavesItsStateOnTheCPU: {"device-state"},
+    ReadsAValue: {"waits"},
+    CentresFeatures: {"rest-of-batch"},
+    RepeatsTheFirstDomain: {"domain-order"},
+    PrefersTheLastClass: {"class-order"},
+    KeepsAWeight: {"zero-weight"},
+    TrainsOnTheTarget: {"target"},
+    AdaptsToTestImages: {"rest-of-batch", "resume", "target"},
+    HasAWrongDefault: {"default-hparams", "drawn-hparams"},
+    DrawsAWrongValue: {"drawn-hparams"},
+    AcceptsAnything: {"wrong-hparams"},
+}
+
+
+@pytest.mark.parametrize("method", FAULTS, ids=lambda method: method.__name__)
+def test_a_fault_is_reported_by_its_checks_alone(method, random_tiny):
+    hparams = {"clip_backbone": str(random_tiny)}
+    results = check(method, hparams=hparams, without=["processes"], raises=False)
+    failed = [result for result in results if result.state == "FAILED"]
+    assert {result.check for result in failed} == FAULTS[method], [*map(str, failed)]
+
+
+class KeepsItsGradients(CLIPFineTune):
+    def take_step(self, x, parts):
+        process_group, self.process_group = self.process_group, None
+        measured = super().take_step(x, parts)
+        self.process_group = process_group
+        return measured
+
+
+@pytest.mark.slow
+def test_a_step_that_adds_up_no_gradients_is_reported():
+    (result,) = check(KeepsItsGradients, only=["processes"], raises=False)
+    assert result.state == "FAILED"
+    assert "expected" in result.message and "2 processes" in result.message
+
+
+# The command and the function
+
+OWN_FILE = """
+from domainbed_carft.method.baselines import CLIPFineTune
+
+
+class Slow(CLIPFineTune):
+    def loss(self, batch):
+        losses = super().loss(batch)
+        print(losses["loss"].item())
+        return losses
+
+
+class Wrong(CLIPFineTune):
+    def predict(self, x):
+        return x.images
+"""
+
+
+def test_the_command_prints_a_line_for_each_check(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(OWN_FILE)
+    only = ["--only", "waits", "zero-weight", "rest-of-batch"]
+    assert cli.main(["check", str(tmp_path / "own.py"), *only]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line[:1].isdigit()]
+    first, second = lines[:4], lines[4:8]
+    assert first[0] == "Slow" and second[0] == "Wrong"
+    assert "FAILED: update waits for the device in _local_scalar_dense" in first[1]
+    assert "rest-of-batch    ok" in first[2] and "zero-weight      skipped: it" in first[3]
+    assert "FAILED: AttributeError" in second[2] and "(own.py, line 14)" in second[2]
+
+    assert cli.main(["check", "CLIPZeroShot", "--only", "gradients", "waits"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 check passed, 0 failed, 1 skipped"
+
+
+def test_the_function_raises_the_failures(tmp_path):
+    (tmp_path / "own.py").write_text(OWN_FILE)
+    with pytest.raises(AssertionError) as raised:
+        check(tmp_path / "own.py", only=["waits", "rest-of-batch"])
+    first, *failures = str(raised.value).splitlines()
+    assert first == "Slow, Wrong: 2 checks passed, 2 failed, 0 skipped"
+    assert [line.split()[0] for line in failures] == ["waits", "rest-of-batch"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["NoMethod"], "NoMethod"),
+        (["missing.py"], "missing.py"),
+        (["CARFT", "--only", "gradient"], "gradients"),
+        (["CARFT", "--hparams", "[1]"], "JSON object"),
+    ],
+)
+def test_wrong_arguments_are_named(words, named, capsys):
+    assert cli.main(["check", *words]) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_what_is_no_method_is_refused():
+    with pytest.raises(CarftError, match="CLIPAlgorithm"):
+        check(torch.nn.Linear)
+    with pytest.raises(CarftError, match="only is 'waits', expected a list"):
+        check("CARFT", only="waits")
