@@ -87,16 +87,24 @@ def quick(folder: Path, *flags: str) -> list[str]:
 
 
 def start(arguments: list[str], begin: Callable[[], object] = int, **variables: str) -> BaseProcess:
-    """A process of `train`, a fork of this one with these variables, that calls `begin` first."""
+    """A process of `train` that knows LinearSGD, with these variables, and calls `begin` first.
 
-    def main() -> None:
-        os.environ.update(variables)
-        begin()
-        sys.exit(train.main(arguments))
-
-    process = multiprocessing.get_context("fork").Process(target=main)
+    It is a fork of a server that has taken no step: autograd refuses to work in the fork of a
+    process that has computed gradients on a device, as tests before may have.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    environment = {**os.environ, **variables}
+    process = context.Process(target=_train, args=(arguments, begin, environment))
     process.start()
     return process
+
+
+def _train(arguments: list[str], begin: Callable[[], object], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    algorithms.LinearSGD = LinearSGD  # type: ignore[attr-defined]
+    begin()
+    sys.exit(train.main(arguments))
 
 
 def status(process: BaseProcess) -> int | None:

@@ -1,6 +1,7 @@
 """Several processes train a job as one would: on the processor, with gloo."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -120,20 +121,21 @@ def test_batch_slices_of_all_processes_make_up_the_batches_of_one(pictures, size
     assert sum(parts is None for parts in [environment[-1] for environment in together]) == size - 1
 
 
+def signal_in_third_step() -> None:
+    """Have this process get SIGUSR1 in its third step."""
+    original = CLIPAlgorithm.step_on_device
+    steps = itertools.count(1)
+
+    def step_on_device(self, minibatches):
+        if next(steps) == 3:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(self, minibatches)
+
+    CLIPAlgorithm.step_on_device = step_on_device
+
+
 def test_a_signal_to_one_process_stops_all_and_two_and_then_three_resume(pictures, alone, tmp_path):
     arguments = train_arguments(pictures, tmp_path / "job")
-
-    def signal_in_third_step():
-        original = CLIPAlgorithm.step_on_device
-        steps = iter(range(1, 9))
-
-        def step_on_device(self, minibatches):
-            if next(steps) == 3:
-                os.kill(os.getpid(), signal.SIGUSR1)
-            return original(self, minibatches)
-
-        CLIPAlgorithm.step_on_device = step_on_device
-
     assert train_job(2, arguments, begin=signal_in_third_step) == [75, 75]
     message = (tmp_path / "job" / "err.txt").read_text().splitlines()[-1]
     assert message == "train: stopped by SIGUSR1; to resume, rerun the command"

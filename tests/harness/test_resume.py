@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def kill_before_change(folder: Path, number: int) -> None:
 def test_a_run_killed_before_a_file_changes_resumes_to_the_same_weights(whole, tmp_path, number):
     # A whole run makes 26 changes.
     folder = tmp_path / "run"
-    killed = start(quick(folder), begin=lambda: kill_before_change(folder, number))
+    killed = start(quick(folder), begin=partial(kill_before_change, folder, number))
     assert status(killed) == -signal.SIGKILL
     assert train.main(quick(folder)) == 0
     assert_same_outcome(folder, whole)
@@ -103,11 +104,26 @@ def test_a_signal_saves_the_state_after_its_step_and_exits_with_status_75(whole,
     assert_same_outcome(tmp_path, whole)
 
 
+class SignalsItsGroup(fakes.LinearSGD):
+    """In its fifth step all its processes get SIGTERM, as SLURM signals a job."""
+
+    steps = itertools.count(1)
+
+    def update(self, *args):
+        if next(self.steps) == 5:
+            os.killpg(0, signal.SIGTERM)
+        return super().update(*args)
+
+
+def signal_the_group() -> None:
+    """Give this process a group of its own, which its algorithm stops."""
+    os.setpgrp()
+    algorithms.LinearSGD = SignalsItsGroup
+
+
 def test_a_signal_to_the_process_group_with_loaders_saves_the_state(whole, tmp_path):
-    # SLURM signals all processes of a job.
-    with fakes.before_step(5, lambda: os.killpg(0, signal.SIGTERM)):
-        process = start(quick(tmp_path, "--workers", "2"), begin=os.setpgrp)
-        assert status(process) == 75, (tmp_path / "err.txt").read_text()
+    process = start(quick(tmp_path, "--workers", "2"), begin=signal_the_group)
+    assert status(process) == 75, (tmp_path / "err.txt").read_text()
     assert train.main(quick(tmp_path)) == 0
     assert_same_outcome(tmp_path, whole)
 
