@@ -8,7 +8,7 @@ REQUIREMENTS :=
 PYTEST_ARGS ?=
 # Two more than the cores that the smallest machine has, since tests of launchers mostly wait.
 WORKERS ?= 4
-PARALLEL := -n $(WORKERS) --dist loadfile
+PARALLEL := -n $(WORKERS) --dist worksteal
 
 # What meets torch and the interpreter most, for `make test-oldest`.
 OLDEST := python3.10

@@ -35,7 +35,7 @@ OPTIONS = {
     "lora": ("CARFT", {"lora_rank": 2, "average": "ema"}),
 }
 CASES = {**{name: (name, {}) for name in ALGORITHMS}, **OPTIONS}
-SLOW_CASES = ("FDAlign", "flyp with swad", "captions", "wise-ft of an average")
+SLOW_CASES = ("FDAlign", *OPTIONS.keys() - {"all terms", "lora"})
 NO_WEIGHT = {"zero-weight"}
 CONTRASTS = {"zero-weight", "micro-batches"}
 SKIPPED = {

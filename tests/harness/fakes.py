@@ -93,7 +93,7 @@ def start(arguments: list[str], begin: Callable[[], object] = int, **variables: 
     process that has computed gradients on a device, as tests before may have.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["pytest", "domainbed.scripts.train", "domainbed_carft.method"])
     environment = {**os.environ, **variables}
     process = context.Process(target=_train, args=(arguments, begin, environment))
     process.start()
