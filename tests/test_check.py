@@ -255,6 +255,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", FAULTS, ids=lambda method: method.__name__)
 def test_a_fault_is_reported_by_its_checks_alone(method, random_tiny):
     hparams = {"clip_backbone": str(random_tiny)}
