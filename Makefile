@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 # What pip installs besides; versions, for example.
 REQUIREMENTS :=
 PYTEST_ARGS ?=
-# Two more than the cores that the smallest machine has, since tests of launchers mostly wait.
-WORKERS ?= 4
+# One more than the cores that the smallest machine has, since tests of launchers mostly wait.
+WORKERS ?= 3
 PARALLEL := -n $(WORKERS) --dist worksteal
 
 # What meets torch and the interpreter most, for `make test-oldest`.
