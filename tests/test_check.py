@@ -35,7 +35,7 @@ OPTIONS = {
     "lora": ("CARFT", {"lora_rank": 2, "average": "ema"}),
 }
 CASES = {**{name: (name, {}) for name in ALGORITHMS}, **OPTIONS}
-SLOW_CASES = ("FDAlign", *OPTIONS.keys() - {"all terms", "lora"})
+SLOW_CASES = ("FDAlign", *OPTIONS.keys() - {"all terms", "lora", "swad"})
 NO_WEIGHT = {"zero-weight"}
 CONTRASTS = {"zero-weight", "micro-batches"}
 SKIPPED = {

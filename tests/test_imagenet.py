@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from data_trees import PICTURE, carft, grow
+from data_trees import PICTURE, carft, grow, packed
 from domainbed import datasets
 from domainbed.scripts import train
 
@@ -115,6 +115,49 @@ def test_objectnet_has_further_folders_and_is_no_training_data(tmp_path):
     for path in (root.parent, root):
         done = carft("verify", path)
         assert done.returncode == 1 and "whose licence forbids to train" in done.stdout
+
+
+def write_mappings(folder, table):
+    """ObjectNet's four files, which join its folders to ImageNet's classes by made-up names."""
+    numbers = {index: index * 7 % 1000 for index in range(1000)}
+    lines = {number: f"name {index}" for index, number in numbers.items()}
+    content = {
+        "folder_to_objectnet_label.json": {name: name.upper() for name in table},
+        "objectnet_to_imagenet_1k.json": {
+            name.upper(): "; ".join(f"name {index}" for index in group)
+            for name, group in table.items()
+        },
+        "pytorch_to_imagenet_2012_id.json": numbers,
+    }
+    folder.mkdir(exist_ok=True)
+    for name, value in content.items():
+        (folder / name).write_text(json.dumps(value))
+    (folder / "imagenet_to_label_2012_v2").write_text("\n".join(lines[n] for n in range(1000)))
+
+
+def test_objectnets_mappings_are_compared_with_the_list_of_the_package(tmp_path):
+    objectnet = SETS["ObjectNet"]
+    table = dict(zip(objectnet.classes, objectnet.groups))
+    mappings = plant(tmp_path, "ObjectNet", table).parent / "mappings"
+    write_mappings(mappings, table)
+    problems = objectnet.find(tmp_path).problems
+    assert len(problems) == 1  # the number of images
+
+    table["banana"], table["vase"] = table["vase"], table["banana"]
+    write_mappings(mappings, table)
+    assert any("mappings does not join" in line for line in objectnet.find(tmp_path).problems)
+
+
+def test_a_test_set_is_downloaded_without_metadata_unless_its_terms_forbid_it(tmp_path):
+    for name, message in (("ImageNet", "image-net.org"), ("ObjectNet", "never to train")):
+        refused = carft("download", name, "--data_dir", tmp_path)
+        assert refused.returncode == 1 and message in refused.stderr
+
+    names = [f"imagenet-r/{name}/0.jpg" for name in SETS["ImageNet-R"].classes]
+    names.append("__MACOSX/imagenet-r/._0.jpg")
+    with pytest.raises(CarftError, match="200 pictures, expected 30,000"):
+        imagenet.download("ImageNet-R", tmp_path, lambda url, path: packed(path, names))
+    assert not [*tmp_path.rglob("*__MACOSX*")]
 
 
 # Records

@@ -227,6 +227,17 @@ def test_missing_data_is_refused_with_the_remedy(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_download_verifies_the_data_or_names_the_reason(data, tmp_path):
+    report = tasks.download("DTD", data)  # torchvision finds it there
+    assert report == tasks.verify("DTD", data)
+    with pytest.raises(CarftError, match="torchvision no longer downloads it"):
+        tasks.download("StanfordCars", tmp_path)
+
+    (tmp_path / "dtd").write_text("a file in place of the folder")
+    with pytest.raises(CarftError, match="could not download DTD .*rerun the command"):
+        tasks.download("DTD", tmp_path)
+
+
 @pytest.fixture(scope="module")
 def job(planted, tmp_path_factory):
     """A job of zero-shot CLIP on the pets."""
