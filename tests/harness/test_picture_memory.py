@@ -63,6 +63,13 @@ def test_the_target_is_decoded_once_and_augmented_pictures_at_each_checkpoint(
     assert {decoded[source] for source in sources} == {10 + 7 * 4}
 
 
+def test_a_resumed_job_evaluates_the_same_pictures(pictures, tmp_path):
+    words = fakes.quick(tmp_path / "stopped", "--dataset", str(pictures))
+    with fakes.stopped_in_step(5):
+        assert train.main(words) == 75
+    assert trained(pictures, tmp_path / "stopped") == trained(pictures, tmp_path / "whole")
+
+
 def test_what_does_not_fit_is_decoded_each_time(pictures, tmp_path, decoded):
     target = min(path.name for path in pictures.iterdir())
     expected = trained(pictures, tmp_path / "all")
