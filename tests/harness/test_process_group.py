@@ -176,9 +176,6 @@ def test_two_gpus_train_to_the_weights_of_one(pictures, tmp_path):
     assert apart <= 0.01 * way
 
 
-slow = pytest.mark.slow
-
-
 def change_facts() -> None:
     original = CARFT.recorded_facts
     CARFT.recorded_facts = lambda self: {**original(self), "amp": "bf16"}
@@ -194,9 +191,9 @@ def break_step() -> None:
 @pytest.mark.parametrize(
     ("algorithm", "begin", "status", "message"),
     [
+        ("FLYP", int, 2, "FLYP cannot be trained by 2 processes"),
         ("CARFT", break_step, 1, "train: process 1 of 2: Traceback"),
-        pytest.param("FLYP", int, 2, "FLYP cannot be trained by 2 processes", marks=slow),
-        pytest.param("CARFT", change_facts, 2, "process 1 of 2 has other settings", marks=slow),
+        ("CARFT", change_facts, 2, "process 1 of 2 has other settings than the first: amp is 'bf1"),
     ],
 )
 def test_the_first_process_reports_why_another_has_failed(
