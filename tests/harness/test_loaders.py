@@ -213,6 +213,7 @@ def test_a_signal_ends_a_job_that_waits_for_its_loaders(tmp_path, monkeypatch, n
 
     def signal_and_release_later():
         assert hanging.wait(60)
+        time.sleep(1)  # until the job has handed out its next indices, and does nothing but wait
         os.kill(os.getpid(), number)
         time.sleep(60)
         released.set()
