@@ -17,7 +17,7 @@ OLDEST_TESTS := tests/harness $(wildcard tests/test_runs_*.py) \
   checkouts dataset_facts devices plugin prompts step training weights))
 
 # What computes in floating point, for `make test-processors`.
-NUMERICAL_TESTS := $(addprefix tests/test_,$(addsuffix .py,algorithms backbone lora \
+NUMERICAL_TESTS := $(addprefix tests/test_,$(addsuffix .py,algorithms backbone check lora \
   method_formulas own_methods peers step swad))
 AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 
@@ -49,7 +49,7 @@ test-processors: $(VENV)/.installed-test
 	set -e; for threads in 1 2; do for variables in "$(AVX2)" ATEN_CPU_CAPABILITY=default; do \
 	  echo "OMP_NUM_THREADS=$$threads $$variables"; \
 	  env OMP_NUM_THREADS=$$threads OMP_WAIT_POLICY=passive $$variables \
-	    $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) $(NUMERICAL_TESTS); \
+	    $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS) $(NUMERICAL_TESTS); \
 	done; done
 
 lint: $(VENV)/.installed-lint
