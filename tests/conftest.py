@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import packed_records
 import pytest
@@ -147,7 +148,8 @@ def _run_main(
     words = [str(argument) for argument in arguments]
     capsys.readouterr()
     try:
-        status = main(words)
+        with mock.patch.dict(os.environ):  # commands set variables for the jobs that they start
+            status = main(words)
     except SystemExit as end:  # argparse's, for wrong arguments and --help
         status = end.code if isinstance(end.code, int) else 1
     return subprocess.CompletedProcess(words, status, *capsys.readouterr())
