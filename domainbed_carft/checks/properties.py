@@ -124,7 +124,7 @@ def written_and_read(state: Any) -> Any:
 
 
 def four_arguments(subject: Subject) -> None:
-    """It builds from four arguments, with any mapping, which it does not change."""
+    """The constructor takes four arguments, with any mapping, and does not change the mapping."""
     values = copy.deepcopy(subject.hparams)
     expected = subject.build(values).state_dict()
     require(values == subject.hparams, "building changes the hparams that it is given")
@@ -223,16 +223,16 @@ def records(subject: Subject) -> None:
         lambda algorithm: algorithm.update(x=images, y=labels),
         lambda algorithm: algorithm.step_on_device(batches),
     ):
-        again = subject.trained()
+        copied = subject.trained()
         torch.manual_seed(7)
-        require_same("another call of the step", call(again), values, FLOAT32_TOLERANCE)
+        require_same("another call of the step", call(copied), values, FLOAT32_TOLERANCE)
 
 
 # Saved states
 
 
 def resume(subject: Subject) -> None:
-    """A state that is saved in the middle goes on, in a newly built one, to the same bits."""
+    """Training resumed from a saved state, in a new instance, gives the same bits."""
     skip_if(without_resuming())
     from domainbed.lib import algorithm_state
 
@@ -259,7 +259,7 @@ def resume(subject: Subject) -> None:
 
 
 def state_dict(subject: Subject) -> None:
-    """Its state dict, through a file, predicts the same in a newly built one."""
+    """A new instance that loads the state dict from a file makes the same predictions."""
     algorithm = subject.trained()
     state = written_and_read(algorithm.state_dict())
     restored = subject.build(seed=1)
@@ -276,7 +276,7 @@ def state_dict(subject: Subject) -> None:
 
 
 def device(subject: Subject) -> None:
-    """Steps and predictions on a device are those of the CPU, and nothing mixes the two."""
+    """Steps and predictions on a device equal those on the CPU, and no operation mixes the two."""
     skip_if(stand_in_device.unsupported())
     algorithm, expected_algorithm = (subject.start(exact=True) for _ in range(2))
     images = target_images(torch.float64)
@@ -293,7 +293,7 @@ def device(subject: Subject) -> None:
 
 
 def device_state(subject: Subject) -> None:
-    """A state that is saved on a device goes on on the CPU, and the other way round."""
+    """A state saved on a device can be resumed on the CPU, and the reverse."""
     skip_if(without_resuming() or stand_in_device.unsupported())
     from domainbed.lib import algorithm_state
 
@@ -392,7 +392,7 @@ def class_order(subject: Subject) -> None:
 
 
 def zero_weight(subject: Subject) -> None:
-    """With its weights at 0 it trains as the class that it derives from."""
+    """A method with its weights at 0 trains as the class that it derives from."""
     declared = declared_hparams(subject.algorithm_class)
     weights = {n: 0.0 for n, h in declared.items() if n.endswith("_weight") and h.valid(0.0)}
     skip_if("" if weights else "it declares no hyperparameter NAME_weight that can be 0")
@@ -450,20 +450,23 @@ def target(subject: Subject) -> None:
 
 def require_valid(subject: Subject, dataset: str, random_seed: int | None) -> None:
     """Raise unless the defaults, or a draw, can be the hyperparameters of a job."""
-    own = subject.algorithm_class.own_hparams()
+    hparams_by_name = subject.algorithm_class.own_hparams()
     conditions = hparams.Conditions(dataset)
-    values, again = (hparams.values_of(own, conditions, random_seed) for _ in range(2))
+    values, repeated_values = (
+        hparams.values_of(hparams_by_name, conditions, random_seed) for _ in range(2)
+    )
     kind = "default" if random_seed is None else f"draw of seed {random_seed}"
     for name, value in values.items():
         is_plain = type(value) in (int, float, bool, str)
-        is_same = is_plain and json.loads(json.dumps(value)) == value == again[name]
-        require(is_same, f"the {kind} of {name} for {dataset} is {value!r}, then {again[name]!r}")
+        repeated = repeated_values[name]
+        is_same = is_plain and json.loads(json.dumps(value)) == value == repeated
+        require(is_same, f"the {kind} of {name} for {dataset} is {value!r}, then {repeated!r}")
     problems = hparam_checks.job_problems(subject.algorithm_class, SHAPE, values)
     require(not problems, f"a {kind} for {dataset}: {'; '.join(map(str, problems))}")
 
 
 def default_hparams(subject: Subject) -> None:
-    """The defaults for every data set are valid numbers and texts, which JSON does not change."""
+    """The defaults for every dataset are valid numbers and texts, which JSON does not change."""
     for dataset in DATASETS:
         require_valid(subject, dataset, random_seed=None)
 
@@ -476,8 +479,8 @@ def drawn_hparams(subject: Subject) -> None:
 
 def wrong_hparams(subject: Subject) -> None:
     """Each hyperparameter refuses what cannot be its value, by a problem that names it."""
-    own = subject.algorithm_class.own_hparams()
-    for (name, hparam), value in itertools.product(own.items(), WRONG_VALUES):
+    hparams_by_name = subject.algorithm_class.own_hparams()
+    for (name, hparam), value in itertools.product(hparams_by_name.items(), WRONG_VALUES):
         require(not hparam.valid(value), f"{name} = {value!r} is valid, expected a refusal")
     for name in declared_hparams(subject.algorithm_class):
         problems = [*map(str, subject.algorithm_class.hparam_problems(DATASET, {name: None}))]

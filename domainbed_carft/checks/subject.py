@@ -72,13 +72,18 @@ def find_classes(method: str | Path | type[CLIPAlgorithm]) -> list[type[CLIPAlgo
     """
     if isinstance(method, type):
         if not issubclass(method, CLIPAlgorithm):
-            raise CarftError(f"{method.__name__} does not derive from CLIPAlgorithm; expected that")
+            raise CarftError(
+                f"the class {method.__name__} is not an algorithm, expected a class that derives "
+                "from CLIPAlgorithm"
+            )
         return [method]
     if str(method) in CLASSES:
         return [CLASSES[str(method)]]
     if not str(method).endswith(".py"):
         problem = unknown("algorithm", str(method), CLASSES)
-        raise CarftError(f"{problem}; for a method of your own give its file, such as my_method.py")
+        raise CarftError(
+            f"{problem}; for a method of your own, pass its file, such as my_method.py"
+        )
 
     file = MethodFile(Path(method).absolute(), "METHOD")
     loaded = own_methods.load(ALGORITHMS, [file])
@@ -87,7 +92,7 @@ def find_classes(method: str | Path | type[CLIPAlgorithm]) -> list[type[CLIPAlgo
 
 
 def file_of(algorithm_class: type[CLIPAlgorithm]) -> str:
-    """The file of a class; "" for one that is typed into a notebook."""
+    """Return the file of a class, "" if it was defined in a notebook."""
     return getattr(sys.modules[algorithm_class.__module__], "__file__", None) or ""
 
 
@@ -138,7 +143,7 @@ class Subject:
         return copy.deepcopy(self._start[exact])
 
     def trained(self, exact: bool = False) -> CLIPAlgorithm:
-        """A copy of the algorithm after two steps behind its first phase, as `start` has it."""
+        """A copy of the algorithm two steps into its last phase, in float64 if it is ``exact``."""
         if exact not in self._trained:
             algorithm = self.start(exact)
             dtype = torch.float64 if exact else torch.float32
