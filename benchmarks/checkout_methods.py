@@ -2,7 +2,7 @@
 
     python benchmarks/checkout_methods.py CHECKOUT
 
-All of them, by the checkout's own lookup and in one process, on random pictures with the
+All of them, by the checkout's own lookup and in one process, on random images with the
 embedded CLIP: two steps, a prediction, and the losses of each are printed. Needs what the checkout
 itself imports, and this package installed. Exit status 1 if a loss is not finite.
 """
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def trained(name: str, registry: Any) -> list[float]:
-    """The losses of two steps of the algorithm ``name`` on two environments of four pictures."""
+    """The losses of two steps of the algorithm ``name`` on two environments of four images."""
     hparams_registry = importlib.import_module("domainbed.hparams_registry")
     hparams = hparams_registry.default_hparams(name, "Debug28") | {"lp_steps": 0}
     torch.manual_seed(0)

@@ -3,7 +3,7 @@
     python benchmarks/evaluation.py [--images 9991] [--rounds 3] [--workers 1]
 
 All splits of a tree of PACS's shape (four environments, seven classes, JPEGs of 227 x 227 px) are
-evaluated by CARFT on the embedded tiny CLIP, the training environments' pictures augmented as in
+evaluated by CARFT on the embedded tiny CLIP, the training environments' images augmented as in
 upstream, in turn by the data set's own transforms, which are upstream's, and as a job does it: the
 second of two evaluations, with and without the target's images in memory. Processor time of all
 processes counts, since other work on the machine changes it less than the time on the clock.
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-from domainbed.lib import checks, picture_batches, preparation, training
+from domainbed.lib import checks, image_batches, preparation, training
 from domainbed.scripts import train
 from PIL import Image
 
@@ -41,7 +41,7 @@ MEMORY = 6 << 30  # bytes
 
 
 def grow(root: Path, count: int) -> None:
-    """Smooth pictures with some noise, as photographs have; 64 files, linked."""
+    """Smooth images with some noise, as photographs have; 64 files, linked."""
     draw = np.random.default_rng(0)
     originals = []
     for index in range(64):
@@ -65,10 +65,10 @@ def evaluated(words: list[str], way: str) -> tuple[float, float, dict[str, float
     with contextlib.redirect_stdout(io.StringIO()):
         job = preparation.prepare(args, hparams, MEMORY if way == IN_MEMORY else 0)
         if way == TRANSFORMS:
-            job = dataclasses.replace(job, pictures=picture_batches.Pictures())
+            job = dataclasses.replace(job, images=image_batches.Images())
         with training.stopping.StopSignals() as stop, JobFolder(args.output_dir).claim(1) as lock:
             run = training.Trainer(job, None, stop, lock)
-            run.batches.begin(1, True, False, run.n_workers, job.pictures)
+            run.batches.begin(1, True, False, run.n_workers, job.images)
             with contextlib.closing(run.batches):
                 run.evaluator.accuracies()
                 run.batches.step_batches()
@@ -87,7 +87,7 @@ def main() -> None:
         parser.error(f"--rounds is {arguments.rounds}, expected at least 2 for a spread")
     print(
         f"torch {torch.__version__}, Pillow {PIL.__version__}, {torch.get_num_threads()} threads, "
-        f"{arguments.workers} loader process(es), {arguments.images:,} pictures"
+        f"{arguments.workers} loader process(es), {arguments.images:,} images"
     )
     with tempfile.TemporaryDirectory() as folder:
         grow(Path(folder), arguments.images)

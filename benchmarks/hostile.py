@@ -127,8 +127,8 @@ def lying_counts(path: Path, draw: random.Random) -> None:
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     facts = json.loads(members["facts.json"])
-    facts["pictures"] = draw.choice((0, -1, 10**9, 10**18, 10**400, None, [1], "1"))
-    facts["splits"][0] |= {"pictures": facts["pictures"], "environment": ESCAPE}
+    facts["images"] = draw.choice((0, -1, 10**9, 10**18, 10**400, None, [1], "1"))
+    facts["splits"][0] |= {"images": facts["images"], "environment": ESCAPE}
     members["facts.json"] = json.dumps(facts).encode()
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
@@ -149,9 +149,9 @@ class Attacks:
         _, err = process.communicate()
         require(process.returncode == 0, f"the undisturbed run failed: {err[-2000:]}")
         self.expected = result(self.plain)
-        self.picture = place / "picture.png"
-        Image.new("RGB", (40, 40), "red").save(self.picture)
-        status, said = carft("predict", str(self.plain), str(self.picture))
+        self.image = place / "image.png"
+        Image.new("RGB", (40, 40), "red").save(self.image)
+        status, said = carft("predict", str(self.plain), str(self.image))
         require(status == 0, f"the undisturbed run does not predict: {said[-2000:]}")
 
     def new(self) -> Path:
@@ -242,7 +242,7 @@ class Attacks:
         else:
             content = content[: self.draw.randrange(len(content))]
         path.write_bytes(content)
-        status, said = carft("predict", str(path), str(self.picture))
+        status, said = carft("predict", str(path), str(self.image))
         # A bit of the padding between tensors is nobody's.
         harmless = status == 0 and tensors(path) == self.expected[1]
         require(status == 1 or harmless, f"{status}, damaged weights were used: {said[-500:]}")

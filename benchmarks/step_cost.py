@@ -73,8 +73,8 @@ def make(name: str, backbone: str, precision: str, **more: Any) -> algorithm.CLI
         amp="off", warmup_steps=0,
     )  # fmt: skip
     torch.manual_seed(0)
-    pictures = 48 if backbone == "tiny" else 224
-    shape = (3, pictures, pictures)
+    images = 48 if backbone == "tiny" else 224
+    shape = (3, images, images)
     made = algorithms.CLASSES[name](shape, len(CLASSES), DOMAINS, settings | more)
     if made.original and precision == "bf16":  # else it is in that of the encoder, fp32
         keep_weights = bool(made.hparams["sp_weight"])
@@ -174,7 +174,7 @@ def of_methods(names: list[str], backbone: str, size: int, rounds: int, device: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=8, help="pictures a domain for a ViT")
+    parser.add_argument("--batch", type=int, default=8, help="images a domain for a ViT")
     parser.add_argument("--shape", nargs="+", choices=[*SHAPES], default=["tiny", "B/32", "B/16"])
     parser.add_argument("--methods", nargs="*", help="measure these methods, or all, instead")
     arguments = parser.parse_args()
@@ -199,7 +199,7 @@ def main() -> None:
         for shape in arguments.shape:
             backbone = weights_of(shape, Path(folder))
             size, pixels = (16, 48) if shape == "tiny" else (arguments.batch, 224)
-            print(f"{shape}, {DOMAINS} x {size} pictures")
+            print(f"{shape}, {DOMAINS} x {size} images")
             plain = make("CLIPFineTune", backbone, "fp32").to(device)
             others = {
                 f"CARFT, original in {p}": make("CARFT", backbone, p).to(device)

@@ -1,11 +1,11 @@
-"""The table of a sweep on EmojiStyles with and without near duplicates of pre-training pictures.
+"""The table of a sweep on EmojiStyles with and without near duplicates of pre-training images.
 
     carft sweep launch peers-emoji --output_dir peers-emoji
     carft evaluate peers-emoji --select training-domain
     python benchmarks/without_near_duplicates.py peers-emoji/methods
 
-163 of the 1,716 pictures nearly equal one that `tiny` was trained on, by
-assets/emoji_styles_near_duplicates.csv. The accuracies are of the pictures whose predictions `carft
+163 of the 1,716 images nearly equal one that `tiny` was trained on, by
+assets/emoji_styles_near_duplicates.csv. The accuracies are of the images whose predictions `carft
 evaluate` has kept beside each run that training-domain validation selects; a run without them is
 left out. Below are the differences from CARFT in points, over the targets and over the pairs of
 runs, with 95% intervals by Student's t.
@@ -35,54 +35,54 @@ from domainbed_carft.results.method_names import TRAINING_DOMAIN
 from domainbed_carft.results.selection import Selected
 
 REFERENCE = "CARFT"
-PICTURE_SETS = ("all", "without", "near duplicates")
+IMAGE_SETS = ("all", "without", "near duplicates")
 
-# Picture set -> algorithm -> (data set, target, trial) -> accuracy in percent
+# Image set -> algorithm -> (data set, target, trial) -> accuracy in percent
 Accuracies = Mapping[str, Mapping[str, Mapping[PairKey, float]]]
 
 
 @functools.cache
 def near_duplicates() -> frozenset[str]:
-    """The listed pictures, style/class/thing.png."""
+    """The listed images, style/class/thing.png."""
     table = files("domainbed_carft") / "assets" / "emoji_styles_near_duplicates.csv"
     with table.open(encoding="ascii") as stream:
-        return frozenset(row["picture"] for row in csv.DictReader(stream))
+        return frozenset(row["image"] for row in csv.DictReader(stream))
 
 
 @functools.cache
-def pictures_of(style: str) -> list[str]:
-    """The pictures of a style in the order of its environment, style/class/thing.png."""
+def images_of(style: str) -> list[str]:
+    """The images of a style in the order of its environment, style/class/thing.png."""
     folder = emoji.style_folders() / style
     return [path.relative_to(folder.parent).as_posix() for path in sorted(folder.glob("*/*.png"))]
 
 
-def reported_pictures(target: int, trial: int, holdout_fraction: float) -> list[str]:
-    """The pictures of the target's in-split, in the order of the rows."""
-    environments = [pictures_of(style) for style in emoji_styles.names(emoji_styles.SEEN)]
+def reported_images(target: int, trial: int, holdout_fraction: float) -> list[str]:
+    """The images of the target's in-split, in the order of the rows."""
+    environments = [images_of(style) for style in emoji_styles.names(emoji_styles.SEEN)]
     splits = split_environments(environments, [target], trial, holdout_fraction, 0, misc)
-    return [str(picture) for picture in splits[target].in_split]
+    return [str(image) for image in splits[target].in_split]
 
 
-def correct_by_picture(selected: Selected) -> tuple[list[str], npt.NDArray[np.bool_]]:
-    """The pictures that a run was tested on, and whether it was right.
+def correct_by_image(selected: Selected) -> tuple[list[str], npt.NDArray[np.bool_]]:
+    """The images that a run was tested on, and whether it was right.
 
-    Raises CarftError if its predictions are not of these pictures, or are damaged.
+    Raises CarftError if its predictions are not of these images, or are damaged.
     """
     run = selected.outcome.run
     rows, facts = evaluations.load_rows(Path(run.folder), int(selected.outcome.step))
     holdout_fraction = run.job.args["holdout_fraction"]
-    pictures = reported_pictures(selected.target, selected.trial, holdout_fraction)
+    images = reported_images(selected.target, selected.trial, holdout_fraction)
 
-    labels = [facts.classes.index(picture.split("/")[1]) for picture in pictures]
+    labels = [facts.classes.index(image.split("/")[1]) for image in images]
     if labels != rows.raw.label.tolist():
         raise CarftError(f"{run.folder}: the rows are not of the target's in-split")
-    return pictures, rows.raw.is_correct
+    return images, rows.raw.is_correct
 
 
 def accuracies(folder: Path) -> tuple[Accuracies, int]:
     """The accuracies of the selected runs, and how many of them have kept no predictions."""
     percent: dict[str, dict[str, dict[PairKey, float]]] = {
-        name: defaultdict(dict) for name in PICTURE_SETS
+        name: defaultdict(dict) for name in IMAGE_SETS
     }
     missing = 0
     (group,) = collection.gather([folder], [TRAINING_DOMAIN]).groups
@@ -92,19 +92,19 @@ def accuracies(folder: Path) -> tuple[Accuracies, int]:
             missing += 1
             continue
 
-        pictures, is_correct = correct_by_picture(selected)
-        is_near = np.array([picture in near_duplicates() for picture in pictures])
+        images, is_correct = correct_by_image(selected)
+        is_near = np.array([image in near_duplicates() for image in images])
         pair = (selected.dataset, selected.target, selected.trial)
         masks = (np.ones_like(is_near), ~is_near, is_near)
-        for name, mask in zip(PICTURE_SETS, masks, strict=True):
+        for name, mask in zip(IMAGE_SETS, masks, strict=True):
             percent[name][selected.row][pair] = 100 * float(is_correct[mask].mean())
     return percent, missing
 
 
 def table_of_accuracies(percent: Accuracies) -> list[list[str]]:
-    """A row an algorithm, the best first: the mean accuracy on each set of pictures."""
+    """A row an algorithm, the best first: the mean accuracy on each set of images."""
     means = {
-        algorithm: [float(np.mean([*percent[name][algorithm].values()])) for name in PICTURE_SETS]
+        algorithm: [float(np.mean([*percent[name][algorithm].values()])) for name in IMAGE_SETS]
         for algorithm in percent["all"]
     }
     by_accuracy = sorted(means, key=lambda algorithm: -means[algorithm][0])
@@ -112,7 +112,7 @@ def table_of_accuracies(percent: Accuracies) -> list[list[str]]:
 
 
 def table_of_differences(percent: Accuracies) -> list[list[str]]:
-    """A row for each other algorithm and set of pictures: its mean minus CARFT's, with intervals.
+    """A row for each other algorithm and set of images: its mean minus CARFT's, with intervals.
 
     Of the near duplicates alone there are too few in most styles.
     """
@@ -120,7 +120,7 @@ def table_of_differences(percent: Accuracies) -> list[list[str]]:
     for algorithm in percent["all"]:
         if algorithm == REFERENCE:
             continue
-        for name in PICTURE_SETS[:2]:
+        for name in IMAGE_SETS[:2]:
             both = {row: percent[name][row] for row in (algorithm, REFERENCE)}
             over_targets, over_pairs = (
                 comparisons.compare(both, REFERENCE, unit)[0] for unit in comparisons.UNITS
@@ -145,8 +145,8 @@ def main() -> None:
             f"no predictions of {REFERENCE} in {arguments.sweep}; run carft evaluate on it"
         )
 
-    print(printed_table(["out of domain, %", *PICTURE_SETS], table_of_accuracies(percent)))
-    header = [f"minus {REFERENCE}", "pictures", "mean", "over targets", "over pairs, optimistic"]
+    print(printed_table(["out of domain, %", *IMAGE_SETS], table_of_accuracies(percent)))
+    header = [f"minus {REFERENCE}", "images", "mean", "over targets", "over pairs, optimistic"]
     print("\n" + printed_table(header, table_of_differences(percent)))
     if missing:
         print(f"\nLeft out, without kept predictions: {missing} runs.")

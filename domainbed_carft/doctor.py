@@ -49,7 +49,7 @@ HOST_MODULES = ("algorithms", "hparams_registry", "datasets")
 DEFAULT_BACKBONE = "ViT-B/16"  # of all data sets without a smaller CLIP of their own
 DEFAULT_BACKBONE_SIZE = "345 MB"
 
-# The job of `train_two_steps`: its pictures and weights are in our package, its flags upstream's.
+# The job of `train_two_steps`: its images and weights are in our package, its flags upstream's.
 STEP_JOB = {
     "algorithm": "CARFT",
     "dataset": "EmojiStyles",

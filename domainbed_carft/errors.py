@@ -61,7 +61,7 @@ class CarftError(ValueError):
 
 
 class UnreadableError(CarftError):
-    """Pictures that were asked for are there, but none can be read; `carft` exits with 3."""
+    """Images that were asked for are there, but none can be read; `carft` exits with 3."""
 
 
 class PassingError(CarftError):

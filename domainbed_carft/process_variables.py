@@ -35,10 +35,10 @@ PROCESSES = Variable(
     default="`1`",
     writer="the launchers, by their option `gpus`; you",
 )
-PICTURE_MEMORY = Variable(
-    name="DOMAINBED_PICTURE_MEMORY",
+IMAGE_MEMORY = Variable(
+    name="DOMAINBED_IMAGE_MEMORY",
     meaning="how much memory a job's evaluation images may stay in, such as `8G`; `0` for none, "
-    "as `train --picture_memory`",
+    "as `train --image_memory`",
     default="a quarter of the memory that the job may use",
     writer="the launcher `pool`, for each of several jobs at a time; you",
 )
@@ -109,7 +109,7 @@ DISABLE = Variable(
 
 FOR_USERS = (
     *(DISABLE, METHODS, CACHE, LAUNCHER_OPTIONS, COLD_START, CORES, PROCESSES),
-    *(PICTURE_MEMORY, KEEP_WEIGHTS, SKIP_TRAINING_IN_SPLITS, LOG),
+    *(IMAGE_MEMORY, KEEP_WEIGHTS, SKIP_TRAINING_IN_SPLITS, LOG),
 )
 # With what only launchers and jobs tell each other.
 ALL = (*FOR_USERS, LOCK_DESCRIPTOR, PARENT)

@@ -1,4 +1,4 @@
-"""CAR-FT in a training loop of your own: train, predict and save, with pictures of the package."""
+"""CAR-FT in a training loop of your own: train, predict and save, with images of the package."""
 
 import torch
 from torch.utils.data import DataLoader
@@ -10,7 +10,7 @@ from domainbed_carft.data import emoji
 STEPS = 20
 TRAINING_STYLES = ("fluent3d", "line", "noto")
 
-folder = emoji.environment_folder("EmojiStyles")  # style/class/picture, as your own data may be
+folder = emoji.environment_folder("EmojiStyles")  # style/class/image, as your own data may be
 class_names = ImageFolder(str(folder / "line")).classes
 hparams = {"clip_backbone": "tiny", "contexts": "emoji"}  # without them OpenAI's ViT-B/16
 algorithm = domainbed_carft.build("CARFT", class_names, hparams=hparams, steps=STEPS, num_domains=3)
@@ -19,16 +19,16 @@ torch.manual_seed(0)
 styles = [ImageFolder(str(folder / style), algorithm.preprocess) for style in TRAINING_STYLES]
 loaders = [DataLoader(style, batch_size=16, shuffle=True) for style in styles]
 for step, batches in zip(range(STEPS), zip(*loaders)):
-    losses = algorithm.update(list(batches))  # a pair (pictures, labels) of each style
+    losses = algorithm.update(list(batches))  # a pair (images, labels) of each style
     if step % 5 == 0:
         print(f"step {step}: loss {losses['loss']:.3f}, KL {losses['loss_kl']:.4f}")
 
 algorithm.eval()
 unseen_style = ImageFolder(str(folder / "twemoji"), algorithm.preprocess)
 correct = 0
-for pictures, labels in DataLoader(unseen_style, batch_size=64):
+for images, labels in DataLoader(unseen_style, batch_size=64):
     with torch.no_grad():
-        correct += int((algorithm.predict(pictures).argmax(1) == labels).sum())
+        correct += int((algorithm.predict(images).argmax(1) == labels).sum())
 print(f"accuracy on an unseen style: {correct / len(unseen_style):.3f}")
 
 torch.save(algorithm.state_dict(), "carft.pt")

@@ -245,7 +245,7 @@ def files(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedFi
 
 @pytest.fixture(scope="session")
 def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of a user's pictures, "my pets", and beside it a job of each algorithm on them."""
+    """A folder of a user's images, "my pets", and beside it a job of each algorithm on them."""
     import trained_jobs
 
     return built_once(tmp_path_factory, "pets", trained_jobs.unpack_pets)

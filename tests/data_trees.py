@@ -1,4 +1,4 @@
-"""Trees with the shapes of the benchmarks, the command that judges them, archives of pictures."""
+"""Trees with the shapes of the benchmarks, the command that judges them, archives of images."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from PIL import Image
 from domainbed_carft import cli
 from domainbed_carft.data import comparison, verify
 
-# Environment -> class -> how many pictures.
+# Environment -> class -> how many images.
 Counts = Mapping[str, Mapping[str, int]]
 
 
 def grow(root: Path, counts: Counts, content: bytes = b"x") -> Path:
     """environment/class/0.jpg, ... below ``root``; returns it."""
     for environment, classes in counts.items():
-        for name, pictures in classes.items():
+        for name, images in classes.items():
             folder = root / environment / name
             folder.mkdir(parents=True, exist_ok=True)
-            for index in range(pictures):
+            for index in range(images):
                 (folder / f"{index}.jpg").write_bytes(content)
     return root
 
@@ -46,9 +46,9 @@ def report_on(name: str, counts: Counts) -> verify.DataReport:
 
 
 def even(
-    names: Sequence[str], environments: Iterable[str] = ("art", "photo"), pictures: int = 1
+    names: Sequence[str], environments: Iterable[str] = ("art", "photo"), images: int = 1
 ) -> dict[str, dict[str, int]]:
-    return {environment: dict.fromkeys(names, pictures) for environment in environments}
+    return {environment: dict.fromkeys(names, images) for environment in environments}
 
 
 def jpeg(mode: str = "RGB", size: tuple[int, int] = (64, 64)) -> bytes:
@@ -64,21 +64,21 @@ def carft(*arguments: object) -> SimpleNamespace:
     return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
 
 
-PICTURE = jpeg(size=(2, 2))
+IMAGE = jpeg(size=(2, 2))
 
 
 def write(folder: Path, names: list[str]) -> Path:
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(PICTURE)
+        path.write_bytes(IMAGE)
     return folder
 
 
 def zipped(path: Path, names: list[str], padding: int = 0) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:
-            archive.writestr(name, PICTURE)
+            archive.writestr(name, IMAGE)
         if padding:
             archive.writestr(names[0] + ".txt", bytes(padding))
     return path
@@ -101,10 +101,10 @@ def tarred(path: Path, *members: tuple[str, bytes | str]) -> Path:
 
 
 def packed(path: Path, names: list[str]) -> Path:
-    """Pictures in an archive of the kind that the name says."""
+    """Images in an archive of the kind that the name says."""
     if path.suffix == ".zip":
         return zipped(path, names)
-    return tarred(path, *((name, PICTURE) for name in names))
+    return tarred(path, *((name, IMAGE) for name in names))
 
 
 def files(folder: Path) -> list[str]:

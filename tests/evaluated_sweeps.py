@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from runs_jobs import train_job, write_pictures
+from runs_jobs import train_job, write_images
 
 from domainbed_carft.jobs.job import IDENTITY, identity
 from domainbed_carft.results import evaluations
@@ -11,7 +11,7 @@ from domainbed_carft.results.evaluations import (
     EvaluatedRows,
     EvaluatedSplit,
     EvaluationFacts,
-    PictureRows,
+    ImageRows,
     Temperature,
     ValidationSplit,
 )
@@ -21,7 +21,7 @@ STEPS = 3
 
 def train_sweep(folder, algorithms, targets=(0, 1), trials=(0,)):
     """A job of each algorithm, target and trial on noise; the sweep's output folder."""
-    pictures = write_pictures(folder / "own")
+    images = write_images(folder / "own")
     output = folder / "OUT"
     for algorithm in algorithms:
         for trial in trials:
@@ -29,7 +29,7 @@ def train_sweep(folder, algorithms, targets=(0, 1), trials=(0,)):
                 name = identity({"algorithm": algorithm, "trial": trial, "target": target})
                 train_job(
                     output / name,
-                    pictures,
+                    images,
                     algorithm,
                     *("--trial_seed", str(trial), "--checkpoint_freq", "1"),
                     "--skip_training_in_splits",
@@ -41,18 +41,18 @@ def train_sweep(folder, algorithms, targets=(0, 1), trials=(0,)):
 def write_figures(sweep, num_classes=7):
     """Write figures of random predictions beside the records, for each job and step, without rows.
 
-    The number of pictures differs from job to job, so that pooled figures are no means of figures.
+    The number of images differs from job to job, so that pooled figures are no means of figures.
     """
     draw = np.random.default_rng(0)
     for path in sorted(sweep.rglob("results.jsonl")):
-        n_pictures = int(draw.integers(40, 160))
+        n_images = int(draw.integers(40, 160))
         for record in map(json.loads, path.read_text().splitlines()):
-            facts = _facts(record, n_pictures, num_classes)
-            rows = _random_rows(draw, n_pictures, num_classes)
+            facts = _facts(record, n_images, num_classes)
+            rows = _random_rows(draw, n_images, num_classes)
             evaluations.save_figures(path.parent, evaluations.measure_run(rows, facts))
 
 
-def _facts(record, n_pictures, num_classes):
+def _facts(record, n_images, num_classes):
     (target,) = record["args"]["test_envs"]
     return EvaluationFacts(
         format=evaluations.FORMAT,
@@ -65,25 +65,25 @@ def _facts(record, n_pictures, num_classes):
         clip_digest="d" * 64,
         classes=[f"class {number}" for number in range(num_classes)],
         contexts=["a photo of a {}."],
-        pictures=n_pictures,
-        splits=[EvaluatedSplit(f"env{target}", target, f"env{target}_in", n_pictures)],
+        images=n_images,
+        splits=[EvaluatedSplit(f"env{target}", target, f"env{target}_in", n_images)],
         temperature=Temperature(1.3, 100, False),
         validation=[ValidationSplit("env9", 9, "env9_out", 100, 80 + target)],
     )
 
 
-def _random_rows(draw, n_pictures, num_classes):
-    classes = draw.integers(0, num_classes, (3, n_pictures)).astype(np.uint16)
-    predicted = np.where(draw.random(n_pictures) < 0.5, classes[0], classes[1])
+def _random_rows(draw, n_images, num_classes):
+    classes = draw.integers(0, num_classes, (3, n_images)).astype(np.uint16)
+    predicted = np.where(draw.random(n_images) < 0.5, classes[0], classes[1])
 
     def rows():
-        top = draw.uniform(0.2, 1, n_pictures)
-        log_true = np.log(draw.uniform(0.01, 1, n_pictures))
-        return PictureRows(classes[0], predicted, top, log_true, top**2)
+        top = draw.uniform(0.2, 1, n_images)
+        log_true = np.log(draw.uniform(0.01, 1, n_images))
+        return ImageRows(classes[0], predicted, top, log_true, top**2)
 
     return EvaluatedRows(
-        zero_shot=np.where(draw.random(n_pictures) < 0.4, classes[0], classes[2]),
-        alignment=draw.normal(0.22, 0.04, n_pictures).astype(np.float32),
+        zero_shot=np.where(draw.random(n_images) < 0.4, classes[0], classes[2]),
+        alignment=draw.normal(0.22, 0.04, n_images).astype(np.float32),
         raw=rows(),
         scaled=rows(),
     )

@@ -61,9 +61,9 @@ REAL_MODULES = (
     "text.py",
     "jobs/facts.py",
     "method/dataset_facts.py",
-    "pictures/plan.py",
-    "pictures/preprocessing.py",
-    "pictures/protocols.py",
+    "images/plan.py",
+    "images/preprocessing.py",
+    "images/protocols.py",
 )
 
 CARFT = {
@@ -122,8 +122,8 @@ class DTD:
 TASKS = {"DTD": DTD}
 """,
     "clips/__init__.py": "",
-    "pictures/__init__.py": "",
-    "pictures/transforms.py": """
+    "images/__init__.py": "",
+    "images/transforms.py": """
 def PlanTransform(plan):
     return [plan.resize, plan.size, plan.augmentation is not None]
 

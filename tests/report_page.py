@@ -73,14 +73,14 @@ def leave_undrawn(patch: pytest.MonkeyPatch) -> None:
 
     def save_undrawn(canvas: object, title: str, name: str, alt: str, data: pd.DataFrame) -> Figure:
         svg = '<svg viewBox="0 0 288 200"></svg>'
-        return Figure(title, name, alt, svg, b"a picture", data_as_csv(data))
+        return Figure(title, name, alt, svg, b"an image", data_as_csv(data))
 
     for module in (plots, evaluation_plots):
         patch.setattr(module, "save_figure", save_undrawn)
 
 
 def report(sweep: Path, output: Path, *words: str) -> int:
-    """The exit status of ``carft report`` without pictures."""
+    """The exit status of ``carft report`` without images."""
     return cli.main(["report", str(sweep), "-o", str(output), "--n-examples", "0", *words])
 
 

@@ -1,4 +1,4 @@
-"""Small jobs of real training on a user's own pictures, for the tests of what is done with them."""
+"""Small jobs of real training on a user's own images, for the tests of what is done with them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ ENVIRONMENTS = ("art", "photo", "sketch")
 CLASSES = ("cat", "wild dog")
 
 
-def write_pictures(folder: Path, count: int = 10) -> Path:
+def write_images(folder: Path, count: int = 10) -> Path:
     """Noise with a tint that tells the classes apart; ``count`` of each class and environment."""
     noise = np.random.default_rng(0)
     for environment in ENVIRONMENTS:
@@ -33,7 +33,7 @@ def write_pictures(folder: Path, count: int = 10) -> Path:
 
 def train_job(
     output: Path,
-    pictures: Path,
+    images: Path,
     algorithm: str,
     *further_arguments: str,
     test_envs: Sequence[str] = ("0",),
@@ -43,7 +43,7 @@ def train_job(
     hparams: dict[str, Any] = {"clip_backbone": "tiny", "batch_size": 4}
     hparams |= {"warmup_steps": 0, "total_steps": 5}
     hparams |= {"contexts": "emoji", "lr": 1e-3, **changed}
-    arguments = ["--algorithm", algorithm, "--dataset", str(pictures), "--steps", "3"]
+    arguments = ["--algorithm", algorithm, "--dataset", str(images), "--steps", "3"]
     arguments += ["--test_envs", *test_envs, "--workers", "0", "--hparams", json.dumps(hparams)]
     assert train.main([*arguments, *further_arguments, "--output_dir", str(output)]) == 0
     return output

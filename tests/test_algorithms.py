@@ -13,9 +13,9 @@ from torchvision import transforms
 from domainbed_carft.clips import openai
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
+from domainbed_carft.images.clip_input import CLIPInput
+from domainbed_carft.images.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET
 from domainbed_carft.method import algorithms
-from domainbed_carft.pictures.clip_input import CLIPInput
-from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET
 from domainbed_carft.runs.saved import open_run
 
 CLASSES = ["dog", "cat", "owl"]
@@ -99,7 +99,7 @@ def test_carft_measures_drift_every_step_and_fine_tuning_every_few(random_tiny):
     assert never.original is None and "loss_kl" not in train(never, 1)[0]
 
 
-def test_pictures_are_resized_between_the_two_normalisations():
+def test_images_are_resized_between_the_two_normalisations():
     mean, std, clip_mean, clip_std = (
         torch.tensor(v).view(3, 1, 1) for v in (*IMAGENET, CLIP_MEAN, CLIP_STD)
     )

@@ -19,7 +19,7 @@ COMMANDS = {
     "hook_cost.py": "--runs 2",
     "hostile.py": "--minutes 0.01",
     "large_tree.py": "--folder {new} --scale 0.002 --steps 2 --workers 0 --distinct 10",
-    "pictures.py": f"--upstream {REPO / 'third_party'} --rounds 2",  # our harness will do
+    "images.py": f"--upstream {REPO / 'third_party'} --rounds 2",  # our harness will do
     "step_cost.py": "--shape tiny --rounds 2",
     "sweep_evaluation.py": "--rounds 1 --trials 1 --images 4",
 }

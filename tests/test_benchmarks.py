@@ -8,7 +8,7 @@ import pytest
 from domainbed import datasets
 
 from domainbed_carft.data import benchmarks, emoji
-from domainbed_carft.plugin import data_sets
+from domainbed_carft.plugin.data_sets import EmojiStyles
 
 # Published, and typed in here by hand, apart from the tables of the package.
 TOTALS = {
@@ -50,16 +50,16 @@ def test_the_benchmarks_agree_with_the_harness_and_published_totals(name):
         assert sum(by_class.values()) == edition.counts[environment]
 
 
-def test_emoji_styles_has_the_pictures_of_the_archive():
+def test_emoji_styles_has_the_images_of_the_archive():
     assets = files("domainbed_carft") / "assets"
     with zipfile.ZipFile(assets / emoji.ARCHIVE) as archive:
         paths = [n.split("/") for n in archive.namelist() if n.endswith(".png")]
     counts = Counter((environment, name) for environment, name, _ in paths)
     benchmark = benchmarks.get("EmojiStyles")
-    assert [e.folder for e in benchmark.environments] == data_sets.EmojiStyles.ENVIRONMENTS
+    assert [e.folder for e in benchmark.environments] == EmojiStyles.ENVIRONMENTS
 
     table = benchmark.editions[0].by_class
     assert counts == Counter(
         {(e, c): n for e, classes in table.items() for c, n in classes.items()}
     )
-    assert benchmark.steps["DomainBed"] == data_sets.EmojiStyles.N_STEPS
+    assert benchmark.steps["DomainBed"] == EmojiStyles.N_STEPS

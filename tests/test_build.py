@@ -11,8 +11,8 @@ from torchvision import transforms
 
 import domainbed_carft
 from domainbed_carft.errors import CarftError
+from domainbed_carft.images.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from domainbed_carft.method import algorithms, dataset_facts
-from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 
 NAMES = ["cat", "dog"]
 TINY = {"clip_backbone": "tiny"}
@@ -28,7 +28,7 @@ def batch():
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 4), dtype=np.uint8)
     return Image.fromarray(pixels, "RGBA")
 
@@ -44,7 +44,7 @@ def test_it_builds_what_the_four_arguments_build_and_prints_nothing(capfd):
     assert same_state(algorithm, expected)
 
 
-def test_pictures_are_normalised_as_domainbed_does_and_once(picture):
+def test_images_are_normalised_as_domainbed_does_and_once(image):
     algorithm = build(steps=7)
     square = transforms.Compose(
         [
@@ -52,24 +52,24 @@ def test_pictures_are_normalised_as_domainbed_does_and_once(picture):
             transforms.CenterCrop(48),
             transforms.ToTensor(),
         ]
-    )(picture.convert("RGB"))
+    )(image.convert("RGB"))
 
-    tensor = algorithm.preprocess(picture)
+    tensor = algorithm.preprocess(image)
 
     assert torch.equal(tensor, transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)(square))
     clip_input = transforms.Normalize(CLIP_MEAN, CLIP_STD)(square)
     torch.testing.assert_close(algorithm.input(tensor[None])[0], clip_input, rtol=0, atol=1e-5)
 
 
-def test_pictures_are_normalised_as_a_data_set_of_these_classes(picture):
+def test_images_are_normalised_as_a_data_set_of_these_classes(image):
     names = ["heron", "stork"]
     half = ((0.5,) * 3, (0.25,) * 3)
     environments = [dataset_facts.EnvironmentFacts("pond", names, half)]
     dataset_facts.remember({"class_names": names}, "Birds", environments)
 
-    tensor = build(class_names=names, steps=7).preprocess(picture)
+    tensor = build(class_names=names, steps=7).preprocess(image)
 
-    at_imagenets = build(steps=7).preprocess(picture)
+    at_imagenets = build(steps=7).preprocess(image)
     std, mean = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_STD, IMAGENET_MEAN))
     torch.testing.assert_close(tensor * 0.25 + 0.5, at_imagenets * std + mean)
 

@@ -241,8 +241,7 @@ NUMBERS = '"test_envs": [0], "trial_seed": 0, "hparams_seed": '
         '{"version": 9}',
         MANIFEST % (JOB % ("7", NUMBERS + "0")),
         MANIFEST % (JOB % (f'"{"a" * 32}"', NUMBERS + '"x"')),
-        MANIFEST.replace("{}", '{"PACS": {"labels": [], "pictures": null, "steps": Infinity}}')
-        % "",
+        MANIFEST.replace("{}", '{"PACS": {"labels": [], "images": null, "steps": Infinity}}') % "",
     ],
 )
 def test_a_manifest_that_cannot_be_read_is_noted_once(tmp_path, capsys, text):

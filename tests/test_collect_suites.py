@@ -46,7 +46,7 @@ def write_run(folder, algorithm, trial, evaluations, suite="imagenet"):
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """CARFT with a WiSE-FT curve, and CLIPZeroShot, of which the second trial lacks pictures."""
+    """CARFT with a WiSE-FT curve, and CLIPZeroShot, of which the second trial lacks images."""
     folder = tmp_path_factory.mktemp("sweep")
     draw = np.random.RandomState(0)
     accuracies_of = {}

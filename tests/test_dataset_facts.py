@@ -9,8 +9,8 @@ from test_algorithms import CLASSES, CONTEXTS, build, make, reopened, same_state
 from domainbed_carft.data import benchmarks, verify
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
+from domainbed_carft.images.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET
 from domainbed_carft.method import algorithms, dataset_facts, prompts
-from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET
 from domainbed_carft.plugin import foreign_jobs
 
 CLIPS = (CLIP_MEAN, CLIP_STD)
@@ -64,7 +64,7 @@ def in_environments(weights, normalisations, **overrides):
 
 
 @pytest.mark.parametrize("normalisation", [IMAGENET, CLIPS, HALF, None])
-def test_the_encoder_gets_the_same_picture_under_any_normalisation(
+def test_the_encoder_gets_the_same_image_under_any_normalisation(
     random_tiny, normalisation, capsys
 ):
     raw = torch.rand(2, 3, 48, 48)
@@ -112,7 +112,7 @@ def test_the_data_verdict_is_recorded_and_can_be_required(random_tiny):
 
 def test_a_job_verifies_the_data_folders(random_tiny, tmp_path):
     """What no count shows: an empty file."""
-    grow(tmp_path, even(["cat", "dog"], pictures=4), jpeg(size=(8, 8)))
+    grow(tmp_path, even(["cat", "dog"], images=4), jpeg(size=(8, 8)))
     (tmp_path / "photo" / "dog" / "4.png").touch()
     values = settings(random_tiny, class_names=f"dataset:{tmp_path}")
     cls = datasets.get_dataset_class(str(tmp_path))

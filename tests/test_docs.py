@@ -57,7 +57,7 @@ def blocks(page):
 # Tables and lists that tools make
 
 
-@pytest.mark.parametrize("tool", ["page_tables", "readme_pictures", "site/reference"])
+@pytest.mark.parametrize("tool", ["page_tables", "readme_figures", "site/reference"])
 def test_pages_have_the_parts_that_a_tool_makes(tool, monkeypatch):
     path = REPO / "tools" / f"{tool}.py"
     monkeypatch.setattr(sys, "argv", [str(path), "--check"])

@@ -18,7 +18,7 @@ from domainbed_carft.errors import CarftError
 
 @pytest.fixture
 def pacs(monkeypatch):
-    """The names in the archive of PACS, from now on a picture a class and environment."""
+    """The names in the archive of PACS, from now on an image a class and environment."""
     benchmark = benchmarks.get("PACS")
     table = even(benchmark.classes, [environment.folder for environment in benchmark.environments])
     counts = {environment: len(classes) for environment, classes in table.items()}
@@ -114,11 +114,11 @@ def test_data_that_differs_is_installed_only_if_accepted(pacs, archive, tmp_path
     assert cli.main(arguments) == 1
 
     message = capsys.readouterr().err
-    assert "'photo' has 8 pictures, expected 7 as in the edition of the test (+1): 'dog'" in message
+    assert "'photo' has 8 images, expected 7 as in the edition of the test (+1): 'dog'" in message
     assert "To install the data anyway: --accept_different" in message
     assert not (tmp_path / "PACS").exists() and archive.exists()
     assert cli.main([*arguments, "--accept_different"]) == 0
-    assert "\ndiffers: 29 pictures" in capsys.readouterr().out
+    assert "\ndiffers: 29 images" in capsys.readouterr().out
     assert (tmp_path / "PACS" / "photo" / "dog" / "2.jpg").exists() and not archive.exists()
 
 

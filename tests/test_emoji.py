@@ -63,7 +63,7 @@ def test_jobs_that_start_together_share_one_unpacked_folder(tmp_path, monkeypatc
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # no left-overs
 
 
-def test_emoji_shift_divides_the_pictures_of_one_style():
+def test_emoji_shift_divides_the_images_of_one_style():
     folders = [emoji.shift_folders() / side / "noto" for side in ("train", "test")]
     trained, tested = ({*files(folder)} for folder in folders)
     assert trained | tested == {*files(emoji.style_folders() / "noto")} and not trained & tested
@@ -79,7 +79,7 @@ def test_data_sets_meet_domainbeds_contract_and_augment_training_alone(name, lab
     hparams = {"class_names": f"dataset:{name}", "clip_backbone": "tiny"}
     dataset = getattr(data_sets, name)("not read", [1], dict(hparams))
     assert sorted(emoji_styles.names(label)) == dataset.ENVIRONMENTS
-    sizes = [emoji_styles.get(style).pictures for style in dataset.ENVIRONMENTS]
+    sizes = [emoji_styles.get(style).images for style in dataset.ENVIRONMENTS]
     assert [len(environment) for environment in dataset] == sizes
     x, y = dataset[0][0]
     assert x.shape == dataset.input_shape == (3, 48, 48) and x.dtype == torch.float32 and y == 0
@@ -92,11 +92,11 @@ def test_data_sets_meet_domainbeds_contract_and_augment_training_alone(name, lab
     assert verify.verify(name).verdict == "verified"
 
 
-def test_other_hosts_get_pictures_of_224_pixels_or_untransformed_ones():
+def test_other_hosts_get_images_of_224_pixels_or_untransformed_ones():
     dataset = data_sets.EmojiStyles("", [1], {"data_augmentation": True, "batch_size": 8})
     assert dataset[0][0][0].shape == dataset.input_shape == (3, 224, 224)
-    picture, label = data_sets.EmojiStyles("not read")[2][0]  # SWAD and MIRO transform themselves
-    assert (picture.size, picture.mode, label) == ((64, 64), "RGB", 0)
+    image, label = data_sets.EmojiStyles("not read")[2][0]  # SWAD and MIRO transform themselves
+    assert (image.size, image.mode, label) == ((64, 64), "RGB", 0)
 
 
 # The suites
@@ -124,7 +124,7 @@ def test_emoji_shift_has_class_lists_of_its_own_and_means_of_groups(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", ["domainbed", "clip"])
-def test_the_suite_and_the_data_set_make_the_same_input_of_a_picture(protocol):
+def test_the_suite_and_the_data_set_make_the_same_input_of_an_image(protocol):
     """Both resize by Pillow; torch's bicubic, of `clip`, differs by a grey level here and there."""
     styles = emoji_styles.names(NEVER_SEEN)
     hparams = {"clip_backbone": "tiny", "protocol": protocol}

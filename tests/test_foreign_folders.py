@@ -127,22 +127,22 @@ def test_a_lock_that_is_no_file_is_held_by_nobody(make, tmp_path, impatient):
 
 def own_data(folder, class_name):
     """Images of a user's in three environments, one class called ``class_name``."""
-    pictures = runs_jobs.write_pictures(folder / "own", count=5)
+    images = runs_jobs.write_images(folder / "own", count=5)
     for environment in runs_jobs.ENVIRONMENTS:
-        place = os.fsencode(pictures / environment)
+        place = os.fsencode(images / environment)
         os.rename(place + b"/cat", place + b"/" + class_name)
-    return pictures
+    return images
 
 
-def train_on(pictures, output):
+def train_on(images, output):
     words = "--algorithm CLIPLinearProbe --test_envs 0 --steps 1 --workers 0 --hparams".split()
     hparams = '{"clip_backbone": "tiny", "batch_size": 2, "contexts": "emoji"}'
-    return train.main([*words, hparams, "--dataset", str(pictures), "--output_dir", str(output)])
+    return train.main([*words, hparams, "--dataset", str(images), "--output_dir", str(output)])
 
 
 def test_names_of_classes_are_printed_without_control_characters(tmp_path, capsys):
-    pictures = own_data(tmp_path, b"\x1b]0;owned\x07cat")
-    assert train_on(pictures, tmp_path / "job") == 0
+    images = own_data(tmp_path, b"\x1b]0;owned\x07cat")
+    assert train_on(images, tmp_path / "job") == 0
     for printed in (capsys.readouterr().out, (tmp_path / "job" / "out.txt").read_text()):
         assert r"\x1b]0;owned\x07cat" in printed and not {"\x1b", "\x07"} & set(printed)
 
@@ -155,8 +155,8 @@ def test_a_class_folder_that_is_not_utf8_is_refused_by_name(tmp_path, capsys):
 
 def test_a_png_of_which_nothing_is_left_is_refused_by_name(tmp_path, capsys):
     """As a JPEG is that ends before its first pixel: Pillow would fill up both."""
-    pictures = own_data(tmp_path, b"CAT")
-    path = pictures / "photo" / "CAT" / "3.png"
+    images = own_data(tmp_path, b"CAT")
+    path = images / "photo" / "CAT" / "3.png"
     os.truncate(path, 50)
-    assert train_on(pictures, tmp_path / "job") == 1
+    assert train_on(images, tmp_path / "job") == 1
     assert f"{path} cannot be read: image file is truncated" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 from domainbed.command_launchers import REGISTRY
 from fake_checkout import REPO, write_checkout, write_files
 from harness.test_resume import assert_same_outcome
-from runs_jobs import write_pictures
+from runs_jobs import write_images
 from sweep_jobs import (
     STAND_IN,
     command,
@@ -139,8 +139,8 @@ def test_the_harness_local_launcher_forks_jobs_with_its_streams(tmp_path, monkey
 def test_a_forked_job_trains_like_a_cold_one_even_if_resumed(tmp_path):
     """Forked by the server of a launcher, with loaders that it forks; the other has a start."""
     hparams = {"batch_size": 4, "clip_backbone": "tiny", "lr": 1e-3, "warmup_steps": 0}
-    pictures = write_pictures(tmp_path / "pictures")
-    args = {"algorithm": "CARFT", "dataset": str(pictures), "hparams": hparams, "steps": 9}
+    images = write_images(tmp_path / "images")
+    args = {"algorithm": "CARFT", "dataset": str(images), "hparams": hparams, "steps": 9}
     args |= {"checkpoint_freq": 4, "workers": 1, "seed": 7}
     stopped, cold = (Job(args, tmp_path / name) for name in ("stopped", "cold"))
     process = launch("pool", [stopped.line])

@@ -15,7 +15,7 @@ from fake_checkout import run_python, write_checkout
 
 from domainbed_carft.errors import CarftError
 
-PICTURES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 1, 0])
 NAMES = ["cat", "dog"]
 IN_CHECKOUT = "CHECKOUT_OF_THE_TEST" in os.environ
@@ -35,8 +35,8 @@ class OtherThings(FirstPets):
 def built(hparams, algorithm="CARFT"):
     """The algorithm, which takes a step and predicts."""
     algorithm = algorithms.get_algorithm_class(algorithm)((3, 32, 32), 2, 1, hparams)
-    assert algorithm.update([(PICTURES, LABELS)])["loss"] > 0
-    assert algorithm.predict(PICTURES).shape == (4, 2)
+    assert algorithm.update([(IMAGES, LABELS)])["loss"] > 0
+    assert algorithm.predict(IMAGES).shape == (4, 2)
     return algorithm
 
 

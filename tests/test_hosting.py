@@ -6,7 +6,7 @@ import torch
 from domainbed_carft.jobs.algorithms import ALGORITHMS
 from domainbed_carft.method import algorithms
 
-PICTURES = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(9))
+IMAGES = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(9))
 LABELS = torch.tensor([0, 1, 2, 0, 1])
 SETTINGS = [
     *((name, {}) for name in ALGORITHMS),
@@ -36,10 +36,10 @@ def check_parts(algorithm):
     featurizer = algorithm.featurizer
     classifier = algorithm.classifier
     with torch.no_grad():
-        expected = algorithm.predict(PICTURES)
-        features = featurizer(PICTURES)
+        expected = algorithm.predict(IMAGES)
+        features = featurizer(IMAGES)
         torch.testing.assert_close(classifier(features), expected, rtol=0, atol=1e-6)
-        torch.testing.assert_close(algorithm.network(PICTURES), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(algorithm.network(IMAGES), expected, rtol=0, atol=1e-6)
 
     state = algorithm.state_dict()
     for part, prefix in ((featurizer, ""), (classifier, "head.")):
@@ -57,7 +57,7 @@ def test_the_parts_predict_what_the_algorithm_does(make, name, settings):
     trained = {id(parameter) for parameter in algorithm.parameters() if parameter.requires_grad}
     algorithm.train()
     for _ in range(3):
-        algorithm.update([(PICTURES, LABELS)] * 2)
+        algorithm.update([(IMAGES, LABELS)] * 2)
     check_parts(algorithm)
 
     assert [*algorithm.state_dict()] == keys
@@ -70,7 +70,7 @@ def test_the_parts_are_the_algorithms_own_where_the_trained_weights_predict(make
     trained = {id(parameter) for parameter in algorithm.parameters()}
     logits = torch.nn.Sequential(algorithm.featurizer, algorithm.classifier)
     assert {id(parameter) for parameter in logits.parameters()} <= trained
-    logits(PICTURES).sum().backward()
+    logits(IMAGES).sum().backward()
     assert algorithm.encoder.proj.grad is not None and algorithm.head.weight.grad is not None
 
 
@@ -78,10 +78,10 @@ def test_the_parts_are_the_algorithms_own_where_the_trained_weights_predict(make
 @pytest.mark.parametrize("value", [None, torch.nn.Identity()])
 def test_what_a_host_assigns_is_what_it_reads(make, part, value):
     algorithm = make()
-    expected = algorithm.predict(PICTURES)
+    expected = algorithm.predict(IMAGES)
     setattr(algorithm, part, value)
     assert getattr(algorithm, part) is value
-    assert torch.equal(algorithm.predict(PICTURES), expected)
+    assert torch.equal(algorithm.predict(IMAGES), expected)
 
     delattr(algorithm, part)
     assert hasattr(algorithm, part) == (part != "anything")

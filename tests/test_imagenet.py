@@ -10,15 +10,15 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from data_trees import PICTURE, carft, grow, packed
+from data_trees import IMAGE, carft, grow, packed
 from domainbed import datasets
 from domainbed.scripts import train
 
 from domainbed_carft import cli
 from domainbed_carft.errors import CarftError
+from domainbed_carft.images.image_lists import Passes
 from domainbed_carft.jobs.records import describe_warnings
 from domainbed_carft.method import algorithms, job, prompts
-from domainbed_carft.pictures.image_lists import Passes
 from domainbed_carft.runs import saved, splits, suites
 from domainbed_carft.suites import imagenet, records
 
@@ -69,7 +69,7 @@ def test_wilsons_interval_solves_its_equation(right, count):
 def plant(root, name, folders):
     """A copy of the test set with an image in each of these class folders."""
     place = SETS[name].find.places[0]
-    return grow(root, {place: dict.fromkeys(folders, 1)}, PICTURE) / place
+    return grow(root, {place: dict.fromkeys(folders, 1)}, IMAGE) / place
 
 
 @pytest.mark.parametrize("form", ["{}", "{:04}"])
@@ -87,10 +87,10 @@ def test_folders_that_are_numbers_are_labels(tmp_path, form):
         (lambda root: (root / "n0000").mkdir(), "unexpected class folders: 'n0000'"),
         (
             lambda root: shutil.rmtree(root / "n01440764"),
-            "in the folders 'n01440764'; 999 pictures",
+            "in the folders 'n01440764'; 999 images",
         ),
         (lambda root: (root / "n01440764/0.jpg").write_bytes(b""), "1 empty file"),
-        (lambda root: (root / "n01440764/more.jpg").write_bytes(PICTURE), "1,001 pictures, expec"),
+        (lambda root: (root / "n01440764/more.jpg").write_bytes(IMAGE), "1,001 images, expec"),
     ],
 )
 def test_an_incomplete_test_set_is_reported(tmp_path, change, problem):
@@ -98,7 +98,7 @@ def test_an_incomplete_test_set_is_reported(tmp_path, change, problem):
     root = tmp_path / "imagenet" / "val_in_folder"
     plant(tmp_path, "ImageNet", IDS).rename(root)
     grow(tmp_path, {"imagenet": {"val": 2}})
-    find = dataclasses.replace(SETS["ImageNet"].find, picture_count=1000, pictures_per_class=1)
+    find = dataclasses.replace(SETS["ImageNet"].find, image_count=1000, images_per_class=1)
     complete = find(tmp_path)
     assert not complete.problems
     change(root)
@@ -110,7 +110,7 @@ def test_an_incomplete_test_set_is_reported(tmp_path, change, problem):
 def test_objectnet_has_further_folders_and_is_no_training_data(tmp_path):
     root = plant(tmp_path, "ObjectNet", [*SETS["ObjectNet"].classes, "a_folder_not_used"])
     copy = SETS["ObjectNet"].find(tmp_path)
-    assert copy.problems == ["113 pictures, expected 18,574"]
+    assert copy.problems == ["113 images, expected 18,574"]
     assert [label for _, label in sorted(copy.samples)] == [*range(113)]
     for path in (root.parent, root):
         done = carft("verify", path)
@@ -155,7 +155,7 @@ def test_a_test_set_is_downloaded_without_metadata_unless_its_terms_forbid_it(tm
 
     names = [f"imagenet-r/{name}/0.jpg" for name in SETS["ImageNet-R"].classes]
     names.append("__MACOSX/imagenet-r/._0.jpg")
-    with pytest.raises(CarftError, match="200 pictures, expected 30,000"):
+    with pytest.raises(CarftError, match="200 images, expected 30,000"):
         imagenet.download("ImageNet-R", tmp_path, lambda url, path: packed(path, names))
     assert not [*tmp_path.rglob("*__MACOSX*")]
 
@@ -196,7 +196,7 @@ def data(tmp_path_factory):
     """A data folder with two images of each class to train, and one to validate with."""
     data = tmp_path_factory.mktemp("data")
     counts = {"train": dict.fromkeys(IDS, 2), "val": dict.fromkeys(IDS, 1)}
-    grow(data / "imagenet", counts, PICTURE)
+    grow(data / "imagenet", counts, IMAGE)
     return data
 
 
@@ -217,7 +217,7 @@ def test_a_job_evaluates_the_two_percent_that_are_held_out(data, tmp_path, capsy
     assert "nothing left out, out-splits at the last step" in capsys.readouterr().out
 
 
-def test_a_pass_has_each_picture_once_and_any_batch_can_be_drawn_first():
+def test_a_pass_has_each_image_once_and_any_batch_can_be_drawn_first():
     batches = [Passes(200, 7).batch(number, 30) for number in range(20)]
     flat = np.concatenate(batches)
     assert all(Counter(flat[i * 200 : (i + 1) * 200]) == Counter(range(200)) for i in range(3))
@@ -235,7 +235,7 @@ def test_a_pass_has_each_picture_once_and_any_batch_can_be_drawn_first():
     ],
 )
 def test_folders_of_other_classes_are_refused(tmp_path, spoil, message):
-    folder = grow(tmp_path, {"imagenet/train": dict.fromkeys(IDS, 1)}, PICTURE)
+    folder = grow(tmp_path, {"imagenet/train": dict.fromkeys(IDS, 1)}, IMAGE)
     hparams = {"data_augmentation": True, "protocol": "wise-ft"}
     make_dataset = datasets.get_dataset_class("ImageNet")
     (environment,) = make_dataset(str(folder), [], hparams)
@@ -257,8 +257,8 @@ def test_passes_suit_the_recipe_and_no_balanced_classes():
 def test_both_sets_are_verified_and_the_training_set_before_a_sweep(data, tmp_path, capsys):
     done = carft("verify", "ImageNet", "--data_dir", data)
     assert done.returncode == 1  # 1,000 images are no validation set
-    assert "difference: train: has 2,000 pictures, expected 1,281,167" in done.stdout
-    assert "problem: val: 1,000 pictures, expected 50,000" in done.stdout
+    assert "difference: train: has 2,000 images, expected 1,281,167" in done.stdout
+    assert "problem: val: 1,000 images, expected 50,000" in done.stdout
 
     copy = shutil.copytree(data, tmp_path / "copy")
     shutil.rmtree(copy / "imagenet" / "val")

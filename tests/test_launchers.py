@@ -81,15 +81,15 @@ def test_a_job_that_fails_three_times_is_given_up_with_its_reason(name, tmp_path
     good = tmp_path / "good"
     wrong = tmp_path / "wrong"
     words = "no \x1b]0;own flag"  # nothing for a terminal
-    jobs = [command(bad, code="sys.exit(1)", words="no such picture"), command(good)]
+    jobs = [command(bad, code="sys.exit(1)", words="no such image"), command(good)]
     (final,) = run(name, [command(wrong, code="sys.exit(2)", words=words)])
 
     assert (final.status, final.attempts, final.last_words) == (2, 1, words)
     assert r"exit status 2: no \x1b]0;own flag" in capfd.readouterr().err
 
     (failed,) = run(name, jobs)
-    assert failed == launchers.JobOutcome(bad, "failed", 1, 3, "no such picture")
-    assert str(failed) == f"{bad}: failed 3 times, exit status 1: no such picture"
+    assert failed == launchers.JobOutcome(bad, "failed", 1, 3, "no such image")
+    assert str(failed) == f"{bad}: failed 3 times, exit status 1: no such image"
     assert str(failed) in capfd.readouterr().err
     assert statuses(bad) == [1, 1, 1] and JobFolder(good).done
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from runs_jobs import records, train_job, write_pictures
+from runs_jobs import records, train_job, write_images
 from runs_jobs import weights as saved_weights
 from test_algorithms import make, minibatches
 from test_step import clip_of
@@ -76,8 +76,8 @@ def test_steps_stay_on_the_device_and_never_wait(
 
 
 def test_a_job_trains_as_on_the_processor(device, tmp_path, monkeypatch):
-    """In the fast pictures' second stage, in SWAD's validation, in both phases of LP-FT."""
-    images = write_pictures(tmp_path / "images", count=3)
+    """In the fast images' second stage, in SWAD's validation, in both phases of LP-FT."""
+    images = write_images(tmp_path / "images", count=3)
     folders = []
     for chosen in (devices.CPU, device):
         monkeypatch.setattr(devices, "default_device", lambda chosen=chosen: chosen)

@@ -19,11 +19,11 @@ from domainbed_carft import cli
 from domainbed_carft.clips import backbone
 from domainbed_carft.clips import open_clip as our_open_clip
 from domainbed_carft.errors import CarftError
+from domainbed_carft.images.preprocessing import Preprocessing
+from domainbed_carft.images.protocols import plan_for
+from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.method import encoders, flyp, penalties
 from domainbed_carft.method.algorithm import EMBEDDINGS
-from domainbed_carft.pictures.preprocessing import Preprocessing
-from domainbed_carft.pictures.protocols import plan_for
-from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.runs import export, saved, soup_members
 
 open_clip = pytest.importorskip("open_clip")
@@ -242,7 +242,7 @@ def test_timm_embeddings_get_no_weight_decay(folders):
 def test_data_sets_deliver_images_of_the_models_size(clip, size, tmp_path):
     from domainbed import datasets
 
-    place = runs_jobs.write_pictures(tmp_path / "my pets", 1)
+    place = runs_jobs.write_images(tmp_path / "my pets", 1)
     pixels = np.random.default_rng(1).integers(0, 256, (400, 500, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(place / "art" / "cat" / "0.png")
     name = clip if "@" in clip else f"open_clip:{clip}/webli"
@@ -321,7 +321,7 @@ def test_a_failed_write_of_weights_is_an_os_error(tmp_path):
 
 @pytest.mark.parametrize("kind", ["gelu", pytest.param("siglip", marks=pytest.mark.slow)])
 def test_a_job_is_evaluated_predicts_and_is_exported(kind, folders, tmp_path, monkeypatch):
-    images = runs_jobs.write_pictures(tmp_path / "pets", 4)
+    images = runs_jobs.write_images(tmp_path / "pets", 4)
     contexts = ["a photo of a {}", "a sketch of a {}"]
     hparams = {"clip_backbone": folders[kind], "protocol": "clip", "contexts": contexts}
     folder = runs_jobs.train_job(tmp_path / "job", images, "CARFT", **hparams)
@@ -359,7 +359,7 @@ def test_a_job_is_evaluated_predicts_and_is_exported(kind, folders, tmp_path, mo
 
 
 def test_flyps_text_encoder_is_exported(folders, tmp_path):
-    images = runs_jobs.write_pictures(tmp_path / "pets", 4)
+    images = runs_jobs.write_images(tmp_path / "pets", 4)
     folder = runs_jobs.train_job(tmp_path / "job", images, "FLYP", clip_backbone=folders["gelu"])
     exporting = ["export", str(folder / "model.pkl"), "-o", str(tmp_path / "export")]
     assert cli.main([*exporting, "--original", folders["gelu"]]) == 0

@@ -179,7 +179,7 @@ def test_positions_may_still_be_interpolated(tmp_path):
 
 
 DOES_NOT_FIT = "does not fit its architecture"
-NOT_SQUARE = "the model wants pictures as .*; expected square ones"
+NOT_SQUARE = "the model wants images as .*; expected square ones"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fake_checkout import run_python, write_checkout
 from runs_jobs import records as read_records
-from runs_jobs import write_pictures
+from runs_jobs import write_images
 from test_algorithms import make, minibatches, reopened
 
 import domainbed_carft
@@ -165,7 +165,7 @@ for stop_at, method.method_digest in (("1", digest), ("-1", 64 * "f"), ("-1", di
 
 
 def test_the_harness_trains_it_and_resumes_with_the_same_file_alone(folder: Path) -> None:
-    write_pictures(folder / "Pets")
+    write_images(folder / "Pets")
     words = "--dataset ./Pets --algorithm CLIPAnchor --steps 2 --workers 0".split()
     done = python(folder, "-c", STOP_AND_RESUME, *TRAIN[2:], *words)
     statuses = [line for line in done.stdout.splitlines() if line in ("75", "2", "0")]
@@ -182,7 +182,7 @@ def test_the_harness_trains_it_and_resumes_with_the_same_file_alone(folder: Path
 
 @pytest.mark.slow
 def test_a_checkout_trains_it(folder: Path) -> None:
-    write_pictures(folder / "Pets")
+    write_images(folder / "Pets")
     root = write_checkout(folder / "checkout", "classic")
     words = "--dataset Pets --data_dir .. --algorithm CLIPAnchor --steps 2".split()
     done = python(root, *TRAIN, *words, methods="../anchor.py")

@@ -24,13 +24,13 @@ from domainbed_carft.method import (
 )
 from domainbed_carft.runs import wise_ft
 
-PICTURES = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(9))
+IMAGES = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(9))
 
 
 def logits(algorithm):
     algorithm.eval()
     with torch.no_grad():
-        class_logits = algorithm.predict(PICTURES)
+        class_logits = algorithm.predict(IMAGES)
     algorithm.train()
     return class_logits
 
@@ -232,8 +232,8 @@ def test_penalties_compare_the_end_of_a_resnets_stem_and_its_four_stages(resnet)
             lambda module, inputs, output: expected.append(output.flatten(2).permute(0, 2, 1))
         )
     with torch.no_grad():
-        pictures = torch.randn(2, 3, 64, 64)
-        encoded = encoders.encode(encoder, pictures, False, {"miro": penalties.MIROPenalty.places})
+        images = torch.randn(2, 3, 64, 64)
+        encoded = encoders.encode(encoder, images, False, {"miro": penalties.MIROPenalty.places})
 
     assert len(encoded.activations["miro"]) == 5
     assert all(map(torch.equal, encoded.activations["miro"], expected))
@@ -309,7 +309,7 @@ def test_kl_over_clusters_uses_cluster_centres_of_the_contexts():
         fd_align.clustered(contexts, 31)
 
 
-def test_kl_over_other_captions_is_zero_if_all_pictures_have_one_class():
+def test_kl_over_other_captions_is_zero_if_all_images_have_one_class():
     logits, labels = torch.randn(6, 6), torch.zeros(6)
     masked = starft.without_own_class(logits, labels, labels)
     assert float(objective.context_kl(masked, masked + 1, objective.KL_DIRECTIONS[0])) == 0

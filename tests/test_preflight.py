@@ -39,7 +39,7 @@ hparams: {total_steps: 51, batch_size: 4}
 @pytest.fixture(autouse=True)
 def quick_parts(monkeypatch):
     """Long measurements are left out."""
-    monkeypatch.setattr(gate, "MOST_PICTURES", 120)
+    monkeypatch.setattr(gate, "MOST_IMAGES", 120)
     monkeypatch.setattr(steps, "SECONDS_ON_PROCESSOR", 0.05)
     monkeypatch.setenv("DOMAINBED_CORES", "1")
 
@@ -55,8 +55,8 @@ def published_accuracies(dataset):
     return sorted(float(row["accuracy"]) for row in rows if row["dataset"] == dataset)
 
 
-def measured(accuracy, pictures=2000, classes=10):
-    return ZeroShot.of_counts([round(accuracy / 100 * pictures)], [pictures], classes)
+def measured(accuracy, images=2000, classes=10):
+    return ZeroShot.of_counts([round(accuracy / 100 * images)], [images], classes)
 
 
 def test_the_gate_shows_every_published_zero_shot_row():
@@ -95,12 +95,12 @@ def test_the_gate_fails_near_chance_where_nothing_is_published(accuracy, state):
 
 def test_the_interval_is_the_exact_binomial_one():
     result = ZeroShot.of_counts([30, 10], [50, 50], 10)
-    assert result.accuracy == pytest.approx(40.0) and result.pictures == 100
+    assert result.accuracy == pytest.approx(40.0) and result.images == 100
     assert result.low == pytest.approx(100 * scipy.stats.beta.ppf(0.025, 40, 61))
     assert result.high == pytest.approx(100 * scipy.stats.beta.ppf(0.975, 41, 60))
 
 
-def test_the_gate_measures_what_a_loop_over_the_same_pictures_does(tmp_path):
+def test_the_gate_measures_what_a_loop_over_the_same_images_does(tmp_path):
     declaration = declaration_file.parse(SMALL_SWEEP, "x.yaml")
     (job,) = recipes.zero_shot_jobs(declaration.jobs("embedded", Path("unused")))
     zero_shot = steps.prepare(job, {}, tmp_path, targets=range(4))
@@ -108,8 +108,8 @@ def test_the_gate_measures_what_a_loop_over_the_same_pictures_does(tmp_path):
     for images in zero_shot.dataset:
         order = list(range(len(images)))
         np.random.RandomState(0).shuffle(order)
-        pictures, labels = zip(*(images[position] for position in order[:30]))
-        predicted = zero_shot.algorithm.predict(torch.stack(pictures)).argmax(dim=1)
+        images, labels = zip(*(images[position] for position in order[:30]))
+        predicted = zero_shot.algorithm.predict(torch.stack(images)).argmax(dim=1)
         correct += int((predicted == torch.tensor(labels)).sum())
     result = gate.measure(zero_shot)
     assert result == ZeroShot.of_counts([correct], [120], 10) and 20 < result.accuracy < 100
@@ -169,7 +169,7 @@ def rows_of(*states):
 def saved(folder, **changes):
     """A rehearsal of the declaration `demo`, written into a folder."""
     cost = {"variant": "", "dataset": "EmojiStyles", "algorithm": "CARFT", "memory_gb": 12.25}
-    cost |= {"training_seconds": 3600 / 9792, "evaluation_seconds": 0.1}  # an hour's pictures
+    cost |= {"training_seconds": 3600 / 9792, "evaluation_seconds": 0.1}  # an hour's images
     fields = {
         "carft": "1",
         "sweep": "demo",

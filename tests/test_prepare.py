@@ -13,7 +13,7 @@ from domainbed_carft.errors import CarftError
 
 
 def domain_net(unpacked: Path, *duplicates: str) -> list[str]:
-    """Three pictures an environment and the list; returns the pictures."""
+    """Three images an environment and the list; returns the images."""
     environments = [e.folder for e in benchmarks.get("DomainNet").environments]
     names = [f"{e}/zebra/{e}_{i}.jpg" for e in environments for i in range(3)]
     write(unpacked, [*names, "outside.jpg"])
@@ -41,13 +41,13 @@ def test_an_invalid_list_of_duplicates_is_refused(tmp_path, monkeypatch, line):
 
 
 def terra(unpacked: Path) -> Path:
-    """Four pictures at two known locations and an unknown one, annotated in five files."""
+    """Four images at two known locations and an unknown one, annotated in five files."""
     categories = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}, {"id": 3, "name": "car"}]
     places = {"a": 38, "b": "100", "c": 38, "d": 7}
     images = [{"id": i, "location": at, "file_name": f"{i}.jpg"} for i, at in places.items()]
     annotated = [("a", 1), ("a", 1), ("a", 2), ("b", 2), ("c", 3), ("d", 1)]
     annotations = [{"image_id": i, "category_id": c} for i, c in annotated]
-    write(unpacked / preparation.TERRA_PICTURES, [image["file_name"] for image in images])
+    write(unpacked / preparation.TERRA_IMAGES, [image["file_name"] for image in images])
     folder = unpacked / preparation.TERRA_ANNOTATIONS
     folder.mkdir()
     for number, name in enumerate(preparation.TERRA_FILES):
@@ -59,7 +59,7 @@ def terra(unpacked: Path) -> Path:
 
 def test_terra_incognita_is_sorted_by_its_annotations(tmp_path):
     preparation.prepare("TerraIncognita", terra(tmp_path / "unpacked"), tmp_path / "ready")
-    # a dog and a cat on one picture are in both; cars and location 7 are no part of the benchmark
+    # a dog and a cat on one image are in both; cars and location 7 are no part of the benchmark
     expected = ["location_100/cat/b.jpg", "location_38/cat/a.jpg", "location_38/dog/a.jpg"]
     assert files(tmp_path / "ready") == expected
 
@@ -72,8 +72,8 @@ def test_terra_incognita_is_sorted_by_its_annotations(tmp_path):
             r"eccv_18_annotations\.tar\.gz is damaged: its .*json is not JSON with",
         ),
         (b'{"images": [{"id": []}]}', r"annotations\.tar\.gz is damaged: its .*json is not JSON"),
-        (b"../../secret.jpg", "names a picture .* outside the folder.*Do not use"),
-        (b"ROOT/secret.jpg", "names a picture .* outside the folder.*Do not use"),
+        (b"../../secret.jpg", "names an image .* outside the folder.*Do not use"),
+        (b"ROOT/secret.jpg", "names an image .* outside the folder.*Do not use"),
     ],
 )
 def test_invalid_annotations_and_files_elsewhere_are_refused(tmp_path, content, message):

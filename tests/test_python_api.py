@@ -19,7 +19,7 @@ from domainbed_carft.runs import run as run_module
 
 
 @pytest.fixture(scope="module")
-def picture(pets):
+def image(pets):
     return pets / "my pets" / "art" / "cat" / "0.png"
 
 
@@ -28,11 +28,11 @@ def run(pets):
     return domainbed_carft.load_run(pets / "CARFT", device="cpu")
 
 
-def test_the_examples_of_the_docstrings(pets, picture, tmp_path):
+def test_the_examples_of_the_docstrings(pets, image, tmp_path):
     names = {
         "job": pets / "CARFT",
         "second_job": pets / "CLIPLinearProbe",
-        "picture": picture,
+        "image": image,
         "folder": tmp_path,
         "load_run": domainbed_carft.load_run,
     }
@@ -138,13 +138,13 @@ def test_modules_and_names_of_the_api_load_lazily_in_any_order():
         assert name in domainbed_carft.__all__ and getattr(domainbed_carft, name).__doc__
 
 
-def test_paths_pictures_and_tensors_give_what_the_command_gives(pets, picture, run, capfd):
-    carft("predict", pets / "CARFT", picture, "--format", "jsonl")
+def test_paths_images_and_tensors_give_what_the_command_gives(pets, image, run, capfd):
+    carft("predict", pets / "CARFT", image, "--format", "jsonl")
     expected = json.loads(capfd.readouterr().out)
-    image = Image.open(picture)
+    image = Image.open(image)
     pixels = torch.as_tensor(np.array(image)).permute(2, 0, 1)
-    for pictures in (str(picture), [picture], image, [image], pixels[None], [pixels]):
-        predictions = run.predict(pictures)
+    for images in (str(image), [image], image, [image], pixels[None], [pixels]):
+        predictions = run.predict(images)
         row = predictions.class_probabilities[0].tolist()
         assert dict(zip(predictions.classes, row)) == expected["classes"]
         row = predictions.context_probabilities[0].tolist()
@@ -155,27 +155,27 @@ def test_paths_pictures_and_tensors_give_what_the_command_gives(pets, picture, r
     assert torch.equal(again.class_probabilities, predictions.class_probabilities)
 
 
-def test_a_batch_has_a_row_for_each_picture(picture, run):
-    others = [picture, picture.with_name("1.png"), picture.with_name("2.png")]
+def test_a_batch_has_a_row_for_each_image(image, run):
+    others = [image, image.with_name("1.png"), image.with_name("2.png")]
     document = json.loads(json.dumps(run.predict(others, batch_size=2).as_dict()))
     assert document["classes"] == run.classes
     assert [len(row) for row in document["class_probabilities"]] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
-    ("pictures", "message"),
+    ("images", "message"),
     [
-        ([], "there are no pictures to predict; give at least one"),
+        ([], "there are no images to predict; give at least one"),
         ("gone.png", "gone.png cannot be read: No such file or directory"),
-        ([3], "a picture is int; expected a path, a Pillow picture, a tensor"),
-        (None, "a picture is NoneType; expected a path, a Pillow picture, a tensor"),
-        (torch.zeros(2, 1, 8, 8), r"a picture is \(1, 8, 8\); expected a path"),
+        ([3], "an image is int; expected a path, a Pillow image, a tensor"),
+        (None, "an image is NoneType; expected a path, a Pillow image, a tensor"),
+        (torch.zeros(2, 1, 8, 8), r"an image is \(1, 8, 8\); expected a path"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "tensor of torch.int64; expected uint8"),
     ],
 )
-def test_pictures_that_cannot_be_predicted_are_refused(run, pictures, message):
+def test_images_that_cannot_be_predicted_are_refused(run, images, message):
     with pytest.raises(CarftError, match=message):
-        run.predict(pictures)
+        run.predict(images)
 
 
 def test_wise_ft_writes_only_into_its_output_and_leaves_the_run_as_it_was(pets, run, tmp_path):

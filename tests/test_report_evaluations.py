@@ -77,11 +77,11 @@ def test_reliability_diagrams_pool_the_images_of_the_evaluated_runs(
     for series, key in (("before scaling", "calibration"), ("at the fitted temperature", "scaled")):
         bins = figure[figure["series"] == series].set_index("bin")
         parts = [split[key]["reliability"] for _, split in selected_splits(sweep, algorithm)]
-        for column in ("pictures", "correct", "confidence"):
+        for column in ("images", "correct", "confidence"):
             expected = np.sum([part[column] for part in parts], axis=0)
             assert bins[column].to_numpy() == pytest.approx(expected, rel=1e-5)
         gaps = np.abs(bins["correct"] - bins["confidence"])
-        errors[series] = 100 * gaps.sum() / bins["pictures"].sum()
+        errors[series] = 100 * gaps.sum() / bins["images"].sum()
 
     raw, scaled = errors.values()
     assert f"{title}: ECE {raw:.1f}%, at the fitted temperature {scaled:.1f}%" in page.text
@@ -99,7 +99,7 @@ def test_bars_of_flips_are_shares_of_the_environments_images(sweep, report):
         parts = [
             part for number, part in selected_splits(sweep, "CLIPZeroShot") if number == target
         ]
-        images = sum(part["split"]["pictures"] for part in parts)
+        images = sum(part["split"]["images"] for part in parts)
         for key in ("gained", "lost"):
             count = sum(part["flips"][key] for part in parts)
             assert row[key] == count

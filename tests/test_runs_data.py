@@ -1,4 +1,4 @@
-"""The splits of a saved run are those that it was trained on, to the picture."""
+"""The splits of a saved run are those that it was trained on, to the image."""
 
 import json
 import random
@@ -10,7 +10,7 @@ import torch
 from domainbed import datasets
 from domainbed.lib import misc, preparation
 from fake_checkout import module_text, run_python, write_checkout
-from runs_jobs import ENVIRONMENTS, changed, records, write_pictures
+from runs_jobs import ENVIRONMENTS, changed, records, write_images
 from torch.utils.data import DataLoader
 
 from domainbed_carft.errors import CarftError
@@ -22,37 +22,37 @@ def splits_by_name(run):
     return {split.name: split for split in data.splits(run)}
 
 
-def test_a_picture_is_the_same_however_it_is_loaded(trained):
+def test_an_image_is_the_same_however_it_is_loaded(trained):
     items = splits_by_name(saved.open_run(trained))["env1_out"].items
-    pictures = next(iter(DataLoader(items, len(items))))[0]
+    images = next(iter(DataLoader(items, len(items))))[0]
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    assert torch.equal(items[50][0], pictures[50])
+    assert torch.equal(items[50][0], images[50])
     assert random.getstate() == before[0] and np.random.get_state()[1].tolist() == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
 
     with_workers = torch.cat([x for x, _ in DataLoader(items, 7, num_workers=2)])
-    assert torch.equal(pictures, with_workers)
+    assert torch.equal(images, with_workers)
 
     at_another_step = splits_by_name(saved.open_run(trained, "best"))["env1_out"].items
-    assert not torch.equal(at_another_step[50][0], pictures[50])
+    assert not torch.equal(at_another_step[50][0], images[50])
 
 
 @pytest.mark.parametrize("which", ["best", "last"])
-def test_pictures_give_the_recorded_accuracies(trained, which):
+def test_images_give_the_recorded_accuracies(trained, which):
     run = saved.open_run(trained, which)
     (record,) = (record for record in records(trained) if record["step"] == data.step_of(run))
     splits = splits_by_name(run)
     for name in ("env0_in", "env0_uda", "env1_out", "env2_out", "env3_out"):
-        pictures, labels = next(iter(DataLoader(splits[name].items, 1000)))
+        images, labels = next(iter(DataLoader(splits[name].items, 1000)))
         with torch.no_grad():
-            is_correct = run.algorithm.predict(pictures).argmax(dim=1) == labels
+            is_correct = run.algorithm.predict(images).argmax(dim=1) == labels
         assert int(is_correct.sum()) / len(labels) == record[f"{name}_acc"]
 
 
 def test_random_data_of_a_run_is_drawn_again(pets, tmp_path):
     """Debug28 is noise, made after the seeds were set."""
     args = {"dataset": "Debug28", "seed": 7, "trial_seed": 2}
-    parts = {"args": args, "picture_plan": None, "model_input_shape": (3, 28, 28)}
+    parts = {"args": args, "image_plan": None, "model_input_shape": (3, 28, 28)}
     job = changed(pets / "CLIPZeroShot", tmp_path, data_edition="", **parts)
     split = data.splits(saved.open_run(job))[1]
 
@@ -176,7 +176,7 @@ def test_splits_of_a_foreign_checkout_are_reproduced(tmp_path):
     text = text.replace("ENVIRONMENTS = None", "ENVIRONMENTS, N_STEPS = None, 5001")
     modules = {"datasets": text, "lib/misc": FOREIGN_MISC}
     checkout = write_checkout(tmp_path / "checkout", "classic", modules)
-    write_pictures(checkout / "data" / "Pets", count=5)
+    write_images(checkout / "data" / "Pets", count=5)
 
     done = run_python("-c", FOREIGN_JOB, cwd=checkout)
     assert done.returncode == 0, done.stderr

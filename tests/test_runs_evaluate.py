@@ -16,7 +16,7 @@ from domainbed_carft.runs import saved, splits
     ("which", "weights"), [(["--which", "last"], "model.pkl"), ([], "model_best.pkl")]
 )
 def test_evaluate_reproduces_the_records_to_the_digit(pets, tmp_path, capsys, which, weights):
-    """With pictures loaded by other processes."""
+    """With images loaded by other processes."""
     output = tmp_path / "found.json"
     carft("evaluate", pets / "CARFT", *which, "--workers", "2", "--json", "-o", output)
     assert capsys.readouterr().out == ""
@@ -57,7 +57,7 @@ def test_each_splits_figures_equal_a_direct_computation(pets, capsys):
             [int(((labels == true) & (predicted == guess)).sum()) for guess in (0, 1)]
             for true in (0, 1)
         ]
-        assert scores["pictures"] == len(labels)
+        assert scores["images"] == len(labels)
         wild_dogs = scores["by_class"][1]
         assert wild_dogs["class"] == "wild dog"
         assert wild_dogs["accuracy"] == (predicted[labels == 1] == 1).double().mean()
@@ -98,11 +98,11 @@ def test_evaluate_never_overwrites_files_of_a_job(pets, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_broken_picture_is_named(pets, tmp_path, capsys, workers):
+def test_a_broken_image_is_named(pets, tmp_path, capsys, workers):
     shutil.copytree(pets / "my pets", tmp_path / "pets")
-    (tmp_path / "pets" / "photo" / "cat" / "3.png").write_text("no picture")
+    (tmp_path / "pets" / "photo" / "cat" / "3.png").write_text("no image")
     job = changed(pets / "CARFT", tmp_path, args={"dataset": str(tmp_path / "pets")})
     carft("evaluate", job, "--workers", workers, status=1)
     (err,) = capsys.readouterr().err.splitlines()
-    assert "a picture of photo (env1_" in err
+    assert "an image of photo (env1_" in err
     assert f"{tmp_path}/pets/photo/cat/3.png cannot be read: " in err

@@ -20,9 +20,9 @@ from domainbed_carft import cli
 from domainbed_carft.clips import backbone, openai
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files.weights import sha256
+from domainbed_carft.images.protocols import plan_for
+from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.jobs.facts import hparams_and_facts
-from domainbed_carft.pictures.protocols import plan_for
-from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.plugin import data_sets
 from domainbed_carft.runs import export, saved
 
@@ -52,18 +52,18 @@ def test_the_cards_code_gives_the_predictions_of_the_run(
     run = saved.open_run(trained)
     dataset = data_sets.EmojiStyles(None, [0], {"clip_backbone": "tiny"})
     paths = [path for path, _ in dataset[0].samples[::9]]  # of the environment left out
-    pictures = [default_loader(path) for path in paths]
+    images = [default_loader(path) for path in paths]
     transform = PlanTransform(plan_for("domainbed", data_sets.EMOJI_SIZE, augment=False))
     with torch.no_grad():
-        expected = run.algorithm.predict(torch.stack([transform(picture) for picture in pictures]))
+        expected = run.algorithm.predict(torch.stack([transform(image) for image in images]))
 
     names, classify = load_as_the_card_says(files, library, monkeypatch)
-    exec(classify.replace("picture.png", paths[0]), names)
+    exec(classify.replace("image.png", paths[0]), names)
     assert capsys.readouterr().out.strip() == run.classes[int(expected[0].argmax())]
 
     head = names["head"]
     with torch.no_grad():
-        x = torch.stack([names["preprocess"](picture) for picture in pictures])
+        x = torch.stack([names["preprocess"](image) for image in images])
         features = normalize(names["model"].encode_image(x), dim=-1)
     logits = head["logit_scale"] * features @ head["weight"].T + head["bias"]
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-3)  # of logits up to 100

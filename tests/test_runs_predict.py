@@ -1,4 +1,4 @@
-"""`carft predict`: the probabilities of pictures of any name and kind; broken ones are told."""
+"""`carft predict`: the probabilities of images of any name and kind; broken ones are told."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from PIL import Image, ImageFile
 from runs_jobs import carft, changed, weights
 from torchvision.datasets.folder import default_loader
 
+from domainbed_carft.images.clip_input import CLIPInput
+from domainbed_carft.images.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from domainbed_carft.images.protocols import plan_for
+from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.method import prompts
 from domainbed_carft.method.algorithm import CLIPAlgorithm
-from domainbed_carft.pictures.clip_input import CLIPInput
-from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from domainbed_carft.pictures.protocols import plan_for
-from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.runs import saved
 
 
@@ -59,7 +59,7 @@ def test_predict_takes_files_and_folders_and_names_the_weights(pets, tmp_path, c
     bytes_name = os.fsdecode(b"bytes \xff.png")
     for name in ("z/deep er/two\nlines.PNG", "z/ü.jpeg", bytes_name):
         noise(folder / name)
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     (folder / "link.png").symlink_to(bytes_name)
     (folder / "z" / "around").symlink_to(folder)  # not followed
 
@@ -75,7 +75,7 @@ def test_predict_takes_files_and_folders_and_names_the_weights(pets, tmp_path, c
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_broken_pictures_are_named_and_skipped(pets, tmp_path, capfd, workers):
+def test_broken_images_are_named_and_skipped(pets, tmp_path, capfd, workers):
     noise(tmp_path / "1 good.png")
     (tmp_path / "2 script.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\nshowpage\n")  # Ghostscript's
     intact_bytes = noise(tmp_path / "3 cut.jpg", size=(300, 300)).read_bytes()
@@ -95,10 +95,10 @@ def test_broken_pictures_are_named_and_skipped(pets, tmp_path, capfd, workers):
     assert reasons[0] == reasons[4] == ""
     assert reasons[1] == "not an image Pillow can read" and "truncated" in reasons[2]
     assert reasons[3] == "No such file or directory"
-    assert reasons[5].startswith("no pictures in this folder")
+    assert reasons[5].startswith("no images in this folder")
     for prediction in predictions[1:4]:
         assert f"carft: {prediction['path']} skipped: {prediction['error']}\n" in err
-    assert err.endswith("carft: skipped 4 of 6 pictures\n")
+    assert err.endswith("carft: skipped 4 of 6 images\n")
 
     predict(capfd, pets / "CARFT", tmp_path / "2 script.png", status=1)
     alone, _ = predict(capfd, pets / "CARFT", tmp_path / "5 good.png")
@@ -106,13 +106,13 @@ def test_broken_pictures_are_named_and_skipped(pets, tmp_path, capfd, workers):
 
 
 def test_the_likeliest_classes_come_first(pets, tmp_path, capfd):
-    picture = noise(tmp_path / "x.png")
-    (every,), _ = predict(capfd, pets / "CARFT", picture)
-    (top,), _ = predict(capfd, pets / "CARFT", picture, flags=("--top", "2"))
+    image = noise(tmp_path / "x.png")
+    (every,), _ = predict(capfd, pets / "CARFT", image)
+    (top,), _ = predict(capfd, pets / "CARFT", image, flags=("--top", "2"))
     best = sorted(every["contexts"].items(), key=lambda item: -item[1])[:2]
     assert list(top["contexts"].items()) == best and len(every["contexts"]) > 2
 
-    carft("predict", pets / "CARFT", picture, "--top", 1)
+    carft("predict", pets / "CARFT", image, "--top", 1)
     context, share = best[0]
     assert capfd.readouterr().out.endswith(f"% | {context} {100 * share:.1f}%\n")
 
@@ -121,15 +121,15 @@ def test_predictions_undo_a_hosts_normalisation(pets, tmp_path):
     """Only its normalisation is known: what the encoder sees is what it saw."""
     run = saved.open_run(pets / "CARFT")
     run.hparams["protocol"] = "host"
-    for key in ("pictures", "picture_plan"):  # no other host writes them
+    for key in ("images", "image_plan"):  # no other host writes them
         del run.content[key]
     half = (0.5, 0.5, 0.5)
     run.algorithm.input = CLIPInput(run.algorithm.input.preprocessing, half, half)
 
-    picture = default_loader(str(noise(tmp_path / "x.png")))
-    raw = PlanTransform(plan_for("domainbed", 48, False))(picture)
+    image = default_loader(str(noise(tmp_path / "x.png")))
+    raw = PlanTransform(plan_for("domainbed", 48, False))(image)
     std, mean = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_STD, IMAGENET_MEAN))
-    x = run.transform()(picture)
+    x = run.transform()(image)
     torch.testing.assert_close(x, (raw * std + mean - 0.5) / 0.5, rtol=1e-4, atol=1e-5)
 
 

@@ -10,8 +10,8 @@ import torch
 from runs_jobs import changed, records
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.images.protocols import plan_for, recorded_plan
 from domainbed_carft.method import prompts
-from domainbed_carft.pictures.protocols import plan_for, recorded_plan
 from domainbed_carft.runs import saved
 
 
@@ -38,11 +38,11 @@ def test_weights_named_by_a_step_keep_it_and_the_folders_class_names(pets, tmp_p
     assert run.classes == ["cat", "wild dog"]
 
 
-def test_the_picture_plan_is_the_recorded_one_or_the_protocols(pets):
+def test_the_image_plan_is_the_recorded_one_or_the_protocols(pets):
     run = saved.open_run(pets / "CARFT")
-    assert run.picture_plan.as_json() == records(pets / "CARFT")[0]["picture_plan"]
+    assert run.image_plan.as_json() == records(pets / "CARFT")[0]["image_plan"]
 
-    content = {name: value for name, value in run.content.items() if name != "picture_plan"}
+    content = {name: value for name, value in run.content.items() if name != "image_plan"}
     assert recorded_plan(content, run.algorithm.input) == plan_for("domainbed", 48, augment=True)
 
 

@@ -13,7 +13,7 @@ from domainbed_carft.runs import export, saved, soup, soup_members, splits
 
 @pytest.fixture(scope="module")
 def runs(pets, tmp_path_factory):
-    """Four runs of one start, without records, each with half of its pictures for validation.
+    """Four runs of one start, without records, each with half of its images for validation.
 
     Heads of CARFT have their scale in the weights, those of the last two beside them.
     """
@@ -103,7 +103,7 @@ def test_the_greedy_soup_adds_runs_that_strictly_improve_it():
 
 
 def test_the_order_of_the_runs_does_not_change_the_soups(runs, tmp_path):
-    """To the bit, whichever run is first: its seed and step once chose the pictures."""
+    """To the bit, whichever run is first: its seed and step once chose the images."""
     carft("soup", *runs[:3], "-o", tmp_path / "1")
     carft("soup", *reversed(runs[:3]), "-o", tmp_path / "2")
     first_document, first_contents = made(tmp_path / "1")
@@ -116,12 +116,12 @@ def test_the_order_of_the_runs_does_not_change_the_soups(runs, tmp_path):
         assert content == first
 
 
-def test_pictures_of_a_soup_are_not_augmented(runs, uniform, tmp_path, capsys):
+def test_images_of_a_soup_are_not_augmented(runs, uniform, tmp_path, capsys):
     """A run's are drawn by its seed and step, and a soup has none."""
     opened = saved.open_run(uniform)
     member = saved.open_run(runs[0])
-    assert member.picture_plan.augmentation is not None
-    assert opened.picture_plan == member.picture_plan.without_augmentation()
+    assert member.image_plan.augmentation is not None
+    assert opened.image_plan == member.image_plan.without_augmentation()
 
     unaugmented = splits.read_data(member, is_augmented=False).splits
     for split, as_trained, expected in zip(
@@ -210,7 +210,7 @@ def test_fewer_than_two_different_runs_make_no_soup(runs, tmp_path, capsys):
         ("hparams", {"head_init": "random"}, "started from a random head"),
     ],
 )
-def test_runs_that_held_out_other_pictures_are_refused_by_name(runs, part, change, message):
+def test_runs_that_held_out_other_images_are_refused_by_name(runs, part, change, message):
     opened = [saved.open_run(run) for run in runs[:2]]
     getattr(opened[1], part).update(change)
     with pytest.raises(CarftError, match=message):

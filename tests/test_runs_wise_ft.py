@@ -54,7 +54,7 @@ def test_accuracies_of_wise_ft_equal_the_records(pets, mixed):
     assert rows[1.0]["splits"] == accuracies(records(pets / "CARFT")[-1])
 
     zero_shot = accuracies(records(pets / "CLIPZeroShot")[-1])
-    for name in ("env0_in", "env0_out"):  # of the target, whose pictures are not augmented
+    for name in ("env0_in", "env0_out"):  # of the target, whose images are not augmented
         assert rows[0.0]["splits"][name] == zero_shot[name]
 
     for row in rows.values():

@@ -202,8 +202,8 @@ def test_an_array_element_requeues_itself_while_its_job_is_held(tmp_path, cluste
 
 @pytest.mark.usefixtures("restored_handlers")
 def test_an_array_element_tries_three_times_and_fails_in_slurm(tmp_path, cluster):
-    run("slurm", [command(tmp_path / "job", code="sys.exit(3)", words="no such picture")])
-    with pytest.raises(CarftError, match="failed 3 times, exit status 3: no such picture"):
+    run("slurm", [command(tmp_path / "job", code="sys.exit(3)", words="no such image")])
+    with pytest.raises(CarftError, match="failed 3 times, exit status 3: no such image"):
         submitted_function(tmp_path, "7")()
     assert statuses(tmp_path / "job") == [3, 3, 3] and not cluster.calls.read_text()
 

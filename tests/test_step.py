@@ -111,13 +111,13 @@ def test_the_original_in_bf16_equals_autocasts(kind, random_tiny, tmp_path):
     exact = encoders.FrozenOriginal(encoder, True, keep_weights=True)
     rounded = encoders.FrozenOriginal(encoder, True)
     size = clip_model.preprocessing.resolution
-    pictures = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     # torch has a fast path for attention with the batch in front, which heeds no autocast.
     near = {"rtol": 0.05, "atol": 0.05} if kind == "gelu" else {"rtol": 0, "atol": 0}
 
     for rounded_output, exact_output in zip(
-        rounded(pictures, {"ldifs": LDIFSPenalty.places}),
-        exact(pictures, {"ldifs": LDIFSPenalty.places}),
+        rounded(images, {"ldifs": LDIFSPenalty.places}),
+        exact(images, {"ldifs": LDIFSPenalty.places}),
     ):
         torch.testing.assert_close(rounded_output, exact_output, **near)
 

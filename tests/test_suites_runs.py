@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from runs_jobs import CLASSES
 
 from domainbed_carft import cli
-from domainbed_carft.data import picture_files
+from domainbed_carft.data import image_files
 from domainbed_carft.runs import saved, sweep, sweep_job
 from domainbed_carft.runs.predictions import LoadingOptions
 from domainbed_carft.runs.suites import evaluate_on_suite
@@ -77,7 +77,7 @@ def count_right(run, test_set, data):
     """Of one set, one image at a time."""
     right = 0
     for path, label in test_set.find(data).samples:
-        image = ImageOps.crop(picture_files.open_picture(path), test_set.border)
+        image = ImageOps.crop(image_files.open_image(path), test_set.border)
         with torch.no_grad():
             (logits,) = run.algorithm.predict(run.transform()(image)[None]).tolist()
         scores = [max(logits[place] for place in group) for group in test_set.groups]
@@ -113,7 +113,7 @@ def test_missing_or_incomplete_test_sets_are_left_out_of_the_mean(suite, job, da
     shutil.rmtree(data / "sketch")
     text = carft(capsys, "evaluate", job, "--data_dir", data).out
     assert "Mean of the shifts: -\n" in text and "\nTurned (incomplete) " in text
-    assert "\n  Turned: 19 pictures, expected 20\n" in text and "\n  One: not there" in text
+    assert "\n  Turned: 19 images, expected 20\n" in text and "\n  One: not there" in text
     (record,) = records.read(job, [])
     assert record["mean"] is None and not record["sets"]["Turned"]["complete"]
 
@@ -161,10 +161,10 @@ def test_what_cannot_be_read_fails_only_its_test_set(
 
 def test_all_commands_end_with_3_if_sets_cannot_be_read(suite, job, data, capsys, tmp_path):
     """An image of the test environment, by which a soup is not chosen, then one of every set."""
-    (data / "art/cat/3.png").write_bytes(b"no picture")
+    (data / "art/cat/3.png").write_bytes(b"no image")
     mixed = ("-o", tmp_path / "mix", "--alphas", 0, 1, "--save", "all")
     printed = carft(capsys, "wise-ft", job, "--data_dir", data, *mixed, status=3)
-    assert "  Turned: a picture of pets (Turned): " in printed.out
+    assert "  Turned: an image of pets (Turned): " in printed.out
     (alpha, _) = json.loads((tmp_path / "mix/wise_ft.json").read_text())["alphas"]
     assert alpha["unread"] == ["Turned", "Cut"] and [*alpha["sets"]] == ["photo", "One"]
 
@@ -173,9 +173,9 @@ def test_all_commands_end_with_3_if_sets_cannot_be_read(suite, job, data, capsys
     assert "  Cut: " in carft(capsys, "soup", *ends, *soup, status=3).out
 
     for path in data.glob("*/cat/3.png"):
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     printed = carft(capsys, "evaluate", job, "--data_dir", data, status=3)
-    assert "no test set of the suite pets can be read: photo: a picture of " in printed.err
+    assert "no test set of the suite pets can be read: photo: an image of " in printed.err
     assert not (job / records.FILE).exists()
 
 

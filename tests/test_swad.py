@@ -127,10 +127,10 @@ def test_the_loss_is_that_of_the_trained_weights(random_tiny, name):
     train_with_checkpoints(algorithm, range(1, 4))
     train_with_checkpoints(twin, range(1, 4))
 
-    pictures = minibatches()[0][0]
-    assert torch.equal(algorithm.trained_logits(pictures), twin.predict(pictures))
-    assert torch.equal(twin.trained_logits(pictures), twin.predict(pictures))
-    assert not torch.allclose(algorithm.predict(pictures), twin.predict(pictures), atol=1e-4)
+    images = minibatches()[0][0]
+    assert torch.equal(algorithm.trained_logits(images), twin.predict(images))
+    assert torch.equal(twin.trained_logits(images), twin.predict(images))
+    assert not torch.allclose(algorithm.predict(images), twin.predict(images), atol=1e-4)
 
 
 def test_the_probing_phase_has_no_segments(random_tiny):

@@ -203,8 +203,8 @@ def test_the_comment_of_each_shipped_sweep_states_its_cost(path):
     *_, total = costs.costs(statuses, declaration.facts, skips=True).values()
     lines = path.read_text().splitlines()
     comment = " ".join(line[1:].strip() for line in lines if line[:1] == "#")
-    pictures = f"{total.trained:,} pictures trained, {total.evaluated:,} evaluated"
-    assert f"{len(statuses):,} jobs, {pictures}" in comment
+    images = f"{total.trained:,} images trained, {total.evaluated:,} evaluated"
+    assert f"{len(statuses):,} jobs, {images}" in comment
 
 
 def test_swads_jobs_have_its_checkpoints_and_others_their_data_sets():
@@ -236,7 +236,7 @@ def test_swads_jobs_have_its_checkpoints_and_others_their_data_sets():
 def test_shipped_sweeps_have_the_published_recipes(sweep, dataset, algorithm, expected):
     declared = hparams(declaration_file.load(sweep), dataset, algorithm)
     assert {name: declared[name] for name in expected} == expected
-    assert "protocol" in expected or "protocol" not in declared  # peers share the pictures
+    assert "protocol" in expected or "protocol" not in declared  # peers share the images
 
 
 @pytest.mark.parametrize(

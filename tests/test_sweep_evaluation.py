@@ -81,7 +81,7 @@ def in_this_process(monkeypatch):
 
 
 def evaluate_again(job, data_dir=None):
-    """Evaluate a job at its last step; whether its pictures were predicted again."""
+    """Evaluate a job at its last step; whether its images were predicted again."""
     options = LoadingOptions(torch.device("cpu"), workers=0, data_dir=data_dir)
     return sweep_job.evaluate_run(job, LAST_STEP, options)
 
@@ -89,8 +89,8 @@ def evaluate_again(job, data_dir=None):
 def logits_of(run, split):
     """Logits (N, K) in float64, and labels (N,)."""
     with torch.no_grad():
-        pictures, labels = next(iter(DataLoader(split.items, 64)))
-        return run.algorithm.predict(pictures).double(), labels
+        images, labels = next(iter(DataLoader(split.items, 64)))
+        return run.algorithm.predict(images).double(), labels
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_the_temperature_is_the_root_of_the_likelihoods_derivative(scale, n_wron
     labels = logits.argmax(dim=1)
     labels[:n_wrong] = (labels[:n_wrong] + 1) % 3
     temperature = sweep_job.fit_temperature(logits, labels)
-    assert temperature.is_at_limit == (limit is not None) and temperature.pictures == 50
+    assert temperature.is_at_limit == (limit is not None) and temperature.images == 50
     if limit:
         assert temperature.value == limit
     else:
@@ -178,11 +178,11 @@ def test_other_weights_are_measured_again(job):
     assert json.loads(path.read_text())["splits"][0]["calibration"] != before
 
 
-def test_a_changed_picture_is_measured_again(job, pets, tmp_path):
+def test_a_changed_image_is_measured_again(job, pets, tmp_path):
     data = shutil.copytree(pets / "my pets", tmp_path / "data")
     assert not evaluate_again(job, str(data))
-    for picture in data.rglob("*.png"):
-        os.utime(picture, (0, 0))
+    for image in data.rglob("*.png"):
+        os.utime(image, (0, 0))
     assert evaluate_again(job, str(data))
 
 

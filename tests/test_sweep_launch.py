@@ -227,7 +227,7 @@ def test_data_missing_here_is_no_problem_for_slurm(tmp_path):
         ("EmojiStyles", None, (101, 101 * 16 * 3, 3 * 1716)),
     ],
 )
-def test_costs_count_trained_and_evaluated_pictures(dataset, steps, expected):
+def test_costs_count_trained_and_evaluated_images(dataset, steps, expected):
     text = f"name: x\nalgorithms: [CARFT]\ndatasets: [{dataset}]\n"
     declaration = declaration_file.parse(f"{text}steps: {steps}" if steps else text, "x.yaml")
     (job, *_) = declaration.jobs("D", Path("o"))

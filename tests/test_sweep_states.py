@@ -13,7 +13,7 @@ from domainbed_carft.sweep import states
 def test_a_running_job_shows_host_start_progress_and_speed(sweep, foreign_processes):
     folder, (job, *_) = sweep
     begun = time.time() - 100
-    process = foreign_processes.hold(job, since=begun, step=0, steps=11, pictures_per_step=12)
+    process = foreign_processes.hold(job, since=begun, step=0, steps=11, images_per_step=12)
     record(job, 0, step_time=9.0)  # of the first step alone
     now = status(folder, job)
     assert now.state == states.RUNNING and now.eta is None
@@ -21,16 +21,16 @@ def test_a_running_job_shows_host_start_progress_and_speed(sweep, foreign_proces
 
     record(job, 4, step_time=2.0)
     process.kill()
-    foreign_processes.hold(job, step=8, steps=11, pictures_per_step=12)
+    foreign_processes.hold(job, step=8, steps=11, images_per_step=12)
     now = status(folder, job)
-    assert (now.step, now.steps, now.eta, now.pictures_per_second) == (8, 11, 3 * 2.0, 6.0)
+    assert (now.step, now.steps, now.eta, now.images_per_second) == (8, 11, 3 * 2.0, 6.0)
 
     foreign_processes.kill()
     with (job.folder / "results.jsonl").open("a") as file:
         file.write('{"step": 9, "cu')
     foreign_processes.hold(job)  # by a launcher, whose domainbed leaves the lock alone
     now = status(folder, job)
-    assert (now.step, now.steps, now.eta, now.pictures_per_second) == (5, 11, 6 * 2.0, None)
+    assert (now.step, now.steps, now.eta, now.images_per_second) == (5, 11, 6 * 2.0, None)
 
 
 def test_a_job_is_queued_while_its_launcher_lives(sweep, foreign_processes):
@@ -63,7 +63,7 @@ STATUS_KEYS = {
     "pid",
     "slurm",
     "since",
-    "pictures_per_second",
+    "images_per_second",
     "eta_seconds",
     "exit_status",
     "last_words",
@@ -78,7 +78,7 @@ def test_status_prints_text_and_json(sweep, foreign_processes):
     record(jobs[0], 10, diverged_at=4)
     ended(jobs[1], -9, -9, -9)
     ended(jobs[3], 1, 1, 75)
-    foreign_processes.hold(jobs[2], step=3, steps=11, pictures_per_step=12)
+    foreign_processes.hold(jobs[2], step=3, steps=11, images_per_step=12)
     done = carft("status", folder)
     assert done.returncode == 1  # one has failed
 

@@ -25,9 +25,9 @@ from domainbed_carft.data import tasks
 from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.data.comparison import normalised_name
 from domainbed_carft.errors import CarftError
+from domainbed_carft.images.protocols import plan_for
+from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.method import prompts
-from domainbed_carft.pictures.protocols import plan_for
-from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.runs import saved
 from domainbed_carft.suites import records
 
@@ -132,7 +132,7 @@ def test_each_split_has_its_images_under_the_labels_of_the_full_list(name, plant
         sources = [source for split in splits for source, _ in split.samples]
         assert len({*sources}) == len(sources)
     assert tasks.report_on(task, planted, splits).verdict == "differs"
-    complete = replace(task, pictures=(2 * task.classes, task.classes))
+    complete = replace(task, images=(2 * task.classes, task.classes))
     assert tasks.report_on(complete, planted, splits).data_edition == f"verified: {task.split}"
 
 
@@ -205,7 +205,7 @@ def test_a_missing_class_shifts_no_label_and_is_named(name, missing, data, capsy
     assert count_images(split) == dict.fromkeys(labels, 2)
     assert tasks.report_on(task, data, [split]).verdict == "broken"
     assert cli.main(["data", "verify", name, "--data_dir", str(data)]) == 1
-    problem = f"train has no picture of 1 of the {task.classes} classes: '{missing}'"
+    problem = f"train has no image of 1 of the {task.classes} classes: '{missing}'"
     assert problem in capsys.readouterr().out
 
 
@@ -275,7 +275,7 @@ def test_a_run_is_measured_on_its_test_split_alone_and_as_a_suite(job, planted, 
 
 def test_an_unreadable_test_image_leaves_the_splits_and_ends_with_3(job, data, capsys):
     broken = data / "oxford-iiit-pet" / "images" / "Bengal_3.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     printed = evaluate(capsys, job, data, status=3).out
     assert "env0_in" in printed and f"{broken} cannot be read" in printed
     alone = evaluate(capsys, job, data, "--suite", "OxfordIIITPet", status=3)

@@ -11,7 +11,7 @@ import time
 import domainbed
 import pytest
 from domainbed.lib import train_arguments
-from runs_jobs import write_pictures
+from runs_jobs import write_images
 
 import domainbed_carft
 from domainbed_carft.errors import CarftError
@@ -32,7 +32,7 @@ def here(tmp_path, monkeypatch):
 
 
 def test_it_prints_the_lines_of_the_command_and_returns_the_run(here, capsys):
-    write_pictures(here / "pets", count=4)
+    write_images(here / "pets", count=4)
     hparams = {"clip_backbone": "tiny", "batch_size": 2, "contexts": "emoji"}
 
     run = train(pathlib.Path("out"), dataset=pathlib.Path("pets"), test_envs=1, hparams=hparams)

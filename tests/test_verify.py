@@ -10,9 +10,9 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from domainbed_carft.data import benchmarks, listing, picture_files, verify
+from domainbed_carft.data import benchmarks, image_files, listing, verify
 from domainbed_carft.errors import CarftError
-from domainbed_carft.pictures.image_lists import ListedFolder
+from domainbed_carft.images.image_lists import ListedFolder
 
 
 def test_both_editions_of_terra_incognita_are_recognised():
@@ -23,7 +23,7 @@ def test_both_editions_of_terra_incognita_are_recognised():
             counts[environment]["bird"] += total - len(benchmark.classes)
         report = report_on("TerraIncognita", counts)
         assert (report.verdict, report.edition) == ("verified", edition.name)
-        assert f"the {edition.total:,} pictures, {edition.name}" in report.as_text()
+        assert f"the {edition.total:,} images, {edition.name}" in report.as_text()
 
 
 def without(table, name):
@@ -62,7 +62,7 @@ def inside(table, change):
         (
             lambda t: {**t, "cartoon": {**t["cartoon"], "guitar": 134}},
             "differs",
-            r"2,343 pictures, expected 2,344 as in .* \(-1\): 'guitar' 134 instead of 1",
+            r"2,343 images, expected 2,344 as in .* \(-1\): 'guitar' 134 instead of 1",
         ),
         (
             lambda t: inside(t, lambda c: {"test": 1, "train": 1}),
@@ -83,7 +83,7 @@ def test_changed_copies_of_pacs_are_recognised(change, verdict, sentence):
         (even(["cat", "dog"]), "consistent", ""),
         ({}, "broken", "found no environments; expected a folder with one sub-folder"),
         (even(["only"]), "broken", "'art' has 1 class folder, expected at least two"),
-        (even(["cat", "dog"], pictures=0), "broken", "'art' has no picture in 'cat', 'dog'"),
+        (even(["cat", "dog"], images=0), "broken", "'art' has no image in 'cat', 'dog'"),
         (
             {**even(["Alarm_Clock", "dog"]), "z": {"Alarm Clock": 1, "dog": 1}},
             "broken",
@@ -115,14 +115,14 @@ def test_missing_data_is_refused_with_a_remedy(tmp_path, monkeypatch, name, fold
 
 
 def test_verify_reports_usable_and_broken_data(tmp_path):
-    root = grow(tmp_path / "own", even(["cat", "dog"], pictures=600))
+    root = grow(tmp_path / "own", even(["cat", "dog"], images=600))
     done = carft("verify", root)
     assert (done.returncode, done.stderr) == (0, "")
 
     lines = done.stdout.splitlines()
     assert lines[0] == f"{root} in {root}"
     assert lines[2].split() == ["art", "1,200", "2"]
-    assert lines[-1].startswith("consistent: 2,400 pictures")
+    assert lines[-1].startswith("consistent: 2,400 images")
 
     (root / "a\nb").mkdir()
     done = carft("verify", root)
@@ -130,14 +130,14 @@ def test_verify_reports_usable_and_broken_data(tmp_path):
     assert r"'a\nb'" in done.stdout and "a\nb" not in done.stdout
 
 
-def test_verify_prints_json_and_decodes_pictures(tmp_path):
+def test_verify_prints_json_and_decodes_images(tmp_path):
     root = grow(tmp_path / "my own", even(["cat", "dog"]), jpeg())
     (root / "art" / "cat" / "it's cut.jpg").write_bytes(jpeg()[:-900])
     done = carft("verify", root, "--decode", "--json")
     assert (done.returncode, done.stderr) == (0, "")  # usable; no bar where nobody watches
 
     document = json.loads(done.stdout)
-    assert (document["verdict"], document["pictures"]) == ("differs", 5)
+    assert (document["verdict"], document["images"]) == ("differs", 5)
     assert document["counts"]["art"] == {"cat": 2, "dog": 1}
     (cut,) = document["damaged"]
     assert (cut["path"], cut["truncated"]) == ("art/cat/it's cut.jpg", True)
@@ -146,12 +146,12 @@ def test_verify_prints_json_and_decodes_pictures(tmp_path):
     assert carft("verify", root).returncode == 0  # only decoding tells
     done = carft("verify", root, "--decode")
     assert done.returncode == 1
-    assert "1 picture cannot be decoded (download again): 'photo/dog/page" in done.stdout
+    assert "1 image cannot be decoded (download again): 'photo/dog/page" in done.stdout
 
 
 def test_list_names_all_data_sets_and_embedded_ones():
     report = verify.verify("EmojiStyles")
-    assert (report.verdict, report.pictures) == ("verified", 1716)
+    assert (report.verdict, report.images) == ("verified", 1716)
 
     lines = [line.split() for line in carft("list").stdout.splitlines()]
     row = "DomainNet domain_net clip, info, paint, quick, real, sketch 345 586,575 5,001"
@@ -169,7 +169,7 @@ def test_counts_are_those_of_image_folder(tmp_path):
     (cat / "linked").symlink_to(tmp_path / "photo" / "dog")
     (cat / "link.png").symlink_to(cat / "UP.JPG")
     (cat / "gone.png").symlink_to(cat / "nothing")
-    assert listing.PICTURE_EXTENSIONS == IMG_EXTENSIONS
+    assert listing.IMAGE_EXTENSIONS == IMG_EXTENSIONS
 
     listed = listing.list_environments(tmp_path)
     for environment in ("art", "photo"):
@@ -201,15 +201,15 @@ def test_unreadable_files_are_reported_once_and_not_read(tmp_path):
     assert empty == "1 empty file (download again): 'art/cat/empty.jpg'"
     assert re.search("^2 links to nothing .*: 'art/cat/(gone|circle).jpg', ", links)
     assert re.search("^2 paths that cannot be read .*: 'art/dog/", unreadable)
-    assert of_macos == "1 macOS file with a picture's name (delete): 'art/cat/._0.jpg'"
-    assert document["pictures"] == 9  # as DomainBed counts them
+    assert of_macos == "1 macOS file with an image's name (delete): 'art/cat/._0.jpg'"
+    assert document["images"] == 9  # as DomainBed counts them
 
 
-def test_only_picture_formats_are_opened(tmp_path):
+def test_only_image_formats_are_opened(tmp_path):
     """PostScript, called .png, would be given to Ghostscript."""
     path = tmp_path / "1.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\nshowpage\n")
-    with Image.open(path) as picture:
-        assert picture.format == "EPS"  # as Pillow would have it
+    with Image.open(path) as image:
+        assert image.format == "EPS"  # as Pillow would have it
     with pytest.raises(UnidentifiedImageError):
-        picture_files.open_picture(path)
+        image_files.open_image(path)

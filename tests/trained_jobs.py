@@ -53,14 +53,14 @@ def train_on_emoji_styles(folder: Path) -> None:
 
 def train_on_pets(folder: Path) -> None:
     """Write a user's images into "my pets", and train a job of each algorithm on them."""
-    pictures = runs_jobs.write_pictures(folder / "my pets")
+    images = runs_jobs.write_images(folder / "my pets")
     for algorithm in PETS:
-        runs_jobs.train_job(folder / algorithm, pictures, algorithm)
+        runs_jobs.train_job(folder / algorithm, images, algorithm)
 
 
 def unpack_pets(folder: Path) -> None:
     """Leave in the folder what `train_on_pets` does, with rounded weights."""
-    runs_jobs.write_pictures(folder / "my pets")
+    runs_jobs.write_images(folder / "my pets")
     for algorithm in PETS:
         unpack(algorithm, folder)
 

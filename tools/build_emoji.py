@@ -337,18 +337,18 @@ def complete_keys(files: dict[str, dict[str, Path]], keys: Iterable[str]) -> set
     return {key for key in keys if all(key in drawn for drawn in files.values())}
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """The picture on white: uint8, shape (SIZE, SIZE, 3)."""
+def read_image(path: Path) -> np.ndarray:
+    """The image on white: uint8, shape (SIZE, SIZE, 3)."""
     if path.suffix == ".svg":
         import resvg_py  # only building needs it, and checking and training import this module
 
         data = resvg_py.svg_to_bytes(
             svg_path=str(path), width=SIZE, height=SIZE, background="#ffffff"
         )
-        picture = Image.open(io.BytesIO(bytes(data)))
+        image = Image.open(io.BytesIO(bytes(data)))
     else:
-        picture = Image.open(path)
-    rgba = picture.convert("RGBA")
+        image = Image.open(path)
+    rgba = image.convert("RGBA")
     if rgba.size != (SIZE, SIZE):
         # Premultiplied, lest the colour hidden under transparent pixels bleed into the edge.
         rgba = rgba.convert("RGBa").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
@@ -394,25 +394,25 @@ def draw_icon(icons: dict[str, Any], icon_name: str) -> np.ndarray:
         f"{icon['body']}</svg>"
     )
     drawn = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, background="#ffffff")
-    picture = Image.open(io.BytesIO(bytes(drawn))).convert("RGB")
-    if picture.size != (SIZE, SIZE):
-        raise ValueError(f"{icon_name} was drawn {picture.size}, expected {SIZE} x {SIZE} pixels")
+    image = Image.open(io.BytesIO(bytes(drawn))).convert("RGB")
+    if image.size != (SIZE, SIZE):
+        raise ValueError(f"{icon_name} was drawn {image.size}, expected {SIZE} x {SIZE} pixels")
 
-    pixels = np.asarray(picture)
+    pixels = np.asarray(image)
     return pixels[:, ::-1] if alias.get("hFlip") else pixels
 
 
 GRID = 16
 BITS = 2 * GRID * (GRID - 1)
-#: Two pictures are near duplicates if at most this many of the bits differ: a tenth.
+#: Two images are near duplicates if at most this many of the bits differ: a tenth.
 NEAR = BITS // 10
 #: Parts in a thousand of red, green and blue in the luminance (ITU-R BT.601).
 _LUMINANCE = np.array((299, 587, 114))
 
 
-def difference_hashes(pictures: np.ndarray) -> np.ndarray:
-    """The bits of each picture: bool, (n, BITS), of uint8 pictures (n, 64, 64, 3)."""
-    luminance = pictures.astype(np.int64) @ _LUMINANCE
+def difference_hashes(images: np.ndarray) -> np.ndarray:
+    """The bits of each image: bool, (n, BITS), of uint8 images (n, 64, 64, 3)."""
+    luminance = images.astype(np.int64) @ _LUMINANCE
     side = luminance.shape[1] // GRID
     cells = luminance.reshape(-1, GRID, side, GRID, side).sum(axis=(2, 4))
 
@@ -445,9 +445,9 @@ _STAMP = (2020, 1, 1, 0, 0, 0)
 _COLUMNS = ("codepoints", "name", "subgroup", "class", "split")
 
 
-def png_bytes(picture: np.ndarray) -> bytes:
+def png_bytes(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -493,23 +493,23 @@ def held_out_members(
                 name = f"{domain}/{concept.cls}/{concept.slug}.png"
                 if name in members:
                     raise ValueError(f"two emoji share the file name {name}")
-                members[name] = png_bytes(read_picture(files[domain][concept.key]))
+                members[name] = png_bytes(read_image(files[domain][concept.key]))
     return members
 
 
 def write_pretraining(
     path: Path, concepts: list[Concept], sides: dict[str, str], files: dict[str, dict[str, Path]]
 ) -> int:
-    """All pictures that are not held out, as arrays; returns how many."""
-    pictures, keys, styles = [], [], []
+    """All images that are not held out, as arrays; returns how many."""
+    images, keys, styles = [], [], []
     for concept in concepts:
         for domain in DOMAINS:
             if sides[concept.key] == "pretrain" and concept.key in files[domain]:
-                pictures.append(read_picture(files[domain][concept.key]))
+                images.append(read_image(files[domain][concept.key]))
                 keys.append(concept.key)
                 styles.append(domain)
-    np.savez(path, pictures=np.stack(pictures), keys=np.array(keys), styles=np.array(styles))
-    return len(pictures)
+    np.savez(path, images=np.stack(images), keys=np.array(keys), styles=np.array(styles))
+    return len(images)
 
 
 def report(concepts: list[Concept], sides: dict[str, str]) -> None:
@@ -531,7 +531,7 @@ def build_styles(node_modules: Path, work_dir: Path) -> None:
     write_archive(ASSETS / "emoji_styles.zip", members)
     work_dir.mkdir(parents=True, exist_ok=True)
     count = write_pretraining(work_dir / "pretrain.npz", concepts, sides, files)
-    print(f"{count} pre-training pictures in {work_dir / 'pretrain.npz'}")
+    print(f"{count} pre-training images in {work_dir / 'pretrain.npz'}")
 
 
 def check_styles() -> None:
@@ -562,56 +562,56 @@ LIMIT = 32 * 2**20
 
 
 def write_audit(pretrain: Path) -> None:
-    """Lists the pictures of pretrain.npz: thing, style, SHA-256 of the pixels, difference hash."""
+    """Lists the images of pretrain.npz: thing, style, SHA-256 of the pixels, difference hash."""
     stored = np.load(pretrain)
-    hashes = difference_hashes(stored["pictures"])
+    hashes = difference_hashes(stored["images"])
     with AUDIT.open("w", newline="", encoding="ascii") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("codepoints", "style", "sha256", "hash"))
         for key, style, pixels, bits in zip(
-            stored["keys"], stored["styles"], stored["pictures"], hashes, strict=True
+            stored["keys"], stored["styles"], stored["images"], hashes, strict=True
         ):
             digest = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
             writer.writerow((key, style, digest, as_text(bits)))
 
 
 def read_audit() -> list[dict[str, str]]:
-    """The pictures of pre-training, as `write_audit` lists them."""
+    """The images of pre-training, as `write_audit` lists them."""
     with AUDIT.open(newline="", encoding="ascii") as stream:
         return list(csv.DictReader(stream))
 
 
 def read_audited_hashes() -> np.ndarray:
-    """The difference hashes of all pictures of pre-training."""
+    """The difference hashes of all images of pre-training."""
     return np.stack([from_text(row["hash"]) for row in read_audit()])
 
 
 def table_of_near_duplicates() -> str:
-    """A table of the pictures of EmojiStyles that nearly equal one of pre-training, as CSV.
+    """A table of the images of EmojiStyles that nearly equal one of pre-training, as CSV.
 
-    Columns: the picture, how many bits differ, thing and style of the nearest in pre-training, and
+    Columns: the image, how many bits differ, thing and style of the nearest in pre-training, and
     whether the two are equal to the pixel.
     """
-    pictures = read_pictures(ASSETS / emoji.ARCHIVE)
-    names = sorted(pictures)
+    images = read_images(ASSETS / emoji.ARCHIVE)
+    names = sorted(images)
     audit = read_audit()
-    hashes = difference_hashes(np.stack([pictures[name] for name in names]))
+    hashes = difference_hashes(np.stack([images[name] for name in names]))
     bits = distances(hashes, read_audited_hashes())
 
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("picture", "bits", "codepoints", "style", "identical"))
-    for name, of_picture in zip(names, bits, strict=True):
-        nearest = audit[int(of_picture.argmin())]
-        digest = hashlib.sha256(pictures[name].tobytes()).hexdigest()[:16]
+    writer.writerow(("image", "bits", "codepoints", "style", "identical"))
+    for name, of_image in zip(names, bits, strict=True):
+        nearest = audit[int(of_image.argmin())]
+        digest = hashlib.sha256(images[name].tobytes()).hexdigest()[:16]
         identical = "yes" if digest == nearest["sha256"] else "no"
-        if of_picture.min() <= NEAR:
-            row = (name, of_picture.min(), nearest["codepoints"], nearest["style"], identical)
+        if of_image.min() <= NEAR:
+            row = (name, of_image.min(), nearest["codepoints"], nearest["style"], identical)
             writer.writerow(row)
     return stream.getvalue()
 
 
-def read_pictures(path: Path) -> dict[str, np.ndarray]:
+def read_images(path: Path) -> dict[str, np.ndarray]:
     """Member -> pixels, of an archive."""
     with zipfile.ZipFile(path) as archive:
         return {
@@ -623,10 +623,10 @@ def read_pictures(path: Path) -> dict[str, np.ndarray]:
 
 def seen_hashes() -> dict[str, np.ndarray]:
     """ "class/thing.png" -> the difference hashes of its drawings in the seen styles."""
-    pictures = read_pictures(ASSETS / emoji.ARCHIVE)
-    things = sorted({name.partition("/")[2] for name in pictures})
+    images = read_images(ASSETS / emoji.ARCHIVE)
+    things = sorted({name.partition("/")[2] for name in images})
     return {
-        thing: difference_hashes(np.stack([pictures[f"{style}/{thing}"] for style in DOMAINS]))
+        thing: difference_hashes(np.stack([images[f"{style}/{thing}"] for style in DOMAINS]))
         for thing in things
     }
 
@@ -663,7 +663,7 @@ def draw_style(node_modules: Path, style: DrawingStyle) -> dict[str, np.ndarray]
 def near_seen(
     drawn: dict[str, np.ndarray], audited: np.ndarray, same_things: dict[str, np.ndarray]
 ) -> list[str]:
-    """Those of the pictures that nearly equal one of pre-training, or of the same thing."""
+    """Those of the images that nearly equal one of pre-training, or of the same thing."""
     hashes = difference_hashes(np.stack(list(drawn.values())))
     found = []
     for thing, bits in zip(drawn, hashes, strict=True):
@@ -695,7 +695,7 @@ def build_unseen(node_modules: Path, work_dir: Path) -> None:
 
 
 def write_counts(members: Iterable[str]) -> None:
-    """Writes the pictures by class and never-seen style, as `carft data verify` expects them."""
+    """Writes the images by class and never-seen style, as `carft data verify` expects them."""
     columns = emoji_styles.names(emoji_styles.NEVER_SEEN)
     counts = Counter(tuple(name.split("/")[1:3]) for name in members)
     classes = sorted({thing.cls for thing in held_out_things().values()})
@@ -710,21 +710,21 @@ def check_unseen() -> None:
     """Prints the counts; raises ValueError for a near duplicate or too many bytes."""
     audited = read_audited_hashes()
     same_things = seen_hashes()
-    pictures = read_pictures(ASSETS / emoji.FURTHER_ARCHIVE)
+    images = read_images(ASSETS / emoji.FURTHER_ARCHIVE)
     for style in emoji_styles.styles():
         if style.label == emoji_styles.SEEN:
             continue
         place = f"{emoji_styles.folder(style.label)}/{style.name}/"
-        drawn = {n.removeprefix(place): p for n, p in pictures.items() if n.startswith(place)}
+        drawn = {n.removeprefix(place): p for n, p in images.items() if n.startswith(place)}
         near = near_seen(drawn, audited, same_things)
-        print(f"{style.name} ({style.label}): {len(drawn)} pictures, {len(near)} near duplicates")
-        if len(drawn) != style.pictures:
-            raise ValueError(f"emoji_styles.json says {style.pictures} pictures of {style.name}")
+        print(f"{style.name} ({style.label}): {len(drawn)} images, {len(near)} near duplicates")
+        if len(drawn) != style.images:
+            raise ValueError(f"emoji_styles.json says {style.images} images of {style.name}")
         if near and style.label == emoji_styles.NEVER_SEEN:
             raise ValueError(f"{style.name} is not unseen: {near}")
 
     if NEAR_DUPLICATES.read_text(encoding="ascii") != table_of_near_duplicates():
-        raise ValueError(f"{NEAR_DUPLICATES.name} is not what the pictures give")
+        raise ValueError(f"{NEAR_DUPLICATES.name} is not what the images give")
 
     size = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
     if size > LIMIT:

@@ -3,7 +3,7 @@
     python tools/pack_records.py OUT benchmarks/records/NAME.tar.xz
 
 The records of the jobs that are done, their figures by `carft evaluate`, and the manifest: no
-weights, rows of pictures, logs, locks or states. The output folder's path becomes its name.
+weights, rows of images, logs, locks or states. The output folder's path becomes its name.
 `tar -xf NAME.tar.xz` makes a folder that `carft sweep launch NAME --output_dir NAME` goes on with.
 """
 

@@ -37,7 +37,7 @@ STYLE_PHRASES: dict[str, tuple[str, ...]] = {
         "rendering",
         "plastic toy",
         "3d sculpture",
-        "video game picture",
+        "video game image",
     ),
     "line": (
         "line drawing",
@@ -62,7 +62,7 @@ STYLE_PHRASES: dict[str, tuple[str, ...]] = {
         "simple flat sticker",
         "flat illustration",
         "minimal flat drawing",
-        "clip art picture",
+        "clip art image",
     ),
 }
 #: Effect -> adjectives; the first two are also in the contexts file.
@@ -81,7 +81,7 @@ EFFECT_WORDS: dict[str, tuple[str, ...]] = {
     "cropped": ("cropped", "close-up", "zoomed", "cut"),
 }
 #: Words that state nothing, so that they are known and change little.
-_MEDIA = ("picture", "image", "photo", "picture", "depiction", "rendition", "art", "drawing")
+_MEDIA = ("image", "image", "photo", "image", "depiction", "rendition", "art", "drawing")
 _FILLERS = ("nice", "cool", "weird", "bad", "large", "good", "big", "cute", "real")
 _DETERMINERS = ("a", "a", "a", "the", "one", "my", "this", "an", "")
 
@@ -144,7 +144,7 @@ _GROUP_WORDS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What is true of a picture, or what a caption states (None: not stated).
+    """What is true of an image, or what a caption states (None: not stated).
 
     Attributes:
         effect: photometric effect.
@@ -177,7 +177,7 @@ def contexts() -> list[tuple[str, Facts]]:
     for style, phrases in STYLE_PHRASES.items():
         found += [(_template(phrase), Facts(style=style)) for phrase in phrases[:3]]
     for effect, words in EFFECT_WORDS.items():
-        found += [(_template(f"{word} picture"), Facts(effect=effect)) for word in words[:2]]
+        found += [(_template(f"{word} image"), Facts(effect=effect)) for word in words[:2]]
     return found
 
 
@@ -185,13 +185,13 @@ def _template(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase} of a {{}}."
 
 
-def caption(picture: Facts, concept: Concept, rng: np.random.Generator) -> tuple[str, Facts]:
-    """One random true caption of a picture, and the facts it states."""
+def caption(image: Facts, concept: Concept, rng: np.random.Generator) -> tuple[str, Facts]:
+    """One random true caption of an image, and the facts it states."""
     thing, stated = _thing(concept, rng)
     # Mostly one context at a time, as the prompts that ask for a class have it.
     draw = rng.random()
-    style = picture.style if draw < 0.4 else None
-    effect = picture.effect if 0.3 <= draw < 0.7 else None
+    style = image.style if draw < 0.4 else None
+    effect = image.effect if 0.3 <= draw < 0.7 else None
     medium = _style_phrase(style, rng) if style else _pick(_MEDIA, rng)
     words = [_pick(_DETERMINERS, rng)]
     if effect:
@@ -230,11 +230,11 @@ def _pick(options: tuple[str, ...], rng: np.random.Generator, favoured: int = 0)
     return options[int(rng.integers(len(options)))]
 
 
-def truth_matrix(pictures: list[Facts], captions: list[Facts]) -> np.ndarray:
-    """Which caption is true of which picture: bool, shape (pictures, captions)."""
-    true = np.ones((len(pictures), len(captions)), dtype=bool)
+def truth_matrix(images: list[Facts], captions: list[Facts]) -> np.ndarray:
+    """Which caption is true of which image: bool, shape (images, captions)."""
+    true = np.ones((len(images), len(captions)), dtype=bool)
     for name in ("effect", "style", "kind", "group", "key"):
-        have = np.array([getattr(facts, name) for facts in pictures], dtype=object)
+        have = np.array([getattr(facts, name) for facts in images], dtype=object)
         said = np.array([getattr(facts, name) for facts in captions], dtype=object)
         unsaid = np.array([value is None for value in said])
         true &= (have[:, None] == said[None, :]) | unsaid[None, :]
@@ -256,25 +256,25 @@ EFFECTS = (
     "cropped",
 )
 RESOLUTION = 48
-#: Share of augmented pictures whose colours are permuted.
+#: Share of augmented images whose colours are permuted.
 COLOUR_SHUFFLES = 0.15
 _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
 _LUMA = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
 
 
-def normalise(pictures: torch.Tensor) -> torch.Tensor:
+def normalise(images: torch.Tensor) -> torch.Tensor:
     """CLIP's mean and standard deviation; shape (n, 3, h, w) kept."""
-    return (pictures - _MEAN) / _STD
+    return (images - _MEAN) / _STD
 
 
 def view(
-    pictures: torch.Tensor, effects: torch.Tensor, generator: torch.Generator, augment: bool
+    images: torch.Tensor, effects: torch.Tensor, generator: torch.Generator, augment: bool
 ) -> torch.Tensor:
     """Random resized crop and flip, and the effects, at the model's resolution.
 
     Args:
-        pictures: (n, 3, h, w) in [0, 1], on white.
+        images: (n, 3, h, w) in [0, 1], on white.
         effects: (n,) indices into EFFECTS.
         generator: source of all randomness.
         augment: whether to crop, flip and shift hues beside the effects.
@@ -283,11 +283,11 @@ def view(
         (n, 3, RESOLUTION, RESOLUTION) in [0, 1].
     """
     matrices = _windows(effects, generator, augment)
-    shape = [len(pictures), 3, 2 * RESOLUTION, 2 * RESOLUTION]
+    shape = [len(images), 3, 2 * RESOLUTION, 2 * RESOLUTION]
     grid = F.affine_grid(matrices, shape, align_corners=False)
     # Sampled as ink on zero, since what lies outside is padded with zeros and must be white;
     # at double resolution, then averaged, against aliasing.
-    ink = F.grid_sample(1 - pictures, grid, mode="bilinear", align_corners=False)
+    ink = F.grid_sample(1 - images, grid, mode="bilinear", align_corners=False)
     result = 1 - F.avg_pool2d(ink, 2)
     if augment:
         result = _shuffle_colours(result, generator)
@@ -324,24 +324,24 @@ def _sign(n: int, generator: torch.Generator) -> torch.Tensor:
     return torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
 
 
-def _shuffle_colours(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Permutes the channels of some pictures: shape tells more than colour does."""
-    n = len(pictures)
+def _shuffle_colours(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Permutes the channels of some images: shape tells more than colour does."""
+    n = len(images)
     order = torch.rand(n, 3, generator=generator).argsort(dim=1)
     keep = torch.rand(n, generator=generator) >= COLOUR_SHUFFLES
     order[keep] = torch.arange(3)
-    return pictures.gather(1, order[:, :, None, None].expand_as(pictures))
+    return images.gather(1, order[:, :, None, None].expand_as(images))
 
 
 def _apply_effects(
-    pictures: torch.Tensor, effects: torch.Tensor, generator: torch.Generator
+    images: torch.Tensor, effects: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    result = pictures.clone()
+    result = images.clone()
     for index, name in enumerate(EFFECTS):
         rows = (effects == index).nonzero()[:, 0]
         change = _CHANGES.get(name)
         if change is not None and len(rows):
-            result[rows] = change(pictures[rows], generator)
+            result[rows] = change(images[rows], generator)
     return result
 
 
@@ -362,7 +362,7 @@ def _bright(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _blurry(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Gaussian blur, each picture with its own width of 1.5 to 3 pixels."""
+    """Gaussian blur, each image with its own width of 1.5 to 3 pixels."""
     n, channels, height, width = x.shape
     sigma = _uniform(n, 1.5, 3.0, generator).repeat_interleave(channels)[:, None]
     taps = torch.arange(-6, 7)
@@ -410,18 +410,18 @@ _CHANGES = {
 CLASS_SHARE = 0.85
 #: Line art is the hardest to learn from, so it is drawn more often than the other styles.
 LINE_WEIGHT = 1.5
-#: Probability that a picture is left plain.
+#: Probability that an image is left plain.
 PLAIN_SHARE = 0.5
 
 
 @dataclass
-class Pictures:
+class Images:
     """The pre-training set in memory.
 
     Attributes:
         pixels: uint8, (n, 3, 64, 64).
-        facts: what is true of each picture, its effect not yet chosen.
-        weights: probability of each picture, float64, (n,).
+        facts: what is true of each image, its effect not yet chosen.
+        weights: probability of each image, float64, (n,).
     """
 
     pixels: torch.Tensor
@@ -430,7 +430,7 @@ class Pictures:
     weights: np.ndarray
 
 
-def load_pictures(path: Path) -> Pictures:
+def load_images(path: Path) -> Images:
     """Read pretrain.npz."""
     concepts, sides = read_split(ASSETS / "emoji_split.csv")
     by_key = {concept.key: concept for concept in concepts}
@@ -438,12 +438,12 @@ def load_pictures(path: Path) -> Pictures:
     rows = [by_key[key] for key in stored["keys"]]
     if any(sides[concept.key] != "pretrain" for concept in rows):
         raise ValueError(f"{path} holds images that the split does not give to pre-training")
-    pixels = torch.from_numpy(stored["pictures"]).permute(0, 3, 1, 2).contiguous()
+    pixels = torch.from_numpy(stored["images"]).permute(0, 3, 1, 2).contiguous()
     facts = [
         Facts(style=str(style), kind=kind_word(c), group=c.subgroup, key=c.key)
         for style, c in zip(stored["styles"], rows, strict=True)
     ]
-    return Pictures(pixels, facts, rows, _weights(rows, facts))
+    return Images(pixels, facts, rows, _weights(rows, facts))
 
 
 def _weights(concepts: list[Concept], facts: list[Facts]) -> np.ndarray:
@@ -475,7 +475,7 @@ class Batch:
     truth: torch.Tensor
 
 
-def draw_batch(data: Pictures, size: int, seed: int, step: int) -> Batch:
+def draw_batch(data: Images, size: int, seed: int, step: int) -> Batch:
     """The batch of one step, the same whenever it is asked for."""
     rng = np.random.default_rng([seed, step])
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -510,18 +510,18 @@ MAX_LOGIT_SCALE = math.log(100.0)
 def contrastive_loss(
     image: torch.Tensor, text: torch.Tensor, logit_scale: torch.Tensor, truth: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
-    """CLIP's symmetric loss, where a caption may be true of several pictures.
+    """CLIP's symmetric loss, where a caption may be true of several images.
 
-    The target of each picture is spread evenly over the captions true of it, and the target of
-    each caption over the pictures it is true of; with one of each it is CLIP's loss.
+    The target of each image is spread evenly over the captions true of it, and the target of
+    each caption over the images it is true of; with one of each it is CLIP's loss.
 
     Args:
         image, text: unnormalised features, (n, d).
         logit_scale: logarithm of the scale.
-        truth: bool, (pictures, captions), true on the diagonal.
+        truth: bool, (images, captions), true on the diagonal.
 
     Returns:
-        The loss, and the share of pictures whose nearest caption is true of them.
+        The loss, and the share of images whose nearest caption is true of them.
     """
     logits = logit_scale.exp() * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
     target = truth.to(logits.dtype)
@@ -585,7 +585,7 @@ class Run:
     longest: int = 0
 
 
-def train_step(run: Run, data: Pictures, args: argparse.Namespace) -> tuple[float, float]:
+def train_step(run: Run, data: Images, args: argparse.Namespace) -> tuple[float, float]:
     """One update; returns the loss and the in-batch accuracy."""
     batch = draw_batch(data, args.batch_size, args.seed, run.step)
     for group in run.optimiser.param_groups:
@@ -608,7 +608,7 @@ def train_step(run: Run, data: Pictures, args: argparse.Namespace) -> tuple[floa
     return loss.item(), right
 
 
-def train(run: Run, data: Pictures, args: argparse.Namespace) -> None:
+def train(run: Run, data: Images, args: argparse.Namespace) -> None:
     """Train to the last step, with a line every 50."""
     recent: list[tuple[float, float]] = []
     while run.step < args.steps:
@@ -638,7 +638,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     write_contexts(ASSETS / "contexts" / "emoji.txt")
-    data = load_pictures(args.work_dir / "pretrain.npz")
+    data = load_images(args.work_dir / "pretrain.npz")
     model = CLIP(*SHAPE)
     optimiser = make_optimiser(model, args.lr, args.weight_decay)
     run = Run(model, optimiser, torch.zeros(model.vocab_size, dtype=torch.bool))

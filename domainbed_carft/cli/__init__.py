@@ -35,7 +35,7 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; its exit status, 1 with a message on stderr for errors a user can fix.
 
-    For ``carft diff``, to which 1 means that something differs, such errors give 2. If no picture
+    For ``carft diff``, to which 1 means that something differs, such errors give 2. If no image
     can be read the status is 3, as it is where some cannot.
     """
     arguments = _parser().parse_args(argv)

@@ -34,17 +34,17 @@ def _add_list(commands: Any) -> None:
 def _add_verify(commands: Any) -> None:
     parser = commands.add_parser(
         "verify",
-        help="check the layout and the picture counts of a data set",
-        description="Check the layout and the picture counts of a data set. Exit status: 1 if the "
+        help="check the layout and the image counts of a data set",
+        description="Check the layout and the image counts of a data set. Exit status: 1 if the "
         "data is broken, 2 if there is none, 0 otherwise. --json has the verdict.",
     )
     parser.add_argument(
         "data",
         metavar="NAME|PATH",
-        help="a benchmark's name, or the path of your own folder environment/class/picture",
+        help="a benchmark's name, or the path of your own folder environment/class/image",
     )
     parser.add_argument("--data_dir", type=Path, help="folder that contains the benchmark's folder")
-    parser.add_argument("--decode", action="store_true", help="decode all pictures, on all cores")
+    parser.add_argument("--decode", action="store_true", help="decode all images, on all cores")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     parser.set_defaults(run=_verify)
 
@@ -96,18 +96,18 @@ def _training_table() -> str:
         )
 
     for task in TASKS.values():
-        training_pictures, test_pictures = task.pictures
+        training_images, test_images = task.images
         rows.append(
             (
                 task.name,
                 task.folder,
                 f"train, {task.split}; test set",
                 str(task.classes),
-                f"{training_pictures:,} + {test_pictures:,}",
+                f"{training_images:,} + {test_images:,}",
                 f"{TASK_STEPS:,}",
             )
         )
-    return text.table(("name", "folder", "environments", "classes", "pictures", "steps"), rows)
+    return text.table(("name", "folder", "environments", "classes", "images", "steps"), rows)
 
 
 def _test_set_table() -> str:
@@ -118,8 +118,8 @@ def _test_set_table() -> str:
     for test_set in imagenet.suite().sets:
         known = facts[test_set.name]
         classes = str(len(test_set.classes))
-        rows.append((test_set.name, known["folders"][0], classes, f"{known['pictures']:,}"))
-    return text.table(("name", "folder", "classes", "pictures"), rows)
+        rows.append((test_set.name, known["folders"][0], classes, f"{known['images']:,}"))
+    return text.table(("name", "folder", "classes", "images"), rows)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

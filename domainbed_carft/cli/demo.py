@@ -18,7 +18,7 @@ from domainbed_carft.sweep.declaration import Declaration, Seeds
 from domainbed_carft.text import quantity
 
 ZERO_SHOT = "CLIPZeroShot"
-DATA_DIR = "embedded"  # not read: the pictures are in the package
+DATA_DIR = "embedded"  # not read: the images are in the package
 
 
 def run(output: Path, trials: int | None = None, declared: str | Path = "demo") -> None:

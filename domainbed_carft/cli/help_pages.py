@@ -60,7 +60,7 @@ PAGES = {
         "NAME|PATH [options]",
         {
             "carft data verify PACS --data_dir DATA": "a benchmark",
-            "carft data verify my/pictures --decode": "your own folders, each picture opened",
+            "carft data verify my/images --decode": "your own folders, each image opened",
         },
     ),
     "carft data download": HelpPage(
@@ -107,8 +107,8 @@ PAGES = {
     "carft predict": HelpPage(
         "RUN IMAGE_OR_FOLDER... [options]",
         {
-            "carft predict OUT/JOB PICTURES": "class and context of each picture",
-            "carft predict OUT/JOB PICTURES --format jsonl -o predictions.jsonl": "for scripts",
+            "carft predict OUT/JOB IMAGES": "class and context of each image",
+            "carft predict OUT/JOB IMAGES --format jsonl -o predictions.jsonl": "for scripts",
         },
     ),
     "carft wise-ft": HelpPage(

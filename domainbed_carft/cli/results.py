@@ -63,7 +63,7 @@ def _add_output(output: Any) -> None:
 
 def _add_report(commands: Any) -> None:
     parser = commands.add_parser(
-        "report", help="write a web page of a sweep's results: tables, figures, example pictures"
+        "report", help="write a web page of a sweep's results: tables, figures, example images"
     )
     add_common(parser, _report)
     table_options.add_to(parser)
@@ -76,19 +76,19 @@ def _add_report(commands: Any) -> None:
         help="folder for index.html and figures/: new, empty, or an earlier report's "
         "(default: report)",
     )
-    examples = parser.add_argument_group("example pictures")
+    examples = parser.add_argument_group("example images")
     examples.add_argument(
         "--examples",
         nargs=2,
         metavar=("A", "B"),
-        help="compare these two algorithms picture by picture (default: CARFT CLIPFineTune)",
+        help="compare these two algorithms image by image (default: CARFT CLIPFineTune)",
     )
     examples.add_argument(
         "--n_examples",
         type=int,
         default=4,
-        help="pictures per environment that A gets right and B wrong, and vice versa, by the "
-        "predictions of carft evaluate (default: 4; 0 reads no pictures)",
+        help="images per environment that A gets right and B wrong, and vice versa, by the "
+        "predictions of carft evaluate (default: 4; 0 reads no images)",
     )
     examples.add_argument(
         "--data_dir", help="folder that contains the data now (default: as recorded)"
@@ -212,7 +212,7 @@ def _report(arguments: argparse.Namespace) -> None:
     )
     print_errors(describe_warnings(report.warnings))
     if report.why_no_examples:
-        print_errors([f"No example pictures: {report.why_no_examples}"])
+        print_errors([f"No example images: {report.why_no_examples}"])
     if not report.is_complete:
         print_errors(["Some cells are incomplete; see the notes on the page."])
     print(f"Report: {printable(str(report.index))}")

@@ -22,7 +22,7 @@ from domainbed_carft.results import collection, formats, suites
 from domainbed_carft.runs import SOME_SKIPPED
 from domainbed_carft.runs.evaluate import Evaluation, evaluate
 from domainbed_carft.runs.export import export
-from domainbed_carft.runs.predict import PicturePrediction, find_pictures, predict_files
+from domainbed_carft.runs.predict import ImagePrediction, find_images, predict_files
 from domainbed_carft.runs.predictions import LoadingOptions, choose_device, worker_count
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import choose_weights, describe_choice, load_run
@@ -169,13 +169,13 @@ def _evaluate_sweep_on_suite(arguments: argparse.Namespace, options: SweepOption
 
 
 def predict_command(arguments: argparse.Namespace) -> int:
-    """Print a line per picture; returns 3 if some pictures were skipped, 1 if all were."""
-    paths = list(find_pictures(arguments.pictures))
+    """Print a line per image; returns 3 if some images were skipped, 1 if all were."""
+    paths = list(find_images(arguments.images))
     file = choose_weights(arguments.path, arguments.which)
     files.require_output(arguments.output, (file, *paths))
 
-    has_folder = any(map(os.path.isdir, arguments.pictures))
-    workers = worker_count(arguments.workers, has_many_pictures=has_folder)
+    has_folder = any(map(os.path.isdir, arguments.images))
+    workers = worker_count(arguments.workers, has_many_images=has_folder)
     run = load_run(file, device=arguments.device)
     choice = describe_choice(arguments.path, arguments.which, file)
     if choice:
@@ -199,17 +199,17 @@ def predict_command(arguments: argparse.Namespace) -> int:
 
     if not skipped:
         return 0
-    print(f"carft: skipped {skipped} of {len(paths)} pictures", file=sys.stderr)
+    print(f"carft: skipped {skipped} of {len(paths)} images", file=sys.stderr)
     return SOME_SKIPPED if skipped < len(paths) else 1
 
 
-def _print_skipped(prediction: PicturePrediction) -> None:
+def _print_skipped(prediction: ImagePrediction) -> None:
     if prediction.error:
         message = f"carft: {printable(prediction.path)} skipped: {printable(prediction.error)}"
         tqdm.write(message, sys.stderr)
 
 
-def _prediction_line(prediction: PicturePrediction, line_format: str, top: int | None) -> str:
+def _prediction_line(prediction: ImagePrediction, line_format: str, top: int | None) -> str:
     if line_format == "jsonl":
         return json.dumps(prediction.as_dict(top)) + "\n"
     return run_texts.prediction_line(prediction, top)

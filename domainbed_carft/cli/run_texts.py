@@ -10,7 +10,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.results import columns, formats, tables
 from domainbed_carft.results.evaluations import ECE_BINS
 from domainbed_carft.runs.evaluate import Evaluation
-from domainbed_carft.runs.predict import PicturePrediction, most_likely
+from domainbed_carft.runs.predict import ImagePrediction, most_likely
 from domainbed_carft.runs.soup import Soups
 from domainbed_carft.runs.suites import SuiteEvaluation, SuiteScores
 from domainbed_carft.runs.sweep import SweepEvaluation
@@ -18,8 +18,8 @@ from domainbed_carft.runs.wise_ft import WiseFT
 from domainbed_carft.suites import catalogue
 from domainbed_carft.text import limited, printable, quantity, table
 
-PICTURES_OF_A_SOUP = (
-    "Pictures: all through the test transform; a soup has no seed and no step to augment by."
+IMAGES_OF_A_SOUP = (
+    "Images: all through the test transform; a soup has no seed and no step to augment by."
 )
 # Of a sweep, as of `carft collect --columns`.
 SWEEP_COLUMNS = (
@@ -36,7 +36,7 @@ SWEEP_COLUMNS = (
     "gained",
     "lost",
 )
-TOP = 3  # classes and contexts of a picture, unless --top says otherwise
+TOP = 3  # classes and contexts of an image, unless --top says otherwise
 
 
 def percent(share: float | None) -> str:
@@ -50,7 +50,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
     lines = [printable(f"{evaluation.title} on {dataset}{_weights_remark(evaluation)}")]
     lines.append(printable(evaluation.run))
     if evaluation.soup:
-        lines.append(PICTURES_OF_A_SOUP)
+        lines.append(IMAGES_OF_A_SOUP)
 
     lines += [
         "",
@@ -89,12 +89,12 @@ def _table_by_split(evaluation: Evaluation) -> str:
             [
                 split.name,
                 environment,
-                str(split.pictures),
+                str(split.images),
                 percent(figures.accuracy if figures else None),
                 percent(figures.calibration.ece if figures else None),
             ]
         )
-    return table(["split", "environment", "pictures", "accuracy (%)", "ECE (%)"], rows)
+    return table(["split", "environment", "images", "accuracy (%)", "ECE (%)"], rows)
 
 
 def _table_by_class(evaluation: Evaluation) -> str:
@@ -136,7 +136,7 @@ def _suite_table(scores: SuiteScores, published: Mapping[str, float]) -> str:
         rows.append(
             [
                 name if set_scores.is_complete else f"{name} (incomplete)",
-                f"{set_scores.pictures:,}",
+                f"{set_scores.images:,}",
                 percent(set_scores.accuracy),
                 f"{low} to {high}",
                 percent(set_scores.ece),
@@ -146,7 +146,7 @@ def _suite_table(scores: SuiteScores, published: Mapping[str, float]) -> str:
         )
     head = [
         "test set",
-        "pictures",
+        "images",
         "accuracy (%)",
         "95% interval",
         "ECE (%)",
@@ -201,7 +201,7 @@ def wise_ft_text(result: WiseFT, is_soup: bool) -> str:
     ]
     lines.append(table(["alpha", "in-domain (%)", "out-of-domain (%)"], rows))
     if is_soup:
-        lines.append(PICTURES_OF_A_SOUP)
+        lines.append(IMAGES_OF_A_SOUP)
     return "\n".join(lines)
 
 
@@ -221,7 +221,7 @@ def soups_text(soups: Soups) -> str:
     for member in soups.uniform.members:
         rows.append([str(member.run.path), "", percent(member.validation), ""])
     head = ["soup or run", "runs", "in-domain (%)", "out-of-domain (%)"]
-    lines = [table(head, rows), PICTURES_OF_A_SOUP]
+    lines = [table(head, rows), IMAGES_OF_A_SOUP]
 
     uniform = soups.uniform.suite
     greedy = soups.greedy.suite
@@ -230,8 +230,8 @@ def soups_text(soups: Soups) -> str:
     return "\n".join(lines)
 
 
-def prediction_line(prediction: PicturePrediction, top: int | None) -> str:
-    """The most likely classes and contexts of a picture; "" for one that was skipped."""
+def prediction_line(prediction: ImagePrediction, top: int | None) -> str:
+    """The most likely classes and contexts of an image; "" for one that was skipped."""
     if prediction.error:
         return ""
 

@@ -75,7 +75,7 @@ def _add_sweep_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_predict(commands: Any) -> None:
     parser = commands.add_parser(
-        "predict", help="predict the class and the context of pictures with a saved run"
+        "predict", help="predict the class and the context of images with a saved run"
     )
     parser.set_defaults(run=functools.partial(_run, "predict"))
 
@@ -85,7 +85,7 @@ def _add_predict(commands: Any) -> None:
     _add_output_file(parser)
 
     parser.add_argument(
-        "pictures", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them"
+        "images", nargs="+", metavar="IMAGE_OR_FOLDER", help="images, or folders of them"
     )
     parser.add_argument(
         "--top",
@@ -200,13 +200,13 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
         type=at_least(1),
         default=BATCH_SIZE,
         metavar="N",
-        help=f"pictures per batch (default: {BATCH_SIZE})",
+        help=f"images per batch (default: {BATCH_SIZE})",
     )
     loading.add_argument(
         "--workers",
         type=at_least(0),
         metavar="N",
-        help="processes that load pictures (default: one per core, or none for few pictures)",
+        help="processes that load images (default: one per core, or none for few images)",
     )
     loading.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
 

@@ -1,1 +1,1 @@
-"""CLIP models: found, checked, loaded, their prompts encoded, and the pictures that they want."""
+"""CLIP models: found, checked, loaded, their prompts encoded, and the images that they want."""

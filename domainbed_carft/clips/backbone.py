@@ -17,8 +17,8 @@ from domainbed_carft import files
 from domainbed_carft.clips import open_clip, openai
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
+from domainbed_carft.images.preprocessing import Preprocessing
 from domainbed_carft.machine import devices
-from domainbed_carft.pictures.preprocessing import Preprocessing
 from domainbed_carft.text import progress
 
 TEXT_BATCH = 256  # prompts encoded at once
@@ -45,7 +45,7 @@ class Backbone(NamedTuple):
 
 
 class ClipFacts(NamedTuple):
-    """Which CLIP a name stands for, and what it wants of pictures."""
+    """Which CLIP a name stands for, and what it wants of images."""
 
     digest: str  # SHA-256 of the weights
     revision: str  # of the hub's repository, else ""
@@ -87,7 +87,7 @@ def load(name: str) -> Backbone:
 
 
 def preprocessing(name: str) -> Preprocessing:
-    """What the CLIP ``name`` wants of pictures; an exception of any type if it cannot be read."""
+    """What the CLIP ``name`` wants of images; an exception of any type if it cannot be read."""
     if name.startswith(open_clip.PREFIX):
         return open_clip.preprocessing(open_clip.configuration(name))
 
@@ -127,7 +127,7 @@ def empty_image_encoder(
 ) -> tuple[nn.Module, Preprocessing, int]:
     """An untrained image encoder whose state dict has these shapes (keys as in ``visual.*``).
 
-    Also what it wants of pictures, and D of its features (N, D). Raises an exception of any type
+    Also what it wants of images, and D of its features (N, D). Raises an exception of any type
     for shapes that are no such encoder's.
     """
     build: Callable[[], Any] = functools.partial(openai.image_encoder, shapes)

@@ -22,8 +22,8 @@ from torch import Tensor
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError, PassingError, brief, imported
 from domainbed_carft.files import weights
-from domainbed_carft.pictures.plan import INTERPOLATIONS, RESIZES
-from domainbed_carft.pictures.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
+from domainbed_carft.images.plan import INTERPOLATIONS, RESIZES
+from domainbed_carft.images.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from domainbed_carft.text import unknown
 
 PREFIX = "open_clip:"
@@ -209,7 +209,7 @@ def checked(config: Any, name: str) -> Config:
 
 
 def preprocessing(config: Config) -> Preprocessing:
-    """What a model wants of pictures. Raises CarftError for what our transforms do not do.
+    """What a model wants of images. Raises CarftError for what our transforms do not do.
 
     From the configuration, since the data are made before the model.
     """
@@ -226,7 +226,7 @@ def preprocessing(config: Config) -> Preprocessing:
     if not (is_known and is_size and len(mean) == len(std) == 3 and all(std)):
         requested = {"image_size": size, **options}
         raise CarftError(
-            f"the model wants pictures as {repr(requested)[:200]}; expected square ones, bicubic "
+            f"the model wants images as {repr(requested)[:200]}; expected square ones, bicubic "
             "or bilinear, shortest or squash, mean and std of three channels"
         )
     return Preprocessing(side, interpolation, resize_mode, mean, std)
@@ -323,7 +323,7 @@ def _load_model(config: Config, path: Path) -> Any:
         with torch.no_grad():
             features = model.eval().visual(torch.zeros(1, 3, size, size))
         if getattr(features, "shape", None) != (1, dim):
-            raise ValueError(f"its image encoder gives no feature of {dim} numbers a picture")
+            raise ValueError(f"its image encoder gives no feature of {dim} numbers an image")
     except Exception as error:  # what other files make of open_clip: any type
         raise CarftError(f"{path} does not fit its architecture ({brief(error)})") from error
     return model

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from domainbed_carft.errors import CarftError, PassingError, brief, imported
 from domainbed_carft.files import weights
-from domainbed_carft.pictures.preprocessing import Preprocessing
+from domainbed_carft.images.preprocessing import Preprocessing
 
 # File name and SHA-256 of OpenAI's published weights (openai/CLIP, clip/clip.py).
 OPENAI_WEIGHTS = {
@@ -46,7 +46,7 @@ RESOLUTIONS = {
     "ViT-L/14@336px": 336,
 }
 HEAD_WIDTH = 64  # of the attention in all of OpenAI's models
-RESNET_STRIDE = 32  # pixels of a picture, a side, that become one position of the last stage
+RESNET_STRIDE = 32  # pixels of an image, a side, that become one position of the last stage
 # A tensor whose last dimension is the width of a tower, for each kind of tower.
 _WIDTH_TENSORS = (
     "visual.class_embedding",

@@ -51,7 +51,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Edition:
-    """One version of the data: environment folder -> pictures, and by class where known."""
+    """One version of the data: environment folder -> images, and by class where known."""
 
     name: str
     counts: Mapping[str, int]
@@ -59,7 +59,7 @@ class Edition:
 
     @property
     def total(self) -> int:
-        """Pictures in all environments."""
+        """Images in all environments."""
         return sum(self.counts.values())
 
 

@@ -17,7 +17,7 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.data.benchmarks import Benchmark, Edition
 from domainbed_carft.text import quantity
 
-Counts = Mapping[str, Mapping[str, int]]  # environment -> class -> pictures, in order of position
+Counts = Mapping[str, Mapping[str, int]]  # environment -> class -> images, in order of position
 
 SUB_SPLITS = {"train", "test", "val", "valid", "validation", "crossval", "trainval", "full"}
 MOST_EXAMPLES = 5  # names in a sentence
@@ -159,15 +159,15 @@ def _compare_classes(counts: Counts, known_classes: Sequence[str], findings: Fin
         if classes and SUB_SPLITS.issuperset(map(str.lower, classes)):
             findings.problems.append(
                 f"environment {name!r} has the sub-splits {quoted_names(classes)}, expected class "
-                "folders; merge the sub-splits into one folder per class, each picture once"
+                "folders; merge the sub-splits into one folder per class, each image once"
             )
             continue
         environments_by_classes.setdefault(tuple(classes), []).append(name)
-        empty = [label for label, pictures in classes.items() if not pictures]
+        empty = [label for label, images in classes.items() if not images]
         if empty:
             findings.problems.append(
-                f"environment {name!r} has no picture in {quoted_names(empty)}, so no job can "
-                "start; get the pictures or remove the class from all environments"
+                f"environment {name!r} has no image in {quoted_names(empty)}, so no job can "
+                "start; get the images or remove the class from all environments"
             )
     if not environments_by_classes:
         return
@@ -178,7 +178,7 @@ def _compare_classes(counts: Counts, known_classes: Sequence[str], findings: Fin
     if len(expected) < 2:
         findings.problems.append(
             f"environment {usual_environment!r} has {quantity(len(usual), 'class folder')}, "
-            "expected at least two; the layout is environment/class/picture"
+            "expected at least two; the layout is environment/class/image"
         )
 
     origin = "the known ones" if known_classes else f"those in {usual_environment!r}"
@@ -225,17 +225,17 @@ def _compare_editions(benchmark: Benchmark, counts: Counts, findings: Findings) 
     edition = min(benchmark.editions, key=distance)
     differences = []
     for name, classes in counts.items():
-        pictures = {normalised_name(label): number for label, number in classes.items()}
+        images = {normalised_name(label): number for label, number in classes.items()}
         by_class = [
-            f"{label!r} {pictures[normalised_name(label)]:,} instead of {expected:,}"
+            f"{label!r} {images[normalised_name(label)]:,} instead of {expected:,}"
             for label, expected in edition.by_class.get(name, {}).items()
-            if pictures.get(normalised_name(label), expected) != expected
+            if images.get(normalised_name(label), expected) != expected
         ]
         expected_total = edition.counts[name]
         if by_class or totals[name] != expected_total:
             details = f": {', '.join(by_class[:MOST_EXAMPLES])}" if by_class else ""
             differences.append(
-                f"environment {name!r} has {totals[name]:,} pictures, expected "
+                f"environment {name!r} has {totals[name]:,} images, expected "
                 f"{expected_total:,} as in the edition {edition.name} "
                 f"({totals[name] - expected_total:+,}){details}"
             )

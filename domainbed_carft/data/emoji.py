@@ -1,4 +1,4 @@
-"""Where the embedded pictures are: unpacked from the package on first use, divided for EmojiShift.
+"""Where the embedded images are: unpacked from the package on first use, divided for EmojiShift.
 
 EmojiStyles has the styles that `tiny` has seen in pre-training, EmojiUnseen those that it has not.
 EmojiShift has one style, two thirds of its things to train on, the others to test on, and the three
@@ -31,14 +31,14 @@ TRAINED_SHARE = 2 / 3  # of the things of each class; chosen after looking at te
 
 
 def environment_folder(name: str) -> Path:
-    """The folder environment/class/picture.png of the embedded data set ``name``."""
+    """The folder environment/class/image.png of the embedded data set ``name``."""
     if name == UNSEEN:
         return style_folders(emoji_styles.NEVER_SEEN)
     return shift_folders() / "train" if name == SHIFT else style_folders()
 
 
 def style_folders(label: str = emoji_styles.SEEN) -> Path:
-    """The folder style/class/picture.png of all styles with this label of `emoji_styles`.
+    """The folder style/class/image.png of all styles with this label of `emoji_styles`.
 
     Raises CarftError without a cache folder to write to.
     """
@@ -52,26 +52,26 @@ def _unpacked_archive(name: str) -> Path:
     with resources.as_file(resources.files("domainbed_carft") / "assets" / name) as archive:
 
         def unpack(folder: Path) -> None:
-            with zipfile.ZipFile(archive) as pictures:
-                pictures.extractall(folder)
+            with zipfile.ZipFile(archive) as images:
+                images.extractall(folder)
 
         return _cached_folder(Path(archive.stem, weights.sha256(archive)[:16]), unpack)
 
 
 def shift_folders() -> Path:
-    """The folders train/noto/class/picture.png and test/... of EmojiShift, by a fixed draw."""
+    """The folders train/noto/class/image.png and test/... of EmojiShift, by a fixed draw."""
     styles = style_folders()
 
     def divide(folder: Path) -> None:
         generator = np.random.RandomState(0)
         for class_folder in sorted((styles / TRAINED_STYLE).iterdir()):
-            pictures = sorted(class_folder.iterdir())
-            order = generator.permutation(len(pictures)).tolist()
+            images = sorted(class_folder.iterdir())
+            order = generator.permutation(len(images)).tolist()
             for rank, position in enumerate(order):
                 side = "train" if rank < TRAINED_SHARE * len(order) else "test"
                 target = folder / side / TRAINED_STYLE / class_folder.name
                 target.mkdir(parents=True, exist_ok=True)
-                shutil.copy(pictures[position], target)
+                shutil.copy(images[position], target)
 
     return _cached_folder(Path("emoji_shift", f"{styles.name}-{TRAINED_SHARE:.3f}"), divide)
 
@@ -89,12 +89,12 @@ def _cached_folder(path: Path, fill: Callable[[Path], None]) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as temporary:
-            fill(Path(temporary, "pictures"))
-            os.rename(Path(temporary, "pictures"), target)
+            fill(Path(temporary, "images"))
+            os.rename(Path(temporary, "images"), target)
     except OSError as error:
         if not target.is_dir():  # else another job was faster, and its copy is as good
             raise PassingError(
-                f"the embedded pictures cannot be unpacked to {target}: {error}; set "
+                f"the embedded images cannot be unpacked to {target}: {error}; set "
                 f"{process_variables.CACHE.name} to a writable folder on a disk with free space"
             ) from error
     return target

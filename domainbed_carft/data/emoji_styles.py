@@ -1,4 +1,4 @@
-"""The drawing styles of the embedded pictures: who drew them, and whether `tiny` has seen them.
+"""The drawing styles of the embedded images: who drew them, and whether `tiny` has seen them.
 
 Styles of one family are by one team, and drawn after each other: they are not independent.
 """
@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 
-SEEN = "seen"  # pictures of this style were in the pre-training of `tiny`
-FAMILY_SEEN = "family seen"  # pictures of another style of its family were
+SEEN = "seen"  # images of this style were in the pre-training of `tiny`
+FAMILY_SEEN = "family seen"  # images of another style of its family were
 NEVER_SEEN = "never seen"
 
 
@@ -19,7 +19,7 @@ NEVER_SEEN = "never seen"
 class DrawingStyle:
     """One drawing style.
 
-    ``label`` is SEEN, FAMILY_SEEN or NEVER_SEEN. ``pictures``: how many of the 429 held-out things
+    ``label`` is SEEN, FAMILY_SEEN or NEVER_SEEN. ``images``: how many of the 429 held-out things
     are in the package in this style. ``package``, ``version`` and ``integrity`` are
     of npm: the last is the digest of the package's archive.
     """
@@ -27,7 +27,7 @@ class DrawingStyle:
     name: str
     label: str
     family: str
-    pictures: int
+    images: int
     artists: str
     licence: str
     licence_url: str

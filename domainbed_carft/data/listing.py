@@ -1,7 +1,7 @@
-"""What a folder environment/class/picture holds.
+"""What a folder environment/class/image holds.
 
 Counts as torchvision's ImageFolder does: links are followed, nested folders belong to their class,
-a picture is what has a picture's extension.
+an image is what has an image's extension.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.text import progress, quantity
 
 # torchvision.datasets.folder.IMG_EXTENSIONS, without seconds of importing torch.
-PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
-# Kinds of files that end a job or give it wrong pictures, and what to do about them.
+# Kinds of files that end a job or give it wrong images, and what to do about them.
 FAULT_KINDS = {
     "empty file": "(download again)",
     "link": "to nothing (restore the target)",
     "path": "that cannot be read (repair or delete)",
-    "macOS file": "with a picture's name (delete)",
+    "macOS file": "with an image's name (delete)",
 }
 
 
@@ -34,14 +34,14 @@ class Listing:
     """What is below ``root``; all paths are relative to it."""
 
     root: Path
-    counts: dict[str, dict[str, int]]  # environment -> class -> pictures; sorted, in label order
-    pictures: list[str]  # all that are counted, class by class, in the order of ImageFolder
+    counts: dict[str, dict[str, int]]  # environment -> class -> images; sorted, in label order
+    images: list[str]  # all that are counted, class by class, in the order of ImageFolder
     faults: dict[str, list[str]]  # by FAULT_KINDS, the paths with such a fault
 
     def paths(self) -> dict[str, dict[str, list[str]]]:
-        """Environment -> class -> its pictures, by their whole paths."""
+        """Environment -> class -> its images, by their whole paths."""
         prefix = os.path.join(self.root, "")
-        paths = (prefix + picture for picture in self.pictures)
+        paths = (prefix + image for image in self.images)
         return {
             environment: {name: list(islice(paths, count)) for name, count in classes.items()}
             for environment, classes in self.counts.items()
@@ -58,7 +58,7 @@ class Listing:
 
 
 def list_environments(root: Path) -> Listing:
-    """List a folder environment/class/picture. Raises CarftError where it cannot be read."""
+    """List a folder environment/class/image. Raises CarftError where it cannot be read."""
     counts: dict[str, dict[str, int]] = {}
     faults: dict[str, list[str]] = {kind: [] for kind in FAULT_KINDS}
     pairs = []
@@ -70,17 +70,17 @@ def list_environments(root: Path) -> Listing:
             faults["path"].append(environment)
         else:
             pairs += [(environment, name) for name in class_names]
-    return _list_pictures(Listing(root, counts, [], faults), pairs)
+    return _list_images(Listing(root, counts, [], faults), pairs)
 
 
 def list_classes(root: Path, names: Container[str] | None = None) -> Listing:
-    """List a folder class/picture, as its one environment ""; of the classes ``names``, or all.
+    """List a folder class/image, as its one environment ""; of the classes ``names``, or all.
 
     Raises CarftError where it cannot be read.
     """
     selected = [name for name in _subfolders(root, "class") if names is None or name in names]
     listing = Listing(root, {"": {}}, [], {kind: [] for kind in FAULT_KINDS})
-    return _list_pictures(listing, [("", name) for name in selected])
+    return _list_images(listing, [("", name) for name in selected])
 
 
 def _subfolders(root: Path, kind: str) -> list[str]:
@@ -95,31 +95,31 @@ def _subfolders(root: Path, kind: str) -> list[str]:
     return names
 
 
-def loose_pictures(root: Path) -> int:
-    """The number of files with a picture's extension that lie in ``root`` itself."""
-    _, pictures = _entries(root)
-    return len(pictures)
+def loose_images(root: Path) -> int:
+    """The number of files with an image's extension that lie in ``root`` itself."""
+    _, images = _entries(root)
+    return len(images)
 
 
-def _list_pictures(listing: Listing, pairs: Sequence[tuple[str, str]]) -> Listing:
-    """Add the pictures of pairs (environment, class) to a listing; returns it.
+def _list_images(listing: Listing, pairs: Sequence[tuple[str, str]]) -> Listing:
+    """Add the images of pairs (environment, class) to a listing; returns it.
 
     Over a network a large data set takes minutes.
     """
     description = f"listing {listing.root.name}"
     for environment, name in progress(pairs, description=description, unit="class", delay=1):
-        before = len(listing.pictures)
-        _add_pictures(listing, os.path.join(environment, name), ())
+        before = len(listing.images)
+        _add_images(listing, os.path.join(environment, name), ())
         # By folder, then by name: in the order of os.walk, which ImageFolder sorts.
-        listing.pictures[before:] = sorted(
-            listing.pictures[before:], key=lambda path: path.rpartition("/")
+        listing.images[before:] = sorted(
+            listing.images[before:], key=lambda path: path.rpartition("/")
         )
-        listing.counts[environment][name] = len(listing.pictures) - before
+        listing.counts[environment][name] = len(listing.images) - before
     return listing
 
 
-def _add_pictures(listing: Listing, folder: str, ancestors: tuple[str, ...]) -> None:
-    """Add the pictures in and below ``folder`` to a listing.
+def _add_images(listing: Listing, folder: str, ancestors: tuple[str, ...]) -> None:
+    """Add the images in and below ``folder`` to a listing.
 
     ``ancestors`` are the real paths of the folders that led here.
     """
@@ -134,12 +134,12 @@ def _add_pictures(listing: Listing, folder: str, ancestors: tuple[str, ...]) -> 
 
     for entry in files:
         path = f"{folder}/{entry.name}"
-        listing.pictures.append(path)
+        listing.images.append(path)
         kind = _fault_kind(entry)
         if kind:
             listing.faults[kind].append(path)
     for name in folders:
-        _add_pictures(listing, f"{folder}/{name}", (*ancestors, real_path))
+        _add_images(listing, f"{folder}/{name}", (*ancestors, real_path))
 
 
 def _fault_kind(entry: os.DirEntry[str]) -> str:
@@ -159,13 +159,13 @@ def _fault_kind(entry: os.DirEntry[str]) -> str:
 
 
 def _entries(folder: Path) -> tuple[list[str], list[os.DirEntry[str]]]:
-    """Sorted names of the sub-folders, and the entries that have a picture's extension."""
+    """Sorted names of the sub-folders, and the entries that have an image's extension."""
     folders = []
-    pictures = []
+    images = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if os.path.isdir(entry.path):
                 folders.append(entry.name)
-            elif entry.name.lower().endswith(PICTURE_EXTENSIONS):
-                pictures.append(entry)
-    return sorted(folders), pictures
+            elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
+                images.append(entry)
+    return sorted(folders), images

@@ -1,4 +1,4 @@
-"""From what a benchmark's archives held to its folder environment/class/picture.
+"""From what a benchmark's archives held to its folder environment/class/image.
 
 After upstream's file domainbed/scripts/download.py at b93c22a.
 """
@@ -19,7 +19,7 @@ from domainbed_carft.errors import CarftError
 # Benchmark -> the folder in its archive that has all of it.
 INNER = {"PACS": "kfold", "VLCS": "VLCS", "OfficeHome": "OfficeHomeDataset_10072016"}
 
-TERRA_PICTURES = "eccv_18_all_images_sm"
+TERRA_IMAGES = "eccv_18_all_images_sm"
 TERRA_ANNOTATIONS = "eccv_18_annotation_files"
 TERRA_PARTS = ("cis_test", "cis_val", "train", "trans_test", "trans_val")
 TERRA_FILES = tuple(f"{part}_annotations.json" for part in TERRA_PARTS)
@@ -48,7 +48,7 @@ def _domain_net(unpacked: Path, ready: Path) -> None:
     content = _required(unpacked / DOMAIN_NET_DUPLICATES).read_text("utf-8", errors="replace")
     paths = content.split()
     if len(paths) != DUPLICATES or not all(map(duplicate.fullmatch, paths)):
-        fault = f"is damaged or another list, not {DUPLICATES:,} times environment/class/picture"
+        fault = f"is damaged or another list, not {DUPLICATES:,} times environment/class/image"
         raise BadFile(DOMAIN_NET_DUPLICATES, fault)
 
     ready.mkdir()
@@ -59,8 +59,8 @@ def _domain_net(unpacked: Path, ready: Path) -> None:
 
 
 @dataclasses.dataclass
-class _TerraPicture:
-    """A picture of TerraIncognita by its annotations."""
+class _TerraImage:
+    """An image of TerraIncognita by its annotations."""
 
     location: str
     file_name: str
@@ -68,54 +68,54 @@ class _TerraPicture:
 
 
 def _terra_incognita(unpacked: Path, ready: Path) -> None:
-    """Make TerraIncognita of a folder of pictures, and annotations of their places and animals."""
-    pictures = _required(unpacked / TERRA_PICTURES)
+    """Make TerraIncognita of a folder of images, and annotations of their places and animals."""
+    images = _required(unpacked / TERRA_IMAGES)
     annotated = _read_terra_annotations(_required(unpacked / TERRA_ANNOTATIONS))
 
-    # Else another file of this machine could be called a picture.
-    outside = [picture.file_name for picture in annotated if "/" in picture.file_name]
+    # Else another file of this machine could be called an image.
+    outside = [image.file_name for image in annotated if "/" in image.file_name]
     if outside:
         raise CarftError(
-            f"{TERRA_ARCHIVE} names a picture {outside[0]!r} outside the folder of pictures; "
+            f"{TERRA_ARCHIVE} names an image {outside[0]!r} outside the folder of images; "
             "nothing was installed. Do not use this archive"
         )
 
     benchmark = benchmarks.get("TerraIncognita")
     folders = [environment.folder for environment in benchmark.environments]
-    for picture in annotated:
-        folder = f"location_{picture.location}"
+    for image in annotated:
+        folder = f"location_{image.location}"
         if folder not in folders:
             continue
-        for category in picture.categories & set(benchmark.classes):
+        for category in image.categories & set(benchmark.classes):
             target = ready / folder / category
             target.mkdir(parents=True, exist_ok=True)
-            # Copied, as upstream does: a picture may belong to two classes.
-            shutil.copyfile(_required(pictures / picture.file_name), target / picture.file_name)
+            # Copied, as upstream does: an image may belong to two classes.
+            shutil.copyfile(_required(images / image.file_name), target / image.file_name)
 
 
-def _read_terra_annotations(folder: Path) -> list[_TerraPicture]:
-    """The pictures in TerraIncognita's annotation files. Raises BadFile for a damaged one."""
-    pictures: dict[object, _TerraPicture] = {}  # by id
-    categories_by_picture: defaultdict[object, set[str]] = defaultdict(set)
+def _read_terra_annotations(folder: Path) -> list[_TerraImage]:
+    """The images in TerraIncognita's annotation files. Raises BadFile for a damaged one."""
+    images: dict[object, _TerraImage] = {}  # by id
+    categories_by_image: defaultdict[object, set[str]] = defaultdict(set)
     for name in TERRA_FILES:
         file = _required(folder / name)
         try:
             content = json.loads(file.read_bytes())
             for image in content["images"]:
-                picture_id = image["id"]
-                pictures[picture_id] = _TerraPicture(
+                image_id = image["id"]
+                images[image_id] = _TerraImage(
                     str(image["location"]),
                     str(image["file_name"]),
-                    categories_by_picture[picture_id],
+                    categories_by_image[image_id],
                 )
             names = {category["id"]: str(category["name"]) for category in content["categories"]}
             for annotation in content["annotations"]:
                 category = names.get(annotation["category_id"], "")
-                categories_by_picture[annotation["image_id"]].add(category)
+                categories_by_image[annotation["image_id"]].add(category)
         except (ValueError, LookupError, TypeError) as error:
             fault = f"is damaged: its {name} is not JSON with images, categories and annotations"
             raise BadFile(TERRA_ARCHIVE, fault) from error
-    return list(pictures.values())
+    return list(images.values())
 
 
 def _required(path: Path) -> Path:

@@ -1,10 +1,10 @@
 """Eleven data sets of CLIP's paper, in torchvision's own folders: a split to train, one to test.
 
-A picture's label comes from the name of its class: torchvision counts the class folders or the
+An image's label comes from the name of its class: torchvision counts the class folders or the
 entries of a list, so that one more or one fewer shifts all later labels.
 
 Caltech101, SUN397 and EuroSAT have no official splits there: theirs are drawn here, as many
-pictures of each class as CLIP's own splits have, and reported as "own split".
+images of each class as CLIP's own splits have, and reported as "own split".
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from domainbed_carft.data import benchmarks, listing
 from domainbed_carft.data import verify as verifying
 from domainbed_carft.data.comparison import normalised_name, quoted_names
 from domainbed_carft.data.download import removing_empty_folders, with_time_limit
-from domainbed_carft.data.picture_files import PictureDataset
+from domainbed_carft.data.image_files import ImageDataset
 from domainbed_carft.errors import CarftError, brief
 
 Part = dict[str, Any]  # keyword arguments of torchvision's class
@@ -41,10 +41,10 @@ class Task:
     words: str  # the shipped lists of class names, in torchvision's label order, and of templates
     folder: str  # below the data folder, as torchvision has it
     classes: int
-    pictures: Sequence[int]  # the published numbers of training and test pictures
+    images: Sequence[int]  # the published numbers of training and test images
     zero_shot: Mapping[str, float]  # of CLIPs by name, in percent
     class_folders: str = ""  # below ``folder``, where the data set is nothing but class folders
-    labels: str = "names"  # or "files" or "numbers": what names a picture's class elsewhere
+    labels: str = "names"  # or "files" or "numbers": what names an image's class elsewhere
     contexts: str = ""  # another list of templates, where the only one would make the KL zero
     per_class: bool = False  # whether CLIP's paper reports the mean accuracy of the classes
     parts: Sequence[Sequence[Part]] = (({},), ({},))  # what makes up training and test set
@@ -73,10 +73,10 @@ TASKS = {facts["name"]: Task(**facts) for facts in benchmarks.task_facts()["task
 ZERO_SHOT_SOURCE: str = benchmarks.task_facts()["zero_shot_source"]
 
 
-def read_split(task: Task, data_dir: str | Path, train: bool) -> PictureDataset:
-    """A task's training or test pictures, always in the same order, labelled by class name.
+def read_split(task: Task, data_dir: str | Path, train: bool) -> ImageDataset:
+    """A task's training or test images, always in the same order, labelled by class name.
 
-    Pictures of classes that the task does not have are left out. Raises CarftError without data
+    Images of classes that the task does not have are left out. Raises CarftError without data
     that torchvision can read.
     """
     for problem in benchmarks.missing_data_dir(data_dir):
@@ -103,11 +103,11 @@ def read_split(task: Task, data_dir: str | Path, train: bool) -> PictureDataset:
         samples = _draw_split(task, sorted(samples, key=lambda sample: str(sample[0])), train)
 
     classes = [name.replace("/", "_") for name in task.class_names]
-    return PictureDataset(samples, classes, unknown_classes=unknown_classes)
+    return ImageDataset(samples, classes, unknown_classes=unknown_classes)
 
 
 def _read_named_sources(task: Task, data_dir: Path, train: bool) -> list[tuple[Any, str]]:
-    """Files or pixels of a task's training or test pictures, with the names of their classes.
+    """Files or pixels of a task's training or test images, with the names of their classes.
 
     Raises FileNotFoundError without its folder, and what torchvision raises.
     """
@@ -124,20 +124,20 @@ def _read_named_sources(task: Task, data_dir: Path, train: bool) -> list[tuple[A
     return named_sources
 
 
-def class_problems(task: Task, split: str, pictures: PictureDataset) -> list[str]:
-    """A sentence if classes of the task have no picture in the split, and one if others have."""
+def class_problems(task: Task, split: str, images: ImageDataset) -> list[str]:
+    """A sentence if classes of the task have no image in the split, and one if others have."""
     problems = []
-    present = {label for _, label in pictures.samples}
+    present = {label for _, label in images.samples}
     missing = [name for label, name in enumerate(task.class_names) if label not in present]
     if missing:
         problems.append(
-            f"{split} has no picture of {len(missing):,} of the {len(task.class_names):,} classes: "
-            f"{quoted_names(missing)}; restore their pictures, or the lists that name them"
+            f"{split} has no image of {len(missing):,} of the {len(task.class_names):,} classes: "
+            f"{quoted_names(missing)}; restore their images, or the lists that name them"
         )
-    if pictures.unknown_classes:
+    if images.unknown_classes:
         problems.append(
-            f"{split} has pictures of classes that {task.name} does not have: "
-            f"{quoted_names(pictures.unknown_classes)}; they are not read. Move them out, or "
+            f"{split} has images of classes that {task.name} does not have: "
+            f"{quoted_names(images.unknown_classes)}; they are not read. Move them out, or "
             "restore the names"
         )
     return problems
@@ -146,7 +146,7 @@ def class_problems(task: Task, split: str, pictures: PictureDataset) -> list[str
 def verify(name: str, data_dir: Path | None, decode: bool = False) -> verifying.DataReport:
     """Compare the counts of a task's two splits with the published ones.
 
-    ``decode`` decodes every picture that is a file. Raises CarftError without data that torchvision
+    ``decode`` decodes every image that is a file. Raises CarftError without data that torchvision
     can read.
     """
     task = TASKS[name]
@@ -163,21 +163,21 @@ def verify(name: str, data_dir: Path | None, decode: bool = False) -> verifying.
 
 
 def report_on(
-    task: Task, data_dir: str | Path, splits: Iterable[PictureDataset]
+    task: Task, data_dir: str | Path, splits: Iterable[ImageDataset]
 ) -> verifying.DataReport:
     """The report on a task's training set, or on that and its test set, without decoding them."""
     counts: dict[str, dict[str, int]] = {}
     problems: list[str] = []
     differences: list[str] = []
-    for name, expected, pictures in zip(("train", "test"), task.pictures, splits):
-        label_counts = Counter(label for _, label in pictures.samples)
+    for name, expected, images in zip(("train", "test"), task.images, splits):
+        label_counts = Counter(label for _, label in images.samples)
         counts[name] = {
-            class_name: label_counts[label] for label, class_name in enumerate(pictures.classes)
+            class_name: label_counts[label] for label, class_name in enumerate(images.classes)
         }
         if name == "train" or not task.drawn:  # a draw leaves nothing to test of a small class
-            problems += class_problems(task, name, pictures)
-        if len(pictures) != expected:
-            differences.append(f"{name} has {len(pictures):,} pictures, expected {expected:,}")
+            problems += class_problems(task, name, images)
+        if len(images) != expected:
+            differences.append(f"{name} has {len(images):,} images, expected {expected:,}")
 
     return verifying.DataReport(
         name=task.name,
@@ -228,7 +228,7 @@ def _torchvision_dataset(task: Task, data_dir: Path, part: Part, download: bool 
 
 def _samples_in_folders(root: Path) -> list[tuple[Path, str]]:
     """Files below the class folders with the names of these; torchvision refuses empty folders."""
-    files = map(Path, listing.list_classes(root).pictures)
+    files = map(Path, listing.list_classes(root).images)
     return [(root / file, file.parts[0]) for file in files if file.parts[0] != BACKGROUND]
 
 
@@ -263,7 +263,7 @@ def _samples(dataset: Any) -> Iterable[tuple[Any, int]]:
 def _draw_split(
     task: Task, samples: Sequence[tuple[Any, int]], train: bool
 ) -> list[tuple[Any, int]]:
-    """The pictures of each class that a fixed draw gives to the split, class by class."""
+    """The images of each class that a fixed draw gives to the split, class by class."""
     n_training, n_test = task.drawn or ()
     generator = np.random.RandomState(0)
     labels = np.array([label for _, label in samples])

@@ -12,8 +12,8 @@ from typing import Any
 from domainbed_carft import text
 from domainbed_carft.data import benchmarks, comparison, emoji
 from domainbed_carft.data.comparison import Counts, quoted_names
+from domainbed_carft.data.image_files import DamagedImage, damaged_images
 from domainbed_carft.data.listing import Listing, list_environments
-from domainbed_carft.data.picture_files import DamagedPicture, damaged_pictures
 from domainbed_carft.errors import CarftError
 
 # Of the table that is printed: a folder of classes may be taken for one of environments.
@@ -26,13 +26,13 @@ class DataReport:
 
     name: str
     root: Path
-    counts: Counts  # environment -> class -> pictures, in label order
+    counts: Counts  # environment -> class -> images, in label order
     problems: Sequence[str]  # with these, jobs fail or give wrong results
     differences: Sequence[str]  # from what is known of the data set
     notes: Sequence[str]
     edition: str | None  # the known edition with these counts
     decoded: bool = False
-    damaged: Sequence[DamagedPicture] = ()  # known only if ``decoded``
+    damaged: Sequence[DamagedImage] = ()  # known only if ``decoded``
 
     @property
     def verdict(self) -> str:
@@ -64,14 +64,14 @@ class DataReport:
         return f"{self.verdict}: {', '.join(parts)}" if parts else self.verdict
 
     @property
-    def pictures(self) -> int:
-        """Pictures in all environments."""
+    def images(self) -> int:
+        """Images in all environments."""
         return sum(sum(classes.values()) for classes in self.counts.values())
 
     def as_dict(self) -> dict[str, Any]:
         """The report as `carft data verify --json` prints it."""
         facts = {**asdict(self), "root": str(self.root), "verdict": self.verdict}
-        return {**facts, "data_edition": self.data_edition, "pictures": self.pictures}
+        return {**facts, "data_edition": self.data_edition, "images": self.images}
 
     def as_text(self) -> str:
         """A table of the environments, one line per finding, and the verdict last."""
@@ -79,7 +79,7 @@ class DataReport:
         lines += [f"problem: {sentence}" for sentence in self.problems]
         lines += [f"difference: {sentence}" for sentence in self.differences]
         lines += [f"note: {sentence}" for sentence in self.notes]
-        lines += [f"damaged: {picture.path} ({picture.reason})" for picture in self.damaged]
+        lines += [f"damaged: {image.path} ({image.reason})" for image in self.damaged]
         lines.append(f"{self.verdict}: {self._verdict_meaning()}")
         lines = [text.printable(line) for line in lines]
 
@@ -88,18 +88,18 @@ class DataReport:
             for name, classes in self.counts.items()
         ]
         if rows:
-            table = text.table(("environment", "pictures", "classes"), rows)
+            table = text.table(("environment", "images", "classes"), rows)
             lines[1:1] = text.limited(table.splitlines(), MOST_ENVIRONMENTS + 1)
         return "\n".join(lines)
 
     def _verdict_meaning(self) -> str:
-        pictures = f"{self.pictures:,} pictures"
+        images = f"{self.images:,} images"
         if self.decoded:
-            pictures += ", each decoded"
+            images += ", each decoded"
         meanings = {
-            "verified": f"the {pictures}, {benchmarks.edition_label(self.edition or '')}",
-            "consistent": f"{pictures}; there are no published counts to compare with",
-            "differs": f"{pictures}; usable, but results may not compare with published ones",
+            "verified": f"the {images}, {benchmarks.edition_label(self.edition or '')}",
+            "consistent": f"{images}; there are no published counts to compare with",
+            "differs": f"{images}; usable, but results may not compare with published ones",
             "broken": "jobs would fail or give wrong results",
         }
         return meanings[self.verdict]
@@ -108,7 +108,7 @@ class DataReport:
 def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False) -> DataReport:
     """Verify a benchmark below ``data_dir`` by its name, or any data set by its folder's path.
 
-    ``decode`` decodes every picture. Raises CarftError for an unknown benchmark or a missing
+    ``decode`` decodes every image. Raises CarftError for an unknown benchmark or a missing
     folder.
     """
     if name_or_path not in benchmarks.BENCHMARKS:
@@ -134,7 +134,7 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
 
 
 def verify_folder(name: str, root: Path, decode: bool = False) -> DataReport:
-    """Verify the folder ``root`` as that of the data set ``name``; decode its pictures if asked.
+    """Verify the folder ``root`` as that of the data set ``name``; decode its images if asked.
 
     Raises CarftError where it is not a folder, or cannot be read.
     """
@@ -142,7 +142,7 @@ def verify_folder(name: str, root: Path, decode: bool = False) -> DataReport:
 
 
 def verify_listing(name: str, listing: Listing, decode: bool = False) -> DataReport:
-    """Verify a listed folder as that of the data set ``name``; decode its pictures if asked."""
+    """Verify a listed folder as that of the data set ``name``; decode its images if asked."""
     findings = comparison.compare(name, listing.counts)
     report = DataReport(
         name=name,
@@ -156,20 +156,20 @@ def verify_listing(name: str, listing: Listing, decode: bool = False) -> DataRep
     )
 
     reported = {path for paths in listing.faults.values() for path in paths}
-    return with_decoding_faults(report, [p for p in listing.pictures if p not in reported])
+    return with_decoding_faults(report, [p for p in listing.images if p not in reported])
 
 
-def with_decoding_faults(report: DataReport, pictures: Sequence[str]) -> DataReport:
-    """The report, with what decoding ``pictures``, paths below its root, adds to it.
+def with_decoding_faults(report: DataReport, images: Sequence[str]) -> DataReport:
+    """The report, with what decoding ``images``, paths below its root, adds to it.
 
     They are decoded only if the report is ``decoded``.
     """
     if not report.decoded:
         return report
 
-    damaged = damaged_pictures(report.root, pictures)
-    unreadable = [picture.path for picture in damaged if not picture.truncated]
-    truncated = [picture.path for picture in damaged if picture.truncated]
+    damaged = damaged_images(report.root, images)
+    unreadable = [image.path for image in damaged if not image.truncated]
+    truncated = [image.path for image in damaged if image.truncated]
     return replace(
         report,
         problems=[*report.problems, *_download_again(unreadable, "cannot be decoded")],
@@ -182,8 +182,8 @@ def with_decoding_faults(report: DataReport, pictures: Sequence[str]) -> DataRep
 
 
 def _download_again(paths: Sequence[str], fault: str) -> list[str]:
-    """A sentence about pictures with a fault, if there are any."""
+    """A sentence about images with a fault, if there are any."""
     if not paths:
         return []
-    count = text.quantity(len(paths), "picture")
+    count = text.quantity(len(paths), "image")
     return [f"{count} {fault} (download again): {quoted_names(paths)}"]

@@ -48,7 +48,7 @@ class Holder(NamedTuple):
     since: float
     step: int | None = None
     steps: int | None = None
-    pictures_per_step: int | None = None
+    images_per_step: int | None = None
     updated: float | None = None
 
     def __str__(self) -> str:
@@ -103,7 +103,7 @@ class Lock:
         self.publish()
 
     def publish(self, **progress: Any) -> None:
-        """Let other processes read the progress: ``step``, ``steps``, ``pictures_per_step``."""
+        """Let other processes read the progress: ``step``, ``steps``, ``images_per_step``."""
         self._holder = self._holder._replace(**{"updated": time.time(), **progress})
         with contextlib.suppress(OSError):  # of a full disk: publishing is a courtesy
             os.truncate(self.descriptor, 0)

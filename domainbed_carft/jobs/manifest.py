@@ -123,11 +123,11 @@ REHEARSAL_FILE = "preflight.json"
 class Dataset:
     """Facts of a data set, and its defaults, kept so that reading them again needs no domainbed.
 
-    ``labels`` of the environments, ``pictures`` of each; ``held_out``: only out-splits count.
+    ``labels`` of the environments, ``images`` of each; ``held_out``: only out-splits count.
     """
 
     labels: tuple[str, ...]
-    pictures: tuple[int, ...] | None
+    images: tuple[int, ...] | None
     steps: int
     checkpoint_freq: int
     held_out: bool = False
@@ -292,10 +292,10 @@ def _parse_sweep(content: Any, output: Path) -> Sweep:
 
 
 def _parse_dataset(facts: Any) -> Dataset:
-    pictures = facts["pictures"]
+    images = facts["images"]
     return Dataset(
         labels=tuple(map(str, facts["labels"])),
-        pictures=None if pictures is None else tuple(map(int, pictures)),
+        images=None if images is None else tuple(map(int, images)),
         steps=int(facts["steps"]),
         checkpoint_freq=int(facts["checkpoint_freq"]),
         held_out=bool(facts["held_out"]),

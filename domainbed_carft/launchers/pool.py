@@ -117,8 +117,8 @@ class Pool:
 
         cores = max(1, machine.cores() // n_slots)
         variables = machine.variables(cores, bool(gpus), os.environ, per_job)
-        if n_slots > 1 and machine.PICTURE_MEMORY not in os.environ:
-            variables[machine.PICTURE_MEMORY] = str(machine.picture_memory(n_slots))
+        if n_slots > 1 and machine.IMAGE_MEMORY not in os.environ:
+            variables[machine.IMAGE_MEMORY] = str(machine.image_memory(n_slots))
         variables |= own_methods.variables()
         sees_all_gpus = self.name == "local" and not options.gpus
         if not gpu_groups or sees_all_gpus:

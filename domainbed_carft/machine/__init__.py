@@ -20,11 +20,11 @@ CORES = process_variables.CORES.name
 # The variable for the number of its processes, each with a GPU of its own.
 PROCESSES = process_variables.PROCESSES.name
 
-# The variable for the memory that its evaluation pictures may stay in.
-PICTURE_MEMORY = process_variables.PICTURE_MEMORY.name
+# The variable for the memory that its evaluation images may stay in.
+IMAGE_MEMORY = process_variables.IMAGE_MEMORY.name
 
 # The share of a job's memory that this is by default.
-_PICTURE_SHARE = 4
+_IMAGE_SHARE = 4
 
 # How a line of /proc/self/cgroup begins that names a group of version 2, below the root.
 _CGROUP_V2 = "0::/"
@@ -95,8 +95,8 @@ def _installed_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def picture_memory(jobs: int = 1) -> int:
-    """The bytes that evaluation pictures of each of so many jobs on this machine may stay in.
+def image_memory(jobs: int = 1) -> int:
+    """The bytes that evaluation images of each of so many jobs on this machine may stay in.
 
     Where nothing limits the memory of a process, it has as large a share of it as of the cores: on
     the others there may be other jobs, as on a node of SLURM.
@@ -104,7 +104,7 @@ def picture_memory(jobs: int = 1) -> int:
     available = memory()
     if available == _installed_memory():
         available = available * job_cores() // (os.cpu_count() or 1)
-    return available // _PICTURE_SHARE // jobs
+    return available // _IMAGE_SHARE // jobs
 
 
 def _cgroup_limits(name: str, root: Path) -> list[str]:
@@ -128,7 +128,7 @@ def share(cores: int, on_gpu: bool) -> tuple[int, int]:
 
     Together they are no more than the cores, but for one that loads beside a GPU. A quarter of the
     cores load where the processor computes, since a step of the smallest CLIP takes it four times
-    as long as the pictures do; all but one where a GPU computes. A rule of ours.
+    as long as the images do; all but one where a GPU computes. A rule of ours.
     """
     loaders = max(1, cores - 1) if on_gpu else cores // 4
     return max(1, cores - loaders), loaders

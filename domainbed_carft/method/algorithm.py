@@ -21,6 +21,10 @@ from torch.func import functional_call
 
 from domainbed_carft.clips import backbone
 from domainbed_carft.errors import CarftError, HparamProblem, raise_for
+from domainbed_carft.images.clip_input import CLIPInput
+from domainbed_carft.images.plan import ImagePlan
+from domainbed_carft.images.preprocessing import IMAGENET, Normalisation, Preprocessing
+from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.jobs.algorithms import Style as Style
 from domainbed_carft.machine import devices
 from domainbed_carft.method import (
@@ -54,10 +58,6 @@ from domainbed_carft.method.lora import HPARAMS as LORA_HPARAMS
 from domainbed_carft.method.lora import LoRA, merged_weights, scale_of
 from domainbed_carft.method.parts import PARTS
 from domainbed_carft.method.prompts import Prompts
-from domainbed_carft.pictures.clip_input import CLIPInput
-from domainbed_carft.pictures.plan import PicturePlan
-from domainbed_carft.pictures.preprocessing import IMAGENET, Normalisation, Preprocessing
-from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.text import printable
 
 Minibatches = Sequence[tuple[Tensor, Tensor]]
@@ -86,10 +86,10 @@ class CLIPAlgorithm(Algorithm):
     """An image encoder under a head over classes and one over contexts, in DomainBed's interface.
 
     It is built from four arguments, in any host or without one. ``input_shape``: (3, H, W) of the
-    pictures. ``hparams``: any mapping, which is not changed; names that it lacks get their
+    images. ``hparams``: any mapping, which is not changed; names that it lacks get their
     defaults. Its ``class_names`` names the data set, "dataset:PACS", or is the list of names. The
-    facts of a data set that this process has built, above all how it normalises pictures, are found
-    by them; without them pictures are taken as normalised as DomainBed does. Raises CarftError for
+    facts of a data set that this process has built, above all how it normalises images, are found
+    by them; without them images are taken as normalised as DomainBed does. Raises CarftError for
     hparams and data that do not fit, and where nothing gives ``num_classes`` names.
 
     A method declares, in its class:
@@ -143,7 +143,7 @@ class CLIPAlgorithm(Algorithm):
     logit_scale: Tensor
     terms: penalties.Penalties | None
     lora: LoRA | None  # where low-rank factors are trained instead of the encoder
-    # Mean and std of the pictures that it takes; None where only the weights know them.
+    # Mean and std of the images that it takes; None where only the weights know them.
     normalisation: Normalisation | None = None
     original: FrozenOriginal | None = None
     predicting: averages.Predicting | None = None
@@ -199,7 +199,7 @@ class CLIPAlgorithm(Algorithm):
                 delattr(self, name)
 
     def _build(self, pixels: int, prompts: Prompts, normalisation: Normalisation) -> None:
-        """Build all modules for pictures of ``pixels`` a side."""
+        """Build all modules for images of ``pixels`` a side."""
         clip_model = backbone.load(self.hparams["clip_backbone"])
         self.register_text("words", prompts.as_json())
         if clip_model.architecture:
@@ -209,8 +209,7 @@ class CLIPAlgorithm(Algorithm):
         preprocessing = clip_model.preprocessing
         if pixels != preprocessing.resolution:
             print(
-                f"CLIP input: pictures are resized from {pixels} to {preprocessing.resolution} "
-                "pixels"
+                f"CLIP input: images are resized from {pixels} to {preprocessing.resolution} pixels"
             )
 
         encoder = clip_model.model.visual
@@ -324,7 +323,7 @@ class CLIPAlgorithm(Algorithm):
         """What records and files of weights hold beside the hparams: ``facts``."""
         return self.facts
 
-    wanted_pictures = staticmethod(job.wanted_pictures)
+    wanted_images = staticmethod(job.wanted_images)
 
     # What it consists of
 
@@ -414,28 +413,28 @@ class CLIPAlgorithm(Algorithm):
 
     # Predicting
 
-    def preprocess(self, picture: Any) -> Tensor:
-        """The picture (3, R, R) that `update` and `predict` take, of a Pillow picture.
+    def preprocess(self, image: Any) -> Tensor:
+        """The image (3, R, R) that `update` and `predict` take, of a Pillow image.
 
-        It is resized and cropped to R pixels a side as the CLIP's own pictures are, and normalised
+        It is resized and cropped to R pixels a side as the CLIP's own images are, and normalised
         as the data set of the algorithm normalises: without one as DomainBed does, by ImageNet's
         mean and standard deviation. The algorithm itself goes from there to CLIP's normalisation,
         so do not normalise once more. Nothing is random; augment before or after.
         """
         preprocessing = self.input.preprocessing
         mean, std = self.normalisation or self.input.undone_normalisation()
-        plan = PicturePlan(
+        plan = ImagePlan(
             size=preprocessing.resolution,
             resize=preprocessing.resize,
             interpolation=preprocessing.interpolation,
             mean=mean,
             std=std,
         )
-        tensor: Tensor = PlanTransform(plan)(picture.convert("RGB"))
+        tensor: Tensor = PlanTransform(plan)(image.convert("RGB"))
         return tensor
 
     def predict(self, x: Tensor) -> Tensor:
-        """Class logits (N, K) of pictures (N, 3, H, W) that are normalised as the data set does."""
+        """Class logits (N, K) of images (N, 3, H, W) that are normalised as the data set does."""
         weights = self.predicting_weights()
         logits: Tensor = functional_call(self, weights, (x,)) if weights else self.forward(x)
         return logits
@@ -445,7 +444,7 @@ class CLIPAlgorithm(Algorithm):
         return self.class_logits(self.features(x))
 
     def trained_logits(self, x: Tensor) -> Tensor:
-        """Class logits (N, K) of pictures, as `predict` has them, by the weights being trained."""
+        """Class logits (N, K) of images, as `predict` has them, by the weights being trained."""
         return self.forward(x)
 
     def predicting_weights(self) -> dict[str, Tensor]:
@@ -453,7 +452,7 @@ class CLIPAlgorithm(Algorithm):
         return self.predicting.weights() if self.predicting else {}
 
     def features(self, x: Tensor) -> Tensor:
-        """Image features (N, D), not normalised, of pictures as `predict` takes them."""
+        """Image features (N, D), not normalised, of images as `predict` takes them."""
         return encode(self.encoder, self.input(x), self.bf16).features
 
     def class_logits(self, features: Tensor) -> Tensor:
@@ -495,7 +494,7 @@ class CLIPAlgorithm(Algorithm):
         """
         if minibatches is None and not {"x", "y"} <= keywords.keys():
             raise CarftError(
-                f"update got no pictures but the arguments {sorted(keywords) or 'none'}; expected "
+                f"update got no images but the arguments {sorted(keywords) or 'none'}; expected "
                 "update(minibatches), a list of (x, y), or update(x=..., y=...), two lists"
             )
 
@@ -523,7 +522,7 @@ class CLIPAlgorithm(Algorithm):
         return all_reduce_measurements(measurements, self.process_group)
 
     def take_step(self, x: Tensor, parts: Iterable[MicroBatch]) -> dict[str, Tensor]:
-        """Take a step by the gradients accumulated over the ``parts`` of the pictures ``x``."""
+        """Take a step by the gradients accumulated over the ``parts`` of the images ``x``."""
         self.zero_grad(set_to_none=True)
         measurements = accumulate_gradients(self._measure, x, parts)
         all_reduce_gradients(self, self.process_group)
@@ -532,13 +531,13 @@ class CLIPAlgorithm(Algorithm):
         return measurements
 
     def _measure(self, x: Tensor, part: MicroBatch) -> dict[str, Tensor]:
-        """The loss of a micro-batch with pictures ``x``, penalties included, and all its parts."""
+        """The loss of a micro-batch with images ``x``, penalties included, and all its parts."""
         places = self.terms.places if self.terms else {}
         batch = Batch(
-            pictures=self.input(x),
+            images=self.input(x),
             part=part,
-            encode=lambda pictures: encode(self.encoder, pictures, self.bf16, places),
-            encode_by_original=lambda pictures: self._required_original()(pictures, places),
+            encode=lambda images: encode(self.encoder, images, self.bf16, places),
+            encode_by_original=lambda images: self._required_original()(images, places),
         )
         measurements = self.loss(batch)
         if not self.terms:

@@ -50,11 +50,11 @@ def require_minibatches(minibatches: Sequence[Any], class_count: int) -> None:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Which pictures of a batch are computed at once.
+    """Which images of a batch are computed at once.
 
     ``batch_labels`` (N,): the labels of the batch, or of this process's slice of it.
     ``positions``: which of them are the labels of this micro-batch.
-    ``batch_size``: the number of pictures in the batch, over all processes.
+    ``batch_size``: the number of images in the batch, over all processes.
     ``random_draws``: the random numbers of the step. Its micro-batches share them, so that each
     sees what the whole batch would.
     """
@@ -66,7 +66,7 @@ class MicroBatch:
 
     @property
     def labels(self) -> Tensor:
-        """The labels (n,) of the pictures in this micro-batch."""
+        """The labels (n,) of the images in this micro-batch."""
         return self.batch_labels[self.positions]
 
     @property
@@ -82,21 +82,21 @@ class MicroBatch:
 
 
 class Batch:
-    """A micro-batch with its pictures, and what both image encoders make of them.
+    """A micro-batch with its images, and what both image encoders make of them.
 
-    ``pictures`` (n, 3, R, R) are as CLIP wants them. `tuned` and `original` are computed when they
+    ``images`` (n, 3, R, R) are as CLIP wants them. `tuned` and `original` are computed when they
     are first asked for, so that each encoder runs once, whoever asks: the loss, the penalties and
     the drift. ``original`` is without gradients.
     """
 
     def __init__(
         self,
-        pictures: Tensor,
+        images: Tensor,
         part: MicroBatch,
         encode: Callable[[Tensor], Encoding],
         encode_by_original: Callable[[Tensor], Encoding],
     ) -> None:
-        self.pictures = pictures
+        self.images = images
         self.part = part
         self._encode = encode
         self._encode_by_original = encode_by_original
@@ -104,16 +104,16 @@ class Batch:
     @functools.cached_property
     def tuned(self) -> Encoding:
         """Features and activations by the encoder that is trained."""
-        return self._encode(self.pictures)
+        return self._encode(self.images)
 
     @functools.cached_property
     def original(self) -> Encoding:
         """Features and activations by the original encoder, without gradients."""
-        return self._encode_by_original(self.pictures)
+        return self._encode_by_original(self.images)
 
     @property
     def labels(self) -> Tensor:
-        """The labels (n,) of the pictures."""
+        """The labels (n,) of the images."""
         return self.part.labels
 
     @property
@@ -127,7 +127,7 @@ class Batch:
 
 
 def split_batch(labels: Tensor, size: int, process_group: Any = None) -> Iterator[MicroBatch]:
-    """Micro-batches of at most ``size`` pictures (0: all) of a batch, or a slice, with ``labels``.
+    """Micro-batches of at most ``size`` images (0: all) of a batch, or a slice, with ``labels``.
 
     ``process_group``: the processes that share the batch, if there are several.
     """
@@ -141,7 +141,7 @@ def split_batch(labels: Tensor, size: int, process_group: Any = None) -> Iterato
 
 def accumulate_gradients(
     measure: Callable[[Tensor, MicroBatch], dict[str, Tensor]],
-    pictures: Tensor,
+    images: Tensor,
     micro_batches: Iterable[MicroBatch],
 ) -> dict[str, Tensor]:
     """Add up the gradients of the micro-batches, each weighted by its share of the batch.
@@ -151,7 +151,7 @@ def accumulate_gradients(
     """
     totals: dict[str, Tensor] = {}
     for micro_batch in micro_batches:
-        measurements = measure(pictures[micro_batch.positions], micro_batch)
+        measurements = measure(images[micro_batch.positions], micro_batch)
         share = micro_batch.share
         loss = measurements["loss"]
         if loss.requires_grad:
@@ -182,6 +182,6 @@ def all_reduce_measurements(
 
 
 def has_dropout(encoder: nn.Module) -> bool:
-    """Whether an encoder draws random numbers for each picture when it is trained."""
+    """Whether an encoder draws random numbers for each image when it is trained."""
     dropouts = [module for module in encoder.modules() if "Drop" in type(module).__name__]
     return any(getattr(module, rate, 0) for module in dropouts for rate in DROPOUT_RATES)

@@ -9,11 +9,11 @@ from typing import Any
 
 from domainbed_carft.arguments import COUNT, MAPPING, TEXT, check
 from domainbed_carft.errors import CarftError, invalid, raise_for
+from domainbed_carft.images.protocols import UPSTREAM_SIZE
 from domainbed_carft.jobs import facts
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.algorithms import CLASSES, hparams_of
 from domainbed_carft.method.job import wanted_preprocessing
-from domainbed_carft.pictures.protocols import UPSTREAM_SIZE
 from domainbed_carft.text import unknown
 
 
@@ -27,11 +27,11 @@ def build(
 ) -> CLIPAlgorithm:
     """An algorithm of this package, ready to train and to predict: a torch module on the CPU.
 
-    Its ``update([(x, y), ...])`` takes a training step on pictures x (N, 3, R, R) and labels y (N,)
+    Its ``update([(x, y), ...])`` takes a training step on images x (N, 3, R, R) and labels y (N,)
     of each domain. ``predict(x)`` returns class logits (N, K), and ``state_dict()`` has the weights
     that predict.
 
-    ``preprocess`` turns a Pillow picture into an x (3, R, R) of the size that the CLIP takes. It is
+    ``preprocess`` turns a Pillow image into an x (3, R, R) of the size that the CLIP takes. It is
     normalised as DomainBed does, by ImageNet's mean and standard deviation. The algorithm itself
     goes from there to CLIP's normalisation, so do not normalise once more. If a data set with this
     very list of class names was built in this process, its normalisation counts instead.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from domainbed_carft.data.verify import DataReport
 from domainbed_carft.errors import CarftError
-from domainbed_carft.pictures.preprocessing import Normalisation
+from domainbed_carft.images.preprocessing import Normalisation
 
 DATASET_PREFIX = "dataset:"
 
@@ -28,7 +28,7 @@ class EnvironmentFacts(NamedTuple):
 class DatasetFacts(NamedTuple):
     """All environments of a data set, and the verdict on it, None where nothing was counted.
 
-    ``protocol``: the preset by which its pictures are transformed; ``test_envs``: the numbers of
+    ``protocol``: the preset by which its images are transformed; ``test_envs``: the numbers of
     the environments left out, None if the host does not tell.
     """
 
@@ -124,7 +124,7 @@ def agreed_normalisation(environments: Sequence[EnvironmentFacts]) -> Normalisat
     distinct = list(dict.fromkeys(e.normalisation for e in environments if e.normalisation))
     if len(distinct) > 1:
         raise CarftError(
-            f"environments normalise pictures differently: {distinct[0]} and {distinct[1]} (mean, "
+            f"environments normalise images differently: {distinct[0]} and {distinct[1]} (mean, "
             "standard deviation). CLIP needs the same for all; make their transforms equal"
         )
     return distinct[0] if distinct else None

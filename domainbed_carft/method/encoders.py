@@ -24,16 +24,16 @@ Places = Callable[[Any], Sequence[nn.Module]]
 
 
 class Encoding(NamedTuple):
-    """What an image encoder computes from N pictures."""
+    """What an image encoder computes from N images."""
 
     features: Tensor  # (N, D), float32, not normalised
     activations: dict[str, list[Tensor]]  # name -> (N, T, C) of each of its places, float32
 
 
 def encode(
-    encoder: nn.Module, pictures: Tensor, bf16: bool, places: Mapping[str, Places] | None = None
+    encoder: nn.Module, images: Tensor, bf16: bool, places: Mapping[str, Places] | None = None
 ) -> Encoding:
-    """Encode ``pictures`` (N, 3, R, R), which are as CLIP wants them.
+    """Encode ``images`` (N, 3, R, R), which are as CLIP wants them.
 
     ``bf16``: whether to autocast. ``places``: name -> the modules whose outputs to return by it.
     """
@@ -42,8 +42,8 @@ def encode(
         for name, modules_of in (places or {}).items():
             hooks = record_activations(encoder, modules_of(encoder))
             activations[name] = stack.enter_context(hooks)
-        with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=bf16):
-            features: Tensor = encoder(pictures)
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
+            features: Tensor = encoder(images)
     return Encoding(features.float(), activations)
 
 
@@ -94,9 +94,9 @@ class FrozenOriginal:
             self._round_large_weights()
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor, places: Mapping[str, Places]) -> Encoding:
-        """The features of ``pictures``, and the activations at ``places``, as `encode`."""
-        return encode(self.encoder, pictures, self.bf16, places)
+    def __call__(self, images: Tensor, places: Mapping[str, Places]) -> Encoding:
+        """The features of ``images``, and the activations at ``places``, as `encode`."""
+        return encode(self.encoder, images, self.bf16, places)
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move the encoder, to another device say."""

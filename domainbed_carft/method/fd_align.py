@@ -21,8 +21,8 @@ CLUSTERS = 20  # skingorz/FD-Align, modules/FD_Align_SCP_CoOp.py
 class FDAlign(CARFT):
     """CARFT whose KL is over the centres of clusters of the contexts, see `clustered`.
 
-    The official weight 20 of a mean over pictures and centres is ``kl_weight`` 1 of a mean over
-    pictures. Needs scikit-learn. Raises CarftError for fewer than 27 contexts.
+    The official weight 20 of a mean over images and centres is ``kl_weight`` 1 of a mean over
+    images. Needs scikit-learn. Raises CarftError for fewer than 27 contexts.
     """
 
     STYLE = Style(row=16, colour="#6A51A3", marker="h", dash=(0, (6, 1, 1, 1, 1, 1)))

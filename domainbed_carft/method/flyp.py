@@ -41,15 +41,15 @@ WARM_UP_SHARE = 0.2
 
 
 def pair_logits(features: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's logits (N, N) of pictures and captions, from features (N, D) of any length."""
+    """CLIP's logits (N, N) of images and captions, from features (N, D) of any length."""
     return scale * F.normalize(features, dim=-1) @ F.normalize(texts, dim=-1).T
 
 
 def contrastive(logits: Tensor, labels: Tensor, targets: str) -> Tensor:
-    """FLYP's loss (arXiv 2212.00638): CLIP's own, over pictures and their captions.
+    """FLYP's loss (arXiv 2212.00638): CLIP's own, over images and their captions.
 
-    ``logits``: (N, N) of `pair_logits`, caption n describes the class of picture n; ``targets``:
-    what counts as the partner of a picture, each caption of its class in equal parts
+    ``logits``: (N, N) of `pair_logits`, caption n describes the class of image n; ``targets``:
+    what counts as the partner of an image, each caption of its class in equal parts
     ("same-class"), or the one of its own row alone, as in the official code ("diagonal").
     """
     partners = torch.eye(len(labels), device=logits.device)
@@ -63,7 +63,7 @@ def contrastive(logits: Tensor, labels: Tensor, targets: str) -> Tensor:
 class FLYP(CLIPAlgorithm):
     """Fine-tuning by CLIP's own contrastive loss, text encoder included, arXiv 2212.00638.
 
-    Each picture of a batch comes with a caption, its class in a context that is drawn for it. The
+    Each image of a batch comes with a caption, its class in a context that is drawn for it. The
     head that predicts is the zero-shot head of the text encoder as it is.
     """
 
@@ -96,7 +96,7 @@ class FLYP(CLIPAlgorithm):
         super().build_for_training(clip_model, prompts, text_features)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The contrastive loss over the pictures of a batch and their captions."""
+        """The contrastive loss over the images of a batch and their captions."""
         features = batch.tuned.features
         tokens = self.drawn_captions(batch.labels)
         captions = encode(self.text, tokens, self.bf16).features
@@ -115,13 +115,13 @@ class FLYP(CLIPAlgorithm):
     ) -> dict[str, Tensor]:
         """The ``measurements`` of FLYP's loss, with what a teacher adds: here nothing.
 
-        ``tokens``: (N, L) of the captions; ``logits``: (N, N) of pictures and captions.
+        ``tokens``: (N, L) of the captions; ``logits``: (N, N) of images and captions.
         """
         return measurements
 
     def indivisible(self) -> str:
         """Why its batch cannot be divided among processes."""
-        return "its loss compares each picture with the texts of the whole batch"
+        return "its loss compares each image with the texts of the whole batch"
 
     @classmethod
     def conflicts(cls, hparams: Mapping[str, Any]) -> dict[str, str]:
@@ -129,7 +129,7 @@ class FLYP(CLIPAlgorithm):
         if not hparams["micro_batch"]:
             return {}
         return {
-            "micro_batch": f"0: {cls.__name__} contrasts all pictures of a batch with each other; "
+            "micro_batch": f"0: {cls.__name__} contrasts all images of a batch with each other; "
             "set checkpoint_blocks to true, or a smaller batch_size"
         }
 
@@ -145,7 +145,7 @@ class FLYP(CLIPAlgorithm):
 
     @torch.no_grad()
     def trained_logits(self, x: Tensor) -> Tensor:
-        """Class logits (N, K) of pictures by both encoders as they are being trained."""
+        """Class logits (N, K) of images by both encoders as they are being trained."""
         head = self._head_of_text({}, state=(self.steps_taken, "trained"))
         logits: Tensor = functional_call(self, head, (x,))
         return logits
@@ -170,12 +170,12 @@ class FLYP(CLIPAlgorithm):
 def contrastive_distillation(logits: Tensor, logits_of_teacher: Tensor) -> Tensor:
     """CaRot's self-distillation (arXiv 2311.01723): soft cross-entropies of `pair_logits` (N, N).
 
-    The teacher's distribution over captions, and that over pictures, under the student's: the sum
+    The teacher's distribution over captions, and that over images, under the student's: the sum
     of both means. It is least, the teacher's entropies, where both agree.
     """
     over_texts = F.cross_entropy(logits, logits_of_teacher.softmax(dim=1))
-    over_pictures = F.cross_entropy(logits.T, logits_of_teacher.T.softmax(dim=1))
-    return over_texts + over_pictures
+    over_images = F.cross_entropy(logits.T, logits_of_teacher.T.softmax(dim=1))
+    return over_texts + over_images
 
 
 def orthogonality(projection: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ class CaRot(FLYP):
         measurements = {**measurements, "loss_contrastive": loss}
         distillation_weight = self.hparams["carot_distillation"]
         if distillation_weight and self.steps_taken > 0:
-            logits_of_teacher = self.teacher.logits(batch.pictures, tokens, self.bf16)
+            logits_of_teacher = self.teacher.logits(batch.images, tokens, self.bf16)
             distillation = contrastive_distillation(logits, logits_of_teacher)
             measurements["loss_distillation"] = distillation
             loss = loss + distillation_weight * distillation
@@ -291,9 +291,9 @@ class AveragedTeacher:
         self.log_scale = log_scale.detach().clone()
 
     @torch.no_grad()
-    def logits(self, pictures: Tensor, tokens: Tensor, bf16: bool) -> Tensor:
-        """Logits (N, N) of ``pictures`` (N, 3, R, R) and texts of ``tokens`` (N, L)."""
-        features = encode(self.encoder, pictures, bf16).features
+    def logits(self, images: Tensor, tokens: Tensor, bf16: bool) -> Tensor:
+        """Logits (N, N) of ``images`` (N, 3, R, R) and texts of ``tokens`` (N, L)."""
+        features = encode(self.encoder, images, bf16).features
         texts = encode(self.text, tokens, bf16).features
         return pair_logits(features, texts, self.log_scale.exp())
 

@@ -1,4 +1,4 @@
-"""Checks of a job's hyperparameters: each value, the values together, and the pictures' shape."""
+"""Checks of a job's hyperparameters: each value, the values together, and the images' shape."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OF_ONE_METHOD = {"margin": "CLIPood has a margin", "lp_steps": "CLIPLPFT probes
 def job_problems(
     algorithm: Any, input_shape: Sequence[int], hparams: Mapping[str, Any]
 ) -> list[str]:
-    """The problems of a job with complete ``hparams``: invalid ones, and pictures not in RGB.
+    """The problems of a job with complete ``hparams``: invalid ones, and images not in RGB.
 
     ``algorithm``: its class. Keys that are none of its own are the host's or another method's.
     """
@@ -33,13 +33,13 @@ def job_problems(
 
 
 def _shape_problems(input_shape: Sequence[int]) -> list[str]:
-    """That pictures of this shape are not in RGB, as (channels, height, width)."""
+    """That images of this shape are not in RGB, as (channels, height, width)."""
     if len(input_shape) == 3 and input_shape[0] == 3:
         return []
 
     shape = tuple(input_shape)
     expected = "(3, height, width): CLIP reads RGB"
-    return [f"the data set has pictures of shape {shape}, expected {expected}"]
+    return [f"the data set has images of shape {shape}, expected {expected}"]
 
 
 def hparam_problems(

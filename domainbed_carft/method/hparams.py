@@ -117,7 +117,7 @@ def is_positive(value: Any) -> bool:
 
 
 def is_preprocessing(value: Any) -> bool:
-    """Whether it says how data sets deliver pictures, such as "224 bicubic shortest"."""
+    """Whether it says how data sets deliver images, such as "224 bicubic shortest"."""
     return type(value) is str and bool(re.fullmatch(_PREPROCESSING, value))
 
 
@@ -322,7 +322,7 @@ COMMON: tuple[Hparam, ...] = (
         draw=_draw_batch_size,
         meaning="images of each training environment in a step",
         source="DomainBed's; tiny's is ours",
-        changes_cost=False,  # of a picture
+        changes_cost=False,  # of an image
     ),
     choice(
         "lr_schedule",

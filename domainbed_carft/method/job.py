@@ -14,13 +14,13 @@ from domainbed_carft.clips import backbone
 from domainbed_carft.clips.backbone import ClipFacts
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError, invalid, raise_for
+from domainbed_carft.images.preprocessing import Preprocessing
+from domainbed_carft.images.protocols import PROTOCOLS
 from domainbed_carft.machine import devices
 from domainbed_carft.method import dataset_facts, prompts
 from domainbed_carft.method.dataset_facts import DatasetFacts
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.method.prompts import Prompts
-from domainbed_carft.pictures.preprocessing import Preprocessing
-from domainbed_carft.pictures.protocols import PROTOCOLS
 
 BF16_CAPABILITY = (8, 0)  # the lowest compute capability whose tensor cores multiply bf16
 
@@ -37,7 +37,7 @@ _DEMANDED = {
 class JobFacts:
     """What a job finds before it builds anything.
 
-    ``amp``: "bf16" or "off". ``preprocessing``: how data sets are to deliver pictures, such as "224
+    ``amp``: "bf16" or "off". ``preprocessing``: how data sets are to deliver images, such as "224
     bicubic shortest".
     """
 
@@ -101,7 +101,7 @@ def find_facts(hparams: Mapping[str, Any], num_classes: int, has_kl: bool) -> Jo
 
 
 def wanted_preprocessing(hparams: Mapping[str, Any]) -> Preprocessing | None:
-    """What the CLIP of these ``hparams`` wants of pictures.
+    """What the CLIP of these ``hparams`` wants of images.
 
     None for a CLIP that cannot be read: `find_facts` says why.
     """
@@ -114,10 +114,10 @@ def wanted_preprocessing(hparams: Mapping[str, Any]) -> Preprocessing | None:
         return None
 
 
-def wanted_pictures(
+def wanted_images(
     hparams: Mapping[str, Any],
 ) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
-    """Pixels a side, and mean and std a channel, of the pictures that a host is to deliver.
+    """Pixels a side, and mean and std a channel, of the images that a host is to deliver.
 
     None for a CLIP that cannot be read: the algorithm will say why.
     """
@@ -182,7 +182,7 @@ def _require_fitting_data(hparams: Mapping[str, Any], facts: DatasetFacts) -> No
 
     if hparams["sampling"] != "with-replacement" and hparams.get("class_balanced"):
         expected = (
-            "'with-replacement' where class_balanced is true, since a pass has each picture once"
+            "'with-replacement' where class_balanced is true, since a pass has each image once"
         )
         raise CarftError(invalid("sampling", hparams["sampling"], expected))
 

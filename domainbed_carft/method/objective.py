@@ -1,6 +1,6 @@
 """The formulas of CAR-FT as pure functions of tensors.
 
-Notation, after the papers that quote arXiv 2211.16175: M contexts, K classes, N pictures, D the
+Notation, after the papers that quote arXiv 2211.16175: M contexts, K classes, N images, D the
 dimension of CLIP's joint embedding. ``T[m, k]`` is the text feature of the
 prompt that puts class k into context m ("a sketch of a dog").
 """

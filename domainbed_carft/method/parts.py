@@ -17,7 +17,7 @@ from domainbed_carft.method.encoders import encode
 
 
 class Featurizer(nn.Module):
-    """From pictures (N, 3, H, W), as ``predict`` takes them, to image features (N, D)."""
+    """From images (N, 3, H, W), as ``predict`` takes them, to image features (N, D)."""
 
     def __init__(self, clip_input: nn.Module, encoder: nn.Module, dim: int, bf16: bool) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Featurizer(nn.Module):
         self.bf16 = bf16
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image features (N, D), not normalised, of pictures (N, 3, H, W)."""
+        """Image features (N, D), not normalised, of images (N, 3, H, W)."""
         return encode(self.encoder, self.input(x), self.bf16).features
 
 
@@ -74,7 +74,7 @@ def classifier_of(algorithm: Any) -> Classifier:
 
 
 def network_of(algorithm: Any) -> nn.Sequential:
-    """The featurizer and the classifier of ``algorithm``: from pictures to class logits (N, K)."""
+    """The featurizer and the classifier of ``algorithm``: from images to class logits (N, K)."""
     return nn.Sequential(featurizer_of(algorithm), classifier_of(algorithm))
 
 

@@ -1,7 +1,7 @@
 """What holds a fine-tuned encoder back beside its loss: a formula, its weight, what it needs.
 
 Every algorithm that trains the image encoder under a cross-entropy may add any of them: a penalty
-is active if its weight, a hyperparameter, is not 0. N pictures, D the dimension of CLIP's joint
+is active if its weight, a hyperparameter, is not 0. N images, D the dimension of CLIP's joint
 embedding; a 0 in a name stands for the frozen original. Each is a scalar that is 0 at the original
 weights, but MIRO's, which then is half the mean logarithm of its variances. Where we deviate from
 official code: docs/methods.
@@ -79,7 +79,7 @@ class L2SPPenalty(Penalty):
     )
 
     def measure(self, batch: Batch, encoder: nn.Module, original: FrozenOriginal) -> Tensor:
-        """The distance, which depends on no picture."""
+        """The distance, which depends on no image."""
         pairs = zip(encoder.parameters(), original.encoder.parameters(), strict=True)
         return weight_distance(pairs)
 
@@ -138,7 +138,7 @@ def ldifs(activations: Sequence[Tensor], activations_0: Sequence[Tensor], axis: 
     """LDIFS (arXiv 2308.13320): the distance of activations of several modules.
 
     Each is (N, T, C), and is scaled to length 1 along ``axis``, "channel" or "token"; the mean is
-    over pictures, tokens and channels of a module, then over modules.
+    over images, tokens and channels of a module, then over modules.
     """
     dim = 2 if axis == "channel" else 1
     distances = [

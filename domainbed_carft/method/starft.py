@@ -24,8 +24,8 @@ _IMPOSSIBLE = -1e8  # a logit; minus infinity would make the KL of two such NaN
 class StarFT(CARFT):
     """CARFT whose KL is over captions of the batch, with a weight that falls linearly to 0.
 
-    Each picture of the batch brings a caption, its class in a random context. The distribution is
-    over the captions of the batch, by default without those of the picture's own class. StarFT's
+    Each image of the batch brings a caption, its class in a random context. The distribution is
+    over the captions of the batch, by default without those of the image's own class. StarFT's
     contexts are phrases that a language model wrote (give yours as ``contexts``). Its text encoder
     is trained (ours is the original's), and its weight falls by the epoch (ours by the step).
     """
@@ -96,8 +96,8 @@ class StarFT(CARFT):
 
 
 def without_own_class(logits: Tensor, labels: Tensor, captions: Tensor) -> Tensor:
-    """(n, N) logits of pictures over captions, none for captions of the picture's own class.
+    """(n, N) logits of images over captions, none for captions of the image's own class.
 
-    ``labels`` (n,) are the pictures', ``captions`` (N,) the captions'.
+    ``labels`` (n,) are the images', ``captions`` (N,) the captions'.
     """
     return logits.masked_fill(labels[:, None] == captions[None], _IMPOSSIBLE)

@@ -18,15 +18,15 @@ from domainbed_carft.data import (
     benchmarks,
     emoji,
     emoji_styles,
+    image_files,
     listing,
-    picture_files,
     tasks,
     verify,
 )
 from domainbed_carft.errors import CarftError, raise_for
-from domainbed_carft.pictures.image_lists import ImageList, ImagePaths, ListedFolder
-from domainbed_carft.pictures.protocols import plan_for
-from domainbed_carft.pictures.transforms import PlanTransform
+from domainbed_carft.images.image_lists import ImageList, ImagePaths, ListedFolder
+from domainbed_carft.images.protocols import plan_for
+from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.plugin.image_folders import (
     hand_on_facts,
     requested_preprocessing,
@@ -42,9 +42,9 @@ EMOJI_SIZE = 48  # px, the resolution of the tiny CLIP; the archive has 64 px, s
 class PackageDataset:
     """The base class; the plugin adds the host's own, whose module differs between forks.
 
-    For our algorithms pictures are as large as their CLIP wants, or as ``INPUT_SHAPE`` says if that
+    For our algorithms images are as large as their CLIP wants, or as ``INPUT_SHAPE`` says if that
     is not known; for others they have ``HOST_SIZE``. Forks that pass no ``hparams`` (SWAD, MIRO)
-    resize pictures themselves and get them as they are.
+    resize images themselves and get them as they are.
     """
 
     N_STEPS = 5001
@@ -60,7 +60,7 @@ class PackageDataset:
         self.environments = list(self.ENVIRONMENTS)
         require_weights(hparams)
         self.preprocessing = requested_preprocessing(hparams)
-        size = self._picture_size(for_a_clip="clip_backbone" in (hparams or {}))
+        size = self._image_size(for_a_clip="clip_backbone" in (hparams or {}))
         self.input_shape = (3, size, size)
 
         self.datasets, report = self.read(root)
@@ -79,7 +79,7 @@ class PackageDataset:
             environment.transform = PlanTransform(plan)
         hand_on_facts(self, report, self.protocol, hparams, test_envs)
 
-    def _picture_size(self, for_a_clip: bool) -> int:
+    def _image_size(self, for_a_clip: bool) -> int:
         """Pixels a side."""
         if self.preprocessing:
             return self.preprocessing.resolution
@@ -127,14 +127,14 @@ TASKS = {name: type(name, (TaskData,), {"TASK": task}) for name, task in tasks.T
 class EmojiStyles(PackageDataset):
     """Ten classes in four styles, 48 px, or as many as the CLIP of one of our algorithms wants.
 
-    ``root`` is not read: the pictures are in the package. Their things have other names than those
+    ``root`` is not read: the images are in the package. Their things have other names than those
     that the embedded ``tiny`` CLIP was pre-trained on; ``emoji_styles_near_duplicates.csv`` in the
     assets lists those that look alike.
     """
 
     N_STEPS = 101
     CHECKPOINT_FREQ = 50
-    N_WORKERS = 0  # decoding 64 px takes less than handing a picture to another process
+    N_WORKERS = 0  # decoding 64 px takes less than handing an image to another process
     ENVIRONMENTS = ["fluent3d", "line", "noto", "twemoji"]
     INPUT_SHAPE = (3, EMOJI_SIZE, EMOJI_SIZE)
 
@@ -142,9 +142,9 @@ class EmojiStyles(PackageDataset):
         """The styles, from the unpacked archive of the package, and their verdict."""
         folder = emoji.environment_folder(type(self).__name__)
         listed = listing.list_environments(folder)
-        pictures = listed.paths()
+        images = listed.paths()
         environments = [
-            ListedFolder(str(folder / name), pictures[name], loader=_decoded_emoji)
+            ListedFolder(str(folder / name), images[name], loader=_decoded_emoji)
             for name in self.ENVIRONMENTS
         ]
         return environments, verify.verify_listing(type(self).__name__, listed)
@@ -167,20 +167,20 @@ class EmojiShift(EmojiStyles):
 
 @functools.cache
 def _decoded_emoji(path: str) -> Image.Image:
-    """A decoded picture, which stays in memory: all 1,716 take 21 MB; a job reads each often."""
-    return picture_files.open_picture(path)
+    """A decoded image, which stays in memory: all 1,716 take 21 MB; a job reads each often."""
+    return image_files.open_image(path)
 
 
 class ImageNet(PackageDataset):
     """ILSVRC2012's training set, its classes in the order of WordNet ids.
 
     The steps are ten passes in batches of 512. Only the out-split is evaluated: the in-split has a
-    million pictures.
+    million images.
     """
 
     N_STEPS = 25_030
     CHECKPOINT_FREQ = 2_503
-    PICTURES = (imagenet_training.PICTURES,)
+    IMAGES = (imagenet_training.IMAGES,)
     EVALUATED_SPLITS = ("out",)
 
     @classmethod
@@ -197,13 +197,13 @@ class ImageNet(PackageDataset):
         listed = listing.list_classes(folder)
         counts = listed.counts[""]
         raise_for(imagenet_training.folder_problems(folder, list(counts)))
-        report = imagenet_training.report(folder, counts, listed.problems, self.PICTURES[0])
+        report = imagenet_training.report(folder, counts, listed.problems, self.IMAGES[0])
         return [ImageList(str(folder), imagenet.class_names(), _paths(listed))], report
 
 
 def _paths(listed: listing.Listing) -> ImagePaths:
-    """The pictures of the 1,000 class folders, by class and name."""
-    names = [os.fsencode(path) for path in sorted(listed.pictures)]
+    """The images of the 1,000 class folders, by class and name."""
+    names = [os.fsencode(path) for path in sorted(listed.images)]
     counts = list(listed.counts[""].values())
     labels = np.repeat(np.arange(len(counts)), counts)
     return ImagePaths(str(listed.root), np.array(names, dtype=np.bytes_), labels)

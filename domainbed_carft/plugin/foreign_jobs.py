@@ -116,7 +116,7 @@ def job_problems(
 ) -> list[str]:
     """The problems of a job in a foreign host, whose `train` has checked nothing.
 
-    ``algorithm``: its class. These are unknown and invalid hparams, pictures not in RGB, and what
+    ``algorithm``: its class. These are unknown and invalid hparams, images not in RGB, and what
     the host lacks.
     """
     from domainbed_carft.method import hparam_checks

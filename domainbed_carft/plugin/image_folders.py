@@ -16,10 +16,10 @@ from typing import Any
 
 from domainbed_carft.data import verify
 from domainbed_carft.errors import CarftError, EndedJob
+from domainbed_carft.images.preprocessing import Preprocessing
+from domainbed_carft.images.protocols import CLIP_PRESETS, HOST, UPSTREAM_SIZE, plan_for
+from domainbed_carft.images.transforms import PlanTransform, is_upstream, normalisation_of
 from domainbed_carft.method import dataset_facts
-from domainbed_carft.pictures.preprocessing import Preprocessing
-from domainbed_carft.pictures.protocols import CLIP_PRESETS, HOST, UPSTREAM_SIZE, plan_for
-from domainbed_carft.pictures.transforms import PlanTransform, is_upstream, normalisation_of
 from domainbed_carft.plugin.hooked_modules import SWITCH, warn_once
 from domainbed_carft.text import printable
 
@@ -148,7 +148,7 @@ def hand_on_facts(
 
 
 def _follow_protocol(dataset: Any, arguments: Mapping[str, Any]) -> str:
-    """Transform pictures by the protocol and to the size of our hparams, where these are others.
+    """Transform images by the protocol and to the size of our hparams, where these are others.
 
     Returns the protocol that is followed, "host" for transforms that are not upstream's. Those, and
     those of a host that tells no test environments, are left as they are.

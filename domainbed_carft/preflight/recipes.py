@@ -22,7 +22,7 @@ _WEIGHT = "_weight"  # of a term, which is computed unless it is 0
 
 @dataclass(frozen=True)
 class Recipe:
-    """Jobs of one algorithm whose steps cost the same, for each picture.
+    """Jobs of one algorithm whose steps cost the same, for each image.
 
     ``job``: the one with the largest batch, which is rehearsed; ``label``: the algorithm and the
     hparams by which it differs from other recipes of the sweep.
@@ -49,7 +49,7 @@ def recipes_of(jobs: Sequence[Job], datasets: Mapping[str, Dataset]) -> list[Rec
     return [
         Recipe(
             label=_label(algorithm, members[0], jobs),
-            job=max(members, key=lambda job: _pictures_per_step(job, datasets)),
+            job=max(members, key=lambda job: _images_per_step(job, datasets)),
             jobs=members,
         )
         for (algorithm, _), members in jobs_by_key.items()
@@ -88,7 +88,7 @@ def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _costly_hparams(job: Job) -> dict[str, Any]:
-    """The hparams that a job sets and that change what a step costs for a picture."""
+    """The hparams that a job sets and that change what a step costs for an image."""
     known = hparams_of(job.key.algorithm) if job.key.algorithm in CLASSES else {}
     costless = {name for name, hparam in known.items() if not hparam.changes_cost}
     costless |= {*DEMANDABLE} - {"preprocessing"}
@@ -101,6 +101,6 @@ def _costly_hparams(job: Job) -> dict[str, Any]:
     return costly
 
 
-def _pictures_per_step(job: Job, datasets: Mapping[str, Dataset]) -> float:
+def _images_per_step(job: Job, datasets: Mapping[str, Dataset]) -> float:
     cost = costs.job_cost(job, datasets[job.key.dataset])
     return cost.trained / cost.steps

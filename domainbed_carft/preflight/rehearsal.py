@@ -137,7 +137,7 @@ class _Rehearsal:
 
         trainer = self._prepare(jobs[0])
         sizes = tuple(map(len, trainer.dataset))
-        self.datasets[name] = replace(self.datasets[name], pictures=sizes)
+        self.datasets[name] = replace(self.datasets[name], images=sizes)
         self.loading[name] = steps.measure_loading(trainer)
 
     def _recipe_rows(self, recipe: Recipe) -> Iterator[PreflightRow]:

@@ -71,7 +71,7 @@ def loaded_batches(trainer: Trainer, evaluates: bool = False) -> Iterator[JobBat
         pending=evaluates,
         once=False,
         workers=trainer.n_workers,
-        pictures=trainer.pictures,
+        images=trainer.images,
     )
     with contextlib.closing(batches), quiet():
         yield batches

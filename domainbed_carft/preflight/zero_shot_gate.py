@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from domainbed.lib.training import Trainer
 
 SECTION = "zero-shot gate"
-MOST_PICTURES = 2000  # of a data set
+MOST_IMAGES = 2000  # of a data set
 LEVEL = 0.95  # of the binomial interval
 FAILING_POINTS = 10.0  # below the lowest published figure
 NEAR_CHANCE = 1.5  # times the accuracy of guessing
@@ -41,14 +41,14 @@ CAUSES = (
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """The accuracy of a CLIP before training on ``pictures`` of a data set, in percent.
+    """The accuracy of a CLIP before training on ``images`` of a data set, in percent.
 
     It is the mean over the environments, as in published tables; ``low`` and ``high``: the binomial
-    interval of as many pictures.
+    interval of as many images.
     """
 
     accuracy: float
-    pictures: int
+    images: int
     classes: int
     low: float
     high: float
@@ -57,12 +57,12 @@ class ZeroShot:
     def of_counts(cls, correct: Sequence[int], totals: Sequence[int], classes: int) -> ZeroShot:
         """The accuracy of the ``correct`` predictions among ``totals``, of each environment."""
         share = float(np.mean([hits / total for hits, total in zip(correct, totals)]))
-        n_pictures = sum(totals)
-        test = scipy.stats.binomtest(round(share * n_pictures), n_pictures)
+        n_images = sum(totals)
+        test = scipy.stats.binomtest(round(share * n_images), n_images)
         interval = test.proportion_ci(LEVEL, method="exact")
         return cls(
             accuracy=100 * share,
-            pictures=n_pictures,
+            images=n_images,
             classes=classes,
             low=100 * float(interval.low),
             high=100 * float(interval.high),
@@ -99,7 +99,7 @@ def judge(
     listed = ", ".join(f"{row['accuracy']:.1f} ({row['source']})" for row in rows)
     detail = (
         f"{zero_shot.accuracy:.1f}% [{zero_shot.low:.1f}, {zero_shot.high:.1f}] of "
-        f"{zero_shot.pictures:,} pictures, prompts {prompt_digest}; published: {listed or 'none'}"
+        f"{zero_shot.images:,} images, prompts {prompt_digest}; published: {listed or 'none'}"
     )
     chance = 100 / zero_shot.classes
     if zero_shot.low <= chance or zero_shot.accuracy < NEAR_CHANCE * chance:
@@ -117,10 +117,10 @@ def judge(
 
 
 def measure(trainer: Trainer) -> ZeroShot:
-    """The zero-shot accuracy, as a job evaluates: on all pictures, or some drawn by a seed."""
+    """The zero-shot accuracy, as a job evaluates: on all images, or some drawn by a seed."""
     misc = host.module("lib.misc")
-    share = MOST_PICTURES // len(trainer.dataset)
-    is_small = sum(map(len, trainer.dataset)) <= MOST_PICTURES
+    share = MOST_IMAGES // len(trainer.dataset)
+    is_small = sum(map(len, trainer.dataset)) <= MOST_IMAGES
     splits = {}
     for number, environment in enumerate(trainer.dataset):
         size = len(environment) if is_small else min(share, len(environment))

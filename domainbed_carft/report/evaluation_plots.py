@@ -27,11 +27,11 @@ MOST_BARS_IN_GROUP = 6
 _BAR_HEIGHT = 0.2  # inches from one bar to the next
 _GROUP_GAP = 1.6  # bars between two groups, for the title of the second
 _ROOM_FOR_NUMBERS = 1.35  # of the longest bar
-_LIGHT = 0.45  # opacity of lost pictures' bars
+_LIGHT = 0.45  # opacity of lost images' bars
 
 
 def reliability(title: str, name: str, bins: pd.DataFrame, style: Style) -> Figure:
-    """Accuracy over confidence, and below how many pictures each bin has.
+    """Accuracy over confidence, and below how many images each bin has.
 
     ``bins``: of `frames.reliability`, the rows of one algorithm, which is the ``title``; the
     figure's title has its expected calibration error, too.
@@ -45,7 +45,7 @@ def reliability(title: str, name: str, bins: pd.DataFrame, style: Style) -> Figu
         for label, rows in series.items()
     }
     upper.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy (%)")
-    lower.set(xlabel="confidence (%)", ylabel="pictures (%)")
+    lower.set(xlabel="confidence (%)", ylabel="images (%)")
     lower.set_ylim(bottom=0)
     add_legend(canvas, handles)
 
@@ -60,12 +60,12 @@ def reliability(title: str, name: str, bins: pd.DataFrame, style: Style) -> Figu
 def _draw_reliability(
     upper: Any, lower: Any, bins: pd.DataFrame, style: Style, is_hollow: bool
 ) -> Line2D:
-    """A line of the bins that have pictures, and steps of how many; returns the line."""
-    with_pictures = bins[bins["pictures"] > 0]
+    """A line of the bins that have images, and steps of how many; returns the line."""
+    with_images = bins[bins["images"] > 0]
     dash: Any = (0, (3, 1.5)) if is_hollow else "solid"
     (line,) = upper.plot(
-        100 * with_pictures["confidence"] / with_pictures["pictures"],
-        100 * with_pictures["correct"] / with_pictures["pictures"],
+        100 * with_images["confidence"] / with_images["images"],
+        100 * with_images["correct"] / with_images["images"],
         color=style.colour,
         lw=1.6,
         ls=dash,
@@ -77,7 +77,7 @@ def _draw_reliability(
         zorder=3,
     )
 
-    shares = 100 * bins["pictures"] / bins["pictures"].sum()
+    shares = 100 * bins["images"] / bins["images"].sum()
     edges = np.linspace(0, 100, len(bins) + 1)
     lower.stairs(shares, edges, color=style.colour, lw=1.4, ls=dash, fill=False)
     return line
@@ -86,7 +86,7 @@ def _draw_reliability(
 def flips(
     title: str, name: str, rows: pd.DataFrame, styles: Styles, names: Mapping[str, str]
 ) -> Figure:
-    """Bars of the gained pictures to the right and of the lost ones to the left, in percent.
+    """Bars of the gained images to the right and of the lost ones to the left, in percent.
 
     ``rows``: of `frames.flips`; there is a group of bars for each environment. ``names``: of the
     algorithms on the page.
@@ -117,10 +117,10 @@ def flips(
     axes.xaxis.set_major_formatter(lambda value, position: f"{abs(value):g}")
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("lost ← pictures (%) → gained")
+    axes.set_xlabel("lost ← images (%) → gained")
 
     alt = (
-        "Bars of the pictures gained and lost against zero-shot CLIP on "
+        "Bars of the images gained and lost against zero-shot CLIP on "
         f"{', '.join(groups)}: {title}."
     )
     data = rows.assign(algorithm=rows["algorithm"].map(names))
@@ -129,9 +129,9 @@ def flips(
 
 def _draw_flips(axes: Any, height: float, counts: pd.Series[int], colour: str) -> float:
     """The two bars of one algorithm with their numbers; returns the length of the longer one."""
-    n_pictures = counts[["gained", "lost", "both_right", "both_wrong"]].sum()
-    gained_percent = 100 * counts["gained"] / n_pictures
-    lost_percent = 100 * counts["lost"] / n_pictures
+    n_images = counts[["gained", "lost", "both_right", "both_wrong"]].sum()
+    gained_percent = 100 * counts["gained"] / n_images
+    lost_percent = 100 * counts["lost"] / n_images
     axes.barh(height, gained_percent, 0.78, color=colour, edgecolor=INK, linewidth=0.6)
     axes.barh(height, -lost_percent, 0.78, color=colour, alpha=_LIGHT, edgecolor=INK, linewidth=0.6)
 

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from domainbed_carft.data import benchmarks, emoji, picture_files
+from domainbed_carft.data import benchmarks, emoji, image_files
 from domainbed_carft.data.listing import list_environments
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import seed_hash
 from domainbed_carft.results import evaluations
-from domainbed_carft.results.evaluations import PictureRows
+from domainbed_carft.results.evaluations import ImageRows
 from domainbed_carft.results.selection import Selected
 
 IMAGE_SIDE = 144  # px of an image on the page, at most
@@ -133,18 +133,18 @@ def _target_examples(
             for index in indices[:count]
         ]
 
-    text = f"Trial {pair[0].trial}, {len(labels)} pictures: {', '.join(counts)}."
+    text = f"Trial {pair[0].trial}, {len(labels)} images: {', '.join(counts)}."
     return TargetExamples(label, text, examples)
 
 
-def _rows(selected: Selected) -> tuple[PictureRows, list[str]]:
+def _rows(selected: Selected) -> tuple[ImageRows, list[str]]:
     """The rows of a run's target, and the names of the classes."""
     rows, facts = evaluations.load_rows(Path(selected.run.folder), int(selected.outcome.step))
     if not facts.is_of(selected.run.job):
         raise CarftError("the evaluation is of another job; run carft evaluate on the sweep")
     number = [split.number for split in facts.splits].index(selected.target)
-    begin = sum(split.pictures for split in facts.splits[:number])
-    return rows.raw.part(begin, begin + facts.splits[number].pictures), facts.classes
+    begin = sum(split.images for split in facts.splits[:number])
+    return rows.raw.part(begin, begin + facts.splits[number].images), facts.classes
 
 
 def _images(selected: Selected, data_dir: str | None) -> list[tuple[str, int]]:
@@ -181,7 +181,7 @@ def _list_dataset(args: Mapping[str, Any], data_dir: str | None) -> dict[str, di
 
 def _image_uri(path: str) -> str:
     """A small copy of an image, as a data URI."""
-    image = picture_files.read_picture(picture_files.open_picture, path)
+    image = image_files.read_image(image_files.open_image, path)
     image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
     file = io.BytesIO()
     image.save(file, format="PNG")

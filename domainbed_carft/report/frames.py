@@ -1,6 +1,6 @@
 """What the figures of a report are drawn from: pandas frames of the selected runs.
 
-In-domain accuracy is the mean over the out-splits of the environments trained on, whose pictures
+In-domain accuracy is the mean over the out-splits of the environments trained on, whose images
 are augmented as DomainBed evaluates them; out-of-domain accuracy is that on the target's in-split,
 which DomainBed reports. Both are in percent.
 """
@@ -219,11 +219,11 @@ def evaluated_names(
 
 
 def reliability(evaluations: Sequence[TargetEvaluation]) -> pd.DataFrame:
-    """Numbers of pictures by confidence, all evaluated pictures of an algorithm as one set.
+    """Numbers of images by confidence, all evaluated images of an algorithm as one set.
 
     Columns: ``algorithm``, ``series`` (BEFORE_SCALING, and AT_TEMPERATURE of those algorithms of
-    which every run has a temperature), ``bin``, ``pictures``, ``correct``, and ``confidence``, the
-    sum over the pictures.
+    which every run has a temperature), ``bin``, ``images``, ``correct``, and ``confidence``, the
+    sum over the images.
     """
     unscaled = {evaluation.algorithm for evaluation in evaluations if not evaluation.figures.scaled}
     rows = []
@@ -233,22 +233,22 @@ def reliability(evaluations: Sequence[TargetEvaluation]) -> pd.DataFrame:
             series[AT_TEMPERATURE] = evaluation.figures.scaled
         for label, calibration in series.items():
             bins = calibration.reliability
-            counts = zip(bins.pictures, bins.correct, bins.confidence)
+            counts = zip(bins.images, bins.correct, bins.confidence)
             rows += [
                 (evaluation.algorithm, label, number, *bin) for number, bin in enumerate(counts)
             ]
 
-    columns = ["algorithm", "series", "bin", "pictures", "correct", "confidence"]
+    columns = ["algorithm", "series", "bin", "images", "correct", "confidence"]
     return _summed(pd.DataFrame(rows, columns=columns), by=["algorithm", "series", "bin"])
 
 
 def calibration_error(bins: pd.DataFrame) -> float:
     """The expected calibration error of one algorithm and series of `reliability`, in percent."""
-    return 100 * float((bins["correct"] - bins["confidence"]).abs().sum() / bins["pictures"].sum())
+    return 100 * float((bins["correct"] - bins["confidence"]).abs().sum() / bins["images"].sum())
 
 
 def flips(evaluations: Sequence[TargetEvaluation], environments: Sequence[str]) -> pd.DataFrame:
-    """Numbers of pictures by whether zero-shot CLIP and the runs predict them correctly.
+    """Numbers of images by whether zero-shot CLIP and the runs predict them correctly.
 
     ``environments``: their labels, by number. Columns: ``environment``, ``algorithm``, ``gained``,
     ``lost``, ``both_right``, ``both_wrong``.

@@ -57,7 +57,7 @@ class Report:
     """What `write_report` wrote: the page ``index``, with its figures beside it.
 
     ``is_complete``: whether no cell of the page's tables is incomplete; ``why_no_examples``: "" if
-    the page shows example pictures; ``warnings``: about unusable files.
+    the page shows example images; ``warnings``: about unusable files.
     """
 
     index: Path
@@ -68,7 +68,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Page:
-    """What the template shows; ``keys``: algorithm -> a picture of its line, as a data URI."""
+    """What the template shows; ``keys``: algorithm -> an image of its line, as a data URI."""
 
     results: Results
     title: str
@@ -124,7 +124,7 @@ def write_report(
 ) -> Report:
     """Write the report on ``sweeps`` into the folder ``output``, as ``carft report`` does.
 
-    ``pair``: the algorithms to compare, by default PAIR if both have jobs; ``n_examples``: pictures
+    ``pair``: the algorithms to compare, by default PAIR if both have jobs; ``n_examples``: images
     per environment that one of them gets right and the other wrong, 0 for none; ``data_dir``: where
     the data is now; ``opening``: a section before those of the data sets. ``sweeps``, ``reading``,
     and ``columns`` to ``against``: as for `collect`. The page is by the first selection method.
@@ -260,7 +260,7 @@ def _examples_of(
 
 
 def _why_no_examples(collection: Collection, pair: tuple[str, str] | None) -> str:
-    """Why the page shows no example pictures, and how to get some."""
+    """Why the page shows no example images, and how to get some."""
     if pair:
         return "they were switched off by --n_examples 0."
     return (
@@ -402,7 +402,7 @@ def _sentences_on_intervals(by_unit: Comparison, by_pair: Comparison | None) -> 
     if by_pair and by_pair.n > count:
         sentences += (
             f" Over {by_pair.n} pairs of runs it is {by_pair.interval_text(digits=1)}, which is "
-            "optimistic: pairs of an environment share test pictures."
+            "optimistic: pairs of an environment share test images."
         )
     return sentences
 

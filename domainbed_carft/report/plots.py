@@ -40,7 +40,7 @@ Limits = Mapping[str, tuple[float, float]]
 # Column of a frame -> the title of its axis
 AXES = {
     "out_of_domain": "out-of-domain accuracy (%)",
-    "in_domain": "in-domain accuracy, augmented pictures (%)",
+    "in_domain": "in-domain accuracy, augmented images (%)",
     "validation": "validation accuracy (%)",
     "loss_kl": "KL to the original (nats)",
     "context_agreement": "same most likely context (%)",
@@ -191,7 +191,7 @@ def data_as_csv(data: pd.DataFrame) -> str:
 
 
 def legend_keys(styles: Styles) -> dict[str, str]:
-    """Algorithm -> a picture of its line and mark on no ground, as a data URI."""
+    """Algorithm -> an image of its line and mark on no ground, as a data URI."""
     keys = {}
     for algorithm, style in styles.items():
         canvas = Canvas(figsize=_KEY_SIZE)
@@ -467,7 +467,7 @@ def robustness(
 
     alt = (
         "Marks of in-domain against out-of-domain accuracy, of which the first is on augmented "
-        f"pictures: {title}, for {', '.join(handles)}."
+        f"images: {title}, for {', '.join(handles)}."
     )
     return save_figure(canvas, title, name, alt, points)
 

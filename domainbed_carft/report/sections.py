@@ -1,4 +1,4 @@
-"""The sections of a report's page: a table, its jobs, its figures and example pictures."""
+"""The sections of a report's page: a table, its jobs, its figures and example images."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class SectionMaker:
         entries: Sequence[BestHparams],
         findings: Sequence[str],
     ) -> Section:
-        """The section of one data set: the table, its jobs and figures, and examples of pictures.
+        """The section of one data set: the table, its jobs and figures, and examples of images.
 
         ``group``: of the table; ``entries``: what was chosen for it; ``findings``: sentences on it.
         """

@@ -498,7 +498,7 @@ _NET = _evaluated(lambda part: part.gained_share - part.lost_share)
 
 
 def _flips(row: RowRuns) -> Cell:
-    """The gained minus the lost pictures in percent, of both."""
+    """The gained minus the lost images in percent, of both."""
     gained = _GAINED(row)
     lost = _LOST(row)
     net = _NET(row)
@@ -579,12 +579,12 @@ OF_EVALUATE = (
     Column("zero-shot", "Zero-shot", "%", "Zero-shot: accuracy of the original CLIP.",
            _evaluated(lambda part: part.zero_shot_accuracy)),
     Column("flips", "Flips", "%",
-           "Flips: pictures that only the run predicts correctly (gained) minus those that only "
+           "Flips: images that only the run predicts correctly (gained) minus those that only "
            "zero-shot CLIP does (lost).",
            _flips),
-    Column("gained", "Gained", "%", "Gained: pictures that only the run predicts correctly.",
+    Column("gained", "Gained", "%", "Gained: images that only the run predicts correctly.",
            _GAINED),
-    Column("lost", "Lost", "%", "Lost: pictures that only zero-shot CLIP predicts correctly.",
+    Column("lost", "Lost", "%", "Lost: images that only zero-shot CLIP predicts correctly.",
            _LOST),
 )
 # fmt: on
@@ -635,13 +635,13 @@ def choose(
 
 
 _WITHIN_COLUMNS = (
-    "In-domain accuracies are measured on augmented pictures, as DomainBed does, and the others "
+    "In-domain accuracies are measured on augmented images, as DomainBed does, and the others "
     "are not: compare within a column, not in-domain with out-of-domain."
 )
 
 
 def warnings_about(columns: Iterable[Column]) -> list[str]:
-    """What would be read wrongly in tables with these columns: augmented pictures beside others."""
+    """What would be read wrongly in tables with these columns: augmented images beside others."""
     names = {column.name for column in columns}
     out_of_domain = {ENVIRONMENTS, AVERAGE, "out-of-domain", "worst"}
     return [_WITHIN_COLUMNS] if IN_DOMAIN in names and names & out_of_domain else []

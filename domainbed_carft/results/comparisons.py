@@ -63,7 +63,7 @@ CAPTION = (
     "differences can attain at best.",
     "Unit environment: one difference for each environment left out, its mean over trials (one for "
     "a family, such as EmojiUnseen's three of EmojiOne). Unit pair: one for each trial; trials of "
-    "an environment share test pictures, so these p-values are too small and these intervals too "
+    "an environment share test images, so these p-values are too small and these intervals too "
     "narrow. Unit trial: where one model has all environments of a trial, since nothing was left "
     "out, or several together.",
     "All units count alike, and in Avg all data sets do, so that over several data sets the mean "

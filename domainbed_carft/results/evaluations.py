@@ -1,4 +1,4 @@
-"""What is measured of predictions: a row for each picture, and the figures that follow from rows.
+"""What is measured of predictions: a row for each image, and the figures that follow from rows.
 
 Of a sweep's runs both are kept beside the records, in two files for each step that was selected;
 selection methods that choose the same step share them. Tables need the figures alone, neither rows
@@ -36,8 +36,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class PictureRows:
-    """A row for each of N pictures, (N,) each.
+class ImageRows:
+    """A row for each of N images, (N,) each.
 
     ``label``, ``predicted``: the true class and the most likely one. ``top``: the probability of
     the latter; ``log_true``: the logarithm of that of the former, in nats; ``sum_of_squares``: of
@@ -56,7 +56,7 @@ class PictureRows:
         return self.predicted == self.label
 
     @classmethod
-    def joined(cls, parts: Sequence[PictureRows]) -> PictureRows:
+    def joined(cls, parts: Sequence[ImageRows]) -> ImageRows:
         """The rows of all parts in turn; none without parts."""
 
         def column(name: str, dtype: type) -> Any:
@@ -70,9 +70,9 @@ class PictureRows:
             sum_of_squares=column("sum_of_squares", np.float64),
         )
 
-    def part(self, begin: int, end: int) -> PictureRows:
-        """The rows of the pictures from ``begin`` to before ``end``."""
-        return PictureRows(
+    def part(self, begin: int, end: int) -> ImageRows:
+        """The rows of the images from ``begin`` to before ``end``."""
+        return ImageRows(
             label=self.label[begin:end],
             predicted=self.predicted[begin:end],
             top=self.top[begin:end],
@@ -85,18 +85,18 @@ class PictureRows:
 class ReliabilityBins:
     """ECE_BINS bins of equal width by confidence, the probability of the predicted class.
 
-    Of each bin the number of pictures, how many of them are predicted correctly, and the sum of
+    Of each bin the number of images, how many of them are predicted correctly, and the sum of
     their confidences. Bin m, from 0, holds confidences in (m / ECE_BINS, (m + 1) / ECE_BINS].
     """
 
-    pictures: Annotated[list[int], Len(ECE_BINS, ECE_BINS)]
+    images: Annotated[list[int], Len(ECE_BINS, ECE_BINS)]
     correct: Annotated[list[int], Len(ECE_BINS, ECE_BINS)]
     confidence: Annotated[list[float], Len(ECE_BINS, ECE_BINS)]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How well the probabilities of a set of pictures fit the outcomes; all are 0 at best.
+    """How well the probabilities of a set of images fit the outcomes; all are 0 at best.
 
     ``ece``: expected calibration error, a share of 1 (Guo et al., ICML 2017, equation 3). ``nll``:
     mean negative log-likelihood, in nats. ``brier``: mean squared distance between the vector of
@@ -115,32 +115,32 @@ class WorstClass:
 
     name: str
     label: int
-    pictures: int
+    images: int
     accuracy: float
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of predictions on a set of pictures; accuracies are shares of 1.
+    """The figures of predictions on a set of images; accuracies are shares of 1.
 
-    ``mean_per_class``: over the classes that have pictures. ``class_pictures``, ``class_correct``:
-    numbers of pictures, in label order.
+    ``mean_per_class``: over the classes that have images. ``class_images``, ``class_correct``:
+    numbers of images, in label order.
     """
 
     accuracy: float
     mean_per_class: float
     worst_class: WorstClass
     calibration: Calibration
-    class_pictures: list[int]
+    class_images: list[int]
     class_correct: list[int]
 
 
-def measure(rows: PictureRows, classes: Sequence[str]) -> Figures:
-    """The figures of N > 0 pictures; ``classes``: the names in label order."""
-    class_pictures = np.bincount(rows.label, minlength=len(classes))
+def measure(rows: ImageRows, classes: Sequence[str]) -> Figures:
+    """The figures of N > 0 images; ``classes``: the names in label order."""
+    class_images = np.bincount(rows.label, minlength=len(classes))
     class_correct = np.bincount(rows.label[rows.is_correct], minlength=len(classes))
-    present = np.flatnonzero(class_pictures)
-    accuracies = class_correct[present] / class_pictures[present]
+    present = np.flatnonzero(class_images)
+    accuracies = class_correct[present] / class_images[present]
     worst = int(present[accuracies.argmin()])
 
     return Figures(
@@ -149,26 +149,26 @@ def measure(rows: PictureRows, classes: Sequence[str]) -> Figures:
         worst_class=WorstClass(
             name=classes[worst],
             label=worst,
-            pictures=int(class_pictures[worst]),
+            images=int(class_images[worst]),
             accuracy=float(accuracies.min()),
         ),
         calibration=measure_calibration(rows),
-        class_pictures=class_pictures.tolist(),
+        class_images=class_images.tolist(),
         class_correct=class_correct.tolist(),
     )
 
 
-def measure_calibration(rows: PictureRows) -> Calibration:
-    """The calibration on N > 0 pictures."""
+def measure_calibration(rows: ImageRows) -> Calibration:
+    """The calibration on N > 0 images."""
     bins = np.ceil(rows.top * ECE_BINS).astype(np.int64) - 1
     bins = np.clip(bins, 0, ECE_BINS - 1)
     reliability = ReliabilityBins(
-        pictures=np.bincount(bins, minlength=ECE_BINS).tolist(),
+        images=np.bincount(bins, minlength=ECE_BINS).tolist(),
         correct=np.bincount(bins[rows.is_correct], minlength=ECE_BINS).tolist(),
         confidence=np.bincount(bins, rows.top, minlength=ECE_BINS).tolist(),
     )
 
-    # Of one picture: the sum over classes of (p - [true class])^2.
+    # Of one image: the sum over classes of (p - [true class])^2.
     squared_distance = rows.sum_of_squares - 2 * np.exp(rows.log_true) + 1
     return Calibration(
         ece=expected_calibration_error(reliability),
@@ -179,14 +179,14 @@ def measure_calibration(rows: PictureRows) -> Calibration:
 
 
 def expected_calibration_error(reliability: ReliabilityBins) -> float:
-    """The sum over bins of their share of the pictures times |accuracy - mean confidence|."""
-    # Each is |accuracy - mean confidence| times the number of pictures in the bin.
+    """The sum over bins of their share of the images times |accuracy - mean confidence|."""
+    # Each is |accuracy - mean confidence| times the number of images in the bin.
     gaps = np.abs(np.array(reliability.correct) - np.array(reliability.confidence))
-    return float(gaps.sum() / sum(reliability.pictures))
+    return float(gaps.sum() / sum(reliability.images))
 
 
-def confusion_matrix(rows: PictureRows, num_classes: int) -> npt.NDArray[np.int64]:
-    """(K, K): the number of pictures by true class (row) and predicted class (column)."""
+def confusion_matrix(rows: ImageRows, num_classes: int) -> npt.NDArray[np.int64]:
+    """(K, K): the number of images by true class (row) and predicted class (column)."""
     cells = rows.label.astype(np.int64) * num_classes + rows.predicted
     counts = np.bincount(cells, minlength=num_classes * num_classes)
     return counts.reshape(num_classes, num_classes)
@@ -194,7 +194,7 @@ def confusion_matrix(rows: PictureRows, num_classes: int) -> npt.NDArray[np.int6
 
 @dataclass(frozen=True)
 class Flips:
-    """Numbers of pictures, by whether zero-shot CLIP and the run predict them correctly.
+    """Numbers of images, by whether zero-shot CLIP and the run predict them correctly.
 
     ``gained``: only the run does. ``lost``: only zero-shot CLIP does.
     """
@@ -212,32 +212,32 @@ class EvaluatedSplit:
     environment: str
     number: int
     name: str
-    pictures: Annotated[int, Gt(0)]
+    images: Annotated[int, Gt(0)]
 
 
 @dataclass(frozen=True)
 class ValidationSplit:
-    """The out-split of an environment trained on, and how many of its pictures are predicted right.
+    """The out-split of an environment trained on, and how many of its images are predicted right.
 
-    Its pictures go through the test transform, unlike those that the records are of.
+    Its images go through the test transform, unlike those that the records are of.
     """
 
     environment: str
     number: int
     name: str
-    pictures: Annotated[int, Gt(0)]
+    images: Annotated[int, Gt(0)]
     correct: int
 
 
 @dataclass(frozen=True)
 class Temperature:
-    """What the logits are divided by: fitted on ``pictures`` of the training environments.
+    """What the logits are divided by: fitted on ``images`` of the training environments.
 
     ``is_at_limit``: whether the best value lies outside the range that is searched.
     """
 
     value: float
-    pictures: int
+    images: int
     is_at_limit: bool
 
 
@@ -245,7 +245,7 @@ class Temperature:
 class EvaluationFacts:
     """What was measured, and of what: the facts that tell whether a file is still true.
 
-    ``weights`` and ``data`` are SHA-256 of the file of weights and of the list of pictures; the
+    ``weights`` and ``data`` are SHA-256 of the file of weights and of the list of images; the
     digests of prompts and CLIP are those in the records. ``splits``: in the order of the rows.
     ``temperature``: None where no training environment has an out-split of its own.
     ``validation``: the out-splits of the training environments; none where the job left nothing
@@ -265,7 +265,7 @@ class EvaluationFacts:
     clip_digest: str
     classes: Annotated[list[str], Len(1)]
     contexts: list[str]
-    pictures: Annotated[int, Gt(0)]
+    images: Annotated[int, Gt(0)]
     splits: Annotated[list[EvaluatedSplit], Len(1)]
     temperature: Temperature | None
     validation: list[ValidationSplit] = dataclasses.field(default_factory=list)
@@ -287,8 +287,8 @@ class EvaluatedRows:
     with the zero-shot weight of the true class, as in arXiv 2412.02856.
     """
 
-    raw: PictureRows
-    scaled: PictureRows | None
+    raw: ImageRows
+    scaled: ImageRows | None
     zero_shot: Labels
     alignment: npt.NDArray[np.float32]
 
@@ -309,13 +309,13 @@ class SplitFigures(Figures):
 
     @property
     def gained_share(self) -> float:
-        """The share of the pictures that only the run predicts correctly."""
-        return self.flips.gained / self.split.pictures
+        """The share of the images that only the run predicts correctly."""
+        return self.flips.gained / self.split.images
 
     @property
     def lost_share(self) -> float:
-        """The share of the pictures that only zero-shot CLIP predicts correctly."""
-        return self.flips.lost / self.split.pictures
+        """The share of the images that only zero-shot CLIP predicts correctly."""
+        return self.flips.lost / self.split.images
 
 
 @dataclass(frozen=True)
@@ -333,10 +333,10 @@ class RunFigures:
     def in_domain(self) -> float | None:
         """The mean accuracy over the out-splits of the environments trained on, a share of 1.
 
-        Like the in-domain accuracy of the tables, but without augmentation: all pictures go through
+        Like the in-domain accuracy of the tables, but without augmentation: all images go through
         the test transform. None if the validation splits were not measured.
         """
-        accuracies = [split.correct / split.pictures for split in self.facts.validation]
+        accuracies = [split.correct / split.images for split in self.facts.validation]
         if not self.facts.test_envs:
             accuracies = [split.accuracy for split in self.splits]
         return fmean(accuracies) if accuracies else None
@@ -347,7 +347,7 @@ def measure_run(rows: EvaluatedRows, facts: EvaluationFacts) -> RunFigures:
     figures = []
     begin = 0
     for split in facts.splits:
-        end = begin + split.pictures
+        end = begin + split.images
         part = EvaluatedRows(
             raw=rows.raw.part(begin, end),
             scaled=rows.scaled.part(begin, end) if rows.scaled else None,
@@ -370,7 +370,7 @@ def _measure_split(
         mean_per_class=figures.mean_per_class,
         worst_class=figures.worst_class,
         calibration=figures.calibration,
-        class_pictures=figures.class_pictures,
+        class_images=figures.class_images,
         class_correct=figures.class_correct,
         split=split,
         zero_shot_accuracy=float(is_zero_shot_correct.mean()),
@@ -440,12 +440,12 @@ def load_rows(folder: Path, step: int) -> tuple[EvaluatedRows, EvaluationFacts]:
     path = rows_path(folder, step)
     facts = _validated(EvaluationFacts, arrays.load_facts(path), path)
     dtypes = {**_COLUMNS, **(_SCALED_COLUMNS if facts.temperature else {})}
-    _, columns = arrays.load_arrays(path, dtypes, "pictures")
+    _, columns = arrays.load_arrays(path, dtypes, "images")
     largest = max(int(columns[name].max()) for name in ("label", "predicted", "zero_shot"))
-    if largest >= len(facts.classes) or sum(s.pictures for s in facts.splits) != facts.pictures:
+    if largest >= len(facts.classes) or sum(s.images for s in facts.splits) != facts.images:
         raise _damaged(path, "rows")
 
-    raw = PictureRows(
+    raw = ImageRows(
         label=columns["label"],
         predicted=columns["predicted"],
         top=columns["top"],

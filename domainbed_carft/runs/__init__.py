@@ -10,10 +10,10 @@ from functools import partial
 
 from domainbed_carft.lazy import imported_attribute
 
-# Pictures per batch, as in the harness's `train`: the last bits of a logit depend on the batch.
+# Images per batch, as in the harness's `train`: the last bits of a logit depend on the batch.
 BATCH_SIZE = 64
 
-# The exit status of a command that could not read some of the pictures.
+# The exit status of a command that could not read some of the images.
 SOME_SKIPPED = 3
 
 __getattr__ = partial(imported_attribute, __name__)

@@ -38,19 +38,19 @@ from domainbed_carft.suites import catalogue
 class SplitScores:
     """The predictions on one split of ``environment``; ``is_target``: whether it was left out.
 
-    ``figures``: None without pictures. ``confusion`` (K, K): pictures by true class (row) and
+    ``figures``: None without images. ``confusion`` (K, K): images by true class (row) and
     predicted class (column).
     """
 
     name: str
     environment: str
     is_target: bool
-    pictures: int
+    images: int
     figures: Figures | None
     confusion: npt.NDArray[np.int64]
 
     def class_accuracies(self) -> list[float | None]:
-        """The accuracy (recall) of each class, in label order; None without pictures."""
+        """The accuracy (recall) of each class, in label order; None without images."""
         totals = self.confusion.sum(axis=1).tolist()
         hits = self.confusion.diagonal().tolist()
         return [hit / total if total else None for hit, total in zip(hits, totals)]
@@ -62,11 +62,11 @@ class SplitScores:
             "name": self.name,
             "environment": self.environment,
             "is_target": self.is_target,
-            "pictures": self.pictures,
+            "images": self.images,
             "accuracy": self.figures.accuracy if self.figures else None,
             "ece": self.figures.calibration.ece if self.figures else None,
             "by_class": [
-                {"class": name, "pictures": total, "accuracy": accuracy}
+                {"class": name, "images": total, "accuracy": accuracy}
                 for name, total, accuracy in zip(classes, totals, self.class_accuracies())
             ],
             "confusion": self.confusion.tolist(),
@@ -78,7 +78,7 @@ class Evaluation:
     """A run on the splits of its data set; accuracies and errors are shares of 1.
 
     ``run``: the path of the weights. ``step``: after which they were saved, None if unknown.
-    ``transform``: how pictures of training environments are transformed, see
+    ``transform``: how images of training environments are transformed, see
     `splits.transform_name`. ``targets``: the environments left out. ``test_set``: of the tasks of
     CLIP's paper, which have a test set of their own, the scores on it; ``test_set_error`` says why
     there are none.
@@ -150,7 +150,7 @@ def evaluate(
     ``suite``: the name of whole test sets, such as "imagenet", instead of the splits. ``data_dir``:
     the folder above the data set's, or your own data folder itself; by default the recorded one.
     ``device``: by default the run's, of a path the GPU if there is one. ``workers``: processes that
-    load pictures; by default one per core where there are many pictures.
+    load images; by default one per core where there are many images.
 
     Of sweeps alone: ``methods``, selection methods, by default those of the tables; ``jobs``, how
     many runs at a time; ``original``, the CLIP that the runs started from, needed unless that is a
@@ -164,7 +164,7 @@ def evaluate(
     ('env0_in', True)
     >>> 0 <= evaluation.splits[0].figures.accuracy <= 1
     True
-    >>> evaluation.as_dict()["splits"][0]["pictures"] == evaluation.splits[0].pictures
+    >>> evaluation.as_dict()["splits"][0]["images"] == evaluation.splits[0].images
     True
     """
     check_loading(suite, batch_size, workers)
@@ -200,7 +200,7 @@ def evaluate(
 def evaluate_splits(run: Run, options: LoadingOptions) -> Evaluation:
     """The run on the splits of its data set, and on the task's own test set if it has one.
 
-    Raises CarftError if the data is missing or not the run's, and where a picture of a split cannot
+    Raises CarftError if the data is missing or not the run's, and where an image of a split cannot
     be read.
     """
     splits = splitting.splits(run, options.data_dir)
@@ -224,7 +224,7 @@ def evaluate_splits(run: Run, options: LoadingOptions) -> Evaluation:
                 name=split.name,
                 environment=split.environment,
                 is_target=split.is_target,
-                pictures=len(part.label),
+                images=len(part.label),
                 figures=measure(part, run.classes) if len(part.label) else None,
                 confusion=confusion_matrix(part, len(run.classes)),
             )

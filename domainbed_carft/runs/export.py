@@ -27,12 +27,12 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import not_written, require_output
 from domainbed_carft.files.weights import load_weights, sha256
+from domainbed_carft.images.protocols import PROTOCOLS
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.jobs.job import command as train_command
 from domainbed_carft.jobs.setting import printed_versions
 from domainbed_carft.paths import AnyPath, as_path, as_text
-from domainbed_carft.pictures.protocols import PROTOCOLS
 from domainbed_carft.results.formats import escape_markdown
 from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.saved import (
@@ -293,7 +293,7 @@ def card_of(
         "run": run_facts(run),
         "classes": run.classes,
         "contexts": run.contexts,
-        "pictures": {  # side lengths in pixels, mean and deviation of [0, 1]
+        "images": {  # side lengths in pixels, mean and deviation of [0, 1]
             **clip.preprocessing._asdict(),
             "protocol": protocol,
             "means": PROTOCOLS[protocol],

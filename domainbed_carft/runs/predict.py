@@ -1,4 +1,4 @@
-"""`carft predict`: the classes and contexts of picture files, as a run predicts them."""
+"""`carft predict`: the classes and contexts of image files, as a run predicts them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from domainbed_carft.runs.run import Run
 
 
 @dataclass(frozen=True)
-class PicturePrediction:
-    """The probabilities of one picture by name, or the ``error`` why it was skipped."""
+class ImagePrediction:
+    """The probabilities of one image by name, or the ``error`` why it was skipped."""
 
     path: str
     classes: Mapping[str, float]
@@ -42,8 +42,8 @@ def most_likely(probabilities: Mapping[str, float], top: int | None) -> dict[str
 
 def predict_files(
     run: Run, paths: Sequence[str], batch_size: int, workers: int
-) -> Iterator[list[PicturePrediction]]:
-    """The predictions for picture files, batch by batch, in order, with only a few in memory.
+) -> Iterator[list[ImagePrediction]]:
+    """The predictions for image files, batch by batch, in order, with only a few in memory.
 
     A file that cannot be read has an ``error`` instead of probabilities.
     """
@@ -53,10 +53,10 @@ def predict_files(
             predictions.class_probabilities.tolist(), predictions.context_probabilities.tolist()
         )
         predicted = []
-        for path, error in zip(batch.pictures, batch.errors):
+        for path, error in zip(batch.images, batch.errors):
             class_row, context_row = ([], []) if error else next(rows)
             predicted.append(
-                PicturePrediction(
+                ImagePrediction(
                     path=path,
                     classes=dict(zip(predictions.classes, class_row)),
                     contexts=dict(zip(predictions.contexts, context_row)),
@@ -66,18 +66,18 @@ def predict_files(
         yield predicted
 
 
-def find_pictures(paths: Iterable[str]) -> Iterator[str]:
-    """The pictures in ``paths``: files as given, folders searched recursively, sorted.
+def find_images(paths: Iterable[str]) -> Iterator[str]:
+    """The images in ``paths``: files as given, folders searched recursively, sorted.
 
-    In folders, pictures are the files with one of torchvision's IMG_EXTENSIONS; a folder without
+    In folders, images are the files with one of torchvision's IMG_EXTENSIONS; a folder without
     any is returned itself.
     """
     for path in paths:
-        pictures: list[str] = []
+        images: list[str] = []
         for folder, subfolders, names in os.walk(path):
             subfolders.sort()
             for name in sorted(names):
                 if name.lower().endswith(IMG_EXTENSIONS):
-                    pictures.append(os.path.join(folder, name))
+                    images.append(os.path.join(folder, name))
 
-        yield from pictures or [path]
+        yield from images or [path]

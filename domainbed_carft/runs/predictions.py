@@ -1,4 +1,4 @@
-"""Predicting splits: how pictures are loaded, batch by batch, and the row that each one gets."""
+"""Predicting splits: how images are loaded, batch by batch, and the row that each one gets."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from domainbed_carft import machine
 from domainbed_carft.arguments import COUNT, NATURAL, TEXT, check
 from domainbed_carft.errors import CarftError
 from domainbed_carft.machine import devices
-from domainbed_carft.results.evaluations import PictureRows
+from domainbed_carft.results.evaluations import ImageRows
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.runs.run import Run, require_finite
 from domainbed_carft.runs.splits import Split
 from domainbed_carft.text import progress
 
-MANY_PICTURES = 5000  # below, starting processes takes longer than they save
+MANY_IMAGES = 5000  # below, starting processes takes longer than they save
 MOST_WORKERS = 8  # unless the user asks for more
 
-# From pictures (N, 3, R, R) to logits (N, K), once for each variant of the weights.
+# From images (N, 3, R, R) to logits (N, K), once for each variant of the weights.
 Predictor = Callable[[Tensor], Iterable[Tensor]]
 
 
 @dataclass(frozen=True)
 class LoadingOptions:
-    """Where and how pictures are loaded and predicted.
+    """Where and how images are loaded and predicted.
 
-    ``device``: where the model predicts. ``batch_size``: pictures per batch. ``workers``: processes
-    that load pictures; None for one per core where there are many pictures. ``data_dir``: the
+    ``device``: where the model predicts. ``batch_size``: images per batch. ``workers``: processes
+    that load images; None for one per core where there are many images. ``data_dir``: the
     folder of the data; None for the one that the run recorded.
     """
 
@@ -79,63 +79,63 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def worker_count(workers: int | None, has_many_pictures: bool) -> int:
-    """How many processes load pictures: ``workers``, else one per core if there are many."""
+def worker_count(workers: int | None, has_many_images: bool) -> int:
+    """How many processes load images: ``workers``, else one per core if there are many."""
     if workers is not None:
         return workers
-    return min(MOST_WORKERS, machine.cores()) if has_many_pictures else 0
+    return min(MOST_WORKERS, machine.cores()) if has_many_images else 0
 
 
 class SplitBatch(NamedTuple):
-    """Pictures (N, 3, H, W) and labels (N,) of the split with this position in a list of splits."""
+    """Images (N, 3, H, W) and labels (N,) of the split with this position in a list of splits."""
 
     position: int
-    pictures: Tensor
+    images: Tensor
     labels: Tensor
 
 
 def split_batches(
     splits: Sequence[Split], batch_size: int, workers: int | None
 ) -> Iterator[SplitBatch]:
-    """All pictures of all splits, in order, in batches that hold one split's pictures each.
+    """All images of all splits, in order, in batches that hold one split's images each.
 
-    Raises CarftError, with the split's name, where a picture cannot be read.
+    Raises CarftError, with the split's name, where an image cannot be read.
     """
     total = sum(map(len, splits))
-    processes = worker_count(workers, total >= MANY_PICTURES)
+    processes = worker_count(workers, total >= MANY_IMAGES)
 
-    with progress(total=total, unit="picture", description="evaluating", delay=2) as bar:
+    with progress(total=total, unit="image", description="evaluating", delay=2) as bar:
         for position, split in enumerate(splits):
             try:
-                for pictures, labels in DataLoader(split.items, batch_size, num_workers=processes):
-                    yield SplitBatch(position, pictures, labels)
-                    bar.update(len(pictures))
+                for images, labels in DataLoader(split.items, batch_size, num_workers=processes):
+                    yield SplitBatch(position, images, labels)
+                    bar.update(len(images))
             except (OSError, CarftError) as error:  # Pillow's, the harness's; a worker's traceback
                 last_line = str(error).rstrip().rpartition("\n")[2]
                 reason = re.sub(r"^[\w.]+Error: ", "", last_line)
                 raise CarftError(
-                    f"a picture of {split.environment} ({split.name}): {reason}"
+                    f"an image of {split.environment} ({split.name}): {reason}"
                 ) from error
 
 
 @torch.no_grad()
 def predict_rows(
     splits: Sequence[Split], predict: Predictor, options: LoadingOptions, variants: int = 1
-) -> list[list[PictureRows]]:
-    """The rows of all pictures: for each of the ``variants`` that ``predict`` gives, each split's.
+) -> list[list[ImageRows]]:
+    """The rows of all images: for each of the ``variants`` that ``predict`` gives, each split's.
 
-    All variants share one pass over the pictures. Raises CarftError where one cannot be read.
+    All variants share one pass over the images. Raises CarftError where one cannot be read.
     """
-    batches: list[list[list[PictureRows]]] = [[[] for _ in splits] for _ in range(variants)]
+    batches: list[list[list[ImageRows]]] = [[[] for _ in splits] for _ in range(variants)]
     for batch in split_batches(splits, options.batch_size, options.workers):
-        variant_logits = predict(batch.pictures.to(options.device))
+        variant_logits = predict(batch.images.to(options.device))
         labels = batch.labels.to(options.device)
         for batches_of_variant, logits in zip(batches, variant_logits):
             batches_of_variant[batch.position].append(_rows_of(logits, labels))
-    return [[PictureRows.joined(parts) for parts in of_splits] for of_splits in batches]
+    return [[ImageRows.joined(parts) for parts in of_splits] for of_splits in batches]
 
 
-def _rows_of(logits: Tensor, labels: Tensor) -> PictureRows:
+def _rows_of(logits: Tensor, labels: Tensor) -> ImageRows:
     """The rows of a batch, by its logits (N, K) and labels (N,)."""
     log_probabilities = logits.double().log_softmax(dim=1)
     probabilities = log_probabilities.exp()
@@ -149,7 +149,7 @@ def _rows_of(logits: Tensor, labels: Tensor) -> PictureRows:
     columns = columns.cpu()
     require_finite(columns[0])
     top, log_true, sum_of_squares = columns.numpy()
-    return PictureRows(
+    return ImageRows(
         label=labels.cpu().numpy().astype(np.uint16),
         predicted=logits.argmax(dim=1).cpu().numpy().astype(np.uint16),
         top=top,
@@ -161,12 +161,12 @@ def _rows_of(logits: Tensor, labels: Tensor) -> PictureRows:
 def run_predictor(run: Run, device: torch.device) -> Predictor:
     """Predicts with the weights that the run then has; moves the run to ``device``."""
     algorithm = run.algorithm.to(device)
-    return lambda pictures: [algorithm.predict(pictures)]
+    return lambda images: [algorithm.predict(images)]
 
 
 @dataclass(frozen=True)
 class SplitAccuracies:
-    """Accuracies as shares of 1; None where there is no picture.
+    """Accuracies as shares of 1; None where there is no image.
 
     ``in_domain``: the mean over the out-splits of the training environments. ``out_of_domain``: the
     mean over the in-splits of the test environments. ``splits``: by the split's name.
@@ -177,7 +177,7 @@ class SplitAccuracies:
     splits: dict[str, float | None]
 
 
-def split_accuracies(splits: Sequence[Split], rows: Sequence[PictureRows]) -> SplitAccuracies:
+def split_accuracies(splits: Sequence[Split], rows: Sequence[ImageRows]) -> SplitAccuracies:
     """The accuracies of one variant of the weights on the splits, and their two means."""
     accuracies = {
         split.name: int(part.is_correct.sum()) / len(part.label) if len(part.label) else None

@@ -1,4 +1,4 @@
-"""A trained run: everything that its weights file holds, and its predictions for pictures."""
+"""A trained run: everything that its weights file holds, and its predictions for images."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from domainbed_carft.arguments import COUNT, check
-from domainbed_carft.data import picture_files
+from domainbed_carft.data import image_files
 from domainbed_carft.errors import CarftError
+from domainbed_carft.images.plan import ImagePlan
+from domainbed_carft.images.protocols import recorded_plan
+from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.method.algorithm import CLIPAlgorithm
-from domainbed_carft.pictures.plan import PicturePlan
-from domainbed_carft.pictures.protocols import recorded_plan
-from domainbed_carft.pictures.transforms import PlanTransform
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.text import quantity
 
-# A path, a Pillow picture, or a tensor (3, H, W).
-Picture = Any
+# A path, a Pillow image, or a tensor (3, H, W).
+ImageInput = Any
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Probabilities of N pictures, float64, on the CPU; each row sums to 1.
+    """Probabilities of N images, float64, on the CPU; each row sums to 1.
 
     ``class_probabilities``: (N, K), over ``classes``. ``context_probabilities``: (N, M), over
     ``contexts``, the templates such as "a sketch of a {}.". Where two classes have the same name,
@@ -84,8 +84,8 @@ class Run:
         return self.algorithm.context_weights.device
 
     @property
-    def picture_plan(self) -> PicturePlan:
-        """How the job made its training pictures; its test pictures are without augmentation."""
+    def image_plan(self) -> ImagePlan:
+        """How the job made its training images; its test images are without augmentation."""
         return recorded_plan(self.content, self.algorithm.input)
 
     @property
@@ -112,25 +112,25 @@ class Run:
         ]
 
     def transform(self) -> Callable[[Any], Tensor]:
-        """The transform of the run's test pictures, from a Pillow picture to a tensor (3, S, S).
+        """The transform of the run's test images, from a Pillow image to a tensor (3, S, S).
 
-        Of the protocol ``host`` only the normalisation is recorded; its pictures are squeezed to a
+        Of the protocol ``host`` only the normalisation is recorded; its images are squeezed to a
         square, as DomainBed's are.
         """
-        return PlanTransform(self.picture_plan.without_augmentation())
+        return PlanTransform(self.image_plan.without_augmentation())
 
     def predict(
-        self, pictures: Picture | Sequence[Picture], batch_size: int = BATCH_SIZE
+        self, images: ImageInput | Sequence[ImageInput], batch_size: int = BATCH_SIZE
     ) -> Predictions:
-        """Class and context probabilities of one or several pictures, on the run's device.
+        """Class and context probabilities of one or several images, on the run's device.
 
-        ``pictures``: paths, Pillow pictures, and uint8 tensors (3, H, W) or (N, 3, H, W) from 0 to
+        ``images``: paths, Pillow images, and uint8 tensors (3, H, W) or (N, 3, H, W) from 0 to
         255, which all go through the run's test transform. Floating-point tensors are taken as they
         are: transform them first, as `Run.transform` does.
 
-        Raises CarftError for a picture that cannot be read, and if there is none.
+        Raises CarftError for an image that cannot be read, and if there is none.
 
-        >>> predictions = load_run(job).predict([picture, picture])
+        >>> predictions = load_run(job).predict([image, image])
         >>> predictions.class_probabilities.shape
         torch.Size([2, 2])
         >>> predictions.class_probabilities.sum(dim=1).round(decimals=6).tolist()
@@ -139,16 +139,16 @@ class Run:
         ['class_probabilities', 'classes', 'context_probabilities', 'contexts']
         """
         check(COUNT, batch_size=batch_size)
-        is_several = isinstance(pictures, Iterable) and not isinstance(pictures, str)
-        items = [*pictures] if is_several else [pictures]
+        is_several = isinstance(images, Iterable) and not isinstance(images, str)
+        items = [*images] if is_several else [images]
         if not items:
-            raise CarftError("there are no pictures to predict; give at least one")
+            raise CarftError("there are no images to predict; give at least one")
 
         batches = []
         for batch in self.predicted_batches(items, batch_size):
-            for picture, error in zip(batch.pictures, batch.errors):
+            for image, error in zip(batch.images, batch.errors):
                 if error:
-                    raise CarftError(f"{os.fspath(picture)} cannot be read: {error}")
+                    raise CarftError(f"{os.fspath(image)} cannot be read: {error}")
             batches.append(batch.predictions)
         return Predictions(
             class_probabilities=torch.cat([part.class_probabilities for part in batches]),
@@ -158,14 +158,14 @@ class Run:
         )
 
     def predicted_batches(
-        self, pictures: Sequence[Picture], batch_size: int, workers: int = 0
+        self, images: Sequence[ImageInput], batch_size: int, workers: int = 0
     ) -> Iterator[PredictedBatch]:
-        """The predictions of pictures as `predict` takes them, with only a few in memory.
+        """The predictions of images as `predict` takes them, with only a few in memory.
 
         ``workers``: how many processes read them.
         """
         loader: DataLoader[Any] = DataLoader(
-            pictures,  # type: ignore[arg-type]
+            images,  # type: ignore[arg-type]
             batch_size,
             num_workers=workers,
             collate_fn=functools.partial(_read_batch, self.transform()),
@@ -174,14 +174,14 @@ class Run:
         for batch in loader:
             inputs = [part for _, part in batch if isinstance(part, Tensor)]
             yield PredictedBatch(
-                pictures=[picture for picture, _ in batch],
+                images=[image for image, _ in batch],
                 errors=[part if isinstance(part, str) else "" for _, part in batch],
                 predictions=self._predict_inputs(inputs),
             )
 
     @torch.no_grad()
     def _predict_inputs(self, inputs: list[Tensor]) -> Predictions:
-        """The predictions of transformed pictures (3, S, S); there may be none."""
+        """The predictions of transformed images (3, S, S); there may be none."""
         classes = torch.empty(0, len(self.classes), dtype=torch.float64)
         contexts = torch.empty(0, len(self.contexts), dtype=torch.float64)
         if inputs:
@@ -193,11 +193,11 @@ class Run:
 
 
 def require_finite(values: Tensor) -> None:
-    """Raise CarftError unless all ``values`` (N,), one for each of N pictures, are finite."""
+    """Raise CarftError unless all ``values`` (N,), one for each of N images, are finite."""
     n_broken = int((~values.isfinite()).sum())
     if n_broken:
         raise CarftError(
-            f"the weights are finite but overflow: {n_broken} of {len(values)} pictures of a batch "
+            f"the weights are finite but overflow: {n_broken} of {len(values)} images of a batch "
             "have no finite logits. Did the training diverge? Use --which best, or train with a "
             "smaller lr"
         )
@@ -205,49 +205,49 @@ def require_finite(values: Tensor) -> None:
 
 @dataclass(frozen=True)
 class PredictedBatch:
-    """Some pictures, why each could not be read ("" if it was), and predictions of the others."""
+    """Some images, why each could not be read ("" if it was), and predictions of the others."""
 
-    pictures: Sequence[Picture]
+    images: Sequence[ImageInput]
     errors: Sequence[str]
     predictions: Predictions
 
 
 def _read_batch(
-    transform: Callable[[Any], Tensor], pictures: Sequence[Picture]
-) -> list[tuple[Picture, Tensor | str]]:
-    return [(picture, _as_input(transform, picture)) for picture in pictures]
+    transform: Callable[[Any], Tensor], images: Sequence[ImageInput]
+) -> list[tuple[ImageInput, Tensor | str]]:
+    return [(image, _as_input(transform, image)) for image in images]
 
 
-def _as_input(transform: Callable[[Any], Tensor], picture: Picture) -> Tensor | str:
-    """The model's input (3, S, S) for a picture; of a file that cannot be read, why."""
-    if isinstance(picture, (str, os.PathLike)):
-        return _read_picture(transform, os.fspath(picture))
-    if isinstance(picture, Image.Image):
-        return transform(picture.convert("RGB"))
+def _as_input(transform: Callable[[Any], Tensor], image: ImageInput) -> Tensor | str:
+    """The model's input (3, S, S) for an image; of a file that cannot be read, why."""
+    if isinstance(image, (str, os.PathLike)):
+        return _read_image(transform, os.fspath(image))
+    if isinstance(image, Image.Image):
+        return transform(image.convert("RGB"))
 
-    if not isinstance(picture, Tensor) or picture.ndim != 3 or picture.shape[0] != 3:
-        shape = tuple(picture.shape) if isinstance(picture, Tensor) else type(picture).__name__
+    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3:
+        shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise CarftError(
-            f"a picture is {shape}; expected a path, a Pillow picture, a tensor (3, H, W) or "
+            f"an image is {shape}; expected a path, a Pillow image, a tensor (3, H, W) or "
             "(N, 3, H, W)"
         )
-    if picture.is_floating_point():
-        return picture
-    if picture.dtype != torch.uint8:
+    if image.is_floating_point():
+        return image
+    if image.dtype != torch.uint8:
         raise CarftError(
-            f"a picture is a tensor of {picture.dtype}; expected uint8 from 0 to 255, or floats "
+            f"an image is a tensor of {image.dtype}; expected uint8 from 0 to 255, or floats "
             "that are transformed already"
         )
-    return transform(transforms.functional.to_pil_image(picture))
+    return transform(transforms.functional.to_pil_image(image))
 
 
-def _read_picture(transform: Callable[[Any], Tensor], path: str) -> Tensor | str:
+def _read_image(transform: Callable[[Any], Tensor], path: str) -> Tensor | str:
     """A file as DomainBed reads it, as RGB, but no file that is cut off; else why there is none."""
     try:
-        with picture_files.refuse_truncated_files():
-            return transform(picture_files.open_picture(path))
+        with image_files.refuse_truncated_files():
+            return transform(image_files.open_image(path))
     except IsADirectoryError:
-        return f"no pictures in this folder ({', '.join(IMG_EXTENSIONS)})"
+        return f"no images in this folder ({', '.join(IMG_EXTENSIONS)})"
     except UnidentifiedImageError:
         return "not an image Pillow can read"
     except Exception as error:  # of Pillow's decoders, half a dozen types

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.facts import hparams_and_facts
 from domainbed_carft.jobs.folder import WEIGHTS_FORMAT
 from domainbed_carft.method.algorithms import CLASSES, OWN_PROBLEMS
 from domainbed_carft.method.hparams import is_preprocessing
-from domainbed_carft.pictures.plan import PicturePlan
 
 
 def _is_step(value: Any) -> bool:
@@ -49,7 +49,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("model_num_classes", "model_num_domains"), lambda n: type(n) is int),
     "args": lambda args: True,
     "format": lambda number: number in (None, WEIGHTS_FORMAT),  # None in a foreign host's
-    "picture_plan": lambda plan: plan is None or bool(PicturePlan.from_json(plan)),
+    "image_plan": lambda plan: plan is None or bool(ImagePlan.from_json(plan)),
     **dict.fromkeys(("best_step", "wise_ft_step"), _is_step),
     "wise_ft_alpha": lambda alpha: alpha is None or (type(alpha) is float and 0 <= alpha <= 1),
     "soup": lambda soup: soup is None or _is_soup(soup),
@@ -104,7 +104,7 @@ def with_facts_among_hparams(content: Any) -> Any:
 
 
 def _hparams_fit(parts: Mapping[str, Any]) -> bool:
-    """Whether all hparams are valid, and "preprocessing" tells how the data set makes pictures.
+    """Whether all hparams are valid, and "preprocessing" tells how the data set makes images.
 
     With it the data set need not look for the CLIP that the file names.
     """

@@ -3,7 +3,7 @@
 The formula is in `merge_weights`. The greedy soup takes runs from the best on and keeps one if
 the mean with it is strictly better, by the mean accuracy on the out-splits of the training
 environments alone. Nothing depends on the order in which the runs of a soup are given: all are
-judged on the same pictures, through the test transform, and added in the order of their files'
+judged on the same images, through the test transform, and added in the order of their files'
 digests.
 """
 
@@ -227,7 +227,7 @@ class _SoupMeasurement:
     def of(
         cls, members: Sequence[Member], options: LoadingOptions, suite: str | None
     ) -> _SoupMeasurement:
-        """Find the pictures; raises CarftError if there are none to choose by."""
+        """Find the images; raises CarftError if there are none to choose by."""
         content = shared_content(members, options.data_dir)
         described = {**content, "soup": _UNMEASURED, "model_dict": mean_weights(members)}
         run = saved.run_of(described, members[0].run.path)
@@ -246,7 +246,7 @@ class _SoupMeasurement:
         self.run.algorithm.load_state_dict(mean_weights(members))
         predict = run_predictor(self.run, self.options.device)
         ((accuracies, _),) = measure_variants(predict, self.validation_splits, None, self.options)
-        assert accuracies.in_domain is not None  # they have pictures
+        assert accuracies.in_domain is not None  # they have images
         return accuracies.in_domain
 
     def evaluate(self, weights: Mapping[str, Tensor]) -> tuple[SplitAccuracies, SuiteScores | None]:

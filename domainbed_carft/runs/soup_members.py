@@ -12,13 +12,13 @@ from torch import Tensor
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files.weights import sha256
+from domainbed_carft.images.plan import FAST, ImagePlan
 from domainbed_carft.method.algorithms import CLASSES, hparam_values, hparams_of
-from domainbed_carft.pictures.plan import FAST, PicturePlan
 from domainbed_carft.runs import saved, splits
 from domainbed_carft.runs.merge_weights import fold_head_scale, mean
 from domainbed_carft.runs.run import Run
 
-# Of a run's arguments and hparams: those whose runs held out the same pictures and started alike.
+# Of a run's arguments and hparams: those whose runs held out the same images and started alike.
 SAME_ARGS = ("dataset", "test_envs", "trial_seed", "holdout_fraction", "uda_holdout_fraction")
 SAME_HPARAMS = ("clip_digest", "prompts_digest", "protocol", "data_edition")
 
@@ -105,7 +105,7 @@ def require_alike(runs: Sequence[Run]) -> None:
             raise CarftError(
                 f"{run.path} and {first.path} differ in {', '.join(differences)}; expected runs "
                 "that share the initial CLIP, the prompts, and the division of the data into "
-                "training and validation pictures"
+                "training and validation images"
             )
 
 
@@ -120,7 +120,7 @@ def _differences(run: Run, first: Run) -> list[str]:
     if not all(
         torch.equal(buffer.cpu(), first_buffer.cpu()) for buffer, first_buffer in buffer_pairs
     ):
-        differences.append("the pictures' normalisation")
+        differences.append("the images' normalisation")
     if saved.architecture_of(run) != saved.architecture_of(first):
         differences.append("the CLIP's architecture")
     return differences
@@ -153,7 +153,7 @@ def shared_content(members: Sequence[Member], data_dir: str | None) -> dict[str,
     """What the members' soups have in their files besides ``soup`` and weights.
 
     Of the members' settings these have only what all of them share and what says how to read
-    pictures and to predict. ``data_dir``: where the data is now, if not where a member had it.
+    images and to predict. ``data_dir``: where the data is now, if not where a member had it.
     """
     contents = [member.run.content for member in members]
     first = contents[0]
@@ -168,11 +168,11 @@ def shared_content(members: Sequence[Member], data_dir: str | None) -> dict[str,
     for name in SIZES:
         shared[name] = first[name]
 
-    # Plans of the fast pictures differ in nothing but the augmentation, which a soup has not.
-    plans = [member.run.picture_plan for member in members]
+    # Plans of the fast images differ in nothing but the augmentation, which a soup has not.
+    plans = [member.run.image_plan for member in members]
     if all(plan.mode == FAST for plan in plans):
-        plan = min(plans, key=PicturePlan.describe).without_augmentation()
-        shared |= {"pictures": plan.describe(), "picture_plan": plan.as_json()}
+        plan = min(plans, key=ImagePlan.describe).without_augmentation()
+        shared |= {"images": plan.describe(), "image_plan": plan.as_json()}
     return shared
 
 

@@ -1,7 +1,7 @@
 """The splits of a saved run, divided as upstream's domainbed/scripts/train.py does at b93c22a.
 
 Only of the data that the run was trained on: other data is refused. Their digests tell whether the
-pictures are still those that a run was evaluated on.
+images are still those that a run was evaluated on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from domainbed.lib import misc
 from torch.utils.data import Dataset, Subset
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.images import rng
+from domainbed_carft.images.clip_input import CLIPInput
 from domainbed_carft.jobs.splits import (
     NamedSplit,
     name_splits,
@@ -27,8 +29,6 @@ from domainbed_carft.jobs.splits import (
 from domainbed_carft.method import dataset_facts, host_lookup, prompts
 from domainbed_carft.method.hparams import UNCHECKED
 from domainbed_carft.paths import AnyPath, as_text
-from domainbed_carft.pictures import rng
-from domainbed_carft.pictures.clip_input import CLIPInput
 from domainbed_carft.runs.run import Run
 from domainbed_carft.text import differences
 
@@ -38,10 +38,10 @@ DEFAULT_HOLDOUT_FRACTION = 0.2  # as in DomainBed's train
 
 @dataclass(frozen=True)
 class Split:
-    """A split: its name in the records, its environment, and its pictures.
+    """A split: its name in the records, its environment, and its images.
 
     ``is_target``: whether that is a test environment. ``items``: a map-style torch data set of
-    (picture, label); an item's augmentation is the same whenever and by whichever process it is
+    (image, label); an item's augmentation is the same whenever and by whichever process it is
     read. ``number``: of the environment, from 0.
     """
 
@@ -59,26 +59,26 @@ class Split:
 class RunData:
     """The data set of a run, and the splits that its records have.
 
-    ``dataset``: the host's, a list of environments. ``pictures``: how our harness reads the job's
-    pictures; None on another host.
+    ``dataset``: the host's, a list of environments. ``images``: how our harness reads the job's
+    images; None on another host.
     """
 
     dataset: Any
     splits: list[Split]
-    pictures: Any
+    images: Any
 
     def items(self, number: int, positions: Sequence[int]) -> Dataset[Any]:
-        """The pictures of an environment at these positions, as the splits' pictures are read."""
+        """The images of an environment at these positions, as the splits' images are read."""
         part = Subset(self.dataset[number], positions)
-        return _KeyedItems(part, (number,), self.pictures)
+        return _KeyedItems(part, (number,), self.images)
 
 
 def splits(run: Run, data_dir: AnyPath | None = None) -> list[Split]:
     """The splits of the run's job: all in-splits, all out-splits, all uda-splits.
 
     ``data_dir`` defaults to the one that the job was trained with; for a user's own data it is the
-    data folder itself. On our harness an augmented picture is exactly the one that `train`
-    evaluated at the step of the weights. A soup has neither seed nor step: all its pictures go
+    data folder itself. On our harness an augmented image is exactly the one that `train`
+    evaluated at the step of the weights. A soup has neither seed nor step: all its images go
     through the test transform.
 
     Raises CarftError if the data is missing, or is not the run's.
@@ -89,7 +89,7 @@ def splits(run: Run, data_dir: AnyPath | None = None) -> list[Split]:
 def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> RunData:
     """The data of the run's job, split as in training; raises as `splits`.
 
-    ``is_augmented``: whether the pictures of training environments are augmented, as in training,
+    ``is_augmented``: whether the images of training environments are augmented, as in training,
     instead of going through the test transform.
     """
     targets = run.args["test_envs"]
@@ -110,12 +110,12 @@ def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> R
 
     # Its facts are known by its own name, which for a user's folder is the place it has now.
     hparams["class_names"] = f"{dataset_facts.DATASET_PREFIX}{type(dataset).__name__}"
-    pictures = _recorded_pictures(run, hparams)
+    images = _recorded_images(run, hparams)
     facts = dataset_facts.recall(hparams)
     require_same_data(run, dataset, targets, facts)
     names = _environment_names(facts, len(dataset))
 
-    # As in `train`: seed, step, the split's number, and the picture's.
+    # As in `train`: seed, step, the split's number, and the image's.
     step = last_step if run.step is None else run.step
     key = (seed % SEEDS, 0 if run.algorithm.is_constant else step)
     numbers = {split.name: number for number, split in enumerate(job_splits)}
@@ -125,12 +125,12 @@ def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> R
             name=split.name,
             environment=names[split.environment],
             is_target=split.environment in targets,
-            items=_KeyedItems(split.items, (*key, numbers[split.name]), pictures),
+            items=_KeyedItems(split.items, (*key, numbers[split.name]), images),
             number=split.environment,
         )
         for split in select_evaluated(job_splits, kinds)
     ]
-    return RunData(dataset, evaluated_splits, pictures)
+    return RunData(dataset, evaluated_splits, images)
 
 
 def require_same_data(
@@ -216,7 +216,7 @@ def step_of(run: Run, data_dir: str | None = None) -> int | None:
 
 
 def transform_name(run: Run) -> str:
-    """How `splits` transforms the pictures of training environments, for a key in JSON."""
+    """How `splits` transforms the images of training environments, for a key in JSON."""
     return "as in training" if run.soup is None else "test"
 
 
@@ -257,24 +257,24 @@ def _unaugmented_environments(run: Run, is_augmented: bool) -> list[int]:
     return list(range(count))
 
 
-def _recorded_pictures(run: Run, hparams: dict[str, Any]) -> Any:
-    """How our harness reads the job's pictures; None on another host.
+def _recorded_images(run: Run, hparams: dict[str, Any]) -> Any:
+    """How our harness reads the job's images; None on another host.
 
     Where the model's normalisation was applied, ``hparams`` gets it for the data set's.
     """
     if not host_lookup.in_our_harness():
         return None
 
-    from domainbed.lib.picture_batches import Pictures
+    from domainbed.lib.image_batches import Images
 
-    plan = run.picture_plan
+    plan = run.image_plan
     if plan.is_for_model:
         dataset_facts.set_normalisation(hparams, (plan.mean, plan.std))
-    return Pictures(plan)
+    return Images(plan)
 
 
 def positions_in_environment(split: Split) -> list[int]:
-    """Where the pictures of a split of `read_data` are in their environment, in order."""
+    """Where the images of a split of `read_data` are in their environment, in order."""
     items = split.items.host_items
     positions = list(range(len(items)))
     while hasattr(items, "underlying_dataset"):  # upstream's name, of a part of a data set
@@ -283,12 +283,12 @@ def positions_in_environment(split: Split) -> list[int]:
     return positions
 
 
-def digest_of_pictures(environment: Any, positions: Sequence[int]) -> str:
-    """The SHA-256 of the pictures of a host's environment at these positions, in order.
+def digest_of_images(environment: Any, positions: Sequence[int]) -> str:
+    """The SHA-256 of the images of a host's environment at these positions, in order.
 
-    Pictures in files count by their path below the environment's folder, label, size and time of
+    Images in files count by their path below the environment's folder, label, size and time of
     change; those of a tensor by the tensor itself. Of other data sets only the labels are known,
-    and the number of pictures. Raises OSError for a file that is missing.
+    and the number of images. Raises OSError for a file that is missing.
     """
     digest = hashlib.sha256()
     for line in _descriptions(environment, positions):
@@ -312,14 +312,14 @@ def _descriptions(environment: Any, positions: Sequence[int]) -> Iterator[str]:
             yield hashlib.sha256(part.numpy().tobytes()).hexdigest()
         return
 
-    yield f"{len(environment)} pictures"
+    yield f"{len(environment)} images"
     targets = getattr(environment, "targets", None)
     if targets is not None:
         yield " ".join(str(int(targets[position])) for position in positions)
 
 
 def _file_description(path: str, root: str) -> str:
-    """A picture's path below ``root``, size and time of change."""
+    """An image's path below ``root``, size and time of change."""
     status = os.stat(path)
     return f"{path.removeprefix(root)} {status.st_size} {status.st_mtime_ns}"
 
@@ -327,13 +327,13 @@ def _file_description(path: str, root: str) -> str:
 class _KeyedItems(Dataset[Any]):
     """Items, each read with random numbers that depend on ``key`` and its position alone.
 
-    ``pictures``: how our harness reads the job's pictures; None on another host.
+    ``images``: how our harness reads the job's images; None on another host.
     """
 
-    def __init__(self, items: Any, key: tuple[int, ...], pictures: Any) -> None:
+    def __init__(self, items: Any, key: tuple[int, ...], images: Any) -> None:
         self._items = items
         self._key = key
-        self._source = pictures and pictures.source(items)
+        self._source = images and images.source(items)
 
     @property
     def host_items(self) -> Any:

@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from domainbed_carft.clips import backbone
-from domainbed_carft.data import picture_files
+from domainbed_carft.data import image_files
 from domainbed_carft.data.benchmarks import missing_data_dir
 from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.files import weights
+from domainbed_carft.images import loading, stages
+from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.method import objective, prompts
-from domainbed_carft.pictures import loading, stages
-from domainbed_carft.pictures.plan import PicturePlan
-from domainbed_carft.results.evaluations import PictureRows, measure
+from domainbed_carft.results.evaluations import ImageRows, measure
 from domainbed_carft.runs.predictions import (
     LoadingOptions,
     Predictor,
@@ -43,12 +43,12 @@ class TestSetScores:
     """One model on one test set; accuracy, interval and error are shares of 1.
 
     ``interval``: Wilson's of the accuracy, at 95%. ``is_complete``: whether the copy has all of the
-    set's pictures. ``mean_per_class``: None unless others report it of this set.
+    set's images. ``mean_per_class``: None unless others report it of this set.
     """
 
     __test__ = False  # no test of pytest's
 
-    pictures: int
+    images: int
     correct: int
     accuracy: float
     interval: tuple[float, float]
@@ -59,7 +59,7 @@ class TestSetScores:
     def as_dict(self) -> dict[str, Any]:
         """The scores under the keys of JSON documents and of suites.jsonl."""
         document: dict[str, Any] = {
-            "n": self.pictures,
+            "n": self.images,
             "right": self.correct,
             "accuracy": self.accuracy,
             "interval": self.interval,
@@ -123,19 +123,19 @@ class SuiteTest:
     """The test sets of a suite, found on the disk and ready to be predicted.
 
     ``copies``: by set; ``unread``: by set, why it cannot be read. ``plan``: how the model's
-    pictures are made.
+    images are made.
     """
 
     suite: Suite
     copies: Mapping[str, TestSetCopy]
     unread: Mapping[str, str]
-    plan: PicturePlan
+    plan: ImagePlan
     options: LoadingOptions
 
     def scores(self, predict: Predictor, variants: int = 1) -> list[SuiteScores]:
         """The scores of each of the ``variants`` that ``predict`` gives.
 
-        A set with a folder or a picture that cannot be read has none. Raises UnreadableError if
+        A set with a folder or an image that cannot be read has none. Raises UnreadableError if
         there is no other.
         """
         problems: dict[str, list[str]] = {}
@@ -171,19 +171,19 @@ class SuiteTest:
 
     def _predict(
         self, test_set: TestSet, copy: TestSetCopy, predict: Predictor, variants: int
-    ) -> list[PictureRows]:
+    ) -> list[ImageRows]:
         """The rows of one set, for each variant, by the set's own classes."""
 
         def predict_groups(squares: Tensor) -> Iterator[Tensor]:
             no_draws = loading.NO_AUGMENTATION.expand(len(squares), -1)
-            pictures = stages.second_stage(self.plan, squares, no_draws)
-            return (group_logits(logits, test_set.groups) for logits in predict(pictures))
+            images = stages.second_stage(self.plan, squares, no_draws)
+            return (group_logits(logits, test_set.groups) for logits in predict(images))
 
         split = Split(
             name=test_set.name,
             environment=self.suite.name,
             is_target=test_set.is_shifted,
-            items=TestSetPictures(
+            items=TestSetImages(
                 copy.samples, test_set.border, self.plan, test_set.is_resized_by_pillow
             ),
         )
@@ -209,11 +209,11 @@ def group_logits(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     return logits[:, torch.tensor(padded, device=logits.device)].amax(dim=2)
 
 
-def _test_set_scores(test_set: TestSet, copy: TestSetCopy, rows: PictureRows) -> TestSetScores:
+def _test_set_scores(test_set: TestSet, copy: TestSetCopy, rows: ImageRows) -> TestSetScores:
     figures = measure(rows, test_set.classes)
     correct = sum(figures.class_correct)
     return TestSetScores(
-        pictures=len(rows.label),
+        images=len(rows.label),
         correct=correct,
         accuracy=figures.accuracy,
         interval=wilson_interval(correct, len(rows.label)),
@@ -271,7 +271,7 @@ def measure_variants(
 def _locate(suite: Suite, data_dir: str | None) -> tuple[dict[str, TestSetCopy], dict[str, str]]:
     """The copies of the test sets below ``data_dir``, or below the working folder, by set.
 
-    Beside them, why others cannot be read. Raises CarftError if there is no picture of any set,
+    Beside them, why others cannot be read. Raises CarftError if there is no image of any set,
     UnreadableError if that is since a folder cannot be read.
     """
     folder = Path(data_dir or ".")
@@ -321,10 +321,10 @@ def require_classes(run: Run, suite: Suite) -> None:
     )
 
 
-def evaluation_plan(run: Run) -> PicturePlan:
-    """How the pictures of a suite are made for a run: as its own are, without augmentation."""
+def evaluation_plan(run: Run) -> ImagePlan:
+    """How the images of a suite are made for a run: as its own are, without augmentation."""
     resolution = run.algorithm.input.preprocessing.resolution
-    return dataclasses.replace(run.picture_plan.without_augmentation(), size=resolution)
+    return dataclasses.replace(run.image_plan.without_augmentation(), size=resolution)
 
 
 def evaluate_clip(name: str, suite_name: str, options: LoadingOptions) -> SuiteEvaluation:
@@ -342,8 +342,8 @@ def evaluate_clip(name: str, suite_name: str, options: LoadingOptions) -> SuiteE
 
 def zero_shot_classifier(
     suite: Suite, clip: backbone.Backbone, device: torch.device
-) -> tuple[PicturePlan, Predictor]:
-    """How the CLIP's pictures are made, and what predicts a suite's classes by the suite's prompts.
+) -> tuple[ImagePlan, Predictor]:
+    """How the CLIP's images are made, and what predicts a suite's classes by the suite's prompts.
 
     The CLIP is moved to ``device``.
     """
@@ -352,12 +352,12 @@ def zero_shot_classifier(
     class_weights = objective.zero_shot_weights(text_features).classes.to(device)
     encoder = clip.model.visual.to(device)
 
-    def predict(pictures: Tensor) -> list[Tensor]:
-        features = F.normalize(encoder(pictures).float(), dim=-1)
+    def predict(images: Tensor) -> list[Tensor]:
+        features = F.normalize(encoder(images).float(), dim=-1)
         return [clip.logit_scale * features @ class_weights.T]
 
     preprocessing = clip.preprocessing
-    plan = PicturePlan(
+    plan = ImagePlan(
         size=preprocessing.resolution,
         resize=preprocessing.resize,
         interpolation=preprocessing.interpolation,
@@ -382,7 +382,7 @@ def run_facts(run: Run) -> dict[str, Any]:
 def append_record(weights_file: Path, evaluation: SuiteEvaluation) -> None:
     """Add a line to suites.jsonl in the folder of the weights, if that is a job's.
 
-    Adds none where a picture could not be read: an earlier record may be complete.
+    Adds none where an image could not be read: an earlier record may be complete.
     """
     is_job = (weights_file.parent / RECORDS).exists()
     if is_job and not evaluation.has_unread_sets:
@@ -391,18 +391,18 @@ def append_record(weights_file: Path, evaluation: SuiteEvaluation) -> None:
 
 
 @dataclass(frozen=True)
-class TestSetPictures(Dataset[Any]):
+class TestSetImages(Dataset[Any]):
     """Squares (S, S, 3), uint8, before they are normalised, and labels.
 
     ``samples``: paths or arrays (H, W, 3) with their labels. ``border`` and
-    ``is_resized_by_pillow``: as of `TestSet`. ``plan``: how a picture becomes a square.
+    ``is_resized_by_pillow``: as of `TestSet`. ``plan``: how an image becomes a square.
     """
 
     __test__ = False  # no test of pytest's
 
     samples: Sequence[tuple[Any, int]]
     border: int
-    plan: PicturePlan
+    plan: ImagePlan
     is_resized_by_pillow: bool = False
 
     def __len__(self) -> int:
@@ -413,14 +413,14 @@ class TestSetPictures(Dataset[Any]):
         if not isinstance(sample, str):
             return self._square(torch.as_tensor(sample)), label
 
-        with picture_files.refuse_truncated_files():
-            return picture_files.read_picture(self._square_of_file, sample), label
+        with image_files.refuse_truncated_files():
+            return image_files.read_image(self._square_of_file, sample), label
 
     def _square_of_file(self, path: str) -> Tensor:
         return self._square(loading.decode(path))
 
     def _square(self, pixels: Tensor) -> Tensor:
-        """A picture (H, W, 3) without its border, cropped and resized by the plan."""
+        """An image (H, W, 3) without its border, cropped and resized by the plan."""
         height, width = pixels.shape[:2]
         if min(height, width) <= 2 * self.border:
             raise CarftError(

@@ -1,4 +1,4 @@
-"""All selected runs of a sweep measured, several at a time: picture by picture, or on a suite.
+"""All selected runs of a sweep measured, several at a time: image by image, or on a suite.
 
 Each has a process of its own (`sweep_job`), a fork of a server that has imported torch. What it
 measured is in the run's folder when it ends, so an interrupted command goes on where it was.
@@ -201,7 +201,7 @@ def _evaluated_run(
     if end.status in (0, sweep_job.CURRENT):
         figures = figures_of(chosen)
     if isinstance(figures, RunFigures) and not figures.of_environment(chosen.target):
-        figures = f"environment {chosen.target} has no pictures"
+        figures = f"environment {chosen.target} has no images"
 
     return EvaluatedRun(
         setting=group.title,

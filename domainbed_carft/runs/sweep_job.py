@@ -25,15 +25,15 @@ from torch import Tensor
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.files import weights
+from domainbed_carft.images.plan import ImagePlan
 from domainbed_carft.jobs import records
 from domainbed_carft.jobs.records import RecordedRun
-from domainbed_carft.pictures.plan import PicturePlan
 from domainbed_carft.results import evaluations
 from domainbed_carft.results.evaluations import (
     EvaluatedRows,
     EvaluatedSplit,
     EvaluationFacts,
-    PictureRows,
+    ImageRows,
     Temperature,
     ValidationSplit,
 )
@@ -60,10 +60,10 @@ from domainbed_carft.runs.zero_shot import zero_shot_columns
 from domainbed_carft.suites import catalogue
 from domainbed_carft.text import printable
 
-# A process needs this only when it reads its first picture; the fork server imports it once for
+# A process needs this only when it reads its first image; the fork server imports it once for
 # all. Without numba, or beside a numpy that it does not fit, torch and Pillow do the work.
 with contextlib.suppress(Exception):
-    importlib.import_module("domainbed_carft.pictures.compiled")
+    importlib.import_module("domainbed_carft.images.compiled")
 
 MODULE = "domainbed_carft.runs.sweep_job"
 
@@ -103,9 +103,9 @@ def evaluate_run(
 ) -> bool:
     """Open a run, predict, measure, save; whether it had to be predicted.
 
-    If the rows in the folder are of the same weights, pictures and prompts, only the figures are
+    If the rows in the folder are of the same weights, images and prompts, only the figures are
     made. ``original``: the CLIP that the run started from, as in `saved.original_clip`. Raises
-    CarftError if that, the weights of the step or a picture cannot be read.
+    CarftError if that, the weights of the step or an image cannot be read.
     """
     recorded = _recorded_run(folder, step)
     earlier = None
@@ -127,7 +127,7 @@ def evaluate_run(
         return False
 
     with torch.random.fork_rng(devices=[]):
-        rows, facts = evaluate_pictures(task, facts, options, original)
+        rows, facts = evaluate_images(task, facts, options, original)
     evaluations.save_rows(folder, rows, facts)
     _save_figures(folder, rows, facts)
     return True
@@ -151,7 +151,7 @@ def _save_figures(folder: Path, rows: EvaluatedRows, facts: EvaluationFacts) -> 
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """A run at one step, on the pictures that its evaluation needs, all as the model takes them.
+    """A run at one step, on the images that its evaluation needs, all as the model takes them.
 
     ``reported``: the splits whose accuracy the tables report: the in-splits of the targets, or
     without any the out-splits. ``validation``: the out-splits of the training environments, that
@@ -166,7 +166,7 @@ class EvaluationTask:
 
 
 def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
-    """The task of a run, its pictures through the test transform.
+    """The task of a run, its images through the test transform.
 
     Raises CarftError as `splits.splits`, and for a run whose targets have no in-split.
     """
@@ -178,7 +178,7 @@ def prepare(run: Run, step: int, data_dir: str | None = None) -> EvaluationTask:
         in_splits = [part for part in data.splits if part.name.endswith("_in") and len(part)]
         reported = [part for part in in_splits if part.is_target]
     if not reported:
-        raise CarftError(f"{run.path} has no pictures whose accuracy the tables report")
+        raise CarftError(f"{run.path} has no images whose accuracy the tables report")
     return EvaluationTask(run, step, data, reported, validation)
 
 
@@ -199,7 +199,7 @@ def facts_of(task: EvaluationTask) -> EvaluationFacts:
         clip_digest=run.hparams["clip_digest"],
         classes=list(run.classes),
         contexts=list(run.contexts),
-        pictures=sum(map(len, task.reported)),
+        images=sum(map(len, task.reported)),
         splits=[
             EvaluatedSplit(part.environment, part.number, part.name, len(part))
             for part in task.reported
@@ -209,17 +209,17 @@ def facts_of(task: EvaluationTask) -> EvaluationFacts:
 
 
 def _data_digest(task: EvaluationTask) -> str:
-    """A SHA-256 of all pictures that are predicted, split by split."""
+    """A SHA-256 of all images that are predicted, split by split."""
     digest = hashlib.sha256()
     for part in (*task.reported, *task.validation):
         environment = task.data.dataset[part.number]
         positions = splitting.positions_in_environment(part)
-        pictures = splitting.digest_of_pictures(environment, positions)
-        digest.update(f"{part.name} {part.environment} {pictures}\n".encode())
+        images = splitting.digest_of_images(environment, positions)
+        digest.update(f"{part.name} {part.environment} {images}\n".encode())
     return digest.hexdigest()
 
 
-def evaluate_pictures(
+def evaluate_images(
     task: EvaluationTask,
     facts: EvaluationFacts,
     options: LoadingOptions,
@@ -228,13 +228,13 @@ def evaluate_pictures(
     """The rows of the reported splits, and the facts with temperature and validation splits.
 
     ``original``: the CLIP that the run started from, as in `saved.original_clip`. Raises CarftError
-    where it or a picture cannot be read.
+    where it or an image cannot be read.
     """
     algorithm = task.run.algorithm.to(options.device)
     temperature, validation = _validate(task, options)
 
-    def predict_at_temperatures(pictures: Tensor) -> Iterator[Tensor]:
-        logits = algorithm.predict(pictures)
+    def predict_at_temperatures(images: Tensor) -> Iterator[Tensor]:
+        logits = algorithm.predict(images)
         yield logits
         if temperature:
             yield logits.double() / temperature.value
@@ -246,8 +246,8 @@ def evaluate_pictures(
         zero_shot_columns(task.run, task.data, part, options, original) for part in task.reported
     ]
     evaluated_rows = EvaluatedRows(
-        raw=PictureRows.joined(rows[0]),
-        scaled=PictureRows.joined(rows[1]) if temperature else None,
+        raw=ImageRows.joined(rows[0]),
+        scaled=ImageRows.joined(rows[1]) if temperature else None,
         zero_shot=np.concatenate([columns.predicted for columns in zero_shot]),
         alignment=np.concatenate([columns.alignment for columns in zero_shot]),
     )
@@ -265,7 +265,7 @@ def _validate(
     labels = []
     correct: Counter[int] = Counter()
     for batch in split_batches(task.validation, options.batch_size, options.workers):
-        batch_logits = task.run.algorithm.predict(batch.pictures.to(options.device))
+        batch_logits = task.run.algorithm.predict(batch.images.to(options.device))
         require_finite(batch_logits.amax(dim=1))
         batch_labels = batch.labels.to(options.device)
         correct[batch.position] += int((batch_logits.argmax(dim=1) == batch_labels).sum())
@@ -283,7 +283,7 @@ def _validate(
 def fit_temperature(logits: Tensor, labels: Tensor) -> Temperature:
     """The temperature with the least mean negative log-likelihood (Guo et al., ICML 2017).
 
-    It is from LOWEST_TEMPERATURE to HIGHEST_TEMPERATURE: if all pictures are predicted correctly,
+    It is from LOWEST_TEMPERATURE to HIGHEST_TEMPERATURE: if all images are predicted correctly,
     the best one is 0, and the answer is the lowest. ``logits``: (N, K), of any floating-point type,
     N > 0; ``labels``: (N,).
     """
@@ -314,11 +314,11 @@ def evaluate_together(
 ) -> None:
     """Measure runs on the sets of a suite but the ``skipped``; each adds to its suites.jsonl.
 
-    ``files``: their weights. Runs whose pictures are made in one way share a pass over them. Raises
+    ``files``: their weights. Runs whose images are made in one way share a pass over them. Raises
     CarftError as `open_run` and `suite_test`, and if a set cannot be read; then the runs of that
     pass get no record.
     """
-    runs_by_plan: dict[PicturePlan, list[Run]] = defaultdict(list)
+    runs_by_plan: dict[ImagePlan, list[Run]] = defaultdict(list)
     for file in files:
         run = saved.open_run(file)
         require_classes(run, catalogue.get(suite))
@@ -343,16 +343,16 @@ def _predictor(runs: Sequence[Run], options: LoadingOptions) -> Predictor:
     """
     algorithms = [run.algorithm.to(options.device) for run in runs]
 
-    def predict(pictures: Tensor) -> Iterator[Tensor]:
+    def predict(images: Tensor) -> Iterator[Tensor]:
         features_by_clip: dict[tuple[str, str], Tensor] = {}
         for algorithm in algorithms:
             if algorithm.trains_encoder:
-                yield algorithm.predict(pictures)
+                yield algorithm.predict(images)
                 continue
 
             clip = (str(algorithm.hparams["clip_digest"]), str(algorithm.hparams["amp"]))
             if clip not in features_by_clip:
-                features_by_clip[clip] = algorithm.features(pictures)
+                features_by_clip[clip] = algorithm.features(images)
             yield algorithm.class_logits(features_by_clip[clip])
 
     return predict

@@ -52,7 +52,7 @@ def train(
     uda_holdout_fraction: float = 0,
     workers: int | None = None,
     processes: int | None = None,
-    picture_memory: str | None = None,
+    image_memory: str | None = None,
     skip_training_in_splits: bool = False,
     skip_model_save: bool = False,
     save_model_every_checkpoint: bool = False,
@@ -67,7 +67,7 @@ def train(
     then end this process as they usually do; call ``train`` again to resume.
 
     Args:
-        dataset: a name, or your own folder environment/class/picture.
+        dataset: a name, or your own folder environment/class/image.
         test_envs: the numbers of the environments left out; an empty list trains on all.
 
     Returns:
@@ -92,7 +92,7 @@ def train(
     check(NATURAL, is_optional=True, workers=workers)
     check(INTEGER, hparams_seed=hparams_seed, trial_seed=trial_seed, seed=seed)
     check(NUMBER, holdout_fraction=holdout_fraction, uda_holdout_fraction=uda_holdout_fraction)
-    check(TEXT, is_optional=True, task=task, picture_memory=picture_memory)
+    check(TEXT, is_optional=True, task=task, image_memory=image_memory)
     check(TEXT, is_optional=True, keep_weights=keep_weights)
     check(TEXTS, is_optional=True, log=log)
     check(FLAG, skip_training_in_splits=skip_training_in_splits, skip_model_save=skip_model_save)
@@ -116,7 +116,7 @@ def train(
             "uda_holdout_fraction": uda_holdout_fraction or None,  # by default a whole number
             "workers": workers,
             "processes": processes,
-            "picture_memory": picture_memory,
+            "image_memory": image_memory,
             "skip_training_in_splits": skip_training_in_splits,
             "skip_model_save": skip_model_save,
             "save_model_every_checkpoint": save_model_every_checkpoint,

@@ -138,7 +138,7 @@ def wise_ft(
 ) -> WiseFT:
     """The accuracies at weights between the original CLIP (alpha 0) and a run (alpha 1).
 
-    One pass over the pictures serves all alphas; the run itself is left as it was. ``original``:
+    One pass over the images serves all alphas; the run itself is left as it was. ``original``:
     the CLIP that the run started from, needed unless that is a published one. ``output``: a folder
     for the results, the curve, and the weights of the alphas in ``save``; by default nothing is
     written. The others as in `evaluate`.
@@ -174,11 +174,11 @@ def wise_ft(
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
 
-    def predict_by_alphas(pictures: Tensor) -> Iterator[Tensor]:
+    def predict_by_alphas(images: Tensor) -> Iterator[Tensor]:
         """The logits of each alpha in turn, without a copy of the weights for each."""
         for alpha in alphas:
             set_alpha(alpha)
-            yield run.algorithm.predict(pictures)
+            yield run.algorithm.predict(images)
 
     try:
         measured = measure_variants(predict_by_alphas, splits, test, options, variants=len(alphas))

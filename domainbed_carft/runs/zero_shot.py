@@ -1,6 +1,6 @@
-"""What the original CLIP says of a run's pictures: class and alignment, cached for other runs.
+"""What the original CLIP says of a run's images: class and alignment, cached for other runs.
 
-All runs of a sweep that share CLIP, prompts and pictures need the same answers. So they are given
+All runs of a sweep that share CLIP, prompts and images need the same answers. So they are given
 for a whole environment at once, and kept in the cache folder: there nothing depends on a run's
 split, trial or weights.
 """
@@ -32,7 +32,7 @@ from domainbed_carft.runs.run import Run
 from domainbed_carft.runs.splits import (
     RunData,
     Split,
-    digest_of_pictures,
+    digest_of_images,
     positions_in_environment,
 )
 
@@ -45,7 +45,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {"predicted": np.dtype("<u2"), "alignment": 
 
 @dataclass(frozen=True)
 class ZeroShotColumns:
-    """Of N pictures the class that the original CLIP predicts, and the alignment score, (N,)."""
+    """Of N images the class that the original CLIP predicts, and the alignment score, (N,)."""
 
     predicted: npt.NDArray[np.uint16]
     alignment: npt.NDArray[np.float32]
@@ -54,10 +54,10 @@ class ZeroShotColumns:
 def zero_shot_columns(
     run: Run, data: RunData, split: Split, options: LoadingOptions, original: str | None
 ) -> ZeroShotColumns:
-    """The original CLIP on the pictures of a split, under the run's prompts.
+    """The original CLIP on the images of a split, under the run's prompts.
 
     ``original``: the CLIP that the run started from, as in `saved.original_clip`, which is asked
-    only if the answer is not cached. Raises CarftError as that does, and where a picture cannot be
+    only if the answer is not cached. Raises CarftError as that does, and where an image cannot be
     read.
     """
     environment = data.dataset[split.number]
@@ -78,7 +78,7 @@ def zero_shot_columns(
         )
         columns = _predict(run, part, options, original)
         with contextlib.suppress(CarftError):  # a full cache costs time, never a result
-            facts = {"format": FORMAT, "pictures": len(scored_positions)}
+            facts = {"format": FORMAT, "images": len(scored_positions)}
             arrays.save_arrays(path, vars(columns), facts)
 
     row_of_position = {position: row for row, position in enumerate(scored_positions)}
@@ -87,7 +87,7 @@ def zero_shot_columns(
 
 
 def _key(run: Run, data: RunData, split: Split, positions: Sequence[int]) -> str:
-    """A digest of all that the answer depends on: CLIP, prompts, pictures, how they are made."""
+    """A digest of all that the answer depends on: CLIP, prompts, images, how they are made."""
     environment = data.dataset[split.number]
     parts = {
         "format": FORMAT,
@@ -95,12 +95,12 @@ def _key(run: Run, data: RunData, split: Split, positions: Sequence[int]) -> str
         "architecture": saved.architecture_of(run),
         "prompts": prompts.as_json(run.contexts, run.classes),
         "folder": os.path.realpath(getattr(environment, "root", "")),
-        "pictures": digest_of_pictures(environment, positions),
+        "images": digest_of_images(environment, positions),
         "transform": repr(getattr(environment, "transform", None)),
         "size": list(run.content["model_input_shape"]),
         "input": [buffer.flatten().tolist() for buffer in run.algorithm.input.buffers()],
         "preprocessing": run.hparams["preprocessing"],
-        "plan": run.picture_plan.as_json() if data.pictures is not None else None,
+        "plan": run.image_plan.as_json() if data.images is not None else None,
         "device": run.algorithm.context_weights.device.type,
         "torch": torch.__version__,
     }
@@ -108,10 +108,10 @@ def _key(run: Run, data: RunData, split: Split, positions: Sequence[int]) -> str
 
 
 def _load(path: Path, length: int) -> ZeroShotColumns | None:
-    """The cached answer for so many pictures; None without: a damaged one is given anew."""
+    """The cached answer for so many images; None without: a damaged one is given anew."""
     with contextlib.suppress(CarftError):
-        facts, columns = arrays.load_arrays(path, _DTYPES, "pictures")
-        if facts.get("format") == FORMAT and facts["pictures"] == length:
+        facts, columns = arrays.load_arrays(path, _DTYPES, "images")
+        if facts.get("format") == FORMAT and facts["images"] == length:
             return ZeroShotColumns(**columns)
     return None
 
@@ -120,7 +120,7 @@ def _load(path: Path, length: int) -> ZeroShotColumns | None:
 def _predict(
     run: Run, split: Split, options: LoadingOptions, original: str | None
 ) -> ZeroShotColumns:
-    """The answer for all pictures of a split, in float32 even where the run predicts in bf16."""
+    """The answer for all images of a split, in float32 even where the run predicts in bf16."""
     clip = saved.original_clip(run, original)
     run_prompts = prompts.prompts(run.contexts, run.classes)
     text_features = backbone.text_features(clip, run_prompts)
@@ -130,8 +130,8 @@ def _predict(
     predicted = []
     alignment = []
     for batch in split_batches([split], options.batch_size, options.workers):
-        pictures = run.algorithm.input(batch.pictures.to(options.device))
-        features = F.normalize(encoder(pictures).float(), dim=-1)
+        images = run.algorithm.input(batch.images.to(options.device))
+        features = F.normalize(encoder(images).float(), dim=-1)
         cosines = features @ class_weights.T
         labels = batch.labels.to(options.device)
         predicted.append(cosines.argmax(dim=1).cpu())

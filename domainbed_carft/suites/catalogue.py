@@ -64,14 +64,14 @@ def emoji_unseen() -> Suite:
 
 
 def _held_out_set(name: str, classes: Sequence[str]) -> TestSet:
-    """All pictures of one style, in the group that its label names."""
+    """All images of one style, in the group that its label names."""
     style = emoji_styles.get(name)
     labels = {class_name: label for label, class_name in enumerate(classes)}
 
     def find(data_dir: Path) -> TestSetCopy:
-        """The pictures of the package, wherever ``data_dir`` is."""
+        """The images of the package, wherever ``data_dir`` is."""
         root = emoji.style_folders(style.label)
-        return Folders((name,), labels, style.pictures)(root)
+        return Folders((name,), labels, style.images)(root)
 
     groups = tuple((label,) for label in range(len(classes)))
     return TestSet(name, tuple(classes), groups, find, group=style.label, is_resized_by_pillow=True)
@@ -84,13 +84,13 @@ def _style_set(style: str, members: Mapping[str, Sequence[str]], classes: Sequen
     }
 
     def find(data_dir: Path) -> TestSetCopy:
-        """The pictures of the package, wherever ``data_dir`` is."""
+        """The images of the package, wherever ``data_dir`` is."""
         all_counts = benchmarks.get("EmojiStyles").editions[0].by_class[style]
         trained_counts = benchmarks.get(emoji.SHIFT).editions[0].by_class.get(style, {})
-        picture_count = sum(all_counts[name] - trained_counts.get(name, 0) for name in labels)
+        image_count = sum(all_counts[name] - trained_counts.get(name, 0) for name in labels)
 
         root = emoji.shift_folders() / "test" if trained_counts else emoji.style_folders()
-        return Folders((style,), labels, picture_count, has_further_folders=True)(root)
+        return Folders((style,), labels, image_count, has_further_folders=True)(root)
 
     groups = tuple(tuple(map(classes.index, class_names)) for class_names in members.values())
     is_shifted = style != emoji.TRAINED_STYLE
@@ -114,12 +114,12 @@ def of_task(name: str) -> Suite:
             return TestSetCopy(None, (), [str(error)])
 
         problems = tasks.class_problems(task, "test", split)
-        expected = task.pictures[1]
+        expected = task.images[1]
         if len(split) != expected:
-            problems.append(f"{len(split):,} pictures, expected {expected:,}")
+            problems.append(f"{len(split):,} images, expected {expected:,}")
         samples = [
-            (str(picture) if isinstance(picture, Path) else picture, label)
-            for picture, label in split.samples
+            (str(image) if isinstance(image, Path) else image, label)
+            for image, label in split.samples
         ]
         return TestSetCopy(data_dir / task.folder, samples, problems)
 

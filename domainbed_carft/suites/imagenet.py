@@ -86,8 +86,8 @@ def _test_set(fact: dict[str, Any]) -> TestSet:
         find=Folders(
             places=tuple(fact["folders"]),
             labels=labels,
-            picture_count=fact["pictures"],
-            pictures_per_class=fact.get("each"),
+            image_count=fact["images"],
+            images_per_class=fact.get("each"),
             has_further_folders=is_objectnet,
             find_further_problems=mapping_problems if is_objectnet else no_further_problems,
             unsorted_remedy=fact.get("unsorted", SORT_BY_CLASS),

@@ -15,7 +15,7 @@ from domainbed_carft.errors import CarftError
 
 # Below the data folder, as in mlfoundations/model-soups, datasets.md.
 PLACES = ("imagenet", "ILSVRC2012")
-PICTURES = 1_281_167
+IMAGES = 1_281_167
 EDITION = "ILSVRC2012"
 
 
@@ -38,7 +38,7 @@ def missing_problems(data_dir: str | Path | None) -> list[str]:
         return absent
     return [
         f"ImageNet needs --data_dir, a folder with {' or '.join(PLACES)}, and in that train, a "
-        f"folder of pictures for each WordNet id, not {data_dir}. image-net.org has the pictures"
+        f"folder of images for each WordNet id, not {data_dir}. image-net.org has the images"
     ]
 
 
@@ -56,18 +56,18 @@ def folder_problems(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def report(
-    folder: Path, counts: Mapping[str, int], problems: Sequence[str], expected: int = PICTURES
+    folder: Path, counts: Mapping[str, int], problems: Sequence[str], expected: int = IMAGES
 ) -> verification.DataReport:
-    """The verdict on class folders with ``counts`` pictures of each class, and ``problems``."""
+    """The verdict on class folders with ``counts`` images of each class, and ``problems``."""
     problems = list(problems)
     empty = [name for name, number in counts.items() if not number]
     if empty:
-        problems.append(f"{len(empty):,} of 1,000 classes have no picture: {quoted_names(empty)}")
+        problems.append(f"{len(empty):,} of 1,000 classes have no image: {quoted_names(empty)}")
 
     total = sum(counts.values())
     differences = []
     if total != expected:
-        differences.append(f"has {total:,} pictures, expected {expected:,}")
+        differences.append(f"has {total:,} images, expected {expected:,}")
     edition = None if problems or differences else EDITION
     return verification.DataReport(
         "ImageNet", folder.parent, {"train": counts}, problems, differences, (), edition
@@ -77,7 +77,7 @@ def report(
 def verify(data_dir: str | Path, decode: bool = False) -> verification.DataReport:
     """What is found of the training set below ``data_dir``; CarftError if there is none.
 
-    ``decode`` reads every picture.
+    ``decode`` reads every image.
     """
     folder = find_training_set(data_dir)
     if folder is None:
@@ -90,6 +90,6 @@ def verify(data_dir: str | Path, decode: bool = False) -> verification.DataRepor
     counts = {name: folder_counts[name] for name in imagenet_ids() if name in folder_counts}
 
     odd_paths = {path for paths in listed_copy.faults.values() for path in paths}
-    readable = [f"train/{path}" for path in listed_copy.pictures if path not in odd_paths]
+    readable = [f"train/{path}" for path in listed_copy.images if path not in odd_paths]
     judgement = replace(report(folder, counts, problems), decoded=decode)
     return verification.with_decoding_faults(judgement, readable)

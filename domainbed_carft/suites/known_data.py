@@ -29,9 +29,9 @@ def known_data() -> list[dict[str, Any]]:
 def verify_data(
     name_or_path: str, data_dir: Path | None = None, decode: bool = False
 ) -> verification.DataReport:
-    """Verify a known data set below ``data_dir``, or a folder environment/class/picture by path.
+    """Verify a known data set below ``data_dir``, or a folder environment/class/image by path.
 
-    ``decode`` decodes every picture. Raises CarftError for an unknown name or missing data.
+    ``decode`` decodes every image. Raises CarftError for an unknown name or missing data.
     """
     module = _module_of(name_or_path)
     judge = module.verify if module else verification.verify

@@ -22,7 +22,7 @@ SORT_BY_CLASS = "sort them into a folder for each class"
 class TestSetCopy:
     """A copy of a test set.
 
-    ``root``: its folder, None where there is none. ``samples``: pictures with their labels, each a
+    ``root``: its folder, None where there is none. ``samples``: images with their labels, each a
     path or an array (H, W, 3) of uint8. ``problems``: sentences; a copy with one is not complete.
     """
 
@@ -33,15 +33,15 @@ class TestSetCopy:
 
 @dataclass(frozen=True)
 class TestSet:
-    """Pictures of classes of their own, and which of the model's classes count as each.
+    """Images of classes of their own, and which of the model's classes count as each.
 
     ``classes`` are in label order; ``groups[j]`` are the model's classes that count as class j, by
-    their places in the suite's. ``find(data_dir)`` gives the pictures, and raises CarftError for a
+    their places in the suite's. ``find(data_dir)`` gives the images, and raises CarftError for a
     folder or a file that cannot be read. ``is_shifted``: whether it
-    counts in the mean of the shifts. ``border``: pixels to cut off each side of each picture.
+    counts in the mean of the shifts. ``border``: pixels to cut off each side of each image.
     ``reports_mean_per_class``: whether others report the mean of the classes' accuracies.
     ``group``: the name of a group with a mean of its own, in which it counts instead.
-    ``is_resized_by_pillow``: whether Pillow resizes the pictures, as it does those of the embedded
+    ``is_resized_by_pillow``: whether Pillow resizes the images, as it does those of the embedded
     data sets, and not torch.
     """
 
@@ -137,20 +137,20 @@ def no_further_problems(root: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Folders:
-    """Finds pictures in class folders, by the names of these alone: never by their order.
+    """Finds images in class folders, by the names of these alone: never by their order.
 
     ``places`` are the folders to look for below the data folder, of which the first with a class
-    folder counts. ``labels``: name of a class folder -> label. ``picture_count``: how many pictures
-    a complete copy has; ``pictures_per_class``: how many of each class, if known.
+    folder counts. ``labels``: name of a class folder -> label. ``image_count``: how many images
+    a complete copy has; ``images_per_class``: how many of each class, if known.
     ``has_further_folders``: whether a complete copy has folders of other classes, which are not
     read. ``find_further_problems(root)``: sentences on whatever else is wrong. ``unsorted_remedy``:
-    what to do with pictures that are in no class folder.
+    what to do with images that are in no class folder.
     """
 
     places: tuple[str, ...]
     labels: dict[str, int]
-    picture_count: int
-    pictures_per_class: int | None = None
+    image_count: int
+    images_per_class: int | None = None
     has_further_folders: bool = False
     find_further_problems: Callable[[Path], list[str]] = no_further_problems
     unsorted_remedy: str = SORT_BY_CLASS
@@ -167,9 +167,9 @@ class Folders:
                 return TestSetCopy(None, (), [f"not there; expected {expected} in {data_dir}"])
 
             is_unsorted = not self.labels.keys() & {*os.listdir(root)}
-            unsorted_count = listing.loose_pictures(root) if is_unsorted else 0
+            unsorted_count = listing.loose_images(root) if is_unsorted else 0
             if unsorted_count:
-                problem = f"{root} has {unsorted_count:,} pictures and no class folder"
+                problem = f"{root} has {unsorted_count:,} images and no class folder"
                 return TestSetCopy(root, (), [f"{problem}; {self.unsorted_remedy}"])
 
             class_names = self.labels if self.has_further_folders else None
@@ -184,7 +184,7 @@ class Folders:
 
         samples = [
             (str(root / path), self.labels[_class_folder(path)])
-            for path in listed_copy.pictures
+            for path in listed_copy.images
             if _class_folder(path) in self.labels
         ]
         (counts,) = listed_copy.counts.values()
@@ -198,7 +198,7 @@ class Folders:
     def _folder_problems(
         self, folder_names: Iterable[str], label_counts: Mapping[int, int]
     ) -> list[str]:
-        """Sentences on class folders and numbers of pictures that are not as expected."""
+        """Sentences on class folders and numbers of images that are not as expected."""
         # Of the names of one label the first.
         names = {label: name for name, label in reversed(self.labels.items())}
         problems = []
@@ -206,7 +206,7 @@ class Folders:
         empty = [names[label] for label in sorted(names) if not label_counts[label]]
         if empty:
             problems.append(
-                f"no picture of {len(empty):,} of its {len(names):,} classes; expected them in the "
+                f"no image of {len(empty):,} of its {len(names):,} classes; expected them in the "
                 f"folders {quoted_names(empty)}"
             )
         unexpected = [name for name in folder_names if name not in self.labels]
@@ -214,19 +214,19 @@ class Folders:
             problems.append(f"unexpected class folders: {quoted_names(unexpected)}")
 
         total = sum(label_counts.values())
-        if total != self.picture_count:
-            problems.append(f"{total:,} pictures, expected {self.picture_count:,}")
-        elif self.pictures_per_class:
-            expected = self.pictures_per_class
+        if total != self.image_count:
+            problems.append(f"{total:,} images, expected {self.image_count:,}")
+        elif self.images_per_class:
+            expected = self.images_per_class
             uneven = [names[label] for label in sorted(names) if label_counts[label] != expected]
             if uneven:
-                problems.append(f"not {expected} pictures in the folders {quoted_names(uneven)}")
+                problems.append(f"not {expected} images in the folders {quoted_names(uneven)}")
         return problems
 
     def _find_root(self, data_dir: Path) -> Path | None:
         """The first of the places with a class folder, else the first that is a folder, if any.
 
-        A folder of pictures that nobody sorted into classes may lie beside the sorted one. Raises
+        A folder of images that nobody sorted into classes may lie beside the sorted one. Raises
         OSError if none has a class folder, and one cannot be read.
         """
         folders: list[Path] = []

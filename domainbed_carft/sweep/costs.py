@@ -1,4 +1,4 @@
-"""The cost of a sweep: jobs, steps, pictures, and hours where times are recorded."""
+"""The cost of a sweep: jobs, steps, images, and hours where times are recorded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TOTAL = CostGroup("all", "", "")
 
 @dataclass(frozen=True)
 class JobsCost:
-    """Of some jobs: pictures trained on and evaluated, hours left; nan means unknown.
+    """Of some jobs: images trained on and evaluated, hours left; nan means unknown.
 
     ``memory_gb``: the most that a step of one of them takes of its device; 0 if it is unknown.
     """
@@ -125,7 +125,7 @@ def costs_table(
         source += f", where there are none from {preflight_file.NAME}, as the memory of the device"
     text = (
         f"{table(_HEAD, rows)}\n"
-        f"Trained, evaluated: pictures; {splits}.\n"
+        f"Trained, evaluated: images; {splits}.\n"
         f"Hours: training time of one job after another, without evaluation, {source}."
     )
     if preflight and preflight.hours is not None:
@@ -134,25 +134,25 @@ def costs_table(
 
 
 def job_cost(job: Job, facts: Dataset, skips: bool = False) -> JobsCost:
-    """Steps and pictures of a job; ``skips``: without the training environments' in-splits."""
+    """Steps and images of a job; ``skips``: without the training environments' in-splits."""
     target_count = len(job.key.test_envs)
     steps = int(job.args.get("steps") or facts.steps)
-    # In a step there are so many pictures of each environment that is trained on.
+    # In a step there are so many images of each environment that is trained on.
     batch_size = int(host.job_hparams(job.args)["batch_size"])
     trained = steps * batch_size * (len(facts.labels) - target_count)
 
     evaluated = math.nan
-    if facts.pictures is not None:
+    if facts.images is not None:
         # As train splits them: upstream file domainbed/scripts/train.py at b93c22a.
         share = job.args["holdout_fraction"] if skips or facts.held_out else 1.0
         per_checkpoint = sum(
             count if index in job.key.test_envs else int(count * share)
-            for index, count in enumerate(facts.pictures)
+            for index, count in enumerate(facts.images)
         )
         if overrides(job.args).get("average") == "swad":  # evaluates the loss on out-splits first
             per_checkpoint += sum(
                 int(count * job.args["holdout_fraction"])
-                for index, count in enumerate(facts.pictures)
+                for index, count in enumerate(facts.images)
                 if index not in job.key.test_envs
             )
         checkpoint_freq = int(job.args.get("checkpoint_freq") or facts.checkpoint_freq)
@@ -169,7 +169,7 @@ def _checkpoint_count(steps: int, checkpoint_freq: int) -> int:
 def _paces(
     statuses: Sequence[Status], job_costs: Sequence[JobsCost]
 ) -> dict[tuple[str, str], list[float]]:
-    """Recorded seconds per picture trained on, of the jobs by data set and algorithm."""
+    """Recorded seconds per image trained on, of the jobs by data set and algorithm."""
     paces: dict[tuple[str, str], list[float]] = {}
     for status, cost in zip(statuses, job_costs):
         record = records.last_record(status.job.folder) or {}

@@ -1,4 +1,4 @@
-"""What can be said of a sweep's data before its jobs start: verdicts without decoding pictures."""
+"""What can be said of a sweep's data before its jobs start: verdicts without decoding images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def default_data_dir(datasets: Sequence[str]) -> str:
 
     Raises CarftError if a data set needs one.
     """
-    folders = [host.picture_folder(name, "--data_dir") for name in datasets]
+    folders = [host.image_folder(name, "--data_dir") for name in datasets]
     if any(folder is None or folder.startswith("--data_dir") for folder in folders):
         raise CarftError("--data_dir is missing; expected the folder of the data sets' folders")
 
@@ -55,7 +55,7 @@ def verdicts(datasets: Sequence[str], jobs: Iterable[Job], data_dir: str) -> lis
 
     distinct: dict[str, DataVerdict] = {}
     for name in datasets:
-        folder = host.picture_folder(name, data_dir)
+        folder = host.image_folder(name, data_dir)
         if no_data_dir and folder and not os.path.isdir(folder):
             description = f"not checked, no --data_dir {data_dir} here; {_CHECKED_BY_JOBS}"
             verdict = DataVerdict(description, missing=no_data_dir[0])
@@ -94,7 +94,7 @@ def _verdict(name: str, folder: str | None, data_dir: str, is_checked: bool) -> 
 
     if not report.problems:
         edition = report.data_edition
-        return DataVerdict(f"{name}: {edition}, {report.pictures:,} pictures in {report.root}")
+        return DataVerdict(f"{name}: {edition}, {report.images:,} images in {report.root}")
     problem = f"{report.refusal}; fix the data, or set the hparam data_edition to {UNCHECKED}"
     return DataVerdict(
         f"{name}: broken: {'; '.join(report.problems)}", broken=problem if is_checked else None
@@ -102,7 +102,7 @@ def _verdict(name: str, folder: str | None, data_dir: str, is_checked: bool) -> 
 
 
 def _verify(name: str, data_dir: Path) -> verify.DataReport:
-    """What `carft data verify` finds of the pictures that jobs of the data set train on."""
+    """What `carft data verify` finds of the images that jobs of the data set train on."""
     if name == "ImageNet":
         return imagenet_training.verify(data_dir)
     if name in tasks.TASKS:

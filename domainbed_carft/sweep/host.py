@@ -102,15 +102,15 @@ def dataset_facts(name: str) -> Dataset:
         raise CarftError(f"the class {name} has no ENVIRONMENTS, so none can be left out")
     return Dataset(
         labels=labels,
-        pictures=_picture_counts(name, dataset_class, len(labels)),
+        images=_image_counts(name, dataset_class, len(labels)),
         steps=int(getattr(dataset_class, "N_STEPS", _UPSTREAM_STEPS)),
         checkpoint_freq=int(getattr(dataset_class, "CHECKPOINT_FREQ", _UPSTREAM_CHECKPOINT_FREQ)),
         held_out=tuple(evaluated_kinds(dataset_class)) == ("out",),
     )
 
 
-def picture_folder(name: str, data_dir: str) -> str | None:
-    """The folder of the data set's pictures; "" if none is needed, None if unknown."""
+def image_folder(name: str, data_dir: str) -> str | None:
+    """The folder of the data set's images; "" if none is needed, None if unknown."""
     if name == "ImageNet":
         return imagenet_training.expected_folder(data_dir)
 
@@ -122,15 +122,15 @@ def picture_folder(name: str, data_dir: str) -> str | None:
     return "" if name.startswith("Debug") else None
 
 
-def _picture_counts(name: str, dataset_class: Any, environments: int) -> Any:
-    """The number of pictures in each environment, if known."""
+def _image_counts(name: str, dataset_class: Any, environments: int) -> Any:
+    """The number of images in each environment, if known."""
     benchmark = benchmarks.BENCHMARKS.get(name)
     if benchmark is not None and len(benchmark.environments) == environments:
         counts = benchmark.editions[0].counts
         return tuple(counts[environment.folder] for environment in benchmark.environments)
     if name in tasks.TASKS:
-        return tasks.TASKS[name].pictures[:1]
-    return getattr(dataset_class, "PICTURES", None)
+        return tasks.TASKS[name].images[:1]
+    return getattr(dataset_class, "IMAGES", None)
 
 
 def _ask_host(

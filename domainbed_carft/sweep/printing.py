@@ -229,8 +229,8 @@ def _status_line(status: Status) -> str:
     parts = [str(status.job)]
     if status.state == states.RUNNING:
         parts.append(f"step {status.step:,}" + (f" of {status.steps:,}" if status.steps else ""))
-        if status.pictures_per_second:
-            parts.append(f"{status.pictures_per_second:,.1f} images/s")
+        if status.images_per_second:
+            parts.append(f"{status.images_per_second:,.1f} images/s")
         if status.eta is not None:
             parts.append(f"{tqdm.format_interval(status.eta)} left")
 

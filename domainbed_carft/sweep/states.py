@@ -120,10 +120,10 @@ class Status:
     slurm_reason: str = ""
 
     @property
-    def pictures_per_second(self) -> float | None:
-        """Pictures trained on per second; None if unknown."""
-        pictures = self.holder.pictures_per_step if self.holder else None
-        return pictures / self.step_seconds if pictures and self.step_seconds else None
+    def images_per_second(self) -> float | None:
+        """Images trained on per second; None if unknown."""
+        images = self.holder.images_per_step if self.holder else None
+        return images / self.step_seconds if images and self.step_seconds else None
 
     @property
     def eta(self) -> float | None:
@@ -151,7 +151,7 @@ class Status:
             "pid": getattr(self.holder, "pid", None),
             "slurm": getattr(self.holder, "slurm", None),
             "since": getattr(self.holder, "since", None),
-            "pictures_per_second": self.pictures_per_second,
+            "images_per_second": self.images_per_second,
             "eta_seconds": self.eta,
             "exit_status": getattr(self.attempt, "status", None),
             "last_words": getattr(self.attempt, "last_words", None),

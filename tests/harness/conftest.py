@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from domainbed import algorithms
-from runs_jobs import write_pictures
+from runs_jobs import write_images
 
 from domainbed_carft.machine import stand_in_device  # noqa: F401  before any backward pass
 
@@ -30,9 +30,9 @@ def golden() -> Callable[[str], Any]:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise of three environments and two classes, five pictures of each."""
-    return write_pictures(tmp_path_factory.mktemp("data") / "noise", 5)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise of three environments and two classes, five images of each."""
+    return write_images(tmp_path_factory.mktemp("data") / "noise", 5)
 
 
 @pytest.fixture

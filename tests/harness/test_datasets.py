@@ -41,7 +41,7 @@ def test_only_training_environments_are_augmented(tmp_path):
     grow(tmp_path, even(["cat", "dog"]), jpeg())
 
     def is_deterministic(dataset, environment):
-        """Whether a picture is the same when it is read again."""
+        """Whether an image is the same when it is read again."""
         return torch.equal(dataset[environment][0][0], dataset[environment][0][0])
 
     augmented = datasets.MultipleEnvironmentImageFolder(str(tmp_path), [1], True, {})
@@ -52,7 +52,7 @@ def test_only_training_environments_are_augmented(tmp_path):
     assert is_deterministic(plain, 0)
 
 
-def test_truncated_pictures_are_read(tmp_path):
+def test_truncated_images_are_read(tmp_path):
     grow(tmp_path, even(["noise"], ["only"]), jpeg()[:-900])
     dataset = datasets.MultipleEnvironmentImageFolder(str(tmp_path), [0], True, {})
     assert dataset[0][0][0].shape == (3, 224, 224)
@@ -67,7 +67,7 @@ def calls(monkeypatch):
         calls.append((name, str(folder)))
         if name == "VLCS":
             raise CarftError("the link is dead")
-        return SimpleNamespace(verdict="verified", pictures=3, root=folder / name)
+        return SimpleNamespace(verdict="verified", images=3, root=folder / name)
 
     monkeypatch.setattr(download, "download", stand_in)
     return calls
@@ -76,7 +76,7 @@ def calls(monkeypatch):
 def test_upstreams_or_the_named_data_sets_are_downloaded_and_failures_are_shown(calls, capsys):
     assert download.main(["--data_dir", "some where"]) == 0
     assert calls == [("TerraIncognita", "some where")]
-    assert "verified: 3 pictures in some where/TerraIncognita" in capsys.readouterr().out
+    assert "verified: 3 images in some where/TerraIncognita" in capsys.readouterr().out
 
     calls.clear()
     assert download.main(["--data_dir", "d", "--datasets", "PACS", "VLCS"]) == 1

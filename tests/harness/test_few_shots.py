@@ -1,4 +1,4 @@
-"""k-shot training: `shots` pictures of each class and environment, drawn by the trial seed."""
+"""k-shot training: `shots` images of each class and environment, drawn by the trial seed."""
 
 import json
 
@@ -36,7 +36,7 @@ def drawn(dataset, shots, trial_seed=0):
     return [[(int(item), int(label)) for item, label in split] for split in splits]
 
 
-def test_each_class_and_environment_has_so_many_pictures_of_the_in_split():
+def test_each_class_and_environment_has_so_many_images_of_the_in_split():
     dataset = noise()
     everything = drawn(dataset, None)
     for shots in (1, 3):
@@ -53,26 +53,26 @@ def test_the_trial_seed_draws_and_fewer_shots_are_among_more():
         assert set(few) < set(more)
 
 
-def test_a_class_with_fewer_pictures_is_named():
+def test_a_class_with_fewer_images_is_named():
     with pytest.raises(
-        CarftError, match=r"shots is 39, but 'second' has fewer training pictures of .*3 \(\d+\)"
+        CarftError, match=r"shots is 39, but 'second' has fewer training images of .*3 \(\d+\)"
     ):
         drawn(noise(), 39)
 
 
-def test_a_job_trains_on_the_drawn_images_alone(pictures):
+def test_a_job_trains_on_the_drawn_images_alone(images):
     hparams = {**hparams_registry.default_hparams("ERM", "PACS"), "shots": 2}
-    args = train.build_parser().parse_args(["--dataset", str(pictures)])
+    args = train.build_parser().parse_args(["--dataset", str(images)])
     job = preparation.prepare(args, hparams, memory_limit=0)
     cpu = torch.device("cpu")
     batches = job.batches({}, steps=1, checkpoint_freq=1, device=cpu, process_group=ProcessGroup())
     assert [len(split) for split in batches.in_splits] == [4, 4]  # two sources of two classes
 
 
-def test_too_many_shots_end_the_job_before_it_trains(pictures, tmp_path, capsys):
+def test_too_many_shots_end_the_job_before_it_trains(images, tmp_path, capsys):
     hparams = json.dumps({"clip_backbone": "tiny", "contexts": "emoji", "shots": 100})
-    arguments = ["--algorithm", "CLIPLinearProbe", "--dataset", str(pictures), "--steps", "3"]
+    arguments = ["--algorithm", "CLIPLinearProbe", "--dataset", str(images), "--steps", "3"]
     arguments += ["--test_envs", "0", "--hparams", hparams, "--output_dir", str(tmp_path / "job")]
     assert train.main(arguments) == 2
-    assert "shots is 100, but 'sketch' has fewer training pictures" in capsys.readouterr().err
+    assert "shots is 100, but 'sketch' has fewer training images" in capsys.readouterr().err
     assert not (tmp_path / "job" / "results.jsonl").exists()

@@ -16,8 +16,8 @@ from domainbed import datasets
 from domainbed.lib import fast_data_loader as loader
 from domainbed.lib import misc, stopping
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
+from domainbed.lib.image_batches import Images
 from domainbed.lib.job_batches import JobBatches
-from domainbed.lib.picture_batches import Pictures
 from domainbed.lib.process_group import ProcessGroup
 from domainbed.scripts import train
 from fake_checkout import run_python
@@ -42,7 +42,7 @@ LARGE = numbered(100, 50)
 def test_each_step_has_a_full_batch_of_each_data_set(workers):
     steps = (loader.training_requests(1, [3, 50], [None, None], 16, step) for step in range(5))
     batches = loader.load_batches(
-        [SMALL, LARGE], itertools.chain.from_iterable(steps), workers, Pictures()
+        [SMALL, LARGE], itertools.chain.from_iterable(steps), workers, Images()
     )
     for (x_small, y_small), (x_large, _) in zip(batches, batches, strict=True):
         assert len(x_small) == len(x_large) == 16
@@ -109,7 +109,7 @@ def test_loader_processes_end_if_their_parent_was_killed_at_the_start(workers):
 def test_evaluation_reads_every_item_once_in_batches_of_one_data_set(workers):
     data = [SMALL, LARGE, numbered(200, 8)]
     requests = loader.evaluation_requests([3, 50, 8], 4, ())
-    items = [x.tolist() for x, _ in loader.load_batches(data, requests, workers, Pictures())]
+    items = [x.tolist() for x, _ in loader.load_batches(data, requests, workers, Images())]
     assert items[0] == [0, 1, 2]
     assert [len(batch) for batch in items[1:14]] == [4] * 12 + [2]
     assert list(itertools.chain(*items[1:14])) == list(range(100, 150))
@@ -117,11 +117,11 @@ def test_evaluation_reads_every_item_once_in_batches_of_one_data_set(workers):
 
 
 # Where /dev/shm has 64 MiB, as a container's, and where it is read-only: batches of three domains,
-# 32 pictures of 224 px each, by each path; those of its loaders' processes equal its own.
+# 32 images of 224 px each, by each path; those of its loaders' processes equal its own.
 WITH_LITTLE_SHARED_MEMORY = """
 import ctypes, subprocess, sys, torch
 from domainbed import datasets
-from domainbed.lib import fast_data_loader as loader, picture_batches
+from domainbed.lib import fast_data_loader as loader, image_batches
 
 def mount(options):
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", "/dev/shm"], check=True)
@@ -132,17 +132,17 @@ mount("size=64m")
 
 dataset = datasets.get_dataset_class(sys.argv[1])(None, [2], {"data_augmentation": True})
 
-def batches(pictures, workers):
+def batches(images, workers):
     requests = [
         [(number, place % 2, (step, place)) for place in range(32)]
         for step in range(2) for number in range(3)
     ]
-    return loader.load_batches(list(dataset), iter(requests), workers, pictures)
+    return loader.load_batches(list(dataset), iter(requests), workers, images)
 
-ways = {"fast": picture_batches.choose(dataset, 0), "pillow": picture_batches.Pictures()}
-for path, pictures in ways.items():
+ways = {"fast": image_batches.choose(dataset, 0), "pillow": image_batches.Images()}
+for path, images in ways.items():
     count = 0
-    for pair in zip(batches(pictures, 0), batches(pictures, 2), strict=True):
+    for pair in zip(batches(images, 0), batches(images, 2), strict=True):
         ours, theirs = (batch.finish() if hasattr(batch, "finish") else batch for batch in pair)
         assert ours[0].shape == (32, 3, 224, 224), ours[0].shape
         assert all(torch.equal(one, other) for one, other in zip(ours, theirs))
@@ -151,20 +151,20 @@ for path, pictures in ways.items():
 
 mount("ro")
 try:
-    list(batches(pictures, 2))
+    list(batches(images, 2))
 except ValueError as error:
     print(error)
 """
 
 
 @pytest.mark.slow
-def test_batches_need_no_large_shared_memory_and_read_only_one_is_named(pictures, tmp_path):
+def test_batches_need_no_large_shared_memory_and_read_only_one_is_named(images, tmp_path):
     mounting = ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/dev/shm"]
     attempt = subprocess.run(mounting, capture_output=True, text=True)
     if attempt.returncode:
         pytest.skip(f"no private mount: {attempt.stderr.strip()}")
 
-    done = run_python("-c", WITH_LITTLE_SHARED_MEMORY, str(pictures), cwd=tmp_path)
+    done = run_python("-c", WITH_LITTLE_SHARED_MEMORY, str(images), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     fast, pillow, read_only = done.stdout.splitlines()
     assert (fast, pillow) == ("fast 6 batches", "pillow 6 batches")
@@ -241,7 +241,7 @@ def test_batches_from_a_later_step_on_are_those_of_the_whole_job(sampling):
         hparams = {"batch_size": 3, "class_balanced": False, "sampling": sampling}
         data = misc.SplitDataset(numbered(0, 8), range(8))
         loaded = JobBatches([data], {}, hparams, 6, 100, 0, torch.device("cpu"), ProcessGroup())
-        loaded.begin(first, False, False, 0, Pictures())
+        loaded.begin(first, False, False, 0, Images())
         return [loaded.step_batches()[0][0].tolist() for _ in range(first, 6)]
 
     whole = batches(0)

@@ -47,7 +47,7 @@ def test_splits_equal_upstreams(golden):
         assert [numbers(split) for split in uda_splits if len(split)] == case["uda"]
 
 
-def test_labels_are_read_without_opening_pictures(tmp_path):
+def test_labels_are_read_without_opening_images(tmp_path):
     for name, count in (("cat", 1), ("dog", 3)):
         (tmp_path / name).mkdir()
         for i in range(count):

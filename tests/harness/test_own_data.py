@@ -1,4 +1,4 @@
-"""A user's own folder domain/class/picture, from the command line to the table."""
+"""A user's own folder domain/class/image, from the command line to the table."""
 
 import json
 import re
@@ -40,10 +40,10 @@ def test_a_folder_can_be_given_as_the_data_set(pets, tmp_path):
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_picture_that_cannot_be_read_is_named(pets, tmp_path, capsys, workers):
+def test_an_image_that_cannot_be_read_is_named(pets, tmp_path, capsys, workers):
     damaged = pets / "my village" / "dog" / "3.jpg"
     content = damaged.read_bytes()
-    damaged.write_text("no picture")
+    damaged.write_text("no image")
     arguments = [
         "--algorithm",
         "Still",

@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 from domainbed import hparams_registry
-from domainbed.lib import checks, job_batches, picture_batches, preparation
+from domainbed.lib import checks, image_batches, job_batches, preparation
 from domainbed.lib.process_group import ProcessGroup, attach_process_group
 from domainbed.scripts import train
 from sweep_jobs import wait_until
 
 from domainbed_carft.errors import CarftError
+from domainbed_carft.images.protocols import plan_for
 from domainbed_carft.machine import devices
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.carft import CARFT
 from domainbed_carft.method.starft import StarFT
-from domainbed_carft.pictures.protocols import plan_for
 
 from . import fakes
 
@@ -33,12 +33,12 @@ TERMS |= {"miro_weight": 0.1, "grad_clip": 1, "average": "ema", "micro_batch": 4
 
 
 def train_arguments(
-    pictures: Path, folder: Path, algorithm: str = "CARFT", **changed: object
+    images: Path, folder: Path, algorithm: str = "CARFT", **changed: object
 ) -> list[str]:
     hparams = {"batch_size": 4, "clip_backbone": "tiny", "contexts": "emoji", "total_steps": 5}
     hparams |= {"warmup_steps": 0, "lr": 1e-3, **(TERMS if algorithm == "CARFT" else {}), **changed}
     fixed = ("--algorithm", algorithm, "--steps", "5", "--hparams", json.dumps(hparams))
-    return fakes.quick(folder, *fixed, "--dataset", str(pictures))
+    return fakes.quick(folder, *fixed, "--dataset", str(images))
 
 
 def train_job(size: int, arguments: list[str], **begin) -> list[int]:
@@ -90,18 +90,18 @@ def assert_same(folder: Path, alone: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(pictures, tmp_path_factory) -> Path:
+def alone(images, tmp_path_factory) -> Path:
     """A job of one process, whose weights move far more than rounding does."""
     folder = tmp_path_factory.mktemp("runs") / "alone"
-    assert fakes.status(fakes.start(train_arguments(pictures, folder))) == 0
+    assert fakes.status(fakes.start(train_arguments(images, folder))) == 0
     losses = [record["loss"] for record in fakes.records(folder)]
     assert max(losses) - min(losses) > 0.05
     return folder
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_batch_slices_of_all_processes_make_up_the_batches_of_one(pictures, size):
-    args = train.build_parser().parse_args(train_arguments(pictures, Path("unused")))
+def test_batch_slices_of_all_processes_make_up_the_batches_of_one(images, size):
+    args = train.build_parser().parse_args(train_arguments(images, Path("unused")))
     hparams = preparation.choose_hparams(args, checks.parse_hparams(args.hparams))
     _, environments = preparation.load_environments(args, hparams)
     splits = [environment.in_split for environment in environments]
@@ -111,7 +111,7 @@ def test_batch_slices_of_all_processes_make_up_the_batches_of_one(pictures, size
     def batches(process_group):
         torch.manual_seed(0)
         loaded = job_batches.JobBatches(splits, evaluated, hparams, 1, 1, 0, "cpu", process_group)
-        loaded.begin(0, False, False, 0, picture_batches.Pictures(plan))
+        loaded.begin(0, False, False, 0, image_batches.Images(plan))
         return [*loaded.step_batches(), *loaded.split_batches("a"), *loaded.split_batches("b")]
 
     together = [batches(ProcessGroup(rank, size)) for rank in range(size)]
@@ -134,8 +134,8 @@ def signal_in_third_step() -> None:
     CLIPAlgorithm.step_on_device = step_on_device
 
 
-def test_a_signal_to_one_process_stops_all_and_two_and_then_three_resume(pictures, alone, tmp_path):
-    arguments = train_arguments(pictures, tmp_path / "job")
+def test_a_signal_to_one_process_stops_all_and_two_and_then_three_resume(images, alone, tmp_path):
+    arguments = train_arguments(images, tmp_path / "job")
     assert train_job(2, arguments, begin=signal_in_third_step) == [75, 75]
     message = (tmp_path / "job" / "err.txt").read_text().splitlines()[-1]
     assert message == "train: stopped by SIGUSR1; to resume, rerun the command"
@@ -151,21 +151,21 @@ def test_a_signal_to_one_process_stops_all_and_two_and_then_three_resume(picture
         ("CLIPZeroShot", {}),
     ],
 )
-def test_two_processes_train_to_the_weights_of_one(pictures, tmp_path, algorithm, hparams):
+def test_two_processes_train_to_the_weights_of_one(images, tmp_path, algorithm, hparams):
     for size in (1, 2):
-        arguments = train_arguments(pictures, tmp_path / str(size), algorithm, **hparams)
+        arguments = train_arguments(images, tmp_path / str(size), algorithm, **hparams)
         assert train_job(size, arguments) == [0] * size
     assert_same(tmp_path / "2", tmp_path / "1")
 
 
 @pytest.mark.gpu
-def test_two_gpus_train_to_the_weights_of_one(pictures, tmp_path):
+def test_two_gpus_train_to_the_weights_of_one(images, tmp_path):
     # Within a tenth of the way of training: kernels of a GPU add up in any order.
     if devices.gpu_count() < 2:
         pytest.skip("there is one GPU")
     for size in (1, 2):
-        assert train_job(size, train_arguments(pictures, tmp_path / str(size))) == [0] * size
-    one_step = [*train_arguments(pictures, tmp_path / "begun"), "--steps", "1"]
+        assert train_job(size, train_arguments(images, tmp_path / str(size))) == [0] * size
+    one_step = [*train_arguments(images, tmp_path / "begun"), "--steps", "1"]
     assert train_job(1, one_step) == [0]
 
     one, two, start = (weights_of(tmp_path / name) for name in ("1", "2", "begun"))
@@ -197,9 +197,9 @@ def break_step() -> None:
     ],
 )
 def test_the_first_process_reports_why_another_has_failed(
-    pictures, tmp_path, algorithm, begin, status, message
+    images, tmp_path, algorithm, begin, status, message
 ):
-    arguments = train_arguments(pictures, tmp_path / "job", algorithm)
+    arguments = train_arguments(images, tmp_path / "job", algorithm)
     assert train_job(2, arguments, begin=begin) == [status, status]
     err = (tmp_path / "job" / "err.txt").read_text()
     assert message in err
@@ -243,8 +243,8 @@ def start_two(arguments: list[str]) -> tuple[BaseProcess, int]:
 @pytest.mark.parametrize(
     ("killed", "status"), [("second", 1), pytest.param("first", -9, marks=pytest.mark.slow)]
 )
-def test_if_one_process_is_killed_all_end_and_resume(pictures, alone, tmp_path, killed, status):
-    arguments = train_arguments(pictures, tmp_path / "job")
+def test_if_one_process_is_killed_all_end_and_resume(images, alone, tmp_path, killed, status):
+    arguments = train_arguments(images, tmp_path / "job")
     first, second = start_two(arguments)
     wait_until((tmp_path / "job" / "state.pt").exists)
     os.kill(first.pid if killed == "first" else second, signal.SIGKILL)
@@ -260,8 +260,8 @@ def test_if_one_process_is_killed_all_end_and_resume(pictures, alone, tmp_path, 
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGKILL, 1)])
-def test_a_process_that_is_lost_while_they_join_ends_the_job(pictures, tmp_path, number, status):
-    first, second = start_two(train_arguments(pictures, tmp_path / "job"))
+def test_a_process_that_is_lost_while_they_join_ends_the_job(images, tmp_path, number, status):
+    first, second = start_two(train_arguments(images, tmp_path / "job"))
     os.kill(second, number)
     assert fakes.status(first) == status
     message = f"train: process 1 of 2 was killed by {number.name}\n"
@@ -269,9 +269,9 @@ def test_a_process_that_is_lost_while_they_join_ends_the_job(pictures, tmp_path,
 
 
 @pytest.mark.slow
-def test_torchrun_trains_and_saves_when_stopped(pictures, alone, tmp_path):
+def test_torchrun_trains_and_saves_when_stopped(images, alone, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command += ["2", "-m", "domainbed.scripts.train", *train_arguments(pictures, tmp_path / "job")]
+    command += ["2", "-m", "domainbed.scripts.train", *train_arguments(images, tmp_path / "job")]
     process = subprocess.Popen(command)
     wait_until((tmp_path / "job" / "state.pt").exists)
     process.terminate()

@@ -13,18 +13,18 @@ from .test_resume import assert_same_outcome, carft
 
 
 @pytest.mark.slow
-def test_a_run_stopped_at_random_moments_resumes_to_the_same_weights(pictures, tmp_path):
+def test_a_run_stopped_at_random_moments_resumes_to_the_same_weights(images, tmp_path):
     numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]
     numbers += [signal.SIGKILL] * 3
     chance = random.Random(time.time_ns())
     undisturbed = tmp_path / "undisturbed"
     began = time.monotonic()
-    assert status(start(carft(pictures, undisturbed))) == 0
+    assert status(start(carft(images, undisturbed))) == 0
     longest = time.monotonic() - began
 
     for number in chance.sample(numbers, len(numbers)):
         folder = tmp_path / "run"
-        process = start(carft(pictures, folder))
+        process = start(carft(images, folder))
         process.join(chance.uniform(0.0, longest))
         if process.is_alive():
             os.kill(process.pid, number)
@@ -35,7 +35,7 @@ def test_a_run_stopped_at_random_moments_resumes_to_the_same_weights(pictures, t
             assert_same_outcome(folder, undisturbed)
             folder.rename(tmp_path / f"{len(os.listdir(tmp_path))} ended")
 
-    assert status(start(carft(pictures, folder))) == 0
+    assert status(start(carft(images, folder))) == 0
     assert_same_outcome(folder, undisturbed)
 
 
@@ -48,10 +48,10 @@ sys.exit(train.main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_loaders_of_a_fork_server_train_the_same(pictures, tmp_path):
+def test_loaders_of_a_fork_server_train_the_same(images, tmp_path):
     # Python 3.14 starts them so by default.
     forkserver, fork = (
-        carft(pictures, tmp_path / name, "--workers", "1") for name in ("forkserver", "fork")
+        carft(images, tmp_path / name, "--workers", "1") for name in ("forkserver", "fork")
     )
     done = run_python("-c", FORKSERVER, *forkserver, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -29,12 +29,12 @@ pytestmark = pytest.mark.usefixtures("registered")
 STEPS = 7
 
 
-def carft(pictures: Path, folder: Path, *flags: str) -> list[str]:
+def carft(images: Path, folder: Path, *flags: str) -> list[str]:
     """Arguments of a run of CARFT of three records; `flags` go over them."""
     hparams = {"batch_size": 2, "clip_backbone": "tiny", "lr": 1e-3}
     hparams |= {"total_steps": STEPS, "warmup_steps": 3}
     fixed = ("--algorithm", "CARFT", "--steps", str(STEPS), "--checkpoint_freq", "3")
-    data = ("--dataset", str(pictures), "--hparams", json.dumps(hparams))
+    data = ("--dataset", str(images), "--hparams", json.dumps(hparams))
     return quick(folder, *fixed, *data, *flags)
 
 

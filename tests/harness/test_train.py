@@ -67,9 +67,9 @@ def test_an_environment_smaller_than_the_batch_trains_with_a_warning(tmp_path, c
     assert printed.count("Warning") == 2
 
 
-def test_skipping_training_in_splits_changes_no_other_value(pictures, tmp_path, monkeypatch):
+def test_skipping_training_in_splits_changes_no_other_value(images, tmp_path, monkeypatch):
     # On images, which upstream augments in evaluation, too.
-    arguments = ["--dataset", str(pictures), "--algorithm", "Still", "--steps", "2"]
+    arguments = ["--dataset", str(images), "--algorithm", "Still", "--steps", "2"]
     arguments += ["--hparams", '{"batch_size": 2}', "--test_envs", "1"]
     assert run(tmp_path / "complete", *arguments) == 0
 
@@ -110,7 +110,7 @@ def test_all_problems_are_reported_at_once_before_anything_is_loaded(tmp_path, c
         ("--test_envs 0 3", "--test_envs 3: Debug28 has no such environment. Valid: 0 (0), 1 (1)"),
         ("--test_envs 1 1", "--test_envs 1 1 names an environment twice"),
         ("--test_envs 0 1 2", "--test_envs 0 1 2 leaves no environment of Debug28 to train on"),
-        ("--picture_memory much", "--picture_memory is 'much', expected a size such as 8G"),
+        ("--image_memory much", "--image_memory is 'much', expected a size such as 8G"),
         ("--dataset PACS", "PACS needs --data_dir, the folder that contains PACS"),
         ("--hparams kl_weight=3", """such as --hparams '{"kl_weight": 3}'"""),
         ("--hparams {lr:1}", """such as --hparams '{"lr": 0.1}'"""),

@@ -112,12 +112,12 @@ def validation_loss(folder, weight, bias):
     """The mean over the training environments 1 and 2 of the loss on each one's out-split."""
     args = train.build_parser().parse_args(fakes.quick(folder))
     hparams = preparation.choose_hparams(args, {"batch_size": 4})
-    preparation.seed_everything(0)  # Debug28 draws its pictures
+    preparation.seed_everything(0)  # Debug28 draws its images
     _, environments = preparation.load_environments(args, hparams)
     losses = []
     for environment in environments[1:]:
-        pictures, labels = zip(*environment.out_split)
-        logits = torch.stack(pictures).double().flatten(1) @ weight.double().T + bias.double()
+        images, labels = zip(*environment.out_split)
+        logits = torch.stack(images).double().flatten(1) @ weight.double().T + bias.double()
         probabilities = logits.softmax(dim=1)[range(len(labels)), list(map(int, labels))]
         losses.append(-probabilities.log().mean())
     return float(sum(losses) / 2)
@@ -142,12 +142,12 @@ def test_the_validation_loss_of_the_trained_weights_comes_before_the_evaluation(
     assert torch.equal(best["model_dict"]["chosen"], last_weight)
 
 
-def test_the_validation_loss_is_that_of_the_pictures_through_the_test_transform(
-    pictures, tmp_path, handed_over
+def test_the_validation_loss_is_that_of_the_images_through_the_test_transform(
+    images, tmp_path, handed_over
 ):
     # With constant weights the loss is constant; accuracies are those of augmented images.
     hparams = json.dumps({"batch_size": 4, "lr": 0})
-    command = fakes.quick(tmp_path / "job", "--dataset", str(pictures), "--hparams", hparams)
+    command = fakes.quick(tmp_path / "job", "--dataset", str(images), "--hparams", hparams)
     assert train.main(command) == 0
 
     losses = [loss for loss, _ in handed_over]

@@ -122,10 +122,10 @@ class Algorithm(torch.nn.Module):
         return {}
 
     @classmethod
-    def wanted_pictures(
+    def wanted_images(
         cls, hparams: Hparams
     ) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
-        """Return how the model wants pictures, so that they are made that way at once.
+        """Return how the model wants images, so that they are made that way at once.
 
         The answer is pixels a side, then mean and standard deviation a channel, of values in
         [0, 1]. None stands for the data set's own size and normalisation.
@@ -176,7 +176,7 @@ class Algorithm(torch.nn.Module):
         """Take the validation loss at a checkpoint, before anything is evaluated or saved.
 
         `validation_loss`: cross-entropy in nats of `trained_logits`, averaged over the out-split of
-        each training environment, then over these. Pictures go through the test transform. `train`
+        each training environment, then over these. Images go through the test transform. `train`
         calls this if `wants_validation_loss`, and once more at the checkpoint that an interrupted
         job resumes in.
         """

@@ -22,9 +22,9 @@ from domainbed_carft.data import benchmarks
 from domainbed_carft.data.listing import list_environments
 from domainbed_carft.data.verify import DataReport, verify_listing
 from domainbed_carft.errors import CarftError, problems_of, raise_for
+from domainbed_carft.images.protocols import UPSTREAM_SIZE, plan_for
+from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.jobs import splits
-from domainbed_carft.pictures.protocols import UPSTREAM_SIZE, plan_for
-from domainbed_carft.pictures.transforms import PlanTransform
 
 DATASETS = "Debug28 Debug224 VLCS PACS OfficeHome TerraIncognita DomainNet SVIRO".split()
 
@@ -55,7 +55,7 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
     if dataset_name in NOT_INCLUDED:
         raise UnknownNameError(
             f"data set {dataset_name} is not included; use another one ({', '.join(DATASETS)}, "
-            "or a folder environment/class/picture), or a checkout of facebookresearch/DomainBed"
+            "or a folder environment/class/image), or a checkout of facebookresearch/DomainBed"
         )
     raise UnknownNameError(text.unknown("data set", dataset_name, DATASETS))
 
@@ -147,10 +147,10 @@ class Debug224(_Noise):
 
 
 class MultipleEnvironmentImageFolder(MultipleDomainDataset):
-    """Pictures under root/environment/class/, environments and classes in sorted order.
+    """Images under root/environment/class/, environments and classes in sorted order.
 
     `augment`: whether to augment those that are no test environments. Raises CarftError if there
-    are no pictures, or the environments' classes differ, which makes labels ambiguous.
+    are no images, or the environments' classes differ, which makes labels ambiguous.
     """
 
     def __init__(
@@ -166,10 +166,8 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
             is_augmented = augment and index not in test_envs
             plan = plan_for("domainbed", UPSTREAM_SIZE, is_augmented)
             path = os.path.join(root, environment)
-            pictures = paths[environment]
-            self.datasets.append(
-                image_folders.read_environment(path, pictures, PlanTransform(plan))
-            )
+            images = paths[environment]
+            self.datasets.append(image_folders.read_environment(path, images, PlanTransform(plan)))
 
         image_folders.require_same_classes(
             environments, [folder.classes for folder in self.datasets]
@@ -215,7 +213,7 @@ class OwnData(_Benchmark):
 
     @classmethod
     def data_problems(cls, root: str | None) -> list[str]:
-        """Say what is wrong with the names of environments and classes; no picture is read."""
+        """Say what is wrong with the names of environments and classes; no image is read."""
         return problems_of(image_folders.require_valid_folders, cls.FOLDER, cls.ENVIRONMENTS)
 
 

@@ -18,7 +18,7 @@ Draw = Callable[[np.random.RandomState], Any]
 SMALL_IMAGES = ("Debug28",)
 
 # What --hparams may set for any algorithm and no default has: records of other jobs lack it.
-# `shots`: how many pictures of each class and environment to train on.
+# `shots`: how many images of each class and environment to train on.
 OPTIONAL_HPARAMS = ("shots",)
 
 

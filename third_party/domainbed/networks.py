@@ -48,7 +48,7 @@ def Featurizer(input_shape: Sequence[int], hparams: dict[str, Any]) -> MNIST_CNN
         case (_, 224, 224):
             return ResNet(input_shape, hparams)
     raise CarftError(
-        f"no network takes inputs of shape {tuple(input_shape)}, expected pictures of 28 x 28 or "
+        f"no network takes inputs of shape {tuple(input_shape)}, expected images of 28 x 28 or "
         "224 x 224; resize them, or choose an algorithm with its own network"
     )
 
@@ -81,7 +81,7 @@ class Identity(nn.Module):
 
 
 class MNIST_CNN(nn.Module):
-    """Four convolutions with group normalisation after ReLU, for pictures of 28 x 28."""
+    """Four convolutions with group normalisation after ReLU, for images of 28 x 28."""
 
     n_outputs = 128
 
@@ -95,7 +95,7 @@ class MNIST_CNN(nn.Module):
             self.add_module(f"bn{i}", nn.GroupNorm(8, widths[i + 1]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return features (N, 128) of pictures (N, C, 28, 28)."""
+        """Return features (N, 128) of images (N, C, 28, 28)."""
         for i in range(4):
             x = functional.relu(self.get_submodule(f"conv{i + 1}")(x))
             x = self.get_submodule(f"bn{i}")(x)
@@ -125,7 +125,7 @@ class ResNet(nn.Module):
         self.train()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return features (N, n_outputs) of pictures (N, C, 224, 224)."""
+        """Return features (N, n_outputs) of images (N, C, 224, 224)."""
         return self.dropout(self.network(x))
 
     def train(self, mode: bool = True) -> ResNet:

@@ -16,7 +16,7 @@ from domainbed.lib import misc, stopping
 from domainbed.lib.fast_data_loader import Batch
 from domainbed.lib.job_batches import JobBatches
 from domainbed.lib.process_group import ProcessGroup
-from domainbed_carft.pictures import rng
+from domainbed_carft.images import rng
 
 COLUMN_WIDTH = 12
 
@@ -72,7 +72,7 @@ class Evaluator:
     def validation_loss(self) -> float:
         """Return the mean over the validated splits of each one's mean cross-entropy, in nats.
 
-        By the weights that are trained, on pictures that are not augmented. Raises Stopped as
+        By the weights that are trained, on images that are not augmented. Raises Stopped as
         `accuracies` does.
         """
         with _generators_kept_if_stopped():

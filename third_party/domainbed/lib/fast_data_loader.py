@@ -19,11 +19,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from domainbed.lib import shared_batches, stopping
-from domainbed.lib.picture_batches import Pictures, UnfinishedBatch
+from domainbed.lib.image_batches import Images, UnfinishedBatch
 from domainbed_carft.errors import PassingError
+from domainbed_carft.images import rng
+from domainbed_carft.images.image_lists import Passes
 from domainbed_carft.machine import devices
-from domainbed_carft.pictures import rng
-from domainbed_carft.pictures.image_lists import Passes
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 # A data set's number, a position in it, and the key of the random numbers drawn on the way.
@@ -36,9 +36,9 @@ class _RequestedItems(Dataset[Any]):
     So neither the number of workers nor a restart changes an augmentation.
     """
 
-    def __init__(self, datasets: Sequence[Any], pictures: Pictures) -> None:
+    def __init__(self, datasets: Sequence[Any], images: Images) -> None:
         self._datasets = datasets
-        self._sources = [pictures.source(dataset) for dataset in datasets]
+        self._sources = [images.source(dataset) for dataset in datasets]
 
     def __getitems__(self, requests: list[Request]) -> Any:
         """Read a batch, as torch's loader calls it.
@@ -67,7 +67,7 @@ def load_batches(
     datasets: Sequence[Any],
     requests: Iterator[list[Request]],
     workers: int,
-    pictures: Pictures,
+    images: Images,
     pinned: bool = False,
 ) -> Generator[Any, None, None]:
     """A batch for each list of requests, all of one data set, from one pool of worker processes.
@@ -78,7 +78,7 @@ def load_batches(
     # Without this generator, torch's loader would draw a seed, which nobody uses, from the global
     # one, and change what training draws.
     loader: DataLoader[Any] = DataLoader(
-        _RequestedItems(datasets, pictures),
+        _RequestedItems(datasets, images),
         batch_sampler=requests,
         num_workers=workers,
         pin_memory=pinned,
@@ -132,7 +132,7 @@ def _terminate(processes: Iterable[BaseProcess]) -> None:
 def on_device(loaded: Iterator[Any], device: torch.device) -> Iterator[Batch]:
     """The batches on a device. Each is copied to a GPU while the one before is being used.
 
-    ``loaded``: pairs of pictures and labels, in place of some maybe an UnfinishedBatch, as of a job
+    ``loaded``: pairs of images and labels, in place of some maybe an UnfinishedBatch, as of a job
     that began on a GPU.
     """
     if not devices.is_gpu(device):
@@ -155,21 +155,21 @@ def on_device(loaded: Iterator[Any], device: torch.device) -> Iterator[Batch]:
 class _CopiedBatch:
     """A batch on its way to a GPU."""
 
-    copies: devices.StartedCopies  # of the pictures and the labels
-    unfinished: UnfinishedBatch | None  # on the host, if the pictures still need a second stage
+    copies: devices.StartedCopies  # of the images and the labels
+    unfinished: UnfinishedBatch | None  # on the host, if the images still need a second stage
 
     def wait(self) -> Batch:
         """The batch, for work on the current stream, which waits for the copy."""
         x, y = self.copies.wait()
         if self.unfinished is None:
             return x, y
-        return self.unfinished._replace(pictures=x, labels=y).finish()
+        return self.unfinished._replace(images=x, labels=y).finish()
 
 
 def _start_copy(batch: Batch | UnfinishedBatch, stream: devices.CopyStream) -> _CopiedBatch:
     """Start to copy a batch to a GPU."""
     unfinished = batch if isinstance(batch, UnfinishedBatch) else None
-    x, y = batch if unfinished is None else (unfinished.pictures, unfinished.labels)  # type: ignore[misc]
+    x, y = batch if unfinished is None else (unfinished.images, unfinished.labels)  # type: ignore[misc]
     return _CopiedBatch(stream.start([x, y]), unfinished)
 
 
@@ -233,7 +233,7 @@ class InfiniteDataLoader:
             for step in itertools.count()
         )
         requests = itertools.chain.from_iterable(steps)
-        self._batches = load_batches([dataset], requests, num_workers, Pictures())
+        self._batches = load_batches([dataset], requests, num_workers, Images())
 
     def __iter__(self) -> Iterator[Batch]:
         return (batch for batch in self._batches)
@@ -249,7 +249,7 @@ class FastDataLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         requests = evaluation_requests([len(self._dataset)], self._batch_size, ())
-        return load_batches([self._dataset], requests, self._num_workers, Pictures())
+        return load_batches([self._dataset], requests, self._num_workers, Images())
 
     def __len__(self) -> int:
         return -(-len(self._dataset) // self._batch_size)

@@ -1,4 +1,4 @@
-"""Training on a few pictures of each class, by the hyperparameter `shots`; upstream has no such."""
+"""Training on a few images of each class, by the hyperparameter `shots`; upstream has no such."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def training_splits(
     training_envs: Sequence[int],
     hparams: Mapping[str, Any],
 ) -> list[Any]:
-    """What is trained on: the in-splits, or of each the first `shots` pictures of each class.
+    """What is trained on: the in-splits, or of each the first `shots` images of each class.
 
     An in-split is shuffled by the trial seed, so these are drawn by it, and fewer shots are a part
     of more. Records still have the accuracy on the whole in-split.
 
-    Raises CarftError, with the names of all of them, for classes with fewer pictures.
+    Raises CarftError, with the names of all of them, for classes with fewer images.
     """
     in_splits = [environments[index].in_split for index in training_envs]
     shots = hparams.get("shots")
@@ -39,7 +39,7 @@ def training_splits(
             names = [f"{_class_name(dataset[index], label)} ({counts[label]})" for label in lacking]
             problems.append(
                 f"shots is {shots}, but {dataset.ENVIRONMENTS[index]!r} has fewer training "
-                f"pictures of {', '.join(names)}; choose fewer shots, or a smaller "
+                f"images of {', '.join(names)}; choose fewer shots, or a smaller "
                 "--holdout_fraction"
             )
         parts.append(misc.SplitDataset(in_split, _first_positions(labels, shots)))

@@ -1,4 +1,4 @@
-"""Pictures under environment/class/: where they are, and how they become tensors.
+"""Images under environment/class/: where they are, and how they become tensors.
 
 Transforms of upstream file domainbed/datasets.py at b93c22a. Unlike upstream, the path of a user's
 own folder may be the name of a data set.
@@ -12,12 +12,12 @@ from typing import Any
 
 from PIL import ImageFile
 
-from domainbed_carft.data import picture_files
+from domainbed_carft.data import image_files
 from domainbed_carft.data.comparison import STRAY, quoted_names
 from domainbed_carft.errors import CarftError
-from domainbed_carft.pictures.image_lists import ImageList, ListedFolder
+from domainbed_carft.images.image_lists import ImageList, ListedFolder
 
-# Upstream reads cut-off pictures instead of failing on them; the splits count on it.
+# Upstream reads cut-off images instead of failing on them; the splits count on it.
 ImageFile.LOAD_TRUNCATED_IMAGES = True
 
 
@@ -63,15 +63,15 @@ def require_valid_folders(root: str, names: Sequence[str]) -> None:
 
 
 def read_environment(
-    path: str, pictures: Mapping[str, Sequence[str]], transform: Any
+    path: str, images: Mapping[str, Sequence[str]], transform: Any
 ) -> ListedFolder:
-    """The environment in a folder, by class -> listed pictures. CarftError if a class has none."""
+    """The environment in a folder, by class -> listed images. CarftError if a class has none."""
     try:
-        return ListedFolder(path, pictures, transform=transform, loader=_picture)
+        return ListedFolder(path, images, transform=transform, loader=_image)
     except FileNotFoundError as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise CarftError(
-            f"{path} lacks pictures; expected one sub-folder of pictures per class ({reason})"
+            f"{path} lacks images; expected one sub-folder of images per class ({reason})"
         ) from error
 
 
@@ -79,13 +79,13 @@ def is_image_folder(dataset: Any) -> bool:
     """Whether a data set's items are as `read_environment` makes them."""
     return type(dataset) is ImageList or (
         type(dataset) is ListedFolder
-        and dataset.loader is _picture
+        and dataset.loader is _image
         and dataset.target_transform is None
     )
 
 
-def _picture(path: str) -> Any:
-    return picture_files.read_picture(picture_files.open_picture, path)
+def _image(path: str) -> Any:
+    return image_files.read_image(image_files.open_image, path)
 
 
 def require_same_classes(environments: Sequence[str], classes: Sequence[Sequence[str]]) -> None:

@@ -16,16 +16,16 @@ import torch
 from domainbed.lib import fast_data_loader as loader
 from domainbed.lib import misc, stopping
 from domainbed.lib.fast_data_loader import Batch, Request
-from domainbed.lib.picture_batches import Pictures
-from domainbed.lib.picture_memory import PictureMemory
+from domainbed.lib.image_batches import Images
+from domainbed.lib.image_memory import ImageMemory
 from domainbed.lib.process_group import ProcessGroup
+from domainbed_carft.images import image_lists, rng
+from domainbed_carft.images.plan import N_CHANNELS
 from domainbed_carft.machine import devices
-from domainbed_carft.pictures import image_lists, rng
-from domainbed_carft.pictures.plan import N_CHANNELS
 
 EVALUATION_BATCH_SIZE = 64
 
-# On a GPU an evaluation batch has this many times a step's pictures, if that is more: it takes less
+# On a GPU an evaluation batch has this many times a step's images, if that is more: it takes less
 # memory, since no activations are stored.
 EVALUATION_FACTOR_ON_GPU = 4
 
@@ -36,7 +36,7 @@ class JobBatches:
 
     in_splits: Sequence[misc.SplitDataset]  # what is trained on
     # What is evaluated at each checkpoint, by name; an empty list stands in for a split that is
-    # skipped, since what is drawn for a picture depends on its split's place.
+    # skipped, since what is drawn for an image depends on its split's place.
     evaluated: Mapping[str, Any]
     hparams: Mapping[str, Any]
     steps: int
@@ -70,7 +70,7 @@ class JobBatches:
             if sampling != image_lists.WITH_REPLACEMENT
         ]
 
-    def begin(self, step: int, pending: bool, once: bool, workers: int, pictures: Pictures) -> None:
+    def begin(self, step: int, pending: bool, once: bool, workers: int, images: Images) -> None:
         """Start loading at a step; `close` ends it.
 
         `pending`: whether the evaluation after the previous step comes first; `once`: whether to
@@ -79,27 +79,27 @@ class JobBatches:
         data = [*self.in_splits, *self.evaluated.values(), *self.validated.values()]
         full_batches = self._requests(step, pending, once)
         slices = (batch[self.process_group.slice_of(len(batch))] for batch in full_batches)
-        requests = filter(None, slices)  # this process may have no picture of a small batch
+        requests = filter(None, slices)  # this process may have no image of a small batch
         loader_requests, all_requests = itertools.tee(requests)
 
         on_gpu = devices.is_gpu(self.device)
-        limit = 0 if once else pictures.memory_limit // self.process_group.local_size
-        memory = PictureMemory(self._constant_pictures(pictures), limit, pinned=on_gpu)
+        limit = 0 if once else images.memory_limit // self.process_group.local_size
+        memory = ImageMemory(self._constant_images(images), limit, pinned=on_gpu)
         self._loaded = loader.load_batches(
-            data, memory.missing(loader_requests), workers, pictures, pinned=on_gpu
+            data, memory.missing(loader_requests), workers, images, pinned=on_gpu
         )
         self._batches = loader.on_device(memory.batches(all_requests, self._loaded), self.device)
         self._n_workers = workers
 
-    def _constant_pictures(self, pictures: Pictures) -> dict[int, int]:
-        """The bytes of a picture of each evaluated data set of which nothing is drawn.
+    def _constant_images(self, images: Images) -> dict[int, int]:
+        """The bytes of an image of each evaluated data set of which nothing is drawn.
 
         By the data set's number in the requests.
         """
         sizes = {}
         evaluated = [*self.evaluated.values(), *self.validated.values()]
         for number, dataset in enumerate(evaluated, start=len(self.in_splits)):
-            source = pictures.source(dataset)
+            source = images.source(dataset)
             if source and not source.plan.draws:
                 sizes[number] = N_CHANNELS * source.plan.size**2
         return sizes
@@ -126,7 +126,7 @@ class JobBatches:
         return self._slices(len(self.validated[name]))
 
     def _slices(self, size: int) -> Iterator[Batch | None]:
-        """This process's slices of the next batches, of ``size`` pictures together."""
+        """This process's slices of the next batches, of ``size`` images together."""
         for begin in range(0, size, self._evaluation_batch_size):
             part = self.process_group.slice_of(min(self._evaluation_batch_size, size - begin))
             if part.start == part.stop:

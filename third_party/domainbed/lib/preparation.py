@@ -1,4 +1,4 @@
-"""The preparation of a job: hyperparameters, seeds, the data set, its splits and pictures.
+"""The preparation of a job: hyperparameters, seeds, the data set, its splits and images.
 
 Follows upstream file domainbed/scripts/train.py at b93c22a, the splits to the item.
 """
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from domainbed import algorithms, datasets, hparams_registry
-from domainbed.lib import few_shots, misc, picture_batches
+from domainbed.lib import few_shots, image_batches, misc
+from domainbed.lib.image_batches import Images
 from domainbed.lib.job_batches import JobBatches
-from domainbed.lib.picture_batches import Pictures
 from domainbed_carft import machine
 from domainbed_carft.errors import CarftError, raise_for
 from domainbed_carft.jobs.job import READ_BY_TRAIN, unset_hparams
@@ -40,7 +40,7 @@ class PreparedJob:
     hparams: dict[str, Any]  # those that the data set was built with
     dataset: Any
     environments: Sequence[EnvironmentSplits]
-    pictures: Pictures
+    images: Images
 
     @property
     def training_envs(self) -> list[int]:
@@ -220,17 +220,17 @@ def load_environments(
 
 
 def prepare(args: argparse.Namespace, hparams: dict[str, Any], memory_limit: int) -> PreparedJob:
-    """Seed all random numbers, load the data and choose how its pictures are read.
+    """Seed all random numbers, load the data and choose how its images are read.
 
-    ``hparams``: by `choose_hparams`. ``memory_limit``: the bytes of evaluation pictures that may
+    ``hparams``: by `choose_hparams`. ``memory_limit``: the bytes of evaluation images that may
     stay in memory. Raises what `load_environments` does.
     """
     seed_everything(args.seed)
     dataset, environments = load_environments(args, hparams)
     algorithm_class = algorithms.get_algorithm_class(args.algorithm)
-    pictures = picture_batches.choose(
+    images = image_batches.choose(
         dataset,
         memory_limit,
-        ask_model=functools.partial(algorithm_class.wanted_pictures, hparams),
+        ask_model=functools.partial(algorithm_class.wanted_images, hparams),
     )
-    return PreparedJob(args, hparams, dataset, environments, pictures)
+    return PreparedJob(args, hparams, dataset, environments, images)

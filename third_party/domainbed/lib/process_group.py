@@ -180,12 +180,12 @@ SINGLE_PROCESS = ProcessGroup()
 def attach_process_group(algorithm: Any, process_group: ProcessGroup, batch_size: int) -> None:
     """Give an algorithm its process group, so that it can train on slices of batches.
 
-    Raises CarftError if there are fewer pictures in a batch than processes, or if the algorithm
+    Raises CarftError if there are fewer images in a batch than processes, or if the algorithm
     cannot sum its gradients over the processes.
     """
     problem = f"cannot be trained by {process_group.size} processes"
     if batch_size < process_group.size:
-        raise CarftError(f"batches of {batch_size} {problem}; give them that many pictures or more")
+        raise CarftError(f"batches of {batch_size} {problem}; give them that many images or more")
 
     # A class that overrides the step has to override `indivisible` as well.
     names = ("indivisible", "step_on_device", "update")

@@ -16,7 +16,7 @@ class ProgressPublisher:
 
     lock: Lock | None
     n_steps: int
-    pictures_per_step: int
+    images_per_step: int
     _published_at: float = 0.0
 
     def publish(self, steps_done: int, at_once: bool = False) -> None:
@@ -29,6 +29,4 @@ class ProgressPublisher:
             return
 
         self._published_at = now
-        self.lock.publish(
-            step=steps_done, steps=self.n_steps, pictures_per_step=self.pictures_per_step
-        )
+        self.lock.publish(step=steps_done, steps=self.n_steps, images_per_step=self.images_per_step)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from domainbed.lib import checkpoints, checks, picture_memory, scalar_logs
+from domainbed.lib import checkpoints, checks, image_memory, scalar_logs
 from domainbed_carft import process_variables
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError, raise_for
 
 # Flags that do not change what is trained, hence in no record.
-UNRECORDED_FLAGS = ("log", "picture_memory", "processes")
+UNRECORDED_FLAGS = ("log", "image_memory", "processes")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,12 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
         "its number)",
     )
     add(
-        "--picture_memory",
+        "--image_memory",
         metavar="SIZE",
-        default=process_variables.PICTURE_MEMORY.read() or None,
-        help="how much memory evaluation pictures may stay in, those of which nothing is drawn, "
+        default=process_variables.IMAGE_MEMORY.read() or None,
+        help="how much memory evaluation images may stay in, those of which nothing is drawn, "
         "such as 8G or 500M; 0 for none (default: a quarter of what the job may use; for all "
-        f"jobs: ${process_variables.PICTURE_MEMORY.name})",
+        f"jobs: ${process_variables.IMAGE_MEMORY.name})",
     )
     add(
         "--skip_training_in_splits",
@@ -137,7 +137,7 @@ def check(args: argparse.Namespace, flags: argparse.Namespace) -> dict[str, Any]
         if value not in valid
     ]
 
-    problems += checks.problems_of(picture_memory.memory_limit, flags.picture_memory)
+    problems += checks.problems_of(image_memory.memory_limit, flags.image_memory)
     for flag in ("steps", "checkpoint_freq", "workers"):
         problems += checks.range_problems(f"--{flag}", getattr(args, flag), 0)
     problems += checks.range_problems("--processes", flags.processes, 1)

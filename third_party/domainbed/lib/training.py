@@ -30,10 +30,10 @@ from domainbed.lib.process_group import SINGLE_PROCESS, ProcessGroup, attach_pro
 from domainbed.lib.progress import ProgressPublisher
 from domainbed_carft import machine, text
 from domainbed_carft.errors import CarftError
+from domainbed_carft.images import rng, transforms
 from domainbed_carft.jobs import splits
 from domainbed_carft.jobs.folder import WEIGHTS_FORMAT, JobFolder, Lock
 from domainbed_carft.machine import devices
-from domainbed_carft.pictures import rng, transforms
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Trainer:
         self.hparams = self.job.hparams
         self.dataset = self.job.dataset
         self.environments = self.job.environments
-        self.pictures = self.job.pictures
+        self.images = self.job.images
         training_envs = self.job.training_envs
         self.num_domains = len(training_envs)
         self.device = devices.default_device()
@@ -99,7 +99,7 @@ class Trainer:
         self.interval = step_meters.Interval(self.files.watch)
         self.state_path = JobFolder(args.output_dir).state_path
         if state:
-            self.pictures = self.pictures.jittered_as(state["arguments"]["pictures"])
+            self.images = self.images.jittered_as(state["arguments"]["images"])
         self.process_group.require_same(self._shared_facts())
         if state:
             self._restore(state)
@@ -152,7 +152,7 @@ class Trainer:
             pending=not self.recorded,
             once=self.evaluator.is_constant,
             workers=self.n_workers,
-            pictures=self.pictures,
+            images=self.images,
         )
         with contextlib.closing(self.batches):
             try:
@@ -217,14 +217,14 @@ class Trainer:
             **self.facts,
             **preparation.recorded_facts(self.dataset),
             **preparation.cost_facts(self.algorithm, self.device, self.process_group.size),
-            **self.pictures.recorded_facts(),  # as in the files of weights
+            **self.images.recorded_facts(),  # as in the files of weights
         }
 
     def _model_contents(self) -> dict[str, Any]:
-        """What a file of weights holds, as upstream's, with how the job got its pictures."""
+        """What a file of weights holds, as upstream's, with how the job got its images."""
         return {
             **self.facts,
-            **self.pictures.recorded_facts(),
+            **self.images.recorded_facts(),
             "args": vars(self.args),
             "format": WEIGHTS_FORMAT,
             "model_input_shape": self.dataset.input_shape,
@@ -236,7 +236,7 @@ class Trainer:
 
     def _required_facts(self) -> dict[str, dict[str, Any]]:
         """The values that a resumed run must share with its state, by their names in messages."""
-        arguments = {**resume.identity(vars(self.args)), "pictures": self.pictures.description}
+        arguments = {**resume.identity(vars(self.args)), "images": self.images.description}
         return {
             "arguments": arguments,
             "hyperparameters": {name: misc.plain(value) for name, value in self.hparams.items()},

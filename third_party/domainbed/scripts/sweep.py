@@ -214,7 +214,7 @@ def _list_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> None:
         dataset_class = datasets.get_dataset_class(name)
         facts[name] = manifest.Dataset(
             labels=tuple(dataset_class.ENVIRONMENTS),
-            pictures=None,
+            images=None,
             steps=dataset_class.N_STEPS,
             checkpoint_freq=dataset_class.CHECKPOINT_FREQ,
         )

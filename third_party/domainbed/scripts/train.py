@@ -18,8 +18,8 @@ import torch
 import torchvision
 
 from domainbed.lib import (
+    image_memory,
     misc,
-    picture_memory,
     preparation,
     resume,
     scalar_logs,
@@ -59,12 +59,12 @@ def _run(
         for name in preparation.unread_hparams(args, overrides):
             print(f"\t{name} has no effect on {args.algorithm}")
 
-        memory_limit = picture_memory.memory_limit(flags.picture_memory)
+        memory_limit = image_memory.memory_limit(flags.image_memory)
         job = preparation.prepare(args, hparams, memory_limit)
-        if job.pictures.plan:
-            print(f"Pictures: {job.pictures.description}; {picture_memory.describe(memory_limit)}")
-        if job.pictures.lacks_numba:
-            print("Warning: without numba pictures load at a third of the speed: pip install numba")
+        if job.images.plan:
+            print(f"Images: {job.images.description}; {image_memory.describe(memory_limit)}")
+        if job.images.lacks_numba:
+            print("Warning: without numba images load at a third of the speed: pip install numba")
         trainer = training.Trainer(
             job=job, state=state, stop=stop, lock=lock, process_group=process_group
         )

@@ -1,4 +1,4 @@
-"""An environment's pictures as they were listed, and passes through them.
+"""An environment's images as they were listed, and passes through them.
 
 Paths and labels are arrays: each loader process would copy a list's million objects, one by one.
 """
@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 from torchvision.datasets import ImageFolder
 
-from domainbed_carft.data.listing import PICTURE_EXTENSIONS
-from domainbed_carft.data.picture_files import PictureDataset
+from domainbed_carft.data.image_files import ImageDataset
+from domainbed_carft.data.listing import IMAGE_EXTENSIONS
 
-# Values of the hparam `sampling`. With any other, all pictures are shuffled for each pass.
+# Values of the hparam `sampling`. With any other, all images are shuffled for each pass.
 WITH_REPLACEMENT = "with-replacement"
 
 
 @dataclass(frozen=True)
 class ImagePaths(Sequence[tuple[str, int]]):
-    """Files of pictures with their labels."""
+    """Files of images with their labels."""
 
     root: str
     names: np.ndarray  # (N,), bytes: paths below the root
@@ -37,8 +37,8 @@ class ImagePaths(Sequence[tuple[str, int]]):
         return path, int(self.labels[position])
 
 
-class ImageList(PictureDataset):
-    """An environment's pictures, up to millions, below ``root``; a map-style data set."""
+class ImageList(ImageDataset):
+    """An environment's images, up to millions, below ``root``; a map-style data set."""
 
     def __init__(self, root: str, classes: Sequence[str], samples: ImagePaths) -> None:
         super().__init__(samples, classes)
@@ -47,36 +47,36 @@ class ImageList(PictureDataset):
 
 
 class ListedFolder(ImageFolder):
-    """torchvision's ImageFolder of pictures that are listed already: it reads no folder.
+    """torchvision's ImageFolder of images that are listed already: it reads no folder.
 
-    ``pictures``: class -> paths of its pictures below ``root``. Raises FileNotFoundError, as
-    ImageFolder does, without any class and for a class without pictures.
+    ``images``: class -> paths of its images below ``root``. Raises FileNotFoundError, as
+    ImageFolder does, without any class and for a class without images.
     """
 
-    def __init__(self, root: str, pictures: Mapping[str, Sequence[str]], **options: Any) -> None:
-        self._listed_pictures = pictures
+    def __init__(self, root: str, images: Mapping[str, Sequence[str]], **options: Any) -> None:
+        self._listed_images = images
         super().__init__(root, **options)
-        del self._listed_pictures
+        del self._listed_images
 
     def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
         """The listed classes, and their labels."""
-        classes = list(self._listed_pictures)
+        classes = list(self._listed_images)
         if not classes:
             raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
         return classes, {name: label for label, name in enumerate(classes)}
 
     def make_dataset(self, directory: Any, class_to_idx: Mapping[str, int], **_: Any) -> Any:
-        """The listed pictures with their labels."""
-        empty = [name for name, paths in self._listed_pictures.items() if not paths]
+        """The listed images with their labels."""
+        empty = [name for name, paths in self._listed_images.items() if not paths]
         if empty:
-            supported = ", ".join(PICTURE_EXTENSIONS)
+            supported = ", ".join(IMAGE_EXTENSIONS)
             raise FileNotFoundError(
                 f"Found no valid file for the classes {', '.join(empty)}. Supported extensions "
                 f"are: {supported}"
             )
         return [
             (path, class_to_idx[name])
-            for name, paths in self._listed_pictures.items()
+            for name, paths in self._listed_images.items()
             for path in paths
         ]
 

@@ -1,4 +1,4 @@
-"""Two stages against Pillow's path, with pictures of all modes: decoding, plans, what is drawn."""
+"""Two stages against Pillow's path, with images of all modes: decoding, plans, what is drawn."""
 
 import dataclasses
 import json
@@ -13,20 +13,20 @@ import torch
 from PIL import Image, ImageFile
 from torchvision import transforms as T
 
-from domainbed_carft.data import emoji, picture_files
-from domainbed_carft.machine import devices
-from domainbed_carft.pictures import augmentation, stages
-from domainbed_carft.pictures.loading import decode
-from domainbed_carft.pictures.plan import Augmentation, PicturePlan
-from domainbed_carft.pictures.preprocessing import (
+from domainbed_carft.data import emoji, image_files
+from domainbed_carft.images import augmentation, stages
+from domainbed_carft.images.loading import decode
+from domainbed_carft.images.plan import Augmentation, ImagePlan
+from domainbed_carft.images.preprocessing import (
     CLIP_MEAN,
     CLIP_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
     Preprocessing,
 )
-from domainbed_carft.pictures.protocols import plan_for
-from domainbed_carft.pictures.transforms import PlanTransform, plan_of
+from domainbed_carft.images.protocols import plan_for
+from domainbed_carft.images.transforms import PlanTransform, plan_of
+from domainbed_carft.machine import devices
 
 FILES = (
     "plain.jpg",
@@ -53,31 +53,31 @@ PRESETS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """One of our pictures in all modes, not square."""
+    """One of our images in all modes, not square."""
     folder = tmp_path_factory.mktemp("in all modes")
     emojis = sorted((emoji.style_folders() / "fluent3d" / "face").iterdir())
     rgba = Image.open(emojis[0]).convert("RGBA").resize((301, 257))
-    picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "teal"), rgba).convert("RGB")
+    image = Image.alpha_composite(Image.new("RGBA", rgba.size, "teal"), rgba).convert("RGB")
     turned = Image.Exif()
     turned[0x0112] = 6
 
-    picture.save(folder / "plain.jpg", quality=75)
-    picture.save(folder / "progressive.jpg", progressive=True, subsampling=0)
-    picture.convert("L").save(folder / "grey.jpg")
-    Image.merge("RGB", picture.split()[::-1]).save(folder / "rgb inside.jpg", keep_rgb=True)
-    picture.save(folder / "turned.jpg", exif=turned)
+    image.save(folder / "plain.jpg", quality=75)
+    image.save(folder / "progressive.jpg", progressive=True, subsampling=0)
+    image.convert("L").save(folder / "grey.jpg")
+    Image.merge("RGB", image.split()[::-1]).save(folder / "rgb inside.jpg", keep_rgb=True)
+    image.save(folder / "turned.jpg", exif=turned)
 
     content = (folder / "plain.jpg").read_bytes()
     (folder / "long.jpg").write_bytes(content + b"more")
     (folder / "cut off.jpg").write_bytes(content[: len(content) // 2])
 
-    picture.convert("CMYK").save(folder / "inks.jpg")
-    picture.convert("P").save(folder / "palette.png", transparency=3)
-    Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(
+    image.convert("CMYK").save(folder / "inks.jpg")
+    image.convert("P").save(folder / "palette.png", transparency=3)
+    Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(
         folder / "16 bit.png"
     )
     rgba.save(folder / "rgba.png")
-    picture.save(folder / "named.jpg", "PNG")
+    image.save(folder / "named.jpg", "PNG")
     return folder
 
 
@@ -87,17 +87,17 @@ def truncated_images_as_in_the_harness(monkeypatch):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_pictures_are_decoded_as_by_pillow(folder, name):
+def test_images_are_decoded_as_by_pillow(folder, name):
     decoded = decode(str(folder / name))
-    assert np.array_equal(decoded.numpy(), np.array(picture_files.open_picture(folder / name)))
+    assert np.array_equal(decoded.numpy(), np.array(image_files.open_image(folder / name)))
     assert decoded.is_contiguous()
 
 
-def test_pictures_that_pillow_refuses_are_refused(tmp_path):
-    path = tmp_path / "picture.jpg"
-    path.write_bytes(b"\xff\xd8\xff\xe0 no picture")
+def test_images_that_pillow_refuses_are_refused(tmp_path):
+    path = tmp_path / "image.jpg"
+    path.write_bytes(b"\xff\xd8\xff\xe0 no image")
     with pytest.raises(Exception) as expected:
-        picture_files.open_picture(path)
+        image_files.open_image(path)
     with pytest.raises(expected.type, match=re.escape(str(expected.value))):
         decode(str(path))
 
@@ -132,7 +132,7 @@ def test_a_plan_comes_back_from_its_transform_and_from_json(protocol, preprocess
     job_plan = dataclasses.replace(plan, mode="fast", jitter="numba").for_model(
         336, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     )
-    assert PicturePlan.from_json(json.loads(json.dumps(job_plan.as_json()))) == job_plan
+    assert ImagePlan.from_json(json.loads(json.dumps(job_plan.as_json()))) == job_plan
 
 
 def test_a_transform_whose_steps_were_changed_has_the_plan_of_its_steps():
@@ -165,10 +165,10 @@ def test_a_transform_whose_steps_were_changed_has_the_plan_of_its_steps():
 def test_json_that_is_no_plan_is_refused(field, value):
     fields = {**plan_for("domainbed", 224, augment=True).as_json(), field: value}
     with pytest.raises((ValueError, TypeError, KeyError)):
-        PicturePlan.from_json(fields)
+        ImagePlan.from_json(fields)
 
 
-def test_other_transforms_have_no_picture_plan():
+def test_other_transforms_have_no_image_plan():
     class Flip(T.RandomHorizontalFlip):
         pass
 
@@ -194,10 +194,10 @@ def test_other_transforms_have_no_picture_plan():
 
 
 def level_difference(
-    picture_plan: PicturePlan, actual: torch.Tensor, expected: torch.Tensor
+    image_plan: ImagePlan, actual: torch.Tensor, expected: torch.Tensor
 ) -> torch.Tensor:
-    """The difference of normalised pictures, in grey levels."""
-    return (actual - expected).abs() * torch.tensor(picture_plan.std).view(3, 1, 1) * 255
+    """The difference of normalised images, in grey levels."""
+    return (actual - expected).abs() * torch.tensor(image_plan.std).view(3, 1, 1) * 255
 
 
 @pytest.mark.parametrize(("protocol", "preprocessing"), PRESETS)
@@ -210,7 +210,7 @@ def test_both_stages_equal_pillows_transform(folder, protocol, preprocessing, au
     expected = []
     for name in FILES:
         torch.manual_seed(0)
-        expected.append(transform(picture_files.open_picture(folder / name)))
+        expected.append(transform(image_files.open_image(folder / name)))
         state_after_transform = torch.get_rng_state()
 
         torch.manual_seed(0)
@@ -220,8 +220,8 @@ def test_both_stages_equal_pillows_transform(folder, protocol, preprocessing, au
         squares.append(square)
         choices.append(square_choices)
 
-    pictures = stages.second_stage(plan, torch.stack(squares), torch.stack(choices))
-    difference = level_difference(plan, pictures, torch.stack(expected))
+    images = stages.second_stage(plan, torch.stack(squares), torch.stack(choices))
+    difference = level_difference(plan, images, torch.stack(expected))
     if not (augment and plan.augmentation.jitter_ranges):
         # Both round between rows and columns; bicubic weights can double such a difference.
         assert difference.max() <= (2.01 if plan.interpolation == "bicubic" else 1.01)
@@ -232,9 +232,9 @@ def test_both_stages_equal_pillows_transform(folder, protocol, preprocessing, au
         assert (difference <= 6).float().mean() >= 0.99
 
 
-def batch_jitter_plan() -> PicturePlan:
+def batch_jitter_plan() -> ImagePlan:
     """A plan for squares of 16 pixels with larger jitters than usual, in the second stage."""
-    return PicturePlan(
+    return ImagePlan(
         size=16,
         resize="squash",
         interpolation="bilinear",
@@ -302,9 +302,9 @@ def test_a_jpeg_beyond_pillows_limit_is_not_decoded(folder, tmp_path, marker):
         decode(str(path))
 
 
-@pytest.mark.parametrize("read", [decode, picture_files.open_picture])
+@pytest.mark.parametrize("read", [decode, image_files.open_image])
 def test_a_pipe_is_refused_without_waiting(tmp_path, read):
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     os.mkfifo(path)
     signal.alarm(20)
     try:

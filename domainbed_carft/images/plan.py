@@ -1,7 +1,7 @@
-"""The picture plan: how files become the pictures of a batch, as data.
+"""The image plan: how files become the images of a batch, as data.
 
-`protocols` makes plans of settings. `stages` carries them out by the batch, `transforms` picture by
-picture, as torchvision does. Records and files of weights hold them as JSON.
+`protocols` makes plans of settings. `stages` carries them out by the batch, `transforms` image by
+image, as torchvision does. Records and files of weights hold them as JSON.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 Range = tuple[float, float]
 
-# Values of `PicturePlan.mode`: by `stages`, or by the data set's own transform, which uses Pillow.
+# Values of `ImagePlan.mode`: by `stages`, or by the data set's own transform, which uses Pillow.
 FAST = "fast"
 PILLOW = "pillow"
 MODES = (FAST, PILLOW)
@@ -28,12 +28,12 @@ N_JITTER_RANGES = 4  # of brightness, contrast, saturation, hue
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The random steps of training pictures, in their order; a missing step is None.
+    """The random steps of training images, in their order; a missing step is None.
 
     A crop takes the place of the plan's way of resizing.
     """
 
-    crop_scale: Range | None = None  # area of the crop, as a share of the picture's
+    crop_scale: Range | None = None  # area of the crop, as a share of the image's
     crop_ratio: Range | None = None  # width of the crop, divided by its height
     flip_probability: float | None = None
     jitter_ranges: tuple[Range | None, ...] | None = None  # brightness, contrast, saturation, hue
@@ -41,36 +41,36 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
-class PicturePlan:
-    """What is done to each picture of an environment, and to a batch of them."""
+class ImagePlan:
+    """What is done to each image of an environment, and to a batch of them."""
 
     size: int  # px a side
-    resize: str  # one of RESIZES, of a picture that is not cropped at random
+    resize: str  # one of RESIZES, of an image that is not cropped at random
     interpolation: str  # one of INTERPOLATIONS
     mean: tuple[float, ...]  # of [0, 1], a channel
     std: tuple[float, ...]
-    augmentation: Augmentation | None = None  # of test pictures None
+    augmentation: Augmentation | None = None  # of test images None
     mode: str = PILLOW  # one of MODES
     jitter: str = "pillow"  # one of JITTERS
     is_for_model: bool = False  # whether mean and std are the model's, not the data set's
 
     @property
     def draws(self) -> bool:
-        """Whether a picture becomes another each time."""
+        """Whether an image becomes another each time."""
         return self.augmentation is not None and self.augmentation != Augmentation()
 
-    def without_augmentation(self) -> PicturePlan:
-        """The plan of the test pictures beside these training pictures."""
+    def without_augmentation(self) -> ImagePlan:
+        """The plan of the test images beside these training images."""
         return dataclasses.replace(self, augmentation=None)
 
-    def for_model(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> PicturePlan:
+    def for_model(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> ImagePlan:
         """The plan with the size and the normalisation that a model takes."""
         return dataclasses.replace(
             self, size=size, mean=tuple(mean), std=tuple(std), is_for_model=True
         )
 
     def describe(self) -> str:
-        """The plan in a few words, for people: the value of the key ``pictures`` in records."""
+        """The plan in a few words, for people: the value of the key ``images`` in records."""
         if self.mode != FAST:
             return self.mode
         model_part = ", normalised for the model" if self.is_for_model else ""
@@ -81,7 +81,7 @@ class PicturePlan:
         return {name: _as_lists(value) for name, value in dataclasses.asdict(self).items()}
 
     @classmethod
-    def from_json(cls, fields: Any) -> PicturePlan:
+    def from_json(cls, fields: Any) -> ImagePlan:
         """The plan that `as_json` wrote. Raises an exception of any type for anything else."""
         values = _field_values(cls, fields)
         augmentation = values["augmentation"]
@@ -153,4 +153,4 @@ def _require_valid(values: Any, fits: Mapping[str, Callable[[Any], bool]]) -> No
     """Raise ValueError for a field that does not fit."""
     for name, is_valid in fits.items():
         if not is_valid(getattr(values, name)):
-            raise ValueError(f"a picture plan has {name} {getattr(values, name)!r}")
+            raise ValueError(f"an image plan has {name} {getattr(values, name)!r}")

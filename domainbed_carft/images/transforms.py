@@ -1,4 +1,4 @@
-"""Picture plans as torchvision's transforms, and what the transforms of other hosts do.
+"""Image plans as torchvision's transforms, and what the transforms of other hosts do.
 
 No other module looks into the steps of a transform.
 """
@@ -13,9 +13,9 @@ import numpy as np
 from torch.utils.data import Subset
 from torchvision import transforms
 
-from domainbed_carft.pictures.plan import INTERPOLATIONS, N_CHANNELS, Augmentation, PicturePlan
-from domainbed_carft.pictures.preprocessing import IMAGENET_MEAN, Normalisation
-from domainbed_carft.pictures.protocols import plan_for
+from domainbed_carft.images.plan import INTERPOLATIONS, N_CHANNELS, Augmentation, ImagePlan
+from domainbed_carft.images.preprocessing import IMAGENET_MEAN, Normalisation
+from domainbed_carft.images.protocols import plan_for
 
 # Of MultipleEnvironmentImageFolder in domainbed/datasets.py at b93c22a, ending in ImageNet's mean.
 UPSTREAM_STEPS = (
@@ -25,18 +25,18 @@ UPSTREAM_STEPS = (
 
 
 class PlanTransform(transforms.Compose):
-    """The transform of a plan, from a Pillow picture to a normalised tensor (3, S, S).
+    """The transform of a plan, from a Pillow image to a normalised tensor (3, S, S).
 
     Its steps are made when somebody asks for the list ``transforms``, or applies it.
     """
 
-    def __init__(self, plan: PicturePlan) -> None:
+    def __init__(self, plan: ImagePlan) -> None:
         self._plan = plan
         self._own_steps: tuple[Any, ...] = ()
         self._transforms: list[Any] | None = None
 
     @property
-    def plan(self) -> PicturePlan | None:
+    def plan(self) -> ImagePlan | None:
         """The plan; None if somebody has changed the list of steps."""
         is_changed = self._transforms is not None and tuple(self._transforms) != self._own_steps
         return None if is_changed else self._plan
@@ -55,7 +55,7 @@ class PlanTransform(transforms.Compose):
         self._transforms = steps
 
 
-def _planned_steps(plan: PicturePlan) -> Iterator[Any]:
+def _planned_steps(plan: ImagePlan) -> Iterator[Any]:
     """The plan's steps, each a transform of torchvision."""
     augmentation = plan.augmentation or Augmentation()
     mode = transforms.InterpolationMode(plan.interpolation)
@@ -108,11 +108,11 @@ def normalisation_of(transform: Any) -> Normalisation | None:
     return tuple(map(float, last.mean)), tuple(map(float, last.std))
 
 
-def plan_of(transform: Any) -> PicturePlan | None:
+def plan_of(transform: Any) -> ImagePlan | None:
     """The plan of a transform like ours and upstream's; None of any other.
 
     A transform with a step that is not known here has no plan; Pillow applies it as it is. A
-    random crop does not tell how test pictures are resized: their plan squashes.
+    random crop does not tell how test images are resized: their plan squashes.
     """
     plan = _known_plan(transform)
     if plan is None and type(transform) in (transforms.Compose, PlanTransform):
@@ -121,7 +121,7 @@ def plan_of(transform: Any) -> PicturePlan | None:
 
 
 def unaugmented(dataset: Any) -> Any:
-    """A data set of pictures, or a part of one, with the test transform in place of its own.
+    """A data set of images, or a part of one, with the test transform in place of its own.
 
     The given one stays as it is. Where a transform has no plan, it is kept.
     """
@@ -136,7 +136,7 @@ def unaugmented(dataset: Any) -> Any:
     return tested
 
 
-def _known_plan(transform: Any) -> PicturePlan | None:
+def _known_plan(transform: Any) -> ImagePlan | None:
     """The plan that a transform was made of, if it was, and nobody has changed its steps."""
     return transform.plan if type(transform) is PlanTransform else None
 
@@ -146,7 +146,7 @@ def _steps(transform: Any) -> Sequence[Any]:
     return steps
 
 
-def _recognised_plan(steps: Sequence[Any]) -> PicturePlan | None:
+def _recognised_plan(steps: Sequence[Any]) -> ImagePlan | None:
     remaining_steps = list(steps)
 
     def take(kind: type) -> Any:
@@ -179,7 +179,7 @@ def _recognised_plan(steps: Sequence[Any]) -> PicturePlan | None:
         and (colours.brightness, colours.contrast, colours.saturation, colours.hue),
         grey_probability=grey and grey.p,
     )
-    return PicturePlan(
+    return ImagePlan(
         size=square.side,
         resize=square.resize,
         interpolation=interpolation,
@@ -190,12 +190,12 @@ def _recognised_plan(steps: Sequence[Any]) -> PicturePlan | None:
 
 
 class _Square(NamedTuple):
-    resize: str  # as in `PicturePlan`
+    resize: str  # as in `ImagePlan`
     side: int  # px
 
 
 def _square(crop: Any, resize: Any, centre: Any) -> _Square | None:
-    """The square that a transform's crop or resize makes of a picture; None for another shape."""
+    """The square that a transform's crop or resize makes of an image; None for another shape."""
     if getattr(resize, "max_size", None) is not None:
         return None
 

@@ -1,4 +1,4 @@
-"""From the pictures of a data set to those that an image encoder takes, by the batch."""
+"""From the images of a data set to those that an image encoder takes, by the batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from domainbed_carft.pictures.preprocessing import (
+from domainbed_carft.images.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Normalisation,
@@ -17,7 +17,7 @@ from domainbed_carft.pictures.preprocessing import (
 
 
 class CLIPInput(nn.Module):
-    """From the data set's pictures to the model's: undo one normalisation, resize, apply the other.
+    """From the data set's images to the model's: undo one normalisation, resize, apply the other.
 
     (N, 3, H, W) of any size, normalised by ``mean`` and ``std``, -> (N, 3, R, R), of R pixels a
     side, as ``preprocessing`` says. That may be R alone, for OpenAI's. The state dict has both
@@ -47,7 +47,7 @@ class CLIPInput(nn.Module):
         self.register_buffer("shift", ((data_mean - clip_mean) / clip_std).view(1, 3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (N, 3, R, R) as the model takes them, from those (N, 3, H, W) of the data."""
+        """Images (N, 3, R, R) as the model takes them, from those (N, 3, H, W) of the data."""
         size = (self.preprocessing.resolution, self.preprocessing.resolution)
         if x.shape[-2:] != size:
             x = F.interpolate(x, size=size, mode=self.preprocessing.interpolation, antialias=True)

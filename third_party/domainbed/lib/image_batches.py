@@ -1,4 +1,4 @@
-"""Batches of pictures in two stages: each picture in a loader process, then the batch.
+"""Batches of images in two stages: each image in a loader process, then the batch.
 
 For the environments that `image_folders` reads; equal by rounding to upstream's transforms.
 """
@@ -15,16 +15,16 @@ from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 
 from domainbed.lib import image_folders
-from domainbed_carft.data import picture_files
+from domainbed_carft.data import image_files
+from domainbed_carft.images import loading, rng, stages
+from domainbed_carft.images.plan import FAST, JITTERS, ImagePlan
+from domainbed_carft.images.protocols import UPSTREAM_SIZE
+from domainbed_carft.images.transforms import plan_of
 from domainbed_carft.machine import devices
-from domainbed_carft.pictures import loading, rng, stages
-from domainbed_carft.pictures.plan import FAST, JITTERS, PicturePlan
-from domainbed_carft.pictures.protocols import UPSTREAM_SIZE
-from domainbed_carft.pictures.transforms import plan_of
 
 
 class ModelInput(NamedTuple):
-    """The pictures that a model takes, in place of upstream's size and normalisation."""
+    """The images that a model takes, in place of upstream's size and normalisation."""
 
     size: int  # px a side
     mean: tuple[float, ...]  # of [0, 1], a channel
@@ -34,42 +34,42 @@ class ModelInput(NamedTuple):
 class UnfinishedBatch(NamedTuple):
     """A batch before its second stage."""
 
-    plan: PicturePlan
-    pictures: torch.Tensor  # (N, S, S, 3), uint8
+    plan: ImagePlan
+    images: torch.Tensor  # (N, S, S, 3), uint8
     choices: torch.Tensor  # (N, 10), as `stages.first_stage` returns them
     labels: torch.Tensor  # (N,)
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The pictures, (N, 3, S, S), float32 and normalised, and the labels, (N,)."""
-        return stages.second_stage(self.plan, self.pictures, self.choices), self.labels
+        """The images, (N, 3, S, S), float32 and normalised, and the labels, (N,)."""
+        return stages.second_stage(self.plan, self.images, self.choices), self.labels
 
     def copy(self) -> UnfinishedBatch:
         """The batch in memory of its own, not in what it shares with a loader process."""
         return self._replace(
-            pictures=self.pictures.clone(),
+            images=self.images.clone(),
             choices=self.choices.clone(),
             labels=self.labels.clone(),
         )
 
     def pinned(self) -> UnfinishedBatch:
         """The batch, of which what a GPU needs is in memory that it copies from by itself."""
-        return self._replace(pictures=self.pictures.pin_memory(), labels=self.labels.pin_memory())
+        return self._replace(images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """How a job gets its pictures."""
+class Images:
+    """How a job gets its images."""
 
     # What all environments share, with the augmentation of those that have one; None if the data
-    # set's own transforms make the pictures.
-    plan: PicturePlan | None = None
-    memory_limit: int = 0  # bytes of evaluation pictures that may stay in memory
+    # set's own transforms make the images.
+    plan: ImagePlan | None = None
+    memory_limit: int = 0  # bytes of evaluation images that may stay in memory
     # Whether the loader does the second stage, too; a GPU does its own.
     finished_by_loader: bool = True
 
     @property
     def description(self) -> str:
-        """The plan in words; "" if the data set's own transforms make the pictures."""
+        """The plan in words; "" if the data set's own transforms make the images."""
         return self.plan.describe() if self.plan else ""
 
     @property
@@ -81,15 +81,15 @@ class Pictures:
         return self.finished_by_loader and not stages.has_numba()
 
     def recorded_facts(self) -> dict[str, Any]:
-        """What records and files of weights say of the pictures."""
+        """What records and files of weights say of the images."""
         if self.plan is None:
             return {}
-        return {"pictures": self.description, "picture_plan": self.plan.as_json()}
+        return {"images": self.description, "image_plan": self.plan.as_json()}
 
-    def jittered_as(self, description: str) -> Pictures:
-        """These pictures, with the jitter of a job whose pictures are described so.
+    def jittered_as(self, description: str) -> Images:
+        """These images, with the jitter of a job whose images are described so.
 
-        A job may resume on another device, whose jitter would differ by rounding. Pictures that
+        A job may resume on another device, whose jitter would differ by rounding. Images that
         differ in more stay as they are.
         """
         if self.plan is None:
@@ -98,7 +98,7 @@ class Pictures:
         same_plan = next((plan for plan in plans if plan.describe() == description), self.plan)
         return replace(self, plan=same_plan)
 
-    def source(self, dataset: Any) -> PictureSource | None:
+    def source(self, dataset: Any) -> ImageSource | None:
         """How to read a data set, or a part of one; None if its own transforms do that."""
         environment = dataset
         positions = None
@@ -113,10 +113,10 @@ class Pictures:
         plan = replace(own_plan, mode=FAST, jitter=self.plan.jitter)
         if self.plan.is_for_model:
             plan = plan.for_model(self.plan.size, self.plan.mean, self.plan.std)
-        return PictureSource(environment, positions, plan, self.finished_by_loader)
+        return ImageSource(environment, positions, plan, self.finished_by_loader)
 
 
-def environment_plan(environment: Any) -> PicturePlan | None:
+def environment_plan(environment: Any) -> ImagePlan | None:
     """The plan of an environment's transform; None where only the transform itself can do it."""
     if not image_folders.is_image_folder(environment):
         return None
@@ -127,16 +127,16 @@ def choose(
     dataset: Any,
     memory_limit: int,
     ask_model: Callable[[], Sequence[Any] | None] | None = None,
-) -> Pictures:
-    """How a job gets the pictures of its data set.
+) -> Images:
+    """How a job gets the images of its data set.
 
-    ``memory_limit``: the bytes of evaluation pictures that may stay in memory. ``ask_model``
+    ``memory_limit``: the bytes of evaluation images that may stay in memory. ``ask_model``
     returns the fields of a ModelInput, or None; it is called only if all environments can be read
     so, and then changes the data set's `input_shape`.
     """
     readable = [environment for environment in dataset if environment_plan(environment)]
     if not readable:
-        return Pictures()
+        return Images()
 
     device = devices.default_device()
     jitter = stages.jitter_path(device)
@@ -148,10 +148,10 @@ def choose(
         size = model_input.size if plan.size == UPSTREAM_SIZE else plan.size
         plan = plan.for_model(size, model_input.mean, model_input.std)
         dataset.input_shape = (3, plan.size, plan.size)
-    return Pictures(plan, memory_limit, finished_by_loader=not devices.is_gpu(device))
+    return Images(plan, memory_limit, finished_by_loader=not devices.is_gpu(device))
 
 
-def _common_plan(environments: Sequence[Any]) -> PicturePlan:
+def _common_plan(environments: Sequence[Any]) -> ImagePlan:
     """The plan of the first environment that is augmented; of the first if none is."""
     plans = [*filter(None, map(environment_plan, environments))]
     augmented = [plan for plan in plans if plan.augmentation]
@@ -159,19 +159,19 @@ def _common_plan(environments: Sequence[Any]) -> PicturePlan:
 
 
 @dataclass(frozen=True)
-class PictureSource:
-    """An environment, or a part of it, whose pictures are read by a plan."""
+class ImageSource:
+    """An environment, or a part of it, whose images are read by a plan."""
 
     folder: ImageFolder
     positions: Sequence[int] | None  # of the part's items in the environment; None for all
-    plan: PicturePlan
+    plan: ImagePlan
     finished_by_loader: bool = True
 
     def batch(self, requests: Sequence[tuple[int, int, tuple[int, ...]]]) -> Any:
-        """Read a batch: pictures (N, 3, S, S) and labels (N,).
+        """Read a batch: images (N, 3, S, S) and labels (N,).
 
         An UnfinishedBatch where a GPU does the second stage, and of a plan that draws nothing:
-        such pictures may stay in memory. Raises PassingError for a picture that cannot be read.
+        such images may stay in memory. Raises PassingError for an image that cannot be read.
         """
         load = functools.partial(loading.load, self.plan)
         squares = []
@@ -183,7 +183,7 @@ class PictureSource:
             path, label = self.folder.samples[position]
             if self.plan.draws:  # from this generator, as transforms do
                 torch.default_generator.manual_seed(rng.seed_of(*key))
-            square, square_choices = picture_files.read_picture(load, path)
+            square, square_choices = image_files.read_image(load, path)
             squares.append(square)
             choices.append(square_choices)
             labels.append(label)

@@ -1,8 +1,8 @@
-"""Make the pictures of README from the packed records of `fresh-emoji`, in docs/images/.
+"""Make the images of README from the packed records of `fresh-emoji`, in docs/images/.
 
-    python tools/readme_pictures.py           # robustness-light.svg, robustness-dark.svg
-    python tools/readme_pictures.py --page    # and report-light.png, report-dark.png, by Chromium
-    python tools/readme_pictures.py --check   # exit status 1 if a figure plots other records
+    python tools/readme_figures.py           # robustness-light.svg, robustness-dark.svg
+    python tools/readme_figures.py --page    # and report-light.png, report-dark.png, by Chromium
+    python tools/readme_figures.py --check   # exit status 1 if a figure plots other records
 
 The figure plots in-domain against out-of-domain accuracy of the methods in README's table, means
 over the trials with their standard errors. It holds the digest of what it plots.
@@ -55,9 +55,9 @@ PAGE_SIZE = {"width": 1440, "height": 1100}  # px
 
 
 def main() -> int:
-    """Make the pictures, or compare them with the records."""
+    """Make the images, or compare them with the records."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--page", action="store_true", help="picture the report page, too")
+    parser.add_argument("--page", action="store_true", help="image the report page, too")
     parser.add_argument("--check", action="store_true", help="make nothing, compare")
     arguments = parser.parse_args()
 
@@ -77,7 +77,7 @@ def main() -> int:
             report = write_report(
                 [Path(folder, "fresh-emoji", "methods")], Path(folder, "report"), n_examples=0
             )
-            picture_page(report.index)
+            image_page(report.index)
     return 0
 
 
@@ -151,7 +151,7 @@ def with_light_turned_round(svg: str) -> str:
     return re.sub("#[0-9a-f]{6}", turned, svg)
 
 
-def picture_page(index: Path) -> None:
+def image_page(index: Path) -> None:
     """The first screen of a report's page, light and dark."""
     from playwright import sync_api
 

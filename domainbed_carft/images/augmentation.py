@@ -1,4 +1,4 @@
-"""How the random choices for a picture are numbered and laid out, in both stages.
+"""How the random choices for an image are numbered and laid out, in both stages.
 
 The first stage draws them, the second applies them, in torch or in compiled loops.
 """
@@ -14,11 +14,11 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 N_OPERATIONS = 4
 NO_OPERATION = -1
 
-# The columns of the choices for N pictures, (N, N_COLUMNS), float32.
-FLIP = 0  # 1 to mirror the picture, else 0
+# The columns of the choices for N images, (N, N_COLUMNS), float32.
+FLIP = 0  # 1 to mirror the image, else 0
 ORDER = slice(1, 5)  # the numbers of the four operations, the first one first
 FACTORS = slice(5, 9)  # one for each operation, by its number
-GREY = 9  # 1 to turn the picture grey, else 0
+GREY = 9  # 1 to turn the image grey, else 0
 N_COLUMNS = 10
 
 # Factors that change nothing; the hue's is a share of the colour circle.
@@ -39,7 +39,7 @@ SIXTHS_AHEAD = (5, 3, 1)
 
 
 class BatchOperations(NamedTuple):
-    """What the second stage does to each of N pictures, as arrays on the host."""
+    """What the second stage does to each of N images, as arrays on the host."""
 
     flip: np.ndarray  # (N,), bool
     order: np.ndarray  # (N, 4), int64: the operations, NO_OPERATION in place of those left out

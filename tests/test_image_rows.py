@@ -1,4 +1,4 @@
-"""The file of what was measured picture by picture: whole, or not read."""
+"""The file of what was measured image by image: whole, or not read."""
 
 import dataclasses
 import io
@@ -14,7 +14,7 @@ from domainbed_carft.results.evaluations import (
     EvaluatedRows,
     EvaluatedSplit,
     EvaluationFacts,
-    PictureRows,
+    ImageRows,
     Temperature,
     ValidationSplit,
 )
@@ -36,7 +36,7 @@ FACTS = EvaluationFacts(
     clip_digest="d" * 64,
     classes=CLASSES,
     contexts=["a photo of a {}."],
-    pictures=COUNT,
+    images=COUNT,
     splits=[EvaluatedSplit("art", 0, "env0_in", COUNT)],
     temperature=Temperature(1.3, 100, False),
     validation=[
@@ -51,7 +51,7 @@ def random_rows():
     draw = np.random.default_rng(0)
     label, predicted, zero_shot = draw.integers(0, len(CLASSES), (3, COUNT)).astype(np.uint16)
     raw, scaled = (
-        PictureRows(label, predicted, top, np.log(top) - 1, top**2)
+        ImageRows(label, predicted, top, np.log(top) - 1, top**2)
         for top in draw.uniform(0.2, 1, (2, COUNT))
     )
     alignment = draw.normal(0.25, 0.03, COUNT).astype(np.float32)
@@ -89,10 +89,10 @@ def with_member(content, name, data):
     return file.getvalue()
 
 
-def with_pictures(count):
-    """The facts as JSON, with another number of pictures than the columns have."""
+def with_images(count):
+    """The facts as JSON, with another number of images than the columns have."""
     facts = json.loads(json.dumps(dataclasses.asdict(FACTS)))
-    facts["pictures"] = facts["splits"][0]["pictures"] = count
+    facts["images"] = facts["splits"][0]["images"] = count
     return json.dumps(facts).encode()
 
 
@@ -109,12 +109,12 @@ def npy(array):
         lambda content: b"",
         lambda content: content[:-10],
         lambda content: content[:1000] + bytes([content[1000] ^ 1]) + content[1001:],
-        lambda content: with_member(content, "facts.json", with_pictures(10**7)),
-        lambda content: with_member(content, "facts.json", with_pictures(-1)),
+        lambda content: with_member(content, "facts.json", with_images(10**7)),
+        lambda content: with_member(content, "facts.json", with_images(-1)),
         lambda content: with_member(content, "label.npy", npy(np.full(COUNT, 7, np.uint16))),
         lambda content: with_member(content, "top.npy", npy(np.array([{}] * COUNT, object))),
     ],
-    ids=["empty", "cut off", "flipped bit", "more pictures", "negative", "unknown class", "pickle"],
+    ids=["empty", "cut off", "flipped bit", "more images", "negative", "unknown class", "pickle"],
 )
 def test_a_damaged_file_is_refused(saved, damage):
     content = saved.read_bytes()

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numba import njit
 
-from domainbed_carft.pictures import augmentation
-from domainbed_carft.pictures.augmentation import (
+from domainbed_carft.images import augmentation
+from domainbed_carft.images.augmentation import (
     BRIGHTNESS,
     CONTRAST,
     HUE,
@@ -63,7 +63,7 @@ def _blended(base: Any, level: Any, factor: Any) -> Any:
 
 @_compiled
 def _blend_all(x: Any, base: Any, factor: Any) -> None:
-    """Blend each level of a picture (3, pixels) with one level, in place."""
+    """Blend each level of an image (3, pixels) with one level, in place."""
     for channel in range(3):
         levels = x[channel]
         for i in range(levels.size):
@@ -72,7 +72,7 @@ def _blend_all(x: Any, base: Any, factor: Any) -> None:
 
 @_compiled
 def _mean_luminance(x: Any) -> Any:
-    """The mean luminance of a picture (3, pixels), rounded half up."""
+    """The mean luminance of an image (3, pixels), rounded half up."""
     red, green, blue = x
     total = 0
     for start in range(0, red.size, SUMMED_PIXELS):
@@ -86,7 +86,7 @@ def _mean_luminance(x: Any) -> Any:
 
 @_compiled
 def _adjust_saturation(x: Any, factor: Any) -> None:
-    """Blend each pixel of a picture (3, pixels) with its luminance, in place."""
+    """Blend each pixel of an image (3, pixels) with its luminance, in place."""
     red, green, blue = x
     for i in range(red.size):
         grey = f32(_luminance(red[i], green[i], blue[i]))
@@ -106,7 +106,7 @@ def _channel(value: Any, saturation: Any, sixths: Any, ahead: Any) -> Any:
 
 @_compiled
 def _adjust_hue(x: Any, steps: Any) -> None:
-    """Turn the hue of a picture (3, pixels) by ``steps`` of HUE_STEPS, in place."""
+    """Turn the hue of an image (3, pixels) by ``steps`` of HUE_STEPS, in place."""
     reds, greens, blues = x
     for i in range(reds.size):
         red = f32(reds[i])
@@ -135,11 +135,11 @@ def _adjust_hue(x: Any, steps: Any) -> None:
 
 
 @_compiled
-def _planes(picture: Any, flip: Any, out: Any) -> None:
-    """Write a picture (S, S, 3) to ``out``, (3, pixels), mirrored where ``flip``."""
-    pixels = u64(picture.size // 3)
-    width = u64(picture.shape[1])
-    levels = picture.reshape(-1)
+def _planes(image: Any, flip: Any, out: Any) -> None:
+    """Write an image (S, S, 3) to ``out``, (3, pixels), mirrored where ``flip``."""
+    pixels = u64(image.size // 3)
+    width = u64(image.shape[1])
+    levels = image.reshape(-1)
     red, green, blue = out.reshape((3, -1))
 
     # An index that might be negative keeps a loop from being vectorised.
@@ -157,7 +157,7 @@ def _planes(picture: Any, flip: Any, out: Any) -> None:
 
 @_compiled
 def _normalise(x: Any, scale: Any, shift: Any, out: Any) -> None:
-    """Write ``x * scale + shift`` of a picture (3, pixels) to ``out``, by channel."""
+    """Write ``x * scale + shift`` of an image (3, pixels) to ``out``, by channel."""
     for channel in range(3):
         levels = x[channel]
         normalised = out[channel]
@@ -168,15 +168,15 @@ def _normalise(x: Any, scale: Any, shift: Any, out: Any) -> None:
 
 
 def _second_stage(
-    pictures: Any, flip: Any, order: Any, factors: Any, grey: Any, scale: Any, shift: Any, out: Any
+    images: Any, flip: Any, order: Any, factors: Any, grey: Any, scale: Any, shift: Any, out: Any
 ) -> None:
-    """Write normalised pictures to ``out``, (N, 3, S, S), float32, from (N, S, S, 3), uint8.
+    """Write normalised images to ``out``, (N, 3, S, S), float32, from (N, S, S, 3), uint8.
 
     All arrays are contiguous; those in between are the fields of `BatchOperations`.
     """
-    x = np.empty((3, pictures.shape[1] * pictures.shape[2]), dtype=np.uint8)
-    for n in range(len(pictures)):
-        _planes(pictures[n], flip[n], x)
+    x = np.empty((3, images.shape[1] * images.shape[2]), dtype=np.uint8)
+    for n in range(len(images)):
+        _planes(images[n], flip[n], x)
 
         for turn in range(N_OPERATIONS):
             operation = order[n, turn]

@@ -1,4 +1,4 @@
-"""Files of pictures: opening them safely, and finding those that cannot be decoded."""
+"""Files of images: opening them safely, and finding those that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
 
-def open_picture(path: str | Path) -> Image.Image:
-    """The picture of a file in RGB; as torchvision's loader, but only of the ``FORMATS``.
+def open_image(path: str | Path) -> Image.Image:
+    """The image of a file in RGB; as torchvision's loader, but only of the ``FORMATS``.
 
-    Raises OSError if it is no regular file, or cut off before anything of the picture, and what
+    Raises OSError if it is no regular file, or cut off before anything of the image, and what
     Pillow raises.
     """
     from PIL import Image
 
     with files.open_regular(path) as file:
-        picture = Image.open(file, formats=FORMATS).convert("RGB")
+        image = Image.open(file, formats=FORMATS).convert("RGB")
 
         # It is of one colour, or nothing of it is left and Pillow has filled it up.
-        if picture.getcolors(maxcolors=1):
+        if image.getcolors(maxcolors=1):
             file.seek(0)
             with refuse_truncated_files():
                 Image.open(file, formats=FORMATS).load()
-        return picture
+        return image
 
 
 @contextlib.contextmanager
@@ -57,25 +57,25 @@ def refuse_truncated_files() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = setting_before
 
 
-def read_picture(reader: Callable[[Any], Any], path: str) -> Any:
-    """What ``reader`` returns for a picture; PassingError, with its path, if that fails."""
+def read_image(reader: Callable[[Any], Any], path: str) -> Any:
+    """What ``reader`` returns for an image; PassingError, with its path, if that fails."""
     try:
         return reader(path)
     except Exception as error:  # Pillow's decoders raise a dozen kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PassingError(
-            f"{path} cannot be read: {reason}. Expected a picture that Pillow opens; restore the "
+            f"{path} cannot be read: {reason}. Expected an image that Pillow opens; restore the "
             "file, or remove it (which changes the splits). `carft data verify --decode` lists "
             "all such files"
         ) from error
 
 
-class PictureDataset:
-    """A map-style data set of (picture, label): in RGB, or what ``transform`` makes of that.
+class ImageDataset:
+    """A map-style data set of (image, label): in RGB, or what ``transform`` makes of that.
 
-    ``samples``: a picture's file, or its pixels (H, W, 3) in bytes, and its label; ``classes``: the
+    ``samples``: an image's file, or its pixels (H, W, 3) in bytes, and its label; ``classes``: the
     labels' names; ``root``: the split's name, as a folder's would be; ``unknown_classes``: the
-    names of other classes in the data, whose pictures are left out.
+    names of other classes in the data, whose images are left out.
     """
 
     root = "test"
@@ -100,52 +100,50 @@ class PictureDataset:
 
         source, label = self.samples[index]
         if isinstance(source, np.ndarray):
-            picture = Image.fromarray(source)
+            image = Image.fromarray(source)
         else:
-            picture = read_picture(open_picture, source)
-        return self.transform(picture) if self.transform else picture, label
+            image = read_image(open_image, source)
+        return self.transform(image) if self.transform else image, label
 
 
 @dataclass(frozen=True)
-class DamagedPicture:
-    """A picture that ends the job; a ``truncated`` one is only grey where its data ends."""
+class DamagedImage:
+    """An image that ends the job; a ``truncated`` one is only grey where its data ends."""
 
     path: str
     truncated: bool
     reason: str
 
 
-def damaged_pictures(root: Path, pictures: Sequence[str]) -> list[DamagedPicture]:
-    """Decode all ``pictures`` (paths below ``root``); returns those that are not whole, sorted."""
+def damaged_images(root: Path, images: Sequence[str]) -> list[DamagedImage]:
+    """Decode all ``images`` (paths below ``root``); returns those that are not whole, sorted."""
     from PIL import ImageFile
 
-    pictures = sorted(pictures)
+    images = sorted(images)
     setting = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         with warnings.catch_warnings(), ThreadPool(machine.cores()) as pool:
-            warnings.simplefilter("ignore")  # of odd metadata and large pictures; both are read
+            warnings.simplefilter("ignore")  # of odd metadata and large images; both are read
             ImageFile.LOAD_TRUNCATED_IMAGES = False
             # Threads suffice: Pillow decodes without the interpreter's lock.
-            faults = pool.imap(functools.partial(_decoding_fault, root), pictures, chunksize=32)
-            bar = progress(
-                faults, total=len(pictures), description="decoding", unit="picture", delay=1
-            )
-            damaged = [(path, fault) for path, fault in zip(pictures, bar) if fault]
+            faults = pool.imap(functools.partial(_decoding_fault, root), images, chunksize=32)
+            bar = progress(faults, total=len(images), description="decoding", unit="image", delay=1)
+            damaged = [(path, fault) for path, fault in zip(images, bar) if fault]
 
             ImageFile.LOAD_TRUNCATED_IMAGES = True  # as DomainBed sets it
             return [
-                DamagedPicture(path, truncated=not _decoding_fault(root, path), reason=fault)
+                DamagedImage(path, truncated=not _decoding_fault(root, path), reason=fault)
                 for path, fault in damaged
             ]
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = setting
 
 
-def _decoding_fault(root: Path, picture: str) -> str:
-    """Why a picture cannot be decoded, "" if it can."""
-    path = os.path.join(root, picture)
+def _decoding_fault(root: Path, image: str) -> str:
+    """Why an image cannot be decoded, "" if it can."""
+    path = os.path.join(root, image)
     try:
-        open_picture(path)
+        open_image(path)
     except Exception as error:  # Pillow's decoders raise a dozen kinds
-        return str(error).replace(path, picture) or type(error).__name__
+        return str(error).replace(path, image) or type(error).__name__
     return ""

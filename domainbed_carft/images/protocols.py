@@ -1,4 +1,4 @@
-"""The presets of the hparam ``protocol``, in words and as picture plans.
+"""The presets of the hparam ``protocol``, in words and as image plans.
 
 The protocol ``domainbed`` is upstream's (domainbed/datasets.py at b93c22a); ``clip`` is CLIP's own
 preprocessing, after CLIPood's recipe. ``wise-ft`` and ``lipsum-ft`` are the same with the crops and
@@ -11,8 +11,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from domainbed_carft.pictures.plan import Augmentation, PicturePlan
-from domainbed_carft.pictures.preprocessing import (
+from domainbed_carft.images.plan import Augmentation, ImagePlan
+from domainbed_carft.images.preprocessing import (
     CLIP_MEAN,
     CLIP_STD,
     IMAGENET_MEAN,
@@ -21,7 +21,7 @@ from domainbed_carft.pictures.preprocessing import (
 )
 
 if TYPE_CHECKING:
-    from domainbed_carft.pictures.clip_input import CLIPInput
+    from domainbed_carft.images.clip_input import CLIPInput
 
 HOST = "host"  # the protocol of a host's own transforms
 
@@ -49,7 +49,7 @@ _UPSTREAM = Augmentation(
     jitter_ranges=(BLEND_RANGE, BLEND_RANGE, BLEND_RANGE, HUE_RANGE),
     grey_probability=0.1,
 )
-# How the presets with CLIP's own preprocessing change training pictures.
+# How the presets with CLIP's own preprocessing change training images.
 _CLIP_AUGMENTATIONS = {
     "clip": Augmentation((0.7, 1.0), CROP_RATIO, FLIP_PROBABILITY),
     "wise-ft": Augmentation((0.9, 1.0), CROP_RATIO),
@@ -60,14 +60,14 @@ CLIP_PRESETS = tuple(_CLIP_AUGMENTATIONS)
 
 def plan_for(
     protocol: str, size: int, augment: bool, preprocessing: Preprocessing | None = None
-) -> PicturePlan:
-    """The plan of a preset for pictures of ``size`` pixels a side; of any other name, upstream's.
+) -> ImagePlan:
+    """The plan of a preset for images of ``size`` pixels a side; of any other name, upstream's.
 
-    ``augment``: for training, not for test. All presets but ``domainbed`` resize test pictures as
+    ``augment``: for training, not for test. All presets but ``domainbed`` resize test images as
     the model's ``preprocessing`` does, by default OpenAI's.
     """
     if protocol not in CLIP_PRESETS:
-        return PicturePlan(
+        return ImagePlan(
             size=size,
             resize="squash",
             interpolation="bilinear",
@@ -77,7 +77,7 @@ def plan_for(
         )
 
     preprocessing = preprocessing or Preprocessing(size)
-    return PicturePlan(
+    return ImagePlan(
         size=size,
         resize=preprocessing.resize,
         interpolation=preprocessing.interpolation,
@@ -87,15 +87,15 @@ def plan_for(
     )
 
 
-def recorded_plan(content: Mapping[str, Any], clip_input: CLIPInput) -> PicturePlan:
-    """The plan of a job's training pictures, or of the test pictures if it did not augment.
+def recorded_plan(content: Mapping[str, Any], clip_input: CLIPInput) -> ImagePlan:
+    """The plan of a job's training images, or of the test images if it did not augment.
 
     ``content`` is that of a file of weights, ``clip_input`` that of the algorithm in it. Foreign
     hosts record no plan: there the protocol tells it. Of ``host`` only the normalisation is known,
-    and pictures are taken to be squashed.
+    and images are taken to be squashed.
     """
-    if content.get("picture_plan") is not None:
-        return PicturePlan.from_json(content["picture_plan"])
+    if content.get("image_plan") is not None:
+        return ImagePlan.from_json(content["image_plan"])
 
     hparams = content["model_hparams"]
     plan = plan_for(

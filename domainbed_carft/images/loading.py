@@ -15,10 +15,10 @@ from torch import Tensor
 from torchvision import io
 
 from domainbed_carft import files
-from domainbed_carft.data import picture_files
-from domainbed_carft.pictures import augmentation
-from domainbed_carft.pictures.plan import PicturePlan
-from domainbed_carft.pictures.stages import first_stage
+from domainbed_carft.data import image_files
+from domainbed_carft.images import augmentation
+from domainbed_carft.images.plan import ImagePlan
+from domainbed_carft.images.stages import first_stage
 
 JPEG_BEGINNING = b"\xff\xd8\xff"
 MARKER_PREFIX = 0xFF
@@ -34,7 +34,7 @@ NO_AUGMENTATION = torch.tensor(
 )
 
 
-def load(plan: PicturePlan, path: str) -> tuple[Tensor, Tensor]:
+def load(plan: ImagePlan, path: str) -> tuple[Tensor, Tensor]:
     """A file's square (S, S, 3), uint8, and the random choices for it, (10,), as `first_stage`.
 
     Raises what Pillow raises for a file that it cannot read.
@@ -43,7 +43,7 @@ def load(plan: PicturePlan, path: str) -> tuple[Tensor, Tensor]:
 
 
 def decode(path: str) -> Tensor:
-    """The picture of a file in RGB, (H, W, 3), uint8: that of `picture_files.open_picture`.
+    """The image of a file in RGB, (H, W, 3), uint8: that of `image_files.open_image`.
 
     An orientation in its EXIF data is ignored. Raises OSError, and what Pillow raises.
     """
@@ -95,5 +95,5 @@ def _is_within_limit(content: np.ndarray) -> bool:
 
 
 def decode_with_pillow(path: str) -> Tensor:
-    """The picture of a file in RGB, (H, W, 3), uint8, by Pillow. Raises what Pillow raises."""
-    return torch.from_numpy(np.array(picture_files.open_picture(path)))
+    """The image of a file in RGB, (H, W, 3), uint8, by Pillow. Raises what Pillow raises."""
+    return torch.from_numpy(np.array(image_files.open_image(path)))

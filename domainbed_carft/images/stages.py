@@ -1,6 +1,6 @@
-"""A picture plan in two stages: a picture in the loader, a batch after it.
+"""An image plan in two stages: an image in the loader, a batch after it.
 
-Pictures stay in bytes until the batch is normalised. The first stage makes all random choices, from
+Images stay in bytes until the batch is normalised. The first stage makes all random choices, from
 torch's global generator in the order of the transform's own steps: they are the transform's own.
 """
 
@@ -17,19 +17,19 @@ from torchvision import transforms
 from torchvision.transforms import functional as pil_functional
 from torchvision.transforms.v2 import functional as tensor_functional
 
-from domainbed_carft.pictures import augmentation, batches
-from domainbed_carft.pictures.augmentation import BatchOperations
-from domainbed_carft.pictures.plan import Augmentation, PicturePlan
+from domainbed_carft.images import augmentation, batches
+from domainbed_carft.images.augmentation import BatchOperations
+from domainbed_carft.images.plan import Augmentation, ImagePlan
 
 
-def first_stage(plan: PicturePlan, picture: Tensor) -> tuple[Tensor, Tensor]:
-    """Crop and resize a picture (H, W, 3), uint8, to (size, size, 3), uint8.
+def first_stage(plan: ImagePlan, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Crop and resize an image (H, W, 3), uint8, to (size, size, 3), uint8.
 
     Also returns the random choices for it, (10,), float32, in the columns of `augmentation`:
     whether to flip, the order and factors of the jitter's operations, whether to turn grey.
     """
     steps = plan.augmentation or Augmentation()
-    pixels = _resized(plan, picture)
+    pixels = _resized(plan, image)
     flip = steps.flip_probability is not None and bool(torch.rand(1) < steps.flip_probability)
 
     order = list(range(augmentation.N_OPERATIONS))
@@ -46,10 +46,10 @@ def first_stage(plan: PicturePlan, picture: Tensor) -> tuple[Tensor, Tensor]:
     return pixels, torch.tensor([flip, *order, *factors, grey], dtype=torch.float32)
 
 
-def _resized(plan: PicturePlan, picture: Tensor) -> Tensor:
-    """A picture (H, W, 3), cropped and resized to (size, size, 3); draws a random crop's box."""
+def _resized(plan: ImagePlan, image: Tensor) -> Tensor:
+    """An image (H, W, 3), cropped and resized to (size, size, 3); draws a random crop's box."""
     # Four dimensions, the channels innermost in memory: torch resizes these fastest, in bytes.
-    pixels = picture.unsqueeze(0).permute(0, 3, 1, 2)
+    pixels = image.unsqueeze(0).permute(0, 3, 1, 2)
     square = [plan.size, plan.size]
     steps = plan.augmentation or Augmentation()
     if steps.crop_scale is None and plan.resize == "shortest":
@@ -67,12 +67,12 @@ def _resized(plan: PicturePlan, picture: Tensor) -> Tensor:
     return pixels[0].permute(1, 2, 0).contiguous()
 
 
-def resized_by_pillow(plan: PicturePlan, picture: Tensor) -> Tensor:
-    """A picture (H, W, 3), uint8, as a plan's square (S, S, 3) by Pillow, as its transform does.
+def resized_by_pillow(plan: ImagePlan, image: Tensor) -> Tensor:
+    """An image (H, W, 3), uint8, as a plan's square (S, S, 3) by Pillow, as its transform does.
 
     `first_stage` resizes by torch, which differs by rounding. ``plan``: without augmentation.
     """
-    whole = Image.fromarray(picture.numpy())
+    whole = Image.fromarray(image.numpy())
     mode = transforms.InterpolationMode(plan.interpolation)
     square = [plan.size, plan.size]
     if plan.resize == "squash":
@@ -84,28 +84,28 @@ def resized_by_pillow(plan: PicturePlan, picture: Tensor) -> Tensor:
 
 
 def second_stage(
-    plan: PicturePlan, pictures: Tensor, choices: Tensor, out: Tensor | None = None
+    plan: ImagePlan, images: Tensor, choices: Tensor, out: Tensor | None = None
 ) -> Tensor:
     """Flip, jitter, turn grey, normalise: (N, S, S, 3), uint8 -> (N, 3, S, S), float32.
 
-    ``choices``, (N, 10), as `first_stage` returns them, are on the host; the pictures may be on any
+    ``choices``, (N, 10), as `first_stage` returns them, are on the host; the images may be on any
     device, and the host does not wait for it. On the processor numba's compiled loops do the work
     if numba is installed; they then write to ``out``, of the result's shape, if that is given: to
     allocate a large batch takes longer than all of the work.
     """
     operations = _batch_operations(plan, choices.numpy())
-    if pictures.device.type != "cpu" or not has_numba():
-        return batches.second_stage(pictures, operations)
+    if images.device.type != "cpu" or not has_numba():
+        return batches.second_stage(images, operations)
 
-    from domainbed_carft.pictures import compiled
+    from domainbed_carft.images import compiled
 
     if out is None:
-        out = torch.empty(len(pictures), 3, plan.size, plan.size)
-    compiled.second_stage(pictures.contiguous().numpy(), *operations, out.numpy())
+        out = torch.empty(len(images), 3, plan.size, plan.size)
+    compiled.second_stage(images.contiguous().numpy(), *operations, out.numpy())
     return out
 
 
-def _batch_operations(plan: PicturePlan, choices: np.ndarray) -> BatchOperations:
+def _batch_operations(plan: ImagePlan, choices: np.ndarray) -> BatchOperations:
     """What the second stage does by a plan and the random choices (N, 10) of the first."""
     is_active = np.zeros(augmentation.N_OPERATIONS, dtype=bool)
     if plan.augmentation and plan.augmentation.jitter_ranges:

@@ -1,10 +1,10 @@
 """The speed at which images are loaded, over that of DomainBed's own loaders, on one core.
 
-    python benchmarks/pictures.py --upstream CHECKOUT [--rounds 7]
+    python benchmarks/images.py --upstream CHECKOUT [--rounds 7]
 
 Each side is a process of one thread, which loads in itself: upstream's folder data set by its
 `InfiniteDataLoader` (training, batches of 32) and `FastDataLoader` (test, of 64), and ours by
-`domainbed_carft.pictures`, with a seed for each image as the harness sets it, and batches stacked.
+`domainbed_carft.images`, with a seed for each image as the harness sets it, and batches stacked.
 From memory, test images are those that a job keeps after their first evaluation. In each round each
 takes its turn with the same files; ratios are of processor time an image.
 
@@ -31,7 +31,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-DISTINCT, COPIES = 48, 4  # pictures an environment
+DISTINCT, COPIES = 48, 4  # images an environment
 TRAINING_BATCH, TEST_BATCH = 32, 64  # upstream's
 # As `-m` finds it: domainbed in the folder where it is started, else the harness.
 SIDE = "import runpy, sys; runpy.run_path(sys.argv[1])[sys.argv[2]](*sys.argv[3:])"
@@ -44,7 +44,7 @@ CASES = {
 }
 
 
-def make_pictures(root: Path) -> None:
+def make_images(root: Path) -> None:
     import numpy as np
     from PIL import Image
 
@@ -65,15 +65,15 @@ def make_pictures(root: Path) -> None:
 
 
 def serve(cases: dict[str, Callable[[], int]], told: dict[str, Any]) -> None:
-    """Answer each line of the input, a case, with its milliseconds of processor time a picture."""
+    """Answer each line of the input, a case, with its milliseconds of processor time an image."""
     import torch
 
     torch.set_num_threads(1)
     print(json.dumps(told), flush=True)
     for line in sys.stdin:
         start = time.process_time()
-        pictures = cases[line.strip()]()
-        print((time.process_time() - start) / pictures * 1e3, flush=True)
+        images = cases[line.strip()]()
+        print((time.process_time() - start) / images * 1e3, flush=True)
 
 
 def upstream(root: str) -> None:
@@ -97,11 +97,11 @@ def upstream(root: str) -> None:
 def ours(root: str) -> None:
     import torch
     from domainbed.datasets import MultipleEnvironmentImageFolder
-    from domainbed.lib import fast_data_loader, picture_batches
-    from domainbed.lib.picture_memory import PictureMemory
+    from domainbed.lib import fast_data_loader, image_batches
+    from domainbed.lib.image_memory import ImageMemory
 
     from domainbed_carft import machine
-    from domainbed_carft.pictures import loading, rng, stages, transforms
+    from domainbed_carft.images import loading, rng, stages, transforms
 
     machine.keep_freed_memory()
     environments = MultipleEnvironmentImageFolder(root, [1], True, {})
@@ -127,13 +127,13 @@ def ours(root: str) -> None:
         return len(order) // size * size
 
     test = environments[1]
-    in_memory = PictureMemory({0: 3 * 224**2}, limit=1 << 30, pinned=False)
-    pictures = picture_batches.choose(environments, memory_limit=0)
+    in_memory = ImageMemory({0: 3 * 224**2}, limit=1 << 30, pinned=False)
+    images = image_batches.choose(environments, memory_limit=0)
 
     def evaluated() -> int:
         requests = [*fast_data_loader.evaluation_requests([len(test)], TEST_BATCH, ())]
         missing = in_memory.missing(iter(requests))
-        loaded = fast_data_loader.load_batches([test], missing, 0, pictures)
+        loaded = fast_data_loader.load_batches([test], missing, 0, images)
         kept = in_memory.batches(iter(requests), loaded)
         return sum(len(y) for _, y in fast_data_loader.on_device(kept, torch.device("cpu")))
 
@@ -189,7 +189,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         data = work / "data"
-        make_pictures(data)
+        make_images(data)
         (work / "empty").mkdir()
         with (
             serving("upstream", checkout, str(data)) as (theirs, upstreams),

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from domainbed_carft.machine.devices import copy_to_device
-from domainbed_carft.pictures.augmentation import (
+from domainbed_carft.images.augmentation import (
     BRIGHTNESS,
     CONTRAST,
     HUE,
@@ -25,12 +24,13 @@ from domainbed_carft.pictures.augmentation import (
     SIXTHS_AHEAD,
     BatchOperations,
 )
+from domainbed_carft.machine.devices import copy_to_device
 
 
-def second_stage(pictures: Tensor, operations: BatchOperations) -> Tensor:
-    """Normalised pictures (N, 3, S, S), float32, from (N, S, S, 3), uint8, on the same device.
+def second_stage(images: Tensor, operations: BatchOperations) -> Tensor:
+    """Normalised images (N, 3, S, S), float32, from (N, S, S, 3), uint8, on the same device.
 
-    The host knows which pictures an operation is for, and sends that in one transfer.
+    The host knows which images an operation is for, and sends that in one transfer.
     """
     steps = [(turn, number) for turn in range(N_OPERATIONS) for number in range(N_OPERATIONS)]
     positions = [
@@ -38,12 +38,12 @@ def second_stage(pictures: Tensor, operations: BatchOperations) -> Tensor:
         *(np.flatnonzero(operations.order[:, turn] == number) for turn, number in steps),
         np.flatnonzero(operations.grey),
     ]
-    sent_positions = copy_to_device(torch.from_numpy(np.concatenate(positions)), pictures.device)
+    sent_positions = copy_to_device(torch.from_numpy(np.concatenate(positions)), images.device)
     flipped, *jittered, grey = sent_positions.split([len(array) for array in positions])
-    factors = copy_to_device(torch.from_numpy(operations.factors), pictures.device)
+    factors = copy_to_device(torch.from_numpy(operations.factors), images.device)
     factors = factors[:, :, None, None, None]
 
-    x = pictures.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     if len(flipped):
         x.index_copy_(0, flipped, x[flipped].flip(-1))
     for (_, number), index in zip(steps, jittered):
@@ -53,12 +53,12 @@ def second_stage(pictures: Tensor, operations: BatchOperations) -> Tensor:
         x.index_copy_(0, grey, _luminance(x[grey]).expand(-1, 3, -1, -1))
 
     normalisation = torch.from_numpy(np.stack([operations.scale, operations.shift]))
-    scale, shift = copy_to_device(normalisation, pictures.device).view(2, 1, 3, 1, 1)
+    scale, shift = copy_to_device(normalisation, images.device).view(2, 1, 3, 1, 1)
     return x * scale + shift
 
 
 def _luminance(x: Tensor) -> Tensor:
-    """The luminance (N, 1, S, S) of pictures (N, 3, S, S), in whole levels from 0 to 255."""
+    """The luminance (N, 1, S, S) of images (N, 3, S, S), in whole levels from 0 to 255."""
     red, green, blue = LUMINANCE
     scaled = red * x[:, :1] + green * x[:, 1:2] + blue * x[:, 2:]
     return ((scaled + LUMINANCE_HALF) / (1 << LUMINANCE_BITS)).floor()
@@ -86,7 +86,7 @@ def _adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _adjust_hue(x: Tensor, steps: Tensor) -> Tensor:
-    """Pictures (N, 3, S, S) whose hue is turned by ``steps``, (N, 1, 1, 1), of HUE_STEPS."""
+    """Images (N, 3, S, S) whose hue is turned by ``steps``, (N, 1, 1, 1), of HUE_STEPS."""
     red, green, blue = x[:, :1], x[:, 1:2], x[:, 2:]
     value = x.amax(1, keepdim=True)
     spread = value - x.amin(1, keepdim=True)

@@ -1,7 +1,7 @@
-"""Evaluation pictures that a job keeps in memory, as bytes, from their first evaluation on.
+"""Evaluation images that a job keeps in memory, as bytes, from their first evaluation on.
 
 The process that trains keeps them, as its loader processes delivered them. A loader process could
-keep only what it has read itself, while any of them may get a batch; and the pictures would have to
+keep only what it has read itself, while any of them may get a batch; and the images would have to
 be sent again each time.
 """
 
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from domainbed.lib.picture_batches import UnfinishedBatch
+from domainbed.lib.image_batches import UnfinishedBatch
 from domainbed_carft import machine, process_variables
 from domainbed_carft.errors import CarftError
 
@@ -19,15 +19,15 @@ from domainbed_carft.errors import CarftError
 Beginning = tuple[int, int]
 
 
-class PictureMemory:
-    """Batches of evaluation pictures that are the same each time, as many as fit.
+class ImageMemory:
+    """Batches of evaluation images that are the same each time, as many as fit.
 
-    ``picture_bytes``: the bytes of a picture of each data set that may be kept, by its number.
-    ``limit``: the bytes of all pictures that are kept. The others are read each time.
+    ``image_bytes``: the bytes of an image of each data set that may be kept, by its number.
+    ``limit``: the bytes of all images that are kept. The others are read each time.
     """
 
-    def __init__(self, picture_bytes: Mapping[int, int], limit: int, pinned: bool) -> None:
-        self._picture_bytes = picture_bytes
+    def __init__(self, image_bytes: Mapping[int, int], limit: int, pinned: bool) -> None:
+        self._image_bytes = image_bytes
         self._free_bytes = limit
         self._pinned = pinned  # whether to hand batches on in memory from which a GPU copies
         self._requested: set[Beginning] = set()
@@ -43,7 +43,7 @@ class PictureMemory:
             if beginning in self._requested:
                 continue
 
-            size = len(batch_requests) * self._picture_bytes.get(beginning[0], 0)
+            size = len(batch_requests) * self._image_bytes.get(beginning[0], 0)
             if size and size <= self._free_bytes:
                 self._free_bytes -= size
                 self._requested.add(beginning)
@@ -68,27 +68,27 @@ class PictureMemory:
 
 
 def memory_limit(text: str | None) -> int:
-    """The bytes by ``--picture_memory``, such as "8G" or "500M"; by default a share of the memory.
+    """The bytes by ``--image_memory``, such as "8G" or "500M"; by default a share of the memory.
 
     Raises CarftError for other text.
     """
     if text is None:
-        return machine.picture_memory()
+        return machine.image_memory()
 
     size = re.fullmatch(
         r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII
     )
     if not size:
         raise CarftError(
-            f"--picture_memory is {text!r}, expected a size such as 8G or 500M, or 0 to keep "
-            f"nothing (by default it is ${process_variables.PICTURE_MEMORY.name})"
+            f"--image_memory is {text!r}, expected a size such as 8G or 500M, or 0 to keep "
+            f"nothing (by default it is ${process_variables.IMAGE_MEMORY.name})"
         )
     return int(float(size[1]) * 1024 ** " KMGT".index(size[2].upper() or " "))
 
 
 def describe(limit: int) -> str:
-    """What a job keeps of its evaluation pictures, in words."""
+    """What a job keeps of its evaluation images, in words."""
     if not limit:
-        return "evaluation pictures are read each time"
+        return "evaluation images are read each time"
     size = f"{limit / 2**30:.1f}G" if limit >= 2**30 else f"{limit / 2**20:.0f}M"
-    return f"evaluation pictures stay in memory, at most {size}"
+    return f"evaluation images stay in memory, at most {size}"

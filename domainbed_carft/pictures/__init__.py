@@ -1,1 +1,0 @@
-"""Pictures, from files to batches: decoded and cropped one by one, then the rest by the batch."""
