@@ -45,7 +45,7 @@ METHODS = {
 }
 _HEADER = re.compile(r"-------- (?:Dataset: (.+?)|(Averages)), model selection method: (.+)")
 
-# (method, data set or "Averages") -> algorithm -> cells as printed, their average last
+# (method, dataset or "Averages") -> algorithm -> cells as printed, their average last
 Tables = dict[tuple[str, str], dict[str, list[str]]]
 
 
@@ -60,7 +60,7 @@ class Cost(NamedTuple):
 def write_sweep(folder: Path, jobs: int) -> None:
     """Write ``jobs`` jobs below ``folder``, rounded to whole choices of hyperparameters.
 
-    Each data set, algorithm and trial has the jobs with one test environment and those with two.
+    Each dataset, algorithm and trial has the jobs with one test environment and those with two.
     """
     draw = random.Random(0)
     choices = max(1, round(jobs / JOBS_OF_ONE_CHOICE))

@@ -4,7 +4,7 @@
 
 All splits of a tree of PACS's shape (four environments, seven classes, JPEGs of 227 x 227 px) are
 evaluated by CARFT on the embedded tiny CLIP, the training environments' images augmented as in
-upstream, in turn by the data set's own transforms, which are upstream's, and as a job does it: the
+upstream, in turn by the dataset's own transforms, which are upstream's, and as a job does it: the
 second of two evaluations, with and without the target's images in memory. Processor time of all
 processes counts, since other work on the machine changes it less than the time on the clock.
 """

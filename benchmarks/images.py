@@ -2,7 +2,7 @@
 
     python benchmarks/images.py --upstream CHECKOUT [--rounds 7]
 
-Each side is a process of one thread, which loads in itself: upstream's folder data set by its
+Each side is a process of one thread, which loads in itself: upstream's folder dataset by its
 `InfiniteDataLoader` (training, batches of 32) and `FastDataLoader` (test, of 64), and ours by
 `domainbed_carft.images`, with a seed for each image as the harness sets it, and batches stacked.
 From memory, test images are those that a job keeps after their first evaluation. In each round each

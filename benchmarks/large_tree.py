@@ -1,4 +1,4 @@
-"""Time and memory for a data set with as many images as DomainNet.
+"""Time and memory for a dataset with as many images as DomainNet.
 
     python benchmarks/large_tree.py --folder FOLDER [--scale 1] [--steps 1001] [--distinct 64]
 

@@ -37,7 +37,7 @@ from domainbed_carft.results.selection import Selected
 REFERENCE = "CARFT"
 IMAGE_SETS = ("all", "without", "near duplicates")
 
-# Image set -> algorithm -> (data set, target, trial) -> accuracy in percent
+# Image set -> algorithm -> (dataset, target, trial) -> accuracy in percent
 Accuracies = Mapping[str, Mapping[str, Mapping[PairKey, float]]]
 
 

@@ -46,7 +46,7 @@ SAFE_TORCH = (2, 10)
 # What our algorithms need of a host, and most hosts' training scripts import.
 HOST_MODULES = ("algorithms", "hparams_registry", "datasets")
 
-DEFAULT_BACKBONE = "ViT-B/16"  # of all data sets without a smaller CLIP of their own
+DEFAULT_BACKBONE = "ViT-B/16"  # of all datasets without a smaller CLIP of their own
 DEFAULT_BACKBONE_SIZE = "345 MB"
 
 # The job of `train_two_steps`: its images and weights are in our package, its flags upstream's.
@@ -226,7 +226,7 @@ def check_weights() -> Iterator[Finding]:
             yield Finding(label, state, found, remedy)
         elif name == DEFAULT_BACKBONE:
             found = (
-                f"no {path}; by default all data sets but {', '.join(SMALL_DATASETS)} need it "
+                f"no {path}; by default all datasets but {', '.join(SMALL_DATASETS)} need it "
                 f"({DEFAULT_BACKBONE_SIZE})"
             )
             remedy = "the first job that needs it downloads it; without a network copy it there"

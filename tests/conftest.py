@@ -59,9 +59,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_facts_of_other_tests() -> Iterator[None]:
-    """Forget what the data sets of a test have shown.
+    """Forget what the datasets of a test have shown.
 
-    The process keeps it, since upstream hands its data sets and algorithms nothing but hparams.
+    The process keeps it, since upstream hands its datasets and algorithms nothing but hparams.
     """
     yield
     if module := sys.modules.get("domainbed_carft.method.dataset_facts"):

@@ -32,7 +32,7 @@ def grow(root: Path, counts: Counts, content: bytes = b"x") -> Path:
 
 
 def report_on(name: str, counts: Counts) -> verify.DataReport:
-    """The report on a data set with these counts, without a folder."""
+    """The report on a dataset with these counts, without a folder."""
     findings = comparison.compare(name, counts)
     return verify.DataReport(
         name=name,

@@ -5,7 +5,7 @@
 
 - `small`: the parts that the plugin meets, without torch; imports at once, trains nothing
 - `classic`: DomainBed as published, cut down to what trains; `usual_calls.py` holds its calls
-- `clip`: a fork whose data sets have CLIP's own transforms, and whose entry point replaces
+- `clip`: a fork whose datasets have CLIP's own transforms, and whose entry point replaces
   `default_hparams`
 - `tables`: a fork that looks algorithms and their hparams up in tables, with a base class without
   a number of domains, all by keyword
@@ -103,7 +103,7 @@ def hparam_values(algorithm, dataset, random_seed=None, clip_backbone="", steps=
         return {"lr": 5e-6, "kl_weight": 1.0}
     return {"lr": random_seed, "kl_weight": 2.0}
 """,
-    "plugin/data_sets.py": """
+    "plugin/datasets.py": """
 class EmojiStyles:
     ENVIRONMENTS = ["a", "b", "c"]
 

@@ -8,7 +8,7 @@ import pytest
 from domainbed import datasets
 
 from domainbed_carft.data import benchmarks, emoji
-from domainbed_carft.plugin.data_sets import EmojiStyles
+from domainbed_carft.plugin.datasets import EmojiStyles
 
 # Published, and typed in here by hand, apart from the tables of the package.
 TOTALS = {

@@ -61,7 +61,7 @@ def test_images_are_normalised_as_domainbed_does_and_once(image):
     torch.testing.assert_close(algorithm.input(tensor[None])[0], clip_input, rtol=0, atol=1e-5)
 
 
-def test_images_are_normalised_as_a_data_set_of_these_classes(image):
+def test_images_are_normalised_as_a_dataset_of_these_classes(image):
     names = ["heron", "stork"]
     half = ((0.5,) * 3, (0.25,) * 3)
     environments = [dataset_facts.EnvironmentFacts("pond", names, half)]

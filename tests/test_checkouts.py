@@ -81,7 +81,7 @@ def check_last_record(record, shape):
     assert hparams["data_augmentation"] is True  # the host's own are there too
 
     names, class_names = "dataset:Pets", ["persian cat", "dog"]
-    if shape == "clip":  # whose registry has no class names, and whose data set writes them
+    if shape == "clip":  # whose registry has no class names, and whose dataset writes them
         names = class_names = ["Persian_cat", "dog"]
     assert hparams["class_names"] == names
     # The digest is that of the prompts that the job should have read; names are not written down.

@@ -122,7 +122,7 @@ def test_every_published_figure_has_a_source_and_its_average():
         assert is_noted or average["accuracy"] == pytest.approx(mean, abs=0.11)
 
 
-def test_averages_over_the_five_data_sets_are_compared_if_all_have_the_same_trials(tmp_path):
+def test_averages_over_the_five_datasets_are_compared_if_all_have_the_same_trials(tmp_path):
     recorded = {"clip_backbone": "ViT-B/16"}
     datasets = ("PACS", "VLCS", "OfficeHome", "TerraIncognita", "DomainNet")
     for dataset in datasets:

@@ -168,7 +168,7 @@ def test_means_that_read_the_same_share_their_rank(means, ranks):
     assert table_columns.ranks(means) == ranks
 
 
-def test_data_sets_are_columns_and_settings_are_rows(tmp_path):
+def test_datasets_are_columns_and_settings_are_rows(tmp_path):
     collect_sweeps.write_sweep(tmp_path / "a", ["CARFT"], choices=1, dataset="VLCS")
     collect_sweeps.write_sweep(tmp_path / "b", ["CARFT", "A_B"], trials=3, choices=1)
     text = latex(tmp_path)

@@ -126,7 +126,7 @@ def test_the_harness_passes_all_checks_and_weights_are_noted(tmp_path, monkeypat
 
     missing = findings["backbone ViT-B/16"]
     assert missing.state == NOTE and missing.found.startswith(f"no {weights / 'ViT-B-16.pt'};")
-    assert "all data sets but EmojiStyles, " in missing.found and "downloads" in missing.remedy
+    assert "all datasets but EmojiStyles, " in missing.found and "downloads" in missing.remedy
     damaged = findings["backbone RN50"]
     assert damaged.state == NOTE  # a job needs these weights only if its user names them
     assert openai.OPENAI_WEIGHTS["RN50"][1] in damaged.found

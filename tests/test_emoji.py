@@ -1,4 +1,4 @@
-"""The embedded benchmarks: their archives, what `tiny` has seen of them, data sets and suites."""
+"""The embedded benchmarks: their archives, what `tiny` has seen of them, datasets and suites."""
 
 import csv
 import hashlib
@@ -19,7 +19,7 @@ from fake_checkout import run_python
 from domainbed_carft.data import benchmarks, emoji, emoji_styles, verify
 from domainbed_carft.data.emoji_styles import FAMILY_SEEN, NEVER_SEEN, SEEN
 from domainbed_carft.method import prompts
-from domainbed_carft.plugin import data_sets
+from domainbed_carft.plugin import datasets
 from domainbed_carft.results import comparisons
 from domainbed_carft.runs.predictions import LoadingOptions
 from domainbed_carft.runs.suites import SuiteTest
@@ -67,17 +67,17 @@ def test_emoji_shift_divides_the_images_of_one_style():
     folders = [emoji.shift_folders() / side / "noto" for side in ("train", "test")]
     trained, tested = ({*files(folder)} for folder in folders)
     assert trained | tested == {*files(emoji.style_folders() / "noto")} and not trained & tested
-    (environment,) = data_sets.EmojiShift(None, (), {"clip_backbone": "tiny"})
+    (environment,) = datasets.EmojiShift(None, (), {"clip_backbone": "tiny"})
     assert len(environment) == len(trained)
 
 
-# The data sets
+# The datasets
 
 
 @pytest.mark.parametrize(("name", "label"), [("EmojiStyles", SEEN), ("EmojiUnseen", NEVER_SEEN)])
-def test_data_sets_meet_domainbeds_contract_and_augment_training_alone(name, label):
+def test_datasets_meet_domainbeds_contract_and_augment_training_alone(name, label):
     hparams = {"class_names": f"dataset:{name}", "clip_backbone": "tiny"}
-    dataset = getattr(data_sets, name)("not read", [1], dict(hparams))
+    dataset = getattr(datasets, name)("not read", [1], dict(hparams))
     assert sorted(emoji_styles.names(label)) == dataset.ENVIRONMENTS
     sizes = [emoji_styles.get(style).images for style in dataset.ENVIRONMENTS]
     assert [len(environment) for environment in dataset] == sizes
@@ -87,15 +87,15 @@ def test_data_sets_meet_domainbeds_contract_and_augment_training_alone(name, lab
 
     for number, environment in enumerate(dataset):
         assert torch.equal(environment[5][0], environment[5][0]) == (number == 1)
-    still = getattr(data_sets, name)("", [1], {**hparams, "data_augmentation": False})
+    still = getattr(datasets, name)("", [1], {**hparams, "data_augmentation": False})
     assert all(torch.equal(environment[5][0], environment[5][0]) for environment in still)
     assert verify.verify(name).verdict == "verified"
 
 
 def test_other_hosts_get_images_of_224_pixels_or_untransformed_ones():
-    dataset = data_sets.EmojiStyles("", [1], {"data_augmentation": True, "batch_size": 8})
+    dataset = datasets.EmojiStyles("", [1], {"data_augmentation": True, "batch_size": 8})
     assert dataset[0][0][0].shape == dataset.input_shape == (3, 224, 224)
-    image, label = data_sets.EmojiStyles("not read")[2][0]  # SWAD and MIRO transform themselves
+    image, label = datasets.EmojiStyles("not read")[2][0]  # SWAD and MIRO transform themselves
     assert (image.size, image.mode, label) == ((64, 64), "RGB", 0)
 
 
@@ -124,11 +124,11 @@ def test_emoji_shift_has_class_lists_of_its_own_and_means_of_groups(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", ["domainbed", "clip"])
-def test_the_suite_and_the_data_set_make_the_same_input_of_an_image(protocol):
+def test_the_suite_and_the_dataset_make_the_same_input_of_an_image(protocol):
     """Both resize by Pillow; torch's bicubic, of `clip`, differs by a grey level here and there."""
     styles = emoji_styles.names(NEVER_SEEN)
     hparams = {"clip_backbone": "tiny", "protocol": protocol}
-    dataset = data_sets.EmojiUnseen("not read", [*range(len(styles))], hparams)
+    dataset = datasets.EmojiUnseen("not read", [*range(len(styles))], hparams)
     whole_suite = catalogue.get("EmojiUnseen")
     copies = {test_set.name: test_set.find(Path()) for test_set in whole_suite.sets}
     test = SuiteTest(

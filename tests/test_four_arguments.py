@@ -45,7 +45,7 @@ def class_names_of(algorithm):
 
 
 def hparams_of_loaded(dataset, folder, *class_names):
-    """The hparams of a job with the embedded CLIP, whose data set has been loaded."""
+    """The hparams of a job with the embedded CLIP, whose dataset has been loaded."""
     hparams = hparams_registry.default_hparams("CARFT", dataset.__name__)
     hparams = {**hparams, "clip_backbone": "tiny"}
     grow(folder, {style: dict.fromkeys(class_names, 2) for style in ("art", "photo")}, jpeg())
@@ -53,7 +53,7 @@ def hparams_of_loaded(dataset, folder, *class_names):
     return hparams
 
 
-def test_class_names_are_those_of_the_data_set_with_these_hparams_or_copies(tmp_path):
+def test_class_names_are_those_of_the_dataset_with_these_hparams_or_copies(tmp_path):
     hparams_of_first = hparams_of_loaded(FirstPets, tmp_path / "first", *NAMES)
     hparams_of_other = hparams_of_loaded(OtherThings, tmp_path / "other", "bus", "car")
     for hparams in (dict(hparams_of_first), json.loads(json.dumps(hparams_of_first))):
@@ -69,7 +69,7 @@ def test_class_names_are_those_of_the_data_set_with_these_hparams_or_copies(tmp_
     assert {name: hparams_of_first[name] for name in before} == before
 
 
-def test_the_name_of_a_known_data_set_suffices():
+def test_the_name_of_a_known_dataset_suffices():
     algorithm = built({"class_names": "dataset:Debug28", "clip_backbone": "tiny"})
     assert class_names_of(algorithm) == ["zero", "one"]
 

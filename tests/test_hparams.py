@@ -81,7 +81,7 @@ def test_defaults_and_draws_on_our_harness_equal_those_on_upstream():
             assert hparams_registry.random_hparams("CARFT", dataset, seed) == draw["hparams"]
 
 
-# The included CLIP on other data sets than its own
+# The included CLIP on other datasets than its own
 
 TINY = {"clip_backbone": "tiny"}
 
@@ -184,7 +184,7 @@ def test_facts_may_be_demanded_of_our_algorithms_only():
 
 
 def test_a_warm_up_has_to_fit_into_the_steps_of_the_job():
-    warm_up = {"warmup_steps": 110}  # the data set's own steps are 101
+    warm_up = {"warmup_steps": 110}  # the dataset's own steps are 101
     assert problems("CARFT", warm_up, steps=120) == []
     (problem,) = problems("CARFT", warm_up)
     assert "expected less than total_steps = 101" in problem

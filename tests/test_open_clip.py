@@ -239,7 +239,7 @@ def test_timm_embeddings_get_no_weight_decay(folders):
 
 
 @pytest.mark.parametrize(("clip", "size"), [("ViT-L/14@336px", 336), ("ViT-B-16-SigLIP-384", 384)])
-def test_data_sets_deliver_images_of_the_models_size(clip, size, tmp_path):
+def test_datasets_deliver_images_of_the_models_size(clip, size, tmp_path):
     from domainbed import datasets
 
     place = runs_jobs.write_images(tmp_path / "my pets", 1)
@@ -293,7 +293,7 @@ def test_loading_a_run_looks_nothing_up_on_the_hub(folders, tmp_path):
         saved.original_clip(run)
     assert saved.original_clip(run, folders["gelu"]).digest == run.hparams["clip_digest"]
 
-    del algorithm.facts["preprocessing"]  # the data set would ask the CLIP
+    del algorithm.facts["preprocessing"]  # the dataset would ask the CLIP
     with pytest.raises(CarftError, match="its model_hparams is"):
         reopened(algorithm, tmp_path)
 

@@ -106,7 +106,7 @@ print(json.dumps([
         ("domainbed", ["host's", "host's"], "host"),
     ],
 )
-def test_facts_of_a_data_set_are_handed_on_by_its_name(
+def test_facts_of_a_dataset_are_handed_on_by_its_name(
     site, tmp_path, protocol, transforms, recorded
 ):
     """And the protocol of our hparams is followed; the host writes class names, as DPLCLIP does."""
@@ -146,7 +146,7 @@ print(json.dumps([
 
 
 @pytest.mark.parametrize(
-    "module", ["method/algorithms", "jobs/facts", "plugin/data_sets", "method/dataset_facts"]
+    "module", ["method/algorithms", "jobs/facts", "plugin/datasets", "method/dataset_facts"]
 )
 def test_a_failing_plugin_warns_once_and_the_host_works(site, checkout, module):
     (site.package / f"{module}.py").write_text("raise RuntimeError('planted')\n")
@@ -180,7 +180,7 @@ def test_a_failing_host_import_is_shown_unchanged(site, tmp_path):
 
 
 def test_what_the_host_has_by_a_name_of_ours_stays(site, tmp_path):
-    """Its own CARFT, or torchvision's CIFAR100. Data sets are warned of by jobs on them."""
+    """Its own CARFT, or torchvision's CIFAR100. Datasets are warned of by jobs on them."""
     own = "\nclass CARFT(Algorithm):\n    is_of_host = True\n"
     imported = "from json import JSONDecoder as DTD\n"
     modules = {"algorithms": module_text("algorithms") + own}
@@ -213,7 +213,7 @@ print(json.dumps([
 def test_our_modules_may_be_imported_first(site, checkout):
     code = """
 import json
-import domainbed_carft.method.algorithms, domainbed_carft.plugin.data_sets
+import domainbed_carft.method.algorithms, domainbed_carft.plugin.datasets
 from domainbed import algorithms, datasets
 print(json.dumps([
     issubclass(algorithms.CARFT, domainbed_carft.method.algorithms.CARFT),

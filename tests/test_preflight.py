@@ -48,7 +48,7 @@ def quick_parts(monkeypatch):
 
 
 def published_accuracies(dataset):
-    """The published figures of zero-shot CLIP on a data set, lowest first."""
+    """The published figures of zero-shot CLIP on a dataset, lowest first."""
     path = REPO / "domainbed_carft" / "assets" / "published.csv"
     with path.open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if "zero-shot CLIP" in row["method"]]

@@ -1,4 +1,4 @@
-"""From what is in the archives to a data set's folder, with small trees; lists that are damaged."""
+"""From what is in the archives to a dataset's folder, with small trees; lists that are damaged."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ OPENAI = {
 
 
 @pytest.mark.parametrize("name", prompts.CLASS_LISTS)
-def test_openais_lists_of_each_data_set(name):
+def test_openais_lists_of_each_dataset(name):
     templates, classes, first, last = OPENAI[name]
     names = prompts.class_names({"class_names": name}, classes)
     assert (names[0], names[-1]) == (first, last) and len({*names}) == classes - 2 * (
@@ -94,11 +94,11 @@ def test_class_names_of_the_user_win(tmp_path):
     assert prompts.class_names({"class_names": str(path)}, 4) == names
 
 
-def test_then_class_names_of_the_data_set_that_the_hparams_name():
+def test_then_class_names_of_the_dataset_that_the_hparams_name():
     hparams = {"class_names": "dataset:PACS"}
     names = [f"class {i}" for i in range(7)]
     remember(hparams, {"a": names, "b": names})
-    remember({"class_names": "dataset:VLCS"}, {"a": ["one"]})  # the next data set
+    remember({"class_names": "dataset:VLCS"}, {"a": ["one"]})  # the next dataset
     assert prompts.class_names(dict(hparams), 7) == names
     assert hparams == {"class_names": "dataset:PACS"}  # nothing enters the records
 

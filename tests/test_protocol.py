@@ -10,7 +10,7 @@ from domainbed_carft.images.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_M
 from domainbed_carft.images.protocols import plan_for
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.method import algorithms, dataset_facts
-from domainbed_carft.plugin import data_sets
+from domainbed_carft.plugin import datasets
 
 
 def test_at_test_time_domainbed_squeezes_and_clip_crops():
@@ -61,7 +61,7 @@ def settings(weights, dataset, **overrides):
 
 def test_emoji_styles_follows_the_protocol(random_tiny, capsys):
     values = settings(random_tiny, "EmojiStyles", protocol="clip")
-    dataset = data_sets.EmojiStyles("", [0], values)
+    dataset = datasets.EmojiStyles("", [0], values)
     assert dataset[0].transform.transforms[-1].mean == CLIP_MEAN
     kinds = [type(step).__name__ for step in dataset[1].transform.transforms]
     assert "ColorJitter" not in kinds and "RandomHorizontalFlip" in kinds
@@ -76,7 +76,7 @@ def test_emoji_styles_follows_the_protocol(random_tiny, capsys):
     ("requested", "followed"),
     [("clip", "domainbed"), ("domainbed", "clip"), ("clip", None), ("clip", "host")],
 )
-def test_a_data_set_that_contradicts_the_protocol_is_refused(random_tiny, requested, followed):
+def test_a_dataset_that_contradicts_the_protocol_is_refused(random_tiny, requested, followed):
     values = settings(random_tiny, "Pets", protocol=requested)
     if followed:
         environments = [dataset_facts.EnvironmentFacts("art", ["a", "b", "c"])]

@@ -152,7 +152,7 @@ def test_a_cell_leads_to_its_jobs_with_settings_folders_and_commands(sweep, page
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_headline_weighs_data_sets_as_the_averages_and_has_students_interval(tmp_path):
+def test_the_headline_weighs_datasets_as_the_averages_and_has_students_interval(tmp_path):
     """CARFT is a point better in the 4 environments of PACS, and not in the 6 of DomainNet."""
     folder = tmp_path / "sweep"
     gains = {("CARFT", "PACS"): 0.01}
@@ -177,7 +177,7 @@ def test_the_headline_weighs_data_sets_as_the_averages_and_has_students_interval
     assert "Highest average accuracy: CARFT with 70.5%." in header
     low, high = scipy.stats.ttest_1samp([1] * 4 + [0] * 6, 0).confidence_interval()
     interval = f"it is +0.4 points, with a 95% interval of {low:+.1f} to {high:+.1f}"
-    assert f"If all 10 environments count alike instead of all data sets, {interval}" in header
+    assert f"If all 10 environments count alike instead of all datasets, {interval}" in header
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -223,7 +223,7 @@ def test_an_unusable_output_folder_is_refused_and_left_alone(sweep, tmp_path, ca
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_settings_and_data_sets_that_differ_have_sections_of_their_own(tmp_path):
+def test_settings_and_datasets_that_differ_have_sections_of_their_own(tmp_path):
     for weight, dataset in ((1, "PACS"), (3, "PACS"), (3, "data/own3")):
         hparams = json.dumps({"kl_weight": weight})
         folder = tmp_path / "sweep" / f"kl {weight} {dataset.replace('/', ' ')}"

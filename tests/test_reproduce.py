@@ -1,4 +1,4 @@
-"""docs/reproduce.md: its commands, in their order, on made-up copies of the five data sets."""
+"""docs/reproduce.md: its commands, in their order, on made-up copies of the five datasets."""
 
 import json
 import re

@@ -81,7 +81,7 @@ def test_a_users_own_folder_with_two_targets(pets, tmp_path):
         ({"test_envs": [0, 1]}, None, "environments 4 then, 3 now"),
         ({"test_envs": [0, 7]}, None, "test_envs has .7., but there are 3 environments"),
         ({"dataset": "/gone"}, None, "for your own data, the data folder itself"),
-        ({"dataset": "PACS"}, "/nowhere", "data set PACS .* /nowhere .*/nowhere does not exist"),
+        ({"dataset": "PACS"}, "/nowhere", "dataset PACS .* /nowhere .*/nowhere does not exist"),
         ({"dataset": "EmojiStyles"}, "/gone", "there is no folder /gone"),
         ({}, "/gone", "there is no folder /gone"),
     ],
@@ -124,7 +124,7 @@ def test_a_users_own_folder_is_found_where_it_is_now_and_refused_once_changed(pe
         data.splits(run, str(there))
 
 
-# After the contract: what DomainBed's `lib.misc` has, a data set that augments, and `train`'s end.
+# After the contract: what DomainBed's `lib.misc` has, a dataset that augments, and `train`'s end.
 FOREIGN_MISC = """
 import hashlib
 import numpy as np

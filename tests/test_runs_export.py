@@ -23,7 +23,7 @@ from domainbed_carft.files.weights import sha256
 from domainbed_carft.images.protocols import plan_for
 from domainbed_carft.images.transforms import PlanTransform
 from domainbed_carft.jobs.facts import hparams_and_facts
-from domainbed_carft.plugin import data_sets
+from domainbed_carft.plugin import datasets
 from domainbed_carft.runs import export, saved
 
 with warnings.catch_warnings():
@@ -50,10 +50,10 @@ def test_the_cards_code_gives_the_predictions_of_the_run(
     library, files, trained, monkeypatch, capsys
 ):
     run = saved.open_run(trained)
-    dataset = data_sets.EmojiStyles(None, [0], {"clip_backbone": "tiny"})
+    dataset = datasets.EmojiStyles(None, [0], {"clip_backbone": "tiny"})
     paths = [path for path, _ in dataset[0].samples[::9]]  # of the environment left out
     images = [default_loader(path) for path in paths]
-    transform = PlanTransform(plan_for("domainbed", data_sets.EMOJI_SIZE, augment=False))
+    transform = PlanTransform(plan_for("domainbed", datasets.EMOJI_SIZE, augment=False))
     with torch.no_grad():
         expected = run.algorithm.predict(torch.stack([transform(image) for image in images]))
 

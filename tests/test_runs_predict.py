@@ -83,7 +83,7 @@ def test_broken_images_are_named_and_skipped(pets, tmp_path, capfd, workers):
     (tmp_path / "4 gone.png").symlink_to("nowhere")
     noise(tmp_path / "5 good.png", seed=1)
     (tmp_path / "6 empty").mkdir()
-    assert ImageFile.LOAD_TRUNCATED_IMAGES  # the harness's, whose data sets read on
+    assert ImageFile.LOAD_TRUNCATED_IMAGES  # the harness's, whose datasets read on
 
     flags = ("--workers", workers, "--batch_size", "3")
     paths = (tmp_path, tmp_path / "6 empty")

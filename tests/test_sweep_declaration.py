@@ -112,15 +112,15 @@ compare_with: [CARFT]
         (
             WRONG_NAMES,
             [
-                "2: datasets[1]: no data set is called 'PAKS'; did you mean PACS?",
+                "2: datasets[1]: no dataset is called 'PAKS'; did you mean PACS?",
                 "3: algorithms[1]: no algorithm is called 'CARTF'; did you mean CaRot or CARFT?",
                 "3: algorithms[2]: algorithm MMD is not included; use one of",
                 "5: hparams.learning_rate: no hyperparameter of CARFT is called 'learning_rate'; d",
                 "6: hparams.weight_decay: got -1, expected a number >= 0",
-                "7: test_environments.VLCS: no data set of this sweep is called 'VLCS'",
+                "7: test_environments.VLCS: no dataset of this sweep is called 'VLCS'",
                 "7: test_environments.PACS[0]: no environment of PACS is called 'Z'. Valid: A (0)",
                 "7: test_environments.PACS[1]: no environment of PACS is called '9'",
-                "9: overrides[0].datasets[0]: no data set of this sweep is called 'VLCS'",
+                "9: overrides[0].datasets[0]: no dataset of this sweep is called 'VLCS'",
                 "11: overrides[1].hparams.warmup_steps: got 9000, expected less than total_st",
                 "11: overrides[1].hparams.contexts: contexts is 'no.txt', which is not a f",
                 "12: compare_with[0]: no row of published figures is called 'CARFT'; did you mean",
@@ -207,7 +207,7 @@ def test_the_comment_of_each_shipped_sweep_states_its_cost(path):
     assert f"{len(statuses):,} jobs, {images}" in comment
 
 
-def test_swads_jobs_have_its_checkpoints_and_others_their_data_sets():
+def test_swads_jobs_have_its_checkpoints_and_others_their_datasets():
     swad = declaration_file.load("peers-swad").jobs("D", Path("/n"))
     frequencies = {job.args["dataset"]: job.args["checkpoint_freq"] for job in swad}
     expected = {"VLCS": 50, "PACS": 100, "OfficeHome": 100, "TerraIncognita": 100, "DomainNet": 500}
@@ -243,7 +243,7 @@ def test_shipped_sweeps_have_the_published_recipes(sweep, dataset, algorithm, ex
     ("words", "message"),
     [
         (["demoo"], "no sweep is called 'demoo'; did you mean demo"),
-        (["domainbed"], "--data_dir is missing; expected the folder of the data sets' folders"),
+        (["domainbed"], "--data_dir is missing; expected the folder of the datasets' folders"),
         (["demo", "--launcher", "poool"], "no launcher is called 'poool'; did you mean pool"),
         (["lambda", "--data_dir", "no"], "--data_dir no does not exist; give"),
     ],

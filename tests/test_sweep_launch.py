@@ -177,7 +177,7 @@ def test_a_checkout_gets_no_flag_for_training_in_splits(out, monkeypatch):
 
 
 def launch_data(datasets, *flags, **keys):
-    """A launch of a sweep of these data sets, from the current folder."""
+    """A launch of a sweep of these datasets, from the current folder."""
     sweep, *_ = declared(".", datasets=datasets, **{"algorithms": ["CARFT"], **keys})
     return carft("launch", sweep, "--output_dir", "out", *flags)
 

@@ -136,7 +136,7 @@ def test_each_split_has_its_images_under_the_labels_of_the_full_list(name, plant
     assert tasks.report_on(complete, planted, splits).data_edition == f"verified: {task.split}"
 
 
-# What OpenAI calls a class otherwise than its data set does: data set's name, OpenAI's.
+# What OpenAI calls a class otherwise than its dataset does: dataset's name, OpenAI's.
 OPENAI_WORDS = {
     "Caltech101": {
         "Faces": "off-center face",

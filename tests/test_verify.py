@@ -149,7 +149,7 @@ def test_verify_prints_json_and_decodes_images(tmp_path):
     assert "1 image cannot be decoded (download again): 'photo/dog/page" in done.stdout
 
 
-def test_list_names_all_data_sets_and_embedded_ones():
+def test_list_names_all_datasets_and_embedded_ones():
     report = verify.verify("EmojiStyles")
     assert (report.verdict, report.images) == ("verified", 1716)
 

@@ -1,4 +1,4 @@
-"""``carft data``: list the known data sets, verify a copy of one, download one."""
+"""``carft data``: list the known datasets, verify a copy of one, download one."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _add_list(commands: Any) -> None:
 def _add_verify(commands: Any) -> None:
     parser = commands.add_parser(
         "verify",
-        help="check the layout and the image counts of a data set",
-        description="Check the layout and the image counts of a data set. Exit status: 1 if the "
+        help="check the layout and the image counts of a dataset",
+        description="Check the layout and the image counts of a dataset. Exit status: 1 if the "
         "data is broken, 2 if there is none, 0 otherwise. --json has the verdict.",
     )
     parser.add_argument(

@@ -33,7 +33,7 @@ def add_to(commands: Any) -> None:
     )
     add = parser.add_argument
     add("sweep", metavar="SWEEP", help="a sweep file, or the name of an included sweep")
-    add("--data_dir", help="folder that contains the data sets' folders")
+    add("--data_dir", help="folder that contains the datasets' folders")
     add(
         "--output_dir",
         type=Path,

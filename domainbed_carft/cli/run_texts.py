@@ -245,7 +245,7 @@ def _listed(probabilities: Mapping[str, float]) -> str:
 
 
 def sweep_text(evaluation: SweepEvaluation) -> str:
-    """A table for each data set and selection method, what its columns mean, and the problems."""
+    """A table for each dataset and selection method, what its columns mean, and the problems."""
     measured = quantity(evaluation.measured, "run")
     heading = (
         f"{evaluation.folder}: {measured} evaluated, {evaluation.current:,} were evaluated before"

@@ -141,7 +141,7 @@ def _add_soup(commands: Any) -> None:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="jobs' folders, or weights files in them; all must share data set, initial CLIP, "
+        help="jobs' folders, or weights files in them; all must share dataset, initial CLIP, "
         "prompts, test environments and trial seed",
     )
 
@@ -217,11 +217,11 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--suite",
         metavar="NAME",
         help="on the whole test sets of a suite, such as imagenet, below --data_dir, instead of "
-        "on the splits of the run's data set",
+        "on the splits of the run's dataset",
     )
     data.add_argument(
         "--data_dir",
-        help="folder above the data set's, or your own data folder itself (default: as recorded)",
+        help="folder above the dataset's, or your own data folder itself (default: as recorded)",
     )
 
 

@@ -46,7 +46,7 @@ def add_yes(parser: Any) -> None:
 def _add_launch_flags(parser: Any) -> None:
     add = parser.add_argument
     add("sweep", metavar="SWEEP", help="a sweep file, or the name of an included sweep")
-    add("--data_dir", help="folder that contains the data sets' folders")
+    add("--data_dir", help="folder that contains the datasets' folders")
     add("--output_dir", type=Path, required=True, help="folder for the jobs")
     add("--dry-run", action="store_true", help="print the cost, and run nothing")
     add_yes(parser)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from domainbed_carft.results.top import BestHparams
 
 _HEADER = (
-    "Data set",
+    "Dataset",
     "Algorithm",
     "Left out",
     "Trial",

@@ -27,7 +27,7 @@ _COPY_SIZE = 1 << 20  # bytes
 
 
 class BadFile(CarftError):
-    """A file of a data set, called ``name`` in its sources, is not what it should be."""
+    """A file of a dataset, called ``name`` in its sources, is not what it should be."""
 
     def __init__(self, path: Path | str, fault: str) -> None:
         super().__init__(f"{path} {fault}; download the file again")

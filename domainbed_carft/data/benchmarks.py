@@ -38,7 +38,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a file of the data set is published, and the name to save it under."""
+    """Where a file of the dataset is published, and the name to save it under."""
 
     url: str
     file: str
@@ -65,7 +65,7 @@ class Edition:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One data set."""
+    """One dataset."""
 
     name: str
     folder: str  # below the data folder, "" for what is in the package
@@ -124,25 +124,25 @@ def task_facts() -> dict[str, Any]:
 
 @functools.cache
 def class_folders(name: str) -> tuple[str, ...]:
-    """The data set's own names of its classes, in label order, as folders or lists have them."""
+    """The dataset's own names of its classes, in label order, as folders or lists have them."""
     table = (ASSETS / "classes" / f"{name}.csv").read_text(encoding="utf-8")
     _, *rows = csv.reader(table.splitlines())
     return tuple(row[0] for row in rows)
 
 
 def is_found_by_name(name: str) -> bool:
-    """Whether `carft data verify` finds the data set by this name, below --data_dir."""
+    """Whether `carft data verify` finds the dataset by this name, below --data_dir."""
     named = [*suite_sets()["sets"], *task_facts()["tasks"]]
     return name in BENCHMARKS or any(name == facts["name"] for facts in named)
 
 
 def missing_data_dir(data_dir: str | Path) -> list[str]:
-    """A sentence if ``data_dir``, the folder of the data sets' folders, is not a folder."""
+    """A sentence if ``data_dir``, the folder of the datasets' folders, is not a folder."""
     if os.path.isdir(data_dir):
         return []
 
     fault = "is not a folder" if os.path.exists(data_dir) else "does not exist"
-    return [f"--data_dir {data_dir} {fault}; give the folder that contains the data sets' folders"]
+    return [f"--data_dir {data_dir} {fault}; give the folder that contains the datasets' folders"]
 
 
 def _benchmark(facts: dict[str, Any]) -> Benchmark:
@@ -175,7 +175,7 @@ BENCHMARKS = {
 
 
 def shortest_path(name: str) -> str:
-    """The shortest form of a path that is not mistaken for a data set's name.
+    """The shortest form of a path that is not mistaken for a dataset's name.
 
     ``pets/`` becomes ``./pets``; ``pets`` is a name and stays.
     """
@@ -187,9 +187,9 @@ def shortest_path(name: str) -> str:
 
 
 def dataset_titles(datasets: Iterable[str]) -> dict[str, str]:
-    """What tables, reports and cards call each data set.
+    """What tables, reports and cards call each dataset.
 
-    A user's own data set, a path, is called by its folder's name; by its path where that name is a
+    A user's own dataset, a path, is called by its folder's name; by its path where that name is a
     benchmark's, or that of another of ``datasets``.
     """
     names = list(dict.fromkeys(datasets))
@@ -202,5 +202,5 @@ def dataset_titles(datasets: Iterable[str]) -> dict[str, str]:
 
 
 def dataset_title(dataset: str) -> str:
-    """What tables, reports and cards call a data set beside which there is no other."""
+    """What tables, reports and cards call a dataset beside which there is no other."""
     return dataset_titles([dataset])[dataset]

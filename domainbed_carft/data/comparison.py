@@ -1,4 +1,4 @@
-"""The counts of a data set, against what is known of a benchmark, or against each other.
+"""The counts of a dataset, against what is known of a benchmark, or against each other.
 
 DomainBed goes by position, of sub-folders and class folders: what shifts a position is a problem,
 another name at the same position only a difference.
@@ -38,7 +38,7 @@ class Findings:
 def compare(name: str, counts: Counts) -> Findings:
     """Compare environments, classes and counts with the benchmark ``name``, or with each other.
 
-    The latter for a data set that is not a benchmark.
+    The latter for a dataset that is not a benchmark.
     """
     findings = Findings()
     benchmark = benchmarks.BENCHMARKS.get(name)
@@ -78,7 +78,7 @@ def _are_environments_of(benchmark: Benchmark, names: Sequence[str]) -> bool:
 
 
 def _compare_unknown(counts: Counts, findings: Findings) -> None:
-    """Findings about a data set that is not a benchmark."""
+    """Findings about a dataset that is not a benchmark."""
     environments = {name: classes for name, classes in counts.items() if not STRAY.match(name)}
     findings.problems += [
         f"DomainBed would read the folder {name!r} as environment {position}; move the folder out "
@@ -103,7 +103,7 @@ def _compare_unknown(counts: Counts, findings: Findings) -> None:
 def _is_objectnet(counts: Counts) -> bool:
     """Whether more than half of ObjectNet's classes are here, as environments or as classes.
 
-    Only those that count on ImageNet are compared: other data sets share no more than a third.
+    Only those that count on ImageNet are compared: other datasets share no more than a third.
     """
     objectnet = benchmarks.suite_lists()["objectnet"].keys()
     folder_lists = [counts, *counts.values()]

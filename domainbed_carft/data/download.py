@@ -1,6 +1,6 @@
 """``carft data download``: from DomainBed's own sources to a folder that is known to be right.
 
-Archives stay in a work folder beside the data set until it is complete: an archive that is there,
+Archives stay in a work folder beside the dataset until it is complete: an archive that is there,
 fetched or put there by hand, is not fetched again. After upstream's file
 domainbed/scripts/download.py at b93c22a.
 """
@@ -100,10 +100,10 @@ def install(
 
 @dataclasses.dataclass(frozen=True)
 class _WorkFolder:
-    """The folder beside a data set in which it is made."""
+    """The folder beside a dataset in which it is made."""
 
     root: Path
-    data_set: str  # the name of the data set's own folder
+    dataset: str  # the name of the dataset's own folder
 
     @property
     def archives(self) -> Path:
@@ -117,8 +117,8 @@ class _WorkFolder:
 
     @property
     def ready(self) -> Path:
-        """The data set, before it is moved to its place."""
-        return self.root / "ready" / self.data_set
+        """The dataset, before it is moved to its place."""
+        return self.root / "ready" / self.dataset
 
     def clear(self) -> None:
         """Make the folders, and delete what an earlier attempt has left, except archives."""
@@ -208,7 +208,7 @@ def _bytes_moved() -> int:
 
 
 def _prepare(sources: Sequence[benchmarks.Source], work: _WorkFolder, prepare: Prepare) -> None:
-    """Unpack the archives and make the data set. Raises CarftError for one that is damaged."""
+    """Unpack the archives and make the dataset. Raises CarftError for one that is damaged."""
     with _renaming_damaged(sources, work):
         for source in sources:
             path = work.archives / source.file

@@ -31,7 +31,7 @@ TRAINED_SHARE = 2 / 3  # of the things of each class; chosen after looking at te
 
 
 def environment_folder(name: str) -> Path:
-    """The folder environment/class/image.png of the embedded data set ``name``."""
+    """The folder environment/class/image.png of the embedded dataset ``name``."""
     if name == UNSEEN:
         return style_folders(emoji_styles.NEVER_SEEN)
     return shift_folders() / "train" if name == SHIFT else style_folders()

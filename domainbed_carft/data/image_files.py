@@ -71,7 +71,7 @@ def read_image(reader: Callable[[Any], Any], path: str) -> Any:
 
 
 class ImageDataset:
-    """A map-style data set of (image, label): in RGB, or what ``transform`` makes of that.
+    """A map-style dataset of (image, label): in RGB, or what ``transform`` makes of that.
 
     ``samples``: an image's file, or its pixels (H, W, 3) in bytes, and its label; ``classes``: the
     labels' names; ``root``: the split's name, as a folder's would be; ``unknown_classes``: the

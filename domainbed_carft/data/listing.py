@@ -104,7 +104,7 @@ def loose_images(root: Path) -> int:
 def _list_images(listing: Listing, pairs: Sequence[tuple[str, str]]) -> Listing:
     """Add the images of pairs (environment, class) to a listing; returns it.
 
-    Over a network a large data set takes minutes.
+    Over a network a large dataset takes minutes.
     """
     description = f"listing {listing.root.name}"
     for environment, name in progress(pairs, description=description, unit="class", delay=1):

@@ -1,4 +1,4 @@
-"""Eleven data sets of CLIP's paper, in torchvision's own folders: a split to train, one to test.
+"""Eleven datasets of CLIP's paper, in torchvision's own folders: a split to train, one to test.
 
 An image's label comes from the name of its class: torchvision counts the class folders or the
 entries of a list, so that one more or one fewer shifts all later labels.
@@ -35,7 +35,7 @@ BACKGROUND = "BACKGROUND_Google"  # a folder of Caltech101 that is no class
 
 @dataclass(frozen=True)
 class Task:
-    """One data set, called as torchvision's class; facts are in ``assets/suites/tasks.json``."""
+    """One dataset, called as torchvision's class; facts are in ``assets/suites/tasks.json``."""
 
     name: str
     words: str  # the shipped lists of class names, in torchvision's label order, and of templates
@@ -43,7 +43,7 @@ class Task:
     classes: int
     images: Sequence[int]  # the published numbers of training and test images
     zero_shot: Mapping[str, float]  # of CLIPs by name, in percent
-    class_folders: str = ""  # below ``folder``, where the data set is nothing but class folders
+    class_folders: str = ""  # below ``folder``, where the dataset is nothing but class folders
     labels: str = "names"  # or "files" or "numbers": what names an image's class elsewhere
     contexts: str = ""  # another list of templates, where the only one would make the KL zero
     per_class: bool = False  # whether CLIP's paper reports the mean accuracy of the classes
@@ -53,7 +53,7 @@ class Task:
 
     @property
     def class_names(self) -> Sequence[str]:
-        """The data set's own names of its classes, in the order of the labels."""
+        """The dataset's own names of its classes, in the order of the labels."""
         return benchmarks.class_folders(self.name)
 
     @property
@@ -84,7 +84,7 @@ def read_split(task: Task, data_dir: str | Path, train: bool) -> ImageDataset:
     try:
         named_sources = _read_named_sources(task, Path(data_dir), train)
     except Exception as error:  # what torchvision makes of another layout: any type
-        # For SUN397 and FGVCAircraft: a class that the data set's own list lacks.
+        # For SUN397 and FGVCAircraft: a class that the dataset's own list lacks.
         is_unlisted = isinstance(error, KeyError)
         reason = f"its lists have no entry {error}" if is_unlisted else brief(error)
         raise CarftError(
@@ -219,7 +219,7 @@ def download(name: str, data_dir: Path) -> verifying.DataReport:
 
 
 def _torchvision_dataset(task: Task, data_dir: Path, part: Part, download: bool = False) -> Any:
-    """Torchvision's data set of one part of a task's split."""
+    """Torchvision's dataset of one part of a task's split."""
     from torchvision import datasets
 
     options = {"download": True} if download else {}
@@ -233,13 +233,13 @@ def _samples_in_folders(root: Path) -> list[tuple[Path, str]]:
 
 
 def _named_samples(task: Task, dataset: Any) -> list[tuple[Any, str]]:
-    """Files or pixels with the names of their classes, from torchvision's data set."""
+    """Files or pixels with the names of their classes, from torchvision's dataset."""
     samples = _samples(dataset)
     if task.labels == "files":
         # torchvision's list of names has no gap where a class is missing, but its labels have.
         return [(file, Path(file).stem.rpartition("_")[0]) for file, _ in samples]
 
-    # Some data sets have numbers only.
+    # Some datasets have numbers only.
     names = task.class_names if task.labels == "numbers" else dataset.classes
     numbers = range(len(names))
     return [
@@ -249,7 +249,7 @@ def _named_samples(task: Task, dataset: Any) -> list[tuple[Any, str]]:
 
 
 def _samples(dataset: Any) -> Iterable[tuple[Any, int]]:
-    """Files or pixels with labels, from the attributes of torchvision's data set."""
+    """Files or pixels with labels, from the attributes of torchvision's dataset."""
     if hasattr(dataset, "data"):  # CIFAR
         return zip(dataset.data, dataset.targets)
 

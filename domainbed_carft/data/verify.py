@@ -28,7 +28,7 @@ class DataReport:
     root: Path
     counts: Counts  # environment -> class -> images, in label order
     problems: Sequence[str]  # with these, jobs fail or give wrong results
-    differences: Sequence[str]  # from what is known of the data set
+    differences: Sequence[str]  # from what is known of the dataset
     notes: Sequence[str]
     edition: str | None  # the known edition with these counts
     decoded: bool = False
@@ -106,7 +106,7 @@ class DataReport:
 
 
 def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False) -> DataReport:
-    """Verify a benchmark below ``data_dir`` by its name, or any data set by its folder's path.
+    """Verify a benchmark below ``data_dir`` by its name, or any dataset by its folder's path.
 
     ``decode`` decodes every image. Raises CarftError for an unknown benchmark or a missing
     folder.
@@ -134,7 +134,7 @@ def verify(name_or_path: str, data_dir: Path | None = None, decode: bool = False
 
 
 def verify_folder(name: str, root: Path, decode: bool = False) -> DataReport:
-    """Verify the folder ``root`` as that of the data set ``name``; decode its images if asked.
+    """Verify the folder ``root`` as that of the dataset ``name``; decode its images if asked.
 
     Raises CarftError where it is not a folder, or cannot be read.
     """
@@ -142,7 +142,7 @@ def verify_folder(name: str, root: Path, decode: bool = False) -> DataReport:
 
 
 def verify_listing(name: str, listing: Listing, decode: bool = False) -> DataReport:
-    """Verify a listed folder as that of the data set ``name``; decode its images if asked."""
+    """Verify a listed folder as that of the dataset ``name``; decode its images if asked."""
     findings = comparison.compare(name, listing.counts)
     report = DataReport(
         name=name,

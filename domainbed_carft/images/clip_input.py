@@ -1,4 +1,4 @@
-"""From the images of a data set to those that an image encoder takes, by the batch."""
+"""From the images of a dataset to those that an image encoder takes, by the batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from domainbed_carft.images.preprocessing import (
 
 
 class CLIPInput(nn.Module):
-    """From the data set's images to the model's: undo one normalisation, resize, apply the other.
+    """From the dataset's images to the model's: undo one normalisation, resize, apply the other.
 
     (N, 3, H, W) of any size, normalised by ``mean`` and ``std``, -> (N, 3, R, R), of R pixels a
     side, as ``preprocessing`` says. That may be R alone, for OpenAI's. The state dict has both

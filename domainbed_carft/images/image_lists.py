@@ -38,7 +38,7 @@ class ImagePaths(Sequence[tuple[str, int]]):
 
 
 class ImageList(ImageDataset):
-    """An environment's images, up to millions, below ``root``; a map-style data set."""
+    """An environment's images, up to millions, below ``root``; a map-style dataset."""
 
     def __init__(self, root: str, classes: Sequence[str], samples: ImagePaths) -> None:
         super().__init__(samples, classes)

@@ -13,12 +13,12 @@ from typing import Any
 
 Range = tuple[float, float]
 
-# Values of `ImagePlan.mode`: by `stages`, or by the data set's own transform, which uses Pillow.
+# Values of `ImagePlan.mode`: by `stages`, or by the dataset's own transform, which uses Pillow.
 FAST = "fast"
 PILLOW = "pillow"
 MODES = (FAST, PILLOW)
 
-# What applies the colour jitter; Pillow where the data set's own transform does.
+# What applies the colour jitter; Pillow where the dataset's own transform does.
 JITTERS = ("torch", "numba", "pillow")
 RESIZES = ("squash", "shortest")  # both sides; the shorter side, then the central square
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -52,7 +52,7 @@ class ImagePlan:
     augmentation: Augmentation | None = None  # of test images None
     mode: str = PILLOW  # one of MODES
     jitter: str = "pillow"  # one of JITTERS
-    is_for_model: bool = False  # whether mean and std are the model's, not the data set's
+    is_for_model: bool = False  # whether mean and std are the model's, not the dataset's
 
     @property
     def draws(self) -> bool:

@@ -27,7 +27,7 @@ class Preprocessing(NamedTuple):
 
     @property
     def hparam_value(self) -> str:
-        """What a data set has to know of it: the value of the hparam ``preprocessing``."""
+        """What a dataset has to know of it: the value of the hparam ``preprocessing``."""
         return f"{self.resolution} {self.interpolation} {self.resize}"
 
     @classmethod

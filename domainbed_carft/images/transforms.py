@@ -121,7 +121,7 @@ def plan_of(transform: Any) -> ImagePlan | None:
 
 
 def unaugmented(dataset: Any) -> Any:
-    """A data set of images, or a part of one, with the test transform in place of its own.
+    """A dataset of images, or a part of one, with the test transform in place of its own.
 
     The given one stays as it is. Where a transform has no plan, it is kept.
     """

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # SHA-256 of the CLIP's file, the hub's revision of it, the prompt digest, the verdict on the data,
-# how data sets deliver images, the protocol that they follow, "bf16" or "off", and SHA-256 and
+# how datasets deliver images, the protocol that they follow, "bf16" or "off", and SHA-256 and
 # name of the file of a user's own method.
 NAMES = (
     "clip_digest",

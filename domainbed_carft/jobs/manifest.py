@@ -22,7 +22,7 @@ from domainbed_carft.jobs.job import FOLDER_NAME, Job, Role, data_independent_ke
 
 @dataclass(frozen=True)
 class ChosenValues:
-    """What the first stage of a search chose for one variant, data set and algorithm.
+    """What the first stage of a search chose for one variant, dataset and algorithm.
 
     ``test_envs``: the environments left out by the jobs that the choice is for, None where it is
     for all jobs.
@@ -121,7 +121,7 @@ REHEARSAL_FILE = "preflight.json"
 
 @dataclass(frozen=True)
 class Dataset:
-    """Facts of a data set, and its defaults, kept so that reading them again needs no domainbed.
+    """Facts of a dataset, and its defaults, kept so that reading them again needs no domainbed.
 
     ``labels`` of the environments, ``images`` of each; ``held_out``: only out-splits count.
     """

@@ -197,7 +197,7 @@ class RecordedRun:
 
     @property
     def dataset(self) -> str:
-        """The name of the data set."""
+        """The name of the dataset."""
         return self.job.key.dataset
 
     @property

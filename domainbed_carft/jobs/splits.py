@@ -16,11 +16,11 @@ class HostFunctions(Protocol):
         """A seed made from some values, in [0, 2^31)."""
 
     def split_dataset(self, dataset: Any, n: int, seed: int = 0) -> tuple[Any, Any]:
-        """``n`` items of a data set, drawn with ``seed``, and the others."""
+        """``n`` items of a dataset, drawn with ``seed``, and the others."""
 
 
 class EnvironmentSplits(NamedTuple):
-    """One environment's splits, each a map-style data set."""
+    """One environment's splits, each a map-style dataset."""
 
     in_split: Any  # trained on, unless the environment is a target
     out_split: Any  # for model selection
@@ -32,7 +32,7 @@ class NamedSplit(NamedTuple):
 
     name: str
     environment: int  # its index
-    items: Any  # a map-style data set
+    items: Any  # a map-style dataset
 
     @property
     def kind(self) -> str:
@@ -48,7 +48,7 @@ def split_environments(
     uda_holdout_fraction: float,
     host_functions: HostFunctions,
 ) -> list[EnvironmentSplits]:
-    """Divide each environment, a map-style data set, by the trial seed and its index.
+    """Divide each environment, a map-style dataset, by the trial seed and its index.
 
     ``holdout_fraction`` of its items form the out-split. ``uda_holdout_fraction`` of the in-split
     of each of the ``targets`` forms the uda-split.

@@ -87,8 +87,8 @@ class CLIPAlgorithm(Algorithm):
 
     It is built from four arguments, in any host or without one. ``input_shape``: (3, H, W) of the
     images. ``hparams``: any mapping, which is not changed; names that it lacks get their
-    defaults. Its ``class_names`` names the data set, "dataset:PACS", or is the list of names. The
-    facts of a data set that this process has built, above all how it normalises images, are found
+    defaults. Its ``class_names`` names the dataset, "dataset:PACS", or is the list of names. The
+    facts of a dataset that this process has built, above all how it normalises images, are found
     by them; without them images are taken as normalised as DomainBed does. Raises CarftError for
     hparams and data that do not fit, and where nothing gives ``num_classes`` names.
 
@@ -417,7 +417,7 @@ class CLIPAlgorithm(Algorithm):
         """The image (3, R, R) that `update` and `predict` take, of a Pillow image.
 
         It is resized and cropped to R pixels a side as the CLIP's own images are, and normalised
-        as the data set of the algorithm normalises: without one as DomainBed does, by ImageNet's
+        as the dataset of the algorithm normalises: without one as DomainBed does, by ImageNet's
         mean and standard deviation. The algorithm itself goes from there to CLIP's normalisation,
         so do not normalise once more. Nothing is random; augment before or after.
         """
@@ -434,7 +434,7 @@ class CLIPAlgorithm(Algorithm):
         return tensor
 
     def predict(self, x: Tensor) -> Tensor:
-        """Class logits (N, K) of images (N, 3, H, W) that are normalised as the data set does."""
+        """Class logits (N, K) of images (N, 3, H, W) that are normalised as the dataset does."""
         weights = self.predicting_weights()
         logits: Tensor = functional_call(self, weights, (x,)) if weights else self.forward(x)
         return logits

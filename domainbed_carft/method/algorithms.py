@@ -67,7 +67,7 @@ def hparam_values(
 ) -> dict[str, Any]:
     """Name -> default, or with a ``random_seed`` its draw, of all that records of this have.
 
-    ``clip_backbone``: the CLIP that takes the place of the data set's default, if any. ``steps``:
+    ``clip_backbone``: the CLIP that takes the place of the dataset's default, if any. ``steps``:
     how many the job trains, if that is known.
     """
     conditions = Conditions(dataset, clip_backbone, steps)

@@ -33,7 +33,7 @@ def build(
 
     ``preprocess`` turns a Pillow image into an x (3, R, R) of the size that the CLIP takes. It is
     normalised as DomainBed does, by ImageNet's mean and standard deviation. The algorithm itself
-    goes from there to CLIP's normalisation, so do not normalise once more. If a data set with this
+    goes from there to CLIP's normalisation, so do not normalise once more. If a dataset with this
     very list of class names was built in this process, its normalisation counts instead.
 
     ``class_names``: one name per class, in label order. ``hparams``: those that differ from the

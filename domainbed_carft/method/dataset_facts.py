@@ -1,7 +1,7 @@
-"""Facts that the algorithm needs of its data set: class names, normalisation, protocol, verdict.
+"""Facts that the algorithm needs of its dataset: class names, normalisation, protocol, verdict.
 
-They are found by the hparam ``class_names``, which the data set and the algorithm both get: never
-for whichever data set was built last. Copies of the hparams find them, too.
+They are found by the hparam ``class_names``, which the dataset and the algorithm both get: never
+for whichever dataset was built last. Copies of the hparams find them, too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class EnvironmentFacts(NamedTuple):
 
 
 class DatasetFacts(NamedTuple):
-    """All environments of a data set, and the verdict on it, None where nothing was counted.
+    """All environments of a dataset, and the verdict on it, None where nothing was counted.
 
     ``protocol``: the preset by which its images are transformed; ``test_envs``: the numbers of
     the environments left out, None if the host does not tell.
@@ -43,7 +43,7 @@ class DatasetFacts(NamedTuple):
         return self.report.data_edition if self.report else ""
 
 
-# The facts of each data set that this process has built, by what `_key` makes of its class names.
+# The facts of each dataset that this process has built, by what `_key` makes of its class names.
 _facts_by_class_names: dict[str, DatasetFacts] = {}
 
 
@@ -57,8 +57,8 @@ def remember(
 ) -> DatasetFacts:
     """Keep and return the facts of ``dataset``; ``hparams``: what it was built with, if any.
 
-    They count for algorithms whose hparam ``class_names`` is "dataset:" and the data set's name. If
-    the data set was built with other class names (a list, a file), they count for those.
+    They count for algorithms whose hparam ``class_names`` is "dataset:" and the dataset's name. If
+    the dataset was built with other class names (a list, a file), they count for those.
     """
     facts = DatasetFacts(environments, report, protocol, test_envs)
     _facts_by_class_names[f"{DATASET_PREFIX}{dataset}"] = facts
@@ -69,7 +69,7 @@ def remember(
 
 
 def recall(hparams: Any) -> DatasetFacts:
-    """The facts of the data set that the hparam ``class_names`` names; empty if there are none."""
+    """The facts of the dataset that the hparam ``class_names`` names; empty if there are none."""
     class_names = _class_names(hparams)
     if class_names is None:
         return DatasetFacts()
@@ -77,12 +77,12 @@ def recall(hparams: Any) -> DatasetFacts:
 
 
 def forget() -> None:
-    """Forget the facts of all data sets, for a process that goes on to another job."""
+    """Forget the facts of all datasets, for a process that goes on to another job."""
     _facts_by_class_names.clear()
 
 
 def set_normalisation(hparams: Any, normalisation: Normalisation) -> bool:
-    """Change the normalisation of the data set whose facts `recall` returns.
+    """Change the normalisation of the dataset whose facts `recall` returns.
 
     Returns False, and changes nothing, if it has shown no environments.
     """

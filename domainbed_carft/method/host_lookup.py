@@ -1,4 +1,4 @@
-"""Which domainbed is in use: our harness or a foreign one, and its data sets by name."""
+"""Which domainbed is in use: our harness or a foreign one, and its datasets by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def in_our_harness() -> bool:
 
 
 def find_dataset_class(name: str) -> Any:
-    """The class that the domainbed in use has for a data set's name; our harness, also for a path.
+    """The class that the domainbed in use has for a dataset's name; our harness, also for a path.
 
     Raises whatever the host raises for an unknown name: NotImplementedError, KeyError, CarftError.
     """

@@ -26,7 +26,7 @@ def job_problems(
     if named_dataset(hparams.get("class_names")) is None and not hparams.get("class_names"):
         return [
             "no class names are given, and CLIP needs them; give the hparam class_names: a list "
-            "with one name per class in label order, or 'dataset:PACS' for a data set that this "
+            "with one name per class in label order, or 'dataset:PACS' for a dataset that this "
             "package knows"
         ]
     return [*map(str, _value_problems(algorithm, hparams)), *_shape_problems(input_shape)]
@@ -39,7 +39,7 @@ def _shape_problems(input_shape: Sequence[int]) -> list[str]:
 
     shape = tuple(input_shape)
     expected = "(3, height, width): CLIP reads RGB"
-    return [f"the data set has images of shape {shape}, expected {expected}"]
+    return [f"the dataset has images of shape {shape}, expected {expected}"]
 
 
 def hparam_problems(
@@ -74,7 +74,7 @@ def _value_problems(algorithm: Any, hparams: Mapping[str, Any]) -> list[str | Hp
     problems: list[str | HparamProblem] = [*invalid.values()]
     if "clip_backbone" not in invalid:
         problems += problems_of(_require_backbone, hparams["clip_backbone"])
-    # The contexts that are made from the data set's domains come with it.
+    # The contexts that are made from the dataset's domains come with it.
     if "contexts" not in invalid and hparams["contexts"] not in prompts.DOMAIN_LISTS:
         fewest = _fewest_contexts(algorithm, hparams) if "kl_weight" not in invalid else 1
         spec = hparams["contexts"]

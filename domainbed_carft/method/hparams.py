@@ -21,7 +21,7 @@ from domainbed_carft.jobs.job import seed_hash
 EMBEDDED = ("EmojiStyles", "EmojiUnseen", "EmojiShift")
 SMALL_DATASETS = (*EMBEDDED, "Debug28", "Debug224")  # served by the embedded "tiny" CLIP
 DEFAULT_STEPS = 5001  # DomainBed's
-STEPS = dict.fromkeys(EMBEDDED, 101) | {"ImageNet": 25_030}  # of the other data sets
+STEPS = dict.fromkeys(EMBEDDED, 101) | {"ImageNet": 25_030}  # of the other datasets
 KL_DIRECTIONS = ("original||fine-tuned", "fine-tuned||original")
 UNCHECKED = "unchecked"  # the fact data_edition that trains on any data
 
@@ -34,8 +34,8 @@ _AS_HERE = object()
 class Conditions(NamedTuple):
     """What defaults and draws depend on.
 
-    ``clip_backbone``: the CLIP that takes the place of the data set's default, "" for that one.
-    ``steps``: how many a job trains, None if only the data set's default is known.
+    ``clip_backbone``: the CLIP that takes the place of the dataset's default, "" for that one.
+    ``steps``: how many a job trains, None if only the dataset's default is known.
     """
 
     dataset: str
@@ -117,7 +117,7 @@ def is_positive(value: Any) -> bool:
 
 
 def is_preprocessing(value: Any) -> bool:
-    """Whether it says how data sets deliver images, such as "224 bicubic shortest"."""
+    """Whether it says how datasets deliver images, such as "224 bicubic shortest"."""
     return type(value) is str and bool(re.fullmatch(_PREPROCESSING, value))
 
 

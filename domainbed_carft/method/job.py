@@ -37,7 +37,7 @@ _DEMANDED = {
 class JobFacts:
     """What a job finds before it builds anything.
 
-    ``amp``: "bf16" or "off". ``preprocessing``: how data sets are to deliver images, such as "224
+    ``amp``: "bf16" or "off". ``preprocessing``: how datasets are to deliver images, such as "224
     bicubic shortest".
     """
 
@@ -190,8 +190,8 @@ def _require_fitting_data(hparams: Mapping[str, Any], facts: DatasetFacts) -> No
     is_hosts_default = requested == "domainbed" and facts.protocol == "host"  # own transforms
     if requested != facts.protocol and not is_hosts_default:
         raise CarftError(
-            f"protocol is {requested!r}, but this data set keeps its own transforms "
-            f"({facts.protocol}). Only this package's data sets and MultipleEnvironmentImageFolder "
+            f"protocol is {requested!r}, but this dataset keeps its own transforms "
+            f"({facts.protocol}). Only this package's datasets and MultipleEnvironmentImageFolder "
             "with test_envs and hparams can follow another protocol. Leave protocol at 'domainbed'"
         )
 

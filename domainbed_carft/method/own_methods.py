@@ -21,7 +21,7 @@ from domainbed_carft.jobs.own_methods import MethodFile
 from domainbed_carft.method.algorithm import CLIPAlgorithm
 from domainbed_carft.method.hparams import Conditions, Hparam
 
-# Data sets with each kind of default.
+# Datasets with each kind of default.
 _USUAL_DATASETS = ("EmojiStyles", "PACS")
 
 

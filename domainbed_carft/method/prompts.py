@@ -21,7 +21,7 @@ from domainbed_carft.method import dataset_facts
 from domainbed_carft.method.dataset_facts import DATASET_PREFIX, DatasetFacts, named_dataset
 from domainbed_carft.text import quantity, shortened
 
-# OpenAI's lists for the data sets of CLIP's paper: class names, and templates for them.
+# OpenAI's lists for the datasets of CLIP's paper: class names, and templates for them.
 CLASS_LISTS = (
     "imagenet",
     "aircraft",
@@ -38,7 +38,7 @@ CLASS_LISTS = (
 )
 CONTEXT_LISTS = ("imagenet", "imagenet7", "emoji", *CLASS_LISTS[1:])
 
-# Contexts of the names of a data set's own domains, all of them or those trained on. The template
+# Contexts of the names of a dataset's own domains, all of them or those trained on. The template
 # is ours, after the "a [CONTEXT] of [CLASS]" of CAR-FT's abstract.
 WITHOUT_TARGET = "domains-without-target"
 DOMAIN_LISTS = ("domains", WITHOUT_TARGET)
@@ -79,7 +79,7 @@ class Prompts:
 def prompts_of(
     hparams: Mapping[str, Any], num_classes: int, facts: DatasetFacts, has_kl: bool
 ) -> Prompts:
-    """The prompts of a run on a data set with these ``facts``.
+    """The prompts of a run on a dataset with these ``facts``.
 
     ``has_kl``: whether the loss has the KL term, which takes two contexts. Raises CarftError as
     `class_names` and `contexts_of`.
@@ -120,7 +120,7 @@ def contexts_of(
 ) -> list[str]:
     """The templates of a run, at least ``least``.
 
-    ``facts``: of its data set; None for those of the one that ``class_names`` names. Raises
+    ``facts``: of its dataset; None for those of the one that ``class_names`` names. Raises
     CarftError as `contexts`, and for DOMAIN_LISTS in a host that shows no environments.
     """
     spec = hparams["contexts"]
@@ -132,7 +132,7 @@ def contexts_of(
     if left_out is None or not facts.environments:
         missing = "which environments are left out" if facts.environments else "its environments"
         raise CarftError(
-            f"contexts is {spec!r}, but this host's data set does not show {missing}; give the "
+            f"contexts is {spec!r}, but this host's dataset does not show {missing}; give the "
             f"templates as a list, such as ['a photo of a {{}}.', 'a sketch of a {{}}.']"
         )
     names = [
@@ -198,8 +198,8 @@ def class_names(
     """The ``num_classes`` class names in label order.
 
     From the hparam ``class_names`` where it is a list, a file or one of CLASS_LISTS, as they are;
-    else from the folders of the data set that the hparam names ("dataset:PACS"), or the built-in
-    table of it, cleaned. ``facts``: of the data set; None for those of the one that it names.
+    else from the folders of the dataset that the hparam names ("dataset:PACS"), or the built-in
+    table of it, cleaned. ``facts``: of the dataset; None for those of the one that it names.
 
     Raises CarftError naming the conflict, or if there are no names, the three ways to give them.
     """
@@ -216,7 +216,7 @@ def class_names(
         names = list(BUILT_IN_CLASSES[dataset])
     else:
         raise CarftError(
-            f"no class names are known for the data set {dataset!r}; CLIP needs them. Give "
+            f"no class names are known for the dataset {dataset!r}; CLIP needs them. Give "
             '--hparams \'{"class_names": ["dog", ...]}\', or there the path of a text file with '
             "one name per line, or load the data through MultipleEnvironmentImageFolder, which "
             "names classes after their folders"
@@ -225,7 +225,7 @@ def class_names(
     if len(names) != num_classes:
         raise CarftError(
             f"class_names {shortened(spec)} gives {len(names):,} class names {shortened(names)}, "
-            f"but the data set has {num_classes} classes; give one name per class, in label order"
+            f"but the dataset has {num_classes} classes; give one name per class, in label order"
         )
     # Python reads the bytes of a folder's name that are not UTF-8 as halves of characters.
     odd = [name for name in names if re.search("[\ud800-\udfff]", name)]

@@ -79,7 +79,7 @@ def wrap_hparams(module: ModuleType) -> None:
 
 
 def wrap_image_folders(module: ModuleType) -> None:
-    """Have the ImageFolder data sets of `domainbed.datasets` hand on what `dataset_facts` keeps."""
+    """Have the ImageFolder datasets of `domainbed.datasets` hand on what `dataset_facts` keeps."""
     from domainbed_carft.plugin import image_folders
 
     for part in _loaded_parts(module):
@@ -90,19 +90,19 @@ def wrap_image_folders(module: ModuleType) -> None:
 
 
 def add_datasets(module: ModuleType) -> None:
-    """Put our data sets into `domainbed.datasets` and its lookup, those of styles into its list.
+    """Put our datasets into `domainbed.datasets` and its lookup, those of styles into its list.
 
     A sweep without `--datasets` leaves out each environment of those in the list; the others have
     a single environment.
     """
-    from domainbed_carft.plugin import data_sets
+    from domainbed_carft.plugin import datasets
 
-    # Forks with a package instead of the module keep the data sets in a part of it.
+    # Forks with a package instead of the module keep the datasets in a part of it.
     parts = _loaded_parts(module)
     home = next((part for part in parts if "DATASETS" in vars(part)), module)
-    of_styles: list[Any] = [data_sets.EmojiStyles, data_sets.EmojiUnseen]
-    provided = [*of_styles, data_sets.EmojiShift, data_sets.ImageNet]
-    provided += data_sets.TASKS.values()
+    of_styles: list[Any] = [datasets.EmojiStyles, datasets.EmojiUnseen]
+    provided = [*of_styles, datasets.EmojiShift, datasets.ImageNet]
+    provided += datasets.TASKS.values()
     classes = {dataset.__name__: _class_of_host(home, dataset) for dataset in provided}
     added = _without_names_of_host(home, classes)
     HOST_NAMES.datasets.update(classes.keys() - added.keys())

@@ -2,7 +2,7 @@
 
 Our harness checks ``--hparams`` and asks an algorithm for the facts of its job. The `train` of a
 foreign host does neither: it makes a dict from its registry and ``--hparams``, gives that one
-object to the data set and to the constructor of the algorithm, and writes it into every record. So
+object to the dataset and to the constructor of the algorithm, and writes it into every record. So
 in these hosts, and only there, the constructor adds one key to the dict: ``facts``.
 """
 
@@ -205,7 +205,7 @@ def hparams_to_add(algorithm: str, dataset: str, random_seed: int | None) -> str
 
 
 def planned_steps() -> int | None:
-    """The steps that this process trains: of its ``--steps`` or its data set; None if unknown."""
+    """The steps that this process trains: of its ``--steps`` or its dataset; None if unknown."""
     from domainbed_carft.method import host_lookup
 
     arguments = _parse_command_line()

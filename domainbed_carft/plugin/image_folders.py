@@ -1,7 +1,7 @@
 """A wrapper of domainbed's image folders: it checks the data and can set a protocol's transforms.
 
 Broken data is an error for our algorithms, and for all others a warning, once a job. Any other
-failure here is a warning, and leaves the data set as its host made it.
+failure here is a warning, and leaves the dataset as its host made it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from domainbed_carft.method import dataset_facts
 from domainbed_carft.plugin.hooked_modules import SWITCH, warn_once
 from domainbed_carft.text import printable
 
-# Folders of data that a warning was printed of: forks build a data set more than once.
+# Folders of data that a warning was printed of: forks build a dataset more than once.
 _warned: set[Path | None] = set()
 
 
@@ -31,7 +31,7 @@ def with_data_check(original: Callable[..., None]) -> Callable[..., None]:
     """Wrap the `__init__` of MultipleEnvironmentImageFolder: the data is checked, too.
 
     After it the transforms follow the protocol of our hyperparameters, and our algorithms get the
-    facts of the data set. The wrapper raises CarftError for broken data of our algorithms.
+    facts of the dataset. The wrapper raises CarftError for broken data of our algorithms.
     """
     signature = inspect.signature(original)
 
@@ -130,7 +130,7 @@ def hand_on_facts(
     """Keep the facts of ``dataset`` for the algorithms whose class names are those of ``hparams``.
 
     ``test_envs``: the numbers of the environments left out, None if the host does not tell. The
-    data set gets the attributes ``data_edition`` and ``protocol``.
+    dataset gets the attributes ``data_edition`` and ``protocol``.
     """
     environments = []
     for index, folder in enumerate(dataset.datasets):

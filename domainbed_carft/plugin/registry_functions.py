@@ -16,8 +16,8 @@ from domainbed_carft.plugin.hooked_modules import warn_of_hparams_to_add, warn_o
 class HostNames:
     """Names of ours by which the host already has something, which stays in place.
 
-    These are its own algorithms, its own data sets, or what else it imports by the name of a data
-    set of ours, such as torchvision's CIFAR100. ``problems``: why a user's own methods cannot be
+    These are its own algorithms, its own datasets, or what else it imports by the name of a dataset
+     of ours, such as torchvision's CIFAR100. ``problems``: why a user's own methods cannot be
     used, as where the host has something by one of their names.
     """
 

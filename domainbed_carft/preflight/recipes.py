@@ -34,7 +34,7 @@ class Recipe:
 
     @property
     def rows(self) -> list[tuple[str, str, str]]:
-        """Variant, data set and algorithm of its jobs, each once: the rows of the costs."""
+        """Variant, dataset and algorithm of its jobs, each once: the rows of the costs."""
         keys = [(job.variant, job.key.dataset, job.key.algorithm) for job in self.jobs]
         return [*dict.fromkeys(keys)]
 
@@ -74,7 +74,7 @@ def clip_of(job: Job) -> str:
 
 
 def zero_shot_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """A job of CLIPZeroShot for each CLIP, prompts and protocol that a data set is used with."""
+    """A job of CLIPZeroShot for each CLIP, prompts and protocol that a dataset is used with."""
     job_of_setting: dict[tuple[str, str], Job] = {}
     for job in jobs:
         hparams = host.job_hparams(job.args)

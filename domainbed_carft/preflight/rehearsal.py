@@ -85,7 +85,7 @@ def rehearse(plan: LaunchPlan, report: Callable[[PreflightRow], None]) -> Prefli
 class _Rehearsal:
     """What is known of a sweep so far.
 
-    ``loading``: data set -> the images/s of its loaders; ``hours``: of each job.
+    ``loading``: dataset -> the images/s of its loaders; ``hours``: of each job.
     """
 
     plan: LaunchPlan
@@ -130,7 +130,7 @@ class _Rehearsal:
         yield from self._hours_rows()
 
     def _dataset_rows(self, name: str, jobs: Sequence[Job]) -> Iterator[PreflightRow]:
-        """The zero-shot accuracies on a data set; then the speed of its loaders is measured."""
+        """The zero-shot accuracies on a dataset; then the speed of its loaders is measured."""
         targets = range(len(self.datasets[name].labels))
         for job in zero_shot_jobs(jobs):
             yield zero_shot_gate.gate_row(self._prepare(job, targets))
@@ -214,7 +214,7 @@ def _problem_of(verdict: DataVerdict) -> str | None:
 
 
 def verdict_row(verdict: DataVerdict) -> PreflightRow:
-    """The row of a data set: its edition, or why jobs would refuse it."""
+    """The row of a dataset: its edition, or why jobs would refuse it."""
     name = f"data {verdict.dataset}".rstrip()
     problem = _problem_of(verdict)
     if problem:

@@ -102,8 +102,8 @@ class StepMeasures:
         """Seconds for each image that is trained on.
 
         The slower of loading and steps counts, and by how much both together were slower than it on
-        the data set on which they were measured. ``measured_on`` and ``loading``: images/s that the
-        loaders of that data set and of the job's deliver.
+        the dataset on which they were measured. ``measured_on`` and ``loading``: images/s that the
+        loaders of that dataset and of the job's deliver.
         """
         overlap = min(self.steps, measured_on) / self.with_loading
         return max(1.0, overlap) / min(self.steps, loading)

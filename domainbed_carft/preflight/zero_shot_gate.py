@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from domainbed.lib.training import Trainer
 
 SECTION = "zero-shot gate"
-MOST_IMAGES = 2000  # of a data set
+MOST_IMAGES = 2000  # of a dataset
 LEVEL = 0.95  # of the binomial interval
 FAILING_POINTS = 10.0  # below the lowest published figure
 NEAR_CHANCE = 1.5  # times the accuracy of guessing
@@ -41,7 +41,7 @@ CAUSES = (
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """The accuracy of a CLIP before training on ``images`` of a data set, in percent.
+    """The accuracy of a CLIP before training on ``images`` of a dataset, in percent.
 
     It is the mean over the environments, as in published tables; ``low`` and ``high``: the binomial
     interval of as many images.
@@ -70,7 +70,7 @@ class ZeroShot:
 
 
 def gate_row(trainer: Trainer) -> PreflightRow:
-    """The row of a data set, of a job of `zero_shot_jobs` that trains on no environment."""
+    """The row of a dataset, of a job of `zero_shot_jobs` that trains on no environment."""
     dataset, clip = trainer.args.dataset, trainer.hparams["clip_backbone"]
     facts = job.find_facts(trainer.hparams, trainer.dataset.num_classes, has_kl=False)
     label = f"{Path(dataset).name}, {clip}"
@@ -78,7 +78,7 @@ def gate_row(trainer: Trainer) -> PreflightRow:
 
 
 def published_rows(dataset: str, clip: str) -> list[dict[str, Any]]:
-    """The rows of published.csv with a zero-shot accuracy of this CLIP on the data set."""
+    """The rows of published.csv with a zero-shot accuracy of this CLIP on the dataset."""
     if clip != published.BACKBONE:
         return []
     return [

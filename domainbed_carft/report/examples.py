@@ -66,7 +66,7 @@ def examples_of(
 ) -> list[TargetExamples]:
     """The examples of each of the ``environments``, then those without any, by the reason.
 
-    ``selected``: the selected runs on their data set; ``pair``: the algorithms to compare;
+    ``selected``: the selected runs on their dataset; ``pair``: the algorithms to compare;
     ``count``: examples of each direction, at most.
     """
     targets = []
@@ -150,7 +150,7 @@ def _rows(selected: Selected) -> tuple[ImageRows, list[str]]:
 def _images(selected: Selected, data_dir: str | None) -> list[tuple[str, int]]:
     """The paths and labels of the target's in-split, divided as in training.
 
-    Raises CarftError if the data set's folder cannot be listed.
+    Raises CarftError if the dataset's folder cannot be listed.
     """
     args = selected.run.job.args
     environments = list(_list_dataset(args, data_dir).values())
@@ -169,7 +169,7 @@ def _images(selected: Selected, data_dir: str | None) -> list[tuple[str, int]]:
 
 
 def _list_dataset(args: Mapping[str, Any], data_dir: str | None) -> dict[str, dict[str, list[str]]]:
-    """Environment -> class -> paths of a job's data set, or of that in ``data_dir``."""
+    """Environment -> class -> paths of a job's dataset, or of that in ``data_dir``."""
     name = args["dataset"]
     if name not in benchmarks.BENCHMARKS:
         return list_environments(Path(data_dir or name)).paths()

@@ -97,7 +97,7 @@ def over_targets(frame: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     """Each trial's mean over the targets that it has, as in the tables.
 
     Of a trial's steps those count at which it has all of these targets: a line would jump where one
-    ends. ``frame``: ``checkpoints`` of one data set. Rows are (algorithm, trial), and step if it
+    ends. ``frame``: ``checkpoints`` of one dataset. Rows are (algorithm, trial), and step if it
     has one.
     """
     trial = ["algorithm", "trial"]

@@ -126,7 +126,7 @@ def write_report(
 
     ``pair``: the algorithms to compare, by default PAIR if both have jobs; ``n_examples``: images
     per environment that one of them gets right and the other wrong, 0 for none; ``data_dir``: where
-    the data is now; ``opening``: a section before those of the data sets. ``sweeps``, ``reading``,
+    the data is now; ``opening``: a section before those of the datasets. ``sweeps``, ``reading``,
     and ``columns`` to ``against``: as for `collect`. The page is by the first selection method.
 
     Raises CarftError if ``output`` has other files, if the pair is not one of algorithms that have
@@ -218,7 +218,7 @@ def _page_on(
 def _sections(
     results: Results, maker: SectionMaker, differences: Sequence[Comparison]
 ) -> list[Section]:
-    """A section for each data set of each group, those of most rows first, then each suite's."""
+    """A section for each dataset of each group, those of most rows first, then each suite's."""
     entries = list(best_hparams(results.collection))
     groups = zip(results.collection.groups, results.tables_of_groups, strict=True)
     sections = [
@@ -242,7 +242,7 @@ def _sections(
 
 
 def _grids_of_published(results: Results) -> list[Grid]:
-    """Tables beside published figures: of each group, if its data sets have any, and of suites."""
+    """Tables beside published figures: of each group, if its datasets have any, and of suites."""
     grids = suites.grids_with_published(results.suite_scores)
     datasets = {run.dataset for run in results.collection.runs}
     if datasets.isdisjoint(figure["dataset"] for figure in published.figures()):
@@ -271,7 +271,7 @@ def _why_no_examples(collection: Collection, pair: tuple[str, str] | None) -> st
 
 
 def _title(collection: Collection) -> str:
-    """The data sets, what was left out, and the algorithms that are compared."""
+    """The datasets, what was left out, and the algorithms that are compared."""
     runs = collection.runs
     left_out = "one domain" if any(run.test_envs for run in runs) else "nothing"
     titles = benchmarks.dataset_titles(row_names.environment_labels(runs))
@@ -321,7 +321,7 @@ def _headline(results: Results, differences: Sequence[Comparison]) -> list[str]:
 
 
 def _findings_of(table: Table, results: Results, differences: Sequence[Comparison]) -> list[str]:
-    """The sentences on a table: of the only data set of its setting, all that can be said."""
+    """The sentences on a table: of the only dataset of its setting, all that can be said."""
     tables = [other for other in results.tables if other.setting == table.setting]
     if len({other.dataset for other in tables if not other.averages}) == 1:
         return _sentences(results, differences, table.setting)
@@ -394,7 +394,7 @@ def _sentences_on_intervals(by_unit: Comparison, by_pair: Comparison | None) -> 
         subject = f"Its {interval} over {count} {units} is"
         if not math.isclose(by_unit.mean_difference, by_unit.average_difference, abs_tol=1e-9):
             subject = (
-                f"If all {count} {units} count alike instead of all data sets, it is "
+                f"If all {count} {units} count alike instead of all datasets, it is "
                 f"{by_unit.mean_difference:+.1f} points, with a {interval} of"
             )
         sentences = f"{subject} {values}{includes_0}."

@@ -28,7 +28,7 @@ from domainbed_carft.sweep import chosen_runs
 
 _OUTPUT = "OUT"  # stands for the folder of the sweeps
 _SOFTWARE = ("matplotlib", "pandas", "numpy", "jinja2")
-# What jobs have as data_dir whose data sets need no folder.
+# What jobs have as data_dir whose datasets need no folder.
 _NO_DATA_FOLDERS = (None, "", ".", "embedded")
 # Hparams that say which CLIP read which prompts.
 _CLIP_AND_PROMPTS = ("clip_backbone", "clip_digest", "contexts", "class_names", "prompts_digest")

@@ -36,7 +36,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page: of a data set, or of a suite.
+    """A section of the page: of a dataset, or of a suite.
 
     ``id``: its place on the page; ``findings``: sentences on the table; ``lead``: the figures above
     the table; ``ranks``: for each row the ranks of its cells, 0 for none; ``more_tables``: below
@@ -93,7 +93,7 @@ class SectionMaker:
         entries: Sequence[BestHparams],
         findings: Sequence[str],
     ) -> Section:
-        """The section of one data set: the table, its jobs and figures, and examples of images.
+        """The section of one dataset: the table, its jobs and figures, and examples of images.
 
         ``group``: of the table; ``entries``: what was chosen for it; ``findings``: sentences on it.
         """

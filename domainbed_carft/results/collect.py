@@ -68,7 +68,7 @@ class Results:
     """The results of some sweeps, as `collect` returns them.
 
     ``collection``: the runs in groups that may be averaged. ``tables_of_groups``: for each group
-    its tables, of each selection method one a data set, then that of the averages.
+    its tables, of each selection method one a dataset, then that of the averages.
     ``suite_scores``: accuracies on whole test sets. ``comparisons``: for each group its accuracies
     beside published ones, None unless these were asked for. ``comparisons_against``: every
     algorithm against one, if this was asked for. ``column_names``: of the columns to print;
@@ -203,7 +203,7 @@ class Results:
         if self.comparisons is not None:
             if not self._published_entries:
                 raise CarftError(
-                    "--compare published: no row has a published figure of its data sets, so "
+                    "--compare published: no row has a published figure of its datasets, so "
                     "--format csv has no line; --format text shows all published figures"
                 )
             return self._published_entries
@@ -233,7 +233,7 @@ class Results:
         """A row for each cell of the tables, with the columns of ``--format csv``.
 
         ``setting``, ``selection`` (the method), ``dataset``, ``environment`` (``average`` for the
-        mean over a data set's environments), ``algorithm``, ``mean`` and ``standard_error`` in
+        mean over a dataset's environments), ``algorithm``, ``mean`` and ``standard_error`` in
         percent, ``n`` (trials) and ``missing`` (why the cell is incomplete, else empty).
         """
         return _frame(_accuracy_records(self.tables), empty=_accuracy_record(Cell()))

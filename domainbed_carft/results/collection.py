@@ -2,7 +2,7 @@
 
 A group has the runs that may be averaged, each job once: those of the same setting. Seeds, trial
 and target are no part of a setting, nor are the values of a search, which the selection method
-chooses. All runs on a data set must share its environments, or a column would have no meaning. Runs
+chooses. All runs on a dataset must share its environments, or a column would have no meaning. Runs
 that leave several targets out together belong to the environments on which they were trained.
 """
 
@@ -46,7 +46,7 @@ ALL_OTHERS = "all others"
 # The value of a hyperparameter that is searched.
 SEARCHED = "searched"
 
-# (data set, row) -> the settings of its jobs
+# (dataset, row) -> the settings of its jobs
 _SettingsByRow = dict[tuple[str, str], list[Mapping[str, str]]]
 # The values of the parts that tell one group from another
 _GroupKey = tuple[str, ...]
@@ -57,7 +57,7 @@ class Group:
     """Runs that may be averaged, how they differ from the other groups, and remarks.
 
     ``title``: the setting, "" of a single group. ``planned``: jobs of the sweeps' manifests that
-    belong to the group, run or not; ``runs`` may be empty. ``labels``: data set -> environments, as
+    belong to the group, run or not; ``runs`` may be empty. ``labels``: dataset -> environments, as
     in the manifests. ``declared``: the rows in the order in which the manifests declare them.
     ``source``: the environments trained on, if all others are left out together, else "".
     """
@@ -79,7 +79,7 @@ class Group:
 
     @property
     def environments(self) -> dict[str, tuple[str, ...]]:
-        """Data set -> labels of its environments, in the order of the tables."""
+        """Dataset -> labels of its environments, in the order of the tables."""
         return row_names.environment_labels(self.runs, self.planned, self.labels)
 
     def ordered(self, rows: Iterable[str]) -> list[str]:
@@ -249,10 +249,10 @@ def _groups(
     ignored: Sequence[str],
     warnings: list[RecordWarning],
 ) -> list[Group]:
-    """The runs, split where one row on one data set was run under several settings.
+    """The runs, split where one row on one dataset was run under several settings.
 
-    Rows or data sets that differ in their one setting stay together, since no cell mixes them; a
-    note names the differences. ``labels``: data set -> environments, as manifests have them;
+    Rows or datasets that differ in their one setting stay together, since no cell mixes them; a
+    note names the differences. ``labels``: dataset -> environments, as manifests have them;
     ``ignored``: keys of KINDS that do not count. Each job counts once: a warning is added for each
     run that is passed over.
     """
@@ -432,7 +432,7 @@ def _parts(settings_by_row: _SettingsByRow) -> list[str]:
 def _conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[str]:
     """The parts by which runs have to be split.
 
-    Some algorithm has several values of such a part on one data set; of environments, the data set
+    Some algorithm has several values of such a part on one dataset; of environments, the dataset
     has. Of planned jobs those values count that are known without a record.
     """
     for part in _parts({**planned, **ran}):
@@ -453,7 +453,7 @@ def _conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[str]:
 def _differences(
     runs: Sequence[RecordedRun], environments: Mapping[str, Sequence[str]], row_parts: Sequence[str]
 ) -> Iterator[str]:
-    """How the settings of a group's algorithms and data sets differ, a sentence for each part.
+    """How the settings of a group's algorithms and datasets differ, a sentence for each part.
 
     ``row_parts``: parts that the names of the rows tell.
     """

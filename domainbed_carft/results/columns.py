@@ -103,7 +103,7 @@ class Cell(NamedTuple):
     that is not complete.
 
     ``setting``: the group's title; ``selection``: the method; ``row``: what tables call it;
-    ``column``: its name; ``of``: the environment, "average" for the mean over a data set's
+    ``column``: its name; ``of``: the environment, "average" for the mean over a dataset's
     environments, or what else the value is of; ``device``: of a cost.
     """
 
@@ -219,7 +219,7 @@ def count_text(cell: Cell) -> str:
 
 @dataclass(frozen=True)
 class RowRuns:
-    """What the cells of a row are computed from: one algorithm on one data set, by one method.
+    """What the cells of a row are computed from: one algorithm on one dataset, by one method.
 
     ``environments`` names the columns of ``cells``, the accuracies on each target. ``selected``:
     what the method chose for each target and trial. ``candidates``: all runs that it chose from.
@@ -313,7 +313,7 @@ class Column:
 
 
 def environment_column(number: int, title: str) -> Column:
-    """The accuracy on the target ``number`` of a data set's environments."""
+    """The accuracy on the target ``number`` of a dataset's environments."""
     return Column(ENVIRONMENTS, title, "%", "", lambda row: row.cells[number], is_ranked=True)
 
 

@@ -48,7 +48,7 @@ _UNIT_TITLES = {
 }
 _MEASURE_TITLES = {ACCURACY: "", IN_DOMAIN: "in-domain accuracy"}
 
-# (data set, target, trial)
+# (dataset, target, trial)
 PairKey = tuple[str, int, int]
 # Row -> pair -> its accuracy in percent
 Accuracies = Mapping[str, Mapping[PairKey, float]]
@@ -56,7 +56,7 @@ Floats = npt.NDArray[np.float64]
 
 CAPTION = (
     "Minus: accuracy of the row's algorithm minus that of the one in the title, in points, over "
-    "every (data set, environment left out, trial) that both have. s.e.: standard error of the "
+    "every (dataset, environment left out, trial) that both have. s.e.: standard error of the "
     f"mean (divisor n - 1); interval: {LEVEL}% by Student's t, both over the n differences. p: "
     f"two-sided, by flipping the signs of the n differences, exactly up to {MOST_EXACT} and else "
     f"by {RANDOM_FLIPS:,} random flips; Holm: corrected for the number of rows; smallest p: what n "
@@ -66,7 +66,7 @@ CAPTION = (
     "an environment share test images, so these p-values are too small and these intervals too "
     "narrow. Unit trial: where one model has all environments of a trial, since nothing was left "
     "out, or several together.",
-    "All units count alike, and in Avg all data sets do, so that over several data sets the mean "
+    "All units count alike, and in Avg all datasets do, so that over several datasets the mean "
     "difference is not the difference of Avg. Environments left out share training domains: their "
     "differences are not independent, and their intervals are too narrow as well.",
 )
@@ -79,7 +79,7 @@ class Comparison:
     ``measure``: ACCURACY, that of the tables, or IN_DOMAIN, that on the environments trained on.
     ``unit``: of the ``n`` differences, ENVIRONMENT, PAIR or TRIAL; ``pairs``, ``environments``,
     ``trials``: how many of these there are. In ``mean_difference`` units count alike, in
-    ``average_difference`` data sets do, as in Avg.
+    ``average_difference`` datasets do, as in Avg.
 
     Differences, error and interval are in points; error and interval are None for a single
     difference, p-values below FEWEST_PAIRS pairs; ``p_holm`` is corrected for the rows that are
@@ -224,7 +224,7 @@ def require_comparisons(
 
     names = ", ".join(collection.rows)
     message = (
-        f"--against {against}: no other algorithm shares a (data set, environment, trial) with it; "
+        f"--against {against}: no other algorithm shares a (dataset, environment, trial) with it; "
         f"expected one of {names}"
     )
     if against == "ERM" and "ERM" not in collection.rows:
@@ -265,7 +265,7 @@ def _by_unit(differences: Mapping[PairKey, float], unit: str) -> list[float]:
 
 
 def _average_over_datasets(differences: Mapping[PairKey, float]) -> float:
-    """The mean over data sets, of each one's mean over environments, as Avg is formed."""
+    """The mean over datasets, of each one's mean over environments, as Avg is formed."""
     by_dataset: dict[str, dict[int, list[float]]] = {}
     for (dataset, target, _), difference in differences.items():
         by_dataset.setdefault(dataset, {}).setdefault(target, []).append(difference)
@@ -426,7 +426,7 @@ def _notes(comparisons: Sequence[Comparison]) -> list[str]:
     if few and first.unit != ENVIRONMENT:  # of which more trials make no more
         counts = " to ".join(str(count) for count in sorted({min(few.values()), max(few.values())}))
         notes.append(
-            f"{', '.join(few)}: {counts} (data set, environment left out, trial) shared with "
+            f"{', '.join(few)}: {counts} (dataset, environment left out, trial) shared with "
             f"{first.against}, expected at least {FEWEST_PAIRS} for a p-value; run more trials."
         )
 

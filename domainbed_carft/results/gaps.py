@@ -1,6 +1,6 @@
 """What a cell of a table lacks: jobs without a record, and runs that stopped early.
 
-Where no manifest lists jobs, expected are the trials that any algorithm has on the data set, the
+Where no manifest lists jobs, expected are the trials that any algorithm has on the dataset, the
 choices that the algorithm has there, and for leave-one-domain-out every pair of environments.
 """
 
@@ -17,7 +17,7 @@ from domainbed_carft.results import selection
 from domainbed_carft.results.selection import LEAVE_ONE_OUT, METHODS
 
 _Choices = dict[int, list[Choice]]  # trial -> choices of hyperparameters
-_Kind = tuple[str, str, bool]  # data set, row, whether anything is left out
+_Kind = tuple[str, str, bool]  # dataset, row, whether anything is left out
 
 
 class Gaps:
@@ -65,7 +65,7 @@ class Gaps:
         leaves_out = METHODS[method].leaves_out
         kind = (dataset, row, leaves_out)
         if kind not in self._keys_by_kind:
-            return None if self._listed else ["no job of the algorithm on this data set"]
+            return None if self._listed else ["no job of the algorithm on this dataset"]
 
         left_out = frozenset({target} if leaves_out else ())
         if leaves_out and dataset in self._divisions:
@@ -122,7 +122,7 @@ class Gaps:
         expected_steps = self._steps_by_schedule[_schedule(run)]
         last_step = max(run.steps)
         last_expected = max(expected_steps)
-        # Without --steps the data set's own number counts, which is not recorded.
+        # Without --steps the dataset's own number counts, which is not recorded.
         declared = run.setting.get("steps", "")
         if declared.isdigit():
             last_expected = max(last_expected, int(declared) - 1)

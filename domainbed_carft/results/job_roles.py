@@ -13,7 +13,7 @@ from domainbed_carft.jobs.manifest import Search, Sweep, trials_phrase
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.text import quantity
 
-# Variant, data set and algorithm
+# Variant, dataset and algorithm
 _Row = tuple[str, str, str]
 
 
@@ -81,7 +81,7 @@ def _note_on_stages(search: Search, jobs: Iterable[Job]) -> str:
             "carft sweep status says what is missing."
         )
 
-    scope = "each target" if search.choose_by == "target" else "all targets of a data set"
+    scope = "each target" if search.choose_by == "target" else "all targets of a dataset"
     repeat_trials = trials_phrase(search.repeat_on)
     return (
         f"Budget of the search: {quantity(n_first, 'job')} on {trials} chose by {search.method} "

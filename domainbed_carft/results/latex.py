@@ -55,7 +55,7 @@ def escape_latex(text: str) -> str:
 def tabular(all_tables: Sequence[Table], comparisons: Sequence[Comparison] = ()) -> str:
     """The tables of the first selection method as one ``tabular``.
 
-    Of one data set the columns are its environments; of several they are the data sets, with the
+    Of one dataset the columns are its environments; of several they are the datasets, with the
     mean over the environments. Rows of several settings stand in one table. In a column of
     accuracies the best are bold and the second underlined, ties alike; cells that are not complete
     have a star and no rank. ``comparisons``: with one row, whose differences are a last column,
@@ -86,9 +86,9 @@ def tabular(all_tables: Sequence[Table], comparisons: Sequence[Comparison] = ())
 
 
 def _tables_of_first_method(all_tables: Sequence[Table]) -> list[Table]:
-    """The tables of the first method: of its one data set, or else the averages."""
+    """The tables of the first method: of its one dataset, or else the averages."""
     if not all_tables:
-        raise CarftError("--format latex: no table; expected jobs on data sets of domains")
+        raise CarftError("--format latex: no table; expected jobs on datasets of domains")
 
     tables = [table for table in all_tables if table.method == all_tables[0].method]
     of_datasets = [table for table in tables if not table.averages]
@@ -134,7 +134,7 @@ def _accuracy_text(cell: Cell, rank: int) -> str:
 def _difference_texts(
     rows: Sequence[tuple[Table, Row]], comparisons: Sequence[Comparison]
 ) -> list[str]:
-    """Each row's difference in points, in which data sets count alike, with its marks."""
+    """Each row's difference in points, in which datasets count alike, with its marks."""
     by_row = {
         (entry.setting, entry.selection, entry.algorithm): entry
         for entry in comparisons

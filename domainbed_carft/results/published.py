@@ -281,7 +281,7 @@ def _deviations(run: RecordedRun) -> list[str]:
 
 
 def _over_all(cells: Sequence[Cell], error: ErrorKind) -> Cell:
-    """The average over the published data sets; empty unless all have the same trials."""
+    """The average over the published datasets; empty unless all have the same trials."""
     trials = sorted(cells[0].accuracies)
     if any(cell.accuracies.keys() != cells[0].accuracies.keys() for cell in cells):
         return Cell()
@@ -294,7 +294,7 @@ def _over_all(cells: Sequence[Cell], error: ErrorKind) -> Cell:
 
 def grid(comparisons: Sequence[Mapping[str, Any]]) -> Grid:
     """The table of the entries of `compare`, a row each."""
-    header = ["Algorithm", "Selection", "Data set", "Ours", "Published", "Difference"]
+    header = ["Algorithm", "Selection", "Dataset", "Ours", "Published", "Difference"]
     header += [f"{LEVEL}% interval", "Verdict", "Published as", "Selected on"]
 
     reasons = dict.fromkeys(entry["reason"] for entry in comparisons if entry["reason"])
@@ -340,7 +340,7 @@ def _comparison_row(comparison: Mapping[str, Any], note_number: int | None) -> l
 
 
 def overview(methods: Sequence[str] = ()) -> Grid:
-    """Published figures: a row a method, a column a data set; only of ``methods``, if any."""
+    """Published figures: a row a method, a column a dataset; only of ``methods``, if any."""
     entries = figures(methods)
     by_method: dict[str, dict[str, dict[str, Any]]] = {}
     for entry in entries:

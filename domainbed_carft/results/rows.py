@@ -19,7 +19,7 @@ from domainbed_carft.jobs.setting import setting as setting_of
 
 VARIANT = "variant"
 
-# DomainBed's order, ours after its; means over data sets depend on it in the last bit.
+# DomainBed's order, ours after its; means over datasets depend on it in the last bit.
 _DATASETS = (
     "Debug28",
     "Debug224",
@@ -44,7 +44,7 @@ def environment_labels(
     planned: Iterable[Job] = (),
     listed: Mapping[str, Sequence[str]] = {},
 ) -> dict[str, tuple[str, ...]]:
-    """Data set -> labels of its environments, in the order of the tables.
+    """Dataset -> labels of its environments, in the order of the tables.
 
     The labels of a record, else of a manifest, else the known ones, if their number matches the
     accuracies of the record; else env0, env1, ...

@@ -71,7 +71,7 @@ class Outcome(NamedTuple):
 
 
 class Selected(NamedTuple):
-    """The outcome that counts for one (data set, row, target, trial).
+    """The outcome that counts for one (dataset, row, target, trial).
 
     ``row``: what tables call the row, which is the algorithm's name unless ``--by`` divides it.
     """
@@ -106,7 +106,7 @@ class Method(NamedTuple):
 
 
 def candidates_by_target(runs: Iterable[RecordedRun]) -> list[Candidates]:
-    """The candidates of each (data set, row, target, trial) among ``runs``.
+    """The candidates of each (dataset, row, target, trial) among ``runs``.
 
     They come in the order of DomainBed's groups, on which the last bit of a mean depends.
     """
@@ -310,7 +310,7 @@ def _in_domain(runs: Iterable[RecordedRun]) -> list[Selected]:
 
 
 def _trial_of(run: RecordedRun) -> tuple[str, str, int]:
-    """Data set, row and trial of a run that left nothing out."""
+    """Dataset, row and trial of a run that left nothing out."""
     key = run.job.key
     return key.dataset, run.row, key.trial
 

@@ -39,9 +39,9 @@ _NOTE_ON_ONE_TRIAL = "Each cell is of one trial, so it has no error."
 class Row(NamedTuple):
     """A row of a table: its part of the table's cells.
 
-    ``algorithm``: what the row is called; ``cells``: one for each environment or data set;
+    ``algorithm``: what the row is called; ``cells``: one for each environment or dataset;
     ``average_cell``: their mean; ``printed_cells``: one for each column that the table prints.
-    ``selected``: the choices behind the accuracies of one data set, by target and trial.
+    ``selected``: the choices behind the accuracies of one dataset, by target and trial.
     """
 
     algorithm: str
@@ -62,11 +62,11 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """The cells of a group's algorithms on one data set, by one selection method.
+    """The cells of a group's algorithms on one dataset, by one selection method.
 
     ``cells``: row by row: the accuracies on the environments, their average, then those of the
-    other ``printed_columns``. ``columns``: the environments, or in a table of ``averages`` the data
-    sets. ``error``: what stands behind the means. ``dataset_titles``: what data sets are called,
+    other ``printed_columns``. ``columns``: the environments, or in a table of ``averages`` the datasets
+    . ``error``: what stands behind the means. ``dataset_titles``: what datasets are called,
     where that is not their name. ``selected``: the row's name -> the choices behind its accuracies.
     """
 
@@ -109,12 +109,12 @@ class Table:
 
     @property
     def dataset_title(self) -> str:
-        """What the data set is called: a user's own by its folder's name."""
+        """What the dataset is called: a user's own by its folder's name."""
         return self.dataset_titles.get(self.dataset, self.dataset)
 
     @property
     def title(self) -> str:
-        """Data set, selection method, and the group's setting."""
+        """Dataset, selection method, and the group's setting."""
         return self._title(self.dataset_title)
 
     def _title(self, first: str) -> str:
@@ -123,7 +123,7 @@ class Table:
 
     @property
     def accuracies(self) -> list[Cell]:
-        """The cells of the environments, or of the data sets."""
+        """The cells of the environments, or of the datasets."""
         return [cell for cell in self.cells if cell.column == ENVIRONMENTS]
 
     @property
@@ -217,7 +217,7 @@ def build(
     column_names: Sequence[str] = DEFAULT_COLUMNS,
     error: ErrorKind = DOMAINBED,
 ) -> list[Table]:
-    """All tables of one group: for each method one a data set, then that of the averages.
+    """All tables of one group: for each method one a dataset, then that of the averages.
 
     ``column_names``: as for ``--columns``; ``error``: what stands behind the means.
     """
@@ -231,7 +231,7 @@ def build(
 def by_environment(
     collection: Collection, column_names: Sequence[str], error: ErrorKind = DOMAINBED
 ) -> list[Table]:
-    """For each group, method and data set a table with a row for each algorithm and environment.
+    """For each group, method and dataset a table with a row for each algorithm and environment.
 
     ``column_names``: as for ``--columns``, each of the runs that left that environment out.
     """
@@ -263,7 +263,7 @@ class _TableMaker:
         self._dataset_titles = benchmarks.dataset_titles(self._environments)
         self._leaves_out = selection.METHODS[method].leaves_out
 
-        # (row, data set) -> what was selected, in the order of DomainBed's groups, on which the
+        # (row, dataset) -> what was selected, in the order of DomainBed's groups, on which the
         # last bit of a mean depends.
         self._selected: dict[tuple[str, str], list[Selected]] = {}
         for entry in group.selected(method):
@@ -279,17 +279,17 @@ class _TableMaker:
         self._row_names = group.ordered(job.row for job in jobs)
 
     def tables(self) -> list[Table]:
-        """A table for each data set, then that of the averages, unless nothing was left out."""
+        """A table for each dataset, then that of the averages, unless nothing was left out."""
         tables = [self._dataset_table(dataset) for dataset in self._datasets]
         has_averages = self._leaves_out and tables and not self._group.source
         return [*tables, self._averages(tables)] if has_averages else tables
 
     def tables_by_environment(self) -> list[Table]:
-        """A table for each data set, with a row for each of its rows and environments."""
+        """A table for each dataset, with a row for each of its rows and environments."""
         return [self._table_by_environment(dataset) for dataset in self._datasets]
 
     def _dataset_table(self, dataset: str) -> Table:
-        """The table of one data set: a row an algorithm."""
+        """The table of one dataset: a row an algorithm."""
         environments = self._environments[dataset]
         printed_columns = columns.choose(self._column_names, environments, self._runs_on(dataset))
         cells: list[Cell] = []
@@ -308,7 +308,7 @@ class _TableMaker:
         )
 
     def _table_by_environment(self, dataset: str) -> Table:
-        """The table of one data set: a row for each algorithm and environment left out."""
+        """The table of one dataset: a row for each algorithm and environment left out."""
         environments = self._environments[dataset]
         names = [name for name in self._column_names if name != ENVIRONMENTS]
         printed_columns = columns.choose(names, (), self._runs_on(dataset))
@@ -389,7 +389,7 @@ class _TableMaker:
         )
 
     def _averages(self, tables: Sequence[Table]) -> Table:
-        """A column a data set: means over each trial's mean over the targets that it has."""
+        """A column a dataset: means over each trial's mean over the targets that it has."""
         cells: list[Cell] = []
         rows_by_undeclared: dict[str, list[str]] = {}
         for number, name in enumerate(self._row_names):
@@ -427,7 +427,7 @@ class _TableMaker:
         )
 
     def _dataset_average(self, name: str, table: Table, accuracies: Sequence[Cell]) -> Cell:
-        """The cell of one data set in the table of averages."""
+        """The cell of one dataset in the table of averages."""
         if not any(cell.is_expected for cell in accuracies):
             return Cell()
 

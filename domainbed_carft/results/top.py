@@ -17,7 +17,7 @@ from domainbed_carft.results import selection
 from domainbed_carft.results.collection import Collection, Group, Sweeps, gathered
 from domainbed_carft.results.selection import Selected
 
-# Values that a run fills in and records; passed on, they would refuse any other data set.
+# Values that a run fills in and records; passed on, they would refuse any other dataset.
 RECORDED_FACTS = (
     "prompts_digest",
     "clip_digest",
@@ -98,7 +98,7 @@ def top(sweeps: Sweeps, *, only: str = "", **reading: Any) -> Top:
 def best_hparams(
     collection: Collection, methods: Sequence[str] | None = None, only: str = ""
 ) -> Iterator[BestHparams]:
-    """The chosen hyperparameters of each group, method, data set, algorithm, target and trial.
+    """The chosen hyperparameters of each group, method, dataset, algorithm, target and trial.
 
     ``methods``: of selection, by default those of the collection. ``only``: as of `top`.
     """
@@ -116,7 +116,7 @@ def best_hparams(
 
 
 def drawn_hparams(runs: Iterable[RecordedRun]) -> dict[tuple[str, str], list[str]]:
-    """(data set, algorithm) -> the hyperparameters in which the draws of a random search differ.
+    """(dataset, algorithm) -> the hyperparameters in which the draws of a random search differ.
 
     Only the records tell, so that no algorithm need be installed. Of a lone draw they tell nothing.
     """
@@ -135,7 +135,7 @@ def drawn_hparams(runs: Iterable[RecordedRun]) -> dict[tuple[str, str], list[str
 
 
 def _in_row_order(group: Group, method: str) -> list[Selected]:
-    """What the method selects, by data set, row in the tables' order, target and trial."""
+    """What the method selects, by dataset, row in the tables' order, target and trial."""
     selections = group.selected(method)
     names = group.ordered(selected.row for selected in selections)
 

@@ -75,7 +75,7 @@ class SplitScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run on the splits of its data set; accuracies and errors are shares of 1.
+    """A run on the splits of its dataset; accuracies and errors are shares of 1.
 
     ``run``: the path of the weights. ``step``: after which they were saved, None if unknown.
     ``transform``: how images of training environments are transformed, see
@@ -142,13 +142,13 @@ def evaluate(
     methods: Sequence[str] | None = None,
     jobs: int | None = None,
 ) -> Evaluation | SuiteEvaluation | SweepEvaluation:
-    """Accuracy, calibration and confusion of a run on the splits of its data set, or on a suite.
+    """Accuracy, calibration and confusion of a run on the splits of its dataset, or on a suite.
 
     Of the output folder of a sweep: calibration and flips of every selected run, which
     are kept in the runs' folders.
 
     ``suite``: the name of whole test sets, such as "imagenet", instead of the splits. ``data_dir``:
-    the folder above the data set's, or your own data folder itself; by default the recorded one.
+    the folder above the dataset's, or your own data folder itself; by default the recorded one.
     ``device``: by default the run's, of a path the GPU if there is one. ``workers``: processes that
     load images; by default one per core where there are many images.
 
@@ -198,7 +198,7 @@ def evaluate(
 
 
 def evaluate_splits(run: Run, options: LoadingOptions) -> Evaluation:
-    """The run on the splits of its data set, and on the task's own test set if it has one.
+    """The run on the splits of its dataset, and on the task's own test set if it has one.
 
     Raises CarftError if the data is missing or not the run's, and where an image of a split cannot
     be read.
@@ -238,7 +238,7 @@ def evaluate_splits(run: Run, options: LoadingOptions) -> Evaluation:
 def _evaluate_own_test_set(
     run: Run, options: LoadingOptions
 ) -> tuple[SuiteEvaluation | None, CarftError | None]:
-    """The scores on the task's own test set, or why there are none; neither for other data sets."""
+    """The scores on the task's own test set, or why there are none; neither for other datasets."""
     task = run.args["dataset"]
     if task not in TASKS or tuple(run.classes) != catalogue.get(task).classes:
         return None, None

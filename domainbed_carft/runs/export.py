@@ -297,7 +297,7 @@ def card_of(
             **clip.preprocessing._asdict(),
             "protocol": protocol,
             "means": PROTOCOLS[protocol],
-            "data_set_size": run.content["model_input_shape"][-1],
+            "dataset_size": run.content["model_input_shape"][-1],
         },
         "versions": {"domainbed_carft": __version__, "torch": torch.__version__},
     }

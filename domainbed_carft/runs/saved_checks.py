@@ -104,9 +104,9 @@ def with_facts_among_hparams(content: Any) -> Any:
 
 
 def _hparams_fit(parts: Mapping[str, Any]) -> bool:
-    """Whether all hparams are valid, and "preprocessing" tells how the data set makes images.
+    """Whether all hparams are valid, and "preprocessing" tells how the dataset makes images.
 
-    With it the data set need not look for the CLIP that the file names.
+    With it the dataset need not look for the CLIP that the file names.
     """
     hparams = parts["model_hparams"]
     algorithm = CLASSES[parts["args"]["algorithm"]]

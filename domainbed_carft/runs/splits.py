@@ -40,7 +40,7 @@ DEFAULT_HOLDOUT_FRACTION = 0.2  # as in DomainBed's train
 class Split:
     """A split: its name in the records, its environment, and its images.
 
-    ``is_target``: whether that is a test environment. ``items``: a map-style torch data set of
+    ``is_target``: whether that is a test environment. ``items``: a map-style torch dataset of
     (image, label); an item's augmentation is the same whenever and by whichever process it is
     read. ``number``: of the environment, from 0.
     """
@@ -57,7 +57,7 @@ class Split:
 
 @dataclass(frozen=True)
 class RunData:
-    """The data set of a run, and the splits that its records have.
+    """The dataset of a run, and the splits that its records have.
 
     ``dataset``: the host's, a list of environments. ``images``: how our harness reads the job's
     images; None on another host.
@@ -94,7 +94,7 @@ def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> R
     """
     targets = run.args["test_envs"]
     seed = run.args.get("seed", 0)
-    hparams = copy.deepcopy(dict(run.hparams))  # to which the data set adds
+    hparams = copy.deepcopy(dict(run.hparams))  # to which the dataset adds
     folder = data_dir or run.args.get("data_dir")
     try:
         dataset = _make_dataset(run, data_dir, hparams, is_augmented)
@@ -103,7 +103,7 @@ def read_data(run: Run, data_dir: str | None = None, *, is_augmented: bool) -> R
     except Exception as error:  # a host's class may raise anything, and the file say anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CarftError(
-            f"the data set {run.args.get('dataset')} of {run.path} cannot be read from "
+            f"the dataset {run.args.get('dataset')} of {run.path} cannot be read from "
             f"{folder or 'there'} and split as in training: {reason}. Give the place of the data "
             "with --data_dir; for your own data, the data folder itself"
         ) from error
@@ -164,7 +164,7 @@ def require_same_data(
             is_text = isinstance(before, str)
             before_text, now_text = (before, now) if is_text else differences(before, now)
             raise CarftError(
-                f"the data set {run.args['dataset']} is not what {run.path} was trained on: {name} "
+                f"the dataset {run.args['dataset']} is not what {run.path} was trained on: {name} "
                 f"{before_text} then, {now_text} now. Restore the data, or give its place with "
                 "--data_dir"
             )
@@ -178,7 +178,7 @@ def _rounded(model_input: CLIPInput) -> list[list[float]]:
 
 
 def _split_as_trained(run: Run, dataset: Any) -> list[NamedSplit]:
-    """All splits of the run's job; raises ValueError for targets that the data set has not."""
+    """All splits of the run's job; raises ValueError for targets that the dataset has not."""
     targets = run.args["test_envs"]
     unknown_targets = set(targets) - set(range(len(dataset)))
     if unknown_targets:
@@ -198,7 +198,7 @@ def _split_as_trained(run: Run, dataset: Any) -> list[NamedSplit]:
 
 
 def _environment_names(facts: dataset_facts.DatasetFacts, count: int) -> list[str]:
-    """The names of the environments; their numbers where the host's data set has no names."""
+    """The names of the environments; their numbers where the host's dataset has no names."""
     names = [environment.name for environment in facts.environments]
     return names if len(names) == count else [str(index) for index in range(count)]
 
@@ -223,20 +223,20 @@ def transform_name(run: Run) -> str:
 def _make_dataset(
     run: Run, data_dir: str | None, hparams: dict[str, Any], is_augmented: bool
 ) -> Any:
-    """The run's data set, drawn by its seed as in training; raises whatever its class raises."""
+    """The run's dataset, drawn by its seed as in training; raises whatever its class raises."""
     dataset_class = _dataset_class(run, data_dir)
-    with rng.preserved_states():  # the data set may draw
+    with rng.preserved_states():  # the dataset may draw
         rng.reseed(run.args.get("seed", 0))
         folder = data_dir or run.args.get("data_dir")
         dataset = dataset_class(folder, _unaugmented_environments(run, is_augmented), hparams)
 
-    if data_dir and not os.path.isdir(data_dir):  # of data sets that read no folder
+    if data_dir and not os.path.isdir(data_dir):  # of datasets that read no folder
         raise CarftError(f"there is no folder {data_dir}")
     return dataset
 
 
 def _dataset_class(run: Run, data_dir: str | None) -> Any:
-    """The host's class of the run's data set; of a user's own data, of the folder ``data_dir``."""
+    """The host's class of the run's dataset; of a user's own data, of the folder ``data_dir``."""
     from domainbed import datasets
 
     name = run.args["dataset"]
@@ -248,7 +248,7 @@ def _dataset_class(run: Run, data_dir: str | None) -> Any:
 
 
 def _unaugmented_environments(run: Run, is_augmented: bool) -> list[int]:
-    """The environments that the data set shall not augment: those left out, else all."""
+    """The environments that the dataset shall not augment: those left out, else all."""
     targets: list[int] = run.args["test_envs"]
     if is_augmented:
         return targets
@@ -260,7 +260,7 @@ def _unaugmented_environments(run: Run, is_augmented: bool) -> list[int]:
 def _recorded_images(run: Run, hparams: dict[str, Any]) -> Any:
     """How our harness reads the job's images; None on another host.
 
-    Where the model's normalisation was applied, ``hparams`` gets it for the data set's.
+    Where the model's normalisation was applied, ``hparams`` gets it for the dataset's.
     """
     if not host_lookup.in_our_harness():
         return None
@@ -277,7 +277,7 @@ def positions_in_environment(split: Split) -> list[int]:
     """Where the images of a split of `read_data` are in their environment, in order."""
     items = split.items.host_items
     positions = list(range(len(items)))
-    while hasattr(items, "underlying_dataset"):  # upstream's name, of a part of a data set
+    while hasattr(items, "underlying_dataset"):  # upstream's name, of a part of a dataset
         positions = [items.keys[position] for position in positions]
         items = items.underlying_dataset
     return positions
@@ -287,7 +287,7 @@ def digest_of_images(environment: Any, positions: Sequence[int]) -> str:
     """The SHA-256 of the images of a host's environment at these positions, in order.
 
     Images in files count by their path below the environment's folder, label, size and time of
-    change; those of a tensor by the tensor itself. Of other data sets only the labels are known,
+    change; those of a tensor by the tensor itself. Of other datasets only the labels are known,
     and the number of images. Raises OSError for a file that is missing.
     """
     digest = hashlib.sha256()

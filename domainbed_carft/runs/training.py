@@ -59,7 +59,7 @@ def train(
     keep_weights: str | None = None,
     log: Sequence[str] | None = None,
 ) -> Run | None:
-    """Train one algorithm on one data set, and return the run, as `load_run` of its folder does.
+    """Train one algorithm on one dataset, and return the run, as `load_run` of its folder does.
 
     It runs ``python -m domainbed.scripts.train`` in a process and prints its lines; the arguments
     are the command's flags, and None stands for a flag that is not given. An interrupted job

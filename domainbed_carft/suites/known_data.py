@@ -1,4 +1,4 @@
-"""All data sets that are known by name, of training and of testing: list, verify, download."""
+"""All datasets that are known by name, of training and of testing: list, verify, download."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from domainbed_carft.data import verify as verification
 from domainbed_carft.errors import CarftError
 from domainbed_carft.suites import imagenet
 
-TASK_STEPS = 5001  # DomainBed's default for data sets without a number of their own
+TASK_STEPS = 5001  # DomainBed's default for datasets without a number of their own
 
 
 def known_data() -> list[dict[str, Any]]:
@@ -29,7 +29,7 @@ def known_data() -> list[dict[str, Any]]:
 def verify_data(
     name_or_path: str, data_dir: Path | None = None, decode: bool = False
 ) -> verification.DataReport:
-    """Verify a known data set below ``data_dir``, or a folder environment/class/image by path.
+    """Verify a known dataset below ``data_dir``, or a folder environment/class/image by path.
 
     ``decode`` decodes every image. Raises CarftError for an unknown name or missing data.
     """
@@ -41,7 +41,7 @@ def verify_data(
 def download_data(
     name: str, data_dir: Path, accept_different: bool = False
 ) -> verification.DataReport:
-    """Download a known data set to ``data_dir`` and verify it.
+    """Download a known dataset to ``data_dir`` and verify it.
 
     ``accept_different`` installs a benchmark even if it differs from the known editions. Raises
     CarftError for an unknown name, a download that fails, or data that is not as expected.
@@ -60,5 +60,5 @@ def _module_of(name: str) -> ModuleType | None:
     modules = {**dict.fromkeys(tasks.TASKS, tasks), **dict.fromkeys(imagenet.facts(), imagenet)}
     valid = [*benchmarks.BENCHMARKS, *modules]
     if name not in valid and not os.path.exists(name):
-        raise CarftError(text.unknown("folder or data set", name, valid))
+        raise CarftError(text.unknown("folder or dataset", name, valid))
     return modules.get(name)

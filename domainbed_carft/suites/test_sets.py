@@ -42,7 +42,7 @@ class TestSet:
     ``reports_mean_per_class``: whether others report the mean of the classes' accuracies.
     ``group``: the name of a group with a mean of its own, in which it counts instead.
     ``is_resized_by_pillow``: whether Pillow resizes the images, as it does those of the embedded
-    data sets, and not torch.
+    datasets, and not torch.
     """
 
     __test__ = False  # no test of pytest's

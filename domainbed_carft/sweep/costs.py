@@ -18,7 +18,7 @@ from domainbed_carft.text import table
 
 _HEAD = (
     "variant",
-    "data set",
+    "dataset",
     "algorithm",
     "jobs",
     "done",
@@ -31,7 +31,7 @@ _HEAD = (
 
 
 class CostGroup(NamedTuple):
-    """The jobs of one row of the costs: a variant's, on one data set, of one algorithm."""
+    """The jobs of one row of the costs: a variant's, on one dataset, of one algorithm."""
 
     variant: str
     dataset: str
@@ -77,7 +77,7 @@ def costs(
 ) -> dict[CostGroup, JobsCost]:
     """The cost of each group of jobs, then that of all, as TOTAL; ``skips`` is as in ``job_cost``.
 
-    Hours are by the step times in the records of the jobs of the same data set and algorithm, or
+    Hours are by the step times in the records of the jobs of the same dataset and algorithm, or
     where there are none, by those of the sweep's rehearsal.
     """
     job_costs = [
@@ -169,7 +169,7 @@ def _checkpoint_count(steps: int, checkpoint_freq: int) -> int:
 def _paces(
     statuses: Sequence[Status], job_costs: Sequence[JobsCost]
 ) -> dict[tuple[str, str], list[float]]:
-    """Recorded seconds per image trained on, of the jobs by data set and algorithm."""
+    """Recorded seconds per image trained on, of the jobs by dataset and algorithm."""
     paces: dict[tuple[str, str], list[float]] = {}
     for status, cost in zip(statuses, job_costs):
         record = records.last_record(status.job.folder) or {}

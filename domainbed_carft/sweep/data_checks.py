@@ -19,10 +19,10 @@ _CHECKED_BY_JOBS = "each job checks its data where it runs"
 
 @dataclass(frozen=True)
 class DataVerdict:
-    """What the data of a data set is like: the ``description``, and the problem of broken data.
+    """What the data of a dataset is like: the ``description``, and the problem of broken data.
 
     ``missing`` is the problem of data that is not here, which only jobs of this machine have.
-    ``dataset``: its name, "" for all data sets of a sweep.
+    ``dataset``: its name, "" for all datasets of a sweep.
     """
 
     description: str
@@ -34,18 +34,18 @@ class DataVerdict:
 def default_data_dir(datasets: Sequence[str]) -> str:
     """The ``--data_dir`` of a sweep without one; it is not read.
 
-    Raises CarftError if a data set needs one.
+    Raises CarftError if a dataset needs one.
     """
     folders = [host.image_folder(name, "--data_dir") for name in datasets]
     if any(folder is None or folder.startswith("--data_dir") for folder in folders):
-        raise CarftError("--data_dir is missing; expected the folder of the data sets' folders")
+        raise CarftError("--data_dir is missing; expected the folder of the datasets' folders")
 
     are_embedded = all(name in benchmarks.BENCHMARKS for name in datasets)
     return "embedded" if are_embedded else "."
 
 
 def verdicts(datasets: Sequence[str], jobs: Iterable[Job], data_dir: str) -> list[DataVerdict]:
-    """The verdict on each data set's folder, as far as it is on this machine.
+    """The verdict on each dataset's folder, as far as it is on this machine.
 
     Broken data is a problem where one of our algorithms would train on it, as its job would refuse
     it. Other algorithms' jobs warn of it.
@@ -75,7 +75,7 @@ def _checks_data(job: Job) -> bool:
 
 
 def _verdict(name: str, folder: str | None, data_dir: str, is_checked: bool) -> DataVerdict:
-    """The verdict on one data set; ``is_checked``: whether a job refuses broken data."""
+    """The verdict on one dataset; ``is_checked``: whether a job refuses broken data."""
     if folder is None:
         return DataVerdict(f"{name}: not checked, its folder is unknown")
     if not folder:
@@ -102,7 +102,7 @@ def _verdict(name: str, folder: str | None, data_dir: str, is_checked: bool) -> 
 
 
 def _verify(name: str, data_dir: Path) -> verify.DataReport:
-    """What `carft data verify` finds of the images that jobs of the data set train on."""
+    """What `carft data verify` finds of the images that jobs of the dataset train on."""
     if name == "ImageNet":
         return imagenet_training.verify(data_dir)
     if name in tasks.TASKS:

@@ -156,15 +156,15 @@ class DeclaredSearch(Keys):
 
 
 class SearchOverride(Keys):
-    """Searched values for some algorithms or data sets; no values: not searched there."""
+    """Searched values for some algorithms or datasets; no values: not searched there."""
 
     values: dict[str, Annotated[list[Setting], AfterValidator(_require_distinct)]]
 
 
 class Variant(Keys):
-    """Settings that override all others, for some algorithms or data sets, or for all.
+    """Settings that override all others, for some algorithms or datasets, or for all.
 
-    ``checkpoint_freq``: steps from one checkpoint to the next; 0 leaves them to the data set.
+    ``checkpoint_freq``: steps from one checkpoint to the next; 0 leaves them to the dataset.
     """
 
     algorithms: AlgorithmNames = []
@@ -173,7 +173,7 @@ class Variant(Keys):
     checkpoint_freq: Count = 0
 
     def covers(self, dataset: str, algorithm: str) -> bool:
-        """Whether the settings are for jobs of this algorithm on this data set."""
+        """Whether the settings are for jobs of this algorithm on this dataset."""
         has_dataset = not self.datasets or dataset in self.datasets
         has_algorithm = not self.algorithms or algorithm in self.algorithms
         return has_dataset and has_algorithm
@@ -188,7 +188,7 @@ class Override(Variant):
 
 @dataclass(frozen=True)
 class SweepCell:
-    """What has its own row in a table: a variant's jobs on one data set, of one algorithm.
+    """What has its own row in a table: a variant's jobs on one dataset, of one algorithm.
 
     ``name``: the variant's, the folder of its jobs where nothing is searched.
     """
@@ -291,7 +291,7 @@ class Shape(Keys):
         return {name: values for name, values in searched.items() if values}
 
     def division_of(self, dataset: str) -> Division:
-        """The environments to leave out of a data set, as declared; empty if each in turn."""
+        """The environments to leave out of a dataset, as declared; empty if each in turn."""
         declared = self.test_environments
         return declared.get(dataset, []) if isinstance(declared, dict) else declared
 
@@ -305,7 +305,7 @@ class Shape(Keys):
         return {name: value for name, value in merged.items() if value is not None}
 
     def steps_of(self, dataset: str, algorithm: str = "") -> int | None:
-        """Declared steps; None leaves them to the data set."""
+        """Declared steps; None leaves them to the dataset."""
         for override in reversed(self.overrides):
             if override.steps and override.covers(dataset, algorithm):
                 return override.steps
@@ -317,7 +317,7 @@ class Shape(Keys):
         return division == SINGLE_SOURCE or any(isinstance(item, list) for item in division)
 
     def targets(self, dataset: str, labels: Sequence[str]) -> list[list[int]]:
-        """Test environments of each job on a data set with these environments, sorted.
+        """Test environments of each job on a dataset with these environments, sorted.
 
         One at a time, and pairs with one of them, if leave-one-domain-out cross-validation needs
         them; or those that are declared together. Unknown ones are left out.
@@ -367,13 +367,13 @@ _RolesOf = Callable[[SweepCell, Sequence[int]], list[Role]]
 
 
 class Declaration(Shape):
-    """A sweep whose names were checked; ``facts``: data set -> its facts; ``text``: of the file."""
+    """A sweep whose names were checked; ``facts``: dataset -> its facts; ``text``: of the file."""
 
     facts: Mapping[str, Dataset] = {}
     text: str = ""
 
     def checkpoint_freq_of(self, cell: SweepCell) -> int:
-        """Declared steps from one checkpoint to the next; 0 leaves them to the data set."""
+        """Declared steps from one checkpoint to the next; 0 leaves them to the dataset."""
         for layer in (cell.variant, *reversed(self.overrides)):
             if layer.checkpoint_freq and layer.covers(cell.dataset, cell.algorithm):
                 return layer.checkpoint_freq
@@ -426,7 +426,7 @@ class Declaration(Shape):
         return self._jobs(self.trial_seeds, roles_of_chosen_values, data_dir, output)
 
     def targets(self, dataset: str, labels: Sequence[str] | None = None) -> list[list[int]]:
-        """As of `Shape`, of the data set's own environments."""
+        """As of `Shape`, of the dataset's own environments."""
         return super().targets(dataset, labels or self.facts[dataset].labels)
 
     def _jobs(

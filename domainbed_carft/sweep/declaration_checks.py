@@ -30,7 +30,7 @@ _FEWEST_ENVIRONMENTS = 2
 _FEWEST_ENVIRONMENTS_FOR_LEAVE_ONE_OUT = 3
 
 # What a name below one of these keys of a declaration is.
-_KINDS = {"datasets": "data set", "algorithms": "algorithm"}
+_KINDS = {"datasets": "dataset", "algorithms": "algorithm"}
 
 # The keys that lead to what is wrong, and the message.
 _Problem = tuple[YamlPath, str]
@@ -39,7 +39,7 @@ _Problem = tuple[YamlPath, str]
 def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[str]]:
     """Look up all names of a sweep in the domainbed in use, and check its hyperparameters.
 
-    Returns the facts of each known data set, and all problems of names and values, behind their
+    Returns the facts of each known dataset, and all problems of names and values, behind their
     places. Raises CarftError if that domainbed cannot be imported, or a user's own methods cannot
     be used.
     """
@@ -89,7 +89,7 @@ def _look_up(
 
 
 def _problems_of_references(shape: Shape) -> Iterator[_Problem]:
-    """Names in the settings that are not among the sweep's own data sets and algorithms."""
+    """Names in the settings that are not among the sweep's own datasets and algorithms."""
     references: list[tuple[str, YamlPath, str]] = []
     for key in ("steps", "test_environments"):
         value = getattr(shape, key)
@@ -114,7 +114,7 @@ def _blocks(shape: Shape) -> list[tuple[YamlPath, Variant]]:
 def _problems_of_environments(
     shape: Shape, dataset: str, labels: Sequence[str]
 ) -> Iterator[_Problem]:
-    """Too few environments of a data set, unknown ones, and too many that are left out together."""
+    """Too few environments of a dataset, unknown ones, and too many that are left out together."""
     has_leave_one_out = LEAVE_ONE_OUT in shape.selection
     fewest = _FEWEST_ENVIRONMENTS
     if has_leave_one_out:
@@ -201,7 +201,7 @@ def _searched_settings(shape: Shape) -> Iterator[_Setting]:
 
 
 def _searches(shape: Shape, name: str, value: Any, dataset: str, algorithm: str) -> bool:
-    """Whether a value is searched for an algorithm on a data set."""
+    """Whether a value is searched for an algorithm on a dataset."""
     return value in shape.searched_values(dataset, algorithm).get(name, ())
 
 

@@ -113,7 +113,7 @@ def _point_count(shape: Shape) -> int:
 
 
 def _most_members(shape: Shape) -> int:
-    """The most combinations of searched values that any data set and algorithm has."""
+    """The most combinations of searched values that any dataset and algorithm has."""
     members = [
         math.prod(map(len, shape.searched_values(dataset, algorithm).values()))
         for dataset in shape.datasets

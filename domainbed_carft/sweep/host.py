@@ -1,4 +1,4 @@
-"""What sweeps ask the domainbed in use: its modules, algorithms, data sets and abilities."""
+"""What sweeps ask the domainbed in use: its modules, algorithms, datasets and abilities."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from domainbed_carft.method.host_lookup import (
 from domainbed_carft.suites import imagenet_training
 from domainbed_carft.text import unknown
 
-# What upstream's base class of data sets has, for forks whose data sets do not say.
+# What upstream's base class of datasets has, for forks whose datasets do not say.
 _UPSTREAM_STEPS = 5001
 _UPSTREAM_CHECKPOINT_FREQ = 100
 
@@ -77,7 +77,7 @@ def hparam_problems(
 ) -> Sequence[str | HparamProblem]:
     """The problems that an algorithm's class has with ``--hparams``.
 
-    ``steps``: of the job, None for the data set's. None of a class that is neither ours nor in our
+    ``steps``: of the job, None for the dataset's. None of a class that is neither ours nor in our
     harness: other hosts do not have the hook.
     """
     find_problems = getattr(algorithm, "hparam_problems", None)
@@ -89,13 +89,13 @@ def hparam_problems(
 
 
 def dataset_facts(name: str) -> Dataset:
-    """The facts of a data set, as manifests have them. Raises CarftError for an unknown name."""
+    """The facts of a dataset, as manifests have them. Raises CarftError for an unknown name."""
     host = module("datasets")
     if os.sep in name and not os.path.isdir(name):
         raise CarftError(f"no such folder: {name}; expected one with a sub-folder per domain")
 
     valid_names = list(getattr(host, "DATASETS", ())) or list(benchmarks.BENCHMARKS)
-    dataset_class = _ask_host("data set", name, find_dataset_class, valid_names)
+    dataset_class = _ask_host("dataset", name, find_dataset_class, valid_names)
 
     labels = tuple(map(str, getattr(dataset_class, "ENVIRONMENTS", None) or ()))
     if not labels:
@@ -110,7 +110,7 @@ def dataset_facts(name: str) -> Dataset:
 
 
 def image_folder(name: str, data_dir: str) -> str | None:
-    """The folder of the data set's images; "" if none is needed, None if unknown."""
+    """The folder of the dataset's images; "" if none is needed, None if unknown."""
     if name == "ImageNet":
         return imagenet_training.expected_folder(data_dir)
 

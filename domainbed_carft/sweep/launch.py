@@ -167,7 +167,7 @@ class LaunchPlan:
         return variables
 
     def costs(self, preflight: Preflight | None = None) -> dict[CostGroup, JobsCost]:
-        """Jobs, steps, images and hours of each variant, data set and algorithm, and of all.
+        """Jobs, steps, images and hours of each variant, dataset and algorithm, and of all.
 
         ``preflight``: the sweep's rehearsal, for what no record tells.
         """

@@ -222,7 +222,7 @@ def _table_by_algorithm(statuses: Sequence[Status]) -> str:
         [*row_name, *(str(counts[state] or "-") for state in states.STATES)]
         for row_name, counts in counts_by_row.items()
     ]
-    return table(["variant", "data set", "algorithm", *states.STATES], rows)
+    return table(["variant", "dataset", "algorithm", *states.STATES], rows)
 
 
 def _status_line(status: Status) -> str:

@@ -89,7 +89,7 @@ def search_entry(declaration: Declaration, jobs: StagedJobs) -> Search | None:
 
 @dataclass(frozen=True)
 class _Row:
-    """What a choice is for: a variant's jobs on a data set, of an algorithm.
+    """What a choice is for: a variant's jobs on a dataset, of an algorithm.
 
     ``test_envs``: those that leave these environments out, None for all.
     """

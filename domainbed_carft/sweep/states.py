@@ -304,7 +304,7 @@ def _status_of_idle_job(job: Job, folder: JobFolder, step: int, steps: int | Non
 
 
 def _declared_steps(job: Job, datasets: Mapping[str, Dataset]) -> int | None:
-    """The steps of a job: its own, else its data set's; None if both are unknown."""
+    """The steps of a job: its own, else its dataset's; None if both are unknown."""
     steps = job.args.get("steps")
     if isinstance(steps, int) and steps:
         return steps

@@ -1,4 +1,4 @@
-"""Data sets, and the command that downloads them."""
+"""Datasets, and the command that downloads them."""
 
 from types import SimpleNamespace
 
@@ -60,7 +60,7 @@ def test_truncated_images_are_read(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The data sets and folders that a stand-in was told to download; VLCS fails."""
+    """The datasets and folders that a stand-in was told to download; VLCS fails."""
     calls = []
 
     def stand_in(name, folder):
@@ -73,7 +73,7 @@ def calls(monkeypatch):
     return calls
 
 
-def test_upstreams_or_the_named_data_sets_are_downloaded_and_failures_are_shown(calls, capsys):
+def test_upstreams_or_the_named_datasets_are_downloaded_and_failures_are_shown(calls, capsys):
     assert download.main(["--data_dir", "some where"]) == 0
     assert calls == [("TerraIncognita", "some where")]
     assert "verified: 3 images in some where/TerraIncognita" in capsys.readouterr().out
@@ -85,7 +85,7 @@ def test_upstreams_or_the_named_data_sets_are_downloaded_and_failures_are_shown(
 
 
 class Plain:
-    """A data set by upstream's contract alone, without a base class."""
+    """A dataset by upstream's contract alone, without a base class."""
 
     ENVIRONMENTS = ("a", "b")
     N_STEPS = 2
@@ -106,7 +106,7 @@ class Plain:
 
 
 @pytest.mark.usefixtures("registered")
-def test_a_data_set_without_our_base_class_trains(tmp_path, monkeypatch):
+def test_a_dataset_without_our_base_class_trains(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "Plain", Plain, raising=False)
     assert train.main(fakes.quick(tmp_path, "--dataset", "Plain", "--algorithm", "Still")) == 0
 

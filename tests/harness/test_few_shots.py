@@ -16,7 +16,7 @@ from domainbed_carft.jobs.splits import split_environments
 
 
 class Noise(list):
-    """Two environments of 40 items of 4 classes; a data set as the harness has it."""
+    """Two environments of 40 items of 4 classes; a dataset as the harness has it."""
 
     ENVIRONMENTS = ("first", "second")
     num_classes = 4

@@ -29,7 +29,7 @@ from . import fakes
 
 
 def numbered(start, size):
-    """A data set of the numbers from `start` on, each its own label."""
+    """A dataset of the numbers from `start` on, each its own label."""
     numbers = torch.arange(start, start + size)
     return TensorDataset(numbers, numbers)
 
@@ -39,7 +39,7 @@ LARGE = numbered(100, 50)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_each_step_has_a_full_batch_of_each_data_set(workers):
+def test_each_step_has_a_full_batch_of_each_dataset(workers):
     steps = (loader.training_requests(1, [3, 50], [None, None], 16, step) for step in range(5))
     batches = loader.load_batches(
         [SMALL, LARGE], itertools.chain.from_iterable(steps), workers, Images()
@@ -106,7 +106,7 @@ def test_loader_processes_end_if_their_parent_was_killed_at_the_start(workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_reads_every_item_once_in_batches_of_one_data_set(workers):
+def test_evaluation_reads_every_item_once_in_batches_of_one_dataset(workers):
     data = [SMALL, LARGE, numbered(200, 8)]
     requests = loader.evaluation_requests([3, 50, 8], 4, ())
     items = [x.tolist() for x, _ in loader.load_batches(data, requests, workers, Images())]

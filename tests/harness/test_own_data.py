@@ -22,14 +22,14 @@ def pets(tmp_path):
 
 
 def run(output: Path, dataset: str, *flags: str) -> list[dict]:
-    """The records of two steps of Still on the data set."""
+    """The records of two steps of Still on the dataset."""
     arguments = ["--algorithm", "Still", "--dataset", dataset, "--output_dir", str(output)]
     fixed = ["--steps", "2", "--checkpoint_freq", "1", "--workers", "0", "--hparams", HPARAMS]
     assert train.main([*arguments, *fixed, *flags]) == 0
     return fakes.records(output)
 
 
-def test_a_folder_can_be_given_as_the_data_set(pets, tmp_path):
+def test_a_folder_can_be_given_as_the_dataset(pets, tmp_path):
     dataset_class = datasets.get_dataset_class(str(pets))
     assert dataset_class.ENVIRONMENTS == ["city", "my village"]
     assert issubclass(dataset_class, datasets.MultipleEnvironmentImageFolder)

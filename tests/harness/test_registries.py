@@ -1,4 +1,4 @@
-"""Names of algorithms and data sets, and hyperparameters."""
+"""Names of algorithms and datasets, and hyperparameters."""
 
 import pytest
 from domainbed import algorithms, datasets, hparams_registry
@@ -59,8 +59,8 @@ def test_an_unknown_algorithm_is_refused_with_the_valid_names(registered, monkey
 
 
 @pytest.mark.parametrize("name", ["pacs", "os", "TensorDataset", "DATASETS", "_Noise"])
-def test_an_unknown_data_set_is_refused_with_the_valid_names(name):
-    with pytest.raises(UnknownNameError, match=f"no data set is called '{name}'.*Valid: Debug28, "):
+def test_an_unknown_dataset_is_refused_with_the_valid_names(name):
+    with pytest.raises(UnknownNameError, match=f"no dataset is called '{name}'.*Valid: Debug28, "):
         datasets.get_dataset_class(name)
 
 

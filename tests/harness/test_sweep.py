@@ -90,7 +90,7 @@ def test_all_problems_are_reported_at_once_and_nothing_is_written(tmp_path, caps
     for part in (
         "no launcher is called 'lokal'; did you mean local? Valid: local, dummy",
         "no algorithm is called 'Stil'; did you mean Still?",
-        "no data set is called 'PASC'; did you mean PACS",
+        "no dataset is called 'PASC'; did you mean PACS",
         "no hyperparameter of LinearSGD is called 'lrr'",
         "--n_trials must be at least 1, not 0",
         "--n_hparams must be at least 6, not 1",
@@ -143,7 +143,7 @@ def test_a_running_job_is_not_deleted(tmp_path, capsys):
         assert folders(tmp_path) == [running]
 
 
-def test_a_sweep_without_names_has_all_registered_algorithms_and_data_sets():
+def test_a_sweep_without_names_has_all_registered_algorithms_and_datasets():
     args = sweep.build_parser().parse_args(
         ["launch", "--output_dir", "o", "--data_dir", "d", "--command_launcher", "dummy"]
     )

@@ -94,7 +94,7 @@ def test_all_problems_are_reported_at_once_before_anything_is_loaded(tmp_path, c
     assert message.startswith("train: 5 problems, nothing was done\n- no algorithm is called")
     for part in (
         "no algorithm is called 'LinearSDG'; did you mean LinearSGD?",
-        "no data set is called 'Debug82'; did you mean Debug28",
+        "no dataset is called 'Debug82'; did you mean Debug28",
         "--hparams is not valid JSON (",
         "--holdout_fraction must be at least 0 and less than 1, not 1.0",
         "--workers must be at least 0, not -1",

@@ -59,7 +59,7 @@ def get_algorithm_class(algorithm_name: str) -> type[Any]:
 class Algorithm(torch.nn.Module):
     """A way to learn from several domains. Subclasses implement `update` and `predict`.
 
-    `hparams` are those that the data set was built with and that every record holds. All other
+    `hparams` are those that the dataset was built with and that every record holds. All other
     methods and attributes here are hooks: `train` asks each algorithm for them, and what this
     class answers suits an algorithm that knows nothing of them.
     """
@@ -90,7 +90,7 @@ class Algorithm(torch.nn.Module):
     ) -> Sequence[str | HparamProblem]:
         """Return the problems of `overrides`, a user's `--hparams`, before anything is loaded.
 
-        `dataset` is the data set's name. `train` and `sweep` refuse the job if there are any.
+        `dataset` is the dataset's name. `train` and `sweep` refuse the job if there are any.
         """
         return []
 
@@ -105,7 +105,7 @@ class Algorithm(torch.nn.Module):
         """Return hyperparameters that follow from `overrides`, a user's `--hparams`, or `steps`.
 
         They replace the registry's defaults, or with a `random_seed` its draws. What the user sets
-        comes last. `steps`: how many the job trains, None if that is the data set's default.
+        comes last. `steps`: how many the job trains, None if that is the dataset's default.
         """
         return {}
 
@@ -128,7 +128,7 @@ class Algorithm(torch.nn.Module):
         """Return how the model wants images, so that they are made that way at once.
 
         The answer is pixels a side, then mean and standard deviation a channel, of values in
-        [0, 1]. None stands for the data set's own size and normalisation.
+        [0, 1]. None stands for the dataset's own size and normalisation.
         """
         return None
 

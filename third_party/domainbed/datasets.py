@@ -1,4 +1,4 @@
-"""Data sets: a list of environments, each a torch data set of (input, label).
+"""Datasets: a list of environments, each a torch dataset of (input, label).
 
 Interface, transforms and step counts of upstream file domainbed/datasets.py at b93c22a. A plugin
 puts a class into this module's globals and its name into DATASETS.
@@ -28,7 +28,7 @@ from domainbed_carft.jobs import splits
 
 DATASETS = "Debug28 Debug224 VLCS PACS OfficeHome TerraIncognita DomainNet SVIRO".split()
 
-# Upstream's data sets at b93c22a that this implementation lacks.
+# Upstream's datasets at b93c22a that this implementation lacks.
 NOT_INCLUDED = (
     "ColoredMNIST RotatedMNIST WILDSCamelyon WILDSFMoW SpawriousO2O_easy SpawriousO2O_medium "
     "SpawriousO2O_hard SpawriousM2M_easy SpawriousM2M_medium SpawriousM2M_hard"
@@ -54,21 +54,21 @@ def get_dataset_class(dataset_name: str) -> type[Any]:
         return type(dataset_name, (OwnData,), {"FOLDER": dataset_name, "ENVIRONMENTS": labels})
     if dataset_name in NOT_INCLUDED:
         raise UnknownNameError(
-            f"data set {dataset_name} is not included; use another one ({', '.join(DATASETS)}, "
+            f"dataset {dataset_name} is not included; use another one ({', '.join(DATASETS)}, "
             "or a folder environment/class/image), or a checkout of facebookresearch/DomainBed"
         )
-    raise UnknownNameError(text.unknown("data set", dataset_name, DATASETS))
+    raise UnknownNameError(text.unknown("dataset", dataset_name, DATASETS))
 
 
 @functools.cache
 def _with_hooks(dataset_class: type[Any]) -> type[Any]:
-    """The class with the base class of data sets behind its own."""
+    """The class with the base class of datasets behind its own."""
     content = {"__module__": dataset_class.__module__, "__doc__": dataset_class.__doc__}
     return type(dataset_class.__name__, (dataset_class, MultipleDomainDataset), content)
 
 
 def num_environments(dataset_name: str) -> int:
-    """Return how many environments a data set has. Raises as `get_dataset_class`."""
+    """Return how many environments a dataset has. Raises as `get_dataset_class`."""
     labels = get_dataset_class(dataset_name).ENVIRONMENTS
     if labels is None:
         raise CarftError(f"the class {dataset_name} does not name its ENVIRONMENTS; it has to")
@@ -76,10 +76,10 @@ def num_environments(dataset_name: str) -> int:
 
 
 class MultipleDomainDataset:
-    """Base class of data sets. Subclasses are built with (root, test_envs, hparams).
+    """Base class of datasets. Subclasses are built with (root, test_envs, hparams).
 
     They set `datasets`, `input_shape` and `num_classes`. From EVALUATED_SPLITS on, what is here are
-    hooks: `train` asks each data set for them.
+    hooks: `train` asks each dataset for them.
     """
 
     N_STEPS = 5001

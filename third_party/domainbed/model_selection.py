@@ -32,7 +32,7 @@ class SelectionMethod:
     """A rule of selection. Never built: everything is a class method. Subclasses give `run_acc`.
 
     An outcome is a dict: "val_acc", the accuracy that decides, and "test_acc", the one reported.
-    Records are all of one data set, algorithm, trial and test environment.
+    Records are all of one dataset, algorithm, trial and test environment.
     """
 
     name: str

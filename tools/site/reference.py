@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "reference"
 SCHEMA = ROOT / "domainbed_carft" / "assets" / "sweep.schema.json"
 USUAL_DATASET = "PACS"
-# Data sets whose defaults differ from those of all others, and what the page calls them.
+# Datasets whose defaults differ from those of all others, and what the page calls them.
 SPECIAL_DATASETS = {
     "EmojiStyles": "tiny",
     "VLCS": "VLCS",
@@ -196,7 +196,7 @@ def _draws(hparam: Hparam) -> str:
 
 
 def _by_dataset(text_for: Callable[[str], str]) -> str:
-    """The text of most data sets, then in parentheses those that differ, with their data sets."""
+    """The text of most datasets, then in parentheses those that differ, with their datasets."""
     usual = text_for(USUAL_DATASET)
     datasets_of: dict[str, list[str]] = {}
     for dataset, label in SPECIAL_DATASETS.items():

@@ -33,12 +33,12 @@ def algorithm_problems(name: str) -> list[str]:
 
 
 def dataset_problems(name: str) -> list[str]:
-    """Say that a data set is unknown, or that a folder is not one."""
+    """Say that a dataset is unknown, or that a folder is not one."""
     return problems_of(datasets.num_environments, name)
 
 
 def data_problems(dataset: str, data_dir: str | None) -> list[str]:
-    """Say what the class of a known data set finds wrong with the data below a folder."""
+    """Say what the class of a known dataset finds wrong with the data below a folder."""
     return [*datasets.get_dataset_class(dataset).data_problems(data_dir)]
 
 
@@ -91,7 +91,7 @@ def hparams_problems(
 ) -> list[str]:
     """Say what is wrong with the keys of --hparams, and with values that we or the class checks.
 
-    `steps`: those of the job, None for the data set's.
+    `steps`: those of the job, None for the dataset's.
     """
     problems = [*map(str, algorithms.value_problems(overrides, READ_BY_TRAIN))]
     if not overrides or algorithm_problems(algorithm) or dataset_problems(dataset):

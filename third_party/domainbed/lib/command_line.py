@@ -13,7 +13,7 @@ from domainbed_carft.errors import CarftError, PassingError
 
 
 class UnknownNameError(CarftError, NotImplementedError):
-    """An unknown algorithm or data set. Callers written for upstream catch the latter type."""
+    """An unknown algorithm or dataset. Callers written for upstream catch the latter type."""
 
 
 def print_error(script: str, error: CarftError) -> int:

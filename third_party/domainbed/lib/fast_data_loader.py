@@ -26,12 +26,12 @@ from domainbed_carft.images.image_lists import Passes
 from domainbed_carft.machine import devices
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-# A data set's number, a position in it, and the key of the random numbers drawn on the way.
+# A dataset's number, a position in it, and the key of the random numbers drawn on the way.
 Request = tuple[int, int, tuple[int, ...]]
 
 
 class _RequestedItems(Dataset[Any]):
-    """Items of several data sets, each read with random numbers that depend on its request alone.
+    """Items of several datasets, each read with random numbers that depend on its request alone.
 
     So neither the number of workers nor a restart changes an augmentation.
     """
@@ -46,7 +46,7 @@ class _RequestedItems(Dataset[Any]):
         Returns a PassingError instead if one occurs: raised in a worker process, it would reach the
         user as a traceback.
         """
-        source = self._sources[requests[0][0]]  # all are of one data set
+        source = self._sources[requests[0][0]]  # all are of one dataset
         with rng.preserved_states():
             try:
                 return source.batch(requests) if source else list(map(self._item, requests))
@@ -70,7 +70,7 @@ def load_batches(
     images: Images,
     pinned: bool = False,
 ) -> Generator[Any, None, None]:
-    """A batch for each list of requests, all of one data set, from one pool of worker processes.
+    """A batch for each list of requests, all of one dataset, from one pool of worker processes.
 
     They start with the first batch and read ahead, and have ended once the generator is closed.
     Raises PassingError if data cannot be read, or shared memory is missing.
@@ -186,10 +186,10 @@ def training_requests(
     step: int,
     passes: Sequence[Passes] = (),
 ) -> Iterator[list[Request]]:
-    """The requests of one step, a batch of each data set, by its number from 0.
+    """The requests of one step, a batch of each dataset, by its number from 0.
 
-    Items are drawn with replacement, as upstream does, by a data set's weights if it has some. With
-    `passes` these say instead which items a batch has. All draws are a function of seed, data set,
+    Items are drawn with replacement, as upstream does, by a dataset's weights if it has some. With
+    `passes` these say instead which items a batch has. All draws are a function of seed, dataset,
     step and place in the batch.
     """
     for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
@@ -208,10 +208,10 @@ def training_requests(
 def evaluation_requests(
     sizes: Sequence[int], batch_size: int, key: Sequence[int], first: int = 0
 ) -> Iterator[list[Request]]:
-    """The requests for every item of every data set once, in order; no batch mixes two data sets.
+    """The requests for every item of every dataset once, in order; no batch mixes two datasets.
 
-    The data sets, of these sizes, are numbered from `first` on. The random numbers depend on `key`,
-    the data set's place among these and the item: upstream augments in evaluation as well.
+    The datasets, of these sizes, are numbered from `first` on. The random numbers depend on `key`,
+    the dataset's place among these and the item: upstream augments in evaluation as well.
     """
     for place, size in enumerate(sizes):
         for begin in range(0, size, batch_size):
@@ -222,7 +222,7 @@ def evaluation_requests(
 
 
 class InfiniteDataLoader:
-    """Endless batches of one data set: upstream's name, which scripts and algorithms import."""
+    """Endless batches of one dataset: upstream's name, which scripts and algorithms import."""
 
     def __init__(
         self, dataset: Any, weights: torch.Tensor | None, batch_size: int, num_workers: int
@@ -240,7 +240,7 @@ class InfiniteDataLoader:
 
 
 class FastDataLoader:
-    """One pass over one data set an iteration: upstream's name, as `InfiniteDataLoader` is."""
+    """One pass over one dataset an iteration: upstream's name, as `InfiniteDataLoader` is."""
 
     def __init__(self, dataset: Any, batch_size: int, num_workers: int) -> None:
         self._dataset = dataset

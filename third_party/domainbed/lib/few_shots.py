@@ -60,6 +60,6 @@ def _first_positions(labels: Sequence[int], shots: int) -> list[int]:
 
 
 def _class_name(environment: Any, label: int) -> str:
-    """The name of a class's folder; its number where the data set has no folders."""
+    """The name of a class's folder; its number where the dataset has no folders."""
     names = getattr(environment, "classes", None)
     return str(names[label]) if names else str(label)

@@ -60,8 +60,8 @@ class UnfinishedBatch(NamedTuple):
 class Images:
     """How a job gets its images."""
 
-    # What all environments share, with the augmentation of those that have one; None if the data
-    # set's own transforms make the images.
+    # What all environments share, with the augmentation of those that have one; None if the dataset
+    # 's own transforms make the images.
     plan: ImagePlan | None = None
     memory_limit: int = 0  # bytes of evaluation images that may stay in memory
     # Whether the loader does the second stage, too; a GPU does its own.
@@ -69,7 +69,7 @@ class Images:
 
     @property
     def description(self) -> str:
-        """The plan in words; "" if the data set's own transforms make the images."""
+        """The plan in words; "" if the dataset's own transforms make the images."""
         return self.plan.describe() if self.plan else ""
 
     @property
@@ -99,7 +99,7 @@ class Images:
         return replace(self, plan=same_plan)
 
     def source(self, dataset: Any) -> ImageSource | None:
-        """How to read a data set, or a part of one; None if its own transforms do that."""
+        """How to read a dataset, or a part of one; None if its own transforms do that."""
         environment = dataset
         positions = None
         while isinstance(environment, Subset):
@@ -128,11 +128,11 @@ def choose(
     memory_limit: int,
     ask_model: Callable[[], Sequence[Any] | None] | None = None,
 ) -> Images:
-    """How a job gets the images of its data set.
+    """How a job gets the images of its dataset.
 
     ``memory_limit``: the bytes of evaluation images that may stay in memory. ``ask_model``
     returns the fields of a ModelInput, or None; it is called only if all environments can be read
-    so, and then changes the data set's `input_shape`.
+    so, and then changes the dataset's `input_shape`.
     """
     readable = [environment for environment in dataset if environment_plan(environment)]
     if not readable:
@@ -144,7 +144,7 @@ def choose(
     wanted_input = ask_model() if ask_model and len(readable) == len(dataset) else None
     if wanted_input:
         model_input = ModelInput(*wanted_input)
-        # Another size than upstream's is the data set's own choice.
+        # Another size than upstream's is the dataset's own choice.
         size = model_input.size if plan.size == UPSTREAM_SIZE else plan.size
         plan = plan.for_model(size, model_input.mean, model_input.std)
         dataset.input_shape = (3, plan.size, plan.size)

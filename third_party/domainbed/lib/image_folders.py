@@ -1,7 +1,7 @@
 """Images under environment/class/: where they are, and how they become tensors.
 
 Transforms of upstream file domainbed/datasets.py at b93c22a. Unlike upstream, the path of a user's
-own folder may be the name of a data set.
+own folder may be the name of a dataset.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def read_environment(
 
 
 def is_image_folder(dataset: Any) -> bool:
-    """Whether a data set's items are as `read_environment` makes them."""
+    """Whether a dataset's items are as `read_environment` makes them."""
     return type(dataset) is ImageList or (
         type(dataset) is ListedFolder
         and dataset.loader is _image

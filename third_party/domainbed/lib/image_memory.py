@@ -15,14 +15,14 @@ from domainbed.lib.image_batches import UnfinishedBatch
 from domainbed_carft import machine, process_variables
 from domainbed_carft.errors import CarftError
 
-# Where a batch begins: its data set's number, and its first position there.
+# Where a batch begins: its dataset's number, and its first position there.
 Beginning = tuple[int, int]
 
 
 class ImageMemory:
     """Batches of evaluation images that are the same each time, as many as fit.
 
-    ``image_bytes``: the bytes of an image of each data set that may be kept, by its number.
+    ``image_bytes``: the bytes of an image of each dataset that may be kept, by its number.
     ``limit``: the bytes of all images that are kept. The others are read each time.
     """
 

@@ -92,9 +92,9 @@ class JobBatches:
         self._n_workers = workers
 
     def _constant_images(self, images: Images) -> dict[int, int]:
-        """The bytes of an image of each evaluated data set of which nothing is drawn.
+        """The bytes of an image of each evaluated dataset of which nothing is drawn.
 
-        By the data set's number in the requests.
+        By the dataset's number in the requests.
         """
         sizes = {}
         evaluated = [*self.evaluated.values(), *self.validated.values()]

@@ -25,11 +25,11 @@ def plain(value: Any) -> Any:
 
 
 class SplitDataset(torch.utils.data.Subset[Any]):
-    """Some items of a data set, with upstream's names for the data set and the positions."""
+    """Some items of a dataset, with upstream's names for the dataset and the positions."""
 
     @property
     def underlying_dataset(self) -> Any:
-        """The whole data set, by upstream's name."""
+        """The whole dataset, by upstream's name."""
         return self.dataset
 
     @property
@@ -57,7 +57,7 @@ def make_weights_for_balanced_classes(dataset: Any) -> torch.Tensor:
 
 
 def labels_of(dataset: Any) -> list[int]:
-    """Return every item's label, without reading the items where the data set keeps a list."""
+    """Return every item's label, without reading the items where the dataset keeps a list."""
     labels = _listed_labels(dataset)
     if labels is None:
         labels = (label for _, label in dataset)

@@ -1,4 +1,4 @@
-"""The preparation of a job: hyperparameters, seeds, the data set, its splits and images.
+"""The preparation of a job: hyperparameters, seeds, the dataset, its splits and images.
 
 Follows upstream file domainbed/scripts/train.py at b93c22a, the splits to the item.
 """
@@ -37,7 +37,7 @@ class PreparedJob:
     """What a job has before its algorithm is built; `prepare` makes it."""
 
     args: argparse.Namespace
-    hparams: dict[str, Any]  # those that the data set was built with
+    hparams: dict[str, Any]  # those that the dataset was built with
     dataset: Any
     environments: Sequence[EnvironmentSplits]
     images: Images
@@ -88,7 +88,7 @@ def choose_hparams(args: argparse.Namespace, overrides: Mapping[str, Any]) -> di
 def changed_hparams(
     args: argparse.Namespace, overrides: Mapping[str, Any], hparams: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Those of the chosen `hparams` that differ from the defaults of the algorithm and data set."""
+    """Those of the chosen `hparams` that differ from the defaults of the algorithm and dataset."""
     algorithm_class = algorithms.get_algorithm_class(args.algorithm)
     undrawn = {**vars(args), "hparams_seed": 0}
     defaults = unset_hparams(hparams_registry, algorithm_class, undrawn, overrides)
@@ -159,7 +159,7 @@ def steps_per_epoch(environments: Sequence[EnvironmentSplits], batch_size: int) 
 
 
 def recorded_facts(dataset: datasets.MultipleDomainDataset) -> dict[str, Any]:
-    """What each record says of the data set, beside upstream's keys.
+    """What each record says of the dataset, beside upstream's keys.
 
     The labels of a user's own environments are recorded so that tables have their columns where
     the folder is missing.
@@ -189,7 +189,7 @@ def cost_facts(
 def load_environments(
     args: argparse.Namespace, hparams: dict[str, Any]
 ) -> tuple[Any, list[EnvironmentSplits]]:
-    """Build the data set and split it.
+    """Build the dataset and split it.
 
     Raises CarftError if the data does not have the declared environments, or a split is empty.
     """

@@ -28,11 +28,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--n_hparams_from", type=int, default=0, help="first hparams_seed")
     parser.add_argument("--n_hparams", type=int, default=20, help="last hparams_seed plus one")
     parser.add_argument("--output_dir", required=True, help="folder for the jobs' folders")
-    parser.add_argument("--data_dir", required=True, help="folder with the data sets' folders")
+    parser.add_argument("--data_dir", required=True, help="folder with the datasets' folders")
     parser.add_argument("--seed", type=int, default=0, help="unused, as in upstream")
     parser.add_argument("--n_trials", type=int, default=3, help="trials per cell (default: 3)")
     parser.add_argument("--command_launcher", required=True, help="such as local, pool or slurm")
-    parser.add_argument("--steps", type=int, help="steps per job (0 or none: the data set's own)")
+    parser.add_argument("--steps", type=int, help="steps per job (0 or none: the dataset's own)")
     parser.add_argument("--hparams", help="JSON object of hyperparameters to set in every job")
     parser.add_argument("--holdout_fraction", type=float, default=0.2, help="share in out-splits")
     parser.add_argument("--single_test_envs", action="store_true", help="leave out no pairs")
@@ -82,7 +82,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def _hparams_problems(args: argparse.Namespace) -> list[str]:
-    """Say what is wrong with --hparams for each algorithm on each data set."""
+    """Say what is wrong with --hparams for each algorithm on each dataset."""
     try:
         overrides = checks.parse_hparams(args.hparams)
     except CarftError as error:

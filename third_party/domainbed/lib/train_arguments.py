@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
 
-    add("--data_dir", help="folder that contains the data sets' folders")
+    add("--data_dir", help="folder that contains the datasets' folders")
     add(
         "--dataset",
         default="RotatedMNIST",
@@ -50,11 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="seed of the splits and of the random hyperparameters",
     )
     add("--seed", type=int, default=0, help="seed of everything else")
-    add("--steps", type=int, help="steps to train (0 or none: the data set's own)")
+    add("--steps", type=int, help="steps to train (0 or none: the dataset's own)")
     add(
         "--checkpoint_freq",
         type=int,
-        help="steps between checkpoints (0 or none: the data set's own)",
+        help="steps between checkpoints (0 or none: the dataset's own)",
     )
     add("--holdout_fraction", type=float, default=0.2, help="share in out-splits")
     add(
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--workers",
         type=int,
-        help="processes that load data (default: the data set's own number, at most one per CPU)",
+        help="processes that load data (default: the dataset's own number, at most one per CPU)",
     )
     add(
         "--processes",

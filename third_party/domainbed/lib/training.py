@@ -1,4 +1,4 @@
-"""The training loop: one run of one algorithm on one data set.
+"""The training loop: one run of one algorithm on one dataset.
 
 Follows upstream file domainbed/scripts/train.py at b93c22a; resuming a run is ours.
 """
@@ -38,7 +38,7 @@ from domainbed_carft.machine import devices
 
 @dataclass
 class Trainer:
-    """One training: a data set, its splits, an algorithm, and the folder that the records go to.
+    """One training: a dataset, its splits, an algorithm, and the folder that the records go to.
 
     Building one draws the loaders' seeds and then builds the algorithm; `train` does the rest.
     Raises CarftError if the state does not fit this run, or several processes cannot train it.

@@ -70,7 +70,7 @@ def print_table(
 
 
 def columns_of(records: Q) -> dict[str, list[str]]:
-    """Return data set to environment labels for each that has tables, in the order of the tables.
+    """Return dataset to environment labels for each that has tables, in the order of the tables.
 
     Those in DATASETS come first; then users' own data, whose records hold the labels. Raises
     CarftError where these differ: one column would stand for several environments.
@@ -97,7 +97,7 @@ def columns_of(records: Q) -> dict[str, list[str]]:
 def print_results_tables(
     records: Q, selection_method: type[model_selection.SelectionMethod], latex: bool
 ) -> None:
-    """Print a table for each data set, then one of the averages over environments."""
+    """Print a table for each dataset, then one of the averages over environments."""
     tested = reporting.get_grouped_records(records).map(
         lambda group: group | {"sweep_acc": selection_method.sweep_acc(group["records"])}
     )

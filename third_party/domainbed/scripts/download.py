@@ -1,4 +1,4 @@
-"""Download data sets: `python -m domainbed.scripts.download --help`.
+"""Download datasets: `python -m domainbed.scripts.download --help`.
 
 Upstream's script has its calls in comments, so users edit the file; `--datasets` is ours.
 """
@@ -20,7 +20,7 @@ NAMES = [name for name, benchmark in benchmarks.BENCHMARKS.items() if benchmark.
 
 
 def run(args: argparse.Namespace) -> None:
-    """Download the data sets one after another, and print the verdict on each."""
+    """Download the datasets one after another, and print the verdict on each."""
     raise_for(text.unknown("download", name, NAMES) for name in args.datasets if name not in NAMES)
     for name in args.datasets:
         print(f"{name}:")
@@ -34,13 +34,13 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(prog="domainbed.scripts.download", description="Download data")
-    parser.add_argument("--data_dir", required=True, help="folder for the data sets' folders")
+    parser.add_argument("--data_dir", required=True, help="folder for the datasets' folders")
     parser.add_argument(
         "--datasets",
         nargs="+",
         metavar="NAME",
         default=["TerraIncognita"],  # the one call that is not in a comment upstream
-        help=f"data sets to download (default: TerraIncognita); available: {', '.join(NAMES)}",
+        help=f"datasets to download (default: TerraIncognita); available: {', '.join(NAMES)}",
     )
     args = parser.parse_args(argv)
     return exit_status("download", lambda: run(args))

@@ -33,7 +33,7 @@ def print_ranking(group: Q, method: type[model_selection.SelectionMethod]) -> No
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the ranking of the trials of one data set, algorithm and test environment."""
+    """Print the ranking of the trials of one dataset, algorithm and test environment."""
     names = "dataset,algorithm,test_env"
     cell = (args.dataset, args.algorithm, args.test_env)
     records = reporting.load_records(args.input_dir)
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     if not len(chosen):
         available = sorted(" ".join(map(str, group)) for group in groups.select(names).unique())
         raise CarftError(
-            f"{args.input_dir} has no record of {' '.join(map(str, cell))} (data set, "
+            f"{args.input_dir} has no record of {' '.join(map(str, cell))} (dataset, "
             f"algorithm, test environment); available: {', '.join(available) or 'none'}"
         )
 

@@ -133,7 +133,7 @@ def make_args_list(
 
 
 def _test_env_choices(dataset: str, single: bool) -> list[list[int]]:
-    """The --test_envs of a data set's jobs; `single`: no pairs."""
+    """The --test_envs of a dataset's jobs; `single`: no pairs."""
     n = datasets.num_environments(dataset)
     if n == 1:  # a user's own data: there is nothing to leave out
         return [[]]

@@ -1,4 +1,4 @@
-"""Train one algorithm on one data set: `python -m domainbed.scripts.train --help`.
+"""Train one algorithm on one dataset: `python -m domainbed.scripts.train --help`.
 
 Its printed text is that of upstream file domainbed/scripts/train.py at b93c22a.
 """

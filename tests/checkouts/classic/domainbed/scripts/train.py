@@ -1,4 +1,4 @@
-"""One job: the data set and the algorithm get one hparams object, each step is a record."""
+"""One job: the dataset and the algorithm get one hparams object, each step is a record."""
 
 import argparse
 import json

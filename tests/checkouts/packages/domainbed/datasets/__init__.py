@@ -1,4 +1,4 @@
-"""Transforms are set later, and data sets are told neither test environments nor hparams."""
+"""Transforms are set later, and datasets are told neither test environments nor hparams."""
 
 import os
 
