@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # A value in a message is cut off after so many characters.
-LONGEST_VALUE = 200
+MAX_VALUE_LENGTH = 200
 
 NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
@@ -90,8 +90,8 @@ def invalid(name: str, value: object, expected: str) -> str:
     from domainbed_carft.text import shortened  # here, where an installation may be damaged
 
     written = shortened(value)
-    if len(written) > LONGEST_VALUE:
-        written = f"{written[:LONGEST_VALUE]}..."
+    if len(written) > MAX_VALUE_LENGTH:
+        written = f"{written[:MAX_VALUE_LENGTH]}..."
     return f"{f'{name} is' if name else 'got'} {written}, expected {expected}"
 
 

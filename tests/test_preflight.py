@@ -39,7 +39,7 @@ hparams: {total_steps: 51, batch_size: 4}
 @pytest.fixture(autouse=True)
 def quick_parts(monkeypatch):
     """Long measurements are left out."""
-    monkeypatch.setattr(gate, "MOST_IMAGES", 120)
+    monkeypatch.setattr(gate, "MAX_IMAGES", 120)
     monkeypatch.setattr(steps, "SECONDS_ON_PROCESSOR", 0.05)
     monkeypatch.setenv("DOMAINBED_CORES", "1")
 

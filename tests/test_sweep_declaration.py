@@ -13,7 +13,7 @@ from sweep_jobs import carft
 from domainbed_carft.errors import CarftError
 from domainbed_carft.sweep import costs, declaration_file, states
 
-SMALLEST = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n"
+MINIMAL_DECLARATION = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n"
 
 
 def hparams(declaration, dataset, algorithm, variant=""):
@@ -55,7 +55,9 @@ variants:
 
 @pytest.mark.parametrize("environments", ["[A, S]", "[0, 3]", "{PACS: [S, A]}"])
 def test_environments_go_by_label_or_index(environments):
-    declaration = declaration_file.parse(SMALLEST + f"test_environments: {environments}", "x.yaml")
+    declaration = declaration_file.parse(
+        MINIMAL_DECLARATION + f"test_environments: {environments}", "x.yaml"
+    )
     assert declaration.targets("PACS") == [[0], [3]]
 
 
@@ -157,7 +159,7 @@ def test_a_sweep_refuses_the_values_that_train_refuses(name, values):
 
 
 NESTED = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
-BOMB = SMALLEST + f"a0: &a0 [x, x]\n{NESTED}selection: *a8\n"
+BOMB = MINIMAL_DECLARATION + f"a0: &a0 [x, x]\n{NESTED}selection: *a8\n"
 
 
 @pytest.mark.parametrize(
@@ -165,17 +167,41 @@ BOMB = SMALLEST + f"a0: &a0 [x, x]\n{NESTED}selection: *a8\n"
     [
         ("name: [x", "1: this is not YAML: while parsing a flow sequence .*expected"),
         ("", "1: got None, expected a mapping with name, datasets"),
-        (SMALLEST + "hparams:\n  lr: 1\n  lr: 2", "6: the key 'lr' appears twice, .*line 5"),
-        (SMALLEST + "hparams: {average: sma, total_steps: 9}", "4: hparams: average_start is 100,"),
-        (SMALLEST + "<<: {lr: 1}", "4: <<: no key is called '<<'. Valid: algorithms"),
-        (SMALLEST + "grid: {lr: [-2, 1]}", r"4: grid.lr\[0\]: got -2, expected a number > 0"),
-        (SMALLEST + "grid: {contexts: [a/b, a b]}", "4: grid: several combinations would share"),
-        (SMALLEST + "variants: {a/b: {}}", "4: variants.a/b: got 'a/b', expected a match of the"),
-        (SMALLEST.replace("CARFT", "ERM") + "protocol: clip", "4: protocol: no hyperparameter of"),
-        (SMALLEST.replace("PACS", "/no/pets"), r"2: datasets\[0\]: no such folder: /no/pets"),
+        (
+            MINIMAL_DECLARATION + "hparams:\n  lr: 1\n  lr: 2",
+            "6: the key 'lr' appears twice, .*line 5",
+        ),
+        (
+            MINIMAL_DECLARATION + "hparams: {average: sma, total_steps: 9}",
+            "4: hparams: average_start is 100,",
+        ),
+        (MINIMAL_DECLARATION + "<<: {lr: 1}", "4: <<: no key is called '<<'. Valid: algorithms"),
+        (
+            MINIMAL_DECLARATION + "grid: {lr: [-2, 1]}",
+            r"4: grid.lr\[0\]: got -2, expected a number > 0",
+        ),
+        (
+            MINIMAL_DECLARATION + "grid: {contexts: [a/b, a b]}",
+            "4: grid: several combinations would share",
+        ),
+        (
+            MINIMAL_DECLARATION + "variants: {a/b: {}}",
+            "4: variants.a/b: got 'a/b', expected a match of the",
+        ),
+        (
+            MINIMAL_DECLARATION.replace("CARFT", "ERM") + "protocol: clip",
+            "4: protocol: no hyperparameter of",
+        ),
+        (
+            MINIMAL_DECLARATION.replace("PACS", "/no/pets"),
+            r"2: datasets\[0\]: no such folder: /no/pets",
+        ),
         (BOMB, "4: this is an anchor for aliases, which is not supported"),
-        (SMALLEST + "trials: " + "1" * 5000, "4: '1111.*' cannot be read as a number"),
-        (SMALLEST + f"grid: {{lr: {[*range(2000)]}, kl_weight: {[*range(2000)]}}}", "100,000 jobs"),
+        (MINIMAL_DECLARATION + "trials: " + "1" * 5000, "4: '1111.*' cannot be read as a number"),
+        (
+            MINIMAL_DECLARATION + f"grid: {{lr: {[*range(2000)]}, kl_weight: {[*range(2000)]}}}",
+            "100,000 jobs",
+        ),
     ],
 )
 def test_each_mistake_is_reported_in_one_line(text, message):
@@ -257,7 +283,7 @@ def test_mistakes_are_found_before_any_folder_is_made(words, message, tmp_path, 
 
 def test_hparams_that_only_some_algorithms_have_belong_into_overrides():
     """ERM beside CLIP methods, with hyperparameters of CLIP."""
-    text = SMALLEST.replace("[CARFT]", "[ERM, CARFT, CLIPFineTune]")
+    text = MINIMAL_DECLARATION.replace("[CARFT]", "[ERM, CARFT, CLIPFineTune]")
     remedy = "move it to overrides, with algorithms: [CARFT, CLIPFineTune]"
     assert problems(text + "hparams: {clip_backbone: tiny, contexts: emoji}\n") == [
         f"4: hparams.{name}: no hyperparameter of ERM is called {name!r}; {remedy}"

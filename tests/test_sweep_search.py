@@ -161,7 +161,7 @@ def test_a_manifest_keeps_the_roles_of_jobs(tmp_path):
     assert [job.role for job in manifest.read(tmp_path).jobs] == [job.role for job in jobs]
 
 
-SMALLEST = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n"
+MINIMAL_DECLARATION = "name: x\ndatasets: [PACS]\nalgorithms: [CARFT]\n"
 VALUES = "values: {lr: [1e-5, 1e-4]}"
 ON_FIVE = "choose_on: {trials: {from: 5, n: 1}}"
 
@@ -225,14 +225,16 @@ ON_FIVE = "choose_on: {trials: {from: 5, n: 1}}"
 )
 def test_each_mistake_of_a_search_is_one_problem_with_its_place(text, message):
     with pytest.raises(CarftError) as raised:
-        parse(SMALLEST + text)
+        parse(MINIMAL_DECLARATION + text)
     matching = [problem for problem in raised.value.problems if re.search(message, problem)]
     assert len(matching) == 1, raised.value.problems
     assert matching[0].startswith("x.yaml:")
 
 
 def test_single_sources_have_the_jobs_of_a_checkout(tmp_path):
-    jobs = parse(SMALLEST + "trials: 1\ntest_environments: single-source").jobs("D", tmp_path)
+    jobs = parse(MINIMAL_DECLARATION + "trials: 1\ntest_environments: single-source").jobs(
+        "D", tmp_path
+    )
     assert [job.args["test_envs"] for job in jobs] == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
     assert all(job.role.leaves_out_together and not job.variant for job in jobs)
 
@@ -241,7 +243,7 @@ def test_single_sources_have_the_jobs_of_a_checkout(tmp_path):
 
 
 def test_any_division_can_be_listed(tmp_path):
-    text = SMALLEST + "trials: 1\ntest_environments: {PACS: [[S, C], [0, 2], [1]]}"
+    text = MINIMAL_DECLARATION + "trials: 1\ntest_environments: {PACS: [[S, C], [0, 2], [1]]}"
     jobs = parse(text).jobs("D", tmp_path)
     assert [job.args["test_envs"] for job in jobs] == [[0, 2], [1], [1, 3]]
     assert [job.role.leaves_out_together for job in jobs] == [True, False, True]

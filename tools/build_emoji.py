@@ -115,7 +115,7 @@ NOT_OF_CLASS = frozenset(
 
 #: Share of each class's concepts that is held out, and the least number of concepts.
 HELD_OUT_SHARE = 0.48
-HELD_OUT_LEAST = 16
+MIN_HELD_OUT = 16
 
 #: Words that only make a variant: people, directions, colours, and the rest.
 _VARIANT_WORDS = """
@@ -253,7 +253,7 @@ def split_concepts(concepts: list[Concept], complete: set[str]) -> dict[str, str
             members[concept.cls][concept.base] += 1
     held: set[str] = set()
     for bases in members.values():
-        wanted = max(HELD_OUT_LEAST, round(HELD_OUT_SHARE * sum(bases.values())))
+        wanted = max(MIN_HELD_OUT, round(HELD_OUT_SHARE * sum(bases.values())))
         count = 0
         for base in sorted(bases, key=_digest):
             if count >= wanted:

@@ -18,7 +18,7 @@ DIFFERENT = 1
 WRONG_ARGUMENTS = 2
 
 _NAMED_SETTINGS = 8  # of those that one run has not recorded
-_LONGEST_TEXT = 60  # of a value, such as a digest
+_MAX_TEXT_LENGTH = 60  # of a value, such as a digest
 
 
 def add_to(commands: Any) -> None:
@@ -72,7 +72,7 @@ def _text(name: str, value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     if name == EDITION:
         text = benchmarks.edition_label(text)
-    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
+    return text if len(text) <= _MAX_TEXT_LENGTH else f"{text[:_MAX_TEXT_LENGTH]}..."
 
 
 def _listing(names: Sequence[str]) -> str:

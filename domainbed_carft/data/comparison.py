@@ -20,7 +20,7 @@ from domainbed_carft.text import quantity
 Counts = Mapping[str, Mapping[str, int]]  # environment -> class -> images, in order of position
 
 SUB_SPLITS = {"train", "test", "val", "valid", "validation", "crossval", "trainval", "full"}
-MOST_EXAMPLES = 5  # names in a sentence
+MAX_EXAMPLES = 5  # names in a sentence
 
 STRAY = re.compile(r"\.|__MACOSX$|eccv_18_")  # what unpackers and notebooks leave
 
@@ -136,7 +136,7 @@ def counts_digest(counts: Counts) -> str:
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def quoted_names(names: Iterable[str], limit: int = MOST_EXAMPLES) -> str:
+def quoted_names(names: Iterable[str], limit: int = MAX_EXAMPLES) -> str:
     """The first names, quoted, and how many more there are; "" for no names."""
     names = list(names)
     ending = f" and {len(names) - limit:,} more" if len(names) > limit else ""
@@ -197,7 +197,7 @@ def _renamed_classes(names: Sequence[str], folders: Sequence[str], expected: Seq
     spellings = [f"{folder!r} for {name!r}" for folder, name in pairs if folder != name]
     return (
         f"class folders in {quoted_names(names)} have other names in the same order: "
-        f"{', '.join(spellings[:MOST_EXAMPLES])}"
+        f"{', '.join(spellings[:MAX_EXAMPLES])}"
     )
 
 
@@ -233,7 +233,7 @@ def _compare_editions(benchmark: Benchmark, counts: Counts, findings: Findings) 
         ]
         expected_total = edition.counts[name]
         if by_class or totals[name] != expected_total:
-            details = f": {', '.join(by_class[:MOST_EXAMPLES])}" if by_class else ""
+            details = f": {', '.join(by_class[:MAX_EXAMPLES])}" if by_class else ""
             differences.append(
                 f"environment {name!r} has {totals[name]:,} images, expected "
                 f"{expected_total:,} as in the edition {edition.name} "

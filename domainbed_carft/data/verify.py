@@ -17,7 +17,7 @@ from domainbed_carft.data.listing import Listing, list_environments
 from domainbed_carft.errors import CarftError
 
 # Of the table that is printed: a folder of classes may be taken for one of environments.
-MOST_ENVIRONMENTS = 50
+MAX_ENVIRONMENTS = 50
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class DataReport:
         ]
         if rows:
             table = text.table(("environment", "images", "classes"), rows)
-            lines[1:1] = text.limited(table.splitlines(), MOST_ENVIRONMENTS + 1)
+            lines[1:1] = text.limited(table.splitlines(), MAX_ENVIRONMENTS + 1)
         return "\n".join(lines)
 
     def _verdict_meaning(self) -> str:

@@ -39,7 +39,7 @@ from domainbed_carft.text import quantity
 CANNOT_START = 127  # as a shell says it
 
 # A disk with less free space cannot hold the state of a job.
-LEAST_FREE_SPACE = 2**20
+MIN_FREE_SPACE = 2**20
 
 Result = Literal["done", "failed", "again", "interrupted", "held", "no space"]
 VariablesOf = (
@@ -229,7 +229,7 @@ def _attempt(
 def _is_disk_full(folder: Path, last_words: str) -> bool:
     """Whether there is no space left in a folder, or a job's last words are of a quota."""
     disk = os.statvfs(folder)
-    has_space = disk.f_bavail * disk.f_frsize >= LEAST_FREE_SPACE
+    has_space = disk.f_bavail * disk.f_frsize >= MIN_FREE_SPACE
     return not has_space or os.strerror(errno.EDQUOT) in last_words
 
 

@@ -26,7 +26,7 @@ from domainbed_carft.method.text_encoder import RandomTexts
 
 QUARTERS = 4
 MIRO_VARIANCE = 0.1  # at the start
-_LEAST_VARIANCE = 1e-5
+_MIN_VARIANCE = 1e-5
 LIPSUM_TEXTS = 80  # cs-giung/lipsum-ft, scripts/Lipsum-FT.py
 LIPSUM_LENGTH = 8  # words of each, the same file
 _TIMM_VIT_PARTS = ("patch_embed", "norm_pre")
@@ -233,14 +233,14 @@ def variational(
     """
     terms = []
     for now, start, b in zip(activations, activations_0, raw, strict=True):
-        variance = F.softplus(b) + _LEAST_VARIANCE
+        variance = F.softplus(b) + _MIN_VARIANCE
         terms.append(((now - start).square() / variance + variance.log()).mean() / 2)
     return torch.stack(terms).sum()
 
 
 def raw_variance(variance: float, channels: int) -> Tensor:
     """The b (C,) of `variational` whose variances are ``variance``."""
-    return torch.full((channels,), variance - _LEAST_VARIANCE).expm1().log()
+    return torch.full((channels,), variance - _MIN_VARIANCE).expm1().log()
 
 
 class MIROPenalty(Penalty):

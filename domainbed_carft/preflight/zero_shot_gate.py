@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from domainbed.lib.training import Trainer
 
 SECTION = "zero-shot gate"
-MOST_IMAGES = 2000  # of a dataset
+MAX_IMAGES = 2000  # of a dataset
 LEVEL = 0.95  # of the binomial interval
 FAILING_POINTS = 10.0  # below the lowest published figure
 NEAR_CHANCE = 1.5  # times the accuracy of guessing
@@ -119,8 +119,8 @@ def judge(
 def measure(trainer: Trainer) -> ZeroShot:
     """The zero-shot accuracy, as a job evaluates: on all images, or some drawn by a seed."""
     misc = host.module("lib.misc")
-    share = MOST_IMAGES // len(trainer.dataset)
-    is_small = sum(map(len, trainer.dataset)) <= MOST_IMAGES
+    share = MAX_IMAGES // len(trainer.dataset)
+    is_small = sum(map(len, trainer.dataset)) <= MAX_IMAGES
     splits = {}
     for number, environment in enumerate(trainer.dataset):
         size = len(environment) if is_small else min(share, len(environment))

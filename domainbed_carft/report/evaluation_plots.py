@@ -22,7 +22,7 @@ from domainbed_carft.report.plots import (
 from domainbed_carft.text import printable
 
 # Of more algorithms each environment has a figure of its own: a page prints 9 inches.
-MOST_BARS_IN_GROUP = 6
+MAX_BARS_IN_GROUP = 6
 
 _BAR_HEIGHT = 0.2  # inches from one bar to the next
 _GROUP_GAP = 1.6  # bars between two groups, for the title of the second

@@ -24,7 +24,7 @@ from domainbed_carft.results.selection import Selected
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import BestHparams
 
-_MOST_NAMES = 3  # of incomplete rows in a figure's title
+_MAX_NAMES = 3  # of incomplete rows in a figure's title
 
 
 class Part(NamedTuple):
@@ -280,7 +280,7 @@ class SectionMaker:
     def _flips(self, table: Table, rows: pd.DataFrame, names: Mapping[str, str]) -> list[Figure]:
         """A figure of all environments; of many algorithms one for each environment."""
         title = table.dataset_title
-        if len(names) <= evaluation_plots.MOST_BARS_IN_GROUP:
+        if len(names) <= evaluation_plots.MAX_BARS_IN_GROUP:
             name = self.name(table.dataset, "flips")
             return [evaluation_plots.flips(_marked(title, table), name, rows, self.styles, names)]
         return [
@@ -335,5 +335,5 @@ def _mark(title: str, table: Table) -> str:
     names = table.incomplete_rows(environment.get(title, ""))
     if title in (row.algorithm for row in table.rows):
         return " (incomplete)" if title in names else ""
-    listing = ", ".join(names) if len(names) <= _MOST_NAMES else f"{len(names)} rows"
+    listing = ", ".join(names) if len(names) <= _MAX_NAMES else f"{len(names)} rows"
     return f" (incomplete: {listing})" if names else ""

@@ -28,12 +28,12 @@ TRIAL = "trial"
 UNITS = (ENVIRONMENT, PAIR)
 
 LEVEL = 95  # % of intervals
-FEWEST_PAIRS = 5
+MIN_PAIRS = 5
 # Below so many units no two-sided p-value by sign flips is below 5%.
-FEWEST_FOR_FIVE_PERCENT = 6
+MIN_PAIRS_FOR_FIVE_PERCENT = 6
 
 # Of more differences than this, signs are flipped at random instead of in all 2^n ways.
-MOST_EXACT = 36
+MAX_EXACT_PAIRS = 36
 RANDOM_FLIPS = 99_999
 SEED = 0
 
@@ -58,7 +58,7 @@ CAPTION = (
     "Minus: accuracy of the row's algorithm minus that of the one in the title, in points, over "
     "every (dataset, environment left out, trial) that both have. s.e.: standard error of the "
     f"mean (divisor n - 1); interval: {LEVEL}% by Student's t, both over the n differences. p: "
-    f"two-sided, by flipping the signs of the n differences, exactly up to {MOST_EXACT} and else "
+    f"two-sided, by flipping the signs of the n differences, exactly up to {MAX_EXACT_PAIRS} and else "
     f"by {RANDOM_FLIPS:,} random flips; Holm: corrected for the number of rows; smallest p: what n "
     "differences can attain at best.",
     "Unit environment: one difference for each environment left out, its mean over trials (one for "
@@ -82,7 +82,7 @@ class Comparison:
     ``average_difference`` datasets do, as in Avg.
 
     Differences, error and interval are in points; error and interval are None for a single
-    difference, p-values below FEWEST_PAIRS pairs; ``p_holm`` is corrected for the rows that are
+    difference, p-values below MIN_PAIRS pairs; ``p_holm`` is corrected for the rows that are
     compared.
     """
 
@@ -152,7 +152,7 @@ def compare(
         differences = {pair: by_pair[pair] - reference[pair] for pair in shared}
         by_unit = _by_unit(differences, unit)
         low, high = student_interval(by_unit)
-        has_pairs = len(shared) >= FEWEST_PAIRS
+        has_pairs = len(shared) >= MIN_PAIRS
         comparison = Comparison(
             setting=setting,
             selection=method,
@@ -318,7 +318,7 @@ def p_value(differences: Sequence[float]) -> float:
     """The two-sided p-value of the mean of at least one difference, by flipping signs.
 
     It is the share of the 2^n ways to flip the signs of the n differences of which the sum is at
-    least as far from 0: exact up to MOST_EXACT differences, as
+    least as far from 0: exact up to MAX_EXACT_PAIRS differences, as
     ``scipy.stats.permutation_test(permutation_type="samples")`` enumerates them. Of more it is by
     RANDOM_FLIPS random flips (numpy's default_rng, SEED), the observed signs counted as one.
     """
@@ -327,7 +327,7 @@ def p_value(differences: Sequence[float]) -> float:
     threshold = abs(float(values.sum())) - tolerance
     if threshold <= 0:
         return 1.0
-    if values.size <= MOST_EXACT:
+    if values.size <= MAX_EXACT_PAIRS:
         return 2 * _count_of_sums(values, threshold) / 2**values.size
     return (1 + _count_of_random_sums(values, threshold)) / (1 + RANDOM_FLIPS)
 
@@ -335,7 +335,7 @@ def p_value(differences: Sequence[float]) -> float:
 def smallest_p(n: int) -> float:
     """The smallest p-value that `p_value` can return for n differences."""
     smallest = 2.0 ** (1 - n)
-    return smallest if n <= MOST_EXACT else 1 / (1 + RANDOM_FLIPS)
+    return smallest if n <= MAX_EXACT_PAIRS else 1 / (1 + RANDOM_FLIPS)
 
 
 def _count_of_sums(values: Floats, threshold: float) -> int:
@@ -422,16 +422,16 @@ def _notes(comparisons: Sequence[Comparison]) -> list[str]:
     """Which rows have too few pairs for a p-value, and what so few units can show."""
     first = comparisons[0]
     notes = []
-    few = {entry.algorithm: entry.pairs for entry in comparisons if entry.pairs < FEWEST_PAIRS}
+    few = {entry.algorithm: entry.pairs for entry in comparisons if entry.pairs < MIN_PAIRS}
     if few and first.unit != ENVIRONMENT:  # of which more trials make no more
         counts = " to ".join(str(count) for count in sorted({min(few.values()), max(few.values())}))
         notes.append(
             f"{', '.join(few)}: {counts} (dataset, environment left out, trial) shared with "
-            f"{first.against}, expected at least {FEWEST_PAIRS} for a p-value; run more trials."
+            f"{first.against}, expected at least {MIN_PAIRS} for a p-value; run more trials."
         )
 
     n = min(entry.n for entry in comparisons)
-    if n < FEWEST_FOR_FIVE_PERCENT and first.unit != PAIR:
+    if n < MIN_PAIRS_FOR_FIVE_PERCENT and first.unit != PAIR:
         notes.append(
             f"With n = {n} {first.unit}s no p-value is below {p_text(smallest_p(n))}: read the "
             "difference and the wins."

@@ -23,7 +23,7 @@ from domainbed_carft.runs.splits import Split
 from domainbed_carft.text import progress
 
 MANY_IMAGES = 5000  # below, starting processes takes longer than they save
-MOST_WORKERS = 8  # unless the user asks for more
+MAX_WORKERS = 8  # unless the user asks for more
 
 # From images (N, 3, R, R) to logits (N, K), once for each variant of the weights.
 Predictor = Callable[[Tensor], Iterable[Tensor]]
@@ -83,7 +83,7 @@ def worker_count(workers: int | None, has_many_images: bool) -> int:
     """How many processes load images: ``workers``, else one per core if there are many."""
     if workers is not None:
         return workers
-    return min(MOST_WORKERS, machine.cores()) if has_many_images else 0
+    return min(MAX_WORKERS, machine.cores()) if has_many_images else 0
 
 
 class SplitBatch(NamedTuple):

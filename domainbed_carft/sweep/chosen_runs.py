@@ -10,7 +10,7 @@ from typing import Any
 from domainbed_carft.results.columns import format_accuracy
 from domainbed_carft.results.top import BestHparams
 
-_LONGEST_VALUE = 40  # of a hyperparameter, such as a list of contexts
+_MAX_VALUE_LENGTH = 40  # of a hyperparameter, such as a list of contexts
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _hparams_text(hparams: Mapping[str, Any]) -> str:
     parts = []
     for name, value in hparams.items():
         text = value if isinstance(value, str) else json.dumps(value)
-        if len(text) > _LONGEST_VALUE:
-            text = f"{text[:_LONGEST_VALUE]}..."
+        if len(text) > _MAX_VALUE_LENGTH:
+            text = f"{text[:_MAX_VALUE_LENGTH]}..."
         parts.append(f"{name} {text}")
     return ", ".join(parts)

@@ -26,8 +26,8 @@ from domainbed_carft.sweep.declaration import (
 from domainbed_carft.text import unknown
 
 # Leave-one-domain-out trains without two environments.
-_FEWEST_ENVIRONMENTS = 2
-_FEWEST_ENVIRONMENTS_FOR_LEAVE_ONE_OUT = 3
+_MIN_ENVIRONMENTS = 2
+_MIN_ENVIRONMENTS_FOR_LEAVE_ONE_OUT = 3
 
 # What a name below one of these keys of a declaration is.
 _KINDS = {"datasets": "dataset", "algorithms": "algorithm"}
@@ -116,9 +116,9 @@ def _problems_of_environments(
 ) -> Iterator[_Problem]:
     """Too few environments of a dataset, unknown ones, and too many that are left out together."""
     has_leave_one_out = LEAVE_ONE_OUT in shape.selection
-    fewest = _FEWEST_ENVIRONMENTS
+    fewest = _MIN_ENVIRONMENTS
     if has_leave_one_out:
-        fewest = _FEWEST_ENVIRONMENTS_FOR_LEAVE_ONE_OUT
+        fewest = _MIN_ENVIRONMENTS_FOR_LEAVE_ONE_OUT
     if 1 < len(labels) < fewest:
         message = f"{dataset} has 2 environments; leave-one-domain-out needs at least 3"
         yield ("datasets", shape.datasets.index(dataset)), message

@@ -27,7 +27,7 @@ from domainbed_carft.sweep.declaration import (
 )
 from domainbed_carft.text import unknown
 
-MOST_JOBS = 100_000
+MAX_JOBS = 100_000
 
 # The model of the mappings below a key of a declaration.
 _MODELS: dict[Any, type[BaseModel]] = {
@@ -97,13 +97,13 @@ def _parse_shape(document: Any, source: YamlSource) -> Shape:
 
 
 def _require_few_jobs(shape: Shape, source: YamlSource) -> None:
-    """Refuse more than MOST_JOBS before a list of them is made."""
+    """Refuse more than MAX_JOBS before a list of them is made."""
     cells = len(shape.datasets) * len(shape.algorithms) * _point_count(shape)
     n_trials = len(shape.trial_seeds) + len(shape.choosing_trials)
-    if n_trials * len(shape.choices) * cells * _most_members(shape) > MOST_JOBS:
+    if n_trials * len(shape.choices) * cells * _most_members(shape) > MAX_JOBS:
         place = source.place(("datasets",))
         raise CarftError(
-            f"{place}: the sweep has more than {MOST_JOBS:,} jobs; split it into several sweeps"
+            f"{place}: the sweep has more than {MAX_JOBS:,} jobs; split it into several sweeps"
         )
 
 

@@ -23,7 +23,7 @@ from domainbed_carft.text import NO_ESTIMATE, limited, printable, progress, quan
 
 # How long the bar waits before it looks at all jobs again: for each job, and at least.
 SECONDS_PER_JOB = 0.01
-LEAST_SECONDS = 0.5
+MIN_SECONDS = 0.5
 
 # The tables of jobs that need attention in the output of `carft sweep status`.
 _TITLES = {
@@ -173,7 +173,7 @@ def bar(statuses: Sequence[Status], facts: Mapping[str, manifest.Dataset]) -> It
         is_last = False
         while not is_last:
             # Of thousands of jobs a look takes a while; the sweep comes first.
-            is_last = block_ended.wait(max(LEAST_SECONDS, SECONDS_PER_JOB * len(latest)))
+            is_last = block_ended.wait(max(MIN_SECONDS, SECONDS_PER_JOB * len(latest)))
             for index, status in enumerate(latest):
                 if status.state != states.DONE:
                     latest[index] = states.status(status.job, facts)

@@ -31,7 +31,7 @@ DONE = "done"
 STATES = (DONE, RUNNING, QUEUED, NOT_LAUNCHED, INTERRUPTED, FAILED)
 
 # Larger numbers in a record are no count of anything.
-LARGEST_COUNT = 1e12
+MAX_COUNT = 1e12
 
 
 @dataclass(frozen=True)
@@ -320,4 +320,4 @@ def _has_diverged(record: Mapping[str, Any]) -> bool:
 
 def _count(value: Any) -> float | None:
     """What a record should have as a number; None if it is none, or no count of anything."""
-    return value if type(value) in (int, float) and 0 <= value < LARGEST_COUNT else None
+    return value if type(value) in (int, float) and 0 <= value < MAX_COUNT else None

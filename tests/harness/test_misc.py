@@ -18,13 +18,13 @@ def test_seed_hash_equals_upstreams(golden):
         assert misc.seed_hash(*case["args"]) == case["hash"]
 
 
-LONGEST_LISTED = 50  # numbers
+MAX_LISTED = 50  # numbers
 
 
 def numbers(split):
     """The numbers in a split, or if they are many their MD5, as in the golden file."""
     values = [split[i][0] for i in range(len(split))]
-    if len(values) <= LONGEST_LISTED:
+    if len(values) <= MAX_LISTED:
         return values
     return hashlib.md5(json.dumps(values).encode()).hexdigest()
 

@@ -196,8 +196,8 @@ class Algorithm(torch.nn.Module):
 
 
 # What a value is expected to be, and a check.
-_LARGEST = sys.float_info.max
-_AMOUNT = ("a number of at least 0", lambda x: type(x) in (int, float) and 0 <= x <= _LARGEST)
+_MAX_FLOAT = sys.float_info.max
+_AMOUNT = ("a number of at least 0", lambda x: type(x) in (int, float) and 0 <= x <= _MAX_FLOAT)
 _VALID_VALUES = {
     "lr": _AMOUNT,
     "weight_decay": _AMOUNT,
