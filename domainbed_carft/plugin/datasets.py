@@ -1,4 +1,4 @@
-"""The data sets of this package under the interface of DomainBed's: ImageNet, tasks, and emojis.
+"""The datasets of this package under the interface of DomainBed's: ImageNet, tasks, and emojis.
 
 In EmojiStyles four teams of artists drew the same things: a small PACS of real drawings.
 ``assets/README.md`` says who drew them and how the archive was made.

@@ -58,8 +58,8 @@ CAPTION = (
     "Minus: accuracy of the row's algorithm minus that of the one in the title, in points, over "
     "every (dataset, environment left out, trial) that both have. s.e.: standard error of the "
     f"mean (divisor n - 1); interval: {LEVEL}% by Student's t, both over the n differences. p: "
-    f"two-sided, by flipping the signs of the n differences, exactly up to {MAX_EXACT_PAIRS} and else "
-    f"by {RANDOM_FLIPS:,} random flips; Holm: corrected for the number of rows; smallest p: what n "
+    f"two-sided, by flipping the signs of the n differences, exactly up to {MAX_EXACT_PAIRS} "
+    f"and otherwise by {RANDOM_FLIPS:,} random flips; Holm: corrected for the number of rows; smallest p: what n "
     "differences can attain at best.",
     "Unit environment: one difference for each environment left out, its mean over trials (one for "
     "a family, such as EmojiUnseen's three of EmojiOne). Unit pair: one for each trial; trials of "

@@ -60,8 +60,8 @@ class UnfinishedBatch(NamedTuple):
 class Images:
     """How a job gets its images."""
 
-    # What all environments share, with the augmentation of those that have one; None if the dataset
-    # 's own transforms make the images.
+    # What all environments share, with the augmentation of those that have one; None if the
+    # dataset's own transforms make the images.
     plan: ImagePlan | None = None
     memory_limit: int = 0  # bytes of evaluation images that may stay in memory
     # Whether the loader does the second stage, too; a GPU does its own.
