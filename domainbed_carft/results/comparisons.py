@@ -59,8 +59,8 @@ CAPTION = (
     "every (dataset, environment left out, trial) that both have. s.e.: standard error of the "
     f"mean (divisor n - 1); interval: {LEVEL}% by Student's t, both over the n differences. p: "
     f"two-sided, by flipping the signs of the n differences, exactly up to {MAX_EXACT_PAIRS} "
-    f"and otherwise by {RANDOM_FLIPS:,} random flips; Holm: corrected for the number of rows; smallest p: what n "
-    "differences can attain at best.",
+    f"and otherwise by {RANDOM_FLIPS:,} random flips; Holm: corrected for the number of rows; "
+    "smallest p: what n differences can attain at best.",
     "Unit environment: one difference for each environment left out, its mean over trials (one for "
     "a family, such as EmojiUnseen's three of EmojiOne). Unit pair: one for each trial; trials of "
     "an environment share test images, so these p-values are too small and these intervals too "

@@ -65,7 +65,7 @@ class Table:
     """The cells of a group's algorithms on one dataset, by one selection method.
 
     ``cells``: row by row: the accuracies on the environments, their average, then those of the
-    other ``printed_columns``. ``columns``: the environments, or, in a table of averages, the datasets.
+    other ``printed_columns``. ``columns``: the environments or, of averages, the datasets.
     ``error``: what stands behind the means. ``dataset_titles``: what datasets are called,
     where that is not their name. ``selected``: the row's name -> the choices behind its accuracies.
     """
