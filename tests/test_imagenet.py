@@ -231,7 +231,10 @@ def test_a_pass_has_each_image_once_and_any_batch_can_be_drawn_first():
     [
         (lambda train: (train / "n01440764").rename(train / "tench"), "missing 'n01440764', extra"),
         (lambda train: (train / "00").mkdir(), "missing none, extra '00'"),
-        (lambda train: train.rename(f"{train}ing"), "ImageNet needs --data_dir, .*a folder of pic"),
+        (
+            lambda train: train.rename(f"{train}ing"),
+            "ImageNet needs --data_dir, .*a folder of images",
+        ),
     ],
 )
 def test_folders_of_other_classes_are_refused(tmp_path, spoil, message):

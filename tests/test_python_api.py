@@ -141,16 +141,16 @@ def test_modules_and_names_of_the_api_load_lazily_in_any_order():
 def test_paths_images_and_tensors_give_what_the_command_gives(pets, image, run, capfd):
     carft("predict", pets / "CARFT", image, "--format", "jsonl")
     expected = json.loads(capfd.readouterr().out)
-    image = Image.open(image)
-    pixels = torch.as_tensor(np.array(image)).permute(2, 0, 1)
-    for images in (str(image), [image], image, [image], pixels[None], [pixels]):
+    opened = Image.open(image)
+    pixels = torch.as_tensor(np.array(opened)).permute(2, 0, 1)
+    for images in (str(image), [image], opened, [opened], pixels[None], [pixels]):
         predictions = run.predict(images)
         row = predictions.class_probabilities[0].tolist()
         assert dict(zip(predictions.classes, row)) == expected["classes"]
         row = predictions.context_probabilities[0].tolist()
         assert dict(zip(predictions.contexts, row)) == expected["contexts"]
 
-    transformed = run.transform()(image.convert("RGB"))
+    transformed = run.transform()(opened.convert("RGB"))
     again = run.predict(transformed[None])
     assert torch.equal(again.class_probabilities, predictions.class_probabilities)
 

@@ -42,7 +42,7 @@ def test_of_jobs_that_left_nothing_out_the_first_of_equals_counts_without_a_targ
         facts = {"test_envs": [], "hparams_seed": hparams_seed}
         job = collect_sweeps.write_job(tmp_path / f"{hparams_seed}", "equal", **facts)
     _, head, row = lines_of_top(capsys, tmp_path)
-    assert head.split() == ["Data", "set", "Algorithm", "Trial", "Step", "Validation", "Folder"]
+    assert head.split() == ["Dataset", "Algorithm", "Trial", "Step", "Validation", "Folder"]
     assert row.endswith(str(job))
 
     (entry,) = top(tmp_path).entries
