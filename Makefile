@@ -10,21 +10,21 @@ PYTEST_ARGS ?=
 WORKERS ?= 3
 PARALLEL := -n $(WORKERS) --dist worksteal
 
-# What meets torch and the interpreter most, for `make test-oldest`.
+# Tests that depend most on torch and on the interpreter, for `make test-oldest`.
 OLDEST := python3.10
 OLDEST_TESTS := tests/harness $(wildcard tests/test_runs_*.py) \
   $(addprefix tests/test_,$(addsuffix .py,algorithms arguments backbone hparams method_formulas \
   checkouts dataset_facts devices plugin prompts step training weights))
 
-# What computes in floating point, for `make test-processors`.
+# Tests of floating-point computations, for `make test-cpus`.
 NUMERICAL_TESTS := $(addprefix tests/test_,$(addsuffix .py,algorithms backbone check lora \
   method_formulas own_methods peers step swad))
 AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 
-# What an installation depends on. Sources are no part of it: it is an editable one.
+# The files on which an installation depends, without sources because it is editable.
 DECLARATIONS := pyproject.toml setup.cfg setup.py $(wildcard build_backend/*.py)
 
-.PHONY: demo test test-slow test-gpu test-oldest test-processors lint format docs wheel clean
+.PHONY: demo test test-slow test-gpu test-oldest test-cpus lint format docs wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/carft demo
@@ -44,8 +44,8 @@ test-oldest:
 	$(MAKE) test PYTHON=$(OLDEST) VENV=.venv-oldest WORKERS=2 PYTEST_ARGS="$(PYTEST_ARGS) $(OLDEST_TESTS)" \
 	  REQUIREMENTS="'torch>=2.6,<2.7' 'torchvision>=0.21,<0.22' 'numpy<2'"
 
-# As processors without AVX-512 and without AVX round, with one thread and with two.
-test-processors: $(VENV)/.installed-test
+# With the rounding of CPUs without AVX-512 and without AVX, with one thread and with two.
+test-cpus: $(VENV)/.installed-test
 	set -e; for threads in 1 2; do for variables in "$(AVX2)" ATEN_CPU_CAPABILITY=default; do \
 	  echo "OMP_NUM_THREADS=$$threads $$variables"; \
 	  env OMP_NUM_THREADS=$$threads OMP_WAIT_POLICY=passive $$variables \

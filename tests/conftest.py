@@ -1,4 +1,4 @@
-"""Shared fixtures: a cache folder, CLIPs with random weights, our distributions, built once."""
+"""Shared fixtures: a cache folder, CLIP models with random weights, trained jobs, distributions."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 # take ten times as long. Before torch is imported; sub-processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Started by nohup or in the background of a script, the tests inherit that signals are ignored, and
-# so would the processes that they stop by them. A handler is not inherited.
+# Tests started by nohup or in the background of a script inherit ignored signals, and so would the
+# processes that they stop by signals. A handler is not inherited.
 for _number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, lambda number, frame: None)
 
-# Before any test imports the package, and inherited by every sub-process: the user's own cache is
-# neither read nor written.
+# Set before any test imports the package, and inherited by every sub-process, so that the user's
+# own cache is neither read nor written.
 _cache = tempfile.TemporaryDirectory(prefix="carft-test-cache-")
 os.environ["DOMAINBED_CARFT_CACHE"] = _cache.name
 
@@ -59,9 +59,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_facts_of_other_tests() -> Iterator[None]:
-    """Forget what the datasets of a test have shown.
+    """Forget the facts of a test's datasets.
 
-    The process keeps it, since upstream hands its datasets and algorithms nothing but hparams.
+    The process keeps them, because upstream passes only hparams to datasets and algorithms.
     """
     yield
     if module := sys.modules.get("domainbed_carft.method.dataset_facts"):
@@ -108,7 +108,7 @@ def random_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """The device that computes: the stand-in for a GPU, or with ``-m gpu`` a GPU."""
+    """The device for computations: the stand-in for a GPU, or a GPU with ``-m gpu``."""
     from domainbed_carft.machine import devices, stand_in_device
 
     if request.param == "gpu":
@@ -177,7 +177,7 @@ def sdist(source: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def wheel(sdist: Path) -> Path:
-    """The wheel, built from the unpacked source distribution and nothing else."""
+    """The wheel, built from the unpacked source distribution alone."""
     folder = sdist.parent.parent
     with tarfile.open(sdist) as archive:
         # Older releases of 3.10 and 3.11 have no filters, 3.12 and 3.13 warn without one.
@@ -194,7 +194,7 @@ def wheel(sdist: Path) -> Path:
 def installations(
     tmp_path_factory: pytest.TempPathFactory, wheel: Path, source: Path
 ) -> dict[str, Environment]:
-    """Our package in two environments, "wheel" and "editable". Who changes one copies it."""
+    """The package in two environments, "wheel" and "editable". Copy one before you change it."""
     folder = tmp_path_factory.mktemp("installed")
     from_wheel = Environment(folder / "wheel")
     from_wheel.install(str(wheel))
@@ -207,7 +207,7 @@ def installations(
 def built_once(
     tmp_path_factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]
 ) -> Path:
-    """A folder that the first worker builds by `build(folder)`; the others wait for it."""
+    """Return a folder that the first worker builds by `build(folder)`, while the others wait."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
@@ -226,8 +226,8 @@ def built_once(
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a job that `domainbed.scripts.train` has run: CARFT on EmojiStyles.
 
-    It is unpacked, see trained_jobs.py. Its rate is so high that the best step is not the last. It
-    has a uda-split; of the training environments only the out-splits are recorded.
+    `trained_jobs` unpacks it. The learning rate is so high that the best step is not the last. The
+    job has a uda-split, and records only the out-splits of the training environments.
     """
     import trained_jobs
 
@@ -245,7 +245,7 @@ def files(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedFi
 
 @pytest.fixture(scope="session")
 def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of a user's images, "my pets", and beside it a job of each algorithm on them."""
+    """A folder of a user's images, "my pets", next to a job of each algorithm on them."""
     import trained_jobs
 
     return built_once(tmp_path_factory, "pets", trained_jobs.unpack_pets)
@@ -253,7 +253,7 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def incomplete(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep that lacks a job, in a folder whose name a shell would take apart, and its report."""
+    """A sweep with a missing job, in a folder whose name a shell would split, and its report."""
     return built_once(tmp_path_factory, "it's <a> sweep", _write_incomplete_sweep)
 
 
@@ -266,7 +266,7 @@ def _write_incomplete_sweep(folder: Path) -> None:
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> tuple[Path, list[Job]]:
-    """A sweep of 8 jobs that is launched, none of which has begun; its folder, its jobs."""
+    """The folder and the jobs of a launched sweep of 8 jobs, none of which has started."""
     import sweep_folders
 
     folder = tmp_path / "it's out"
@@ -275,7 +275,7 @@ def sweep(tmp_path: Path) -> tuple[Path, list[Job]]:
 
 @pytest.fixture
 def foreign_processes() -> Iterator[ForeignProcesses]:
-    """Starts other processes, which hold jobs or wait for them; they end with the test."""
+    """Other processes that hold jobs or wait for them, until the test ends."""
     from sweep_folders import ForeignProcesses
 
     processes = ForeignProcesses()
@@ -285,19 +285,19 @@ def foreign_processes() -> Iterator[ForeignProcesses]:
 
 @pytest.fixture(scope="session")
 def peers_emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of the sweep peers-emoji, from the records of the repository."""
+    """The output folder of the sweep peers-emoji, unpacked from benchmarks/records."""
     return built_once(tmp_path_factory, "packed", packed_records.unpack) / "peers-emoji"
 
 
 @pytest.fixture(scope="session")
 def selected(peers_emoji: Path) -> pd.DataFrame:
-    """What each job of peers-emoji has at its checkpoint, a frame without our package."""
+    """The selected checkpoint of each job of peers-emoji, computed by pandas alone."""
     return packed_records.selected_checkpoints(peers_emoji)
 
 
 @pytest.fixture(scope="session")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    """The same of fresh-emoji, whose trials were used for no choice."""
+    """The selected checkpoint of each job of fresh-emoji, computed by pandas alone."""
     folder = tmp_path_factory.mktemp("fresh")
     packed_records.unpack(folder, "fresh-emoji")
     return packed_records.selected_checkpoints(folder / "fresh-emoji")

@@ -1,4 +1,4 @@
-"""`carft check`: all methods have all properties, and a method with a fault does not."""
+"""`carft check`: all methods have all properties, and a method with one fault fails."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_every_method_has_every_property(case, random_tiny):
     assert names_of(results, "skipped") == SKIPPED.get(case, set()) | DEVICE_CHECKS
 
 
-def test_the_documented_method_has_every_property(tmp_path, random_tiny):
+def test_documented_method_has_every_property(tmp_path, random_tiny):
     (block,) = (b for b in blocks(OWN_METHOD) if b.title == "anchor.py")
     (tmp_path / "anchor.py").write_text(block.text)
     hparams = {"clip_backbone": str(random_tiny)}
@@ -262,7 +262,7 @@ FAULTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", FAULTS, ids=lambda method: method.__name__)
-def test_a_fault_is_reported_by_its_checks_alone(method, random_tiny):
+def test_fault_is_reported_only_by_its_checks(method, random_tiny):
     hparams = {"clip_backbone": str(random_tiny)}
     results = check(method, hparams=hparams, without=["processes"], raises=False)
     failed = [result for result in results if result.state == "FAILED"]
@@ -278,7 +278,7 @@ class KeepsItsGradients(CLIPFineTune):
 
 
 @pytest.mark.slow
-def test_a_step_that_adds_up_no_gradients_is_reported():
+def test_step_without_summed_gradients_is_reported():
     (result,) = check(KeepsItsGradients, only=["processes"], raises=False)
     assert result.state == "FAILED"
     assert "expected" in result.message and "2 processes" in result.message
@@ -303,7 +303,7 @@ class Wrong(CLIPFineTune):
 """
 
 
-def test_the_command_prints_a_line_for_each_check(tmp_path, capsys):
+def test_command_prints_a_line_for_each_check(tmp_path, capsys):
     (tmp_path / "own.py").write_text(OWN_FILE)
     only = ["--only", "waits", "zero-weight", "rest-of-batch"]
     assert cli.main(["check", str(tmp_path / "own.py"), *only]) == 1
@@ -318,7 +318,7 @@ def test_the_command_prints_a_line_for_each_check(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "1 check passed, 0 failed, 1 skipped"
 
 
-def test_the_function_raises_the_failures(tmp_path):
+def test_function_raises_the_failures(tmp_path):
     (tmp_path / "own.py").write_text(OWN_FILE)
     with pytest.raises(AssertionError) as raised:
         check(tmp_path / "own.py", only=["waits", "rest-of-batch"])
@@ -341,7 +341,7 @@ def test_wrong_arguments_are_named(words, named, capsys):
     assert named in capsys.readouterr().err
 
 
-def test_what_is_no_method_is_refused():
+def test_classes_that_are_not_methods_are_refused():
     with pytest.raises(CarftError, match="CLIPAlgorithm"):
         check(torch.nn.Linear)
     with pytest.raises(CarftError, match="only is 'waits', expected a list"):

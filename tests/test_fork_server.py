@@ -1,4 +1,4 @@
-"""Jobs forked from a process that has imported torch run as those that start by themselves."""
+"""Jobs forked from a process that has imported torch run like jobs that are started directly."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def descendants(pid: int) -> list[int]:
     return [*children, *grandchildren]
 
 
-def test_a_forked_job_has_the_environment_of_a_cold_one(tmp_path, monkeypatch):
+def test_forked_job_has_the_environment_of_a_cold_start(tmp_path, monkeypatch):
     before = {*descendants(os.getpid())}  # other tests' helpers
     jobs = {name: [tmp_path / name / str(n) for n in range(3)] for name in ("warm", "cold")}
     for name, folders in jobs.items():
@@ -67,8 +67,8 @@ def test_a_forked_job_has_the_environment_of_a_cold_one(tmp_path, monkeypatch):
     assert {*descendants(os.getpid())} <= before
 
 
-def test_crashes_of_forked_jobs_are_recorded_and_harm_no_other_job(tmp_path):
-    """Nor does another one, forked while a job ran, keep that job's lock."""
+def test_crashes_of_forked_jobs_are_recorded_and_other_jobs_finish(tmp_path):
+    # A job forked while another one runs must not keep its lock, or the retries would fail.
     codes = {
         "signal": "time.sleep(1); os.kill(os.getpid(), signal.SIGSEGV)",
         "exit": "os._exit(7)",
@@ -93,7 +93,7 @@ def test_crashes_of_forked_jobs_are_recorded_and_harm_no_other_job(tmp_path):
     assert all(is_warm(tmp_path / name) for name in (*codes, "long"))
 
 
-def test_killing_the_fork_server_loses_no_job_and_killing_a_guard_one_status(tmp_path):
+def test_jobs_outlive_a_killed_fork_server_and_are_retried_after_a_killed_guard(tmp_path):
     jobs = [command(tmp_path / n, seconds=2, code=f"sys.exit({ord(n)})") for n in "abc"]
     process = launch("pool", [*jobs, command(tmp_path / "d")], {"jobs": 3})
     wait_until(lambda: all(story(tmp_path / name) for name in "abc"))
@@ -112,7 +112,7 @@ def test_killing_the_fork_server_loses_no_job_and_killing_a_guard_one_status(tmp
 
 
 @pytest.mark.parametrize("variable", [SWITCH, "OMP_NUM_THREADS", "PYTHONHASHSEED", "MINE"])
-def test_a_job_with_variables_of_its_own_starts_cold(tmp_path, variable):
+def test_job_with_own_variables_starts_cold(tmp_path, variable):
     jobs = [command(tmp_path / n) for n in "abc"]
     jobs[1] = f"{variable}=3 {jobs[1]}"
     assert run("local", jobs) == []
@@ -120,8 +120,8 @@ def test_a_job_with_variables_of_its_own_starts_cold(tmp_path, variable):
     assert story(tmp_path / "b")[0]["environment"][variable] == "3"
 
 
-def test_the_harness_local_launcher_forks_jobs_with_its_streams(tmp_path, monkeypatch, capfd):
-    """And in its session, so that Ctrl-C in a terminal reaches them."""
+def test_local_launcher_of_the_harness_forks_jobs_with_its_streams(tmp_path, monkeypatch, capfd):
+    # In the launcher's session, so that Ctrl-C in a terminal reaches the jobs.
     monkeypatch.setenv("PYTHONPATH", str(STAND_IN))
     before = {*descendants(os.getpid())}
     code = "print({0!r}, os.getsid(0)); sys.exit({0})"
@@ -136,8 +136,7 @@ def test_the_harness_local_launcher_forks_jobs_with_its_streams(tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_a_forked_job_trains_like_a_cold_one_even_if_resumed(tmp_path):
-    """Forked by the server of a launcher, with loaders that it forks; the other has a start."""
+def test_forked_job_trains_like_a_cold_one_after_a_resume(tmp_path):
     hparams = {"batch_size": 4, "clip_backbone": "tiny", "lr": 1e-3, "warmup_steps": 0}
     images = write_images(tmp_path / "images")
     args = {"algorithm": "CARFT", "dataset": str(images), "hparams": hparams, "steps": 9}
@@ -177,7 +176,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_jobs_in_a_checkout_are_forked_from_its_own_train_with_our_plugin(tmp_path, monkeypatch):
+def test_jobs_in_a_checkout_are_forked_from_its_train_with_the_plugin(tmp_path, monkeypatch):
     modules = {"scripts/train": IN_A_CHECKOUT, "imported_by": "import os\nPID = os.getpid()"}
     checkout = write_checkout(tmp_path / "checkout", modules=modules)
     monkeypatch.chdir(checkout)
@@ -198,8 +197,8 @@ FAULT = "if 'DOMAINBED_LOCK_FD' not in os.environ:\n    raise ImportError"
 
 
 @pytest.mark.parametrize("added", [THREAD, FAULT], ids=["thread", "fault"])
-def test_jobs_that_cannot_be_forked_start_cold(tmp_path, added):
-    """Here imports that start a thread, and imports that fail where there is no job."""
+def test_jobs_start_cold_if_forking_is_impossible(tmp_path, added):
+    # Imports that start a thread, and imports that fail outside a job.
     text = (STAND_IN / "imported_by.py").read_text()
     folder = write_files(tmp_path / "path", {"imported_by.py": text + added})
     jobs = [command(tmp_path / name, path=f"{folder}:{STAND_IN}") for name in "ab"]

@@ -107,7 +107,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_its_run_opens_where_its_file_is(
+def test_run_of_an_own_method_opens_only_with_its_file(
     folder: Path, loaded: OwnMethods, random_tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     algorithm = make(random_tiny, "CLIPAnchor", anchor_weight=0.5)
@@ -129,7 +129,7 @@ def test_its_run_opens_where_its_file_is(
     assert f"whose SHA-256 is {digest(folder / 'anchor.py')}" in str(error.value)
 
 
-def test_what_a_method_adds_to_the_prediction_is_neither_exported_nor_interpolated(
+def test_layers_added_to_the_prediction_are_not_exported_or_interpolated(
     folder: Path, loaded: OwnMethods, random_tiny: Path
 ) -> None:
     algorithm = make(random_tiny, "CLIPAdapter")
@@ -145,7 +145,7 @@ def test_what_a_method_adds_to_the_prediction_is_neither_exported_nor_interpolat
     assert not (folder / "out.pt").exists()
 
 
-def test_its_hyperparameters_are_in_its_own_records_alone(loaded: OwnMethods) -> None:
+def test_hyperparameters_of_an_own_method_are_only_in_its_records(loaded: OwnMethods) -> None:
     assert "anchor_weight" not in algorithms.hparam_values("CARFT", "PACS")
     assert algorithms.hparam_values("CLIPAnchor", "PACS")["anchor_weight"] == 0.1
     assert 0.01 < algorithms.hparam_values("CLIPAnchor", "PACS", 3)["anchor_weight"] < 1
@@ -164,7 +164,8 @@ for stop_at, method.method_digest in (("1", digest), ("-1", 64 * "f"), ("-1", di
 """
 
 
-def test_the_harness_trains_it_and_resumes_with_the_same_file_alone(folder: Path) -> None:
+@pytest.mark.slow
+def test_harness_trains_an_own_method_and_resumes_only_with_the_same_file(folder: Path) -> None:
     write_images(folder / "Pets")
     words = "--dataset ./Pets --algorithm CLIPAnchor --steps 2 --workers 0".split()
     done = python(folder, "-c", STOP_AND_RESUME, *TRAIN[2:], *words)
@@ -181,7 +182,7 @@ def test_the_harness_trains_it_and_resumes_with_the_same_file_alone(folder: Path
 
 
 @pytest.mark.slow
-def test_a_checkout_trains_it(folder: Path) -> None:
+def test_checkout_trains_an_own_method(folder: Path) -> None:
     write_images(folder / "Pets")
     root = write_checkout(folder / "checkout", "classic")
     words = "--dataset Pets --data_dir .. --algorithm CLIPAnchor --steps 2".split()
@@ -193,7 +194,7 @@ def test_a_checkout_trains_it(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_declared_sweep_over_its_weight_runs_by_the_pool(folder: Path) -> None:
+def test_pool_runs_a_declared_sweep_over_the_weight_of_an_own_method(folder: Path) -> None:
     declaration = {
         "name": "anchor",
         "datasets": ["Debug28"],
@@ -236,7 +237,7 @@ def write_runs(pets: Path, folder: Path) -> None:
         (job / "results.jsonl").write_text("".join(lines))
 
 
-def test_tables_and_reports_need_no_file_and_run_none(
+def test_tables_and_reports_do_not_execute_method_files(
     pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -272,12 +273,12 @@ BROKEN |= {
     f"{HEAD}class A(CLIPFineTune):\n    HPARAMS = (nonnegative('w', None),)": "A.HPARAMS: w has no "
     "valid default, expected a number >= 0",
     f"{HEAD}class A(CLIPFineTune):\n    HPARAMS = ('w',)": "A.HPARAMS has 'w', expected hyperpara",
-    f"{HEAD}class A(CLIPFineTune):\n    HPARAMS = nonnegative('w', 1)": "A.HPARAMS is no tuple",
+    f"{HEAD}class A(CLIPFineTune):\n    HPARAMS = nonnegative('w', 1)": "A.HPARAMS is",
 }
 
 
 @pytest.mark.parametrize("text", BROKEN, ids=lambda text: BROKEN[text][:40])
-def test_a_file_that_cannot_be_used_is_named_with_its_problem(
+def test_unusable_file_is_named_with_its_problem(
     folder: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "other.py").write_text(text)
@@ -287,13 +288,14 @@ def test_a_file_that_cannot_be_used_is_named_with_its_problem(
     assert problem.startswith(f"{folder}/other.py") and BROKEN[text] in problem
 
 
-def test_a_file_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(own_methods.VARIABLE, str(tmp_path / "missing.py"))
     (problem,) = load(SHIPPED, own_methods.files()).problems
     assert problem.startswith(f"{own_methods.VARIABLE} names {tmp_path}/missing.py, which cannot")
 
 
-def test_a_method_with_the_name_of_the_hosts_is_an_error_before_a_job_starts(folder: Path) -> None:
+@pytest.mark.slow
+def test_method_named_like_a_host_algorithm_is_an_error_before_training(folder: Path) -> None:
     (folder / "anchor.py").write_text(f"{HEAD}class ERM(CLIPFineTune):\n    pass")
     done = python(folder, *TRAIN, "--dataset", "EmojiStyles", "--algorithm", "CARFT")
     assert done.returncode == 2
@@ -303,7 +305,7 @@ def test_a_method_with_the_name_of_the_hosts_is_an_error_before_a_job_starts(fol
 
 
 @pytest.mark.slow
-def test_an_entry_point_of_a_package_names_a_module(folder: Path) -> None:
+def test_entry_point_of_a_package_names_a_module(folder: Path) -> None:
     package = folder / "site" / "my_package"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")

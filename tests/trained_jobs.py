@@ -1,9 +1,9 @@
 """Four trained jobs, packed in tests/trained: `python tests/trained_jobs.py` trains and packs them.
 
-The image encoder of a job is packed as its distance from that of `tiny`, in at most 31 steps each
-way. So the tool rounds the weights of a trained job to such steps, evaluates them again, and writes
-these accuracies into the records: what is unpacked is restored to the bit, and its records are its
-own. `tests/test_trained_jobs.py` trains the jobs again.
+The image encoder of a job is packed as its difference from the encoder of `tiny`, in at most 31
+steps in each direction. Therefore the tool rounds the weights of a trained job to such steps,
+evaluates them again, and writes the new accuracies into the records. Unpacking restores the rounded
+weights to the bit. `tests/test_trained_jobs.py` trains the jobs again.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from domainbed_carft.runs.evaluate import Evaluation
 TINY = Path(domainbed_carft.__file__).parent / "assets" / "tiny.pt"
 PACKED = Path(__file__).parent / "trained"
 
-# The jobs that `pets` has, beside the folder "my pets" on which they were trained.
+# The jobs of the fixture `pets`, trained on the folder "my pets".
 PETS = ("CARFT", "CLIPLinearProbe", "CLIPZeroShot")
 ON_EMOJI_STYLES = "CARFT job"
 
 WEIGHTS = ("model.pkl", "model_best.pkl")
 MAX_STEPS = 31
 
-# What stands for the folder in which the jobs are, in their records and weights.
+# Placeholder for the folder of the jobs in their records and weights.
 _FOLDER = "/folder/of/the/jobs"
 
 
 def train_on_emoji_styles(folder: Path) -> None:
-    """Train CARFT, with a uda-split and at so high a rate that the best step is not the last.
+    """Train CARFT with a uda-split, and without recording the training in-splits.
 
-    Of the training environments only the out-splits are recorded.
+    The learning rate is so high that the best step is not the last.
     """
     hparams = {"batch_size": 4, "warmup_steps": 0, "total_steps": 6, "lr": 0.003}
     arguments = (
@@ -59,14 +59,14 @@ def train_on_pets(folder: Path) -> None:
 
 
 def unpack_pets(folder: Path) -> None:
-    """Leave in the folder what `train_on_pets` does, with rounded weights."""
+    """Write the files of `train_on_pets` into the folder, with rounded weights."""
     runs_jobs.write_images(folder / "my pets")
     for algorithm in PETS:
         unpack(algorithm, folder)
 
 
 def unpack(name: str, folder: Path) -> None:
-    """Unpack a job into ``folder``, where its own folder gets its name."""
+    """Unpack a job into ``folder/name``."""
     job = folder / name
     job.mkdir(parents=True)
     with tarfile.open(PACKED / f"{name}.tar.xz") as archive:
@@ -77,19 +77,19 @@ def unpack(name: str, folder: Path) -> None:
             path = job / member.name
             if path.name in WEIGHTS:
                 packed = torch.load(io.BytesIO(content), weights_only=True)
-                torch.save(_moved(_restore(packed), _FOLDER, str(folder)), path)
+                torch.save(_replace_folder(_restore(packed), _FOLDER, str(folder)), path)
             else:
                 path.write_text(content.decode().replace(_FOLDER, str(folder)))
 
 
 def pack(job: Path) -> None:
-    """Pack a job whose weights have been rounded."""
+    """Pack a job with rounded weights."""
     with tarfile.open(PACKED / f"{job.name}.tar.xz", "w:xz") as archive:
         for path in sorted(job.iterdir()):
             if path.name in WEIGHTS:
                 buffer = io.BytesIO()
                 content = torch.load(path, weights_only=True)
-                torch.save(_moved(_shorten(content), str(job.parent), _FOLDER), buffer)
+                torch.save(_replace_folder(_shorten(content), str(job.parent), _FOLDER), buffer)
                 data = buffer.getvalue()
             else:
                 data = path.read_text().replace(str(job.parent), _FOLDER).encode()
@@ -100,7 +100,7 @@ def pack(job: Path) -> None:
 
 
 def round_weights(job: Path) -> None:
-    """Round the weights to what can be packed, and record the accuracies that they have."""
+    """Round the weights so that they can be packed, and record their accuracies."""
     for name in WEIGHTS:
         content = torch.load(job / name, weights_only=True)
         torch.save(_restore(_shorten(content)), job / name)
@@ -120,8 +120,8 @@ def round_weights(job: Path) -> None:
     (job / "results.jsonl").write_text("".join(lines))
 
 
-def original_weights() -> dict[str, torch.Tensor]:
-    """The image encoder of `tiny`, by the names that weights of jobs have."""
+def load_original_weights() -> dict[str, torch.Tensor]:
+    """Return the image encoder of `tiny`, with the parameter names of a job."""
     state = torch.load(TINY, map_location="cpu", weights_only=True)
     return {
         name.replace("visual", "encoder", 1): weight
@@ -131,7 +131,7 @@ def original_weights() -> dict[str, torch.Tensor]:
 
 
 def step_size(weight: torch.Tensor, original: torch.Tensor) -> float:
-    """Return the power of two in whose multiples a weight's distance is packed."""
+    """The power of two in whose multiples a weight's difference is packed."""
     distance = float((weight.double() - original.double()).abs().max())
     return 2.0 ** math.ceil(math.log2(distance / MAX_STEPS)) if distance else 1.0
 
@@ -139,7 +139,7 @@ def step_size(weight: torch.Tensor, original: torch.Tensor) -> float:
 def _shorten(content: dict[str, Any]) -> dict[str, Any]:
     """Replace each weight of the image encoder by its numbers of steps, and their size."""
     weights = dict(content["model_dict"])
-    for name, original in original_weights().items():
+    for name, original in load_original_weights().items():
         size = step_size(weights[name], original)
         steps = (weights[name].double() - original.double()) / size
         weights[name] = {"steps": steps.round().to(torch.int8), "size": size}
@@ -147,16 +147,16 @@ def _shorten(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _restore(content: dict[str, Any]) -> dict[str, Any]:
-    """Undo `_shorten`; products and sums are in float64, which rounds once."""
+    """Undo `_shorten`, in float64 so that each weight is rounded only once."""
     weights = dict(content["model_dict"])
-    for name, original in original_weights().items():
+    for name, original in load_original_weights().items():
         distance = weights[name]["steps"].double() * weights[name]["size"]
         weights[name] = (original.double() + distance).float()
     return {**content, "model_dict": weights}
 
 
-def _moved(content: dict[str, Any], earlier: str, folder: str) -> dict[str, Any]:
-    """Weights whose arguments and hyperparameters name another folder."""
+def _replace_folder(content: dict[str, Any], earlier: str, folder: str) -> dict[str, Any]:
+    """Replace the folder in the arguments and hyperparameters of a weights file."""
     moved = {
         key: json.loads(json.dumps(content[key]).replace(earlier, folder))
         for key in ("args", "model_hparams")
@@ -165,7 +165,7 @@ def _moved(content: dict[str, Any], earlier: str, folder: str) -> dict[str, Any]
 
 
 def main() -> None:
-    """Train, round and pack all four."""
+    """Train, round and pack the four jobs."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         train_on_emoji_styles(folder)
