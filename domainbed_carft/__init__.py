@@ -61,9 +61,9 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """One of LAZY_NAMES or LAZY_PACKAGES, imported now; AttributeError for any other name."""
     if name in LAZY_PACKAGES:
-        from domainbed_carft.lazy import imported_attribute
+        from domainbed_carft.lazy import import_attribute
 
-        return imported_attribute(__name__, name)
+        return import_attribute(__name__, name)
     if name not in LAZY_NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

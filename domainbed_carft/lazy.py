@@ -1,10 +1,10 @@
-"""Modules of a package as its attributes, imported when they are first used."""
+"""Modules as attributes of their package, imported on first use."""
 
 import importlib
 
 
-def imported_attribute(package: str, name: str) -> object:
-    """The module of this name in a package, imported now; AttributeError if there is none."""
+def import_attribute(package: str, name: str) -> object:
+    """Import and return a module of a package; AttributeError if it does not exist."""
     try:
         return importlib.import_module(f"{package}.{name}")
     except ModuleNotFoundError as error:

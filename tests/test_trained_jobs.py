@@ -32,7 +32,7 @@ def test_weights_differ_by_the_rounding_of_the_packed_ones(jobs, name):
     biases of attention's keys, and another one or two in 100,000 on another processor.
     """
     packed, trained_now = (torch.load(job / name, weights_only=True)["model_dict"] for job in jobs)
-    originals = trained_jobs.original_weights()
+    originals = trained_jobs.load_original_weights()
     assert packed.keys() == trained_now.keys()
     assert originals.keys() < packed.keys()
 
