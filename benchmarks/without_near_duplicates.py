@@ -32,7 +32,7 @@ from domainbed_carft.jobs.splits import split_environments
 from domainbed_carft.results import collection, comparisons, evaluations
 from domainbed_carft.results.comparisons import PairKey
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.selection import SelectedRun
 
 REFERENCE = "CARFT"
 IMAGE_SETS = ("all", "without", "near duplicates")
@@ -63,7 +63,7 @@ def reported_images(target: int, trial: int, holdout_fraction: float) -> list[st
     return [str(image) for image in splits[target].in_split]
 
 
-def correct_by_image(selected: Selected) -> tuple[list[str], npt.NDArray[np.bool_]]:
+def correct_by_image(selected: SelectedRun) -> tuple[list[str], npt.NDArray[np.bool_]]:
     """The images that a run was tested on, and whether it was right.
 
     Raises CarftError if its predictions are not of these images, or are damaged.
@@ -86,7 +86,7 @@ def accuracies(folder: Path) -> tuple[Accuracies, int]:
     }
     missing = 0
     (group,) = collection.gather([folder], [TRAINING_DOMAIN]).groups
-    for selected in group.selected(TRAINING_DOMAIN):
+    for selected in group.select(TRAINING_DOMAIN):
         folder_of_run = Path(selected.outcome.run.folder)
         if not evaluations.rows_path(folder_of_run, int(selected.outcome.step)).exists():
             missing += 1

@@ -49,7 +49,7 @@ def write_figures(sweep, num_classes=7):
         for record in map(json.loads, path.read_text().splitlines()):
             facts = _facts(record, n_images, num_classes)
             rows = _random_rows(draw, n_images, num_classes)
-            evaluations.save_figures(path.parent, evaluations.measure_run(rows, facts))
+            evaluations.save_metrics(path.parent, evaluations.measure_run(rows, facts))
 
 
 def _facts(record, n_images, num_classes):

@@ -8,7 +8,7 @@ import pytest
 import scipy
 
 from domainbed_carft.results import published
-from domainbed_carft.results.columns import cell_of
+from domainbed_carft.results.columns import mean_cell
 
 ERROR_KINDS = ("standard error, n", "standard error, n - 1", "deviation")
 
@@ -25,7 +25,7 @@ def judge(ours, theirs, error_kind="standard error, n - 1"):
         "error_kind": error_kind,
         "n": len(theirs),
     }
-    return published.judge(cell_of(dict(enumerate(np.array(ours) / 100))), figure)
+    return published.judge(mean_cell(dict(enumerate(np.array(ours) / 100))), figure)
 
 
 @pytest.mark.parametrize("error_kind", ERROR_KINDS)
@@ -106,7 +106,7 @@ def test_incomplete_runs_have_no_verdict(tmp_path):
 
 
 def test_every_published_figure_has_a_source_and_its_average():
-    figures = published.figures()
+    figures = published.read_numbers()
     assert len({(figure["method"], figure["dataset"]) for figure in figures}) == len(figures) > 200
     for figure in figures:
         assert figure["source"] and figure["selection"]

@@ -65,7 +65,7 @@ def test_members_are_choices_of_the_selection_method_in_one_cell(tmp_path):
                 and (job.args["test_envs"], job.args["trial_seed"]) == ([target], trial)
             ]
             best = max(rivals, key=lambda job: (validation(job), value_of(job)))
-            chosen = {entry.trial: entry.outcome for entry in row.chosen(target)}[trial]
+            chosen = {entry.trial: entry.outcome for entry in row.get_choices(target)}[trial]
             assert row.cells[target].accuracies[trial] == in_accuracy_at_best(best, target)
             assert chosen.values == {"lr": value_of(best)} and chosen.members == 3
             assert f"lr {value_of(best)}" in grid.rows[number][1 + target]
@@ -83,7 +83,7 @@ def test_members_are_choices_of_the_selection_method_in_one_cell(tmp_path):
 def test_of_equally_good_members_the_last_counts_as_in_domainbed(tmp_path):
     launched(SEARCH, tmp_path, lambda job: recorded(job, accuracies=lambda step: [0.5] * 8))
     row = row_of(collect(tmp_path, methods=["oracle"]), "CARFT")
-    assert {entry.outcome.values["lr"] for entry in row.chosen(0)} == {1e-3}
+    assert {entry.outcome.values["lr"] for entry in row.get_choices(0)} == {1e-3}
 
 
 def test_a_missing_member_is_named_by_its_values(tmp_path):
@@ -102,7 +102,7 @@ def test_of_two_stages_the_second_is_shown_and_the_budget_named(tmp_path):
         (target,) = job.args["test_envs"]
         cell = row_of(results, job.args["algorithm"]).cells[target]
         assert cell.accuracies[job.args["trial_seed"]] == in_accuracy_at_best(job, target)
-    chosen = results.collection.selected("training-domain")
+    chosen = results.collection.select("training-domain")
     members = {(selected.algorithm, selected.outcome.members) for selected in chosen}
     assert members == {("CARFT", 3), ("CLIPFineTune", 3), ("CLIPZeroShot", 1)}
 
@@ -173,7 +173,7 @@ def test_two_of_three_left_out_is_a_pair_unless_the_manifest_says_a_single_sourc
     results = collect(tmp_path, methods=["training-domain"])
     assert [cell.mean for cell in row_of(results, "ERM").cells] == [None] * 3
 
-    role = Role(leaves_out_together=True)
+    role = Role(holds_out_together=True)
     jobs = [replace(run.job, role=role) for run in results.collection.runs]
     manifest.add(tmp_path, manifest.Sweep(tuple(jobs)))
     results = collect(tmp_path, methods=["training-domain"], against="ERM")

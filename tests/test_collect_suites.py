@@ -112,7 +112,7 @@ def test_a_wise_ft_curve_uses_one_file_of_weights(tmp_path):
     files = ((None, "model_best.pkl"), (None, "model.pkl"), (0.0, "model.pkl"))
     write_run(tmp_path, "CARFT", 0, [(accuracies, *file) for file in files])
     (group,) = collection.gather([tmp_path]).groups
-    points = suites.points(suites.scores(group, []))
+    points = suites.curve_points(suites.scores(group, []))
     assert points == [("CARFT", alpha, 50.0, 50.0) for alpha in (None, 0.0)]
 
 

@@ -341,7 +341,7 @@ def test_styles_and_rows_are_read_from_source_that_is_not_run(
     assert styles["CLIPPlain"] == neutral
     assert styles["CARFT"] == SHIPPED["CARFT"].style
     expected = ["CLIPFineTune", "CLIPAnchor", "CLIPLinearProbe", "CLIPPlain"]
-    assert rows.ordered_rows(sorted(expected)) == expected
+    assert rows.sort_rows(sorted(expected)) == expected
 
 
 def test_launchers_give_jobs_absolute_paths(

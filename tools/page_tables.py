@@ -77,7 +77,7 @@ def fresh_rows(sweep: Collection) -> Rows:
     """The methods on fresh trials, with three intervals of the difference from CAR-FT."""
     values, _ = _collected(sweep, REFERENCE)
     (group,) = sweep.groups
-    accuracies = comparisons.accuracies_of(group.selected(TRAINING_DOMAIN))
+    accuracies = comparisons.accuracies_by_row(group.select(TRAINING_DOMAIN))
     by_unit = [
         {entry.algorithm: entry for entry in comparisons.compare(accuracies, REFERENCE, unit)}
         for unit in (comparisons.ENVIRONMENT, comparisons.TRIAL, comparisons.PAIR)

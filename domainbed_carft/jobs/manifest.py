@@ -105,7 +105,7 @@ def parse_role(content: Any) -> Role:
         member=int(content["member"]),
         stage=str(content["stage"]),
         members=int(content["members"]),
-        leaves_out_together=bool(content["leaves_out_together"]),
+        holds_out_together=bool(content["holds_out_together"]),
     )
 
 

@@ -17,7 +17,7 @@ from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import columns as table_columns
 from domainbed_carft.results import comparisons as comparing
 from domainbed_carft.results import formats, published, selection, suites
-from domainbed_carft.results.collection import Collection, Sweeps, gathered
+from domainbed_carft.results.collection import Collection, Sweeps, as_collection
 from domainbed_carft.results.columns import (
     DEFAULT_COLUMNS,
     DOMAINBED,
@@ -30,7 +30,7 @@ from domainbed_carft.results.columns import (
 )
 from domainbed_carft.results.comparisons import ACCURACY, Comparison
 from domainbed_carft.results.formats import Grid
-from domainbed_carft.results.selection import Selected, counts_last_record
+from domainbed_carft.results.selection import SelectedRun, counts_last_record
 from domainbed_carft.results.suites import Scores
 from domainbed_carft.results.tables import Row, Table, build
 from domainbed_carft.text import unknown
@@ -124,13 +124,13 @@ class Results:
         """All tables as words."""
         grids = []
         for table in self.tables:
-            grids += [table.grid(), *filter(None, [table.grid_of_choices()])]
+            grids += [table.grid(), *filter(None, [table.choices_grid()])]
 
         grids += [suites.grid(rows) for rows in suites.rows_by_table(self.suite_scores)]
         if self.comparisons is not None:
             grids += [published.grid(entries) for entries in self.comparisons]
             grids.append(published.overview(self.collection.compare_with))
-            grids += suites.grids_with_published(self.suite_scores)
+            grids += suites.published_grids(self.suite_scores)
         return grids + comparing.grids(self.comparisons_against)
 
     @property
@@ -144,7 +144,7 @@ class Results:
             *self._remarks,
             *table_columns.explanations(printed_columns),
         ]
-        if any(table.grid_of_choices() for table in self.tables):
+        if any(table.choices_grid() for table in self.tables):
             of_tables.append(_CHOICES_CAPTION)
         if self.suite_scores:
             of_tables.append(suites.caption(self.error))
@@ -185,7 +185,7 @@ class Results:
         if self.comparisons is not None:
             content["published"] = {
                 "comparisons": self._published_entries,
-                "figures": published.figures(self.collection.compare_with),
+                "figures": published.read_numbers(self.collection.compare_with),
             }
         if self.comparisons_against:
             content["against"] = [entry.as_dict() for entry in self.comparisons_against]
@@ -306,7 +306,7 @@ def collect(
     columns = table_columns.expand(columns)
     if error not in ERROR_KINDS:
         raise CarftError(unknown("kind of error", error, ERROR_KINDS))
-    collection = gathered(sweeps, **reading)
+    collection = as_collection(sweeps, **reading)
 
     tables_of_groups = [
         build(
@@ -382,7 +382,7 @@ def _row_entry(row: Row, table: Table) -> dict[str, Any]:
             "trials": {str(trial): 100 * value for trial, value in cell.accuracies.items()},
             "missing": list(cell.remarks),
         }
-        chosen = row.chosen(target)
+        chosen = row.get_choices(target)
         if chosen:
             entry["chosen"] = [_choice_entry(selected) for selected in chosen]
         cells.append(entry)
@@ -394,7 +394,7 @@ def _row_entry(row: Row, table: Table) -> dict[str, Any]:
             "mean": cell.mean,
             "standard_error": cell.standard_error,
             "n": cell.n,
-            "label": cell.of,
+            "label": cell.label,
             "missing": list(cell.remarks),
         }
         for cell in row.printed_cells
@@ -404,7 +404,7 @@ def _row_entry(row: Row, table: Table) -> dict[str, Any]:
     return row_entry | {"measures": measures} if measures else row_entry
 
 
-def _choice_entry(selected: Selected) -> dict[str, Any]:
+def _choice_entry(selected: SelectedRun) -> dict[str, Any]:
     """What a search chose for one cell in one trial."""
     outcome = selected.outcome
     return {
@@ -425,7 +425,7 @@ def _accuracy_record(cell: Cell) -> dict[str, Any]:
         "setting": cell.setting,
         "selection": cell.selection,
         "dataset": cell.dataset,
-        "environment": cell.of,
+        "environment": cell.label,
         "algorithm": cell.row,
         **_value_record(cell),
     }
@@ -449,7 +449,7 @@ def _column_record(cell: Cell) -> dict[str, Any]:
         "dataset": cell.dataset,
         "algorithm": cell.row,
         "column": cell.column,
-        "of": cell.of,
+        "of": cell.label,
         "device": cell.device,
         "unit": cell.unit,
         **_value_record(cell),

@@ -36,7 +36,7 @@ from domainbed_carft.paths import AnyPath, as_paths
 from domainbed_carft.results import job_roles, selection
 from domainbed_carft.results import rows as row_names
 from domainbed_carft.results.rows import JointRow, JointRows
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.text import quantity
 
 # The part of a setting that names the environments trained on, where several targets were left out
@@ -69,9 +69,9 @@ class Group:
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     declared: Sequence[str] = ()
     source: str = ""
-    _selections: dict[str, list[Selected]] = field(default_factory=dict, init=False, repr=False)
+    _selections: dict[str, list[SelectedRun]] = field(default_factory=dict, init=False, repr=False)
 
-    def selected(self, method: str) -> list[Selected]:
+    def selected(self, method: str) -> list[SelectedRun]:
         """What a selection method selects from the runs, computed once."""
         if method not in self._selections:
             self._selections[method] = selection.select(self.runs, method)
@@ -84,7 +84,7 @@ class Group:
 
     def ordered(self, rows: Iterable[str]) -> list[str]:
         """Names of rows, each once, in the order of the tables."""
-        return row_names.ordered_rows(rows, self.declared)
+        return row_names.sort_rows(rows, self.declared)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,22 +109,22 @@ class Collection:
         """The runs of all groups."""
         return [run for group in self.groups for run in group.runs]
 
-    def selected(self, method: str) -> list[Selected]:
+    def selected(self, method: str) -> list[SelectedRun]:
         """What a selection method selects from each group in turn; `Group.selected` has a part."""
-        return [selected for group in self.groups for selected in group.selected(method)]
+        return [selected for group in self.groups for selected in group.select(method)]
 
     @property
     def rows(self) -> list[str]:
         """The rows that have runs, in the order of the tables."""
         declared = dict.fromkeys(name for group in self.groups for name in group.declared)
-        return row_names.ordered_rows((run.row for run in self.runs), declared)
+        return row_names.sort_rows((run.row for run in self.runs), declared)
 
 
 # What `collect`, `top`, `write_report` and `evaluate` take: folders, or what was read of them.
 Sweeps: TypeAlias = "AnyPath | Iterable[AnyPath] | Collection"
 
 
-def gathered(sweeps: Sweeps, **reading: Any) -> Collection:
+def as_collection(sweeps: Sweeps, **reading: Any) -> Collection:
     """The collection itself, or what `gather` reads of folders; ``reading``: its options."""
     return sweeps if isinstance(sweeps, Collection) else gather(sweeps, **reading)
 
@@ -201,7 +201,7 @@ def _read_runs(folders: Sequence[Path]) -> RunsAndWarnings:
 
 def _number_left_out(job: Job) -> int:
     """How many environments a job leaves out; those left out together count as one target."""
-    return 1 if job.role.leaves_out_together else len(job.args["test_envs"])
+    return 1 if job.role.holds_out_together else len(job.args["test_envs"])
 
 
 def _read_manifest(folder: Path, warnings: list[RecordWarning]) -> Sweep:
@@ -222,9 +222,9 @@ def _methods_to_show(
     ``numbers_left_out``: how many environments the jobs leave out. Raises CarftError for a
     requested method without jobs.
     """
-    leaves_out = {number > 0 for number in numbers_left_out}
+    holds_out = {number > 0 for number in numbers_left_out}
     methods_with_jobs = [
-        name for name, method in selection.METHODS.items() if method.leaves_out in leaves_out
+        name for name, method in selection.METHODS.items() if method.holds_out in holds_out
     ]
     for name in requested or ():
         if name not in methods_with_jobs:
@@ -311,11 +311,11 @@ def _cell_setting(
     With the environments trained on, if the job leaves several targets out together.
     """
     role = job.role
-    if not role.values and not role.leaves_out_together:
+    if not role.values and not role.holds_out_together:
         return setting
 
     cell_setting = {**setting, **{HPARAM + name: SEARCHED for name in role.values}}
-    if role.leaves_out_together:
+    if role.holds_out_together:
         labels = environments[job.key.dataset]
         sources = [label for env, label in enumerate(labels) if env not in job.key.test_envs]
         cell_setting[TRAINED_ON] = ", ".join(sources)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from domainbed_carft.results.evaluations import RunFigures, SplitFigures
-    from domainbed_carft.results.selection import Selected
+    from domainbed_carft.results.evaluations import RunMetrics, SplitMetrics
+    from domainbed_carft.results.selection import SelectedRun
 
 PLUS_MINUS = "±"
 NO_VALUE = "X"
@@ -138,7 +138,7 @@ class Cell(NamedTuple):
         return self.missing or ((NOT_ALL,) if self.is_incomplete else ())
 
 
-def cell_of(
+def mean_cell(
     values_by_trial: Mapping[int, float],
     missing: Sequence[str] = (),
     error: ErrorKind = DOMAINBED,
@@ -156,7 +156,7 @@ def cell_of(
     values = np.array([*values_by_trial.values()])
     return Cell(
         mean=scale * values.mean(),
-        standard_error=scale * error.of(values) if values.size > 1 else None,
+        standard_error=scale * error.compute(values) if values.size > 1 else None,
         n=values.size,
         missing=tuple(missing),
         accuracies=values_by_trial,
@@ -190,8 +190,8 @@ def _format_mean(
 def accuracy_text(cell: Cell) -> str:
     """An accuracy in percent with error and number of trials, and what it is of, if anything."""
     text = format_accuracy(cell.mean, cell.standard_error, cell.n)
-    names_environment = cell.of and cell.column != ENVIRONMENTS
-    return f"{text} {cell.of}" if text and names_environment else text
+    names_environment = cell.label and cell.column != ENVIRONMENTS
+    return f"{text} {cell.label}" if text and names_environment else text
 
 
 def score_text(cell: Cell) -> str:
@@ -228,7 +228,7 @@ class RowRuns:
 
     environments: Sequence[str]
     cells: Sequence[Cell]
-    selected: Sequence[Selected]
+    selected: Sequence[SelectedRun]
     candidates: Sequence[RecordedRun]
     error: ErrorKind
     is_partial: bool = False
@@ -255,7 +255,7 @@ class RowRuns:
         means = trial_means(values)
         if not means and not self.incomplete:
             return Cell()
-        cell = cell_of(means, self.incomplete, self.error, scale)
+        cell = mean_cell(means, self.incomplete, self.error, scale)
         return cell._replace(partial=self.is_partial)
 
     def on_device(self, device: str) -> RowRuns:
@@ -370,7 +370,7 @@ def _worst(row: RowRuns) -> Cell:
         for name, cell in zip(row.environments, row.cells, strict=True)
         if cell.is_expected
     ]
-    without_value = [cell.of for cell in expected if cell.mean is None]
+    without_value = [cell.label for cell in expected if cell.mean is None]
     if without_value:
         return Cell(missing=(f"no value: {', '.join(without_value)}",))
     if not expected:
@@ -415,45 +415,45 @@ def _n_draws(row: RowRuns) -> Cell:
     return Cell(_mean(members), n=len(members)) if members else Cell()
 
 
-def figures_of(selected: Selected) -> RunFigures | str:
+def find_run_metrics(selected: SelectedRun) -> RunMetrics | str:
     """What ``carft evaluate`` measured of a selected run at its step, or why there is nothing."""
-    from domainbed_carft.results.evaluations import figures_path
+    from domainbed_carft.results.evaluations import metrics_path
 
     folder = Path(selected.run.folder)
     step = int(selected.outcome.step)
-    path = figures_path(folder, step)
+    path = metrics_path(folder, step)
     changed = path.stat().st_mtime_ns if path.exists() else 0
 
     figures = _read_figures(folder, step, changed)
-    if isinstance(figures, str) or figures.facts.is_of(selected.run.job):
+    if isinstance(figures, str) or figures.facts.matches(selected.run.job):
         return figures
     return "the evaluation is of another job; run carft evaluate on the sweep"
 
 
 @functools.lru_cache(maxsize=_CACHED_SUMMARIES)
-def _read_figures(folder: Path, step: int, changed: int) -> RunFigures | str:
-    """What `find_figures` finds, read once for all columns; ``changed``: the time of change."""
-    from domainbed_carft.results.evaluations import find_figures
+def _read_figures(folder: Path, step: int, changed: int) -> RunMetrics | str:
+    """What `find_metrics` finds, read once for all columns; ``changed``: the time of change."""
+    from domainbed_carft.results.evaluations import find_metrics
 
-    return find_figures(folder, step)
+    return find_metrics(folder, step)
 
 
-def _evaluated(figure: Callable[[SplitFigures], float | None], scale: float = PERCENT) -> Measure:
+def _evaluated(figure: Callable[[SplitMetrics], float | None], scale: float = PERCENT) -> Measure:
     """What computes a cell from a figure of each selected run on the environment left out.
 
     Over the trials of each trial's mean over the environments; ``figure`` is None where the run has
     none, which the cell names unless no run has any, and is multiplied by ``scale``.
     """
 
-    def figure_of_run(figures: RunFigures, target: int) -> float | None:
-        part = figures.of_environment(target)
+    def figure_of_run(figures: RunMetrics, target: int) -> float | None:
+        part = figures.get_environment(target)
         return figure(part) if part else None
 
     return _evaluated_run(figure_of_run, scale)
 
 
 def _evaluated_run(
-    figure: Callable[[RunFigures, int], float | None], scale: float = PERCENT
+    figure: Callable[[RunMetrics, int], float | None], scale: float = PERCENT
 ) -> Measure:
     """What computes a cell from a figure of each selected run and target, as `_evaluated` does."""
 
@@ -462,7 +462,7 @@ def _evaluated_run(
         without_value: list[str] = []
         lacking: dict[str, list[str]] = {}
         for selected in row.selected:
-            figures = figures_of(selected)
+            figures = find_run_metrics(selected)
             place = f"{row.environments[selected.target]} trial {selected.trial}"
             if isinstance(figures, str):
                 lacking.setdefault(figures, []).append(place)
@@ -487,7 +487,7 @@ def _evaluated_run(
     return measure
 
 
-def _scaled(name: str) -> Callable[[SplitFigures], float | None]:
+def _scaled(name: str) -> Callable[[SplitMetrics], float | None]:
     """The figure of calibration with this name at the fitted temperature, None without one."""
     return lambda part: getattr(part.scaled, name) if part.scaled else None
 
@@ -662,7 +662,7 @@ SECOND = 2
 OTHER = 0
 
 
-def ranks_of(cells: Sequence[Cell], column: Column) -> list[int]:
+def rank_cells(cells: Sequence[Cell], column: Column) -> list[int]:
     """The `ranks` of a column's cells; an incomplete cell has none, nor has a column of no rank."""
     has_rank = [column.is_ranked and not cell.is_incomplete for cell in cells]
     return ranks([cell.mean if ranked else None for cell, ranked in zip(cells, has_rank)])

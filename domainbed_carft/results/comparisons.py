@@ -19,7 +19,7 @@ from domainbed_carft.results import selection
 from domainbed_carft.results.collection import Collection, Group
 from domainbed_carft.results.columns import IN_DOMAIN, sample_error
 from domainbed_carft.results.formats import Grid
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.selection import SelectedRun
 
 ACCURACY = "accuracy"
 ENVIRONMENT = "environment"
@@ -194,8 +194,8 @@ def compare_rows(
     for group, method, measure in itertools.product(
         collection.groups, collection.methods, measures
     ):
-        by_row = accuracies_of(group.selected(method), measure)
-        names = [name for name in group.ordered(by_row) if row in (None, name) or name == against]
+        by_row = accuracies_of(group.select(method), measure)
+        names = [name for name in group.order_rows(by_row) if row in (None, name) or name == against]
         accuracies = {name: by_row[name] for name in names}
         for unit in _units_of(group, method):
             comparisons += compare(
@@ -211,7 +211,7 @@ def compare_rows(
 
 def _units_of(group: Group, method: str) -> Sequence[str]:
     """The units of a group's comparisons: trials, if one model has all environments of a trial."""
-    has_a_model_for_each_target = selection.METHODS[method].leaves_out and not group.source
+    has_a_model_for_each_target = selection.METHODS[method].holds_out and not group.source
     return UNITS if has_a_model_for_each_target else (TRIAL,)
 
 
@@ -233,7 +233,7 @@ def require_comparisons(
 
 
 def accuracies_of(
-    selections: Iterable[Selected], measure: str = ACCURACY
+    selections: Iterable[SelectedRun], measure: str = ACCURACY
 ) -> dict[str, dict[PairKey, float]]:
     """Row -> pair -> its accuracy in percent: on the target, or IN_DOMAIN."""
     percent: dict[str, dict[PairKey, float]] = {}

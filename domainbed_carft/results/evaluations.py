@@ -270,7 +270,7 @@ class EvaluationFacts:
     temperature: Temperature | None
     validation: list[ValidationSplit] = dataclasses.field(default_factory=list)
 
-    def is_of(self, job: Job) -> bool:
+    def matches(self, job: Job) -> bool:
         """Whether a job with these arguments was evaluated."""
         identity = {name: getattr(self, name) for name in IDENTITY}
         return job.key.test_envs == set(self.test_envs) and all(
@@ -294,7 +294,7 @@ class EvaluatedRows:
 
 
 @dataclass(frozen=True)
-class SplitFigures(Figures):
+class SplitMetrics(Figures):
     """The figures of an evaluated run on one split.
 
     ``calibration``: of the probabilities as they are; ``scaled``: of those at the fitted
@@ -319,13 +319,13 @@ class SplitFigures(Figures):
 
 
 @dataclass(frozen=True)
-class RunFigures:
+class RunMetrics:
     """The figures of a run at one step, in the order of its splits."""
 
     facts: EvaluationFacts
-    splits: Annotated[list[SplitFigures], Len(1)]
+    splits: Annotated[list[SplitMetrics], Len(1)]
 
-    def of_environment(self, number: int) -> SplitFigures | None:
+    def of_environment(self, number: int) -> SplitMetrics | None:
         """The figures of the environment with this number, if it was measured."""
         return next((part for part in self.splits if part.split.number == number), None)
 
@@ -342,7 +342,7 @@ class RunFigures:
         return fmean(accuracies) if accuracies else None
 
 
-def measure_run(rows: EvaluatedRows, facts: EvaluationFacts) -> RunFigures:
+def measure_run(rows: EvaluatedRows, facts: EvaluationFacts) -> RunMetrics:
     """The figures of all splits."""
     figures = []
     begin = 0
@@ -356,16 +356,16 @@ def measure_run(rows: EvaluatedRows, facts: EvaluationFacts) -> RunFigures:
         )
         figures.append(_measure_split(part, split, facts))
         begin = end
-    return RunFigures(facts, figures)
+    return RunMetrics(facts, figures)
 
 
 def _measure_split(
     rows: EvaluatedRows, split: EvaluatedSplit, facts: EvaluationFacts
-) -> SplitFigures:
+) -> SplitMetrics:
     figures = measure(rows.raw, facts.classes)
     is_correct = rows.raw.is_correct
     is_zero_shot_correct = rows.zero_shot == rows.raw.label
-    return SplitFigures(
+    return SplitMetrics(
         accuracy=figures.accuracy,
         mean_per_class=figures.mean_per_class,
         worst_class=figures.worst_class,
@@ -409,7 +409,7 @@ def rows_path(folder: Path, step: int) -> Path:
     return folder / f"evaluation_step{step}.npz"
 
 
-def figures_path(folder: Path, step: int) -> Path:
+def metrics_path(folder: Path, step: int) -> Path:
     """The file of the figures in a job's folder."""
     return folder / f"evaluation_step{step}.json"
 
@@ -463,17 +463,17 @@ def load_rows(folder: Path, step: int) -> tuple[EvaluatedRows, EvaluationFacts]:
     return EvaluatedRows(raw, scaled, columns["zero_shot"], columns["alignment"]), facts
 
 
-def save_figures(folder: Path, figures: RunFigures) -> None:
+def save_metrics(folder: Path, figures: RunMetrics) -> None:
     """Write the file of figures, whole or not at all. Raises CarftError if it cannot be written."""
     text = json.dumps(dataclasses.asdict(figures), indent=1, sort_keys=True)
-    files.save_text(figures_path(folder, figures.facts.step), f"{text}\n")
+    files.save_text(metrics_path(folder, figures.facts.step), f"{text}\n")
 
 
-def find_figures(folder: Path, step: float) -> RunFigures | str:
+def find_metrics(folder: Path, step: float) -> RunMetrics | str:
     """The figures of the run in a job's folder at a step, or why there are none."""
-    path = figures_path(folder, int(step))
+    path = metrics_path(folder, int(step))
     try:
-        return _validated(RunFigures, json.loads(files.read_regular(path)), path)
+        return _validated(RunMetrics, json.loads(files.read_regular(path)), path)
     except FileNotFoundError:
         pass
     except OSError as error:

@@ -40,7 +40,7 @@ class Gaps:
         self._divisions = {
             job.key.dataset: job.key.test_envs
             for job in (*planned, *(run.job for run in runs))
-            if job.role.leaves_out_together
+            if job.role.holds_out_together
         }
 
         self._steps_by_schedule: dict[tuple[object, ...], set[float]] = {}
@@ -49,11 +49,11 @@ class Gaps:
 
     def keys_of(self, method: str) -> list[Candidate]:
         """The jobs among which a selection method selects."""
-        leaves_out = METHODS[method].leaves_out
+        holds_out = METHODS[method].holds_out
         return [
             key
             for key in self.keys
-            if bool(key.test_envs) == leaves_out
+            if bool(key.test_envs) == holds_out
             # Its second environment would be one that another target's run needs.
             and not (method == LEAVE_ONE_OUT and key.dataset in self._divisions)
         ]
@@ -62,13 +62,13 @@ class Gaps:
         self, dataset: str, row: str, target: int, method: str, n_environments: int
     ) -> list[str] | None:
         """Reasons why a cell of the tables is incomplete; None where no job is expected."""
-        leaves_out = METHODS[method].leaves_out
-        kind = (dataset, row, leaves_out)
+        holds_out = METHODS[method].holds_out
+        kind = (dataset, row, holds_out)
         if kind not in self._keys_by_kind:
             return None if self._listed else ["no job of the algorithm on this dataset"]
 
-        left_out = frozenset({target} if leaves_out else ())
-        if leaves_out and dataset in self._divisions:
+        left_out = frozenset({target} if holds_out else ())
+        if holds_out and dataset in self._divisions:
             left_out = self._divisions[dataset]
             if target not in left_out:
                 return None
@@ -106,9 +106,9 @@ class Gaps:
 
         trials = {
             key.trial
-            for (dataset, _, leaves_out), keys_of_kind in self._keys_by_kind.items()
+            for (dataset, _, holds_out), keys_of_kind in self._keys_by_kind.items()
             for key in keys_of_kind
-            if (dataset, leaves_out) == (kind[0], kind[2])
+            if (dataset, holds_out) == (kind[0], kind[2])
         }
         return dict.fromkeys(sorted(trials), sorted({key.choice for key in keys}))
 

@@ -112,7 +112,7 @@ def _column_texts(key: _Key, column: Column, rows: Sequence[tuple[Table, Row]]) 
     """The texts of one column, the best and the second marked."""
     cells = [_cells_of(row, table).get(key, Cell()) for table, row in rows]
     texts = []
-    for cell, rank in zip(cells, columns.ranks_of(cells, column)):
+    for cell, rank in zip(cells, columns.rank_cells(cells, column)):
         is_accuracy = column.unit == "%"
         text = _accuracy_text(cell, rank) if is_accuracy else escape_latex(column.write(cell))
         texts.append(f"{text or _NO_VALUE}{_INCOMPLETE if text and cell.is_incomplete else ''}")
@@ -127,8 +127,8 @@ def _accuracy_text(cell: Cell, rank: int) -> str:
     text = _MARKS.get(rank, "%s") % f"{cell.mean:.1f}"
     if cell.standard_error is not None:
         text += rf" $\pm$ {cell.standard_error:.1f}"
-    is_named = cell.of and cell.column != ENVIRONMENTS
-    return f"{text} ({escape_latex(cell.of)})" if is_named else text
+    is_named = cell.label and cell.column != ENVIRONMENTS
+    return f"{text} ({escape_latex(cell.label)})" if is_named else text
 
 
 def _difference_texts(

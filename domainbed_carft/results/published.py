@@ -17,7 +17,7 @@ import numpy as np
 from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results.collection import Group
-from domainbed_carft.results.columns import Cell, ErrorKind, cell_of, format_accuracy
+from domainbed_carft.results.columns import Cell, ErrorKind, mean_cell, format_accuracy
 from domainbed_carft.results.comparisons import LEVEL, student_interval, welch_interval
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.tables import Table
@@ -288,7 +288,7 @@ def _over_all(cells: Sequence[Cell], error: ErrorKind) -> Cell:
 
     means = {trial: float(np.mean([cell.accuracies[trial] for cell in cells])) for trial in trials}
     missing = [text for cell in cells for text in cell.missing]
-    average = cell_of(means, missing, error)
+    average = mean_cell(means, missing, error)
     return average._replace(partial=any(cell.partial for cell in cells))
 
 

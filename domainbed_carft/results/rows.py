@@ -77,7 +77,7 @@ def environment_labels(
     return labels_of
 
 
-def ordered_rows(names: Iterable[str], declared: Iterable[str] = ()) -> list[str]:
+def sort_rows(names: Iterable[str], declared: Iterable[str] = ()) -> list[str]:
     """``names``, each once, in the order of rows, legends and bars.
 
     First those that a sweep ``declared``, in its order, then ours and those of a user's files by
@@ -172,7 +172,7 @@ def label_rows(
     defaults = _recorded_defaults(by, runs)
     names: dict[tuple[str, _Words], str] = {}
     rows = {}
-    for algorithm in ordered_rows(words_by_algorithm, declared):
+    for algorithm in sort_rows(words_by_algorithm, declared):
         of_algorithm = _values_in_order(algorithm, by, words_by_algorithm[algorithm], defaults)
         varying = [len({words[number] for words in of_algorithm}) > 1 for number in range(len(by))]
         for words, values in of_algorithm.items():

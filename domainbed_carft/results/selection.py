@@ -70,7 +70,7 @@ class Outcome(NamedTuple):
         return self.run.job.role.values
 
 
-class Selected(NamedTuple):
+class SelectedRun(NamedTuple):
     """The outcome that counts for one (dataset, row, target, trial).
 
     ``row``: what tables call the row, which is the algorithm's name unless ``--by`` divides it.
@@ -97,12 +97,12 @@ class Method(NamedTuple):
     """A rule of selection.
 
     ``title``: DomainBed's name; ``outcome``: that of one choice of hyperparameters, if it has one;
-    ``leaves_out``: whether its jobs leave environments out.
+    ``holds_out``: whether its jobs leave environments out.
     """
 
     title: str
     outcome: Callable[[Candidates, Choice], Outcome | None] = lambda candidates, choice: None
-    leaves_out: bool = True
+    holds_out: bool = True
 
 
 def candidates_by_target(runs: Iterable[RecordedRun]) -> list[Candidates]:
@@ -118,7 +118,7 @@ def candidates_by_target(runs: Iterable[RecordedRun]) -> list[Candidates]:
                 (dataset, row, target, trial),
                 Candidates(dataset, row, target, trial, singles={}, pairs={}),
             )
-            if len(test_envs) == 1 or run.job.role.leaves_out_together:
+            if len(test_envs) == 1 or run.job.role.holds_out_together:
                 candidates.singles[choice] = run
             elif len(test_envs) == 2:
                 second_env = sum(test_envs) - target
@@ -140,17 +140,17 @@ def ranked_outcomes(candidates: Candidates, method: Method) -> list[Outcome]:
     ]
 
 
-def select(runs: Iterable[RecordedRun], name: str) -> list[Selected]:
+def select(runs: Iterable[RecordedRun], name: str) -> list[SelectedRun]:
     """What the method called ``name``, one of METHODS, selects from runs of one group."""
     method = METHODS[name]
-    if not method.leaves_out:
+    if not method.holds_out:
         return _in_domain(runs)
 
     selected = []
     for candidates in candidates_by_target(runs):
         outcomes = ranked_outcomes(candidates, method)
         if outcomes:
-            best = Selected(
+            best = SelectedRun(
                 dataset=candidates.dataset,
                 row=candidates.row,
                 target=candidates.target,
@@ -163,7 +163,7 @@ def select(runs: Iterable[RecordedRun], name: str) -> list[Selected]:
 
 def candidate_runs(runs: Sequence[RecordedRun], name: str) -> list[RecordedRun]:
     """The runs that the method called ``name`` can choose from, each once."""
-    if not METHODS[name].leaves_out:
+    if not METHODS[name].holds_out:
         return [run for run in runs if not run.test_envs]
 
     candidate_runs: dict[int, RecordedRun] = {}
@@ -204,7 +204,7 @@ def counts_last_record(run: RecordedRun) -> bool:
     return bool(run.recorded.get("average") == "swad")
 
 
-def validation_without_targets(run: RecordedRun) -> float:
+def final_out_accuracy(run: RecordedRun) -> float:
     """Mean accuracy on the out-splits at the last step, for a run that left nothing out."""
     _, out_splits = accuracies(run)
     return float(out_splits[_last_row(run)].mean())
@@ -274,7 +274,7 @@ def _outcome_at(
     return Outcome(choice, runs[0].steps[row], float(validation), accuracy, runs)
 
 
-def _in_domain(runs: Iterable[RecordedRun]) -> list[Selected]:
+def _in_domain(runs: Iterable[RecordedRun]) -> list[SelectedRun]:
     """Accuracy on each out-split at the last step, of the choice with the highest sum of these."""
     highest_total: dict[tuple[str, str, int], float] = {}
     outcomes: dict[tuple[str, str, int], list[Outcome]] = {}
@@ -303,7 +303,7 @@ def _in_domain(runs: Iterable[RecordedRun]) -> list[Selected]:
             ]
 
     return [
-        Selected(dataset, row, target, trial, outcome)
+        SelectedRun(dataset, row, target, trial, outcome)
         for dataset, row, trial in sorted(outcomes)
         for target, outcome in enumerate(outcomes[dataset, row, trial])
     ]
@@ -319,5 +319,5 @@ METHODS = {
     TRAINING_DOMAIN: Method("training-domain validation set", _training_domain),
     LEAVE_ONE_OUT: Method("leave-one-domain-out cross-validation", _leave_one_domain_out),
     ORACLE: Method("test-domain validation set (oracle)", _oracle),
-    IN_DOMAIN: Method("nothing left out, out-splits at the last step", leaves_out=False),
+    IN_DOMAIN: Method("nothing left out, out-splits at the last step", holds_out=False),
 }

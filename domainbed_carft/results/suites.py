@@ -22,11 +22,11 @@ from domainbed_carft.results.columns import (
     PLUS_MINUS,
     Cell,
     ErrorKind,
-    cell_of,
+    mean_cell,
     format_accuracy,
 )
 from domainbed_carft.results.formats import Grid
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Suite
 
@@ -49,7 +49,7 @@ class SuiteRun(NamedTuple):
     suite cannot test the run.
     """
 
-    selected: Selected
+    selected: SelectedRun
     trained_on: frozenset[str]
 
     @property
@@ -64,7 +64,7 @@ def selected_runs(group: Group) -> list[SuiteRun]:
     selected_of_folder = {
         selected.run.folder: selected
         for method in (selection.IN_DOMAIN, selection.TRAINING_DOMAIN)
-        for selected in group.selected(method)
+        for selected in group.select(method)
     }
     suite_runs = []
     for selected in selected_of_folder.values():
@@ -80,7 +80,7 @@ def selected_runs(group: Group) -> list[SuiteRun]:
 
 def selected_records(
     group: Group, warnings: list[RecordWarning]
-) -> Iterator[tuple[Selected, Mapping[str, Any]]]:
+) -> Iterator[tuple[SelectedRun, Mapping[str, Any]]]:
     """The suite records of the `selected_runs`, without sets of environments trained on.
 
     The means of a record are then over its other sets. What is wrong in the files is added to
@@ -200,7 +200,7 @@ def scores(
         )
         for key, trials in trials_by_key.items()
     ]
-    algorithms = group.ordered(key.algorithm for key in trials_by_key)
+    algorithms = group.order_rows(key.algorithm for key in trials_by_key)
     return sorted(rows, key=lambda row: row._sorting_key(algorithms))
 
 
@@ -225,7 +225,7 @@ def _cells_over(
                 accuracies[trial] = float(np.mean(values))
 
         if accuracies:
-            cells[name] = cell_of(accuracies, missing=(), error=error)._replace(partial=partial)
+            cells[name] = mean_cell(accuracies, missing=(), error=error)._replace(partial=partial)
     return cells
 
 
@@ -273,7 +273,7 @@ def published_rows(suite: Suite) -> list[dict[str, Any]]:
     ]
 
 
-def grids_with_published(rows: Sequence[Scores]) -> list[Grid]:
+def published_grids(rows: Sequence[Scores]) -> list[Grid]:
     """For each suite of ``rows`` a table of them, without WiSE-FT's curves, and the published."""
     grids = []
     for name in dict.fromkeys(row.suite for row in rows):

@@ -23,11 +23,11 @@ from domainbed_carft.results.columns import (
     Column,
     ErrorKind,
     RowRuns,
-    cell_of,
+    mean_cell,
 )
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.gaps import Gaps
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.selection import SelectedRun
 
 _UNDECLARED = (
     "-: no job was declared for this cell. *: over the other cells, and so without a rank."
@@ -48,14 +48,14 @@ class Row(NamedTuple):
     cells: Sequence[Cell]
     average_cell: Cell
     printed_cells: Sequence[Cell]
-    selected: Sequence[Selected] = ()
+    selected: Sequence[SelectedRun] = ()
 
     @property
     def average(self) -> float | None:
         """The mean of the cells in percent; None if an expected cell has no value."""
         return self.average_cell.mean
 
-    def chosen(self, target: int) -> list[Selected]:
+    def chosen(self, target: int) -> list[SelectedRun]:
         """The choices of a search behind one cell, a trial each; empty if nothing was searched."""
         return [entry for entry in self.selected if entry.target == target and entry.outcome.values]
 
@@ -80,7 +80,7 @@ class Table:
     averages: bool = False
     dataset_titles: Mapping[str, str] = field(default_factory=dict)
     error: ErrorKind = DOMAINBED
-    selected: Mapping[str, Sequence[Selected]] = field(default_factory=dict)
+    selected: Mapping[str, Sequence[SelectedRun]] = field(default_factory=dict)
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -135,7 +135,7 @@ class Table:
     def ranks(self) -> list[list[int]]:
         """For each row the ranks of its printed cells in their columns, of accuracies only."""
         ranks_of_columns = [
-            columns.ranks_of([row.printed_cells[number] for row in self.rows], column)
+            columns.rank_cells([row.printed_cells[number] for row in self.rows], column)
             for number, column in enumerate(self.printed_columns)
         ]
         return [list(row_ranks) for row_ranks in zip(*ranks_of_columns, strict=True)]
@@ -148,7 +148,7 @@ class Table:
             if any(
                 cell.is_incomplete
                 for cell in (*row.cells, row.average_cell)
-                if not environment or cell.of == environment
+                if not environment or cell.label == environment
             )
         ]
 
@@ -169,18 +169,18 @@ class Table:
         notes = [f"[{number}] {'. '.join(missing)}." for missing, number in note_numbers.items()]
         return Grid(self.title, header, rows, [*notes, *self.notes])
 
-    def grid_of_one_trial(self) -> Grid:
+    def single_trial_grid(self) -> Grid:
         """The same as `grid`; where no cell has several trials, a note says so instead of each."""
         if any(cell.n > 1 for cell in self.accuracies):
             return self.grid()
         cells = [cell._replace(n=0) if cell.column == ENVIRONMENTS else cell for cell in self.cells]
         return replace(self, cells=cells, notes=[*self.notes, _NOTE_ON_ONE_TRIAL]).grid()
 
-    def grid_of_choices(self) -> Grid | None:
+    def choices_grid(self) -> Grid | None:
         """The values of a search that were chosen for the cells; None if no row had a search."""
         rows = []
         for row in self.rows:
-            chosen = [row.chosen(target) for target in range(len(self.columns))]
+            chosen = [row.get_choices(target) for target in range(len(self.columns))]
             if any(chosen):
                 all_chosen = [entry for of_cell in chosen for entry in of_cell]
                 texts = map(_choices_text, chosen)
@@ -191,7 +191,7 @@ class Table:
         return Grid(title, ["Algorithm", *self.columns, "Of"], rows, notes=[])
 
 
-def _choices_text(trials: Sequence[Selected]) -> str:
+def _choices_text(trials: Sequence[SelectedRun]) -> str:
     """``lr 0.001`` if all trials chose it, else ``lr 0.001 (2), lr 0.0003 (1)``."""
     counts = Counter(
         ", ".join(f"{name} {value}" for name, value in entry.outcome.values.items())
@@ -202,7 +202,7 @@ def _choices_text(trials: Sequence[Selected]) -> str:
     return ", ".join(f"{text} ({count})" for text, count in counts.most_common())
 
 
-def _members_text(selections: Sequence[Selected]) -> str:
+def _members_text(selections: Sequence[SelectedRun]) -> str:
     """Among how many each was chosen, as ``3`` or ``2 to 3``."""
     numbers = [selected.outcome.members for selected in selections]
     smallest = min(numbers)
@@ -261,12 +261,12 @@ class _TableMaker:
         self._error = error
         self._environments = group.environments
         self._dataset_titles = benchmarks.dataset_titles(self._environments)
-        self._leaves_out = selection.METHODS[method].leaves_out
+        self._leaves_out = selection.METHODS[method].holds_out
 
         # (row, dataset) -> what was selected, in the order of DomainBed's groups, on which the
         # last bit of a mean depends.
-        self._selected: dict[tuple[str, str], list[Selected]] = {}
-        for entry in group.selected(method):
+        self._selected: dict[tuple[str, str], list[SelectedRun]] = {}
+        for entry in group.select(method):
             self._selected.setdefault((entry.row, entry.dataset), []).append(entry)
 
         self._candidates: dict[tuple[str, str], list[RecordedRun]] = {}
@@ -276,7 +276,7 @@ class _TableMaker:
         jobs = gaps.keys_of(method)
         with_jobs = {job.dataset for job in jobs}
         self._datasets = [name for name in self._environments if name in with_jobs]
-        self._row_names = group.ordered(job.row for job in jobs)
+        self._row_names = group.order_rows(job.row for job in jobs)
 
     def tables(self) -> list[Table]:
         """A table for each dataset, then that of the averages, unless nothing was left out."""
@@ -345,7 +345,7 @@ class _TableMaker:
             is_partial=not (self._group.source or all(cell.is_expected for cell in cells)),
         )
 
-    def _accuracy(self, name: str, dataset: str, target: int, selected: Sequence[Selected]) -> Cell:
+    def _accuracy(self, name: str, dataset: str, target: int, selected: Sequence[SelectedRun]) -> Cell:
         """The accuracy on one target, of what was ``selected`` for the row."""
         missing = self._gaps.missing_in_cell(
             dataset=dataset,
@@ -360,7 +360,7 @@ class _TableMaker:
         trials = {
             entry.trial: entry.outcome.accuracy for entry in selected if entry.target == target
         }
-        return cell_of(trials, missing, self._error)
+        return mean_cell(trials, missing, self._error)
 
     def _row_cells(
         self, row_runs: RowRuns, printed_columns: Sequence[Column], dataset: str, row: str
@@ -431,13 +431,13 @@ class _TableMaker:
         if not any(cell.is_expected for cell in accuracies):
             return Cell()
 
-        incomplete = [cell.of for cell in accuracies if cell.missing]
+        incomplete = [cell.label for cell in accuracies if cell.missing]
         missing = []
         if incomplete:
             missing.append(f"incomplete in {table.dataset_title}: {', '.join(incomplete)}")
         selected = self._selected.get((name, table.dataset), [])
         means = columns.trial_means((entry.trial, entry.outcome.accuracy) for entry in selected)
-        return cell_of(means, missing, self._error)
+        return mean_cell(means, missing, self._error)
 
     def _table(
         self,

@@ -15,7 +15,7 @@ from domainbed_carft.jobs.job import overrides
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import selection
 from domainbed_carft.results.collection import Collection, Group, Sweeps, gathered
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.selection import SelectedRun
 
 # Values that a run fills in and records; passed on, they would refuse any other dataset.
 RECORDED_FACTS = (
@@ -84,9 +84,9 @@ def top(sweeps: Sweeps, *, only: str = "", **reading: Any) -> Top:
     have no entry. Raises CarftError if no chosen job has it, if a requested method chose none,
     and for what `gather` does.
     """
-    collection = gathered(sweeps, **reading)
+    collection = as_collection(sweeps, **reading)
     for method in reading.get("methods") or ():
-        if not collection.selected(method):
+        if not collection.select(method):
             raise CarftError(f"no run was selected with selection {method}")
 
     entries = list(best_hparams(collection, only=only))
@@ -105,13 +105,13 @@ def best_hparams(
     drawn = drawn_hparams(collection.runs)
     for group, method in itertools.product(collection.groups, methods or collection.methods):
         labels = group.environments
-        leaves_out = selection.METHODS[method].leaves_out
+        holds_out = selection.METHODS[method].holds_out
 
         for selected in _in_row_order(group, method):
             # Jobs that leave nothing out select the same for each column.
-            is_first = leaves_out or selected.target == 0
+            is_first = holds_out or selected.target == 0
             if is_first and only in f"{selected.run.job.folder.name} {selected.run.job}":
-                environment = labels[selected.dataset][selected.target] if leaves_out else None
+                environment = labels[selected.dataset][selected.target] if holds_out else None
                 yield _entry(selected, group.title, method, environment, drawn)
 
 
@@ -134,19 +134,19 @@ def drawn_hparams(runs: Iterable[RecordedRun]) -> dict[tuple[str, str], list[str
     }
 
 
-def _in_row_order(group: Group, method: str) -> list[Selected]:
+def _in_row_order(group: Group, method: str) -> list[SelectedRun]:
     """What the method selects, by dataset, row in the tables' order, target and trial."""
-    selections = group.selected(method)
-    names = group.ordered(selected.row for selected in selections)
+    selections = group.select(method)
+    names = group.order_rows(selected.row for selected in selections)
 
-    def row_and_trial(selected: Selected) -> tuple[str, int, int, int]:
+    def row_and_trial(selected: SelectedRun) -> tuple[str, int, int, int]:
         return selected.dataset, names.index(selected.row), selected.target, selected.trial
 
     return sorted(selections, key=row_and_trial)
 
 
 def _entry(
-    selected: Selected,
+    selected: SelectedRun,
     setting: str,
     method: str,
     environment: str | None,
@@ -156,7 +156,7 @@ def _entry(
 
     ``drawn``: as `drawn_hparams` returns it.
     """
-    leaves_out = environment is not None
+    holds_out = environment is not None
     outcome = selected.outcome
     run = outcome.runs[0]
 
@@ -171,13 +171,13 @@ def _entry(
         selection=method,
         dataset=selected.dataset,
         algorithm=run.algorithm,
-        test_env=selected.target if leaves_out else None,
+        test_env=selected.target if holds_out else None,
         environment=environment,
         trial_seed=selected.trial,
         hparams_seed=outcome.hparams_seed,
         step=int(outcome.step),
         validation_accuracy=outcome.validation,
-        accuracy=outcome.accuracy if leaves_out else None,
+        accuracy=outcome.accuracy if holds_out else None,
         hparams=dict(run.recorded),
         argument=f"--hparams {shlex.quote(json.dumps(to_repeat, sort_keys=True))}",
         folders=[run.folder for run in outcome.runs],

@@ -44,7 +44,7 @@ def check(shape: Shape, source: YamlSource) -> tuple[dict[str, Dataset], list[st
     be used.
     """
     host.require_own_methods()
-    published_rows = list(dict.fromkeys(figure["method"] for figure in published.figures()))
+    published_rows = list(dict.fromkeys(figure["method"] for figure in published.read_numbers()))
 
     datasets, dataset_problems = _look_up(host.dataset_facts, shape.datasets, "datasets")
     algorithms, algorithm_problems = _look_up(host.algorithm_class, shape.algorithms, "algorithms")
@@ -132,7 +132,7 @@ def _problems_of_environments(
             message = unknown(f"environment of {dataset}", str(environment), valid)
             yield (*path, *keys), message
 
-    if len(labels) == 1 or not shape.leaves_out_together(dataset):
+    if len(labels) == 1 or not shape.holds_out_together(dataset):
         return
     if has_leave_one_out:
         message = f"{LEAVE_ONE_OUT} selects for a single target, not for several together"
