@@ -47,7 +47,7 @@ def test_tables_and_rankings_equal_upstreams(tmp_path, kind):
     for entry in expected:
         keys = ("trial_seed", "dataset", "algorithm", "test_env")
         of_target = candidates[tuple(entry[key] for key in keys)]
-        outcomes = selection.ranked_outcomes(of_target, by_title[entry["method"]])
+        outcomes = selection.rank_outcomes(of_target, by_title[entry["method"]])
         ranking = [[o.hparams_seed, o.validation, o.accuracy] for o in outcomes]
         assert ranking == entry["ranking"]  # to the bit
 

@@ -162,7 +162,7 @@ def choices(
     }
     rows = []
     for candidates in selection.candidates_by_target([*runs, *first_stage]):
-        outcomes = selection.ranked_outcomes(candidates, rule)
+        outcomes = selection.rank_outcomes(candidates, rule)
         cell = (candidates.dataset, candidates.row, candidates.target, candidates.trial)
         if len(outcomes) > 1:
             for outcome in outcomes:

@@ -309,7 +309,7 @@ class SectionMaker:
 def _by_target(table: Table, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """A title and the rows of each environment left out; all rows if nothing was left out."""
     if (rows["target"] == frames.NO_TARGET).any():  # as in all of them
-        return {"nothing left out": rows}
+        return {"nothing held out": rows}
 
     rows_of_target = {
         _title_of_target(label): rows[rows["target"] == target]

@@ -30,7 +30,7 @@ from domainbed_carft.results.columns import (
 )
 from domainbed_carft.results.comparisons import ACCURACY, Comparison
 from domainbed_carft.results.formats import Grid
-from domainbed_carft.results.selection import SelectedRun, counts_last_record
+from domainbed_carft.results.selection import SelectedRun, is_swad
 from domainbed_carft.results.suites import Scores
 from domainbed_carft.results.tables import Row, Table, build
 from domainbed_carft.text import unknown
@@ -158,7 +158,7 @@ class Results:
     @property
     def _remarks(self) -> list[str]:
         """What explains the tables of these runs, and not those of every sweep."""
-        return [_SWAD_REMARK] if any(map(counts_last_record, self.collection.runs)) else []
+        return [_SWAD_REMARK] if any(map(is_swad, self.collection.runs)) else []
 
     @property
     def all_captions(self) -> list[str]:

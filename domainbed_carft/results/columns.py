@@ -356,10 +356,10 @@ def _out_of_domain(row: RowRuns) -> Cell:
 
 def _in_domain(row: RowRuns) -> Cell:
     """The validation accuracy, of the runs of all targets."""
-    from domainbed_carft.results.selection import in_domain_at
+    from domainbed_carft.results.selection import in_domain_accuracy
 
     return row.mean_over_targets(
-        (entry.trial, in_domain_at(entry.outcome)) for entry in row.selected
+        (entry.trial, in_domain_accuracy(entry.outcome)) for entry in row.selected
     )
 
 

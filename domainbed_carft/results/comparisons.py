@@ -241,7 +241,7 @@ def accuracies_of(
         outcome = selected.outcome
         accuracy = outcome.accuracy
         if measure == IN_DOMAIN:
-            accuracy = selection.in_domain_at(outcome)
+            accuracy = selection.in_domain_accuracy(outcome)
         pair = (selected.dataset, selected.target, selected.trial)
         percent.setdefault(selected.row, {})[pair] = 100 * accuracy
     return percent
