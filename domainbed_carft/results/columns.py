@@ -557,7 +557,7 @@ OF_EVALUATE = (
     Column("in-domain-unaugmented", "In-domain, unaugmented", "%",
            "In-domain, unaugmented: the mean accuracy on the out-splits of the environments "
            "trained on, through the test transform, as all other figures of carft evaluate.",
-           _evaluated_run(lambda figures, target: figures.in_domain), is_ranked=True),
+           _evaluated_run(lambda figures, target: figures.in_domain_accuracy), is_ranked=True),
     Column("per-class", "Per class", "%", "Per class: accuracy, the mean over classes.",
            _evaluated(lambda part: part.mean_per_class), is_ranked=True),
     Column("worst-class", "Worst class", "%", "Worst class: accuracy of the worst class.",

@@ -195,7 +195,9 @@ def compare_rows(
         collection.groups, collection.methods, measures
     ):
         by_row = accuracies_of(group.select(method), measure)
-        names = [name for name in group.order_rows(by_row) if row in (None, name) or name == against]
+        names = [
+            name for name in group.order_rows(by_row) if row in (None, name) or name == against
+        ]
         accuracies = {name: by_row[name] for name in names}
         for unit in _units_of(group, method):
             comparisons += compare(

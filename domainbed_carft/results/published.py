@@ -17,7 +17,7 @@ import numpy as np
 from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results.collection import Group
-from domainbed_carft.results.columns import Cell, ErrorKind, mean_cell, format_accuracy
+from domainbed_carft.results.columns import Cell, ErrorKind, format_accuracy, mean_cell
 from domainbed_carft.results.comparisons import LEVEL, student_interval, welch_interval
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.tables import Table

@@ -241,7 +241,9 @@ def _oracle(candidates: Candidates, choice: Choice) -> Outcome | None:
     run = candidates.singles[choice]
     last_row = _last_row(run)
     _, out_splits = accuracies(run)
-    return _make_outcome(candidates, choice, last_row, out_splits[last_row, candidates.target], [run])
+    return _make_outcome(
+        candidates, choice, last_row, out_splits[last_row, candidates.target], [run]
+    )
 
 
 def _leave_one_domain_out(candidates: Candidates, choice: Choice) -> Outcome | None:

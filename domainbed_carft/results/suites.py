@@ -22,8 +22,8 @@ from domainbed_carft.results.columns import (
     PLUS_MINUS,
     Cell,
     ErrorKind,
-    mean_cell,
     format_accuracy,
+    mean_cell,
 )
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.selection import SelectedRun

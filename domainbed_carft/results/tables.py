@@ -345,7 +345,9 @@ class _TableMaker:
             is_partial=not (self._group.source or all(cell.is_expected for cell in cells)),
         )
 
-    def _accuracy(self, name: str, dataset: str, target: int, selected: Sequence[SelectedRun]) -> Cell:
+    def _accuracy(
+        self, name: str, dataset: str, target: int, selected: Sequence[SelectedRun]
+    ) -> Cell:
         """The accuracy on one target, of what was ``selected`` for the row."""
         missing = self._gaps.missing_in_cell(
             dataset=dataset,
