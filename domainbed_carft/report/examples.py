@@ -144,7 +144,7 @@ def _rows(selected: SelectedRun) -> tuple[ImageRows, list[str]]:
         raise CarftError("the evaluation is of another job; run carft evaluate on the sweep")
     number = [split.number for split in facts.splits].index(selected.target)
     begin = sum(split.images for split in facts.splits[:number])
-    return rows.raw.part(begin, begin + facts.splits[number].images), facts.classes
+    return rows.raw.slice(begin, begin + facts.splits[number].images), facts.classes
 
 
 def _images(selected: SelectedRun, data_dir: str | None) -> list[tuple[str, int]]:

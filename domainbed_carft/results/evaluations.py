@@ -59,7 +59,7 @@ class ImageRows:
         return self.predicted == self.label
 
     @classmethod
-    def joined(cls, parts: Sequence[ImageRows]) -> ImageRows:
+    def concatenate(cls, parts: Sequence[ImageRows]) -> ImageRows:
         """Concatenate the rows of several parts; no rows without parts."""
 
         def column(name: str, dtype: type) -> Any:
@@ -73,7 +73,7 @@ class ImageRows:
             sum_of_squares=column("sum_of_squares", np.float64),
         )
 
-    def part(self, begin: int, end: int) -> ImageRows:
+    def slice(self, begin: int, end: int) -> ImageRows:
         """Return the rows of the images from ``begin`` up to ``end``, exclusive."""
         return ImageRows(
             label=self.label[begin:end],
@@ -401,8 +401,8 @@ def measure_run(rows: EvaluatedRows, facts: EvaluationFacts) -> RunMetrics:
     for split in facts.splits:
         end = begin + split.images
         part = EvaluatedRows(
-            raw=rows.raw.part(begin, end),
-            scaled=rows.scaled.part(begin, end) if rows.scaled else None,
+            raw=rows.raw.slice(begin, end),
+            scaled=rows.scaled.slice(begin, end) if rows.scaled else None,
             zero_shot=rows.zero_shot[begin:end],
             alignment=rows.alignment[begin:end],
         )

@@ -181,7 +181,7 @@ def _comments(
         r"Needs \usepackage{booktabs}.",
     ]
     printed_columns = [column for table in tables for column in table.printed_columns]
-    sentences += columns.warnings_about(printed_columns)
+    sentences += columns.comparison_warnings(printed_columns)
     if any(cell.is_incomplete for _, row in rows for cell in row.printed_cells):
         sentences.append("*: not complete, and not ranked; carft collect says what is missing.")
     if comparisons:

@@ -132,7 +132,7 @@ def predict_rows(
         labels = batch.labels.to(options.device)
         for batches_of_variant, logits in zip(batches, variant_logits):
             batches_of_variant[batch.position].append(_rows_of(logits, labels))
-    return [[ImageRows.joined(parts) for parts in of_splits] for of_splits in batches]
+    return [[ImageRows.concatenate(parts) for parts in of_splits] for of_splits in batches]
 
 
 def _rows_of(logits: Tensor, labels: Tensor) -> ImageRows:

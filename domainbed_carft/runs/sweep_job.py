@@ -246,8 +246,8 @@ def evaluate_images(
         zero_shot_columns(task.run, task.data, part, options, original) for part in task.reported
     ]
     evaluated_rows = EvaluatedRows(
-        raw=ImageRows.joined(rows[0]),
-        scaled=ImageRows.joined(rows[1]) if temperature else None,
+        raw=ImageRows.concatenate(rows[0]),
+        scaled=ImageRows.concatenate(rows[1]) if temperature else None,
         zero_shot=np.concatenate([columns.predicted for columns in zero_shot]),
         alignment=np.concatenate([columns.alignment for columns in zero_shot]),
     )
