@@ -171,7 +171,12 @@ class Results:
         """One line for what is the same for every sweep, and the rest of the paragraphs."""
         line = f"Cells: mean {PLUS_MINUS} {self.error.title} (n trials). More: docs/collect.md"
         printed_columns = [column for table in self.tables for column in table.printed_columns]
-        return [line, *self._remarks, *table_columns.comparison_warnings(printed_columns), *self.notes]
+        return [
+            line,
+            *self._remarks,
+            *table_columns.comparison_warnings(printed_columns),
+            *self.notes,
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """The content of ``carft collect --format json``."""

@@ -267,9 +267,9 @@ class RowRuns:
     def mean_over_targets(
         self, values: Iterable[tuple[int, float]], scale: float = PERCENT
     ) -> Cell:
-        """Mean over the trials of each trial's mean over its targets, marked if targets are missing.
+        """Mean over the trials of each trial's mean over its targets, from (trial, value) pairs.
 
-        ``values`` has (trial, value) of each target.
+        The cell is marked as incomplete if targets are missing.
         """
         means = trial_means(values)
         if not means and not self.incomplete:
@@ -442,7 +442,7 @@ def _n_draws(row: RowRuns) -> Cell:
 
 
 def find_run_metrics(selected: SelectedRun) -> RunMetrics | str:
-    """Return the metrics that ``carft evaluate`` saved for a selected run, or why there are none."""
+    """Return what ``carft evaluate`` saved for a selected run, or why there is nothing."""
     from domainbed_carft.results.evaluations import metrics_path
 
     folder = Path(selected.run.folder)
@@ -482,8 +482,7 @@ def _run_metric(
     """Measure a metric of each selected run and target, times ``scale``.
 
     The cell is the mean over trials of each trial's mean over the environments. If some runs have
-    no
-    such metric, the cell is incomplete and names these runs.
+    no such metric, the cell is incomplete and names these runs.
     """
 
     def measure(row: RowRuns) -> Cell:
@@ -570,7 +569,8 @@ RECORD_COLUMNS = (
            cost_text, is_cost=True),
     Column("parameters", "Trained", "",
            "Trained: the highest number of parameters that a chosen job trained.",
-           _selected_cost(lambda cost: cost.trained_parameters, max, "trained_parameters"), count_text),
+           _selected_cost(lambda cost: cost.trained_parameters, max, "trained_parameters"),
+           count_text),
     Column("jobs", "Jobs", "",
            "Jobs: number of jobs with a record that the method chooses from.",
            _n_jobs, count_text),
