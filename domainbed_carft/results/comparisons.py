@@ -374,7 +374,7 @@ def _signed_sums(values: Floats) -> Floats:
 
 
 def _count_random_sums(values: Floats, threshold: float) -> int:
-    """Count the sums over RANDOM_FLIPS random sign patterns that are at least ``threshold`` from 0."""
+    """Count the sums over RANDOM_FLIPS random sign patterns at least ``threshold`` from 0."""
     rng = np.random.default_rng(SEED)
     count = 0
     for _ in range(RANDOM_FLIPS // _FLIPS_AT_ONCE):

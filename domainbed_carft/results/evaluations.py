@@ -280,7 +280,7 @@ class Temperature:
 
 @dataclass(frozen=True)
 class EvaluationFacts:
-    """Settings and digests of an evaluation, by which a later one decides if the file is up to date.
+    """Settings and digests of an evaluation, by which a later one checks if the file is current.
 
     Attributes:
         format: version of the file format.
