@@ -273,7 +273,7 @@ class _TableMaker:
         for run in selection.candidate_runs(group.runs, method):
             self._candidates.setdefault((run.row, run.dataset), []).append(run)
 
-        jobs = gaps.keys_of(method)
+        jobs = gaps.get_candidates(method)
         with_jobs = {job.dataset for job in jobs}
         self._datasets = [name for name in self._environments if name in with_jobs]
         self._row_names = group.order_rows(job.row for job in jobs)
@@ -349,7 +349,7 @@ class _TableMaker:
         self, name: str, dataset: str, target: int, selected: Sequence[SelectedRun]
     ) -> Cell:
         """The accuracy on one target, of what was ``selected`` for the row."""
-        missing = self._gaps.missing_in_cell(
+        missing = self._gaps.find_missing(
             dataset=dataset,
             row=name,
             target=target,
