@@ -148,7 +148,7 @@ def test_what_is_not_named_by_still_divides_the_tables(tmp_path):
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [([1, 2], "--by lr: .* one that varies: kl_weight, variant"), ([1], "leave --by out")],
+    [([1, 2], "--by lr: .* one that varies: kl_weight, variant"), ([1], "omit --by")],
 )
 def test_a_name_that_does_not_vary_is_refused(tmp_path, values, message):
     write_grid(tmp_path, values)

@@ -1,4 +1,4 @@
-"""The role of each job according to the manifests: member of a search, stage of it, single source."""
+"""The role of each job in its manifest: member of a search, stage of one, or single source."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def select_last_stage(runs: Sequence[RecordedRun], sweeps: Sequence[Sweep]) -> L
 
 
 def _is_hidden(job: Job, search: Search) -> bool:
-    """Return True for jobs of a first stage followed by a second, and for jobs of an earlier choice."""
+    """Return True for jobs of an earlier choice, and of a first stage once there is a second."""
     if job.role.stage == CHOOSE:
         return bool(search.chosen)
     return job.role.stage == REPEAT and not search.is_chosen(job)
