@@ -206,7 +206,7 @@ def test_differences_are_a_last_column_with_their_marks(tmp_path):
 
     shutil.rmtree(tmp_path / "BETTER-1-0")
     text = latex(tmp_path, against="ERM")
-    assert r"$^{\dagger}$$^{*}$" in text and "% *: not complete" in text
+    assert r"$^{\dagger}$$^{*}$" in text and "% *: incomplete" in text
 
 
 def test_special_characters_are_escaped():

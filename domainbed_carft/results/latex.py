@@ -88,9 +88,7 @@ def tabular(all_tables: Sequence[Table], comparisons: Sequence[Comparison] = ())
 def _tables_of_first_method(all_tables: Sequence[Table]) -> list[Table]:
     """Return the first method's tables: of its only dataset, otherwise of the averages."""
     if not all_tables:
-        raise CarftError(
-            "--format latex: no table to write; expected jobs with target environments"
-        )
+        raise CarftError("--format latex: no table to write; expected jobs with targets")
 
     tables = [table for table in all_tables if table.method == all_tables[0].method]
     dataset_tables = [table for table in tables if not table.averages]

@@ -14,7 +14,7 @@ from domainbed_carft.jobs.facts import NAMES
 from domainbed_carft.jobs.job import overrides
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import selection
-from domainbed_carft.results.collection import Collection, Group, Sweeps
+from domainbed_carft.results.collection import Collection, Group, Sweeps, as_collection
 from domainbed_carft.results.selection import SelectedRun
 
 # Values that a run adds to its record. Passed to another run, they would reject any other dataset.
