@@ -182,7 +182,7 @@ def test_a_folder_without_a_complete_record_is_named_and_strict_fails(tmp_path, 
 
 def test_mutated_records_and_manifests_end_in_one_line(tmp_path, capsys):
     """benchmarks/hostile.py tries more."""
-    hostile = collect_sweeps.benchmark("hostile")
+    hostile = collect_sweeps.load_benchmark("hostile")
     draw = random.Random(1)
     sweep = tmp_path / "sweep"
     collect_sweeps.launch(sweep, targets=(0,), hparams=('{"lr": 0.1}',))

@@ -20,7 +20,7 @@ from domainbed_carft.results.top import top
 
 GOLDEN = Path(__file__).parent / "golden"
 PACKS = sorted(path.name.removesuffix(".json.xz") for path in GOLDEN.glob("tables/*.json.xz"))
-collect_script = collect_sweeps.benchmark("collect")
+collect_script = collect_sweeps.load_benchmark("collect")
 
 
 def differences(folder, printed):

@@ -99,9 +99,7 @@ class SectionMaker:
         """
         identity = self.name("data", table.dataset)
         runs = [run for run in group.runs if run.dataset == table.dataset]
-        selected = [
-            entry for entry in group.select(table.method) if entry.dataset == table.dataset
-        ]
+        selected = [entry for entry in group.select(table.method) if entry.dataset == table.dataset]
         checkpoints = frames.checkpoints(selected)
         at_selection = checkpoints[checkpoints["selected"]].drop(columns="step")
 

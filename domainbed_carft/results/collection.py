@@ -476,9 +476,9 @@ def _differences(
     )
     titles = benchmarks.dataset_titles(dataset for dataset, _ in settings_by_row)
     algorithm_of_row = {run.row: run.algorithm for run in runs}
-    known = own_methods.known()
+    algorithms = own_methods.known()
     for part in _parts(settings_by_row):
-        owners = owners_of(part.removeprefix(HPARAM), known) if part.startswith(HPARAM) else ()
+        owners = owners_of(part.removeprefix(HPARAM), algorithms) if part.startswith(HPARAM) else ()
         rows_by_value: dict[str, dict[str, None]] = {}
         for (dataset, row), settings in settings_by_row.items():
             for setting in settings:
