@@ -1,7 +1,7 @@
 """Write the tables of README and docs/ that come from packed records or from arithmetic.
 
     python tools/page_tables.py           # write them
-    python tools/page_tables.py --check   # exit status 1 if a page has another table
+    python tools/page_tables.py --check   # only compare, exit with 1 if a table is outdated
 
 A table is found on its page by its header. Two sweeps of benchmarks/records are used: fresh-emoji,
 whose trials were not used for any choice, and peers-emoji, on whose trials the methods were
