@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import random
-import sys
+import runpy
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 from domainbed_carft.jobs import job, manifest
@@ -20,16 +19,9 @@ REPO = Path(__file__).resolve().parents[1]
 TOP_LEVEL = ("data_edition", "environments", "protocol")
 
 
-def load_benchmark(name: str) -> ModuleType:
-    """Import a module of benchmarks/, which is not a package."""
-    path = REPO / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+def load_benchmark(name: str) -> SimpleNamespace:
+    """Run a file of benchmarks/, which is not a package, and return its names."""
+    return SimpleNamespace(**runpy.run_path(str(REPO / "benchmarks" / f"{name}.py")))
 
 
 def write_job(

@@ -1,6 +1,5 @@
 """``carft collect`` as a command and a function: imports, output, and wrong arguments."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,52 +73,39 @@ def test_flags_change_the_output(amp_emoji, tmp_path, capsys, flags, printed):
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "message"),
+    ("words", "message"),
     [
-        ("collect OUT --select oracle,iid", 2, "'oracle,iid'; expected one or more of training-"),
-        ("collect OUT --columns worts", 2, "'worts'; expected one or more of environments,"),
-        ("collect OUT --format csv --compare published --against E", 1, "csv holds one table"),
-        ("collect OUT --format csv --columns all --against E", 1, "either --columns or --against"),
-        ("collect OUT --format latex --compare published", 1, "latex holds one table"),
-        ("collect NO OUT NO2", 1, "NO, NO2"),
-        ("collect OUT --strict --select in-domain", 1, "in-domain: no jobs for this method"),
-        ("top OUT --select in-domain", 1, "in-domain: no jobs for this method"),
-        ("report OUT --select in-domain", 1, "in-domain: no jobs for this method"),
-        ("top OUT --only ERN", 1, "no chosen job matches 'ERN'"),
-        ("top --select leave-one-domain-out -- OUT", 1, "selection leave-one-domain-out"),
+        ("collect OUT --format csv --compare published --against E", "csv holds one table"),
+        ("collect OUT --format csv --columns all --against E", "either --columns or --against"),
+        ("collect OUT --format latex --compare published", "latex holds one table"),
+        ("collect NO OUT NO2", "NO, NO2"),
+        ("collect OUT --strict --select in-domain", "in-domain: no jobs for this method"),
+        ("top OUT --select in-domain", "in-domain: no jobs for this method"),
+        ("report OUT --select in-domain", "in-domain: no jobs for this method"),
+        ("top OUT --only ERN", "no chosen job matches 'ERN'"),
+        ("top --select leave-one-domain-out -- OUT", "selection leave-one-domain-out"),
     ],
 )
-def test_wrong_arguments_are_reported(tmp_path, monkeypatch, capsys, words, status, message):
+def test_wrong_arguments_are_reported(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     collect_sweeps.write_sweep(tmp_path / "OUT", ["ERM"])
-    if status == 2:
-        with pytest.raises(SystemExit, match="2"):
-            cli.main(words.split())
-    else:
-        assert cli.main(words.split()) == status
-
+    assert cli.main(words.split()) == 1
     out, err = capsys.readouterr()
     assert out == "" and message in err
 
 
 def test_warnings_and_notes_go_to_stderr(tmp_path, capsys):
-    job = collect_sweeps.write_job(tmp_path / "a", steps=1)
+    collect_sweeps.write_job(tmp_path / "a", steps=1)
     collect_sweeps.write_job(tmp_path / "b", steps=2)
     collect_sweeps.write_job(tmp_path / "c", steps=2, algorithm="CARFT", task="other")
     for number in range(25):
-        (tmp_path / f"none {number:02}").mkdir()
-        (tmp_path / f"none {number:02}" / "results.jsonl").touch()
-    with (job / "results.jsonl").open("a") as file:
-        file.write('{"args": {"data')
-
+        empty = collect_sweeps.write_job(tmp_path, f"none {number:02}", at=())
     assert cli.main(["collect", str(tmp_path), "--select", "oracle", "--format", "csv"]) == 0
     out, err = capsys.readouterr()
     assert "\nsteps 1,oracle,PACS,A,ERM," in out and "none" not in out
     assert "steps 2: Not all runs have the same task" in err
-    lines = err.splitlines()
-    assert f"cut line: {job / 'results.jsonl'}: line 4 is not a complete record; skipped" in lines
-    assert f"no records: {tmp_path / 'none 19'}: no record" in lines
-    assert "  ... and 5 more" in lines and lines[-1].startswith("9 records of 3 jobs; incomplete: ")
+    assert f"no records: {tmp_path / 'none 19'}: no record" in err and str(empty) not in err
+    assert err.splitlines()[-1].startswith("9 records of 3 jobs; incomplete: ")
 
 
 @pytest.mark.parametrize("convert", [str, Path, lambda path: [str(path)], lambda path: (path,)])
@@ -131,9 +117,8 @@ def test_folders_can_be_one_path_or_several(tmp_path, convert):
 
 
 @pytest.mark.parametrize("function", [collect, top, lambda folders: write_report(folders, "page")])
-@pytest.mark.parametrize("wrong", ["runs", ["runs"], 5, None, [5], b"runs"])
+@pytest.mark.parametrize("wrong", ["runs", 5, None])
 def test_wrong_folders_are_reported(wrong, function, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    name = str(wrong[0] if isinstance(wrong, list) else wrong)
-    with pytest.raises(CarftError, match=re.escape(name)):
+    with pytest.raises(CarftError, match=str(wrong)):
         function(wrong)

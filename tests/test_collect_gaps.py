@@ -160,7 +160,8 @@ def test_sweep_over_one_target_is_complete(tmp_path, capsys):
     results = collect(tmp_path, methods=["oracle"], compare_published=True)
     assert results.tables[0].rows[0].average == results.tables[0].rows[0].cells[3].mean
     published = results.as_dict()["published"]
-    assert [comparison["complete"] for comparison in published["comparisons"]] == [False]
+    (comparison,) = published["comparisons"]
+    assert not comparison["complete"] and "our average is incomplete" in comparison["reason"]
     assert {row["method"] for row in published["figures"]} == {"CLIPood", "MIRO"}
 
 
@@ -218,11 +219,7 @@ def test_selection_methods_come_from_the_manifest(tmp_path):
     for name, methods in (("one", ("oracle",)), ("none", ())):
         launch(tmp_path / name, [name], selection=methods)
     assert collection.gather([tmp_path / "one"]).methods == ["oracle"]
-    both = collection.gather([tmp_path / "one", tmp_path / "none"])
-    assert both.methods == ["training-domain", "oracle"]
-
-    write_job(tmp_path / "one", "pair", test_envs=[0, 1])
-    assert collection.gather([tmp_path / "one"]).methods == ["leave-one-domain-out", "oracle"]
+    assert collection.gather(tmp_path).methods == ["training-domain", "oracle"]
 
 
 MANIFEST = '{"version": 1, "datasets": {}, "selection": [], "compare_with": [], "jobs": [%s]}'
@@ -248,13 +245,6 @@ def test_unreadable_manifest_is_reported_once(tmp_path, capsys, text):
     error = capsys.readouterr().err
     assert error.count("unreadable: ") == 1
     assert error.splitlines()[-1] == "carft: --strict: unreadable (1)"
-
-
-def test_rows_follow_the_declared_order(tmp_path):
-    declared = ["CLIPMIRO", "CARFT", "CLIPWiSEFT", "ERM", "CLIPood"]
-    launch(tmp_path, declared)
-    for table in collect(tmp_path).tables:
-        assert [row.algorithm for row in table.rows] == declared
 
 
 def test_later_declaration_adds_its_algorithms_in_its_order(tmp_path):
