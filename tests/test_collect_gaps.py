@@ -136,20 +136,6 @@ def test_records_from_the_diverging_update_on_do_not_count(tmp_path, step, first
     assert run.diverged_at == first
 
 
-@pytest.mark.parametrize(
-    ("unrun", "row", "trials"),
-    [({"trial_seed": 1}, "ERM", "trial 1"), ({"algorithm": "Mixup"}, "Mixup", "in every trial")],
-)
-def test_declared_jobs_without_records_are_missing(tmp_path, capsys, unrun, row, trials):
-    launch(tmp_path, ["ERM", "Mixup"], run=lambda args: not unrun.items() <= args.items())
-    assert collect_strictly(tmp_path) == 3
-    assert "cells (see notes)" in capsys.readouterr().err
-    assert (
-        cells(tmp_path, "oracle").loc[("", row, "C"), "missing"]
-        == f"--test_envs 1 has no record: {trials}"
-    )
-
-
 def test_sweep_over_one_target_is_complete(tmp_path, capsys):
     launch(tmp_path, ["CARFT", "ERM"], targets=[3], compare_with=("CLIPood", "MIRO"))
     assert collect_strictly(tmp_path) == 0

@@ -586,7 +586,7 @@ EVALUATION_COLUMNS = (
     Column("in-domain-unaugmented", "In-domain, unaugmented", "%",
            "In-domain, unaugmented: mean accuracy on the out-splits of the training environments, "
            "through the test transform like all other metrics of carft evaluate.",
-           _run_metric(lambda metrics, target: metrics.in_domain_accuracy), is_ranked=True),
+           _run_metric(lambda metrics, target: metrics.in_domain), is_ranked=True),
     Column("per-class", "Per class", "%", "Per class: mean of the classes' accuracies.",
            _target_metric(lambda part: part.mean_per_class), is_ranked=True),
     Column("worst-class", "Worst class", "%", "Worst class: accuracy of the worst class.",

@@ -382,7 +382,7 @@ class RunMetrics:
         return next((part for part in self.splits if part.split.number == number), None)
 
     @property
-    def in_domain_accuracy(self) -> float | None:
+    def in_domain(self) -> float | None:
         """Mean accuracy over the out-splits of the training environments, in [0, 1].
 
         The images are not augmented, unlike those of the tables' in-domain accuracy. None if the
