@@ -563,6 +563,6 @@ def _adapter(kind: Any) -> Any:
 
 def _damaged(path: Path, part: str) -> CarftError:
     return CarftError(
-        f"{path} is damaged or was written by another version of carft: invalid {part}; run carft "
-        "evaluate on the sweep again"
+        f"{path} is damaged, or was not written by this version of carft: no valid {part}; run "
+        "carft evaluate on the sweep again"
     )
