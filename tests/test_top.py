@@ -33,13 +33,10 @@ def test_row_shows_set_hparams_step_accuracies_and_folder(tmp_path, capsys):
 def test_first_of_equal_jobs_without_targets_is_chosen(tmp_path):
     for hparams_seed in (1, 0):
         facts = {"test_envs": [], "hparams_seed": hparams_seed}
-        job = collect_sweeps.write_job(tmp_path / f"{hparams_seed}", "equal", **facts)
+        collect_sweeps.write_job(tmp_path / f"{hparams_seed}", "equal", **facts)
     (entry,) = top(tmp_path).entries
     assert (entry.selection, entry.test_env, entry.accuracy) == ("in-domain", None, None)
     assert (entry.hparams_seed, entry.members) == (0, 2)
-    last = json.loads((job / "results.jsonl").read_text().splitlines()[-1])
-    mean = sum(last[f"env{env}_out_acc"] for env in range(4)) / 4
-    assert math.isclose(entry.validation_accuracy, mean)
 
 
 def test_special_values_of_records_are_escaped(tmp_path, capsys):

@@ -104,14 +104,14 @@ def no_pretrained_weights() -> Iterator[None]:
     """Make the builders that upstream calls start from random weights."""
     timm = importlib.import_module("timm")
 
-    def without(build: Any) -> Any:
+    def drop_pretrained(build: Any) -> Any:
         return lambda pretrained: build(weights=None)
 
     small, large = torchvision.models.resnet18, torchvision.models.resnet50
     create = timm.create_model
     with (
-        mock.patch.object(torchvision.models, "resnet18", without(small)),
-        mock.patch.object(torchvision.models, "resnet50", without(large)),
+        mock.patch.object(torchvision.models, "resnet18", drop_pretrained(small)),
+        mock.patch.object(torchvision.models, "resnet50", drop_pretrained(large)),
         mock.patch.object(timm, "create_model", lambda name, pretrained: create(name)),
     ):
         yield

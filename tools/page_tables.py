@@ -184,9 +184,9 @@ def gpu_hour_rows() -> Rows:
     gflop_of_sweeps = []
     for sweep in ("domainbed", "domainbed-search"):
         text = (ROOT / "sweeps" / f"{sweep}.yaml").read_text(encoding="utf-8")
-        found = re.search(r"([\d,]+) images trained, ([\d,]+) evaluated", text)
-        assert found, f"{sweep} does not count its images"
-        trained, evaluated = (int(number.replace(",", "")) for number in found.groups())
+        match = re.search(r"([\d,]+) images trained, ([\d,]+) evaluated", text)
+        assert match, f"{sweep} does not count its images"
+        trained, evaluated = (int(number.replace(",", "")) for number in match.groups())
         gflop_of_sweeps.append((4 * trained + evaluated) * IMAGE_GFLOP)
 
     rows = []

@@ -349,7 +349,7 @@ def _planned_by_group(
     a hyperparameter that no run has makes a group without runs.
     """
     ran = {key: {run.job.candidate for run in runs} for key, runs in members.items()}
-    trials = {key: {_without_test_envs(job) for job in jobs} for key, jobs in ran.items()}
+    trials = {key: {_trial_key(job) for job in jobs} for key, jobs in ran.items()}
 
     planned_by_group: dict[_GroupKey, list[Job]] = {}
     for job, setting in planned:
@@ -358,12 +358,12 @@ def _planned_by_group(
         has_run = any(job.candidate in ran.get(group, ()) for group in candidates)
         for group in candidates:
             # A job that ran under another setting is missing only next to runs of its trial.
-            if not has_run or _without_test_envs(job.candidate) in trials[group]:
+            if not has_run or _trial_key(job.candidate) in trials[group]:
                 planned_by_group.setdefault(group, []).append(job)
     return planned_by_group
 
 
-def _without_test_envs(candidate: Candidate) -> tuple[str, str, int, Choice]:
+def _trial_key(candidate: Candidate) -> tuple[str, str, int, Choice]:
     return candidate.dataset, candidate.row, candidate.trial, candidate.choice
 
 
@@ -475,15 +475,17 @@ def _differences(
         (run.job, _cell_setting(run.job, run.setting, environments)) for run in runs
     )
     titles = benchmarks.dataset_titles(dataset for dataset, _ in settings_by_row)
-    algorithm_of_row = {run.row: run.algorithm for run in runs}
+    algorithm_by_row = {run.row: run.algorithm for run in runs}
     algorithms = own_methods.known()
     for part in _parts(settings_by_row):
         owners = owners_of(part.removeprefix(HPARAM), algorithms) if part.startswith(HPARAM) else ()
         rows_by_value: dict[str, dict[str, None]] = {}
         for (dataset, row), settings in settings_by_row.items():
             for setting in settings:
-                belongs_to_others = owners and algorithm_of_row[row] not in owners
-                if part not in setting and (belongs_to_others or part.startswith(METHOD)):
+                is_applicable = not part.startswith(METHOD) and (
+                    not owners or algorithm_by_row[row] in owners
+                )
+                if part not in setting and not is_applicable:
                     continue
                 rows = rows_by_value.setdefault(_part_value(setting, part), {})
                 rows[f"{row} on {titles[dataset]}"] = None

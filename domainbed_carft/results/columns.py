@@ -394,9 +394,9 @@ def _worst(row: RowRuns) -> Cell:
         for name, cell in zip(row.environments, row.cells, strict=True)
         if cell.is_expected
     ]
-    without_value = [cell.label for cell in expected if cell.mean is None]
-    if without_value:
-        return Cell(missing=(f"no value: {', '.join(without_value)}",))
+    unmeasured = [cell.label for cell in expected if cell.mean is None]
+    if unmeasured:
+        return Cell(missing=(f"no value: {', '.join(unmeasured)}",))
     if not expected:
         return Cell()
     worst = min(expected, key=lambda cell: math.inf if cell.mean is None else cell.mean)
@@ -487,7 +487,7 @@ def _run_metric(
 
     def measure(row: RowRuns) -> Cell:
         values = []
-        without_value: list[str] = []
+        unmeasured: list[str] = []
         places_by_problem: dict[str, list[str]] = {}
         for selected in row.selected:
             metrics = find_run_metrics(selected)
@@ -497,7 +497,7 @@ def _run_metric(
                 continue
             value = metric(metrics, selected.target)
             if value is None:
-                without_value.append(place)
+                unmeasured.append(place)
             else:
                 values.append((selected.trial, scale * value))
 
@@ -508,8 +508,8 @@ def _run_metric(
             ]
             return Cell(missing=tuple(reasons))
         cell = row.mean_over_targets(values, scale=1)
-        if values and without_value:
-            reason = f"not evaluated for: {', '.join(sorted(without_value))}"
+        if values and unmeasured:
+            reason = f"not evaluated for: {', '.join(sorted(unmeasured))}"
             return cell._replace(missing=(*cell.missing, reason))
         return cell
 

@@ -99,5 +99,5 @@ def _escape_csv(value: Any) -> Any:
 
 def as_json(content: Any) -> str:
     """Write JSON as ASCII, with null for NaN and infinity, so that every program can read it."""
-    without_nan = json.loads(json.dumps(content), parse_constant=lambda name: None)
-    return json.dumps(without_nan, indent=2) + "\n"
+    finite_content = json.loads(json.dumps(content), parse_constant=lambda name: None)
+    return json.dumps(finite_content, indent=2) + "\n"

@@ -218,8 +218,9 @@ def check_cell(cell: Cell, published: Mapping[str, Any], reason: str = "") -> Pu
         return PublishedCheck(NO_CHECK, reason, low, high, at_least)
     if low >= -MARGIN and high <= MARGIN:
         return PublishedCheck(WITHIN, "", low, high, at_least)
-    is_outside = low > MARGIN or high < -MARGIN
-    return PublishedCheck(DIFFERS if is_outside else CANNOT_TELL, "", low, high, at_least)
+    if low > MARGIN or high < -MARGIN:
+        return PublishedCheck(DIFFERS, "", low, high, at_least)
+    return PublishedCheck(CANNOT_TELL, "", low, high, at_least)
 
 
 def _squared_error(published: Mapping[str, Any]) -> float | None:

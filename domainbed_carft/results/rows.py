@@ -305,8 +305,7 @@ def _rank(values: Iterable[_Value]) -> list[tuple[int, float, str]]:
     """Return the sorting key of a row: numbers by size, then words; variants keep their order."""
     ranks = []
     for value in values:
-        is_number = isinstance(value.plain, (int, float)) and not isinstance(value.plain, bool)
-        if is_number:
+        if isinstance(value.plain, (int, float)) and not isinstance(value.plain, bool):
             ranks.append((0, float(value.plain), ""))
         else:
             ranks.append((1, 0.0, str(value.plain) if value.is_ranked_by_word else ""))

@@ -298,9 +298,9 @@ def _select_in_domain(runs: Iterable[RecordedRun]) -> list[SelectedRun]:
     highest_total: dict[tuple[str, str, int], float] = {}
     outcomes: dict[tuple[str, str, int], list[Outcome]] = {}
 
-    runs_without_targets = [run for run in runs if not run.test_envs]
-    n_choices = Counter(_trial_key(run) for run in runs_without_targets)
-    for run in sorted(runs_without_targets, key=lambda run: run.job.candidate):
+    untargeted_runs = [run for run in runs if not run.test_envs]
+    n_choices = Counter(_trial_key(run) for run in untargeted_runs)
+    for run in sorted(untargeted_runs, key=lambda run: run.job.candidate):
         key = _trial_key(run)
         row = _last_row(run)
         _, out_splits = accuracies(run)

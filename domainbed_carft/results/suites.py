@@ -91,10 +91,10 @@ def selected_records(
     for suite_run in selected_runs(group):
         for record in records.read(suite_run.folder, warnings):
             if record["suite"] in catalogue.SUITES:
-                yield suite_run.selected, _without_sets(record, suite_run.trained_on)
+                yield suite_run.selected, _drop_sets(record, suite_run.trained_on)
 
 
-def _without_sets(record: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
+def _drop_sets(record: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
     """Return the record without the sets called ``names``, and with the means of the others."""
     sets = {name: scores for name, scores in record["sets"].items() if name not in names}
     if len(sets) == len(record["sets"]):
