@@ -95,7 +95,6 @@ class Table:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The cells as rows."""
         by_row = itertools.groupby(self.cells, key=lambda cell: cell.row)
         return [self._row(name, list(cells)) for name, cells in by_row]
 
