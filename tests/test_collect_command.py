@@ -9,8 +9,6 @@ import packed_records
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.errors import CarftError
-from domainbed_carft.report.page import write_report
 from domainbed_carft.results.collect import collect
 from domainbed_carft.results.top import top
 
@@ -110,11 +108,3 @@ def test_folders_can_be_one_path_or_several(tmp_path, convert):
     folders = convert(tmp_path)
     assert collect(folders).as_dict() == collect([tmp_path]).as_dict()
     assert top(folders).entries == top([tmp_path]).entries
-
-
-@pytest.mark.parametrize("function", [collect, top, lambda folders: write_report(folders, "page")])
-@pytest.mark.parametrize("wrong", ["runs", 5, None])
-def test_wrong_folders_are_reported(wrong, function, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(CarftError, match=str(wrong)):
-        function(wrong)

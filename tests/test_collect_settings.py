@@ -37,14 +37,6 @@ def test_runs_under_different_settings_have_separate_tables(tmp_path, first, sec
     write_sweep(tmp_path / "other", ["CARFT"], **second)
     assert collect_settings(tmp_path) == expected
 
-    def means(*folders):
-        tables = collect(folders, methods=["oracle"]).tables
-        return [[cell.mean for cell in table.rows[0].cells] for table in tables[::2]]
-
-    together = means(tmp_path)
-    assert len(together) == len(expected)
-    assert all(means(tmp_path / name)[0] in together for name in ("one", "other"))
-
 
 def test_different_versions_split_tables_unless_ignored(tmp_path):
     for trial in range(2):
