@@ -1,10 +1,10 @@
-"""Time and memory to collect a sweep, and whether the printed values are equal.
+"""Compare time, memory and printed values of collectors of a sweep.
 
     python benchmarks/collect.py FOLDER [--jobs 3840] [--rounds 5] [--upstream CHECKOUT]
 
-Writes the records of a sweep that was never trained to FOLDER, unless FOLDER exists. Then each
-round collects it with ``carft collect``, the harness's ``collect_results``, and that of an upstream
-checkout, by all three selection methods. The status is 1 if a printed value differs.
+Unless FOLDER exists, it is filled with the records of a synthetic sweep. Each round collects the
+sweep with ``carft collect``, the harness's ``collect_results``, and the ``collect_results`` of an
+upstream checkout, by all three selection methods. The exit status is 1 if a printed value differs.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ TRIALS = 3
 STEPS = tuple(range(0, 4801, 300))
 JOBS_OF_ONE_CHOICE = len(DATASETS) * len(ALGORITHMS) * TRIALS * (4 + 6)
 FURTHER_HPARAMS = 12  # DomainBed's own, and those that a fork adds
-# Upstream reads folders in the file system's order, on which the last bit of a mean depends, and
-# with it the rounding of a half; tests/golden/upstream was made in the same way.
+# Upstream reads folders in the file system's order, on which the last bit of a mean depends, and so
+# the rounding of a half. tests/golden/upstream was made with sorted folders as well.
 SORTED = """
 import os, runpy
 unsorted = os.listdir
@@ -50,17 +50,17 @@ Tables = dict[tuple[str, str], dict[str, list[str]]]
 
 
 class Cost(NamedTuple):
-    """Seconds by the clock and of the processors, and the peak resident memory in MiB."""
+    """The cost of a command."""
 
-    clock: float
-    cpu: float
-    memory: float
+    clock: float  # seconds
+    cpu: float  # seconds of CPU time
+    memory: float  # peak resident memory in MiB
 
 
 def write_sweep(folder: Path, jobs: int) -> None:
-    """Write ``jobs`` jobs below ``folder``, rounded to whole choices of hyperparameters.
+    """Write about ``jobs`` jobs below ``folder``, the same number for each hyperparameter choice.
 
-    Each dataset, algorithm and trial has the jobs with one test environment and those with two.
+    Each dataset, algorithm and trial has jobs with one and with two test environments.
     """
     draw = random.Random(0)
     choices = max(1, round(jobs / JOBS_OF_ONE_CHOICE))
@@ -89,10 +89,10 @@ def _arguments_of_jobs(folder: Path, choices: int) -> Iterator[dict[str, Any]]:
 
 
 def _record(args: dict[str, Any], step: int, draw: random.Random) -> dict[str, Any]:
-    """A record whose accuracies are shares of 400 images, so that some are equal."""
-    of_choice = random.Random(args["hparams_seed"])
+    """Make a record whose accuracies are multiples of 1/400, so that some are equal."""
+    choice_draw = random.Random(args["hparams_seed"])
     hparams = {"batch_size": 32, "clip_backbone": "ViT-B/16", "contexts": "imagenet"}
-    hparams |= {f"hyperparameter_{i}": of_choice.random() for i in range(FURTHER_HPARAMS)}
+    hparams |= {f"hyperparameter_{i}": choice_draw.random() for i in range(FURTHER_HPARAMS)}
     splits = itertools.product(range(DATASETS[args["dataset"]]), ("in", "out"))
     return {
         "args": args, "hparams": hparams, "step": step, "epoch": step / 41.75,
@@ -103,27 +103,27 @@ def _record(args: dict[str, Any], step: int, draw: random.Random) -> dict[str, A
 
 
 def read_printed(text: str) -> Tables:
-    """The tables in the text that ``domainbed.scripts.collect_results`` prints."""
-    found: Tables = {}
+    """Parse the tables printed by ``domainbed.scripts.collect_results``."""
+    tables: Tables = {}
     rows: dict[str, list[str]] = {}
     for line in text.splitlines():
         if match := _HEADER.match(line):
             dataset, averages, method = match.groups()
-            rows = found.setdefault((METHODS[method], dataset or averages), {})
+            rows = tables.setdefault((METHODS[method], dataset or averages), {})
         elif line and not line.startswith(("Algorithm ", "Total records")):
             label, *cells = re.split(r"\s{2,}", line.strip())
             rows[label] = cells
         elif not line:
             rows = {}
-    return found
+    return tables
 
 
 def read_json(tables: Iterable[Mapping[str, Any]]) -> Tables:
-    """The tables of ``carft collect --format json``, rounded as the text is."""
+    """Parse the tables of ``carft collect --format json``, rounded like the text."""
     return {
         (table["selection"], table["dataset"] or "Averages"): {
             row["algorithm"]: [
-                *map(_cell, row["cells"]),
+                *map(_format_cell, row["cells"]),
                 "X" if row["average"] is None else f"{row['average']:.1f}",
             ]
             for row in table["rows"]
@@ -132,15 +132,15 @@ def read_json(tables: Iterable[Mapping[str, Any]]) -> Tables:
     }
 
 
-def _cell(cell: Mapping[str, Any]) -> str:
+def _format_cell(cell: Mapping[str, Any]) -> str:
     if cell["mean"] is None:
         return "X"
-    error = cell["standard_error"] or 0.0  # the text also has one of a single trial
+    error = cell["standard_error"] or 0.0  # the text has an error even for a single trial
     return f"{cell['mean']:.1f} +/- {error:.1f}"
 
 
 def differences(first: Tables, second: Tables) -> Sequence[str]:
-    """A line for each cell whose text differs."""
+    """Return a line for each cell whose text differs."""
     first_cells, second_cells = (
         {
             (*table, algorithm, place): cell
@@ -158,7 +158,7 @@ def differences(first: Tables, second: Tables) -> Sequence[str]:
 
 
 def run(command: list[str], folder: Path) -> tuple[str, Cost]:
-    """The output of a command, and what it cost."""
+    """Run a command and return its output and cost."""
     begin = time.perf_counter()
     process = subprocess.Popen(
         command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE
@@ -175,9 +175,9 @@ def run(command: list[str], folder: Path) -> tuple[str, Cost]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--jobs", type=int, default=3840)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("folder", type=Path, help="output folder of the sweep")
+    parser.add_argument("--jobs", type=int, default=3840, help="number of synthetic jobs")
+    parser.add_argument("--rounds", type=int, default=5, help="number of measurements")
     parser.add_argument("--upstream", type=Path, help="a checkout of DomainBed")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
@@ -203,11 +203,11 @@ def main() -> int:
         for name, (words, place) in commands.items():
             texts[name], cost = run([sys.executable, *words], place)
             costs[name].append(cost)
-    for name, each in costs.items():
-        clock, cpu, memory = (statistics.median(values) for values in zip(*each, strict=True))
-        low, high = min(each).clock, max(each).clock
+    for name, rounds in costs.items():
+        clock, cpu, memory = (statistics.median(values) for values in zip(*rounds, strict=True))
+        low, high = min(rounds).clock, max(rounds).clock
         print(
-            f"{name}: {clock:.2f} s ({low:.2f} to {high:.2f}), {cpu:.2f} s of processors, "
+            f"{name}: {clock:.2f} s ({low:.2f} to {high:.2f}), {cpu:.2f} s of CPU time, "
             f"{memory:.0f} MiB"
         )
 

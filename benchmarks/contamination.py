@@ -1,19 +1,20 @@
-"""Gains over zero-shot CLIP in styles that the CLIP has seen, whose family it has seen, and others.
+"""Compare gains over zero-shot CLIP in seen, family-seen and never-seen styles.
 
     carft sweep launch contamination --output_dir OUT
     carft evaluate OUT --suite EmojiUnseen
     python benchmarks/contamination.py OUT [--markdown]
 
 Each job was trained on three of the four styles of EmojiStyles. Its "seen" style is the fourth,
-which the CLIP knows from pre-training and the job has not been trained on. A gain is a method's
-accuracy minus zero-shot CLIP's in the same style, in points, the mean over trials and targets; then
-the mean over the styles of a group, with the lowest and the highest style's in parentheses. That is
-a range, not an interval: the styles are few, and those of a family are alike. "Seen - never" is the
-difference of the two means. The second table has CARFT minus CLIPFineTune with 95% intervals over
-the targets, for these styles alone.
+which was in the CLIP model's pre-training but not in the job's training. A gain is a method's
+accuracy minus zero-shot CLIP's in the same style, in points, averaged over trials and targets. The
+first table has the mean gain over the styles of a group, with the lowest and the highest style in
+parentheses. This is a range and not an interval, because there are few styles, and styles of a
+family are alike. "Seen - never" is the difference of the two means. The second table has CARFT
+minus CLIPFineTune with 95% intervals over the targets, for these styles alone.
 
-A sweep with variants has a row for each, and a job of its first stage none. The weights are those
-that training-domain validation selected, where the job has kept them.
+Each variant of a sweep has a row. Jobs of a search's first stage are not part of the tables. The
+weights are the ones that training-domain validation selected, if the job has kept them, otherwise
+the last ones.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ from domainbed_carft.suites import records as suite_records
 ZERO_SHOT = "CLIPZeroShot"
 PAIR = ("CARFT", "CLIPFineTune")
 TRAINED_STYLES = emoji_styles.names(SEEN)
-#: Of the records of a job the first of these weights counts.
+# Weights in the order of preference
 WEIGHTS = ("model_best.pkl", "model.pkl")
 
 
 class Score(NamedTuple):
-    """The accuracy in percent of one job in one style; ``method``: algorithm and variant."""
+    """The accuracy of one job in one style."""
 
-    method: str
+    method: str  # algorithm and variant
     style: str
     target: int
     trial: int
-    accuracy: float
+    accuracy: float  # in percent
 
 
 class GroupMean(NamedTuple):
@@ -57,55 +58,55 @@ class GroupMean(NamedTuple):
     highest: float
 
     def as_text(self) -> str:
-        """The mean with its sign, and the range in parentheses."""
+        """Format the mean with its sign, and the range in parentheses."""
         return f"{self.mean:+.1f} ({self.lowest:+.1f} to {self.highest:+.1f})"
 
 
 def read_scores(folder: Path) -> Iterator[Score]:
-    """The scores of all jobs that were evaluated on the suite EmojiUnseen."""
+    """Yield the scores of all jobs that were evaluated on the suite EmojiUnseen."""
     runs, _ = job_records.read([folder])
     for run in runs:
         _, algorithm, (target, *_), trial, _ = run.job.key
         parent = Path(run.folder).parent
         variant = "" if parent.resolve() == folder.resolve() else f" ({parent.name})"
         for style, scored in read_sets(Path(run.folder)).items():
-            is_trained_on = style in TRAINED_STYLES and style != TRAINED_STYLES[target]
-            if not is_trained_on:
+            if style not in TRAINED_STYLES or style == TRAINED_STYLES[target]:
                 accuracy = 100 * scored["accuracy"]
                 yield Score(algorithm + variant, style, target, trial, accuracy)
 
 
 def read_sets(job: Path) -> Mapping[str, Mapping[str, Any]]:
-    """Style -> its figures in the job's record of the suite EmojiUnseen; empty without one."""
-    of_weights = {
+    """Map each style to its scores in the job's record of EmojiUnseen; empty without one."""
+    sets_by_weights = {
         record["weights"]: record["sets"]
         for record in suite_records.read(job, warnings=[])
         if record["suite"] == emoji.UNSEEN and record["wise_ft_alpha"] is None
     }
-    return next((of_weights[name] for name in WEIGHTS if name in of_weights), {})
+    return next((sets_by_weights[name] for name in WEIGHTS if name in sets_by_weights), {})
 
 
 def gains_by_style(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
-    """Method -> style -> mean gain over zero-shot CLIP's job of the same target and trial."""
+    """Map method and style to the mean gain over zero-shot CLIP of the same target and trial."""
     baseline = {s[1:4]: s.accuracy for s in scores if s.method.startswith(ZERO_SHOT)}
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    gains_by_method: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for score in scores:
         if not score.method.startswith(ZERO_SHOT) and score[1:4] in baseline:
-            found[score.method][score.style].append(score.accuracy - baseline[score[1:4]])
+            gain = score.accuracy - baseline[score[1:4]]
+            gains_by_method[score.method][score.style].append(gain)
     return {
         method: {style: sum(gains) / len(gains) for style, gains in by_style.items()}
-        for method, by_style in found.items()
+        for method, by_style in gains_by_method.items()
     }
 
 
 def group_mean(gains: Mapping[str, float], label: str) -> GroupMean:
-    """The mean gain over the styles with this label."""
+    """Average the gains over the styles with this label."""
     values = [gains[style] for style in emoji_styles.names(label) if style in gains]
     return GroupMean(sum(values) / len(values), min(values), max(values))
 
 
 def table(scores: Sequence[Score]) -> list[dict[str, str]]:
-    """A row a method, the highest gain in never-seen styles first."""
+    """Make a row for each method, sorted by the gain in never-seen styles."""
     rows = []
     for method, gains in gains_by_style(scores).items():
         seen, family_seen, never_seen = (
@@ -122,8 +123,8 @@ def table(scores: Sequence[Score]) -> list[dict[str, str]]:
     return [row for _, row in sorted(rows, key=lambda pair: -pair[0])]
 
 
-def table_of_leads(scores: Sequence[Score]) -> list[dict[str, str]]:
-    """A row a group of styles: the lead of PAIR's first method, with an interval over targets."""
+def lead_table(scores: Sequence[Score]) -> list[dict[str, str]]:
+    """Make a row for each group of styles: the lead of PAIR's first method over the second."""
     first, second = ({s[1:4]: s.accuracy for s in scores if s.method == name} for name in PAIR)
     label_of_style = {style.name: style.label for style in emoji_styles.styles()}
     leads: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -154,13 +155,16 @@ def _interval_text(values: Sequence[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("sweep", type=Path, help="output folder of the sweep")
-    parser.add_argument("--markdown", action="store_true", help="print a table for the docs")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
     arguments = parser.parse_args()
     scores = list(read_scores(arguments.sweep))
     if not scores:
-        parser.error(f"no job in {arguments.sweep} was evaluated with --suite {emoji.UNSEEN}")
+        parser.error(
+            f"no job in {arguments.sweep} was evaluated on {emoji.UNSEEN}; run carft evaluate "
+            f"{arguments.sweep} --suite {emoji.UNSEEN}"
+        )
     style = "github" if arguments.markdown else "simple"
-    for rows in filter(None, (table(scores), table_of_leads(scores))):
+    for rows in filter(None, (table(scores), lead_table(scores))):
         print(tabulate(rows, headers="keys", tablefmt=style, disable_numparse=True), end="\n\n")
 
 

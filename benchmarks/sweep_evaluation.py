@@ -42,7 +42,7 @@ def run_sweep(output: Path, device: str) -> None:
     """Evaluate the sweep, or predict alone, in processes that run `count_job`."""
     sweep_job.MODULE = Path(__file__).stem
     if os.environ[WAY] == PREDICTIONS:
-        sweep.figures_of = lambda _: "only predicted"
+        sweep.find_run_metrics = lambda _: "only predicted"
     evaluation = sweep.evaluate_sweep(output, sweep.SweepOptions(device=device))
     n_runs = len({(run.folder, run.step) for run in evaluation.runs})
     if evaluation.measured != n_runs:

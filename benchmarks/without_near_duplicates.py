@@ -1,14 +1,14 @@
-"""The table of a sweep on EmojiStyles with and without near duplicates of pre-training images.
+"""Compare accuracies on EmojiStyles with and without near duplicates of pre-training images.
 
     carft sweep launch peers-emoji --output_dir peers-emoji
     carft evaluate peers-emoji --select training-domain
     python benchmarks/without_near_duplicates.py peers-emoji/methods
 
-163 of the 1,716 images nearly equal one that `tiny` was trained on, by
-assets/emoji_styles_near_duplicates.csv. The accuracies are of the images whose predictions `carft
-evaluate` has kept beside each run that training-domain validation selects; a run without them is
-left out. Below are the differences from CARFT in points, over the targets and over the pairs of
-runs, with 95% intervals by Student's t.
+According to assets/emoji_styles_near_duplicates.csv, 163 of the 1,716 images nearly equal an image
+that `tiny` was trained on. The accuracies are computed from the predictions that `carft evaluate`
+has saved for the runs that training-domain validation selects; runs without saved predictions are
+skipped. The second table has the differences from CARFT in points, over the targets and over the
+pairs of runs, with 95% intervals by Student's t.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from domainbed_carft.jobs.splits import split_environments
 from domainbed_carft.results import collection, comparisons, evaluations
 from domainbed_carft.results.comparisons import PairKey
 from domainbed_carft.results.method_names import TRAINING_DOMAIN
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.selection import SelectedRun
 
 REFERENCE = "CARFT"
 IMAGE_SETS = ("all", "without", "near duplicates")
@@ -43,30 +43,30 @@ Accuracies = Mapping[str, Mapping[str, Mapping[PairKey, float]]]
 
 @functools.cache
 def near_duplicates() -> frozenset[str]:
-    """The listed images, style/class/thing.png."""
+    """Return the listed images, as style/class/thing.png."""
     table = files("domainbed_carft") / "assets" / "emoji_styles_near_duplicates.csv"
     with table.open(encoding="ascii") as stream:
         return frozenset(row["image"] for row in csv.DictReader(stream))
 
 
 @functools.cache
-def images_of(style: str) -> list[str]:
-    """The images of a style in the order of its environment, style/class/thing.png."""
+def list_images(style: str) -> list[str]:
+    """Return the images of a style in the order of its environment, as style/class/thing.png."""
     folder = emoji.style_folders() / style
     return [path.relative_to(folder.parent).as_posix() for path in sorted(folder.glob("*/*.png"))]
 
 
 def reported_images(target: int, trial: int, holdout_fraction: float) -> list[str]:
-    """The images of the target's in-split, in the order of the rows."""
-    environments = [images_of(style) for style in emoji_styles.names(emoji_styles.SEEN)]
+    """Return the images of the target's in-split, in the order of the rows."""
+    environments = [list_images(style) for style in emoji_styles.names(emoji_styles.SEEN)]
     splits = split_environments(environments, [target], trial, holdout_fraction, 0, misc)
     return [str(image) for image in splits[target].in_split]
 
 
-def correct_by_image(selected: Selected) -> tuple[list[str], npt.NDArray[np.bool_]]:
-    """The images that a run was tested on, and whether it was right.
+def correct_by_image(selected: SelectedRun) -> tuple[list[str], npt.NDArray[np.bool_]]:
+    """Return a run's test images, and for each one if it was predicted correctly.
 
-    Raises CarftError if its predictions are not of these images, or are damaged.
+    Raises CarftError if the predictions are damaged or belong to other images.
     """
     run = selected.outcome.run
     rows, facts = evaluations.load_rows(Path(run.folder), int(selected.outcome.step))
@@ -75,20 +75,20 @@ def correct_by_image(selected: Selected) -> tuple[list[str], npt.NDArray[np.bool
 
     labels = [facts.classes.index(image.split("/")[1]) for image in images]
     if labels != rows.raw.label.tolist():
-        raise CarftError(f"{run.folder}: the rows are not of the target's in-split")
+        raise CarftError(f"{run.folder}: the rows do not belong to the target's in-split")
     return images, rows.raw.is_correct
 
 
 def accuracies(folder: Path) -> tuple[Accuracies, int]:
-    """The accuracies of the selected runs, and how many of them have kept no predictions."""
+    """Return the accuracies of the selected runs, and the number of runs without predictions."""
     percent: dict[str, dict[str, dict[PairKey, float]]] = {
         name: defaultdict(dict) for name in IMAGE_SETS
     }
     missing = 0
     (group,) = collection.gather([folder], [TRAINING_DOMAIN]).groups
-    for selected in group.selected(TRAINING_DOMAIN):
-        folder_of_run = Path(selected.outcome.run.folder)
-        if not evaluations.rows_path(folder_of_run, int(selected.outcome.step)).exists():
+    for selected in group.select(TRAINING_DOMAIN):
+        job_folder = Path(selected.outcome.run.folder)
+        if not evaluations.rows_path(job_folder, int(selected.outcome.step)).exists():
             missing += 1
             continue
 
@@ -101,8 +101,8 @@ def accuracies(folder: Path) -> tuple[Accuracies, int]:
     return percent, missing
 
 
-def table_of_accuracies(percent: Accuracies) -> list[list[str]]:
-    """A row an algorithm, the best first: the mean accuracy on each set of images."""
+def accuracy_table(percent: Accuracies) -> list[list[str]]:
+    """Make a row for each algorithm with its mean accuracy on each set of images, best first."""
     means = {
         algorithm: [float(np.mean([*percent[name][algorithm].values()])) for name in IMAGE_SETS]
         for algorithm in percent["all"]
@@ -111,10 +111,10 @@ def table_of_accuracies(percent: Accuracies) -> list[list[str]]:
     return [[name, *(f"{mean:.1f}" for mean in means[name])] for name in by_accuracy]
 
 
-def table_of_differences(percent: Accuracies) -> list[list[str]]:
-    """A row for each other algorithm and set of images: its mean minus CARFT's, with intervals.
+def difference_table(percent: Accuracies) -> list[list[str]]:
+    """Make a row for each other algorithm and set of images: its mean minus CARFT's.
 
-    Of the near duplicates alone there are too few in most styles.
+    The near duplicates alone are too few in most styles.
     """
     rows = []
     for algorithm in percent["all"]:
@@ -131,7 +131,7 @@ def table_of_differences(percent: Accuracies) -> list[list[str]]:
     return rows
 
 
-def printed_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return tabulate(rows, header, tablefmt="github", disable_numparse=True)
 
 
@@ -142,14 +142,14 @@ def main() -> None:
     percent, missing = accuracies(arguments.sweep)
     if not percent["all"].get(REFERENCE):
         parser.error(
-            f"no predictions of {REFERENCE} in {arguments.sweep}; run carft evaluate on it"
+            f"no predictions of {REFERENCE} in {arguments.sweep}; run carft evaluate on the sweep"
         )
 
-    print(printed_table(["out of domain, %", *IMAGE_SETS], table_of_accuracies(percent)))
+    print(format_table(["out of domain, %", *IMAGE_SETS], accuracy_table(percent)))
     header = [f"minus {REFERENCE}", "images", "mean", "over targets", "over pairs, optimistic"]
-    print("\n" + printed_table(header, table_of_differences(percent)))
+    print("\n" + format_table(header, difference_table(percent)))
     if missing:
-        print(f"\nLeft out, without kept predictions: {missing} runs.")
+        print(f"\n{missing} runs without saved predictions were skipped.")
 
 
 if __name__ == "__main__":

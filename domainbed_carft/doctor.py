@@ -67,7 +67,7 @@ class Finding:
     name: str
     state: str
     found: str
-    remedy: str = ""
+    hint: str = ""
 
 
 def diagnose(with_training: bool = False) -> list[Finding]:
@@ -101,18 +101,18 @@ def finding_of_error(name: str, error: BaseException) -> Finding:
         traceback = traceback.tb_next
     place = f" ({traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno})" if traceback else ""
     found = " ".join(f"{type(error).__name__}: {error}".split())
-    remedy = ""
+    hint = ""
     if isinstance(error, ModuleNotFoundError) and error.name:
-        remedy = f"install what provides the module {error.name}"
-    return Finding(name, PROBLEM, found + place, remedy)
+        hint = f"install what provides the module {error.name}"
+    return Finding(name, PROBLEM, found + place, hint)
 
 
 def check_domainbed() -> Iterator[Finding]:
     """Which domainbed is found, and whose it is."""
     spec = find_spec("domainbed")
     if spec is None:
-        remedy = "activate the hook, which provides a harness, or start in your checkout's root"
-        yield Finding("domainbed", PROBLEM, f"none found from {os.getcwd()}", remedy)
+        hint = "activate the hook, which provides a harness, or start in your checkout's root"
+        yield Finding("domainbed", PROBLEM, f"none found from {os.getcwd()}", hint)
         return
 
     from domainbed_carft.plugin.finder import harness_folders
@@ -159,8 +159,8 @@ def check_versions() -> Iterator[Finding]:
     torch_version = re.match(r"(\d+)\.(\d+)", versions["torch"])
     if torch_version and (int(torch_version[1]), int(torch_version[2])) < SAFE_TORCH:
         detail = "before torch 2.10 a malicious weights file may corrupt memory (CVE-2026-24747)"
-        remedy = "open only files that you trust, or pip install 'torch>=2.10'"
-        yield Finding("torch", NOTE, detail, remedy)
+        hint = "open only files that you trust, or pip install 'torch>=2.10'"
+        yield Finding("torch", NOTE, detail, hint)
 
 
 def _installed_version(distribution: str) -> str:
@@ -182,8 +182,8 @@ def check_hook() -> Iterator[Finding]:
         folders = ", ".join(site.getsitepackages())
         detail = f"not active: domainbed_carft.pth is missing or damaged in {folders}"
         install = shlex.join([sys.executable, "-m", "pip", "install", os.path.dirname(PACKAGE)])
-        remedy = f"{install}; or call domainbed_carft.register() in your own training script"
-        yield Finding("hook", PROBLEM, detail, remedy)
+        hint = f"{install}; or call domainbed_carft.register() in your own training script"
+        yield Finding("hook", PROBLEM, detail, hint)
 
 
 def check_device() -> Iterator[Finding]:
@@ -222,15 +222,15 @@ def check_weights() -> Iterator[Finding]:
         elif path.exists():
             state = PROBLEM if name == DEFAULT_BACKBONE else NOTE
             found = f"{path} is damaged, expected SHA-256 {checksum}"
-            remedy = f"rm {shlex.quote(str(path))}, which the next job that needs it downloads"
-            yield Finding(label, state, found, remedy)
+            hint = f"rm {shlex.quote(str(path))}, which the next job that needs it downloads"
+            yield Finding(label, state, found, hint)
         elif name == DEFAULT_BACKBONE:
             found = (
                 f"no {path}; by default all datasets but {', '.join(SMALL_DATASETS)} need it "
                 f"({DEFAULT_BACKBONE_SIZE})"
             )
-            remedy = "the first job that needs it downloads it; without a network copy it there"
-            yield Finding(label, NOTE, found, remedy)
+            hint = "the first job that needs it downloads it; without a network copy it there"
+            yield Finding(label, NOTE, found, hint)
 
 
 # By the name that a finding has if the check fails.

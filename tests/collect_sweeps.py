@@ -1,35 +1,27 @@
-"""Records for the collector's tests, and what it makes of them."""
+"""Records for the tests of the collector."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import random
-import sys
+import runpy
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 from domainbed_carft.jobs import job, manifest
-from domainbed_carft.results import collect as collecting
+from domainbed_carft.results.collect import collect as collect
 
 REPO = Path(__file__).resolve().parents[1]
 
 TOP_LEVEL = ("data_edition", "environments", "protocol")
 
 
-def benchmark(name: str) -> ModuleType:
-    """A module of benchmarks/, which is no package."""
-    path = REPO / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+def load_benchmark(name: str) -> SimpleNamespace:
+    """Run a file of benchmarks/, which is not a package, and return its names."""
+    return SimpleNamespace(**runpy.run_path(str(REPO / "benchmarks" / f"{name}.py")))
 
 
 def write_job(
@@ -40,7 +32,7 @@ def write_job(
     seed: int | None = None,
     **facts: Any,
 ) -> Path:
-    """A job's folder with records ``at`` steps; ``facts``: arguments of train, or record keys."""
+    """Write a job's folder with records ``at`` steps; ``facts`` are arguments or record keys."""
     record_facts = {key: facts.pop(key) for key in TOP_LEVEL if key in facts}
     recorded = facts.pop("recorded", {"lr": 0.1})
     args = {
@@ -84,7 +76,7 @@ def write_job(
 
 
 def change_records(job: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Rewrite a job's records as ``change`` returns them."""
+    """Replace each of a job's records by the result of ``change``."""
     path = job / "results.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(change(line)) + "\n" for line in lines))
@@ -98,7 +90,7 @@ def write_sweep(
     pairs: bool = False,
     **facts: Any,
 ) -> None:
-    """All jobs of PACS; their folders are called after what they are."""
+    """Write all jobs of PACS, in folders named by algorithm, targets, trial and choice."""
     recorded = facts.pop("recorded", {})
     targets = [[i] for i in range(4)]
     targets += [[i, j] for i in range(4) for j in range(i + 1, 4)] if pairs else []
@@ -127,7 +119,7 @@ def launch(
     run: Callable[[dict[str, Any]], bool] = lambda args: True,
     **options: Any,
 ) -> None:
-    """What a launched sweep leaves: its manifest, and the records of the jobs that were run."""
+    """Write the files of a launched sweep: its manifest, and the records of jobs that ``run``."""
     facts = {name: options.pop(name) for name in ("selection", "compare_with") if name in options}
     overrides = options.pop("hparams", ("",))
     datasets = options.pop("datasets", ("PACS",))
@@ -146,7 +138,7 @@ def launch(
         }
         if hparams:
             args["hparams"] = hparams
-        launched_job = job.Job(args, Path(folder) / job.identity(args))
+        launched_job = job.Job(args, Path(folder) / job.get_folder_name(args))
         jobs.append(launched_job)
         if run(args):
             recorded = {"hparams": hparams or None, "environments": list(LABELS[dataset])}
@@ -160,22 +152,6 @@ def launch(
 
 
 def cells(folder: Path, method: str, **options: Any) -> Any:
-    """The cells of PACS by a method, by (setting, row, environment)."""
-    frame = collecting.collect(folder, methods=[method], **options).cells
+    """Collect the cells of PACS by a method, indexed by (setting, row, environment)."""
+    frame = collect(folder, methods=[method], **options).cells
     return frame[frame["dataset"] == "PACS"].set_index(["setting", "algorithm", "environment"])
-
-
-def collect(
-    *folders: Path,
-    methods: Sequence[str] | None = None,
-    ignored: Sequence[str] = (),
-    **options: Any,
-) -> Any:
-    """What ``carft collect`` shows."""
-    return collecting.collect(
-        folders,
-        methods=methods,
-        ignored=ignored,
-        against=options.get("against"),
-        compare_published=options.get("compare", False),
-    )

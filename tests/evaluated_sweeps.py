@@ -5,7 +5,7 @@ import json
 import numpy as np
 from runs_jobs import train_job, write_images
 
-from domainbed_carft.jobs.job import IDENTITY, identity
+from domainbed_carft.jobs.job import IDENTITY, get_folder_name
 from domainbed_carft.results import evaluations
 from domainbed_carft.results.evaluations import (
     EvaluatedRows,
@@ -26,7 +26,7 @@ def train_sweep(folder, algorithms, targets=(0, 1), trials=(0,)):
     for algorithm in algorithms:
         for trial in trials:
             for target in targets:
-                name = identity({"algorithm": algorithm, "trial": trial, "target": target})
+                name = get_folder_name({"algorithm": algorithm, "trial": trial, "target": target})
                 train_job(
                     output / name,
                     images,
@@ -49,7 +49,7 @@ def write_figures(sweep, num_classes=7):
         for record in map(json.loads, path.read_text().splitlines()):
             facts = _facts(record, n_images, num_classes)
             rows = _random_rows(draw, n_images, num_classes)
-            evaluations.save_figures(path.parent, evaluations.measure_run(rows, facts))
+            evaluations.save_metrics(path.parent, evaluations.measure_run(rows, facts))
 
 
 def _facts(record, n_images, num_classes):

@@ -1,4 +1,4 @@
-"""The packed records of peers-emoji, and what its jobs have, computed without our package."""
+"""The packed records of peers-emoji, and numbers of its jobs computed without the package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 RECORDS = Path(__file__).parents[1] / "benchmarks" / "records"
-# Variant -> words in the titles of its tables
+# Variant -> part of the titles of its tables
 SETTINGS = {
     "methods": "hparam wise_alpha default, hparam average default",
     "CARFT+WiSE-FT": "hparam wise_alpha 0.5",
@@ -20,7 +20,7 @@ SETTINGS = {
     "CARFT+sma": '"sma"',
     "SWAD": '"swad"',
 }
-# Algorithms that more than one variant has, so that the collector names the variant
+# Algorithms of several variants, whose rows name the variant
 OF_SEVERAL_VARIANTS = ("CARFT", "CLIPFineTune", "CLIPMIRO")
 
 
@@ -31,11 +31,11 @@ def unpack(folder: Path, sweep: str = "peers-emoji") -> None:
 
 
 def selected_checkpoints(output: Path) -> pd.DataFrame:
-    """A row for each job: its checkpoint by training-domain validation, and what it cost.
+    """Return a row for each job of the second stage: its selected checkpoint, and its cost.
 
     Columns: variant, algorithm, target, trial, lr, step (of the checkpoint), ``out`` and ``in``
-    (accuracies in percent), step_seconds and hours (of training), device, folder. Of SWAD this is
-    the last checkpoint. The jobs of the search for a learning rate are left out.
+    (accuracies in percent), step_seconds and hours (of training), device, folder. The checkpoint is
+    selected by training-domain validation; with SWAD it is the last one.
     """
     paths = (path for variant in SETTINGS for path in output.glob(f"{variant}/*/results.jsonl"))
     return pd.DataFrame([_selected(path, path.parts[-3] == "SWAD") for path in paths])
@@ -68,5 +68,5 @@ def _selected(path: Path, is_swad: bool) -> dict[str, Any]:
 
 
 def row_name(variant: str, algorithm: str) -> str:
-    """What `carft collect --by variant` calls this row."""
+    """Return the name of the row in `carft collect --by variant`."""
     return f"{algorithm} ({variant})" if algorithm in OF_SEVERAL_VARIANTS else algorithm

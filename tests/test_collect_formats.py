@@ -1,4 +1,4 @@
-"""The same tables as text, Markdown, CSV and LaTeX, and records as a frame."""
+"""Tables as text, Markdown, CSV and LaTeX, and records as a data frame."""
 
 import csv
 import io
@@ -12,7 +12,6 @@ import collect_sweeps
 import pytest
 
 from domainbed_carft import cli
-from domainbed_carft.errors import CarftError
 from domainbed_carft.results import columns as table_columns
 from domainbed_carft.results import formats
 from domainbed_carft.results.collect import collect
@@ -23,50 +22,33 @@ HOSTILE = "two\nlines \x1b[31mred \u2028\udcff"
 ESCAPED = "two\\nlines \\x1b[31mred \\u2028\\udcff"
 
 
-@pytest.fixture
-def document(tmp_path):
+def test_text_has_numbered_notes_and_markdown_escapes_names(tmp_path):
     labels = ["art", "[50%_off]", "猫", "real | world"]
-    collect_sweeps.write_sweep(
-        tmp_path, ["An_Algorithm&more", "ERM"], dataset="./my_data", environments=labels
-    )
+    algorithms = ["An_Algorithm&more", "ERM"]
+    collect_sweeps.write_sweep(tmp_path, algorithms, dataset="./my_data", environments=labels)
     shutil.rmtree(tmp_path / "ERM-0-0-0")
-    return collect(tmp_path)
+    results = collect(tmp_path)
+    lines = results.write("text").splitlines()
+    title = lines.index("my_data; training-domain validation set")
+    assert re.match(r"ERM +\d+\.\d \+/- \d+\.\d \(2\) \[1\]  ", lines[title + 3])
+    assert lines[title + 4] == "[1] no job --test_envs 0: trial 0 hparams_seed 0."
+
+    rows = [line for line in results.write("markdown").splitlines() if line.startswith("|")]
+    assert r"\[50%\_off\]" in rows[0] and r"An\_Algorithm\&more" in rows[2]
+    assert {row.replace(r"\|", "").count("|") for row in rows[:4]} == {7}
 
 
-def test_text_tables_are_aligned_and_have_notes(document):
-    lines = document.write("text").splitlines()
-    start = lines.index("my_data; training-domain validation set")
-    header, first, second, note = lines[start + 1 : start + 5]
-    assert header.split()[:2] == ["Algorithm", "art"]
-    assert header.index("art") == first.index(first.split("  ")[1].strip())
-    assert re.match(r"ERM +\d+\.\d \+/- \d+\.\d \(2\) \[1\]  ", second)
-    assert note == "[1] no job --test_envs 0: trial 0 hparams_seed 0."
-
-
-def test_markdown_has_tables_of_equal_rows(document):
-    rows = [line for line in document.write("markdown").splitlines() if line.startswith("|")]
-    header, separator, first, second = (row.replace(r"\|", "") for row in rows[:4])
-    assert r"An\_Algorithm\&more" in first and r"\[50%\_off\]" in header
-    assert r"real \| world" in rows[0] and "---" in separator
-    assert {row.count("|") for row in (header, separator, first, second)} == {7}
-
-
-def test_csv_has_the_cells_of_the_tables_also_without_a_value(tmp_path):
+def test_csv_contains_cells_without_a_value(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["ERM"])
-    methods = ["training-domain", "oracle", "leave-one-domain-out"]
-    document = collect(tmp_path, methods=methods)
-    rows = list(csv.DictReader(io.StringIO(document.write("csv"))))
-    assert len(rows) == 3 * (4 + 1)
-    assert [row["environment"] for row in rows[:5]] == ["A", "C", "P", "S", "average"]
-    assert float(rows[1]["mean"]) == document.tables[0].rows[0].cells[1].mean
-
-    for row in rows[10:]:
-        assert (row["selection"], row["mean"], row["n"]) == ("leave-one-domain-out", "", "0")
-        assert row["missing"]
-    assert document.cells["mean"].isna().tolist() == [False] * 10 + [True] * 5
+    results = collect(tmp_path, methods=["training-domain", "leave-one-domain-out"])
+    rows = list(csv.DictReader(io.StringIO(results.write("csv"))))
+    assert [row["environment"] for row in rows] == 2 * ["A", "C", "P", "S", "average"]
+    assert float(rows[1]["mean"]) == results.tables[0].rows[0].cells[1].mean
+    assert {(row["mean"], row["n"], bool(row["missing"])) for row in rows[5:]} == {("", "0", True)}
+    assert results.cells["mean"].isna().tolist() == [False] * 5 + [True] * 5
 
 
-def test_records_have_the_accuracies_of_the_files_and_nan_for_other_environments(tmp_path):
+def test_records_equal_the_files_and_are_nan_for_other_environments(tmp_path):
     collect_sweeps.write_job(tmp_path, "small", environments=["a", "b"], dataset="Own")
     folder = collect_sweeps.write_job(tmp_path, "large", test_envs=[1])
     rows = collect(tmp_path).records.set_index(["folder", "step"])
@@ -79,15 +61,8 @@ def test_records_have_the_accuracies_of_the_files_and_nan_for_other_environments
     assert rows.loc[str(tmp_path / "small"), "env3_in_acc"].isna().tolist() == [True] * 3
 
 
-def test_a_format_without_content_is_refused(document, tmp_path):
-    with pytest.raises(CarftError, match="no format is called 'html'"):
-        document.write("html")
-    with pytest.raises(CarftError, match="no row has a published figure"):
-        collect(tmp_path, compare_published=True).write("csv")
-
-
 @pytest.mark.parametrize("name", ["text", "markdown", "csv"])
-def test_control_characters_are_shown_and_break_nothing(name):
+def test_control_characters_are_escaped(name):
     def write(word):
         grid = Grid(word, ["a", word], [[word, word]], [word])
         if name == "csv":
@@ -97,7 +72,7 @@ def test_control_characters_are_shown_and_break_nothing(name):
     text = write(HOSTILE)
     assert text.count("\n") == write("word").count("\n")
     assert not {"\x1b", "\u2028", "\udcff"} & {*text}
-    if name != "markdown":  # which escapes the brackets, too
+    if name != "markdown":  # escapes the brackets as well
         assert text.count(ESCAPED) == write("word").count("word")
 
 
@@ -122,34 +97,29 @@ DOCUMENT = r"""\documentclass{article}
 COMPILER = shutil.which("pdflatex") or shutil.which("tectonic")
 
 
-def latex(folders, **options):
+def write_latex(folders, **options):
     return collect(folders, methods=["training-domain"], **options).write("latex")
 
 
-def rows_of(text):
-    """The rows of the tabular, the header first, as lists of cells."""
+def parse_rows(text):
+    """Return the rows of the tabular as lists of cells, the header first."""
     lines = [line.removesuffix(r" \\") for line in text.splitlines() if line.endswith(r"\\")]
     return [line.split(" & ") for line in lines]
 
 
-def percent(cell):
-    return float(re.sub(r"\\textbf|\\underline|[{}]", "", cell).split()[0])
-
-
-def test_cells_equal_the_tables_and_the_best_two_are_marked(tmp_path):
+def test_latex_equals_the_tables_and_marks_the_best_two(tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["CARFT", "ERM", "Mixup", "A_B"], trials=3, choices=1)
-    header, *rows = rows_of(latex(tmp_path))
+    header, *rows = parse_rows(write_latex(tmp_path))
     table = collect(tmp_path, methods=["training-domain"]).tables[0]
     assert header == ["Method", "A", "C", "P", "S", "Avg"]
     assert [row[0] for row in rows] == ["CARFT", r"A\_B", "ERM", "Mixup"]
 
-    for row, expected in zip(rows, table.rows, strict=True):
-        for text, cell in zip(row[1:5], expected.cells, strict=True):
-            accuracy = f"{cell.mean:.1f} {cell.standard_error:.1f}"
-            assert f"{percent(text):.1f} {text.split()[-1]}" == accuracy
-        assert f"{percent(row[5]):.1f}" == f"{expected.average:.1f}"
+    plain_rows = [[re.sub(r"\\textbf|\\underline|[{}]", "", text) for text in row] for row in rows]
+    for texts, expected in zip(plain_rows, table.rows, strict=True):
+        cells = [f"{cell.mean:.1f} $\\pm$ {cell.standard_error:.1f}" for cell in expected.cells]
+        assert texts[1:] == [*cells, f"{expected.average:.1f}"]
     for column in range(1, 6):
-        means = [percent(row[column]) for row in rows]
+        means = [float(texts[column].split()[0]) for texts in plain_rows]
         first, second = sorted({*means}, reverse=True)[:2]
         assert [r"\textbf" in row[column] for row in rows] == [mean == first for mean in means]
         assert [r"\underline" in row[column] for row in rows] == [mean == second for mean in means]
@@ -158,33 +128,33 @@ def test_cells_equal_the_tables_and_the_best_two_are_marked(tmp_path):
 @pytest.mark.parametrize(
     ("means", "ranks"),
     [
-        ([71.04, 70.96, 70.0, None, 69.9], [1, 1, 2, 0, 0]),  # the first two read the same
+        ([71.04, 70.96, 70.0, None, 69.9], [1, 1, 2, 0, 0]),  # the first two print alike
         ([None, 3.0], [0, 1]),
-        ([4.0, 3.0, None], [1, 0, 0]),  # of two, the second is the worst
+        ([4.0, 3.0, None], [1, 0, 0]),  # the second of two is the worst
         ([], []),
     ],
 )
-def test_means_that_read_the_same_share_their_rank(means, ranks):
-    assert table_columns.ranks(means) == ranks
+def test_means_that_print_alike_share_a_rank(means, ranks):
+    assert table_columns.rank_means(means) == ranks
 
 
-def test_datasets_are_columns_and_settings_are_rows(tmp_path):
+def test_latex_has_datasets_as_columns_and_settings_as_rows(tmp_path):
     collect_sweeps.write_sweep(tmp_path / "a", ["CARFT"], choices=1, dataset="VLCS")
     collect_sweeps.write_sweep(tmp_path / "b", ["CARFT", "A_B"], trials=3, choices=1)
-    text = latex(tmp_path)
-    header, *rows = rows_of(text)
+    text = write_latex(tmp_path)
+    header, *rows = parse_rows(text)
     assert header == ["Method", "VLCS", "PACS", "Avg"]
     assert rows[1][:2] == [r"A\_B", "--"]
-    assert "% Means over 2 to 3 trials" in text  # not 0, of cells without jobs
+    assert "% Means over 2 to 3 trials" in text  # cells without jobs do not count
 
     collect_sweeps.write_sweep(tmp_path / "c", ["A_B"], choices=1, steps=1)
-    _, *rows = rows_of(latex([tmp_path / "b", tmp_path / "c"]))
+    _, *rows = parse_rows(write_latex([tmp_path / "b", tmp_path / "c"]))
     labels = [row[0] for row in rows]
     assert labels == [r"A\_B; steps 1", "CARFT; steps default", r"A\_B; steps default"]
 
 
-def test_differences_are_a_last_column_with_their_marks(tmp_path):
-    """BETTER is 1 to 4 points above ERM, so that its interval leaves out 0."""
+def test_latex_marks_differences_in_the_last_column(tmp_path):
+    """BETTER is 1 to 4 points above ERM, so that its interval does not contain 0."""
     gains = {"BETTER": (0.01, 0.02, 0.03, 0.04), "CARFT": (0.01, -0.01, 0.01, -0.01)}
     gains["ERM"] = (0.0, 0.0, 0.0, 0.0)
     for algorithm, trial, target in itertools.product(gains, range(2), range(4)):
@@ -197,19 +167,18 @@ def test_differences_are_a_last_column_with_their_marks(tmp_path):
         )
         accuracy = {f"env{target}_in_acc": 0.5 + gains[algorithm][target]}
         collect_sweeps.change_records(job, lambda record, new=accuracy: record | new)
-    text = latex(tmp_path, against="ERM")
-    header, *rows = rows_of(text)
+    text = write_latex(tmp_path, against="ERM")
+    header, *rows = parse_rows(text)
     assert header[-1] == r"$\Delta$ ERM"
     differences = {row[0]: row[-1] for row in rows}
     assert differences == {"BETTER": r"$+2.5$$^{\dagger}$", "CARFT": "$+0.0$", "ERM": "--"}
-    assert r"% \dagger: the 95% interval of the mean over environments" in text
 
     shutil.rmtree(tmp_path / "BETTER-1-0")
-    text = latex(tmp_path, against="ERM")
-    assert r"$^{\dagger}$$^{*}$" in text and "% *: not complete" in text
+    text = write_latex(tmp_path, against="ERM")
+    assert r"$^{\dagger}$$^{*}$" in text and "% *: incomplete" in text
 
 
-def test_special_characters_are_escaped():
+def test_latex_escapes_special_characters():
     escaped = escape_latex('a_b & 50% of $x^2 #1 {y} ~ \\z <i> | `*"[k]" -- --flag é 猫')
     assert escaped.startswith(r"a\_b \& 50\% of \$x\textasciicircum{}2 \#1 \{y\} ")
     assert "{-}{-}flag é (U+732B)" in escaped
@@ -217,11 +186,11 @@ def test_special_characters_are_escaped():
 
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="needs pdflatex (Debian: texlive-latex-base)")
-def test_a_table_with_awkward_names_compiles(tmp_path):
+def test_latex_with_special_names_compiles(tmp_path):
     labels = ["art", "[50%_off]", "猫", "real | world"]
     algorithms = ["An_Algorithm&more", "ERM"]
     collect_sweeps.write_sweep(tmp_path / "sweep", algorithms, environments=labels)
-    text = latex(tmp_path / "sweep", columns=["all"], error="sample", against=algorithms[0])
+    text = write_latex(tmp_path / "sweep", columns=["all"], error="sample", against=algorithms[0])
     (tmp_path / "tables.tex").write_text(text, encoding="utf-8")
     (tmp_path / "paper.tex").write_text(DOCUMENT)
 

@@ -1,4 +1,4 @@
-"""What is wrong with folders, records and values is named, and never the end."""
+"""Unusable folders, records and values are reported, and the rest is read."""
 
 import json
 import math
@@ -22,7 +22,7 @@ def write_lines(job, lines):
     (job / "results.jsonl").write_text("".join(f"{text}\n" for text in texts))
 
 
-def test_repeated_steps_count_once_and_rounding_beyond_1_is_no_fault(tmp_path):
+def test_last_record_of_a_step_counts_and_rounding_above_1_is_valid(tmp_path):
     job = collect_sweeps.write_job(tmp_path)
     lines = read_lines(job)
     write_lines(job, [*lines, lines[1] | {"env0_in_acc": 0.125, "env1_in_acc": 1 + 2**-23}])
@@ -31,7 +31,7 @@ def test_repeated_steps_count_once_and_rounding_beyond_1_is_no_fault(tmp_path):
     assert list(run.accuracies[8:10]) == [0.125, 1 + 2**-23]
 
 
-def without_accuracies(line):
+def drop_accuracies(line):
     return {key: value for key, value in line.items() if not key.endswith("_acc")}
 
 
@@ -40,7 +40,7 @@ def without_accuracies(line):
     [
         lambda line: json.dumps(line)[:70],
         lambda line: [1],
-        lambda line: without_accuracies(line) | {"env0_in_acc": 0.5},
+        lambda line: drop_accuracies(line) | {"env0_in_acc": 0.5},
         lambda line: line | {"hparams": "lr"},
         *(
             lambda line, step=step: line | {"step": step}
@@ -61,7 +61,7 @@ def without_accuracies(line):
         ),
     ],
 )
-def test_what_is_no_complete_record_is_skipped_and_named(tmp_path, damage):
+def test_incomplete_record_is_skipped_with_a_warning(tmp_path, damage):
     job = collect_sweeps.write_job(tmp_path)
     lines = read_lines(job)
     write_lines(job, [*lines, "", damage(lines[0])])
@@ -70,21 +70,17 @@ def test_what_is_no_complete_record_is_skipped_and_named(tmp_path, damage):
     assert tuple(warning)[::2] == ("cut line", "line 5 is not a complete record; skipped")
 
 
-def test_records_without_accuracies_are_reported_once(tmp_path, capsys):
+@pytest.mark.parametrize(("n_complete", "status"), [(0, 1), (1, 3)])
+def test_records_without_accuracies_are_reported_once(tmp_path, capsys, n_complete, status):
     job = collect_sweeps.write_job(tmp_path)
     lines = read_lines(job)
-    write_lines(job, map(without_accuracies, lines))
-    assert cli.main(["collect", str(tmp_path)]) == 1
+    write_lines(job, [*lines[:n_complete], *map(drop_accuracies, lines[n_complete:])])
+    assert cli.main(["collect", str(tmp_path), "--strict"]) == status
     error = capsys.readouterr().err
     assert error.count("records without accuracies: this checkout's train does not evaluate") == 1
 
-    write_lines(job, [lines[0], *map(without_accuracies, lines[1:])])
-    assert list(records.read([tmp_path]).runs[0].steps) == [0]
-    assert cli.main(["collect", str(tmp_path), "--strict"]) == 3
-    assert "no accuracies (1)" in capsys.readouterr().err.splitlines()[-1]
 
-
-def test_several_runs_in_one_folder_are_separated(tmp_path):
+def test_runs_in_one_folder_are_separated(tmp_path):
     first = collect_sweeps.write_job(tmp_path, "a")
     second = collect_sweeps.write_job(tmp_path, "b", at=(0, 100), hparams='{"lr": 1}')
     lines = [*read_lines(first), *read_lines(second)]
@@ -92,27 +88,26 @@ def test_several_runs_in_one_folder_are_separated(tmp_path):
     runs = records.read([first]).runs
     assert [list(run.steps) for run in runs] == [[0, 100, 200], [0, 100]]
     assert runs[1].setting["hparam lr"] == "1"
-    assert [[*records.run_records(run)] for run in runs] == [lines[:3], lines[3:]]
+    assert [[*records.read_run_records(run)] for run in runs] == [lines[:3], lines[3:]]
     assert records.read_file(first / "results.jsonl") == (lines, [])
 
     write_lines(first, [*lines, '{"step": 300, "ar'])
-    assert records.last_record(first) == lines[-1]
-    assert records.recorded_arguments(first) == lines[0]["args"]
-    assert records.last_record(tmp_path) is None and records.recorded_arguments(tmp_path) is None
+    assert records.read_last_record(first) == lines[-1]
+    assert records.read_recorded_arguments(first) == lines[0]["args"]
 
 
-OF_HPARAMS = "hparams than the rest: lr_schedule, lr_schedumed"
+OTHER_HPARAMS = "hparams than the rest: lr_schedule, lr_schedumed"
 
 
 @pytest.mark.parametrize(
     ("line", "name", "damaged", "difference"),
     [
-        *((line, "_schedule", "_schedumed", OF_HPARAMS) for line in range(3)),
+        *((line, "_schedule", "_schedumed", OTHER_HPARAMS) for line in range(3)),
         (0, "env3_out_acc", "env3_out_abc", "accuracies than the rest"),
         (1, "env3_out_acc", "env3_out_abc", "accuracies than the rest"),
     ],
 )
-def test_a_damaged_line_is_skipped_and_marked(line, name, damaged, difference, tmp_path):
+def test_damaged_record_is_skipped_with_a_warning(line, name, damaged, difference, tmp_path):
     collect_sweeps.write_sweep(tmp_path, ["ERM"], recorded={"lr_schedule": "cosine"})
     job = tmp_path / "ERM-0-0-0"
     lines = [json.dumps(record) for record in read_lines(job)]
@@ -125,7 +120,7 @@ def test_a_damaged_line_is_skipped_and_marked(line, name, damaged, difference, t
     assert [len(cell.missing) for cell in cells] == [1, 0, 0, 0]
 
 
-def test_folders_are_found_once_each_and_with_links(tmp_path):
+def test_folders_are_read_once_and_through_links(tmp_path):
     job = collect_sweeps.write_job(tmp_path / "sweep" / "a" / "b", "deep")
     (tmp_path / "sweep" / "up").symlink_to("..")
     (tmp_path / "sweep" / "self").symlink_to("self")
@@ -137,7 +132,7 @@ def test_folders_are_found_once_each_and_with_links(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
-def test_a_folder_that_may_not_be_read_is_named(tmp_path):
+def test_unreadable_folder_is_reported(tmp_path):
     collect_sweeps.write_job(tmp_path)
     (tmp_path / "closed").mkdir(mode=0)
     (_run,), (warning,) = records.read([tmp_path])
@@ -151,11 +146,10 @@ def test_versions_are_read_from_the_output_of_train(tmp_path):
     (job / "out.txt").write_text(text)
     (run,) = records.read([tmp_path]).runs
     assert run.setting["version of PyTorch"] == "2.4.1, then 2.5.0"
-    assert run.setting["version of NumPy"] == "2.1"
 
 
 @pytest.mark.parametrize("value", [None, math.nan, "0.5", True, 10**400, 63.5, -0.25, 1.001])
-def test_an_invalid_accuracy_counts_as_missing(tmp_path, value):
+def test_invalid_accuracy_counts_as_missing(tmp_path, value):
     job = collect_sweeps.write_job(tmp_path)
     expected = list(records.read([tmp_path]).runs[0].accuracies)
     lines = read_lines(job)
@@ -167,22 +161,17 @@ def test_an_invalid_accuracy_counts_as_missing(tmp_path, value):
 
 
 @pytest.mark.parametrize("content", ["", '{"step": 0, "args"'])
-def test_a_folder_without_a_complete_record_is_named_and_strict_fails(tmp_path, capsys, content):
+def test_folder_without_a_complete_record_is_reported(tmp_path, capsys, content):
     job = collect_sweeps.write_job(tmp_path, "lost")
     (job / "results.jsonl").write_text(content)
-    words = ["collect", str(tmp_path), "--strict", "--select", "oracle"]
-    assert cli.main(words) == 1
+    assert cli.main(["collect", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("carft: no records in") and f"no records: {job}" in error
 
-    collect_sweeps.write_sweep(tmp_path, ["ERM"])
-    assert cli.main(words) == 3
-    assert capsys.readouterr().err.splitlines()[-1] == "carft: --strict: no records (1)"
 
-
-def test_mutated_records_and_manifests_end_in_one_line(tmp_path, capsys):
-    """benchmarks/hostile.py tries more."""
-    hostile = collect_sweeps.benchmark("hostile")
+def test_mutated_records_and_manifests_fail_with_one_line(tmp_path, capsys):
+    """benchmarks/hostile.py has more rounds."""
+    hostile = collect_sweeps.load_benchmark("hostile")
     draw = random.Random(1)
     sweep = tmp_path / "sweep"
     collect_sweeps.launch(sweep, targets=(0,), hparams=('{"lr": 0.1}',))

@@ -1,4 +1,4 @@
-"""Tables of declared searches and of several targets left out together."""
+"""Tables of declared searches and of several targets held out together."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ import pytest
 from search_sweeps import LABELS, SEARCH, STAGES, parse, read_records, recorded, staged, validation
 
 from domainbed_carft.jobs import manifest
-from domainbed_carft.jobs.job import Role, identity
+from domainbed_carft.jobs.job import Role, get_folder_name
 from domainbed_carft.results import collection
 from domainbed_carft.results.collect import collect
 from domainbed_carft.sweep import launch, search
@@ -18,7 +18,7 @@ SOURCES = SEARCH.split("search:")[0] + "test_environments: single-source\n"
 
 
 def launched(text, out, records=recorded):
-    """The jobs of a sweep with a manifest, of which both stages have records."""
+    """Write manifest and records of both stages of a sweep; return its jobs."""
     declaration = parse(text)
     for stage in ("first", "second"):
         jobs = staged(declaration, out)
@@ -29,12 +29,12 @@ def launched(text, out, records=recorded):
     return jobs
 
 
-def value_of(job):
+def get_lr(job):
     return json.loads(job.args.get("hparams", "{}")).get("lr", 0)
 
 
-def in_accuracy_at_best(job, target):
-    """The target's in-accuracy at the checkpoint with the best training-domain validation."""
+def selected_accuracy(job, target):
+    """Return the target's in-accuracy at the checkpoint chosen by training-domain validation."""
     sources = [env for env in range(4) if env not in job.args["test_envs"]]
     best = max(
         read_records(job), key=lambda record: sum(record[f"env{env}_out_acc"] for env in sources)
@@ -42,21 +42,20 @@ def in_accuracy_at_best(job, target):
     return best[f"env{target}_in_acc"]
 
 
-def row_of(results, algorithm, setting=""):
+def get_row(results, algorithm, setting=""):
     (table,) = (t for t in results.tables if t.setting == setting and not t.averages)
     return next(row for row in table.rows if row.algorithm == algorithm)
 
 
-def test_members_are_choices_of_the_selection_method_in_one_cell(tmp_path):
+def test_members_of_a_search_are_choices_within_a_cell(tmp_path):
     jobs = launched(SEARCH, tmp_path).first
     columns = ["environments", "draws", "jobs"]
     results = collect(tmp_path, methods=["training-domain"], columns=columns)
     grid = next(grid for grid in results.grids if "chosen" in grid.title)
     assert grid.header == ["Algorithm", *LABELS, "Of"]
-    entry = results.as_dict()["tables"][0]
 
     for number, algorithm in enumerate(("CARFT", "CLIPFineTune")):
-        row = row_of(results, algorithm)
+        row = get_row(results, algorithm)
         for target, trial in itertools.product(range(4), range(2)):
             rivals = [
                 job
@@ -64,85 +63,81 @@ def test_members_are_choices_of_the_selection_method_in_one_cell(tmp_path):
                 if job.args["algorithm"] == algorithm
                 and (job.args["test_envs"], job.args["trial_seed"]) == ([target], trial)
             ]
-            best = max(rivals, key=lambda job: (validation(job), value_of(job)))
-            chosen = {entry.trial: entry.outcome for entry in row.chosen(target)}[trial]
-            assert row.cells[target].accuracies[trial] == in_accuracy_at_best(best, target)
-            assert chosen.values == {"lr": value_of(best)} and chosen.members == 3
-            assert f"lr {value_of(best)}" in grid.rows[number][1 + target]
-            entries = entry["rows"][number]["cells"][target]["chosen"]
-            assert (trial, {"lr": value_of(best)}) in [(e["trial"], e["values"]) for e in entries]
+            best = max(rivals, key=lambda job: (validation(job), get_lr(job)))
+            chosen = {entry.trial: entry.outcome for entry in row.get_choices(target)}[trial]
+            assert row.cells[target].accuracies[trial] == selected_accuracy(best, target)
+            assert chosen.values == {"lr": get_lr(best)} and chosen.members == 3
+            assert f"lr {get_lr(best)}" in grid.rows[number][1 + target]
         assert not any(cell.missing for cell in row.cells)
         assert [cell.mean for cell in row.printed_cells[-2:]] == [3, 24]
         assert grid.rows[number][-1] == "3"
 
-    assert [cell.mean for cell in row_of(results, "CLIPZeroShot").printed_cells[-2:]] == [1, 8]
+    assert [cell.mean for cell in get_row(results, "CLIPZeroShot").printed_cells[-2:]] == [1, 8]
     members = "lr from 1e-05, 0.0001, 0.001 (3 members)"
     assert results.notes[0] == f"Searched: {members}: CARFT on PACS, CLIPFineTune on PACS."
 
 
-def test_of_equally_good_members_the_last_counts_as_in_domainbed(tmp_path):
+def test_last_of_equally_good_members_is_chosen_as_in_domainbed(tmp_path):
     launched(SEARCH, tmp_path, lambda job: recorded(job, accuracies=lambda step: [0.5] * 8))
-    row = row_of(collect(tmp_path, methods=["oracle"]), "CARFT")
-    assert {entry.outcome.values["lr"] for entry in row.chosen(0)} == {1e-3}
+    row = get_row(collect(tmp_path, methods=["oracle"]), "CARFT")
+    assert {entry.outcome.values["lr"] for entry in row.get_choices(0)} == {1e-3}
 
 
-def test_a_missing_member_is_named_by_its_values(tmp_path):
+def test_missing_member_is_listed_by_its_values(tmp_path):
     jobs = launched(SEARCH, tmp_path).first
-    job = next(job for job in jobs if job.args["test_envs"] == [2] and value_of(job) == 1e-4)
+    job = next(job for job in jobs if job.args["test_envs"] == [2] and get_lr(job) == 1e-4)
     (job.folder / "results.jsonl").unlink()
-    row = row_of(collect(tmp_path, methods=["training-domain"]), job.args["algorithm"])
+    row = get_row(collect(tmp_path, methods=["training-domain"]), job.args["algorithm"])
     assert row.cells[2].missing == ("--test_envs 2 has no record: trial 0 lr=0.0001",)
 
 
-def test_of_two_stages_the_second_is_shown_and_the_budget_named(tmp_path):
+def test_tables_show_the_second_stage_and_the_budget(tmp_path):
     jobs = launched(STAGES, tmp_path)
     results = collect(tmp_path, methods=["training-domain"])
     assert results.summary["jobs"] == len(jobs.second) == 24 and not results.defects
     for job in jobs.second:
         (target,) = job.args["test_envs"]
-        cell = row_of(results, job.args["algorithm"]).cells[target]
-        assert cell.accuracies[job.args["trial_seed"]] == in_accuracy_at_best(job, target)
-    chosen = results.collection.selected("training-domain")
+        cell = get_row(results, job.args["algorithm"]).cells[target]
+        assert cell.accuracies[job.args["trial_seed"]] == selected_accuracy(job, target)
+    chosen = results.collection.select("training-domain")
     members = {(selected.algorithm, selected.outcome.members) for selected in chosen}
     assert members == {("CARFT", 3), ("CLIPFineTune", 3), ("CLIPZeroShot", 1)}
 
     budget = next(note for note in results.notes if note.startswith("Budget"))
-    assert "24 jobs on trial 5 chose by training-domain validation" in budget
-    assert "24 jobs on trials 0, 1 train what was chosen" in budget
+    assert "24 jobs on trial 5" in budget and "24 jobs on trials 0, 1" in budget
 
 
-def test_a_first_stage_without_a_second_is_shown_with_a_note(tmp_path):
-    def record_some(job):
+def test_tables_show_a_first_stage_without_a_second(tmp_path):
+    def record_one_target(job):
         if job.args["test_envs"] == [0] and job.args["trial_seed"] == 5:
             recorded(job)
 
-    launched(STAGES, tmp_path, record_some)
+    launched(STAGES, tmp_path, record_one_target)
     results = collect(tmp_path)
-    assert results.summary["jobs"] == 6
-    assert any("has not chosen yet" in note for note in results.notes)
+    assert results.summary["jobs"] == 6 and "has not chosen yet" in " ".join(results.notes)
 
 
-def test_jobs_of_an_earlier_choice_are_left_out(tmp_path):
+def test_tables_omit_jobs_of_an_earlier_choice(tmp_path):
     folders = []
     for value in (1e-5, 1e-4):
 
         def write(job, value=value):
-            accuracy = 0.9 if value_of(job) == value else 0.1
+            accuracy = 0.9 if get_lr(job) == value else 0.1
             recorded(job, accuracies=lambda step: [accuracy] * 8)
 
         folders.append({job.folder for job in launched(STAGES, tmp_path, write).second})
     earlier, later = folders
     assert {run.job.folder for run in collection.gather(tmp_path).runs} == later
-    assert len(later & earlier) == 8  # of CLIPZeroShot, which has nothing to choose
+    assert len(later & earlier) == 8  # jobs of CLIPZeroShot, which has no choice
 
 
 @pytest.mark.parametrize("method", ["training-domain", "oracle"])
-def test_a_single_source_has_a_table_of_its_targets(tmp_path, method):
+def test_single_source_has_a_table_of_its_targets(tmp_path, method):
     jobs = launched(SOURCES, tmp_path).first
     results = collect(tmp_path, methods=[method])
     for source, label in enumerate(LABELS):
-        row = row_of(results, "CARFT", f"trained on {label}")
-        of_source = [
+        row = get_row(results, "CARFT", f"trained on {label}")
+        source_jobs = [
             job
             for job in jobs
             if job.args["algorithm"] == "CARFT" and source not in job.args["test_envs"]
@@ -150,9 +145,9 @@ def test_a_single_source_has_a_table_of_its_targets(tmp_path, method):
         means = []
         for target in {0, 1, 2, 3} - {source}:
             accuracies = {}
-            for job in of_source:
+            for job in source_jobs:
                 last = read_records(job)[-1][f"env{target}_in_acc"]
-                best = in_accuracy_at_best(job, target)
+                best = selected_accuracy(job, target)
                 accuracies[job.args["trial_seed"]] = last if method == "oracle" else best
             cell = row.cells[target]
             assert cell.accuracies == accuracies and len(accuracies) == 2 and not cell.missing
@@ -161,29 +156,17 @@ def test_a_single_source_has_a_table_of_its_targets(tmp_path, method):
         assert row.average == pytest.approx(sum(means) / 3, abs=1e-9)
 
 
-def write_three(folder, *targets, **facts):
-    for test_envs in targets:
-        facts |= {"dataset": "three", "environments": ["a", "b", "c"], "test_envs": test_envs}
-        collect_sweeps.write_job(folder, identity(facts), **facts)
-
-
-def test_two_of_three_left_out_is_a_pair_unless_the_manifest_says_a_single_source(tmp_path):
-    for algorithm in ("CARFT", "ERM"):
-        write_three(tmp_path, [0, 1], [0, 2], [1, 2], algorithm=algorithm)
+def test_two_of_three_held_out_are_a_pair_unless_the_manifest_has_a_single_source(tmp_path):
+    for algorithm, targets in itertools.product(("CARFT", "ERM"), ([0, 1], [0, 2], [1, 2])):
+        facts = {"dataset": "three", "algorithm": algorithm, "test_envs": targets}
+        collect_sweeps.write_job(tmp_path, get_folder_name(facts), environments=list("abc"), **facts)
     results = collect(tmp_path, methods=["training-domain"])
-    assert [cell.mean for cell in row_of(results, "ERM").cells] == [None] * 3
+    assert [cell.mean for cell in get_row(results, "ERM").cells] == [None] * 3
 
-    role = Role(leaves_out_together=True)
+    role = Role(holds_out_together=True)
     jobs = [replace(run.job, role=role) for run in results.collection.runs]
     manifest.add(tmp_path, manifest.Sweep(tuple(jobs)))
     results = collect(tmp_path, methods=["training-domain"], against="ERM")
     assert {entry.unit for entry in results.comparisons_against} == {"trial"}
     assert {table.setting for table in results.tables} == {f"trained on {name}" for name in "abc"}
-    assert [cell.n for cell in row_of(results, "ERM", "trained on a").cells] == [0, 1, 1]
-
-
-def test_pairs_of_three_next_to_single_targets_are_for_cross_validation(tmp_path):
-    write_three(tmp_path, [0], [1], [2], [0, 1], [0, 2], [1, 2])
-    results = collect(tmp_path)
-    assert not results.summary["incomplete_cells"]
-    assert "leave-one-domain-out" in results.collection.methods
+    assert [cell.n for cell in get_row(results, "ERM", "trained on a").cells] == [0, 1, 1]

@@ -1,4 +1,4 @@
-"""What does not belong together is never averaged, and ``--by`` puts it into rows."""
+"""Runs under different settings are never averaged, and ``--by`` makes them rows."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from domainbed_carft.results import collection
 from domainbed_carft.results.collect import collect
 
 
-def settings(folder, **options):
+def collect_settings(folder, **options):
     return sorted({table.setting for table in collect(folder, **options).tables})
 
 
@@ -32,54 +32,42 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("first", "second", "expected"), SETTINGS)
-def test_runs_under_several_settings_have_tables_of_their_own(tmp_path, first, second, expected):
+def test_runs_under_different_settings_have_separate_tables(tmp_path, first, second, expected):
     write_sweep(tmp_path / "one", ["CARFT"], **first)
     write_sweep(tmp_path / "other", ["CARFT"], **second)
-    assert settings(tmp_path) == expected
-
-    def means(*folders):
-        tables = collect(folders, methods=["oracle"]).tables
-        return [[cell.mean for cell in table.rows[0].cells] for table in tables[::2]]
-
-    together = means(tmp_path)
-    assert len(together) == len(expected)
-    assert all(means(tmp_path / name)[0] in together for name in ("one", "other"))
+    assert collect_settings(tmp_path) == expected
 
 
-def test_versions_that_differ_split_and_can_be_ignored(tmp_path):
+def test_different_versions_split_tables_unless_ignored(tmp_path):
     for trial in range(2):
         job = write_job(tmp_path, f"{trial}", trial_seed=trial)
         text = f"Environment:\n\tPyTorch: 2.{trial}\n\tTorchvision: 0.{trial}\n"
         (job / "out.txt").write_text(text)
-    assert settings(tmp_path) == [
+    assert collect_settings(tmp_path) == [
         f"version of PyTorch 2.{trial}, version of Torchvision 0.{trial}" for trial in range(2)
     ]
-    assert settings(tmp_path, ignored=["versions"]) == [""]
-    (note, _) = collect(tmp_path, ignored=["versions"]).notes
-    values = "2.0: ERM on PACS; 2.1: ERM on PACS"
-    assert note == f"Not all runs have the same version of PyTorch: {values}."
+    assert collect_settings(tmp_path, ignored=["versions"]) == [""]
 
 
-def test_algorithms_with_a_setting_each_share_a_table_with_a_note(tmp_path):
+def test_algorithms_with_one_setting_each_share_a_table_with_a_note(tmp_path):
     write_sweep(tmp_path / "a", ["CLIPZeroShot"], steps=1)
     write_sweep(tmp_path / "b", ["CARFT"], hparams='{"kl_weight": 3}')
-    # kl_weight is an hparam of FDAlign, but not of CaRot.
+    # FDAlign has the hparam kl_weight, and CaRot does not.
     write_sweep(tmp_path / "c", ["FDAlign", "CaRot"])
-    assert settings(tmp_path) == [""]
+    assert collect_settings(tmp_path) == [""]
     steps, kl_weight = collect(tmp_path).notes
     assert steps.startswith("Not all runs have the same steps: 1: CLIPZeroShot on PACS; default: ")
     values = "3: CARFT on PACS; default: FDAlign on PACS"
     assert kl_weight == f"Not all runs have the same hparam kl_weight: {values}."
 
 
-def test_a_job_run_twice_counts_once_or_is_refused(tmp_path):
+def test_job_run_twice_counts_once_or_fails(tmp_path):
     first = write_job(tmp_path, "a", seed=1)
     shutil.copytree(first, tmp_path / "copy")
     gathered = collection.gather([tmp_path])
     assert len(gathered.runs) == 1
-    assert [(warning.kind, warning.text) for warning in gathered.warnings] == [
-        ("passed over", f"same job as in {first}, which is used")
-    ]
+    (warning,) = gathered.warnings
+    assert warning.kind == "passed over" and str(first) in warning.text
 
     write_job(tmp_path, "b", done=False)
     assert len(collection.gather([tmp_path]).runs) == 1
@@ -98,20 +86,20 @@ def test_a_job_run_twice_counts_once_or_is_refused(tmp_path):
         ("ERM", ["a", "b"], [""]),
     ],
 )
-def test_other_environments_have_tables_of_their_own(tmp_path, algorithm, environments, expected):
-    """Also those of another algorithm: a column has one name."""
+def test_different_environments_have_separate_tables(tmp_path, algorithm, environments, expected):
+    """The algorithms can differ, because a column has one name."""
     first = {"algorithm": "CARFT", "environments": ["a", "b"]}
     second = {"algorithm": algorithm, "environments": environments, "trial_seed": 1}
     for name, facts in (("a", first), ("b", second)):
         write_job(tmp_path, name, dataset="./mine", **facts)
-    assert settings(tmp_path) == expected
+    assert collect_settings(tmp_path) == expected
     for table in collect(tmp_path).tables:
         if table.setting and not table.averages:
             assert table.setting == f"environments {', '.join(table.columns)}"
 
 
 def write_grid(folder, values, **options):
-    """A variant of a sweep for each value of kl_weight; None leaves it at the default, 1."""
+    """Write a variant of a sweep for each value of kl_weight; None is the default, 1."""
     for number, value in enumerate(values):
         hparams = None if value is None else json.dumps({"kl_weight": value})
         recorded = {"kl_weight": 1.0 if value is None else value}
@@ -119,17 +107,17 @@ def write_grid(folder, values, **options):
         write_sweep(folder / f"kl_weight={value}", ["CARFT"], choices=1, **facts)
 
 
-def means_of_rows(table):
+def means_by_row(table):
     return {row.algorithm: [cell.mean for cell in row.cells] for row in table.rows}
 
 
-def test_values_of_a_hyperparameter_become_ordered_rows_of_one_table(tmp_path):
+def test_by_makes_values_of_a_hyperparameter_ordered_rows(tmp_path):
     write_grid(tmp_path, [10, None, 0.5])
     apart = collect(tmp_path, methods=["oracle"]).tables
-    means = {table.setting: means_of_rows(table)["CARFT"] for table in apart if not table.averages}
+    means = {table.setting: means_by_row(table)["CARFT"] for table in apart if not table.averages}
     joint = collect(tmp_path, methods=["oracle"], by=["kl_weight"])
     table, _ = joint.tables
-    assert list(means_of_rows(table).items()) == [
+    assert list(means_by_row(table).items()) == [
         ("CARFT (kl_weight 0.5)", means["hparam kl_weight 0.5"]),
         ("CARFT (kl_weight 1.0, the default)", means["hparam kl_weight default"]),
         ("CARFT (kl_weight 10)", means["hparam kl_weight 10"]),
@@ -137,20 +125,20 @@ def test_values_of_a_hyperparameter_become_ordered_rows_of_one_table(tmp_path):
     assert not joint.notes
 
 
-def test_what_is_not_named_by_still_divides_the_tables(tmp_path):
+def test_by_keeps_tables_of_other_settings_separate(tmp_path):
     write_grid(tmp_path / "short", [1, 2], steps=1)
     write_grid(tmp_path / "long", [1, 2], steps=2)
     tables = collect(tmp_path, methods=["oracle"], by=["kl_weight"]).tables
     assert {table.setting: len(table.rows) for table in tables} == {"steps 1": 2, "steps 2": 2}
     table, _ = collect(tmp_path, methods=["oracle"], by=["kl_weight", "steps"]).tables
-    assert len(table.rows) == 4 and "CARFT (kl_weight 1, steps 2)" in means_of_rows(table)
+    assert len(table.rows) == 4 and "CARFT (kl_weight 1, steps 2)" in means_by_row(table)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [([1, 2], "--by lr: .* one that varies: kl_weight, variant"), ([1], "leave --by out")],
+    [([1, 2], "--by lr: .* one that varies: kl_weight, variant"), ([1], "omit --by")],
 )
-def test_a_name_that_does_not_vary_is_refused(tmp_path, values, message):
+def test_by_fails_for_a_name_that_does_not_vary(tmp_path, values, message):
     write_grid(tmp_path, values)
     with pytest.raises(CarftError, match=message):
         collect(tmp_path, by=["lr"])

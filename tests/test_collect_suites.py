@@ -1,14 +1,15 @@
-"""Whole test sets in `carft collect` and `carft report`, from the lines in jobs' suites.jsonl."""
+"""Suites of test sets in `carft collect` and `carft report`, from the jobs' suites.jsonl."""
 
 import itertools
 
 import numpy as np
 import pytest
 import report_page
-from collect_sweeps import collect, write_job
+from collect_sweeps import write_job
 
 from domainbed_carft.report import page
 from domainbed_carft.results import collection, suites
+from domainbed_carft.results.collect import collect
 from domainbed_carft.suites import catalogue, records
 
 SETS = [test_set.name for test_set in catalogue.get("imagenet").sets]
@@ -16,9 +17,9 @@ CURVE = (None, 0.0, 0.5, 1.0, "zero-shot")  # alphas of CARFT, and CLIPZeroShot
 
 
 def write_run(folder, algorithm, trial, evaluations, suite="imagenet"):
-    """A job that left nothing out; ``evaluations``: (accuracies, alpha, weights) of sets.
+    """Write a job without targets and its ``evaluations``: (accuracies of sets, alpha, weights).
 
-    A set with an accuracy below 0.1 is not complete.
+    A set with an accuracy below 0.1 is incomplete.
     """
     job = write_job(
         folder,
@@ -46,29 +47,29 @@ def write_run(folder, algorithm, trial, evaluations, suite="imagenet"):
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """CARFT with a WiSE-FT curve, and CLIPZeroShot, of which the second trial lacks images."""
+    """CARFT with a WiSE-FT curve, and CLIPZeroShot, whose second trial has an incomplete set."""
     folder = tmp_path_factory.mktemp("sweep")
     draw = np.random.RandomState(0)
-    accuracies_of = {}
+    accuracies = {}
     for trial, alpha in itertools.product(range(2), CURVE):
-        accuracies_of[alpha, trial] = dict(zip(SETS, draw.uniform(0.2, 1, 6).tolist()))
-    accuracies_of["zero-shot", 1]["ObjectNet"] = 0.05
+        accuracies[alpha, trial] = dict(zip(SETS, draw.uniform(0.2, 1, 6).tolist()))
+    accuracies["zero-shot", 1]["ObjectNet"] = 0.05
     for trial in range(2):
-        *curve, zero_shot = ((accuracies_of[a, trial], a, "model.pkl") for a in CURVE)
+        *curve, zero_shot = ((accuracies[a, trial], a, "model.pkl") for a in CURVE)
         write_run(folder, "CARFT", trial, curve)
         write_run(folder, "CLIPZeroShot", trial, [(zero_shot[0], None, "model.pkl")])
-    return folder, accuracies_of
+    return folder, accuracies
 
 
-def cell_text(values):
-    """Mean, standard error and number, as tables have them."""
+def format_cell(values):
+    """Format mean, standard error and number as tables do."""
     return f"{np.mean(values):.1f} ± {np.std(values) / len(values) ** 0.5:.1f} ({len(values)})"
 
 
 def test_suite_rows_are_means_over_trials_next_to_published_figures(sweep):
-    folder, accuracies_of = sweep
-    document = collect(folder, compare=True)
-    grids = {grid.title: grid for grid in document.grids}
+    folder, accuracies = sweep
+    results = collect(folder, compare_published=True)
+    grids = {grid.title: grid for grid in results.grids}
     grid = grids["Suite imagenet, trained on ImageNet"]
     means = ["Mean of the shifts", "Mean without ObjectNet"]
     assert grid.header == ["Algorithm", "ImageNet, in distribution", *SETS[1:], *means]
@@ -77,52 +78,46 @@ def test_suite_rows_are_means_over_trials_next_to_published_figures(sweep):
     labels = ["CARFT", "CARFT, alpha 0", "CARFT, alpha 0.5", "CARFT, alpha 1", "CLIPZeroShot"]
     assert list(rows) == labels
     for label, alpha in (("CARFT", None), ("CARFT, alpha 0.5", 0.5)):
-        trials = [[100 * accuracies_of[alpha, t][name] for name in SETS] for t in (0, 1)]
-        expected = [cell_text(column) for column in zip(*trials)]
-        expected.append(cell_text([np.mean(trial[1:]) for trial in trials]))
-        expected.append(cell_text([np.mean(trial[1:5]) for trial in trials]))
+        trials = [[100 * accuracies[alpha, t][name] for name in SETS] for t in (0, 1)]
+        expected = [format_cell(column) for column in zip(*trials)]
+        expected.append(format_cell([np.mean(trial[1:]) for trial in trials]))
+        expected.append(format_cell([np.mean(trial[1:5]) for trial in trials]))
         assert rows[label] == expected
 
-    # No mean of the second trial needs the set that is not complete.
-    zero_shot = [100 * accuracies_of["zero-shot", trial]["ObjectNet"] for trial in (0, 1)]
-    assert rows["CLIPZeroShot"][5] == f"{cell_text(zero_shot)}*"
+    # The second trial has no mean, because a set is incomplete.
+    zero_shot = [100 * accuracies["zero-shot", trial]["ObjectNet"] for trial in (0, 1)]
+    assert rows["CLIPZeroShot"][5] == f"{format_cell(zero_shot)}*"
     assert rows["CLIPZeroShot"][6].endswith(" (1)")
 
-    published = grids["Suite imagenet, beside published figures"]
+    published = grids["Suite imagenet, with published numbers"]
     assert published.rows[0] == ["CARFT, ours", "ViT-B/16", *rows["CARFT"]]
     published_rows = {(row[0], row[1]): row[2:] for row in published.rows[2:]}
     values = [82.72, 72.76, 71.32, 48.49, 49.87, 54.83]  # FLYP by TRACER's table 1
     values += [np.mean(values[1:]), np.mean(values[1:5])]
     assert published_rows["FLYP (TRACER)", "ViT-B/16"] == [f"{value:.1f}" for value in values]
     assert published_rows["CaRot (TRACER)", "ViT-L/14"] == ["87.0", "", "", "", "", "", "74.1", ""]
-    assert [note for note in published.notes if note.startswith("zero-shot CLIP: ObjectNet zero-")]
 
 
-def test_task_test_sets_show_the_mean_over_classes(tmp_path):
+def test_task_tables_show_the_mean_over_classes(tmp_path):
     for trial in range(2):
         write_run(tmp_path, "CARFT", trial, [({"test": 0.5}, None, "model_best.pkl")], "DTD")
-    grids = {grid.title: grid for grid in collect(tmp_path, compare=True).grids}
+    grids = {grid.title: grid for grid in collect(tmp_path, compare_published=True).grids}
     assert grids["Suite DTD"].rows == [["CARFT, best", "50.0 ± 17.7 (2)"]]
-    published_rows = grids["Suite DTD, beside published figures"].rows
+    published_rows = grids["Suite DTD, with published numbers"].rows
     assert ["zero-shot CLIP", "ViT-B/16", "45.0"] in published_rows
 
 
-def test_a_wise_ft_curve_uses_one_file_of_weights(tmp_path):
+def test_wise_ft_curve_uses_one_file_of_weights(tmp_path):
     accuracies = dict.fromkeys(SETS, 0.5)
     files = ((None, "model_best.pkl"), (None, "model.pkl"), (0.0, "model.pkl"))
     write_run(tmp_path, "CARFT", 0, [(accuracies, *file) for file in files])
     (group,) = collection.gather([tmp_path]).groups
-    points = suites.points(suites.scores(group, []))
+    points = suites.curve_points(suites.scores(group, []))
     assert points == [("CARFT", alpha, 50.0, 50.0) for alpha in (None, 0.0)]
 
 
-def test_the_report_has_the_suite_table_and_figure(sweep, tmp_path):
+def test_report_has_the_suite_table_and_figure(sweep, tmp_path):
     folder, _ = sweep
-    written = page.write_report([folder], tmp_path / "report", n_examples=0)
-    report = report_page.read(written.index.parent)
-    table = report.tables["Suite imagenet, trained on ImageNet"]
-    assert [row[0] for row in table[1:4]] == ["CARFT", "CARFT, alpha 0", "CARFT, alpha 0.5"]
-    (alt,) = (image["alt"] for image in report.all("img") if "WiSE-FT" in image["alt"])
-    assert "for CARFT, CLIPZeroShot." in alt
-    svg = (tmp_path / "report" / "figures" / "suite-imagenet.svg").read_text()
-    assert "accuracy in distribution (%)" in svg and "mean accuracy of the shifts (%)" in svg
+    page.write_report([folder], tmp_path, n_examples=0)
+    assert "Suite imagenet, trained on ImageNet" in report_page.read(tmp_path).tables
+    assert (tmp_path / "figures" / "suite-imagenet.svg").is_file()

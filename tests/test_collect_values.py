@@ -1,4 +1,4 @@
-"""Tables equal those of DomainBed's own collector and of an earlier version, to the digit."""
+"""Tables equal DomainBed's own collector and the golden tables, to the digit."""
 
 import json
 import lzma
@@ -11,20 +11,19 @@ import pytest
 from domainbed.scripts import collect_results
 from harness import synthetic_records
 
-from domainbed_carft.cli import results
 from domainbed_carft.jobs import records
-from domainbed_carft.results import collection, formats, selection
+from domainbed_carft.results import collection, selection
 from domainbed_carft.results.collect import collect
 from domainbed_carft.results.method_names import METHOD_NAMES
 from domainbed_carft.results.top import top
 
 GOLDEN = Path(__file__).parent / "golden"
 PACKS = sorted(path.name.removesuffix(".json.xz") for path in GOLDEN.glob("tables/*.json.xz"))
-collect_script = collect_sweeps.benchmark("collect")
+collect_script = collect_sweeps.load_benchmark("collect")
 
 
-def differences(folder, printed):
-    """The differences between our tables and those that DomainBed's collector has printed."""
+def find_differences(folder, printed):
+    """Return the differences between our tables and the tables printed by DomainBed's collector."""
     expected = collect_script.read_printed(printed)
     methods = list(collect_script.METHODS.values())
     entries = collect(folder, methods=methods).as_dict()["tables"]
@@ -33,27 +32,28 @@ def differences(folder, printed):
 
 
 @pytest.mark.parametrize("kind", synthetic_records.KINDS)
-def test_tables_and_rankings_equal_upstreams(tmp_path, kind):
+def test_tables_and_rankings_equal_upstream(tmp_path, kind):
     synthetic_records.write_sweep(tmp_path, kind)
-    assert differences(tmp_path, (GOLDEN / "upstream" / f"tables_{kind}.txt").read_text()) == []
+    printed = (GOLDEN / "upstream" / f"tables_{kind}.txt").read_text()
+    assert find_differences(tmp_path, printed) == []
 
     candidates = {
-        (of_target.trial, of_target.dataset, of_target.row, of_target.target): of_target
-        for of_target in selection.candidates_by_target(records.read([tmp_path]).runs)
+        (each.trial, each.dataset, each.row, each.target): each
+        for each in selection.candidates_by_target(records.read([tmp_path]).runs)
     }
     by_title = {method.title: method for method in selection.METHODS.values()}
     expected = json.loads((GOLDEN / "upstream" / f"selections_{kind}.json").read_text())
     assert len(expected) == 3 * len(candidates)
     for entry in expected:
         keys = ("trial_seed", "dataset", "algorithm", "test_env")
-        of_target = candidates[tuple(entry[key] for key in keys)]
-        outcomes = selection.ranked_outcomes(of_target, by_title[entry["method"]])
+        key = tuple(entry[name] for name in keys)
+        outcomes = selection.rank_outcomes(candidates[key], by_title[entry["method"]])
         ranking = [[o.hparams_seed, o.validation, o.accuracy] for o in outcomes]
         assert ranking == entry["ranking"]  # to the bit
 
 
 def write_with_gaps(folder):
-    """A sweep that lacks jobs, and a checkpoint of one job, whose records come in another order."""
+    """Write a sweep without some jobs and a checkpoint, and with one job's records reversed."""
     collect_sweeps.write_sweep(folder, trials=3, choices=4, pairs=True)
     for name in ("ERM-0-1-1", "Mixup-0-1-2-3", "ERM-2-0-0"):
         (folder / name / "results.jsonl").unlink()
@@ -62,7 +62,7 @@ def write_with_gaps(folder):
 
 
 def write_ten_environments(folder):
-    """From eight on, numpy sums a list in another order than from left to right."""
+    """Write ten environments, because numpy sums eight or more values in another order."""
     labels = [f"environment {number}" for number in range(10)]
     for trial in range(3):
         for targets in [[0], *([0, env] for env in range(1, 10))]:
@@ -73,10 +73,10 @@ def write_ten_environments(folder):
 
 
 @pytest.mark.parametrize("write", [write_with_gaps, write_ten_environments])
-def test_tables_equal_the_harnesss(tmp_path, capsys, write):
+def test_tables_equal_the_harness(tmp_path, capsys, write):
     write(tmp_path)
     assert collect_results.main(["--input_dir", str(tmp_path)]) == 0
-    assert differences(tmp_path, capsys.readouterr().out) == []
+    assert find_differences(tmp_path, capsys.readouterr().out) == []
 
 
 def test_jobs_without_targets_are_averaged_over_trials(tmp_path):
@@ -107,13 +107,13 @@ def test_training_domain_validation_needs_another_environment(tmp_path, labels, 
 
 
 @pytest.mark.parametrize("pack", PACKS)
-def test_tables_of_packed_records_are_equal_to_the_digit(pack, peers_emoji, tmp_path, monkeypatch):
+def test_tables_of_packed_records_equal_the_golden_tables(pack, peers_emoji, tmp_path, monkeypatch):
     golden = json.loads(lzma.decompress((GOLDEN / "tables" / f"{pack}.json.xz").read_bytes()))
     folder = peers_emoji.parent
     if pack != peers_emoji.name:
         folder = tmp_path
         packed_records.unpack(folder, pack)
-    monkeypatch.chdir(folder)  # warnings and entries have the folders
+    monkeypatch.chdir(folder)  # warnings and entries contain the folders
     methods = ["training-domain", "oracle"]
     plain = collection.gather([pack], methods)
     all_columns = collect(plain, columns=["all"])
@@ -128,11 +128,9 @@ def test_tables_of_packed_records_are_equal_to_the_digit(pack, peers_emoji, tmp_
     joint = collection.gather([pack], methods, by=golden["options"]["by"])
     results = collect(joint, columns=["all"], against=golden["options"]["against"])
     content = json.loads(results.write("json"))
-    for text in ("caption", "notes"):
-        content.pop(text)
+    del content["caption"], content["notes"]
     assert content == golden["json"]
 
 
-def test_names_equal_those_of_the_modules_that_define_them():
+def test_method_names_equal_the_methods():
     assert tuple(selection.METHODS) == METHOD_NAMES
-    assert tuple(formats.FORMATS) == results.FORMATS

@@ -128,25 +128,25 @@ def test_a_damaged_file_is_refused(saved, damage):
 
 def test_a_summary_comes_back_and_a_damaged_one_is_named(tmp_path):
     figures = evaluations.measure_run(random_rows(), FACTS)
-    evaluations.save_figures(tmp_path, figures)
-    assert evaluations.find_figures(tmp_path, STEP) == figures
+    evaluations.save_metrics(tmp_path, figures)
+    assert evaluations.find_metrics(tmp_path, STEP) == figures
 
     path = tmp_path / f"evaluation_step{STEP}.json"
     text = path.read_text()
     document = json.loads(text)
     document["splits"][0]["calibration"]["reliability"]["correct"] = [1, 2]
     path.write_text(json.dumps(document))
-    problem = str(evaluations.find_figures(tmp_path, STEP))
+    problem = str(evaluations.find_metrics(tmp_path, STEP))
     assert "no valid splits.0.calibration.reliability.correct" in problem
     for damaged in (text[:-100], text.replace('"accuracy": 0', '"accuracy": "0'), "[]", "1" * 5000):
         path.write_text(damaged)
-        assert isinstance(evaluations.find_figures(tmp_path, STEP), str)
+        assert isinstance(evaluations.find_metrics(tmp_path, STEP), str)
 
 
 def test_a_missing_summary_says_why(tmp_path):
-    assert "weights of step 5 were not kept" in str(evaluations.find_figures(tmp_path, 5.0))
+    assert "weights of step 5 were not kept" in str(evaluations.find_metrics(tmp_path, 5.0))
     (tmp_path / "model_best.pkl").touch()
-    assert "run carft evaluate" in str(evaluations.find_figures(tmp_path, 5.0))
+    assert "run carft evaluate" in str(evaluations.find_metrics(tmp_path, 5.0))
 
 
 def test_the_in_domain_accuracy_is_the_mean_over_the_environments_trained_on():

@@ -214,7 +214,7 @@ def test_a_job_evaluates_the_two_percent_that_are_held_out(data, tmp_path, capsy
     assert "env0_out_acc" in last and "env0_in_acc" not in last
     assert last["protocol"] == "wise-ft" and last["data_edition"].startswith("differs")
     assert cli.main(["collect", str(tmp_path / "job")]) == 0
-    assert "nothing left out, out-splits at the last step" in capsys.readouterr().out
+    assert "nothing held out, out-splits at the last step" in capsys.readouterr().out
 
 
 def test_a_pass_has_each_image_once_and_any_batch_can_be_drawn_first():

@@ -90,7 +90,7 @@ def folder(tmp_path: Path) -> Path:
 def loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> OwnMethods:
     """The methods of anchor.py, loaded into this process."""
     monkeypatch.setenv(own_methods.VARIABLE, str(folder / "anchor.py"))
-    loaded = load(SHIPPED, own_methods.files())
+    loaded = load(SHIPPED, own_methods.find_files())
     for name, algorithm in loaded.classes.items():
         monkeypatch.setitem(algorithms.CLASSES, name, algorithm)
     return loaded
@@ -171,7 +171,7 @@ def test_harness_trains_an_own_method_and_resumes_only_with_the_same_file(folder
     done = python(folder, "-c", STOP_AND_RESUME, *TRAIN[2:], *words)
     statuses = [line for line in done.stdout.splitlines() if line in ("75", "2", "0")]
     assert statuses == ["75", "2", "0"], done.stderr
-    assert "is of a run with other facts (method_digest: " in done.stderr
+    assert "belongs to a job with other facts (method_digest: " in done.stderr
 
     *_, record = read_records(folder / "JOB")
     assert record["step"] == 1 and record["loss_anchor"] > 0
@@ -284,13 +284,13 @@ def test_unusable_file_is_named_with_its_problem(
     (folder / "other.py").write_text(text)
     monkeypatch.chdir(folder)
     monkeypatch.setenv(own_methods.VARIABLE, "anchor.py:other.py")
-    (problem,) = load(SHIPPED, own_methods.files()).problems
+    (problem,) = load(SHIPPED, own_methods.find_files()).problems
     assert problem.startswith(f"{folder}/other.py") and BROKEN[text] in problem
 
 
 def test_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(own_methods.VARIABLE, str(tmp_path / "missing.py"))
-    (problem,) = load(SHIPPED, own_methods.files()).problems
+    (problem,) = load(SHIPPED, own_methods.find_files()).problems
     assert problem.startswith(f"{own_methods.VARIABLE} names {tmp_path}/missing.py, which cannot")
 
 
@@ -343,7 +343,7 @@ def test_styles_and_rows_are_read_from_source_that_is_not_run(
     assert styles["CLIPPlain"] == neutral
     assert styles["CARFT"] == SHIPPED["CARFT"].style
     expected = ["CLIPFineTune", "CLIPAnchor", "CLIPLinearProbe", "CLIPPlain"]
-    assert rows.ordered_rows(sorted(expected)) == expected
+    assert rows.sort_rows(sorted(expected)) == expected
 
 
 def test_launchers_give_jobs_absolute_paths(

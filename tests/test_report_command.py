@@ -244,9 +244,9 @@ def test_settings_and_datasets_that_differ_have_sections_of_their_own(tmp_path):
 def test_runs_that_left_nothing_out_have_a_report(tmp_path):
     collect_sweeps.write_job(tmp_path / "sweep", test_envs=[])
     page = page_of(tmp_path / "sweep")
-    (title,) = (title for title in page.tables if "nothing left out" in title)
+    (title,) = (title for title in page.tables if "nothing held out" in title)
     assert page.tables[title][0] == ["Algorithm", "A", "C", "P", "S", "Avg"]
-    assert page.headings[0] == (1, "PACS, nothing left out: ERM")
+    assert page.headings[0] == (1, "PACS, nothing held out: ERM")
 
 
 @pytest.mark.usefixtures("undrawn")

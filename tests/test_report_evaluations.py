@@ -117,7 +117,7 @@ def evaluated(pets, tmp_path_factory):
     options = LoadingOptions(torch.device("cpu"), workers=0)
     for algorithm in PAIR:
         shutil.copytree(pets / algorithm, output / algorithm)
-    for selected in collection.gather([output], ["oracle"]).selected("oracle"):
+    for selected in collection.gather([output], ["oracle"]).select("oracle"):
         sweep_job.evaluate_run(selected.run.job.folder, int(selected.outcome.step), options)
     return output
 
@@ -135,7 +135,7 @@ def predict(selected):
 
 
 def test_examples_are_the_first_images_that_only_one_gets_right(evaluated):
-    selected = collection.gather([evaluated], ["oracle"]).selected("oracle")
+    selected = collection.gather([evaluated], ["oracle"]).select("oracle")
     predictions = {entry.row: predict(entry) for entry in selected}
     samples, _ = predictions["CARFT"]
     labels = np.array([label for _, label in samples])
@@ -190,7 +190,7 @@ from domainbed_carft.report import evaluation_plots
 from domainbed_carft.report.examples import examples_of
 from domainbed_carft.report.plots import figure_style, styles_of
 from domainbed_carft.results import collection
-selected = collection.gather(sys.argv[1:], ["oracle"]).selected("oracle")
+selected = collection.gather(sys.argv[1:], ["oracle"]).select("oracle")
 (found,) = examples_of(["art"], selected, ("CARFT", "CLIPZeroShot"), count=2, data_dir=None)
 assert found.examples and "torch" not in sys.modules
 """

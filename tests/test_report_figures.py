@@ -137,7 +137,7 @@ def test_means_in_figures_are_the_tables_also_of_incomplete_rows(tmp_path):
     shutil.rmtree(tmp_path / "CARFT-1-2-0")
     results = collect(tmp_path, methods=["training-domain"], columns=["out-of-domain", "in-domain"])
     (group,) = results.collection.groups
-    checkpoints = frames.checkpoints(group.selected("training-domain"))
+    checkpoints = frames.checkpoints(group.select("training-domain"))
     at_selection = checkpoints[checkpoints["selected"]].drop(columns="step")
     means = frames.means_of_trials(frames.over_targets(at_selection, frames.ACCURACIES))
 

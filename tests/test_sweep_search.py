@@ -236,7 +236,7 @@ def test_single_sources_have_the_jobs_of_a_checkout(tmp_path):
         "D", tmp_path
     )
     assert [job.args["test_envs"] for job in jobs] == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
-    assert all(job.role.leaves_out_together and not job.variant for job in jobs)
+    assert all(job.role.holds_out_together and not job.variant for job in jobs)
 
     digest = hashlib.md5(str(("PACS", "CARFT", [1, 2, 3], 0, 0)).encode()).hexdigest()
     assert jobs[0].args["seed"] == int(digest, 16) % 2**31
@@ -246,7 +246,7 @@ def test_any_division_can_be_listed(tmp_path):
     text = MINIMAL_DECLARATION + "trials: 1\ntest_environments: {PACS: [[S, C], [0, 2], [1]]}"
     jobs = parse(text).jobs("D", tmp_path)
     assert [job.args["test_envs"] for job in jobs] == [[0, 2], [1], [1, 3]]
-    assert [job.role.leaves_out_together for job in jobs] == [True, False, True]
+    assert [job.role.holds_out_together for job in jobs] == [True, False, True]
 
 
 def test_the_dummy_launcher_prints_the_first_stage(tmp_path, capsys):

@@ -20,7 +20,7 @@ from domainbed_carft.sweep import declaration_file
 
 def main() -> None:
     (group,) = collection.gather([Path(sys.argv[1]) / "methods"]).groups
-    accuracies = comparisons.accuracies_of(group.selected(TRAINING_DOMAIN))
+    accuracies = comparisons.accuracies_by_row(group.select(TRAINING_DOMAIN))
 
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["algorithm", "target", "trial", "accuracy"])

@@ -2,9 +2,9 @@
 
     python tools/golden_from_upstream.py --upstream CHECKOUT
 
-CHECKOUT is a clone of facebookresearch/DomainBed at commit b93c22a. Only values that its code
-computes are kept. timm has to be installed; the package wilds, which plays no part here, has not:
-empty modules stand in for it.
+CHECKOUT is a clone of facebookresearch/DomainBed at commit b93c22a. The files contain only values
+that its code computes. timm must be installed. The package wilds is not needed, because empty
+modules replace it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ SPLITS: list[tuple[list[int], list[int], int, float, float]] = [
     ([2048, 2344, 1670, 3929], [2], 1, 0.2, 0.1),
 ]
 
-# Networks by name: (shape of an input, hyperparameters other than the defaults).
+# Name -> (shape of an input, hyperparameters that differ from the defaults)
 NETWORKS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "mnist, 1 channel": ((1, 28, 28), {}),
     "mnist, 2 channels, nonlinear": ((2, 28, 28), {"nonlinear_classifier": True}),
@@ -91,7 +91,7 @@ NETWORKS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "resnet50_augmix over resnet18": ((3, 224, 224), {"resnet18": True}),
 }
 
-# Networks of which a few steps of ERM are computed, and how their hyperparameters differ.
+# Networks trained by ERM for a few steps -> hyperparameters that differ from the defaults
 STEPS: dict[str, dict[str, Any]] = {
     "mnist, 1 channel": {"weight_decay": 0.1},
     "mnist, 2 channels, nonlinear": {"lr": 0.01},
@@ -101,24 +101,24 @@ STEPS: dict[str, dict[str, Any]] = {
 
 @contextlib.contextmanager
 def no_pretrained_weights() -> Iterator[None]:
-    """Let the builders that upstream calls start from random weights."""
+    """Make the builders that upstream calls start from random weights."""
     timm = importlib.import_module("timm")
 
-    def without(build: Any) -> Any:
+    def drop_pretrained(build: Any) -> Any:
         return lambda pretrained: build(weights=None)
 
     small, large = torchvision.models.resnet18, torchvision.models.resnet50
     create = timm.create_model
     with (
-        mock.patch.object(torchvision.models, "resnet18", without(small)),
-        mock.patch.object(torchvision.models, "resnet50", without(large)),
+        mock.patch.object(torchvision.models, "resnet18", drop_pretrained(small)),
+        mock.patch.object(torchvision.models, "resnet50", drop_pretrained(large)),
         mock.patch.object(timm, "create_model", lambda name, pretrained: create(name)),
     ):
         yield
 
 
 def build_erm(name: str, **more: Any) -> Any:
-    """Upstream's ERM with one of the cases' networks, built under the seed 0."""
+    """Build upstream's ERM with one of the NETWORKS, from seed 0."""
     registry = importlib.import_module("domainbed.hparams_registry")
     algorithms = importlib.import_module("domainbed.algorithms")
     inputs = importlib.import_module("fixed_inputs")
@@ -131,7 +131,7 @@ def build_erm(name: str, **more: Any) -> Any:
 
 
 def networks() -> dict[str, Any]:
-    """Names and shapes of all parameters, first draws, and outputs, of each of the networks."""
+    """Return parameter names and shapes, first random draws, and outputs of each network."""
     return {name: network(name) for name in NETWORKS}
 
 
@@ -159,7 +159,7 @@ def network(name: str) -> dict[str, Any]:
 
 
 def erm_steps() -> dict[str, Any]:
-    """Losses of a few steps of ERM, and logits after them."""
+    """Return the losses of a few steps of ERM, and the logits after them."""
     return {name: steps(name, more) for name, more in STEPS.items()}
 
 
@@ -180,20 +180,20 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMIT = "b93c22a"
 
 
-def list_folders_in_order() -> None:
-    """Let os.listdir sort, as our reader does.
+def sort_folder_listings() -> None:
+    """Make os.listdir sort, as our reader does.
 
-    Upstream reads a sweep's folders in the file system's order, and adds numbers in that order;
-    where a mean ends in an exact half, the order decides the digit that is printed.
+    Upstream reads a sweep's folders in the file system's order, and adds numbers in that order. If
+    a mean ends in an exact half, the order decides the digit that is printed.
     """
     unsorted = os.listdir
     os.listdir = lambda path=".": sorted(unsorted(path))  # type: ignore[assignment]
 
 
-def stand_in_for_missing_packages() -> None:
-    """Put empty modules where upstream imports packages that nothing here uses."""
+def replace_missing_packages() -> None:
+    """Replace packages that upstream imports without using them here by empty modules."""
     if importlib.util.find_spec("timm") is None:
-        sys.exit("timm is needed: upstream's networks are built with it")
+        sys.exit("timm is not installed; upstream builds its networks with it")
     for name, cls in (("camelyon17", "Camelyon17Dataset"), ("fmow", "FMoWDataset")):
         module = types.ModuleType(f"wilds.datasets.{name}_dataset")
         setattr(module, cls, object)
@@ -202,33 +202,33 @@ def stand_in_for_missing_packages() -> None:
         sys.modules[name] = types.ModuleType(name)
 
 
-def upstream(name: str) -> Any:
+def import_upstream(name: str) -> Any:
     """Import a module of the upstream checkout."""
     return importlib.import_module(f"domainbed.{name}")
 
 
-def plain(value: Any) -> Any:
-    """Turn numpy scalars into what JSON can hold."""
+def to_json(value: Any) -> Any:
+    """Convert numpy scalars for JSON."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def seed_hashes() -> list[dict[str, Any]]:
-    misc = upstream("lib.misc")
+    misc = import_upstream("lib.misc")
     return [{"args": args, "hash": misc.seed_hash(*args)} for args in SEED_HASH_ARGS]
 
 
 def hparams() -> dict[str, Any]:
-    """ERM's hyperparameters, whose names are those of any algorithm without entries of its own."""
+    """Return ERM's hyperparameters, whose names every algorithm without own entries shares."""
     return _hparams("ERM")
 
 
 def hparams_carft() -> dict[str, Any]:
-    """CARFT's on upstream's registry, to which this package's plugin has added them."""
+    """Return CARFT's hyperparameters from upstream's registry, as added by our plugin."""
     return _hparams("CARFT")
 
 
 def _hparams(algorithm: str) -> dict[str, Any]:
-    registry, misc = upstream("hparams_registry"), upstream("lib.misc")
+    registry, misc = import_upstream("hparams_registry"), import_upstream("lib.misc")
     result: dict[str, Any] = {}
     for dataset in HPARAMS_DATASETS:
         drawn = [
@@ -239,28 +239,28 @@ def _hparams(algorithm: str) -> dict[str, Any]:
             for seeds in HPARAMS_SEEDS
         ]
         for entry in drawn:
-            entry["hparams"] = {k: plain(v) for k, v in entry["hparams"].items()}
+            entry["hparams"] = {k: to_json(v) for k, v in entry["hparams"].items()}
         default = registry.default_hparams(algorithm, dataset)
         result[dataset] = {"default": default, "random": drawn}
     return result
 
 
 def jobs() -> dict[str, Any]:
-    """Folders and command lines of the cases' sweeps, in the order of the list."""
-    sweep = upstream("scripts.sweep")
+    """Return the command lines of the SWEEPS in order."""
+    sweep = import_upstream("scripts.sweep")
     result = {}
     for name, keywords in SWEEPS.items():
-        made = [sweep.Job(args, "out dir") for args in sweep.make_args_list(**keywords)]
-        result[name] = {"keywords": keywords, "commands": [job.command_str for job in made]}
+        all_jobs = [sweep.Job(args, "out dir") for args in sweep.make_args_list(**keywords)]
+        result[name] = {"keywords": keywords, "commands": [job.command_str for job in all_jobs]}
     return result
 
 
 class Stop(Exception):
-    """Raised where upstream's train has done what is wanted of it."""
+    """Raised to end upstream's train as soon as it has made its loaders."""
 
 
 def run_upstream_train(arguments: list[str], output_dir: str) -> str:
-    """Run upstream's train in this process; return what it printed."""
+    """Run upstream's train in this process and return its output."""
     out, err = sys.stdout, sys.stderr
     printed = io.StringIO()
     argv = ["train", *arguments, "--output_dir", output_dir]
@@ -268,20 +268,20 @@ def run_upstream_train(arguments: list[str], output_dir: str) -> str:
         with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(printed):
             runpy.run_module("domainbed.scripts.train", run_name="__main__", alter_sys=True)
     finally:
-        # Upstream replaces both for good.
+        # Upstream replaces both and does not restore them.
         sys.stdout, sys.stderr = out, err
     return printed.getvalue()
 
 
 def splits() -> list[dict[str, Any]]:
-    """Run upstream's train up to its loaders, on numbered items, and look at what they get."""
-    return [split_by_upstream(*case) for case in SPLITS]
+    """Run upstream's train up to its loaders on numbered items, and return the loaders' items."""
+    return [run_upstream_split(*case) for case in SPLITS]
 
 
-def split_by_upstream(
+def run_upstream_split(
     sizes: list[int], test_envs: list[int], trial_seed: int, holdout: float, uda: float
 ) -> dict[str, Any]:
-    datasets, loaders = upstream("datasets"), upstream("lib.fast_data_loader")
+    datasets, loaders = import_upstream("datasets"), import_upstream("lib.fast_data_loader")
 
     class Numbers(datasets.MultipleDomainDataset):  # type: ignore[misc, name-defined]
         ENVIRONMENTS = [str(index) for index in range(len(sizes))]
@@ -291,7 +291,7 @@ def split_by_upstream(
 
     evaluated: list[list[int]] = []
 
-    def look(dataset: Any, **_: Any) -> None:
+    def record_items(dataset: Any, **_: Any) -> None:
         evaluated.append([number for number, _ in dataset])
 
     arguments = ["--dataset", "Numbers", "--test_envs", *map(str, test_envs)]
@@ -301,8 +301,8 @@ def split_by_upstream(
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(datasets, "Numbers", Numbers, create=True),
         mock.patch.object(loaders, "InfiniteDataLoader", lambda **_: iter(())),
-        mock.patch.object(loaders, "FastDataLoader", look),
-        mock.patch.object(upstream("algorithms"), "get_algorithm_class", side_effect=Stop),
+        mock.patch.object(loaders, "FastDataLoader", record_items),
+        mock.patch.object(import_upstream("algorithms"), "get_algorithm_class", side_effect=Stop),
         contextlib.suppress(Stop),
     ):
         run_upstream_train(arguments, folder)
@@ -314,20 +314,20 @@ def split_by_upstream(
         "trial_seed": trial_seed,
         "holdout_fraction": holdout,
         "uda_holdout_fraction": uda,
-        **{name: [digest_if_long(part) for part in part_list] for name, part_list in parts.items()},
+        **{name: [shorten(part) for part in part_list] for name, part_list in parts.items()},
     }
 
 
-def digest_if_long(numbers: list[int]) -> Any:
-    """Keep short lists, and of long ones the MD5 of their JSON text."""
+def shorten(numbers: list[int]) -> Any:
+    """Return a short list as it is, and the MD5 of the JSON text of a long one."""
     if len(numbers) <= 50:
         return numbers
     return hashlib.md5(json.dumps(numbers).encode()).hexdigest()
 
 
 def train_run() -> dict[str, Any]:
-    """Run upstream's train with an algorithm that learns nothing and draws no random number."""
-    algorithms, datasets = upstream("algorithms"), upstream("datasets")
+    """Run upstream's train with an algorithm that does not learn or draw random numbers."""
+    algorithms, datasets = import_upstream("algorithms"), import_upstream("datasets")
 
     class Still(algorithms.Algorithm):  # type: ignore[misc, name-defined]
         def update(self, minibatches: Any, unlabeled: Any = None) -> dict[str, float]:
@@ -364,8 +364,8 @@ def train_run() -> dict[str, Any]:
 
 
 def selections(folder: Path) -> list[dict[str, Any]]:
-    """What each selection method makes of each group of records in a sweep's folder."""
-    reporting, selection = upstream("lib.reporting"), upstream("model_selection")
+    """Return the result of each selection method for each group of records of a sweep."""
+    reporting, selection = import_upstream("lib.reporting"), import_upstream("model_selection")
     methods = [
         selection.IIDAccuracySelectionMethod,
         selection.LeaveOneOutSelectionMethod,
@@ -375,18 +375,22 @@ def selections(folder: Path) -> list[dict[str, Any]]:
     for group in reporting.get_grouped_records(reporting.load_records(str(folder))):
         for method in methods:
             ranking = [
-                [records[0]["args"]["hparams_seed"], plain(acc["val_acc"]), plain(acc["test_acc"])]
+                [
+                    records[0]["args"]["hparams_seed"],
+                    to_json(acc["val_acc"]),
+                    to_json(acc["test_acc"]),
+                ]
                 for acc, records in method.hparams_accs(group["records"])
             ]
             keys = ("trial_seed", "dataset", "algorithm", "test_env")
             entry = {**{key: group[key] for key in keys}, "method": method.name}
-            accuracy = plain(method.sweep_acc(group["records"]))
+            accuracy = to_json(method.sweep_acc(group["records"]))
             result.append({**entry, "sweep_acc": accuracy, "ranking": ranking})
     return sorted(result, key=lambda entry: json.dumps(entry, sort_keys=True))
 
 
 def tables(folder: Path, latex: bool) -> str:
-    """What upstream's collect_results prints for a sweep's folder."""
+    """Return the output of upstream's collect_results for a sweep's folder."""
     argv = ["collect_results", "--input_dir", str(folder), *(["--latex"] if latex else [])]
     printed, out = io.StringIO(), sys.stdout
     try:
@@ -402,12 +406,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def require_commit(checkout: Path) -> None:
-    """Leave the program if `checkout` is not at the commit whose behaviour is the contract."""
-    found = subprocess.run(
+    """Exit if `checkout` is not at the commit that defines the expected behaviour."""
+    commit = subprocess.run(
         ["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
-    if not found.startswith(COMMIT):
-        sys.exit(f"{checkout} must be a checkout of {COMMIT}, not of {found or 'no commit'}")
+    if not commit.startswith(COMMIT):
+        sys.exit(f"{checkout} is at {commit or 'no commit'}; expected a checkout of {COMMIT}")
 
 
 def main() -> None:
@@ -417,8 +421,8 @@ def main() -> None:
     args = parser.parse_args()
     require_commit(args.upstream)
     sys.path[:0] = [str(args.upstream.resolve()), str(ROOT / "tests" / "harness")]
-    stand_in_for_missing_packages()
-    list_folders_in_order()
+    replace_missing_packages()
+    sort_folder_listings()
     synthetic = importlib.import_module("synthetic_records")
 
     args.output.mkdir(parents=True, exist_ok=True)

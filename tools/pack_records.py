@@ -1,10 +1,11 @@
-"""Pack the records of a sweep, to be committed and to go on elsewhere.
+"""Pack the records of a sweep, to commit them or continue the sweep elsewhere.
 
     python tools/pack_records.py OUT benchmarks/records/NAME.tar.xz
 
-The records of the jobs that are done, their figures by `carft evaluate`, and the manifest: no
-weights, rows of images, logs, locks or states. The output folder's path becomes its name.
-`tar -xf NAME.tar.xz` makes a folder that `carft sweep launch NAME --output_dir NAME` goes on with.
+The archive contains the records of finished jobs, their metrics by `carft evaluate`, and the
+manifest, but no weights, rows of images, logs, locks or states. The output folder's path is
+replaced by its name. Unpack the archive and continue with
+`carft sweep launch NAME --output_dir NAME`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Write the tables of README and docs/ that come from packed records or from arithmetic.
 
     python tools/page_tables.py           # write them
-    python tools/page_tables.py --check   # exit status 1 if a page has another table
+    python tools/page_tables.py --check   # only compare, exit with 1 if a table is outdated
 
-A table is found on its page by its header. The records in benchmarks/records are fresh-emoji, whose
-trials were used for no choice, and peers-emoji, on whose trials the methods were developed.
+A table is found on its page by its header. Two sweeps of benchmarks/records are used: fresh-emoji,
+whose trials were not used for any choice, and peers-emoji, on whose trials the methods were
+developed.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ FRESH_NAMES = {
     "CLIPZeroShot": "zero-shot CLIP",
     "CLIPFineTune": "ERM (plain fine-tuning)",
 }
-# Variant in the name of a row -> what docs/peers.md calls the row
+# Variant in the name of a row -> name of the row in docs/peers.md
 NAMES_OF_VARIANTS = {
     "methods": "{}",
     "CARFT+WiSE-FT": "{}, `wise_alpha` 0.5",
@@ -52,17 +53,18 @@ NAMES_OF_VARIANTS = {
     "CARFT+sma": "{}, `average` sma",
     "SWAD": "{}, `average` swad",
 }
-# Algorithm with SWAD -> what docs/peers.md calls the row
+# Algorithm with SWAD -> name of the row in docs/peers.md
 SWAD_NAMES = {
     "CARFT": "CARFT with `swad`",
     "CLIPFineTune": "plain fine-tuning with `swad`",
     "CLIPMIRO": "MIRO with `swad`, at a higher learning rate",
 }
 
-IMAGE_GFLOP = 35.1  # of ViT-B/16's forward pass; training takes three, and CAR-FT's original one
+# Forward pass of ViT-B/16; training takes three, and CAR-FT's original model one more.
+IMAGE_GFLOP = 35.1
 SHARE_OF_DATA_SHEET = 0.45
 TFLOPS = {"H100 SXM": 989, "A100": 312, "RTX 4090": 165, "RTX 3090": 71}
-# CLIP -> parameters of its image encoder, tokens of an image, width, blocks
+# CLIP model -> parameters of its image encoder, tokens per image, width, blocks
 SHAPES = {
     "ViT-B/32": (87.8e6, 50, 768, 12),
     "ViT-B/16": (86.2e6, 197, 768, 12),
@@ -74,10 +76,10 @@ Rows = list[list[str]]
 
 
 def fresh_rows(sweep: Collection) -> Rows:
-    """The methods on fresh trials, with three intervals of the difference from CAR-FT."""
-    values, _ = _collected(sweep, REFERENCE)
+    """Return the methods on fresh trials, with three intervals of the difference from CAR-FT."""
+    values, _ = _collect_columns(sweep, REFERENCE)
     (group,) = sweep.groups
-    accuracies = comparisons.accuracies_of(group.selected(TRAINING_DOMAIN))
+    accuracies = comparisons.accuracies_by_row(group.select(TRAINING_DOMAIN))
     by_unit = [
         {entry.algorithm: entry for entry in comparisons.compare(accuracies, REFERENCE, unit)}
         for unit in (comparisons.ENVIRONMENT, comparisons.TRIAL, comparisons.PAIR)
@@ -96,8 +98,8 @@ def fresh_rows(sweep: Collection) -> Rows:
 
 
 def accuracy_rows(sweep: Collection) -> Rows:
-    """All methods on the search's trials: accuracies, and their differences from CARFT."""
-    values, against = _collected(sweep, REFERENCE)
+    """Return all methods on the search's trials: accuracies and their differences from CARFT."""
+    values, against = _collect_columns(sweep, REFERENCE)
     rows = []
     for row, value in values.iterrows():
         out, in_domain = f"{value['out-of-domain']:.1f}", f"{value['in-domain']:.1f}"
@@ -105,44 +107,46 @@ def accuracy_rows(sweep: Collection) -> Rows:
             rows.append(["**CARFT**", out, "", in_domain, "", ""])
             continue
         by_measure = against.loc[:, row, "pair"]
-        differences = [_difference(by_measure.loc[name]) for name in ("accuracy", "in-domain")]
+        differences = [
+            _format_difference(by_measure.loc[name]) for name in ("accuracy", "in-domain")
+        ]
         p = by_measure.loc["accuracy", "p_holm"]
-        p_text = f"{p:.3f}" if p >= 0.001 else _short(p)
-        rows.append([_name(row), out, differences[0], in_domain, differences[1], p_text])
+        p_text = f"{p:.3f}" if p >= 0.001 else _format_small(p)
+        rows.append([_page_name(row), out, differences[0], in_domain, differences[1], p_text])
     return rows
 
 
 def evaluation_rows(sweep: Collection) -> Rows:
-    """Their worst style, calibration, gained and lost images, and gain in never-seen styles."""
-    values, _ = _collected(sweep, REFERENCE)
+    """Return the worst style, calibration, flips, and gain in never-seen styles of all methods."""
+    values, _ = _collect_columns(sweep, REFERENCE)
     scores = contamination.table([*contamination.read_scores(*sweep.folders)])
-    gains = {_name(row["gain over zero-shot"]): row["never seen"] for row in scores}
+    gains = {_page_name(row["gain over zero-shot"]): row["never seen"] for row in scores}
     rows = []
     for row, value in values.iterrows():
-        name = _name(row)
-        figures = [f"{value[column]:.1f}" for column in ("ece", "gained", "lost")]
+        name = _page_name(row)
+        metrics = [f"{value[column]:.1f}" for column in ("ece", "gained", "lost")]
         worst = f"{value['worst']:.1f} {value['style']}"
         bold = "**CARFT**" if row == REFERENCE else name
-        rows.append([bold, worst, *figures, gains.get(name, "")])
+        rows.append([bold, worst, *metrics, gains.get(name, "")])
     return rows
 
 
 def swad_rows(sweep: Collection) -> Rows:
-    """Methods with SWAD, minus the same method without."""
+    """Return methods with SWAD, and their differences from the same method without it."""
     rows = []
     for algorithm, name in SWAD_NAMES.items():
         row = f"{algorithm} (SWAD)"
-        values, against = _collected(sweep, f"{algorithm} (methods)")
+        values, against = _collect_columns(sweep, f"{algorithm} (methods)")
         cells = [name]
         for column, measure in (("out-of-domain", "accuracy"), ("in-domain", "in-domain")):
             difference = against.loc[measure, row, "pair"]
-            cells += [f"{values.loc[row, column]:.1f}%", _difference(difference)]
+            cells += [f"{values.loc[row, column]:.1f}%", _format_difference(difference)]
         rows.append(cells)
     return rows
 
 
-def _collected(sweep: Collection, against: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The columns of each row, the most accurate first; the differences from row ``against``."""
+def _collect_columns(sweep: Collection, against: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return columns by row, most accurate first, and the differences from row ``against``."""
     results = collect(sweep, columns=COLUMNS, against=against)
     frame = results.columns
     values = frame.pivot(index="algorithm", columns="column", values="mean")
@@ -152,37 +156,37 @@ def _collected(sweep: Collection, against: str) -> tuple[pd.DataFrame, pd.DataFr
     return values.loc[order], differences
 
 
-def _name(row: object) -> str:
-    """What docs/peers.md calls a row of the table by variant."""
+def _page_name(row: object) -> str:
+    """Return the name in docs/peers.md of a row of the table by variant."""
     algorithm, _, variant = str(row).partition(" (")
     return NAMES_OF_VARIANTS[variant.rstrip(")") or "methods"].format(algorithm)
 
 
-def _difference(entry: Mapping[str, float]) -> str:
+def _format_difference(entry: Mapping[str, float]) -> str:
     return f"{entry['mean_difference']:+.2f} ({entry['standard_error']:.2f})"
 
 
-def _short(number: float) -> str:
+def _format_small(number: float) -> str:
     return f"{number:.0e}".replace("e-0", "e-")
 
 
 def published_rows() -> Rows:
-    """CAR-FT's published accuracies."""
+    """Return CAR-FT's published accuracies."""
     path = ROOT / "domainbed_carft" / "assets" / "published.csv"
     with path.open(encoding="utf-8") as file:
-        figures = {row["dataset"]: row for row in csv.DictReader(file) if row["method"] == "CAR-FT"}
+        rows = {row["dataset"]: row for row in csv.DictReader(file) if row["method"] == "CAR-FT"}
     columns = ("PACS", "VLCS", "OfficeHome", "TerraIncognita", "DomainNet", "average")
-    return [[f"{float(figures[column]['accuracy']):.1f}" for column in columns]]
+    return [[f"{float(rows[column]['accuracy']):.1f}" for column in columns]]
 
 
 def gpu_hour_rows() -> Rows:
-    """Hours of two sweeps on a GPU, by the images that their files count."""
+    """Estimate the hours of two sweeps on a GPU from the numbers of images in their files."""
     gflop_of_sweeps = []
     for sweep in ("domainbed", "domainbed-search"):
         text = (ROOT / "sweeps" / f"{sweep}.yaml").read_text(encoding="utf-8")
-        found = re.search(r"([\d,]+) (?:images|images) trained, ([\d,]+) evaluated", text)
-        assert found, f"{sweep} does not count its images"
-        trained, evaluated = (int(number.replace(",", "")) for number in found.groups())
+        match = re.search(r"([\d,]+) images trained, ([\d,]+) evaluated", text)
+        assert match, f"{sweep} does not count its images"
+        trained, evaluated = (int(number.replace(",", "")) for number in match.groups())
         gflop_of_sweeps.append((4 * trained + evaluated) * IMAGE_GFLOP)
 
     rows = []
@@ -197,7 +201,7 @@ def gpu_hour_rows() -> Rows:
 
 
 def batch_rows() -> Rows:
-    """The largest batches by memory: 20 bytes a parameter, 45 a token, channel and block."""
+    """Estimate the maximum batch: 20 bytes per parameter, 45 per token, channel and block."""
     rows = []
     for clip, (parameters, tokens, width, blocks) in SHAPES.items():
         cells = []
@@ -210,7 +214,7 @@ def batch_rows() -> Rows:
 
 
 def all_tables(records: Path) -> list[tuple[str, str, Rows]]:
-    """(Page, beginning of the table's header, rows) of each table."""
+    """Return (page, beginning of the table's header, rows) of each table."""
     fresh_sweep, peers = (
         collection.gather([records / name], [TRAINING_DOMAIN], by=["variant"]) for name in SWEEPS
     )
@@ -227,8 +231,8 @@ def all_tables(records: Path) -> list[tuple[str, str, Rows]]:
     ]
 
 
-def with_table(text: str, header: str, rows: Rows) -> str:
-    """The text of a page with other rows below a header."""
+def replace_table(text: str, header: str, rows: Rows) -> str:
+    """Replace the rows below a header in the text of a page."""
     lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     body = re.sub(r"\|  (?=\|)", "| ", lines)
     table = re.compile(rf"(^{re.escape(header)}.*\n\|-.*\n)(?:\|.*\n)*", re.MULTILINE)
@@ -237,9 +241,12 @@ def with_table(text: str, header: str, rows: Rows) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the tables, or compare them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="only compare, and exit with 1 if a table differs",
+    )
     check = parser.parse_args(arguments).check
 
     with tempfile.TemporaryDirectory() as folder:
@@ -250,12 +257,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = 0
     for page, header, rows in tables:
         text = (ROOT / page).read_text(encoding="utf-8")
-        made = with_table(text, header, rows)
-        if made != text and check:
-            print(f"{page}: the table that begins with {header} is not up to date", file=sys.stderr)
+        new_text = replace_table(text, header, rows)
+        if new_text != text and check:
+            print(
+                f"{page}: the table {header} ... is not up to date; run tools/page_tables.py",
+                file=sys.stderr,
+            )
             status = 1
-        elif made != text:
-            (ROOT / page).write_text(made, encoding="utf-8")
+        elif new_text != text:
+            (ROOT / page).write_text(new_text, encoding="utf-8")
     return status
 
 

@@ -2,8 +2,8 @@
 
     python tools/rewrite_records.py benchmarks/records/*.tar.xz
 
-Write the old and new names into RENAMED first. Values stay as they are:
-`tests/test_collect_values.py` compares the tables of all packed records with earlier ones.
+Set RENAMED to the old and new names first. Values are not changed: `tests/test_collect_values.py`
+compares the tables of all packed records with earlier ones.
 """
 
 from __future__ import annotations
@@ -18,13 +18,7 @@ from typing import Any
 from domainbed_carft.jobs.folder import RECORDS
 from domainbed_carft.suites.records import FILE as SUITE_RECORDS
 
-RENAMED = {
-    "pictures": "images",
-    "pictures_above": "images_above",
-    "pictures_below": "images_below",
-    "class_pictures": "class_images",
-    "bin_pictures": "bin_images",
-}
+RENAMED = {"holds_out_together": "holds_out_together"}
 
 
 def main() -> None:
@@ -35,7 +29,7 @@ def main() -> None:
 
 
 def rewrite(path: Path) -> None:
-    """Replace an archive by one with the renamed keys."""
+    """Rename the keys in an archive."""
     with tarfile.open(path) as archive:
         contents = [(entry, archive.extractfile(entry)) for entry in archive.getmembers()]
         files = [(entry.name, file.read()) for entry, file in contents if file]
@@ -43,22 +37,22 @@ def rewrite(path: Path) -> None:
     with tarfile.open(path, "w:xz", preset=9) as archive:
         for name, content in files:
             if name.endswith((f"/{RECORDS}", f"/{SUITE_RECORDS}")):
-                records = [renamed(json.loads(line)) for line in content.splitlines()]
+                records = [rename_keys(json.loads(line)) for line in content.splitlines()]
                 lines = [json.dumps(record, sort_keys=True) for record in records]
                 content = "".join(f"{line}\n" for line in lines).encode()
             elif name.endswith(".json"):
-                content = json.dumps(renamed(json.loads(content)), indent=1).encode() + b"\n"
+                content = json.dumps(rename_keys(json.loads(content)), indent=1).encode() + b"\n"
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
 
 
-def renamed(value: Any) -> Any:
-    """A JSON value with the new names of its keys."""
+def rename_keys(value: Any) -> Any:
+    """Return a JSON value with the new names of its keys."""
     if isinstance(value, dict):
-        return {RENAMED.get(key, key): renamed(content) for key, content in value.items()}
+        return {RENAMED.get(key, key): rename_keys(content) for key, content in value.items()}
     if isinstance(value, list):
-        return [renamed(item) for item in value]
+        return [rename_keys(item) for item in value]
     return value
 
 

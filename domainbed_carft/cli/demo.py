@@ -33,8 +33,8 @@ def run(output: Path, trials: int | None = None, declared: str | Path = "demo") 
     _train(declaration, output)
 
     group = _group_of(declaration, sweep_folder)
-    accuracies = comparisons.accuracies_of(group.selected(TRAINING_DOMAIN))
-    in_order = {row: accuracies[row] for row in group.ordered(accuracies)}
+    accuracies = comparisons.accuracies_by_row(group.select(TRAINING_DOMAIN))
+    in_order = {row: accuracies[row] for row in group.order_rows(accuracies)}
     (dataset,) = declaration.datasets
     recorded = demo_table.recorded_accuracies(dataset)
     grid = demo_table.grid(in_order, recorded, group.environments[dataset])

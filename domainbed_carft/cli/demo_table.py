@@ -8,7 +8,7 @@ from importlib import resources
 from statistics import fmean
 
 from domainbed_carft.results import comparisons
-from domainbed_carft.results.columns import cell_of, format_accuracy
+from domainbed_carft.results.columns import mean_cell, format_accuracy
 from domainbed_carft.results.comparisons import ENVIRONMENT, LEVEL, PAIR, TRIAL, Accuracies
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.text import quantity
@@ -78,7 +78,7 @@ def _mean_text(by_pair: Mapping[comparisons.PairKey, float]) -> str:
         return "-"
 
     means = {trial: fmean(accuracies) for trial, accuracies in by_trial.items()}
-    cell = cell_of(means, scale=1)
+    cell = mean_cell(means, scale=1)
     return format_accuracy(cell.mean, cell.standard_error)
 
 

@@ -250,7 +250,7 @@ def sweep_text(evaluation: SweepEvaluation) -> str:
     heading = (
         f"{evaluation.folder}: {measured} evaluated, {evaluation.current:,} were evaluated before"
     )
-    shown_tables = tables.by_environment(evaluation.collection, SWEEP_COLUMNS)
+    shown_tables = tables.build_by_environment(evaluation.collection, SWEEP_COLUMNS)
     captions = [
         "Means over the trials. With errors, and in other formats: carft collect "
         f"{shlex.quote(str(evaluation.folder))} --columns {columns.EVALUATED}",

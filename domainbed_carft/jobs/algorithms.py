@@ -51,13 +51,13 @@ class DeclaredAlgorithm(NamedTuple):
     hparams: frozenset[str] = frozenset()
 
 
-def algorithms_in(file: Path) -> Iterator[tuple[str, DeclaredAlgorithm]]:
+def find_algorithms(file: Path) -> Iterator[tuple[str, DeclaredAlgorithm]]:
     """Name and algorithm of each class with a STYLE in a Python file, which is not run."""
     source = file.read_bytes()
     if b"STYLE" not in source:  # as in most files; parsing takes long
         return
 
-    for node in public_classes(ast.parse(source)):
+    for node in find_public_classes(ast.parse(source)):
         assigned: dict[str, ast.expr | None] = {}
         for statement in node.body:
             if isinstance(statement, ast.Assign):
@@ -80,7 +80,7 @@ def _names(declarations: ast.expr | None) -> Iterator[str]:
             yield first.value
 
 
-def owners_of(hparam: str, algorithms: Mapping[str, DeclaredAlgorithm]) -> set[str]:
+def get_owners(hparam: str, algorithms: Mapping[str, DeclaredAlgorithm]) -> set[str]:
     """The algorithms that declare a hyperparameter or inherit it; none of a common one."""
     owners = {name for name, declared in algorithms.items() if hparam in declared.hparams}
     while heirs := {
@@ -92,7 +92,7 @@ def owners_of(hparam: str, algorithms: Mapping[str, DeclaredAlgorithm]) -> set[s
     return owners
 
 
-def public_classes(source: ast.Module) -> list[ast.ClassDef]:
+def find_public_classes(source: ast.Module) -> list[ast.ClassDef]:
     """The class statements at the top level of a file whose names have no underscore in front."""
     classes = [node for node in source.body if isinstance(node, ast.ClassDef)]
     return [node for node in classes if not node.name.startswith("_")]
@@ -110,7 +110,7 @@ def _style(call: ast.expr | None) -> Style | None:
         return None
 
 
-def in_row_order(algorithms: Mapping[str, DeclaredAlgorithm]) -> dict[str, DeclaredAlgorithm]:
+def sort_by_row(algorithms: Mapping[str, DeclaredAlgorithm]) -> dict[str, DeclaredAlgorithm]:
     """The algorithms in the order of the tables' rows, those without a style last."""
 
     def row(item: tuple[str, DeclaredAlgorithm]) -> float:
@@ -120,6 +120,6 @@ def in_row_order(algorithms: Mapping[str, DeclaredAlgorithm]) -> dict[str, Decla
 
 
 # Name -> algorithm of this package's algorithms, in the order of their rows.
-SHIPPED = in_row_order(dict(item for file in METHODS.glob("*.py") for item in algorithms_in(file)))
+SHIPPED = sort_by_row(dict(item for file in METHODS.glob("*.py") for item in find_algorithms(file)))
 # In the order of the rows of tables.
 ALGORITHMS = tuple(SHIPPED)

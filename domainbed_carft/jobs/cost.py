@@ -9,7 +9,7 @@ from typing import Any
 
 # What the records of checkouts tell of the device: its memory.
 UNNAMED_GPU = "a GPU that the records do not name"
-UNNAMED_PROCESSOR = "a processor that the records do not name"
+UNNAMED_CPU = "a processor that the records do not name"
 UNKNOWN_DEVICE = "a device that the records do not tell"
 
 _SECONDS_PER_HOUR = 3600
@@ -20,7 +20,7 @@ class Cost:
     """The cost of one run; None where its records do not have it.
 
     ``device``: its name, the same for runs that may be compared, or one of UNNAMED_GPU,
-    UNNAMED_PROCESSOR and UNKNOWN_DEVICE. ``step_seconds``: the mean over all steps but those of the
+    UNNAMED_CPU and UNKNOWN_DEVICE. ``step_seconds``: the mean over all steps but those of the
     first record, which are slower, unless there is no other. ``evaluation_hours`` and
     ``training_hours`` are of all records; ``memory_gb``: the most memory of one GPU in use, in GiB.
     """
@@ -64,7 +64,7 @@ def _device(record: Mapping[str, Any], memory: Sequence[float | None]) -> str:
     known = [value for value in memory if value is not None]
     if not known:
         return UNKNOWN_DEVICE
-    return UNNAMED_GPU if any(known) else UNNAMED_PROCESSOR
+    return UNNAMED_GPU if any(known) else UNNAMED_CPU
 
 
 def _step_counts(ordered: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -27,7 +27,7 @@ NAMES = (
 FOREIGN = "facts"  # the hyperparameter of a foreign host's records
 
 
-def hparams_and_facts(content: Mapping[str, Any], hparams: Any) -> dict[str, Any]:
+def get_hparams_and_facts(content: Mapping[str, Any], hparams: Any) -> dict[str, Any]:
     """The hyperparameters and the facts of a job, by name, wherever the facts are.
 
     ``content``: of a record or a file of weights; ``hparams``: the hyperparameters in it. Of what

@@ -78,7 +78,7 @@ class Attempt(NamedTuple):
     step: int | None = None
 
 
-class Held(CarftError):
+class HeldError(CarftError):
     """Another process runs this job."""
 
     def __init__(self, folder: Path, holder: Holder) -> None:
@@ -171,7 +171,7 @@ class JobFolder:
 
         Waits ``patience`` seconds for the holder: a process that only checks holds it for an
         instant. ``inherited`` is the descriptor that the caller got from its launcher, which then
-        removes the lock; a descriptor of another file is ignored. Raises Held, naming the process
+        removes the lock; a descriptor of another file is ignored. Raises HeldError, naming the process
         that runs this job, and OSError if the folder cannot be written.
         """
         if inherited is not None and self.is_lock(inherited):
@@ -201,7 +201,7 @@ class JobFolder:
 
     def failed(self) -> Attempt | None:
         """The last attempt, if the job is not to be retried; None if the job may run."""
-        attempts = [] if self.done else self.attempts()
+        attempts = [] if self.done else self.read_attempts()
         failures = [attempt for attempt in attempts if attempt.status not in UNCOUNTED_STATUSES]
         if not failures:
             return None
@@ -211,14 +211,14 @@ class JobFolder:
         return last_failure if is_final else None
 
     def _acquire(self, patience: float) -> int:
-        """A descriptor of the locked lock file; waits ``patience`` seconds, then raises Held."""
+        """A descriptor of the locked lock file; waits ``patience`` seconds, then raises HeldError."""
         deadline = time.monotonic() + patience
         while True:
             try:
                 descriptor = files.open_itself(self.lock_path, os.O_RDWR | os.O_CREAT)
             except PermissionError:
                 if os.path.exists(self.lock_path) and self.is_held():  # by another user
-                    raise Held(self.path, self.holder() or UNKNOWN) from None
+                    raise HeldError(self.path, self.get_holder() or UNKNOWN) from None
                 raise
 
             locked = self._try_lock(descriptor)
@@ -228,7 +228,7 @@ class JobFolder:
 
             os.close(descriptor)
             if time.monotonic() > deadline and not locked:
-                raise Held(self.path, self.holder() or UNKNOWN)
+                raise HeldError(self.path, self.get_holder() or UNKNOWN)
             time.sleep(0 if locked else 0.02)
 
     def is_lock(self, descriptor: int) -> bool:
@@ -260,7 +260,7 @@ def inherited() -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def last_line(path: str | os.PathLike[str]) -> str:
+def read_last_line(path: str | os.PathLike[str]) -> str:
     """The last line of a file's last 64 KiB that is not blank; "" if there is none."""
     with contextlib.suppress(OSError), files.open_regular(path) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16))

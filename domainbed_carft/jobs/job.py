@@ -86,7 +86,7 @@ class Role:
     ``cell``: the name of the variant that the job belongs to, whatever is searched. ``values``:
     searched hyperparameter -> its value in this job; ``member``: the number of these values in the
     declared order. ``stage``: CHOOSE or REPEAT, "" for a sweep without stages; ``members``: of a
-    REPEAT job, among how many members its values were chosen. ``leaves_out_together``: whether
+    REPEAT job, among how many members its values were chosen. ``holds_out_together``: whether
     every test environment is a target, such as those of a job with a single source.
     """
 
@@ -95,7 +95,7 @@ class Role:
     member: int = 0
     stage: str = ""
     members: int = 0
-    leaves_out_together: bool = False
+    holds_out_together: bool = False
 
 
 # The stages of a search: every member is trained, then the chosen one on other trials.
@@ -211,7 +211,7 @@ def overrides(args: Mapping[str, Any]) -> dict[str, Any]:
     return dict(hparams) if isinstance(hparams, Mapping) else {"--hparams": hparams}
 
 
-def unset_hparams(
+def get_base_hparams(
     registry: Any,
     algorithm_class: Any,
     args: Mapping[str, Any],
@@ -246,5 +246,5 @@ def data_independent_key(args: Mapping[str, Any]) -> str:
     relevant: dict[str, Any] = {name: args.get(name) for name in names}
     relevant["test_envs"] = list(args.get("test_envs") or [])
     relevant["task"] = args.get("task", "domain_generalization")
-    relevant["hparams"] = overrides(args)
+    relevant["hparams"] = parse_overrides(args)
     return json.dumps(relevant, sort_keys=True)

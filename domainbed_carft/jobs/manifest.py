@@ -67,7 +67,7 @@ class Search:
         return not chosen_values or job.role.values in chosen_values
 
 
-def trials_phrase(seeds: Sequence[int]) -> str:
+def format_trials(seeds: Sequence[int]) -> str:
     """``trial 5`` or ``trials 0, 1, 2``."""
     return f"{'trial' if len(seeds) == 1 else 'trials'} {', '.join(map(str, seeds))}"
 
@@ -105,7 +105,7 @@ def parse_role(content: Any) -> Role:
         member=int(content["member"]),
         stage=str(content["stage"]),
         members=int(content["members"]),
-        leaves_out_together=bool(content["leaves_out_together"]),
+        holds_out_together=bool(content["holds_out_together"]),
     )
 
 
@@ -116,7 +116,7 @@ VERSION = 1
 # declaration that was launched; and a rehearsal of it.
 LOCK_FILE = ".sweep.lock"
 DECLARATION_FILE = "sweep.yaml"
-REHEARSAL_FILE = "preflight.json"
+PREFLIGHT_FILE = "preflight.json"
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def read_jobs(output: Path) -> tuple[Sweep | None, list[Job]]:
         variant = "" if parent is output else parent.name
         for folder in sorted(parent.glob("*")):
             if folder not in jobs and FOLDER_NAME.fullmatch(folder.name) and folder.is_dir():
-                jobs[folder] = Job(records.recorded_arguments(folder) or {}, folder, variant)
+                jobs[folder] = Job(records.read_recorded_arguments(folder) or {}, folder, variant)
     return sweep, list(jobs.values())
 
 

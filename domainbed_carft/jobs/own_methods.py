@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from domainbed_carft import process_variables
-from domainbed_carft.jobs.algorithms import SHIPPED, DeclaredAlgorithm, algorithms_in, in_row_order
+from domainbed_carft.jobs.algorithms import SHIPPED, DeclaredAlgorithm, find_algorithms, sort_by_row
 
 ENTRY_POINTS = "domainbed_carft.methods"  # the group
 VARIABLE = process_variables.METHODS.name
@@ -58,8 +58,8 @@ def known() -> dict[str, DeclaredAlgorithm]:
     for file in files():
         if file.path is not None:
             with contextlib.suppress(OSError, SyntaxError, ValueError):
-                algorithms |= dict(algorithms_in(file.path))
-    return in_row_order({**algorithms, **SHIPPED})
+                algorithms |= dict(find_algorithms(file.path))
+    return sort_by_row({**algorithms, **SHIPPED})
 
 
 def _paths_of_variable() -> list[Path]:

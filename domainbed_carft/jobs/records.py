@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 from domainbed_carft import files
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.cost import Cost, recorded_cost
-from domainbed_carft.jobs.facts import FOREIGN, NAMES, hparams_and_facts
+from domainbed_carft.jobs.facts import FOREIGN, NAMES, get_hparams_and_facts
 from domainbed_carft.jobs.folder import DONE, RECORDS
 from domainbed_carft.jobs.job import IDENTITY, Job
-from domainbed_carft.jobs.setting import ARGUMENTS, ENVIRONMENTS, printed_versions, setting
+from domainbed_carft.jobs.setting import ARGUMENTS, ENVIRONMENTS, read_printed_versions, setting
 from domainbed_carft.text import limited, printable, quantity
 
 NUMBERS = {float, int}
@@ -51,7 +51,7 @@ def describe_warnings(warnings: Iterable[RecordWarning]) -> list[str]:
     return [line for lines in lines_by_kind.values() for line in limited(lines)]
 
 
-def keyed_records(
+def read_keyed_records(
     path: Path | str, warnings: list[RecordWarning]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each complete record of a file, with a key that identifies its run."""
@@ -260,7 +260,7 @@ def _runs_in(folder: str, warnings: list[RecordWarning]) -> list[RecordedRun]:
     """The runs recorded in one folder: one, unless several wrote there."""
     latest: dict[str, dict[float, dict[str, Any]]] = {}
     file_warnings: list[RecordWarning] = []
-    for key, record in keyed_records(os.path.join(folder, RECORDS), file_warnings):
+    for key, record in read_keyed_records(os.path.join(folder, RECORDS), file_warnings):
         latest.setdefault(key, {})[record["step"]] = record
 
     warnings += file_warnings
@@ -310,7 +310,7 @@ def _difference(run: Mapping[float, Any], longer_run: Mapping[float, Any]) -> st
 def read_file(path: Path | str) -> tuple[list[dict[str, Any]], list[RecordWarning]]:
     """The complete records of a file, one per step of a run, and the warnings about it."""
     warnings: list[RecordWarning] = []
-    latest = {(key, record["step"]): record for key, record in keyed_records(path, warnings)}
+    latest = {(key, record["step"]): record for key, record in read_keyed_records(path, warnings)}
     return list(latest.values()), warnings
 
 
@@ -318,14 +318,14 @@ def run_records(run: RecordedRun) -> Iterator[dict[str, Any]]:
     """The whole records of one run, in their order: several may have written into its folder."""
     n_accuracies = run.n_environments + len(run.test_envs)
     key_of_run = run_key(run.job.args, run.recorded, n_accuracies)
-    for key, record in keyed_records(run.job.folder / RECORDS, warnings=[]):
+    for key, record in read_keyed_records(run.job.folder / RECORDS, warnings=[]):
         if key == key_of_run:
             yield record
 
 
-def recorded_arguments(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+def read_recorded_arguments(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The arguments of the job in a folder, from its first whole record; None without one."""
-    for _, record in keyed_records(os.path.join(folder, RECORDS), warnings=[]):
+    for _, record in read_keyed_records(os.path.join(folder, RECORDS), warnings=[]):
         return dict(record["args"])
     return None
 
@@ -347,7 +347,7 @@ def _run(folder: str, records: list[dict[str, Any]], warnings: list[RecordWarnin
     count = len(accuracies_needed(first)) - len(args["test_envs"])
     environments = _environment_names(first, count)
     parts = {ENVIRONMENTS: ", ".join(environments) or str(count)}
-    parts |= setting(args, first, printed_versions(folder))
+    parts |= setting(args, first, read_printed_versions(folder))
 
     broken_steps = _steps_with_broken_weights(records)
     if broken_steps:
@@ -366,7 +366,7 @@ def _run(folder: str, records: list[dict[str, Any]], warnings: list[RecordWarnin
         steps=array("d", [record["step"] for record in records]),
         accuracies=accuracies(records, count, broken_steps),
         setting=parts,
-        recorded=hparams_and_facts(first, first.get("hparams")),
+        recorded=get_hparams_and_facts(first, first.get("hparams")),
         diverged_at=min(broken_steps, default=None),
         cost=recorded_cost(records),
     )

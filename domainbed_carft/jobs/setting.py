@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_carft import files
-from domainbed_carft.jobs.facts import hparams_and_facts
+from domainbed_carft.jobs.facts import get_hparams_and_facts
 from domainbed_carft.jobs.folder import OUTPUT
-from domainbed_carft.jobs.job import overrides
+from domainbed_carft.jobs.job import parse_overrides
 
 # Arguments that runs have to share to be averaged, and names of other parts of a setting.
 ARGUMENTS = ("steps", "checkpoint_freq", "holdout_fraction", "uda_holdout_fraction", "task")
@@ -49,8 +49,8 @@ def setting(
     Without a record there are only the parts that the arguments tell.
     """
     record = record or {}
-    hparams = hparams_and_facts(record, record.get("hparams"))
-    overridden = overrides(args)
+    hparams = get_hparams_and_facts(record, record.get("hparams"))
+    overridden = parse_overrides(args)
 
     parts = {}
     for name in ARGUMENTS:
@@ -84,7 +84,7 @@ def setting(
     return parts
 
 
-def printed_versions(folder: Path | str) -> dict[str, str]:
+def read_printed_versions(folder: Path | str) -> dict[str, str]:
     """The versions that ``train`` printed, upstream's too; of a resumed run, all in turn."""
     printed = ""
     path = os.path.join(folder, OUTPUT)

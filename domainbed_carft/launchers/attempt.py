@@ -26,7 +26,7 @@ from domainbed_carft.jobs.folder import (
     STOPPED,
     UNCOUNTED_STATUSES,
     Attempt,
-    Held,
+    HeldError,
     JobFolder,
     Lock,
     last_line,
@@ -133,10 +133,10 @@ def run(
         if not folder.done:
             folder.path.mkdir(parents=True, exist_ok=True)
             with folder.claim(patience) as lock:
-                if not folder.done and folder.failed() is None:
+                if not folder.done and folder.get_final_failure() is None:
                     _attempt(folder, job.command, variables, lock, children)
         return _outcome(folder)
-    except Held as held:
+    except HeldError as held:
         return JobOutcome(job.folder, "held", last_words=str(held))
     except (OSError, CarftError) as error:  # of the folder: no attempt can be made, or noted
         if is_no_space(error):
@@ -151,10 +151,10 @@ def _outcome(folder: JobFolder) -> JobOutcome:
     if folder.done:
         return JobOutcome(folder.path, "done")
 
-    attempts = folder.attempts()
+    attempts = folder.read_attempts()
     last_attempt = attempts[-1]
     result: Result = "again"
-    if folder.failed():
+    if folder.get_final_failure():
         result = "failed"
     elif last_attempt.status == job_folder.HELD_ELSEWHERE:
         result = "held"
@@ -204,7 +204,7 @@ def _attempt(
                 last_words = "killed, since it did not stop when told to"
             if children.stopped_by == signal.SIGINT and status in (STOPPED, -signal.SIGTERM):
                 last_words = last_words or "stopped by Ctrl-C (SIGINT)"  # the job got SIGTERM
-            last_words = last_words or last_line(stderr.name)
+            last_words = last_words or read_last_line(stderr.name)
 
         if status == 0 and not folder.done:
             last_words = "ended with status 0 but wrote no file 'done'"
@@ -220,7 +220,7 @@ def _attempt(
             slurm=slurm_id(),
             status=status,
             last_words=last_words,
-            step=folder.last_step() if status == STOPPED else None,
+            step=folder.get_last_step() if status == STOPPED else None,
         )
         lock.require_held()
         folder.add_attempt(attempt)
@@ -239,7 +239,7 @@ def _last_error(folder: JobFolder, started: float) -> str:
     with contextlib.suppress(OSError):
         # It keeps those of earlier attempts; the clocks of file systems are coarse.
         if path.stat().st_mtime >= started - 1:
-            return last_line(path)
+            return read_last_line(path)
     return ""
 
 
@@ -314,7 +314,7 @@ class Children:
 
 
 @contextlib.contextmanager
-def stopping(children: Children, name: str) -> Iterator[None]:
+def stop_on_signals(children: Children, name: str) -> Iterator[None]:
     """Let Ctrl-C, SIGTERM and a closed terminal end the children with SIGTERM, then this process.
 
     A second Ctrl-C kills those still running. At the end raises KeyboardInterrupt after Ctrl-C,

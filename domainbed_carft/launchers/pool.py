@@ -18,7 +18,7 @@ from domainbed_carft.jobs.folder import MAX_ATTEMPTS
 from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.launchers import attempt
-from domainbed_carft.launchers.attempt import Children, JobOutcome, VariablesOf, stopping
+from domainbed_carft.launchers.attempt import Children, JobOutcome, VariablesOf, stop_on_signals
 from domainbed_carft.launchers.launch_file import announce
 from domainbed_carft.launchers.options import PoolOptions
 
@@ -77,7 +77,7 @@ class Pool:
                     not_done.append(outcome)
 
         workers = ThreadPoolExecutor(max_workers=len(slots))
-        with fork_server, stopping(children, self.name), announce(self.name, jobs), workers:
+        with fork_server, stop_on_signals(children, self.name), announce(self.name, jobs), workers:
             for _ in workers.map(work, slots):
                 pass
 
@@ -116,10 +116,10 @@ class Pool:
         n_slots = max(1, min(jobs_at_a_time, jobs))
 
         cores = max(1, machine.cores() // n_slots)
-        variables = machine.variables(cores, bool(gpus), os.environ, per_job)
+        variables = machine.job_variables(cores, bool(gpus), os.environ, per_job)
         if n_slots > 1 and machine.IMAGE_MEMORY not in os.environ:
             variables[machine.IMAGE_MEMORY] = str(machine.image_memory(n_slots))
-        variables |= own_methods.variables()
+        variables |= own_methods.get_variables()
         sees_all_gpus = self.name == "local" and not options.gpus
         if not gpu_groups or sees_all_gpus:
             return [variables] * n_slots

@@ -137,16 +137,16 @@ class Slurm:
         """Submit the jobs to be run; raises CarftError if SLURM is missing or takes no more."""
         n_gpus = self.options.gpus
         # What is set in this process is of another machine.
-        common_variables = machine.variables(
+        common_variables = machine.job_variables(
             self.options.cpus, n_gpus > 0, user_variables={}, processes=max(1, n_gpus)
         )
-        common_variables |= own_methods.variables()
+        common_variables |= own_methods.get_variables()
         patience = _SHARE_FOR_SAVING * SIGNAL_SECONDS
 
         sweeps: dict[Path, list[_Element]] = {}
         for job in jobs:
             folder = JobFolder(job.folder)
-            if not (folder.done or folder.is_held() or folder.failed()):
+            if not (folder.done or folder.is_held() or folder.get_final_failure()):
                 variables = variables_of(job) if variables_of else {}
                 element = _Element(job, {**common_variables, **variables}, patience)
                 sweeps.setdefault(job.folder.parent.absolute(), []).append(element)
@@ -343,7 +343,7 @@ class _Element:
         raise CarftError(str(outcome))
 
 
-def forget_own_job() -> None:
+def clear_job_variables() -> None:
     """Drop the variables of the SLURM job that this process runs in, before it submits others."""
     for name in list(os.environ):
         is_of_cluster = name.startswith(("SLURM_CONF", "SLURM_CLUSTERS"))

@@ -53,7 +53,7 @@ def job_cores(root: Path = Path("/")) -> int:
     return min(count, int(share)) if share.isdigit() and int(share) else count
 
 
-def processor_name(root: Path = Path("/")) -> str:
+def get_cpu_name(root: Path = Path("/")) -> str:
     """The processor and how many of its cores a job uses, as ``AMD EPYC 7R13, 2 cores``."""
     name = platform.machine() or "processor"
     with contextlib.suppress(OSError):

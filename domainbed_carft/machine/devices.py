@@ -106,7 +106,7 @@ def peak_memory(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if is_gpu(device) else 0
 
 
-def begin_peak_memory(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Have `peak_memory` count from now on; gives back what torch keeps for later."""
     if is_gpu(device):
         torch.cuda.empty_cache()
@@ -131,7 +131,7 @@ def set_generator_states(states: Sequence[Tensor], device: torch.device) -> None
 
 
 @contextlib.contextmanager
-def refused_waits() -> Iterator[None]:
+def refuse_waits() -> Iterator[None]:
     """Inside, torch raises RuntimeError where the processor would wait for the GPU."""
     mode_before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")

@@ -200,7 +200,7 @@ def record_wait(operation: str) -> None:
 
 
 @contextlib.contextmanager
-def recorded_waits() -> Iterator[list[str]]:
+def record_waits() -> Iterator[list[str]]:
     """The names of the operations inside in which the processor would wait for a GPU."""
     record: list[str] = []
     _open_records.append(record)
@@ -211,8 +211,8 @@ def recorded_waits() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def refused_waits() -> Iterator[None]:
-    """`devices.refused_waits` for the stand-in."""
+def refuse_waits() -> Iterator[None]:
+    """`devices.refuse_waits` for the stand-in."""
     _debug_modes.append("error")
     try:
         yield
@@ -305,10 +305,10 @@ def installed() -> Iterator[torch.device]:
         "gpu_facts": lambda: facts,
         "gpu_count": lambda: 1,
         "peak_memory": lambda _: 0,
-        "begin_peak_memory": lambda _: None,
+        "reset_peak_memory": lambda _: None,
         "wait_for": lambda _: None,
         "generator_states": lambda _: [],
-        "refused_waits": refused_waits,
+        "refuse_waits": refuse_waits,
         "CopyStream": _CopyStream,
     }
     swapping = torch.__future__.get_swap_module_params_on_conversion()

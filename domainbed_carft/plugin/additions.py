@@ -47,7 +47,7 @@ def add_algorithms(module: ModuleType) -> None:
     classes: dict[str, Any] = dict(algorithms.CLASSES)
     if not host_lookup.in_our_harness():
         classes = {
-            name: foreign_jobs.in_foreign_host(algorithm, module.__name__)
+            name: foreign_jobs.make_foreign_class(algorithm, module.__name__)
             for name, algorithm in classes.items()
         }
     added = _without_names_of_host(module, classes)
@@ -128,7 +128,7 @@ def add_launchers(module: ModuleType) -> None:
     from domainbed_carft import launchers
     from domainbed_carft.jobs import own_methods
 
-    if own_methods.files():
+    if own_methods.find_files():
         from domainbed_carft.method import algorithms as algorithms  # and so the host's
         from domainbed_carft.method import host_lookup
 

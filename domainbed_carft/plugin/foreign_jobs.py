@@ -102,7 +102,7 @@ class ForeignJob:
 
 
 @functools.cache
-def in_foreign_host(algorithm: type[Any], module: str) -> type[Any]:
+def make_foreign_class(algorithm: type[Any], module: str) -> type[Any]:
     """The class ``algorithm`` for the foreign host's ``module`` of algorithms.
 
     It bears the same name, and always is the same object.

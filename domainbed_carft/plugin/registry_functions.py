@@ -76,7 +76,7 @@ def _is_ours(algorithm: str) -> bool:
     from domainbed_carft.jobs import own_methods
     from domainbed_carft.jobs.algorithms import ALGORITHMS
 
-    if algorithm in ALGORITHMS or not own_methods.files():
+    if algorithm in ALGORITHMS or not own_methods.find_files():
         return algorithm in ALGORITHMS
 
     from domainbed_carft.method.algorithms import OWN  # takes the seconds of importing torch
@@ -95,7 +95,7 @@ def with_our_hparams(
     steps = None
     if not host_lookup.in_our_harness():
         steps = foreign_jobs.planned_steps()
-        foreign_jobs.allow(plain.keys())
+        foreign_jobs.allow_keys(plain.keys())
         to_add = foreign_jobs.hparams_to_add(algorithm, dataset, random_seed)
         if to_add:
             warn_of_hparams_to_add(to_add)

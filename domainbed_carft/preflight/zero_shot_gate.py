@@ -83,7 +83,7 @@ def published_rows(dataset: str, clip: str) -> list[dict[str, Any]]:
         return []
     return [
         row
-        for row in published.figures()
+        for row in published.read_numbers()
         if row["method"].startswith(_PUBLISHED_METHOD) and row["dataset"] == dataset
     ]
 

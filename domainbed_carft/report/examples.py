@@ -22,7 +22,7 @@ from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.job import seed_hash
 from domainbed_carft.results import evaluations
 from domainbed_carft.results.evaluations import ImageRows
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.selection import SelectedRun
 
 IMAGE_SIDE = 144  # px of an image on the page, at most
 
@@ -59,7 +59,7 @@ class TargetExamples:
 
 def examples_of(
     environments: Sequence[str],
-    selected: Sequence[Selected],
+    selected: Sequence[SelectedRun],
     pair: Sequence[str],
     count: int,
     data_dir: str | None,
@@ -82,7 +82,7 @@ def examples_of(
     ]
 
 
-def _evaluated_pair(selected: Sequence[Selected], pair: Sequence[str]) -> list[Selected]:
+def _evaluated_pair(selected: Sequence[SelectedRun], pair: Sequence[str]) -> list[SelectedRun]:
     """What was selected for ``pair`` in the first trial in which both have their rows."""
     evaluated = {
         (run.trial, run.row): run
@@ -99,7 +99,7 @@ def _evaluated_pair(selected: Sequence[Selected], pair: Sequence[str]) -> list[S
 
 
 def _target_examples(
-    label: str, pair: Sequence[Selected], count: int, data_dir: str | None
+    label: str, pair: Sequence[SelectedRun], count: int, data_dir: str | None
 ) -> TargetExamples:
     """The examples of one environment."""
     (first, classes), (second, other_classes) = map(_rows, pair)
@@ -137,17 +137,17 @@ def _target_examples(
     return TargetExamples(label, text, examples)
 
 
-def _rows(selected: Selected) -> tuple[ImageRows, list[str]]:
+def _rows(selected: SelectedRun) -> tuple[ImageRows, list[str]]:
     """The rows of a run's target, and the names of the classes."""
     rows, facts = evaluations.load_rows(Path(selected.run.folder), int(selected.outcome.step))
-    if not facts.is_of(selected.run.job):
+    if not facts.matches(selected.run.job):
         raise CarftError("the evaluation is of another job; run carft evaluate on the sweep")
     number = [split.number for split in facts.splits].index(selected.target)
     begin = sum(split.images for split in facts.splits[:number])
-    return rows.raw.part(begin, begin + facts.splits[number].images), facts.classes
+    return rows.raw.slice(begin, begin + facts.splits[number].images), facts.classes
 
 
-def _images(selected: Selected, data_dir: str | None) -> list[tuple[str, int]]:
+def _images(selected: SelectedRun, data_dir: str | None) -> list[tuple[str, int]]:
     """The paths and labels of the target's in-split, divided as in training.
 
     Raises CarftError if the dataset's folder cannot be listed.

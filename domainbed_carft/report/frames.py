@@ -20,9 +20,9 @@ from domainbed_carft.jobs import records
 from domainbed_carft.jobs.job import CHOOSE
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results import selection
-from domainbed_carft.results.columns import AVERAGE, DOMAINBED, ENVIRONMENTS, ErrorKind, figures_of
-from domainbed_carft.results.evaluations import RunFigures, SplitFigures
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.columns import AVERAGE, DOMAINBED, ENVIRONMENTS, ErrorKind, find_run_metrics
+from domainbed_carft.results.evaluations import RunMetrics, SplitMetrics
+from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.tables import Table
 
 RUN = ["dataset", "algorithm", "target", "trial"]
@@ -45,7 +45,7 @@ def accuracies(table: Table) -> pd.DataFrame:
     ``error`` (nan without one), ``n`` and ``incomplete``.
     """
     rows = [
-        [cell.column, cell.of, cell.row, cell.mean, cell.standard_error, cell.n, cell.is_incomplete]
+        [cell.column, cell.label, cell.row, cell.mean, cell.standard_error, cell.n, cell.is_incomplete]
         for cell in table.cells
         if cell.column in (ENVIRONMENTS, AVERAGE) and cell.mean is not None
     ]
@@ -53,7 +53,7 @@ def accuracies(table: Table) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"accuracy": float, "error": float})
 
 
-def checkpoints(selected_runs: Sequence[Selected]) -> pd.DataFrame:
+def checkpoints(selected_runs: Sequence[SelectedRun]) -> pd.DataFrame:
     """A row for each checkpoint of the selected runs, sorted by RUN and step.
 
     Columns: RUN, ``step``, ``in_domain``, ``out_of_domain``, ``selected`` (whether the method takes
@@ -64,7 +64,7 @@ def checkpoints(selected_runs: Sequence[Selected]) -> pd.DataFrame:
     for selected in selected_runs:
         run = selected.run
         target = selected.target if run.test_envs else NO_TARGET
-        in_domain = selection.in_domain(run)
+        in_domain = selection.in_domain_accuracies(run)
         in_splits, _ = selection.accuracies(run)
         out_of_domain = in_splits[:, target] if run.test_envs else np.full(len(in_domain), np.nan)
         drift = _drift_by_step(run)
@@ -84,7 +84,7 @@ def _drift_by_step(run: RecordedRun) -> dict[float, list[float]]:
     """Step -> the values of DRIFT, which the algorithm measured and ``run`` does not hold."""
     return {
         float(record["step"]): [_finite_or_nan(record.get(name)) for name in DRIFT]
-        for record in records.run_records(run)
+        for record in records.read_run_records(run)
     }
 
 
@@ -120,7 +120,7 @@ def over_trials(
         measured_rows = frame.dropna(subset=[value])
         for (algorithm, step), rows in measured_rows.groupby(["algorithm", "step"]):
             trials = rows[value].to_numpy()
-            error_of_mean = error.of(trials) if len(trials) > 1 else 0.0
+            error_of_mean = error.compute(trials) if len(trials) > 1 else 0.0
             lines.append((value, algorithm, step, trials.mean(), error_of_mean))
     return pd.DataFrame(lines, columns=["panel", "algorithm", "step", "mean", "error"])
 
@@ -137,7 +137,7 @@ def means_of_trials(frame: pd.DataFrame, error: ErrorKind = DOMAINBED) -> pd.Dat
         for name in ("in_domain", "out_of_domain"):
             trials = rows[name].to_numpy()
             row[name] = trials.mean()
-            row[f"{name}_error"] = error.of(trials) if len(trials) > 1 else math.nan
+            row[f"{name}_error"] = error.compute(trials) if len(trials) > 1 else math.nan
         means.append({**row, "trials": len(rows)})
 
     columns = ["algorithm", "in_domain", "in_domain_error"]
@@ -162,7 +162,7 @@ def choices(
     }
     rows = []
     for candidates in selection.candidates_by_target([*runs, *first_stage]):
-        outcomes = selection.ranked_outcomes(candidates, rule)
+        outcomes = selection.rank_outcomes(candidates, rule)
         cell = (candidates.dataset, candidates.row, candidates.target, candidates.trial)
         if len(outcomes) > 1:
             for outcome in outcomes:
@@ -186,15 +186,15 @@ class TargetEvaluation(NamedTuple):
     algorithm: str
     target: int
     folder: str
-    figures: SplitFigures
+    figures: SplitMetrics
 
 
-def target_evaluations(selected_runs: Sequence[Selected]) -> list[TargetEvaluation]:
+def target_evaluations(selected_runs: Sequence[SelectedRun]) -> list[TargetEvaluation]:
     """The evaluations of the selected runs that have one."""
     evaluations = []
     for selected in selected_runs:
-        figures = figures_of(selected)
-        part = figures.of_environment(selected.target) if isinstance(figures, RunFigures) else None
+        figures = find_run_metrics(selected)
+        part = figures.get_environment(selected.target) if isinstance(figures, RunMetrics) else None
         if part:
             folder = selected.run.folder
             evaluations.append(TargetEvaluation(selected.row, selected.target, folder, part))
@@ -202,7 +202,7 @@ def target_evaluations(selected_runs: Sequence[Selected]) -> list[TargetEvaluati
 
 
 def evaluated_names(
-    selected_runs: Sequence[Selected], evaluations: Sequence[TargetEvaluation]
+    selected_runs: Sequence[SelectedRun], evaluations: Sequence[TargetEvaluation]
 ) -> dict[str, str]:
     """Algorithm -> its name, with how many of its runs were evaluated unless all were."""
     names = {}

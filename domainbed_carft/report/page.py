@@ -25,7 +25,7 @@ from domainbed_carft.report.sections import Section, SectionMaker, unique_names
 from domainbed_carft.results import comparisons, published, selection, suites
 from domainbed_carft.results import rows as row_names
 from domainbed_carft.results.collect import Results, collect
-from domainbed_carft.results.collection import Collection, Sweeps, gathered
+from domainbed_carft.results.collection import Collection, Sweeps, as_collection
 from domainbed_carft.results.columns import (
     AVERAGE,
     BEST,
@@ -34,7 +34,7 @@ from domainbed_carft.results.columns import (
     DOMAINBED,
     SECOND,
     Cell,
-    ranks_of,
+    rank_cells,
 )
 from domainbed_carft.results.comparisons import Comparison, compare_rows
 from domainbed_carft.results.formats import Grid
@@ -133,7 +133,7 @@ def write_report(
     jobs, and for what `collect` does.
     """
     output = as_path(output)
-    collection = gathered(sweeps, **reading)
+    collection = as_collection(sweeps, **reading)
     if not collection.runs:
         raise CarftError(
             "there is nothing to show yet: by sweep.json all jobs with records are of the first "
@@ -243,9 +243,9 @@ def _sections(
 
 def _grids_of_published(results: Results) -> list[Grid]:
     """Tables beside published figures: of each group, if its datasets have any, and of suites."""
-    grids = suites.grids_with_published(results.suite_scores)
+    grids = suites.published_grids(results.suite_scores)
     datasets = {run.dataset for run in results.collection.runs}
-    if datasets.isdisjoint(figure["dataset"] for figure in published.figures()):
+    if datasets.isdisjoint(figure["dataset"] for figure in published.read_numbers()):
         return grids
     return [*map(published.grid, results.comparisons or ()), *grids]
 
@@ -349,7 +349,7 @@ def _sentences(results: Results, differences: Sequence[Comparison], setting: str
 
 def _best_averages(table: Table) -> list[str]:
     """The sentence on the highest averages of a table, and the next; none without complete ones."""
-    rank_of_row = ranks_of([row.average_cell for row in table.rows], COLUMNS[AVERAGE])
+    rank_of_row = rank_cells([row.average_cell for row in table.rows], COLUMNS[AVERAGE])
     rows_of_rank = {
         rank: [row for row, of_row in zip(table.rows, rank_of_row, strict=True) if of_row == rank]
         for rank in (BEST, SECOND)

@@ -179,7 +179,7 @@ def jobs_of_table(
         if cell.column != ENVIRONMENTS:
             return ""
         of_all = place_of.get((cell.row, ""), "")  # of jobs that left nothing out
-        return place_of.get((cell.row, cell.of), of_all)
+        return place_of.get((cell.row, cell.label), of_all)
 
     places = [[place_of_jobs(cell) for cell in row.printed_cells] for row in table.rows]
     return TableJobs(cells, shared, places)

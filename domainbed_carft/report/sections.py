@@ -20,7 +20,7 @@ from domainbed_carft.results.collect import Results
 from domainbed_carft.results.collection import Group
 from domainbed_carft.results.columns import AVERAGE, ENVIRONMENTS
 from domainbed_carft.results.formats import Grid
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.tables import Table
 from domainbed_carft.results.top import BestHparams
 
@@ -100,7 +100,7 @@ class SectionMaker:
         identity = self.name("data", table.dataset)
         runs = [run for run in group.runs if run.dataset == table.dataset]
         selected = [
-            entry for entry in group.selected(table.method) if entry.dataset == table.dataset
+            entry for entry in group.select(table.method) if entry.dataset == table.dataset
         ]
         checkpoints = frames.checkpoints(selected)
         at_selection = checkpoints[checkpoints["selected"]].drop(columns="step")
@@ -115,13 +115,13 @@ class SectionMaker:
         return Section(
             id=identity,
             title="; ".join(filter(None, [table.dataset_title, table.setting])),
-            table=table.grid_of_one_trial(),
+            table=table.single_trial_grid(),
             parts=parts,
             findings=findings,
             lead=self._lead(table, at_selection),
             ranks=table.ranks,
             jobs=provenance.jobs_of_table(table, entries, self.name),
-            more_tables=[*filter(None, [table.grid_of_choices()])],
+            more_tables=[*filter(None, [table.choices_grid()])],
             examples=self.examples_of(table.columns, selected) if self.examples_of else (),
         )
 
@@ -254,7 +254,7 @@ class SectionMaker:
         name = self.name(table.dataset, "context_drift")
         return [plots.curves(_marked(table.dataset_title, table), name, lines, self.styles)]
 
-    def _evaluations(self, table: Table, selected: Sequence[Selected]) -> list[Part]:
+    def _evaluations(self, table: Table, selected: Sequence[SelectedRun]) -> list[Part]:
         """Figures of what ``carft evaluate`` measured; an empty part without any evaluated run."""
         evaluations = frames.target_evaluations(selected)
         if not evaluations:
@@ -299,7 +299,7 @@ class SectionMaker:
         table = suites.grid(rows)
         identity = self.name("suite", rows[0].suite)
         columns = ["algorithm", "alpha", "in_distribution", "mean_of_shifts"]
-        points = pd.DataFrame(suites.points(rows), columns=columns)
+        points = pd.DataFrame(suites.curve_points(rows), columns=columns)
         parts = []
         if points["alpha"].isna().any():
             parts.append(Part("suite", [plots.suite(table.title, identity, points, self.styles)]))
@@ -309,7 +309,7 @@ class SectionMaker:
 def _by_target(table: Table, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """A title and the rows of each environment left out; all rows if nothing was left out."""
     if (rows["target"] == frames.NO_TARGET).any():  # as in all of them
-        return {"nothing left out": rows}
+        return {"nothing held out": rows}
 
     rows_of_target = {
         _title_of_target(label): rows[rows["target"] == target]

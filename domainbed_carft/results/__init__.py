@@ -1,4 +1,4 @@
-"""Tables from the records of sweeps: ``carft collect`` and ``carft top``. No torch."""
+"""Tables from the records of sweeps: ``carft collect`` and ``carft top``, without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``carft collect`` as a function: the tables of sweeps, what explains them, and every format."""
+"""``carft collect`` as a function: the tables of sweeps, their captions, and all output formats."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import columns as table_columns
 from domainbed_carft.results import comparisons as comparing
 from domainbed_carft.results import formats, published, selection, suites
-from domainbed_carft.results.collection import Collection, Sweeps, gathered
+from domainbed_carft.results.collection import Collection, Sweeps, as_collection
 from domainbed_carft.results.columns import (
     DEFAULT_COLUMNS,
     DOMAINBED,
@@ -30,7 +30,7 @@ from domainbed_carft.results.columns import (
 )
 from domainbed_carft.results.comparisons import ACCURACY, Comparison
 from domainbed_carft.results.formats import Grid
-from domainbed_carft.results.selection import Selected, counts_last_record
+from domainbed_carft.results.selection import SelectedRun, is_swad
 from domainbed_carft.results.suites import Scores
 from domainbed_carft.results.tables import Row, Table, build
 from domainbed_carft.text import unknown
@@ -38,41 +38,44 @@ from domainbed_carft.text import unknown
 if TYPE_CHECKING:
     import pandas as pd
 
-# Kinds of warnings about files that may lack a cell's accuracies
+# Kinds of warnings about files whose accuracies can be missing in the tables
 _DEFECTS = ("no records", "no accuracies", "unreadable", "diverged")
 
 _ACCURACY_CAPTION = (
-    "Accuracy in % on the in-split of the environment left out, which names the column, at the "
-    "checkpoint and with the hyperparameters that the selection method chose in each trial; where "
-    "nothing was left out, on each out-split at the last step. "
+    "Accuracy in % on the in-split of the held-out environment, which names the column, at the "
+    "checkpoint and with the hyperparameters that the selection method chose in each trial. If no "
+    "environment was held out, on each out-split at the last step. "
     f"Cells: mean {PLUS_MINUS} {{error}} (n, the number of trials)."
 )
 _AVERAGES_CAPTION = (
-    "Avg: mean of the row's cells. Averages: over each trial's mean over the environments left out."
+    "Avg: mean of the row's cells. Averages: over each trial's mean over the held-out environments."
 )
 _NOTES_CAPTION = (
-    f"[k] marks an incomplete cell; note [k] says why. {NO_VALUE}: no trial has a value."
+    f"[k] marks an incomplete cell, explained in note [k]. {NO_VALUE}: no trial has a value."
 )
 _CHOICES_CAPTION = (
-    "Chosen: the values of the search that the selection method chose, with the number of trials "
-    "if not in all of them; Of: among how many members and draws in each."
+    "Chosen: the searched values that the selection method chose, with the number of trials if the "
+    "trials differ; Of: number of members and draws that each was chosen from."
 )
 _SWAD_REMARK = (
     "Jobs with the hparam average 'swad' count at their last checkpoint under every selection "
-    "method: SWAD itself chooses the weights that predict there."
+    "method, because SWAD itself has chosen their weights."
 )
 
 
 @dataclass(frozen=True)
 class Results:
-    """The results of some sweeps, as `collect` returns them.
+    """The results of sweeps, as returned by `collect`.
 
-    ``collection``: the runs in groups that may be averaged. ``tables_of_groups``: for each group
-    its tables, of each selection method one a dataset, then that of the averages.
-    ``suite_scores``: accuracies on whole test sets. ``comparisons``: for each group its accuracies
-    beside published ones, None unless these were asked for. ``comparisons_against``: every
-    algorithm against one, if this was asked for. ``column_names``: of the columns to print;
-    ``error``: what stands behind means.
+    Attributes:
+        collection: the runs, in groups that can be averaged.
+        tables_of_groups: for each group its tables: for each selection method one per dataset, then
+            the table of averages.
+        suite_scores: accuracies on the test sets of suites.
+        comparisons: for each group its accuracies with published ones; None unless requested.
+        comparisons_against: every algorithm compared with one; empty unless requested.
+        column_names: names of the printed columns.
+        error: kind of error printed after a mean.
     """
 
     collection: Collection
@@ -90,12 +93,12 @@ class Results:
 
     @property
     def warnings(self) -> Sequence[RecordWarning]:
-        """What is wrong in the files that were read."""
+        """Problems in the files that were read."""
         return self.collection.warnings
 
     @property
     def notes(self) -> list[str]:
-        """Remarks on how the runs differ from each other."""
+        """Remarks on settings that differ between the runs."""
         return [note for group in self.collection.groups for note in group.notes]
 
     @property
@@ -113,7 +116,7 @@ class Results:
 
     @property
     def defects(self) -> dict[str, int]:
-        """Kind -> number of what makes the tables incomplete, such as "incomplete cells"."""
+        """Kind -> number of defects that make the tables incomplete, such as "incomplete cells"."""
         counts = Counter(warning.kind for warning in self.warnings)
         defects = {"incomplete cells": sum(table.n_incomplete for table in self.tables)}
         defects |= {kind: counts[kind] for kind in _DEFECTS}
@@ -121,60 +124,65 @@ class Results:
 
     @property
     def grids(self) -> list[Grid]:
-        """All tables as words."""
+        """All tables as text cells."""
         grids = []
         for table in self.tables:
-            grids += [table.grid(), *filter(None, [table.grid_of_choices()])]
+            grids += [table.grid(), *filter(None, [table.choices_grid()])]
 
         grids += [suites.grid(rows) for rows in suites.rows_by_table(self.suite_scores)]
         if self.comparisons is not None:
             grids += [published.grid(entries) for entries in self.comparisons]
             grids.append(published.overview(self.collection.compare_with))
-            grids += suites.grids_with_published(self.suite_scores)
+            grids += suites.published_grids(self.suite_scores)
         return grids + comparing.grids(self.comparisons_against)
 
     @property
     def captions(self) -> dict[str, list[str]]:
-        """The paragraphs that explain "tables", "published" figures and "comparisons"."""
+        """The paragraphs that explain "tables", "published" numbers and "comparisons"."""
         printed_columns = [column for table in self.tables for column in table.printed_columns]
-        of_tables = [
+        table_captions = [
             _ACCURACY_CAPTION.format(error=self.error.title),
             f"{self.error.definition}; a single trial has no error. {_AVERAGES_CAPTION}",
             _NOTES_CAPTION,
             *self._remarks,
             *table_columns.explanations(printed_columns),
         ]
-        if any(table.grid_of_choices() for table in self.tables):
-            of_tables.append(_CHOICES_CAPTION)
+        if any(table.choices_grid() for table in self.tables):
+            table_captions.append(_CHOICES_CAPTION)
         if self.suite_scores:
-            of_tables.append(suites.caption(self.error))
+            table_captions.append(suites.caption(self.error))
 
         return {
-            "tables": of_tables,
+            "tables": table_captions,
             "published": list(published.CAPTION) if self.comparisons is not None else [],
             "comparisons": list(comparing.CAPTION) if self.comparisons_against else [],
         }
 
     @property
     def _remarks(self) -> list[str]:
-        """What explains the tables of these runs, and not those of every sweep."""
-        return [_SWAD_REMARK] if any(map(counts_last_record, self.collection.runs)) else []
+        """The captions that only some sweeps need."""
+        return [_SWAD_REMARK] if any(map(is_swad, self.collection.runs)) else []
 
     @property
     def all_captions(self) -> list[str]:
-        """All paragraphs that explain the tables, and the notes."""
+        """All captions and notes."""
         captions = [paragraph for part in self.captions.values() for paragraph in part]
         return [*captions, *self.notes]
 
     @property
     def short_captions(self) -> list[str]:
-        """One line for what is the same for every sweep, and the rest of the paragraphs."""
+        """The captions without the parts that are the same for every sweep."""
         line = f"Cells: mean {PLUS_MINUS} {self.error.title} (n trials). More: docs/collect.md"
         printed_columns = [column for table in self.tables for column in table.printed_columns]
-        return [line, *self._remarks, *table_columns.warnings_about(printed_columns), *self.notes]
+        return [
+            line,
+            *self._remarks,
+            *table_columns.comparison_warnings(printed_columns),
+            *self.notes,
+        ]
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of ``carft collect --format json``."""
+        """Return the content of ``carft collect --format json``."""
         content: dict[str, Any] = {
             "caption": self.all_captions,
             "tables": [_table_entry(table) for table in self.tables],
@@ -185,7 +193,7 @@ class Results:
         if self.comparisons is not None:
             content["published"] = {
                 "comparisons": self._published_entries,
-                "figures": published.figures(self.collection.compare_with),
+                "figures": published.read_numbers(self.collection.compare_with),
             }
         if self.comparisons_against:
             content["against"] = [entry.as_dict() for entry in self.comparisons_against]
@@ -197,14 +205,14 @@ class Results:
 
     @property
     def records_for_csv(self) -> list[dict[str, Any]]:
-        """The rows of the one table for CSV: of what was asked for, else of the tables' cells."""
+        """The rows for CSV: of the requested comparison, otherwise of the tables' cells."""
         if self.comparisons_against:
             return [entry.as_dict() for entry in self.comparisons_against]
         if self.comparisons is not None:
             if not self._published_entries:
                 raise CarftError(
-                    "--compare published: no row has a published figure of its datasets, so "
-                    "--format csv has no line; --format text shows all published figures"
+                    "--compare published: no published number matches a row and its datasets, so "
+                    "there is nothing to write as CSV; --format text lists all published numbers"
                 )
             return self._published_entries
         if tuple(self.column_names) == DEFAULT_COLUMNS:
@@ -212,7 +220,7 @@ class Results:
         return _column_records(self.tables)
 
     def write(self, output_format: str) -> str:
-        """The results in one of `formats.FORMATS`. Raises CarftError for any other."""
+        """Format the results in one of `formats.FORMATS`; raise CarftError for any other format."""
         if output_format not in formats.FORMATS:
             raise CarftError(unknown("format", output_format, formats.FORMATS))
         if output_format == "text":
@@ -224,7 +232,7 @@ class Results:
         if output_format == "json":
             return formats.as_json(self.as_dict())
 
-        from domainbed_carft.results import latex  # which loads pandas
+        from domainbed_carft.results import latex  # loads pandas
 
         return latex.tabular(self.tables, self.comparisons_against)
 
@@ -232,26 +240,39 @@ class Results:
     def cells(self) -> pd.DataFrame:
         """A row for each cell of the tables, with the columns of ``--format csv``.
 
-        ``setting``, ``selection`` (the method), ``dataset``, ``environment`` (``average`` for the
-        mean over a dataset's environments), ``algorithm``, ``mean`` and ``standard_error`` in
-        percent, ``n`` (trials) and ``missing`` (why the cell is incomplete, else empty).
+        Columns:
+            setting: title of the group of runs.
+            selection: name of the selection method.
+            dataset, algorithm: names of the dataset and the table's row.
+            environment: name of the environment, or ``average`` for the mean over a dataset's
+                environments.
+            mean, standard_error: in percent.
+            n: number of trials.
+            missing: reasons why the cell is incomplete; empty if it is complete.
         """
         return _frame(_accuracy_records(self.tables), empty=_accuracy_record(Cell()))
 
     @cached_property
     def columns(self) -> pd.DataFrame:
-        """A row for each row and printed column of the tables: what ``--columns`` adds, too.
+        """A row for each row and printed column of the tables, including those of ``--columns``.
 
-        ``setting``, ``selection`` (the method), ``dataset``, ``algorithm``, ``column`` (its name),
-        ``of`` (the environment, or what else the value is of), ``device`` (of a cost), ``unit``,
-        ``mean``, ``standard_error``, ``n`` (trials or jobs) and ``missing`` (why there is no value,
-        or it is incomplete; else empty).
+        Columns:
+            setting: title of the group of runs.
+            selection: name of the selection method.
+            dataset, algorithm: names of the dataset and the table's row.
+            column: name of the column.
+            of: the environment, or another description of the value.
+            device: device of a cost.
+            unit: unit of the mean.
+            mean, standard_error: in ``unit``.
+            n: number of trials or jobs.
+            missing: reasons why the value is missing or incomplete; empty if it is complete.
         """
         return _frame(_column_records(self.tables), empty=_column_record(Cell()))
 
     @cached_property
     def against(self) -> pd.DataFrame:
-        """A row for each of ``comparisons_against``, with its fields as columns; empty if none."""
+        """A row for each of ``comparisons_against``, with its fields as columns."""
         import pandas as pd
 
         names = [field.name for field in dataclasses.fields(Comparison)]
@@ -261,10 +282,14 @@ class Results:
     def records(self) -> pd.DataFrame:
         """A row for each record (checkpoint) of the runs, each job once.
 
-        ``setting`` (of the group), ``folder`` (of the job), ``dataset``, ``algorithm``,
-        ``test_envs`` (a tuple), ``trial_seed``, ``hparams_seed``, ``step``, and accuracies in
-        [0, 1] as in the records: ``env0_in_acc``, ``env0_out_acc``, and so on. Accuracies are nan
-        where the record has none, and from the checkpoint on at which the training diverged.
+        Columns:
+            setting: title of the group of runs.
+            folder: folder of the job.
+            dataset, algorithm, trial_seed, hparams_seed: arguments of the job.
+            test_envs: numbers of the test environments, a tuple.
+            step: step of the checkpoint.
+            env0_in_acc, env0_out_acc, ...: accuracies in [0, 1] as recorded; nan if the record has
+                none, and from the checkpoint on at which the training diverged.
         """
         import pandas as pd
 
@@ -287,18 +312,25 @@ def collect(
     columns: Sequence[str] = DEFAULT_COLUMNS,
     error: str = DOMAINBED.name,
     against: str | None = None,
-    **reading: Any,
+    **options: Any,
 ) -> Results:
-    """Read the records of sweeps and make their tables, as ``carft collect`` does.
+    """Read the records of sweeps and make their tables, like ``carft collect``.
 
-    ``sweeps``: one output folder of a sweep, several, or the collection that `gather` read of them;
-    ``reading``: the options of `gather`, such as ``methods``. ``columns``: what the tables show,
-    names of `columns.NAMES`. ``error``: what stands behind a mean, "domainbed", "sample" or "std".
-    ``compare_published``: whether to add published accuracies. ``against``: an algorithm to compare
-    all others with.
+    Args:
+        sweeps: one or several output folders of sweeps, or the collection that `gather` returned.
+        compare_published: True to add a comparison with published accuracies.
+        columns: names of the tables' columns, from `columns.NAMES`.
+        error: error printed after a mean: "domainbed", "sample" or "std".
+        against: name of an algorithm to compare all others with.
+        **options: options of `gather`, such as ``methods``.
 
-    Raises CarftError for what `gather` does, if no column or kind of error has the name, or if no
-    algorithm shares a trial with ``against``.
+    Returns:
+        The tables, as data frames (``cells``, ``columns``, ``against``, ``records``) and in the
+        formats of ``carft collect`` (``write``, ``as_dict``).
+
+    Raises:
+        CarftError: if `gather` raises it, if a column or a kind of error is unknown, or if no
+            algorithm shares a trial with ``against``.
     """
     check(TEXTS, columns=columns)
     check(TEXT, error=error)
@@ -306,7 +338,7 @@ def collect(
     columns = table_columns.expand(columns)
     if error not in ERROR_KINDS:
         raise CarftError(unknown("kind of error", error, ERROR_KINDS))
-    collection = gathered(sweeps, **reading)
+    collection = as_collection(sweeps, **options)
 
     tables_of_groups = [
         build(
@@ -349,9 +381,9 @@ def collect(
 
 
 def _table_entry(table: Table) -> dict[str, Any]:
-    """A table for JSON, with every trial's accuracy in percent.
+    """Convert a table for JSON, with every trial's accuracy in percent.
 
-    "measures" are the printed columns beside the accuracies of environments and their average.
+    "measures" are the printed columns other than the environments and their average.
     """
     entry = {
         "setting": table.setting,
@@ -382,9 +414,9 @@ def _row_entry(row: Row, table: Table) -> dict[str, Any]:
             "trials": {str(trial): 100 * value for trial, value in cell.accuracies.items()},
             "missing": list(cell.remarks),
         }
-        chosen = row.chosen(target)
-        if chosen:
-            entry["chosen"] = [_choice_entry(selected) for selected in chosen]
+        choices = row.get_choices(target)
+        if choices:
+            entry["chosen"] = [_choice_entry(selected) for selected in choices]
         cells.append(entry)
 
     measures = [
@@ -394,7 +426,7 @@ def _row_entry(row: Row, table: Table) -> dict[str, Any]:
             "mean": cell.mean,
             "standard_error": cell.standard_error,
             "n": cell.n,
-            "label": cell.of,
+            "label": cell.label,
             "missing": list(cell.remarks),
         }
         for cell in row.printed_cells
@@ -404,8 +436,8 @@ def _row_entry(row: Row, table: Table) -> dict[str, Any]:
     return row_entry | {"measures": measures} if measures else row_entry
 
 
-def _choice_entry(selected: Selected) -> dict[str, Any]:
-    """What a search chose for one cell in one trial."""
+def _choice_entry(selected: SelectedRun) -> dict[str, Any]:
+    """Convert the choice of a search in one trial for JSON."""
     outcome = selected.outcome
     return {
         "trial": selected.trial,
@@ -416,7 +448,7 @@ def _choice_entry(selected: Selected) -> dict[str, Any]:
 
 
 def _accuracy_records(tables: Iterable[Table]) -> list[dict[str, Any]]:
-    """A record for each accuracy of the tables."""
+    """Return a record for each accuracy of the tables."""
     return [_accuracy_record(cell) for table in tables for cell in table.accuracies]
 
 
@@ -425,14 +457,14 @@ def _accuracy_record(cell: Cell) -> dict[str, Any]:
         "setting": cell.setting,
         "selection": cell.selection,
         "dataset": cell.dataset,
-        "environment": cell.of,
+        "environment": cell.label,
         "algorithm": cell.row,
         **_value_record(cell),
     }
 
 
 def _column_records(tables: Iterable[Table]) -> list[dict[str, Any]]:
-    """A record for each printed cell of the tables but those of the averages."""
+    """Return a record for each printed cell of the tables, except the tables of averages."""
     return [
         _column_record(cell)
         for table in tables
@@ -449,7 +481,7 @@ def _column_record(cell: Cell) -> dict[str, Any]:
         "dataset": cell.dataset,
         "algorithm": cell.row,
         "column": cell.column,
-        "of": cell.of,
+        "of": cell.label,
         "device": cell.device,
         "unit": cell.unit,
         **_value_record(cell),
@@ -466,7 +498,7 @@ def _value_record(cell: Cell) -> dict[str, Any]:
 
 
 def _frame(records: Sequence[Mapping[str, Any]], empty: Mapping[str, Any]) -> pd.DataFrame:
-    """The records as a frame; ``empty``: one whose keys are the columns without any."""
+    """Convert records to a data frame; the keys of ``empty`` are its columns if there are none."""
     import pandas as pd
 
     frame = pd.DataFrame(records, columns=list(records[0] if records else empty))
@@ -486,7 +518,7 @@ _RECORD_COLUMNS = (
 
 
 def _checkpoint_rows(run: RecordedRun, setting: str) -> list[Mapping[str, Any]]:
-    """A row for each checkpoint of a run: column -> value."""
+    """Return a row (column -> value) for each checkpoint of a run."""
     in_splits, out_splits = selection.accuracies(run)
     names = [
         f"env{env}_{split}_acc" for split in ("in", "out") for env in range(run.n_environments)

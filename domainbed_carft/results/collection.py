@@ -1,9 +1,9 @@
-"""What ``carft collect``, ``top``, ``report`` and ``evaluate`` read: runs in groups, and methods.
+"""The runs that ``carft collect``, ``top``, ``report`` and ``evaluate`` read, in groups.
 
-A group has the runs that may be averaged, each job once: those of the same setting. Seeds, trial
-and target are no part of a setting, nor are the values of a search, which the selection method
-chooses. All runs on a dataset must share its environments, or a column would have no meaning. Runs
-that leave several targets out together belong to the environments on which they were trained.
+A group holds runs that can be averaged, each job once: runs with the same setting. Seeds, trial and
+target are not part of a setting, nor are searched values, which the selection method chooses. All
+runs on a dataset must share its environments, otherwise a column would have no meaning. Runs that
+hold out several targets together are grouped by the environments on which they were trained.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from domainbed_carft.arguments import TEXTS, check
 from domainbed_carft.data import benchmarks
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs import manifest, own_methods, records
-from domainbed_carft.jobs.algorithms import owners_of
+from domainbed_carft.jobs.algorithms import get_owners
 from domainbed_carft.jobs.job import Candidate, Choice, Job
 from domainbed_carft.jobs.manifest import Sweep
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning, RunsAndWarnings
@@ -31,15 +31,15 @@ from domainbed_carft.jobs.setting import (
     SCHEDULE,
     UNKNOWN,
 )
-from domainbed_carft.jobs.setting import setting as setting_of
+from domainbed_carft.jobs.setting import get_setting as setting_of
 from domainbed_carft.paths import AnyPath, as_paths
 from domainbed_carft.results import job_roles, selection
 from domainbed_carft.results import rows as row_names
 from domainbed_carft.results.rows import JointRow, JointRows
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.text import quantity
 
-# The part of a setting that names the environments trained on, where several targets were left out
+# The part of a setting that names the training environments if several targets are held out
 # together, and its value for runs with one target.
 TRAINED_ON = "trained on"
 ALL_OTHERS = "all others"
@@ -48,18 +48,22 @@ SEARCHED = "searched"
 
 # (dataset, row) -> the settings of its jobs
 _SettingsByRow = dict[tuple[str, str], list[Mapping[str, str]]]
-# The values of the parts that tell one group from another
+# The values of the parts by which groups differ
 _GroupKey = tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that may be averaged, how they differ from the other groups, and remarks.
+    """Runs with equal settings, whose accuracies can be averaged.
 
-    ``title``: the setting, "" of a single group. ``planned``: jobs of the sweeps' manifests that
-    belong to the group, run or not; ``runs`` may be empty. ``labels``: dataset -> environments, as
-    in the manifests. ``declared``: the rows in the order in which the manifests declare them.
-    ``source``: the environments trained on, if all others are left out together, else "".
+    Attributes:
+        title: the setting; empty for a single group.
+        runs: runs of distinct jobs; can be empty.
+        planned: jobs of the sweeps' manifests that belong to the group, run or not.
+        notes: remarks on settings that differ between rows and datasets.
+        labels: dataset -> names of its environments, from the manifests.
+        declared: rows in the order in which the manifests declare them.
+        source: the training environments if all others are held out together; otherwise empty.
     """
 
     title: str
@@ -69,31 +73,36 @@ class Group:
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     declared: Sequence[str] = ()
     source: str = ""
-    _selections: dict[str, list[Selected]] = field(default_factory=dict, init=False, repr=False)
+    _selections: dict[str, list[SelectedRun]] = field(default_factory=dict, init=False, repr=False)
 
-    def selected(self, method: str) -> list[Selected]:
-        """What a selection method selects from the runs, computed once."""
+    def select(self, method: str) -> list[SelectedRun]:
+        """Select runs by a method; the result is cached."""
         if method not in self._selections:
             self._selections[method] = selection.select(self.runs, method)
         return self._selections[method]
 
     @property
     def environments(self) -> dict[str, tuple[str, ...]]:
-        """Dataset -> labels of its environments, in the order of the tables."""
+        """Dataset -> names of its environments, in the order of the tables."""
         return row_names.environment_labels(self.runs, self.planned, self.labels)
 
-    def ordered(self, rows: Iterable[str]) -> list[str]:
-        """Names of rows, each once, in the order of the tables."""
-        return row_names.ordered_rows(rows, self.declared)
+    def order_rows(self, rows: Iterable[str]) -> list[str]:
+        """Return distinct names of rows in the order of the tables."""
+        return row_names.sort_rows(rows, self.declared)
 
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """Runs in groups that may be averaged, and what the manifests and the user asked for.
+    """Groups of runs, with the settings of the manifests and the user.
 
-    ``methods``: names of selection methods; ``compare_with``: names of published methods.
-    ``first_stages``: runs of searches in two stages, of which the groups have the second.
-    ``joint_rows``: what rows that ``by`` makes are of, by name. ``folders``: those that were read.
+    Attributes:
+        groups: runs that can be averaged.
+        methods: names of the selection methods.
+        warnings: problems in the files that were read.
+        compare_with: names of published methods.
+        first_stages: runs of the first stage of searches; the groups have the second stage.
+        joint_rows: row made by ``by`` -> its algorithm and values.
+        folders: the folders that were read.
     """
 
     groups: Sequence[Group]
@@ -109,24 +118,24 @@ class Collection:
         """The runs of all groups."""
         return [run for group in self.groups for run in group.runs]
 
-    def selected(self, method: str) -> list[Selected]:
-        """What a selection method selects from each group in turn; `Group.selected` has a part."""
-        return [selected for group in self.groups for selected in group.selected(method)]
+    def select(self, method: str) -> list[SelectedRun]:
+        """Select runs of each group in turn by a method."""
+        return [selected for group in self.groups for selected in group.select(method)]
 
     @property
     def rows(self) -> list[str]:
         """The rows that have runs, in the order of the tables."""
         declared = dict.fromkeys(name for group in self.groups for name in group.declared)
-        return row_names.ordered_rows((run.row for run in self.runs), declared)
+        return row_names.sort_rows((run.row for run in self.runs), declared)
 
 
-# What `collect`, `top`, `write_report` and `evaluate` take: folders, or what was read of them.
+# The sweeps that `collect`, `top`, `write_report` and `evaluate` take: folders, or their collection
 Sweeps: TypeAlias = "AnyPath | Iterable[AnyPath] | Collection"
 
 
-def gathered(sweeps: Sweeps, **reading: Any) -> Collection:
-    """The collection itself, or what `gather` reads of folders; ``reading``: its options."""
-    return sweeps if isinstance(sweeps, Collection) else gather(sweeps, **reading)
+def as_collection(sweeps: Sweeps, **options: Any) -> Collection:
+    """Return the collection itself, or read folders by `gather` with ``options``."""
+    return sweeps if isinstance(sweeps, Collection) else gather(sweeps, **options)
 
 
 def gather(
@@ -135,16 +144,22 @@ def gather(
     ignored: Sequence[str] = (),
     by: Sequence[str] = (),
 ) -> Collection:
-    """Read one or several output ``folders`` of sweeps: runs of the same setting, each job once.
+    """Read output folders of sweeps: runs with the same setting, each job once.
 
-    ``methods``: names of selection methods, None for those that the sweeps' manifests name, else
-    those that have jobs. ``ignored``: parts of a setting, keys of KINDS, that may differ between
-    runs that are averaged. ``by``: hyperparameters, arguments or "variant", by which runs have rows
-    of their own instead of tables.
+    Args:
+        folders: one or several output folders.
+        methods: names of selection methods. By default those of the sweeps' manifests, otherwise
+            those that have jobs.
+        ignored: parts of a setting (keys of KINDS) that can differ between averaged runs.
+        by: hyperparameters, arguments or "variant" whose values become rows instead of tables.
 
-    Raises CarftError if there is no record, no job for a requested method, if a job was run twice
-    with different records, if a name of ``by`` does not vary, or if by the manifests no job counts
-    for tables.
+    Returns:
+        The runs in groups.
+
+    Raises:
+        CarftError: if there is no record, if a requested method has no job, if a job was run twice
+            with different records, if a name of ``by`` does not vary, or if no job counts for
+            tables according to the manifests.
     """
     check(TEXTS, ignored=ignored, by=by)
     check(TEXTS, is_optional=True, methods=methods)
@@ -155,8 +170,8 @@ def gather(
     folders = as_paths(folders)
     runs, warnings = _read_runs(folders)
     sweeps = [_read_manifest(folder, warnings) for folder in folders]
-    runs = job_roles.assign_to_runs(runs, sweeps)
-    last_stage = job_roles.last_stage(runs, sweeps)
+    runs = job_roles.assign_roles(runs, sweeps)
+    last_stage = job_roles.select_last_stage(runs, sweeps)
     declared = dict.fromkeys(name for sweep in sweeps for name in sweep.algorithms)
     rows = row_names.label_rows(
         last_stage.runs, last_stage.planned, by=by, folders=folders, declared=declared
@@ -165,18 +180,18 @@ def gather(
     groups = _groups(rows, labels, ignored, warnings)
     if not groups:
         raise CarftError(
-            f"no job in {', '.join(map(str, folders))} counts for tables: by sweep.json all belong "
-            "to the first stage of a search that is over, or to an earlier choice; launch the "
-            "sweep again, which rewrites the file, or move it away to show all jobs"
+            f"no job in {', '.join(map(str, folders))} counts for tables: according to sweep.json "
+            "all belong to the first stage of a finished search or to an earlier choice; launch "
+            "the sweep again to rewrite sweep.json, or move the file away to show all jobs"
         )
     groups[0] = replace(groups[0], notes=[*last_stage.notes, *groups[0].notes])
 
     all_jobs = [*(run.job for run in rows.runs), *rows.planned]
-    numbers_left_out = {_number_left_out(job) for job in all_jobs}
+    held_out_counts = {_count_held_out(job) for job in all_jobs}
     compare_with = dict.fromkeys(name for sweep in sweeps for name in sweep.compare_with)
     return Collection(
         groups=groups,
-        methods=_methods_to_show(methods, sweeps, numbers_left_out),
+        methods=_choose_methods(methods, sweeps, held_out_counts),
         warnings=warnings,
         compare_with=list(compare_with),
         first_stages=last_stage.first_stages,
@@ -186,7 +201,7 @@ def gather(
 
 
 def _read_runs(folders: Sequence[Path]) -> RunsAndWarnings:
-    """The runs in the folders; raises CarftError, with the warnings, if there are none."""
+    """Read the runs in the folders; raise CarftError with the warnings if there are none."""
     runs_and_warnings = records.read(folders)
     if not runs_and_warnings.runs:
         listing = "".join(
@@ -199,13 +214,13 @@ def _read_runs(folders: Sequence[Path]) -> RunsAndWarnings:
     return runs_and_warnings
 
 
-def _number_left_out(job: Job) -> int:
-    """How many environments a job leaves out; those left out together count as one target."""
-    return 1 if job.role.leaves_out_together else len(job.args["test_envs"])
+def _count_held_out(job: Job) -> int:
+    """Count the environments that a job holds out; together they count as one target."""
+    return 1 if job.role.holds_out_together else len(job.args["test_envs"])
 
 
 def _read_manifest(folder: Path, warnings: list[RecordWarning]) -> Sweep:
-    """The manifest of ``folder``; an empty one if there is none, or, with a warning, if broken."""
+    """Read a folder's manifest; return an empty one, with a warning, if it is broken."""
     try:
         return manifest.read(folder) or Sweep(())
     except CarftError as error:
@@ -214,17 +229,17 @@ def _read_manifest(folder: Path, warnings: list[RecordWarning]) -> Sweep:
         return Sweep(())
 
 
-def _methods_to_show(
-    requested: Sequence[str] | None, sweeps: Sequence[Sweep], numbers_left_out: set[int]
+def _choose_methods(
+    requested: Sequence[str] | None, sweeps: Sequence[Sweep], held_out_counts: set[int]
 ) -> Sequence[str]:
-    """The ``requested`` methods, or else those that the sweeps name and that have jobs.
+    """Return the ``requested`` methods, otherwise those of the manifests that have jobs.
 
-    ``numbers_left_out``: how many environments the jobs leave out. Raises CarftError for a
-    requested method without jobs.
+    ``held_out_counts`` has the numbers of environments that the jobs hold out. Raises CarftError if
+    a requested method has no jobs.
     """
-    leaves_out = {number > 0 for number in numbers_left_out}
+    holds_out = {number > 0 for number in held_out_counts}
     methods_with_jobs = [
-        name for name, method in selection.METHODS.items() if method.leaves_out in leaves_out
+        name for name, method in selection.METHODS.items() if method.holds_out in holds_out
     ]
     for name in requested or ():
         if name not in methods_with_jobs:
@@ -235,12 +250,12 @@ def _methods_to_show(
     if requested:
         return requested
 
-    named = {name for sweep in sweeps for name in sweep.selection} | {selection.IN_DOMAIN}
+    declared = {name for sweep in sweeps for name in sweep.selection} | {selection.IN_DOMAIN}
     if not all(sweep.selection for sweep in sweeps):
-        named |= {*selection.METHODS} - {selection.LEAVE_ONE_OUT}
-    if 2 in numbers_left_out:  # these jobs serve nothing else
-        named.add(selection.LEAVE_ONE_OUT)
-    return [name for name in methods_with_jobs if name in named]
+        declared |= {*selection.METHODS} - {selection.LEAVE_ONE_OUT}
+    if 2 in held_out_counts:  # such jobs are used only by leave-one-domain-out
+        declared.add(selection.LEAVE_ONE_OUT)
+    return [name for name in methods_with_jobs if name in declared]
 
 
 def _groups(
@@ -249,19 +264,17 @@ def _groups(
     ignored: Sequence[str],
     warnings: list[RecordWarning],
 ) -> list[Group]:
-    """The runs, split where one row on one dataset was run under several settings.
+    """Group the runs, so that no row on a dataset mixes runs with several settings.
 
-    Rows or datasets that differ in their one setting stay together, since no cell mixes them; a
-    note names the differences. ``labels``: dataset -> environments, as manifests have them;
-    ``ignored``: keys of KINDS that do not count. Each job counts once: a warning is added for each
-    run that is passed over.
+    Rows or datasets that differ but have one setting each stay together, since no cell mixes them;
+    a note lists the differences. A warning is added for each repeated run of a job.
     """
     environments = row_names.environment_labels(rows.runs, rows.planned, labels)
     runs = [(run, _cell_setting(run.job, run.setting, environments)) for run in rows.runs]
     planned = [
         (job, _cell_setting(job, setting_of(job.args), environments)) for job in rows.planned
     ]
-    parts = _parts_that_split([(run.job, setting) for run, setting in runs], planned, ignored)
+    parts = _splitting_parts([(run.job, setting) for run, setting in runs], planned, ignored)
 
     members: dict[_GroupKey, list[RecordedRun]] = {}
     for run, setting in runs:
@@ -290,32 +303,33 @@ def _groups(
     return groups
 
 
-def _parts_that_split(
+def _splitting_parts(
     ran: Sequence[tuple[Job, Mapping[str, str]]],
     planned: Sequence[tuple[Job, Mapping[str, str]]],
     ignored: Sequence[str],
 ) -> list[str]:
-    """The parts of a setting by which groups differ; ``ran``, ``planned``: jobs, their settings."""
+    """Return the parts of a setting by which the jobs are split into groups."""
     ignored_prefixes = tuple(KINDS[name] for name in ignored)
     conflicts = _conflicts(_by_row(ran), _by_row(planned))
     parts = [part for part in conflicts if not part.startswith(ignored_prefixes)]
-    has_sources = any(TRAINED_ON in setting for _, setting in (*ran, *planned))
-    return [*parts, TRAINED_ON] if has_sources and TRAINED_ON not in parts else parts
+    if TRAINED_ON not in parts and any(TRAINED_ON in setting for _, setting in (*ran, *planned)):
+        parts.append(TRAINED_ON)
+    return parts
 
 
 def _cell_setting(
     job: Job, setting: Mapping[str, str], environments: Mapping[str, Sequence[str]]
 ) -> Mapping[str, str]:
-    """The setting of the cell that a job belongs to: without the values of a search.
+    """Return the setting of a job's cell, without searched values.
 
-    With the environments trained on, if the job leaves several targets out together.
+    It contains the training environments if several targets are held out together.
     """
     role = job.role
-    if not role.values and not role.leaves_out_together:
+    if not role.values and not role.holds_out_together:
         return setting
 
     cell_setting = {**setting, **{HPARAM + name: SEARCHED for name in role.values}}
-    if role.leaves_out_together:
+    if role.holds_out_together:
         labels = environments[job.key.dataset]
         sources = [label for env, label in enumerate(labels) if env not in job.key.test_envs]
         cell_setting[TRAINED_ON] = ", ".join(sources)
@@ -327,37 +341,37 @@ def _planned_by_group(
     parts: Sequence[str],
     members: Mapping[_GroupKey, Sequence[RecordedRun]],
 ) -> dict[_GroupKey, list[Job]]:
-    """The planned jobs that belong to each group; a job may belong to several, or to a new one.
+    """Assign the planned jobs to groups; a job can belong to several groups, or to a new one.
 
-    Say that trial 0 ran with one version of PyTorch and trial 1 with another, which no plan tells:
-    then there are two groups. A planned job of trial 0 that ran belongs to the first group. One
-    that did not run may belong to either, so that both miss it. One with a hyperparameter that no
-    run has makes a group of its own, without runs.
+    Some parts of a setting are known only from records. If trial 0 ran with one version of PyTorch
+    and trial 1 with another, there are two groups. A planned job of trial 0 that ran belongs to the
+    first group. One that did not run could belong to either, so both report it as missing. One with
+    a hyperparameter that no run has makes a group without runs.
     """
     ran = {key: {run.job.candidate for run in runs} for key, runs in members.items()}
-    trials = {key: {_without_test_envs(job) for job in jobs} for key, jobs in ran.items()}
+    trials = {key: {_trial_key(job) for job in jobs} for key, jobs in ran.items()}
 
     planned_by_group: dict[_GroupKey, list[Job]] = {}
     for job, setting in planned:
         key = _group_key(setting, parts)
-        candidates = [group for group in members if _may_belong(key, group)] or [key]
+        candidates = [group for group in members if _can_belong(key, group)] or [key]
         has_run = any(job.candidate in ran.get(group, ()) for group in candidates)
         for group in candidates:
-            # What ran under another setting is missed here only among runs of its trial.
-            if not has_run or _without_test_envs(job.candidate) in trials[group]:
+            # A job that ran under another setting is missing only next to runs of its trial.
+            if not has_run or _trial_key(job.candidate) in trials[group]:
                 planned_by_group.setdefault(group, []).append(job)
     return planned_by_group
 
 
-def _without_test_envs(candidate: Candidate) -> tuple[str, str, int, Choice]:
+def _trial_key(candidate: Candidate) -> tuple[str, str, int, Choice]:
     return candidate.dataset, candidate.row, candidate.trial, candidate.choice
 
 
 def _distinct(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[RecordWarning]]:
-    """``runs`` of one group with each job once, and a warning for each run passed over.
+    """Return one run for each job of a group, and a warning for each other run.
 
-    Of several, the finished one counts; of several with the same records, the first. Raises
-    CarftError, naming all of them, for jobs whose runs have different records.
+    A finished run is preferred, then the first of several with equal records. Raises CarftError
+    with the folders of all jobs whose runs have different records.
     """
     runs_by_job: dict[Candidate, list[RecordedRun]] = {}
     for run in runs:
@@ -383,19 +397,19 @@ def _distinct(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[Reco
     if problems:
         raise CarftError(
             f"{quantity(len(problems), 'job was', 'jobs were')} run twice under the same settings, "
-            "with different records; keep the folder, or the records in it, of one:\n"
+            "with different records; for each job keep only one of these folders:\n"
             + "\n".join(problems)
         )
     return distinct_runs, warnings
 
 
 def _content(run: RecordedRun) -> tuple[bytes, bytes]:
-    """The steps and accuracies as bytes, since nan is not equal to nan."""
+    """Return steps and accuracies as bytes, since nan is not equal to nan."""
     return run.steps.tobytes(), run.accuracies.tobytes()
 
 
 def _part_value(setting: Mapping[str, str], part: str) -> str:
-    """A part's value; an hparam that is not overridden is the default."""
+    """Return the value of a part; an hparam that is not overridden has its default."""
     if part == TRAINED_ON:
         return setting.get(part, ALL_OTHERS)
     return setting.get(part, DEFAULT if part.startswith(HPARAM) else UNKNOWN)
@@ -405,8 +419,8 @@ def _group_key(setting: Mapping[str, str], parts: Sequence[str]) -> _GroupKey:
     return tuple(_part_value(setting, part) for part in parts)
 
 
-def _may_belong(job: _GroupKey, group: _GroupKey) -> bool:
-    """Whether a job may belong to a group: some parts are known from records only."""
+def _can_belong(job: _GroupKey, group: _GroupKey) -> bool:
+    """Return True if a job can belong to a group; unknown parts match any value."""
     return all(UNKNOWN in values or values[0] == values[1] for values in zip(job, group))
 
 
@@ -418,7 +432,7 @@ def _by_row(jobs: Iterable[tuple[Job, Mapping[str, str]]]) -> _SettingsByRow:
 
 
 def _parts(settings_by_row: _SettingsByRow) -> list[str]:
-    """The parts that any of the settings has, in the order in which they first occur."""
+    """Return the parts of all settings in the order in which they first occur."""
     return list(
         dict.fromkeys(
             part
@@ -430,13 +444,13 @@ def _parts(settings_by_row: _SettingsByRow) -> list[str]:
 
 
 def _conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[str]:
-    """The parts by which runs have to be split.
+    """Yield the parts of which a row on one dataset has several values.
 
-    Some algorithm has several values of such a part on one dataset; of environments, the dataset
-    has. Of planned jobs those values count that are known without a record.
+    For the environments it is enough that the dataset has several. Values of planned jobs count if
+    they are known without a record.
     """
     for part in _parts({**planned, **ran}):
-        values_of: dict[tuple[str, ...], set[str]] = {}
+        values_by_owner: dict[tuple[str, ...], set[str]] = {}
         for dataset, row in {**ran, **planned}:
             run_settings = ran.get((dataset, row), ())
             values = {_part_value(setting, part) for setting in run_settings}
@@ -445,31 +459,33 @@ def _conflicts(ran: _SettingsByRow, planned: _SettingsByRow) -> Iterator[str]:
                 values |= {_part_value(setting, part) for setting in job_settings} - {UNKNOWN}
 
             owner = (dataset,) if part == ENVIRONMENTS else (dataset, row)
-            values_of.setdefault(owner, set()).update(values)
-        if any(len(values) > 1 for values in values_of.values()):
+            values_by_owner.setdefault(owner, set()).update(values)
+        if any(len(values) > 1 for values in values_by_owner.values()):
             yield part
 
 
 def _differences(
     runs: Sequence[RecordedRun], environments: Mapping[str, Sequence[str]], row_parts: Sequence[str]
 ) -> Iterator[str]:
-    """How the settings of a group's algorithms and datasets differ, a sentence for each part.
+    """Describe the settings that differ between a group's rows and datasets, a sentence each.
 
-    ``row_parts``: parts that the names of the rows tell.
+    ``row_parts`` are parts that the names of the rows already show.
     """
     settings_by_row = _by_row(
         (run.job, _cell_setting(run.job, run.setting, environments)) for run in runs
     )
     titles = benchmarks.dataset_titles(dataset for dataset, _ in settings_by_row)
-    algorithm_of_row = {run.row: run.algorithm for run in runs}
-    known = own_methods.known()
+    algorithm_by_row = {run.row: run.algorithm for run in runs}
+    algorithms = own_methods.list_algorithms()
     for part in _parts(settings_by_row):
-        owners = owners_of(part.removeprefix(HPARAM), known) if part.startswith(HPARAM) else ()
+        owners = get_owners(part.removeprefix(HPARAM), algorithms) if part.startswith(HPARAM) else ()
         rows_by_value: dict[str, dict[str, None]] = {}
         for (dataset, row), settings in settings_by_row.items():
             for setting in settings:
-                is_of_others = owners and algorithm_of_row[row] not in owners
-                if part not in setting and (is_of_others or part.startswith(METHOD)):
+                is_applicable = not part.startswith(METHOD) and (
+                    not owners or algorithm_by_row[row] in owners
+                )
+                if part not in setting and not is_applicable:
                     continue
                 rows = rows_by_value.setdefault(_part_value(setting, part), {})
                 rows[f"{row} on {titles[dataset]}"] = None

@@ -1,6 +1,6 @@
-"""Differences between the rows of tables: paired, with intervals and p-values.
+"""Paired differences between the rows of tables, with intervals and p-values.
 
-Every comparison is by `compare`: of ``--against``, and of a report's headline.
+`compare` makes every comparison: the tables of ``--against`` and the headline of a report.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from domainbed_carft.results import selection
 from domainbed_carft.results.collection import Collection, Group
 from domainbed_carft.results.columns import IN_DOMAIN, sample_error
 from domainbed_carft.results.formats import Grid
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.selection import SelectedRun
 
 ACCURACY = "accuracy"
 ENVIRONMENT = "environment"
@@ -29,17 +29,17 @@ UNITS = (ENVIRONMENT, PAIR)
 
 LEVEL = 95  # % of intervals
 MIN_PAIRS = 5
-# Below so many units no two-sided p-value by sign flips is below 5%.
+# With fewer units no two-sided p-value by sign flips is below 5%.
 MIN_PAIRS_FOR_FIVE_PERCENT = 6
 
-# Of more differences than this, signs are flipped at random instead of in all 2^n ways.
+# With more differences signs are flipped at random instead of in all 2^n patterns.
 MAX_EXACT_PAIRS = 36
 RANDOM_FLIPS = 99_999
 SEED = 0
 
 _FLIPS_AT_ONCE = 11_111  # a divisor of RANDOM_FLIPS
-_SAME_SUM = 1e-9  # of sums that are equal but for rounding, relative to the sum of sizes
-_TIE = 1e-9  # points, by which a mean of equal accuracies may differ from 0
+_SAME_SUM = 1e-9  # rounding error of equal sums, relative to the sum of absolute values
+_TIE = 1e-9  # rounding error in points of the mean difference of equal accuracies
 
 _UNIT_TITLES = {
     ENVIRONMENT: "unit: environment, its mean over trials",
@@ -55,35 +55,49 @@ Accuracies = Mapping[str, Mapping[PairKey, float]]
 Floats = npt.NDArray[np.float64]
 
 CAPTION = (
-    "Minus: accuracy of the row's algorithm minus that of the one in the title, in points, over "
-    "every (dataset, environment left out, trial) that both have. s.e.: standard error of the "
-    f"mean (divisor n - 1); interval: {LEVEL}% by Student's t, both over the n differences. p: "
-    f"two-sided, by flipping the signs of the n differences, exactly up to {MAX_EXACT_PAIRS} "
-    f"and otherwise by {RANDOM_FLIPS:,} random flips; Holm: corrected for the number of rows; "
-    "smallest p: what n differences can attain at best.",
-    "Unit environment: one difference for each environment left out, its mean over trials (one for "
-    "a family, such as EmojiUnseen's three of EmojiOne). Unit pair: one for each trial; trials of "
-    "an environment share test images, so these p-values are too small and these intervals too "
-    "narrow. Unit trial: where one model has all environments of a trial, since nothing was left "
-    "out, or several together.",
-    "All units count alike, and in Avg all datasets do, so that over several datasets the mean "
-    "difference is not the difference of Avg. Environments left out share training domains: their "
-    "differences are not independent, and their intervals are too narrow as well.",
+    "Minus: accuracy of the row's algorithm minus accuracy of the algorithm in the title, in "
+    "points, over every (dataset, held-out environment, trial) that both have. s.e.: standard "
+    f"error of the mean (divisor n - 1); interval: {LEVEL}% by Student's t, both over the n "
+    "differences. p: two-sided, by flipping the signs of the n differences, exact up to "
+    f"{MAX_EXACT_PAIRS} and otherwise by {RANDOM_FLIPS:,} random flips; Holm: corrected for the "
+    "number of rows; smallest p: the lowest p that n differences can reach.",
+    "Unit environment: one difference for each held-out environment, its mean over trials (one for "
+    "a family, such as EmojiUnseen's three EmojiOne styles). Unit pair: one for each environment "
+    "and trial; trials of an environment share test images, so these p-values are too small and "
+    "these intervals too narrow. Unit trial: used if one model covers all environments of a trial, "
+    "because no environment was held out or several were held out together.",
+    "All units have the same weight. In Avg all datasets have the same weight, so that over "
+    "several datasets the mean difference is not the difference of Avg. HeldError-out environments "
+    "share training domains, so their differences are not independent, and their intervals are too "
+    "narrow as well.",
 )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row minus another, by one selection method in one group of runs.
+    """The difference between two rows, by one selection method in one group of runs.
 
-    ``measure``: ACCURACY, that of the tables, or IN_DOMAIN, that on the environments trained on.
-    ``unit``: of the ``n`` differences, ENVIRONMENT, PAIR or TRIAL; ``pairs``, ``environments``,
-    ``trials``: how many of these there are. In ``mean_difference`` units count alike, in
-    ``average_difference`` datasets do, as in Avg.
+    Differences, errors and intervals are in points.
 
-    Differences, error and interval are in points; error and interval are None for a single
-    difference, p-values below MIN_PAIRS pairs; ``p_holm`` is corrected for the rows that are
-    compared.
+    Attributes:
+        setting: title of the group of runs.
+        selection: name of the selection method.
+        measure: ACCURACY (on the target) or IN_DOMAIN (on the training environments).
+        unit: unit of the ``n`` differences: ENVIRONMENT, PAIR or TRIAL.
+        algorithm: name of the row.
+        against: name of the row that is subtracted.
+        pairs: number of pairs that both rows have.
+        n: number of units.
+        mean_difference: mean over units.
+        standard_error: with divisor n - 1; None for a single unit.
+        low, high: interval of the mean by Student's t; None for a single unit.
+        wins, losses, ties: number of units with a positive, negative and zero difference.
+        p: p-value by sign flips; None with fewer than MIN_PAIRS pairs.
+        p_holm: ``p`` corrected for the number of compared rows.
+        smallest_p: smallest p-value that n units can reach.
+        environments: number of environments.
+        trials: number of trials.
+        average_difference: mean in which each dataset has the same weight, as in Avg.
     """
 
     setting: str
@@ -109,17 +123,17 @@ class Comparison:
     average_difference: float
 
     def as_dict(self) -> dict[str, Any]:
-        """An entry for JSON and CSV, without what other tables have."""
+        """Return an entry for JSON and CSV, without the fields of other tables."""
         entry = asdict(self)
         return {name: entry[name] for name in entry if name not in _FIELDS_OF_OTHER_TABLES}
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """True if the interval does not contain 0."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
     def interval_text(self, digits: int) -> str:
-        """The interval with so many digits after the point, or why there is none."""
+        """Format the interval with ``digits`` decimals, or the reason why there is none."""
         if self.low is None:
             return f"none (one {self.unit})"
         return f"{self.low:+.{digits}f} to {self.high:+.{digits}f}"
@@ -137,10 +151,9 @@ def compare(
     method: str = selection.TRAINING_DOMAIN,
     measure: str = ACCURACY,
 ) -> list[Comparison]:
-    """Every other row minus ``against``, in the order of ``accuracies``.
+    """Subtract ``against`` from every other row that shares a pair with it, in the given order.
 
-    Only rows that share a pair with it. ``setting``, ``method`` and ``measure``: what the
-    accuracies are of.
+    ``setting``, ``method`` and ``measure`` describe the accuracies.
     """
     reference = accuracies.get(against, {})
     comparisons = []
@@ -150,9 +163,9 @@ def compare(
             continue
 
         differences = {pair: by_pair[pair] - reference[pair] for pair in shared}
-        by_unit = _by_unit(differences, unit)
+        by_unit = _average_by_unit(differences, unit)
         low, high = student_interval(by_unit)
-        has_pairs = len(shared) >= MIN_PAIRS
+
         comparison = Comparison(
             setting=setting,
             selection=method,
@@ -169,7 +182,7 @@ def compare(
             wins=sum(value > _TIE for value in by_unit),
             losses=sum(value < -_TIE for value in by_unit),
             ties=sum(abs(value) <= _TIE for value in by_unit),
-            p=p_value(by_unit) if has_pairs else None,
+            p=p_value(by_unit) if len(shared) >= MIN_PAIRS else None,
             p_holm=None,
             smallest_p=smallest_p(len(by_unit)),
             environments=len({(dataset, target) for dataset, target, _ in shared}),
@@ -189,15 +202,17 @@ def compare_rows(
     row: str | None = None,
     measures: Sequence[str] = (ACCURACY,),
 ) -> list[Comparison]:
-    """What `compare` says for each group, method, measure and unit; of ``row`` only, if given."""
+    """Compare the rows of each group by each method, measure and unit; only ``row`` if given."""
     comparisons = []
     for group, method, measure in itertools.product(
         collection.groups, collection.methods, measures
     ):
-        by_row = accuracies_of(group.selected(method), measure)
-        names = [name for name in group.ordered(by_row) if row in (None, name) or name == against]
+        by_row = accuracies_by_row(group.select(method), measure)
+        names = [
+            name for name in group.order_rows(by_row) if row in (None, name) or name == against
+        ]
         accuracies = {name: by_row[name] for name in names}
-        for unit in _units_of(group, method):
+        for unit in _choose_units(group, method):
             comparisons += compare(
                 accuracies,
                 against,
@@ -209,16 +224,17 @@ def compare_rows(
     return comparisons
 
 
-def _units_of(group: Group, method: str) -> Sequence[str]:
-    """The units of a group's comparisons: trials, if one model has all environments of a trial."""
-    has_a_model_for_each_target = selection.METHODS[method].leaves_out and not group.source
-    return UNITS if has_a_model_for_each_target else (TRIAL,)
+def _choose_units(group: Group, method: str) -> Sequence[str]:
+    """Return the units of comparisons: trials if one model covers all environments of a trial."""
+    if selection.METHODS[method].holds_out and not group.source:
+        return UNITS
+    return (TRIAL,)
 
 
 def require_comparisons(
     comparisons: Sequence[Comparison], collection: Collection, against: str
 ) -> None:
-    """Raise CarftError, which names the rows, if nothing shares a pair with ``against``."""
+    """Raise CarftError with the names of all rows if no row shares a pair with ``against``."""
     if comparisons:
         return
 
@@ -228,30 +244,27 @@ def require_comparisons(
         f"expected one of {names}"
     )
     if against == "ERM" and "ERM" not in collection.rows:
-        message += "; ERM is DomainBed's ResNet; plain fine-tuning of CLIP is CLIPFineTune"
+        message += "; ERM is DomainBed's ResNet, and plain fine-tuning of CLIP is CLIPFineTune"
     raise CarftError(message)
 
 
-def accuracies_of(
-    selections: Iterable[Selected], measure: str = ACCURACY
+def accuracies_by_row(
+    selections: Iterable[SelectedRun], measure: str = ACCURACY
 ) -> dict[str, dict[PairKey, float]]:
-    """Row -> pair -> its accuracy in percent: on the target, or IN_DOMAIN."""
+    """Map each row and pair to its accuracy in percent, on the target or IN_DOMAIN."""
     percent: dict[str, dict[PairKey, float]] = {}
     for selected in selections:
         outcome = selected.outcome
         accuracy = outcome.accuracy
         if measure == IN_DOMAIN:
-            accuracy = selection.in_domain_at(outcome)
+            accuracy = selection.in_domain_accuracy(outcome)
         pair = (selected.dataset, selected.target, selected.trial)
         percent.setdefault(selected.row, {})[pair] = 100 * accuracy
     return percent
 
 
-def _by_unit(differences: Mapping[PairKey, float], unit: str) -> list[float]:
-    """The differences of units, each the mean of its pairs.
-
-    The environments of a family are one unit.
-    """
+def _average_by_unit(differences: Mapping[PairKey, float], unit: str) -> list[float]:
+    """Return each unit's mean over its pairs; environments of one family are one unit."""
     by_unit: dict[tuple[object, ...], list[float]] = {}
     for pair, difference in differences.items():
         dataset, target, trial = pair
@@ -265,7 +278,7 @@ def _by_unit(differences: Mapping[PairKey, float], unit: str) -> list[float]:
 
 
 def _average_over_datasets(differences: Mapping[PairKey, float]) -> float:
-    """The mean over datasets, of each one's mean over environments, as Avg is formed."""
+    """Mean over datasets of each dataset's mean over environments, as in Avg."""
     by_dataset: dict[str, dict[int, list[float]]] = {}
     for (dataset, target, _), difference in differences.items():
         by_dataset.setdefault(dataset, {}).setdefault(target, []).append(difference)
@@ -280,11 +293,11 @@ def _average_over_datasets(differences: Mapping[PairKey, float]) -> float:
 
 
 def student_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """The interval of the mean by Student's t, at LEVEL percent; Nones for a single value."""
+    """Interval of the mean at LEVEL percent by Student's t; Nones for a single value."""
     if len(values) < 2:
         return None, None
 
-    from scipy.special import stdtrit  # scipy.stats takes a second to load
+    from scipy.special import stdtrit  # importing scipy.stats takes a second
 
     mean = float(np.mean(values))
     quantile = float(stdtrit(len(values) - 1, (1 + LEVEL / 100) / 2))
@@ -295,10 +308,10 @@ def student_interval(values: Sequence[float]) -> tuple[float, float] | tuple[Non
 def welch_interval(
     values: Sequence[float], mean: float, squared_error: float, n: int
 ) -> tuple[float, float] | tuple[None, None]:
-    """The interval of the mean of ``values`` minus ``mean`` by Welch's t, at LEVEL percent.
+    """Interval at LEVEL percent of the mean of ``values`` minus ``mean``, by Welch's t.
 
-    ``squared_error``: of ``mean``, its standard error with divisor n - 1 over ``n`` values,
-    squared. Nones for a single value.
+    ``squared_error`` is the squared standard error of ``mean``, with divisor n - 1 over ``n``
+    values. Nones for a single value.
     """
     if len(values) < 2:
         return None, None
@@ -315,12 +328,13 @@ def welch_interval(
 
 
 def p_value(differences: Sequence[float]) -> float:
-    """The two-sided p-value of the mean of at least one difference, by flipping signs.
+    """Two-sided p-value of the mean of one or more differences, by flipping signs.
 
-    It is the share of the 2^n ways to flip the signs of the n differences of which the sum is at
-    least as far from 0: exact up to MAX_EXACT_PAIRS differences, as
-    ``scipy.stats.permutation_test(permutation_type="samples")`` enumerates them. Of more it is by
-    RANDOM_FLIPS random flips (numpy's default_rng, SEED), the observed signs counted as one.
+    It is the share of the 2^n sign patterns whose sum is at least as far from 0 as the observed
+    sum. Up to MAX_EXACT_PAIRS differences it is exact, like
+    ``scipy.stats.permutation_test(permutation_type="samples")``. With more it is estimated from
+    RANDOM_FLIPS random patterns (numpy's default_rng, SEED), and the observed pattern is counted as
+    one of them.
     """
     values = np.asarray(differences, dtype=float)
     tolerance = _SAME_SUM * float(np.abs(values).sum())
@@ -328,20 +342,21 @@ def p_value(differences: Sequence[float]) -> float:
     if threshold <= 0:
         return 1.0
     if values.size <= MAX_EXACT_PAIRS:
-        return 2 * _count_of_sums(values, threshold) / 2**values.size
-    return (1 + _count_of_random_sums(values, threshold)) / (1 + RANDOM_FLIPS)
+        return 2 * _count_sums(values, threshold) / 2**values.size
+    return (1 + _count_random_sums(values, threshold)) / (1 + RANDOM_FLIPS)
 
 
 def smallest_p(n: int) -> float:
-    """The smallest p-value that `p_value` can return for n differences."""
+    """Smallest p-value that `p_value` can return for n differences."""
     smallest = 2.0 ** (1 - n)
     return smallest if n <= MAX_EXACT_PAIRS else 1 / (1 + RANDOM_FLIPS)
 
 
-def _count_of_sums(values: Floats, threshold: float) -> int:
-    """Of all sums with flipped signs, how many are at least ``threshold``.
+def _count_sums(values: Floats, threshold: float) -> int:
+    """Count the sums, over all sign patterns, that are at least ``threshold``.
 
-    Each is a sum of one half of the values and one of the other, so 2^(n/2) of each are enough.
+    Each is a sum over one half of the values plus a sum over the other half, so 2^(n/2) sums of
+    each half suffice.
     """
     middle = values.size // 2
     first = np.sort(_signed_sums(values[:middle]))
@@ -351,15 +366,15 @@ def _count_of_sums(values: Floats, threshold: float) -> int:
 
 
 def _signed_sums(values: Floats) -> Floats:
-    """The sums of all 2^n ways to give the values signs."""
+    """Sums of the values under all 2^n sign patterns."""
     sums = np.zeros(1)
     for value in values:
         sums = np.concatenate([sums + value, sums - value])
     return sums
 
 
-def _count_of_random_sums(values: Floats, threshold: float) -> int:
-    """Of RANDOM_FLIPS sums with random signs, how many are ``threshold`` or more from 0."""
+def _count_random_sums(values: Floats, threshold: float) -> int:
+    """Count the sums over RANDOM_FLIPS random sign patterns at least ``threshold`` from 0."""
     rng = np.random.default_rng(SEED)
     count = 0
     for _ in range(RANDOM_FLIPS // _FLIPS_AT_ONCE):
@@ -369,18 +384,18 @@ def _count_of_random_sums(values: Floats, threshold: float) -> int:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Name -> p-value, corrected for the number of tests by Holm's step-down method."""
+    """Correct p-values for the number of tests by Holm's step-down method."""
     corrected: dict[str, float] = {}
-    largest = 0.0
+    highest = 0.0
     ordered = sorted(p_values.items(), key=lambda item: item[1])
     for rank, (name, value) in enumerate(ordered):
-        largest = max(largest, min(1.0, (len(ordered) - rank) * value))
-        corrected[name] = largest
+        highest = max(highest, min(1.0, (len(ordered) - rank) * value))
+        corrected[name] = highest
     return corrected
 
 
 def grids(comparisons: Sequence[Comparison]) -> list[Grid]:
-    """A table for each group, method, measure and unit: a row for each row that was compared."""
+    """Make a table for each group, method, measure and unit, with a row for each compared row."""
     by_table: dict[tuple[str, ...], list[Comparison]] = {}
     for entry in comparisons:
         key = (entry.setting, entry.selection, entry.measure, entry.unit, entry.against)
@@ -412,22 +427,23 @@ def _row(entry: Comparison) -> list[str]:
 
 
 def p_text(p: float | None) -> str:
-    """A p-value with three decimals or two digits that count; "-" without one."""
+    """Format a p-value with three decimals or two significant digits; "-" if it is None."""
     if p is None:
         return "-"
     return f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
 
 
 def _notes(comparisons: Sequence[Comparison]) -> list[str]:
-    """Which rows have too few pairs for a p-value, and what so few units can show."""
+    """Return notes on rows with too few pairs for a p-value, and on the smallest p-value."""
     first = comparisons[0]
     notes = []
-    few = {entry.algorithm: entry.pairs for entry in comparisons if entry.pairs < MIN_PAIRS}
-    if few and first.unit != ENVIRONMENT:  # of which more trials make no more
-        counts = " to ".join(str(count) for count in sorted({min(few.values()), max(few.values())}))
+    n_pairs = {entry.algorithm: entry.pairs for entry in comparisons if entry.pairs < MIN_PAIRS}
+    if n_pairs and first.unit != ENVIRONMENT:  # more trials do not add environments
+        limits = sorted({min(n_pairs.values()), max(n_pairs.values())})
         notes.append(
-            f"{', '.join(few)}: {counts} (dataset, environment left out, trial) shared with "
-            f"{first.against}, expected at least {MIN_PAIRS} for a p-value; run more trials."
+            f"{', '.join(n_pairs)}: {' to '.join(map(str, limits))} (dataset, held-out "
+            f"environment, trial) shared with {first.against}, expected at least {MIN_PAIRS} for a "
+            "p-value; run more trials."
         )
 
     n = min(entry.n for entry in comparisons)

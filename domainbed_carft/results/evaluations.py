@@ -1,8 +1,8 @@
-"""What is measured of predictions: a row for each image, and the figures that follow from rows.
+"""Predictions on test images, a row for each image, and the metrics computed from the rows.
 
-Of a sweep's runs both are kept beside the records, in two files for each step that was selected;
-selection methods that choose the same step share them. Tables need the figures alone, neither rows
-nor weights. The files may be a stranger's: no path is in them, and nothing in them is run.
+For runs of a sweep both are saved next to the records, in two files for each selected step, so that
+selection methods that choose the same step share them. Tables need only the metrics. The files can
+be untrusted: they contain no path, and loading them runs no code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from domainbed_carft.files import arrays
 from domainbed_carft.jobs.folder import WEIGHTS
 from domainbed_carft.jobs.job import IDENTITY, Job
 
-FORMAT: Literal[1] = 1  # of rows and figures
+FORMAT: Literal[1] = 1  # of the files of rows and of metrics
 
 ECE_BINS = 15  # of equal width, for the expected calibration error
 
@@ -37,11 +37,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ImageRows:
-    """A row for each of N images, (N,) each.
+    """A row for each of N images.
 
-    ``label``, ``predicted``: the true class and the most likely one. ``top``: the probability of
-    the latter; ``log_true``: the logarithm of that of the former, in nats; ``sum_of_squares``: of
-    the probabilities of all classes.
+    Attributes:
+        label: the true class, (N,).
+        predicted: the most likely class, (N,).
+        top: probability of the most likely class, (N,).
+        log_true: log-probability of the true class in nats, (N,).
+        sum_of_squares: sum over all classes of the squared probability, (N,).
     """
 
     label: Labels
@@ -52,12 +55,12 @@ class ImageRows:
 
     @property
     def is_correct(self) -> npt.NDArray[np.bool_]:
-        """(N,): whether the prediction is right."""
+        """True for each image that is predicted correctly, (N,)."""
         return self.predicted == self.label
 
     @classmethod
-    def joined(cls, parts: Sequence[ImageRows]) -> ImageRows:
-        """The rows of all parts in turn; none without parts."""
+    def concatenate(cls, parts: Sequence[ImageRows]) -> ImageRows:
+        """Concatenate the rows of several parts; no rows without parts."""
 
         def column(name: str, dtype: type) -> Any:
             return np.concatenate([np.empty(0, dtype), *(getattr(part, name) for part in parts)])
@@ -70,8 +73,8 @@ class ImageRows:
             sum_of_squares=column("sum_of_squares", np.float64),
         )
 
-    def part(self, begin: int, end: int) -> ImageRows:
-        """The rows of the images from ``begin`` to before ``end``."""
+    def slice(self, begin: int, end: int) -> ImageRows:
+        """Return the rows of the images from ``begin`` up to ``end``, exclusive."""
         return ImageRows(
             label=self.label[begin:end],
             predicted=self.predicted[begin:end],
@@ -85,8 +88,12 @@ class ImageRows:
 class ReliabilityBins:
     """ECE_BINS bins of equal width by confidence, the probability of the predicted class.
 
-    Of each bin the number of images, how many of them are predicted correctly, and the sum of
-    their confidences. Bin m, from 0, holds confidences in (m / ECE_BINS, (m + 1) / ECE_BINS].
+    Bin m, from 0, holds confidences in (m / ECE_BINS, (m + 1) / ECE_BINS].
+
+    Attributes:
+        images: number of images in each bin.
+        correct: number of correctly predicted images in each bin.
+        confidence: sum of the confidences in each bin.
     """
 
     images: Annotated[list[int], Len(ECE_BINS, ECE_BINS)]
@@ -96,11 +103,15 @@ class ReliabilityBins:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How well the probabilities of a set of images fit the outcomes; all are 0 at best.
+    """Distances between the predicted probabilities and the true classes; each is 0 at best.
 
-    ``ece``: expected calibration error, a share of 1 (Guo et al., ICML 2017, equation 3). ``nll``:
-    mean negative log-likelihood, in nats. ``brier``: mean squared distance between the vector of
-    probabilities and that of the true class, from 0 to 2 (Brier 1950).
+    Attributes:
+        ece: expected calibration error in [0, 1] (Guo et al., ICML 2017, equation 3).
+        nll: mean negative log-likelihood in nats.
+        brier: mean squared distance between the vector of probabilities and the one-hot true class,
+            in
+            [0, 2] (Brier 1950).
+        reliability: the bins from which ``ece`` is computed.
     """
 
     ece: float
@@ -111,7 +122,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class WorstClass:
-    """The class with the lowest accuracy, a share of 1; of equal ones the first."""
+    """The class with the lowest accuracy, in [0, 1]; the first one of several."""
 
     name: str
     label: int
@@ -120,11 +131,16 @@ class WorstClass:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """The figures of predictions on a set of images; accuracies are shares of 1.
+class Metrics:
+    """Metrics of the predictions on a set of images; accuracies in [0, 1].
 
-    ``mean_per_class``: over the classes that have images. ``class_images``, ``class_correct``:
-    numbers of images, in label order.
+    Attributes:
+        accuracy: share of correctly predicted images.
+        mean_per_class: mean accuracy over the classes that have images.
+        worst_class: the class with the lowest accuracy.
+        calibration: of the predicted probabilities.
+        class_images: number of images of each class, in label order.
+        class_correct: number of correctly predicted images of each class, in label order.
     """
 
     accuracy: float
@@ -135,15 +151,15 @@ class Figures:
     class_correct: list[int]
 
 
-def measure(rows: ImageRows, classes: Sequence[str]) -> Figures:
-    """The figures of N > 0 images; ``classes``: the names in label order."""
+def measure(rows: ImageRows, classes: Sequence[str]) -> Metrics:
+    """Compute the metrics of N > 0 images; ``classes`` has the names in label order."""
     class_images = np.bincount(rows.label, minlength=len(classes))
     class_correct = np.bincount(rows.label[rows.is_correct], minlength=len(classes))
     present = np.flatnonzero(class_images)
     accuracies = class_correct[present] / class_images[present]
     worst = int(present[accuracies.argmin()])
 
-    return Figures(
+    return Metrics(
         accuracy=float(rows.is_correct.mean()),
         mean_per_class=float(accuracies.mean()),
         worst_class=WorstClass(
@@ -159,7 +175,7 @@ def measure(rows: ImageRows, classes: Sequence[str]) -> Figures:
 
 
 def measure_calibration(rows: ImageRows) -> Calibration:
-    """The calibration on N > 0 images."""
+    """Compute the calibration on N > 0 images."""
     bins = np.ceil(rows.top * ECE_BINS).astype(np.int64) - 1
     bins = np.clip(bins, 0, ECE_BINS - 1)
     reliability = ReliabilityBins(
@@ -168,7 +184,7 @@ def measure_calibration(rows: ImageRows) -> Calibration:
         confidence=np.bincount(bins, rows.top, minlength=ECE_BINS).tolist(),
     )
 
-    # Of one image: the sum over classes of (p - [true class])^2.
+    # For each image the sum over classes of (p - [true class])^2.
     squared_distance = rows.sum_of_squares - 2 * np.exp(rows.log_true) + 1
     return Calibration(
         ece=expected_calibration_error(reliability),
@@ -179,14 +195,14 @@ def measure_calibration(rows: ImageRows) -> Calibration:
 
 
 def expected_calibration_error(reliability: ReliabilityBins) -> float:
-    """The sum over bins of their share of the images times |accuracy - mean confidence|."""
+    """Sum over bins of the bin's share of the images times |accuracy - mean confidence|."""
     # Each is |accuracy - mean confidence| times the number of images in the bin.
     gaps = np.abs(np.array(reliability.correct) - np.array(reliability.confidence))
     return float(gaps.sum() / sum(reliability.images))
 
 
 def confusion_matrix(rows: ImageRows, num_classes: int) -> npt.NDArray[np.int64]:
-    """(K, K): the number of images by true class (row) and predicted class (column)."""
+    """Number of images by true class (row) and predicted class (column), (K, K)."""
     cells = rows.label.astype(np.int64) * num_classes + rows.predicted
     counts = np.bincount(cells, minlength=num_classes * num_classes)
     return counts.reshape(num_classes, num_classes)
@@ -194,9 +210,13 @@ def confusion_matrix(rows: ImageRows, num_classes: int) -> npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Flips:
-    """Numbers of images, by whether zero-shot CLIP and the run predict them correctly.
+    """Numbers of images by whether zero-shot CLIP and the run predict them correctly.
 
-    ``gained``: only the run does. ``lost``: only zero-shot CLIP does.
+    Attributes:
+        gained: only the run is right.
+        lost: only zero-shot CLIP is right.
+        both_right: both are right.
+        both_wrong: neither is right.
     """
 
     gained: int
@@ -207,7 +227,14 @@ class Flips:
 
 @dataclass(frozen=True)
 class EvaluatedSplit:
-    """A split that was measured: its environment, the number of that, its name in the records."""
+    """A split on which a run was evaluated.
+
+    Attributes:
+        environment: name of the environment.
+        number: number of the environment.
+        name: name of the split in the records.
+        images: number of images.
+    """
 
     environment: str
     number: int
@@ -217,9 +244,16 @@ class EvaluatedSplit:
 
 @dataclass(frozen=True)
 class ValidationSplit:
-    """The out-split of an environment trained on, and how many of its images are predicted right.
+    """The out-split of a training environment, evaluated through the test transform.
 
-    Its images go through the test transform, unlike those that the records are of.
+    The records measure the same split on augmented images.
+
+    Attributes:
+        environment: name of the environment.
+        number: number of the environment.
+        name: name of the split in the records.
+        images: number of images.
+        correct: number of correctly predicted images.
     """
 
     environment: str
@@ -231,9 +265,12 @@ class ValidationSplit:
 
 @dataclass(frozen=True)
 class Temperature:
-    """What the logits are divided by: fitted on ``images`` of the training environments.
+    """The fitted divisor of the logits.
 
-    ``is_at_limit``: whether the best value lies outside the range that is searched.
+    Attributes:
+        value: the temperature.
+        images: number of images of the training environments on which it was fitted.
+        is_at_limit: True if the best value lies outside the searched range.
     """
 
     value: float
@@ -243,13 +280,21 @@ class Temperature:
 
 @dataclass(frozen=True)
 class EvaluationFacts:
-    """What was measured, and of what: the facts that tell whether a file is still true.
+    """Settings and digests of an evaluation, by which a later one checks if the file is current.
 
-    ``weights`` and ``data`` are SHA-256 of the file of weights and of the list of images; the
-    digests of prompts and CLIP are those in the records. ``splits``: in the order of the rows.
-    ``temperature``: None where no training environment has an out-split of its own.
-    ``validation``: the out-splits of the training environments; none where the job left nothing
-    out.
+    Attributes:
+        format: version of the file format.
+        dataset, algorithm, test_envs, trial_seed, hparams_seed: arguments of the job.
+        step: step of the evaluated checkpoint.
+        weights: SHA-256 of the weights' file.
+        data: SHA-256 of the list of images.
+        prompts_digest, clip_digest: digests of prompts and CLIP model, as in the records.
+        classes: names of the classes in label order.
+        contexts: context prompts of the run.
+        images: number of images over all splits.
+        splits: the evaluated splits, in the order of the rows.
+        temperature: None if no training environment has an out-split of its own.
+        validation: out-splits of the training environments; empty if the job held nothing out.
     """
 
     format: Literal[1]
@@ -270,8 +315,8 @@ class EvaluationFacts:
     temperature: Temperature | None
     validation: list[ValidationSplit] = dataclasses.field(default_factory=list)
 
-    def is_of(self, job: Job) -> bool:
-        """Whether a job with these arguments was evaluated."""
+    def matches(self, job: Job) -> bool:
+        """Return True if the facts describe an evaluation of this job."""
         identity = {name: getattr(self, name) for name in IDENTITY}
         return job.key.test_envs == set(self.test_envs) and all(
             job.args[name] == value for name, value in identity.items()
@@ -280,11 +325,14 @@ class EvaluationFacts:
 
 @dataclass(frozen=True)
 class EvaluatedRows:
-    """The rows of an evaluated run on some splits, one split after the other.
+    """The rows of an evaluated run on N images, one split after the other.
 
-    ``raw``, ``scaled``: at temperature 1, and at the fitted one, None without. ``zero_shot``: (N,),
-    the class that the original CLIP predicts. ``alignment``: (N,), the cosine of its image feature
-    with the zero-shot weight of the true class, as in arXiv 2412.02856.
+    Attributes:
+        raw: rows at temperature 1.
+        scaled: rows at the fitted temperature, or None without one.
+        zero_shot: class predicted by the original CLIP model, (N,).
+        alignment: cosine of the original CLIP's image feature and the zero-shot weight of the true
+            class, (N,), as in arXiv 2412.02856.
     """
 
     raw: ImageRows
@@ -294,11 +342,15 @@ class EvaluatedRows:
 
 
 @dataclass(frozen=True)
-class SplitFigures(Figures):
-    """The figures of an evaluated run on one split.
+class SplitMetrics(Metrics):
+    """Metrics of an evaluated run on one split.
 
-    ``calibration``: of the probabilities as they are; ``scaled``: of those at the fitted
-    ``temperature``, None without.
+    Attributes:
+        split: the evaluated split.
+        zero_shot_accuracy: accuracy of zero-shot CLIP in [0, 1].
+        flips: images gained and lost against zero-shot CLIP.
+        scaled: calibration at the fitted temperature, or None without one.
+        temperature: the fitted temperature, or None.
     """
 
     split: EvaluatedSplit
@@ -309,32 +361,32 @@ class SplitFigures(Figures):
 
     @property
     def gained_share(self) -> float:
-        """The share of the images that only the run predicts correctly."""
+        """Share of the images that only the run predicts correctly."""
         return self.flips.gained / self.split.images
 
     @property
     def lost_share(self) -> float:
-        """The share of the images that only zero-shot CLIP predicts correctly."""
+        """Share of the images that only zero-shot CLIP predicts correctly."""
         return self.flips.lost / self.split.images
 
 
 @dataclass(frozen=True)
-class RunFigures:
-    """The figures of a run at one step, in the order of its splits."""
+class RunMetrics:
+    """Metrics of a run at one step, in the order of its splits."""
 
     facts: EvaluationFacts
-    splits: Annotated[list[SplitFigures], Len(1)]
+    splits: Annotated[list[SplitMetrics], Len(1)]
 
-    def of_environment(self, number: int) -> SplitFigures | None:
-        """The figures of the environment with this number, if it was measured."""
+    def get_environment(self, number: int) -> SplitMetrics | None:
+        """Return the metrics on an environment, or None if it was not evaluated."""
         return next((part for part in self.splits if part.split.number == number), None)
 
     @property
     def in_domain(self) -> float | None:
-        """The mean accuracy over the out-splits of the environments trained on, a share of 1.
+        """Mean accuracy over the out-splits of the training environments, in [0, 1].
 
-        Like the in-domain accuracy of the tables, but without augmentation: all images go through
-        the test transform. None if the validation splits were not measured.
+        The images are not augmented, unlike those of the tables' in-domain accuracy. None if the
+        validation splits were not evaluated.
         """
         accuracies = [split.correct / split.images for split in self.facts.validation]
         if not self.facts.test_envs:
@@ -342,36 +394,36 @@ class RunFigures:
         return fmean(accuracies) if accuracies else None
 
 
-def measure_run(rows: EvaluatedRows, facts: EvaluationFacts) -> RunFigures:
-    """The figures of all splits."""
-    figures = []
+def measure_run(rows: EvaluatedRows, facts: EvaluationFacts) -> RunMetrics:
+    """Compute the metrics of all splits."""
+    metrics = []
     begin = 0
     for split in facts.splits:
         end = begin + split.images
         part = EvaluatedRows(
-            raw=rows.raw.part(begin, end),
-            scaled=rows.scaled.part(begin, end) if rows.scaled else None,
+            raw=rows.raw.slice(begin, end),
+            scaled=rows.scaled.slice(begin, end) if rows.scaled else None,
             zero_shot=rows.zero_shot[begin:end],
             alignment=rows.alignment[begin:end],
         )
-        figures.append(_measure_split(part, split, facts))
+        metrics.append(_measure_split(part, split, facts))
         begin = end
-    return RunFigures(facts, figures)
+    return RunMetrics(facts, metrics)
 
 
 def _measure_split(
     rows: EvaluatedRows, split: EvaluatedSplit, facts: EvaluationFacts
-) -> SplitFigures:
-    figures = measure(rows.raw, facts.classes)
+) -> SplitMetrics:
+    metrics = measure(rows.raw, facts.classes)
     is_correct = rows.raw.is_correct
     is_zero_shot_correct = rows.zero_shot == rows.raw.label
-    return SplitFigures(
-        accuracy=figures.accuracy,
-        mean_per_class=figures.mean_per_class,
-        worst_class=figures.worst_class,
-        calibration=figures.calibration,
-        class_images=figures.class_images,
-        class_correct=figures.class_correct,
+    return SplitMetrics(
+        accuracy=metrics.accuracy,
+        mean_per_class=metrics.mean_per_class,
+        worst_class=metrics.worst_class,
+        calibration=metrics.calibration,
+        class_images=metrics.class_images,
+        class_correct=metrics.class_correct,
         split=split,
         zero_shot_accuracy=float(is_zero_shot_correct.mean()),
         flips=Flips(
@@ -387,7 +439,7 @@ def _measure_split(
 
 _LABEL = np.dtype("<u2")
 _PROBABILITY = np.dtype("<f8")
-# The columns of the file of rows, and those that only a run with a fitted temperature has.
+# Columns of the file of rows
 _COLUMNS: dict[str, np.dtype[Any]] = {
     "label": _LABEL,
     "predicted": _LABEL,
@@ -397,6 +449,7 @@ _COLUMNS: dict[str, np.dtype[Any]] = {
     "log_true": _PROBABILITY,
     "sum_of_squares": _PROBABILITY,
 }
+# Further columns of runs with a fitted temperature
 _SCALED_COLUMNS: dict[str, np.dtype[Any]] = {
     "scaled_top": _PROBABILITY,
     "scaled_log_true": _PROBABILITY,
@@ -405,17 +458,17 @@ _SCALED_COLUMNS: dict[str, np.dtype[Any]] = {
 
 
 def rows_path(folder: Path, step: int) -> Path:
-    """The file of the rows in a job's folder."""
+    """Return the path of the rows in a job's folder."""
     return folder / f"evaluation_step{step}.npz"
 
 
-def figures_path(folder: Path, step: int) -> Path:
-    """The file of the figures in a job's folder."""
+def metrics_path(folder: Path, step: int) -> Path:
+    """Return the path of the metrics in a job's folder."""
     return folder / f"evaluation_step{step}.json"
 
 
 def save_rows(folder: Path, rows: EvaluatedRows, facts: EvaluationFacts) -> None:
-    """Write the file of rows, whole or not at all. Raises CarftError if it cannot be written."""
+    """Write the file of rows atomically, or raise CarftError."""
     columns: dict[str, npt.NDArray[Any]] = {
         "label": rows.raw.label,
         "predicted": rows.raw.predicted,
@@ -436,13 +489,13 @@ def save_rows(folder: Path, rows: EvaluatedRows, facts: EvaluationFacts) -> None
 
 
 def load_rows(folder: Path, step: int) -> tuple[EvaluatedRows, EvaluationFacts]:
-    """The rows and their facts; raises CarftError for a file that is missing or damaged."""
+    """Load the rows and their facts; raise CarftError if the file is missing or damaged."""
     path = rows_path(folder, step)
-    facts = _validated(EvaluationFacts, arrays.load_facts(path), path)
+    facts = _validate(EvaluationFacts, arrays.load_facts(path), path)
     dtypes = {**_COLUMNS, **(_SCALED_COLUMNS if facts.temperature else {})}
     _, columns = arrays.load_arrays(path, dtypes, "images")
-    largest = max(int(columns[name].max()) for name in ("label", "predicted", "zero_shot"))
-    if largest >= len(facts.classes) or sum(s.images for s in facts.splits) != facts.images:
+    largest_label = max(int(columns[name].max()) for name in ("label", "predicted", "zero_shot"))
+    if largest_label >= len(facts.classes) or sum(s.images for s in facts.splits) != facts.images:
         raise _damaged(path, "rows")
 
     raw = ImageRows(
@@ -463,34 +516,34 @@ def load_rows(folder: Path, step: int) -> tuple[EvaluatedRows, EvaluationFacts]:
     return EvaluatedRows(raw, scaled, columns["zero_shot"], columns["alignment"]), facts
 
 
-def save_figures(folder: Path, figures: RunFigures) -> None:
-    """Write the file of figures, whole or not at all. Raises CarftError if it cannot be written."""
-    text = json.dumps(dataclasses.asdict(figures), indent=1, sort_keys=True)
-    files.save_text(figures_path(folder, figures.facts.step), f"{text}\n")
+def save_metrics(folder: Path, metrics: RunMetrics) -> None:
+    """Write the file of metrics atomically, or raise CarftError."""
+    text = json.dumps(dataclasses.asdict(metrics), indent=1, sort_keys=True)
+    files.save_text(metrics_path(folder, metrics.facts.step), f"{text}\n")
 
 
-def find_figures(folder: Path, step: float) -> RunFigures | str:
-    """The figures of the run in a job's folder at a step, or why there are none."""
-    path = figures_path(folder, int(step))
+def find_metrics(folder: Path, step: float) -> RunMetrics | str:
+    """Return the metrics of a job's run at a step, or the reason why there are none."""
+    path = metrics_path(folder, int(step))
     try:
-        return _validated(RunFigures, json.loads(files.read_regular(path)), path)
+        return _validate(RunMetrics, json.loads(files.read_regular(path)), path)
     except FileNotFoundError:
         pass
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     except CarftError as error:
         return str(error)
-    except ValueError:  # no JSON
+    except ValueError:  # invalid JSON
         return str(_damaged(path, "content"))
 
     names = (*WEIGHTS.values(), f"model_step{int(step)}.pkl")
     if not any((folder / name).exists() for name in names):
-        return f"weights of step {step:g} were not kept"
+        return f"the weights of step {step:g} were not kept"
     return "not evaluated; run carft evaluate on the sweep"
 
 
-def _validated(kind: Callable[..., T], content: Any, path: Path) -> T:
-    """The dataclass that a file's content is; CarftError, with ``path``, if it is none."""
+def _validate(kind: Callable[..., T], content: Any, path: Path) -> T:
+    """Convert a file's content into a dataclass, or raise CarftError with ``path``."""
     from pydantic import ValidationError
 
     try:
@@ -510,6 +563,6 @@ def _adapter(kind: Any) -> Any:
 
 def _damaged(path: Path, part: str) -> CarftError:
     return CarftError(
-        f"{path} is damaged, or was not written by this carft: it has no valid {part}; run carft "
-        "evaluate on its sweep"
+        f"{path} is damaged, or was not written by this version of carft: no valid {part}; run "
+        "carft evaluate on the sweep again"
     )

@@ -1,4 +1,4 @@
-"""Tables as words, and how they are written: text, Markdown, CSV, JSON; foreign names escaped."""
+"""Tables of text cells written as text, Markdown, CSV and JSON, with untrusted names escaped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FORMULA_SIGNS = ("=", "+", "-", "@")
 
 
 class Grid(NamedTuple):
-    """A table as words: rows are as long as the header, and begin with their label."""
+    """A table of text cells; each row has the header's length and begins with its label."""
 
     title: str
     header: Sequence[str]
@@ -30,7 +30,7 @@ class Grid(NamedTuple):
 
 
 def as_text(grids: Sequence[Grid], captions: Sequence[str]) -> str:
-    """The tables as text, then the captions, which explain them."""
+    """Write the tables as text, followed by their captions."""
     paragraphs = []
     for grid in grids:
         lines = [_plain(grid.title)]
@@ -49,7 +49,7 @@ def _plain(text: str) -> str:
 
 
 def as_markdown(grids: Sequence[Grid], captions: Sequence[str]) -> str:
-    """The tables as a page in Markdown, then the captions, which explain them."""
+    """Write the tables as a Markdown page, followed by their captions."""
     lines = ["# Results"]
     for grid in grids:
         table = _table(grid, "github", escape_markdown)
@@ -63,12 +63,12 @@ def as_markdown(grids: Sequence[Grid], captions: Sequence[str]) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Text from a file or a folder as plain words of Markdown, also between a table's bars."""
+    """Escape text from a file or folder, so that Markdown and its tables show it literally."""
     return _MARKDOWN_SIGNS.sub(r"\\\1", " ".join(printable(text).split()))
 
 
 def _table(grid: Grid, style: str, escape: Callable[[str], str]) -> str:
-    """The grid as one of tabulate's styles; every cell goes through ``escape``."""
+    """Lay out the grid in a style of tabulate, with every cell passed through ``escape``."""
     from tabulate import tabulate
 
     header = [escape(cell) for cell in grid.header]
@@ -80,10 +80,10 @@ def _table(grid: Grid, style: str, escape: Callable[[str], str]) -> str:
 
 
 def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """One table of records with the same keys, with all digits; empty cells for missing values."""
+    """Write records with equal keys as CSV, with all digits, and empty cells for None."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerows(records[:1])  # iterating over a record gives its keys: the header
+    writer.writerows(records[:1])  # iterating over a record yields its keys, the header
     for record in records:
         writer.writerow([_escape_csv(value) for value in record.values()])
     return file.getvalue()
@@ -93,11 +93,11 @@ def _escape_csv(value: Any) -> Any:
     if not isinstance(value, str):
         return value
 
-    # A spreadsheet would compute a formula.
+    # A spreadsheet would evaluate a text that looks like a formula.
     return f"'{printable(value)}" if value.startswith(_FORMULA_SIGNS) else printable(value)
 
 
 def as_json(content: Any) -> str:
-    """JSON that every program reads, in any encoding: ASCII, and null for NaN and infinity."""
-    without_nan = json.loads(json.dumps(content), parse_constant=lambda name: None)
-    return json.dumps(without_nan, indent=2) + "\n"
+    """Write JSON as ASCII, with null for NaN and infinity, so that every program can read it."""
+    finite_content = json.loads(json.dumps(content), parse_constant=lambda name: None)
+    return json.dumps(finite_content, indent=2) + "\n"

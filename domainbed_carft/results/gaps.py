@@ -1,7 +1,7 @@
-"""What a cell of a table lacks: jobs without a record, and runs that stopped early.
+"""Reasons why a cell of a table is incomplete: missing jobs and runs that stopped early.
 
-Where no manifest lists jobs, expected are the trials that any algorithm has on the dataset, the
-choices that the algorithm has there, and for leave-one-domain-out every pair of environments.
+Without a manifest, a row is expected to have all trials of its dataset, the row's own choices of
+hyperparameters in each, and for leave-one-domain-out every pair of environments.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from domainbed_carft.results import selection
 from domainbed_carft.results.selection import LEAVE_ONE_OUT, METHODS
 
 _Choices = dict[int, list[Choice]]  # trial -> choices of hyperparameters
-_Kind = tuple[str, str, bool]  # dataset, row, whether anything is left out
+_Kind = tuple[str, str, bool]  # dataset, row, True if an environment is held out
 
 
 class Gaps:
-    """What is missing in one group of runs, given the jobs of manifests that belong to it.
+    """Finds the missing jobs of one group of runs, given the planned jobs of its manifests.
 
-    ``keys``: the jobs that were run or listed, in this order.
+    Attributes:
+        runs: job -> its run.
+        keys: all jobs that were run or planned.
     """
 
     def __init__(self, runs: Sequence[RecordedRun], planned: Sequence[Job] = ()) -> None:
@@ -36,48 +38,48 @@ class Gaps:
         for key in self.keys:
             self._keys_by_kind.setdefault(_kind(key), []).append(key)
 
-        # Of one group all that leave several targets out together leave out the same.
+        # All jobs of a group that hold out several targets together hold out the same ones.
         self._divisions = {
             job.key.dataset: job.key.test_envs
             for job in (*planned, *(run.job for run in runs))
-            if job.role.leaves_out_together
+            if job.role.holds_out_together
         }
 
         self._steps_by_schedule: dict[tuple[object, ...], set[float]] = {}
         for run in runs:
             self._steps_by_schedule.setdefault(_schedule(run), set()).update(run.steps)
 
-    def keys_of(self, method: str) -> list[Candidate]:
-        """The jobs among which a selection method selects."""
-        leaves_out = METHODS[method].leaves_out
+    def get_candidates(self, method: str) -> list[Candidate]:
+        """Return the jobs from which a selection method selects."""
+        holds_out = METHODS[method].holds_out
         return [
             key
             for key in self.keys
-            if bool(key.test_envs) == leaves_out
-            # Its second environment would be one that another target's run needs.
+            if bool(key.test_envs) == holds_out
+            # A second held-out environment would be another target's.
             and not (method == LEAVE_ONE_OUT and key.dataset in self._divisions)
         ]
 
-    def missing_in_cell(
+    def find_missing(
         self, dataset: str, row: str, target: int, method: str, n_environments: int
     ) -> list[str] | None:
-        """Reasons why a cell of the tables is incomplete; None where no job is expected."""
-        leaves_out = METHODS[method].leaves_out
-        kind = (dataset, row, leaves_out)
+        """Return reasons why a cell is incomplete, or None if no job is expected for it."""
+        holds_out = METHODS[method].holds_out
+        kind = (dataset, row, holds_out)
         if kind not in self._keys_by_kind:
             return None if self._listed else ["no job of the algorithm on this dataset"]
 
-        left_out = frozenset({target} if leaves_out else ())
-        if leaves_out and dataset in self._divisions:
-            left_out = self._divisions[dataset]
-            if target not in left_out:
+        held_out = frozenset({target} if holds_out else ())
+        if holds_out and dataset in self._divisions:
+            held_out = self._divisions[dataset]
+            if target not in held_out:
                 return None
 
-        expected_choices = self._expected_choices(kind, left_out)
+        expected_choices = self._expected_choices(kind, held_out)
         if not expected_choices:
             return None
 
-        test_envs = [left_out]
+        test_envs = [held_out]
         if method == LEAVE_ONE_OUT:
             second_envs = [env for env in range(n_environments) if env != target]
             test_envs += [frozenset({target, env}) for env in second_envs]
@@ -96,7 +98,7 @@ class Gaps:
         ]
 
     def _expected_choices(self, kind: _Kind, test_envs: frozenset[int]) -> _Choices:
-        """Each trial with its choices of hyperparameters."""
+        """Map each expected trial to its choices of hyperparameters."""
         keys = self._keys_by_kind[kind]
         if not self._listed.isdisjoint(keys):
             expected: _Choices = {}
@@ -106,14 +108,14 @@ class Gaps:
 
         trials = {
             key.trial
-            for (dataset, _, leaves_out), keys_of_kind in self._keys_by_kind.items()
-            for key in keys_of_kind
-            if (dataset, leaves_out) == (kind[0], kind[2])
+            for (dataset, _, holds_out), candidates in self._keys_by_kind.items()
+            for key in candidates
+            if (dataset, holds_out) == (kind[0], kind[2])
         }
         return dict.fromkeys(sorted(trials), sorted({key.choice for key in keys}))
 
     def _reason(self, key: Candidate) -> str:
-        """Why a job does not count in full; "" if it does."""
+        """Return the reason why a job does not count in full; empty if it does."""
         job = " ".join(["--test_envs", *map(str, sorted(key.test_envs))])
         run = self.runs.get(key)
         if run is None:
@@ -122,7 +124,7 @@ class Gaps:
         expected_steps = self._steps_by_schedule[_schedule(run)]
         last_step = max(run.steps)
         last_expected = max(expected_steps)
-        # Without --steps the dataset's own number counts, which is not recorded.
+        # The dataset's default number of steps is not recorded.
         declared = run.setting.get("steps", "")
         if declared.isdigit():
             last_expected = max(last_expected, int(declared) - 1)
@@ -147,13 +149,13 @@ def _kind(key: Candidate) -> _Kind:
 
 
 def _schedule(run: RecordedRun) -> tuple[object, ...]:
-    """What runs have to share to have checkpoints at the same steps."""
+    """Return the settings that runs share if their checkpoints are at the same steps."""
     frequency = run.setting.get("checkpoint_freq")
     return (*_kind(run.job.candidate), run.setting.get("steps"), frequency)
 
 
 def _describe_choices(choices: _Choices, expected: _Choices) -> str:
-    """Trials, with their choices where not all that are expected are among ``choices``."""
+    """List trials, with their choices if not all expected ones are among ``choices``."""
     if choices == expected:
         return "in every trial"
 
@@ -167,7 +169,7 @@ def _describe_choices(choices: _Choices, expected: _Choices) -> str:
 
 
 def _list_choices(choices: Sequence[Choice]) -> str:
-    """``hparams_seed 1, 2``, or of a search ``lr=0.1, lr=0.3``."""
+    """List choices, as ``hparams_seed 1, 2``, or ``lr=0.1, lr=0.3`` of a search."""
     if any(choice.values for choice in choices):
         return ", ".join(map(str, choices))
     return f"hparams_seed {', '.join(str(choice.hparams_seed) for choice in choices)}"

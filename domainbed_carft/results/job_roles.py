@@ -1,4 +1,4 @@
-"""What each job is for, by the manifests: a member of a search, one of its stages, one source."""
+"""The role of each job in its manifest: member of a search, stage of one, or single source."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from domainbed_carft.data import benchmarks
 from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job
-from domainbed_carft.jobs.manifest import Search, Sweep, trials_phrase
+from domainbed_carft.jobs.manifest import Search, Sweep, format_trials
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.text import quantity
 
@@ -19,9 +19,13 @@ _Row = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class LastStage:
-    """What tables show of sweeps with stages: runs, planned jobs, and notes on the searches.
+    """The part of sweeps with stages that tables show.
 
-    ``first_stages``: the runs among which a search has chosen, and which the tables do not show.
+    Attributes:
+        runs: runs of the last stage.
+        first_stages: runs from which a search has chosen, hidden in the tables.
+        planned: planned jobs of the last stage.
+        notes: remarks on the searches.
     """
 
     runs: list[RecordedRun]
@@ -30,8 +34,8 @@ class LastStage:
     notes: list[str]
 
 
-def assign_to_runs(runs: Iterable[RecordedRun], sweeps: Sequence[Sweep]) -> list[RecordedRun]:
-    """The runs, each with the role of its job in the manifest that lists it."""
+def assign_roles(runs: Iterable[RecordedRun], sweeps: Sequence[Sweep]) -> list[RecordedRun]:
+    """Return the runs with the roles of their jobs in the manifests."""
     listed_roles = {job.folder: job.role for sweep in sweeps for job in sweep.jobs}
 
     assigned = []
@@ -43,8 +47,8 @@ def assign_to_runs(runs: Iterable[RecordedRun], sweeps: Sequence[Sweep]) -> list
     return assigned
 
 
-def last_stage(runs: Sequence[RecordedRun], sweeps: Sequence[Sweep]) -> LastStage:
-    """What tables show: of a search with stages the second one, once its jobs are known."""
+def select_last_stage(runs: Sequence[RecordedRun], sweeps: Sequence[Sweep]) -> LastStage:
+    """Select what the tables show: the second stage of a search, as soon as its jobs are known."""
     hidden: set[Path] = set()
     notes: list[str] = []
     for sweep in sweeps:
@@ -65,33 +69,33 @@ def last_stage(runs: Sequence[RecordedRun], sweeps: Sequence[Sweep]) -> LastStag
 
 
 def _is_hidden(job: Job, search: Search) -> bool:
-    """Whether a job is of the first stage, while there is a second, or of an earlier choice."""
+    """Return True for jobs of an earlier choice, and of a first stage once there is a second."""
     if job.role.stage == CHOOSE:
         return bool(search.chosen)
     return job.role.stage == REPEAT and not search.is_chosen(job)
 
 
 def _note_on_stages(search: Search, jobs: Iterable[Job]) -> str:
-    """How much was trained to choose the values, and how much with the chosen ones."""
+    """Describe the number of jobs that chose the values, and the number trained with them."""
     n_first = sum(job.role.stage == CHOOSE for job in jobs)
-    trials = trials_phrase(search.choose_on)
+    trials = format_trials(search.choose_on)
     if not search.chosen:
         return (
-            f"The search has not chosen yet; the tables show its first stage, on {trials}. "
-            "carft sweep status says what is missing."
+            f"The search has not chosen yet, so the tables show its first stage, on {trials}. "
+            "Run carft sweep status to see what is missing."
         )
 
     scope = "each target" if search.choose_by == "target" else "all targets of a dataset"
-    repeat_trials = trials_phrase(search.repeat_on)
+    repeat_trials = format_trials(search.repeat_on)
     return (
-        f"Budget of the search: {quantity(n_first, 'job')} on {trials} chose by {search.method} "
-        f"validation, one choice for {scope}; {quantity(search.repeats, 'job')} on "
-        f"{repeat_trials} train what was chosen, and only these are in the tables."
+        f"Budget of the search: {quantity(n_first, 'job')} on {trials} to choose by "
+        f"{search.method} validation, one choice for {scope}; {quantity(search.repeats, 'job')} on "
+        f"{repeat_trials} to train the choices. The tables contain only the latter."
     )
 
 
 def _notes_on_values(sweep: Sweep) -> Iterator[str]:
-    """The searched values, a sentence for each list of them."""
+    """Describe the searched values, a sentence for each list of values."""
     members_by_row: dict[_Row, dict[int, Mapping[str, Any]]] = {}
     for job in sweep.jobs:
         role = job.role
@@ -112,7 +116,7 @@ def _notes_on_values(sweep: Sweep) -> Iterator[str]:
 
 
 def _describe_values(members: Sequence[Mapping[str, Any]]) -> str:
-    """``lr from 0.0001, 0.001 (2 members)``."""
+    """Describe the members of a search, as ``lr from 0.0001, 0.001 (2 members)``."""
     parts = []
     for name in members[0]:
         values = dict.fromkeys(str(member.get(name)) for member in members)

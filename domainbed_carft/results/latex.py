@@ -1,4 +1,4 @@
-r"""``--format latex``: one ``tabular`` for a paper's ``\input``; it needs booktabs."""
+r"""``--format latex``: one ``tabular`` for a paper's ``\input``, which needs booktabs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CLEAR = r"$^{\dagger}$"
 _SIGNIFICANT = r"$^{\ddagger}$"
 _MARKS = {columns.BEST: r"\textbf{%s}", columns.SECOND: r"\underline{%s}"}
 
-# Not ASCII, nor what TeX's first font encoding makes of letters and accents.
+# Characters that are neither ASCII nor letters with accents in TeX's first font encoding
 _NOT_IN_FONT = re.compile(f"[^ -~\u00c0-\u00ff{PLUS_MINUS}]|[ÐÞðþ×÷]")
 _SIGN_NAMES = {
     "\\": "backslash",
@@ -35,16 +35,16 @@ _SIGNS = str.maketrans(
         PLUS_MINUS: r"$\pm$",
         '"': "''",
         "-": r"{-}",  # two in a row would become a dash
-        "[": "{[}",  # after a row's end it would be read as a length
+        "[": "{[}",  # would be read as a length after the end of a row
     }
 )
 
-# Of a column: its name and title
+# Name and title of a column
 _Key = tuple[str, str]
 
 
 def escape_latex(text: str) -> str:
-    """Text as LaTeX prints it; of what pdfLaTeX has no letter for, the code point."""
+    """Escape text for LaTeX; characters that pdfLaTeX cannot print become their code points."""
 
     def code_point(match: re.Match[str]) -> str:
         return f"(U+{ord(match[0]):04X})"
@@ -53,13 +53,13 @@ def escape_latex(text: str) -> str:
 
 
 def tabular(all_tables: Sequence[Table], comparisons: Sequence[Comparison] = ()) -> str:
-    """The tables of the first selection method as one ``tabular``.
+    """Write the tables of the first selection method as one ``tabular``.
 
-    Of one dataset the columns are its environments; of several they are the datasets, with the
-    mean over the environments. Rows of several settings stand in one table. In a column of
-    accuracies the best are bold and the second underlined, ties alike; cells that are not complete
-    have a star and no rank. ``comparisons``: with one row, whose differences are a last column,
-    with marks of significance. Raises CarftError without a table.
+    The columns are the environments of a single dataset, otherwise the datasets with their means
+    over environments. Rows of several settings share one table. In a column of accuracies the best
+    are bold and the second are underlined, including ties; incomplete cells have a star and no
+    rank. Differences from one row (``comparisons``) are a last column with marks of significance.
+    Raises CarftError if there is no table.
     """
     import pandas as pd
 
@@ -86,55 +86,58 @@ def tabular(all_tables: Sequence[Table], comparisons: Sequence[Comparison] = ())
 
 
 def _tables_of_first_method(all_tables: Sequence[Table]) -> list[Table]:
-    """The tables of the first method: of its one dataset, or else the averages."""
+    """Return the first method's tables: of its only dataset, otherwise of the averages."""
     if not all_tables:
-        raise CarftError("--format latex: no table; expected jobs on datasets of domains")
+        raise CarftError("--format latex: no table to write; expected jobs with targets")
 
     tables = [table for table in all_tables if table.method == all_tables[0].method]
-    of_datasets = [table for table in tables if not table.averages]
-    has_averages = any(table.averages for table in tables)
-    if has_averages and len({table.dataset for table in of_datasets}) > 1:
-        return [table for table in tables if table.averages]
-    return of_datasets
+    dataset_tables = [table for table in tables if not table.averages]
+    averages = [table for table in tables if table.averages]
+    if averages and len({table.dataset for table in dataset_tables}) > 1:
+        return averages
+    return dataset_tables
 
 
 def _row_label(algorithm: str, setting: str) -> str:
     return escape_latex("; ".join(filter(None, [algorithm, setting])))
 
 
-def _cells_of(row: Row, table: Table) -> dict[_Key, Cell]:
-    """The printed cells of a row."""
+def _cells_by_column(row: Row, table: Table) -> dict[_Key, Cell]:
+    """Return the printed cells of a row."""
     columns_and_cells = zip(table.printed_columns, row.printed_cells, strict=True)
     return {(column.name, column.title): cell for column, cell in columns_and_cells}
 
 
 def _column_texts(key: _Key, column: Column, rows: Sequence[tuple[Table, Row]]) -> list[str]:
-    """The texts of one column, the best and the second marked."""
-    cells = [_cells_of(row, table).get(key, Cell()) for table, row in rows]
+    """Format the cells of a column, with the best and the second marked."""
+    cells = [_cells_by_column(row, table).get(key, Cell()) for table, row in rows]
     texts = []
-    for cell, rank in zip(cells, columns.ranks_of(cells, column)):
-        is_accuracy = column.unit == "%"
-        text = _accuracy_text(cell, rank) if is_accuracy else escape_latex(column.write(cell))
+    for cell, rank in zip(cells, columns.rank_cells(cells, column)):
+        if column.unit == "%":
+            text = _accuracy_text(cell, rank)
+        else:
+            text = escape_latex(column.write(cell))
         texts.append(f"{text or _NO_VALUE}{_INCOMPLETE if text and cell.is_incomplete else ''}")
     return texts
 
 
 def _accuracy_text(cell: Cell, rank: int) -> str:
-    """Mean and error, as LaTeX, and what the mean is of, such as the worst environment."""
+    """Format mean, error and label, such as the worst environment, as LaTeX."""
     if cell.mean is None:
         return ""
 
     text = _MARKS.get(rank, "%s") % f"{cell.mean:.1f}"
     if cell.standard_error is not None:
         text += rf" $\pm$ {cell.standard_error:.1f}"
-    is_named = cell.of and cell.column != ENVIRONMENTS
-    return f"{text} ({escape_latex(cell.of)})" if is_named else text
+    if cell.label and cell.column != ENVIRONMENTS:
+        text += f" ({escape_latex(cell.label)})"
+    return text
 
 
 def _difference_texts(
     rows: Sequence[tuple[Table, Row]], comparisons: Sequence[Comparison]
 ) -> list[str]:
-    """Each row's difference in points, in which datasets count alike, with its marks."""
+    """Format each row's difference in points, with equal weights of datasets, and its marks."""
     by_row = {
         (entry.setting, entry.selection, entry.algorithm): entry
         for entry in comparisons
@@ -167,7 +170,7 @@ def _comments(
     rows: Sequence[tuple[Table, Row]],
     comparisons: Sequence[Comparison],
 ) -> list[str]:
-    """What the table shows and what its marks mean."""
+    """Describe the table and its marks."""
     method = selection.METHODS[tables[0].method].title
     datasets = dict.fromkeys(table.dataset_title for table in tables)
     error = tables[0].error
@@ -177,21 +180,21 @@ def _comments(
     sentences = [
         f"{', '.join(datasets)}; {method}.",
         f"Means over {trials} trials, and their {error.title}. {error.definition}.",
-        "Bold: the best of a column as printed; underlined: the second; equal ones alike.",
+        "Bold: the best of a column as printed; underlined: the second; ties are marked alike.",
         r"Needs \usepackage{booktabs}.",
     ]
     printed_columns = [column for table in tables for column in table.printed_columns]
-    sentences += columns.warnings_about(printed_columns)
+    sentences += columns.comparison_warnings(printed_columns)
     if any(cell.is_incomplete for _, row in rows for cell in row.printed_cells):
-        sentences.append("*: not complete, and not ranked; carft collect says what is missing.")
+        sentences.append("*: incomplete and not ranked; run carft collect to see what is missing.")
     if comparisons:
         units = [entry.unit for entry in comparisons if entry.selection == tables[0].method]
         unit = next((name for name in units if name != PAIR), ENVIRONMENT)
         sentences += [
-            rf"\Delta: minus {comparisons[0].against}, in points, over the shared trials; data "
-            "sets count alike, as in Avg.",
-            rf"\dagger: the {LEVEL}% interval of the mean over {unit}s, which count alike, leaves "
-            "out 0 (Student's t); not corrected for the number of rows.",
+            rf"\Delta: minus {comparisons[0].against}, in points, over the shared trials; all "
+            "datasets have the same weight, as in Avg.",
+            rf"\dagger: the {LEVEL}% interval of the mean over {unit}s (Student's t) does not "
+            "contain 0; not corrected for the number of rows.",
             rf"\ddagger: p < 0.05 by flipping the signs of the {unit}s' differences, corrected for "
             "the number of rows (Holm).",
         ]

@@ -1,4 +1,4 @@
-"""The names of the selection methods, for those who must not wait for what computes them."""
+"""The names of the selection methods, for modules that must not import numpy."""
 
 from __future__ import annotations
 

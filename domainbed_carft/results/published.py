@@ -1,7 +1,7 @@
-"""Published figures, each with its source, and ours beside those of ``assets/published.csv``.
+"""Published accuracies from ``assets/published.csv``, and checks of our averages against them.
 
-A verdict says whether ours lie within MARGIN points of a published figure, and if there is none,
-why not.
+A check reports if our average lies within MARGIN points of the published one, or the reason why
+this cannot be checked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from domainbed_carft.data.benchmarks import ASSETS
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.results.collection import Group
-from domainbed_carft.results.columns import Cell, ErrorKind, cell_of, format_accuracy
+from domainbed_carft.results.columns import Cell, ErrorKind, format_accuracy, mean_cell
 from domainbed_carft.results.comparisons import LEVEL, student_interval, welch_interval
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.tables import Table
@@ -28,27 +28,27 @@ BACKBONE = "ViT-B/16"
 MARGIN = 1.0  # points
 
 CAPTION = (
-    f"Published: accuracy in % of CLIP {BACKBONE} with one domain left out, mean over the targets, "
-    "from several sources and protocols. The error over n trials is of the kind that "
-    "assets/published.csv names. Selected on: what checkpoint and hyperparameters were chosen on; "
-    "what was selected on the target is not comparable.",
+    f"Published: accuracy in % of CLIP {BACKBONE} with one domain held out, mean over the targets, "
+    "from several sources and protocols. assets/published.csv has the kind of each error over n "
+    "trials. Selected on: the split on which checkpoint and hyperparameters were chosen; if this "
+    "is the target, the numbers are not comparable.",
     f"Interval: {LEVEL}% of the difference, by Welch's t over our trials and the published ones; "
-    "at least: by Student's t over ours alone, because the published error is not known. Verdict: "
-    f"within, if the interval lies inside +-{MARGIN:g}; differs, if it lies wholly outside; else "
-    "cannot tell. None where the published error is not known, or where selection, steps, protocol "
-    "or edition differ or are not known.",
+    "at least: by Student's t over our trials alone, because the published error is unknown. "
+    f"Check: within, if the interval lies inside +-{MARGIN:g}; differs, if it lies outside; "
+    "otherwise cannot tell. None if the published error is unknown, or if selection, steps, "
+    "protocol or edition differ or are unknown.",
 )
 
 WITHIN = "within"
 DIFFERS = "differs"
 CANNOT_TELL = "cannot tell"
-NO_VERDICT = "none"
+NO_CHECK = "none"
 
-# What has to be the same in our runs; a published figure lacks what is not known.
+# Settings that must be equal in our runs; unknown ones are empty in published.csv.
 _SETTING = ("selection", "steps", "protocol", "edition")
 _UNKNOWN = ("", "unknown")
-_ZERO_SHOT_STEPS = "0"  # of a figure for which neither steps nor selection matter
-# Kind of error -> the squared standard error of the mean, with divisor n - 1, of n trials.
+_ZERO_SHOT_STEPS = "0"  # of a number for which neither steps nor selection matter
+# Kind of error -> the squared standard error of the mean of n trials, with divisor n - 1
 _SQUARED_ERRORS: dict[str, Callable[[float, int], float]] = {
     "standard error, n": lambda error, n: error**2 * n / (n - 1),
     "standard error, n - 1": lambda error, n: error**2,
@@ -64,7 +64,7 @@ _TEXT_COLUMNS = (
     "source",
     "note",
 )
-# Hparams by which a run may differ from the published methods, and their value where it does not.
+# Hparams by which a run can differ from the published methods, with the published value
 _PUBLISHED_HPARAMS: dict[str, Any] = {
     "clip_backbone": BACKBONE,
     "average": "none",
@@ -80,7 +80,7 @@ _PUBLISHED_HPARAMS: dict[str, Any] = {
 # Hparams that belong to the published method itself.
 _HPARAMS_OF_METHOD = {"CLIPood": ("average", "margin"), "CLIPMIRO": ("miro_weight",)}
 
-# Our algorithms, but for CLIPFineTune, and the published methods that they are.
+# Our algorithms except CLIPFineTune -> the published methods that they implement
 _COUNTERPARTS = {
     "CARFT": "CAR-FT",
     "CLIPZeroShot": "zero-shot CLIP",
@@ -91,12 +91,14 @@ _COUNTERPARTS = {
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How our mean stands to a published one.
+class PublishedCheck:
+    """The comparison of our mean with a published one.
 
-    ``name``: WITHIN, DIFFERS, CANNOT_TELL or NO_VERDICT; ``reason``: of NO_VERDICT, else "".
-    ``low`` and ``high``: the interval of the difference in points, None for fewer than two trials;
-    ``at_least``: the interval has only our error.
+    Attributes:
+        name: WITHIN, DIFFERS, CANNOT_TELL or NO_CHECK.
+        reason: reason for NO_CHECK; otherwise empty.
+        low, high: interval of the difference in points; None for fewer than two trials.
+        at_least: True if the interval contains only our error.
     """
 
     name: str
@@ -107,7 +109,7 @@ class Verdict:
 
 
 def read(name: str) -> list[dict[str, Any]]:
-    """The rows of a file in ``assets``: figures in percent, None where unknown, and texts."""
+    """Read a file in ``assets``: numbers in percent, None for unknown ones, and texts."""
     with (ASSETS / name).open(encoding="utf-8") as file:
         return [
             {key: text if key in _TEXT_COLUMNS else _percent(text) for key, text in row.items()}
@@ -119,17 +121,17 @@ def _percent(text: str) -> float | None:
     return float(text) if text else None
 
 
-def figures(methods: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Published accuracies in the order of the file; only those of ``methods``, if any are named.
+def read_numbers(methods: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Read published accuracies in percent in the order of the file; only of ``methods``, if given.
 
-    An entry has the columns of published.csv as keys, with accuracies in percent.
+    The columns of published.csv are the keys of an entry.
     """
     rows = [row for row in read("published.csv") if not methods or row["method"] in methods]
     return [row | {"n": row["n"] and int(row["n"])} for row in rows]
 
 
 def counterpart(run: RecordedRun) -> str | None:
-    """The published method that a run is of, whatever its row is called; None if it has none."""
+    """Return the published method that a run implements, or None."""
     if run.algorithm == "CLIPFineTune":
         start = "random" if run.recorded.get("head_init") == "random" else "zero-shot"
         return f"ERM, {start} head"
@@ -137,138 +139,143 @@ def counterpart(run: RecordedRun) -> str | None:
 
 
 def compare(group: Group, group_tables: Iterable[Table]) -> list[dict[str, Any]]:
-    """Our averages over targets beside the published ones: entries for JSON and CSV.
+    """Compare our averages over targets with the published ones, as entries for JSON and CSV.
 
-    ``group_tables``: all of the group. Accuracies are in percent, differences in points.
+    ``group_tables`` are all tables of the group. Accuracies are in percent, differences in points.
     """
-    published = {(figure["method"], figure["dataset"]): figure for figure in figures()}
-    datasets = dict.fromkeys(dataset for _, dataset in published if dataset != AVERAGE)
-    runs_of_cell: dict[tuple[str, str], list[RecordedRun]] = {}
+    published_rows = {
+        (published["method"], published["dataset"]): published for published in read_numbers()
+    }
+    datasets = dict.fromkeys(dataset for _, dataset in published_rows if dataset != AVERAGE)
+    runs_by_cell: dict[tuple[str, str], list[RecordedRun]] = {}
     for run in group.runs:
         for dataset in (run.dataset, AVERAGE):
-            runs_of_cell.setdefault((run.row, dataset), []).append(run)
+            runs_by_cell.setdefault((run.row, dataset), []).append(run)
 
     entries = []
     for table in group_tables:
         for row in table.rows if table.averages else ():
             cells = dict(zip(table.columns, row.cells, strict=True))
-            cells_of_datasets = [cells.get(name, Cell()) for name in datasets]
-            cells[AVERAGE] = _over_all(cells_of_datasets, table.error)
+            dataset_cells = [cells.get(name, Cell()) for name in datasets]
+            cells[AVERAGE] = _over_all(dataset_cells, table.error)
 
             for dataset, cell in cells.items():
-                runs = runs_of_cell.get((row.algorithm, dataset), [])
-                figure = published.get((_common_counterpart(runs), dataset))
-                if figure and cell.mean is not None:
-                    reason = _reason_against(cell, table.method, runs, figure)
+                runs = runs_by_cell.get((row.algorithm, dataset), [])
+                published = published_rows.get((_common_counterpart(runs), dataset))
+                if published and cell.mean is not None:
+                    reason = _reason_against(cell, table.method, runs, published)
                     labels = {
                         "setting": table.setting,
                         "selection": table.method,
                         "algorithm": row.algorithm,
                         "dataset": dataset,
                     }
-                    entries.append(labels | _entry(cell, figure, judge(cell, figure, reason)))
+                    entries.append(
+                        labels | _entry(cell, published, check_cell(cell, published, reason))
+                    )
     return entries
 
 
-def _entry(cell: Cell, figure: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
-    """Our mean, the published figure and the verdict, in percent and points."""
+def _entry(cell: Cell, published: Mapping[str, Any], check: PublishedCheck) -> dict[str, Any]:
+    """Combine our mean, the published number and the check, in percent and points."""
     return {
         "ours": cell.mean,
         "standard_error": cell.standard_error,
         "n": cell.n,
         "complete": not (cell.missing or cell.partial),
-        "published": figure["accuracy"],
-        "difference": (cell.mean or 0.0) - figure["accuracy"],
-        "low": verdict.low,
-        "high": verdict.high,
-        "at_least": verdict.at_least,
-        "verdict": verdict.name,
-        "reason": verdict.reason,
-        "method": figure["method"],
-        "source": figure["source"],
-        "read_in": figure["read_in"],
-        "published_standard_error": figure["standard_error"],
-        "published_error_kind": figure["error_kind"],
-        "published_n": figure["n"],
-        "published_selection": figure["selection"],
-        "note": figure["note"],
+        "published": published["accuracy"],
+        "difference": (cell.mean or 0.0) - published["accuracy"],
+        "low": check.low,
+        "high": check.high,
+        "at_least": check.at_least,
+        "check": check.name,
+        "reason": check.reason,
+        "method": published["method"],
+        "source": published["source"],
+        "read_in": published["read_in"],
+        "published_standard_error": published["standard_error"],
+        "published_error_kind": published["error_kind"],
+        "published_n": published["n"],
+        "published_selection": published["selection"],
+        "note": published["note"],
     }
 
 
-def judge(cell: Cell, figure: Mapping[str, Any], reason: str = "") -> Verdict:
-    """The verdict on a cell that has a mean, beside a published figure.
+def check_cell(cell: Cell, published: Mapping[str, Any], reason: str = "") -> PublishedCheck:
+    """Check a cell that has a mean against ``published``, a row of published.csv.
 
-    ``figure``: a row of published.csv; ``reason``: why there can be no verdict, "" if there can.
+    ``reason`` is the reason why they cannot be compared; empty if they can.
     """
     percent = [100 * accuracy for accuracy in cell.accuracies.values()]
-    squared_error = _squared_error(figure)
+    squared_error = _squared_error(published)
     if squared_error is None:
-        low, high = student_interval([value - figure["accuracy"] for value in percent])
+        low, high = student_interval([value - published["accuracy"] for value in percent])
     else:
-        low, high = welch_interval(percent, figure["accuracy"], squared_error, figure["n"])
+        low, high = welch_interval(percent, published["accuracy"], squared_error, published["n"])
 
     at_least = squared_error is None
     if reason or at_least or low is None or high is None:
-        return Verdict(NO_VERDICT, reason, low, high, at_least)
+        return PublishedCheck(NO_CHECK, reason, low, high, at_least)
     if low >= -MARGIN and high <= MARGIN:
-        return Verdict(WITHIN, "", low, high, at_least)
-    is_outside = low > MARGIN or high < -MARGIN
-    return Verdict(DIFFERS if is_outside else CANNOT_TELL, "", low, high, at_least)
+        return PublishedCheck(WITHIN, "", low, high, at_least)
+    if low > MARGIN or high < -MARGIN:
+        return PublishedCheck(DIFFERS, "", low, high, at_least)
+    return PublishedCheck(CANNOT_TELL, "", low, high, at_least)
 
 
-def _squared_error(figure: Mapping[str, Any]) -> float | None:
-    """The squared standard error of a published mean, divisor n - 1; None if it is not known."""
-    kind = figure["error_kind"]
-    if kind not in _SQUARED_ERRORS or not figure["n"]:
+def _squared_error(published: Mapping[str, Any]) -> float | None:
+    """Return the squared standard error of a published mean, divisor n - 1, or None if unknown."""
+    kind = published["error_kind"]
+    if kind not in _SQUARED_ERRORS or not published["n"]:
         return None
-    return _SQUARED_ERRORS[kind](figure["standard_error"], figure["n"])
+    return _SQUARED_ERRORS[kind](published["standard_error"], published["n"])
 
 
 def _reason_against(
-    cell: Cell, method: str, runs: Sequence[RecordedRun], figure: Mapping[str, Any]
+    cell: Cell, method: str, runs: Sequence[RecordedRun], published: Mapping[str, Any]
 ) -> str:
-    """Why there is no verdict on our ``runs``, all reasons in a sentence; "" if there is one."""
+    """Return all reasons why our ``runs`` cannot be checked; empty if they can."""
     deviations = dict.fromkeys(name for run in runs for name in _deviations(run))
     reasons = []
     if deviations:
         names = f"{runs[0].row} has {', '.join(deviations)}"
-        reasons.append(f"{names}, unlike the published {figure['method']}")
+        reasons.append(f"{names}, unlike the published {published['method']}")
     if cell.missing or cell.partial:
-        reasons.append("ours is incomplete")
+        reasons.append("our average is incomplete")
     if cell.n < 2:
-        reasons.append("one trial has no interval")
+        reasons.append("a single trial has no interval")
 
-    ours = {
+    our_settings = {
         "selection": {method},
         "steps": {str(int(run.steps[-1]) + 1) for run in runs},
         "protocol": {run.recorded.get("protocol", "not recorded") for run in runs},
         "edition": {run.recorded.get("data_edition", "not recorded") for run in runs},
     }
-    if figure["steps"] == _ZERO_SHOT_STEPS:
-        del ours["selection"], ours["steps"]
+    if published["steps"] == _ZERO_SHOT_STEPS:
+        del our_settings["selection"], our_settings["steps"]
 
     unknown = []
-    for name, values in ours.items():
+    for name, values in our_settings.items():
         texts = {text.removeprefix("verified: ") for text in values}
-        if figure[name] in _UNKNOWN:
+        if published[name] in _UNKNOWN:
             unknown.append(name)
-        elif texts != {figure[name]}:
-            reasons.append(f"{name}: {', '.join(sorted(texts))}, published: {figure[name]}")
-    if _squared_error(figure) is None:
+        elif texts != {published[name]}:
+            reasons.append(f"{name}: {', '.join(sorted(texts))}, published: {published[name]}")
+    if _squared_error(published) is None:
         unknown.append("error")
     if unknown:
-        reasons.append(f"not known of the published one: {', '.join(unknown)}")
+        reasons.append(f"unknown for the published number: {', '.join(unknown)}")
     return "; ".join(reasons)
 
 
 def _common_counterpart(runs: Iterable[RecordedRun]) -> str:
-    """The published method that all runs are of; "" if they are of several, or of none."""
+    """Return the published method that all runs implement; empty for none or several."""
     methods = {counterpart(run) for run in runs}
     return (methods.pop() or "") if len(methods) == 1 else ""
 
 
 def _deviations(run: RecordedRun) -> list[str]:
-    """What a run has that the published method of its name has not."""
+    """List the settings of a run that its published method does not have."""
     method_hparams = _HPARAMS_OF_METHOD.get(run.algorithm, ())
     deviations = []
     for name, published_value in _PUBLISHED_HPARAMS.items():
@@ -281,34 +288,34 @@ def _deviations(run: RecordedRun) -> list[str]:
 
 
 def _over_all(cells: Sequence[Cell], error: ErrorKind) -> Cell:
-    """The average over the published datasets; empty unless all have the same trials."""
+    """Return the average over the published datasets; empty unless all have the same trials."""
     trials = sorted(cells[0].accuracies)
     if any(cell.accuracies.keys() != cells[0].accuracies.keys() for cell in cells):
         return Cell()
 
     means = {trial: float(np.mean([cell.accuracies[trial] for cell in cells])) for trial in trials}
     missing = [text for cell in cells for text in cell.missing]
-    average = cell_of(means, missing, error)
+    average = mean_cell(means, missing, error)
     return average._replace(partial=any(cell.partial for cell in cells))
 
 
 def grid(comparisons: Sequence[Mapping[str, Any]]) -> Grid:
-    """The table of the entries of `compare`, a row each."""
+    """Make the table of entries of `compare`, a row each."""
     header = ["Algorithm", "Selection", "Dataset", "Ours", "Published", "Difference"]
-    header += [f"{LEVEL}% interval", "Verdict", "Published as", "Selected on"]
+    header += [f"{LEVEL}% interval", "Check", "Published as", "Selected on"]
 
     reasons = dict.fromkeys(entry["reason"] for entry in comparisons if entry["reason"])
     numbers = {reason: number for number, reason in enumerate(reasons, 1)}
     rows = [_comparison_row(entry, numbers.get(entry["reason"])) for entry in comparisons]
-    notes = [f"[{number}] No verdict: {reason}." for reason, number in numbers.items()]
+    notes = [f"[{number}] No check: {reason}." for reason, number in numbers.items()]
 
     settings = {comparison["setting"] for comparison in comparisons} - {""}
-    title = "; ".join(["Beside published figures", *settings])
+    title = "; ".join(["Compared with published numbers", *settings])
     return Grid(title, header, rows, [*notes, *sources(comparisons)])
 
 
 def _comparison_row(comparison: Mapping[str, Any], note_number: int | None) -> list[str]:
-    """The cells of a row; ``note_number``: of the note that says why there is no verdict."""
+    """Format a row; ``note_number`` is the note that gives the reason for NO_CHECK."""
     our_accuracy = format_accuracy(
         comparison["ours"], comparison["standard_error"], comparison["n"]
     )
@@ -324,7 +331,7 @@ def _comparison_row(comparison: Mapping[str, Any], note_number: int | None) -> l
     if comparison["low"] is not None:
         interval = f"{comparison['low']:+.1f} to {comparison['high']:+.1f}"
         interval = f"at least {interval}" if comparison["at_least"] else interval
-    verdict = comparison["verdict"]
+    check = comparison["check"]
     return [
         comparison["algorithm"],
         comparison["selection"],
@@ -333,15 +340,15 @@ def _comparison_row(comparison: Mapping[str, Any], note_number: int | None) -> l
         published,
         f"{comparison['difference']:+.1f}",
         interval,
-        f"{verdict} [{note_number}]" if note_number else verdict,
+        f"{check} [{note_number}]" if note_number else check,
         comparison["method"],
         comparison["published_selection"],
     ]
 
 
 def overview(methods: Sequence[str] = ()) -> Grid:
-    """Published figures: a row a method, a column a dataset; only of ``methods``, if any."""
-    entries = figures(methods)
+    """Make the table of published numbers: a row for each method, a column for each dataset."""
+    entries = read_numbers(methods)
     by_method: dict[str, dict[str, dict[str, Any]]] = {}
     for entry in entries:
         by_method.setdefault(entry["method"], {})[entry["dataset"]] = entry
@@ -362,7 +369,7 @@ def overview(methods: Sequence[str] = ()) -> Grid:
 
 
 def sources(entries: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Notes for a table: each source with the methods that are from there, then such remarks.
+    """Return notes for a table: each source with its methods, then each remark with its methods.
 
     ``entries`` have the keys "method", "source" and "note".
     """

@@ -1,4 +1,4 @@
-"""The rows of tables: names, also of those that ``--by`` makes, and the order of all labels."""
+"""The rows of tables: names, including those made by ``--by``, and the order of all labels."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from domainbed_carft.jobs import own_methods
 from domainbed_carft.jobs.job import Job
 from domainbed_carft.jobs.records import RecordedRun
 from domainbed_carft.jobs.setting import ARGUMENTS, DEFAULT, HPARAM
-from domainbed_carft.jobs.setting import setting as setting_of
+from domainbed_carft.jobs.setting import get_setting as setting_of
 
 VARIANT = "variant"
 
-# DomainBed's order, ours after its; means over datasets depend on it in the last bit.
+# DomainBed's order, followed by our datasets. The last bit of a mean depends on it.
 _DATASETS = (
     "Debug28",
     "Debug224",
@@ -44,10 +44,10 @@ def environment_labels(
     planned: Iterable[Job] = (),
     listed: Mapping[str, Sequence[str]] = {},
 ) -> dict[str, tuple[str, ...]]:
-    """Dataset -> labels of its environments, in the order of the tables.
+    """Map each dataset to the labels of its environments, in the order of the tables.
 
-    The labels of a record, else of a manifest, else the known ones, if their number matches the
-    accuracies of the record; else env0, env1, ...
+    Labels are taken from the records, then the manifests (``listed``), then the known benchmarks,
+    if there are as many as recorded accuracies; otherwise they are env0, env1, ...
     """
     recorded: dict[str, tuple[str, ...]] = {}
     counts: dict[str, int] = {}
@@ -66,52 +66,55 @@ def environment_labels(
     ordered = [name for name in _DATASETS if name in counts]
     ordered += [name for name in counts if name not in _DATASETS]
 
-    labels_of: dict[str, tuple[str, ...]] = {}
+    labels_by_dataset: dict[str, tuple[str, ...]] = {}
     for name in ordered:
-        labels_of[name] = tuple(f"env{number}" for number in range(counts[name]))
+        labels_by_dataset[name] = tuple(f"env{number}" for number in range(counts[name]))
         for source in (recorded, listed, benchmark_labels):
             names_in_source = source.get(name, ())
             if len(names_in_source) == counts[name]:
-                labels_of[name] = tuple(names_in_source)
+                labels_by_dataset[name] = tuple(names_in_source)
                 break
-    return labels_of
+    return labels_by_dataset
 
 
-def ordered_rows(names: Iterable[str], declared: Iterable[str] = ()) -> list[str]:
-    """``names``, each once, in the order of rows, legends and bars.
+def sort_rows(names: Iterable[str], declared: Iterable[str] = ()) -> list[str]:
+    """Sort distinct names in the order of rows, legends and bars.
 
-    First those that a sweep ``declared``, in its order, then ours and those of a user's files by
-    the rows of their styles, then all others by name.
+    First come the rows that a sweep ``declared``, then the methods of this package and of the
+    user's files in the order of their styles, then all others by name.
     """
     distinct = set(names)
-    order = dict.fromkeys((*declared, *own_methods.known(), *sorted(distinct)))
+    order = dict.fromkeys((*declared, *own_methods.list_algorithms(), *sorted(distinct)))
     return [name for name in order if name in distinct]
 
 
 class _JobFacts(NamedTuple):
-    """A job, run or planned, with its setting and variant."""
+    """A run or planned job with its setting and variant."""
 
     job: Job
     setting: Mapping[str, str]
     variant: str
 
     def words(self, by: Sequence[str]) -> _Words:
-        """The job's value of each name."""
+        """Return the job's value of each name."""
         words = []
         for name in by:
             if name == VARIANT:
                 words.append(self.variant)
             elif name in self.job.role.values:
-                words.append("")  # the selection method chooses it
+                words.append("")  # chosen by the selection method
             else:
                 words.append(self.setting.get(_part(name), DEFAULT))
         return tuple(words)
 
 
 class _Value(NamedTuple):
-    """An algorithm's value of one name of ``by``: its ``text`` in the row's name, and itself.
+    """An algorithm's value of one name of ``by``.
 
-    ``is_ranked_by_word``: whether rows with words are sorted by them.
+    Attributes:
+        text: the value in the name of a row.
+        plain: the value itself.
+        is_ranked_by_word: True if rows with text values are sorted alphabetically.
     """
 
     text: str
@@ -121,7 +124,7 @@ class _Value(NamedTuple):
 
 @dataclass(frozen=True)
 class JointRow:
-    """The algorithm of a row, and its value of each name of ``by``: a default if it is known."""
+    """The algorithm of a row, and its value of each name of ``by`` (the default if it is known)."""
 
     algorithm: str
     values: Mapping[str, Any]
@@ -129,9 +132,14 @@ class JointRow:
 
 @dataclass(frozen=True)
 class JointRows:
-    """Runs and planned jobs of which the rows have names, and these in their order.
+    """Runs and planned jobs with the names of their rows.
 
-    ``parts``: what the names tell, as settings call it; ``rows``: what each is of, by its name.
+    Attributes:
+        runs: the runs.
+        planned: the planned jobs.
+        names: the names of all rows, in their order.
+        parts: the parts of a setting that the names show.
+        rows: name -> its algorithm and values.
     """
 
     runs: list[RecordedRun]
@@ -149,13 +157,18 @@ def label_rows(
     folders: Sequence[Path | str],
     declared: Iterable[str],
 ) -> JointRows:
-    """The runs and jobs, with a row for each value that an algorithm has of the names ``by``.
+    """Give each algorithm a row for each of its values of the names ``by``.
 
-    A name is that of a hyperparameter or argument, or VARIANT. A row is called ``CARFT (lr 0.001)``
-    and an algorithm with one value keeps its name. ``folders``: that were collected, in which
-    variants have folders of their own. ``declared``: algorithms in the order of the tables.
-    Without ``by`` the rows are the algorithms. Raises CarftError for a name of which no algorithm
-    has several values.
+    Each name is a hyperparameter, an argument, or VARIANT. A row is called ``CARFT (lr 0.001)``,
+    and an algorithm with a single value keeps its name. Without ``by`` the rows are the algorithms.
+    Raises CarftError for a name of which no algorithm has several values.
+
+    Args:
+        runs: the collected runs.
+        planned: jobs of the manifests.
+        by: the names.
+        folders: the collected folders, in which each variant has a folder of its own.
+        declared: algorithms in the order of the tables.
     """
     if not by:
         return JointRows(list(runs), list(planned), names=list(declared), parts=[], rows={})
@@ -166,16 +179,16 @@ def label_rows(
     ]
     _require_varying(by, facts)
     words_by_algorithm: dict[str, dict[_Words, None]] = {}
-    for of_job in facts:
-        words_by_algorithm.setdefault(of_job.job.key.algorithm, {})[of_job.words(by)] = None
+    for entry in facts:
+        words_by_algorithm.setdefault(entry.job.key.algorithm, {})[entry.words(by)] = None
 
     defaults = _recorded_defaults(by, runs)
     names: dict[tuple[str, _Words], str] = {}
     rows = {}
-    for algorithm in ordered_rows(words_by_algorithm, declared):
-        of_algorithm = _values_in_order(algorithm, by, words_by_algorithm[algorithm], defaults)
-        varying = [len({words[number] for words in of_algorithm}) > 1 for number in range(len(by))]
-        for words, values in of_algorithm.items():
+    for algorithm in sort_rows(words_by_algorithm, declared):
+        row_values = _sort_values(algorithm, by, words_by_algorithm[algorithm], defaults)
+        varying = [len({words[number] for words in row_values}) > 1 for number in range(len(by))]
+        for words, values in row_values.items():
             texts = [value.text for value, varies in zip(values, varying, strict=True) if varies]
             name = f"{algorithm} ({', '.join(texts)})" if texts else algorithm
             names[algorithm, words] = name
@@ -183,8 +196,8 @@ def label_rows(
             rows[name] = JointRow(algorithm, dict(zip(by, plain, strict=True)))
 
     jobs = [
-        replace(of_job.job, row_name=names[of_job.job.key.algorithm, of_job.words(by)])
-        for of_job in facts
+        replace(entry.job, row_name=names[entry.job.key.algorithm, entry.words(by)])
+        for entry in facts
     ]
     return JointRows(
         runs=[replace(run, job=job) for run, job in zip(runs, jobs[len(planned) :])],
@@ -196,9 +209,9 @@ def label_rows(
 
 
 def _variant(job: Job, folders: Iterable[Path | str]) -> str:
-    """The folder that the job's folder lies in, below one of ``folders``; "" for that itself."""
+    """Return the path of the job's variant below one of ``folders``; empty without one."""
     if job.role.values:
-        return job.role.cell  # its folder is that of a member of a search
+        return job.role.cell  # the parent folder belongs to a member of a search
 
     parent = job.folder.parent
     for folder in map(Path, folders):
@@ -209,29 +222,29 @@ def _variant(job: Job, folders: Iterable[Path | str]) -> str:
 
 
 def _part(name: str) -> str:
-    """What a setting calls it."""
+    """Return the name of the part in settings."""
     return name if name in ARGUMENTS else HPARAM + name
 
 
 def _require_varying(by: Sequence[str], facts: Sequence[_JobFacts]) -> None:
     """Raise CarftError for names of which no algorithm has several values."""
-    parts = dict.fromkeys(part for of_job in facts for part in of_job.setting)
+    parts = dict.fromkeys(part for entry in facts for part in entry.setting)
     candidates = [
         part.removeprefix(HPARAM) for part in parts if part in ARGUMENTS or part.startswith(HPARAM)
     ]
     varying = []
     for name in [*candidates, VARIANT]:
         words: dict[str, set[_Words]] = {}
-        for of_job in facts:
-            words.setdefault(of_job.job.key.algorithm, set()).add(of_job.words([name]))
+        for entry in facts:
+            words.setdefault(entry.job.key.algorithm, set()).add(entry.words([name]))
         if any(len(words_of_algorithm) > 1 for words_of_algorithm in words.values()):
             varying.append(name)
 
-    expected = "one that varies; no setting varies in these folders, so leave --by out"
+    expected = "one that varies; no setting varies in these folders, so omit --by"
     if varying:
         expected = f"one that varies: {', '.join(varying)}"
     raise_for(
-        f"--by {name}: no algorithm has several values of it between its tables, "
+        f"--by {name}: no algorithm has several values of it in separate tables, "
         f"expected {expected}"
         for name in by
         if name not in varying
@@ -241,7 +254,7 @@ def _require_varying(by: Sequence[str], facts: Sequence[_JobFacts]) -> None:
 def _recorded_defaults(
     by: Sequence[str], runs: Iterable[RecordedRun]
 ) -> dict[tuple[str, str], Any]:
-    """(Algorithm, hparam) -> its recorded value where it was not set; of several values, none."""
+    """Map (algorithm, hparam) to the only value that runs recorded without setting it."""
     recorded: dict[tuple[str, str], list[Any]] = {}
     for run in runs:
         for name in by:
@@ -252,13 +265,13 @@ def _recorded_defaults(
     return {key: values[0] for key, values in recorded.items() if len(values) == 1}
 
 
-def _values_in_order(
+def _sort_values(
     algorithm: str,
     by: Sequence[str],
     all_words: Iterable[_Words],
     defaults: Mapping[tuple[str, str], Any],
 ) -> dict[_Words, list[_Value]]:
-    """The values of an algorithm's rows, in the order of these."""
+    """Return the values of an algorithm's rows in the order of the rows."""
     values_of_words = {
         words: [
             _value(name, word, defaults.get((algorithm, name)))
@@ -266,11 +279,11 @@ def _values_in_order(
         ]
         for words in all_words
     }
-    return dict(sorted(values_of_words.items(), key=lambda item: _ranks(item[1])))
+    return dict(sorted(values_of_words.items(), key=lambda item: _rank(item[1])))
 
 
 def _value(name: str, word: str, default: Any) -> _Value:
-    """An algorithm's value of a name; ``default``: if it was not set, None where unknown."""
+    """Describe an algorithm's value of a name, with the recorded ``default`` if it was not set."""
     if name == VARIANT:
         return _Value(word or "no variant", _plain(word), is_ranked_by_word=False)
     if word != DEFAULT:
@@ -281,19 +294,18 @@ def _value(name: str, word: str, default: Any) -> _Value:
 
 
 def _plain(word: str) -> Any:
-    """A value of a setting, which for a hyperparameter is JSON."""
+    """Parse a value of a setting, which is JSON for a hyperparameter."""
     try:
         return json.loads(word)
     except ValueError:
         return word
 
 
-def _ranks(values: Iterable[_Value]) -> list[tuple[int, float, str]]:
-    """What rows are sorted by: numbers by size, then words; variants as they come."""
+def _rank(values: Iterable[_Value]) -> list[tuple[int, float, str]]:
+    """Return the sorting key of a row: numbers by size, then words; variants keep their order."""
     ranks = []
     for value in values:
-        is_number = isinstance(value.plain, (int, float)) and not isinstance(value.plain, bool)
-        if is_number:
+        if isinstance(value.plain, (int, float)) and not isinstance(value.plain, bool):
             ranks.append((0, float(value.plain), ""))
         else:
             ranks.append((1, 0.0, str(value.plain) if value.is_ranked_by_word else ""))

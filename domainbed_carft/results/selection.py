@@ -1,8 +1,8 @@
 """Selection of checkpoints and hyperparameters: DomainBed's rules, to the last bit.
 
-As in domainbed/model_selection.py at b93c22a: the reported accuracy is on the target's in-split,
-and of choices with equal validation accuracy the one with the highest hparams_seed counts. The
-members of a declared search are choices too, the later one higher.
+As in domainbed/model_selection.py at b93c22a, the reported accuracy is on the target's in-split,
+and among choices with equal validation accuracy the one with the highest hparams_seed counts.
+Members of a declared search are choices too, and the later one ranks higher.
 """
 
 from __future__ import annotations
@@ -25,10 +25,16 @@ Floats = npt.NDArray[np.float64]
 
 
 class Candidates(NamedTuple):
-    """The runs among which a method selects: of one target in one trial.
+    """The runs of one target in one trial, from which a method selects.
 
-    ``singles``: choice of hyperparameters -> the run that left out the target, alone or with
-    other targets. ``pairs``: choice -> a second environment -> the run that left out both.
+    Attributes:
+        dataset: name of the dataset.
+        row: the tables' name of the row.
+        target: number of the environment held out.
+        trial: the trial seed.
+        singles: choice of hyperparameters -> the run that held out the target, alone or with
+            others.
+        pairs: choice -> a second environment -> the run that held out both.
     """
 
     dataset: str
@@ -42,9 +48,14 @@ class Candidates(NamedTuple):
 class Outcome(NamedTuple):
     """The outcome of one choice of hyperparameters; accuracies in [0, 1].
 
-    ``runs``: those that the method used, the one whose accuracy counts first. ``members``: among
-    how many choices this one was chosen: draws and members of a search; of a search in two stages
-    the members of its first one. It is 1 where there was nothing to choose.
+    Attributes:
+        choice: the hyperparameters.
+        step: step of the chosen checkpoint.
+        validation: validation accuracy there.
+        accuracy: reported accuracy there.
+        runs: the runs that the method used, first the one whose accuracy is reported.
+        members: number of choices that the method chose from: draws and members of a search (in two
+            stages, the members of the first). 1 if there was no choice.
     """
 
     choice: Choice
@@ -56,7 +67,7 @@ class Outcome(NamedTuple):
 
     @property
     def run(self) -> RecordedRun:
-        """The run whose accuracy counts."""
+        """The run whose accuracy is reported."""
         return self.runs[0]
 
     @property
@@ -66,14 +77,19 @@ class Outcome(NamedTuple):
 
     @property
     def values(self) -> Mapping[str, Any]:
-        """Searched hyperparameter -> the chosen value; empty if no search was declared."""
+        """Searched hyperparameter -> chosen value; empty without a declared search."""
         return self.run.job.role.values
 
 
-class Selected(NamedTuple):
-    """The outcome that counts for one (dataset, row, target, trial).
+class SelectedRun(NamedTuple):
+    """The run and outcome that count for one (dataset, row, target, trial).
 
-    ``row``: what tables call the row, which is the algorithm's name unless ``--by`` divides it.
+    Attributes:
+        dataset: name of the dataset.
+        row: the tables' name of the row: the algorithm, unless ``--by`` divides it.
+        target: number of the environment held out.
+        trial: the trial seed.
+        outcome: the chosen outcome.
     """
 
     dataset: str
@@ -84,31 +100,32 @@ class Selected(NamedTuple):
 
     @property
     def run(self) -> RecordedRun:
-        """The run whose accuracy counts."""
+        """The run whose accuracy is reported."""
         return self.outcome.runs[0]
 
     @property
     def algorithm(self) -> str:
-        """The name of the algorithm, whatever the row is called."""
         return self.run.algorithm
 
 
 class Method(NamedTuple):
-    """A rule of selection.
+    """A selection method.
 
-    ``title``: DomainBed's name; ``outcome``: that of one choice of hyperparameters, if it has one;
-    ``leaves_out``: whether its jobs leave environments out.
+    Attributes:
+        title: DomainBed's name of the method.
+        outcome: returns the outcome of one choice of hyperparameters, or None if there is none.
+        holds_out: whether its jobs hold environments out.
     """
 
     title: str
     outcome: Callable[[Candidates, Choice], Outcome | None] = lambda candidates, choice: None
-    leaves_out: bool = True
+    holds_out: bool = True
 
 
 def candidates_by_target(runs: Iterable[RecordedRun]) -> list[Candidates]:
-    """The candidates of each (dataset, row, target, trial) among ``runs``.
+    """Return the candidates of each (dataset, row, target, trial).
 
-    They come in the order of DomainBed's groups, on which the last bit of a mean depends.
+    The order is that of DomainBed's groups, on which the last bit of a mean depends.
     """
     by_target: dict[tuple[str, str, int, int], Candidates] = {}
     for run in runs:
@@ -118,7 +135,7 @@ def candidates_by_target(runs: Iterable[RecordedRun]) -> list[Candidates]:
                 (dataset, row, target, trial),
                 Candidates(dataset, row, target, trial, singles={}, pairs={}),
             )
-            if len(test_envs) == 1 or run.job.role.leaves_out_together:
+            if len(test_envs) == 1 or run.job.role.holds_out_together:
                 candidates.singles[choice] = run
             elif len(test_envs) == 2:
                 second_env = sum(test_envs) - target
@@ -126,8 +143,8 @@ def candidates_by_target(runs: Iterable[RecordedRun]) -> list[Candidates]:
     return list(by_target.values())
 
 
-def ranked_outcomes(candidates: Candidates, method: Method) -> list[Outcome]:
-    """The outcomes of all choices that have one, the best first."""
+def rank_outcomes(candidates: Candidates, method: Method) -> list[Outcome]:
+    """Return the outcomes of all choices that have one, the best first."""
     outcomes = []
     for choice in sorted(candidates.singles):
         outcome = method.outcome(candidates, choice)
@@ -140,17 +157,17 @@ def ranked_outcomes(candidates: Candidates, method: Method) -> list[Outcome]:
     ]
 
 
-def select(runs: Iterable[RecordedRun], name: str) -> list[Selected]:
-    """What the method called ``name``, one of METHODS, selects from runs of one group."""
+def select(runs: Iterable[RecordedRun], name: str) -> list[SelectedRun]:
+    """Select from the runs of one group by the method ``name``, a key of METHODS."""
     method = METHODS[name]
-    if not method.leaves_out:
-        return _in_domain(runs)
+    if not method.holds_out:
+        return _select_in_domain(runs)
 
     selected = []
     for candidates in candidates_by_target(runs):
-        outcomes = ranked_outcomes(candidates, method)
+        outcomes = rank_outcomes(candidates, method)
         if outcomes:
-            best = Selected(
+            best = SelectedRun(
                 dataset=candidates.dataset,
                 row=candidates.row,
                 target=candidates.target,
@@ -162,30 +179,30 @@ def select(runs: Iterable[RecordedRun], name: str) -> list[Selected]:
 
 
 def candidate_runs(runs: Sequence[RecordedRun], name: str) -> list[RecordedRun]:
-    """The runs that the method called ``name`` can choose from, each once."""
-    if not METHODS[name].leaves_out:
+    """Return the distinct runs that the method ``name`` can choose from."""
+    if not METHODS[name].holds_out:
         return [run for run in runs if not run.test_envs]
 
     candidate_runs: dict[int, RecordedRun] = {}
     for candidates in candidates_by_target(runs):
-        of_method = [*candidates.singles.values()]
+        runs_of_method = [*candidates.singles.values()]
         if name == LEAVE_ONE_OUT:
-            of_method += [run for pairs in candidates.pairs.values() for run in pairs.values()]
-        candidate_runs |= {id(run): run for run in of_method}
+            runs_of_method += [run for pairs in candidates.pairs.values() for run in pairs.values()]
+        candidate_runs |= {id(run): run for run in runs_of_method}
     return list(candidate_runs.values())
 
 
 def accuracies(run: RecordedRun) -> tuple[Floats, Floats]:
-    """Accuracies in [0, 1] on in-splits and on out-splits, nan where a record has none.
+    """Return accuracies in [0, 1] on in-splits and on out-splits, nan if a record has none.
 
-    Both have a row for each checkpoint and a column for each environment.
+    Both have the shape (checkpoints, environments).
     """
     table = np.frombuffer(run.accuracies).reshape(-1, 2, run.n_environments)
     return table[:, 0], table[:, 1]
 
 
-def in_domain(run: RecordedRun) -> Floats:
-    """Each checkpoint's mean accuracy over the out-splits of the environments trained on."""
+def in_domain_accuracies(run: RecordedRun) -> Floats:
+    """Mean accuracy over the out-splits of the training environments, (checkpoints,)."""
     training_envs = [env for env in range(run.n_environments) if env not in run.test_envs]
     _, out_splits = accuracies(run)
 
@@ -193,19 +210,19 @@ def in_domain(run: RecordedRun) -> Floats:
     return np.ascontiguousarray(out_splits[:, training_envs]).mean(axis=1)
 
 
-def in_domain_at(outcome: Outcome) -> float:
-    """The `in_domain` accuracy of the outcome's run at its checkpoint."""
+def in_domain_accuracy(outcome: Outcome) -> float:
+    """In-domain accuracy of the outcome's run at the chosen checkpoint."""
     row = outcome.run.steps.index(outcome.step)
-    return float(in_domain(outcome.run)[row])
+    return float(in_domain_accuracies(outcome.run)[row])
 
 
-def counts_last_record(run: RecordedRun) -> bool:
-    """Whether only the last checkpoint of ``run`` counts: SWAD chooses among weights by itself."""
+def is_swad(run: RecordedRun) -> bool:
+    """Return True if only the last checkpoint counts, since SWAD has chosen among the steps."""
     return bool(run.recorded.get("average") == "swad")
 
 
-def validation_without_targets(run: RecordedRun) -> float:
-    """Mean accuracy on the out-splits at the last step, for a run that left nothing out."""
+def final_out_accuracy(run: RecordedRun) -> float:
+    """Mean accuracy on the out-splits at the last step, for a run without targets."""
     _, out_splits = accuracies(run)
     return float(out_splits[_last_row(run)].mean())
 
@@ -215,16 +232,18 @@ def _training_domain(candidates: Candidates, choice: Choice) -> Outcome | None:
     if run.n_environments < 2:
         return None
 
-    validation = in_domain(run)
-    best_row = _last_row(run) if counts_last_record(run) else _highest(validation)
-    return _outcome_at(candidates, choice, best_row, validation[best_row], [run])
+    validation = in_domain_accuracies(run)
+    best_row = _last_row(run) if is_swad(run) else _argmax(validation)
+    return _make_outcome(candidates, choice, best_row, validation[best_row], [run])
 
 
 def _oracle(candidates: Candidates, choice: Choice) -> Outcome | None:
     run = candidates.singles[choice]
     last_row = _last_row(run)
     _, out_splits = accuracies(run)
-    return _outcome_at(candidates, choice, last_row, out_splits[last_row, candidates.target], [run])
+    return _make_outcome(
+        candidates, choice, last_row, out_splits[last_row, candidates.target], [run]
+    )
 
 
 def _leave_one_domain_out(candidates: Candidates, choice: Choice) -> Outcome | None:
@@ -244,29 +263,29 @@ def _leave_one_domain_out(candidates: Candidates, choice: Choice) -> Outcome | N
     for env, rows in zip(validation_envs, row_of_step[1:]):
         in_splits, _ = accuracies(pairs[env])
         columns.append(in_splits[[rows[step] for step in common_steps], env])
-    # Contiguous rows are summed as DomainBed sums; see `in_domain`.
+    # Contiguous rows are summed as DomainBed sums; see `in_domain_accuracies`.
     table = np.ascontiguousarray(np.stack(columns, axis=1))
     validation = table.sum(axis=1) / len(validation_envs)
 
-    best = len(common_steps) - 1 if counts_last_record(run) else _highest(validation)
+    best = len(common_steps) - 1 if is_swad(run) else _argmax(validation)
     best_row = row_of_step[0][common_steps[best]]
-    return _outcome_at(candidates, choice, best_row, validation[best], runs)
+    return _make_outcome(candidates, choice, best_row, validation[best], runs)
 
 
-def _highest(validation: Floats) -> int:
-    """The row of the highest value; nan is never the highest."""
+def _argmax(validation: Floats) -> int:
+    """Return the row of the highest value; nan is never the highest."""
     return int(np.nan_to_num(validation, nan=-1.0).argmax())
 
 
 def _last_row(run: RecordedRun) -> int:
-    """The row of the checkpoint with the highest step."""
+    """Return the row of the checkpoint with the highest step."""
     return int(np.frombuffer(run.steps).argmax())
 
 
-def _outcome_at(
+def _make_outcome(
     candidates: Candidates, choice: Choice, row: int, validation: float, runs: Sequence[RecordedRun]
 ) -> Outcome | None:
-    """The outcome at one checkpoint; None if an accuracy that it needs is nan."""
+    """Return the outcome at one checkpoint, or None if one of its accuracies is nan."""
     in_splits, _ = accuracies(runs[0])
     accuracy = float(in_splits[row, candidates.target])
     if np.isnan(accuracy) or np.isnan(validation):
@@ -274,15 +293,15 @@ def _outcome_at(
     return Outcome(choice, runs[0].steps[row], float(validation), accuracy, runs)
 
 
-def _in_domain(runs: Iterable[RecordedRun]) -> list[Selected]:
-    """Accuracy on each out-split at the last step, of the choice with the highest sum of these."""
+def _select_in_domain(runs: Iterable[RecordedRun]) -> list[SelectedRun]:
+    """Select the choice with the highest sum of accuracies on the out-splits at the last step."""
     highest_total: dict[tuple[str, str, int], float] = {}
     outcomes: dict[tuple[str, str, int], list[Outcome]] = {}
 
-    runs_without_targets = [run for run in runs if not run.test_envs]
-    n_choices = Counter(_trial_of(run) for run in runs_without_targets)
-    for run in sorted(runs_without_targets, key=lambda run: run.job.candidate):
-        key = _trial_of(run)
+    untargeted_runs = [run for run in runs if not run.test_envs]
+    n_choices = Counter(_trial_key(run) for run in untargeted_runs)
+    for run in sorted(untargeted_runs, key=lambda run: run.job.candidate):
+        key = _trial_key(run)
         row = _last_row(run)
         _, out_splits = accuracies(run)
         last_accuracies = out_splits[row].tolist()
@@ -303,14 +322,14 @@ def _in_domain(runs: Iterable[RecordedRun]) -> list[Selected]:
             ]
 
     return [
-        Selected(dataset, row, target, trial, outcome)
+        SelectedRun(dataset, row, target, trial, outcome)
         for dataset, row, trial in sorted(outcomes)
         for target, outcome in enumerate(outcomes[dataset, row, trial])
     ]
 
 
-def _trial_of(run: RecordedRun) -> tuple[str, str, int]:
-    """Dataset, row and trial of a run that left nothing out."""
+def _trial_key(run: RecordedRun) -> tuple[str, str, int]:
+    """Dataset, row and trial of a run without targets."""
     key = run.job.key
     return key.dataset, run.row, key.trial
 
@@ -319,5 +338,5 @@ METHODS = {
     TRAINING_DOMAIN: Method("training-domain validation set", _training_domain),
     LEAVE_ONE_OUT: Method("leave-one-domain-out cross-validation", _leave_one_domain_out),
     ORACLE: Method("test-domain validation set (oracle)", _oracle),
-    IN_DOMAIN: Method("nothing left out, out-splits at the last step", leaves_out=False),
+    IN_DOMAIN: Method("nothing held out, out-splits at the last step", holds_out=False),
 }

@@ -1,6 +1,6 @@
-"""Runs on whole test sets: a row for each algorithm's weights, from the jobs' suites.jsonl.
+"""Accuracies of runs on suites of test sets, read from the jobs' suites.jsonl.
 
-A run counts without the sets that it was trained on.
+A run is not scored on test sets that it was trained on.
 """
 
 from __future__ import annotations
@@ -22,57 +22,59 @@ from domainbed_carft.results.columns import (
     PLUS_MINUS,
     Cell,
     ErrorKind,
-    cell_of,
     format_accuracy,
+    mean_cell,
 )
 from domainbed_carft.results.formats import Grid
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.suites import catalogue, records
 from domainbed_carft.suites.test_sets import Suite
 
 
 def caption(error: ErrorKind = DOMAINBED) -> str:
-    """The paragraph that explains tables of suites with this kind of error."""
+    """Return the paragraph that explains tables of suites."""
     return (
-        "Suites: accuracy in % on whole test sets (carft evaluate --suite), the mean over the "
-        "classes where others report that, of the run that validation chose in each trial; mean "
-        f"{PLUS_MINUS} {error.title} (n trials). *: a copy that is not complete, of which no mean "
-        "is formed. Of runs that left environments out: the mean of each trial's runs, without the "
-        "styles that a run was trained on."
+        "Suites: accuracy in % on test sets (carft evaluate --suite), or its mean over classes if "
+        "that is what others report, of the run that validation chose in each trial; mean "
+        f"{PLUS_MINUS} {error.title} (n trials). *: an incomplete copy, which is not part of any "
+        "mean. If runs held environments out: the mean of each trial's runs, without the styles "
+        "that a run was trained on."
     )
 
 
 class SuiteRun(NamedTuple):
-    """A run that validation chose, and the environments that it was trained on.
+    """A run that validation selected, with its training environments.
 
-    ``trained_on``: their names, if the run left others out, else none: they say which sets of a
-    suite cannot test the run.
+    Attributes:
+        selected: the selected run.
+        trained_on: names of the training environments if the run held others out; otherwise empty.
+            Test sets with these names cannot test the run.
     """
 
-    selected: Selected
+    selected: SelectedRun
     trained_on: frozenset[str]
 
     @property
     def folder(self) -> Path:
-        """The folder of the run's job."""
+        """Folder of the run's job."""
         return Path(self.selected.run.folder)
 
 
 def selected_runs(group: Group) -> list[SuiteRun]:
-    """Each run of the group that validation chose, once."""
+    """Return the distinct runs of the group that validation selected."""
     labels = group.environments
     selected_of_folder = {
         selected.run.folder: selected
         for method in (selection.IN_DOMAIN, selection.TRAINING_DOMAIN)
-        for selected in group.selected(method)
+        for selected in group.select(method)
     }
     suite_runs = []
     for selected in selected_of_folder.values():
-        left_out = selected.run.test_envs
+        held_out = selected.run.test_envs
         trained_on = (
             label
             for number, label in enumerate(labels[selected.dataset])
-            if left_out and number not in left_out
+            if held_out and number not in held_out
         )
         suite_runs.append(SuiteRun(selected, frozenset(trained_on)))
     return suite_runs
@@ -80,20 +82,20 @@ def selected_runs(group: Group) -> list[SuiteRun]:
 
 def selected_records(
     group: Group, warnings: list[RecordWarning]
-) -> Iterator[tuple[Selected, Mapping[str, Any]]]:
-    """The suite records of the `selected_runs`, without sets of environments trained on.
+) -> Iterator[tuple[SelectedRun, Mapping[str, Any]]]:
+    """Yield the suite records of the `selected_runs`, without test sets of training environments.
 
-    The means of a record are then over its other sets. What is wrong in the files is added to
+    The means of a record are over its remaining sets. Problems in the files are added to
     ``warnings``.
     """
     for suite_run in selected_runs(group):
         for record in records.read(suite_run.folder, warnings):
             if record["suite"] in catalogue.SUITES:
-                yield suite_run.selected, _without_sets(record, suite_run.trained_on)
+                yield suite_run.selected, _drop_sets(record, suite_run.trained_on)
 
 
-def _without_sets(record: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
-    """The record without the sets called ``names``, and with the means of the others."""
+def _drop_sets(record: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
+    """Return the record without the sets called ``names``, and with the means of the others."""
     sets = {name: scores for name, scores in record["sets"].items() if name not in names}
     if len(sets) == len(record["sets"]):
         return record
@@ -104,9 +106,17 @@ def _without_sets(record: Mapping[str, Any], names: Collection[str]) -> Mapping[
 
 
 class Scores(NamedTuple):
-    """One algorithm's weights on a suite; ``alpha``: WiSE-FT's, None for the weights themselves.
+    """Accuracies of one algorithm's weights on a suite.
 
-    ``cells``: of sets, partial where a trial had no complete copy, and of means.
+    Attributes:
+        suite: name of the suite.
+        setting: title of the group of runs.
+        dataset: dataset of the training.
+        algorithm: name of the row.
+        weights: name of the weights' file.
+        alpha: alpha of WiSE-FT; None for the weights themselves.
+        backbone: name of the CLIP model.
+        cells: name of a set or mean -> its cell; partial if a trial had an incomplete copy.
     """
 
     suite: str
@@ -120,9 +130,9 @@ class Scores(NamedTuple):
 
     @property
     def cell_texts(self) -> list[str]:
-        """The cells of its row in the suite's table, as words."""
+        """The formatted cells of its row in the suite's table."""
         texts = []
-        for name in columns(catalogue.get(self.suite)):
+        for name in get_headers(catalogue.get(self.suite)):
             cell = self.cells.get(name, Cell())
             text = format_accuracy(cell.mean, cell.standard_error, cell.n) or NOT_DECLARED
             texts.append(f"{text}*" if cell.partial else text)
@@ -130,7 +140,7 @@ class Scores(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Algorithm, kind of its weights unless these are the last, and alpha."""
+        """Algorithm, kind of weights unless they are the last ones, and alpha."""
         kinds = {file: kind for kind, file in WEIGHTS.items()}
         kind = kinds.get(self.weights, self.weights)
 
@@ -142,7 +152,7 @@ class Scores(NamedTuple):
         return ", ".join(filter(None, parts))
 
     def entry(self) -> dict[str, Any]:
-        """The row for JSON; "partial" lists the names of the cells that are."""
+        """Convert the row for JSON; "partial" lists the names of partial cells."""
         cells = {
             name: {"mean": cell.mean, "standard_error": cell.standard_error, "n": cell.n}
             for name, cell in self.cells.items()
@@ -151,7 +161,7 @@ class Scores(NamedTuple):
         return {**self._asdict(), "cells": cells, "partial": partial}
 
     def _sorting_key(self, algorithms: Sequence[str]) -> tuple[str, str, int, str, float]:
-        """The key for the tables' order, with the algorithms in that of ``algorithms``."""
+        """Return the key for the tables' order, in which algorithms follow ``algorithms``."""
         return (
             self.suite,
             self.dataset,
@@ -162,7 +172,7 @@ class Scores(NamedTuple):
 
 
 class _ScoresKey(NamedTuple):
-    """What the trials of one `Scores` share."""
+    """The values that the trials of one `Scores` share."""
 
     dataset: str
     algorithm: str
@@ -175,10 +185,9 @@ class _ScoresKey(NamedTuple):
 def scores(
     group: Group, warnings: list[RecordWarning], error: ErrorKind = DOMAINBED
 ) -> list[Scores]:
-    """All scores of one group, suite by suite, in the tables' order of algorithms.
+    """Read all scores of one group, suite by suite, with algorithms in the tables' order.
 
-    ``error``: what stands behind the means over trials. What is wrong in the files of the jobs is
-    added to ``warnings``.
+    Problems in the files of the jobs are added to ``warnings``.
     """
     trials_by_key: dict[_ScoresKey, dict[int, list[Mapping[str, Any]]]] = {}
     for selected, record in selected_records(group, warnings):
@@ -196,20 +205,20 @@ def scores(
             weights=key.weights,
             alpha=key.alpha,
             backbone=key.backbone,
-            cells=_cells_over(trials, key.suite, error),
+            cells=_average_cells(trials, key.suite, error),
         )
         for key, trials in trials_by_key.items()
     ]
-    algorithms = group.ordered(key.algorithm for key in trials_by_key)
+    algorithms = group.order_rows(key.algorithm for key in trials_by_key)
     return sorted(rows, key=lambda row: row._sorting_key(algorithms))
 
 
-def _cells_over(
+def _average_cells(
     trials: Mapping[int, Sequence[Mapping[str, Any]]], suite: str, error: ErrorKind
 ) -> dict[str, Cell]:
-    """Name of a set or mean -> its cell, from the records of each trial's runs."""
+    """Map each set or mean to its cell, from the records of each trial's runs."""
     cells = {}
-    for name in columns(catalogue.get(suite)):
+    for name in get_headers(catalogue.get(suite)):
         accuracies = {}
         partial = False
         for trial, run_records in trials.items():
@@ -225,12 +234,12 @@ def _cells_over(
                 accuracies[trial] = float(np.mean(values))
 
         if accuracies:
-            cells[name] = cell_of(accuracies, missing=(), error=error)._replace(partial=partial)
+            cells[name] = mean_cell(accuracies, missing=(), error=error)._replace(partial=partial)
     return cells
 
 
 def rows_by_table(rows: Iterable[Scores]) -> list[list[Scores]]:
-    """The rows of each table: of one suite, training set and setting."""
+    """Group the rows by suite, training dataset and setting, a table each."""
     by_table: dict[tuple[str, str, str], list[Scores]] = {}
     for row in rows:
         by_table.setdefault((row.suite, row.dataset, row.setting), []).append(row)
@@ -238,7 +247,7 @@ def rows_by_table(rows: Iterable[Scores]) -> list[list[Scores]]:
 
 
 def grid(rows: Sequence[Scores]) -> Grid:
-    """The table of ``rows`` that share their suite, training set and setting."""
+    """Make the table of rows with the same suite, training dataset and setting."""
     first = rows[0]
     title = f"Suite {first.suite}"
     if first.dataset != first.suite:
@@ -248,16 +257,17 @@ def grid(rows: Sequence[Scores]) -> Grid:
 
     notes = []
     if any(row.alpha is not None for row in rows):
-        notes.append("alpha: WiSE-FT's; 0 is the original CLIP, 1 the run.")
+        notes.append("alpha: of WiSE-FT, from 0 (the original CLIP model) to 1 (the run).")
 
-    header = ["Algorithm", *columns(catalogue.get(first.suite)).values()]
+    header = ["Algorithm", *get_headers(catalogue.get(first.suite)).values()]
     return Grid(title, header, [[row.label, *row.cell_texts] for row in rows], notes)
 
 
-def published_rows(suite: Suite) -> list[dict[str, Any]]:
-    """Rows of others' figures by set or mean, in percent: zero-shot CLIPs, on imagenet more.
+def read_published_rows(suite: Suite) -> list[dict[str, Any]]:
+    """Read published accuracies of zero-shot CLIP models (on imagenet also of others) in percent.
 
-    A row has the keys "method", "backbone", "source", "note", and the names of `columns`.
+    A row has the keys "method", "backbone", "source", "note", and the names of `get_headers` (sets
+    and means).
     """
     if suite.name != "imagenet":
         zero_shot = {"method": "zero-shot CLIP", "source": suite.source, "note": ""}
@@ -273,13 +283,13 @@ def published_rows(suite: Suite) -> list[dict[str, Any]]:
     ]
 
 
-def grids_with_published(rows: Sequence[Scores]) -> list[Grid]:
-    """For each suite of ``rows`` a table of them, without WiSE-FT's curves, and the published."""
+def published_grids(rows: Sequence[Scores]) -> list[Grid]:
+    """Make a table for each suite with published rows and ours, without WiSE-FT's curves."""
     grids = []
     for name in dict.fromkeys(row.suite for row in rows):
         suite = catalogue.get(name)
-        names = columns(suite)
-        published_entries = published_rows(suite)
+        names = get_headers(suite)
+        published_entries = read_published_rows(suite)
         if not published_entries:
             continue
 
@@ -292,14 +302,14 @@ def grids_with_published(rows: Sequence[Scores]) -> list[Grid]:
             texts = [format_accuracy(row.get(key)) for key in names]
             cells.append([row["method"], row["backbone"], *texts])
 
-        title = f"Suite {name}, beside published figures"
+        title = f"Suite {name}, with published numbers"
         header = ["Method", "CLIP", *names.values()]
         grids.append(Grid(title, header, cells, published.sources(published_entries)))
     return grids
 
 
-def columns(suite: Suite) -> dict[str, str]:
-    """The names in ``Scores.cells`` of a suite's table -> its headers."""
+def get_headers(suite: Suite) -> dict[str, str]:
+    """Map the names in ``Scores.cells`` to the headers of a suite's table."""
     headers = {}
     for test_set in suite.sets:
         headers[test_set.name] = test_set.name
@@ -308,17 +318,17 @@ def columns(suite: Suite) -> dict[str, str]:
     return headers | suite.mean_titles
 
 
-def points(rows: Iterable[Scores]) -> list[tuple[str, float | None, float, float]]:
-    """Algorithm, alpha, accuracy in distribution and mean of the shifts, of rows with both."""
+def curve_points(rows: Iterable[Scores]) -> list[tuple[str, float | None, float, float]]:
+    """Return (algorithm, alpha, accuracy in distribution, mean of the shifts) of rows with both."""
     result = []
-    weights_of = dict[str, str]()
+    weights_by_algorithm = dict[str, str]()
     for row in rows:
         in_distribution_set = catalogue.get(row.suite).in_distribution
         in_distribution = row.cells.get(in_distribution_set, Cell()).mean
         shifted = row.cells.get("mean", Cell()).mean
-        # A curve is between the CLIP and one file of weights.
-        first_weights = weights_of.setdefault(row.algorithm, row.weights)
-        is_on_curve = row.weights == first_weights
-        if is_on_curve and in_distribution is not None and shifted is not None:
+        # A curve connects the original CLIP model with one file of weights.
+        if row.weights != weights_by_algorithm.setdefault(row.algorithm, row.weights):
+            continue
+        if in_distribution is not None and shifted is not None:
             result.append((row.algorithm, row.alpha, in_distribution, shifted))
     return result

@@ -1,4 +1,4 @@
-"""Tables of means over trials and their errors: their cells, one long list, and their notes."""
+"""Tables of means over trials with their errors: cells and notes."""
 
 from __future__ import annotations
 
@@ -23,40 +23,43 @@ from domainbed_carft.results.columns import (
     Column,
     ErrorKind,
     RowRuns,
-    cell_of,
+    mean_cell,
 )
 from domainbed_carft.results.formats import Grid
 from domainbed_carft.results.gaps import Gaps
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.selection import SelectedRun
 
 _UNDECLARED = (
-    "-: no job was declared for this cell. *: over the other cells, and so without a rank."
+    "-: no job was declared for this cell. *: over the other cells, and therefore not ranked."
 )
-_TRAINED_ON = "-: the runs were trained on this environment; Avg is over the other cells."
-_NOTE_ON_ONE_TRIAL = "Each cell is of one trial, so it has no error."
+_TRAINED_ON = "-: the runs were trained on this environment. Avg is over the other cells."
+_NOTE_ON_ONE_TRIAL = "Each cell has a single trial, so there are no errors."
 
 
 class Row(NamedTuple):
-    """A row of a table: its part of the table's cells.
+    """A row of a table.
 
-    ``algorithm``: what the row is called; ``cells``: one for each environment or dataset;
-    ``average_cell``: their mean; ``printed_cells``: one for each column that the table prints.
-    ``selected``: the choices behind the accuracies of one dataset, by target and trial.
+    Attributes:
+        algorithm: name of the row.
+        cells: one for each environment or dataset.
+        average_cell: mean of ``cells``.
+        printed_cells: one for each printed column.
+        selected: selected runs of one dataset, by target and trial.
     """
 
     algorithm: str
     cells: Sequence[Cell]
     average_cell: Cell
     printed_cells: Sequence[Cell]
-    selected: Sequence[Selected] = ()
+    selected: Sequence[SelectedRun] = ()
 
     @property
     def average(self) -> float | None:
-        """The mean of the cells in percent; None if an expected cell has no value."""
+        """Mean of the cells in percent; None if an expected cell has no value."""
         return self.average_cell.mean
 
-    def chosen(self, target: int) -> list[Selected]:
-        """The choices of a search behind one cell, a trial each; empty if nothing was searched."""
+    def get_choices(self, target: int) -> list[SelectedRun]:
+        """Return each trial's choice of a search for a cell; empty without a search."""
         return [entry for entry in self.selected if entry.target == target and entry.outcome.values]
 
 
@@ -64,10 +67,18 @@ class Row(NamedTuple):
 class Table:
     """The cells of a group's algorithms on one dataset, by one selection method.
 
-    ``cells``: row by row: the accuracies on the environments, their average, then those of the
-    other ``printed_columns``. ``columns``: the environments or, of averages, the datasets.
-    ``error``: what stands behind the means. ``dataset_titles``: what datasets are called,
-    where that is not their name. ``selected``: the row's name -> the choices behind its accuracies.
+    Attributes:
+        setting: title of the group of runs.
+        method: name of the selection method.
+        dataset: name of the dataset.
+        columns: the environments, or for averages the datasets.
+        printed_columns: the columns of `grid`.
+        cells: row by row: accuracies on the environments, their average, other printed columns.
+        notes: remarks below the table.
+        averages: True for the table of averages over datasets.
+        dataset_titles: dataset -> its title, if it differs from the name.
+        error: kind of error printed after a mean.
+        selected: name of a row -> its selected runs.
     """
 
     setting: str
@@ -80,11 +91,10 @@ class Table:
     averages: bool = False
     dataset_titles: Mapping[str, str] = field(default_factory=dict)
     error: ErrorKind = DOMAINBED
-    selected: Mapping[str, Sequence[Selected]] = field(default_factory=dict)
+    selected: Mapping[str, Sequence[SelectedRun]] = field(default_factory=dict)
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The cells row by row."""
         by_row = itertools.groupby(self.cells, key=lambda cell: cell.row)
         return [self._row(name, list(cells)) for name, cells in by_row]
 
@@ -109,12 +119,12 @@ class Table:
 
     @property
     def dataset_title(self) -> str:
-        """What the dataset is called: a user's own by its folder's name."""
+        """Title of the dataset; for a user's own dataset the name of its folder."""
         return self.dataset_titles.get(self.dataset, self.dataset)
 
     @property
     def title(self) -> str:
-        """Dataset, selection method, and the group's setting."""
+        """Dataset, selection method, and setting of the group."""
         return self._title(self.dataset_title)
 
     def _title(self, first: str) -> str:
@@ -128,32 +138,32 @@ class Table:
 
     @property
     def n_incomplete(self) -> int:
-        """How many accuracies are incomplete."""
+        """Number of incomplete accuracies."""
         return sum(bool(cell.missing) for cell in self.accuracies)
 
     @property
     def ranks(self) -> list[list[int]]:
-        """For each row the ranks of its printed cells in their columns, of accuracies only."""
+        """Ranks of each row's printed cells in their columns; only accuracies are ranked."""
         ranks_of_columns = [
-            columns.ranks_of([row.printed_cells[number] for row in self.rows], column)
+            columns.rank_cells([row.printed_cells[number] for row in self.rows], column)
             for number, column in enumerate(self.printed_columns)
         ]
         return [list(row_ranks) for row_ranks in zip(*ranks_of_columns, strict=True)]
 
     def incomplete_rows(self, environment: str = "") -> list[str]:
-        """The rows with an incomplete cell of an ``environment``, or in their average."""
+        """Return the rows with an incomplete cell, of one ``environment`` or in all."""
         return [
             row.algorithm
             for row in self.rows
             if any(
                 cell.is_incomplete
                 for cell in (*row.cells, row.average_cell)
-                if not environment or cell.of == environment
+                if not environment or cell.label == environment
             )
         ]
 
     def grid(self) -> Grid:
-        """The printed cells as words, with numbered notes on incomplete ones."""
+        """Format the printed cells, with numbered notes on incomplete ones."""
         note_numbers: dict[tuple[str, ...], int] = {}
         rows = []
         for row in self.rows:
@@ -169,30 +179,30 @@ class Table:
         notes = [f"[{number}] {'. '.join(missing)}." for missing, number in note_numbers.items()]
         return Grid(self.title, header, rows, [*notes, *self.notes])
 
-    def grid_of_one_trial(self) -> Grid:
-        """The same as `grid`; where no cell has several trials, a note says so instead of each."""
+    def single_trial_grid(self) -> Grid:
+        """Return `grid`; if no cell has several trials, one note replaces all numbers of trials."""
         if any(cell.n > 1 for cell in self.accuracies):
             return self.grid()
         cells = [cell._replace(n=0) if cell.column == ENVIRONMENTS else cell for cell in self.cells]
         return replace(self, cells=cells, notes=[*self.notes, _NOTE_ON_ONE_TRIAL]).grid()
 
-    def grid_of_choices(self) -> Grid | None:
-        """The values of a search that were chosen for the cells; None if no row had a search."""
+    def choices_grid(self) -> Grid | None:
+        """Format the values that a search chose for the cells, or return None without a search."""
         rows = []
         for row in self.rows:
-            chosen = [row.chosen(target) for target in range(len(self.columns))]
-            if any(chosen):
-                all_chosen = [entry for of_cell in chosen for entry in of_cell]
-                texts = map(_choices_text, chosen)
-                rows.append([row.algorithm, *texts, _members_text(all_chosen)])
+            choices = [row.get_choices(target) for target in range(len(self.columns))]
+            if any(choices):
+                texts = map(_choices_text, choices)
+                members = _members_text(list(itertools.chain(*choices)))
+                rows.append([row.algorithm, *texts, members])
         if not rows:
             return None
         title = self._title(f"{self.dataset_title}, chosen")
         return Grid(title, ["Algorithm", *self.columns, "Of"], rows, notes=[])
 
 
-def _choices_text(trials: Sequence[Selected]) -> str:
-    """``lr 0.001`` if all trials chose it, else ``lr 0.001 (2), lr 0.0003 (1)``."""
+def _choices_text(trials: Sequence[SelectedRun]) -> str:
+    """Format choices, as ``lr 0.001`` of all trials, or ``lr 0.001 (2), lr 0.0003 (1)``."""
     counts = Counter(
         ", ".join(f"{name} {value}" for name, value in entry.outcome.values.items())
         for entry in trials
@@ -202,12 +212,12 @@ def _choices_text(trials: Sequence[Selected]) -> str:
     return ", ".join(f"{text} ({count})" for text, count in counts.most_common())
 
 
-def _members_text(selections: Sequence[Selected]) -> str:
-    """Among how many each was chosen, as ``3`` or ``2 to 3``."""
+def _members_text(selections: Sequence[SelectedRun]) -> str:
+    """Format the number of choices that each was chosen from, as ``3`` or ``2 to 3``."""
     numbers = [selected.outcome.members for selected in selections]
-    smallest = min(numbers)
-    largest = max(numbers)
-    return str(largest) if smallest == largest else f"{smallest} to {largest}"
+    low = min(numbers)
+    high = max(numbers)
+    return str(high) if low == high else f"{low} to {high}"
 
 
 def build(
@@ -217,9 +227,9 @@ def build(
     column_names: Sequence[str] = DEFAULT_COLUMNS,
     error: ErrorKind = DOMAINBED,
 ) -> list[Table]:
-    """All tables of one group: for each method one a dataset, then that of the averages.
+    """Build all tables of a group: for each method one per dataset, then the table of averages.
 
-    ``column_names``: as for ``--columns``; ``error``: what stands behind the means.
+    ``column_names`` are values of ``--columns``.
     """
     gaps = Gaps(group.runs, group.planned)
     tables = []
@@ -228,12 +238,13 @@ def build(
     return tables
 
 
-def by_environment(
+def build_by_environment(
     collection: Collection, column_names: Sequence[str], error: ErrorKind = DOMAINBED
 ) -> list[Table]:
-    """For each group, method and dataset a table with a row for each algorithm and environment.
+    """Build a table for each group, method and dataset, with rows for algorithms and environments.
 
-    ``column_names``: as for ``--columns``, each of the runs that left that environment out.
+    ``column_names`` are values of ``--columns``, computed from the runs that held out the
+    environment.
     """
     tables = []
     for group in collection.groups:
@@ -261,54 +272,56 @@ class _TableMaker:
         self._error = error
         self._environments = group.environments
         self._dataset_titles = benchmarks.dataset_titles(self._environments)
-        self._leaves_out = selection.METHODS[method].leaves_out
+        self._holds_out = selection.METHODS[method].holds_out
 
-        # (row, dataset) -> what was selected, in the order of DomainBed's groups, on which the
+        # (row, dataset) -> the selected runs, in the order of DomainBed's groups, on which the
         # last bit of a mean depends.
-        self._selected: dict[tuple[str, str], list[Selected]] = {}
-        for entry in group.selected(method):
+        self._selected: dict[tuple[str, str], list[SelectedRun]] = {}
+        for entry in group.select(method):
             self._selected.setdefault((entry.row, entry.dataset), []).append(entry)
 
         self._candidates: dict[tuple[str, str], list[RecordedRun]] = {}
         for run in selection.candidate_runs(group.runs, method):
             self._candidates.setdefault((run.row, run.dataset), []).append(run)
 
-        jobs = gaps.keys_of(method)
-        with_jobs = {job.dataset for job in jobs}
-        self._datasets = [name for name in self._environments if name in with_jobs]
-        self._row_names = group.ordered(job.row for job in jobs)
+        jobs = gaps.get_candidates(method)
+        datasets_with_jobs = {job.dataset for job in jobs}
+        self._datasets = [name for name in self._environments if name in datasets_with_jobs]
+        self._row_names = group.order_rows(job.row for job in jobs)
 
     def tables(self) -> list[Table]:
-        """A table for each dataset, then that of the averages, unless nothing was left out."""
+        """Make a table for each dataset, then the averages if environments were held out."""
         tables = [self._dataset_table(dataset) for dataset in self._datasets]
-        has_averages = self._leaves_out and tables and not self._group.source
-        return [*tables, self._averages(tables)] if has_averages else tables
+        if tables and self._holds_out and not self._group.source:
+            tables.append(self._averages(tables))
+        return tables
 
     def tables_by_environment(self) -> list[Table]:
-        """A table for each dataset, with a row for each of its rows and environments."""
+        """Make a table for each dataset, with a row for each algorithm and environment."""
         return [self._table_by_environment(dataset) for dataset in self._datasets]
 
     def _dataset_table(self, dataset: str) -> Table:
-        """The table of one dataset: a row an algorithm."""
+        """Make the table of one dataset, with a row for each algorithm."""
         environments = self._environments[dataset]
         printed_columns = columns.choose(self._column_names, environments, self._runs_on(dataset))
         cells: list[Cell] = []
         for name in self._row_names:
             cells += self._row_cells(self._row_runs(name, dataset), printed_columns, dataset, name)
 
-        is_declared = all(cell.is_expected for cell in cells if cell.column == ENVIRONMENTS)
-        note = _TRAINED_ON if self._group.source else _UNDECLARED
+        notes = []
+        if not all(cell.is_expected for cell in cells if cell.column == ENVIRONMENTS):
+            notes.append(_TRAINED_ON if self._group.source else _UNDECLARED)
         return self._table(
             dataset,
             environments,
             printed_columns,
             cells,
-            notes=[] if is_declared else [note],
+            notes=notes,
             selected={name: self._selected.get((name, dataset), []) for name in self._row_names},
         )
 
     def _table_by_environment(self, dataset: str) -> Table:
-        """The table of one dataset: a row for each algorithm and environment left out."""
+        """Make the table of one dataset, with a row for each algorithm and held-out environment."""
         environments = self._environments[dataset]
         names = [name for name in self._column_names if name != ENVIRONMENTS]
         printed_columns = columns.choose(names, (), self._runs_on(dataset))
@@ -329,7 +342,7 @@ class _TableMaker:
         return [run for run in self._group.runs if run.dataset == dataset]
 
     def _row_runs(self, name: str, dataset: str) -> RowRuns:
-        """What the cells of one row are computed from."""
+        """Collect the runs from which the cells of a row are computed."""
         environments = self._environments[dataset]
         selected = self._selected.get((name, dataset), [])
         cells = [
@@ -341,13 +354,15 @@ class _TableMaker:
             selected=selected,
             candidates=self._candidates.get((name, dataset), []),
             error=self._error,
-            # Of one source, the environments without a cell were trained on.
+            # With a single source, the environments without a cell were trained on.
             is_partial=not (self._group.source or all(cell.is_expected for cell in cells)),
         )
 
-    def _accuracy(self, name: str, dataset: str, target: int, selected: Sequence[Selected]) -> Cell:
-        """The accuracy on one target, of what was ``selected`` for the row."""
-        missing = self._gaps.missing_in_cell(
+    def _accuracy(
+        self, name: str, dataset: str, target: int, selected: Sequence[SelectedRun]
+    ) -> Cell:
+        """Return the cell of one target."""
+        missing = self._gaps.find_missing(
             dataset=dataset,
             row=name,
             target=target,
@@ -360,14 +375,14 @@ class _TableMaker:
         trials = {
             entry.trial: entry.outcome.accuracy for entry in selected if entry.target == target
         }
-        return cell_of(trials, missing, self._error)
+        return mean_cell(trials, missing, self._error)
 
     def _row_cells(
         self, row_runs: RowRuns, printed_columns: Sequence[Column], dataset: str, row: str
     ) -> list[Cell]:
-        """The cells of a row in their places: accuracies, their average, what else is printed."""
+        """Compute the cells of a row: accuracies, their average, other printed columns."""
         cells = [
-            self._place(cell._replace(of=environment), ENVIRONMENTS, "%", dataset, row)
+            self._place(cell._replace(label=environment), ENVIRONMENTS, "%", dataset, row)
             for environment, cell in zip(row_runs.environments, row_runs.cells, strict=True)
         ]
         measured = [columns.COLUMNS[AVERAGE]]
@@ -378,7 +393,7 @@ class _TableMaker:
         return cells
 
     def _place(self, cell: Cell, column: str, unit: str, dataset: str, row: str) -> Cell:
-        """The cell at its place in the long list."""
+        """Add the cell's position in the tables."""
         return cell._replace(
             setting=self._group.title,
             selection=self._method,
@@ -389,7 +404,10 @@ class _TableMaker:
         )
 
     def _averages(self, tables: Sequence[Table]) -> Table:
-        """A column a dataset: means over each trial's mean over the targets that it has."""
+        """Make the table of averages, with a column for each dataset.
+
+        Its cells are means over trials of each trial's mean over its targets.
+        """
         cells: list[Cell] = []
         rows_by_undeclared: dict[str, list[str]] = {}
         for number, name in enumerate(self._row_names):
@@ -397,12 +415,12 @@ class _TableMaker:
             for table in tables:
                 accuracies = table.rows[number].cells
                 cell = self._dataset_average(name, table, accuracies)
-                undeclared = [accuracy.of for accuracy in accuracies if not accuracy.is_expected]
+                undeclared = [accuracy.label for accuracy in accuracies if not accuracy.is_expected]
                 if undeclared:
                     places = f"{', '.join(undeclared)} on {table.dataset_title}"
                     rows_by_undeclared.setdefault(places, []).append(name)
                     cell = cell._replace(partial=True)
-                cell = cell._replace(of=AVERAGE)
+                cell = cell._replace(label=AVERAGE)
                 row_cells.append(self._place(cell, ENVIRONMENTS, "%", table.dataset, name))
 
             incomplete = [self._dataset_titles[cell.dataset] for cell in row_cells if cell.missing]
@@ -427,17 +445,17 @@ class _TableMaker:
         )
 
     def _dataset_average(self, name: str, table: Table, accuracies: Sequence[Cell]) -> Cell:
-        """The cell of one dataset in the table of averages."""
+        """Return the cell of one dataset in the table of averages."""
         if not any(cell.is_expected for cell in accuracies):
             return Cell()
 
-        incomplete = [cell.of for cell in accuracies if cell.missing]
+        incomplete = [cell.label for cell in accuracies if cell.missing]
         missing = []
         if incomplete:
             missing.append(f"incomplete in {table.dataset_title}: {', '.join(incomplete)}")
         selected = self._selected.get((name, table.dataset), [])
         means = columns.trial_means((entry.trial, entry.outcome.accuracy) for entry in selected)
-        return cell_of(means, missing, self._error)
+        return mean_cell(means, missing, self._error)
 
     def _table(
         self,
@@ -447,7 +465,7 @@ class _TableMaker:
         cells: Sequence[Cell],
         **details: Any,
     ) -> Table:
-        """A table of this group and method; ``details``: its other fields."""
+        """Make a table of this group and method; ``details`` are its other fields."""
         return Table(
             setting=self._group.title,
             method=self._method,

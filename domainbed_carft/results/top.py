@@ -11,13 +11,13 @@ from typing import Any
 
 from domainbed_carft.errors import CarftError
 from domainbed_carft.jobs.facts import NAMES
-from domainbed_carft.jobs.job import overrides
+from domainbed_carft.jobs.job import parse_overrides
 from domainbed_carft.jobs.records import RecordedRun, RecordWarning
 from domainbed_carft.results import selection
-from domainbed_carft.results.collection import Collection, Group, Sweeps, gathered
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.collection import Collection, Group, Sweeps, as_collection
+from domainbed_carft.results.selection import SelectedRun
 
-# Values that a run fills in and records; passed on, they would refuse any other dataset.
+# Values that a run adds to its record. Passed to another run, they would reject any other dataset.
 RECORDED_FACTS = (
     "prompts_digest",
     "clip_digest",
@@ -33,14 +33,24 @@ RECORDED_FACTS = (
 class BestHparams:
     """The hyperparameters that a selection method chose for one target in one trial.
 
-    ``row``: what tables call the row, the algorithm's name unless rows have values of their own.
-    ``setting``: of the group of runs, where there are several. ``test_env`` and ``environment``:
-    index and name of the target; None, as is ``accuracy``, if nothing was left out. Accuracies are
-    in [0, 1]. ``hparams``: as recorded; ``argument``: for the command line of another run;
-    ``hparams_set``: those that the run's own command line sets; ``hparams_chosen``: these and those
-    that a random search drew. ``folders``: of the jobs that selection used, the run itself first.
-    ``values``: searched hyperparameter -> the chosen value; ``members``: among how many choices
-    this one was chosen.
+    Attributes:
+        setting: title of the group of runs; empty for a single group.
+        selection: name of the selection method.
+        dataset, algorithm: arguments of the job.
+        test_env: number of the target; None if no environment was held out.
+        environment: name of the target; None if no environment was held out.
+        trial_seed, hparams_seed: arguments of the job.
+        step: step of the chosen checkpoint.
+        validation_accuracy: in [0, 1].
+        accuracy: in [0, 1]; None if no environment was held out.
+        hparams: all hyperparameters as recorded.
+        argument: ``--hparams`` for the command line of another run.
+        folders: folders of the jobs that selection used, first the chosen one.
+        hparams_set: hyperparameters set on the run's own command line.
+        hparams_chosen: ``hparams_set`` and those that a random search drew.
+        values: searched hyperparameter -> chosen value.
+        members: number of choices that this one was chosen from.
+        row: the tables' name of the row: the algorithm, unless ``by`` divides it.
     """
 
     setting: str
@@ -64,61 +74,78 @@ class BestHparams:
     row: str
 
     def as_dict(self) -> dict[str, Any]:
-        """An entry of the list that ``carft top --json`` prints."""
+        """Return an entry of the list that ``carft top --json`` prints."""
         return dict(vars(self))
 
 
 @dataclass(frozen=True)
 class Top:
-    """What `top` returns: ``entries`` in the tables' order, and warnings about unusable files."""
+    """The result of `top`.
+
+    Attributes:
+        entries: the chosen hyperparameters, in the order of the tables.
+        warnings: problems in the files that were read.
+    """
 
     entries: Sequence[BestHparams]
     warnings: Sequence[RecordWarning]
 
 
-def top(sweeps: Sweeps, *, only: str = "", **reading: Any) -> Top:
-    """The best hyperparameters of each trial in the records of sweeps, as of ``carft top``.
+def top(sweeps: Sweeps, *, only: str = "", **options: Any) -> Top:
+    """Find the best hyperparameters of each trial in the records of sweeps, like ``carft top``.
 
-    ``sweeps``: output folders, or the collection that `gather` read; ``reading``: the options of
-    `gather`. ``only``: a part of a job's folder or description, such as ``PACS CARFT``; other jobs
-    have no entry. Raises CarftError if no chosen job has it, if a requested method chose none,
-    and for what `gather` does.
+    Args:
+        sweeps: one or several output folders of sweeps, or the collection that `gather` returned.
+        only: a part of a job's folder or description, such as ``PACS CARFT``; other jobs have no
+            entry.
+        **options: options of `gather`, such as ``methods``.
+
+    Returns:
+        The chosen hyperparameters (``entries``) and the ``warnings``.
+
+    Raises:
+        CarftError: if `gather` raises it, if no chosen job matches ``only``, or if a requested
+            method chose no job.
     """
-    collection = gathered(sweeps, **reading)
-    for method in reading.get("methods") or ():
-        if not collection.selected(method):
+    collection = as_collection(sweeps, **options)
+    for method in options.get("methods") or ():
+        if not collection.select(method):
             raise CarftError(f"no run was selected with selection {method}")
 
     entries = list(best_hparams(collection, only=only))
     if only and not entries:
-        raise CarftError(f"no chosen job matches {only!r}; for a list: carft top without --only")
+        raise CarftError(
+            f"no chosen job matches {only!r}; run carft top without --only to list all of them"
+        )
     return Top(entries, collection.warnings)
 
 
 def best_hparams(
     collection: Collection, methods: Sequence[str] | None = None, only: str = ""
 ) -> Iterator[BestHparams]:
-    """The chosen hyperparameters of each group, method, dataset, algorithm, target and trial.
+    """Yield the chosen hyperparameters of each group, method, dataset, algorithm, target and trial.
 
-    ``methods``: of selection, by default those of the collection. ``only``: as of `top`.
+    ``methods`` are those of the collection by default. ``only`` is as in `top`.
     """
     drawn = drawn_hparams(collection.runs)
     for group, method in itertools.product(collection.groups, methods or collection.methods):
         labels = group.environments
-        leaves_out = selection.METHODS[method].leaves_out
+        holds_out = selection.METHODS[method].holds_out
 
-        for selected in _in_row_order(group, method):
-            # Jobs that leave nothing out select the same for each column.
-            is_first = leaves_out or selected.target == 0
-            if is_first and only in f"{selected.run.job.folder.name} {selected.run.job}":
-                environment = labels[selected.dataset][selected.target] if leaves_out else None
+        for selected in _sort_selection(group, method):
+            # Without targets, all columns have the same selected run.
+            if not holds_out and selected.target != 0:
+                continue
+            if only in f"{selected.run.job.folder.name} {selected.run.job}":
+                environment = labels[selected.dataset][selected.target] if holds_out else None
                 yield _entry(selected, group.title, method, environment, drawn)
 
 
 def drawn_hparams(runs: Iterable[RecordedRun]) -> dict[tuple[str, str], list[str]]:
-    """(dataset, algorithm) -> the hyperparameters in which the draws of a random search differ.
+    """Map (dataset, algorithm) to the hyperparameters in which the draws of a random search differ.
 
-    Only the records tell, so that no algorithm need be installed. Of a lone draw they tell nothing.
+    They are found in the records, so that the algorithm need not be installed. A single draw does
+    not show any.
     """
     values: dict[tuple[str, str], dict[str, set[str]]] = {}
     for run in runs:
@@ -134,52 +161,55 @@ def drawn_hparams(runs: Iterable[RecordedRun]) -> dict[tuple[str, str], list[str
     }
 
 
-def _in_row_order(group: Group, method: str) -> list[Selected]:
-    """What the method selects, by dataset, row in the tables' order, target and trial."""
-    selections = group.selected(method)
-    names = group.ordered(selected.row for selected in selections)
+def _sort_selection(group: Group, method: str) -> list[SelectedRun]:
+    """Sort the selected runs by dataset, row in the tables' order, target and trial."""
+    selections = group.select(method)
+    names = group.order_rows(selected.row for selected in selections)
 
-    def row_and_trial(selected: Selected) -> tuple[str, int, int, int]:
+    def row_and_trial(selected: SelectedRun) -> tuple[str, int, int, int]:
         return selected.dataset, names.index(selected.row), selected.target, selected.trial
 
     return sorted(selections, key=row_and_trial)
 
 
 def _entry(
-    selected: Selected,
+    selected: SelectedRun,
     setting: str,
     method: str,
     environment: str | None,
     drawn: Mapping[tuple[str, str], Sequence[str]],
 ) -> BestHparams:
-    """The hparams that were selected; ``environment``: the one left out, None if none was.
+    """Describe the selected run; ``environment`` is the target, or None if none was held out.
 
-    ``drawn``: as `drawn_hparams` returns it.
+    ``drawn`` is the result of `drawn_hparams`.
     """
-    leaves_out = environment is not None
+    has_target = environment is not None
     outcome = selected.outcome
     run = outcome.runs[0]
 
-    hparams_set = overrides(run.job.args)
-    is_drawn = outcome.hparams_seed != 0
-    drawn_names = drawn[selected.dataset, run.job.args["algorithm"]] if is_drawn else ()
+    hparams_set = parse_overrides(run.job.args)
+    drawn_names: Sequence[str] = ()
+    if outcome.hparams_seed != 0:
+        drawn_names = drawn[selected.dataset, run.job.args["algorithm"]]
 
-    filled_in = {*RECORDED_FACTS} - hparams_set.keys()
-    to_repeat = {name: value for name, value in run.recorded.items() if name not in filled_in}
+    added_facts = {*RECORDED_FACTS} - hparams_set.keys()
+    repeated_hparams = {
+        name: value for name, value in run.recorded.items() if name not in added_facts
+    }
     return BestHparams(
         setting=setting,
         selection=method,
         dataset=selected.dataset,
         algorithm=run.algorithm,
-        test_env=selected.target if leaves_out else None,
+        test_env=selected.target if has_target else None,
         environment=environment,
         trial_seed=selected.trial,
         hparams_seed=outcome.hparams_seed,
         step=int(outcome.step),
         validation_accuracy=outcome.validation,
-        accuracy=outcome.accuracy if leaves_out else None,
+        accuracy=outcome.accuracy if has_target else None,
         hparams=dict(run.recorded),
-        argument=f"--hparams {shlex.quote(json.dumps(to_repeat, sort_keys=True))}",
+        argument=f"--hparams {shlex.quote(json.dumps(repeated_hparams, sort_keys=True))}",
         folders=[run.folder for run in outcome.runs],
         hparams_set=hparams_set,
         hparams_chosen={

@@ -13,7 +13,7 @@ from domainbed_carft.arguments import COUNT, TEXTS, check
 from domainbed_carft.data.tasks import TASKS
 from domainbed_carft.errors import CarftError, UnreadableError
 from domainbed_carft.paths import AnyPath, as_path, as_text
-from domainbed_carft.results.evaluations import ECE_BINS, Figures, confusion_matrix, measure
+from domainbed_carft.results.evaluations import ECE_BINS, Metrics, confusion_matrix, measure
 from domainbed_carft.runs import BATCH_SIZE
 from domainbed_carft.runs import splits as splitting
 from domainbed_carft.runs.predictions import (
@@ -46,7 +46,7 @@ class SplitScores:
     environment: str
     is_target: bool
     images: int
-    figures: Figures | None
+    figures: Metrics | None
     confusion: npt.NDArray[np.int64]
 
     def class_accuracies(self) -> list[float | None]:

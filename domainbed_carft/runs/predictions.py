@@ -63,7 +63,7 @@ def choose_device(name: str | None) -> torch.device:
     name = name or str(devices.default_device())
     try:
         device = torch.device(name)
-        reason = devices.refusal(device)
+        reason = devices.describe_unsupported(device)
         if not reason:
             device = torch.empty(1, device=device).device  # with its number
     except (RuntimeError, AssertionError, TypeError) as error:
@@ -132,7 +132,7 @@ def predict_rows(
         labels = batch.labels.to(options.device)
         for batches_of_variant, logits in zip(batches, variant_logits):
             batches_of_variant[batch.position].append(_rows_of(logits, labels))
-    return [[ImageRows.joined(parts) for parts in of_splits] for of_splits in batches]
+    return [[ImageRows.concatenate(parts) for parts in of_splits] for of_splits in batches]
 
 
 def _rows_of(logits: Tensor, labels: Tensor) -> ImageRows:

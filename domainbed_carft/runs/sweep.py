@@ -22,16 +22,16 @@ from domainbed_carft import launchers
 from domainbed_carft.clips import open_clip, openai
 from domainbed_carft.errors import CarftError, invalid, raise_for
 from domainbed_carft.files.weights import cached_sha256
-from domainbed_carft.jobs.folder import RECORDS, WEIGHTS, last_line
+from domainbed_carft.jobs.folder import RECORDS, WEIGHTS, read_last_line
 from domainbed_carft.jobs.fork_server import ForkServer
 from domainbed_carft.jobs.manifest import NAME as MANIFEST
 from domainbed_carft.jobs.records import DEPTH
-from domainbed_carft.launchers.attempt import Children, stopping
+from domainbed_carft.launchers.attempt import Children, stop_on_signals
 from domainbed_carft.results import collection
 from domainbed_carft.results.collection import Collection, Group
-from domainbed_carft.results.columns import figures_of
-from domainbed_carft.results.evaluations import RunFigures, SplitFigures
-from domainbed_carft.results.selection import Selected
+from domainbed_carft.results.columns import find_run_metrics
+from domainbed_carft.results.evaluations import RunMetrics, SplitMetrics
+from domainbed_carft.results.selection import SelectedRun
 from domainbed_carft.results.suites import SuiteRun, selected_runs
 from domainbed_carft.runs import BATCH_SIZE, sweep_job
 from domainbed_carft.runs.saved import choose_weights
@@ -69,9 +69,9 @@ class EvaluatedRun:
 
     setting: str
     method: str
-    selected: Selected
+    selected: SelectedRun
     environment: str
-    figures: RunFigures | None
+    figures: RunMetrics | None
     problem: str | None = None
 
     @property
@@ -85,9 +85,9 @@ class EvaluatedRun:
         return int(self.selected.outcome.step)
 
     @property
-    def on_target(self) -> SplitFigures | None:
+    def on_target(self) -> SplitMetrics | None:
         """The figures on the environment left out; of a job that left out none, on this one."""
-        return self.figures.of_environment(self.selected.target) if self.figures else None
+        return self.figures.get_environment(self.selected.target) if self.figures else None
 
     def as_dict(self) -> dict[str, Any]:
         """The run and its figures, for JSON; accuracies are shares of 1."""
@@ -177,11 +177,11 @@ def evaluate_sweep(
     )
 
 
-def _in_order_of_tables(group: Group, method: str) -> list[Selected]:
+def _in_order_of_tables(group: Group, method: str) -> list[SelectedRun]:
     """What a method selects from a group, in the order of its tables, rows, columns and trials."""
-    selected = group.selected(method)
+    selected = group.select(method)
     datasets = list(group.environments)
-    rows = group.ordered(chosen.row for chosen in selected)
+    rows = group.order_rows(chosen.row for chosen in selected)
     return sorted(
         selected,
         key=lambda chosen: (
@@ -194,13 +194,13 @@ def _in_order_of_tables(group: Group, method: str) -> list[Selected]:
 
 
 def _evaluated_run(
-    group: Group, method: str, chosen: Selected, ends: Mapping[tuple[str, int], End]
+    group: Group, method: str, chosen: SelectedRun, ends: Mapping[tuple[str, int], End]
 ) -> EvaluatedRun:
     end = ends[chosen.run.folder, int(chosen.outcome.step)]
-    figures: RunFigures | str = end.message
+    figures: RunMetrics | str = end.message
     if end.status in (0, sweep_job.CURRENT):
-        figures = figures_of(chosen)
-    if isinstance(figures, RunFigures) and not figures.of_environment(chosen.target):
+        figures = find_run_metrics(chosen)
+    if isinstance(figures, RunMetrics) and not figures.get_environment(chosen.target):
         figures = f"environment {chosen.target} has no images"
 
     return EvaluatedRun(
@@ -208,7 +208,7 @@ def _evaluated_run(
         method=method,
         selected=chosen,
         environment=group.environments[chosen.dataset][chosen.target],
-        figures=figures if isinstance(figures, RunFigures) else None,
+        figures=figures if isinstance(figures, RunMetrics) else None,
         problem=figures if isinstance(figures, str) else None,
     )
 
@@ -331,7 +331,7 @@ def run_in_pool(tasks: Sequence[Mapping[str, Any]], options: SweepOptions) -> li
             bar.update(n_runs[number])
 
     workers = ThreadPoolExecutor(max_workers=max(1, len(slots)))
-    with fork_server, stopping(children, "evaluate"), workers, bar:
+    with fork_server, stop_on_signals(children, "evaluate"), workers, bar:
         for _ in workers.map(work, slots):
             pass
     return ends
@@ -346,5 +346,5 @@ def run_process(command: Sequence[str], slot: Mapping[str, str], children: Child
             status = children.run(command, {**os.environ, **slot}, descriptor, stderr.file)
         finally:
             os.close(descriptor)
-        message = last_line(stderr.name) or f"the process ended with status {status}"
+        message = read_last_line(stderr.name) or f"the process ended with status {status}"
         return End(status, message)

@@ -115,7 +115,7 @@ def evaluate_run(
     run = saved.open_step(recorded, step)
     if run is None:
         # Weights that were deleted since then can make nothing stale.
-        if earlier is None or not earlier[1].is_of(recorded.job):
+        if earlier is None or not earlier[1].matches(recorded.job):
             raise CarftError(f"weights of step {step} were not kept")
         _save_figures(folder, *earlier)
         return False
@@ -145,8 +145,8 @@ def _recorded_run(folder: Path, step: int) -> RecordedRun:
 def _save_figures(folder: Path, rows: EvaluatedRows, facts: EvaluationFacts) -> None:
     """Write the figures of the rows, unless they are there."""
     figures = evaluations.measure_run(rows, facts)
-    if evaluations.find_figures(folder, facts.step) != figures:
-        evaluations.save_figures(folder, figures)
+    if evaluations.find_metrics(folder, facts.step) != figures:
+        evaluations.save_metrics(folder, figures)
 
 
 @dataclass(frozen=True)
@@ -246,8 +246,8 @@ def evaluate_images(
         zero_shot_columns(task.run, task.data, part, options, original) for part in task.reported
     ]
     evaluated_rows = EvaluatedRows(
-        raw=ImageRows.joined(rows[0]),
-        scaled=ImageRows.joined(rows[1]) if temperature else None,
+        raw=ImageRows.concatenate(rows[0]),
+        scaled=ImageRows.concatenate(rows[1]) if temperature else None,
         zero_shot=np.concatenate([columns.predicted for columns in zero_shot]),
         alignment=np.concatenate([columns.alignment for columns in zero_shot]),
     )

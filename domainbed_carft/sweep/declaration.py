@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from domainbed_carft.data.benchmarks import shortest_path
-from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job, Role, identity, seed_hash
+from domainbed_carft.jobs.job import CHOOSE, REPEAT, Job, Role, get_folder_name, seed_hash
 from domainbed_carft.jobs.manifest import ChosenValues, Dataset
 
 TASK = "domain_generalization"
@@ -311,7 +311,7 @@ class Shape(Keys):
                 return override.steps
         return self.steps.get(dataset) if isinstance(self.steps, dict) else self.steps
 
-    def leaves_out_together(self, dataset: str) -> bool:
+    def holds_out_together(self, dataset: str) -> bool:
         """Whether each job leaves several environments out that are all targets."""
         division = self.division_of(dataset)
         return division == SINGLE_SOURCE or any(isinstance(item, list) for item in division)
@@ -329,7 +329,7 @@ class Shape(Keys):
         division = self.division_of(dataset)
         if division == SINGLE_SOURCE:
             return [[env for env in environments if env != source] for source in environments]
-        if self.leaves_out_together(dataset):
+        if self.holds_out_together(dataset):
             together = {tuple(sorted(_indices(item, labels))) for item in division}
             return sorted(map(list, together))
 
@@ -479,9 +479,9 @@ class Declaration(Shape):
     def _job(self, args: Mapping[str, Any], cell: SweepCell, role: Role, output: Path) -> Job:
         """A job in its folder; without a role that says more than its arguments."""
         folder = cell.name if role.stage == REPEAT else folder_name(cell.name, role.values)
-        together = self.leaves_out_together(cell.dataset) and len(args["test_envs"]) > 1
+        together = self.holds_out_together(cell.dataset) and len(args["test_envs"]) > 1
         if together or role.values or role.stage:
-            role = replace(role, leaves_out_together=together)
+            role = replace(role, holds_out_together=together)
         else:
             role = Role()
-        return Job(args, output / folder / identity(args), folder, role)
+        return Job(args, output / folder / get_folder_name(args), folder, role)

@@ -169,7 +169,7 @@ def _validation_accuracies(
         for run in cell_runs:
             if not run.test_envs:
                 row = _Row(cell, run.dataset, run.algorithm, test_envs=None)
-                yield row, run.job.choice, selection.validation_without_targets(run)
+                yield row, run.job.choice, selection.final_out_accuracy(run)
 
         for candidates in selection.candidates_by_target(cell_runs):
             for choice, run in candidates.singles.items():

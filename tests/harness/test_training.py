@@ -82,7 +82,7 @@ def test_an_algorithm_that_never_changes_is_evaluated_once(tmp_path, monkeypatch
 class Choosing(fakes.LinearSGD):
     """Predicts with its weights as they were at the last checkpoint."""
 
-    wants_validation_loss = True
+    uses_validation_loss = True
     handed_over: ClassVar[list[tuple[float, torch.Tensor]]] = []
 
     def __init__(self, *args):

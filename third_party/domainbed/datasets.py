@@ -202,7 +202,7 @@ class _Benchmark(MultipleEnvironmentImageFolder):
         expected = os.path.join(root, cls.FOLDER)
         if os.path.isdir(expected):
             return []
-        return [f"{expected} is missing; give the --data_dir that contains {cls.FOLDER}"]
+        return [f"{expected} is missing; pass the --data_dir that contains {cls.FOLDER}"]
 
 
 class OwnData(_Benchmark):

@@ -84,7 +84,7 @@ class Trainer:
         self.algorithm = self._build_algorithm(state)
         self.facts = dict(self.algorithm.recorded_facts())
         self._initial_structure = algorithm_state.structure(self.algorithm)
-        wants_loss = self.algorithm.wants_validation_loss
+        wants_loss = self.algorithm.uses_validation_loss
         if wants_loss:
             self.batches.validated = {
                 f"env{i}_out": transforms.unaugmented(self.environments[i].out_split)
