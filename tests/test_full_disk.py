@@ -10,7 +10,7 @@ import torch
 from domainbed import algorithms
 from domainbed.scripts import train
 from harness import fakes
-from harness.fakes import quick
+from harness.fakes import quick_arguments
 from sweep_jobs import command, commands, events, run, statuses
 
 from domainbed_carft import cli
@@ -66,7 +66,7 @@ def test_train_ends_with_a_status_of_its_own_and_goes_on_later(small_disk, monke
 
     monkeypatch.setattr(algorithms, "LinearSGD", FillsTheDisk, raising=False)
     monkeypatch.setattr(algorithms, "ALGORITHMS", ["LinearSGD"])
-    arguments = quick(small_disk / "job", "--checkpoint_freq", "1")
+    arguments = quick_arguments(small_disk / "job", "--checkpoint_freq", "1")
     assert train.main(arguments) == NO_SPACE == 74
     message = capsys.readouterr().err
     assert "No space left on device" in message

@@ -123,7 +123,7 @@ def test_what_predicts_and_is_saved_is_swads_choice_in_float64(random_tiny, hpar
 def test_the_loss_is_that_of_the_trained_weights(random_tiny, name):
     algorithm = make(random_tiny, name, **JOB)
     twin = make(random_tiny, name)
-    assert algorithm.wants_validation_loss and not twin.wants_validation_loss
+    assert algorithm.uses_validation_loss and not twin.uses_validation_loss
     train_with_checkpoints(algorithm, range(1, 4))
     train_with_checkpoints(twin, range(1, 4))
 

@@ -40,7 +40,7 @@ def train_whole(subject: Subject, process_group: Any = None) -> dict[str, Any]:
         for seed in range(algorithm.lp_steps + 2):
             batches = minibatches(seed, torch.float64)
             if process_group:
-                share = process_group.slice_of(len(batches[0][0]))
+                share = process_group.get_slice(len(batches[0][0]))
                 batches = [(x[share], y[share]) for x, y in batches]
             outcome[f"step {seed}"] = take_step(algorithm, seed, batches)
     # Not the weights: AdamW takes the rounding of gradients that are 0 for gradients.

@@ -191,7 +191,7 @@ def micro_batches(subject: Subject) -> None:
 def several_processes(subject: Subject) -> None:
     """Several processes, each with a slice of the batch, take the whole batch's steps."""
     skip_if(without_resuming())
-    skip_if(subject.start().indivisible())
+    skip_if(subject.start().single_process_reason())
     outcomes = processes.train_in_group(subject), processes.train_whole(subject)
     require_same(f"by {processes.SIZE} processes", *outcomes)
 

@@ -55,7 +55,7 @@ def take_step(algorithm: CLIPAlgorithm, seed: int, batches: Minibatches) -> dict
     """Take a step with the random numbers of its seed, and end a checkpoint where one is due."""
     torch.manual_seed(seed)
     measurements = algorithm.update(batches)
-    if algorithm.wants_validation_loss:
+    if algorithm.uses_validation_loss:
         algorithm.at_checkpoint(1.0 + 0.1 * seed)
     return measurements
 

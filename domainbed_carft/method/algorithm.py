@@ -108,7 +108,7 @@ class CLIPAlgorithm(Algorithm):
     - `after_step`: what follows an optimizer's step
     - `predicting_weights`: the weights that predict, where they are not those being trained
     - `trained_logits`: class logits by the weights being trained
-    - `indivisible`: why several processes cannot share a batch
+    - `single_process_reason`: why several processes cannot share a batch
     - `problems_without_end`: what of it needs ``total_steps``
 
     ``hparams``: of the algorithm, complete. ``facts``: what it has found out about its job, as the
@@ -323,7 +323,7 @@ class CLIPAlgorithm(Algorithm):
         """What records and files of weights hold beside the hparams: ``facts``."""
         return self.facts
 
-    wanted_images = staticmethod(job.wanted_images)
+    image_format = staticmethod(job.image_format)
 
     # What it consists of
 
@@ -586,7 +586,7 @@ class CLIPAlgorithm(Algorithm):
     def after_step(self) -> None:
         """Do what follows an optimizer's step; ``steps_taken`` is still the number before it."""
 
-    def indivisible(self) -> str:
+    def single_process_reason(self) -> str:
         """Why ``process_group`` cannot each take the step of a slice; "" if they can."""
         if self.trains_encoder and has_dropout(self.encoder):
             return "its encoder has dropout, which each would draw for itself"
@@ -595,7 +595,7 @@ class CLIPAlgorithm(Algorithm):
         return ""
 
     @property
-    def wants_validation_loss(self) -> bool:  # type: ignore[override]
+    def uses_validation_loss(self) -> bool:  # type: ignore[override]
         """Whether `at_checkpoint` is to be called: SWAD ends a segment there."""
         return isinstance(self.predicting, averages.SWAD)
 

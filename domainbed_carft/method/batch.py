@@ -131,7 +131,7 @@ def split_batch(labels: Tensor, size: int, process_group: Any = None) -> Iterato
 
     ``process_group``: the processes that share the batch, if there are several.
     """
-    batch_size = process_group.sum_of(len(labels)) if process_group else len(labels)
+    batch_size = process_group.sum_over_processes(len(labels)) if process_group else len(labels)
     random_draws: dict[str, Tensor] = {}
     stride = size or len(labels)
 

@@ -119,7 +119,7 @@ class FLYP(CLIPAlgorithm):
         """
         return measurements
 
-    def indivisible(self) -> str:
+    def single_process_reason(self) -> str:
         """Why its batch cannot be divided among processes."""
         return "its loss compares each image with the texts of the whole batch"
 

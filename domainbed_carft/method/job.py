@@ -114,7 +114,7 @@ def wanted_preprocessing(hparams: Mapping[str, Any]) -> Preprocessing | None:
         return None
 
 
-def wanted_images(
+def image_format(
     hparams: Mapping[str, Any],
 ) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
     """Pixels a side, and mean and std a channel, of the images that a host is to deliver.

@@ -88,11 +88,11 @@ class StarFT(CARFT):
             )
         return problems
 
-    def indivisible(self) -> str:
+    def single_process_reason(self) -> str:
         """Why its batch cannot be divided among processes."""
         if self.hparams["kl_weight"]:
             return "its KL draws captions for the whole batch"
-        return super().indivisible()
+        return super().single_process_reason()
 
 
 def without_own_class(logits: Tensor, labels: Tensor, captions: Tensor) -> Tensor:

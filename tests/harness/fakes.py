@@ -80,7 +80,7 @@ def comparable_records(folder: Path) -> list[dict[str, Any]]:
     return comparable
 
 
-def quick(folder: Path, *flags: str) -> list[str]:
+def quick_arguments(folder: Path, *flags: str) -> list[str]:
     """Arguments of a run of four records; `flags` go over them."""
     command = "--algorithm LinearSGD --dataset Debug28 --workers 0 --steps 7 --checkpoint_freq 2"
     return [*command.split(), "--hparams", '{"batch_size": 4}', "--output_dir", str(folder), *flags]
@@ -131,6 +131,6 @@ def before_step(number: int, action: Callable[[], object]) -> Iterator[None]:
         yield
 
 
-def stopped_in_step(number: int) -> contextlib.AbstractContextManager[None]:
+def stop_in_step(number: int) -> contextlib.AbstractContextManager[None]:
     """While this lasts, LinearSGD's process gets SIGTERM in its step of this number."""
     return before_step(number, lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -67,7 +67,7 @@ def calls(monkeypatch):
         calls.append((name, str(folder)))
         if name == "VLCS":
             raise CarftError("the link is dead")
-        return SimpleNamespace(verdict="verified", images=3, root=folder / name)
+        return SimpleNamespace(status="verified", images=3, root=folder / name)
 
     monkeypatch.setattr(download, "download", stand_in)
     return calls
@@ -108,7 +108,10 @@ class Plain:
 @pytest.mark.usefixtures("registered")
 def test_a_dataset_without_our_base_class_trains(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "Plain", Plain, raising=False)
-    assert train.main(fakes.quick(tmp_path, "--dataset", "Plain", "--algorithm", "Still")) == 0
+    assert (
+        train.main(fakes.quick_arguments(tmp_path, "--dataset", "Plain", "--algorithm", "Still"))
+        == 0
+    )
 
     last = fakes.records(tmp_path)[-1]
     assert {"env0_in_acc", "env1_out_acc"} <= last.keys()

@@ -46,6 +46,8 @@ def test_a_processor_without_numba_is_told_once_to_install_it(
     images, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(stages, "has_numba", lambda: False)
-    assert train.main(fakes.quick(tmp_path, "--dataset", str(images), "--steps", "1")) == 0
+    assert (
+        train.main(fakes.quick_arguments(tmp_path, "--dataset", str(images), "--steps", "1")) == 0
+    )
     assert capsys.readouterr().out.count("pip install numba") == 1
     assert fakes.records(tmp_path)[0]["images"] == "fast, jitter by torch"

@@ -23,7 +23,7 @@ def trained(images, folder, *flags, hparams=None):
     """The records of a job of four checkpoints, without what differs between any two runs."""
     hparams = {"batch_size": 4, **(hparams or {})}
     words = ["--dataset", str(images), "--hparams", json.dumps(hparams), *flags]
-    assert train.main(fakes.quick(folder, *words)) == 0
+    assert train.main(fakes.quick_arguments(folder, *words)) == 0
     return fakes.comparable_records(folder)
 
 
@@ -64,8 +64,8 @@ def test_the_target_is_decoded_once_and_augmented_images_at_each_checkpoint(
 
 
 def test_a_resumed_job_evaluates_the_same_images(images, tmp_path):
-    words = fakes.quick(tmp_path / "stopped", "--dataset", str(images))
-    with fakes.stopped_in_step(5):
+    words = fakes.quick_arguments(tmp_path / "stopped", "--dataset", str(images))
+    with fakes.stop_in_step(5):
         assert train.main(words) == 75
     assert trained(images, tmp_path / "stopped") == trained(images, tmp_path / "whole")
 

@@ -221,13 +221,13 @@ def test_a_signal_ends_a_job_that_waits_for_its_loaders(tmp_path, monkeypatch, n
     with monkeypatch.context() as patch:
         patch.setattr(datasets.Debug28, "__iter__", lambda self: map(Hanging, self.datasets))
         threading.Thread(target=signal_and_release_later, daemon=True).start()
-        assert train.main(fakes.quick(tmp_path, "--workers", "2")) == 75
+        assert train.main(fakes.quick_arguments(tmp_path, "--workers", "2")) == 75
     assert not released.is_set()
     assert f"stopped by {signal.Signals(number).name}" in (tmp_path / "err.txt").read_text()
     assert not multiprocessing.active_children()
 
-    assert train.main(fakes.quick(tmp_path)) == 0
-    assert train.main(fakes.quick(tmp_path / "undisturbed")) == 0
+    assert train.main(fakes.quick_arguments(tmp_path)) == 0
+    assert train.main(fakes.quick_arguments(tmp_path / "undisturbed")) == 0
     undisturbed = fakes.comparable_records(tmp_path / "undisturbed")
     assert fakes.comparable_records(tmp_path) == undisturbed
 

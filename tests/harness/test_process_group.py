@@ -38,7 +38,7 @@ def train_arguments(
     hparams = {"batch_size": 4, "clip_backbone": "tiny", "contexts": "emoji", "total_steps": 5}
     hparams |= {"warmup_steps": 0, "lr": 1e-3, **(TERMS if algorithm == "CARFT" else {}), **changed}
     fixed = ("--algorithm", algorithm, "--steps", "5", "--hparams", json.dumps(hparams))
-    return fakes.quick(folder, *fixed, "--dataset", str(images))
+    return fakes.quick_arguments(folder, *fixed, "--dataset", str(images))
 
 
 def train_job(size: int, arguments: list[str], **begin) -> list[int]:
@@ -121,7 +121,7 @@ def test_batch_slices_of_all_processes_make_up_the_batches_of_one(images, size):
     assert sum(parts is None for parts in [environment[-1] for environment in together]) == size - 1
 
 
-def signal_in_third_step() -> None:
+def send_signal_in_third_step() -> None:
     """Have this process get SIGUSR1 in its third step."""
     original = CLIPAlgorithm.step_on_device
     steps = itertools.count(1)
@@ -136,7 +136,7 @@ def signal_in_third_step() -> None:
 
 def test_a_signal_to_one_process_stops_all_and_two_and_then_three_resume(images, alone, tmp_path):
     arguments = train_arguments(images, tmp_path / "job")
-    assert train_job(2, arguments, begin=signal_in_third_step) == [75, 75]
+    assert train_job(2, arguments, begin=send_signal_in_third_step) == [75, 75]
     message = (tmp_path / "job" / "err.txt").read_text().splitlines()[-1]
     assert message == "train: stopped by SIGUSR1; to resume, rerun the command"
     assert train_job(3, arguments) == [0, 0, 0]
@@ -298,5 +298,5 @@ def test_torchrun_trains_and_saves_when_stopped(images, alone, tmp_path):
 def test_wrong_variables_of_torchrun_are_refused(tmp_path, monkeypatch, capsys, variables, message):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert train.main(fakes.quick(tmp_path)) == 2
+    assert train.main(fakes.quick_arguments(tmp_path)) == 2
     assert message in capsys.readouterr().err

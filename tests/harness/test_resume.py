@@ -22,7 +22,7 @@ from domainbed.scripts import train
 from domainbed_carft.jobs.folder import JobFolder
 
 from . import fakes
-from .fakes import quick, start, status, stopped_in_step
+from .fakes import quick_arguments, start, status, stop_in_step
 
 pytestmark = pytest.mark.usefixtures("registered")
 
@@ -35,7 +35,7 @@ def carft(images: Path, folder: Path, *flags: str) -> list[str]:
     hparams |= {"total_steps": STEPS, "warmup_steps": 3}
     fixed = ("--algorithm", "CARFT", "--steps", str(STEPS), "--checkpoint_freq", "3")
     data = ("--dataset", str(images), "--hparams", json.dumps(hparams))
-    return quick(folder, *fixed, *data, *flags)
+    return quick_arguments(folder, *fixed, *data, *flags)
 
 
 def assert_same_outcome(folder: Path, undisturbed: Path) -> None:
@@ -61,7 +61,7 @@ def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(algorithms, "LinearSGD", fakes.LinearSGD, raising=False)
-        assert train.main(quick(folder)) == 0
+        assert train.main(quick_arguments(folder)) == 0
     return folder
 
 
@@ -83,9 +83,9 @@ def kill_before_change(folder: Path, number: int) -> None:
 def test_a_run_killed_before_a_file_changes_resumes_to_the_same_weights(whole, tmp_path, number):
     # A whole run makes 26 changes.
     folder = tmp_path / "run"
-    killed = start(quick(folder), begin=partial(kill_before_change, folder, number))
+    killed = start(quick_arguments(folder), begin=partial(kill_before_change, folder, number))
     assert status(killed) == -signal.SIGKILL
-    assert train.main(quick(folder)) == 0
+    assert train.main(quick_arguments(folder)) == 0
     assert_same_outcome(folder, whole)
 
 
@@ -93,13 +93,13 @@ def test_a_run_killed_before_a_file_changes_resumes_to_the_same_weights(whole, t
 def test_a_signal_saves_the_state_after_its_step_and_exits_with_status_75(whole, tmp_path, number):
     for step in (2, 4):
         with fakes.before_step(step, lambda: os.kill(os.getpid(), number)):
-            assert train.main(quick(tmp_path)) == 75
+            assert train.main(quick_arguments(tmp_path)) == 75
         last_line = (tmp_path / "err.txt").read_text().splitlines()[-1]
         assert last_line == f"train: stopped by {number.name}; to resume, rerun the command"
 
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert (state["steps_done"], state["recorded"]) == (6, True)
-    assert train.main(quick(tmp_path, "--workers", "1")) == 0
+    assert train.main(quick_arguments(tmp_path, "--workers", "1")) == 0
     assert "Resumed after step" in (tmp_path / "out.txt").read_text()
     assert_same_outcome(tmp_path, whole)
 
@@ -122,16 +122,16 @@ def signal_the_group() -> None:
 
 
 def test_a_signal_to_the_process_group_with_loaders_saves_the_state(whole, tmp_path):
-    process = start(quick(tmp_path, "--workers", "2"), begin=signal_the_group)
+    process = start(quick_arguments(tmp_path, "--workers", "2"), begin=signal_the_group)
     assert status(process) == 75, (tmp_path / "err.txt").read_text()
-    assert train.main(quick(tmp_path)) == 0
+    assert train.main(quick_arguments(tmp_path)) == 0
     assert_same_outcome(tmp_path, whole)
 
 
 def leave_stopped_run(folder: Path, expected: int = 75) -> None:
     """Leave a run behind that has been stopped after five steps."""
-    with stopped_in_step(5):
-        assert train.main(quick(folder)) == expected
+    with stop_in_step(5):
+        assert train.main(quick_arguments(folder)) == expected
 
 
 def test_weights_before_a_nan_loss_are_not_saved_as_the_best(whole, tmp_path, monkeypatch):
@@ -147,7 +147,7 @@ def test_weights_before_a_nan_loss_are_not_saved_as_the_best(whole, tmp_path, mo
 
         monkeypatch.setattr(fakes.LinearSGD, "update", update)
         folder = tmp_path / str(finite_losses)
-        assert train.main(quick(folder)) == 0
+        assert train.main(quick_arguments(folder)) == 0
         best_weights = folder / "model_best.pkl"
         assert best_weights.exists() == is_kept
     assert torch.load(best_weights, weights_only=True)["best_step"] == best_step
@@ -175,7 +175,7 @@ def test_a_hyperparameter_resolved_on_one_machine_stays_on_another(tmp_path, mon
     leave_stopped_run(tmp_path)
 
     monkeypatch.setattr(Resolving, "mode_of_machine", "another's")
-    assert train.main(quick(tmp_path)) == 0
+    assert train.main(quick_arguments(tmp_path)) == 0
     records = fakes.records(tmp_path)
     assert [record["mode"] for record in records] == ["this machine's"] * 4
     assert {record["hparams"]["mode"] for record in records} == {"auto"}
@@ -184,7 +184,7 @@ def test_a_hyperparameter_resolved_on_one_machine_stays_on_another(tmp_path, mon
 def test_a_run_is_not_resumed_with_other_arguments(tmp_path, capsys):
     leave_stopped_run(tmp_path)
     state = (tmp_path / "state.pt").read_bytes()
-    assert train.main(quick(tmp_path, "--steps", "9", "--trial_seed", "1")) == 2
+    assert train.main(quick_arguments(tmp_path, "--steps", "9", "--trial_seed", "1")) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert "other arguments (steps: 7 then, 9 now; trial_seed: 0 then, 1 now)" in message
     assert "to start this one over, delete its folder" in message
@@ -203,7 +203,7 @@ def test_an_invalid_state_is_refused_and_kept(tmp_path, capsys, change, problem)
     path = tmp_path / "state.pt"
     torch.save(change(torch.load(path, weights_only=True)), path)
     content = path.read_bytes()
-    assert train.main(quick(tmp_path)) == 2
+    assert train.main(quick_arguments(tmp_path)) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert problem in message and "delete the folder to start over" in message
     assert path.read_bytes() == content
@@ -214,13 +214,13 @@ def test_a_truncated_or_missing_record_is_written_again(whole, tmp_path):
         leave_stopped_run(tmp_path / name)
         path = tmp_path / name / "results.jsonl"
         path.write_text(path.read_text()[:end])
-        assert train.main(quick(tmp_path / name)) == 0
+        assert train.main(quick_arguments(tmp_path / name)) == 0
         assert_same_outcome(tmp_path / name, whole)
 
 
 def test_a_run_in_the_folder_of_a_finished_one_says_that_it_appends(tmp_path, capsys):
     for earlier_runs in (0, 1):
-        assert train.main(quick(tmp_path)) == 0
+        assert train.main(quick_arguments(tmp_path)) == 0
         printed = capsys.readouterr().out
         assert printed.count("results.jsonl has each step again") == earlier_runs
     assert [record["step"] for record in fakes.records(tmp_path)] == 2 * [0, 2, 4, 6]
@@ -242,7 +242,7 @@ def test_an_algorithm_that_cannot_be_stored_trains_with_a_warning(tmp_path, monk
     assert "batches (a list_iterator)" in printed.out
     assert "this algorithm cannot be stored" in printed.err
 
-    assert train.main(quick(tmp_path)) == 0
+    assert train.main(quick_arguments(tmp_path)) == 0
     # Each step is there once.
     assert [record["step"] for record in fakes.records(tmp_path)] == [0, 2, 4, 6]
 
@@ -250,7 +250,7 @@ def test_an_algorithm_that_cannot_be_stored_trains_with_a_warning(tmp_path, monk
 def test_a_failed_write_is_an_error_and_keeps_the_earlier_state(tmp_path, capsys):
     # As of a full disk: from the third step on no file may grow beyond 10 kB.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    arguments = quick(tmp_path, "--checkpoint_freq", "1")
+    arguments = quick_arguments(tmp_path, "--checkpoint_freq", "1")
     try:
         with fakes.before_step(
             3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
@@ -272,10 +272,10 @@ def test_a_failed_write_is_an_error_and_keeps_the_earlier_state(tmp_path, capsys
 def test_a_second_process_on_a_job_names_the_first_and_exits(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train, "PATIENCE_SECONDS", 0.1)
     with JobFolder(tmp_path).claim():
-        assert train.main(quick(tmp_path)) == 73
+        assert train.main(quick_arguments(tmp_path)) == 73
     assert f"process {os.getpid()}, since " in capsys.readouterr().err
     assert not (tmp_path / "err.txt").exists()
-    assert train.main(quick(tmp_path)) == 0
+    assert train.main(quick_arguments(tmp_path)) == 0
 
 
 @pytest.mark.parametrize("is_anew", [False, True])
@@ -290,9 +290,9 @@ def test_a_job_whose_folder_is_moved_ends_at_the_next_checkpoint(tmp_path, capsy
                 stack.enter_context(JobFolder(job).claim())
 
         with fakes.before_step(4, move), fakes.before_step(6, lambda: pytest.fail("went on")):
-            assert train.main(quick(job)) == 1
+            assert train.main(quick_arguments(job)) == 1
         assert "job was moved or removed while this job ran there." in capsys.readouterr().err
         assert {path.name for path in job.glob("*")} == ({"lock"} if is_anew else set())
 
-    assert train.main(quick(moved)) == 0
+    assert train.main(quick_arguments(moved)) == 0
     assert [record["step"] for record in fakes.records(moved)] == [0, 2, 4, 6]

@@ -42,12 +42,12 @@ def quiet_wandb(monkeypatch, tmp_path_factory):
 
 def run(folder: Path, *flags: str, log: str = "tensorboard") -> int:
     """The exit status of a run of four records that is logged."""
-    return train.main([*fakes.quick(folder), *flags, "--log", log])
+    return train.main([*fakes.quick_arguments(folder), *flags, "--log", log])
 
 
 def run_and_interrupt(folder: Path, log: str) -> None:
     """Start a run and stop it in its fourth step."""
-    with fakes.stopped_in_step(4):
+    with fakes.stop_in_step(4):
         assert run(folder, log=log) == 75
 
 

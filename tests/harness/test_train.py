@@ -210,7 +210,7 @@ def test_links_in_the_output_folder_are_refused_or_replaced(tmp_path, capsys):
     folder.mkdir()
     for name in ("lock", "out.txt", "err.txt"):  # a job begins by writing these
         (folder / name).symlink_to(victim)
-        assert train.main(fakes.quick(folder)) == 1
+        assert train.main(fakes.quick_arguments(folder)) == 1
         assert "it is a link, which is not written through" in capsys.readouterr().err
         (folder / name).unlink()
 
@@ -218,7 +218,7 @@ def test_links_in_the_output_folder_are_refused_or_replaced(tmp_path, capsys):
     replaced = ("model.pkl", "model_best.pkl", "done")
     for name in replaced:
         (folder / name).symlink_to(tmp_path / "missing")
-    assert train.main(fakes.quick(folder)) == 0
+    assert train.main(fakes.quick_arguments(folder)) == 0
 
     assert victim.read_text() == "precious\n" and not (tmp_path / "missing").exists()
     assert not [path.name for path in folder.iterdir() if path.is_symlink()]
@@ -229,7 +229,7 @@ def test_a_pipe_in_the_output_folder_is_refused_without_waiting(tmp_path, capsys
     os.mkfifo(tmp_path / name)
     signal.alarm(60)
     try:
-        assert train.main(fakes.quick(tmp_path)) in (1, 2)
+        assert train.main(fakes.quick_arguments(tmp_path)) in (1, 2)
     finally:
         signal.alarm(0)
     stderr = capsys.readouterr().err
@@ -238,7 +238,7 @@ def test_a_pipe_in_the_output_folder_is_refused_without_waiting(tmp_path, capsys
 
 def test_names_from_elsewhere_are_printed_without_control_characters(tmp_path, capsys):
     folder = tmp_path / "a\x1b]0;owned\x07"
-    assert train.main(fakes.quick(folder)) == 0
+    assert train.main(fakes.quick_arguments(folder)) == 0
     printed = capsys.readouterr().out
     assert r"a\x1b]0;owned\x07" in printed
     assert not {"\x1b", "\x07"} & set(printed)

@@ -29,9 +29,9 @@ class Deferred(fakes.LinearSGD):
 
 
 def test_values_left_on_the_device_reach_the_records_unchanged(tmp_path, monkeypatch):
-    assert train.main(fakes.quick(tmp_path / "plain")) == 0
+    assert train.main(fakes.quick_arguments(tmp_path / "plain")) == 0
     monkeypatch.setattr(algorithms, "LinearSGD", Deferred)
-    assert train.main(fakes.quick(tmp_path / "deferred")) == 0
+    assert train.main(fakes.quick_arguments(tmp_path / "deferred")) == 0
 
     records = fakes.comparable_records(tmp_path / "plain")
     assert len(records) == 4
@@ -47,7 +47,7 @@ class Changed(Deferred):
 
 def test_an_overridden_update_is_used_instead_of_an_inherited_step_on_device(tmp_path, monkeypatch):
     monkeypatch.setattr(algorithms, "LinearSGD", Changed)
-    assert train.main(fakes.quick(tmp_path)) == 0
+    assert train.main(fakes.quick_arguments(tmp_path)) == 0
     assert [record["loss"] for record in fakes.comparable_records(tmp_path)] == [7.0] * 4
 
 
@@ -67,7 +67,7 @@ class Constant(fakes.LinearSGD):
 
 def test_an_algorithm_that_never_changes_is_evaluated_once(tmp_path, monkeypatch):
     monkeypatch.setattr(algorithms, "LinearSGD", Constant)
-    assert train.main(fakes.quick(tmp_path)) == 0
+    assert train.main(fakes.quick_arguments(tmp_path)) == 0
 
     assert Constant.item_count == 3 * 16  # each item of Debug28's three environments
     accuracies = [
@@ -82,7 +82,7 @@ def test_an_algorithm_that_never_changes_is_evaluated_once(tmp_path, monkeypatch
 class Choosing(fakes.LinearSGD):
     """Predicts with its weights as they were at the last checkpoint."""
 
-    wants_validation_loss = True
+    uses_validation_loss = True
     handed_over: ClassVar[list[tuple[float, torch.Tensor]]] = []
 
     def __init__(self, *args):
@@ -110,7 +110,7 @@ def handed_over(monkeypatch):
 
 def validation_loss(folder, weight, bias):
     """The mean over the training environments 1 and 2 of the loss on each one's out-split."""
-    args = train.build_parser().parse_args(fakes.quick(folder))
+    args = train.build_parser().parse_args(fakes.quick_arguments(folder))
     hparams = preparation.choose_hparams(args, {"batch_size": 4})
     preparation.seed_everything(0)  # Debug28 draws its images
     _, environments = preparation.load_environments(args, hparams)
@@ -126,7 +126,7 @@ def validation_loss(folder, weight, bias):
 def test_the_validation_loss_of_the_trained_weights_comes_before_the_evaluation(
     tmp_path, handed_over
 ):
-    assert train.main(fakes.quick(tmp_path)) == 0
+    assert train.main(fakes.quick_arguments(tmp_path)) == 0
 
     weights = torch.load(tmp_path / "model.pkl", weights_only=True)["model_dict"]
     assert len(handed_over) == 4
@@ -147,7 +147,9 @@ def test_the_validation_loss_is_that_of_the_images_through_the_test_transform(
 ):
     # With constant weights the loss is constant; accuracies are those of augmented images.
     hparams = json.dumps({"batch_size": 4, "lr": 0})
-    command = fakes.quick(tmp_path / "job", "--dataset", str(images), "--hparams", hparams)
+    command = fakes.quick_arguments(
+        tmp_path / "job", "--dataset", str(images), "--hparams", hparams
+    )
     assert train.main(command) == 0
 
     losses = [loss for loss, _ in handed_over]
@@ -160,7 +162,7 @@ def test_the_validation_loss_is_that_of_the_images_through_the_test_transform(
 def test_a_job_stopped_in_an_evaluation_gets_the_same_loss_once_more(
     tmp_path, handed_over, monkeypatch, interrupted
 ):
-    assert train.main(fakes.quick(tmp_path / "whole")) == 0
+    assert train.main(fakes.quick_arguments(tmp_path / "whole")) == 0
     expected = [loss for loss, _ in handed_over]
     handed_over.clear()
 
@@ -173,8 +175,8 @@ def test_a_job_stopped_in_an_evaluation_gets_the_same_loss_once_more(
         return original(evaluator)
 
     monkeypatch.setattr(evaluation.Evaluator, interrupted, stop)
-    assert train.main(fakes.quick(tmp_path / "stopped")) == 75
-    assert train.main(fakes.quick(tmp_path / "stopped")) == 0
+    assert train.main(fakes.quick_arguments(tmp_path / "stopped")) == 75
+    assert train.main(fakes.quick_arguments(tmp_path / "stopped")) == 0
 
     repeated = expected[2:3] if interrupted == "accuracies" else []
     losses = [loss for loss, _ in handed_over]

@@ -76,7 +76,7 @@ class Algorithm(torch.nn.Module):
     # Whether it chooses by a validation loss which weights predict. `at_checkpoint` is then called
     # after one more evaluation of the out-splits, through the test transform. The newest weights
     # count as the best ones.
-    wants_validation_loss: bool = False
+    uses_validation_loss: bool = False
 
     def __init__(
         self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: Hparams
@@ -122,7 +122,7 @@ class Algorithm(torch.nn.Module):
         return {}
 
     @classmethod
-    def wanted_images(
+    def image_format(
         cls, hparams: Hparams
     ) -> tuple[int, tuple[float, ...], tuple[float, ...]] | None:
         """Return how the model wants images, so that they are made that way at once.
@@ -132,7 +132,7 @@ class Algorithm(torch.nn.Module):
         """
         return None
 
-    def indivisible(self) -> str:
+    def single_process_reason(self) -> str:
         """Return why `process_group` cannot each take the step of a slice; "" if they can.
 
         They can if the step sums its gradients by `process_group.all_reduce`, each slice weighted
@@ -168,7 +168,7 @@ class Algorithm(torch.nn.Module):
     def trained_logits(self, x: torch.Tensor) -> torch.Tensor:
         """Return what `predict` returns, but by the weights that are trained.
 
-        Override it where others predict, such as an average, and `wants_validation_loss` is set.
+        Override it where others predict, such as an average, and `uses_validation_loss` is set.
         """
         return self.predict(x)
 
@@ -177,7 +177,7 @@ class Algorithm(torch.nn.Module):
 
         `validation_loss`: cross-entropy in nats of `trained_logits`, averaged over the out-split of
         each training environment, then over these. Images go through the test transform. `train`
-        calls this if `wants_validation_loss`, and once more at the checkpoint that an interrupted
+        calls this if `uses_validation_loss`, and once more at the checkpoint that an interrupted
         job resumes in.
         """
 
@@ -237,7 +237,7 @@ class ERM(Algorithm):
         """
         if cls is not ERM:
             return []
-        return [*networks.not_included(overrides), *value_problems(overrides, _VALID_VALUES)]
+        return [*networks.find_missing_parts(overrides), *value_problems(overrides, _VALID_VALUES)]
 
     def __init__(
         self, input_shape: Sequence[int], num_classes: int, num_domains: int, hparams: Hparams

@@ -41,7 +41,7 @@ def Featurizer(input_shape: Sequence[int], hparams: dict[str, Any]) -> MNIST_CNN
     Raises CarftError for other than (channels, 28, 28) and (channels, 224, 224), and for hparams
     that need a part that is not included.
     """
-    raise_for(not_included(hparams))
+    raise_for(find_missing_parts(hparams))
     match tuple(input_shape):
         case (_, 28, 28):
             return MNIST_CNN(input_shape)
@@ -53,7 +53,7 @@ def Featurizer(input_shape: Sequence[int], hparams: dict[str, Any]) -> MNIST_CNN
     )
 
 
-def not_included(hparams: Mapping[str, Any]) -> list[str]:
+def find_missing_parts(hparams: Mapping[str, Any]) -> list[str]:
     """Say which hyperparameters need parts of upstream that are not included here."""
     return [
         f"hyperparameter {name}: {part} not included; set it to false, or use a checkout of "

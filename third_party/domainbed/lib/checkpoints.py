@@ -78,7 +78,7 @@ class Files:
             )
         else:
             identity = resume.identity(vars(args))
-            lines = [line for line in lines if _identity_in(line) != identity]
+            lines = [line for line in lines if _parse_identity(line) != identity]
 
         text = "".join(lines)
         is_cut_off = bool(text) and not text.endswith("\n")
@@ -115,7 +115,7 @@ class Files:
     def publish(self, steps_done: int) -> None:
         """Write the records, and the weights if the last record is theirs."""
         path = self._folder.records_path
-        with resume.naming_failed_writes(path), files.replacing(path) as temporary:
+        with resume.explain_failed_writes(path), files.replacing(path) as temporary:
             temporary.write_text(self._records, encoding="utf-8")
         if self._logs is not None:
             self._logs.catch_up(self._records[self._begins_at :])
@@ -137,7 +137,7 @@ class Files:
         if self._keep in ("both", "last"):
             self._save("model.pkl")
         path = self._folder.path / "done"
-        with resume.naming_failed_writes(path):
+        with resume.explain_failed_writes(path):
             with files.replacing(path) as temporary:
                 temporary.write_text("done")
             self._folder.state_path.unlink(missing_ok=True)
@@ -152,10 +152,10 @@ class Files:
             setattr(self, name, state[name])
 
     def _save(self, filename: str, **more: Any) -> None:
-        resume.save_whole({**self._contents(), **more}, self._folder.path / filename)
+        resume.save_atomically({**self._contents(), **more}, self._folder.path / filename)
 
 
-def _identity_in(line: str) -> dict[str, Any] | None:
+def _parse_identity(line: str) -> dict[str, Any] | None:
     """The arguments that a record's result depends on; None for a line that is no record."""
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         return resume.identity(json.loads(line)["args"])

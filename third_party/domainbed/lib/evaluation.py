@@ -56,7 +56,7 @@ class Evaluator:
         if self.is_constant and self._accuracies:
             return self._accuracies
 
-        with _generators_kept_if_stopped():
+        with _restore_generators_if_stopped():
             self._accuracies = {
                 f"{name}_acc": misc.accuracy(
                     self.algorithm,
@@ -75,7 +75,7 @@ class Evaluator:
         By the weights that are trained, on images that are not augmented. Raises Stopped as
         `accuracies` does.
         """
-        with _generators_kept_if_stopped():
+        with _restore_generators_if_stopped():
             losses = [self._mean_loss(name) for name in self.batches.validated]
         return float(np.mean(losses))
 
@@ -103,7 +103,7 @@ class Evaluator:
 
 
 @contextlib.contextmanager
-def _generators_kept_if_stopped() -> Iterator[None]:
+def _restore_generators_if_stopped() -> Iterator[None]:
     """Inside the block, Stopped leaves the random generators as they were before it."""
     generators = rng.get_states()
     try:

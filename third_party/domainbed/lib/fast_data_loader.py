@@ -84,16 +84,16 @@ def load_batches(
         pin_memory=pinned,
         generator=torch.Generator(),
         worker_init_fn=stopping.init_worker,
-        collate_fn=shared_batches.collated,
+        collate_fn=shared_batches.collate_batch,
     )
-    with stopping.blocked_signals():
+    with stopping.block_signals():
         earlier_children = set(multiprocessing.active_children())
         try:
             if workers:
                 multiprocessing.Lock()  # fails alone, where torch would leave half an iterator
             loaded = iter(loader)
         except OSError as error:  # their locks are in /dev/shm
-            raise shared_batches.unshared(error) from None  # no full disk
+            raise shared_batches.sharing_error(error) from None  # no full disk
         processes = set(multiprocessing.active_children()) - earlier_children
 
     try:
@@ -129,7 +129,7 @@ def _terminate(processes: Iterable[BaseProcess]) -> None:
         process.terminate()
 
 
-def on_device(loaded: Iterator[Any], device: torch.device) -> Iterator[Batch]:
+def copy_to_device(loaded: Iterator[Any], device: torch.device) -> Iterator[Batch]:
     """The batches on a device. Each is copied to a GPU while the one before is being used.
 
     ``loaded``: pairs of images and labels, in place of some maybe an UnfinishedBatch, as of a job

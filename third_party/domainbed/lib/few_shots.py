@@ -32,7 +32,7 @@ def training_splits(
     problems = []
     parts = []
     for index, in_split in zip(training_envs, in_splits, strict=True):
-        labels = misc.labels_of(in_split)
+        labels = misc.item_labels(in_split)
         counts = Counter(labels)
         lacking = [label for label in range(dataset.num_classes) if counts[label] < shots]
         if lacking:

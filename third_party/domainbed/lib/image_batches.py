@@ -126,11 +126,11 @@ def environment_plan(environment: Any) -> ImagePlan | None:
 def choose(
     dataset: Any,
     memory_limit: int,
-    ask_model: Callable[[], Sequence[Any] | None] | None = None,
+    get_image_format: Callable[[], Sequence[Any] | None] | None = None,
 ) -> Images:
     """How a job gets the images of its dataset.
 
-    ``memory_limit``: the bytes of evaluation images that may stay in memory. ``ask_model``
+    ``memory_limit``: the bytes of evaluation images that may stay in memory. ``get_image_format``
     returns the fields of a ModelInput, or None; it is called only if all environments can be read
     so, and then changes the dataset's `input_shape`.
     """
@@ -141,7 +141,9 @@ def choose(
     device = devices.default_device()
     jitter = stages.jitter_path(device)
     plan = replace(_common_plan(readable), mode=FAST, jitter=jitter)
-    wanted_input = ask_model() if ask_model and len(readable) == len(dataset) else None
+    wanted_input = (
+        get_image_format() if get_image_format and len(readable) == len(dataset) else None
+    )
     if wanted_input:
         model_input = ModelInput(*wanted_input)
         # Another size than upstream's is the dataset's own choice.

@@ -78,7 +78,7 @@ class JobBatches:
         """
         data = [*self.in_splits, *self.evaluated.values(), *self.validated.values()]
         full_batches = self._requests(step, pending, once)
-        slices = (batch[self.process_group.slice_of(len(batch))] for batch in full_batches)
+        slices = (batch[self.process_group.get_slice(len(batch))] for batch in full_batches)
         requests = filter(None, slices)  # this process may have no image of a small batch
         loader_requests, all_requests = itertools.tee(requests)
 
@@ -88,7 +88,9 @@ class JobBatches:
         self._loaded = loader.load_batches(
             data, memory.missing(loader_requests), workers, images, pinned=on_gpu
         )
-        self._batches = loader.on_device(memory.batches(all_requests, self._loaded), self.device)
+        self._batches = loader.copy_to_device(
+            memory.batches(all_requests, self._loaded), self.device
+        )
         self._n_workers = workers
 
     def _constant_images(self, images: Images) -> dict[int, int]:
@@ -128,7 +130,7 @@ class JobBatches:
     def _slices(self, size: int) -> Iterator[Batch | None]:
         """This process's slices of the next batches, of ``size`` images together."""
         for begin in range(0, size, self._evaluation_batch_size):
-            part = self.process_group.slice_of(min(self._evaluation_batch_size, size - begin))
+            part = self.process_group.get_slice(min(self._evaluation_batch_size, size - begin))
             if part.start == part.stop:
                 yield None
                 continue

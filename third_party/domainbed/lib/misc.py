@@ -51,12 +51,12 @@ def split_dataset(dataset: Any, n: int, seed: int = 0) -> tuple[SplitDataset, Sp
 
 def make_weights_for_balanced_classes(dataset: Any) -> torch.Tensor:
     """Return a weight for each item, summing to 1, the same total for each class present."""
-    labels = labels_of(dataset)
+    labels = item_labels(dataset)
     counts = Counter(labels)
     return torch.tensor([1 / (counts[label] * len(counts)) for label in labels])
 
 
-def labels_of(dataset: Any) -> list[int]:
+def item_labels(dataset: Any) -> list[int]:
     """Return every item's label, without reading the items where the dataset keeps a list."""
     labels = _listed_labels(dataset)
     if labels is None:

@@ -231,6 +231,6 @@ def prepare(args: argparse.Namespace, hparams: dict[str, Any], memory_limit: int
     images = image_batches.choose(
         dataset,
         memory_limit,
-        ask_model=functools.partial(algorithm_class.wanted_images, hparams),
+        get_image_format=functools.partial(algorithm_class.image_format, hparams),
     )
     return PreparedJob(args, hparams, dataset, environments, images)

@@ -61,15 +61,15 @@ class ProcessGroup:
         """Whether it is the first, which writes the job's files."""
         return self.rank == 0
 
-    def slice_of(self, count: int) -> slice:
+    def get_slice(self, count: int) -> slice:
         """This process's slice of `count` items."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def sum_of(self, number: int) -> int:
+    def sum_over_processes(self, number: int) -> int:
         """The sum of a number over the processes; all have to call this together."""
         return self._all_reduce_number(number, dist.ReduceOp.SUM)
 
-    def max_of(self, number: int) -> int:
+    def max_over_processes(self, number: int) -> int:
         """The maximum of a number over the processes; all have to call this together."""
         return self._all_reduce_number(number, dist.ReduceOp.MAX)
 
@@ -187,10 +187,10 @@ def attach_process_group(algorithm: Any, process_group: ProcessGroup, batch_size
     if batch_size < process_group.size:
         raise CarftError(f"batches of {batch_size} {problem}; give them that many images or more")
 
-    # A class that overrides the step has to override `indivisible` as well.
-    names = ("indivisible", "step_on_device", "update")
-    has_answer = "indivisible" in defining_class(algorithm, *names)
-    reason = (type(algorithm) if has_answer else Algorithm).indivisible(algorithm)
+    # A class that overrides the step has to override `single_process_reason` as well.
+    names = ("single_process_reason", "step_on_device", "update")
+    has_answer = "single_process_reason" in defining_class(algorithm, *names)
+    reason = (type(algorithm) if has_answer else Algorithm).single_process_reason(algorithm)
     if reason:
         raise CarftError(f"{type(algorithm).__name__} {problem}: {reason}. Use one process")
     algorithm.process_group = process_group

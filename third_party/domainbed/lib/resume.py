@@ -52,7 +52,7 @@ class ResumeError(PassingError):
 
 def load(folder: str) -> dict[str, Any] | None:
     """Return the state of the run in `folder`, or None; raises CarftError if it is damaged."""
-    tidy_up(Path(folder))
+    delete_partial_files(Path(folder))
     path = JobFolder(folder).state_path
     try:
         state = weights.load_weights(path) if path.exists() else None
@@ -70,16 +70,16 @@ def load(folder: str) -> dict[str, Any] | None:
         raise kind(f"{error}. {advice}") from error
 
 
-def tidy_up(folder: Path) -> None:
+def delete_partial_files(folder: Path) -> None:
     """Delete half-written files of killed processes; the holder of the lock is alone here."""
     for path in folder.glob(files.HALF_WRITTEN):
         path.unlink(missing_ok=True)
 
 
-def save_whole(contents: Any, path: Path) -> None:
+def save_atomically(contents: Any, path: Path) -> None:
     """Write by torch.save: the file is complete or not there. Raises ResumeError if that fails."""
     with (
-        naming_failed_writes(path),
+        explain_failed_writes(path),
         files.replacing(path) as temporary,
         temporary.open("wb") as file,
     ):
@@ -89,7 +89,7 @@ def save_whole(contents: Any, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def naming_failed_writes(path: Path) -> Iterator[None]:
+def explain_failed_writes(path: Path) -> Iterator[None]:
     """Inside the block a failing write becomes a ResumeError that names the file and the reason."""
     try:
         yield

@@ -69,7 +69,7 @@ def _wandb_problem() -> str:
     return ""
 
 
-def hand_on(kinds: Sequence[str], sweep_output_dir: str) -> None:
+def set_job_variables(kinds: Sequence[str], sweep_output_dir: str) -> None:
     """Make the jobs of a sweep log too, in W&B as a group named after its folder."""
     os.environ[LOG.name] = " ".join(kinds)
     if "wandb" in kinds:
@@ -77,7 +77,7 @@ def hand_on(kinds: Sequence[str], sweep_output_dir: str) -> None:
         os.environ.setdefault("WANDB_RUN_GROUP", name)
 
 
-def name_of(args: Mapping[str, Any]) -> str:
+def run_name(args: Mapping[str, Any]) -> str:
     """What a person calls a run, as a file may be called: CARFT_PACS_test0_trial1_hparams0."""
     environments = "+".join(map(str, args["test_envs"])) or "none"
     dataset = os.path.basename(str(args["dataset"]).rstrip("/"))
@@ -133,7 +133,7 @@ class _TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams as compared
 
-        folder = os.path.join(args["output_dir"], "tensorboard", name_of(args))
+        folder = os.path.join(args["output_dir"], "tensorboard", run_name(args))
         # All records of the run are logged again, replacing those of earlier processes.
         self._writer = SummaryWriter(folder, purge_step=0)
         values = {name: args[name] for name in _COMPARED_BY} | dict(hparams)
@@ -160,7 +160,7 @@ class _WeightsAndBiases:
 
         self._run = wandb.init(
             project=wandb.setup().settings.project or "domainbed",
-            name=name_of(args),
+            name=run_name(args),
             dir=os.path.abspath(args["output_dir"]),
             config={"args": dict(args), "hparams": dict(hparams)},
             resume="auto",

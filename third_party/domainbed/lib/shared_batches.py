@@ -35,7 +35,7 @@ class SharedBatch:
         return pickle.loads, (self._content,)
 
 
-def collated(items: Any) -> Any:
+def collate_batch(items: Any) -> Any:
     """A batch of items, or what is a batch or a failure already; shared in a loader's process.
 
     Where it cannot be shared, a PassingError that says why comes instead.
@@ -50,10 +50,10 @@ def collated(items: Any) -> Any:
     try:
         return SharedBatch(items)
     except (OSError, RuntimeError) as error:
-        return unshared(error)
+        return sharing_error(error)
 
 
-def unshared(error: Exception) -> PassingError:
+def sharing_error(error: Exception) -> PassingError:
     """What to raise where the processes of a job cannot share memory."""
     state = "cannot be read"
     remedy = "Give the container more shared memory (docker run --shm-size=1g)"

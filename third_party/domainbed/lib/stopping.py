@@ -68,12 +68,12 @@ class StopSignals:
 
     def check(self) -> None:
         """Raise Stopped, with the signal's name, if one has come to any process of the job."""
-        if received := self._process_group.max_of(self._received or 0):
+        if received := self._process_group.max_over_processes(self._received or 0):
             raise Stopped(signal.Signals(received).name)
 
 
 @contextmanager
-def blocked_signals() -> Iterator[None]:
+def block_signals() -> Iterator[None]:
     """Block the signals inside; worker processes that start there inherit this."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -96,7 +96,7 @@ def init_worker(worker_id: int) -> None:
     its parent has died: while it runs, the job is locked. Torch alone would miss a parent that died
     before the process began.
     """
-    # Already blocked, unless a fork server from before `blocked_signals` made this process.
+    # Already blocked, unless a fork server from before `block_signals` made this process.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     parent = multiprocessing.parent_process()
     assert parent is not None, "to be called in a loader's process"
@@ -104,9 +104,9 @@ def init_worker(worker_id: int) -> None:
     has_server = multiprocessing.get_start_method() == "forkserver"
     end_with_parent(os.getppid() if has_server else parent.pid)
 
-    def end_when_told() -> None:
+    def end_on_parent_signal() -> None:
         while signal.sigwaitinfo(SIGNALS).si_pid != parent.pid:
             continue
         os._exit(0)
 
-    threading.Thread(target=end_when_told, daemon=True).start()
+    threading.Thread(target=end_on_parent_signal, daemon=True).start()

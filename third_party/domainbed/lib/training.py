@@ -84,7 +84,7 @@ class Trainer:
         self.algorithm = self._build_algorithm(state)
         self.facts = dict(self.algorithm.recorded_facts())
         self._initial_structure = algorithm_state.structure(self.algorithm)
-        wants_loss = self.algorithm.wants_validation_loss
+        wants_loss = self.algorithm.uses_validation_loss
         if wants_loss:
             self.batches.validated = {
                 f"env{i}_out": transforms.unaugmented(self.environments[i].out_split)
@@ -164,7 +164,9 @@ class Trainer:
                         "the next run starts over"
                     ) from None
                 self.progress.publish(self.steps_done, at_once=True)  # how much was saved
-                self.process_group.max_of(0)  # wait for all: torchrun ends them once one left
+                self.process_group.max_over_processes(
+                    0
+                )  # wait for all: torchrun ends them once one left
                 raise
 
         if self.process_group.is_leader:
@@ -280,7 +282,7 @@ class Trainer:
             "cuda_generators": devices.generator_states(self.device),
             "algorithm": algorithm,
         }
-        resume.save_whole(state, self.state_path)
+        resume.save_atomically(state, self.state_path)
         return True
 
     def _restore(self, state: dict[str, Any]) -> None:

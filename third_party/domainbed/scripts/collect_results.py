@@ -69,7 +69,7 @@ def print_table(
     print("\\bottomrule\n\\end{tabular}}\n\\end{center}")
 
 
-def columns_of(records: Q) -> dict[str, list[str]]:
+def labels_by_dataset(records: Q) -> dict[str, list[str]]:
     """Return dataset to environment labels for each that has tables, in the order of the tables.
 
     Those in DATASETS come first; then users' own data, whose records hold the labels. Raises
@@ -107,7 +107,7 @@ def print_results_tables(
     recorded = records.select("args.algorithm").unique()
     order = dict.fromkeys(["ERM", *algorithms.NOT_INCLUDED, *algorithms.ALGORITHMS, *recorded])
     algorithm_names = [name for name in order if name in recorded]
-    columns = columns_of(records)
+    columns = labels_by_dataset(records)
     method = f"model selection method: {selection_method.name}"
 
     def accuracies(algorithm: str, dataset: str, test_env: int) -> Q:
@@ -169,7 +169,7 @@ def print_report(records: Q, latex: bool) -> None:
 def run(folder: str, latex: bool) -> None:
     """Read the records, print the report, and write it into the folder as well."""
     records = reporting.load_records(folder)
-    columns_of(records)
+    labels_by_dataset(records)
     command = f"carft collect {shlex.quote(folder)}"
     print(f"For missing jobs, and jobs that leave nothing out: `{command}`", file=sys.stderr)
 

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
             report = download(name, Path(args.data_dir))
         except CarftError as error:  # rightly asked for
             raise PassingError(*error.problems) from error
-        print(f"{report.verdict}: {report.images:,} images in {report.root}")
+        print(f"{report.status}: {report.images:,} images in {report.root}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

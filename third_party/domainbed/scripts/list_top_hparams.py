@@ -13,7 +13,7 @@ from domainbed import model_selection
 from domainbed.lib import reporting
 from domainbed.lib.command_line import exit_status, printed_at_once
 from domainbed.lib.query import Q
-from domainbed.scripts.collect_results import SELECTION_METHODS, columns_of
+from domainbed.scripts.collect_results import SELECTION_METHODS, labels_by_dataset
 from domainbed_carft.data.benchmarks import shortest_path
 from domainbed_carft.errors import CarftError
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     names = "dataset,algorithm,test_env"
     cell = (args.dataset, args.algorithm, args.test_env)
     records = reporting.load_records(args.input_dir)
-    columns_of(records.filter_equals("args.dataset", args.dataset))
+    labels_by_dataset(records.filter_equals("args.dataset", args.dataset))
 
     groups = reporting.get_grouped_records(records)
     chosen = groups.filter_equals(names, cell).sorted(key=lambda group: group["trial_seed"])

@@ -24,7 +24,7 @@ from domainbed.lib.sweep_arguments import DATASETS as DATASETS
 from domainbed.lib.sweep_arguments import build_parser, check
 from domainbed_carft import questions
 from domainbed_carft.errors import CarftError, PassingError
-from domainbed_carft.jobs import job as jobs_room
+from domainbed_carft.jobs import job as job_module
 from domainbed_carft.jobs import manifest
 from domainbed_carft.jobs.folder import Held, JobFolder, delete_claimed
 
@@ -40,10 +40,10 @@ class Job:
     DONE = "Done"
 
     def __init__(self, train_args: dict[str, Any], sweep_output_dir: str) -> None:
-        self.output_dir = os.path.join(sweep_output_dir, jobs_room.identity(train_args))
+        self.output_dir = os.path.join(sweep_output_dir, job_module.identity(train_args))
         self.train_args = {**copy.deepcopy(train_args), "output_dir": self.output_dir}
-        self.command_str = shlex.join(jobs_room.command(self.train_args))
-        self.listed = jobs_room.Job(train_args, Path(self.output_dir))  # as in a manifest
+        self.command_str = shlex.join(job_module.command(self.train_args))
+        self.listed = job_module.Job(train_args, Path(self.output_dir))  # as in a manifest
         if JobFolder(self.output_dir).done:
             self.state = Job.DONE
         elif os.path.exists(self.output_dir):
@@ -189,7 +189,7 @@ def _launch(
             file=sys.stderr,
         )
     _change_manifest(_list_jobs, jobs, args)
-    scalar_logs.hand_on(args.log, args.output_dir)
+    scalar_logs.set_job_variables(args.log, args.output_dir)
     try:
         failed = Job.launch(chosen, command_launchers.REGISTRY[args.command_launcher])
     except CarftError as error:  # by now something has begun
