@@ -31,7 +31,7 @@ RESNET50_AUGMIX = (
 # Upstream fetches the code of transformers from another repository; LARS is ERMPlusPlus's.
 _NOT_INCLUDED = {
     **dict.fromkeys(("vit", "dinov2", "vit_attn_tune"), "vision transformers (DINOv2) are"),
-    "lars": "the LARS optimiser is",
+    "lars": "the LARS optimizer is",
 }
 
 
