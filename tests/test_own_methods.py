@@ -170,7 +170,7 @@ def test_the_harness_trains_it_and_resumes_with_the_same_file_alone(folder: Path
     done = python(folder, "-c", STOP_AND_RESUME, *TRAIN[2:], *words)
     statuses = [line for line in done.stdout.splitlines() if line in ("75", "2", "0")]
     assert statuses == ["75", "2", "0"], done.stderr
-    assert "is of a run with other facts (method_digest: " in done.stderr
+    assert "belongs to a job with other facts (method_digest: " in done.stderr
 
     *_, record = read_records(folder / "JOB")
     assert record["step"] == 1 and record["loss_anchor"] > 0
