@@ -38,8 +38,8 @@ NOT_INCLUDED = (
 def get_dataset_class(dataset_name: str) -> type[Any]:
     """Return the class that this module's globals hold under a name, or a new class for a folder.
 
-    A class that does not derive from MultipleDomainDataset gets it as a further base, so that it
-    has the hooks.
+    A class that does not derive from MultipleDomainDataset receives it as a further base, and so
+    its hooks.
 
     Args:
         dataset_name: Name of a dataset, or path of a folder environment/class/image.

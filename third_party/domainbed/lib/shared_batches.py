@@ -48,7 +48,7 @@ def collate_batch(items: Any) -> Any:
     if get_worker_info() is None:
         return default_collate(items) if isinstance(items, list) else items
     if isinstance(items, list):
-        # Torch's own function would stack tensors in /dev/shm.
+        # Torch's default function would stack tensors in /dev/shm.
         items = collate(items, collate_fn_map={**default_collate_fn_map, torch.Tensor: _stack})
     if isinstance(items, PassingError):
         return items

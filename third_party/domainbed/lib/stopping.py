@@ -35,7 +35,7 @@ class StopSignals:
         self._waits = False
 
     def __enter__(self) -> StopSignals:
-        # Only the main thread may handle signals.
+        # Only the main thread can handle signals.
         numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
         self._former = {number: signal.signal(number, self._receive) for number in numbers}
         return self

@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--dataset", required=True, type=shortest_path, help="the dataset, as in the sweep"
     )
     parser.add_argument("--algorithm", required=True, help="name of the algorithm")
-    parser.add_argument("--test_env", type=int, required=True, help="number of the test environment")
+    parser.add_argument(
+        "--test_env", type=int, required=True, help="number of the test environment"
+    )
     args = parser.parse_args(argv)
     with printed_at_once():
         return exit_status("list_top_hparams", lambda: run(args))

@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line = sys.argv[1:] if argv is None else argv
     args, flags = _parse(command_line)
     try:
-        with _opened_folder(args) as lock:
+        with _open_folder(args) as lock:
             try:
                 _join_and_run(args, lock, flags, command_line)
             except BaseException as error:
@@ -134,7 +134,7 @@ def _parse(command_line: Sequence[str]) -> tuple[argparse.Namespace, argparse.Na
 
 
 @contextlib.contextmanager
-def _opened_folder(args: argparse.Namespace) -> Iterator[Lock | None]:
+def _open_folder(args: argparse.Namespace) -> Iterator[Lock | None]:
     """Create and lock the job's folder, and copy the block's output to its out.txt and err.txt.
 
     Only the first process of a job locks and prints; the others print nothing.
