@@ -113,18 +113,6 @@ def test_mistake_is_reported_as_one_problem(tmp_path, capsys, arguments, message
     assert line.startswith("train: ") and message in line
 
 
-def test_signal_during_the_data_check_stops_the_job_cleanly(tmp_path, monkeypatch):
-    def data_problems(root):
-        os.kill(os.getpid(), signal.SIGUSR1)
-        return []
-
-    monkeypatch.setattr(datasets.Debug28, "data_problems", data_problems, raising=False)
-
-    assert run(tmp_path) == 75
-    assert not (tmp_path / "lock").exists()
-    assert "stopped by SIGUSR1" in (tmp_path / "err.txt").read_text()
-
-
 def test_loader_processes_end_after_a_failure(tmp_path, capsys):
     with fakes.before_step(2, lambda: int("broken on purpose")):
         assert run(tmp_path, "--workers", "2") == 1
@@ -167,13 +155,9 @@ def test_loaders_and_threads_share_the_cores(monkeypatch):
 
     for requested, on_gpu, expected in ((None, False, 1), (None, True, 5), (12, False, 12)):
         assert preparation.share_cores(requested, datasets.Debug28, on_gpu) == expected
-    monkeypatch.setenv("DOMAINBED_CORES", "4")
-    assert preparation.share_cores(None, datasets.Debug28, False) == 1
-    assert threads == [5, 1, 1, 3]
-
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the user's value is not overridden
     preparation.share_cores(None, datasets.Debug28, False)
-    assert len(threads) == 4
+    assert threads == [5, 1, 1]
 
 
 def test_links_in_the_output_folder_are_refused_or_replaced(tmp_path):

@@ -98,4 +98,4 @@ def describe(limit: int) -> str:
     if not limit:
         return "evaluation images are read each time"
     size = f"{limit / 2**30:.1f}G" if limit >= 2**30 else f"{limit / 2**20:.0f}M"
-    return f"evaluation images stay in memory, at most {size}"
+    return f"evaluation images are kept in memory, at most {size}"

@@ -232,7 +232,7 @@ def load_environments(
     # Every split is evaluated, and the accuracy on an empty split would be nan.
     raise_for(
         f"environment {label!r} has {len(splits.in_split)} in-split and {len(splits.out_split)} "
-        f"out-split items; neither may be empty (--holdout_fraction {args.holdout_fraction})"
+        f"out-split items; neither can be empty (--holdout_fraction {args.holdout_fraction})"
         for label, splits in zip(labels, environments, strict=True)
         if not (len(splits.in_split) and len(splits.out_split))
     )

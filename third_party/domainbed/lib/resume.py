@@ -58,6 +58,7 @@ def load(folder: str) -> dict[str, Any] | None:
     """
     delete_partial_files(Path(folder))
     path = JobFolder(folder).state_path
+
     try:
         state = weights.load_weights(path) if path.exists() else None
         if state is not None and not (isinstance(state, dict) and state.keys() >= _STATE_KEYS):

@@ -61,16 +61,18 @@ def collate_batch(items: Any) -> Any:
 def sharing_error(error: Exception) -> PassingError:
     """Return the error to raise if the processes of a job cannot share memory."""
     state = "cannot be read"
-    hint = "Give the container more shared memory (docker run --shm-size=1g)"
+    hint = "Increase the container's shared memory (docker run --shm-size=1g)"
+
     with contextlib.suppress(OSError):
         status = os.statvfs(SHARED_MEMORY)
         free, total = (
             count * status.f_frsize >> 20 for count in (status.f_bavail, status.f_blocks)
         )
-        state = f"has {total} MiB, of which {free} are free"
+        state = f"has {free} of {total} MiB free"
         if status.f_flag & os.ST_RDONLY:
             state = "is read-only"
             hint = "Mount it writable"
+
     reason = " ".join(str(error).split())
     return PassingError(
         f"loader processes cannot share memory with this job ({reason}); {SHARED_MEMORY} {state}. "
@@ -87,12 +89,14 @@ def _in_shared_memory(tensor: torch.Tensor) -> torch.Tensor:
     is_plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
     if not is_plain or tensor.device != devices.CPU or not tensor.numel():
         return tensor  # torch shares it
+
     size = tensor.numel() * tensor.element_size()
     try:
         descriptor = os.memfd_create("batch", os.MFD_CLOEXEC)
     except OSError:  # a sandbox without memfd_create
         _require_space(size)
         return tensor.share_memory_()
+
     try:
         os.posix_fallocate(descriptor, 0, size)
         untyped_storage: Any = torch.UntypedStorage  # whose stub lacks the method

@@ -100,6 +100,7 @@ def labels_by_dataset(records: Q) -> dict[str, list[str]]:
         for name in datasets.DATASETS
         if name in recorded and not checks.dataset_problems(name)
     }
+
     for record in records:
         name = record["args"]["dataset"]
         labels = record.get("environments")

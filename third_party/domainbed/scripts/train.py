@@ -107,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     command_line = sys.argv[1:] if argv is None else argv
     args, flags = _parse(command_line)
+
     try:
         with _open_folder(args) as lock:
             try:
@@ -177,6 +178,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, CarftError):
         status = print_error("train", error)
         return job_folder.NO_SPACE if is_no_space(error) else status
+
     if isinstance(error, stopping.Stopped):
         print(f"train: stopped by {error}; to resume, rerun the command", file=sys.stderr)
         return job_folder.STOPPED
@@ -186,6 +188,7 @@ def _report(error: BaseException) -> int:
             file=sys.stderr,
         )
         return 130
+
     if not isinstance(error, Exception):
         raise error
     if is_no_space(error):
