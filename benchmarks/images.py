@@ -135,7 +135,7 @@ def ours(root: str) -> None:
         missing = in_memory.missing(iter(requests))
         loaded = fast_data_loader.load_batches([test], missing, 0, images)
         kept = in_memory.batches(iter(requests), loaded)
-        return sum(len(y) for _, y in fast_data_loader.on_device(kept, torch.device("cpu")))
+        return sum(len(y) for _, y in fast_data_loader.copy_to_device(kept, torch.device("cpu")))
 
     evaluated()  # the first evaluation
     cases = (
