@@ -47,9 +47,6 @@ def test_only_training_environments_are_augmented(tmp_path):
     assert not is_deterministic(augmented, 0)
     assert is_deterministic(augmented, 1)
 
-    plain = datasets.MultipleEnvironmentImageFolder(str(tmp_path), [1], False, {})
-    assert is_deterministic(plain, 0)
-
 
 def test_truncated_image_is_read(tmp_path):
     grow(tmp_path, even(["noise"], ["only"]), jpeg()[:-900])

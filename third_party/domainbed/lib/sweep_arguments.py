@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=DATASETS,
         type=shortest_path,
-        help="names, or folders environment/class/image (default: all datasets)",
+        help="names, or folders environment/class/image (default: all, except the debug datasets)",
     )
     add(
         "--algorithms",
